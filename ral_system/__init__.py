@@ -1,0 +1,1 @@
+"""Reinforced Attention Learning for vision-language models. This package imports neither ray nor hydra."""

@@ -1,0 +1,240 @@
+"""The typed configuration: what every field means, its unit and its legal range. Defaults live in `conf/*.yaml` only.
+
+One class per Hydra group, in the order of `conf/config.yaml`. Frozen; unknown keys are refused. Imports no torch.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+Positive = Annotated[int, Field(gt=0)]
+NonNegative = Annotated[int, Field(ge=0)]
+PositiveFloat = Annotated[float, Field(gt=0)]
+NonNegativeFloat = Annotated[float, Field(ge=0)]
+Fraction = Annotated[float, Field(ge=0, le=1)]
+
+ResponseFormat = Literal["think_answer", "answer_only"]
+Dtype = Literal["float32", "bfloat16"]
+
+
+class Group(BaseModel):
+    """Base of every group: immutable, no extra keys."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class TinyModelConfig(Group):
+    """Architecture of the model that is built from nothing when `model.path` is null."""
+
+    hidden: Positive
+    layers: Positive
+    vision_layers: Positive
+
+
+class ModelConfig(Group):
+    """Which model is trained."""
+
+    path: str | None
+    """Folder or hub name in Hugging Face format; null builds `tiny`."""
+    tiny: TinyModelConfig
+    freeze_vision: bool
+    """Keep the vision encoder and projector fixed."""
+
+
+class DataConfig(Group):
+    """Visual search: generated mosaics and questions."""
+
+    grid: Annotated[int, Field(ge=2, le=8)]
+    """Cells per side; grid² visual tokens."""
+    objects: Annotated[int, Field(ge=2)]
+    """Filled cells: the target and objects - 1 distractors."""
+    digits: bool
+    """Mix real handwritten digits with the drawn shapes."""
+    system_prompt: str
+
+
+class KLConfig(Group):
+    """Penalty towards the frozen reference policy."""
+
+    coefficient: NonNegativeFloat
+    """beta; 0 starts no reference scorer unless something else needs it."""
+
+
+class AttentionConfig(Group):
+    """The attention policy and its loss (RAL, Eq 2-4)."""
+
+    weight: NonNegativeFloat
+    """lambda_attn; 0 is plain GRPO."""
+    rows: Literal["generated", "predicting"]
+    """Rows of the policy: the row whose input is a generated token (the paper), or the row that chose it."""
+    reduction: Literal["token_mean", "sequence_mean"]
+    """E_t in Eq 3: mean over all rows of the update, or mean over sequences of each sequence's mean."""
+
+
+class AlgorithmConfig(Group):
+    """The training objective and the shape of one step."""
+
+    name: str
+    """Label in reports and run names."""
+    response_format: ResponseFormat
+    """`<think>…</think><answer>…</answer>`, or the answer alone (RAL-zero)."""
+    steps: Positive
+    """Rollout batches to train on."""
+    prompts_per_step: Positive
+    completions_per_prompt: Annotated[int, Field(ge=2)]
+    """G, the group that a completion's reward is compared within."""
+    updates_per_step: Positive
+    """K optimiser updates per rollout batch, each on 1/K of it, one pass over the batch in all."""
+    clip_epsilon: Annotated[float, Field(gt=0, lt=1)]
+    kl: KLConfig
+    attention: AttentionConfig
+
+
+class RewardConfig(Group):
+    """Weighted sum of the reward parts, each in [0, 1]."""
+
+    correctness: NonNegativeFloat
+    format: NonNegativeFloat
+    workers: Positive
+    """Verifier subprocesses per reward actor."""
+    timeout_s: PositiveFloat
+    """Deadline per completion."""
+
+
+class RolloutConfig(Group):
+    """Generation."""
+
+    engine: Literal["vllm", "hf"]
+    workers: Positive
+    """Engines; prompts are dealt to them in turn."""
+    temperature: PositiveFloat
+    max_new_tokens: Positive
+    max_model_len: Positive
+    """Prompt and response together, in tokens, visual tokens included."""
+    max_sequences: Positive
+    """Sequences an engine decodes at once."""
+    dtype: Dtype
+    tensor_parallel: Positive
+    memory_gib: PositiveFloat | None
+    """Key-value cache on CPU engines."""
+    gpu_memory_utilization: Fraction
+    max_log_prob_difference: PositiveFloat
+    """Largest |rollout - learner| log-prob of any sampled token; beyond it the step fails."""
+
+
+class LearnerConfig(Group):
+    """The trained policy's engine."""
+
+    engine: Literal["deepspeed", "torch"]
+    world_size: Positive
+    micro_batch: Positive
+    """Sequences per forward-backward on one rank."""
+    zero_stage: Literal[0, 1, 2, 3]
+    dtype: Dtype
+    gradient_checkpointing: bool
+    learning_rate: NonNegativeFloat
+    betas: tuple[Fraction, Fraction]
+    weight_decay: NonNegativeFloat
+    max_grad_norm: PositiveFloat
+    warmup_updates: NonNegative
+    """Optimiser updates over which the learning rate rises linearly."""
+
+
+class SupervisedConfig(Group):
+    """One supervised stage (perceive or sft)."""
+
+    max_steps: Positive
+    batch: Positive
+    """Demonstrations per optimiser update, over all ranks."""
+    learning_rate: PositiveFloat
+    betas: tuple[Fraction, Fraction]
+    warmup_updates: NonNegative
+    evaluate_every: Positive
+    """Steps between held-out evaluations."""
+    evaluate_from: NonNegative
+    """First step that is evaluated."""
+    stop_at: Fraction
+    """Held-out score at which the stage ends."""
+
+
+class EvaluationConfig(Group):
+    """Held-out evaluation: greedy, all question kinds."""
+
+    questions: Positive
+    """Before and after RL."""
+    stage_questions: Positive
+    """At the evaluations inside a supervised stage."""
+    every: NonNegative
+    """RL steps between evaluations; 0 evaluates only before and after."""
+    every_questions: Positive
+    """At the evaluations inside RL."""
+
+
+class CheckpointConfig(Group):
+    """What is saved and when."""
+
+    every: Positive
+    """Steps between checkpoints, in every stage."""
+    keep: Positive
+    """Newest complete checkpoints kept per stage."""
+
+
+class ClusterConfig(Group):
+    """Where the roles run."""
+
+    kind: Literal["ray", "local"]
+    """`local` is one process without Ray, vLLM or DeepSpeed."""
+    address: str | None
+    """Ray address; null joins the cluster of the submitted job, or starts one on loopback."""
+    cpus_per_rollout: NonNegativeFloat
+    cpus_per_learner: NonNegativeFloat
+    cpus_per_scorer: NonNegativeFloat
+    cpus_per_reward: NonNegativeFloat
+    gpus_per_rollout: NonNegativeFloat
+    gpus_per_learner: NonNegativeFloat
+    gpus_per_scorer: NonNegativeFloat
+    threads_per_process: Positive
+    """OpenMP threads of each engine process on CPU."""
+    start_timeout_s: PositiveFloat
+    """Bound on placing and starting every actor."""
+    call_timeout_s: PositiveFloat
+    """Bound on any one call to an actor."""
+
+
+class LoggingConfig(Group):
+    """Where metrics go besides `metrics.jsonl`."""
+
+    wandb: Literal["auto", "online", "offline", "disabled"]
+    """auto: online with an API key, offline without."""
+    wandb_project: str
+    rollouts_per_step: NonNegative
+    """Rollouts per step kept with text for the report."""
+    report_every: Positive
+    """RL steps between rewrites of `report.html`."""
+
+
+class RunConfig(Group):
+    """The whole configuration of one run."""
+
+    name: Annotated[str, Field(min_length=1, pattern=r"^[A-Za-z0-9._-]+$")]
+    """Folder under `runs_dir`."""
+    runs_dir: str
+    seed: NonNegative
+    resume: Literal["auto", "never"]
+    """auto continues from the newest complete checkpoint; never refuses a folder that has one."""
+    start_model: str | None
+    """Folder to start the first requested stage from, instead of the preceding stage's result in this run."""
+    model: ModelConfig
+    data: DataConfig
+    algorithm: AlgorithmConfig
+    reward: RewardConfig
+    rollout: RolloutConfig
+    learner: LearnerConfig
+    perceive: SupervisedConfig
+    sft: SupervisedConfig
+    evaluation: EvaluationConfig
+    checkpoint: CheckpointConfig
+    cluster: ClusterConfig
+    logging: LoggingConfig

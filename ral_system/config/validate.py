@@ -1,0 +1,78 @@
+"""From a plain container to a `RunConfig`: every mistake becomes one line with field, value and remedy."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from pydantic import ValidationError
+
+from ral_system.config.schema import RunConfig
+from ral_system.errors import ConfigError
+
+
+def parse_config(container: Mapping[str, Any]) -> RunConfig:
+    """Validate types, ranges and combinations. Raises ConfigError."""
+    try:
+        config = RunConfig.model_validate(container)
+    except ValidationError as error:
+        problems = "; ".join(_one_problem(e) for e in error.errors())
+        raise ConfigError(problems) from None
+    problems = [*_illegal_combinations(config)]
+    if problems:
+        raise ConfigError("; ".join(problems))
+    return config
+
+
+def _one_problem(error: Any) -> str:
+    field = ".".join(str(part) for part in error["loc"])
+    if error["type"] == "extra_forbidden":
+        return f"{field}: unknown key; remove it or see --cfg job for the known ones"
+    if error["type"] == "missing":
+        return f"{field}: missing; set it in the config"
+    return f"{field}={error['input']!r}: {error['msg'].lower()}"
+
+
+def _illegal_combinations(c: RunConfig) -> list[str]:
+    problems = []
+    a, learner = c.algorithm, c.learner
+    if a.attention.weight > 0 and a.updates_per_step == 1:
+        problems.append(
+            f"algorithm.attention.weight={a.attention.weight} with algorithm.updates_per_step=1 trains nothing: the "
+            "divergence to the old policy has zero gradient at the old policy; "
+            "set algorithm.updates_per_step to 2 or more, or algorithm.attention.weight=0"
+        )
+    if c.data.objects > c.data.grid**2:
+        problems.append(f"data.objects={c.data.objects} does not fit data.grid={c.data.grid}; at most {c.data.grid**2}")
+    batch = a.prompts_per_step * a.completions_per_prompt
+    if batch % (a.updates_per_step * learner.world_size):
+        problems.append(
+            f"algorithm.prompts_per_step * completions_per_prompt = {batch} is not divisible by "
+            f"algorithm.updates_per_step * learner.world_size = {a.updates_per_step} * {learner.world_size}; change one"
+        )
+    for stage in ("perceive", "sft"):
+        size = getattr(c, stage).batch
+        if size % learner.world_size:
+            problems.append(f"{stage}.batch={size} is not divisible by learner.world_size={learner.world_size}")
+    if c.cluster.kind == "local":
+        wrong = [
+            f"{field}={value} needs cluster=ray; with cluster=local set {field}={remedy}"
+            for field, value, remedy in (
+                ("rollout.engine", c.rollout.engine, "hf"),
+                ("rollout.workers", c.rollout.workers, 1),
+                ("learner.engine", learner.engine, "torch"),
+                ("learner.world_size", learner.world_size, 1),
+            )
+            if value != remedy
+        ]
+        problems += wrong
+    elif learner.engine == "torch" and learner.world_size > 1:
+        problems.append("learner.engine=torch runs one rank; set learner.world_size=1 or learner.engine=deepspeed")
+    if c.reward.correctness + c.reward.format <= 0:
+        problems.append("reward.correctness and reward.format are both 0, so nothing is learned; raise one")
+    if c.rollout.max_new_tokens >= c.rollout.max_model_len:
+        problems.append(
+            f"rollout.max_new_tokens={c.rollout.max_new_tokens} leaves no room for a prompt in "
+            f"rollout.max_model_len={c.rollout.max_model_len}; raise the latter"
+        )
+    return problems

@@ -1,0 +1,45 @@
+"""Every error the system raises on purpose. All are picklable, so they cross processes unchanged.
+
+A `RalError` is a condition a user can act on: entry points print it as one line and exit with its code.
+Anything else that escapes is a bug and keeps its traceback.
+"""
+
+
+class RalError(Exception):
+    """Base class. The message is one line that names the field or sample, the value and the remedy."""
+
+    exit_code = 1
+
+
+class ConfigError(RalError):
+    """The configuration is wrong: unknown key, wrong type, illegal or inert combination."""
+
+    exit_code = 2
+
+
+class SetupError(RalError):
+    """The machine cannot run what was asked: missing folder, package, cores, or a port in use."""
+
+    exit_code = 2
+
+
+class DataError(RalError):
+    """A record or a media file cannot be used."""
+
+    exit_code = 2
+
+
+class GateError(RalError):
+    """A check that runs on every step failed; going on would train on corrupt data."""
+
+
+class WeightSyncError(GateError):
+    """An engine did not load exactly the weights that the learner published."""
+
+
+class CheckpointError(RalError):
+    """A checkpoint is incomplete, damaged or belongs to another run."""
+
+
+class ActorError(RalError):
+    """A process of the run died, or did not answer within its deadline."""

@@ -1,0 +1,96 @@
+"""What the controller needs from the roles of a run. Each has two implementations: in process, and behind Ray actors.
+
+`Ref` is an opaque reference to a value held elsewhere (a Ray object reference, or the value itself in process). Large
+values (scores, weights) travel as refs from role to role; the controller never opens one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+from ral_system.types import Completion, Prompt, RewardResult, Sampling, TrainPlan, WeightManifest
+
+Ref = Any
+
+
+class Generator(Protocol):
+    """A pool of rollout engines."""
+
+    def generate(self, prompts: Sequence[Prompt], sampling: Sampling) -> Iterator[Completion]:
+        """Yield `sampling.completions` completions of every prompt, each as soon as it is finished, in any order."""
+        ...
+
+    def load_weights(self, weights: Ref) -> Sequence[WeightManifest]:
+        """Load published weights into every engine, drop all caches; return what each engine holds afterwards."""
+        ...
+
+
+class Rewarder(Protocol):
+    """A pool of verifiers."""
+
+    def submit(self, completion: Completion, prompt: Prompt) -> None:
+        """Start judging; returns at once."""
+        ...
+
+    def collect(self) -> Mapping[str, RewardResult]:
+        """Wait (bounded) for everything submitted since the last call; completion id → verdict."""
+        ...
+
+
+class Scorer(Protocol):
+    """A frozen model: reference or teacher."""
+
+    def score(self, plan: TrainPlan) -> Sequence[Ref]:
+        """Scores of every sample of the plan, one ref (to `Scores`) per learner rank."""
+        ...
+
+
+class Learner(Protocol):
+    """The trained policy, on one or more ranks."""
+
+    world_size: int
+
+    def score(self, plan: TrainPlan) -> Sequence[Ref]:
+        """Old log-probs and attention at the current weights, one ref (to `Scores`) per rank."""
+        ...
+
+    def update(
+        self, plan: TrainPlan, index: int, behaviour: Sequence[Ref], reference: Sequence[Ref] | None
+    ) -> Mapping[str, float]:
+        """The plan's `index`-th optimiser update with the policy objective; metrics of all ranks combined."""
+        ...
+
+    def fit(self, plan: TrainPlan, index: int) -> Mapping[str, float]:
+        """The plan's `index`-th optimiser update with the supervised objective (cross-entropy of the responses)."""
+        ...
+
+    def publish(self, version: int) -> tuple[WeightManifest, Ref]:
+        """The current weights as a version: their manifest, and a ref (to `Weights`) for the engines."""
+        ...
+
+    def save_model(self, folder: Path) -> None:
+        """Write weights, config, tokenizer and processor in Hugging Face format."""
+        ...
+
+    def save(self, folder: Path) -> None:
+        """Write everything needed to continue exactly: weights, optimiser, schedule."""
+        ...
+
+    def load(self, folder: Path) -> None:
+        """Continue from what `save` wrote."""
+        ...
+
+
+class Roles(Protocol):
+    """The roles of one stage, started together and shut down together."""
+
+    generator: Generator
+    learner: Learner
+    rewarder: Rewarder
+    reference: Scorer | None
+
+    def close(self) -> None:
+        """End every process that this stage started."""
+        ...

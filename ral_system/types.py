@@ -1,0 +1,234 @@
+"""The values that cross a process. Frozen, slotted, made of plain Python and numpy: nothing here imports torch.
+
+Token positions: a sequence is `prompt.token_ids + response token_ids`; P prompt tokens, R response tokens, T = P + R.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+
+
+@dataclass(frozen=True, slots=True)
+class Media:
+    """A picture by reference: what it is, not its pixels. The bytes live in a `MediaStore` under `digest`.
+
+    Example: `Media(digest="9f86d0…", width_px=84, height_px=84)`
+    """
+
+    digest: str
+    """sha256 of the encoded file, hexadecimal."""
+    width_px: int
+    height_px: int
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """A question as the model sees it, with what is needed to judge the answer.
+
+    Example: `Prompt(id="train/17", kind="attribute", question="what colour is the star ?", answer="red",
+    media=(Media(…),), token_ids=(1, 5, 9, 9, 9, …))`
+    """
+
+    id: str
+    kind: str
+    """Question kind, for per-kind tables."""
+    question: str
+    answer: str
+    media: tuple[Media, ...]
+    token_ids: tuple[int, ...]
+    """[P] chat-rendered, with every media placeholder expanded to one token per visual token."""
+
+
+@dataclass(frozen=True, slots=True)
+class Sampling:
+    """How to generate. `temperature=0` is greedy. `seed` makes a completion a function of prompt, index and weights.
+
+    Example: `Sampling(completions=8, temperature=1.0, max_new_tokens=64, seed=7)`
+    """
+
+    completions: int
+    temperature: float
+    max_new_tokens: int
+    seed: int
+
+
+class FinishReason(enum.StrEnum):
+    """Why generation ended."""
+
+    STOP = "stop"
+    LENGTH = "length"
+
+
+@dataclass(frozen=True, slots=True)
+class Completion:
+    """One sampled response, with the rollout policy mu's log-probabilities of its own tokens.
+
+    Example: `Completion(prompt_id="train/17", index=3, token_ids=(7, 21, 2), log_probs=(-0.1, -1.2, -0.01),
+    text="<answer> red </answer>", finish_reason=FinishReason.STOP, weight_version=12)`
+    """
+
+    prompt_id: str
+    index: int
+    """0 … completions-1 within the prompt's group."""
+    token_ids: tuple[int, ...]
+    """[R] including the end-of-turn token when `finish_reason` is stop."""
+    log_probs: tuple[float, ...]
+    """[R] natural log, of the distribution sampled from: temperature applied, banned tokens removed."""
+    text: str
+    finish_reason: FinishReason
+    weight_version: int
+
+    @property
+    def id(self) -> str:
+        """Unique within a step: `<prompt id>#<index>`."""
+        return f"{self.prompt_id}#{self.index}"
+
+
+class RewardStatus(enum.StrEnum):
+    """Whether a verdict was reached. Only `ok` rewards enter the advantage."""
+
+    OK = "ok"
+    TIMEOUT = "timeout"
+    ERROR = "error"
+
+
+@dataclass(frozen=True, slots=True)
+class RewardResult:
+    """The verdict on one completion.
+
+    Example: `RewardResult(completion_id="train/17#3", parts={"correctness": 1.0, "format": 1.0}, total=1.0,
+    status=RewardStatus.OK)`
+    """
+
+    completion_id: str
+    parts: Mapping[str, float]
+    """Unweighted parts, each in [0, 1]."""
+    total: float
+    """Weighted sum of the parts; 0 unless `status` is ok."""
+    status: RewardStatus
+    detail: str = ""
+    """The reason, when `status` is not ok."""
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """What a learner or scorer consumes: a sequence, the rollout's log-probs, and its advantage.
+
+    A demonstration (supervised stages) has no rollout log-probs and advantage 0.
+    Example: `Sample(id="train/17#3", prompt=Prompt(…), response_token_ids=(7, 21, 2),
+    rollout_log_probs=(-0.1, -1.2, -0.01), advantage=0.87, weight_version=12)`
+    """
+
+    id: str
+    prompt: Prompt
+    response_token_ids: tuple[int, ...]
+    """[R]"""
+    rollout_log_probs: tuple[float, ...] = ()
+    """[R] or empty."""
+    advantage: float = 0.0
+    weight_version: int = 0
+
+    @property
+    def length(self) -> int:
+        """T, in tokens."""
+        return len(self.prompt.token_ids) + len(self.response_token_ids)
+
+
+@dataclass(frozen=True, slots=True)
+class Rollout:
+    """One completion with its verdict and advantage: the controller's unit of account."""
+
+    prompt: Prompt
+    completion: Completion
+    reward: RewardResult
+    advantage: float
+
+    def sample(self) -> Sample:
+        """The learner's view of this rollout."""
+        c = self.completion
+        return Sample(c.id, self.prompt, c.token_ids, c.log_probs, self.advantage, c.weight_version)
+
+
+@dataclass(frozen=True, slots=True)
+class Counts:
+    """Global denominators of one optimiser update, fixed before its first backward.
+
+    Example: two sequences of 3 and 5 response tokens over all ranks: `Counts(tokens=8, sequences=2)`
+    """
+
+    tokens: int
+    sequences: int
+
+
+MicroBatch = tuple[Sample, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class UpdatePlan:
+    """One optimiser update: `shards[rank][i]` is that rank's i-th micro-batch. All ranks have equally many.
+
+    Example: one micro-batch on each of two ranks: `UpdatePlan(shards=(((a,),), ((b,),)), counts=Counts(8, 2))`
+    """
+
+    shards: tuple[tuple[MicroBatch, ...], ...]
+    counts: Counts
+
+
+@dataclass(frozen=True, slots=True)
+class TrainPlan:
+    """The K updates of one rollout batch. A sample stays on one rank in all of them, where its old scores are."""
+
+    updates: tuple[UpdatePlan, ...]
+
+    def rank_samples(self, rank: int) -> tuple[MicroBatch, ...]:
+        """Every micro-batch that `rank` trains on, in order, for scoring them once beforehand."""
+        return tuple(micro for update in self.updates for micro in update.shards[rank])
+
+
+@dataclass(frozen=True, slots=True)
+class SampleScores:
+    """A frozen policy's view of one sample: old, reference or teacher.
+
+    Example (R = 2, T = 5): `SampleScores(log_probs=array([-0.1, -1.2]), attention=array of shape (2, 5))`
+    """
+
+    log_probs: np.ndarray
+    """float32 [R]"""
+    attention: np.ndarray | None = None
+    """float32 [R, T] attention policy of each generated row (papers: Eq 2), or None when not asked for."""
+
+
+Scores = dict[str, SampleScores]
+"""Sample id → scores. Held by one rank, handed over by reference, dropped with its batch."""
+
+
+@dataclass(frozen=True, slots=True)
+class TensorDigest:
+    """Identity of one published tensor."""
+
+    shape: tuple[int, ...]
+    dtype: str
+    sha256: str
+
+
+@dataclass(frozen=True, slots=True)
+class WeightManifest:
+    """What a weight version consists of: Hugging Face parameter name → digest.
+
+    Example: `WeightManifest(version=3, tensors={"lm_head.weight": TensorDigest((211, 128), "float32", "ab12…")})`
+    """
+
+    version: int
+    tensors: Mapping[str, TensorDigest]
+
+
+@dataclass(frozen=True, slots=True)
+class Weights:
+    """One published weight version: the manifest and the host arrays it describes."""
+
+    manifest: WeightManifest
+    arrays: Mapping[str, np.ndarray] = field(repr=False)
