@@ -1,0 +1,85 @@
+"""Pictures by content: a folder of PNG files named after their sha256. Prompts carry `Media`, never pixels.
+
+Every process of a run opens the same folder, so a picture is written once, shared by all and checked when it is read.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import os
+import uuid
+from collections import OrderedDict
+from pathlib import Path
+
+from PIL import Image, UnidentifiedImageError
+
+from ral_system.errors import DataError
+from ral_system.types import Media
+
+_CACHED_IMAGES = 256
+
+
+class MediaStore:
+    """`<folder>/<first two hex digits>/<sha256>.png`. Safe for many writers: a file appears whole or not at all."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._decoded: OrderedDict[str, Image.Image] = OrderedDict()
+
+    def put(self, image: Image.Image) -> Media:
+        """Store a picture (as RGB) and return its reference; a picture that is already there is not written again."""
+        encoded = _encode(image)
+        media = Media(hashlib.sha256(encoded).hexdigest(), image.width, image.height)
+        path = self.path(media)
+        if not path.exists():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            partial = path.with_suffix(f".{uuid.uuid4().hex}.partial")
+            partial.write_bytes(encoded)
+            os.replace(partial, path)  # noqa: PTH105 (atomic by name, and the name says so)
+        return media
+
+    def open(self, media: Media) -> Image.Image:
+        """The picture as RGB. Shared with later callers: do not modify it. Raises DataError."""
+        image = self._decoded.get(media.digest)
+        if image is None:
+            image = self._decoded[media.digest] = self._read(media)
+            if len(self._decoded) > _CACHED_IMAGES:
+                self._decoded.popitem(last=False)
+        self._decoded.move_to_end(media.digest)
+        if image.size != (media.width_px, media.height_px):
+            found, expected = f"{image.width}x{image.height}", f"{media.width_px}x{media.height_px}"
+            raise DataError(f"media {media.digest}: is {found} px, its reference says {expected} px")
+        return image
+
+    def path(self, media: Media) -> Path:
+        """Where the picture's file is, or would be."""
+        return self.folder / media.digest[:2] / f"{media.digest}.png"
+
+    def _read(self, media: Media) -> Image.Image:
+        path = self.path(media)
+        try:
+            encoded = path.read_bytes()
+        except OSError as error:
+            reason = error.strerror or type(error).__name__
+            raise DataError(f"media {media.digest}: cannot read {path} ({reason}); is the folder shared?") from error
+        found = hashlib.sha256(encoded).hexdigest()
+        if found != media.digest:
+            raise DataError(
+                f"media {media.digest}: {path} is damaged (its sha256 is {found}); delete it to store it anew"
+            )
+        try:
+            image = Image.open(io.BytesIO(encoded))
+            image.load()
+        except (OSError, UnidentifiedImageError) as error:
+            raise DataError(f"media {media.digest}: {path} is not a picture ({error})") from error
+        return image.convert("RGB")
+
+
+def _encode(image: Image.Image) -> bytes:
+    """PNG of the pixels alone: metadata such as a colour profile or a resolution does not enter the digest."""
+    pixels = image.convert("RGB")
+    bare = Image.frombytes("RGB", pixels.size, pixels.tobytes())
+    buffer = io.BytesIO()
+    bare.save(buffer, format="PNG", compress_level=6)
+    return buffer.getvalue()

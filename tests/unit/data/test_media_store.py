@@ -1,0 +1,77 @@
+import hashlib
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from ral_system.data.media import MediaStore
+from ral_system.errors import DataError
+from ral_system.types import Media
+
+
+def picture(seed: int = 0, size: tuple[int, int] = (28, 56)) -> Image.Image:
+    pixels = np.random.default_rng(seed).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)
+    return Image.fromarray(pixels)
+
+
+def test_round_trip_is_addressed_by_the_file_content(tmp_path: Path) -> None:
+    media = MediaStore(tmp_path).put(picture())
+    path = tmp_path / media.digest[:2] / f"{media.digest}.png"
+    assert hashlib.sha256(path.read_bytes()).hexdigest() == media.digest
+    assert (media.width_px, media.height_px) == (28, 56)
+    opened = MediaStore(tmp_path).open(media)
+    assert opened.mode == "RGB"
+    assert np.array_equal(np.asarray(opened), np.asarray(picture()))
+
+
+def test_putting_again_writes_nothing_and_leaves_no_partial_file(tmp_path: Path) -> None:
+    store = MediaStore(tmp_path)
+    first = store.put(picture())
+    written = store.path(first).stat().st_mtime_ns
+    assert store.put(picture()) == first
+    assert store.path(first).stat().st_mtime_ns == written
+    assert [p.suffix for p in tmp_path.rglob("*") if p.is_file()] == [".png"]
+
+
+def test_metadata_and_mode_do_not_enter_the_digest(tmp_path: Path) -> None:
+    store = MediaStore(tmp_path)
+    plain = picture()
+    tagged = plain.convert("RGBA")
+    tagged.info = {"dpi": (300, 300), "icc_profile": b"profile"}
+    assert store.put(tagged) == store.put(plain)
+
+
+@pytest.mark.parametrize(
+    ("damage", "complaint"),
+    [
+        (lambda path: path.unlink(), "cannot read"),
+        (lambda path: path.write_bytes(path.read_bytes()[:-1] + b"x"), "is damaged"),
+    ],
+)
+def test_missing_or_damaged_files_name_the_digest(tmp_path: Path, damage, complaint: str) -> None:
+    store = MediaStore(tmp_path)
+    media = store.put(picture())
+    damage(store.path(media))
+    with pytest.raises(DataError, match=rf"media {media.digest}: .*{complaint}") as caught:
+        store.open(media)
+    assert "\n" not in str(caught.value)
+
+
+def test_wrong_dimensions_are_refused_cached_or_not(tmp_path: Path) -> None:
+    store = MediaStore(tmp_path)
+    media = store.put(picture())
+    for _ in range(2):
+        with pytest.raises(DataError, match=r"is 28x56 px, its reference says 28x28 px"):
+            store.open(replace(media, height_px=28))
+        store.open(media)
+
+
+def test_a_file_that_is_no_picture_is_refused(tmp_path: Path) -> None:
+    digest = hashlib.sha256(b"text").hexdigest()
+    store = MediaStore(tmp_path)
+    store.path(Media(digest, 1, 1)).parent.mkdir(parents=True)
+    store.path(Media(digest, 1, 1)).write_bytes(b"text")
+    with pytest.raises(DataError, match="is not a picture"):
+        store.open(Media(digest, 1, 1))
