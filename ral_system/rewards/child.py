@@ -1,0 +1,96 @@
+"""The verifier process: reads jobs from its standard input, one JSON line each, and answers each with one line.
+
+`worker.py` starts it and may kill it at any moment. JSON rather than pickle, so that a verifier that has been taken
+over by what it judges cannot run code in the parent. Imports no torch.
+
+Lines in:  the greeting `{"path", "verifier", "config", "response_format"}`, then jobs `[text, answer]`
+Lines out: `{"ready": true}` or `{"broken": reason}`, then `{"parts", "total"}` or `{"error": reason}` in job order
+"""
+
+from __future__ import annotations
+
+import ctypes
+import importlib
+import json
+import math
+import os
+import signal
+import sys
+from collections.abc import Callable
+from typing import Any, BinaryIO, cast
+
+from ral_system.config.schema import ResponseFormat, RewardConfig
+from ral_system.rewards.combine import Verdict
+
+Verifier = Callable[[RewardConfig, ResponseFormat, str, str], Verdict]
+
+_PR_SET_PDEATHSIG = 1
+
+
+def main() -> None:
+    """Serve until standard input ends."""
+    _die_with(parent=int(sys.argv[1]))
+    jobs, answers = _take_over_standard_streams()
+    greeting = json.loads(jobs.readline())
+    try:
+        sys.path[:] = greeting["path"]
+        config = RewardConfig.model_validate(greeting["config"])
+        verifier = load_verifier(greeting["verifier"])
+    except Exception as error:
+        _write(answers, {"broken": f"{type(error).__name__}: {error}"})
+        return
+    _write(answers, {"ready": True})
+    for line in jobs:
+        text, answer = json.loads(line)
+        _write(answers, _verdict(verifier, config, greeting["response_format"], text, answer))
+
+
+def load_verifier(name: str) -> Verifier:
+    """The function called `module:qualified.name`."""
+    module, _, path = name.partition(":")
+    found: Any = importlib.import_module(module)
+    for part in path.split("."):
+        found = getattr(found, part)
+    return cast(Verifier, found)
+
+
+def _verdict(
+    verifier: Verifier, config: RewardConfig, response_format: ResponseFormat, text: str, answer: str
+) -> dict[str, Any]:
+    try:
+        verdict = verifier(config, response_format, text, answer)
+        parts = {name: float(value) for name, value in verdict.parts.items()}
+        total = float(verdict.total)
+        if not math.isfinite(total) or not all(0 <= value <= 1 for value in parts.values()):
+            return {"error": f"the verifier returned parts {parts}, total {total}; parts must be in [0, 1]"}
+    except BaseException as error:  # a verifier that calls sys.exit costs its own sample only
+        return {"error": f"{type(error).__name__}: {error}"}
+    return {"parts": parts, "total": total}
+
+
+def _take_over_standard_streams() -> tuple[BinaryIO, BinaryIO]:
+    """The pipes to the parent, moved away from where a verifier that prints or reads would disturb them."""
+    jobs, answers = os.fdopen(os.dup(0), "rb"), os.fdopen(os.dup(1), "wb")
+    nothing = os.open(os.devnull, os.O_RDONLY)
+    os.dup2(nothing, 0)
+    os.close(nothing)
+    os.dup2(2, 1)
+    return jobs, answers
+
+
+def _write(answers: BinaryIO, message: dict[str, Any]) -> None:
+    answers.write(json.dumps(message).encode() + b"\n")
+    answers.flush()
+
+
+def _die_with(parent: int) -> None:
+    """Have the kernel kill this process with its parent: the end of input alone is not seen by a hung verifier."""
+    if sys.platform != "linux":
+        return
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:  # it died before the call above
+        os._exit(1)
+
+
+if __name__ == "__main__":
+    main()

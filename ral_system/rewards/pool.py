@@ -1,0 +1,209 @@
+"""Verifiers in processes that can be killed: one that hangs or crashes costs its own completion and nothing else.
+
+    submit() → queue → pool thread → W processes (`child.py`) → verdicts → collect()
+
+One thread owns the processes. It gives each a window of jobs, reads verdicts, and watches a deadline per completion.
+A process that misses it, or dies, is killed and replaced: the completion it was judging gets that status, and the
+others it held go back to the head of the queue.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+import os
+import select
+import sys
+import threading
+from collections import deque
+from collections.abc import Mapping
+from types import TracebackType
+from typing import Any, Self
+
+from ral_system.config.schema import ResponseFormat, RewardConfig
+from ral_system.errors import ActorError, SetupError
+from ral_system.rewards.child import Verifier, load_verifier
+from ral_system.rewards.combine import judge
+from ral_system.rewards.worker import START_TIMEOUT_S, WINDOW, Job, Loss, Worker
+from ral_system.types import Completion, Prompt, RewardResult, RewardStatus
+
+_MAX_FAILED_STARTS = 3
+
+
+class RewardPool:
+    """A `Rewarder` over `config.workers` verifier processes.
+
+    `verifier` must be a module-level function: the processes import it by name. Use as a context manager, or call
+    `close`; the processes also end when this one does, however it does.
+    """
+
+    def __init__(self, config: RewardConfig, response_format: ResponseFormat, verifier: Verifier = judge) -> None:
+        self._timeout_s = config.timeout_s
+        self._worker_count = config.workers
+        self._greeting = _greeting(config, response_format, verifier)
+        self._changed = threading.Condition()
+        self._queue: deque[Job] = deque()
+        self._unjudged: set[str] = set()
+        self._results: dict[str, RewardResult] = {}
+        self._failure: str | None = None
+        self._failed_starts = 0
+        self._closing = False
+        self._wake_fd, self._waker_fd = os.pipe()
+        os.set_blocking(self._wake_fd, False)
+        os.set_blocking(self._waker_fd, False)
+        self._thread = threading.Thread(target=self._run, name="reward-pool", daemon=True)
+        self._thread.start()
+
+    def submit(self, completion: Completion, prompt: Prompt) -> None:
+        """Queue a completion for judging; returns at once."""
+        job = Job(completion.id, completion.text, prompt.answer)
+        with self._changed:
+            if self._closing:
+                raise ActorError("the reward pool is closed; start a new one")
+            if job.completion_id in self._unjudged or job.completion_id in self._results:
+                raise ValueError(f"completion {job.completion_id} was submitted twice")
+            self._queue.append(job)
+            self._unjudged.add(job.completion_id)
+        self._wake()
+
+    def collect(self) -> Mapping[str, RewardResult]:
+        """Wait for everything submitted since the last call; completion id → verdict."""
+        with self._changed:
+            # Every job has its own deadline, so this bound is only ever met by a bug in the pool itself.
+            rounds = math.ceil(len(self._unjudged) / self._worker_count)
+            bound_s = 2 * START_TIMEOUT_S + rounds * (self._timeout_s + 10)
+            finished = self._changed.wait_for(lambda: self._failure or not self._unjudged, timeout=bound_s)
+            if self._failure:
+                raise ActorError(self._failure)
+            if not finished:
+                raise ActorError(f"{len(self._unjudged)} rewards are missing after {bound_s:.0f} s; see the log above")
+            results, self._results = self._results, {}
+            return results
+
+    def close(self) -> None:
+        """Kill every process. Completions without a verdict are dropped."""
+        with self._changed:
+            if self._closing:
+                return
+            self._closing = True
+        self._wake()
+        self._thread.join(timeout=30)
+        os.close(self._wake_fd)
+        os.close(self._waker_fd)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+    # --- the pool's thread -------------------------------------------------------------------------------------------
+
+    def _run(self) -> None:
+        # Started here and not in __init__: Linux's parent-death signal follows the thread that started a process.
+        workers: list[Worker] = []
+        try:
+            workers += [Worker(self._greeting) for _ in range(self._worker_count)]
+            while not self._closing:
+                for worker in workers:
+                    self._give_jobs(worker)
+                    worker.flush()
+                self._sleep(workers)
+                for i, worker in enumerate(workers):
+                    self._deliver(worker)
+                    if loss := worker.loss(self._timeout_s):
+                        worker.kill()
+                        self._account_for(worker, loss)
+                        workers[i] = Worker(self._greeting)
+            self._fail("the reward pool was closed")
+        except ImportError as error:
+            self._fail(f"a verifier process cannot import its verifier: {error}")
+        except SetupError as error:
+            self._fail(str(error))
+        except BaseException as error:  # whoever waits in collect() must hear of it
+            self._fail(f"the reward pool failed: {type(error).__name__}: {error}")
+            raise
+        finally:
+            for worker in workers:
+                worker.kill()
+
+    def _give_jobs(self, worker: Worker) -> None:
+        if not worker.ready or len(worker.jobs) > WINDOW // 2:
+            return
+        with self._changed:
+            share = math.ceil(len(self._queue) / self._worker_count)  # leaves the other processes theirs
+            count = min(share, WINDOW - len(worker.jobs))
+            jobs = [self._queue.popleft() for _ in range(count)]
+        if jobs:
+            worker.send(jobs)
+
+    def _sleep(self, workers: list[Worker]) -> None:
+        """Until a verdict, a submission, room in a pipe, or the next deadline."""
+        poll = select.poll()  # not select(): descriptors can be beyond 1024 in a process of a large cluster
+        poll.register(self._wake_fd, select.POLLIN)
+        for worker in workers:
+            for descriptor, events in worker.interests():
+                poll.register(descriptor, events)
+        deadlines = [d for worker in workers if (d := worker.deadline_in(self._timeout_s)) is not None]
+        poll.poll(math.ceil(min(deadlines) * 1000) + 1 if deadlines else None)
+        with contextlib.suppress(BlockingIOError):
+            os.read(self._wake_fd, 65536)
+
+    def _deliver(self, worker: Worker) -> None:
+        verdicts = worker.receive()
+        if worker.ready:
+            self._failed_starts = 0
+        if verdicts:
+            with self._changed:
+                for job, message in verdicts:
+                    self._settle(_result(job, message))
+
+    def _account_for(self, worker: Worker, loss: Loss) -> None:
+        """Settle the job that the lost process was judging; put the others back."""
+        if not worker.ready:
+            self._failed_starts += 1
+            if self._failed_starts >= _MAX_FAILED_STARTS:
+                raise SetupError(f"{loss.detail} on start, {self._failed_starts} times in a row")
+        if not worker.jobs:
+            return
+        with self._changed:
+            culprit = worker.jobs.popleft()
+            self._settle(RewardResult(culprit.completion_id, {}, 0.0, loss.status, loss.detail))
+            self._queue.extendleft(reversed(worker.jobs))
+
+    def _settle(self, result: RewardResult) -> None:
+        self._unjudged.remove(result.completion_id)
+        self._results[result.completion_id] = result
+        if not self._unjudged:
+            self._changed.notify_all()
+
+    def _fail(self, reason: str) -> None:
+        with self._changed:
+            self._failure = reason
+            self._changed.notify_all()
+
+    def _wake(self) -> None:
+        with contextlib.suppress(BlockingIOError):  # a full pipe wakes too
+            os.write(self._waker_fd, b".")
+
+
+def _greeting(config: RewardConfig, response_format: ResponseFormat, verifier: Verifier) -> bytes:
+    name = f"{verifier.__module__}:{verifier.__qualname__}"
+    if verifier.__module__ == "__main__" or "<" in verifier.__qualname__ or load_verifier(name) is not verifier:
+        raise ValueError(f"verifier {name} cannot be imported by name; define it at the top level of a module")
+    greeting = {
+        "path": sys.path,
+        "verifier": name,
+        "config": config.model_dump(mode="json"),
+        "response_format": response_format,
+    }
+    return json.dumps(greeting).encode() + b"\n"
+
+
+def _result(job: Job, message: Mapping[str, Any]) -> RewardResult:
+    if "error" in message:
+        return RewardResult(job.completion_id, {}, 0.0, RewardStatus.ERROR, message["error"])
+    return RewardResult(job.completion_id, message["parts"], message["total"], RewardStatus.OK)

@@ -1,0 +1,42 @@
+"""Verifiers that misbehave on request: the completion's text says how. Imported by the verifier processes."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from ral_system.config.schema import ResponseFormat, RewardConfig
+from ral_system.rewards.combine import Verdict, judge
+
+
+def obedient(config: RewardConfig, response_format: ResponseFormat, text: str, answer: str) -> Verdict:
+    command, _, argument = text.partition(":")
+    if command == "hang":
+        time.sleep(3600)
+    if command == "spin":
+        while True:
+            pass
+    if command == "exit":
+        os._exit(int(argument))
+    if command == "sys.exit":
+        sys.exit(3)
+    if command == "kill":
+        os.kill(os.getpid(), signal.SIGKILL)
+    if command == "raise":
+        raise RuntimeError(argument)
+    if command == "print":
+        print('{"parts": {}, "total": 9.0}')
+        sys.stdin.read()
+    if command == "nan":
+        return Verdict({"correctness": 1.0}, float("nan"))
+    if command == "huge":
+        return Verdict({"correctness": 7.0}, 7.0)
+    if command == "child":  # leaves a process of its own behind
+        started = subprocess.Popen(["sleep", "3600"])
+        Path(argument).write_text(str(started.pid))
+        time.sleep(3600)
+    if command == "pid":
+        return Verdict({"correctness": 1.0}, float(os.getpid()))
+    return judge(config, response_format, text, answer)

@@ -1,0 +1,192 @@
+import importlib
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+from ral_system.config.schema import RewardConfig
+from ral_system.errors import ActorError
+from ral_system.rewards.pool import RewardPool
+from ral_system.types import Completion, FinishReason, Prompt, RewardResult, RewardStatus
+
+IMPORTABLE = Path(__file__).parent / "importable"
+GOOD = "<think>a1</think><answer>red</answer>"
+
+
+def config(workers: int = 1, timeout_s: float = 1.0) -> RewardConfig:
+    return RewardConfig(correctness=0.9, format=0.1, workers=workers, timeout_s=timeout_s)
+
+
+def submit(pool: RewardPool, texts: list[str]) -> list[str]:
+    prompt = Prompt("p", "attribute", "?", "red", (), (1,))
+    completions = [Completion("p", i, (1,), (0.0,), text, FinishReason.STOP, 0) for i, text in enumerate(texts)]
+    for completion in completions:
+        pool.submit(completion, prompt)
+    return [completion.id for completion in completions]
+
+
+def judge_all(pool: RewardPool, texts: list[str]) -> list[RewardResult]:
+    ids = submit(pool, texts)
+    results = pool.collect()
+    assert set(results) == set(ids)
+    return [results[i] for i in ids]
+
+
+def alive(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+def wait_until_gone(pid: int) -> None:
+    deadline = time.monotonic() + 10
+    while alive(pid):
+        assert time.monotonic() < deadline, f"process {pid} is still there"
+        time.sleep(0.02)
+
+
+@pytest.fixture
+def naughty(monkeypatch: pytest.MonkeyPatch) -> Iterator[ModuleType]:
+    monkeypatch.syspath_prepend(str(IMPORTABLE))
+    yield importlib.import_module("naughty_verifiers")
+    sys.modules.pop("naughty_verifiers")
+
+
+def test_collect_returns_everything_since_the_last_call() -> None:
+    with RewardPool(config(workers=2), "think_answer") as pool:
+        assert pool.collect() == {}
+        first = judge_all(pool, [GOOD, "<answer>red</answer>", "blue"] * 50)
+        assert [r.total for r in first] == pytest.approx([1.0, 0.9, 0.0] * 50)
+        assert all(r.status is RewardStatus.OK and not r.detail for r in first)
+        assert dict(first[0].parts) == {"correctness": 1.0, "format": 1.0}
+        assert len(judge_all(pool, [GOOD])) == 1
+        assert pool.collect() == {}
+
+
+def test_the_response_format_reaches_the_processes() -> None:
+    with RewardPool(config(), "answer_only") as pool:
+        assert [r.total for r in judge_all(pool, [GOOD, "<answer>red</answer>"])] == pytest.approx([0.9, 1.0])
+
+
+@pytest.mark.parametrize("text", ["é 視\u2028\n\x00", "\ud800", "x" * 300_000])
+def test_any_text_crosses_the_pipe(text: str) -> None:
+    with RewardPool(config(timeout_s=5), "answer_only") as pool:
+        results = judge_all(pool, [text, f"<answer>{text}</answer>", "<answer>red</answer>"])
+    assert [r.status for r in results] == [RewardStatus.OK] * 3
+    assert results[2].total == pytest.approx(1.0)
+
+
+@pytest.mark.parametrize(
+    ("text", "status", "detail"),
+    [
+        ("hang", RewardStatus.TIMEOUT, "no verdict within 1 s"),
+        ("spin", RewardStatus.TIMEOUT, "no verdict within 1 s"),
+        ("exit:7", RewardStatus.ERROR, "the verifier process exited with code 7"),
+        ("exit:0", RewardStatus.ERROR, "the verifier process exited with code 0"),
+        ("kill", RewardStatus.ERROR, "the verifier process was killed by SIGKILL"),
+        ("sys.exit", RewardStatus.ERROR, "SystemExit: 3"),
+        ("raise:oh no", RewardStatus.ERROR, "RuntimeError: oh no"),
+        ("nan", RewardStatus.ERROR, "total nan"),
+        ("huge", RewardStatus.ERROR, "parts must be in [0, 1]"),
+        ("print", RewardStatus.OK, ""),
+    ],
+)
+def test_a_bad_verifier_costs_only_its_sample(
+    naughty: ModuleType, text: str, status: RewardStatus, detail: str
+) -> None:
+    with RewardPool(config(), "think_answer", naughty.obedient) as pool:
+        results = judge_all(pool, [GOOD] * 5 + [text] + [GOOD] * 40)
+        assert results[5].status is status
+        assert detail in results[5].detail
+        assert results[5].total == 0
+        others = results[:5] + results[6:]
+        assert all(r.status is RewardStatus.OK and r.total == pytest.approx(1.0) for r in others)
+        assert judge_all(pool, [GOOD])[0].total == pytest.approx(1.0)
+
+
+def test_many_bad_completions_in_one_batch(naughty: ModuleType) -> None:
+    with RewardPool(config(workers=2, timeout_s=0.3), "think_answer", naughty.obedient) as pool:
+        results = judge_all(pool, [GOOD, "hang", "exit:1", "kill", "raise:x"] * 3)
+    statuses = [r.status for r in results]
+    assert statuses == [RewardStatus.OK, RewardStatus.TIMEOUT, *[RewardStatus.ERROR] * 3] * 3
+
+
+def test_a_process_killed_while_idle_costs_nothing(naughty: ModuleType) -> None:
+    with RewardPool(config(), "think_answer", naughty.obedient) as pool:
+        pid = int(judge_all(pool, ["pid"])[0].total)
+        os.kill(pid, signal.SIGKILL)
+        wait_until_gone(pid)
+        results = judge_all(pool, [GOOD] * 3)
+    # The pool may hand a job to a process whose death it has not seen yet: at most that one is lost.
+    assert sum(r.status is not RewardStatus.OK for r in results) <= 1
+
+
+def test_close_leaves_no_process_even_in_the_middle_of_work(naughty: ModuleType) -> None:
+    pool = RewardPool(config(workers=2, timeout_s=60), "think_answer", naughty.obedient)
+    pids = {int(r.total) for r in judge_all(pool, ["pid"] * 64)}
+    submit(pool, ["hang", "hang"])
+    pool.close()
+    pool.close()
+    assert not any(alive(pid) for pid in pids)
+    with pytest.raises(ActorError, match="closed"):
+        submit(pool, [GOOD])
+
+
+def test_what_a_verifier_started_dies_with_it(naughty: ModuleType, tmp_path: Path) -> None:
+    with RewardPool(config(), "think_answer", naughty.obedient) as pool:
+        assert judge_all(pool, [f"child:{tmp_path / 'pid'}"])[0].status is RewardStatus.TIMEOUT
+    wait_until_gone(int((tmp_path / "pid").read_text()))
+
+
+def test_processes_die_with_a_parent_that_is_killed(tmp_path: Path) -> None:
+    script = tmp_path / "parent.py"
+    script.write_text(
+        f"import sys; sys.path[:0] = [{str(IMPORTABLE)!r}, {str(Path(__file__).parent)!r}]\n"
+        "import naughty_verifiers, test_pool\n"
+        "pool = test_pool.RewardPool(test_pool.config(timeout_s=3600), 'think_answer', naughty_verifiers.obedient)\n"
+        "print(int(test_pool.judge_all(pool, ['pid'])[0].total), flush=True)\n"
+        "test_pool.submit(pool, ['spin'])\n"
+        "import time; time.sleep(3600)\n"
+    )
+    parent = subprocess.Popen([sys.executable, str(script)], stdout=subprocess.PIPE, text=True)
+    assert parent.stdout is not None
+    child = int(parent.stdout.readline())
+    time.sleep(0.2)
+    assert alive(child)
+    parent.kill()
+    parent.wait(timeout=10)
+    wait_until_gone(child)
+
+
+def test_a_verifier_that_cannot_be_imported_is_refused() -> None:
+    with pytest.raises(ValueError, match="top level of a module"):
+        RewardPool(config(), "think_answer", lambda *_: None)  # type: ignore[arg-type, return-value]
+
+
+def test_a_verifier_that_the_processes_cannot_import_fails_the_collect(naughty: ModuleType) -> None:
+    pool = RewardPool(config(), "think_answer", naughty.obedient)
+    pool.close()
+    sys.path.remove(str(IMPORTABLE))
+    with RewardPool(config(), "think_answer", naughty.obedient) as pool:
+        submit(pool, [GOOD])
+        with pytest.raises(ActorError, match="No module named 'naughty_verifiers'"):
+            pool.collect()
+
+
+def test_the_same_completion_twice_is_a_mistake() -> None:
+    with RewardPool(config(), "think_answer") as pool:
+        submit(pool, [GOOD])
+        with pytest.raises(ValueError, match="p#0 was submitted twice"):
+            submit(pool, [GOOD])
+
+
+def test_the_processes_do_not_import_torch() -> None:
+    code = "import sys, ral_system.rewards.child; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], timeout=120).returncode == 0

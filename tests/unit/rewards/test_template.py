@@ -1,0 +1,86 @@
+import pytest
+
+from ral_system.config.schema import RewardConfig
+from ral_system.rewards.combine import judge
+from ral_system.rewards.correctness import exact_match
+from ral_system.rewards.format import extract_answer, format_score
+
+GOOD_THINK = "<think> a1 red star </think> <answer> red </answer>"
+GOOD_ANSWER = "<answer> red </answer>"
+
+# text, think_answer score, answer_only score, extracted answer
+EDGES = [
+    (GOOD_THINK, 1, 0, "red"),
+    (GOOD_ANSWER, 0, 1, "red"),
+    ("<think>x</think><answer>y</answer>", 1, 0, "y"),
+    ("\n <think>x</think>\n\n<answer>y</answer>\n", 1, 0, "y"),
+    ("<think>two\nlines</think><answer>y\nz</answer>", 1, 0, "y\nz"),
+    ("  <answer>\nred\n</answer>\t", 0, 1, "red"),
+    ("", 0, 0, None),
+    ("red", 0, 0, None),
+    ("well <think>x</think><answer>y</answer>", 0, 0, "y"),
+    ("<think>x</think><answer>y</answer> done", 0, 0, "y"),
+    ("<think>x</think> so <answer>y</answer>", 0, 0, "y"),
+    ("<think>x</think><answer>y</answer><answer>y</answer>", 0, 0, None),
+    ("<answer>y</answer><answer>z</answer>", 0, 0, None),
+    ("<think>x</think><think>x</think><answer>y</answer>", 0, 0, "y"),
+    ("<think>x<think></think><answer>y</answer>", 0, 0, "y"),
+    ("<answer>y</answer><think>x</think>", 0, 0, "y"),
+    ("<think><answer>y</answer></think>", 0, 0, "y"),
+    ("<think>x<answer></think>y</answer>", 0, 0, "</think>y"),
+    ("<think></think><answer>y</answer>", 0, 0, "y"),
+    ("<think> \n </think><answer>y</answer>", 0, 0, "y"),
+    ("<think>x</think><answer></answer>", 0, 0, ""),
+    ("<think>x</think><answer>  </answer>", 0, 0, ""),
+    ("<answer></answer>", 0, 0, ""),
+    ("<think>x</think><answer>y", 0, 0, None),
+    ("<think>x<answer>y</answer>", 0, 0, "y"),
+    ("x</think><answer>y</answer>", 0, 0, "y"),
+    ("<answer>y</answer> red", 0, 0, "y"),
+    ("</answer>y<answer>", 0, 0, None),
+    ("<Think>x</Think><Answer>y</Answer>", 0, 0, None),
+    ("< answer >y</ answer >", 0, 0, None),
+    ("<answer><think>y</answer>", 0, 0, "<think>y"),
+    ("<answer>a < b</answer>", 0, 1, "a < b"),
+    ("<think>" * 2000 + "<answer>" * 2000, 0, 0, None),
+]
+
+
+@pytest.mark.parametrize(("text", "think", "alone", "answer"), EDGES, ids=range(len(EDGES)))
+def test_template_edges(text: str, think: int, alone: int, answer: str | None) -> None:
+    assert format_score(text, "think_answer") == think
+    assert format_score(text, "answer_only") == alone
+    assert extract_answer(text) == answer
+
+
+@pytest.mark.parametrize(
+    ("given", "reference", "score"),
+    [
+        ("red", "red", 1),
+        (" RED\n", "red", 1),
+        ("red  star", "Red star", 1),
+        ("STRASSE", "straße", 1),
+        ("reds", "red", 0),
+        ("red star", "star red", 0),
+        ("redstar", "red star", 0),
+        ("", "red", 0),
+    ],
+)
+def test_exact_match_ignores_case_and_whitespace_only(given: str, reference: str, score: int) -> None:
+    assert exact_match(f"<answer>{given}</answer>", reference) == score
+
+
+def test_exact_match_needs_one_answer_block() -> None:
+    assert exact_match("red", "red") == 0
+    assert exact_match("<answer>red</answer><answer>red</answer>", "red") == 0
+
+
+@pytest.mark.parametrize(
+    ("text", "total"),
+    [(GOOD_THINK, 1.0), (GOOD_ANSWER, 0.9), (GOOD_THINK.replace("> red <", "> blue <"), 0.1), ("nothing", 0.0)],
+)
+def test_total_is_the_papers_weighted_sum(text: str, total: float) -> None:
+    config = RewardConfig(correctness=0.9, format=0.1, workers=1, timeout_s=1)
+    verdict = judge(config, "think_answer", text, "red")
+    assert verdict.total == pytest.approx(total)
+    assert verdict.total == pytest.approx(0.9 * verdict.parts["correctness"] + 0.1 * verdict.parts["format"])
