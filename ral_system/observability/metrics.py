@@ -1,0 +1,122 @@
+"""What a run records while it goes: `metrics.jsonl` (scalars per step) and `rollouts.jsonl` (texts for the report).
+
+A line of `metrics.jsonl`:
+`{"stage": "rl", "step": 3, "time_s": 41.2, "reward/total": 0.71, "policy/kl": 0.002}`
+
+A line of `rollouts.jsonl`:
+`{"stage": "rl", "step": 0, "phase": "before_rl", "id": "held_out/4#0", "question": "what colour …",
+"kind": "attribute", "answer": "red", "response": "<think> …", "reward_parts": {"correctness": 1.0, "format": 1.0},
+"reward": 1.0, "status": "ok", "advantage": 0.0, "media": ["9f86d0…"], "overlay": {"grid": [3, 3], "mass": [[0.1, …], …]}}`
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from ral_system.config.schema import LoggingConfig
+from ral_system.observability.jsonl import JsonLines, Stage
+from ral_system.observability.wandb_sink import WandbSink
+from ral_system.types import Rollout
+
+METRICS_FILE = "metrics.jsonl"
+ROLLOUTS_FILE = "rollouts.jsonl"
+Phase = Literal["train", "before_rl", "after_rl"]
+_RESERVED = frozenset({"stage", "step", "time_s"})
+
+
+class MetricsLog:
+    """Appends every step's metrics to `<folder>/metrics.jsonl` and mirrors them to W&B."""
+
+    def __init__(
+        self,
+        folder: Path,
+        config: LoggingConfig,
+        run_name: str,
+        resolved_config: Mapping[str, Any],
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._lines = JsonLines(folder / METRICS_FILE)
+        self._wandb = WandbSink(folder, config, run_name, resolved_config)
+        self._clock = clock
+        self._stage: Stage | None = None
+        self._stage_began = self._last_write = clock()
+
+    def write(self, stage: Stage, step: int, metrics: Mapping[str, float]) -> None:
+        """Record one step. `time_s` counts from the end of the preceding stage, or from the opening of this log."""
+        if clash := _RESERVED & metrics.keys():
+            raise ValueError(f"metric names {sorted(clash)} are taken; give them a slash name")
+        now = self._clock()
+        if stage != self._stage:
+            self._stage, self._stage_began = stage, self._last_write if self._stage else self._stage_began
+        self._last_write = now
+        row = {name: float(value) for name, value in metrics.items()}
+        self._lines.append({"stage": stage, "step": int(step), "time_s": round(now - self._stage_began, 3), **row})
+        self._wandb.write(stage, step, row)
+
+    def truncate(self, stage: Stage, step: int) -> None:
+        """Before resuming `stage` after `step`: drop what came later. Its clock goes on from its last kept line."""
+        kept = self._lines.truncate(stage, step)
+        spent_s = max((record["time_s"] for record in kept if record["stage"] == stage), default=0.0)
+        self._stage, self._last_write = stage, self._clock()
+        self._stage_began = self._last_write - spent_s
+
+    def close(self) -> None:
+        """Flush everything. Idempotent."""
+        self._lines.close()
+        self._wandb.close()
+
+    def __enter__(self) -> MetricsLog:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+
+class RolloutLog:
+    """Appends rollouts with their texts, and where their rows look, to `<folder>/rollouts.jsonl`."""
+
+    def __init__(self, folder: Path) -> None:
+        self._lines = JsonLines(folder / ROLLOUTS_FILE)
+
+    def write(self, stage: Stage, step: int, phase: Phase, rollout: Rollout, mass: np.ndarray | None = None) -> None:
+        """Record one rollout. `mass` is float [h, w]: the answer rows' attention on each visual token of its image."""
+        prompt, completion, reward = rollout.prompt, rollout.completion, rollout.reward
+        if mass is not None and mass.ndim != 2:
+            raise ValueError(f"mass must be [h, w], got shape {mass.shape}")
+        self._lines.append(
+            {
+                "stage": stage,
+                "step": int(step),
+                "phase": phase,
+                "id": completion.id,
+                "question": prompt.question,
+                "kind": prompt.kind,
+                "answer": prompt.answer,
+                "response": completion.text,
+                "reward_parts": {name: float(value) for name, value in reward.parts.items()},
+                "reward": float(reward.total),
+                "status": str(reward.status),
+                "advantage": float(rollout.advantage),
+                "media": [media.digest for media in prompt.media],
+                "overlay": None if mass is None else {"grid": list(mass.shape), "mass": mass.astype(float).tolist()},
+            }
+        )
+
+    def truncate(self, stage: Stage, step: int) -> None:
+        """Before resuming `stage` after `step`: drop what came later."""
+        self._lines.truncate(stage, step)
+
+    def close(self) -> None:
+        """Idempotent."""
+        self._lines.close()
+
+    def __enter__(self) -> RolloutLog:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()

@@ -1,0 +1,62 @@
+"""Where the answer's rows look: attention mass per visual token, drawn over the picture."""
+
+from __future__ import annotations
+
+import numpy as np
+from PIL import Image
+
+# Inferno at nine even stops: perceptually uniform, so equal steps of mass look like equal steps of brightness.
+_COLOURMAP = np.array(
+    [
+        (0, 0, 4),
+        (31, 12, 72),
+        (85, 15, 109),
+        (136, 34, 106),
+        (186, 54, 85),
+        (227, 89, 51),
+        (249, 140, 10),
+        (249, 201, 50),
+        (252, 255, 164),
+    ],
+    dtype=np.float64,
+)
+_ALPHA = 0.58
+_GRID_LINE = np.array((255, 255, 255), dtype=np.float64)
+_GRID_ALPHA = 0.35
+
+
+def overlay(image: Image.Image, mass: np.ndarray) -> Image.Image:
+    """Blend `mass` [h, w] over `image`, normalised to its maximum: dark cells got none, the brightest got most.
+
+    Each visual token is one flat cell with thin lines between cells. Negative and non-finite mass counts as none.
+    Returns an RGB image of the same size.
+    """
+    if mass.ndim != 2 or 0 in mass.shape:
+        raise ValueError(f"mass must be [h, w] with at least one cell, got shape {mass.shape}")
+    pixels = np.asarray(image.convert("RGB"), dtype=np.float64)
+    rows, columns = _cell_of(pixels.shape[0], mass.shape[0]), _cell_of(pixels.shape[1], mass.shape[1])
+    heat = colours(normalised(mass))[rows][:, columns]
+    blended = (1 - _ALPHA) * pixels + _ALPHA * heat
+    edge = np.zeros(pixels.shape[:2], dtype=bool)
+    edge[1:] |= (np.diff(rows) != 0)[:, None]
+    edge[:, 1:] |= (np.diff(columns) != 0)[None, :]
+    blended[edge] = (1 - _GRID_ALPHA) * blended[edge] + _GRID_ALPHA * _GRID_LINE
+    return Image.fromarray(np.rint(blended).astype(np.uint8))
+
+
+def normalised(mass: np.ndarray) -> np.ndarray:
+    """`mass` over its maximum, in [0, 1]; all zero when there is none."""
+    clean = np.nan_to_num(mass.astype(np.float64), nan=0.0, posinf=0.0, neginf=0.0).clip(min=0.0)
+    peak = clean.max(initial=0.0)
+    return clean / peak if peak > 0 else clean
+
+
+def colours(values: np.ndarray) -> np.ndarray:
+    """Values in [0, 1], any shape […] → colours in [0, 255], float [..., 3]."""
+    stops = np.linspace(0, 1, len(_COLOURMAP))
+    return np.stack([np.interp(values, stops, _COLOURMAP[:, channel]) for channel in range(3)], axis=-1)
+
+
+def _cell_of(pixels: int, cells: int) -> np.ndarray:
+    """Which cell each pixel along one side belongs to."""
+    return np.arange(pixels) * cells // pixels

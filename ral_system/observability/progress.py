@@ -1,0 +1,159 @@
+"""What a person sees while a stage runs, and where its time goes."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+_SHOWN = {
+    "eval/accuracy": "accuracy",
+    "reward/total": "reward",
+    "supervised/loss": "loss",
+    "supervised/token_accuracy": "token accuracy",
+    "policy/kl": "KL",
+    "gate/log_prob_diff_max": "max |Δ log-prob|",
+}
+_TITLES = {"perceive": "perceive", "sft": "cold start", "rl": "RL"}
+
+
+class PhaseTimer:
+    """Wall time per named phase. A phase inside another counts for itself only, so phases add up to the time spent."""
+
+    def __init__(
+        self, on_phase: Callable[[str], None] | None = None, clock: Callable[[], float] = time.perf_counter
+    ) -> None:
+        self._on_phase, self._clock = on_phase, clock
+        self._open: list[tuple[str, float]] = []  # name, clock at which it last began to run
+        self._current: dict[str, float] = {}
+        self._totals: dict[str, float] = {}
+
+    @contextmanager
+    def phase(self, name: str) -> Iterator[None]:
+        """Time the block, however it ends."""
+        self._pause()
+        self._open.append((name, self._clock()))
+        self._announce(name)
+        try:
+            yield
+        finally:
+            self._pause()
+            self._open.pop()
+            if self._open:
+                outer = self._open[-1][0]
+                self._open[-1] = (outer, self._clock())
+                self._announce(outer)
+
+    def drain(self) -> dict[str, float]:
+        """Seconds since the last drain, `{"time/rollout_s": 3.1, …}`, and start over."""
+        current, self._current = self._current, {}
+        return {f"time/{name}_s": seconds for name, seconds in current.items()}
+
+    def totals(self) -> dict[str, float]:
+        """Seconds since the start by phase, `{"rollout": 61.0, …}`; drains do not reset it."""
+        return dict(self._totals)
+
+    def _pause(self) -> None:
+        if not self._open:
+            return
+        name, since = self._open[-1]
+        spent = self._clock() - since
+        for book in (self._current, self._totals):
+            book[name] = book.get(name, 0.0) + spent
+
+    def _announce(self, name: str) -> None:
+        if self._on_phase is not None:
+            self._on_phase(name)
+
+
+class StageProgress:
+    """A bar with the newest numbers on a terminal; one plain line now and then anywhere else. Writes to stderr.
+
+    Example: `with StageProgress("rl", total=20) as progress: …; progress.update(step, metrics)`
+    """
+
+    def __init__(
+        self, stage: str, total: int, start: int = 0, every: int | None = None, console: Console | None = None
+    ) -> None:
+        self._title, self._total, self._start = _TITLES.get(stage, stage), total, start
+        self._every = every or max(1, total // 20)
+        self._console = console or Console(stderr=True, highlight=False)
+        self._latest: dict[str, float] = {}
+        self._step, self._phase = start, ""
+        self._began = time.monotonic()
+        self._bar: Progress | None = None
+        self._task = TaskID(0)
+
+    def __enter__(self) -> StageProgress:
+        self._began = time.monotonic()
+        if self._console.is_terminal:
+            self._bar = Progress(
+                TextColumn("[bold]{task.description}[/bold]"),
+                BarColumn(bar_width=24),
+                TextColumn("{task.completed:.0f}/{task.total:.0f}"),
+                TextColumn("{task.fields[numbers]}", style="cyan", markup=False),
+                TextColumn("{task.fields[phase]}", style="dim", markup=False),
+                TimeElapsedColumn(),
+                TextColumn("left"),
+                TimeRemainingColumn(),
+                console=self._console,
+                refresh_per_second=2,
+            )
+            self._task = self._bar.add_task(
+                self._title, total=self._total, completed=self._start, numbers="", phase="starting"
+            )
+            self._bar.start()
+        else:
+            self._say(f"{self._title}: step {self._start} of {self._total}")
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        if self._bar is not None:
+            self._bar.update(self._task, phase="")
+            self._bar.stop()
+        else:
+            where = f"step {self._step} of {self._total}"
+            self._say(f"{self._title}: ended at {where}{self._numbers(' · ')}, {self._times()}")
+
+    def phase(self, name: str) -> None:
+        """Show what is going on now. Made to be a `PhaseTimer`'s `on_phase`."""
+        self._phase = name
+        if self._bar is not None:
+            self._bar.update(self._task, phase=name)
+
+    def update(self, step: int, metrics: Mapping[str, float]) -> None:
+        """`step` steps are done; show the newest value of each key metric."""
+        fresh = {name: metrics[name] for name in _SHOWN if name in metrics}
+        self._step = step
+        self._latest.update(fresh)
+        if self._bar is not None:
+            self._bar.update(self._task, completed=step, numbers=self._numbers())
+        elif step % self._every == 0 or step >= self._total or "eval/accuracy" in fresh:
+            self._say(f"{self._title}: step {step}/{self._total}{self._numbers(' · ')}, {self._times()}")
+
+    def _numbers(self, before: str = "") -> str:
+        text = ", ".join(f"{label} {_short(self._latest[key])}" for key, label in _SHOWN.items() if key in self._latest)
+        return before + text if text else ""
+
+    def _times(self) -> str:
+        elapsed = time.monotonic() - self._began
+        done = self._step - self._start
+        if done <= 0 or self._step >= self._total:
+            return _duration(elapsed)
+        return f"{_duration(elapsed)}, about {_duration(elapsed / done * (self._total - self._step))} left"
+
+    def _say(self, line: str) -> None:
+        self._console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+
+def _short(value: float) -> str:
+    return f"{value:.1e}" if value and abs(value) < 1e-3 else f"{value:.3f}"
+
+
+def _duration(seconds: float) -> str:
+    whole = int(seconds)
+    hours, minutes = whole // 3600, whole % 3600 // 60
+    return f"{hours}h{minutes:02}m" if hours else f"{minutes}m{whole % 60:02}s" if minutes else f"{whole}s"
