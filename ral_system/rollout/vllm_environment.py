@@ -1,0 +1,34 @@
+"""Environment of a process that will import vLLM. Set before the process starts: vLLM reads most of it on import."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from ral_system.config.schema import RolloutConfig
+
+Device = Literal["cpu", "cuda"]
+
+
+def vllm_environment(config: RolloutConfig, threads: int, device: Device, *, offline: bool = True) -> dict[str, str]:
+    """Variables for one engine process of `threads` OpenMP threads.
+
+    `offline` is right for every model in a local folder: without it vLLM asks the hub about processor files.
+    """
+    environment = {
+        "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # the engine core in this process: its weights can be read back
+        "VLLM_NO_USAGE_STATS": "1",
+        "VLLM_LOGGING_LEVEL": "ERROR",  # on CPU it warns at every image that it keeps its thread count
+        "TOKENIZERS_PARALLELISM": "false",
+    }
+    if offline:
+        environment["HF_HUB_OFFLINE"] = "1"
+    if device == "cpu":
+        environment |= {
+            "OMP_NUM_THREADS": str(threads),
+            # One binding per process would stack all engines of a machine on the same cores.
+            "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+            # Idle threads sleep instead of spinning on the cores that another role needs.
+            "OMP_WAIT_POLICY": "PASSIVE",
+            "KMP_BLOCKTIME": "0",
+        }
+    return environment

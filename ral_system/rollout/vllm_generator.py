@@ -1,0 +1,167 @@
+"""Rollouts from vLLM. The only file that imports it; start its process with `vllm_environment`.
+
+Differences from plain vLLM use: prompts are token ids and must come back as we sent them; log-probs are of the
+distribution that was sampled from; every completion has its own seed; a weight update is read back from the engine.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from vllm import LLM, SamplingParams
+from vllm.sampling_params import RequestOutputKind
+
+from ral_system.config.schema import RolloutConfig
+from ral_system.data.media import MediaStore
+from ral_system.errors import DataError, WeightSyncError
+from ral_system.rollout.engine_weights import as_tensors, held_manifest, received_manifest
+from ral_system.rollout.gates import check_completion, check_prompt_ids, collapse_placeholders
+from ral_system.rollout.seeds import completion_seed
+from ral_system.rollout.vllm_environment import Device
+from ral_system.types import Completion, FinishReason, Prompt, Sampling, WeightManifest, Weights
+
+MAX_IMAGES_PER_PROMPT = 8
+_MEDIA_CACHE_GIB = 1
+_BAN = -100.0  # vLLM clamps biases to ±100; exp(-100) of the best token's probability is below fp32 resolution
+
+
+class VllmEngine:
+    """One vLLM engine in this process (with tensor parallelism: one driver, workers elsewhere).
+
+    `banned_token_ids` are never sampled and carry no probability. `seed` is the engine's own; completions do not depend
+    on it. The key-value cache takes `config.memory_gib` on CPU and `config.gpu_memory_utilization` on a GPU.
+    """
+
+    def __init__(
+        self,
+        model_folder: Path,
+        config: RolloutConfig,
+        media: MediaStore,
+        banned_token_ids: Sequence[int],
+        seed: int,
+        device: Device,
+    ) -> None:
+        on_cpu = device == "cpu"
+        cache_bytes = int(config.memory_gib * 2**30) if on_cpu and config.memory_gib is not None else None
+        self._llm = LLM(
+            model=str(model_folder),
+            dtype=config.dtype,
+            seed=seed % 2**31,
+            tensor_parallel_size=config.tensor_parallel,
+            max_model_len=config.max_model_len,
+            max_num_seqs=config.max_sequences,
+            max_num_batched_tokens=max(4096, config.max_model_len),
+            kv_cache_memory_bytes=cache_bytes,
+            gpu_memory_utilization=config.gpu_memory_utilization,
+            enforce_eager=on_cpu,
+            logprobs_mode="processed_logprobs",
+            limit_mm_per_prompt={"image": MAX_IMAGES_PER_PROMPT, "video": 0},
+            mm_processor_cache_gb=_MEDIA_CACHE_GIB,
+            disable_log_stats=True,
+        )
+        self._media = media
+        self._max_in_flight = 2 * config.max_sequences
+        self._reads_back = config.tensor_parallel == 1
+        self._banned = frozenset(banned_token_ids)
+        self._tokenizer = self._llm.get_tokenizer()
+        model_config = self._llm.llm_engine.model_config
+        self._image_token_id = model_config.hf_config.image_token_id
+        self._stop_ids = _stop_ids(self._tokenizer, model_config.try_get_generation_config())
+        self._version = 0
+        self._requests_made = 0
+
+    def generate(self, prompts: Sequence[Prompt], sampling: Sampling) -> Iterator[Completion]:
+        """Yield every completion as soon as it is finished. Raises GateError when vLLM saw other tokens than ours.
+
+        `log_probs` are of the distribution sampled from; for greedy decoding, of the distribution at temperature 1.
+        A completion is a function of the prompt, its index, the seed and the weights, up to the rounding of logits.
+        """
+        waiting = ((prompt, index) for prompt in prompts for index in range(sampling.completions))
+        running: dict[str, tuple[Prompt, int]] = {}
+        engine = self._llm.llm_engine
+        try:
+            while True:
+                while len(running) < self._max_in_flight and (request := next(waiting, None)) is not None:
+                    running[self._submit(*request, sampling)] = request
+                if not running:
+                    return
+                for output in engine.step():
+                    if output.finished:
+                        yield self._completion(*running.pop(output.request_id), output)
+        finally:  # the caller stopped listening, or a gate failed
+            if running:
+                engine.abort_request(list(running))
+
+    def load_weights(self, weights: Weights) -> WeightManifest:
+        """Load a published version in place and drop everything computed with the old one.
+
+        Returns the manifest of what the engine holds, read back from its memory (with tensor parallelism: of what this
+        process received). Completions carry the new version from now on. Raises WeightSyncError when generating.
+        """
+        if self._llm.llm_engine.has_unfinished_requests():
+            raise WeightSyncError(
+                f"weights {weights.manifest.version}: the engine is generating; finish or close it first"
+            )
+        tensors = as_tensors(weights) if self._reads_back else list(as_tensors(weights))
+        self._llm.collective_rpc("reload_weights", kwargs={"weights_iterator": tensors})
+        self._drop_caches()
+        self._version = weights.manifest.version
+        if self._reads_back:
+            return self._llm.apply_model(lambda model: held_manifest(model, weights))[0]
+        return received_manifest(weights)
+
+    def _drop_caches(self) -> None:
+        # All three, and on the engine: reload_weights clears the worker's media cache only, and the scheduler would
+        # then believe that images are encoded which no longer are ("Encoder cache miss").
+        if not self._llm.reset_prefix_cache():
+            raise WeightSyncError("the engine refused to drop its prefix cache, which holds keys of the old weights")
+        self._llm.llm_engine.reset_mm_cache()
+        self._llm.llm_engine.reset_encoder_cache()
+
+    def _submit(self, prompt: Prompt, index: int, sampling: Sampling) -> str:
+        if len(prompt.media) > MAX_IMAGES_PER_PROMPT:
+            raise DataError(
+                f"prompt {prompt.id}: {len(prompt.media)} images, at most {MAX_IMAGES_PER_PROMPT} are served"
+            )
+        request: dict[str, Any] = {"prompt_token_ids": collapse_placeholders(prompt, self._image_token_id)}
+        if prompt.media:
+            request["multi_modal_data"] = {"image": [self._media.open(media) for media in prompt.media]}
+            request["multi_modal_uuids"] = {"image": [media.digest for media in prompt.media]}
+        parameters = SamplingParams(
+            temperature=sampling.temperature,
+            max_tokens=sampling.max_new_tokens,
+            seed=completion_seed(sampling.seed, prompt.id, index),
+            logprobs=0,  # of the sampled token only
+            logit_bias=dict.fromkeys(self._banned, _BAN),
+            detokenize=False,
+            output_kind=RequestOutputKind.FINAL_ONLY,
+        )
+        self._requests_made += 1
+        request_id = f"{self._requests_made}:{prompt.id}#{index}"
+        self._llm.llm_engine.add_request(request_id, request, parameters)
+        return request_id
+
+    def _completion(self, prompt: Prompt, index: int, output: Any) -> Completion:
+        check_prompt_ids(prompt, output.prompt_token_ids)
+        result = output.outputs[0]
+        token_ids = tuple(result.token_ids)
+        completion = Completion(
+            prompt_id=prompt.id,
+            index=index,
+            token_ids=token_ids,
+            log_probs=tuple(at[token].logprob for token, at in zip(token_ids, result.logprobs, strict=True)),
+            text=self._tokenizer.decode(token_ids, skip_special_tokens=True),
+            finish_reason=FinishReason(result.finish_reason),
+            weight_version=self._version,
+        )
+        check_completion(prompt, completion, banned_token_ids=self._banned, stop_token_ids=self._stop_ids)
+        return completion
+
+
+def _stop_ids(tokenizer: Any, generation_config: dict[str, Any]) -> frozenset[int]:
+    """What vLLM stops at: the tokenizer's end of turn and those of generation_config.json."""
+    extra = generation_config.get("eos_token_id")
+    extra = [] if extra is None else [extra] if isinstance(extra, int) else extra
+    return frozenset({tokenizer.eos_token_id, *extra})

@@ -1,0 +1,207 @@
+"""The real vLLM against transformers, on the tiny model. One engine serves all tests; they run in order."""
+
+import os
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from pydantic import TypeAdapter
+
+from ral_system.config.schema import RolloutConfig
+from ral_system.data.chat import ChatRenderer
+from ral_system.data.media import MediaStore
+from ral_system.data.visual_search import VisualSearch, words
+from ral_system.errors import GateError, WeightSyncError
+from ral_system.models.loading import load_model, load_processor, media_token_ids
+from ral_system.models.tiny import build_tiny_model
+from ral_system.rollout.vllm_environment import vllm_environment
+from ral_system.sync.manifest import build_manifest, build_weights, verify_loaded
+from ral_system.types import Completion, Prompt, Sampling, Weights
+
+pytestmark = pytest.mark.system
+
+CONFIG = TypeAdapter(RolloutConfig).validate_python(
+    {
+        "engine": "vllm",
+        "workers": 1,
+        "temperature": 0.8,
+        "max_new_tokens": 24,
+        "max_model_len": 256,
+        "max_sequences": 32,
+        "dtype": "float32",
+        "tensor_parallel": 1,
+        "memory_gib": 0.5,
+        "gpu_memory_utilization": 0.5,
+        "max_log_prob_difference": 1e-4,
+    }
+)
+SAMPLING = Sampling(completions=4, temperature=0.8, max_new_tokens=24, seed=11)
+
+
+class Setting:
+    """The engine, and a transformers model with the weights that the engine should hold."""
+
+    def __init__(self, folder: Path) -> None:
+        build_tiny_model(folder / "model", words(), hidden=128, layers=4, vision_layers=2, seed=1)
+        self.media = MediaStore(folder / "media")
+        self.model = load_model(folder / "model", dtype="float32")
+        self.processor = load_processor(folder / "model")
+        self.banned = media_token_ids(folder / "model")
+        renderer = ChatRenderer(self.processor, "answer")
+        source = VisualSearch(seed=0, grid=3, objects=4)
+        self.prompts = []
+        for index in range(6):
+            record = source.record("train", index)
+            stored = (self.media.put(record.image),)
+            prompt = renderer.prompt(id=f"train/{index}", kind="", question=record.question, answer="", media=stored)
+            self.prompts.append(prompt)
+        from ral_system.rollout.vllm_generator import VllmEngine
+
+        self.engine = VllmEngine(folder / "model", CONFIG, self.media, self.banned, seed=0, device="cpu")
+
+    def generate(self, prompts: list[Prompt] | None = None, sampling: Sampling = SAMPLING) -> dict[str, Completion]:
+        found = {c.id: c for c in self.engine.generate(prompts or self.prompts, sampling)}
+        assert len(found) == len(prompts or self.prompts) * sampling.completions
+        return found
+
+    def perturbed(self, version: int) -> Weights:
+        torch.manual_seed(version)
+        with torch.no_grad():
+            for parameter in self.model.parameters():
+                parameter.add_(0.02 * torch.randn_like(parameter))
+        return build_weights(version, self.model.state_dict())
+
+    @torch.no_grad()
+    def log_probs(self, prompt: Prompt, completion: Completion, temperature: float) -> np.ndarray:
+        image = self.processor.image_processor(images=[self.media.open(m) for m in prompt.media], return_tensors="pt")
+        ids = torch.tensor([[*prompt.token_ids, *completion.token_ids]])
+        types = (ids == self.processor.image_token_id).long()
+        logits = self.model(input_ids=ids, mm_token_type_ids=types, **image).logits[0, len(prompt.token_ids) - 1 : -1]
+        logits = logits / temperature
+        logits[:, list(self.banned)] = -torch.inf
+        return logits.log_softmax(-1).gather(-1, torch.tensor(completion.token_ids)[:, None])[:, 0].numpy()
+
+    def largest_difference(self, found: dict[str, Completion], temperature: float) -> float:
+        prompts = {p.id: p for p in self.prompts}
+        return max(
+            np.abs(self.log_probs(prompts[c.prompt_id], c, temperature) - np.array(c.log_probs)).max()
+            for c in found.values()
+        )
+
+
+@pytest.fixture(scope="module")
+def setting(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Setting]:
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in vllm_environment(CONFIG, threads=1, device="cpu").items():
+            patch.setenv(name, value)
+        yield Setting(tmp_path_factory.mktemp("vllm"))
+
+
+def test_log_probs_are_those_of_transformers(setting: Setting) -> None:
+    found = setting.generate()
+    difference = setting.largest_difference(found, SAMPLING.temperature)
+    print(f"largest log-prob difference {difference:.2e}")
+    assert difference <= 1e-4
+    assert {c.weight_version for c in found.values()} == {0}
+    assert {c.finish_reason for c in found.values()} >= {"length"}
+
+
+def test_a_completion_depends_on_its_own_seed_alone(setting: Setting) -> None:
+    together = setting.generate()
+    alone = setting.generate([setting.prompts[4]], replace(SAMPLING, completions=2))
+    for id, completion in alone.items():
+        assert completion.token_ids == together[id].token_ids
+        assert np.allclose(completion.log_probs, together[id].log_probs, atol=1e-5)
+    other = setting.generate(sampling=replace(SAMPLING, seed=12))
+    assert all(other[id].token_ids != together[id].token_ids for id in together)
+    assert len({c.token_ids for c in together.values()}) == len(together)
+
+
+def test_greedy_has_log_probs_at_temperature_one(setting: Setting) -> None:
+    sampling = replace(SAMPLING, completions=1, temperature=0.0)
+    found = setting.generate(sampling=sampling)
+    assert setting.largest_difference(found, 1.0) <= 1e-4
+    assert setting.generate(sampling=sampling) == found
+
+
+def test_tampered_prompts_are_refused(setting: Setting) -> None:
+    prompt = setting.prompts[0]
+    image = setting.processor.image_token_id
+    at = prompt.token_ids.index(image)
+    shorter = replace(prompt, id="tampered", token_ids=prompt.token_ids[:at] + prompt.token_ids[at + 1 :])
+    with pytest.raises(GateError, match=r"prompt tampered: .*to 26 tokens, the data pipeline to 25; at token \d+"):
+        setting.generate([shorter])
+    without = replace(prompt, id="bare", token_ids=tuple(t for t in prompt.token_ids if t != image))
+    with pytest.raises(GateError, match="prompt bare: 0 runs of image tokens for 1 images"):
+        setting.generate([without])
+    setting.generate()  # nothing of the refused requests is left running
+
+
+def test_an_abandoned_generation_leaves_the_engine_usable(setting: Setting) -> None:
+    stream = setting.engine.generate(setting.prompts, SAMPLING)
+    next(iter(stream))
+    with pytest.raises(WeightSyncError, match="is generating"):
+        setting.engine.load_weights(build_weights(1, {}))
+    stream.close()
+    setting.generate()
+
+
+def test_loaded_weights_are_read_back_and_used(setting: Setting) -> None:
+    before = setting.generate()
+    for version in (1, 2):
+        weights = setting.perturbed(version)
+        started = time.perf_counter()
+        loaded = setting.engine.load_weights(weights)
+        print(f"load and read back {len(loaded.tensors)} tensors: {time.perf_counter() - started:.2f} s")
+        verify_loaded(weights.manifest, loaded)
+        after = setting.generate()  # the same images: nothing encoded with the old weights may be left
+        assert {c.weight_version for c in after.values()} == {version}
+        assert sum(after[id].token_ids != before[id].token_ids for id in before) > len(before) / 2
+        assert setting.largest_difference(after, SAMPLING.temperature) <= 1e-4
+        before = after
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "model.visual.blocks.0.attn.qkv.weight",
+        "model.visual.blocks.1.mlp.up_proj.bias",
+        "model.language_model.layers.2.self_attn.v_proj.weight",
+        "model.language_model.layers.0.mlp.gate_proj.weight",
+        "model.language_model.norm.weight",
+        "model.language_model.embed_tokens.weight",
+        "lm_head.weight",
+    ],
+)
+def test_a_corrupted_tensor_is_named(setting: Setting, name: str) -> None:
+    weights = setting.perturbed(3)
+    array = weights.arrays[name].copy()
+    array.flat[array.size // 2] += 1e-6
+    loaded = setting.engine.load_weights(replace(weights, arrays={**weights.arrays, name: array}))
+    with pytest.raises(WeightSyncError, match=f"1 different: {name} "):
+        verify_loaded(weights.manifest, loaded)
+
+
+def test_missing_and_unknown_tensors_are_named(setting: Setting) -> None:
+    weights = setting.perturbed(4)
+    arrays = {name: array for name, array in weights.arrays.items() if "layers.1.self_attn" not in name}
+    loaded = setting.engine.load_weights(Weights(build_manifest(4, arrays), arrays))
+    with pytest.raises(
+        WeightSyncError, match=r"missing: model.language_model.layers.1.*unexpected: engine:language_model"
+    ):
+        verify_loaded(weights.manifest, loaded)
+    setting.engine.load_weights(weights)
+
+
+def test_throughput(setting: Setting) -> None:
+    started = time.perf_counter()
+    found = setting.generate(sampling=replace(SAMPLING, completions=16, max_new_tokens=48))
+    tokens = sum(len(c.token_ids) for c in found.values())
+    elapsed = time.perf_counter() - started
+    print(
+        f"{tokens} tokens in {elapsed:.2f} s: {tokens / elapsed:.0f} tokens/s ({os.environ['OMP_NUM_THREADS']} thread)"
+    )
