@@ -15,7 +15,11 @@ from collections.abc import Sequence
 from types import ModuleType
 
 PTH_NAME = "ral_torchvision_hook.pth"
-PTH_TEXT = "import ral_system.torchvision_hook; ral_system.torchvision_hook.install()\n"
+# One line, since `site` runs each line by itself. It outlives an uninstall of this package, and must then be silent.
+PTH_TEXT = (
+    "import sys; exec("
+    "'try:\\n from ral_system.torchvision_hook import install\\n install()\\nexcept ImportError:\\n pass')\n"
+)
 
 _SCHEMAS = (
     "nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",

