@@ -6,7 +6,8 @@ A line of `metrics.jsonl`:
 A line of `rollouts.jsonl`:
 `{"stage": "rl", "step": 0, "phase": "before_rl", "id": "held_out/4#0", "question": "what colour …",
 "kind": "attribute", "answer": "red", "response": "<think> …", "reward_parts": {"correctness": 1.0, "format": 1.0},
-"reward": 1.0, "status": "ok", "advantage": 0.0, "media": ["9f86d0…"], "overlay": {"grid": [3, 3], "mass": [[0.1, …], …]}}`
+"reward": 1.0, "status": "ok", "advantage": 0.0, "media": ["9f86d0…"],
+"overlay": {"grid": [3, 3], "mass": [[0.1, …], …]}}`
 """
 
 from __future__ import annotations

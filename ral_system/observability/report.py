@@ -1,0 +1,162 @@
+"""`report.html`: whether a run learned, what attention did, whether to trust it. One file that needs no network."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from html import escape
+from importlib.resources import files
+from pathlib import Path
+
+from ral_system.errors import SetupError
+from ral_system.observability.charts import figure
+from ral_system.observability.jsonl import write_atomically
+from ral_system.observability.report_charts import sections
+from ral_system.observability.report_data import Headline, RunData, headline, read_run
+from ral_system.observability.report_rollouts import rollout_sections
+
+REPORT_FILE = "report.html"
+
+_POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'unsafe-inline'"
+_STAGE_NAMES = {"perceive": "perceive", "sft": "cold start", "rl": "RL"}
+
+
+def write_report(run_folder: Path) -> Path:
+    """Write `<run_folder>/report.html` from what the folder holds now, and return its path.
+
+    Raises SetupError when the folder does not exist. Safe to call while the run goes on.
+    """
+    if not run_folder.is_dir():
+        raise SetupError(f"run folder {run_folder} does not exist; pass the folder of a run, for example runs/<name>")
+    run = read_run(run_folder)
+    path = run_folder / REPORT_FILE
+    write_atomically(path, _page(run.name, _empty(run) if run.is_empty else _body(run, run_folder / "media")))
+    return path
+
+
+def _page(title: str, body: str) -> str:
+    assets = files("ral_system.observability")
+    style = assets.joinpath("report.css").read_text(encoding="utf-8")
+    script = assets.joinpath("report.js").read_text(encoding="utf-8")
+    return (
+        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
+        f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}">'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">'
+        '<meta name="color-scheme" content="light dark"><link rel="icon" href="data:,">'
+        f"<title>{escape(title)} · RAL report</title><style>{style}</style></head>"
+        f'<body><main>{body}</main><div id="tip" role="status" hidden></div><script>{script}</script></body></html>\n'
+    )
+
+
+def _empty(run: RunData) -> str:
+    return (
+        f'<header><h1>{escape(run.name)}</h1></header><section class="empty" data-empty>'
+        "<p>Nothing has been recorded in this run folder yet.</p>"
+        "<p>Metrics appear after the first training step; the report is rewritten as the run goes on.</p></section>"
+    )
+
+
+def _body(run: RunData, media: Path) -> str:
+    top = headline(run)
+    parts = [_header(run, top), _headline(run, top)]
+    for title, charts in sections(run):
+        drawn = "".join(figure(chart) for chart in charts)
+        if drawn:
+            parts.append(f'<section><h2>{escape(title)}</h2><div class="charts">{drawn}</div></section>')
+    parts.append(rollout_sections(run, media))
+    if run.config_text:
+        parts.append(
+            f"<section><h2>Configuration</h2><details><summary>config.yaml</summary>"
+            f"<pre>{escape(run.config_text)}</pre></details></section>"
+        )
+    return "".join(parts)
+
+
+def _header(run: RunData, top: Headline) -> str:
+    total = run.setting("algorithm", "steps")
+    step = run.last_step("rl")
+    if top.finished:
+        state = '<span class="state done">finished</span>'
+    elif step is not None:
+        state = f'<span class="state">RL step {step}{f" of {total}" if total else ""}</span>'
+    else:
+        stage = next((s for s in ("sft", "perceive") if run.last_step(s) is not None), None)
+        state = f'<span class="state">{_STAGE_NAMES[stage] if stage else "starting"}</span>'
+    model = run.setting("model", "path") or ("tiny Qwen2.5-VL" if run.setting("model") else None)
+    weight = run.setting("algorithm", "attention", "weight")
+    facts = [
+        run.setting("algorithm", "name"),
+        model,
+        f"λ attention {weight:g}" if isinstance(weight, int | float) else None,
+        f"rollouts {run.setting('rollout', 'engine')}" if run.setting("rollout", "engine") else None,
+        f"learner {run.setting('learner', 'engine')}" if run.setting("learner", "engine") else None,
+        f"seed {run.setting('seed')}" if run.setting("seed") is not None else None,
+        f"written {datetime.now():%Y-%m-%d %H:%M}",
+    ]
+    line = " · ".join(escape(str(fact)) for fact in facts if fact)
+    return f'<header><h1>{escape(run.name)}{state}</h1><p class="facts">{line}</p></header>'
+
+
+def _headline(run: RunData, top: Headline) -> str:
+    limit = run.setting("rollout", "max_log_prob_difference")
+    steps = " · ".join(f"{_STAGE_NAMES.get(s, s)} {n:,}" for s, n in top.steps.items())
+    failed = top.gates_failed
+    tiles = [
+        _tile("format_rate", "Format rate", _percent(top.format_rate), "responses in the asked-for format"),
+        _tile("log_prob_diff_max", "Max |Δ log-prob|", _scientific(top.log_prob_diff_max), _limit_note(limit)),
+        _tile("gates_failed", "Gates failed", _integer(failed), "checks made on every step", bad=bool(failed)),
+        _tile("steps", "RL steps", f"{top.steps['rl']:,}" if "rl" in top.steps else None, steps),
+        _tile("wall_time", "Wall time", _duration(top.wall_time_s), "all stages"),
+    ]
+    return f'<div class="headline">{_accuracy(top)}<dl class="tiles">{"".join(tiles)}</dl></div>'
+
+
+def _accuracy(top: Headline) -> str:
+    before, after = top.accuracy_before, top.accuracy_after
+    if before is None and after is None:
+        return ""
+    first, last = _percent(before) or "n/a", _percent(after)
+    change = ""
+    if before is not None and after is not None:
+        points = round(100 * (after - before), 1)
+        change = f'<span class="change {"up" if points >= 0 else "down"}">{points:+g} points</span>'
+    result = f'<span class="arrow">→</span><b data-headline="accuracy_after">{last}</b>' if last else ""
+    note = "after cold start → after RL" if top.finished else "after cold start → newest evaluation"
+    numbers = f'<span data-headline="accuracy_before">{first}</span>{result}'
+    return (
+        f'<div class="hero"><p>Held-out accuracy</p><div>{numbers}</div>'
+        f"<p>{note if last else 'after cold start'} {change}</p></div>"
+    )
+
+
+def _tile(name: str, label: str, value: str | None, note: str, bad: bool = False) -> str:
+    if value is None:
+        return ""
+    style = ' class="bad"' if bad else ""
+    return (
+        f'<div{style}><dt>{escape(label)}</dt><dd data-headline="{name}">{escape(value)}</dd>'
+        f"<dd class=note>{escape(note)}</dd></div>"
+    )
+
+
+def _limit_note(limit: object) -> str:
+    return f"rollout − learner, limit {limit:g}" if isinstance(limit, int | float) else "rollout − learner, any token"  # noqa: RUF001
+
+
+def _percent(value: float | None) -> str | None:
+    return None if value is None else f"{value * 100:.1f}%"
+
+
+def _scientific(value: float | None) -> str | None:
+    return None if value is None else f"{value:.1e}" if value else "0"
+
+
+def _integer(value: int | None) -> str | None:
+    return None if value is None else f"{value:,}"
+
+
+def _duration(seconds: float | None) -> str | None:
+    if seconds is None:
+        return None
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes:02} min" if hours else f"{minutes} min {rest:02} s" if minutes else f"{rest} s"

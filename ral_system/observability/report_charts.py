@@ -1,0 +1,118 @@
+"""Which charts the report shows, in which order, from which metrics. A chart without recorded values is left out."""
+
+from __future__ import annotations
+
+from ral_system.observability.charts import Chart, Series, Unit
+from ral_system.observability.jsonl import Stage
+from ral_system.observability.report_data import RunData
+
+_MAX_LAYERS = 7  # of the phase stack; the smallest ones share the last colour
+
+
+def sections(run: RunData) -> list[tuple[str, list[Chart]]]:
+    """Titled groups of charts, from what matters most to what is looked at when something is wrong."""
+    return [
+        ("Does it learn?", _learning(run)),
+        ("Attention", _attention(run)),
+        ("Policy", _policy(run)),
+        ("Trust and speed", _system(run)),
+        ("Supervised stages", _supervised(run)),
+    ]
+
+
+def _learning(run: RunData) -> list[Chart]:
+    kinds = [(key, key.removeprefix("eval/accuracy/")) for key in run.keys("rl", "eval/accuracy/")]
+    parts = [("reward/total", "total"), ("reward/correctness", "correctness"), ("reward/format", "format")]
+    return [
+        _rl(run, "accuracy", "Held-out accuracy", "Greedy answers to questions never trained on.",
+            [("eval/accuracy", "accuracy")], unit="percent", top=1.0),
+        _rl(run, "accuracy-by-kind", "Held-out accuracy by kind", "Which questions improve, and which do not.",
+            kinds, unit="percent", top=1.0),
+        _rl(run, "reward", "Reward", "Mean over the step's sampled completions, by part.", parts, top=1.0),
+    ]  # fmt: skip
+
+
+def _attention(run: RunData) -> list[Chart]:
+    jsd = [("attention/jsd_positive", "A > 0, pulled to old"), ("attention/jsd_negative", "A < 0, pushed from old")]
+    return [
+        _rl(run, "jsd", "Attention divergence", "JSD to the rollout policy's attention, by sign of the advantage.",
+            jsd, unit="nats"),
+        _rl(run, "visual-mass", "Visual mass", "Share of the response rows' attention on the picture.",
+            [("attention/visual_mass", "visual mass")], unit="percent"),
+    ]  # fmt: skip
+
+
+def _policy(run: RunData) -> list[Chart]:
+    return [
+        _rl(run, "kl", "KL to the reference", "How far the policy has moved from its start.",
+            [("policy/kl", "KL")], unit="nats"),
+        _rl(run, "entropy", "Entropy", "Of the next token; a collapse to zero ends exploration.",
+            [("policy/entropy", "entropy")], unit="nats"),
+        _rl(run, "clip-fraction", "Clip fraction", "Share of tokens whose ratio left the trust region.",
+            [("policy/clip_fraction", "clipped")], unit="percent"),
+        _rl(run, "grad-norm", "Gradient norm", "Before clipping.", [("learner/grad_norm", "norm")]),
+        _rl(run, "response-length", "Response length", "Mean over completions, in tokens.",
+            [("rollout/length_mean", "tokens")]),
+    ]  # fmt: skip
+
+
+def _system(run: RunData) -> list[Chart]:
+    limit = run.setting("rollout", "max_log_prob_difference")
+    gap = [("gate/log_prob_diff_max", "max"), ("gate/log_prob_diff_mean", "mean")]
+    return [
+        _rl(run, "log-prob-diff", "Log-prob mismatch", "Rollout engine against learner, same weights, same tokens.",
+            gap, unit="nats", log=True, limit=("limit", float(limit)) if isinstance(limit, int | float) else None),
+        _phases(run),
+        _rl(run, "tokens-per-s", "Generated tokens per second", "Over all rollout workers.",
+            [("rollout/tokens_per_s", "tokens/s")]),
+    ]  # fmt: skip
+
+
+def _supervised(run: RunData) -> list[Chart]:
+    return [
+        _stages(run, "supervised-loss", "Loss", "Negative log-likelihood per token.", "supervised/loss", "nats"),
+        _stages(run, "supervised-token-accuracy", "Token accuracy", "Next token right, on training batches.",
+                "supervised/token_accuracy", "percent", 1.0),
+        _stages(run, "supervised-accuracy", "Held-out score", "Greedy answers; the stage stops at its target.",
+                "eval/accuracy", "percent", 1.0),
+        _stages(run, "supervised-grad-norm", "Gradient norm", "Before clipping.", "learner/grad_norm", "number"),
+    ]  # fmt: skip
+
+
+def _rl(
+    run: RunData,
+    chart: str,
+    title: str,
+    note: str,
+    keys: list[tuple[str, str]],
+    unit: Unit = "number",
+    log: bool = False,
+    top: float | None = None,
+    limit: tuple[str, float] | None = None,
+) -> Chart:
+    series = [Series(key, label, run.points("rl", key), i) for i, (key, label) in enumerate(keys)]
+    return Chart(chart, title, note, series, unit=unit, log=log, top=top, limit=limit)
+
+
+def _stages(run: RunData, chart: str, title: str, note: str, key: str, unit: Unit, top: float | None = None) -> Chart:
+    named: list[tuple[Stage, str]] = [("perceive", "perceive"), ("sft", "cold start")]
+    series = [Series(f"{stage}:{key}", label, run.points(stage, key), i) for i, (stage, label) in enumerate(named)]
+    return Chart(chart, title, note, series, unit=unit, top=top, axis="step")
+
+
+def _phases(run: RunData) -> Chart:
+    keys = [key for key in run.keys("rl", "time/") if key.endswith("_s")]
+    spent = {key: sum(value or 0.0 for _, value in run.points("rl", key)) for key in keys}
+    large = sorted(keys, key=lambda key: -spent[key])[:_MAX_LAYERS]
+    series = [
+        Series(key, key.removeprefix("time/").removesuffix("_s").replace("_", " "), run.points("rl", key), i)
+        for i, key in enumerate(key for key in keys if key in large)
+    ]
+    rest: dict[int, float | None] = {}
+    for key in (key for key in keys if key not in large):
+        for step, value in run.points("rl", key):
+            rest[step] = (rest.get(step) or 0.0) + (value or 0.0)
+    if rest:
+        series.append(Series("time/other_s", "other", sorted(rest.items()), _MAX_LAYERS))
+    note = "Where a step's wall time goes."
+    return Chart("phase-time", "Time per step", note, series, kind="stack", unit="seconds")

@@ -1,0 +1,158 @@
+"""What the report knows about a run, read from its folder. Nothing is required: a run may still be going."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml  # type: ignore[import-untyped]
+
+from ral_system.observability.jsonl import STAGES, Stage, read_lines
+from ral_system.observability.metrics import METRICS_FILE, ROLLOUTS_FILE
+
+Points = list[tuple[int, float | None]]
+"""(step, value) in step order; None where the recorded value was not finite."""
+
+
+@dataclass(frozen=True, slots=True)
+class RunData:
+    """One run folder's files, parsed."""
+
+    name: str
+    metrics: list[dict[str, Any]]
+    rollouts: list[dict[str, Any]]
+    summary: Mapping[str, Any]
+    config: Mapping[str, Any]
+    config_text: str
+
+    @property
+    def is_empty(self) -> bool:
+        """Nothing has been recorded yet."""
+        return not (self.metrics or self.rollouts or self.summary)
+
+    def points(self, stage: Stage, key: str) -> Points:
+        """The series of one metric in one stage. A step recorded twice counts once, by its last value."""
+        found = {row["step"]: row[key] for row in self.metrics if row["stage"] == stage and key in row}
+        return sorted(found.items())
+
+    def keys(self, stage: Stage, prefix: str) -> list[str]:
+        """Metric names of `stage` under `prefix`, in order of first appearance."""
+        names = (key for row in self.metrics if row["stage"] == stage for key in row if key.startswith(prefix))
+        return list(dict.fromkeys(names))
+
+    def last_step(self, stage: Stage) -> int | None:
+        """The newest step of `stage`, or None when it has not begun."""
+        return max((row["step"] for row in self.metrics if row["stage"] == stage), default=None)
+
+    def setting(self, *path: str) -> Any:
+        """One value of config.yaml, or None."""
+        return _dig(self.config, *path)
+
+
+@dataclass(frozen=True, slots=True)
+class Headline:
+    """The numbers on top. None where the run has not got that far."""
+
+    accuracy_before: float | None
+    accuracy_after: float | None
+    format_rate: float | None
+    steps: dict[str, int]
+    wall_time_s: float | None
+    log_prob_diff_max: float | None
+    gates_failed: int | None
+    finished: bool
+
+
+def read_run(folder: Path) -> RunData:
+    """Read what is there. Damaged lines and files count as absent."""
+    config_text = _text(folder / "config.yaml")
+    return RunData(
+        name=folder.resolve().name,
+        metrics=read_lines(folder / METRICS_FILE),
+        rollouts=read_lines(folder / ROLLOUTS_FILE),
+        summary=_mapping(_json, _text(folder / "summary.json")),
+        config=_mapping(_yaml, config_text),
+        config_text=config_text,
+    )
+
+
+def headline(run: RunData) -> Headline:
+    """From `summary.json` where it says so, otherwise from the metrics so far.
+
+    Read from the summary: `{"accuracy": {"before_rl": 0.72, "after_rl": 0.97}, "format_rate": {"before_rl": …,
+    "after_rl": …}, "steps": {"perceive": 350, "sft": 425, "rl": 20}, "wall_time_s": 401.5,
+    "log_prob_diff_max": 5e-7, "gates_failed": 0}`
+    """
+    summary = run.summary
+    accuracy = [value for _, value in run.points("rl", "eval/accuracy")]
+    cold_start = [value for _, value in run.points("sft", "eval/accuracy")]
+    formats = [value for key in ("reward/format", "eval/format") for _, value in run.points("rl", key)]
+    gaps = [value for _, value in run.points("rl", "gate/log_prob_diff_max") if value is not None]
+    failures = [value or 0.0 for _, value in run.points("rl", "gate/failed")]
+    ends = [max((row.get("time_s") or 0.0 for row in run.metrics if row["stage"] == s), default=0.0) for s in STAGES]
+    counted: dict[str, int] = {stage: step for stage in STAGES if (step := run.last_step(stage)) is not None}
+    steps = summary.get("steps")
+    return Headline(
+        accuracy_before=_number(_dig(summary, "accuracy", "before_rl"), *accuracy[:1], *cold_start[-1:]),
+        accuracy_after=_number(_dig(summary, "accuracy", "after_rl"), *(accuracy[-1:] if len(accuracy) > 1 else [])),
+        format_rate=_number(_dig(summary, "format_rate", "after_rl"), _dig(summary, "format_rate"), *formats[-1:]),
+        steps={k: int(v) for k, v in steps.items() if v is not None} if isinstance(steps, Mapping) else counted,
+        wall_time_s=_number(summary.get("wall_time_s"), sum(ends) or None),
+        log_prob_diff_max=_number(summary.get("log_prob_diff_max"), max(gaps, default=None)),
+        gates_failed=_count(summary.get("gates_failed"), int(sum(failures)) if gaps or failures else None),
+        finished=bool(summary),
+    )
+
+
+def _count(*candidates: Any) -> int | None:
+    """The first that is a number, or a list, which counts as its length."""
+    for value in candidates:
+        if isinstance(value, list | tuple):
+            return len(value)
+        if (number := _number(value)) is not None:
+            return int(number)
+    return None
+
+
+def _number(*candidates: Any) -> float | None:
+    for value in candidates:
+        if isinstance(value, int | float) and not isinstance(value, bool):
+            return float(value)
+    return None
+
+
+def _dig(mapping: Any, *path: str) -> Any:
+    for key in path:
+        if not isinstance(mapping, Mapping):
+            return None
+        mapping = mapping.get(key)
+    return mapping
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8", errors="replace")
+    except FileNotFoundError:
+        return ""
+
+
+def _json(text: str) -> Any:
+    return json.loads(text)
+
+
+def _yaml(text: str) -> Any:
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ValueError(str(error)) from None
+
+
+def _mapping(parse: Any, text: str) -> Mapping[str, Any]:
+    try:
+        parsed = parse(text)
+    except ValueError:
+        return {}
+    return parsed if isinstance(parsed, dict) else {}
