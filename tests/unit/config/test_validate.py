@@ -1,0 +1,193 @@
+"""Every mistake is refused with the field, its value and the remedy. Paths are discovered from the defaults."""
+
+import copy
+import dis
+import re
+import sys
+from collections.abc import Iterator
+from types import FrameType
+from typing import Any
+
+import pytest
+
+from ral_system.config import validate
+from ral_system.config.validate import parse_config
+from ral_system.errors import ConfigError
+
+# overrides; then what the message must contain: fields, values and the remedy
+ILLEGAL: dict[str, tuple[dict[str, Any], list[str]]] = {
+    "attention term without a second update": (
+        {"algorithm.attention.weight": 0.5, "algorithm.updates_per_step": 1},
+        ["algorithm.attention.weight=0.5", "algorithm.updates_per_step=1", "set algorithm.updates_per_step to 2"],
+    ),
+    "more objects than cells": (
+        {"data.grid": 3, "data.objects": 10},
+        ["data.objects=10", "data.grid=3", "at most 9"],
+    ),
+    "batch not divisible": (
+        {"algorithm.prompts_per_step": 3, "algorithm.completions_per_prompt": 5},
+        ["prompts_per_step * completions_per_prompt = 15", "algorithm.updates_per_step", "change one"],
+    ),
+    "perceive batch not divisible": (
+        {"perceive.batch": 31, "learner.world_size": 2},
+        ["perceive.batch=31", "learner.world_size=2"],
+    ),
+    "sft batch not divisible": ({"sft.batch": 33, "learner.world_size": 2}, ["sft.batch=33", "learner.world_size=2"]),
+    "local with everything distributed": (
+        {
+            "cluster.kind": "local",
+            "rollout.engine": "vllm",
+            "rollout.workers": 2,
+            "learner.engine": "deepspeed",
+            "learner.world_size": 2,
+        },
+        [
+            "rollout.engine=vllm needs cluster=ray; with cluster=local set rollout.engine=hf",
+            "rollout.workers=2 needs cluster=ray; with cluster=local set rollout.workers=1",
+            "learner.engine=deepspeed needs cluster=ray; with cluster=local set learner.engine=torch",
+            "learner.world_size=2 needs cluster=ray; with cluster=local set learner.world_size=1",
+        ],
+    ),
+    "torch engine on several ranks": (
+        {"learner.engine": "torch", "learner.world_size": 2},
+        ["learner.engine=torch", "set learner.world_size=1 or learner.engine=deepspeed"],
+    ),
+    "no reward": (
+        {"reward.correctness": 0.0, "reward.format": 0.0},
+        ["reward.correctness", "reward.format", "raise one"],
+    ),
+    "no room for a prompt": (
+        {"rollout.max_new_tokens": 256, "rollout.max_model_len": 256},
+        ["rollout.max_new_tokens=256", "rollout.max_model_len=256", "raise the latter"],
+    ),
+}
+
+
+@pytest.fixture(scope="module")
+def defaults(compose_container) -> dict[str, Any]:
+    return compose_container(())
+
+
+def changed(container: dict[str, Any], overrides: dict[str, Any]) -> dict[str, Any]:
+    result = copy.deepcopy(container)
+    for path, value in overrides.items():
+        *parents, leaf = path.split(".")
+        node = result
+        for parent in parents:
+            node = node[parent]
+        assert leaf in node, f"{path} is no field any more"
+        node[leaf] = value
+    return result
+
+
+def leaves(node: dict[str, Any], path: str = "") -> Iterator[str]:
+    for key, value in node.items():
+        if isinstance(value, dict):
+            yield from leaves(value, f"{path}{key}.")
+        else:
+            yield path + key
+
+
+def groups(node: dict[str, Any], path: str = "") -> Iterator[str]:
+    yield path
+    for key, value in node.items():
+        if isinstance(value, dict):
+            yield from groups(value, f"{path}{key}.")
+
+
+@pytest.mark.parametrize("case", ILLEGAL)
+def test_illegal_combinations_name_field_value_and_remedy(defaults, case: str) -> None:
+    overrides, fragments = ILLEGAL[case]
+    with pytest.raises(ConfigError) as error:
+        parse_config(changed(defaults, overrides))
+    message = str(error.value)
+    assert "\n" not in message
+    for fragment in fragments:
+        assert fragment in message
+
+
+def test_every_rule_has_a_case(defaults) -> None:
+    """Every line of the rules runs in some case above: a rule added without one fails here."""
+    code = validate._illegal_combinations.__code__
+    reached: set[int] = set()
+
+    def trace(frame: FrameType, event: str, _: Any) -> Any:
+        if frame.f_code is code:
+            reached.add(frame.f_lineno)
+            return trace
+        return None
+
+    before = sys.gettrace()
+    for overrides, _ in ILLEGAL.values():
+        container = changed(defaults, overrides)
+        sys.settrace(trace)
+        try:
+            parse_config(container)
+        except ConfigError:
+            pass
+        finally:
+            sys.settrace(before)
+    lines = {line for _, line in dis.findlinestarts(code) if line and line > code.co_firstlineno}
+    assert sorted(lines - reached) == [], f"lines of {code.co_filename} that no case in this file reaches"
+
+
+def test_all_problems_are_reported_at_once(defaults) -> None:
+    overrides = {"reward.correctness": 0.0, "reward.format": 0.0, "perceive.batch": 31, "learner.world_size": 2}
+    with pytest.raises(ConfigError, match=r"perceive\.batch=31.*; .*reward\.correctness"):
+        parse_config(changed(defaults, overrides))
+
+
+def test_an_unknown_key_is_named_with_its_full_path_in_every_group(defaults) -> None:
+    for path in groups(defaults):
+        container = copy.deepcopy(defaults)
+        node = container
+        for part in path.split(".")[:-1]:
+            node = node[part]
+        node["no_such_key"] = 1
+        with pytest.raises(ConfigError, match=f"^{re.escape(path)}no_such_key: unknown key; remove it"):
+            parse_config(container)
+
+
+def test_a_wrong_type_is_named_with_path_and_value_in_every_field(defaults) -> None:
+    for path in leaves(defaults):
+        with pytest.raises(ConfigError) as error:
+            parse_config(changed(defaults, {path: ["nonsense"]}))
+        assert str(error.value).startswith(path)
+        assert "nonsense" in str(error.value)
+
+
+def test_a_missing_field_is_named_in_every_place(defaults) -> None:
+    for path in leaves(defaults):
+        container = copy.deepcopy(defaults)
+        node = container
+        *parents, leaf = path.split(".")
+        for part in parents:
+            node = node[part]
+        del node[leaf]
+        with pytest.raises(ConfigError, match=f"^{re.escape(path)}: missing; set it"):
+            parse_config(container)
+
+
+@pytest.mark.parametrize(
+    ("path", "value"),
+    [
+        ("reward.workers", 0),
+        ("reward.timeout_s", 0.0),
+        ("algorithm.completions_per_prompt", 1),
+        ("algorithm.clip_epsilon", 1.0),
+        ("algorithm.attention.rows", "both"),
+        ("learner.zero_stage", 4),
+        ("name", "a/b"),
+        ("name", ""),
+        ("seed", -1),
+    ],
+)
+def test_values_out_of_range_are_named(defaults, path: str, value: Any) -> None:
+    with pytest.raises(ConfigError) as error:
+        parse_config(changed(defaults, {path: value}))
+    assert f"{path}={value!r}: " in str(error.value)
+
+
+def test_the_result_cannot_be_changed(defaults) -> None:
+    with pytest.raises(ValueError, match="frozen"):
+        parse_config(defaults).seed = 1

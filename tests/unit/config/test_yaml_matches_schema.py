@@ -1,0 +1,79 @@
+"""Defaults live in YAML only, and YAML and schema know the same keys. Files and classes are discovered."""
+
+import typing
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import conf
+from ral_system.config import schema
+from ral_system.config.schema import Group, RunConfig
+from ral_system.config.validate import parse_config
+
+ROOT = Path(conf.__file__).parent
+OPTIONS = sorted((f.parent.name, f.stem) for f in ROOT.glob("*/*.yaml") if f.parent.name != "experiment")
+EXPERIMENTS = sorted(f.stem for f in (ROOT / "experiment").glob("*.yaml"))
+CLASSES = [c for c in vars(schema).values() if isinstance(c, type) and issubclass(c, Group) and c is not Group]
+
+
+def group_class(annotation: Any) -> type[Group] | None:
+    """The Group in a field's type, also behind `| None`."""
+    for candidate in (annotation, *typing.get_args(annotation)):
+        if isinstance(candidate, type) and issubclass(candidate, Group):
+            return candidate
+    return None
+
+
+def differences(container: Any, model: type[Group], path: str = "") -> list[str]:
+    """Keys that only one side has, with their full path."""
+    yaml_keys, fields = set(container), set(model.model_fields)
+    found = [f"{path}{key}: in YAML only" for key in yaml_keys - fields]
+    found += [f"{path}{key}: in the schema only" for key in fields - yaml_keys]
+    for key in yaml_keys & fields:
+        inner = group_class(model.model_fields[key].annotation)
+        if inner is not None and isinstance(container[key], dict):
+            found += differences(container[key], inner, f"{path}{key}.")
+    return found
+
+
+def test_every_group_has_a_folder_and_every_folder_a_group() -> None:
+    groups = {name for name, field in RunConfig.model_fields.items() if group_class(field.annotation)}
+    assert {group for group, _ in OPTIONS} == groups
+    assert EXPERIMENTS
+
+
+def test_the_defaults_and_the_schema_have_the_same_keys(compose_container) -> None:
+    assert differences(compose_container(()), RunConfig) == []
+
+
+@pytest.mark.parametrize(("group", "option"), OPTIONS, ids="/".join)
+def test_every_option_has_the_keys_of_its_class(compose_container, group: str, option: str) -> None:
+    assert differences(compose_container([f"{group}={option}"]), RunConfig) == []
+
+
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_every_experiment_is_legal(compose_container, name: str) -> None:
+    container = compose_container([f"experiment={name}"])
+    assert differences(container, RunConfig) == []
+    parse_config(container)
+
+
+def test_the_defaults_are_legal(compose_container) -> None:
+    parse_config(compose_container(()))
+
+
+def test_one_process_without_ray_is_legal(compose_container) -> None:
+    parse_config(compose_container(["cluster=local", "rollout=hf", "learner=torch"]))
+
+
+@pytest.mark.parametrize("model", CLASSES, ids=lambda c: c.__name__)
+def test_no_default_is_in_code(model: type[Group]) -> None:
+    assert [name for name, field in model.model_fields.items() if not field.is_required()] == []
+
+
+@pytest.mark.parametrize("model", CLASSES, ids=lambda c: c.__name__)
+def test_every_class_is_frozen_documented_and_closed(model: type[Group]) -> None:
+    assert model.model_config["frozen"] is True
+    assert model.model_config["extra"] == "forbid"
+    assert model.__doc__
