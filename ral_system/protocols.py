@@ -10,7 +10,16 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
-from ral_system.types import Completion, Prompt, RewardResult, Sampling, TrainPlan, WeightManifest
+from ral_system.types import (
+    Completion,
+    Prompt,
+    RewardResult,
+    Sample,
+    Sampling,
+    TrainPlan,
+    VisualAttention,
+    WeightManifest,
+)
 
 Ref = Any
 
@@ -64,6 +73,10 @@ class Learner(Protocol):
 
     def fit(self, plan: TrainPlan, index: int) -> Mapping[str, float]:
         """The plan's `index`-th optimiser update with the supervised objective (cross-entropy of the responses)."""
+        ...
+
+    def look(self, samples: Sequence[Sample]) -> Mapping[str, VisualAttention]:
+        """Where the rows of each sample's answer look on its picture; sample id → map. For pictures, not training."""
         ...
 
     def publish(self, version: int) -> tuple[WeightManifest, Ref]:

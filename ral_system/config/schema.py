@@ -16,6 +16,7 @@ NonNegativeFloat = Annotated[float, Field(ge=0)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 
 ResponseFormat = Literal["think_answer", "answer_only"]
+Stage = Literal["perceive", "sft", "rl"]
 Dtype = Literal["float32", "bfloat16"]
 
 
@@ -46,10 +47,14 @@ class ModelConfig(Group):
 class DataConfig(Group):
     """Visual search: generated mosaics and questions."""
 
+    seed: NonNegative
+    """Seed of the generated pictures and questions; apart from the run's seed, so that runs can share the data."""
     grid: Annotated[int, Field(ge=2, le=8)]
     """Cells per side; grid² visual tokens."""
     objects: Annotated[int, Field(ge=2)]
     """Filled cells: the target and objects - 1 distractors."""
+    train_records: Positive
+    """Training pictures and questions; every stage goes through them again when they run out."""
     digits: bool
     """Mix real handwritten digits with the drawn shapes."""
     system_prompt: str
@@ -224,6 +229,8 @@ class RunConfig(Group):
     seed: NonNegative
     resume: Literal["auto", "never"]
     """auto continues from the newest complete checkpoint; never refuses a folder that has one."""
+    stages: Annotated[list[Stage], Field(min_length=1)]
+    """What `ral-train` runs, in this order."""
     start_model: str | None
     """Folder to start the first requested stage from, instead of the preceding stage's result in this run."""
     model: ModelConfig

@@ -16,8 +16,7 @@ def parse_config(container: Mapping[str, Any]) -> RunConfig:
     try:
         config = RunConfig.model_validate(container)
     except ValidationError as error:
-        problems = "; ".join(_one_problem(e) for e in error.errors())
-        raise ConfigError(problems) from None
+        raise ConfigError("; ".join(_one_problem(e) for e in error.errors())) from None
     problems = [*_illegal_combinations(config)]
     if problems:
         raise ConfigError("; ".join(problems))

@@ -50,7 +50,7 @@ class Cell:
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """One scene with one question. `caption` names every cell in raster order; `thought` names the cells that matter."""
+    """One scene with one question. `thought` names the cells that matter; the captions name every cell."""
 
     index: int
     split: Split
@@ -59,6 +59,9 @@ class Record:
     thought: str
     answer: str
     caption: str
+    """In raster order."""
+    shuffled_caption: str
+    """In random order: to learn from it, a position's name must be bound to the place, not to the turn."""
     image: Image.Image
 
 
@@ -93,8 +96,9 @@ class VisualSearch:
                 break
         question, thought, answer = asked
         image = self._draw(cells, split, rng)
-        caption = " ".join(f"{p} {cells[p].words if p in cells else EMPTY}" for p in self._positions())
-        return Record(index, split, kind, question, thought, answer, caption, image)
+        captions = [f"{p} {cells[p].words if p in cells else EMPTY}" for p in self._positions()]
+        shuffled = [captions[i] for i in rng.permutation(len(captions))]
+        return Record(index, split, kind, question, thought, answer, " ".join(captions), " ".join(shuffled), image)
 
     def _positions(self) -> list[str]:
         return [position_name(row, column) for row in range(self.grid) for column in range(self.grid)]
@@ -119,7 +123,9 @@ class VisualSearch:
             for column in range(self.grid):
                 cell = cells.get(position_name(row, column))
                 if cell is not None:
-                    glyph = _digit_mask(cell.thing, split, rng) if cell.thing in DIGITS else _shape_mask(cell.thing, rng)
+                    glyph = (
+                        _digit_mask(cell.thing, split, rng) if cell.thing in DIGITS else _shape_mask(cell.thing, rng)
+                    )
                     image.paste(COLOURS[cell.colour], (column * CELL_PX, row * CELL_PX), glyph)
         return image
 
@@ -132,17 +138,49 @@ def position_name(row: int, column: int) -> str:
 def words() -> list[str]:
     """Every word that questions, thoughts, answers and captions are made of, for building a tokenizer."""
     positions = [position_name(row, column) for row in range(MAX_GRID) for column in range(MAX_GRID)]
-    grammar = "what colour is the at ? where how many are there s more or same none , : larger digit describe image".split()
-    vocabulary = [*grammar, EMPTY, *COLOURS, *SHAPES, *DIGITS, *(str(n) for n in range(10, MAX_GRID**2 + 1)), *positions]
+    grammar = [
+        "what",
+        "colour",
+        "is",
+        "the",
+        "at",
+        "?",
+        "where",
+        "how",
+        "many",
+        "are",
+        "there",
+        "s",
+        "more",
+        "or",
+        "same",
+        ",",
+        ":",
+        "describe",
+        "image",
+        "in",
+        "any",
+        "order",
+    ]
+    vocabulary = [
+        *grammar,
+        EMPTY,
+        *COLOURS,
+        *SHAPES,
+        *DIGITS,
+        *(str(n) for n in range(10, MAX_GRID**2 + 1)),
+        *positions,
+    ]
     return list(dict.fromkeys(vocabulary))
-
-
-CAPTION_QUESTION = "describe the image"
 
 
 def _scene_split(cells: dict[str, Cell]) -> Split:
     content = ";".join(f"{position}={cell.words}" for position, cell in sorted(cells.items()))
     return "held_out" if hashlib.sha256(content.encode()).digest()[0] % _HELD_OUT_SHARE == 0 else "train"
+
+
+CAPTION_QUESTION = "describe the image"
+SHUFFLED_CAPTION_QUESTION = "describe the image in any order"
 
 
 # --- questions: (cells, rng) -> (question, thought, answer), or None when the scene does not admit the question ------

@@ -6,7 +6,6 @@ words of `data.visual_search` and the Qwen chat markers; a grid cell of 28 px is
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -32,6 +31,10 @@ SPECIAL_TOKENS = (
 )
 TAGS = ("<think>", "</think>", "<answer>", "</answer>")
 ROLES = ("system", "user", "assistant")
+
+# The light background of the mosaics maps to 0 and every glyph to one sign, so that shapes show regardless of colour.
+PIXEL_MEAN = [0.94, 0.94, 0.94]
+PIXEL_STD = [0.25, 0.25, 0.25]
 
 CHAT_TEMPLATE = (
     "{% for message in messages %}<|im_start|>{{ message['role'] }} "
@@ -67,7 +70,9 @@ def build_tokenizer(words: Iterable[str]) -> PreTrainedTokenizerFast:
     return tokenizer
 
 
-def build_config(tokenizer: PreTrainedTokenizerFast, *, hidden: int = 128, layers: int = 4, vision_layers: int = 2) -> Qwen2_5_VLConfig:
+def build_config(
+    tokenizer: PreTrainedTokenizerFast, *, hidden: int = 128, layers: int = 4, vision_layers: int = 2
+) -> Qwen2_5_VLConfig:
     """A Qwen2.5-VL config with head dimension 32 (the smallest that vLLM serves) and grouped key heads."""
     heads = hidden // 32
     token_id = tokenizer.convert_tokens_to_ids
@@ -83,6 +88,7 @@ def build_config(tokenizer: PreTrainedTokenizerFast, *, hidden: int = 128, layer
         "bos_token_id": None,
         "eos_token_id": tokenizer.eos_token_id,
         "pad_token_id": tokenizer.pad_token_id,
+        "initializer_range": hidden**-0.5,
     }
     vision = {
         "depth": vision_layers,
@@ -91,6 +97,7 @@ def build_config(tokenizer: PreTrainedTokenizerFast, *, hidden: int = 128, layer
         "num_heads": heads,
         "out_hidden_size": hidden,
         "fullatt_block_indexes": list(range(vision_layers)),
+        "initializer_range": hidden**-0.5,
     }
     return Qwen2_5_VLConfig(
         text_config=text,
@@ -117,8 +124,8 @@ def build_tiny_model(
     model.save_pretrained(folder)
     size = {"shortest_edge": 56 * 56, "longest_edge": 28 * 28 * 1280}
     processor = Qwen2_5_VLProcessor(
-        image_processor=Qwen2VLImageProcessor(size=size),
-        video_processor=Qwen2VLVideoProcessor(size=size),
+        image_processor=Qwen2VLImageProcessor(size=size, image_mean=PIXEL_MEAN, image_std=PIXEL_STD),
+        video_processor=Qwen2VLVideoProcessor(size=size, image_mean=PIXEL_MEAN, image_std=PIXEL_STD),
         tokenizer=tokenizer,
         chat_template=CHAT_TEMPLATE,
     )

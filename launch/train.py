@@ -1,0 +1,70 @@
+"""`ral-train`: perceive, sft and rl, one after the other; `ral-perceive`, `ral-sft` and `ral-rl`: one of them.
+
+Joins the controller with the roles that `cluster=` asks for, in process or on Ray. Interrupted runs continue with the
+same command.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from launch.cli import run_with_config
+from ral_system.config.schema import RunConfig, Stage
+
+
+def main() -> None:
+    """The configured stages, by default perceive, sft and rl."""
+    run_with_config(lambda config: run_stages(config, config.stages), doc=main.__doc__ or "")
+
+
+def perceive() -> None:
+    """Learn to see by dense captioning."""
+    run_with_config(lambda config: run_stages(config, ("perceive",)), doc=perceive.__doc__ or "")
+
+
+def sft() -> None:
+    """The think-and-answer cold start."""
+    run_with_config(lambda config: run_stages(config, ("sft",)), doc=sft.__doc__ or "")
+
+
+def rl() -> None:
+    """Reinforced Attention Learning from a cold-started model."""
+    run_with_config(lambda config: run_stages(config, ("rl",)), doc=rl.__doc__ or "")
+
+
+def run_stages(config: RunConfig, stages: Sequence[Stage]) -> None:
+    """Run the given stages in order, skipping those that are complete. Heavy imports happen here, after parsing."""
+    from ral_system.observability.quiet import silence_third_party
+
+    silence_third_party()
+    from ral_system.controller.run_folder import STAGES, RunFolder
+    from ral_system.controller.start import first_model, run_stage
+    from ral_system.controller.summary import write_summary
+    from ral_system.observability.report import write_report
+
+    folder = RunFolder((Path(config.runs_dir) / config.name).resolve())
+    folder.open(config)
+    began = time.monotonic()
+    for stage in STAGES:
+        if stage in stages and folder.result(stage) is None:
+            run_stage(config, folder, stage, first_model(config, folder, stage, stages), role_factory(config))
+            write_summary(config, folder)
+            write_report(folder.root)
+    print(f"{folder.root}/report.html, summary.json and model/ are written ({time.monotonic() - began:.0f} s)")
+
+
+def role_factory(config: RunConfig):  # type: ignore[no-untyped-def]
+    """The class that starts a stage's roles on the configured cluster."""
+    if config.cluster.kind == "local":
+        from ral_system.controller.in_process import InProcessRoles
+
+        return InProcessRoles
+    from actors.roles import RayRoles
+
+    return RayRoles
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,60 @@
+"""Held-out evaluation: generate greedily, judge, count."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from ral_system.protocols import Generator, Rewarder
+from ral_system.types import Prompt, RewardStatus, Rollout, Sampling
+
+
+@dataclass(frozen=True, slots=True)
+class Evaluation:
+    """What a policy achieved on a set of prompts."""
+
+    rollouts: tuple[Rollout, ...]
+    """One per prompt, in the prompts' order; advantage 0."""
+
+    @property
+    def accuracy(self) -> float:
+        """Share of prompts answered correctly; a verdict that was not reached counts as wrong."""
+        return _mean([r.reward.parts.get("correctness", 0.0) for r in self.rollouts])
+
+    @property
+    def format_rate(self) -> float:
+        """Share of responses that follow the template."""
+        return _mean([r.reward.parts.get("format", 0.0) for r in self.rollouts])
+
+    def metrics(self) -> dict[str, float]:
+        """Accuracy overall and by question kind, format rate, response length, verdicts not reached."""
+        by_kind: dict[str, list[float]] = defaultdict(list)
+        for rollout in self.rollouts:
+            by_kind[rollout.prompt.kind].append(rollout.reward.parts.get("correctness", 0.0))
+        return {
+            "eval/accuracy": self.accuracy,
+            "eval/format_rate": self.format_rate,
+            "eval/questions": float(len(self.rollouts)),
+            "eval/length_mean": _mean([float(len(r.completion.token_ids)) for r in self.rollouts]),
+            "eval/unjudged": float(sum(r.reward.status is not RewardStatus.OK for r in self.rollouts)),
+            **{f"eval/accuracy/{kind}": _mean(values) for kind, values in sorted(by_kind.items())},
+        }
+
+
+def evaluate(generator: Generator, rewarder: Rewarder, prompts: Sequence[Prompt], *, max_new_tokens: int) -> Evaluation:
+    """Greedy completions of `prompts`, judged like rollouts."""
+    by_id = {prompt.id: prompt for prompt in prompts}
+    sampling = Sampling(completions=1, temperature=0.0, max_new_tokens=max_new_tokens, seed=0)
+    completions = {}
+    for completion in generator.generate(prompts, sampling):
+        rewarder.submit(completion, by_id[completion.prompt_id])
+        completions[completion.prompt_id] = completion
+    verdicts = rewarder.collect()
+    return Evaluation(
+        tuple(Rollout(p, completions[p.id], verdicts[completions[p.id].id], advantage=0.0) for p in prompts)
+    )
+
+
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values) if values else 0.0

@@ -1,0 +1,93 @@
+"""All roles in this process: no Ray, vLLM or DeepSpeed. Slow, exact, deterministic; for debugging, or a bare GPU box."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+
+import torch
+
+from ral_system.config.schema import RunConfig, Stage
+from ral_system.data.media import MediaStore
+from ral_system.models.loading import media_token_ids
+from ral_system.protocols import Ref
+from ral_system.rewards.pool import RewardPool
+from ral_system.rollout.hf_generator import HfEngine
+from ral_system.training.learner_rank import LearnerRank
+from ral_system.training.scorer import FrozenScorer
+from ral_system.types import Completion, Prompt, Sample, Sampling, TrainPlan, VisualAttention, WeightManifest
+
+
+class InProcessRoles:
+    """`protocols.Roles` for `cluster=local`: a Hugging Face generator, a torch learner, one verifier pool."""
+
+    def __init__(self, config: RunConfig, stage: Stage, model_folder: Path, run_folder: Path) -> None:
+        if not torch.cuda.is_available():
+            torch.set_num_threads(config.cluster.threads_per_process)
+        media = MediaStore(run_folder / "media")
+        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self.rewarder = RewardPool(config.reward, config.algorithm.response_format)
+        self.generator = _Generator(
+            HfEngine(model_folder, config.rollout, media, media_token_ids(model_folder), config.seed, device.type)
+        )
+        self.learner = _Learner(LearnerRank(config, model_folder, media, rank=0, world_size=1, stage=stage))
+        needs_reference = stage == "rl" and config.algorithm.kl.coefficient > 0
+        self.reference = _Scorer(FrozenScorer(config, model_folder, media)) if needs_reference else None
+
+    def close(self) -> None:
+        """End the verifier processes."""
+        self.rewarder.close()
+
+
+class _Generator:
+    def __init__(self, engine: HfEngine) -> None:
+        self._engine = engine
+
+    def generate(self, prompts: Sequence[Prompt], sampling: Sampling) -> Iterator[Completion]:
+        return self._engine.generate(prompts, sampling)
+
+    def load_weights(self, weights: Ref) -> Sequence[WeightManifest]:
+        return [self._engine.load_weights(weights)]
+
+
+class _Scorer:
+    def __init__(self, scorer: FrozenScorer) -> None:
+        self._scorer = scorer
+
+    def score(self, plan: TrainPlan) -> Sequence[Ref]:
+        return [self._scorer.score(plan.rank_samples(0))]
+
+
+class _Learner:
+    world_size = 1
+
+    def __init__(self, rank: LearnerRank) -> None:
+        self._rank = rank
+
+    def score(self, plan: TrainPlan) -> Sequence[Ref]:
+        return [self._rank.score(plan.rank_samples(0))]
+
+    def update(
+        self, plan: TrainPlan, index: int, behaviour: Sequence[Ref], reference: Sequence[Ref] | None
+    ) -> Mapping[str, float]:
+        return self._rank.update(plan.updates[index], behaviour[0], reference[0] if reference else None)
+
+    def fit(self, plan: TrainPlan, index: int) -> Mapping[str, float]:
+        return self._rank.fit(plan.updates[index])
+
+    def look(self, samples: Sequence[Sample]) -> Mapping[str, VisualAttention]:
+        return self._rank.look(samples)
+
+    def publish(self, version: int) -> tuple[WeightManifest, Ref]:
+        weights = self._rank.publish(version)
+        assert weights is not None, "the only rank is rank 0"
+        return weights.manifest, weights
+
+    def save_model(self, folder: Path) -> None:
+        self._rank.save_model(folder)
+
+    def save(self, folder: Path) -> None:
+        self._rank.save(folder)
+
+    def load(self, folder: Path) -> None:
+        self._rank.load(folder)

@@ -1,0 +1,158 @@
+"""One training step of Reinforced Attention Learning, in the order of the algorithm.
+
+    prompts ─► rollout engines (mu) ─► rewards ─► group advantages
+                    ▲                                  │
+                    │ weights, version + 1             ▼
+              K inner updates ◄── old log-probs and attention (learner), reference log-probs (scorer)
+
+Tensors travel from role to role by reference; this file sees scalars and token ids.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+from ral_system.algorithms.advantages import group_normalised
+from ral_system.config.schema import RunConfig
+from ral_system.errors import GateError
+from ral_system.observability.progress import PhaseTimer
+from ral_system.protocols import Roles
+from ral_system.sync.publish import publish_weights
+from ral_system.training.plan import plan_updates
+from ral_system.types import Completion, Prompt, RewardResult, RewardStatus, Rollout, Sampling
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """What one step did."""
+
+    rollouts: tuple[Rollout, ...]
+    metrics: dict[str, float]
+
+
+class TrainingLoop:
+    """Runs steps against the roles. `version` counts trained batches: the weights that rollouts are made with.
+
+    `train_prompt(i)` is the i-th prompt of the endless training sequence; step s consumes the next `prompts_per_step`.
+    """
+
+    def __init__(
+        self, config: RunConfig, roles: Roles, train_prompt: Callable[[int], Prompt], timer: PhaseTimer
+    ) -> None:
+        self._config = config
+        self._roles = roles
+        self._train_prompt = train_prompt
+        self._timer = timer
+        self.version = 0
+        self.next_prompt = 0
+
+    def publish(self) -> None:
+        """Give the rollout engines the learner's weights; call once before the first step and after a resume."""
+        with self._timer.phase("sync"):
+            publish_weights(self._roles.learner, self._roles.generator, self.version)
+
+    def step(self) -> Step:
+        """One rollout batch: generate, judge, score, update K times, publish."""
+        algorithm, learner = self._config.algorithm, self._roles.learner
+
+        prompts = [self._train_prompt(self.next_prompt + i) for i in range(algorithm.prompts_per_step)]
+        completions, verdicts = self._generate_and_judge(prompts)
+        rollouts = self._with_advantages(prompts, completions, verdicts)
+
+        plan = plan_updates(
+            [rollout.sample() for rollout in rollouts],
+            updates=algorithm.updates_per_step,
+            world_size=learner.world_size,
+            micro_batch=self._config.learner.micro_batch,
+        )
+        with self._timer.phase("score"):
+            reference = self._roles.reference.score(plan) if self._roles.reference else None
+            behaviour = learner.score(plan)
+        with self._timer.phase("update"):
+            updates = [learner.update(plan, k, behaviour, reference) for k in range(algorithm.updates_per_step)]
+
+        self.version += 1
+        self.publish()
+        metrics = {**rollout_metrics(rollouts), **update_metrics(updates), "prompts/first": float(self.next_prompt)}
+        self.next_prompt += len(prompts)
+        metrics |= {"prompts/end": float(self.next_prompt), "learner/version": float(self.version)}
+        metrics |= self._timer.drain()
+        metrics["rollout/tokens_per_s"] = sum(len(c.token_ids) for c in completions) / metrics["time/rollout_s"]
+        return Step(tuple(rollouts), metrics)
+
+    def _generate_and_judge(self, prompts: Sequence[Prompt]) -> tuple[list[Completion], dict[str, RewardResult]]:
+        """Rewards are computed while generation goes on; only what is left of them is waited for."""
+        by_id = {prompt.id: prompt for prompt in prompts}
+        sampling = Sampling(
+            completions=self._config.algorithm.completions_per_prompt,
+            temperature=self._config.rollout.temperature,
+            max_new_tokens=self._config.rollout.max_new_tokens,
+            seed=step_seed(self._config.seed, self.version),
+        )
+        completions = []
+        with self._timer.phase("rollout"):
+            for completion in self._roles.generator.generate(prompts, sampling):
+                if completion.weight_version != self.version:
+                    raise GateError(
+                        f"sample {completion.id}: made with weights {completion.weight_version}, "
+                        f"but the learner is at {self.version}"
+                    )
+                self._roles.rewarder.submit(completion, by_id[completion.prompt_id])
+                completions.append(completion)
+        with self._timer.phase("reward"):
+            verdicts = dict(self._roles.rewarder.collect())
+        return completions, verdicts
+
+    def _with_advantages(
+        self, prompts: Sequence[Prompt], completions: Sequence[Completion], verdicts: dict[str, RewardResult]
+    ) -> list[Rollout]:
+        """Group by prompt, in a fixed order whatever order completions finished in."""
+        groups: dict[str, list[Completion]] = defaultdict(list)
+        for completion in completions:
+            groups[completion.prompt_id].append(completion)
+        rollouts = []
+        for prompt in prompts:
+            group = sorted(groups[prompt.id], key=lambda c: c.index)
+            if len(group) != self._config.algorithm.completions_per_prompt:
+                raise GateError(f"prompt {prompt.id}: {len(group)} completions came back")
+            results = [verdicts[c.id] for c in group]
+            advantages = group_normalised([r.total if r.status is RewardStatus.OK else None for r in results])
+            rollouts += [Rollout(prompt, c, r, a) for c, r, a in zip(group, results, advantages, strict=True)]
+        return rollouts
+
+
+def step_seed(seed: int, version: int) -> int:
+    """The sampling seed of one step: a pure function of run seed and weight version."""
+    return int.from_bytes(hashlib.sha256(f"{seed}/{version}".encode()).digest()[:6])
+
+
+def rollout_metrics(rollouts: Sequence[Rollout]) -> dict[str, float]:
+    """Means over the batch: reward parts and total over verdicts reached, lengths, share of groups without signal."""
+    judged = [r.reward for r in rollouts if r.reward.status is RewardStatus.OK]
+    names = sorted({name for reward in judged for name in reward.parts})
+    lengths = [len(r.completion.token_ids) for r in rollouts]
+    groups: dict[str, set[float]] = defaultdict(set)
+    for rollout in rollouts:
+        groups[rollout.prompt.id].add(rollout.advantage)
+    return {
+        **{f"reward/{name}": sum(r.parts[name] for r in judged) / len(judged) for name in names},
+        "reward/total": sum(r.total for r in judged) / max(1, len(judged)),
+        "reward/unjudged": float(len(rollouts) - len(judged)),
+        "rollout/length_mean": sum(lengths) / len(lengths),
+        "rollout/truncated": sum(r.completion.finish_reason == "length" for r in rollouts) / len(rollouts),
+        "rollout/tokens": float(sum(lengths)),
+        "rollout/groups_without_signal": sum(a == {0.0} for a in groups.values()) / len(groups),
+    }
+
+
+def update_metrics(updates: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """Mean over the K updates; maxima stay maxima. The last update's attention divergence is kept beside the mean."""
+    combined = {
+        name: max(u[name] for u in updates) if name.endswith("_max") else sum(u[name] for u in updates) / len(updates)
+        for name in updates[0]
+    }
+    last = {f"{name}_last": updates[-1][name] for name in ("attention/jsd_positive", "attention/jsd_negative")}
+    return combined | last

@@ -1,0 +1,93 @@
+"""What a run leaves under `runs/<name>/`, by name; and the rules for continuing it."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from ral_system.config.schema import RunConfig, Stage
+from ral_system.errors import ConfigError
+from ral_system.observability.jsonl import write_atomically
+
+STAGES: tuple[Stage, ...] = ("perceive", "sft", "rl")
+
+MAY_CHANGE = (
+    "resume",
+    "start_model",
+    "runs_dir",
+    "algorithm.steps",
+    "cluster",
+    "logging",
+    "checkpoint",
+    "evaluation",
+    "stages",
+)
+"""Config paths that may differ between a run and its continuation."""
+
+
+class RunFolder:
+    """Paths of one run. A stage is complete when its result folder exists: it is renamed into place, whole."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.config = root / "config.yaml"
+        self.media = root / "media"
+        self.logs = root / "logs"
+        self.checkpoints = root / "checkpoints"
+        self.summary = root / "summary.json"
+        self.start_model = root / "models" / "start"
+
+    def model(self, stage: Stage) -> Path:
+        """Where a stage leaves its model: `model/` for the last stage, `models/<stage>/` before it."""
+        return self.root / "model" if stage == "rl" else self.root / "models" / stage
+
+    def result(self, stage: Stage) -> dict[str, Any] | None:
+        """What a complete stage recorded, or None when it is not complete."""
+        file = self.model(stage) / "stage.json"
+        return json.loads(file.read_text()) if file.is_file() else None
+
+    def complete(self, stage: Stage, result: Mapping[str, Any], save_model: Callable[[Path], None]) -> None:
+        """Write a stage's model and result, then move them into place at once."""
+        target = self.model(stage)
+        partial = target.with_name(f".partial_{target.name}")
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
+        save_model(partial)
+        (partial / "stage.json").write_text(json.dumps(result, indent=2))
+        partial.replace(target)
+
+    def open(self, config: RunConfig) -> None:
+        """Create the folder, or check that it may be continued. Raises ConfigError naming the fields that changed."""
+        now = config.model_dump(mode="json")
+        if self.config.is_file():
+            if config.resume == "never":
+                raise ConfigError(f"{self.root} holds a run already; set another name, or resume=auto to continue it")
+            changed = differing_fields(yaml.safe_load(self.config.read_text()), now)
+            if changed:
+                field, old, new = changed[0]
+                raise ConfigError(
+                    f"{self.root} was made with {field}={old!r}, now {new!r} ({len(changed)} such fields); "
+                    "set another name, or the old values to continue it"
+                )
+        self.root.mkdir(parents=True, exist_ok=True)
+        write_atomically(self.config, yaml.safe_dump(now, sort_keys=False))
+
+
+def differing_fields(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any, Any]]:
+    """Fields with different values, by dotted path, except those that may change."""
+    found: list[tuple[str, Any, Any]] = []
+    for key in sorted(old.keys() | new.keys()):
+        path = f"{prefix}{key}"
+        if path in MAY_CHANGE:
+            continue
+        a, b = old.get(key), new.get(key)
+        if isinstance(a, Mapping) and isinstance(b, Mapping):
+            found += differing_fields(a, b, f"{path}.")
+        elif a != b:
+            found.append((path, a, b))
+    return found

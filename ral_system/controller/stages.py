@@ -1,0 +1,197 @@
+"""The stages of a run: perceive and sft imitate demonstrations, rl runs the training loop. All resume."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from ral_system.config.schema import RunConfig, Stage, SupervisedConfig
+from ral_system.controller.checkpoint import Checkpoints
+from ral_system.controller.evaluate import Evaluation, evaluate
+from ral_system.controller.loop import TrainingLoop
+from ral_system.controller.run_folder import RunFolder
+from ral_system.data.prompts import SupervisedStage, VisualSearchPrompts
+from ral_system.observability.metrics import MetricsLog, Phase, RolloutLog
+from ral_system.observability.progress import PhaseTimer, StageProgress
+from ral_system.observability.report import write_report
+from ral_system.protocols import Roles
+from ral_system.sync.publish import publish_weights
+from ral_system.training.plan import plan_updates
+from ral_system.types import Prompt
+
+SHOWN_QUESTIONS = 10
+"""Held-out questions whose attention is drawn in the report before and after RL: two of each kind."""
+
+
+@dataclass
+class StageContext:
+    """What every stage needs."""
+
+    config: RunConfig
+    folder: RunFolder
+    prompts: VisualSearchPrompts
+    roles: Roles
+    metrics: MetricsLog
+    rollouts: RolloutLog
+    timer: PhaseTimer
+    progress: StageProgress
+
+    def evaluate(self, prompts: list[Prompt]) -> Evaluation:
+        """Greedy evaluation with the engines' current weights."""
+        with self.timer.phase("evaluate"):
+            return evaluate(
+                self.roles.generator, self.roles.rewarder, prompts, max_new_tokens=self.config.rollout.max_new_tokens
+            )
+
+    def questions(self, count: int) -> list[Prompt]:
+        """The first `count` held-out questions; kinds take turns."""
+        return [self.prompts.question("held_out", i) for i in range(count)]
+
+
+def run_supervised(context: StageContext, stage: SupervisedStage) -> None:
+    """Imitate demonstrations until the held-out score reaches `stop_at` or the steps run out."""
+    config, learner = context.config, context.roles.learner
+    settings: SupervisedConfig = getattr(config, stage)
+    draw = context.prompts.caption if stage == "perceive" else context.prompts.question
+    held_out = [draw("held_out", i) for i in range(config.evaluation.stage_questions)]
+    clock = _StageClock()
+    checkpoints, step, state = _resume(context, stage)
+    clock.spent = state.get("wall_s", 0.0)
+    accuracy = state.get("accuracy", 0.0)
+
+    with context.progress as progress:
+        while step < settings.max_steps and accuracy < settings.stop_at:
+            with context.timer.phase("data"):
+                first = step * settings.batch
+                demonstrations = [context.prompts.demonstration(stage, first + i) for i in range(settings.batch)]
+                plan = plan_updates(
+                    demonstrations, updates=1, world_size=learner.world_size, micro_batch=config.learner.micro_batch
+                )
+            with context.timer.phase("update"):
+                metrics = dict(learner.fit(plan, 0))
+            step += 1
+            if step == settings.max_steps or (step >= settings.evaluate_from and step % settings.evaluate_every == 0):
+                with context.timer.phase("sync"):
+                    publish_weights(learner, context.roles.generator, step)
+                evaluation = context.evaluate(held_out)
+                accuracy = evaluation.accuracy
+                metrics |= evaluation.metrics()
+            context.metrics.write(stage, step, metrics | context.timer.drain())
+            progress.update(step, metrics)
+            if step % config.checkpoint.every == 0:
+                _save(context, checkpoints, step, {"accuracy": accuracy, "wall_s": clock.total()})
+    result = {"steps": step, "held_out_accuracy": accuracy, "wall_s": clock.total(), "phases_s": context.timer.totals()}
+    context.folder.complete(stage, result, learner.save_model)
+    checkpoints.clear()
+
+
+def run_rl(context: StageContext) -> None:
+    """Evaluate, train for `algorithm.steps` steps, evaluate again; look at the same pictures before and after."""
+    config = context.config
+    clock = _StageClock()
+    checkpoints, step, state = _resume(context, "rl")
+    loop = TrainingLoop(config, context.roles, lambda i: context.prompts.question("train", i), context.timer)
+    loop.version, loop.next_prompt = state.get("version", 0), state.get("next_prompt", 0)
+    clock.spent = state.get("wall_s", 0.0)
+    totals: dict[str, float] = state.get("totals", {})
+    before: dict[str, float] | None = state.get("before")
+    loop.publish()
+
+    with context.progress as progress:
+        if before is None:
+            before = _evaluate_and_look(context, 0, "before_rl")
+            context.metrics.write("rl", 0, before | context.timer.drain())
+            _save(context, checkpoints, 0, {"before": before, "wall_s": clock.total()})
+        progress.update(step, before)
+        while step < config.algorithm.steps:
+            result = loop.step()
+            step += 1
+            metrics = result.metrics
+            if config.evaluation.every and step % config.evaluation.every == 0 and step < config.algorithm.steps:
+                metrics |= context.evaluate(context.questions(config.evaluation.every_questions)).metrics()
+                metrics |= context.timer.drain()
+            totals = _add_to_totals(totals, metrics)
+            context.metrics.write("rl", step, metrics)
+            for rollout in result.rollouts[: config.logging.rollouts_per_step]:
+                context.rollouts.write("rl", step, "train", rollout)
+            progress.update(step, metrics)
+            if step % config.checkpoint.every == 0:
+                _save(
+                    context,
+                    checkpoints,
+                    step,
+                    {
+                        "version": loop.version,
+                        "next_prompt": loop.next_prompt,
+                        "before": before,
+                        "totals": totals,
+                        "wall_s": clock.total(),
+                    },
+                )
+            if step % config.logging.report_every == 0:
+                write_report(context.folder.root)
+        after = _evaluate_and_look(context, step, "after_rl")
+        context.metrics.write("rl", step, after | context.timer.drain())
+    outcome = {
+        "steps": step,
+        "held_out_accuracy_before": before["eval/accuracy"],
+        "held_out_accuracy": after["eval/accuracy"],
+        "format_rate": after["eval/format_rate"],
+        **totals,
+        "wall_s": clock.total(),
+        "phases_s": context.timer.totals(),
+    }
+    context.folder.complete("rl", outcome, context.roles.learner.save_model)
+    checkpoints.clear()
+
+
+def _evaluate_and_look(context: StageContext, step: int, phase: Phase) -> dict[str, float]:
+    """Full evaluation; the first questions go to the rollout log with where their answers look."""
+    evaluation = context.evaluate(context.questions(context.config.evaluation.questions))
+    shown = evaluation.rollouts[:SHOWN_QUESTIONS]
+    with context.timer.phase("look"):
+        views = context.roles.learner.look([rollout.sample() for rollout in shown])
+    for rollout in shown:
+        context.rollouts.write("rl", step, phase, rollout, views[rollout.completion.id].array())
+    return evaluation.metrics()
+
+
+def _add_to_totals(totals: dict[str, float], metrics: dict[str, float]) -> dict[str, float]:
+    """Running figures of the RL stage for summary.json."""
+    return {
+        "max_abs_logprob_diff": max(totals.get("max_abs_logprob_diff", 0.0), metrics["gate/log_prob_diff_max"]),
+        "rollout_tokens": totals.get("rollout_tokens", 0.0) + metrics["rollout/tokens"],
+        "rollout_s": totals.get("rollout_s", 0.0) + metrics["time/rollout_s"],
+    }
+
+
+def _resume(context: StageContext, stage: Stage) -> tuple[Checkpoints, int, dict[str, Any]]:
+    """Load the newest checkpoint, if any, and drop what was logged after it."""
+    checkpoints = Checkpoints(context.folder.checkpoints / stage, context.config.checkpoint.keep)
+    newest = checkpoints.newest()
+    step, state = (newest.step, dict(newest.state)) if newest else (0, {})
+    if newest:
+        context.roles.learner.load(newest.folder / "learner")
+    context.metrics.truncate(stage, step)
+    context.rollouts.truncate(stage, step if newest else -1)
+    return checkpoints, step, state
+
+
+def _save(context: StageContext, checkpoints: Checkpoints, step: int, state: dict[str, Any]) -> None:
+    with context.timer.phase("checkpoint"):
+        checkpoints.save(step, state, lambda folder: context.roles.learner.save(folder / "learner"))
+
+
+class _StageClock:
+    """Wall time of a stage over all its sessions."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._start = clock()
+        self.spent = 0.0
+
+    def total(self) -> float:
+        """Seconds: this session's and those before the last resume."""
+        return self.spent + self._clock() - self._start

@@ -1,0 +1,37 @@
+"""`summary.json`: the figures that say whether a run worked."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from ral_system.config.schema import RunConfig
+from ral_system.controller.run_folder import STAGES, RunFolder
+from ral_system.observability.jsonl import write_atomically
+
+
+def write_summary(config: RunConfig, folder: RunFolder) -> None:
+    """Write what the complete stages recorded; fields of stages that have not run are null.
+
+    A gate that fails ends the run, so a run that has a summary of its RL stage had no failure of either.
+    """
+    results = {stage: folder.result(stage) or {} for stage in STAGES}
+    rl = results["rl"]
+    summary: dict[str, Any] = {
+        "name": config.name,
+        "algorithm": config.algorithm.name,
+        "seed": config.seed,
+        "rl_steps": rl.get("steps"),
+        "held_out_questions": config.evaluation.questions,
+        "held_out_accuracy_after_sft": rl.get("held_out_accuracy_before"),
+        "held_out_accuracy_after_rl": rl.get("held_out_accuracy"),
+        "format_rate_after_rl": rl.get("format_rate"),
+        "max_abs_logprob_diff": rl.get("max_abs_logprob_diff"),
+        "prompt_id_mismatches": 0 if rl else None,
+        "weight_checksum_failures": 0 if rl else None,
+        "rollout_tokens_per_s": rl["rollout_tokens"] / rl["rollout_s"] if rl else None,
+        "wall_s": {
+            stage: {"total": result.get("wall_s"), **result.get("phases_s", {})} for stage, result in results.items()
+        },
+    }
+    write_atomically(folder.summary, json.dumps(summary, indent=2))

@@ -1,0 +1,44 @@
+"""From a question with pictures to the token ids that every engine sees."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from ral_system.types import Media, Prompt
+
+
+class ChatRenderer:
+    """Renders conversations with a model's own processor. Media placeholders are expanded here and nowhere else.
+
+    `processor` is a Hugging Face processor with a chat template, an image processor and a tokenizer.
+    """
+
+    def __init__(self, processor: Any, system_prompt: str) -> None:
+        self._processor = processor
+        self._tokenizer = processor.tokenizer
+        self._system_prompt = system_prompt
+
+    def prompt(self, *, id: str, kind: str, question: str, answer: str, media: Sequence[Media]) -> Prompt:
+        """System prompt, pictures, question and the opening of the assistant's turn, as one `Prompt`."""
+        content = [*({"type": "image"} for _ in media), {"type": "text", "text": question}]
+        messages = [{"role": "system", "content": self._system_prompt}, {"role": "user", "content": content}]
+        text = self._processor.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
+        pieces = text.split(self._processor.image_token)
+        if len(pieces) != len(media) + 1:
+            raise ValueError(f"prompt {id}: {len(pieces) - 1} image placeholders for {len(media)} images")
+        expanded = pieces[0]
+        for image, piece in zip(media, pieces[1:], strict=True):
+            expanded += self._processor.image_token * self._visual_tokens(image) + piece
+        token_ids = self._tokenizer(expanded, add_special_tokens=False)["input_ids"]
+        return Prompt(id, kind, question, answer, tuple(media), tuple(token_ids))
+
+    def response(self, text: str) -> tuple[int, ...]:
+        """Token ids of an assistant turn, its end-of-turn token included."""
+        ids = self._tokenizer(text, add_special_tokens=False)["input_ids"]
+        return (*ids, self._tokenizer.eos_token_id)
+
+    def _visual_tokens(self, image: Media) -> int:
+        processor = self._processor.image_processor
+        patches = processor.get_number_of_image_patches(image.height_px, image.width_px, {})
+        return int(patches) // processor.merge_size**2

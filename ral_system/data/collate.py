@@ -1,0 +1,100 @@
+"""Samples to tensors: one right-padded micro-batch. Suffixes: B sequences, T tokens, R response tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from ral_system.errors import DataError
+from ral_system.types import Media, MicroBatch
+
+
+@dataclass(frozen=True, slots=True)
+class TensorBatch:
+    """A micro-batch on one device. Response position r of sequence b sits at token `prompt_lengths[b] + r`."""
+
+    input_ids: Tensor
+    """int64 [B, T]"""
+    attention_mask: Tensor
+    """int64 [B, T], 1 on real tokens."""
+    token_types: Tensor
+    """int64 [B, T], 1 on image tokens (transformers' mm_token_type_ids)."""
+    pixel_values: Tensor | None
+    """[patches, features], of all images in sequence order."""
+    image_grid_thw: Tensor | None
+    """int64 [images, 3]"""
+    response_ids: Tensor
+    """int64 [B, R]"""
+    response_mask: Tensor
+    """bool [B, R]"""
+    prompt_lengths: Tensor
+    """int64 [B]"""
+    advantages: Tensor
+    """float32 [B]"""
+
+    def to(self, device: torch.device | str) -> TensorBatch:
+        """The same batch on another device."""
+        values = {f.name: getattr(self, f.name) for f in fields(self)}
+        return TensorBatch(**{k: v.to(device) if isinstance(v, Tensor) else v for k, v in values.items()})
+
+
+class Collator:
+    """Builds `TensorBatch`es with a model's own image processor.
+
+    `processor` is a Hugging Face processor; `open_image` reads a picture by reference.
+    """
+
+    def __init__(self, processor: Any, open_image: Callable[[Media], Image.Image]) -> None:
+        self._image_processor = processor.image_processor
+        self._image_token_id = processor.image_token_id
+        self._pad_id = processor.tokenizer.pad_token_id
+        self._open_image = open_image
+
+    def __call__(self, samples: MicroBatch) -> TensorBatch:
+        """Collate at least one sample. Raises DataError when a sample's image tokens do not fit its images."""
+        sequences = [(*s.prompt.token_ids, *s.response_token_ids) for s in samples]
+        lengths = [len(sequence) for sequence in sequences]
+        input_ids_BT = _pad(sequences, self._pad_id)
+        attention_mask_BT = (torch.arange(max(lengths))[None] < torch.tensor(lengths)[:, None]).long()
+        response_lengths_B = torch.tensor([len(s.response_token_ids) for s in samples])
+        response_ids_BR = _pad([s.response_token_ids for s in samples], self._pad_id)
+        pixel_values, image_grid_thw = self._images(samples)
+        return TensorBatch(
+            input_ids=input_ids_BT,
+            attention_mask=attention_mask_BT,
+            token_types=(input_ids_BT == self._image_token_id).long() * attention_mask_BT,
+            pixel_values=pixel_values,
+            image_grid_thw=image_grid_thw,
+            response_ids=response_ids_BR,
+            response_mask=torch.arange(response_ids_BR.shape[1])[None] < response_lengths_B[:, None],
+            prompt_lengths=torch.tensor([len(s.prompt.token_ids) for s in samples]),
+            advantages=torch.tensor([s.advantage for s in samples], dtype=torch.float32),
+        )
+
+    def _images(self, samples: MicroBatch) -> tuple[Tensor | None, Tensor | None]:
+        pictures = [self._open_image(media) for s in samples for media in s.prompt.media]
+        if not pictures:
+            return None, None
+        features = self._image_processor(images=pictures, return_tensors="pt")
+        grid = features["image_grid_thw"]
+        tokens_per_image = (grid.prod(-1) // self._image_processor.merge_size**2).tolist()
+        for sample in samples:
+            expected = sum(tokens_per_image[: len(sample.prompt.media)])
+            del tokens_per_image[: len(sample.prompt.media)]
+            found = (*sample.prompt.token_ids, *sample.response_token_ids).count(self._image_token_id)
+            if found != expected:
+                raise DataError(f"sample {sample.id}: {found} image tokens, but its images make {expected}")
+        return features["pixel_values"], grid
+
+
+def _pad(sequences: Sequence[Sequence[int]], pad_id: int) -> Tensor:
+    padded = np.full((len(sequences), max(map(len, sequences))), pad_id, dtype=np.int64)
+    for row, sequence in zip(padded, sequences, strict=True):
+        row[: len(sequence)] = sequence
+    return torch.from_numpy(padded)

@@ -1,0 +1,65 @@
+"""Visual-search records as prompts for RL and demonstrations for the supervised stages."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from ral_system.config.schema import DataConfig, ResponseFormat
+from ral_system.data.chat import ChatRenderer
+from ral_system.data.media import MediaStore
+from ral_system.data.visual_search import CAPTION_QUESTION, SHUFFLED_CAPTION_QUESTION, Record, Split, VisualSearch
+from ral_system.types import Prompt, Sample
+
+SupervisedStage = Literal["perceive", "sft"]
+
+
+class VisualSearchPrompts:
+    """Prompt `i` of a split is a pure function of (data seed, split, i); its picture is stored when drawn.
+
+    Records repeat after `config.train_records`, so that pictures are drawn and stored once.
+    """
+
+    def __init__(
+        self, config: DataConfig, renderer: ChatRenderer, media: MediaStore, *, format: ResponseFormat
+    ) -> None:
+        self._source = VisualSearch(config.seed, config.grid, config.objects, config.digits)
+        self._train_records = config.train_records
+        self._renderer = renderer
+        self._media = media
+        self._format = format
+
+    def question(self, split: Split, index: int) -> Prompt:
+        """The `index`-th question of `split`, to be answered."""
+        record = self._record(split, index)
+        return self._prompt(record, record.kind, record.question, record.answer, suffix="")
+
+    def caption(self, split: Split, index: int) -> Prompt:
+        """The `index`-th picture of `split`, to be described cell by cell in raster order."""
+        record = self._record(split, index)
+        return self._prompt(record, "caption", CAPTION_QUESTION, record.caption, suffix="/caption")
+
+    def demonstration(self, stage: SupervisedStage, index: int) -> Sample:
+        """The `index`-th training example of a supervised stage: a prompt with the response to imitate."""
+        record = self._record("train", index)
+        if stage == "perceive" and index % 2:
+            text = record.shuffled_caption
+            prompt = self._prompt(record, "caption", SHUFFLED_CAPTION_QUESTION, text, suffix="/shuffled")
+            response = f"<answer> {text} </answer>"
+        elif stage == "perceive":
+            prompt, response = self.caption("train", index), f"<answer> {record.caption} </answer>"
+        else:
+            thought = f"<think> {record.thought} </think> " if self._format == "think_answer" else ""
+            prompt, response = self.question("train", index), f"{thought}<answer> {record.answer} </answer>"
+        return Sample(prompt.id, prompt, self._renderer.response(response))
+
+    def _record(self, split: Split, index: int) -> Record:
+        return self._source.record(split, index % self._train_records if split == "train" else index)
+
+    def _prompt(self, record: Record, kind: str, question: str, answer: str, *, suffix: str) -> Prompt:
+        return self._renderer.prompt(
+            id=f"{record.split}/{record.index}{suffix}",
+            kind=kind,
+            question=question,
+            answer=answer,
+            media=(self._media.put(record.image),),
+        )

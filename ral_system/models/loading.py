@@ -1,0 +1,58 @@
+"""Loading models and processors from Hugging Face folders or hub names; errors are one line."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor, PreTrainedModel
+from transformers.utils import logging as transformers_logging
+
+from ral_system.attention.probe import IMPLEMENTATION
+from ral_system.config.schema import Dtype
+from ral_system.errors import SetupError
+
+transformers_logging.disable_progress_bar()
+
+TORCH_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+
+
+def load_model(folder: Path | str, *, dtype: Dtype, device: torch.device | str = "cpu") -> PreTrainedModel:
+    """A vision-language model whose attention can be probed, in evaluation mode. Raises SetupError."""
+    check_model_folder(folder)
+    try:
+        model = AutoModelForImageTextToText.from_pretrained(
+            folder, dtype=TORCH_DTYPES[dtype], attn_implementation=IMPLEMENTATION
+        )
+    except (OSError, ValueError) as error:
+        raise SetupError(f"cannot load a model from {folder}: {_first_line(error)}") from error
+    model.generation_config.do_sample = False  # ours is the only sampling code
+    return model.to(device).eval()
+
+
+def load_processor(folder: Path | str) -> Any:
+    """The processor (tokenizer, image processor, chat template) of a model. Raises SetupError."""
+    check_model_folder(folder)
+    try:
+        return AutoProcessor.from_pretrained(folder)
+    except (OSError, ValueError) as error:
+        raise SetupError(f"cannot load a processor from {folder}: {_first_line(error)}") from error
+
+
+def media_token_ids(folder: Path | str) -> tuple[int, ...]:
+    """Ids that stand for media in a prompt and that a policy must never emit."""
+    config = AutoConfig.from_pretrained(folder)
+    names = ("image_token_id", "video_token_id", "vision_start_token_id", "vision_end_token_id")
+    return tuple(sorted({getattr(config, name) for name in names if getattr(config, name, None) is not None}))
+
+
+def check_model_folder(folder: Path | str) -> None:
+    """A path that looks like one must exist; a hub name (`org/model`) is left to transformers. Raises SetupError."""
+    looks_local = isinstance(folder, Path) or str(folder).startswith((".", "/", "~"))
+    if looks_local and not (Path(folder).expanduser() / "config.json").is_file():
+        raise SetupError(f"model folder {folder}: no config.json there; give a folder in Hugging Face format")
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().splitlines()[0][:300]

@@ -1,0 +1,85 @@
+"""A language model as a policy: log-probs of its responses and where its response rows look, in one forward pass."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from ral_system.algorithms.log_probs import entropy, sampling_log_softmax
+from ral_system.attention.policy import attention_policy
+from ral_system.attention.probe import AttentionProbe, Capture
+from ral_system.data.collate import TensorBatch
+
+Rows = Literal["generated", "predicting"]
+
+
+@dataclass(frozen=True, slots=True)
+class PolicyOutput:
+    """Suffixes: B sequences, R response positions (padded), T tokens."""
+
+    log_probs: Tensor
+    """float32 [B, R] of the response tokens; 0 where padded."""
+    entropy: Tensor
+    """float32 [B, R], detached; 0 where padded."""
+    top1: Tensor
+    """bool [B, R]: the response token is the most likely one."""
+    attention: list[Tensor] | None
+    """Per sequence, the attention policy of its response rows: [R_b, T_b] (Eq 2), or None when not asked for."""
+
+
+class PolicyModel(nn.Module):
+    """Wraps a transformers vision-language model. Parameter names gain the prefix `model.`."""
+
+    banned_token_ids: Tensor
+
+    def __init__(
+        self, model: PreTrainedModel, *, temperature: float, banned_token_ids: tuple[int, ...], rows: Rows
+    ) -> None:
+        super().__init__()
+        self.model = model
+        self._probe = AttentionProbe(model)
+        self._temperature = temperature
+        self._rows_shift = {"generated": 0, "predicting": -1}[rows]
+        self.register_buffer("banned_token_ids", torch.tensor(banned_token_ids, dtype=torch.int64), persistent=False)
+
+    def forward(self, batch: TensorBatch, *, with_attention: bool) -> PolicyOutput:
+        """One pass over a micro-batch; logits are made for response positions only."""
+        with self._probe.capture() as capture:
+            hidden_BTE = self.model.model(
+                input_ids=batch.input_ids,
+                attention_mask=batch.attention_mask,
+                mm_token_type_ids=batch.token_types,
+                pixel_values=batch.pixel_values,
+                image_grid_thw=batch.image_grid_thw,
+                use_cache=False,
+            ).last_hidden_state
+        mask_BR = batch.response_mask
+        sequence_N, offset_N = mask_BR.nonzero(as_tuple=True)  # N: all response tokens of the micro-batch
+        predicting_N = batch.prompt_lengths[sequence_N] + offset_N - 1
+        logits_NV = self.model.lm_head(hidden_BTE[sequence_N, predicting_N])
+        log_softmax_NV = sampling_log_softmax(
+            logits_NV, temperature=self._temperature, banned_token_ids=self.banned_token_ids
+        )
+        targets_N = batch.response_ids[mask_BR]
+        log_probs_N = log_softmax_NV.gather(-1, targets_N[:, None])[:, 0]
+        with torch.no_grad():
+            entropy_N, top1_N = entropy(log_softmax_NV), log_softmax_NV.argmax(-1) == targets_N
+        return PolicyOutput(
+            log_probs=torch.zeros(mask_BR.shape, device=mask_BR.device).masked_scatter(mask_BR, log_probs_N),
+            entropy=torch.zeros(mask_BR.shape, device=mask_BR.device).masked_scatter(mask_BR, entropy_N),
+            top1=torch.zeros_like(mask_BR).masked_scatter(mask_BR, top1_N),
+            attention=self._attention(batch, capture) if with_attention else None,
+        )
+
+    def _attention(self, batch: TensorBatch, capture: Capture) -> list[Tensor]:
+        policies = []
+        lengths = batch.attention_mask.sum(-1).tolist()
+        for index, (length, start) in enumerate(zip(lengths, batch.prompt_lengths.tolist(), strict=True)):
+            query_THD, key_TKD = capture.sequence(index, length)
+            rows_R = torch.arange(start, length, device=query_THD.device) + self._rows_shift
+            policies.append(attention_policy(query_THD, key_TKD, rows_R, scale=capture.scale))
+        return policies

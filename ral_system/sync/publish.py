@@ -1,0 +1,17 @@
+"""Weight publication: learner to rollout engines, verified."""
+
+from __future__ import annotations
+
+from ral_system.protocols import Generator, Learner
+from ral_system.sync.manifest import verify_loaded
+
+
+def publish_weights(learner: Learner, generator: Generator, version: int) -> None:
+    """Make every rollout engine hold the learner's current weights as `version`.
+
+    Gate: what each engine holds afterwards equals what was published, key by key and byte by byte. Raises
+    WeightSyncError.
+    """
+    manifest, weights = learner.publish(version)
+    for loaded in generator.load_weights(weights):
+        verify_loaded(manifest, loaded)

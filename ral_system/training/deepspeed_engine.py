@@ -1,0 +1,132 @@
+"""One ZeRO rank on DeepSpeed: the only file that imports deepspeed."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from datetime import timedelta
+from pathlib import Path
+from typing import Any, Literal
+
+import deepspeed
+import torch
+from deepspeed.runtime.checkpoint_engine.torch_checkpoint_engine import TorchCheckpointEngine
+from deepspeed.runtime.fp16.loss_scaler import LossScaler
+from deepspeed.runtime.zero.config import ZeroStageEnum
+from deepspeed.utils.tensor_fragment import fragment_address
+from torch import Tensor
+
+from ral_system.config.schema import LearnerConfig
+from ral_system.data.collate import TensorBatch
+from ral_system.errors import CheckpointError
+from ral_system.models.policy import PolicyModel, PolicyOutput
+from ral_system.training.optim import OptimSettings
+
+_PREFIX = "model."
+
+
+class DeepSpeedEngine:
+    """ZeRO 0-3 over the ranks of the default process group (environment variables RANK, WORLD_SIZE, MASTER_*).
+
+    Gradients are summed over ranks, since loss shares already carry global denominators; DeepSpeed averages, so each
+    share is multiplied by the number of ranks first.
+    """
+
+    def __init__(
+        self,
+        policy: PolicyModel,
+        settings: OptimSettings,
+        config: LearnerConfig,
+        device: torch.device,
+        *,
+        collective_timeout_s: float,
+    ) -> None:
+        self.device = device
+        if not torch.distributed.is_initialized():
+            deepspeed.init_distributed(
+                dist_backend="nccl" if device.type == "cuda" else "gloo",
+                timeout=timedelta(seconds=collective_timeout_s),
+                verbose=False,
+            )
+        self._settings = settings
+        self._updates = 0
+        if config.gradient_checkpointing:
+            policy.model.gradient_checkpointing_enable({"use_reentrant": False})
+        self._engine, *_ = deepspeed.initialize(
+            model=policy,
+            model_parameters=[p for p in policy.parameters() if p.requires_grad],
+            config=_deepspeed_config(settings, config),
+            dist_init_required=False,
+        )
+        self._engine.checkpoint_engine = _WeightsOnlyCheckpoint()
+        self._zero_stage = config.zero_stage
+        self.policy: PolicyModel = self._engine.module
+
+    def forward(self, batch: TensorBatch, *, with_attention: bool) -> PolicyOutput:
+        return self._engine(batch.to(self.device), with_attention=with_attention)
+
+    def backward(self, loss: Tensor, *, last: bool) -> None:
+        self._engine.set_gradient_accumulation_boundary(is_boundary=last)
+        self._engine.backward(loss * torch.distributed.get_world_size(), scale_wrt_gas=False)
+
+    def step(self) -> float:
+        for group in self._engine.optimizer.param_groups:
+            group["lr"] = self._settings.rate(self._updates)
+        self._engine.step()
+        self._updates += 1
+        return float(self._engine.get_global_grad_norm() or 0.0)
+
+    def learning_rate(self) -> float:
+        return self._settings.rate(max(0, self._updates - 1))
+
+    def all_reduce(self, values: Tensor, operation: Literal["sum", "max"]) -> Tensor:
+        on_device = values.to(self.device)
+        reduce = torch.distributed.ReduceOp.SUM if operation == "sum" else torch.distributed.ReduceOp.MAX
+        torch.distributed.all_reduce(on_device, reduce)
+        return on_device
+
+    def full_state(self) -> Mapping[str, Tensor] | None:
+        if self._zero_stage < 3:
+            return self.policy.model.state_dict() if torch.distributed.get_rank() == 0 else None
+        state = self._engine._zero3_consolidated_16bit_state_dict()  # collective; None except on rank 0
+        return None if state is None else {k.removeprefix(_PREFIX): v for k, v in state.items()}
+
+    def save(self, folder: Path) -> None:
+        self._engine.save_checkpoint(str(folder), tag="state", client_state={"updates": self._updates})
+
+    def load(self, folder: Path) -> None:
+        path, client_state = self._engine.load_checkpoint(str(folder), tag="state")
+        if path is None:
+            raise CheckpointError(f"{folder}: no DeepSpeed state for this rank; was it saved with other ranks?")
+        self._updates = client_state["updates"]
+
+
+class _WeightsOnlyCheckpoint(TorchCheckpointEngine):
+    """DeepSpeed's own checkpoint files, read without unpickling arbitrary objects."""
+
+    def load(self, path: str, map_location: Any = None) -> Any:
+        with torch.serialization.safe_globals([LossScaler, ZeroStageEnum, fragment_address]):
+            return torch.load(path, map_location=map_location, weights_only=True)
+
+
+def _deepspeed_config(settings: OptimSettings, config: LearnerConfig) -> dict[str, Any]:
+    return {
+        "train_micro_batch_size_per_gpu": config.micro_batch,
+        "gradient_accumulation_steps": 1,  # boundaries are set by hand, update by update
+        "gradient_clipping": settings.max_grad_norm,
+        "zero_optimization": {
+            "stage": config.zero_stage,
+            "overlap_comm": False,
+            "stage3_gather_16bit_weights_on_model_save": True,
+        },
+        "optimizer": {
+            "type": "AdamW",
+            "params": {
+                "lr": settings.learning_rate,
+                "betas": list(settings.betas),
+                "weight_decay": settings.weight_decay,
+                "torch_adam": True,  # needs no compiled operator
+            },
+        },
+        "bf16": {"enabled": config.dtype == "bfloat16"},
+        "steps_per_print": 1 << 30,
+    }

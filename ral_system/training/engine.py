@@ -1,0 +1,52 @@
+"""What a learner rank needs from what holds weights, gradients and optimiser. Torch and DeepSpeed implement it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Literal, Protocol
+
+import torch
+from torch import Tensor
+
+from ral_system.data.collate import TensorBatch
+from ral_system.models.policy import PolicyModel, PolicyOutput
+
+
+class Engine(Protocol):
+    """One rank of the trained policy."""
+
+    device: torch.device
+    policy: PolicyModel
+
+    def forward(self, batch: TensorBatch, *, with_attention: bool) -> PolicyOutput:
+        """Run the policy; all ranks call it equally often."""
+        ...
+
+    def backward(self, loss: Tensor, *, last: bool) -> None:
+        """Add a loss share's gradient. `last` marks the update's final micro-batch."""
+        ...
+
+    def step(self) -> float:
+        """Sum gradients over ranks, clip, update, clear; returns the gradient norm before clipping."""
+        ...
+
+    def learning_rate(self) -> float:
+        """The rate that the last `step` used."""
+        ...
+
+    def all_reduce(self, values: Tensor, operation: Literal["sum", "max"]) -> Tensor:
+        """Reduce a small float64 tensor over ranks."""
+        ...
+
+    def full_state(self) -> Mapping[str, Tensor] | None:
+        """All weights under Hugging Face names on rank 0, None elsewhere; every rank calls it."""
+        ...
+
+    def save(self, folder: Path) -> None:
+        """Write this rank's share of what `load` needs to continue exactly."""
+        ...
+
+    def load(self, folder: Path) -> None:
+        """Continue from `save`."""
+        ...

@@ -1,0 +1,215 @@
+"""One rank of the learner: scores and trains the samples it is handed. Knows nothing of other processes but sums."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ral_system.config.schema import RunConfig
+from ral_system.data.collate import Collator, TensorBatch
+from ral_system.data.media import MediaStore
+from ral_system.errors import GateError
+from ral_system.models.loading import load_model, load_processor, media_token_ids
+from ral_system.models.policy import PolicyModel, PolicyOutput
+from ral_system.sync.manifest import build_weights
+from ral_system.training.engine import Engine
+from ral_system.training.objective import Objective, policy_objective, supervised_objective
+from ral_system.training.optim import optim_settings
+from ral_system.training.torch_engine import TorchEngine
+from ral_system.types import Counts, MicroBatch, Sample, SampleScores, Scores, UpdatePlan, VisualAttention, Weights
+
+
+class LearnerRank:
+    """Owns an engine, a collator and the trained weights. All ranks call each method together, with their own shard.
+
+    `stage` picks the optimiser settings; `model_folder` is where the stage starts from.
+    """
+
+    def __init__(
+        self, config: RunConfig, model_folder: Path, media: MediaStore, rank: int, world_size: int, stage: str
+    ) -> None:
+        self._config = config
+        self._rank = rank
+        device = torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
+        torch.manual_seed(config.seed)
+        self._processor = load_processor(model_folder)
+        self._collate = Collator(self._processor, media.open)
+        policy = build_policy(config, model_folder, device)
+        if config.model.freeze_vision:
+            policy.model.model.visual.requires_grad_(False)
+        self._engine = _build_engine(config, policy, stage, device)
+        self._engine.policy.train()  # no dropout anywhere; needed for gradient checkpointing
+
+    def score(self, micro_batches: tuple[MicroBatch, ...]) -> Scores:
+        """Old log-probs and attention of every sample, at the current weights.
+
+        Gate: they must match what the rollout engine reported for the same tokens, else GateError with the sample's id.
+        """
+        scores: Scores = {}
+        for samples in micro_batches:
+            with torch.no_grad():
+                output = self._engine.forward(self._collate(samples), with_attention=True)
+            scores |= to_scores(output, samples)
+            self._check_log_probs(samples, scores)
+        return scores
+
+    def update(self, update: UpdatePlan, behaviour: Scores, reference: Scores | None) -> dict[str, float]:
+        """One optimiser update with the policy objective. Metrics are of all ranks, and equal on all."""
+        algorithm = self._config.algorithm
+
+        def objective(output: PolicyOutput, batch: TensorBatch, samples: MicroBatch) -> Objective:
+            return policy_objective(output, batch, samples, update.counts, behaviour, reference, algorithm)
+
+        return self._update(update, objective, with_attention=True)
+
+    def fit(self, update: UpdatePlan) -> dict[str, float]:
+        """One optimiser update with the supervised objective."""
+
+        def objective(output: PolicyOutput, batch: TensorBatch, samples: MicroBatch) -> Objective:
+            return supervised_objective(output, batch, update.counts)
+
+        return self._update(update, objective, with_attention=False)
+
+    def look(self, samples: Sequence[Sample]) -> dict[str, VisualAttention]:
+        """Where the rows of each sample's answer look on its first picture. All ranks compute the same."""
+        views = {}
+        for sample in samples:
+            batch = self._collate((sample,)).to(self._engine.device)
+            with torch.no_grad():
+                output = self._engine.forward(batch, with_attention=True)
+            assert output.attention is not None and batch.image_grid_thw is not None
+            rows = answer_rows([self._processor.tokenizer.decode([t]) for t in sample.response_token_ids])
+            visual_T = batch.token_types[0, : sample.length] == 1
+            mass_R = output.attention[0][rows][:, visual_T].mean(0)
+            merge = self._processor.image_processor.merge_size
+            _, height, width = (
+                batch.image_grid_thw[0] // torch.tensor([1, merge, merge], device=visual_T.device)
+            ).tolist()
+            grid = mass_R[: height * width].view(height, width).tolist()
+            views[sample.id] = VisualAttention(tuple(tuple(row) for row in grid))
+        return views
+
+    def publish(self, version: int) -> Weights | None:
+        """The current weights as `version`, on rank 0; None on the others. Every rank calls it."""
+        state = self._engine.full_state()
+        return build_weights(version, state) if self._rank == 0 and state is not None else None
+
+    def save_model(self, folder: Path) -> None:
+        """Write the model in Hugging Face format (rank 0; every rank calls it)."""
+        state = self._engine.full_state()
+        if self._rank == 0:
+            self._engine.policy.model.save_pretrained(folder, state_dict=state)
+            self._processor.save_pretrained(folder)
+
+    def save(self, folder: Path) -> None:
+        """Write this rank's share of weights, optimiser and schedule."""
+        self._engine.save(folder)
+
+    def load(self, folder: Path) -> None:
+        """Continue exactly from what `save` wrote."""
+        self._engine.load(folder)
+
+    def _update(
+        self,
+        update: UpdatePlan,
+        objective: Callable[[PolicyOutput, TensorBatch, MicroBatch], Objective],
+        *,
+        with_attention: bool,
+    ) -> dict[str, float]:
+        shard = update.shards[self._rank]
+        objectives = []
+        for index, samples in enumerate(shard):
+            batch = self._collate(samples).to(self._engine.device)
+            output = self._engine.forward(batch, with_attention=with_attention)
+            share = objective(output, batch, samples)
+            self._engine.backward(share.loss, last=index == len(shard) - 1)
+            objectives.append(share)
+        norm = self._engine.step()
+        sums = self._over_ranks([o.sums for o in objectives], "sum")
+        maxima = self._over_ranks([o.maxima for o in objectives], "max")
+        metrics = combine_metrics(sums, maxima, update.counts)
+        return metrics | {"learner/grad_norm": norm, "learner/learning_rate": self._engine.learning_rate()}
+
+    def _over_ranks(self, parts: Sequence[Mapping[str, Tensor]], operation: Literal["sum", "max"]) -> dict[str, float]:
+        names = list(parts[0])
+        if not names:
+            return {}
+        table = torch.stack([torch.stack([part[name].double().cpu() for name in names]) for part in parts])
+        local = table.sum(0) if operation == "sum" else table.max(0).values
+        return dict(zip(names, self._engine.all_reduce(local, operation).tolist(), strict=True))
+
+    def _check_log_probs(self, samples: MicroBatch, scores: Scores) -> None:
+        limit = self._config.rollout.max_log_prob_difference
+        for sample in samples:
+            difference = float(np.abs(scores[sample.id].log_probs - np.asarray(sample.rollout_log_probs)).max())
+            if not difference <= limit:
+                raise GateError(
+                    f"sample {sample.id}: rollout and learner log-probs differ by {difference:.3g}, more than "
+                    f"rollout.max_log_prob_difference={limit:g}; the two engines compute different policies"
+                )
+
+
+def build_policy(config: RunConfig, model_folder: Path, device: torch.device) -> PolicyModel:
+    """Load a model as the policy that rollouts are drawn from: same temperature, same bans."""
+    return PolicyModel(
+        load_model(model_folder, dtype=config.learner.dtype, device=device),
+        temperature=config.rollout.temperature,
+        banned_token_ids=media_token_ids(model_folder),
+        rows=config.algorithm.attention.rows,
+    )
+
+
+def to_scores(output: PolicyOutput, samples: MicroBatch) -> Scores:
+    """A frozen forward pass as host arrays, sample by sample."""
+    attention = output.attention if output.attention is not None else [None] * len(samples)
+    return {
+        sample.id: SampleScores(
+            log_probs=output.log_probs[i, : len(sample.response_token_ids)].float().cpu().numpy(),
+            attention=None if policy is None else policy.float().cpu().numpy(),
+        )
+        for i, (sample, policy) in enumerate(zip(samples, attention, strict=True))
+    }
+
+
+def answer_rows(pieces: Sequence[str]) -> list[int]:
+    """Indices of the response tokens between `<answer>` and `</answer>`; all tokens when there is no answer.
+
+    `pieces` is the text of each token; a tag may be one token or several.
+    """
+    text, start, end = "", None, len(pieces)
+    for index, piece in enumerate(pieces):
+        text += piece
+        if start is None and "<answer>" in text:
+            start = index + 1
+        if start is not None and "</answer>" in text:
+            end = index
+            break
+    if start is None or start >= end:
+        return list(range(len(pieces)))
+    return list(range(start, end))
+
+
+def combine_metrics(sums: Mapping[str, float], maxima: Mapping[str, float], counts: Counts) -> dict[str, float]:
+    """Global sums to means: per response token, or per token of the sign of the advantage for the divergences."""
+    metrics = dict(maxima)
+    for name, value in sums.items():
+        sign = name.rpartition("_")[2]
+        if name.startswith("attention/jsd_"):
+            metrics[name] = value / max(1.0, sums[f"tokens/{sign}"])
+        elif not name.startswith("tokens/"):
+            metrics[name] = value / counts.tokens
+    return metrics
+
+
+def _build_engine(config: RunConfig, policy: PolicyModel, stage: str, device: torch.device) -> Engine:
+    settings = optim_settings(config, stage)
+    if config.learner.engine == "torch":
+        return TorchEngine(policy, settings, device, gradient_checkpointing=config.learner.gradient_checkpointing)
+    from ral_system.training.deepspeed_engine import DeepSpeedEngine  # optional dependency, slow to import
+
+    return DeepSpeedEngine(policy, settings, config.learner, device, collective_timeout_s=config.cluster.call_timeout_s)

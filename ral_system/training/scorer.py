@@ -1,0 +1,32 @@
+"""A frozen model that scores rollouts: the reference policy."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from ral_system.config.schema import RunConfig
+from ral_system.data.collate import Collator
+from ral_system.data.media import MediaStore
+from ral_system.models.loading import load_processor
+from ral_system.training.learner_rank import build_policy, to_scores
+from ral_system.types import MicroBatch, Scores
+
+
+class FrozenScorer:
+    """Token log-probs of a frozen model under the rollout's sampling distribution."""
+
+    def __init__(self, config: RunConfig, model_folder: Path, media: MediaStore) -> None:
+        self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self._policy = build_policy(config, model_folder, self._device).to(self._device).eval().requires_grad_(False)
+        self._collate = Collator(load_processor(model_folder), media.open)
+
+    @torch.no_grad()
+    def score(self, micro_batches: tuple[MicroBatch, ...]) -> Scores:
+        """Log-probs of every sample's response tokens."""
+        scores: Scores = {}
+        for samples in micro_batches:
+            output = self._policy(self._collate(samples).to(self._device), with_attention=False)
+            scores |= to_scores(output, samples)
+        return scores

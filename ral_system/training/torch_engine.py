@@ -1,0 +1,86 @@
+"""The trivial engine: one process, plain torch."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Literal
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from ral_system.data.collate import TensorBatch
+from ral_system.models.policy import PolicyModel, PolicyOutput
+from ral_system.training.optim import OptimSettings
+
+
+class TorchEngine:
+    """AdamW on one device. Deterministic on CPU: the same inputs give bitwise the same weights."""
+
+    def __init__(
+        self, policy: PolicyModel, settings: OptimSettings, device: torch.device, *, gradient_checkpointing: bool
+    ) -> None:
+        self.device = device
+        if gradient_checkpointing:
+            policy.model.gradient_checkpointing_enable({"use_reentrant": False})
+        self.policy = policy.to(device)
+        self._settings = settings
+        self._trained = {name: p for name, p in policy.named_parameters() if p.requires_grad}
+        self._optimizer = torch.optim.AdamW(
+            self._trained.values(),
+            lr=settings.learning_rate,
+            betas=settings.betas,
+            weight_decay=settings.weight_decay,
+        )
+        self._updates = 0
+
+    def forward(self, batch: TensorBatch, *, with_attention: bool) -> PolicyOutput:
+        return self.policy(batch.to(self.device), with_attention=with_attention)
+
+    def backward(self, loss: Tensor, *, last: bool) -> None:
+        loss.backward()
+
+    def step(self) -> float:
+        norm = torch.nn.utils.clip_grad_norm_(self._trained.values(), self._settings.max_grad_norm)
+        for group in self._optimizer.param_groups:
+            group["lr"] = self._settings.rate(self._updates)
+        self._optimizer.step()
+        self._optimizer.zero_grad(set_to_none=True)
+        self._updates += 1
+        return float(norm)
+
+    def learning_rate(self) -> float:
+        return self._settings.rate(max(0, self._updates - 1))
+
+    def all_reduce(self, values: Tensor, operation: Literal["sum", "max"]) -> Tensor:
+        return values
+
+    def full_state(self) -> Mapping[str, Tensor]:
+        return self.policy.model.state_dict()
+
+    def save(self, folder: Path) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        save_file(
+            {k: v.contiguous() for k, v in self.policy.model.state_dict().items()}, folder / "weights.safetensors"
+        )
+        moments = {
+            f"{name}/{key}": self._optimizer.state[parameter][key]
+            for name, parameter in self._trained.items()
+            if parameter in self._optimizer.state
+            for key in ("exp_avg", "exp_avg_sq", "step")
+        }
+        save_file(moments, folder / "optimizer.safetensors")
+        (folder / "engine.json").write_text(json.dumps({"updates": self._updates}))
+
+    def load(self, folder: Path) -> None:
+        self.policy.model.load_state_dict(load_file(folder / "weights.safetensors"))
+        moments = load_file(folder / "optimizer.safetensors")
+        for name, parameter in self._trained.items():
+            if f"{name}/step" in moments:
+                self._optimizer.state[parameter] = {
+                    key: moments[f"{name}/{key}"].to("cpu" if key == "step" else self.device)
+                    for key in ("step", "exp_avg", "exp_avg_sq")
+                }
+        self._updates = json.loads((folder / "engine.json").read_text())["updates"]
