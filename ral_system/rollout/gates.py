@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Collection, Sequence
 
-from ral_system.errors import GateError
+from ral_system.errors import DataError, GateError
 from ral_system.types import Completion, FinishReason, Prompt
 
 
@@ -19,6 +20,22 @@ def collapse_placeholders(prompt: Prompt, image_token_id: int) -> list[int]:
     if runs != len(prompt.media):
         raise GateError(f"prompt {prompt.id}: {runs} runs of image tokens for {len(prompt.media)} images")
     return collapsed
+
+
+def check_prompt_length(prompt: Prompt, max_model_len: int) -> None:
+    """Refuse a prompt that leaves no room for a single token (DataError)."""
+    if len(prompt.token_ids) >= max_model_len:
+        raise DataError(
+            f"prompt {prompt.id}: {len(prompt.token_ids)} tokens leave no room for a response within "
+            f"rollout.max_model_len={max_model_len}; raise it or use smaller images"
+        )
+
+
+def check_image_tokens(prompt: Prompt, image_token_id: int, visual_tokens: Sequence[int]) -> None:
+    """Every run of image tokens must be as long as its image has visual tokens."""
+    found = [len(list(run)) for token, run in itertools.groupby(prompt.token_ids) if token == image_token_id]
+    if found != list(visual_tokens):
+        raise GateError(f"prompt {prompt.id}: runs of {found} image tokens for images of {list(visual_tokens)}")
 
 
 def check_prompt_ids(prompt: Prompt, engine_ids: Sequence[int]) -> None:

@@ -16,9 +16,10 @@ from vllm.sampling_params import RequestOutputKind
 from ral_system.config.schema import RolloutConfig
 from ral_system.data.media import MediaStore
 from ral_system.errors import DataError, WeightSyncError
-from ral_system.rollout.engine_weights import as_tensors, held_manifest, received_manifest
-from ral_system.rollout.gates import check_completion, check_prompt_ids, collapse_placeholders
+from ral_system.rollout.engine_weights import VllmReader, as_tensors, held_manifest, received_manifest
+from ral_system.rollout.gates import check_completion, check_prompt_ids, check_prompt_length, collapse_placeholders
 from ral_system.rollout.seeds import completion_seed
+from ral_system.rollout.stopping import stop_token_ids
 from ral_system.rollout.vllm_environment import Device
 from ral_system.types import Completion, FinishReason, Prompt, Sampling, WeightManifest, Weights
 
@@ -63,14 +64,17 @@ class VllmEngine:
         )
         self._media = media
         self._max_in_flight = 2 * config.max_sequences
+        self._max_model_len = config.max_model_len
         self._reads_back = config.tensor_parallel == 1
         self._banned = frozenset(banned_token_ids)
         self._tokenizer = self._llm.get_tokenizer()
         model_config = self._llm.llm_engine.model_config
         self._image_token_id = model_config.hf_config.image_token_id
-        self._stop_ids = _stop_ids(self._tokenizer, model_config.try_get_generation_config())
+        self._stop_ids = stop_token_ids(
+            self._tokenizer.eos_token_id, model_config.try_get_generation_config().get("eos_token_id")
+        )
         self._version = 0
-        self._requests_made = 0
+        self._generating = False
 
     def generate(self, prompts: Sequence[Prompt], sampling: Sampling) -> Iterator[Completion]:
         """Yield every completion as soon as it is finished. Raises GateError when vLLM saw other tokens than ours.
@@ -81,6 +85,8 @@ class VllmEngine:
         waiting = ((prompt, index) for prompt in prompts for index in range(sampling.completions))
         running: dict[str, tuple[Prompt, int]] = {}
         engine = self._llm.llm_engine
+        assert not self._generating, "one generation at a time: steps return the requests of all"
+        self._generating = True
         try:
             while True:
                 while len(running) < self._max_in_flight and (request := next(waiting, None)) is not None:
@@ -93,6 +99,7 @@ class VllmEngine:
         finally:  # the caller stopped listening, or a gate failed
             if running:
                 engine.abort_request(list(running))
+            self._generating = False
 
     def load_weights(self, weights: Weights) -> WeightManifest:
         """Load a published version in place and drop everything computed with the old one.
@@ -100,7 +107,7 @@ class VllmEngine:
         Returns the manifest of what the engine holds, read back from its memory (with tensor parallelism: of what this
         process received). Completions carry the new version from now on. Raises WeightSyncError when generating.
         """
-        if self._llm.llm_engine.has_unfinished_requests():
+        if self._generating:
             raise WeightSyncError(
                 f"weights {weights.manifest.version}: the engine is generating; finish or close it first"
             )
@@ -109,7 +116,8 @@ class VllmEngine:
         self._drop_caches()
         self._version = weights.manifest.version
         if self._reads_back:
-            return self._llm.apply_model(lambda model: held_manifest(model, weights))[0]
+            shapes = {name: array.shape for name, array in weights.arrays.items()}
+            return self._llm.apply_model(lambda model: held_manifest(VllmReader(model, shapes), weights))[0]
         return received_manifest(weights)
 
     def _drop_caches(self) -> None:
@@ -121,6 +129,7 @@ class VllmEngine:
         self._llm.llm_engine.reset_encoder_cache()
 
     def _submit(self, prompt: Prompt, index: int, sampling: Sampling) -> str:
+        check_prompt_length(prompt, self._max_model_len)
         if len(prompt.media) > MAX_IMAGES_PER_PROMPT:
             raise DataError(
                 f"prompt {prompt.id}: {len(prompt.media)} images, at most {MAX_IMAGES_PER_PROMPT} are served"
@@ -138,8 +147,7 @@ class VllmEngine:
             detokenize=False,
             output_kind=RequestOutputKind.FINAL_ONLY,
         )
-        self._requests_made += 1
-        request_id = f"{self._requests_made}:{prompt.id}#{index}"
+        request_id = f"{prompt.id}#{index}"
         self._llm.llm_engine.add_request(request_id, request, parameters)
         return request_id
 
@@ -158,10 +166,3 @@ class VllmEngine:
         )
         check_completion(prompt, completion, banned_token_ids=self._banned, stop_token_ids=self._stop_ids)
         return completion
-
-
-def _stop_ids(tokenizer: Any, generation_config: dict[str, Any]) -> frozenset[int]:
-    """What vLLM stops at: the tokenizer's end of turn and those of generation_config.json."""
-    extra = generation_config.get("eos_token_id")
-    extra = [] if extra is None else [extra] if isinstance(extra, int) else extra
-    return frozenset({tokenizer.eos_token_id, *extra})

@@ -7,9 +7,9 @@ import torch
 from torch import nn
 
 from ral_system.errors import WeightSyncError
-from ral_system.rollout.engine_weights import held_manifest
+from ral_system.rollout.engine_weights import VllmReader, held_manifest
 from ral_system.sync.manifest import build_weights, verify_loaded
-from ral_system.types import Weights
+from ral_system.types import WeightManifest, Weights
 
 
 class Mapper:
@@ -77,7 +77,7 @@ def test_an_engine_with_the_published_weights_has_the_published_manifest(
     dtype: torch.dtype, engine_dtype: torch.dtype
 ) -> None:
     engine, weights = make(dtype, engine_dtype)
-    verify_loaded(weights.manifest, held_manifest(engine, weights))
+    verify_loaded(weights.manifest, held(engine, weights))
 
 
 def test_a_change_of_a_fused_part_names_that_part() -> None:
@@ -85,7 +85,7 @@ def test_a_change_of_a_fused_part_names_that_part() -> None:
     with torch.no_grad():
         engine.decoder.layer.qkv_proj.bias[5] += 1e-6
     with pytest.raises(WeightSyncError, match=r"1 different: model.layer.k_proj.bias "):
-        verify_loaded(weights.manifest, held_manifest(engine, weights))
+        verify_loaded(weights.manifest, held(engine, weights))
 
 
 def test_a_stale_packed_copy_is_found_behind_a_current_parameter() -> None:
@@ -95,17 +95,17 @@ def test_a_stale_packed_copy_is_found_behind_a_current_parameter() -> None:
         5, {**_tensors(weights), "lm_head.weight": torch.from_numpy(weights.arrays["model.embed.weight"])}
     )
     with pytest.raises(WeightSyncError, match=r"1 different: lm_head.weight "):
-        verify_loaded(tied.manifest, held_manifest(engine, tied))
+        verify_loaded(tied.manifest, held(engine, tied))
 
 
 def test_what_was_not_published_or_has_no_place_is_named() -> None:
     engine, weights = make()
     less = build_weights(5, {k: v for k, v in _tensors(weights).items() if "embed" not in k})
     with pytest.raises(WeightSyncError, match=r"1 unexpected: engine:decoder.embed.weight"):
-        verify_loaded(less.manifest, held_manifest(engine, less))
+        verify_loaded(less.manifest, held(engine, less))
     more = build_weights(5, {**_tensors(weights), "model.extra.weight": torch.zeros(1)})
     with pytest.raises(WeightSyncError, match=r"1 missing: model.extra.weight"):
-        verify_loaded(more.manifest, held_manifest(engine, more))
+        verify_loaded(more.manifest, held(engine, more))
 
 
 def test_bytes_damaged_on_the_way_differ_from_the_published_manifest() -> None:
@@ -114,9 +114,13 @@ def test_bytes_damaged_on_the_way_differ_from_the_published_manifest() -> None:
     damaged[0, 0] += 1
     with torch.no_grad():
         engine.decoder.embed.weight[0, 0] += 1  # the engine loads what it receives
-    loaded = held_manifest(engine, replace(weights, arrays={**weights.arrays, "model.embed.weight": damaged}))
+    loaded = held(engine, replace(weights, arrays={**weights.arrays, "model.embed.weight": damaged}))
     with pytest.raises(WeightSyncError, match=r"1 different: model.embed.weight "):
         verify_loaded(weights.manifest, loaded)
+
+
+def held(engine: Engine, weights: Weights) -> WeightManifest:
+    return held_manifest(VllmReader(engine, {name: array.shape for name, array in weights.arrays.items()}), weights)
 
 
 def _tensors(weights: Weights) -> dict[str, torch.Tensor]:

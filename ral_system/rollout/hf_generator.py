@@ -1,0 +1,179 @@
+"""Rollouts from transformers, in the calling process: slow, exact, and bitwise repeatable on CPU.
+
+Its own sampling loop instead of `generate`, which would apply whatever penalties and cut-offs the model's
+generation_config.json holds. Suffixes: B sequences, T tokens so far (left-padded), V vocabulary, N new tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ral_system.algorithms.log_probs import sampling_log_softmax
+from ral_system.config.schema import RolloutConfig
+from ral_system.data.media import MediaStore
+from ral_system.models.loading import load_model, load_processor
+from ral_system.rollout.engine_weights import ParameterReader, as_tensors, held_manifest
+from ral_system.rollout.gates import check_completion, check_image_tokens, check_prompt_length
+from ral_system.rollout.seeds import completion_seed
+from ral_system.rollout.stopping import stop_token_ids
+from ral_system.types import Completion, FinishReason, Prompt, Sampling, WeightManifest, Weights
+
+
+@dataclass(slots=True)
+class _Row:
+    """One response in the making. `uniforms` [N] is its randomness, drawn in advance from its own seed."""
+
+    prompt: Prompt
+    index: int
+    limit: int
+    uniforms: Tensor
+    token_ids: list[int] = field(default_factory=list)
+    log_probs: list[float] = field(default_factory=list)
+
+
+class HfEngine:
+    """A transformers model with its own copy of the weights. `banned_token_ids` are never sampled."""
+
+    def __init__(
+        self,
+        model_folder: Path,
+        config: RolloutConfig,
+        media: MediaStore,
+        banned_token_ids: Sequence[int],
+        device: torch.device | str = "cpu",
+    ) -> None:
+        self._model: Any = load_model(model_folder, dtype=config.dtype, device=device)
+        self._processor = load_processor(model_folder)
+        self._media = media
+        self._config = config
+        self._device = torch.device(device)
+        self._banned = torch.tensor(sorted(banned_token_ids), dtype=torch.int64, device=self._device)
+        self._stop_ids = stop_token_ids(
+            self._processor.tokenizer.eos_token_id, self._model.generation_config.eos_token_id
+        )
+        self._version = 0
+
+    def generate(self, prompts: Sequence[Prompt], sampling: Sampling) -> Iterator[Completion]:
+        """Yield every completion as soon as it is finished, in batches of `max_sequences`.
+
+        `log_probs` are of the distribution sampled from; for greedy decoding, of the distribution at temperature 1.
+        """
+        rows = [self._row(prompt, index, sampling) for prompt in prompts for index in range(sampling.completions)]
+        for start in range(0, len(rows), self._config.max_sequences):
+            yield from self._decode(rows[start : start + self._config.max_sequences], sampling.temperature)
+
+    @torch.no_grad()
+    def load_weights(self, weights: Weights) -> WeightManifest:
+        """Copy a published version into the model; the manifest is read back from the model's memory."""
+        own = dict(self._model.named_parameters(remove_duplicate=False))
+        for name, tensor in as_tensors(weights):
+            if name in own and own[name].shape == tensor.shape:
+                own[name].copy_(tensor)
+        self._version = weights.manifest.version
+        return held_manifest(ParameterReader(self._model), weights)
+
+    def _row(self, prompt: Prompt, index: int, sampling: Sampling) -> _Row:
+        check_prompt_length(prompt, self._config.max_model_len)
+        limit = min(sampling.max_new_tokens, self._config.max_model_len - len(prompt.token_ids))
+        randomness = torch.Generator().manual_seed(completion_seed(sampling.seed, prompt.id, index))
+        return _Row(prompt, index, limit, torch.rand(limit, generator=randomness, dtype=torch.float64))
+
+    def _decode(self, rows: list[_Row], temperature: float) -> Iterator[Completion]:
+        inputs, mask_BT, rope_shift_B1 = self._prefill_inputs([row.prompt for row in rows])
+        cache = None
+        while rows:
+            with torch.no_grad():
+                output = self._model(
+                    **inputs, attention_mask=mask_BT, past_key_values=cache, use_cache=True, logits_to_keep=1
+                )
+            cache = output.past_key_values
+            tokens_B = self._sample(rows, output.logits[:, -1], temperature)
+            going = []
+            for at, row in enumerate(rows):
+                if row.token_ids[-1] in self._stop_ids or len(row.token_ids) == row.limit:
+                    yield self._completion(row)
+                else:
+                    going.append(at)
+            if len(going) < len(rows):
+                keep = torch.tensor(going, dtype=torch.int64, device=self._device)
+                rows = [rows[at] for at in going]
+                tokens_B, mask_BT, rope_shift_B1 = tokens_B[keep], mask_BT[keep], rope_shift_B1[keep]
+                cache.batch_select_indices(keep)
+            mask_BT = torch.cat([mask_BT, mask_BT.new_ones(len(rows), 1)], dim=1)
+            position_B1 = mask_BT.sum(-1, keepdim=True) - 1 + rope_shift_B1
+            inputs = {"input_ids": tokens_B[:, None], "position_ids": position_B1.expand(3, -1, -1)}
+
+    def _sample(self, rows: list[_Row], logits_BV: Tensor, temperature: float) -> Tensor:
+        """Draw one token per row by inverting its cumulative distribution at the row's own random number."""
+        log_p_BV = sampling_log_softmax(logits_BV, temperature=temperature or 1.0, banned_token_ids=self._banned)
+        if temperature == 0:
+            tokens_B = log_p_BV.argmax(-1)
+        else:
+            cumulative_BV = log_p_BV.double().exp().cumsum(-1)
+            uniform_B = torch.stack([row.uniforms[len(row.token_ids)] for row in rows]).to(self._device)
+            # Strictly below the total, so that the first larger entry exists and is a token of positive probability.
+            target_B = uniform_B.clamp(max=1 - 2**-52) * cumulative_BV[:, -1]
+            tokens_B = torch.searchsorted(cumulative_BV, target_B[:, None], right=True)[:, 0]
+        log_probs_B = log_p_BV.gather(-1, tokens_B[:, None])[:, 0]
+        for row, token, log_prob in zip(rows, tokens_B.tolist(), log_probs_B.tolist(), strict=True):
+            row.token_ids.append(token)
+            row.log_probs.append(log_prob)
+        return tokens_B
+
+    def _prefill_inputs(self, prompts: Sequence[Prompt]) -> tuple[dict[str, Tensor], Tensor, Tensor]:
+        """Model inputs of the prompts, their mask [B, T], and what M-RoPE adds to later positions [B, 1]."""
+        length = max(len(prompt.token_ids) for prompt in prompts)
+        input_ids_BT = torch.full((len(prompts), length), self._processor.tokenizer.pad_token_id)
+        mask_BT = torch.zeros_like(input_ids_BT)
+        for row, prompt in enumerate(prompts):
+            input_ids_BT[row, length - len(prompt.token_ids) :] = torch.tensor(prompt.token_ids)
+            mask_BT[row, length - len(prompt.token_ids) :] = 1
+        images = self._images(prompts)
+        # Positions are made here, not by the model: without images it would count padding as text.
+        position_3BT = (mask_BT.cumsum(-1) - 1).clamp(min=0).expand(3, -1, -1)
+        rope_shift_B1 = torch.zeros(len(prompts), 1, dtype=torch.int64)
+        if images:
+            token_types_BT = (input_ids_BT == self._processor.image_token_id).long() * mask_BT
+            position_3BT, rope_shift_B1 = self._model.model.get_rope_index(
+                input_ids_BT, token_types_BT, images["image_grid_thw"], attention_mask=mask_BT
+            )
+        inputs = {"input_ids": input_ids_BT, "position_ids": position_3BT, **images}
+        on_device = {name: value.to(self._device) for name, value in inputs.items()}
+        return on_device, mask_BT.to(self._device), rope_shift_B1.to(self._device)
+
+    def _images(self, prompts: Sequence[Prompt]) -> dict[str, Tensor]:
+        """Pixels of all images in prompt order; each picture goes through the image processor once."""
+        unique = list({media.digest: media for prompt in prompts for media in prompt.media}.values())
+        if not unique:
+            return {}
+        processor = self._processor.image_processor
+        features = processor(images=[self._media.open(media) for media in unique], return_tensors="pt")
+        grids = features["image_grid_thw"]
+        pixels = features["pixel_values"].split(grids.prod(-1).tolist())
+        row_of = {media.digest: row for row, media in enumerate(unique)}
+        visual_tokens = (grids.prod(-1) // processor.merge_size**2).tolist()
+        for prompt in prompts:
+            expected = [visual_tokens[row_of[media.digest]] for media in prompt.media]
+            check_image_tokens(prompt, self._processor.image_token_id, expected)
+        order = [row_of[media.digest] for prompt in prompts for media in prompt.media]
+        return {"pixel_values": torch.cat([pixels[row] for row in order]), "image_grid_thw": grids[order]}
+
+    def _completion(self, row: _Row) -> Completion:
+        completion = Completion(
+            prompt_id=row.prompt.id,
+            index=row.index,
+            token_ids=tuple(row.token_ids),
+            log_probs=tuple(row.log_probs),
+            text=self._processor.tokenizer.decode(row.token_ids, skip_special_tokens=True),
+            finish_reason=FinishReason.STOP if row.token_ids[-1] in self._stop_ids else FinishReason.LENGTH,
+            weight_version=self._version,
+        )
+        banned = frozenset(self._banned.tolist())
+        check_completion(row.prompt, completion, banned_token_ids=banned, stop_token_ids=self._stop_ids)
+        return completion

@@ -1,0 +1,174 @@
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from ral_system.config.schema import RolloutConfig
+from ral_system.data.chat import ChatRenderer
+from ral_system.data.media import MediaStore
+from ral_system.data.visual_search import VisualSearch, words
+from ral_system.errors import DataError, GateError, WeightSyncError
+from ral_system.models.loading import load_model, load_processor, media_token_ids
+from ral_system.models.tiny import build_tiny_model
+from ral_system.rollout.hf_generator import HfEngine
+from ral_system.sync.manifest import build_weights, verify_loaded
+from ral_system.types import Completion, FinishReason, Prompt, Sampling
+
+CONFIG = RolloutConfig(
+    engine="hf",
+    workers=1,
+    temperature=0.8,
+    max_new_tokens=12,
+    max_model_len=64,
+    max_sequences=8,
+    dtype="float32",
+    tensor_parallel=1,
+    memory_gib=None,
+    gpu_memory_utilization=0.5,
+    max_log_prob_difference=1e-4,
+)
+SAMPLING = Sampling(completions=3, temperature=0.8, max_new_tokens=12, seed=5)
+
+
+class Setting:
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder / "model"
+        build_tiny_model(self.folder, words(), hidden=64, layers=2, vision_layers=1, seed=3)
+        self.media = MediaStore(folder / "media")
+        self.processor = load_processor(self.folder)
+        self.model = load_model(self.folder, dtype="float32")
+        self.banned = media_token_ids(self.folder)
+        renderer = ChatRenderer(self.processor, "answer")
+        self.prompts = []
+        for index, grid in enumerate((2, 3, 2, 3)):  # several sizes, so that batches are padded
+            record = VisualSearch(seed=0, grid=grid, objects=3).record("train", index)
+            image = (self.media.put(record.image),)
+            prompt = renderer.prompt(id=f"p{index}", kind="", question=record.question, answer="", media=image)
+            self.prompts.append(prompt)
+        self.prompts.append(renderer.prompt(id="text", kind="", question="what is there ?", answer="", media=()))
+        self.engine = self.new_engine()
+
+    def new_engine(self, **changes: int) -> HfEngine:
+        return HfEngine(self.folder, CONFIG.model_copy(update=changes), self.media, self.banned)
+
+    def generate(self, prompts: list[Prompt] | None = None, sampling: Sampling = SAMPLING) -> dict[str, Completion]:
+        return {c.id: c for c in self.engine.generate(prompts or self.prompts, sampling)}
+
+    @torch.no_grad()
+    def log_probs(self, prompt: Prompt, completion: Completion, temperature: float) -> np.ndarray:
+        """The naive reference: one unpadded, uncached forward pass of the whole sequence."""
+        images = [self.media.open(media) for media in prompt.media]
+        features = self.processor.image_processor(images=images, return_tensors="pt") if images else {}
+        ids = torch.tensor([[*prompt.token_ids, *completion.token_ids]])
+        if images:
+            features["mm_token_type_ids"] = (ids == self.processor.image_token_id).long()
+        logits = self.model(input_ids=ids, **features).logits[0, len(prompt.token_ids) - 1 : -1] / temperature
+        logits[:, list(self.banned)] = -torch.inf
+        return logits.log_softmax(-1).gather(-1, torch.tensor(completion.token_ids)[:, None])[:, 0].numpy()
+
+    def check_parity(self, found: dict[str, Completion], temperature: float) -> None:
+        for completion in found.values():
+            prompt = next(p for p in self.prompts if p.id == completion.prompt_id)
+            expected = self.log_probs(prompt, completion, temperature)
+            assert np.abs(expected - np.array(completion.log_probs)).max() <= 1e-5, completion.id
+
+
+@pytest.fixture(scope="module")
+def setting(tmp_path_factory: pytest.TempPathFactory) -> Setting:
+    return Setting(tmp_path_factory.mktemp("hf"))
+
+
+def test_log_probs_are_those_of_a_teacher_forced_pass(setting: Setting) -> None:
+    found = setting.generate()
+    assert found.keys() == {f"{p.id}#{i}" for p in setting.prompts for i in range(3)}
+    assert len({c.token_ids for c in found.values()}) == len(found)
+    setting.check_parity(found, 0.8)
+
+
+def test_repeats_bitwise_and_follows_the_seed(setting: Setting) -> None:
+    found = setting.generate()
+    assert setting.generate() == found
+    other = setting.generate(sampling=replace(SAMPLING, seed=6))
+    assert all(other[id].token_ids != found[id].token_ids for id in found)
+
+
+def test_neighbours_and_padding_do_not_matter(setting: Setting) -> None:
+    together = setting.generate()
+    for prompt in setting.prompts:
+        for id, alone in setting.generate([prompt], replace(SAMPLING, completions=1)).items():
+            assert alone.token_ids == together[id].token_ids
+            assert np.allclose(alone.log_probs, together[id].log_probs, atol=1e-4)
+
+
+def test_sampling_follows_the_distribution(setting: Setting) -> None:
+    prompt = setting.prompts[0]
+    sampling = Sampling(completions=1200, temperature=0.5, max_new_tokens=1, seed=0)
+    engine = setting.new_engine(max_sequences=400)
+    tokens = [c.token_ids[0] for c in engine.generate([prompt], sampling)]
+    found = np.bincount(tokens, minlength=len(setting.processor.tokenizer)) / len(tokens)
+    allowed = [token for token in range(len(found)) if token not in setting.banned]
+    expected = np.exp([setting.log_probs(prompt, _of(prompt, token), 0.5).item() for token in allowed])
+    assert expected.sum() == pytest.approx(1, abs=1e-5)
+    assert np.abs(found[allowed] - expected).max() < 4 * np.sqrt(expected.max() / len(tokens))
+    assert not set(tokens) & set(setting.banned)
+
+
+def test_greedy_takes_the_best_token_and_reports_temperature_one(setting: Setting) -> None:
+    found = setting.generate(sampling=replace(SAMPLING, completions=1, temperature=0.0))
+    setting.check_parity(found, 1.0)
+
+
+def test_a_response_ends_at_its_stop_token_or_at_the_limit(setting: Setting) -> None:
+    found = setting.generate(sampling=replace(SAMPLING, completions=40, temperature=1.0))
+    stop = setting.processor.tokenizer.eos_token_id
+    reasons = {c.finish_reason for c in found.values()}
+    assert reasons == {"stop", "length"}
+    for completion in found.values():
+        assert (completion.token_ids[-1] == stop) == (completion.finish_reason == "stop")
+        assert stop not in completion.token_ids[:-1]
+        assert "<|im_end|>" not in completion.text
+    setting.check_parity(found, 1.0)
+    short = setting.new_engine(max_model_len=len(setting.prompts[1].token_ids) + 2)
+    assert {len(c.token_ids) for c in short.generate(setting.prompts[1:2], SAMPLING)} <= {1, 2}
+
+
+def test_loaded_weights_are_used_and_read_back(setting: Setting) -> None:
+    before = setting.generate()
+    torch.manual_seed(0)
+    with torch.no_grad():
+        for parameter in setting.model.parameters():
+            parameter.add_(0.02 * torch.randn_like(parameter))
+    weights = build_weights(4, dict(setting.model.named_parameters()))
+    verify_loaded(weights.manifest, setting.engine.load_weights(weights))
+    after = setting.generate()
+    assert {c.weight_version for c in after.values()} == {4}
+    assert any(after[id].token_ids != before[id].token_ids for id in before)
+    setting.check_parity(after, 0.8)
+
+
+def test_missing_and_damaged_weights_are_found(setting: Setting) -> None:
+    parameters = dict(setting.model.named_parameters())
+    less = build_weights(5, {name: p for name, p in parameters.items() if name != "lm_head.weight"})
+    with pytest.raises(WeightSyncError, match=r"1 unexpected: engine:lm_head.weight"):
+        verify_loaded(less.manifest, setting.engine.load_weights(less))
+    whole = build_weights(5, parameters)
+    damaged = {**whole.arrays, "lm_head.weight": whole.arrays["lm_head.weight"] + np.float32(1)}
+    with pytest.raises(WeightSyncError, match=r"1 different: lm_head.weight"):
+        verify_loaded(whole.manifest, setting.engine.load_weights(replace(whole, arrays=damaged)))
+    setting.engine.load_weights(whole)
+
+
+def test_prompts_that_do_not_fit_are_refused(setting: Setting) -> None:
+    prompt = setting.prompts[0]
+    at = prompt.token_ids.index(setting.processor.image_token_id)
+    shorter = replace(prompt, token_ids=prompt.token_ids[:at] + prompt.token_ids[at + 1 :])
+    with pytest.raises(GateError, match=r"prompt p0: runs of \[3\] image tokens for images of \[4\]"):
+        setting.generate([shorter])
+    with pytest.raises(DataError, match=r"prompt p0: 64 tokens leave no room .* rollout.max_model_len=64"):
+        setting.generate([replace(prompt, token_ids=(1,) * 64)])
+
+
+def _of(prompt: Prompt, token: int) -> Completion:
+    return Completion(prompt.id, 0, (token,), (0.0,), "", FinishReason.LENGTH, 0)
