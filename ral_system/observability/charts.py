@@ -61,9 +61,10 @@ def figure(chart: Chart) -> str:
         marks = _bars(series, values, y_px, steps, x_px, y_axis)
     else:
         marks = _lines(series, y_px, steps, x_px)
+    value = f'<b class="value">{_text(_last(series[0].points), chart.unit)}</b>' if len(series) == 1 else ""
     legend = "".join(
         f'<li><i style="background:var(--s{s.colour % _COLOURS})"></i>{escape(s.label)} '
-        f"<b>{_text(_last(s.points), chart.unit)}</b></li>"
+        f"<b>{_text(_shown(s, chart), chart.unit)}</b></li>"
         for s in series
     )
     hover = {
@@ -80,10 +81,10 @@ def figure(chart: Chart) -> str:
             for s in series
         ],
     }
-    label = escape(f"{chart.title}: " + ", ".join(f"{s.label} {_text(_last(s.points), chart.unit)}" for s in series))
+    label = escape(f"{chart.title}: " + ", ".join(f"{s.label} {_text(_shown(s, chart), chart.unit)}" for s in series))
     return (
-        f'<figure data-chart="{chart.id}"><figcaption><h3>{escape(chart.title)}</h3><p>{escape(chart.note)}</p>'
-        f'<ul class="legend">{legend}</ul></figcaption>'
+        f'<figure data-chart="{chart.id}"><figcaption><h3>{escape(chart.title)}{value}</h3><p>{escape(chart.note)}</p>'
+        f"{'' if value else f'<ul class=legend>{legend}</ul>'}</figcaption>"
         f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" tabindex="0" aria-label="{label}">'
         f"{_frame(y_axis, chart, steps, x_px)}{marks}"
         '<g class="cursor"></g></svg>'
@@ -235,6 +236,14 @@ def _thin(series: list[Series]) -> list[int]:
             if bucket:
                 keep |= {min(bucket)[1], max(bucket)[1]}
     return sorted(keep)
+
+
+def _shown(series: Series, chart: Chart) -> float | None:
+    """The legend's number: the newest value of a line, the mean of a layer."""
+    if chart.kind == "line":
+        return _last(series.points)
+    known = [value for _, value in series.points if value is not None]
+    return sum(known) / len(known)
 
 
 def _last(points: Points) -> float | None:

@@ -5,28 +5,29 @@ from __future__ import annotations
 import numpy as np
 from PIL import Image
 
-# Inferno at nine even stops: perceptually uniform, so equal steps of mass look like equal steps of brightness.
+# Plasma at nine even stops: perceptually uniform, so equal steps of mass look like equal steps of colour.
+# It begins at blue and ends at a strong yellow, so that both ends show on light and on dark pictures.
 _COLOURMAP = np.array(
     [
-        (0, 0, 4),
-        (31, 12, 72),
-        (85, 15, 109),
-        (136, 34, 106),
-        (186, 54, 85),
-        (227, 89, 51),
-        (249, 140, 10),
-        (249, 201, 50),
-        (252, 255, 164),
+        (13, 8, 135),
+        (76, 2, 161),
+        (126, 3, 168),
+        (170, 35, 149),
+        (204, 71, 120),
+        (230, 108, 92),
+        (248, 149, 64),
+        (253, 197, 39),
+        (240, 249, 33),
     ],
     dtype=np.float64,
 )
-_ALPHA = 0.58
+_ALPHA = 0.55
 _GRID_LINE = np.array((255, 255, 255), dtype=np.float64)
 _GRID_ALPHA = 0.35
 
 
 def overlay(image: Image.Image, mass: np.ndarray) -> Image.Image:
-    """Blend `mass` [h, w] over `image`, normalised to its maximum: dark cells got none, the brightest got most.
+    """Blend `mass` [h, w] over `image`, normalised to its maximum: blue cells got none, yellow ones most.
 
     Each visual token is one flat cell with thin lines between cells. Negative and non-finite mass counts as none.
     Returns an RGB image of the same size.

@@ -139,7 +139,11 @@ def _tile(name: str, label: str, value: str | None, note: str, bad: bool = False
 
 
 def _limit_note(limit: object) -> str:
-    return f"rollout − learner, limit {limit:g}" if isinstance(limit, int | float) else "rollout − learner, any token"  # noqa: RUF001
+    return (
+        f"rollout − learner, limit {_scientific(float(limit))}"
+        if isinstance(limit, int | float)
+        else "rollout − learner, any token"
+    )
 
 
 def _percent(value: float | None) -> str | None:
@@ -147,7 +151,10 @@ def _percent(value: float | None) -> str | None:
 
 
 def _scientific(value: float | None) -> str | None:
-    return None if value is None else f"{value:.1e}" if value else "0"
+    if not value:
+        return None if value is None else "0"
+    mantissa, exponent = f"{value:.1e}".split("e")
+    return f"{mantissa.removesuffix('.0')}e{int(exponent)}"
 
 
 def _integer(value: int | None) -> str | None:

@@ -13,8 +13,7 @@ def sections(run: RunData) -> list[tuple[str, list[Chart]]]:
     """Titled groups of charts, from what matters most to what is looked at when something is wrong."""
     return [
         ("Does it learn?", _learning(run)),
-        ("Attention", _attention(run)),
-        ("Policy", _policy(run)),
+        ("Attention and policy", [*_attention(run), *_policy(run)]),
         ("Trust and speed", _system(run)),
         ("Supervised stages", _supervised(run)),
     ]
@@ -33,9 +32,9 @@ def _learning(run: RunData) -> list[Chart]:
 
 
 def _attention(run: RunData) -> list[Chart]:
-    jsd = [("attention/jsd_positive", "A > 0, pulled to old"), ("attention/jsd_negative", "A < 0, pushed from old")]
+    jsd = [("attention/jsd_positive", "A > 0"), ("attention/jsd_negative", "A < 0")]
     return [
-        _rl(run, "jsd", "Attention divergence", "JSD to the rollout policy's attention, by sign of the advantage.",
+        _rl(run, "jsd", "Attention divergence", "JSD to the rollout policy's, by sign of advantage.",
             jsd, unit="nats"),
         _rl(run, "visual-mass", "Visual mass", "Share of the response rows' attention on the picture.",
             [("attention/visual_mass", "visual mass")], unit="percent"),
@@ -51,8 +50,6 @@ def _policy(run: RunData) -> list[Chart]:
         _rl(run, "clip-fraction", "Clip fraction", "Share of tokens whose ratio left the trust region.",
             [("policy/clip_fraction", "clipped")], unit="percent"),
         _rl(run, "grad-norm", "Gradient norm", "Before clipping.", [("learner/grad_norm", "norm")]),
-        _rl(run, "response-length", "Response length", "Mean over completions, in tokens.",
-            [("rollout/length_mean", "tokens")]),
     ]  # fmt: skip
 
 
@@ -60,11 +57,13 @@ def _system(run: RunData) -> list[Chart]:
     limit = run.setting("rollout", "max_log_prob_difference")
     gap = [("gate/log_prob_diff_max", "max"), ("gate/log_prob_diff_mean", "mean")]
     return [
-        _rl(run, "log-prob-diff", "Log-prob mismatch", "Rollout engine against learner, same weights, same tokens.",
+        _rl(run, "log-prob-diff", "Log-prob mismatch", "Rollout engine against learner, same weights.",
             gap, unit="nats", log=True, limit=("limit", float(limit)) if isinstance(limit, int | float) else None),
         _phases(run),
         _rl(run, "tokens-per-s", "Generated tokens per second", "Over all rollout workers.",
             [("rollout/tokens_per_s", "tokens/s")]),
+        _rl(run, "response-length", "Response length", "Mean over completions, in tokens.",
+            [("rollout/length_mean", "tokens")]),
     ]  # fmt: skip
 
 
@@ -114,5 +113,5 @@ def _phases(run: RunData) -> Chart:
             rest[step] = (rest.get(step) or 0.0) + (value or 0.0)
     if rest:
         series.append(Series("time/other_s", "other", sorted(rest.items()), _MAX_LAYERS))
-    note = "Where a step's wall time goes."
+    note = "Where a step's wall time goes; the legend gives means."
     return Chart("phase-time", "Time per step", note, series, kind="stack", unit="seconds")

@@ -138,7 +138,7 @@ def write_rollouts(folder: Path) -> None:
             record = data.record("held_out", i)
             prompt = stored_prompt(folder, record)
             for phase, right in (("before_rl", i % 3 == 0), ("after_rl", True)):
-                answer = record.answer if right else "blue"
+                answer = record.answer if right else "nothing"
                 text = f"<think> {record.thought} </think><answer> {answer} </answer>"
                 mass = rng.dirichlet(np.full(9, 0.9 if phase == "before_rl" else 0.25)).reshape(3, 3)
                 log.write("rl", 0 if phase == "before_rl" else RL_STEPS, phase, made(prompt, text, right), mass)  # type: ignore[arg-type]
@@ -215,13 +215,13 @@ def test_the_headline_is_the_summarys(page: Page) -> None:
     assert page.inner_text("[data-headline=accuracy_before]") == "71.5%"
     assert page.inner_text("[data-headline=accuracy_after]") == "96.8%"
     assert page.inner_text("[data-headline=gates_failed]") == "0"
-    assert page.inner_text("[data-headline=log_prob_diff_max]") == "9.4e-07"
+    assert page.inner_text("[data-headline=log_prob_diff_max]") == "9.4e-7"
 
 
 def test_rollouts_show_both_answers_and_where_they_look(page: Page) -> None:
     assert page.locator("#before-after [data-rollout]").count() == 6
     row = page.locator("#before-after [data-rollout='held_out/1']")
-    assert row.locator("[data-phase=before_rl] .response").inner_text().endswith("<answer> blue </answer>")
+    assert row.locator("[data-phase=before_rl] .response").inner_text().endswith("<answer> nothing </answer>")
     assert row.locator("img.overlay").count() == 2
     widths = page.evaluate("() => [...document.images].map(image => image.complete ? image.naturalWidth : 0)")
     assert len(widths) == 6 * 3 + 2 * 2

@@ -1,0 +1,221 @@
+from __future__ import annotations
+
+import json
+import logging
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from ral_system.config.schema import LoggingConfig
+from ral_system.observability import wandb_sink
+from ral_system.observability.jsonl import read_lines
+from ral_system.observability.metrics import MetricsLog, RolloutLog
+from ral_system.observability.wandb_sink import resolve_mode
+from ral_system.types import Completion, FinishReason, Media, Prompt, RewardResult, RewardStatus, Rollout
+
+
+def config(mode: str = "disabled") -> LoggingConfig:
+    return LoggingConfig.model_validate(
+        {"wandb": mode, "wandb_project": "none", "rollouts_per_step": 1, "report_every": 1}
+    )
+
+
+def rollout(index: int = 0) -> Rollout:
+    prompt = Prompt("held_out/4", "attribute", "what colour ?", "red", (Media("ab" * 32, 84, 84),), (1, 2))
+    completion = Completion(prompt.id, index, (7,), (-0.1,), "<answer> red </answer>", FinishReason.STOP, 0)
+    verdict = RewardResult(completion.id, {"correctness": 1.0, "format": 1.0}, 1.0, RewardStatus.OK)
+    return Rollout(prompt, completion, verdict, 0.5)
+
+
+class Clock:
+    now = 100.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def test_a_row_is_readable_at_once_and_in_the_documented_form(tmp_path: Path) -> None:
+    clock = Clock()
+    log = MetricsLog(tmp_path / "new" / "run", config(), "run", {}, clock=clock)
+    clock.now += 1.5
+    log.write("sft", 3, {"supervised/loss": np.float32(0.5), "supervised/token_accuracy": 1})
+    line = (tmp_path / "new" / "run" / "metrics.jsonl").read_text()
+    expected = {"stage": "sft", "step": 3, "time_s": 1.5, "supervised/loss": 0.5, "supervised/token_accuracy": 1.0}
+    assert json.loads(line) == expected
+    assert line.endswith("\n")
+
+
+def test_non_finite_values_are_valid_json(tmp_path: Path) -> None:
+    with MetricsLog(tmp_path, config(), "run", {}) as log:
+        log.write("rl", 0, {"a/nan": float("nan"), "a/inf": float("-inf"), "a/one": 1.0})
+
+    def refuse(constant: str) -> None:
+        raise AssertionError(f"{constant} is not JSON")
+
+    row = json.loads((tmp_path / "metrics.jsonl").read_text(), parse_constant=refuse)
+    assert (row["a/nan"], row["a/inf"], row["a/one"]) == (None, None, 1.0)
+
+
+def test_the_clock_restarts_with_each_stage_and_continues_when_a_stage_is_resumed(tmp_path: Path) -> None:
+    clock = Clock()
+    log = MetricsLog(tmp_path, config(), "run", {}, clock=clock)
+    for stage, step in (("perceive", 1), ("perceive", 2), ("sft", 1), ("sft", 2)):
+        clock.now += 10
+        log.write(stage, step, {})  # type: ignore[arg-type]
+    log.close()
+    resumed = Clock()
+    log = MetricsLog(tmp_path, config(), "run", {}, clock=resumed)
+    log.truncate("sft", 1)
+    resumed.now += 5
+    log.write("sft", 2, {})
+    times = [(r["stage"], r["step"], r["time_s"]) for r in read_lines(tmp_path / "metrics.jsonl")]
+    assert times == [("perceive", 1, 10), ("perceive", 2, 20), ("sft", 1, 10), ("sft", 2, 15)]
+
+
+def test_truncate_drops_later_steps_and_later_stages_only(tmp_path: Path) -> None:
+    log = MetricsLog(tmp_path, config(), "run", {})
+    for stage in ("perceive", "sft", "rl"):
+        for step in (1, 2, 3):
+            log.write(stage, step, {})  # type: ignore[arg-type]
+    log.truncate("sft", 2)
+    log.write("sft", 3, {})
+    rows = [(r["stage"], r["step"]) for r in read_lines(tmp_path / "metrics.jsonl")]
+    assert rows == [("perceive", 1), ("perceive", 2), ("perceive", 3), ("sft", 1), ("sft", 2), ("sft", 3)]
+    assert [p.name for p in tmp_path.iterdir()] == ["metrics.jsonl"]
+
+
+@pytest.mark.parametrize("cut", [1, 5, 20])
+def test_a_line_torn_by_a_kill_is_dropped_and_the_log_goes_on(tmp_path: Path, cut: int) -> None:
+    with MetricsLog(tmp_path, config(), "run", {}) as log:
+        log.write("rl", 1, {"a/b": 1.0})
+        log.write("rl", 2, {"a/b": 2.0})
+    path = tmp_path / "metrics.jsonl"
+    path.write_bytes(path.read_bytes()[:-cut])
+    with MetricsLog(tmp_path, config(), "run", {}) as log:
+        log.write("rl", 2, {"a/b": 2.5})
+    assert [r["a/b"] for r in read_lines(path)] == [1.0, 2.5]
+
+
+def test_a_metric_cannot_shadow_the_axes(tmp_path: Path) -> None:
+    with MetricsLog(tmp_path, config(), "run", {}) as log, pytest.raises(ValueError, match="step"):
+        log.write("rl", 1, {"step": 1.0})
+
+
+def test_a_rollout_keeps_texts_verdict_and_overlay(tmp_path: Path) -> None:
+    with RolloutLog(tmp_path) as log:
+        log.write("rl", 0, "before_rl", rollout(), np.array([[0.25, np.nan], [0.5, 0.0]], dtype=np.float32))
+        log.write("rl", 1, "train", rollout(3))
+    first, second = read_lines(tmp_path / "rollouts.jsonl")
+    assert first["overlay"] == {"grid": [2, 2], "mass": [[0.25, None], [0.5, 0.0]]}
+    assert (first["id"], first["phase"], first["media"]) == ("held_out/4#0", "before_rl", ["ab" * 32])
+    assert first["reward_parts"] == {"correctness": 1.0, "format": 1.0}
+    assert (second["id"], second["overlay"], second["advantage"]) == ("held_out/4#3", None, 0.5)
+
+
+def test_rollouts_roll_back_like_metrics(tmp_path: Path) -> None:
+    log = RolloutLog(tmp_path)
+    for step in (0, 1, 2):
+        log.write("rl", step, "train", rollout(step))
+    log.truncate("rl", 0)
+    assert [r["step"] for r in read_lines(tmp_path / "rollouts.jsonl")] == [0]
+    log.truncate("sft", 10)
+    assert read_lines(tmp_path / "rollouts.jsonl") == []
+
+
+@pytest.fixture
+def no_login(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    monkeypatch.delenv("WANDB_API_KEY", raising=False)
+    monkeypatch.setenv("WANDB_BASE_URL", "https://wandb.invalid")
+    monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
+    return tmp_path / "netrc"
+
+
+def test_auto_is_online_only_with_a_login(no_login: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert resolve_mode("auto") == "offline"
+    no_login.write_text("machine other.invalid login user password x\n")
+    assert resolve_mode("auto") == "offline"
+    no_login.write_text("machine wandb.invalid login user password x\n")
+    assert resolve_mode("auto") == "online"
+    no_login.write_text("not a netrc {")
+    assert resolve_mode("auto") == "offline"
+    monkeypatch.setenv("WANDB_API_KEY", "x")
+    assert resolve_mode("auto") == "online"
+    assert resolve_mode("disabled") == "disabled"
+
+
+class FakeRun:
+    def __init__(self, fails: bool = False) -> None:
+        self.rows: list[dict[str, float]] = []
+        self.fails, self.finished = fails, 0
+
+    def log(self, row: dict[str, float]) -> None:
+        if self.fails:
+            raise RuntimeError("service\ndied")
+        self.rows.append(row)
+
+    def finish(self) -> None:
+        self.finished += 1
+
+
+def test_wandb_gets_each_stage_on_its_own_axis(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    run = FakeRun()
+    monkeypatch.setattr(wandb_sink, "_start", lambda *_: run)
+    log = MetricsLog(tmp_path, config("offline"), "run", {})
+    log.write("rl", 4, {"policy/kl": 0.5, "a/nan": float("nan")})
+    log.close()
+    log.close()
+    assert run.rows == [{"rl/policy/kl": 0.5, "rl/step": 4}]
+    assert run.finished == 1
+
+
+def test_wandb_that_cannot_start_costs_one_line(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fail(*_: Any) -> None:
+        raise RuntimeError("no\nservice")
+
+    monkeypatch.setattr(wandb_sink, "_start", fail)
+    with caplog.at_level(logging.WARNING), MetricsLog(tmp_path, config("offline"), "run", {}) as log:
+        log.write("rl", 1, {"a/b": 1.0})
+        log.write("rl", 2, {"a/b": 1.0})
+    assert len(caplog.messages) == 1
+    assert "no service" in caplog.messages[0]
+    assert len(read_lines(tmp_path / "metrics.jsonl")) == 2
+
+
+def test_an_unreachable_server_falls_back_to_offline(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    run, modes = FakeRun(), []
+
+    def start(folder: Path, mode: str, *_: Any) -> FakeRun:
+        modes.append(mode)
+        if mode == "online":
+            raise TimeoutError("unreachable")
+        return run
+
+    monkeypatch.setattr(wandb_sink, "_start", start)
+    with caplog.at_level(logging.WARNING), MetricsLog(tmp_path, config("online"), "run", {}) as log:
+        log.write("rl", 1, {"a/b": 1.0})
+    assert modes == ["online", "offline"]
+    assert len(run.rows) == len(caplog.messages) == 1
+
+
+def test_wandb_that_dies_midway_is_let_go(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(wandb_sink, "_start", lambda *_: FakeRun(fails=True))
+    with caplog.at_level(logging.WARNING), MetricsLog(tmp_path, config("offline"), "run", {}) as log:
+        for step in range(3):
+            log.write("rl", step, {"a/b": 1.0})
+    assert len(caplog.messages) == 1
+
+
+def test_wandb_writes_under_the_run_folder_offline(no_login: Path, tmp_path: Path) -> None:
+    with MetricsLog(tmp_path / "run", config("auto"), "run", SimpleNamespace(a=1).__dict__) as log:
+        log.write("rl", 1, {"a/b": 1.0})
+    (record,) = (tmp_path / "run" / "wandb").glob("offline-run-*/*.wandb")
+    assert record.stat().st_size > 0

@@ -1,0 +1,88 @@
+from __future__ import annotations
+
+import json
+import math
+import re
+
+import pytest
+
+from ral_system.observability.charts import HEIGHT, MAX_ROWS, WIDTH, Chart, Series, figure
+
+
+def chart(*points: list[tuple[int, float | None]], **options: object) -> Chart:
+    series = [Series(f"s{i}", f"series {i}", p, i) for i, p in enumerate(points)]
+    return Chart("id", "Title", "Note.", series, **options)  # type: ignore[arg-type]
+
+
+def paths(html: str) -> dict[str, list[tuple[float, float]]]:
+    found = re.findall(r'<path class="line" data-series="(\w+)"[^>]* d="([^"]*)"', html)
+    return {k: [(float(x), float(y)) for x, y in re.findall(r"[ML]([\d.-]+) ([\d.-]+)", d)] for k, d in found}
+
+
+def hover(html: str) -> dict:
+    return json.loads(html.split('<script type="application/json">')[1].split("</script>")[0])
+
+
+def test_nothing_to_draw_is_no_chart() -> None:
+    assert figure(chart()) == ""
+    assert figure(chart([], [(1, None)])) == ""
+
+
+@pytest.mark.parametrize(
+    "values", [[0.0], [5.0, 5.0], [-1.0, 1.0], [1e-9, 2e-9], [1e7, 3e9], [0.0, 0.0], [-3.0, -2.0], [1e-300, 1e300]]
+)
+@pytest.mark.parametrize("log", [False, True])
+def test_points_stay_inside_the_frame(values: list[float], log: bool) -> None:
+    drawn = paths(figure(chart(list(enumerate(values)), log=log)))["s0"]
+    assert len(drawn) == len(values)
+    assert all(0 <= x <= WIDTH and 0 <= y <= HEIGHT for x, y in drawn)
+
+
+def test_larger_is_higher_and_later_is_further_right() -> None:
+    (x0, y0), (x1, y1), (x2, y2) = paths(figure(chart([(0, 1.0), (5, 2.0), (20, 4.0)])))["s0"]
+    assert y0 > y1 > y2
+    assert math.isclose((x1 - x0) / (x2 - x0), 0.25, abs_tol=0.01)
+
+
+def test_a_missing_value_is_a_gap() -> None:
+    html = figure(chart([(0, 1.0), (1, None), (2, 2.0), (3, 1.0)]))
+    assert re.search(r' d="M[^ML]+M[^ML]+L[^ML]+"', html)
+    assert hover(html)["series"][0]["text"][1] == "n/a"
+
+
+def test_a_series_on_other_steps_is_not_a_gap() -> None:
+    html = figure(chart([(0, 1.0), (10, 2.0)], [(s, 1.0) for s in range(11)]))
+    assert {k: len(p) for k, p in paths(html).items()} == {"s0": 2, "s1": 11}
+    assert re.search(r'data-series="s0"[^>]* d="M[^ML]+L[^ML]+"', html)
+
+
+def test_layers_stack_without_gap_or_overlap() -> None:
+    html = figure(chart([(0, 1.0), (1, 2.0)], [(0, 3.0), (1, 1.0)], kind="stack"))
+    bars = {
+        k: re.findall(r"M[\d.]+ ([\d.]+)V([\d.]+)", d)
+        for k, d in re.findall(r'<path class="bar" data-series="(\w+)"[^>]* d="([^"]*)"', html)
+    }
+    for (_, low_top), (high_base, _) in zip(bars["s0"], bars["s1"], strict=True):
+        assert low_top == high_base
+    heights = [float(bars["s0"][0][0]) - float(bars["s1"][i][1]) for i in (0, 1)]
+    assert math.isclose(heights[0] / heights[1], 4 / 3, rel_tol=0.01)
+
+
+def test_a_long_run_is_thinned_without_losing_its_spike() -> None:
+    points: list[tuple[int, float | None]] = [(step, 1.0) for step in range(50_000)]
+    points[31_234] = (31_234, 9.0)
+    html = figure(chart(points, unit="seconds"))
+    assert len(paths(html)["s0"]) <= MAX_ROWS + 2
+    assert "9 s" in hover(html)["series"][0]["text"]
+
+
+def test_names_are_escaped_everywhere() -> None:
+    hostile = "</script><b>&"
+    html = figure(Chart("id", hostile, hostile, [Series("k", hostile, [(0, 1.0)], 0), Series("j", "x", [(0, 1.0)], 1)]))
+    assert hostile not in html
+    assert hover(html)["series"][0]["label"] == hostile
+
+
+def test_a_limit_is_drawn_where_it_can_be_compared() -> None:
+    assert 'class="limit"' in figure(chart([(0, 1e-7)], log=True, limit=("limit", 1e-4)))
+    assert 'class="limit"' not in figure(chart([(0, 1e-7)], limit=("limit", 1e-4)))
