@@ -17,7 +17,7 @@ from ral_system.data.collate import TensorBatch
 Rows = Literal["generated", "predicting"]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)  # without slots: ZeRO-3 looks for tensors in __dict__
 class PolicyOutput:
     """Suffixes: B sequences, R response positions (padded), T tokens."""
 

@@ -38,7 +38,10 @@ class _Row:
 
 
 class HfEngine:
-    """A transformers model with its own copy of the weights. `banned_token_ids` are never sampled."""
+    """A transformers model with its own copy of the weights. `banned_token_ids` are never sampled.
+
+    Constructed like `VllmEngine`; no completion depends on the engine's own `seed`.
+    """
 
     def __init__(
         self,
@@ -46,6 +49,7 @@ class HfEngine:
         config: RolloutConfig,
         media: MediaStore,
         banned_token_ids: Sequence[int],
+        seed: int,
         device: torch.device | str = "cpu",
     ) -> None:
         self._model: Any = load_model(model_folder, dtype=config.dtype, device=device)

@@ -51,7 +51,7 @@ class Setting:
         self.engine = self.new_engine()
 
     def new_engine(self, **changes: int) -> HfEngine:
-        return HfEngine(self.folder, CONFIG.model_copy(update=changes), self.media, self.banned)
+        return HfEngine(self.folder, CONFIG.model_copy(update=changes), self.media, self.banned, seed=0)
 
     def generate(self, prompts: list[Prompt] | None = None, sampling: Sampling = SAMPLING) -> dict[str, Completion]:
         return {c.id: c for c in self.engine.generate(prompts or self.prompts, sampling)}
