@@ -24,13 +24,14 @@ def run_with_config(task: Callable[[RunConfig], None], *, doc: str) -> None:
     signal.signal(signal.SIGTERM, _interrupt)
 
     def with_container(container: DictConfig) -> None:
-        task(parse_config(plain_container(OmegaConf.to_container(container, resolve=True))))
+        try:
+            task(parse_config(plain_container(OmegaConf.to_container(container, resolve=True))))
+        except RalError as error:
+            fail(error)
 
     with_container.__doc__ = doc
     try:
         hydra.main(version_base=None, config_path="pkg://conf", config_name="config")(with_container)()
-    except RalError as error:
-        fail(error)
     except (HydraException, OmegaConfBaseException) as error:
         fail(ConfigError(_one_line(error)))
     except KeyboardInterrupt:
@@ -50,12 +51,11 @@ def fail(error: RalError) -> NoReturn:
 
 
 def _one_line(error: Exception) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    if "is not in struct" in str(error):
-        key = str(error).split("Key '")[-1].split("'")[0]
-        override = lines[0].removeprefix("Could not override '").split("'")[0]
-        return f"{override}: unknown key {key!r}; see --cfg job for the known ones"
-    return " ".join(lines)
+    text = str(error).split("Config search path")[0]
+    if text.startswith("Could not override '"):
+        key = text.removeprefix("Could not override '").split("'")[0]
+        return f"{key}: unknown key; ral-train --cfg job shows the known ones"
+    return " ".join(text.split())
 
 
 def _interrupt(*_: object) -> NoReturn:

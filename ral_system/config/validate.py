@@ -29,7 +29,7 @@ def _one_problem(error: Any) -> str:
         return f"{field}: unknown key; remove it or see --cfg job for the known ones"
     if error["type"] == "missing":
         return f"{field}: missing; set it in the config"
-    return f"{field}={error['input']!r}: {error['msg'].lower()}"
+    return f"{field}={error['input']!r}: {error['msg'][0].lower()}{error['msg'][1:]}"
 
 
 def _illegal_combinations(c: RunConfig) -> list[str]:

@@ -7,7 +7,7 @@ from typing import Literal
 from ral_system.config.schema import DataConfig, ResponseFormat
 from ral_system.data.chat import ChatRenderer
 from ral_system.data.media import MediaStore
-from ral_system.data.visual_search import CAPTION_QUESTION, SHUFFLED_CAPTION_QUESTION, Record, Split, VisualSearch
+from ral_system.data.visual_search import Record, Split, VisualSearch
 from ral_system.types import Prompt, Sample
 
 SupervisedStage = Literal["perceive", "sft"]
@@ -34,18 +34,14 @@ class VisualSearchPrompts:
         return self._prompt(record, record.kind, record.question, record.answer, suffix="")
 
     def caption(self, split: Split, index: int) -> Prompt:
-        """The `index`-th picture of `split`, to be described cell by cell in raster order."""
+        """The `index`-th picture of `split`, to be described cell by cell in the order asked for."""
         record = self._record(split, index)
-        return self._prompt(record, "caption", CAPTION_QUESTION, record.caption, suffix="/caption")
+        return self._prompt(record, "caption", record.caption_question, record.caption, suffix="/caption")
 
     def demonstration(self, stage: SupervisedStage, index: int) -> Sample:
         """The `index`-th training example of a supervised stage: a prompt with the response to imitate."""
         record = self._record("train", index)
-        if stage == "perceive" and index % 2:
-            text = record.shuffled_caption
-            prompt = self._prompt(record, "caption", SHUFFLED_CAPTION_QUESTION, text, suffix="/shuffled")
-            response = f"<answer> {text} </answer>"
-        elif stage == "perceive":
+        if stage == "perceive":
             prompt, response = self.caption("train", index), f"<answer> {record.caption} </answer>"
         else:
             thought = f"<think> {record.thought} </think> " if self._format == "think_answer" else ""

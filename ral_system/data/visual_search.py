@@ -50,7 +50,7 @@ class Cell:
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """One scene with one question. `thought` names the cells that matter; the captions name every cell."""
+    """One scene with one question. `thought` names the cells that matter; the caption names every cell."""
 
     index: int
     split: Split
@@ -58,10 +58,10 @@ class Record:
     question: str
     thought: str
     answer: str
+    caption_question: str
+    """Names all positions in random order, so that a name must be bound to its place in the picture, not to its turn."""
     caption: str
-    """In raster order."""
-    shuffled_caption: str
-    """In random order: to learn from it, a position's name must be bound to the place, not to the turn."""
+    """Every position with its content, in the order asked for."""
     image: Image.Image
 
 
@@ -96,9 +96,9 @@ class VisualSearch:
                 break
         question, thought, answer = asked
         image = self._draw(cells, split, rng)
-        captions = [f"{p} {cells[p].words if p in cells else EMPTY}" for p in self._positions()]
-        shuffled = [captions[i] for i in rng.permutation(len(captions))]
-        return Record(index, split, kind, question, thought, answer, " ".join(captions), " ".join(shuffled), image)
+        order = [self._positions()[i] for i in rng.permutation(self.grid**2)]
+        caption = " ".join(f"{p} {cells[p].words if p in cells else EMPTY}" for p in order)
+        return Record(index, split, kind, question, thought, answer, f"describe {' '.join(order)}", caption, image)
 
     def _positions(self) -> list[str]:
         return [position_name(row, column) for row in range(self.grid) for column in range(self.grid)]
@@ -177,10 +177,6 @@ def words() -> list[str]:
 def _scene_split(cells: dict[str, Cell]) -> Split:
     content = ";".join(f"{position}={cell.words}" for position, cell in sorted(cells.items()))
     return "held_out" if hashlib.sha256(content.encode()).digest()[0] % _HELD_OUT_SHARE == 0 else "train"
-
-
-CAPTION_QUESTION = "describe the image"
-SHUFFLED_CAPTION_QUESTION = "describe the image in any order"
 
 
 # --- questions: (cells, rng) -> (question, thought, answer), or None when the scene does not admit the question ------

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml  # type: ignore[import-untyped]
+import yaml
 
 from ral_system.observability.jsonl import STAGES, Stage, read_lines
 from ral_system.observability.metrics import METRICS_FILE, ROLLOUTS_FILE

@@ -1,0 +1,81 @@
+"""`ral-evaluate`: held-out accuracy of a model folder, overall and by question kind, greedily, in this process.
+
+    ral-evaluate experiment=quickstart start_model=runs/quickstart/model evaluation.questions=500
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from launch.cli import run_with_config
+from ral_system.config.schema import RunConfig
+from ral_system.errors import ConfigError
+
+if TYPE_CHECKING:
+    from ral_system.data.media import MediaStore
+    from ral_system.protocols import Generator
+
+
+def main() -> None:
+    """Evaluate `start_model` on held-out questions."""
+    run_with_config(evaluate_model, doc=main.__doc__ or "")
+
+
+def evaluate_model(config: RunConfig) -> None:
+    """Print a table and write `evaluation.json` into the run folder."""
+    if config.start_model is None:
+        raise ConfigError("start_model=null: say which model folder to evaluate, start_model=runs/quickstart/model")
+    from ral_system.observability.quiet import silence_third_party
+
+    silence_third_party()
+    from rich.console import Console
+    from rich.table import Table
+
+    from ral_system.controller.evaluate import evaluate
+    from ral_system.data.chat import ChatRenderer
+    from ral_system.data.media import MediaStore
+    from ral_system.data.prompts import VisualSearchPrompts
+    from ral_system.models.loading import load_processor
+    from ral_system.observability.jsonl import write_atomically
+    from ral_system.rewards.pool import RewardPool
+
+    model, folder = Path(config.start_model), (Path(config.runs_dir) / config.name).resolve()
+    renderer = ChatRenderer(load_processor(model), config.data.system_prompt)
+    media = MediaStore(folder / "media")
+    source = VisualSearchPrompts(config.data, renderer, media, format=config.algorithm.response_format)
+    prompts = [source.question("held_out", i) for i in range(config.evaluation.questions)]
+    with RewardPool(config.reward, config.algorithm.response_format) as rewarder:
+        engine = _engine(config, model, media)
+        metrics = evaluate(engine, rewarder, prompts, max_new_tokens=config.rollout.max_new_tokens).metrics()
+
+    table = Table("held-out", "value", title=f"{model}: {len(prompts)} questions, greedy")
+    for name, value in metrics.items():
+        table.add_row(name.removeprefix("eval/"), f"{value:.3f}")
+    Console().print(table)
+    write_atomically(folder / "evaluation.json", json.dumps({"model": str(model), **metrics}, indent=2))
+
+
+def _engine(config: RunConfig, model: Path, media: MediaStore) -> Generator:
+    import torch
+
+    from ral_system.models.loading import media_token_ids
+
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    arguments = (model, config.rollout, media, media_token_ids(model), config.seed, device)
+    if config.rollout.engine == "hf":
+        from ral_system.rollout.hf_generator import HfEngine
+
+        return HfEngine(*arguments)
+    from ral_system.rollout.vllm_environment import vllm_environment
+
+    os.environ.update(vllm_environment(config.rollout, config.cluster.threads_per_process, device))
+    from ral_system.rollout.vllm_generator import VllmEngine
+
+    return VllmEngine(*arguments)
+
+
+if __name__ == "__main__":
+    main()

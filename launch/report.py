@@ -1,0 +1,26 @@
+"""`ral-report RUN_FOLDER`: (re)write the report of a run, finished or not."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from launch.cli import fail
+from ral_system.errors import RalError
+
+
+def main() -> None:
+    """Write `report.html` into a run folder and print its path."""
+    parser = argparse.ArgumentParser(prog="ral-report", description="(Re)write report.html of a run, finished or not.")
+    parser.add_argument("run_folder", type=Path, help="for example runs/quickstart")
+    folder = parser.parse_args().run_folder
+    from ral_system.observability.report import write_report
+
+    try:
+        print(write_report(folder))
+    except RalError as error:
+        fail(error)
+
+
+if __name__ == "__main__":
+    main()
