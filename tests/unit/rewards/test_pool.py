@@ -19,7 +19,7 @@ IMPORTABLE = Path(__file__).parent / "importable"
 GOOD = "<think>a1</think><answer>red</answer>"
 
 
-def config(workers: int = 1, timeout_s: float = 1.0) -> RewardConfig:
+def config(workers: int = 1, timeout_s: float = 2.0) -> RewardConfig:
     return RewardConfig(correctness=0.9, format=0.1, workers=workers, timeout_s=timeout_s)
 
 
@@ -86,8 +86,8 @@ def test_any_text_crosses_the_pipe(text: str) -> None:
 @pytest.mark.parametrize(
     ("text", "status", "detail"),
     [
-        ("hang", RewardStatus.TIMEOUT, "no verdict within 1 s"),
-        ("spin", RewardStatus.TIMEOUT, "no verdict within 1 s"),
+        ("hang", RewardStatus.TIMEOUT, "no verdict within 2 s"),
+        ("spin", RewardStatus.TIMEOUT, "no verdict within 2 s"),
         ("exit:7", RewardStatus.ERROR, "the verifier process exited with code 7"),
         ("exit:0", RewardStatus.ERROR, "the verifier process exited with code 0"),
         ("kill", RewardStatus.ERROR, "the verifier process was killed by SIGKILL"),
@@ -112,7 +112,7 @@ def test_a_bad_verifier_costs_only_its_sample(
 
 
 def test_many_bad_completions_in_one_batch(naughty: ModuleType) -> None:
-    with RewardPool(config(workers=2, timeout_s=0.3), "think_answer", naughty.obedient) as pool:
+    with RewardPool(config(workers=2, timeout_s=1), "think_answer", naughty.obedient) as pool:
         results = judge_all(pool, [GOOD, "hang", "exit:1", "kill", "raise:x"] * 3)
     statuses = [r.status for r in results]
     assert statuses == [RewardStatus.OK, RewardStatus.TIMEOUT, *[RewardStatus.ERROR] * 3] * 3
