@@ -1,6 +1,6 @@
 """`ral-evaluate`: held-out accuracy of a model folder, overall and by question kind, greedily, in this process.
 
-    ral-evaluate experiment=quickstart start_model=runs/quickstart/model evaluation.questions=500
+ral-evaluate experiment=quickstart start_model=runs/quickstart/model evaluation.questions=500
 """
 
 from __future__ import annotations

@@ -75,6 +75,10 @@ class Learner(Protocol):
         """The plan's `index`-th optimiser update with the supervised objective (cross-entropy of the responses)."""
         ...
 
+    def validate(self, plan: TrainPlan) -> Mapping[str, float]:
+        """The supervised objective on held-out demonstrations, without an update: loss and token accuracy."""
+        ...
+
     def look(self, samples: Sequence[Sample]) -> Mapping[str, VisualAttention]:
         """Where the rows of each sample's answer look on its picture; sample id → map. For pictures, not training."""
         ...

@@ -37,7 +37,8 @@ def clipped_policy_loss(
     differentiable in `log_probs_BR` only. Degenerate cases: r = 1 gives the plain policy gradient -A ∇log pi / N; an
     empty mask gives 0.
     """
-    ratio = torch.exp(log_probs_BR - old_log_probs_BR.detach())
+    # Masking the exponent, not only the result, keeps garbage behind the mask out of the gradient too (0 · inf = nan).
+    ratio = torch.exp(torch.where(mask_BR, log_probs_BR - old_log_probs_BR.detach(), 0.0))
     advantages_BR = advantages_B[:, None].expand_as(ratio)
     unclipped = ratio * advantages_BR
     clipped = ratio.clamp(1 - clip_epsilon, 1 + clip_epsilon) * advantages_BR

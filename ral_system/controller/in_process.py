@@ -75,6 +75,9 @@ class _Learner:
     def fit(self, plan: TrainPlan, index: int) -> Mapping[str, float]:
         return self._rank.fit(plan.updates[index])
 
+    def validate(self, plan: TrainPlan) -> Mapping[str, float]:
+        return self._rank.validate(plan.updates[0])
+
     def look(self, samples: Sequence[Sample]) -> Mapping[str, VisualAttention]:
         return self._rank.look(samples)
 

@@ -51,21 +51,25 @@ class StageContext:
 
 
 def run_supervised(context: StageContext, stage: SupervisedStage) -> None:
-    """Imitate demonstrations until the held-out score reaches `stop_at` or the steps run out."""
+    """Imitate demonstrations until the held-out score reaches `stop_at` or the steps run out.
+
+    The score is the share of caption tokens foreseen for perceive, and the accuracy of greedy answers for sft.
+    """
     config, learner = context.config, context.roles.learner
     settings: SupervisedConfig = getattr(config, stage)
-    draw = context.prompts.caption if stage == "perceive" else context.prompts.question
-    held_out = [draw("held_out", i) for i in range(config.evaluation.stage_questions)]
+    score_held_out = _held_out_caption_score if stage == "perceive" else _held_out_accuracy
     clock = _StageClock()
     checkpoints, step, state = _resume(context, stage)
     clock.spent = state.get("wall_s", 0.0)
-    accuracy = state.get("accuracy", 0.0)
+    score = state.get("score", 0.0)
 
     with context.progress as progress:
-        while step < settings.max_steps and accuracy < settings.stop_at:
+        while step < settings.max_steps and score < settings.stop_at:
             with context.timer.phase("data"):
                 first = step * settings.batch
-                demonstrations = [context.prompts.demonstration(stage, first + i) for i in range(settings.batch)]
+                demonstrations = [
+                    context.prompts.demonstration(stage, "train", first + i) for i in range(settings.batch)
+                ]
                 plan = plan_updates(
                     demonstrations, updates=1, world_size=learner.world_size, micro_batch=config.learner.micro_batch
                 )
@@ -73,18 +77,34 @@ def run_supervised(context: StageContext, stage: SupervisedStage) -> None:
                 metrics = dict(learner.fit(plan, 0))
             step += 1
             if step == settings.max_steps or (step >= settings.evaluate_from and step % settings.evaluate_every == 0):
-                with context.timer.phase("sync"):
-                    publish_weights(learner, context.roles.generator, step)
-                evaluation = context.evaluate(held_out)
-                accuracy = evaluation.accuracy
-                metrics |= evaluation.metrics()
+                score, held_out_metrics = score_held_out(context, step)
+                metrics |= held_out_metrics
             context.metrics.write(stage, step, metrics | context.timer.drain())
             progress.update(step, metrics)
             if step % config.checkpoint.every == 0:
-                _save(context, checkpoints, step, {"accuracy": accuracy, "wall_s": clock.total()})
-    result = {"steps": step, "held_out_accuracy": accuracy, "wall_s": clock.total(), "phases_s": context.timer.totals()}
+                _save(context, checkpoints, step, {"score": score, "wall_s": clock.total()})
+    result = {"steps": step, "held_out_score": score, "wall_s": clock.total(), "phases_s": context.timer.totals()}
     context.folder.complete(stage, result, learner.save_model)
     checkpoints.clear()
+
+
+def _held_out_caption_score(context: StageContext, step: int) -> tuple[float, dict[str, float]]:
+    """Token accuracy on held-out captions."""
+    config, learner = context.config, context.roles.learner
+    count = config.evaluation.stage_questions // learner.world_size * learner.world_size
+    captions = [context.prompts.demonstration("perceive", "held_out", i) for i in range(count)]
+    plan = plan_updates(captions, updates=1, world_size=learner.world_size, micro_batch=config.learner.micro_batch)
+    with context.timer.phase("evaluate"):
+        metrics = dict(learner.validate(plan))
+    return metrics["held_out/token_accuracy"], metrics
+
+
+def _held_out_accuracy(context: StageContext, step: int) -> tuple[float, dict[str, float]]:
+    """Accuracy of greedy answers to held-out questions, with the weights of this step in the rollout engines."""
+    with context.timer.phase("sync"):
+        publish_weights(context.roles.learner, context.roles.generator, step)
+    evaluation = context.evaluate(context.questions(context.config.evaluation.stage_questions))
+    return evaluation.accuracy, evaluation.metrics()
 
 
 def run_rl(context: StageContext) -> None:

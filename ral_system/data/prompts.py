@@ -38,14 +38,14 @@ class VisualSearchPrompts:
         record = self._record(split, index)
         return self._prompt(record, "caption", record.caption_question, record.caption, suffix="/caption")
 
-    def demonstration(self, stage: SupervisedStage, index: int) -> Sample:
-        """The `index`-th training example of a supervised stage: a prompt with the response to imitate."""
-        record = self._record("train", index)
+    def demonstration(self, stage: SupervisedStage, split: Split, index: int) -> Sample:
+        """The `index`-th example of a supervised stage: a prompt with the response to imitate."""
+        record = self._record(split, index)
         if stage == "perceive":
-            prompt, response = self.caption("train", index), f"<answer> {record.caption} </answer>"
+            prompt, response = self.caption(split, index), f"<answer> {record.caption} </answer>"
         else:
             thought = f"<think> {record.thought} </think> " if self._format == "think_answer" else ""
-            prompt, response = self.question("train", index), f"{thought}<answer> {record.answer} </answer>"
+            prompt, response = self.question(split, index), f"{thought}<answer> {record.answer} </answer>"
         return Sample(prompt.id, prompt, self._renderer.response(response))
 
     def _record(self, split: Split, index: int) -> Record:

@@ -24,7 +24,6 @@ COLOURS = {
     "green": (30, 160, 60),
     "blue": (40, 80, 220),
     "yellow": (235, 190, 20),
-    "purple": (150, 50, 190),
 }
 SHAPES = ("circle", "square", "triangle", "cross")
 DIGITS = tuple(str(d) for d in range(10))

@@ -13,7 +13,7 @@ _SHOWN = {
     "eval/accuracy": "accuracy",
     "reward/total": "reward",
     "supervised/loss": "loss",
-    "supervised/token_accuracy": "token accuracy",
+    "held_out/token_accuracy": "held-out tokens foreseen",
     "policy/kl": "KL",
     "gate/log_prob_diff_max": "max |Δ log-prob|",
 }

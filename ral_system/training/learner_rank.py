@@ -75,6 +75,17 @@ class LearnerRank:
 
         return self._update(update, objective, with_attention=False)
 
+    def validate(self, update: UpdatePlan) -> dict[str, float]:
+        """The supervised objective without an update: held-out loss and token accuracy."""
+        shares = []
+        for samples in update.shards[self._rank]:
+            batch = self._collate(samples).to(self._engine.device)
+            with torch.no_grad():
+                output = self._engine.forward(batch, with_attention=False)
+            shares.append(supervised_objective(output, batch, update.counts).sums)
+        metrics = combine_metrics(self._over_ranks(shares, "sum"), {}, update.counts)
+        return {name.replace("supervised/", "held_out/"): value for name, value in metrics.items()}
+
     def look(self, samples: Sequence[Sample]) -> dict[str, VisualAttention]:
         """Where the rows of each sample's answer look on its first picture. All ranks compute the same."""
         views = {}
