@@ -1,0 +1,79 @@
+"""What tests of several packages share: a tiny model on disk, composed configurations, samples to train on."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is imported; tiny tensors gain nothing from more
+
+import pytest
+
+if TYPE_CHECKING:
+    from ral_system.config.schema import RunConfig
+    from ral_system.data.media import MediaStore
+    from ral_system.data.prompts import VisualSearchPrompts
+
+SMALL = {"hidden": 64, "layers": 2, "vision_layers": 1}
+"""Two query heads on one key head, two text layers, one vision layer: 0.3 M parameters."""
+
+
+@pytest.fixture(scope="session")
+def make_config() -> Callable[..., RunConfig]:
+    """Hydra overrides → `RunConfig`, as entry points make it; one process unless overridden."""
+    from hydra import compose, initialize_config_module
+    from omegaconf import OmegaConf
+
+    from launch.cli import plain_container
+    from ral_system.config.validate import parse_config
+
+    def composed(*overrides: str) -> RunConfig:
+        with initialize_config_module("conf", version_base=None):
+            container: Any = OmegaConf.to_container(compose("config", ["+cluster=local", *overrides]), resolve=True)
+        return parse_config(plain_container(container))
+
+    return composed
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a small random Qwen2.5-VL, its tokenizer and processor. Do not write to it."""
+    from ral_system.data.visual_search import words
+    from ral_system.models.tiny import build_tiny_model
+
+    folder = tmp_path_factory.mktemp("tiny") / "model"
+    build_tiny_model(folder, words(), **SMALL, seed=3)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def media(tmp_path_factory: pytest.TempPathFactory) -> MediaStore:
+    """One store of pictures for all tests."""
+    from ral_system.data.media import MediaStore
+
+    return MediaStore(tmp_path_factory.mktemp("media"))
+
+
+@pytest.fixture(scope="session")
+def prompts(tiny_model: Path, media: MediaStore, make_config: Callable[..., RunConfig]) -> VisualSearchPrompts:
+    """Prompts and demonstrations of the default task, rendered for the tiny model."""
+    from ral_system.data.chat import ChatRenderer
+    from ral_system.data.prompts import VisualSearchPrompts
+    from ral_system.models.loading import load_processor
+
+    return VisualSearchPrompts(
+        make_config().data, ChatRenderer(load_processor(tiny_model), "answer"), media, format="think_answer"
+    )
+
+
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """Sums in a fixed order, for tests that compare bits or committed numbers."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
