@@ -17,8 +17,8 @@ def jensen_shannon(p_RT: Tensor, q_RT: Tensor) -> Tensor:
     Any leading shape; the last axis is summed. Differentiable once in both. 0 · ln 0 = 0, and the gradient there is 0;
     p = q gives exactly 0, value and gradient, so does a pair of all-zero rows.
 
-    Written as Σ ½ p ln(2p/(p+q)) + ½ q ln(2q/(p+q)). Its gradient in p is ½ ln(2p/(p+q)) (paper 3.4): what the logarithms
-    add to it cancels, so they count as constants. Left to autograd, the cancellation leaves rounding errors at p = q.
+    Written as Σ ½ p ln(2p/(p+q)) + ½ q ln(2q/(p+q)). Its gradient in p is ½ ln(2p/(p+q)) (paper 3.4): what the
+    logarithms add to it cancels, so they count as constants. Autograd's own cancellation would leave rounding errors.
     """
     total = p_RT + q_RT
     return 0.5 * (_x_log_ratio(p_RT, total) + _x_log_ratio(q_RT, total)).sum(-1)

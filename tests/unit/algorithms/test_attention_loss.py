@@ -1,4 +1,5 @@
 import math
+from itertools import pairwise
 
 import pytest
 import torch
@@ -160,7 +161,7 @@ def test_loss_equals_slow_code_and_micro_batches_add_up(reduction: str) -> None:
     for cuts in ((0, 1, 2, 3, 4), (0, 2, 4), (0, 3, 4)):
         shares = [
             attention_loss(divergence[i:j], advantages[i:j], mask[i:j], reduction=reduction, **counts)  # type: ignore[arg-type]
-            for i, j in zip(cuts, cuts[1:], strict=False)
+            for i, j in pairwise(cuts)
         ]
         assert sum(s.item() for s in shares) == pytest.approx(whole, rel=1e-12)
 

@@ -1,4 +1,4 @@
-"""Every number here is worked out in the comment above it. N = 8 is larger than the batch: a share of a larger update."""
+"""Every number is worked out in the comment above it. N = 8 is larger than the batch: a share of a larger update."""
 
 from math import exp, log
 
