@@ -14,7 +14,7 @@ import pytest
 if TYPE_CHECKING:
     from ral_system.config.schema import RunConfig
     from ral_system.data.media import MediaStore
-    from ral_system.data.prompts import VisualSearchPrompts
+    from ral_system.types import Sample
 
 SMALL = {"hidden": 64, "layers": 2, "vision_layers": 1}
 """Two query heads on one key head, two text layers, one vision layer: 0.3 M parameters."""
@@ -31,7 +31,7 @@ def make_config() -> Callable[..., RunConfig]:
 
     def composed(*overrides: str) -> RunConfig:
         with initialize_config_module("conf", version_base=None):
-            container: Any = OmegaConf.to_container(compose("config", ["+cluster=local", *overrides]), resolve=True)
+            container: Any = OmegaConf.to_container(compose("config", ["cluster=local", *overrides]), resolve=True)
         return parse_config(plain_container(container))
 
     return composed
@@ -57,15 +57,28 @@ def media(tmp_path_factory: pytest.TempPathFactory) -> MediaStore:
 
 
 @pytest.fixture(scope="session")
-def prompts(tiny_model: Path, media: MediaStore, make_config: Callable[..., RunConfig]) -> VisualSearchPrompts:
-    """Prompts and demonstrations of the default task, rendered for the tiny model."""
+def draw_samples(tiny_model: Path, media: MediaStore) -> Callable[[int], list[Sample]]:
+    """The first n of an endless row of think-and-answer demonstrations, on 2 × 2 to 4 × 4 pictures: lengths differ."""
     from ral_system.data.chat import ChatRenderer
-    from ral_system.data.prompts import VisualSearchPrompts
+    from ral_system.data.visual_search import VisualSearch
     from ral_system.models.loading import load_processor
+    from ral_system.types import Sample
 
-    return VisualSearchPrompts(
-        make_config().data, ChatRenderer(load_processor(tiny_model), "answer"), media, format="think_answer"
-    )
+    renderer = ChatRenderer(load_processor(tiny_model), "answer")
+
+    def sample(i: int) -> Sample:
+        record = VisualSearch(seed=0, grid=2 + i % 3, objects=4).record("train", i)
+        prompt = renderer.prompt(
+            id=f"train/{i}",
+            kind=record.kind,
+            question=record.question,
+            answer=record.answer,
+            media=[media.put(record.image)],
+        )
+        text = f"<think> {record.thought} </think> <answer> {record.answer} </answer>"
+        return Sample(prompt.id, prompt, renderer.response(text))
+
+    return lambda count: [sample(i) for i in range(count)]
 
 
 @pytest.fixture

@@ -1,0 +1,138 @@
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from ral_system.attention.policy import attention_policy
+from ral_system.attention.probe import AttentionProbe
+from ral_system.config.schema import RunConfig
+from ral_system.data.collate import Collator
+from ral_system.data.media import MediaStore
+from ral_system.models.loading import load_model, load_processor, media_token_ids
+from ral_system.models.policy import PolicyModel, PolicyOutput
+from ral_system.training.learner_rank import build_policy
+from ral_system.types import Sample
+
+TEMPERATURE = 0.7
+
+
+class Bench:
+    """The tiny model as a policy, and the same model to be read slowly."""
+
+    def __init__(self, folder: Path, media: MediaStore, samples: list[Sample]) -> None:
+        self.model = load_model(folder, dtype="float32")
+        self.banned = media_token_ids(folder)
+        self.collate = Collator(load_processor(folder), media.open)
+        self.samples = samples
+
+    @torch.no_grad()
+    def run(self, samples: list[Sample], rows: Any = "generated", with_attention: bool = True) -> PolicyOutput:
+        policy = PolicyModel(self.model, temperature=TEMPERATURE, banned_token_ids=self.banned, rows=rows)
+        return policy(self.collate(tuple(samples)), with_attention=with_attention)
+
+    @torch.no_grad()
+    def slow_log_softmax(self, sample: Sample) -> Tensor:
+        """All logits of one unpadded sequence, then the rows that predict its response: [R, V]."""
+        batch = self.collate((sample,))
+        logits = self.model(
+            input_ids=batch.input_ids,
+            mm_token_type_ids=batch.token_types,
+            pixel_values=batch.pixel_values,
+            image_grid_thw=batch.image_grid_thw,
+        ).logits[0]
+        scaled = logits / TEMPERATURE
+        for token in self.banned:
+            scaled[:, token] = -torch.inf
+        return scaled.log_softmax(-1)[len(sample.prompt.token_ids) - 1 : -1]
+
+
+@pytest.fixture(scope="module")
+def bench(tiny_model: Path, media: MediaStore, draw_samples: Callable[[int], list[Sample]]) -> Bench:
+    return Bench(tiny_model, media, draw_samples(7))
+
+
+def test_equals_full_logits_gathered_slowly(bench: Bench) -> None:
+    found = bench.run(bench.samples)
+    longest = max(len(s.response_token_ids) for s in bench.samples)
+    assert found.log_probs.shape == found.entropy.shape == found.top1.shape == (7, longest)
+    assert len({len(s.response_token_ids) for s in bench.samples}) > 2  # padding is at work
+    for i, sample in enumerate(bench.samples):
+        length = len(sample.response_token_ids)
+        rows = bench.slow_log_softmax(sample)
+        expected = [rows[t, token].item() for t, token in enumerate(sample.response_token_ids)]
+        assert found.log_probs[i, :length].tolist() == pytest.approx(expected, abs=1e-5)
+        p = rows.exp()
+        expected_entropy = -(p * rows.clamp(min=-1e30)).sum(-1)
+        assert found.entropy[i, :length].tolist() == pytest.approx(expected_entropy.tolist(), abs=1e-5)
+        assert found.top1[i, :length].tolist() == (rows.argmax(-1) == torch.tensor(sample.response_token_ids)).tolist()
+        for padded in (found.log_probs, found.entropy, found.top1):
+            assert not padded[i, length:].any()
+
+
+def test_a_sample_alone_is_what_it_is_among_longer_ones(bench: Bench) -> None:
+    together = bench.run(bench.samples)
+    assert together.attention is not None
+    for i, sample in enumerate(bench.samples):
+        alone = bench.run([sample])
+        length = len(sample.response_token_ids)
+        assert alone.attention is not None
+        assert (alone.log_probs[0] - together.log_probs[i, :length]).abs().max() <= 2e-6
+        assert together.attention[i].shape == (length, sample.length)
+        assert (alone.attention[0] - together.attention[i]).abs().max() <= 1e-6
+
+
+@pytest.mark.parametrize(("rows", "shift"), [("generated", 0), ("predicting", -1)])
+def test_attention_rows_are_those_of_the_response(bench: Bench, rows: str, shift: int) -> None:
+    sample = bench.samples[2]
+    batch = bench.collate((sample,))
+    with torch.no_grad(), AttentionProbe(bench.model).capture() as capture:
+        bench.model.model(
+            input_ids=batch.input_ids,
+            mm_token_type_ids=batch.token_types,
+            pixel_values=batch.pixel_values,
+            image_grid_thw=batch.image_grid_thw,
+        )
+    query, key = capture.sequence(0, sample.length)
+    every_row = attention_policy(query, key, torch.arange(sample.length), scale=capture.scale)
+    found = bench.run([sample], rows).attention
+    assert found is not None
+    first = len(sample.prompt.token_ids) + shift
+    assert torch.allclose(found[0], every_row[first : first + len(sample.response_token_ids)], atol=1e-6)
+    # the last key that a row may see is the position before it
+    assert [int(row.nonzero().max()) for row in found[0]] == [first + r - 1 for r in range(len(found[0]))]
+
+
+def test_attention_is_made_only_when_asked_for(bench: Bench) -> None:
+    without = bench.run(bench.samples, with_attention=False)
+    assert without.attention is None
+    assert torch.equal(without.log_probs, bench.run(bench.samples).log_probs)
+
+
+def test_a_policy_is_built_as_rollouts_are_drawn(
+    tiny_model: Path, bench: Bench, make_config: Callable[..., RunConfig]
+) -> None:
+    config = make_config(f"rollout.temperature={TEMPERATURE}", "algorithm.attention.rows=predicting")
+    policy = build_policy(config, tiny_model, torch.device("cpu"))
+    processor = load_processor(tiny_model)
+    for name in ("<|image_pad|>", "<|video_pad|>", "<|vision_start|>", "<|vision_end|>"):
+        assert processor.tokenizer.convert_tokens_to_ids(name) in policy.banned_token_ids
+    assert processor.tokenizer.eos_token_id not in policy.banned_token_ids
+    with torch.no_grad():
+        found = policy(bench.collate(tuple(bench.samples)), with_attention=True)
+    expected = bench.run(bench.samples, "predicting")
+    assert torch.equal(found.log_probs, expected.log_probs)
+    assert found.attention is not None and expected.attention is not None
+    assert all(torch.equal(a, b) for a, b in zip(found.attention, expected.attention, strict=True))
+
+
+def test_gradients_reach_vision_and_text(bench: Bench) -> None:
+    policy = PolicyModel(bench.model, temperature=1.0, banned_token_ids=bench.banned, rows="generated")
+    output = policy(bench.collate(tuple(bench.samples[:2])), with_attention=True)
+    assert not output.entropy.requires_grad
+    output.log_probs.sum().backward()
+    assert bench.model.lm_head.weight.grad.any()
+    assert bench.model.model.visual.patch_embed.proj.weight.grad.any()
+    bench.model.zero_grad(set_to_none=True)
