@@ -30,23 +30,28 @@ class VisualSearchPrompts:
 
     def question(self, split: Split, index: int) -> Prompt:
         """The `index`-th question of `split`, to be answered."""
-        record = self._record(split, index)
-        return self._prompt(record, record.kind, record.question, record.answer, suffix="")
-
-    def caption(self, split: Split, index: int) -> Prompt:
-        """The `index`-th picture of `split`, to be described cell by cell in the order asked for."""
-        record = self._record(split, index)
-        return self._prompt(record, "caption", record.caption_question, record.caption, suffix="/caption")
+        return self._question(self._record(split, index))
 
     def demonstration(self, stage: SupervisedStage, split: Split, index: int) -> Sample:
-        """The `index`-th example of a supervised stage: a prompt with the response to imitate."""
+        """The `index`-th example of a supervised stage: a prompt with the response to imitate.
+
+        perceive: name what stands at each position, and in every other example the position of each thing. sft: think
+        and answer in the template.
+        """
         record = self._record(split, index)
-        if stage == "perceive":
-            prompt, response = self.caption(split, index), f"<answer> {record.caption} </answer>"
+        if stage == "perceive" and index % 2:
+            prompt = self._prompt(record, "search", record.search_question, record.search, suffix="/search")
+            response = f"<answer> {record.search} </answer>"
+        elif stage == "perceive":
+            prompt = self._prompt(record, "caption", record.caption_question, record.caption, suffix="/caption")
+            response = f"<answer> {record.caption} </answer>"
         else:
             thought = f"<think> {record.thought} </think> " if self._format == "think_answer" else ""
-            prompt, response = self.question(split, index), f"{thought}<answer> {record.answer} </answer>"
+            prompt, response = self._question(record), f"{thought}<answer> {record.answer} </answer>"
         return Sample(prompt.id, prompt, self._renderer.response(response))
+
+    def _question(self, record: Record) -> Prompt:
+        return self._prompt(record, record.kind, record.question, record.answer, suffix="")
 
     def _record(self, split: Split, index: int) -> Record:
         return self._source.record(split, index % self._train_records if split == "train" else index)

@@ -61,6 +61,10 @@ class Record:
     """Names all positions in random order, so that a name must be bound to its place in the picture, not to its turn."""
     caption: str
     """Every position with its content, in the order asked for."""
+    search_question: str
+    """Names every content that occurs once, in random order: the way back from content to place."""
+    search: str
+    """Every such content with its position."""
     image: Image.Image
 
 
@@ -97,7 +101,21 @@ class VisualSearch:
         image = self._draw(cells, split, rng)
         order = [self._positions()[i] for i in rng.permutation(self.grid**2)]
         caption = " ".join(f"{p} {cells[p].words if p in cells else EMPTY}" for p in order)
-        return Record(index, split, kind, question, thought, answer, f"describe {' '.join(order)}", caption, image)
+        contents = [cell for cell in cells.values()]
+        unique = [(p, cells[p]) for p in order if p in cells and contents.count(cells[p]) == 1]
+        return Record(
+            index=index,
+            split=split,
+            kind=kind,
+            question=question,
+            thought=thought,
+            answer=answer,
+            caption_question=f"describe {' '.join(order)}",
+            caption=caption,
+            search_question=f"find {' '.join(cell.words for _, cell in unique)}",
+            search=" ".join(f"{cell.words} {p}" for p, cell in unique),
+            image=image,
+        )
 
     def _positions(self) -> list[str]:
         return [position_name(row, column) for row in range(self.grid) for column in range(self.grid)]
@@ -137,39 +155,9 @@ def position_name(row: int, column: int) -> str:
 def words() -> list[str]:
     """Every word that questions, thoughts, answers and captions are made of, for building a tokenizer."""
     positions = [position_name(row, column) for row in range(MAX_GRID) for column in range(MAX_GRID)]
-    grammar = [
-        "what",
-        "colour",
-        "is",
-        "the",
-        "at",
-        "?",
-        "where",
-        "how",
-        "many",
-        "are",
-        "there",
-        "s",
-        "more",
-        "or",
-        "same",
-        ",",
-        ":",
-        "describe",
-        "image",
-        "in",
-        "any",
-        "order",
-    ]
-    vocabulary = [
-        *grammar,
-        EMPTY,
-        *COLOURS,
-        *SHAPES,
-        *DIGITS,
-        *(str(n) for n in range(10, MAX_GRID**2 + 1)),
-        *positions,
-    ]
+    grammar = "what colour is the at ? where how many are there more or same , : describe find"
+    numbers = [str(n) for n in range(10, MAX_GRID**2 + 1)]
+    vocabulary = [*grammar.split(), EMPTY, *COLOURS, *SHAPES, *DIGITS, *numbers, *positions]
     return list(dict.fromkeys(vocabulary))
 
 
