@@ -188,21 +188,21 @@ def to_scores(output: PolicyOutput, samples: MicroBatch) -> Scores:
 
 
 def answer_rows(pieces: Sequence[str]) -> list[int]:
-    """Indices of the response tokens between `<answer>` and `</answer>`; all tokens when there is no answer.
+    """Indices of the response tokens with text between `<answer>` and `</answer>`; all tokens when there is none.
 
-    `pieces` is the text of each token; a tag may be one token or several.
+    `pieces` is the text of each token; a tag may be one token, several, or part of one.
     """
-    text, start, end = "", None, len(pieces)
+    text = "".join(pieces)
+    opening = text.find("<answer>")
+    start = opening + len("<answer>")
+    closing = text.find("</answer>", start)
+    end = closing if closing >= 0 else len(text)
+    rows, at = [], 0
     for index, piece in enumerate(pieces):
-        text += piece
-        if start is None and "<answer>" in text:
-            start = index + 1
-        if start is not None and "</answer>" in text:
-            end = index
-            break
-    if start is None or start >= end:
-        return list(range(len(pieces)))
-    return list(range(start, end))
+        if opening >= 0 and at < end and at + len(piece) > start:
+            rows.append(index)
+        at += len(piece)
+    return rows or list(range(len(pieces)))
 
 
 def combine_metrics(sums: Mapping[str, float], maxima: Mapping[str, float], counts: Counts) -> dict[str, float]:
