@@ -15,8 +15,9 @@ from ral_system.config.schema import RunConfig
 from ral_system.errors import ConfigError
 
 if TYPE_CHECKING:
+    from ral_system.controller.evaluate import Generate
     from ral_system.data.media import MediaStore
-    from ral_system.protocols import Generator
+    from ral_system.rollout.vllm_environment import Device
 
 
 def main() -> None:
@@ -48,8 +49,8 @@ def evaluate_model(config: RunConfig) -> None:
     source = VisualSearchPrompts(config.data, renderer, media, format=config.algorithm.response_format)
     prompts = [source.question("held_out", i) for i in range(config.evaluation.questions)]
     with RewardPool(config.reward, config.algorithm.response_format) as rewarder:
-        engine = _engine(config, model, media)
-        metrics = evaluate(engine, rewarder, prompts, max_new_tokens=config.rollout.max_new_tokens).metrics()
+        generate = _engine(config, model, media)
+        metrics = evaluate(generate, rewarder, prompts, max_new_tokens=config.rollout.max_new_tokens).metrics()
 
     table = Table("held-out", "value", title=f"{model}: {len(prompts)} questions, greedy")
     for name, value in metrics.items():
@@ -58,23 +59,23 @@ def evaluate_model(config: RunConfig) -> None:
     write_atomically(folder / "evaluation.json", json.dumps({"model": str(model), **metrics}, indent=2))
 
 
-def _engine(config: RunConfig, model: Path, media: MediaStore) -> Generator:
+def _engine(config: RunConfig, model: Path, media: MediaStore) -> Generate:
     import torch
 
     from ral_system.models.loading import media_token_ids
 
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    arguments = (model, config.rollout, media, media_token_ids(model), config.seed, device)
+    device: Device = "cuda" if torch.cuda.is_available() else "cpu"
+    banned = media_token_ids(model)
     if config.rollout.engine == "hf":
         from ral_system.rollout.hf_generator import HfEngine
 
-        return HfEngine(*arguments)
+        return HfEngine(model, config.rollout, media, banned, config.seed, device).generate
     from ral_system.rollout.vllm_environment import vllm_environment
 
     os.environ.update(vllm_environment(config.rollout, config.cluster.threads_per_process, device))
     from ral_system.rollout.vllm_generator import VllmEngine
 
-    return VllmEngine(*arguments)
+    return VllmEngine(model, config.rollout, media, banned, config.seed, device).generate
 
 
 if __name__ == "__main__":

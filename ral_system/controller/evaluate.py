@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
-from ral_system.protocols import Generator, Rewarder
-from ral_system.types import Prompt, RewardStatus, Rollout, Sampling
+from ral_system.protocols import Rewarder
+from ral_system.types import Completion, Prompt, RewardStatus, Rollout, Sampling
+
+Generate = Callable[[Sequence[Prompt], Sampling], Iterator[Completion]]
+"""`Generator.generate`, of a pool or of one engine."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,12 +45,12 @@ class Evaluation:
         }
 
 
-def evaluate(generator: Generator, rewarder: Rewarder, prompts: Sequence[Prompt], *, max_new_tokens: int) -> Evaluation:
+def evaluate(generate: Generate, rewarder: Rewarder, prompts: Sequence[Prompt], *, max_new_tokens: int) -> Evaluation:
     """Greedy completions of `prompts`, judged like rollouts."""
     by_id = {prompt.id: prompt for prompt in prompts}
     sampling = Sampling(completions=1, temperature=0.0, max_new_tokens=max_new_tokens, seed=0)
     completions = {}
-    for completion in generator.generate(prompts, sampling):
+    for completion in generate(prompts, sampling):
         rewarder.submit(completion, by_id[completion.prompt_id])
         completions[completion.prompt_id] = completion
     verdicts = rewarder.collect()

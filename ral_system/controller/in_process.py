@@ -1,4 +1,4 @@
-"""All roles in this process: no Ray, vLLM or DeepSpeed. Slow, exact, deterministic; for debugging, or a bare GPU box."""
+"""All roles in this process: no Ray, vLLM or DeepSpeed. Slow, exact, deterministic; for debugging and bare machines."""
 
 from __future__ import annotations
 

@@ -42,7 +42,10 @@ class StageContext:
         """Greedy evaluation with the engines' current weights."""
         with self.timer.phase("evaluate"):
             return evaluate(
-                self.roles.generator, self.roles.rewarder, prompts, max_new_tokens=self.config.rollout.max_new_tokens
+                self.roles.generator.generate,
+                self.roles.rewarder,
+                prompts,
+                max_new_tokens=self.config.rollout.max_new_tokens,
             )
 
     def questions(self, count: int) -> list[Prompt]:

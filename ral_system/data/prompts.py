@@ -35,14 +35,10 @@ class VisualSearchPrompts:
     def demonstration(self, stage: SupervisedStage, split: Split, index: int) -> Sample:
         """The `index`-th example of a supervised stage: a prompt with the response to imitate.
 
-        perceive: name what stands at each position, and in every other example the position of each thing. sft: think
-        and answer in the template.
+        perceive: name what stands at each position, in the order asked for. sft: think and answer in the template.
         """
         record = self._record(split, index)
-        if stage == "perceive" and index % 2:
-            prompt = self._prompt(record, "search", record.search_question, record.search, suffix="/search")
-            response = f"<answer> {record.search} </answer>"
-        elif stage == "perceive":
+        if stage == "perceive":
             prompt = self._prompt(record, "caption", record.caption_question, record.caption, suffix="/caption")
             response = f"<answer> {record.caption} </answer>"
         else:

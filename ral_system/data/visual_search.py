@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -58,13 +58,9 @@ class Record:
     thought: str
     answer: str
     caption_question: str
-    """Names all positions in random order, so that a name must be bound to its place in the picture, not to its turn."""
+    """Names all positions in random order, so that a name must be bound to its place, not to its turn."""
     caption: str
     """Every position with its content, in the order asked for."""
-    search_question: str
-    """Names every content that occurs once, in random order: the way back from content to place."""
-    search: str
-    """Every such content with its position."""
     image: Image.Image
 
 
@@ -97,23 +93,17 @@ class VisualSearch:
             asked = _QUESTIONS[kind](cells, rng)
             if asked is not None:
                 break
-        question, thought, answer = asked
         image = self._draw(cells, split, rng)
         order = [self._positions()[i] for i in rng.permutation(self.grid**2)]
-        caption = " ".join(f"{p} {cells[p].words if p in cells else EMPTY}" for p in order)
-        contents = [cell for cell in cells.values()]
-        unique = [(p, cells[p]) for p in order if p in cells and contents.count(cells[p]) == 1]
         return Record(
             index=index,
             split=split,
             kind=kind,
-            question=question,
-            thought=thought,
-            answer=answer,
+            question=asked.question,
+            thought=_describe(cells, self._positions() if asked.at is None else [asked.at]),
+            answer=asked.answer,
             caption_question=f"describe {' '.join(order)}",
-            caption=caption,
-            search_question=f"find {' '.join(cell.words for _, cell in unique)}",
-            search=" ".join(f"{cell.words} {p}" for p, cell in unique),
+            caption=_describe(cells, order),
             image=image,
         )
 
@@ -155,10 +145,14 @@ def position_name(row: int, column: int) -> str:
 def words() -> list[str]:
     """Every word that questions, thoughts, answers and captions are made of, for building a tokenizer."""
     positions = [position_name(row, column) for row in range(MAX_GRID) for column in range(MAX_GRID)]
-    grammar = "what colour is the at ? where how many are there more or same , : describe find"
+    grammar = "what colour is the at ? where how many are there more or same describe"
     numbers = [str(n) for n in range(10, MAX_GRID**2 + 1)]
     vocabulary = [*grammar.split(), EMPTY, *COLOURS, *SHAPES, *DIGITS, *numbers, *positions]
     return list(dict.fromkeys(vocabulary))
+
+
+def _describe(cells: dict[str, Cell], positions: Sequence[str]) -> str:
+    return " ".join(f"{p} {cells[p].words if p in cells else EMPTY}" for p in positions)
 
 
 def _scene_split(cells: dict[str, Cell]) -> Split:
@@ -166,60 +160,63 @@ def _scene_split(cells: dict[str, Cell]) -> Split:
     return "held_out" if hashlib.sha256(content.encode()).digest()[0] % _HELD_OUT_SHARE == 0 else "train"
 
 
-# --- questions: (cells, rng) -> (question, thought, answer), or None when the scene does not admit the question ------
-
-Asked = tuple[str, str, str] | None
+# --- questions: (cells, rng) -> question and answer, or None when the scene does not admit the question ---------------
 
 
-def _attribute(cells: dict[str, Cell], rng: np.random.Generator) -> Asked:
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """A question and its answer; `at` is the one cell that has to be looked at, or None when all have."""
+
+    question: str
+    answer: str
+    at: str | None = None
+
+
+def _attribute(cells: dict[str, Cell], rng: np.random.Generator) -> Asked | None:
     """Colour of the only object of its kind."""
     things = [cell.thing for cell in cells.values()]
-    unique = [(p, cell) for p, cell in cells.items() if things.count(cell.thing) == 1]
+    unique = [cell for cell in cells.values() if things.count(cell.thing) == 1]
     if not unique:
         return None
-    position, cell = unique[rng.integers(len(unique))]
-    return f"what colour is the {cell.thing} ?", f"{position} {cell.words}", cell.colour
+    cell = unique[rng.integers(len(unique))]
+    return Asked(f"what colour is the {cell.thing} ?", cell.colour)
 
 
-def _content(cells: dict[str, Cell], rng: np.random.Generator) -> Asked:
+def _content(cells: dict[str, Cell], rng: np.random.Generator) -> Asked | None:
     """What stands at a position."""
     position = list(cells)[rng.integers(len(cells))]
-    words = cells[position].words
-    return f"what is at {position} ?", f"{position} {words}", words
+    return Asked(f"what is at {position} ?", cells[position].words, at=position)
 
 
-def _position(cells: dict[str, Cell], rng: np.random.Generator) -> Asked:
+def _position(cells: dict[str, Cell], rng: np.random.Generator) -> Asked | None:
     """Position of the only object that has this colour and kind."""
     contents = list(cells.values())
     unique = [(p, cell) for p, cell in cells.items() if contents.count(cell) == 1]
     if not unique:
         return None
     position, cell = unique[rng.integers(len(unique))]
-    return f"where is the {cell.words} ?", f"{position} {cell.words}", position
+    return Asked(f"where is the {cell.words} ?", position)
 
 
-def _count(cells: dict[str, Cell], rng: np.random.Generator) -> Asked:
+def _count(cells: dict[str, Cell], rng: np.random.Generator) -> Asked | None:
     """How many objects have a colour; the colour occurs at least once."""
     colours = sorted({cell.colour for cell in cells.values()})
     colour = colours[rng.integers(len(colours))]
-    hits = [f"{p} {cell.words}" for p, cell in cells.items() if cell.colour == colour]
-    return f"how many {colour} are there ?", " , ".join(hits), str(len(hits))
+    return Asked(f"how many {colour} are there ?", str(sum(cell.colour == colour for cell in cells.values())))
 
 
-def _compare(cells: dict[str, Cell], rng: np.random.Generator) -> Asked:
+def _compare(cells: dict[str, Cell], rng: np.random.Generator) -> Asked | None:
     """Which of two colours is on more cells, or the same."""
     colours = sorted({cell.colour for cell in cells.values()})
     if len(colours) < 2:
         return None
     first, second = (colours[i] for i in rng.choice(len(colours), size=2, replace=False))
-    lists = [[f"{p} {c.words}" for p, c in cells.items() if c.colour == colour] for colour in (first, second)]
-    more, fewer = len(lists[0]), len(lists[1])
-    answer = "same" if more == fewer else first if more > fewer else second
-    thought = f"{first} : {' , '.join(lists[0])} , {second} : {' , '.join(lists[1])}"
-    return f"are there more {first} or {second} ?", thought, answer
+    counts = [sum(cell.colour == colour for cell in cells.values()) for colour in (first, second)]
+    answer = "same" if counts[0] == counts[1] else first if counts[0] > counts[1] else second
+    return Asked(f"are there more {first} or {second} ?", answer)
 
 
-_QUESTIONS: dict[str, Callable[[dict[str, Cell], np.random.Generator], Asked]] = {
+_QUESTIONS: dict[str, Callable[[dict[str, Cell], np.random.Generator], Asked | None]] = {
     "attribute": _attribute,
     "content": _content,
     "position": _position,
