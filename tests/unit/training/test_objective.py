@@ -1,0 +1,259 @@
+"""The objectives on made-up outputs, against loops over tokens and against dense float64 autograd."""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from ral_system.attention.policy import attention_policy
+from ral_system.config.schema import AlgorithmConfig
+from ral_system.data.collate import TensorBatch
+from ral_system.models.policy import PolicyOutput
+from ral_system.training.objective import policy_objective, supervised_objective
+from ral_system.types import Counts, Prompt, Sample, SampleScores, Scores
+
+PROMPTS, RESPONSES = (3, 5, 2), (4, 1, 3)
+ADVANTAGES = (1.5, -0.8, -0.4)
+COUNTS = Counts(tokens=20, sequences=6)  # of the whole update; this micro-batch has 8 and 3
+IMAGE_TOKENS = (1, 2)
+"""Positions of the pictures in every prompt; the shortest prompt has room for one."""
+
+
+class Case:
+    """A micro-batch of three sequences with random log-probs and attention."""
+
+    def __init__(self, seed: int = 0) -> None:
+        g = torch.Generator().manual_seed(seed)
+        self.samples = tuple(
+            Sample(
+                f"s{i}",
+                Prompt(f"s{i}", "", "", "", (), tuple(range(p))),
+                tuple(range(r)),
+                tuple((-torch.rand(r, generator=g)).tolist()),
+                a,
+            )
+            for i, (p, r, a) in enumerate(zip(PROMPTS, RESPONSES, ADVANTAGES, strict=True))
+        )
+        self.mask = torch.arange(4)[None] < torch.tensor(RESPONSES)[:, None]
+        tokens = max(s.length for s in self.samples)
+        types = torch.zeros(3, tokens, dtype=torch.int64)
+        for i, prompt in enumerate(PROMPTS):
+            for position in IMAGE_TOKENS:
+                types[i, position] = int(position < prompt)
+        self.batch = TensorBatch(
+            input_ids=torch.zeros(3, tokens, dtype=torch.int64),
+            attention_mask=torch.arange(tokens)[None] < torch.tensor([s.length for s in self.samples])[:, None],
+            token_types=types,
+            pixel_values=None,
+            image_grid_thw=None,
+            response_ids=torch.zeros(3, 4, dtype=torch.int64),
+            response_mask=self.mask,
+            prompt_lengths=torch.tensor(PROMPTS),
+            advantages=torch.tensor(ADVANTAGES),
+        )
+        self.log_probs = torch.where(self.mask, -3 * torch.rand(3, 4, generator=g), 0.0)
+        self.entropy = torch.where(self.mask, torch.rand(3, 4, generator=g), 0.0)
+        self.heads = [  # query [T, 4, 5] and key [T, 2, 5] of each sequence
+            (torch.randn(s.length, 4, 5, generator=g), torch.randn(s.length, 2, 5, generator=g)) for s in self.samples
+        ]
+        self.behaviour, self.reference = self.scores(g), self.scores(g)
+
+    def scores(self, g: torch.Generator) -> Scores:
+        found = {}
+        for sample, p in zip(self.samples, PROMPTS, strict=True):
+            query, key = (torch.randn(sample.length, n, 5, generator=g) for n in (4, 2))
+            attention = attention_policy(query, key, torch.arange(p, sample.length), scale=0.7).numpy()
+            log_probs = -3 * np.random.default_rng(p).random(len(sample.response_token_ids), dtype=np.float32)
+            found[sample.id] = SampleScores(log_probs, attention)
+        return found
+
+    def output(self, log_probs: Tensor | None = None, heads: Any = None) -> PolicyOutput:
+        attention = [
+            attention_policy(q, k, torch.arange(p, len(q)), scale=0.7)
+            for (q, k), p in zip(heads or self.heads, PROMPTS, strict=True)
+        ]
+        return PolicyOutput(
+            self.log_probs if log_probs is None else log_probs, self.entropy, torch.zeros_like(self.mask), attention
+        )
+
+    def tokens(self) -> list[tuple[int, int]]:
+        return [(b, t) for b, r in enumerate(RESPONSES) for t in range(r)]
+
+
+def slow_divergence(p: list[float], q: list[float]) -> float:
+    found = 0.0
+    for a, b in zip(p, q, strict=True):
+        found += 0.5 * a * math.log(2 * a / (a + b)) if a else 0.0
+        found += 0.5 * b * math.log(2 * b / (a + b)) if b else 0.0
+    return found
+
+
+@pytest.fixture
+def algorithm(make_config: Callable) -> Callable[..., AlgorithmConfig]:
+    def made(weight: float, reduction: str = "token_mean", beta: float = 0.3) -> AlgorithmConfig:
+        return make_config(
+            f"algorithm.attention.weight={weight}",
+            f"algorithm.attention.reduction={reduction}",
+            f"algorithm.kl.coefficient={beta}",
+        ).algorithm
+
+    return made
+
+
+@pytest.mark.parametrize("reduction", ["token_mean", "sequence_mean"])
+def test_loss_and_metrics_equal_loops_over_tokens(algorithm: Callable[..., AlgorithmConfig], reduction: str) -> None:
+    case = Case()
+    output = case.output()
+    assert output.attention is not None
+    found = policy_objective(
+        output, case.batch, case.samples, COUNTS, case.behaviour, case.reference, algorithm(2.0, reduction)
+    )
+    surrogate = kl = attention = clipped = near_old = 0.0
+    jsd = {"positive": 0.0, "negative": 0.0}
+    gaps = []
+    for b, t in case.tokens():
+        sample, a, new = case.samples[b], ADVANTAGES[b], case.log_probs[b, t].item()
+        old, ref = (float(s[sample.id].log_probs[t]) for s in (case.behaviour, case.reference))
+        r = math.exp(new - old)
+        plain, held = r * a, min(max(r, 0.8), 1.2) * a
+        surrogate += min(plain, held)
+        clipped += held < plain
+        kl += math.exp(ref - new) - (ref - new) - 1
+        near_old += math.exp(old - new) - (old - new) - 1
+        old_row = case.behaviour[sample.id].attention
+        assert old_row is not None
+        divergence = slow_divergence(output.attention[b][t].double().tolist(), old_row[t].astype(float).tolist())
+        attention += a * divergence / (20 if reduction == "token_mean" else 6 * RESPONSES[b])
+        jsd["positive" if a > 0 else "negative"] += divergence
+        gaps.append(abs(old - sample.rollout_log_probs[t]))
+    assert clipped > 0
+    assert found.loss.item() == pytest.approx(-surrogate / 20 + 0.3 * kl / 20 + 2.0 * attention, rel=1e-5)
+    sums = {name: value.item() for name, value in found.sums.items()}
+    assert sums == pytest.approx(
+        {
+            "policy/loss": -surrogate,
+            "policy/clip_fraction": clipped,
+            "policy/entropy": case.entropy.sum().item(),
+            "policy/approximate_kl_old": near_old,
+            "policy/kl": kl,
+            "attention/loss": attention * 20,
+            "attention/jsd_positive": jsd["positive"],
+            "attention/jsd_negative": jsd["negative"],
+            "tokens/positive": 4.0,
+            "tokens/negative": 4.0,
+            "attention/visual_mass": sums["attention/visual_mass"],  # its own test
+            "gate/log_prob_diff_mean": sum(gaps),
+        },
+        rel=1e-5,
+    )
+    assert found.maxima["gate/log_prob_diff_max"].item() == pytest.approx(max(gaps))
+    assert not any(v.requires_grad for v in (*found.sums.values(), *found.maxima.values()))
+
+
+def test_visual_mass_is_the_attention_on_picture_tokens(algorithm: Callable[..., AlgorithmConfig]) -> None:
+    case = Case()
+    output = case.output()
+    assert output.attention is not None
+    found = policy_objective(output, case.batch, case.samples, COUNTS, case.behaviour, None, algorithm(2.0))
+    mass = sum(output.attention[b][t, i].item() for b, t in case.tokens() for i in IMAGE_TOKENS if i < PROMPTS[b])
+    assert found.sums["attention/visual_mass"].item() == pytest.approx(mass, rel=1e-6)
+
+
+def test_without_reference_or_attention_weight_their_terms_are_gone(algorithm: Callable[..., AlgorithmConfig]) -> None:
+    case = Case()
+    found = policy_objective(case.output(), case.batch, case.samples, COUNTS, case.behaviour, None, algorithm(0.0))
+    assert found.loss.item() == pytest.approx(found.sums["policy/loss"].item() / 20, rel=1e-6)
+    assert "policy/kl" not in found.sums
+    assert "attention/loss" not in found.sums
+    assert found.sums["attention/jsd_positive"] > 0  # still measured
+
+
+@pytest.mark.parametrize("reduction", ["token_mean", "sequence_mean"])
+def test_attention_gradient_equals_dense_float64_autograd(
+    algorithm: Callable[..., AlgorithmConfig], reduction: str
+) -> None:
+    case = Case()
+    heads = [(q.clone().requires_grad_(), k.clone().requires_grad_()) for q, k in case.heads]
+    output = case.output(heads=heads)
+    policy_objective(
+        output, case.batch, case.samples, COUNTS, case.behaviour, None, algorithm(2.0, reduction)
+    ).loss.backward()
+
+    slow = [(q.double().requires_grad_(), k.double().requires_grad_()) for q, k in case.heads]
+    loss = torch.zeros((), dtype=torch.float64)
+    for b, (query, key) in enumerate(slow):
+        old = case.behaviour[case.samples[b].id].attention
+        for t in range(RESPONSES[b]):
+            row = PROMPTS[b] + t
+            heads_alpha = [torch.softmax(0.7 * key[: row + 1, h // 2] @ query[row, h], 0) for h in range(4)]
+            alpha = torch.stack(heads_alpha).mean(0)
+            p = alpha[:row] / (1 - alpha[row])
+            q = torch.tensor(old[t, :row], dtype=torch.float64)  # type: ignore[index]
+            m = (p + q) / 2
+            divergence = 0.5 * (p * (p / m).log()).sum() + 0.5 * (q * (q / m).log()).sum()
+            loss = loss + 2.0 * ADVANTAGES[b] * divergence / (20 if reduction == "token_mean" else 6 * RESPONSES[b])
+    loss.backward()
+    for (query, key), (slow_query, slow_key) in zip(heads, slow, strict=True):
+        for found, expected in ((query.grad, slow_query.grad), (key.grad, slow_key.grad)):
+            assert expected is not None and expected.abs().max() > 1e-4
+            assert torch.allclose(found.double(), expected, rtol=1e-4, atol=1e-7)  # type: ignore[union-attr]
+
+
+def test_padding_of_the_batch_does_not_change_shares(algorithm: Callable[..., AlgorithmConfig]) -> None:
+    case = Case()
+    wider = torch.nn.functional.pad(case.mask, (0, 5))
+    batch = TensorBatch(
+        **{
+            name: getattr(case.batch, name)
+            for name in (
+                "input_ids",
+                "attention_mask",
+                "pixel_values",
+                "image_grid_thw",
+                "prompt_lengths",
+                "advantages",
+            )
+        },
+        token_types=torch.nn.functional.pad(case.batch.token_types, (0, 5)),
+        response_ids=torch.zeros(3, 9, dtype=torch.int64),
+        response_mask=wider,
+    )
+    plain = case.output()
+    padded = PolicyOutput(
+        torch.nn.functional.pad(plain.log_probs, (0, 5)),
+        torch.nn.functional.pad(plain.entropy, (0, 5)),
+        torch.nn.functional.pad(plain.top1, (0, 5)),
+        plain.attention,
+    )
+    for reduction in ("token_mean", "sequence_mean"):
+        settings = algorithm(2.0, reduction)
+        a = policy_objective(plain, case.batch, case.samples, COUNTS, case.behaviour, case.reference, settings)
+        b = policy_objective(padded, batch, case.samples, COUNTS, case.behaviour, case.reference, settings)
+        assert b.loss.item() == pytest.approx(a.loss.item(), rel=1e-6)
+        assert {k: v.item() for k, v in b.sums.items()} == pytest.approx({k: v.item() for k, v in a.sums.items()})
+
+
+def test_a_missing_attention_record_names_the_sample(algorithm: Callable[..., AlgorithmConfig]) -> None:
+    case = Case()
+    case.behaviour["s1"] = SampleScores(case.behaviour["s1"].log_probs)
+    with pytest.raises(AssertionError, match="sample s1 has no old attention record"):
+        policy_objective(case.output(), case.batch, case.samples, COUNTS, case.behaviour, None, algorithm(1.0))
+
+
+def test_the_supervised_objective_is_cross_entropy_per_token() -> None:
+    case = Case()
+    log_probs = case.log_probs.clone().requires_grad_()
+    top1 = torch.tensor([[True, False, True, True], [True, False, False, False], [False] * 4]) & case.mask
+    found = supervised_objective(PolicyOutput(log_probs, case.entropy, top1, None), case.batch, COUNTS)
+    nll = -sum(case.log_probs[b, t].item() for b, t in case.tokens())
+    assert found.loss.item() == pytest.approx(nll / 20, rel=1e-6)
+    assert {k: v.item() for k, v in found.sums.items()} == pytest.approx(
+        {"supervised/loss": nll, "supervised/token_accuracy": 4.0}, rel=1e-6
+    )
+    found.loss.backward()
+    assert log_probs.grad is not None
+    assert torch.equal(log_probs.grad, torch.full((3, 4), -1 / 20))
