@@ -1,0 +1,159 @@
+"""The controller's protocols on top of actors: what `ral_system.protocols` asks for, with every wait bounded."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import ray
+
+from actors.group import Call, Member, stream, wait_all
+from ral_system.protocols import Ref
+from ral_system.types import (
+    Completion,
+    Prompt,
+    RewardResult,
+    Sample,
+    Sampling,
+    TrainPlan,
+    VisualAttention,
+    WeightManifest,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class RemoteScores:
+    """Scores that some actor holds or is still computing; `done` tells when, and carries its errors."""
+
+    done: Call
+    scores: Any
+
+
+class RayGenerator:
+    """`Generator` over rollout actors."""
+
+    def __init__(self, members: Sequence[Member], call_timeout_s: float) -> None:
+        self._members = members
+        self._timeout_s = call_timeout_s
+
+    def generate(self, prompts: Sequence[Prompt], sampling: Sampling) -> Iterator[Completion]:
+        """Deal the prompts to the engines in turn; completions of all engines as they finish."""
+        shares = [list(prompts[i :: len(self._members)]) for i in range(len(self._members))]
+        calls = [
+            Call(member, member.handle.generate.remote(share, sampling))
+            for member, share in zip(self._members, shares, strict=True)
+            if share
+        ]
+        for finished in stream(calls, self._timeout_s, "generating"):
+            yield from finished
+
+    def load_weights(self, weights: Ref) -> Sequence[WeightManifest]:
+        """Load into all engines at once; the arrays go from learner to engines without passing here."""
+        calls = [Call(member, member.handle.load_weights.remote(weights)) for member in self._members]
+        return wait_all(calls, self._timeout_s, "loading weights")
+
+
+class RayRewarder:
+    """`Rewarder` over the reward actor."""
+
+    def __init__(self, member: Member, call_timeout_s: float) -> None:
+        self._member = member
+        self._timeout_s = call_timeout_s
+        self._submitted: list[Call] = []
+
+    def submit(self, completion: Completion, prompt: Prompt) -> None:
+        """Start judging; a failure to is raised by `collect`."""
+        self._submitted.append(Call(self._member, self._member.handle.submit.remote(completion, prompt)))
+
+    def collect(self) -> Mapping[str, RewardResult]:
+        """Wait for everything submitted since the last call."""
+        submitted, self._submitted = self._submitted, []
+        verdicts = Call(self._member, self._member.handle.collect.remote())
+        return wait_all([*submitted, verdicts], self._timeout_s, "judging")[-1]
+
+
+class RayScorer:
+    """`Scorer` over one frozen actor. Returns while it is still scoring; users of the refs wait for it."""
+
+    def __init__(self, member: Member) -> None:
+        self._member = member
+
+    def score(self, plan: TrainPlan) -> Sequence[Ref]:
+        """Start scoring every learner rank's samples."""
+        refs = []
+        for rank in range(len(plan.updates[0].shards)):
+            done, scores = self._member.handle.score.remote(plan.rank_samples(rank))
+            refs.append(RemoteScores(Call(self._member, done), scores))
+        return refs
+
+
+class RayLearner:
+    """`Learner` over the learner ranks."""
+
+    def __init__(self, members: Sequence[Member], call_timeout_s: float) -> None:
+        self._members = members
+        self._timeout_s = call_timeout_s
+        self.world_size = len(members)
+
+    def score(self, plan: TrainPlan) -> Sequence[Ref]:
+        """Each rank scores its own samples and keeps the result on its node."""
+        refs = []
+        for rank, member in enumerate(self._members):
+            done, scores = member.handle.score.remote(plan.rank_samples(rank))
+            refs.append(RemoteScores(Call(member, done), scores))
+        self._await(refs)
+        return refs
+
+    def update(
+        self, plan: TrainPlan, index: int, behaviour: Sequence[Ref], reference: Sequence[Ref] | None
+    ) -> Mapping[str, float]:
+        """All ranks update together; a reference that is not ready is waited for under its own name."""
+        self._await(reference or ())
+        update = ray.put(plan.updates[index])
+        calls = []
+        for rank, member in enumerate(self._members):
+            old, frozen = behaviour[rank].scores, reference[rank].scores if reference else None
+            calls.append(Call(member, member.handle.update.remote(update, old, frozen)))
+        return wait_all(calls, self._timeout_s, "updating")[0]
+
+    def fit(self, plan: TrainPlan, index: int) -> Mapping[str, float]:
+        """All ranks update together."""
+        update = ray.put(plan.updates[index])
+        return self._all(lambda rank: rank.fit.remote(update), "updating")
+
+    def validate(self, plan: TrainPlan) -> Mapping[str, float]:
+        """All ranks together, each its own share."""
+        update = ray.put(plan.updates[0])
+        return self._all(lambda rank: rank.validate.remote(update), "validating")
+
+    def look(self, samples: Sequence[Sample]) -> Mapping[str, VisualAttention]:
+        """All ranks compute the same maps."""
+        return self._all(lambda rank: rank.look.remote(samples), "looking at pictures")
+
+    def publish(self, version: int) -> tuple[WeightManifest, Ref]:
+        """Rank 0's manifest, and a reference to its arrays."""
+        answers = [member.handle.publish.remote(version) for member in self._members]
+        calls = [Call(member, answer[0]) for member, answer in zip(self._members, answers, strict=True)]
+        manifest = wait_all(calls, self._timeout_s, "publishing weights")[0]
+        return manifest, answers[0][1]
+
+    def save_model(self, folder: Path) -> None:
+        """Write weights, config, tokenizer and processor."""
+        self._all(lambda rank: rank.save_model.remote(folder), "saving the model")
+
+    def save(self, folder: Path) -> None:
+        """Write every rank's training state."""
+        self._all(lambda rank: rank.save.remote(folder), "saving its state")
+
+    def load(self, folder: Path) -> None:
+        """Read every rank's training state."""
+        self._all(lambda rank: rank.load.remote(folder), "loading its state")
+
+    def _await(self, refs: Sequence[RemoteScores]) -> None:
+        wait_all([ref.done for ref in refs], self._timeout_s, "scoring")
+
+    def _all(self, call: Callable[[Any], Any], doing: str) -> Any:
+        """Call every rank; rank 0's answer."""
+        return wait_all([Call(member, call(member.handle)) for member in self._members], self._timeout_s, doing)[0]

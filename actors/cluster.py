@@ -1,0 +1,82 @@
+"""Joining the cluster that a run belongs to, or starting one on this machine."""
+
+from __future__ import annotations
+
+import logging
+import os
+import socket
+
+import ray
+from ray._private import ray_constants
+from ray._private import worker as ray_worker
+from ray.exceptions import AuthenticationError, RaySystemError
+
+from ral_system.config.schema import RunConfig
+from ral_system.errors import SetupError
+
+LOOPBACK = "127.0.0.1"
+_CONNECT_TIMEOUT_S = 10.0
+
+
+def start_or_join(config: RunConfig) -> None:
+    """Connect to `cluster.address`, else the cluster of the submitted job (RAY_ADDRESS), else start one on loopback.
+
+    Does nothing when connected already. Raises SetupError.
+    """
+    if ray.is_initialized():
+        return
+    _mute()
+    address = config.cluster.address or os.environ.get("RAY_ADDRESS")
+    try:
+        if address is None:
+            # Ray's switch for "this machine only", its default on Windows and macOS: every server binds to loopback.
+            # Giving it the loopback address is not enough, it maps that back to the machine's public one. Token
+            # authentication is on by itself; setting RAY_AUTH_MODE here, after the import, would only half arrive.
+            ray_constants.ENABLE_RAY_CLUSTER = False
+            # Ray runs workers at nice 15, where anything else on the machine starves them.
+            os.environ.setdefault("RAY_worker_niceness", "0")
+            ray.init(address="local", include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
+        else:
+            _check_listening(address)
+            ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
+    except AuthenticationError as error:
+        raise SetupError(
+            f"the Ray cluster at {address or LOOPBACK} refused the authentication token; set RAY_AUTH_MODE=token and "
+            "give this user the cluster's token (`ray get-auth-token` on the head node prints it)"
+        ) from error
+    except (ConnectionError, RaySystemError, RuntimeError, ValueError, OSError) as error:
+        raise _explain(address, error) from error
+
+
+def stop() -> None:
+    """Disconnect; ends the cluster if this process started it."""
+    ray.shutdown()
+    ray_constants.ENABLE_RAY_CLUSTER = True
+
+
+def _mute() -> None:
+    """Ray's own reports of failed calls and dead actors: `actors.group` raises the same, as errors and in one line."""
+    os.environ.setdefault("RAY_IGNORE_UNHANDLED_ERRORS", "1")
+    ray_worker.print_to_stdstream = lambda *args, **kwargs: None
+
+
+def _check_listening(address: str) -> None:
+    """Raise ConnectionError or OSError within seconds: Ray itself tries an address that nobody serves for minutes."""
+    host, separator, port = address.removeprefix("ray://").rpartition(":")
+    if separator and port.isdigit():
+        socket.create_connection((host.strip("[]"), int(port)), timeout=_CONNECT_TIMEOUT_S).close()
+
+
+def _explain(address: str | None, error: Exception) -> SetupError:
+    reason = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
+    lowered = str(error).lower()
+    if "unauthenticated" in lowered or "authentication" in lowered:
+        return SetupError(f"the Ray cluster at {address} wants a valid token ({reason}); set RAY_AUTH_MODE=token")
+    if "in use" in lowered:
+        return SetupError(f"Ray cannot start, a port is taken ({reason}); end the other process or `ray stop`")
+    if address is None:
+        return SetupError(f"Ray cannot start on this machine ({reason}); see /tmp/ray/session_latest/logs")
+    return SetupError(
+        f"no Ray cluster answers at {address} ({reason}); start one with `ray start --head`, correct cluster.address "
+        "or unset RAY_ADDRESS"
+    )

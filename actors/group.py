@@ -1,0 +1,145 @@
+"""Waiting for actors, always with a bound. A dead or silent one becomes an ActorError that says who and shows its log.
+
+Errors of our own hierarchy that an actor raises come out as they went in; Ray's wrapping is taken off here.
+"""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import ray
+from ray.exceptions import GetTimeoutError, RayActorError, RayError, RayTaskError
+
+from ral_system.errors import ActorError, RalError
+
+_TAIL_LINES = 4
+_TAIL_BYTES = 8192
+_PEER_GRACE_S = 5.0
+
+
+@dataclass(frozen=True, slots=True)
+class Member:
+    """One actor of a run. `log` is the file that it writes."""
+
+    handle: Any = field(repr=False)
+    role: str
+    rank: int
+    log: Path
+
+    @property
+    def name(self) -> str:
+        """For example `rollout 0`."""
+        return f"{self.role} {self.rank}"
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """An answer that an actor owes: a Ray object reference, or a generator of them."""
+
+    member: Member
+    ref: Any
+
+
+def wait_all(
+    calls: Sequence[Call], timeout_s: float, doing: str, on_answer: Callable[[Member], None] = lambda member: None
+) -> list[Any]:
+    """The answers, in order; `on_answer` hears of each as it comes. Fails at the first failure, not after the rest.
+
+    `doing` completes "rollout 0 died while …". Raises ActorError, or what the actor raised.
+    """
+    deadline = time.monotonic() + timeout_s
+    pending = {call.ref: call for call in calls}
+    answers: dict[Any, Any] = {}
+    while pending:
+        ready, _ = ray.wait(list(pending), num_returns=1, timeout=max(0.0, deadline - time.monotonic()))
+        if not ready:
+            raise _silent([call.member for call in pending.values()], timeout_s, doing)
+        call = pending.pop(ready[0])
+        answers[call.ref] = _get(call, call.ref, timeout_s, doing, pending.values())
+        on_answer(call.member)
+    return [answers[call.ref] for call in calls]
+
+
+def stream(calls: Sequence[Call], timeout_s: float, doing: str) -> Iterator[Any]:
+    """Items of several actors' generators as they come. `timeout_s` bounds the silence of all of them together."""
+    pending = {call.ref: call for call in calls}
+    while pending:
+        ready, _ = ray.wait(list(pending), num_returns=1, timeout=timeout_s)
+        if not ready:
+            raise _silent([call.member for call in pending.values()], timeout_s, doing)
+        call = pending[ready[0]]
+        try:
+            item = next(call.ref)
+        except StopIteration:
+            del pending[call.ref]
+            continue
+        except RayError as error:
+            raise _explain(error, call, doing, ()) from None
+        yield _get(call, item, timeout_s, doing, ())
+
+
+def log_tail(log: Path) -> str:
+    """The last lines of an actor's log, on one line."""
+    try:
+        with log.open("rb") as file:
+            file.seek(max(0, log.stat().st_size - _TAIL_BYTES))
+            lines = [line.strip() for line in file.read().decode(errors="replace").splitlines()]
+    except OSError as error:
+        return f"{log} cannot be read ({error.strerror})"
+    return f"last lines of {log}: {' | '.join([line for line in lines if line][-_TAIL_LINES:])}"
+
+
+def _get(call: Call, ref: Any, timeout_s: float, doing: str, others: Any) -> Any:
+    try:
+        return ray.get(ref, timeout=timeout_s)
+    except GetTimeoutError:
+        raise _silent([call.member], timeout_s, doing) from None
+    except RayError as error:
+        explained = _explain(error, call, doing, others)
+        if explained is error:
+            raise
+        raise explained from None
+
+
+def _explain(error: RayError, call: Call, doing: str, others: Any) -> Exception:
+    """Our own error if the actor raised one; who died, if that is the reason; else the error itself, a bug."""
+    cause: Any = error
+    while isinstance(cause, RayTaskError) and cause.cause is not cause:
+        cause = cause.cause
+    if isinstance(cause, RalError):
+        return cause
+    if isinstance(error, RayTaskError) and not isinstance(cause, RayError):
+        return _dead_peer(others, doing) or error  # a rank fails oddly when its peer is gone
+    return _dead(call.member, error, doing)
+
+
+def _dead_peer(others: Any, doing: str) -> ActorError | None:
+    calls = {call.ref: call for call in others}
+    if not calls:
+        return None
+    ready, _ = ray.wait(list(calls), num_returns=len(calls), timeout=_PEER_GRACE_S)
+    for ref in ready:
+        try:
+            ray.get(ref, timeout=_PEER_GRACE_S)
+        except RayActorError as error:
+            return _dead(calls[ref].member, error, doing)
+        except RayError:
+            continue
+    return None
+
+
+def _dead(member: Member, error: RayError, doing: str) -> ActorError:
+    text = " ".join(str(error).split())
+    detail = re.search(r"Worker exit detail: (.{0,160}?)(?:\. |$)", text)
+    reason = detail.group(1) if detail else text[:160]
+    return ActorError(f"{member.name} died while {doing} ({reason}); {log_tail(member.log)}")
+
+
+def _silent(members: Sequence[Member], timeout_s: float, doing: str) -> ActorError:
+    names = ", ".join(member.name for member in members)
+    return ActorError(f"{names} did not answer within {timeout_s:.0f} s while {doing}; {log_tail(members[0].log)}")

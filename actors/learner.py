@@ -1,0 +1,111 @@
+"""One learner rank behind Ray: a process, a device and a rendezvous around a `LearnerRank`."""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import ray
+
+from actors.cluster import LOOPBACK
+from actors.process import ActorProcess, watched
+from ral_system.config.schema import RunConfig, Stage
+from ral_system.data.media import MediaStore
+from ral_system.types import MicroBatch, Sample, Scores, UpdatePlan, VisualAttention, WeightManifest, Weights
+
+
+class LearnerActor(ActorProcess):
+    """Owns one `LearnerRank`. All ranks are called together: most methods are collective."""
+
+    def address(self) -> str:
+        """This node's address, as other nodes of the cluster see it."""
+        return str(ray.util.get_node_ip_address())
+
+    def free_port(self, host: str) -> int:
+        """A port for the rendezvous, asked of rank 0."""
+        with socket.socket() as probe:
+            probe.bind((host, 0))
+            return int(probe.getsockname()[1])
+
+    @watched
+    def build(
+        self,
+        config: RunConfig,
+        stage: Stage,
+        model_folder: Path,
+        media_folder: Path,
+        *,
+        rank: int,
+        world_size: int,
+        master: tuple[str, int],
+    ) -> None:
+        """Meet the other ranks and load the model."""
+        host, port = master
+        os.environ |= {
+            "RANK": str(rank),
+            "WORLD_SIZE": str(world_size),
+            "LOCAL_RANK": "0",  # Ray shows each process its own devices only
+            "MASTER_ADDR": host,
+            "MASTER_PORT": str(port),
+        }
+        if host == LOOPBACK:
+            for backend in ("GLOO", "NCCL"):
+                os.environ.setdefault(f"{backend}_SOCKET_IFNAME", "lo")
+        import torch
+
+        from ral_system.training.learner_rank import LearnerRank
+
+        if not torch.cuda.is_available():
+            torch.set_num_threads(config.cluster.threads_per_process)
+        self._learner = LearnerRank(config, model_folder, MediaStore(media_folder), rank, world_size, stage)
+
+    @watched
+    @ray.method(num_returns=2)
+    def score(self, micro_batches: tuple[MicroBatch, ...]) -> tuple[int, Scores]:
+        """How many samples were scored, and their scores: the caller waits for the first and passes on the second."""
+        scores = self._learner.score(micro_batches)
+        return len(scores), scores
+
+    @watched
+    def update(self, update: UpdatePlan, behaviour: Scores, reference: Scores | None) -> Mapping[str, float]:
+        """One optimiser update with the policy objective."""
+        return self._learner.update(update, behaviour, reference)
+
+    @watched
+    def fit(self, update: UpdatePlan) -> Mapping[str, float]:
+        """One optimiser update with the supervised objective."""
+        return self._learner.fit(update)
+
+    @watched
+    def validate(self, update: UpdatePlan) -> Mapping[str, float]:
+        """The supervised objective without an update."""
+        return self._learner.validate(update)
+
+    @watched
+    def look(self, samples: Sequence[Sample]) -> Mapping[str, VisualAttention]:
+        """Where answers look on their pictures."""
+        return self._learner.look(samples)
+
+    @watched
+    @ray.method(num_returns=2)
+    def publish(self, version: int) -> tuple[WeightManifest | None, Weights | None]:
+        """The current weights on rank 0: the manifest for the controller, and all of it for the engines."""
+        weights = self._learner.publish(version)
+        return (None, None) if weights is None else (weights.manifest, weights)
+
+    @watched
+    def save_model(self, folder: Path) -> None:
+        """Write the model in Hugging Face format."""
+        self._learner.save_model(folder)
+
+    @watched
+    def save(self, folder: Path) -> None:
+        """Write this rank's training state."""
+        self._learner.save(folder)
+
+    @watched
+    def load(self, folder: Path) -> None:
+        """Read this rank's training state."""
+        self._learner.load(folder)

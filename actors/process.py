@@ -1,0 +1,78 @@
+"""What every actor process does for itself: writes its own log file, and dumps its stacks before a deadline passes."""
+
+from __future__ import annotations
+
+import faulthandler
+import os
+import socket
+import sys
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import wraps
+from pathlib import Path
+from typing import Any, Concatenate, ParamSpec, TypeVar
+
+from ral_system.errors import RalError
+from ral_system.observability.quiet import silence_third_party
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+_DUMP_AT = 0.9  # of the deadline, so that the stacks are in the log when the caller gives up
+
+
+class ActorProcess:
+    """Base of the actors. Constructed at once, without work: errors of a constructor would lose their class in Ray.
+
+    stdout and stderr of the process, C libraries included, go to `log`; callers show its last lines when it dies.
+    """
+
+    def __init__(self, name: str, log: Path, call_timeout_s: float) -> None:
+        self._call_timeout_s = call_timeout_s
+        _redirect_output(log)
+        silence_third_party()
+        faulthandler.enable(file=sys.stderr)
+        print(f"--- {name}: pid {os.getpid()} on {socket.gethostname()}", flush=True)
+
+    def pid(self) -> int:
+        """Operating system process id, on the actor's node."""
+        return os.getpid()
+
+    @contextmanager
+    def watched(self) -> Iterator[None]:
+        """Dump all stacks to the log shortly before the caller's deadline; log any error that is not ours."""
+        faulthandler.dump_traceback_later(_DUMP_AT * self._call_timeout_s, file=sys.stderr)
+        try:
+            yield
+        except RalError:
+            raise
+        except Exception:
+            traceback.print_exc()
+            raise
+        finally:
+            faulthandler.cancel_dump_traceback_later()
+
+
+Actor = TypeVar("Actor", bound=ActorProcess)
+
+
+def watched(method: Callable[Concatenate[Actor, P], R]) -> Callable[Concatenate[Actor, P], R]:
+    """Run an actor's method under `ActorProcess.watched`. Goes above `ray.method`, whose marks Ray reads unwrapped."""
+
+    @wraps(method)
+    def run(self: Any, *args: P.args, **kwargs: P.kwargs) -> R:
+        with self.watched():
+            return method(self, *args, **kwargs)
+
+    return run
+
+
+def _redirect_output(log: Path) -> None:
+    log.parent.mkdir(parents=True, exist_ok=True)
+    descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    for target in (1, 2):
+        os.dup2(descriptor, target)
+    os.close(descriptor)
+    sys.stdout = open(1, "w", buffering=1, closefd=False)  # noqa: SIM115 (lives as long as the process)
+    sys.stderr = open(2, "w", buffering=1, closefd=False)  # noqa: SIM115

@@ -1,0 +1,30 @@
+"""The verifier pool behind Ray."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from actors.process import ActorProcess, watched
+from ral_system.config.schema import RunConfig
+from ral_system.types import Completion, Prompt, RewardResult
+
+
+class RewardActor(ActorProcess):
+    """Owns one `RewardPool`; its verifier processes end with this one."""
+
+    @watched
+    def build(self, config: RunConfig) -> None:
+        """Start the verifier processes."""
+        from ral_system.rewards.pool import RewardPool
+
+        self._pool = RewardPool(config.reward, config.algorithm.response_format)
+
+    @watched
+    def submit(self, completion: Completion, prompt: Prompt) -> None:
+        """Start judging."""
+        self._pool.submit(completion, prompt)
+
+    @watched
+    def collect(self) -> Mapping[str, RewardResult]:
+        """Wait for all that was submitted since the last call."""
+        return self._pool.collect()

@@ -1,0 +1,152 @@
+"""The roles of one stage on a Ray cluster: placed, started in parallel, shut down together."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import ray
+from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+
+from actors.clients import RayGenerator, RayLearner, RayRewarder, RayScorer
+from actors.cluster import LOOPBACK, start_or_join
+from actors.group import Call, Member, wait_all
+from actors.learner import LearnerActor
+from actors.placement import Bundle, plan, release, reserve
+from actors.reward import RewardActor
+from actors.rollout import RolloutActor
+from actors.scorer import ScorerActor
+from ral_system.config.schema import RunConfig, Stage
+from ral_system.rollout.vllm_environment import Device, vllm_environment
+
+_ACTORS = {"learner": LearnerActor, "rollout": RolloutActor, "reference": ScorerActor, "reward": RewardActor}
+
+OnPhase = Callable[[str, float], None]
+"""(what was started, seconds it took)."""
+
+
+class RayRoles:
+    """`protocols.Roles` behind Ray actors. Joins or starts the cluster; `close` ends the actors, not the cluster.
+
+    Every node must see `model_folder` and `run_folder` under the same path. `on_phase` hears of each finished step of
+    the start-up. Raises SetupError when the cluster cannot hold the stage, ActorError when an actor fails to start.
+    """
+
+    def __init__(
+        self,
+        config: RunConfig,
+        stage: Stage,
+        model_folder: Path,
+        run_folder: Path,
+        on_phase: OnPhase = lambda what, seconds: None,
+    ) -> None:
+        self._config = config
+        self._members: list[Member] = []
+        self._group: Any = None
+        began = time.monotonic()
+        bundles = plan(config, stage)
+        start_or_join(config)
+        on_phase("cluster", time.monotonic() - began)
+        try:
+            self._group = reserve(bundles, config.cluster.start_timeout_s)
+            on_phase("placement", time.monotonic() - began)
+            self._start(bundles, run_folder, (model_folder / "config.json").is_file())
+            self._build(stage, model_folder, run_folder, on_phase)
+        except BaseException:
+            self.close()
+            raise
+        timeout_s = config.cluster.call_timeout_s
+        self.generator = RayGenerator(self._of("rollout"), timeout_s)
+        self.learner = RayLearner(self._of("learner"), timeout_s)
+        self.rewarder = RayRewarder(self._of("reward")[0], timeout_s)
+        reference = self._of("reference")
+        self.reference = RayScorer(reference[0]) if reference else None
+
+    @property
+    def members(self) -> Sequence[Member]:
+        """Every actor of the stage."""
+        return tuple(self._members)
+
+    def close(self) -> None:
+        """Kill every actor and give its resources back."""
+        members, self._members = self._members, []
+        if not ray.is_initialized():  # Ray would start a new cluster to kill them on
+            return
+        for member in members:
+            with contextlib.suppress(Exception):  # the cluster may be gone already
+                ray.kill(member.handle, no_restart=True)
+        if self._group is not None:
+            with contextlib.suppress(Exception):
+                release(self._group)
+            self._group = None
+
+    def _of(self, role: str) -> list[Member]:
+        return [member for member in self._members if member.role == role]
+
+    def _start(self, bundles: Sequence[Bundle], run_folder: Path, model_is_local: bool) -> None:
+        """Start the processes; none of them works yet."""
+        for index, bundle in enumerate(bundles):
+            log = run_folder / "logs" / f"{bundle.role}_{bundle.rank}.log"
+            handle = (
+                ray.remote(_ACTORS[bundle.role])
+                .options(
+                    num_cpus=bundle.cpus,
+                    num_gpus=bundle.gpus,
+                    runtime_env={"env_vars": self._environment(bundle, model_is_local)},
+                    scheduling_strategy=PlacementGroupSchedulingStrategy(self._group, index),
+                )
+                .remote(bundle.name, log, self._config.cluster.call_timeout_s)
+            )
+            self._members.append(Member(handle, bundle.role, bundle.rank, log))
+
+    def _environment(self, bundle: Bundle, model_is_local: bool) -> dict[str, str]:
+        cluster = self._config.cluster
+        device: Device = "cuda" if bundle.gpus else "cpu"
+        environment: dict[str, str] = {}
+        if device == "cpu":
+            environment = {
+                "CUDA_VISIBLE_DEVICES": "",  # a GPU that was not asked for is not used
+                "OMP_NUM_THREADS": str(cluster.threads_per_process),
+                "OMP_WAIT_POLICY": "PASSIVE",  # idle threads sleep instead of spinning on another role's cores
+                "KMP_BLOCKTIME": "0",
+            }
+        if model_is_local:
+            environment["HF_HUB_OFFLINE"] = "1"
+        if bundle.role == "rollout":
+            environment |= vllm_environment(
+                self._config.rollout, cluster.threads_per_process, device, offline=model_is_local
+            )
+        return environment
+
+    def _build(self, stage: Stage, model_folder: Path, run_folder: Path, on_phase: OnPhase) -> None:
+        """Load all models at once; the first failure of any role ends the start-up."""
+        config, media = self._config, run_folder / "media"
+        began = time.monotonic()
+        calls = [Call(m, m.handle.build.remote(config)) for m in self._of("reward")]
+        calls += [Call(m, m.handle.build.remote(config, model_folder, media)) for m in self._of("reference")]
+        calls += [Call(m, m.handle.build.remote(config, model_folder, media, m.rank)) for m in self._of("rollout")]
+        calls += self._build_learners(stage, model_folder, media)
+        unfinished = Counter(call.member.role for call in calls)
+
+        def count_down(member: Member) -> None:
+            unfinished[member.role] -= 1
+            if not unfinished[member.role]:
+                on_phase(member.role, time.monotonic() - began)
+
+        wait_all(calls, config.cluster.start_timeout_s, "starting", on_answer=count_down)
+
+    def _build_learners(self, stage: Stage, model_folder: Path, media: Path) -> list[Call]:
+        """Agree on a rendezvous: loopback when all ranks are on one node, else rank 0's address."""
+        ranks, timeout_s = self._of("learner"), self._config.cluster.start_timeout_s
+        nodes = wait_all([Call(m, m.handle.address.remote()) for m in ranks], timeout_s, "starting")
+        host = LOOPBACK if len(set(nodes)) == 1 else nodes[0]
+        port = wait_all([Call(ranks[0], ranks[0].handle.free_port.remote(host))], timeout_s, "starting")[0]
+        place = {"world_size": len(ranks), "master": (host, port)}
+        return [
+            Call(m, m.handle.build.remote(self._config, stage, model_folder, media, rank=m.rank, **place))
+            for m in ranks
+        ]

@@ -1,0 +1,52 @@
+"""A rollout engine behind Ray: vLLM in its own process."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import ray
+
+from actors.process import ActorProcess, watched
+from ral_system.config.schema import RunConfig
+from ral_system.data.media import MediaStore
+from ral_system.rollout.vllm_environment import Device
+from ral_system.types import Completion, Prompt, Sampling, WeightManifest, Weights
+
+_FLUSH_S = 0.05  # completions that finish together travel together
+
+
+class RolloutActor(ActorProcess):
+    """Owns one `VllmEngine`. Its process must be started with `vllm_environment`."""
+
+    @watched
+    def build(self, config: RunConfig, model_folder: Path, media_folder: Path, rank: int) -> None:
+        """Load the model and profile the engine: the slow part of starting."""
+        from ral_system.models.loading import media_token_ids
+        from ral_system.rollout.vllm_generator import VllmEngine
+
+        device: Device = "cuda" if config.cluster.gpus_per_rollout else "cpu"
+        banned = media_token_ids(model_folder)
+        self._engine = VllmEngine(
+            model_folder, config.rollout, MediaStore(media_folder), banned, config.seed + rank, device
+        )
+
+    @ray.method(num_returns="streaming")
+    def generate(self, prompts: Sequence[Prompt], sampling: Sampling) -> Iterator[list[Completion]]:
+        """Completions as they finish, a few at a time."""
+        with self.watched():
+            finished: list[Completion] = []
+            flushed = time.monotonic()
+            for completion in self._engine.generate(prompts, sampling):
+                finished.append(completion)
+                if time.monotonic() - flushed > _FLUSH_S:
+                    yield finished
+                    finished, flushed = [], time.monotonic()
+            if finished:
+                yield finished
+
+    @watched
+    def load_weights(self, weights: Weights) -> WeightManifest:
+        """Load a published version; what the engine holds afterwards."""
+        return self._engine.load_weights(weights)

@@ -1,0 +1,30 @@
+"""A frozen scorer behind Ray: the reference policy."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import ray
+
+from actors.process import ActorProcess, watched
+from ral_system.config.schema import RunConfig
+from ral_system.data.media import MediaStore
+from ral_system.types import MicroBatch, Scores
+
+
+class ScorerActor(ActorProcess):
+    """Owns one `FrozenScorer`."""
+
+    @watched
+    def build(self, config: RunConfig, model_folder: Path, media_folder: Path) -> None:
+        """Load the model."""
+        from ral_system.training.scorer import FrozenScorer
+
+        self._scorer = FrozenScorer(config, model_folder, MediaStore(media_folder))
+
+    @watched
+    @ray.method(num_returns=2)
+    def score(self, micro_batches: tuple[MicroBatch, ...]) -> tuple[int, Scores]:
+        """How many samples were scored, and their scores: the caller waits for the first and passes on the second."""
+        scores = self._scorer.score(micro_batches)
+        return len(scores), scores

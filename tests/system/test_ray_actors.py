@@ -1,0 +1,234 @@
+"""The roles of a stage as real Ray actors: vLLM, two DeepSpeed ranks, the reference and the verifiers."""
+
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import ray
+
+from actors.cluster import start_or_join, stop
+from actors.group import Call, Member, stream, wait_all
+from actors.placement import Bundle, reserve
+from actors.roles import RayRoles
+from ral_system.config.schema import RunConfig
+from ral_system.config.validate import parse_config
+from ral_system.data.chat import ChatRenderer
+from ral_system.data.media import MediaStore
+from ral_system.data.visual_search import VisualSearch, words
+from ral_system.errors import ActorError, DataError, GateError, SetupError
+from ral_system.models.loading import load_processor
+from ral_system.models.tiny import build_tiny_model
+from ral_system.sync.publish import publish_weights
+from ral_system.training.plan import plan_updates
+from ral_system.types import Prompt, Rollout, Sampling
+from tests.system.troubled_actor import Troubled
+
+pytestmark = pytest.mark.system
+
+SAMPLING = Sampling(completions=4, temperature=1.0, max_new_tokens=12, seed=3)
+
+
+def compose(*overrides: str) -> RunConfig:
+    from hydra import compose as hydra_compose
+    from hydra import initialize_config_module
+    from omegaconf import OmegaConf
+
+    from launch.cli import plain_container
+
+    with initialize_config_module("conf", version_base=None):
+        container = OmegaConf.to_container(hydra_compose("config", overrides=list(overrides)), resolve=True)
+    return parse_config(plain_container(container))
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[None]:
+    start_or_join(compose())
+    yield
+    stop()
+
+
+@pytest.fixture(scope="module")
+def start(cluster: None, tmp_path_factory: pytest.TempPathFactory) -> Callable[[int], Member]:
+    """Start one actor that can fail; `rank` names it."""
+
+    def started(rank: int) -> Member:
+        log = tmp_path_factory.mktemp("logs") / f"troubled_{rank}.log"
+        handle = ray.remote(Troubled).options(num_cpus=0).remote(f"troubled {rank}", log, 2.0)
+        member = Member(handle, "troubled", rank, log)
+        wait_all([Call(member, handle.pid.remote())], 60, "starting")
+        return member
+
+    return started
+
+
+@pytest.fixture(scope="module")
+def troubled(start: Callable[[int], Member]) -> Iterator[list[Member]]:
+    members = [start(0), start(1)]
+    yield members
+    for member in members:
+        ray.kill(member.handle)
+
+
+def kill_soon(member: Member) -> None:
+    pid = int(member.log.read_text().rsplit("pid ", 1)[1].split()[0])
+    threading.Timer(0.5, os.kill, (pid, signal.SIGKILL)).start()
+
+
+def test_a_cluster_that_does_not_answer_is_one_line() -> None:
+    with pytest.raises(SetupError, match=r"no Ray cluster answers at 127.0.0.1:1 ") as caught:
+        start_or_join(compose("cluster.address=127.0.0.1:1"))
+    assert "\n" not in str(caught.value)
+
+
+def test_a_cluster_of_our_own_is_not_reachable_from_outside(cluster: None) -> None:
+    assert ray.util.get_node_ip_address() == "127.0.0.1"
+    assert os.environ["RAY_AUTH_MODE"] == "token"
+
+
+def test_our_errors_keep_their_class(troubled: list[Member]) -> None:
+    with pytest.raises(DataError, match=r"^media 12ab: is damaged$") as caught:
+        wait_all([Call(m, m.handle.raise_ours.remote()) for m in troubled], 30, "testing")
+    assert type(caught.value) is DataError
+    with pytest.raises(ZeroDivisionError, match="raise_foreign"):  # a bug keeps its remote traceback
+        wait_all([Call(troubled[0], troubled[0].handle.raise_foreign.remote())], 30, "testing")
+
+
+def test_a_dead_actor_is_named_with_its_log(start: Callable[[int], Member], troubled: list[Member]) -> None:
+    victim = start(2)
+    call = Call(victim, victim.handle.hang.remote())
+    kill_soon(victim)
+    began = time.monotonic()
+    with pytest.raises(ActorError, match=r"^troubled 2 died while testing \(.*hang in the collective"):
+        wait_all([call, Call(troubled[1], troubled[1].handle.fine.remote())], 60, "testing")
+    assert time.monotonic() - began < 20
+
+
+def test_a_foreign_error_caused_by_a_dead_peer_blames_the_peer(
+    start: Callable[[int], Member], troubled: list[Member]
+) -> None:
+    victim = start(3)
+    call = Call(victim, victim.handle.hang.remote())
+    kill_soon(victim)
+    with pytest.raises(ActorError, match=r"^troubled 3 died while testing"):
+        wait_all([call, Call(troubled[1], troubled[1].handle.raise_foreign.remote())], 60, "testing")
+
+
+def test_streams_interleave_and_are_bounded(troubled: list[Member]) -> None:
+    calls = [Call(m, m.handle.items.remote(3, 0.05)) for m in troubled]
+    assert sorted(stream(calls, 30, "testing")) == [0, 0, 1, 1, 2, 2]
+
+
+def test_a_silent_actor_is_named_with_its_stacks(troubled: list[Member]) -> None:
+    began = time.monotonic()
+    calls = [Call(troubled[0], troubled[0].handle.hang.remote()), Call(troubled[1], troubled[1].handle.fine.remote())]
+    with pytest.raises(
+        ActorError, match=r"^troubled 0 did not answer within 2 s while testing; last lines of .*_0.log"
+    ):
+        wait_all(calls, 2.0, "testing")
+    assert time.monotonic() - began < 10
+    log = troubled[0].log.read_text()
+    assert "about to hang in the collective" in log
+    assert "in hang" in log  # the stack dump
+    stuck = Call(troubled[0], troubled[0].handle.items.remote(3, 0.05))  # queued behind it
+    with pytest.raises(ActorError, match="troubled 0 did not answer within 1 s"):
+        list(stream([stuck], 1.0, "testing"))
+
+
+def test_resources_that_are_taken_are_waited_for_and_then_named(cluster: None) -> None:
+    with pytest.raises(SetupError, match=r"the run needs 1000 CPUs \(learner 2 x 500\), the cluster has"):
+        reserve([Bundle("learner", rank, 500, 0) for rank in range(2)], 1.0)
+    cpus = ray.cluster_resources()["CPU"]
+    held = reserve([Bundle("rollout", 0, cpus, 0)], 10.0)
+    with pytest.raises(SetupError, match=r"no room on the cluster after 1 s: the run needs 1 CPUs \(free: 0\);"):
+        reserve([Bundle("reward", 0, 1, 0)], 1.0)
+    ray.util.remove_placement_group(held)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("run")
+    build_tiny_model(folder / "start", words(), hidden=64, layers=2, vision_layers=1, seed=1)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def prompts(folder: Path) -> list[Prompt]:
+    renderer, media = ChatRenderer(load_processor(folder / "start"), "answer"), MediaStore(folder / "media")
+    records = [VisualSearch(seed=0, grid=2, objects=3).record("train", i) for i in range(4)]
+    return [
+        renderer.prompt(id=f"t{r.index}", kind=r.kind, question=r.question, answer=r.answer, media=[media.put(r.image)])
+        for r in records
+    ]
+
+
+@pytest.fixture(scope="module")
+def roles(cluster: None, folder: Path) -> Iterator[RayRoles]:
+    phases: dict[str, float] = {}
+    config = compose("experiment=smoke", "rollout.workers=2", "cluster.cpus_per_rollout=0.25")
+    roles = RayRoles(config, "rl", folder / "start", folder, phases.__setitem__)
+    print({what: round(seconds, 1) for what, seconds in phases.items()})
+    assert set(phases) == {"cluster", "placement", "learner", "rollout", "reference", "reward"}
+    yield roles
+    roles.close()
+
+
+def test_one_training_step_over_real_actors(roles: RayRoles, prompts: list[Prompt]) -> None:
+    for version in range(2):
+        began = time.monotonic()
+        publish_weights(roles.learner, roles.generator, version)
+        synced = time.monotonic()
+        by_id, rollouts = {p.id: p for p in prompts}, []
+        completions = list(roles.generator.generate(prompts, SAMPLING))
+        generated = time.monotonic()
+        for completion in completions:
+            assert completion.weight_version == version
+            roles.rewarder.submit(completion, by_id[completion.prompt_id])
+        verdicts = roles.rewarder.collect()
+        assert verdicts.keys() == {f"{p.id}#{i}" for p in prompts for i in range(4)}
+        for completion in completions:
+            advantage = float(completion.index) - 1.5
+            rollouts.append(Rollout(by_id[completion.prompt_id], completion, verdicts[completion.id], advantage))
+        judged = time.monotonic()
+        samples = sorted((rollout.sample() for rollout in rollouts), key=lambda s: s.id)
+        plan = plan_updates(samples, updates=2, world_size=roles.learner.world_size, micro_batch=4)
+        assert roles.reference is not None
+        reference, behaviour = roles.reference.score(plan), roles.learner.score(plan)
+        scored = time.monotonic()
+        metrics = [roles.learner.update(plan, k, behaviour, reference) for k in range(2)]
+        updated = time.monotonic()
+        times = (synced - began, generated - synced, judged - generated, scored - judged, updated - scored)
+        print("sync, generate, judge, score, update:", " ".join(f"{t:.2f}" for t in times), "s")
+        print(metrics[0])
+
+
+def test_a_gate_that_fails_in_a_rank_is_a_gate_error_here(roles: RayRoles, prompts: list[Prompt]) -> None:
+    completions = list(roles.generator.generate(prompts, SAMPLING))  # of older weights than the learner's
+    by_id = {p.id: p for p in prompts}
+    samples = [Rollout(by_id[c.prompt_id], c, None, 1.0).sample() for c in completions]  # type: ignore[arg-type]
+    plan = plan_updates(samples, updates=1, world_size=2, micro_batch=4)
+    with pytest.raises(GateError, match="rollout and learner log-probs differ"):
+        roles.learner.score(plan)
+
+
+def test_a_killed_engine_ends_generation_and_names_it(roles: RayRoles, prompts: list[Prompt]) -> None:
+    stream_of_two = roles.generator.generate(prompts, Sampling(200, 1.0, 12, 0))
+    next(stream_of_two)
+    victim = next(m for m in roles.members if m.name == "rollout 1")
+    began = time.monotonic()
+    os.kill(int(victim.log.read_text().rsplit("pid ", 1)[1].split()[0]), signal.SIGKILL)
+    with pytest.raises(ActorError, match=r"^rollout 1 died while generating .*rollout_1.log"):
+        list(stream_of_two)
+    assert time.monotonic() - began < 30
+
+
+def test_close_leaves_no_process(roles: RayRoles) -> None:
+    pids = [int(m.log.read_text().rsplit("pid ", 1)[1].split()[0]) for m in roles.members]
+    roles.close()
+    deadline = time.monotonic() + 20
+    while any(Path(f"/proc/{pid}").exists() for pid in pids) and time.monotonic() < deadline:
+        time.sleep(0.2)
+    assert not [pid for pid in pids if Path(f"/proc/{pid}").exists()]

@@ -1,0 +1,58 @@
+import pytest
+
+from actors.placement import Bundle, plan, preflight
+from ral_system.config.schema import RunConfig
+from ral_system.config.validate import parse_config
+from ral_system.errors import SetupError
+
+
+def compose(*overrides: str) -> RunConfig:
+    from hydra import compose as hydra_compose
+    from hydra import initialize_config_module
+    from omegaconf import OmegaConf
+
+    from launch.cli import plain_container
+
+    with initialize_config_module("conf", version_base=None):
+        container = OmegaConf.to_container(hydra_compose("config", overrides=list(overrides)), resolve=True)
+    return parse_config(plain_container(container))
+
+
+def test_one_bundle_per_actor_of_the_stage() -> None:
+    config = compose("rollout.workers=2", "learner.world_size=2", "cluster.gpus_per_learner=1")
+    assert plan(config, "rl") == [
+        Bundle("learner", 0, 0.5, 1),
+        Bundle("learner", 1, 0.5, 1),
+        Bundle("rollout", 0, 0.5, 0),
+        Bundle("rollout", 1, 0.5, 0),
+        Bundle("reference", 0, 0.25, 0),
+        Bundle("reward", 0, 0.25, 0),
+    ]
+    assert [b.role for b in plan(config, "sft")] == ["learner", "learner", "rollout", "rollout", "reward"]
+    assert "reference" not in {b.role for b in plan(compose("algorithm.kl.coefficient=0"), "rl")}
+
+
+def test_the_quickstart_fits_two_cores() -> None:
+    preflight(plan(compose("experiment=quickstart"), "rl"), [{"CPU": 2.0}])
+
+
+def test_a_cluster_that_is_too_small_is_told_by_how_much() -> None:
+    config = compose("learner.world_size=8", "cluster.gpus_per_learner=1", "cluster.gpus_per_rollout=1")
+    with pytest.raises(SetupError) as caught:
+        preflight(plan(config, "rl"), [{"CPU": 64.0, "GPU": 4.0}])
+    assert str(caught.value) == (
+        "the run needs 9 GPUs (learner 8 x 1, rollout 1 x 1), the cluster has 4 on 1 node(s); "
+        "add nodes, or lower cluster.gpus_per_* or worker counts"
+    )
+
+
+def test_an_actor_does_not_span_nodes() -> None:
+    config = compose("rollout.tensor_parallel=2", "cluster.gpus_per_rollout=2")
+    with pytest.raises(SetupError, match=r"rollout 0 needs 0.5 CPUs, 2 GPUs on one node, and no node has them"):
+        preflight(plan(config, "rl"), [{"CPU": 8.0, "GPU": 1.0}] * 4)
+    with pytest.raises(SetupError, match=r"set cluster.gpus_per_rollout=2"):
+        plan(compose("rollout.tensor_parallel=2", "cluster.gpus_per_rollout=1"), "rl")
+
+
+def test_an_actor_without_resources_still_has_a_bundle() -> None:
+    assert Bundle("reward", 0, 0, 0).resources() == {"CPU": 0.001}
