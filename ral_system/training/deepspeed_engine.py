@@ -71,9 +71,12 @@ class DeepSpeedEngine:
     def step(self) -> float:
         for group in self._engine.optimizer.param_groups:
             group["lr"] = self._settings.rate(self._updates)
+        gradients = [p.grad for p in self.policy.parameters() if p.grad is not None] if self._zero_stage == 0 else []
+        norm = torch.nn.utils.get_total_norm(gradients)  # DeepSpeed clips by it without ZeRO, but does not tell it
         self._engine.step()
         self._updates += 1
-        return float(self._engine.get_global_grad_norm() or 0.0)
+        told = self._engine.get_global_grad_norm()
+        return float(norm if told is None else told)
 
     def learning_rate(self) -> float:
         return self._settings.rate(max(0, self._updates - 1))
