@@ -1,0 +1,228 @@
+"""DeepSpeed on gloo ranks against the torch engine: same losses, gradients and weights, whatever ZeRO does with them.
+
+Each world of ranks is started once and goes through all its configurations; this file is also what the ranks run.
+"""
+
+import json
+import os
+import pickle
+import socket
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+pytestmark = pytest.mark.system
+
+UPDATES = 3
+CASES = {  # (ZeRO stage, micro-batch); 12 samples over 3 updates: four a rank alone, two a rank for a pair
+    1: [(0, 4), (0, 1), (1, 4), (1, 1), (2, 4), (2, 1), (3, 4), (3, 1)],
+    2: [(0, 2), (2, 1), (3, 2), (3, 1)],
+}
+TIMEOUT_S = 240
+
+
+class Planted:
+    """An object whose unpickling leaves a trace."""
+
+    def __init__(self, trace: Path) -> None:
+        self.trace = trace
+
+    def __reduce__(self) -> Any:
+        return Path.touch, (self.trace,)
+
+
+def train(task: Path, rank: int, world_size: int, engine: str, stage: int, micro_batch: int) -> dict[str, Any]:
+    """Two updates, save, a third; load, and the third again. Metrics, and the published weights at each point."""
+    import torch
+
+    from ral_system.config.schema import RunConfig
+    from ral_system.data.media import MediaStore
+    from ral_system.training.learner_rank import LearnerRank
+    from ral_system.training.plan import plan_updates
+
+    folders = json.loads((task / "folders.json").read_text())
+    config = RunConfig.model_validate_json((task / "config.json").read_text())
+    learner = {"engine": engine, "zero_stage": stage, "micro_batch": micro_batch, "world_size": world_size}
+    config = config.model_copy(update={"learner": config.learner.model_copy(update=learner)})
+    samples = pickle.loads((task / "samples.pickle").read_bytes())  # noqa: S301 (this test wrote it)
+    trained = LearnerRank(config, Path(folders["model"]), MediaStore(Path(folders["media"])), rank, world_size, "rl")
+
+    plan = plan_updates(samples, updates=UPDATES, world_size=world_size, micro_batch=micro_batch)
+    scores = trained.score(plan.rank_samples(rank))
+    metrics = [trained.update(update, scores, scores) for update in plan.updates[:2]]
+    saved = task / f"{engine}_{world_size}_{stage}_{micro_batch}"
+    middle = trained.publish(2)
+    trained.save(saved)
+    metrics.append(trained.update(plan.updates[2], scores, scores))
+    last = trained.publish(3)
+    trained.load(saved)
+    reloaded = trained.publish(2)
+    metrics.append(trained.update(plan.updates[2], scores, scores))
+    again = trained.publish(3)
+    trained.save_model(task / f"model_{saved.name}")
+
+    refusals = []
+    if world_size == 1 and engine == "deepspeed":
+        for file in sorted((saved / "state").glob("*.pt")):
+            whole = file.read_bytes()
+            torch.save({"planted": Planted(task / "trace")}, file)
+            try:
+                trained.load(saved)
+            except pickle.UnpicklingError as error:
+                refusals.append((file.name, "Weights only load failed" in str(error)))
+            file.write_bytes(whole)
+    points = {"middle": middle, "last": last, "reloaded": reloaded, "again": again}
+    return {
+        "metrics": metrics,
+        "log_probs": {id: s.log_probs for id, s in scores.items()},
+        "weights": {name: None if w is None else dict(w.arrays) for name, w in points.items()},
+        "refusals": refusals,
+        "files": sorted(f.name for f in (saved / "state").glob("*.pt")),
+    }
+
+
+def work(task: Path, rank: int, world_size: int, port: int) -> None:
+    """One rank: every configuration of its world, one after the other; rank 0 writes the results."""
+    os.environ.update(
+        RANK=str(rank), WORLD_SIZE=str(world_size), LOCAL_RANK=str(rank), MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port)
+    )
+    import torch
+
+    from ral_system.observability.quiet import silence_third_party
+
+    silence_third_party()
+    torch.set_num_threads(1)
+    found = {case: train(task, rank, world_size, "deepspeed", *case) for case in CASES[world_size]}
+    if rank == 0:
+        (task / f"world_{world_size}.pickle").write_bytes(pickle.dumps(found))
+
+
+@pytest.fixture(scope="module")
+def task(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path, media: Any, draw_samples: Any, make_config: Any):
+    """A folder with all that ranks need: config, where model and pictures are, samples with true rollout log-probs."""
+    import torch
+
+    from ral_system.data.collate import Collator
+    from ral_system.models.loading import load_processor
+    from ral_system.training.learner_rank import build_policy
+
+    folder = tmp_path_factory.mktemp("deepspeed")
+    config = make_config(
+        "learner.learning_rate=1e-3",
+        "learner.warmup_updates=4",
+        "learner.max_grad_norm=0.5",  # gradients are larger: clipping takes part
+        "algorithm.attention.weight=5",
+    )
+    policy = build_policy(config, tiny_model, torch.device("cpu"))
+    collate = Collator(load_processor(tiny_model), media.open)
+    samples = []
+    for i, sample in enumerate(draw_samples(12)):
+        with torch.no_grad():
+            log_probs = policy(collate((sample,)), with_attention=False).log_probs[0].tolist()
+        samples.append(replace(sample, rollout_log_probs=tuple(log_probs), advantage=(1.0, -0.7, 0.4, -1.3)[i % 4]))
+    (folder / "config.json").write_text(config.model_dump_json())
+    (folder / "folders.json").write_text(json.dumps({"model": str(tiny_model), "media": str(media.folder)}))
+    (folder / "samples.pickle").write_bytes(pickle.dumps(samples))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def expected(task: Path) -> dict[str, Any]:
+    """What the torch engine makes of the same samples."""
+    return train(task, 0, 1, "torch", 0, 4)
+
+
+@pytest.fixture(scope="module")
+def worlds(task: Path) -> dict[int, dict[tuple[int, int], dict[str, Any]]]:
+    """Results of all configurations by world size."""
+    found = {}
+    for world_size in CASES:
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port = probe.getsockname()[1]
+        arguments = [sys.executable, __file__, str(task)]
+        ranks = [
+            subprocess.Popen(
+                [*arguments, str(rank), str(world_size), str(port)],
+                env={**os.environ, "OMP_NUM_THREADS": "1"},
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                text=True,
+            )
+            for rank in range(world_size)
+        ]
+        try:
+            outputs = [rank.communicate(timeout=TIMEOUT_S)[0] for rank in ranks]
+        finally:
+            for rank in ranks:
+                rank.kill()
+        assert [rank.returncode for rank in ranks] == [0] * world_size, "\n".join(outputs)
+        found[world_size] = pickle.loads((task / f"world_{world_size}.pickle").read_bytes())  # noqa: S301
+    return found
+
+
+ALL = [(world_size, *case) for world_size, cases in CASES.items() for case in cases]
+
+
+@pytest.mark.parametrize(("world_size", "stage", "micro_batch"), ALL)
+def test_trains_as_the_torch_engine(
+    worlds: dict, expected: dict[str, Any], world_size: int, stage: int, micro_batch: int
+) -> None:
+    found = worlds[world_size][stage, micro_batch]
+    for id, log_probs in found["log_probs"].items():
+        assert np.allclose(log_probs, expected["log_probs"][id], atol=2e-6), id
+    assert expected["metrics"][0]["learner/grad_norm"] > 0.5
+    assert expected["metrics"][2]["attention/jsd_positive"] > 1e-5
+    for ours, theirs in zip(found["metrics"], expected["metrics"], strict=True):
+        assert ours == pytest.approx(theirs, rel=1e-5, abs=3e-6)  # the gate's maximum is rounding itself
+    for point, theirs in expected["weights"].items():
+        ours = found["weights"][point]
+        assert ours.keys() == theirs.keys()
+        apart = {name: np.linalg.norm(ours[name] - array) for name, array in theirs.items()}
+        norms = {name: np.linalg.norm(array) for name, array in theirs.items()}
+        assert np.linalg.norm(list(apart.values())) <= 1e-5 * np.linalg.norm(list(norms.values()))
+        for name, distance in apart.items():  # biases start at 0: all they are is Adam's steps, rounding and all
+            assert distance <= 1e-3 * norms[name], (point, name)
+
+
+@pytest.mark.parametrize(("world_size", "stage", "micro_batch"), ALL)
+def test_continues_from_what_it_saved(worlds: dict, world_size: int, stage: int, micro_batch: int) -> None:
+    found = worlds[world_size][stage, micro_batch]
+    assert found["metrics"][3] == found["metrics"][2]
+    for before, after in (("middle", "reloaded"), ("last", "again")):
+        for name, array in found["weights"][before].items():
+            assert np.array_equal(found["weights"][after][name], array), name
+    moved = [
+        n for n, array in found["weights"]["middle"].items() if not np.array_equal(found["weights"]["last"][n], array)
+    ]
+    assert len(moved) == len(found["weights"]["middle"])  # so that loading had something to undo
+
+
+@pytest.mark.parametrize(("world_size", "stage", "micro_batch"), ALL)
+def test_saves_a_model_that_transformers_loads(
+    task: Path, worlds: dict, world_size: int, stage: int, micro_batch: int
+) -> None:
+    from ral_system.models.loading import load_model
+
+    found = worlds[world_size][stage, micro_batch]
+    model = load_model(task / f"model_deepspeed_{world_size}_{stage}_{micro_batch}", dtype="float32")
+    state = model.state_dict()
+    assert state.keys() == found["weights"]["again"].keys()
+    assert all(np.array_equal(state[name].numpy(), array) for name, array in found["weights"]["again"].items())
+
+
+@pytest.mark.parametrize("case", CASES[1])
+def test_a_checkpoint_is_read_without_unpickling_objects(task: Path, worlds: dict, case: tuple[int, int]) -> None:
+    found = worlds[1][case]
+    assert found["files"]
+    assert found["refusals"] == [(name, True) for name in found["files"]]
+    assert not (task / "trace").exists()
+
+
+if __name__ == "__main__":
+    work(Path(sys.argv[1]), *map(int, sys.argv[2:5]))
