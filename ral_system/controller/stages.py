@@ -194,15 +194,18 @@ def _resume(context: StageContext, stage: Stage) -> tuple[Checkpoints, int, dict
     """Load the newest checkpoint, if any, and drop what was logged after it."""
     checkpoints = Checkpoints(context.folder.checkpoints / stage, context.config.checkpoint.keep)
     newest = checkpoints.newest()
-    step, state = (newest.step, dict(newest.state)) if newest else (0, {})
-    if newest:
-        context.roles.learner.load(newest.folder / "learner")
-    context.metrics.truncate(stage, step)
-    context.rollouts.truncate(stage, step if newest else -1)
-    return checkpoints, step, state
+    if newest is None:
+        context.metrics.truncate(stage, -1)
+        context.rollouts.truncate(stage, -1)
+        return checkpoints, 0, {}
+    context.roles.learner.load(newest.folder / "learner")
+    context.metrics.truncate(stage, newest.step, newest.state["metric_lines"])
+    context.rollouts.truncate(stage, newest.step, newest.state["rollout_lines"])
+    return checkpoints, newest.step, dict(newest.state)
 
 
 def _save(context: StageContext, checkpoints: Checkpoints, step: int, state: dict[str, Any]) -> None:
+    state |= {"metric_lines": context.metrics.lines, "rollout_lines": context.rollouts.lines}
     with context.timer.phase("checkpoint"):
         checkpoints.save(step, state, lambda folder: context.roles.learner.save(folder / "learner"))
 

@@ -21,21 +21,28 @@ class JsonLines:
         self.path = path
         path.parent.mkdir(parents=True, exist_ok=True)
         _drop_torn_tail(path)
+        self.lines = len(read_lines(path))
+        """Records in the file."""
         self._file = path.open("a", encoding="utf-8")
 
     def append(self, record: Mapping[str, Any]) -> None:
         """Write one object. Non-finite numbers become null."""
         self._file.write(dump(record) + "\n")
         self._file.flush()
+        self.lines += 1
 
-    def truncate(self, stage: Stage, step: int) -> list[dict[str, Any]]:
-        """Forget what a resumed run does again: `stage` beyond `step`, and every later stage. Returns what is kept."""
+    def truncate(self, stage: Stage, step: int, lines: int | None = None) -> list[dict[str, Any]]:
+        """Forget what a resumed run does again: `stage` beyond `step`, and every later stage. Returns what is kept.
+
+        `lines` is what the file held at the checkpoint: of `step` itself, what was written after it is forgotten too.
+        """
         last = STAGES.index(stage)
         kept = [
             record
-            for record in read_lines(self.path)
+            for record in read_lines(self.path)[:lines]
             if (at := STAGES.index(record["stage"])) < last or (at == last and record["step"] <= step)
         ]
+        self.lines = len(kept)
         self._file.close()
         write_atomically(self.path, "".join(dump(record) + "\n" for record in kept))
         self._file = self.path.open("a", encoding="utf-8")

@@ -59,9 +59,17 @@ class MetricsLog:
         self._lines.append({"stage": stage, "step": int(step), "time_s": round(now - self._stage_began, 3), **row})
         self._wandb.write(stage, step, row)
 
-    def truncate(self, stage: Stage, step: int) -> None:
-        """Before resuming `stage` after `step`: drop what came later. Its clock goes on from its last kept line."""
-        kept = self._lines.truncate(stage, step)
+    @property
+    def lines(self) -> int:
+        """Lines written so far, by all sessions of the run; a checkpoint remembers it."""
+        return self._lines.lines
+
+    def truncate(self, stage: Stage, step: int, lines: int | None = None) -> None:
+        """Before resuming `stage` after `step`: drop what came after the checkpoint, at which there were `lines`.
+
+        Its clock goes on from its last kept line.
+        """
+        kept = self._lines.truncate(stage, step, lines)
         spent_s = max((record["time_s"] for record in kept if record["stage"] == stage), default=0.0)
         self._stage, self._last_write = stage, self._clock()
         self._stage_began = self._last_write - spent_s
@@ -108,9 +116,14 @@ class RolloutLog:
             }
         )
 
-    def truncate(self, stage: Stage, step: int) -> None:
-        """Before resuming `stage` after `step`: drop what came later."""
-        self._lines.truncate(stage, step)
+    @property
+    def lines(self) -> int:
+        """Lines written so far, by all sessions of the run; a checkpoint remembers it."""
+        return self._lines.lines
+
+    def truncate(self, stage: Stage, step: int, lines: int | None = None) -> None:
+        """Before resuming `stage` after `step`: drop what came after the checkpoint, at which there were `lines`."""
+        self._lines.truncate(stage, step, lines)
 
     def close(self) -> None:
         """Idempotent."""

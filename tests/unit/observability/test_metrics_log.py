@@ -87,6 +87,22 @@ def test_truncate_drops_later_steps_and_later_stages_only(tmp_path: Path) -> Non
     assert [p.name for p in tmp_path.iterdir()] == ["metrics.jsonl"]
 
 
+def test_truncate_drops_lines_of_the_same_step_that_came_after_the_checkpoint(tmp_path: Path) -> None:
+    with MetricsLog(tmp_path, config(), "run", {}) as log:
+        log.write("rl", 4, {"reward/total": 0.5})
+        at_checkpoint = log.lines
+        log.write("rl", 4, {"eval/accuracy": 0.7})
+    with MetricsLog(tmp_path, config(), "run", {}) as log:
+        assert (at_checkpoint, log.lines) == (1, 2)
+        log.truncate("rl", 4, at_checkpoint)
+        log.write("rl", 4, {"eval/accuracy": 0.7})
+        assert log.lines == 2
+    assert [set(r) - {"stage", "step", "time_s"} for r in read_lines(tmp_path / "metrics.jsonl")] == [
+        {"reward/total"},
+        {"eval/accuracy"},
+    ]
+
+
 @pytest.mark.parametrize("cut", [1, 5, 20])
 def test_a_line_torn_by_a_kill_is_dropped_and_the_log_goes_on(tmp_path: Path, cut: int) -> None:
     with MetricsLog(tmp_path, config(), "run", {}) as log:
