@@ -13,7 +13,7 @@ from ral_system.data.chat import ChatRenderer
 from ral_system.data.media import MediaStore
 from ral_system.data.prompts import VisualSearchPrompts
 from ral_system.errors import SetupError
-from ral_system.models.loading import check_model_folder, load_processor
+from ral_system.models.loading import load_processor, local_model_folder
 from ral_system.models.tiny import build_tiny_model
 from ral_system.observability.metrics import MetricsLog, RolloutLog
 from ral_system.observability.progress import PhaseTimer, StageProgress
@@ -23,38 +23,37 @@ StartRoles = Callable[[RunConfig, Stage, Path, Path], Roles]
 """(config, stage, model folder, run folder) → roles, ready to work."""
 
 
-def first_model(config: RunConfig, folder: RunFolder, stage: Stage, stages: Sequence[Stage]) -> Path | str:
+def first_model(config: RunConfig, folder: RunFolder, stage: Stage, stages: Sequence[Stage]) -> Path:
     """Where `stage` starts from: `start_model` for the first of `stages`, else the preceding stage's result, else the
     configured model, else a new tiny one. Raises SetupError when a needed stage has not run.
     """
     if config.start_model is not None and stage == stages[0]:
-        check_model_folder(Path(config.start_model))
-        return Path(config.start_model)
+        return local_model_folder(config.start_model)
     for earlier in reversed(STAGES[: STAGES.index(stage)]):
         if folder.result(earlier) is not None:
             return folder.model(earlier)
     if config.model.path is not None:
-        check_model_folder(config.model.path)
-        return config.model.path
+        return local_model_folder(config.model.path)
     if stage != "perceive":
         raise SetupError(
             f"{stage} has no model to start from in {folder.root}: run ral-{STAGES[STAGES.index(stage) - 1]} first, "
             "or set start_model to a model folder, or model.path"
         )
-    if not (folder.start_model / "processor_config.json").is_file():
+    if not folder.start_model.is_dir():
         tiny = config.model.tiny
-        build_tiny_model(
-            folder.start_model,
-            visual_search.words(),
-            hidden=tiny.hidden,
-            layers=tiny.layers,
-            vision_layers=tiny.vision_layers,
-            seed=config.seed,
-        )
+        with folder.whole(folder.start_model) as partial:
+            build_tiny_model(
+                partial,
+                visual_search.words(),
+                hidden=tiny.hidden,
+                layers=tiny.layers,
+                vision_layers=tiny.vision_layers,
+                seed=config.seed,
+            )
     return folder.start_model
 
 
-def run_stage(config: RunConfig, folder: RunFolder, stage: Stage, model: Path | str, start_roles: StartRoles) -> None:
+def run_stage(config: RunConfig, folder: RunFolder, stage: Stage, model: Path, start_roles: StartRoles) -> None:
     """Run one stage to its end, continuing from its newest checkpoint."""
     progress = StageProgress(stage, config.algorithm.steps if stage == "rl" else getattr(config, stage).max_steps)
     prompts = VisualSearchPrompts(
@@ -67,7 +66,7 @@ def run_stage(config: RunConfig, folder: RunFolder, stage: Stage, model: Path | 
         MetricsLog(folder.root, config.logging, config.name, config.model_dump(mode="json")) as metrics,
         RolloutLog(folder.root) as rollouts,
     ):
-        roles = start_roles(config, stage, Path(model), folder.root)
+        roles = start_roles(config, stage, model, folder.root)
         try:
             context = StageContext(
                 config=config,

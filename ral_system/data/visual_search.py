@@ -49,7 +49,7 @@ class Cell:
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """One scene with one question. `thought` names the cells that matter; the caption names every cell."""
+    """One scene with one question. `thought` reads the board in raster order, then names the cell asked about."""
 
     index: int
     split: Split
@@ -58,9 +58,10 @@ class Record:
     thought: str
     answer: str
     caption_question: str
-    """Names all positions in random order, so that a name must be bound to its place, not to its turn."""
+    """Names all positions, then all things that occur once, each in random order: a name must be bound to its place,
+    not to its turn."""
     caption: str
-    """Every position with its content, in the order asked for."""
+    """Every position with its content, then every such thing with its position and colour, in the order asked for."""
     image: Image.Image
 
 
@@ -95,15 +96,17 @@ class VisualSearch:
                 break
         image = self._draw(cells, split, rng)
         order = [self._positions()[i] for i in rng.permutation(self.grid**2)]
+        unique = [p for p in order if p in _unique_things(cells)]
+        scan = _describe(cells, self._positions())
         return Record(
             index=index,
             split=split,
             kind=kind,
             question=asked.question,
-            thought=_describe(cells, self._positions() if asked.at is None else [asked.at]),
+            thought=scan if asked.at is None else f"{scan} {_locate(cells, [asked.at])}",
             answer=asked.answer,
-            caption_question=f"describe {' '.join(order)}",
-            caption=_describe(cells, order),
+            caption_question=f"describe {' '.join(order)} find {' '.join(cells[p].thing for p in unique)}",
+            caption=f"{_describe(cells, order)} {_locate(cells, unique)}".strip(),
             image=image,
         )
 
@@ -145,7 +148,7 @@ def position_name(row: int, column: int) -> str:
 def words() -> list[str]:
     """Every word that questions, thoughts, answers and captions are made of, for building a tokenizer."""
     positions = [position_name(row, column) for row in range(MAX_GRID) for column in range(MAX_GRID)]
-    grammar = "what colour is the at ? where how many are there more or same describe"
+    grammar = "what colour is the at ? where how many are there more or same describe find"
     numbers = [str(n) for n in range(10, MAX_GRID**2 + 1)]
     vocabulary = [*grammar.split(), EMPTY, *COLOURS, *SHAPES, *DIGITS, *numbers, *positions]
     return list(dict.fromkeys(vocabulary))
@@ -153,6 +156,10 @@ def words() -> list[str]:
 
 def _describe(cells: dict[str, Cell], positions: Sequence[str]) -> str:
     return " ".join(f"{p} {cells[p].words if p in cells else EMPTY}" for p in positions)
+
+
+def _locate(cells: dict[str, Cell], positions: Sequence[str]) -> str:
+    return " ".join(f"{cells[p].thing} {p} {cells[p].colour}" for p in positions)
 
 
 def _scene_split(cells: dict[str, Cell]) -> Split:
@@ -172,14 +179,19 @@ class Asked:
     at: str | None = None
 
 
+def _unique_things(cells: dict[str, Cell]) -> list[str]:
+    """Positions of the objects that are the only ones of their kind, whatever their colour."""
+    things = [cell.thing for cell in cells.values()]
+    return [position for position, cell in cells.items() if things.count(cell.thing) == 1]
+
+
 def _attribute(cells: dict[str, Cell], rng: np.random.Generator) -> Asked | None:
     """Colour of the only object of its kind."""
-    things = [cell.thing for cell in cells.values()]
-    unique = [cell for cell in cells.values() if things.count(cell.thing) == 1]
+    unique = _unique_things(cells)
     if not unique:
         return None
-    cell = unique[rng.integers(len(unique))]
-    return Asked(f"what colour is the {cell.thing} ?", cell.colour)
+    position = unique[rng.integers(len(unique))]
+    return Asked(f"what colour is the {cells[position].thing} ?", cells[position].colour, at=position)
 
 
 def _content(cells: dict[str, Cell], rng: np.random.Generator) -> Asked | None:
@@ -189,13 +201,12 @@ def _content(cells: dict[str, Cell], rng: np.random.Generator) -> Asked | None:
 
 
 def _position(cells: dict[str, Cell], rng: np.random.Generator) -> Asked | None:
-    """Position of the only object that has this colour and kind."""
-    contents = list(cells.values())
-    unique = [(p, cell) for p, cell in cells.items() if contents.count(cell) == 1]
+    """Position of the only object of its kind."""
+    unique = _unique_things(cells)
     if not unique:
         return None
-    position, cell = unique[rng.integers(len(unique))]
-    return Asked(f"where is the {cell.words} ?", position)
+    position = unique[rng.integers(len(unique))]
+    return Asked(f"where is the {cells[position].thing} ?", position, at=position)
 
 
 def _count(cells: dict[str, Cell], rng: np.random.Generator) -> Asked | None:

@@ -6,6 +6,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub import snapshot_download
+from huggingface_hub.errors import HfHubHTTPError
 from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor, PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
@@ -18,7 +20,7 @@ transformers_logging.disable_progress_bar()
 TORCH_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
-def load_model(folder: Path | str, *, dtype: Dtype, device: torch.device | str = "cpu") -> PreTrainedModel:
+def load_model(folder: Path, *, dtype: Dtype, device: torch.device | str = "cpu") -> PreTrainedModel:
     """A vision-language model whose attention can be probed, in evaluation mode. Raises SetupError."""
     check_model_folder(folder)
     try:
@@ -31,7 +33,7 @@ def load_model(folder: Path | str, *, dtype: Dtype, device: torch.device | str =
     return model.to(device).eval()
 
 
-def load_processor(folder: Path | str) -> Any:
+def load_processor(folder: Path) -> Any:
     """The processor (tokenizer, image processor, chat template) of a model. Raises SetupError."""
     check_model_folder(folder)
     try:
@@ -40,17 +42,30 @@ def load_processor(folder: Path | str) -> Any:
         raise SetupError(f"cannot load a processor from {folder}: {_first_line(error)}") from error
 
 
-def media_token_ids(folder: Path | str) -> tuple[int, ...]:
+def media_token_ids(folder: Path) -> tuple[int, ...]:
     """Ids that stand for media in a prompt and that a policy must never emit."""
     config = AutoConfig.from_pretrained(folder)
     names = ("image_token_id", "video_token_id", "vision_start_token_id", "vision_end_token_id")
     return tuple(sorted({getattr(config, name) for name in names if getattr(config, name, None) is not None}))
 
 
-def check_model_folder(folder: Path | str) -> None:
-    """A path that looks like one must exist; a hub name (`org/model`) is left to transformers. Raises SetupError."""
-    looks_local = isinstance(folder, Path) or str(folder).startswith((".", "/", "~"))
-    if looks_local and not (Path(folder).expanduser() / "config.json").is_file():
+def local_model_folder(name: str) -> Path:
+    """The folder of a model given by path or by hub name (`org/model`, downloaded once). Raises SetupError."""
+    folder = Path(name).expanduser()
+    if folder.exists() or name.startswith((".", "/", "~")) or name.count("/") != 1:
+        check_model_folder(folder)
+        return folder.resolve()
+    try:
+        return Path(snapshot_download(name))
+    except (HfHubHTTPError, OSError, ValueError) as error:
+        raise SetupError(
+            f"model {name}: neither a folder here nor to be had from the hub ({_first_line(error)})"
+        ) from error
+
+
+def check_model_folder(folder: Path) -> None:
+    """Raises SetupError unless the folder holds a model in Hugging Face format."""
+    if not (folder / "config.json").is_file():
         raise SetupError(f"model folder {folder}: no config.json there; give a folder in Hugging Face format")
 
 
