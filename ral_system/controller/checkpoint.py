@@ -50,9 +50,13 @@ class Checkpoints:
     def newest(self) -> Checkpoint | None:
         """The newest checkpoint whose files are all there and unchanged; None when there is none."""
         for folder in reversed(self._complete()):
-            manifest = json.loads((folder / _MANIFEST).read_text())
-            if all((folder / n).is_file() and _sha256(folder / n) == d for n, d in manifest["files"].items()):
-                return Checkpoint(manifest["step"], manifest["state"], folder)
+            try:
+                manifest = json.loads((folder / _MANIFEST).read_text())
+                found = Checkpoint(manifest["step"], manifest["state"], folder)
+                if all(_sha256(folder / name) == digest for name, digest in manifest["files"].items()):
+                    return found
+            except (ValueError, KeyError, FileNotFoundError):
+                continue  # damaged: an older one may be whole
         return None
 
     def clear(self) -> None:
