@@ -1,0 +1,308 @@
+"""The training loop against roles that record what they are told."""
+
+import random
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import pytest
+
+from ral_system.config.schema import RunConfig
+from ral_system.controller.evaluate import evaluate
+from ral_system.controller.loop import TrainingLoop, rollout_metrics, step_seed, update_metrics
+from ral_system.errors import GateError, WeightSyncError
+from ral_system.observability.progress import PhaseTimer
+from ral_system.types import (
+    Completion,
+    FinishReason,
+    Prompt,
+    RewardResult,
+    RewardStatus,
+    Rollout,
+    Sampling,
+    TensorDigest,
+    TrainPlan,
+    WeightManifest,
+)
+
+G = 4
+
+
+def manifest(version: int, sha256: str = "aa") -> WeightManifest:
+    return WeightManifest(version, {"w": TensorDigest((1,), "float32", sha256)})
+
+
+class Fakes:
+    """All roles in one. Completion i of a prompt is worth i; `calls` is what happened, in order."""
+
+    world_size = 2
+
+    def __init__(self) -> None:
+        self.calls: list[Any] = []
+        self.plans: list[TrainPlan] = []
+        self.loaded_version = -1
+        self.shuffle = random.Random(0)
+        self.status: dict[str, RewardStatus] = {}
+        self.drop: set[str] = set()
+        self.held_sha256 = "aa"
+        self.submitted: list[Completion] = []
+        self.generator = self.learner = self.rewarder = self.reference = self
+
+    # generator
+    def generate(self, prompts: Sequence[Prompt], sampling: Sampling) -> Iterator[Completion]:
+        self.calls.append(("generate", [p.id for p in prompts], sampling))
+        made = [
+            Completion(p.id, i, (7, i, 2)[: 2 + i % 2], (-0.5,) * (2 + i % 2), f"text {i}", reason, self.loaded_version)
+            for p in prompts
+            for i in range(sampling.completions)
+            for reason in (FinishReason.LENGTH if i == 0 else FinishReason.STOP,)
+        ]
+        self.shuffle.shuffle(made)
+        yield from (c for c in made if c.id not in self.drop)
+
+    def load_weights(self, weights: Any) -> Sequence[WeightManifest]:
+        self.calls.append(("load", weights))
+        self.loaded_version = int(weights.removeprefix("weights "))
+        return [manifest(self.loaded_version), manifest(self.loaded_version, self.held_sha256)]
+
+    # rewarder
+    def submit(self, completion: Completion, prompt: Prompt) -> None:
+        assert completion.prompt_id == prompt.id
+        self.submitted.append(completion)
+
+    def collect(self) -> Mapping[str, RewardResult]:
+        self.calls.append(("collect", len(self.submitted)))
+        verdicts, self.submitted = {c.id: self.judge(c) for c in self.submitted}, []
+        return verdicts
+
+    def judge(self, completion: Completion) -> RewardResult:
+        status = self.status.get(completion.id, RewardStatus.OK)
+        if status is not RewardStatus.OK:
+            return RewardResult(completion.id, {}, 0.0, status, "late")
+        parts = {"correctness": float(completion.index % 2), "format": 1.0}
+        return RewardResult(completion.id, parts, float(completion.index), status)
+
+    # learner and reference
+    def score(self, plan: TrainPlan) -> Sequence[str]:
+        self.calls.append("score")
+        self.plans.append(plan)
+        return [f"scores {self.calls.count('score')}"] * 2
+
+    def update(self, plan: TrainPlan, index: int, behaviour: Sequence[str], reference: Any) -> Mapping[str, float]:
+        assert plan is self.plans[-1]
+        self.calls.append(("update", index, behaviour[0], reference and reference[0]))
+        return {
+            "policy/loss": float(index),
+            "gate/log_prob_diff_max": float(-index),
+            "attention/jsd_positive": index / 10,
+            "attention/jsd_negative": index / 5,
+        }
+
+    def publish(self, version: int) -> tuple[WeightManifest, str]:
+        self.calls.append(("publish", version))
+        return manifest(version), f"weights {version}"
+
+
+def prompt(i: int) -> Prompt:
+    return Prompt(f"train/{i}", ("count", "compare")[i % 2], "q", "a", (), (1, 2, 3))
+
+
+@pytest.fixture
+def config(make_config: Callable[..., RunConfig]) -> RunConfig:
+    return make_config(
+        "algorithm.prompts_per_step=3",
+        f"algorithm.completions_per_prompt={G}",
+        "algorithm.updates_per_step=2",
+        "rollout.temperature=0.7",
+        "rollout.max_new_tokens=9",
+        "seed=5",
+    )
+
+
+def start(config: RunConfig, roles: Fakes) -> TrainingLoop:
+    loop = TrainingLoop(config, roles, prompt, PhaseTimer())  # type: ignore[arg-type]
+    loop.publish()
+    roles.calls.clear()
+    return loop
+
+
+def test_a_step_is_the_algorithm_in_order(config: RunConfig) -> None:
+    roles = Fakes()
+    loop = start(config, roles)
+    loop.step()
+    assert roles.calls == [
+        ("generate", ["train/0", "train/1", "train/2"], Sampling(G, 0.7, 9, step_seed(5, 0))),
+        ("collect", 3 * G),
+        "score",  # the reference's
+        "score",  # the learner's: before any update, at the weights of the rollout
+        ("update", 0, "scores 2", "scores 1"),
+        ("update", 1, "scores 2", "scores 1"),
+        ("publish", 1),
+        ("load", "weights 1"),
+    ]
+    roles.calls.clear()
+    result = loop.step()
+    assert roles.calls[0] == ("generate", ["train/3", "train/4", "train/5"], Sampling(G, 0.7, 9, step_seed(5, 1)))
+    assert {r.completion.weight_version for r in result.rollouts} == {1}
+    assert (loop.version, loop.next_prompt) == (2, 6)
+    assert result.metrics["prompts/first"] == 3
+    assert result.metrics["prompts/end"] == 6
+    assert result.metrics["learner/version"] == 2
+    assert result.metrics["rollout/tokens_per_s"] > 0
+
+
+def test_without_a_reference_there_is_none_to_score(config: RunConfig) -> None:
+    roles = Fakes()
+    roles.reference = None  # type: ignore[assignment]
+    start(config, roles).step()
+    assert roles.calls.count("score") == 1
+    assert ("update", 1, "scores 1", None) in roles.calls
+
+
+def test_advantages_are_of_the_group_and_leave_verdicts_out_that_were_not_reached(config: RunConfig) -> None:
+    roles = Fakes()
+    roles.status = {"train/0#1": RewardStatus.TIMEOUT, "train/0#2": RewardStatus.ERROR}
+    result = start(config, roles).step()
+    advantages = {r.completion.id: r.advantage for r in result.rollouts}
+    # group 0 has the rewards 0 and 3: ±1; the others 0, 1, 2, 3: mean 1.5, std √1.25
+    assert [advantages[f"train/0#{i}"] for i in range(G)] == pytest.approx([-1, 0, 0, 1], rel=1e-5)
+    assert [advantages[f"train/1#{i}"] for i in range(G)] == pytest.approx([-1.3416, -0.4472, 0.4472, 1.3416], abs=1e-4)
+    trained = {s.id: s for u in roles.plans[0].updates for shard in u.shards for micro in shard for s in micro}
+    assert {id: s.advantage for id, s in trained.items()} == advantages
+    assert trained["train/1#3"].rollout_log_probs == (-0.5,) * 3
+    assert result.metrics["reward/unjudged"] == 2
+
+
+def test_the_order_in_which_completions_finish_does_not_matter(config: RunConfig) -> None:
+    plans, rollouts = [], []
+    for seed in range(4):
+        roles = Fakes()
+        roles.shuffle = random.Random(seed)
+        result = start(config, roles).step()
+        plans.append(roles.plans[0])
+        rollouts.append(result.rollouts)
+    assert [r.completion.id for r in rollouts[0]] == [f"train/{p}#{i}" for p in range(3) for i in range(G)]
+    assert all(plan == plans[0] for plan in plans)
+    assert all(r == rollouts[0] for r in rollouts)
+
+
+def test_completions_of_other_weights_are_refused(config: RunConfig) -> None:
+    roles = Fakes()
+    loop = start(config, roles)
+    roles.loaded_version = 7
+    with pytest.raises(GateError, match=r"sample train/\d#\d: made with weights 7, but the learner is at 0"):
+        loop.step()
+    assert "score" not in roles.calls
+
+
+def test_a_completion_that_is_missing_is_noticed(config: RunConfig) -> None:
+    roles = Fakes()
+    roles.drop = {"train/1#2"}
+    with pytest.raises(GateError, match="prompt train/1: 3 completions came back"):
+        start(config, roles).step()
+
+
+def test_an_engine_with_other_weights_stops_the_run(config: RunConfig) -> None:
+    roles = Fakes()
+    loop = start(config, roles)
+    roles.held_sha256 = "bb"  # the second of two engines
+    with pytest.raises(WeightSyncError, match="1 different: w"):
+        loop.step()
+
+
+def test_seeds_differ_by_step_and_run() -> None:
+    seeds = {step_seed(seed, version) for seed in range(20) for version in range(50)}
+    assert len(seeds) == 1000
+    assert step_seed(1, 11) != step_seed(11, 1)
+    assert all(0 <= s < 2**48 for s in seeds)
+
+
+# --- metrics ----------------------------------------------------------------------------------------------------------
+
+
+def rollout(prompt_id: int, index: int, tokens: int, reward: RewardResult, advantage: float, reason: str) -> Rollout:
+    completion = Completion(
+        f"train/{prompt_id}", index, (1,) * tokens, (0.0,) * tokens, "", FinishReason(reason), weight_version=0
+    )
+    return Rollout(prompt(prompt_id), completion, reward, advantage)
+
+
+def test_rollout_metrics_by_hand() -> None:
+    good = RewardResult("", {"correctness": 1.0, "format": 1.0}, 1.0, RewardStatus.OK)
+    poor = RewardResult("", {"correctness": 0.0, "format": 1.0}, 0.1, RewardStatus.OK)
+    late = RewardResult("", {}, 0.0, RewardStatus.TIMEOUT)
+    assert rollout_metrics(
+        [
+            rollout(0, 0, 3, good, 1.0, "stop"),
+            rollout(0, 1, 5, poor, -1.0, "length"),
+            rollout(1, 0, 4, poor, 0.0, "stop"),
+            rollout(1, 1, 4, late, 0.0, "stop"),
+        ]
+    ) == pytest.approx(
+        {
+            "reward/correctness": 1 / 3,
+            "reward/format": 1.0,
+            "reward/total": 1.2 / 3,
+            "reward/unjudged": 1.0,
+            "rollout/length_mean": 4.0,
+            "rollout/truncated": 0.25,
+            "rollout/tokens": 16.0,
+            "rollout/groups_without_signal": 0.5,
+        }
+    )
+
+
+def test_a_batch_without_any_verdict_has_metrics_too() -> None:
+    late = RewardResult("", {}, 0.0, RewardStatus.TIMEOUT)
+    found = rollout_metrics([rollout(0, 0, 1, late, 0.0, "stop")])
+    assert (found["reward/total"], found["reward/unjudged"], found["rollout/groups_without_signal"]) == (0.0, 1.0, 1.0)
+
+
+def test_update_metrics_are_means_but_maxima_stay_maxima() -> None:
+    names = {
+        "policy/loss": 1.0,
+        "gate/log_prob_diff_max": -1.0,
+        "attention/jsd_positive": 0.1,
+        "attention/jsd_negative": 0.2,
+    }
+    updates = [{name: k * value for name, value in names.items()} for k in range(3)]
+    assert update_metrics(updates) == pytest.approx(
+        {
+            "policy/loss": 1.0,
+            "gate/log_prob_diff_max": 0.0,
+            "attention/jsd_positive": 0.1,
+            "attention/jsd_negative": 0.2,
+            "attention/jsd_positive_last": 0.2,
+            "attention/jsd_negative_last": 0.4,
+        }
+    )
+
+
+# --- evaluation -------------------------------------------------------------------------------------------------------
+
+
+def test_evaluation_is_greedy_and_counts_what_was_not_judged_as_wrong() -> None:
+    roles = Fakes()
+    roles.loaded_version = 3
+    wrong = {"held_out/1#0": {"correctness": 0.0, "format": 1.0}}
+
+    def judge(completion: Completion) -> RewardResult:
+        if completion.id == "held_out/2#0":
+            return RewardResult(completion.id, {}, 0.0, RewardStatus.TIMEOUT)
+        parts = wrong.get(completion.id, {"correctness": 1.0, "format": 1.0})
+        return RewardResult(completion.id, parts, 1.0, RewardStatus.OK)
+
+    roles.judge = judge  # type: ignore[method-assign]
+    prompts = [Prompt(f"held_out/{i}", ("a", "b")[i % 2], "q", "a", (), (1,)) for i in range(4)]
+    found = evaluate(roles.generate, roles, prompts, max_new_tokens=11)  # type: ignore[arg-type]
+    assert roles.calls[0] == ("generate", [p.id for p in prompts], Sampling(1, 0.0, 11, 0))
+    assert [r.prompt.id for r in found.rollouts] == [p.id for p in prompts]
+    assert all(r.completion.prompt_id == r.prompt.id and r.advantage == 0.0 for r in found.rollouts)
+    assert found.metrics() == {
+        "eval/accuracy": 0.5,
+        "eval/format_rate": 0.75,
+        "eval/questions": 4.0,
+        "eval/length_mean": 2.0,
+        "eval/unjudged": 1.0,
+        "eval/accuracy/a": 0.5,
+        "eval/accuracy/b": 0.5,
+    }

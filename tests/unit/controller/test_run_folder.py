@@ -1,0 +1,73 @@
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import yaml
+
+from ral_system.config.schema import RunConfig
+from ral_system.controller.run_folder import MAY_CHANGE, RunFolder, differing_fields
+from ral_system.errors import ConfigError
+
+MakeConfig = Callable[..., RunConfig]
+
+
+def test_fields_that_differ_are_found_by_path() -> None:
+    old = {"a": 1, "b": {"c": 2, "d": {"e": [1, 2]}}, "gone": None}
+    new = {"a": 1, "b": {"c": 3, "d": {"e": [1, 3]}}, "added": 4}
+    assert differing_fields(old, new) == [("added", None, 4), ("b.c", 2, 3), ("b.d.e", [1, 2], [1, 3])]
+    assert differing_fields(old, old) == []
+
+
+def test_fields_that_may_change_are_left_out_with_all_below_them() -> None:
+    old = {"algorithm": {"steps": 1, "kl": 1}, "cluster": {"kind": "ray"}, "steps": 1}
+    new = {"algorithm": {"steps": 2, "kl": 2}, "cluster": {"kind": "local"}, "steps": 2}
+    assert [path for path, _, _ in differing_fields(old, new)] == ["algorithm.kl", "steps"]
+
+
+def test_what_may_change_exists(make_config: MakeConfig) -> None:
+    container = make_config().model_dump()
+    for path in MAY_CHANGE:
+        value = container
+        for key in path.split("."):
+            value = value[key]
+
+
+def test_a_run_is_continued_with_the_same_config(make_config: MakeConfig, tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path / "run")
+    folder.open(make_config())
+    assert RunConfig.model_validate(yaml.safe_load(folder.config.read_text())) == make_config()
+    folder.open(make_config())
+    folder.open(make_config("algorithm.steps=99", "logging.wandb=offline"))
+    assert yaml.safe_load(folder.config.read_text())["algorithm"]["steps"] == 99
+
+
+def test_a_run_is_not_continued_with_another_config(make_config: MakeConfig, tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path / "run")
+    folder.open(make_config())
+    folder.complete("perceive", {"steps": 1}, lambda path: None)
+    before = folder.config.read_text()
+    with pytest.raises(
+        ConfigError, match=r"made with algorithm.clip_epsilon=0.2, now 0.3 \(2 such fields\); set anoth"
+    ):
+        folder.open(make_config("algorithm.clip_epsilon=0.3", "data.seed=5"))
+    with pytest.raises(ConfigError, match="holds a run already; set another name, or resume=auto"):
+        folder.open(make_config("resume=never"))
+    assert folder.config.read_text() == before
+    RunFolder(tmp_path / "new").open(make_config("resume=never"))
+
+
+def test_a_stage_is_complete_all_at_once(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path)
+    assert folder.result("sft") is None
+
+    def crash(path: Path) -> None:
+        (path / "weights").write_text("half")
+        raise OSError("no space left")
+
+    with pytest.raises(OSError, match="no space"):
+        folder.complete("sft", {"steps": 1}, crash)
+    assert folder.result("sft") is None
+    folder.complete("sft", {"steps": 2}, lambda path: (path / "config.json").write_text("{}") and None)
+    assert folder.result("sft") == {"steps": 2}
+    assert sorted(f.name for f in folder.model("sft").iterdir()) == ["config.json", "stage.json"]
+    assert folder.model("rl") == tmp_path / "model"
