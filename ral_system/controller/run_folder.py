@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from ral_system.config.schema import RunConfig, Stage
-from ral_system.errors import ConfigError
+from ral_system.errors import ConfigError, SetupError
 from ral_system.observability.jsonl import write_atomically
+from ral_system.observability.metrics import METRICS_FILE
 
 STAGES: tuple[Stage, ...] = ("perceive", "sft", "rl")
 
@@ -53,22 +55,42 @@ class RunFolder:
 
     def complete(self, stage: Stage, result: Mapping[str, Any], save_model: Callable[[Path], None]) -> None:
         """Write a stage's model and result, then move them into place at once."""
-        target = self.model(stage)
+        with self.whole(self.model(stage)) as partial:
+            save_model(partial)
+            (partial / "stage.json").write_text(json.dumps(result, indent=2))
+
+    @staticmethod
+    @contextmanager
+    def whole(target: Path) -> Iterator[Path]:
+        """A folder to write into, which becomes `target` at once when the block ends well."""
         partial = target.with_name(f".partial_{target.name}")
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
-        save_model(partial)
-        (partial / "stage.json").write_text(json.dumps(result, indent=2))
+        yield partial
         partial.replace(target)
 
     def open(self, config: RunConfig) -> None:
-        """Create the folder, or check that it may be continued. Raises ConfigError naming the fields that changed."""
+        """Create the folder, or check that it may be continued.
+
+        Raises ConfigError naming the fields that changed, SetupError when the folder cannot be written.
+        """
+        try:
+            self._open(config)
+        except OSError as error:
+            raise SetupError(
+                f"run folder {self.root} cannot be written ({error.strerror}: {error.filename}); set runs_dir to a "
+                "folder that you may write to, or another name"
+            ) from error
+
+    def _open(self, config: RunConfig) -> None:
         now = config.model_dump(mode="json")
         if self.config.is_file():
             if config.resume == "never":
                 raise ConfigError(f"{self.root} holds a run already; set another name, or resume=auto to continue it")
             changed = differing_fields(yaml.safe_load(self.config.read_text()), now)
-            if changed:
+            if changed and not self._holds_work():
+                shutil.rmtree(self.start_model, ignore_errors=True)  # was built for the old configuration
+            elif changed:
                 field, old, new = changed[0]
                 raise ConfigError(
                     f"{self.root} was made with {field}={old!r}, now {new!r} ({len(changed)} such fields); "
@@ -76,6 +98,11 @@ class RunFolder:
                 )
         self.root.mkdir(parents=True, exist_ok=True)
         write_atomically(self.config, yaml.safe_dump(now, sort_keys=False))
+
+    def _holds_work(self) -> bool:
+        """Whether a step was made; a start that failed, say for a misspelt model, does not bind the next one."""
+        metrics = self.root / METRICS_FILE
+        return any(self.result(stage) for stage in STAGES) or (metrics.is_file() and metrics.stat().st_size > 0)
 
 
 def differing_fields(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any, Any]]:

@@ -6,7 +6,7 @@ import yaml
 
 from ral_system.config.schema import RunConfig
 from ral_system.controller.run_folder import MAY_CHANGE, RunFolder, differing_fields
-from ral_system.errors import ConfigError
+from ral_system.errors import ConfigError, SetupError
 
 MakeConfig = Callable[..., RunConfig]
 
@@ -54,6 +54,27 @@ def test_a_run_is_not_continued_with_another_config(make_config: MakeConfig, tmp
         folder.open(make_config("resume=never"))
     assert folder.config.read_text() == before
     RunFolder(tmp_path / "new").open(make_config("resume=never"))
+
+
+def test_a_start_that_failed_before_its_first_step_does_not_bind_the_next(
+    make_config: MakeConfig, tmp_path: Path
+) -> None:
+    folder = RunFolder(tmp_path / "run")
+    folder.open(make_config("model.tiny.hidden=64"))
+    folder.start_model.mkdir(parents=True)
+    (folder.root / "metrics.jsonl").touch()
+    folder.open(make_config("model.tiny.hidden=128"))
+    assert not folder.start_model.exists()  # it had the other width
+    (folder.root / "metrics.jsonl").write_text("a line\n")
+    with pytest.raises(ConfigError, match=r"made with model.tiny.hidden=128, now 64"):
+        folder.open(make_config("model.tiny.hidden=64"))
+
+
+def test_a_folder_that_cannot_be_written_is_one_line(make_config: MakeConfig, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(SetupError, match=r"cannot be written \(Not a directory: .*; set runs_dir") as caught:
+        RunFolder(tmp_path / "file" / "run").open(make_config())
+    assert "\n" not in str(caught.value)
 
 
 def test_a_stage_is_complete_all_at_once(tmp_path: Path) -> None:
