@@ -79,18 +79,19 @@ class Collator:
 
     def _images(self, samples: MicroBatch) -> tuple[Tensor | None, Tensor | None]:
         pictures = [self._open_image(media) for s in samples for media in s.prompt.media]
-        if not pictures:
-            return None, None
-        features = self._image_processor(images=pictures, return_tensors="pt")
-        grid = features["image_grid_thw"]
-        tokens_per_image = (grid.prod(-1) // self._image_processor.merge_size**2).tolist()
+        features: Any = {}
+        tokens_per_image: list[int] = []
+        if pictures:
+            features = self._image_processor(images=pictures, return_tensors="pt")
+            merged = self._image_processor.merge_size**2
+            tokens_per_image = (features["image_grid_thw"].prod(-1) // merged).tolist()
         for sample in samples:
             expected = sum(tokens_per_image[: len(sample.prompt.media)])
             del tokens_per_image[: len(sample.prompt.media)]
             found = (*sample.prompt.token_ids, *sample.response_token_ids).count(self._image_token_id)
             if found != expected:
                 raise DataError(f"sample {sample.id}: {found} image tokens, but its images make {expected}")
-        return features["pixel_values"], grid
+        return features.get("pixel_values"), features.get("image_grid_thw")
 
 
 def _pad(sequences: Sequence[Sequence[int]], pad_id: int) -> Tensor:
