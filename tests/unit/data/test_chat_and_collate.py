@@ -1,0 +1,130 @@
+"""What the model reads, against the processor's own way of making it."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+
+from ral_system.data.chat import ChatRenderer
+from ral_system.data.collate import Collator
+from ral_system.data.media import MediaStore
+from ral_system.errors import DataError
+from ral_system.models.loading import load_processor
+from ral_system.types import Media, Sample
+
+SIZES = [(56, 56), (84, 56), (28, 28), (30, 131), (224, 100)]  # also too small, and no multiple of a token's side
+
+
+class Bench:
+    def __init__(self, folder: Path, media: MediaStore) -> None:
+        self.processor: Any = load_processor(folder)
+        self.render = ChatRenderer(self.processor, "answer")
+        self.collate = Collator(self.processor, media.open)
+        self.open = media.open
+        self.media = [media.put(Image.effect_noise(size, 60 + i).convert("RGB")) for i, size in enumerate(SIZES)]
+
+    def sample(self, id: str, images: list[Media], response: str = "<answer> red </answer>") -> Sample:
+        prompt = self.render.prompt(id=id, kind="k", question="what is at a1 ?", answer="red", media=images)
+        return Sample(id, prompt, self.render.response(response))
+
+    def by_the_processor(self, images: list[Media]) -> Any:
+        content = [{"type": "image"} for _ in images] + [{"type": "text", "text": "what is at a1 ?"}]
+        messages = [{"role": "system", "content": "answer"}, {"role": "user", "content": content}]
+        text = self.processor.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
+        return self.processor(text=[text], images=[self.open(m) for m in images] or None, return_tensors="pt")
+
+
+@pytest.fixture(scope="module")
+def bench(tiny_model: Path, media: MediaStore) -> Bench:
+    return Bench(tiny_model, media)
+
+
+@pytest.mark.parametrize("chosen", [[], [0], [2], [3], [4], [0, 1], [4, 3, 2, 1, 0]])
+def test_prompts_and_pixels_are_those_of_the_processor(bench: Bench, chosen: list[int]) -> None:
+    images = [bench.media[i] for i in chosen]
+    sample, expected = bench.sample("s", images), bench.by_the_processor(images)
+    assert list(sample.prompt.token_ids) == expected["input_ids"][0].tolist()
+    assert sample.prompt.media == tuple(images)
+    batch = bench.collate((sample,))
+    if images:
+        assert torch.equal(batch.pixel_values, expected["pixel_values"])
+        assert torch.equal(batch.image_grid_thw, expected["image_grid_thw"])
+    else:
+        assert batch.pixel_values is None
+        assert batch.image_grid_thw is None
+
+
+def test_a_response_ends_its_turn(bench: Bench) -> None:
+    ids = bench.render.response("<answer> red </answer>")
+    assert bench.processor.tokenizer.convert_ids_to_tokens(ids) == ["<answer>", "red", "</answer>", "<|im_end|>"]
+
+
+def test_text_that_looks_like_a_picture_is_refused(bench: Bench) -> None:
+    with pytest.raises(ValueError, match="prompt p: 2 image placeholders for 1 images"):
+        bench.render.prompt(id="p", kind="", question="<|image_pad|> ?", answer="", media=bench.media[:1])
+
+
+def test_a_batch_is_padded_on_the_right_with_everything_masked(bench: Bench) -> None:
+    samples = (
+        replace(bench.sample("long", bench.media[:2], "<think> a1 red circle </think>"), advantage=1.5),
+        replace(bench.sample("text", []), advantage=-0.5),
+        bench.sample("big", [bench.media[4]], "<answer>"),
+    )
+    batch = bench.collate(samples)
+    tokens, longest = max(s.length for s in samples), max(len(s.response_token_ids) for s in samples)
+    assert batch.input_ids.shape == batch.attention_mask.shape == batch.token_types.shape == (3, tokens)
+    assert batch.response_ids.shape == batch.response_mask.shape == (3, longest)
+    pad, image = bench.processor.tokenizer.pad_token_id, bench.processor.image_token_id
+    for b, sample in enumerate(samples):
+        sequence = [*sample.prompt.token_ids, *sample.response_token_ids]
+        rest = tokens - len(sequence)
+        assert batch.input_ids[b].tolist() == sequence + [pad] * rest
+        assert batch.attention_mask[b].tolist() == [1] * len(sequence) + [0] * rest
+        assert batch.token_types[b].tolist() == [int(t == image) for t in sequence] + [0] * rest
+        r = len(sample.response_token_ids)
+        assert batch.response_ids[b, :r].tolist() == list(sample.response_token_ids)
+        assert batch.response_mask[b].tolist() == [True] * r + [False] * (longest - r)
+        start = int(batch.prompt_lengths[b])
+        assert batch.input_ids[b, start : start + r].tolist() == list(sample.response_token_ids)
+    assert batch.advantages.tolist() == [1.5, -0.5, 0.0]
+    # pictures in the order of the sequences
+    parts = [bench.collate((s,)) for s in (samples[0], samples[2])]
+    assert torch.equal(batch.pixel_values, torch.cat([p.pixel_values for p in parts]))  # type: ignore[arg-type]
+    assert torch.equal(batch.image_grid_thw, torch.cat([p.image_grid_thw for p in parts]))  # type: ignore[arg-type]
+    on_meta = batch.to("meta")
+    assert on_meta.input_ids.device.type == on_meta.pixel_values.device.type == "meta"  # type: ignore[union-attr]
+    assert bench.collate((samples[1],)).to("cpu").pixel_values is None
+
+
+@pytest.mark.parametrize("where", ["prompt", "response"])
+def test_image_tokens_that_do_not_fit_the_images_name_the_sample(bench: Bench, where: str) -> None:
+    good, bad = bench.sample("good", bench.media[:1]), bench.sample("bad", bench.media[:1])
+    image = bench.processor.image_token_id
+    if where == "prompt":
+        at = bad.prompt.token_ids.index(image)
+        ids = bad.prompt.token_ids[:at] + bad.prompt.token_ids[at + 1 :]
+        bad = replace(bad, prompt=replace(bad.prompt, token_ids=ids))
+    else:
+        bad = replace(bad, response_token_ids=(*bad.response_token_ids, image))
+    found = {"prompt": 3, "response": 5}[where]
+    with pytest.raises(DataError, match=f"sample bad: {found} image tokens, but its images make 4"):
+        bench.collate((good, bad))
+
+
+def test_tokens_moved_from_one_sample_to_another_are_noticed(bench: Bench) -> None:
+    # the sum over the batch is right, each sample is not
+    one, two = bench.sample("one", bench.media[:1]), bench.sample("two", bench.media[1:2])
+    swapped = replace(one, prompt=replace(one.prompt, media=two.prompt.media))
+    back = replace(two, prompt=replace(two.prompt, media=one.prompt.media))
+    with pytest.raises(DataError, match="sample one: 4 image tokens, but its images make 6"):
+        bench.collate((swapped, back))
+
+
+def test_image_tokens_without_any_image_are_noticed(bench: Bench) -> None:
+    sample = bench.sample("s", [])
+    image = bench.processor.image_token_id
+    with pytest.raises(DataError, match="sample s: 1 image tokens, but its images make 0"):
+        bench.collate((replace(sample, response_token_ids=(image,)),))

@@ -1,0 +1,81 @@
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ral_system.config.schema import RunConfig
+from ral_system.data.chat import ChatRenderer
+from ral_system.data.media import MediaStore
+from ral_system.data.prompts import VisualSearchPrompts
+from ral_system.data.visual_search import KINDS
+from ral_system.models.loading import load_processor
+from ral_system.rewards.correctness import exact_match
+from ral_system.rewards.format import format_score
+
+Make = Callable[..., VisualSearchPrompts]
+
+
+@pytest.fixture(scope="module")
+def processor(tiny_model: Path) -> Any:
+    return load_processor(tiny_model)
+
+
+@pytest.fixture
+def make(make_config: Callable[..., RunConfig], processor: Any, media: MediaStore) -> Make:
+    def made(response_format: Any = "think_answer", *overrides: str) -> VisualSearchPrompts:
+        config = make_config("data.train_records=20", *overrides).data
+        return VisualSearchPrompts(config, ChatRenderer(processor, config.system_prompt), media, format=response_format)
+
+    return made
+
+
+@pytest.mark.parametrize("response_format", ["think_answer", "answer_only"])
+def test_a_cold_start_demonstration_would_get_the_full_reward(make: Make, processor: Any, response_format: Any) -> None:
+    prompts = make(response_format)
+    other = {"think_answer": "answer_only", "answer_only": "think_answer"}[response_format]
+    for i in range(10):
+        sample = prompts.demonstration("sft", "train", i)
+        *ids, last = sample.response_token_ids
+        assert last == processor.tokenizer.eos_token_id
+        text = processor.tokenizer.decode(ids)
+        assert format_score(text, response_format) == 1.0, text
+        assert format_score(text, other) == 0.0
+        assert exact_match(text, sample.prompt.answer) == 1.0
+        assert sample.prompt == prompts.question("train", i)
+        assert sample.rollout_log_probs == ()
+        assert sample.advantage == 0.0
+
+
+def test_a_perceive_demonstration_is_its_prompts_answer(make: Make, processor: Any) -> None:
+    for i in range(4):
+        sample = make().demonstration("perceive", "train", i)
+        text = processor.tokenizer.decode(sample.response_token_ids[:-1])
+        assert exact_match(text, sample.prompt.answer) == 1.0
+        assert sample.prompt.kind == "caption"
+        assert sample.prompt.id != make().question("train", i).id
+
+
+def test_training_records_repeat_and_held_out_ones_do_not(make: Make) -> None:
+    prompts = make()
+    for stage in ("perceive", "sft"):
+        assert prompts.demonstration(stage, "train", 23) == prompts.demonstration(stage, "train", 3)  # type: ignore[arg-type]
+    assert prompts.question("train", 20) == prompts.question("train", 0)
+    assert prompts.question("train", 19) != prompts.question("train", 0)
+    assert prompts.question("held_out", 20) != prompts.question("held_out", 0)
+
+
+def test_prompts_are_pure_and_ids_tell_splits_and_records_apart(make: Make, media: MediaStore) -> None:
+    prompts = make()
+    found = [prompts.question(split, i) for split in ("train", "held_out") for i in range(10)]  # type: ignore[arg-type]
+    assert [make().question(split, i) for split in ("train", "held_out") for i in range(10)] == found  # type: ignore[arg-type]
+    assert len({p.id for p in found}) == 20
+    assert [p.kind for p in found[:10]] == [*KINDS, *KINDS]
+    for prompt in found:
+        assert media.path(prompt.media[0]).is_file()
+
+
+def test_another_data_seed_is_other_data_and_the_runs_seed_is_not(make: Make) -> None:
+    question = make().question("train", 0)
+    assert make("think_answer", "data.seed=1").question("train", 0) != question
+    assert make("think_answer", "seed=1").question("train", 0) == question

@@ -1,0 +1,157 @@
+"""The generated task, checked against the caption and against the pixels, not against the generator's own scene."""
+
+import re
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from ral_system.data import visual_search
+from ral_system.data.visual_search import CELL_PX, COLOURS, DIGITS, KINDS, SHAPES, Record, Split, VisualSearch, words
+from ral_system.models.tiny import build_tokenizer
+
+Scene = dict[str, tuple[str, str] | None]
+"""Position → (colour, thing), or None when empty."""
+
+
+def scene(text: str, cells: int) -> Scene:
+    """Read the first `cells` entries `<position> <colour> <thing>` or `<position> empty`."""
+    found: Scene = {}
+    tokens = text.split()
+    while len(found) < cells:
+        position = tokens.pop(0)
+        assert re.fullmatch("[a-h][1-8]", position) and position not in found
+        colour = tokens.pop(0)
+        found[position] = None if colour == "empty" else (colour, tokens.pop(0))
+    return found
+
+
+def seen(image: Image.Image, grid: int) -> dict[str, str | None]:
+    """Position → colour of the pixels there."""
+    pixels = np.asarray(image).astype(float)
+    found: dict[str, str | None] = {}
+    for row in range(grid):
+        for column in range(grid):
+            cell = pixels[row * CELL_PX : (row + 1) * CELL_PX, column * CELL_PX : (column + 1) * CELL_PX].reshape(-1, 3)
+            contrast = np.abs(cell - cell.max(0)).sum(1)
+            ink = cell[contrast.argsort()[-8:]].mean(0)
+            nearest = min(COLOURS, key=lambda name: np.abs(ink - COLOURS[name]).sum())
+            found["abcdefgh"[column] + str(row + 1)] = nearest if contrast.max() > 60 else None
+    return found
+
+
+def answer(question: str, board: Scene) -> str:
+    """Answer a question from the caption's scene, asserting that it has one answer."""
+    filled = {p: cell for p, cell in board.items() if cell is not None}
+    text = question.removesuffix(" ?").split()
+    match text:
+        case ["what", "colour", "is", "the", thing]:
+            (colour,) = [c for c, t in filled.values() if t == thing]
+            return colour
+        case ["what", "is", "at", position]:
+            return " ".join(filled[position])
+        case ["where", "is", "the", *description]:
+            (position,) = [p for p, cell in filled.items() if " ".join(cell).endswith(" ".join(description))]
+            return position
+        case ["how", "many", colour, "are", "there"]:
+            return str(sum(c == colour for c, _ in filled.values()))
+        case ["are", "there", "more", first, "or", second]:
+            counts = [sum(c == colour for c, _ in filled.values()) for colour in (first, second)]
+            assert first != second and all(counts)
+            return "same" if counts[0] == counts[1] else (first, second)[counts[1] > counts[0]]
+    raise AssertionError(f"unknown question {question!r}")
+
+
+def records(grid: int, objects: int, count: int, split: Split = "train", seed: int = 0, digits: bool = True) -> list:
+    source = VisualSearch(seed, grid, objects, digits)
+    return [source.record(split, i) for i in range(count)]
+
+
+@pytest.mark.parametrize("split", ["train", "held_out"])
+@pytest.mark.parametrize(("grid", "objects"), [(2, 2), (3, 9), (3, 4), (5, 12)])
+def test_answers_follow_from_the_caption_and_colours_are_in_the_picture(grid: int, objects: int, split: Split) -> None:
+    kinds = set()
+    for record in records(grid, objects, 25, split):
+        board = scene(record.caption, grid**2)
+        assert sum(cell is not None for cell in board.values()) == objects
+        assert answer(record.question, board) == record.answer, record
+        assert seen(record.image, grid) == {p: cell and cell[0] for p, cell in board.items()}
+        assert record.image.size == (grid * CELL_PX, grid * CELL_PX)
+        kinds.add(record.kind)
+    assert kinds == set(KINDS)
+
+
+def test_the_caption_follows_the_order_asked_for() -> None:
+    orders = set()
+    for record in records(3, 5, 10):
+        asked = re.findall(r"\b[a-h][1-8]\b", record.caption_question)
+        assert list(scene(record.caption, 9)) == asked
+        orders.add(tuple(asked))
+    assert len(orders) == 10
+
+
+def test_a_thought_reads_the_board_in_raster_order() -> None:
+    for record in records(3, 6, 25):
+        board = scene(record.thought, 9)
+        assert board == scene(record.caption, 9)
+        assert list(board) == ["a1", "b1", "c1", "a2", "b2", "c2", "a3", "b3", "c3"]
+
+
+def test_a_record_is_a_pure_function_of_its_place() -> None:
+    def key(record: Record) -> tuple:
+        return record.question, record.thought, record.answer, record.caption, record.image.tobytes()
+
+    source = VisualSearch(0, 3, 5)
+    expected = key(source.record("train", 7))
+    for i in (3, 7, 90, 7):
+        found = key(source.record("train", i))
+        assert (found == expected) == (i == 7)
+    assert key(VisualSearch(0, 3, 5).record("train", 7)) == expected
+    assert key(source.record("held_out", 7)) != expected
+    assert key(VisualSearch(1, 3, 5).record("train", 7)) != expected
+
+
+def test_train_and_held_out_share_no_scene_whatever_the_seed() -> None:
+    # two shapes in a 2 × 2 grid make 6 · 16² = 1536 scenes: without the split, 300 and 300 records would share dozens
+    scenes = {}
+    for split in ("train", "held_out"):
+        found = [r for seed in (0, 1) for r in records(2, 2, 150, split, seed, digits=False)]
+        scenes[split] = {tuple(sorted(scene(r.caption, 4).items())) for r in found}
+    assert len(scenes["train"]) > 100
+    assert len(scenes["held_out"]) > 50
+    assert not scenes["train"] & scenes["held_out"]
+
+
+def test_train_and_held_out_share_no_handwritten_digit() -> None:
+    sources = visual_search._digit_images()
+    train = {pixels.tobytes() for (_, split), images in sources.items() if split == "train" for pixels in images}
+    held_out = {pixels.tobytes() for (_, split), images in sources.items() if split == "held_out" for pixels in images}
+    assert len(train) > 1400
+    assert len(held_out) > 350
+    assert not train & held_out
+    assert {digit for digit, _ in sources} == set(DIGITS)
+
+
+@pytest.mark.parametrize("grid", range(2, 9))
+def test_every_word_is_in_the_vocabulary(grid: int) -> None:
+    tokenizer = build_tokenizer(words())
+    for objects in {2, grid**2}:
+        for record in records(grid, objects, 5):
+            for text in (record.question, record.answer, record.thought, record.caption, record.caption_question):
+                ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+                assert tokenizer.unk_token_id not in ids, text
+                assert len(ids) == len(text.split())  # one token a word
+
+
+def test_without_digits_there_are_only_shapes() -> None:
+    things = {cell[1] for r in records(3, 5, 20, digits=False) for cell in scene(r.caption, 9).values() if cell}
+    assert things == set(SHAPES)
+    assert things < {cell[1] for r in records(3, 5, 20) for cell in scene(r.caption, 9).values() if cell}
+
+
+@pytest.mark.parametrize(
+    ("grid", "objects", "complaint"), [(1, 2, "grid"), (9, 2, "grid"), (3, 1, "obj"), (3, 10, "obj")]
+)
+def test_impossible_boards_are_refused(grid: int, objects: int, complaint: str) -> None:
+    with pytest.raises(ValueError, match=complaint):
+        VisualSearch(0, grid, objects)
