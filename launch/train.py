@@ -39,6 +39,7 @@ def run_stages(config: RunConfig, stages: Sequence[Stage]) -> None:
     from ral_system.observability.quiet import silence_third_party
 
     silence_third_party()
+    from ral_system.controller.checkpoint import Checkpoints
     from ral_system.controller.run_folder import STAGES, RunFolder
     from ral_system.controller.start import first_model, run_stage
     from ral_system.controller.summary import write_summary
@@ -47,11 +48,13 @@ def run_stages(config: RunConfig, stages: Sequence[Stage]) -> None:
     folder = RunFolder((Path(config.runs_dir) / config.name).resolve())
     folder.open(config)
     began = time.monotonic()
-    for stage in STAGES:
-        if stage in stages and folder.result(stage) is None:
+    for stage in (stage for stage in STAGES if stage in stages):
+        if folder.result(stage) is None:
             run_stage(config, folder, stage, first_model(config, folder, stage, stages), role_factory(config))
-            write_summary(config, folder)
-            write_report(folder.root)
+        # Also when the stage was complete already: the run may have been killed just before this.
+        Checkpoints(folder.checkpoints / stage, config.checkpoint.keep).clear()
+        write_summary(config, folder)
+        write_report(folder.root)
     print(f"{folder.root}/report.html, summary.json and model/ are written ({time.monotonic() - began:.0f} s)")
 
 

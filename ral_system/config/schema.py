@@ -55,6 +55,8 @@ class DataConfig(Group):
     """Filled cells: the target and objects - 1 distractors."""
     train_records: Positive
     """Training pictures and questions; every stage goes through them again when they run out."""
+    search_from: NonNegative
+    """Demonstrations of the perceive stage that describe only; the later ones also say where each thing stands."""
     digits: bool
     """Mix real handwritten digits with the drawn shapes."""
     system_prompt: str

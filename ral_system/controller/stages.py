@@ -88,7 +88,6 @@ def run_supervised(context: StageContext, stage: SupervisedStage) -> None:
                 _save(context, checkpoints, step, {"score": score, "wall_s": clock.total()})
     result = {"steps": step, "held_out_score": score, "wall_s": clock.total(), "phases_s": context.timer.totals()}
     context.folder.complete(stage, result, learner.save_model)
-    checkpoints.clear()
 
 
 def _held_out_caption_score(context: StageContext, step: int) -> tuple[float, dict[str, float]]:
@@ -167,7 +166,6 @@ def run_rl(context: StageContext) -> None:
         "phases_s": context.timer.totals(),
     }
     context.folder.complete("rl", outcome, context.roles.learner.save_model)
-    checkpoints.clear()
 
 
 def _evaluate_and_look(context: StageContext, step: int, phase: Phase) -> dict[str, float]:

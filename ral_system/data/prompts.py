@@ -24,6 +24,7 @@ class VisualSearchPrompts:
     ) -> None:
         self._source = VisualSearch(config.seed, config.grid, config.objects, config.digits)
         self._train_records = config.train_records
+        self._search_from = config.search_from
         self._renderer = renderer
         self._media = media
         self._format = format
@@ -35,12 +36,16 @@ class VisualSearchPrompts:
     def demonstration(self, stage: SupervisedStage, split: Split, index: int) -> Sample:
         """The `index`-th example of a supervised stage: a prompt with the response to imitate.
 
-        perceive: name what stands at each position, in the order asked for. sft: think and answer in the template.
+        perceive: name what stands at each position, in the order asked for; from the `config.search_from`-th example
+        on, and in the held-out ones, then say where each thing stands. sft: think and answer in the template.
         """
         record = self._record(split, index)
         if stage == "perceive":
-            prompt = self._prompt(record, "caption", record.caption_question, record.caption, suffix="/caption")
-            response = f"<answer> {record.caption} </answer>"
+            question, answer = record.caption_question, record.caption
+            if split == "held_out" or index >= self._search_from:
+                question, answer = f"{question} {record.search_question}", f"{answer} {record.search}".strip()
+            prompt = self._prompt(record, "caption", question, answer, suffix="/caption")
+            response = f"<answer> {answer} </answer>"
         else:
             thought = f"<think> {record.thought} </think> " if self._format == "think_answer" else ""
             prompt, response = self._question(record), f"{thought}<answer> {record.answer} </answer>"

@@ -58,10 +58,13 @@ class Record:
     thought: str
     answer: str
     caption_question: str
-    """Names all positions, then all things that occur once, each in random order: a name must be bound to its place,
-    not to its turn."""
+    """Names all positions in random order: a name must be bound to its place, not to its turn."""
     caption: str
-    """Every position with its content, then every such thing with its position and colour, in the order asked for."""
+    """Every position with its content, in the order asked for."""
+    search_question: str
+    """Names all things that occur once, in random order."""
+    search: str
+    """Every such thing with its position and colour: the way back from content to place."""
     image: Image.Image
 
 
@@ -105,8 +108,10 @@ class VisualSearch:
             question=asked.question,
             thought=scan if asked.at is None else f"{scan} {_locate(cells, [asked.at])}",
             answer=asked.answer,
-            caption_question=f"describe {' '.join(order)} find {' '.join(cells[p].thing for p in unique)}",
-            caption=f"{_describe(cells, order)} {_locate(cells, unique)}".strip(),
+            caption_question=f"describe {' '.join(order)}",
+            caption=_describe(cells, order),
+            search_question=f"find {' '.join(cells[p].thing for p in unique)}",
+            search=_locate(cells, unique),
             image=image,
         )
 

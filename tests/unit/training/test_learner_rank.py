@@ -104,6 +104,28 @@ def test_supervised_micro_batches_change_nothing(
             assert torch.allclose(gradient, found[0][1][name], rtol=1e-3, atol=1e-5 * largest), name
 
 
+def test_gradient_checkpointing_changes_nothing(
+    start_rank: Start, rl_samples: list[Sample], make_config: Callable
+) -> None:
+    found = []
+    for on in (False, True):
+        config = make_config(
+            f"learner.gradient_checkpointing={on}", "algorithm.attention.weight=5", "learner.learning_rate=1e-3"
+        )
+        watched = Watched(start_rank(config))
+        forwards: list[bool] = []
+        layer = watched.rank._engine.policy.model.get_decoder().layers[-1].mlp
+        layer.register_forward_hook(lambda *_, seen=forwards: seen.append(torch.is_grad_enabled()))
+        found.append((watched.train(plan(rl_samples, 2, 4)), watched.gradients, forwards))
+    (metrics, gradients, once), (other_metrics, other_gradients, twice) = found
+    assert sum(twice) == 2 * sum(once) > 0  # layers did run again in the backward pass
+    assert other_metrics[0]["attention/jsd_positive"] == 0.0 < other_metrics[1]["attention/jsd_positive"]
+    for k in range(2):
+        assert other_metrics[k] == pytest.approx(metrics[k], rel=1e-5, abs=1e-6)
+        for name, gradient in gradients[k].items():
+            assert torch.allclose(other_gradients[k][name], gradient, rtol=1e-4, atol=1e-6), name
+
+
 # --- exact zeros ---
 
 
