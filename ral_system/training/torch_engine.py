@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Literal
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, load_model, save_file, save_model
 from torch import Tensor
 
 from ral_system.data.collate import TensorBatch
@@ -62,9 +62,7 @@ class TorchEngine:
 
     def save(self, folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
-        save_file(
-            {k: v.contiguous() for k, v in self.policy.model.state_dict().items()}, folder / "weights.safetensors"
-        )
+        save_model(self.policy.model, str(folder / "weights.safetensors"))  # tied weights once
         moments = {
             f"{name}/{key}": self._optimizer.state[parameter][key]
             for name, parameter in self._trained.items()
@@ -75,7 +73,7 @@ class TorchEngine:
         (folder / "engine.json").write_text(json.dumps({"updates": self._updates}))
 
     def load(self, folder: Path) -> None:
-        self.policy.model.load_state_dict(load_file(folder / "weights.safetensors"))
+        load_model(self.policy.model, folder / "weights.safetensors")
         moments = load_file(folder / "optimizer.safetensors")
         for name, parameter in self._trained.items():
             if f"{name}/step" in moments:
