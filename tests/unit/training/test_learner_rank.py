@@ -114,8 +114,8 @@ def test_gradient_checkpointing_changes_nothing(
         )
         watched = Watched(start_rank(config))
         forwards: list[bool] = []
-        layer = watched.rank._engine.policy.model.get_decoder().layers[-1].mlp
-        layer.register_forward_hook(lambda *_, seen=forwards: seen.append(torch.is_grad_enabled()))
+        layer = watched.rank._engine.policy.model.get_decoder().layers[-1]
+        layer.self_attn.q_proj.register_forward_hook(lambda *_, seen=forwards: seen.append(torch.is_grad_enabled()))
         found.append((watched.train(plan(rl_samples, 2, 4)), watched.gradients, forwards))
     (metrics, gradients, once), (other_metrics, other_gradients, twice) = found
     assert sum(twice) == 2 * sum(once) > 0  # layers did run again in the backward pass
