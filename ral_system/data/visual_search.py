@@ -43,8 +43,8 @@ class Cell:
 
     @property
     def words(self) -> str:
-        """For example `red circle`."""
-        return f"{self.colour} {self.thing}"
+        """For example `circle red`: in `a1 circle red` a thing stands beside both its place and its colour."""
+        return f"{self.thing} {self.colour}"
 
 
 @dataclass(frozen=True, slots=True)

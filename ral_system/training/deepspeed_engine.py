@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import deepspeed
+import deepspeed.comm.torch as deepspeed_backend
 import torch
 from deepspeed.runtime.checkpoint_engine.torch_checkpoint_engine import TorchCheckpointEngine
 from deepspeed.runtime.fp16.loss_scaler import LossScaler
@@ -22,6 +23,9 @@ from ral_system.models.policy import PolicyModel, PolicyOutput
 from ral_system.training.optim import OptimSettings
 
 _PREFIX = "model."
+
+# On CPU DeepSpeed compiles a C++ all-reduce at the first start, for minutes; gloo's serves.
+deepspeed_backend.build_shm_op = lambda: None
 
 
 class DeepSpeedEngine:
