@@ -11,19 +11,29 @@ from ral_system.data.visual_search import CELL_PX, COLOURS, DIGITS, KINDS, SHAPE
 from ral_system.models.tiny import build_tokenizer
 
 Scene = dict[str, tuple[str, str] | None]
-"""Position → (colour, thing), or None when empty."""
+"""Position → its colour and thing in the order they are said, or None when empty."""
 
 
 def scene(text: str, cells: int) -> Scene:
-    """Read the first `cells` entries `<position> <colour> <thing>` or `<position> empty`."""
+    """Read the first `cells` entries: a position and `empty`, or a colour and a thing."""
     found: Scene = {}
     tokens = text.split()
     while len(found) < cells:
         position = tokens.pop(0)
         assert re.fullmatch("[a-h][1-8]", position) and position not in found
-        colour = tokens.pop(0)
-        found[position] = None if colour == "empty" else (colour, tokens.pop(0))
+        word = tokens.pop(0)
+        found[position] = None if word == "empty" else (word, tokens.pop(0))
     return found
+
+
+def colour_of(cell: tuple[str, str]) -> str:
+    (colour,) = [word for word in cell if word in COLOURS]
+    return colour
+
+
+def thing_of(cell: tuple[str, str]) -> str:
+    (thing,) = [word for word in cell if word in (*SHAPES, *DIGITS)]
+    return thing
 
 
 def seen(image: Image.Image, grid: int) -> dict[str, str | None]:
@@ -46,17 +56,17 @@ def answer(question: str, board: Scene) -> str:
     text = question.removesuffix(" ?").split()
     match text:
         case ["what", "colour", "is", "the", thing]:
-            (colour,) = [c for c, t in filled.values() if t == thing]
-            return colour
+            (cell,) = [cell for cell in filled.values() if thing_of(cell) == thing]
+            return colour_of(cell)
         case ["what", "is", "at", position]:
             return " ".join(filled[position])
         case ["where", "is", "the", *description]:
-            (position,) = [p for p, cell in filled.items() if " ".join(cell).endswith(" ".join(description))]
+            (position,) = [p for p, cell in filled.items() if {*description} <= {*cell}]
             return position
         case ["how", "many", colour, "are", "there"]:
-            return str(sum(c == colour for c, _ in filled.values()))
+            return str(sum(colour_of(cell) == colour for cell in filled.values()))
         case ["are", "there", "more", first, "or", second]:
-            counts = [sum(c == colour for c, _ in filled.values()) for colour in (first, second)]
+            counts = [sum(colour_of(cell) == colour for cell in filled.values()) for colour in (first, second)]
             assert first != second and all(counts)
             return "same" if counts[0] == counts[1] else (first, second)[counts[1] > counts[0]]
     raise AssertionError(f"unknown question {question!r}")
@@ -75,7 +85,7 @@ def test_answers_follow_from_the_caption_and_colours_are_in_the_picture(grid: in
         board = scene(record.caption, grid**2)
         assert sum(cell is not None for cell in board.values()) == objects
         assert answer(record.question, board) == record.answer, record
-        assert seen(record.image, grid) == {p: cell and cell[0] for p, cell in board.items()}
+        assert seen(record.image, grid) == {p: cell and colour_of(cell) for p, cell in board.items()}
         assert record.image.size == (grid * CELL_PX, grid * CELL_PX)
         kinds.add(record.kind)
     assert kinds == set(KINDS)
@@ -144,9 +154,9 @@ def test_every_word_is_in_the_vocabulary(grid: int) -> None:
 
 
 def test_without_digits_there_are_only_shapes() -> None:
-    things = {cell[1] for r in records(3, 5, 20, digits=False) for cell in scene(r.caption, 9).values() if cell}
+    things = {thing_of(cell) for r in records(3, 5, 20, digits=False) for cell in scene(r.caption, 9).values() if cell}
     assert things == set(SHAPES)
-    assert things < {cell[1] for r in records(3, 5, 20) for cell in scene(r.caption, 9).values() if cell}
+    assert things < {thing_of(cell) for r in records(3, 5, 20) for cell in scene(r.caption, 9).values() if cell}
 
 
 @pytest.mark.parametrize(
