@@ -6,6 +6,7 @@ same command.
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -39,14 +40,16 @@ def run_stages(config: RunConfig, stages: Sequence[Stage]) -> None:
     from ral_system.observability.quiet import silence_third_party
 
     silence_third_party()
-    from ral_system.controller.checkpoint import Checkpoints
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # threads that spin while idle slow a shared machine tenfold
     from ral_system.controller.run_folder import STAGES, RunFolder
+
+    folder = RunFolder((Path(config.runs_dir) / config.name).resolve())
+    folder.open(config)  # before the slow imports, so that a refusal is quick
+    from ral_system.controller.checkpoint import Checkpoints
     from ral_system.controller.start import first_model, run_stage
     from ral_system.controller.summary import write_summary
     from ral_system.observability.report import write_report
 
-    folder = RunFolder((Path(config.runs_dir) / config.name).resolve())
-    folder.open(config)
     began = time.monotonic()
     for stage in (stage for stage in STAGES if stage in stages):
         if folder.result(stage) is None:
