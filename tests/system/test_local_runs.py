@@ -1,0 +1,198 @@
+"""Whole runs in one process: what they leave, that they repeat bit for bit, and that no kill changes them."""
+
+import json
+import signal
+import subprocess
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytestmark = [pytest.mark.system, pytest.mark.timeout(1800)]
+
+SUMMARY = (
+    "seed",
+    "rl_steps",
+    "held_out_accuracy_after_sft",
+    "held_out_accuracy_after_rl",
+    "format_rate_after_rl",
+    "max_abs_logprob_diff",
+    "prompt_id_mismatches",
+    "weight_checksum_failures",
+    "rollout_tokens_per_s",
+    "wall_s",
+)
+KILL_AT = Path(__file__).parent / "kill_at"
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(commands, left, with_signal, tmp_path_factory: pytest.TempPathFactory):
+    cwd = tmp_path_factory.mktemp("uninterrupted")
+    done = commands("ral-train", *with_signal, cwd=cwd)
+    assert done.returncode == 0, done.stderr
+    return left(cwd / "runs" / "smoke")
+
+
+def without_nulls(value: Any) -> bool:
+    return all(map(without_nulls, value.values())) if isinstance(value, dict) else value is not None
+
+
+def test_a_run_leaves_its_record_and_a_model(commands, left, tmp_path: Path) -> None:
+    done = commands("ral-train", "experiment=smoke", "cluster=local", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    run = left(tmp_path / "runs" / "smoke")
+    assert str(run.folder) in done.stdout
+    assert "Traceback" not in done.stderr
+    for name in ("config.yaml", "metrics.jsonl", "rollouts.jsonl", "report.html", "summary.json"):
+        assert (run.folder / name).stat().st_size > 0, name
+    assert not list(run.folder.rglob(".*"))
+    summary = run.summary()
+    assert {key: summary[key] for key in SUMMARY if not without_nulls(summary[key])} == {}
+    assert (summary["seed"], summary["rl_steps"]) == (0, 4)
+    assert summary["max_abs_logprob_diff"] <= 1e-4
+    stages = [(line["stage"], line["step"]) for line in run.lines()]
+    supervised = [(stage, step) for stage in ("perceive", "sft") for step in (1, 2, 3, 4)]
+    assert stages == [*supervised, *(("rl", step) for step in (0, 1, 2, 3, 4, 4))]
+    run.assert_no_prompt_lost_or_repeated()
+
+    from transformers import AutoModelForImageTextToText, AutoProcessor
+
+    model = AutoModelForImageTextToText.from_pretrained(run.folder / "model")
+    tokenizer = AutoProcessor.from_pretrained(run.folder / "model").tokenizer
+    assert len(tokenizer) == model.get_input_embeddings().weight.shape[0]
+
+
+def test_there_is_a_signal_to_lose(uninterrupted) -> None:
+    """Else the tests below would compare weights that nothing changed."""
+    steps = uninterrupted.rl_steps()
+    assert any(step["rollout/groups_without_signal"] < 1 for step in steps)
+    assert all(step["policy/kl"] > 0 for step in steps)
+    assert any(step["attention/jsd_positive"] + step["attention/jsd_negative"] > 0 for step in steps)
+    assert uninterrupted.weights("model") != uninterrupted.weights("models/sft")
+
+
+def test_stages_as_separate_commands_elsewhere_repeat_the_run_bit_for_bit(
+    commands, left, with_signal, uninterrupted, tmp_path: Path
+) -> None:
+    for stage in ("ral-perceive", "ral-sft", "ral-rl"):
+        done = commands(stage, *with_signal, f"runs_dir={tmp_path}/elsewhere", cwd=tmp_path)
+        assert done.returncode == 0, done.stderr
+    left(tmp_path / "elsewhere" / "smoke").assert_equal(uninterrupted)
+
+
+def kill_when_logged(process: subprocess.Popen, run, stage: str, step: int, how: signal.Signals) -> int:
+    """Send the signal as soon as the step is in metrics.jsonl; the exit code."""
+    deadline = time.monotonic() + 400
+    metrics = run.folder / "metrics.jsonl"
+    while process.poll() is None and time.monotonic() < deadline:
+        for line in metrics.read_text().splitlines()[-3:] if metrics.exists() else ():
+            if line.endswith("}") and (record := json.loads(line))["stage"] == stage and record["step"] >= step:
+                process.send_signal(how)
+                _, err = process.communicate(timeout=60)
+                assert "Traceback" not in err
+                return process.returncode
+        time.sleep(0.002)
+    process.kill()
+    pytest.fail(f"{stage} step {step} was not seen; exit {process.returncode}: {process.communicate()[1][-3000:]}")
+
+
+def test_killed_in_every_stage_it_ends_as_if_nothing_had_happened(
+    commands, left, with_signal, uninterrupted, tmp_path: Path
+) -> None:
+    run = left(tmp_path / "runs" / "smoke")
+    for stage, step, how, code in (
+        ("perceive", 1, signal.SIGKILL, -9),  # before the first checkpoint
+        ("perceive", 3, signal.SIGKILL, -9),
+        ("sft", 1, signal.SIGKILL, -9),
+        ("sft", 9, signal.SIGINT, 130),
+        ("sft", 20, signal.SIGKILL, -9),
+        ("rl", 0, signal.SIGKILL, -9),
+        ("rl", 1, signal.SIGTERM, 130),
+        ("rl", 3, signal.SIGKILL, -9),
+    ):
+        process = commands.start("ral-train", *with_signal, cwd=tmp_path)
+        assert kill_when_logged(process, run, stage, step, how) == code, (stage, step)
+    done = commands("ral-train", *with_signal, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    run.assert_equal(uninterrupted)
+    run.assert_no_prompt_lost_or_repeated()
+    assert run.summary().keys() == uninterrupted.summary().keys()
+
+
+MOMENTS = {
+    "building the first model": "os.rename .*/models/start",
+    "in a checkpoint: nothing but its folder": "os.mkdir .*/perceive/.partial_000002/learner",
+    "in a checkpoint: all but the manifest": "open .*/perceive/.partial_000004/manifest.json w",
+    "between a stage's model and its name": "os.rename .*/models/perceive",
+    "between a checkpoint and its name": "os.rename .*/sft/step_000004",
+    "removing an old checkpoint": "shutil.rmtree .*/sft/step_000004",
+    "held-out score before RL is logged, not saved": "os.mkdir .*/rl/.partial_000000",
+    "second step of RL is logged, not saved": "os.mkdir .*/rl/.partial_000002",
+    "writing the report": "os.rename .*/report.html",
+    "held-out score after RL is logged, the model not saved": "os.mkdir .*/.partial_model",
+    "saving the model": "open .*/.partial_model/stage.json w",
+    "the model is there, the summary is not": "shutil.rmtree .*/checkpoints/rl",
+}
+
+
+def test_killed_at_every_delicate_moment_it_ends_as_if_nothing_had_happened(
+    commands, left, with_signal, uninterrupted, tmp_path: Path
+) -> None:
+    run = left(tmp_path / "runs" / "smoke")
+    for name, moment in MOMENTS.items():
+        dies = commands("ral-train", *with_signal, cwd=tmp_path, PYTHONPATH=str(KILL_AT), KILL_AT=moment)
+        assert dies.returncode == -9, (name, dies.returncode, dies.stderr[-3000:])
+    assert "rl_steps" not in run.summary() or run.summary()["rl_steps"] is None
+    done = commands("ral-train", *with_signal, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    run.assert_equal(uninterrupted)
+    run.assert_no_prompt_lost_or_repeated()
+    timed = ("wall_s", "rollout_tokens_per_s")
+    assert {k: v for k, v in run.summary().items() if k not in timed} == {
+        k: v for k, v in uninterrupted.summary().items() if k not in timed
+    }
+    assert not list(run.folder.glob("checkpoints/*"))
+    assert not list(run.folder.rglob(".partial*"))
+
+
+def test_a_finished_run_is_left_alone(commands, with_signal, uninterrupted) -> None:
+    model = uninterrupted.folder / "model" / "model.safetensors"
+    config, before = (uninterrupted.folder / "config.yaml").read_text(), model.stat().st_mtime_ns
+    cwd = uninterrupted.folder.parents[1]
+    for override, says in (
+        ("resume=never", "holds a run already; set another name, or resume=auto to continue it"),
+        ("algorithm.clip_epsilon=0.3", "was made with algorithm.clip_epsilon=0.2, now 0.3"),
+    ):
+        done = commands("ral-train", *with_signal, override, cwd=cwd)
+        assert (done.returncode, done.stderr.count("\n")) == (2, 1), done.stderr
+        assert says in done.stderr
+    assert commands("ral-train", *with_signal, cwd=cwd).returncode == 0  # nothing is left to do
+    assert (config, before) == ((uninterrupted.folder / "config.yaml").read_text(), model.stat().st_mtime_ns)
+
+
+def test_without_a_learning_rate_nothing_moves(commands, left, with_signal, uninterrupted, tmp_path: Path) -> None:
+    start = uninterrupted.folder / "models" / "sft"
+    done = commands("ral-rl", *with_signal, f"start_model={start}", "learner.learning_rate=0", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    run = left(tmp_path / "runs" / "smoke")
+    steps = run.rl_steps()
+    assert len(steps) == 4
+    assert any(step["rollout/groups_without_signal"] < 1 for step in steps)
+    zero = ("attention/loss", "attention/jsd_positive", "attention/jsd_negative", "policy/kl")
+    assert {name: step[name] for step in steps for name in zero if step[name] != 0.0} == {}
+    assert run.weights("model") == uninterrupted.weights("models/sft")
+
+
+@pytest.mark.parametrize("algorithm", ["grpo_zero", "grpo"])
+def test_the_controls_run(commands, left, with_signal, uninterrupted, tmp_path: Path, algorithm: str) -> None:
+    start = uninterrupted.folder / "models" / "sft"
+    overrides = [f"algorithm={algorithm}" if o.startswith("algorithm=") else o for o in with_signal]
+    done = commands("ral-rl", *overrides, f"start_model={start}", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    run = left(tmp_path / "runs" / "smoke")
+    assert run.summary()["algorithm"] == algorithm
+    assert len(run.rl_steps()) == 4
+    assert not any("attention/loss" in step for step in run.rl_steps())
+    if algorithm == "grpo_zero":  # what it is the control of had a different gradient
+        assert run.weights() != uninterrupted.weights()
