@@ -56,21 +56,23 @@ class RayGenerator:
 
 
 class RayRewarder:
-    """`Rewarder` over the reward actor."""
+    """`Rewarder` over the stage's reward actor; `members` is empty in a stage that judges nothing."""
 
-    def __init__(self, member: Member, call_timeout_s: float) -> None:
-        self._member = member
+    def __init__(self, members: Sequence[Member], call_timeout_s: float) -> None:
+        self._members = members
         self._timeout_s = call_timeout_s
         self._submitted: list[Call] = []
 
     def submit(self, completion: Completion, prompt: Prompt) -> None:
         """Start judging; a failure to is raised by `collect`."""
-        self._submitted.append(Call(self._member, self._member.handle.submit.remote(completion, prompt)))
+        (member,) = self._members
+        self._submitted.append(Call(member, member.handle.submit.remote(completion, prompt)))
 
     def collect(self) -> Mapping[str, RewardResult]:
         """Wait for everything submitted since the last call."""
         submitted, self._submitted = self._submitted, []
-        verdicts = Call(self._member, self._member.handle.collect.remote())
+        (member,) = self._members
+        verdicts = Call(member, member.handle.collect.remote())
         return wait_all([*submitted, verdicts], self._timeout_s, "judging")[-1]
 
 

@@ -51,6 +51,8 @@ def plan(config: RunConfig, stage: Stage) -> list[Bundle]:
         Bundle("learner", rank, cluster.cpus_per_learner, cluster.gpus_per_learner)
         for rank in range(config.learner.world_size)
     ]
+    if stage == "perceive":  # judged by the learner itself
+        return bundles
     bundles += [
         Bundle("rollout", rank, cluster.cpus_per_rollout, cluster.gpus_per_rollout) for rank in range(rollout.workers)
     ]

@@ -62,7 +62,7 @@ class RayRoles:
         timeout_s = config.cluster.call_timeout_s
         self.generator = RayGenerator(self._of("rollout"), timeout_s)
         self.learner = RayLearner(self._of("learner"), timeout_s)
-        self.rewarder = RayRewarder(self._of("reward")[0], timeout_s)
+        self.rewarder = RayRewarder(self._of("reward"), timeout_s)
         reference = self._of("reference")
         self.reference = RayScorer(reference[0]) if reference else None
 

@@ -43,6 +43,11 @@ def _illegal_combinations(c: RunConfig) -> list[str]:
         )
     if c.data.objects > c.data.grid**2:
         problems.append(f"data.objects={c.data.objects} does not fit data.grid={c.data.grid}; at most {c.data.grid**2}")
+    if a.prompts_per_step > c.data.train_records:
+        problems.append(
+            f"algorithm.prompts_per_step={a.prompts_per_step} would draw a question twice in one step from "
+            f"data.train_records={c.data.train_records}; raise the latter"
+        )
     batch = a.prompts_per_step * a.completions_per_prompt
     if batch % (a.updates_per_step * learner.world_size):
         problems.append(

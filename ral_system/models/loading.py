@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError
+from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor, PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
@@ -24,11 +25,15 @@ def load_model(folder: Path, *, dtype: Dtype, device: torch.device | str = "cpu"
     """A vision-language model whose attention can be probed, in evaluation mode. Raises SetupError."""
     check_model_folder(folder)
     try:
-        model = AutoModelForImageTextToText.from_pretrained(
-            folder, dtype=TORCH_DTYPES[dtype], attn_implementation=IMPLEMENTATION
+        model, found = AutoModelForImageTextToText.from_pretrained(
+            folder, dtype=TORCH_DTYPES[dtype], attn_implementation=IMPLEMENTATION, output_loading_info=True
         )
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, SafetensorError) as error:
         raise SetupError(f"cannot load a model from {folder}: {_first_line(error)}") from error
+    if missing := sorted(found["missing_keys"]):  # transformers would start them at random
+        raise SetupError(
+            f"model folder {folder}: {len(missing)} weights are missing, {missing[0]} first; copy it again"
+        )
     model.generation_config.do_sample = False  # ours is the only sampling code
     return model.to(device).eval()
 

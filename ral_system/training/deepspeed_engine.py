@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, Literal
 
 import deepspeed
-import deepspeed.comm.torch as deepspeed_backend
 import torch
 from deepspeed.runtime.checkpoint_engine.torch_checkpoint_engine import TorchCheckpointEngine
 from deepspeed.runtime.fp16.loss_scaler import LossScaler
@@ -24,8 +24,9 @@ from ral_system.training.optim import OptimSettings
 
 _PREFIX = "model."
 
-# On CPU DeepSpeed compiles a C++ all-reduce at the first start, for minutes; gloo's serves.
-deepspeed_backend.build_shm_op = lambda: None
+# On CPU DeepSpeed compiles a C++ all-reduce at the first start, for minutes; gloo's serves. (By name, since the
+# attribute `deepspeed.comm.torch` is torch itself.)
+vars(sys.modules["deepspeed.comm.torch"])["build_shm_op"] = lambda: None
 
 
 class DeepSpeedEngine:

@@ -24,6 +24,10 @@ ILLEGAL: dict[str, tuple[dict[str, Any], list[str]]] = {
         {"data.grid": 3, "data.objects": 10},
         ["data.objects=10", "data.grid=3", "at most 9"],
     ),
+    "more prompts than records": (
+        {"algorithm.prompts_per_step": 16, "data.train_records": 8},
+        ["algorithm.prompts_per_step=16", "data.train_records=8", "raise the latter"],
+    ),
     "batch not divisible": (
         {"algorithm.prompts_per_step": 3, "algorithm.completions_per_prompt": 5},
         ["prompts_per_step * completions_per_prompt = 15", "algorithm.updates_per_step", "change one"],
