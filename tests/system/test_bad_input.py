@@ -1,0 +1,197 @@
+"""Wrong input is one line that says what to change, exit code 2, no traceback. Help is quick and imports no torch."""
+
+import os
+import shutil
+import socket
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from safetensors.torch import load_file, save_file
+
+pytestmark = [pytest.mark.system, pytest.mark.timeout(900)]
+
+LOCAL = ("experiment=smoke", "cluster=local", "cluster.threads_per_process=1")
+HEAVY = ("torch", "transformers", "ray", "vllm", "deepspeed", "sklearn")
+
+
+@pytest.fixture(scope="module")
+def model(tiny_model: Path) -> Path:
+    """A model folder with the vocabulary and processor of a start model."""
+    return tiny_model
+
+
+def assert_refused(done, *says: str) -> None:
+    assert done.returncode == 2, (done.returncode, done.stderr)
+    assert done.stderr.startswith("error: "), done.stderr
+    assert done.stderr.count("\n") == 1, done.stderr
+    for text in says:
+        assert text in done.stderr, (text, done.stderr)
+
+
+@pytest.mark.parametrize(
+    ("override", "says"),
+    [
+        ("algorithm.clip=1", "algorithm.clip: unknown key; ral-train --cfg job shows the known ones"),
+        ("+algorithm.clip=1", "algorithm.clip: unknown key; remove it"),
+        ("+extra.key=1", "extra: unknown key; remove it"),
+        ("nogroup=x", "nogroup: unknown key"),
+        ("algorithm.steps=abc", "algorithm.steps='abc': input should be a valid integer"),
+        ("algorithm.steps=0", "algorithm.steps=0: input should be greater than 0"),
+        ("algorithm.kl=3", "algorithm.kl=3: input should be"),
+        (
+            "algorithm.updates_per_step=1",
+            "set algorithm.updates_per_step to 2 or more, or algorithm.attention.weight=0",
+        ),
+        ("~algorithm.steps", "algorithm.steps: missing; set it"),
+        ("name=a/b", "name='a/b': string should match pattern"),
+        ("cluster=nope", "cluster=nope: no such option; use one of local, ray"),
+        ("experiment=nope", "experiment=nope: no such option; use one of"),
+        ("algorithm=null", "override must be a string"),
+        ("name=${nope}", "'nope' not found"),
+        ("foo", "override 'foo' cannot be read"),
+        ("algorithm.steps=[1,", "override 'algorithm.steps=[1,' cannot be read"),
+        ("--bogus", "unrecognized arguments: --bogus; see ral-train --help"),
+    ],
+)
+def test_mistakes_in_the_configuration(commands, tmp_path: Path, override: str, says: str) -> None:
+    done = commands("ral-train", "experiment=smoke", override, cwd=tmp_path, timeout_s=120)
+    assert_refused(done, says)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_yaml_file_that_cannot_be_read(commands, tmp_path: Path) -> None:
+    (tmp_path / "experiment").mkdir()
+    (tmp_path / "experiment" / "mine.yaml").write_text("name: [unclosed\n")
+    done = commands("ral-train", "--config-dir", str(tmp_path), "experiment=mine", cwd=tmp_path, timeout_s=120)
+    assert_refused(done, "mine.yaml", "line 2")
+
+
+def test_models_that_are_not_there_or_not_whole(commands, model: Path, tmp_path: Path) -> None:
+    empty, half, damaged = tmp_path / "empty", tmp_path / "half", tmp_path / "damaged"
+    empty.mkdir()
+    shutil.copytree(model, half)
+    for name in ("processor_config.json", "preprocessor_config.json"):
+        (half / name).unlink(missing_ok=True)
+    shutil.copytree(model, damaged)
+    weights = damaged / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1000])
+    partly = tmp_path / "partly"
+    shutil.copytree(model, partly)
+    tensors = load_file(partly / "model.safetensors")
+    del tensors["lm_head.weight"]
+    save_file(tensors, partly / "model.safetensors", metadata={"format": "pt"})
+    for overrides, says in (
+        ([f"start_model={empty}"], (f"model folder {empty}", "no config.json there; give a folder")),
+        (["model.path=runs/misspelt/model"], ("runs/misspelt/model", "no config.json")),
+        ([f"start_model={half}"], (f"cannot load a processor from {half}",)),
+        ([f"start_model={damaged}"], (f"cannot load a model from {damaged}",)),
+        ([f"start_model={partly}"], (f"model folder {partly}: 1 weights are missing, lm_head.weight first",)),
+        ([], ("rl has no model to start from", "run ral-sft first, or set start_model")),
+    ):
+        assert_refused(commands("ral-rl", *LOCAL, *overrides, cwd=tmp_path), *says)
+    # None of these binds the folder: the corrected command is not refused for having changed.
+    done = commands("ral-rl", *LOCAL, f"start_model={model}", "algorithm.steps=1", "seed=3", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+
+
+def test_a_damaged_picture_is_named(commands, model: Path, tmp_path: Path) -> None:
+    """The store writes a picture once; a run that finds its file damaged says so and trains on nothing else."""
+    run = [*LOCAL, f"start_model={model}", "algorithm.steps=1", "evaluation.every=0"]
+    assert commands("ral-rl", *run, cwd=tmp_path).returncode == 0
+    pictures = sorted((tmp_path / "runs" / "smoke" / "media").glob("*/*.png"))
+    for picture in pictures:
+        picture.write_bytes(picture.read_bytes()[:40])
+    shutil.rmtree(tmp_path / "runs" / "smoke" / "model")
+    done = commands("ral-rl", *run, cwd=tmp_path)
+    error = done.stderr.splitlines()[-1]
+    assert (done.returncode, "Traceback" in done.stderr) == (2, False), done.stderr
+    assert error.startswith("error: media ")
+    assert "is damaged" in error
+    assert "delete it to store it anew" in error
+    assert any(str(picture) in error for picture in pictures)
+    for picture in pictures:
+        picture.unlink()
+    done = commands("ral-rl", *run, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+
+
+def test_run_folders_that_cannot_be_written(commands, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    assert_refused(
+        commands("ral-train", *LOCAL, f"runs_dir={tmp_path}/file", cwd=tmp_path, timeout_s=120),
+        f"run folder {tmp_path}/file/smoke cannot be written (Not a directory",
+        "set runs_dir to a folder that you may write to",
+    )
+    (tmp_path / "runs").mkdir()
+    (tmp_path / "runs" / "smoke").touch()
+    assert_refused(
+        commands("ral-train", *LOCAL, cwd=tmp_path, timeout_s=120),
+        f"run folder {tmp_path}/runs/smoke cannot be written",
+        "or another name",
+    )
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
+def test_a_run_folder_without_permission(commands, tmp_path: Path) -> None:
+    (tmp_path / "runs").mkdir(mode=0o555)
+    assert_refused(
+        commands("ral-train", *LOCAL, cwd=tmp_path, timeout_s=120), "Permission denied", "set runs_dir to a folder"
+    )
+
+
+def test_a_cluster_that_is_too_small(commands, model: Path, tmp_path: Path) -> None:
+    overrides = ("experiment=smoke", f"start_model={model}", "cluster=ray", "cluster.cpus_per_learner=100")
+    done = commands("ral-rl", *overrides, cwd=tmp_path)
+    assert_refused(done, "the run needs 20", "learner 2 x 100", "lower cluster.cpus_per_*")
+
+
+@pytest.fixture
+def nobody() -> Iterator[int]:
+    """A port that nobody listens on: bound, so that nobody takes it meanwhile."""
+    with socket.socket() as bound:
+        bound.bind(("127.0.0.1", 0))
+        yield bound.getsockname()[1]
+
+
+def test_a_cluster_that_is_not_there(commands, model: Path, tmp_path: Path, nobody: int) -> None:
+    run, address = ("ral-rl", "experiment=smoke", f"start_model={model}"), f"127.0.0.1:{nobody}"
+    for done in (
+        commands(*run, f"cluster.address={address}", cwd=tmp_path, timeout_s=120),
+        commands(*run, cwd=tmp_path, timeout_s=120, RAY_ADDRESS=address),
+    ):
+        assert_refused(done, f"no Ray cluster answers at {address}", "start one with `ray start --head`")
+
+
+@pytest.mark.parametrize("program", ["ral-train", "ral-perceive", "ral-sft", "ral-rl", "ral-evaluate"])
+def test_help_teaches(commands, tmp_path: Path, program: str) -> None:
+    done = commands(program, "--help", cwd=tmp_path, timeout_s=60)
+    assert (done.returncode, done.stderr) == (0, "")
+    for text in ("ral-train experiment=smoke", "cluster=local", "ray job submit", "start_model=", "--cfg job"):
+        assert text in done.stdout
+    for group in ("algorithm: grpo, grpo_zero, ral, ral_zero", "cluster: local, ray", "experiment: quickstart"):
+        assert group in done.stdout
+    assert max(map(len, done.stdout.splitlines())) <= 120
+    assert len(done.stdout.splitlines()) <= 60
+
+
+@pytest.mark.parametrize("arguments", [("--help",), ("--cfg", "job"), ("experiment=quickstart", "--cfg", "job")])
+def test_help_and_the_configuration_are_quick_and_import_no_torch(commands, tmp_path: Path, arguments) -> None:
+    began = time.monotonic()
+    done = commands("ral-train", *arguments, cwd=tmp_path, timeout_s=60, PYTHONPROFILEIMPORTTIME="1")
+    took = time.monotonic() - began
+    assert done.returncode == 0, done.stderr
+    imported = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines()}
+    assert "ral_system.config.schema" in imported
+    assert sorted(imported & set(HEAVY)) == []
+    assert took < 20  # half a second on an idle machine
+    assert not list(tmp_path.iterdir())
+
+
+def test_reports_and_evaluations_refuse_in_one_line(commands, tmp_path: Path) -> None:
+    assert_refused(commands("ral-report", str(tmp_path / "none"), cwd=tmp_path, timeout_s=120), "none")
+    assert_refused(commands("ral-evaluate", *LOCAL, cwd=tmp_path, timeout_s=120), "start_model=null: say which model")
+    assert_refused(
+        commands("ral-evaluate", *LOCAL, f"start_model={tmp_path}", cwd=tmp_path, timeout_s=120), "no config.json there"
+    )
