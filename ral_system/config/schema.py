@@ -183,7 +183,9 @@ class CheckpointConfig(Group):
     """What is saved and when."""
 
     every: Positive
-    """Steps between checkpoints, in every stage."""
+    """RL steps between checkpoints."""
+    supervised_every: Positive
+    """Steps between checkpoints in the supervised stages, whose steps are short."""
     keep: Positive
     """Newest complete checkpoints kept per stage."""
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,7 +20,7 @@ from ral_system.observability.report import write_report
 from ral_system.protocols import Roles
 from ral_system.sync.publish import publish_weights
 from ral_system.training.plan import plan_updates
-from ral_system.types import Prompt
+from ral_system.types import Prompt, TrainPlan
 
 SHOWN_QUESTIONS = 10
 """Held-out questions whose attention is drawn in the report before and after RL: two of each kind."""
@@ -66,16 +67,20 @@ def run_supervised(context: StageContext, stage: SupervisedStage) -> None:
     clock.spent = state.get("wall_s", 0.0)
     score = state.get("score", 0.0)
 
-    with context.progress as progress:
+    def draw(step: int) -> TrainPlan:
+        demonstrations = [
+            context.prompts.demonstration(stage, "train", step * settings.batch + i) for i in range(settings.batch)
+        ]
+        return plan_updates(
+            demonstrations, updates=1, world_size=learner.world_size, micro_batch=config.learner.micro_batch
+        )
+
+    with context.progress as progress, ThreadPoolExecutor(1) as ahead:  # draws the next batch while this one trains
+        upcoming = ahead.submit(draw, step)
         while step < settings.max_steps and score < settings.stop_at:
             with context.timer.phase("data"):
-                first = step * settings.batch
-                demonstrations = [
-                    context.prompts.demonstration(stage, "train", first + i) for i in range(settings.batch)
-                ]
-                plan = plan_updates(
-                    demonstrations, updates=1, world_size=learner.world_size, micro_batch=config.learner.micro_batch
-                )
+                plan = upcoming.result()
+            upcoming = ahead.submit(draw, step + 1)
             with context.timer.phase("update"):
                 metrics = dict(learner.fit(plan, 0))
             step += 1
@@ -84,7 +89,7 @@ def run_supervised(context: StageContext, stage: SupervisedStage) -> None:
                 metrics |= held_out_metrics
             context.metrics.write(stage, step, metrics | context.timer.drain())
             progress.update(step, metrics)
-            if step % config.checkpoint.every == 0:
+            if step % config.checkpoint.supervised_every == 0:
                 _save(context, checkpoints, step, {"score": score, "wall_s": clock.total()})
     result = {"steps": step, "held_out_score": score, "wall_s": clock.total(), "phases_s": context.timer.totals()}
     context.folder.complete(stage, result, learner.save_model)
