@@ -49,10 +49,13 @@ class TrainingLoop:
         self.version = 0
         self.next_prompt = 0
 
-    def publish(self) -> None:
-        """Give the rollout engines the learner's weights; call once before the first step and after a resume."""
+    def publish(self) -> int:
+        """Give the rollout engines the learner's weights; call once before the first step and after a resume.
+
+        Returns the number of tensors verified.
+        """
         with self._timer.phase("sync"):
-            publish_weights(self._roles.learner, self._roles.generator, self.version)
+            return publish_weights(self._roles.learner, self._roles.generator, self.version)
 
     def step(self) -> Step:
         """One rollout batch: generate, judge, score, update K times, publish."""
@@ -75,9 +78,10 @@ class TrainingLoop:
             updates = [learner.update(plan, k, behaviour, reference) for k in range(algorithm.updates_per_step)]
 
         self.version += 1
-        self.publish()
+        tensors_verified = self.publish()
         metrics = {**rollout_metrics(rollouts), **update_metrics(updates), "prompts/first": float(self.next_prompt)}
         self.next_prompt += len(prompts)
+        metrics |= {"gate/prompts_verified": float(len(completions)), "gate/tensors_verified": float(tensors_verified)}
         metrics |= {"prompts/end": float(self.next_prompt), "learner/version": float(self.version)}
         metrics |= self._timer.drain()
         metrics["rollout/tokens_per_s"] = sum(len(c.token_ids) for c in completions) / metrics["time/rollout_s"]

@@ -188,6 +188,8 @@ def _add_to_totals(totals: dict[str, float], metrics: dict[str, float]) -> dict[
     """Running figures of the RL stage for summary.json."""
     return {
         "max_abs_logprob_diff": max(totals.get("max_abs_logprob_diff", 0.0), metrics["gate/log_prob_diff_max"]),
+        "prompts_verified": totals.get("prompts_verified", 0.0) + metrics["gate/prompts_verified"],
+        "tensors_verified": totals.get("tensors_verified", 0.0) + metrics["gate/tensors_verified"],
         "rollout_tokens": totals.get("rollout_tokens", 0.0) + metrics["rollout/tokens"],
         "rollout_s": totals.get("rollout_s", 0.0) + metrics["time/rollout_s"],
     }

@@ -13,7 +13,7 @@ from ral_system.observability.jsonl import write_atomically
 def write_summary(config: RunConfig, folder: RunFolder) -> None:
     """Write what the complete stages recorded; fields of stages that have not run are null.
 
-    A gate that fails ends the run, so a run that has a summary of its RL stage had no failure of either.
+    A gate that fails ends the run, so an RL stage that is complete had no failure in all that was verified.
     """
     results = {stage: folder.result(stage) or {} for stage in STAGES}
     rl = results["rl"]
@@ -27,7 +27,9 @@ def write_summary(config: RunConfig, folder: RunFolder) -> None:
         "held_out_accuracy_after_rl": rl.get("held_out_accuracy"),
         "format_rate_after_rl": rl.get("format_rate"),
         "max_abs_logprob_diff": rl.get("max_abs_logprob_diff"),
+        "prompts_verified": rl.get("prompts_verified"),
         "prompt_id_mismatches": 0 if rl else None,
+        "weight_tensors_verified": rl.get("tensors_verified"),
         "weight_checksum_failures": 0 if rl else None,
         "rollout_tokens_per_s": rl["rollout_tokens"] / rl["rollout_s"] if rl else None,
         "wall_s": {

@@ -6,12 +6,15 @@ from ral_system.protocols import Generator, Learner
 from ral_system.sync.manifest import verify_loaded
 
 
-def publish_weights(learner: Learner, generator: Generator, version: int) -> None:
+def publish_weights(learner: Learner, generator: Generator, version: int) -> int:
     """Make every rollout engine hold the learner's current weights as `version`.
 
-    Gate: what each engine holds afterwards equals what was published, key by key and byte by byte. Raises
-    WeightSyncError.
+    Gate: what each engine holds afterwards equals what was published, key by key and byte by byte. Returns how
+    many tensors were verified, over all engines. Raises WeightSyncError.
     """
     manifest, weights = learner.publish(version)
+    verified = 0
     for loaded in generator.load_weights(weights):
         verify_loaded(manifest, loaded)
+        verified += len(manifest.tensors)
+    return verified
