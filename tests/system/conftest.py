@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import signal
 import subprocess
 import sys
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -62,6 +65,11 @@ class Left:
     def lines(self, name: str = "metrics.jsonl") -> list[dict[str, Any]]:
         return [json.loads(line) for line in (self.folder / name).read_text().splitlines()]
 
+    def whole_lines(self) -> list[dict[str, Any]]:
+        """Metrics of a run that is still writing."""
+        lines = (self.folder / "metrics.jsonl").read_text().splitlines()
+        return [json.loads(line) for line in lines if line.endswith("}")]
+
     def rl_steps(self) -> list[dict[str, Any]]:
         """The training steps of the RL stage."""
         return [line for line in self.lines() if line["stage"] == "rl" and "prompts/first" in line]
@@ -99,6 +107,47 @@ def _is_time(name: str) -> bool:
 @pytest.fixture(scope="session")
 def commands() -> Commands:
     return Commands()
+
+
+@pytest.fixture(scope="session")
+def marked() -> Callable[[str], dict[int, str]]:
+    """Processes that have a mark in their environment, as all have that descend from a marked one: pid → command."""
+
+    def find(mark: str) -> dict[int, str]:
+        found = {}
+        for folder in Path("/proc").glob("[0-9]*"):
+            with contextlib.suppress(OSError):  # it ended, or is not ours
+                if mark.encode() in (folder / "environ").read_bytes():
+                    command = (folder / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
+                    found[int(folder.name)] = command[:200]
+        return found
+
+    return find
+
+
+@pytest.fixture(scope="session")
+def end_of(marked: Callable[[str], dict[int, str]]) -> Callable[[str, float], None]:
+    """Wait for every process with a mark to end; kill what is left and fail when the time is up."""
+
+    def wait(mark: str, timeout_s: float) -> None:
+        deadline = time.monotonic() + timeout_s
+        while (alive := marked(mark)) and time.monotonic() < deadline:
+            time.sleep(0.2)
+        for pid in alive:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        assert not alive, f"still there after {timeout_s:.0f} s: {alive}"
+
+    return wait
+
+
+@pytest.fixture(scope="session")
+def uninterrupted(commands: Commands, with_signal: tuple[str, ...], tmp_path_factory: pytest.TempPathFactory) -> Left:
+    """A finished run in one process."""
+    cwd = tmp_path_factory.mktemp("uninterrupted")
+    done = commands("ral-train", *with_signal, cwd=cwd)
+    assert done.returncode == 0, done.stderr
+    return Left(cwd / "runs" / "smoke")
 
 
 @pytest.fixture(scope="session")

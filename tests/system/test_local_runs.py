@@ -26,14 +26,6 @@ SUMMARY = (
 KILL_AT = Path(__file__).parent / "kill_at"
 
 
-@pytest.fixture(scope="module")
-def uninterrupted(commands, left, with_signal, tmp_path_factory: pytest.TempPathFactory):
-    cwd = tmp_path_factory.mktemp("uninterrupted")
-    done = commands("ral-train", *with_signal, cwd=cwd)
-    assert done.returncode == 0, done.stderr
-    return left(cwd / "runs" / "smoke")
-
-
 def without_nulls(value: Any) -> bool:
     return all(map(without_nulls, value.values())) if isinstance(value, dict) else value is not None
 

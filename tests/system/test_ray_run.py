@@ -1,0 +1,128 @@
+"""Whole runs on real Ray, vLLM and DeepSpeed: what they leave, and that nothing outlives them however they end."""
+
+import os
+import signal
+import subprocess
+import time
+import uuid
+from pathlib import Path
+
+import pytest
+
+pytestmark = [pytest.mark.system, pytest.mark.timeout(1800)]
+
+GONE_WITHIN_S = 60.0
+START_WITHIN_S = 500.0
+
+
+@pytest.fixture
+def mark() -> str:
+    """Marks every process that a test starts, directly or not."""
+    return f"RAL_TEST={uuid.uuid4().hex}"
+
+
+def environment(mark: str) -> dict[str, str]:
+    return dict([mark.split("=")])
+
+
+def test_every_role_on_ray(commands, left, marked, end_of, mark: str, tmp_path: Path) -> None:
+    process = commands.start("ral-train", "experiment=smoke", cwd=tmp_path, **environment(mark))
+    most: dict[int, str] = {}
+    deadline = time.monotonic() + 900
+    while process.poll() is None and time.monotonic() < deadline:
+        most |= marked(mark)
+        time.sleep(0.5)
+    if process.poll() is None:
+        os.killpg(process.pid, signal.SIGKILL)
+    out, err = process.communicate(timeout=60)
+    end_of(mark, GONE_WITHIN_S)
+    assert process.returncode == 0, err
+    assert "Traceback" not in err
+    assert len(err.splitlines()) < 40, err  # our progress, nobody's warnings
+
+    run = left(tmp_path / "runs" / "smoke")
+    assert str(run.folder) in out
+    for name in ("config.yaml", "metrics.jsonl", "rollouts.jsonl", "report.html", "summary.json"):
+        assert (run.folder / name).stat().st_size > 0, name
+    for role in ("learner_0", "learner_1", "rollout_0", "reference_0", "reward_0"):
+        assert (run.folder / "logs" / f"{role}.log").is_file()
+    assert any("RolloutActor" in command or "raylet" in command for command in most.values()), most
+    steps = run.rl_steps()
+    assert [step["step"] for step in steps] == [1, 2, 3, 4]
+    assert all(step["gate/log_prob_diff_max"] <= 1e-4 for step in steps)
+    run.assert_no_prompt_lost_or_repeated()
+    summary = run.summary()
+    assert None not in summary.values()
+    assert (summary["prompt_id_mismatches"], summary["weight_checksum_failures"]) == (0, 0)
+
+    from transformers import AutoModelForImageTextToText, AutoProcessor
+
+    AutoModelForImageTextToText.from_pretrained(run.folder / "model")
+    AutoProcessor.from_pretrained(run.folder / "model")
+    overrides = ("experiment=smoke", "name=evaluated", f"start_model={run.folder / 'model'}", "evaluation.questions=5")
+    done = commands("ral-evaluate", *overrides, cwd=tmp_path, **environment(mark))  # in vLLM
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "runs" / "evaluated" / "evaluation.json").is_file()
+    end_of(mark, GONE_WITHIN_S)
+
+
+def wait_for_step(process: subprocess.Popen, run, step: int) -> None:
+    deadline = time.monotonic() + START_WITHIN_S
+    while process.poll() is None and time.monotonic() < deadline:
+        if (run.folder / "metrics.jsonl").exists() and any(line["step"] >= step for line in run.whole_lines()):
+            return
+        time.sleep(0.02)
+    os.killpg(process.pid, signal.SIGKILL)
+    pytest.fail(f"step {step} was not seen: {process.communicate(timeout=60)[1][-3000:]}")
+
+
+def test_nothing_outlives_a_run_however_it_ends_and_it_goes_on(
+    commands, left, uninterrupted, marked, end_of, mark: str, tmp_path: Path
+) -> None:
+    start = uninterrupted.folder / "models" / "sft"
+    run = left(tmp_path / "runs" / "smoke")
+    command = ("ral-rl", "experiment=smoke", f"start_model={start}", "algorithm.steps=12")
+
+    def started(step: int) -> subprocess.Popen:
+        process = commands.start(*command, cwd=tmp_path, **environment(mark))
+        wait_for_step(process, run, step)
+        return process
+
+    process = started(step=2)
+    victim = (run.folder / "logs" / "learner_1.log").read_text().rsplit("pid ", 1)[1].split()[0]
+    os.kill(int(victim), signal.SIGKILL)
+    began = time.monotonic()
+    _, err = process.communicate(timeout=120)
+    assert process.returncode == 1, err
+    assert "Traceback" not in err
+    errors = [line for line in err.splitlines() if line.startswith("error: ")]
+    assert len(errors) == 1, err
+    assert errors[0].startswith("error: learner 1 died while "), err
+    assert err.splitlines()[-1] == errors[0]
+    end_of(mark, GONE_WITHIN_S)
+    print(f"learner killed: all ended after {time.monotonic() - began:.1f} s")
+
+    process = started(step=5)
+    began = time.monotonic()
+    os.killpg(process.pid, signal.SIGINT)  # as a terminal does
+    _, err = process.communicate(timeout=120)
+    assert process.returncode == 130, err
+    assert err.splitlines()[-1] == "interrupted; run the same command again to continue"
+    assert "Traceback" not in err
+    end_of(mark, GONE_WITHIN_S)
+    print(f"interrupted: all ended after {time.monotonic() - began:.1f} s")
+
+    process = started(step=8)
+    began = time.monotonic()
+    process.kill()
+    process.communicate(timeout=120)
+    end_of(mark, 2 * GONE_WITHIN_S)  # nobody is left to tell them
+    print(f"driver killed: all ended after {time.monotonic() - began:.1f} s")
+
+    done = commands(*command, cwd=tmp_path, timeout_s=START_WITHIN_S, **environment(mark))
+    assert done.returncode == 0, done.stderr
+    end_of(mark, GONE_WITHIN_S)
+    assert [step["step"] for step in run.rl_steps()] == list(range(1, 13))
+    run.assert_no_prompt_lost_or_repeated()
+    assert len([line for line in run.lines() if "eval/accuracy" in line and "prompts/first" not in line]) == 2
+    assert run.summary()["rl_steps"] == 12
