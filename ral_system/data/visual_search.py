@@ -49,7 +49,7 @@ class Cell:
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """One scene with one question. `thought` reads the board in raster order, then names the cell asked about."""
+    """One scene with one question. `thought` reads the board in raster order, then names the cells that matter."""
 
     index: int
     split: Split
@@ -106,7 +106,7 @@ class VisualSearch:
             split=split,
             kind=kind,
             question=asked.question,
-            thought=scan if asked.at is None else f"{scan} {_locate(cells, [asked.at])}",
+            thought=f"{scan} {_locate(cells, asked.cells)}",
             answer=asked.answer,
             caption_question=f"describe {' '.join(order)}",
             caption=_describe(cells, order),
@@ -177,11 +177,11 @@ def _scene_split(cells: dict[str, Cell]) -> Split:
 
 @dataclass(frozen=True, slots=True)
 class Asked:
-    """A question and its answer; `at` is the one cell that has to be looked at, or None when all have."""
+    """A question, its answer, and the positions of the cells that the answer follows from."""
 
     question: str
     answer: str
-    at: str | None = None
+    cells: Sequence[str]
 
 
 def _unique_things(cells: dict[str, Cell]) -> list[str]:
@@ -190,19 +190,24 @@ def _unique_things(cells: dict[str, Cell]) -> list[str]:
     return [position for position, cell in cells.items() if things.count(cell.thing) == 1]
 
 
+def _of_colour(cells: dict[str, Cell], colour: str) -> list[str]:
+    """Positions of all objects of a colour, in raster order."""
+    return [position for position, cell in cells.items() if cell.colour == colour]
+
+
 def _attribute(cells: dict[str, Cell], rng: np.random.Generator) -> Asked | None:
     """Colour of the only object of its kind."""
     unique = _unique_things(cells)
     if not unique:
         return None
     position = unique[rng.integers(len(unique))]
-    return Asked(f"what colour is the {cells[position].thing} ?", cells[position].colour, at=position)
+    return Asked(f"what colour is the {cells[position].thing} ?", cells[position].colour, [position])
 
 
 def _content(cells: dict[str, Cell], rng: np.random.Generator) -> Asked | None:
     """What stands at a position."""
     position = list(cells)[rng.integers(len(cells))]
-    return Asked(f"what is at {position} ?", cells[position].words, at=position)
+    return Asked(f"what is at {position} ?", cells[position].words, [position])
 
 
 def _position(cells: dict[str, Cell], rng: np.random.Generator) -> Asked | None:
@@ -211,14 +216,15 @@ def _position(cells: dict[str, Cell], rng: np.random.Generator) -> Asked | None:
     if not unique:
         return None
     position = unique[rng.integers(len(unique))]
-    return Asked(f"where is the {cells[position].thing} ?", position, at=position)
+    return Asked(f"where is the {cells[position].thing} ?", position, [position])
 
 
 def _count(cells: dict[str, Cell], rng: np.random.Generator) -> Asked | None:
     """How many objects have a colour; the colour occurs at least once."""
     colours = sorted({cell.colour for cell in cells.values()})
     colour = colours[rng.integers(len(colours))]
-    return Asked(f"how many {colour} are there ?", str(sum(cell.colour == colour for cell in cells.values())))
+    hits = _of_colour(cells, colour)
+    return Asked(f"how many {colour} are there ?", str(len(hits)), hits)
 
 
 def _compare(cells: dict[str, Cell], rng: np.random.Generator) -> Asked | None:
@@ -227,9 +233,10 @@ def _compare(cells: dict[str, Cell], rng: np.random.Generator) -> Asked | None:
     if len(colours) < 2:
         return None
     first, second = (colours[i] for i in rng.choice(len(colours), size=2, replace=False))
-    counts = [sum(cell.colour == colour for cell in cells.values()) for colour in (first, second)]
-    answer = "same" if counts[0] == counts[1] else first if counts[0] > counts[1] else second
-    return Asked(f"are there more {first} or {second} ?", answer)
+    hits = [_of_colour(cells, colour) for colour in (first, second)]
+    more, fewer = len(hits[0]), len(hits[1])
+    answer = "same" if more == fewer else first if more > fewer else second
+    return Asked(f"are there more {first} or {second} ?", answer, hits[0] + hits[1])
 
 
 _QUESTIONS: dict[str, Callable[[dict[str, Cell], np.random.Generator], Asked | None]] = {
