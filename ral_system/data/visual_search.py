@@ -49,7 +49,7 @@ class Cell:
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """One scene with one question. `thought` reads the board in raster order, then names the cells that matter."""
+    """One scene with one question. `thought` reads the board in raster order, and names or counts what matters."""
 
     index: int
     split: Split
@@ -100,13 +100,12 @@ class VisualSearch:
         image = self._draw(cells, split, rng)
         order = [self._positions()[i] for i in rng.permutation(self.grid**2)]
         unique = [p for p in order if p in _unique_things(cells)]
-        scan = _describe(cells, self._positions())
         return Record(
             index=index,
             split=split,
             kind=kind,
             question=asked.question,
-            thought=f"{scan} {_locate(cells, asked.cells)}",
+            thought=_think(cells, self._positions(), asked),
             answer=asked.answer,
             caption_question=f"describe {' '.join(order)}",
             caption=_describe(cells, order),
@@ -167,6 +166,19 @@ def _locate(cells: dict[str, Cell], positions: Sequence[str]) -> str:
     return " ".join(f"{cells[p].thing} {p} {cells[p].colour}" for p in positions)
 
 
+def _think(cells: dict[str, Cell], positions: Sequence[str], asked: Asked) -> str:
+    """Read the board in raster order; then name the cell that was found, or count along the way."""
+    if asked.at is not None:
+        return f"{_describe(cells, positions)} {_locate(cells, [asked.at])}"
+    seen: dict[str, Cell] = {}
+    steps = []
+    for position in positions:
+        if position in cells:
+            seen[position] = cells[position]
+        steps += [_describe(cells, [position]), *(str(_number(seen, colour)) for colour in asked.colours)]
+    return " ".join(steps)
+
+
 def _scene_split(cells: dict[str, Cell]) -> Split:
     content = ";".join(f"{position}={cell.words}" for position, cell in sorted(cells.items()))
     return "held_out" if hashlib.sha256(content.encode()).digest()[0] % _HELD_OUT_SHARE == 0 else "train"
@@ -177,11 +189,12 @@ def _scene_split(cells: dict[str, Cell]) -> Split:
 
 @dataclass(frozen=True, slots=True)
 class Asked:
-    """A question, its answer, and the positions of the cells that the answer follows from."""
+    """A question, its answer, and how to get there: find the cell `at`, or keep a tally of each of the `colours`."""
 
     question: str
     answer: str
-    cells: Sequence[str]
+    at: str | None = None
+    colours: tuple[str, ...] = ()
 
 
 def _unique_things(cells: dict[str, Cell]) -> list[str]:
@@ -190,9 +203,9 @@ def _unique_things(cells: dict[str, Cell]) -> list[str]:
     return [position for position, cell in cells.items() if things.count(cell.thing) == 1]
 
 
-def _of_colour(cells: dict[str, Cell], colour: str) -> list[str]:
-    """Positions of all objects of a colour, in raster order."""
-    return [position for position, cell in cells.items() if cell.colour == colour]
+def _number(cells: dict[str, Cell], colour: str) -> int:
+    """How many objects have a colour."""
+    return sum(cell.colour == colour for cell in cells.values())
 
 
 def _attribute(cells: dict[str, Cell], rng: np.random.Generator) -> Asked | None:
@@ -201,13 +214,13 @@ def _attribute(cells: dict[str, Cell], rng: np.random.Generator) -> Asked | None
     if not unique:
         return None
     position = unique[rng.integers(len(unique))]
-    return Asked(f"what colour is the {cells[position].thing} ?", cells[position].colour, [position])
+    return Asked(f"what colour is the {cells[position].thing} ?", cells[position].colour, at=position)
 
 
 def _content(cells: dict[str, Cell], rng: np.random.Generator) -> Asked | None:
     """What stands at a position."""
     position = list(cells)[rng.integers(len(cells))]
-    return Asked(f"what is at {position} ?", cells[position].words, [position])
+    return Asked(f"what is at {position} ?", cells[position].words, at=position)
 
 
 def _position(cells: dict[str, Cell], rng: np.random.Generator) -> Asked | None:
@@ -216,15 +229,14 @@ def _position(cells: dict[str, Cell], rng: np.random.Generator) -> Asked | None:
     if not unique:
         return None
     position = unique[rng.integers(len(unique))]
-    return Asked(f"where is the {cells[position].thing} ?", position, [position])
+    return Asked(f"where is the {cells[position].thing} ?", position, at=position)
 
 
 def _count(cells: dict[str, Cell], rng: np.random.Generator) -> Asked | None:
     """How many objects have a colour; the colour occurs at least once."""
     colours = sorted({cell.colour for cell in cells.values()})
     colour = colours[rng.integers(len(colours))]
-    hits = _of_colour(cells, colour)
-    return Asked(f"how many {colour} are there ?", str(len(hits)), hits)
+    return Asked(f"how many {colour} are there ?", str(_number(cells, colour)), colours=(colour,))
 
 
 def _compare(cells: dict[str, Cell], rng: np.random.Generator) -> Asked | None:
@@ -233,10 +245,9 @@ def _compare(cells: dict[str, Cell], rng: np.random.Generator) -> Asked | None:
     if len(colours) < 2:
         return None
     first, second = (colours[i] for i in rng.choice(len(colours), size=2, replace=False))
-    hits = [_of_colour(cells, colour) for colour in (first, second)]
-    more, fewer = len(hits[0]), len(hits[1])
+    more, fewer = _number(cells, first), _number(cells, second)
     answer = "same" if more == fewer else first if more > fewer else second
-    return Asked(f"are there more {first} or {second} ?", answer, hits[0] + hits[1])
+    return Asked(f"are there more {first} or {second} ?", answer, colours=(first, second))
 
 
 _QUESTIONS: dict[str, Callable[[dict[str, Cell], np.random.Generator], Asked | None]] = {
