@@ -175,6 +175,6 @@ def test_a_counting_thought_ends_with_the_final_tallies() -> None:
         if record.kind == "count":
             assert tail[-1] == record.answer
         elif record.kind == "compare":
-            first, second = record.question.split()[4], record.question.split()[6]
+            first, second = record.question.split()[3], record.question.split()[5]
             more = int(tail[-2]) - int(tail[-1])
             assert record.answer == ("same" if more == 0 else first if more > 0 else second)
