@@ -1,0 +1,185 @@
+"""`ray job submit` to a real head on loopback, with token authentication, from outside the repository."""
+
+import os
+import secrets
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.error
+import urllib.request
+import uuid
+from collections.abc import Iterator
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+pytestmark = [pytest.mark.system, pytest.mark.timeout(1800)]
+
+
+@dataclass(frozen=True)
+class Head:
+    dashboard: str
+    environment: dict[str, str]
+    mark: str
+
+
+def free_ports(count: int) -> list[int]:
+    """All bound at once, so that they differ."""
+    with ExitStack() as stack:
+        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
+        for each in sockets:
+            each.bind(("127.0.0.1", 0))
+        return [each.getsockname()[1] for each in sockets]
+
+
+@pytest.fixture(scope="module")
+def head(commands, marked, end_of, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Head]:
+    """A head of its own: ports, token, home and temporary folder are nobody else's. Ended by its mark, not by name:
+    `ray stop` ends every cluster of the machine.
+    """
+    home = tmp_path_factory.mktemp("home")
+    (home / ".ray").mkdir(mode=0o700)
+    token = home / ".ray" / "auth_token"
+    token.touch(mode=0o600)
+    token.write_text(secrets.token_hex(32))
+    mark = {"RAL_TEST": uuid.uuid4().hex}
+    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"  # as on a node whose environment is activated
+    environment = {"HOME": str(home), "PATH": path, "RAY_AUTH_MODE": "token", "RAY_worker_niceness": "0", **mark}
+    sessions = tempfile.mkdtemp(prefix="ral_", dir="/tmp")  # short: Ray puts sockets into it
+    port, dashboard, agent, client, metrics = free_ports(5)
+    process = commands.start(
+        "ray",
+        "start",
+        "--head",
+        "--block",
+        "--node-ip-address=127.0.0.1",
+        f"--port={port}",
+        "--dashboard-host=127.0.0.1",
+        f"--dashboard-port={dashboard}",
+        f"--dashboard-agent-listen-port={agent}",
+        f"--ray-client-server-port={client}",
+        f"--metrics-export-port={metrics}",
+        f"--temp-dir={sessions}",
+        "--disable-usage-stats",
+        cwd=home,
+        **environment,
+    )
+    name, value = next(iter(mark.items()))
+    address = f"http://127.0.0.1:{dashboard}"
+    try:
+        wait_until_it_answers(process, f"{address}/api/version")
+        yield Head(address, environment, f"{name}={value}")
+    finally:
+        process.terminate()
+        try:
+            process.communicate(timeout=60)
+        finally:
+            for pid in marked(f"{name}={value}"):
+                with suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGTERM)
+            end_of(f"{name}={value}", 60.0)
+            shutil.rmtree(sessions, ignore_errors=True)
+
+
+def wait_until_it_answers(process: subprocess.Popen, url: str) -> None:
+    deadline = time.monotonic() + 180
+    while time.monotonic() < deadline:
+        try:
+            urllib.request.urlopen(url, timeout=5).close()
+        except urllib.error.HTTPError:
+            return  # it wants a token
+        except OSError:
+            assert process.poll() is None, process.communicate()
+            time.sleep(0.5)
+        else:
+            return
+    pytest.fail(f"no head at {url} after 180 s")
+
+
+def submit(commands, head: Head, cwd: Path, *entrypoint: str, **changed: str):
+    environment = head.environment | changed
+    return commands(
+        "ray", "job", "submit", "--address", head.dashboard, "--", *entrypoint, cwd=cwd, timeout_s=600, **environment
+    )
+
+
+def test_a_job_trains_and_leaves_its_record(commands, left, uninterrupted, head: Head, tmp_path: Path) -> None:
+    start = uninterrupted.folder / "models" / "sft"
+    overrides = ("experiment=smoke", f"start_model={start}", f"runs_dir={tmp_path}/shared")
+    done = submit(commands, head, tmp_path, "ral-rl", *overrides)
+    assert done.returncode == 0, (done.stdout[-5000:], done.stderr[-3000:])
+    assert "RL: step 4/4" in done.stdout  # the logs of the job, followed
+    assert "succeeded" in done.stdout
+    run = left(tmp_path / "shared" / "smoke")
+    assert str(run.folder) in done.stdout
+    for name in ("config.yaml", "metrics.jsonl", "rollouts.jsonl", "report.html", "summary.json"):
+        assert (run.folder / name).stat().st_size > 0, name
+    assert run.summary()["rl_steps"] == 4
+    assert all(step["gate/log_prob_diff_max"] <= 1e-4 for step in run.rl_steps())
+    run.assert_no_prompt_lost_or_repeated()
+    assert run.weights()
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_job_that_fails_says_so(commands, head: Head, tmp_path: Path) -> None:
+    done = submit(commands, head, tmp_path, "ral-rl", "experiment=smoke", "algorithm.clip=1")
+    assert done.returncode != 0
+    assert "error: algorithm.clip: unknown key" in done.stdout
+    assert "Traceback" not in done.stdout
+
+
+@pytest.mark.parametrize("wrong", ["no token", "another token"])
+def test_a_stranger_is_refused(commands, head: Head, tmp_path: Path, wrong: str) -> None:
+    changed = {"HOME": str(tmp_path)}
+    if wrong == "no token":
+        changed["RAY_AUTH_MODE"] = "disabled"
+    else:
+        (tmp_path / ".ray").mkdir()
+        (tmp_path / ".ray" / "auth_token").write_text(secrets.token_hex(32))
+    proof = tmp_path / "ran"
+    done = submit(commands, head, tmp_path, "touch", str(proof), **changed)
+    assert done.returncode != 0
+    assert "auth" in (done.stdout + done.stderr).lower()
+    assert not proof.exists()
+
+
+def test_an_interrupted_job_goes_on_when_submitted_again(
+    commands, left, uninterrupted, head: Head, marked, tmp_path: Path
+) -> None:
+    start = uninterrupted.folder / "models" / "sft"
+    overrides = ("experiment=smoke", f"start_model={start}", f"runs_dir={tmp_path}/shared", "algorithm.steps=6")
+    run = left(tmp_path / "shared" / "smoke")
+    name = f"stopped-{uuid.uuid4().hex[:8]}"
+    job = ("--address", head.dashboard)
+    begun = commands(
+        "ray", "job", "submit", *job, "--submission-id", name, "--no-wait", "--", "ral-rl", *overrides,
+        cwd=tmp_path, **head.environment,
+    )  # fmt: skip
+    assert begun.returncode == 0, begun.stderr
+    deadline = time.monotonic() + 400
+    while not (run.folder / "metrics.jsonl").exists() or not any(line["step"] >= 2 for line in run.whole_lines()):
+        if time.monotonic() > deadline:
+            logs = commands("ray", "job", "logs", *job, name, cwd=tmp_path, **head.environment)
+            pytest.fail(f"step 2 was not seen: {logs.stdout[-3000:]}")
+        time.sleep(0.05)
+    stopped = commands("ray", "job", "stop", *job, name, cwd=tmp_path, **head.environment)
+    assert stopped.returncode == 0, (stopped.stdout, stopped.stderr)
+    deadline = time.monotonic() + 60
+    while (left_over := roles(marked(head.mark))) and time.monotonic() < deadline:
+        time.sleep(0.5)
+    assert not left_over  # the cluster goes on, the roles do not
+    done = submit(commands, head, tmp_path, "ral-rl", *overrides)
+    assert done.returncode == 0, (done.stdout[-5000:], done.stderr[-3000:])
+    assert [step["step"] for step in run.rl_steps()] == [1, 2, 3, 4, 5, 6]
+    run.assert_no_prompt_lost_or_repeated()
+
+
+def roles(processes: dict[int, str]) -> dict[int, str]:
+    names = ("LearnerActor", "RolloutActor", "ScorerActor", "RewardActor", "ral_system.rewards", "ral-rl")
+    return {pid: command for pid, command in processes.items() if any(name in command for name in names)}
