@@ -49,7 +49,7 @@ class Cell:
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """One scene with one question. `thought` reads the board in raster order, and names or counts what matters."""
+    """One scene with one question. `thought` reads the board in raster order, then names the cell asked about."""
 
     index: int
     split: Split
@@ -167,16 +167,9 @@ def _locate(cells: dict[str, Cell], positions: Sequence[str]) -> str:
 
 
 def _think(cells: dict[str, Cell], positions: Sequence[str], asked: Asked) -> str:
-    """Read the board in raster order; then name the cell that was found, or count along the way."""
-    if asked.at is not None:
-        return f"{_describe(cells, positions)} {_locate(cells, [asked.at])}"
-    seen: dict[str, Cell] = {}
-    steps = []
-    for position in positions:
-        if position in cells:
-            seen[position] = cells[position]
-        steps += [_describe(cells, [position]), *(str(_number(seen, colour)) for colour in asked.colours)]
-    return " ".join(steps)
+    """Read the board in raster order, then name the cell that was found, if it is one."""
+    scan = _describe(cells, positions)
+    return scan if asked.at is None else f"{scan} {_locate(cells, [asked.at])}"
 
 
 def _scene_split(cells: dict[str, Cell]) -> Split:
@@ -189,12 +182,11 @@ def _scene_split(cells: dict[str, Cell]) -> Split:
 
 @dataclass(frozen=True, slots=True)
 class Asked:
-    """A question, its answer, and how to get there: find the cell `at`, or keep a tally of each of the `colours`."""
+    """A question and its answer; `at` is the one cell that it follows from, or None when all cells matter."""
 
     question: str
     answer: str
     at: str | None = None
-    colours: tuple[str, ...] = ()
 
 
 def _unique_things(cells: dict[str, Cell]) -> list[str]:
@@ -236,7 +228,7 @@ def _count(cells: dict[str, Cell], rng: np.random.Generator) -> Asked | None:
     """How many objects have a colour; the colour occurs at least once."""
     colours = sorted({cell.colour for cell in cells.values()})
     colour = colours[rng.integers(len(colours))]
-    return Asked(f"how many {colour} are there ?", str(_number(cells, colour)), colours=(colour,))
+    return Asked(f"how many {colour} are there ?", str(_number(cells, colour)))
 
 
 def _compare(cells: dict[str, Cell], rng: np.random.Generator) -> Asked | None:
@@ -247,7 +239,7 @@ def _compare(cells: dict[str, Cell], rng: np.random.Generator) -> Asked | None:
     first, second = (colours[i] for i in rng.choice(len(colours), size=2, replace=False))
     more, fewer = _number(cells, first), _number(cells, second)
     answer = "same" if more == fewer else first if more > fewer else second
-    return Asked(f"are there more {first} or {second} ?", answer, colours=(first, second))
+    return Asked(f"are there more {first} or {second} ?", answer)
 
 
 _QUESTIONS: dict[str, Callable[[dict[str, Cell], np.random.Generator], Asked | None]] = {
