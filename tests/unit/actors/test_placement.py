@@ -36,6 +36,15 @@ def test_the_quickstart_fits_two_cores() -> None:
     preflight(plan(compose("experiment=quickstart"), "rl"), [{"CPU": 2.0}])
 
 
+def test_the_paper_set_up_fills_one_node_of_eight_gpus() -> None:
+    bundles = plan(compose("experiment=ral_qwen2_5_vl_7b_8gpu"), "rl")
+    assert sum(b.gpus for b in bundles) == 8
+    assert [b.role for b in bundles if b.gpus] == ["learner"] * 4 + ["rollout"] * 3 + ["reference"]
+    preflight(bundles, [{"CPU": 64.0, "GPU": 8.0}])
+    with pytest.raises(SetupError, match="needs 8 GPUs"):
+        preflight(bundles, [{"CPU": 64.0, "GPU": 4.0}])
+
+
 def test_a_cluster_that_is_too_small_is_told_by_how_much() -> None:
     config = compose("learner.world_size=8", "cluster.gpus_per_learner=1", "cluster.gpus_per_rollout=1")
     with pytest.raises(SetupError) as caught:
