@@ -80,41 +80,27 @@ def read_run(folder: Path) -> RunData:
 
 
 def headline(run: RunData) -> Headline:
-    """From `summary.json` where it says so, otherwise from the metrics so far.
-
-    Read from the summary: `{"accuracy": {"before_rl": 0.72, "after_rl": 0.97}, "format_rate": {"before_rl": …,
-    "after_rl": …}, "steps": {"perceive": 350, "sft": 425, "rl": 20}, "wall_time_s": 401.5,
-    "log_prob_diff_max": 5e-7, "gates_failed": 0}`
-    """
+    """From `summary.json` where it has a figure (see `controller.summary`), otherwise from the metrics so far."""
     summary = run.summary
     accuracy = [value for _, value in run.points("rl", "eval/accuracy")]
     cold_start = [value for _, value in run.points("sft", "eval/accuracy")]
-    formats = [value for key in ("reward/format", "eval/format") for _, value in run.points("rl", key)]
+    formats = [value for key in ("reward/format", "eval/format_rate") for _, value in run.points("rl", key)]
     gaps = [value for _, value in run.points("rl", "gate/log_prob_diff_max") if value is not None]
-    failures = [value or 0.0 for _, value in run.points("rl", "gate/failed")]
     ends = [max((row.get("time_s") or 0.0 for row in run.metrics if row["stage"] == s), default=0.0) for s in STAGES]
-    counted: dict[str, int] = {stage: step for stage in STAGES if (step := run.last_step(stage)) is not None}
-    steps = summary.get("steps")
+    walls = [_number(_dig(summary, "wall_s", stage, "total")) for stage in STAGES]
+    failures = [_number(summary.get(key)) for key in ("prompt_id_mismatches", "weight_checksum_failures")]
+    known_failures = [int(value) for value in failures if value is not None]
+    after = _number(summary.get("held_out_accuracy_after_rl"))
     return Headline(
-        accuracy_before=_number(_dig(summary, "accuracy", "before_rl"), *accuracy[:1], *cold_start[-1:]),
-        accuracy_after=_number(_dig(summary, "accuracy", "after_rl"), *(accuracy[-1:] if len(accuracy) > 1 else [])),
-        format_rate=_number(_dig(summary, "format_rate", "after_rl"), _dig(summary, "format_rate"), *formats[-1:]),
-        steps={k: int(v) for k, v in steps.items() if v is not None} if isinstance(steps, Mapping) else counted,
-        wall_time_s=_number(summary.get("wall_time_s"), sum(ends) or None),
-        log_prob_diff_max=_number(summary.get("log_prob_diff_max"), max(gaps, default=None)),
-        gates_failed=_count(summary.get("gates_failed"), int(sum(failures)) if gaps or failures else None),
-        finished=bool(summary),
+        accuracy_before=_number(summary.get("held_out_accuracy_after_sft"), *accuracy[:1], *cold_start[-1:]),
+        accuracy_after=_number(after, *(accuracy[-1:] if len(accuracy) > 1 else [])),
+        format_rate=_number(summary.get("format_rate_after_rl"), *formats[-1:]),
+        steps={stage: step for stage in STAGES if (step := run.last_step(stage)) is not None},
+        wall_time_s=sum(wall or end for wall, end in zip(walls, ends, strict=True)) or None,
+        log_prob_diff_max=_number(summary.get("max_abs_logprob_diff"), max(gaps, default=None)),
+        gates_failed=sum(known_failures) if known_failures else 0 if gaps else None,  # a failed gate ends the run
+        finished=after is not None,
     )
-
-
-def _count(*candidates: Any) -> int | None:
-    """The first that is a number, or a list, which counts as its length."""
-    for value in candidates:
-        if isinstance(value, list | tuple):
-            return len(value)
-        if (number := _number(value)) is not None:
-            return int(number)
-    return None
 
 
 def _number(*candidates: Any) -> float | None:

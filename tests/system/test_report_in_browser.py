@@ -67,12 +67,14 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_metrics(folder)
     write_rollouts(folder)
     summary = {
-        "accuracy": ACCURACY,
-        "format_rate": {"before_rl": 0.98, "after_rl": 0.999},
-        "steps": {"perceive": 350, "sft": 425, "rl": RL_STEPS},
-        "wall_time_s": 398.2,
-        "log_prob_diff_max": 9.4e-7,
-        "gates_failed": 0,
+        "held_out_accuracy_after_sft": ACCURACY["before_rl"],
+        "held_out_accuracy_after_rl": ACCURACY["after_rl"],
+        "format_rate_after_rl": 0.999,
+        "rl_steps": RL_STEPS,
+        "wall_s": {"perceive": {"total": 120.1}, "sft": {"total": 78.1}, "rl": {"total": 200.0}},
+        "max_abs_logprob_diff": 9.4e-7,
+        "prompt_id_mismatches": 0,
+        "weight_checksum_failures": 0,
     }
     (folder / "summary.json").write_text(json.dumps(summary))
     (folder / "config.yaml").write_text(

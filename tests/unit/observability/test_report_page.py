@@ -60,7 +60,13 @@ def test_headline_follows_the_run_until_there_is_a_summary(tmp_path: Path) -> No
     assert (top.accuracy_before, top.accuracy_after, top.format_rate) == (0.7, 0.8, 0.9)
     assert (top.log_prob_diff_max, top.gates_failed, top.finished) == (3e-7, 0, False)
     assert (top.steps, top.wall_time_s) == ({"sft": 10, "rl": 2}, 24.0)
-    summary = {"accuracy": {"before_rl": 0.71, "after_rl": 0.97}, "wall_time_s": 9, "gates_failed": ["weights"]}
+    summary = {
+        "held_out_accuracy_after_sft": 0.71,
+        "held_out_accuracy_after_rl": 0.97,
+        "prompt_id_mismatches": 0,
+        "weight_checksum_failures": 1,
+        "wall_s": {"perceive": {"total": None}, "sft": {"total": 2.0}, "rl": {"total": 7.0, "update": 5.0}},
+    }
     (tmp_path / "summary.json").write_text(json.dumps(summary))
     top = headline(read_run(tmp_path))
     assert (top.accuracy_before, top.accuracy_after, top.wall_time_s) == (0.71, 0.97, 9.0)
