@@ -18,7 +18,8 @@ from PIL import Image, ImageDraw
 Split = Literal["train", "held_out"]
 
 CELL_PX = 28
-MAX_GRID = 8
+COLUMN_NAMES = "abcdefgh"
+MAX_GRID = len(COLUMN_NAMES)
 COLOURS = {
     "red": (220, 40, 40),
     "green": (30, 160, 60),
@@ -49,7 +50,7 @@ class Cell:
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """One scene with one question. `thought` reads the board in raster order, then names the cell asked about."""
+    """One scene with one question. `thought` names the cells that the answer follows from, and no other."""
 
     index: int
     split: Split
@@ -94,7 +95,7 @@ class VisualSearch:
             cells = self._scene(rng)
             if _scene_split(cells) != split:
                 continue
-            asked = _QUESTIONS[kind](cells, rng)
+            asked = _QUESTIONS[kind](cells, self, rng)
             if asked is not None:
                 break
         image = self._draw(cells, split, rng)
@@ -105,7 +106,7 @@ class VisualSearch:
             split=split,
             kind=kind,
             question=asked.question,
-            thought=_think(cells, self._positions(), asked),
+            thought=asked.thought,
             answer=asked.answer,
             caption_question=f"describe {' '.join(order)}",
             caption=_describe(cells, order),
@@ -146,15 +147,15 @@ class VisualSearch:
 
 def position_name(row: int, column: int) -> str:
     """Chess-like name of a cell: column letter, row number from the top. (0, 0) is `a1`."""
-    return f"{'abcdefgh'[column]}{row + 1}"
+    return f"{COLUMN_NAMES[column]}{row + 1}"
 
 
 def words() -> list[str]:
     """Every word that questions, thoughts, answers and captions are made of, for building a tokenizer."""
     positions = [position_name(row, column) for row in range(MAX_GRID) for column in range(MAX_GRID)]
-    grammar = "what colour is the at ? where how many are there more or same describe find"
+    grammar = "what colour is the at ? where how many digits circles are in row column which higher or describe find"
     numbers = [str(n) for n in range(10, MAX_GRID**2 + 1)]
-    vocabulary = [*grammar.split(), EMPTY, *COLOURS, *SHAPES, *DIGITS, *numbers, *positions]
+    vocabulary = [*grammar.split(), *COLUMN_NAMES, EMPTY, *COLOURS, *SHAPES, *DIGITS, *numbers, *positions]
     return list(dict.fromkeys(vocabulary))
 
 
@@ -166,27 +167,21 @@ def _locate(cells: dict[str, Cell], positions: Sequence[str]) -> str:
     return " ".join(f"{cells[p].thing} {p} {cells[p].colour}" for p in positions)
 
 
-def _think(cells: dict[str, Cell], positions: Sequence[str], asked: Asked) -> str:
-    """Read the board in raster order, then name the cell that was found, if it is one."""
-    scan = _describe(cells, positions)
-    return scan if asked.at is None else f"{scan} {_locate(cells, [asked.at])}"
-
-
 def _scene_split(cells: dict[str, Cell]) -> Split:
     content = ";".join(f"{position}={cell.words}" for position, cell in sorted(cells.items()))
     return "held_out" if hashlib.sha256(content.encode()).digest()[0] % _HELD_OUT_SHARE == 0 else "train"
 
 
-# --- questions: (cells, rng) -> question and answer, or None when the scene does not admit the question ---------------
+# --- questions: (cells, board, rng) -> what is asked, or None when the scene does not admit the question --------------
 
 
 @dataclass(frozen=True, slots=True)
 class Asked:
-    """A question and its answer; `at` is the one cell that it follows from, or None when all cells matter."""
+    """A question, what to see before answering it, and the answer."""
 
     question: str
+    thought: str
     answer: str
-    at: str | None = None
 
 
 def _unique_things(cells: dict[str, Cell]) -> list[str]:
@@ -195,54 +190,59 @@ def _unique_things(cells: dict[str, Cell]) -> list[str]:
     return [position for position, cell in cells.items() if things.count(cell.thing) == 1]
 
 
-def _number(cells: dict[str, Cell], colour: str) -> int:
-    """How many objects have a colour."""
-    return sum(cell.colour == colour for cell in cells.values())
-
-
-def _attribute(cells: dict[str, Cell], rng: np.random.Generator) -> Asked | None:
+def _attribute(cells: dict[str, Cell], board: VisualSearch, rng: np.random.Generator) -> Asked | None:
     """Colour of the only object of its kind."""
     unique = _unique_things(cells)
     if not unique:
         return None
-    position = unique[rng.integers(len(unique))]
-    return Asked(f"what colour is the {cells[position].thing} ?", cells[position].colour, at=position)
+    at = unique[rng.integers(len(unique))]
+    return Asked(f"what colour is the {cells[at].thing} ?", _locate(cells, [at]), cells[at].colour)
 
 
-def _content(cells: dict[str, Cell], rng: np.random.Generator) -> Asked | None:
+def _content(cells: dict[str, Cell], board: VisualSearch, rng: np.random.Generator) -> Asked | None:
     """What stands at a position."""
-    position = list(cells)[rng.integers(len(cells))]
-    return Asked(f"what is at {position} ?", cells[position].words, at=position)
+    at = list(cells)[rng.integers(len(cells))]
+    return Asked(f"what is at {at} ?", _describe(cells, [at]), cells[at].words)
 
 
-def _position(cells: dict[str, Cell], rng: np.random.Generator) -> Asked | None:
+def _position(cells: dict[str, Cell], board: VisualSearch, rng: np.random.Generator) -> Asked | None:
     """Position of the only object of its kind."""
     unique = _unique_things(cells)
     if not unique:
         return None
-    position = unique[rng.integers(len(unique))]
-    return Asked(f"where is the {cells[position].thing} ?", position, at=position)
+    at = unique[rng.integers(len(unique))]
+    return Asked(f"where is the {cells[at].thing} ?", _locate(cells, [at]), at)
 
 
-def _count(cells: dict[str, Cell], rng: np.random.Generator) -> Asked | None:
-    """How many objects have a colour; the colour occurs at least once."""
-    colours = sorted({cell.colour for cell in cells.values()})
-    colour = colours[rng.integers(len(colours))]
-    return Asked(f"how many {colour} are there ?", str(_number(cells, colour)))
+def _count(cells: dict[str, Cell], board: VisualSearch, rng: np.random.Generator) -> Asked | None:
+    """How many digits (on boards without digits: circles) a row or a column holds; 0 is an answer."""
+    noun, counted = ("digits", DIGITS) if board.digits else ("circles", SHAPES[:1])
+    line = int(rng.integers(board.grid))
+    if rng.random() < 0.5:
+        where, positions = f"row {line + 1}", [position_name(line, column) for column in range(board.grid)]
+    else:
+        where, positions = f"column {COLUMN_NAMES[line]}", [position_name(row, line) for row in range(board.grid)]
+    number = sum(p in cells and cells[p].thing in counted for p in positions)
+    return Asked(f"how many {noun} are in {where} ?", _describe(cells, positions), str(number))
 
 
-def _compare(cells: dict[str, Cell], rng: np.random.Generator) -> Asked | None:
-    """Which of two colours is on more cells, or the same."""
-    colours = sorted({cell.colour for cell in cells.values()})
-    if len(colours) < 2:
+def _compare(cells: dict[str, Cell], board: VisualSearch, rng: np.random.Generator) -> Asked | None:
+    """Which of two objects, each the only one of its kind, stands in the higher row."""
+    unique = _unique_things(cells)
+    if len(unique) < 2:
         return None
-    first, second = (colours[i] for i in rng.choice(len(colours), size=2, replace=False))
-    more, fewer = _number(cells, first), _number(cells, second)
-    answer = "same" if more == fewer else first if more > fewer else second
-    return Asked(f"are there more {first} or {second} ?", answer)
+    first, second = (unique[i] for i in rng.choice(len(unique), size=2, replace=False))
+    if first[1] == second[1]:
+        return None
+    higher = min(first, second, key=lambda position: position[1])
+    return Asked(
+        f"which is higher the {cells[first].thing} or the {cells[second].thing} ?",
+        _locate(cells, [first, second]),
+        cells[higher].thing,
+    )
 
 
-_QUESTIONS: dict[str, Callable[[dict[str, Cell], np.random.Generator], Asked | None]] = {
+_QUESTIONS: dict[str, Callable[[dict[str, Cell], VisualSearch, np.random.Generator], Asked | None]] = {
     "attribute": _attribute,
     "content": _content,
     "position": _position,

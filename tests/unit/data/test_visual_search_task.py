@@ -63,12 +63,15 @@ def answer(question: str, board: Scene) -> str:
         case ["where", "is", "the", *description]:
             (position,) = [p for p, cell in filled.items() if {*description} <= {*cell}]
             return position
-        case ["how", "many", colour, "are", "there"]:
-            return str(sum(colour_of(cell) == colour for cell in filled.values()))
-        case ["are", "there", "more", first, "or", second]:
-            counts = [sum(colour_of(cell) == colour for cell in filled.values()) for colour in (first, second)]
-            assert first != second and all(counts)
-            return "same" if counts[0] == counts[1] else (first, second)[counts[1] > counts[0]]
+        case ["how", "many", noun, "are", "in", "row" | "column", line]:
+            counted = {"digits": DIGITS, "circles": ("circle",)}[noun]
+            return str(sum(line in p and thing_of(cell) in counted for p, cell in filled.items()))
+        case ["which", "is", "higher", "the", first, "or", "the", second]:
+            (row_1,), (row_2,) = (
+                [p[1] for p, cell in filled.items() if thing_of(cell) == thing] for thing in (first, second)
+            )
+            assert row_1 != row_2
+            return first if row_1 < row_2 else second
     raise AssertionError(f"unknown question {question!r}")
 
 
@@ -100,11 +103,34 @@ def test_the_caption_follows_the_order_asked_for() -> None:
     assert len(orders) == 10
 
 
-def test_a_thought_reads_the_board_in_raster_order() -> None:
-    for record in records(3, 6, 25):
-        board = scene(record.thought, 9)
-        assert board == scene(record.caption, 9)
-        assert list(board) == ["a1", "b1", "c1", "a2", "b2", "c2", "a3", "b3", "c3"]
+def cells_asked_about(question: str, board: Scene) -> list[str]:
+    """Positions that a question's answer follows from, in the order in which it names them."""
+    by_thing = {thing_of(cell): p for p, cell in board.items() if cell}
+    match question.removesuffix(" ?").split():
+        case ["how", "many", *_, "row", row]:
+            return [c + row for c in "abc"]
+        case ["how", "many", *_, "column", column]:
+            return [column + r for r in "123"]
+        case words_asked:
+            return [by_thing.get(w, w) for w in words_asked if w in by_thing or re.fullmatch("[a-h][1-8]", w)]
+
+
+def test_a_thought_names_the_cells_that_the_answer_follows_from_and_no_other() -> None:
+    for record in records(3, 6, 50):
+        board = scene(record.caption, 9)
+        tokens = record.thought.split()
+        asked = cells_asked_about(record.question, board)
+        assert [t for t in tokens if re.fullmatch("[a-h][1-8]", t)] == asked
+        said = [sorted([*(board[p] or ["empty"]), p]) for p in asked]
+        sizes = [len(cell) for cell in said]
+        starts = [sum(sizes[:i]) for i in range(len(sizes))]
+        assert [sorted(tokens[i : i + n]) for i, n in zip(starts, sizes, strict=True)] == said
+        assert len(tokens) == sum(sizes)
+    assert answer_kinds(records(3, 9, 200)) == {"0", "1", "2", "3"}
+
+
+def answer_kinds(found: list[Record]) -> set[str]:
+    return {r.answer for r in found if r.kind == "count"}
 
 
 def test_a_record_is_a_pure_function_of_its_place() -> None:
@@ -153,7 +179,8 @@ def test_every_word_is_in_the_vocabulary(grid: int) -> None:
                 assert len(ids) == len(text.split())  # one token a word
 
 
-def test_without_digits_there_are_only_shapes() -> None:
+def test_without_digits_there_are_only_shapes_and_circles_are_counted() -> None:
+    assert {r.question.split()[2] for r in records(3, 5, 20, digits=False) if r.kind == "count"} == {"circles"}
     things = {thing_of(cell) for r in records(3, 5, 20, digits=False) for cell in scene(r.caption, 9).values() if cell}
     assert things == set(SHAPES)
     assert things < {thing_of(cell) for r in records(3, 5, 20) for cell in scene(r.caption, 9).values() if cell}
