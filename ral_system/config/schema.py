@@ -59,6 +59,8 @@ class DataConfig(Group):
     """Demonstrations of the perceive stage that describe only; the later ones also say where each thing stands."""
     digits: bool
     """Mix real handwritten digits with the drawn shapes."""
+    glance_share: Annotated[float, Field(ge=0, le=1)]
+    """Share of the think-and-answer demonstrations that look nothing up, and guess where several cells matter."""
     system_prompt: str
 
 

@@ -4,11 +4,16 @@ from __future__ import annotations
 
 from typing import Literal
 
+import numpy as np
+
 from ral_system.config.schema import DataConfig, ResponseFormat
 from ral_system.data.chat import ChatRenderer
 from ral_system.data.media import MediaStore
 from ral_system.data.visual_search import Record, Split, VisualSearch
 from ral_system.types import Prompt, Sample
+
+GLANCE = "glance"
+"""The thought of a demonstration that looks nothing up."""
 
 SupervisedStage = Literal["perceive", "sft"]
 
@@ -23,8 +28,7 @@ class VisualSearchPrompts:
         self, config: DataConfig, renderer: ChatRenderer, media: MediaStore, *, format: ResponseFormat
     ) -> None:
         self._source = VisualSearch(config.seed, config.grid, config.objects, config.digits)
-        self._train_records = config.train_records
-        self._search_from = config.search_from
+        self._config = config
         self._renderer = renderer
         self._media = media
         self._format = format
@@ -37,25 +41,37 @@ class VisualSearchPrompts:
         """The `index`-th example of a supervised stage: a prompt with the response to imitate.
 
         perceive: name what stands at each position, in the order asked for; from the `config.search_from`-th example
-        on, and in the held-out ones, then say where each thing stands. sft: think and answer in the template.
+        on, and in the held-out ones, then say where each thing stands. sft: think and answer in the template; a share
+        `config.glance_share` of them looks nothing up and answers at a glance.
         """
         record = self._record(split, index)
         if stage == "perceive":
             question, answer = record.caption_question, record.caption
-            if split == "held_out" or index >= self._search_from:
+            if split == "held_out" or index >= self._config.search_from:
                 question, answer = f"{question} {record.search_question}", f"{answer} {record.search}".strip()
             prompt = self._prompt(record, "caption", question, answer, suffix="/caption")
             response = f"<answer> {answer} </answer>"
         else:
-            thought = f"<think> {record.thought} </think> " if self._format == "think_answer" else ""
-            prompt, response = self._question(record), f"{thought}<answer> {record.answer} </answer>"
+            thought, answer = record.thought, record.answer
+            if self._format == "answer_only":
+                response = f"<answer> {answer} </answer>"
+            else:
+                if self._at_a_glance(split, index):
+                    thought, answer = GLANCE, record.glance
+                response = f"<think> {thought} </think> <answer> {answer} </answer>"
+            prompt = self._question(record)
         return Sample(prompt.id, prompt, self._renderer.response(response))
+
+    def _at_a_glance(self, split: Split, index: int) -> bool:
+        """Drawn for each demonstration, not each record: a repeated record may be thought about differently."""
+        rng = np.random.default_rng([self._config.seed, index, 2 if split == "train" else 3])
+        return bool(rng.random() < self._config.glance_share)
 
     def _question(self, record: Record) -> Prompt:
         return self._prompt(record, record.kind, record.question, record.answer, suffix="")
 
     def _record(self, split: Split, index: int) -> Record:
-        return self._source.record(split, index % self._train_records if split == "train" else index)
+        return self._source.record(split, index % self._config.train_records if split == "train" else index)
 
     def _prompt(self, record: Record, kind: str, question: str, answer: str, *, suffix: str) -> Prompt:
         return self._renderer.prompt(

@@ -58,6 +58,8 @@ class Record:
     question: str
     thought: str
     answer: str
+    glance: str
+    """What one would answer at a glance: right when it is one cell that matters, a guess when it is several."""
     caption_question: str
     """Names all positions in random order: a name must be bound to its place, not to its turn."""
     caption: str
@@ -108,6 +110,7 @@ class VisualSearch:
             question=asked.question,
             thought=asked.thought,
             answer=asked.answer,
+            glance=asked.answer if asked.guess is None else asked.guess,
             caption_question=f"describe {' '.join(order)}",
             caption=_describe(cells, order),
             search_question=f"find {' '.join(cells[p].thing for p in unique)}",
@@ -153,9 +156,11 @@ def position_name(row: int, column: int) -> str:
 def words() -> list[str]:
     """Every word that questions, thoughts, answers and captions are made of, for building a tokenizer."""
     positions = [position_name(row, column) for row in range(MAX_GRID) for column in range(MAX_GRID)]
-    grammar = "what colour is the at ? where how many digits circles are in row column which higher or describe find"
+    questions = "what colour is the at ? where how many digits circles are in row column which higher or describe find"
+    thoughts = "glance yes no"
     numbers = [str(n) for n in range(10, MAX_GRID**2 + 1)]
-    vocabulary = [*grammar.split(), *COLUMN_NAMES, EMPTY, *COLOURS, *SHAPES, *DIGITS, *numbers, *positions]
+    language = f"{questions} {thoughts}".split()
+    vocabulary = [*language, *COLUMN_NAMES, EMPTY, *COLOURS, *SHAPES, *DIGITS, *numbers, *positions]
     return list(dict.fromkeys(vocabulary))
 
 
@@ -177,11 +182,12 @@ def _scene_split(cells: dict[str, Cell]) -> Split:
 
 @dataclass(frozen=True, slots=True)
 class Asked:
-    """A question, what to see before answering it, and the answer."""
+    """A question, what to see before answering it, the answer, and a guess if one glance is not enough for it."""
 
     question: str
     thought: str
     answer: str
+    guess: str | None = None
 
 
 def _unique_things(cells: dict[str, Cell]) -> list[str]:
@@ -222,8 +228,13 @@ def _count(cells: dict[str, Cell], board: VisualSearch, rng: np.random.Generator
         where, positions = f"row {line + 1}", [position_name(line, column) for column in range(board.grid)]
     else:
         where, positions = f"column {COLUMN_NAMES[line]}", [position_name(row, line) for row in range(board.grid)]
-    number = sum(p in cells and cells[p].thing in counted for p in positions)
-    return Asked(f"how many {noun} are in {where} ?", _describe(cells, positions), str(number))
+    tally, number = [], 0
+    for position in positions:
+        hit = position in cells and cells[position].thing in counted
+        number += hit
+        tally.append(f"{position} {'yes' if hit else 'no'} {number}")
+    guess = str(rng.integers(board.grid + 1))
+    return Asked(f"how many {noun} are in {where} ?", " ".join(tally), str(number), guess)
 
 
 def _compare(cells: dict[str, Cell], board: VisualSearch, rng: np.random.Generator) -> Asked | None:
@@ -239,6 +250,7 @@ def _compare(cells: dict[str, Cell], board: VisualSearch, rng: np.random.Generat
         f"which is higher the {cells[first].thing} or the {cells[second].thing} ?",
         _locate(cells, [first, second]),
         cells[higher].thing,
+        guess=cells[first if rng.random() < 0.5 else second].thing,
     )
 
 

@@ -32,7 +32,7 @@ def make(make_config: Callable[..., RunConfig], processor: Any, media: MediaStor
 
 @pytest.mark.parametrize("response_format", ["think_answer", "answer_only"])
 def test_a_cold_start_demonstration_would_get_the_full_reward(make: Make, processor: Any, response_format: Any) -> None:
-    prompts = make(response_format)
+    prompts = make(response_format, "data.glance_share=0")
     other = {"think_answer": "answer_only", "answer_only": "think_answer"}[response_format]
     for i in range(10):
         sample = prompts.demonstration("sft", "train", i)
@@ -47,6 +47,22 @@ def test_a_cold_start_demonstration_would_get_the_full_reward(make: Make, proces
         assert sample.advantage == 0.0
 
 
+def test_a_share_of_the_thoughts_is_a_glance(make: Make, processor: Any) -> None:
+    def texts(response_format: str, share: float) -> list[str]:
+        prompts = make(response_format, f"data.glance_share={share}")
+        found = [prompts.demonstration("sft", "train", i) for i in range(60)]
+        assert [s.prompt for s in found] == [prompts.question("train", i) for i in range(60)]
+        return [processor.tokenizer.decode(s.response_token_ids[:-1]) for s in found]
+
+    looked, mixed, glanced = (texts("think_answer", share) for share in (0, 0.5, 1))
+    assert {format_score(text, "think_answer") for text in looked + mixed + glanced} == {1.0}
+    assert not any("glance" in text for text in looked)
+    assert all("<think> glance </think>" in text for text in glanced)
+    assert all(m in (look, glance) for m, look, glance in zip(mixed, looked, glanced, strict=True))
+    assert 20 <= sum("glance" in text for text in mixed) <= 40
+    assert texts("answer_only", 1) == texts("answer_only", 0), "without thinking there is no glance"
+
+
 def test_a_perceive_demonstration_is_its_prompts_answer(make: Make, processor: Any) -> None:
     for i in range(4):
         sample = make().demonstration("perceive", "train", i)
@@ -57,7 +73,7 @@ def test_a_perceive_demonstration_is_its_prompts_answer(make: Make, processor: A
 
 
 def test_training_records_repeat_and_held_out_ones_do_not(make: Make) -> None:
-    prompts = make()
+    prompts = make("think_answer", "data.glance_share=0")
     for stage in ("perceive", "sft"):
         assert prompts.demonstration(stage, "train", 23) == prompts.demonstration(stage, "train", 3)  # type: ignore[arg-type]
     assert prompts.question("train", 20) == prompts.question("train", 0)
