@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import yaml
 
@@ -43,6 +44,7 @@ class RunFolder:
         self.checkpoints = root / "checkpoints"
         self.summary = root / "summary.json"
         self.start_model = root / "models" / "start"
+        self._lock: IO[str] | None = None
 
     def model(self, stage: Stage) -> Path:
         """Where a stage leaves its model: `model/` for the last stage, `models/<stage>/` before it."""
@@ -70,9 +72,9 @@ class RunFolder:
         partial.replace(target)
 
     def open(self, config: RunConfig) -> None:
-        """Create the folder, or check that it may be continued.
+        """Create the folder, or check that it may be continued; keep other processes out for as long as this one lives.
 
-        Raises ConfigError naming the fields that changed, SetupError when the folder cannot be written.
+        Raises ConfigError naming the fields that changed, SetupError when the folder cannot be written or is in use.
         """
         try:
             self._open(config)
@@ -83,6 +85,7 @@ class RunFolder:
             ) from error
 
     def _open(self, config: RunConfig) -> None:
+        self._take()
         now = config.model_dump(mode="json")
         if self.config.is_file():
             if config.resume == "never":
@@ -96,8 +99,18 @@ class RunFolder:
                     f"{self.root} was made with {field}={old!r}, now {new!r} ({len(changed)} such fields); "
                     "set another name, or the old values to continue it"
                 )
-        self.root.mkdir(parents=True, exist_ok=True)
         write_atomically(self.config, yaml.safe_dump(now, sort_keys=False))
+
+    def _take(self) -> None:
+        """Lock the folder. The system lets go when the process ends, however it ends; forked children do not inherit it."""
+        self.root.mkdir(parents=True, exist_ok=True)
+        self._lock = (self.root / ".lock").open("w")
+        try:
+            fcntl.lockf(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise SetupError(
+                f"run folder {self.root} is in use by another process; wait for it, stop it, or set another name"
+            ) from None
 
     def _holds_work(self) -> bool:
         """Whether a step was made; a start that failed, say for a misspelt model, does not bind the next one."""

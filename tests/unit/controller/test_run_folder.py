@@ -1,3 +1,5 @@
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -75,6 +77,30 @@ def test_a_folder_that_cannot_be_written_is_one_line(make_config: MakeConfig, tm
     with pytest.raises(SetupError, match=r"cannot be written \(Not a directory: .*; set runs_dir") as caught:
         RunFolder(tmp_path / "file" / "run").open(make_config())
     assert "\n" not in str(caught.value)
+
+
+def test_two_processes_do_not_write_one_run(make_config: MakeConfig, tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(make_config().model_dump_json())
+    code = f"""
+import pathlib, time
+from ral_system.config.schema import RunConfig
+from ral_system.controller.run_folder import RunFolder
+folder = RunFolder(pathlib.Path({str(tmp_path / "run")!r}))
+folder.open(RunConfig.model_validate_json(pathlib.Path({str(tmp_path / "config.json")!r}).read_text()))
+print("open", flush=True)
+time.sleep(60)
+"""
+    other = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
+    try:
+        assert other.stdout is not None
+        assert other.stdout.readline() == "open\n"
+        folder = RunFolder(tmp_path / "run")
+        with pytest.raises(SetupError, match="is in use by another process; wait for it, stop it, or set another name"):
+            folder.open(make_config())
+    finally:
+        other.kill()
+        other.wait(timeout=10)
+    folder.open(make_config())  # a killed process leaves no lock behind
 
 
 def test_a_stage_is_complete_all_at_once(tmp_path: Path) -> None:
