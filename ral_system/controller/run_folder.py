@@ -102,7 +102,7 @@ class RunFolder:
         write_atomically(self.config, yaml.safe_dump(now, sort_keys=False))
 
     def _take(self) -> None:
-        """Lock the folder. The system lets go when the process ends, however it ends; forked children do not inherit it."""
+        """Lock the folder until this process ends, however it ends; forked children do not inherit a record lock."""
         self.root.mkdir(parents=True, exist_ok=True)
         self._lock = (self.root / ".lock").open("w")
         try:
