@@ -159,6 +159,7 @@ class SupervisedConfig(Group):
     """Demonstrations per optimiser update, over all ranks."""
     learning_rate: PositiveFloat
     betas: tuple[Fraction, Fraction]
+    weight_decay: NonNegativeFloat
     warmup_updates: NonNegative
     evaluate_every: Positive
     """Steps between held-out evaluations."""

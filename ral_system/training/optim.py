@@ -32,7 +32,7 @@ def optim_settings(config: RunConfig, stage: str) -> OptimSettings:
     return OptimSettings(
         learning_rate=source.learning_rate,
         betas=source.betas,
-        weight_decay=learner.weight_decay,
+        weight_decay=source.weight_decay,
         max_grad_norm=learner.max_grad_norm,
         warmup_updates=source.warmup_updates,
     )
