@@ -13,6 +13,7 @@ from pathlib import Path
 
 from launch.cli import run_with_config
 from ral_system.config.schema import RunConfig, Stage
+from ral_system.errors import GateError
 
 
 def main() -> None:
@@ -51,9 +52,15 @@ def run_stages(config: RunConfig, stages: Sequence[Stage]) -> None:
     from ral_system.observability.report import write_report
 
     began = time.monotonic()
-    for stage in (stage for stage in STAGES if stage in stages):
+    ordered = [stage for stage in STAGES if stage in stages]
+    for stage in ordered:
         if folder.result(stage) is None:
-            run_stage(config, folder, stage, first_model(config, folder, stage, stages), role_factory(config))
+            try:
+                run_stage(config, folder, stage, first_model(config, folder, stage, ordered), role_factory(config))
+            except GateError:
+                write_summary(config, folder)
+                write_report(folder.root)
+                raise
         # Also when the stage was complete already: the run may have been killed just before this.
         Checkpoints(folder.checkpoints / stage, config.checkpoint.keep).clear()
         write_summary(config, folder)

@@ -32,9 +32,29 @@ class DataError(RalError):
 class GateError(RalError):
     """A check that runs on every step failed; going on would train on corrupt data."""
 
+    counter = "other_failures"
+    """Name under which metrics and summary count the failure."""
+
+
+class PromptIdError(GateError):
+    """An engine saw other prompt tokens than the learner will."""
+
+    counter = "prompt_id_mismatches"
+
+
+class LogProbError(GateError):
+    """Rollout and learner give a sampled token different probabilities."""
+
+    counter = "log_prob_failures"
+
 
 class WeightSyncError(GateError):
     """An engine did not load exactly the weights that the learner published."""
+
+    counter = "weight_checksum_failures"
+
+
+GATE_COUNTERS = tuple(e.counter for e in (PromptIdError, LogProbError, WeightSyncError, GateError))
 
 
 class CheckpointError(RalError):

@@ -42,7 +42,7 @@ def check_packages() -> list[Check]:
         _required("ray", "import ray", "pip install 'ray[default]>=2.50'"),
         _vllm(bool(torch.value.get("gpus"))),
         _required("deepspeed", "import deepspeed", "pip install 'deepspeed>=0.18.4'"),
-        _optional("triton", "the attention kernels then use the chunked torch path"),
+        _optional("triton", "torch.compile on GPUs then has no kernels to build"),
         _optional("flash-attn", "training then uses torch's own attention"),
         _wandb(),
         *misfits(),

@@ -230,14 +230,14 @@ class LoggingConfig(Group):
 class RunConfig(Group):
     """The whole configuration of one run."""
 
-    name: Annotated[str, Field(min_length=1, pattern=r"^[A-Za-z0-9._-]+$")]
+    name: Annotated[str, Field(min_length=1, pattern=r"^[A-Za-z0-9_][A-Za-z0-9._-]*$")]
     """Folder under `runs_dir`."""
     runs_dir: str
     seed: NonNegative
     resume: Literal["auto", "never"]
     """auto continues from the newest complete checkpoint; never refuses a folder that has one."""
     stages: Annotated[list[Stage], Field(min_length=1)]
-    """What `ral-train` runs, in this order."""
+    """What `ral-train` runs, always in the order perceive, sft, rl."""
     start_model: str | None
     """Folder to start the first requested stage from, instead of the preceding stage's result in this run."""
     model: ModelConfig

@@ -72,6 +72,11 @@ def _illegal_combinations(c: RunConfig) -> list[str]:
         problems += wrong
     elif learner.engine == "torch" and learner.world_size > 1:
         problems.append("learner.engine=torch runs one rank; set learner.world_size=1 or learner.engine=deepspeed")
+    if "bfloat16" in (c.rollout.dtype, learner.dtype) and c.rollout.max_log_prob_difference < 0.01:
+        problems.append(
+            f"rollout.max_log_prob_difference={c.rollout.max_log_prob_difference:g} cannot hold with rollout.dtype="
+            f"{c.rollout.dtype} and learner.dtype={learner.dtype}; set both to float32, or the difference to about 2"
+        )
     if c.reward.correctness + c.reward.format <= 0:
         problems.append("reward.correctness and reward.format are both 0, so nothing is learned; raise one")
     if c.rollout.max_new_tokens >= c.rollout.max_model_len:

@@ -24,6 +24,10 @@ from ral_system.sync.publish import publish_weights
 from ral_system.training.plan import plan_updates
 from ral_system.types import Completion, Prompt, RewardResult, RewardStatus, Rollout, Sampling
 
+FIRST_UPDATE_JSD = 1e-9
+"""On one device the two passes are the same computation and differ by exactly 0; this leaves room for kernels whose
+sums have no fixed order."""
+
 
 @dataclass(frozen=True, slots=True)
 class Step:
@@ -77,10 +81,13 @@ class TrainingLoop:
         with self._timer.phase("update"):
             updates = [learner.update(plan, k, behaviour, reference) for k in range(algorithm.updates_per_step)]
 
+        check_first_update(updates[0])
+
         self.version += 1
         tensors_verified = self.publish()
         metrics = {**rollout_metrics(rollouts), **update_metrics(updates), "prompts/first": float(self.next_prompt)}
         self.next_prompt += len(prompts)
+        metrics["gate/first_update_jsd"] = first_update_jsd(updates[0])
         metrics |= {"gate/prompts_verified": float(len(completions)), "gate/tensors_verified": float(tensors_verified)}
         metrics |= {"prompts/end": float(self.next_prompt), "learner/version": float(self.version)}
         metrics |= self._timer.drain()
@@ -126,6 +133,21 @@ class TrainingLoop:
             advantages = group_normalised([r.total if r.status is RewardStatus.OK else None for r in results])
             rollouts += [Rollout(prompt, c, r, a) for c, r, a in zip(group, results, advantages, strict=True)]
         return rollouts
+
+
+def first_update_jsd(update: Mapping[str, float]) -> float:
+    """The larger divergence, over both signs of the advantage, of the first update's attention to the old policy's."""
+    return max(update["attention/jsd_positive"], update["attention/jsd_negative"])
+
+
+def check_first_update(update: Mapping[str, float]) -> None:
+    """The first update sees the weights that were just scored, so its divergence to them is 0 (GateError)."""
+    divergence = first_update_jsd(update)
+    if not divergence <= FIRST_UPDATE_JSD:
+        raise GateError(
+            f"the first update attends unlike the old policy that was just scored (JSD {divergence:.3g}, more than "
+            f"{FIRST_UPDATE_JSD:g}); scoring and training see different inputs or weights"
+        )
 
 
 def step_seed(seed: int, version: int) -> int:

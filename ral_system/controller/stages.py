@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from ral_system.config.schema import RunConfig, Stage, SupervisedConfig
@@ -14,6 +15,7 @@ from ral_system.controller.evaluate import Evaluation, evaluate
 from ral_system.controller.loop import TrainingLoop
 from ral_system.controller.run_folder import RunFolder
 from ral_system.data.prompts import SupervisedStage, VisualSearchPrompts
+from ral_system.errors import ConfigError, GateError
 from ral_system.observability.metrics import MetricsLog, Phase, RolloutLog
 from ral_system.observability.progress import PhaseTimer, StageProgress
 from ral_system.observability.report import write_report
@@ -32,6 +34,8 @@ class StageContext:
 
     config: RunConfig
     folder: RunFolder
+    model: Path
+    """What the stage starts from, and in rl the frozen reference."""
     prompts: VisualSearchPrompts
     roles: Roles
     metrics: MetricsLog
@@ -48,6 +52,11 @@ class StageContext:
                 prompts,
                 max_new_tokens=self.config.rollout.max_new_tokens,
             )
+
+    def origin(self) -> str:
+        """The model the stage starts from, by a path that stays right when the run folder is moved."""
+        root = self.folder.root
+        return str(self.model.relative_to(root) if self.model.is_relative_to(root) else self.model)
 
     def questions(self, count: int) -> list[Prompt]:
         """The first `count` held-out questions; kinds take turns."""
@@ -133,8 +142,12 @@ def run_rl(context: StageContext) -> None:
             _save(context, checkpoints, 0, {"before": before, "wall_s": clock.total()})
         progress.update(step, before)
         while step < config.algorithm.steps:
-            result = loop.step()
             step += 1
+            try:
+                result = loop.step()
+            except GateError as error:
+                context.metrics.write("rl", step, {f"gate/{error.counter}": 1.0})
+                raise
             metrics = result.metrics
             if config.evaluation.every and step % config.evaluation.every == 0 and step < config.algorithm.steps:
                 metrics |= context.evaluate(context.questions(config.evaluation.every_questions)).metrics()
@@ -203,6 +216,12 @@ def _resume(context: StageContext, stage: Stage) -> tuple[Checkpoints, int, dict
         context.metrics.truncate(stage, -1)
         context.rollouts.truncate(stage, -1)
         return checkpoints, 0, {}
+    started_from = newest.state["started_from"]
+    if started_from != context.origin():
+        raise ConfigError(
+            f"start_model={context.config.start_model}: {stage} in {context.folder.root} was started from "
+            f"{started_from}; set start_model to that to continue it, or another name"
+        )
     context.roles.learner.load(newest.folder / "learner")
     context.metrics.truncate(stage, newest.step, newest.state["metric_lines"])
     context.rollouts.truncate(stage, newest.step, newest.state["rollout_lines"])
@@ -210,7 +229,11 @@ def _resume(context: StageContext, stage: Stage) -> tuple[Checkpoints, int, dict
 
 
 def _save(context: StageContext, checkpoints: Checkpoints, step: int, state: dict[str, Any]) -> None:
-    state |= {"metric_lines": context.metrics.lines, "rollout_lines": context.rollouts.lines}
+    state |= {
+        "started_from": context.origin(),
+        "metric_lines": context.metrics.lines,
+        "rollout_lines": context.rollouts.lines,
+    }
     with context.timer.phase("checkpoint"):
         checkpoints.save(step, state, lambda folder: context.roles.learner.save(folder / "learner"))
 

@@ -71,6 +71,7 @@ def run_stage(config: RunConfig, folder: RunFolder, stage: Stage, model: Path, s
             context = StageContext(
                 config=config,
                 folder=folder,
+                model=model.resolve(),
                 prompts=prompts,
                 roles=roles,
                 metrics=metrics,

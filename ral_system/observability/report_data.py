@@ -10,6 +10,7 @@ from typing import Any
 
 import yaml
 
+from ral_system.errors import GATE_COUNTERS
 from ral_system.observability.jsonl import STAGES, Stage, read_lines
 from ral_system.observability.metrics import METRICS_FILE, ROLLOUTS_FILE
 
@@ -88,7 +89,7 @@ def headline(run: RunData) -> Headline:
     gaps = [value for _, value in run.points("rl", "gate/log_prob_diff_max") if value is not None]
     ends = [max((row.get("time_s") or 0.0 for row in run.metrics if row["stage"] == s), default=0.0) for s in STAGES]
     walls = [_number(_dig(summary, "wall_s", stage, "total")) for stage in STAGES]
-    failures = [_number(summary.get(key)) for key in ("prompt_id_mismatches", "weight_checksum_failures")]
+    failures = [_number(summary.get(key)) for key in GATE_COUNTERS]
     known_failures = [int(value) for value in failures if value is not None]
     after = _number(summary.get("held_out_accuracy_after_rl"))
     return Headline(
@@ -98,7 +99,7 @@ def headline(run: RunData) -> Headline:
         steps={stage: step for stage in STAGES if (step := run.last_step(stage)) is not None},
         wall_time_s=sum(wall or end for wall, end in zip(walls, ends, strict=True)) or None,
         log_prob_diff_max=_number(summary.get("max_abs_logprob_diff"), max(gaps, default=None)),
-        gates_failed=sum(known_failures) if known_failures else 0 if gaps else None,  # a failed gate ends the run
+        gates_failed=sum(known_failures) if known_failures else 0 if gaps else None,  # a failure rewrites the summary
         finished=after is not None,
     )
 

@@ -6,7 +6,7 @@ import itertools
 import math
 from collections.abc import Collection, Sequence
 
-from ral_system.errors import DataError, GateError
+from ral_system.errors import DataError, GateError, PromptIdError
 from ral_system.types import Completion, FinishReason, Prompt
 
 
@@ -18,7 +18,7 @@ def collapse_placeholders(prompt: Prompt, image_token_id: int) -> list[int]:
             collapsed.append(token)
     runs = collapsed.count(image_token_id)
     if runs != len(prompt.media):
-        raise GateError(f"prompt {prompt.id}: {runs} runs of image tokens for {len(prompt.media)} images")
+        raise PromptIdError(f"prompt {prompt.id}: {runs} runs of image tokens for {len(prompt.media)} images")
     return collapsed
 
 
@@ -35,7 +35,7 @@ def check_image_tokens(prompt: Prompt, image_token_id: int, visual_tokens: Seque
     """Every run of image tokens must be as long as its image has visual tokens."""
     found = [len(list(run)) for token, run in itertools.groupby(prompt.token_ids) if token == image_token_id]
     if found != list(visual_tokens):
-        raise GateError(f"prompt {prompt.id}: runs of {found} image tokens for images of {list(visual_tokens)}")
+        raise PromptIdError(f"prompt {prompt.id}: runs of {found} image tokens for images of {list(visual_tokens)}")
 
 
 def check_prompt_ids(prompt: Prompt, engine_ids: Sequence[int]) -> None:
@@ -46,7 +46,7 @@ def check_prompt_ids(prompt: Prompt, engine_ids: Sequence[int]) -> None:
     ours, theirs = len(prompt.token_ids), len(engine_ids)
     at = next((i for i, (a, b) in pairs if a != b), min(ours, theirs))
     detail = f"at token {at} ours is {_token(prompt.token_ids, at)}, the engine's {_token(engine_ids, at)}"
-    raise GateError(
+    raise PromptIdError(
         f"prompt {prompt.id}: the engine expanded it to {theirs} tokens, the data pipeline to {ours}; {detail}"
     )
 

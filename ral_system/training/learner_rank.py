@@ -13,7 +13,7 @@ from torch import Tensor
 from ral_system.config.schema import RunConfig
 from ral_system.data.collate import Collator, TensorBatch
 from ral_system.data.media import MediaStore
-from ral_system.errors import GateError
+from ral_system.errors import LogProbError
 from ral_system.models.loading import load_model, load_processor, media_token_ids
 from ral_system.models.policy import PolicyModel, PolicyOutput
 from ral_system.sync.manifest import build_weights
@@ -48,7 +48,7 @@ class LearnerRank:
     def score(self, micro_batches: tuple[MicroBatch, ...]) -> Scores:
         """Old log-probs and attention of every sample, at the current weights.
 
-        Gate: they must match what the rollout engine reported for the same tokens, else GateError with the sample's id.
+        Gate: they must match what the rollout engine reported for the same tokens, else LogProbError names the sample.
         """
         scores: Scores = {}
         for samples in micro_batches:
@@ -159,7 +159,7 @@ class LearnerRank:
         for sample in samples:
             difference = float(np.abs(scores[sample.id].log_probs - np.asarray(sample.rollout_log_probs)).max())
             if not difference <= limit:
-                raise GateError(
+                raise LogProbError(
                     f"sample {sample.id}: rollout and learner log-probs differ by {difference:.3g}, more than "
                     f"rollout.max_log_prob_difference={limit:g}; the two engines compute different policies"
                 )

@@ -1,6 +1,8 @@
 """Wrong input is one line that says what to change, exit code 2, no traceback. Help is quick and imports no torch."""
 
+import json
 import os
+import re
 import shutil
 import socket
 import time
@@ -9,6 +11,8 @@ from pathlib import Path
 
 import pytest
 from safetensors.torch import load_file, save_file
+
+from ral_system.errors import GATE_COUNTERS
 
 pytestmark = [pytest.mark.system, pytest.mark.timeout(900)]
 
@@ -115,6 +119,21 @@ def test_a_damaged_picture_is_named(commands, model: Path, tmp_path: Path) -> No
         picture.unlink()
     done = commands("ral-rl", *run, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
+
+
+def test_a_gate_that_fails_is_counted_and_another_start_model_is_refused(commands, model: Path, tmp_path: Path) -> None:
+    other = shutil.copytree(model, tmp_path / "other")
+    run = [*LOCAL, "rollout.max_log_prob_difference=1e-12", "evaluation.every=0"]
+    done = commands("ral-rl", *run, f"start_model={model}", cwd=tmp_path)
+    assert (done.returncode, "Traceback" in done.stderr) == (1, False), done.stderr
+    assert "rollout and learner log-probs differ by" in done.stderr.splitlines()[-1]
+    folder = tmp_path / "runs" / "smoke"
+    summary = json.loads((folder / "summary.json").read_text())
+    assert {name: summary[name] for name in GATE_COUNTERS} == dict.fromkeys(GATE_COUNTERS, 0) | {"log_prob_failures": 1}
+    assert re.search(r'data-headline="?gates_failed"?[^<]*>\s*1\s*<', (folder / "report.html").read_text())
+    # the reference policy would silently be another one
+    done = commands("ral-rl", *run, f"start_model={other}", cwd=tmp_path)
+    assert_refused(done, f"start_model={other}", f"was started from {model}", "or another name")
 
 
 def test_run_folders_that_cannot_be_written(commands, tmp_path: Path) -> None:

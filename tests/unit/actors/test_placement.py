@@ -37,7 +37,11 @@ def test_the_quickstart_fits_two_cores() -> None:
 
 
 def test_the_paper_set_up_fills_one_node_of_eight_gpus() -> None:
-    bundles = plan(compose("experiment=ral_qwen2_5_vl_7b_8gpu"), "rl")
+    config = compose("experiment=ral_qwen2_5_vl_7b_8gpu")
+    assert config.data.glance_share == 0  # no demonstration is careless
+    assert (config.algorithm.kl.coefficient, config.algorithm.completions_per_prompt) == (0.04, 8)
+    assert (config.learner.learning_rate, config.model.freeze_vision) == (1e-5, True)
+    bundles = plan(config, "rl")
     assert sum(b.gpus for b in bundles) == 8
     assert [b.role for b in bundles if b.gpus] == ["learner"] * 4 + ["rollout"] * 3 + ["reference"]
     preflight(bundles, [{"CPU": 64.0, "GPU": 8.0}])

@@ -56,6 +56,10 @@ ILLEGAL: dict[str, tuple[dict[str, Any], list[str]]] = {
         {"learner.engine": "torch", "learner.world_size": 2},
         ["learner.engine=torch", "set learner.world_size=1 or learner.engine=deepspeed"],
     ),
+    "a gate too tight for bfloat16": (
+        {"rollout.dtype": "bfloat16"},
+        ["rollout.max_log_prob_difference=0.0001", "rollout.dtype=bfloat16", "set both to float32, or"],
+    ),
     "no reward": (
         {"reward.correctness": 0.0, "reward.format": 0.0},
         ["reward.correctness", "reward.format", "raise one"],
@@ -183,6 +187,8 @@ def test_a_missing_field_is_named_in_every_place(defaults) -> None:
         ("learner.zero_stage", 4),
         ("name", "a/b"),
         ("name", ""),
+        ("name", ".."),
+        ("data.glance_share", 1.5),
         ("seed", -1),
     ],
 )

@@ -44,6 +44,7 @@ class Fakes:
         self.status: dict[str, RewardStatus] = {}
         self.drop: set[str] = set()
         self.held_sha256 = "aa"
+        self.first_jsd = 0.0
         self.submitted: list[Completion] = []
         self.generator = self.learner = self.rewarder = self.reference = self
 
@@ -93,7 +94,7 @@ class Fakes:
         return {
             "policy/loss": float(index),
             "gate/log_prob_diff_max": float(-index),
-            "attention/jsd_positive": index / 10,
+            "attention/jsd_positive": index / 10 or self.first_jsd,
             "attention/jsd_negative": index / 5,
         }
 
@@ -123,6 +124,17 @@ def start(config: RunConfig, roles: Fakes) -> TrainingLoop:
     loop.publish()
     roles.calls.clear()
     return loop
+
+
+def test_the_first_update_must_attend_as_the_old_policy_did(config: RunConfig) -> None:
+    roles = Fakes()
+    assert start(config, roles).step().metrics["gate/first_update_jsd"] == 0
+    for wrong in (1e-3, float("nan")):
+        roles = Fakes()
+        roles.first_jsd = wrong
+        with pytest.raises(GateError, match="attends unlike the old policy that was just scored"):
+            start(config, roles).step()
+        assert not any(call[0] == "publish" for call in roles.calls)
 
 
 def test_a_step_is_the_algorithm_in_order(config: RunConfig) -> None:

@@ -32,6 +32,7 @@ SETTINGS = (
     "model.freeze_vision=false",
     "sft.learning_rate=1e-3",
     "sft.betas=[0.9,0.99]",
+    "sft.weight_decay=0.01",
     "sft.warmup_updates=3",
     "learner.learning_rate=1e-3",
     "learner.betas=[0.9,0.99]",
