@@ -43,7 +43,7 @@ def check_packages() -> list[Check]:
         _vllm(bool(torch.value.get("gpus"))),
         _required("deepspeed", "import deepspeed", "pip install 'deepspeed>=0.18.4'"),
         _optional("triton", "torch.compile on GPUs then has no kernels to build"),
-        _optional("flash-attn", "training then uses torch's own attention"),
+        _optional("flash-attn", "not needed: training uses torch's own attention"),
         _wandb(),
         *misfits(),
     ]

@@ -222,6 +222,7 @@ def _resume(context: StageContext, stage: Stage) -> tuple[Checkpoints, int, dict
             f"start_model={context.config.start_model}: {stage} in {context.folder.root} was started from "
             f"{started_from}; set start_model to that to continue it, or another name"
         )
+    context.timer.resume(newest.state["phases_s"])
     context.roles.learner.load(newest.folder / "learner")
     context.metrics.truncate(stage, newest.step, newest.state["metric_lines"])
     context.rollouts.truncate(stage, newest.step, newest.state["rollout_lines"])
@@ -231,6 +232,7 @@ def _resume(context: StageContext, stage: Stage) -> tuple[Checkpoints, int, dict
 def _save(context: StageContext, checkpoints: Checkpoints, step: int, state: dict[str, Any]) -> None:
     state |= {
         "started_from": context.origin(),
+        "phases_s": context.timer.totals(),
         "metric_lines": context.metrics.lines,
         "rollout_lines": context.rollouts.lines,
     }

@@ -56,6 +56,11 @@ class PhaseTimer:
         """Seconds since the start by phase, `{"rollout": 61.0, …}`; drains do not reset it."""
         return dict(self._totals)
 
+    def resume(self, totals: Mapping[str, float]) -> None:
+        """Count on from the totals of earlier sessions."""
+        for name, seconds in totals.items():
+            self._totals[name] = self._totals.get(name, 0.0) + seconds
+
     def _pause(self) -> None:
         if not self._open:
             return

@@ -11,11 +11,11 @@ from ral_system.data.visual_search import CELL_PX, COLOURS, DIGITS, KINDS, SHAPE
 from ral_system.models.tiny import build_tokenizer
 
 Scene = dict[str, tuple[str, str] | None]
-"""Position → its colour and thing in the order they are said, or None when empty."""
+"""Position → its thing and colour in the order they are said, or None when empty."""
 
 
 def scene(text: str, cells: int) -> Scene:
-    """Read the first `cells` entries: a position and `empty`, or a colour and a thing."""
+    """Read the first `cells` entries: a position and `empty`, or a thing and a colour."""
     found: Scene = {}
     tokens = text.split()
     while len(found) < cells:

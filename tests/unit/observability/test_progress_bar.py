@@ -29,6 +29,9 @@ def test_phases_add_up_and_drain() -> None:
         clock.now += 1
     assert timer.drain() == {"time/update_s": 1.0}
     assert timer.totals() == {"rollout": 3.0, "update": 5.0}
+    timer.resume({"update": 10.0, "sync": 1.0})
+    assert timer.totals() == {"rollout": 3.0, "update": 15.0, "sync": 1.0}
+    assert timer.drain() == {}
 
 
 def test_a_phase_inside_another_is_not_counted_twice() -> None:
