@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Mapping
 from datetime import timedelta
@@ -18,7 +19,7 @@ from torch import Tensor
 
 from ral_system.config.schema import LearnerConfig
 from ral_system.data.collate import TensorBatch
-from ral_system.errors import CheckpointError
+from ral_system.errors import CheckpointError, SetupError
 from ral_system.models.policy import PolicyModel, PolicyOutput
 from ral_system.training.optim import OptimSettings
 
@@ -47,11 +48,17 @@ class DeepSpeedEngine:
     ) -> None:
         self.device = device
         if not torch.distributed.is_initialized():
-            deepspeed.init_distributed(
-                dist_backend="nccl" if device.type == "cuda" else "gloo",
-                timeout=timedelta(seconds=collective_timeout_s),
-                verbose=False,
-            )
+            try:
+                deepspeed.init_distributed(
+                    dist_backend="nccl" if device.type == "cuda" else "gloo",
+                    timeout=timedelta(seconds=collective_timeout_s),
+                    verbose=False,
+                )
+            except torch.distributed.DistNetworkError as error:
+                raise SetupError(
+                    f"the learner ranks cannot meet at {os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
+                    f" ({str(error).splitlines()[0]}); if the port is in use, the same command takes another one"
+                ) from error
         self._settings = settings
         self._updates = 0
         if config.gradient_checkpointing:

@@ -16,6 +16,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+from ral_system.errors import SetupError
+
 pytestmark = pytest.mark.system
 
 UPDATES = 3
@@ -24,6 +26,25 @@ CASES = {  # (ZeRO stage, micro-batch); 12 samples over 3 updates: four a rank a
     2: [(0, 2), (2, 1), (3, 2), (3, 1)],
 }
 TIMEOUT_S = 240
+
+
+def test_a_meeting_point_in_use_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    import torch
+
+    from ral_system.training.deepspeed_engine import DeepSpeedEngine
+
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        rank = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+        for name, value in rank.items():
+            monkeypatch.setenv(name, value)
+        with pytest.raises(
+            SetupError, match=rf"^the learner ranks cannot meet at 127.0.0.1:{port} \(.*in use"
+        ) as error:
+            DeepSpeedEngine(None, None, None, torch.device("cpu"), collective_timeout_s=5)  # type: ignore[arg-type]
+    assert "\n" not in str(error.value)
 
 
 class Planted:

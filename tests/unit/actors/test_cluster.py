@@ -1,0 +1,30 @@
+import pytest
+
+pytest.importorskip("ray")
+
+from actors.cluster import _explain
+
+
+@pytest.mark.parametrize(
+    ("address", "error", "says"),
+    [
+        (
+            None,
+            OSError("[Errno 98] Address already in use"),
+            "a port is taken ([Errno 98] Address already in use)",
+        ),
+        (None, RuntimeError("no space\nmore"), "Ray cannot start on this machine (no space); see"),
+        ("host:6379", ConnectionError("refused"), "no Ray cluster answers at host:6379 (refused); start one with"),
+        (
+            "host:6379",
+            RuntimeError("Unauthenticated: x"),
+            "wants a valid token (Unauthenticated: x); set RAY_AUTH_MODE",
+        ),
+    ],
+)
+def test_a_cluster_that_cannot_be_used_is_one_line_with_the_remedy(
+    address: str | None, error: Exception, says: str
+) -> None:
+    message = str(_explain(address, error))
+    assert says in message
+    assert "\n" not in message
