@@ -118,9 +118,20 @@ class DeepSpeedEngine:
 class _WeightsOnlyCheckpoint(TorchCheckpointEngine):
     """DeepSpeed's own checkpoint files, read without unpickling arbitrary objects."""
 
+    def save(self, state_dict: Any, path: str) -> Any:
+        return super().save(_without_enums(state_dict), path)
+
     def load(self, path: str, map_location: Any = None) -> Any:
-        with torch.serialization.safe_globals([LossScaler, ZeroStageEnum, fragment_address]):
+        with torch.serialization.safe_globals([LossScaler, fragment_address]):
             return torch.load(path, map_location=map_location, weights_only=True)
+
+
+def _without_enums(state: Any) -> Any:
+    """ZeRO stages as plain numbers: Python before 3.11.4 pickles an enum member as a call of `getattr`, which a load of
+    weights only must not allow."""
+    if isinstance(state, ZeroStageEnum):
+        return int(state)
+    return {key: _without_enums(value) for key, value in state.items()} if type(state) is dict else state
 
 
 def _deepspeed_config(settings: OptimSettings, config: LearnerConfig) -> dict[str, Any]:
