@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import os
 import re
-import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -13,6 +12,7 @@ from typing import Any, NoReturn
 
 from ral_system.config.schema import RunConfig
 from ral_system.config.validate import parse_config
+from ral_system.controller import interrupt
 from ral_system.errors import ConfigError, RalError, SetupError
 
 _MACHINE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)
@@ -29,7 +29,7 @@ def run_with_config(task: Callable[[RunConfig], None], *, doc: str) -> None:
     from yaml import YAMLError
 
     os.environ["HYDRA_FULL_ERROR"] = "1"  # errors come to us instead of being printed with a traceback
-    signal.signal(signal.SIGTERM, _interrupt)
+    interrupt.install()
     parser = get_args_parser()
     # Hydra parses again, and would answer a wrong option with pages.
     parser.error = lambda message: fail(ConfigError(f"{message}; see {_command()} --help"))  # type: ignore[method-assign]
@@ -93,7 +93,3 @@ def _one_line(error: Exception) -> str:
 
 def _command() -> str:
     return Path(sys.argv[0]).name
-
-
-def _interrupt(*_: object) -> NoReturn:
-    raise KeyboardInterrupt
