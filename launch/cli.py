@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import re
+import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -12,7 +13,6 @@ from typing import Any, NoReturn
 
 from ral_system.config.schema import RunConfig
 from ral_system.config.validate import parse_config
-from ral_system.controller import interrupt
 from ral_system.errors import ConfigError, RalError, SetupError
 
 _MACHINE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)
@@ -29,7 +29,8 @@ def run_with_config(task: Callable[[RunConfig], None], *, doc: str) -> None:
     from yaml import YAMLError
 
     os.environ["HYDRA_FULL_ERROR"] = "1"  # errors come to us instead of being printed with a traceback
-    interrupt.install()
+    for number in (signal.SIGINT, signal.SIGTERM):  # SIGINT too: a shell leaves it ignored in its background jobs
+        signal.signal(number, _interrupt)
     parser = get_args_parser()
     # Hydra parses again, and would answer a wrong option with pages.
     parser.error = lambda message: fail(ConfigError(f"{message}; see {_command()} --help"))  # type: ignore[method-assign]
@@ -75,6 +76,10 @@ def fail(error: RalError) -> NoReturn:
     """One line on stderr, and the error's exit code."""
     print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
     sys.exit(error.exit_code)
+
+
+def _interrupt(*_: object) -> NoReturn:
+    raise KeyboardInterrupt
 
 
 def _one_line(error: Exception) -> str:

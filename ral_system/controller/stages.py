@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 from ral_system.config.schema import RunConfig, Stage, SupervisedConfig
-from ral_system.controller import interrupt
 from ral_system.controller.checkpoint import Checkpoints
 from ral_system.controller.evaluate import Evaluation, evaluate
 from ral_system.controller.loop import TrainingLoop
@@ -88,7 +87,6 @@ def run_supervised(context: StageContext, stage: SupervisedStage) -> None:
     with context.progress as progress, ThreadPoolExecutor(1) as ahead:  # draws the next batch while this one trains
         upcoming = ahead.submit(draw, step)
         while step < settings.max_steps and score < settings.stop_at:
-            interrupt.check()
             with context.timer.phase("data"):
                 plan = upcoming.result()
             upcoming = ahead.submit(draw, step + 1)
@@ -144,7 +142,6 @@ def run_rl(context: StageContext) -> None:
             _save(context, checkpoints, 0, {"before": before, "wall_s": clock.total()})
         progress.update(step, before)
         while step < config.algorithm.steps:
-            interrupt.check()
             step += 1
             try:
                 result = loop.step()
