@@ -37,12 +37,12 @@ def rl() -> None:
 
 
 def run_stages(config: RunConfig, stages: Sequence[Stage]) -> None:
-    """Run the given stages in order, skipping those that are complete. Heavy imports happen here, after parsing."""
+    """Run the given stages, skipping those that are complete. Heavy imports happen here, after parsing."""
     from ral_system.observability.quiet import silence_third_party
 
     silence_third_party()
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # threads that spin while idle slow a shared machine tenfold
-    from ral_system.controller.run_folder import STAGES, RunFolder
+    from ral_system.controller.run_folder import RunFolder
 
     folder = RunFolder((Path(config.runs_dir) / config.name).resolve())
     folder.open(config)  # before the slow imports, so that a refusal is quick
@@ -52,13 +52,12 @@ def run_stages(config: RunConfig, stages: Sequence[Stage]) -> None:
     from ral_system.observability.report import write_report
 
     began = time.monotonic()
-    ordered = [stage for stage in STAGES if stage in stages]
-    for stage in ordered:
+    for stage in stages:
         if folder.result(stage) is None:
             try:
-                run_stage(config, folder, stage, first_model(config, folder, stage, ordered), role_factory(config))
-            except GateError:
-                write_summary(config, folder)
+                run_stage(config, folder, stage, first_model(config, folder, stage, stages), role_factory(config))
+            except GateError as error:
+                write_summary(config, folder, failed=error)
                 write_report(folder.root)
                 raise
         # Also when the stage was complete already: the run may have been killed just before this.

@@ -5,9 +5,9 @@ One class per Hydra group, in the order of `conf/config.yaml`. Frozen; unknown k
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, get_args
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 Positive = Annotated[int, Field(gt=0)]
 NonNegative = Annotated[int, Field(ge=0)]
@@ -17,6 +17,8 @@ Fraction = Annotated[float, Field(ge=0, le=1)]
 
 ResponseFormat = Literal["think_answer", "answer_only"]
 Stage = Literal["perceive", "sft", "rl"]
+STAGES: tuple[Stage, ...] = get_args(Stage)
+"""In the order in which a run goes through them."""
 Dtype = Literal["float32", "bfloat16"]
 
 
@@ -227,6 +229,10 @@ class LoggingConfig(Group):
     """RL steps between rewrites of `report.html`."""
 
 
+def _in_order(stages: tuple[Stage, ...]) -> tuple[Stage, ...]:
+    return tuple(stage for stage in STAGES if stage in stages)
+
+
 class RunConfig(Group):
     """The whole configuration of one run."""
 
@@ -236,8 +242,8 @@ class RunConfig(Group):
     seed: NonNegative
     resume: Literal["auto", "never"]
     """auto continues from the newest complete checkpoint; never refuses a folder that has one."""
-    stages: Annotated[list[Stage], Field(min_length=1)]
-    """What `ral-train` runs, always in the order perceive, sft, rl."""
+    stages: Annotated[tuple[Stage, ...], Field(min_length=1), AfterValidator(_in_order)]
+    """What `ral-train` runs; sorted into the order perceive, sft, rl."""
     start_model: str | None
     """Folder to start the first requested stage from, instead of the preceding stage's result in this run."""
     model: ModelConfig

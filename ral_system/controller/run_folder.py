@@ -12,12 +12,10 @@ from typing import IO, Any
 
 import yaml
 
-from ral_system.config.schema import RunConfig, Stage
+from ral_system.config.schema import STAGES, RunConfig, Stage
 from ral_system.errors import ConfigError, SetupError
 from ral_system.observability.jsonl import write_atomically
 from ral_system.observability.metrics import METRICS_FILE
-
-STAGES: tuple[Stage, ...] = ("perceive", "sft", "rl")
 
 MAY_CHANGE = (
     "resume",

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from ral_system.config.schema import RunConfig, Stage
-from ral_system.controller.run_folder import STAGES, RunFolder
+from ral_system.config.schema import STAGES, RunConfig, Stage
+from ral_system.controller.run_folder import RunFolder
 from ral_system.controller.stages import StageContext, run_rl, run_supervised
 from ral_system.data import visual_search
 from ral_system.data.chat import ChatRenderer

@@ -7,11 +7,9 @@ import math
 import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any
 
-Stage = Literal["perceive", "sft", "rl"]
-STAGES: tuple[Stage, ...] = get_args(Stage)
-"""In the order in which a run goes through them."""
+from ral_system.config.schema import STAGES, Stage
 
 
 class JsonLines:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from ral_system.config.schema import Stage
 from ral_system.observability.charts import Chart, Series, Unit
-from ral_system.observability.jsonl import Stage
 from ral_system.observability.report_data import RunData
 
 _MAX_LAYERS = 7  # of the phase stack; the smallest ones share the last colour

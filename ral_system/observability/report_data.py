@@ -10,8 +10,9 @@ from typing import Any
 
 import yaml
 
+from ral_system.config.schema import STAGES, Stage
 from ral_system.errors import GATE_COUNTERS
-from ral_system.observability.jsonl import STAGES, Stage, read_lines
+from ral_system.observability.jsonl import read_lines
 from ral_system.observability.metrics import METRICS_FILE, ROLLOUTS_FILE
 
 Points = list[tuple[int, float | None]]

@@ -12,8 +12,7 @@ from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import urlparse
 
-from ral_system.config.schema import LoggingConfig
-from ral_system.observability.jsonl import STAGES, Stage
+from ral_system.config.schema import STAGES, LoggingConfig, Stage
 
 _log = logging.getLogger(__name__)
 

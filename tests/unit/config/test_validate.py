@@ -198,6 +198,10 @@ def test_values_out_of_range_are_named(defaults, path: str, value: Any) -> None:
     assert f"{path}={value!r}: " in str(error.value)
 
 
+def test_stages_are_sorted_into_the_order_of_a_run(defaults) -> None:
+    assert parse_config(changed(defaults, {"stages": ["rl", "perceive"]})).stages == ("perceive", "rl")
+
+
 def test_the_result_cannot_be_changed(defaults) -> None:
     with pytest.raises(ValueError, match="frozen"):
         parse_config(defaults).seed = 1
