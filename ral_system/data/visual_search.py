@@ -15,6 +15,8 @@ from typing import Literal
 import numpy as np
 from PIL import Image, ImageDraw
 
+from ral_system.errors import DataError
+
 Split = Literal["train", "held_out"]
 
 CELL_PX = 28
@@ -33,6 +35,7 @@ EMPTY = "empty"
 
 _BACKGROUND = (240, 240, 240)
 _HELD_OUT_SHARE = 5  # one scene (and one digit image) in five
+_MAX_SCENES = 20_000  # seconds, not hours, before a board is called impossible
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,13 +96,7 @@ class VisualSearch:
         """The `index`-th record of `split`. Question kinds take turns, so any window of records holds all of them."""
         rng = np.random.default_rng([self.seed, index, 0 if split == "train" else 1])
         kind = KINDS[index % len(KINDS)]
-        while True:
-            cells = self._scene(rng)
-            if _scene_split(cells) != split:
-                continue
-            asked = _QUESTIONS[kind](cells, self, rng)
-            if asked is not None:
-                break
+        cells, asked = self._scene_with_question(kind, split, rng)
         image = self._draw(cells, split, rng)
         order = [self._positions()[i] for i in rng.permutation(self.grid**2)]
         unique = [p for p in order if p in _unique_things(cells)]
@@ -116,6 +113,16 @@ class VisualSearch:
             search_question=f"find {' '.join(cells[p].thing for p in unique)}",
             search=_locate(cells, unique),
             image=image,
+        )
+
+    def _scene_with_question(self, kind: str, split: Split, rng: np.random.Generator) -> tuple[dict[str, Cell], Asked]:
+        for _ in range(_MAX_SCENES):
+            cells = self._scene(rng)
+            if _scene_split(cells) == split and (asked := _QUESTIONS[kind](cells, self, rng)) is not None:
+                return cells, asked
+        raise DataError(
+            f"no scene with data.objects={self.objects}, data.digits={str(self.digits).lower()} admits a {kind!r} "
+            f"question ({_MAX_SCENES} tried), which needs things that occur once; use fewer objects or data.digits=true"
         )
 
     def _positions(self) -> list[str]:

@@ -8,6 +8,7 @@ from PIL import Image
 
 from ral_system.data import visual_search
 from ral_system.data.visual_search import CELL_PX, COLOURS, DIGITS, KINDS, SHAPES, Record, Split, VisualSearch, words
+from ral_system.errors import DataError
 from ral_system.models.tiny import build_tokenizer
 
 Scene = dict[str, tuple[str, str] | None]
@@ -207,3 +208,11 @@ def test_without_digits_there_are_only_shapes_and_circles_are_counted() -> None:
 def test_impossible_boards_are_refused(grid: int, objects: int, complaint: str) -> None:
     with pytest.raises(ValueError, match=complaint):
         VisualSearch(0, grid, objects)
+
+
+def test_a_board_that_never_admits_a_question_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(visual_search, "_MAX_SCENES", 50)
+    crowded = VisualSearch(seed=0, grid=8, objects=64, digits=False)
+    complaint = "data.objects=64, data.digits=false admits a 'compare' .* use fewer objects or data.digits=true"
+    with pytest.raises(DataError, match=complaint):
+        crowded.record("train", KINDS.index("compare"))
