@@ -33,13 +33,19 @@ class GateError(RalError):
     """A check that runs on every step failed; going on would train on corrupt data."""
 
     counter = "other_failures"
-    """Name under which metrics and summary count the failure."""
+    """Name under which the summary counts the failure."""
 
 
 class PromptIdError(GateError):
     """An engine saw other prompt tokens than the learner will."""
 
     counter = "prompt_id_mismatches"
+
+
+class MediaTokenError(GateError):
+    """A completion holds a token that stands for media in a prompt."""
+
+    counter = "media_tokens_sampled"
 
 
 class LogProbError(GateError):
@@ -54,7 +60,7 @@ class WeightSyncError(GateError):
     counter = "weight_checksum_failures"
 
 
-GATE_COUNTERS = tuple(e.counter for e in (PromptIdError, LogProbError, WeightSyncError, GateError))
+GATE_COUNTERS = tuple(e.counter for e in (PromptIdError, MediaTokenError, LogProbError, WeightSyncError, GateError))
 
 
 class CheckpointError(RalError):

@@ -15,7 +15,7 @@ from ral_system.controller.evaluate import Evaluation, evaluate
 from ral_system.controller.loop import TrainingLoop
 from ral_system.controller.run_folder import RunFolder
 from ral_system.data.prompts import SupervisedStage, VisualSearchPrompts
-from ral_system.errors import ConfigError, GateError
+from ral_system.errors import ConfigError
 from ral_system.observability.metrics import MetricsLog, Phase, RolloutLog
 from ral_system.observability.progress import PhaseTimer, StageProgress
 from ral_system.observability.report import write_report
@@ -143,11 +143,7 @@ def run_rl(context: StageContext) -> None:
         progress.update(step, before)
         while step < config.algorithm.steps:
             step += 1
-            try:
-                result = loop.step()
-            except GateError as error:
-                context.metrics.write("rl", step, {f"gate/{error.counter}": 1.0})
-                raise
+            result = loop.step()
             metrics = result.metrics
             if config.evaluation.every and step % config.evaluation.every == 0 and step < config.algorithm.steps:
                 metrics |= context.evaluate(context.questions(config.evaluation.every_questions)).metrics()

@@ -5,22 +5,22 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from ral_system.config.schema import RunConfig
-from ral_system.controller.run_folder import STAGES, RunFolder
-from ral_system.errors import GATE_COUNTERS
-from ral_system.observability.jsonl import read_lines, write_atomically
-from ral_system.observability.metrics import METRICS_FILE
+from ral_system.config.schema import STAGES, RunConfig
+from ral_system.controller.run_folder import RunFolder
+from ral_system.errors import GATE_COUNTERS, GateError
+from ral_system.observability.jsonl import write_atomically
 
 
-def write_summary(config: RunConfig, folder: RunFolder) -> None:
+def write_summary(config: RunConfig, folder: RunFolder, failed: GateError | None = None) -> None:
     """Write what the complete stages recorded; fields of stages that have not run are null.
 
-    A gate that fails ends the run; its line in the metrics is counted here until a resume goes on before it.
+    `failed` is the gate that ended the run; it is counted until a resumed run gets past it.
     """
-    lines = read_lines(folder.root / METRICS_FILE)
-    failures = {name: sum(int(line.get(f"gate/{name}", 0)) for line in lines) for name in GATE_COUNTERS}
     results = {stage: folder.result(stage) or {} for stage in STAGES}
     rl = results["rl"]
+    failures = dict.fromkeys(GATE_COUNTERS, 0 if rl or failed else None)
+    if failed:
+        failures[failed.counter] = 1
     summary: dict[str, Any] = {
         "name": config.name,
         "algorithm": config.algorithm.name,
@@ -33,7 +33,7 @@ def write_summary(config: RunConfig, folder: RunFolder) -> None:
         "max_abs_logprob_diff": rl.get("max_abs_logprob_diff"),
         "prompts_verified": rl.get("prompts_verified"),
         "weight_tensors_verified": rl.get("tensors_verified"),
-        **(failures if rl or any(failures.values()) else dict.fromkeys(failures)),
+        **failures,
         "rollout_tokens_per_s": rl["rollout_tokens"] / rl["rollout_s"] if rl else None,
         "wall_s": {
             stage: {"total": result.get("wall_s"), **result.get("phases_s", {})} for stage, result in results.items()

@@ -6,7 +6,7 @@ import itertools
 import math
 from collections.abc import Collection, Sequence
 
-from ral_system.errors import DataError, GateError, PromptIdError
+from ral_system.errors import DataError, GateError, MediaTokenError, PromptIdError
 from ral_system.types import Completion, FinishReason, Prompt
 
 
@@ -61,7 +61,7 @@ def check_completion(
         raise GateError(f"{label}: {len(tokens)} tokens with {len(log_probs)} log-probs")
     for at, (token, log_prob) in enumerate(zip(tokens, log_probs, strict=True)):
         if token in banned_token_ids:
-            raise GateError(f"{label}: token {at} is {token}, which is banned (it stands for media in a prompt)")
+            raise MediaTokenError(f"{label}: token {at} is {token}, which is banned (it stands for media in a prompt)")
         if not math.isfinite(log_prob) or log_prob > 1e-5:
             raise GateError(f"{label}: token {at} has log-prob {log_prob}")
     stopped = tokens[-1] in stop_token_ids

@@ -110,6 +110,8 @@ def test_killed_in_every_stage_it_ends_as_if_nothing_had_happened(
     run.assert_equal(uninterrupted)
     run.assert_no_prompt_lost_or_repeated()
     assert run.summary().keys() == uninterrupted.summary().keys()
+    times, expected = run.summary()["wall_s"], uninterrupted.summary()["wall_s"]
+    assert {s: set(phases) for s, phases in times.items()} == {s: set(phases) for s, phases in expected.items()}
 
 
 MOMENTS = {

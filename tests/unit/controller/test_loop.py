@@ -137,6 +137,18 @@ def test_the_first_update_must_attend_as_the_old_policy_did(config: RunConfig) -
         assert not any(call[0] == "publish" for call in roles.calls)
 
 
+def test_the_first_update_may_differ_by_the_rounding_of_its_dtype(make_config: Callable[..., RunConfig]) -> None:
+    small = ["algorithm.prompts_per_step=3", f"algorithm.completions_per_prompt={G}", "algorithm.updates_per_step=2"]
+    bfloat16 = ["learner.dtype=bfloat16", "rollout.dtype=bfloat16", "rollout.max_log_prob_difference=1.0"]
+    roles = Fakes()
+    roles.first_jsd = 1e-6
+    with pytest.raises(GateError, match="JSD 1e-06, more than 1e-09"):
+        start(make_config(*small), roles).step()
+    roles = Fakes()
+    roles.first_jsd = 1e-6
+    assert start(make_config(*small, *bfloat16), roles).step().metrics["gate/first_update_jsd"] == 1e-6
+
+
 def test_a_step_is_the_algorithm_in_order(config: RunConfig) -> None:
     roles = Fakes()
     loop = start(config, roles)

@@ -1,0 +1,28 @@
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from ral_system.config.schema import RunConfig
+from ral_system.controller.run_folder import RunFolder
+from ral_system.controller.summary import write_summary
+from ral_system.errors import GATE_COUNTERS, GateError, WeightSyncError
+
+
+@pytest.mark.parametrize(
+    ("failed", "counts"),
+    [
+        (None, dict.fromkeys(GATE_COUNTERS)),
+        (WeightSyncError("engine 0"), dict.fromkeys(GATE_COUNTERS, 0) | {"weight_checksum_failures": 1}),
+        (GateError("sample 3"), dict.fromkeys(GATE_COUNTERS, 0) | {"other_failures": 1}),
+    ],
+    ids=["before_rl", "weights", "others"],
+)
+def test_the_gate_that_ended_a_run_is_counted_in_whatever_stage(
+    make_config: Callable[..., RunConfig], tmp_path: Path, failed: GateError | None, counts: dict[str, int | None]
+) -> None:
+    write_summary(make_config(), RunFolder(tmp_path), failed)
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    assert {name: summary[name] for name in GATE_COUNTERS} == counts
+    assert summary["held_out_accuracy_after_rl"] is None
