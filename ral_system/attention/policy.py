@@ -5,44 +5,91 @@ Suffixes: T tokens, H query heads, K key heads (H divisible by K), D head dimens
 
 from __future__ import annotations
 
+from typing import Literal, get_args
+
 import torch
 from torch import Tensor
 
+Heads = Literal["mean", "each"]
 
-def attention_policy(query_THD: Tensor, key_TKD: Tensor, rows_R: Tensor, *, scale: float) -> Tensor:
-    """Where each row looks: p [R, T].
 
-    alpha_t = mean over heads of softmax(scale · q_t · k_i) over i ≤ t; then p_t(i) = alpha_t(i) / Σ_{j<t} alpha_t(j)
-    for i < t and 0 elsewhere: the row's own position is left out and the rest renormalised.
+def attention_policy(
+    query: Tensor,
+    key: Tensor,
+    rows: Tensor,
+    *,
+    scale: float,
+    segment_ids: Tensor | None = None,
+    key_mask: Tensor | None = None,
+    heads: Heads = "mean",
+) -> Tensor:
+    """Where each row looks: p [R, T], or [H, R, T] with heads="each".
+
+    With alpha_h = softmax over i ≤ t of scale · q_h,t · k_i within the row's segment, and C_t the keys that count:
+    earlier ones (i < t, the row's own position is left out), of the same segment, in `key_mask`:
+
+        p_t(i) = alpha_t(i) / Σ_{j in C_t} alpha_t(j) for i in C_t, else 0;    alpha the mean over heads, or each head's
 
     `query` [T, H, D] and `key` [T, K, D] are after rotary embedding; query head h reads key head h // (H / K). `rows`
-    int64 [R] holds positions in 0..T-1. Computed in at least float32; differentiable in both; memory H · R · T.
-    Degenerate case: row 0 has no earlier key and is all zeros. Raises ValueError that names the argument and its shape.
+    int64 [R] holds positions in 0..T-1, in any order, repeated if need be; `segment_ids` int64 [T] tells packed
+    sequences apart; `key_mask` bool [T]. Computed in at least float32; differentiable in both; memory H · R · T.
+    Degenerate case: a row without a key that counts is all zeros. Raises ValueError that names the argument.
+
+    Computed as a mixture Σ_h w_h a_h: a_h is head h's softmax over C_t alone and w_h the share of alpha's mass on C_t
+    that is head h's. Nothing is divided by a vanishing mass, however peaked a row is on itself or on masked keys.
     """
-    _check(query_THD, key_TKD, rows_R)
-    tokens, heads, _ = query_THD.shape
-    groups = heads // key_TKD.shape[1]
-    precision = torch.promote_types(query_THD.dtype, torch.float32)
-    query_RHD = query_THD[rows_R].to(precision)
-    key_THD = key_TKD.to(precision).repeat_interleave(groups, dim=1)
+    check_arguments(query, key, rows, segment_ids, key_mask, heads)
+    tokens, query_heads, _ = query.shape
+    precision = torch.promote_types(query.dtype, torch.float32)
+    key_THD = key.to(precision).repeat_interleave(query_heads // key.shape[1], dim=1)
+    logits_HRT = torch.einsum("rhd,thd->hrt", query[rows].to(precision), key_THD) * scale
 
-    positions_T = torch.arange(tokens, device=rows_R.device)
-    logits_HRT = torch.einsum("rhd,thd->hrt", query_RHD, key_THD) * scale
-    causal_RT = positions_T[None, :] <= rows_R[:, None]
-    alpha_RT = logits_HRT.masked_fill(~causal_RT, float("-inf")).softmax(-1).mean(0)
-
-    earlier_RT = positions_T[None, :] < rows_R[:, None]
-    mass_RT = torch.where(earlier_RT, alpha_RT, 0.0)
-    total_R1 = mass_RT.sum(-1, keepdim=True)
-    return mass_RT / torch.where(total_R1 > 0, total_R1, 1.0)
+    seen_RT, counts_RT = visibility(rows, tokens, segment_ids, key_mask)
+    some_R1 = counts_RT.any(-1, keepdim=True)
+    kept_HRT = logits_HRT.masked_fill(~counts_RT & some_R1, float("-inf"))
+    p = kept_HRT.softmax(-1)
+    if heads == "mean":
+        log_mass_HR = kept_HRT.logsumexp(-1) - logits_HRT.masked_fill(~seen_RT, float("-inf")).logsumexp(-1)
+        p = (log_mass_HR.softmax(0)[..., None] * p).sum(0)
+    return torch.where(some_R1, p, 0.0)
 
 
-def _check(query: Tensor, key: Tensor, rows: Tensor) -> None:
+def visibility(rows: Tensor, tokens: int, segment_ids: Tensor | None, key_mask: Tensor | None) -> tuple[Tensor, Tensor]:
+    """bool [R, T] twice: the keys that a row's softmax runs over, and those of them that its policy counts."""
+    positions_T = torch.arange(tokens, device=rows.device)
+    seen_RT = positions_T <= rows[:, None]
+    if segment_ids is not None:
+        seen_RT = seen_RT & (segment_ids == segment_ids[rows][:, None])
+    counts_RT = seen_RT & (positions_T != rows[:, None])
+    return seen_RT, counts_RT if key_mask is None else counts_RT & key_mask
+
+
+def check_arguments(
+    query: Tensor, key: Tensor, rows: Tensor, segment_ids: Tensor | None, key_mask: Tensor | None, heads: Heads
+) -> None:
+    """Raise ValueError for the first argument that does not fit the others."""
     if query.ndim != 3 or key.ndim != 3 or query.shape[0] != key.shape[0] or query.shape[2] != key.shape[2]:
-        raise ValueError(f"query must be [T, H, D] and key [T, K, D], got {tuple(query.shape)} and {tuple(key.shape)}")
+        raise ValueError(f"query must be [T, H, D] and key [T, K, D], got {_shape(query)} and {_shape(key)}")
+    if query.dtype != key.dtype:
+        raise ValueError(f"query and key must share a dtype, got {query.dtype} and {key.dtype}")
     if query.shape[1] % key.shape[1]:
-        raise ValueError(f"query heads must be a multiple of key heads, got {tuple(query.shape)}, {tuple(key.shape)}")
+        raise ValueError(f"query heads must be a multiple of key heads, got {_shape(query)}, {_shape(key)}")
     if rows.ndim != 1 or rows.dtype != torch.int64:
-        raise ValueError(f"rows must be int64 [R], got {rows.dtype} {tuple(rows.shape)}")
+        raise ValueError(f"rows must be int64 [R], got {rows.dtype} {_shape(rows)}")
     if rows.numel() and not (int(rows.min()) >= 0 and int(rows.max()) < query.shape[0]):
         raise ValueError(f"rows must lie in 0..{query.shape[0] - 1}, got {int(rows.min())}..{int(rows.max())}")
+    for name, tensor, dtype in (("segment_ids", segment_ids, torch.int64), ("key_mask", key_mask, torch.bool)):
+        if tensor is not None and (tensor.shape != query.shape[:1] or tensor.dtype != dtype):
+            raise ValueError(
+                f"{name} must be {str(dtype).removeprefix('torch.')} [T] like query {_shape(query)}, "
+                f"got {tensor.dtype} {_shape(tensor)}"
+            )
+    for name, tensor in (("key", key), ("rows", rows), ("segment_ids", segment_ids), ("key_mask", key_mask)):
+        if tensor is not None and tensor.device != query.device:
+            raise ValueError(f"{name} must be on query's device {query.device}, got {tensor.device}")
+    if heads not in get_args(Heads):
+        raise ValueError(f"heads={heads!r}; known: {', '.join(get_args(Heads))}")
+
+
+def _shape(tensor: Tensor) -> tuple[int, ...]:
+    return tuple(tensor.shape)

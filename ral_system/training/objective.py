@@ -12,7 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ral_system.algorithms.attention_loss import attention_loss, jensen_shannon
+from ral_system.algorithms.attention_loss import attention_loss
+from ral_system.algorithms.divergences import divergence
 from ral_system.algorithms.kl import k3
 from ral_system.algorithms.policy_loss import clipped_policy_loss
 from ral_system.config.schema import AlgorithmConfig
@@ -120,7 +121,7 @@ def stack_divergence(attention: list[Tensor], samples: MicroBatch, behaviour: Sc
     for policy_RT, sample in zip(attention, samples, strict=True):
         old = behaviour[sample.id].attention
         assert old is not None, f"sample {sample.id} has no old attention record"
-        rows.append(jensen_shannon(policy_RT, torch.tensor(old, device=policy_RT.device)))
+        rows.append(divergence(policy_RT, torch.tensor(old, device=policy_RT.device), "jsd"))
     divergence_N = torch.cat(rows)
     return torch.zeros(mask_BR.shape, device=mask_BR.device).masked_scatter(mask_BR, divergence_N)
 

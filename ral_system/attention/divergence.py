@@ -1,0 +1,131 @@
+"""How far attention policies are from a target, row by row, without writing them out for every head."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, Literal, get_args
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from ral_system.algorithms.divergences import DIVERGENCES, Divergence, divergence, terms_and_slopes
+from ral_system.attention.chunked import ChunkedKernels
+from ral_system.attention.policy import Heads, attention_policy, check_arguments
+
+Backend = Literal["dense", "chunked", "auto"]
+
+
+def attention_divergence(
+    query: Tensor,
+    key: Tensor,
+    rows: Tensor,
+    target: Tensor,
+    *,
+    scale: float,
+    kind: Divergence = "jsd",
+    segment_ids: Tensor | None = None,
+    key_mask: Tensor | None = None,
+    heads: Heads = "mean",
+    backend: Backend = "auto",
+) -> Tensor:
+    """D(p_r, target_r) of every row's attention policy p (see `attention_policy`) to its target: [R].
+
+    `target` is a constant policy [R, T] ([H, R, T] with heads="each", where the mean over heads is returned).
+    Differentiable in query and key; at p = target value and gradient are exactly 0, and so they are for a row without
+    a key that counts and a target of zeros. `kind` is defined in `algorithms.divergences`.
+
+    Backends: `dense` is the definition, in autograd's own operations, memory H · R · T; `chunked` has the same results
+    with memory linear in T; `auto` chooses. Raises ValueError that names the argument.
+    """
+    check_arguments(query, key, rows, segment_ids, key_mask, heads)
+    _check_target(query, rows, target, heads)
+    if kind not in DIVERGENCES:
+        raise ValueError(f"kind={kind!r}; known: {', '.join(DIVERGENCES)}")
+    if backend not in get_args(Backend):
+        raise ValueError(f"backend={backend!r}; known: {', '.join(get_args(Backend))}")
+    masks: dict[str, Any] = {"segment_ids": segment_ids, "key_mask": key_mask, "heads": heads}
+    if backend == "dense":
+        policy = attention_policy(query, key, rows, scale=scale, **masks)
+        found = divergence(policy, target.to(policy.dtype), kind)
+        return found.mean(0) if heads == "each" else found
+    kernels = ChunkedKernels(key.detach(), scale=scale, **masks)
+    return _RowDivergence.apply(query[rows], key, rows, target, kernels, kind)
+
+
+@torch.no_grad()
+def policy_blocks(
+    query: Tensor,
+    key: Tensor,
+    rows: Tensor,
+    *,
+    scale: float,
+    segment_ids: Tensor | None = None,
+    key_mask: Tensor | None = None,
+    heads: Heads = "mean",
+) -> Iterator[Tensor]:
+    """The policies of `rows`, a block of rows at a time, as constants: bit by bit what a divergence compares."""
+    check_arguments(query, key, rows, segment_ids, key_mask, heads)
+    kernels = ChunkedKernels(key, scale=scale, segment_ids=segment_ids, key_mask=key_mask, heads=heads)
+    query_RHD = query[rows]
+    for block in _blocks(query_RHD, kernels):
+        yield kernels.policy(query_RHD[block], rows[block])[0]
+
+
+class _RowDivergence(torch.autograd.Function):
+    """Blocks of rows, one after the other; the backward pass computes each block's policies again."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        query_RHD: Tensor,
+        key_TKD: Tensor,
+        rows_R: Tensor,
+        target: Tensor,
+        kernels: ChunkedKernels,
+        kind: Divergence,
+    ) -> Tensor:
+        ctx.save_for_backward(query_RHD, key_TKD, rows_R, target)
+        ctx.kernels, ctx.kind = kernels, kind
+        precision = torch.promote_types(query_RHD.dtype, torch.float32)
+        found_R = torch.zeros(rows_R.shape, dtype=precision, device=rows_R.device)
+        for block in _blocks(query_RHD, kernels):
+            policy, _ = kernels.policy(query_RHD[block], rows_R[block])
+            terms, _ = terms_and_slopes(policy, target[..., block, :].to(precision), kind)
+            found_R[block] = terms.sum(-1).view(-1, terms.shape[-2]).mean(0)
+        return found_R
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient_R: Tensor) -> tuple[Tensor | None, ...]:
+        query_RHD, key_TKD, rows_R, target = ctx.saved_tensors
+        kernels: ChunkedKernels = ctx.kernels
+        precision = gradient_R.dtype
+        query_gradient_RHD = torch.zeros_like(query_RHD)
+        key_gradient_KTD = torch.zeros_like(key_TKD, dtype=precision).transpose(0, 1).contiguous()
+        for block in _blocks(query_RHD, kernels):
+            policy, state = kernels.policy(query_RHD[block], rows_R[block])
+            _, slopes = terms_and_slopes(policy, target[..., block, :].to(precision), ctx.kind)
+            per_head = slopes.shape[0] if slopes.ndim == 3 else 1
+            slopes.mul_(gradient_R[block, None] / per_head)
+            query_gradient_RHD[block] = kernels.gradient(state, slopes, key_gradient_KTD).to(query_RHD.dtype)
+        key_gradient = key_gradient_KTD.transpose(0, 1).to(key_TKD.dtype)
+        return query_gradient_RHD, key_gradient, None, None, None, None
+
+
+def _blocks(query_RHD: Tensor, kernels: ChunkedKernels) -> list[slice]:
+    size = kernels.rows_per_block(query_RHD.shape[1])
+    return [slice(i, i + size) for i in range(0, len(query_RHD), size)]
+
+
+def _check_target(query: Tensor, rows: Tensor, target: Tensor, heads: Heads) -> None:
+    tokens, query_heads, _ = query.shape
+    shape = (rows.shape[0], tokens) if heads == "mean" else (query_heads, rows.shape[0], tokens)
+    if tuple(target.shape) != shape or not target.is_floating_point():
+        axes = "[R, T]" if heads == "mean" else "[H, R, T]"
+        raise ValueError(f"target must be floating {axes} = {shape}, got {target.dtype} {tuple(target.shape)}")
+    if target.device != query.device:
+        raise ValueError(f"target must be on query's device {query.device}, got {target.device}")
+    if target.numel() and not (float(target.min()) >= 0 and float(target.max()) < float("inf")):
+        at = (~((target >= 0) & (target < float("inf")))).nonzero()[0].tolist()
+        raise ValueError(f"target must be probabilities ≥ 0, got {target[tuple(at)].item()} at {at} of {shape}")

@@ -1,0 +1,214 @@
+"""Every backend against the dense definition in float64: values, gradients, awkward sizes, awkward rows."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from ral_system.algorithms.divergences import DIVERGENCES
+from ral_system.attention import attention_divergence, attention_policy, chunked
+from ral_system.attention.divergence import policy_blocks
+
+BACKENDS = ["chunked"]
+TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-5, torch.bfloat16: 1e-2}
+
+
+@dataclass
+class Case:
+    tokens: int
+    heads: int
+    key_heads: int
+    dim: int
+    rows: list[int]
+    segments: list[int] | None = None
+    """Lengths of packed sequences."""
+    key_mask: list[int] | None = None
+    """Keys that count, by position modulo 7."""
+    sharpness: float = 1.0
+    mode: str = "mean"
+
+    def tensors(self, dtype: torch.dtype = torch.float64) -> dict[str, Any]:
+        generator = torch.Generator().manual_seed(self.tokens * 1000 + self.heads * 10 + self.dim)
+
+        def random(*shape: int) -> Tensor:
+            return torch.randn(*shape, generator=generator, dtype=torch.float64)
+
+        segment_ids = None
+        if self.segments is not None:
+            segment_ids = torch.repeat_interleave(torch.arange(len(self.segments)), torch.tensor(self.segments))
+        return {
+            "query": (random(self.tokens, self.heads, self.dim) * self.sharpness).to(dtype).requires_grad_(),
+            "key": random(self.tokens, self.key_heads, self.dim).to(dtype).requires_grad_(),
+            "rows": torch.tensor(self.rows, dtype=torch.int64),
+            "scale": self.dim**-0.5,
+            "segment_ids": segment_ids,
+            "key_mask": None
+            if self.key_mask is None
+            else torch.tensor([t % 7 in self.key_mask for t in range(self.tokens)]),
+            "heads": self.mode,
+        }
+
+    def target(self) -> Tensor:
+        """The policy of a model a little different, float64."""
+        moved = self.tensors()
+        generator = torch.Generator().manual_seed(1)
+        for name in ("query", "key"):
+            moved[name] = moved[name].detach()
+            moved[name] = moved[name] + 0.3 * torch.randn(moved[name].shape, generator=generator, dtype=torch.float64)
+        return attention_policy(**moved)
+
+
+CASES = {
+    "one token": Case(1, 1, 1, 8, [0]),
+    "one key": Case(2, 2, 1, 32, [1]),
+    "one row": Case(37, 4, 2, 32, [36]),
+    "no row": Case(5, 2, 2, 16, []),
+    "primes": Case(97, 7, 1, 61, list(range(41, 97, 5))),
+    "any order, repeated": Case(64, 4, 4, 64, [63, 2, 2, 0, 31, 63]),
+    "eight heads on a key": Case(53, 8, 1, 128, list(range(20, 53))),
+    "wide": Case(29, 2, 1, 256, list(range(10, 29))),
+    "packed": Case(61, 4, 2, 32, [0, 3, 19, 20, 21, 40, 60], segments=[20, 1, 33, 7]),
+    "masked": Case(61, 4, 2, 32, [0, 1, 9, 30, 60], key_mask=[0, 3]),
+    "packed and masked": Case(61, 4, 2, 32, [0, 5, 19, 20, 22, 60], segments=[20, 1, 33, 7], key_mask=[1, 5]),
+    "all rows masked": Case(23, 4, 2, 32, [0, 5, 22], key_mask=[]),
+    "each head": Case(61, 4, 2, 32, [0, 1, 30, 60], mode="each"),
+    "each head, packed and masked": Case(61, 4, 2, 32, [0, 5, 22, 60], [20, 1, 33, 7], [1, 5], mode="each"),
+    "sharp": Case(43, 4, 2, 32, list(range(0, 43, 3)), sharpness=12.0),
+}
+
+
+def run(
+    case: Case, target: Tensor, dtype: torch.dtype, *, upcast: bool = False, **options: Any
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Values, and gradients of a sum of the rows weighted with both signs. `upcast`: exactly, on what `dtype` holds."""
+    tensors = case.tensors(dtype)
+    if upcast:
+        tensors |= {name: tensors[name].detach().double().requires_grad_() for name in ("query", "key")}
+    found = attention_divergence(**tensors, target=target, **options)
+    weights = torch.linspace(-1, 2, len(case.rows), dtype=found.dtype)
+    (found * weights).sum().backward()
+    return found.detach(), tensors["query"].grad, tensors["key"].grad
+
+
+def error(found: Tensor, expected: Tensor) -> float:
+    """Relative, in the 2-norm."""
+    scale = expected.double().norm().item()
+    return (found.double() - expected.double()).norm().item() / (scale if scale > 0 else 1.0)
+
+
+@pytest.fixture(params=[1 << 10, 8 << 20], ids=["many_blocks", "one_block"])
+def block_bytes(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(chunked._BLOCK_BYTES, "cpu", request.param)
+
+
+@pytest.mark.usefixtures("block_bytes")
+@pytest.mark.parametrize("kind", DIVERGENCES)
+@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_agrees_with_the_definition_in_float64(backend: str, name: str, kind: str) -> None:
+    case = CASES[name]
+    for dtype, tolerance in TOLERANCE.items():
+        target = case.target().to(dtype)
+        expected = run(case, target, dtype, upcast=True, kind=kind, backend="dense")
+        found = run(case, target, dtype, kind=kind, backend=backend)
+        for part, a, b in zip(("value", "query", "key"), found, expected, strict=True):
+            assert a.dtype == (dtype if part != "value" or dtype == torch.float64 else torch.float32)
+            assert error(a, b) <= tolerance, (dtype, part)
+
+
+@pytest.mark.usefixtures("block_bytes")
+@pytest.mark.parametrize("name", ["primes", "packed and masked", "each head"])
+def test_gradients_against_finite_differences(name: str) -> None:
+    case, small = CASES[name], [0, 2, 9, 12]
+    case = Case(13, case.heads, case.key_heads, 3, small, case.segments and [4, 1, 8], case.key_mask, mode=case.mode)
+    tensors, target = case.tensors(), case.target()
+    query, key = tensors.pop("query"), tensors.pop("key")
+
+    def divergences(query: Tensor, key: Tensor) -> Tensor:
+        return attention_divergence(query, key, **tensors, target=target, backend="chunked")
+
+    assert torch.autograd.gradcheck(divergences, (query, key))
+
+
+@pytest.mark.parametrize("backend", ["dense", *BACKENDS])
+@pytest.mark.parametrize("kind", DIVERGENCES)
+@pytest.mark.parametrize("sharpness", [1e2, 1e4])
+def test_stays_finite_however_peaked_a_row_is(backend: str, kind: str, sharpness: float) -> None:
+    for mode, mask in (("mean", None), ("mean", [2]), ("each", [2])):
+        case = Case(41, 4, 2, 32, [0, 1, 17, 40], key_mask=mask, sharpness=sharpness, mode=mode)
+        target = torch.zeros(4, 41)
+        target[:, 2] = 1.0
+        if mode == "each":
+            target = target.expand(4, 4, 41)
+        for part in run(case, target, torch.float32, kind=kind, backend=backend):
+            assert part.isfinite().all()
+
+
+@pytest.mark.usefixtures("block_bytes")
+@pytest.mark.parametrize("kind", DIVERGENCES)
+@pytest.mark.parametrize("name", CASES)
+def test_is_exactly_zero_at_a_target_of_its_own_making(name: str, kind: str) -> None:
+    case = CASES[name]
+    tensors = {k: v.detach() if isinstance(v, Tensor) else v for k, v in case.tensors(torch.float32).items()}
+    target = torch.cat(list(policy_blocks(**tensors)), dim=-2) if case.rows else case.target().float()
+    for part in run(case, target, torch.float32, kind=kind, backend="chunked"):
+        assert not part.any()
+
+
+class LargestTensor(TorchDispatchMode):
+    """Elements of the largest tensor made in the block."""
+
+    numel = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        for tensor in result if isinstance(result, tuple | list) else [result]:
+            if isinstance(tensor, Tensor):
+                self.numel = max(self.numel, tensor.numel())
+        return result
+
+
+@pytest.mark.parametrize("kind", DIVERGENCES)
+def test_no_tensor_is_as_large_as_rows_times_keys(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(chunked._BLOCK_BYTES, "cpu", 1 << 16)
+    case = Case(512, 4, 2, 8, list(range(256, 512)))
+    target = case.target().float()
+    with LargestTensor() as largest:
+        run(case, target, torch.float32, kind=kind, backend="chunked")
+    assert largest.numel <= 1 << 14
+    with LargestTensor() as largest:
+        run(case, target, torch.float32, kind=kind, backend="dense")
+    assert largest.numel >= 4 * 256 * 512
+
+
+GOOD = {"query": torch.zeros(4, 2, 8), "key": torch.zeros(4, 1, 8), "rows": torch.tensor([1, 3]), "scale": 1.0}
+TARGET = torch.full((2, 4), 0.25)
+
+
+@pytest.mark.parametrize(
+    ("change", "complaint"),
+    [
+        ({"target": torch.zeros(2, 5)}, r"target must be floating \[R, T\] = \(2, 4\), got torch.float32 \(2, 5\)"),
+        ({"target": torch.zeros(2, 4).long()}, r"target must be floating .* got torch.int64 \(2, 4\)"),
+        ({"target": TARGET, "heads": "each"}, r"target must be floating \[H, R, T\] = \(2, 2, 4\), got"),
+        ({"target": TARGET - 0.5}, r"target must be probabilities ≥ 0, got -0.25 at \[0, 0\] of \(2, 4\)"),
+        ({"target": TARGET / 0}, r"target must be probabilities ≥ 0, got inf"),
+        ({"target": TARGET * float("nan")}, r"target must be probabilities ≥ 0, got nan"),
+        ({"target": TARGET.to("meta")}, r"target must be on query's device cpu, got meta"),
+        ({"key": GOOD["key"].bfloat16()}, r"query and key must share a dtype, got torch.float32 and torch.bfloat16"),
+        ({"key": GOOD["key"].to("meta")}, r"key must be on query's device cpu, got meta"),
+        ({"segment_ids": torch.zeros(3).long()}, r"segment_ids must be int64 \[T\] like query \(4, 2, 8\), .* \(3,\)"),
+        ({"key_mask": torch.zeros(4)}, r"key_mask must be bool \[T\] like query \(4, 2, 8\), got torch.float32 \(4,\)"),
+        ({"rows": torch.tensor([1, 4])}, r"rows must lie in 0..3, got 1..4"),
+        ({"heads": "max"}, "heads='max'; known: mean, each"),
+        ({"kind": "kl"}, "kind='kl'; known: jsd, forward_kl"),
+        ({"backend": "flash"}, "backend='flash'; known: dense, chunked"),
+    ],
+)
+def test_errors_name_the_argument_and_both_shapes(change: dict[str, Any], complaint: str) -> None:
+    attention_divergence(**GOOD, target=TARGET)
+    with pytest.raises(ValueError, match=complaint):
+        attention_divergence(**(GOOD | {"target": TARGET} | change))
