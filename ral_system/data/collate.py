@@ -1,9 +1,9 @@
-"""Samples to tensors: one right-padded micro-batch. Suffixes: B sequences, T tokens, R response tokens."""
+"""Samples to tensors: one packed micro-batch. Suffixes: B sequences, T tokens of all of them, R response tokens."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import numpy as np
@@ -17,20 +17,25 @@ from ral_system.types import Media, MicroBatch
 
 @dataclass(frozen=True, slots=True)
 class TensorBatch:
-    """A micro-batch on one device. Response position r of sequence b sits at token `prompt_lengths[b] + r`."""
+    """A micro-batch on one device: sequences one behind the other, without padding.
+
+    Response position r of sequence b sits at token `prompt_lengths[b] + r` of that sequence.
+    """
 
     input_ids: Tensor
-    """int64 [B, T]"""
-    attention_mask: Tensor
-    """int64 [B, T], 1 on real tokens."""
+    """int64 [T]"""
+    lengths: tuple[int, ...]
+    """Tokens of each sequence; they sum to T."""
     token_types: Tensor
-    """int64 [B, T], 1 on image tokens (transformers' mm_token_type_ids)."""
+    """int64 [T], 1 on image tokens (transformers' mm_token_type_ids)."""
     pixel_values: Tensor | None
     """[patches, features], of all images in sequence order."""
     image_grid_thw: Tensor | None
     """int64 [images, 3]"""
+    images: tuple[int, ...]
+    """Images of each sequence."""
     response_ids: Tensor
-    """int64 [B, R]"""
+    """int64 [B, R], padded: what a response holds is small beside its prompt."""
     response_mask: Tensor
     """bool [B, R]"""
     prompt_lengths: Tensor
@@ -41,7 +46,8 @@ class TensorBatch:
     def to(self, device: torch.device | str) -> TensorBatch:
         """The same batch on another device."""
         values = {f.name: getattr(self, f.name) for f in fields(self)}
-        return TensorBatch(**{k: v.to(device) if isinstance(v, Tensor) else v for k, v in values.items()})
+        moved: dict[str, Any] = {name: v.to(device) for name, v in values.items() if isinstance(v, Tensor)}
+        return replace(self, **moved)
 
 
 class Collator:
@@ -58,19 +64,17 @@ class Collator:
 
     def __call__(self, samples: MicroBatch) -> TensorBatch:
         """Collate at least one sample. Raises DataError when a sample's image tokens do not fit its images."""
-        sequences = [(*s.prompt.token_ids, *s.response_token_ids) for s in samples]
-        lengths = [len(sequence) for sequence in sequences]
-        input_ids_BT = _pad(sequences, self._pad_id)
-        attention_mask_BT = (torch.arange(max(lengths))[None] < torch.tensor(lengths)[:, None]).long()
+        input_ids_T = torch.tensor([i for s in samples for i in (*s.prompt.token_ids, *s.response_token_ids)])
         response_lengths_B = torch.tensor([len(s.response_token_ids) for s in samples])
         response_ids_BR = _pad([s.response_token_ids for s in samples], self._pad_id)
         pixel_values, image_grid_thw = self._images(samples)
         return TensorBatch(
-            input_ids=input_ids_BT,
-            attention_mask=attention_mask_BT,
-            token_types=(input_ids_BT == self._image_token_id).long() * attention_mask_BT,
+            input_ids=input_ids_T,
+            lengths=tuple(s.length for s in samples),
+            token_types=(input_ids_T == self._image_token_id).long(),
             pixel_values=pixel_values,
             image_grid_thw=image_grid_thw,
+            images=tuple(len(s.prompt.media) for s in samples),
             response_ids=response_ids_BR,
             response_mask=torch.arange(response_ids_BR.shape[1])[None] < response_lengths_B[:, None],
             prompt_lengths=torch.tensor([len(s.prompt.token_ids) for s in samples]),

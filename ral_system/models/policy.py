@@ -49,18 +49,20 @@ class PolicyModel(nn.Module):
     def forward(self, batch: TensorBatch, *, with_attention: bool) -> PolicyOutput:
         """One pass over a micro-batch; logits are made for response positions only."""
         with self._probe.capture() as capture:
-            hidden_BTE = self.model.model(
-                input_ids=batch.input_ids,
-                attention_mask=batch.attention_mask,
-                mm_token_type_ids=batch.token_types,
+            hidden_TE = self.model.model(
+                input_ids=batch.input_ids[None],
+                position_ids=self._position_ids(batch),
+                mm_token_type_ids=batch.token_types[None],
                 pixel_values=batch.pixel_values,
                 image_grid_thw=batch.image_grid_thw,
+                segment_lengths=batch.lengths,
                 use_cache=False,
-            ).last_hidden_state
+            ).last_hidden_state[0]
         mask_BR = batch.response_mask
         sequence_N, offset_N = mask_BR.nonzero(as_tuple=True)  # N: all response tokens of the micro-batch
-        predicting_N = batch.prompt_lengths[sequence_N] + offset_N - 1
-        logits_NV = self.model.lm_head(hidden_BTE[sequence_N, predicting_N])
+        starts_B = torch.tensor((0, *batch.lengths[:-1]), device=mask_BR.device).cumsum(0)
+        predicting_N = (starts_B + batch.prompt_lengths)[sequence_N] + offset_N - 1
+        logits_NV = self.model.lm_head(hidden_TE[predicting_N])
         log_softmax_NV = sampling_log_softmax(
             logits_NV, temperature=self._temperature, banned_token_ids=self.banned_token_ids
         )
@@ -77,9 +79,22 @@ class PolicyModel(nn.Module):
 
     def _attention(self, batch: TensorBatch, capture: Capture) -> list[Tensor]:
         policies = []
-        lengths = batch.attention_mask.sum(-1).tolist()
-        for index, (length, start) in enumerate(zip(lengths, batch.prompt_lengths.tolist(), strict=True)):
-            query_THD, key_TKD = capture.sequence(index, length)
-            rows_R = torch.arange(start, length, device=query_THD.device) + self._rows_shift
+        sequences = capture.sequences(batch.lengths)
+        for (query_THD, key_TKD), start in zip(sequences, batch.prompt_lengths.tolist(), strict=True):
+            rows_R = torch.arange(start, len(query_THD), device=query_THD.device) + self._rows_shift
             policies.append(attention_policy(query_THD, key_TKD, rows_R, scale=capture.scale))
         return policies
+
+    def _position_ids(self, batch: TensorBatch) -> Tensor:
+        """Rotary positions (time, height, width) of every token, from 0 in each sequence: int64 [3, 1, T]."""
+        grids = [None] * len(batch.lengths)
+        if batch.image_grid_thw is not None:
+            grids = batch.image_grid_thw.split(batch.images)
+        positions = []
+        parts = zip(batch.input_ids.split(batch.lengths), batch.token_types.split(batch.lengths), grids, strict=True)
+        for ids_T, types_T, grid in parts:
+            if grid is None or len(grid) == 0:
+                positions.append(torch.arange(len(ids_T), device=ids_T.device).expand(3, 1, -1))
+            else:
+                positions.append(self.model.model.get_rope_index(ids_T[None], types_T[None], image_grid_thw=grid)[0])
+        return torch.cat(positions, dim=-1)

@@ -95,7 +95,7 @@ class LearnerRank:
                 output = self._engine.forward(batch, with_attention=True)
             assert output.attention is not None and batch.image_grid_thw is not None
             rows = answer_rows([self._processor.tokenizer.decode([t]) for t in sample.response_token_ids])
-            visual_T = batch.token_types[0, : sample.length] == 1
+            visual_T = batch.token_types == 1
             mass_R = output.attention[0][rows][:, visual_T].mean(0)
             merge = self._processor.image_processor.merge_size
             _, height, width = (

@@ -6,6 +6,7 @@ ranks add up, and the learner divides by global counts once.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -87,7 +88,7 @@ def policy_objective(
         chosen = mask & selected[:, None]
         sums[f"attention/jsd_{sign}"] = divergence_BR[chosen].sum()
         sums[f"tokens/{sign}"] = chosen.sum().float()
-    sums["attention/visual_mass"] = visual_mass(output.attention, batch.token_types).detach()
+    sums["attention/visual_mass"] = visual_mass(output.attention, batch.token_types.split(batch.lengths)).detach()
     gap_BR = (old_log_probs_BR - stack_rollout_log_probs(samples, mask)).abs()
     sums["gate/log_prob_diff_mean"] = gap_BR.sum()
     return Objective(loss, sums, maxima={"gate/log_prob_diff_max": gap_BR.max()})
@@ -126,11 +127,8 @@ def stack_divergence(attention: list[Tensor], samples: MicroBatch, behaviour: Sc
     return torch.zeros(mask_BR.shape, device=mask_BR.device).masked_scatter(mask_BR, divergence_N)
 
 
-def visual_mass(attention: list[Tensor], token_types_BT: Tensor) -> Tensor:
+def visual_mass(attention: list[Tensor], token_types: Sequence[Tensor]) -> Tensor:
     """Attention mass on visual keys, summed over all response rows (divide by their number for the mean)."""
     return torch.stack(
-        [
-            (p_RT * (types_T[: p_RT.shape[1]] == 1)).sum()
-            for p_RT, types_T in zip(attention, token_types_BT, strict=True)
-        ]
+        [(p_RT * (types_T == 1)).sum() for p_RT, types_T in zip(attention, token_types, strict=True)]
     ).sum()

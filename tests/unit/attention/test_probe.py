@@ -1,118 +1,287 @@
-"""The probe against transformers' own eager attention, on the tiny model."""
+"""The probe against transformers' own eager attention: four families, pictures, videos, padding, packing."""
 
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
-from transformers import AutoModelForImageTextToText, Qwen2Config, Qwen2ForCausalLM
+from transformers import (
+    PreTrainedModel,
+    Qwen2_5_VLConfig,
+    Qwen2_5_VLForConditionalGeneration,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+    Qwen2VLConfig,
+    Qwen2VLForConditionalGeneration,
+    Qwen3VLConfig,
+    Qwen3VLForConditionalGeneration,
+)
 
-from ral_system.attention import probe as probe_module
-from ral_system.attention.policy import attention_policy
+from ral_system.attention import attention_policy
 from ral_system.attention.probe import IMPLEMENTATION, AttentionProbe, Capture
-from ral_system.data.chat import ChatRenderer
-from ral_system.data.collate import Collator, TensorBatch
-from ral_system.data.media import MediaStore
-from ral_system.data.visual_search import VisualSearch
-from ral_system.models.loading import load_processor
-from ral_system.types import Sample
 
-Load = Callable[[str], Any]
+START, END, IMAGE, VIDEO = 1, 2, 3, 4
+TEXT = {
+    "vocab_size": 40,
+    "hidden_size": 64,
+    "intermediate_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 512,
+    "initializer_range": 0.2,
+}
+ROPE = {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [2, 3, 3]}
+VISION = {"depth": 2, "num_heads": 2, "patch_size": 14, "spatial_merge_size": 2, "temporal_patch_size": 2}
+TOKENS = {
+    "image_token_id": IMAGE,
+    "video_token_id": VIDEO,
+    "vision_start_token_id": START,
+    "vision_end_token_id": END,
+}
+
+
+def build_qwen2_vl() -> PreTrainedModel:
+    vision = VISION | {"embed_dim": 32, "hidden_size": 64, "mlp_ratio": 2}
+    return Qwen2VLForConditionalGeneration(
+        Qwen2VLConfig(text_config=TEXT | {"rope_parameters": ROPE}, vision_config=vision, **TOKENS)
+    )
+
+
+def build_qwen2_5_vl() -> PreTrainedModel:
+    vision = VISION | {
+        "hidden_size": 32,
+        "intermediate_size": 64,
+        "out_hidden_size": 64,
+        "fullatt_block_indexes": [1],
+        "window_size": 56,
+    }
+    return Qwen2_5_VLForConditionalGeneration(
+        Qwen2_5_VLConfig(text_config=TEXT | {"rope_parameters": ROPE}, vision_config=vision, **TOKENS)
+    )
+
+
+def build_qwen3_vl() -> PreTrainedModel:
+    vision = VISION | {
+        "hidden_size": 32,
+        "intermediate_size": 64,
+        "out_hidden_size": 64,
+        "deepstack_visual_indexes": [0],
+        "num_position_embeddings": 64,
+    }
+    text = TEXT | {"head_dim": 16, "rope_parameters": ROPE | {"mrope_interleaved": True}}
+    return Qwen3VLForConditionalGeneration(Qwen3VLConfig(text_config=text, vision_config=vision, **TOKENS))
+
+
+def build_qwen2() -> PreTrainedModel:
+    return Qwen2ForCausalLM(Qwen2Config(**TEXT))
+
+
+FAMILIES: dict[str, Callable[[], PreTrainedModel]] = {
+    "qwen2_vl": build_qwen2_vl,
+    "qwen2_5_vl": build_qwen2_5_vl,
+    "qwen3_vl": build_qwen3_vl,
+    "qwen2": build_qwen2,
+}
+CONTENTS: dict[str, list[tuple[int, tuple[int, int, int]]]] = {  # media token, grid of patches (time, height, width)
+    "text": [],
+    "image": [(IMAGE, (1, 4, 6))],
+    "images": [(IMAGE, (1, 4, 4)), (IMAGE, (1, 2, 6)), (IMAGE, (1, 6, 2))],
+    "video": [(VIDEO, (3, 4, 4))],
+    "image and video": [(IMAGE, (1, 2, 4)), (VIDEO, (2, 4, 2))],
+}
+CASES = [(family, content) for family in FAMILIES for content in CONTENTS if family != "qwen2" or content == "text"]
+
+Inputs = dict[str, Any]
 
 
 @pytest.fixture(scope="module")
-def load(tiny_model: Path) -> Load:
-    def loaded(implementation: str) -> Any:
-        return AutoModelForImageTextToText.from_pretrained(tiny_model, attn_implementation=implementation).eval()
+def models() -> dict[str, PreTrainedModel]:
+    torch.manual_seed(0)
+    return {name: build().eval() for name, build in FAMILIES.items()}
+
+
+@pytest.fixture
+def load(models: dict[str, PreTrainedModel]) -> Callable[[str, str], PreTrainedModel]:
+    def loaded(family: str, implementation: str) -> PreTrainedModel:
+        models[family].set_attn_implementation(implementation)
+        return models[family]
 
     return loaded
 
 
-@pytest.fixture(scope="module")
-def batches(tiny_model: Path, media: MediaStore) -> dict[str, TensorBatch]:
-    """By name: one picture, two pictures, no picture, and all of them right-padded together."""
-    processor = load_processor(tiny_model)
-    render, collate = ChatRenderer(processor, "answer"), Collator(processor, media.open)
-    pictures = [media.put(VisualSearch(seed=0, grid=grid, objects=2).record("train", grid).image) for grid in (2, 3, 4)]
-    samples = {}
-    for name, images in (("one", pictures[:1]), ("two", pictures[1:]), ("text", [])):
-        prompt = render.prompt(id=name, kind="", question="what is at a1 ?", answer="", media=images)
-        samples[name] = Sample(name, prompt, render.response("<answer> red circle </answer>"))
-    return {name: collate((s,)) for name, s in samples.items()} | {"together": collate(tuple(samples.values()))}
+def sequence(family: str, content: str, seed: int = 0) -> Inputs:
+    """Some text, the media, some text; pixels at random."""
+    generator = torch.Generator().manual_seed(seed)
 
+    def words(count: int) -> list[int]:
+        return torch.randint(5, 40, (count,), generator=generator).tolist()
 
-def inputs(batch: TensorBatch) -> dict[str, Any]:
-    return {
-        "input_ids": batch.input_ids,
-        "attention_mask": batch.attention_mask,
-        "mm_token_type_ids": batch.token_types,
-        "pixel_values": batch.pixel_values,
-        "image_grid_thw": batch.image_grid_thw,
-        "use_cache": False,
-    }
-
-
-def policies(capture: Capture, batch: TensorBatch) -> list[Tensor]:
-    found = []
-    for index, length in enumerate(batch.attention_mask.sum(-1).tolist()):
-        query, key = capture.sequence(index, length)
-        found.append(attention_policy(query, key, torch.arange(length), scale=capture.scale))
+    ids, pixels, grids = words(3 + seed), {IMAGE: [], VIDEO: []}, {IMAGE: [], VIDEO: []}
+    for token, (time, height, width) in CONTENTS[content]:
+        frames, cells = (time, height * width // 4) if family == "qwen3_vl" else (1, time * height * width // 4)
+        for _ in range(frames):  # Qwen3-VL writes a time stamp before each frame
+            ids += [*words(1), START, *[token] * cells, END]
+        pixels[token].append(torch.randn(time * height * width, 3 * 2 * 14 * 14, generator=generator))
+        grids[token].append([time, height, width])
+    ids += words(9)
+    found: Inputs = {"input_ids": torch.tensor([ids])}
+    if family != "qwen2":
+        found["mm_token_type_ids"] = (found["input_ids"] == IMAGE).int() + 2 * (found["input_ids"] == VIDEO).int()
+    for token, pixel_name, grid_name in (
+        (IMAGE, "pixel_values", "image_grid_thw"),
+        (VIDEO, "pixel_values_videos", "video_grid_thw"),
+    ):
+        if pixels[token]:
+            found |= {pixel_name: torch.cat(pixels[token]), grid_name: torch.tensor(grids[token])}
     return found
 
 
-NAMES = ["one", "two", "text", "together"]
+def together(sequences: list[Inputs], pad: str) -> Inputs:
+    """Several sequences as one batch, padded on one side."""
+    longest = max(s["input_ids"].shape[1] for s in sequences)
+
+    def padded(row: Tensor) -> Tensor:
+        space = longest - row.shape[1]
+        return torch.nn.functional.pad(row, (space, 0) if pad == "left" else (0, space))
+
+    ones = [s | {"attention_mask": torch.ones_like(s["input_ids"])} for s in sequences]
+    rows = {"input_ids", "mm_token_type_ids", "attention_mask"}
+    return {
+        name: torch.cat([padded(s[name]) if name in rows else s[name] for s in ones if name in s])
+        for name in {name for s in ones for name in s}
+    }
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_equals_eager_attention_of_the_last_layer(load: Load, batches: dict[str, TensorBatch], name: str) -> None:
-    batch, model = batches[name], load(IMPLEMENTATION)
+def packed(model: PreTrainedModel, sequences: list[Inputs]) -> tuple[Inputs, tuple[int, ...]]:
+    """The same sequences one behind the other, and their lengths; positions start anew in each.
+
+    Of one-dimensional positions transformers itself makes a mask that separates the sequences.
+    """
+    lengths = tuple(s["input_ids"].shape[1] for s in sequences)
+    found = {
+        name: torch.cat([s[name] for s in sequences if name in s], dim=1 if name.endswith("_ids") else 0)
+        for name in {name for s in sequences for name in s}
+    }
+    positions = []
+    for s, length in zip(sequences, lengths, strict=True):
+        if "mm_token_type_ids" in s:
+            media = {name: s[name] for name in ("image_grid_thw", "video_grid_thw") if name in s}
+            positions.append(model.model.get_rope_index(s["input_ids"], s["mm_token_type_ids"], **media)[0])
+        else:
+            positions.append(torch.arange(length)[None])
+    found["position_ids"] = torch.cat(positions, dim=-1)
+    return found | ({"segment_lengths": lengths} if "mm_token_type_ids" in found else {}), lengths
+
+
+def expected_policy(model: PreTrainedModel, inputs: Inputs) -> tuple[Tensor, Tensor]:
+    """From eager attention of the last layer: p [B, T, T], and the logits."""
     with torch.no_grad():
-        eager = load("eager")(**inputs(batch), output_attentions=True).attentions[-1]
-        with AttentionProbe(model).capture() as capture:
-            model(**inputs(batch))
-    for index, policy in enumerate(policies(capture, batch)):
-        length = policy.shape[0]
-        alpha = eager[index, :, :length, :length].mean(0)
-        expected = alpha.tril(-1) / (1 - alpha.diagonal())[:, None].clamp(min=1e-12)
-        assert (policy - expected)[1:].abs().max() <= 1e-6
-        assert not policy[0].any()
-        assert policy[1:].std() > 1e-3  # rows differ: the comparison is not one of uniform with uniform
+        output = model(**inputs, output_attentions=True, use_cache=False)
+    alpha = output.attentions[-1].mean(1)
+    others = alpha.tril(-1)
+    return others / others.sum(-1, keepdim=True).clamp(min=1e-30), output.logits
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_leaves_the_logits_as_they_are_bit_by_bit(load: Load, batches: dict[str, TensorBatch], name: str) -> None:
-    batch, model = batches[name], load(IMPLEMENTATION)
+def probed(model: PreTrainedModel, inputs: Inputs) -> tuple[Capture, Tensor]:
+    with torch.no_grad(), AttentionProbe(model).capture() as capture:
+        logits = model(**inputs, use_cache=False).logits
+    return capture, logits
+
+
+def policy(query_HTD: Tensor, key_KTD: Tensor, scale: float) -> Tensor:
+    rows = torch.arange(query_HTD.shape[1])
+    return attention_policy(query_HTD.transpose(0, 1), key_KTD.transpose(0, 1), rows, scale=scale)
+
+
+Load = Callable[[str, str], PreTrainedModel]
+
+
+@pytest.mark.parametrize(("family", "content"), CASES)
+def test_equals_eager_attention_of_the_last_layer(load: Load, family: str, content: str) -> None:
+    inputs = sequence(family, content)
+    expected, _ = expected_policy(load(family, "eager"), inputs)
+    capture, _ = probed(load(family, IMPLEMENTATION), inputs)
+    assert capture.query is not None and capture.key is not None
+    found = policy(capture.query[0], capture.key[0], capture.scale)
+    assert (found - expected[0])[1:].abs().max() <= 2e-6
+    assert not found[0].any()
+    assert found[1:].std() > 1e-3  # rows differ: the comparison is not one of uniform with uniform
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_is_right_beside_padding(load: Load, family: str, side: str) -> None:
+    contents = ["text", "text"] if family == "qwen2" else ["images", "text", "image and video"]
+    sequences = [sequence(family, content, seed) for seed, content in enumerate(contents)]
+    capture, _ = probed(load(family, IMPLEMENTATION), together(sequences, side))
+    assert capture.query is not None and capture.key is not None
+    for b, inputs in enumerate(sequences):
+        expected, _ = expected_policy(load(family, "eager"), inputs)
+        length = inputs["input_ids"].shape[1]
+        kept = slice(-length, None) if side == "left" else slice(length)
+        found = policy(capture.query[b, :, kept], capture.key[b, :, kept], capture.scale)
+        assert (found - expected[0]).abs().max() <= 2e-6
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_packed_sequences_are_what_they_are_alone(load: Load, family: str) -> None:
+    contents = ["text", "text"] if family == "qwen2" else ["images", "text", "image and video", "image"]
+    sequences = [sequence(family, content, seed) for seed, content in enumerate(contents)]
+    alone = [expected_policy(load(family, "eager"), inputs) for inputs in sequences]
+    model = load(family, IMPLEMENTATION)
+    inputs, lengths = packed(model, sequences)
+    capture, logits = probed(model, inputs)
+    parts = zip(capture.sequences(lengths), logits[0].split(lengths), alone, strict=True)
+    for (query, key), found_logits, (expected, expected_logits) in parts:
+        rows = torch.arange(len(query))
+        found = attention_policy(query, key, rows, scale=capture.scale)
+        assert (found - expected[0]).abs().max() <= 2e-6
+        assert torch.allclose(found_logits, expected_logits[0], atol=2e-5)
+
+
+def test_packed_sequences_take_no_mask(load: Load) -> None:
+    model = load("qwen2", IMPLEMENTATION)
+    ids = torch.tensor([[5, 6, 7, 8]])
+    with pytest.raises(ValueError, match="packed sequences take no attention mask"):
+        model(ids, attention_mask=torch.tensor([[0, 1, 1, 1]]), segment_lengths=(2, 2))
+
+
+@pytest.mark.parametrize(("family", "content"), CASES)
+def test_leaves_the_logits_as_they_are_bit_by_bit(load: Load, family: str, content: str) -> None:
+    inputs = sequence(family, content)
     with torch.no_grad():
-        plain = load("sdpa")(**inputs(batch)).logits
-        with AttentionProbe(model).capture():
-            probed = model(**inputs(batch)).logits
-        unprobed = model(**inputs(batch)).logits
-    assert torch.equal(probed, plain)
+        plain = load(family, "sdpa")(**inputs).logits
+        model = load(family, IMPLEMENTATION)
+        unprobed = model(**inputs).logits
+    assert torch.equal(probed(model, inputs)[1], plain)
     assert torch.equal(unprobed, plain)
 
 
-def gradients(model: Any, batch: TensorBatch) -> tuple[list[Tensor], dict[str, Tensor]]:
+def gradients(model: PreTrainedModel, sequences: list[Inputs]) -> tuple[list[Tensor], dict[str, Tensor]]:
     """Policies, and the gradient of a function of logits and policies."""
+    inputs, lengths = packed(model, sequences)
     with AttentionProbe(model).capture() as capture:
-        logits = model(**inputs(batch)).logits
-    found = policies(capture, batch)
+        logits = model(**inputs, use_cache=False).logits
     generator = torch.Generator().manual_seed(0)
-    loss = logits.square().mean()
-    for policy in found:
-        loss = loss + (policy * torch.randn(policy.shape, generator=generator)).sum()
+    loss, found = logits.square().mean(), []
+    for query, key in capture.sequences(lengths):
+        found.append(attention_policy(query, key, torch.arange(len(query)), scale=capture.scale))
+        loss = loss + (found[-1] * torch.randn(found[-1].shape, generator=generator)).sum()
+    model.zero_grad(set_to_none=True)
     loss.backward()
     return [p.detach() for p in found], {n: p.grad for n, p in model.named_parameters() if p.grad is not None}
 
 
-def test_gradients_reach_query_and_key_of_the_last_layer_but_not_its_values(
-    load: Load, batches: dict[str, TensorBatch]
-) -> None:
-    model = load(IMPLEMENTATION)
+def test_gradients_reach_query_and_key_of_the_last_layer_but_not_its_values(load: Load) -> None:
+    model = load("qwen2_5_vl", IMPLEMENTATION)
+    inputs = sequence("qwen2_5_vl", "image")
     with AttentionProbe(model).capture() as capture:
-        model(**inputs(batches["together"]))
-    sum((p[1:, 0]).sum() for p in policies(capture, batches["together"])).backward()
+        model(**inputs)
+    model.zero_grad(set_to_none=True)
+    ((query, key),) = capture.sequences((inputs["input_ids"].shape[1],))
+    attention_policy(query, key, torch.arange(1, 9), scale=capture.scale)[:, 0].sum().backward()
     last = model.get_decoder().layers[-1].self_attn
     first = model.get_decoder().layers[0].self_attn
     assert last.q_proj.weight.grad.any()
@@ -121,75 +290,68 @@ def test_gradients_reach_query_and_key_of_the_last_layer_but_not_its_values(
     assert first.v_proj.weight.grad.any()
 
 
-def test_gradient_checkpointing_changes_nothing(load: Load, batches: dict[str, TensorBatch]) -> None:
-    plain, checkpointed = load(IMPLEMENTATION).train(), load(IMPLEMENTATION).train()
-    checkpointed.gradient_checkpointing_enable({"use_reentrant": False})
-    runs = []
-    last = checkpointed.get_decoder().layers[-1].self_attn.q_proj
-    last.register_forward_hook(lambda *_: runs.append(1))
-    expected_policies, expected = gradients(plain, batches["together"])
-    found_policies, found = gradients(checkpointed, batches["together"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_gradient_checkpointing_changes_nothing(load: Load, family: str) -> None:
+    model = load(family, IMPLEMENTATION).train()
+    sequences = [sequence(family, "text" if family == "qwen2" else "images"), sequence(family, "text", 1)]
+    expected_policies, expected = gradients(model, sequences)
+    runs: list[int] = []
+    hook = model.get_decoder().layers[-1].self_attn.q_proj.register_forward_hook(lambda *_: runs.append(1))
+    model.gradient_checkpointing_enable({"use_reentrant": False})
+    try:
+        found_policies, found = gradients(model, sequences)
+    finally:
+        model.gradient_checkpointing_disable()
+        hook.remove()
+        model.eval()
     assert len(runs) == 2  # the layer ran again in the backward pass, or this test shows nothing
     assert all(torch.equal(a, b) for a, b in zip(found_policies, expected_policies, strict=True))
     assert found.keys() == expected.keys()
     for name, gradient in expected.items():
-        assert torch.allclose(found[name], gradient, rtol=1e-5, atol=1e-7), name
+        assert torch.allclose(found[name], gradient, rtol=1e-4, atol=1e-6), name
 
 
-def test_captures_nothing_after_the_block_even_when_it_raises(load: Load, batches: dict[str, TensorBatch]) -> None:
-    model = load(IMPLEMENTATION)
+def test_reads_what_autocast_computes(load: Load) -> None:
+    inputs = sequence("qwen2_5_vl", "image")
+    exact, _ = expected_policy(load("qwen2_5_vl", "eager"), inputs)
+    with torch.autocast("cpu", torch.bfloat16):
+        capture, _ = probed(load("qwen2_5_vl", IMPLEMENTATION), inputs)
+    assert capture.query is not None and capture.key is not None
+    found = policy(capture.query[0], capture.key[0], capture.scale)
+    assert found.dtype == torch.float32
+    assert 1e-6 < (found - exact[0]).abs().max() <= 0.1
+
+
+def test_captures_nothing_after_the_block_even_when_it_raises(load: Load) -> None:
+    model = load("qwen2", IMPLEMENTATION)
     probe = AttentionProbe(model)
     with pytest.raises(RuntimeError, match="inside"), probe.capture() as capture:
         raise RuntimeError("inside")
     with torch.no_grad():
-        model(**inputs(batches["text"]))
+        model(torch.tensor([[5, 6]]))
     with pytest.raises(AssertionError, match="did not run"):
-        capture.sequence(0, 1)
+        capture.sequences((2,))
 
 
-def test_only_the_last_text_layer_is_captured(load: Load, batches: dict[str, TensorBatch]) -> None:
-    model, batch = load(IMPLEMENTATION), batches["one"]
-    with torch.no_grad():
-        with AttentionProbe(model).capture() as capture:
-            model(**inputs(batch))
-        assert capture.query is not None and capture.key is not None
-        length = batch.input_ids.shape[1]
-        assert capture.query.shape == (1, 2, length, 32)
-        assert capture.key.shape == (1, 1, length, 32)
-        assert capture.scale == pytest.approx(32**-0.5)
+def test_only_the_last_text_layer_is_captured(load: Load) -> None:
+    inputs = sequence("qwen2_5_vl", "image")
+    capture, _ = probed(load("qwen2_5_vl", IMPLEMENTATION), inputs)
+    assert capture.query is not None and capture.key is not None
+    length = inputs["input_ids"].shape[1]
+    assert capture.query.shape == (1, 4, length, 16)
+    assert capture.key.shape == (1, 2, length, 16)
+    assert capture.scale == pytest.approx(16**-0.5)
 
 
-def test_an_attention_class_it_does_not_know_is_refused_by_name(load: Load) -> None:
-    model = load(IMPLEMENTATION)
+def test_an_attention_class_it_does_not_know_is_refused_by_name() -> None:
+    model = build_qwen2()
+    model.set_attn_implementation(IMPLEMENTATION)
     attention = model.get_decoder().layers[-1].self_attn
     attention.__class__ = type("OtherAttention", (type(attention),), {})
-    with pytest.raises(ValueError, match="does not know OtherAttention; known: Qwen2_5_VLAttention"):
+    with pytest.raises(ValueError, match="does not know OtherAttention; known: Qwen2VLAttention"):
         AttentionProbe(model)
 
 
 def test_a_model_loaded_with_other_attention_is_refused(load: Load) -> None:
     with pytest.raises(ValueError, match="the model runs attention 'sdpa'; load it with 'probed_sdpa'"):
-        AttentionProbe(load("sdpa"))
-
-
-def test_the_known_text_only_family_is_probed_too() -> None:
-    config = Qwen2Config(
-        vocab_size=11,
-        hidden_size=32,
-        intermediate_size=32,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        attn_implementation=IMPLEMENTATION,
-    )
-    model = Qwen2ForCausalLM(config).eval()
-    ids = torch.tensor([[1, 5, 3, 9, 2]])
-    with torch.no_grad():
-        with AttentionProbe(model).capture() as capture:
-            model(ids)
-        model.set_attn_implementation("eager")
-        alpha = model(ids, output_attentions=True).attentions[-1][0].mean(0)
-    query, key = capture.sequence(0, 5)
-    found = attention_policy(query, key, torch.arange(5), scale=capture.scale)
-    assert torch.allclose(found[1:], (alpha.tril(-1) / (1 - alpha.diagonal())[:, None])[1:], atol=1e-6)
-    assert "Qwen2Attention" in probe_module.KNOWN_ATTENTION
+        AttentionProbe(load("qwen2", "sdpa"))

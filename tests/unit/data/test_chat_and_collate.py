@@ -67,28 +67,29 @@ def test_text_that_looks_like_a_picture_is_refused(bench: Bench) -> None:
         bench.render.prompt(id="p", kind="", question="<|image_pad|> ?", answer="", media=bench.media[:1])
 
 
-def test_a_batch_is_padded_on_the_right_with_everything_masked(bench: Bench) -> None:
+def test_a_batch_holds_its_sequences_one_behind_the_other(bench: Bench) -> None:
     samples = (
         replace(bench.sample("long", bench.media[:2], "<think> a1 red circle </think>"), advantage=1.5),
         replace(bench.sample("text", []), advantage=-0.5),
         bench.sample("big", [bench.media[4]], "<answer>"),
     )
     batch = bench.collate(samples)
-    tokens, longest = max(s.length for s in samples), max(len(s.response_token_ids) for s in samples)
-    assert batch.input_ids.shape == batch.attention_mask.shape == batch.token_types.shape == (3, tokens)
+    longest = max(len(s.response_token_ids) for s in samples)
+    assert batch.lengths == tuple(s.length for s in samples)
+    assert batch.images == (2, 0, 1)
+    assert batch.input_ids.shape == batch.token_types.shape == (sum(batch.lengths),)
     assert batch.response_ids.shape == batch.response_mask.shape == (3, longest)
-    pad, image = bench.processor.tokenizer.pad_token_id, bench.processor.image_token_id
+    image = bench.processor.image_token_id
+    ids, types = batch.input_ids.split(batch.lengths), batch.token_types.split(batch.lengths)
     for b, sample in enumerate(samples):
         sequence = [*sample.prompt.token_ids, *sample.response_token_ids]
-        rest = tokens - len(sequence)
-        assert batch.input_ids[b].tolist() == sequence + [pad] * rest
-        assert batch.attention_mask[b].tolist() == [1] * len(sequence) + [0] * rest
-        assert batch.token_types[b].tolist() == [int(t == image) for t in sequence] + [0] * rest
+        assert ids[b].tolist() == sequence
+        assert types[b].tolist() == [int(t == image) for t in sequence]
         r = len(sample.response_token_ids)
         assert batch.response_ids[b, :r].tolist() == list(sample.response_token_ids)
         assert batch.response_mask[b].tolist() == [True] * r + [False] * (longest - r)
         start = int(batch.prompt_lengths[b])
-        assert batch.input_ids[b, start : start + r].tolist() == list(sample.response_token_ids)
+        assert ids[b][start : start + r].tolist() == list(sample.response_token_ids)
     assert batch.advantages.tolist() == [1.5, -0.5, 0.0]
     # pictures in the order of the sequences
     parts = [bench.collate((s,)) for s in (samples[0], samples[2])]

@@ -38,8 +38,8 @@ class Bench:
         """All logits of one unpadded sequence, then the rows that predict its response: [R, V]."""
         batch = self.collate((sample,))
         logits = self.model(
-            input_ids=batch.input_ids,
-            mm_token_type_ids=batch.token_types,
+            input_ids=batch.input_ids[None],
+            mm_token_type_ids=batch.token_types[None],
             pixel_values=batch.pixel_values,
             image_grid_thw=batch.image_grid_thw,
         ).logits[0]
@@ -90,12 +90,12 @@ def test_attention_rows_are_those_of_the_response(bench: Bench, rows: str, shift
     batch = bench.collate((sample,))
     with torch.no_grad(), AttentionProbe(bench.model).capture() as capture:
         bench.model.model(
-            input_ids=batch.input_ids,
-            mm_token_type_ids=batch.token_types,
+            input_ids=batch.input_ids[None],
+            mm_token_type_ids=batch.token_types[None],
             pixel_values=batch.pixel_values,
             image_grid_thw=batch.image_grid_thw,
         )
-    query, key = capture.sequence(0, sample.length)
+    ((query, key),) = capture.sequences((sample.length,))
     every_row = attention_policy(query, key, torch.arange(sample.length), scale=capture.scale)
     found = bench.run([sample], rows).attention
     assert found is not None

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -39,17 +40,19 @@ class Case:
             for i, (p, r, a) in enumerate(zip(PROMPTS, RESPONSES, ADVANTAGES, strict=True))
         )
         self.mask = torch.arange(4)[None] < torch.tensor(RESPONSES)[:, None]
-        tokens = max(s.length for s in self.samples)
-        types = torch.zeros(3, tokens, dtype=torch.int64)
-        for i, prompt in enumerate(PROMPTS):
+        lengths = tuple(s.length for s in self.samples)
+        types = [torch.zeros(length, dtype=torch.int64) for length in lengths]
+        for sequence, prompt in zip(types, PROMPTS, strict=True):
             for position in IMAGE_TOKENS:
-                types[i, position] = int(position < prompt)
+                if position < prompt:
+                    sequence[position] = 1
         self.batch = TensorBatch(
-            input_ids=torch.zeros(3, tokens, dtype=torch.int64),
-            attention_mask=torch.arange(tokens)[None] < torch.tensor([s.length for s in self.samples])[:, None],
-            token_types=types,
+            input_ids=torch.zeros(sum(lengths), dtype=torch.int64),
+            lengths=lengths,
+            token_types=torch.cat(types),
             pixel_values=None,
             image_grid_thw=None,
+            images=(0, 0, 0),
             response_ids=torch.zeros(3, 4, dtype=torch.int64),
             response_mask=self.mask,
             prompt_lengths=torch.tensor(PROMPTS),
@@ -203,25 +206,10 @@ def test_attention_gradient_equals_dense_float64_autograd(
             assert torch.allclose(found.double(), expected, rtol=1e-4, atol=1e-7)  # type: ignore[union-attr]
 
 
-def test_padding_of_the_batch_does_not_change_shares(algorithm: Callable[..., AlgorithmConfig]) -> None:
+def test_padding_of_the_responses_does_not_change_shares(algorithm: Callable[..., AlgorithmConfig]) -> None:
     case = Case()
     wider = torch.nn.functional.pad(case.mask, (0, 5))
-    batch = TensorBatch(
-        **{
-            name: getattr(case.batch, name)
-            for name in (
-                "input_ids",
-                "attention_mask",
-                "pixel_values",
-                "image_grid_thw",
-                "prompt_lengths",
-                "advantages",
-            )
-        },
-        token_types=torch.nn.functional.pad(case.batch.token_types, (0, 5)),
-        response_ids=torch.zeros(3, 9, dtype=torch.int64),
-        response_mask=wider,
-    )
+    batch = replace(case.batch, response_ids=torch.zeros(3, 9, dtype=torch.int64), response_mask=wider)
     plain = case.output()
     padded = PolicyOutput(
         torch.nn.functional.pad(plain.log_probs, (0, 5)),
