@@ -190,6 +190,31 @@ class TrainPlan:
 
 
 @dataclass(frozen=True, slots=True)
+class AttentionRecord:
+    """A frozen policy's attention rows of one sample and layer, at one weight version. Dies with its batch.
+
+    Example (R = 2, T = 5, the two largest entries of each row): `AttentionRecord(version=12, tokens=5,
+    values=array([[0.7, 0.2], [0.5, 0.3]]), indices=array([[0, 3], [4, 1]]), tail=array([0.1, 0.2]))`
+    """
+
+    version: int
+    """Weights that made it; for a model that is not the learner, the weights of the rollout that it read."""
+    tokens: int
+    """T, the length of the key axis."""
+    values: np.ndarray
+    """[R, T] or, with `indices`, [R, K]; float32, or uint16 that hold bfloat16 bits. With each head: [H, R, …]."""
+    indices: np.ndarray | None = None
+    """int32 [R, K], the keys of `values`."""
+    tail: np.ndarray | None = None
+    """float32 [R], the mass on all other keys."""
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of its arrays."""
+        return sum(a.nbytes for a in (self.values, self.indices, self.tail) if a is not None)
+
+
+@dataclass(frozen=True, slots=True)
 class SampleScores:
     """A frozen policy's view of one sample: old, reference or teacher.
 

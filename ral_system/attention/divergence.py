@@ -9,9 +9,11 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from ral_system.algorithms.divergences import DIVERGENCES, Divergence, divergence, terms_and_slopes
+from ral_system.algorithms.divergences import DIVERGENCES, Divergence
 from ral_system.attention.chunked import ChunkedKernels
 from ral_system.attention.policy import Heads, attention_policy, check_arguments
+from ral_system.attention.record import Target
+from ral_system.types import AttentionRecord
 
 Backend = Literal["dense", "chunked", "auto"]
 
@@ -20,7 +22,7 @@ def attention_divergence(
     query: Tensor,
     key: Tensor,
     rows: Tensor,
-    target: Tensor,
+    target: Tensor | AttentionRecord,
     *,
     scale: float,
     kind: Divergence = "jsd",
@@ -31,7 +33,8 @@ def attention_divergence(
 ) -> Tensor:
     """D(p_r, target_r) of every row's attention policy p (see `attention_policy`) to its target: [R].
 
-    `target` is a constant policy [R, T] ([H, R, T] with heads="each", where the mean over heads is returned).
+    `target` is a constant policy [R, T] ([H, R, T] with heads="each", where the mean over heads is returned), or a
+    record of one (see `record.Target` for what its compression and precision mean).
     Differentiable in query and key; at p = target value and gradient are exactly 0, and so they are for a row without
     a key that counts and a target of zeros. `kind` is defined in `algorithms.divergences`.
 
@@ -47,10 +50,9 @@ def attention_divergence(
     masks: dict[str, Any] = {"segment_ids": segment_ids, "key_mask": key_mask, "heads": heads}
     if backend == "dense":
         policy = attention_policy(query, key, rows, scale=scale, **masks)
-        found = divergence(policy, target.to(policy.dtype), kind)
-        return found.mean(0) if heads == "each" else found
+        return _over_heads(Target(target, key.device).divergence(policy, slice(None), kind))
     kernels = ChunkedKernels(key.detach(), scale=scale, **masks)
-    return _RowDivergence.apply(query[rows], key, rows, target, kernels, kind)
+    return _RowDivergence.apply(query[rows], key, rows, Target(target, key.device), kernels, kind)
 
 
 @torch.no_grad()
@@ -68,6 +70,8 @@ def policy_blocks(
     check_arguments(query, key, rows, segment_ids, key_mask, heads)
     kernels = ChunkedKernels(key, scale=scale, segment_ids=segment_ids, key_mask=key_mask, heads=heads)
     query_RHD = query[rows]
+    if not len(rows):
+        yield attention_policy(query, key, rows, scale=scale, heads=heads)
     for block in _blocks(query_RHD, kernels):
         yield kernels.policy(query_RHD[block], rows[block])[0]
 
@@ -81,36 +85,39 @@ class _RowDivergence(torch.autograd.Function):
         query_RHD: Tensor,
         key_TKD: Tensor,
         rows_R: Tensor,
-        target: Tensor,
+        target: Target,
         kernels: ChunkedKernels,
         kind: Divergence,
     ) -> Tensor:
-        ctx.save_for_backward(query_RHD, key_TKD, rows_R, target)
-        ctx.kernels, ctx.kind = kernels, kind
+        ctx.save_for_backward(query_RHD, key_TKD, rows_R)
+        ctx.target, ctx.kernels, ctx.kind = target, kernels, kind
         precision = torch.promote_types(query_RHD.dtype, torch.float32)
         found_R = torch.zeros(rows_R.shape, dtype=precision, device=rows_R.device)
         for block in _blocks(query_RHD, kernels):
             policy, _ = kernels.policy(query_RHD[block], rows_R[block])
-            terms, _ = terms_and_slopes(policy, target[..., block, :].to(precision), kind)
-            found_R[block] = terms.sum(-1).view(-1, terms.shape[-2]).mean(0)
+            found_R[block] = _over_heads(target.divergence(policy, block, kind))
         return found_R
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient_R: Tensor) -> tuple[Tensor | None, ...]:
-        query_RHD, key_TKD, rows_R, target = ctx.saved_tensors
+        query_RHD, key_TKD, rows_R = ctx.saved_tensors
         kernels: ChunkedKernels = ctx.kernels
         precision = gradient_R.dtype
         query_gradient_RHD = torch.zeros_like(query_RHD)
         key_gradient_KTD = torch.zeros_like(key_TKD, dtype=precision).transpose(0, 1).contiguous()
         for block in _blocks(query_RHD, kernels):
             policy, state = kernels.policy(query_RHD[block], rows_R[block])
-            _, slopes = terms_and_slopes(policy, target[..., block, :].to(precision), ctx.kind)
-            per_head = slopes.shape[0] if slopes.ndim == 3 else 1
-            slopes.mul_(gradient_R[block, None] / per_head)
+            with torch.enable_grad():
+                found_R = _over_heads(ctx.target.divergence(policy.requires_grad_(), block, ctx.kind))
+            (slopes,) = torch.autograd.grad(found_R, policy, gradient_R[block])
             query_gradient_RHD[block] = kernels.gradient(state, slopes, key_gradient_KTD).to(query_RHD.dtype)
         key_gradient = key_gradient_KTD.transpose(0, 1).to(key_TKD.dtype)
         return query_gradient_RHD, key_gradient, None, None, None, None
+
+
+def _over_heads(found: Tensor) -> Tensor:
+    return found.mean(0) if found.ndim == 2 else found
 
 
 def _blocks(query_RHD: Tensor, kernels: ChunkedKernels) -> list[slice]:
@@ -118,14 +125,26 @@ def _blocks(query_RHD: Tensor, kernels: ChunkedKernels) -> list[slice]:
     return [slice(i, i + size) for i in range(0, len(query_RHD), size)]
 
 
-def _check_target(query: Tensor, rows: Tensor, target: Tensor, heads: Heads) -> None:
+def _check_target(query: Tensor, rows: Tensor, target: Tensor | AttentionRecord, heads: Heads) -> None:
     tokens, query_heads, _ = query.shape
-    shape = (rows.shape[0], tokens) if heads == "mean" else (query_heads, rows.shape[0], tokens)
+    of_heads = () if heads == "mean" else (query_heads,)
+    axes = "[R, T]" if heads == "mean" else "[H, R, T]"
+    if isinstance(target, AttentionRecord):
+        _check_record(target, (*of_heads, rows.shape[0]), tokens, axes)
+        return
+    shape = (*of_heads, rows.shape[0], tokens)
     if tuple(target.shape) != shape or not target.is_floating_point():
-        axes = "[R, T]" if heads == "mean" else "[H, R, T]"
         raise ValueError(f"target must be floating {axes} = {shape}, got {target.dtype} {tuple(target.shape)}")
     if target.device != query.device:
         raise ValueError(f"target must be on query's device {query.device}, got {target.device}")
     if target.numel() and not (float(target.min()) >= 0 and float(target.max()) < float("inf")):
         at = (~((target >= 0) & (target < float("inf")))).nonzero()[0].tolist()
         raise ValueError(f"target must be probabilities ≥ 0, got {target[tuple(at)].item()} at {at} of {shape}")
+
+
+def _check_record(record: AttentionRecord, of_rows: tuple[int, ...], tokens: int, axes: str) -> None:
+    if record.tokens != tokens:
+        raise ValueError(f"target is a record over {record.tokens} keys, but query has {tokens} tokens")
+    keys = tokens if record.indices is None else record.indices.shape[-1]
+    if record.values.shape != (*of_rows, keys):
+        raise ValueError(f"target is a record of {record.values.shape}, but rows ask for {axes} = {(*of_rows, tokens)}")

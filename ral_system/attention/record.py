@@ -1,0 +1,105 @@
+"""The behaviour record: a frozen policy's attention rows as a value that crosses processes, whole or compressed.
+
+Suffixes: R rows, T keys, B bins. With heads="each" a head axis leads everywhere.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ral_system.algorithms.divergences import Divergence, divergence
+from ral_system.types import AttentionRecord
+
+
+def record_attention(
+    blocks: Iterable[Tensor], *, version: int, tokens: int, top_k: int | None, dtype: torch.dtype
+) -> AttentionRecord:
+    """Blocks of policies [R, T], at least one, as one record of weight version `version`.
+
+    `top_k` keeps each row's K largest entries and the mass of the rest; None keeps all T. Entries are stored in `dtype`
+    (float32 or bfloat16), the mass of the rest in float32.
+    """
+    values, indices, tails = [], [], []
+    for policy_RT in blocks:
+        kept_RK = policy_RT
+        if top_k is not None:
+            kept_RK, indices_RK = policy_RT.topk(min(top_k, tokens), dim=-1)
+            indices.append(indices_RK.int().cpu())
+            tails.append(_tail(policy_RT, indices_RK).float().cpu())
+        values.append(kept_RK.to(dtype).cpu())
+    return AttentionRecord(
+        version=version,
+        tokens=tokens,
+        values=_to_numpy(torch.cat(values, dim=-2)),
+        indices=None if top_k is None else torch.cat(indices, dim=-2).numpy(),
+        tail=None if top_k is None else torch.cat(tails, dim=-1).numpy(),
+    )
+
+
+class Target:
+    """What policies are compared with: a constant policy, or a record. On the policies' device.
+
+    Against a top-k record both sides are merged into K + 1 bins, so an f-divergence is a lower bound of the true one
+    (data processing). Against any record the policy is first rounded as the record was, with the gradient passed
+    through: at the recorded weights the divergence is exactly 0 whatever the record's precision.
+    """
+
+    def __init__(self, target: Tensor | AttentionRecord, device: torch.device) -> None:
+        self._indices: Tensor | None = None
+        self._tail: Tensor | None = None
+        if isinstance(target, AttentionRecord):
+            self._values = _to_torch(target.values).to(device)
+            self._rounded_to: torch.dtype | None = self._values.dtype
+            if target.indices is not None and target.tail is not None:
+                self._indices = torch.tensor(target.indices, device=device).long()
+                self._tail = torch.tensor(target.tail, device=device)
+        else:
+            self._values, self._rounded_to = target, None
+
+    def divergence(self, policy: Tensor, rows: slice, kind: Divergence) -> Tensor:
+        """D(p, target) of policies [R, T] to the target's rows `rows`; [R], in policy's precision, differentiable."""
+        q, p = self._values[..., rows, :].to(policy.dtype), policy
+        if self._indices is not None and self._tail is not None:
+            indices = self._indices[..., rows, :]
+            p = torch.cat([self._round(policy.gather(-1, indices)), _tail(policy, indices)[..., None]], dim=-1)
+            q = torch.cat([q, self._tail[..., rows].to(policy.dtype)[..., None]], dim=-1)
+        else:
+            p = self._round(p)
+        return divergence(p, q, kind)
+
+    def _round(self, p: Tensor) -> Tensor:
+        if self._rounded_to is None or self._rounded_to == p.dtype:
+            return p
+        return _Round.apply(p, self._rounded_to)
+
+
+class _Round(torch.autograd.Function):
+    """The nearest values of a lower precision; the gradient passes as it is."""
+
+    @staticmethod
+    def forward(ctx: Any, p: Tensor, dtype: torch.dtype) -> Tensor:
+        return p.to(dtype).to(p.dtype)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        return gradient, None
+
+
+def _tail(policy_RT: Tensor, kept_RK: Tensor) -> Tensor:
+    """The mass on other keys, summed rather than subtracted from 1: a small one keeps its precision."""
+    return policy_RT.scatter(-1, kept_RK, 0.0).sum(-1)
+
+
+def _to_numpy(tensor: Tensor) -> np.ndarray:
+    """numpy has no bfloat16: its bits travel as uint16."""
+    return (tensor.view(torch.uint16) if tensor.dtype == torch.bfloat16 else tensor).numpy()
+
+
+def _to_torch(array: np.ndarray) -> Tensor:
+    tensor = torch.from_numpy(array if array.flags.writeable else array.copy())
+    return tensor.view(torch.bfloat16) if array.dtype == np.uint16 else tensor
