@@ -41,6 +41,8 @@ class Prompt:
     media: tuple[Media, ...]
     token_ids: tuple[int, ...]
     """[P] chat-rendered, with every media placeholder expanded to one token per visual token."""
+    system_tokens: int = 0
+    """Tokens of the system turn, which begins the prompt."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -218,13 +220,16 @@ class AttentionRecord:
 class SampleScores:
     """A frozen policy's view of one sample: old, reference or teacher.
 
-    Example (R = 2, T = 5): `SampleScores(log_probs=array([-0.1, -1.2]), attention=array of shape (2, 5))`
+    Example (R = 2): `SampleScores(log_probs=array([-0.1, -1.2]), attention=(AttentionRecord(…),),
+    row_statistics={"visual_mass": array([0.31, 0.28]), …})`
     """
 
     log_probs: np.ndarray
     """float32 [R]"""
-    attention: np.ndarray | None = None
-    """float32 [R, T] attention policy of each generated row (papers: Eq 2), or None when not asked for."""
+    attention: tuple[AttentionRecord, ...] = ()
+    """One record per probed layer; empty when not asked for."""
+    row_statistics: Mapping[str, np.ndarray] = field(default_factory=dict)
+    """What the last probed layer's rows look at (`attention.metrics`); float32, one figure per attention row."""
 
 
 Scores = dict[str, SampleScores]

@@ -1,16 +1,18 @@
-"""Reads the last layer's query and key beside the fast attention kernel, without changing what the model computes."""
+"""Reads some layers' query and key beside the fast attention kernel, without changing what the model computes."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
+
+from ral_system.attention.sequence import LayerAttention
 
 IMPLEMENTATION = "probed_sdpa"
 """Load models with `attn_implementation=IMPLEMENTATION` to make them probeable."""
@@ -52,40 +54,46 @@ AttentionMaskInterface.register(IMPLEMENTATION, sdpa_mask)
 
 
 class Capture:
-    """What one forward pass showed: query [B, H, T, D], key [B, K, T, D] after rotary embedding, and the scale."""
+    """What one layer showed in a forward pass: query [B, H, T, D] and key [B, K, T, D] after rotary embedding."""
 
     def __init__(self) -> None:
         self.query: Tensor | None = None
         self.key: Tensor | None = None
         self.scale = 1.0
 
-    def sequences(self, lengths: tuple[int, ...]) -> list[tuple[Tensor, Tensor]]:
-        """Query [T_b, H, D] and key [T_b, K, D] of each of the sequences that were packed into one."""
+    def sequences(self, lengths: tuple[int, ...]) -> list[LayerAttention]:
+        """Of each of the sequences that were packed into one."""
         assert self.query is not None and self.key is not None, "the probed layer did not run"
         queries, keys = (t[0].transpose(0, 1).split(lengths) for t in (self.query, self.key))
-        return list(zip(queries, keys, strict=True))
+        return [LayerAttention(query, key, self.scale) for query, key in zip(queries, keys, strict=True)]
 
 
 class AttentionProbe:
-    """A probe on a model's last text layer."""
+    """A probe on some of a model's text layers."""
 
-    def __init__(self, model: PreTrainedModel) -> None:
+    def __init__(self, model: PreTrainedModel, layers: Literal["last", "all"] | Sequence[int] = "last") -> None:
         implementation = model.config.get_text_config()._attn_implementation
         if implementation != IMPLEMENTATION:
             raise ValueError(f"the model runs attention {implementation!r}; load it with {IMPLEMENTATION!r}")
-        layers = model.get_decoder().layers
-        self._layer: nn.Module = layers[-1].self_attn
-        if type(self._layer).__name__ not in KNOWN_ATTENTION:
-            raise ValueError(
-                f"attention probe does not know {type(self._layer).__name__}; known: {', '.join(KNOWN_ATTENTION)}"
-            )
+        modules = [layer.self_attn for layer in model.get_decoder().layers]
+        indices = {"last": [-1], "all": range(len(modules))}[layers] if isinstance(layers, str) else layers
+        if wrong := [i for i in indices if not -len(modules) <= i < len(modules)]:
+            raise ValueError(f"layers={list(indices)}: the model has {len(modules)} layers, so no layer {wrong[0]}")
+        self._layers: list[nn.Module] = [modules[i] for i in indices]
+        for layer in self._layers:
+            if type(layer).__name__ not in KNOWN_ATTENTION:
+                raise ValueError(
+                    f"attention probe does not know {type(layer).__name__}; known: {', '.join(KNOWN_ATTENTION)}"
+                )
 
     @contextmanager
-    def capture(self) -> Iterator[Capture]:
-        """Capture the forward pass inside the block."""
-        capture = Capture()
-        setattr(self._layer, _ATTRIBUTE, capture)
+    def capture(self) -> Iterator[list[Capture]]:
+        """Capture the forward pass inside the block, one `Capture` per probed layer."""
+        captures = [Capture() for _ in self._layers]
+        for layer, capture in zip(self._layers, captures, strict=True):
+            setattr(layer, _ATTRIBUTE, capture)
         try:
-            yield capture
+            yield captures
         finally:
-            setattr(self._layer, _ATTRIBUTE, None)
+            for layer in self._layers:
+                setattr(layer, _ATTRIBUTE, None)

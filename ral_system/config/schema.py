@@ -19,6 +19,8 @@ ResponseFormat = Literal["think_answer", "answer_only"]
 Stage = Literal["perceive", "sft", "rl"]
 STAGES: tuple[Stage, ...] = get_args(Stage)
 """In the order in which a run goes through them."""
+Rows = Literal["generated", "predicting", "answer", "instruction"]
+Keys = Literal["all", "visual", "prompt", "no_sinks"]
 Dtype = Literal["float32", "bfloat16"]
 
 
@@ -78,10 +80,25 @@ class AttentionConfig(Group):
 
     weight: NonNegativeFloat
     """lambda_attn; 0 is plain GRPO."""
-    rows: Literal["generated", "predicting"]
-    """Rows of the policy: the row whose input is a generated token (the paper), or the row that chose it."""
+    divergence: Literal["jsd", "forward_kl", "reverse_kl", "tv", "hellinger"]
+    """Of the policy to the old policy (the paper: jsd); forward_kl is KL(old ‖ policy)."""
+    layers: Literal["last", "all"] | Annotated[tuple[int, ...], Field(min_length=1)]
+    """Decoder layers whose attention is read, by index (negative from the end); the loss is their mean."""
+    heads: Literal["mean", "each"]
+    """One policy from the mean over heads (the paper), or one per head, whose divergences are averaged."""
+    rows: Rows
+    """Rows of the policy: those whose input is a generated token (the paper), those that chose one, those inside the
+    answer, or those of the question's text."""
+    keys: Keys
+    """Keys that count: all earlier ones (the paper), visual tokens, the prompt's, or all but the first four tokens."""
     reduction: Literal["token_mean", "sequence_mean"]
     """E_t in Eq 3: mean over all rows of the update, or mean over sequences of each sequence's mean."""
+    record: Literal["dense", "top_k"]
+    """How the old policy's rows are kept: whole, or their largest entries and the mass of the rest (a lower bound)."""
+    top_k: Positive
+    """Entries kept per row with record=top_k."""
+    backend: Literal["auto", "dense", "chunked"]
+    """How divergences are computed; all agree. dense: memory heads · rows · tokens. chunked: linear in tokens."""
 
 
 class AlgorithmConfig(Group):

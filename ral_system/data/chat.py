@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from typing import Any
 
@@ -31,7 +32,13 @@ class ChatRenderer:
         for image, piece in zip(media, pieces[1:], strict=True):
             expanded += self._processor.image_token * self._visual_tokens(image) + piece
         token_ids = self._tokenizer(expanded, add_special_tokens=False)["input_ids"]
-        return Prompt(id, kind, question, answer, tuple(media), tuple(token_ids))
+        return Prompt(id, kind, question, answer, tuple(media), tuple(token_ids), self._system_tokens)
+
+    @functools.cached_property
+    def _system_tokens(self) -> int:
+        messages = [{"role": "system", "content": self._system_prompt}]
+        text = self._processor.apply_chat_template(messages, add_generation_prompt=False, tokenize=False)
+        return len(self._tokenizer(text, add_special_tokens=False)["input_ids"])
 
     def response(self, text: str) -> tuple[int, ...]:
         """Token ids of an assistant turn, its end-of-turn token included."""

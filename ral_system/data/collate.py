@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields
 from typing import Any
 
 import numpy as np
@@ -11,6 +11,9 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from ral_system.attention.provenance import Grid, KeyProvenance, concatenate, key_provenance
+from ral_system.config.schema import Keys, Rows
+from ral_system.data.rows import select_keys, select_rows
 from ral_system.errors import DataError
 from ral_system.types import Media, MicroBatch
 
@@ -42,21 +45,36 @@ class TensorBatch:
     """int64 [B]"""
     advantages: Tensor
     """float32 [B]"""
+    keys: KeyProvenance
+    """[T]"""
+    attention_rows: tuple[Tensor, ...]
+    """int64 [R_b] of each sequence: positions in it that an attention policy is read from."""
+    key_masks: tuple[Tensor | None, ...]
+    """bool [T_b] of each sequence: keys that count; None: all."""
 
     def to(self, device: torch.device | str) -> TensorBatch:
         """The same batch on another device."""
         values = {f.name: getattr(self, f.name) for f in fields(self)}
-        moved: dict[str, Any] = {name: v.to(device) for name, v in values.items() if isinstance(v, Tensor)}
-        return replace(self, **moved)
+        return TensorBatch(**{name: _to(value, device) for name, value in values.items()})
 
 
 class Collator:
     """Builds `TensorBatch`es with a model's own image processor.
 
-    `processor` is a Hugging Face processor; `open_image` reads a picture by reference.
+    `processor` is a Hugging Face processor; `open_image` reads a picture by reference. `rows` and `keys` say which rows
+    attention policies are read from, and which keys they count.
     """
 
-    def __init__(self, processor: Any, open_image: Callable[[Media], Image.Image]) -> None:
+    def __init__(
+        self,
+        processor: Any,
+        open_image: Callable[[Media], Image.Image],
+        *,
+        rows: Rows = "generated",
+        keys: Keys = "all",
+    ) -> None:
+        self._rows, self._keys = rows, keys
+        self._decode = processor.tokenizer.decode
         self._image_processor = processor.image_processor
         self._image_token_id = processor.image_token_id
         self._pad_id = processor.tokenizer.pad_token_id
@@ -68,10 +86,13 @@ class Collator:
         response_lengths_B = torch.tensor([len(s.response_token_ids) for s in samples])
         response_ids_BR = _pad([s.response_token_ids for s in samples], self._pad_id)
         pixel_values, image_grid_thw = self._images(samples)
+        lengths = tuple(s.length for s in samples)
+        token_types_T = (input_ids_T == self._image_token_id).long()
+        keys = self._provenance(samples, token_types_T.split(lengths), image_grid_thw)
         return TensorBatch(
             input_ids=input_ids_T,
-            lengths=tuple(s.length for s in samples),
-            token_types=(input_ids_T == self._image_token_id).long(),
+            lengths=lengths,
+            token_types=token_types_T,
             pixel_values=pixel_values,
             image_grid_thw=image_grid_thw,
             images=tuple(len(s.prompt.media) for s in samples),
@@ -79,7 +100,31 @@ class Collator:
             response_mask=torch.arange(response_ids_BR.shape[1])[None] < response_lengths_B[:, None],
             prompt_lengths=torch.tensor([len(s.prompt.token_ids) for s in samples]),
             advantages=torch.tensor([s.advantage for s in samples], dtype=torch.float32),
+            keys=concatenate(keys),
+            attention_rows=tuple(
+                torch.tensor(select_rows(self._rows, s, k, self._decode), dtype=torch.int64)
+                for s, k in zip(samples, keys, strict=True)
+            ),
+            key_masks=tuple(select_keys(self._keys, k) for k in keys),
         )
+
+    def _provenance(
+        self, samples: MicroBatch, token_types: Sequence[Tensor], image_grid_thw: Tensor | None
+    ) -> list[KeyProvenance]:
+        grids: list[Grid] = []
+        if image_grid_thw is not None:
+            merge = self._image_processor.merge_size
+            grids = [(t, h // merge, w // merge) for t, h, w in image_grid_thw.tolist()]
+        found = []
+        for sample, types_T in zip(samples, token_types, strict=True):
+            mine, grids = grids[: len(sample.prompt.media)], grids[len(sample.prompt.media) :]
+            prompt = sample.prompt
+            found.append(
+                key_provenance(
+                    types_T, images=mine, system_tokens=prompt.system_tokens, prompt_tokens=len(prompt.token_ids)
+                )
+            )
+        return found
 
     def _images(self, samples: MicroBatch) -> tuple[Tensor | None, Tensor | None]:
         pictures = [self._open_image(media) for s in samples for media in s.prompt.media]
@@ -96,6 +141,12 @@ class Collator:
             if found != expected:
                 raise DataError(f"sample {sample.id}: {found} image tokens, but its images make {expected}")
         return features.get("pixel_values"), features.get("image_grid_thw")
+
+
+def _to(value: Any, device: torch.device | str) -> Any:
+    if isinstance(value, Tensor | KeyProvenance):
+        return value.to(device)
+    return tuple(_to(v, device) for v in value) if isinstance(value, tuple) else value
 
 
 def _pad(sequences: Sequence[Sequence[int]], pad_id: int) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -10,11 +11,11 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from ral_system.algorithms.log_probs import entropy, sampling_log_softmax
-from ral_system.attention.policy import attention_policy
+from ral_system.attention.divergence import Backend
+from ral_system.attention.policy import Heads
 from ral_system.attention.probe import AttentionProbe, Capture
+from ral_system.attention.sequence import SequenceAttention
 from ral_system.data.collate import TensorBatch
-
-Rows = Literal["generated", "predicting"]
 
 
 @dataclass(frozen=True)  # without slots: ZeRO-3 looks for tensors in __dict__
@@ -27,8 +28,8 @@ class PolicyOutput:
     """float32 [B, R], detached; 0 where padded."""
     top1: Tensor
     """bool [B, R]: the response token is the most likely one."""
-    attention: list[Tensor] | None
-    """Per sequence, the attention policy of its response rows: [R_b, T_b] (Eq 2), or None when not asked for."""
+    attention: list[SequenceAttention] | None
+    """Per sequence, the rows that attention policies are read from (Eq 2), or None when not asked for."""
 
 
 class PolicyModel(nn.Module):
@@ -37,18 +38,25 @@ class PolicyModel(nn.Module):
     banned_token_ids: Tensor
 
     def __init__(
-        self, model: PreTrainedModel, *, temperature: float, banned_token_ids: tuple[int, ...], rows: Rows
+        self,
+        model: PreTrainedModel,
+        *,
+        temperature: float,
+        banned_token_ids: tuple[int, ...],
+        layers: Literal["last", "all"] | Sequence[int] = "last",
+        heads: Heads = "mean",
+        backend: Backend = "auto",
     ) -> None:
         super().__init__()
         self.model = model
-        self._probe = AttentionProbe(model)
+        self._probe = AttentionProbe(model, layers)
         self._temperature = temperature
-        self._rows_shift = {"generated": 0, "predicting": -1}[rows]
+        self._heads, self._backend = heads, backend
         self.register_buffer("banned_token_ids", torch.tensor(banned_token_ids, dtype=torch.int64), persistent=False)
 
     def forward(self, batch: TensorBatch, *, with_attention: bool) -> PolicyOutput:
         """One pass over a micro-batch; logits are made for response positions only."""
-        with self._probe.capture() as capture:
+        with self._probe.capture() as captures:
             hidden_TE = self.model.model(
                 input_ids=batch.input_ids[None],
                 position_ids=self._position_ids(batch),
@@ -74,16 +82,15 @@ class PolicyModel(nn.Module):
             log_probs=torch.zeros(mask_BR.shape, device=mask_BR.device).masked_scatter(mask_BR, log_probs_N),
             entropy=torch.zeros(mask_BR.shape, device=mask_BR.device).masked_scatter(mask_BR, entropy_N),
             top1=torch.zeros_like(mask_BR).masked_scatter(mask_BR, top1_N),
-            attention=self._attention(batch, capture) if with_attention else None,
+            attention=self._attention(batch, captures) if with_attention else None,
         )
 
-    def _attention(self, batch: TensorBatch, capture: Capture) -> list[Tensor]:
-        policies = []
-        sequences = capture.sequences(batch.lengths)
-        for (query_THD, key_TKD), start in zip(sequences, batch.prompt_lengths.tolist(), strict=True):
-            rows_R = torch.arange(start, len(query_THD), device=query_THD.device) + self._rows_shift
-            policies.append(attention_policy(query_THD, key_TKD, rows_R, scale=capture.scale))
-        return policies
+    def _attention(self, batch: TensorBatch, captures: list[Capture]) -> list[SequenceAttention]:
+        by_sequence = zip(*(capture.sequences(batch.lengths) for capture in captures), strict=True)
+        return [
+            SequenceAttention(layers, rows, key_mask, self._heads, self._backend)
+            for layers, rows, key_mask in zip(by_sequence, batch.attention_rows, batch.key_masks, strict=True)
+        ]
 
     def _position_ids(self, batch: TensorBatch) -> Tensor:
         """Rotary positions (time, height, width) of every token, from 0 in each sequence: int64 [3, 1, T]."""

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -13,6 +14,7 @@ from torch import Tensor
 from ral_system.config.schema import RunConfig
 from ral_system.data.collate import Collator, TensorBatch
 from ral_system.data.media import MediaStore
+from ral_system.data.rows import select_rows
 from ral_system.errors import LogProbError
 from ral_system.models.loading import load_model, load_processor, media_token_ids
 from ral_system.models.policy import PolicyModel, PolicyOutput
@@ -20,8 +22,17 @@ from ral_system.sync.manifest import build_weights
 from ral_system.training.engine import Engine
 from ral_system.training.objective import Objective, policy_objective, supervised_objective
 from ral_system.training.optim import optim_settings
+from ral_system.training.scores import first_picture, mean_over_heads, to_scores
 from ral_system.training.torch_engine import TorchEngine
-from ral_system.types import Counts, MicroBatch, Sample, SampleScores, Scores, UpdatePlan, VisualAttention, Weights
+from ral_system.types import (
+    Counts,
+    MicroBatch,
+    Sample,
+    Scores,
+    UpdatePlan,
+    VisualAttention,
+    Weights,
+)
 
 
 class LearnerRank:
@@ -38,7 +49,7 @@ class LearnerRank:
         device = torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
         torch.manual_seed(config.seed)
         self._processor = load_processor(model_folder)
-        self._collate = Collator(self._processor, media.open)
+        self._collate = build_collator(config, self._processor, media)
         policy = build_policy(config, model_folder, device)
         if config.model.freeze_vision:
             policy.model.model.visual.requires_grad_(False)
@@ -52,18 +63,24 @@ class LearnerRank:
         """
         scores: Scores = {}
         for samples in micro_batches:
+            batch = self._collate(samples).to(self._engine.device)
             with torch.no_grad():
-                output = self._engine.forward(self._collate(samples), with_attention=True)
-            scores |= to_scores(output, samples)
+                output = self._engine.forward(batch, with_attention=True)
+            scores |= to_scores(output, batch, samples, self._config)
             self._check_log_probs(samples, scores)
         return scores
 
     def update(self, update: UpdatePlan, behaviour: Scores, reference: Scores | None) -> dict[str, float]:
         """One optimiser update with the policy objective. Metrics are of all ranks, and equal on all."""
         algorithm = self._config.algorithm
+        mine = [behaviour[s.id].attention for samples in update.shards[self._rank] for s in samples]
+        rows = torch.tensor([float(sum(records[0].values.shape[-2] for records in mine))], dtype=torch.float64)
+        attention_rows = max(1, int(self._engine.all_reduce(rows, "sum")))
 
         def objective(output: PolicyOutput, batch: TensorBatch, samples: MicroBatch) -> Objective:
-            return policy_objective(output, batch, samples, update.counts, behaviour, reference, algorithm)
+            return policy_objective(
+                output, batch, samples, update.counts, behaviour, reference, algorithm, attention_rows=attention_rows
+            )
 
         return self._update(update, objective, with_attention=True)
 
@@ -83,7 +100,7 @@ class LearnerRank:
             with torch.no_grad():
                 output = self._engine.forward(batch, with_attention=False)
             shares.append(supervised_objective(output, batch, update.counts).sums)
-        metrics = combine_metrics(self._over_ranks(shares, "sum"), {}, update.counts)
+        metrics = combine_metrics(self._over_ranks(shares, "sum"), {}, {}, update.counts)
         return {name.replace("supervised/", "held_out/"): value for name, value in metrics.items()}
 
     def look(self, samples: Sequence[Sample]) -> dict[str, VisualAttention]:
@@ -93,16 +110,11 @@ class LearnerRank:
             batch = self._collate((sample,)).to(self._engine.device)
             with torch.no_grad():
                 output = self._engine.forward(batch, with_attention=True)
-            assert output.attention is not None and batch.image_grid_thw is not None
-            rows = answer_rows([self._processor.tokenizer.decode([t]) for t in sample.response_token_ids])
-            visual_T = batch.token_types == 1
-            mass_R = output.attention[0][rows][:, visual_T].mean(0)
-            merge = self._processor.image_processor.merge_size
-            _, height, width = (
-                batch.image_grid_thw[0] // torch.tensor([1, merge, merge], device=visual_T.device)
-            ).tolist()
-            grid = mass_R[: height * width].view(height, width).tolist()
-            views[sample.id] = VisualAttention(tuple(tuple(row) for row in grid))
+            assert output.attention is not None
+            rows = select_rows("answer", sample, batch.keys, self._processor.tokenizer.decode)
+            answer = replace(output.attention[0], rows=torch.tensor(rows, device=batch.input_ids.device), key_mask=None)
+            policy_RT = torch.cat([mean_over_heads(block) for block in answer.policies(-1)])
+            views[sample.id] = first_picture(policy_RT.mean(0), batch.keys)
         return views
 
     def publish(self, version: int) -> Weights | None:
@@ -143,7 +155,9 @@ class LearnerRank:
         norm = self._engine.step()
         sums = self._over_ranks([o.sums for o in objectives], "sum")
         maxima = self._over_ranks([o.maxima for o in objectives], "max")
-        metrics = combine_metrics(sums, maxima, update.counts)
+        values = self._over_ranks([{n: v for n, (v, _) in o.weighted.items()} for o in objectives], "sum")
+        weights = self._over_ranks([{n: w for n, (_, w) in o.weighted.items()} for o in objectives], "sum")
+        metrics = combine_metrics(sums, {n: (values[n], weights[n]) for n in values}, maxima, update.counts)
         return metrics | {"learner/grad_norm": norm, "learner/learning_rate": self._engine.learning_rate()}
 
     def _over_ranks(self, parts: Sequence[Mapping[str, Tensor]], operation: Literal["sum", "max"]) -> dict[str, float]:
@@ -167,53 +181,34 @@ class LearnerRank:
 
 def build_policy(config: RunConfig, model_folder: Path, device: torch.device) -> PolicyModel:
     """Load a model as the policy that rollouts are drawn from: same temperature, same bans."""
+    attention = config.algorithm.attention
     return PolicyModel(
         load_model(model_folder, dtype=config.learner.dtype, device=device),
         temperature=config.rollout.temperature,
         banned_token_ids=media_token_ids(model_folder),
-        rows=config.algorithm.attention.rows,
+        layers=attention.layers,
+        heads=attention.heads,
+        backend=attention.backend,
     )
 
 
-def to_scores(output: PolicyOutput, samples: MicroBatch) -> Scores:
-    """A frozen forward pass as host arrays, sample by sample."""
-    attention = output.attention if output.attention is not None else [None] * len(samples)
-    return {
-        sample.id: SampleScores(
-            log_probs=output.log_probs[i, : len(sample.response_token_ids)].float().cpu().numpy(),
-            attention=None if policy is None else policy.float().cpu().numpy(),
-        )
-        for i, (sample, policy) in enumerate(zip(samples, attention, strict=True))
-    }
+def build_collator(config: RunConfig, processor: Any, media: MediaStore) -> Collator:
+    """A collator that selects the configured attention rows and keys."""
+    attention = config.algorithm.attention
+    return Collator(processor, media.open, rows=attention.rows, keys=attention.keys)
 
 
-def answer_rows(pieces: Sequence[str]) -> list[int]:
-    """Indices of the response tokens with text between `<answer>` and `</answer>`; all tokens when there is none.
-
-    `pieces` is the text of each token; a tag may be one token, several, or part of one.
-    """
-    text = "".join(pieces)
-    opening = text.find("<answer>")
-    start = opening + len("<answer>")
-    closing = text.find("</answer>", start)
-    end = closing if closing >= 0 else len(text)
-    rows, at = [], 0
-    for index, piece in enumerate(pieces):
-        if opening >= 0 and at < end and at + len(piece) > start:
-            rows.append(index)
-        at += len(piece)
-    return rows or list(range(len(pieces)))
-
-
-def combine_metrics(sums: Mapping[str, float], maxima: Mapping[str, float], counts: Counts) -> dict[str, float]:
-    """Global sums to means: per response token, or per token of the sign of the advantage for the divergences."""
-    metrics = dict(maxima)
-    for name, value in sums.items():
-        sign = name.rpartition("_")[2]
-        if name.startswith("attention/jsd_"):
-            metrics[name] = value / max(1.0, sums[f"tokens/{sign}"])
-        elif not name.startswith("tokens/"):
-            metrics[name] = value / counts.tokens
+def combine_metrics(
+    sums: Mapping[str, float],
+    weighted: Mapping[str, tuple[float, float]],
+    maxima: Mapping[str, float],
+    counts: Counts,
+) -> dict[str, float]:
+    """Global sums to means: per response token, or by their own weights. A mean of nothing is left out, a JSD 0."""
+    metrics = dict(maxima) | {name: value / counts.tokens for name, value in sums.items()}
+    for name, (value, weight) in weighted.items():
+        if weight > 0 or name.startswith("attention/jsd"):
+            metrics[name] = value / max(1.0, weight)
     return metrics
 
 

@@ -6,7 +6,7 @@ ranks add up, and the learner divides by global counts once.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -14,13 +14,21 @@ import torch
 from torch import Tensor
 
 from ral_system.algorithms.attention_loss import attention_loss
-from ral_system.algorithms.divergences import divergence
+from ral_system.algorithms.divergences import Divergence
 from ral_system.algorithms.kl import k3
 from ral_system.algorithms.policy_loss import clipped_policy_loss
+from ral_system.attention.metrics import STATISTICS
+from ral_system.attention.sequence import SequenceAttention
 from ral_system.config.schema import AlgorithmConfig
 from ral_system.data.collate import TensorBatch
 from ral_system.models.policy import PolicyOutput
 from ral_system.types import Counts, MicroBatch, Scores
+
+_SIGNS: dict[str, Callable[[float], bool]] = {
+    "": lambda advantage: True,
+    "_positive": lambda advantage: advantage > 0,
+    "_negative": lambda advantage: advantage < 0,
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,7 +38,9 @@ class Objective:
     loss: Tensor
     """Scalar, differentiable."""
     sums: dict[str, Tensor]
-    """Scalars, detached; add over micro-batches and ranks."""
+    """Scalars, detached; add over micro-batches and ranks, and are reported per response token of the update."""
+    weighted: dict[str, tuple[Tensor, Tensor]] = field(default_factory=dict)
+    """Sum and weight, detached; both add, and their quotient is reported."""
     maxima: dict[str, Tensor] = field(default_factory=dict)
     """Scalars, detached; the largest over micro-batches and ranks counts."""
 
@@ -43,10 +53,13 @@ def policy_objective(
     behaviour: Scores,
     reference: Scores | None,
     algorithm: AlgorithmConfig,
+    *,
+    attention_rows: int,
 ) -> Objective:
     """L = L_GRPO + beta · KL(pi || ref) + lambda_attn · L_attn (arXiv 2602.04884, Eq 1 and 4, to be minimised).
 
-    `behaviour` holds the old policy's log-probs and attention, made by the learner at the rollout's weights.
+    `behaviour` holds the old policy's log-probs and attention, made by the learner at the rollout's weights;
+    `attention_rows` is the number of attention rows of the whole update, over all ranks.
     """
     mask = batch.response_mask
     old_log_probs_BR = stack_log_probs(samples, behaviour, mask)
@@ -70,28 +83,23 @@ def policy_objective(
         loss = loss + algorithm.kl.coefficient * kl_BR.sum() / counts.tokens
         sums["policy/kl"] = kl_BR.sum().detach()
     assert output.attention is not None, "the policy objective reads the attention policy"
-    divergence_BR = stack_divergence(output.attention, samples, behaviour, mask)
     attention = algorithm.attention
+    divergence_BR, rows_BR = stack_divergence(output.attention, samples, behaviour, attention.divergence)
     if attention.weight > 0:
         term = attention_loss(
             divergence_BR,
             batch.advantages,
-            mask,
+            rows_BR,
             reduction=attention.reduction,
-            global_tokens=counts.tokens,
+            global_tokens=attention_rows,
             global_sequences=counts.sequences,
         )
         loss = loss + attention.weight * term
         sums["attention/loss"] = term.detach() * counts.tokens
-    divergence_BR = divergence_BR.detach()
-    for sign, selected in (("positive", batch.advantages > 0), ("negative", batch.advantages < 0)):
-        chosen = mask & selected[:, None]
-        sums[f"attention/jsd_{sign}"] = divergence_BR[chosen].sum()
-        sums[f"tokens/{sign}"] = chosen.sum().float()
-    sums["attention/visual_mass"] = visual_mass(output.attention, batch.token_types.split(batch.lengths)).detach()
+    weighted = statistics_by_sign(samples, behaviour) | divergence_by_sign(divergence_BR, rows_BR, samples)
     gap_BR = (old_log_probs_BR - stack_rollout_log_probs(samples, mask)).abs()
     sums["gate/log_prob_diff_mean"] = gap_BR.sum()
-    return Objective(loss, sums, maxima={"gate/log_prob_diff_max": gap_BR.max()})
+    return Objective(loss, sums, weighted, maxima={"gate/log_prob_diff_max": gap_BR.max()})
 
 
 def supervised_objective(output: PolicyOutput, batch: TensorBatch, counts: Counts) -> Objective:
@@ -116,19 +124,44 @@ def _scatter(flat_N: np.ndarray, mask_BR: Tensor) -> Tensor:
     return padded.masked_scatter(mask_BR, torch.tensor(flat_N, device=mask_BR.device))
 
 
-def stack_divergence(attention: list[Tensor], samples: MicroBatch, behaviour: Scores, mask_BR: Tensor) -> Tensor:
-    """JSD of every response row to the old policy's, padded to [B, R]; 0 where padded."""
-    rows = []
-    for policy_RT, sample in zip(attention, samples, strict=True):
-        old = behaviour[sample.id].attention
-        assert old is not None, f"sample {sample.id} has no old attention record"
-        rows.append(divergence(policy_RT, torch.tensor(old, device=policy_RT.device), "jsd"))
-    divergence_N = torch.cat(rows)
-    return torch.zeros(mask_BR.shape, device=mask_BR.device).masked_scatter(mask_BR, divergence_N)
+def stack_divergence(
+    attention: list[SequenceAttention], samples: MicroBatch, behaviour: Scores, kind: Divergence
+) -> tuple[Tensor, Tensor]:
+    """Divergence of every attention row to the old policy's, padded to [B, R], and bool [B, R]: which are rows.
+
+    Raises ValueError for a record of other weights than the sample's rollout.
+    """
+    found = []
+    for rows, sample in zip(attention, samples, strict=True):
+        records = behaviour[sample.id].attention
+        assert records, f"sample {sample.id} has no old attention record"
+        if any(record.version != sample.weight_version for record in records):
+            raise ValueError(
+                f"sample {sample.id} was made with weights {sample.weight_version}, but its attention record with "
+                f"{records[0].version}"
+            )
+        found.append(rows.divergence(records, kind))
+    lengths_B = torch.tensor([len(d) for d in found], device=found[0].device)
+    divergence_BR = torch.nn.utils.rnn.pad_sequence(found, batch_first=True)
+    return divergence_BR, torch.arange(divergence_BR.shape[1], device=lengths_B.device) < lengths_B[:, None]
 
 
-def visual_mass(attention: list[Tensor], token_types: Sequence[Tensor]) -> Tensor:
-    """Attention mass on visual keys, summed over all response rows (divide by their number for the mean)."""
-    return torch.stack(
-        [(p_RT * (types_T == 1)).sum() for p_RT, types_T in zip(attention, token_types, strict=True)]
-    ).sum()
+def statistics_by_sign(samples: MicroBatch, behaviour: Scores) -> dict[str, tuple[Tensor, Tensor]]:
+    """Sums over the old policy's attention rows and numbers of rows: of all, of samples with A > 0, and with A < 0."""
+    totals = {f"attention/{name}{suffix}": torch.zeros(2) for name in STATISTICS for suffix in _SIGNS}
+    for sample in samples:
+        for name, row in behaviour[sample.id].row_statistics.items():
+            for suffix, belongs in _SIGNS.items():
+                if belongs(sample.advantage):
+                    totals[f"attention/{name}{suffix}"] += torch.tensor([float(row.sum()), float(len(row))])
+    return {name: (total[0], total[1]) for name, total in totals.items()}
+
+
+def divergence_by_sign(divergence_BR: Tensor, rows_BR: Tensor, samples: MicroBatch) -> dict[str, tuple[Tensor, Tensor]]:
+    """The same of this update's divergences."""
+    found = {}
+    for suffix, belongs in _SIGNS.items():
+        selected_B = torch.tensor([belongs(s.advantage) for s in samples], device=rows_BR.device)
+        chosen_BR = rows_BR & selected_B[:, None]
+        found[f"attention/jsd{suffix}"] = (divergence_BR.detach()[chosen_BR].sum(), chosen_BR.sum().float())
+    return found

@@ -7,10 +7,10 @@ from pathlib import Path
 import torch
 
 from ral_system.config.schema import RunConfig
-from ral_system.data.collate import Collator
 from ral_system.data.media import MediaStore
 from ral_system.models.loading import load_processor
-from ral_system.training.learner_rank import build_policy, to_scores
+from ral_system.training.learner_rank import build_collator, build_policy
+from ral_system.training.scores import to_scores
 from ral_system.types import MicroBatch, Scores
 
 
@@ -19,14 +19,15 @@ class FrozenScorer:
 
     def __init__(self, config: RunConfig, model_folder: Path, media: MediaStore) -> None:
         self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self._config = config
         self._policy = build_policy(config, model_folder, self._device).to(self._device).eval().requires_grad_(False)
-        self._collate = Collator(load_processor(model_folder), media.open)
+        self._collate = build_collator(config, load_processor(model_folder), media)
 
     @torch.no_grad()
     def score(self, micro_batches: tuple[MicroBatch, ...]) -> Scores:
         """Log-probs of every sample's response tokens."""
         scores: Scores = {}
         for samples in micro_batches:
-            output = self._policy(self._collate(samples).to(self._device), with_attention=False)
-            scores |= to_scores(output, samples)
+            batch = self._collate(samples).to(self._device)
+            scores |= to_scores(self._policy(batch, with_attention=False), batch, samples, self._config)
         return scores

@@ -185,7 +185,7 @@ def expected_policy(model: PreTrainedModel, inputs: Inputs) -> tuple[Tensor, Ten
 
 
 def probed(model: PreTrainedModel, inputs: Inputs) -> tuple[Capture, Tensor]:
-    with torch.no_grad(), AttentionProbe(model).capture() as capture:
+    with torch.no_grad(), AttentionProbe(model).capture() as (capture,):
         logits = model(**inputs, use_cache=False).logits
     return capture, logits
 
@@ -234,9 +234,9 @@ def test_packed_sequences_are_what_they_are_alone(load: Load, family: str) -> No
     inputs, lengths = packed(model, sequences)
     capture, logits = probed(model, inputs)
     parts = zip(capture.sequences(lengths), logits[0].split(lengths), alone, strict=True)
-    for (query, key), found_logits, (expected, expected_logits) in parts:
-        rows = torch.arange(len(query))
-        found = attention_policy(query, key, rows, scale=capture.scale)
+    for layer, found_logits, (expected, expected_logits) in parts:
+        rows = torch.arange(len(layer.query))
+        found = attention_policy(layer.query, layer.key, rows, scale=layer.scale)
         assert (found - expected[0]).abs().max() <= 2e-6
         assert torch.allclose(found_logits, expected_logits[0], atol=2e-5)
 
@@ -262,12 +262,12 @@ def test_leaves_the_logits_as_they_are_bit_by_bit(load: Load, family: str, conte
 def gradients(model: PreTrainedModel, sequences: list[Inputs]) -> tuple[list[Tensor], dict[str, Tensor]]:
     """Policies, and the gradient of a function of logits and policies."""
     inputs, lengths = packed(model, sequences)
-    with AttentionProbe(model).capture() as capture:
+    with AttentionProbe(model).capture() as (capture,):
         logits = model(**inputs, use_cache=False).logits
     generator = torch.Generator().manual_seed(0)
     loss, found = logits.square().mean(), []
-    for query, key in capture.sequences(lengths):
-        found.append(attention_policy(query, key, torch.arange(len(query)), scale=capture.scale))
+    for layer in capture.sequences(lengths):
+        found.append(attention_policy(layer.query, layer.key, torch.arange(len(layer.query)), scale=layer.scale))
         loss = loss + (found[-1] * torch.randn(found[-1].shape, generator=generator)).sum()
     model.zero_grad(set_to_none=True)
     loss.backward()
@@ -277,11 +277,11 @@ def gradients(model: PreTrainedModel, sequences: list[Inputs]) -> tuple[list[Ten
 def test_gradients_reach_query_and_key_of_the_last_layer_but_not_its_values(load: Load) -> None:
     model = load("qwen2_5_vl", IMPLEMENTATION)
     inputs = sequence("qwen2_5_vl", "image")
-    with AttentionProbe(model).capture() as capture:
+    with AttentionProbe(model).capture() as (capture,):
         model(**inputs)
     model.zero_grad(set_to_none=True)
-    ((query, key),) = capture.sequences((inputs["input_ids"].shape[1],))
-    attention_policy(query, key, torch.arange(1, 9), scale=capture.scale)[:, 0].sum().backward()
+    (at,) = capture.sequences((inputs["input_ids"].shape[1],))
+    attention_policy(at.query, at.key, torch.arange(1, 9), scale=at.scale)[:, 0].sum().backward()
     last = model.get_decoder().layers[-1].self_attn
     first = model.get_decoder().layers[0].self_attn
     assert last.q_proj.weight.grad.any()
@@ -325,7 +325,7 @@ def test_reads_what_autocast_computes(load: Load) -> None:
 def test_captures_nothing_after_the_block_even_when_it_raises(load: Load) -> None:
     model = load("qwen2", IMPLEMENTATION)
     probe = AttentionProbe(model)
-    with pytest.raises(RuntimeError, match="inside"), probe.capture() as capture:
+    with pytest.raises(RuntimeError, match="inside"), probe.capture() as (capture,):
         raise RuntimeError("inside")
     with torch.no_grad():
         model(torch.tensor([[5, 6]]))
@@ -333,7 +333,28 @@ def test_captures_nothing_after_the_block_even_when_it_raises(load: Load) -> Non
         capture.sequences((2,))
 
 
-def test_only_the_last_text_layer_is_captured(load: Load) -> None:
+@pytest.mark.parametrize(("layers", "indices"), [("all", [0, 1]), ((0,), [0]), ((-1, 0), [1, 0])])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_layers_are_captured_by_choice(load: Load, family: str, layers: Any, indices: list[int]) -> None:
+    inputs = sequence(family, "text" if family == "qwen2" else "image")
+    with torch.no_grad():
+        attentions = load(family, "eager")(**inputs, output_attentions=True, use_cache=False).attentions
+        model = load(family, IMPLEMENTATION)
+        with AttentionProbe(model, layers).capture() as captures:
+            model(**inputs, use_cache=False)
+    assert len(captures) == len(indices)
+    for capture, index in zip(captures, indices, strict=True):
+        others = attentions[index][0].mean(0).tril(-1)
+        found = policy(capture.query[0], capture.key[0], capture.scale)  # type: ignore[index]
+        assert (found - others / others.sum(-1, keepdim=True).clamp(min=1e-30)).abs().max() <= 2e-6
+
+
+def test_a_layer_that_is_not_there_is_refused(load: Load) -> None:
+    with pytest.raises(ValueError, match=r"layers=\[0, 2\]: the model has 2 layers, so no layer 2"):
+        AttentionProbe(load("qwen2", IMPLEMENTATION), (0, 2))
+
+
+def test_only_the_last_text_layer_is_captured_by_default(load: Load) -> None:
     inputs = sequence("qwen2_5_vl", "image")
     capture, _ = probed(load("qwen2_5_vl", IMPLEMENTATION), inputs)
     assert capture.query is not None and capture.key is not None

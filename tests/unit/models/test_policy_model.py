@@ -25,13 +25,15 @@ class Bench:
     def __init__(self, folder: Path, media: MediaStore, samples: list[Sample]) -> None:
         self.model = load_model(folder, dtype="float32")
         self.banned = media_token_ids(folder)
-        self.collate = Collator(load_processor(folder), media.open)
+        self.processor, self.open = load_processor(folder), media.open
+        self.collate = Collator(self.processor, self.open)
         self.samples = samples
 
     @torch.no_grad()
     def run(self, samples: list[Sample], rows: Any = "generated", with_attention: bool = True) -> PolicyOutput:
-        policy = PolicyModel(self.model, temperature=TEMPERATURE, banned_token_ids=self.banned, rows=rows)
-        return policy(self.collate(tuple(samples)), with_attention=with_attention)
+        policy = PolicyModel(self.model, temperature=TEMPERATURE, banned_token_ids=self.banned)
+        collate = Collator(self.processor, self.open, rows=rows)
+        return policy(collate(tuple(samples)), with_attention=with_attention)
 
     @torch.no_grad()
     def slow_log_softmax(self, sample: Sample) -> Tensor:
@@ -47,6 +49,12 @@ class Bench:
         for token in self.banned:
             scaled[:, token] = -torch.inf
         return scaled.log_softmax(-1)[len(sample.prompt.token_ids) - 1 : -1]
+
+
+def read(output: PolicyOutput, index: int) -> Tensor:
+    """The attention policy of a sequence's rows: [R, T]."""
+    assert output.attention is not None
+    return torch.cat(list(output.attention[index].policies(0)))
 
 
 @pytest.fixture(scope="module")
@@ -80,29 +88,28 @@ def test_a_sample_alone_is_what_it_is_among_longer_ones(bench: Bench) -> None:
         length = len(sample.response_token_ids)
         assert alone.attention is not None
         assert (alone.log_probs[0] - together.log_probs[i, :length]).abs().max() <= 2e-6
-        assert together.attention[i].shape == (length, sample.length)
-        assert (alone.attention[0] - together.attention[i]).abs().max() <= 1e-6
+        assert read(together, i).shape == (length, sample.length)
+        assert (read(alone, 0) - read(together, i)).abs().max() <= 1e-6
 
 
 @pytest.mark.parametrize(("rows", "shift"), [("generated", 0), ("predicting", -1)])
 def test_attention_rows_are_those_of_the_response(bench: Bench, rows: str, shift: int) -> None:
     sample = bench.samples[2]
     batch = bench.collate((sample,))
-    with torch.no_grad(), AttentionProbe(bench.model).capture() as capture:
+    with torch.no_grad(), AttentionProbe(bench.model).capture() as (capture,):
         bench.model.model(
             input_ids=batch.input_ids[None],
             mm_token_type_ids=batch.token_types[None],
             pixel_values=batch.pixel_values,
             image_grid_thw=batch.image_grid_thw,
         )
-    ((query, key),) = capture.sequences((sample.length,))
-    every_row = attention_policy(query, key, torch.arange(sample.length), scale=capture.scale)
-    found = bench.run([sample], rows).attention
-    assert found is not None
+    (at,) = capture.sequences((sample.length,))
+    every_row = attention_policy(at.query, at.key, torch.arange(sample.length), scale=at.scale)
+    found = read(bench.run([sample], rows), 0)
     first = len(sample.prompt.token_ids) + shift
-    assert torch.allclose(found[0], every_row[first : first + len(sample.response_token_ids)], atol=1e-6)
+    assert torch.allclose(found, every_row[first : first + len(sample.response_token_ids)], atol=1e-6)
     # the last key that a row may see is the position before it
-    assert [int(row.nonzero().max()) for row in found[0]] == [first + r - 1 for r in range(len(found[0]))]
+    assert [int(row.nonzero().max()) for row in found] == [first + r - 1 for r in range(len(found))]
 
 
 def test_attention_is_made_only_when_asked_for(bench: Bench) -> None:
@@ -114,7 +121,7 @@ def test_attention_is_made_only_when_asked_for(bench: Bench) -> None:
 def test_a_policy_is_built_as_rollouts_are_drawn(
     tiny_model: Path, bench: Bench, make_config: Callable[..., RunConfig]
 ) -> None:
-    config = make_config(f"rollout.temperature={TEMPERATURE}", "algorithm.attention.rows=predicting")
+    config = make_config(f"rollout.temperature={TEMPERATURE}")
     policy = build_policy(config, tiny_model, torch.device("cpu"))
     processor = load_processor(tiny_model)
     for name in ("<|image_pad|>", "<|video_pad|>", "<|vision_start|>", "<|vision_end|>"):
@@ -122,14 +129,13 @@ def test_a_policy_is_built_as_rollouts_are_drawn(
     assert processor.tokenizer.eos_token_id not in policy.banned_token_ids
     with torch.no_grad():
         found = policy(bench.collate(tuple(bench.samples)), with_attention=True)
-    expected = bench.run(bench.samples, "predicting")
+    expected = bench.run(bench.samples)
     assert torch.equal(found.log_probs, expected.log_probs)
-    assert found.attention is not None and expected.attention is not None
-    assert all(torch.equal(a, b) for a, b in zip(found.attention, expected.attention, strict=True))
+    assert all(torch.equal(read(found, i), read(expected, i)) for i in range(len(bench.samples)))
 
 
 def test_gradients_reach_vision_and_text(bench: Bench) -> None:
-    policy = PolicyModel(bench.model, temperature=1.0, banned_token_ids=bench.banned, rows="generated")
+    policy = PolicyModel(bench.model, temperature=1.0, banned_token_ids=bench.banned)
     output = policy(bench.collate(tuple(bench.samples[:2])), with_attention=True)
     assert not output.entropy.requires_grad
     output.log_probs.sum().backward()

@@ -14,7 +14,7 @@ from ral_system.data.media import MediaStore
 from ral_system.errors import GateError
 from ral_system.models.loading import load_model, load_processor
 from ral_system.sync.manifest import build_manifest
-from ral_system.training.learner_rank import LearnerRank, answer_rows, build_policy, combine_metrics
+from ral_system.training.learner_rank import LearnerRank, build_policy, combine_metrics
 from ral_system.training.plan import plan_updates
 from ral_system.types import Counts, Sample, TrainPlan
 
@@ -325,53 +325,38 @@ def test_looking_averages_the_answers_rows_over_the_picture(
     start_rank: Start, rl_samples: list[Sample], make_config: Callable, tiny_model: Path, media: MediaStore
 ) -> None:
     found = start_rank(make_config()).look(rl_samples[:3])
-    policy = build_policy(make_config(), tiny_model, torch.device("cpu"))
+    model = build_policy(make_config(), tiny_model, torch.device("cpu"))
     processor = load_processor(tiny_model)
     for i, sample in enumerate(rl_samples[:3]):
         with torch.no_grad():
-            output = policy(Collator(processor, media.open)((sample,)), with_attention=True)
+            output = model(Collator(processor, media.open)((sample,)), with_attention=True)
         words = [processor.tokenizer.decode([t]) for t in sample.response_token_ids]
         rows = range(words.index("<answer>") + 1, words.index("</answer>"))
         keys = [k for k, t in enumerate(sample.prompt.token_ids) if t == processor.image_token_id]
         assert output.attention is not None
+        policy = torch.cat(list(output.attention[0].policies(0)))
         side = 2 + i % 3
         expected = [[0.0] * side for _ in range(side)]
         for n, key in enumerate(keys):
-            expected[n // side][n % side] = float(np.mean([output.attention[0][r, key].item() for r in rows]))
+            expected[n // side][n % side] = float(np.mean([policy[r, key].item() for r in rows]))
         mass = found[sample.id].array()
         assert mass.shape == (side, side)
         assert np.allclose(mass, expected, atol=1e-6)
         assert 0 < mass.sum() < 1
 
 
-@pytest.mark.parametrize(
-    ("pieces", "rows"),
-    [
-        (["<think>", "a", "</think>", "<answer>", "red", "circle", "</answer>", "<|im_end|>"], [4, 5]),
-        (["<", "answer", ">", " red", " circle", "</", "answer", ">", ""], [3, 4]),  # tags of several tokens
-        (["<answer", ">red", "</answer>"], [1]),  # a token with a tag's end and the answer's beginning
-        (["<answer>", "red"], [1]),  # cut off
-        (["</answer>", "<answer>", "red", "</answer>"], [2]),  # a stray closing tag before
-        (["red", "circle"], [0, 1]),  # no answer: all
-        (["<answer>", "</answer>"], [0, 1]),  # empty: all
-        (["<answer>"], [0]),
-    ],
-)
-def test_rows_of_the_answer(pieces: list[str], rows: list[int]) -> None:
-    assert answer_rows(pieces) == rows
-
-
-def test_sums_become_means_per_token_and_per_sign() -> None:
-    sums = {
-        "policy/loss": 6.0,
-        "attention/jsd_positive": 3.0,
-        "attention/jsd_negative": 0.0,
-        "tokens/positive": 4.0,
-        "tokens/negative": 0.0,  # no bad sample in the update
+def test_sums_become_means_per_token_and_by_their_own_weights() -> None:
+    weighted = {
+        "attention/jsd_positive": (3.0, 4.0),
+        "attention/jsd_negative": (0.0, 0.0),  # no bad sample in the update
+        "attention/image_1_mass": (0.0, 0.0),  # no second picture
+        "attention/visual_mass": (1.0, 8.0),
     }
-    assert combine_metrics(sums, {"gate/log_prob_diff_max": 0.5}, Counts(tokens=12, sequences=3)) == {
+    counts = Counts(tokens=12, sequences=3)
+    assert combine_metrics({"policy/loss": 6.0}, weighted, {"gate/log_prob_diff_max": 0.5}, counts) == {
         "gate/log_prob_diff_max": 0.5,
         "policy/loss": 0.5,
         "attention/jsd_positive": 0.75,
         "attention/jsd_negative": 0.0,
+        "attention/visual_mass": 0.125,
     }

@@ -11,10 +11,13 @@ import torch
 from torch import Tensor
 
 from ral_system.attention.policy import attention_policy
+from ral_system.attention.provenance import concatenate, key_provenance
+from ral_system.attention.record import record_attention
+from ral_system.attention.sequence import LayerAttention, SequenceAttention
 from ral_system.config.schema import AlgorithmConfig
 from ral_system.data.collate import TensorBatch
 from ral_system.models.policy import PolicyOutput
-from ral_system.training.objective import policy_objective, supervised_objective
+from ral_system.training.objective import Objective, policy_objective, supervised_objective
 from ral_system.types import Counts, Prompt, Sample, SampleScores, Scores
 
 PROMPTS, RESPONSES = (3, 5, 2), (4, 1, 3)
@@ -57,6 +60,9 @@ class Case:
             response_mask=self.mask,
             prompt_lengths=torch.tensor(PROMPTS),
             advantages=torch.tensor(ADVANTAGES),
+            keys=concatenate([key_provenance(t * 0, system_tokens=0, prompt_tokens=0) for t in types]),
+            attention_rows=tuple(torch.arange(p, n) for p, n in zip(PROMPTS, lengths, strict=True)),
+            key_masks=(None, None, None),
         )
         self.log_probs = torch.where(self.mask, -3 * torch.rand(3, 4, generator=g), 0.0)
         self.entropy = torch.where(self.mask, torch.rand(3, 4, generator=g), 0.0)
@@ -69,14 +75,16 @@ class Case:
         found = {}
         for sample, p in zip(self.samples, PROMPTS, strict=True):
             query, key = (torch.randn(sample.length, n, 5, generator=g) for n in (4, 2))
-            attention = attention_policy(query, key, torch.arange(p, sample.length), scale=0.7).numpy()
+            policy = attention_policy(query, key, torch.arange(p, sample.length), scale=0.7)
+            record = record_attention([policy], version=0, tokens=sample.length, top_k=None, dtype=torch.float32)
+            statistics = {"visual_mass": torch.rand(len(policy), generator=g).numpy()}
             log_probs = -3 * np.random.default_rng(p).random(len(sample.response_token_ids), dtype=np.float32)
-            found[sample.id] = SampleScores(log_probs, attention)
+            found[sample.id] = SampleScores(log_probs, (record,), statistics)
         return found
 
     def output(self, log_probs: Tensor | None = None, heads: Any = None) -> PolicyOutput:
         attention = [
-            attention_policy(q, k, torch.arange(p, len(q)), scale=0.7)
+            SequenceAttention((LayerAttention(q, k, 0.7),), torch.arange(p, len(q)), None, "mean", "auto")
             for (q, k), p in zip(heads or self.heads, PROMPTS, strict=True)
         ]
         return PolicyOutput(
@@ -93,6 +101,26 @@ def slow_divergence(p: list[float], q: list[float]) -> float:
         found += 0.5 * a * math.log(2 * a / (a + b)) if a else 0.0
         found += 0.5 * b * math.log(2 * b / (a + b)) if b else 0.0
     return found
+
+
+def objective(
+    case: Case,
+    algorithm: AlgorithmConfig,
+    output: PolicyOutput | None = None,
+    batch: TensorBatch | None = None,
+    reference: Scores | None = None,
+) -> Objective:
+    """The case's share of an update with 20 attention rows."""
+    return policy_objective(
+        output or case.output(),
+        batch or case.batch,
+        case.samples,
+        COUNTS,
+        case.behaviour,
+        reference,
+        algorithm,
+        attention_rows=20,
+    )
 
 
 @pytest.fixture
@@ -112,9 +140,8 @@ def test_loss_and_metrics_equal_loops_over_tokens(algorithm: Callable[..., Algor
     case = Case()
     output = case.output()
     assert output.attention is not None
-    found = policy_objective(
-        output, case.batch, case.samples, COUNTS, case.behaviour, case.reference, algorithm(2.0, reduction)
-    )
+    found = objective(case, algorithm(2.0, reduction), output, reference=case.reference)
+    rows = [torch.cat(list(of_sample.policies(0))) for of_sample in output.attention]
     surrogate = kl = attention = clipped = near_old = 0.0
     jsd = {"positive": 0.0, "negative": 0.0}
     gaps = []
@@ -127,9 +154,8 @@ def test_loss_and_metrics_equal_loops_over_tokens(algorithm: Callable[..., Algor
         clipped += held < plain
         kl += math.exp(ref - new) - (ref - new) - 1
         near_old += math.exp(old - new) - (old - new) - 1
-        old_row = case.behaviour[sample.id].attention
-        assert old_row is not None
-        divergence = slow_divergence(output.attention[b][t].double().tolist(), old_row[t].astype(float).tolist())
+        old_row = case.behaviour[sample.id].attention[0].values[t]
+        divergence = slow_divergence(rows[b][t].double().tolist(), old_row.astype(float).tolist())
         attention += a * divergence / (20 if reduction == "token_mean" else 6 * RESPONSES[b])
         jsd["positive" if a > 0 else "negative"] += divergence
         gaps.append(abs(old - sample.rollout_log_probs[t]))
@@ -144,35 +170,45 @@ def test_loss_and_metrics_equal_loops_over_tokens(algorithm: Callable[..., Algor
             "policy/approximate_kl_old": near_old,
             "policy/kl": kl,
             "attention/loss": attention * 20,
-            "attention/jsd_positive": jsd["positive"],
-            "attention/jsd_negative": jsd["negative"],
-            "tokens/positive": 4.0,
-            "tokens/negative": 4.0,
-            "attention/visual_mass": sums["attention/visual_mass"],  # its own test
             "gate/log_prob_diff_mean": sum(gaps),
         },
         rel=1e-5,
     )
+    for sign in ("positive", "negative"):
+        total, weight = found.weighted[f"attention/jsd_{sign}"]
+        assert (total.item(), weight.item()) == (pytest.approx(jsd[sign], rel=1e-5), 4)
     assert found.maxima["gate/log_prob_diff_max"].item() == pytest.approx(max(gaps))
     assert not any(v.requires_grad for v in (*found.sums.values(), *found.maxima.values()))
 
 
-def test_visual_mass_is_the_attention_on_picture_tokens(algorithm: Callable[..., AlgorithmConfig]) -> None:
+def test_statistics_of_the_old_rows_are_split_by_the_sign_of_the_advantage(
+    algorithm: Callable[..., AlgorithmConfig],
+) -> None:
     case = Case()
-    output = case.output()
-    assert output.attention is not None
-    found = policy_objective(output, case.batch, case.samples, COUNTS, case.behaviour, None, algorithm(2.0))
-    mass = sum(output.attention[b][t, i].item() for b, t in case.tokens() for i in IMAGE_TOKENS if i < PROMPTS[b])
-    assert found.sums["attention/visual_mass"].item() == pytest.approx(mass, rel=1e-6)
+    found = objective(case, algorithm(2.0)).weighted
+    mass = [float(case.behaviour[s.id].row_statistics["visual_mass"].sum()) for s in case.samples]
+    for suffix, chosen in (("", (0, 1, 2)), ("_positive", (0,)), ("_negative", (1, 2))):
+        total, weight = found[f"attention/visual_mass{suffix}"]
+        assert total.item() == pytest.approx(sum(mass[b] for b in chosen), rel=1e-5)
+        assert weight.item() == sum(RESPONSES[b] for b in chosen)
+    assert found["attention/image_3_mass"][1].item() == 0  # no sample has a fourth picture
+
+
+def test_a_record_of_other_weights_is_refused(algorithm: Callable[..., AlgorithmConfig]) -> None:
+    case = Case()
+    scores = case.behaviour["s2"]
+    case.behaviour["s2"] = replace(scores, attention=(replace(scores.attention[0], version=4),))
+    with pytest.raises(ValueError, match="sample s2 was made with weights 0, but its attention record with 4"):
+        objective(case, algorithm(1.0))
 
 
 def test_without_reference_or_attention_weight_their_terms_are_gone(algorithm: Callable[..., AlgorithmConfig]) -> None:
     case = Case()
-    found = policy_objective(case.output(), case.batch, case.samples, COUNTS, case.behaviour, None, algorithm(0.0))
+    found = objective(case, algorithm(0.0))
     assert found.loss.item() == pytest.approx(found.sums["policy/loss"].item() / 20, rel=1e-6)
     assert "policy/kl" not in found.sums
     assert "attention/loss" not in found.sums
-    assert found.sums["attention/jsd_positive"] > 0  # still measured
+    assert found.weighted["attention/jsd_positive"][0] > 0  # still measured
 
 
 @pytest.mark.parametrize("reduction", ["token_mean", "sequence_mean"])
@@ -182,14 +218,12 @@ def test_attention_gradient_equals_dense_float64_autograd(
     case = Case()
     heads = [(q.clone().requires_grad_(), k.clone().requires_grad_()) for q, k in case.heads]
     output = case.output(heads=heads)
-    policy_objective(
-        output, case.batch, case.samples, COUNTS, case.behaviour, None, algorithm(2.0, reduction)
-    ).loss.backward()
+    objective(case, algorithm(2.0, reduction), output).loss.backward()
 
     slow = [(q.double().requires_grad_(), k.double().requires_grad_()) for q, k in case.heads]
     loss = torch.zeros((), dtype=torch.float64)
     for b, (query, key) in enumerate(slow):
-        old = case.behaviour[case.samples[b].id].attention
+        old = case.behaviour[case.samples[b].id].attention[0].values
         for t in range(RESPONSES[b]):
             row = PROMPTS[b] + t
             heads_alpha = [torch.softmax(0.7 * key[: row + 1, h // 2] @ query[row, h], 0) for h in range(4)]
@@ -219,8 +253,12 @@ def test_padding_of_the_responses_does_not_change_shares(algorithm: Callable[...
     )
     for reduction in ("token_mean", "sequence_mean"):
         settings = algorithm(2.0, reduction)
-        a = policy_objective(plain, case.batch, case.samples, COUNTS, case.behaviour, case.reference, settings)
-        b = policy_objective(padded, batch, case.samples, COUNTS, case.behaviour, case.reference, settings)
+        a = policy_objective(
+            plain, case.batch, case.samples, COUNTS, case.behaviour, case.reference, settings, attention_rows=20
+        )
+        b = policy_objective(
+            padded, batch, case.samples, COUNTS, case.behaviour, case.reference, settings, attention_rows=20
+        )
         assert b.loss.item() == pytest.approx(a.loss.item(), rel=1e-6)
         assert {k: v.item() for k, v in b.sums.items()} == pytest.approx({k: v.item() for k, v in a.sums.items()})
 
@@ -229,7 +267,7 @@ def test_a_missing_attention_record_names_the_sample(algorithm: Callable[..., Al
     case = Case()
     case.behaviour["s1"] = SampleScores(case.behaviour["s1"].log_probs)
     with pytest.raises(AssertionError, match="sample s1 has no old attention record"):
-        policy_objective(case.output(), case.batch, case.samples, COUNTS, case.behaviour, None, algorithm(1.0))
+        objective(case, algorithm(1.0))
 
 
 def test_the_supervised_objective_is_cross_entropy_per_token() -> None:

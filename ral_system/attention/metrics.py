@@ -1,0 +1,59 @@
+"""What attention rows look at, in numbers. Suffixes: R rows, T keys."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ral_system.attention.provenance import KeyKind, KeyProvenance
+
+SINK_TOKENS = 4
+"""The first tokens of a sequence, on which models park attention they have no use for (arXiv 2309.17453)."""
+MEDIA_SHOWN = 4
+FRAMES_SHOWN = 8
+"""Images and frames with a figure of their own; further ones count in the visual mass alone."""
+VAS_EPSILON = 1e-6
+
+STATISTICS = (
+    "visual_mass",
+    "system_mass",
+    "text_mass",
+    "generated_mass",
+    "sink_mass",
+    "vas",
+    "entropy",
+    *(f"image_{i}_mass" for i in range(MEDIA_SHOWN)),
+    *(f"frame_{t}_mass" for t in range(FRAMES_SHOWN)),
+)
+"""Every name that `row_statistics` may return."""
+
+
+def row_statistics(policy_RT: Tensor, keys: KeyProvenance) -> dict[str, Tensor]:
+    """Per row, [R] each, of a policy over all earlier keys.
+
+    `visual_mass`, `system_mass`, `text_mass`, `generated_mass`: shares of the row, which add up to 1. `sink_mass`: on
+    the first tokens, whatever they are. `vas`: visual over system mass (arXiv 2603.03825), large where the latter is
+    small, so read it beside both. `entropy`: -Σ p ln p, in nats. `image_<i>_mass`, `frame_<t>_mass`: of the sequence's
+    i-th image and its videos' t-th frames, where there are such. A row without keys is 0 everywhere.
+    """
+
+    def mass(chosen_T: Tensor) -> Tensor:
+        return policy_RT[:, chosen_T].sum(-1)
+
+    is_image, is_video = keys.kind == KeyKind.IMAGE, keys.kind == KeyKind.VIDEO
+    found = {
+        "visual_mass": mass(is_image | is_video),
+        "system_mass": mass(keys.kind == KeyKind.SYSTEM),
+        "text_mass": mass(keys.kind == KeyKind.TEXT),
+        "generated_mass": mass(keys.kind == KeyKind.GENERATED),
+        "sink_mass": policy_RT[:, :SINK_TOKENS].sum(-1),
+        "entropy": torch.special.entr(policy_RT).sum(-1),
+    }
+    found["vas"] = found["visual_mass"] / (found["system_mass"] + VAS_EPSILON)
+    for i in range(MEDIA_SHOWN):
+        if (chosen := is_image & (keys.media == i)).any():
+            found[f"image_{i}_mass"] = mass(chosen)
+    for t in range(FRAMES_SHOWN):
+        if (chosen := is_video & (keys.frame == t)).any():
+            found[f"frame_{t}_mass"] = mass(chosen)
+    return found

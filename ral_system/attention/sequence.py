@@ -1,0 +1,59 @@
+"""The attention rows of one sequence that a training objective reads, not yet computed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ral_system.algorithms.divergences import Divergence
+from ral_system.attention.divergence import Backend, attention_divergence, policy_blocks
+from ral_system.attention.policy import Heads
+from ral_system.types import AttentionRecord
+
+
+@dataclass(frozen=True, slots=True)
+class LayerAttention:
+    """Query [T, H, D] and key [T, K, D] of one layer, after rotary embedding."""
+
+    query: Tensor
+    key: Tensor
+    scale: float
+
+
+@dataclass(frozen=True, slots=True)
+class SequenceAttention:
+    """Rows of one sequence at the probed layers. T tokens, R rows."""
+
+    layers: tuple[LayerAttention, ...]
+    rows: Tensor
+    """int64 [R], positions in the sequence."""
+    key_mask: Tensor | None
+    """bool [T], keys that count; None: all."""
+    heads: Heads
+    backend: Backend
+
+    def policies(self, layer: int) -> Iterator[Tensor]:
+        """Constant policies of one probed layer, in blocks of rows."""
+        at = self.layers[layer]
+        return policy_blocks(at.query, at.key, self.rows, scale=at.scale, key_mask=self.key_mask, heads=self.heads)
+
+    def divergence(self, records: Sequence[AttentionRecord], kind: Divergence) -> Tensor:
+        """D(policy, record) of every row, mean over layers: [R], differentiable. One record per probed layer."""
+        found = [
+            attention_divergence(
+                at.query,
+                at.key,
+                self.rows,
+                record,
+                scale=at.scale,
+                kind=kind,
+                key_mask=self.key_mask,
+                heads=self.heads,
+                backend=self.backend,
+            )
+            for at, record in zip(self.layers, records, strict=True)
+        ]
+        return torch.stack(found).mean(0)

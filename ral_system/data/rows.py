@@ -1,0 +1,67 @@
+"""Which rows of a sequence an attention policy is read from."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from torch import Tensor
+
+from ral_system.attention.metrics import SINK_TOKENS
+from ral_system.attention.provenance import KeyKind, KeyProvenance
+from ral_system.config.schema import Keys, Rows
+from ral_system.types import Sample
+
+
+def select_rows(kind: Rows, sample: Sample, keys: KeyProvenance, decode: Callable[[Sequence[int]], str]) -> list[int]:
+    """Positions of the rows in the sample's sequence.
+
+    generated: every response token (the paper's). predicting: the row before each, which chose it. answer: response
+    tokens between `<answer>` and `</answer>`, all when there is none. instruction: the prompt's text without the system
+    turn and media.
+    """
+    prompt, response = len(sample.prompt.token_ids), len(sample.response_token_ids)
+    if kind == "generated":
+        return list(range(prompt, prompt + response))
+    if kind == "predicting":
+        return list(range(prompt - 1, prompt + response - 1))
+    if kind == "answer":
+        return [prompt + r for r in answer_rows([decode([t]) for t in sample.response_token_ids])]
+    if kind == "instruction":
+        return (keys.kind == KeyKind.TEXT).nonzero()[:, 0].tolist()
+    raise ValueError(f"rows={kind!r}; known: generated, predicting, answer, instruction")
+
+
+def select_keys(kind: Keys, keys: KeyProvenance) -> Tensor | None:
+    """bool [T], the keys that count; None for all.
+
+    visual: pictures and videos. prompt: all but the model's own output. no_sinks: all but the first four tokens.
+    """
+    if kind == "all":
+        return None
+    if kind == "visual":
+        return (keys.kind == KeyKind.IMAGE) | (keys.kind == KeyKind.VIDEO)
+    if kind == "prompt":
+        return keys.kind != KeyKind.GENERATED
+    if kind == "no_sinks":
+        mask = keys.kind != KeyKind.PAD
+        mask[:SINK_TOKENS] = False
+        return mask
+    raise ValueError(f"keys={kind!r}; known: all, visual, prompt, no_sinks")
+
+
+def answer_rows(pieces: Sequence[str]) -> list[int]:
+    """Indices of the response tokens with text between `<answer>` and `</answer>`; all tokens when there is none.
+
+    `pieces` is the text of each token; a tag may be one token, several, or part of one.
+    """
+    text = "".join(pieces)
+    opening = text.find("<answer>")
+    start = opening + len("<answer>")
+    closing = text.find("</answer>", start)
+    end = closing if closing >= 0 else len(text)
+    rows, at = [], 0
+    for index, piece in enumerate(pieces):
+        if opening >= 0 and at < end and at + len(piece) > start:
+            rows.append(index)
+        at += len(piece)
+    return rows or list(range(len(pieces)))

@@ -1,0 +1,78 @@
+"""A frozen forward pass as values that cross processes: log-probs, attention records, what the rows look at."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ral_system.attention.metrics import row_statistics
+from ral_system.attention.provenance import KeyKind, KeyProvenance
+from ral_system.attention.record import record_attention
+from ral_system.attention.sequence import SequenceAttention
+from ral_system.config.schema import RunConfig
+from ral_system.data.collate import TensorBatch
+from ral_system.models.loading import TORCH_DTYPES
+from ral_system.models.policy import PolicyOutput
+from ral_system.types import AttentionRecord, MicroBatch, Sample, SampleScores, Scores, VisualAttention
+
+
+def to_scores(output: PolicyOutput, batch: TensorBatch, samples: MicroBatch, config: RunConfig) -> Scores:
+    """A frozen forward pass as host arrays, sample by sample."""
+    keys = batch.keys.split(batch.lengths)
+    scores = {}
+    for i, sample in enumerate(samples):
+        log_probs = output.log_probs[i, : len(sample.response_token_ids)].float().cpu().numpy()
+        if output.attention is None:
+            scores[sample.id] = SampleScores(log_probs)
+            continue
+        records, statistics = _read_rows(output.attention[i], keys[i], sample, config)
+        scores[sample.id] = SampleScores(log_probs, records, statistics)
+    return scores
+
+
+def _read_rows(
+    attention: SequenceAttention, keys: KeyProvenance, sample: Sample, config: RunConfig
+) -> tuple[tuple[AttentionRecord, ...], dict[str, np.ndarray]]:
+    """A record per probed layer, and what the last one's rows look at (among all keys, whichever the policy counts)."""
+    settings = config.algorithm.attention
+    last, statistics = len(attention.layers) - 1, []
+
+    def watched(blocks: Iterator[Tensor]) -> Iterator[Tensor]:
+        for block in blocks:
+            statistics.append(row_statistics(mean_over_heads(block), keys))
+            yield block
+
+    records = []
+    for layer in range(len(attention.layers)):
+        blocks = attention.policies(layer)
+        records.append(
+            record_attention(
+                watched(blocks) if layer == last and attention.key_mask is None else blocks,
+                version=sample.weight_version,
+                tokens=sample.length,
+                top_k=settings.top_k if settings.record == "top_k" else None,
+                dtype=TORCH_DTYPES[config.learner.dtype],
+            )
+        )
+    if attention.key_mask is not None:
+        for _ in watched(replace(attention, key_mask=None).policies(last)):
+            pass
+    return tuple(records), {
+        name: torch.cat([block[name] for block in statistics]).float().cpu().numpy() for name in statistics[0]
+    }
+
+
+def first_picture(mass_T: Tensor, keys: KeyProvenance) -> VisualAttention:
+    """Mass per visual token of a sequence's first image, as a grid."""
+    at = ((keys.kind == KeyKind.IMAGE) & (keys.media == 0)).nonzero()[:, 0]
+    width = int(keys.column[at].max()) + 1
+    return VisualAttention(tuple(tuple(row) for row in mass_T[at].view(-1, width).tolist()))
+
+
+def mean_over_heads(policy: Tensor) -> Tensor:
+    """[R, T] of [R, T] or [H, R, T]."""
+    return policy.mean(0) if policy.ndim == 3 else policy
