@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any, Literal, get_args
+from importlib.util import find_spec
+from typing import Any, Literal, Protocol, get_args
 
 import torch
 from torch import Tensor
@@ -15,7 +16,7 @@ from ral_system.attention.policy import Heads, attention_policy, check_arguments
 from ral_system.attention.record import Target
 from ral_system.types import AttentionRecord
 
-Backend = Literal["dense", "chunked", "auto"]
+Backend = Literal["dense", "chunked", "triton", "auto"]
 
 
 def attention_divergence(
@@ -39,19 +40,18 @@ def attention_divergence(
     a key that counts and a target of zeros. `kind` is defined in `algorithms.divergences`.
 
     Backends: `dense` is the definition, in autograd's own operations, memory H · R · T; `chunked` has the same results
-    with memory linear in T; `auto` chooses. Raises ValueError that names the argument.
+    with memory linear in T; `triton` has them fast, on CUDA devices, up to float32; `auto` is `triton` where that works
+    and `chunked` elsewhere. Raises ValueError that names the argument.
     """
     check_arguments(query, key, rows, segment_ids, key_mask, heads)
     _check_target(query, rows, target, heads)
     if kind not in DIVERGENCES:
         raise ValueError(f"kind={kind!r}; known: {', '.join(DIVERGENCES)}")
-    if backend not in get_args(Backend):
-        raise ValueError(f"backend={backend!r}; known: {', '.join(get_args(Backend))}")
     masks: dict[str, Any] = {"segment_ids": segment_ids, "key_mask": key_mask, "heads": heads}
     if backend == "dense":
         policy = attention_policy(query, key, rows, scale=scale, **masks)
         return _over_heads(Target(target, key.device).divergence(policy, slice(None), kind))
-    kernels = ChunkedKernels(key.detach(), scale=scale, **masks)
+    kernels = _kernels(backend, key.detach(), scale=scale, **masks)
     return _RowDivergence.apply(query[rows], key, rows, Target(target, key.device), kernels, kind)
 
 
@@ -65,15 +65,47 @@ def policy_blocks(
     segment_ids: Tensor | None = None,
     key_mask: Tensor | None = None,
     heads: Heads = "mean",
+    backend: Backend = "auto",
 ) -> Iterator[Tensor]:
     """The policies of `rows`, a block of rows at a time, as constants: bit by bit what a divergence compares."""
     check_arguments(query, key, rows, segment_ids, key_mask, heads)
-    kernels = ChunkedKernels(key, scale=scale, segment_ids=segment_ids, key_mask=key_mask, heads=heads)
+    masks: dict[str, Any] = {"segment_ids": segment_ids, "key_mask": key_mask, "heads": heads}
+    if backend == "dense":
+        yield attention_policy(query, key, rows, scale=scale, **masks)
+        return
+    kernels = _kernels(backend, key, scale=scale, **masks)
     query_RHD = query[rows]
     if not len(rows):
         yield attention_policy(query, key, rows, scale=scale, heads=heads)
     for block in _blocks(query_RHD, kernels):
         yield kernels.policy(query_RHD[block], rows[block])[0]
+
+
+class Kernels(Protocol):
+    """Forward and backward of blocks of rows over the keys of one call."""
+
+    def rows_per_block(self, query_heads: int) -> int:
+        """How many rows to hand over at a time."""
+
+    def policy(self, query_RHD: Tensor, rows_R: Tensor) -> tuple[Tensor, Any]:
+        """p [R, T] or [H, R, T] of a block of rows, and what their `gradient` needs."""
+
+    def gradient(self, block: Any, slopes: Tensor, key_gradient_KTD: Tensor) -> Tensor:
+        """Gradient of the block's query rows [R, H, D], from ∂D/∂p; adds the keys' share to `key_gradient`."""
+
+
+def _kernels(backend: Backend, key: Tensor, **options: Any) -> Kernels:
+    if backend not in get_args(Backend):
+        raise ValueError(f"backend={backend!r}; known: {', '.join(get_args(Backend))}")
+    installed = find_spec("triton") is not None
+    if backend == "triton" and not installed:
+        raise ValueError("backend='triton' needs the package triton; install it or use backend='chunked'")
+    fits = key.is_cuda and key.dtype != torch.float64 and key.shape[-1] <= 256
+    if backend == "chunked" or (backend == "auto" and not (fits and installed)):
+        return ChunkedKernels(key, **options)
+    from ral_system.attention.fused import FusedKernels
+
+    return FusedKernels(key, **options)
 
 
 class _RowDivergence(torch.autograd.Function):
@@ -86,7 +118,7 @@ class _RowDivergence(torch.autograd.Function):
         key_TKD: Tensor,
         rows_R: Tensor,
         target: Target,
-        kernels: ChunkedKernels,
+        kernels: Kernels,
         kind: Divergence,
     ) -> Tensor:
         ctx.save_for_backward(query_RHD, key_TKD, rows_R)
@@ -102,7 +134,7 @@ class _RowDivergence(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, gradient_R: Tensor) -> tuple[Tensor | None, ...]:
         query_RHD, key_TKD, rows_R = ctx.saved_tensors
-        kernels: ChunkedKernels = ctx.kernels
+        kernels: Kernels = ctx.kernels
         precision = gradient_R.dtype
         query_gradient_RHD = torch.zeros_like(query_RHD)
         key_gradient_KTD = torch.zeros_like(key_TKD, dtype=precision).transpose(0, 1).contiguous()
@@ -120,7 +152,7 @@ def _over_heads(found: Tensor) -> Tensor:
     return found.mean(0) if found.ndim == 2 else found
 
 
-def _blocks(query_RHD: Tensor, kernels: ChunkedKernels) -> list[slice]:
+def _blocks(query_RHD: Tensor, kernels: Kernels) -> list[slice]:
     size = kernels.rows_per_block(query_RHD.shape[1])
     return [slice(i, i + size) for i in range(0, len(query_RHD), size)]
 

@@ -38,7 +38,9 @@ class SequenceAttention:
     def policies(self, layer: int) -> Iterator[Tensor]:
         """Constant policies of one probed layer, in blocks of rows."""
         at = self.layers[layer]
-        return policy_blocks(at.query, at.key, self.rows, scale=at.scale, key_mask=self.key_mask, heads=self.heads)
+        return policy_blocks(
+            at.query, at.key, self.rows, scale=at.scale, key_mask=self.key_mask, heads=self.heads, backend=self.backend
+        )
 
     def divergence(self, records: Sequence[AttentionRecord], kind: Divergence) -> Tensor:
         """D(policy, record) of every row, mean over layers: [R], differentiable. One record per probed layer."""

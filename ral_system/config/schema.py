@@ -97,8 +97,9 @@ class AttentionConfig(Group):
     """How the old policy's rows are kept: whole, or their largest entries and the mass of the rest (a lower bound)."""
     top_k: Positive
     """Entries kept per row with record=top_k."""
-    backend: Literal["auto", "dense", "chunked"]
-    """How divergences are computed; all agree. dense: memory heads · rows · tokens. chunked: linear in tokens."""
+    backend: Literal["auto", "dense", "chunked", "triton"]
+    """How divergences are computed; all agree. dense: memory heads · rows · tokens. chunked: linear in tokens. triton:
+    the same, fast on CUDA devices. auto: triton on a CUDA device that has it, chunked elsewhere."""
 
 
 class AlgorithmConfig(Group):
