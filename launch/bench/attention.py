@@ -61,12 +61,17 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="tiny sizes, seconds; its figures mean nothing")
     parser.add_argument("--tokens", type=_positive, nargs="+", metavar="T", help="sequence lengths")
     parser.add_argument("--layers", type=_positive, metavar="N", help="decoder layers to measure (default 4)")
+    parser.add_argument(
+        "--threads", type=_positive, metavar="N", help="CPU threads; 1 gives steady figures on a machine that is shared"
+    )
     parser.add_argument("--out", type=Path, default=Path("docs/benchmarks"), help="folder (default %(default)s)")
     options = parser.parse_args()
     try:
         options.out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         parser.error(f"--out {options.out}: {error.strerror}")
+    if options.threads:
+        os.environ["OMP_NUM_THREADS"] = str(options.threads)  # before torch: child processes inherit it
     import torch
 
     if options.device == "cuda" and not torch.cuda.is_available():

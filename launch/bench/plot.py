@@ -9,7 +9,7 @@ from math import ceil, floor, log10
 from launch.bench.plan import VARIANTS, Variant
 from launch.bench.targets import Records
 
-_WIDTH, _HEIGHT = 880, 380
+_WIDTH, _HEIGHT = 880, 400
 _PANEL_WIDTH, _PANEL_HEIGHT, _TOP = 350, 250, 66
 _LABELS: dict[Variant, tuple[str, str]] = {
     "eager_full": ("eager, all rows", "#7c828d"),
@@ -26,7 +26,7 @@ def draw(records: Records, title: str) -> str:
     legend, x = [], 60.0
     for variant in drawn:
         label, colour = _LABELS[variant]
-        legend.append(f'<circle cx="{x}" cy="340" r="5" fill="{colour}"/><text x="{x + 10}" y="344">{label}</text>')
+        legend.append(f'<circle cx="{x}" cy="356" r="5" fill="{colour}"/><text x="{x + 10}" y="360">{label}</text>')
         x += 40 + 7.2 * len(label)
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {_WIDTH} {_HEIGHT}" width="{_WIDTH}" height="{_HEIGHT}" '
@@ -36,7 +36,7 @@ def draw(records: Records, title: str) -> str:
         + _panel(60, "time: forward + backward / sdpa's", records, lambda v, t: records.ratio(v, "sdpa", t))
         + _panel(500, "peak memory beyond inputs, MiB", records, lambda v, t: (records.peak(v, t) or 0) / 2**20)
         + "".join(legend)
-        + f'<text x="60" y="368" fill="#5d636e">{escape(_missing(records))}</text></svg>\n'
+        + f'<text x="60" y="386" fill="#5d636e">{escape(_missing(records))}</text></svg>\n'
     )
 
 
@@ -79,9 +79,9 @@ def _panel(left: float, name: str, records: Records, of: Callable[[Variant, int]
 
 def _missing(records: Records) -> str:
     """What the lines do not show."""
-    absent = [
-        f"{_LABELS[v][0]} at {', '.join(f'{t:,}' for t in gaps)}"
-        for v in VARIANTS
-        if (gaps := [t for t in records.tokens() if records.one(v, t).get("failure")])
-    ]
+    absent = []
+    for variant in VARIANTS:
+        gaps = [t for t in records.tokens() if records.one(variant, t).get("failure")]
+        where = "" if gaps == records.tokens() else f" at {', '.join(f'{t:,}' for t in gaps)}"
+        absent += [f"{_LABELS[variant][0]}{where}"] if gaps else []
     return f"not measured: {'; '.join(absent)}" if absent else ""
