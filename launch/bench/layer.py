@@ -84,10 +84,15 @@ def _memory(plan: Plan, tokens: int, variant: Variant, backward: bool) -> tuple[
 
 
 def peaks(plan: Plan, tokens: int, variant: Variant, backward: bool) -> dict[str, int]:
-    """Peak bytes of one variant beyond its inputs. Runs once at a small size first, to load what libraries load."""
-    small = terms.make_inputs(replace(plan, rows=8), 64)
-    terms.forward_backward(variant, small)
+    """Peak bytes of one variant beyond its inputs.
+
+    Runs once before, so that what libraries load or keep does not count; on CUDA at full size, since workspaces and the
+    tuning of kernels depend on it, on CPU at a small one, since freed memory would be used again unseen.
+    """
     x = terms.make_inputs(plan, tokens)
+    before = x if plan.device == "cuda" else terms.make_inputs(replace(plan, rows=8), 64)
+    (terms.forward_backward if backward else terms.forward)(variant, before)
+    del before
     after_term: list[int] = []
     peak = PeakMemory(plan.device)
     if not backward:
