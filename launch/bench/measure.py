@@ -27,8 +27,9 @@ TIME_METHOD = {
 MEMORY_METHOD = {
     "cuda": "torch.cuda.max_memory_allocated during the call, less what was allocated before it",
     "cpu": "a fresh process for each figure: its peak resident size (VmHWM, reset through /proc/self/clear_refs) "
-    "during the call, less its resident size before it; exact to about 1 MiB",
+    "during the call, less its resident size before it; freed memory returned at once (mallopt)",
 }
+_M_MMAP_THRESHOLD = -3
 
 
 def available_bytes(device: Device) -> int | None:
@@ -124,7 +125,9 @@ class PeakMemory:
             torch.cuda.reset_peak_memory_stats()
             self._before = torch.cuda.memory_allocated()
         else:
-            ctypes.CDLL(None).malloc_trim(0)  # freed pages still resident would be used again unseen
+            libc = ctypes.CDLL(None)
+            libc.mallopt(_M_MMAP_THRESHOLD, 1 << 16)  # what is freed goes back at once, not into a heap that lingers
+            libc.malloc_trim(0)  # freed pages still resident would be used again unseen
             Path("/proc/self/clear_refs").write_text("5")
             self._before = _status_bytes("VmRSS")
 
