@@ -1,0 +1,135 @@
+"""A stack of decoder layers, with and without the term on its last layer, and the scoring of old attention."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import Qwen2Config, Qwen2Model
+
+from launch.bench.measure import reason, release, time_in_turns
+from launch.bench.plan import LEARNER_LAYERS, Plan
+from launch.bench.terms import forward_backward, make_inputs, random_target, unavailable
+from ral_system.attention.divergence import attention_divergence, policy_blocks
+from ral_system.attention.probe import IMPLEMENTATION, AttentionProbe
+
+Say = Callable[[str], None]
+
+
+def measure_stack(plan: Plan, say: Say) -> list[dict[str, Any]]:
+    """A record for every number of tokens: raw times, what is computed from them, and the reason of a failure."""
+    records = []
+    for tokens in plan.stack_tokens:
+        say(f"{plan.layers} layers, {tokens:,} tokens")
+        backend = "triton" if unavailable("triton", plan.device) is None else "chunked"
+        record: dict[str, Any] = {"tokens": tokens, "layers": plan.layers, "backend": backend, "failure": None}
+        try:
+            record |= _measure(plan, tokens, backend)
+        except Exception as error:  # a size that does not fit must not end the benchmark
+            record["failure"] = reason(error)
+            say(f"  {record['failure']}")
+        release()
+        records.append(record)
+    return records
+
+
+def _measure(plan: Plan, tokens: int, backend: Any) -> dict[str, Any]:
+    stack = _Stack(plan, tokens, backend)
+    x = make_inputs(plan, tokens)
+    calls = {
+        "step_without_term_s": lambda: stack.step(with_term=False),
+        "step_with_term_s": lambda: stack.step(with_term=True),
+        "term_s": lambda: forward_backward(backend, x),
+        "log_prob_pass_s": stack.log_prob_pass,
+        "scoring_s": stack.score,
+    }
+    times, failures = time_in_turns(
+        calls, plan.device, min_repeats=plan.min_repeats, max_repeats=plan.max_repeats, seconds=plan.seconds
+    )
+    step, log_probs = (_median(times, name) for name in ("step_without_term_s", "log_prob_pass_s"))
+    with_term, term, scoring = (_median(times, name) for name in ("step_with_term_s", "term_s", "scoring_s"))
+    full = LEARNER_LAYERS / plan.layers
+    return {
+        **times,
+        "measured": {
+            "term_share_of_step": _ratio(term, step),
+            "step_with_term_over_without": _ratio(with_term, step),
+            "scoring_share_of_log_prob_pass": _ratio(scoring, log_probs),
+        },
+        f"computed_for_{LEARNER_LAYERS}_layers": {
+            "term_share_of_step": _ratio(term, step and step * full),
+            "scoring_share_of_log_prob_pass": _ratio(scoring, log_probs and log_probs * full),
+        },
+        "failure": "; ".join(f"{name}: {why}" for name, why in failures.items()) or None,
+    }
+
+
+class _Stack:
+    """Decoder layers of random weights, without embedding and vocabulary head; the probe on the last."""
+
+    def __init__(self, plan: Plan, tokens: int, backend: Any) -> None:
+        config = Qwen2Config(
+            hidden_size=plan.hidden,
+            intermediate_size=plan.intermediate,
+            num_attention_heads=plan.query_heads,
+            num_key_value_heads=plan.key_heads,
+            head_dim=plan.head_dim,
+            num_hidden_layers=plan.layers,
+            vocab_size=8,
+            max_position_embeddings=max(32768, tokens),
+            attn_implementation=IMPLEMENTATION,
+        )
+        default = torch.get_default_dtype()
+        try:
+            torch.set_default_dtype(plan.torch_dtype)
+            with torch.device(plan.device):
+                self._model = Qwen2Model(config)
+        finally:
+            torch.set_default_dtype(default)
+        self._probe = AttentionProbe(self._model)
+        self._parameters = [p for p in self._model.layers.parameters() if p.requires_grad]
+        random = torch.Generator(plan.device).manual_seed(0)
+        shape = (1, tokens, plan.hidden)
+        kind: dict[str, Any] = {"device": plan.device, "dtype": plan.torch_dtype, "generator": random}
+        self._embeddings = torch.randn(shape, **kind)
+        self._gradient = torch.randn(shape, **kind)
+        self._rows = torch.arange(max(0, tokens - plan.rows), tokens, device=plan.device)
+        self._target = random_target(self._rows, tokens, random)
+        self._tokens, self._backend = tokens, backend
+        with torch.no_grad():
+            _, self._query, self._key, self._scale = self._forward()
+
+    def step(self, *, with_term: bool) -> None:
+        """What a learner does for one sequence: forward, and gradients of all weights."""
+        hidden, query, key, scale = self._forward()
+        outputs, gradients = [hidden], [self._gradient]
+        if with_term:
+            found = attention_divergence(query, key, self._rows, self._target, scale=scale, backend=self._backend)
+            outputs.append(found)
+            gradients.append(torch.full_like(found, 1 / len(found)))
+        torch.autograd.grad(outputs, self._parameters, gradients)
+
+    @torch.no_grad()
+    def log_prob_pass(self) -> None:
+        """The pass whose last layer's query and key scoring reads."""
+        self._forward()
+
+    def score(self) -> None:
+        """The old attention of all rows, as the learner keeps it."""
+        torch.cat(list(policy_blocks(self._query, self._key, self._rows, scale=self._scale)))
+
+    def _forward(self) -> tuple[Tensor, Tensor, Tensor, float]:
+        with self._probe.capture() as capture:
+            hidden = self._model(inputs_embeds=self._embeddings, use_cache=False).last_hidden_state
+        return hidden, *capture.sequence(0, self._tokens), capture.scale
+
+
+def _median(times: dict[str, list[float]], name: str) -> float | None:
+    return statistics.median(times[name]) if times.get(name) else None
+
+
+def _ratio(part: float | None, whole: float | None) -> float | None:
+    return None if part is None or whole is None else part / whole
