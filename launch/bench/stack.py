@@ -119,12 +119,13 @@ class _Stack:
 
     def score(self) -> None:
         """The old attention of all rows, as the learner keeps it."""
-        torch.cat(list(policy_blocks(self._query, self._key, self._rows, scale=self._scale)))
+        torch.cat(list(policy_blocks(self._query, self._key, self._rows, scale=self._scale, backend=self._backend)))
 
     def _forward(self) -> tuple[Tensor, Tensor, Tensor, float]:
-        with self._probe.capture() as capture:
+        with self._probe.capture() as (capture,):
             hidden = self._model(inputs_embeds=self._embeddings, use_cache=False).last_hidden_state
-        return hidden, *capture.sequence(0, self._tokens), capture.scale
+        (at,) = capture.sequences((self._tokens,))
+        return hidden, at.query, at.key, at.scale
 
 
 def _median(times: dict[str, list[float]], name: str) -> float | None:

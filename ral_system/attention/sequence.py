@@ -39,7 +39,13 @@ class SequenceAttention:
         """Constant policies of one probed layer, in blocks of rows."""
         at = self.layers[layer]
         return policy_blocks(
-            at.query, at.key, self.rows, scale=at.scale, key_mask=self.key_mask, heads=self.heads, backend=self.backend
+            at.query,
+            at.key,
+            self.rows,
+            scale=at.scale,
+            key_mask=self.key_mask,
+            heads=self.heads,
+            backend=self.backend,
         )
 
     def divergence(self, records: Sequence[AttentionRecord], kind: Divergence) -> Tensor:
