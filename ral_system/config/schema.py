@@ -80,8 +80,13 @@ class AttentionConfig(Group):
 
     weight: NonNegativeFloat
     """lambda_attn; 0 is plain GRPO."""
+    anchor: Literal["old", "reference", "ema"]
+    """Whose rows the policy's are compared with: the policy's own at the rollout's weights (the paper), the frozen
+    reference's, or those of a moving average of the trained weights."""
+    ema_decay: Annotated[float, Field(ge=0, lt=1)]
+    """Share of the average that an optimiser update leaves, with anchor=ema."""
     divergence: Literal["jsd", "forward_kl", "reverse_kl", "tv", "hellinger"]
-    """Of the policy to the old policy (the paper: jsd); forward_kl is KL(old ‖ policy)."""
+    """Of the policy to the anchor (the paper: jsd); forward_kl is KL(anchor ‖ policy)."""
     layers: Literal["last", "all"] | Annotated[tuple[int, ...], Field(min_length=1)]
     """Decoder layers whose attention is read, by index (negative from the end); the loss is their mean."""
     heads: Literal["mean", "each"]
@@ -94,7 +99,7 @@ class AttentionConfig(Group):
     reduction: Literal["token_mean", "sequence_mean"]
     """E_t in Eq 3: mean over all rows of the update, or mean over sequences of each sequence's mean."""
     record: Literal["dense", "top_k"]
-    """How the old policy's rows are kept: whole, or their largest entries and the mass of the rest (a lower bound)."""
+    """How the anchor's rows are kept: whole, or their largest entries and the mass of the rest (a lower bound)."""
     top_k: Positive
     """Entries kept per row with record=top_k."""
     backend: Literal["auto", "dense", "chunked", "triton"]
@@ -119,6 +124,11 @@ class AlgorithmConfig(Group):
     clip_epsilon: Annotated[float, Field(gt=0, lt=1)]
     kl: KLConfig
     attention: AttentionConfig
+
+    @property
+    def needs_reference(self) -> bool:
+        """Whether the objective reads the frozen reference policy."""
+        return self.kl.coefficient > 0 or self.attention.anchor == "reference"
 
 
 class RewardConfig(Group):

@@ -35,11 +35,12 @@ def _one_problem(error: Any) -> str:
 def _illegal_combinations(c: RunConfig) -> list[str]:
     problems = []
     a, learner = c.algorithm, c.learner
-    if a.attention.weight > 0 and a.updates_per_step == 1:
+    if a.attention.weight > 0 and a.attention.anchor == "old" and a.updates_per_step == 1:
         problems.append(
             f"algorithm.attention.weight={a.attention.weight} with algorithm.updates_per_step=1 trains nothing: the "
             "divergence to the old policy has zero gradient at the old policy; "
-            "set algorithm.updates_per_step to 2 or more, or algorithm.attention.weight=0"
+            "set algorithm.updates_per_step to 2 or more, algorithm.attention.anchor to reference or ema, or "
+            "algorithm.attention.weight=0"
         )
     if c.data.objects > c.data.grid**2:
         problems.append(f"data.objects={c.data.objects} does not fit data.grid={c.data.grid}; at most {c.data.grid**2}")

@@ -31,7 +31,7 @@ class InProcessRoles:
             HfEngine(model_folder, config.rollout, media, media_token_ids(model_folder), config.seed, device.type)
         )
         self.learner = _Learner(LearnerRank(config, model_folder, media, rank=0, world_size=1, stage=stage))
-        needs_reference = stage == "rl" and config.algorithm.kl.coefficient > 0
+        needs_reference = stage == "rl" and config.algorithm.needs_reference
         self.reference = _Scorer(FrozenScorer(config, model_folder, media)) if needs_reference else None
 
     def close(self) -> None:

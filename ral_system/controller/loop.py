@@ -28,6 +28,8 @@ FIRST_UPDATE_JSD = {"float32": 1e-9, "bfloat16": 1e-4}
 """Largest JSD of the first update by learner dtype. The two passes are the same computation and differ by exactly 0 on
 CPU; this leaves room for kernels whose sums have no fixed order. Nats."""
 
+_SIGNS = ("positive", "negative")
+
 
 @dataclass(frozen=True, slots=True)
 class Step:
@@ -80,13 +82,14 @@ class TrainingLoop:
             behaviour = learner.score(plan)
         with self._timer.phase("update"):
             updates = [learner.update(plan, k, behaviour, reference) for k in range(algorithm.updates_per_step)]
-        first_update_jsd = check_first_update(updates[0], FIRST_UPDATE_JSD[self._config.learner.dtype])
+        if algorithm.attention.anchor == "old":
+            check_first_update(updates[0], FIRST_UPDATE_JSD[self._config.learner.dtype])
 
         self.version += 1
         tensors_verified = self.publish()
         metrics = {**rollout_metrics(rollouts), **update_metrics(updates), "prompts/first": float(self.next_prompt)}
         self.next_prompt += len(prompts)
-        metrics["gate/first_update_jsd"] = first_update_jsd
+        metrics["attention/divergence_first_update"] = first_update_divergence(updates[0])
         metrics |= {"gate/prompts_verified": float(len(completions)), "gate/tensors_verified": float(tensors_verified)}
         metrics |= {"prompts/end": float(self.next_prompt), "learner/version": float(self.version)}
         metrics |= self._timer.drain()
@@ -134,18 +137,19 @@ class TrainingLoop:
         return rollouts
 
 
-def check_first_update(update: Mapping[str, float], tolerance: float) -> float:
-    """The first update sees the weights that were just scored, so its attention is the old policy's.
+def first_update_divergence(update: Mapping[str, float]) -> float:
+    """The larger divergence to the anchor over both signs of the advantage, in nats."""
+    return max(update[f"attention/divergence_{sign}"] for sign in _SIGNS)
 
-    Returns the larger JSD over both signs of the advantage, in nats; GateError when it exceeds `tolerance`.
-    """
-    divergence = max(update["attention/jsd_positive"], update["attention/jsd_negative"])
+
+def check_first_update(update: Mapping[str, float], tolerance: float) -> None:
+    """The first update sees the weights that were just scored, so its attention is the old policy's (GateError)."""
+    divergence = first_update_divergence(update)
     if not divergence <= tolerance:
         raise GateError(
             f"the first update attends unlike the old policy that was just scored (JSD {divergence:.3g}, more than "
             f"{tolerance:g}); scoring and training see different inputs or weights"
         )
-    return divergence
 
 
 def step_seed(seed: int, version: int) -> int:
@@ -173,10 +177,10 @@ def rollout_metrics(rollouts: Sequence[Rollout]) -> dict[str, float]:
 
 
 def update_metrics(updates: Sequence[Mapping[str, float]]) -> dict[str, float]:
-    """Mean over the K updates; maxima stay maxima. The last update's attention divergence is kept beside the mean."""
-    combined = {
-        name: max(u[name] for u in updates) if name.endswith("_max") else sum(u[name] for u in updates) / len(updates)
-        for name in updates[0]
-    }
-    last = {f"{name}_last": updates[-1][name] for name in ("attention/jsd_positive", "attention/jsd_negative")}
+    """Mean over the updates that have a metric; maxima stay maxima. The last update's divergences are kept beside."""
+    combined = {}
+    for name in dict.fromkeys(name for update in updates for name in update):
+        values = [update[name] for update in updates if name in update]
+        combined[name] = max(values) if name.endswith("_max") else sum(values) / len(values)
+    last = {f"attention/divergence_{sign}_last": updates[-1][f"attention/divergence_{sign}"] for sign in _SIGNS}
     return combined | last

@@ -32,7 +32,7 @@ def _learning(run: RunData) -> list[Chart]:
 
 
 def _attention(run: RunData) -> list[Chart]:
-    jsd = [("attention/jsd_positive", "A > 0"), ("attention/jsd_negative", "A < 0")]
+    jsd = [("attention/divergence_positive", "A > 0"), ("attention/divergence_negative", "A < 0")]
     return [
         _rl(run, "jsd", "Attention divergence", "JSD to the rollout policy's, by sign of advantage.",
             jsd, unit="nats"),

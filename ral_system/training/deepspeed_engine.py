@@ -99,6 +99,10 @@ class DeepSpeedEngine:
         torch.distributed.all_reduce(on_device, reduce)
         return on_device
 
+    def trained_weights(self) -> Mapping[str, Tensor]:
+        trained: dict[str, Any] = {name: p for name, p in self.policy.named_parameters() if p.requires_grad}
+        return trained if self._zero_stage < 3 else {name: p.ds_tensor for name, p in trained.items()}
+
     def full_state(self) -> Mapping[str, Tensor] | None:
         if self._zero_stage < 3:
             return self.policy.model.state_dict() if torch.distributed.get_rank() == 0 else None

@@ -39,6 +39,10 @@ class Engine(Protocol):
         """Reduce a small float64 tensor over ranks."""
         ...
 
+    def trained_weights(self) -> Mapping[str, Tensor]:
+        """What training changes in place, by name: the trained parameters, or this rank's shards of them."""
+        ...
+
     def full_state(self) -> Mapping[str, Tensor] | None:
         """All weights under Hugging Face names on rank 0, None elsewhere; every rank calls it."""
         ...

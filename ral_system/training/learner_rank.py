@@ -19,6 +19,7 @@ from ral_system.errors import LogProbError
 from ral_system.models.loading import load_model, load_processor, media_token_ids
 from ral_system.models.policy import PolicyModel, PolicyOutput
 from ral_system.sync.manifest import build_weights
+from ral_system.training.average import WeightAverage
 from ral_system.training.engine import Engine
 from ral_system.training.objective import Objective, policy_objective, supervised_objective
 from ral_system.training.optim import optim_settings
@@ -55,34 +56,52 @@ class LearnerRank:
             policy.model.model.visual.requires_grad_(False)
         self._engine = _build_engine(config, policy, stage, device)
         self._engine.policy.train()  # no dropout anywhere; needed for gradient checkpointing
+        attention = config.algorithm.attention
+        self._average = None
+        if stage == "rl" and attention.anchor == "ema":
+            self._average = WeightAverage(self._engine.trained_weights(), attention.ema_decay)
 
     def score(self, micro_batches: tuple[MicroBatch, ...]) -> Scores:
-        """Old log-probs and attention of every sample, at the current weights.
+        """Old log-probs and attention of every sample, at the current weights; with anchor=ema its attention records.
 
         Gate: they must match what the rollout engine reported for the same tokens, else LogProbError names the sample.
         """
         scores: Scores = {}
         for samples in micro_batches:
-            batch = self._collate(samples).to(self._engine.device)
-            with torch.no_grad():
-                output = self._engine.forward(batch, with_attention=True)
-            scores |= to_scores(output, batch, samples, self._config)
+            scores |= self._score(samples)
             self._check_log_probs(samples, scores)
+        if self._average is not None:
+            with self._average.in_place():
+                averages = {id: s for samples in micro_batches for id, s in self._score(samples).items()}
+            scores = {id: replace(s, attention=averages[id].attention) for id, s in scores.items()}
         return scores
+
+    def _score(self, samples: MicroBatch) -> Scores:
+        batch = self._collate(samples).to(self._engine.device)
+        with torch.no_grad():
+            output = self._engine.forward(batch, with_attention=True)
+        return to_scores(output, batch, samples, self._config)
 
     def update(self, update: UpdatePlan, behaviour: Scores, reference: Scores | None) -> dict[str, float]:
         """One optimiser update with the policy objective. Metrics are of all ranks, and equal on all."""
         algorithm = self._config.algorithm
-        mine = [behaviour[s.id].attention for samples in update.shards[self._rank] for s in samples]
+        anchor = behaviour
+        if algorithm.attention.anchor == "reference":
+            assert reference is not None, "anchor=reference needs the reference policy's scores"
+            anchor = reference
+        mine = [anchor[s.id].attention for samples in update.shards[self._rank] for s in samples]
         rows = torch.tensor([float(sum(records[0].values.shape[-2] for records in mine))], dtype=torch.float64)
         attention_rows = max(1, int(self._engine.all_reduce(rows, "sum")))
 
         def objective(output: PolicyOutput, batch: TensorBatch, samples: MicroBatch) -> Objective:
             return policy_objective(
-                output, batch, samples, update.counts, behaviour, reference, algorithm, attention_rows=attention_rows
+                output, batch, samples, update.counts, behaviour, reference, anchor, algorithm, attention_rows
             )
 
-        return self._update(update, objective, with_attention=True)
+        metrics = self._update(update, objective, with_attention=True)
+        if self._average is not None:
+            self._average.update()
+        return metrics
 
     def fit(self, update: UpdatePlan) -> dict[str, float]:
         """One optimiser update with the supervised objective."""
@@ -132,10 +151,14 @@ class LearnerRank:
     def save(self, folder: Path) -> None:
         """Write this rank's share of weights, optimiser and schedule."""
         self._engine.save(folder)
+        if self._average is not None:
+            self._average.save(folder / f"average_{self._rank}.safetensors")
 
     def load(self, folder: Path) -> None:
         """Continue exactly from what `save` wrote."""
         self._engine.load(folder)
+        if self._average is not None:
+            self._average.load(folder / f"average_{self._rank}.safetensors")
 
     def _update(
         self,
@@ -207,7 +230,7 @@ def combine_metrics(
     """Global sums to means: per response token, or by their own weights. A mean of nothing is left out, a JSD 0."""
     metrics = dict(maxima) | {name: value / counts.tokens for name, value in sums.items()}
     for name, (value, weight) in weighted.items():
-        if weight > 0 or name.startswith("attention/jsd"):
+        if weight > 0 or name.startswith("attention/divergence"):
             metrics[name] = value / max(1.0, weight)
     return metrics
 

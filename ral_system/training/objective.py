@@ -52,14 +52,15 @@ def policy_objective(
     counts: Counts,
     behaviour: Scores,
     reference: Scores | None,
+    anchor: Scores,
     algorithm: AlgorithmConfig,
-    *,
     attention_rows: int,
 ) -> Objective:
     """L = L_GRPO + beta · KL(pi || ref) + lambda_attn · L_attn (arXiv 2602.04884, Eq 1 and 4, to be minimised).
 
-    `behaviour` holds the old policy's log-probs and attention, made by the learner at the rollout's weights;
-    `attention_rows` is the number of attention rows of the whole update, over all ranks.
+    `behaviour` holds the old policy's log-probs and what its rows look at, made by the learner at the rollout's
+    weights; `anchor` the records that attention is compared with (the paper: also the old policy's); `attention_rows`
+    is the number of attention rows of the whole update, over all ranks.
     """
     mask = batch.response_mask
     old_log_probs_BR = stack_log_probs(samples, behaviour, mask)
@@ -84,7 +85,7 @@ def policy_objective(
         sums["policy/kl"] = kl_BR.sum().detach()
     assert output.attention is not None, "the policy objective reads the attention policy"
     attention = algorithm.attention
-    divergence_BR, rows_BR = stack_divergence(output.attention, samples, behaviour, attention.divergence)
+    divergence_BR, rows_BR = stack_divergence(output.attention, samples, anchor, attention.divergence)
     if attention.weight > 0:
         term = attention_loss(
             divergence_BR,
@@ -125,16 +126,16 @@ def _scatter(flat_N: np.ndarray, mask_BR: Tensor) -> Tensor:
 
 
 def stack_divergence(
-    attention: list[SequenceAttention], samples: MicroBatch, behaviour: Scores, kind: Divergence
+    attention: list[SequenceAttention], samples: MicroBatch, anchor: Scores, kind: Divergence
 ) -> tuple[Tensor, Tensor]:
-    """Divergence of every attention row to the old policy's, padded to [B, R], and bool [B, R]: which are rows.
+    """Divergence of every attention row to the anchor's, padded to [B, R], and bool [B, R]: which are rows.
 
     Raises ValueError for a record of other weights than the sample's rollout.
     """
     found = []
     for rows, sample in zip(attention, samples, strict=True):
-        records = behaviour[sample.id].attention
-        assert records, f"sample {sample.id} has no old attention record"
+        records = anchor[sample.id].attention
+        assert records, f"sample {sample.id} has no attention record"
         if any(record.version != sample.weight_version for record in records):
             raise ValueError(
                 f"sample {sample.id} was made with weights {sample.weight_version}, but its attention record with "
@@ -163,5 +164,5 @@ def divergence_by_sign(divergence_BR: Tensor, rows_BR: Tensor, samples: MicroBat
     for suffix, belongs in _SIGNS.items():
         selected_B = torch.tensor([belongs(s.advantage) for s in samples], device=rows_BR.device)
         chosen_BR = rows_BR & selected_B[:, None]
-        found[f"attention/jsd{suffix}"] = (divergence_BR.detach()[chosen_BR].sum(), chosen_BR.sum().float())
+        found[f"attention/divergence{suffix}"] = (divergence_BR.detach()[chosen_BR].sum(), chosen_BR.sum().float())
     return found

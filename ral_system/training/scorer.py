@@ -25,9 +25,10 @@ class FrozenScorer:
 
     @torch.no_grad()
     def score(self, micro_batches: tuple[MicroBatch, ...]) -> Scores:
-        """Log-probs of every sample's response tokens."""
+        """Log-probs of every sample's response tokens; with anchor=reference also its attention rows."""
+        anchors = self._config.algorithm.attention.anchor == "reference"
         scores: Scores = {}
         for samples in micro_batches:
             batch = self._collate(samples).to(self._device)
-            scores |= to_scores(self._policy(batch, with_attention=False), batch, samples, self._config)
+            scores |= to_scores(self._policy(batch, with_attention=anchors), batch, samples, self._config)
         return scores

@@ -57,6 +57,9 @@ class TorchEngine:
     def all_reduce(self, values: Tensor, operation: Literal["sum", "max"]) -> Tensor:
         return values
 
+    def trained_weights(self) -> Mapping[str, Tensor]:
+        return self._trained
+
     def full_state(self) -> Mapping[str, Tensor]:
         return self.policy.model.state_dict()
 

@@ -198,7 +198,7 @@ def test_trains_as_the_torch_engine(
     for id, log_probs in found["log_probs"].items():
         assert np.allclose(log_probs, expected["log_probs"][id], atol=2e-6), id
     assert expected["metrics"][0]["learner/grad_norm"] > 0.5
-    assert expected["metrics"][2]["attention/jsd_positive"] > 1e-5
+    assert expected["metrics"][2]["attention/divergence_positive"] > 1e-5
     for ours, theirs in zip(found["metrics"], expected["metrics"], strict=True):
         assert ours == pytest.approx(theirs, rel=1e-5, abs=3e-6)  # the gate's maximum is rounding itself
     for point, theirs in expected["weights"].items():

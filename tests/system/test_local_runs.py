@@ -60,7 +60,7 @@ def test_there_is_a_signal_to_lose(uninterrupted) -> None:
     steps = uninterrupted.rl_steps()
     assert any(step["rollout/groups_without_signal"] < 1 for step in steps)
     assert all(step["policy/kl"] > 0 for step in steps)
-    assert any(step["attention/jsd_positive"] + step["attention/jsd_negative"] > 0 for step in steps)
+    assert any(step["attention/divergence_positive"] + step["attention/divergence_negative"] > 0 for step in steps)
     assert uninterrupted.weights("model") != uninterrupted.weights("models/sft")
 
 
@@ -173,7 +173,7 @@ def test_without_a_learning_rate_nothing_moves(commands, left, with_signal, unin
     steps = run.rl_steps()
     assert len(steps) == 4
     assert any(step["rollout/groups_without_signal"] < 1 for step in steps)
-    zero = ("attention/loss", "attention/jsd_positive", "attention/jsd_negative", "policy/kl")
+    zero = ("attention/loss", "attention/divergence_positive", "attention/divergence_negative", "policy/kl")
     assert {name: step[name] for step in steps for name in zero if step[name] != 0.0} == {}
     assert run.weights("model") == uninterrupted.weights("models/sft")
 

@@ -94,8 +94,8 @@ class Fakes:
         return {
             "policy/loss": float(index),
             "gate/log_prob_diff_max": float(-index),
-            "attention/jsd_positive": index / 10 or self.first_jsd,
-            "attention/jsd_negative": index / 5,
+            "attention/divergence_positive": index / 10 or self.first_jsd,
+            "attention/divergence_negative": index / 5,
         }
 
     def publish(self, version: int) -> tuple[WeightManifest, str]:
@@ -128,7 +128,7 @@ def start(config: RunConfig, roles: Fakes) -> TrainingLoop:
 
 def test_the_first_update_must_attend_as_the_old_policy_did(config: RunConfig) -> None:
     roles = Fakes()
-    assert start(config, roles).step().metrics["gate/first_update_jsd"] == 0
+    assert start(config, roles).step().metrics["attention/divergence_first_update"] == 0
     for wrong in (1e-3, float("nan")):
         roles = Fakes()
         roles.first_jsd = wrong
@@ -146,7 +146,7 @@ def test_the_first_update_may_differ_by_the_rounding_of_its_dtype(make_config: C
         start(make_config(*small), roles).step()
     roles = Fakes()
     roles.first_jsd = 1e-6
-    assert start(make_config(*small, *bfloat16), roles).step().metrics["gate/first_update_jsd"] == 1e-6
+    assert start(make_config(*small, *bfloat16), roles).step().metrics["attention/divergence_first_update"] == 1e-6
 
 
 def test_a_step_is_the_algorithm_in_order(config: RunConfig) -> None:
@@ -285,18 +285,18 @@ def test_update_metrics_are_means_but_maxima_stay_maxima() -> None:
     names = {
         "policy/loss": 1.0,
         "gate/log_prob_diff_max": -1.0,
-        "attention/jsd_positive": 0.1,
-        "attention/jsd_negative": 0.2,
+        "attention/divergence_positive": 0.1,
+        "attention/divergence_negative": 0.2,
     }
     updates = [{name: k * value for name, value in names.items()} for k in range(3)]
     assert update_metrics(updates) == pytest.approx(
         {
             "policy/loss": 1.0,
             "gate/log_prob_diff_max": 0.0,
-            "attention/jsd_positive": 0.1,
-            "attention/jsd_negative": 0.2,
-            "attention/jsd_positive_last": 0.2,
-            "attention/jsd_negative_last": 0.4,
+            "attention/divergence_positive": 0.1,
+            "attention/divergence_negative": 0.2,
+            "attention/divergence_positive_last": 0.2,
+            "attention/divergence_negative_last": 0.4,
         }
     )
 

@@ -98,4 +98,4 @@ def test_curve_is_the_committed_one(make_config: Callable[..., RunConfig], tmp_p
     for update, (metrics, expected) in enumerate(zip(found, golden, strict=True)):
         assert metrics == pytest.approx(expected, rel=1e-4, abs=1e-7), f"update {update}"
     assert golden[5]["supervised/loss"] < 0.7 * golden[0]["supervised/loss"]  # the curve is one of learning
-    assert golden[6]["attention/jsd_negative"] == 0 < golden[9]["attention/jsd_negative"]
+    assert golden[6]["attention/divergence_negative"] == 0 < golden[9]["attention/divergence_negative"]

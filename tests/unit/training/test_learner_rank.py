@@ -76,7 +76,7 @@ def test_micro_batches_change_neither_loss_nor_gradients_nor_weights(
         metrics = watched.train(plan(rl_samples, 2, micro_batch))
         outcomes.append((metrics, watched.gradients, watched.weights()))
     metrics, gradients, after = outcomes[0]
-    assert metrics[1]["attention/jsd_positive"] > 1e-6  # the attention loss took part in the second update
+    assert metrics[1]["attention/divergence_positive"] > 1e-6  # the attention loss took part in the second update
     moved = torch.cat([(after[n] - before[n]).flatten() for n in after]).norm()
     for other_metrics, other_gradients, other_after in outcomes[1:]:
         for k in range(2):
@@ -119,7 +119,7 @@ def test_gradient_checkpointing_changes_nothing(
         found.append((watched.train(plan(rl_samples, 2, 4)), watched.gradients, forwards))
     (metrics, gradients, once), (other_metrics, other_gradients, twice) = found
     assert sum(twice) == 2 * sum(once) > 0  # layers did run again in the backward pass
-    assert other_metrics[0]["attention/jsd_positive"] == 0.0 < other_metrics[1]["attention/jsd_positive"]
+    assert other_metrics[0]["attention/divergence_positive"] == 0.0 < other_metrics[1]["attention/divergence_positive"]
     for k in range(2):
         assert other_metrics[k] == pytest.approx(metrics[k], rel=1e-5, abs=1e-6)
         for name, gradient in gradients[k].items():
@@ -135,8 +135,8 @@ def test_at_learning_rate_zero_the_attention_divergence_is_exactly_zero(
     config = make_config("learner.learning_rate=0", "algorithm.attention.weight=5", "algorithm.updates_per_step=4")
     for metrics in Watched(start_rank(config)).train(plan(rl_samples, 3, 3)):
         assert metrics["attention/loss"] == 0.0
-        assert metrics["attention/jsd_positive"] == 0.0
-        assert metrics["attention/jsd_negative"] == 0.0
+        assert metrics["attention/divergence_positive"] == 0.0
+        assert metrics["attention/divergence_negative"] == 0.0
         assert metrics["policy/approximate_kl_old"] == 0.0
         assert metrics["policy/kl"] == 0.0
         assert metrics["policy/clip_fraction"] == 0.0
@@ -162,7 +162,7 @@ def test_the_first_update_is_bitwise_that_of_grpo_and_the_second_is_not(
     (grpo, grpo_first, grpo_second, _), (ral, ral_first, ral_second, metrics) = runs
     assert equal(grpo[0], ral[0])
     assert equal(grpo_first, ral_first)
-    assert metrics["attention/jsd_positive"] > 0
+    assert metrics["attention/divergence_positive"] > 0
     assert not equal(grpo[1], ral[1])
     assert not equal(grpo_second, ral_second)
     changed = {name for name in ral[1] if not torch.equal(ral[1][name], grpo[1][name])}
@@ -170,6 +170,51 @@ def test_the_first_update_is_bitwise_that_of_grpo_and_the_second_is_not(
     # the last layer's values and everything above it have no part in where its rows look
     assert "model.model.language_model.layers.1.self_attn.v_proj.weight" not in changed
     assert "model.lm_head.weight" not in changed
+
+
+@pytest.mark.parametrize("anchor", ["old", "reference", "ema"])
+def test_what_each_anchor_does_to_the_first_update(
+    start_rank: Start, rl_samples: list[Sample], make_config: Callable, anchor: str
+) -> None:
+    """Of the first batch all anchors are the policy itself; of the second, the old one alone still is."""
+    runs = []
+    for weight in (0, 5):
+        config = make_config(
+            f"algorithm.attention.weight={weight}",
+            f"algorithm.attention.anchor={anchor}",
+            "algorithm.attention.ema_decay=0.5",
+            "learner.learning_rate=1e-3",
+            "learner.warmup_updates=0",
+            "rollout.max_log_prob_difference=1e9",  # the samples are those of the first weights
+        )
+        watched, frozen = Watched(start_rank(config)), start_rank(config)
+        split = plan(rl_samples, 1, 4)
+        for batch in range(2):
+            scores, reference = (rank.score(split.rank_samples(0)) for rank in (watched.rank, frozen))
+            metrics = watched.rank.update(split.updates[0], scores, reference)
+            moved = max(metrics["attention/divergence_positive"], metrics["attention/divergence_negative"])
+            assert (moved > 1e-7) == (batch == 1 and anchor != "old")
+        runs.append(watched.gradients)
+    (grpo_first, grpo_second), (first, second) = runs
+    assert equal(grpo_first, first)
+    assert equal(grpo_second, second) == (anchor == "old")
+
+
+def test_an_average_that_keeps_nothing_is_the_old_policy(
+    start_rank: Start, rl_samples: list[Sample], make_config: Callable
+) -> None:
+    runs = []
+    for anchor in ("old", "ema"):
+        config = make_config(
+            f"algorithm.attention.anchor={anchor}",
+            "algorithm.attention.ema_decay=0",
+            "learner.learning_rate=1e-3",
+            "rollout.max_log_prob_difference=1e9",
+        )
+        watched = Watched(start_rank(config))
+        runs.append(([watched.train(plan(rl_samples, 2, 4)) for _ in range(2)], watched.weights()))
+    assert runs[0][0] == runs[1][0]
+    assert equal(runs[0][1], runs[1][1])
 
 
 def test_advantage_zero_trains_nothing(start_rank: Start, rl_samples: list[Sample], make_config: Callable) -> None:
@@ -229,20 +274,30 @@ def test_a_frozen_vision_tower_stays_as_it_is_bit_by_bit(
     assert changed[True] == changed[False] - vision
 
 
+@pytest.mark.parametrize("anchor", ["old", "ema"])
 def test_saving_and_loading_continues_bit_by_bit(
-    start_rank: Start, rl_samples: list[Sample], make_config: Callable, tmp_path: Path
+    start_rank: Start, rl_samples: list[Sample], make_config: Callable, tmp_path: Path, anchor: str
 ) -> None:
-    config = make_config("learner.learning_rate=1e-3", "algorithm.kl.coefficient=0", "learner.warmup_updates=8")
+    config = make_config(
+        "learner.learning_rate=1e-3",
+        "algorithm.kl.coefficient=0",
+        "learner.warmup_updates=8",
+        f"algorithm.attention.anchor={anchor}",
+        "algorithm.attention.ema_decay=0.5",
+        "rollout.max_log_prob_difference=1e9",
+    )
     split = plan(rl_samples, 4, 3)
     straight = Watched(start_rank(config))
     scores = straight.rank.score(split.rank_samples(0))
     for update in split.updates[:2]:
         straight.rank.update(update, scores, None)
     straight.rank.save(tmp_path / "learner")
+    scores = straight.rank.score(split.rank_samples(0))
     expected = [straight.rank.update(update, scores, None) for update in split.updates[2:]]
 
     resumed = Watched(start_rank(config))
     resumed.rank.load(tmp_path / "learner")
+    scores = resumed.rank.score(split.rank_samples(0))
     assert [resumed.rank.update(update, scores, None) for update in split.updates[2:]] == expected
     assert equal(resumed.weights(), straight.weights())
     assert expected[1]["learner/learning_rate"] == pytest.approx(1e-3 * 4 / 8)
@@ -347,8 +402,8 @@ def test_looking_averages_the_answers_rows_over_the_picture(
 
 def test_sums_become_means_per_token_and_by_their_own_weights() -> None:
     weighted = {
-        "attention/jsd_positive": (3.0, 4.0),
-        "attention/jsd_negative": (0.0, 0.0),  # no bad sample in the update
+        "attention/divergence_positive": (3.0, 4.0),
+        "attention/divergence_negative": (0.0, 0.0),  # no bad sample in the update
         "attention/image_1_mass": (0.0, 0.0),  # no second picture
         "attention/visual_mass": (1.0, 8.0),
     }
@@ -356,7 +411,7 @@ def test_sums_become_means_per_token_and_by_their_own_weights() -> None:
     assert combine_metrics({"policy/loss": 6.0}, weighted, {"gate/log_prob_diff_max": 0.5}, counts) == {
         "gate/log_prob_diff_max": 0.5,
         "policy/loss": 0.5,
-        "attention/jsd_positive": 0.75,
-        "attention/jsd_negative": 0.0,
+        "attention/divergence_positive": 0.75,
+        "attention/divergence_negative": 0.0,
         "attention/visual_mass": 0.125,
     }

@@ -118,6 +118,7 @@ def objective(
         COUNTS,
         case.behaviour,
         reference,
+        case.behaviour,
         algorithm,
         attention_rows=20,
     )
@@ -175,7 +176,7 @@ def test_loss_and_metrics_equal_loops_over_tokens(algorithm: Callable[..., Algor
         rel=1e-5,
     )
     for sign in ("positive", "negative"):
-        total, weight = found.weighted[f"attention/jsd_{sign}"]
+        total, weight = found.weighted[f"attention/divergence_{sign}"]
         assert (total.item(), weight.item()) == (pytest.approx(jsd[sign], rel=1e-5), 4)
     assert found.maxima["gate/log_prob_diff_max"].item() == pytest.approx(max(gaps))
     assert not any(v.requires_grad for v in (*found.sums.values(), *found.maxima.values()))
@@ -208,7 +209,7 @@ def test_without_reference_or_attention_weight_their_terms_are_gone(algorithm: C
     assert found.loss.item() == pytest.approx(found.sums["policy/loss"].item() / 20, rel=1e-6)
     assert "policy/kl" not in found.sums
     assert "attention/loss" not in found.sums
-    assert found.weighted["attention/jsd_positive"][0] > 0  # still measured
+    assert found.weighted["attention/divergence_positive"][0] > 0  # still measured
 
 
 @pytest.mark.parametrize("reduction", ["token_mean", "sequence_mean"])
@@ -253,12 +254,8 @@ def test_padding_of_the_responses_does_not_change_shares(algorithm: Callable[...
     )
     for reduction in ("token_mean", "sequence_mean"):
         settings = algorithm(2.0, reduction)
-        a = policy_objective(
-            plain, case.batch, case.samples, COUNTS, case.behaviour, case.reference, settings, attention_rows=20
-        )
-        b = policy_objective(
-            padded, batch, case.samples, COUNTS, case.behaviour, case.reference, settings, attention_rows=20
-        )
+        a = objective(case, settings, plain, reference=case.reference)
+        b = objective(case, settings, padded, batch, reference=case.reference)
         assert b.loss.item() == pytest.approx(a.loss.item(), rel=1e-6)
         assert {k: v.item() for k, v in b.sums.items()} == pytest.approx({k: v.item() for k, v in a.sums.items()})
 
@@ -266,7 +263,7 @@ def test_padding_of_the_responses_does_not_change_shares(algorithm: Callable[...
 def test_a_missing_attention_record_names_the_sample(algorithm: Callable[..., AlgorithmConfig]) -> None:
     case = Case()
     case.behaviour["s1"] = SampleScores(case.behaviour["s1"].log_probs)
-    with pytest.raises(AssertionError, match="sample s1 has no old attention record"):
+    with pytest.raises(AssertionError, match="sample s1 has no attention record"):
         objective(case, algorithm(1.0))
 
 

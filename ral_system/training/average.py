@@ -1,0 +1,53 @@
+"""An exponential moving average of trained weights, to anchor attention at where the policy has been of late."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+
+class WeightAverage:
+    """a ← decay · a + (1 - decay) · w after every optimiser update, in float32; begins at the weights themselves.
+
+    `weights` are the tensors that training changes in place: parameters, or the shards of them that this rank holds.
+    """
+
+    def __init__(self, weights: Mapping[str, Tensor], decay: float) -> None:
+        self._weights = weights
+        self._decay = decay
+        self._average = {name: w.detach().float().clone() for name, w in weights.items()}
+
+    @torch.no_grad()
+    def update(self) -> None:
+        """Take in the current weights."""
+        for name, weight in self._weights.items():
+            self._average[name].lerp_(weight.float(), 1 - self._decay)
+
+    @contextmanager
+    def in_place(self) -> Iterator[None]:
+        """Inside the block the model has the average's weights; afterwards its own again, bit by bit."""
+        own = {name: w.detach().clone() for name, w in self._weights.items()}
+        self._copy(self._average)
+        try:
+            yield
+        finally:
+            self._copy(own)
+
+    def save(self, file: Path) -> None:
+        """Write the average."""
+        save_file(self._average, file)
+
+    def load(self, file: Path) -> None:
+        """Continue from `save`."""
+        device = next(iter(self._average.values())).device
+        self._average = load_file(file, device=str(device))
+
+    @torch.no_grad()
+    def _copy(self, values: Mapping[str, Tensor]) -> None:
+        for name, weight in self._weights.items():
+            weight.copy_(values[name])
