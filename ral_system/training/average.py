@@ -10,17 +10,20 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from ral_system.training.engine import Engine
+
 
 class WeightAverage:
     """a ← decay · a + (1 - decay) · w after every optimiser update, in float32; begins at the weights themselves.
 
-    `weights` are the tensors that training changes in place: parameters, or the shards of them that this rank holds.
+    Each rank averages what it holds of the engine's trained weights: parameters, or shards of them.
     """
 
-    def __init__(self, weights: Mapping[str, Tensor], decay: float) -> None:
-        self._weights = weights
+    def __init__(self, engine: Engine, decay: float) -> None:
+        self._engine = engine
+        self._weights = engine.trained_weights()
         self._decay = decay
-        self._average = {name: w.detach().float().clone() for name, w in weights.items()}
+        self._average = {name: w.detach().float().clone() for name, w in self._weights.items()}
 
     @torch.no_grad()
     def update(self) -> None:
@@ -51,3 +54,4 @@ class WeightAverage:
     def _copy(self, values: Mapping[str, Tensor]) -> None:
         for name, weight in self._weights.items():
             weight.copy_(values[name])
+        self._engine.weights_replaced()

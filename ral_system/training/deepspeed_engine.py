@@ -103,6 +103,11 @@ class DeepSpeedEngine:
         trained: dict[str, Any] = {name: p for name, p in self.policy.named_parameters() if p.requires_grad}
         return trained if self._zero_stage < 3 else {name: p.ds_tensor for name, p in trained.items()}
 
+    def weights_replaced(self) -> None:
+        if self._zero_stage == 3 and (whole := self._engine.optimizer.persistent_parameters):
+            whole[0].partition(whole)  # drops the small parameters that ZeRO-3 keeps gathered
+            whole[0].all_gather(whole)
+
     def full_state(self) -> Mapping[str, Tensor] | None:
         if self._zero_stage < 3:
             return self.policy.model.state_dict() if torch.distributed.get_rank() == 0 else None

@@ -43,6 +43,10 @@ class Engine(Protocol):
         """What training changes in place, by name: the trained parameters, or this rank's shards of them."""
         ...
 
+    def weights_replaced(self) -> None:
+        """Tell the engine that someone wrote into `trained_weights`; every rank calls it."""
+        ...
+
     def full_state(self) -> Mapping[str, Tensor] | None:
         """All weights under Hugging Face names on rank 0, None elsewhere; every rank calls it."""
         ...

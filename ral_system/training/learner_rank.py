@@ -59,7 +59,7 @@ class LearnerRank:
         attention = config.algorithm.attention
         self._average = None
         if stage == "rl" and attention.anchor == "ema":
-            self._average = WeightAverage(self._engine.trained_weights(), attention.ema_decay)
+            self._average = WeightAverage(self._engine, attention.ema_decay)
 
     def score(self, micro_batches: tuple[MicroBatch, ...]) -> Scores:
         """Old log-probs and attention of every sample, at the current weights; with anchor=ema its attention records.

@@ -60,6 +60,9 @@ class TorchEngine:
     def trained_weights(self) -> Mapping[str, Tensor]:
         return self._trained
 
+    def weights_replaced(self) -> None:
+        pass  # they are the parameters themselves
+
     def full_state(self) -> Mapping[str, Tensor]:
         return self.policy.model.state_dict()
 

@@ -83,6 +83,7 @@ def train(task: Path, rank: int, world_size: int, engine: str, stage: int, micro
     last = trained.publish(3)
     trained.load(saved)
     reloaded = trained.publish(2)
+    averaged = trained.score(plan.rank_samples(rank))
     metrics.append(trained.update(plan.updates[2], scores, scores))
     again = trained.publish(3)
     trained.save_model(task / f"model_{saved.name}")
@@ -101,6 +102,8 @@ def train(task: Path, rank: int, world_size: int, engine: str, stage: int, micro
     return {
         "metrics": metrics,
         "log_probs": {id: s.log_probs for id, s in scores.items()},
+        "old_rows": {id: s.attention[0].values for id, s in scores.items()},
+        "averaged_rows": {id: s.attention[0].values for id, s in averaged.items()},
         "weights": {name: None if w is None else dict(w.arrays) for name, w in points.items()},
         "refusals": refusals,
         "files": sorted(f.name for f in (saved / "state").glob("*.pt")),
@@ -138,6 +141,9 @@ def task(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path, media: Any,
         "learner.warmup_updates=4",
         "learner.max_grad_norm=0.5",  # gradients are larger: clipping takes part
         "algorithm.attention.weight=5",
+        "algorithm.attention.anchor=ema",  # at the first scoring the policy itself
+        "algorithm.attention.ema_decay=0.5",
+        "rollout.max_log_prob_difference=1e9",  # scored again with other weights than the samples were made with
     )
     policy = build_policy(config, tiny_model, torch.device("cpu"))
     collate = Collator(load_processor(tiny_model), media.open)
@@ -199,8 +205,11 @@ def test_trains_as_the_torch_engine(
         assert np.allclose(log_probs, expected["log_probs"][id], atol=2e-6), id
     assert expected["metrics"][0]["learner/grad_norm"] > 0.5
     assert expected["metrics"][2]["attention/divergence_positive"] > 1e-5
+    assert any(np.abs(expected["averaged_rows"][id] - rows).max() > 1e-4 for id, rows in expected["old_rows"].items())
     for ours, theirs in zip(found["metrics"], expected["metrics"], strict=True):
         assert ours == pytest.approx(theirs, rel=1e-5, abs=3e-6)  # the gate's maximum is rounding itself
+    for id, rows in found["averaged_rows"].items():
+        assert np.allclose(rows, expected["averaged_rows"][id], atol=1e-5), id
     for point, theirs in expected["weights"].items():
         ours = found["weights"][point]
         assert ours.keys() == theirs.keys()
