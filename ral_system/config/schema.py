@@ -98,6 +98,10 @@ class AttentionConfig(Group):
     """Keys that count: all earlier ones (the paper), visual tokens, the prompt's, or all but the first four tokens."""
     reduction: Literal["token_mean", "sequence_mean"]
     """E_t in Eq 3: mean over all rows of the update, or mean over sequences of each sequence's mean."""
+    gradient_share_every: NonNegative
+    """Rollout batches between measurements of the attention term's share of the gradient; 0 never."""
+    max_gradient_share: Annotated[float, Field(gt=0, lt=1)] | None
+    """Scale the term down, update by update, to this share of the gradient where it is larger; null never."""
     record: Literal["dense", "top_k"]
     """How the anchor's rows are kept: whole, or their largest entries and the mass of the rest (a lower bound)."""
     top_k: Positive
@@ -255,6 +259,8 @@ class LoggingConfig(Group):
     """Rollouts per step kept with text for the report."""
     report_every: Positive
     """RL steps between rewrites of `report.html`."""
+    attention_entropy_alarm: Fraction
+    """Raise an alarm when the attention rows' mean entropy falls below this share of the first step's; 0 never."""
 
 
 def _in_order(stages: tuple[Stage, ...]) -> tuple[Stage, ...]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 import torch
@@ -30,6 +30,8 @@ class PolicyOutput:
     """bool [B, R]: the response token is the most likely one."""
     attention: list[SequenceAttention] | None
     """Per sequence, the rows that attention policies are read from (Eq 2), or None when not asked for."""
+    probed: list[Tensor] = field(default_factory=list)
+    """Queries and keys of the probed layers, of all sequences together."""
 
 
 class PolicyModel(nn.Module):
@@ -83,6 +85,7 @@ class PolicyModel(nn.Module):
             entropy=torch.zeros(mask_BR.shape, device=mask_BR.device).masked_scatter(mask_BR, entropy_N),
             top1=torch.zeros_like(mask_BR).masked_scatter(mask_BR, top1_N),
             attention=self._attention(batch, captures) if with_attention else None,
+            probed=[t for capture in captures for t in (capture.query, capture.key) if t is not None],
         )
 
     def _attention(self, batch: TensorBatch, captures: list[Capture]) -> list[SequenceAttention]:

@@ -21,6 +21,7 @@ from ral_system.models.policy import PolicyModel, PolicyOutput
 from ral_system.sync.manifest import build_weights
 from ral_system.training.average import WeightAverage
 from ral_system.training.engine import Engine
+from ral_system.training.gradient_share import cap, share, squared_norms
 from ral_system.training.objective import Objective, policy_objective, supervised_objective
 from ral_system.training.optim import optim_settings
 from ral_system.training.scores import first_picture, mean_over_heads, to_scores
@@ -168,20 +169,42 @@ class LearnerRank:
         with_attention: bool,
     ) -> dict[str, float]:
         shard = update.shards[self._rank]
-        objectives = []
+        objectives: list[Objective] = []
+        attention_factor, shares = 1.0, dict[str, float]()
         for index, samples in enumerate(shard):
             batch = self._collate(samples).to(self._engine.device)
             output = self._engine.forward(batch, with_attention=with_attention)
-            share = objective(output, batch, samples)
-            self._engine.backward(share.loss, last=index == len(shard) - 1)
-            objectives.append(share)
+            found = objective(output, batch, samples)
+            loss = found.loss
+            if found.attention is not None:
+                if index == 0:
+                    attention_factor, shares = self._gradient_share(found, output, samples[0].weight_version)
+                loss = loss + attention_factor * found.attention
+            self._engine.backward(loss, last=index == len(shard) - 1)
+            objectives.append(found)
         norm = self._engine.step()
         sums = self._over_ranks([o.sums for o in objectives], "sum")
         maxima = self._over_ranks([o.maxima for o in objectives], "max")
         values = self._over_ranks([{n: v for n, (v, _) in o.weighted.items()} for o in objectives], "sum")
         weights = self._over_ranks([{n: w for n, (_, w) in o.weighted.items()} for o in objectives], "sum")
         metrics = combine_metrics(sums, {n: (values[n], weights[n]) for n in values}, maxima, update.counts)
-        return metrics | {"learner/grad_norm": norm, "learner/learning_rate": self._engine.learning_rate()}
+        return metrics | shares | {"learner/grad_norm": norm, "learner/learning_rate": self._engine.learning_rate()}
+
+    def _gradient_share(
+        self, objective: Objective, output: PolicyOutput, version: int
+    ) -> tuple[float, dict[str, float]]:
+        """The factor that the cap puts on the attention term, and metrics; from each rank's first micro-batch."""
+        settings = self._config.algorithm.attention
+        due = settings.gradient_share_every and version % settings.gradient_share_every == 0
+        if not due and settings.max_gradient_share is None:
+            return 1.0, {}
+        assert objective.attention is not None
+        squared = self._engine.all_reduce(squared_norms(objective.loss, objective.attention, output.probed), "sum")
+        metrics = {"attention/gradient_share": share(squared), "attention/gradient_share_max": share(squared)}
+        if settings.max_gradient_share is None:
+            return 1.0, metrics
+        factor = cap(squared, settings.max_gradient_share)
+        return factor, metrics | {"attention/gradient_factor": factor}
 
     def _over_ranks(self, parts: Sequence[Mapping[str, Tensor]], operation: Literal["sum", "max"]) -> dict[str, float]:
         names = list(parts[0])

@@ -36,13 +36,15 @@ class Objective:
     """A micro-batch's share of the update's loss, and metric sums over its response tokens."""
 
     loss: Tensor
-    """Scalar, differentiable."""
+    """Scalar, differentiable: all but the attention term."""
     sums: dict[str, Tensor]
     """Scalars, detached; add over micro-batches and ranks, and are reported per response token of the update."""
     weighted: dict[str, tuple[Tensor, Tensor]] = field(default_factory=dict)
     """Sum and weight, detached; both add, and their quotient is reported."""
     maxima: dict[str, Tensor] = field(default_factory=dict)
     """Scalars, detached; the largest over micro-batches and ranks counts."""
+    attention: Tensor | None = None
+    """lambda_attn · L_attn, differentiable; None where there is none."""
 
 
 def policy_objective(
@@ -86,6 +88,7 @@ def policy_objective(
     assert output.attention is not None, "the policy objective reads the attention policy"
     attention = algorithm.attention
     divergence_BR, rows_BR = stack_divergence(output.attention, samples, anchor, attention.divergence)
+    weighted_term = None
     if attention.weight > 0:
         term = attention_loss(
             divergence_BR,
@@ -95,12 +98,12 @@ def policy_objective(
             global_tokens=attention_rows,
             global_sequences=counts.sequences,
         )
-        loss = loss + attention.weight * term
+        weighted_term = attention.weight * term
         sums["attention/loss"] = term.detach() * counts.tokens
     weighted = statistics_by_sign(samples, behaviour) | divergence_by_sign(divergence_BR, rows_BR, samples)
     gap_BR = (old_log_probs_BR - stack_rollout_log_probs(samples, mask)).abs()
     sums["gate/log_prob_diff_mean"] = gap_BR.sum()
-    return Objective(loss, sums, weighted, maxima={"gate/log_prob_diff_max": gap_BR.max()})
+    return Objective(loss, sums, weighted, {"gate/log_prob_diff_max": gap_BR.max()}, weighted_term)
 
 
 def supervised_objective(output: PolicyOutput, batch: TensorBatch, counts: Counts) -> Objective:

@@ -207,7 +207,10 @@ def test_trains_as_the_torch_engine(
     assert expected["metrics"][2]["attention/divergence_positive"] > 1e-5
     assert any(np.abs(expected["averaged_rows"][id] - rows).max() > 1e-4 for id, rows in expected["old_rows"].items())
     for ours, theirs in zip(found["metrics"], expected["metrics"], strict=True):
-        assert ours == pytest.approx(theirs, rel=1e-5, abs=3e-6)  # the gate's maximum is rounding itself
+        exact = {name for name in theirs if "gradient_share" not in name}  # estimated from the first micro-batch
+        assert {n: ours[n] for n in exact} == pytest.approx({n: theirs[n] for n in exact}, rel=1e-5, abs=3e-6)
+        assert ours["attention/gradient_share"] == pytest.approx(theirs["attention/gradient_share"], abs=0.3)
+    assert found["metrics"][1]["attention/gradient_share"] > 0.01
     for id, rows in found["averaged_rows"].items():
         assert np.allclose(rows, expected["averaged_rows"][id], atol=1e-5), id
     for point, theirs in expected["weights"].items():

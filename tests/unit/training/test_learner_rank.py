@@ -65,6 +65,7 @@ def test_micro_batches_change_neither_loss_nor_gradients_nor_weights(
     config = make_config(
         "algorithm.updates_per_step=2",
         "algorithm.attention.weight=5",
+        "algorithm.attention.gradient_share_every=0",  # an estimate from the first micro-batch
         f"algorithm.attention.reduction={reduction}",
         "learner.learning_rate=1e-3",
         "learner.warmup_updates=0",
@@ -110,7 +111,10 @@ def test_gradient_checkpointing_changes_nothing(
     found = []
     for on in (False, True):
         config = make_config(
-            f"learner.gradient_checkpointing={on}", "algorithm.attention.weight=5", "learner.learning_rate=1e-3"
+            f"learner.gradient_checkpointing={on}",
+            "algorithm.attention.weight=5",
+            "algorithm.attention.gradient_share_every=0",  # measuring runs the layer once more
+            "learner.learning_rate=1e-3",
         )
         watched = Watched(start_rank(config))
         forwards: list[bool] = []
@@ -198,6 +202,51 @@ def test_what_each_anchor_does_to_the_first_update(
     (grpo_first, grpo_second), (first, second) = runs
     assert equal(grpo_first, first)
     assert equal(grpo_second, second) == (anchor == "old")
+
+
+def second_update(
+    start_rank: Start, make_config: Callable, samples: list[Sample], *overrides: str
+) -> tuple[dict[str, float], dict[str, Tensor]]:
+    """Metrics and gradients of the second of two updates."""
+    config = make_config("learner.learning_rate=1e-3", "learner.warmup_updates=0", *overrides)
+    watched = Watched(start_rank(config))
+    return watched.train(plan(samples, 2, 6))[1], watched.gradients[1]
+
+
+def test_the_share_of_the_gradient_is_measured_without_touching_it(
+    start_rank: Start, rl_samples: list[Sample], make_config: Callable
+) -> None:
+    weighted = [f"algorithm.attention.weight={w}" for w in (5, 10)]
+    unmeasured, plain = second_update(
+        start_rank, make_config, rl_samples, weighted[0], "algorithm.attention.gradient_share_every=0"
+    )
+    measured, same = second_update(start_rank, make_config, rl_samples, weighted[0])
+    doubled, _ = second_update(start_rank, make_config, rl_samples, weighted[1])
+    assert "attention/gradient_share" not in unmeasured
+    assert equal(plain, same)
+    one, two = measured["attention/gradient_share"], doubled["attention/gradient_share"]
+    assert 0 < one < two < 1
+    assert two / (1 - two) == pytest.approx(2 * one / (1 - one), rel=1e-4)  # odds are linear in the weight
+    assert measured["attention/gradient_share_max"] == one
+
+
+def test_a_capped_term_is_scaled_to_its_share_and_no_smaller_one_is(
+    start_rank: Start, rl_samples: list[Sample], make_config: Callable
+) -> None:
+    def run(weight: float, *overrides: str) -> tuple[dict[str, float], dict[str, Tensor]]:
+        return second_update(start_rank, make_config, rl_samples, f"algorithm.attention.weight={weight}", *overrides)
+
+    _, grpo = run(0)
+    free, full = run(5)
+    share = free["attention/gradient_share"]
+    tight, capped = run(5, f"algorithm.attention.max_gradient_share={share / 2}")
+    loose, uncapped = run(5, f"algorithm.attention.max_gradient_share={share * 1.01}")
+    assert (loose["attention/gradient_factor"], equal(uncapped, full)) == (1.0, True)
+    factor = tight["attention/gradient_factor"]
+    odds = share / (1 - share)
+    assert factor == pytest.approx((share / 2) / (1 - share / 2) / odds, rel=1e-5)
+    name = "model.model.language_model.layers.1.self_attn.q_proj.weight"
+    assert torch.allclose(capped[name] - grpo[name], factor * (full[name] - grpo[name]), rtol=1e-3, atol=1e-6)
 
 
 def test_an_average_that_keeps_nothing_is_the_old_policy(

@@ -161,7 +161,9 @@ def test_loss_and_metrics_equal_loops_over_tokens(algorithm: Callable[..., Algor
         jsd["positive" if a > 0 else "negative"] += divergence
         gaps.append(abs(old - sample.rollout_log_probs[t]))
     assert clipped > 0
-    assert found.loss.item() == pytest.approx(-surrogate / 20 + 0.3 * kl / 20 + 2.0 * attention, rel=1e-5)
+    assert found.attention is not None
+    assert found.loss.item() == pytest.approx(-surrogate / 20 + 0.3 * kl / 20, rel=1e-5)
+    assert found.attention.item() == pytest.approx(2.0 * attention, rel=1e-5)
     sums = {name: value.item() for name, value in found.sums.items()}
     assert sums == pytest.approx(
         {
@@ -207,6 +209,7 @@ def test_without_reference_or_attention_weight_their_terms_are_gone(algorithm: C
     case = Case()
     found = objective(case, algorithm(0.0))
     assert found.loss.item() == pytest.approx(found.sums["policy/loss"].item() / 20, rel=1e-6)
+    assert found.attention is None
     assert "policy/kl" not in found.sums
     assert "attention/loss" not in found.sums
     assert found.weighted["attention/divergence_positive"][0] > 0  # still measured
@@ -219,7 +222,9 @@ def test_attention_gradient_equals_dense_float64_autograd(
     case = Case()
     heads = [(q.clone().requires_grad_(), k.clone().requires_grad_()) for q, k in case.heads]
     output = case.output(heads=heads)
-    objective(case, algorithm(2.0, reduction), output).loss.backward()
+    term = objective(case, algorithm(2.0, reduction), output).attention
+    assert term is not None
+    term.backward()
 
     slow = [(q.double().requires_grad_(), k.double().requires_grad_()) for q, k in case.heads]
     loss = torch.zeros((), dtype=torch.float64)
@@ -257,6 +262,7 @@ def test_padding_of_the_responses_does_not_change_shares(algorithm: Callable[...
         a = objective(case, settings, plain, reference=case.reference)
         b = objective(case, settings, padded, batch, reference=case.reference)
         assert b.loss.item() == pytest.approx(a.loss.item(), rel=1e-6)
+        assert b.attention.item() == pytest.approx(a.attention.item(), rel=1e-6)  # type: ignore[union-attr]
         assert {k: v.item() for k, v in b.sums.items()} == pytest.approx({k: v.item() for k, v in a.sums.items()})
 
 

@@ -1,0 +1,29 @@
+import pytest
+import torch
+
+from ral_system.training.gradient_share import cap, share, squared_norms
+
+
+def test_norms_by_hand() -> None:
+    query, key = torch.tensor([1.0, 2.0], requires_grad=True), torch.tensor([3.0], requires_grad=True)
+    token = (query * torch.tensor([3.0, 0.0])).sum() + 4 * key.sum()  # gradient (3, 0), (4): norm 5
+    attention = 2 * query.sum()  # gradient (2, 2), none for the key: norm √8
+    squared = squared_norms(token, attention, [query, key])
+    assert squared.tolist() == pytest.approx([25.0, 8.0])
+    assert share(squared) == pytest.approx(8**0.5 / (5 + 8**0.5))
+    (token + attention).backward()  # the graph is kept
+    assert query.grad is not None
+
+
+def test_the_cap_brings_the_share_to_its_limit() -> None:
+    squared = torch.tensor([4.0, 36.0], dtype=torch.float64)  # norms 2 and 6: share 3/4
+    factor = cap(squared, 0.5)
+    assert factor == pytest.approx(1 / 3)
+    assert share(squared * torch.tensor([1.0, factor**2])) == pytest.approx(0.5)
+    assert cap(squared, 0.8) == 1.0
+
+
+def test_without_gradients_there_is_no_share() -> None:
+    nothing = torch.zeros(2, dtype=torch.float64)
+    assert (share(nothing), cap(nothing, 0.1)) == (0.0, 1.0)
+    assert cap(torch.tensor([0.0, 1.0], dtype=torch.float64), 0.1) == 0.0  # nothing to be a share of
