@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ral_system.config.schema import RunConfig, Stage, SupervisedConfig
+from ral_system.config.schema import LoggingConfig, RunConfig, Stage, SupervisedConfig
 from ral_system.controller.checkpoint import Checkpoints
 from ral_system.controller.evaluate import Evaluation, evaluate
 from ral_system.controller.loop import TrainingLoop
@@ -145,10 +145,16 @@ def run_rl(context: StageContext) -> None:
             step += 1
             result = loop.step()
             metrics = result.metrics
+            entropy = metrics["attention/entropy"]
+            totals.setdefault("first_attention_entropy", entropy)
+            alarm = entropy_alarm(entropy, totals["first_attention_entropy"], config.logging)
+            metrics["alarm/attention_entropy"] = float(alarm is not None)
+            if alarm is not None:
+                progress.warn(alarm)
             if config.evaluation.every and step % config.evaluation.every == 0 and step < config.algorithm.steps:
                 metrics |= context.evaluate(context.questions(config.evaluation.every_questions)).metrics()
                 metrics |= context.timer.drain()
-            totals = _add_to_totals(totals, metrics)
+            totals |= _add_to_totals(totals, metrics)
             context.metrics.write("rl", step, metrics)
             for rollout in result.rollouts[: config.logging.rollouts_per_step]:
                 context.rollouts.write("rl", step, "train", rollout)
@@ -191,6 +197,17 @@ def _evaluate_and_look(context: StageContext, step: int, phase: Phase) -> dict[s
     for rollout in shown:
         context.rollouts.write("rl", step, phase, rollout, views[rollout.completion.id].array())
     return evaluation.metrics()
+
+
+def entropy_alarm(entropy: float, first: float, logging: LoggingConfig) -> str | None:
+    """What to say when attention has collapsed: its rows' mean entropy is far below the first step's (both in nats)."""
+    if entropy >= logging.attention_entropy_alarm * first:
+        return None
+    return (
+        f"attention entropy is {entropy:.3g} nats, below logging.attention_entropy_alarm="
+        f"{logging.attention_entropy_alarm:g} of the first step's {first:.3g}: attention collapses; "
+        "lower algorithm.attention.weight, or set algorithm.attention.max_gradient_share"
+    )
 
 
 def _add_to_totals(totals: dict[str, float], metrics: dict[str, float]) -> dict[str, float]:

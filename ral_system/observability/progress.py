@@ -87,6 +87,7 @@ class StageProgress:
         self._every = every or max(1, total // 20)
         self._console = console or Console(stderr=True, highlight=False)
         self._latest: dict[str, float] = {}
+        self._warned: set[str] = set()
         self._step, self._phase = start, ""
         self._began = time.monotonic()
         self._bar: Progress | None = None
@@ -138,6 +139,13 @@ class StageProgress:
             self._bar.update(self._task, completed=step, numbers=self._numbers())
         elif step % self._every == 0 or step >= self._total or "eval/accuracy" in fresh:
             self._say(f"{self._title}: step {step}/{self._total}{self._numbers(' · ')}, {self._times()}")
+
+    def warn(self, message: str) -> None:
+        """A line that stays, once per text up to its first number: an alarm that goes on is not news."""
+        about = message.split(" is ")[0]
+        if about not in self._warned:
+            self._warned.add(about)
+            self._say(f"warning: {message}")
 
     def _numbers(self, before: str = "") -> str:
         text = ", ".join(f"{label} {_short(self._latest[key])}" for key, label in _SHOWN.items() if key in self._latest)

@@ -104,6 +104,7 @@ def _headline(run: RunData, top: Headline) -> str:
         _tile("format_rate", "Format rate", _percent(top.format_rate), "responses in the asked-for format"),
         _tile("log_prob_diff_max", "Max |Δ log-prob|", _scientific(top.log_prob_diff_max), _limit_note(limit)),
         _tile("gates_failed", "Gates failed", _integer(failed), "checks made on every step", bad=bool(failed)),
+        _tile("alarms", "Alarms", _integer(top.alarms or None), "steps of collapsing attention", bad=True),
         _tile("steps", "RL steps", f"{top.steps['rl']:,}" if "rl" in top.steps else None, steps),
         _tile("wall_time", "Wall time", _duration(top.wall_time_s), "all stages"),
     ]

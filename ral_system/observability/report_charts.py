@@ -6,6 +6,14 @@ from ral_system.config.schema import Stage
 from ral_system.observability.charts import Chart, Series, Unit
 from ral_system.observability.report_data import RunData
 
+_DIVERGENCES = {
+    "jsd": "JSD",
+    "forward_kl": "Forward KL",
+    "reverse_kl": "Reverse KL",
+    "tv": "Total variation",
+    "hellinger": "Squared Hellinger distance",
+}
+_ANCHORS = {"old": "rollout policy", "reference": "reference policy", "ema": "average policy"}
 _MAX_LAYERS = 7  # of the phase stack; the smallest ones share the last colour
 
 
@@ -32,13 +40,36 @@ def _learning(run: RunData) -> list[Chart]:
 
 
 def _attention(run: RunData) -> list[Chart]:
-    jsd = [("attention/divergence_positive", "A > 0"), ("attention/divergence_negative", "A < 0")]
+    kind = run.setting("algorithm", "attention", "divergence") or "jsd"
+    anchor = run.setting("algorithm", "attention", "anchor") or "old"
+    first = next((value for _, value in run.points("rl", "attention/entropy") if value is not None), None)
+    share = run.setting("logging", "attention_entropy_alarm")
+    alarm = ("alarm", first * share) if first is not None and isinstance(share, int | float) and share > 0 else None
+    masses = [(f"attention/{name}_mass", name) for name in ("visual", "system", "text", "generated", "sink")]
+    media = [key for key in run.keys("rl", "attention/image_") + run.keys("rl", "attention/frame_")
+             if key.endswith("_mass")]  # fmt: skip
     return [
-        _rl(run, "jsd", "Attention divergence", "JSD to the rollout policy's, by sign of advantage.",
-            jsd, unit="nats"),
-        _rl(run, "visual-mass", "Visual mass", "Share of the response rows' attention on the picture.",
-            [("attention/visual_mass", "visual mass")], unit="percent"),
+        _rl(run, "attention-divergence", "Attention divergence",
+            f"{_DIVERGENCES.get(kind, kind)} to the {_ANCHORS.get(anchor, anchor)}'s rows, by sign of advantage.",
+            _by_sign("divergence")[1:], unit="nats"),
+        _rl(run, "visual-mass", "Visual mass", "Share of the rows' attention on pictures, by sign of advantage.",
+            _by_sign("visual_mass"), unit="percent"),
+        _rl(run, "attention-mass", "What rows look at", "Shares of the rows' attention. Sink: on the first tokens.",
+            masses, unit="percent"),
+        _rl(run, "attention-entropy", "Attention entropy", "Of the rows; a collapse means staring at few keys.",
+            _by_sign("entropy"), unit="nats", limit=alarm),
+        _rl(run, "vas", "Visual attention score", "Visual over system mass, by sign of advantage.", _by_sign("vas")),
+        _rl(run, "media-mass", "Mass by picture", "Share of the rows' attention on each picture or video frame.",
+            [(key, key.removeprefix("attention/").removesuffix("_mass").replace("_", " ")) for key in media]
+            if len(media) > 1 else [], unit="percent"),
+        _rl(run, "gradient-share", "Attention's share of the gradient", "At the probed queries and keys.",
+            [("attention/gradient_share", "mean"), ("attention/gradient_share_max", "largest")], unit="percent"),
     ]  # fmt: skip
+
+
+def _by_sign(name: str) -> list[tuple[str, str]]:
+    suffixes = (("", "all"), ("_positive", "A > 0"), ("_negative", "A < 0"))
+    return [(f"attention/{name}{suffix}", label) for suffix, label in suffixes]
 
 
 def _policy(run: RunData) -> list[Chart]:
@@ -89,7 +120,8 @@ def _rl(
     top: float | None = None,
     limit: tuple[str, float] | None = None,
 ) -> Chart:
-    series = [Series(key, label, run.points("rl", key), i) for i, (key, label) in enumerate(keys)]
+    recorded = [(key, label) for key, label in keys if run.points("rl", key)]
+    series = [Series(key, label, run.points("rl", key), i) for i, (key, label) in enumerate(recorded)]
     return Chart(chart, title, note, series, unit=unit, log=log, top=top, limit=limit)
 
 

@@ -65,6 +65,8 @@ class Headline:
     wall_time_s: float | None
     log_prob_diff_max: float | None
     gates_failed: int | None
+    alarms: int
+    """Steps on which attention entropy was below its alarm."""
     finished: bool
 
 
@@ -101,6 +103,7 @@ def headline(run: RunData) -> Headline:
         wall_time_s=sum(wall or end for wall, end in zip(walls, ends, strict=True)) or None,
         log_prob_diff_max=_number(summary.get("max_abs_logprob_diff"), max(gaps, default=None)),
         gates_failed=sum(known_failures) if known_failures else 0 if gaps else None,  # a failure rewrites the summary
+        alarms=sum(value == 1 for _, value in run.points("rl", "alarm/attention_entropy")),
         finished=after is not None,
     )
 

@@ -23,16 +23,24 @@ from ral_system.types import Completion, FinishReason, Media, Prompt, RewardResu
 pytestmark = pytest.mark.system
 
 RL_STEPS, EVALUATIONS, SUPERVISED_ROWS = 20, (0, 5, 10, 15, 20), 40
+SIGNS = ("", "_positive", "_negative")
 HOSTILE = "<script>document.title = 'owned'</script><img src=http://example.com/x.png onerror=alert(1)>"
-LOGGING = LoggingConfig(wandb="disabled", wandb_project="none", rollouts_per_step=2, report_every=5)
+LOGGING = LoggingConfig(
+    wandb="disabled", wandb_project="none", rollouts_per_step=2, report_every=5, attention_entropy_alarm=0.5
+)
 ACCURACY = {"before_rl": 0.715, "after_rl": 0.968}
 PHASES = ("rollout", "reward", "score", "update", "publish", "evaluate")
 EXPECTED = {
     "accuracy": {"eval/accuracy": len(EVALUATIONS)},
     "accuracy-by-kind": {f"eval/accuracy/{k}": len(EVALUATIONS) for k in ("attribute", "content", "position", "count")},
     "reward": {f"reward/{part}": RL_STEPS for part in ("total", "correctness", "format")},
-    "jsd": {"attention/divergence_positive": RL_STEPS, "attention/divergence_negative": RL_STEPS},
-    "visual-mass": {"attention/visual_mass": RL_STEPS},
+    "attention-divergence": {"attention/divergence_positive": RL_STEPS, "attention/divergence_negative": RL_STEPS},
+    "visual-mass": {f"attention/visual_mass{s}": RL_STEPS for s in ("", "_positive", "_negative")},
+    "attention-mass": {f"attention/{m}_mass": RL_STEPS for m in ("visual", "system", "text", "generated", "sink")},
+    "attention-entropy": {f"attention/entropy{s}": RL_STEPS for s in ("", "_positive", "_negative")},
+    "vas": {"attention/vas": RL_STEPS},
+    "media-mass": {f"attention/image_{i}_mass": RL_STEPS for i in (0, 1)},
+    "gradient-share": {f"attention/gradient_share{s}": 2 for s in ("", "_max")},
     "kl": {"policy/kl": RL_STEPS},
     "entropy": {"policy/entropy": RL_STEPS},
     "clip-fraction": {"policy/clip_fraction": RL_STEPS},
@@ -80,6 +88,7 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "config.yaml").write_text(
         "name: ral_seed0\nseed: 0\nmodel: {path: null}\nrollout: {engine: vllm, max_log_prob_difference: 1.0e-4}\n"
         "learner: {engine: deepspeed}\nalgorithm: {name: ral, steps: 20, attention: {weight: 1.0}}\n"
+        "logging: {attention_entropy_alarm: 0.5}\n"
     )
     return write_report(folder)
 
@@ -114,13 +123,24 @@ def write_metrics(folder: Path) -> None:
                 "policy/clip_fraction": abs(0.03 + noise(0.01)),
                 "attention/divergence_positive": 2.1e-4 * abs(1 + noise(0.2)),
                 "attention/divergence_negative": 2.6e-4 * abs(1 + noise(0.2)),
-                "attention/visual_mass": 0.31 + 0.06 * share + noise(0.006),
+                **{f"attention/visual_mass{s}": 0.31 + 0.06 * share + noise(0.006) for s in SIGNS},
+                **{f"attention/entropy{s}": 2.4 - 1.5 * share + noise(0.02) for s in SIGNS},
+                "attention/system_mass": 0.2,
+                "attention/text_mass": 0.3 - 0.03 * share,
+                "attention/generated_mass": 0.19 - 0.03 * share,
+                "attention/sink_mass": 0.17,
+                "attention/vas": 1.5 + 0.3 * share,
+                "attention/image_0_mass": 0.21 + 0.06 * share,
+                "attention/image_1_mass": 0.1,
+                "alarm/attention_entropy": float(step > 16),
                 "gate/log_prob_diff_max": 5e-7 * abs(1 + noise(0.3)) + 1e-7,
                 "gate/log_prob_diff_mean": 4e-8 * abs(1 + noise(0.2)) + 1e-8,
                 "rollout/tokens_per_s": 2600 + noise(90),
                 "rollout/length_mean": 14.2 + 2 * share + noise(0.3),
                 "learner/grad_norm": 0.9 + noise(0.12),
             }
+            if step % 10 == 0:
+                row |= {"attention/gradient_share": 0.1, "attention/gradient_share_max": 0.14}
             seconds = zip(PHASES, (1.3, 0.1, 0.5, 1.6, 0.15, 2.4 if step % 5 == 0 else 0.0), strict=True)
             row |= {f"time/{phase}_s": s * (1 + 0.05 * rng.random()) for phase, s in seconds}
             if step in EVALUATIONS:
@@ -217,6 +237,7 @@ def test_the_headline_is_the_summarys(page: Page) -> None:
     assert page.inner_text("[data-headline=accuracy_before]") == "71.5%"
     assert page.inner_text("[data-headline=accuracy_after]") == "96.8%"
     assert page.inner_text("[data-headline=gates_failed]") == "0"
+    assert page.inner_text("[data-headline=alarms]") == "4"
     assert page.inner_text("[data-headline=log_prob_diff_max]") == "9.4e-7"
 
 

@@ -19,7 +19,13 @@ from ral_system.types import Completion, FinishReason, Media, Prompt, RewardResu
 
 def config(mode: str = "disabled") -> LoggingConfig:
     return LoggingConfig.model_validate(
-        {"wandb": mode, "wandb_project": "none", "rollouts_per_step": 1, "report_every": 1}
+        {
+            "wandb": mode,
+            "wandb_project": "none",
+            "rollouts_per_step": 1,
+            "report_every": 1,
+            "attention_entropy_alarm": 0.5,
+        }
     )
 
 
