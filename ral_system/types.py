@@ -238,17 +238,14 @@ Scores = dict[str, SampleScores]
 
 @dataclass(frozen=True, slots=True)
 class VisualAttention:
-    """Attention mass on each visual token of a sample's first picture, mean over the rows of its answer.
+    """Attention mass on each visual token of a sample's media, mean over the rows of its answer.
 
-    Example (2 × 2 visual tokens, half of all attention on the picture): `VisualAttention(((0.4, 0.1), (0.0, 0.0)))`
+    Example (one picture of 2 × 2 visual tokens, half of all attention on it):
+    `VisualAttention((array([[[0.4, 0.1], [0.0, 0.0]]]),))`
     """
 
-    mass: tuple[tuple[float, ...], ...]
-    """[grid height][grid width], each a share of the row's whole attention."""
-
-    def array(self) -> np.ndarray:
-        """The same, float64 [grid height, grid width]."""
-        return np.array(self.mass)
+    maps: tuple[np.ndarray, ...]
+    """Of each image, then of each video: float32 [frames, grid height, grid width], shares of the rows' attention."""
 
 
 @dataclass(frozen=True, slots=True)

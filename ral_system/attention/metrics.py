@@ -28,6 +28,18 @@ STATISTICS = (
 """Every name that `row_statistics` may return."""
 
 
+def visual_maps(mass_T: Tensor, keys: KeyProvenance) -> list[Tensor]:
+    """Mass per visual token of one sequence: of each image, then of each video, [frames, grid height, grid width]."""
+    found = []
+    for kind in (KeyKind.IMAGE, KeyKind.VIDEO):
+        of_kind = keys.kind == kind
+        for index in range(int(keys.media[of_kind].max()) + 1 if of_kind.any() else 0):
+            at = (of_kind & (keys.media == index)).nonzero()[:, 0]
+            grid = [int(axis[at].max()) + 1 for axis in (keys.frame, keys.row, keys.column)]
+            found.append(mass_T[at].view(grid))
+    return found
+
+
 def row_statistics(policy_RT: Tensor, keys: KeyProvenance) -> dict[str, Tensor]:
     """Per row, [R] each, of a policy over all earlier keys.
 

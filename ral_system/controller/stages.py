@@ -195,7 +195,7 @@ def _evaluate_and_look(context: StageContext, step: int, phase: Phase) -> dict[s
     with context.timer.phase("look"):
         views = context.roles.learner.look([rollout.sample() for rollout in shown])
     for rollout in shown:
-        context.rollouts.write("rl", step, phase, rollout, views[rollout.completion.id].array())
+        context.rollouts.write("rl", step, phase, rollout, views[rollout.completion.id].maps)
     return evaluation.metrics()
 
 

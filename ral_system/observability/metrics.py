@@ -7,13 +7,13 @@ A line of `rollouts.jsonl`:
 `{"stage": "rl", "step": 0, "phase": "before_rl", "id": "held_out/4#0", "question": "what colour …",
 "kind": "attribute", "answer": "red", "response": "<think> …", "reward_parts": {"correctness": 1.0, "format": 1.0},
 "reward": 1.0, "status": "ok", "advantage": 0.0, "media": ["9f86d0…"],
-"overlay": {"grid": [3, 3], "mass": [[0.1, …], …]}}`
+"overlays": [[[[0.1, …], …]]]}`
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -92,11 +92,11 @@ class RolloutLog:
     def __init__(self, folder: Path) -> None:
         self._lines = JsonLines(folder / ROLLOUTS_FILE)
 
-    def write(self, stage: Stage, step: int, phase: Phase, rollout: Rollout, mass: np.ndarray | None = None) -> None:
-        """Record one rollout. `mass` is float [h, w]: the answer rows' attention on each visual token of its image."""
+    def write(self, stage: Stage, step: int, phase: Phase, rollout: Rollout, maps: Sequence[np.ndarray] = ()) -> None:
+        """Record one rollout. `maps`: its answer rows' attention on each visual token, per medium [frames, h, w]."""
         prompt, completion, reward = rollout.prompt, rollout.completion, rollout.reward
-        if mass is not None and mass.ndim != 2:
-            raise ValueError(f"mass must be [h, w], got shape {mass.shape}")
+        if wrong := [m.shape for m in maps if m.ndim != 3]:
+            raise ValueError(f"maps must be [frames, h, w], got shape {wrong[0]}")
         self._lines.append(
             {
                 "stage": stage,
@@ -112,7 +112,7 @@ class RolloutLog:
                 "status": str(reward.status),
                 "advantage": float(rollout.advantage),
                 "media": [media.digest for media in prompt.media],
-                "overlay": None if mass is None else {"grid": list(mass.shape), "mass": mass.astype(float).tolist()},
+                "overlays": [m.astype(float).tolist() for m in maps],
             }
         )
 

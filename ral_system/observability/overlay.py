@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 from PIL import Image
 
@@ -26,8 +28,30 @@ _GRID_LINE = np.array((255, 255, 255), dtype=np.float64)
 _GRID_ALPHA = 0.35
 
 
-def overlay(image: Image.Image, mass: np.ndarray) -> Image.Image:
-    """Blend `mass` [h, w] over `image`, normalised to its maximum: blue cells got none, yellow ones most.
+_FRAME_GAP_PX = 4
+
+
+def overlay_frames(frames: Sequence[Image.Image], mass: np.ndarray, peak: float | None = None) -> Image.Image:
+    """Frames of a video, or one picture, side by side, each with its part of `mass` [frames, h, w] blended over it.
+
+    All share one scale, up to `peak` (default: the largest entry), so that frames can be compared. Raises ValueError
+    unless there is one picture per frame of the map.
+    """
+    if mass.ndim != 3 or len(frames) != len(mass) or not frames:
+        raise ValueError(f"mass must be [frames, h, w] with a picture each, got {mass.shape} for {len(frames)}")
+    peak = float(_clean(mass).max(initial=0.0)) if peak is None else peak
+    drawn = [overlay(frame, part, peak) for frame, part in zip(frames, mass, strict=True)]
+    width = sum(image.width for image in drawn) + _FRAME_GAP_PX * (len(drawn) - 1)
+    strip = Image.new("RGB", (width, max(image.height for image in drawn)), (255, 255, 255))
+    at = 0
+    for image in drawn:
+        strip.paste(image, (at, 0))
+        at += image.width + _FRAME_GAP_PX
+    return strip
+
+
+def overlay(image: Image.Image, mass: np.ndarray, peak: float | None = None) -> Image.Image:
+    """Blend `mass` [h, w] over `image`, relative to `peak` (default: its maximum): blue got none, yellow most.
 
     Each visual token is one flat cell with thin lines between cells. Negative and non-finite mass counts as none.
     Returns an RGB image of the same size.
@@ -36,7 +60,7 @@ def overlay(image: Image.Image, mass: np.ndarray) -> Image.Image:
         raise ValueError(f"mass must be [h, w] with at least one cell, got shape {mass.shape}")
     pixels = np.asarray(image.convert("RGB"), dtype=np.float64)
     rows, columns = _cell_of(pixels.shape[0], mass.shape[0]), _cell_of(pixels.shape[1], mass.shape[1])
-    heat = colours(normalised(mass))[rows][:, columns]
+    heat = colours(normalised(mass, peak))[rows][:, columns]
     blended = (1 - _ALPHA) * pixels + _ALPHA * heat
     edge = np.zeros(pixels.shape[:2], dtype=bool)
     edge[1:] |= (np.diff(rows) != 0)[:, None]
@@ -45,11 +69,15 @@ def overlay(image: Image.Image, mass: np.ndarray) -> Image.Image:
     return Image.fromarray(np.rint(blended).astype(np.uint8))
 
 
-def normalised(mass: np.ndarray) -> np.ndarray:
-    """`mass` over its maximum, in [0, 1]; all zero when there is none."""
-    clean = np.nan_to_num(mass.astype(np.float64), nan=0.0, posinf=0.0, neginf=0.0).clip(min=0.0)
-    peak = clean.max(initial=0.0)
-    return clean / peak if peak > 0 else clean
+def normalised(mass: np.ndarray, peak: float | None = None) -> np.ndarray:
+    """`mass` over `peak` (default: its maximum), in [0, 1]; all zero when there is none."""
+    clean = _clean(mass)
+    peak = clean.max(initial=0.0) if peak is None else peak
+    return (clean / peak).clip(max=1.0) if peak > 0 else clean
+
+
+def _clean(mass: np.ndarray) -> np.ndarray:
+    return np.nan_to_num(mass.astype(np.float64), nan=0.0, posinf=0.0, neginf=0.0).clip(min=0.0)
 
 
 def colours(values: np.ndarray) -> np.ndarray:

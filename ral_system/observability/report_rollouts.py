@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from ral_system.observability.overlay import overlay
+from ral_system.observability.overlay import overlay_frames
 from ral_system.observability.report_data import RunData
 
 MAX_PAIRS = 16
@@ -110,16 +110,17 @@ def _chip(name: str, value: Any) -> str:
 
 
 def _overlay(record: Record, media: Path) -> str:
-    found, digests = record.get("overlay"), record.get("media") or []
-    if not isinstance(found, dict) or not digests:
-        return ""
+    """Every picture with where the answer looks on it, all on one scale."""
+    drawn = []
     try:
-        mass = np.array(found["mass"], dtype=np.float64)
-        image = _load(media, digests[0])
-        drawn = None if image is None else overlay(image, mass)
-    except (KeyError, TypeError, ValueError):
+        maps = [np.array(found, dtype=np.float64) for found in record.get("overlays") or []]
+        peak = max((float(np.nanmax(m)) for m in maps), default=0.0)
+        for digest, mass in zip(record.get("media") or [], maps, strict=False):
+            image = _load(media, digest)
+            drawn.append(None if image is None else overlay_frames([image], mass, peak))
+    except (TypeError, ValueError):
         return ""
-    return _picture(drawn, "overlay", "where the answer looks")
+    return "".join(_picture(image, "overlay", "where the answer looks") for image in drawn)
 
 
 def _picture(image: Image.Image | None, kind: str, alt: str) -> str:
@@ -150,7 +151,7 @@ def _load(media: Path, digest: str) -> Image.Image | None:
 
 
 def _legend(records: Sequence[Record]) -> str:
-    if not any(record.get("overlay") for record in records):
+    if not any(record.get("overlays") for record in records):
         return ""
     return 'Overlay: where the answer\'s rows look, <span class="ramp"></span> none to most.'
 

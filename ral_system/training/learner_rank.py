@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ral_system.attention.metrics import visual_maps
 from ral_system.config.schema import RunConfig
 from ral_system.data.collate import Collator, TensorBatch
 from ral_system.data.media import MediaStore
@@ -24,7 +25,7 @@ from ral_system.training.engine import Engine
 from ral_system.training.gradient_share import cap, share, squared_norms
 from ral_system.training.objective import Objective, policy_objective, supervised_objective
 from ral_system.training.optim import optim_settings
-from ral_system.training.scores import first_picture, mean_over_heads, to_scores
+from ral_system.training.scores import mean_over_heads, to_scores
 from ral_system.training.torch_engine import TorchEngine
 from ral_system.types import (
     Counts,
@@ -124,7 +125,7 @@ class LearnerRank:
         return {name.replace("supervised/", "held_out/"): value for name, value in metrics.items()}
 
     def look(self, samples: Sequence[Sample]) -> dict[str, VisualAttention]:
-        """Where the rows of each sample's answer look on its first picture. All ranks compute the same."""
+        """Where the rows of each sample's answer look on its pictures. All ranks compute the same."""
         views = {}
         for sample in samples:
             batch = self._collate((sample,)).to(self._engine.device)
@@ -134,7 +135,8 @@ class LearnerRank:
             rows = select_rows("answer", sample, batch.keys, self._processor.tokenizer.decode)
             answer = replace(output.attention[0], rows=torch.tensor(rows, device=batch.input_ids.device), key_mask=None)
             policy_RT = torch.cat([mean_over_heads(block) for block in answer.policies(-1)])
-            views[sample.id] = first_picture(policy_RT.mean(0), batch.keys)
+            maps = visual_maps(policy_RT.mean(0), batch.keys)
+            views[sample.id] = VisualAttention(tuple(m.float().cpu().numpy() for m in maps))
         return views
 
     def publish(self, version: int) -> Weights | None:

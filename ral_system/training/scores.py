@@ -10,14 +10,14 @@ import torch
 from torch import Tensor
 
 from ral_system.attention.metrics import row_statistics
-from ral_system.attention.provenance import KeyKind, KeyProvenance
+from ral_system.attention.provenance import KeyProvenance
 from ral_system.attention.record import record_attention
 from ral_system.attention.sequence import SequenceAttention
 from ral_system.config.schema import RunConfig
 from ral_system.data.collate import TensorBatch
 from ral_system.models.loading import TORCH_DTYPES
 from ral_system.models.policy import PolicyOutput
-from ral_system.types import AttentionRecord, MicroBatch, Sample, SampleScores, Scores, VisualAttention
+from ral_system.types import AttentionRecord, MicroBatch, Sample, SampleScores, Scores
 
 
 def to_scores(output: PolicyOutput, batch: TensorBatch, samples: MicroBatch, config: RunConfig) -> Scores:
@@ -64,13 +64,6 @@ def _read_rows(
     return tuple(records), {
         name: torch.cat([block[name] for block in statistics]).float().cpu().numpy() for name in statistics[0]
     }
-
-
-def first_picture(mass_T: Tensor, keys: KeyProvenance) -> VisualAttention:
-    """Mass per visual token of a sequence's first image, as a grid."""
-    at = ((keys.kind == KeyKind.IMAGE) & (keys.media == 0)).nonzero()[:, 0]
-    width = int(keys.column[at].max()) + 1
-    return VisualAttention(tuple(tuple(row) for row in mass_T[at].view(-1, width).tolist()))
 
 
 def mean_over_heads(policy: Tensor) -> Tensor:

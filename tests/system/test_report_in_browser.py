@@ -162,13 +162,13 @@ def write_rollouts(folder: Path) -> None:
             for phase, right in (("before_rl", i % 3 == 0), ("after_rl", True)):
                 answer = record.answer if right else "nothing"
                 text = f"<think> {record.thought} </think><answer> {answer} </answer>"
-                mass = rng.dirichlet(np.full(9, 0.9 if phase == "before_rl" else 0.25)).reshape(3, 3)
-                log.write("rl", 0 if phase == "before_rl" else RL_STEPS, phase, made(prompt, text, right), mass)  # type: ignore[arg-type]
+                mass = rng.dirichlet(np.full(9, 0.9 if phase == "before_rl" else 0.25)).reshape(1, 3, 3)
+                log.write("rl", 0 if phase == "before_rl" else RL_STEPS, phase, made(prompt, text, right), [mass])  # type: ignore[arg-type]
         for step in (19, 20):
             record = data.record("train", step)
             text = HOSTILE if step == 20 else f"<answer> {record.answer} </answer>"
             rollout = made(stored_prompt(folder, record), text, step == 19, advantage=0.87 if step == 19 else -1.12)
-            log.write("rl", step, "train", rollout, rng.dirichlet(np.ones(9)).reshape(3, 3))
+            log.write("rl", step, "train", rollout, [rng.dirichlet(np.ones(9)).reshape(1, 3, 3)])
 
 
 def stored_prompt(folder: Path, record: Record) -> Prompt:

@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 
-from ral_system.attention.metrics import STATISTICS, row_statistics
+from ral_system.attention.metrics import STATISTICS, row_statistics, visual_maps
 from ral_system.attention.provenance import key_provenance
 
 KEYS = key_provenance(
@@ -42,3 +42,17 @@ def test_masses_add_up_to_one() -> None:
     found = row_statistics(policy, KEYS)
     total = sum(found[name] for name in ("visual_mass", "system_mass", "text_mass", "generated_mass"))
     assert torch.allclose(total, torch.ones(5))
+
+
+def test_maps_have_the_shape_of_their_media() -> None:
+    keys = key_provenance(
+        torch.tensor([1, 1, 0, 2, 2, 2, 2]),
+        images=[(1, 2, 1)],
+        videos=[(2, 1, 2)],
+        system_tokens=0,
+        prompt_tokens=7,
+    )
+    image, video = visual_maps(torch.arange(7), keys)
+    assert image.tolist() == [[[0], [1]]]
+    assert video.tolist() == [[[3, 4]], [[5, 6]]]
+    assert visual_maps(torch.ones(1), key_provenance(torch.zeros(1), system_tokens=0, prompt_tokens=1)) == []

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ral_system.observability.overlay import colours, normalised, overlay
+from ral_system.observability.overlay import colours, normalised, overlay, overlay_frames
 
 
 def grey(width: int = 84, height: int = 84) -> Image.Image:
@@ -58,3 +58,17 @@ def test_other_shapes_are_refused(shape: tuple[int, ...]) -> None:
 
 def test_any_picture_mode() -> None:
     assert overlay(Image.new("RGBA", (8, 8)), np.ones((2, 2))).mode == "RGB"
+
+
+def test_frames_stand_side_by_side_on_one_scale() -> None:
+    mass = np.array([[[0.4, 0.0]], [[0.1, 0.0]]])
+    strip = overlay_frames([grey(28, 28), grey(28, 28)], mass)
+    assert strip.size == (2 * 28 + 4, 28)
+    light = brightness(strip)
+    assert light[14, 7] > light[14, 32 + 7] > light[14, 21]  # 0.4 in the first frame, 0.1 in the second, none
+    assert np.array_equal(np.asarray(strip)[:, 32:], np.asarray(overlay(grey(28, 28), mass[1], peak=0.4)))
+
+
+def test_frames_without_their_part_of_the_map_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"mass must be \[frames, h, w\] with a picture each, got \(2, 1, 2\) for 1"):
+        overlay_frames([grey()], np.ones((2, 1, 2)))

@@ -128,13 +128,13 @@ def test_a_metric_cannot_shadow_the_axes(tmp_path: Path) -> None:
 
 def test_a_rollout_keeps_texts_verdict_and_overlay(tmp_path: Path) -> None:
     with RolloutLog(tmp_path) as log:
-        log.write("rl", 0, "before_rl", rollout(), np.array([[0.25, np.nan], [0.5, 0.0]], dtype=np.float32))
+        log.write("rl", 0, "before_rl", rollout(), [np.array([[[0.25, np.nan], [0.5, 0.0]]], dtype=np.float32)])
         log.write("rl", 1, "train", rollout(3))
     first, second = read_lines(tmp_path / "rollouts.jsonl")
-    assert first["overlay"] == {"grid": [2, 2], "mass": [[0.25, None], [0.5, 0.0]]}
+    assert first["overlays"] == [[[[0.25, None], [0.5, 0.0]]]]
     assert (first["id"], first["phase"], first["media"]) == ("held_out/4#0", "before_rl", ["ab" * 32])
     assert first["reward_parts"] == {"correctness": 1.0, "format": 1.0}
-    assert (second["id"], second["overlay"], second["advantage"]) == ("held_out/4#3", None, 0.5)
+    assert (second["id"], second["overlays"], second["advantage"]) == ("held_out/4#3", [], 0.5)
 
 
 def test_rollouts_roll_back_like_metrics(tmp_path: Path) -> None:

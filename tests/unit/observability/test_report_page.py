@@ -21,7 +21,7 @@ def row(stage: str, step: int, **metrics: float | None) -> dict:
 def rollout(phase: str, **changes: object) -> dict:
     made = {"stage": "rl", "step": 1, "phase": phase, "id": "held_out/1#0", "question": "q", "kind": "count",
             "answer": "2", "response": "r", "reward_parts": {"correctness": 1.0}, "reward": 1.0, "advantage": 0.0,
-            "media": [], "overlay": None}  # fmt: skip
+            "media": [], "overlays": []}  # fmt: skip
     return made | changes
 
 
@@ -80,7 +80,7 @@ def test_damaged_files_do_not_stop_the_report(tmp_path: Path) -> None:
     lines(
         tmp_path,
         "rollouts.jsonl",
-        rollout("train", media=["ab" * 32], overlay={"grid": [2, 2], "mass": [[1], [1, 2]]}),
+        rollout("train", media=["ab" * 32], overlays=[[[[1], [1, 2]]]]),
         rollout("train", media=["../../etc/passwd"], reward=None, reward_parts={"correctness": None}),
     )
     page = write_report(tmp_path).read_text()

@@ -176,6 +176,53 @@ def test_the_first_update_is_bitwise_that_of_grpo_and_the_second_is_not(
     assert "model.lm_head.weight" not in changed
 
 
+OPTIONS = [
+    ["divergence=forward_kl"],
+    ["divergence=reverse_kl"],
+    ["divergence=tv"],
+    ["divergence=hellinger"],
+    ["layers=all"],
+    ["layers=[0]"],
+    ["heads=each"],
+    ["rows=predicting"],
+    ["rows=answer"],
+    ["rows=instruction"],
+    ["keys=visual"],
+    ["keys=prompt"],
+    ["keys=no_sinks"],
+    ["record=top_k", "top_k=4"],
+    ["backend=dense"],
+    ["layers=all", "heads=each", "rows=answer", "keys=visual", "record=top_k", "top_k=2", "divergence=tv"],
+]
+
+
+@pytest.mark.parametrize("options", OPTIONS, ids=lambda options: " ".join(options))
+def test_every_way_to_read_attention_starts_at_zero_acts_and_does_not_depend_on_batching(
+    start_rank: Start, rl_samples: list[Sample], make_config: Callable, options: list[str]
+) -> None:
+    config = make_config(
+        "learner.learning_rate=1e-3",
+        "learner.warmup_updates=0",
+        "algorithm.kl.coefficient=0",
+        "algorithm.attention.weight=5",
+        "algorithm.attention.gradient_share_every=0",
+        *(f"algorithm.attention.{option}" for option in options),
+    )
+    outcomes = []
+    for micro_batch in (6, 2):
+        watched = Watched(start_rank(config))
+        outcomes.append((watched.train(plan(rl_samples, 2, micro_batch)), watched.gradients))
+    (metrics, gradients), (other_metrics, other_gradients) = outcomes
+    assert metrics[0]["attention/divergence_positive"] == metrics[0]["attention/loss"] == 0
+    assert metrics[1]["attention/divergence_positive"] > 1e-7
+    assert metrics[1]["attention/loss"] != 0
+    for k in range(2):
+        assert other_metrics[k] == pytest.approx(metrics[k], rel=1e-3, abs=2e-6)
+        largest = max(g.abs().max().item() for g in gradients[k].values())
+        for name, gradient in gradients[k].items():
+            assert torch.allclose(other_gradients[k][name], gradient, rtol=5e-3, atol=1e-4 * largest), name
+
+
 @pytest.mark.parametrize("anchor", ["old", "reference", "ema"])
 def test_what_each_anchor_does_to_the_first_update(
     start_rank: Start, rl_samples: list[Sample], make_config: Callable, anchor: str
@@ -443,9 +490,9 @@ def test_looking_averages_the_answers_rows_over_the_picture(
         expected = [[0.0] * side for _ in range(side)]
         for n, key in enumerate(keys):
             expected[n // side][n % side] = float(np.mean([policy[r, key].item() for r in rows]))
-        mass = found[sample.id].array()
-        assert mass.shape == (side, side)
-        assert np.allclose(mass, expected, atol=1e-6)
+        (mass,) = found[sample.id].maps
+        assert mass.shape == (1, side, side)
+        assert np.allclose(mass[0], expected, atol=1e-6)
         assert 0 < mass.sum() < 1
 
 
