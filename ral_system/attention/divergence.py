@@ -13,7 +13,7 @@ from torch.autograd.function import once_differentiable
 from ral_system.algorithms.divergences import DIVERGENCES, Divergence
 from ral_system.attention.chunked import ChunkedKernels
 from ral_system.attention.policy import Heads, attention_policy, check_arguments
-from ral_system.attention.record import Target
+from ral_system.attention.record import Target, check_probabilities, check_record
 from ral_system.types import AttentionRecord
 
 Backend = Literal["dense", "chunked", "triton", "auto"]
@@ -31,20 +31,24 @@ def attention_divergence(
     key_mask: Tensor | None = None,
     heads: Heads = "mean",
     backend: Backend = "auto",
+    version: int | None = None,
 ) -> Tensor:
     """D(p_r, target_r) of every row's attention policy p (see `attention_policy`) to its target: [R].
 
     `target` is a constant policy [R, T] ([H, R, T] with heads="each", where the mean over heads is returned), or a
-    record of one (see `record.Target` for what its compression and precision mean).
-    Differentiable in query and key; at p = target value and gradient are exactly 0, and so they are for a row without
-    a key that counts and a target of zeros. `kind` is defined in `algorithms.divergences`.
+    record of one (see `record.Target` for what its compression and precision mean), which must be of weights `version`
+    if that is given. Differentiable in query and key; at p = target value and gradient are exactly 0, and so they are
+    for a row without a key that counts, whatever its target. `kind` is defined in `algorithms.divergences`. Autocast
+    does not reach inside.
 
     Backends: `dense` is the definition, in autograd's own operations, memory H · R · T; `chunked` has the same results
     with memory linear in T; `triton` has them fast, on CUDA devices, up to float32; `auto` is `triton` where that works
     and `chunked` elsewhere. Raises ValueError that names the argument.
     """
-    check_arguments(query, key, rows, segment_ids, key_mask, heads)
+    check_arguments(query, key, rows, scale, segment_ids, key_mask, heads)
     _check_target(query, rows, target, heads)
+    if isinstance(target, AttentionRecord) and version is not None and target.version != version:
+        raise ValueError(f"target is a record of weights {target.version}, but version={version}")
     if kind not in DIVERGENCES:
         raise ValueError(f"kind={kind!r}; known: {', '.join(DIVERGENCES)}")
     masks: dict[str, Any] = {"segment_ids": segment_ids, "key_mask": key_mask, "heads": heads}
@@ -68,7 +72,7 @@ def policy_blocks(
     backend: Backend = "auto",
 ) -> Iterator[Tensor]:
     """The policies of `rows`, a block of rows at a time, as constants: bit by bit what a divergence compares."""
-    check_arguments(query, key, rows, segment_ids, key_mask, heads)
+    check_arguments(query, key, rows, scale, segment_ids, key_mask, heads)
     masks: dict[str, Any] = {"segment_ids": segment_ids, "key_mask": key_mask, "heads": heads}
     if backend == "dense":
         yield attention_policy(query, key, rows, scale=scale, **masks)
@@ -78,7 +82,9 @@ def policy_blocks(
     if not len(rows):
         yield attention_policy(query, key, rows, scale=scale, heads=heads)
     for block in _blocks(query_RHD, kernels):
-        yield kernels.policy(query_RHD[block], rows[block])[0]
+        with torch.autocast(query.device.type, enabled=False):
+            policy, _ = kernels.policy(query_RHD[block], rows[block])
+        yield policy
 
 
 class Kernels(Protocol):
@@ -125,9 +131,10 @@ class _RowDivergence(torch.autograd.Function):
         ctx.target, ctx.kernels, ctx.kind = target, kernels, kind
         precision = torch.promote_types(query_RHD.dtype, torch.float32)
         found_R = torch.zeros(rows_R.shape, dtype=precision, device=rows_R.device)
-        for block in _blocks(query_RHD, kernels):
-            policy, _ = kernels.policy(query_RHD[block], rows_R[block])
-            found_R[block] = _over_heads(target.divergence(policy, block, kind))
+        with torch.autocast(query_RHD.device.type, enabled=False):
+            for block in _blocks(query_RHD, kernels):
+                policy, _ = kernels.policy(query_RHD[block], rows_R[block])
+                found_R[block] = _over_heads(target.divergence(policy, block, kind))
         return found_R
 
     @staticmethod
@@ -138,12 +145,13 @@ class _RowDivergence(torch.autograd.Function):
         precision = gradient_R.dtype
         query_gradient_RHD = torch.zeros_like(query_RHD)
         key_gradient_KTD = torch.zeros_like(key_TKD, dtype=precision).transpose(0, 1).contiguous()
-        for block in _blocks(query_RHD, kernels):
-            policy, state = kernels.policy(query_RHD[block], rows_R[block])
-            with torch.enable_grad():
-                found_R = _over_heads(ctx.target.divergence(policy.requires_grad_(), block, ctx.kind))
-            (slopes,) = torch.autograd.grad(found_R, policy, gradient_R[block])
-            query_gradient_RHD[block] = kernels.gradient(state, slopes, key_gradient_KTD).to(query_RHD.dtype)
+        with torch.autocast(query_RHD.device.type, enabled=False):
+            for block in _blocks(query_RHD, kernels):
+                policy, state = kernels.policy(query_RHD[block], rows_R[block])
+                with torch.enable_grad():
+                    found_R = _over_heads(ctx.target.divergence(policy.requires_grad_(), block, ctx.kind))
+                (slopes,) = torch.autograd.grad(found_R, policy, gradient_R[block])
+                query_gradient_RHD[block] = kernels.gradient(state, slopes, key_gradient_KTD).to(query_RHD.dtype)
         key_gradient = key_gradient_KTD.transpose(0, 1).to(key_TKD.dtype)
         return query_gradient_RHD, key_gradient, None, None, None, None
 
@@ -159,24 +167,13 @@ def _blocks(query_RHD: Tensor, kernels: Kernels) -> list[slice]:
 
 def _check_target(query: Tensor, rows: Tensor, target: Tensor | AttentionRecord, heads: Heads) -> None:
     tokens, query_heads, _ = query.shape
-    of_heads = () if heads == "mean" else (query_heads,)
+    shape = (rows.shape[0], tokens) if heads == "mean" else (query_heads, rows.shape[0], tokens)
     axes = "[R, T]" if heads == "mean" else "[H, R, T]"
     if isinstance(target, AttentionRecord):
-        _check_record(target, (*of_heads, rows.shape[0]), tokens, axes)
+        check_record(target, shape, axes)
         return
-    shape = (*of_heads, rows.shape[0], tokens)
     if tuple(target.shape) != shape or not target.is_floating_point():
         raise ValueError(f"target must be floating {axes} = {shape}, got {target.dtype} {tuple(target.shape)}")
     if target.device != query.device:
         raise ValueError(f"target must be on query's device {query.device}, got {target.device}")
-    if target.numel() and not (float(target.min()) >= 0 and float(target.max()) < float("inf")):
-        at = (~((target >= 0) & (target < float("inf")))).nonzero()[0].tolist()
-        raise ValueError(f"target must be probabilities ≥ 0, got {target[tuple(at)].item()} at {at} of {shape}")
-
-
-def _check_record(record: AttentionRecord, of_rows: tuple[int, ...], tokens: int, axes: str) -> None:
-    if record.tokens != tokens:
-        raise ValueError(f"target is a record over {record.tokens} keys, but query has {tokens} tokens")
-    keys = tokens if record.indices is None else record.indices.shape[-1]
-    if record.values.shape != (*of_rows, keys):
-        raise ValueError(f"target is a record of {record.values.shape}, but rows ask for {axes} = {(*of_rows, tokens)}")
+    check_probabilities(target)

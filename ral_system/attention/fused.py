@@ -60,8 +60,8 @@ class FusedKernels:
             )
         self._key_KTD = key_TKD.transpose(0, 1).contiguous()
         self._scale = scale
-        self._segment_ids = segment_ids
-        self._key_mask = None if key_mask is None else key_mask.view(torch.uint8)
+        self._segment_ids = None if segment_ids is None else segment_ids.contiguous()
+        self._key_mask = None if key_mask is None else key_mask.contiguous().view(torch.uint8)
         self._heads = heads
         self._spans = _cdiv(key_TKD.shape[0], _SPAN)
         self._tiles = _tiles(dim, dtype)
@@ -73,7 +73,7 @@ class FusedKernels:
 
     def policy(self, query_RHD: Tensor, rows_R: Tensor) -> tuple[Tensor, _Block]:
         """p [R, T] or [H, R, T] of a block of rows."""
-        query_RHD = query_RHD.contiguous()
+        query_RHD, rows_R = query_RHD.contiguous(), rows_R.contiguous()
         rows, heads, _ = query_RHD.shape
         row_tiles, tokens = self._row_tiles(rows), self._key_KTD.shape[1]
         sums_2NHR = query_RHD.new_empty((2, self._spans, heads, rows), dtype=torch.float32)

@@ -5,6 +5,7 @@ Suffixes: T tokens, H query heads, K key heads (H divisible by K), D head dimens
 
 from __future__ import annotations
 
+import math
 from typing import Literal, get_args
 
 import torch
@@ -33,12 +34,26 @@ def attention_policy(
     `query` [T, H, D] and `key` [T, K, D] are after rotary embedding; query head h reads key head h // (H / K). `rows`
     int64 [R] holds positions in 0..T-1, in any order, repeated if need be; `segment_ids` int64 [T] tells packed
     sequences apart; `key_mask` bool [T]. Computed in at least float32; differentiable in both; memory H · R · T.
-    Degenerate case: a row without a key that counts is all zeros. Raises ValueError that names the argument.
+    Logits must be finite. Autocast does not reach inside. Degenerate case: a row without a key that counts is all
+    zeros. Raises ValueError that names the argument.
 
     Computed as a mixture Σ_h w_h a_h: a_h is head h's softmax over C_t alone and w_h the share of alpha's mass on C_t
     that is head h's. Nothing is divided by a vanishing mass, however peaked a row is on itself or on masked keys.
     """
-    check_arguments(query, key, rows, segment_ids, key_mask, heads)
+    check_arguments(query, key, rows, scale, segment_ids, key_mask, heads)
+    with torch.autocast(query.device.type, enabled=False):
+        return _policy(query, key, rows, scale, segment_ids, key_mask, heads)
+
+
+def _policy(
+    query: Tensor,
+    key: Tensor,
+    rows: Tensor,
+    scale: float,
+    segment_ids: Tensor | None,
+    key_mask: Tensor | None,
+    heads: Heads,
+) -> Tensor:
     tokens, query_heads, _ = query.shape
     precision = torch.promote_types(query.dtype, torch.float32)
     key_THD = key.to(precision).repeat_interleave(query_heads // key.shape[1], dim=1)
@@ -65,19 +80,33 @@ def visibility(rows: Tensor, tokens: int, segment_ids: Tensor | None, key_mask: 
 
 
 def check_arguments(
-    query: Tensor, key: Tensor, rows: Tensor, segment_ids: Tensor | None, key_mask: Tensor | None, heads: Heads
+    query: Tensor,
+    key: Tensor,
+    rows: Tensor,
+    scale: float,
+    segment_ids: Tensor | None,
+    key_mask: Tensor | None,
+    heads: Heads,
 ) -> None:
     """Raise ValueError for the first argument that does not fit the others."""
     if query.ndim != 3 or key.ndim != 3 or query.shape[0] != key.shape[0] or query.shape[2] != key.shape[2]:
         raise ValueError(f"query must be [T, H, D] and key [T, K, D], got {_shape(query)} and {_shape(key)}")
-    if query.dtype != key.dtype:
-        raise ValueError(f"query and key must share a dtype, got {query.dtype} and {key.dtype}")
-    if query.shape[1] % key.shape[1]:
+    if query.dtype != key.dtype or not query.is_floating_point():
+        raise ValueError(
+            f"query and key must share a floating dtype, got {query.dtype} {_shape(query)} and "
+            f"{key.dtype} {_shape(key)}"
+        )
+    if not math.isfinite(scale):
+        raise ValueError(f"scale must be finite, got {scale}")
+    if key.shape[1] == 0 or query.shape[1] % key.shape[1]:
         raise ValueError(f"query heads must be a multiple of key heads, got {_shape(query)}, {_shape(key)}")
     if rows.ndim != 1 or rows.dtype != torch.int64:
         raise ValueError(f"rows must be int64 [R], got {rows.dtype} {_shape(rows)}")
     if rows.numel() and not (int(rows.min()) >= 0 and int(rows.max()) < query.shape[0]):
-        raise ValueError(f"rows must lie in 0..{query.shape[0] - 1}, got {int(rows.min())}..{int(rows.max())}")
+        raise ValueError(
+            f"rows {_shape(rows)} must lie in 0..{query.shape[0] - 1} of query {_shape(query)}, "
+            f"got {int(rows.min())}..{int(rows.max())}"
+        )
     for name, tensor, dtype in (("segment_ids", segment_ids, torch.int64), ("key_mask", key_mask, torch.bool)):
         if tensor is not None and (tensor.shape != query.shape[:1] or tensor.dtype != dtype):
             raise ValueError(

@@ -64,6 +64,7 @@ class Capture:
     def sequences(self, lengths: tuple[int, ...]) -> list[LayerAttention]:
         """Of each of the sequences that were packed into one."""
         assert self.query is not None and self.key is not None, "the probed layer did not run"
+        assert len(self.query) == 1, "a packed batch has one row of tokens"
         queries, keys = (t[0].transpose(0, 1).split(lengths) for t in (self.query, self.key))
         return [LayerAttention(query, key, self.scale) for query, key in zip(queries, keys, strict=True)]
 
@@ -79,7 +80,10 @@ class AttentionProbe:
         indices = {"last": [-1], "all": range(len(modules))}[layers] if isinstance(layers, str) else layers
         if wrong := [i for i in indices if not -len(modules) <= i < len(modules)]:
             raise ValueError(f"layers={list(indices)}: the model has {len(modules)} layers, so no layer {wrong[0]}")
-        self._layers: list[nn.Module] = [modules[i] for i in indices]
+        chosen = sorted(i % len(modules) for i in indices)  # the deepest last, whose rows are looked at
+        if len(set(chosen)) < len(chosen):
+            raise ValueError(f"layers={list(indices)} names a layer of the model's {len(modules)} twice")
+        self._layers: list[nn.Module] = [modules[i] for i in chosen]
         for layer in self._layers:
             if type(layer).__name__ not in KNOWN_ATTENTION:
                 raise ValueError(

@@ -48,8 +48,11 @@ class SequenceAttention:
             backend=self.backend,
         )
 
-    def divergence(self, records: Sequence[AttentionRecord], kind: Divergence) -> Tensor:
-        """D(policy, record) of every row, mean over layers: [R], differentiable. One record per probed layer."""
+    def divergence(self, records: Sequence[AttentionRecord], kind: Divergence, version: int | None = None) -> Tensor:
+        """D(policy, record) of every row, mean over layers: [R], differentiable.
+
+        One record per probed layer, of weights `version` if that is given (ValueError).
+        """
         found = [
             attention_divergence(
                 at.query,
@@ -61,6 +64,7 @@ class SequenceAttention:
                 key_mask=self.key_mask,
                 heads=self.heads,
                 backend=self.backend,
+                version=version,
             )
             for at, record in zip(self.layers, records, strict=True)
         ]

@@ -244,11 +244,17 @@ TARGET = torch.full((2, 4), 0.25)
         ({"target": TARGET / 0}, r"target must be probabilities ≥ 0, got inf"),
         ({"target": TARGET * float("nan")}, r"target must be probabilities ≥ 0, got nan"),
         ({"target": TARGET.to("meta")}, r"target must be on query's device cpu, got meta"),
-        ({"key": GOOD["key"].bfloat16()}, r"query and key must share a dtype, got torch.float32 and torch.bfloat16"),
+        (
+            {"key": GOOD["key"].bfloat16()},
+            r"query and key must share a floating dtype, got torch.float32 \(4, 2, 8\) and torch.bfloat16",
+        ),
         ({"key": GOOD["key"].to("meta")}, r"key must be on query's device cpu, got meta"),
         ({"segment_ids": torch.zeros(3).long()}, r"segment_ids must be int64 \[T\] like query \(4, 2, 8\), .* \(3,\)"),
         ({"key_mask": torch.zeros(4)}, r"key_mask must be bool \[T\] like query \(4, 2, 8\), got torch.float32 \(4,\)"),
-        ({"rows": torch.tensor([1, 4])}, r"rows must lie in 0..3, got 1..4"),
+        ({"rows": torch.tensor([1, 4])}, r"rows \(2,\) must lie in 0..3 of query \(4, 2, 8\), got 1..4"),
+        ({"target": TARGET * 5}, r"target must be probabilities, but a row of \(2, 4\) adds up to 5"),
+        ({"scale": float("nan")}, "scale must be finite, got nan"),
+        ({"query": GOOD["query"].long(), "key": GOOD["key"].long()}, "must share a floating dtype, got torch.int64"),
         ({"heads": "max"}, "heads='max'; known: mean, each"),
         ({"kind": "kl"}, "kind='kl'; known: jsd, forward_kl"),
         ({"backend": "flash"}, "backend='flash'; known: dense, chunked"),
@@ -300,3 +306,46 @@ print(attention_divergence(*torch.zeros(2, 4, 1, 8), torch.tensor([1]), torch.ey
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
     assert done.stdout == "0.0\n", done.stderr
+
+
+@pytest.mark.parametrize("backend", ["dense", *BACKENDS])
+@pytest.mark.parametrize("kind", DIVERGENCES)
+def test_a_row_without_a_key_has_no_divergence_whatever_its_target(backend: str, kind: str) -> None:
+    case = Case(9, 2, 1, 16, [0, 4])
+    tensors = case.tensors(torch.float32)
+    found = attention_divergence(**tensors, target=torch.full((2, 9), 1 / 9), kind=kind, backend=backend)
+    assert found[0] == 0 < found[1]
+    found.sum().backward()
+    assert tensors["query"].grad[0].abs().max() == 0
+
+
+@pytest.mark.parametrize("backend", ["dense", *BACKENDS])
+def test_strided_arguments_are_read_as_they_are(backend: str) -> None:
+    case = Case(40, 4, 2, 32, list(range(0, 40, 3)), segments=[20, 20], key_mask=[0, 2, 3])
+    plain = {k: v.detach() if isinstance(v, Tensor) else v for k, v in case.tensors(torch.float32).items()}
+    strided = plain | {
+        "rows": torch.arange(40)[::3],
+        "segment_ids": plain["segment_ids"].repeat_interleave(2)[::2],
+        "key_mask": plain["key_mask"].repeat_interleave(2)[::2],
+        "query": plain["query"].transpose(0, 1).contiguous().transpose(0, 1),
+    }
+    assert not strided["rows"].is_contiguous() and not strided["key_mask"].is_contiguous()
+    target = case.target().float()
+    expected, found = (attention_divergence(**t, target=target, backend=backend) for t in (plain, strided))
+    assert torch.equal(found, expected)
+
+
+@pytest.mark.parametrize("backend", ["dense", "chunked"])
+def test_autocast_does_not_reach_inside(backend: str) -> None:
+    case = CASES["primes"]
+    target = case.target().float()
+    expected = run(case, target, torch.float32, backend=backend)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = run(case, target, torch.float32, backend=backend)
+        tensors = {k: v.detach() if isinstance(v, Tensor) else v for k, v in case.tensors(torch.float32).items()}
+        assert attention_policy(**tensors).dtype == torch.float32
+        own = torch.cat(list(policy_blocks(**tensors)))
+        assert not attention_divergence(**tensors, target=own, backend="chunked").any()
+    assert torch.equal(found[0], expected[0])
+    if backend == "chunked":  # the definition's backward pass is autograd's own, which autocast reaches
+        assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))

@@ -135,8 +135,8 @@ def test_gradients_against_finite_differences(heads: int, key_heads: int) -> Non
         ((4, 3, 8), (4, 2, 8), [0], r"query heads must be a multiple of key heads, got \(4, 3, 8\), \(4, 2, 8\)"),
         ((4, 2, 8), (4, 2, 8), [0.0], r"rows must be int64 \[R\], got torch.float32 \(1,\)"),
         ((4, 2, 8), (4, 2, 8), [[0]], r"rows must be int64 \[R\], got torch.int64 \(1, 1\)"),
-        ((4, 2, 8), (4, 2, 8), [1, 4], r"rows must lie in 0..3, got 1..4"),
-        ((4, 2, 8), (4, 2, 8), [-1, 2], r"rows must lie in 0..3, got -1..2"),
+        ((4, 2, 8), (4, 2, 8), [1, 4], r"rows \(2,\) must lie in 0..3 of query \(4, 2, 8\), got 1..4"),
+        ((4, 2, 8), (4, 2, 8), [-1, 2], r"rows \(2,\) must lie in 0..3 of query \(4, 2, 8\), got -1..2"),
     ],
 )
 def test_errors_name_the_argument_and_its_shape(query: tuple, key: tuple, rows: list, complaint: str) -> None:

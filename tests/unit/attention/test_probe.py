@@ -316,8 +316,8 @@ def test_reads_what_autocast_computes(load: Load) -> None:
     exact, _ = expected_policy(load("qwen2_5_vl", "eager"), inputs)
     with torch.autocast("cpu", torch.bfloat16):
         capture, _ = probed(load("qwen2_5_vl", IMPLEMENTATION), inputs)
-    assert capture.query is not None and capture.key is not None
-    found = policy(capture.query[0], capture.key[0], capture.scale)
+        assert capture.query is not None and capture.key is not None
+        found = policy(capture.query[0], capture.key[0], capture.scale)
     assert found.dtype == torch.float32
     assert 1e-6 < (found - exact[0]).abs().max() <= 0.1
 
@@ -333,7 +333,7 @@ def test_captures_nothing_after_the_block_even_when_it_raises(load: Load) -> Non
         capture.sequences((2,))
 
 
-@pytest.mark.parametrize(("layers", "indices"), [("all", [0, 1]), ((0,), [0]), ((-1, 0), [1, 0])])
+@pytest.mark.parametrize(("layers", "indices"), [("all", [0, 1]), ((0,), [0]), ((-1, 0), [0, 1])])
 @pytest.mark.parametrize("family", FAMILIES)
 def test_layers_are_captured_by_choice(load: Load, family: str, layers: Any, indices: list[int]) -> None:
     inputs = sequence(family, "text" if family == "qwen2" else "image")
@@ -352,6 +352,8 @@ def test_layers_are_captured_by_choice(load: Load, family: str, layers: Any, ind
 def test_a_layer_that_is_not_there_is_refused(load: Load) -> None:
     with pytest.raises(ValueError, match=r"layers=\[0, 2\]: the model has 2 layers, so no layer 2"):
         AttentionProbe(load("qwen2", IMPLEMENTATION), (0, 2))
+    with pytest.raises(ValueError, match=r"layers=\[-1, 1\] names a layer of the model's 2 twice"):
+        AttentionProbe(load("qwen2", IMPLEMENTATION), (-1, 1))
 
 
 def test_only_the_last_text_layer_is_captured_by_default(load: Load) -> None:

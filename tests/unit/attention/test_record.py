@@ -1,6 +1,7 @@
 """Records of attention rows: what they keep, how large they are, and what a divergence to them means."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -148,3 +149,28 @@ def test_a_record_of_another_sequence_is_refused(rows: Tensor, tokens: int, comp
     query, key = torch.zeros(tokens, 4, 16), torch.zeros(tokens, 2, 16)
     with pytest.raises(ValueError, match=complaint):
         attention_divergence(query, key, rows, record(top_k=4), scale=SCALE)
+
+
+def test_a_record_of_other_weights_is_refused() -> None:
+    query, key = tensors()
+    attention_divergence(query, key, ROWS, record(), scale=SCALE, version=7)
+    with pytest.raises(ValueError, match="target is a record of weights 7, but version=8"):
+        attention_divergence(query, key, ROWS, record(), scale=SCALE, version=8)
+
+
+@pytest.mark.parametrize(
+    ("change", "complaint"),
+    [
+        ({"values": np.full((6, 4), np.nan, np.float32)}, r"probabilities ≥ 0, got nan at \[0, 0\] of \(6, 4\)"),
+        ({"values": np.full((6, 4), -0.1, np.float32)}, r"probabilities ≥ 0, got -0.1"),
+        ({"values": np.full((6, 4), 1.0, np.float32)}, r"a row of \(6, 4\) adds up to 4"),
+        ({"indices": np.full((6, 4), T, np.int32)}, "a record of keys 37..37, but query has 37 tokens"),
+        ({"indices": np.zeros((6, 3), np.int32)}, r"a record of \(6, 4\), but rows ask for"),
+        ({"tail": None}, r"a record of \(6, 4\) whose tail is None, not \(6,\)"),
+        ({"tail": np.zeros(5, np.float32)}, r"whose tail is \(5,\), not \(6,\)"),
+    ],
+)
+def test_a_record_that_cannot_be_is_refused(change: dict, complaint: str) -> None:
+    query, key = tensors()
+    with pytest.raises(ValueError, match=complaint):
+        attention_divergence(query, key, ROWS, replace(record(top_k=4), **change), scale=SCALE)
