@@ -43,6 +43,8 @@ class Prompt:
     """[P] chat-rendered, with every media placeholder expanded to one token per visual token."""
     system_tokens: int = 0
     """Tokens of the system turn, which begins the prompt."""
+    question_span: tuple[int, int] = (0, 0)
+    """First token of the question's text, and the one after its last."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -14,7 +14,10 @@ from launch.bench.measure import reason, release, time_in_turns
 from launch.bench.plan import LEARNER_LAYERS, Plan
 from launch.bench.terms import forward_backward, make_inputs, random_target, unavailable
 from ral_system.attention.divergence import attention_divergence, policy_blocks
+from ral_system.attention.metrics import row_statistics
 from ral_system.attention.probe import IMPLEMENTATION, AttentionProbe
+from ral_system.attention.provenance import key_provenance
+from ral_system.attention.record import record_attention
 
 Say = Callable[[str], None]
 
@@ -99,6 +102,8 @@ class _Stack:
         self._rows = torch.arange(max(0, tokens - plan.rows), tokens, device=plan.device)
         self._target = random_target(self._rows, tokens, random)
         self._tokens, self._backend = tokens, backend
+        text = torch.zeros(tokens, dtype=torch.int64, device=plan.device)
+        self._keys = key_provenance(text, system_tokens=1, prompt_tokens=max(1, tokens - plan.rows))
         with torch.no_grad():
             _, self._query, self._key, self._scale = self._forward()
 
@@ -118,8 +123,15 @@ class _Stack:
         self._forward()
 
     def score(self) -> None:
-        """The old attention of all rows, as the learner keeps it."""
-        torch.cat(list(policy_blocks(self._query, self._key, self._rows, scale=self._scale, backend=self._backend)))
+        """The old attention of all rows, recorded and described as the learner does it."""
+        blocks = policy_blocks(self._query, self._key, self._rows, scale=self._scale, backend=self._backend)
+
+        def described() -> Iterator[Tensor]:
+            for block in blocks:
+                row_statistics(block, self._keys)
+                yield block
+
+        record_attention(described(), version=0, tokens=self._tokens, top_k=None, dtype=torch.float32)
 
     def _forward(self) -> tuple[Tensor, Tensor, Tensor, float]:
         with self._probe.capture() as (capture,):

@@ -93,19 +93,23 @@ class AttentionConfig(Group):
     """One policy from the mean over heads (the paper), or one per head, whose divergences are averaged."""
     rows: Rows
     """Rows of the policy: those whose input is a generated token (the paper), those that chose one, those inside the
-    answer, or those of the question's text."""
+    answer (all of a response that has none), or those of the question's text."""
     keys: Keys
     """Keys that count: all earlier ones (the paper), visual tokens, the prompt's, or all but the first four tokens."""
     reduction: Literal["token_mean", "sequence_mean"]
     """E_t in Eq 3: mean over all rows of the update, or mean over sequences of each sequence's mean."""
     gradient_share_every: NonNegative
-    """Rollout batches between measurements of the attention term's share of the gradient; 0 never."""
+    """Rollout batches between measurements of the attention term's share of the gradient at the probed layers' queries
+    and keys (of all parameters' it is less); 0 never."""
     max_gradient_share: Annotated[float, Field(gt=0, lt=1)] | None
-    """Scale the term down, update by update, to this share of the gradient where it is larger; null never."""
+    """Scale the term down, update by update, to this share of the same where it is larger; costs one more forward pass
+    per update. null never."""
     record: Literal["dense", "top_k"]
     """How the anchor's rows are kept: whole, or their largest entries and the mass of the rest (a lower bound)."""
     top_k: Positive
     """Entries kept per row with record=top_k."""
+    record_dtype: Dtype
+    """Precision of the entries; bfloat16 halves them and adds noise of about 6e-7 nats to a JSD."""
     backend: Literal["auto", "dense", "chunked", "triton"]
     """How divergences are computed; all agree. dense: memory heads · rows · tokens. chunked: linear in tokens. triton:
     the same, fast on CUDA devices. auto: triton on a CUDA device that has it, chunked elsewhere."""
@@ -132,7 +136,7 @@ class AlgorithmConfig(Group):
     @property
     def needs_reference(self) -> bool:
         """Whether the objective reads the frozen reference policy."""
-        return self.kl.coefficient > 0 or self.attention.anchor == "reference"
+        return self.kl.coefficient > 0 or (self.attention.weight > 0 and self.attention.anchor == "reference")
 
 
 class RewardConfig(Group):

@@ -42,6 +42,21 @@ def _illegal_combinations(c: RunConfig) -> list[str]:
             "set algorithm.updates_per_step to 2 or more, algorithm.attention.anchor to reference or ema, or "
             "algorithm.attention.weight=0"
         )
+    if a.attention.anchor == "ema" and a.attention.ema_decay == 0 and a.updates_per_step == 1:
+        problems.append(
+            "algorithm.attention.anchor=ema with algorithm.attention.ema_decay=0 and algorithm.updates_per_step=1 "
+            "trains nothing: the average is the policy itself; raise ema_decay"
+        )
+    if a.attention.weight == 0:
+        for field, value, neutral in (
+            ("anchor", a.attention.anchor, "old"),
+            ("max_gradient_share", a.attention.max_gradient_share, None),
+        ):
+            if value != neutral:
+                problems.append(
+                    f"algorithm.attention.{field}={value} has no effect with algorithm.attention.weight=0; raise the "
+                    f"weight, or set {field} to {'null' if neutral is None else neutral}"
+                )
     if c.data.objects > c.data.grid**2:
         problems.append(f"data.objects={c.data.objects} does not fit data.grid={c.data.grid}; at most {c.data.grid**2}")
     if a.prompts_per_step > c.data.train_records:

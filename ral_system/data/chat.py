@@ -31,8 +31,11 @@ class ChatRenderer:
         expanded = pieces[0]
         for image, piece in zip(media, pieces[1:], strict=True):
             expanded += self._processor.image_token * self._visual_tokens(image) + piece
-        token_ids = self._tokenizer(expanded, add_special_tokens=False)["input_ids"]
-        return Prompt(id, kind, question, answer, tuple(media), tuple(token_ids), self._system_tokens)
+        encoded = self._tokenizer(expanded, add_special_tokens=False, return_offsets_mapping=True)
+        begin = expanded.rfind(question)
+        inside = [i for i, (a, b) in enumerate(encoded["offset_mapping"]) if a < begin + len(question) and b > begin]
+        span = (inside[0], inside[-1] + 1) if begin >= 0 and inside else (0, 0)
+        return Prompt(id, kind, question, answer, tuple(media), tuple(encoded["input_ids"]), self._system_tokens, span)
 
     @functools.cached_property
     def _system_tokens(self) -> int:

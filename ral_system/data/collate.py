@@ -102,8 +102,7 @@ class Collator:
             advantages=torch.tensor([s.advantage for s in samples], dtype=torch.float32),
             keys=concatenate(keys),
             attention_rows=tuple(
-                torch.tensor(select_rows(self._rows, s, k, self._decode), dtype=torch.int64)
-                for s, k in zip(samples, keys, strict=True)
+                torch.tensor(select_rows(self._rows, s, self._decode), dtype=torch.int64) for s in samples
             ),
             key_masks=tuple(select_keys(self._keys, k) for k in keys),
         )

@@ -12,12 +12,11 @@ from ral_system.config.schema import Keys, Rows
 from ral_system.types import Sample
 
 
-def select_rows(kind: Rows, sample: Sample, keys: KeyProvenance, decode: Callable[[Sequence[int]], str]) -> list[int]:
+def select_rows(kind: Rows, sample: Sample, decode: Callable[[Sequence[int]], str]) -> list[int]:
     """Positions of the rows in the sample's sequence.
 
     generated: every response token (the paper's). predicting: the row before each, which chose it. answer: response
-    tokens between `<answer>` and `</answer>`, all when there is none. instruction: the prompt's text without the system
-    turn and media.
+    tokens between `<answer>` and `</answer>`, all when there is none. instruction: the question's text.
     """
     prompt, response = len(sample.prompt.token_ids), len(sample.response_token_ids)
     if kind == "generated":
@@ -27,7 +26,7 @@ def select_rows(kind: Rows, sample: Sample, keys: KeyProvenance, decode: Callabl
     if kind == "answer":
         return [prompt + r for r in answer_rows([decode([t]) for t in sample.response_token_ids])]
     if kind == "instruction":
-        return (keys.kind == KeyKind.TEXT).nonzero()[:, 0].tolist()
+        return list(range(*sample.prompt.question_span))
     raise ValueError(f"rows={kind!r}; known: generated, predicting, answer, instruction")
 
 

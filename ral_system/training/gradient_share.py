@@ -7,14 +7,18 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from ral_system.training.objective import Objective
 
-def squared_norms(token_loss: Tensor, attention_loss: Tensor, probed: Sequence[Tensor]) -> Tensor:
-    """Squared gradient norms of both losses at the probed layers' queries and keys: float64 [2].
 
-    A partial backward pass, from the losses down to these layers; the graph is kept.
+def squared_norms(objective: Objective, probed: Sequence[Tensor]) -> Tensor:
+    """Squared gradient norms of the token loss and the attention term at the probed queries and keys: float64 [2].
+
+    They add up over micro-batches and ranks. Partial backward passes, from the losses down to these layers; the graph
+    is kept.
     """
     found = []
-    for loss in (token_loss, attention_loss):
+    for loss in (objective.loss, objective.attention):
+        assert loss is not None, "there is no attention term"
         gradients = torch.autograd.grad(loss, probed, retain_graph=True, allow_unused=True)
         found.append(sum((g.double().square().sum() for g in gradients if g is not None), torch.zeros(())))
     return torch.stack([norm.double().cpu() for norm in found])

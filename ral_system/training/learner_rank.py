@@ -16,7 +16,7 @@ from ral_system.config.schema import RunConfig
 from ral_system.data.collate import Collator, TensorBatch
 from ral_system.data.media import MediaStore
 from ral_system.data.rows import select_rows
-from ral_system.errors import LogProbError
+from ral_system.errors import LogProbError, SetupError
 from ral_system.models.loading import load_model, load_processor, media_token_ids
 from ral_system.models.policy import PolicyModel, PolicyOutput
 from ral_system.sync.manifest import build_weights
@@ -36,6 +36,8 @@ from ral_system.types import (
     VisualAttention,
     Weights,
 )
+
+MakeObjective = Callable[[PolicyOutput, TensorBatch, MicroBatch], Objective]
 
 
 class LearnerRank:
@@ -59,6 +61,7 @@ class LearnerRank:
         self._engine = _build_engine(config, policy, stage, device)
         self._engine.policy.train()  # no dropout anywhere; needed for gradient checkpointing
         attention = config.algorithm.attention
+        self._version = 0
         self._average = None
         if stage == "rl" and attention.anchor == "ema":
             self._average = WeightAverage(self._engine, attention.ema_decay)
@@ -82,7 +85,7 @@ class LearnerRank:
         batch = self._collate(samples).to(self._engine.device)
         with torch.no_grad():
             output = self._engine.forward(batch, with_attention=True)
-        return to_scores(output, batch, samples, self._config)
+        return to_scores(output, batch, samples, self._config, self._version)
 
     def update(self, update: UpdatePlan, behaviour: Scores, reference: Scores | None) -> dict[str, float]:
         """One optimiser update with the policy objective. Metrics are of all ranks, and equal on all."""
@@ -132,7 +135,7 @@ class LearnerRank:
             with torch.no_grad():
                 output = self._engine.forward(batch, with_attention=True)
             assert output.attention is not None
-            rows = select_rows("answer", sample, batch.keys, self._processor.tokenizer.decode)
+            rows = select_rows("answer", sample, self._processor.tokenizer.decode)
             answer = replace(output.attention[0], rows=torch.tensor(rows, device=batch.input_ids.device), key_mask=None)
             policy_RT = torch.cat([mean_over_heads(block) for block in answer.policies(-1)])
             maps = visual_maps(policy_RT.mean(0), batch.keys)
@@ -141,6 +144,7 @@ class LearnerRank:
 
     def publish(self, version: int) -> Weights | None:
         """The current weights as `version`, on rank 0; None on the others. Every rank calls it."""
+        self._version = version
         state = self._engine.full_state()
         return build_weights(version, state) if self._rank == 0 and state is not None else None
 
@@ -166,22 +170,16 @@ class LearnerRank:
     def _update(
         self,
         update: UpdatePlan,
-        objective: Callable[[PolicyOutput, TensorBatch, MicroBatch], Objective],
+        objective: MakeObjective,
         *,
         with_attention: bool,
     ) -> dict[str, float]:
         shard = update.shards[self._rank]
-        objectives: list[Objective] = []
-        attention_factor, shares = 1.0, dict[str, float]()
+        factor, shares = self._attention_share(shard, objective) if with_attention else (1.0, {})
+        objectives = []
         for index, samples in enumerate(shard):
-            batch = self._collate(samples).to(self._engine.device)
-            output = self._engine.forward(batch, with_attention=with_attention)
-            found = objective(output, batch, samples)
-            loss = found.loss
-            if found.attention is not None:
-                if index == 0:
-                    attention_factor, shares = self._gradient_share(found, output, samples[0].weight_version)
-                loss = loss + attention_factor * found.attention
+            _, found = self._objective(samples, objective, with_attention)
+            loss = found.loss if found.attention is None else found.loss + factor * found.attention
             self._engine.backward(loss, last=index == len(shard) - 1)
             objectives.append(found)
         norm = self._engine.step()
@@ -192,21 +190,33 @@ class LearnerRank:
         metrics = combine_metrics(sums, {n: (values[n], weights[n]) for n in values}, maxima, update.counts)
         return metrics | shares | {"learner/grad_norm": norm, "learner/learning_rate": self._engine.learning_rate()}
 
-    def _gradient_share(
-        self, objective: Objective, output: PolicyOutput, version: int
+    def _objective(
+        self, samples: MicroBatch, objective: MakeObjective, with_attention: bool
+    ) -> tuple[PolicyOutput, Objective]:
+        batch = self._collate(samples).to(self._engine.device)
+        output = self._engine.forward(batch, with_attention=with_attention)
+        return output, objective(output, batch, samples)
+
+    def _attention_share(
+        self, shard: tuple[MicroBatch, ...], objective: MakeObjective
     ) -> tuple[float, dict[str, float]]:
-        """The factor that the cap puts on the attention term, and metrics; from each rank's first micro-batch."""
-        settings = self._config.algorithm.attention
-        due = settings.gradient_share_every and version % settings.gradient_share_every == 0
-        if not due and settings.max_gradient_share is None:
+        """The factor that the cap puts on the attention term, and metrics, when it is capped or due to be measured.
+
+        The norms of the whole update decide, so every micro-batch goes forward once more beforehand.
+        """
+        settings, version = self._config.algorithm.attention, shard[0][0].weight_version
+        limit, every = settings.max_gradient_share, settings.gradient_share_every
+        if settings.weight == 0 or (limit is None and (every == 0 or version % every)):
             return 1.0, {}
-        assert objective.attention is not None
-        squared = self._engine.all_reduce(squared_norms(objective.loss, objective.attention, output.probed), "sum")
+        squared = torch.zeros(2, dtype=torch.float64)
+        for samples in shard:
+            output, found = self._objective(samples, objective, with_attention=True)
+            squared += squared_norms(found, output.probed)
+        squared = self._engine.all_reduce(squared, "sum").cpu()
         metrics = {"attention/gradient_share": share(squared), "attention/gradient_share_max": share(squared)}
-        if settings.max_gradient_share is None:
+        if limit is None:
             return 1.0, metrics
-        factor = cap(squared, settings.max_gradient_share)
-        return factor, metrics | {"attention/gradient_factor": factor}
+        return cap(squared, limit), metrics | {"attention/gradient_factor": cap(squared, limit)}
 
     def _over_ranks(self, parts: Sequence[Mapping[str, Tensor]], operation: Literal["sum", "max"]) -> dict[str, float]:
         names = list(parts[0])
@@ -230,6 +240,8 @@ class LearnerRank:
 def build_policy(config: RunConfig, model_folder: Path, device: torch.device) -> PolicyModel:
     """Load a model as the policy that rollouts are drawn from: same temperature, same bans."""
     attention = config.algorithm.attention
+    if attention.backend == "triton" and device.type != "cuda":
+        raise SetupError("algorithm.attention.backend=triton needs a CUDA device; set it to auto or chunked")
     return PolicyModel(
         load_model(model_folder, dtype=config.learner.dtype, device=device),
         temperature=config.rollout.temperature,

@@ -87,7 +87,8 @@ def policy_objective(
         sums["policy/kl"] = kl_BR.sum().detach()
     assert output.attention is not None, "the policy objective reads the attention policy"
     attention = algorithm.attention
-    divergence_BR, rows_BR = stack_divergence(output.attention, samples, anchor, attention.divergence)
+    with torch.set_grad_enabled(torch.is_grad_enabled() and attention.weight > 0):
+        divergence_BR, rows_BR = stack_divergence(output.attention, samples, anchor, attention.divergence)
     weighted_term = None
     if attention.weight > 0:
         term = attention_loss(
@@ -133,18 +134,16 @@ def stack_divergence(
 ) -> tuple[Tensor, Tensor]:
     """Divergence of every attention row to the anchor's, padded to [B, R], and bool [B, R]: which are rows.
 
-    Raises ValueError for a record of other weights than the sample's rollout.
+    Raises ValueError that names the sample, for a record of other weights than its rollout's or of another shape.
     """
     found = []
     for rows, sample in zip(attention, samples, strict=True):
         records = anchor[sample.id].attention
         assert records, f"sample {sample.id} has no attention record"
-        if any(record.version != sample.weight_version for record in records):
-            raise ValueError(
-                f"sample {sample.id} was made with weights {sample.weight_version}, but its attention record with "
-                f"{records[0].version}"
-            )
-        found.append(rows.divergence(records, kind))
+        try:
+            found.append(rows.divergence(records, kind, sample.weight_version))
+        except ValueError as error:
+            raise ValueError(f"sample {sample.id}: {error}") from error
     lengths_B = torch.tensor([len(d) for d in found], device=found[0].device)
     divergence_BR = torch.nn.utils.rnn.pad_sequence(found, batch_first=True)
     return divergence_BR, torch.arange(divergence_BR.shape[1], device=lengths_B.device) < lengths_B[:, None]

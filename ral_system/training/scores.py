@@ -20,8 +20,13 @@ from ral_system.models.policy import PolicyOutput
 from ral_system.types import AttentionRecord, MicroBatch, Sample, SampleScores, Scores
 
 
-def to_scores(output: PolicyOutput, batch: TensorBatch, samples: MicroBatch, config: RunConfig) -> Scores:
-    """A frozen forward pass as host arrays, sample by sample."""
+def to_scores(
+    output: PolicyOutput, batch: TensorBatch, samples: MicroBatch, config: RunConfig, version: int | None = None
+) -> Scores:
+    """A frozen forward pass as host arrays, sample by sample.
+
+    `version` of the weights that made it; None for a model without one, whose records take that of the rollout.
+    """
     keys = batch.keys.split(batch.lengths)
     scores = {}
     for i, sample in enumerate(samples):
@@ -29,13 +34,13 @@ def to_scores(output: PolicyOutput, batch: TensorBatch, samples: MicroBatch, con
         if output.attention is None:
             scores[sample.id] = SampleScores(log_probs)
             continue
-        records, statistics = _read_rows(output.attention[i], keys[i], sample, config)
+        records, statistics = _read_rows(output.attention[i], keys[i], sample, config, version)
         scores[sample.id] = SampleScores(log_probs, records, statistics)
     return scores
 
 
 def _read_rows(
-    attention: SequenceAttention, keys: KeyProvenance, sample: Sample, config: RunConfig
+    attention: SequenceAttention, keys: KeyProvenance, sample: Sample, config: RunConfig, version: int | None
 ) -> tuple[tuple[AttentionRecord, ...], dict[str, np.ndarray]]:
     """A record per probed layer, and what the last one's rows look at (among all keys, whichever the policy counts)."""
     settings = config.algorithm.attention
@@ -52,10 +57,10 @@ def _read_rows(
         records.append(
             record_attention(
                 watched(blocks) if layer == last and attention.key_mask is None else blocks,
-                version=sample.weight_version,
+                version=sample.weight_version if version is None else version,
                 tokens=sample.length,
                 top_k=settings.top_k if settings.record == "top_k" else None,
-                dtype=TORCH_DTYPES[config.learner.dtype],
+                dtype=TORCH_DTYPES[settings.record_dtype],
             )
         )
     if attention.key_mask is not None:

@@ -143,6 +143,7 @@ def task(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path, media: Any,
         "algorithm.attention.weight=5",
         "algorithm.attention.anchor=ema",  # at the first scoring the policy itself
         "algorithm.attention.ema_decay=0.5",
+        "algorithm.attention.max_gradient_share=0.05",
         "rollout.max_log_prob_difference=1e9",  # scored again with other weights than the samples were made with
     )
     policy = build_policy(config, tiny_model, torch.device("cpu"))
@@ -207,10 +208,8 @@ def test_trains_as_the_torch_engine(
     assert expected["metrics"][2]["attention/divergence_positive"] > 1e-5
     assert any(np.abs(expected["averaged_rows"][id] - rows).max() > 1e-4 for id, rows in expected["old_rows"].items())
     for ours, theirs in zip(found["metrics"], expected["metrics"], strict=True):
-        exact = {name for name in theirs if "gradient_share" not in name}  # estimated from the first micro-batch
-        assert {n: ours[n] for n in exact} == pytest.approx({n: theirs[n] for n in exact}, rel=1e-5, abs=3e-6)
-        assert ours["attention/gradient_share"] == pytest.approx(theirs["attention/gradient_share"], abs=0.3)
-    assert found["metrics"][1]["attention/gradient_share"] > 0.01
+        assert ours == pytest.approx(theirs, rel=1e-5, abs=3e-6)  # the gate's maximum is rounding itself
+    assert 0 < found["metrics"][1]["attention/gradient_factor"] < 1
     for id, rows in found["averaged_rows"].items():
         assert np.allclose(rows, expected["averaged_rows"][id], atol=1e-5), id
     for point, theirs in expected["weights"].items():

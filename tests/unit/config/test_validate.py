@@ -56,6 +56,22 @@ ILLEGAL: dict[str, tuple[dict[str, Any], list[str]]] = {
         {"learner.engine": "torch", "learner.world_size": 2},
         ["learner.engine=torch", "set learner.world_size=1 or learner.engine=deepspeed"],
     ),
+    "an average that keeps nothing, with one update": (
+        {
+            "algorithm.attention.anchor": "ema",
+            "algorithm.attention.ema_decay": 0.0,
+            "algorithm.updates_per_step": 1,
+        },
+        ["algorithm.attention.anchor=ema", "algorithm.attention.ema_decay=0", "raise ema_decay"],
+    ),
+    "an anchor without a term": (
+        {"algorithm.attention.anchor": "reference", "algorithm.attention.weight": 0.0},
+        ["algorithm.attention.anchor=reference", "algorithm.attention.weight=0", "set anchor to old"],
+    ),
+    "a cap without a term": (
+        {"algorithm.attention.max_gradient_share": 0.2, "algorithm.attention.weight": 0.0},
+        ["algorithm.attention.max_gradient_share=0.2", "algorithm.attention.weight=0", "to null"],
+    ),
     "a gate too tight for bfloat16": (
         {"rollout.dtype": "bfloat16"},
         ["rollout.max_log_prob_difference=0.0001", "rollout.dtype=bfloat16", "set both to float32, or"],

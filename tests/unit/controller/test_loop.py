@@ -94,6 +94,7 @@ class Fakes:
         return {
             "policy/loss": float(index),
             "gate/log_prob_diff_max": float(-index),
+            "attention/divergence": max(index / 10 or self.first_jsd, index / 5),
             "attention/divergence_positive": index / 10 or self.first_jsd,
             "attention/divergence_negative": index / 5,
         }
@@ -142,7 +143,7 @@ def test_the_first_update_may_differ_by_the_rounding_of_its_dtype(make_config: C
     bfloat16 = ["learner.dtype=bfloat16", "rollout.dtype=bfloat16", "rollout.max_log_prob_difference=1.0"]
     roles = Fakes()
     roles.first_jsd = 1e-6
-    with pytest.raises(GateError, match="JSD 1e-06, more than 1e-09"):
+    with pytest.raises(GateError, match="divergence 1e-06, more than 1e-09"):
         start(make_config(*small), roles).step()
     roles = Fakes()
     roles.first_jsd = 1e-6

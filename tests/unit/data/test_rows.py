@@ -31,12 +31,13 @@ def test_rows_are_those_named(
 ) -> None:
     sample = draw_samples(1)[0]
     first, last = words.index("<think>"), len(words) - 1
-    question = [i for i, w in enumerate(words[:first]) if i > words.index("<|im_end|>") and w != "<|image_pad|>"]
+    asked = sample.prompt.question.split()
+    (start,) = [i for i in range(first) if words[i : i + len(asked)] == asked]
     for rows, expected in (
         ("generated", list(range(first, last + 1))),
         ("predicting", list(range(first - 1, last))),
         ("answer", list(range(words.index("<answer>") + 1, words.index("</answer>")))),
-        ("instruction", question),
+        ("instruction", list(range(start, start + len(asked)))),
     ):
         batch = collated(tiny_model, media, sample, rows, "all")  # type: ignore[arg-type]
         assert batch.attention_rows[0].tolist() == expected, rows
@@ -82,7 +83,7 @@ def test_every_key_of_a_prompt_knows_what_it_is(
 
 def test_unknown_names_are_refused(draw_samples: Callable[[int], list[Sample]]) -> None:
     with pytest.raises(ValueError, match="rows='all'; known: generated, predicting, answer, instruction"):
-        select_rows("all", draw_samples(1)[0], None, str)  # type: ignore[arg-type]
+        select_rows("all", draw_samples(1)[0], str)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="keys='text'; known: all, visual, prompt, no_sinks"):
         select_keys("text", None)  # type: ignore[arg-type]
 

@@ -2,13 +2,14 @@ import pytest
 import torch
 
 from ral_system.training.gradient_share import cap, share, squared_norms
+from ral_system.training.objective import Objective
 
 
 def test_norms_by_hand() -> None:
     query, key = torch.tensor([1.0, 2.0], requires_grad=True), torch.tensor([3.0], requires_grad=True)
     token = (query * torch.tensor([3.0, 0.0])).sum() + 4 * key.sum()  # gradient (3, 0), (4): norm 5
     attention = 2 * query.sum()  # gradient (2, 2), none for the key: norm √8
-    squared = squared_norms(token, attention, [query, key])
+    squared = squared_norms(Objective(token, {}, attention=attention), [query, key])
     assert squared.tolist() == pytest.approx([25.0, 8.0])
     assert share(squared) == pytest.approx(8**0.5 / (5 + 8**0.5))
     (token + attention).backward()  # the graph is kept

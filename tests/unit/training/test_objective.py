@@ -201,7 +201,7 @@ def test_a_record_of_other_weights_is_refused(algorithm: Callable[..., Algorithm
     case = Case()
     scores = case.behaviour["s2"]
     case.behaviour["s2"] = replace(scores, attention=(replace(scores.attention[0], version=4),))
-    with pytest.raises(ValueError, match="sample s2 was made with weights 0, but its attention record with 4"):
+    with pytest.raises(ValueError, match="sample s2: target is a record of weights 4, but version=0"):
         objective(case, algorithm(1.0))
 
 
