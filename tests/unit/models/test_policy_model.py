@@ -142,3 +142,53 @@ def test_gradients_reach_vision_and_text(bench: Bench) -> None:
     assert bench.model.lm_head.weight.grad.any()
     assert bench.model.model.visual.patch_embed.proj.weight.grad.any()
     bench.model.zero_grad(set_to_none=True)
+
+
+def test_gradients_are_those_of_a_padded_batch(bench: Bench) -> None:
+    """A function of log-probs and attention, packed by the policy and padded as transformers would have it."""
+    samples = bench.samples[:4]
+    lengths = [s.length for s in samples]
+    policy = PolicyModel(bench.model, temperature=TEMPERATURE, banned_token_ids=bench.banned)
+    output = policy(bench.collate(tuple(samples)), with_attention=True)
+    assert output.attention is not None
+    loss = output.log_probs.sum()
+    for rows in output.attention:
+        (at,) = rows.layers
+        loss = loss + attention_policy(at.query, at.key, rows.rows, scale=at.scale).square().sum()
+    bench.model.zero_grad(set_to_none=True)
+    loss.backward()
+    packed = {n: p.grad.clone() for n, p in bench.model.named_parameters() if p.grad is not None}
+
+    batch, longest = bench.collate(tuple(samples)), max(lengths)
+
+    def padded(packed_T: Tensor) -> Tensor:
+        return torch.stack(
+            [torch.nn.functional.pad(part, (0, longest - len(part))) for part in packed_T.split(batch.lengths)]
+        )
+
+    with AttentionProbe(bench.model).capture() as (capture,):
+        logits = bench.model(
+            input_ids=padded(batch.input_ids),
+            attention_mask=padded(torch.ones_like(batch.input_ids)),
+            mm_token_type_ids=padded(batch.token_types),
+            pixel_values=batch.pixel_values,
+            image_grid_thw=batch.image_grid_thw,
+            use_cache=False,
+        ).logits
+    assert capture.query is not None and capture.key is not None
+    slow = torch.zeros(())
+    for b, sample in enumerate(samples):
+        prompt, length = len(sample.prompt.token_ids), sample.length
+        scaled = logits[b, prompt - 1 : length - 1] / TEMPERATURE
+        scaled[:, bench.banned] = -torch.inf
+        targets = torch.tensor(sample.response_token_ids)
+        slow = slow + scaled.log_softmax(-1).gather(-1, targets[:, None]).sum()
+        query, key = (t[b, :, :length].transpose(0, 1) for t in (capture.query, capture.key))
+        slow = slow + attention_policy(query, key, torch.arange(prompt, length), scale=capture.scale).square().sum()
+    assert loss.item() == pytest.approx(slow.item(), rel=1e-5)
+    bench.model.zero_grad(set_to_none=True)
+    slow.backward()
+    largest = max(g.abs().max().item() for g in packed.values())
+    for name, parameter in bench.model.named_parameters():
+        assert torch.allclose(packed[name], parameter.grad, rtol=1e-3, atol=1e-5 * largest), name  # type: ignore[arg-type]
+    bench.model.zero_grad(set_to_none=True)
