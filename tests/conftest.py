@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -10,6 +11,12 @@ from typing import TYPE_CHECKING, Any
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is imported; tiny tensors gain nothing from more
 
 import pytest
+
+if not Path("/proc/driver/nvidia").exists() and importlib.util.find_spec("triton"):
+    # Triton's own functions become the interpreter's or a GPU's when they are first imported: here, before others do.
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(os.environ, "TRITON_INTERPRET", "1")
+        importlib.import_module("triton.language")
 
 if TYPE_CHECKING:
     from ral_system.config.schema import RunConfig
