@@ -16,7 +16,7 @@ from ral_system.config.schema import RunConfig
 from ral_system.data.collate import Collator, TensorBatch
 from ral_system.data.media import MediaStore
 from ral_system.data.rows import select_rows
-from ral_system.errors import LogProbError, SetupError
+from ral_system.errors import ConfigError, LogProbError, SetupError
 from ral_system.models.loading import load_model, load_processor, media_token_ids
 from ral_system.models.policy import PolicyModel, PolicyOutput
 from ral_system.sync.manifest import build_weights
@@ -242,14 +242,18 @@ def build_policy(config: RunConfig, model_folder: Path, device: torch.device) ->
     attention = config.algorithm.attention
     if attention.backend == "triton" and device.type != "cuda":
         raise SetupError("algorithm.attention.backend=triton needs a CUDA device; set it to auto or chunked")
-    return PolicyModel(
-        load_model(model_folder, dtype=config.learner.dtype, device=device),
-        temperature=config.rollout.temperature,
-        banned_token_ids=media_token_ids(model_folder),
-        layers=attention.layers,
-        heads=attention.heads,
-        backend=attention.backend,
-    )
+    model = load_model(model_folder, dtype=config.learner.dtype, device=device)
+    try:
+        return PolicyModel(
+            model,
+            temperature=config.rollout.temperature,
+            banned_token_ids=media_token_ids(model_folder),
+            layers=attention.layers,
+            heads=attention.heads,
+            backend=attention.backend,
+        )
+    except ValueError as error:  # a family or layers that cannot be probed
+        raise ConfigError(f"model {model_folder}, algorithm.attention: {error}") from error
 
 
 def build_collator(config: RunConfig, processor: Any, media: MediaStore) -> Collator:

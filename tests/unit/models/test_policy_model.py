@@ -11,6 +11,7 @@ from ral_system.attention.probe import AttentionProbe
 from ral_system.config.schema import RunConfig
 from ral_system.data.collate import Collator
 from ral_system.data.media import MediaStore
+from ral_system.errors import ConfigError
 from ral_system.models.loading import load_model, load_processor, media_token_ids
 from ral_system.models.policy import PolicyModel, PolicyOutput
 from ral_system.training.learner_rank import build_policy
@@ -132,6 +133,20 @@ def test_a_policy_is_built_as_rollouts_are_drawn(
     expected = bench.run(bench.samples)
     assert torch.equal(found.log_probs, expected.log_probs)
     assert all(torch.equal(read(found, i), read(expected, i)) for i in range(len(bench.samples)))
+
+
+@pytest.mark.parametrize(
+    ("override", "complaint"),
+    [
+        ("layers=[0,7]", r"algorithm.attention: layers=\[0, 7\]: the model has 2 layers, so no layer 7"),
+        ("layers=[1,-1]", r"algorithm.attention: layers=\[1, -1\] names a layer of the model's 2 twice"),
+    ],
+)
+def test_layers_that_the_model_does_not_have_are_one_line(
+    tiny_model: Path, make_config: Callable[..., RunConfig], override: str, complaint: str
+) -> None:
+    with pytest.raises(ConfigError, match=complaint):
+        build_policy(make_config(f"algorithm.attention.{override}"), tiny_model, torch.device("cpu"))
 
 
 def test_gradients_reach_vision_and_text(bench: Bench) -> None:
