@@ -9,14 +9,16 @@ Lines out: `{"ready": true}` or `{"broken": reason}`, then `{"parts", "total"}` 
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import importlib
+import itertools
 import json
 import math
 import os
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, BinaryIO, cast
 
 from ral_system.config.schema import ResponseFormat, RewardConfig
@@ -31,7 +33,14 @@ def main() -> None:
     """Serve until standard input ends."""
     _die_with(parent=int(sys.argv[1]))
     jobs, answers = _take_over_standard_streams()
-    greeting = json.loads(jobs.readline())
+    with contextlib.suppress(BrokenPipeError):  # the parent may die before the kernel's signal arrives here
+        _serve(_whole_lines(jobs), answers)
+
+
+def _serve(lines: Iterator[bytes], answers: BinaryIO) -> None:
+    if not (line := next(lines, b"")):
+        return
+    greeting = json.loads(line)
     try:
         sys.path[:] = greeting["path"]
         config = RewardConfig.model_validate(greeting["config"])
@@ -40,9 +49,14 @@ def main() -> None:
         _write(answers, {"broken": f"{type(error).__name__}: {error}"})
         return
     _write(answers, {"ready": True})
-    for line in jobs:
+    for line in lines:
         text, answer = json.loads(line)
         _write(answers, _verdict(verifier, config, greeting["response_format"], text, answer))
+
+
+def _whole_lines(jobs: BinaryIO) -> Iterator[bytes]:
+    """The lines that were sent to their end: a parent that is killed may leave half of one."""
+    return itertools.takewhile(lambda line: line.endswith(b"\n"), jobs)
 
 
 def load_verifier(name: str) -> Verifier:

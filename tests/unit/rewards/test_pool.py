@@ -12,7 +12,8 @@ import pytest
 
 from ral_system.config.schema import RewardConfig
 from ral_system.errors import ActorError
-from ral_system.rewards.pool import RewardPool
+from ral_system.rewards.combine import judge
+from ral_system.rewards.pool import RewardPool, _greeting
 from ral_system.types import Completion, FinishReason, Prompt, RewardResult, RewardStatus
 
 IMPORTABLE = Path(__file__).parent / "importable"
@@ -163,6 +164,26 @@ def test_processes_die_with_a_parent_that_is_killed(tmp_path: Path) -> None:
     parent.kill()
     parent.wait(timeout=10)
     wait_until_gone(child)
+
+
+@pytest.mark.parametrize("sent", ["", '{"path', "{greeting}", '{greeting}["half a jo'])
+@pytest.mark.parametrize("answers_are_read", [True, False])
+def test_a_process_whose_parent_is_gone_ends_quietly(sent: str, answers_are_read: bool) -> None:
+    """The end of its pipes may be seen before the kernel's signal: whatever was half sent is no error to report."""
+    greeting = _greeting(config(), "think_answer", judge).decode()
+    process = subprocess.Popen(
+        [sys.executable, "-m", "ral_system.rewards.child", str(os.getpid())],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    if not answers_are_read:
+        assert process.stdout is not None
+        process.stdout.close()
+        process.stdout = None
+    _, err = process.communicate(sent.replace("{greeting}", greeting), timeout=60)
+    assert (process.returncode, err) == (0, "")
 
 
 def test_a_verifier_that_cannot_be_imported_is_refused() -> None:
