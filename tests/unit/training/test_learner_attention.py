@@ -1,0 +1,191 @@
+"""The attention term in the learner: where it is exactly 0, every way to read attention, anchors, share and cap."""
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor
+
+from ral_system.types import Sample
+from tests.unit.training.learners import Start, Watched, equal, plan
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+def test_at_learning_rate_zero_the_attention_divergence_is_exactly_zero(
+    start_rank: Start, rl_samples: list[Sample], make_config: Callable
+) -> None:
+    config = make_config("learner.learning_rate=0", "algorithm.attention.weight=5", "algorithm.updates_per_step=4")
+    for metrics in Watched(start_rank(config)).train(plan(rl_samples, 3, 3)):
+        assert metrics["attention/loss"] == 0.0
+        assert metrics["attention/divergence_positive"] == 0.0
+        assert metrics["attention/divergence_negative"] == 0.0
+        assert metrics["policy/approximate_kl_old"] == 0.0
+        assert metrics["policy/kl"] == 0.0
+        assert metrics["policy/clip_fraction"] == 0.0
+        assert metrics["learner/grad_norm"] > 0.01
+
+
+def test_the_first_update_is_bitwise_that_of_grpo_and_the_second_is_not(
+    start_rank: Start, rl_samples: list[Sample], make_config: Callable
+) -> None:
+    runs = []
+    for weight in (0, 5):
+        config = make_config(
+            f"algorithm.attention.weight={weight}", "learner.learning_rate=1e-3", "learner.warmup_updates=0"
+        )
+        watched = Watched(start_rank(config))
+        after_first: dict[str, Tensor] = {}
+        split = plan(rl_samples, 2, 4)
+        scores = watched.rank.score(split.rank_samples(0))
+        watched.rank.update(split.updates[0], scores, None)
+        after_first = watched.weights()
+        metrics = watched.rank.update(split.updates[1], scores, None)
+        runs.append((watched.gradients, after_first, watched.weights(), metrics))
+    (grpo, grpo_first, grpo_second, _), (ral, ral_first, ral_second, metrics) = runs
+    assert equal(grpo[0], ral[0])
+    assert equal(grpo_first, ral_first)
+    assert metrics["attention/divergence_positive"] > 0
+    assert not equal(grpo[1], ral[1])
+    assert not equal(grpo_second, ral_second)
+    changed = {name for name in ral[1] if not torch.equal(ral[1][name], grpo[1][name])}
+    assert "model.model.language_model.layers.1.self_attn.q_proj.weight" in changed
+    # the last layer's values and everything above it have no part in where its rows look
+    assert "model.model.language_model.layers.1.self_attn.v_proj.weight" not in changed
+    assert "model.lm_head.weight" not in changed
+
+
+OPTIONS = [
+    ["divergence=forward_kl"],
+    ["divergence=reverse_kl"],
+    ["divergence=tv"],
+    ["divergence=hellinger"],
+    ["layers=all"],
+    ["layers=[0]"],
+    ["heads=each"],
+    ["rows=predicting"],
+    ["rows=answer"],
+    ["rows=instruction"],
+    ["keys=visual"],
+    ["keys=prompt"],
+    ["keys=no_sinks"],
+    ["record=top_k", "top_k=4"],
+    ["backend=dense"],
+    ["layers=all", "heads=each", "rows=answer", "keys=visual", "record=top_k", "top_k=2", "divergence=tv"],
+]
+
+
+@pytest.mark.parametrize("options", OPTIONS, ids=lambda options: " ".join(options))
+def test_every_way_to_read_attention_starts_at_zero_acts_and_does_not_depend_on_batching(
+    start_rank: Start, rl_samples: list[Sample], make_config: Callable, options: list[str]
+) -> None:
+    config = make_config(
+        "learner.learning_rate=1e-3",
+        "learner.warmup_updates=0",
+        "algorithm.kl.coefficient=0",
+        "algorithm.attention.weight=5",
+        *(f"algorithm.attention.{option}" for option in options),
+    )
+    outcomes = []
+    for micro_batch in (6, 2):
+        watched = Watched(start_rank(config))
+        outcomes.append((watched.train(plan(rl_samples, 2, micro_batch)), watched.gradients))
+    (metrics, gradients), (other_metrics, other_gradients) = outcomes
+    assert metrics[0]["attention/divergence_positive"] == metrics[0]["attention/loss"] == 0
+    assert metrics[1]["attention/divergence_positive"] > 1e-7
+    assert metrics[1]["attention/loss"] != 0
+    for k in range(2):
+        assert other_metrics[k] == pytest.approx(metrics[k], rel=1e-3, abs=2e-6)
+        largest = max(g.abs().max().item() for g in gradients[k].values())
+        for name, gradient in gradients[k].items():
+            assert torch.allclose(other_gradients[k][name], gradient, rtol=5e-3, atol=1e-4 * largest), name
+
+
+@pytest.mark.parametrize("anchor", ["old", "reference", "ema"])
+def test_what_each_anchor_does_to_the_first_update(
+    start_rank: Start, rl_samples: list[Sample], make_config: Callable, anchor: str
+) -> None:
+    """Of the first batch all anchors are the policy itself; of the second, the old one alone still is."""
+    runs = []
+    for weight in (0, 5):
+        config = make_config(
+            f"algorithm.attention.weight={weight}",
+            f"algorithm.attention.anchor={anchor if weight else 'old'}",
+            "algorithm.attention.ema_decay=0.5",
+            "learner.learning_rate=1e-3",
+            "learner.warmup_updates=0",
+            "rollout.max_log_prob_difference=1e9",  # the samples are those of the first weights
+        )
+        watched, frozen = Watched(start_rank(config)), start_rank(config)
+        split = plan(rl_samples, 1, 4)
+        for batch in range(2):
+            scores, reference = (rank.score(split.rank_samples(0)) for rank in (watched.rank, frozen))
+            metrics = watched.rank.update(split.updates[0], scores, reference)
+            moved = max(metrics["attention/divergence_positive"], metrics["attention/divergence_negative"])
+            assert (moved > 1e-7) == (batch == 1 and anchor != "old" and weight > 0)
+        runs.append(watched.gradients)
+    (grpo_first, grpo_second), (first, second) = runs
+    assert equal(grpo_first, first)
+    assert equal(grpo_second, second) == (anchor == "old")
+
+
+def second_update(
+    start_rank: Start, make_config: Callable, samples: list[Sample], *overrides: str
+) -> tuple[dict[str, float], dict[str, Tensor]]:
+    """Metrics and gradients of the second of two updates."""
+    config = make_config("learner.learning_rate=1e-3", "learner.warmup_updates=0", *overrides)
+    watched = Watched(start_rank(config))
+    return watched.train(plan(samples, 2, 6))[1], watched.gradients[1]
+
+
+def test_the_share_of_the_gradient_is_measured_without_touching_it(
+    start_rank: Start, rl_samples: list[Sample], make_config: Callable
+) -> None:
+    weighted = [f"algorithm.attention.weight={w}" for w in (5, 10)]
+    unmeasured, plain = second_update(
+        start_rank, make_config, rl_samples, weighted[0], "algorithm.attention.gradient_share_every=0"
+    )
+    measured, same = second_update(start_rank, make_config, rl_samples, weighted[0])
+    doubled, _ = second_update(start_rank, make_config, rl_samples, weighted[1])
+    assert "attention/gradient_share" not in unmeasured
+    assert equal(plain, same)
+    one, two = measured["attention/gradient_share"], doubled["attention/gradient_share"]
+    assert 0 < one < two < 1
+    assert two / (1 - two) == pytest.approx(2 * one / (1 - one), rel=1e-4)  # odds are linear in the weight
+    assert measured["attention/gradient_share_max"] == one
+
+
+def test_a_capped_term_is_scaled_to_its_share_and_no_smaller_one_is(
+    start_rank: Start, rl_samples: list[Sample], make_config: Callable
+) -> None:
+    def run(weight: float, *overrides: str) -> tuple[dict[str, float], dict[str, Tensor]]:
+        return second_update(start_rank, make_config, rl_samples, f"algorithm.attention.weight={weight}", *overrides)
+
+    _, grpo = run(0)
+    free, full = run(5)
+    share = free["attention/gradient_share"]
+    tight, capped = run(5, f"algorithm.attention.max_gradient_share={share / 2}")
+    loose, uncapped = run(5, f"algorithm.attention.max_gradient_share={share * 1.01}")
+    assert (loose["attention/gradient_factor"], equal(uncapped, full)) == (1.0, True)
+    factor = tight["attention/gradient_factor"]
+    odds = share / (1 - share)
+    assert factor == pytest.approx((share / 2) / (1 - share / 2) / odds, rel=1e-5)
+    name = "model.model.language_model.layers.1.self_attn.q_proj.weight"
+    assert torch.allclose(capped[name] - grpo[name], factor * (full[name] - grpo[name]), rtol=1e-3, atol=1e-6)
+
+
+def test_an_average_that_keeps_nothing_is_the_old_policy(
+    start_rank: Start, rl_samples: list[Sample], make_config: Callable
+) -> None:
+    runs = []
+    for anchor in ("old", "ema"):
+        config = make_config(
+            f"algorithm.attention.anchor={anchor}",
+            "algorithm.attention.ema_decay=0",
+            "learner.learning_rate=1e-3",
+            "rollout.max_log_prob_difference=1e9",
+        )
+        watched = Watched(start_rank(config))
+        runs.append(([watched.train(plan(rl_samples, 2, 4)) for _ in range(2)], watched.weights()))
+    assert runs[0][0] == runs[1][0]
+    assert equal(runs[0][1], runs[1][1])
