@@ -12,11 +12,12 @@ import os
 import platform
 import re
 import subprocess
-import sys
 import time
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
+
+from launch.bench.arguments import Parser
 
 _DESCRIPTION = """\
 Measures the attention term of the loss: the divergence of R attention rows from old ones, forward and backward.
@@ -41,20 +42,9 @@ Exit codes: 0 measured, whatever the targets say; 2 wrong arguments.
 """
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        print(f"error: {message}; see python -m launch.bench.attention --help", file=sys.stderr)
-        sys.exit(2)
-
-
 def main() -> None:
     """Measure, write, print the verdict."""
-    parser = _Parser(
-        prog="python -m launch.bench.attention",
-        description=_DESCRIPTION,
-        epilog=_EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = Parser(prog="python -m launch.bench.attention", description=_DESCRIPTION, epilog=_EPILOG)
     parser.add_argument(
         "--device", choices=("auto", "cpu", "cuda"), default="auto", help="auto: cuda where there is one"
     )

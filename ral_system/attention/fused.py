@@ -24,8 +24,10 @@ _BLOCK_BYTES = 8 << 20
 """Size of one block's policies."""
 _ROW_TILE = 64
 """Rows of a program, and the fewest of a block: tiles that are mostly empty cost as much as full ones."""
-_SPAN = 2048
+SPAN = 2048
 """Keys of a span."""
+KERNELS = ("log_sums", "mixture", "slope_means", "query_gradient", "key_gradient")
+"""In the order of their launch."""
 
 
 @dataclass
@@ -63,8 +65,8 @@ class FusedKernels:
         self._segment_ids = None if segment_ids is None else segment_ids.contiguous()
         self._key_mask = None if key_mask is None else key_mask.contiguous().view(torch.uint8)
         self._heads = heads
-        self._spans = _cdiv(key_TKD.shape[0], _SPAN)
-        self._tiles = _tiles(dim, dtype)
+        self._spans = _cdiv(key_TKD.shape[0], SPAN)
+        self._tiles = launch_options(dim, dtype)
 
     def rows_per_block(self, query_heads: int) -> int:
         """As many rows as fit the block size, in whole tiles, at least one."""
@@ -77,7 +79,7 @@ class FusedKernels:
         rows, heads, _ = query_RHD.shape
         row_tiles, tokens = self._row_tiles(rows), self._key_KTD.shape[1]
         sums_2NHR = query_RHD.new_empty((2, self._spans, heads, rows), dtype=torch.float32)
-        self._launch(kernels.log_sums, (row_tiles, heads, self._spans), query_RHD, rows_R, *sums_2NHR, SPAN=_SPAN)
+        self._launch(kernels.log_sums, (row_tiles, heads, self._spans), query_RHD, rows_R, *sums_2NHR, SPAN=SPAN)
         counted_HR, left_out_HR = _log_sum(sums_2NHR[0]), _log_sum(sums_2NHR[1])
         seen_HR = torch.logaddexp2(counted_HR, left_out_HR)
         some_R = counted_HR[0] > -math.inf
@@ -106,7 +108,7 @@ class FusedKernels:
         given = slopes, rows * width if self._heads == "each" else 0, width
         grid = self._row_tiles(rows), heads, self._spans
         means_NHR = slopes.new_empty((self._spans, heads, rows))
-        self._launch(kernels.slope_means, grid, *inputs, means_NHR, *given, block.counted, SPAN=_SPAN)
+        self._launch(kernels.slope_means, grid, *inputs, means_NHR, *given, block.counted, SPAN=SPAN)
         mean_HR = means_NHR.sum(0)
         if self._heads == "each":
             offset_HR, away_HR = mean_HR, torch.zeros_like(mean_HR)
@@ -117,7 +119,7 @@ class FusedKernels:
         coefficients_5HR = torch.stack([block.counted, block.seen, weight_HR, offset_HR, away_HR])
 
         gradient_NHRD = slopes.new_empty((self._spans, heads, rows, dim))
-        self._launch(kernels.query_gradient, grid, *inputs, gradient_NHRD, *given, coefficients_5HR, SPAN=_SPAN)
+        self._launch(kernels.query_gradient, grid, *inputs, gradient_NHRD, *given, coefficients_5HR, SPAN=SPAN)
         grid = _cdiv(tokens, self._tiles["BLOCK_S"]), key_heads, 1
         self._launch(kernels.key_gradient, grid, *inputs, key_gradient_KTD, block.rows.max(), *given, coefficients_5HR)
         return gradient_NHRD.sum(0).transpose(0, 1)
@@ -149,13 +151,16 @@ class FusedKernels:
             )
 
 
-def _tiles(dim: int, dtype: torch.dtype) -> dict[str, int]:
-    """Tile sizes and launch options. They fit a Hopper GPU's shared memory and registers, but are not tuned."""
-    block_dim = max(16, 1 << (dim - 1).bit_length())
+def launch_options(dim: int, dtype: torch.dtype) -> dict[str, int]:
+    """Tile sizes, warps and pipeline stages, chosen so that registers and shared memory hold a program.
+
+    `python -m launch.bench.kernels` shows what they take; they are not tuned for speed.
+    """
+    options = {"BLOCK_D": max(16, 1 << (dim - 1).bit_length()), "enable_fp_fusion": True}
     if dtype == torch.float32:
-        return {"BLOCK_D": block_dim, "BLOCK_R": 32, "BLOCK_S": 32, "num_warps": 8, "num_stages": 2}
+        return options | {"BLOCK_R": 32, "BLOCK_S": 16, "num_warps": 8, "num_stages": 1}
     warps, stages = (4, 3) if dim <= 128 else (8, 2)
-    return {"BLOCK_D": block_dim, "BLOCK_R": _ROW_TILE, "BLOCK_S": 64, "num_warps": warps, "num_stages": stages}
+    return options | {"BLOCK_R": _ROW_TILE, "BLOCK_S": 32, "num_warps": warps, "num_stages": stages}
 
 
 def _log_sum(x_NHR: Tensor) -> Tensor:

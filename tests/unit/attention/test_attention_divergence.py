@@ -109,13 +109,25 @@ def error(found: Tensor, expected: Tensor) -> float:
     return (found.double() - expected.double()).norm().item() / (scale if scale > 0 else 1.0)
 
 
+TILES = fused.launch_options
+
+
+@pytest.fixture(autouse=True)
+def coarse_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The interpreter's time goes by the number of tiles, and it has no shared memory to fill."""
+    if DEVICE == "cpu":
+        coarse = {"BLOCK_R": 64, "BLOCK_S": 64}
+        monkeypatch.setattr(fused, "launch_options", lambda dim, dtype: TILES(dim, dtype) | coarse)
+
+
 @pytest.fixture(params=["many_blocks", "one_block"])
 def blocks(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(chunked._BLOCK_BYTES, DEVICE, 8 << 20)
     if request.param == "many_blocks":
         monkeypatch.setitem(chunked._BLOCK_BYTES, DEVICE, 1 << 10)
         monkeypatch.setattr(fused.FusedKernels, "rows_per_block", lambda self, query_heads: 23)
-        monkeypatch.setattr(fused, "_SPAN", 64)
+        monkeypatch.setattr(fused, "SPAN", 64)
+        monkeypatch.setattr(fused, "launch_options", TILES)
 
 
 @pytest.mark.usefixtures("blocks")
