@@ -4,20 +4,21 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 from transformers import Qwen2Config, Qwen2Model
 
-from launch.bench.measure import reason, release, time_in_turns
+from launch.bench.measure import PeakMemory, in_child, reason, release, time_in_turns
 from launch.bench.plan import LEARNER_LAYERS, Plan
 from launch.bench.terms import forward_backward, make_inputs, random_target, unavailable
-from ral_system.attention.divergence import attention_divergence, policy_blocks
 from ral_system.attention.metrics import row_statistics
-from ral_system.attention.probe import IMPLEMENTATION, AttentionProbe
+from ral_system.attention.probe import IMPLEMENTATION, AttentionProbe, PackedRows
 from ral_system.attention.provenance import key_provenance
 from ral_system.attention.record import record_attention
+from ral_system.attention.sequence import SequenceAttention
 
 Say = Callable[[str], None]
 
@@ -40,6 +41,7 @@ def measure_stack(plan: Plan, say: Say) -> list[dict[str, Any]]:
 
 
 def _measure(plan: Plan, tokens: int, backend: Any) -> dict[str, Any]:
+    peaks = {with_term: _step_peak(plan, tokens, backend, with_term) for with_term in (False, True)}
     stack = _Stack(plan, tokens, backend)
     x = make_inputs(plan, tokens)
     calls = {
@@ -60,6 +62,8 @@ def _measure(plan: Plan, tokens: int, backend: Any) -> dict[str, Any]:
         "measured": {
             "term_share_of_step": _ratio(term, step),
             "step_with_term_over_without": _ratio(with_term, step),
+            "step_peak_bytes": {"without_term": peaks[False], "with_term": peaks[True]},
+            "extra_peak_bytes": peaks[True] - peaks[False],
             "scoring_share_of_log_prob_pass": _ratio(scoring, log_probs),
         },
         f"computed_for_{LEARNER_LAYERS}_layers": {
@@ -68,6 +72,27 @@ def _measure(plan: Plan, tokens: int, backend: Any) -> dict[str, Any]:
         },
         "failure": "; ".join(f"{name}: {why}" for name, why in failures.items()) or None,
     }
+
+
+def _step_peak(plan: Plan, tokens: int, backend: Any, with_term: bool) -> int:
+    """Peak bytes of one step beyond model and inputs."""
+    if plan.device == "cuda":
+        return step_peak(plan, tokens, backend, with_term)
+    found, why = in_child(step_peak, plan, tokens, backend, with_term)
+    if why is not None:
+        raise RuntimeError(why)
+    return int(found)
+
+
+def step_peak(plan: Plan, tokens: int, backend: Any, with_term: bool) -> int:
+    """The same in this process, which on CPU must be a fresh one."""
+    stack = _Stack(plan, tokens, backend)
+    small = stack if plan.device == "cuda" else _Stack(replace(plan, rows=8), 64, backend)
+    small.step(with_term=with_term)  # what libraries load or keep does not count
+    del small
+    peak = PeakMemory(plan.device)
+    stack.step(with_term=with_term)
+    return peak.bytes()
 
 
 class _Stack:
@@ -100,19 +125,21 @@ class _Stack:
         self._embeddings = torch.randn(shape, **kind)
         self._gradient = torch.randn(shape, **kind)
         self._rows = torch.arange(max(0, tokens - plan.rows), tokens, device=plan.device)
-        self._target = random_target(self._rows, tokens, random)
+        self._record = record_attention(
+            [random_target(self._rows, tokens, random)], version=0, tokens=tokens, top_k=None, dtype=torch.float32
+        )
         self._tokens, self._backend = tokens, backend
         text = torch.zeros(tokens, dtype=torch.int64, device=plan.device)
         self._keys = key_provenance(text, system_tokens=1, prompt_tokens=max(1, tokens - plan.rows))
         with torch.no_grad():
-            _, self._query, self._key, self._scale = self._forward()
+            self._attention = self._forward()[1]
 
     def step(self, *, with_term: bool) -> None:
         """What a learner does for one sequence: forward, and gradients of all weights."""
-        hidden, query, key, scale = self._forward()
+        hidden, attention = self._forward(with_attention=with_term)
         outputs, gradients = [hidden], [self._gradient]
-        if with_term:
-            found = attention_divergence(query, key, self._rows, self._target, scale=scale, backend=self._backend)
+        if attention is not None:
+            found = attention.divergence([self._record], "jsd")
             outputs.append(found)
             gradients.append(torch.full_like(found, 1 / len(found)))
         torch.autograd.grad(outputs, self._parameters, gradients)
@@ -120,24 +147,27 @@ class _Stack:
     @torch.no_grad()
     def log_prob_pass(self) -> None:
         """The pass whose last layer's query and key scoring reads."""
-        self._forward()
+        self._forward(with_attention=False)
 
     def score(self) -> None:
         """The old attention of all rows, recorded and described as the learner does it."""
-        blocks = policy_blocks(self._query, self._key, self._rows, scale=self._scale, backend=self._backend)
 
         def described() -> Iterator[Tensor]:
-            for block in blocks:
+            assert self._attention is not None
+            for block in self._attention.policies(0):
                 row_statistics(block, self._keys)
                 yield block
 
         record_attention(described(), version=0, tokens=self._tokens, top_k=None, dtype=torch.float32)
 
-    def _forward(self) -> tuple[Tensor, Tensor, Tensor, float]:
-        with self._probe.capture() as (capture,):
+    def _forward(self, *, with_attention: bool = True) -> tuple[Tensor, SequenceAttention | None]:
+        rows = PackedRows((self._tokens,), (self._rows,)) if with_attention else None
+        with self._probe.capture(rows) as (capture,):
             hidden = self._model(inputs_embeds=self._embeddings, use_cache=False).last_hidden_state
-        (at,) = capture.sequences((self._tokens,))
-        return hidden, at.query, at.key, at.scale
+        if not with_attention:
+            return hidden, None
+        layers = tuple(capture.sequences())
+        return hidden, SequenceAttention(layers, self._rows, None, "mean", self._backend)
 
 
 def _median(times: dict[str, list[float]], name: str) -> float | None:

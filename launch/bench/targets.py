@@ -72,7 +72,13 @@ def judge(records: Records, device: Device, *, quick: bool = False) -> list[dict
             note=f"with autograd's gradient of all queries: {_figure(_mib(records.peak('triton', at)))} MiB",
         ),
         _target(
-            f"GPU: growth of that memory per doubling, {at:,} to 131,072 tokens",
+            f"GPU: peak memory of a step with the term, less that of one without, MiB, {at:,} tokens",
+            64,
+            gpu,
+            _mib(_measured(records, at, "extra_peak_bytes")),
+        ),
+        _target(
+            f"GPU: growth of the term's own memory per doubling, {at:,} to 131,072 tokens",
             _GROWTH,
             gpu,
             _growth(records, "triton", [t for t in records.tokens() if t >= at], 131072, "term_peak_bytes"),
@@ -124,6 +130,10 @@ def _target(name: str, limit: float, applies: bool, value: float | None, note: s
 def _stack(records: Records, tokens: int, name: str, backend: str | None = None) -> float | None:
     found = (r for r in records.stack if r["tokens"] == tokens and backend in (None, r["backend"]))
     return next(found, {}).get(COMPUTED, {}).get(name)
+
+
+def _measured(records: Records, tokens: int, name: str) -> int | None:
+    return next((r["measured"][name] for r in records.stack if r["tokens"] == tokens and "measured" in r), None)
 
 
 def _growth(

@@ -12,7 +12,7 @@ from torch.autograd.function import once_differentiable
 
 from ral_system.algorithms.divergences import DIVERGENCES, Divergence
 from ral_system.attention.chunked import ChunkedKernels
-from ral_system.attention.policy import Heads, attention_policy, check_arguments
+from ral_system.attention.policy import Heads, check_arguments, dense_policy
 from ral_system.attention.record import Target, check_probabilities, check_record
 from ral_system.types import AttentionRecord
 
@@ -46,17 +46,48 @@ def attention_divergence(
     and `chunked` elsewhere. Raises ValueError that names the argument.
     """
     check_arguments(query, key, rows, scale, segment_ids, key_mask, heads)
-    _check_target(query, rows, target, heads)
+    return row_divergence(
+        query[rows],
+        key,
+        rows,
+        target,
+        scale=scale,
+        kind=kind,
+        segment_ids=segment_ids,
+        key_mask=key_mask,
+        heads=heads,
+        backend=backend,
+        version=version,
+    )
+
+
+def row_divergence(
+    query_RHD: Tensor,
+    key: Tensor,
+    rows: Tensor,
+    target: Tensor | AttentionRecord,
+    *,
+    scale: float,
+    kind: Divergence,
+    segment_ids: Tensor | None,
+    key_mask: Tensor | None,
+    heads: Heads,
+    backend: Backend,
+    version: int | None,
+) -> Tensor:
+    """`attention_divergence` of the rows' own queries, which must fit `key` and `rows`."""
+    _check_target(query_RHD, key, target, heads)
     if isinstance(target, AttentionRecord) and version is not None and target.version != version:
         raise ValueError(f"target is a record of weights {target.version}, but version={version}")
     if kind not in DIVERGENCES:
         raise ValueError(f"kind={kind!r}; known: {', '.join(DIVERGENCES)}")
     masks: dict[str, Any] = {"segment_ids": segment_ids, "key_mask": key_mask, "heads": heads}
     if backend == "dense":
-        policy = attention_policy(query, key, rows, scale=scale, **masks)
+        with torch.autocast(key.device.type, enabled=False):
+            policy = dense_policy(query_RHD, key, rows, scale, **masks)
         return _over_heads(Target(target, key.device).divergence(policy, slice(None), kind))
     kernels = _kernels(backend, key.detach(), scale=scale, **masks)
-    return _RowDivergence.apply(query[rows], key, rows, Target(target, key.device), kernels, kind)
+    return _RowDivergence.apply(query_RHD, key, rows, Target(target, key.device), kernels, kind)
 
 
 @torch.no_grad()
@@ -74,15 +105,31 @@ def policy_blocks(
     """The policies of `rows`, a block of rows at a time, as constants: bit by bit what a divergence compares."""
     check_arguments(query, key, rows, scale, segment_ids, key_mask, heads)
     masks: dict[str, Any] = {"segment_ids": segment_ids, "key_mask": key_mask, "heads": heads}
-    if backend == "dense":
-        yield attention_policy(query, key, rows, scale=scale, **masks)
+    yield from row_policy_blocks(query[rows], key, rows, scale=scale, backend=backend, **masks)
+
+
+@torch.no_grad()
+def row_policy_blocks(
+    query_RHD: Tensor,
+    key: Tensor,
+    rows: Tensor,
+    *,
+    scale: float,
+    segment_ids: Tensor | None,
+    key_mask: Tensor | None,
+    heads: Heads,
+    backend: Backend,
+) -> Iterator[Tensor]:
+    """`policy_blocks` of the rows' own queries, which must fit `key` and `rows`."""
+    masks: dict[str, Any] = {"segment_ids": segment_ids, "key_mask": key_mask, "heads": heads}
+    if backend == "dense" or not len(rows):
+        with torch.autocast(key.device.type, enabled=False):
+            policy = dense_policy(query_RHD, key, rows, scale, **masks)
+        yield policy
         return
     kernels = _kernels(backend, key, scale=scale, **masks)
-    query_RHD = query[rows]
-    if not len(rows):
-        yield attention_policy(query, key, rows, scale=scale, heads=heads)
     for block in _blocks(query_RHD, kernels):
-        with torch.autocast(query.device.type, enabled=False):
+        with torch.autocast(key.device.type, enabled=False):
             policy, _ = kernels.policy(query_RHD[block], rows[block])
         yield policy
 
@@ -165,15 +212,15 @@ def _blocks(query_RHD: Tensor, kernels: Kernels) -> list[slice]:
     return [slice(i, i + size) for i in range(0, len(query_RHD), size)]
 
 
-def _check_target(query: Tensor, rows: Tensor, target: Tensor | AttentionRecord, heads: Heads) -> None:
-    tokens, query_heads, _ = query.shape
-    shape = (rows.shape[0], tokens) if heads == "mean" else (query_heads, rows.shape[0], tokens)
+def _check_target(query_RHD: Tensor, key: Tensor, target: Tensor | AttentionRecord, heads: Heads) -> None:
+    rows, query_heads, _ = query_RHD.shape
+    shape = (rows, len(key)) if heads == "mean" else (query_heads, rows, len(key))
     axes = "[R, T]" if heads == "mean" else "[H, R, T]"
     if isinstance(target, AttentionRecord):
         check_record(target, shape, axes)
         return
     if tuple(target.shape) != shape or not target.is_floating_point():
         raise ValueError(f"target must be floating {axes} = {shape}, got {target.dtype} {tuple(target.shape)}")
-    if target.device != query.device:
-        raise ValueError(f"target must be on query's device {query.device}, got {target.device}")
+    if target.device != key.device:
+        raise ValueError(f"target must be on query's device {key.device}, got {target.device}")
     check_probabilities(target)

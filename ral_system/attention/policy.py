@@ -42,11 +42,11 @@ def attention_policy(
     """
     check_arguments(query, key, rows, scale, segment_ids, key_mask, heads)
     with torch.autocast(query.device.type, enabled=False):
-        return _policy(query, key, rows, scale, segment_ids, key_mask, heads)
+        return dense_policy(query[rows], key, rows, scale, segment_ids, key_mask, heads)
 
 
-def _policy(
-    query: Tensor,
+def dense_policy(
+    query_RHD: Tensor,
     key: Tensor,
     rows: Tensor,
     scale: float,
@@ -54,12 +54,12 @@ def _policy(
     key_mask: Tensor | None,
     heads: Heads,
 ) -> Tensor:
-    tokens, query_heads, _ = query.shape
-    precision = torch.promote_types(query.dtype, torch.float32)
-    key_THD = key.to(precision).repeat_interleave(query_heads // key.shape[1], dim=1)
-    logits_HRT = torch.einsum("rhd,thd->hrt", query[rows].to(precision), key_THD) * scale
+    """`attention_policy` of the rows' own queries, without its checks and outside of its reach of autocast."""
+    precision = torch.promote_types(query_RHD.dtype, torch.float32)
+    key_THD = key.to(precision).repeat_interleave(query_RHD.shape[1] // key.shape[1], dim=1)
+    logits_HRT = torch.einsum("rhd,thd->hrt", query_RHD.to(precision), key_THD) * scale
 
-    seen_RT, counts_RT = visibility(rows, tokens, segment_ids, key_mask)
+    seen_RT, counts_RT = visibility(rows, len(key), segment_ids, key_mask)
     some_R1 = counts_RT.any(-1, keepdim=True)
     kept_HRT = logits_HRT.masked_fill(~counts_RT & some_R1, float("-inf"))
     p = kept_HRT.softmax(-1)

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import accumulate
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
@@ -39,8 +42,8 @@ def _probed_sdpa(
     pictures itself, is left alone.
     """
     capture: Capture | None = getattr(module, _ATTRIBUTE, None)
-    if capture is not None and capture.query is None:  # not again when a checkpointed layer is recomputed
-        capture.query, capture.key, capture.scale = query, key, float(kwargs["scaling"])
+    if capture is not None:
+        query = capture.take(query, key, float(kwargs["scaling"]))
     if segment_lengths is None or not getattr(module, "is_causal", True):
         return sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)
     if attention_mask is not None or kwargs.get("sliding_window") is not None:
@@ -53,19 +56,73 @@ AttentionInterface.register(IMPLEMENTATION, _probed_sdpa)
 AttentionMaskInterface.register(IMPLEMENTATION, sdpa_mask)
 
 
-class Capture:
-    """What one layer showed in a forward pass: query [B, H, T, D] and key [B, K, T, D] after rotary embedding."""
+class _SelectRows(torch.autograd.Function):
+    """(query [1, H, T, D] as it is, its rows [N, H, D]). Their gradient is added to the query's own where that arrives.
 
-    def __init__(self) -> None:
+    Indexing instead would keep a gradient of all T positions, almost all of it zeros, until backward gets here.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, query: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
+        ctx.set_materialize_grads(False)
+        ctx.rows, ctx.shape = rows, query.shape
+        return query.view_as(query), query[0, :, rows].transpose(0, 1).contiguous()
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor | None, row_gradient: Tensor | None) -> tuple[Tensor | None, None]:
+        if row_gradient is None:
+            return gradient, None
+        if gradient is None:
+            gradient = row_gradient.new_zeros(ctx.shape)
+        return gradient.index_add(2, ctx.rows, row_gradient.transpose(0, 1)[None]), None
+
+
+@dataclass(frozen=True, slots=True)
+class PackedRows:
+    """Which rows to capture of sequences that are packed into one, in their order."""
+
+    lengths: tuple[int, ...]
+    """Tokens of each sequence."""
+    positions: tuple[Tensor, ...]
+    """int64 [R] of each sequence, positions in it."""
+
+    def packed(self) -> Tensor:
+        """Their positions in the packed sequence: int64 [N]."""
+        starts = accumulate(self.lengths[:-1], initial=0)
+        return torch.cat([start + at for start, at in zip(starts, self.positions, strict=True)])
+
+
+class Capture:
+    """What one layer showed in a forward pass, after rotary embedding."""
+
+    def __init__(self, rows: PackedRows | None, whole: bool) -> None:
+        self._rows, self._whole = rows, whole
         self.query: Tensor | None = None
+        """[B, H, T, D], if it was captured whole."""
+        self.row_query: Tensor | None = None
+        """[N, H, D] of the rows, if there are any to capture."""
         self.key: Tensor | None = None
+        """[B, K, T, D]"""
         self.scale = 1.0
 
-    def sequences(self, lengths: tuple[int, ...]) -> list[LayerAttention]:
-        """Of each of the sequences that were packed into one."""
-        assert self.query is not None and self.key is not None, "the probed layer did not run"
-        assert len(self.query) == 1, "a packed batch has one row of tokens"
-        queries, keys = (t[0].transpose(0, 1).split(lengths) for t in (self.query, self.key))
+    def take(self, query: Tensor, key: Tensor, scale: float) -> Tensor:
+        """Note them; returns the query that the layer shall go on with."""
+        if self.key is not None:  # a checkpointed layer is computed once more in the backward pass
+            return query
+        self.key, self.scale = key, scale
+        if self._whole:
+            self.query = query
+        if self._rows is not None:
+            query, self.row_query = _SelectRows.apply(query, self._rows.packed())
+        return query
+
+    def sequences(self) -> list[LayerAttention]:
+        """Of each packed sequence."""
+        assert self.key is not None and self.row_query is not None and self._rows, "the probed layer did not run"
+        assert len(self.key) == 1, "a packed batch has one row of tokens"
+        queries = self.row_query.split([len(at) for at in self._rows.positions])
+        keys = self.key[0].transpose(0, 1).split(self._rows.lengths)
         return [LayerAttention(query, key, self.scale) for query, key in zip(queries, keys, strict=True)]
 
 
@@ -91,9 +148,12 @@ class AttentionProbe:
                 )
 
     @contextmanager
-    def capture(self) -> Iterator[list[Capture]]:
-        """Capture the forward pass inside the block, one `Capture` per probed layer."""
-        captures = [Capture() for _ in self._layers]
+    def capture(self, rows: PackedRows | None = None, *, whole: bool = False) -> Iterator[list[Capture]]:
+        """Capture the forward pass inside the block, one `Capture` per probed layer.
+
+        Of `rows` the query is kept, of all tokens only if `whole`: unless the layer keeps it anyway, that is memory.
+        """
+        captures = [Capture(rows, whole) for _ in self._layers]
         for layer, capture in zip(self._layers, captures, strict=True):
             setattr(layer, _ATTRIBUTE, capture)
         try:

@@ -9,17 +9,19 @@ import torch
 from torch import Tensor
 
 from ral_system.algorithms.divergences import Divergence
-from ral_system.attention.divergence import Backend, attention_divergence, policy_blocks
+from ral_system.attention.divergence import Backend, row_divergence, row_policy_blocks
 from ral_system.attention.policy import Heads
 from ral_system.types import AttentionRecord
 
 
 @dataclass(frozen=True, slots=True)
 class LayerAttention:
-    """Query [T, H, D] and key [T, K, D] of one layer, after rotary embedding."""
+    """What the rows of one sequence are computed from at one layer, after rotary embedding."""
 
     query: Tensor
+    """[R, H, D], of the rows."""
     key: Tensor
+    """[T, K, D], of all tokens."""
     scale: float
 
 
@@ -38,11 +40,12 @@ class SequenceAttention:
     def policies(self, layer: int) -> Iterator[Tensor]:
         """Constant policies of one probed layer, in blocks of rows."""
         at = self.layers[layer]
-        return policy_blocks(
+        return row_policy_blocks(
             at.query,
             at.key,
             self.rows,
             scale=at.scale,
+            segment_ids=None,
             key_mask=self.key_mask,
             heads=self.heads,
             backend=self.backend,
@@ -54,13 +57,14 @@ class SequenceAttention:
         One record per probed layer, of weights `version` if that is given (ValueError).
         """
         found = [
-            attention_divergence(
+            row_divergence(
                 at.query,
                 at.key,
                 self.rows,
                 record,
                 scale=at.scale,
                 kind=kind,
+                segment_ids=None,
                 key_mask=self.key_mask,
                 heads=self.heads,
                 backend=self.backend,

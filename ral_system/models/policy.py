@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 from ral_system.algorithms.log_probs import entropy, sampling_log_softmax
 from ral_system.attention.divergence import Backend
 from ral_system.attention.policy import Heads
-from ral_system.attention.probe import AttentionProbe, Capture
+from ral_system.attention.probe import AttentionProbe, Capture, PackedRows
 from ral_system.attention.sequence import SequenceAttention
 from ral_system.data.collate import TensorBatch
 
@@ -31,7 +31,7 @@ class PolicyOutput:
     attention: list[SequenceAttention] | None
     """Per sequence, the rows that attention policies are read from (Eq 2), or None when not asked for."""
     probed: list[Tensor] = field(default_factory=list)
-    """Queries and keys of the probed layers, of all sequences together."""
+    """Queries and keys of the probed layers, of all sequences together; none when not asked for."""
 
 
 class PolicyModel(nn.Module):
@@ -56,9 +56,10 @@ class PolicyModel(nn.Module):
         self._heads, self._backend = heads, backend
         self.register_buffer("banned_token_ids", torch.tensor(banned_token_ids, dtype=torch.int64), persistent=False)
 
-    def forward(self, batch: TensorBatch, *, with_attention: bool) -> PolicyOutput:
+    def forward(self, batch: TensorBatch, *, with_attention: bool, with_probed: bool = False) -> PolicyOutput:
         """One pass over a micro-batch; logits are made for response positions only."""
-        with self._probe.capture() as captures:
+        rows = PackedRows(batch.lengths, batch.attention_rows) if with_attention else None
+        with self._probe.capture(rows, whole=with_probed) as captures:
             hidden_TE = self.model.model(
                 input_ids=batch.input_ids[None],
                 position_ids=self._position_ids(batch),
@@ -85,11 +86,11 @@ class PolicyModel(nn.Module):
             entropy=torch.zeros(mask_BR.shape, device=mask_BR.device).masked_scatter(mask_BR, entropy_N),
             top1=torch.zeros_like(mask_BR).masked_scatter(mask_BR, top1_N),
             attention=self._attention(batch, captures) if with_attention else None,
-            probed=[t for capture in captures for t in (capture.query, capture.key) if t is not None],
+            probed=[t for c in captures for t in (c.query, c.key) if t is not None] if with_probed else [],
         )
 
     def _attention(self, batch: TensorBatch, captures: list[Capture]) -> list[SequenceAttention]:
-        by_sequence = zip(*(capture.sequences(batch.lengths) for capture in captures), strict=True)
+        by_sequence = zip(*(capture.sequences() for capture in captures), strict=True)
         return [
             SequenceAttention(layers, rows, key_mask, self._heads, self._backend)
             for layers, rows, key_mask in zip(by_sequence, batch.attention_rows, batch.key_masks, strict=True)

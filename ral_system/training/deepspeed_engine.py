@@ -73,8 +73,8 @@ class DeepSpeedEngine:
         self._zero_stage = config.zero_stage
         self.policy: PolicyModel = self._engine.module
 
-    def forward(self, batch: TensorBatch, *, with_attention: bool) -> PolicyOutput:
-        return self._engine(batch.to(self.device), with_attention=with_attention)
+    def forward(self, batch: TensorBatch, *, with_attention: bool, with_probed: bool = False) -> PolicyOutput:
+        return self._engine(batch.to(self.device), with_attention=with_attention, with_probed=with_probed)
 
     def backward(self, loss: Tensor, *, last: bool) -> None:
         self._engine.set_gradient_accumulation_boundary(is_boundary=last)

@@ -19,7 +19,7 @@ class Engine(Protocol):
     device: torch.device
     policy: PolicyModel
 
-    def forward(self, batch: TensorBatch, *, with_attention: bool) -> PolicyOutput:
+    def forward(self, batch: TensorBatch, *, with_attention: bool, with_probed: bool = False) -> PolicyOutput:
         """Run the policy; all ranks call it equally often."""
         ...
 

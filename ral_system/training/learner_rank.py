@@ -131,13 +131,13 @@ class LearnerRank:
         """Where the rows of each sample's answer look on its pictures. All ranks compute the same."""
         views = {}
         for sample in samples:
-            batch = self._collate((sample,)).to(self._engine.device)
+            rows = torch.tensor(select_rows("answer", sample, self._processor.tokenizer.decode))
+            batch = replace(self._collate((sample,)), attention_rows=(rows,), key_masks=(None,))
+            batch = batch.to(self._engine.device)
             with torch.no_grad():
                 output = self._engine.forward(batch, with_attention=True)
             assert output.attention is not None
-            rows = select_rows("answer", sample, self._processor.tokenizer.decode)
-            answer = replace(output.attention[0], rows=torch.tensor(rows, device=batch.input_ids.device), key_mask=None)
-            policy_RT = torch.cat([mean_over_heads(block) for block in answer.policies(-1)])
+            policy_RT = torch.cat([mean_over_heads(block) for block in output.attention[0].policies(-1)])
             maps = visual_maps(policy_RT.mean(0), batch.keys)
             views[sample.id] = VisualAttention(tuple(m.float().cpu().numpy() for m in maps))
         return views
@@ -178,7 +178,7 @@ class LearnerRank:
         factor, shares = self._attention_share(shard, objective) if with_attention else (1.0, {})
         objectives = []
         for index, samples in enumerate(shard):
-            _, found = self._objective(samples, objective, with_attention)
+            _, found = self._objective(samples, objective, with_attention=with_attention)
             loss = found.loss if found.attention is None else found.loss + factor * found.attention
             self._engine.backward(loss, last=index == len(shard) - 1)
             objectives.append(found)
@@ -191,10 +191,10 @@ class LearnerRank:
         return metrics | shares | {"learner/grad_norm": norm, "learner/learning_rate": self._engine.learning_rate()}
 
     def _objective(
-        self, samples: MicroBatch, objective: MakeObjective, with_attention: bool
+        self, samples: MicroBatch, objective: MakeObjective, *, with_attention: bool, with_probed: bool = False
     ) -> tuple[PolicyOutput, Objective]:
         batch = self._collate(samples).to(self._engine.device)
-        output = self._engine.forward(batch, with_attention=with_attention)
+        output = self._engine.forward(batch, with_attention=with_attention, with_probed=with_probed)
         return output, objective(output, batch, samples)
 
     def _attention_share(
@@ -210,7 +210,7 @@ class LearnerRank:
             return 1.0, {}
         squared = torch.zeros(2, dtype=torch.float64)
         for samples in shard:
-            output, found = self._objective(samples, objective, with_attention=True)
+            output, found = self._objective(samples, objective, with_attention=True, with_probed=True)
             squared += squared_norms(found, output.probed)
         squared = self._engine.all_reduce(squared, "sum").cpu()
         metrics = {"attention/gradient_share": share(squared), "attention/gradient_share_max": share(squared)}

@@ -36,8 +36,8 @@ class TorchEngine:
         )
         self._updates = 0
 
-    def forward(self, batch: TensorBatch, *, with_attention: bool) -> PolicyOutput:
-        return self.policy(batch.to(self.device), with_attention=with_attention)
+    def forward(self, batch: TensorBatch, *, with_attention: bool, with_probed: bool = False) -> PolicyOutput:
+        return self.policy(batch.to(self.device), with_attention=with_attention, with_probed=with_probed)
 
     def backward(self, loss: Tensor, *, last: bool) -> None:
         loss.backward()

@@ -19,7 +19,7 @@ from transformers import (
 )
 
 from ral_system.attention import attention_policy
-from ral_system.attention.probe import IMPLEMENTATION, AttentionProbe, Capture
+from ral_system.attention.probe import IMPLEMENTATION, AttentionProbe, Capture, PackedRows
 
 START, END, IMAGE, VIDEO = 1, 2, 3, 4
 TEXT = {
@@ -185,9 +185,13 @@ def expected_policy(model: PreTrainedModel, inputs: Inputs) -> tuple[Tensor, Ten
 
 
 def probed(model: PreTrainedModel, inputs: Inputs) -> tuple[Capture, Tensor]:
-    with torch.no_grad(), AttentionProbe(model).capture() as (capture,):
+    with torch.no_grad(), AttentionProbe(model).capture(whole=True) as (capture,):
         logits = model(**inputs, use_cache=False).logits
     return capture, logits
+
+
+def every_row(lengths: tuple[int, ...]) -> PackedRows:
+    return PackedRows(lengths, tuple(torch.arange(length) for length in lengths))
 
 
 def policy(query_HTD: Tensor, key_KTD: Tensor, scale: float) -> Tensor:
@@ -232,8 +236,9 @@ def test_packed_sequences_are_what_they_are_alone(load: Load, family: str) -> No
     alone = [expected_policy(load(family, "eager"), inputs) for inputs in sequences]
     model = load(family, IMPLEMENTATION)
     inputs, lengths = packed(model, sequences)
-    capture, logits = probed(model, inputs)
-    parts = zip(capture.sequences(lengths), logits[0].split(lengths), alone, strict=True)
+    with torch.no_grad(), AttentionProbe(model).capture(every_row(lengths)) as (capture,):
+        logits = model(**inputs, use_cache=False).logits
+    parts = zip(capture.sequences(), logits[0].split(lengths), alone, strict=True)
     for layer, found_logits, (expected, expected_logits) in parts:
         rows = torch.arange(len(layer.query))
         found = attention_policy(layer.query, layer.key, rows, scale=layer.scale)
@@ -262,11 +267,11 @@ def test_leaves_the_logits_as_they_are_bit_by_bit(load: Load, family: str, conte
 def gradients(model: PreTrainedModel, sequences: list[Inputs]) -> tuple[list[Tensor], dict[str, Tensor]]:
     """Policies, and the gradient of a function of logits and policies."""
     inputs, lengths = packed(model, sequences)
-    with AttentionProbe(model).capture() as (capture,):
+    with AttentionProbe(model).capture(every_row(lengths)) as (capture,):
         logits = model(**inputs, use_cache=False).logits
     generator = torch.Generator().manual_seed(0)
     loss, found = logits.square().mean(), []
-    for layer in capture.sequences(lengths):
+    for layer in capture.sequences():
         found.append(attention_policy(layer.query, layer.key, torch.arange(len(layer.query)), scale=layer.scale))
         loss = loss + (found[-1] * torch.randn(found[-1].shape, generator=generator)).sum()
     model.zero_grad(set_to_none=True)
@@ -277,10 +282,10 @@ def gradients(model: PreTrainedModel, sequences: list[Inputs]) -> tuple[list[Ten
 def test_gradients_reach_query_and_key_of_the_last_layer_but_not_its_values(load: Load) -> None:
     model = load("qwen2_5_vl", IMPLEMENTATION)
     inputs = sequence("qwen2_5_vl", "image")
-    with AttentionProbe(model).capture() as (capture,):
+    with AttentionProbe(model).capture(every_row((inputs["input_ids"].shape[1],))) as (capture,):
         model(**inputs)
     model.zero_grad(set_to_none=True)
-    (at,) = capture.sequences((inputs["input_ids"].shape[1],))
+    (at,) = capture.sequences()
     attention_policy(at.query, at.key, torch.arange(1, 9), scale=at.scale)[:, 0].sum().backward()
     last = model.get_decoder().layers[-1].self_attn
     first = model.get_decoder().layers[0].self_attn
@@ -322,6 +327,35 @@ def test_reads_what_autocast_computes(load: Load) -> None:
     assert 1e-6 < (found - exact[0]).abs().max() <= 0.1
 
 
+@pytest.mark.parametrize("read", [("rows", "rest"), ("rows",), ("rest",)])
+def test_captured_rows_have_the_values_and_gradients_of_indexing(read: tuple[str, ...]) -> None:
+    generator = torch.Generator().manual_seed(0)
+    query = torch.randn(1, 3, 11, 4, generator=generator).requires_grad_()
+    key, weights = torch.randn(1, 3, 11, 4, generator=generator), torch.randn(5, 3, 4, generator=generator)
+    rows = PackedRows((4, 7), (torch.tensor([3, 1]), torch.tensor([6, 0, 2])))
+    at = torch.tensor([3, 1, 10, 4, 6])  # the same in the packed sequence
+    found = []
+    for by_indexing in (False, True):
+        capture = Capture(rows, whole=False)
+        whole, selected = capture.take(query, key, 1.0), capture.row_query
+        if by_indexing:
+            whole, selected = query, query[0].transpose(0, 1)[at]
+        assert selected is not None
+        parts = {"rows": (selected * weights).square().sum(), "rest": (whole * key).square().sum()}
+        (gradient,) = torch.autograd.grad(sum(parts[name] for name in read), query)
+        found.append((selected.detach(), whole.detach(), gradient))
+    assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
+
+
+def test_a_query_is_kept_whole_on_request_only() -> None:
+    rows = PackedRows((2,), (torch.tensor([1]),))
+    tensors = torch.ones(1, 1, 2, 4), torch.ones(1, 1, 2, 4)
+    for whole in (False, True):
+        capture = Capture(rows, whole)
+        capture.take(*tensors, 1.0)
+        assert (capture.query is not None) == whole
+
+
 def test_captures_nothing_after_the_block_even_when_it_raises(load: Load) -> None:
     model = load("qwen2", IMPLEMENTATION)
     probe = AttentionProbe(model)
@@ -330,7 +364,7 @@ def test_captures_nothing_after_the_block_even_when_it_raises(load: Load) -> Non
     with torch.no_grad():
         model(torch.tensor([[5, 6]]))
     with pytest.raises(AssertionError, match="did not run"):
-        capture.sequences((2,))
+        capture.sequences()
 
 
 @pytest.mark.parametrize(("layers", "indices"), [("all", [0, 1]), ((0,), [0]), ((-1, 0), [0, 1])])
@@ -340,7 +374,7 @@ def test_layers_are_captured_by_choice(load: Load, family: str, layers: Any, ind
     with torch.no_grad():
         attentions = load(family, "eager")(**inputs, output_attentions=True, use_cache=False).attentions
         model = load(family, IMPLEMENTATION)
-        with AttentionProbe(model, layers).capture() as captures:
+        with AttentionProbe(model, layers).capture(whole=True) as captures:
             model(**inputs, use_cache=False)
     assert len(captures) == len(indices)
     for capture, index in zip(captures, indices, strict=True):

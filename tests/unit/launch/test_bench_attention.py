@@ -167,9 +167,10 @@ def layer(variant: str, tokens: int, seconds: float, mib: float, term_mib: float
     }
 
 
-def stack(tokens: int, backend: str, share: float, scoring: float) -> dict[str, Any]:
+def stack(tokens: int, backend: str, share: float, scoring: float, extra_mib: int = 0) -> dict[str, Any]:
     computed = {"term_share_of_step": share, "scoring_share_of_log_prob_pass": scoring}
-    return {"tokens": tokens, "layers": 4, "backend": backend, COMPUTED: computed}
+    measured = {"extra_peak_bytes": extra_mib << 20}
+    return {"tokens": tokens, "layers": 4, "backend": backend, COMPUTED: computed, "measured": measured}
 
 
 def verdicts(records: Records, device: Any) -> list[tuple[float | None, str]]:
@@ -180,10 +181,11 @@ def test_targets_of_a_gpu() -> None:
     doubling = [(16384, 40.0), (32768, 80.0), (131072, 400.0)]
     records = Records(
         [layer("sdpa", 16384, 1.0, 1)] + [layer("triton", t, 0.2, 999, mib) for t, mib in doubling],
-        [stack(16384, "triton", 0.02, 0.01)],
+        [stack(16384, "triton", 0.02, 0.01, 70)],
     )
-    ratio, share, memory, growth, *cpu, scoring = verdicts(records, "cuda")
+    ratio, share, memory, extra, growth, *cpu, scoring = verdicts(records, "cuda")
     assert (ratio, share, memory, scoring) == ((0.2, "met"), (0.02, "missed"), (40.0, "met"), (0.01, "met"))
+    assert extra == (70.0, "missed")
     assert growth == (pytest.approx(5**0.5), "missed")  # 80 to 400 MiB over two doublings
     assert cpu == [(None, "not measured")] * 2
 
@@ -195,7 +197,7 @@ def test_targets_of_a_cpu() -> None:
         [stack(1024, "chunked", 1.0, 0.06), stack(2048, "chunked", 1.0, 0.04)],
     )
     *gpu, slower, growth, scoring = verdicts(records, "cpu")
-    assert gpu == [(None, "not measured")] * 4
+    assert gpu == [(None, "not measured")] * 5
     assert (slower, growth, scoring) == ((0.9, "met"), (pytest.approx(2.1), "met"), (0.06, "missed"))
 
 

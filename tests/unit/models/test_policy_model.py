@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from ral_system.attention.policy import attention_policy
-from ral_system.attention.probe import AttentionProbe
+from ral_system.attention.policy import attention_policy, dense_policy
+from ral_system.attention.probe import AttentionProbe, PackedRows
 from ral_system.config.schema import RunConfig
 from ral_system.data.collate import Collator
 from ral_system.data.media import MediaStore
@@ -97,14 +97,15 @@ def test_a_sample_alone_is_what_it_is_among_longer_ones(bench: Bench) -> None:
 def test_attention_rows_are_those_of_the_response(bench: Bench, rows: str, shift: int) -> None:
     sample = bench.samples[2]
     batch = bench.collate((sample,))
-    with torch.no_grad(), AttentionProbe(bench.model).capture() as (capture,):
+    every_position = PackedRows((sample.length,), (torch.arange(sample.length),))
+    with torch.no_grad(), AttentionProbe(bench.model).capture(every_position) as (capture,):
         bench.model.model(
             input_ids=batch.input_ids[None],
             mm_token_type_ids=batch.token_types[None],
             pixel_values=batch.pixel_values,
             image_grid_thw=batch.image_grid_thw,
         )
-    (at,) = capture.sequences((sample.length,))
+    (at,) = capture.sequences()
     every_row = attention_policy(at.query, at.key, torch.arange(sample.length), scale=at.scale)
     found = read(bench.run([sample], rows), 0)
     first = len(sample.prompt.token_ids) + shift
@@ -169,7 +170,8 @@ def test_gradients_are_those_of_a_padded_batch(bench: Bench) -> None:
     loss = output.log_probs.sum()
     for rows in output.attention:
         (at,) = rows.layers
-        loss = loss + attention_policy(at.query, at.key, rows.rows, scale=at.scale).square().sum()
+        policy_RT = dense_policy(at.query, at.key, rows.rows, at.scale, segment_ids=None, key_mask=None, heads="mean")
+        loss = loss + policy_RT.square().sum()
     bench.model.zero_grad(set_to_none=True)
     loss.backward()
     packed = {n: p.grad.clone() for n, p in bench.model.named_parameters() if p.grad is not None}
@@ -181,7 +183,7 @@ def test_gradients_are_those_of_a_padded_batch(bench: Bench) -> None:
             [torch.nn.functional.pad(part, (0, longest - len(part))) for part in packed_T.split(batch.lengths)]
         )
 
-    with AttentionProbe(bench.model).capture() as (capture,):
+    with AttentionProbe(bench.model).capture(whole=True) as (capture,):
         logits = bench.model(
             input_ids=padded(batch.input_ids),
             attention_mask=padded(torch.ones_like(batch.input_ids)),

@@ -84,7 +84,7 @@ class Case:
 
     def output(self, log_probs: Tensor | None = None, heads: Any = None) -> PolicyOutput:
         attention = [
-            SequenceAttention((LayerAttention(q, k, 0.7),), torch.arange(p, len(q)), None, "mean", "auto")
+            SequenceAttention((LayerAttention(q[p:], k, 0.7),), torch.arange(p, len(q)), None, "mean", "auto")
             for (q, k), p in zip(heads or self.heads, PROMPTS, strict=True)
         ]
         return PolicyOutput(
