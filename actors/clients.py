@@ -91,6 +91,29 @@ class RayScorer:
         return refs
 
 
+class RayTeacher:
+    """`Teacher` over one frozen actor."""
+
+    def __init__(self, member: Member, call_timeout_s: float) -> None:
+        self._member = member
+        self._timeout_s = call_timeout_s
+        self._submitted: list[Call] = []
+
+    def submit(self, samples: Sequence[Sample]) -> None:
+        """Start scoring; a failure to is raised by `collect`."""
+        self._submitted.append(Call(self._member, self._member.handle.score.remote(samples)))
+
+    def collect(self, plan: TrainPlan) -> Sequence[Ref]:
+        """Wait for what was submitted; the scores stay where they are until a learner asks for them."""
+        submitted, self._submitted = self._submitted, []
+        wait_all(submitted, self._timeout_s, "scoring")
+        refs = []
+        for rank in range(len(plan.updates[0].shards)):
+            done, scores = self._member.handle.take.remote([s.id for m in plan.rank_samples(rank) for s in m])
+            refs.append(RemoteScores(Call(self._member, done), scores))
+        return refs
+
+
 class RayLearner:
     """`Learner` over the learner ranks."""
 
@@ -109,15 +132,22 @@ class RayLearner:
         return refs
 
     def update(
-        self, plan: TrainPlan, index: int, behaviour: Sequence[Ref], reference: Sequence[Ref] | None
+        self,
+        plan: TrainPlan,
+        index: int,
+        behaviour: Sequence[Ref],
+        reference: Sequence[Ref] | None,
+        *teachers: Sequence[Ref],
     ) -> Mapping[str, float]:
-        """All ranks update together; a reference that is not ready is waited for under its own name."""
-        self._await(reference or ())
+        """All ranks update together; a frozen model that is not ready is waited for under its own name."""
+        for refs in (reference or (), *teachers):
+            self._await(refs)
         update = ray.put(plan.updates[index])
         calls = []
         for rank, member in enumerate(self._members):
             old, frozen = behaviour[rank].scores, reference[rank].scores if reference else None
-            calls.append(Call(member, member.handle.update.remote(update, old, frozen)))
+            taught = [refs[rank].scores for refs in teachers]
+            calls.append(Call(member, member.handle.update.remote(update, old, frozen, *taught)))
         return wait_all(calls, self._timeout_s, "updating")[0]
 
     def fit(self, plan: TrainPlan, index: int) -> Mapping[str, float]:

@@ -69,9 +69,11 @@ class LearnerActor(ActorProcess):
         return len(scores), scores
 
     @watched
-    def update(self, update: UpdatePlan, behaviour: Scores, reference: Scores | None) -> Mapping[str, float]:
+    def update(
+        self, update: UpdatePlan, behaviour: Scores, reference: Scores | None, *teachers: Scores
+    ) -> Mapping[str, float]:
         """One optimiser update with the policy objective."""
-        return self._learner.update(update, behaviour, reference)
+        return self._learner.update(update, behaviour, reference, *teachers)
 
     @watched
     def fit(self, update: UpdatePlan) -> Mapping[str, float]:

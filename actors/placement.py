@@ -58,6 +58,11 @@ def plan(config: RunConfig, stage: Stage) -> list[Bundle]:
     ]
     if needs_reference(config, stage):
         bundles.append(Bundle("reference", 0, cluster.cpus_per_scorer, cluster.gpus_per_scorer))
+    if stage == "rl":
+        bundles += [
+            Bundle("teacher", rank, cluster.cpus_per_teacher, cluster.gpus_per_teacher)
+            for rank in range(len(config.teachers))
+        ]
     bundles.append(Bundle("reward", 0, cluster.cpus_per_reward, 0.0))
     return bundles
 

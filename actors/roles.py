@@ -12,7 +12,7 @@ from typing import Any
 import ray
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
-from actors.clients import RayGenerator, RayLearner, RayRewarder, RayScorer
+from actors.clients import RayGenerator, RayLearner, RayRewarder, RayScorer, RayTeacher
 from actors.cluster import LOOPBACK, start_or_join
 from actors.group import Call, Member, wait_all
 from actors.learner import LearnerActor
@@ -20,10 +20,18 @@ from actors.placement import Bundle, plan, release, reserve
 from actors.reward import RewardActor
 from actors.rollout import RolloutActor
 from actors.scorer import ScorerActor
+from actors.teacher import TeacherActor
 from ral_system.config.schema import RunConfig, Stage
+from ral_system.models.loading import local_model_folder
 from ral_system.rollout.vllm_environment import Device, vllm_environment
 
-_ACTORS = {"learner": LearnerActor, "rollout": RolloutActor, "reference": ScorerActor, "reward": RewardActor}
+_ACTORS = {
+    "learner": LearnerActor,
+    "rollout": RolloutActor,
+    "reference": ScorerActor,
+    "teacher": TeacherActor,
+    "reward": RewardActor,
+}
 
 OnPhase = Callable[[str, float], None]
 """(what was started, seconds it took)."""
@@ -65,6 +73,7 @@ class RayRoles:
         self.rewarder = RayRewarder(self._of("reward"), timeout_s)
         reference = self._of("reference")
         self.reference = RayScorer(reference[0]) if reference else None
+        self.teachers = [RayTeacher(member, timeout_s) for member in self._of("teacher")]
 
     @property
     def members(self) -> Sequence[Member]:
@@ -129,6 +138,10 @@ class RayRoles:
         calls = [Call(m, m.handle.build.remote(config)) for m in self._of("reward")]
         calls += [Call(m, m.handle.build.remote(config, model_folder, media)) for m in self._of("reference")]
         calls += [Call(m, m.handle.build.remote(config, model_folder, media, m.rank)) for m in self._of("rollout")]
+        for member in self._of("teacher"):
+            role = config.teachers[member.rank]
+            folder = local_model_folder(role.path)
+            calls.append(Call(member, member.handle.build.remote(config, role, folder, model_folder, media)))
         calls += self._build_learners(stage, model_folder, media)
         unfinished = Counter(call.member.role for call in calls)
 

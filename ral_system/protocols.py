@@ -49,10 +49,22 @@ class Rewarder(Protocol):
 
 
 class Scorer(Protocol):
-    """A frozen model: reference or teacher."""
+    """A frozen model: the reference."""
 
     def score(self, plan: TrainPlan) -> Sequence[Ref]:
         """Scores of every sample of the plan, one ref (to `Scores`) per learner rank."""
+        ...
+
+
+class Teacher(Protocol):
+    """A frozen model that the policy learns from. It scores while rollouts and rewards go on."""
+
+    def submit(self, samples: Sequence[Sample]) -> None:
+        """Start scoring; returns at once."""
+        ...
+
+    def collect(self, plan: TrainPlan) -> Sequence[Ref]:
+        """Scores of every sample of the plan, all of them submitted before; one ref (to `Scores`) per learner rank."""
         ...
 
 
@@ -66,7 +78,12 @@ class Learner(Protocol):
         ...
 
     def update(
-        self, plan: TrainPlan, index: int, behaviour: Sequence[Ref], reference: Sequence[Ref] | None
+        self,
+        plan: TrainPlan,
+        index: int,
+        behaviour: Sequence[Ref],
+        reference: Sequence[Ref] | None,
+        *teachers: Sequence[Ref],
     ) -> Mapping[str, float]:
         """The plan's `index`-th optimiser update with the policy objective; metrics of all ranks combined."""
         ...
@@ -107,6 +124,7 @@ class Roles(Protocol):
     learner: Learner
     rewarder: Rewarder
     reference: Scorer | None
+    teachers: Sequence[Teacher]
 
     def close(self) -> None:
         """End every process that this stage started."""

@@ -219,6 +219,25 @@ class AttentionRecord:
 
 
 @dataclass(frozen=True, slots=True)
+class TokenRecord:
+    """A frozen policy's next-token distributions at one sample's response tokens. Dies with its batch.
+
+    Example (R = 2, of 211 tokens the two most likely, and all others):
+    `TokenRecord(log_probs=array([[-0.1, -2.6, -4.0], [-0.7, -0.8, -3.2]]), ids=array([[7, 21], [3, 2]]))`
+    """
+
+    log_probs: np.ndarray
+    """float32 [R, V] or, with `ids`, [R, K + 1]: the last is that of all other tokens together."""
+    ids: np.ndarray | None = None
+    """int32 [R, K], the tokens of `log_probs`."""
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of its arrays."""
+        return self.log_probs.nbytes + (0 if self.ids is None else self.ids.nbytes)
+
+
+@dataclass(frozen=True, slots=True)
 class SampleScores:
     """A frozen policy's view of one sample: old, reference or teacher.
 
@@ -232,6 +251,15 @@ class SampleScores:
     """One record per probed layer; empty when not asked for."""
     row_statistics: Mapping[str, np.ndarray] = field(default_factory=dict)
     """What the last probed layer's rows look at (`attention.metrics`); float32, one figure per attention row."""
+    tokens: TokenRecord | None = None
+    """A teacher's distributions over the vocabulary."""
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of its arrays."""
+        records = (*self.attention, *((self.tokens,) if self.tokens else ()))
+        arrays = (self.log_probs, *self.row_statistics.values())
+        return sum(record.nbytes for record in records) + sum(array.nbytes for array in arrays)
 
 
 Scores = dict[str, SampleScores]

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
 
-Reduction = Literal["token_mean", "sequence_mean"]
+Reduction = Literal["token_mean", "sequence_mean", "sequence_sum"]
 
 
 def reduce_rows(
@@ -15,12 +15,14 @@ def reduce_rows(
 ) -> Tensor:
     """This micro-batch's share of the mean over the whole update: shares of all ranks and micro-batches add up to it.
 
-    token_mean: Σ values / global_tokens. sequence_mean: Σ_b (mean over b's rows) / global_sequences. A sequence without
-    rows contributes 0. Raises ValueError for another reduction.
+    token_mean: Σ values / global_tokens. sequence_mean: Σ_b (mean over b's rows) / global_sequences. sequence_sum:
+    Σ values / global_sequences. A sequence without rows contributes 0. Raises ValueError for another reduction.
     """
     kept = torch.where(mask_BR, values_BR, 0.0)
     if reduction == "token_mean":
         return kept.sum() / global_tokens
     if reduction == "sequence_mean":
         return (kept.sum(-1) / mask_BR.sum(-1).clamp(min=1)).sum() / global_sequences
-    raise ValueError(f"reduction={reduction!r}; known: token_mean, sequence_mean")
+    if reduction == "sequence_sum":
+        return kept.sum() / global_sequences
+    raise ValueError(f"reduction={reduction!r}; known: {', '.join(get_args(Reduction))}")

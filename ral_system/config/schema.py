@@ -5,6 +5,7 @@ One class per Hydra group, in the order of `conf/config.yaml`. Frozen; unknown k
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Annotated, Literal, get_args
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
@@ -19,9 +20,11 @@ ResponseFormat = Literal["think_answer", "answer_only"]
 Stage = Literal["perceive", "sft", "rl"]
 STAGES: tuple[Stage, ...] = get_args(Stage)
 """In the order in which a run goes through them."""
+Divergence = Literal["jsd", "forward_kl", "reverse_kl", "tv", "hellinger"]
 Rows = Literal["generated", "predicting", "answer", "instruction"]
 Keys = Literal["all", "visual", "prompt", "no_sinks"]
 Dtype = Literal["float32", "bfloat16"]
+Reduction = Literal["token_mean", "sequence_mean", "sequence_sum"]
 
 
 class Group(BaseModel):
@@ -85,7 +88,7 @@ class AttentionConfig(Group):
     reference's, or those of a moving average of the trained weights."""
     ema_decay: Annotated[float, Field(ge=0, lt=1)]
     """Share of the average that an optimiser update leaves, with anchor=ema."""
-    divergence: Literal["jsd", "forward_kl", "reverse_kl", "tv", "hellinger"]
+    divergence: Divergence
     """Of the policy to the anchor (the paper: jsd); forward_kl is KL(anchor ‖ policy)."""
     layers: Literal["last", "all"] | Annotated[tuple[int, ...], Field(min_length=1)]
     """Decoder layers whose attention is read, by index (negative from the end); the loss is their mean."""
@@ -96,8 +99,9 @@ class AttentionConfig(Group):
     answer (all of a response that has none), or those of the question's text."""
     keys: Keys
     """Keys that count: all earlier ones (the paper), visual tokens, the prompt's, or all but the first four tokens."""
-    reduction: Literal["token_mean", "sequence_mean"]
-    """E_t in Eq 3: mean over all rows of the update, or mean over sequences of each sequence's mean."""
+    reduction: Reduction
+    """E_t in Eq 3: mean over all rows of the update, mean over sequences of each one's mean, or of each one's sum (as
+    Eq 5 writes it)."""
     gradient_share_every: NonNegative
     """Rollout batches between measurements of the attention term's share of the gradient at the probed layers' queries
     and keys (of all parameters' it is less); 0 never."""
@@ -115,6 +119,38 @@ class AttentionConfig(Group):
     the same, fast on CUDA devices. auto: triton on a CUDA device that has it, chunked elsewhere."""
 
 
+class TokenDistillationConfig(Group):
+    """Distillation of a teacher's next-token distributions on the student's own rollouts (L_GKD, Eq 7)."""
+
+    weight: NonNegativeFloat
+    """mu, on the mean over response tokens."""
+    divergence: Literal["reverse_kl", "forward_kl", "jsd"]
+    """Of the student to the teacher: KL(student ‖ teacher), KL(teacher ‖ student), or their generalised JSD."""
+    jsd_beta: Annotated[float, Field(gt=0, lt=1)]
+    """Teacher's share of the mixture, with divergence=jsd."""
+    top_k: Positive | None
+    """Tokens that the teacher sends per position, beside the mass of the rest (a lower bound); null: the vocabulary."""
+
+
+class AttentionDistillationConfig(Group):
+    """Distillation of a teacher's attention rows (L_AD, Eq 5-6): of the last layer, mean over heads, every row's weight
+    the same whatever the advantage. Rows, keys and the record's form are those of `algorithm.attention`."""
+
+    weight: NonNegativeFloat
+    """gamma_attn."""
+    divergence: Divergence
+    """Of the student to the teacher (the paper: jsd)."""
+    reduction: Reduction
+    """The paper: sequence_sum."""
+
+
+class DistillationConfig(Group):
+    """Learning from a teacher on the student's own rollouts; 0 and 0 start none."""
+
+    tokens: TokenDistillationConfig
+    attention: AttentionDistillationConfig
+
+
 class AlgorithmConfig(Group):
     """The training objective and the shape of one step."""
 
@@ -129,14 +165,38 @@ class AlgorithmConfig(Group):
     """G, the group that a completion's reward is compared within."""
     updates_per_step: Positive
     """K optimiser updates per rollout batch, each on 1/K of it, one pass over the batch in all."""
+    policy_weight: NonNegativeFloat
+    """On the clipped surrogate; 0 learns from a teacher without rewards."""
     clip_epsilon: Annotated[float, Field(gt=0, lt=1)]
     kl: KLConfig
     attention: AttentionConfig
+    distillation: DistillationConfig
 
     @property
     def needs_reference(self) -> bool:
         """Whether the objective reads the frozen reference policy."""
         return self.kl.coefficient > 0 or (self.attention.weight > 0 and self.attention.anchor == "reference")
+
+
+class TeacherConfig(Group):
+    """Whom `algorithm.distillation` learns from: models of any size with the student's tokenizer and visual grid."""
+
+    path: str | None
+    """Folder or hub name in Hugging Face format."""
+    attention_path: str | None
+    """Another teacher for the attention alone; null: the same."""
+    dtype: Dtype
+    micro_batch: Positive
+    """Sequences per forward pass."""
+
+
+@dataclass(frozen=True, slots=True)
+class TeacherRole:
+    """One model that teaches, and what."""
+
+    path: str
+    tokens: bool
+    attention: bool
 
 
 class RewardConfig(Group):
@@ -241,10 +301,12 @@ class ClusterConfig(Group):
     cpus_per_rollout: NonNegativeFloat
     cpus_per_learner: NonNegativeFloat
     cpus_per_scorer: NonNegativeFloat
+    cpus_per_teacher: NonNegativeFloat
     cpus_per_reward: NonNegativeFloat
     gpus_per_rollout: NonNegativeFloat
     gpus_per_learner: NonNegativeFloat
     gpus_per_scorer: NonNegativeFloat
+    gpus_per_teacher: NonNegativeFloat
     threads_per_process: Positive
     """OpenMP threads of each engine process on CPU."""
     start_timeout_s: PositiveFloat
@@ -287,6 +349,7 @@ class RunConfig(Group):
     model: ModelConfig
     data: DataConfig
     algorithm: AlgorithmConfig
+    teacher: TeacherConfig
     reward: RewardConfig
     rollout: RolloutConfig
     learner: LearnerConfig
@@ -296,3 +359,12 @@ class RunConfig(Group):
     checkpoint: CheckpointConfig
     cluster: ClusterConfig
     logging: LoggingConfig
+
+    @property
+    def teachers(self) -> tuple[TeacherRole, ...]:
+        """The teachers of the rl stage: none, one for both things it can teach, or one for each."""
+        teaching = self.algorithm.distillation
+        for_tokens = self.teacher.path if teaching.tokens.weight > 0 else None
+        for_attention = (self.teacher.attention_path or self.teacher.path) if teaching.attention.weight > 0 else None
+        paths = dict.fromkeys(path for path in (for_tokens, for_attention) if path is not None)
+        return tuple(TeacherRole(path, path == for_tokens, path == for_attention) for path in paths)

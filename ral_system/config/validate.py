@@ -57,6 +57,7 @@ def _illegal_combinations(c: RunConfig) -> list[str]:
                     f"algorithm.attention.{field}={value} has no effect with algorithm.attention.weight=0; raise the "
                     f"weight, or set {field} to {'null' if neutral is None else neutral}"
                 )
+    problems += _distillation_problems(c)
     if c.data.objects > c.data.grid**2:
         problems.append(f"data.objects={c.data.objects} does not fit data.grid={c.data.grid}; at most {c.data.grid**2}")
     if a.prompts_per_step > c.data.train_records:
@@ -100,4 +101,43 @@ def _illegal_combinations(c: RunConfig) -> list[str]:
             f"rollout.max_new_tokens={c.rollout.max_new_tokens} leaves no room for a prompt in "
             f"rollout.max_model_len={c.rollout.max_model_len}; raise the latter"
         )
+    return problems
+
+
+def _distillation_problems(c: RunConfig) -> list[str]:
+    problems = []
+    attention, teach = c.algorithm.attention, c.algorithm.distillation
+    for part, weight, path in (
+        ("tokens", teach.tokens.weight, c.teacher.path),
+        ("attention", teach.attention.weight, c.teacher.attention_path or c.teacher.path),
+    ):
+        if weight > 0 and path is None:
+            problems.append(
+                f"algorithm.distillation.{part}.weight={weight:g} needs a teacher; set teacher.path to a model folder"
+            )
+    for field, path, uses in (
+        (
+            "path",
+            c.teacher.path,
+            teach.tokens.weight > 0 or (teach.attention.weight > 0 and not c.teacher.attention_path),
+        ),
+        ("attention_path", c.teacher.attention_path, teach.attention.weight > 0),
+    ):
+        if path is not None and not uses:
+            problems.append(
+                f"teacher.{field}={path} has no effect: no weight of algorithm.distillation asks for it; "
+                "choose algorithm=distill or attention_distill, or set it to null"
+            )
+    if teach.attention.weight > 0 and attention.heads != "mean":
+        problems.append(
+            f"algorithm.attention.heads={attention.heads} cannot be distilled: teacher and student need not have as "
+            "many heads as each other; set it to mean"
+        )
+    if teach.attention.weight > 0 and not isinstance(attention.layers, str) and -1 not in attention.layers:
+        problems.append(
+            f"algorithm.attention.layers={list(attention.layers)} does not read the last layer, whose attention is "
+            "distilled; add -1, or set it to last"
+        )
+    if not any((c.algorithm.policy_weight, attention.weight, teach.tokens.weight, teach.attention.weight)):
+        problems.append("algorithm.policy_weight=0 and every other weight is 0, so nothing is learned; raise one")
     return problems

@@ -7,14 +7,15 @@ from pathlib import Path
 
 import torch
 
-from ral_system.config.schema import RunConfig, Stage
+from ral_system.config.schema import RunConfig, Stage, TeacherRole
 from ral_system.data.media import MediaStore
-from ral_system.models.loading import media_token_ids
+from ral_system.models.loading import local_model_folder, media_token_ids
 from ral_system.protocols import Ref
 from ral_system.rewards.pool import RewardPool
 from ral_system.rollout.hf_generator import HfEngine
 from ral_system.training.learner_rank import LearnerRank
 from ral_system.training.scorer import FrozenScorer
+from ral_system.training.teacher import TeacherScorer
 from ral_system.types import Completion, Prompt, Sample, Sampling, TrainPlan, VisualAttention, WeightManifest
 
 
@@ -33,6 +34,7 @@ class InProcessRoles:
         self.learner = _Learner(LearnerRank(config, model_folder, media, rank=0, world_size=1, stage=stage))
         needs_reference = stage == "rl" and config.algorithm.needs_reference
         self.reference = _Scorer(FrozenScorer(config, model_folder, media)) if needs_reference else None
+        self.teachers = [_Teacher(config, role, model_folder, media) for role in config.teachers if stage == "rl"]
 
     def close(self) -> None:
         """End the verifier processes."""
@@ -58,6 +60,20 @@ class _Scorer:
         return [self._scorer.score(plan.rank_samples(0))]
 
 
+class _Teacher:
+    def __init__(self, config: RunConfig, role: TeacherRole, student_folder: Path, media: MediaStore) -> None:
+        folder = local_model_folder(role.path)
+        self._scorer = TeacherScorer(
+            config, folder, student_folder, media, tokens=role.tokens, attention=role.attention
+        )
+
+    def submit(self, samples: Sequence[Sample]) -> None:
+        self._scorer.score(samples)
+
+    def collect(self, plan: TrainPlan) -> Sequence[Ref]:
+        return [self._scorer.take([s.id for micro in plan.rank_samples(0) for s in micro])]
+
+
 class _Learner:
     world_size = 1
 
@@ -68,9 +84,15 @@ class _Learner:
         return [self._rank.score(plan.rank_samples(0))]
 
     def update(
-        self, plan: TrainPlan, index: int, behaviour: Sequence[Ref], reference: Sequence[Ref] | None
+        self,
+        plan: TrainPlan,
+        index: int,
+        behaviour: Sequence[Ref],
+        reference: Sequence[Ref] | None,
+        *teachers: Sequence[Ref],
     ) -> Mapping[str, float]:
-        return self._rank.update(plan.updates[index], behaviour[0], reference[0] if reference else None)
+        frozen = reference[0] if reference else None
+        return self._rank.update(plan.updates[index], behaviour[0], frozen, *(scores[0] for scores in teachers))
 
     def fit(self, plan: TrainPlan, index: int) -> Mapping[str, float]:
         return self._rank.fit(plan.updates[index])

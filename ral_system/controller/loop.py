@@ -3,7 +3,8 @@
     prompts ─► rollout engines (mu) ─► rewards ─► group advantages
                     ▲                                  │
                     │ weights, version + 1             ▼
-              K inner updates ◄── old log-probs and attention (learner), reference log-probs (scorer)
+              K inner updates ◄── old log-probs and attention (learner), reference log-probs (scorer),
+                                  a teacher's distributions and attention (teacher, since the rollout)
 
 Tensors travel from role to role by reference; this file sees scalars and token ids.
 """
@@ -11,7 +12,7 @@ Tensors travel from role to role by reference; this file sees scalars and token 
 from __future__ import annotations
 
 import hashlib
-from collections import defaultdict
+from collections import defaultdict, deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -22,7 +23,7 @@ from ral_system.observability.progress import PhaseTimer
 from ral_system.protocols import Roles
 from ral_system.sync.publish import publish_weights
 from ral_system.training.plan import plan_updates
-from ral_system.types import Completion, Prompt, RewardResult, RewardStatus, Rollout, Sampling
+from ral_system.types import Completion, Prompt, RewardResult, RewardStatus, Rollout, Sample, Sampling
 
 FIRST_UPDATE = {"float32": 1e-9, "bfloat16": 1e-4}
 """Largest mean divergence of the first update by learner dtype; of total variation, which is linear, the root.
@@ -82,8 +83,11 @@ class TrainingLoop:
         with self._timer.phase("score"):
             reference = self._roles.reference.score(plan) if self._roles.reference else None
             behaviour = learner.score(plan)
+            teaching = [teacher.collect(plan) for teacher in self._roles.teachers]
         with self._timer.phase("update"):
-            updates = [learner.update(plan, k, behaviour, reference) for k in range(algorithm.updates_per_step)]
+            updates = [
+                learner.update(plan, k, behaviour, reference, *teaching) for k in range(algorithm.updates_per_step)
+            ]
         if algorithm.attention.anchor == "old":
             exact = FIRST_UPDATE[self._config.learner.dtype]
             check_first_update(updates[0], exact**0.5 if algorithm.attention.divergence == "tv" else exact)
@@ -100,7 +104,10 @@ class TrainingLoop:
         return Step(tuple(rollouts), metrics)
 
     def _generate_and_judge(self, prompts: Sequence[Prompt]) -> tuple[list[Completion], dict[str, RewardResult]]:
-        """Rewards are computed while generation goes on; only what is left of them is waited for."""
+        """Rewards are computed, and teachers score, while generation goes on; only what is left is waited for.
+
+        Teachers get whole groups in the order of the prompts, so that what they compute together is always the same.
+        """
         by_id = {prompt.id: prompt for prompt in prompts}
         sampling = Sampling(
             completions=self._config.algorithm.completions_per_prompt,
@@ -109,6 +116,8 @@ class TrainingLoop:
             seed=step_seed(self._config.seed, self.version),
         )
         completions = []
+        groups: dict[str, list[Completion]] = defaultdict(list)
+        unfinished = deque(prompts)
         with self._timer.phase("rollout"):
             for completion in self._roles.generator.generate(prompts, sampling):
                 if completion.weight_version != self.version:
@@ -118,9 +127,17 @@ class TrainingLoop:
                     )
                 self._roles.rewarder.submit(completion, by_id[completion.prompt_id])
                 completions.append(completion)
+                groups[completion.prompt_id].append(completion)
+                while unfinished and len(groups[unfinished[0].id]) == sampling.completions:
+                    prompt = unfinished.popleft()
+                    self._teach([unjudged_sample(prompt, c) for c in sorted(groups[prompt.id], key=lambda c: c.index)])
         with self._timer.phase("reward"):
             verdicts = dict(self._roles.rewarder.collect())
         return completions, verdicts
+
+    def _teach(self, samples: Sequence[Sample]) -> None:
+        for teacher in self._roles.teachers:
+            teacher.submit(samples)
 
     def _with_advantages(
         self, prompts: Sequence[Prompt], completions: Sequence[Completion], verdicts: dict[str, RewardResult]
@@ -138,6 +155,11 @@ class TrainingLoop:
             advantages = group_normalised([r.total if r.status is RewardStatus.OK else None for r in results])
             rollouts += [Rollout(prompt, c, r, a) for c, r, a in zip(group, results, advantages, strict=True)]
         return rollouts
+
+
+def unjudged_sample(prompt: Prompt, c: Completion) -> Sample:
+    """What a teacher reads of a rollout before its reward is known."""
+    return Sample(c.id, prompt, c.token_ids, c.log_probs, weight_version=c.weight_version)
 
 
 def check_first_update(update: Mapping[str, float], tolerance: float) -> None:

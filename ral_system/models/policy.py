@@ -30,6 +30,8 @@ class PolicyOutput:
     """bool [B, R]: the response token is the most likely one."""
     attention: list[SequenceAttention] | None
     """Per sequence, the rows that attention policies are read from (Eq 2), or None when not asked for."""
+    log_softmax: Tensor
+    """float32 [N, V] of the distributions that the N response tokens, sequence by sequence, were drawn from."""
     probed: list[Tensor] = field(default_factory=list)
     """Queries and keys of the probed layers, of all sequences together; none when not asked for."""
 
@@ -84,6 +86,7 @@ class PolicyModel(nn.Module):
         return PolicyOutput(
             log_probs=torch.zeros(mask_BR.shape, device=mask_BR.device).masked_scatter(mask_BR, log_probs_N),
             entropy=torch.zeros(mask_BR.shape, device=mask_BR.device).masked_scatter(mask_BR, entropy_N),
+            log_softmax=log_softmax_NV,
             top1=torch.zeros_like(mask_BR).masked_scatter(mask_BR, top1_N),
             attention=self._attention(batch, captures) if with_attention else None,
             probed=[t for c in captures for t in (c.query, c.key) if t is not None] if with_probed else [],

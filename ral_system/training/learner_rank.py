@@ -25,7 +25,7 @@ from ral_system.training.engine import Engine
 from ral_system.training.gradient_share import cap, share, squared_norms
 from ral_system.training.objective import Objective, policy_objective, supervised_objective
 from ral_system.training.optim import optim_settings
-from ral_system.training.scores import mean_over_heads, to_scores
+from ral_system.training.scores import mean_over_heads, merge_teachers, to_scores
 from ral_system.training.torch_engine import TorchEngine
 from ral_system.types import (
     Counts,
@@ -87,8 +87,13 @@ class LearnerRank:
             output = self._engine.forward(batch, with_attention=True)
         return to_scores(output, batch, samples, self._config, self._version)
 
-    def update(self, update: UpdatePlan, behaviour: Scores, reference: Scores | None) -> dict[str, float]:
-        """One optimiser update with the policy objective. Metrics are of all ranks, and equal on all."""
+    def update(
+        self, update: UpdatePlan, behaviour: Scores, reference: Scores | None, *teachers: Scores
+    ) -> dict[str, float]:
+        """One optimiser update with the policy objective. Metrics are of all ranks, and equal on all.
+
+        `teachers`: what each of none, one or two teachers has to say.
+        """
         algorithm = self._config.algorithm
         anchor = behaviour
         if algorithm.attention.anchor == "reference":
@@ -98,9 +103,11 @@ class LearnerRank:
         rows = torch.tensor([float(sum(records[0].values.shape[-2] for records in mine))], dtype=torch.float64)
         attention_rows = max(1, int(self._engine.all_reduce(rows, "sum")))
 
+        teaching = merge_teachers(teachers)
+
         def objective(output: PolicyOutput, batch: TensorBatch, samples: MicroBatch) -> Objective:
             return policy_objective(
-                output, batch, samples, update.counts, behaviour, reference, anchor, algorithm, attention_rows
+                output, batch, samples, update.counts, behaviour, reference, anchor, teaching, algorithm, attention_rows
             )
 
         metrics = self._update(update, objective, with_attention=True)
@@ -237,18 +244,22 @@ class LearnerRank:
                 )
 
 
-def build_policy(config: RunConfig, model_folder: Path, device: torch.device) -> PolicyModel:
-    """Load a model as the policy that rollouts are drawn from: same temperature, same bans."""
+def build_policy(config: RunConfig, model_folder: Path, device: torch.device, *, teacher: bool = False) -> PolicyModel:
+    """Load a model as the policy that rollouts are drawn from: same temperature, same bans.
+
+    A teacher has its own dtype, and whatever its depth, its last layer is read.
+    """
     attention = config.algorithm.attention
     if attention.backend == "triton" and device.type != "cuda":
         raise SetupError("algorithm.attention.backend=triton needs a CUDA device; set it to auto or chunked")
-    model = load_model(model_folder, dtype=config.learner.dtype, device=device)
+    dtype = config.teacher.dtype if teacher else config.learner.dtype
+    model = load_model(model_folder, dtype=dtype, device=device)
     try:
         return PolicyModel(
             model,
             temperature=config.rollout.temperature,
             banned_token_ids=media_token_ids(model_folder),
-            layers=attention.layers,
+            layers="last" if teacher else attention.layers,
             heads=attention.heads,
             backend=attention.backend,
         )

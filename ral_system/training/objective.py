@@ -7,19 +7,21 @@ ranks add up, and the learner divides by global counts once.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from ral_system.algorithms.attention_loss import attention_loss
+from ral_system.algorithms.distillation import kept_and_rest, token_divergence
 from ral_system.algorithms.divergences import Divergence
 from ral_system.algorithms.kl import k3
 from ral_system.algorithms.policy_loss import clipped_policy_loss
+from ral_system.algorithms.reduction import reduce_rows
 from ral_system.attention.metrics import STATISTICS
 from ral_system.attention.sequence import SequenceAttention
-from ral_system.config.schema import AlgorithmConfig
+from ral_system.config.schema import AlgorithmConfig, TokenDistillationConfig
 from ral_system.data.collate import TensorBatch
 from ral_system.models.policy import PolicyOutput
 from ral_system.types import Counts, MicroBatch, Scores
@@ -36,7 +38,7 @@ class Objective:
     """A micro-batch's share of the update's loss, and metric sums over its response tokens."""
 
     loss: Tensor
-    """Scalar, differentiable: all but the attention term."""
+    """Scalar, differentiable: all but RAL's attention term."""
     sums: dict[str, Tensor]
     """Scalars, detached; add over micro-batches and ranks, and are reported per response token of the update."""
     weighted: dict[str, tuple[Tensor, Tensor]] = field(default_factory=dict)
@@ -55,14 +57,16 @@ def policy_objective(
     behaviour: Scores,
     reference: Scores | None,
     anchor: Scores,
+    teaching: Scores,
     algorithm: AlgorithmConfig,
     attention_rows: int,
 ) -> Objective:
-    """L = L_GRPO + beta · KL(pi || ref) + lambda_attn · L_attn (arXiv 2602.04884, Eq 1 and 4, to be minimised).
+    """L = L_GRPO + beta · KL(pi || ref) + lambda_attn · L_attn + mu · L_GKD + gamma_attn · L_AD, to be minimised.
 
-    `behaviour` holds the old policy's log-probs and what its rows look at, made by the learner at the rollout's
-    weights; `anchor` the records that attention is compared with (the paper: also the old policy's); `attention_rows`
-    is the number of attention rows of the whole update, over all ranks.
+    arXiv 2602.04884, Eq 1, 4 and 7. `behaviour` holds the old policy's log-probs and what its rows look at, made by the
+    learner at the rollout's weights; `anchor` the records that attention is compared with (the paper: also the old
+    policy's); `teaching` what teachers say of the samples, empty without one; `attention_rows` is the number of
+    attention rows of the whole update, over all ranks.
     """
     mask = batch.response_mask
     old_log_probs_BR = stack_log_probs(samples, behaviour, mask)
@@ -74,7 +78,7 @@ def policy_objective(
         clip_epsilon=algorithm.clip_epsilon,
         global_tokens=counts.tokens,
     )
-    loss = surrogate.loss
+    loss = algorithm.policy_weight * surrogate.loss
     sums = {
         "policy/loss": surrogate.loss.detach() * counts.tokens,
         "policy/clip_fraction": surrogate.clipped.float(),
@@ -101,10 +105,73 @@ def policy_objective(
         )
         weighted_term = attention.weight * term
         sums["attention/loss"] = term.detach() * counts.tokens
-    weighted = statistics_by_sign(samples, behaviour) | divergence_by_sign(divergence_BR, rows_BR, samples)
+    taught, taught_metrics = distillation(output, samples, teaching, algorithm, counts, attention_rows)
+    loss = loss + taught
+    weighted = (
+        taught_metrics | statistics_by_sign(samples, behaviour) | divergence_by_sign(divergence_BR, rows_BR, samples)
+    )
     gap_BR = (old_log_probs_BR - stack_rollout_log_probs(samples, mask)).abs()
     sums["gate/log_prob_diff_mean"] = gap_BR.sum()
     return Objective(loss, sums, weighted, {"gate/log_prob_diff_max": gap_BR.max()}, weighted_term)
+
+
+def distillation(
+    output: PolicyOutput,
+    samples: MicroBatch,
+    teaching: Scores,
+    algorithm: AlgorithmConfig,
+    counts: Counts,
+    attention_rows: int,
+) -> tuple[Tensor, dict[str, tuple[Tensor, Tensor]]]:
+    """mu · L_GKD + gamma_attn · L_AD (Eq 5-7), with the metrics of what is on; exactly 0 where student = teacher."""
+    tokens, attention = algorithm.distillation.tokens, algorithm.distillation.attention
+    loss, metrics = output.log_probs.new_zeros(()), {}
+    if tokens.weight > 0:
+        divergence_N = distil_tokens(output.log_softmax, samples, teaching, tokens)
+        loss = loss + tokens.weight * divergence_N.sum() / counts.tokens
+        metrics["distillation/token_divergence"] = _mean_of(divergence_N)
+    if attention.weight > 0:
+        assert output.attention is not None
+        last = [replace(rows, layers=rows.layers[-1:]) for rows in output.attention]
+        divergence_BR, rows_BR = stack_divergence(last, samples, teaching, attention.divergence)
+        loss = loss + attention.weight * reduce_rows(
+            divergence_BR,
+            rows_BR,
+            reduction=attention.reduction,
+            global_tokens=attention_rows,
+            global_sequences=counts.sequences,
+        )
+        metrics["distillation/attention_divergence"] = _mean_of(divergence_BR[rows_BR])
+    if metrics:
+        sizes = torch.tensor([float(teaching[s.id].nbytes) for s in samples])
+        metrics["distillation/record_bytes"] = _mean_of(sizes)
+    return loss, metrics
+
+
+def distil_tokens(
+    log_softmax_NV: Tensor, samples: MicroBatch, teaching: Scores, config: TokenDistillationConfig
+) -> Tensor:
+    """Divergence of every response token's distribution to the teacher's: [N]. A ValueError names the sample."""
+    found, counts = [], [len(s.response_token_ids) for s in samples]
+    for sample, log_p_RV in zip(samples, log_softmax_NV.split(counts), strict=True):
+        record = teaching[sample.id].tokens
+        assert record is not None, f"sample {sample.id} has no teacher's distributions"
+        log_q = torch.tensor(record.log_probs, device=log_p_RV.device)
+        if record.ids is None:
+            if log_q.shape != log_p_RV.shape:
+                raise ValueError(
+                    f"sample {sample.id}: the teacher's distributions are {tuple(log_q.shape)}, the student's "
+                    f"{tuple(log_p_RV.shape)}; set algorithm.distillation.tokens.top_k"
+                )
+            log_p = log_p_RV
+        else:
+            log_p = kept_and_rest(log_p_RV, torch.tensor(record.ids, device=log_p_RV.device).long())
+        found.append(token_divergence(log_p, log_q, config.divergence, config.jsd_beta))
+    return torch.cat(found)
+
+
+def _mean_of(values: Tensor) -> tuple[Tensor, Tensor]:
+    return values.detach().sum(), torch.tensor(float(values.numel()))
 
 
 def supervised_objective(output: PolicyOutput, batch: TensorBatch, counts: Counts) -> Objective:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from ral_system.algorithms.distillation import kept_and_rest, top_tokens
 from ral_system.attention.metrics import row_statistics
 from ral_system.attention.provenance import KeyProvenance
 from ral_system.attention.record import record_attention
@@ -17,7 +18,7 @@ from ral_system.config.schema import RunConfig
 from ral_system.data.collate import TensorBatch
 from ral_system.models.loading import TORCH_DTYPES
 from ral_system.models.policy import PolicyOutput
-from ral_system.types import AttentionRecord, MicroBatch, Sample, SampleScores, Scores
+from ral_system.types import AttentionRecord, MicroBatch, Sample, SampleScores, Scores, TokenRecord
 
 
 def to_scores(
@@ -37,6 +38,39 @@ def to_scores(
         records, statistics = _read_rows(output.attention[i], keys[i], sample, config, version)
         scores[sample.id] = SampleScores(log_probs, records, statistics)
     return scores
+
+
+def to_teaching(
+    output: PolicyOutput, batch: TensorBatch, samples: MicroBatch, config: RunConfig, *, tokens: bool
+) -> Scores:
+    """A teacher's forward pass as host arrays: attention records if it read attention, distributions if `tokens`."""
+    scores = to_scores(output, batch, samples, config)
+    if not tokens:
+        return scores
+    counts = [len(s.response_token_ids) for s in samples]
+    parts = zip(samples, output.log_softmax.split(counts), strict=True)
+    top_k = config.algorithm.distillation.tokens.top_k
+    return {s.id: replace(scores[s.id], tokens=_token_record(rows_RV, s, top_k)) for s, rows_RV in parts}
+
+
+def merge_teachers(teachers: Sequence[Scores]) -> Scores:
+    """What all teachers say of each sample: one's distributions, another's attention."""
+    merged: Scores = {}
+    for scores in teachers:
+        for id, mine in scores.items():
+            before = merged.setdefault(id, mine)
+            merged[id] = replace(
+                before, attention=before.attention or mine.attention, tokens=before.tokens or mine.tokens
+            )
+    return merged
+
+
+def _token_record(log_softmax_RV: Tensor, sample: Sample, top_k: int | None) -> TokenRecord:
+    if top_k is None:
+        return TokenRecord(log_softmax_RV.cpu().numpy())
+    sampled_R = torch.tensor(sample.response_token_ids, device=log_softmax_RV.device)
+    ids_RK = top_tokens(log_softmax_RV, sampled_R, top_k)
+    return TokenRecord(kept_and_rest(log_softmax_RV, ids_RK).cpu().numpy(), ids_RK.int().cpu().numpy())
 
 
 def _read_rows(

@@ -152,6 +152,7 @@ def test_resources_that_are_taken_are_waited_for_and_then_named(cluster: None) -
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("run")
     build_tiny_model(folder / "start", words(), hidden=64, layers=2, vision_layers=1, seed=1)
+    build_tiny_model(folder / "larger", words(), hidden=96, layers=3, vision_layers=1, seed=2)
     return folder
 
 
@@ -168,10 +169,17 @@ def prompts(folder: Path) -> list[Prompt]:
 @pytest.fixture(scope="module")
 def roles(cluster: None, folder: Path) -> Iterator[RayRoles]:
     phases: dict[str, float] = {}
-    config = compose("experiment=smoke", "rollout.workers=2", "cluster.cpus_per_rollout=0.25")
+    config = compose(
+        "experiment=smoke",
+        "rollout.workers=2",
+        "cluster.cpus_per_rollout=0.25",
+        "algorithm=attention_distill",
+        f"teacher.path={folder}/start",
+        f"teacher.attention_path={folder}/larger",
+    )
     roles = RayRoles(config, "rl", folder / "start", folder, phases.__setitem__)
     print({what: round(seconds, 1) for what, seconds in phases.items()})
-    assert set(phases) == {"cluster", "placement", "learner", "rollout", "reference", "reward"}
+    assert set(phases) == {"cluster", "placement", "learner", "rollout", "reference", "teacher", "reward"}
     yield roles
     roles.close()
 
@@ -192,17 +200,25 @@ def test_one_training_step_over_real_actors(roles: RayRoles, prompts: list[Promp
         for completion in completions:
             advantage = float(completion.index) - 1.5
             rollouts.append(Rollout(by_id[completion.prompt_id], completion, verdicts[completion.id], advantage))
+        for teacher in roles.teachers:
+            for half in (rollouts[:8], rollouts[8:]):
+                teacher.submit([rollout.sample() for rollout in half])
         judged = time.monotonic()
         samples = sorted((rollout.sample() for rollout in rollouts), key=lambda s: s.id)
         plan = plan_updates(samples, updates=2, world_size=roles.learner.world_size, micro_batch=4)
         assert roles.reference is not None
         reference, behaviour = roles.reference.score(plan), roles.learner.score(plan)
         scored = time.monotonic()
-        metrics = [roles.learner.update(plan, k, behaviour, reference) for k in range(2)]
+        teaching = [teacher.collect(plan) for teacher in roles.teachers]
+        metrics = [roles.learner.update(plan, k, behaviour, reference, *teaching) for k in range(2)]
         updated = time.monotonic()
         times = (synced - began, generated - synced, judged - generated, scored - judged, updated - scored)
         print("sync, generate, judge, score, update:", " ".join(f"{t:.2f}" for t in times), "s")
         print(metrics[0])
+        if version == 0:  # the policy is still the teacher of tokens, and another model teaches attention
+            assert abs(metrics[0]["distillation/token_divergence"]) < 1e-9
+        assert metrics[1]["distillation/token_divergence"] > 1e-7
+        assert all(m["distillation/attention_divergence"] > 1e-4 for m in metrics)
 
 
 def test_a_gate_that_fails_in_a_rank_is_a_gate_error_here(roles: RayRoles, prompts: list[Prompt]) -> None:

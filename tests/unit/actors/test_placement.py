@@ -25,8 +25,8 @@ def test_one_bundle_per_actor_of_the_stage() -> None:
         Bundle("learner", 1, 0.5, 1),
         Bundle("rollout", 0, 0.5, 0),
         Bundle("rollout", 1, 0.5, 0),
-        Bundle("reference", 0, 0.25, 0),
-        Bundle("reward", 0, 0.25, 0),
+        Bundle("reference", 0, 0.125, 0),
+        Bundle("reward", 0, 0.125, 0),
     ]
     assert [b.role for b in plan(config, "sft")] == ["learner", "learner", "rollout", "rollout", "reward"]
     assert "reference" not in {b.role for b in plan(compose("algorithm.kl.coefficient=0"), "rl")}
@@ -34,6 +34,17 @@ def test_one_bundle_per_actor_of_the_stage() -> None:
 
 def test_the_quickstart_fits_two_cores() -> None:
     preflight(plan(compose("experiment=quickstart"), "rl"), [{"CPU": 2.0}])
+
+
+def test_two_teachers_are_two_actors_of_the_rl_stage_and_fit_beside_the_quickstart() -> None:
+    config = compose("experiment=quickstart", "algorithm=attention_distill", "teacher.path=/a")
+    assert [b.name for b in plan(config, "rl") if b.role == "teacher"] == ["teacher 0"]
+    config = compose(
+        "experiment=quickstart", "algorithm=attention_distill", "teacher.path=/a", "teacher.attention_path=/b"
+    )
+    assert [b.name for b in plan(config, "rl") if b.role == "teacher"] == ["teacher 0", "teacher 1"]
+    assert "teacher" not in {b.role for b in plan(config, "sft")}
+    preflight(plan(config, "rl"), [{"CPU": 2.0}])
 
 
 def test_the_paper_set_up_fills_one_node_of_eight_gpus() -> None:

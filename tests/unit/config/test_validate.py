@@ -20,6 +20,46 @@ ILLEGAL: dict[str, tuple[dict[str, Any], list[str]]] = {
         {"algorithm.attention.weight": 0.5, "algorithm.updates_per_step": 1},
         ["algorithm.attention.weight=0.5", "algorithm.updates_per_step=1", "set algorithm.updates_per_step to 2"],
     ),
+    "token distillation without a teacher": (
+        {"algorithm.distillation.tokens.weight": 0.5},
+        ["algorithm.distillation.tokens.weight=0.5", "set teacher.path"],
+    ),
+    "attention distillation without a teacher": (
+        {"algorithm.distillation.attention.weight": 0.5},
+        ["algorithm.distillation.attention.weight=0.5", "set teacher.path"],
+    ),
+    "a teacher that teaches nothing": (
+        {"teacher.path": "/teacher"},
+        ["teacher.path=/teacher has no effect", "choose algorithm=distill"],
+    ),
+    "a teacher of attention that teaches nothing": (
+        {"teacher.path": "/t", "teacher.attention_path": "/a", "algorithm.distillation.tokens.weight": 1.0},
+        ["teacher.attention_path=/a has no effect"],
+    ),
+    "a teacher whose only subject another one teaches": (
+        {"teacher.path": "/t", "teacher.attention_path": "/a", "algorithm.distillation.attention.weight": 1.0},
+        ["teacher.path=/t has no effect"],
+    ),
+    "distilled attention of each head": (
+        {
+            "teacher.path": "/t",
+            "algorithm.distillation.attention.weight": 1.0,
+            "algorithm.attention.heads": "each",
+        },
+        ["algorithm.attention.heads=each", "set it to mean"],
+    ),
+    "distilled attention of another layer": (
+        {
+            "teacher.path": "/t",
+            "algorithm.distillation.attention.weight": 1.0,
+            "algorithm.attention.layers": [0, 1],
+        },
+        ["algorithm.attention.layers=[0, 1]", "add -1"],
+    ),
+    "nothing is learned": (
+        {"algorithm.policy_weight": 0.0, "algorithm.attention.weight": 0.0},
+        ["algorithm.policy_weight=0", "raise one"],
+    ),
     "more objects than cells": (
         {"data.grid": 3, "data.objects": 10},
         ["data.objects=10", "data.grid=3", "at most 9"],

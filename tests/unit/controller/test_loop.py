@@ -18,6 +18,7 @@ from ral_system.types import (
     RewardResult,
     RewardStatus,
     Rollout,
+    Sample,
     Sampling,
     TensorDigest,
     TrainPlan,
@@ -29,6 +30,23 @@ G = 4
 
 def manifest(version: int, sha256: str = "aa") -> WeightManifest:
     return WeightManifest(version, {"w": TensorDigest((1,), "float32", sha256)})
+
+
+class FakeTeacher:
+    """Remembers what it was asked, between the other roles' calls."""
+
+    def __init__(self, name: str, roles: "Fakes") -> None:
+        self.name, self.roles = name, roles
+        self.submitted: list[list[str]] = []
+
+    def submit(self, samples: Sequence[Sample]) -> None:
+        assert all(s.advantage == 0 and s.weight_version == self.roles.loaded_version for s in samples)
+        self.submitted.append([s.id for s in samples])
+
+    def collect(self, plan: TrainPlan) -> Sequence[str]:
+        assert plan is self.roles.plans[-1]
+        self.roles.calls.append(self.name)
+        return [f"{self.name} {rank}" for rank in range(2)]
 
 
 class Fakes:
@@ -47,6 +65,7 @@ class Fakes:
         self.first_jsd = 0.0
         self.submitted: list[Completion] = []
         self.generator = self.learner = self.rewarder = self.reference = self
+        self.teachers: list[FakeTeacher] = []
 
     # generator
     def generate(self, prompts: Sequence[Prompt], sampling: Sampling) -> Iterator[Completion]:
@@ -88,9 +107,11 @@ class Fakes:
         self.plans.append(plan)
         return [f"scores {self.calls.count('score')}"] * 2
 
-    def update(self, plan: TrainPlan, index: int, behaviour: Sequence[str], reference: Any) -> Mapping[str, float]:
+    def update(
+        self, plan: TrainPlan, index: int, behaviour: Sequence[str], reference: Any, *teachers: Sequence[str]
+    ) -> Mapping[str, float]:
         assert plan is self.plans[-1]
-        self.calls.append(("update", index, behaviour[0], reference and reference[0]))
+        self.calls.append(("update", index, behaviour[0], reference and reference[0], *(t[1] for t in teachers)))
         return {
             "policy/loss": float(index),
             "gate/log_prob_diff_max": float(-index),
@@ -181,6 +202,42 @@ def test_without_a_reference_there_is_none_to_score(config: RunConfig) -> None:
     start(config, roles).step()
     assert roles.calls.count("score") == 1
     assert ("update", 1, "scores 1", None) in roles.calls
+
+
+def test_teachers_score_whole_groups_in_the_order_of_the_prompts_while_rollouts_go_on(config: RunConfig) -> None:
+    for seed in range(4):
+        roles = Fakes()
+        roles.shuffle = random.Random(seed)
+        tokens, attention = FakeTeacher("tokens", roles), FakeTeacher("attention", roles)
+        roles.teachers = [tokens, attention]
+        start(config, roles).step()
+        groups = [[f"train/{p}#{i}" for i in range(G)] for p in range(3)]
+        assert tokens.submitted == attention.submitted == groups
+        assert roles.calls[1:-2] == [
+            ("collect", 3 * G),  # rewards
+            "score",
+            "score",
+            "tokens",
+            "attention",
+            ("update", 0, "scores 2", "scores 1", "tokens 1", "attention 1"),
+            ("update", 1, "scores 2", "scores 1", "tokens 1", "attention 1"),
+        ]
+
+
+def test_a_teacher_gets_a_group_before_the_last_completion_is_there(config: RunConfig) -> None:
+    roles = Fakes()
+    roles.teachers = [teacher := FakeTeacher("teacher", roles)]
+    loop, seen = start(config, roles), []
+    generate = roles.generate
+
+    def in_order(prompts: Sequence[Prompt], sampling: Sampling) -> Iterator[Completion]:
+        for completion in sorted(generate(prompts, sampling), key=lambda c: c.id):
+            seen.append(len(teacher.submitted))
+            yield completion
+
+    roles.generate = in_order  # type: ignore[method-assign]
+    loop.step()
+    assert seen == [0] * G + [1] * G + [2] * G
 
 
 def test_advantages_are_of_the_group_and_leave_verdicts_out_that_were_not_reached(config: RunConfig) -> None:

@@ -3,125 +3,15 @@
 import math
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
 
-import numpy as np
 import pytest
 import torch
-from torch import Tensor
 
-from ral_system.attention.policy import attention_policy
-from ral_system.attention.provenance import concatenate, key_provenance
-from ral_system.attention.record import record_attention
-from ral_system.attention.sequence import LayerAttention, SequenceAttention
 from ral_system.config.schema import AlgorithmConfig
-from ral_system.data.collate import TensorBatch
 from ral_system.models.policy import PolicyOutput
-from ral_system.training.objective import Objective, policy_objective, supervised_objective
-from ral_system.types import Counts, Prompt, Sample, SampleScores, Scores
-
-PROMPTS, RESPONSES = (3, 5, 2), (4, 1, 3)
-ADVANTAGES = (1.5, -0.8, -0.4)
-COUNTS = Counts(tokens=20, sequences=6)  # of the whole update; this micro-batch has 8 and 3
-IMAGE_TOKENS = (1, 2)
-"""Positions of the pictures in every prompt; the shortest prompt has room for one."""
-
-
-class Case:
-    """A micro-batch of three sequences with random log-probs and attention."""
-
-    def __init__(self, seed: int = 0) -> None:
-        g = torch.Generator().manual_seed(seed)
-        self.samples = tuple(
-            Sample(
-                f"s{i}",
-                Prompt(f"s{i}", "", "", "", (), tuple(range(p))),
-                tuple(range(r)),
-                tuple((-torch.rand(r, generator=g)).tolist()),
-                a,
-            )
-            for i, (p, r, a) in enumerate(zip(PROMPTS, RESPONSES, ADVANTAGES, strict=True))
-        )
-        self.mask = torch.arange(4)[None] < torch.tensor(RESPONSES)[:, None]
-        lengths = tuple(s.length for s in self.samples)
-        types = [torch.zeros(length, dtype=torch.int64) for length in lengths]
-        for sequence, prompt in zip(types, PROMPTS, strict=True):
-            for position in IMAGE_TOKENS:
-                if position < prompt:
-                    sequence[position] = 1
-        self.batch = TensorBatch(
-            input_ids=torch.zeros(sum(lengths), dtype=torch.int64),
-            lengths=lengths,
-            token_types=torch.cat(types),
-            pixel_values=None,
-            image_grid_thw=None,
-            images=(0, 0, 0),
-            response_ids=torch.zeros(3, 4, dtype=torch.int64),
-            response_mask=self.mask,
-            prompt_lengths=torch.tensor(PROMPTS),
-            advantages=torch.tensor(ADVANTAGES),
-            keys=concatenate([key_provenance(t * 0, system_tokens=0, prompt_tokens=0) for t in types]),
-            attention_rows=tuple(torch.arange(p, n) for p, n in zip(PROMPTS, lengths, strict=True)),
-            key_masks=(None, None, None),
-        )
-        self.log_probs = torch.where(self.mask, -3 * torch.rand(3, 4, generator=g), 0.0)
-        self.entropy = torch.where(self.mask, torch.rand(3, 4, generator=g), 0.0)
-        self.heads = [  # query [T, 4, 5] and key [T, 2, 5] of each sequence
-            (torch.randn(s.length, 4, 5, generator=g), torch.randn(s.length, 2, 5, generator=g)) for s in self.samples
-        ]
-        self.behaviour, self.reference = self.scores(g), self.scores(g)
-
-    def scores(self, g: torch.Generator) -> Scores:
-        found = {}
-        for sample, p in zip(self.samples, PROMPTS, strict=True):
-            query, key = (torch.randn(sample.length, n, 5, generator=g) for n in (4, 2))
-            policy = attention_policy(query, key, torch.arange(p, sample.length), scale=0.7)
-            record = record_attention([policy], version=0, tokens=sample.length, top_k=None, dtype=torch.float32)
-            statistics = {"visual_mass": torch.rand(len(policy), generator=g).numpy()}
-            log_probs = -3 * np.random.default_rng(p).random(len(sample.response_token_ids), dtype=np.float32)
-            found[sample.id] = SampleScores(log_probs, (record,), statistics)
-        return found
-
-    def output(self, log_probs: Tensor | None = None, heads: Any = None) -> PolicyOutput:
-        attention = [
-            SequenceAttention((LayerAttention(q[p:], k, 0.7),), torch.arange(p, len(q)), None, "mean", "auto")
-            for (q, k), p in zip(heads or self.heads, PROMPTS, strict=True)
-        ]
-        return PolicyOutput(
-            self.log_probs if log_probs is None else log_probs, self.entropy, torch.zeros_like(self.mask), attention
-        )
-
-    def tokens(self) -> list[tuple[int, int]]:
-        return [(b, t) for b, r in enumerate(RESPONSES) for t in range(r)]
-
-
-def slow_divergence(p: list[float], q: list[float]) -> float:
-    found = 0.0
-    for a, b in zip(p, q, strict=True):
-        found += 0.5 * a * math.log(2 * a / (a + b)) if a else 0.0
-        found += 0.5 * b * math.log(2 * b / (a + b)) if b else 0.0
-    return found
-
-
-def objective(
-    case: Case,
-    algorithm: AlgorithmConfig,
-    output: PolicyOutput | None = None,
-    batch: TensorBatch | None = None,
-    reference: Scores | None = None,
-) -> Objective:
-    """The case's share of an update with 20 attention rows."""
-    return policy_objective(
-        output or case.output(),
-        batch or case.batch,
-        case.samples,
-        COUNTS,
-        case.behaviour,
-        reference,
-        case.behaviour,
-        algorithm,
-        attention_rows=20,
-    )
+from ral_system.training.objective import supervised_objective
+from ral_system.types import SampleScores
+from tests.unit.training.objectives import ADVANTAGES, COUNTS, PROMPTS, RESPONSES, Case, objective, slow_divergence
 
 
 @pytest.fixture
@@ -256,6 +146,7 @@ def test_padding_of_the_responses_does_not_change_shares(algorithm: Callable[...
         torch.nn.functional.pad(plain.entropy, (0, 5)),
         torch.nn.functional.pad(plain.top1, (0, 5)),
         plain.attention,
+        plain.log_softmax,
     )
     for reduction in ("token_mean", "sequence_mean"):
         settings = algorithm(2.0, reduction)
@@ -277,7 +168,8 @@ def test_the_supervised_objective_is_cross_entropy_per_token() -> None:
     case = Case()
     log_probs = case.log_probs.clone().requires_grad_()
     top1 = torch.tensor([[True, False, True, True], [True, False, False, False], [False] * 4]) & case.mask
-    found = supervised_objective(PolicyOutput(log_probs, case.entropy, top1, None), case.batch, COUNTS)
+    output = PolicyOutput(log_probs, case.entropy, top1, None, case.log_softmax)
+    found = supervised_objective(output, case.batch, COUNTS)
     nll = -sum(case.log_probs[b, t].item() for b, t in case.tokens())
     assert found.loss.item() == pytest.approx(nll / 20, rel=1e-6)
     assert {k: v.item() for k, v in found.sums.items()} == pytest.approx(

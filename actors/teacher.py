@@ -1,0 +1,41 @@
+"""A teacher behind Ray."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import ray
+
+from actors.process import ActorProcess, watched
+from ral_system.config.schema import RunConfig, TeacherRole
+from ral_system.data.media import MediaStore
+from ral_system.types import Sample, Scores
+
+
+class TeacherActor(ActorProcess):
+    """Owns one `TeacherScorer`."""
+
+    @watched
+    def build(
+        self, config: RunConfig, role: TeacherRole, model_folder: Path, student_folder: Path, media_folder: Path
+    ) -> None:
+        """Load the model."""
+        from ral_system.training.teacher import TeacherScorer
+
+        media = MediaStore(media_folder)
+        self._scorer = TeacherScorer(
+            config, model_folder, student_folder, media, tokens=role.tokens, attention=role.attention
+        )
+
+    @watched
+    def score(self, samples: Sequence[Sample]) -> None:
+        """Score and hold."""
+        self._scorer.score(samples)
+
+    @watched
+    @ray.method(num_returns=2)
+    def take(self, ids: Sequence[str]) -> tuple[int, Scores]:
+        """How many samples were scored, and their scores: the caller waits for the first and passes on the second."""
+        scores = self._scorer.take(ids)
+        return len(scores), scores

@@ -1,0 +1,162 @@
+"""The teacher on tiny models: what it says is what the policy says, held until taken; other tokenizers and grids."""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from ral_system.config.schema import RunConfig
+from ral_system.data.media import MediaStore
+from ral_system.data.visual_search import words
+from ral_system.errors import DataError, SetupError
+from ral_system.models.tiny import build_tiny_model
+from ral_system.training.teacher import TeacherScorer
+from ral_system.types import Sample
+from tests.unit.training.learners import Start, Watched, equal, plan
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+Config = Callable[..., RunConfig]
+Taught = Callable[..., TeacherScorer]
+
+
+@pytest.fixture(scope="session")
+def larger_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Another depth, width and number of heads than the student's."""
+    folder = tmp_path_factory.mktemp("larger") / "model"
+    build_tiny_model(folder, words(), hidden=96, layers=3, vision_layers=1, seed=8)
+    return folder
+
+
+@pytest.fixture
+def config(make_config: Config, larger_model: Path) -> Config:
+    return lambda *overrides: make_config(
+        "algorithm=attention_distill",
+        f"teacher.path={larger_model}",
+        "teacher.micro_batch=4",
+        "learner.learning_rate=1e-3",
+        "learner.warmup_updates=0",
+        *overrides,
+    )
+
+
+@pytest.fixture
+def taught(tiny_model: Path, media: MediaStore) -> Taught:
+    def made(config: RunConfig, folder: Path | None = None) -> TeacherScorer:
+        (role,) = config.teachers
+        folder = folder or Path(role.path)
+        return TeacherScorer(config, folder, tiny_model, media, tokens=role.tokens, attention=role.attention)
+
+    return made
+
+
+def test_scores_are_held_until_they_are_taken(config: Config, taught: Taught, rl_samples: list[Sample]) -> None:
+    compressed = ("algorithm.attention.record=top_k", "algorithm.attention.top_k=5")
+    teacher = taught(config("algorithm.distillation.tokens.top_k=6", *compressed))
+    teacher.score(rl_samples[:7])
+    teacher.score(rl_samples[7:])
+    found = teacher.take([s.id for s in rl_samples])
+    for sample in rl_samples:
+        rows, scores = len(sample.response_token_ids), found[sample.id]
+        assert scores.tokens is not None and scores.tokens.ids is not None
+        assert scores.tokens.log_probs.shape == (rows, 7) and scores.tokens.ids.shape == (rows, 6)
+        assert np.allclose(np.exp(scores.tokens.log_probs.astype(float)).sum(-1), 1, atol=1e-5)
+        at = (scores.tokens.ids == np.array(sample.response_token_ids)[:, None]).argmax(-1)
+        assert np.array_equal(scores.tokens.log_probs[np.arange(rows), at], scores.log_probs)
+        (record,) = scores.attention
+        assert record.values.shape == (rows, 5)
+        # K + 1 log-probs and K ids, K attention values and keys and their tail, of 4 bytes each; statistics beside
+        statistics = sum(a.nbytes for a in scores.row_statistics.values())
+        assert scores.nbytes == rows * 4 * (7 + 6 + 5 + 5 + 1) + scores.log_probs.nbytes + statistics
+    with pytest.raises(KeyError):
+        teacher.take([rl_samples[0].id])
+
+
+def test_a_larger_teacher_teaches_and_how_samples_are_batched_does_not_matter(
+    config: Config, taught: Taught, start_rank: Start, rl_samples: list[Sample]
+) -> None:
+    outcomes = []
+    for micro_batch, teachers in ((6, 4), (2, 12)):
+        settings = config(f"teacher.micro_batch={teachers}", "algorithm.policy_weight=0", "algorithm.kl.coefficient=0")
+        teacher, watched = taught(settings), Watched(start_rank(settings))
+        teacher.score(rl_samples)
+        teaching = teacher.take([s.id for s in rl_samples])
+        split = plan(rl_samples, 1, micro_batch)
+        behaviour = watched.rank.score(split.rank_samples(0))
+        outcomes.append((watched.rank.update(split.updates[0], behaviour, None, teaching), watched.gradients[0]))
+    (metrics, gradients), (other_metrics, other_gradients) = outcomes
+    assert metrics["distillation/token_divergence"] > 0.01
+    assert metrics["distillation/attention_divergence"] > 1e-4
+    assert other_metrics == pytest.approx(metrics, rel=1e-4, abs=1e-6)
+    largest = max(g.abs().max().item() for g in gradients.values())
+    for name, gradient in gradients.items():
+        assert torch.allclose(other_gradients[name], gradient, rtol=1e-3, atol=1e-5 * largest), name
+
+
+def test_the_student_as_its_own_teacher_changes_no_bit_of_the_update(
+    config: Config,
+    make_config: Config,
+    taught: Taught,
+    start_rank: Start,
+    tiny_model: Path,
+    rl_samples: list[Sample],
+) -> None:
+    settings = config(f"teacher.path={tiny_model}")
+    plain = make_config("algorithm=grpo", "learner.learning_rate=1e-3", "learner.warmup_updates=0")
+    weights = []
+    for with_teacher in (True, False):
+        watched = Watched(start_rank(settings if with_teacher else plain))
+        split = plan(rl_samples, 1, 4)
+        behaviour = watched.rank.score(split.rank_samples(0))
+        teaching = []
+        if with_teacher:
+            teacher = taught(settings)
+            for micro_batch in split.rank_samples(0):  # computed in the learner's own micro-batches
+                teacher.score(micro_batch)
+            teaching = [teacher.take([s.id for s in rl_samples])]
+        metrics = watched.rank.update(split.updates[0], behaviour, behaviour, *teaching)
+        if with_teacher:
+            assert metrics["distillation/token_divergence"] == metrics["distillation/attention_divergence"] == 0
+        weights.append(watched.weights())
+    assert equal(*weights)
+
+
+def test_following_a_teacher_brings_the_student_closer_in_words_and_looks(
+    config: Config, taught: Taught, start_rank: Start, rl_samples: list[Sample]
+) -> None:
+    settings = config("algorithm.policy_weight=0", "algorithm.kl.coefficient=0")
+    teacher, watched = taught(settings), Watched(start_rank(settings))
+    teacher.score(rl_samples)
+    teaching = teacher.take([s.id for s in rl_samples])
+    split = plan(rl_samples, 1, 12)
+    behaviour = watched.rank.score(split.rank_samples(0))
+    found = [watched.rank.update(split.updates[0], behaviour, None, teaching) for _ in range(6)]
+    for name in ("distillation/token_divergence", "distillation/attention_divergence"):
+        assert found[-1][name] < 0.8 * found[0][name]
+
+
+def test_a_teacher_with_another_tokenizer_is_refused(config: Config, taught: Taught, tmp_path: Path) -> None:
+    folder = tmp_path / "other"
+    build_tiny_model(folder, ["zebra", *words()], hidden=64, layers=1, vision_layers=1, seed=0)
+    with pytest.raises(
+        SetupError, match=r"teacher .*other has another tokenizer than .*: token '.*' is"
+    ):
+        taught(config(), folder)
+
+
+def test_a_teacher_with_another_grid_is_refused_with_both_grids_named(
+    config: Config, taught: Taught, larger_model: Path, rl_samples: list[Sample], tmp_path: Path
+) -> None:
+    folder = tmp_path / "finer"
+    shutil.copytree(larger_model, folder)
+    for path in folder.glob("*processor*.json"):
+        path.write_text(path.read_text().replace(json.dumps(56 * 56), json.dumps(224 * 224)))
+    with pytest.raises(
+        DataError,
+        match=r"sample train/0: a picture of 56 x 56 px has visual tokens 1 x 2 x 2 for the student but 1 x 8 x 8 for",
+    ):
+        taught(config(), folder).score(rl_samples)
