@@ -41,7 +41,11 @@ def measure_stack(plan: Plan, say: Say) -> list[dict[str, Any]]:
 
 
 def _measure(plan: Plan, tokens: int, backend: Any) -> dict[str, Any]:
-    peaks = {with_term: _step_peak(plan, tokens, backend, with_term) for with_term in (False, True)}
+    peaks, why_not = {}, {}
+    for name, has_term in (("without_term", False), ("with_term", True)):
+        peaks[name], why = _step_peak(plan, tokens, backend, has_term)
+        if why:
+            why_not[f"step_peak_bytes {name}"] = why
     stack = _Stack(plan, tokens, backend)
     x = make_inputs(plan, tokens)
     calls = {
@@ -62,26 +66,28 @@ def _measure(plan: Plan, tokens: int, backend: Any) -> dict[str, Any]:
         "measured": {
             "term_share_of_step": _ratio(term, step),
             "step_with_term_over_without": _ratio(with_term, step),
-            "step_peak_bytes": {"without_term": peaks[False], "with_term": peaks[True]},
-            "extra_peak_bytes": peaks[True] - peaks[False],
+            "step_peak_bytes": peaks,
+            "extra_peak_bytes": None if why_not else peaks["with_term"] - peaks["without_term"],
             "scoring_share_of_log_prob_pass": _ratio(scoring, log_probs),
         },
         f"computed_for_{LEARNER_LAYERS}_layers": {
             "term_share_of_step": _ratio(term, step and step * full),
             "scoring_share_of_log_prob_pass": _ratio(scoring, log_probs and log_probs * full),
         },
-        "failure": "; ".join(f"{name}: {why}" for name, why in failures.items()) or None,
+        "failure": "; ".join(f"{name}: {why}" for name, why in (why_not | failures).items()) or None,
     }
 
 
-def _step_peak(plan: Plan, tokens: int, backend: Any, with_term: bool) -> int:
-    """Peak bytes of one step beyond model and inputs."""
-    if plan.device == "cuda":
-        return step_peak(plan, tokens, backend, with_term)
-    found, why = in_child(step_peak, plan, tokens, backend, with_term)
-    if why is not None:
-        raise RuntimeError(why)
-    return int(found)
+def _step_peak(plan: Plan, tokens: int, backend: Any, with_term: bool) -> tuple[Any, str | None]:
+    """Peak bytes of one step beyond model and inputs, or None and why they are not known."""
+    if plan.device == "cpu":
+        return in_child(step_peak, plan, tokens, backend, with_term)
+    try:
+        return step_peak(plan, tokens, backend, with_term), None
+    except Exception as error:
+        return None, reason(error)
+    finally:
+        release()
 
 
 def step_peak(plan: Plan, tokens: int, backend: Any, with_term: bool) -> int:

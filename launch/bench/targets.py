@@ -65,14 +65,14 @@ def judge(records: Records, device: Device, *, quick: bool = False) -> list[dict
             _stack(records, at, "term_share_of_step", "triton"),
         ),
         _target(
-            f"GPU: triton term's own peak memory, MiB, {at:,} tokens",
+            f"GPU: triton term's own peak memory beside the record, MiB, {at:,} tokens",
             64,
             gpu,
             _mib(fused.get("term_peak_bytes")),
             note=f"with autograd's gradient of all queries: {_figure(_mib(records.peak('triton', at)))} MiB",
         ),
         _target(
-            f"GPU: peak memory of a step with the term, less that of one without, MiB, {at:,} tokens",
+            f"GPU: a step's peak memory with the term, less that without, MiB, {at:,} tokens",
             64,
             gpu,
             _mib(_measured(records, at, "extra_peak_bytes")),
@@ -133,7 +133,8 @@ def _stack(records: Records, tokens: int, name: str, backend: str | None = None)
 
 
 def _measured(records: Records, tokens: int, name: str) -> int | None:
-    return next((r["measured"][name] for r in records.stack if r["tokens"] == tokens and "measured" in r), None)
+    found = (r for r in records.stack if r["tokens"] == tokens and r["backend"] == "triton" and "measured" in r)
+    return next((r["measured"][name] for r in found), None)
 
 
 def _growth(

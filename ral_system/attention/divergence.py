@@ -90,7 +90,6 @@ def row_divergence(
     return _RowDivergence.apply(query_RHD, key, rows, Target(target, key.device), kernels, kind)
 
 
-@torch.no_grad()
 def policy_blocks(
     query: Tensor,
     key: Tensor,
@@ -104,8 +103,9 @@ def policy_blocks(
 ) -> Iterator[Tensor]:
     """The policies of `rows`, a block of rows at a time, as constants: bit by bit what a divergence compares."""
     check_arguments(query, key, rows, scale, segment_ids, key_mask, heads)
+    _check_backend(backend)
     masks: dict[str, Any] = {"segment_ids": segment_ids, "key_mask": key_mask, "heads": heads}
-    yield from row_policy_blocks(query[rows], key, rows, scale=scale, backend=backend, **masks)
+    return row_policy_blocks(query[rows], key, rows, scale=scale, backend=backend, **masks)
 
 
 @torch.no_grad()
@@ -148,8 +148,7 @@ class Kernels(Protocol):
 
 
 def _kernels(backend: Backend, key: Tensor, **options: Any) -> Kernels:
-    if backend not in get_args(Backend):
-        raise ValueError(f"backend={backend!r}; known: {', '.join(get_args(Backend))}")
+    _check_backend(backend)
     installed = find_spec("triton") is not None
     if backend == "triton" and not installed:
         raise ValueError("backend='triton' needs the package triton; install it or use backend='chunked'")
@@ -159,6 +158,11 @@ def _kernels(backend: Backend, key: Tensor, **options: Any) -> Kernels:
     from ral_system.attention.fused import FusedKernels
 
     return FusedKernels(key, **options)
+
+
+def _check_backend(backend: Backend) -> None:
+    if backend not in get_args(Backend):
+        raise ValueError(f"backend={backend!r}; known: {', '.join(get_args(Backend))}")
 
 
 class _RowDivergence(torch.autograd.Function):
@@ -219,8 +223,10 @@ def _check_target(query_RHD: Tensor, key: Tensor, target: Tensor | AttentionReco
     if isinstance(target, AttentionRecord):
         check_record(target, shape, axes)
         return
+    if not isinstance(target, Tensor):
+        raise ValueError(f"target must be a Tensor {axes} = {shape} or an AttentionRecord, got {type(target).__name__}")
     if tuple(target.shape) != shape or not target.is_floating_point():
         raise ValueError(f"target must be floating {axes} = {shape}, got {target.dtype} {tuple(target.shape)}")
     if target.device != key.device:
-        raise ValueError(f"target must be on query's device {key.device}, got {target.device}")
+        raise ValueError(f"target {shape} must be on the device of query and key, {key.device}, got {target.device}")
     check_probabilities(target)

@@ -165,7 +165,7 @@ def launch_options(dim: int, dtype: torch.dtype) -> dict[str, int]:
 
 def _log_sum(x_NHR: Tensor) -> Tensor:
     """[H, R] log2 Σ_n 2^x_n; -inf where all are."""
-    top_HR = x_NHR.amax(0).clamp(min=-1e30)
+    top_HR = x_NHR.amax(0).clamp(min=-3e38)
     return top_HR + (x_NHR - top_HR).exp2().sum(0).log2()
 
 

@@ -16,7 +16,7 @@ import triton.language as tl
 INTERPRETED = tl.constexpr(triton.knobs.runtime.interpret)
 """Kernels run on CPU tensors too, slowly: TRITON_INTERPRET=1 was set when this module was imported."""
 _LOG2_E = tl.constexpr(math.log2(math.e))
-_LOWEST = tl.constexpr(-1e30)
+_LOWEST = tl.constexpr(-3e38)
 
 
 @triton.jit
@@ -62,6 +62,12 @@ def _visibility(row, key_at, segments, key_mask, tokens):
     if key_mask is not None:
         counts &= tl.load(key_mask + key_at, mask=key_at < tokens, other=0) != 0
     return seen, counts
+
+
+@triton.jit
+def _probability(logits, log_sum):
+    """2^(logit - log-sum-exp), at most 1 also where another tile's order of summation rounds large logits otherwise."""
+    return tl.exp2(tl.minimum(logits - log_sum, 0.0, propagate_nan=tl.PropagateNan.ALL))
 
 
 @triton.jit
@@ -116,7 +122,7 @@ def mixture(
                 logits = _dot(query, tl.trans(key)) * (scale * _LOG2_E)
                 counted = tl.load(counted_HR + head * row_count + at, mask=at < row_count, other=0.0)
                 weight = tl.load(weight_HR + head * row_count + at, mask=at < row_count, other=0.0)
-                found += weight[:, None] * tl.exp2(logits - counted[:, None])
+                found += weight[:, None] * _probability(logits, counted[:, None])
         _, counts = _visibility(row[:, None], key_at[None, :], segments, key_mask, tokens)
         found = tl.where(counts, found, 0.0)
     to = policy + index.to(tl.int64) * row_count * tokens + at[:, None] * tokens + key_at[None, :]
@@ -144,7 +150,7 @@ def slope_means(
         slope = tl.load(slopes_RT + key_at[None, :], mask=(row >= 0)[:, None] & (key_at < width)[None, :], other=0.0)
         logits = _dot(query, tl.trans(key)) * (scale * _LOG2_E)
         _, counts = _visibility(row[:, None], key_at[None, :], segments, key_mask, tokens)
-        mean += tl.sum(tl.where(counts, tl.exp2(logits - counted[:, None]) * slope, 0.0), 1)
+        mean += tl.sum(tl.where(counts, _probability(logits, counted[:, None]) * slope, 0.0), 1)
     tl.store(means_NHR + (span * heads + head) * row_count + at, mean, mask=at < row_count)
 
 
@@ -161,7 +167,7 @@ def _coefficients(coefficients_5HR, head, at, heads, row_count):
 @triton.jit
 def _logit_gradient(logits, slope, seen, counts, log_counted, log_seen, weight, offset, away):
     """∂D/∂logit of a tile; the rows' coefficients broadcast to it."""
-    share = tl.exp2(logits - tl.where(counts, log_counted, log_seen))
+    share = _probability(logits, tl.where(counts, log_counted, log_seen))
     return tl.where(seen, share * tl.where(counts, weight * slope - offset, -away), 0.0)
 
 

@@ -43,10 +43,11 @@ def visual_maps(mass_T: Tensor, keys: KeyProvenance) -> list[Tensor]:
 def row_statistics(policy_RT: Tensor, keys: KeyProvenance) -> dict[str, Tensor]:
     """Per row, [R] each, of a policy over all earlier keys.
 
-    `visual_mass`, `system_mass`, `text_mass`, `generated_mass`: shares of the row, which add up to 1. `sink_mass`: on
-    the first tokens, whatever they are. `vas`: visual over system mass (arXiv 2603.03825), large where the latter is
-    small, so read it beside both. `entropy`: -Σ p ln p, in nats. `image_<i>_mass`, `frame_<t>_mass`: of the sequence's
-    i-th image and its videos' t-th frames, where there are such. A row without keys is 0 everywhere.
+    `visual_mass`, `system_mass`, `text_mass`, `generated_mass`: shares of the row, which add up to 1. `sink_mass`:
+    on the first tokens, whatever they are. `vas`: visual over system mass of this row, large where the latter is
+    small, so read it beside both; absent without a system turn. (The score of arXiv 2603.03825 is a mean over all
+    layers, heads and the question's rows.) `entropy`: -Σ p ln p, in nats. `image_<i>_mass`, `frame_<t>_mass`: of
+    the sequence's i-th image and its videos' t-th frames, where there are such. A row without keys is 0 everywhere.
     """
 
     def mass(chosen_T: Tensor) -> Tensor:
@@ -61,7 +62,8 @@ def row_statistics(policy_RT: Tensor, keys: KeyProvenance) -> dict[str, Tensor]:
         "sink_mass": policy_RT[:, :SINK_TOKENS].sum(-1),
         "entropy": torch.special.entr(policy_RT).sum(-1),
     }
-    found["vas"] = found["visual_mass"] / (found["system_mass"] + VAS_EPSILON)
+    if (keys.kind == KeyKind.SYSTEM).any():
+        found["vas"] = found["visual_mass"] / (found["system_mass"] + VAS_EPSILON)
     for i in range(MEDIA_SHOWN):
         if (chosen := is_image & (keys.media == i)).any():
             found[f"image_{i}_mass"] = mass(chosen)

@@ -96,17 +96,13 @@ def check_arguments(
             f"query and key must share a floating dtype, got {query.dtype} {_shape(query)} and "
             f"{key.dtype} {_shape(key)}"
         )
-    if not math.isfinite(scale):
-        raise ValueError(f"scale must be finite, got {scale}")
-    if key.shape[1] == 0 or query.shape[1] % key.shape[1]:
+    if not isinstance(scale, int | float) or not math.isfinite(scale):
+        raise ValueError(f"scale must be a finite number, got {scale!r}")
+    if not (query.numel() and key.numel()):
+        raise ValueError(f"query and key must hold a token, a head and a dimension, got {_shape(query)}, {_shape(key)}")
+    if query.shape[1] % key.shape[1]:
         raise ValueError(f"query heads must be a multiple of key heads, got {_shape(query)}, {_shape(key)}")
-    if rows.ndim != 1 or rows.dtype != torch.int64:
-        raise ValueError(f"rows must be int64 [R], got {rows.dtype} {_shape(rows)}")
-    if rows.numel() and not (int(rows.min()) >= 0 and int(rows.max()) < query.shape[0]):
-        raise ValueError(
-            f"rows {_shape(rows)} must lie in 0..{query.shape[0] - 1} of query {_shape(query)}, "
-            f"got {int(rows.min())}..{int(rows.max())}"
-        )
+    check_rows(rows, query.shape[0], f"query {_shape(query)}")
     for name, tensor, dtype in (("segment_ids", segment_ids, torch.int64), ("key_mask", key_mask, torch.bool)):
         if tensor is not None and (tensor.shape != query.shape[:1] or tensor.dtype != dtype):
             raise ValueError(
@@ -115,9 +111,22 @@ def check_arguments(
             )
     for name, tensor in (("key", key), ("rows", rows), ("segment_ids", segment_ids), ("key_mask", key_mask)):
         if tensor is not None and tensor.device != query.device:
-            raise ValueError(f"{name} must be on query's device {query.device}, got {tensor.device}")
+            raise ValueError(
+                f"{name} {_shape(tensor)} must be on the device of query {_shape(query)}, {query.device}, "
+                f"got {tensor.device}"
+            )
     if heads not in get_args(Heads):
         raise ValueError(f"heads={heads!r}; known: {', '.join(get_args(Heads))}")
+
+
+def check_rows(rows: Tensor, tokens: int, of: str) -> None:
+    """Raise ValueError unless `rows` are positions in a sequence of `tokens` tokens, which the message calls `of`."""
+    if rows.ndim != 1 or rows.dtype != torch.int64:
+        raise ValueError(f"rows must be int64 [R], got {rows.dtype} {_shape(rows)}")
+    if rows.numel() and not (int(rows.min()) >= 0 and int(rows.max()) < tokens):
+        raise ValueError(
+            f"rows {_shape(rows)} must lie in 0..{tokens - 1} of {of}, got {int(rows.min())}..{int(rows.max())}"
+        )
 
 
 def _shape(tensor: Tensor) -> tuple[int, ...]:

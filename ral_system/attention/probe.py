@@ -15,6 +15,7 @@ from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedM
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
+from ral_system.attention.policy import check_rows
 from ral_system.attention.sequence import LayerAttention
 
 IMPLEMENTATION = "probed_sdpa"
@@ -88,7 +89,9 @@ class PackedRows:
     """int64 [R] of each sequence, positions in it."""
 
     def packed(self) -> Tensor:
-        """Their positions in the packed sequence: int64 [N]."""
+        """Their positions in the packed sequence: int64 [N]. Raises ValueError for a row outside of its sequence."""
+        for i, (length, at) in enumerate(zip(self.lengths, self.positions, strict=True)):
+            check_rows(at, length, f"sequence {i}")
         starts = accumulate(self.lengths[:-1], initial=0)
         return torch.cat([start + at for start, at in zip(starts, self.positions, strict=True)])
 
@@ -98,6 +101,7 @@ class Capture:
 
     def __init__(self, rows: PackedRows | None, whole: bool) -> None:
         self._rows, self._whole = rows, whole
+        self._at = None if rows is None else rows.packed()
         self.query: Tensor | None = None
         """[B, H, T, D], if it was captured whole."""
         self.row_query: Tensor | None = None
@@ -107,20 +111,28 @@ class Capture:
         self.scale = 1.0
 
     def take(self, query: Tensor, key: Tensor, scale: float) -> Tensor:
-        """Note them; returns the query that the layer shall go on with."""
-        if self.key is not None:  # a checkpointed layer is computed once more in the backward pass
+        """Note them; returns the query that the layer shall go on with.
+
+        Only the first pass counts: a checkpointed layer is computed once more in a backward pass. Raises ValueError for
+        rows of a batch that is not packed into one.
+        """
+        if self.key is not None:
             return query
         self.key, self.scale = key, scale
         if self._whole:
             self.query = query
         if self._rows is not None:
-            query, self.row_query = _SelectRows.apply(query, self._rows.packed())
+            if len(query) != 1 or query.shape[2] != sum(self._rows.lengths):
+                raise ValueError(
+                    f"rows are of sequences of {self._rows.lengths} tokens packed into one, but query is "
+                    f"[B, H, T, D] = {tuple(query.shape)}"
+                )
+            query, self.row_query = _SelectRows.apply(query, self._at)
         return query
 
     def sequences(self) -> list[LayerAttention]:
         """Of each packed sequence."""
         assert self.key is not None and self.row_query is not None and self._rows, "the probed layer did not run"
-        assert len(self.key) == 1, "a packed batch has one row of tokens"
         queries = self.row_query.split([len(at) for at in self._rows.positions])
         keys = self.key[0].transpose(0, 1).split(self._rows.lengths)
         return [LayerAttention(query, key, self.scale) for query, key in zip(queries, keys, strict=True)]

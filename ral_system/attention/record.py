@@ -22,16 +22,26 @@ def record_attention(
     """Blocks of policies [R, T], at least one, as one record of weight version `version`.
 
     `top_k` keeps each row's K largest entries and the mass of the rest; None keeps all T. Entries are stored in `dtype`
-    (float32 or bfloat16), the mass of the rest in float32.
+    (float32 or bfloat16), the mass of the rest in float32. Raises ValueError that names the argument.
     """
+    if top_k is not None and top_k < 1:
+        raise ValueError(f"top_k must be at least 1, or None to keep every entry, got {top_k}")
+    if dtype not in (torch.float32, torch.bfloat16):
+        raise ValueError(f"dtype must be torch.float32 or torch.bfloat16, got {dtype}")
     values, indices, tails = [], [], []
     for policy_RT in blocks:
+        if policy_RT.ndim not in (2, 3) or policy_RT.shape[-1] != tokens:
+            raise ValueError(
+                f"blocks must be [R, T] or [H, R, T] with T = {tokens} tokens, got {tuple(policy_RT.shape)}"
+            )
         kept_RK = policy_RT
         if top_k is not None:
             kept_RK, indices_RK = policy_RT.topk(min(top_k, tokens), dim=-1)
             indices.append(indices_RK.int().cpu())
             tails.append(_tail(policy_RT, indices_RK).float().cpu())
         values.append(kept_RK.to(dtype).cpu())
+    if not values:
+        raise ValueError("blocks holds no policy; a sequence without rows has one of no rows")
     return AttentionRecord(
         version=version,
         tokens=tokens,
@@ -71,7 +81,7 @@ class Target:
             q = torch.cat([q, self._tail[..., rows].to(policy.dtype)[..., None]], dim=-1)
         else:
             p = self._round(p)
-        some_R = policy.detach().sum(-1) > 0  # a row without a key that counts has nothing to be moved
+        some_R = policy.detach().sum(-1) != 0  # a row without a key that counts has nothing to be moved
         return torch.where(some_R, divergence(p, q, kind), 0.0)
 
     def _round(self, p: Tensor) -> Tensor:
@@ -94,11 +104,20 @@ def check_record(record: AttentionRecord, shape: tuple[int, ...], axes: str) -> 
         raise ValueError(f"target is a record of {record.values.shape} whose tail is {found}, not {of_rows}")
     if indices is not None and indices.size and not 0 <= int(indices.min()) <= int(indices.max()) < tokens:
         raise ValueError(f"target is a record of keys {indices.min()}..{indices.max()}, but query has {tokens} tokens")
-    check_probabilities(_to_torch(record.values))
+    values = _to_torch(record.values)
+    check_probabilities(values)
+    if indices is not None and tail is not None:
+        ordered = np.sort(indices, axis=-1)
+        if (ordered[..., 1:] == ordered[..., :-1]).any():
+            raise ValueError(f"target is a record of {indices.shape} keys, some of them twice in a row")
+        check_probabilities(torch.cat([values.float(), torch.from_numpy(tail)[..., None]], dim=-1))
 
 
 def check_probabilities(values: Tensor) -> None:
-    """Raise ValueError unless the last axis holds probabilities that add up to at most 1."""
+    """Raise ValueError unless the last axis holds probabilities that add up to at most 1.
+
+    Of a top-k record the last one may be the mass of the rest.
+    """
     if not values.numel():
         return
     if not (float(values.min()) >= 0 and float(values.max()) < float("inf")):

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ral_system.algorithms.divergences import Divergence
 from ral_system.attention.divergence import Backend, row_divergence, row_policy_blocks
-from ral_system.attention.policy import Heads
+from ral_system.attention.policy import Heads, check_rows
 from ral_system.types import AttentionRecord
 
 
@@ -36,6 +36,13 @@ class SequenceAttention:
     """bool [T], keys that count; None: all."""
     heads: Heads
     backend: Backend
+
+    def __post_init__(self) -> None:
+        """Raise ValueError for rows that a layer's query and key do not fit."""
+        for layer in self.layers:
+            check_rows(self.rows, len(layer.key), f"key {tuple(layer.key.shape)}")
+            if len(layer.query) != len(self.rows):
+                raise ValueError(f"rows {tuple(self.rows.shape)} do not fit query {tuple(layer.query.shape)}")
 
     def policies(self, layer: int) -> Iterator[Tensor]:
         """Constant policies of one probed layer, in blocks of rows."""

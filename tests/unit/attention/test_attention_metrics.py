@@ -37,6 +37,12 @@ def test_by_hand() -> None:
     assert set(found) <= set(STATISTICS)
 
 
+def test_without_a_system_turn_there_is_no_visual_attention_score() -> None:
+    keys = key_provenance(torch.tensor([1, 0]), images=[(1, 1, 1)], system_tokens=0, prompt_tokens=2)
+    found = row_statistics(torch.tensor([[0.9, 0.1]]), keys)
+    assert "vas" not in found and found["system_mass"].tolist() == [0.0]
+
+
 def test_masses_add_up_to_one() -> None:
     policy = torch.rand(5, 9, generator=torch.Generator().manual_seed(0)).softmax(-1)
     found = row_statistics(policy, KEYS)

@@ -136,9 +136,18 @@ def test_gradients_against_finite_differences(heads: int, key_heads: int) -> Non
         ((4, 2, 8), (4, 2, 8), [0.0], r"rows must be int64 \[R\], got torch.float32 \(1,\)"),
         ((4, 2, 8), (4, 2, 8), [[0]], r"rows must be int64 \[R\], got torch.int64 \(1, 1\)"),
         ((4, 2, 8), (4, 2, 8), [1, 4], r"rows \(2,\) must lie in 0..3 of query \(4, 2, 8\), got 1..4"),
+        ((0, 2, 8), (0, 2, 8), [0], r"must hold a token, a head and a dimension, got \(0, 2, 8\), \(0, 2, 8\)"),
+        ((4, 0, 8), (4, 2, 8), [0], r"must hold a token, a head and a dimension, got \(4, 0, 8\), \(4, 2, 8\)"),
+        ((4, 2, 0), (4, 2, 0), [0], r"must hold a token, a head and a dimension, got \(4, 2, 0\), \(4, 2, 0\)"),
         ((4, 2, 8), (4, 2, 8), [-1, 2], r"rows \(2,\) must lie in 0..3 of query \(4, 2, 8\), got -1..2"),
     ],
 )
 def test_errors_name_the_argument_and_its_shape(query: tuple, key: tuple, rows: list, complaint: str) -> None:
     with pytest.raises(ValueError, match=complaint):
         attention_policy(torch.zeros(query), torch.zeros(key), torch.tensor(rows), scale=1.0)
+
+
+@pytest.mark.parametrize("scale", [float("nan"), float("inf"), "a", None])
+def test_a_scale_that_is_no_finite_number_is_refused(scale: object) -> None:
+    with pytest.raises(ValueError, match="scale must be a finite number, got "):
+        attention_policy(torch.zeros(4, 2, 8), torch.zeros(4, 2, 8), torch.tensor([1]), scale=scale)  # type: ignore[arg-type]

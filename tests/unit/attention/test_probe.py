@@ -20,6 +20,7 @@ from transformers import (
 
 from ral_system.attention import attention_policy
 from ral_system.attention.probe import IMPLEMENTATION, AttentionProbe, Capture, PackedRows
+from ral_system.attention.sequence import LayerAttention, SequenceAttention
 
 START, END, IMAGE, VIDEO = 1, 2, 3, 4
 TEXT = {
@@ -354,6 +355,46 @@ def test_a_query_is_kept_whole_on_request_only() -> None:
         capture = Capture(rows, whole)
         capture.take(*tensors, 1.0)
         assert (capture.query is not None) == whole
+
+
+def test_rows_outside_of_their_sequence_are_refused_and_never_read_from_the_next(load: Load) -> None:
+    probe = AttentionProbe(load("qwen2", IMPLEMENTATION))
+    for position in (6, -1):
+        rows = PackedRows((6, 6), (torch.tensor([position]), torch.tensor([0])))
+        with pytest.raises(ValueError, match=r"rows \(1,\) must lie in 0..5 of sequence 0"), probe.capture(rows):
+            pass
+
+
+def test_rows_of_a_batch_that_is_not_packed_are_refused(load: Load) -> None:
+    model = load("qwen2", IMPLEMENTATION)
+    with (
+        pytest.raises(ValueError, match=r"sequences of \(2,\) tokens packed into one, but query is .* = \(2, "),
+        AttentionProbe(model).capture(PackedRows((2,), (torch.tensor([1]),))),
+    ):
+        model(torch.tensor([[5, 6], [5, 6]]))
+
+
+@pytest.mark.parametrize("backend", ["dense", "chunked"])
+def test_rows_that_do_not_fit_their_keys_are_refused(backend: Any) -> None:
+    layer = LayerAttention(torch.zeros(2, 2, 16), torch.zeros(6, 1, 16), 0.3)
+    with pytest.raises(ValueError, match=r"rows \(2,\) must lie in 0..5 of key \(6, 1, 16\), got 4..9"):
+        SequenceAttention((layer,), torch.tensor([4, 9]), None, "mean", backend)
+    with pytest.raises(ValueError, match=r"rows \(3,\) do not fit query \(2, 2, 16\)"):
+        SequenceAttention((layer,), torch.tensor([1, 2, 3]), None, "mean", backend)
+
+
+def test_a_backward_pass_inside_the_block_does_not_capture_again(load: Load) -> None:
+    model = load("qwen2", IMPLEMENTATION).train()
+    model.gradient_checkpointing_enable({"use_reentrant": False})
+    try:
+        with AttentionProbe(model).capture(every_row((3,))) as (capture,):
+            logits = model(torch.tensor([[5, 6, 7]]), use_cache=False).logits
+            first = capture.row_query
+            logits.sum().backward()
+            assert capture.row_query is first
+    finally:
+        model.gradient_checkpointing_disable()
+        model.eval()
 
 
 def test_captures_nothing_after_the_block_even_when_it_raises(load: Load) -> None:

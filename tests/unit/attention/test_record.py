@@ -168,9 +168,29 @@ def test_a_record_of_other_weights_is_refused() -> None:
         ({"indices": np.zeros((6, 3), np.int32)}, r"a record of \(6, 4\), but rows ask for"),
         ({"tail": None}, r"a record of \(6, 4\) whose tail is None, not \(6,\)"),
         ({"tail": np.zeros(5, np.float32)}, r"whose tail is \(5,\), not \(6,\)"),
+        ({"tail": np.full(6, np.nan, np.float32)}, r"probabilities ≥ 0, got nan at \[0, 4\] of \(6, 5\)"),
+        ({"tail": np.full(6, -0.5, np.float32)}, r"probabilities ≥ 0, got -0.5 at \[0, 4\]"),
+        ({"tail": np.full(6, np.inf, np.float32)}, r"probabilities ≥ 0, got inf at \[0, 4\]"),
+        ({"tail": np.full(6, 5.0, np.float32)}, r"a row of \(6, 5\) adds up to [56]"),
+        ({"indices": np.full((6, 4), 1, np.int32)}, r"a record of \(6, 4\) keys, some of them twice in a row"),
     ],
 )
 def test_a_record_that_cannot_be_is_refused(change: dict, complaint: str) -> None:
     query, key = tensors()
     with pytest.raises(ValueError, match=complaint):
         attention_divergence(query, key, ROWS, replace(record(top_k=4), **change), scale=SCALE)
+
+
+@pytest.mark.parametrize(
+    ("change", "complaint"),
+    [
+        ({"top_k": 0}, "top_k must be at least 1, or None to keep every entry, got 0"),
+        ({"dtype": torch.int64}, "dtype must be torch.float32 or torch.bfloat16, got torch.int64"),
+        ({"tokens": 4}, r"blocks must be \[R, T\] or \[H, R, T\] with T = 4 tokens, got \(2, 6\)"),
+        ({"blocks": []}, "blocks holds no policy"),
+    ],
+)
+def test_what_cannot_be_recorded_is_refused(change: dict, complaint: str) -> None:
+    given: dict = {"blocks": [torch.zeros(2, 6)], "version": 0, "tokens": 6, "top_k": 2, "dtype": torch.float32}
+    with pytest.raises(ValueError, match=complaint):
+        record_attention(**given | change)

@@ -14,7 +14,9 @@ from ral_system.data.media import MediaStore
 from ral_system.errors import ConfigError
 from ral_system.models.loading import load_model, load_processor, media_token_ids
 from ral_system.models.policy import PolicyModel, PolicyOutput
+from ral_system.training.gradient_share import squared_norms
 from ral_system.training.learner_rank import build_policy
+from ral_system.training.objective import Objective
 from ral_system.types import Sample
 
 TEMPERATURE = 0.7
@@ -158,6 +160,41 @@ def test_gradients_reach_vision_and_text(bench: Bench) -> None:
     assert bench.model.lm_head.weight.grad.any()
     assert bench.model.model.visual.patch_embed.proj.weight.grad.any()
     bench.model.zero_grad(set_to_none=True)
+
+
+def test_the_attention_terms_share_is_that_of_gradients_at_whole_queries_and_keys(bench: Bench) -> None:
+    """Against attention and log-probs read from one unpacked sequence's whole query, row by row."""
+    sample = bench.samples[3]
+    prompt, length = len(sample.prompt.token_ids), sample.length
+    policy = PolicyModel(bench.model, temperature=TEMPERATURE, banned_token_ids=bench.banned)
+    output = policy(bench.collate((sample,)), with_attention=True, with_probed=True)
+    assert output.attention is not None
+    rows_RT = torch.rand(length - prompt, length, generator=torch.Generator().manual_seed(0))
+    (at,) = output.attention[0].layers
+    p_RT = dense_policy(at.query, at.key, output.attention[0].rows, at.scale, None, None, "mean")
+    found = squared_norms(Objective(output.log_probs.sum(), {}, attention=(p_RT * rows_RT).sum()), output.probed)
+
+    batch = bench.collate((sample,))
+    with AttentionProbe(bench.model).capture(whole=True) as (capture,):
+        logits = bench.model(
+            input_ids=batch.input_ids[None],
+            mm_token_type_ids=batch.token_types[None],
+            pixel_values=batch.pixel_values,
+            image_grid_thw=batch.image_grid_thw,
+            use_cache=False,
+        ).logits[0]
+    assert capture.query is not None and capture.key is not None
+    scaled = logits[prompt - 1 : length - 1] / TEMPERATURE
+    scaled[:, bench.banned] = -torch.inf
+    token = scaled.log_softmax(-1).gather(-1, torch.tensor(sample.response_token_ids)[:, None]).sum()
+    query, key = (t[0].transpose(0, 1) for t in (capture.query, capture.key))
+    slow_RT = attention_policy(query, key, torch.arange(prompt, length), scale=capture.scale)
+    expected = []
+    for loss in (token, (slow_RT * rows_RT).sum()):
+        gradients = torch.autograd.grad(loss, (capture.query, capture.key), retain_graph=True)
+        assert all(g.any() for g in gradients)
+        expected.append(sum(float(g.double().square().sum()) for g in gradients))
+    assert found.tolist() == pytest.approx(expected, rel=1e-4)
 
 
 def test_gradients_are_those_of_a_padded_batch(bench: Bench) -> None:
