@@ -103,7 +103,7 @@ def policy_objective(
             global_tokens=attention_rows,
             global_sequences=counts.sequences,
         )
-        assert term.requires_grad or not torch.is_grad_enabled(), "the probed layers' queries carry no gradient"
+        assert term.requires_grad or not loss.requires_grad, "the probed layers' queries carry no gradient"
         weighted_term = attention.weight * term
         sums["attention/loss"] = term.detach() * counts.tokens
     taught, taught_metrics = distillation(output, samples, teaching, algorithm, counts, attention_rows)
