@@ -62,6 +62,10 @@ def _attention(run: RunData) -> list[Chart]:
         _rl(run, "media-mass", "Mass by picture", "Share of the rows' attention on each picture or video frame.",
             [(key, key.removeprefix("attention/").removesuffix("_mass").replace("_", " ")) for key in media]
             if len(media) > 1 else [], unit="percent"),
+        _rl(run, "token-distillation", "Token distillation", "Divergence of the next token to the teacher's.",
+            [("distillation/token_divergence", "divergence")], unit="nats"),
+        _rl(run, "attention-distillation", "Attention distillation", "Divergence of the rows to the teacher's.",
+            [("distillation/attention_divergence", "divergence")], unit="nats"),
         _rl(run, "gradient-share", "Attention's share of the gradient", "At the probed queries and keys.",
             [("attention/gradient_share", "mean"), ("attention/gradient_share_max", "largest")], unit="percent"),
     ]  # fmt: skip

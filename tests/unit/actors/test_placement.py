@@ -1,7 +1,7 @@
 import pytest
 
 from actors.placement import Bundle, plan, preflight
-from ral_system.config.schema import RunConfig
+from ral_system.config.schema import RunConfig, TeacherRole
 from ral_system.config.validate import parse_config
 from ral_system.errors import SetupError
 
@@ -58,6 +58,15 @@ def test_the_paper_set_up_fills_one_node_of_eight_gpus() -> None:
     preflight(bundles, [{"CPU": 64.0, "GPU": 8.0}])
     with pytest.raises(SetupError, match="needs 8 GPUs"):
         preflight(bundles, [{"CPU": 64.0, "GPU": 4.0}])
+
+
+def test_attention_distillation_of_the_paper_fills_one_node_too() -> None:
+    config = compose("experiment=attention_distill_qwen2_5_vl_32b_to_7b")
+    assert config.teachers == (TeacherRole("Qwen/Qwen2.5-VL-32B-Instruct", tokens=True, attention=True),)
+    assert (config.teacher.dtype, config.algorithm.distillation.attention.reduction) == ("bfloat16", "sequence_sum")
+    bundles = plan(config, "rl")
+    assert [b.role for b in bundles if b.gpus] == ["learner"] * 4 + ["rollout"] * 2 + ["reference", "teacher"]
+    preflight(bundles, [{"CPU": 64.0, "GPU": 8.0}])
 
 
 def test_a_cluster_that_is_too_small_is_told_by_how_much() -> None:
