@@ -1,4 +1,4 @@
-"""`ral-evaluate`: held-out accuracy of a model folder, overall and by question kind, greedily, in this process.
+"""`ral-evaluate`: held-out accuracy of a model folder by question kind, greedily, and where its question tokens look.
 
 ral-evaluate experiment=quickstart start_model=runs/quickstart/model evaluation.questions=500
 """
@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from launch.cli import run_with_config
 from ral_system.config.schema import RunConfig
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from ral_system.controller.evaluate import Generate
     from ral_system.data.media import MediaStore
     from ral_system.rollout.vllm_environment import Device
+    from ral_system.types import Prompt
 
 
 def main() -> None:
@@ -26,7 +28,7 @@ def main() -> None:
 
 
 def evaluate_model(config: RunConfig) -> None:
-    """Print a table and write `evaluation.json` into the run folder."""
+    """Print a table; write `evaluation.json` and the map `visual_score.svg` into the run folder."""
     if config.start_model is None:
         raise ConfigError("start_model=null: say which model folder to evaluate, start_model=runs/quickstart/model")
     from ral_system.observability.quiet import silence_third_party
@@ -48,6 +50,8 @@ def evaluate_model(config: RunConfig) -> None:
     media = MediaStore(folder / "media")
     source = VisualSearchPrompts(config.data, renderer, media, format=config.algorithm.response_format)
     prompts = [source.question("held_out", i) for i in range(config.evaluation.questions)]
+    shown = [source.question("held_out", i) for i in range(config.evaluation.attention_questions)]
+    attention = _attention(config, model, shown, media, folder)  # before the engine, which may take all the memory
     with RewardPool(config.reward, config.algorithm.response_format) as rewarder:
         generate = _engine(config, model, media)
         metrics = evaluate(generate, rewarder, prompts, max_new_tokens=config.rollout.max_new_tokens).metrics()
@@ -55,8 +59,39 @@ def evaluate_model(config: RunConfig) -> None:
     table = Table("held-out", "value", title=f"{model}: {len(prompts)} questions, greedy")
     for name, value in metrics.items():
         table.add_row(name.removeprefix("eval/"), f"{value:.3f}")
-    Console().print(table)
-    write_atomically(folder / "evaluation.json", json.dumps({"model": str(model), **metrics}, indent=2))
+    for name in ("visual_attention_score", "visual_mass", "system_mass"):
+        if name in attention:
+            table.add_row(name, f"{attention[name]:.3f}")
+    console = Console()
+    console.print(table)
+    if attention:
+        console.print(f"{folder}/visual_score.svg: the score by layer and head")
+    elif shown:
+        console.print("no visual attention score: without a system turn, or without pictures, it is not defined")
+    write_atomically(folder / "evaluation.json", json.dumps({"model": str(model), **metrics, **attention}, indent=2))
+
+
+def _attention(
+    config: RunConfig, model: Path, prompts: Sequence[Prompt], media: MediaStore, folder: Path
+) -> dict[str, Any]:
+    """The visual attention score and its masses, overall and by layer and head; nothing where they are not defined."""
+    from ral_system.models.visual_score import measure_visual_score
+    from ral_system.observability.heatmap import heatmap
+    from ral_system.observability.jsonl import write_atomically
+
+    found = measure_visual_score(model, prompts, media, dtype=config.learner.dtype, batch=config.learner.micro_batch)
+    if found is None:
+        return {}
+    note = "Attention of the question's tokens: on pictures / on the system turn."
+    title = f"Visual attention score {found.score.mean():.2f}"
+    write_atomically(folder / "visual_score.svg", heatmap(found.score.tolist(), title, note))
+    parts = {
+        "visual_attention_score": found.score,
+        "visual_mass": found.visual_mass,
+        "system_mass": found.system_mass,
+    }
+    overall = {name: float(values.mean()) for name, values in parts.items()}
+    return overall | {f"{name}_by_layer_and_head": values.tolist() for name, values in parts.items()}
 
 
 def _engine(config: RunConfig, model: Path, media: MediaStore) -> Generate:

@@ -69,6 +69,7 @@ class DataConfig(Group):
     glance_share: Annotated[float, Field(ge=0, le=1)]
     """Share of the think-and-answer demonstrations that look nothing up, and guess where several cells matter."""
     system_prompt: str
+    """Empty: no system turn."""
 
 
 class KLConfig(Group):
@@ -278,6 +279,8 @@ class EvaluationConfig(Group):
     """RL steps between evaluations; 0 evaluates only before and after."""
     every_questions: Positive
     """At the evaluations inside RL."""
+    attention_questions: NonNegative
+    """Questions whose visual attention score `ral-evaluate` measures; 0 none."""
 
 
 class CheckpointConfig(Group):

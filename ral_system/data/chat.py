@@ -12,7 +12,8 @@ from ral_system.types import Media, Prompt
 class ChatRenderer:
     """Renders conversations with a model's own processor. Media placeholders are expanded here and nowhere else.
 
-    `processor` is a Hugging Face processor with a chat template, an image processor and a tokenizer.
+    `processor` is a Hugging Face processor with a chat template, an image processor and a tokenizer. An empty
+    `system_prompt` sends no system turn.
     """
 
     def __init__(self, processor: Any, system_prompt: str) -> None:
@@ -23,7 +24,7 @@ class ChatRenderer:
     def prompt(self, *, id: str, kind: str, question: str, answer: str, media: Sequence[Media]) -> Prompt:
         """System prompt, pictures, question and the opening of the assistant's turn, as one `Prompt`."""
         content = [*({"type": "image"} for _ in media), {"type": "text", "text": question}]
-        messages = [{"role": "system", "content": self._system_prompt}, {"role": "user", "content": content}]
+        messages = [*self._system_turn(), {"role": "user", "content": content}]
         text = self._processor.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
         pieces = text.split(self._processor.image_token)
         if len(pieces) != len(media) + 1:
@@ -39,9 +40,13 @@ class ChatRenderer:
 
     @functools.cached_property
     def _system_tokens(self) -> int:
-        messages = [{"role": "system", "content": self._system_prompt}]
-        text = self._processor.apply_chat_template(messages, add_generation_prompt=False, tokenize=False)
+        if not self._system_prompt:
+            return 0
+        text = self._processor.apply_chat_template(self._system_turn(), add_generation_prompt=False, tokenize=False)
         return len(self._tokenizer(text, add_special_tokens=False)["input_ids"])
+
+    def _system_turn(self) -> list[dict[str, Any]]:
+        return [{"role": "system", "content": self._system_prompt}] if self._system_prompt else []
 
     def response(self, text: str) -> tuple[int, ...]:
         """Token ids of an assistant turn, its end-of-turn token included."""

@@ -1,5 +1,6 @@
 """Whole runs on real Ray, vLLM and DeepSpeed: what they leave, and that nothing outlives them however they end."""
 
+import json
 import os
 import signal
 import subprocess
@@ -62,7 +63,9 @@ def test_every_role_on_ray(commands, left, marked, end_of, mark: str, tmp_path: 
     overrides = ("experiment=smoke", "name=evaluated", f"start_model={run.folder / 'model'}", "evaluation.questions=5")
     done = commands("ral-evaluate", *overrides, cwd=tmp_path, **environment(mark))  # in vLLM
     assert done.returncode == 0, done.stderr
-    assert (tmp_path / "runs" / "evaluated" / "evaluation.json").is_file()
+    evaluated = json.loads((tmp_path / "runs" / "evaluated" / "evaluation.json").read_text())
+    assert evaluated["visual_attention_score"] > 0 and len(evaluated["visual_mass_by_layer_and_head"]) == 2
+    assert (tmp_path / "runs" / "evaluated" / "visual_score.svg").is_file()
     end_of(mark, GONE_WITHIN_S)
 
 

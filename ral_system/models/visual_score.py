@@ -1,0 +1,36 @@
+"""The visual attention score of a model folder over prompts."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from ral_system.attention.visual_score import VisualScore, mean_score, visual_score
+from ral_system.config.schema import Dtype
+from ral_system.data.collate import Collator
+from ral_system.data.media import MediaStore
+from ral_system.models.loading import load_model, load_processor
+from ral_system.models.policy import PolicyModel
+from ral_system.types import Prompt, Sample
+
+
+def measure_visual_score(
+    model_folder: Path, prompts: Sequence[Prompt], media: MediaStore, *, dtype: Dtype, batch: int
+) -> VisualScore | None:
+    """Of all layers and heads, over the rows of the prompts' questions; None where no prompt defines it."""
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    model = load_model(model_folder, dtype=dtype, device=device)
+    policy = PolicyModel(model, temperature=1.0, banned_token_ids=(), layers="all").to(device)
+    collate = Collator(load_processor(model_folder), media.open, rows="instruction")
+    scores = []
+    for start in range(0, len(prompts), batch):
+        samples = tuple(Sample(prompt.id, prompt, ()) for prompt in prompts[start : start + batch])
+        tensors = collate(samples).to(device)
+        with torch.no_grad():
+            attention = policy(tensors, with_attention=True).attention
+        assert attention is not None
+        parts = zip(attention, tensors.keys.split(tensors.lengths), strict=True)
+        scores += [score for rows, keys in parts if (score := visual_score(rows, keys)) is not None]
+    return mean_score(scores) if scores else None
