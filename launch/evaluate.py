@@ -16,6 +16,7 @@ from ral_system.config.schema import RunConfig
 from ral_system.errors import ConfigError
 
 if TYPE_CHECKING:
+    from ral_system.attention.intervention import Intervention
     from ral_system.controller.evaluate import Generate
     from ral_system.data.media import MediaStore
     from ral_system.rollout.vllm_environment import Device
@@ -28,7 +29,10 @@ def main() -> None:
 
 
 def evaluate_model(config: RunConfig) -> None:
-    """Print a table; write `evaluation.json` and the map `visual_score.svg` into the run folder."""
+    """Print a table, with a column for the steered model if there is an intervention.
+
+    Writes `evaluation.json` and the map `visual_score.svg` into the run folder.
+    """
     if config.start_model is None:
         raise ConfigError("start_model=null: say which model folder to evaluate, start_model=runs/quickstart/model")
     from ral_system.observability.quiet import silence_third_party
@@ -52,23 +56,34 @@ def evaluate_model(config: RunConfig) -> None:
     prompts = [source.question("held_out", i) for i in range(config.evaluation.questions)]
     shown = [source.question("held_out", i) for i in range(config.evaluation.attention_questions)]
     attention = _attention(config, model, shown, media, folder)  # before the engine, which may take all the memory
+    steer = config.intervention
     with RewardPool(config.reward, config.algorithm.response_format) as rewarder:
-        generate = _engine(config, model, media)
-        metrics = evaluate(generate, rewarder, prompts, max_new_tokens=config.rollout.max_new_tokens).metrics()
 
-    table = Table("held-out", "value", title=f"{model}: {len(prompts)} questions, greedy")
-    for name, value in metrics.items():
-        table.add_row(name.removeprefix("eval/"), f"{value:.3f}")
+        def measured(generate: Generate) -> dict[str, float]:
+            return evaluate(generate, rewarder, prompts, max_new_tokens=config.rollout.max_new_tokens).metrics()
+
+        metrics = measured(_hf_engine(config, model, media) if steer.active else _engine(config, model, media))
+        steered = measured(_hf_engine(config, model, media, _intervention(config))) if steer.active else {}
+
+    columns = ["value", f"image +{steer.image:g}, system -{steer.system:g}"] if steered else ["value"]
+    table = Table("held-out", *columns, title=f"{model}: {len(prompts)} questions, greedy")
+    for name in metrics:
+        table.add_row(name.removeprefix("eval/"), *(f"{m[name]:.3f}" for m in (metrics, steered) if m))
     for name in ("visual_attention_score", "visual_mass", "system_mass"):
         if name in attention:
             table.add_row(name, f"{attention[name]:.3f}")
     console = Console()
     console.print(table)
+    if steered:
+        console.print(f"steered {steer.space}; both columns by transformers, since vLLM's attention cannot be steered")
     if attention:
         console.print(f"{folder}/visual_score.svg: the score by layer and head")
     elif shown:
         console.print("no visual attention score: without a system turn, or without pictures, it is not defined")
-    write_atomically(folder / "evaluation.json", json.dumps({"model": str(model), **metrics, **attention}, indent=2))
+    found = {"model": str(model), **metrics, **attention}
+    if steered:
+        found |= {"intervention": steer.model_dump(mode="json"), "steered": steered}
+    write_atomically(folder / "evaluation.json", json.dumps(found, indent=2))
 
 
 def _attention(
@@ -94,6 +109,28 @@ def _attention(
     return overall | {f"{name}_by_layer_and_head": values.tolist() for name, values in parts.items()}
 
 
+def _intervention(config: RunConfig) -> Intervention:
+    from ral_system.attention.intervention import Intervention
+
+    c = config.intervention
+    layers, heads = (None if chosen == "all" else chosen for chosen in (c.layers, c.heads))
+    return Intervention(c.image, c.system, c.space, layers, heads)
+
+
+def _hf_engine(config: RunConfig, model: Path, media: MediaStore, intervention: Intervention | None = None) -> Generate:
+    import torch
+
+    from ral_system.models.loading import media_token_ids
+    from ral_system.rollout.hf_generator import HfEngine
+
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    banned = media_token_ids(model)
+    try:
+        return HfEngine(model, config.rollout, media, banned, config.seed, device, intervention).generate
+    except ValueError as error:  # layers or heads that the model does not have
+        raise ConfigError(f"intervention.{error}") from error
+
+
 def _engine(config: RunConfig, model: Path, media: MediaStore) -> Generate:
     import torch
 
@@ -102,9 +139,7 @@ def _engine(config: RunConfig, model: Path, media: MediaStore) -> Generate:
     device: Device = "cuda" if torch.cuda.is_available() else "cpu"
     banned = media_token_ids(model)
     if config.rollout.engine == "hf":
-        from ral_system.rollout.hf_generator import HfEngine
-
-        return HfEngine(model, config.rollout, media, banned, config.seed, device).generate
+        return _hf_engine(config, model, media)
     from ral_system.rollout.vllm_environment import vllm_environment
 
     os.environ.update(vllm_environment(config.rollout, config.cluster.threads_per_process, device))

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from launch.cli import run_with_config
 from ral_system.config.schema import RunConfig, Stage
-from ral_system.errors import GateError
+from ral_system.errors import ConfigError, GateError
 
 
 def main() -> None:
@@ -44,6 +44,11 @@ def run_stages(config: RunConfig, stages: Sequence[Stage]) -> None:
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # threads that spin while idle slow a shared machine tenfold
     from ral_system.controller.run_folder import RunFolder
 
+    if config.intervention.active:
+        raise ConfigError(
+            f"intervention.image={config.intervention.image:g} and intervention.system={config.intervention.system:g} "
+            "steer ral-evaluate alone; set both to 0 to train"
+        )
     folder = RunFolder((Path(config.runs_dir) / config.name).resolve())
     folder.open(config)  # before the slow imports, so that a refusal is quick
     from ral_system.controller.checkpoint import Checkpoints

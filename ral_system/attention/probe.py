@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import accumulate
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +15,7 @@ from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedM
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
+from ral_system.attention.intervention import Steering, steered
 from ral_system.attention.policy import check_rows
 from ral_system.attention.sequence import LayerAttention
 
@@ -35,22 +36,46 @@ def _probed_sdpa(
     attention_mask: Tensor | None,
     *,
     segment_lengths: tuple[int, ...] | None = None,
+    steering: Steering | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
     """sdpa; with `segment_lengths` (a keyword of the model's forward), of sequences that are packed into one.
 
     Each sequence then runs alone, so nothing leaks and no mask is needed; a vision encoder, which separates its
-    pictures itself, is left alone.
+    pictures itself, is left alone. With `steering` (another), steered at its layers; probes see the layer as it is.
     """
     capture: Capture | None = getattr(module, _ATTRIBUTE, None)
     if capture is not None:
         query = capture.take(query, key, float(kwargs["scaling"]))
-    if segment_lengths is None or not getattr(module, "is_causal", True):
+    if not getattr(module, "is_causal", True):
         return sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)
+    if steering is not None and not steering.acts_on(cast(int, module.layer_idx)):
+        steering = None
+    if segment_lengths is None:
+        return _attend(module, query, key, value, attention_mask, kwargs, steering), None
     if attention_mask is not None or kwargs.get("sliding_window") is not None:
         raise ValueError("packed sequences take no attention mask and no sliding window")
+    found, start = [], 0
     parts = zip(*(tensor.split(segment_lengths, dim=2) for tensor in (query, key, value)), strict=True)
-    return torch.cat([sdpa_attention_forward(module, q, k, v, None, **kwargs)[0] for q, k, v in parts], dim=1), None
+    for length, (q, k, v) in zip(segment_lengths, parts, strict=True):
+        here = None if steering is None else steering.part(start, length)
+        found.append(_attend(module, q, k, v, None, kwargs, here))
+        start += length
+    return torch.cat(found, dim=1), None
+
+
+def _attend(
+    module: Any,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    kwargs: dict[str, Any],
+    steering: Steering | None,
+) -> Tensor:
+    if steering is not None:
+        module, key, value, kwargs = steered(module, query, key, value, kwargs, steering)
+    return sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)[0]
 
 
 AttentionInterface.register(IMPLEMENTATION, _probed_sdpa)

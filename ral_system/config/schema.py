@@ -283,6 +283,24 @@ class EvaluationConfig(Group):
     """Questions whose visual attention score `ral-evaluate` measures; 0 none."""
 
 
+class InterventionConfig(Group):
+    """Steering where a model looks in `ral-evaluate`, without training it (AVAR 2.2); compared with the plain model."""
+
+    image: NonNegativeFloat
+    """How much more attention goes to visual tokens (the paper: 0.15)."""
+    system: Annotated[float, Field(ge=0, lt=1)]
+    """How much less goes to the system turn (the paper: 0 to 0.6)."""
+    space: Literal["weights", "logits"]
+    """What is changed: attention weights, each row renormalised, or the logits, literally."""
+    layers: Literal["all"] | Annotated[tuple[NonNegative, ...], Field(min_length=1)]
+    heads: Literal["all"] | Annotated[tuple[NonNegative, ...], Field(min_length=1)]
+
+    @property
+    def active(self) -> bool:
+        """Whether it steers at all."""
+        return self.image > 0 or self.system > 0
+
+
 class CheckpointConfig(Group):
     """What is saved and when."""
 
@@ -359,6 +377,7 @@ class RunConfig(Group):
     perceive: SupervisedConfig
     sft: SupervisedConfig
     evaluation: EvaluationConfig
+    intervention: InterventionConfig
     checkpoint: CheckpointConfig
     cluster: ClusterConfig
     logging: LoggingConfig

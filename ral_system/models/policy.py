@@ -12,8 +12,10 @@ from transformers import PreTrainedModel
 
 from ral_system.algorithms.log_probs import entropy, sampling_log_softmax
 from ral_system.attention.divergence import Backend
+from ral_system.attention.intervention import Intervention, Steering
 from ral_system.attention.policy import Heads
 from ral_system.attention.probe import AttentionProbe, Capture, PackedRows
+from ral_system.attention.provenance import KeyKind
 from ral_system.attention.sequence import SequenceAttention
 from ral_system.data.collate import TensorBatch
 
@@ -50,12 +52,14 @@ class PolicyModel(nn.Module):
         layers: Literal["last", "all"] | Sequence[int] = "last",
         heads: Heads = "mean",
         backend: Backend = "auto",
+        intervention: Intervention | None = None,
     ) -> None:
         super().__init__()
         self.model = model
         self._probe = AttentionProbe(model, layers)
         self._temperature = temperature
         self._heads, self._backend = heads, backend
+        self._intervention = intervention if intervention is not None and intervention.active else None
         self.register_buffer("banned_token_ids", torch.tensor(banned_token_ids, dtype=torch.int64), persistent=False)
 
     def forward(self, batch: TensorBatch, *, with_attention: bool, with_probed: bool = False) -> PolicyOutput:
@@ -70,6 +74,7 @@ class PolicyModel(nn.Module):
                 image_grid_thw=batch.image_grid_thw,
                 segment_lengths=batch.lengths,
                 use_cache=False,
+                **self._steering(batch),
             ).last_hidden_state[0]
         mask_BR = batch.response_mask
         sequence_N, offset_N = mask_BR.nonzero(as_tuple=True)  # N: all response tokens of the micro-batch
@@ -98,6 +103,13 @@ class PolicyModel(nn.Module):
             SequenceAttention(layers, rows, key_mask, self._heads, self._backend)
             for layers, rows, key_mask in zip(by_sequence, batch.attention_rows, batch.key_masks, strict=True)
         ]
+
+    def _steering(self, batch: TensorBatch) -> dict[str, Steering]:
+        if self._intervention is None:
+            return {}
+        kind_1T = batch.keys.kind[None]
+        visual_1T = (kind_1T == KeyKind.IMAGE) | (kind_1T == KeyKind.VIDEO)
+        return {"steering": self._intervention.on(visual_1T, kind_1T == KeyKind.SYSTEM)}
 
     def _position_ids(self, batch: TensorBatch) -> Tensor:
         """Rotary positions (time, height, width) of every token, from 0 in each sequence: int64 [3, 1, T]."""

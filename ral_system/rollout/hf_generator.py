@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from ral_system.algorithms.log_probs import sampling_log_softmax
+from ral_system.attention.intervention import Intervention
 from ral_system.config.schema import RolloutConfig
 from ral_system.data.media import MediaStore
 from ral_system.models.loading import load_model, load_processor
@@ -40,7 +41,8 @@ class _Row:
 class HfEngine:
     """A transformers model with its own copy of the weights. `banned_token_ids` are never sampled.
 
-    Constructed like `VllmEngine`; no completion depends on the engine's own `seed`.
+    Constructed like `VllmEngine`; no completion depends on the engine's own `seed`. An `intervention` steers where it
+    looks; raises ValueError for one on layers or heads that the model does not have.
     """
 
     def __init__(
@@ -51,6 +53,7 @@ class HfEngine:
         banned_token_ids: Sequence[int],
         seed: int,
         device: torch.device | str = "cpu",
+        intervention: Intervention | None = None,
     ) -> None:
         self._model: Any = load_model(model_folder, dtype=config.dtype, device=device)
         self._processor = load_processor(model_folder)
@@ -62,6 +65,10 @@ class HfEngine:
             self._processor.tokenizer.eos_token_id, self._model.generation_config.eos_token_id
         )
         self._version = 0
+        self._intervention = intervention if intervention is not None and intervention.active else None
+        if self._intervention is not None:
+            text = self._model.config.get_text_config()
+            self._intervention.check_model(text.num_hidden_layers, text.num_attention_heads)
 
     def generate(self, prompts: Sequence[Prompt], sampling: Sampling) -> Iterator[Completion]:
         """Yield every completion as soon as it is finished, in batches of `max_sequences`.
@@ -90,11 +97,18 @@ class HfEngine:
 
     def _decode(self, rows: list[_Row], temperature: float) -> Iterator[Completion]:
         inputs, mask_BT, rope_shift_B1 = self._prefill_inputs([row.prompt for row in rows])
+        visual_BT, system_BT = self._key_kinds(inputs["input_ids"], mask_BT, rows)
         cache = None
         while rows:
+            steering = {"steering": self._intervention.on(visual_BT, system_BT)} if self._intervention else {}
             with torch.no_grad():
                 output = self._model(
-                    **inputs, attention_mask=mask_BT, past_key_values=cache, use_cache=True, logits_to_keep=1
+                    **inputs,
+                    **steering,
+                    attention_mask=mask_BT,
+                    past_key_values=cache,
+                    use_cache=True,
+                    logits_to_keep=1,
                 )
             cache = output.past_key_values
             tokens_B = self._sample(rows, output.logits[:, -1], temperature)
@@ -108,10 +122,18 @@ class HfEngine:
                 keep = torch.tensor(going, dtype=torch.int64, device=self._device)
                 rows = [rows[at] for at in going]
                 tokens_B, mask_BT, rope_shift_B1 = tokens_B[keep], mask_BT[keep], rope_shift_B1[keep]
+                visual_BT, system_BT = visual_BT[keep], system_BT[keep]
                 cache.batch_select_indices(keep)
             mask_BT = torch.cat([mask_BT, mask_BT.new_ones(len(rows), 1)], dim=1)
             position_B1 = mask_BT.sum(-1, keepdim=True) - 1 + rope_shift_B1
             inputs = {"input_ids": tokens_B[:, None], "position_ids": position_B1.expand(3, -1, -1)}
+
+    def _key_kinds(self, input_ids_BT: Tensor, mask_BT: Tensor, rows: list[_Row]) -> tuple[Tensor, Tensor]:
+        """bool [B, T] twice: the prompts' visual tokens, and those of their system turns."""
+        position_BT = mask_BT.cumsum(-1) - 1  # in each prompt
+        system_B1 = torch.tensor([[row.prompt.system_tokens] for row in rows], device=self._device)
+        inside_BT = mask_BT.bool()
+        return (input_ids_BT == self._processor.image_token_id) & inside_BT, (position_BT < system_B1) & inside_BT
 
     def _sample(self, rows: list[_Row], logits_BV: Tensor, temperature: float) -> Tensor:
         """Draw one token per row by inverting its cumulative distribution at the row's own random number."""

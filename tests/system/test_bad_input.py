@@ -208,6 +208,11 @@ def test_help_and_the_configuration_are_quick_and_import_no_torch(commands, tmp_
     assert not list(tmp_path.iterdir())
 
 
+def test_training_is_not_steered(commands, tmp_path: Path) -> None:
+    done = commands("ral-train", *LOCAL, "intervention.image=0.15", cwd=tmp_path, timeout_s=120)
+    assert_refused(done, "intervention.image=0.15 and intervention.system=0 steer ral-evaluate alone")
+
+
 def test_reports_and_evaluations_refuse_in_one_line(commands, tmp_path: Path) -> None:
     assert_refused(commands("ral-report", str(tmp_path / "none"), cwd=tmp_path, timeout_s=120), "none")
     assert_refused(commands("ral-evaluate", *LOCAL, cwd=tmp_path, timeout_s=120), "start_model=null: say which model")

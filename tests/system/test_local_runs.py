@@ -73,6 +73,22 @@ def test_stages_as_separate_commands_elsewhere_repeat_the_run_bit_for_bit(
     left(tmp_path / "elsewhere" / "smoke").assert_equal(uninterrupted)
 
 
+def test_an_evaluation_compares_the_steered_model_with_the_plain_one(
+    commands, with_signal, uninterrupted, tmp_path: Path
+) -> None:
+    model = uninterrupted.folder / "model"
+    steer = ("intervention.image=3", "intervention.system=0.9", "intervention.space=logits", "intervention.layers=[1]")
+    given = ("ral-evaluate", *with_signal, f"start_model={model}", "name=steered", "evaluation.questions=10")
+    done = commands(*given, *steer, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "image +3, system -0.9" in done.stdout and "visual_attention_score" in done.stdout
+    found = json.loads((tmp_path / "runs" / "steered" / "evaluation.json").read_text())
+    assert found["steered"].keys() == {name for name in found if name.startswith("eval/")}
+    assert found["intervention"]["layers"] == [1]
+    refused = commands(*given, "intervention.image=1", "intervention.heads=[9]", cwd=tmp_path)
+    assert refused.returncode == 2 and "intervention.heads=[9]: the model has 2 heads, so no 9" in refused.stderr
+
+
 def kill_when_logged(process: subprocess.Popen, run, stage: str, step: int, how: signal.Signals) -> int:
     """Send the signal as soon as the step is in metrics.jsonl; the exit code."""
     deadline = time.monotonic() + 400
