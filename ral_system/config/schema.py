@@ -250,6 +250,20 @@ class LearnerConfig(Group):
     """Optimiser updates over which the learning rate rises linearly."""
 
 
+class AttentionGuidanceConfig(Group):
+    """Attention-guided objective (AVAR 2.3): the question's tokens look more at pictures, less at the system turn."""
+
+    image: NonNegativeFloat
+    """a on L_enh (the paper: 0.15); 0 and 0 leave attention unread."""
+    system: NonNegativeFloat
+    """b on L_sup (the paper: 0.15)."""
+
+    @property
+    def active(self) -> bool:
+        """Whether it adds to the loss."""
+        return self.image > 0 or self.system > 0
+
+
 class SupervisedConfig(Group):
     """One supervised stage (perceive or sft)."""
 
@@ -266,6 +280,7 @@ class SupervisedConfig(Group):
     """First step that is evaluated."""
     stop_at: Fraction
     """Held-out score at which the stage ends."""
+    attention_guidance: AttentionGuidanceConfig
 
 
 class EvaluationConfig(Group):

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ral_system.attention.metrics import visual_maps
-from ral_system.config.schema import RunConfig
+from ral_system.config.schema import Dtype, Rows, RunConfig
 from ral_system.data.collate import Collator, TensorBatch
 from ral_system.data.media import MediaStore
 from ral_system.data.rows import select_rows
@@ -54,8 +54,10 @@ class LearnerRank:
         device = torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
         torch.manual_seed(config.seed)
         self._processor = load_processor(model_folder)
-        self._collate = build_collator(config, self._processor, media)
-        policy = build_policy(config, model_folder, device)
+        self._guidance = None if stage == "rl" else getattr(config, stage).attention_guidance
+        guided = self._guidance is not None and self._guidance.active
+        self._collate = build_collator(config, self._processor, media, rows="instruction" if guided else None)
+        policy = build_policy(config, model_folder, device, layers="all" if guided else None)
         if config.model.freeze_vision:
             policy.model.model.visual.requires_grad_(False)
         self._engine = _build_engine(config, policy, stage, device)
@@ -110,18 +112,21 @@ class LearnerRank:
                 output, batch, samples, update.counts, behaviour, reference, anchor, teaching, algorithm, attention_rows
             )
 
-        metrics = self._update(update, objective, with_attention=True)
+        shard = update.shards[self._rank]
+        factor, shares = self._attention_share(shard, objective)
+        metrics = self._update(update, objective, with_attention=True, attention_factor=factor) | shares
         if self._average is not None:
             self._average.update()
         return metrics
 
     def fit(self, update: UpdatePlan) -> dict[str, float]:
         """One optimiser update with the supervised objective."""
+        guidance = self._guidance
 
         def objective(output: PolicyOutput, batch: TensorBatch, samples: MicroBatch) -> Objective:
-            return supervised_objective(output, batch, update.counts)
+            return supervised_objective(output, batch, update.counts, guidance)
 
-        return self._update(update, objective, with_attention=False)
+        return self._update(update, objective, with_attention=guidance is not None and guidance.active)
 
     def validate(self, update: UpdatePlan) -> dict[str, float]:
         """The supervised objective without an update: held-out loss and token accuracy."""
@@ -180,13 +185,13 @@ class LearnerRank:
         objective: MakeObjective,
         *,
         with_attention: bool,
+        attention_factor: float = 1.0,
     ) -> dict[str, float]:
         shard = update.shards[self._rank]
-        factor, shares = self._attention_share(shard, objective) if with_attention else (1.0, {})
         objectives = []
         for index, samples in enumerate(shard):
             _, found = self._objective(samples, objective, with_attention=with_attention)
-            loss = found.loss if found.attention is None else found.loss + factor * found.attention
+            loss = found.loss if found.attention is None else found.loss + attention_factor * found.attention
             self._engine.backward(loss, last=index == len(shard) - 1)
             objectives.append(found)
         norm = self._engine.step()
@@ -195,7 +200,7 @@ class LearnerRank:
         values = self._over_ranks([{n: v for n, (v, _) in o.weighted.items()} for o in objectives], "sum")
         weights = self._over_ranks([{n: w for n, (_, w) in o.weighted.items()} for o in objectives], "sum")
         metrics = combine_metrics(sums, {n: (values[n], weights[n]) for n in values}, maxima, update.counts)
-        return metrics | shares | {"learner/grad_norm": norm, "learner/learning_rate": self._engine.learning_rate()}
+        return metrics | {"learner/grad_norm": norm, "learner/learning_rate": self._engine.learning_rate()}
 
     def _objective(
         self, samples: MicroBatch, objective: MakeObjective, *, with_attention: bool, with_probed: bool = False
@@ -244,22 +249,28 @@ class LearnerRank:
                 )
 
 
-def build_policy(config: RunConfig, model_folder: Path, device: torch.device, *, teacher: bool = False) -> PolicyModel:
+def build_policy(
+    config: RunConfig,
+    model_folder: Path,
+    device: torch.device,
+    *,
+    dtype: Dtype | None = None,
+    layers: Literal["last", "all"] | None = None,
+) -> PolicyModel:
     """Load a model as the policy that rollouts are drawn from: same temperature, same bans.
 
-    A teacher has its own dtype, and whatever its depth, its last layer is read.
+    `dtype` and `layers` are the learner's and those of `algorithm.attention` unless given.
     """
     attention = config.algorithm.attention
     if attention.backend == "triton" and device.type != "cuda":
         raise SetupError("algorithm.attention.backend=triton needs a CUDA device; set it to auto or chunked")
-    dtype = config.teacher.dtype if teacher else config.learner.dtype
-    model = load_model(model_folder, dtype=dtype, device=device)
+    model = load_model(model_folder, dtype=dtype or config.learner.dtype, device=device)
     try:
         return PolicyModel(
             model,
             temperature=config.rollout.temperature,
             banned_token_ids=media_token_ids(model_folder),
-            layers="last" if teacher else attention.layers,
+            layers=layers or attention.layers,
             heads=attention.heads,
             backend=attention.backend,
         )
@@ -267,10 +278,10 @@ def build_policy(config: RunConfig, model_folder: Path, device: torch.device, *,
         raise ConfigError(f"model {model_folder}, algorithm.attention: {error}") from error
 
 
-def build_collator(config: RunConfig, processor: Any, media: MediaStore) -> Collator:
-    """A collator that selects the configured attention rows and keys."""
+def build_collator(config: RunConfig, processor: Any, media: MediaStore, *, rows: Rows | None = None) -> Collator:
+    """A collator that selects the configured attention rows, unless given, and keys."""
     attention = config.algorithm.attention
-    return Collator(processor, media.open, rows=attention.rows, keys=attention.keys)
+    return Collator(processor, media.open, rows=rows or attention.rows, keys=attention.keys)
 
 
 def combine_metrics(

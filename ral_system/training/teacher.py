@@ -42,7 +42,7 @@ class TeacherScorer:
         processor, student = load_processor(model_folder), load_processor(student_folder)
         check_same_tokenizer(processor, student, model_folder, student_folder)
         self._grid, self._student_grid = grid_of(processor), grid_of(student)
-        policy = build_policy(config, model_folder, self._device, teacher=True)
+        policy = build_policy(config, model_folder, self._device, dtype=config.teacher.dtype, layers="last")
         self._policy = policy.to(self._device).eval().requires_grad_(False)
         self._collate = build_collator(config, processor, media)
         self._scores: Scores = {}
