@@ -57,6 +57,8 @@ def evaluate_model(config: RunConfig) -> None:
     shown = [source.question("held_out", i) for i in range(config.evaluation.attention_questions)]
     attention = _attention(config, model, shown, media, folder)  # before the engine, which may take all the memory
     steer = config.intervention
+    if steer.active:
+        _check_intervention(config, model)
     with RewardPool(config.reward, config.algorithm.response_format) as rewarder:
 
         def measured(generate: Generate) -> dict[str, float]:
@@ -78,8 +80,6 @@ def evaluate_model(config: RunConfig) -> None:
         console.print(f"steered {steer.space}; both columns by transformers, since vLLM's attention cannot be steered")
     if attention:
         console.print(f"{folder}/visual_score.svg: the score by layer and head")
-    elif shown:
-        console.print("no visual attention score: without a system turn, or without pictures, it is not defined")
     found = {"model": str(model), **metrics, **attention}
     if steered:
         found |= {"intervention": steer.model_dump(mode="json"), "steered": steered}
@@ -94,8 +94,16 @@ def _attention(
     from ral_system.observability.heatmap import heatmap
     from ral_system.observability.jsonl import write_atomically
 
-    found = measure_visual_score(model, prompts, media, dtype=config.learner.dtype, batch=config.learner.micro_batch)
+    try:
+        found = measure_visual_score(
+            model, prompts, media, dtype=config.learner.dtype, batch=config.learner.micro_batch
+        )
+    except ValueError as error:  # a family that cannot be probed can still answer
+        print(f"no visual attention score: {error}")
+        return {}
     if found is None:
+        if prompts:
+            print("no visual attention score: without a system turn, or without pictures, it is not defined")
         return {}
     note = "Attention of the question's tokens: on pictures / on the system turn."
     title = f"Visual attention score {found.score.mean():.2f}"
@@ -117,6 +125,17 @@ def _intervention(config: RunConfig) -> Intervention:
     return Intervention(c.image, c.system, c.space, layers, heads)
 
 
+def _check_intervention(config: RunConfig, model: Path) -> None:
+    """Before anything is measured: raises ConfigError for layers or heads that the model does not have."""
+    from transformers import AutoConfig
+
+    text = AutoConfig.from_pretrained(model).get_text_config()
+    try:
+        _intervention(config).check_model(text.num_hidden_layers, text.num_attention_heads)
+    except ValueError as error:
+        raise ConfigError(f"intervention.{error}") from error
+
+
 def _hf_engine(config: RunConfig, model: Path, media: MediaStore, intervention: Intervention | None = None) -> Generate:
     import torch
 
@@ -125,10 +144,7 @@ def _hf_engine(config: RunConfig, model: Path, media: MediaStore, intervention: 
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
     banned = media_token_ids(model)
-    try:
-        return HfEngine(model, config.rollout, media, banned, config.seed, device, intervention).generate
-    except ValueError as error:  # layers or heads that the model does not have
-        raise ConfigError(f"intervention.{error}") from error
+    return HfEngine(model, config.rollout, media, banned, config.seed, device, intervention).generate
 
 
 def _engine(config: RunConfig, model: Path, media: MediaStore) -> Generate:

@@ -5,8 +5,9 @@ With Z a head's logits, A = softmax(Z) and M the keys of a kind, at the chosen l
     weights:  A' ∝ A + a_img M_img ∘ A - a_sys M_sys ∘ A        each row renormalised
     logits:   A' = softmax(Z + a_img M_img ∘ Z - a_sys M_sys ∘ Z)      literally: a negative logit is made more negative
 
-The first is a bias of log(1 + a) on the logits, the second a factor on the keys, so both run in the layer's own kernel.
-Suffixes: B sequences, H query heads, K key heads, T keys, D head dimension.
+The first adds log(1 + a) to the logits, as one more coordinate of query and key; the second multiplies keys. So both
+run in the layer's own kernel, with its memory. Suffixes: B sequences, H query heads, K key heads, T keys, D head
+dimension.
 """
 
 from __future__ import annotations
@@ -17,8 +18,10 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 Space = Literal["weights", "logits"]
+_MORE = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,24 +74,19 @@ class Steering:
         window = slice(start, start + length)
         return Steering(self.intervention, self.visual[:, window], self.system[:, window])
 
-    def keys(self, key_BKTD: Tensor, query_heads: int) -> Tensor:
-        """space=logits: the keys [B, H, T, D], scaled."""
-        key_BHTD = key_BKTD.repeat_interleave(query_heads // key_BKTD.shape[1], dim=1)
-        return key_BHTD * self._factor(key_BHTD)[..., None]
+    def change(self, keys: int) -> Tensor:
+        """a_img M_img - a_sys M_sys: float32 [B, T] over so many keys, 0 on those that came later."""
+        i = self.intervention
+        visual_BT, system_BT = (pad(mask, (0, keys - mask.shape[1])).float() for mask in (self.visual, self.system))
+        return i.image * visual_BT - i.system * system_BT
 
-    def bias(self, key_BKTD: Tensor, query_heads: int) -> Tensor:
-        """space=weights: what to add to the logits, [B, H, 1, T]."""
-        return self._factor(key_BKTD[:, :1].expand(-1, query_heads, -1, -1)).log()[:, :, None]
-
-    def _factor(self, key_BHTD: Tensor) -> Tensor:
-        """1 + a_img M_img - a_sys M_sys at the chosen heads, else 1: [B, H, T]."""
-        i, (_, heads, tokens, _) = self.intervention, key_BHTD.shape
-        visual_BT, system_BT = (pad(m, (0, tokens - m.shape[1])).to(key_BHTD.dtype) for m in (self.visual, self.system))
-        change_B1T = (i.image * visual_BT - i.system * system_BT)[:, None]
-        chosen_H = torch.ones(heads, dtype=key_BHTD.dtype, device=key_BHTD.device)
-        if i.heads is not None:
-            chosen_H.zero_()[list(i.heads)] = 1.0
-        return 1 + change_B1T * chosen_H[:, None]
+    def chosen_heads(self, heads: int) -> Tensor:
+        """float32 [H], 1 at the chosen heads."""
+        if self.intervention.heads is None:
+            return torch.ones(heads, device=self.visual.device)
+        return torch.zeros(heads, device=self.visual.device).index_fill(
+            0, torch.tensor(self.intervention.heads, device=self.visual.device), 1.0
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,12 +96,32 @@ class UngroupedHeads:
     is_causal: bool
 
 
-def steered(
-    module: Any, query: Tensor, key: Tensor, value: Tensor, kwargs: dict[str, Any], steering: Steering
-) -> tuple[Any, Tensor, Tensor, dict[str, Any]]:
-    """(module, key, value, keywords) with which the layer's own attention gives the steered one."""
-    heads = query.shape[1]
+def steered_attention(
+    module: Any,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    steering: Steering,
+    *,
+    scaling: float,
+    **kwargs: Any,
+) -> Tensor:
+    """The layer's own attention, steered: query [B, H, ·, D], key and value [B, K, T, D] → [B, ·, H, D]."""
+    heads, dim = query.shape[1], query.shape[-1]
+    change_BT, chosen_H = steering.change(key.shape[2]), steering.chosen_heads(heads)
     if steering.intervention.space == "weights":
-        return module, key, value, kwargs | {"position_bias": steering.bias(key, heads)}
-    value = value.repeat_interleave(heads // value.shape[1], dim=1)
-    return UngroupedHeads(getattr(module, "is_causal", True)), steering.keys(key, heads), value, kwargs
+        # zeros up to a width that fast kernels take
+        query, key, value = (pad(t, (0, _MORE)) for t in (query, key, value))
+        query[..., dim] = (chosen_H / scaling)[:, None].to(query.dtype)
+        key[..., dim] = change_BT.log1p()[:, None].to(key.dtype)
+    else:
+        if steering.intervention.heads is not None:
+            module = UngroupedHeads(getattr(module, "is_causal", True))
+            key, value = (t.repeat_interleave(heads // t.shape[1], dim=1) for t in (key, value))
+            factor = 1 + change_BT[:, None] * chosen_H[:, None]
+        else:
+            factor = 1 + change_BT[:, None]
+        key = (key * factor[..., None]).to(value.dtype)
+    found = sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **kwargs)[0]
+    return found[..., :dim]

@@ -15,7 +15,7 @@ from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedM
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
-from ral_system.attention.intervention import Steering, steered
+from ral_system.attention.intervention import Steering, steered_attention
 from ral_system.attention.policy import check_rows
 from ral_system.attention.sequence import LayerAttention
 
@@ -74,7 +74,7 @@ def _attend(
     steering: Steering | None,
 ) -> Tensor:
     if steering is not None:
-        module, key, value, kwargs = steered(module, query, key, value, kwargs, steering)
+        return steered_attention(module, query, key, value, attention_mask, steering, **kwargs)
     return sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)[0]
 
 

@@ -60,6 +60,9 @@ class PolicyModel(nn.Module):
         self._temperature = temperature
         self._heads, self._backend = heads, backend
         self._intervention = intervention if intervention is not None and intervention.active else None
+        if self._intervention is not None:
+            text = model.config.get_text_config()
+            self._intervention.check_model(text.num_hidden_layers, text.num_attention_heads)
         self.register_buffer("banned_token_ids", torch.tensor(banned_token_ids, dtype=torch.int64), persistent=False)
 
     def forward(self, batch: TensorBatch, *, with_attention: bool, with_probed: bool = False) -> PolicyOutput:

@@ -93,6 +93,36 @@ def test_weights_and_logits_are_not_the_same() -> None:
     assert (both[0] - both[1]).abs().max() > 0.01
 
 
+def test_small_coefficients_act_in_half_precision_too() -> None:
+    query, key, value = (t.bfloat16() for t in tensors(8, 8))
+    keys_of_one = torch.ones_like(key)  # all logits of a row equal: attention is the factors themselves
+    value = torch.zeros_like(value)
+    value[..., :8, 0] = VISUAL[:, None].bfloat16()
+    found = [
+        attend(query, keys_of_one, value, None, steering=Intervention(a, 0.0).on(VISUAL, SYSTEM))[1, :, 7, 0].float()
+        for a in (0.05, 0.15)
+    ]
+    for a, share in zip((0.05, 0.15), found, strict=True):
+        assert share.mean().item() == pytest.approx(2 * (1 + a) / (8 + 2 * a), abs=2e-3)
+    assert (found[1] > found[0]).all()
+
+
+@pytest.mark.parametrize("space", ["weights", "logits"])
+def test_no_mask_of_all_pairs_is_made(space: Any) -> None:
+    query, key, value = tensors(8, 8)
+    steering = Intervention(0.5, 0.4, space).on(VISUAL, SYSTEM)
+    masks = []
+    original = torch.nn.functional.scaled_dot_product_attention
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(
+            torch.nn.functional,
+            "scaled_dot_product_attention",
+            lambda *a, **k: (masks.append((k["attn_mask"], k["is_causal"])), original(*a, **k))[1],
+        )
+        attend(query, key, value, None, steering=steering)
+    assert masks == [(None, True)]
+
+
 def test_a_layer_that_is_not_chosen_stays_as_it_is_bit_by_bit() -> None:
     query, key, value = tensors(8, 8)
     steering = Intervention(0.5, 0.4, layers=(0, 2)).on(VISUAL, SYSTEM)
@@ -156,5 +186,8 @@ def test_what_cannot_be_is_refused(tiny_model: Path, media: MediaStore, make_con
             Intervention(image, system)
     with pytest.raises(ValueError, match=r"layers=\[0, 2\]: the model has 2 layers, so no 2"):
         HfEngine(tiny_model, make_config().rollout, media, (), 0, intervention=Intervention(0.1, 0, layers=(0, 2)))
+    with pytest.raises(ValueError, match=r"layers=\[5\]: the model has 2 layers, so no 5"):
+        model = load_model(tiny_model, dtype="float32")
+        PolicyModel(model, temperature=1.0, banned_token_ids=(), intervention=Intervention(0.1, 0, layers=(5,)))
     with pytest.raises(ValueError, match=r"heads=\[9\]: the model has 2 heads, so no 9"):
         HfEngine(tiny_model, make_config().rollout, media, (), 0, intervention=Intervention(0.1, 0, heads=(9,)))
