@@ -190,10 +190,11 @@ class LearnerRank:
         shard = update.shards[self._rank]
         objectives = []
         for index, samples in enumerate(shard):
-            _, found = self._objective(samples, objective, with_attention=with_attention)
+            found = self._objective(samples, objective, with_attention=with_attention)[1]
             loss = found.loss if found.attention is None else found.loss + attention_factor * found.attention
             self._engine.backward(loss, last=index == len(shard) - 1)
-            objectives.append(found)
+            objectives.append(replace(found, loss=loss.detach(), attention=None))  # a graph holds records and keys
+            del found, loss
         norm = self._engine.step()
         sums = self._over_ranks([o.sums for o in objectives], "sum")
         maxima = self._over_ranks([o.maxima for o in objectives], "max")

@@ -1,11 +1,13 @@
 """The attention term in the learner: where it is exactly 0, every way to read attention, anchors, share and cap."""
 
+import weakref
 from collections.abc import Callable
 
 import pytest
 import torch
 from torch import Tensor
 
+from ral_system.attention.record import Target
 from ral_system.types import Sample
 from tests.unit.training.learners import Start, Watched, equal, plan
 
@@ -189,3 +191,24 @@ def test_an_average_that_keeps_nothing_is_the_old_policy(
         runs.append(([watched.train(plan(rl_samples, 2, 4)) for _ in range(2)], watched.weights()))
     assert runs[0][0] == runs[1][0]
     assert equal(runs[0][1], runs[1][1])
+
+
+def test_no_micro_batch_keeps_its_graph_until_the_update_ends(
+    start_rank: Start, rl_samples: list[Sample], make_config: Callable
+) -> None:
+    """A graph holds the batch's records and keys; at most the one that is being trained on may be alive."""
+    watched = Watched(start_rank(make_config("algorithm.attention.weight=5")))
+    alive: list[int] = []
+    targets: list[weakref.ref[Target]] = []
+    made = Target.__init__
+
+    def counted(self: Target, *given: object) -> None:
+        alive.append(sum(ref() is not None for ref in targets))
+        targets.append(weakref.ref(self))
+        made(self, *given)  # type: ignore[arg-type]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Target, "__init__", counted)
+        watched.train(plan(rl_samples, 1, 1))
+    assert len(alive) >= 12
+    assert max(alive) <= 1
