@@ -196,14 +196,17 @@ def guide_attention(
 ) -> tuple[Tensor, dict[str, tuple[Tensor, Tensor]]]:
     """AVAR's a · L_enh + b · L_sup, mean over the update's sequences, and the masses that the rows' attention has.
 
-    A sequence without a picture or without rows contributes 0; one without a system turn has no L_sup.
+    A sequence none of whose rows sees a picture contributes 0; one without a system turn has no L_sup.
     """
     loss = torch.zeros((), device=batch.input_ids.device)
     masses = {"image": [0.0, 0.0], "system": [0.0, 0.0]}
     for rows, keys in zip(attention, batch.keys.split(batch.lengths), strict=True):
-        image_T = (keys.kind == KeyKind.IMAGE) | (keys.kind == KeyKind.VIDEO)
-        system_T = keys.kind == KeyKind.SYSTEM
-        if not (image_T.any() and len(rows.rows)):
+        if not len(rows.rows):
+            continue
+        seen_T = torch.arange(len(keys.kind), device=rows.rows.device) <= rows.rows.max()
+        image_T = ((keys.kind == KeyKind.IMAGE) | (keys.kind == KeyKind.VIDEO)) & seen_T
+        system_T = (keys.kind == KeyKind.SYSTEM) & seen_T
+        if not image_T.any():
             continue
         masks = {"image": image_T} | ({"system": system_T} if system_T.any() else {})
         by_layer = [log_mean_attention(layer, rows.rows, *masks.values()) for layer in rows.layers]

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -9,14 +10,14 @@ from torch import Tensor
 from transformers import AutoModelForImageTextToText
 
 from ral_system.attention.mean_attention import _block, log_mean_attention
-from ral_system.attention.provenance import KeyKind
-from ral_system.attention.sequence import LayerAttention
+from ral_system.attention.provenance import KeyKind, key_provenance
+from ral_system.attention.sequence import LayerAttention, SequenceAttention
 from ral_system.config.schema import AttentionGuidanceConfig
 from ral_system.data.collate import Collator
 from ral_system.data.media import MediaStore
 from ral_system.models.loading import load_model, load_processor
 from ral_system.models.policy import PolicyModel
-from ral_system.training.objective import supervised_objective
+from ral_system.training.objective import guide_attention, supervised_objective
 from ral_system.types import Counts, Sample
 from tests.unit.training.learners import Start, Watched, plan
 
@@ -94,6 +95,17 @@ def test_keys_that_get_next_to_nothing_give_finite_values_and_gradients() -> Non
     assert query.grad is not None and torch.isfinite(query.grad).all()
     first: Tensor = _block(query.detach(), key.detach(), torch.tensor([0, 0]), 1.0, torch.tensor([0, 0, 1]).bool())[0]
     assert first.item() < -1e29  # no row sees it, and still no NaN
+
+
+def test_a_question_before_its_picture_is_left_out() -> None:
+    kinds = key_provenance(torch.tensor([0, 0, 0, 1, 1]), images=[(1, 1, 2)], system_tokens=1, prompt_tokens=5)
+    layer = LayerAttention(torch.ones(2, 1, 4, requires_grad=True), torch.ones(5, 1, 4), 1.0)
+    attention = SequenceAttention((layer,), torch.tensor([1, 2]), None, "mean", "auto")
+    batch = SimpleNamespace(input_ids=torch.zeros(5), keys=kinds, lengths=(5,))
+    guidance = AttentionGuidanceConfig(image=0.5, system=0.5)
+    loss, metrics = guide_attention([attention], batch, Counts(5, 1), guidance)  # type: ignore[arg-type]
+    assert loss.item() == 0
+    assert metrics["supervised/image_attention"][1].item() == 0
 
 
 def test_it_moves_attention_from_the_system_turn_to_pictures_and_does_not_depend_on_batching(
