@@ -14,7 +14,9 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 from string import Template
-from typing import Any
+from typing import Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from launch.cli import fail
 from ral_system.errors import ConfigError, RalError
@@ -33,6 +35,25 @@ _EPILOG = """\
 """
 
 
+Words = Annotated[list[str], Field(min_length=1)]
+
+
+class StudyFile(BaseModel):
+    """What a study file holds."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    title: str
+    prepare: list[Words]
+    """Commands, run once, in order; `${folder}` is the study's folder."""
+    common: Words
+    """The command of every arm."""
+    arms: Annotated[dict[str, list[str]], Field(min_length=1)]
+    """What an arm adds to it."""
+    seeds: Annotated[list[int], Field(min_length=1)]
+    metrics: list[str] = []
+
+
 @dataclass(frozen=True)
 class Run:
     """One command of a study."""
@@ -41,7 +62,8 @@ class Run:
     """Its folder."""
     command: tuple[str, ...]
     arm: str | None = None
-    """None in a run that prepares."""
+    """None, like the seed, in a run that prepares."""
+    seed: int | None = None
 
 
 @dataclass(frozen=True)
@@ -94,18 +116,16 @@ def read_study(path: Path, folder: Path, seeds: list[int] | None = None, overrid
     import yaml
 
     try:
-        found: dict[str, Any] = yaml.safe_load(path.read_text(encoding="utf-8"))
-        prepare, common, arms = found["prepare"], found["common"], found["arms"]
-        seeds = seeds or found["seeds"]
-        unknown = found.keys() - {"title", "prepare", "common", "arms", "seeds", "metrics"}
+        found = StudyFile.model_validate(yaml.safe_load(path.read_text(encoding="utf-8")))
     except FileNotFoundError:
         known = ", ".join(sorted(p.stem for p in STUDIES.glob("*.yaml")))
         raise ConfigError(f"study {path}: no such file; known studies: {known}") from None
-    except (yaml.YAMLError, TypeError, KeyError, AttributeError) as error:
-        what = f"{error} is missing" if isinstance(error, KeyError) else " ".join(str(error).split())
-        raise ConfigError(f"study {path}: {what}; see {STUDIES}/distill_quickstart.yaml") from None
-    if unknown:
-        raise ConfigError(f"study {path}: unknown key {sorted(unknown)[0]}; see {STUDIES}/distill_quickstart.yaml")
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"])) or "the file"
+        raise ConfigError(f"study {path}: {where}: {first['msg']}; see {STUDIES}/distill_quickstart.yaml") from None
+    except yaml.YAMLError as error:
+        raise ConfigError(f"study {path}: {' '.join(str(error).split())}") from None
     extra = [f"runs_dir={folder}", *(overrides or [])]
 
     def command(words: list[str]) -> tuple[str, ...]:
@@ -114,12 +134,13 @@ def read_study(path: Path, folder: Path, seeds: list[int] | None = None, overrid
             raise ConfigError(f"study {path}: {filled[0]} is not one of {', '.join(COMMANDS)}")
         return (*filled, *extra)
 
-    runs = [Run(_name(words), command(words)) for words in prepare]
-    for seed in seeds:
-        for arm, words in arms.items():
+    runs = [Run(_name(words), command(words)) for words in found.prepare]
+    for seed in seeds or found.seeds:
+        for arm, words in found.arms.items():
             name = f"{arm}_seed{seed}"
-            runs.append(Run(name, (*command([*common, *words]), f"name={name}", f"seed={seed}"), arm))
-    return Study(found.get("title", path.stem), tuple(runs), tuple(arms), tuple(found.get("metrics", ())))
+            given = (*command([*found.common, *words]), f"name={name}", f"seed={seed}")
+            runs.append(Run(name, given, arm, seed))
+    return Study(found.title, tuple(runs), tuple(found.arms), tuple(found.metrics))
 
 
 def execute(run: Run) -> None:
@@ -139,8 +160,8 @@ def write_table(study: Study, folder: Path) -> str:
     for run in study.runs:
         if run.arm is not None:
             results[run.arm].append(_result(folder / run.name, study.metrics))
-    seeds = max(map(len, results.values()))
-    header = ["", "before", *(f"seed {i + 1}" for i in range(seeds)), "mean", *study.metrics]
+    seeds = dict.fromkeys(run.seed for run in study.runs if run.arm is not None)
+    header = ["", "before", *(f"seed {seed}" for seed in seeds), "mean", *study.metrics]
     lines = [f"# {study.title}", "", _row(header), _row(["---"] * len(header))]
     for arm, found in results.items():
         after = [r["held_out_accuracy"] for r in found]

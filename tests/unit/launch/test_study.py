@@ -53,10 +53,16 @@ def test_every_study_composes(path: Path, tmp_path: Path, make_config) -> None:
 @pytest.mark.parametrize(
     ("text", "complaint"),
     [
-        ("prepare: []", "'common' is missing"),
-        ("- a", "list indices"),
+        ("prepare: []", "title: Field required"),
+        ("- a", "the file: Input should be"),
         ("a: [", "while parsing"),
-        (SMALL + "colour: red", "unknown key colour"),
+        (SMALL + "colour: red", "colour: Extra inputs are not permitted"),
+        (SMALL.replace("seeds: [3, 4]", "seeds: 3"), "seeds: Input should be a valid list"),
+        (SMALL.replace("a: [algorithm=grpo]", "a: "), "arms.a: Input should be a valid list"),
+        (
+            SMALL.replace("- [ral-train, experiment=smoke, name=start]", "- []"),
+            "prepare.0: List should have at least 1",
+        ),
         (SMALL.replace("ral-rl", "rm"), "rm is not one of ral-train"),
     ],
 )
@@ -80,7 +86,7 @@ def write_run(folder: Path, accuracy: float, vas: list[float]) -> None:
 
 
 def test_the_table_has_every_seed_the_mean_and_metrics_from_first_to_last(tmp_path: Path) -> None:
-    runs = (Run("start", ()), Run("a_0", (), "a"), Run("a_1", (), "a"), Run("b_0", (), "b"), Run("b_1", (), "b"))
+    runs = (Run("start", ()), *(Run(f"{arm}_{i}", (), arm, 5 + i) for arm in "ab" for i in range(2)))
     for name, accuracy, vas in (
         ("a_0", 0.6, [1.0, 9.0, 3.0]),
         ("a_1", 0.8, [2.0, 5.0]),
@@ -89,6 +95,7 @@ def test_the_table_has_every_seed_the_mean_and_metrics_from_first_to_last(tmp_pa
     ):
         write_run(tmp_path / name, accuracy, vas)
     table = write_table(Study("Two arms", runs, ("a", "b"), ("attention/vas",)), tmp_path)
+    assert "|  | before | seed 5 | seed 6 | mean | attention/vas |" in table
     assert "| a | 0.500 | 0.600 | 0.800 | **0.700** | 1.5 → 4 |" in table
     assert "| b | 0.500 | 0.900 | 0.700 | **0.800** | - |" in table
     assert (tmp_path / "study.md").read_text() == table
