@@ -100,8 +100,12 @@ class RayTeacher:
         self._submitted: list[Call] = []
 
     def submit(self, samples: Sequence[Sample]) -> None:
-        """Start scoring; a failure to is raised by `collect`."""
+        """Start scoring; a failure to is raised by the next call."""
         self._submitted.append(Call(self._member, self._member.handle.score.remote(samples)))
+        refs = [call.ref for call in self._submitted]
+        ready = set(ray.wait(refs, num_returns=len(refs), timeout=0)[0])
+        wait_all([call for call in self._submitted if call.ref in ready], self._timeout_s, "scoring")
+        self._submitted = [call for call in self._submitted if call.ref not in ready]
 
     def collect(self, plan: TrainPlan) -> Sequence[Ref]:
         """Wait for what was submitted; the scores stay where they are until a learner asks for them."""

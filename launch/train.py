@@ -54,9 +54,12 @@ def run_stages(config: RunConfig, stages: Sequence[Stage]) -> None:
     from ral_system.controller.checkpoint import Checkpoints
     from ral_system.controller.start import first_model, run_stage
     from ral_system.controller.summary import write_summary
+    from ral_system.models.loading import local_model_folder
     from ral_system.observability.report import write_report
 
     began = time.monotonic()
+    for teacher in config.teachers if "rl" in stages else ():
+        local_model_folder(teacher.path)  # a teacher that is not there must not be found out after hours of training
     for stage in stages:
         if folder.result(stage) is None:
             try:

@@ -43,14 +43,18 @@ def to_scores(
 def to_teaching(
     output: PolicyOutput, batch: TensorBatch, samples: MicroBatch, config: RunConfig, *, tokens: bool
 ) -> Scores:
-    """A teacher's forward pass as host arrays: attention records if it read attention, distributions if `tokens`."""
-    scores = to_scores(output, batch, samples, config)
-    if not tokens:
-        return scores
+    """A teacher's forward pass as host arrays: attention records if it read attention, distributions if `tokens`.
+
+    What nobody reads, its log-probs and what its rows look at, is left out.
+    """
     counts = [len(s.response_token_ids) for s in samples]
-    parts = zip(samples, output.log_softmax.split(counts), strict=True)
     top_k = config.algorithm.distillation.tokens.top_k
-    return {s.id: replace(scores[s.id], tokens=_token_record(rows_RV, s, top_k)) for s, rows_RV in parts}
+    scores = {}
+    for i, (sample, rows_RV) in enumerate(zip(samples, output.log_softmax.split(counts), strict=True)):
+        records = () if output.attention is None else (_record(output.attention[i].policies(0), sample, config, None),)
+        record = _token_record(rows_RV, sample, top_k) if tokens else None
+        scores[sample.id] = SampleScores(np.zeros(0, np.float32), records, tokens=record)
+    return scores
 
 
 def merge_teachers(teachers: Sequence[Scores]) -> Scores:
@@ -77,7 +81,6 @@ def _read_rows(
     attention: SequenceAttention, keys: KeyProvenance, sample: Sample, config: RunConfig, version: int | None
 ) -> tuple[tuple[AttentionRecord, ...], dict[str, np.ndarray]]:
     """A record per probed layer, and what the last one's rows look at (among all keys, whichever the policy counts)."""
-    settings = config.algorithm.attention
     last, statistics = len(attention.layers) - 1, []
 
     def watched(blocks: Iterator[Tensor]) -> Iterator[Tensor]:
@@ -88,21 +91,25 @@ def _read_rows(
     records = []
     for layer in range(len(attention.layers)):
         blocks = attention.policies(layer)
-        records.append(
-            record_attention(
-                watched(blocks) if layer == last and attention.key_mask is None else blocks,
-                version=sample.weight_version if version is None else version,
-                tokens=sample.length,
-                top_k=settings.top_k if settings.record == "top_k" else None,
-                dtype=TORCH_DTYPES[settings.record_dtype],
-            )
-        )
+        watch = layer == last and attention.key_mask is None
+        records.append(_record(watched(blocks) if watch else blocks, sample, config, version))
     if attention.key_mask is not None:
         for _ in watched(replace(attention, key_mask=None).policies(last)):
             pass
     return tuple(records), {
         name: torch.cat([block[name] for block in statistics]).float().cpu().numpy() for name in statistics[0]
     }
+
+
+def _record(blocks: Iterator[Tensor], sample: Sample, config: RunConfig, version: int | None) -> AttentionRecord:
+    settings = config.algorithm.attention
+    return record_attention(
+        blocks,
+        version=sample.weight_version if version is None else version,
+        tokens=sample.length,
+        top_k=settings.top_k if settings.record == "top_k" else None,
+        dtype=TORCH_DTYPES[settings.record_dtype],
+    )
 
 
 def mean_over_heads(policy: Tensor) -> Tensor:

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from PIL import Image
+from transformers import AutoConfig
 
 from ral_system.attention.provenance import Grid
 from ral_system.config.schema import RunConfig
@@ -44,8 +45,20 @@ class TeacherScorer:
         self._grid, self._student_grid = grid_of(processor), grid_of(student)
         policy = build_policy(config, model_folder, self._device, dtype=config.teacher.dtype, layers="last")
         self._policy = policy.to(self._device).eval().requires_grad_(False)
+        self._compare_vocabularies(model_folder, student_folder)
         self._collate = build_collator(config, processor, media)
         self._scores: Scores = {}
+
+    def _compare_vocabularies(self, model_folder: Path, student_folder: Path) -> None:
+        """The width of a vocabulary may be padded; ids that the student does not have are banned from the teacher."""
+        mine, students = (vocabulary_width(folder) for folder in (model_folder, student_folder))
+        if mine != students and self._tokens and self._config.algorithm.distillation.tokens.top_k is None:
+            raise SetupError(
+                f"teacher {model_folder} has a vocabulary of {mine} tokens, the student one of {students}, and they "
+                "cannot be compared whole; set algorithm.distillation.tokens.top_k"
+            )
+        padding = torch.arange(students, max(mine, students), device=self._device)
+        self._policy.banned_token_ids = torch.cat([self._policy.banned_token_ids, padding])
 
     @torch.no_grad()
     def score(self, samples: Sequence[Sample]) -> None:
@@ -84,6 +97,11 @@ def check_same_tokenizer(teacher: Any, student: Any, teacher_folder: Path, stude
         f"{mine.get(token, 'not there')} to the teacher and {students.get(token, 'not there')} to the student; "
         "choose a teacher with the same tokenizer"
     )
+
+
+def vocabulary_width(folder: Path) -> int:
+    """Tokens that a model's output distinguishes, padding included."""
+    return int(AutoConfig.from_pretrained(folder).get_text_config().vocab_size)
 
 
 def grid_of(processor: Any) -> Any:

@@ -189,7 +189,11 @@ def test_help_teaches(commands, tmp_path: Path, program: str) -> None:
     assert (done.returncode, done.stderr) == (0, "")
     for text in ("ral-train experiment=smoke", "cluster=local", "ray job submit", "start_model=", "--cfg job"):
         assert text in done.stdout
-    for group in ("algorithm: grpo, grpo_zero, ral, ral_zero", "cluster: local, ray", "experiment: quickstart"):
+    for group in (
+        "algorithm: attention_distill, distill, grpo, grpo_zero, ral, ral_zero",
+        "cluster: local, ray",
+        "quickstart",
+    ):
         assert group in done.stdout
     assert max(map(len, done.stdout.splitlines())) <= 120
     assert len(done.stdout.splitlines()) <= 60
@@ -206,6 +210,13 @@ def test_help_and_the_configuration_are_quick_and_import_no_torch(commands, tmp_
     assert sorted(imported & set(HEAVY)) == []
     assert took < 20  # half a second on an idle machine
     assert not list(tmp_path.iterdir())
+
+
+def test_a_teacher_that_is_not_there_is_refused_before_any_training(commands, tmp_path: Path) -> None:
+    teacher = ("algorithm=distill", f"teacher.path={tmp_path}/nobody")
+    done = commands("ral-train", *LOCAL, *teacher, cwd=tmp_path, timeout_s=120)
+    assert_refused(done, f"model folder {tmp_path}/nobody: no config.json there")
+    assert not list(tmp_path.glob("runs/*/metrics.jsonl"))
 
 
 def test_training_is_not_steered(commands, tmp_path: Path) -> None:

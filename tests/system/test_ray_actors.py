@@ -5,6 +5,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -24,7 +25,7 @@ from ral_system.models.loading import load_processor
 from ral_system.models.tiny import build_tiny_model
 from ral_system.sync.publish import publish_weights
 from ral_system.training.plan import plan_updates
-from ral_system.types import Prompt, Rollout, Sampling
+from ral_system.types import Prompt, Rollout, Sample, Sampling
 from tests.system.troubled_actor import Troubled
 
 pytestmark = pytest.mark.system
@@ -228,6 +229,21 @@ def test_a_gate_that_fails_in_a_rank_is_a_gate_error_here(roles: RayRoles, promp
     plan = plan_updates(samples, updates=1, world_size=2, micro_batch=4)
     with pytest.raises(GateError, match="rollout and learner log-probs differ"):
         roles.learner.score(plan)
+
+
+def test_a_teacher_that_cannot_score_says_so_at_the_next_call(roles: RayRoles, prompts: list[Prompt]) -> None:
+    teacher = roles.teachers[0]
+    good = Sample("good", prompts[0], (5, 6))
+    bad = Sample("bad", replace(prompts[0], token_ids=prompts[0].token_ids[:3]), (5, 6))
+    plan = plan_updates([replace(good, id=f"g{i}") for i in range(2)], updates=1, world_size=2, micro_batch=4)
+    teacher.submit([bad])
+    with pytest.raises(DataError, match="sample bad: 1 image tokens, but its images make 4"):
+        teacher.collect(plan)
+    teacher.submit([bad])
+    with pytest.raises(DataError, match="sample bad"):
+        for _ in range(200):
+            time.sleep(0.05)
+            teacher.submit([good])
 
 
 def test_a_killed_engine_ends_generation_and_names_it(roles: RayRoles, prompts: list[Prompt]) -> None:

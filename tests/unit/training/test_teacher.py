@@ -13,7 +13,9 @@ from ral_system.config.schema import RunConfig
 from ral_system.data.media import MediaStore
 from ral_system.data.visual_search import words
 from ral_system.errors import DataError, SetupError
+from ral_system.models.loading import load_model
 from ral_system.models.tiny import build_tiny_model
+from ral_system.training.scorer import FrozenScorer
 from ral_system.training.teacher import TeacherScorer
 from ral_system.types import Sample
 from tests.unit.training.learners import Start, Watched, equal, plan
@@ -54,9 +56,12 @@ def taught(tiny_model: Path, media: MediaStore) -> Taught:
     return made
 
 
-def test_scores_are_held_until_they_are_taken(config: Config, taught: Taught, rl_samples: list[Sample]) -> None:
+def test_scores_are_held_until_they_are_taken(
+    config: Config, taught: Taught, larger_model: Path, media: MediaStore, rl_samples: list[Sample]
+) -> None:
     compressed = ("algorithm.attention.record=top_k", "algorithm.attention.top_k=5")
-    teacher = taught(config("algorithm.distillation.tokens.top_k=6", *compressed))
+    settings = config("algorithm.distillation.tokens.top_k=6", *compressed)
+    teacher, alone = taught(settings), FrozenScorer(settings, larger_model, media).score((tuple(rl_samples),))
     teacher.score(rl_samples[:7])
     teacher.score(rl_samples[7:])
     found = teacher.take([s.id for s in rl_samples])
@@ -66,12 +71,12 @@ def test_scores_are_held_until_they_are_taken(config: Config, taught: Taught, rl
         assert scores.tokens.log_probs.shape == (rows, 7) and scores.tokens.ids.shape == (rows, 6)
         assert np.allclose(np.exp(scores.tokens.log_probs.astype(float)).sum(-1), 1, atol=1e-5)
         at = (scores.tokens.ids == np.array(sample.response_token_ids)[:, None]).argmax(-1)
-        assert np.array_equal(scores.tokens.log_probs[np.arange(rows), at], scores.log_probs)
+        sampled = scores.tokens.log_probs[np.arange(rows), at]
+        assert np.allclose(sampled, alone[sample.id].log_probs, atol=1e-5)
         (record,) = scores.attention
         assert record.values.shape == (rows, 5)
-        # K + 1 log-probs and K ids, K attention values and keys and their tail, of 4 bytes each; statistics beside
-        statistics = sum(a.nbytes for a in scores.row_statistics.values())
-        assert scores.nbytes == rows * 4 * (7 + 6 + 5 + 5 + 1) + scores.log_probs.nbytes + statistics
+        # K + 1 log-probs and K ids, K attention values and keys and their tail, of 4 bytes each: nothing else is sent
+        assert scores.nbytes == rows * 4 * (7 + 6 + 5 + 5 + 1)
     with pytest.raises(KeyError):
         teacher.take([rl_samples[0].id])
 
@@ -144,6 +149,30 @@ def test_a_teacher_with_another_tokenizer_is_refused(config: Config, taught: Tau
     build_tiny_model(folder, ["zebra", *words()], hidden=64, layers=1, vision_layers=1, seed=0)
     with pytest.raises(SetupError, match=r"teacher .*other has another tokenizer than .*: token '.*' is"):
         taught(config(), folder)
+
+
+def test_a_wider_vocabulary_of_the_teacher_is_cut_to_the_students(
+    config: Config, taught: Taught, larger_model: Path, rl_samples: list[Sample], tmp_path: Path
+) -> None:
+    folder, model = tmp_path / "wider", load_model(larger_model, dtype="float32")
+    shutil.copytree(larger_model, folder)
+    width = model.get_input_embeddings().weight.shape[0]
+    model.resize_token_embeddings(width + 64)
+    with torch.no_grad():
+        model.get_output_embeddings().weight[width:] = 10 * model.get_output_embeddings().weight[:64]  # likely ones
+    model.save_pretrained(folder)
+    found = []
+    for path in (larger_model, folder):
+        teacher = taught(config("algorithm.distillation.tokens.top_k=16"), path)
+        teacher.score(rl_samples[:3])
+        found.append(teacher.take([s.id for s in rl_samples[:3]]))
+    for id, plain in found[0].items():
+        wider = found[1][id].tokens
+        assert plain.tokens is not None and wider is not None and wider.ids is not None
+        assert wider.ids.max() < width
+        assert np.allclose(plain.tokens.log_probs, wider.log_probs, atol=1e-5)
+    with pytest.raises(SetupError, match=rf"a vocabulary of {width + 64} tokens, the student one of {width}, .*top_k"):
+        taught(config("algorithm.distillation.tokens.top_k=null"), folder)
 
 
 def test_a_teacher_with_another_grid_is_refused_with_both_grids_named(
