@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from html import escape
+from math import log10
 
 _WIDTH, _HEIGHT, _LEFT, _TOP, _RIGHT, _BOTTOM = 640, 420, 64, 52, 24, 52
 
@@ -19,9 +20,11 @@ class Point:
 
 
 def scatter(points: Sequence[Point], title: str, x_label: str, y_label: str) -> str:
-    """At least one point; axes from the smallest to the largest value."""
-    x_px = _axis([p.x for p in points], _LEFT, _WIDTH - _RIGHT)
-    y_px = _axis([p.y for p in points], _HEIGHT - _BOTTOM, _TOP)
+    """At least one point; axes from the smallest to the largest value, x logarithmic if that is more than 1 : 100."""
+    xs, ys = [p.x for p in points], [p.y for p in points]
+    log = min(xs) > 0 and max(xs) / min(xs) > 100
+    x_px = _axis([log10(x) if log else x for x in xs], _LEFT, _WIDTH - _RIGHT)
+    y_px = _axis(ys, _HEIGHT - _BOTTOM, _TOP)
     parts = [
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {_WIDTH} {_HEIGHT}" width="{_WIDTH}" height="{_HEIGHT}" '
         'font-family="system-ui, sans-serif" font-size="11" fill="#16181d">'
@@ -29,11 +32,12 @@ def scatter(points: Sequence[Point], title: str, x_label: str, y_label: str) -> 
         f'<text x="16" y="26" font-size="15">{escape(title)}</text>'
         f'<path d="M{_LEFT} {_TOP}V{_HEIGHT - _BOTTOM}H{_WIDTH - _RIGHT}" fill="none" stroke="#8b919b"/>'
     ]
-    for value in sorted({min(p.x for p in points), max(p.x for p in points)}):
-        parts.append(f'<text x="{x_px(value)}" y="{_HEIGHT - _BOTTOM + 16}" text-anchor="middle">{value:.3g}</text>')
-    for value in sorted({min(p.y for p in points), max(p.y for p in points)}):
-        parts.append(f'<text x="{_LEFT - 8}" y="{y_px(value) + 4}" text-anchor="end">{value:.3g}</text>')
-    middle = (_TOP + _HEIGHT - _BOTTOM) / 2
+    for x in sorted({min(xs), max(xs)}):
+        at = x_px(log10(x) if log else x)
+        parts.append(f'<text x="{at}" y="{_HEIGHT - _BOTTOM + 16}" text-anchor="middle">{x:.3g}</text>')
+    for y in sorted({min(ys), max(ys)}):
+        parts.append(f'<text x="{_LEFT - 8}" y="{y_px(y) + 4}" text-anchor="end">{y:.3g}</text>')
+    middle, x_label = (_TOP + _HEIGHT - _BOTTOM) / 2, f"{x_label}, logarithmic" if log else x_label
     parts.append(
         f'<text x="{_WIDTH / 2}" y="{_HEIGHT - 12}" text-anchor="middle" fill="#5d636e">{escape(x_label)}</text>'
     )
@@ -41,18 +45,22 @@ def scatter(points: Sequence[Point], title: str, x_label: str, y_label: str) -> 
         f'<text x="18" y="{middle}" text-anchor="middle" fill="#5d636e" transform="rotate(-90 18 {middle})">'
         f"{escape(y_label)}</text>"
     )
-    for p in points:
-        x, y = x_px(p.x), y_px(p.y)
-        to_the_left = x > _WIDTH * 0.7
+    lowest = 0.0  # of the names so far, from the top: one below the other where points crowd
+    for p in sorted(points, key=lambda p: -p.y):
+        x, y = x_px(log10(p.x) if log else p.x), y_px(p.y)
+        lowest = max(y + 4, lowest + 12)
+        to_the_left = x > _WIDTH * 0.6
         parts.append(
-            f'<g><title>{escape(p.name)}: {p.x:.4g}, {p.y:.4g}</title><circle cx="{x}" cy="{y}" r="5" fill="#2a6fdb" '
-            f'fill-opacity="0.75"/><text x="{x + (-9 if to_the_left else 9)}" y="{y + 4}" fill="#5d636e" '
+            f"<g><title>{escape(p.name)}: {p.x:.4g}, {p.y:.4g}</title>"
+            f'<path d="M{x} {y}L{x + (-9 if to_the_left else 9)} {lowest - 4}" stroke="#c9ccd1"/>'
+            f'<circle cx="{x}" cy="{y}" r="5" fill="#2a6fdb" fill-opacity="0.75"/>'
+            f'<text x="{x + (-11 if to_the_left else 11)}" y="{lowest}" fill="#5d636e" '
             f'text-anchor="{"end" if to_the_left else "start"}">{escape(p.name)}</text></g>'
         )
     return "".join([*parts, "</svg>\n"])
 
 
-def _axis(values: Sequence[float], start: float, end: float):  # type: ignore[no-untyped-def]
+def _axis(values: Sequence[float], start: float, end: float) -> Callable[[float], float]:
     low, high = min(values), max(values)
     inset = (end - start) * 0.06
 
