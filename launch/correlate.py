@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from launch.arguments import Parser
 from launch.cli import fail
 from ral_system.errors import ConfigError, RalError
 from ral_system.observability.scatter import Point, scatter
@@ -34,11 +34,10 @@ class Evaluated:
 
 def main() -> None:
     """Print the table and the correlations, draw the scatter plot."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="ral-correlate",
         description="Accuracy against the visual attention score over models (arXiv 2603.03825, Fig 1).",
         epilog=_EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("folders", type=Path, nargs="+", metavar="FOLDER", help="with an evaluation.json; at least 3")
     parser.add_argument("--out", type=Path, default=Path("correlation.svg"), help="the plot (%(default)s)")
@@ -70,7 +69,10 @@ def report(found: Sequence[Evaluated], out: Path) -> None:
     r = correlation([e.figures["visual_attention_score"] for e in found], accuracies)
     points = [Point(e.figures["visual_attention_score"], e.accuracy, e.name) for e in found]
     title = f"Accuracy and visual attention score of {len(found)} models: r = {r}"
-    out.write_text(scatter(points, title, "visual attention score", "held-out accuracy"), encoding="utf-8")
+    try:
+        out.write_text(scatter(points, title, "visual attention score", "held-out accuracy"), encoding="utf-8")
+    except OSError as error:
+        raise ConfigError(f"--out {out}: {error.strerror}") from None
     console.print(f"{out} is written")
 
 

@@ -5,7 +5,6 @@ A study is a file in `launch/studies/` or a path to one: runs that prepare what 
 
 from __future__ import annotations
 
-import argparse
 import json
 import shlex
 import statistics
@@ -18,6 +17,7 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from launch.arguments import Parser
 from launch.cli import fail
 from ral_system.errors import ConfigError, RalError
 
@@ -79,11 +79,10 @@ class Study:
 
 def main() -> None:
     """Run the study, write and print its table."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="ral-study",
         description=_DESCRIPTION,
         epilog=_EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     known = ", ".join(sorted(path.stem for path in STUDIES.glob("*.yaml")))
     parser.add_argument("study", help=f"one of {known}, or the path of a file like those")
@@ -120,6 +119,8 @@ def read_study(path: Path, folder: Path, seeds: list[int] | None = None, overrid
     except FileNotFoundError:
         known = ", ".join(sorted(p.stem for p in STUDIES.glob("*.yaml")))
         raise ConfigError(f"study {path}: no such file; known studies: {known}") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"study {path}: {error}; give a file like {STUDIES}/distill_quickstart.yaml") from None
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"])) or "the file"

@@ -53,6 +53,16 @@ def test_a_folder_without_an_evaluation_is_one_line(
     assert ended.value.code == 2 and complaint in err and err.count("\n") == 1
 
 
+def test_a_plot_that_cannot_be_written_is_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folders = [write(tmp_path / name, 0.5, i) for i, name in enumerate("abc")]
+    with pytest.raises(SystemExit) as ended:
+        run(monkeypatch, *map(str, folders), "--out", f"{tmp_path}/none/plot.svg")
+    assert ended.value.code == 2
+    assert capsys.readouterr().err == f"error: --out {tmp_path}/none/plot.svg: No such file or directory\n"
+
+
 def test_two_models_are_too_few(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -1,6 +1,7 @@
 """Studies: the commands they make, what they refuse, and the table of what came out."""
 
 import json
+import sys
 from pathlib import Path
 
 import pytest
@@ -106,3 +107,28 @@ def test_a_run_that_fails_ends_the_study_and_is_named(capfd: pytest.CaptureFixtu
     with pytest.raises(ConfigError, match="broken ended with exit code 2"):
         study_module.execute(Run("broken", ("ral-rl", "no.such.key=1")))
     assert "no.such.key" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["distill_quickstart", "--seeds", "one"], "argument --seeds: invalid int value: 'one'"),
+        (["nobody"], "no such file; known studies: distill_quickstart"),
+        (["{folder}.yaml"], "Is a directory"),
+    ],
+)
+def test_a_wrong_argument_is_one_line_and_exit_code_2(
+    arguments: list[str],
+    says: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    (tmp_path / "a.yaml").mkdir()
+    given = [argument.replace("{folder}", f"{tmp_path}/a") for argument in arguments]
+    monkeypatch.setattr(sys, "argv", ["ral-study", *given, "--dry-run"])
+    with pytest.raises(SystemExit) as ended:
+        study_module.main()
+    captured = capsys.readouterr()
+    assert (ended.value.code, captured.out, captured.err.count("\n")) == (2, "", 1)
+    assert captured.err.startswith("error: ") and says in captured.err

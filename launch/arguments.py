@@ -1,4 +1,4 @@
-"""The benchmarks' command line."""
+"""The command line of programs that take no Hydra overrides."""
 
 from __future__ import annotations
 
