@@ -55,10 +55,10 @@ def evaluate_model(config: RunConfig) -> None:
     source = VisualSearchPrompts(config.data, renderer, media, format=config.algorithm.response_format)
     prompts = [source.question("held_out", i) for i in range(config.evaluation.questions)]
     shown = [source.question("held_out", i) for i in range(config.evaluation.attention_questions)]
-    attention = _attention(config, model, shown, media, folder)  # before the engine, which may take all the memory
     steer = config.intervention
     if steer.active:
         _check_intervention(config, model)
+    attention = _attention(config, model, shown, media, folder)  # before the engine, which may take all the memory
     with RewardPool(config.reward, config.algorithm.response_format) as rewarder:
 
         def measured(generate: Generate) -> dict[str, float]:
@@ -94,16 +94,11 @@ def _attention(
     from ral_system.observability.heatmap import heatmap
     from ral_system.observability.jsonl import write_atomically
 
-    try:
-        found = measure_visual_score(
-            model, prompts, media, dtype=config.learner.dtype, batch=config.learner.micro_batch
-        )
-    except ValueError as error:  # a family that cannot be probed can still answer
-        print(f"no visual attention score: {error}")
+    if not prompts:
         return {}
+    found = measure_visual_score(model, prompts, media, dtype=config.learner.dtype, batch=config.learner.micro_batch)
     if found is None:
-        if prompts:
-            print("no visual attention score: without a system turn, or without pictures, it is not defined")
+        print("no visual attention score: without a system turn, or without pictures, it is not defined")
         return {}
     note = "Attention of the question's tokens: on pictures / on the system turn."
     title = f"Visual attention score {found.score.mean():.2f}"
@@ -148,14 +143,14 @@ def _hf_engine(config: RunConfig, model: Path, media: MediaStore, intervention: 
 
 
 def _engine(config: RunConfig, model: Path, media: MediaStore) -> Generate:
+    if config.rollout.engine == "hf":
+        return _hf_engine(config, model, media)
     import torch
 
     from ral_system.models.loading import media_token_ids
 
     device: Device = "cuda" if torch.cuda.is_available() else "cpu"
     banned = media_token_ids(model)
-    if config.rollout.engine == "hf":
-        return _hf_engine(config, model, media)
     from ral_system.rollout.vllm_environment import vllm_environment
 
     os.environ.update(vllm_environment(config.rollout, config.cluster.threads_per_process, device))

@@ -11,6 +11,7 @@ from ral_system.attention.visual_score import VisualScore, mean_score, visual_sc
 from ral_system.config.schema import Dtype
 from ral_system.data.collate import Collator
 from ral_system.data.media import MediaStore
+from ral_system.errors import ConfigError
 from ral_system.models.loading import load_model, load_processor
 from ral_system.models.policy import PolicyModel
 from ral_system.types import Prompt, Sample
@@ -19,10 +20,16 @@ from ral_system.types import Prompt, Sample
 def measure_visual_score(
     model_folder: Path, prompts: Sequence[Prompt], media: MediaStore, *, dtype: Dtype, batch: int
 ) -> VisualScore | None:
-    """Of all layers and heads, over the rows of the prompts' questions; None where no prompt defines it."""
+    """Of all layers and heads, over the rows of the prompts' questions; None where no prompt defines it.
+
+    Raises ConfigError for a family that cannot be probed.
+    """
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     model = load_model(model_folder, dtype=dtype, device=device)
-    policy = PolicyModel(model, temperature=1.0, banned_token_ids=(), layers="all").to(device)
+    try:
+        policy = PolicyModel(model, temperature=1.0, banned_token_ids=(), layers="all").to(device)
+    except ValueError as error:
+        raise ConfigError(f"model {model_folder}: {error}; set evaluation.attention_questions=0") from error
     collate = Collator(load_processor(model_folder), media.open, rows="instruction")
     scores = []
     for start in range(0, len(prompts), batch):

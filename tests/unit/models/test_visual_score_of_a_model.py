@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import pytest
 import torch
 
 from ral_system.attention.visual_score import VisualScore
@@ -9,6 +10,7 @@ from ral_system.config.schema import DataConfig
 from ral_system.data.chat import ChatRenderer
 from ral_system.data.media import MediaStore
 from ral_system.data.prompts import VisualSearchPrompts
+from ral_system.errors import ConfigError
 from ral_system.models.loading import load_processor
 from ral_system.models.visual_score import measure_visual_score
 
@@ -32,6 +34,14 @@ def test_how_prompts_are_batched_does_not_matter(tiny_model: Path, media: MediaS
 
 def test_without_a_system_prompt_there_is_none(tiny_model: Path, media: MediaStore, make_config) -> None:
     assert measured(tiny_model, media, make_config("data.system_prompt=''").data, 2) is None
+
+
+def test_a_family_that_cannot_be_probed_is_one_line_with_the_remedy(
+    tiny_model: Path, media: MediaStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ral_system.attention.probe.KNOWN_ATTENTION", ("Other",))
+    with pytest.raises(ConfigError, match=r"does not know Qwen2_5_VLAttention; .*set evaluation.attention_questions=0"):
+        measure_visual_score(tiny_model, [], media, dtype="float32", batch=2)
 
 
 def test_of_no_prompts_there_is_none(tiny_model: Path, media: MediaStore) -> None:
