@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -104,7 +104,7 @@ def vocabulary_width(folder: Path) -> int:
     return int(AutoConfig.from_pretrained(folder).get_text_config().vocab_size)
 
 
-def grid_of(processor: Any) -> Any:
+def grid_of(processor: Any) -> Callable[[int, int], Grid]:
     """A function (width, height in px) → (frames, rows, columns) of the visual tokens of such a picture."""
 
     @cache
