@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -191,6 +191,19 @@ class TrainPlan:
     def rank_samples(self, rank: int) -> tuple[MicroBatch, ...]:
         """Every micro-batch that `rank` trains on, in order, for scoring them once beforehand."""
         return tuple(micro for update in self.updates for micro in update.shards[rank])
+
+    def with_advantages(self, advantages: Mapping[str, float]) -> TrainPlan:
+        """The same plan of judged samples; `advantages` holds every sample's id."""
+
+        def judged(micro: MicroBatch) -> MicroBatch:
+            return tuple(replace(sample, advantage=advantages[sample.id]) for sample in micro)
+
+        return TrainPlan(
+            tuple(
+                replace(update, shards=tuple(tuple(judged(micro) for micro in shard) for shard in update.shards))
+                for update in self.updates
+            )
+        )
 
 
 @dataclass(frozen=True, slots=True)

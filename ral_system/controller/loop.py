@@ -1,10 +1,11 @@
 """One training step of Reinforced Attention Learning, in the order of the algorithm.
 
-    prompts ─► rollout engines (mu) ─► rewards ─► group advantages
-                    ▲                                  │
-                    │ weights, version + 1             ▼
-              K inner updates ◄── old log-probs and attention (learner), reference log-probs (scorer),
-                                  a teacher's distributions and attention (teacher, since the rollout)
+    prompts ─► rollout engines (mu) ─► rewards (since the rollout) ─────────────────► group advantages
+                    ▲               └► old log-probs and attention (learner),                │
+                    │                  reference log-probs (scorer), a teacher's             │
+                    │                  distributions and attention (since the rollout)       │
+                    │                                 │                                      ▼
+                    └─ weights, version + 1 ── K inner updates ◄─────────────────────────────┘
 
 Tensors travel from role to role by reference; this file sees scalars and token ids.
 """
@@ -23,7 +24,7 @@ from ral_system.observability.progress import PhaseTimer
 from ral_system.protocols import Roles
 from ral_system.sync.publish import publish_weights
 from ral_system.training.plan import plan_updates
-from ral_system.types import Completion, Prompt, RewardResult, RewardStatus, Rollout, Sample, Sampling
+from ral_system.types import Completion, Prompt, RewardStatus, Rollout, Sample, Sampling
 
 FIRST_UPDATE = {"float32": 1e-9, "bfloat16": 1e-4}
 """Largest mean divergence of the first update by learner dtype; of total variation, which is linear, the root.
@@ -32,6 +33,9 @@ The two passes are the same computation and differ by exactly 0 on CPU; this lea
 fixed order."""
 
 _SIGNS = ("positive", "negative")
+
+Group = tuple[Prompt, list[Completion]]
+"""A prompt's completions, by index."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,11 +75,9 @@ class TrainingLoop:
         algorithm, learner = self._config.algorithm, self._roles.learner
 
         prompts = [self._train_prompt(self.next_prompt + i) for i in range(algorithm.prompts_per_step)]
-        completions, verdicts = self._generate_and_judge(prompts)
-        rollouts = self._with_advantages(prompts, completions, verdicts)
-
+        groups = self._generate(prompts)
         plan = plan_updates(
-            [rollout.sample() for rollout in rollouts],
+            [unjudged_sample(prompt, c) for prompt, group in groups for c in group],
             updates=algorithm.updates_per_step,
             world_size=learner.world_size,
             micro_batch=self._config.learner.micro_batch,
@@ -84,6 +86,8 @@ class TrainingLoop:
             reference = self._roles.reference.score(plan) if self._roles.reference else None
             behaviour = learner.score(plan)
             teaching = [teacher.collect(plan) for teacher in self._roles.teachers]
+        rollouts = self._judge(groups)
+        plan = plan.with_advantages({rollout.completion.id: rollout.advantage for rollout in rollouts})
         with self._timer.phase("update"):
             updates = [
                 learner.update(plan, k, behaviour, reference, *teaching) for k in range(algorithm.updates_per_step)
@@ -97,16 +101,17 @@ class TrainingLoop:
         metrics = {**rollout_metrics(rollouts), **update_metrics(updates), "prompts/first": float(self.next_prompt)}
         self.next_prompt += len(prompts)
         metrics["attention/divergence_first_update"] = updates[0]["attention/divergence"]
-        metrics |= {"gate/prompts_verified": float(len(completions)), "gate/tensors_verified": float(tensors_verified)}
+        metrics |= {"gate/prompts_verified": float(len(rollouts)), "gate/tensors_verified": float(tensors_verified)}
         metrics |= {"prompts/end": float(self.next_prompt), "learner/version": float(self.version)}
         metrics |= self._timer.drain()
-        metrics["rollout/tokens_per_s"] = sum(len(c.token_ids) for c in completions) / metrics["time/rollout_s"]
+        metrics["rollout/tokens_per_s"] = metrics["rollout/tokens"] / metrics["time/rollout_s"]
         return Step(tuple(rollouts), metrics)
 
-    def _generate_and_judge(self, prompts: Sequence[Prompt]) -> tuple[list[Completion], dict[str, RewardResult]]:
-        """Rewards are computed, and teachers score, while generation goes on; only what is left is waited for.
+    def _generate(self, prompts: Sequence[Prompt]) -> list[Group]:
+        """The completions of each prompt, in a fixed order whatever order they finish in.
 
-        Teachers get whole groups in the order of the prompts, so that what they compute together is always the same.
+        Rewards are computed, and teachers score, while generation goes on. Teachers get whole groups in the order of
+        the prompts, so that what they compute together is always the same.
         """
         by_id = {prompt.id: prompt for prompt in prompts}
         sampling = Sampling(
@@ -115,7 +120,6 @@ class TrainingLoop:
             max_new_tokens=self._config.rollout.max_new_tokens,
             seed=step_seed(self._config.seed, self.version),
         )
-        completions = []
         groups: dict[str, list[Completion]] = defaultdict(list)
         unfinished = deque(prompts)
         with self._timer.phase("rollout"):
@@ -126,31 +130,26 @@ class TrainingLoop:
                         f"but the learner is at {self.version}"
                     )
                 self._roles.rewarder.submit(completion, by_id[completion.prompt_id])
-                completions.append(completion)
                 groups[completion.prompt_id].append(completion)
                 while unfinished and len(groups[unfinished[0].id]) == sampling.completions:
                     prompt = unfinished.popleft()
-                    self._teach([unjudged_sample(prompt, c) for c in sorted(groups[prompt.id], key=lambda c: c.index)])
-        with self._timer.phase("reward"):
-            verdicts = dict(self._roles.rewarder.collect())
-        return completions, verdicts
+                    groups[prompt.id].sort(key=lambda c: c.index)
+                    self._teach([unjudged_sample(prompt, c) for c in groups[prompt.id]])
+        for prompt in prompts:
+            if len(groups[prompt.id]) != sampling.completions:
+                raise GateError(f"prompt {prompt.id}: {len(groups[prompt.id])} completions came back")
+        return [(prompt, groups[prompt.id]) for prompt in prompts]
 
     def _teach(self, samples: Sequence[Sample]) -> None:
         for teacher in self._roles.teachers:
             teacher.submit(samples)
 
-    def _with_advantages(
-        self, prompts: Sequence[Prompt], completions: Sequence[Completion], verdicts: dict[str, RewardResult]
-    ) -> list[Rollout]:
-        """Group by prompt, in a fixed order whatever order completions finished in."""
-        groups: dict[str, list[Completion]] = defaultdict(list)
-        for completion in completions:
-            groups[completion.prompt_id].append(completion)
+    def _judge(self, groups: Sequence[Group]) -> list[Rollout]:
+        """Wait for what is left of the rewards, and compare each with its group's."""
+        with self._timer.phase("reward"):
+            verdicts = self._roles.rewarder.collect()
         rollouts = []
-        for prompt in prompts:
-            group = sorted(groups[prompt.id], key=lambda c: c.index)
-            if len(group) != self._config.algorithm.completions_per_prompt:
-                raise GateError(f"prompt {prompt.id}: {len(group)} completions came back")
+        for prompt, group in groups:
             results = [verdicts[c.id] for c in group]
             advantages = group_normalised([r.total if r.status is RewardStatus.OK else None for r in results])
             rollouts += [Rollout(prompt, c, r, a) for c, r, a in zip(group, results, advantages, strict=True)]
@@ -158,7 +157,7 @@ class TrainingLoop:
 
 
 def unjudged_sample(prompt: Prompt, c: Completion) -> Sample:
-    """What a teacher reads of a rollout before its reward is known."""
+    """What frozen policies read of a rollout before its reward is known."""
     return Sample(c.id, prompt, c.token_ids, c.log_probs, weight_version=c.weight_version)
 
 

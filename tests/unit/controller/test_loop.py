@@ -32,6 +32,10 @@ def manifest(version: int, sha256: str = "aa") -> WeightManifest:
     return WeightManifest(version, {"w": TensorDigest((1,), "float32", sha256)})
 
 
+def samples_of(plan: TrainPlan) -> list[Sample]:
+    return [s for update in plan.updates for shard in update.shards for micro in shard for s in micro]
+
+
 class FakeTeacher:
     """Remembers what it was asked, between the other roles' calls."""
 
@@ -57,6 +61,7 @@ class Fakes:
     def __init__(self) -> None:
         self.calls: list[Any] = []
         self.plans: list[TrainPlan] = []
+        self.trained: list[TrainPlan] = []
         self.loaded_version = -1
         self.shuffle = random.Random(0)
         self.status: dict[str, RewardStatus] = {}
@@ -110,7 +115,9 @@ class Fakes:
     def update(
         self, plan: TrainPlan, index: int, behaviour: Sequence[str], reference: Any, *teachers: Sequence[str]
     ) -> Mapping[str, float]:
-        assert plan is self.plans[-1]
+        scored = self.plans[-1].with_advantages({s.id: s.advantage for s in samples_of(plan)})
+        assert plan == scored != self.plans[-1]
+        self.trained.append(plan)
         self.calls.append(("update", index, behaviour[0], reference and reference[0], *(t[1] for t in teachers)))
         return {
             "policy/loss": float(index),
@@ -177,9 +184,9 @@ def test_a_step_is_the_algorithm_in_order(config: RunConfig) -> None:
     loop.step()
     assert roles.calls == [
         ("generate", ["train/0", "train/1", "train/2"], Sampling(G, 0.7, 9, step_seed(5, 0))),
-        ("collect", 3 * G),
         "score",  # the reference's
         "score",  # the learner's: before any update, at the weights of the rollout
+        ("collect", 3 * G),  # the rewards, which went on meanwhile
         ("update", 0, "scores 2", "scores 1"),
         ("update", 1, "scores 2", "scores 1"),
         ("publish", 1),
@@ -214,11 +221,11 @@ def test_teachers_score_whole_groups_in_the_order_of_the_prompts_while_rollouts_
         groups = [[f"train/{p}#{i}" for i in range(G)] for p in range(3)]
         assert tokens.submitted == attention.submitted == groups
         assert roles.calls[1:-2] == [
-            ("collect", 3 * G),  # rewards
             "score",
             "score",
             "tokens",
             "attention",
+            ("collect", 3 * G),  # rewards
             ("update", 0, "scores 2", "scores 1", "tokens 1", "attention 1"),
             ("update", 1, "scores 2", "scores 1", "tokens 1", "attention 1"),
         ]
@@ -248,7 +255,7 @@ def test_advantages_are_of_the_group_and_leave_verdicts_out_that_were_not_reache
     # group 0 has the rewards 0 and 3: ±1; the others 0, 1, 2, 3: mean 1.5, std √1.25
     assert [advantages[f"train/0#{i}"] for i in range(G)] == pytest.approx([-1, 0, 0, 1], rel=1e-5)
     assert [advantages[f"train/1#{i}"] for i in range(G)] == pytest.approx([-1.3416, -0.4472, 0.4472, 1.3416], abs=1e-4)
-    trained = {s.id: s for u in roles.plans[0].updates for shard in u.shards for micro in shard for s in micro}
+    trained = {s.id: s for s in samples_of(roles.trained[0])}
     assert {id: s.advantage for id, s in trained.items()} == advantages
     assert trained["train/1#3"].rollout_log_probs == (-0.5,) * 3
     assert result.metrics["reward/unjudged"] == 2
@@ -260,7 +267,7 @@ def test_the_order_in_which_completions_finish_does_not_matter(config: RunConfig
         roles = Fakes()
         roles.shuffle = random.Random(seed)
         result = start(config, roles).step()
-        plans.append(roles.plans[0])
+        plans.append(roles.trained[0])
         rollouts.append(result.rollouts)
     assert [r.completion.id for r in rollouts[0]] == [f"train/{p}#{i}" for p in range(3) for i in range(G)]
     assert all(plan == plans[0] for plan in plans)
