@@ -25,7 +25,7 @@ from ral_system.types import (
 
 @dataclass(frozen=True, slots=True)
 class RemoteScores:
-    """Scores that some actor holds or is still computing; `done` tells when, and carries its errors."""
+    """Scores that some actor holds or is still computing; `done` tells when, with the visual rewards or an error."""
 
     done: Call
     scores: Any
@@ -79,8 +79,9 @@ class RayRewarder:
 class RayScorer:
     """`Scorer` over one frozen actor. Returns while it is still scoring; users of the refs wait for it."""
 
-    def __init__(self, member: Member) -> None:
+    def __init__(self, member: Member, call_timeout_s: float) -> None:
         self._member = member
+        self._timeout_s = call_timeout_s
 
     def score(self, plan: TrainPlan) -> Sequence[Ref]:
         """Start scoring every learner rank's samples."""
@@ -89,6 +90,10 @@ class RayScorer:
             done, scores = self._member.handle.score.remote(plan.rank_samples(rank))
             refs.append(RemoteScores(Call(self._member, done), scores))
         return refs
+
+    def visual_rewards(self, scores: Sequence[Ref]) -> Mapping[str, float]:
+        """Wait for the scores; those of all samples together."""
+        return _visual_rewards(scores, self._timeout_s)
 
 
 class RayTeacher:
@@ -134,6 +139,10 @@ class RayLearner:
             refs.append(RemoteScores(Call(member, done), scores))
         self._await(refs)
         return refs
+
+    def visual_rewards(self, scores: Sequence[Ref]) -> Mapping[str, float]:
+        """Those of all ranks' samples together."""
+        return _visual_rewards(scores, self._timeout_s)
 
     def update(
         self,
@@ -193,3 +202,8 @@ class RayLearner:
     def _all(self, call: Callable[[Any], Any], doing: str) -> Any:
         """Call every rank; rank 0's answer."""
         return wait_all([Call(member, call(member.handle)) for member in self._members], self._timeout_s, doing)[0]
+
+
+def _visual_rewards(scores: Sequence[RemoteScores], timeout_s: float) -> dict[str, float]:
+    found = wait_all([ref.done for ref in scores], timeout_s, "scoring")
+    return {id: reward for part in found for id, reward in part.items()}

@@ -63,10 +63,12 @@ class LearnerActor(ActorProcess):
 
     @watched
     @ray.method(num_returns=2)
-    def score(self, micro_batches: tuple[MicroBatch, ...]) -> tuple[int, Scores]:
-        """How many samples were scored, and their scores: the caller waits for the first and passes on the second."""
+    def score(self, micro_batches: tuple[MicroBatch, ...]) -> tuple[Mapping[str, float], Scores]:
+        """The samples' visual rewards, and their scores: the caller waits for the first and passes on the second."""
+        from ral_system.training.scores import visual_rewards
+
         scores = self._learner.score(micro_batches)
-        return len(scores), scores
+        return visual_rewards(scores), scores
 
     @watched
     def update(

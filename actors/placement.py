@@ -69,7 +69,7 @@ def plan(config: RunConfig, stage: Stage) -> list[Bundle]:
 
 def needs_reference(config: RunConfig, stage: Stage) -> bool:
     """Whether the stage has a frozen reference policy."""
-    return stage == "rl" and config.algorithm.needs_reference
+    return stage == "rl" and config.needs_reference
 
 
 def preflight(bundles: Sequence[Bundle], nodes: Sequence[Mapping[str, float]]) -> None:

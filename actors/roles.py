@@ -72,7 +72,7 @@ class RayRoles:
         self.learner = RayLearner(self._of("learner"), timeout_s)
         self.rewarder = RayRewarder(self._of("reward"), timeout_s)
         reference = self._of("reference")
-        self.reference = RayScorer(reference[0]) if reference else None
+        self.reference = RayScorer(reference[0], timeout_s) if reference else None
         self.teachers = [RayTeacher(member, timeout_s) for member in self._of("teacher")]
 
     @property

@@ -55,6 +55,10 @@ class Scorer(Protocol):
         """Scores of every sample of the plan, one ref (to `Scores`) per learner rank."""
         ...
 
+    def visual_rewards(self, scores: Sequence[Ref]) -> Mapping[str, float]:
+        """What `score` found of `reward.visual`: sample id → r_vis, without those where it is undefined."""
+        ...
+
 
 class Teacher(Protocol):
     """A frozen model that the policy learns from. It scores while rollouts and rewards go on."""
@@ -75,6 +79,10 @@ class Learner(Protocol):
 
     def score(self, plan: TrainPlan) -> Sequence[Ref]:
         """Old log-probs and attention at the current weights, one ref (to `Scores`) per rank."""
+        ...
+
+    def visual_rewards(self, scores: Sequence[Ref]) -> Mapping[str, float]:
+        """What `score` found of `reward.visual`: sample id → r_vis, without those where it is undefined."""
         ...
 
     def update(

@@ -110,7 +110,7 @@ class RewardResult:
 
     completion_id: str
     parts: Mapping[str, float]
-    """Unweighted parts, each in [0, 1]."""
+    """Unweighted parts, each in [0, 1] (`visual` in the form `ratio` is not)."""
     total: float
     """Weighted sum of the parts; 0 unless `status` is ok."""
     status: RewardStatus
@@ -266,6 +266,8 @@ class SampleScores:
     """What the last probed layer's rows look at (`attention.metrics`); float32, one figure per attention row."""
     tokens: TokenRecord | None = None
     """A teacher's distributions over the vocabulary."""
+    visual_reward: float | None = None
+    """How much the response looks at pictures (`attention.visual_reward`); None where undefined or not asked for."""
 
     @property
     def nbytes(self) -> int:

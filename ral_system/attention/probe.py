@@ -25,7 +25,7 @@ IMPLEMENTATION = "probed_sdpa"
 KNOWN_ATTENTION = ("Qwen2VLAttention", "Qwen2_5_VLAttention", "Qwen3VLTextAttention", "Qwen2Attention")
 """Attention classes whose interface call is known to pass query and key after rotary embedding."""
 
-_ATTRIBUTE = "_attention_capture"
+_ATTRIBUTE = "_attention_captures"
 
 
 def _probed_sdpa(
@@ -44,8 +44,8 @@ def _probed_sdpa(
     Each sequence then runs alone, so nothing leaks and no mask is needed; a vision encoder, which separates its
     pictures itself, is left alone. With `steering` (another), steered at its layers; probes see the layer as it is.
     """
-    capture: Capture | None = getattr(module, _ATTRIBUTE, None)
-    if capture is not None:
+    captures: tuple[Capture, ...] = getattr(module, _ATTRIBUTE, ())
+    for capture in captures:
         query = capture.take(query, key, float(kwargs["scaling"]))
     if not getattr(module, "is_causal", True):
         return sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)
@@ -186,15 +186,16 @@ class AttentionProbe:
 
     @contextmanager
     def capture(self, rows: PackedRows | None = None, *, whole: bool = False) -> Iterator[list[Capture]]:
-        """Capture the forward pass inside the block, one `Capture` per probed layer.
+        """Capture the forward pass inside the block, one `Capture` per probed layer; blocks may be nested.
 
         Of `rows` the query is kept, of all tokens only if `whole`: unless the layer keeps it anyway, that is memory.
         """
         captures = [Capture(rows, whole) for _ in self._layers]
-        for layer, capture in zip(self._layers, captures, strict=True):
-            setattr(layer, _ATTRIBUTE, capture)
+        outer = [getattr(layer, _ATTRIBUTE, ()) for layer in self._layers]
+        for layer, others, capture in zip(self._layers, outer, captures, strict=True):
+            setattr(layer, _ATTRIBUTE, (*others, capture))
         try:
             yield captures
         finally:
-            for layer in self._layers:
-                setattr(layer, _ATTRIBUTE, None)
+            for layer, others in zip(self._layers, outer, strict=True):
+                setattr(layer, _ATTRIBUTE, others)

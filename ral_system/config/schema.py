@@ -25,6 +25,7 @@ Rows = Literal["generated", "predicting", "answer", "instruction"]
 Keys = Literal["all", "visual", "prompt", "no_sinks"]
 Dtype = Literal["float32", "bfloat16"]
 Reduction = Literal["token_mean", "sequence_mean", "sequence_sum"]
+VisualRewardForm = Literal["share", "ratio"]
 
 
 class Group(BaseModel):
@@ -173,11 +174,6 @@ class AlgorithmConfig(Group):
     attention: AttentionConfig
     distillation: DistillationConfig
 
-    @property
-    def needs_reference(self) -> bool:
-        """Whether the objective reads the frozen reference policy."""
-        return self.kl.coefficient > 0 or (self.attention.weight > 0 and self.attention.anchor == "reference")
-
 
 class TeacherConfig(Group):
     """Whom `algorithm.distillation` learns from: models of any size with the student's tokenizer and visual grid."""
@@ -200,11 +196,24 @@ class TeacherRole:
     attention: bool
 
 
+class VisualRewardConfig(Group):
+    """Visual-anchored reward (AVAR 2.4): right answers are worth more the more their words look at the picture."""
+
+    weight: NonNegativeFloat
+    """The paper: 0.3; 0 measures nothing."""
+    form: VisualRewardForm
+    """share: of the attention on picture and system turn, the picture's, in [0, 1]. ratio: the one over the other, as
+    the paper writes it; it has no bound and can outweigh correctness."""
+    model: Literal["policy", "reference"]
+    """Whose attention: the policy's at the rollout's weights, or the frozen reference's on the same words."""
+
+
 class RewardConfig(Group):
-    """Weighted sum of the reward parts, each in [0, 1]."""
+    """Weighted sum of the reward parts, each in [0, 1] (visual.form=ratio is not)."""
 
     correctness: NonNegativeFloat
     format: NonNegativeFloat
+    visual: VisualRewardConfig
     workers: Positive
     """Verifier subprocesses per reward actor."""
     timeout_s: PositiveFloat
@@ -396,6 +405,20 @@ class RunConfig(Group):
     checkpoint: CheckpointConfig
     cluster: ClusterConfig
     logging: LoggingConfig
+
+    @property
+    def needs_reference(self) -> bool:
+        """Whether the rl stage reads the frozen reference policy: its log-probs, its attention, or where it looks."""
+        attention = self.algorithm.attention
+        return (
+            self.algorithm.kl.coefficient > 0
+            or (attention.weight > 0 and attention.anchor == "reference")
+            or self.visual_reward_by("reference")
+        )
+
+    def visual_reward_by(self, model: Literal["policy", "reference"]) -> bool:
+        """Whether the visual-anchored reward is read from this model's attention."""
+        return self.reward.visual.weight > 0 and self.reward.visual.model == model
 
     @property
     def teachers(self) -> tuple[TeacherRole, ...]:

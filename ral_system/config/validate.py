@@ -58,6 +58,7 @@ def _illegal_combinations(c: RunConfig) -> list[str]:
                     f"weight, or set {field} to {'null' if neutral is None else neutral}"
                 )
     problems += _distillation_problems(c)
+    problems += _visual_reward_problems(c)
     if c.data.objects > c.data.grid**2:
         problems.append(f"data.objects={c.data.objects} does not fit data.grid={c.data.grid}; at most {c.data.grid**2}")
     if a.prompts_per_step > c.data.train_records:
@@ -140,4 +141,21 @@ def _distillation_problems(c: RunConfig) -> list[str]:
         )
     if not any((c.algorithm.policy_weight, attention.weight, teach.tokens.weight, teach.attention.weight)):
         problems.append("algorithm.policy_weight=0 and every other weight is 0, so nothing is learned; raise one")
+    return problems
+
+
+def _visual_reward_problems(c: RunConfig) -> list[str]:
+    problems, visual = [], c.reward.visual
+    if visual.weight > 0 and not c.data.system_prompt:
+        problems.append(
+            f"reward.visual.weight={visual.weight:g} compares attention on pictures with that on the system turn, and "
+            "data.system_prompt is empty; set one, or the weight to 0"
+        )
+    if visual.weight == 0:
+        problems += [
+            f"reward.visual.{field}={value} has no effect with reward.visual.weight=0; raise the weight, or set "
+            f"{field} to {neutral}"
+            for field, value, neutral in (("form", visual.form, "share"), ("model", visual.model, "policy"))
+            if value != neutral
+        ]
     return problems

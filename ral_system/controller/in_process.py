@@ -15,6 +15,7 @@ from ral_system.rewards.pool import RewardPool
 from ral_system.rollout.hf_generator import HfEngine
 from ral_system.training.learner_rank import LearnerRank
 from ral_system.training.scorer import FrozenScorer
+from ral_system.training.scores import visual_rewards
 from ral_system.training.teacher import TeacherScorer
 from ral_system.types import Completion, Prompt, Sample, Sampling, TrainPlan, VisualAttention, WeightManifest
 
@@ -32,7 +33,7 @@ class InProcessRoles:
             HfEngine(model_folder, config.rollout, media, media_token_ids(model_folder), config.seed, device.type)
         )
         self.learner = _Learner(LearnerRank(config, model_folder, media, rank=0, world_size=1, stage=stage))
-        needs_reference = stage == "rl" and config.algorithm.needs_reference
+        needs_reference = stage == "rl" and config.needs_reference
         self.reference = _Scorer(FrozenScorer(config, model_folder, media)) if needs_reference else None
         self.teachers = [_Teacher(config, role, model_folder, media) for role in config.teachers if stage == "rl"]
 
@@ -59,6 +60,9 @@ class _Scorer:
     def score(self, plan: TrainPlan) -> Sequence[Ref]:
         return [self._scorer.score(plan.rank_samples(0))]
 
+    def visual_rewards(self, scores: Sequence[Ref]) -> Mapping[str, float]:
+        return visual_rewards(scores[0])
+
 
 class _Teacher:
     def __init__(self, config: RunConfig, role: TeacherRole, student_folder: Path, media: MediaStore) -> None:
@@ -82,6 +86,9 @@ class _Learner:
 
     def score(self, plan: TrainPlan) -> Sequence[Ref]:
         return [self._rank.score(plan.rank_samples(0))]
+
+    def visual_rewards(self, scores: Sequence[Ref]) -> Mapping[str, float]:
+        return visual_rewards(scores[0])
 
     def update(
         self,

@@ -21,7 +21,8 @@ from ral_system.algorithms.advantages import group_normalised
 from ral_system.config.schema import RunConfig
 from ral_system.errors import GateError
 from ral_system.observability.progress import PhaseTimer
-from ral_system.protocols import Roles
+from ral_system.protocols import Ref, Roles
+from ral_system.rewards.visual import with_visual_reward
 from ral_system.sync.publish import publish_weights
 from ral_system.training.plan import plan_updates
 from ral_system.types import Completion, Prompt, RewardStatus, Rollout, Sample, Sampling
@@ -86,7 +87,8 @@ class TrainingLoop:
             reference = self._roles.reference.score(plan) if self._roles.reference else None
             behaviour = learner.score(plan)
             teaching = [teacher.collect(plan) for teacher in self._roles.teachers]
-        rollouts = self._judge(groups)
+            looks = self._visual_rewards(behaviour, reference)
+        rollouts = self._judge(groups, looks)
         plan = plan.with_advantages({rollout.completion.id: rollout.advantage for rollout in rollouts})
         with self._timer.phase("update"):
             updates = [
@@ -144,13 +146,22 @@ class TrainingLoop:
         for teacher in self._roles.teachers:
             teacher.submit(samples)
 
-    def _judge(self, groups: Sequence[Group]) -> list[Rollout]:
+    def _visual_rewards(self, behaviour: Sequence[Ref], reference: Sequence[Ref] | None) -> Mapping[str, float]:
+        """Sample id → how much the response looks at pictures; nothing when that is not rewarded."""
+        if self._config.visual_reward_by("policy"):
+            return self._roles.learner.visual_rewards(behaviour)
+        if self._config.visual_reward_by("reference"):
+            assert self._roles.reference is not None and reference is not None
+            return self._roles.reference.visual_rewards(reference)
+        return {}
+
+    def _judge(self, groups: Sequence[Group], looks: Mapping[str, float]) -> list[Rollout]:
         """Wait for what is left of the rewards, and compare each with its group's."""
         with self._timer.phase("reward"):
             verdicts = self._roles.rewarder.collect()
         rollouts = []
         for prompt, group in groups:
-            results = [verdicts[c.id] for c in group]
+            results = [with_visual_reward(self._config.reward, verdicts[c.id], looks.get(c.id)) for c in group]
             advantages = group_normalised([r.total if r.status is RewardStatus.OK else None for r in results])
             rollouts += [Rollout(prompt, c, r, a) for c, r, a in zip(group, results, advantages, strict=True)]
         return rollouts
@@ -179,13 +190,16 @@ def step_seed(seed: int, version: int) -> int:
 def rollout_metrics(rollouts: Sequence[Rollout]) -> dict[str, float]:
     """Means over the batch: reward parts and total over verdicts reached, lengths, share of groups without signal."""
     judged = [r.reward for r in rollouts if r.reward.status is RewardStatus.OK]
-    names = sorted({name for reward in judged for name in reward.parts})
+    parts: dict[str, list[float]] = defaultdict(list)
+    for reward in judged:
+        for name, value in reward.parts.items():
+            parts[name].append(value)
     lengths = [len(r.completion.token_ids) for r in rollouts]
     groups: dict[str, set[float]] = defaultdict(set)
     for rollout in rollouts:
         groups[rollout.prompt.id].add(rollout.advantage)
     return {
-        **{f"reward/{name}": sum(r.parts[name] for r in judged) / len(judged) for name in names},
+        **{f"reward/{name}": sum(values) / len(values) for name, values in sorted(parts.items())},
         "reward/total": sum(r.total for r in judged) / max(1, len(judged)),
         "reward/unjudged": float(len(rollouts) - len(judged)),
         "rollout/length_mean": sum(lengths) / len(lengths),

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, TypedDict
 
 import torch
 from torch import Tensor, nn
@@ -36,6 +37,15 @@ class PolicyOutput:
     """float32 [N, V] of the distributions that the N response tokens, sequence by sequence, were drawn from."""
     probed: list[Tensor] = field(default_factory=list)
     """Queries and keys of the probed layers, of all sequences together; none when not asked for."""
+    response_attention: list[SequenceAttention] | None = None
+    """Per sequence, the rows of its response at every layer, mean over heads, all keys; None when not asked for."""
+
+
+class MoreOutputs(TypedDict, total=False):
+    """What `PolicyModel` computes on request."""
+
+    with_probed: bool
+    with_response_attention: bool
 
 
 class PolicyModel(nn.Module):
@@ -56,7 +66,7 @@ class PolicyModel(nn.Module):
     ) -> None:
         super().__init__()
         self.model = model
-        self._probe = AttentionProbe(model, layers)
+        self._probe, self._every_layer = AttentionProbe(model, layers), AttentionProbe(model, "all")
         self._temperature = temperature
         self._heads, self._backend = heads, backend
         self._intervention = intervention if intervention is not None and intervention.active else None
@@ -65,10 +75,21 @@ class PolicyModel(nn.Module):
             self._intervention.check_model(text.num_hidden_layers, text.num_attention_heads)
         self.register_buffer("banned_token_ids", torch.tensor(banned_token_ids, dtype=torch.int64), persistent=False)
 
-    def forward(self, batch: TensorBatch, *, with_attention: bool, with_probed: bool = False) -> PolicyOutput:
+    def forward(
+        self,
+        batch: TensorBatch,
+        *,
+        with_attention: bool,
+        with_probed: bool = False,
+        with_response_attention: bool = False,
+    ) -> PolicyOutput:
         """One pass over a micro-batch; logits are made for response positions only."""
         rows = PackedRows(batch.lengths, batch.attention_rows) if with_attention else None
-        with self._probe.capture(rows, whole=with_probed) as captures:
+        response_rows = _response_rows(batch) if with_response_attention else None
+        with ExitStack() as probes:
+            captures = probes.enter_context(self._probe.capture(rows, whole=with_probed))
+            if response_rows:
+                response_captures = probes.enter_context(self._every_layer.capture(response_rows))
             hidden_TE = self.model.model(
                 input_ids=batch.input_ids[None],
                 position_ids=self._position_ids(batch),
@@ -96,15 +117,22 @@ class PolicyModel(nn.Module):
             entropy=torch.zeros(mask_BR.shape, device=mask_BR.device).masked_scatter(mask_BR, entropy_N),
             log_softmax=log_softmax_NV,
             top1=torch.zeros_like(mask_BR).masked_scatter(mask_BR, top1_N),
-            attention=self._attention(batch, captures) if with_attention else None,
+            attention=self._attention(captures, rows, batch.key_masks, self._heads) if rows else None,
             probed=[t for c in captures for t in (c.query, c.key) if t is not None] if with_probed else [],
+            response_attention=(
+                self._attention(response_captures, response_rows, [None] * len(batch.lengths), "mean")
+                if response_rows
+                else None
+            ),
         )
 
-    def _attention(self, batch: TensorBatch, captures: list[Capture]) -> list[SequenceAttention]:
+    def _attention(
+        self, captures: list[Capture], rows: PackedRows, key_masks: Sequence[Tensor | None], heads: Heads
+    ) -> list[SequenceAttention]:
         by_sequence = zip(*(capture.sequences() for capture in captures), strict=True)
         return [
-            SequenceAttention(layers, rows, key_mask, self._heads, self._backend)
-            for layers, rows, key_mask in zip(by_sequence, batch.attention_rows, batch.key_masks, strict=True)
+            SequenceAttention(layers, at, key_mask, heads, self._backend)
+            for layers, at, key_mask in zip(by_sequence, rows.positions, key_masks, strict=True)
         ]
 
     def _steering(self, batch: TensorBatch) -> dict[str, Steering]:
@@ -127,3 +155,10 @@ class PolicyModel(nn.Module):
             else:
                 positions.append(self.model.model.get_rope_index(ids_T[None], types_T[None], image_grid_thw=grid)[0])
         return torch.cat(positions, dim=-1)
+
+
+def _response_rows(batch: TensorBatch) -> PackedRows:
+    prompts = batch.prompt_lengths.tolist()
+    device = batch.input_ids.device
+    rows = tuple(torch.arange(p, t, device=device) for p, t in zip(prompts, batch.lengths, strict=True))
+    return PackedRows(batch.lengths, rows)

@@ -29,7 +29,7 @@ def sections(run: RunData) -> list[tuple[str, list[Chart]]]:
 
 def _learning(run: RunData) -> list[Chart]:
     kinds = [(key, key.removeprefix("eval/accuracy/")) for key in run.keys("rl", "eval/accuracy/")]
-    parts = [("reward/total", "total"), ("reward/correctness", "correctness"), ("reward/format", "format")]
+    parts = [(f"reward/{name}", name) for name in ("total", "correctness", "format", "visual")]
     return [
         _rl(run, "accuracy", "Held-out accuracy", "Greedy answers to questions never trained on.",
             [("eval/accuracy", "accuracy")], unit="percent", top=1.0),

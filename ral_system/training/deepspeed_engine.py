@@ -7,7 +7,7 @@ import sys
 from collections.abc import Mapping
 from datetime import timedelta
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Unpack
 
 import deepspeed
 import torch
@@ -20,7 +20,7 @@ from torch import Tensor
 from ral_system.config.schema import LearnerConfig
 from ral_system.data.collate import TensorBatch
 from ral_system.errors import CheckpointError, SetupError
-from ral_system.models.policy import PolicyModel, PolicyOutput
+from ral_system.models.policy import MoreOutputs, PolicyModel, PolicyOutput
 from ral_system.training.optim import OptimSettings
 
 _PREFIX = "model."
@@ -73,8 +73,8 @@ class DeepSpeedEngine:
         self._zero_stage = config.zero_stage
         self.policy: PolicyModel = self._engine.module
 
-    def forward(self, batch: TensorBatch, *, with_attention: bool, with_probed: bool = False) -> PolicyOutput:
-        return self._engine(batch.to(self.device), with_attention=with_attention, with_probed=with_probed)
+    def forward(self, batch: TensorBatch, *, with_attention: bool, **more: Unpack[MoreOutputs]) -> PolicyOutput:
+        return self._engine(batch.to(self.device), with_attention=with_attention, **more)
 
     def backward(self, loss: Tensor, *, last: bool) -> None:
         self._engine.set_gradient_accumulation_boundary(is_boundary=last)

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Literal, Protocol, Unpack
 
 import torch
 from torch import Tensor
 
 from ral_system.data.collate import TensorBatch
-from ral_system.models.policy import PolicyModel, PolicyOutput
+from ral_system.models.policy import MoreOutputs, PolicyModel, PolicyOutput
 
 
 class Engine(Protocol):
@@ -19,7 +19,7 @@ class Engine(Protocol):
     device: torch.device
     policy: PolicyModel
 
-    def forward(self, batch: TensorBatch, *, with_attention: bool, with_probed: bool = False) -> PolicyOutput:
+    def forward(self, batch: TensorBatch, *, with_attention: bool, **more: Unpack[MoreOutputs]) -> PolicyOutput:
         """Run the policy; all ranks call it equally often."""
         ...
 

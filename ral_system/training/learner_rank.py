@@ -69,13 +69,15 @@ class LearnerRank:
             self._average = WeightAverage(self._engine, attention.ema_decay)
 
     def score(self, micro_batches: tuple[MicroBatch, ...]) -> Scores:
-        """Old log-probs and attention of every sample, at the current weights; with anchor=ema its attention records.
+        """Old log-probs and attention of every sample, at the current weights; with anchor=ema its attention records,
+        with reward.visual.model=policy also how much it looks at pictures.
 
         Gate: they must match what the rollout engine reported for the same tokens, else LogProbError names the sample.
         """
+        looks = self._config.visual_reward_by("policy")
         scores: Scores = {}
         for samples in micro_batches:
-            scores |= self._score(samples)
+            scores |= self._score(samples, with_response_attention=looks)
             self._check_log_probs(samples, scores)
         if self._average is not None:
             with self._average.in_place():
@@ -83,10 +85,10 @@ class LearnerRank:
             scores = {id: replace(s, attention=averages[id].attention) for id, s in scores.items()}
         return scores
 
-    def _score(self, samples: MicroBatch) -> Scores:
+    def _score(self, samples: MicroBatch, *, with_response_attention: bool = False) -> Scores:
         batch = self._collate(samples).to(self._engine.device)
         with torch.no_grad():
-            output = self._engine.forward(batch, with_attention=True)
+            output = self._engine.forward(batch, with_attention=True, with_response_attention=with_response_attention)
         return to_scores(output, batch, samples, self._config, self._version)
 
     def update(

@@ -25,10 +25,14 @@ class FrozenScorer:
 
     @torch.no_grad()
     def score(self, micro_batches: tuple[MicroBatch, ...]) -> Scores:
-        """Log-probs of every sample's response tokens; with anchor=reference also its attention rows."""
+        """Log-probs of every sample's response tokens; with anchor=reference also its attention rows, with
+        reward.visual.model=reference also how much it looks at pictures.
+        """
         anchors = self._config.algorithm.attention.anchor == "reference"
+        looks = self._config.visual_reward_by("reference")
         scores: Scores = {}
         for samples in micro_batches:
             batch = self._collate(samples).to(self._device)
-            scores |= to_scores(self._policy(batch, with_attention=anchors), batch, samples, self._config)
+            output = self._policy(batch, with_attention=anchors, with_response_attention=looks)
+            scores |= to_scores(output, batch, samples, self._config)
         return scores

@@ -14,6 +14,7 @@ from ral_system.attention.metrics import row_statistics
 from ral_system.attention.provenance import KeyProvenance
 from ral_system.attention.record import record_attention
 from ral_system.attention.sequence import SequenceAttention
+from ral_system.attention.visual_reward import visual_reward
 from ral_system.config.schema import RunConfig
 from ral_system.data.collate import TensorBatch
 from ral_system.models.loading import TORCH_DTYPES
@@ -32,12 +33,20 @@ def to_scores(
     scores = {}
     for i, sample in enumerate(samples):
         log_probs = output.log_probs[i, : len(sample.response_token_ids)].float().cpu().numpy()
-        if output.attention is None:
-            scores[sample.id] = SampleScores(log_probs)
-            continue
-        records, statistics = _read_rows(output.attention[i], keys[i], sample, config, version)
-        scores[sample.id] = SampleScores(log_probs, records, statistics)
+        found = SampleScores(log_probs)
+        if output.attention is not None:
+            records, statistics = _read_rows(output.attention[i], keys[i], sample, config, version)
+            found = replace(found, attention=records, row_statistics=statistics)
+        if output.response_attention is not None:
+            reward = visual_reward(output.response_attention[i], keys[i], config.reward.visual.form)
+            found = replace(found, visual_reward=reward)
+        scores[sample.id] = found
     return scores
+
+
+def visual_rewards(scores: Scores) -> dict[str, float]:
+    """Sample id → r_vis, of the samples that have one."""
+    return {id: s.visual_reward for id, s in scores.items() if s.visual_reward is not None}
 
 
 def to_teaching(

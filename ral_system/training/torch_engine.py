@@ -5,14 +5,14 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Unpack
 
 import torch
 from safetensors.torch import load_file, load_model, save_file, save_model
 from torch import Tensor
 
 from ral_system.data.collate import TensorBatch
-from ral_system.models.policy import PolicyModel, PolicyOutput
+from ral_system.models.policy import MoreOutputs, PolicyModel, PolicyOutput
 from ral_system.training.optim import OptimSettings
 
 
@@ -36,8 +36,8 @@ class TorchEngine:
         )
         self._updates = 0
 
-    def forward(self, batch: TensorBatch, *, with_attention: bool, with_probed: bool = False) -> PolicyOutput:
-        return self.policy(batch.to(self.device), with_attention=with_attention, with_probed=with_probed)
+    def forward(self, batch: TensorBatch, *, with_attention: bool, **more: Unpack[MoreOutputs]) -> PolicyOutput:
+        return self.policy(batch.to(self.device), with_attention=with_attention, **more)
 
     def backward(self, loss: Tensor, *, last: bool) -> None:
         loss.backward()

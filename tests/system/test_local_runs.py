@@ -194,6 +194,23 @@ def test_without_a_learning_rate_nothing_moves(commands, left, with_signal, unin
     assert run.weights("model") == uninterrupted.weights("models/sft")
 
 
+@pytest.mark.parametrize("model", ["policy", "reference"])
+def test_looking_at_the_picture_is_rewarded(
+    commands, left, with_signal, uninterrupted, tmp_path: Path, model: str
+) -> None:
+    start = uninterrupted.folder / "models" / "sft"
+    overrides = [*with_signal, "reward=avar", f"reward.visual.model={model}", f"start_model={start}"]
+    done = commands("ral-rl", *overrides, "algorithm.kl.coefficient=0", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    steps = left(tmp_path / "runs" / "smoke").rl_steps()
+    assert any(0 < step["reward/visual"] < step["reward/correctness"] for step in steps)
+    for step in steps:
+        parts = step["reward/correctness"] + 0.1 * step["reward/format"] + 0.3 * step["reward/visual"]
+        assert step["reward/total"] == pytest.approx(parts)
+        assert (step["reward/visual"] == 0) == (step["reward/correctness"] == 0)
+    assert any(step["rollout/groups_without_signal"] < 1 for step in steps)
+
+
 @pytest.mark.parametrize("algorithm", ["grpo_zero", "grpo"])
 def test_the_controls_run(commands, left, with_signal, uninterrupted, tmp_path: Path, algorithm: str) -> None:
     start = uninterrupted.folder / "models" / "sft"

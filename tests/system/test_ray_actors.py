@@ -177,6 +177,7 @@ def roles(cluster: None, folder: Path) -> Iterator[RayRoles]:
         "algorithm=attention_distill",
         f"teacher.path={folder}/start",
         f"teacher.attention_path={folder}/larger",
+        "reward.visual.weight=0.3",
     )
     roles = RayRoles(config, "rl", folder / "start", folder, phases.__setitem__)
     print({what: round(seconds, 1) for what, seconds in phases.items()})
@@ -209,6 +210,9 @@ def test_one_training_step_over_real_actors(roles: RayRoles, prompts: list[Promp
         plan = plan_updates(samples, updates=2, world_size=roles.learner.world_size, micro_batch=4)
         assert roles.reference is not None
         reference, behaviour = roles.reference.score(plan), roles.learner.score(plan)
+        looks = roles.learner.visual_rewards(behaviour)
+        assert looks.keys() == verdicts.keys() and all(0 < r < 1 for r in looks.values())
+        assert roles.reference.visual_rewards(reference) == {}  # it is the policy's that was asked for
         scored = time.monotonic()
         teaching = [teacher.collect(plan) for teacher in roles.teachers]
         metrics = [roles.learner.update(plan, k, behaviour, reference, *teaching) for k in range(2)]

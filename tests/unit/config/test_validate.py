@@ -116,6 +116,14 @@ ILLEGAL: dict[str, tuple[dict[str, Any], list[str]]] = {
         {"rollout.dtype": "bfloat16"},
         ["rollout.max_log_prob_difference=0.0001", "rollout.dtype=bfloat16", "set both to float32, or"],
     ),
+    "a visual reward without a system turn": (
+        {"reward.visual.weight": 0.3, "data.system_prompt": ""},
+        ["reward.visual.weight=0.3", "data.system_prompt is empty; set one"],
+    ),
+    "the form of a visual reward that is not given": (
+        {"reward.visual.form": "ratio"},
+        ["reward.visual.form=ratio", "reward.visual.weight=0", "set form to share"],
+    ),
     "no reward": (
         {"reward.correctness": 0.0, "reward.format": 0.0},
         ["reward.correctness", "reward.format", "raise one"],
@@ -172,11 +180,13 @@ def test_illegal_combinations_name_field_value_and_remedy(defaults, case: str) -
 
 def test_every_rule_has_a_case(defaults) -> None:
     """Every line of the rules runs in some case above: a rule added without one fails here."""
-    code = validate._illegal_combinations.__code__
+    rules = [f for name, f in vars(validate).items() if name.endswith(("_problems", "_illegal_combinations"))]
+    assert len(rules) == 3
+    codes = [rule.__code__ for rule in rules]
     reached: set[int] = set()
 
     def trace(frame: FrameType, event: str, _: Any) -> Any:
-        if frame.f_code is code:
+        if frame.f_code in codes:
             reached.add(frame.f_lineno)
             return trace
         return None
@@ -191,8 +201,8 @@ def test_every_rule_has_a_case(defaults) -> None:
             pass
         finally:
             sys.settrace(before)
-    lines = {line for _, line in dis.findlinestarts(code) if line and line > code.co_firstlineno}
-    assert sorted(lines - reached) == [], f"lines of {code.co_filename} that no case in this file reaches"
+    lines = {line for code in codes for _, line in dis.findlinestarts(code) if line and line > code.co_firstlineno}
+    assert sorted(lines - reached) == [], f"lines of {validate.__file__} that no case in this file reaches"
 
 
 def test_all_problems_are_reported_at_once(defaults) -> None:

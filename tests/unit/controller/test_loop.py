@@ -112,6 +112,10 @@ class Fakes:
         self.plans.append(plan)
         return [f"scores {self.calls.count('score')}"] * 2
 
+    def visual_rewards(self, scores: Sequence[str]) -> Mapping[str, float]:
+        self.calls.append(("visual_rewards", scores[0]))
+        return {s.id: 0.5 for s in samples_of(self.plans[-1]) if s.id.endswith(("#1", "#2"))}
+
     def update(
         self, plan: TrainPlan, index: int, behaviour: Sequence[str], reference: Any, *teachers: Sequence[str]
     ) -> Mapping[str, float]:
@@ -259,6 +263,31 @@ def test_advantages_are_of_the_group_and_leave_verdicts_out_that_were_not_reache
     assert {id: s.advantage for id, s in trained.items()} == advantages
     assert trained["train/1#3"].rollout_log_probs == (-0.5,) * 3
     assert result.metrics["reward/unjudged"] == 2
+
+
+@pytest.mark.parametrize(("model", "scores"), [("policy", "scores 2"), ("reference", "scores 1")])
+def test_a_right_answer_that_looks_at_the_picture_is_worth_more(make_config, model: str, scores: str) -> None:
+    shape = ["algorithm.prompts_per_step=3", f"algorithm.completions_per_prompt={G}", "algorithm.updates_per_step=2"]
+    visual = ["reward.visual.weight=2", f"reward.visual.model={model}", "algorithm.kl.coefficient=0.1"]
+    roles = Fakes()
+    roles.status = {"train/0#1": RewardStatus.TIMEOUT}
+    result = start(make_config(*shape, *visual), roles).step()
+    assert ("visual_rewards", scores) in roles.calls
+    rewards = {r.completion.id: r.reward for r in result.rollouts}
+    # completion i is worth i, the odd ones are right, and r_vis is 0.5 for 1 and 2 and undefined for 0 and 3
+    assert [rewards[f"train/1#{i}"].total for i in range(G)] == [0, 1 + 2 * 0.5, 2, 3]
+    assert rewards["train/1#2"].parts["visual"] == 0
+    assert rewards["train/0#1"].total == 0
+    assert result.metrics["reward/visual"] == pytest.approx((2 * 0.5 + 3 * 0) / 5)
+    # 0, 2, 2, 3: mean 7/4, variance 19/16
+    advantages = [r.advantage for r in result.rollouts if r.prompt.id == "train/1"]
+    assert advantages == pytest.approx([a / (19 / 16) ** 0.5 for a in (-7 / 4, 1 / 4, 1 / 4, 5 / 4)], rel=1e-5)
+
+
+def test_what_is_not_rewarded_is_not_asked_for(config: RunConfig) -> None:
+    roles = Fakes()
+    assert "reward/visual" not in start(config, roles).step().metrics
+    assert not [call for call in roles.calls if call[0] == "visual_rewards"]
 
 
 def test_the_order_in_which_completions_finish_does_not_matter(config: RunConfig) -> None:

@@ -1,0 +1,122 @@
+"""The visual-anchored reward against a loop over eager attentions, by hand, and where it is not defined."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Literal
+
+import pytest
+import torch
+from torch import Tensor
+from transformers import AutoModelForImageTextToText
+
+from ral_system.attention.provenance import KeyKind, KeyProvenance, key_provenance
+from ral_system.attention.sequence import LayerAttention, SequenceAttention
+from ral_system.attention.visual_reward import visual_reward
+from ral_system.data.collate import Collator
+from ral_system.data.media import MediaStore
+from ral_system.models.loading import load_model, load_processor
+from ral_system.models.policy import PolicyModel
+from ral_system.types import Sample
+
+KEYS = key_provenance(torch.tensor([0, 1, 1, 0, 0]), images=[(1, 1, 2)], system_tokens=1, prompt_tokens=3)
+
+
+def attention_of(*layers_HRT: Tensor, rows: list[int]) -> SequenceAttention:
+    """Layers whose heads' logits are given: each key reads one coordinate of the query."""
+    keys = torch.eye(layers_HRT[0].shape[-1])[:, None]
+    layers = tuple(LayerAttention(logits_HRT.transpose(0, 1), keys, 1.0) for logits_HRT in layers_HRT)
+    return SequenceAttention(layers, torch.tensor(rows), None, "mean", "auto")
+
+
+def test_by_hand() -> None:
+    # One layer of two heads and the rows 3 and 4. Head 0 attends as (2, 3, 5, 6, 9), so to earlier keys with
+    # system 2/16, visual 8/16 in row 3, and 2/25, 8/25 in row 4; head 1 as (1, 1, 0, 0, 2): 1/2, 1/2 and 1/4, 1/4.
+    heads = torch.tensor([[2.0, 3, 5, 6, 9], [1, 1, 1e-30, 1e-30, 2]]).log()[:, None].expand(2, 2, 5)
+    attention = attention_of(heads, rows=[3, 4])
+    # means over heads: row 3: system 5/16, visual 8/16; row 4: system 33/200, visual 57/200 (own position left in)
+    expected = {"share": (8 / 13 + 57 / 90) / 2, "ratio": (8 / 5 + 57 / 33) / 2}
+    assert visual_reward(attention, KEYS, "share") == pytest.approx(expected["share"], rel=1e-6)
+    assert visual_reward(attention, KEYS, "ratio") == pytest.approx(expected["ratio"], rel=1e-5)
+
+
+def test_it_is_a_mean_over_layers_and_rows_of_quotients() -> None:
+    one, two = (torch.tensor(v).log()[None, None] for v in ([1.0, 2, 1, 9, 9], [9.0, 1, 0.5, 2, 2]))
+    attention = attention_of(one, two, rows=[4])
+    assert visual_reward(attention, KEYS, "share") == pytest.approx((3 / 4 + 1.5 / 10.5) / 2)
+    assert visual_reward(attention, KEYS, "ratio") == pytest.approx((3 + 1.5 / 9) / 2, rel=1e-4)
+
+
+@pytest.mark.parametrize(("logit", "share"), [(300.0, 0.0), (-300.0, 1.0)])
+def test_extremes_stay_finite(logit: float, share: float) -> None:
+    attention = attention_of(torch.tensor([[[logit, 0.0, 0.0, 0.0, 0.0]]]), rows=[4])
+    assert visual_reward(attention, KEYS, "share") == share
+    assert visual_reward(attention, KEYS, "ratio") == pytest.approx(share * 2 / 3 / 1e-6)  # 2 of 3 other keys
+
+
+def test_rows_that_look_at_neither_are_0() -> None:
+    attention = attention_of(torch.tensor([[[-300.0, -300.0, -300.0, 0.0, 0.0]]]), rows=[4])
+    assert visual_reward(attention, KEYS, "share") == 0
+
+
+@pytest.mark.parametrize(
+    "keys",
+    [
+        key_provenance(torch.tensor([0, 1, 1, 0, 0]), images=[(1, 1, 2)], system_tokens=0, prompt_tokens=3),
+        key_provenance(torch.zeros(5), system_tokens=1, prompt_tokens=3),
+    ],
+    ids=["no system turn", "no picture"],
+)
+def test_without_one_of_its_two_sides_it_is_undefined(keys: KeyProvenance) -> None:
+    assert visual_reward(attention_of(torch.zeros(1, 1, 5), rows=[4]), keys, "share") is None
+
+
+@pytest.mark.parametrize("form", ["share", "ratio"])
+def test_equals_a_loop_over_eager_attentions(
+    form: Literal["share", "ratio"], tiny_model: Path, media: MediaStore, draw_samples: Callable[[int], list[Sample]]
+) -> None:
+    collate = Collator(load_processor(tiny_model), media.open, rows="answer", keys="visual")
+    policy = PolicyModel(load_model(tiny_model, dtype="float32"), temperature=1.0, banned_token_ids=(), heads="each")
+    eager = AutoModelForImageTextToText.from_pretrained(tiny_model, attn_implementation="eager").eval()
+    samples = tuple(draw_samples(3))
+    batch = collate(samples)
+    with torch.no_grad():
+        output = policy(batch, with_attention=True, with_response_attention=True)
+    assert output.response_attention is not None
+    for sample, attention, keys in zip(
+        samples, output.response_attention, batch.keys.split(batch.lengths), strict=True
+    ):
+        alone = collate((sample,))
+        with torch.no_grad():
+            attentions = eager(
+                input_ids=alone.input_ids[None],
+                mm_token_type_ids=alone.token_types[None],
+                pixel_values=alone.pixel_values,
+                image_grid_thw=alone.image_grid_thw,
+                output_attentions=True,
+            ).attentions
+        quotients = []
+        for of_layer in attentions:
+            mean = of_layer[0].double().mean(0)
+            for t in range(len(sample.prompt.token_ids), sample.length):
+                visual = sum(mean[t, j].item() for j in range(t) if keys.kind[j] == KeyKind.IMAGE)
+                system = sum(mean[t, j].item() for j in range(t) if keys.kind[j] == KeyKind.SYSTEM)
+                quotients.append(visual / (visual + system if form == "share" else system + 1e-6))
+        assert visual_reward(attention, keys, form) == pytest.approx(sum(quotients) / len(quotients), rel=1e-4)
+
+
+def test_looking_at_it_changes_nothing_else(
+    tiny_model: Path, media: MediaStore, draw_samples: Callable[[int], list[Sample]]
+) -> None:
+    collate = Collator(load_processor(tiny_model), media.open)
+    policy = PolicyModel(load_model(tiny_model, dtype="float32"), temperature=1.0, banned_token_ids=())
+    batch = collate(tuple(draw_samples(3)))
+    with torch.no_grad():
+        plain, looked = (policy(batch, with_attention=True, with_response_attention=more) for more in (False, True))
+        alone = policy(batch, with_attention=False, with_response_attention=True)
+    assert plain.response_attention is None and alone.attention is None
+    assert torch.equal(plain.log_probs, looked.log_probs)
+    for one, two in zip(plain.attention or [], looked.attention or [], strict=True):
+        assert torch.equal(one.layers[-1].query, two.layers[-1].query)
+    for one, two in zip(alone.response_attention or [], looked.response_attention or [], strict=True):
+        assert len(one.layers) == 2
+        assert all(torch.equal(a.query, b.query) for a, b in zip(one.layers, two.layers, strict=True))

@@ -1,0 +1,75 @@
+"""Who measures the visual-anchored reward: the learner at the rollout's weights, or the frozen reference."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from ral_system.attention.visual_reward import visual_reward
+from ral_system.config.schema import RunConfig
+from ral_system.data.collate import Collator
+from ral_system.data.media import MediaStore
+from ral_system.models.loading import load_processor
+from ral_system.training.learner_rank import build_policy
+from ral_system.training.scorer import FrozenScorer
+from ral_system.training.scores import visual_rewards
+from ral_system.types import Sample
+from tests.unit.training.learners import Start, plan
+
+COMMON = (
+    "learner.engine=torch",
+    "learner.world_size=1",
+    "learner.learning_rate=0.01",
+    "algorithm.attention.heads=each",
+)
+
+
+@pytest.fixture
+def direct(tiny_model: Path, media: MediaStore, rl_samples: list[Sample], make_config) -> dict[str, float | None]:
+    """Each sample alone."""
+    policy = build_policy(make_config(), tiny_model, torch.device("cpu"))
+    collate = Collator(load_processor(tiny_model), media.open)
+    found = {}
+    for sample in rl_samples:
+        batch = collate((sample,))
+        with torch.no_grad():
+            output = policy(batch, with_attention=False, with_response_attention=True)
+        assert output.response_attention is not None
+        found[sample.id] = visual_reward(output.response_attention[0], batch.keys, "share")
+    return found
+
+
+def test_the_learner_measures_its_own_as_the_rollout_was_made(
+    start_rank: Start, make_config: Callable[..., RunConfig], rl_samples: list[Sample], direct: dict[str, float]
+) -> None:
+    rank, split = start_rank(make_config(*COMMON, "reward.visual.weight=0.3")), plan(rl_samples, 2, 3)
+    scores = rank.score(split.rank_samples(0))
+    assert visual_rewards(scores) == {id: pytest.approx(value, rel=1e-5) for id, value in direct.items()}
+    assert len(set(direct.values())) > 6
+    for update in split.updates:
+        rank.update(update, scores, scores)
+    rank._config = make_config(*COMMON, "reward.visual.weight=0.3", "rollout.max_log_prob_difference=10")
+    moved = visual_rewards(rank.score(split.rank_samples(0)))
+    assert all(abs(moved[id] - value) > 1e-6 for id, value in direct.items())
+
+
+def test_the_reference_measures_only_what_is_asked_of_it(
+    tiny_model: Path,
+    media: MediaStore,
+    make_config: Callable[..., RunConfig],
+    rl_samples: list[Sample],
+    direct: dict[str, float],
+    start_rank: Start,
+) -> None:
+    asked = make_config(
+        *COMMON, "reward.visual.weight=0.3", "reward.visual.model=reference", "algorithm.kl.coefficient=0"
+    )
+    assert asked.needs_reference
+    micro_batches = (tuple(rl_samples[:5]), tuple(rl_samples[5:]))
+    scores = FrozenScorer(asked, tiny_model, media).score(micro_batches)
+    assert visual_rewards(scores) == {id: pytest.approx(value, rel=1e-5) for id, value in direct.items()}
+    assert all(not s.attention for s in scores.values())
+    assert visual_rewards(start_rank(asked).score(micro_batches)) == {}
+    other = make_config(*COMMON, "reward.visual.weight=0.3")
+    assert visual_rewards(FrozenScorer(other, tiny_model, media).score(micro_batches)) == {}
