@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
 from pydantic import ValidationError
 
-from ral_system.config.schema import RunConfig
+from ral_system.config.schema import PLACEHOLDER, RunConfig
 from ral_system.errors import ConfigError
 
 
@@ -59,6 +60,7 @@ def _illegal_combinations(c: RunConfig) -> list[str]:
                 )
     problems += _distillation_problems(c)
     problems += _visual_reward_problems(c)
+    problems += _synthesis_problems(c)
     if c.data.objects > c.data.grid**2:
         problems.append(f"data.objects={c.data.objects} does not fit data.grid={c.data.grid}; at most {c.data.grid**2}")
     if a.prompts_per_step > c.data.train_records:
@@ -158,4 +160,26 @@ def _visual_reward_problems(c: RunConfig) -> list[str]:
             for field, value, neutral in (("form", visual.form, "share"), ("model", visual.model, "policy"))
             if value != neutral
         ]
+    return problems
+
+
+def _synthesis_problems(c: RunConfig) -> list[str]:
+    problems, settings = [], c.synthesis
+    try:
+        re.compile(settings.anchor)
+    except re.error as error:
+        problems.append(f"synthesis.anchor={settings.anchor!r} is no regular expression ({error}); correct it")
+    for role in ("describer", "reasoner", "anchorer"):
+        who, path = getattr(settings, role), f"synthesis.{role}"
+        if who.endpoint is not None and not re.match(r"https?://\S+$", who.endpoint):
+            problems.append(f"{path}.endpoint={who.endpoint!r} is no address; write it like http://127.0.0.1:8000/v1")
+        if (who.endpoint is None) != (who.model is None):
+            problems.append(
+                f"{path}.endpoint={who.endpoint} and {path}.model={who.model} go together; set both, or both to null"
+            )
+        if unknown := re.findall(r"\{[a-z_]*\}", PLACEHOLDER.sub("", who.instruction)):
+            problems.append(
+                f"{path}.instruction: {unknown[0]} is never filled in; known: {{question}}, {{description}}, "
+                "{reasoning}"
+            )
     return problems

@@ -7,6 +7,7 @@ import json
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
@@ -17,18 +18,52 @@ from ral_system.errors import ConfigError, SetupError
 from ral_system.observability.jsonl import write_atomically
 from ral_system.observability.metrics import METRICS_FILE
 
-MAY_CHANGE = (
-    "resume",
-    "start_model",
-    "runs_dir",
-    "algorithm.steps",
-    "cluster",
-    "logging",
-    "checkpoint",
-    "evaluation",
-    "stages",
+
+@dataclass(frozen=True, slots=True)
+class Continuation:
+    """What may differ, by config path, between what filled a folder and what goes on with it."""
+
+    work: str
+    """File that is not empty once there is something to go on with."""
+    bound: tuple[str, ...] | None
+    """Groups that count; None: all."""
+    may_change: tuple[str, ...]
+
+
+TRAINING = Continuation(
+    work=METRICS_FILE,
+    bound=None,
+    may_change=(
+        "resume",
+        "start_model",
+        "runs_dir",
+        "algorithm.steps",
+        "cluster",
+        "logging",
+        "checkpoint",
+        "evaluation",
+        "stages",
+        "synthesis",
+    ),
 )
-"""Config paths that may differ between a run and its continuation."""
+SYNTHESIS = Continuation(
+    work="outputs.jsonl",
+    bound=("data", "synthesis"),
+    may_change=(
+        "data.demonstrations",
+        "data.glance_share",
+        "data.train_records",
+        *(
+            f"synthesis.{field}"
+            for field in ("rows", "concurrency", "attempts", "retries", "timeout_s", "max_rejected")
+        ),
+        *(
+            f"synthesis.{role}.{field}"
+            for role in ("describer", "reasoner", "anchorer")
+            for field in ("endpoint", "api_key_env", "requests_per_minute")
+        ),
+    ),
+)
 
 
 class RunFolder:
@@ -69,27 +104,27 @@ class RunFolder:
         yield partial
         partial.replace(target)
 
-    def open(self, config: RunConfig) -> None:
+    def open(self, config: RunConfig, rules: Continuation = TRAINING) -> None:
         """Create the folder, or check that it may be continued; keep other processes out for as long as this one lives.
 
         Raises ConfigError naming the fields that changed, SetupError when the folder cannot be written or is in use.
         """
         try:
-            self._open(config)
+            self._open(config, rules)
         except OSError as error:
             raise SetupError(
                 f"run folder {self.root} cannot be written ({error.strerror}: {error.filename}); set runs_dir to a "
                 "folder that you may write to, or another name"
             ) from error
 
-    def _open(self, config: RunConfig) -> None:
+    def _open(self, config: RunConfig, rules: Continuation) -> None:
         self._take()
         now = config.model_dump(mode="json")
         if self.config.is_file():
             if config.resume == "never":
                 raise ConfigError(f"{self.root} holds a run already; set another name, or resume=auto to continue it")
-            changed = differing_fields(yaml.safe_load(self.config.read_text()), now)
-            if changed and not self._holds_work():
+            changed = differing_fields(yaml.safe_load(self.config.read_text()), now, rules)
+            if changed and not self._holds_work(rules):
                 shutil.rmtree(self.start_model, ignore_errors=True)  # was built for the old configuration
             elif changed:
                 field, old, new = changed[0]
@@ -110,22 +145,24 @@ class RunFolder:
                 f"run folder {self.root} is in use by another process; wait for it, stop it, or set another name"
             ) from None
 
-    def _holds_work(self) -> bool:
+    def _holds_work(self, rules: Continuation) -> bool:
         """Whether a step was made; a start that failed, say for a misspelt model, does not bind the next one."""
-        metrics = self.root / METRICS_FILE
-        return any(self.result(stage) for stage in STAGES) or (metrics.is_file() and metrics.stat().st_size > 0)
+        work = self.root / rules.work
+        return any(self.result(stage) for stage in STAGES) or (work.is_file() and work.stat().st_size > 0)
 
 
-def differing_fields(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any, Any]]:
+def differing_fields(
+    old: Mapping[str, Any], new: Mapping[str, Any], rules: Continuation, prefix: str = ""
+) -> list[tuple[str, Any, Any]]:
     """Fields with different values, by dotted path, except those that may change."""
     found: list[tuple[str, Any, Any]] = []
     for key in sorted(old.keys() | new.keys()):
         path = f"{prefix}{key}"
-        if path in MAY_CHANGE:
+        if path in rules.may_change or (not prefix and rules.bound is not None and key not in rules.bound):
             continue
         a, b = old.get(key), new.get(key)
         if isinstance(a, Mapping) and isinstance(b, Mapping):
-            found += differing_fields(a, b, f"{path}.")
+            found += differing_fields(a, b, rules, f"{path}.")
         elif a != b:
             found.append((path, a, b))
     return found

@@ -49,8 +49,13 @@ class ChatRenderer:
         return [{"role": "system", "content": self._system_prompt}] if self._system_prompt else []
 
     def response(self, text: str) -> tuple[int, ...]:
-        """Token ids of an assistant turn, its end-of-turn token included."""
+        """Token ids of an assistant turn, its end-of-turn token included.
+
+        Raises ValueError for a word that the tokenizer has no token for.
+        """
         ids = self._tokenizer(text, add_special_tokens=False)["input_ids"]
+        if self._tokenizer.unk_token_id is not None and self._tokenizer.unk_token_id in ids:
+            raise ValueError(f"the tokenizer has no token for a word of {text!r}")
         return (*ids, self._tokenizer.eos_token_id)
 
     def _visual_tokens(self, image: Media) -> int:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Literal
 
 import numpy as np
 
 from ral_system.config.schema import DataConfig, ResponseFormat
 from ral_system.data.chat import ChatRenderer
+from ral_system.data.demonstrations import Demonstration, read_demonstrations
 from ral_system.data.media import MediaStore
 from ral_system.data.visual_search import Record, Split, VisualSearch
+from ral_system.errors import DataError
 from ral_system.types import Prompt, Sample
 
 GLANCE = "glance"
@@ -32,6 +35,7 @@ class VisualSearchPrompts:
         self._renderer = renderer
         self._media = media
         self._format = format
+        self._demonstrations = read_demonstrations(Path(config.demonstrations)) if config.demonstrations else ()
 
     def question(self, split: Split, index: int) -> Prompt:
         """The `index`-th question of `split`, to be answered."""
@@ -42,8 +46,11 @@ class VisualSearchPrompts:
 
         perceive: name what stands at each position, in the order asked for; from the `config.search_from`-th example
         on, and in the held-out ones, then say where each thing stands. sft: think and answer in the template; a share
-        `config.glance_share` of them looks nothing up and answers at a glance.
+        `config.glance_share` of them looks nothing up and answers at a glance. With `config.demonstrations`, sft's are
+        those of the file, in turn. Raises DataError for one that does not fit the question or the tokenizer.
         """
+        if stage == "sft" and split == "train" and self._demonstrations:
+            return self._from_file(self._demonstrations[index % len(self._demonstrations)])
         record = self._record(split, index)
         if stage == "perceive":
             question, answer = record.caption_question, record.caption
@@ -61,6 +68,19 @@ class VisualSearchPrompts:
                 response = f"<think> {thought} </think> <answer> {answer} </answer>"
             prompt = self._question(record)
         return Sample(prompt.id, prompt, self._renderer.response(response))
+
+    def _from_file(self, demonstration: Demonstration) -> Sample:
+        prompt = self._question(self._record("train", demonstration.index))
+        where = f"data.demonstrations={self._config.demonstrations}: that of {prompt.id}"
+        if prompt.question != demonstration.question:
+            raise DataError(
+                f"{where} answers {demonstration.question!r}, and here the question is {prompt.question!r}; set "
+                "data.seed, data.grid, data.objects and data.digits as ral-synthesize had them"
+            )
+        try:
+            return Sample(prompt.id, prompt, self._renderer.response(demonstration.response))
+        except ValueError as error:
+            raise DataError(f"{where}: {error}") from error
 
     def _at_a_glance(self, split: Split, index: int) -> bool:
         """Drawn for each demonstration, not each record: a repeated record may be thought about differently."""

@@ -165,9 +165,12 @@ def words() -> list[str]:
     positions = [position_name(row, column) for row in range(MAX_GRID) for column in range(MAX_GRID)]
     questions = "what colour is the at ? where how many digits circles are in row column which higher or describe find"
     thoughts = "glance yes no"
-    numbers = [str(n) for n in range(10, MAX_GRID**2 + 1)]
+    anchors = "look back"
+    numbers = [str(n) for n in range(10, MAX_GRID**2 - 1)]  # in no text yet; they keep the ids that models know
     language = f"{questions} {thoughts}".split()
-    vocabulary = [*language, *COLUMN_NAMES, EMPTY, *COLOURS, *SHAPES, *DIGITS, *numbers, *positions]
+    vocabulary = [
+        *language, *COLUMN_NAMES, EMPTY, *COLOURS, *SHAPES, *DIGITS, *numbers, *anchors.split(), *positions
+    ]  # fmt: skip
     return list(dict.fromkeys(vocabulary))
 
 

@@ -52,12 +52,17 @@ class JsonLines:
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
-    """Every complete record; none when there is no file. A line cut short by a kill is skipped, wherever it is."""
+    """Every complete record of a stage; none when there is no file."""
+    return [record for record in read_objects(path) if record.get("stage") in STAGES]
+
+
+def read_objects(path: Path) -> list[dict[str, Any]]:
+    """Every complete object; none when there is no file. A line cut short by a kill is skipped, wherever it is."""
     try:
         lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
     except FileNotFoundError:
         return []
-    return [record for line in lines if isinstance(record := _parse(line), dict) and record.get("stage") in STAGES]
+    return [record for line in lines if isinstance(record := _parse(line), dict)]
 
 
 def dump(record: Mapping[str, Any]) -> str:

@@ -16,6 +16,7 @@ _SHOWN = {
     "held_out/token_accuracy": "held-out tokens foreseen",
     "policy/kl": "KL",
     "gate/log_prob_diff_max": "max |Δ log-prob|",
+    "synthesis/accepted": "accepted",
 }
 _TITLES = {"perceive": "perceive", "sft": "cold start", "rl": "RL"}
 

@@ -124,6 +124,22 @@ ILLEGAL: dict[str, tuple[dict[str, Any], list[str]]] = {
         {"reward.visual.form": "ratio"},
         ["reward.visual.form=ratio", "reward.visual.weight=0", "set form to share"],
     ),
+    "an anchor that is no pattern": (
+        {"synthesis.anchor": "look (at"},
+        ["synthesis.anchor='look (at' is no regular expression", "correct it"],
+    ),
+    "an endpoint without a model": (
+        {"synthesis.reasoner.endpoint": "http://127.0.0.1:8000/v1"},
+        ["synthesis.reasoner.endpoint=http://127.0.0.1:8000/v1 and synthesis.reasoner.model=None go together"],
+    ),
+    "an endpoint that is no address": (
+        {"synthesis.describer.endpoint": "localhost", "synthesis.describer.model": "m"},
+        ["synthesis.describer.endpoint='localhost' is no address", "http://127.0.0.1:8000/v1"],
+    ),
+    "an instruction with a misspelt place": (
+        {"synthesis.anchorer.instruction": "{reasoning} {desciption}"},
+        ["synthesis.anchorer.instruction: {desciption} is never filled in", "{description}"],
+    ),
     "no reward": (
         {"reward.correctness": 0.0, "reward.format": 0.0},
         ["reward.correctness", "reward.format", "raise one"],
@@ -181,7 +197,7 @@ def test_illegal_combinations_name_field_value_and_remedy(defaults, case: str) -
 def test_every_rule_has_a_case(defaults) -> None:
     """Every line of the rules runs in some case above: a rule added without one fails here."""
     rules = [f for name, f in vars(validate).items() if name.endswith(("_problems", "_illegal_combinations"))]
-    assert len(rules) == 3
+    assert len(rules) == 4
     codes = [rule.__code__ for rule in rules]
     reached: set[int] = set()
 

@@ -7,7 +7,7 @@ import pytest
 import yaml
 
 from ral_system.config.schema import RunConfig
-from ral_system.controller.run_folder import MAY_CHANGE, RunFolder, differing_fields
+from ral_system.controller.run_folder import SYNTHESIS, TRAINING, Continuation, RunFolder, differing_fields
 from ral_system.errors import ConfigError, SetupError
 
 MakeConfig = Callable[..., RunConfig]
@@ -16,19 +16,26 @@ MakeConfig = Callable[..., RunConfig]
 def test_fields_that_differ_are_found_by_path() -> None:
     old = {"a": 1, "b": {"c": 2, "d": {"e": [1, 2]}}, "gone": None}
     new = {"a": 1, "b": {"c": 3, "d": {"e": [1, 3]}}, "added": 4}
-    assert differing_fields(old, new) == [("added", None, 4), ("b.c", 2, 3), ("b.d.e", [1, 2], [1, 3])]
-    assert differing_fields(old, old) == []
+    assert differing_fields(old, new, TRAINING) == [("added", None, 4), ("b.c", 2, 3), ("b.d.e", [1, 2], [1, 3])]
+    assert differing_fields(old, old, TRAINING) == []
 
 
 def test_fields_that_may_change_are_left_out_with_all_below_them() -> None:
     old = {"algorithm": {"steps": 1, "kl": 1}, "cluster": {"kind": "ray"}, "steps": 1}
     new = {"algorithm": {"steps": 2, "kl": 2}, "cluster": {"kind": "local"}, "steps": 2}
-    assert [path for path, _, _ in differing_fields(old, new)] == ["algorithm.kl", "steps"]
+    assert [path for path, _, _ in differing_fields(old, new, TRAINING)] == ["algorithm.kl", "steps"]
 
 
-def test_what_may_change_exists(make_config: MakeConfig) -> None:
+def test_groups_that_do_not_bind_are_left_out() -> None:
+    old, new = ({"data": {"seed": i, "synthesis": i}, "synthesis": {"rows": i}, "sft": i} for i in (1, 2))
+    rules = Continuation("work", ("data", "synthesis"), ("synthesis.rows",))
+    assert [path for path, _, _ in differing_fields(old, new, rules)] == ["data.seed", "data.synthesis"]
+
+
+@pytest.mark.parametrize("rules", [TRAINING, SYNTHESIS], ids=["training", "synthesis"])
+def test_what_may_change_exists(make_config: MakeConfig, rules: Continuation) -> None:
     container = make_config().model_dump()
-    for path in MAY_CHANGE:
+    for path in (*rules.may_change, *(rules.bound or ())):
         value = container
         for key in path.split("."):
             value = value[key]

@@ -1,3 +1,4 @@
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ from ral_system.data.chat import ChatRenderer
 from ral_system.data.media import MediaStore
 from ral_system.data.prompts import VisualSearchPrompts
 from ral_system.data.visual_search import KINDS
+from ral_system.errors import ConfigError, DataError
 from ral_system.models.loading import load_processor
 from ral_system.rewards.correctness import exact_match
 from ral_system.rewards.format import format_score
@@ -95,3 +97,55 @@ def test_another_data_seed_is_other_data_and_the_runs_seed_is_not(make: Make) ->
     question = make().question("train", 0)
     assert make("think_answer", "data.seed=1").question("train", 0) != question
     assert make("think_answer", "seed=1").question("train", 0) == question
+
+
+def write_demonstrations(path: Path, prompts: VisualSearchPrompts, *indices: int, **changes: Any) -> str:
+    lines = [
+        {
+            "index": i,
+            "question": prompts.question("train", i).question,
+            "response": f"<think> look back at a{i + 1} </think>",
+        }
+        | changes
+        for i in indices
+    ]
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return f"data.demonstrations={path}"
+
+
+def test_demonstrations_of_a_file_take_turns_by_index(make: Make, processor: Any, tmp_path: Path) -> None:
+    given = write_demonstrations(tmp_path / "d.jsonl", make(), 4, 1, 2)
+    prompts = make("think_answer", given, "data.glance_share=1")
+    found = [prompts.demonstration("sft", "train", i) for i in range(4)]
+    assert [s.prompt for s in found] == [prompts.question("train", i) for i in (1, 2, 4, 1)]
+    texts = [processor.tokenizer.decode(s.response_token_ids[:-1]) for s in found]
+    assert texts == [f"<think> look back at a{i} </think>" for i in (2, 3, 5, 2)]
+    assert prompts.demonstration("perceive", "train", 0).prompt.kind == "caption"
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"question": "where ?"}, r"that of train/1 answers 'where \?', and here the question is .*; set data.seed"),
+        (
+            {"response": "<think> zebra </think>"},
+            "that of train/1: the tokenizer has no token for a word of '<think> zebra",
+        ),
+    ],
+)
+def test_a_demonstration_that_does_not_fit_is_named(make: Make, tmp_path: Path, changes: Any, says: str) -> None:
+    prompts = make("think_answer", write_demonstrations(tmp_path / "d.jsonl", make(), 1, **changes))
+    with pytest.raises(DataError, match=says):
+        prompts.demonstration("sft", "train", 0)
+
+
+def test_a_file_without_demonstrations_is_one_line(make: Make, tmp_path: Path) -> None:
+    path = tmp_path / "d.jsonl"
+    with pytest.raises(ConfigError, match=r"d.jsonl: no such file; make it with ral-synthesize, or set it to null"):
+        make("think_answer", f"data.demonstrations={path}")
+    path.write_text('{"index": 1')
+    with pytest.raises(DataError, match=r"holds no demonstration; see rejected.jsonl"):
+        make("think_answer", f"data.demonstrations={path}")
+    path.write_text('{"index": 0, "question": "", "response": ""}\n{"index": "x", "question": "", "response": ""}\n')
+    with pytest.raises(DataError, match=r"row 2 is no demonstration \(ValueError"):
+        make("think_answer", f"data.demonstrations={path}")

@@ -1,0 +1,95 @@
+"""`ral-synthesize`: visual-anchored demonstrations for the cold start. Describe the picture, reason, anchor.
+
+ral-synthesize experiment=quickstart name=data synthesis.rows=2000
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from pathlib import Path
+
+from launch.cli import run_with_config
+from ral_system.config.schema import RunConfig
+from ral_system.errors import ConfigError, SetupError
+
+
+def main() -> None:
+    """Write a demonstration for each of the first training questions."""
+    run_with_config(synthesize, doc=main.__doc__ or "")
+
+
+def synthesize(config: RunConfig) -> None:
+    """Fill `synthesis/` in the run folder and print what became of the rows; goes on where it was interrupted."""
+    settings = config.synthesis
+    if config.algorithm.response_format != "think_answer":
+        raise ConfigError(
+            f"algorithm.response_format={config.algorithm.response_format}: demonstrations here have a thought to "
+            "anchor; set it to think_answer"
+        )
+    if settings.rows > config.data.train_records:
+        raise ConfigError(
+            f"synthesis.rows={settings.rows} is more than data.train_records={config.data.train_records}; lower it"
+        )
+    from rich.console import Console
+    from rich.table import Table
+
+    from ral_system.controller.run_folder import SYNTHESIS, RunFolder
+    from ral_system.data.media import MediaStore
+    from ral_system.data.visual_search import VisualSearch
+    from ral_system.observability.jsonl import write_atomically
+    from ral_system.observability.progress import StageProgress
+    from ral_system.synthesis.endpoint import EndpointGenerator
+    from ral_system.synthesis.pipeline import Synthesis, Tally
+    from ral_system.synthesis.rows import ROLES, Generator, Role, Row
+    from ral_system.synthesis.template import TemplateGenerator
+
+    run = RunFolder((Path(config.runs_dir) / config.name / "synthesis").resolve())
+    run.open(config, SYNTHESIS)
+    folder, media, began = run.root, MediaStore(run.media), time.monotonic()
+    data = config.data
+    source = VisualSearch(data.seed, data.grid, data.objects, data.digits)
+    rows = (Row(source.record("train", i)) for i in range(settings.rows))
+    generators: dict[Role, Generator] = {
+        role: EndpointGenerator(role, settings, media) if getattr(settings, role).endpoint else TemplateGenerator(role)
+        for role in ROLES
+    }
+    synthesis = Synthesis(folder, settings, generators)
+    with StageProgress("synthesize", settings.rows, start=synthesis.tally.done) as progress:
+
+        def show(tally: Tally) -> None:
+            progress.update(tally.done, {"synthesis/accepted": tally.accepted / max(1, tally.done)})
+
+        tally = asyncio.run(synthesis.run(rows, show))
+
+    table = Table("demonstrations", "rows")
+    table.add_row("accepted", str(tally.accepted))
+    for (role, reason), count in tally.rejected.most_common(8):
+        table.add_row(f"rejected: the {role}'s text: {reason}", str(count))
+    if tally.unanswered:
+        table.add_row("without an answer, to be tried again", str(tally.unanswered))
+    Console().print(table)
+    asked = [g for g in generators.values() if isinstance(g, EndpointGenerator)]
+    write_atomically(
+        folder / "summary.json",
+        json.dumps(
+            {
+                "rows": settings.rows,
+                "accepted": tally.accepted,
+                "rejected": {f"{role}: {reason}": count for (role, reason), count in tally.rejected.items()},
+                "unanswered": tally.unanswered,
+                "prompt_tokens": sum(g.prompt_tokens for g in asked),
+                "completion_tokens": sum(g.completion_tokens for g in asked),
+                "wall_s": time.monotonic() - began,
+            },
+            indent=2,
+        ),
+    )
+    if tally.unanswered:
+        raise SetupError(f"{tally.unanswered} rows got no answer; run the same command again to try them")
+    print(f"train on them with data.demonstrations={folder}/demonstrations.jsonl")
+
+
+if __name__ == "__main__":
+    main()

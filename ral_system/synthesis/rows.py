@@ -1,0 +1,50 @@
+"""What a demonstration is made for, and by: a question about a picture, and three roles (VARD of AVAR, 2603.03825)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal, Protocol, get_args
+
+from ral_system.data.visual_search import Record
+
+Role = Literal["describer", "reasoner", "anchorer"]
+ROLES: tuple[Role, ...] = get_args(Role)
+"""In their order: the picture in words; reasoning over these words; the same with anchors that look back."""
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One question that wants a demonstration."""
+
+    record: Record
+
+    @property
+    def id(self) -> str:
+        """For example `train/17`."""
+        return f"{self.record.split}/{self.record.index}"
+
+
+class MalformedError(Exception):
+    """What came back cannot be used; another attempt may do better."""
+
+
+class UnansweredError(Exception):
+    """Nothing came back, which says nothing about the row; it is tried again by the next run."""
+
+
+class Generator(Protocol):
+    """One role's."""
+
+    deterministic: bool
+    """Whether another attempt would give the same."""
+
+    async def generate(self, row: Row, texts: Mapping[Role, str]) -> str:
+        """This role's text; `texts` are those of the roles before it. Raises MalformedError, UnansweredError, and
+        RalError where going on is of no use.
+        """
+        ...
+
+    async def close(self) -> None:
+        """Let go of connections."""
+        ...
