@@ -5,15 +5,14 @@ A study is a file in `launch/studies/` or a path to one: runs that prepare what 
 
 from __future__ import annotations
 
-import json
 import shlex
-import statistics
 import subprocess
 import sys
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from string import Template
-from typing import Annotated, Any
+from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -22,14 +21,24 @@ from launch.cli import fail
 from ral_system.errors import ConfigError, RalError
 
 STUDIES = Path(__file__).parent / "studies"
-COMMANDS = {"ral-train": "main", "ral-perceive": "perceive", "ral-sft": "sft", "ral-rl": "rl"}
+COMMANDS = {
+    "ral-train": "launch.train:main",
+    "ral-perceive": "launch.train:perceive",
+    "ral-sft": "launch.train:sft",
+    "ral-rl": "launch.train:rl",
+    "ral-synthesize": "launch.synthesize:main",
+    "ral-evaluate": "launch.evaluate:main",
+}
+MODELS = {"ral-train": "model", "ral-rl": "model", "ral-sft": "models/sft", "ral-perceive": "models/perceive"}
+"""Where an arm's command leaves what it trained."""
 _DESCRIPTION = """\
-Runs the commands of a study one after the other, each in a process of its own, and writes the table of what came out:
-study.md and study.json in --runs-dir/NAME, where every run has its own folder. The same command again continues where
+Runs the commands of a study one after the other, each in a process of its own, and writes what came out: study.md,
+study.json and study.svg in --runs-dir/NAME, where every run has its own folder. The same command again continues where
 an interrupted study stopped: runs that are complete are left alone.
 """
 _EPILOG = """\
   ral-study distill_quickstart                        the teacher, the student, three arms of three seeds
+  ral-study avar_quickstart                           AVAR rung by rung, with the visual attention score of each
   ral-study distill_quickstart --dry-run              the commands alone
   ral-study my_study.yaml --seeds 0 1 --overrides algorithm.steps=10
 """
@@ -46,12 +55,15 @@ class StudyFile(BaseModel):
     title: str
     prepare: list[Words]
     """Commands, run once, in order; `${folder}` is the study's folder."""
-    common: Words
-    """The command of every arm."""
-    arms: Annotated[dict[str, list[str]], Field(min_length=1)]
-    """What an arm adds to it."""
+    arms: Annotated[dict[str, Words], Field(min_length=1)]
+    """A command each, run once per seed, in order; `${seed}` is the seed, so that an arm may go on with another's."""
+    common: list[str] = []
+    """What every arm's command is given, too."""
     seeds: Annotated[list[int], Field(min_length=1)]
+    evaluate: list[str] | None = None
+    """With what `ral-evaluate` is run on every arm's model; null: the table takes what training itself measured."""
     metrics: list[str] = []
+    """Of an arm's metrics.jsonl: shown with their first and last values in training."""
 
 
 @dataclass(frozen=True)
@@ -62,8 +74,10 @@ class Run:
     """Its folder."""
     command: tuple[str, ...]
     arm: str | None = None
-    """None, like the seed, in a run that prepares."""
+    """None, like the seed, in a run that prepares or evaluates."""
     seed: int | None = None
+    evaluation: Path | None = None
+    """What a run that evaluates leaves."""
 
 
 @dataclass(frozen=True)
@@ -74,7 +88,7 @@ class Study:
     runs: tuple[Run, ...]
     arms: tuple[str, ...]
     metrics: tuple[str, ...]
-    """Of `metrics.jsonl`: their first and last values in training are shown."""
+    evaluated: bool
 
 
 def main() -> None:
@@ -93,6 +107,8 @@ def main() -> None:
     parser.add_argument("--overrides", nargs="+", default=[], metavar="KEY=VALUE", help="added to every run")
     parser.add_argument("--dry-run", action="store_true", help="print the commands and do nothing")
     options = parser.parse_args()
+    from launch.study_results import write_results
+
     try:
         path = Path(options.study) if options.study.endswith((".yaml", ".yml")) else STUDIES / f"{options.study}.yaml"
         folder = (options.runs_dir / path.stem).resolve()
@@ -102,7 +118,7 @@ def main() -> None:
             if not options.dry_run:
                 execute(run)
         if not options.dry_run:
-            print(write_table(study, folder))
+            print(write_results(study, folder))
     except RalError as error:
         fail(error)
     except KeyboardInterrupt:
@@ -129,83 +145,59 @@ def read_study(path: Path, folder: Path, seeds: list[int] | None = None, overrid
         raise ConfigError(f"study {path}: {' '.join(str(error).split())}") from None
     extra = [f"runs_dir={folder}", *(overrides or [])]
 
-    def command(words: list[str]) -> tuple[str, ...]:
-        filled = [Template(word).safe_substitute(folder=folder) for word in words]
-        if filled[0] not in COMMANDS:
-            raise ConfigError(f"study {path}: {filled[0]} is not one of {', '.join(COMMANDS)}")
+    def command(words: list[str], known: Collection[str] = COMMANDS, **values: object) -> tuple[str, ...]:
+        filled = [Template(word).safe_substitute(folder=folder, **values) for word in words]
+        if filled[0] not in known:
+            raise ConfigError(f"study {path}: {filled[0]} is not one of {', '.join(known)}")
         return (*filled, *extra)
 
     runs = [Run(_name(words), command(words)) for words in found.prepare]
     for seed in seeds or found.seeds:
         for arm, words in found.arms.items():
             name = f"{arm}_seed{seed}"
-            given = (*command([*found.common, *words]), f"name={name}", f"seed={seed}")
-            runs.append(Run(name, given, arm, seed))
-    return Study(found.title, tuple(runs), tuple(found.arms), tuple(found.metrics))
+            given = command([words[0], *found.common, *words[1:]], MODELS, seed=seed)
+            runs.append(Run(name, (*given, f"name={name}", f"seed={seed}"), arm, seed))
+            if found.evaluate is not None:
+                runs.append(_evaluation(folder, name, MODELS[words[0]], command(["ral-evaluate", *found.evaluate])))
+    return Study(found.title, tuple(runs), tuple(found.arms), tuple(found.metrics), found.evaluate is not None)
+
+
+def _evaluation(folder: Path, of: str, model: str, command: tuple[str, ...]) -> Run:
+    name = evaluation_of(of)
+    given = (*command, f"start_model={folder}/{of}/{model}", f"name={name}")
+    return Run(name, given, evaluation=folder / name / "evaluation.json")
+
+
+def evaluation_of(name: str) -> str:
+    """The folder in which a run's model is evaluated."""
+    return f"{name}_evaluation"
 
 
 def execute(run: Run) -> None:
-    """Run a command to its end. Raises ConfigError with its exit code."""
+    """Run a command to its end, unless it is an evaluation that is there. Raises RunError with its exit code."""
+    if run.evaluation is not None and run.evaluation.is_file():
+        return
     name = run.command[0]
-    entry = f"import sys; from launch.train import {COMMANDS[name]} as run; sys.argv[0] = {name!r}; run()"
+    module, function = COMMANDS[name].split(":")
+    entry = f"import sys; from {module} import {function} as run; sys.argv[0] = {name!r}; run()"
     done = subprocess.run([sys.executable, "-c", entry, *run.command[1:]], check=False)
     if done.returncode == 130:
         raise KeyboardInterrupt
     if done.returncode:
-        raise ConfigError(f"{run.name} ended with exit code {done.returncode}; the line above says why")
+        raise RunError(run.name, done.returncode)
 
 
-def write_table(study: Study, folder: Path) -> str:
-    """Held-out accuracy of every arm and seed, and the metrics asked for, into `study.md` and `study.json`."""
-    results: dict[str, list[dict[str, Any]]] = {arm: [] for arm in study.arms}
-    for run in study.runs:
-        if run.arm is not None:
-            results[run.arm].append(_result(folder / run.name, study.metrics))
-    seeds = dict.fromkeys(run.seed for run in study.runs if run.arm is not None)
-    header = ["", "before", *(f"seed {seed}" for seed in seeds), "mean", *study.metrics]
-    lines = [f"# {study.title}", "", _row(header), _row(["---"] * len(header))]
-    for arm, found in results.items():
-        after = [r["held_out_accuracy"] for r in found]
-        before = statistics.mean(r["held_out_accuracy_before"] for r in found)
-        shown = [_first_to_last([r["metrics"][metric] for r in found]) for metric in study.metrics]
-        lines.append(
-            _row([arm, f"{before:.3f}", *(f"{a:.3f}" for a in after), f"**{statistics.mean(after):.3f}**", *shown])
-        )
-    lines += ["", "Held-out accuracy, greedy; metrics: mean over seeds of the first and the last step."]
-    table = "\n".join(lines) + "\n"
-    folder.joinpath("study.md").write_text(table, encoding="utf-8")
-    folder.joinpath("study.json").write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
-    return table
+class RunError(RalError):
+    """A run of the study failed; the study ends with its exit code."""
+
+    def __init__(self, name: str, code: int) -> None:
+        super().__init__(f"{name} ended with exit code {code}; the lines above say why")
+        self.exit_code = code
 
 
 def _name(words: list[str]) -> str:
     given = {key: value for key, _, value in (word.partition("=") for word in words)}
     return given.get("name") or given.get("experiment") or words[0]
-
-
-def _result(folder: Path, metrics: tuple[str, ...]) -> dict[str, Any]:
-    summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
-    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
-    values = {m: [line[m] for line in lines if line["stage"] == "rl" and m in line] for m in metrics}
-    before = next(line["eval/accuracy"] for line in lines if line["stage"] == "rl" and "eval/accuracy" in line)
-    return {
-        "run": folder.name,
-        "held_out_accuracy_before": before,
-        "held_out_accuracy": summary["held_out_accuracy_after_rl"],
-        "metrics": {m: [found[0], found[-1]] if found else None for m, found in values.items()},
-    }
-
-
-def _first_to_last(pairs: list[list[float] | None]) -> str:
-    known = [pair for pair in pairs if pair is not None]
-    if not known:
-        return "-"
-    first, last = (statistics.mean(pair[i] for pair in known) for i in (0, 1))
-    return f"{first:.3g} → {last:.3g}"
-
-
-def _row(cells: list[str]) -> str:
-    return f"| {' | '.join(cells)} |"
 
 
 if __name__ == "__main__":

@@ -7,17 +7,18 @@ from pathlib import Path
 import pytest
 
 from launch import study as study_module
-from launch.study import STUDIES, Run, Study, read_study, write_table
+from launch.study import STUDIES, Run, RunError, Study, read_study
+from launch.study_results import write_results
 from ral_system.errors import ConfigError
 
 SMALL = """
 title: Two arms
 prepare:
   - [ral-train, experiment=smoke, name=start]
-common: [ral-rl, experiment=smoke, "start_model=${folder}/start/models/sft"]
+common: [experiment=smoke]
 arms:
-  a: [algorithm=grpo]
-  b: [algorithm=ral]
+  a: [ral-sft, "start_model=${folder}/start/models/sft", algorithm=grpo]
+  b: [ral-rl, "start_model=${folder}/a_seed${seed}/models/sft"]
 seeds: [3, 4]
 metrics: [attention/vas]
 """
@@ -31,18 +32,38 @@ def test_prepared_runs_come_first_then_every_seed_of_every_arm(tmp_path: Path) -
         ("start", None),
         *((f"{arm}_seed{seed}", arm) for seed in (3, 4) for arm in ("a", "b")),
     ]
+    start = f"start_model={tmp_path}/runs"
+    own = (f"runs_dir={tmp_path}/runs", "name=a_seed3", "seed=3")
     assert study.runs[1].command == (
-        "ral-rl",
-        "experiment=smoke",
-        f"start_model={tmp_path}/runs/start/models/sft",
-        "algorithm=grpo",
-        f"runs_dir={tmp_path}/runs",
-        "name=a_seed3",
-        "seed=3",
+        *("ral-sft", "experiment=smoke", f"{start}/start/models/sft", "algorithm=grpo"),
+        *own,
     )
+    assert study.runs[4].command[2] == f"{start}/a_seed4/models/sft"
     again = read_study(path, tmp_path / "runs", seeds=[9], overrides=["algorithm.steps=2"])
     assert [run.name for run in again.runs] == ["start", "a_seed9", "b_seed9"]
     assert all("algorithm.steps=2" in run.command for run in again.runs)
+
+
+def test_every_arm_s_model_is_evaluated_where_its_command_leaves_it(tmp_path: Path) -> None:
+    path = tmp_path / "small.yaml"
+    path.write_text(SMALL + "evaluate: [evaluation.questions=7]")
+    study = read_study(path, tmp_path / "runs", seeds=[3])
+    assert [(run.name, run.arm) for run in study.runs[1:]] == [
+        ("a_seed3", "a"),
+        ("a_seed3_evaluation", None),
+        ("b_seed3", "b"),
+        ("b_seed3_evaluation", None),
+    ]
+    sft, rl = (run.command for run in (study.runs[2], study.runs[4]))
+    assert sft[:2] == ("ral-evaluate", "evaluation.questions=7")
+    assert f"start_model={tmp_path}/runs/a_seed3/models/sft" in sft
+    assert f"start_model={tmp_path}/runs/b_seed3/model" in rl
+
+
+def test_an_evaluation_that_is_there_is_left_alone(tmp_path: Path) -> None:
+    done = tmp_path / "evaluation.json"
+    done.write_text("{}")
+    study_module.execute(Run("evaluated", ("no-such-command",), evaluation=done))
 
 
 @pytest.mark.parametrize("path", sorted(STUDIES.glob("*.yaml")), ids=lambda path: path.stem)
@@ -59,7 +80,8 @@ def test_every_study_composes(path: Path, tmp_path: Path, make_config) -> None:
         ("a: [", "while parsing"),
         (SMALL + "colour: red", "colour: Extra inputs are not permitted"),
         (SMALL.replace("seeds: [3, 4]", "seeds: 3"), "seeds: Input should be a valid list"),
-        (SMALL.replace("a: [algorithm=grpo]", "a: "), "arms.a: Input should be a valid list"),
+        (SMALL.replace("seeds", "  c:\nseeds"), "arms.c: Input should be a valid list"),
+        (SMALL.replace("b: [ral-rl,", "b: [ral-synthesize,"), "ral-synthesize is not one of ral-train, ral-rl"),
         (
             SMALL.replace("- [ral-train, experiment=smoke, name=start]", "- []"),
             "prepare.0: List should have at least 1",
@@ -95,25 +117,43 @@ def test_the_table_has_every_seed_the_mean_and_metrics_from_first_to_last(tmp_pa
         ("b_1", 0.7, []),
     ):
         write_run(tmp_path / name, accuracy, vas)
-    table = write_table(Study("Two arms", runs, ("a", "b"), ("attention/vas",)), tmp_path)
-    assert "|  | before | seed 5 | seed 6 | mean | attention/vas |" in table
-    assert "| a | 0.500 | 0.600 | 0.800 | **0.700** | 1.5 → 4 |" in table
-    assert "| b | 0.500 | 0.900 | 0.700 | **0.800** | - |" in table
+    table = write_results(Study("Two arms", runs, ("a", "b"), ("attention/vas",), evaluated=False), tmp_path)
+    assert "|  | seed 5 | seed 6 | mean | before | attention/vas |" in table
+    assert "| a | 0.600 | 0.800 | **0.700** | 0.5 | 1.5 → 4 |" in table
+    assert "| b | 0.900 | 0.700 | **0.800** | 0.5 | - |" in table
     assert (tmp_path / "study.md").read_text() == table
+    assert "mean 0.8 of 2" in (tmp_path / "study.svg").read_text()
     assert json.loads((tmp_path / "study.json").read_text())["a"][0]["metrics"] == {"attention/vas": [1.0, 3.0]}
 
 
-def test_a_run_that_fails_ends_the_study_and_is_named(capfd: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(ConfigError, match="broken ended with exit code 2"):
-        study_module.execute(Run("broken", ("ral-rl", "no.such.key=1")))
-    assert "no.such.key" in capfd.readouterr().err
+def test_evaluations_take_the_place_of_what_training_measured(tmp_path: Path) -> None:
+    runs = tuple(Run(f"{arm}_{i}", (), arm, i) for arm in "ab" for i in range(2))
+    for run, accuracy, score in zip(runs, (0.5, 0.7, 0.8, 0.9), (2.0, 4.0, None, None), strict=True):
+        (tmp_path / f"{run.name}_evaluation").mkdir()
+        score_and_masses = {} if score is None else {"visual_attention_score": score, "visual_mass": 0.5}
+        found = {"eval/accuracy": accuracy, "eval/length_mean": 7.0, **score_and_masses}
+        (tmp_path / f"{run.name}_evaluation" / "evaluation.json").write_text(json.dumps(found))
+    table = write_results(Study("Rungs", runs, ("a", "b"), (), evaluated=True), tmp_path)
+    assert "|  | seed 0 | seed 1 | mean | visual attention score | visual mass | system mass |" in table
+    assert "| a | 0.500 | 0.700 | **0.600** | 3 | 0.5 | - |" in table
+    assert "| b | 0.800 | 0.900 | **0.850** | - | - | - |" in table
+    svg = (tmp_path / "study.svg").read_text()
+    assert "a: mean 3 of 2" in svg and "b: mean" in svg
+
+
+@pytest.mark.parametrize("code", [1, 2])
+def test_a_run_that_fails_ends_the_study_with_its_code_and_is_named(code: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(study_module.COMMANDS, "ral-rl", f"tests.unit.launch.failing:exit_{code}")
+    with pytest.raises(RunError, match=f"broken ended with exit code {code}") as caught:
+        study_module.execute(Run("broken", ("ral-rl",)))
+    assert caught.value.exit_code == code
 
 
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
         (["distill_quickstart", "--seeds", "one"], "argument --seeds: invalid int value: 'one'"),
-        (["nobody"], "no such file; known studies: distill_quickstart"),
+        (["nobody"], "no such file; known studies: avar_quickstart, distill_quickstart"),
         (["{folder}.yaml"], "Is a directory"),
     ],
 )
