@@ -49,14 +49,29 @@ class EndpointGenerator:
         server was too slow or failed on every try, SetupError when it is not there, ConfigError when it refuses the key
         or does not know the model.
         """
+        return self._text(await self._complete(self._content(row, texts), self._settings.max_tokens))
+
+    async def check(self) -> None:
+        """Ask for a single token, so that a wrong address, key or model is found before there is work to lose."""
+        try:
+            await self._complete([{"type": "text", "text": "hello"}], 1)
+        except UnansweredError as error:
+            raise SetupError(
+                f"synthesis.{self._role}.endpoint={self._settings.endpoint} does not answer ({error}); see to the "
+                "server, or raise synthesis.timeout_s or synthesis.retries"
+            ) from error
+        except MalformedError:
+            pass  # it answers; what it makes of a real request is seen there
+
+    async def _complete(self, content: list[Any], max_tokens: int) -> Any:
         endpoint = f"synthesis.{self._role}.endpoint={self._settings.endpoint}"
         await self._pace()
         try:
-            answer = await self._client.chat.completions.create(
+            return await self._client.chat.completions.create(
                 model=self._settings.model,
-                messages=[{"role": "user", "content": self._content(row, texts)}],
+                messages=[{"role": "user", "content": content}],
                 temperature=self._settings.temperature,
-                max_tokens=self._settings.max_tokens,
+                max_tokens=max_tokens,
             )
         except _RETRIED as error:
             raise UnansweredError(_one_line(error)) from error
@@ -78,7 +93,6 @@ class EndpointGenerator:
             raise MalformedError(f"refused with status {error.status_code}: {_one_line(error)}") from error
         except (openai.APIResponseValidationError, ValueError) as error:
             raise MalformedError(f"no chat completion: {_one_line(error)}") from error
-        return self._text(answer)
 
     async def close(self) -> None:
         """Let go of connections."""

@@ -70,6 +70,8 @@ class Synthesis:
         """
         waiting = (row for row in rows if row.id not in self._done)
         try:
+            for generator in self._generators.values():
+                await generator.check()
             async with asyncio.TaskGroup() as group:
                 for _ in range(self._config.concurrency):
                     group.create_task(self._work(waiting, on_row))

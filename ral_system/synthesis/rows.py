@@ -39,6 +39,10 @@ class Generator(Protocol):
     deterministic: bool
     """Whether another attempt would give the same."""
 
+    async def check(self) -> None:
+        """Raise RalError if no row could get an answer."""
+        ...
+
     async def generate(self, row: Row, texts: Mapping[Role, str]) -> str:
         """This role's text; `texts` are those of the roles before it. Raises MalformedError, UnansweredError, and
         RalError where going on is of no use.

@@ -22,6 +22,9 @@ class TemplateGenerator:
     def __init__(self, role: Role) -> None:
         self._role = role
 
+    async def check(self) -> None:
+        """It is always there."""
+
     async def generate(self, row: Row, texts: Mapping[Role, str]) -> str:
         """This role's text. Raises MalformedError for a reasoning to anchor that has no thought."""
         record = row.record

@@ -32,6 +32,9 @@ class Model:
         self.in_work = self.most_in_work = 0
         self.closed = False
 
+    async def check(self) -> None:
+        assert not self.asked
+
     async def generate(self, row: Row, texts: Mapping[Role, str]) -> str:
         index = row.record.index
         self.asked.append(index)
