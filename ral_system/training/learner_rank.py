@@ -23,9 +23,10 @@ from ral_system.sync.manifest import build_weights
 from ral_system.training.average import WeightAverage
 from ral_system.training.engine import Engine
 from ral_system.training.gradient_share import cap, share, squared_norms
-from ral_system.training.objective import Objective, policy_objective, supervised_objective
+from ral_system.training.objective import Objective, policy_objective
 from ral_system.training.optim import optim_settings
 from ral_system.training.scores import mean_over_heads, merge_teachers, to_scores
+from ral_system.training.supervised import supervised_objective
 from ral_system.training.torch_engine import TorchEngine
 from ral_system.types import (
     Counts,

@@ -1,32 +1,26 @@
-"""The training objectives of one micro-batch: RAL's (surrogate, KL, attention divergence) and the supervised one.
+"""RAL's objective of one micro-batch: surrogate, KL, attention divergence, and what teachers add.
 
-Each returns the loss share to back-propagate and sums of metrics. Sums, not means: shares of all micro-batches and
+Shares of the loss and sums of metrics come back. Sums, not means: those of all micro-batches and
 ranks add up, and the learner divides by global counts once.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from ral_system.algorithms.attention_guidance import attention_guidance
 from ral_system.algorithms.attention_loss import attention_loss
-from ral_system.algorithms.distillation import kept_and_rest, token_divergence
-from ral_system.algorithms.divergences import Divergence
 from ral_system.algorithms.kl import k3
 from ral_system.algorithms.policy_loss import clipped_policy_loss
-from ral_system.algorithms.reduction import reduce_rows
-from ral_system.attention.mean_attention import log_mean_attention
 from ral_system.attention.metrics import STATISTICS
-from ral_system.attention.provenance import KeyKind
-from ral_system.attention.sequence import SequenceAttention
-from ral_system.config.schema import AlgorithmConfig, AttentionGuidanceConfig, TokenDistillationConfig
+from ral_system.config.schema import AlgorithmConfig
 from ral_system.data.collate import TensorBatch
 from ral_system.models.policy import PolicyOutput
+from ral_system.training.stacking import stack_divergence, stack_log_probs, stack_rollout_log_probs
+from ral_system.training.teaching import distillation
 from ral_system.types import Counts, MicroBatch, Scores
 
 _SIGNS: dict[str, Callable[[float], bool]] = {
@@ -117,142 +111,6 @@ def policy_objective(
     gap_BR = (old_log_probs_BR - stack_rollout_log_probs(samples, mask)).abs()
     sums["gate/log_prob_diff_mean"] = gap_BR.sum()
     return Objective(loss, sums, weighted, {"gate/log_prob_diff_max": gap_BR.max()}, weighted_term)
-
-
-def distillation(
-    output: PolicyOutput,
-    samples: MicroBatch,
-    teaching: Scores,
-    algorithm: AlgorithmConfig,
-    counts: Counts,
-    attention_rows: int,
-) -> tuple[Tensor, dict[str, tuple[Tensor, Tensor]]]:
-    """mu · L_GKD + gamma_attn · L_AD (Eq 5-7), with the metrics of what is on; exactly 0 where student = teacher."""
-    tokens, attention = algorithm.distillation.tokens, algorithm.distillation.attention
-    loss, metrics = output.log_probs.new_zeros(()), {}
-    if tokens.weight > 0:
-        divergence_N = distil_tokens(output.log_softmax, samples, teaching, tokens)
-        loss = loss + tokens.weight * divergence_N.sum() / counts.tokens
-        metrics["distillation/token_divergence"] = _mean_of(divergence_N)
-    if attention.weight > 0:
-        assert output.attention is not None
-        last = [replace(rows, layers=rows.layers[-1:]) for rows in output.attention]
-        divergence_BR, rows_BR = stack_divergence(last, samples, teaching, attention.divergence)
-        loss = loss + attention.weight * reduce_rows(
-            divergence_BR,
-            rows_BR,
-            reduction=attention.reduction,
-            global_tokens=attention_rows,
-            global_sequences=counts.sequences,
-        )
-        metrics["distillation/attention_divergence"] = _mean_of(divergence_BR[rows_BR])
-    if metrics:
-        sizes = torch.tensor([float(teaching[s.id].nbytes) for s in samples])
-        metrics["distillation/record_bytes"] = _mean_of(sizes)
-    return loss, metrics
-
-
-def distil_tokens(
-    log_softmax_NV: Tensor, samples: MicroBatch, teaching: Scores, config: TokenDistillationConfig
-) -> Tensor:
-    """Divergence of every response token's distribution to the teacher's: [N]. A ValueError names the sample."""
-    found, counts = [], [len(s.response_token_ids) for s in samples]
-    for sample, log_p_RV in zip(samples, log_softmax_NV.split(counts), strict=True):
-        record = teaching[sample.id].tokens
-        assert record is not None, f"sample {sample.id} has no teacher's distributions"
-        log_q = torch.tensor(record.log_probs, device=log_p_RV.device)
-        if record.ids is None:
-            if log_q.shape != log_p_RV.shape:
-                raise ValueError(
-                    f"sample {sample.id}: the teacher's distributions are {tuple(log_q.shape)}, the student's "
-                    f"{tuple(log_p_RV.shape)}; set algorithm.distillation.tokens.top_k"
-                )
-            log_p = log_p_RV
-        else:
-            log_p = kept_and_rest(log_p_RV, torch.tensor(record.ids, device=log_p_RV.device).long())
-        found.append(token_divergence(log_p, log_q, config.divergence, config.jsd_beta))
-    return torch.cat(found)
-
-
-def _mean_of(values: Tensor) -> tuple[Tensor, Tensor]:
-    return values.detach().sum(), torch.tensor(float(values.numel()))
-
-
-def supervised_objective(
-    output: PolicyOutput, batch: TensorBatch, counts: Counts, guidance: AttentionGuidanceConfig | None = None
-) -> Objective:
-    """Cross-entropy of the response tokens, mean over the update's tokens; with `guidance` its attention term too."""
-    nll = -output.log_probs.sum()
-    sums = {"supervised/loss": nll.detach(), "supervised/token_accuracy": output.top1.sum().float()}
-    loss = nll / counts.tokens
-    if guidance is None or output.attention is None:
-        return Objective(loss, sums)
-    guided, weighted = guide_attention(output.attention, batch, counts, guidance)
-    return Objective(loss + guided, sums, weighted)
-
-
-def guide_attention(
-    attention: list[SequenceAttention], batch: TensorBatch, counts: Counts, guidance: AttentionGuidanceConfig
-) -> tuple[Tensor, dict[str, tuple[Tensor, Tensor]]]:
-    """AVAR's a · L_enh + b · L_sup, mean over the update's sequences, and the masses that the rows' attention has.
-
-    A sequence none of whose rows sees a picture contributes 0; one without a system turn has no L_sup.
-    """
-    loss = torch.zeros((), device=batch.input_ids.device)
-    masses = {"image": [0.0, 0.0], "system": [0.0, 0.0]}
-    for rows, keys in zip(attention, batch.keys.split(batch.lengths), strict=True):
-        if not len(rows.rows):
-            continue
-        seen_T = torch.arange(len(keys.kind), device=rows.rows.device) <= rows.rows.max()
-        image_T = ((keys.kind == KeyKind.IMAGE) | (keys.kind == KeyKind.VIDEO)) & seen_T
-        system_T = (keys.kind == KeyKind.SYSTEM) & seen_T
-        if not image_T.any():
-            continue
-        masks = {"image": image_T} | ({"system": system_T} if system_T.any() else {})
-        by_layer = [log_mean_attention(layer, rows.rows, *masks.values()) for layer in rows.layers]
-        logs = {name: torch.stack(of) for name, of in zip(masks, zip(*by_layer, strict=True), strict=True)}
-        term = attention_guidance(logs["image"], logs.get("system"), image=guidance.image, system=guidance.system)
-        loss = loss + term / counts.sequences
-        for name, log_mean_LH in logs.items():
-            masses[name][0] += float(log_mean_LH.detach().exp().mean()) * int(masks[name].sum())
-            masses[name][1] += 1
-    metrics = {f"supervised/{name}_attention": (torch.tensor(m), torch.tensor(n)) for name, (m, n) in masses.items()}
-    return loss, metrics
-
-
-def stack_log_probs(samples: MicroBatch, scores: Scores, mask_BR: Tensor) -> Tensor:
-    """Frozen log-probs as a padded tensor [B, R] like `mask`; 0 where padded."""
-    return _scatter(np.concatenate([scores[s.id].log_probs for s in samples]), mask_BR)
-
-
-def stack_rollout_log_probs(samples: MicroBatch, mask_BR: Tensor) -> Tensor:
-    """What the rollout engine reported, as a padded tensor [B, R]; 0 where padded."""
-    return _scatter(np.concatenate([np.asarray(s.rollout_log_probs, dtype=np.float32) for s in samples]), mask_BR)
-
-
-def _scatter(flat_N: np.ndarray, mask_BR: Tensor) -> Tensor:
-    padded = torch.zeros(mask_BR.shape, dtype=torch.float32, device=mask_BR.device)
-    return padded.masked_scatter(mask_BR, torch.tensor(flat_N, device=mask_BR.device))
-
-
-def stack_divergence(
-    attention: list[SequenceAttention], samples: MicroBatch, anchor: Scores, kind: Divergence
-) -> tuple[Tensor, Tensor]:
-    """Divergence of every attention row to the anchor's, padded to [B, R], and bool [B, R]: which are rows.
-
-    Raises ValueError that names the sample, for a record of other weights than its rollout's or of another shape.
-    """
-    found = []
-    for rows, sample in zip(attention, samples, strict=True):
-        records = anchor[sample.id].attention
-        assert records, f"sample {sample.id} has no attention record"
-        try:
-            found.append(rows.divergence(records, kind, sample.weight_version))
-        except ValueError as error:
-            raise ValueError(f"sample {sample.id}: {error}") from error
-    lengths_B = torch.tensor([len(d) for d in found], device=found[0].device)
-    divergence_BR = torch.nn.utils.rnn.pad_sequence(found, batch_first=True)
-    return divergence_BR, torch.arange(divergence_BR.shape[1], device=lengths_B.device) < lengths_B[:, None]
 
 
 def statistics_by_sign(samples: MicroBatch, behaviour: Scores) -> dict[str, tuple[Tensor, Tensor]]:

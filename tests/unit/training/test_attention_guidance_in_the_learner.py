@@ -17,7 +17,7 @@ from ral_system.data.collate import Collator
 from ral_system.data.media import MediaStore
 from ral_system.models.loading import load_model, load_processor
 from ral_system.models.policy import PolicyModel
-from ral_system.training.objective import guide_attention, supervised_objective
+from ral_system.training.supervised import guide_attention, supervised_objective
 from ral_system.types import Counts, Sample
 from tests.unit.training.learners import Start, Watched, plan
 

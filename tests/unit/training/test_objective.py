@@ -9,7 +9,7 @@ import torch
 
 from ral_system.config.schema import AlgorithmConfig
 from ral_system.models.policy import PolicyOutput
-from ral_system.training.objective import supervised_objective
+from ral_system.training.supervised import supervised_objective
 from ral_system.types import SampleScores
 from tests.unit.training.objectives import ADVANTAGES, COUNTS, PROMPTS, RESPONSES, Case, objective, slow_divergence
 

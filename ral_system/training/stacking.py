@@ -1,0 +1,46 @@
+"""What frozen policies recorded, sample by sample, as tensors of a micro-batch."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ral_system.algorithms.divergences import Divergence
+from ral_system.attention.sequence import SequenceAttention
+from ral_system.types import MicroBatch, Scores
+
+
+def stack_log_probs(samples: MicroBatch, scores: Scores, mask_BR: Tensor) -> Tensor:
+    """Frozen log-probs as a padded tensor [B, R] like `mask`; 0 where padded."""
+    return _scatter(np.concatenate([scores[s.id].log_probs for s in samples]), mask_BR)
+
+
+def stack_rollout_log_probs(samples: MicroBatch, mask_BR: Tensor) -> Tensor:
+    """What the rollout engine reported, as a padded tensor [B, R]; 0 where padded."""
+    return _scatter(np.concatenate([np.asarray(s.rollout_log_probs, dtype=np.float32) for s in samples]), mask_BR)
+
+
+def _scatter(flat_N: np.ndarray, mask_BR: Tensor) -> Tensor:
+    padded = torch.zeros(mask_BR.shape, dtype=torch.float32, device=mask_BR.device)
+    return padded.masked_scatter(mask_BR, torch.tensor(flat_N, device=mask_BR.device))
+
+
+def stack_divergence(
+    attention: list[SequenceAttention], samples: MicroBatch, anchor: Scores, kind: Divergence
+) -> tuple[Tensor, Tensor]:
+    """Divergence of every attention row to the anchor's, padded to [B, R], and bool [B, R]: which are rows.
+
+    Raises ValueError that names the sample, for a record of other weights than its rollout's or of another shape.
+    """
+    found = []
+    for rows, sample in zip(attention, samples, strict=True):
+        records = anchor[sample.id].attention
+        assert records, f"sample {sample.id} has no attention record"
+        try:
+            found.append(rows.divergence(records, kind, sample.weight_version))
+        except ValueError as error:
+            raise ValueError(f"sample {sample.id}: {error}") from error
+    lengths_B = torch.tensor([len(d) for d in found], device=found[0].device)
+    divergence_BR = torch.nn.utils.rnn.pad_sequence(found, batch_first=True)
+    return divergence_BR, torch.arange(divergence_BR.shape[1], device=lengths_B.device) < lengths_B[:, None]

@@ -1,0 +1,58 @@
+"""The supervised objective of one micro-batch: cross-entropy, and AVAR's attention guidance beside it."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ral_system.algorithms.attention_guidance import attention_guidance
+from ral_system.attention.mean_attention import log_mean_attention
+from ral_system.attention.provenance import KeyKind
+from ral_system.attention.sequence import SequenceAttention
+from ral_system.config.schema import AttentionGuidanceConfig
+from ral_system.data.collate import TensorBatch
+from ral_system.models.policy import PolicyOutput
+from ral_system.training.objective import Objective
+from ral_system.types import Counts
+
+
+def supervised_objective(
+    output: PolicyOutput, batch: TensorBatch, counts: Counts, guidance: AttentionGuidanceConfig | None = None
+) -> Objective:
+    """Cross-entropy of the response tokens, mean over the update's tokens; with `guidance` its attention term too."""
+    nll = -output.log_probs.sum()
+    sums = {"supervised/loss": nll.detach(), "supervised/token_accuracy": output.top1.sum().float()}
+    loss = nll / counts.tokens
+    if guidance is None or output.attention is None:
+        return Objective(loss, sums)
+    guided, weighted = guide_attention(output.attention, batch, counts, guidance)
+    return Objective(loss + guided, sums, weighted)
+
+
+def guide_attention(
+    attention: list[SequenceAttention], batch: TensorBatch, counts: Counts, guidance: AttentionGuidanceConfig
+) -> tuple[Tensor, dict[str, tuple[Tensor, Tensor]]]:
+    """AVAR's a · L_enh + b · L_sup, mean over the update's sequences, and the masses that the rows' attention has.
+
+    A sequence none of whose rows sees a picture contributes 0; one without a system turn has no L_sup.
+    """
+    loss = torch.zeros((), device=batch.input_ids.device)
+    masses = {"image": [0.0, 0.0], "system": [0.0, 0.0]}
+    for rows, keys in zip(attention, batch.keys.split(batch.lengths), strict=True):
+        if not len(rows.rows):
+            continue
+        seen_T = torch.arange(len(keys.kind), device=rows.rows.device) <= rows.rows.max()
+        image_T = ((keys.kind == KeyKind.IMAGE) | (keys.kind == KeyKind.VIDEO)) & seen_T
+        system_T = (keys.kind == KeyKind.SYSTEM) & seen_T
+        if not image_T.any():
+            continue
+        masks = {"image": image_T} | ({"system": system_T} if system_T.any() else {})
+        by_layer = [log_mean_attention(layer, rows.rows, *masks.values()) for layer in rows.layers]
+        logs = {name: torch.stack(of) for name, of in zip(masks, zip(*by_layer, strict=True), strict=True)}
+        term = attention_guidance(logs["image"], logs.get("system"), image=guidance.image, system=guidance.system)
+        loss = loss + term / counts.sequences
+        for name, log_mean_LH in logs.items():
+            masses[name][0] += float(log_mean_LH.detach().exp().mean()) * int(masks[name].sum())
+            masses[name][1] += 1
+    metrics = {f"supervised/{name}_attention": (torch.tensor(m), torch.tensor(n)) for name, (m, n) in masses.items()}
+    return loss, metrics

@@ -1,0 +1,74 @@
+"""What the student learns from its teachers in one micro-batch: their words (L_GKD) and where they look (L_AD)."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from ral_system.algorithms.distillation import kept_and_rest, token_divergence
+from ral_system.algorithms.reduction import reduce_rows
+from ral_system.config.schema import AlgorithmConfig, TokenDistillationConfig
+from ral_system.models.policy import PolicyOutput
+from ral_system.training.stacking import stack_divergence
+from ral_system.types import Counts, MicroBatch, Scores
+
+
+def distillation(
+    output: PolicyOutput,
+    samples: MicroBatch,
+    teaching: Scores,
+    algorithm: AlgorithmConfig,
+    counts: Counts,
+    attention_rows: int,
+) -> tuple[Tensor, dict[str, tuple[Tensor, Tensor]]]:
+    """mu · L_GKD + gamma_attn · L_AD (Eq 5-7), with the metrics of what is on; exactly 0 where student = teacher."""
+    tokens, attention = algorithm.distillation.tokens, algorithm.distillation.attention
+    loss, metrics = output.log_probs.new_zeros(()), {}
+    if tokens.weight > 0:
+        divergence_N = distil_tokens(output.log_softmax, samples, teaching, tokens)
+        loss = loss + tokens.weight * divergence_N.sum() / counts.tokens
+        metrics["distillation/token_divergence"] = _mean_of(divergence_N)
+    if attention.weight > 0:
+        assert output.attention is not None
+        last = [replace(rows, layers=rows.layers[-1:]) for rows in output.attention]
+        divergence_BR, rows_BR = stack_divergence(last, samples, teaching, attention.divergence)
+        loss = loss + attention.weight * reduce_rows(
+            divergence_BR,
+            rows_BR,
+            reduction=attention.reduction,
+            global_tokens=attention_rows,
+            global_sequences=counts.sequences,
+        )
+        metrics["distillation/attention_divergence"] = _mean_of(divergence_BR[rows_BR])
+    if metrics:
+        sizes = torch.tensor([float(teaching[s.id].nbytes) for s in samples])
+        metrics["distillation/record_bytes"] = _mean_of(sizes)
+    return loss, metrics
+
+
+def distil_tokens(
+    log_softmax_NV: Tensor, samples: MicroBatch, teaching: Scores, config: TokenDistillationConfig
+) -> Tensor:
+    """Divergence of every response token's distribution to the teacher's: [N]. A ValueError names the sample."""
+    found, counts = [], [len(s.response_token_ids) for s in samples]
+    for sample, log_p_RV in zip(samples, log_softmax_NV.split(counts), strict=True):
+        record = teaching[sample.id].tokens
+        assert record is not None, f"sample {sample.id} has no teacher's distributions"
+        log_q = torch.tensor(record.log_probs, device=log_p_RV.device)
+        if record.ids is None:
+            if log_q.shape != log_p_RV.shape:
+                raise ValueError(
+                    f"sample {sample.id}: the teacher's distributions are {tuple(log_q.shape)}, the student's "
+                    f"{tuple(log_p_RV.shape)}; set algorithm.distillation.tokens.top_k"
+                )
+            log_p = log_p_RV
+        else:
+            log_p = kept_and_rest(log_p_RV, torch.tensor(record.ids, device=log_p_RV.device).long())
+        found.append(token_divergence(log_p, log_q, config.divergence, config.jsd_beta))
+    return torch.cat(found)
+
+
+def _mean_of(values: Tensor) -> tuple[Tensor, Tensor]:
+    return values.detach().sum(), torch.tensor(float(values.numel()))
