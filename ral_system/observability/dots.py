@@ -6,6 +6,7 @@ import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
+from math import log10
 
 _LEFT, _TOP, _RIGHT, _GROUP, _HEIGHT, _FOOT = 64, 76, 24, 96, 260, 44
 
@@ -19,7 +20,10 @@ class Panel:
 
 
 def dots(title: str, panels: Sequence[Panel]) -> str:
-    """Panels side by side, each with an axis of its own from its smallest to its largest value."""
+    """Panels side by side, each with an axis of its own from its smallest to its largest value.
+
+    Logarithmic where that is more than 1 : 100.
+    """
     widths = [_LEFT + _GROUP * len(panel.groups) + _RIGHT for panel in panels]
     width, height = sum(widths), _TOP + _HEIGHT + _FOOT
     parts = [
@@ -36,8 +40,10 @@ def dots(title: str, panels: Sequence[Panel]) -> str:
 def _draw(panel: Panel, left: int) -> list[str]:
     values = [value for group in panel.groups.values() for value in group]
     x0, x1, bottom = left + _LEFT, left + _LEFT + _GROUP * len(panel.groups), _TOP + _HEIGHT
+    log = bool(values) and min(values) > 0 and max(values) / min(values) > 100
+    label = f"{panel.label}, logarithmic" if log else panel.label
     parts = [
-        f'<text x="{x0}" y="{_TOP - 18}" fill="#5d636e">{escape(panel.label)}</text>'
+        f'<text x="{x0}" y="{_TOP - 18}" fill="#5d636e">{escape(label)}</text>'
         f'<path d="M{x0} {_TOP}V{bottom}H{x1}" fill="none" stroke="#8b919b"/>'
     ]
     if not values:
@@ -45,7 +51,8 @@ def _draw(panel: Panel, left: int) -> list[str]:
     low, high = min(values), max(values)
 
     def y_px(value: float) -> float:
-        share = (value - low) / (high - low) if high > low else 0.5
+        a, b, v = (log10(n) if log else n for n in (low, high, value))
+        share = (v - a) / (b - a) if b > a else 0.5
         return round(bottom - (0.06 + 0.88 * share) * _HEIGHT, 1)
 
     for value in sorted({low, high}):

@@ -32,3 +32,10 @@ def test_means_are_named_and_a_group_without_runs_has_none() -> None:
 
 def test_what_was_not_measured_is_said() -> None:
     assert "not measured" in dots("t", [Panel("score", {"a": []})])
+
+
+def test_wide_spans_are_logarithmic() -> None:
+    (_, low), (_, middle), (_, high) = circles([Panel("score", {"a": [1.0, 100.0, 10000.0]})])
+    assert low - middle == pytest.approx(middle - high, abs=0.2)
+    assert "score, logarithmic" in dots("t", [Panel("score", {"a": [1.0, 1000.0]})])
+    assert "logarithmic" not in dots("t", [Panel("score", {"a": [0.0, 1000.0]})])
