@@ -7,12 +7,14 @@ same command.
 from __future__ import annotations
 
 import os
+import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
 
 from launch.cli import run_with_config
 from ral_system.config.schema import RunConfig, Stage
+from ral_system.config.validate import warnings
 from ral_system.errors import ConfigError, GateError
 
 
@@ -49,6 +51,8 @@ def run_stages(config: RunConfig, stages: Sequence[Stage]) -> None:
             f"intervention.image={config.intervention.image:g} and intervention.system={config.intervention.system:g} "
             "steer ral-evaluate alone; set both to 0 to train"
         )
+    for warning in warnings(config):
+        print(f"warning: {warning}", file=sys.stderr)
     folder = RunFolder((Path(config.runs_dir) / config.name).resolve())
     folder.open(config)  # before the slow imports, so that a refusal is quick
     from ral_system.controller.checkpoint import Checkpoints

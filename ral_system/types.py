@@ -58,6 +58,8 @@ class Sampling:
     temperature: float
     max_new_tokens: int
     seed: int
+    top_tokens: int = 0
+    """Most likely tokens to report per position, the sampled one among them; 0: the sampled one's log-prob alone."""
 
 
 class FinishReason(enum.StrEnum):
@@ -85,6 +87,8 @@ class Completion:
     text: str
     finish_reason: FinishReason
     weight_version: int
+    top: TokenRecord | None = None
+    """mu's most likely tokens at every position, when `Sampling.top_tokens` asks for them."""
 
     @property
     def id(self) -> str:
@@ -135,6 +139,8 @@ class Sample:
     """[R] or empty."""
     advantage: float = 0.0
     weight_version: int = 0
+    rollout_top: TokenRecord | None = None
+    """The rollout's most likely tokens at every position, when the policy loss reads them."""
 
     @property
     def length(self) -> int:
@@ -154,7 +160,7 @@ class Rollout:
     def sample(self) -> Sample:
         """The learner's view of this rollout."""
         c = self.completion
-        return Sample(c.id, self.prompt, c.token_ids, c.log_probs, self.advantage, c.weight_version)
+        return Sample(c.id, self.prompt, c.token_ids, c.log_probs, self.advantage, c.weight_version, c.top)
 
 
 @dataclass(frozen=True, slots=True)

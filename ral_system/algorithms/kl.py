@@ -1,4 +1,7 @@
-"""Estimators of KL(pi || ref) from the log-probs of sampled tokens."""
+"""Schulman's estimators of KL(pi ‖ ref) from the log-probs of sampled tokens, elementwise in nats.
+
+All are 0 exactly where the two agree, and take `reference` as constant; d = log ref - log pi.
+"""
 
 from __future__ import annotations
 
@@ -6,11 +9,22 @@ import torch
 from torch import Tensor
 
 
-def k3(log_probs: Tensor, reference_log_probs: Tensor) -> Tensor:
-    """Schulman's k3: exp(d) - d - 1 with d = log ref - log pi, elementwise in nats.
-
-    Unbiased for KL(pi || ref) when tokens come from pi; never negative; 0 exactly where the two agree. Differentiable
-    in `log_probs`; `reference_log_probs` is taken as constant.
+def k1(log_probs: Tensor, reference: Tensor) -> Tensor:
+    """-d: unbiased, of either sign. Its gradient ∇ log pi is 0 on average: as a loss it does not hold the policy
+    back.
     """
-    difference = reference_log_probs.detach() - log_probs
+    return log_probs - reference.detach()
+
+
+def k2(log_probs: Tensor, reference: Tensor) -> Tensor:
+    """d² / 2: biased, never negative; on policy its expected gradient is that of the KL itself."""
+    return (reference.detach() - log_probs).square() / 2
+
+
+def k3(log_probs: Tensor, reference: Tensor) -> Tensor:
+    """exp(d) - d - 1: unbiased when tokens come from pi, never negative."""
+    difference = reference.detach() - log_probs
     return torch.expm1(difference) - difference
+
+
+ESTIMATORS = {"k1": k1, "k2": k2, "k3": k3}

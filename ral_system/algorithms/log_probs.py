@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 
@@ -17,6 +16,5 @@ def sampling_log_softmax(logits_RV: Tensor, *, temperature: float, banned_token_
 
 
 def entropy(log_softmax_RV: Tensor) -> Tensor:
-    """Shannon entropy per row in nats; banned tokens (-inf) contribute 0."""
-    p = log_softmax_RV.exp()
-    return -torch.where(p > 0, p * log_softmax_RV, 0.0).sum(-1)
+    """Shannon entropy per row in nats, differentiable; banned tokens (-inf) contribute 0, to its gradient, too."""
+    return -(log_softmax_RV.exp() * log_softmax_RV.masked_fill(log_softmax_RV.isneginf(), 0.0)).sum(-1)

@@ -81,6 +81,9 @@ class KLConfig(Group):
 
     coefficient: NonNegativeFloat
     """beta; 0 starts no reference scorer unless something else needs it."""
+    estimator: Literal["k1", "k2", "k3"]
+    """Of KL(pi ‖ reference) from the sampled tokens (Schulman): k1 has no gradient on average, k2 has KL's own, k3 is
+    never negative and the usual choice."""
 
 
 class AttentionConfig(Group):
@@ -156,6 +159,104 @@ class DistillationConfig(Group):
     attention: AttentionDistillationConfig
 
 
+class PolicyLossGroup(Group):
+    """Base of the policy losses."""
+
+    @property
+    def top_tokens(self) -> int:
+        """How many of its most likely tokens the rollout engine must report; 0: the sampled one alone."""
+        return 0
+
+
+class ClipLossConfig(PolicyLossGroup):
+    """PPO and GRPO: a clipped ratio; clip-higher (DAPO); dual clip."""
+
+    name: Literal["clip"]
+    clip_low: Annotated[float, Field(gt=0, le=1)]
+    """The ratio counts down to 1 - clip_low."""
+    clip_high: PositiveFloat
+    """And up to 1 + clip_high."""
+    dual_clip: Annotated[float, Field(gt=1)] | None
+    """Where A < 0 the ratio counts up to this; null: without bound."""
+
+
+class DppoLossConfig(PolicyLossGroup):
+    """DPPO: tokens whose distribution has moved far enough are left out, whatever their ratio."""
+
+    name: Literal["dppo"]
+    divergence: Literal["binary_tv", "binary_kl", "top_k_tv", "top_k_kl"]
+    """Of the rollout's distribution and the policy's: of the sampled token against all others, or of the rollout's most
+    likely tokens, one by one."""
+    delta: PositiveFloat
+    """How far is far enough (the paper: 0.15 to 0.2 for tv, 0.05 nats for kl)."""
+    top_k: Annotated[int, Field(ge=2, le=20)]
+    """Tokens that the rollout engine reports per position, for top_k_tv and top_k_kl; vLLM gives up to 20."""
+    anchor: Literal["rollout", "old"]
+    """What the policy is compared with: the log-probs that the rollout engine reported (the paper), or those recomputed
+    at the same weights, with which the paper's runs collapse."""
+    max_ratio: PositiveFloat
+    """Ratios above it weigh as much as it."""
+
+    @property
+    def top_tokens(self) -> int:
+        """`top_k` where the divergence reads them."""
+        return self.top_k if self.divergence.startswith("top_k") else 0
+
+
+class GspoLossConfig(PolicyLossGroup):
+    """GSPO: a clipped ratio per sequence."""
+
+    name: Literal["gspo"]
+    clip_low: Annotated[float, Field(gt=0, le=1)]
+    clip_high: PositiveFloat
+
+
+class CispoLossConfig(PolicyLossGroup):
+    """CISPO: a clipped ratio that weighs the token's gradient and never stops it."""
+
+    name: Literal["cispo"]
+    clip_low: Annotated[float, Field(gt=0, le=1)]
+    """1: no lower bound (the paper)."""
+    clip_high: PositiveFloat
+
+
+class SapoLossConfig(PolicyLossGroup):
+    """SAPO: a soft gate in place of the clip."""
+
+    name: Literal["sapo"]
+    tau_positive: PositiveFloat
+    """How fast the gate closes where A > 0."""
+    tau_negative: PositiveFloat
+    """And where A < 0."""
+
+
+class ReinforceLossConfig(PolicyLossGroup):
+    """REINFORCE."""
+
+    name: Literal["reinforce"]
+    ratio: bool
+    """Weigh by pi / pi_old."""
+
+
+PolicyLossConfig = Annotated[
+    ClipLossConfig | DppoLossConfig | GspoLossConfig | CispoLossConfig | SapoLossConfig | ReinforceLossConfig,
+    Field(discriminator="name"),
+]
+
+
+class CorrectionConfig(Group):
+    """For what the rollout engine and the learner compute differently: tokens weighed by w = pi_old / mu."""
+
+    kind: Literal["none", "truncate", "mask", "reject_sequence"]
+    """truncate: min(w, high), truncated importance sampling. mask: w inside [low, high], else 0 (IcePop).
+    reject_sequence: 0 for sequences whose geometric mean of w lies outside, else 1."""
+    low: Annotated[float, Field(gt=0, le=1)]
+    high: Annotated[float, Field(ge=1)]
+
+
+Advantage = Literal["grpo", "dr_grpo", "rloo", "reinforce_plus_plus", "gdpo"]
+
+
 class AlgorithmConfig(Group):
     """The training objective and the shape of one step."""
 
@@ -171,8 +272,18 @@ class AlgorithmConfig(Group):
     updates_per_step: Positive
     """K optimiser updates per rollout batch, each on 1/K of it, one pass over the batch in all."""
     policy_weight: NonNegativeFloat
-    """On the clipped surrogate; 0 learns from a teacher without rewards."""
-    clip_epsilon: Annotated[float, Field(gt=0, lt=1)]
+    """On the policy loss; 0 learns from a teacher without rewards."""
+    advantage: Advantage
+    """How a completion's reward becomes its advantage."""
+    policy_loss: PolicyLossConfig
+    reduction: Literal["token_mean", "sequence_mean", "sequence_sum", "fixed_length"]
+    """Of the policy loss over the update: the mean over its tokens, or over its sequences of each one's mean, sum, or
+    sum divided by `fixed_length` (Dr. GRPO)."""
+    fixed_length: Positive
+    """What each sequence's sum is divided by with reduction=fixed_length."""
+    correction: CorrectionConfig
+    entropy_coefficient: NonNegativeFloat
+    """Bonus on the mean entropy of the next-token distributions, in nats."""
     kl: KLConfig
     attention: AttentionConfig
     distillation: DistillationConfig
@@ -221,6 +332,11 @@ class RewardConfig(Group):
     """Verifier subprocesses per reward actor."""
     timeout_s: PositiveFloat
     """Deadline per completion."""
+
+    @property
+    def weights(self) -> dict[str, float]:
+        """Of the reward parts, by their names in `RewardResult.parts`."""
+        return {"correctness": self.correctness, "format": self.format, "visual": self.visual.weight}
 
 
 class RolloutConfig(Group):
@@ -453,6 +569,11 @@ class RunConfig(Group):
     checkpoint: CheckpointConfig
     cluster: ClusterConfig
     logging: LoggingConfig
+
+    @property
+    def rollout_top_tokens(self) -> int:
+        """How many of its most likely tokens the rollout engine returns per position; 0: the sampled one alone."""
+        return self.algorithm.policy_loss.top_tokens
 
     @property
     def needs_reference(self) -> bool:

@@ -8,7 +8,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from ral_system.config.schema import PLACEHOLDER, RunConfig
+from ral_system.config.schema import PLACEHOLDER, DppoLossConfig, RunConfig
 from ral_system.errors import ConfigError
 
 
@@ -25,11 +25,18 @@ def parse_config(container: Mapping[str, Any]) -> RunConfig:
 
 
 def _one_problem(error: Any) -> str:
-    field = ".".join(str(part) for part in error["loc"])
+    parts = [str(part) for part in error["loc"]]
+    if parts[:2] == ["algorithm", "policy_loss"]:
+        del parts[2:3]  # pydantic puts the loss's name there
+    field = ".".join(parts)
     if error["type"] == "extra_forbidden":
         return f"{field}: unknown key; remove it or see --cfg job for the known ones"
     if error["type"] == "missing":
         return f"{field}: missing; set it in the config"
+    if error["type"] == "union_tag_not_found":
+        return f"{field}.name: missing; set it in the config"
+    if error["type"] == "union_tag_invalid":
+        return f"{field}.name={error['ctx']['tag']}: no such choice; use one of {error['ctx']['expected_tags']}"
     return f"{field}={error['input']!r}: {error['msg'][0].lower()}{error['msg'][1:]}"
 
 
@@ -59,6 +66,7 @@ def _illegal_combinations(c: RunConfig) -> list[str]:
                     f"weight, or set {field} to {'null' if neutral is None else neutral}"
                 )
     problems += _distillation_problems(c)
+    problems += _policy_loss_problems(c)
     problems += _visual_reward_problems(c)
     problems += _synthesis_problems(c)
     if c.data.objects > c.data.grid**2:
@@ -183,3 +191,39 @@ def _synthesis_problems(c: RunConfig) -> list[str]:
                 "{reasoning}"
             )
     return problems
+
+
+def _policy_loss_problems(c: RunConfig) -> list[str]:
+    problems, a = [], c.algorithm
+    loss, kind = a.policy_loss, a.correction.kind
+    if loss.name == "gspo" and kind in ("truncate", "mask"):
+        problems.append(
+            f"algorithm.correction.kind={kind} weighs single tokens, and algorithm.policy_loss.name=gspo has one ratio "
+            "for a sequence; set the kind to reject_sequence or none"
+        )
+    if isinstance(loss, DppoLossConfig) and loss.anchor == "rollout" and kind != "none":
+        problems.append(
+            f"algorithm.correction.kind={kind} corrects ratios to the recomputed log-probs, and "
+            "algorithm.policy_loss.anchor=rollout has none; set the kind to none"
+        )
+    if a.kl.coefficient == 0 and a.kl.estimator != "k3":
+        problems.append(
+            f"algorithm.kl.estimator={a.kl.estimator} has no effect with algorithm.kl.coefficient=0; raise the "
+            "coefficient, or set the estimator to k3"
+        )
+    return problems
+
+
+def warnings(c: RunConfig) -> list[str]:
+    """Legal choices that are known to go wrong, one line each."""
+    found, a = [], c.algorithm
+    if isinstance(a.policy_loss, DppoLossConfig) and a.policy_loss.anchor == "old":
+        found.append(
+            "algorithm.policy_loss.anchor=old compares with log-probs that the learner recomputed; DPPO's authors see "
+            "training collapse that way (arXiv 2602.04879); anchor=rollout is their method"
+        )
+    if a.kl.coefficient > 0 and a.kl.estimator == "k1":
+        found.append(
+            "algorithm.kl.estimator=k1 has a gradient of 0 on average and does not hold the policy back; use k2 or k3"
+        )
+    return found

@@ -17,7 +17,7 @@ from collections import defaultdict, deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from ral_system.algorithms.advantages import group_normalised
+from ral_system.algorithms.advantages import group_advantages
 from ral_system.config.schema import RunConfig
 from ral_system.errors import GateError
 from ral_system.observability.progress import PhaseTimer
@@ -121,6 +121,7 @@ class TrainingLoop:
             temperature=self._config.rollout.temperature,
             max_new_tokens=self._config.rollout.max_new_tokens,
             seed=step_seed(self._config.seed, self.version),
+            top_tokens=self._config.rollout_top_tokens,
         )
         groups: dict[str, list[Completion]] = defaultdict(list)
         unfinished = deque(prompts)
@@ -159,17 +160,19 @@ class TrainingLoop:
         """Wait for what is left of the rewards, and compare each with its group's."""
         with self._timer.phase("reward"):
             verdicts = self._roles.rewarder.collect()
-        rollouts = []
-        for prompt, group in groups:
-            results = [with_visual_reward(self._config.reward, verdicts[c.id], looks.get(c.id)) for c in group]
-            advantages = group_normalised([r.total if r.status is RewardStatus.OK else None for r in results])
-            rollouts += [Rollout(prompt, c, r, a) for c, r, a in zip(group, results, advantages, strict=True)]
-        return rollouts
+        reward = self._config.reward
+        results = [[with_visual_reward(reward, verdicts[c.id], looks.get(c.id)) for c in group] for _, group in groups]
+        advantages = group_advantages(self._config.algorithm.advantage, results, reward.weights)
+        return [
+            Rollout(prompt, completion, result, advantage)
+            for (prompt, group), of_group in zip(groups, zip(results, advantages, strict=True), strict=True)
+            for completion, result, advantage in zip(group, *of_group, strict=True)
+        ]
 
 
 def unjudged_sample(prompt: Prompt, c: Completion) -> Sample:
     """What frozen policies read of a rollout before its reward is known."""
-    return Sample(c.id, prompt, c.token_ids, c.log_probs, weight_version=c.weight_version)
+    return Sample(c.id, prompt, c.token_ids, c.log_probs, weight_version=c.weight_version, rollout_top=c.top)
 
 
 def check_first_update(update: Mapping[str, float], tolerance: float) -> None:

@@ -11,9 +11,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from ral_system.algorithms.distillation import top_tokens
 from ral_system.algorithms.log_probs import sampling_log_softmax
 from ral_system.attention.intervention import Intervention
 from ral_system.config.schema import RolloutConfig
@@ -23,6 +25,7 @@ from ral_system.rollout.engine_weights import ParameterReader, as_tensors, held_
 from ral_system.rollout.gates import check_completion, check_image_tokens, check_prompt_length
 from ral_system.rollout.seeds import completion_seed
 from ral_system.rollout.stopping import stop_token_ids
+from ral_system.rollout.top_tokens import with_rest
 from ral_system.types import Completion, FinishReason, Prompt, Sampling, WeightManifest, Weights
 
 
@@ -36,6 +39,8 @@ class _Row:
     uniforms: Tensor
     token_ids: list[int] = field(default_factory=list)
     log_probs: list[float] = field(default_factory=list)
+    top: list[tuple[np.ndarray, np.ndarray]] = field(default_factory=list)
+    """Per token the ids and log-probs of the most likely ones, if they are asked for."""
 
 
 class HfEngine:
@@ -77,7 +82,7 @@ class HfEngine:
         """
         rows = [self._row(prompt, index, sampling) for prompt in prompts for index in range(sampling.completions)]
         for start in range(0, len(rows), self._config.max_sequences):
-            yield from self._decode(rows[start : start + self._config.max_sequences], sampling.temperature)
+            yield from self._decode(rows[start : start + self._config.max_sequences], sampling)
 
     @torch.no_grad()
     def load_weights(self, weights: Weights) -> WeightManifest:
@@ -95,7 +100,7 @@ class HfEngine:
         randomness = torch.Generator().manual_seed(completion_seed(sampling.seed, prompt.id, index))
         return _Row(prompt, index, limit, torch.rand(limit, generator=randomness, dtype=torch.float64))
 
-    def _decode(self, rows: list[_Row], temperature: float) -> Iterator[Completion]:
+    def _decode(self, rows: list[_Row], sampling: Sampling) -> Iterator[Completion]:
         inputs, mask_BT, rope_shift_B1 = self._prefill_inputs([row.prompt for row in rows])
         visual_BT, system_BT = self._key_kinds(inputs["input_ids"], mask_BT, rows)
         cache = None
@@ -111,7 +116,7 @@ class HfEngine:
                     logits_to_keep=1,
                 )
             cache = output.past_key_values
-            tokens_B = self._sample(rows, output.logits[:, -1], temperature)
+            tokens_B = self._sample(rows, output.logits[:, -1], sampling)
             going = []
             for at, row in enumerate(rows):
                 if row.token_ids[-1] in self._stop_ids or len(row.token_ids) == row.limit:
@@ -135,8 +140,9 @@ class HfEngine:
         inside_BT = mask_BT.bool()
         return (input_ids_BT == self._processor.image_token_id) & inside_BT, (position_BT < system_B1) & inside_BT
 
-    def _sample(self, rows: list[_Row], logits_BV: Tensor, temperature: float) -> Tensor:
+    def _sample(self, rows: list[_Row], logits_BV: Tensor, sampling: Sampling) -> Tensor:
         """Draw one token per row by inverting its cumulative distribution at the row's own random number."""
+        temperature = sampling.temperature
         log_p_BV = sampling_log_softmax(logits_BV, temperature=temperature or 1.0, banned_token_ids=self._banned)
         if temperature == 0:
             tokens_B = log_p_BV.argmax(-1)
@@ -150,6 +156,11 @@ class HfEngine:
         for row, token, log_prob in zip(rows, tokens_B.tolist(), log_probs_B.tolist(), strict=True):
             row.token_ids.append(token)
             row.log_probs.append(log_prob)
+        if sampling.top_tokens:
+            ids_BK = top_tokens(log_p_BV, tokens_B, sampling.top_tokens)
+            found_BK = log_p_BV.gather(-1, ids_BK)
+            for row, ids_K, log_probs_K in zip(rows, ids_BK.cpu().numpy(), found_BK.cpu().numpy(), strict=True):
+                row.top.append((ids_K, log_probs_K))
         return tokens_B
 
     def _prefill_inputs(self, prompts: Sequence[Prompt]) -> tuple[dict[str, Tensor], Tensor, Tensor]:
@@ -199,6 +210,7 @@ class HfEngine:
             text=self._processor.tokenizer.decode(row.token_ids, skip_special_tokens=True),
             finish_reason=FinishReason.STOP if row.token_ids[-1] in self._stop_ids else FinishReason.LENGTH,
             weight_version=self._version,
+            top=with_rest(*(np.stack(part) for part in zip(*row.top, strict=True))) if row.top else None,
         )
         banned = frozenset(self._banned.tolist())
         check_completion(row.prompt, completion, banned_token_ids=banned, stop_token_ids=self._stop_ids)

@@ -6,10 +6,11 @@ distribution that was sampled from; every completion has its own seed; a weight 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from vllm import LLM, SamplingParams
 from vllm.sampling_params import RequestOutputKind
 
@@ -20,8 +21,9 @@ from ral_system.rollout.engine_weights import VllmReader, as_tensors, held_manif
 from ral_system.rollout.gates import check_completion, check_prompt_ids, check_prompt_length, collapse_placeholders
 from ral_system.rollout.seeds import completion_seed
 from ral_system.rollout.stopping import stop_token_ids
+from ral_system.rollout.top_tokens import with_rest
 from ral_system.rollout.vllm_environment import Device
-from ral_system.types import Completion, FinishReason, Prompt, Sampling, WeightManifest, Weights
+from ral_system.types import Completion, FinishReason, Prompt, Sampling, TokenRecord, WeightManifest, Weights
 
 MAX_IMAGES_PER_PROMPT = 8
 _MEDIA_CACHE_GIB = 1
@@ -95,7 +97,7 @@ class VllmEngine:
                     return
                 for output in engine.step():
                     if output.finished:
-                        yield self._completion(*running.pop(output.request_id), output)
+                        yield self._completion(*running.pop(output.request_id), output, sampling.top_tokens)
         finally:  # the caller stopped listening, or a gate failed
             if running:
                 engine.abort_request(list(running))
@@ -142,7 +144,7 @@ class VllmEngine:
             temperature=sampling.temperature,
             max_tokens=sampling.max_new_tokens,
             seed=completion_seed(sampling.seed, prompt.id, index),
-            logprobs=0,  # of the sampled token only
+            logprobs=sampling.top_tokens,  # beside the sampled token's
             logit_bias=dict.fromkeys(self._banned, _BAN),
             detokenize=False,
             output_kind=RequestOutputKind.FINAL_ONLY,
@@ -151,7 +153,7 @@ class VllmEngine:
         self._llm.llm_engine.add_request(request_id, request, parameters)
         return request_id
 
-    def _completion(self, prompt: Prompt, index: int, output: Any) -> Completion:
+    def _completion(self, prompt: Prompt, index: int, output: Any, top_tokens: int) -> Completion:
         check_prompt_ids(prompt, output.prompt_token_ids)
         result = output.outputs[0]
         token_ids = tuple(result.token_ids)
@@ -163,6 +165,19 @@ class VllmEngine:
             text=self._tokenizer.decode(token_ids, skip_special_tokens=True),
             finish_reason=FinishReason(result.finish_reason),
             weight_version=self._version,
+            top=_top_tokens(token_ids, result.logprobs, top_tokens) if top_tokens else None,
         )
         check_completion(prompt, completion, banned_token_ids=self._banned, stop_token_ids=self._stop_ids)
         return completion
+
+
+def _top_tokens(token_ids: Sequence[int], reported: Sequence[Mapping[int, Any]], count: int) -> TokenRecord:
+    """vLLM's most likely tokens per position, the sampled one in the last one's place where it is not among them."""
+    ids, log_probs = [], []
+    for token, at in zip(token_ids, reported, strict=True):
+        best = sorted(at, key=lambda other: -at[other].logprob)[:count]
+        if token not in best:
+            best[-1] = token
+        ids.append(best)
+        log_probs.append([at[other].logprob for other in best])
+    return with_rest(np.array(ids, np.int32), np.array(log_probs, np.float32))

@@ -13,13 +13,22 @@ import torch
 from torch import Tensor
 
 from ral_system.algorithms.attention_loss import attention_loss
-from ral_system.algorithms.kl import k3
-from ral_system.algorithms.policy_loss import clipped_policy_loss
+from ral_system.algorithms.correction import rollout_correction
+from ral_system.algorithms.kl import ESTIMATORS, k3
+from ral_system.algorithms.log_probs import entropy
+from ral_system.algorithms.policy_losses.inputs import LossInputs
+from ral_system.algorithms.policy_losses.registry import POLICY_LOSSES
+from ral_system.algorithms.reduction import reduce_rows
 from ral_system.attention.metrics import STATISTICS
 from ral_system.config.schema import AlgorithmConfig
 from ral_system.data.collate import TensorBatch
 from ral_system.models.policy import PolicyOutput
-from ral_system.training.stacking import stack_divergence, stack_log_probs, stack_rollout_log_probs
+from ral_system.training.stacking import (
+    stack_divergence,
+    stack_log_probs,
+    stack_rollout_log_probs,
+    stack_top_tokens,
+)
 from ral_system.training.teaching import distillation
 from ral_system.types import Counts, MicroBatch, Scores
 
@@ -66,24 +75,19 @@ def policy_objective(
     attention rows of the whole update, over all ranks.
     """
     mask = batch.response_mask
-    old_log_probs_BR = stack_log_probs(samples, behaviour, mask)
-    surrogate = clipped_policy_loss(
-        output.log_probs,
-        old_log_probs_BR,
-        batch.advantages,
-        mask,
-        clip_epsilon=algorithm.clip_epsilon,
-        global_tokens=counts.tokens,
-    )
-    loss = algorithm.policy_weight * surrogate.loss
-    sums = {
-        "policy/loss": surrogate.loss.detach() * counts.tokens,
-        "policy/clip_fraction": surrogate.clipped.float(),
+    old_BR, rollout_BR = stack_log_probs(samples, behaviour, mask), stack_rollout_log_probs(samples, mask)
+    surrogate, sums = policy_loss(output, batch, samples, counts, old_BR, rollout_BR, algorithm)
+    loss = algorithm.policy_weight * surrogate
+    sums |= {
+        "policy/loss": surrogate.detach() * counts.tokens,
         "policy/entropy": output.entropy.sum(),
-        "policy/approximate_kl_old": torch.where(mask, k3(output.log_probs, old_log_probs_BR), 0.0).sum().detach(),
+        "policy/approximate_kl_old": torch.where(mask, k3(output.log_probs, old_BR), 0.0).sum().detach(),
     }
+    if algorithm.entropy_coefficient > 0:
+        loss = loss - algorithm.entropy_coefficient * entropy(output.log_softmax).sum() / counts.tokens
     if reference is not None:
-        kl_BR = torch.where(mask, k3(output.log_probs, stack_log_probs(samples, reference, mask)), 0.0)
+        estimate = ESTIMATORS[algorithm.kl.estimator]
+        kl_BR = torch.where(mask, estimate(output.log_probs, stack_log_probs(samples, reference, mask)), 0.0)
         loss = loss + algorithm.kl.coefficient * kl_BR.sum() / counts.tokens
         sums["policy/kl"] = kl_BR.sum().detach()
     assert output.attention is not None, "the policy objective reads the attention policy"
@@ -108,9 +112,43 @@ def policy_objective(
     weighted = (
         taught_metrics | statistics_by_sign(samples, behaviour) | divergence_by_sign(divergence_BR, rows_BR, samples)
     )
-    gap_BR = (old_log_probs_BR - stack_rollout_log_probs(samples, mask)).abs()
+    gap_BR = (old_BR - rollout_BR).abs()
     sums["gate/log_prob_diff_mean"] = gap_BR.sum()
     return Objective(loss, sums, weighted, {"gate/log_prob_diff_max": gap_BR.max()}, weighted_term)
+
+
+def policy_loss(
+    output: PolicyOutput,
+    batch: TensorBatch,
+    samples: MicroBatch,
+    counts: Counts,
+    old_BR: Tensor,
+    rollout_BR: Tensor,
+    algorithm: AlgorithmConfig,
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """The configured loss of every token, corrected for the rollout engine and reduced by global counts; its
+    metrics.
+    """
+    settings, mask = algorithm.policy_loss, batch.response_mask
+    top = stack_top_tokens(output.log_softmax, samples, mask) if settings.top_tokens else (None, None)
+    inputs = LossInputs(output.log_probs, old_BR, rollout_BR, batch.advantages, mask, *top)
+    tokens = POLICY_LOSSES[settings.name](inputs, settings)
+    correction = rollout_correction(old_BR, rollout_BR, mask, algorithm.correction)
+    reduction = algorithm.reduction
+    loss = reduce_rows(
+        correction.weights * tokens.values,
+        mask,
+        reduction="sequence_sum" if reduction == "fixed_length" else reduction,
+        global_tokens=counts.tokens,
+        global_sequences=counts.sequences,
+    )
+    if reduction == "fixed_length":
+        loss = loss / algorithm.fixed_length
+    return loss, {
+        "policy/clip_fraction": tokens.held_back.sum().float(),
+        "correction/weight": torch.where(mask, correction.weights, 0.0).sum(),
+        "correction/outside": correction.outside.sum().float(),
+    }
 
 
 def statistics_by_sign(samples: MicroBatch, behaviour: Scores) -> dict[str, tuple[Tensor, Tensor]]:

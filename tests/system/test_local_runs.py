@@ -172,7 +172,7 @@ def test_a_finished_run_is_left_alone(commands, with_signal, uninterrupted) -> N
     cwd = uninterrupted.folder.parents[1]
     for override, says in (
         ("resume=never", "holds a run already; set another name, or resume=auto to continue it"),
-        ("algorithm.clip_epsilon=0.3", "was made with algorithm.clip_epsilon=0.2, now 0.3"),
+        ("algorithm.policy_loss.clip_low=0.3", "was made with algorithm.policy_loss.clip_low=0.2, now 0.3"),
     ):
         done = commands("ral-train", *with_signal, override, cwd=cwd)
         assert (done.returncode, done.stderr.count("\n")) == (2, 1), done.stderr

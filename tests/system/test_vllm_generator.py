@@ -21,6 +21,7 @@ from ral_system.models.tiny import build_tiny_model
 from ral_system.rollout.vllm_environment import vllm_environment
 from ral_system.sync.manifest import build_manifest, build_weights, verify_loaded
 from ral_system.types import Completion, Prompt, Sampling, Weights
+from tests.unit.rollout.top_tokens import check_top_tokens
 
 pytestmark = pytest.mark.system
 
@@ -83,6 +84,7 @@ class Setting:
         logits = self.model(input_ids=ids, mm_token_type_ids=types, **image).logits[0, len(prompt.token_ids) - 1 : -1]
         logits = logits / temperature
         logits[:, list(self.banned)] = -torch.inf
+        check_top_tokens(completion, logits.log_softmax(-1), tolerance=1e-4)
         return logits.log_softmax(-1).gather(-1, torch.tensor(completion.token_ids)[:, None])[:, 0].numpy()
 
     def largest_difference(self, found: dict[str, Completion], temperature: float) -> float:
@@ -108,6 +110,15 @@ def test_log_probs_are_those_of_transformers(setting: Setting) -> None:
     assert difference <= 1e-4
     assert {c.weight_version for c in found.values()} == {0}
     assert {c.finish_reason for c in found.values()} >= {"length"}
+
+
+@pytest.mark.parametrize("count", [1, 20])
+def test_the_most_likely_tokens_are_reported_on_request(setting: Setting, count: int) -> None:
+    plain = setting.generate()
+    found = setting.generate(sampling=replace(SAMPLING, top_tokens=count))
+    assert {id: c.token_ids for id, c in found.items()} == {id: c.token_ids for id, c in plain.items()}
+    assert all(c.top is not None and c.top.ids is not None and c.top.ids.shape[1] == count for c in found.values())
+    assert setting.largest_difference(found, SAMPLING.temperature) <= 1e-4
 
 
 def test_a_completion_depends_on_its_own_seed_alone(setting: Setting) -> None:

@@ -5,7 +5,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ral_system.algorithms.kl import k3
+from ral_system.algorithms.kl import k1, k2, k3
 
 LOG_PROBS = st.floats(min_value=-15, max_value=0)
 
@@ -56,3 +56,24 @@ def test_small_differences_keep_their_precision() -> None:
     # e^d - d - 1 ≈ d²/2; computed as exp(d) - 1 - d in float32 it would be 0 or 6e-8 here
     found = k3(torch.tensor([-1e-4 - 0.0]), torch.tensor([0.0])).item()
     assert found == pytest.approx(0.5e-8, rel=2e-3)
+
+
+def test_k1_and_k2_by_hand() -> None:
+    # pi = 1/4, ref = 1/2: log pi - log ref = -ln 2; half its square
+    pi, ref = torch.tensor([0.25]).double().log(), torch.tensor([0.5]).double().log()
+    assert k1(pi, ref).tolist() == pytest.approx([-log(2)])
+    assert k2(pi, ref).tolist() == pytest.approx([log(2) ** 2 / 2])
+
+
+def test_expected_gradients_on_policy() -> None:
+    """k1's is 0; k2's is the gradient of KL(pi ‖ ref) itself. Expectations are exact sums over the vocabulary."""
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(7, generator=generator, dtype=torch.float64, requires_grad=True)
+    ref = torch.randn(7, generator=generator, dtype=torch.float64).log_softmax(-1)
+    log_pi = logits.log_softmax(-1)
+    p = log_pi.detach().exp()
+    (exact,) = torch.autograd.grad((log_pi.exp() * (log_pi - ref)).sum(), logits, retain_graph=True)
+    (first,) = torch.autograd.grad((p * k1(log_pi, ref)).sum(), logits, retain_graph=True)
+    (second,) = torch.autograd.grad((p * k2(log_pi, ref)).sum(), logits)
+    assert first.abs().max() < 1e-15 < exact.abs().max()
+    assert torch.allclose(second, exact, rtol=1e-12)

@@ -42,3 +42,22 @@ def test_entropy_by_hand() -> None:
     # uniform over 4: ln 4; (1/2, 1/4, 1/4): 1/2 ln 2 + 1/2 ln 4 = 3/2 ln 2; certain: 0; banned tokens add nothing
     rows = torch.tensor([[0.25, 0.25, 0.25, 0.25], [0.5, 0.25, 0.25, 0.0], [1.0, 0.0, 0.0, 0.0]]).log()
     assert entropy(rows).tolist() == pytest.approx([log(4), 1.5 * log(2), 0.0], rel=1e-6)
+
+
+def test_entropy_has_a_finite_gradient_where_tokens_are_banned() -> None:
+    logits = torch.randn(3, 5, dtype=torch.float64, requires_grad=True)
+    banned = torch.tensor([1, 4])
+
+    def of(logits: torch.Tensor) -> torch.Tensor:
+        return entropy(logits.index_fill(-1, banned, float("-inf")).log_softmax(-1)).sum()
+
+    (gradient,) = torch.autograd.grad(of(logits), logits)
+    assert (gradient[:, banned] == 0).all() and gradient.isfinite().all() and gradient.abs().max() > 0
+    step = 1e-6
+    for i in range(3):
+        for j in range(5):
+            up, down = (
+                logits.detach().index_put((torch.tensor(i), torch.tensor(j)), logits[i, j].detach() + s)
+                for s in (step, -step)
+            )
+            assert (of(up) - of(down)) / (2 * step) == pytest.approx(gradient[i, j].item(), abs=1e-7)

@@ -124,6 +124,27 @@ ILLEGAL: dict[str, tuple[dict[str, Any], list[str]]] = {
         {"reward.visual.form": "ratio"},
         ["reward.visual.form=ratio", "reward.visual.weight=0", "set form to share"],
     ),
+    "a sequence ratio whose tokens are weighed one by one": (
+        {"algorithm.policy_loss": {"name": "gspo", "clip_low": 3e-4, "clip_high": 4e-4}},
+        ["algorithm.correction.kind=truncate", "gspo", "set the kind to reject_sequence or none"],
+    ),
+    "a correction of what is no ratio to correct": (
+        {
+            "algorithm.policy_loss": {
+                "name": "dppo",
+                "divergence": "binary_tv",
+                "delta": 0.1,
+                "top_k": 20,
+                "anchor": "rollout",
+                "max_ratio": 9,
+            }
+        },
+        ["algorithm.correction.kind=truncate", "algorithm.policy_loss.anchor=rollout", "set the kind to none"],
+    ),
+    "an estimator of what is not penalised": (
+        {"algorithm.kl.coefficient": 0.0, "algorithm.kl.estimator": "k2"},
+        ["algorithm.kl.estimator=k2", "algorithm.kl.coefficient=0", "set the estimator to k3"],
+    ),
     "an anchor that is no pattern": (
         {"synthesis.anchor": "look (at"},
         ["synthesis.anchor='look (at' is no regular expression", "correct it"],
@@ -197,7 +218,7 @@ def test_illegal_combinations_name_field_value_and_remedy(defaults, case: str) -
 def test_every_rule_has_a_case(defaults) -> None:
     """Every line of the rules runs in some case above: a rule added without one fails here."""
     rules = [f for name, f in vars(validate).items() if name.endswith(("_problems", "_illegal_combinations"))]
-    assert len(rules) == 4
+    assert len(rules) == 5
     codes = [rule.__code__ for rule in rules]
     reached: set[int] = set()
 
@@ -264,7 +285,7 @@ def test_a_missing_field_is_named_in_every_place(defaults) -> None:
         ("reward.workers", 0),
         ("reward.timeout_s", 0.0),
         ("algorithm.completions_per_prompt", 1),
-        ("algorithm.clip_epsilon", 1.0),
+        ("algorithm.policy_loss.clip_low", 1.5),
         ("algorithm.attention.rows", "both"),
         ("learner.zero_stage", 4),
         ("name", "a/b"),

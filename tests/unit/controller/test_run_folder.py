@@ -56,9 +56,9 @@ def test_a_run_is_not_continued_with_another_config(make_config: MakeConfig, tmp
     folder.complete("perceive", {"steps": 1}, lambda path: None)
     before = folder.config.read_text()
     with pytest.raises(
-        ConfigError, match=r"made with algorithm.clip_epsilon=0.2, now 0.3 \(2 such fields\); set anoth"
+        ConfigError, match=r"made with algorithm.policy_loss.clip_low=0.2, now 0.3 \(2 such fields\); set anoth"
     ):
-        folder.open(make_config("algorithm.clip_epsilon=0.3", "data.seed=5"))
+        folder.open(make_config("algorithm.policy_loss.clip_low=0.3", "data.seed=5"))
     with pytest.raises(ConfigError, match="holds a run already; set another name, or resume=auto"):
         folder.open(make_config("resume=never"))
     assert folder.config.read_text() == before

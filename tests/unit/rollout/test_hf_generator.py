@@ -15,6 +15,7 @@ from ral_system.models.tiny import build_tiny_model
 from ral_system.rollout.hf_generator import HfEngine
 from ral_system.sync.manifest import build_weights, verify_loaded
 from ral_system.types import Completion, FinishReason, Prompt, Sampling
+from tests.unit.rollout.top_tokens import check_top_tokens
 
 CONFIG = RolloutConfig(
     engine="hf",
@@ -64,9 +65,11 @@ class Setting:
         ids = torch.tensor([[*prompt.token_ids, *completion.token_ids]])
         if images:
             features["mm_token_type_ids"] = (ids == self.processor.image_token_id).long()
-        logits = self.model(input_ids=ids, **features).logits[0, len(prompt.token_ids) - 1 : -1] / temperature
-        logits[:, list(self.banned)] = -torch.inf
-        return logits.log_softmax(-1).gather(-1, torch.tensor(completion.token_ids)[:, None])[:, 0].numpy()
+        log_softmax_RV = self.model(input_ids=ids, **features).logits[0, len(prompt.token_ids) - 1 : -1] / temperature
+        log_softmax_RV[:, list(self.banned)] = -torch.inf
+        log_softmax_RV = log_softmax_RV.log_softmax(-1)
+        check_top_tokens(completion, log_softmax_RV)
+        return log_softmax_RV.gather(-1, torch.tensor(completion.token_ids)[:, None])[:, 0].numpy()
 
     def check_parity(self, found: dict[str, Completion], temperature: float) -> None:
         for completion in found.values():
@@ -172,3 +175,13 @@ def test_prompts_that_do_not_fit_are_refused(setting: Setting) -> None:
 
 def _of(prompt: Prompt, token: int) -> Completion:
     return Completion(prompt.id, 0, (token,), (0.0,), "", FinishReason.LENGTH, 0)
+
+
+@pytest.mark.parametrize("count", [1, 5])
+def test_the_most_likely_tokens_are_reported_on_request(setting: Setting, count: int) -> None:
+    plain = setting.generate()
+    found = setting.generate(sampling=replace(SAMPLING, top_tokens=count))
+    assert {id: c.token_ids for id, c in found.items()} == {id: c.token_ids for id, c in plain.items()}
+    assert all(c.top is None for c in plain.values())
+    assert all(c.top is not None and c.top.ids is not None and c.top.ids.shape[1] == count for c in found.values())
+    setting.check_parity(found, SAMPLING.temperature)

@@ -42,7 +42,8 @@ SETTINGS = (
     "rollout.temperature=0.9",
     "rollout.max_log_prob_difference=1e9",  # there is no rollout engine here to agree with
     "algorithm.updates_per_step=4",
-    "algorithm.clip_epsilon=0.2",
+    "algorithm.policy_loss={name: clip, clip_low: 0.2, clip_high: 0.2, dual_clip: null}",
+    "algorithm.correction.kind=none",  # nor with it
     "algorithm.kl.coefficient=0.04",
     "algorithm.attention={weight: 5.0, rows: generated, reduction: token_mean}",
 )

@@ -21,6 +21,7 @@ def algorithm(make_config: Callable) -> Callable[..., AlgorithmConfig]:
             f"algorithm.attention.weight={weight}",
             f"algorithm.attention.reduction={reduction}",
             f"algorithm.kl.coefficient={beta}",
+            "algorithm.correction.kind=none",
         ).algorithm
 
     return made
@@ -59,6 +60,8 @@ def test_loss_and_metrics_equal_loops_over_tokens(algorithm: Callable[..., Algor
         {
             "policy/loss": -surrogate,
             "policy/clip_fraction": clipped,
+            "correction/weight": 8,
+            "correction/outside": 0,
             "policy/entropy": case.entropy.sum().item(),
             "policy/approximate_kl_old": near_old,
             "policy/kl": kl,

@@ -1,0 +1,50 @@
+"""What every policy loss reads, and what it returns. Suffixes: B sequences, R response positions (padded)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class LossInputs:
+    """One micro-batch. Log-probabilities are natural, of the response's tokens; only `log_probs` is differentiable."""
+
+    log_probs: Tensor
+    """log pi, the policy in training: [B, R]."""
+    old: Tensor
+    """log pi_old, the same weights as the rollout's, recomputed by the learner: [B, R]."""
+    rollout: Tensor
+    """log mu, as the rollout engine reported it: [B, R]."""
+    advantages: Tensor
+    """[B], one per sequence."""
+    mask: Tensor
+    """bool [B, R], which positions are response tokens."""
+    top_policy: Tensor | None = None
+    """log pi of the rollout's K most likely tokens (the sampled one among them) and of all others: [B, R, K + 1]."""
+    top_rollout: Tensor | None = None
+    """log mu of the same: [B, R, K + 1]."""
+
+    def advantages_of_tokens(self) -> Tensor:
+        """[B, R]."""
+        return self.advantages[:, None].expand_as(self.log_probs)
+
+
+class TokenLoss(NamedTuple):
+    """A loss of every token, to be reduced to the update's mean."""
+
+    values: Tensor
+    """[B, R], 0 where masked."""
+    held_back: Tensor
+    """bool [B, R], detached: tokens without a gradient because the policy moved far enough."""
+
+
+def masked_ratio(log_probs: Tensor, anchor: Tensor, mask: Tensor) -> Tensor:
+    """pi / anchor, 1 where masked. `anchor` is a constant.
+
+    The exponent is masked, not the result: so garbage behind the mask reaches no gradient (0 · inf is NaN).
+    """
+    return torch.exp(torch.where(mask, log_probs - anchor.detach(), 0.0))

@@ -1,0 +1,108 @@
+"""Every preset of the policy loss trains, and how a batch is dealt does not matter to its gradient."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import conf
+from ral_system.algorithms.distillation import kept_and_rest, top_tokens
+from ral_system.config.schema import RunConfig
+from ral_system.data.collate import Collator
+from ral_system.data.media import MediaStore
+from ral_system.models.loading import load_processor
+from ral_system.training.learner_rank import build_policy
+from ral_system.types import Sample, TokenRecord
+from tests.unit.training.learners import Start, Watched, plan
+
+PRESETS = sorted(f.stem for f in (Path(conf.__file__).parent / "algorithm" / "policy_loss").glob("*.yaml"))
+COMMON = ("learner.engine=torch", "learner.world_size=1", "learner.learning_rate=0.01", "learner.warmup_updates=0")
+
+
+@pytest.fixture(scope="module")
+def mismatched(tiny_model: Path, media: MediaStore, rl_samples: list[Sample], make_config) -> list[Sample]:
+    """The samples as an engine would report them whose log-probs are off by up to one nat."""
+    policy = build_policy(make_config(), tiny_model, torch.device("cpu"))
+    collate = Collator(load_processor(tiny_model), media.open)
+    noise, found = np.random.default_rng(0), []
+    for sample in rl_samples:
+        with torch.no_grad():
+            log_softmax_RV = policy(collate((sample,)), with_attention=False).log_softmax
+        off = torch.from_numpy(noise.uniform(-1, 1, log_softmax_RV.shape)).float()
+        reported_RV = (log_softmax_RV + off).log_softmax(-1)
+        sampled_R = torch.tensor(sample.response_token_ids)
+        ids_RK = top_tokens(reported_RV, sampled_R, 20)
+        top = TokenRecord(kept_and_rest(reported_RV, ids_RK).numpy(), ids_RK.int().numpy())
+        log_probs = tuple(reported_RV.gather(-1, sampled_R[:, None])[:, 0].tolist())
+        found.append(replace(sample, rollout_log_probs=log_probs, rollout_top=top))
+    return found
+
+
+def preset(make_config: Callable[..., RunConfig], name: str, *overrides: str) -> RunConfig:
+    mismatch = "rollout.max_log_prob_difference=9"
+    return make_config(*COMMON, mismatch, f"algorithm/policy_loss={name}", *overrides)
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_accumulation_and_order_do_not_change_the_gradient(
+    name: str, start_rank: Start, make_config: Callable[..., RunConfig], mismatched: list[Sample]
+) -> None:
+    config = preset(make_config, name, "algorithm.entropy_coefficient=0.1", "algorithm.kl.estimator=k2")
+    found = []
+    for samples, micro_batch in ((mismatched, 12), (mismatched, 1), (mismatched[::-1], 5)):
+        watched = Watched(start_rank(config))
+        metrics = watched.train(plan(samples, 1, micro_batch))
+        found.append((watched.gradients[0], metrics[0]))
+    for gradients, metrics in found[1:]:
+        for parameter, whole in found[0][0].items():
+            assert (gradients[parameter] - whole).abs().max() <= 1e-5 * whole.abs().max() + 1e-8
+        assert metrics["policy/loss"] == pytest.approx(found[0][1]["policy/loss"], rel=1e-5, abs=1e-7)
+        assert metrics["correction/weight"] == pytest.approx(found[0][1]["correction/weight"], rel=1e-5)
+    assert max(float(g.abs().max()) for g in found[0][0].values()) > 1e-4
+
+
+def test_no_two_losses_have_the_same_gradient_off_policy(
+    start_rank: Start, make_config: Callable[..., RunConfig], mismatched: list[Sample]
+) -> None:
+    second: dict[str, torch.Tensor] = {}
+    losses = ["clip", "dppo_binary_tv", "gspo", "cispo", "sapo", "reinforce", "reinforce_plain"]
+    for name in losses:
+        watched = Watched(start_rank(preset(make_config, name)))
+        watched.train(plan(mismatched, 3, 4))
+        second[name] = torch.cat([g.flatten() for g in watched.gradients[-1].values()])
+    for i, one in enumerate(losses):
+        for other in losses[i + 1 :]:
+            assert not torch.equal(second[one], second[other]), (one, other)
+
+
+@pytest.mark.parametrize("name", ["dppo_top_k_tv", "dppo_top_k_kl"])
+def test_a_rollout_without_top_tokens_is_named(
+    name: str, start_rank: Start, make_config: Callable[..., RunConfig], rl_samples: list[Sample]
+) -> None:
+    with pytest.raises(ValueError, match=r"sample .*: the rollout engine returned no top tokens"):
+        Watched(start_rank(preset(make_config, name))).train(plan(rl_samples, 1, 4))
+
+
+@pytest.mark.parametrize(
+    ("reduction", "expected"),
+    [("token_mean", "tokens"), ("sequence_sum", "sequences"), ("fixed_length", "sequences and length")],
+)
+def test_reductions_differ_by_their_denominators(
+    reduction: str, expected: str, start_rank: Start, make_config: Callable[..., RunConfig], rl_samples: list[Sample]
+) -> None:
+    config = make_config(
+        *COMMON, f"algorithm.reduction={reduction}", "algorithm.fixed_length=7", "algorithm.kl.coefficient=0"
+    )
+    watched = Watched(start_rank(config))
+    watched.train(plan(rl_samples, 1, 12))
+    summed = Watched(start_rank(make_config(*COMMON, "algorithm.kl.coefficient=0")))
+    summed.train(plan(rl_samples, 1, 12))
+    tokens = sum(len(s.response_token_ids) for s in rl_samples)
+    factor = {"tokens": 1.0, "sequences": tokens / 12, "sequences and length": tokens / 12 / 7}[expected]
+    for parameter, gradient in watched.gradients[0].items():
+        assert torch.allclose(
+            gradient, summed.gradients[0][parameter] * factor, rtol=1e-4, atol=1e-5 * gradient.abs().max()
+        )
