@@ -5,7 +5,9 @@ A study is a file in `launch/studies/` or a path to one: runs that prepare what 
 
 from __future__ import annotations
 
+import json
 import shlex
+import signal
 import subprocess
 import sys
 from collections.abc import Collection
@@ -31,6 +33,7 @@ COMMANDS = {
 }
 MODELS = {"ral-train": "model", "ral-rl": "model", "ral-sft": "models/sft", "ral-perceive": "models/perceive"}
 """Where an arm's command leaves what it trained."""
+_NOTE = "evaluated.json"
 _DESCRIPTION = """\
 Runs the commands of a study one after the other, each in a process of its own, and writes what came out: study.md,
 study.json and study.svg in --runs-dir/NAME, where every run has its own folder. The same command again continues where
@@ -78,6 +81,24 @@ class Run:
     seed: int | None = None
     evaluation: Path | None = None
     """What a run that evaluates leaves."""
+    evaluates: Path | None = None
+    """The model folder that it evaluates."""
+
+    def evaluated(self) -> bool:
+        """Whether this very command has evaluated the model that is there now."""
+        if self.evaluation is None or not self.evaluation.is_file():
+            return False
+        note = self.evaluation.with_name(_NOTE)
+        return note.is_file() and json.loads(note.read_text(encoding="utf-8")) == self._note()
+
+    def note_evaluated(self) -> None:
+        """Write down what was evaluated, and how."""
+        if self.evaluation is not None:
+            self.evaluation.with_name(_NOTE).write_text(json.dumps(self._note()), encoding="utf-8")
+
+    def _note(self) -> list[str]:
+        made = self.evaluates / "stage.json" if self.evaluates else None
+        return [*self.command, made.read_text(encoding="utf-8") if made and made.is_file() else ""]
 
 
 @dataclass(frozen=True)
@@ -151,6 +172,11 @@ def read_study(path: Path, folder: Path, seeds: list[int] | None = None, overrid
             raise ConfigError(f"study {path}: {filled[0]} is not one of {', '.join(known)}")
         return (*filled, *extra)
 
+    for arm, words in found.arms.items():
+        if found.evaluate is None and words[0] in ("ral-sft", "ral-perceive"):
+            raise ConfigError(f"study {path}: arms.{arm} has no RL to measure accuracy in; add evaluate: []")
+        if words[0] == "ral-train" and any(word.startswith("stages=") and "rl" not in word for word in words):
+            raise ConfigError(f"study {path}: arms.{arm} leaves no model of RL; use ral-sft or ral-perceive")
     runs = [Run(_name(words), command(words)) for words in found.prepare]
     for seed in seeds or found.seeds:
         for arm, words in found.arms.items():
@@ -165,7 +191,7 @@ def read_study(path: Path, folder: Path, seeds: list[int] | None = None, overrid
 def _evaluation(folder: Path, of: str, model: str, command: tuple[str, ...]) -> Run:
     name = evaluation_of(of)
     given = (*command, f"start_model={folder}/{of}/{model}", f"name={name}")
-    return Run(name, given, evaluation=folder / name / "evaluation.json")
+    return Run(name, given, evaluation=folder / name / "evaluation.json", evaluates=folder / of / model)
 
 
 def evaluation_of(name: str) -> str:
@@ -174,17 +200,32 @@ def evaluation_of(name: str) -> str:
 
 
 def execute(run: Run) -> None:
-    """Run a command to its end, unless it is an evaluation that is there. Raises RunError with its exit code."""
-    if run.evaluation is not None and run.evaluation.is_file():
+    """Run a command to its end, unless it is an evaluation that is there. Raises RunError with its exit code.
+
+    An interrupt reaches the command, too, from the terminal or from here; it is waited for, since it may have work to
+    save.
+    """
+    if run.evaluated():
         return
     name = run.command[0]
     module, function = COMMANDS[name].split(":")
     entry = f"import sys; from {module} import {function} as run; sys.argv[0] = {name!r}; run()"
-    done = subprocess.run([sys.executable, "-c", entry, *run.command[1:]], check=False)
-    if done.returncode == 130:
+    child = subprocess.Popen([sys.executable, "-c", entry, *run.command[1:]])
+    before = signal.signal(signal.SIGTERM, lambda *_: child.terminate())
+    interrupted = False
+    try:
+        while child.returncode is None:
+            try:
+                child.wait()
+            except KeyboardInterrupt:
+                interrupted = True
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    if interrupted or child.returncode == 130:
         raise KeyboardInterrupt
-    if done.returncode:
-        raise RunError(run.name, done.returncode)
+    if child.returncode:
+        raise RunError(run.name, child.returncode)
+    run.note_evaluated()
 
 
 class RunError(RalError):

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from launch.cli import run_with_config
 from ral_system.config.schema import RunConfig
-from ral_system.errors import ConfigError, SetupError
+from ral_system.errors import ConfigError, DataError, SetupError
 
 
 def main() -> None:
@@ -56,6 +56,11 @@ def synthesize(config: RunConfig) -> None:
         for role in ROLES
     }
     synthesis = Synthesis(folder, settings, generators)
+    if synthesis.tally.done > settings.rows:
+        raise ConfigError(
+            f"synthesis.rows={settings.rows}, and {folder} holds {synthesis.tally.done} already, which all would be "
+            "trained on; raise it, or set another name"
+        )
     with StageProgress("synthesize", settings.rows, start=synthesis.tally.done) as progress:
 
         def show(tally: Tally) -> None:
@@ -88,6 +93,8 @@ def synthesize(config: RunConfig) -> None:
     )
     if tally.unanswered:
         raise SetupError(f"{tally.unanswered} rows got no answer; run the same command again to try them")
+    if not tally.accepted:
+        raise DataError(f"not one of {tally.done} rows was accepted; {folder}/rejected.jsonl says why")
     print(f"train on them with data.demonstrations={folder}/demonstrations.jsonl")
 
 

@@ -73,7 +73,8 @@ class DataConfig(Group):
     system_prompt: str
     """Empty: no system turn."""
     demonstrations: str | None
-    """demonstrations.jsonl of `ral-synthesize`, which sft then imitates, in turn; null: the generated thoughts."""
+    """demonstrations.jsonl of `ral-synthesize`, which sft then imitates, in turn, whatever `glance_share`; null: the
+    generated thoughts."""
 
 
 class KLConfig(Group):
@@ -422,7 +423,7 @@ class SynthesisRoleConfig(Group):
     model: str | None
     """The model's name at the endpoint."""
     api_key_env: str | None
-    """Name of the environment variable that holds the key; null sends none."""
+    """Name of the environment variable that holds the key; null: the server wants none."""
     instruction: str
     """What is asked; {question}, {description} and {reasoning} are filled in where they are known."""
     picture: bool

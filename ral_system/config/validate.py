@@ -190,6 +190,16 @@ def _synthesis_problems(c: RunConfig) -> list[str]:
                 f"{path}.instruction: {unknown[0]} is never filled in; known: {{question}}, {{description}}, "
                 "{reasoning}"
             )
+    if settings.describer.endpoint and not settings.reasoner.endpoint:
+        problems.append(
+            "synthesis.describer.endpoint is asked in vain: the template reasoner reads the scene and no description; "
+            "give synthesis.reasoner.endpoint a model, too, or set the describer's to null"
+        )
+    if c.data.demonstrations and c.algorithm.response_format == "answer_only":
+        problems.append(
+            f"data.demonstrations={c.data.demonstrations} hold thoughts, and algorithm.response_format=answer_only "
+            "wants none; set it to null"
+        )
     return problems
 
 

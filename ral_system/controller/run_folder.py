@@ -23,15 +23,15 @@ from ral_system.observability.metrics import METRICS_FILE
 class Continuation:
     """What may differ, by config path, between what filled a folder and what goes on with it."""
 
-    work: str
-    """File that is not empty once there is something to go on with."""
+    work: tuple[str, ...]
+    """Files one of which is not empty once there is something to go on with."""
     bound: tuple[str, ...] | None
     """Groups that count; None: all."""
     may_change: tuple[str, ...]
 
 
 TRAINING = Continuation(
-    work=METRICS_FILE,
+    work=(METRICS_FILE,),
     bound=None,
     may_change=(
         "resume",
@@ -47,7 +47,7 @@ TRAINING = Continuation(
     ),
 )
 SYNTHESIS = Continuation(
-    work="outputs.jsonl",
+    work=("outputs.jsonl", "rejected.jsonl"),
     bound=("data", "synthesis"),
     may_change=(
         "data.demonstrations",
@@ -147,8 +147,8 @@ class RunFolder:
 
     def _holds_work(self, rules: Continuation) -> bool:
         """Whether a step was made; a start that failed, say for a misspelt model, does not bind the next one."""
-        work = self.root / rules.work
-        return any(self.result(stage) for stage in STAGES) or (work.is_file() and work.stat().st_size > 0)
+        files = [self.root / name for name in rules.work]
+        return any(self.result(stage) for stage in STAGES) or any(f.is_file() and f.stat().st_size > 0 for f in files)
 
 
 def differing_fields(

@@ -51,8 +51,10 @@ class ChatRenderer:
     def response(self, text: str) -> tuple[int, ...]:
         """Token ids of an assistant turn, its end-of-turn token included.
 
-        Raises ValueError for a word that the tokenizer has no token for.
+        Raises ValueError for a word that the tokenizer has no token for, and for the placeholder of a picture.
         """
+        if self._processor.image_token in text:
+            raise ValueError(f"{self._processor.image_token} stands for a picture, in {text!r}")
         ids = self._tokenizer(text, add_special_tokens=False)["input_ids"]
         if self._tokenizer.unk_token_id is not None and self._tokenizer.unk_token_id in ids:
             raise ValueError(f"the tokenizer has no token for a word of {text!r}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from pathlib import Path
 from typing import Literal
 
@@ -35,7 +36,6 @@ class VisualSearchPrompts:
         self._renderer = renderer
         self._media = media
         self._format = format
-        self._demonstrations = read_demonstrations(Path(config.demonstrations)) if config.demonstrations else ()
 
     def question(self, split: Split, index: int) -> Prompt:
         """The `index`-th question of `split`, to be answered."""
@@ -49,8 +49,8 @@ class VisualSearchPrompts:
         `config.glance_share` of them looks nothing up and answers at a glance. With `config.demonstrations`, sft's are
         those of the file, in turn. Raises DataError for one that does not fit the question or the tokenizer.
         """
-        if stage == "sft" and split == "train" and self._demonstrations:
-            return self._from_file(self._demonstrations[index % len(self._demonstrations)])
+        if stage == "sft" and split == "train" and self._config.demonstrations:
+            return self._from_file(*self._demonstrations[index % len(self._demonstrations)])
         record = self._record(split, index)
         if stage == "perceive":
             question, answer = record.caption_question, record.caption
@@ -69,18 +69,26 @@ class VisualSearchPrompts:
             prompt = self._question(record)
         return Sample(prompt.id, prompt, self._renderer.response(response))
 
-    def _from_file(self, demonstration: Demonstration) -> Sample:
+    @functools.cached_property
+    def _demonstrations(self) -> list[tuple[Demonstration, tuple[int, ...]]]:
+        """All of the file with their token ids, so that one that cannot be used is found before the first step."""
+        path, found = Path(self._config.demonstrations or ""), []
+        for demonstration in read_demonstrations(path):
+            try:
+                found.append((demonstration, self._renderer.response(demonstration.response)))
+            except ValueError as error:
+                raise DataError(f"data.demonstrations={path}: that of train/{demonstration.index}: {error}") from error
+        return found
+
+    def _from_file(self, demonstration: Demonstration, token_ids: tuple[int, ...]) -> Sample:
         prompt = self._question(self._record("train", demonstration.index))
-        where = f"data.demonstrations={self._config.demonstrations}: that of {prompt.id}"
         if prompt.question != demonstration.question:
             raise DataError(
-                f"{where} answers {demonstration.question!r}, and here the question is {prompt.question!r}; set "
-                "data.seed, data.grid, data.objects and data.digits as ral-synthesize had them"
+                f"data.demonstrations={self._config.demonstrations}: that of {prompt.id} answers "
+                f"{demonstration.question!r}, and here the question is {prompt.question!r}; set data.seed, data.grid, "
+                "data.objects and data.digits as ral-synthesize had them"
             )
-        try:
-            return Sample(prompt.id, prompt, self._renderer.response(demonstration.response))
-        except ValueError as error:
-            raise DataError(f"{where}: {error}") from error
+        return Sample(prompt.id, prompt, token_ids)
 
     def _at_a_glance(self, split: Split, index: int) -> bool:
         """Drawn for each demonstration, not each record: a repeated record may be thought about differently."""

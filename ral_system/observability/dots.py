@@ -6,14 +6,16 @@ import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
-from math import log10
+from math import isfinite, log10
 
 _LEFT, _TOP, _RIGHT, _GROUP, _HEIGHT, _FOOT = 64, 76, 24, 96, 260, 44
 
 
 @dataclass(frozen=True, slots=True)
 class Panel:
-    """One figure: of each group, in order, the values of its runs; a group may have none."""
+    """One figure: of each group, in order, the values of its runs; a group may have none, and infinite ones are left
+    out.
+    """
 
     label: str
     groups: Mapping[str, Sequence[float]]
@@ -38,7 +40,8 @@ def dots(title: str, panels: Sequence[Panel]) -> str:
 
 
 def _draw(panel: Panel, left: int) -> list[str]:
-    values = [value for group in panel.groups.values() for value in group]
+    groups = {name: [value for value in group if isfinite(value)] for name, group in panel.groups.items()}
+    values = [value for group in groups.values() for value in group]
     x0, x1, bottom = left + _LEFT, left + _LEFT + _GROUP * len(panel.groups), _TOP + _HEIGHT
     log = bool(values) and min(values) > 0 and max(values) / min(values) > 100
     label = f"{panel.label}, logarithmic" if log else panel.label
@@ -57,7 +60,7 @@ def _draw(panel: Panel, left: int) -> list[str]:
 
     for value in sorted({low, high}):
         parts.append(f'<text x="{x0 - 8}" y="{y_px(value) + 4}" text-anchor="end">{value:.3g}</text>')
-    for index, (name, group) in enumerate(panel.groups.items()):
+    for index, (name, group) in enumerate(groups.items()):
         middle = x0 + _GROUP * (index + 0.5)
         parts.append(f'<text x="{middle}" y="{bottom + 18}" text-anchor="middle">{escape(name)}</text>')
         if not group:

@@ -1,12 +1,12 @@
-"""Whether a role's text can be used. Each check returns the reason why not, or None."""
+"""Whether a role's text can be used. Each check returns the reason why not, one of few, or None."""
 
 from __future__ import annotations
 
 import re
-from difflib import SequenceMatcher
+from collections import defaultdict
 
 from ral_system.rewards.correctness import exact_match
-from ral_system.rewards.format import extract_answer, format_score
+from ral_system.rewards.format import format_score
 
 MIN_KEPT_WORDS = 0.8
 """Share of a reasoning's words that must still be there, in their order, when anchors have been put in."""
@@ -29,7 +29,7 @@ def check_reasoning(text: str, answer: str) -> str | None:
     if not format_score(text, "think_answer"):
         return "not <think> … </think> <answer> … </answer>"
     if not exact_match(text, answer):
-        return f"answers {_short(extract_answer(text) or '')!r} instead of {answer!r}"
+        return "another answer than the right one"
     return _foreign(text)
 
 
@@ -45,20 +45,24 @@ def check_anchored(text: str, answer: str, reasoning: str, anchor: re.Pattern[st
 
 
 def kept_words(before: str, after: str) -> float:
-    """Share of the words of `before` that `after` still has, in their order."""
+    """Share of the words of `before` that `after` still has, in their order: their longest common subsequence.
+
+    By bits, one per word of `before` (Hyyrö 2004), so that thousands of words take milliseconds.
+    """
     words = before.split()
-    matcher = SequenceMatcher(a=words, b=after.split(), autojunk=False)
-    return sum(block.size for block in matcher.get_matching_blocks()) / max(1, len(words))
+    places: dict[str, int] = defaultdict(int)
+    for i, word in enumerate(words):
+        places[word] |= 1 << i
+    every = unmatched = (1 << len(words)) - 1
+    for word in after.split():
+        found = unmatched & places.get(word, 0)
+        unmatched = ((unmatched + found) | (unmatched - found)) & every
+    return 1 - unmatched.bit_count() / max(1, len(words))
 
 
 def _foreign(text: str) -> str | None:
-    found = _SPECIAL_TOKEN.search(text)
-    return f"holds the special token {_short(found[0])}" if found else None
+    return "holds a special token" if _SPECIAL_TOKEN.search(text) else None
 
 
 def _thought(text: str) -> str:
     return text.partition("<think>")[2].partition("</think>")[0]
-
-
-def _short(text: str) -> str:
-    return text if len(text) <= 40 else f"{text[:39]}…"

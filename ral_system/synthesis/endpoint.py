@@ -15,13 +15,7 @@ from ral_system.data.media import MediaStore
 from ral_system.errors import ConfigError, SetupError
 from ral_system.synthesis.rows import MalformedError, Role, Row, UnansweredError
 
-_RETRIED = (
-    openai.APITimeoutError,
-    openai.RateLimitError,
-    openai.InternalServerError,
-    openai.ConflictError,
-)
-"""What the client has tried again before it raises it."""
+_NO_KEY = "none"
 
 
 class EndpointGenerator:
@@ -31,14 +25,17 @@ class EndpointGenerator:
 
     def __init__(self, role: Role, config: SynthesisConfig, media: MediaStore) -> None:
         self._role, self._media = role, media
-        self._settings, self._timeout_s = getattr(config, role), config.timeout_s
+        self._settings = getattr(config, role)
+        self._where = f"synthesis.{role}.endpoint={self._settings.endpoint}"
+        self._key = self._read_key()
         self._client = openai.AsyncOpenAI(
             base_url=self._settings.endpoint,
-            api_key=self._key(),
+            api_key=self._key,
             organization="",  # otherwise taken from the environment, and sent to whoever the endpoint is
             project="",
             max_retries=config.retries,
             timeout=config.timeout_s,
+            http_client=openai.DefaultAsyncHttpxClient(event_hooks={"request": [self._pace]}),  # of retries, too
         )
         self._next_at = 0.0
         self.prompt_tokens = 0
@@ -52,20 +49,22 @@ class EndpointGenerator:
         return self._text(await self._complete(self._content(row, texts), self._settings.max_tokens))
 
     async def check(self) -> None:
-        """Ask for a single token, so that a wrong address, key or model is found before there is work to lose."""
+        """Ask for a single token, so that what can never work is found before there is work to lose."""
         try:
-            await self._complete([{"type": "text", "text": "hello"}], 1)
+            self._choice(await self._complete([{"type": "text", "text": "hello"}], 1))
         except UnansweredError as error:
             raise SetupError(
-                f"synthesis.{self._role}.endpoint={self._settings.endpoint} does not answer ({error}); see to the "
-                "server, or raise synthesis.timeout_s or synthesis.retries"
+                f"{self._where} does not answer ({error}); see to the server, or raise synthesis.timeout_s or "
+                "synthesis.retries"
             ) from error
-        except MalformedError:
-            pass  # it answers; what it makes of a real request is seen there
+        except MalformedError as error:
+            raise ConfigError(f"{self._where} answers no chat completion, even to one word: {error}") from error
+
+    async def close(self) -> None:
+        """Let go of connections."""
+        await self._client.close()
 
     async def _complete(self, content: list[Any], max_tokens: int) -> Any:
-        endpoint = f"synthesis.{self._role}.endpoint={self._settings.endpoint}"
-        await self._pace()
         try:
             return await self._client.chat.completions.create(
                 model=self._settings.model,
@@ -73,37 +72,39 @@ class EndpointGenerator:
                 temperature=self._settings.temperature,
                 max_tokens=max_tokens,
             )
-        except _RETRIED as error:
-            raise UnansweredError(_one_line(error)) from error
-        except openai.APIConnectionError as error:
+        except openai.APIConnectionError as error:  # timeouts are some
+            cause = error.__cause__ or error
+            if not type(cause).__name__.startswith("Connect"):
+                late = isinstance(error, openai.APITimeoutError)
+                raise UnansweredError("timed out" if late else self._said(cause) or type(cause).__name__) from error
             raise SetupError(
-                f"{endpoint} cannot be reached ({_one_line(error.__cause__ or error)}); start the server or correct "
-                "the address, then run the same command again: nothing that came back is lost"
+                f"{self._where} cannot be reached ({self._said(cause)}); start the server or correct the address, then "
+                "run the same command again: nothing that came back is lost"
             ) from error
         except (openai.AuthenticationError, openai.PermissionDeniedError) as error:
             raise ConfigError(
-                f"{endpoint} refuses the key; set synthesis.{self._role}.api_key_env to the name of the environment "
+                f"{self._where} refuses the key; set synthesis.{self._role}.api_key_env to the name of the environment "
                 "variable that holds it"
             ) from error
         except openai.NotFoundError as error:
             raise ConfigError(
-                f"{endpoint} has no model {self._settings.model!r}, or the address lacks its /v1 ({_one_line(error)})"
+                f"{self._where} has no model {self._settings.model!r}, or lacks its /v1: {self._said(error)}"
             ) from error
+        except (openai.RateLimitError, openai.InternalServerError, openai.ConflictError) as error:
+            raise UnansweredError(self._said(error)) from error
         except openai.APIStatusError as error:
-            raise MalformedError(f"refused with status {error.status_code}: {_one_line(error)}") from error
+            raise MalformedError(f"refused with status {error.status_code}", self._said(error)) from error
         except (openai.APIResponseValidationError, ValueError) as error:
-            raise MalformedError(f"no chat completion: {_one_line(error)}") from error
+            raise MalformedError("no chat completion", self._said(error)) from error
 
-    async def close(self) -> None:
-        """Let go of connections."""
-        await self._client.close()
-
-    def _key(self) -> str:
+    def _read_key(self) -> str:
         name = self._settings.api_key_env
         if name is None:
-            return "none"
-        if not (key := os.environ.get(name)):
+            return _NO_KEY
+        if not (key := os.environ.get(name, "").strip()):
             raise ConfigError(f"synthesis.{self._role}.api_key_env={name}: no such environment variable; export it")
+        if not (key.isascii() and key.isprintable()):
+            raise ConfigError(f"synthesis.{self._role}.api_key_env={name}: the key in it has signs that no key has")
         return key
 
     def _content(self, row: Row, texts: Mapping[Role, str]) -> list[Any]:
@@ -119,21 +120,25 @@ class EndpointGenerator:
         url = f"data:image/png;base64,{base64.b64encode(png).decode()}"
         return [{"type": "image_url", "image_url": {"url": url}}, {"type": "text", "text": text}]
 
-    def _text(self, answer: Any) -> str:
+    def _choice(self, answer: Any) -> Any:
         choices = getattr(answer, "choices", None)
-        if not choices:
-            raise MalformedError(f"no chat completion: {str(answer)[:80]!r}")
-        usage = getattr(answer, "usage", None)
-        self.prompt_tokens += getattr(usage, "prompt_tokens", None) or 0
-        self.completion_tokens += getattr(usage, "completion_tokens", None) or 0
-        text = getattr(getattr(choices[0], "message", None), "content", None)
+        if not isinstance(choices, list) or not choices:
+            raise MalformedError("no chat completion", self._said(answer))
+        return choices[0]
+
+    def _text(self, answer: Any) -> str:
+        choice, usage = self._choice(answer), getattr(answer, "usage", None)
+        for name in ("prompt_tokens", "completion_tokens"):
+            if isinstance(count := getattr(usage, name, None), int):
+                setattr(self, name, getattr(self, name) + count)
+        text = getattr(getattr(choice, "message", None), "content", None)
         if not isinstance(text, str):
             raise MalformedError("a completion without text")
-        if choices[0].finish_reason == "length":
-            raise MalformedError(f"cut at synthesis.{self._role}.max_tokens={self._settings.max_tokens}")
+        if getattr(choice, "finish_reason", None) == "length":
+            raise MalformedError(f"cut at synthesis.{self._role}.max_tokens={self._settings.max_tokens}", text)
         return text.strip()
 
-    async def _pace(self) -> None:
+    async def _pace(self, _: object) -> None:
         rate = self._settings.requests_per_minute
         if rate is None:
             return
@@ -141,6 +146,7 @@ class EndpointGenerator:
         at, self._next_at = max(now, self._next_at), max(now, self._next_at) + 60 / rate
         await asyncio.sleep(at - now)
 
-
-def _one_line(error: BaseException) -> str:
-    return " ".join(str(error).split())[:200]
+    def _said(self, what: object) -> str:
+        """On one line, without the key, should it be in there."""
+        text = " ".join(str(what).split())
+        return (text if self._key == _NO_KEY else text.replace(self._key, "…"))[:200]

@@ -13,6 +13,7 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from ral_system.config.schema import SynthesisConfig
 from ral_system.errors import DataError, SetupError
@@ -55,9 +56,9 @@ class Synthesis:
             JsonLines(folder / f"{name}.jsonl") for name in ("outputs", "demonstrations", "rejected")
         )
         self._texts: dict[str, dict[Role, str]] = defaultdict(dict)
-        for line in read_objects(self._outputs.path):
+        for line in _lines(self._outputs, "id", "role", "text"):
             self._texts[line["id"]][line["role"]] = line["text"]
-        accepted, rejected = (read_objects(file.path) for file in (self._demonstrations, self._rejected))
+        accepted, rejected = _lines(self._demonstrations, "id"), _lines(self._rejected, "id", "role", "reason")
         self._done = {line["id"] for line in (*accepted, *rejected)}
         self.tally = Tally(accepted=len(accepted))
         self.tally.rejected.update((line["role"], line["reason"]) for line in rejected)
@@ -69,9 +70,11 @@ class Synthesis:
         Raises RalError where going on is of no use; nothing is lost.
         """
         waiting = (row for row in rows if row.id not in self._done)
+        first = next(waiting, None)
         try:
-            for generator in self._generators.values():
+            for generator in self._generators.values() if first else ():
                 await generator.check()
+            waiting = (row for part in ([first] if first else [], waiting) for row in part)
             async with asyncio.TaskGroup() as group:
                 for _ in range(self._config.concurrency):
                     group.create_task(self._work(waiting, on_row))
@@ -104,16 +107,16 @@ class Synthesis:
         for role in ROLES:
             if role in texts:
                 continue
-            text, reason = "", ""
+            text, reason = "", None
             for _ in range(1 if self._generators[role].deterministic else self._config.attempts):
                 try:
                     text = await self._generators[role].generate(row, texts)
-                    reason = self._problem(role, text, row, texts) or ""
+                    reason = self._problem(role, text, row, texts)
                 except MalformedError as error:
-                    reason = str(error)
-                if not reason:
+                    text, reason = error.output, error.reason
+                if reason is None:
                     break
-            if reason:
+            if reason is not None:
                 self._reject(row, role, reason, text)
                 return
             self._outputs.append({"id": row.id, "role": role, "text": text})
@@ -144,3 +147,7 @@ class Synthesis:
                 f"{self._config.max_rejected:g}; most often ({count}) the {role}'s text: {reason}. See "
                 f"{self._rejected.path}; delete it to have them tried again"
             )
+
+
+def _lines(file: JsonLines, *keys: str) -> list[dict[str, Any]]:
+    return [line for line in read_objects(file.path) if all(key in line for key in keys)]

@@ -26,7 +26,11 @@ class Row:
 
 
 class MalformedError(Exception):
-    """What came back cannot be used; another attempt may do better."""
+    """What came back cannot be used; another attempt may do better. `reason` is one of few, `output` what came."""
+
+    def __init__(self, reason: str, output: str = "") -> None:
+        super().__init__(f"{reason}: {output}" if output else reason)
+        self.reason, self.output = reason, output
 
 
 class UnansweredError(Exception):

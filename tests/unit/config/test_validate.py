@@ -149,6 +149,14 @@ ILLEGAL: dict[str, tuple[dict[str, Any], list[str]]] = {
         {"synthesis.anchor": "look (at"},
         ["synthesis.anchor='look (at' is no regular expression", "correct it"],
     ),
+    "a description that nobody reads": (
+        {"synthesis.describer.endpoint": "http://127.0.0.1:8000/v1", "synthesis.describer.model": "m"},
+        ["synthesis.describer.endpoint is asked in vain", "give synthesis.reasoner.endpoint a model, too"],
+    ),
+    "thoughts to imitate where none are wanted": (
+        {"data.demonstrations": "d.jsonl", "algorithm.response_format": "answer_only"},
+        ["data.demonstrations=d.jsonl hold thoughts", "set it to null"],
+    ),
     "an endpoint without a model": (
         {"synthesis.reasoner.endpoint": "http://127.0.0.1:8000/v1"},
         ["synthesis.reasoner.endpoint=http://127.0.0.1:8000/v1 and synthesis.reasoner.model=None go together"],

@@ -28,7 +28,7 @@ def test_fields_that_may_change_are_left_out_with_all_below_them() -> None:
 
 def test_groups_that_do_not_bind_are_left_out() -> None:
     old, new = ({"data": {"seed": i, "synthesis": i}, "synthesis": {"rows": i}, "sft": i} for i in (1, 2))
-    rules = Continuation("work", ("data", "synthesis"), ("synthesis.rows",))
+    rules = Continuation((), ("data", "synthesis"), ("synthesis.rows",))
     assert [path for path, _, _ in differing_fields(old, new, rules)] == ["data.seed", "data.synthesis"]
 
 

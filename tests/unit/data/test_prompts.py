@@ -141,11 +141,27 @@ def test_a_demonstration_that_does_not_fit_is_named(make: Make, tmp_path: Path, 
 
 def test_a_file_without_demonstrations_is_one_line(make: Make, tmp_path: Path) -> None:
     path = tmp_path / "d.jsonl"
+
+    def first() -> None:
+        prompts = make("think_answer", f"data.demonstrations={path}")
+        prompts.question("train", 0)  # what needs no demonstrations does not miss them
+        prompts.demonstration("perceive", "train", 0)
+        prompts.demonstration("sft", "train", 0)
+
     with pytest.raises(ConfigError, match=r"d.jsonl: no such file; make it with ral-synthesize, or set it to null"):
-        make("think_answer", f"data.demonstrations={path}")
+        first()
     path.write_text('{"index": 1')
     with pytest.raises(DataError, match=r"holds no demonstration; see rejected.jsonl"):
-        make("think_answer", f"data.demonstrations={path}")
+        first()
     path.write_text('{"index": 0, "question": "", "response": ""}\n{"index": "x", "question": "", "response": ""}\n')
     with pytest.raises(DataError, match=r"row 2 is no demonstration \(ValueError"):
-        make("think_answer", f"data.demonstrations={path}")
+        first()
+
+
+def test_a_word_that_nobody_knows_is_found_before_the_first_step(make: Make, tmp_path: Path) -> None:
+    path = tmp_path / "d.jsonl"
+    lines = [{"index": i, "question": make().question("train", i).question, "response": "look"} for i in range(3)]
+    lines[2]["response"] = "zebra"
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    with pytest.raises(DataError, match="that of train/2: the tokenizer has no token for a word of 'zebra'"):
+        make("think_answer", f"data.demonstrations={path}").demonstration("sft", "train", 0)

@@ -1,7 +1,11 @@
 """Studies: the commands they make, what they refuse, and the table of what came out."""
 
 import json
+import os
+import signal
+import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -21,6 +25,7 @@ arms:
   b: [ral-rl, "start_model=${folder}/a_seed${seed}/models/sft"]
 seeds: [3, 4]
 metrics: [attention/vas]
+evaluate: []
 """
 
 
@@ -28,25 +33,26 @@ def test_prepared_runs_come_first_then_every_seed_of_every_arm(tmp_path: Path) -
     path = tmp_path / "small.yaml"
     path.write_text(SMALL)
     study = read_study(path, tmp_path / "runs")
-    assert [(run.name, run.arm) for run in study.runs] == [
+    trained = [run for run in study.runs if run.evaluation is None]
+    assert [(run.name, run.arm) for run in trained] == [
         ("start", None),
         *((f"{arm}_seed{seed}", arm) for seed in (3, 4) for arm in ("a", "b")),
     ]
     start = f"start_model={tmp_path}/runs"
     own = (f"runs_dir={tmp_path}/runs", "name=a_seed3", "seed=3")
-    assert study.runs[1].command == (
+    assert trained[1].command == (
         *("ral-sft", "experiment=smoke", f"{start}/start/models/sft", "algorithm=grpo"),
         *own,
     )
-    assert study.runs[4].command[2] == f"{start}/a_seed4/models/sft"
+    assert trained[4].command[2] == f"{start}/a_seed4/models/sft"
     again = read_study(path, tmp_path / "runs", seeds=[9], overrides=["algorithm.steps=2"])
-    assert [run.name for run in again.runs] == ["start", "a_seed9", "b_seed9"]
+    assert [run.name for run in again.runs if run.evaluation is None] == ["start", "a_seed9", "b_seed9"]
     assert all("algorithm.steps=2" in run.command for run in again.runs)
 
 
 def test_every_arm_s_model_is_evaluated_where_its_command_leaves_it(tmp_path: Path) -> None:
     path = tmp_path / "small.yaml"
-    path.write_text(SMALL + "evaluate: [evaluation.questions=7]")
+    path.write_text(SMALL.replace("evaluate: []", "evaluate: [evaluation.questions=7]"))
     study = read_study(path, tmp_path / "runs", seeds=[3])
     assert [(run.name, run.arm) for run in study.runs[1:]] == [
         ("a_seed3", "a"),
@@ -60,10 +66,43 @@ def test_every_arm_s_model_is_evaluated_where_its_command_leaves_it(tmp_path: Pa
     assert f"start_model={tmp_path}/runs/b_seed3/model" in rl
 
 
-def test_an_evaluation_that_is_there_is_left_alone(tmp_path: Path) -> None:
-    done = tmp_path / "evaluation.json"
+def test_an_evaluation_of_the_same_model_by_the_same_command_is_left_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(study_module.COMMANDS, "ral-evaluate", "tests.unit.launch.commands:count")
+    done, stage, counter = (tmp_path / name for name in ("evaluation.json", "stage.json", "count"))
     done.write_text("{}")
-    study_module.execute(Run("evaluated", ("no-such-command",), evaluation=done))
+    stage.write_text("first")
+
+    def times(*words: str) -> int:
+        run = Run("evaluated", ("ral-evaluate", str(counter), *words), evaluation=done, evaluates=tmp_path)
+        study_module.execute(run)
+        return len(counter.read_text())
+
+    assert [times(), times()] == [1, 1]
+    assert times("evaluation.questions=9") == 2
+    assert [times(), times()] == [3, 3]
+    stage.write_text("trained again")
+    assert times() == 4
+
+
+def test_the_command_is_waited_for_when_the_study_is_interrupted(tmp_path: Path) -> None:
+    """From the terminal both hear of it; a SIGTERM to the study alone is passed on."""
+    code = (
+        "from launch import study; study.COMMANDS['ral-rl'] = 'tests.unit.launch.commands:slow_to_end';"
+        f"study.execute(study.Run('slow', ('ral-rl', {str(tmp_path)!r})))"
+    )
+    for number, to_group in ((signal.SIGINT, True), (signal.SIGTERM, False)):
+        process = subprocess.Popen([sys.executable, "-c", code], start_new_session=True, stderr=subprocess.DEVNULL)
+        deadline = time.monotonic() + 60
+        while not (tmp_path / "started").exists():
+            assert process.poll() is None and time.monotonic() < deadline
+            time.sleep(0.02)
+        (os.killpg if to_group else os.kill)(process.pid, number)
+        assert process.wait(timeout=60) != 0
+        assert (tmp_path / "ended").read_text() == "tidily"
+        for name in ("started", "ended"):
+            (tmp_path / name).unlink()
 
 
 @pytest.mark.parametrize("path", sorted(STUDIES.glob("*.yaml")), ids=lambda path: path.stem)
@@ -87,6 +126,11 @@ def test_every_study_composes(path: Path, tmp_path: Path, make_config) -> None:
             "prepare.0: List should have at least 1",
         ),
         (SMALL.replace("ral-rl", "rm"), "rm is not one of ral-train"),
+        (SMALL.replace("evaluate: []", ""), r"arms.a has no RL to measure accuracy in; add evaluate: \[\]"),
+        (
+            SMALL.replace("b: [ral-rl,", 'b: [ral-train, "stages=[sft]",'),
+            "arms.b leaves no model of RL; use ral-sft or ral-perceive",
+        ),
     ],
 )
 def test_a_file_that_is_no_study_is_one_line(tmp_path: Path, text: str, complaint: str) -> None:
@@ -143,7 +187,7 @@ def test_evaluations_take_the_place_of_what_training_measured(tmp_path: Path) ->
 
 @pytest.mark.parametrize("code", [1, 2])
 def test_a_run_that_fails_ends_the_study_with_its_code_and_is_named(code: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(study_module.COMMANDS, "ral-rl", f"tests.unit.launch.failing:exit_{code}")
+    monkeypatch.setitem(study_module.COMMANDS, "ral-rl", f"tests.unit.launch.commands:exit_{code}")
     with pytest.raises(RunError, match=f"broken ended with exit code {code}") as caught:
         study_module.execute(Run("broken", ("ral-rl",)))
     assert caught.value.exit_code == code

@@ -39,3 +39,8 @@ def test_wide_spans_are_logarithmic() -> None:
     assert low - middle == pytest.approx(middle - high, abs=0.2)
     assert "score, logarithmic" in dots("t", [Panel("score", {"a": [1.0, 1000.0]})])
     assert "logarithmic" not in dots("t", [Panel("score", {"a": [0.0, 1000.0]})])
+
+
+def test_what_is_not_finite_is_left_out() -> None:
+    svg = dots("t", [Panel("score", {"a": [1.0, float("inf")], "b": [2.0, float("nan")]})])
+    assert svg.count("<circle") == 2 and "nan" not in svg and "inf" not in svg

@@ -3,6 +3,8 @@
 import re
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from ral_system.synthesis.checks import check_anchored, check_description, check_reasoning, kept_words
 
@@ -16,7 +18,7 @@ GOOD = "<think> the 7 is in a1 and it is red </think> <answer> red </answer>"
         ("a red 7", None),
         ("  ", "empty"),
         ("a <answer> red", "holds a tag of the response template"),
-        ("a <|image_pad|> here", "holds the special token <|image_pad|>"),
+        ("a <|image_pad|> here", "holds a special token"),
     ],
 )
 def test_a_description_is_words(text: str, reason: str | None) -> None:
@@ -31,9 +33,8 @@ def test_a_description_is_words(text: str, reason: str | None) -> None:
         ("", "not <think> … </think> <answer> … </answer>"),
         ("it is red", "not <think> … </think> <answer> … </answer>"),
         (f"Sure! {GOOD}", "not <think> … </think> <answer> … </answer>"),
-        (GOOD.replace("> red <", "> blue <"), "answers 'blue' instead of 'red'"),
-        (GOOD.replace("> red <", f"> {'b' * 99} <"), f"answers '{'b' * 39}…' instead of 'red'"),
-        (GOOD.replace("a1", "<|im_end|>"), "holds the special token <|im_end|>"),
+        (GOOD.replace("> red <", "> blue <"), "another answer than the right one"),
+        (GOOD.replace("a1", "<|im_end|>"), "holds a special token"),
     ],
 )
 def test_a_reasoning_is_a_response_with_the_right_answer(text: str, reason: str | None) -> None:
@@ -45,7 +46,7 @@ def test_a_reasoning_is_a_response_with_the_right_answer(text: str, reason: str 
     [
         (GOOD.replace("the 7", "look back at the 7: it"), None),
         (GOOD, "no anchor was put in"),
-        (GOOD.replace("> red <", "> look at red <"), "answers 'look at red' instead of 'red'"),
+        (GOOD.replace("> red <", "> look at red <"), "another answer than the right one"),
         (GOOD.replace("red </think>", "LOOK AT red </think>"), None),
         ("<think> look at the picture </think> <answer> red </answer>", "the reasoning was rewritten"),
         ("look at it", "not <think> … </think> <answer> … </answer>"),
@@ -66,3 +67,14 @@ def test_kept_words_are_counted_in_their_order() -> None:
     assert kept_words("a b c d", "x a y b c z d") == 1
     assert kept_words("a b c d", "d c b a") == 0.25
     assert kept_words("a b c d", "a b") == 0.5
+    assert kept_words("", "a") == 1
+
+
+@given(st.lists(st.sampled_from("abc"), max_size=9), st.lists(st.sampled_from("abc"), max_size=9))
+def test_kept_words_are_the_longest_common_subsequence(before: list[str], after: list[str]) -> None:
+    lengths = [[0] * (len(after) + 1) for _ in range(len(before) + 1)]
+    for i, a in enumerate(before):
+        for j, b in enumerate(after):
+            lengths[i + 1][j + 1] = lengths[i][j] + 1 if a == b else max(lengths[i][j + 1], lengths[i + 1][j])
+    expected = lengths[-1][-1] / len(before) if before else 1
+    assert kept_words(" ".join(before), " ".join(after)) == pytest.approx(expected)

@@ -18,7 +18,7 @@ from ral_system.data.media import MediaStore
 from ral_system.data.visual_search import VisualSearch
 from ral_system.errors import ConfigError, SetupError
 from ral_system.synthesis.endpoint import EndpointGenerator
-from ral_system.synthesis.rows import MalformedError, Role, Row, UnansweredError
+from ral_system.synthesis.rows import ROLES, MalformedError, Role, Row, UnansweredError
 
 ROW = Row(VisualSearch(seed=0, grid=3, objects=9).record("train", 0))
 
@@ -76,17 +76,19 @@ def server() -> Iterator[Server]:
     started.close()
 
 
-Ask = Callable[..., str]
+Ask = Callable[..., list[str]]
 
 
 @pytest.fixture
 def ask(server: Server, make_config: Callable[..., RunConfig], media: MediaStore) -> Ask:
     """Ask the server once, or `times` at once, as one role; its generator is kept as `ask.generator`."""
 
-    def asked(*overrides: str, role: Role = "describer", times: int = 1, check: bool = False, **texts: str) -> str:
+    def asked(
+        *overrides: str, role: Role = "describer", times: int = 1, check: bool = False, **texts: str
+    ) -> list[str]:
         settings = make_config(
-            f"synthesis.{role}.endpoint={server.address}",
-            f"synthesis.{role}.model=m",
+            *(f"synthesis.{r}.endpoint={server.address}" for r in ROLES),
+            *(f"synthesis.{r}.model=m" for r in ROLES),
             "synthesis.retries=1",
             "synthesis.timeout_s=0.5",
             *(f"synthesis.{o}" for o in overrides),
@@ -102,13 +104,13 @@ def ask(server: Server, make_config: Callable[..., RunConfig], media: MediaStore
             finally:
                 await generator.close()
 
-        return asyncio.run(all_of_them())[0]
+        return asyncio.run(all_of_them())
 
     return asked
 
 
 def test_the_describer_is_sent_the_picture(server: Server, ask: Ask) -> None:
-    assert ask("describer.instruction=tell me") == "a red 7"
+    assert ask("describer.instruction=tell me") == ["a red 7"]
     (request,) = server.requests
     assert (request["model"], request["max_tokens"], request["temperature"]) == ("m", 1024, 0.7)
     (message,) = request["messages"]
@@ -123,7 +125,7 @@ def test_the_describer_is_sent_the_picture(server: Server, ask: Ask) -> None:
 
 def test_instructions_are_filled_in_once(server: Server, ask: Ask) -> None:
     server.script = [(200, completion(" <think> hm </think> \n"))]
-    found = ask(
+    (found,) = ask(
         "reasoner.instruction='{description} | {question} | {reasoning}'", role="reasoner", describer="has {question}"
     )
     assert found == "<think> hm </think>"
@@ -148,14 +150,27 @@ def test_the_key_comes_from_the_environment_and_nothing_else_does(
         ask("describer.api_key_env=NO_KEY")
 
 
+@pytest.mark.parametrize("key", ["sesame\n", "ses\rame", "sesamé"])
+def test_a_key_never_shows(server: Server, ask: Ask, monkeypatch: pytest.MonkeyPatch, key: str) -> None:
+    monkeypatch.setenv("MY_KEY", key)
+    if key.strip() == "sesame":
+        server.script = [(400, {"error": {"message": "what is Bearer sesame ?"}})]
+    with pytest.raises((ConfigError, MalformedError)) as caught:
+        ask("describer.api_key_env=MY_KEY")
+    assert "ses" not in str(caught.value).replace("synthesis", "")
+
+
 @pytest.mark.parametrize(
     ("answer", "says"),
     [
-        ((200, "<html>welcome</html>"), "no chat completion: '<html>welcome"),
+        ((200, "<html>welcome</html>"), "no chat completion: <html>welcome"),
         ((200, {"error": "overloaded"}), "no chat completion"),
         ((200, completion("x") | {"choices": []}), "no chat completion"),
         ((200, completion(None)), "a completion without text"),
-        ((200, completion("a red", "length")), "cut at synthesis.describer.max_tokens=1024"),
+        ((200, completion("a red", "length")), "cut at synthesis.describer.max_tokens=1024: a red"),
+        ((200, completion("x") | {"choices": {"a": 1}}), "no chat completion"),
+        ((200, completion("x") | {"choices": 3}), "no chat completion"),
+        ((200, completion("x") | {"choices": [None]}), "a completion without text"),
         ((400, {"error": {"message": "too long"}}), "refused with status 400: .*too long"),
         ((200, "{", {"Content-Type": "application/json"}), "no chat completion"),
     ],
@@ -170,7 +185,7 @@ def test_malformed_completions(server: Server, ask: Ask, answer: tuple[Any, ...]
 @pytest.mark.parametrize("status", [429, 500, 503])
 def test_a_busy_server_is_asked_again(server: Server, ask: Ask, status: int) -> None:
     server.script = [(status, {"error": {"message": "busy"}}, {"Retry-After": "0.2"}), (200, completion("late"))]
-    assert ask() == "late"
+    assert ask() == ["late"]
     assert len(server.requests) == 2
     assert server.times[1] - server.times[0] >= 0.2
     server.script = [(status, {"error": {"message": "busy"}}, {"Retry-After": "0.01"})]
@@ -192,7 +207,7 @@ def test_a_slow_server_is_asked_again_and_then_left(server: Server, ask: Ask) ->
     [
         (401, r"refuses the key; set synthesis.describer.api_key_env to"),
         (403, r"refuses the key"),
-        (404, r"has no model 'm', or the address lacks its /v1"),
+        (404, r"has no model 'm', or lacks its /v1"),
     ],
 )
 def test_what_no_other_row_would_change_is_the_configuration_s(
@@ -204,18 +219,36 @@ def test_what_no_other_row_would_change_is_the_configuration_s(
 
 
 def test_wrong_settings_are_found_before_any_row(server: Server, ask: Ask) -> None:
-    assert ask(check=True) == "a red 7"
+    assert ask(check=True) == ["a red 7"]
     assert [request["max_tokens"] for request in server.requests] == [1, 1024]
     for answer, error, says in (
         ((404, {"error": {"message": "no"}}), ConfigError, "has no model 'm'"),
         ((500, {"error": {"message": "no"}}, {"Retry-After": "0.01"}), SetupError, "does not answer"),
+        (
+            (400, {"error": {"message": "no chat"}}),
+            ConfigError,
+            "answers no chat completion, even to one word: refused",
+        ),
+        ((200, "<html>welcome</html>"), ConfigError, "answers no chat completion"),
     ):
         server.script = [answer]
         with pytest.raises(error, match=says):
             ask(check=True, times=0)
-    server.script = [(200, completion("a", "length"))]
-    with pytest.raises(IndexError):  # a token is an answer; no row was asked for
-        ask(check=True, times=0)
+    for text in ("a", None):  # a token is an answer, and so is none, of a model that thinks first
+        server.script = [(200, completion(text, "length"))]
+        assert ask(check=True, times=0) == []
+
+
+def test_odd_usage_is_not_counted(server: Server, ask: Ask) -> None:
+    server.script = [(200, completion("a") | {"usage": {"prompt_tokens": "7", "completion_tokens": 3}})]
+    assert ask() == ["a"]
+    assert (ask.generator.prompt_tokens, ask.generator.completion_tokens) == (0, 3)  # type: ignore[attr-defined]
+
+
+def test_an_answer_cut_short_is_no_server_that_is_not_there(server: Server, ask: Ask) -> None:
+    server.script = [(200, completion("a"), {"Content-Length": "100000"})]
+    with pytest.raises(UnansweredError):
+        ask()
 
 
 def test_no_server_is_one_line(server: Server, ask: Ask) -> None:
@@ -237,3 +270,18 @@ def test_requests_keep_their_pace(server: Server, ask: Ask, monkeypatch: pytest.
     monkeypatch.setattr("ral_system.synthesis.endpoint.asyncio.sleep", recorded)
     ask("describer.requests_per_minute=6", times=4)
     assert waits == pytest.approx([0, 10, 20, 30], abs=2)
+
+
+def test_retries_keep_the_pace_too(server: Server, ask: Ask, monkeypatch: pytest.MonkeyPatch) -> None:
+    server.script = [(429, {"error": {"message": "busy"}}, {"Retry-After": "0.01"})] * 2 + [(200, completion("late"))]
+    paced: list[float] = []
+    monkeypatch.setattr("ral_system.synthesis.endpoint.EndpointGenerator._pace", recorder(paced))
+    assert ask("retries=3", "describer.requests_per_minute=6") == ["late"]
+    assert len(paced) == len(server.requests) == 3
+
+
+def recorder(calls: list[float]) -> Callable[..., Any]:
+    async def paced(self: object, request: object) -> None:
+        calls.append(time.monotonic())
+
+    return paced

@@ -31,9 +31,11 @@ class Model:
         self.asked: list[int] = []
         self.in_work = self.most_in_work = 0
         self.closed = False
+        self.checked = 0
 
     async def check(self) -> None:
         assert not self.asked
+        self.checked += 1
 
     async def generate(self, row: Row, texts: Mapping[Role, str]) -> str:
         index = row.record.index
@@ -88,6 +90,7 @@ def test_every_row_gets_its_demonstration(case: Callable[..., Case]) -> None:
         assert "look back at" in line["response"]
     assert len(found.lines("outputs")) == 90
     assert all(role.asked == list(dict.fromkeys(role.asked)) and role.closed for role in found.roles.values())
+    assert all(role.checked == 1 for role in found.roles.values())
 
 
 @pytest.mark.parametrize("concurrency", [1, 5])
@@ -115,7 +118,7 @@ def test_what_is_wrong_is_kept_with_role_reason_and_text(case: Callable[..., Cas
     found = case("attempts=2")
     wrong: dict[Role, tuple[int, str, str]] = {
         "describer": (3, " ", "empty"),
-        "reasoner": (4, "<think> hm </think> <answer> zebra </answer>", "answers 'zebra' instead of"),
+        "reasoner": (4, "<think> hm </think> <answer> zebra </answer>", "another answer than the right one"),
         "anchorer": (5, "<think> hm </think>", "not <think> … </think> <answer> … </answer>"),
     }
     for role, (at, text, _) in wrong.items():
@@ -127,6 +130,38 @@ def test_what_is_wrong_is_kept_with_role_reason_and_text(case: Callable[..., Cas
         assert rejected[role]["output"] == text
         assert rejected[role]["reason"].startswith(reason)
         assert found.roles[role].asked.count(at) == 2
+
+
+def test_reason_and_text_are_of_the_same_attempt(case: Callable[..., Case]) -> None:
+    found = case("attempts=2")
+    found.roles["reasoner"].answer = lambda row, attempt: (
+        None if row != 4 else "nonsense" if attempt == 1 else MalformedError("cut", "<think> on and")
+    )
+    found.run()
+    (line,) = found.lines("rejected")
+    assert (line["reason"], line["output"]) == ("cut", "<think> on and")
+
+
+def test_reasons_are_few_whatever_was_said(case: Callable[..., Case]) -> None:
+    found = case("attempts=1")
+    found.roles["reasoner"].answer = lambda row, attempt: f"<think> hm </think> <answer> zebra {row} </answer>"
+    tally = found.run(ROWS[:10])
+    assert tally.rejected == {("reasoner", "another answer than the right one"): 10}
+
+
+def test_what_is_done_needs_no_server(case: Callable[..., Case]) -> None:
+    case().run(ROWS[:5])
+    again = case()
+    assert again.run(ROWS[:5]).accepted == 5
+    assert all(role.checked == 0 and role.closed for role in again.roles.values())
+
+
+def test_lines_that_somebody_damaged_are_left_out(case: Callable[..., Case]) -> None:
+    first = case()
+    first.run(ROWS[:5])
+    (first.folder / "outputs.jsonl").write_text('{"id": "train/9"}\n[1]\n')
+    (first.folder / "rejected.jsonl").write_text('{"id": "train/9"}\n')
+    assert case().run().accepted == 30
 
 
 def test_a_template_is_not_asked_twice(case: Callable[..., Case]) -> None:
@@ -178,6 +213,14 @@ def test_a_row_without_an_answer_is_tried_again_by_the_next_run(case: Callable[.
     assert (tally.accepted, tally.unanswered) == (30, 0)
     assert sorted(again.roles["reasoner"].asked) == [1, 11, 21]
     assert again.roles["describer"].asked == []
+
+
+def test_scattered_silence_does_not_end_it(case: Callable[..., Case]) -> None:
+    found = case("concurrency=1")
+    found.roles["describer"].answer = lambda row, attempt: UnansweredError("too slow") if row % 3 else None
+    tally = found.run()
+    assert (tally.accepted, tally.unanswered) == (10, 20)
+    assert tally.unanswered > 2 * OUTAGE
 
 
 def test_a_server_that_falls_silent_ends_it(case: Callable[..., Case]) -> None:

@@ -1,0 +1,38 @@
+"""Commands for the tests of what runs commands."""
+
+import signal
+import sys
+import time
+from pathlib import Path
+
+
+def exit_1() -> None:
+    sys.exit(1)
+
+
+def exit_2() -> None:
+    sys.exit(2)
+
+
+def count() -> None:
+    """One letter more in the file for every call."""
+    with Path(sys.argv[1]).open("a") as file:
+        file.write("x")
+
+
+def slow_to_end() -> None:
+    """Runs until it is interrupted, then needs a second to tidy up."""
+
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, interrupt)
+    folder = Path(sys.argv[1])
+    try:
+        (folder / "started").touch()
+        time.sleep(60)
+    except KeyboardInterrupt:
+        time.sleep(1)
+        (folder / "ended").write_text("tidily")
+        sys.exit(130)
