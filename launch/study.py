@@ -128,6 +128,7 @@ def main() -> None:
     parser.add_argument("--overrides", nargs="+", default=[], metavar="KEY=VALUE", help="added to every run")
     parser.add_argument("--dry-run", action="store_true", help="print the commands and do nothing")
     options = parser.parse_args()
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell leaves it ignored in its background jobs
     from launch.study_results import write_results
 
     try:

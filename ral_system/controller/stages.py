@@ -78,7 +78,8 @@ def run_supervised(context: StageContext, stage: SupervisedStage) -> None:
 
     def draw(step: int) -> TrainPlan:
         demonstrations = [
-            context.prompts.demonstration(stage, "train", step * settings.batch + i) for i in range(settings.batch)
+            context.prompts.demonstration(stage, "train", step * settings.batch + i, seed=config.seed)
+            for i in range(settings.batch)
         ]
         return plan_updates(
             demonstrations, updates=1, world_size=learner.world_size, micro_batch=config.learner.micro_batch

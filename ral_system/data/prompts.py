@@ -19,6 +19,9 @@ from ral_system.types import Prompt, Sample
 GLANCE = "glance"
 """The thought of a demonstration that looks nothing up."""
 
+_STRIDE = 7919
+"""Records between where one seed begins and the next: a prime, so that few meet whatever the number of records."""
+
 SupervisedStage = Literal["perceive", "sft"]
 
 
@@ -41,17 +44,19 @@ class VisualSearchPrompts:
         """The `index`-th question of `split`, to be answered."""
         return self._question(self._record(split, index))
 
-    def demonstration(self, stage: SupervisedStage, split: Split, index: int) -> Sample:
+    def demonstration(self, stage: SupervisedStage, split: Split, index: int, *, seed: int = 0) -> Sample:
         """The `index`-th example of a supervised stage: a prompt with the response to imitate.
 
+        A run's `seed` says where in the training records it begins; seed 0 at the first.
         perceive: name what stands at each position, in the order asked for; from the `config.search_from`-th example
         on, and in the held-out ones, then say where each thing stands. sft: think and answer in the template; a share
         `config.glance_share` of them looks nothing up and answers at a glance. With `config.demonstrations`, sft's are
         those of the file, in turn. Raises DataError for one that does not fit the question or the tokenizer.
         """
+        at = index + (seed * _STRIDE if split == "train" else 0)
         if stage == "sft" and split == "train" and self._config.demonstrations:
-            return self._from_file(*self._demonstrations[index % len(self._demonstrations)])
-        record = self._record(split, index)
+            return self._from_file(*self._demonstrations[at % len(self._demonstrations)])
+        record = self._record(split, at)
         if stage == "perceive":
             question, answer = record.caption_question, record.caption
             if split == "held_out" or index >= self._config.search_from:
@@ -63,7 +68,7 @@ class VisualSearchPrompts:
             if self._format == "answer_only":
                 response = f"<answer> {answer} </answer>"
             else:
-                if self._at_a_glance(split, index):
+                if self._at_a_glance(split, at):
                     thought, answer = GLANCE, record.glance
                 response = f"<think> {thought} </think> <answer> {answer} </answer>"
             prompt = self._question(record)

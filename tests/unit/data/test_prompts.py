@@ -165,3 +165,17 @@ def test_a_word_that_nobody_knows_is_found_before_the_first_step(make: Make, tmp
     path.write_text("".join(json.dumps(line) + "\n" for line in lines))
     with pytest.raises(DataError, match="that of train/2: the tokenizer has no token for a word of 'zebra'"):
         make("think_answer", f"data.demonstrations={path}").demonstration("sft", "train", 0)
+
+
+def test_a_run_s_seed_says_where_it_begins(make: Make) -> None:
+    prompts = make()
+
+    def ids(seed: int, split: Any = "train") -> list[str]:
+        return [prompts.demonstration("sft", split, i, seed=seed).id for i in range(20)]
+
+    first, second = ids(0), ids(1)
+    assert first[:2] == ["train/0", "train/1"] and second[0] == f"train/{7919 % 20}"
+    assert sorted(first) == sorted(second) and first != second != ids(2)
+    assert ids(0, "held_out") == ids(3, "held_out")
+    captions = [prompts.demonstration("perceive", "train", i, seed=1).prompt.question for i in (0, 12800)]
+    assert "find" not in captions[0] and "find" in captions[1]  # the order of what is taught is everybody's
