@@ -144,6 +144,16 @@ class RayLearner:
         """Those of all ranks' samples together."""
         return _visual_rewards(scores, self._timeout_s)
 
+    def kl(self, behaviour: Sequence[Ref], reference: Sequence[Ref]) -> Mapping[str, float]:
+        """Each rank compares its own samples' scores with the reference's."""
+        self._await(reference)
+        calls = [
+            Call(member, member.handle.kl.remote(mine.scores, frozen.scores))
+            for member, mine, frozen in zip(self._members, behaviour, reference, strict=True)
+        ]
+        found = wait_all(calls, self._timeout_s, "comparing with the reference")
+        return {id: kl for part in found for id, kl in part.items()}
+
     def update(
         self,
         plan: TrainPlan,

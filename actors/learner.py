@@ -71,6 +71,11 @@ class LearnerActor(ActorProcess):
         return visual_rewards(scores), scores
 
     @watched
+    def kl(self, behaviour: Scores, reference: Scores) -> Mapping[str, float]:
+        """Each sample's KL to the reference."""
+        return self._learner.kl(behaviour, reference)
+
+    @watched
     def update(
         self, update: UpdatePlan, behaviour: Scores, reference: Scores | None, *teachers: Scores
     ) -> Mapping[str, float]:

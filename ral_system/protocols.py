@@ -85,6 +85,10 @@ class Learner(Protocol):
         """What `score` found of `reward.visual`: sample id → r_vis, without those where it is undefined."""
         ...
 
+    def kl(self, behaviour: Sequence[Ref], reference: Sequence[Ref]) -> Mapping[str, float]:
+        """Sample id → its response's KL to the reference at the rollout's weights, from what both scored."""
+        ...
+
     def update(
         self,
         plan: TrainPlan,

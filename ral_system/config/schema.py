@@ -85,6 +85,8 @@ class KLConfig(Group):
     estimator: Literal["k1", "k2", "k3"]
     """Of KL(pi ‖ reference) from the sampled tokens (Schulman): k1 has no gradient on average, k2 has KL's own, k3 is
     never negative and the usual choice."""
+    place: Literal["loss", "reward"]
+    """Add it to the loss, or take each response's sum, at the rollout's weights, off its reward."""
 
 
 class AttentionConfig(Group):

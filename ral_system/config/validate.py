@@ -216,10 +216,17 @@ def _policy_loss_problems(c: RunConfig) -> list[str]:
             f"algorithm.correction.kind={kind} corrects ratios to the recomputed log-probs, and "
             "algorithm.policy_loss.anchor=rollout has none; set the kind to none"
         )
-    if a.kl.coefficient == 0 and a.kl.estimator != "k3":
+    if a.kl.coefficient == 0:
+        problems += [
+            f"algorithm.kl.{field}={value} has no effect with algorithm.kl.coefficient=0; raise the coefficient, or set "
+            f"the {field} to {neutral}"
+            for field, value, neutral in (("estimator", a.kl.estimator, "k3"), ("place", a.kl.place, "loss"))
+            if value != neutral
+        ]
+    elif a.kl.place == "reward" and a.advantage == "gdpo":
         problems.append(
-            f"algorithm.kl.estimator={a.kl.estimator} has no effect with algorithm.kl.coefficient=0; raise the "
-            "coefficient, or set the estimator to k3"
+            "algorithm.kl.place=reward takes the KL off the whole reward, and algorithm.advantage=gdpo looks at its "
+            "parts; set the place to loss"
         )
     return problems
 
@@ -232,7 +239,7 @@ def warnings(c: RunConfig) -> list[str]:
             "algorithm.policy_loss.anchor=old compares with log-probs that the learner recomputed; DPPO's authors see "
             "training collapse that way (arXiv 2602.04879); anchor=rollout is their method"
         )
-    if a.kl.coefficient > 0 and a.kl.estimator == "k1":
+    if a.kl.coefficient > 0 and a.kl.estimator == "k1" and a.kl.place == "loss":
         found.append(
             "algorithm.kl.estimator=k1 has a gradient of 0 on average and does not hold the policy back; use k2 or k3"
         )

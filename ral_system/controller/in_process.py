@@ -90,6 +90,9 @@ class _Learner:
     def visual_rewards(self, scores: Sequence[Ref]) -> Mapping[str, float]:
         return visual_rewards(scores[0])
 
+    def kl(self, behaviour: Sequence[Ref], reference: Sequence[Ref]) -> Mapping[str, float]:
+        return self._rank.kl(behaviour[0], reference[0])
+
     def update(
         self,
         plan: TrainPlan,

@@ -22,10 +22,11 @@ from ral_system.config.schema import RunConfig
 from ral_system.errors import GateError
 from ral_system.observability.progress import PhaseTimer
 from ral_system.protocols import Ref, Roles
+from ral_system.rewards.penalty import with_kl_penalty
 from ral_system.rewards.visual import with_visual_reward
 from ral_system.sync.publish import publish_weights
 from ral_system.training.plan import plan_updates
-from ral_system.types import Completion, Prompt, RewardStatus, Rollout, Sample, Sampling
+from ral_system.types import Completion, Prompt, RewardResult, RewardStatus, Rollout, Sample, Sampling
 
 FIRST_UPDATE = {"float32": 1e-9, "bfloat16": 1e-4}
 """Largest mean divergence of the first update by learner dtype; of total variation, which is linear, the root.
@@ -87,8 +88,8 @@ class TrainingLoop:
             reference = self._roles.reference.score(plan) if self._roles.reference else None
             behaviour = learner.score(plan)
             teaching = [teacher.collect(plan) for teacher in self._roles.teachers]
-            looks = self._visual_rewards(behaviour, reference)
-        rollouts = self._judge(groups, looks)
+            looks, kl = self._visual_rewards(behaviour, reference), self._kl(behaviour, reference)
+        rollouts = self._judge(groups, looks, kl)
         plan = plan.with_advantages({rollout.completion.id: rollout.advantage for rollout in rollouts})
         with self._timer.phase("update"):
             updates = [
@@ -156,12 +157,23 @@ class TrainingLoop:
             return self._roles.reference.visual_rewards(reference)
         return {}
 
-    def _judge(self, groups: Sequence[Group], looks: Mapping[str, float]) -> list[Rollout]:
-        """Wait for what is left of the rewards, and compare each with its group's."""
+    def _kl(self, behaviour: Sequence[Ref], reference: Sequence[Ref] | None) -> Mapping[str, float]:
+        """Sample id → KL to the reference; nothing when it does not enter the reward."""
+        if self._config.algorithm.kl.coefficient == 0 or self._config.algorithm.kl.place == "loss":
+            return {}
+        assert reference is not None
+        return self._roles.learner.kl(behaviour, reference)
+
+    def _judge(self, groups: Sequence[Group], looks: Mapping[str, float], kl: Mapping[str, float]) -> list[Rollout]:
+        """Wait for what is left of the rewards, complete each, and compare it with its group's."""
         with self._timer.phase("reward"):
             verdicts = self._roles.rewarder.collect()
-        reward = self._config.reward
-        results = [[with_visual_reward(reward, verdicts[c.id], looks.get(c.id)) for c in group] for _, group in groups]
+        reward, beta = self._config.reward, self._config.algorithm.kl.coefficient
+
+        def completed(id: str) -> RewardResult:
+            return with_kl_penalty(with_visual_reward(reward, verdicts[id], looks.get(id)), beta * kl.get(id, 0.0))
+
+        results = [[completed(c.id) for c in group] for _, group in groups]
         advantages = group_advantages(self._config.algorithm.advantage, results, reward.weights)
         return [
             Rollout(prompt, completion, result, advantage)

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ral_system.algorithms.kl import ESTIMATORS
 from ral_system.attention.metrics import visual_maps
 from ral_system.config.schema import Dtype, Rows, RunConfig
 from ral_system.data.collate import Collator, TensorBatch
@@ -91,6 +92,14 @@ class LearnerRank:
         with torch.no_grad():
             output = self._engine.forward(batch, with_attention=True, with_response_attention=with_response_attention)
         return to_scores(output, batch, samples, self._config, self._version)
+
+    def kl(self, behaviour: Scores, reference: Scores) -> dict[str, float]:
+        """Sum over the response of the configured estimate of KL(pi ‖ reference), sample by sample, in nats."""
+        estimate = ESTIMATORS[self._config.algorithm.kl.estimator]
+        return {
+            id: float(estimate(*(torch.from_numpy(s.log_probs).double() for s in (mine, reference[id]))).sum())
+            for id, mine in behaviour.items()
+        }
 
     def update(
         self, update: UpdatePlan, behaviour: Scores, reference: Scores | None, *teachers: Scores

@@ -88,7 +88,8 @@ def policy_objective(
     if reference is not None:
         estimate = ESTIMATORS[algorithm.kl.estimator]
         kl_BR = torch.where(mask, estimate(output.log_probs, stack_log_probs(samples, reference, mask)), 0.0)
-        loss = loss + algorithm.kl.coefficient * kl_BR.sum() / counts.tokens
+        if algorithm.kl.place == "loss":
+            loss = loss + algorithm.kl.coefficient * kl_BR.sum() / counts.tokens
         sums["policy/kl"] = kl_BR.sum().detach()
     assert output.attention is not None, "the policy objective reads the attention policy"
     attention = algorithm.attention

@@ -145,6 +145,14 @@ ILLEGAL: dict[str, tuple[dict[str, Any], list[str]]] = {
         {"algorithm.kl.coefficient": 0.0, "algorithm.kl.estimator": "k2"},
         ["algorithm.kl.estimator=k2", "algorithm.kl.coefficient=0", "set the estimator to k3"],
     ),
+    "a place for what is not penalised": (
+        {"algorithm.kl.coefficient": 0.0, "algorithm.kl.place": "reward"},
+        ["algorithm.kl.place=reward", "set the place to loss"],
+    ),
+    "a penalty that no part of the reward has": (
+        {"algorithm.kl.place": "reward", "algorithm.advantage": "gdpo"},
+        ["algorithm.kl.place=reward", "algorithm.advantage=gdpo", "set the place to loss"],
+    ),
     "an anchor that is no pattern": (
         {"synthesis.anchor": "look (at"},
         ["synthesis.anchor='look (at' is no regular expression", "correct it"],

@@ -112,6 +112,10 @@ class Fakes:
         self.plans.append(plan)
         return [f"scores {self.calls.count('score')}"] * 2
 
+    def kl(self, behaviour: Sequence[str], reference: Sequence[str]) -> Mapping[str, float]:
+        self.calls.append(("kl", behaviour[0], reference[0]))
+        return {s.id: 0.1 * int(s.id[-1]) for s in samples_of(self.plans[-1])}
+
     def visual_rewards(self, scores: Sequence[str]) -> Mapping[str, float]:
         self.calls.append(("visual_rewards", scores[0]))
         return {s.id: 0.5 for s in samples_of(self.plans[-1]) if s.id.endswith(("#1", "#2"))}
@@ -284,10 +288,25 @@ def test_a_right_answer_that_looks_at_the_picture_is_worth_more(make_config, mod
     assert advantages == pytest.approx([a / (19 / 16) ** 0.5 for a in (-7 / 4, 1 / 4, 1 / 4, 5 / 4)], rel=1e-5)
 
 
+def test_a_kl_in_the_reward_is_taken_off_what_was_judged(make_config) -> None:
+    shape = ["algorithm.prompts_per_step=3", f"algorithm.completions_per_prompt={G}", "algorithm.updates_per_step=2"]
+    roles = Fakes()
+    roles.status = {"train/0#1": RewardStatus.TIMEOUT}
+    config = make_config(*shape, "algorithm.kl={coefficient: 2, place: reward}", "algorithm.advantage=dr_grpo")
+    result = start(config, roles).step()
+    assert ("kl", "scores 2", "scores 1") in roles.calls
+    totals = {r.completion.id: r.reward.total for r in result.rollouts}
+    # completion i is worth i, less 2 · 0.1 i
+    assert [totals[f"train/1#{i}"] for i in range(G)] == pytest.approx([0, 0.8, 1.6, 2.4])
+    assert totals["train/0#1"] == 0
+    advantages = [r.advantage for r in result.rollouts if r.prompt.id == "train/1"]
+    assert advantages == pytest.approx([-1.2, -0.4, 0.4, 1.2])
+
+
 def test_what_is_not_rewarded_is_not_asked_for(config: RunConfig) -> None:
     roles = Fakes()
     assert "reward/visual" not in start(config, roles).step().metrics
-    assert not [call for call in roles.calls if call[0] == "visual_rewards"]
+    assert not [call for call in roles.calls if call[0] in ("visual_rewards", "kl")]
 
 
 def test_the_order_in_which_completions_finish_does_not_matter(config: RunConfig) -> None:

@@ -106,3 +106,33 @@ def test_reductions_differ_by_their_denominators(
         assert torch.allclose(
             gradient, summed.gradients[0][parameter] * factor, rtol=1e-4, atol=1e-5 * gradient.abs().max()
         )
+
+
+@pytest.mark.parametrize("estimator", ["k1", "k2", "k3"])
+def test_the_kl_of_a_response_is_the_sum_over_its_tokens(
+    estimator: str, start_rank: Start, make_config: Callable[..., RunConfig], rl_samples: list[Sample]
+) -> None:
+    rank = start_rank(make_config(*COMMON, f"algorithm.kl.estimator={estimator}"))
+    behaviour = rank.score((tuple(rl_samples),))
+    noise = np.random.default_rng(0)
+    reference = {
+        id: replace(s, log_probs=s.log_probs + noise.normal(0, 0.3, s.log_probs.shape).astype(np.float32))
+        for id, s in behaviour.items()
+    }
+    found = rank.kl(behaviour, reference)
+    for id, scores in behaviour.items():
+        d = (reference[id].log_probs - scores.log_probs).astype(np.float64)
+        expected = {"k1": -d, "k2": d**2 / 2, "k3": np.exp(d) - d - 1}[estimator].sum()
+        assert found[id] == pytest.approx(expected, rel=1e-5)
+    assert set(rank.kl(behaviour, behaviour).values()) == {0.0}
+
+
+def test_a_kl_in_the_reward_is_not_in_the_loss(
+    start_rank: Start, make_config: Callable[..., RunConfig], rl_samples: list[Sample]
+) -> None:
+    found = []
+    for kl in ("{coefficient: 5, place: loss}", "{coefficient: 5, place: reward}", "{coefficient: 0}"):
+        watched = Watched(start_rank(make_config(*COMMON, f"algorithm.kl={kl}")))
+        watched.train(plan(rl_samples, 2, 4))
+        found.append(torch.cat([g.flatten() for g in watched.gradients[-1].values()]))
+    assert torch.equal(found[1], found[2]) and not torch.equal(found[0], found[1])

@@ -1,0 +1,43 @@
+"""docs/algorithms.md is what the code says, and the catalogue knows every choice of the configuration."""
+
+import typing
+from pathlib import Path
+
+import pytest
+
+import conf
+from launch.algorithms_table import TARGET, composed, table
+from ral_system.algorithms import catalogue
+from ral_system.algorithms.kl import ESTIMATORS
+from ral_system.algorithms.policy_losses.registry import POLICY_LOSSES
+from ral_system.config.schema import AlgorithmConfig, CorrectionConfig, KLConfig
+
+PRESETS = {f.stem for f in (Path(conf.__file__).parent / "algorithm" / "policy_loss").glob("*.yaml")}
+
+
+def test_the_file_is_up_to_date() -> None:
+    assert TARGET.read_text(encoding="utf-8") == table(), "run python -m launch.algorithms_table"
+
+
+def choices(annotation: object) -> set[str]:
+    return set(typing.get_args(annotation))
+
+
+@pytest.mark.parametrize(
+    ("listed", "known"),
+    [
+        (catalogue.POLICY_LOSSES, PRESETS),
+        (catalogue.ADVANTAGES, choices(AlgorithmConfig.model_fields["advantage"].annotation)),
+        (catalogue.REDUCTIONS, choices(AlgorithmConfig.model_fields["reduction"].annotation)),
+        (catalogue.CORRECTIONS, choices(CorrectionConfig.model_fields["kind"].annotation)),
+        (catalogue.KL_ESTIMATORS, choices(KLConfig.model_fields["estimator"].annotation)),
+    ],
+)
+def test_nothing_is_missing_and_nothing_invented(listed: tuple[catalogue.Choice, ...], known: set[str]) -> None:
+    assert {choice.name for choice in listed} == known
+    assert len(listed) == len(known)
+
+
+def test_every_preset_is_of_a_loss_that_exists() -> None:
+    assert {composed(name)["name"] for name in PRESETS} == set(POLICY_LOSSES)
+    assert {choice.name for choice in catalogue.KL_ESTIMATORS} == set(ESTIMATORS)
