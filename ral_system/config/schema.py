@@ -257,6 +257,15 @@ class CorrectionConfig(Group):
     high: Annotated[float, Field(ge=1)]
 
 
+class OverlongConfig(Group):
+    """Responses that were cut at rollout.max_new_tokens, or nearly (DAPO, arXiv 2503.14476)."""
+
+    handling: Literal["none", "mask", "penalty"]
+    """mask: a response that was cut gets advantage 0. penalty: take up to 1 off the reward as it nears the limit."""
+    buffer: Positive
+    """Tokens before the limit over which the penalty grows."""
+
+
 Advantage = Literal["grpo", "dr_grpo", "rloo", "reinforce_plus_plus", "gdpo"]
 
 
@@ -272,6 +281,10 @@ class AlgorithmConfig(Group):
     prompts_per_step: Positive
     completions_per_prompt: Annotated[int, Field(ge=2)]
     """G, the group that a completion's reward is compared within."""
+    sampling_rounds: Positive
+    """Most rounds of rollouts per step. 1 trains on every group; more replace groups whose rewards are all alike by the
+    next prompts' (dynamic sampling), and rewards no longer overlap with scoring."""
+    overlong: OverlongConfig
     updates_per_step: Positive
     """K optimiser updates per rollout batch, each on 1/K of it, one pass over the batch in all."""
     policy_weight: NonNegativeFloat

@@ -71,10 +71,15 @@ def _illegal_combinations(c: RunConfig) -> list[str]:
     problems += _synthesis_problems(c)
     if c.data.objects > c.data.grid**2:
         problems.append(f"data.objects={c.data.objects} does not fit data.grid={c.data.grid}; at most {c.data.grid**2}")
-    if a.prompts_per_step > c.data.train_records:
+    if a.prompts_per_step * a.sampling_rounds > c.data.train_records:
         problems.append(
-            f"algorithm.prompts_per_step={a.prompts_per_step} would draw a question twice in one step from "
-            f"data.train_records={c.data.train_records}; raise the latter"
+            f"algorithm.prompts_per_step={a.prompts_per_step} with algorithm.sampling_rounds={a.sampling_rounds} would "
+            f"draw a question twice in one step from data.train_records={c.data.train_records}; raise the latter"
+        )
+    if a.overlong.handling == "penalty" and a.overlong.buffer > c.rollout.max_new_tokens:
+        problems.append(
+            f"algorithm.overlong.buffer={a.overlong.buffer} is longer than rollout.max_new_tokens="
+            f"{c.rollout.max_new_tokens}; lower it"
         )
     batch = a.prompts_per_step * a.completions_per_prompt
     if batch % (a.updates_per_step * learner.world_size):
@@ -218,8 +223,8 @@ def _policy_loss_problems(c: RunConfig) -> list[str]:
         )
     if a.kl.coefficient == 0:
         problems += [
-            f"algorithm.kl.{field}={value} has no effect with algorithm.kl.coefficient=0; raise the coefficient, or set "
-            f"the {field} to {neutral}"
+            f"algorithm.kl.{field}={value} has no effect with algorithm.kl.coefficient=0; raise the coefficient, or "
+            f"set the {field} to {neutral}"
             for field, value, neutral in (("estimator", a.kl.estimator, "k3"), ("place", a.kl.place, "loss"))
             if value != neutral
         ]
@@ -227,6 +232,11 @@ def _policy_loss_problems(c: RunConfig) -> list[str]:
         problems.append(
             "algorithm.kl.place=reward takes the KL off the whole reward, and algorithm.advantage=gdpo looks at its "
             "parts; set the place to loss"
+        )
+    if a.overlong.handling == "penalty" and a.advantage == "gdpo":
+        problems.append(
+            "algorithm.overlong.handling=penalty is taken off the whole reward, and algorithm.advantage=gdpo looks at "
+            "its parts; set the handling to mask or none"
         )
     return problems
 

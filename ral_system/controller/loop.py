@@ -12,21 +12,18 @@ Tensors travel from role to role by reference; this file sees scalars and token 
 
 from __future__ import annotations
 
-import hashlib
-from collections import defaultdict, deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from ral_system.algorithms.advantages import group_advantages
 from ral_system.config.schema import RunConfig
+from ral_system.controller.judging import judge, rollout_metrics
+from ral_system.controller.sampling import Sampler, sampling_metrics, unjudged_sample
 from ral_system.errors import GateError
 from ral_system.observability.progress import PhaseTimer
 from ral_system.protocols import Ref, Roles
-from ral_system.rewards.penalty import with_kl_penalty
-from ral_system.rewards.visual import with_visual_reward
 from ral_system.sync.publish import publish_weights
 from ral_system.training.plan import plan_updates
-from ral_system.types import Completion, Prompt, RewardResult, RewardStatus, Rollout, Sample, Sampling
+from ral_system.types import Prompt, Rollout
 
 FIRST_UPDATE = {"float32": 1e-9, "bfloat16": 1e-4}
 """Largest mean divergence of the first update by learner dtype; of total variation, which is linear, the root.
@@ -35,9 +32,6 @@ The two passes are the same computation and differ by exactly 0 on CPU; this lea
 fixed order."""
 
 _SIGNS = ("positive", "negative")
-
-Group = tuple[Prompt, list[Completion]]
-"""A prompt's completions, by index."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +45,7 @@ class Step:
 class TrainingLoop:
     """Runs steps against the roles. `version` counts trained batches: the weights that rollouts are made with.
 
-    `train_prompt(i)` is the i-th prompt of the endless training sequence; step s consumes the next `prompts_per_step`.
+    `train_prompt(i)` is the i-th prompt of the endless training sequence; a step consumes the next ones.
     """
 
     def __init__(
@@ -59,7 +53,7 @@ class TrainingLoop:
     ) -> None:
         self._config = config
         self._roles = roles
-        self._train_prompt = train_prompt
+        self._sampler = Sampler(config, roles, train_prompt, timer)
         self._timer = timer
         self.version = 0
         self.next_prompt = 0
@@ -76,10 +70,9 @@ class TrainingLoop:
         """One rollout batch: generate, judge, score, update K times, publish."""
         algorithm, learner = self._config.algorithm, self._roles.learner
 
-        prompts = [self._train_prompt(self.next_prompt + i) for i in range(algorithm.prompts_per_step)]
-        groups = self._generate(prompts)
+        batch = self._sampler.draw(self.next_prompt, self.version)
         plan = plan_updates(
-            [unjudged_sample(prompt, c) for prompt, group in groups for c in group],
+            [unjudged_sample(prompt, c) for prompt, group in batch.groups for c in group],
             updates=algorithm.updates_per_step,
             world_size=learner.world_size,
             micro_batch=self._config.learner.micro_batch,
@@ -89,7 +82,9 @@ class TrainingLoop:
             behaviour = learner.score(plan)
             teaching = [teacher.collect(plan) for teacher in self._roles.teachers]
             looks, kl = self._visual_rewards(behaviour, reference), self._kl(behaviour, reference)
-        rollouts = self._judge(groups, looks, kl)
+        with self._timer.phase("reward"):
+            verdicts = {**batch.verdicts, **self._roles.rewarder.collect()}
+        rollouts = judge(self._config, batch.groups, verdicts, looks, kl)
         plan = plan.with_advantages({rollout.completion.id: rollout.advantage for rollout in rollouts})
         with self._timer.phase("update"):
             updates = [
@@ -101,52 +96,15 @@ class TrainingLoop:
 
         self.version += 1
         tensors_verified = self.publish()
-        metrics = {**rollout_metrics(rollouts), **update_metrics(updates), "prompts/first": float(self.next_prompt)}
-        self.next_prompt += len(prompts)
+        metrics = {**rollout_metrics(rollouts), **sampling_metrics(batch), **update_metrics(updates)}
+        metrics["prompts/first"] = float(self.next_prompt)
+        self.next_prompt += batch.drawn
         metrics["attention/divergence_first_update"] = updates[0]["attention/divergence"]
         metrics |= {"gate/prompts_verified": float(len(rollouts)), "gate/tensors_verified": float(tensors_verified)}
         metrics |= {"prompts/end": float(self.next_prompt), "learner/version": float(self.version)}
         metrics |= self._timer.drain()
         metrics["rollout/tokens_per_s"] = metrics["rollout/tokens"] / metrics["time/rollout_s"]
         return Step(tuple(rollouts), metrics)
-
-    def _generate(self, prompts: Sequence[Prompt]) -> list[Group]:
-        """The completions of each prompt, in a fixed order whatever order they finish in.
-
-        Rewards are computed, and teachers score, while generation goes on. Teachers get whole groups in the order of
-        the prompts, so that what they compute together is always the same.
-        """
-        by_id = {prompt.id: prompt for prompt in prompts}
-        sampling = Sampling(
-            completions=self._config.algorithm.completions_per_prompt,
-            temperature=self._config.rollout.temperature,
-            max_new_tokens=self._config.rollout.max_new_tokens,
-            seed=step_seed(self._config.seed, self.version),
-            top_tokens=self._config.rollout_top_tokens,
-        )
-        groups: dict[str, list[Completion]] = defaultdict(list)
-        unfinished = deque(prompts)
-        with self._timer.phase("rollout"):
-            for completion in self._roles.generator.generate(prompts, sampling):
-                if completion.weight_version != self.version:
-                    raise GateError(
-                        f"sample {completion.id}: made with weights {completion.weight_version}, "
-                        f"but the learner is at {self.version}"
-                    )
-                self._roles.rewarder.submit(completion, by_id[completion.prompt_id])
-                groups[completion.prompt_id].append(completion)
-                while unfinished and len(groups[unfinished[0].id]) == sampling.completions:
-                    prompt = unfinished.popleft()
-                    groups[prompt.id].sort(key=lambda c: c.index)
-                    self._teach([unjudged_sample(prompt, c) for c in groups[prompt.id]])
-        for prompt in prompts:
-            if len(groups[prompt.id]) != sampling.completions:
-                raise GateError(f"prompt {prompt.id}: {len(groups[prompt.id])} completions came back")
-        return [(prompt, groups[prompt.id]) for prompt in prompts]
-
-    def _teach(self, samples: Sequence[Sample]) -> None:
-        for teacher in self._roles.teachers:
-            teacher.submit(samples)
 
     def _visual_rewards(self, behaviour: Sequence[Ref], reference: Sequence[Ref] | None) -> Mapping[str, float]:
         """Sample id → how much the response looks at pictures; nothing when that is not rewarded."""
@@ -164,28 +122,6 @@ class TrainingLoop:
         assert reference is not None
         return self._roles.learner.kl(behaviour, reference)
 
-    def _judge(self, groups: Sequence[Group], looks: Mapping[str, float], kl: Mapping[str, float]) -> list[Rollout]:
-        """Wait for what is left of the rewards, complete each, and compare it with its group's."""
-        with self._timer.phase("reward"):
-            verdicts = self._roles.rewarder.collect()
-        reward, beta = self._config.reward, self._config.algorithm.kl.coefficient
-
-        def completed(id: str) -> RewardResult:
-            return with_kl_penalty(with_visual_reward(reward, verdicts[id], looks.get(id)), beta * kl.get(id, 0.0))
-
-        results = [[completed(c.id) for c in group] for _, group in groups]
-        advantages = group_advantages(self._config.algorithm.advantage, results, reward.weights)
-        return [
-            Rollout(prompt, completion, result, advantage)
-            for (prompt, group), of_group in zip(groups, zip(results, advantages, strict=True), strict=True)
-            for completion, result, advantage in zip(group, *of_group, strict=True)
-        ]
-
-
-def unjudged_sample(prompt: Prompt, c: Completion) -> Sample:
-    """What frozen policies read of a rollout before its reward is known."""
-    return Sample(c.id, prompt, c.token_ids, c.log_probs, weight_version=c.weight_version, rollout_top=c.top)
-
 
 def check_first_update(update: Mapping[str, float], tolerance: float) -> None:
     """The first update sees the weights that were just scored, so its attention is the old policy's (GateError)."""
@@ -195,33 +131,6 @@ def check_first_update(update: Mapping[str, float], tolerance: float) -> None:
             f"the first update attends unlike the old policy that was just scored (divergence {divergence:.3g}, more "
             f"than {tolerance:g}); scoring and training see different inputs or weights"
         )
-
-
-def step_seed(seed: int, version: int) -> int:
-    """The sampling seed of one step: a pure function of run seed and weight version."""
-    return int.from_bytes(hashlib.sha256(f"{seed}/{version}".encode()).digest()[:6])
-
-
-def rollout_metrics(rollouts: Sequence[Rollout]) -> dict[str, float]:
-    """Means over the batch: reward parts and total over verdicts reached, lengths, share of groups without signal."""
-    judged = [r.reward for r in rollouts if r.reward.status is RewardStatus.OK]
-    parts: dict[str, list[float]] = defaultdict(list)
-    for reward in judged:
-        for name, value in reward.parts.items():
-            parts[name].append(value)
-    lengths = [len(r.completion.token_ids) for r in rollouts]
-    groups: dict[str, set[float]] = defaultdict(set)
-    for rollout in rollouts:
-        groups[rollout.prompt.id].add(rollout.advantage)
-    return {
-        **{f"reward/{name}": sum(values) / len(values) for name, values in sorted(parts.items())},
-        "reward/total": sum(r.total for r in judged) / max(1, len(judged)),
-        "reward/unjudged": float(len(rollouts) - len(judged)),
-        "rollout/length_mean": sum(lengths) / len(lengths),
-        "rollout/truncated": sum(r.completion.finish_reason == "length" for r in rollouts) / len(rollouts),
-        "rollout/tokens": float(sum(lengths)),
-        "rollout/groups_without_signal": sum(a == {0.0} for a in groups.values()) / len(groups),
-    }
 
 
 def update_metrics(updates: Sequence[Mapping[str, float]]) -> dict[str, float]:

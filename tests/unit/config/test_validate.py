@@ -153,6 +153,18 @@ ILLEGAL: dict[str, tuple[dict[str, Any], list[str]]] = {
         {"algorithm.kl.place": "reward", "algorithm.advantage": "gdpo"},
         ["algorithm.kl.place=reward", "algorithm.advantage=gdpo", "set the place to loss"],
     ),
+    "an over-long penalty that no part of the reward has": (
+        {"algorithm.overlong.handling": "penalty", "algorithm.advantage": "gdpo"},
+        ["algorithm.overlong.handling=penalty", "set the handling to mask or none"],
+    ),
+    "a buffer longer than a response": (
+        {"algorithm.overlong.handling": "penalty", "algorithm.overlong.buffer": 65},
+        ["algorithm.overlong.buffer=65", "rollout.max_new_tokens=64", "lower it"],
+    ),
+    "more rounds than records": (
+        {"algorithm.prompts_per_step": 16, "algorithm.sampling_rounds": 3, "data.train_records": 40},
+        ["algorithm.sampling_rounds=3", "data.train_records=40", "raise the latter"],
+    ),
     "an anchor that is no pattern": (
         {"synthesis.anchor": "look (at"},
         ["synthesis.anchor='look (at' is no regular expression", "correct it"],

@@ -8,7 +8,9 @@ import pytest
 
 from ral_system.config.schema import RunConfig
 from ral_system.controller.evaluate import evaluate
-from ral_system.controller.loop import TrainingLoop, rollout_metrics, step_seed, update_metrics
+from ral_system.controller.judging import repetition, rollout_metrics
+from ral_system.controller.loop import TrainingLoop, update_metrics
+from ral_system.controller.sampling import has_signal, step_seed
 from ral_system.errors import GateError, WeightSyncError
 from ral_system.observability.progress import PhaseTimer
 from ral_system.types import (
@@ -66,6 +68,7 @@ class Fakes:
         self.shuffle = random.Random(0)
         self.status: dict[str, RewardStatus] = {}
         self.drop: set[str] = set()
+        self.alike: set[str] = set()
         self.held_sha256 = "aa"
         self.first_jsd = 0.0
         self.submitted: list[Completion] = []
@@ -104,7 +107,8 @@ class Fakes:
         if status is not RewardStatus.OK:
             return RewardResult(completion.id, {}, 0.0, status, "late")
         parts = {"correctness": float(completion.index % 2), "format": 1.0}
-        return RewardResult(completion.id, parts, float(completion.index), status)
+        total = 1.0 if completion.prompt_id in self.alike else float(completion.index)
+        return RewardResult(completion.id, parts, total, status)
 
     # learner and reference
     def score(self, plan: TrainPlan) -> Sequence[str]:
@@ -288,6 +292,64 @@ def test_a_right_answer_that_looks_at_the_picture_is_worth_more(make_config, mod
     assert advantages == pytest.approx([a / (19 / 16) ** 0.5 for a in (-7 / 4, 1 / 4, 1 / 4, 5 / 4)], rel=1e-5)
 
 
+@pytest.mark.parametrize(("rounds", "trained", "drawn"), [(1, [0, 1, 2], 3), (2, [1, 4, 0], 5), (3, [1, 4, 5], 6)])
+def test_groups_that_are_all_alike_give_way_to_the_next_prompts(
+    make_config, rounds: int, trained: list[int], drawn: int
+) -> None:
+    shape = ["algorithm.prompts_per_step=3", f"algorithm.completions_per_prompt={G}", "algorithm.updates_per_step=2"]
+    roles = Fakes()
+    roles.teachers = [teacher := FakeTeacher("teacher", roles)]
+    roles.alike = {"train/0", "train/2", "train/3"}  # the second round draws 3 and 4, the third 5
+    loop = start(make_config(*shape, f"algorithm.sampling_rounds={rounds}"), roles)
+    result = loop.step()
+    assert list(dict.fromkeys(r.prompt.id for r in result.rollouts)) == [f"train/{i}" for i in trained]
+    assert loop.next_prompt == drawn
+    assert result.metrics["sampling/prompts_drawn"] == drawn
+    assert result.metrics["sampling/groups_dropped"] == drawn - 3
+    assert result.metrics["sampling/rounds"] == rounds
+    assert (result.metrics["prompts/first"], result.metrics["prompts/end"]) == (0, drawn)
+    assert [ids[0].split("#")[0] for ids in teacher.submitted] == [f"train/{i}" for i in trained]
+    roles.calls.clear()
+    loop.step()
+    assert roles.calls[0][1][0] == f"train/{drawn}"  # no prompt is lost, none is drawn twice
+
+
+def test_rounds_end_as_soon_as_the_batch_is_full(make_config) -> None:
+    shape = ["algorithm.prompts_per_step=3", f"algorithm.completions_per_prompt={G}", "algorithm.updates_per_step=2"]
+    roles = Fakes()
+    result = start(make_config(*shape, "algorithm.sampling_rounds=5"), roles).step()
+    assert (result.metrics["sampling/rounds"], result.metrics["sampling/groups_dropped"]) == (1, 0)
+
+
+def test_a_signal_is_a_difference_between_verdicts_that_were_reached() -> None:
+    def verdict(total: float, status: RewardStatus = RewardStatus.OK) -> RewardResult:
+        return RewardResult("", {}, total, status)
+
+    assert has_signal([verdict(0.0), verdict(1.0)])
+    assert not has_signal([verdict(1.0), verdict(1.0)])
+    assert not has_signal([verdict(1.0), verdict(0.0, RewardStatus.TIMEOUT)])
+    assert not has_signal([])
+
+
+def test_responses_that_were_cut_are_masked_or_punished_on_request(make_config) -> None:
+    """Completion i is worth i and has 2 or 3 tokens; completion 0 is cut at the limit."""
+    shape = ["algorithm.prompts_per_step=3", f"algorithm.completions_per_prompt={G}", "algorithm.updates_per_step=2"]
+    limit = ["rollout.max_new_tokens=3", "algorithm.advantage=dr_grpo"]
+    masked = start(make_config(*shape, *limit, "algorithm.overlong.handling=mask"), Fakes()).step()
+    assert [r.advantage for r in masked.rollouts[:G]] == [0.0, -0.5, 0.5, 1.5]  # 0 would have -1.5; the mean stays 1.5
+    punished = start(make_config(*shape, *limit, "algorithm.overlong={handling: penalty, buffer: 2}"), Fakes()).step()
+    # 2 tokens: (2 - 1) / 2 off, 3 tokens: 1 off
+    assert [r.reward.total for r in punished.rollouts[:G]] == [-0.5, 0.0, 1.5, 2.0]
+
+
+@pytest.mark.parametrize(
+    ("tokens", "share"),
+    [((), 0.0), ((1, 2, 3), 0.0), ((1, 2, 3, 4), 0.0), ((1, 1, 1, 1, 1), 0.5), ((1, 2, 1, 2, 1, 2), 1 / 3)],
+)
+def test_repetition_is_the_share_of_runs_that_were_there_before(tokens: tuple[int, ...], share: float) -> None:
+    assert repetition(tokens) == pytest.approx(share)
+
+
 def test_a_kl_in_the_reward_is_taken_off_what_was_judged(make_config) -> None:
     shape = ["algorithm.prompts_per_step=3", f"algorithm.completions_per_prompt={G}", "algorithm.updates_per_step=2"]
     roles = Fakes()
@@ -381,6 +443,8 @@ def test_rollout_metrics_by_hand() -> None:
             "reward/total": 1.2 / 3,
             "reward/unjudged": 1.0,
             "rollout/length_mean": 4.0,
+            "rollout/length_max": 5.0,
+            "rollout/repetition": 0.5 / 4,  # the five tokens are alike: one of two runs of four was there before
             "rollout/truncated": 0.25,
             "rollout/tokens": 16.0,
             "rollout/groups_without_signal": 0.5,

@@ -1,0 +1,80 @@
+"""From verdicts to advantages: what scoring adds to a reward, what length takes off it, and the group's comparison."""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+from ral_system.algorithms.advantages import group_advantages
+from ral_system.config.schema import RunConfig
+from ral_system.controller.sampling import Group
+from ral_system.rewards.penalty import overlong_penalty, with_penalty
+from ral_system.rewards.visual import with_visual_reward
+from ral_system.types import Completion, FinishReason, RewardResult, RewardStatus, Rollout
+
+
+def judge(
+    config: RunConfig,
+    groups: Sequence[Group],
+    verdicts: Mapping[str, RewardResult],
+    looks: Mapping[str, float],
+    kl: Mapping[str, float],
+) -> list[Rollout]:
+    """Every completion with its whole reward and its advantage.
+
+    `looks` are the visual rewards and `kl` the divergences to the reference that enter it, by sample id, where they do.
+    """
+    algorithm, limit = config.algorithm, config.rollout.max_new_tokens
+
+    def whole(c: Completion) -> RewardResult:
+        penalty = algorithm.kl.coefficient * kl.get(c.id, 0.0)
+        if algorithm.overlong.handling == "penalty":
+            penalty += overlong_penalty(len(c.token_ids), limit=limit, buffer=algorithm.overlong.buffer)
+        return with_penalty(with_visual_reward(config.reward, verdicts[c.id], looks.get(c.id)), penalty)
+
+    results = [[whole(c) for c in group] for _, group in groups]
+    advantages = group_advantages(algorithm.advantage, results, config.reward.weights)
+    rollouts = [
+        Rollout(prompt, completion, result, advantage)
+        for (prompt, group), of_group in zip(groups, zip(results, advantages, strict=True), strict=True)
+        for completion, result, advantage in zip(group, *of_group, strict=True)
+    ]
+    if algorithm.overlong.handling == "mask":
+        return [replace(r, advantage=0.0) if _was_cut(r.completion) else r for r in rollouts]
+    return rollouts
+
+
+def rollout_metrics(rollouts: Sequence[Rollout]) -> dict[str, float]:
+    """Means over the batch: reward parts and total over verdicts reached, lengths, share of groups without signal."""
+    judged = [r.reward for r in rollouts if r.reward.status is RewardStatus.OK]
+    parts: dict[str, list[float]] = defaultdict(list)
+    for reward in judged:
+        for name, value in reward.parts.items():
+            parts[name].append(value)
+    lengths = [len(r.completion.token_ids) for r in rollouts]
+    groups: dict[str, set[float]] = defaultdict(set)
+    for rollout in rollouts:
+        groups[rollout.prompt.id].add(rollout.advantage)
+    return {
+        **{f"reward/{name}": sum(values) / len(values) for name, values in sorted(parts.items())},
+        "reward/total": sum(r.total for r in judged) / max(1, len(judged)),
+        "reward/unjudged": float(len(rollouts) - len(judged)),
+        "rollout/length_mean": sum(lengths) / len(lengths),
+        "rollout/length_max": float(max(lengths)),
+        "rollout/repetition": sum(repetition(r.completion.token_ids) for r in rollouts) / len(rollouts),
+        "rollout/truncated": sum(_was_cut(r.completion) for r in rollouts) / len(rollouts),
+        "rollout/tokens": float(sum(lengths)),
+        "rollout/groups_without_signal": sum(a == {0.0} for a in groups.values()) / len(groups),
+    }
+
+
+def repetition(token_ids: Sequence[int], size: int = 4) -> float:
+    """Share of a response's runs of `size` tokens that were there before: 0 of a response without a second copy."""
+    runs = Counter(tuple(token_ids[i : i + size]) for i in range(len(token_ids) - size + 1))
+    total = runs.total()
+    return (total - len(runs)) / total if total else 0.0
+
+
+def _was_cut(completion: Completion) -> bool:
+    return completion.finish_reason is FinishReason.LENGTH

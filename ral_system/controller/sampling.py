@@ -1,0 +1,135 @@
+"""The rollouts of one step: generated, gated, handed on to verifiers and teachers as they finish; drawn again on
+request.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import defaultdict, deque
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+from ral_system.algorithms.advantages import EPSILON
+from ral_system.config.schema import RunConfig
+from ral_system.errors import GateError
+from ral_system.observability.progress import PhaseTimer
+from ral_system.protocols import Roles
+from ral_system.types import Completion, Prompt, RewardResult, RewardStatus, Sample, Sampling
+
+Group = tuple[Prompt, list[Completion]]
+"""A prompt's completions, by index."""
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """What a step trains on, in the order of the prompts, whatever order completions finished in."""
+
+    groups: list[Group]
+    verdicts: dict[str, RewardResult]
+    """Those that had to be waited for already."""
+    drawn: int
+    """Prompts taken from the training sequence, dropped ones among them."""
+    rounds: int
+
+
+class Sampler:
+    """Draws batches. `train_prompt(i)` is the i-th prompt of the endless training sequence."""
+
+    def __init__(
+        self, config: RunConfig, roles: Roles, train_prompt: Callable[[int], Prompt], timer: PhaseTimer
+    ) -> None:
+        self._config, self._roles, self._train_prompt, self._timer = config, roles, train_prompt, timer
+
+    def draw(self, first: int, version: int) -> Batch:
+        """`prompts_per_step` groups from the `first` prompt on, made with the weights of `version`.
+
+        With `sampling_rounds` > 1 groups whose verdicts are all alike teach nothing and give way to the next prompts'
+        (DAPO's dynamic sampling, arXiv 2503.14476), that many rounds at most; what is missing then is filled up with
+        them.
+        """
+        size, rounds = self._config.algorithm.prompts_per_step, self._config.algorithm.sampling_rounds
+        if rounds == 1:
+            return Batch(self._generate(first, size, version, teach=True), {}, size, 1)
+        kept: list[Group] = []
+        alike: list[Group] = []
+        verdicts: dict[str, RewardResult] = {}
+        drawn = used = 0
+        while used < rounds and len(kept) < size:
+            wanted = size - len(kept)
+            groups = self._generate(first + drawn, wanted, version, teach=False)
+            drawn, used = drawn + wanted, used + 1
+            with self._timer.phase("reward"):
+                verdicts |= self._roles.rewarder.collect()
+            for group in groups:
+                (kept if has_signal([verdicts[c.id] for c in group[1]]) else alike).append(group)
+        batch = kept + alike[: size - len(kept)]
+        for prompt, completions in batch:
+            self._teach(prompt, completions)
+        return Batch(batch, verdicts, drawn, used)
+
+    def _generate(self, first: int, count: int, version: int, *, teach: bool) -> list[Group]:
+        """Rewards are computed, and with `teach` teachers score, while generation goes on.
+
+        Teachers get whole groups in the order of the prompts, so that what they compute together is always the same.
+        """
+        prompts = [self._train_prompt(first + i) for i in range(count)]
+        by_id = {prompt.id: prompt for prompt in prompts}
+        sampling = Sampling(
+            completions=self._config.algorithm.completions_per_prompt,
+            temperature=self._config.rollout.temperature,
+            max_new_tokens=self._config.rollout.max_new_tokens,
+            seed=step_seed(self._config.seed, version),
+            top_tokens=self._config.rollout_top_tokens,
+        )
+        groups: dict[str, list[Completion]] = defaultdict(list)
+        unfinished = deque(prompts)
+        with self._timer.phase("rollout"):
+            for completion in self._roles.generator.generate(prompts, sampling):
+                if completion.weight_version != version:
+                    raise GateError(
+                        f"sample {completion.id}: made with weights {completion.weight_version}, "
+                        f"but the learner is at {version}"
+                    )
+                self._roles.rewarder.submit(completion, by_id[completion.prompt_id])
+                groups[completion.prompt_id].append(completion)
+                while unfinished and len(groups[unfinished[0].id]) == sampling.completions:
+                    prompt = unfinished.popleft()
+                    groups[prompt.id].sort(key=lambda c: c.index)
+                    if teach:
+                        self._teach(prompt, groups[prompt.id])
+        for prompt in prompts:
+            if len(groups[prompt.id]) != sampling.completions:
+                raise GateError(f"prompt {prompt.id}: {len(groups[prompt.id])} completions came back")
+        return [(prompt, groups[prompt.id]) for prompt in prompts]
+
+    def _teach(self, prompt: Prompt, group: Sequence[Completion]) -> None:
+        for teacher in self._roles.teachers:
+            teacher.submit([unjudged_sample(prompt, c) for c in group])
+
+
+def has_signal(verdicts: Sequence[RewardResult]) -> bool:
+    """Whether the group's rewards differ; verdicts that were not reached do not count."""
+    totals = [v.total for v in verdicts if v.status is RewardStatus.OK]
+    return len(totals) > 1 and max(totals) - min(totals) > EPSILON
+
+
+def unjudged_sample(prompt: Prompt, c: Completion) -> Sample:
+    """What frozen policies read of a rollout before its reward is known."""
+    return Sample(c.id, prompt, c.token_ids, c.log_probs, weight_version=c.weight_version, rollout_top=c.top)
+
+
+def step_seed(seed: int, version: int) -> int:
+    """The sampling seed of one step: a pure function of run seed and weight version.
+
+    With the prompt's id and the completion's index it makes the completion's own seed: so a rollout can be made again.
+    """
+    return int.from_bytes(hashlib.sha256(f"{seed}/{version}".encode()).digest()[:6])
+
+
+def sampling_metrics(batch: Batch) -> Mapping[str, float]:
+    """How many prompts a step took, and how many of them it did not train on."""
+    return {
+        "sampling/rounds": float(batch.rounds),
+        "sampling/prompts_drawn": float(batch.drawn),
+        "sampling/groups_dropped": float(batch.drawn - len(batch.groups)),
+    }
