@@ -363,6 +363,8 @@ class RolloutConfig(Group):
     """Engines; prompts are dealt to them in turn."""
     temperature: PositiveFloat
     max_new_tokens: Positive
+    stop_at_answer: bool
+    """End a response at `</answer>`, whatever the model would still say."""
     max_model_len: Positive
     """Prompt and response together, in tokens, visual tokens included."""
     max_sequences: Positive

@@ -52,9 +52,17 @@ def check_prompt_ids(prompt: Prompt, engine_ids: Sequence[int]) -> None:
 
 
 def check_completion(
-    prompt: Prompt, completion: Completion, *, banned_token_ids: Collection[int], stop_token_ids: Collection[int]
+    prompt: Prompt,
+    completion: Completion,
+    *,
+    banned_token_ids: Collection[int],
+    stop_token_ids: Collection[int],
+    stop_text: str | None = None,
 ) -> None:
-    """A completion must be trainable: non-empty, one finite log-prob per token, no media token, properly ended."""
+    """A completion must be trainable: non-empty, one finite log-prob per token, no media token, properly ended.
+
+    `stop_text` ends a response, too, as soon as its text holds it.
+    """
     tokens, log_probs = completion.token_ids, completion.log_probs
     label = f"completion {completion.id}"
     if not tokens or len(tokens) != len(log_probs):
@@ -64,7 +72,7 @@ def check_completion(
             raise MediaTokenError(f"{label}: token {at} is {token}, which is banned (it stands for media in a prompt)")
         if not math.isfinite(log_prob) or log_prob > 1e-5:
             raise GateError(f"{label}: token {at} has log-prob {log_prob}")
-    stopped = tokens[-1] in stop_token_ids
+    stopped = tokens[-1] in stop_token_ids or (stop_text is not None and stop_text in completion.text)
     if stopped != (completion.finish_reason is FinishReason.STOP):
         raise GateError(f"{label}: finish reason {completion.finish_reason} but its last token is {tokens[-1]}")
     if completion.prompt_id != prompt.id:

@@ -24,7 +24,7 @@ from ral_system.models.loading import load_model, load_processor
 from ral_system.rollout.engine_weights import ParameterReader, as_tensors, held_manifest
 from ral_system.rollout.gates import check_completion, check_image_tokens, check_prompt_length
 from ral_system.rollout.seeds import completion_seed
-from ral_system.rollout.stopping import stop_token_ids
+from ral_system.rollout.stopping import ANSWER_END, stop_token_ids
 from ral_system.rollout.top_tokens import with_rest
 from ral_system.types import Completion, FinishReason, Prompt, Sampling, WeightManifest, Weights
 
@@ -119,7 +119,7 @@ class HfEngine:
             tokens_B = self._sample(rows, output.logits[:, -1], sampling)
             going = []
             for at, row in enumerate(rows):
-                if row.token_ids[-1] in self._stop_ids or len(row.token_ids) == row.limit:
+                if self._stopped(row) or len(row.token_ids) == row.limit:
                     yield self._completion(row)
                 else:
                     going.append(at)
@@ -132,6 +132,14 @@ class HfEngine:
             mask_BT = torch.cat([mask_BT, mask_BT.new_ones(len(rows), 1)], dim=1)
             position_B1 = mask_BT.sum(-1, keepdim=True) - 1 + rope_shift_B1
             inputs = {"input_ids": tokens_B[:, None], "position_ids": position_B1.expand(3, -1, -1)}
+
+    def _stopped(self, row: _Row) -> bool:
+        if row.token_ids[-1] in self._stop_ids:
+            return True
+        return self._config.stop_at_answer and ANSWER_END in self._text(row)
+
+    def _text(self, row: _Row) -> str:
+        return self._processor.tokenizer.decode(row.token_ids, skip_special_tokens=True)
 
     def _key_kinds(self, input_ids_BT: Tensor, mask_BT: Tensor, rows: list[_Row]) -> tuple[Tensor, Tensor]:
         """bool [B, T] twice: the prompts' visual tokens, and those of their system turns."""
@@ -207,11 +215,17 @@ class HfEngine:
             index=row.index,
             token_ids=tuple(row.token_ids),
             log_probs=tuple(row.log_probs),
-            text=self._processor.tokenizer.decode(row.token_ids, skip_special_tokens=True),
-            finish_reason=FinishReason.STOP if row.token_ids[-1] in self._stop_ids else FinishReason.LENGTH,
+            text=self._text(row),
+            finish_reason=FinishReason.STOP if self._stopped(row) else FinishReason.LENGTH,
             weight_version=self._version,
             top=with_rest(*(np.stack(part) for part in zip(*row.top, strict=True))) if row.top else None,
         )
         banned = frozenset(self._banned.tolist())
-        check_completion(row.prompt, completion, banned_token_ids=banned, stop_token_ids=self._stop_ids)
+        check_completion(
+            row.prompt,
+            completion,
+            banned_token_ids=banned,
+            stop_token_ids=self._stop_ids,
+            stop_text=ANSWER_END if self._config.stop_at_answer else None,
+        )
         return completion

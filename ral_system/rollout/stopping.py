@@ -1,8 +1,11 @@
-"""Which tokens end a response, in any engine."""
+"""What ends a response, in any engine."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+
+ANSWER_END = "</answer>"
+"""The text that ends a response with `rollout.stop_at_answer`."""
 
 
 def stop_token_ids(end_of_turn: int, generation_config_ids: int | Sequence[int] | None) -> frozenset[int]:

@@ -20,7 +20,7 @@ from ral_system.errors import DataError, WeightSyncError
 from ral_system.rollout.engine_weights import VllmReader, as_tensors, held_manifest, received_manifest
 from ral_system.rollout.gates import check_completion, check_prompt_ids, check_prompt_length, collapse_placeholders
 from ral_system.rollout.seeds import completion_seed
-from ral_system.rollout.stopping import stop_token_ids
+from ral_system.rollout.stopping import ANSWER_END, stop_token_ids
 from ral_system.rollout.top_tokens import with_rest
 from ral_system.rollout.vllm_environment import Device
 from ral_system.types import Completion, FinishReason, Prompt, Sampling, TokenRecord, WeightManifest, Weights
@@ -67,6 +67,7 @@ class VllmEngine:
         self._media = media
         self._max_in_flight = 2 * config.max_sequences
         self._max_model_len = config.max_model_len
+        self._stop_text = ANSWER_END if config.stop_at_answer else None
         self._reads_back = config.tensor_parallel == 1
         self._banned = frozenset(banned_token_ids)
         self._tokenizer = self._llm.get_tokenizer()
@@ -146,7 +147,9 @@ class VllmEngine:
             seed=completion_seed(sampling.seed, prompt.id, index),
             logprobs=sampling.top_tokens,  # beside the sampled token's
             logit_bias=dict.fromkeys(self._banned, _BAN),
-            detokenize=False,
+            detokenize=self._stop_text is not None,
+            stop=self._stop_text,
+            include_stop_str_in_output=True,
             output_kind=RequestOutputKind.FINAL_ONLY,
         )
         request_id = f"{prompt.id}#{index}"
@@ -167,7 +170,13 @@ class VllmEngine:
             weight_version=self._version,
             top=_top_tokens(token_ids, result.logprobs, top_tokens) if top_tokens else None,
         )
-        check_completion(prompt, completion, banned_token_ids=self._banned, stop_token_ids=self._stop_ids)
+        check_completion(
+            prompt,
+            completion,
+            banned_token_ids=self._banned,
+            stop_token_ids=self._stop_ids,
+            stop_text=self._stop_text,
+        )
         return completion
 
 

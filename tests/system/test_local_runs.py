@@ -211,6 +211,27 @@ def test_looking_at_the_picture_is_rewarded(
     assert any(step["rollout/groups_without_signal"] < 1 for step in steps)
 
 
+def test_groups_without_a_signal_are_drawn_again(commands, left, with_signal, uninterrupted, tmp_path: Path) -> None:
+    start = uninterrupted.folder / "models" / "sft"
+    overrides = [
+        *with_signal,
+        "algorithm.sampling_rounds=3",
+        "algorithm.overlong.handling=mask",
+        f"start_model={start}",
+    ]
+    done = commands(
+        "ral-rl", *overrides, "algorithm/policy_loss=dppo_top_k_tv", "rollout.stop_at_answer=true", cwd=tmp_path
+    )
+    assert done.returncode == 0, done.stderr
+    run = left(tmp_path / "runs" / "smoke")
+    run.assert_no_prompt_lost_or_repeated()
+    steps, plain = run.rl_steps(), uninterrupted.rl_steps()
+    assert sum(step["sampling/groups_dropped"] for step in steps) > 0
+    assert all(step["sampling/prompts_drawn"] == step["prompts/end"] - step["prompts/first"] for step in steps)
+    share = [sum(s["rollout/groups_without_signal"] for s in of) / len(of) for of in (steps, plain)]
+    assert share[0] < share[1]
+
+
 @pytest.mark.parametrize("algorithm", ["grpo_zero", "grpo"])
 def test_the_controls_run(commands, left, with_signal, uninterrupted, tmp_path: Path, algorithm: str) -> None:
     start = uninterrupted.folder / "models" / "sft"

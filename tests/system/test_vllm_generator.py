@@ -18,9 +18,11 @@ from ral_system.data.visual_search import VisualSearch, words
 from ral_system.errors import GateError, WeightSyncError
 from ral_system.models.loading import load_model, load_processor, media_token_ids
 from ral_system.models.tiny import build_tiny_model
+from ral_system.rollout.stopping import ANSWER_END
 from ral_system.rollout.vllm_environment import vllm_environment
 from ral_system.sync.manifest import build_manifest, build_weights, verify_loaded
 from ral_system.types import Completion, Prompt, Sampling, Weights
+from tests.unit.rollout.stopped import check_stopped
 from tests.unit.rollout.top_tokens import check_top_tokens
 
 pytestmark = pytest.mark.system
@@ -31,6 +33,7 @@ CONFIG = TypeAdapter(RolloutConfig).validate_python(
         "workers": 1,
         "temperature": 0.8,
         "max_new_tokens": 24,
+        "stop_at_answer": False,
         "max_model_len": 256,
         "max_sequences": 32,
         "dtype": "float32",
@@ -119,6 +122,13 @@ def test_the_most_likely_tokens_are_reported_on_request(setting: Setting, count:
     assert {id: c.token_ids for id, c in found.items()} == {id: c.token_ids for id, c in plain.items()}
     assert all(c.top is not None and c.top.ids is not None and c.top.ids.shape[1] == count for c in found.values())
     assert setting.largest_difference(found, SAMPLING.temperature) <= 1e-4
+
+
+def test_a_response_ends_at_its_answer_on_request(setting: Setting, monkeypatch: pytest.MonkeyPatch) -> None:
+    sampling = replace(SAMPLING, completions=6, max_new_tokens=80)
+    plain = setting.generate(sampling=sampling)
+    monkeypatch.setattr(setting.engine, "_stop_text", ANSWER_END)
+    check_stopped(plain, setting.generate(sampling=sampling), setting.processor.tokenizer)
 
 
 def test_a_completion_depends_on_its_own_seed_alone(setting: Setting) -> None:

@@ -66,3 +66,13 @@ def test_seeds_are_stable_and_distinct() -> None:
     assert len(seeds) == 3 * 20 * 8
     assert all(0 <= seed < 2**63 for seed in seeds)
     assert completion_seed(1, "train/1", 11) != completion_seed(1, "train/11", 1)
+
+
+def test_a_text_may_end_a_response_too() -> None:
+    going_on = replace(
+        COMPLETION, token_ids=(7, 8), log_probs=(-0.1, -0.2), finish_reason=FinishReason.STOP, text="a </answer>"
+    )
+    check_completion(PROMPT, going_on, banned_token_ids={IMAGE}, stop_token_ids={STOP}, stop_text="</answer>")
+    for wrong in (replace(going_on, text="a"), replace(going_on, finish_reason=FinishReason.LENGTH)):
+        with pytest.raises(GateError, match="finish reason"):
+            check_completion(PROMPT, wrong, banned_token_ids={IMAGE}, stop_token_ids={STOP}, stop_text="</answer>")

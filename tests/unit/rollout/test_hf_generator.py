@@ -15,6 +15,7 @@ from ral_system.models.tiny import build_tiny_model
 from ral_system.rollout.hf_generator import HfEngine
 from ral_system.sync.manifest import build_weights, verify_loaded
 from ral_system.types import Completion, FinishReason, Prompt, Sampling
+from tests.unit.rollout.stopped import check_stopped
 from tests.unit.rollout.top_tokens import check_top_tokens
 
 CONFIG = RolloutConfig(
@@ -22,6 +23,7 @@ CONFIG = RolloutConfig(
     workers=1,
     temperature=0.8,
     max_new_tokens=12,
+    stop_at_answer=False,
     max_model_len=64,
     max_sequences=8,
     dtype="float32",
@@ -185,3 +187,13 @@ def test_the_most_likely_tokens_are_reported_on_request(setting: Setting, count:
     assert all(c.top is None for c in plain.values())
     assert all(c.top is not None and c.top.ids is not None and c.top.ids.shape[1] == count for c in found.values())
     setting.check_parity(found, SAMPLING.temperature)
+
+
+def test_a_response_ends_at_its_answer_on_request(setting: Setting) -> None:
+    sampling = replace(SAMPLING, completions=8, max_new_tokens=80)
+    plain, stopping = (setting.new_engine(stop_at_answer=stop, max_model_len=128) for stop in (False, True))
+    check_stopped(
+        {c.id: c for c in plain.generate(setting.prompts, sampling)},
+        {c.id: c for c in stopping.generate(setting.prompts, sampling)},
+        setting.processor.tokenizer,
+    )
