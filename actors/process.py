@@ -6,6 +6,7 @@ import faulthandler
 import os
 import socket
 import sys
+import time
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -15,6 +16,7 @@ from typing import Any, Concatenate, ParamSpec, TypeVar
 
 from ral_system.errors import RalError
 from ral_system.observability.quiet import silence_third_party
+from ral_system.observability.timeline import SpanLog
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -32,6 +34,7 @@ class ActorProcess:
         self._call_timeout_s = call_timeout_s
         _redirect_output(log)
         silence_third_party()
+        self._spans = SpanLog(log.parent, log.stem)
         faulthandler.enable(file=sys.stderr)
         print(f"--- {name}: pid {os.getpid()} on {socket.gethostname()}", flush=True)
 
@@ -40,8 +43,12 @@ class ActorProcess:
         return os.getpid()
 
     @contextmanager
-    def watched(self) -> Iterator[None]:
-        """Dump all stacks to the log shortly before the caller's deadline; log any error that is not ours."""
+    def watched(self, name: str) -> Iterator[None]:
+        """Dump all stacks to the log shortly before the caller's deadline; log any error that is not ours.
+
+        The call is noted for the run's timeline under `name`.
+        """
+        began = time.perf_counter()
         faulthandler.dump_traceback_later(_DUMP_AT * self._call_timeout_s, file=sys.stderr)
         try:
             yield
@@ -52,6 +59,7 @@ class ActorProcess:
             raise
         finally:
             faulthandler.cancel_dump_traceback_later()
+            self._spans.ended(name, time.perf_counter() - began)
 
 
 Actor = TypeVar("Actor", bound=ActorProcess)
@@ -62,7 +70,7 @@ def watched(method: Callable[Concatenate[Actor, P], R]) -> Callable[Concatenate[
 
     @wraps(method)
     def run(self: Any, *args: P.args, **kwargs: P.kwargs) -> R:
-        with self.watched():
+        with self.watched(method.__name__):
             return method(self, *args, **kwargs)
 
     return run

@@ -60,6 +60,7 @@ def run_stages(config: RunConfig, stages: Sequence[Stage]) -> None:
     from ral_system.controller.summary import write_summary
     from ral_system.models.loading import local_model_folder
     from ral_system.observability.report import write_report
+    from ral_system.observability.timeline import write_trace
 
     began = time.monotonic()
     for teacher in config.teachers if "rl" in stages else ():
@@ -76,6 +77,7 @@ def run_stages(config: RunConfig, stages: Sequence[Stage]) -> None:
         Checkpoints(folder.checkpoints / stage, config.checkpoint.keep).clear()
         write_summary(config, folder)
         write_report(folder.root)
+        write_trace(folder.root)
     print(f"{folder.root}/report.html, summary.json and model/ are written ({time.monotonic() - began:.0f} s)")
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import closing
 from pathlib import Path
 
 from ral_system.config.schema import STAGES, RunConfig, Stage
@@ -17,6 +18,7 @@ from ral_system.models.loading import load_processor, local_model_folder
 from ral_system.models.tiny import build_tiny_model
 from ral_system.observability.metrics import MetricsLog, RolloutLog
 from ral_system.observability.progress import PhaseTimer, StageProgress
+from ral_system.observability.timeline import CONTROLLER, SpanLog
 from ral_system.protocols import Roles
 
 StartRoles = Callable[[RunConfig, Stage, Path, Path], Roles]
@@ -65,6 +67,7 @@ def run_stage(config: RunConfig, folder: RunFolder, stage: Stage, model: Path, s
     with (
         MetricsLog(folder.root, config.logging, config.name, config.model_dump(mode="json")) as metrics,
         RolloutLog(folder.root) as rollouts,
+        closing(SpanLog(folder.logs, CONTROLLER, stage=stage)) as spans,
     ):
         roles = start_roles(config, stage, model, folder.root)
         try:
@@ -76,7 +79,7 @@ def run_stage(config: RunConfig, folder: RunFolder, stage: Stage, model: Path, s
                 roles=roles,
                 metrics=metrics,
                 rollouts=rollouts,
-                timer=PhaseTimer(progress.phase),
+                timer=PhaseTimer(progress.phase, on_end=spans.ended),
                 progress=progress,
             )
             if stage == "rl":

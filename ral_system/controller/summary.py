@@ -9,6 +9,7 @@ from ral_system.config.schema import STAGES, RunConfig
 from ral_system.controller.run_folder import RunFolder
 from ral_system.errors import GATE_COUNTERS, GateError
 from ral_system.observability.jsonl import write_atomically
+from ral_system.observability.timeline import idle_shares
 
 
 def write_summary(config: RunConfig, folder: RunFolder, failed: GateError | None = None) -> None:
@@ -35,6 +36,7 @@ def write_summary(config: RunConfig, folder: RunFolder, failed: GateError | None
         "weight_tensors_verified": rl.get("tensors_verified"),
         **failures,
         "rollout_tokens_per_s": rl["rollout_tokens"] / rl["rollout_s"] if rl else None,
+        "idle_share": idle_shares(folder.root, "rl") if rl else None,
         "wall_s": {
             stage: {"total": result.get("wall_s"), **result.get("phases_s", {})} for stage, result in results.items()
         },

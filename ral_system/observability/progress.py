@@ -25,9 +25,12 @@ class PhaseTimer:
     """Wall time per named phase. A phase inside another counts for itself only, so phases add up to the time spent."""
 
     def __init__(
-        self, on_phase: Callable[[str], None] | None = None, clock: Callable[[], float] = time.perf_counter
+        self,
+        on_phase: Callable[[str], None] | None = None,
+        clock: Callable[[], float] = time.perf_counter,
+        on_end: Callable[[str, float], None] = lambda name, seconds: None,
     ) -> None:
-        self._on_phase, self._clock = on_phase, clock
+        self._on_phase, self._clock, self._on_end = on_phase, clock, on_end
         self._open: list[tuple[str, float]] = []  # name, clock at which it last began to run
         self._current: dict[str, float] = {}
         self._totals: dict[str, float] = {}
@@ -69,6 +72,7 @@ class PhaseTimer:
         spent = self._clock() - since
         for book in (self._current, self._totals):
             book[name] = book.get(name, 0.0) + spent
+        self._on_end(name, spent)
 
     def _announce(self, name: str) -> None:
         if self._on_phase is not None:

@@ -56,6 +56,12 @@ def test_every_role_on_ray(commands, left, marked, end_of, mark: str, tmp_path: 
     assert None not in summary.values()
     assert (summary["prompt_id_mismatches"], summary["weight_checksum_failures"]) == (0, 0)
 
+    lanes = {"learner_0", "learner_1", "rollout_0", "reference_0", "reward_0"}
+    assert summary["idle_share"].keys() == lanes and all(0 < share < 1 for share in summary["idle_share"].values())
+    events = json.loads((run.folder / "trace.json").read_text())["traceEvents"]
+    assert {e["args"]["name"] for e in events if e["ph"] == "M"} == lanes | {"controller"}
+    assert {"generate", "score", "update", "load_weights", "publish"} <= {e["name"] for e in events}
+
     from transformers import AutoModelForImageTextToText, AutoProcessor
 
     AutoModelForImageTextToText.from_pretrained(run.folder / "model")

@@ -1,0 +1,114 @@
+"""Who worked when: every process notes its calls, and a run's notes become one trace and an idle share per process.
+
+`logs/<role>_<rank>.spans.jsonl`, a line `{"name": "update", "start_s": 1732180000.1, "end_s": 1732180001.9}`, in
+seconds of the epoch. The controller's lines are its phases and name their stage, too.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from ral_system.observability.jsonl import dump, read_objects, write_atomically
+
+TRACE_FILE = "trace.json"
+CONTROLLER = "controller"
+_SUFFIX = ".spans.jsonl"
+_SHORTEST_S = 1e-3
+"""Calls shorter than this are not noted: handing over a completion is no work."""
+
+Span = tuple[float, float]
+"""Start and end."""
+
+
+class SpanLog:
+    """One process's notes. A line has left the process when `ended` returns."""
+
+    def __init__(self, logs: Path, lane: str, **labels: str) -> None:
+        logs.mkdir(parents=True, exist_ok=True)
+        self._file = (logs / f"{lane}{_SUFFIX}").open("a", encoding="utf-8")
+        self._labels = labels
+
+    def ended(self, name: str, seconds: float) -> None:
+        """Something that took `seconds` has just ended."""
+        if seconds >= _SHORTEST_S:
+            now = time.time()
+            line = {"name": name, "start_s": round(now - seconds, 6), "end_s": round(now, 6), **self._labels}
+            self._file.write(dump(line) + "\n")
+            self._file.flush()
+
+    def close(self) -> None:
+        """Idempotent."""
+        self._file.close()
+
+
+def write_trace(run_folder: Path) -> None:
+    """`trace.json` in Chrome's trace event format, one lane per process; https://ui.perfetto.dev opens it."""
+    lanes = _lanes(run_folder)
+    begin = min((line["start_s"] for lines in lanes.values() for line in lines), default=0.0)
+    events: list[dict[str, Any]] = []
+    for number, (lane, lines) in enumerate(lanes.items()):
+        events.append({"ph": "M", "name": "thread_name", "pid": 0, "tid": number, "args": {"name": lane}})
+        events += [
+            {
+                "ph": "X",
+                "name": line["name"],
+                "pid": 0,
+                "tid": number,
+                "ts": round(1e6 * (line["start_s"] - begin)),
+                "dur": round(1e6 * (line["end_s"] - line["start_s"])),
+            }
+            for line in lines
+        ]
+    write_atomically(run_folder / TRACE_FILE, json.dumps({"traceEvents": events, "displayTimeUnit": "ms"}))
+
+
+def idle_shares(run_folder: Path, stage: str) -> dict[str, float]:
+    """Share of the stage in which each process had nothing to do, all sessions of the run together.
+
+    A stage is when the controller is in one of its phases, so that time between two sessions counts for nobody. Empty
+    for a stage that left no notes.
+    """
+    lanes = _lanes(run_folder)
+    phases = [(line["start_s"], line["end_s"]) for line in lanes.pop(CONTROLLER, []) if line.get("stage") == stage]
+    window = merged(phases)
+    total = sum(end - start for start, end in window)
+    if not total:
+        return {}
+    busy = {
+        lane: overlap(merged([(line["start_s"], line["end_s"]) for line in lines]), window)
+        for lane, lines in lanes.items()
+    }
+    return {lane: 1 - seconds / total for lane, seconds in busy.items() if seconds}
+
+
+def merged(spans: Sequence[Span]) -> list[Span]:
+    """The same time without overlaps, in order."""
+    found: list[Span] = []
+    for start, end in sorted(spans):
+        if found and start <= found[-1][1]:
+            found[-1] = (found[-1][0], max(found[-1][1], end))
+        else:
+            found.append((start, end))
+    return found
+
+
+def overlap(a: Sequence[Span], b: Sequence[Span]) -> float:
+    """Seconds in both; each in order and without overlaps in itself."""
+    seconds, i, j = 0.0, 0, 0
+    while i < len(a) and j < len(b):
+        seconds += max(0.0, min(a[i][1], b[j][1]) - max(a[i][0], b[j][0]))
+        if a[i][1] < b[j][1]:
+            i += 1
+        else:
+            j += 1
+    return seconds
+
+
+def _lanes(run_folder: Path) -> dict[str, list[dict[str, Any]]]:
+    """The controller first, then by name."""
+    files = sorted((run_folder / "logs").glob(f"*{_SUFFIX}"), key=lambda f: (f.name != CONTROLLER + _SUFFIX, f.name))
+    return {f.name.removesuffix(_SUFFIX): [line for line in read_objects(f) if "end_s" in line] for f in files}
