@@ -284,6 +284,9 @@ class AlgorithmConfig(Group):
     sampling_rounds: Positive
     """Most rounds of rollouts per step. 1 trains on every group; more replace groups whose rewards are all alike by the
     next prompts' (dynamic sampling), and rewards no longer overlap with scoring."""
+    max_staleness: Annotated[int, Field(ge=0, le=1)]
+    """Weight versions that a batch may lag behind those it trains. 0 generates and trains in turn; 1 generates the next
+    batch while one trains, and keeps the last two versions' weights in host memory."""
     overlong: OverlongConfig
     updates_per_step: Positive
     """K optimiser updates per rollout batch, each on 1/K of it, one pass over the batch in all."""

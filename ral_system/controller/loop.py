@@ -17,7 +17,7 @@ from dataclasses import dataclass
 
 from ral_system.config.schema import RunConfig
 from ral_system.controller.judging import judge, rollout_metrics
-from ral_system.controller.sampling import Sampler, sampling_metrics, unjudged_sample
+from ral_system.controller.sampling import Batch, Sampler, sampling_metrics, unjudged_sample
 from ral_system.errors import GateError
 from ral_system.observability.progress import PhaseTimer
 from ral_system.protocols import Ref, Roles
@@ -66,11 +66,19 @@ class TrainingLoop:
         with self._timer.phase("sync"):
             return publish_weights(self._roles.learner, self._roles.generator, self.version)
 
-    def step(self) -> Step:
-        """One rollout batch: generate, judge, score, update K times, publish."""
-        algorithm, learner = self._config.algorithm, self._roles.learner
+    def step(self, *, pause_after: bool = True) -> Step:
+        """One rollout batch: generate, judge, score, update K times, publish. It always pauses after that."""
+        rollouts, metrics = self._train(self._sampler.draw(self.next_prompt, self.version))
+        metrics["gate/tensors_verified"] = float(self.publish())
+        return self._finished(rollouts, metrics)
 
-        batch = self._sampler.draw(self.next_prompt, self.version)
+    def close(self) -> None:
+        """Nothing is under way between two steps."""
+
+    def _train(self, batch: Batch) -> tuple[list[Rollout], dict[str, float]]:
+        """Score and judge the batch, update K times on it; afterwards the learner is a version on."""
+        algorithm, learner = self._config.algorithm, self._roles.learner
+        self._sampler.teach(batch)
         plan = plan_updates(
             [unjudged_sample(prompt, c) for prompt, group in batch.groups for c in group],
             updates=algorithm.updates_per_step,
@@ -90,18 +98,18 @@ class TrainingLoop:
             updates = [
                 learner.update(plan, k, behaviour, reference, *teaching) for k in range(algorithm.updates_per_step)
             ]
-        if algorithm.attention.anchor == "old":
+        if algorithm.attention.anchor == "old" and batch.version == self.version:
             exact = FIRST_UPDATE[self._config.learner.dtype]
             check_first_update(updates[0], exact**0.5 if algorithm.attention.divergence == "tv" else exact)
 
-        self.version += 1
-        tensors_verified = self.publish()
         metrics = {**rollout_metrics(rollouts), **sampling_metrics(batch), **update_metrics(updates)}
-        metrics["prompts/first"] = float(self.next_prompt)
-        self.next_prompt += batch.drawn
         metrics["attention/divergence_first_update"] = updates[0]["attention/divergence"]
-        metrics |= {"gate/prompts_verified": float(len(rollouts)), "gate/tensors_verified": float(tensors_verified)}
+        metrics |= {"gate/prompts_verified": float(len(rollouts)), "prompts/first": float(self.next_prompt)}
+        self.version, self.next_prompt = self.version + 1, self.next_prompt + batch.drawn
         metrics |= {"prompts/end": float(self.next_prompt), "learner/version": float(self.version)}
+        return rollouts, metrics | batch.times
+
+    def _finished(self, rollouts: Sequence[Rollout], metrics: dict[str, float]) -> Step:
         metrics |= self._timer.drain()
         metrics["rollout/tokens_per_s"] = metrics["rollout/tokens"] / metrics["time/rollout_s"]
         return Step(tuple(rollouts), metrics)

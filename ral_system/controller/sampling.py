@@ -7,7 +7,7 @@ from __future__ import annotations
 import hashlib
 from collections import defaultdict, deque
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from ral_system.algorithms.advantages import EPSILON
 from ral_system.config.schema import RunConfig
@@ -27,18 +27,35 @@ class Batch:
     groups: list[Group]
     verdicts: dict[str, RewardResult]
     """Those that had to be waited for already."""
+    version: int
+    """Weights that made it."""
     drawn: int
     """Prompts taken from the training sequence, dropped ones among them."""
     rounds: int
+    times: dict[str, float] = field(default_factory=dict)
+    """Seconds by phase, of a batch that was made while something else was timed."""
+    taught: bool = False
+    """Whether teachers have it already."""
 
 
 class Sampler:
-    """Draws batches. `train_prompt(i)` is the i-th prompt of the endless training sequence."""
+    """Draws batches. `train_prompt(i)` is the i-th prompt of the endless training sequence.
+
+    `ahead`: in a thread of its own, while an earlier batch trains. Verdicts are then waited for here, since a
+    verifier's answers to two batches would mix, and teachers get the batch when it is its turn.
+    """
 
     def __init__(
-        self, config: RunConfig, roles: Roles, train_prompt: Callable[[int], Prompt], timer: PhaseTimer
+        self,
+        config: RunConfig,
+        roles: Roles,
+        train_prompt: Callable[[int], Prompt],
+        timer: PhaseTimer,
+        *,
+        ahead: bool = False,
     ) -> None:
         self._config, self._roles, self._train_prompt, self._timer = config, roles, train_prompt, timer
+        self._ahead = ahead
 
     def draw(self, first: int, version: int) -> Batch:
         """`prompts_per_step` groups from the `first` prompt on, made with the weights of `version`.
@@ -48,8 +65,8 @@ class Sampler:
         them.
         """
         size, rounds = self._config.algorithm.prompts_per_step, self._config.algorithm.sampling_rounds
-        if rounds == 1:
-            return Batch(self._generate(first, size, version, teach=True), {}, size, 1)
+        if rounds == 1 and not self._ahead:
+            return Batch(self._generate(first, size, version, teach=True), {}, version, size, 1, taught=True)
         kept: list[Group] = []
         alike: list[Group] = []
         verdicts: dict[str, RewardResult] = {}
@@ -61,11 +78,15 @@ class Sampler:
             with self._timer.phase("reward"):
                 verdicts |= self._roles.rewarder.collect()
             for group in groups:
-                (kept if has_signal([verdicts[c.id] for c in group[1]]) else alike).append(group)
-        batch = kept + alike[: size - len(kept)]
-        for prompt, completions in batch:
-            self._teach(prompt, completions)
-        return Batch(batch, verdicts, drawn, used)
+                informs = rounds == 1 or has_signal([verdicts[c.id] for c in group[1]])
+                (kept if informs else alike).append(group)
+        times = self._timer.drain() if self._ahead else {}
+        return Batch(kept + alike[: size - len(kept)], verdicts, version, drawn, used, times)
+
+    def teach(self, batch: Batch) -> None:
+        """Hand the batch to the teachers, unless they have it already."""
+        for prompt, group in () if batch.taught else batch.groups:
+            self._teach(prompt, group)
 
     def _generate(self, first: int, count: int, version: int, *, teach: bool) -> list[Group]:
         """Rewards are computed, and with `teach` teachers score, while generation goes on.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from ral_system.config.schema import LoggingConfig, RunConfig, Stage, Supervised
 from ral_system.controller.checkpoint import Checkpoints
 from ral_system.controller.evaluate import Evaluation, evaluate
 from ral_system.controller.loop import TrainingLoop
+from ral_system.controller.pipeline import PipelinedLoop
 from ral_system.controller.run_folder import RunFolder
 from ral_system.data.prompts import SupervisedStage, VisualSearchPrompts
 from ral_system.errors import ConfigError
@@ -129,14 +131,15 @@ def run_rl(context: StageContext) -> None:
     config = context.config
     clock = _StageClock()
     checkpoints, step, state = _resume(context, "rl")
-    loop = TrainingLoop(config, context.roles, lambda i: context.prompts.question("train", i), context.timer)
+    kind = PipelinedLoop if config.algorithm.max_staleness else TrainingLoop
+    loop = kind(config, context.roles, lambda i: context.prompts.question("train", i), context.timer)
     loop.version, loop.next_prompt = state.get("version", 0), state.get("next_prompt", 0)
     clock.spent = state.get("wall_s", 0.0)
     totals: dict[str, float] = state.get("totals", {})
     before: dict[str, float] | None = state.get("before")
     loop.publish()
 
-    with context.progress as progress:
+    with context.progress as progress, closing(loop):
         if before is None:
             before = _evaluate_and_look(context, 0, "before_rl")
             context.metrics.write("rl", 0, before | context.timer.drain())
@@ -144,7 +147,7 @@ def run_rl(context: StageContext) -> None:
         progress.update(step, before)
         while step < config.algorithm.steps:
             step += 1
-            result = loop.step()
+            result = loop.step(pause_after=_pauses_after(step, config))
             metrics = result.metrics
             entropy = metrics["attention/entropy"]
             totals.setdefault("first_attention_entropy", entropy)
@@ -187,6 +190,12 @@ def run_rl(context: StageContext) -> None:
         "phases_s": context.timer.totals(),
     }
     context.folder.complete("rl", outcome, context.roles.learner.save_model)
+
+
+def _pauses_after(step: int, config: RunConfig) -> bool:
+    """Whether nothing may be under way after the step: it is the last, or a checkpoint or an evaluation follows."""
+    every = (config.checkpoint.every, config.evaluation.every or config.algorithm.steps, config.algorithm.steps)
+    return any(step % n == 0 for n in every)
 
 
 def _evaluate_and_look(context: StageContext, step: int, phase: Phase) -> dict[str, float]:

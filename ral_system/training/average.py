@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import torch
 from safetensors.torch import load_file, save_file
-from torch import Tensor
 
 from ral_system.training.engine import Engine
+from ral_system.training.weights_in_place import in_place
 
 
 class WeightAverage:
@@ -34,12 +34,8 @@ class WeightAverage:
     @contextmanager
     def in_place(self) -> Iterator[None]:
         """Inside the block the model has the average's weights; afterwards its own again, bit by bit."""
-        own = {name: w.detach().clone() for name, w in self._weights.items()}
-        self._copy(self._average)
-        try:
+        with in_place(self._engine, self._average):
             yield
-        finally:
-            self._copy(own)
 
     def save(self, file: Path) -> None:
         """Write the average."""
@@ -49,9 +45,3 @@ class WeightAverage:
         """Continue from `save`."""
         device = next(iter(self._average.values())).device
         self._average = load_file(file, device=str(device))
-
-    @torch.no_grad()
-    def _copy(self, values: Mapping[str, Tensor]) -> None:
-        for name, weight in self._weights.items():
-            weight.copy_(values[name])
-        self._engine.weights_replaced()

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
@@ -17,7 +18,7 @@ from ral_system.config.schema import Dtype, Rows, RunConfig
 from ral_system.data.collate import Collator, TensorBatch
 from ral_system.data.media import MediaStore
 from ral_system.data.rows import select_rows
-from ral_system.errors import ConfigError, LogProbError, SetupError
+from ral_system.errors import ConfigError, GateError, LogProbError, SetupError
 from ral_system.models.loading import load_model, load_processor, media_token_ids
 from ral_system.models.policy import PolicyModel, PolicyOutput
 from ral_system.sync.manifest import build_weights
@@ -29,6 +30,7 @@ from ral_system.training.optim import optim_settings
 from ral_system.training.scores import mean_over_heads, merge_teachers, to_scores
 from ral_system.training.supervised import supervised_objective
 from ral_system.training.torch_engine import TorchEngine
+from ral_system.training.weights_in_place import PastWeights
 from ral_system.types import (
     Counts,
     MicroBatch,
@@ -66,32 +68,48 @@ class LearnerRank:
         self._engine.policy.train()  # no dropout anywhere; needed for gradient checkpointing
         attention = config.algorithm.attention
         self._version = 0
+        staleness = config.algorithm.max_staleness if stage == "rl" else 0
+        self._past = PastWeights(self._engine, staleness) if staleness else None
         self._average = None
         if stage == "rl" and attention.anchor == "ema":
             self._average = WeightAverage(self._engine, attention.ema_decay)
 
     def score(self, micro_batches: tuple[MicroBatch, ...]) -> Scores:
-        """Old log-probs and attention of every sample, at the current weights; with anchor=ema its attention records,
-        with reward.visual.model=policy also how much it looks at pictures.
+        """Old log-probs and attention of every sample, at the weights that made it; with anchor=ema its attention
+        records, with reward.visual.model=policy also how much it looks at pictures.
 
         Gate: they must match what the rollout engine reported for the same tokens, else LogProbError names the sample.
         """
         looks = self._config.visual_reward_by("policy")
+        made = {sample.weight_version for samples in micro_batches for sample in samples}
         scores: Scores = {}
-        for samples in micro_batches:
-            scores |= self._score(samples, with_response_attention=looks)
-            self._check_log_probs(samples, scores)
+        with self._at(made) as version:
+            for samples in micro_batches:
+                scores |= self._score(samples, version, with_response_attention=looks)
+                self._check_log_probs(samples, scores)
         if self._average is not None:
             with self._average.in_place():
-                averages = {id: s for samples in micro_batches for id, s in self._score(samples).items()}
+                averages = {id: s for samples in micro_batches for id, s in self._score(samples, version).items()}
             scores = {id: replace(s, attention=averages[id].attention) for id, s in scores.items()}
         return scores
 
-    def _score(self, samples: MicroBatch, *, with_response_attention: bool = False) -> Scores:
+    @contextmanager
+    def _at(self, made: set[int]) -> Iterator[int]:
+        """The weights that made a batch, in place for as long as the block: the current ones, or a past version's."""
+        if self._past is None or made == {self._version}:
+            yield self._version
+            return
+        if len(made) != 1:
+            raise GateError(f"a batch mixes rollouts of the weights {', '.join(map(str, sorted(made)))}")
+        (version,) = made
+        with self._past.at(version):
+            yield version
+
+    def _score(self, samples: MicroBatch, version: int, *, with_response_attention: bool = False) -> Scores:
         batch = self._collate(samples).to(self._engine.device)
         with torch.no_grad():
             output = self._engine.forward(batch, with_attention=True, with_response_attention=with_response_attention)
-        return to_scores(output, batch, samples, self._config, self._version)
+        return to_scores(output, batch, samples, self._config, version)
 
     def kl(self, behaviour: Scores, reference: Scores) -> dict[str, float]:
         """Sum over the response of the configured estimate of KL(pi ‖ reference), sample by sample, in nats."""
@@ -169,6 +187,8 @@ class LearnerRank:
     def publish(self, version: int) -> Weights | None:
         """The current weights as `version`, on rank 0; None on the others. Every rank calls it."""
         self._version = version
+        if self._past is not None:
+            self._past.remember(version)
         state = self._engine.full_state()
         return build_weights(version, state) if self._rank == 0 and state is not None else None
 

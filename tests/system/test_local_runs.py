@@ -232,6 +232,25 @@ def test_groups_without_a_signal_are_drawn_again(commands, left, with_signal, un
     assert share[0] < share[1]
 
 
+def test_the_overlapped_loop_ends_the_same_when_it_was_interrupted(
+    commands, left, with_signal, uninterrupted, tmp_path: Path
+) -> None:
+    start = uninterrupted.folder / "models" / "sft"
+    overrides = [*with_signal, "algorithm.max_staleness=1", "checkpoint.every=2", f"start_model={start}"]
+    done = commands("ral-rl", *overrides, "name=whole", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    killed, whole = (left(tmp_path / "runs" / name) for name in ("killed", "whole"))
+    for step, how, code in ((1, signal.SIGINT, 130), (3, signal.SIGKILL, -9)):
+        process = commands.start("ral-rl", *overrides, "name=killed", cwd=tmp_path)
+        assert kill_when_logged(process, killed, "rl", step, how) == code
+    done = commands("ral-rl", *overrides, "name=killed", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    killed.assert_equal(whole, models=("model",))
+    killed.assert_no_prompt_lost_or_repeated()
+    assert {step["pipeline/staleness"] for step in whole.rl_steps()} == {0.0, 1.0}
+    assert whole.weights() != uninterrupted.weights()
+
+
 @pytest.mark.parametrize("algorithm", ["grpo_zero", "grpo"])
 def test_the_controls_run(commands, left, with_signal, uninterrupted, tmp_path: Path, algorithm: str) -> None:
     start = uninterrupted.folder / "models" / "sft"

@@ -1,0 +1,55 @@
+"""Other weights in the model's place for a while: an average's, or those that an earlier batch was made with."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor
+
+from ral_system.errors import GateError
+from ral_system.training.engine import Engine
+
+
+@contextmanager
+def in_place(engine: Engine, values: Mapping[str, Tensor]) -> Iterator[None]:
+    """Inside the block the model has these weights; afterwards its own again, bit by bit. Every rank calls it."""
+    weights = engine.trained_weights()
+    own = {name: w.detach().clone() for name, w in weights.items()}
+    _copy(engine, weights, values)
+    try:
+        yield
+    finally:
+        _copy(engine, weights, own)
+
+
+class PastWeights:
+    """The weights of the last few versions, in host memory: `max_staleness` + 1 copies of what this rank holds."""
+
+    def __init__(self, engine: Engine, max_staleness: int) -> None:
+        self._engine, self._kept = engine, max_staleness + 1
+        self._versions: dict[int, dict[str, Tensor]] = {}
+
+    def remember(self, version: int) -> None:
+        """The current weights are this version's."""
+        weights = self._engine.trained_weights()
+        self._versions[version] = {name: w.detach().to("cpu", copy=True) for name, w in weights.items()}
+        for old in sorted(self._versions)[: -self._kept]:
+            del self._versions[old]
+
+    @contextmanager
+    def at(self, version: int) -> Iterator[None]:
+        """Inside the block the model is that version's. Raises GateError for one that is not kept."""
+        if version not in self._versions:
+            kept = ", ".join(map(str, sorted(self._versions))) or "none"
+            raise GateError(f"weights {version} are asked for, and these are kept: {kept}; the batch is too stale")
+        with in_place(self._engine, self._versions[version]):
+            yield
+
+
+@torch.no_grad()
+def _copy(engine: Engine, weights: Mapping[str, Tensor], values: Mapping[str, Tensor]) -> None:
+    for name, weight in weights.items():
+        weight.copy_(values[name])
+    engine.weights_replaced()

@@ -1,0 +1,166 @@
+"""The overlapped loop against roles that sleep: what overlaps, what never does, and what is lost when something
+fails.
+"""
+
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import pytest
+
+from ral_system.config.schema import RunConfig
+from ral_system.controller.loop import TrainingLoop
+from ral_system.controller.pipeline import PipelinedLoop, StalenessBound
+from ral_system.errors import GateError
+from ral_system.observability.progress import PhaseTimer
+from ral_system.types import Completion, Prompt, Sampling, TrainPlan, WeightManifest
+from tests.unit.controller.test_loop import Fakes, FakeTeacher, prompt, samples_of
+
+G = 4
+
+
+class Sleepers(Fakes):
+    """Roles that take their time. `log` is what began and ended, in order, whoever did it."""
+
+    def __init__(self, generate_s: float = 0.0, update_s: float = 0.0) -> None:
+        super().__init__()
+        self.generate_s, self.update_s = generate_s, update_s
+        self.log: list[str] = []
+        self.generating = threading.Event()
+        self.fail_at: int | None = None
+        self.generations = 0
+
+    def generate(self, prompts: Sequence[Prompt], sampling: Sampling) -> Iterator[Completion]:
+        assert not self.generating.is_set()
+        self.generating.set()
+        self.generations += 1
+        self.log.append(f"generate with {self.loaded_version}")
+        time.sleep(self.generate_s)
+        if self.generations == self.fail_at:
+            raise GateError("the engine broke")
+        yield from list(super().generate(prompts, sampling))
+        self.generating.clear()
+
+    def load_weights(self, weights: Any) -> Sequence[WeightManifest]:
+        assert not self.generating.is_set(), "weights changed under a generation"
+        return super().load_weights(weights)
+
+    def update(self, plan: TrainPlan, *args: Any) -> Mapping[str, float]:
+        (made,) = {s.weight_version for s in samples_of(plan)}
+        self.log.append(f"update on {made}")
+        time.sleep(self.update_s)
+        return super().update(plan, *args)
+
+
+@pytest.fixture
+def make(make_config: Callable[..., RunConfig]) -> Callable[..., TrainingLoop]:
+    def made(roles: Fakes, staleness: int) -> TrainingLoop:
+        config = make_config(
+            "algorithm.prompts_per_step=3",
+            f"algorithm.completions_per_prompt={G}",
+            "algorithm.updates_per_step=1",
+            "algorithm.attention.weight=0",
+            f"algorithm.max_staleness={staleness}",
+        )
+        loop = (PipelinedLoop if staleness else TrainingLoop)(config, roles, prompt, PhaseTimer())  # type: ignore[arg-type]
+        loop.publish()
+        return loop
+
+    return made
+
+
+def test_the_next_batch_is_made_while_one_trains(make: Callable[..., TrainingLoop]) -> None:
+    roles = Sleepers(0.05, 0.05)
+    loop = make(roles, 1)
+    results = [loop.step(pause_after=i == 3) for i in range(4)]
+    loop.close()
+    assert [r.metrics["pipeline/staleness"] for r in results] == [0, 1, 1, 1]
+    assert [r.metrics["learner/version"] for r in results] == [1, 2, 3, 4]
+    made = [{r.completion.weight_version for r in result.rollouts} for result in results]
+    assert made == [{0}, {0}, {1}, {2}]
+    firsts = [result.metrics["prompts/first"] for result in results]
+    assert firsts == [0, 3, 6, 9] and results[-1].metrics["prompts/end"] == 12
+    # the second batch is begun before the first is trained on, and so on; nothing is begun before the pause
+    assert sorted(roles.log[:2]) == ["generate with 0"] * 2
+    assert roles.log.count("generate with 1") == roles.log.count("generate with 2") == 1
+    assert "generate with 3" not in roles.log
+    assert roles.loaded_version == 4  # at the pause the engines have the newest weights
+
+
+def test_generation_and_training_overlap(make: Callable[..., TrainingLoop]) -> None:
+    seconds = {}
+    for staleness in (0, 1):
+        loop = make(Sleepers(0.05, 0.05), staleness)
+        began = time.perf_counter()
+        for i in range(30):
+            loop.step(pause_after=i == 29)
+        seconds[staleness] = time.perf_counter() - began
+        loop.close()
+    print(f"synchronous {seconds[0]:.2f} s, overlapped {seconds[1]:.2f} s: {seconds[0] / seconds[1]:.2f} times as fast")
+    assert seconds[0] / seconds[1] > 1.5  # 1.9 on a machine with nothing else to do
+
+
+def test_after_a_pause_a_batch_is_fresh(make: Callable[..., TrainingLoop]) -> None:
+    loop = make(Sleepers(), 1)
+    stale = [loop.step(pause_after=i % 2 == 1).metrics["pipeline/staleness"] for i in range(6)]
+    loop.close()
+    assert stale == [0, 1, 0, 1, 0, 1]
+
+
+def test_with_pauses_everywhere_it_is_the_synchronous_loop(make: Callable[..., TrainingLoop]) -> None:
+    found = []
+    for staleness in (0, 1):
+        roles = Sleepers()
+        loop = make(roles, staleness)
+        results = [loop.step(pause_after=True) for _ in range(3)]
+        loop.close()
+        rollouts = [[(r.completion, r.reward, r.advantage) for r in result.rollouts] for result in results]
+        found.append((rollouts, [samples_of(plan) for plan in roles.trained], roles.loaded_version))
+    assert found[0] == found[1]
+
+
+def test_teachers_get_a_batch_when_it_is_its_turn(make: Callable[..., TrainingLoop]) -> None:
+    class LateTeacher(FakeTeacher):
+        def submit(self, samples: Sequence[Any]) -> None:
+            self.submitted.append([s.id for s in samples])
+
+    roles = Sleepers()
+    roles.teachers = [teacher := LateTeacher("teacher", roles)]
+    loop = make(roles, 1)
+    loop.step(pause_after=False)
+    assert [ids[0] for ids in teacher.submitted] == [f"train/{i}#0" for i in range(3)]
+    loop.step()
+    loop.close()
+    assert [ids[0] for ids in teacher.submitted] == [f"train/{i}#0" for i in range(6)]
+
+
+def test_what_fails_while_generating_ahead_is_raised_where_the_batch_is_taken(
+    make: Callable[..., TrainingLoop],
+) -> None:
+    roles = Sleepers()
+    roles.fail_at = 2
+    loop = make(roles, 1)
+    loop.step(pause_after=False)
+    with pytest.raises(GateError, match="the engine broke"):
+        loop.step()
+    loop.close()
+
+
+def test_close_does_not_wait(make: Callable[..., TrainingLoop]) -> None:
+    roles = Sleepers(generate_s=1.0)
+    loop = make(roles, 1)
+    loop.step(pause_after=False)
+    began = time.perf_counter()
+    loop.close()
+    assert time.perf_counter() - began < 0.5
+
+
+def test_staleness_is_bounded_where_data_is_consumed() -> None:
+    bound = StalenessBound(1)
+    assert [bound.check(4, 4), bound.check(4, 5)] == [0, 1]
+    for made, now in ((4, 6), (5, 4)):
+        with pytest.raises(
+            GateError, match=rf"made with weights {made} would be trained on at {now}: .*max_staleness=1"
+        ):
+            bound.check(made, now)
