@@ -213,6 +213,9 @@ def test_one_training_step_over_real_actors(roles: RayRoles, prompts: list[Promp
         looks = roles.learner.visual_rewards(behaviour)
         assert looks.keys() == verdicts.keys() and all(0 < r < 1 for r in looks.values())
         assert roles.reference.visual_rewards(reference) == {}  # it is the policy's that was asked for
+        kl = roles.learner.kl(behaviour, reference)
+        assert kl.keys() == verdicts.keys()
+        assert all(value < 1e-9 for value in kl.values()) == (version == 0)  # then the policy is the reference
         scored = time.monotonic()
         teaching = [teacher.collect(plan) for teacher in roles.teachers]
         metrics = [roles.learner.update(plan, k, behaviour, reference, *teaching) for k in range(2)]
