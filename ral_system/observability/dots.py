@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from html import escape
 from math import isfinite, log10
 
-_LEFT, _TOP, _RIGHT, _GROUP, _HEIGHT, _FOOT = 64, 76, 24, 96, 260, 44
+_LEFT, _TOP, _RIGHT, _GROUP, _HEIGHT, _FOOT = 64, 76, 40, 108, 260, 44
 
 
 @dataclass(frozen=True, slots=True)
