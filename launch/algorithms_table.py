@@ -46,7 +46,7 @@ def table() -> str:
             "\n## KL to the reference: `algorithm.kl.estimator`, weight `algorithm.kl.coefficient`",
             "`algorithm.kl.place=loss` adds it to the loss, `reward` takes each response's sum off its reward.\n",
             *_rows(("name", "paper", "of a token", "when"), catalogue.KL_ESTIMATORS),
-            "\nAn entropy bonus is `algorithm.entropy_coefficient`.\n",
+            "\nAn entropy bonus is `algorithm.entropy_coefficient`. KL and entropy are always token means.\n",
         ]
     )
 

@@ -114,7 +114,7 @@ class RewardResult:
 
     completion_id: str
     parts: Mapping[str, float]
-    """Unweighted parts, each in [0, 1] (`visual` in the form `ratio` is not)."""
+    """Unweighted parts, each in [0, 1] (`visual` in the form `ratio` is not); and `penalty`, taken off as it is."""
     total: float
     """Weighted sum of the parts; 0 unless `status` is ok."""
     status: RewardStatus

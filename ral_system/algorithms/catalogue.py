@@ -29,28 +29,28 @@ POLICY_LOSSES = (
     Choice(
         "dual_clip",
         "1912.09729",
-        "max(the same, c A) where A < 0",
+        "-max(min(…), c A) where A < 0, c > 1",
         "Bad tokens that became much likelier blow the gradient up.",
     ),
     Choice(
         "dppo_binary_tv",
         "DPPO 2602.04879",
-        "-M sg(min(r, C)) A ln π, r = π/μ, M = 0 beyond |μ - π| > δ",
+        "-M sg(min(r, C)) A ln π, r = π/μ; M = 0 where π moved away, the way A points, and |μ - π| > δ, else 1",
         "Rollout and learner differ (bfloat16, stale weights), large vocabularies; costs nothing more.",
     ),
     Choice(
         "dppo_binary_kl",
         "DPPO 2602.04879",
-        "the same, μ ln(μ/π) + (1-μ) ln((1-μ)/(1-π)) > δ",
+        "the same with μ ln(μ/π) + (1-μ) ln((1-μ)/(1-π)) > δ",
         "As before, stricter on tokens that become unlikely.",
     ),
     Choice(
         "dppo_top_k_tv",
         "DPPO 2602.04879",
-        "the same, ½ Σ over the rollout's top K and the rest |μ - π|",
+        "the same with ½ Σ |μ - π| > δ over the rollout's top K and all others",
         "The distribution moves where the sampled token does not show it; the rollout reports 20 tokens each.",
     ),
-    Choice("dppo_top_k_kl", "DPPO 2602.04879", "the same, Σ μ ln(μ/π)", "As before, in nats."),
+    Choice("dppo_top_k_kl", "DPPO 2602.04879", "the same with Σ μ ln(μ/π) > δ", "As before, in nats."),
     Choice(
         "gspo",
         "GSPO 2507.18071",

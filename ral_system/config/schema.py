@@ -81,7 +81,9 @@ class KLConfig(Group):
     """Penalty towards the frozen reference policy."""
 
     coefficient: NonNegativeFloat
-    """beta; 0 starts no reference scorer unless something else needs it."""
+    """beta, on the mean over tokens whatever `reduction`; 0 starts no reference scorer unless something else needs
+    it.
+    """
     estimator: Literal["k1", "k2", "k3"]
     """Of KL(pi ‖ reference) from the sampled tokens (Schulman): k1 has no gradient on average, k2 has KL's own, k3 is
     never negative and the usual choice."""
@@ -286,7 +288,8 @@ class AlgorithmConfig(Group):
     next prompts' (dynamic sampling), and rewards no longer overlap with scoring."""
     max_staleness: Annotated[int, Field(ge=0, le=1)]
     """Weight versions that a batch may lag behind those it trains. 0 generates and trains in turn; 1 generates the next
-    batch while one trains, and keeps the last two versions' weights in host memory."""
+    batch while one trains, keeps the last two versions' weights in host memory, and puts the older in place to
+    score."""
     overlong: OverlongConfig
     updates_per_step: Positive
     """K optimiser updates per rollout batch, each on 1/K of it, one pass over the batch in all."""
@@ -302,7 +305,7 @@ class AlgorithmConfig(Group):
     """What each sequence's sum is divided by with reduction=fixed_length."""
     correction: CorrectionConfig
     entropy_coefficient: NonNegativeFloat
-    """Bonus on the mean entropy of the next-token distributions, in nats."""
+    """Bonus on the mean entropy of the next-token distributions over all tokens, in nats."""
     kl: KLConfig
     attention: AttentionConfig
     distillation: DistillationConfig

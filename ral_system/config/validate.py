@@ -8,7 +8,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from ral_system.config.schema import PLACEHOLDER, DppoLossConfig, RunConfig
+from ral_system.config.schema import PLACEHOLDER, DppoLossConfig, ReinforceLossConfig, RunConfig
 from ral_system.errors import ConfigError
 
 
@@ -29,6 +29,10 @@ def _one_problem(error: Any) -> str:
     if parts[:2] == ["algorithm", "policy_loss"]:
         del parts[2:3]  # pydantic puts the loss's name there
     field = ".".join(parts)
+    if error["type"] == "model_attributes_type" and field == "algorithm.policy_loss":
+        return f"{field}={error['input']!r}: a loss is chosen as algorithm/policy_loss={error['input']}"
+    if error["type"] == "extra_forbidden" and field.startswith("algorithm.policy_loss."):
+        return f"{field}: unknown key; remove it, or choose another loss as algorithm/policy_loss=NAME"
     if error["type"] == "extra_forbidden":
         return f"{field}: unknown key; remove it or see --cfg job for the known ones"
     if error["type"] == "missing":
@@ -43,7 +47,7 @@ def _one_problem(error: Any) -> str:
 def _illegal_combinations(c: RunConfig) -> list[str]:
     problems = []
     a, learner = c.algorithm, c.learner
-    if a.attention.weight > 0 and a.attention.anchor == "old" and a.updates_per_step == 1:
+    if a.attention.weight > 0 and a.attention.anchor == "old" and a.updates_per_step == 1 and a.max_staleness == 0:
         problems.append(
             f"algorithm.attention.weight={a.attention.weight} with algorithm.updates_per_step=1 trains nothing: the "
             "divergence to the old policy has zero gradient at the old policy; "
@@ -71,11 +75,29 @@ def _illegal_combinations(c: RunConfig) -> list[str]:
     problems += _synthesis_problems(c)
     if c.data.objects > c.data.grid**2:
         problems.append(f"data.objects={c.data.objects} does not fit data.grid={c.data.grid}; at most {c.data.grid**2}")
-    if a.prompts_per_step * a.sampling_rounds > c.data.train_records:
+    if a.prompts_per_step * a.sampling_rounds * (1 + a.max_staleness) > c.data.train_records:
         problems.append(
-            f"algorithm.prompts_per_step={a.prompts_per_step} with algorithm.sampling_rounds={a.sampling_rounds} would "
-            f"draw a question twice in one step from data.train_records={c.data.train_records}; raise the latter"
+            f"algorithm.prompts_per_step={a.prompts_per_step} with algorithm.sampling_rounds={a.sampling_rounds} and "
+            f"algorithm.max_staleness={a.max_staleness} would draw a question twice with the same weights from "
+            f"data.train_records={c.data.train_records}; raise the latter"
         )
+    if a.sampling_rounds > 1 and (c.reward.visual.weight > 0 or (a.kl.coefficient > 0 and a.kl.place == "reward")):
+        late = "reward.visual.weight" if c.reward.visual.weight > 0 else "algorithm.kl.place=reward"
+        problems.append(
+            f"algorithm.sampling_rounds={a.sampling_rounds} compares rewards before scoring, and {late} adds to them "
+            "after; set sampling_rounds to 1"
+        )
+    if a.policy_weight == 0:
+        if isinstance(a.policy_loss, DppoLossConfig) and a.policy_loss.top_tokens:
+            problems.append(
+                f"algorithm.policy_loss.divergence={a.policy_loss.divergence} has no effect with "
+                "algorithm.policy_weight=0; choose algorithm/policy_loss=clip"
+            )
+        if a.attention.max_gradient_share is not None and not (a.kl.coefficient > 0 and a.kl.place == "loss"):
+            problems.append(
+                f"algorithm.attention.max_gradient_share={a.attention.max_gradient_share:g} is a share of nothing with "
+                "algorithm.policy_weight=0 and no KL in the loss; set it to null"
+            )
     if a.overlong.handling == "penalty" and a.overlong.buffer > c.rollout.max_new_tokens:
         problems.append(
             f"algorithm.overlong.buffer={a.overlong.buffer} is longer than rollout.max_new_tokens="
@@ -221,6 +243,11 @@ def _policy_loss_problems(c: RunConfig) -> list[str]:
             f"algorithm.correction.kind={kind} corrects ratios to the recomputed log-probs, and "
             "algorithm.policy_loss.anchor=rollout has none; set the kind to none"
         )
+    if isinstance(loss, DppoLossConfig) and loss.anchor == "old" and loss.top_tokens:
+        problems.append(
+            f"algorithm.policy_loss.anchor=old with divergence={loss.divergence}: the top tokens are the rollout's, "
+            "and the learner recomputes none; set divergence to binary_tv or binary_kl, or anchor to rollout"
+        )
     if a.kl.coefficient == 0:
         problems += [
             f"algorithm.kl.{field}={value} has no effect with algorithm.kl.coefficient=0; raise the coefficient, or "
@@ -249,6 +276,14 @@ def warnings(c: RunConfig) -> list[str]:
             "algorithm.policy_loss.anchor=old compares with log-probs that the learner recomputed; DPPO's authors see "
             "training collapse that way (arXiv 2602.04879); anchor=rollout is their method"
         )
+    off_policy = a.updates_per_step > 1 or a.max_staleness > 0
+    if isinstance(a.policy_loss, ReinforceLossConfig) and not a.policy_loss.ratio and off_policy:
+        found.append(
+            "algorithm.policy_loss.ratio=false is right for the first update of a fresh batch alone, and "
+            f"algorithm.updates_per_step={a.updates_per_step} and algorithm.max_staleness={a.max_staleness} make others"
+        )
+    if a.policy_loss.name == "gspo" and a.reduction != "sequence_mean":
+        found.append(f"algorithm.reduction={a.reduction} is not GSPO's; its gradient is the paper's with sequence_mean")
     if a.kl.coefficient > 0 and a.kl.estimator == "k1" and a.kl.place == "loss":
         found.append(
             "algorithm.kl.estimator=k1 has a gradient of 0 on average and does not hold the policy back; use k2 or k3"

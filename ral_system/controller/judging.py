@@ -9,7 +9,7 @@ from dataclasses import replace
 from ral_system.algorithms.advantages import group_advantages
 from ral_system.config.schema import RunConfig
 from ral_system.controller.sampling import Group
-from ral_system.rewards.penalty import overlong_penalty, with_penalty
+from ral_system.rewards.penalty import length_penalty, with_penalty
 from ral_system.rewards.visual import with_visual_reward
 from ral_system.types import Completion, FinishReason, RewardResult, RewardStatus, Rollout
 
@@ -28,9 +28,9 @@ def judge(
     algorithm, limit = config.algorithm, config.rollout.max_new_tokens
 
     def whole(c: Completion) -> RewardResult:
-        penalty = algorithm.kl.coefficient * kl.get(c.id, 0.0)
-        if algorithm.overlong.handling == "penalty":
-            penalty += overlong_penalty(len(c.token_ids), limit=limit, buffer=algorithm.overlong.buffer)
+        penalty = length_penalty(c, algorithm.overlong, limit)
+        if c.id in kl:
+            penalty = (penalty or 0.0) + algorithm.kl.coefficient * kl[c.id]
         return with_penalty(with_visual_reward(config.reward, verdicts[c.id], looks.get(c.id)), penalty)
 
     results = [[whole(c) for c in group] for _, group in groups]

@@ -90,8 +90,10 @@ class TrainingLoop:
             behaviour = learner.score(plan)
             teaching = [teacher.collect(plan) for teacher in self._roles.teachers]
             looks, kl = self._visual_rewards(behaviour, reference), self._kl(behaviour, reference)
-        with self._timer.phase("reward"):
-            verdicts = {**batch.verdicts, **self._roles.rewarder.collect()}
+        verdicts = batch.verdicts
+        if verdicts is None:  # else the verifiers may be at the next batch already
+            with self._timer.phase("reward"):
+                verdicts = dict(self._roles.rewarder.collect())
         rollouts = judge(self._config, batch.groups, verdicts, looks, kl)
         plan = plan.with_advantages({rollout.completion.id: rollout.advantage for rollout in rollouts})
         with self._timer.phase("update"):
@@ -107,11 +109,13 @@ class TrainingLoop:
         metrics |= {"gate/prompts_verified": float(len(rollouts)), "prompts/first": float(self.next_prompt)}
         self.version, self.next_prompt = self.version + 1, self.next_prompt + batch.drawn
         metrics |= {"prompts/end": float(self.next_prompt), "learner/version": float(self.version)}
-        return rollouts, metrics | batch.times
+        metrics |= batch.times
+        metrics["rollout/tokens_per_s"] = float(batch.tokens)  # by the time that is known when the step ends
+        return rollouts, metrics
 
     def _finished(self, rollouts: Sequence[Rollout], metrics: dict[str, float]) -> Step:
         metrics |= self._timer.drain()
-        metrics["rollout/tokens_per_s"] = metrics["rollout/tokens"] / metrics["time/rollout_s"]
+        metrics["rollout/tokens_per_s"] /= metrics.get("ahead/rollout_s") or metrics["time/rollout_s"]
         return Step(tuple(rollouts), metrics)
 
     def _visual_rewards(self, behaviour: Sequence[Ref], reference: Sequence[Ref] | None) -> Mapping[str, float]:

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import defaultdict, deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from ral_system.algorithms.advantages import EPSILON
@@ -14,6 +14,7 @@ from ral_system.config.schema import RunConfig
 from ral_system.errors import GateError
 from ral_system.observability.progress import PhaseTimer
 from ral_system.protocols import Roles
+from ral_system.rewards.penalty import length_penalty, with_penalty
 from ral_system.types import Completion, Prompt, RewardResult, RewardStatus, Sample, Sampling
 
 Group = tuple[Prompt, list[Completion]]
@@ -22,16 +23,19 @@ Group = tuple[Prompt, list[Completion]]
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """What a step trains on, in the order of the prompts, whatever order completions finished in."""
+    """What a step trains on; the same whatever order completions finished in."""
 
     groups: list[Group]
-    verdicts: dict[str, RewardResult]
-    """Those that had to be waited for already."""
+    """In the order of the prompts; groups that only fill the batch up come last."""
+    verdicts: dict[str, RewardResult] | None
+    """Of every prompt drawn, if they were waited for already; None: the verifiers still have them."""
     version: int
     """Weights that made it."""
     drawn: int
     """Prompts taken from the training sequence, dropped ones among them."""
     rounds: int
+    tokens: int
+    """All that were generated."""
     times: dict[str, float] = field(default_factory=dict)
     """Seconds by phase, of a batch that was made while something else was timed."""
     taught: bool = False
@@ -60,28 +64,34 @@ class Sampler:
     def draw(self, first: int, version: int) -> Batch:
         """`prompts_per_step` groups from the `first` prompt on, made with the weights of `version`.
 
-        With `sampling_rounds` > 1 groups whose verdicts are all alike teach nothing and give way to the next prompts'
+        With `sampling_rounds` > 1 groups whose rewards are all alike teach nothing and give way to the next prompts'
         (DAPO's dynamic sampling, arXiv 2503.14476), that many rounds at most; what is missing then is filled up with
         them.
         """
         size, rounds = self._config.algorithm.prompts_per_step, self._config.algorithm.sampling_rounds
         if rounds == 1 and not self._ahead:
-            return Batch(self._generate(first, size, version, teach=True), {}, version, size, 1, taught=True)
+            groups = self._generate(first, size, version, teach=True)
+            return Batch(groups, None, version, size, 1, _tokens(groups), taught=True)
         kept: list[Group] = []
         alike: list[Group] = []
         verdicts: dict[str, RewardResult] = {}
-        drawn = used = 0
+        drawn = used = tokens = 0
         while used < rounds and len(kept) < size:
             wanted = size - len(kept)
             groups = self._generate(first + drawn, wanted, version, teach=False)
-            drawn, used = drawn + wanted, used + 1
+            drawn, used, tokens = drawn + wanted, used + 1, tokens + _tokens(groups)
             with self._timer.phase("reward"):
                 verdicts |= self._roles.rewarder.collect()
             for group in groups:
-                informs = rounds == 1 or has_signal([verdicts[c.id] for c in group[1]])
+                informs = rounds == 1 or has_signal([self._punished(verdicts[c.id], c) for c in group[1]])
                 (kept if informs else alike).append(group)
         times = self._timer.drain() if self._ahead else {}
-        return Batch(kept + alike[: size - len(kept)], verdicts, version, drawn, used, times)
+        times = {name.replace("time/", "ahead/"): seconds for name, seconds in times.items()}
+        return Batch(kept + alike[: size - len(kept)], verdicts, version, drawn, used, tokens, times)
+
+    def _punished(self, verdict: RewardResult, completion: Completion) -> RewardResult:
+        overlong, limit = self._config.algorithm.overlong, self._config.rollout.max_new_tokens
+        return with_penalty(verdict, length_penalty(completion, overlong, limit))
 
     def teach(self, batch: Batch) -> None:
         """Hand the batch to the teachers, unless they have it already."""
@@ -128,6 +138,10 @@ class Sampler:
             teacher.submit([unjudged_sample(prompt, c) for c in group])
 
 
+def _tokens(groups: Sequence[Group]) -> int:
+    return sum(len(c.token_ids) for _, group in groups for c in group)
+
+
 def has_signal(verdicts: Sequence[RewardResult]) -> bool:
     """Whether the group's rewards differ; verdicts that were not reached do not count."""
     totals = [v.total for v in verdicts if v.status is RewardStatus.OK]
@@ -147,9 +161,11 @@ def step_seed(seed: int, version: int) -> int:
     return int.from_bytes(hashlib.sha256(f"{seed}/{version}".encode()).digest()[:6])
 
 
-def sampling_metrics(batch: Batch) -> Mapping[str, float]:
-    """How many prompts a step took, and how many of them it did not train on."""
-    return {
+def sampling_metrics(batch: Batch) -> dict[str, float]:
+    """How many prompts a step took, how many of them it did not train on, and what all of them earned."""
+    judged = [v.total for v in (batch.verdicts or {}).values() if v.status is RewardStatus.OK]
+    earned = {"sampling/reward": sum(judged) / len(judged)} if judged else {}
+    return earned | {
         "sampling/rounds": float(batch.rounds),
         "sampling/prompts_drawn": float(batch.drawn),
         "sampling/groups_dropped": float(batch.drawn - len(batch.groups)),

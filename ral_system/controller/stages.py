@@ -227,7 +227,7 @@ def _add_to_totals(totals: dict[str, float], metrics: dict[str, float]) -> dict[
         "prompts_verified": totals.get("prompts_verified", 0.0) + metrics["gate/prompts_verified"],
         "tensors_verified": totals.get("tensors_verified", 0.0) + metrics["gate/tensors_verified"],
         "rollout_tokens": totals.get("rollout_tokens", 0.0) + metrics["rollout/tokens"],
-        "rollout_s": totals.get("rollout_s", 0.0) + metrics["time/rollout_s"],
+        "rollout_s": totals.get("rollout_s", 0.0) + metrics.get("ahead/rollout_s", metrics.get("time/rollout_s", 0.0)),
     }
 
 

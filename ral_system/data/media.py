@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import io
 import os
+import threading
 import uuid
 from collections import OrderedDict
 from pathlib import Path
@@ -26,6 +27,7 @@ class MediaStore:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self._decoded: OrderedDict[str, Image.Image] = OrderedDict()
+        self._lock = threading.Lock()
 
     def put(self, image: Image.Image) -> Media:
         """Store a picture (as RGB) and return its reference; a picture that is already there is not written again."""
@@ -41,12 +43,13 @@ class MediaStore:
 
     def open(self, media: Media) -> Image.Image:
         """The picture as RGB. Shared with later callers: do not modify it. Raises DataError."""
-        image = self._decoded.get(media.digest)
-        if image is None:
-            image = self._decoded[media.digest] = self._read(media)
-            if len(self._decoded) > _CACHED_IMAGES:
-                self._decoded.popitem(last=False)
-        self._decoded.move_to_end(media.digest)
+        with self._lock:
+            image = self._decoded.get(media.digest)
+            if image is None:
+                image = self._decoded[media.digest] = self._read(media)
+                if len(self._decoded) > _CACHED_IMAGES:
+                    self._decoded.popitem(last=False)
+            self._decoded.move_to_end(media.digest)
         if image.size != (media.width_px, media.height_px):
             found, expected = f"{image.width}x{image.height}", f"{media.width_px}x{media.height_px}"
             raise DataError(f"media {media.digest}: is {found} px, its reference says {expected} px")

@@ -4,14 +4,24 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from ral_system.types import RewardResult, RewardStatus
+from ral_system.config.schema import OverlongConfig
+from ral_system.types import Completion, RewardResult, RewardStatus
 
 
-def with_penalty(verdict: RewardResult, penalty: float) -> RewardResult:
-    """The verdict less `penalty`; as it was where none was reached."""
-    if penalty == 0 or verdict.status is not RewardStatus.OK:
+def with_penalty(verdict: RewardResult, penalty: float | None) -> RewardResult:
+    """The verdict less `penalty`, which is a part of its own; as it was where none was reached, or None is asked
+    for.
+    """
+    if penalty is None or verdict.status is not RewardStatus.OK:
         return verdict
-    return replace(verdict, total=verdict.total - penalty)
+    return replace(verdict, parts={**verdict.parts, "penalty": penalty}, total=verdict.total - penalty)
+
+
+def length_penalty(completion: Completion, config: OverlongConfig, limit: int) -> float | None:
+    """What a long response loses of its reward; None where nothing is configured to be lost."""
+    if config.handling != "penalty":
+        return None
+    return overlong_penalty(len(completion.token_ids), limit=limit, buffer=config.buffer)
 
 
 def overlong_penalty(length: int, *, limit: int, buffer: int) -> float:

@@ -31,6 +31,8 @@ def share(squared: Tensor) -> float:
 
 
 def cap(squared: Tensor, limit: float) -> float:
-    """The factor in (0, 1] that brings the attention term's share down to `limit`; 1 where it is not larger."""
+    """The factor in [0, 1] that brings the attention term's share down to `limit`; 1 where it is not larger, 0 where
+    the token loss has no gradient at all.
+    """
     token, attention = squared.sqrt().tolist()
     return min(1.0, limit / (1 - limit) * token / attention) if attention > 0 else 1.0

@@ -249,7 +249,7 @@ class LearnerRank:
 
         The norms of the whole update decide, so every micro-batch goes forward once more beforehand.
         """
-        settings, version = self._config.algorithm.attention, shard[0][0].weight_version
+        settings, version = self._config.algorithm.attention, self._version
         limit, every = settings.max_gradient_share, settings.gradient_share_every
         if settings.weight == 0 or (limit is None and (every == 0 or version % every)):
             return 1.0, {}

@@ -27,7 +27,8 @@ def environment(mark: str) -> dict[str, str]:
 
 
 def test_every_role_on_ray(commands, left, marked, end_of, mark: str, tmp_path: Path) -> None:
-    process = commands.start("ral-train", "experiment=smoke", cwd=tmp_path, **environment(mark))
+    overlapped = ("experiment=smoke", "algorithm.max_staleness=1")
+    process = commands.start("ral-train", *overlapped, cwd=tmp_path, **environment(mark))
     most: dict[int, str] = {}
     deadline = time.monotonic() + 900
     while process.poll() is None and time.monotonic() < deadline:
@@ -51,6 +52,7 @@ def test_every_role_on_ray(commands, left, marked, end_of, mark: str, tmp_path: 
     steps = run.rl_steps()
     assert [step["step"] for step in steps] == [1, 2, 3, 4]
     assert all(step["gate/log_prob_diff_max"] <= 1e-4 for step in steps)
+    assert [step["pipeline/staleness"] for step in steps] == [0, 1, 0, 1]  # it pauses for the second step's checkpoint
     run.assert_no_prompt_lost_or_repeated()
     summary = run.summary()
     assert None not in summary.values()

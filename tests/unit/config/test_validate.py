@@ -165,6 +165,50 @@ ILLEGAL: dict[str, tuple[dict[str, Any], list[str]]] = {
         {"algorithm.prompts_per_step": 16, "algorithm.sampling_rounds": 3, "data.train_records": 40},
         ["algorithm.sampling_rounds=3", "data.train_records=40", "raise the latter"],
     ),
+    "a signal that is not there yet": (
+        {"algorithm.sampling_rounds": 2, "reward.visual.weight": 0.3},
+        ["algorithm.sampling_rounds=2", "reward.visual.weight adds", "set sampling_rounds to 1"],
+    ),
+    "top tokens that nothing reads": (
+        {
+            "algorithm.policy_weight": 0.0,
+            "algorithm.correction.kind": "none",
+            "algorithm.policy_loss": {
+                "name": "dppo",
+                "divergence": "top_k_kl",
+                "delta": 0.1,
+                "top_k": 20,
+                "anchor": "rollout",
+                "max_ratio": 9,
+            },
+        },
+        ["algorithm.policy_loss.divergence=top_k_kl", "algorithm.policy_weight=0", "choose algorithm/policy_loss=clip"],
+    ),
+    "a share of nothing": (
+        {
+            "algorithm.policy_weight": 0.0,
+            "algorithm.kl.coefficient": 0.0,
+            "algorithm.attention.max_gradient_share": 0.5,
+        },
+        ["algorithm.attention.max_gradient_share=0.5", "set it to null"],
+    ),
+    "top tokens of another anchor": (
+        {
+            "algorithm.policy_loss": {
+                "name": "dppo",
+                "divergence": "top_k_tv",
+                "delta": 0.1,
+                "top_k": 20,
+                "anchor": "old",
+                "max_ratio": 9,
+            },
+        },
+        ["algorithm.policy_loss.anchor=old with divergence=top_k_tv", "or anchor to rollout"],
+    ),
+    "another loss's setting": (
+        {"algorithm.policy_loss": "gspo"},
+        ["algorithm.policy_loss='gspo': a loss is chosen as algorithm/policy_loss=gspo"],
+    ),
     "an anchor that is no pattern": (
         {"synthesis.anchor": "look (at"},
         ["synthesis.anchor='look (at' is no regular expression", "correct it"],
@@ -336,3 +380,28 @@ def test_stages_are_sorted_into_the_order_of_a_run(defaults) -> None:
 def test_the_result_cannot_be_changed(defaults) -> None:
     with pytest.raises(ValueError, match="frozen"):
         parse_config(defaults).seed = 1
+
+
+@pytest.mark.parametrize(
+    ("overrides", "says"),
+    [
+        ({"policy_loss.anchor": "old"}, "training collapse that way"),
+        ({"kl.estimator": "k1"}, "does not hold the policy back"),
+        (
+            {"policy_loss": {"name": "reinforce", "ratio": False}},
+            "updates_per_step=4 and algorithm.max_staleness=0 make others",
+        ),
+        (
+            {"policy_loss": {"name": "gspo", "clip_low": 3e-4, "clip_high": 4e-4}, "correction.kind": "none"},
+            "algorithm.reduction=token_mean is not GSPO's",
+        ),
+    ],
+)
+def test_what_is_legal_and_known_to_go_wrong_is_warned_of(defaults, overrides: dict[str, Any], says: str) -> None:
+    dppo = {"name": "dppo", "divergence": "binary_tv", "delta": 0.1, "top_k": 20, "anchor": "rollout", "max_ratio": 9}
+    base = changed(defaults, {"algorithm.policy_loss": dppo} if "policy_loss.anchor" in overrides else {})
+    if "policy_loss.anchor" in overrides:
+        base = changed(base, {"algorithm.correction.kind": "none"})
+    assert validate.warnings(parse_config(defaults)) == []
+    (warning,) = validate.warnings(parse_config(changed(base, {f"algorithm.{k}": v for k, v in overrides.items()})))
+    assert says in warning

@@ -314,6 +314,17 @@ def test_groups_that_are_all_alike_give_way_to_the_next_prompts(
     assert roles.calls[0][1][0] == f"train/{drawn}"  # no prompt is lost, none is drawn twice
 
 
+def test_groups_that_differ_by_their_length_alone_have_a_signal(make_config) -> None:
+    """Completions have 2 or 3 tokens."""
+    shape = ["algorithm.prompts_per_step=3", f"algorithm.completions_per_prompt={G}", "algorithm.updates_per_step=2"]
+    roles = Fakes()
+    roles.alike = {f"train/{i}" for i in range(99)}
+    overlong = ["algorithm.overlong={handling: penalty, buffer: 2}", "rollout.max_new_tokens=3"]
+    result = start(make_config(*shape, *overlong, "algorithm.sampling_rounds=2"), roles).step()
+    assert result.metrics["sampling/groups_dropped"] == 0
+    assert result.metrics["sampling/reward"] == 1.0
+
+
 def test_rounds_end_as_soon_as_the_batch_is_full(make_config) -> None:
     shape = ["algorithm.prompts_per_step=3", f"algorithm.completions_per_prompt={G}", "algorithm.updates_per_step=2"]
     roles = Fakes()
@@ -357,6 +368,7 @@ def test_a_kl_in_the_reward_is_taken_off_what_was_judged(make_config) -> None:
     config = make_config(*shape, "algorithm.kl={coefficient: 2, place: reward}", "algorithm.advantage=dr_grpo")
     result = start(config, roles).step()
     assert ("kl", "scores 2", "scores 1") in roles.calls
+    assert result.metrics["reward/penalty"] == pytest.approx(2 * 0.1 * (3 * 6 - 1) / 11)
     totals = {r.completion.id: r.reward.total for r in result.rollouts}
     # completion i is worth i, less 2 · 0.1 i
     assert [totals[f"train/1#{i}"] for i in range(G)] == pytest.approx([0, 0.8, 1.6, 2.4])
