@@ -10,7 +10,7 @@ from types import ModuleType
 
 import pytest
 
-from ral_system.config.schema import RewardConfig
+from ral_system.config.schema import RewardConfig, VisualRewardConfig
 from ral_system.errors import ActorError
 from ral_system.rewards.combine import judge
 from ral_system.rewards.pool import RewardPool, _greeting
@@ -21,7 +21,8 @@ GOOD = "<think>a1</think><answer>red</answer>"
 
 
 def config(workers: int = 1, timeout_s: float = 2.0) -> RewardConfig:
-    return RewardConfig(correctness=0.9, format=0.1, workers=workers, timeout_s=timeout_s)
+    visual = VisualRewardConfig(weight=0.0, form="share", model="policy")
+    return RewardConfig(correctness=0.9, format=0.1, visual=visual, workers=workers, timeout_s=timeout_s)
 
 
 def submit(pool: RewardPool, texts: list[str]) -> list[str]:

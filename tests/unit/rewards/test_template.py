@@ -1,6 +1,6 @@
 import pytest
 
-from ral_system.config.schema import RewardConfig
+from ral_system.config.schema import RewardConfig, VisualRewardConfig
 from ral_system.rewards.combine import judge
 from ral_system.rewards.correctness import exact_match
 from ral_system.rewards.format import extract_answer, format_score
@@ -80,7 +80,8 @@ def test_exact_match_needs_one_answer_block() -> None:
     [(GOOD_THINK, 1.0), (GOOD_ANSWER, 0.9), (GOOD_THINK.replace("> red <", "> blue <"), 0.1), ("nothing", 0.0)],
 )
 def test_total_is_the_papers_weighted_sum(text: str, total: float) -> None:
-    config = RewardConfig(correctness=0.9, format=0.1, workers=1, timeout_s=1)
+    visual = VisualRewardConfig(weight=0.0, form="share", model="policy")
+    config = RewardConfig(correctness=0.9, format=0.1, visual=visual, workers=1, timeout_s=1)
     verdict = judge(config, "think_answer", text, "red")
     assert verdict.total == pytest.approx(total)
     assert verdict.total == pytest.approx(0.9 * verdict.parts["correctness"] + 0.1 * verdict.parts["format"])
