@@ -101,7 +101,7 @@ class Left:
 
 
 def _is_time(name: str) -> bool:
-    return name == "time_s" or name.startswith("time/") or name.endswith("_per_s")
+    return name == "time_s" or name.startswith(("time/", "ahead/")) or name.endswith("_per_s")
 
 
 @pytest.fixture(scope="session")
