@@ -10,8 +10,9 @@ from __future__ import annotations
 import asyncio
 import re
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -69,12 +70,12 @@ class Synthesis:
 
         Raises RalError where going on is of no use; nothing is lost.
         """
-        waiting = (row for row in rows if row.id not in self._done)
+        waiting: Iterator[Row] = (row for row in rows if row.id not in self._done)
         first = next(waiting, None)
         try:
             for generator in self._generators.values() if first else ():
                 await generator.check()
-            waiting = (row for part in ([first] if first else [], waiting) for row in part)
+            waiting = chain([first] if first else [], waiting)
             async with asyncio.TaskGroup() as group:
                 for _ in range(self._config.concurrency):
                     group.create_task(self._work(waiting, on_row))
