@@ -62,13 +62,14 @@ class Sleepers(Fakes):
 
 @pytest.fixture
 def make(make_config: Callable[..., RunConfig]) -> Callable[..., TrainingLoop]:
-    def made(roles: Fakes, staleness: int) -> TrainingLoop:
+    def made(roles: Fakes, staleness: int, *overrides: str) -> TrainingLoop:
         config = make_config(
             "algorithm.prompts_per_step=3",
             f"algorithm.completions_per_prompt={G}",
             "algorithm.updates_per_step=1",
             "algorithm.attention.weight=0",
             f"algorithm.max_staleness={staleness}",
+            *overrides,
         )
         loop = (PipelinedLoop if staleness else TrainingLoop)(config, roles, prompt, PhaseTimer())  # type: ignore[arg-type]
         loop.publish()
@@ -137,6 +138,18 @@ def test_with_pauses_everywhere_it_is_the_synchronous_loop(make: Callable[..., T
         rollouts = [[(r.completion, r.reward, r.advantage) for r in result.rollouts] for result in results]
         found.append((rollouts, [samples_of(plan) for plan in roles.trained], roles.loaded_version))
     assert found[0] == found[1]
+
+
+def test_groups_that_are_all_alike_are_drawn_again_ahead_too(make: Callable[..., TrainingLoop]) -> None:
+    roles = Sleepers()
+    roles.alike = {"train/1", "train/4", "train/5"}  # 0, 2 and then 3; 6 and then, 4 and 5 being alike, 7 and 8
+    loop = make(roles, 1, "algorithm.sampling_rounds=3")
+    results = [loop.step(pause_after=i == 1) for i in range(2)]
+    loop.close()
+    trained = [list(dict.fromkeys(r.prompt.id for r in result.rollouts)) for result in results]
+    assert trained == [[f"train/{i}" for i in batch] for batch in ((0, 2, 3), (6, 7, 8))]
+    assert [(r.metrics["prompts/first"], r.metrics["prompts/end"]) for r in results] == [(0, 4), (4, 9)]
+    assert [r.metrics["pipeline/staleness"] for r in results] == [0, 1]
 
 
 def test_teachers_get_a_batch_when_it_is_its_turn(make: Callable[..., TrainingLoop]) -> None:
