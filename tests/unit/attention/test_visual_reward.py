@@ -17,6 +17,7 @@ from ral_system.data.media import MediaStore
 from ral_system.models.loading import load_model, load_processor
 from ral_system.models.policy import PolicyModel
 from ral_system.types import Sample
+from tests.unit.eager import eager_attentions
 
 KEYS = key_provenance(torch.tensor([0, 1, 1, 0, 0]), images=[(1, 1, 2)], system_tokens=1, prompt_tokens=3)
 
@@ -87,13 +88,7 @@ def test_equals_a_loop_over_eager_attentions(
     ):
         alone = collate((sample,))
         with torch.no_grad():
-            attentions = eager(
-                input_ids=alone.input_ids[None],
-                mm_token_type_ids=alone.token_types[None],
-                pixel_values=alone.pixel_values,
-                image_grid_thw=alone.image_grid_thw,
-                output_attentions=True,
-            ).attentions
+            attentions = eager_attentions(eager, alone)
         quotients = []
         for of_layer in attentions:
             mean = of_layer[0].double().mean(0)

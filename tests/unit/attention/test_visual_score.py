@@ -16,6 +16,7 @@ from ral_system.data.media import MediaStore
 from ral_system.models.loading import load_model, load_processor
 from ral_system.models.policy import PolicyModel
 from ral_system.types import Sample
+from tests.unit.eager import eager_attentions
 
 
 def attention_of(logits_RT: Tensor, rows: list[int]) -> SequenceAttention:
@@ -87,13 +88,7 @@ def test_equals_a_loop_over_eager_attentions(
         found = visual_score(attention, keys)
         alone = collate((sample,))
         with torch.no_grad():
-            attentions = eager(
-                input_ids=alone.input_ids[None],
-                mm_token_type_ids=alone.token_types[None],
-                pixel_values=alone.pixel_values,
-                image_grid_thw=alone.image_grid_thw,
-                output_attentions=True,
-            ).attentions
+            attentions = eager_attentions(eager, alone)
         begin, end = sample.prompt.question_span
         assert end > begin
         for layer, of_layer in enumerate(attentions):

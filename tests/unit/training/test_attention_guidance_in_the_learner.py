@@ -19,6 +19,7 @@ from ral_system.models.loading import load_model, load_processor
 from ral_system.models.policy import PolicyModel
 from ral_system.training.supervised import guide_attention, supervised_objective
 from ral_system.types import Counts, Sample
+from tests.unit.eager import eager_attentions
 from tests.unit.training.learners import Start, Watched, plan
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -46,13 +47,7 @@ def test_value_and_gradients_equal_eager_attentions(
     expected = torch.zeros(())
     for sample in samples:
         alone = collate((sample,))
-        attentions = eager(
-            input_ids=alone.input_ids[None],
-            mm_token_type_ids=alone.token_types[None],
-            pixel_values=alone.pixel_values,
-            image_grid_thw=alone.image_grid_thw,
-            output_attentions=True,
-        ).attentions
+        attentions = eager_attentions(eager, alone)
         begin, end = sample.prompt.question_span
         image, system = alone.keys.kind == KeyKind.IMAGE, alone.keys.kind == KeyKind.SYSTEM
         logs = [
