@@ -133,9 +133,9 @@ class RayLearner:
 
     def score(self, plan: TrainPlan) -> Sequence[Ref]:
         """Each rank scores its own samples and keeps the result on its node."""
-        refs = []
-        for rank, member in enumerate(self._members):
-            done, scores = member.handle.score.remote(plan.rank_samples(rank))
+        refs, whole = [], ray.put(plan)
+        for member in self._members:
+            done, scores = member.handle.score.remote(whole)
             refs.append(RemoteScores(Call(member, done), scores))
         self._await(refs)
         return refs

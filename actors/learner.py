@@ -13,7 +13,7 @@ from actors.cluster import LOOPBACK
 from actors.process import ActorProcess, watched
 from ral_system.config.schema import RunConfig, Stage
 from ral_system.data.media import MediaStore
-from ral_system.types import MicroBatch, Sample, Scores, UpdatePlan, VisualAttention, WeightManifest, Weights
+from ral_system.types import Sample, Scores, TrainPlan, UpdatePlan, VisualAttention, WeightManifest, Weights
 
 
 class LearnerActor(ActorProcess):
@@ -63,11 +63,11 @@ class LearnerActor(ActorProcess):
 
     @watched
     @ray.method(num_returns=2)
-    def score(self, micro_batches: tuple[MicroBatch, ...]) -> tuple[Mapping[str, float], Scores]:
+    def score(self, plan: TrainPlan) -> tuple[Mapping[str, float], Scores]:
         """The samples' visual rewards, and their scores: the caller waits for the first and passes on the second."""
         from ral_system.training.scores import visual_rewards
 
-        scores = self._learner.score(micro_batches)
+        scores = self._learner.score(plan)
         return visual_rewards(scores), scores
 
     @watched

@@ -6,13 +6,14 @@ import faulthandler
 import os
 import socket
 import sys
+import threading
 import time
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import wraps
 from pathlib import Path
-from typing import Any, Concatenate, ParamSpec, TypeVar
+from typing import Any, ClassVar, Concatenate, ParamSpec, TypeVar
 
 from ral_system.errors import RalError
 from ral_system.observability.quiet import silence_third_party
@@ -30,8 +31,12 @@ class ActorProcess:
     stdout and stderr of the process, C libraries included, go to `log`; callers show its last lines when it dies.
     """
 
+    THREADS: ClassVar[Mapping[str, int]] = {}
+    """Threads beside the actor's own, by the `concurrency_group` of the methods that run there."""
+
     def __init__(self, name: str, log: Path, call_timeout_s: float) -> None:
         self._call_timeout_s = call_timeout_s
+        self._calls, self._lock = 0, threading.Lock()
         _redirect_output(log)
         silence_third_party()
         self._spans = SpanLog(log.parent, log.stem)
@@ -49,7 +54,7 @@ class ActorProcess:
         The call is noted for the run's timeline under `name`.
         """
         began = time.perf_counter()
-        faulthandler.dump_traceback_later(_DUMP_AT * self._call_timeout_s, file=sys.stderr)
+        self._watch(+1)
         try:
             yield
         except RalError:
@@ -58,8 +63,18 @@ class ActorProcess:
             traceback.print_exc()
             raise
         finally:
-            faulthandler.cancel_dump_traceback_later()
-            self._spans.ended(name, time.perf_counter() - began)
+            self._watch(-1)
+            with self._lock:
+                self._spans.ended(name, time.perf_counter() - began)
+
+    def _watch(self, change: int) -> None:
+        """Begin the wait for the dump again while any call goes on; an actor may have several threads."""
+        with self._lock:
+            self._calls += change
+            if self._calls:
+                faulthandler.dump_traceback_later(_DUMP_AT * self._call_timeout_s, file=sys.stderr)
+            else:
+                faulthandler.cancel_dump_traceback_later()
 
 
 Actor = TypeVar("Actor", bound=ActorProcess)

@@ -17,6 +17,7 @@ from actors.cluster import LOOPBACK, start_or_join
 from actors.group import Call, Member, wait_all
 from actors.learner import LearnerActor
 from actors.placement import Bundle, plan, release, reserve
+from actors.process import ActorProcess
 from actors.reward import RewardActor
 from actors.rollout import RolloutActor
 from actors.scorer import ScorerActor
@@ -101,7 +102,7 @@ class RayRoles:
         for index, bundle in enumerate(bundles):
             log = run_folder / "logs" / f"{bundle.role}_{bundle.rank}.log"
             handle = (
-                ray.remote(_ACTORS[bundle.role])
+                _remote(_ACTORS[bundle.role])
                 .options(
                     num_cpus=bundle.cpus,
                     num_gpus=bundle.gpus,
@@ -163,3 +164,8 @@ class RayRoles:
             Call(m, m.handle.build.remote(self._config, stage, model_folder, media, rank=m.rank, **place))
             for m in ranks
         ]
+
+
+def _remote(kind: type[ActorProcess]) -> Any:
+    threads = kind.THREADS
+    return ray.remote(concurrency_groups=threads)(kind) if threads else ray.remote(kind)

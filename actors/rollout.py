@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import ClassVar
 
 import ray
 
@@ -19,6 +20,8 @@ _FLUSH_S = 0.05  # completions that finish together travel together
 
 class RolloutActor(ActorProcess):
     """Owns one `VllmEngine`. Its process must be started with `vllm_environment`."""
+
+    THREADS: ClassVar = {"weights": 1}
 
     @watched
     def build(self, config: RunConfig, model_folder: Path, media_folder: Path, rank: int) -> None:
@@ -47,6 +50,7 @@ class RolloutActor(ActorProcess):
                 yield finished
 
     @watched
+    @ray.method(concurrency_group="weights")
     def load_weights(self, weights: Weights) -> WeightManifest:
-        """Load a published version; what the engine holds afterwards."""
+        """Load a published version; what the engine holds afterwards. It may come while `generate` goes on."""
         return self._engine.load_weights(weights)

@@ -21,6 +21,19 @@ r = π / π_old: the policy in training against the same weights as the rollout'
 rollout's probabilities as its engine reported them. A: the advantage. sg: a constant. All denominators are global
 counts.
 """
+_STALE = """
+## Stale responses, and those of several weights: `algorithm.max_staleness`, `rollout.on_new_weights`
+π_old of a token, and the old attention row that belongs to it, are those at the weights that made the token: the
+learner keeps the last max_staleness + 1 versions. A batch is as stale as its oldest token; one that is staler than
+allowed is an error where it would be trained on.
+"""
+_MIXED = """
+An engine that continues computes all keys and values of the response again, so that each token comes from one version
+alone, given everything before it. The response is scored once at each of its versions, and every token takes its
+log-prob and its attention row from the version that made it; a sequence's ratio is the product of its tokens'. The
+visual reward, one figure for all tokens, is that at the last version. With `continue` and `discard` it depends on the
+clock which tokens are made with what, so a run does not repeat.
+"""
 
 
 def main() -> None:
@@ -46,7 +59,10 @@ def table() -> str:
             "\n## KL to the reference: `algorithm.kl.estimator`, weight `algorithm.kl.coefficient`",
             "`algorithm.kl.place=loss` adds it to the loss, `reward` takes each response's sum off its reward.\n",
             *_rows(("name", "paper", "of a token", "when"), catalogue.KL_ESTIMATORS),
-            "\nAn entropy bonus is `algorithm.entropy_coefficient`. KL and entropy are always token means.\n",
+            "\nAn entropy bonus is `algorithm.entropy_coefficient`. KL and entropy are always token means.",
+            _STALE,
+            *_rows(("name", "paper", "new weights under way", "when"), catalogue.ON_NEW_WEIGHTS),
+            _MIXED,
         ]
     )
 

@@ -62,6 +62,10 @@ class Sampling:
     """Most likely tokens to report per position, the sampled one among them; 0: the sampled one's log-prob alone."""
 
 
+Switches = tuple[tuple[int, int], ...]
+"""Where weights changed while a response was made: (first token, weight version) of every part but the first."""
+
+
 class FinishReason(enum.StrEnum):
     """Why generation ended."""
 
@@ -87,8 +91,13 @@ class Completion:
     text: str
     finish_reason: FinishReason
     weight_version: int
+    """Weights that made it, or its first tokens."""
     top: TokenRecord | None = None
     """mu's most likely tokens at every position, when `Sampling.top_tokens` asks for them."""
+    switches: Switches = ()
+    """With `rollout.on_new_weights=continue`: where other weights took over."""
+    restarts: int = 0
+    """With `rollout.on_new_weights=discard`: how often it was begun again."""
 
     @property
     def id(self) -> str:
@@ -139,13 +148,28 @@ class Sample:
     """[R] or empty."""
     advantage: float = 0.0
     weight_version: int = 0
+    """Weights that made it, or its first tokens."""
     rollout_top: TokenRecord | None = None
     """The rollout's most likely tokens at every position, when the policy loss reads them."""
+    switches: Switches = ()
+    """Where other weights took over."""
 
     @property
     def length(self) -> int:
         """T, in tokens."""
         return len(self.prompt.token_ids) + len(self.response_token_ids)
+
+    @property
+    def weight_versions(self) -> tuple[int, ...]:
+        """All that made it, in the order of its tokens."""
+        return (self.weight_version, *(version for _, version in self.switches))
+
+    def token_versions(self) -> np.ndarray:
+        """int64 [R], the weights that made each response token."""
+        versions = np.full(len(self.response_token_ids), self.weight_version)
+        for first, version in self.switches:
+            versions[first:] = version
+        return versions
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,7 +184,7 @@ class Rollout:
     def sample(self) -> Sample:
         """The learner's view of this rollout."""
         c = self.completion
-        return Sample(c.id, self.prompt, c.token_ids, c.log_probs, self.advantage, c.weight_version, c.top)
+        return Sample(c.id, self.prompt, c.token_ids, c.log_probs, self.advantage, c.weight_version, c.top, c.switches)
 
 
 @dataclass(frozen=True, slots=True)
@@ -197,6 +221,11 @@ class TrainPlan:
     def rank_samples(self, rank: int) -> tuple[MicroBatch, ...]:
         """Every micro-batch that `rank` trains on, in order, for scoring them once beforehand."""
         return tuple(micro for update in self.updates for micro in update.shards[rank])
+
+    def weight_versions(self) -> tuple[frozenset[int], ...]:
+        """Of every micro-batch of `rank_samples`, the weights that made its tokens, on any rank."""
+        together = zip(*(self.rank_samples(rank) for rank in range(len(self.updates[0].shards))), strict=True)
+        return tuple(frozenset(v for micro in ranks for s in micro for v in s.weight_versions) for ranks in together)
 
     def with_advantages(self, advantages: Mapping[str, float]) -> TrainPlan:
         """The same plan of judged samples; `advantages` holds every sample's id."""

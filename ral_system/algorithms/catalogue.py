@@ -95,6 +95,11 @@ KL_ESTIMATORS = (
     Choice("k2", "Schulman 2020", "(ln π - ln ref)² / 2", "In the loss: the gradient of the KL itself."),
     Choice("k3", "Schulman 2020", "e^d - d - 1, d = ln ref - ln π", "The default: unbiased and never negative."),
 )
+ON_NEW_WEIGHTS = (
+    Choice("finish", "", "wait for the end of the batch", "The default: batch k + N has version k; a run repeats."),
+    Choice("continue", "PipelineRL 2509.19128", "take over at the last token", "Long responses: tokens are fresher."),
+    Choice("discard", "", "begin again, from the same seed", "Fresh responses of one version; tokens are made twice."),
+)
 REDUCTIONS = (
     Choice("token_mean", "DAPO", "Σ / tokens", "The default: every token counts the same."),
     Choice("sequence_mean", "GRPO", "mean over sequences of the mean over tokens", "Every response counts the same."),

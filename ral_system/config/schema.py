@@ -286,10 +286,10 @@ class AlgorithmConfig(Group):
     sampling_rounds: Positive
     """Most rounds of rollouts per step. 1 trains on every group; more replace groups whose rewards are all alike by the
     next prompts' (dynamic sampling), and rewards no longer overlap with scoring."""
-    max_staleness: Annotated[int, Field(ge=0, le=1)]
-    """Weight versions that a batch may lag behind those it trains. 0 generates and trains in turn; 1 generates the next
-    batch while one trains, keeps the last two versions' weights in host memory, and puts the older in place to
-    score."""
+    max_staleness: NonNegative
+    """Weight versions that a batch may lag behind those it trains. 0 generates and trains in turn; N generates up to N
+    batches ahead while one trains, keeps N + 1 versions of the weights in host memory, and puts those that made a batch
+    in place to score it."""
     overlong: OverlongConfig
     updates_per_step: Positive
     """K optimiser updates per rollout batch, each on 1/K of it, one pass over the batch in all."""
@@ -361,6 +361,9 @@ class RewardConfig(Group):
         return {"correctness": self.correctness, "format": self.format, "visual": self.visual.weight}
 
 
+OnNewWeights = Literal["finish", "continue", "discard"]
+
+
 class RolloutConfig(Group):
     """Generation."""
 
@@ -380,6 +383,10 @@ class RolloutConfig(Group):
     memory_gib: PositiveFloat | None
     """Key-value cache on CPU engines."""
     gpu_memory_utilization: Fraction
+    on_new_weights: OnNewWeights
+    """What becomes of responses under way when new weights are ready, with `algorithm.max_staleness` > 0. finish:
+    weights change between two batches only. continue: at once; the response goes on from its last token with the new
+    ones. discard: at once; the response is begun again."""
     max_log_prob_difference: PositiveFloat
     """Largest |rollout - learner| log-prob of any sampled token; beyond it the step fails."""
 

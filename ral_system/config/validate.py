@@ -81,6 +81,11 @@ def _illegal_combinations(c: RunConfig) -> list[str]:
             f"algorithm.max_staleness={a.max_staleness} would draw a question twice with the same weights from "
             f"data.train_records={c.data.train_records}; raise the latter"
         )
+    if a.max_staleness == 0 and c.rollout.on_new_weights != "finish":
+        problems.append(
+            f"rollout.on_new_weights={c.rollout.on_new_weights} has no effect with algorithm.max_staleness=0, where "
+            "nothing is generated while weights change; raise algorithm.max_staleness, or set it to finish"
+        )
     if a.sampling_rounds > 1 and (c.reward.visual.weight > 0 or (a.kl.coefficient > 0 and a.kl.place == "reward")):
         late = "reward.visual.weight" if c.reward.visual.weight > 0 else "algorithm.kl.place=reward"
         problems.append(

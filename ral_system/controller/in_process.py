@@ -85,7 +85,7 @@ class _Learner:
         self._rank = rank
 
     def score(self, plan: TrainPlan) -> Sequence[Ref]:
-        return [self._rank.score(plan.rank_samples(0))]
+        return [self._rank.score(plan)]
 
     def visual_rewards(self, scores: Sequence[Ref]) -> Mapping[str, float]:
         return visual_rewards(scores[0])

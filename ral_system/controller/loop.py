@@ -66,7 +66,7 @@ class TrainingLoop:
         with self._timer.phase("sync"):
             return publish_weights(self._roles.learner, self._roles.generator, self.version)
 
-    def step(self, *, pause_after: bool = True) -> Step:
+    def step(self, *, until_pause: int = 1) -> Step:
         """One rollout batch: generate, judge, score, update K times, publish. It always pauses after that."""
         rollouts, metrics = self._train(self._sampler.draw(self.next_prompt, self.version))
         metrics["gate/tensors_verified"] = float(self.publish())

@@ -1,14 +1,19 @@
-"""The overlapped loop: the next batch is generated and judged while this one trains.
+"""The overlapped loop: the next batches are generated and judged while one trains.
 
-    controller   take batch k ─► publish weights ─► start batch k+1 ─► score, update on batch k ─► take batch k+1 ─► …
-    engines                                         └── generate and judge batch k+1 ──────────┘
+    controller   train on batch k (version k) ─► publish version k + 1 ─► train on batch k + 1 ─► …
+    engines      generate and judge batches k + 1 … k + N, one after the other
 
-Weights change between two batches only, so no completion mixes versions. A batch is trained on one version after it was
-made; its old log-probs and attention are computed at the weights that made it, which the learner keeps for that.
+N is `algorithm.max_staleness`. With `rollout.on_new_weights=finish` weights change between two batches only: batch
+k + N is made with version k, so the run repeats bit by bit. With `continue` and `discard` engines take a new version at
+once, in the middle of a response, and what they were at when it came depends on the clock.
+
+Old log-probs and attention are those of the weights that made a token, which the learner keeps for that: a response of
+several versions is scored at each of them.
 """
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 
@@ -17,8 +22,9 @@ from ral_system.controller.loop import Step, TrainingLoop
 from ral_system.controller.sampling import Batch, Sampler
 from ral_system.errors import GateError
 from ral_system.observability.progress import PhaseTimer
-from ral_system.protocols import Roles
-from ral_system.types import Prompt
+from ral_system.protocols import Ref, Roles
+from ral_system.sync.publish import load_published
+from ral_system.types import Prompt, WeightManifest
 
 
 class StalenessBound:
@@ -44,33 +50,71 @@ class PipelinedLoop(TrainingLoop):
         self, config: RunConfig, roles: Roles, train_prompt: Callable[[int], Prompt], timer: PhaseTimer
     ) -> None:
         super().__init__(config, roles, train_prompt, timer)
-        self._sampler = Sampler(config, roles, train_prompt, PhaseTimer(), ahead=True)
+        self._ahead_timer = PhaseTimer()
+        self._sampler = Sampler(config, roles, train_prompt, self._ahead_timer, ahead=True)
         self._bound = StalenessBound(config.algorithm.max_staleness)
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="generate")
-        self._ahead: Future[Batch] | None = None
-        self._published = -1
+        self._batches: deque[Future[Batch]] = deque()
+        self._loads: deque[Future[int]] = deque()
+        self._next_draw = 0
 
-    def publish(self) -> int:
-        """As in the synchronous loop; nothing may be generated meanwhile."""
-        self._published = self.version
-        return super().publish()
+    def step(self, *, until_pause: int = 1) -> Step:
+        """Train on one batch while the next are made, unless they would come after a pause.
 
-    def step(self, *, pause_after: bool = True) -> Step:
-        """Train on one batch while the next is made; with `pause_after` there is no next one yet."""
+        `until_pause`: steps from this one, which counts, to the one after which nothing may be under way.
+        """
+        if not self._batches:
+            self._next_draw = self.next_prompt
+        while len(self._batches) < self._wanted(until_pause):
+            self._batches.append(self._thread.submit(self._draw, self.version, list(self._loads)))
         with self._timer.phase("wait"):
-            batch = self._ahead.result() if self._ahead else self._sampler.draw(self.next_prompt, self.version)
-        self._ahead = None
-        tensors_verified = 0 if self._published == self.version else self.publish()
-        if not pause_after:
-            following = self.next_prompt + batch.drawn
-            self._ahead = self._thread.submit(self._sampler.draw, following, self.version)
+            batch = self._batches.popleft().result()
         staleness = self._bound.check(batch.version, self.version)
         rollouts, metrics = self._train(batch)
-        if pause_after:
-            tensors_verified += self.publish()
-        metrics |= {"pipeline/staleness": float(staleness), "gate/tensors_verified": float(tensors_verified)}
+        tensors_verified = self._hand_over(until_pause)
+        completions = [rollout.completion for rollout in rollouts]
+        metrics |= {
+            "pipeline/staleness": float(staleness),
+            "pipeline/switched": sum(bool(c.switches) for c in completions) / len(completions),
+            "pipeline/restarts": float(sum(c.restarts for c in completions)),
+            "gate/tensors_verified": float(tensors_verified),
+        }
         return self._finished(rollouts, metrics)
 
     def close(self) -> None:
         """Start nothing more; what is under way ends with the roles."""
         self._thread.shutdown(wait=False, cancel_futures=True)
+
+    def _wanted(self, until_pause: int) -> int:
+        """Batches to have begun, the next to train on among them."""
+        return min(self._config.algorithm.max_staleness + 1, until_pause)
+
+    def _hand_over(self, until_pause: int) -> int:
+        """Give the engines the new version: at once, or when they are between two batches; tensors verified since."""
+        if until_pause == 1 or self._config.rollout.on_new_weights != "finish":
+            return self._verified() + self.publish()
+        with self._timer.phase("sync"):
+            manifest, weights = self._roles.learner.publish(self.version)
+        if len(self._batches) < self._wanted(until_pause - 1):  # else no batch is made with it
+            self._loads.append(self._thread.submit(self._load, manifest, weights))
+        return self._verified()
+
+    def _verified(self) -> int:
+        """Tensors verified by what was loaded between batches, as far as it is; raises what went wrong there."""
+        verified = 0
+        while self._loads and self._loads[0].done():
+            verified += self._loads.popleft().result()
+        return verified
+
+    # In the thread, in the order of submission.
+
+    def _draw(self, version: int, loads: list[Future[int]]) -> Batch:
+        for load in loads:  # done; nothing is made with weights that are not what they should be
+            load.result()
+        batch = self._sampler.draw(self._next_draw, version)
+        self._next_draw += batch.drawn
+        return batch
+
+    def _load(self, manifest: WeightManifest, weights: Ref) -> int:
+        with self._ahead_timer.phase("sync"):
+            return load_published(self._roles.generator, manifest, weights)

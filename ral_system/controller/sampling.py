@@ -30,7 +30,7 @@ class Batch:
     verdicts: dict[str, RewardResult] | None
     """Of every prompt drawn, if they were waited for already; None: the verifiers still have them."""
     version: int
-    """Weights that made it."""
+    """The oldest weights that made any of it."""
     drawn: int
     """Prompts taken from the training sequence, dropped ones among them."""
     rounds: int
@@ -71,7 +71,7 @@ class Sampler:
         size, rounds = self._config.algorithm.prompts_per_step, self._config.algorithm.sampling_rounds
         if rounds == 1 and not self._ahead:
             groups = self._generate(first, size, version, teach=True)
-            return Batch(groups, None, version, size, 1, _tokens(groups), taught=True)
+            return Batch(groups, None, _oldest(groups), size, 1, _tokens(groups), taught=True)
         kept: list[Group] = []
         alike: list[Group] = []
         verdicts: dict[str, RewardResult] = {}
@@ -87,7 +87,8 @@ class Sampler:
                 (kept if informs else alike).append(group)
         times = self._timer.drain() if self._ahead else {}
         times = {name.replace("time/", "ahead/"): seconds for name, seconds in times.items()}
-        return Batch(kept + alike[: size - len(kept)], verdicts, version, drawn, used, tokens, times)
+        groups = kept + alike[: size - len(kept)]
+        return Batch(groups, verdicts, _oldest(groups), drawn, used, tokens, times)
 
     def _punished(self, verdict: RewardResult, completion: Completion) -> RewardResult:
         overlong, limit = self._config.algorithm.overlong, self._config.rollout.max_new_tokens
@@ -116,10 +117,11 @@ class Sampler:
         unfinished = deque(prompts)
         with self._timer.phase("rollout"):
             for completion in self._roles.generator.generate(prompts, sampling):
-                if completion.weight_version != version:
+                newer_is_right = self._config.rollout.on_new_weights != "finish"
+                if completion.weight_version < version or (completion.weight_version > version and not newer_is_right):
                     raise GateError(
                         f"sample {completion.id}: made with weights {completion.weight_version}, "
-                        f"but the learner is at {version}"
+                        f"but the engines were given {version}"
                     )
                 self._roles.rewarder.submit(completion, by_id[completion.prompt_id])
                 groups[completion.prompt_id].append(completion)
@@ -142,6 +144,10 @@ def _tokens(groups: Sequence[Group]) -> int:
     return sum(len(c.token_ids) for _, group in groups for c in group)
 
 
+def _oldest(groups: Sequence[Group]) -> int:
+    return min(c.weight_version for _, group in groups for c in group)
+
+
 def has_signal(verdicts: Sequence[RewardResult]) -> bool:
     """Whether the group's rewards differ; verdicts that were not reached do not count."""
     totals = [v.total for v in verdicts if v.status is RewardStatus.OK]
@@ -150,7 +156,15 @@ def has_signal(verdicts: Sequence[RewardResult]) -> bool:
 
 def unjudged_sample(prompt: Prompt, c: Completion) -> Sample:
     """What frozen policies read of a rollout before its reward is known."""
-    return Sample(c.id, prompt, c.token_ids, c.log_probs, weight_version=c.weight_version, rollout_top=c.top)
+    return Sample(
+        c.id,
+        prompt,
+        c.token_ids,
+        c.log_probs,
+        weight_version=c.weight_version,
+        rollout_top=c.top,
+        switches=c.switches,
+    )
 
 
 def step_seed(seed: int, version: int) -> int:

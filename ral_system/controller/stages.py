@@ -147,7 +147,7 @@ def run_rl(context: StageContext) -> None:
         progress.update(step, before)
         while step < config.algorithm.steps:
             step += 1
-            result = loop.step(pause_after=_pauses_after(step, config))
+            result = loop.step(until_pause=_steps_until_pause(step, config))
             metrics = result.metrics
             entropy = metrics["attention/entropy"]
             totals.setdefault("first_attention_entropy", entropy)
@@ -192,10 +192,11 @@ def run_rl(context: StageContext) -> None:
     context.folder.complete("rl", outcome, context.roles.learner.save_model)
 
 
-def _pauses_after(step: int, config: RunConfig) -> bool:
-    """Whether nothing may be under way after the step: it is the last, or a checkpoint or an evaluation follows."""
-    every = (config.checkpoint.every, config.evaluation.every or config.algorithm.steps, config.algorithm.steps)
-    return any(step % n == 0 for n in every)
+def _steps_until_pause(step: int, config: RunConfig) -> int:
+    """Steps from this one, which counts, to the next that is the last, or before a checkpoint or an evaluation."""
+    last = config.algorithm.steps
+    pauses = (config.checkpoint.every, config.evaluation.every or last, last)
+    return 1 + min(-step % every for every in pauses)
 
 
 def _evaluate_and_look(context: StageContext, step: int, phase: Phase) -> dict[str, float]:

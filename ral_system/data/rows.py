@@ -30,6 +30,12 @@ def select_rows(kind: Rows, sample: Sample, decode: Callable[[Sequence[int]], st
     raise ValueError(f"rows={kind!r}; known: generated, predicting, answer, instruction")
 
 
+def row_tokens(kind: Rows, sample: Sample, rows: Sequence[int]) -> list[int]:
+    """The response token that each of `select_rows` belongs to; the first one for rows of the question."""
+    first = len(sample.prompt.token_ids) - (kind == "predicting")
+    return [max(0, row - first) for row in rows]
+
+
 def select_keys(kind: Keys, keys: KeyProvenance) -> Tensor | None:
     """bool [T], the keys that count; None for all.
 

@@ -23,6 +23,7 @@ from ral_system.data.media import MediaStore
 from ral_system.models.loading import load_model, load_processor
 from ral_system.rollout.engine_weights import ParameterReader, as_tensors, held_manifest
 from ral_system.rollout.gates import check_completion, check_image_tokens, check_prompt_length
+from ral_system.rollout.handover import Handover
 from ral_system.rollout.seeds import completion_seed
 from ral_system.rollout.stopping import ANSWER_END, stop_token_ids
 from ral_system.rollout.top_tokens import with_rest
@@ -41,6 +42,19 @@ class _Row:
     log_probs: list[float] = field(default_factory=list)
     top: list[tuple[np.ndarray, np.ndarray]] = field(default_factory=list)
     """Per token the ids and log-probs of the most likely ones, if they are asked for."""
+    version: int = 0
+    switches: list[tuple[int, int]] = field(default_factory=list)
+    restarts: int = 0
+
+    def new_weights(self, version: int, *, discard: bool) -> None:
+        """Go on, or begin again, with these weights."""
+        if discard and self.token_ids:
+            self.token_ids, self.log_probs, self.top = [], [], []
+            self.restarts += 1
+        if self.token_ids:
+            self.switches.append((len(self.token_ids), version))
+        else:
+            self.version = version
 
 
 class HfEngine:
@@ -70,6 +84,7 @@ class HfEngine:
             self._processor.tokenizer.eos_token_id, self._model.generation_config.eos_token_id
         )
         self._version = 0
+        self._handover = Handover(self._load, config.on_new_weights)
         self._intervention = intervention if intervention is not None and intervention.active else None
         if self._intervention is not None:
             text = self._model.config.get_text_config()
@@ -81,12 +96,19 @@ class HfEngine:
         `log_probs` are of the distribution sampled from; for greedy decoding, of the distribution at temperature 1.
         """
         rows = [self._row(prompt, index, sampling) for prompt in prompts for index in range(sampling.completions)]
-        for start in range(0, len(rows), self._config.max_sequences):
-            yield from self._decode(rows[start : start + self._config.max_sequences], sampling)
+        with self._handover.generating():
+            for start in range(0, len(rows), self._config.max_sequences):
+                yield from self._decode(rows[start : start + self._config.max_sequences], sampling)
+
+    def load_weights(self, weights: Weights) -> WeightManifest:
+        """Copy a published version into the model; the manifest is read back from the model's memory.
+
+        Another thread's generation changes to it as `rollout.on_new_weights` says.
+        """
+        return self._handover.give(weights)
 
     @torch.no_grad()
-    def load_weights(self, weights: Weights) -> WeightManifest:
-        """Copy a published version into the model; the manifest is read back from the model's memory."""
+    def _load(self, weights: Weights) -> WeightManifest:
         own = dict(self._model.named_parameters(remove_duplicate=False))
         for name, tensor in as_tensors(weights):
             if name in own and own[name].shape == tensor.shape:
@@ -101,10 +123,15 @@ class HfEngine:
         return _Row(prompt, index, limit, torch.rand(limit, generator=randomness, dtype=torch.float64))
 
     def _decode(self, rows: list[_Row], sampling: Sampling) -> Iterator[Completion]:
-        inputs, mask_BT, rope_shift_B1 = self._prefill_inputs([row.prompt for row in rows])
-        visual_BT, system_BT = self._key_kinds(inputs["input_ids"], mask_BT, rows)
-        cache = None
+        begun = False
         while rows:
+            if self._handover.take() or not begun:
+                # All keys and values are computed again: each token then comes from one version of the weights alone.
+                for row in rows:
+                    row.new_weights(self._version, discard=self._config.on_new_weights == "discard")
+                inputs, mask_BT, rope_shift_B1 = self._prefill_inputs(rows)
+                visual_BT, system_BT = self._key_kinds(inputs["input_ids"], mask_BT, rows)
+                cache, begun = None, True
             steering = {"steering": self._intervention.on(visual_BT, system_BT)} if self._intervention else {}
             with torch.no_grad():
                 output = self._model(
@@ -171,18 +198,19 @@ class HfEngine:
                 row.top.append((ids_K, log_probs_K))
         return tokens_B
 
-    def _prefill_inputs(self, prompts: Sequence[Prompt]) -> tuple[dict[str, Tensor], Tensor, Tensor]:
-        """Model inputs of the prompts, their mask [B, T], and what M-RoPE adds to later positions [B, 1]."""
-        length = max(len(prompt.token_ids) for prompt in prompts)
-        input_ids_BT = torch.full((len(prompts), length), self._processor.tokenizer.pad_token_id)
+    def _prefill_inputs(self, rows: Sequence[_Row]) -> tuple[dict[str, Tensor], Tensor, Tensor]:
+        """Model inputs of what there is so far, their mask [B, T], and what M-RoPE adds to later positions [B, 1]."""
+        sequences = [(*row.prompt.token_ids, *row.token_ids) for row in rows]
+        length = max(map(len, sequences))
+        input_ids_BT = torch.full((len(rows), length), self._processor.tokenizer.pad_token_id)
         mask_BT = torch.zeros_like(input_ids_BT)
-        for row, prompt in enumerate(prompts):
-            input_ids_BT[row, length - len(prompt.token_ids) :] = torch.tensor(prompt.token_ids)
-            mask_BT[row, length - len(prompt.token_ids) :] = 1
-        images = self._images(prompts)
+        for at, sequence in enumerate(sequences):
+            input_ids_BT[at, length - len(sequence) :] = torch.tensor(sequence)
+            mask_BT[at, length - len(sequence) :] = 1
+        images = self._images([row.prompt for row in rows])
         # Positions are made here, not by the model: without images it would count padding as text.
         position_3BT = (mask_BT.cumsum(-1) - 1).clamp(min=0).expand(3, -1, -1)
-        rope_shift_B1 = torch.zeros(len(prompts), 1, dtype=torch.int64)
+        rope_shift_B1 = torch.zeros(len(rows), 1, dtype=torch.int64)
         if images:
             token_types_BT = (input_ids_BT == self._processor.image_token_id).long() * mask_BT
             position_3BT, rope_shift_B1 = self._model.model.get_rope_index(
@@ -217,8 +245,10 @@ class HfEngine:
             log_probs=tuple(row.log_probs),
             text=self._text(row),
             finish_reason=FinishReason.STOP if self._stopped(row) else FinishReason.LENGTH,
-            weight_version=self._version,
+            weight_version=row.version,
             top=with_rest(*(np.stack(part) for part in zip(*row.top, strict=True))) if row.top else None,
+            switches=tuple(row.switches),
+            restarts=row.restarts,
         )
         banned = frozenset(self._banned.tolist())
         check_completion(

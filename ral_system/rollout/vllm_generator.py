@@ -6,7 +6,10 @@ distribution that was sampled from; every completion has its own seed; a weight 
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +22,7 @@ from ral_system.data.media import MediaStore
 from ral_system.errors import DataError, WeightSyncError
 from ral_system.rollout.engine_weights import VllmReader, as_tensors, held_manifest, received_manifest
 from ral_system.rollout.gates import check_completion, check_prompt_ids, check_prompt_length, collapse_placeholders
+from ral_system.rollout.handover import Handover
 from ral_system.rollout.seeds import completion_seed
 from ral_system.rollout.stopping import ANSWER_END, stop_token_ids
 from ral_system.rollout.top_tokens import with_rest
@@ -76,8 +80,9 @@ class VllmEngine:
         self._stop_ids = stop_token_ids(
             self._tokenizer.eos_token_id, model_config.try_get_generation_config().get("eos_token_id")
         )
-        self._version = 0
-        self._generating = False
+        self._llm.llm_engine.set_weight_version("0")
+        self._on_new_weights = config.on_new_weights
+        self._handover = Handover(self._load, config.on_new_weights)
 
     def generate(self, prompts: Sequence[Prompt], sampling: Sampling) -> Iterator[Completion]:
         """Yield every completion as soon as it is finished. Raises GateError when vLLM saw other tokens than ours.
@@ -87,37 +92,47 @@ class VllmEngine:
         """
         waiting = ((prompt, index) for prompt in prompts for index in range(sampling.completions))
         running: dict[str, tuple[Prompt, int]] = {}
+        restarts: Counter[str] = Counter()
         engine = self._llm.llm_engine
-        assert not self._generating, "one generation at a time: steps return the requests of all"
-        self._generating = True
-        try:
+        with self._handover.generating(), self._aborting(running):
             while True:
+                if self._handover.take() and self._on_new_weights == "discard":
+                    engine.abort_request(list(running))
+                    restarts.update(running)
+                    for prompt, index in running.values():
+                        self._submit(prompt, index, sampling)
                 while len(running) < self._max_in_flight and (request := next(waiting, None)) is not None:
                     running[self._submit(*request, sampling)] = request
                 if not running:
                     return
                 for output in engine.step():
                     if output.finished:
-                        yield self._completion(*running.pop(output.request_id), output, sampling.top_tokens)
-        finally:  # the caller stopped listening, or a gate failed
-            if running:
-                engine.abort_request(list(running))
-            self._generating = False
+                        completion = self._completion(*running.pop(output.request_id), output, sampling.top_tokens)
+                        yield replace(completion, restarts=restarts[output.request_id])
 
     def load_weights(self, weights: Weights) -> WeightManifest:
         """Load a published version in place and drop everything computed with the old one.
 
         Returns the manifest of what the engine holds, read back from its memory (with tensor parallelism: of what this
-        process received). Completions carry the new version from now on. Raises WeightSyncError when generating.
+        process received). Another thread's generation changes to it as `rollout.on_new_weights` says; with `finish`
+        WeightSyncError is raised while there is one.
         """
-        if self._generating:
-            raise WeightSyncError(
-                f"weights {weights.manifest.version}: the engine is generating; finish or close it first"
-            )
+        return self._handover.give(weights)
+
+    @contextmanager
+    def _aborting(self, running: Mapping[str, object]) -> Iterator[None]:
+        """Leave no request in the engine when the caller stops listening or a gate fails."""
+        try:
+            yield
+        finally:
+            if running:
+                self._llm.llm_engine.abort_request(list(running))
+
+    def _load(self, weights: Weights) -> WeightManifest:
         tensors = as_tensors(weights) if self._reads_back else list(as_tensors(weights))
         self._llm.collective_rpc("reload_weights", kwargs={"weights_iterator": tensors})
         self._drop_caches()
-        self._version = weights.manifest.version
+        self._llm.llm_engine.set_weight_version(str(weights.manifest.version))
         if self._reads_back:
             shapes = {name: array.shape for name, array in weights.arrays.items()}
             return self._llm.apply_model(lambda model: held_manifest(VllmReader(model, shapes), weights))[0]
@@ -125,8 +140,9 @@ class VllmEngine:
 
     def _drop_caches(self) -> None:
         # All three, and on the engine: reload_weights clears the worker's media cache only, and the scheduler would
-        # then believe that images are encoded which no longer are ("Encoder cache miss").
-        if not self._llm.reset_prefix_cache():
+        # then believe that images are encoded which no longer are ("Encoder cache miss"). Sequences under way are
+        # computed again from their first token, so that each next one comes from the new weights alone.
+        if not self._llm.reset_prefix_cache(reset_running_requests=True):
             raise WeightSyncError("the engine refused to drop its prefix cache, which holds keys of the old weights")
         self._llm.llm_engine.reset_mm_cache()
         self._llm.llm_engine.reset_encoder_cache()
@@ -160,6 +176,7 @@ class VllmEngine:
         check_prompt_ids(prompt, output.prompt_token_ids)
         result = output.outputs[0]
         token_ids = tuple(result.token_ids)
+        first, *later = result.weight_versions
         completion = Completion(
             prompt_id=prompt.id,
             index=index,
@@ -167,8 +184,9 @@ class VllmEngine:
             log_probs=tuple(at[token].logprob for token, at in zip(token_ids, result.logprobs, strict=True)),
             text=self._tokenizer.decode(token_ids, skip_special_tokens=True),
             finish_reason=FinishReason(result.finish_reason),
-            weight_version=self._version,
+            weight_version=int(first.version),
             top=_top_tokens(token_ids, result.logprobs, top_tokens) if top_tokens else None,
+            switches=tuple((span.start, int(span.version)) for span in later),
         )
         check_completion(
             prompt,

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from ral_system.protocols import Generator, Learner
+from ral_system.protocols import Generator, Learner, Ref
 from ral_system.sync.manifest import verify_loaded
+from ral_system.types import WeightManifest
 
 
 def publish_weights(learner: Learner, generator: Generator, version: int) -> int:
@@ -12,7 +13,11 @@ def publish_weights(learner: Learner, generator: Generator, version: int) -> int
     Gate: what each engine holds afterwards equals what was published, key by key and byte by byte. Returns how
     many tensors were verified, over all engines. Raises WeightSyncError.
     """
-    manifest, weights = learner.publish(version)
+    return load_published(generator, *learner.publish(version))
+
+
+def load_published(generator: Generator, manifest: WeightManifest, weights: Ref) -> int:
+    """The second half of `publish_weights`: from what the learner published on."""
     verified = 0
     for loaded in generator.load_weights(weights):
         verify_loaded(manifest, loaded)

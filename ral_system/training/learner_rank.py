@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -17,8 +18,8 @@ from ral_system.attention.metrics import visual_maps
 from ral_system.config.schema import Dtype, Rows, RunConfig
 from ral_system.data.collate import Collator, TensorBatch
 from ral_system.data.media import MediaStore
-from ral_system.data.rows import select_rows
-from ral_system.errors import ConfigError, GateError, LogProbError, SetupError
+from ral_system.data.rows import row_tokens, select_rows
+from ral_system.errors import ConfigError, LogProbError, SetupError
 from ral_system.models.loading import load_model, load_processor, media_token_ids
 from ral_system.models.policy import PolicyModel, PolicyOutput
 from ral_system.sync.manifest import build_weights
@@ -27,7 +28,7 @@ from ral_system.training.engine import Engine
 from ral_system.training.gradient_share import cap, share, squared_norms
 from ral_system.training.objective import Objective, policy_objective
 from ral_system.training.optim import optim_settings
-from ral_system.training.scores import mean_over_heads, merge_teachers, to_scores
+from ral_system.training.scores import join_versions, mean_over_heads, merge_teachers, to_scores
 from ral_system.training.supervised import supervised_objective
 from ral_system.training.torch_engine import TorchEngine
 from ral_system.training.weights_in_place import PastWeights
@@ -35,7 +36,9 @@ from ral_system.types import (
     Counts,
     MicroBatch,
     Sample,
+    SampleScores,
     Scores,
+    TrainPlan,
     UpdatePlan,
     VisualAttention,
     Weights,
@@ -69,43 +72,53 @@ class LearnerRank:
         attention = config.algorithm.attention
         self._version = 0
         staleness = config.algorithm.max_staleness if stage == "rl" else 0
-        self._past = PastWeights(self._engine, staleness) if staleness else None
+        self._past = PastWeights(self._engine, staleness)
         self._average = None
         if stage == "rl" and attention.anchor == "ema":
             self._average = WeightAverage(self._engine, attention.ema_decay)
 
-    def score(self, micro_batches: tuple[MicroBatch, ...]) -> Scores:
-        """Old log-probs and attention of every sample, at the weights that made it; with anchor=ema its attention
-        records, with reward.visual.model=policy also how much it looks at pictures.
+    def score(self, plan: TrainPlan) -> Scores:
+        """Old log-probs and attention of this rank's samples, at the weights that made them; with anchor=ema their
+        attention records, with reward.visual.model=policy also how much they look at pictures.
 
-        Gate: they must match what the rollout engine reported for the same tokens, else LogProbError names the sample.
+        A sample that several weights made is scored at each, and every token takes what the weights say that made it.
+        Gate: log-probs must match what the rollout engine reported for the same tokens, else LogProbError names the
+        sample.
         """
         looks = self._config.visual_reward_by("policy")
-        made = {sample.weight_version for samples in micro_batches for sample in samples}
-        scores: Scores = {}
-        with self._at(made) as version:
-            for samples in micro_batches:
-                scores |= self._score(samples, version, with_response_attention=looks)
-                self._check_log_probs(samples, scores)
+        mine, made = plan.rank_samples(self._rank), plan.weight_versions()
+        found: dict[str, dict[int, SampleScores]] = defaultdict(dict)
+        for version in sorted(frozenset().union(*made)):
+            with self._at(version):
+                for samples in (samples for samples, versions in zip(mine, made, strict=True) if version in versions):
+                    for id, scores in self._score(samples, version, with_response_attention=looks).items():
+                        found[id][version] = scores
+        scores_by_id = {s.id: self._join(s, found[s.id]) for samples in mine for s in samples}
+        self._check_log_probs(mine, scores_by_id)
         if self._average is not None:
             with self._average.in_place():
-                averages = {id: s for samples in micro_batches for id, s in self._score(samples, version).items()}
-            scores = {id: replace(s, attention=averages[id].attention) for id, s in scores.items()}
-        return scores
+                averages = {id: s for samples in mine for id, s in self._score(samples, None).items()}
+            scores_by_id = {id: replace(s, attention=averages[id].attention) for id, s in scores_by_id.items()}
+        return scores_by_id
 
     @contextmanager
-    def _at(self, made: set[int]) -> Iterator[int]:
-        """The weights that made a batch, in place for as long as the block: the current ones, or a past version's."""
-        if self._past is None or made == {self._version}:
-            yield self._version
+    def _at(self, version: int) -> Iterator[None]:
+        """These weights in place for as long as the block: the current ones, or a past version's."""
+        if version == self._version:
+            yield
             return
-        if len(made) != 1:
-            raise GateError(f"a batch mixes rollouts of the weights {', '.join(map(str, sorted(made)))}")
-        (version,) = made
         with self._past.at(version):
-            yield version
+            yield
 
-    def _score(self, samples: MicroBatch, version: int, *, with_response_attention: bool = False) -> Scores:
+    def _join(self, sample: Sample, by_version: Mapping[int, SampleScores]) -> SampleScores:
+        if not sample.switches:
+            return by_version[sample.weight_version]
+        kind = self._config.algorithm.attention.rows
+        tokens = row_tokens(kind, sample, select_rows(kind, sample, self._processor.tokenizer.decode))
+        made = sample.token_versions()
+        return join_versions(by_version, made, made[tokens])
+
+    def _score(self, samples: MicroBatch, version: int | None, *, with_response_attention: bool = False) -> Scores:
         batch = self._collate(samples).to(self._engine.device)
         with torch.no_grad():
             output = self._engine.forward(batch, with_attention=True, with_response_attention=with_response_attention)
@@ -187,8 +200,7 @@ class LearnerRank:
     def publish(self, version: int) -> Weights | None:
         """The current weights as `version`, on rank 0; None on the others. Every rank calls it."""
         self._version = version
-        if self._past is not None:
-            self._past.remember(version)
+        self._past.remember(version)
         state = self._engine.full_state()
         return build_weights(version, state) if self._rank == 0 and state is not None else None
 
@@ -271,9 +283,9 @@ class LearnerRank:
         local = table.sum(0) if operation == "sum" else table.max(0).values
         return dict(zip(names, self._engine.all_reduce(local, operation).tolist(), strict=True))
 
-    def _check_log_probs(self, samples: MicroBatch, scores: Scores) -> None:
+    def _check_log_probs(self, micro_batches: Sequence[MicroBatch], scores: Scores) -> None:
         limit = self._config.rollout.max_log_prob_difference
-        for sample in samples:
+        for sample in (sample for samples in micro_batches for sample in samples):
             difference = float(np.abs(scores[sample.id].log_probs - np.asarray(sample.rollout_log_probs)).max())
             if not difference <= limit:
                 raise LogProbError(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -47,6 +47,52 @@ def to_scores(
 def visual_rewards(scores: Scores) -> dict[str, float]:
     """Sample id → r_vis, of the samples that have one."""
     return {id: s.visual_reward for id, s in scores.items() if s.visual_reward is not None}
+
+
+def join_versions(
+    by_version: Mapping[int, SampleScores], token_versions: np.ndarray, row_versions: np.ndarray
+) -> SampleScores:
+    """Scores of a sample that several weights made, out of its scores at each of them.
+
+    Every token's log-prob, and the attention row that belongs to it, are those at the weights that made the token; the
+    visual reward, which is one figure for all tokens, is that at the last ones.
+    """
+
+    def of_tokens(at: Mapping[int, np.ndarray]) -> np.ndarray:
+        return _pick(at, token_versions, -1)
+
+    def of_rows(at: Mapping[int, np.ndarray], axis: int = -1) -> np.ndarray:
+        return _pick(at, row_versions, axis)
+
+    last = by_version[int(token_versions[-1])]
+    records = []
+    for layer, record in enumerate(last.attention):
+        at = {version: scores.attention[layer] for version, scores in by_version.items()}
+        joined = replace(
+            record, version=int(token_versions[0]), values=of_rows({v: r.values for v, r in at.items()}, -2)
+        )
+        if record.indices is not None:
+            joined = replace(
+                joined,
+                indices=of_rows({v: r.indices for v, r in at.items() if r.indices is not None}, -2),
+                tail=of_rows({v: r.tail for v, r in at.items() if r.tail is not None}),
+            )
+        records.append(joined)
+    return SampleScores(
+        of_tokens({v: s.log_probs for v, s in by_version.items()}),
+        tuple(records),
+        {name: of_rows({v: s.row_statistics[name] for v, s in by_version.items()}) for name in last.row_statistics},
+        visual_reward=last.visual_reward,
+    )
+
+
+def _pick(at: Mapping[int, np.ndarray], versions: np.ndarray, axis: int) -> np.ndarray:
+    """Along `axis`, the entry of the version that `versions` names."""
+    arrays = np.stack(list(at.values()))
+    which = np.searchsorted(list(at), versions)  # versions come in order
+    shape = [1] * arrays[0].ndim
+    shape[axis] = len(versions)
+    return np.take_along_axis(arrays, which.reshape(1, *shape), axis=0)[0]
 
 
 def to_teaching(

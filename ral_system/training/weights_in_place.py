@@ -25,14 +25,18 @@ def in_place(engine: Engine, values: Mapping[str, Tensor]) -> Iterator[None]:
 
 
 class PastWeights:
-    """The weights of the last few versions, in host memory: `max_staleness` + 1 copies of what this rank holds."""
+    """The weights of the last few versions, in host memory: `max_staleness` + 1 copies of what this rank holds, none
+    when nothing is ever stale.
+    """
 
     def __init__(self, engine: Engine, max_staleness: int) -> None:
-        self._engine, self._kept = engine, max_staleness + 1
+        self._engine, self._kept = engine, max_staleness + 1 if max_staleness else 0
         self._versions: dict[int, dict[str, Tensor]] = {}
 
     def remember(self, version: int) -> None:
         """The current weights are this version's."""
+        if not self._kept:
+            return
         weights = self._engine.trained_weights()
         self._versions[version] = {name: w.detach().to("cpu", copy=True) for name, w in weights.items()}
         for old in sorted(self._versions)[: -self._kept]:

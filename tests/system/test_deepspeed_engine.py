@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 
 from ral_system.errors import SetupError
+from ral_system.types import Sample, Switches, TrainPlan
 
 pytestmark = pytest.mark.system
 
@@ -25,6 +26,8 @@ CASES = {  # (ZeRO stage, micro-batch); 12 samples over 3 updates: four a rank a
     1: [(0, 4), (0, 1), (1, 4), (1, 1), (2, 4), (2, 1), (3, 4), (3, 1)],
     2: [(0, 2), (2, 1), (3, 2), (3, 1)],
 }
+LOSSES_AT = (0, 3)
+"""ZeRO stages at which every policy loss is tried."""
 TIMEOUT_S = 240
 
 
@@ -58,7 +61,9 @@ class Planted:
 
 
 def train(task: Path, rank: int, world_size: int, engine: str, stage: int, micro_batch: int) -> dict[str, Any]:
-    """Two updates, save, a third; load, and the third again. Metrics, and the published weights at each point."""
+    """Two updates, save, a third; load, and the third again; then one with every policy loss, and a batch that several
+    versions made. Metrics, and the published weights at each point.
+    """
     import torch
 
     from ral_system.config.schema import RunConfig
@@ -73,8 +78,12 @@ def train(task: Path, rank: int, world_size: int, engine: str, stage: int, micro
     samples = pickle.loads((task / "samples.pickle").read_bytes())  # noqa: S301 (this test wrote it)
     trained = LearnerRank(config, Path(folders["model"]), MediaStore(Path(folders["media"])), rank, world_size, "rl")
 
-    plan = plan_updates(samples, updates=UPDATES, world_size=world_size, micro_batch=micro_batch)
-    scores = trained.score(plan.rank_samples(rank))
+    def planned(samples: list[Sample]) -> TrainPlan:
+        return plan_updates(samples, updates=UPDATES, world_size=world_size, micro_batch=micro_batch)
+
+    plan = planned(samples)
+    trained.publish(0)
+    scores = trained.score(plan)
     metrics = [trained.update(update, scores, scores) for update in plan.updates[:2]]
     saved = task / f"{engine}_{world_size}_{stage}_{micro_batch}"
     middle = trained.publish(2)
@@ -83,10 +92,22 @@ def train(task: Path, rank: int, world_size: int, engine: str, stage: int, micro
     last = trained.publish(3)
     trained.load(saved)
     reloaded = trained.publish(2)
-    averaged = trained.score(plan.rank_samples(rank))
+    averaged = trained.score(planned([replace(s, weight_version=2) for s in samples]))
     metrics.append(trained.update(plan.updates[2], scores, scores))
     again = trained.publish(3)
     trained.save_model(task / f"model_{saved.name}")
+
+    made: list[tuple[int, Switches]] = [(3, ()), (0, ((1, 2),)), (2, ()), (0, ((1, 3),))]  # unlike on the two ranks
+    mixed = trained.score(
+        planned([replace(s, weight_version=made[i % 4][0], switches=made[i % 4][1]) for i, s in enumerate(samples)])
+    )
+    off_policy = planned(pickle.loads((task / "mismatched.pickle").read_bytes()))  # noqa: S301
+    losses, points = {}, {"middle": middle, "last": last, "reloaded": reloaded, "again": again}
+    for i, loss in enumerate(sorted(task.glob("loss_*.json")) if stage in LOSSES_AT else ()):
+        trained.load(saved)
+        trained._config = RunConfig.model_validate_json(loss.read_text())
+        losses[loss.stem] = trained.update(off_policy.updates[i % UPDATES], scores, scores)
+        points[loss.stem] = trained.publish(4 + i)
 
     refusals = []
     if world_size == 1 and engine == "deepspeed":
@@ -98,9 +119,10 @@ def train(task: Path, rank: int, world_size: int, engine: str, stage: int, micro
             except pickle.UnpicklingError as error:
                 refusals.append((file.name, "Weights only load failed" in str(error)))
             file.write_bytes(whole)
-    points = {"middle": middle, "last": last, "reloaded": reloaded, "again": again}
     return {
         "metrics": metrics,
+        "losses": losses,
+        "mixed_log_probs": {id: s.log_probs for id, s in mixed.items()},
         "log_probs": {id: s.log_probs for id, s in scores.items()},
         "old_rows": {id: s.attention[0].values for id, s in scores.items()},
         "averaged_rows": {id: s.attention[0].values for id, s in averaged.items()},
@@ -134,9 +156,10 @@ def task(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path, media: Any,
     from ral_system.data.collate import Collator
     from ral_system.models.loading import load_processor
     from ral_system.training.learner_rank import build_policy
+    from tests.unit.training.learners import PRESETS, mismatched
 
     folder = tmp_path_factory.mktemp("deepspeed")
-    config = make_config(
+    settings = (
         "learner.learning_rate=1e-3",
         "learner.warmup_updates=4",
         "learner.max_grad_norm=0.5",  # gradients are larger: clipping takes part
@@ -144,8 +167,10 @@ def task(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path, media: Any,
         "algorithm.attention.anchor=ema",  # at the first scoring the policy itself
         "algorithm.attention.ema_decay=0.5",
         "algorithm.attention.max_gradient_share=0.05",
+        "algorithm.max_staleness=3",
         "rollout.max_log_prob_difference=1e9",  # scored again with other weights than the samples were made with
     )
+    config = make_config(*settings)
     policy = build_policy(config, tiny_model, torch.device("cpu"))
     collate = Collator(load_processor(tiny_model), media.open)
     samples = []
@@ -154,6 +179,10 @@ def task(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path, media: Any,
             log_probs = policy(collate((sample,)), with_attention=False).log_probs[0].tolist()
         samples.append(replace(sample, rollout_log_probs=tuple(log_probs), advantage=(1.0, -0.7, 0.4, -1.3)[i % 4]))
     (folder / "config.json").write_text(config.model_dump_json())
+    for name in PRESETS:
+        with_loss = make_config(*settings, f"algorithm/policy_loss={name}", "algorithm.entropy_coefficient=0.1")
+        (folder / f"loss_{name}.json").write_text(with_loss.model_dump_json())
+    (folder / "mismatched.pickle").write_bytes(pickle.dumps(mismatched(policy, collate, samples)))
     (folder / "folders.json").write_text(json.dumps({"model": str(tiny_model), "media": str(media.folder)}))
     (folder / "samples.pickle").write_bytes(pickle.dumps(samples))
     return folder
@@ -199,11 +228,17 @@ ALL = [(world_size, *case) for world_size, cases in CASES.items() for case in ca
 
 @pytest.mark.parametrize(("world_size", "stage", "micro_batch"), ALL)
 def test_trains_as_the_torch_engine(
-    worlds: dict, expected: dict[str, Any], world_size: int, stage: int, micro_batch: int
+    task: Path, worlds: dict, expected: dict[str, Any], world_size: int, stage: int, micro_batch: int
 ) -> None:
     found = worlds[world_size][stage, micro_batch]
-    for id, log_probs in found["log_probs"].items():
-        assert np.allclose(log_probs, expected["log_probs"][id], atol=2e-6), id
+    for which, apart in (("log_probs", 2e-6), ("mixed_log_probs", 1e-5)):
+        for id, log_probs in found[which].items():
+            assert np.allclose(log_probs, expected[which][id], atol=apart), (which, id)
+    assert len(expected["losses"]) == len(list(task.glob("loss_*.json"))) >= 12
+    assert len({metrics["policy/loss"] for metrics in expected["losses"].values()}) >= 9  # three differ in bounds alone
+    assert found["losses"].keys() == (expected["losses"].keys() if stage in LOSSES_AT else set())
+    for loss, ours in found["losses"].items():
+        assert ours == pytest.approx(expected["losses"][loss], rel=5e-5, abs=3e-6), loss
     assert expected["metrics"][0]["learner/grad_norm"] > 0.5
     assert expected["metrics"][2]["attention/divergence_positive"] > 1e-5
     assert any(np.abs(expected["averaged_rows"][id] - rows).max() > 1e-4 for id, rows in expected["old_rows"].items())
@@ -212,8 +247,9 @@ def test_trains_as_the_torch_engine(
     assert 0 < found["metrics"][1]["attention/gradient_factor"] < 1
     for id, rows in found["averaged_rows"].items():
         assert np.allclose(rows, expected["averaged_rows"][id], atol=1e-5), id
-    for point, theirs in expected["weights"].items():
-        ours = found["weights"][point]
+    assert found["weights"].keys() == {"middle", "last", "reloaded", "again", *found["losses"]}
+    for point, ours in found["weights"].items():
+        theirs = expected["weights"][point]
         assert ours.keys() == theirs.keys()
         apart = {name: np.linalg.norm(ours[name] - array) for name, array in theirs.items()}
         norms = {name: np.linalg.norm(array) for name, array in theirs.items()}

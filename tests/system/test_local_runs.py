@@ -251,6 +251,34 @@ def test_the_overlapped_loop_ends_the_same_when_it_was_interrupted(
     assert whole.weights() != uninterrupted.weights()
 
 
+@pytest.mark.parametrize("on_new_weights", ["continue", "discard"])
+def test_weights_change_under_way_on_request(
+    commands, left, with_signal, uninterrupted, tmp_path: Path, on_new_weights: str
+) -> None:
+    """Six steps without a pause, and long responses one at a time, so that new weights find some of them under way."""
+    start = uninterrupted.folder / "models" / "sft"
+    overrides = [
+        *with_signal,
+        "algorithm.max_staleness=3",
+        f"rollout.on_new_weights={on_new_weights}",
+        "algorithm.steps=6",
+        "checkpoint.every=6",
+        "evaluation.every=6",
+        "rollout.max_sequences=1",
+        "rollout.temperature=2",
+        f"start_model={start}",
+    ]
+    done = commands("ral-rl", *overrides, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    run = left(tmp_path / "runs" / "smoke")
+    run.assert_no_prompt_lost_or_repeated()
+    steps = run.rl_steps()
+    assert all(0 <= step["pipeline/staleness"] <= 3 for step in steps)
+    assert all(step["gate/log_prob_diff_max"] <= 1e-4 for step in steps)  # every token at the weights that made it
+    name = {"continue": "pipeline/switched", "discard": "pipeline/restarts"}[on_new_weights]
+    assert sum(step[name] for step in steps) > 0, [(s["ahead/rollout_s"], s["time/update_s"]) for s in steps]
+
+
 @pytest.mark.parametrize("algorithm", ["grpo_zero", "grpo"])
 def test_the_controls_run(commands, left, with_signal, uninterrupted, tmp_path: Path, algorithm: str) -> None:
     start = uninterrupted.folder / "models" / "sft"

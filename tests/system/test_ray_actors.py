@@ -5,6 +5,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -178,6 +179,8 @@ def roles(cluster: None, folder: Path) -> Iterator[RayRoles]:
         f"teacher.path={folder}/start",
         f"teacher.attention_path={folder}/larger",
         "reward.visual.weight=0.3",
+        "algorithm.max_staleness=1",
+        "rollout.on_new_weights=continue",
     )
     roles = RayRoles(config, "rl", folder / "start", folder, phases.__setitem__)
     print({what: round(seconds, 1) for what, seconds in phases.items()})
@@ -236,6 +239,23 @@ def test_a_gate_that_fails_in_a_rank_is_a_gate_error_here(roles: RayRoles, promp
     plan = plan_updates(samples, updates=1, world_size=2, micro_batch=4)
     with pytest.raises(GateError, match="rollout and learner log-probs differ"):
         roles.learner.score(plan)
+
+
+def test_weights_reach_engines_that_generate(roles: RayRoles, prompts: list[Prompt]) -> None:
+    """Responses go on with them, and two ranks score each token at the weights that made it."""
+    publish_weights(roles.learner, roles.generator, 2)
+    long = Sampling(completions=40, temperature=1.0, max_new_tokens=60, seed=4)
+    with ThreadPoolExecutor(1) as thread:
+        generation = thread.submit(lambda: list(roles.generator.generate(prompts, long)))
+        time.sleep(0.5)
+        publish_weights(roles.learner, roles.generator, 3)
+        completions = generation.result(120)
+    by_id = {p.id: p for p in prompts}
+    samples = [Rollout(by_id[c.prompt_id], c, None, 1.0).sample() for c in completions]  # type: ignore[arg-type]
+    assert {s.weight_versions for s in samples} >= {(2, 3)}
+    plan = plan_updates(samples, updates=1, world_size=2, micro_batch=4)
+    refs = roles.learner.score(plan)
+    assert len(roles.learner.visual_rewards(refs)) == len(samples)
 
 
 def test_a_teacher_that_cannot_score_says_so_at_the_next_call(roles: RayRoles, prompts: list[Prompt]) -> None:

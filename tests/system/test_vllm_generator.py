@@ -1,5 +1,6 @@
 """The real vLLM against transformers, on the tiny model. One engine serves all tests; they run in order."""
 
+import copy
 import os
 import time
 from collections.abc import Iterator
@@ -22,6 +23,7 @@ from ral_system.rollout.stopping import ANSWER_END
 from ral_system.rollout.vllm_environment import vllm_environment
 from ral_system.sync.manifest import build_manifest, build_weights, verify_loaded
 from ral_system.types import Completion, Prompt, Sampling, Weights
+from tests.unit.rollout.new_weights import Arrivals
 from tests.unit.rollout.stopped import check_stopped
 from tests.unit.rollout.top_tokens import check_top_tokens
 
@@ -40,6 +42,7 @@ CONFIG = TypeAdapter(RolloutConfig).validate_python(
         "tensor_parallel": 1,
         "memory_gib": 0.5,
         "gpu_memory_utilization": 0.5,
+        "on_new_weights": "finish",
         "max_log_prob_difference": 1e-4,
     }
 )
@@ -72,6 +75,17 @@ class Setting:
         assert len(found) == len(prompts or self.prompts) * sampling.completions
         return found
 
+    def generate_with_arrival(self, weights: Weights) -> dict[str, Completion]:
+        """`generate`, with weights that arrive after nine of the engine's steps."""
+        core, arrivals = self.engine._llm.llm_engine, Arrivals(self.engine, {9: weights})
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(core, "step", core.step)  # to be taken back
+            arrivals.watch(core, "step")
+            found = self.generate()
+        (manifest,) = arrivals.done()
+        verify_loaded(weights.manifest, manifest)
+        return found
+
     def perturbed(self, version: int) -> Weights:
         torch.manual_seed(version)
         with torch.no_grad():
@@ -96,6 +110,11 @@ class Setting:
             np.abs(self.log_probs(prompts[c.prompt_id], c, temperature) - np.array(c.log_probs)).max()
             for c in found.values()
         )
+
+
+def take_under_way(setting: Setting, monkeypatch: pytest.MonkeyPatch, on_new_weights: str) -> None:
+    for owner in (setting.engine, setting.engine._handover):
+        monkeypatch.setattr(owner, "_on_new_weights", on_new_weights)
 
 
 @pytest.fixture(scope="module")
@@ -184,6 +203,39 @@ def test_loaded_weights_are_read_back_and_used(setting: Setting) -> None:
         assert sum(after[id].token_ids != before[id].token_ids for id in before) > len(before) / 2
         assert setting.largest_difference(after, SAMPLING.temperature) <= 1e-4
         before = after
+
+
+def test_a_response_goes_on_with_the_new_weights_alone(setting: Setting, monkeypatch: pytest.MonkeyPatch) -> None:
+    old, old_weights = copy.deepcopy(setting.model), build_weights(8, setting.model.state_dict())
+    setting.engine.load_weights(old_weights)
+    before = setting.generate()
+    take_under_way(setting, monkeypatch, "continue")
+    unchanged = setting.generate_with_arrival(old_weights)
+    assert {id: c.token_ids for id, c in unchanged.items()} == {id: c.token_ids for id, c in before.items()}
+
+    found = setting.generate_with_arrival(setting.perturbed(9))
+    switched = {id: c for id, c in found.items() if c.switches}
+    assert switched and all(c.weight_version == 8 and c.switches[0][1] == 9 for c in switched.values())
+    assert any(c.token_ids != before[id].token_ids for id, c in switched.items())
+    prompts, new = {p.id: p for p in setting.prompts}, setting.model
+    for id, completion in switched.items():
+        ((first, _),) = completion.switches
+        assert completion.token_ids[:first] == before[id].token_ids[:first]
+        for setting.model, part in ((old, slice(0, first)), (new, slice(first, None))):
+            scored = setting.log_probs(prompts[completion.prompt_id], completion, SAMPLING.temperature)
+            assert np.abs(scored[part] - np.array(completion.log_probs)[part]).max() <= 1e-4, id
+
+
+def test_a_response_is_begun_again_with_the_new_weights(setting: Setting, monkeypatch: pytest.MonkeyPatch) -> None:
+    setting.engine.load_weights(build_weights(9, setting.model.state_dict()))
+    take_under_way(setting, monkeypatch, "discard")
+    found = setting.generate_with_arrival(setting.perturbed(10))
+    again = setting.generate()
+    restarted = {id: c for id, c in found.items() if c.restarts}
+    assert len(restarted) > len(found) / 2
+    for id, completion in restarted.items():
+        assert completion.weight_version == 10 and completion.token_ids == again[id].token_ids
+    assert all(c.weight_version == 9 for id, c in found.items() if id not in restarted)
 
 
 @pytest.mark.parametrize(

@@ -40,6 +40,10 @@ ILLEGAL: dict[str, tuple[dict[str, Any], list[str]]] = {
         {"teacher.path": "/t", "teacher.attention_path": "/a", "algorithm.distillation.attention.weight": 1.0},
         ["teacher.path=/t has no effect"],
     ),
+    "weights that change under what is not under way": (
+        {"rollout.on_new_weights": "continue"},
+        ["rollout.on_new_weights=continue has no effect", "raise algorithm.max_staleness, or set it to finish"],
+    ),
     "distilled attention of each head": (
         {
             "teacher.path": "/t",

@@ -400,7 +400,7 @@ def test_completions_of_other_weights_are_refused(config: RunConfig) -> None:
     roles = Fakes()
     loop = start(config, roles)
     roles.loaded_version = 7
-    with pytest.raises(GateError, match=r"sample train/\d#\d: made with weights 7, but the learner is at 0"):
+    with pytest.raises(GateError, match=r"sample train/\d#\d: made with weights 7, but the engines were given 0"):
         loop.step()
     assert "score" not in roles.calls
 

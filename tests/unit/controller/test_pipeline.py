@@ -5,6 +5,7 @@ fails.
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -12,7 +13,7 @@ import pytest
 from ral_system.config.schema import RunConfig
 from ral_system.controller.loop import TrainingLoop
 from ral_system.controller.pipeline import PipelinedLoop, StalenessBound
-from ral_system.errors import GateError
+from ral_system.errors import GateError, WeightSyncError
 from ral_system.observability.progress import PhaseTimer
 from ral_system.types import Completion, Prompt, Sampling, TrainPlan, WeightManifest
 from tests.unit.controller.test_loop import Fakes, FakeTeacher, prompt, samples_of
@@ -54,8 +55,7 @@ class Sleepers(Fakes):
         return super().score(plan)
 
     def update(self, plan: TrainPlan, *args: Any) -> Mapping[str, float]:
-        (made,) = {s.weight_version for s in samples_of(plan)}
-        self.log.append(f"update on {made}")
+        self.log.append(f"update on {min(s.weight_version for s in samples_of(plan))}")
         time.sleep(self.update_s)
         return super().update(plan, *args)
 
@@ -81,7 +81,7 @@ def make(make_config: Callable[..., RunConfig]) -> Callable[..., TrainingLoop]:
 def test_the_next_batch_is_made_while_one_trains(make: Callable[..., TrainingLoop]) -> None:
     roles = Sleepers(0.05, 0.05)
     loop = make(roles, 1)
-    results = [loop.step(pause_after=i == 3) for i in range(4)]
+    results = [loop.step(until_pause=4 - i) for i in range(4)]
     loop.close()
     assert [r.metrics["pipeline/staleness"] for r in results] == [0, 1, 1, 1]
     assert [r.metrics["learner/version"] for r in results] == [1, 2, 3, 4]
@@ -96,17 +96,95 @@ def test_the_next_batch_is_made_while_one_trains(make: Callable[..., TrainingLoo
     assert roles.loaded_version == 4  # at the pause the engines have the newest weights
 
 
+@pytest.mark.parametrize(
+    ("staleness", "expected"), [(2, [0, 0, 0, 1, 2, 3, 4]), (3, [0, 0, 0, 0, 1, 2, 3]), (9, [0] * 7)]
+)
+def test_a_batch_is_made_with_the_weights_of_so_many_steps_before(
+    make: Callable[..., TrainingLoop], staleness: int, expected: list[int]
+) -> None:
+    for roles in (Sleepers(0.02, 0.0), Sleepers(0.0, 0.02)):  # whoever has to wait
+        loop = make(roles, staleness)
+        results = [loop.step(until_pause=7 - i) for i in range(7)]
+        loop.close()
+        assert [r.metrics["pipeline/staleness"] for r in results] == [i - made for i, made in enumerate(expected)]
+        assert [{r.completion.weight_version for r in result.rollouts} for result in results] == [
+            {made} for made in expected
+        ]
+        assert [r.metrics["prompts/first"] for r in results] == [3 * i for i in range(7)]
+        loads = [call[1] for call in roles.calls if call[0] == "load"]
+        assert loads == [f"weights {version}" for version in sorted({*expected, 7})]  # none that makes no batch
+        # one tensor, held by two engines; the first load was before the first step
+        assert sum(r.metrics["gate/tensors_verified"] for r in results) == 2 * (len(loads) - 1)
+
+
+def test_no_batch_is_made_with_weights_that_did_not_arrive_whole(make: Callable[..., TrainingLoop]) -> None:
+    roles = Sleepers()
+    loop = make(roles, 2)
+    roles.held_sha256 = "bb"
+    with pytest.raises(WeightSyncError, match="weights 1: the engine holds other weights"):
+        for i in range(7):
+            loop.step(until_pause=7 - i)
+    loop.close()
+    assert {c.weight_version for plan in roles.trained for c in samples_of(plan)} == {0}
+
+
+class Interrupted(Sleepers):
+    """An engine that takes new weights in the middle of a batch: each completion has those it was finished with."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.between_s = 0.01
+
+    def generate(self, prompts: Sequence[Prompt], sampling: Sampling) -> Iterator[Completion]:
+        begun_with = self.loaded_version
+        for completion in super().generate(prompts, sampling):
+            now = self.loaded_version
+            if now == begun_with:
+                yield completion
+            elif len(completion.token_ids) % 2:
+                yield replace(completion, weight_version=begun_with, switches=((1, now),))
+            else:
+                yield replace(completion, weight_version=now, restarts=1)
+
+    def load_weights(self, weights: Any) -> Sequence[WeightManifest]:
+        return Fakes.load_weights(self, weights)
+
+
+def test_new_weights_go_to_the_engines_at_once_when_they_are_taken_under_way(make: Callable[..., TrainingLoop]) -> None:
+    roles = Interrupted()
+    loop = make(roles, 2, "rollout.on_new_weights=continue")
+    results = [loop.step(until_pause=8 - i) for i in range(8)]
+    loop.close()
+    loads = [call[1] for call in roles.calls if call[0] == "load"]
+    assert loads == [f"weights {version}" for version in range(9)]
+    assert all(0 <= r.metrics["pipeline/staleness"] <= 2 for r in results)
+    for version, result in enumerate(results):
+        made = [r.sample().weight_versions for r in result.rollouts]
+        assert min(min(versions) for versions in made) == version - result.metrics["pipeline/staleness"]
+        assert max(max(versions) for versions in made) <= version
+    assert sum(r.metrics["pipeline/switched"] for r in results) > 0
+    assert sum(r.metrics["pipeline/restarts"] for r in results) > 0
+
+
+def test_a_batch_of_newer_weights_is_an_error_unless_asked_for(make: Callable[..., TrainingLoop]) -> None:
+    loop = make(Interrupted(), 2)
+    loop._roles.generator.loaded_version = 5
+    with pytest.raises(GateError, match="made with weights 5, but the engines were given 0"):
+        loop.step(until_pause=3)
+    loop.close()
+
+
 def test_generation_and_training_overlap(make: Callable[..., TrainingLoop]) -> None:
     seconds = {}
     for staleness in (0, 1):
         loop = make(Sleepers(0.05, 0.05), staleness)
         began = time.perf_counter()
-        for i in range(30):
-            loop.step(pause_after=i == 29)
+        for i in range(40):
+            loop.step(until_pause=40 - i)
         seconds[staleness] = time.perf_counter() - began
         loop.close()
     print(f"synchronous {seconds[0]:.2f} s, overlapped {seconds[1]:.2f} s: {seconds[0] / seconds[1]:.2f} times as fast")
-    assert seconds[0] / seconds[1] > 1.6  # 1.94 on a machine with nothing else to do
+    assert seconds[0] / seconds[1] > 1.8  # of 1.95 that 40 steps allow
 
 
 def test_verdicts_stay_with_their_batch(make: Callable[..., TrainingLoop]) -> None:
@@ -114,7 +192,7 @@ def test_verdicts_stay_with_their_batch(make: Callable[..., TrainingLoop]) -> No
     roles = Sleepers()
     roles.between_s, roles.score_s = 0.005, 0.03
     loop = make(roles, 1)
-    results = [loop.step(pause_after=i == 3) for i in range(4)]
+    results = [loop.step(until_pause=4 - i) for i in range(4)]
     loop.close()
     for result in results:
         assert [r.reward.completion_id for r in result.rollouts] == [r.completion.id for r in result.rollouts]
@@ -123,7 +201,7 @@ def test_verdicts_stay_with_their_batch(make: Callable[..., TrainingLoop]) -> No
 
 def test_after_a_pause_a_batch_is_fresh(make: Callable[..., TrainingLoop]) -> None:
     loop = make(Sleepers(), 1)
-    stale = [loop.step(pause_after=i % 2 == 1).metrics["pipeline/staleness"] for i in range(6)]
+    stale = [loop.step(until_pause=2 - i % 2).metrics["pipeline/staleness"] for i in range(6)]
     loop.close()
     assert stale == [0, 1, 0, 1, 0, 1]
 
@@ -133,7 +211,7 @@ def test_with_pauses_everywhere_it_is_the_synchronous_loop(make: Callable[..., T
     for staleness in (0, 1):
         roles = Sleepers()
         loop = make(roles, staleness)
-        results = [loop.step(pause_after=True) for _ in range(3)]
+        results = [loop.step(until_pause=1) for _ in range(3)]
         loop.close()
         rollouts = [[(r.completion, r.reward, r.advantage) for r in result.rollouts] for result in results]
         found.append((rollouts, [samples_of(plan) for plan in roles.trained], roles.loaded_version))
@@ -144,7 +222,7 @@ def test_groups_that_are_all_alike_are_drawn_again_ahead_too(make: Callable[...,
     roles = Sleepers()
     roles.alike = {"train/1", "train/4", "train/5"}  # 0, 2 and then 3; 6 and then, 4 and 5 being alike, 7 and 8
     loop = make(roles, 1, "algorithm.sampling_rounds=3")
-    results = [loop.step(pause_after=i == 1) for i in range(2)]
+    results = [loop.step(until_pause=2 - i) for i in range(2)]
     loop.close()
     trained = [list(dict.fromkeys(r.prompt.id for r in result.rollouts)) for result in results]
     assert trained == [[f"train/{i}" for i in batch] for batch in ((0, 2, 3), (6, 7, 8))]
@@ -160,7 +238,7 @@ def test_teachers_get_a_batch_when_it_is_its_turn(make: Callable[..., TrainingLo
     roles = Sleepers()
     roles.teachers = [teacher := LateTeacher("teacher", roles)]
     loop = make(roles, 1)
-    loop.step(pause_after=False)
+    loop.step(until_pause=2)
     assert [ids[0] for ids in teacher.submitted] == [f"train/{i}#0" for i in range(3)]
     loop.step()
     loop.close()
@@ -173,7 +251,7 @@ def test_what_fails_while_generating_ahead_is_raised_where_the_batch_is_taken(
     roles = Sleepers()
     roles.fail_at = 2
     loop = make(roles, 1)
-    loop.step(pause_after=False)
+    loop.step(until_pause=2)
     with pytest.raises(GateError, match="the engine broke"):
         loop.step()
     loop.close()
@@ -182,7 +260,7 @@ def test_what_fails_while_generating_ahead_is_raised_where_the_batch_is_taken(
 def test_close_does_not_wait(make: Callable[..., TrainingLoop]) -> None:
     roles = Sleepers(generate_s=1.0)
     loop = make(roles, 1)
-    loop.step(pause_after=False)
+    loop.step(until_pause=2)
     began = time.perf_counter()
     loop.close()
     assert time.perf_counter() - began < 0.5

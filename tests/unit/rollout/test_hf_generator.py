@@ -30,6 +30,7 @@ CONFIG = RolloutConfig(
     tensor_parallel=1,
     memory_gib=None,
     gpu_memory_utilization=0.5,
+    on_new_weights="finish",
     max_log_prob_difference=1e-4,
 )
 SAMPLING = Sampling(completions=3, temperature=0.8, max_new_tokens=12, seed=5)

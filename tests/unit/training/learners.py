@@ -1,13 +1,20 @@
 """A learner under observation, for the tests of this folder."""
 
 from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
 
+import conf
+from ral_system.algorithms.distillation import kept_and_rest, top_tokens
+from ral_system.data.collate import Collator
+from ral_system.models.policy import PolicyModel
 from ral_system.training.learner_rank import LearnerRank
 from ral_system.training.plan import plan_updates
-from ral_system.types import Sample, TrainPlan
+from ral_system.types import Sample, TokenRecord, TrainPlan
 
 Start = Callable[..., LearnerRank]
 
@@ -28,12 +35,32 @@ class Watched:
         rank._engine.step = recorded  # type: ignore[method-assign]
 
     def train(self, plan: TrainPlan, updates: int | None = None) -> list[dict[str, float]]:
-        scores = self.rank.score(plan.rank_samples(0))
-        reference = self.rank.score(plan.rank_samples(0))
+        scores = self.rank.score(plan)
+        reference = self.rank.score(plan)
         return [self.rank.update(u, scores, reference) for u in plan.updates[:updates]]
 
     def weights(self) -> dict[str, Tensor]:
         return {n: p.detach().clone() for n, p in self.rank._engine.policy.named_parameters()}
+
+
+PRESETS = sorted(f.stem for f in (Path(conf.__file__).parent / "algorithm" / "policy_loss").glob("*.yaml"))
+"""Names of the policy losses."""
+
+
+def mismatched(policy: PolicyModel, collate: Collator, samples: list[Sample]) -> list[Sample]:
+    """The samples as an engine would report them whose log-probs are off by up to one nat."""
+    noise, found = np.random.default_rng(0), []
+    for sample in samples:
+        with torch.no_grad():
+            log_softmax_RV = policy(collate((sample,)), with_attention=False).log_softmax
+        off = torch.from_numpy(noise.uniform(-1, 1, log_softmax_RV.shape)).float()
+        reported_RV = (log_softmax_RV + off).log_softmax(-1)
+        sampled_R = torch.tensor(sample.response_token_ids)
+        ids_RK = top_tokens(reported_RV, sampled_R, 20)
+        top = TokenRecord(kept_and_rest(reported_RV, ids_RK).numpy(), ids_RK.int().numpy())
+        log_probs = tuple(reported_RV.gather(-1, sampled_R[:, None])[:, 0].tolist())
+        found.append(replace(sample, rollout_log_probs=log_probs, rollout_top=top))
+    return found
 
 
 def plan(samples: list[Sample], updates: int, micro_batch: int) -> TrainPlan:

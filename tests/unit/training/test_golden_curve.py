@@ -85,7 +85,7 @@ def run(config: RunConfig, folder: Path) -> list[dict[str, float]]:
     ]
     samples = [replace(s, rollout_log_probs=(-1.0,) * len(s.response_token_ids)) for s in samples]
     plan = plan_updates(samples, updates=4, world_size=1, micro_batch=3)
-    old = learner.score(plan.rank_samples(0))
+    old = learner.score(plan)
     return curve + [learner.update(update, old, old) for update in plan.updates]
 
 

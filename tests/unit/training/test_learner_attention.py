@@ -39,7 +39,7 @@ def test_the_first_update_is_bitwise_that_of_grpo_and_the_second_is_not(
         watched = Watched(start_rank(config))
         after_first: dict[str, Tensor] = {}
         split = plan(rl_samples, 2, 4)
-        scores = watched.rank.score(split.rank_samples(0))
+        scores = watched.rank.score(split)
         watched.rank.update(split.updates[0], scores, None)
         after_first = watched.weights()
         metrics = watched.rank.update(split.updates[1], scores, None)
@@ -121,7 +121,7 @@ def test_what_each_anchor_does_to_the_first_update(
         watched, frozen = Watched(start_rank(config)), start_rank(config)
         split = plan(rl_samples, 1, 4)
         for batch in range(2):
-            scores, reference = (rank.score(split.rank_samples(0)) for rank in (watched.rank, frozen))
+            scores, reference = (rank.score(split) for rank in (watched.rank, frozen))
             metrics = watched.rank.update(split.updates[0], scores, reference)
             moved = max(metrics["attention/divergence_positive"], metrics["attention/divergence_negative"])
             assert (moved > 1e-7) == (batch == 1 and anchor != "old" and weight > 0)

@@ -36,11 +36,11 @@ def test_an_update_makes_good_samples_likelier_and_bad_ones_rarer(
 ) -> None:
     rank = start_rank(make_config("learner.warmup_updates=0", "algorithm.kl.coefficient=0"))
     split = plan(rl_samples, 1, 12)
-    before = rank.score(split.rank_samples(0))
+    before = rank.score(split)
     rank.update(split.updates[0], before, None)
     loosened = rank._config.rollout.model_copy(update={"max_log_prob_difference": 1e9})
     rank._config = rank._config.model_copy(update={"rollout": loosened})
-    after = rank.score(split.rank_samples(0))
+    after = rank.score(split)
     gain = sum(s.advantage * float((after[s.id].log_probs - before[s.id].log_probs).sum()) for s in rl_samples)
     assert gain > 0.01
 
@@ -53,12 +53,12 @@ def test_rollout_log_probs_that_do_not_fit_raise_with_the_samples_id(
     start_rank: Start, rl_samples: list[Sample], make_config: Callable, wrong: Callable[[float], float]
 ) -> None:
     rank = start_rank(make_config())
-    rank.score((tuple(rl_samples),))  # as they are, they pass
+    rank.score(plan(rl_samples, 1, len(rl_samples)))  # as they are, they pass
     spoilt = list(rl_samples[7].rollout_log_probs)
     spoilt[2] = wrong(spoilt[2])
     samples = [*rl_samples[:7], replace(rl_samples[7], rollout_log_probs=tuple(spoilt)), *rl_samples[8:]]
     with pytest.raises(GateError, match=r"sample train/7: rollout and learner log-probs differ by (0.0003|nan)"):
-        rank.score((tuple(samples),))
+        rank.score(plan(samples, 1, len(samples)))
 
 
 def test_a_frozen_vision_tower_stays_as_it_is_bit_by_bit(
@@ -91,16 +91,16 @@ def test_saving_and_loading_continues_bit_by_bit(
     )
     split = plan(rl_samples, 4, 3)
     straight = Watched(start_rank(config))
-    scores = straight.rank.score(split.rank_samples(0))
+    scores = straight.rank.score(split)
     for update in split.updates[:2]:
         straight.rank.update(update, scores, None)
     straight.rank.save(tmp_path / "learner")
-    scores = straight.rank.score(split.rank_samples(0))
+    scores = straight.rank.score(split)
     expected = [straight.rank.update(update, scores, None) for update in split.updates[2:]]
 
     resumed = Watched(start_rank(config))
     resumed.rank.load(tmp_path / "learner")
-    scores = resumed.rank.score(split.rank_samples(0))
+    scores = resumed.rank.score(split)
     assert [resumed.rank.update(update, scores, None) for update in split.updates[2:]] == expected
     assert equal(resumed.weights(), straight.weights())
     assert expected[1]["learner/learning_rate"] == pytest.approx(1e-3 * 4 / 8)
@@ -111,7 +111,7 @@ def test_saving_changes_nothing(
 ) -> None:
     split = plan(rl_samples, 2, 6)
     watched = Watched(start_rank(make_config()))
-    scores = watched.rank.score(split.rank_samples(0))
+    scores = watched.rank.score(split)
     watched.rank.save(tmp_path / "before_any_update")
     first = watched.rank.update(split.updates[0], scores, None)
     resumed = Watched(start_rank(make_config()))

@@ -22,11 +22,11 @@ def test_a_past_version_scores_as_it_did(
     watched = Watched(start_rank(make_config(*SETTINGS, *LOOSE, f"algorithm.attention.anchor={anchor}")))
     rank, split = watched.rank, plan(rl_samples, 2, 3)
     rank.publish(0)
-    then = rank.score(split.rank_samples(0))
+    then = rank.score(split)
     watched.train(split)
     rank.publish(1)
     trained = watched.weights()
-    again = rank.score(split.rank_samples(0))  # the samples say that version 0 made them
+    again = rank.score(split)  # the samples say that version 0 made them
     assert equal(watched.weights(), trained)
     for id, scores in then.items():
         assert np.array_equal(again[id].log_probs, scores.log_probs)
@@ -36,7 +36,7 @@ def test_a_past_version_scores_as_it_did(
         else:  # the average has moved on since, whichever weights made the batch
             assert not np.array_equal(again[id].attention[0].values, scores.attention[0].values)
     fresh = [replace(s, weight_version=1) for s in rl_samples]
-    now = rank.score(plan(fresh, 2, 3).rank_samples(0))
+    now = rank.score(plan(fresh, 2, 3))
     assert any(not np.array_equal(now[id].log_probs, then[id].log_probs) for id in then)
 
 
@@ -47,15 +47,42 @@ def test_what_is_older_than_allowed_is_gone(
     for version in range(3):
         rank.publish(version)
     with pytest.raises(GateError, match="weights 0 are asked for, and these are kept: 1, 2; the batch is too stale"):
-        rank.score((tuple(rl_samples),))
+        rank.score(plan(rl_samples, 1, 3))
 
 
-def test_a_batch_of_two_versions_is_refused(
-    start_rank: Start, make_config: Callable[..., RunConfig], rl_samples: list[Sample]
+@pytest.mark.parametrize("rows", ["generated", "predicting", "answer"])
+@pytest.mark.parametrize("record", ["dense", "top_k"])
+def test_every_token_is_scored_at_the_weights_that_made_it(
+    start_rank: Start, make_config: Callable[..., RunConfig], rl_samples: list[Sample], rows: str, record: str
 ) -> None:
-    rank = start_rank(make_config(*SETTINGS, *LOOSE))
-    rank.publish(0)
-    rank.publish(1)
-    mixed = (rl_samples[0], replace(rl_samples[1], weight_version=1))
-    with pytest.raises(GateError, match="a batch mixes rollouts of the weights 0, 1"):
-        rank.score((mixed,))
+    """Whole batches at each version say what is to be found where: token by token, and row by row of attention."""
+    kept = (f"algorithm.attention.rows={rows}", f"algorithm.attention.record={record}")
+    watched = Watched(start_rank(make_config(*SETTINGS, *LOOSE, "algorithm.max_staleness=3", *kept)))
+    rank, whole = watched.rank, {}
+    for version in range(3):
+        rank.publish(version)
+        made_by_it = plan([replace(s, weight_version=version) for s in rl_samples], 2, 3)
+        whole[version] = rank.score(made_by_it)
+        watched.train(made_by_it)
+    switches: list[tuple[tuple[int, int], ...]] = [(), ((1, 1),), ((1, 2),), ((1, 1), (2, 2))]
+    mixed = [replace(s, switches=switches[i % 4]) for i, s in enumerate(rl_samples)]
+    rank.publish(3)
+    split = plan(mixed, 2, 3)
+    found = rank.score(split)
+    for sample in mixed:
+        made = sample.token_versions()
+        assert made[0] == 0 and made[-1] == (sample.switches or ((0, 0),))[-1][1]
+        expected = [whole[version][sample.id].log_probs[t] for t, version in enumerate(made)]
+        np.testing.assert_allclose(found[sample.id].log_probs, expected, atol=1e-6)  # micro-batches of other lengths
+        (attention,) = found[sample.id].attention
+        assert attention.version == 0
+        if rows == "answer":
+            continue  # which tokens these are is not said here
+        for t, version in enumerate(made):
+            (then,) = whole[version][sample.id].attention
+            np.testing.assert_allclose(attention.values[t], then.values[t], atol=1e-6)
+            if record == "top_k":
+                np.testing.assert_allclose(attention.tail[t], then.tail[t], atol=1e-6)  # type: ignore[index]
+        entropies = [whole[version][sample.id].row_statistics["entropy"][t] for t, version in enumerate(made)]
+        np.testing.assert_allclose(found[sample.id].row_statistics["entropy"], entropies, atol=1e-5)
+    watched.train(split)  # the records are of the samples' first weights, which is what the divergence checks

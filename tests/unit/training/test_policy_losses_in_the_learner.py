@@ -8,37 +8,22 @@ import numpy as np
 import pytest
 import torch
 
-import conf
-from ral_system.algorithms.distillation import kept_and_rest, top_tokens
 from ral_system.config.schema import RunConfig
 from ral_system.data.collate import Collator
 from ral_system.data.media import MediaStore
 from ral_system.models.loading import load_processor
 from ral_system.training.learner_rank import build_policy
-from ral_system.types import Sample, TokenRecord
-from tests.unit.training.learners import Start, Watched, plan
+from ral_system.types import Sample
+from tests.unit.training import learners
+from tests.unit.training.learners import PRESETS, Start, Watched, plan
 
-PRESETS = sorted(f.stem for f in (Path(conf.__file__).parent / "algorithm" / "policy_loss").glob("*.yaml"))
 COMMON = ("learner.engine=torch", "learner.world_size=1", "learner.learning_rate=0.01", "learner.warmup_updates=0")
 
 
 @pytest.fixture(scope="module")
 def mismatched(tiny_model: Path, media: MediaStore, rl_samples: list[Sample], make_config) -> list[Sample]:
-    """The samples as an engine would report them whose log-probs are off by up to one nat."""
     policy = build_policy(make_config(), tiny_model, torch.device("cpu"))
-    collate = Collator(load_processor(tiny_model), media.open)
-    noise, found = np.random.default_rng(0), []
-    for sample in rl_samples:
-        with torch.no_grad():
-            log_softmax_RV = policy(collate((sample,)), with_attention=False).log_softmax
-        off = torch.from_numpy(noise.uniform(-1, 1, log_softmax_RV.shape)).float()
-        reported_RV = (log_softmax_RV + off).log_softmax(-1)
-        sampled_R = torch.tensor(sample.response_token_ids)
-        ids_RK = top_tokens(reported_RV, sampled_R, 20)
-        top = TokenRecord(kept_and_rest(reported_RV, ids_RK).numpy(), ids_RK.int().numpy())
-        log_probs = tuple(reported_RV.gather(-1, sampled_R[:, None])[:, 0].tolist())
-        found.append(replace(sample, rollout_log_probs=log_probs, rollout_top=top))
-    return found
+    return learners.mismatched(policy, Collator(load_processor(tiny_model), media.open), rl_samples)
 
 
 def preset(make_config: Callable[..., RunConfig], name: str, *overrides: str) -> RunConfig:
@@ -113,7 +98,7 @@ def test_the_kl_of_a_response_is_the_sum_over_its_tokens(
     estimator: str, start_rank: Start, make_config: Callable[..., RunConfig], rl_samples: list[Sample]
 ) -> None:
     rank = start_rank(make_config(*COMMON, f"algorithm.kl.estimator={estimator}"))
-    behaviour = rank.score((tuple(rl_samples),))
+    behaviour = rank.score(plan(rl_samples, 1, len(rl_samples)))
     noise = np.random.default_rng(0)
     reference = {
         id: replace(s, log_probs=s.log_probs + noise.normal(0, 0.3, s.log_probs.shape).astype(np.float32))

@@ -91,7 +91,7 @@ def test_a_larger_teacher_teaches_and_how_samples_are_batched_does_not_matter(
         teacher.score(rl_samples)
         teaching = teacher.take([s.id for s in rl_samples])
         split = plan(rl_samples, 1, micro_batch)
-        behaviour = watched.rank.score(split.rank_samples(0))
+        behaviour = watched.rank.score(split)
         outcomes.append((watched.rank.update(split.updates[0], behaviour, None, teaching), watched.gradients[0]))
     (metrics, gradients), (other_metrics, other_gradients) = outcomes
     assert metrics["distillation/token_divergence"] > 0.01
@@ -116,7 +116,7 @@ def test_the_student_as_its_own_teacher_changes_no_bit_of_the_update(
     for with_teacher in (True, False):
         watched = Watched(start_rank(settings if with_teacher else plain))
         split = plan(rl_samples, 1, 4)
-        behaviour = watched.rank.score(split.rank_samples(0))
+        behaviour = watched.rank.score(split)
         teaching = []
         if with_teacher:
             teacher = taught(settings)
@@ -138,7 +138,7 @@ def test_following_a_teacher_brings_the_student_closer_in_words_and_looks(
     teacher.score(rl_samples)
     teaching = teacher.take([s.id for s in rl_samples])
     split = plan(rl_samples, 1, 12)
-    behaviour = watched.rank.score(split.rank_samples(0))
+    behaviour = watched.rank.score(split)
     found = [watched.rank.update(split.updates[0], behaviour, None, teaching) for _ in range(6)]
     for name in ("distillation/token_divergence", "distillation/attention_divergence"):
         assert found[-1][name] < 0.8 * found[0][name]

@@ -44,13 +44,13 @@ def test_the_learner_measures_its_own_as_the_rollout_was_made(
     start_rank: Start, make_config: Callable[..., RunConfig], rl_samples: list[Sample], direct: dict[str, float]
 ) -> None:
     rank, split = start_rank(make_config(*COMMON, "reward.visual.weight=0.3")), plan(rl_samples, 2, 3)
-    scores = rank.score(split.rank_samples(0))
+    scores = rank.score(split)
     assert visual_rewards(scores) == {id: pytest.approx(value, rel=1e-5) for id, value in direct.items()}
     assert len(set(direct.values())) > 6
     for update in split.updates:
         rank.update(update, scores, scores)
     rank._config = make_config(*COMMON, "reward.visual.weight=0.3", "rollout.max_log_prob_difference=10")
-    moved = visual_rewards(rank.score(split.rank_samples(0)))
+    moved = visual_rewards(rank.score(split))
     assert all(abs(moved[id] - value) > 1e-6 for id, value in direct.items())
 
 
@@ -70,6 +70,6 @@ def test_the_reference_measures_only_what_is_asked_of_it(
     scores = FrozenScorer(asked, tiny_model, media).score(micro_batches)
     assert visual_rewards(scores) == {id: pytest.approx(value, rel=1e-5) for id, value in direct.items()}
     assert all(not s.attention for s in scores.values())
-    assert visual_rewards(start_rank(asked).score(micro_batches)) == {}
+    assert visual_rewards(start_rank(asked).score(plan(rl_samples, 1, 5))) == {}
     other = make_config(*COMMON, "reward.visual.weight=0.3")
     assert visual_rewards(FrozenScorer(other, tiny_model, media).score(micro_batches)) == {}
