@@ -36,8 +36,8 @@ MODELS = {"ral-train": "model", "ral-rl": "model", "ral-sft": "models/sft", "ral
 _NOTE = "evaluated.json"
 _DESCRIPTION = """\
 Runs the commands of a study one after the other, each in a process of its own, and writes what came out: study.md,
-study.json and study.svg in --runs-dir/NAME, where every run has its own folder. The same command again continues where
-an interrupted study stopped: runs that are complete are left alone.
+study.json, study.svg and curves.svg in --runs-dir/NAME, where every run has its own folder. The same command again
+continues where an interrupted study stopped: runs that are complete are left alone.
 """
 _EPILOG = """\
   ral-study distill_quickstart                        the teacher, the student, three arms of three seeds
@@ -67,6 +67,8 @@ class StudyFile(BaseModel):
     """With what `ral-evaluate` is run on every arm's model; null: the table takes what training itself measured."""
     metrics: list[str] = []
     """Of an arm's metrics.jsonl: shown with their first and last values in training."""
+    curves: list[str] = []
+    """Of an arm's metrics.jsonl: drawn over the steps."""
 
 
 @dataclass(frozen=True)
@@ -109,6 +111,7 @@ class Study:
     runs: tuple[Run, ...]
     arms: tuple[str, ...]
     metrics: tuple[str, ...]
+    curves: tuple[str, ...]
     evaluated: bool
 
 
@@ -186,7 +189,14 @@ def read_study(path: Path, folder: Path, seeds: list[int] | None = None, overrid
             runs.append(Run(name, (*given, f"name={name}", f"seed={seed}"), arm, seed))
             if found.evaluate is not None:
                 runs.append(_evaluation(folder, name, MODELS[words[0]], command(["ral-evaluate", *found.evaluate])))
-    return Study(found.title, tuple(runs), tuple(found.arms), tuple(found.metrics), found.evaluate is not None)
+    return Study(
+        found.title,
+        tuple(runs),
+        tuple(found.arms),
+        tuple(found.metrics),
+        tuple(found.curves),
+        found.evaluate is not None,
+    )
 
 
 def _evaluation(folder: Path, of: str, model: str, command: tuple[str, ...]) -> Run:

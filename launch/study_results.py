@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from launch.study import Study, evaluation_of
+from ral_system.observability.curves import CurveRow, curves
 from ral_system.observability.dots import Panel, dots
 
 EVALUATED = {
@@ -20,7 +21,7 @@ EVALUATED = {
 
 
 def write_results(study: Study, folder: Path) -> str:
-    """Held-out accuracy of every arm and seed, what else was measured, as study.md, study.json and study.svg."""
+    """Held-out accuracy of every arm and seed, what else was measured: study.md, study.json, study.svg, curves.svg."""
     results: dict[str, list[dict[str, Any]]] = {arm: [] for arm in study.arms}
     for run in study.runs:
         if run.arm is not None:
@@ -50,6 +51,12 @@ def write_results(study: Study, folder: Path) -> str:
         for name in shown
     ]
     folder.joinpath("study.svg").write_text(dots(study.title, panels), encoding="utf-8")
+    if study.curves:
+        rows = [
+            CurveRow(name, {arm: [_curve(folder / r["run"], name) for r in of_arm] for arm, of_arm in results.items()})
+            for name in study.curves
+        ]
+        folder.joinpath("curves.svg").write_text(curves(study.title, rows), encoding="utf-8")
     return table
 
 
@@ -70,6 +77,10 @@ def _metrics(folder: Path, names: tuple[str, ...]) -> dict[str, list[float] | No
     lines = _rl_lines(folder) if names else []
     values = {name: [line[name] for line in lines if name in line] for name in names}
     return {name: [found[0], found[-1]] if found else None for name, found in values.items()}
+
+
+def _curve(folder: Path, name: str) -> list[tuple[int, float]]:
+    return [(line["step"], line[name]) for line in _rl_lines(folder) if name in line]
 
 
 def _rl_lines(folder: Path) -> list[dict[str, Any]]:

@@ -161,12 +161,16 @@ def test_the_table_has_every_seed_the_mean_and_metrics_from_first_to_last(tmp_pa
         ("b_1", 0.7, []),
     ):
         write_run(tmp_path / name, accuracy, vas)
-    table = write_results(Study("Two arms", runs, ("a", "b"), ("attention/vas",), evaluated=False), tmp_path)
+    table = write_results(
+        Study("Two arms", runs, ("a", "b"), ("attention/vas",), ("attention/vas",), evaluated=False), tmp_path
+    )
     assert "|  | seed 5 | seed 6 | mean | before | attention/vas |" in table
     assert "| a | 0.600 | 0.800 | **0.700** | 0.5 | 1.5 → 4 |" in table
     assert "| b | 0.900 | 0.700 | **0.800** | 0.5 | - |" in table
     assert (tmp_path / "study.md").read_text() == table
     assert "mean 0.8 of 2" in (tmp_path / "study.svg").read_text()
+    drawn = (tmp_path / "curves.svg").read_text()
+    assert drawn.count("#2a6fdb") == 2 and drawn.count("#16181d") == 2  # two runs of a, their mean; the text's colour
     assert json.loads((tmp_path / "study.json").read_text())["a"][0]["metrics"] == {"attention/vas": [1.0, 3.0]}
 
 
@@ -177,10 +181,11 @@ def test_evaluations_take_the_place_of_what_training_measured(tmp_path: Path) ->
         score_and_masses = {} if score is None else {"visual_attention_score": score, "visual_mass": 0.5}
         found = {"eval/accuracy": accuracy, "eval/length_mean": 7.0, **score_and_masses}
         (tmp_path / f"{run.name}_evaluation" / "evaluation.json").write_text(json.dumps(found))
-    table = write_results(Study("Rungs", runs, ("a", "b"), (), evaluated=True), tmp_path)
+    table = write_results(Study("Rungs", runs, ("a", "b"), (), (), evaluated=True), tmp_path)
     assert "|  | seed 0 | seed 1 | mean | visual attention score | visual mass | system mass |" in table
     assert "| a | 0.500 | 0.700 | **0.600** | 3 | 0.5 | - |" in table
     assert "| b | 0.800 | 0.900 | **0.850** | - | - | - |" in table
+    assert not (tmp_path / "curves.svg").exists()
     svg = (tmp_path / "study.svg").read_text()
     assert "a: mean 3 of 2" in svg and "b: mean" in svg
 

@@ -1,0 +1,42 @@
+"""Small multiples of training curves: what is drawn where."""
+
+import re
+from xml.etree import ElementTree
+
+from ral_system.observability.curves import CurveRow, curves
+
+
+def paths(svg: str, colour: str) -> list[list[tuple[float, float]]]:
+    found = re.findall(rf'<path d="M([^"]+)" fill="none" stroke="{colour}"', svg)
+    return [[(float(x), float(y)) for x, y in (p.split() for p in path.split("L"))] for path in found]
+
+
+def test_runs_are_thin_and_their_mean_is_bold() -> None:
+    rows = [CurveRow("accuracy", {"clip": [[(0, 0.0), (10, 1.0)], [(0, 0.5), (10, 0.5), (20, 1.0)]], "gspo": []})]
+    svg = curves("Losses < others", rows)
+    ElementTree.fromstring(svg)
+    assert "Losses &lt; others" in svg and ">clip<" in svg and ">gspo<" in svg
+    thin, (mean,) = paths(svg, "#2a6fdb"), paths(svg, "#16181d")
+    assert [len(path) for path in thin] == [2, 3]
+    assert [x for x, _ in mean] == [64, 154, 244]  # steps 0, 10 and 20 of a panel that is 180 wide
+    bottom, top = 76 + 130, 76
+    assert [y for _, y in thin[0]] == [bottom, top]
+    assert [y for _, y in mean] == [bottom - 0.25 * 130, bottom - 0.75 * 130, top]
+
+
+def test_panels_share_steps_and_those_of_a_row_values() -> None:
+    rows = [CurveRow("reward", {"a": [[(0, 0.0), (4, 2.0)]], "b": [[(2, 1.0)]]}), CurveRow("kl", {"a": [[(2, 7.0)]]})]
+    svg = curves("", rows)
+    first, second, third = paths(svg, "#2a6fdb")
+    assert third == [(64 + 90, 76 + 130 + 26 + 65)]  # in the middle of its steps; of its values there is one
+    assert second[0][0] - 180 - 16 == sum(x for x, _ in first) / 2 and second[0][1] == sum(y for _, y in first) / 2
+    assert not paths(svg, "#16181d")  # a single run is its own mean
+
+
+def test_what_is_not_finite_or_not_there_is_left_out() -> None:
+    svg = curves(
+        "", [CurveRow("loss", {"a": [[(0, float("nan"))]]}), CurveRow("kl", {"a": [[(0, 1.0), (1, float("inf"))]]})]
+    )
+    assert svg.count("not measured") == 1
+    assert [len(path) for path in paths(svg, "#2a6fdb")] == [1]
+    ElementTree.fromstring(curves("nothing", []))
