@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ from actors.group import Call, Member, stream, wait_all
 from ral_system.protocols import Ref
 from ral_system.types import (
     Completion,
+    Completions,
     Prompt,
     RewardResult,
     Sample,
@@ -38,7 +39,7 @@ class RayGenerator:
         self._members = members
         self._timeout_s = call_timeout_s
 
-    def generate(self, prompts: Sequence[Prompt], sampling: Sampling) -> Iterator[Completion]:
+    def generate(self, prompts: Sequence[Prompt], sampling: Sampling) -> Completions:
         """Deal the prompts to the engines in turn; completions of all engines as they finish."""
         shares = [list(prompts[i :: len(self._members)]) for i in range(len(self._members))]
         calls = [

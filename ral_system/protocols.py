@@ -6,12 +6,13 @@ values (scores, weights) travel as refs from role to role; the controller never 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
 from ral_system.types import (
     Completion,
+    Completions,
     Prompt,
     RewardResult,
     Sample,
@@ -27,7 +28,7 @@ Ref = Any
 class Generator(Protocol):
     """A pool of rollout engines."""
 
-    def generate(self, prompts: Sequence[Prompt], sampling: Sampling) -> Iterator[Completion]:
+    def generate(self, prompts: Sequence[Prompt], sampling: Sampling) -> Completions:
         """Yield `sampling.completions` completions of every prompt, each as soon as it is finished, in any order."""
         ...
 

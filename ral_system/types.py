@@ -6,7 +6,7 @@ Token positions: a sequence is `prompt.token_ids + response token_ids`; P prompt
 from __future__ import annotations
 
 import enum
-from collections.abc import Mapping
+from collections.abc import Generator, Mapping
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -103,6 +103,10 @@ class Completion:
     def id(self) -> str:
         """Unique within a step: `<prompt id>#<index>`."""
         return f"{self.prompt_id}#{self.index}"
+
+
+Completions = Generator[Completion, None, None]
+"""A generation under way: yields what is finished. Closed by whoever stops listening, so that the engine is free."""
 
 
 class RewardStatus(enum.StrEnum):

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from ral_system.protocols import Rewarder
-from ral_system.types import Completion, Prompt, RewardStatus, Rollout, Sampling
+from ral_system.types import Completions, Prompt, RewardStatus, Rollout, Sampling
 
-Generate = Callable[[Sequence[Prompt], Sampling], Iterator[Completion]]
+Generate = Callable[[Sequence[Prompt], Sampling], Completions]
 """`Generator.generate`, of a pool or of one engine."""
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -17,7 +17,15 @@ from ral_system.training.learner_rank import LearnerRank
 from ral_system.training.scorer import FrozenScorer
 from ral_system.training.scores import visual_rewards
 from ral_system.training.teacher import TeacherScorer
-from ral_system.types import Completion, Prompt, Sample, Sampling, TrainPlan, VisualAttention, WeightManifest
+from ral_system.types import (
+    Completions,
+    Prompt,
+    Sample,
+    Sampling,
+    TrainPlan,
+    VisualAttention,
+    WeightManifest,
+)
 
 
 class InProcessRoles:
@@ -46,7 +54,7 @@ class _Generator:
     def __init__(self, engine: HfEngine) -> None:
         self._engine = engine
 
-    def generate(self, prompts: Sequence[Prompt], sampling: Sampling) -> Iterator[Completion]:
+    def generate(self, prompts: Sequence[Prompt], sampling: Sampling) -> Completions:
         return self._engine.generate(prompts, sampling)
 
     def load_weights(self, weights: Ref) -> Sequence[WeightManifest]:

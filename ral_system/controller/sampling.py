@@ -7,6 +7,7 @@ from __future__ import annotations
 import hashlib
 from collections import defaultdict, deque
 from collections.abc import Callable, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field
 
 from ral_system.algorithms.advantages import EPSILON
@@ -115,8 +116,11 @@ class Sampler:
         )
         groups: dict[str, list[Completion]] = defaultdict(list)
         unfinished = deque(prompts)
-        with self._timer.phase("rollout"):
-            for completion in self._roles.generator.generate(prompts, sampling):
+        with (
+            self._timer.phase("rollout"),
+            closing(self._roles.generator.generate(prompts, sampling)) as completions,
+        ):
+            for completion in completions:
                 newer_is_right = self._config.rollout.on_new_weights != "finish"
                 if completion.weight_version < version or (completion.weight_version > version and not newer_is_right):
                     raise GateError(

@@ -27,7 +27,7 @@ from ral_system.rollout.handover import Handover
 from ral_system.rollout.seeds import completion_seed
 from ral_system.rollout.stopping import ANSWER_END, stop_token_ids
 from ral_system.rollout.top_tokens import with_rest
-from ral_system.types import Completion, FinishReason, Prompt, Sampling, WeightManifest, Weights
+from ral_system.types import Completion, Completions, FinishReason, Prompt, Sampling, WeightManifest, Weights
 
 
 @dataclass(slots=True)
@@ -90,7 +90,7 @@ class HfEngine:
             text = self._model.config.get_text_config()
             self._intervention.check_model(text.num_hidden_layers, text.num_attention_heads)
 
-    def generate(self, prompts: Sequence[Prompt], sampling: Sampling) -> Iterator[Completion]:
+    def generate(self, prompts: Sequence[Prompt], sampling: Sampling) -> Completions:
         """Yield every completion as soon as it is finished, in batches of `max_sequences`.
 
         `log_probs` are of the distribution sampled from; for greedy decoding, of the distribution at temperature 1.

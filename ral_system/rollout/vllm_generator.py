@@ -27,7 +27,16 @@ from ral_system.rollout.seeds import completion_seed
 from ral_system.rollout.stopping import ANSWER_END, stop_token_ids
 from ral_system.rollout.top_tokens import with_rest
 from ral_system.rollout.vllm_environment import Device
-from ral_system.types import Completion, FinishReason, Prompt, Sampling, TokenRecord, WeightManifest, Weights
+from ral_system.types import (
+    Completion,
+    Completions,
+    FinishReason,
+    Prompt,
+    Sampling,
+    TokenRecord,
+    WeightManifest,
+    Weights,
+)
 
 MAX_IMAGES_PER_PROMPT = 8
 _MEDIA_CACHE_GIB = 1
@@ -84,7 +93,7 @@ class VllmEngine:
         self._on_new_weights = config.on_new_weights
         self._handover = Handover(self._load, config.on_new_weights)
 
-    def generate(self, prompts: Sequence[Prompt], sampling: Sampling) -> Iterator[Completion]:
+    def generate(self, prompts: Sequence[Prompt], sampling: Sampling) -> Completions:
         """Yield every completion as soon as it is finished. Raises GateError when vLLM saw other tokens than ours.
 
         `log_probs` are of the distribution sampled from; for greedy decoding, of the distribution at temperature 1.

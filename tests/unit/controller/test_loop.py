@@ -397,12 +397,24 @@ def test_the_order_in_which_completions_finish_does_not_matter(config: RunConfig
 
 
 def test_completions_of_other_weights_are_refused(config: RunConfig) -> None:
-    roles = Fakes()
+    class Watched(Fakes):
+        ended = False
+
+        def generate(self, prompts: Sequence[Prompt], sampling: Sampling) -> Iterator[Completion]:
+            try:
+                yield from super().generate(prompts, sampling)
+            finally:
+                self.ended = True
+
+    roles = Watched()
     loop = start(config, roles)
     roles.loaded_version = 7
-    with pytest.raises(GateError, match=r"sample train/\d#\d: made with weights 7, but the engines were given 0"):
+    with pytest.raises(
+        GateError, match=r"sample train/\d#\d: made with weights 7, but the engines were given 0"
+    ) as error:
         loop.step()
     assert "score" not in roles.calls
+    assert roles.ended and error.tb is not None  # the engine is free although the error holds the frames
 
 
 def test_a_completion_that_is_missing_is_noticed(config: RunConfig) -> None:
