@@ -344,9 +344,35 @@ class VisualRewardConfig(Group):
     """Whose attention: the policy's at the rollout's weights, or the frozen reference's on the same words."""
 
 
+Verifier = Literal[
+    "exact",
+    "multiple_choice",
+    "numeric",
+    "mathematics",
+    "ocr",
+    "free_form",
+    "regression",
+    "box",
+    "interval",
+    "function",
+]
+
+
+class ToleranceConfig(Group):
+    """How far a number may be off, for verifier=numeric: absolute + relative · |reference|."""
+
+    absolute: NonNegativeFloat
+    relative: NonNegativeFloat
+
+
 class RewardConfig(Group):
     """Weighted sum of the reward parts, each in [0, 1] (visual.form=ratio is not)."""
 
+    verifier: Verifier
+    """What judges the answer: a file of `ral_system/rewards/verifiers`."""
+    function: Annotated[str, Field(pattern=r"^[\w.]+:[\w.]+$")] | None
+    """For verifier=function: `module:name` of a function (given, reference) → [0, 1], importable where rewards run."""
+    tolerance: ToleranceConfig
     correctness: NonNegativeFloat
     format: NonNegativeFloat
     visual: VisualRewardConfig
@@ -354,6 +380,8 @@ class RewardConfig(Group):
     """Verifier subprocesses per reward actor."""
     timeout_s: PositiveFloat
     """Deadline per completion."""
+    memory_gib: PositiveFloat
+    """Address space of a verifier process; an answer that makes it ask for more is not judged."""
 
     @property
     def weights(self) -> dict[str, float]:

@@ -72,6 +72,11 @@ def _illegal_combinations(c: RunConfig) -> list[str]:
     problems += _distillation_problems(c)
     problems += _policy_loss_problems(c)
     problems += _visual_reward_problems(c)
+    if (c.reward.verifier == "function") != (c.reward.function is not None):
+        problems.append(
+            f"reward.verifier={c.reward.verifier} with reward.function={c.reward.function or 'null'}: set both, "
+            "reward=function reward.function=module:name, or neither"
+        )
     problems += _synthesis_problems(c)
     if c.data.objects > c.data.grid**2:
         problems.append(f"data.objects={c.data.objects} does not fit data.grid={c.data.grid}; at most {c.data.grid**2}")

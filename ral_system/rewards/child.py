@@ -16,6 +16,7 @@ import itertools
 import json
 import math
 import os
+import resource
 import signal
 import sys
 from collections.abc import Callable, Iterator
@@ -23,6 +24,7 @@ from typing import Any, BinaryIO, cast
 
 from ral_system.config.schema import ResponseFormat, RewardConfig
 from ral_system.rewards.combine import Verdict
+from ral_system.rewards.verifiers.registry import verifier as prepare
 
 Verifier = Callable[[RewardConfig, ResponseFormat, str, str], Verdict]
 
@@ -44,14 +46,20 @@ def _serve(lines: Iterator[bytes], answers: BinaryIO) -> None:
     try:
         sys.path[:] = greeting["path"]
         config = RewardConfig.model_validate(greeting["config"])
+        _limit_memory(int(config.memory_gib * 2**30))
+        prepare(config)
         verifier = load_verifier(greeting["verifier"])
     except Exception as error:
         _write(answers, {"broken": f"{type(error).__name__}: {error}"})
         return
     _write(answers, {"ready": True})
+    own = os.getpid()
     for line in lines:
         text, answer = json.loads(line)
-        _write(answers, _verdict(verifier, config, greeting["response_format"], text, answer))
+        verdict = _verdict(verifier, config, greeting["response_format"], text, answer)
+        if os.getpid() != own:  # a verifier that forked came back here twice
+            os._exit(0)
+        _write(answers, verdict)
 
 
 def _whole_lines(jobs: BinaryIO) -> Iterator[bytes]:
@@ -95,6 +103,12 @@ def _take_over_standard_streams() -> tuple[BinaryIO, BinaryIO]:
 def _write(answers: BinaryIO, message: dict[str, Any]) -> None:
     answers.write(json.dumps(message).encode() + b"\n")
     answers.flush()
+
+
+def _limit_memory(limit: int) -> None:
+    """An allocation beyond it is a MemoryError of the sample that asked for it."""
+    if sys.platform == "linux":
+        resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
 
 
 def _die_with(parent: int) -> None:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ral_system.config.schema import ResponseFormat, RewardConfig
-from ral_system.rewards.correctness import exact_match
-from ral_system.rewards.format import format_score
+from ral_system.rewards.format import extract_answer, format_score
+from ral_system.rewards.verifiers.registry import verifier
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,6 +22,11 @@ class Verdict:
 
 
 def judge(config: RewardConfig, response_format: ResponseFormat, text: str, answer: str) -> Verdict:
-    """r = correctness weight · exact match + format weight · template match (papers 1.7: 0.9 and 0.1)."""
-    parts = {"correctness": exact_match(text, answer), "format": format_score(text, response_format)}
+    """r = correctness weight · verifier's score + format weight · template match (papers 1.7: 0.9 and 0.1).
+
+    A response without an answer, or with several, has a correctness of 0 whatever the verifier.
+    """
+    given = extract_answer(text)
+    correctness = 0.0 if given is None else verifier(config)(given, answer, config)
+    parts = {"correctness": correctness, "format": format_score(text, response_format)}
     return Verdict(parts, config.correctness * parts["correctness"] + config.format * parts["format"])

@@ -5,8 +5,8 @@ from __future__ import annotations
 import re
 from collections import defaultdict
 
-from ral_system.rewards.correctness import exact_match
-from ral_system.rewards.format import format_score
+from ral_system.rewards.format import extract_answer, format_score
+from ral_system.rewards.verifiers.exact import same_words
 
 MIN_KEPT_WORDS = 0.8
 """Share of a reasoning's words that must still be there, in their order, when anchors have been put in."""
@@ -28,7 +28,8 @@ def check_reasoning(text: str, answer: str) -> str | None:
     """A response in the template that ends in the right answer."""
     if not format_score(text, "think_answer"):
         return "not <think> … </think> <answer> … </answer>"
-    if not exact_match(text, answer):
+    given = extract_answer(text)
+    if given is None or not same_words(given, answer):
         return "another answer than the right one"
     return _foreign(text)
 

@@ -40,6 +40,14 @@ ILLEGAL: dict[str, tuple[dict[str, Any], list[str]]] = {
         {"teacher.path": "/t", "teacher.attention_path": "/a", "algorithm.distillation.attention.weight": 1.0},
         ["teacher.path=/t has no effect"],
     ),
+    "a function that nobody calls": (
+        {"reward.function": "mine:closeness"},
+        ["reward.verifier=exact with reward.function=mine:closeness", "reward=function"],
+    ),
+    "no function to call": (
+        {"reward.verifier": "function"},
+        ["reward.verifier=function with reward.function=null", "reward.function=module:name"],
+    ),
     "weights that change under what is not under way": (
         {"rollout.on_new_weights": "continue"},
         ["rollout.on_new_weights=continue has no effect", "raise algorithm.max_staleness, or set it to finish"],

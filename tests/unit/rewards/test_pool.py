@@ -10,19 +10,19 @@ from types import ModuleType
 
 import pytest
 
-from ral_system.config.schema import RewardConfig, VisualRewardConfig
+from ral_system.config.schema import RewardConfig
 from ral_system.errors import ActorError
 from ral_system.rewards.combine import judge
 from ral_system.rewards.pool import RewardPool, _greeting
 from ral_system.types import Completion, FinishReason, Prompt, RewardResult, RewardStatus
+from tests.unit.rewards.settings import reward_config
 
 IMPORTABLE = Path(__file__).parent / "importable"
 GOOD = "<think>a1</think><answer>red</answer>"
 
 
 def config(workers: int = 1, timeout_s: float = 2.0) -> RewardConfig:
-    visual = VisualRewardConfig(weight=0.0, form="share", model="policy")
-    return RewardConfig(correctness=0.9, format=0.1, visual=visual, workers=workers, timeout_s=timeout_s)
+    return reward_config(workers=workers, timeout_s=timeout_s)
 
 
 def submit(pool: RewardPool, texts: list[str]) -> list[str]:

@@ -1,9 +1,8 @@
 import pytest
 
-from ral_system.config.schema import RewardConfig, VisualRewardConfig
 from ral_system.rewards.combine import judge
-from ral_system.rewards.correctness import exact_match
 from ral_system.rewards.format import extract_answer, format_score
+from tests.unit.rewards.settings import reward_config
 
 GOOD_THINK = "<think> a1 red star </think> <answer> red </answer>"
 GOOD_ANSWER = "<answer> red </answer>"
@@ -54,34 +53,10 @@ def test_template_edges(text: str, think: int, alone: int, answer: str | None) -
 
 
 @pytest.mark.parametrize(
-    ("given", "reference", "score"),
-    [
-        ("red", "red", 1),
-        (" RED\n", "red", 1),
-        ("red  star", "Red star", 1),
-        ("STRASSE", "straße", 1),
-        ("reds", "red", 0),
-        ("red star", "star red", 0),
-        ("redstar", "red star", 0),
-        ("", "red", 0),
-    ],
-)
-def test_exact_match_ignores_case_and_whitespace_only(given: str, reference: str, score: int) -> None:
-    assert exact_match(f"<answer>{given}</answer>", reference) == score
-
-
-def test_exact_match_needs_one_answer_block() -> None:
-    assert exact_match("red", "red") == 0
-    assert exact_match("<answer>red</answer><answer>red</answer>", "red") == 0
-
-
-@pytest.mark.parametrize(
     ("text", "total"),
     [(GOOD_THINK, 1.0), (GOOD_ANSWER, 0.9), (GOOD_THINK.replace("> red <", "> blue <"), 0.1), ("nothing", 0.0)],
 )
 def test_total_is_the_papers_weighted_sum(text: str, total: float) -> None:
-    visual = VisualRewardConfig(weight=0.0, form="share", model="policy")
-    config = RewardConfig(correctness=0.9, format=0.1, visual=visual, workers=1, timeout_s=1)
-    verdict = judge(config, "think_answer", text, "red")
+    verdict = judge(reward_config(), "think_answer", text, "red")
     assert verdict.total == pytest.approx(total)
     assert verdict.total == pytest.approx(0.9 * verdict.parts["correctness"] + 0.1 * verdict.parts["format"])

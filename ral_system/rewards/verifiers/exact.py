@@ -1,0 +1,15 @@
+"""The same words, up to case and whitespace (papers 1.7)."""
+
+from __future__ import annotations
+
+from ral_system.config.schema import RewardConfig
+
+
+def score(given: str, reference: str, config: RewardConfig) -> float:
+    """1 for the same words, else 0."""
+    return float(same_words(given, reference))
+
+
+def same_words(a: str, b: str) -> bool:
+    """Whether two texts are the same up to case and whitespace."""
+    return a.casefold().split() == b.casefold().split()

@@ -1,0 +1,38 @@
+"""Mathematical equivalence, by math-verify: `1/2`, `0.5` and `\\frac{1}{2}` are the same."""
+
+from __future__ import annotations
+
+import logging
+import re
+
+from math_verify import parse, verify
+
+from ral_system.config.schema import RewardConfig
+from ral_system.rewards.verifiers.numbers import read_number
+
+logging.getLogger("math_verify").setLevel(logging.ERROR)  # it warns of timeouts that it leaves to us
+
+_MARKS = ("$", "\\boxed", "\\(", "\\[")
+_WORD = re.compile(r"(?<![\\A-Za-z])[A-Za-z]{2,}")
+_FUNCTIONS = {"sqrt", "sin", "cos", "tan", "log", "ln", "exp", "pi"}
+_PI, _LATEX_PI = re.compile(r"(?<![\\A-Za-z])pi(?![A-Za-z])"), r"\\pi"
+
+
+def score(given: str, reference: str, config: RewardConfig) -> float:
+    """1 where the two are equal as expressions, sets, intervals or equations, else 0."""
+    gold = parse(_as_latex(reference), parsing_timeout=None)
+    if not gold:
+        raise ValueError(f"the reference answer {reference!r} is no mathematics")
+    return float(verify(gold, parse(_as_latex(given), parsing_timeout=None), timeout_seconds=None))
+
+
+def _as_latex(text: str) -> str:
+    """math-verify reads LaTeX between marks, and of anything else the last number: `x^2 - 1` would be 1.
+
+    So a formula without marks gets them, and prose is read only where it holds one number.
+    """
+    if any(mark in text for mark in _MARKS):
+        return text
+    if set(_WORD.findall(text)) <= _FUNCTIONS:
+        return f"${_PI.sub(_LATEX_PI, text)}$"
+    return text if read_number(text) is not None else ""

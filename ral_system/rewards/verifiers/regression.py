@@ -1,0 +1,16 @@
+"""A number, the better the closer (Video-R1's regression reward)."""
+
+from __future__ import annotations
+
+from ral_system.config.schema import RewardConfig
+from ral_system.rewards.verifiers.numbers import read_number, reference_number
+
+_EPSILON = 1e-9
+
+
+def score(given: str, reference: str, config: RewardConfig) -> float:
+    """1 - relative error, at least 0; a reference of 0 asks for exactly 0."""
+    y, x = reference_number(reference), read_number(given)
+    if x is None:
+        return 0.0
+    return 1.0 - min(1.0, abs(x - y) / max(abs(y), _EPSILON))

@@ -1,0 +1,248 @@
+"""Each verifier on answers as models write them, with scores worked by hand."""
+
+import importlib
+import math
+from pathlib import Path
+from typing import get_args
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+import conf
+from ral_system.config.schema import Verifier
+from ral_system.rewards.combine import judge
+from ral_system.rewards.verifiers.interval import read_interval
+from ral_system.rewards.verifiers.multiple_choice import letter
+from ral_system.rewards.verifiers.numbers import read_number
+from ral_system.rewards.verifiers.registry import verifier
+from tests.unit.rewards.settings import reward_config
+
+NAMES = get_args(Verifier)
+
+
+def scored(name: str, given: str, reference: str, **settings: object) -> float:
+    return verifier(reward_config(verifier=name, **settings))(
+        given, reference, reward_config(verifier=name, **settings)
+    )
+
+
+def test_every_verifier_is_a_file_and_a_choice_of_reward() -> None:
+    folder = Path(importlib.import_module("ral_system.rewards.verifiers").__file__ or "").parent
+    helpers = {"__init__", "registry", "numbers"}
+    assert {f.stem for f in folder.glob("*.py")} - helpers == set(NAMES)
+    choices = {f.stem for f in (Path(conf.__file__).parent / "reward").glob("*.yaml")}
+    assert choices == (set(NAMES) - {"exact"}) | {"default", "avar"}
+
+
+@pytest.mark.parametrize(
+    ("given", "reference", "score"),
+    [
+        ("red", "red", 1),
+        (" RED\n", "red", 1),
+        ("red  star", "Red star", 1),
+        ("STRASSE", "straße", 1),
+        ("reds", "red", 0),
+        ("red star", "star red", 0),
+        ("redstar", "red star", 0),
+        ("", "red", 0),
+    ],
+)
+def test_exact_ignores_case_and_whitespace_only(given: str, reference: str, score: int) -> None:
+    assert scored("exact", given, reference) == score
+
+
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        ("B", "B"),
+        ("b", "B"),
+        ("(B)", "B"),
+        (" B. ", "B"),
+        ("B) a red cube", "B"),
+        ("B. I think it is the red cube", "B"),
+        ("B: vitamin A", "B"),
+        ("The answer is B", "B"),
+        ("the correct option is (B)", "B"),
+        ("answer: B", "B"),
+        (r"\boxed{B}", "B"),
+        (r"$\boxed{\text{B}}$", "B"),
+        ("A or B", None),
+        ("A, B", None),
+        ("A and B", None),
+        ("A. B. C.", None),
+        ("A. no, the answer is B", None),
+        ("option A or option B", None),
+        ("a red cube", None),
+        ("I do not know", None),
+        ("12", None),
+        ("", None),
+    ],
+)
+def test_the_letter_of_an_option(text: str, found: str | None) -> None:
+    assert letter(text) == found
+    assert scored("multiple_choice", text, "B") == float(found == "B")
+    assert scored("multiple_choice", text, "(B) a red cube") == float(found == "B")
+
+
+def test_a_choice_without_letters_is_by_its_words() -> None:
+    assert scored("multiple_choice", "Red  Cube", "red cube") == 1
+    assert scored("multiple_choice", "A", "red cube") == 0
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("42", 42.0),
+        (" -3.50 ", -3.5),
+        ("\N{MINUS SIGN}2", -2.0),
+        ("1,024", 1024.0),
+        ("1,234,567.5", 1234567.5),
+        ("$12", 12.0),
+        ("3/4", 0.75),
+        ("12%", 0.12),
+        ("about 7 apples", 7.0),
+        ("6.02e23", 6.02e23),
+        (".5", 0.5),
+        ("7.", 7.0),
+        ("3 or 4", None),
+        ("1,2", None),
+        ("12,34", None),
+        ("1/0", None),
+        ("1e999", None),
+        ("seven", None),
+        ("nan", None),
+        ("", None),
+    ],
+)
+def test_numbers_as_people_write_them(text: str, value: float | None) -> None:
+    found = read_number(text)
+    assert found == (value if value is None else pytest.approx(value))
+
+
+@given(st.floats(-1e9, 1e9, allow_nan=False))
+def test_a_printed_number_is_read_back(value: float) -> None:
+    assert read_number(repr(value)) == value
+    assert read_number(f"{value:,.3f}") == pytest.approx(value, abs=5.1e-4)
+
+
+def test_a_number_within_its_tolerance() -> None:
+    tolerance = {"absolute": 0.5, "relative": 0.01}  # of 200: 0.5 + 2
+    assert [scored("numeric", given, "200", tolerance=tolerance) for given in ("202.5", "202.6", "197.5", "x")] == [
+        1,
+        0,
+        1,
+        0,
+    ]
+    assert scored("numeric", "0.3", "0.30") == 1 and scored("numeric", "0.31", "0.3") == 0
+
+
+def test_a_number_is_better_the_closer() -> None:
+    assert scored("regression", "80", "100") == pytest.approx(0.8)
+    assert scored("regression", "-120", "-100") == pytest.approx(0.8)
+    assert scored("regression", "250", "100") == 0 and scored("regression", "?", "100") == 0
+    assert scored("regression", "0", "0") == 1 and scored("regression", "0.1", "0") == 0
+
+
+@pytest.mark.parametrize(
+    ("given", "reference", "score"),
+    [
+        ("0.5", r"\frac{1}{2}", 1),
+        ("1/2", "0.5", 1),
+        (r"$\frac{2}{4}$", "1/2", 1),
+        (r"\boxed{2\sqrt{2}}", r"\sqrt{8}", 1),
+        ("x^2 - 1", "(x-1)*(x+1)", 1),
+        (r"\{1, 2\}", r"\{2, 1\}", 1),
+        ("x = 3", "3", 1),
+        ("2*sqrt(2)", r"\sqrt{8}", 1),
+        ("2pi", r"2\pi", 1),
+        ("(1, 2)", "$(1, 2)$", 1),
+        ("about 7 apples", "7", 1),
+        ("x^2 - 1", "1", 0),
+        ("it is x^2 - 1", "1", 0),
+        ("0.51", r"\frac{1}{2}", 0),
+        (r"\sqrt{7}", r"\sqrt{8}", 0),
+        ("no idea", "3", 0),
+    ],
+)
+def test_mathematical_equivalence(given: str, reference: str, score: int) -> None:
+    assert scored("mathematics", given, reference) == score
+
+
+def test_text_that_was_read_off() -> None:
+    # no stop here | not stop her: one word too many, one wrong, of three
+    assert scored("ocr", "not stop her", "stop here now") == pytest.approx(1 - 3 / 3)
+    assert scored("ocr", "stop here", "stop here now") == pytest.approx(1 - 1 / 3)
+    assert scored("ocr", "stop there right now", "stop here now") == pytest.approx(1 - 2 / 3)
+    assert scored("ocr", "stop  here now", "stop here now") == 1
+    assert scored("ocr", "a b c d e f g", "stop") == 0
+
+
+def test_free_text_by_its_overlap() -> None:
+    # unigrams: 2 of 3 and 2 of 2; bigrams: 1 of 2 and 1 of 1; longest common subsequence: 2 of 3 and 2 of 2
+    f1, f2 = 2 * (2 / 3) / (2 / 3 + 1), 2 * (1 / 2) / (1 / 2 + 1)
+    assert scored("free_form", "red cubes stand", "red cube") == pytest.approx((f1 + f2 + f1) / 3)
+    assert scored("free_form", "a red cube", "a red cube") == pytest.approx(1)
+    assert scored("free_form", "blue", "a red cube") == 0
+
+
+def test_boxes_by_intersection_over_union() -> None:
+    # 10 x 10 and 10 x 10, shifted by (5, 5): 25 shared of 175
+    assert scored("box", "[5, 5, 15, 15]", "[0, 0, 10, 10]") == pytest.approx(25 / 175)
+    assert scored("box", "(0,0),(10,10)", "0 0 10 10") == 1
+    assert scored("box", '{"bbox_2d": [-2.5, 0, 7.5, 10]}', "[0, 0, 10, 10]") == 0  # a fifth number: 2
+    assert scored("box", "[-2.5, 0, 7.5, 10]", "[0, 0, 10, 10]") == pytest.approx(75 / 125)
+    for bad in ("[20, 20, 30, 30]", "[10, 10, 0, 0]", "[1, 2, 3]", "nothing"):
+        assert scored("box", bad, "[0, 0, 10, 10]") == 0
+
+
+def test_intervals_by_intersection_over_union() -> None:
+    assert scored("interval", "5 to 15 s", "0-10") == pytest.approx(5 / 15)
+    assert scored("interval", "[00:05, 00:15]", "from 0.0 to 10.0") == pytest.approx(5 / 15)
+    assert scored("interval", "20, 30", "0, 10") == 0 and scored("interval", "10, 5", "0, 10") == 0
+    assert scored("interval", "5", "0, 10") == 0
+    assert read_interval("1:02:03 - 1:02:10.5") == (3723, 3730.5)
+
+
+def test_your_own_function(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(Path(__file__).parent / "importable"))
+    assert scored("function", "red star", "red", function="own_verifier:first_word") == 1
+    assert scored("function", "blue", "red", function="own_verifier:first_word") == 0
+    for missing in ("own_verifier:nothing", "no_such_module:f"):
+        with pytest.raises((AttributeError, ImportError)):
+            scored("function", "a", "b", function=missing)
+
+
+@pytest.mark.parametrize(
+    ("name", "reference"),
+    [
+        ("numeric", "many"),
+        ("regression", "1 or 2"),
+        ("mathematics", ""),
+        ("mathematics", "some idea"),
+        ("ocr", " "),
+        ("box", "[3, 3, 1, 1]"),
+        ("interval", "10 to 5"),
+        ("interval", "soon"),
+    ],
+)
+def test_a_reference_that_cannot_be_read_is_an_error(name: str, reference: str) -> None:
+    with pytest.raises(ValueError, match="the reference answer"):
+        scored(name, "1", reference)
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if name != "function"])
+@given(text=st.text(max_size=60))
+def test_any_answer_scores_between_0_and_1(name: str, text: str) -> None:
+    reference = {"box": "[0, 0, 4, 4]", "interval": "1-4", "multiple_choice": "B"}.get(name, "4")
+    found = scored(name, text, reference)
+    assert math.isfinite(found) and 0 <= found <= 1
+
+
+def test_an_answer_is_needed_whatever_the_verifier() -> None:
+    config = reward_config(verifier="regression")
+    both = judge(config, "answer_only", "<answer> 80 </answer>", "100")
+    assert both.parts == {"correctness": pytest.approx(0.8), "format": 1.0}
+    assert both.total == pytest.approx(0.9 * 0.8 + 0.1)
+    for text in ("80", "<answer>80</answer><answer>100</answer>"):
+        assert judge(config, "answer_only", text, "100").parts["correctness"] == 0
