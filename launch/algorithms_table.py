@@ -21,15 +21,28 @@ r = π / π_old: the policy in training against the same weights as the rollout'
 rollout's probabilities as its engine reported them. A: the advantage. sg: a constant. All denominators are global
 counts.
 """
+_ANCHOR = """
+DPPO compares with the rollout's own probabilities. `algorithm.policy_loss.anchor=old` compares with those that the
+learner recomputed, which its paper sees collapse; such a run warns.
+"""
+_SAMPLING = """
+## Sampling
+`algorithm.sampling_rounds` > 1 replaces groups whose rewards are all alike by the next prompts', that many rounds at
+most (dynamic sampling, DAPO); `sampling/groups_dropped` counts them. `algorithm.overlong.handling=mask` leaves
+responses that were cut out of the policy gradient, `penalty` takes up to 1 off the reward of those that come within
+`algorithm.overlong.buffer` tokens of the limit. `rollout.stop_at_answer` ends a response at `</answer>`. Every
+response has a seed of its own, logged with it.
+"""
 _STALE = """
 ## Stale responses, and those of several weights: `algorithm.max_staleness`, `rollout.on_new_weights`
-π_old of a token, and the old attention row that belongs to it, are those at the weights that made the token: the
-learner keeps the last max_staleness + 1 versions. A batch is as stale as its oldest token; one that is staler than
-allowed is an error where it would be trained on.
+The default, max_staleness=0, generates and trains in turn. Else π_old of a token, and the old attention row that
+belongs to it, are those at the weights that made the token: the learner keeps the last max_staleness + 1 versions. A
+batch is as stale as its oldest token; one that is staler than allowed is an error where it would be trained on.
+Checkpoints and evaluations are pauses before which nothing is made ahead, so the batches that follow one are fresher.
 """
 _MIXED = """
 An engine that continues computes all keys and values of the response again, so that each token comes from one version
-alone, given everything before it. The response is scored once at each of its versions, and every token takes its
+alone, given everything before it. The response is scored at each of its versions, and every token takes its
 log-prob and its attention row from the version that made it; a sequence's ratio is the product of its tokens'. The
 visual reward, one figure for all tokens, is that at the last version. With `continue` and `discard` it depends on the
 clock which tokens are made with what, so a run does not repeat.
@@ -44,36 +57,52 @@ def main() -> None:
 
 def table() -> str:
     """The whole file."""
+    config = _composed()
+    algorithm = config.algorithm
+    low, high = algorithm.correction.low, algorithm.correction.high
     return "\n".join(
         [
             _HEAD,
             "## Policy loss: `algorithm/policy_loss=NAME`",
             "Settings are fields of `algorithm.policy_loss`; a choice sets its reduction and correction, too.\n",
-            *_rows(("name", "paper", "loss of a token", "when", "settings"), catalogue.POLICY_LOSSES, _settings),
-            "\n## Advantage: `algorithm.advantage`",
-            *_rows(("name", "paper", "advantage", "when"), catalogue.ADVANTAGES),
+            *_rows("loss of a token", catalogue.POLICY_LOSSES, _default_loss(), settings=True),
+            _ANCHOR,
+            "## Advantage: `algorithm.advantage`",
+            *_rows("advantage", catalogue.ADVANTAGES, algorithm.advantage),
             "\n## Reduction: `algorithm.reduction`",
-            *_rows(("name", "paper", "over the update", "when"), catalogue.REDUCTIONS),
+            *_rows("over the update", catalogue.REDUCTIONS, algorithm.reduction),
             "\n## Correction for the rollout engine: `algorithm.correction.kind`",
-            *_rows(("name", "paper", "weight of a token", "when"), catalogue.CORRECTIONS),
+            f"Bounds are `algorithm.correction.low` ({low}) and `algorithm.correction.high` ({high}).\n",
+            *_rows("weight of a token", catalogue.CORRECTIONS, algorithm.correction.kind),
             "\n## KL to the reference: `algorithm.kl.estimator`, weight `algorithm.kl.coefficient`",
-            "`algorithm.kl.place=loss` adds it to the loss, `reward` takes each response's sum off its reward.\n",
-            *_rows(("name", "paper", "of a token", "when"), catalogue.KL_ESTIMATORS),
+            f"The weight is {algorithm.kl.coefficient} unless set; `algorithm.kl.place=loss`, the default, adds it to",
+            "the loss, `reward` takes each response's sum off its reward.\n",
+            *_rows("of a token", catalogue.KL_ESTIMATORS, algorithm.kl.estimator),
             "\nAn entropy bonus is `algorithm.entropy_coefficient`. KL and entropy are always token means.",
+            _SAMPLING,
             _STALE,
-            *_rows(("name", "paper", "new weights under way", "when"), catalogue.ON_NEW_WEIGHTS),
+            *_rows("new weights under way", catalogue.ON_NEW_WEIGHTS, config.rollout.on_new_weights),
             _MIXED,
         ]
     )
 
 
-def composed(preset: str) -> dict[str, Any]:
-    """What a policy loss sets."""
+def _composed(*overrides: str) -> Any:
     from hydra import compose, initialize_config_module
-    from omegaconf import OmegaConf
 
     with initialize_config_module("conf", version_base=None):
-        chosen = compose("config", [f"algorithm/policy_loss={preset}"]).algorithm
+        return compose("config", list(overrides))
+
+
+def _default_loss() -> str:
+    return next(choice.name for choice in catalogue.POLICY_LOSSES if composed(choice.name) == composed())
+
+
+def composed(preset: str | None = None) -> dict[str, Any]:
+    """What a policy loss sets; the default one unless named."""
+    from omegaconf import OmegaConf
+
+    chosen = _composed(*([f"algorithm/policy_loss={preset}"] if preset else [])).algorithm
     found: Any = OmegaConf.to_container(chosen.policy_loss)
     return found | {"reduction": chosen.reduction, "correction.kind": chosen.correction.kind}
 
@@ -83,10 +112,12 @@ def _settings(choice: Choice) -> str:
     return ", ".join(f"{name}={'null' if value is None else str(value).lower()}" for name, value in found.items())
 
 
-def _rows(header: Sequence[str], choices: Sequence[Choice], more: Any = None) -> list[str]:
+def _rows(formula: str, choices: Sequence[Choice], default: str, *, settings: bool = False) -> list[str]:
+    header = ["name", "paper", formula, "when", *(["settings"] if settings else [])]
     lines = [_row(header), _row(["---"] * len(header))]
     for c in choices:
-        lines.append(_row([f"`{c.name}`", c.paper, c.formula, c.when, *([more(c)] if more else [])]))
+        name = f"`{c.name}` (default)" if c.name == default else f"`{c.name}`"
+        lines.append(_row([name, c.paper, c.formula, c.when, *([_settings(c)] if settings else [])]))
     return lines
 
 

@@ -37,7 +37,8 @@ _NOTE = "evaluated.json"
 _DESCRIPTION = """\
 Runs the commands of a study one after the other, each in a process of its own, and writes what came out: study.md,
 study.json, study.svg and curves.svg in --runs-dir/NAME, where every run has its own folder. The same command again
-continues where an interrupted study stopped: runs that are complete are left alone.
+continues where an interrupted study stopped: runs that are complete are left alone. An arm that fails does not end the
+study; the table says at which step it did.
 """
 _EPILOG = """\
   ral-study distill_quickstart                        the teacher, the student, three arms of three seeds
@@ -138,12 +139,15 @@ def main() -> None:
         path = Path(options.study) if options.study.endswith((".yaml", ".yml")) else STUDIES / f"{options.study}.yaml"
         folder = (options.runs_dir / path.stem).resolve()
         study = read_study(path, folder, options.seeds, options.overrides)
+        failed: list[str] = []
         for number, run in enumerate(study.runs, 1):
             print(f"[{number}/{len(study.runs)}] {shlex.join(run.command)}", flush=True)
-            if not options.dry_run:
-                execute(run)
+            if not options.dry_run and not any(run.name == evaluation_of(name) for name in failed):
+                failed += execute_arm(run)
         if not options.dry_run:
             print(write_results(study, folder))
+        if failed:
+            raise RunError(", ".join(failed), 1)
     except RalError as error:
         fail(error)
     except KeyboardInterrupt:
@@ -237,6 +241,21 @@ def execute(run: Run) -> None:
     if child.returncode:
         raise RunError(run.name, child.returncode)
     run.note_evaluated()
+
+
+def execute_arm(run: Run) -> list[str]:
+    """`execute`, but an arm may fail: its name, to be told of when the others are done.
+
+    Not where its input is wrong (exit code 2), which is likely to be wrong for others, too.
+    """
+    try:
+        execute(run)
+    except RunError as error:
+        if run.arm is None or error.exit_code != 1:
+            raise
+        print(f"{error}; the study goes on without it", file=sys.stderr, flush=True)
+        return [run.name]
+    return []
 
 
 class RunError(RalError):

@@ -10,6 +10,7 @@ from typing import Any
 from launch.study import Study, evaluation_of
 from ral_system.observability.curves import CurveRow, curves
 from ral_system.observability.dots import Panel, dots
+from ral_system.observability.jsonl import read_objects
 
 EVALUATED = {
     "eval/accuracy": "accuracy",
@@ -26,6 +27,7 @@ def write_results(study: Study, folder: Path) -> str:
     for run in study.runs:
         if run.arm is not None:
             found = _evaluated(folder, run.name) if study.evaluated else _trained(folder / run.name)
+            found = found or {"failed_after_step": _last_step(folder / run.name)}
             results[run.arm].append({"run": run.name, **found, "metrics": _metrics(folder / run.name, study.metrics)})
     seeds = list(dict.fromkeys(run.seed for run in study.runs if run.arm is not None))
     means = list(EVALUATED)[1:] if study.evaluated else ["before"]
@@ -33,8 +35,8 @@ def write_results(study: Study, folder: Path) -> str:
     header = ["", *(f"seed {seed}" for seed in seeds), "mean", *named, *study.metrics]
     lines = [f"# {study.title}", "", _row(header), _row(["---"] * len(header))]
     for arm, of_arm in results.items():
-        accuracy = [r["eval/accuracy"] for r in of_arm]
-        cells = [arm, *(f"{a:.3f}" for a in accuracy), f"**{statistics.mean(accuracy):.3f}**"]
+        accuracy = [r["eval/accuracy"] for r in of_arm if "eval/accuracy" in r]
+        cells = [arm, *map(_accuracy, of_arm), f"**{statistics.mean(accuracy):.3f}**" if accuracy else "-"]
         cells += [_mean([r.get(name) for r in of_arm]) for name in means]
         cells += [_first_to_last([r["metrics"][metric] for r in of_arm]) for metric in study.metrics]
         lines.append(_row(cells))
@@ -61,31 +63,45 @@ def write_results(study: Study, folder: Path) -> str:
 
 
 def _evaluated(folder: Path, name: str) -> dict[str, float]:
-    """What `ral-evaluate` measured of a run's model; without a score where that is not defined."""
-    found = json.loads((folder / evaluation_of(name) / "evaluation.json").read_text(encoding="utf-8"))
+    """What `ral-evaluate` measured of a run's model, without a score where that is not defined; {} of a failed run."""
+    file = folder / evaluation_of(name) / "evaluation.json"
+    found = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
     return {name: found[name] for name in EVALUATED if name in found}
 
 
 def _trained(folder: Path) -> dict[str, float]:
-    """What the RL stage itself measured, before and after."""
-    summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
+    """What the RL stage itself measured, before and after; {} of a failed run."""
+    file = folder / "summary.json"
+    summary = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    if "held_out_accuracy_after_rl" not in summary:
+        return {}
     before = next(line["eval/accuracy"] for line in _rl_lines(folder) if "eval/accuracy" in line)
     return {"eval/accuracy": summary["held_out_accuracy_after_rl"], "before": before}
 
 
 def _metrics(folder: Path, names: tuple[str, ...]) -> dict[str, list[float] | None]:
     lines = _rl_lines(folder) if names else []
-    values = {name: [line[name] for line in lines if name in line] for name in names}
+    values = {name: [line[name] for line in lines if line.get(name) is not None] for name in names}
     return {name: [found[0], found[-1]] if found else None for name, found in values.items()}
 
 
 def _curve(folder: Path, name: str) -> list[tuple[int, float]]:
-    return [(line["step"], line[name]) for line in _rl_lines(folder) if name in line]
+    """(step, value) as far as it went; a figure that was not finite is null in the file, and left out."""
+    return [(line["step"], line[name]) for line in _rl_lines(folder) if line.get(name) is not None]
+
+
+def _last_step(folder: Path) -> int:
+    return max((line["step"] for line in _rl_lines(folder)), default=0)
+
+
+def _accuracy(result: dict[str, Any]) -> str:
+    if "eval/accuracy" in result:
+        return f"{result['eval/accuracy']:.3f}"
+    return f"failed after step {result['failed_after_step']}"
 
 
 def _rl_lines(folder: Path) -> list[dict[str, Any]]:
-    lines = (json.loads(line) for line in (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines())
-    return [line for line in lines if line["stage"] == "rl"]
+    return [line for line in read_objects(folder / "metrics.jsonl") if line.get("stage") == "rl"]
 
 
 def _mean(values: list[float | None]) -> str:

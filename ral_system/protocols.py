@@ -33,7 +33,10 @@ class Generator(Protocol):
         ...
 
     def load_weights(self, weights: Ref) -> Sequence[WeightManifest]:
-        """Load published weights into every engine, drop all caches; return what each engine holds afterwards."""
+        """Load published weights into every engine, drop all caches; return what each engine holds afterwards.
+
+        Another thread's `generate` may be under way, unless `rollout.on_new_weights` is finish.
+        """
         ...
 
 
@@ -79,7 +82,7 @@ class Learner(Protocol):
     world_size: int
 
     def score(self, plan: TrainPlan) -> Sequence[Ref]:
-        """Old log-probs and attention at the current weights, one ref (to `Scores`) per rank."""
+        """Old log-probs and attention, each token's at the weights that made it; one ref (to `Scores`) per rank."""
         ...
 
     def visual_rewards(self, scores: Sequence[Ref]) -> Mapping[str, float]:

@@ -97,7 +97,9 @@ class Completion:
     switches: Switches = ()
     """With `rollout.on_new_weights=continue`: where other weights took over."""
     restarts: int = 0
-    """With `rollout.on_new_weights=discard`: how often it was begun again."""
+    """With `rollout.on_new_weights=discard`: how often it was begun again, in the engine's queue or out of it."""
+    seed: int = 0
+    """Of its own randomness: with the weights, what is needed to make it again."""
 
     @property
     def id(self) -> str:
@@ -158,6 +160,20 @@ class Sample:
     switches: Switches = ()
     """Where other weights took over."""
 
+    @classmethod
+    def of(cls, prompt: Prompt, completion: Completion, advantage: float = 0.0) -> Sample:
+        """A rollout as learners see it; frozen policies read it before it is judged."""
+        return cls(
+            id=completion.id,
+            prompt=prompt,
+            response_token_ids=completion.token_ids,
+            rollout_log_probs=completion.log_probs,
+            advantage=advantage,
+            weight_version=completion.weight_version,
+            rollout_top=completion.top,
+            switches=completion.switches,
+        )
+
     @property
     def length(self) -> int:
         """T, in tokens."""
@@ -187,8 +203,7 @@ class Rollout:
 
     def sample(self) -> Sample:
         """The learner's view of this rollout."""
-        c = self.completion
-        return Sample(c.id, self.prompt, c.token_ids, c.log_probs, self.advantage, c.weight_version, c.top, c.switches)
+        return Sample.of(self.prompt, self.completion, self.advantage)
 
 
 @dataclass(frozen=True, slots=True)
@@ -226,7 +241,7 @@ class TrainPlan:
         """Every micro-batch that `rank` trains on, in order, for scoring them once beforehand."""
         return tuple(micro for update in self.updates for micro in update.shards[rank])
 
-    def weight_versions(self) -> tuple[frozenset[int], ...]:
+    def versions_by_micro_batch(self) -> tuple[frozenset[int], ...]:
         """Of every micro-batch of `rank_samples`, the weights that made its tokens, on any rank."""
         together = zip(*(self.rank_samples(rank) for rank in range(len(self.updates[0].shards))), strict=True)
         return tuple(frozenset(v for micro in ranks for s in micro for v in s.weight_versions) for ranks in together)

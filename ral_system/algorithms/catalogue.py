@@ -19,7 +19,7 @@ class Choice:
 
 
 POLICY_LOSSES = (
-    Choice("clip", "GRPO 2402.03300, PPO 1707.06347", "-min(r A, clip(r, 1-ε, 1+ε) A)", "The default; RAL's own."),
+    Choice("clip", "GRPO 2402.03300, PPO 1707.06347", "-min(r A, clip(r, 1-ε, 1+ε) A)", "RAL's own."),
     Choice(
         "clip_higher",
         "DAPO 2503.14476",
@@ -68,7 +68,7 @@ POLICY_LOSSES = (
     Choice("reinforce_plain", "Williams 1992", "-A ln π", "One update per batch, or to see what the ratio is for."),
 )
 ADVANTAGES = (
-    Choice("grpo", "2402.03300", "(r - mean) / std of the group", "The default."),
+    Choice("grpo", "2402.03300", "(r - mean) / std of the group", "Groups of like spread."),
     Choice("dr_grpo", "2503.20783", "r - mean", "Easy and hard questions should not count as much as others."),
     Choice("rloo", "2402.14740", "r - mean of the others", "Small groups: unbiased."),
     Choice("reinforce_plus_plus", "2501.03262", "r - mean, normalised over the batch", "Groups of very unlike spread."),
@@ -81,27 +81,27 @@ ADVANTAGES = (
 )
 CORRECTIONS = (
     Choice("none", "", "1", "Engines agree exactly, or the loss is anchored on the rollout (DPPO)."),
-    Choice("truncate", "TIS", "min(w, high), w = π_old/μ", "The default: bounded variance, little bias."),
+    Choice("truncate", "TIS", "min(w, high), w = π_old/μ", "Bounded variance, little bias."),
     Choice("mask", "IcePop 2510.18855", "w inside [low, high], else 0", "Single tokens differ wildly."),
     Choice(
         "reject_sequence",
         "",
         "0 for sequences whose geometric mean of w is outside, else 1",
-        "With sequence ratios (GSPO), or when whole rollouts are stale.",
+        "With sequence ratios (GSPO). Of rollouts that are far off altogether.",
     ),
 )
 KL_ESTIMATORS = (
     Choice("k1", "Schulman 2020", "ln π - ln ref", "In the reward; in the loss its gradient is 0 on average."),
     Choice("k2", "Schulman 2020", "(ln π - ln ref)² / 2", "In the loss: the gradient of the KL itself."),
-    Choice("k3", "Schulman 2020", "e^d - d - 1, d = ln ref - ln π", "The default: unbiased and never negative."),
+    Choice("k3", "Schulman 2020", "e^d - d - 1, d = ln ref - ln π", "Unbiased and never negative."),
 )
 ON_NEW_WEIGHTS = (
-    Choice("finish", "", "wait for the end of the batch", "The default: batch k + N has version k; a run repeats."),
+    Choice("finish", "", "wait for the end of the batch", "Batch k + N has version k, so a run repeats."),
     Choice("continue", "PipelineRL 2509.19128", "take over at the last token", "Long responses: tokens are fresher."),
     Choice("discard", "", "begin again, from the same seed", "Fresh responses of one version; tokens are made twice."),
 )
 REDUCTIONS = (
-    Choice("token_mean", "DAPO", "Σ / tokens", "The default: every token counts the same."),
+    Choice("token_mean", "DAPO", "Σ / tokens", "Every token counts the same."),
     Choice("sequence_mean", "GRPO", "mean over sequences of the mean over tokens", "Every response counts the same."),
     Choice("sequence_sum", "", "Σ / sequences", "Long responses count more."),
     Choice("fixed_length", "Dr. GRPO 2503.20783", "Σ / (sequences · fixed_length)", "No bias towards any length."),

@@ -288,8 +288,8 @@ class AlgorithmConfig(Group):
     next prompts' (dynamic sampling), and rewards no longer overlap with scoring."""
     max_staleness: NonNegative
     """Weight versions that a batch may lag behind those it trains. 0 generates and trains in turn; N generates up to N
-    batches ahead while one trains, keeps N + 1 versions of the weights in host memory, and puts those that made a batch
-    in place to score it."""
+    batches ahead while one trains. Learners keep N + 1 versions of their weights in host memory, to score a batch with
+    those that made it; up to N published ones may wait for the engines."""
     overlong: OverlongConfig
     updates_per_step: Positive
     """K optimiser updates per rollout batch, each on 1/K of it, one pass over the batch in all."""

@@ -86,6 +86,17 @@ def _illegal_combinations(c: RunConfig) -> list[str]:
             f"algorithm.max_staleness={a.max_staleness} would draw a question twice with the same weights from "
             f"data.train_records={c.data.train_records}; raise the latter"
         )
+    pauses = {
+        "checkpoint.every": c.checkpoint.every,
+        "evaluation.every": c.evaluation.every or a.steps,
+        "algorithm.steps": a.steps,
+    }
+    soonest = min(pauses, key=lambda name: pauses[name])
+    if a.max_staleness >= pauses[soonest]:
+        problems.append(
+            f"algorithm.max_staleness={a.max_staleness} is never reached with {soonest}={pauses[soonest]}: nothing is "
+            f"generated ahead of a checkpoint, an evaluation or the end; lower it below that, or raise {soonest}"
+        )
     if a.max_staleness == 0 and c.rollout.on_new_weights != "finish":
         problems.append(
             f"rollout.on_new_weights={c.rollout.on_new_weights} has no effect with algorithm.max_staleness=0, where "

@@ -17,13 +17,13 @@ from dataclasses import dataclass
 
 from ral_system.config.schema import RunConfig
 from ral_system.controller.judging import judge, rollout_metrics
-from ral_system.controller.sampling import Batch, Sampler, sampling_metrics, unjudged_sample
+from ral_system.controller.sampling import Batch, Sampler, sampling_metrics
 from ral_system.errors import GateError
 from ral_system.observability.progress import PhaseTimer
 from ral_system.protocols import Ref, Roles
 from ral_system.sync.publish import publish_weights
 from ral_system.training.plan import plan_updates
-from ral_system.types import Prompt, Rollout
+from ral_system.types import Prompt, Rollout, Sample
 
 FIRST_UPDATE = {"float32": 1e-9, "bfloat16": 1e-4}
 """Largest mean divergence of the first update by learner dtype; of total variation, which is linear, the root.
@@ -80,7 +80,7 @@ class TrainingLoop:
         algorithm, learner = self._config.algorithm, self._roles.learner
         self._sampler.teach(batch)
         plan = plan_updates(
-            [unjudged_sample(prompt, c) for prompt, group in batch.groups for c in group],
+            [Sample.of(prompt, c) for prompt, group in batch.groups for c in group],
             updates=algorithm.updates_per_step,
             world_size=learner.world_size,
             micro_batch=self._config.learner.micro_batch,

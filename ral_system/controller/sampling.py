@@ -36,7 +36,7 @@ class Batch:
     """Prompts taken from the training sequence, dropped ones among them."""
     rounds: int
     tokens: int
-    """All that were generated."""
+    """All that were kept: not those of responses begun again."""
     times: dict[str, float] = field(default_factory=dict)
     """Seconds by phase, of a batch that was made while something else was timed."""
     taught: bool = False
@@ -141,7 +141,7 @@ class Sampler:
 
     def _teach(self, prompt: Prompt, group: Sequence[Completion]) -> None:
         for teacher in self._roles.teachers:
-            teacher.submit([unjudged_sample(prompt, c) for c in group])
+            teacher.submit([Sample.of(prompt, c) for c in group])
 
 
 def _tokens(groups: Sequence[Group]) -> int:
@@ -158,23 +158,10 @@ def has_signal(verdicts: Sequence[RewardResult]) -> bool:
     return len(totals) > 1 and max(totals) - min(totals) > EPSILON
 
 
-def unjudged_sample(prompt: Prompt, c: Completion) -> Sample:
-    """What frozen policies read of a rollout before its reward is known."""
-    return Sample(
-        c.id,
-        prompt,
-        c.token_ids,
-        c.log_probs,
-        weight_version=c.weight_version,
-        rollout_top=c.top,
-        switches=c.switches,
-    )
-
-
 def step_seed(seed: int, version: int) -> int:
-    """The sampling seed of one step: a pure function of run seed and weight version.
+    """The sampling seed of one batch: a pure function of run seed and the weight version it was ordered with.
 
-    With the prompt's id and the completion's index it makes the completion's own seed: so a rollout can be made again.
+    With the prompt's id and the completion's index it makes the completion's own seed, which is logged with it.
     """
     return int.from_bytes(hashlib.sha256(f"{seed}/{version}".encode()).digest()[:6])
 

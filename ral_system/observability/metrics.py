@@ -6,7 +6,8 @@ A line of `metrics.jsonl`:
 A line of `rollouts.jsonl`:
 `{"stage": "rl", "step": 0, "phase": "before_rl", "id": "held_out/4#0", "question": "what colour …",
 "kind": "attribute", "answer": "red", "response": "<think> …", "reward_parts": {"correctness": 1.0, "format": 1.0},
-"reward": 1.0, "status": "ok", "advantage": 0.0, "media": ["9f86d0…"],
+"reward": 1.0, "status": "ok", "advantage": 0.0, "weight_version": 12, "switches": [[7, 13]], "restarts": 0,
+"seed": 4611686018427387904, "media": ["9f86d0…"],
 "overlays": [[[[0.1, …], …]]]}`
 """
 
@@ -111,6 +112,10 @@ class RolloutLog:
                 "reward": float(reward.total),
                 "status": str(reward.status),
                 "advantage": float(rollout.advantage),
+                "weight_version": completion.weight_version,
+                "switches": [list(switch) for switch in completion.switches],
+                "restarts": completion.restarts,
+                "seed": completion.seed,
                 "media": [media.digest for media in prompt.media],
                 "overlays": [m.astype(float).tolist() for m in maps],
             }

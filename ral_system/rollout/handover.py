@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
@@ -10,6 +11,9 @@ from contextlib import contextmanager
 from ral_system.config.schema import OnNewWeights
 from ral_system.errors import WeightSyncError
 from ral_system.types import WeightManifest, Weights
+
+SAFE_POINT_WITHIN_S = 600.0
+"""Bound on the wait for one: a decoding step takes seconds at most, and an engine whose listener is gone takes none."""
 
 
 class Handover:
@@ -22,34 +26,41 @@ class Handover:
     def __init__(self, load: Callable[[Weights], WeightManifest], on_new_weights: OnNewWeights) -> None:
         self._load, self._on_new_weights = load, on_new_weights
         self._lock = threading.RLock()
-        self._generating = False
+        self._generating: int | None = None  # the thread that generates
         self._waiting: tuple[Weights, Future[WeightManifest]] | None = None
 
     @contextmanager
     def generating(self) -> Iterator[None]:
         """One generation at a time. Weights that still wait when it ends, or fails, are loaded then."""
         with self._lock:
-            assert not self._generating, "one generation at a time: steps return the requests of all"
-            self._generating = True
+            assert self._generating is None, "one generation at a time: steps return the requests of all"
+            self._generating = threading.get_ident()
         try:
             yield
-        finally:
-            with self._lock:
-                self._generating = False
-                self.take()
+        except BaseException:
+            with contextlib.suppress(Exception):  # a failure to load is the giver's alone: this one comes first
+                self._end()
+            raise
+        else:
+            self._end()
 
     def give(self, weights: Weights) -> WeightManifest:
-        """Returns when the engine holds the weights. Any thread may call it; one at a time."""
+        """Returns when the engine holds the weights. Any thread but the generating one may call it, one at a time."""
+        version = weights.manifest.version
         with self._lock:
-            if not self._generating:
+            if self._generating is None:
                 return self._load(weights)
-            if self._on_new_weights == "finish":
-                raise WeightSyncError(
-                    f"weights {weights.manifest.version}: the engine is generating; finish or close it first"
-                )
+            if self._on_new_weights == "finish" or self._generating == threading.get_ident():
+                raise WeightSyncError(f"weights {version}: the engine is generating; finish or close it first")
+            assert self._waiting is None, "two versions at once"
             loaded: Future[WeightManifest] = Future()
             self._waiting = weights, loaded
-        return loaded.result()
+        try:
+            return loaded.result(SAFE_POINT_WITHIN_S)
+        except TimeoutError:
+            raise WeightSyncError(
+                f"weights {version}: the engine was not between two decoding steps within {SAFE_POINT_WITHIN_S:.0f} s"
+            ) from None
 
     def take(self) -> bool:
         """Load what waits, in the thread that generates; whether there was something. A failure is the giver's, too."""
@@ -63,3 +74,8 @@ class Handover:
                 loaded.set_exception(error)
                 raise
             return True
+
+    def _end(self) -> None:
+        with self._lock:
+            self._generating = None
+            self.take()

@@ -38,6 +38,7 @@ class _Row:
     index: int
     limit: int
     uniforms: Tensor
+    seed: int
     token_ids: list[int] = field(default_factory=list)
     log_probs: list[float] = field(default_factory=list)
     top: list[tuple[np.ndarray, np.ndarray]] = field(default_factory=list)
@@ -119,8 +120,9 @@ class HfEngine:
     def _row(self, prompt: Prompt, index: int, sampling: Sampling) -> _Row:
         check_prompt_length(prompt, self._config.max_model_len)
         limit = min(sampling.max_new_tokens, self._config.max_model_len - len(prompt.token_ids))
-        randomness = torch.Generator().manual_seed(completion_seed(sampling.seed, prompt.id, index))
-        return _Row(prompt, index, limit, torch.rand(limit, generator=randomness, dtype=torch.float64))
+        seed = completion_seed(sampling.seed, prompt.id, index)
+        randomness = torch.Generator().manual_seed(seed)
+        return _Row(prompt, index, limit, torch.rand(limit, generator=randomness, dtype=torch.float64), seed)
 
     def _decode(self, rows: list[_Row], sampling: Sampling) -> Iterator[Completion]:
         begun = False
@@ -249,6 +251,7 @@ class HfEngine:
             top=with_rest(*(np.stack(part) for part in zip(*row.top, strict=True))) if row.top else None,
             switches=tuple(row.switches),
             restarts=row.restarts,
+            seed=row.seed,
         )
         banned = frozenset(self._banned.tolist())
         check_completion(

@@ -76,6 +76,8 @@ class VllmEngine:
             limit_mm_per_prompt={"image": MAX_IMAGES_PER_PROMPT, "video": 0},
             mm_processor_cache_gb=_MEDIA_CACHE_GIB,
             disable_log_stats=True,
+            # With a step in flight, a token of the old weights could be labelled with the new ones.
+            async_scheduling=None if config.on_new_weights == "finish" else False,
         )
         self._media = media
         self._max_in_flight = 2 * config.max_sequences
@@ -107,7 +109,7 @@ class VllmEngine:
             while True:
                 if self._handover.take() and self._on_new_weights == "discard":
                     engine.abort_request(list(running))
-                    restarts.update(running)
+                    restarts.update(running.keys())
                     for prompt, index in running.values():
                         self._submit(prompt, index, sampling)
                 while len(running) < self._max_in_flight and (request := next(waiting, None)) is not None:
@@ -116,7 +118,7 @@ class VllmEngine:
                     return
                 for output in engine.step():
                     if output.finished:
-                        completion = self._completion(*running.pop(output.request_id), output, sampling.top_tokens)
+                        completion = self._completion(*running.pop(output.request_id), output, sampling)
                         yield replace(completion, restarts=restarts[output.request_id])
 
     def load_weights(self, weights: Weights) -> WeightManifest:
@@ -181,7 +183,7 @@ class VllmEngine:
         self._llm.llm_engine.add_request(request_id, request, parameters)
         return request_id
 
-    def _completion(self, prompt: Prompt, index: int, output: Any, top_tokens: int) -> Completion:
+    def _completion(self, prompt: Prompt, index: int, output: Any, sampling: Sampling) -> Completion:
         check_prompt_ids(prompt, output.prompt_token_ids)
         result = output.outputs[0]
         token_ids = tuple(result.token_ids)
@@ -194,8 +196,9 @@ class VllmEngine:
             text=self._tokenizer.decode(token_ids, skip_special_tokens=True),
             finish_reason=FinishReason(result.finish_reason),
             weight_version=int(first.version),
-            top=_top_tokens(token_ids, result.logprobs, top_tokens) if top_tokens else None,
+            top=_top_tokens(token_ids, result.logprobs, sampling.top_tokens) if sampling.top_tokens else None,
             switches=tuple((span.start, int(span.version)) for span in later),
+            seed=completion_seed(sampling.seed, prompt.id, index),
         )
         check_completion(
             prompt,

@@ -86,13 +86,14 @@ class LearnerRank:
         sample.
         """
         looks = self._config.visual_reward_by("policy")
-        mine, made = plan.rank_samples(self._rank), plan.weight_versions()
+        mine, made = plan.rank_samples(self._rank), plan.versions_by_micro_batch()
         found: dict[str, dict[int, SampleScores]] = defaultdict(dict)
         for version in sorted(frozenset().union(*made)):
             with self._at(version):
                 for samples in (samples for samples, versions in zip(mine, made, strict=True) if version in versions):
-                    for id, scores in self._score(samples, version, with_response_attention=looks).items():
-                        found[id][version] = scores
+                    scores = self._score(samples, version, with_response_attention=looks)
+                    for sample in (sample for sample in samples if version in sample.weight_versions):
+                        found[sample.id][version] = scores[sample.id]
         scores_by_id = {s.id: self._join(s, found[s.id]) for samples in mine for s in samples}
         self._check_log_probs(mine, scores_by_id)
         if self._average is not None:

@@ -5,7 +5,6 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -245,11 +244,10 @@ def test_weights_reach_engines_that_generate(roles: RayRoles, prompts: list[Prom
     """Responses go on with them, and two ranks score each token at the weights that made it."""
     publish_weights(roles.learner, roles.generator, 2)
     long = Sampling(completions=40, temperature=1.0, max_new_tokens=60, seed=4)
-    with ThreadPoolExecutor(1) as thread:
-        generation = thread.submit(lambda: list(roles.generator.generate(prompts, long)))
-        time.sleep(0.5)
-        publish_weights(roles.learner, roles.generator, 3)
-        completions = generation.result(120)
+    generation = roles.generator.generate(prompts, long)
+    first = next(generation)  # so engines are at it, whether or not anybody listens
+    publish_weights(roles.learner, roles.generator, 3)
+    completions = [first, *generation]
     by_id = {p.id: p for p in prompts}
     samples = [Rollout(by_id[c.prompt_id], c, None, 1.0).sample() for c in completions]  # type: ignore[arg-type]
     assert {s.weight_versions for s in samples} >= {(2, 3)}

@@ -234,7 +234,8 @@ def test_a_response_is_begun_again_with_the_new_weights(setting: Setting, monkey
     restarted = {id: c for id, c in found.items() if c.restarts}
     assert len(restarted) > len(found) / 2
     for id, completion in restarted.items():
-        assert completion.weight_version == 10 and completion.token_ids == again[id].token_ids
+        assert completion.restarts == 1 and completion.weight_version == 10
+        assert completion.token_ids == again[id].token_ids and completion.seed == again[id].seed != 0
     assert all(c.weight_version == 9 for id, c in found.items() if id not in restarted)
 
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import replace
-from math import e, exp, log
+from math import exp, log
 from typing import Any
 
 import pytest
@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from pydantic import TypeAdapter
 from torch import Tensor
 
+from ral_system.algorithms.distillation import kept_and_rest, top_tokens
 from ral_system.algorithms.policy_losses.dppo import kl_divergence, token_shift, total_variation
 from ral_system.algorithms.policy_losses.inputs import LossInputs, TokenLoss
 from ral_system.algorithms.policy_losses.registry import POLICY_LOSSES
@@ -217,13 +218,19 @@ def test_cispo_with_a_lower_bound() -> None:
 
 
 @pytest.mark.parametrize(
-    ("ratio", "advantage", "tau"), [(2.0, 2.0, 1.0), (2.0, -2.0, 1.05), (0.5, 2.0, 1.0), (0.5, -2.0, 1.05)]
+    ("ratio", "advantage", "loss", "slope"),
+    [
+        # -(4 / τ) σ(τ (r - 1)) A; its slope in ln pi is -4 σ (1 - σ) r A. τ is 1 where A > 0, else 1.05
+        (2.0, 2.0, -5.848469, -3.145791),  # σ(1) = 0.731059: -4 · 0.731059 · 2, and -4 · 0.196612 · 2 · 2
+        (2.0, -2.0, 5.643999, 3.072439),  # σ(1.05) = 0.740775: 3.809524 · 0.740775 · 2, and 4 · 0.192027 · 2 · 2
+        (0.5, 2.0, -3.020325, -0.940015),  # σ(-0.5) = 0.377541: -4 · 0.377541 · 2, and -4 · 0.235004 · 0.5 · 2
+        (0.5, -2.0, 2.831877, 0.934140),  # σ(-0.525) = 0.371684: 3.809524 · 0.371684 · 2, and 4 · 0.233535 · 0.5 · 2
+    ],
 )
-def test_sapo_gates_softly(ratio: float, advantage: float, tau: float) -> None:
+def test_sapo_gates_softly(ratio: float, advantage: float, loss: float, slope: float) -> None:
     value, gradient, held_back = by_hand(EVERY["sapo"], 0.1 * ratio, 0.1, advantage)
-    gate = 1 / (1 + e ** (-tau * (ratio - 1)))
-    assert value == pytest.approx(-4 / tau * gate * advantage)
-    assert gradient == pytest.approx(-4 * gate * (1 - gate) * ratio * advantage)  # σ' = σ (1 - σ), dr/d ln pi = r
+    assert value == pytest.approx(loss, abs=3e-6)
+    assert gradient == pytest.approx(slope, abs=3e-6)
     assert not held_back
 
 
@@ -241,14 +248,17 @@ def top_of(log_p: Tensor) -> Tensor:
     return torch.stack([log_p, torch.log1p(-p)], dim=-1).detach()
 
 
+PROBABILITIES = st.lists(st.floats(1e-4, 0.9999), min_size=3, max_size=3)
+
+
 @pytest.mark.parametrize("name", EVERY)
-@pytest.mark.parametrize("advantage", [1.7, -0.6])
-def test_on_policy_all_have_the_plain_policy_gradient(name: str, advantage: float) -> None:
-    inputs = inputs_of([[0.3, 0.9, 0.01]], [[0.3, 0.9, 0.01]], [advantage])
+@given(probabilities=PROBABILITIES, advantage=st.floats(-5, 5).filter(lambda a: abs(a) > 1e-3))
+def test_on_policy_all_have_the_plain_policy_gradient(name: str, probabilities: list[float], advantage: float) -> None:
+    inputs = inputs_of([probabilities], [probabilities], [advantage])
     inputs = replace(inputs, top_policy=top_of(inputs.log_probs), top_rollout=top_of(inputs.rollout))
     found = lost(inputs, EVERY[name])
     (gradient,) = torch.autograd.grad(found.values.sum(), inputs.log_probs)
-    assert gradient.tolist() == [pytest.approx([-advantage] * 3, rel=1e-12)]
+    assert gradient.tolist() == [pytest.approx([-advantage] * 3, rel=1e-9)]
     assert not found.held_back.any()
 
 
@@ -266,6 +276,32 @@ def test_garbage_behind_the_mask_leaks_nowhere(name: str, garbage: float) -> Non
         assert found.values[0, 1] == 0 and not found.held_back.any()
         (gradient,) = torch.autograd.grad(found.values.sum(), new, retain_graph=True)
         assert gradient.tolist() == [[pytest.approx(-2.0), 0.0]]
+
+
+@pytest.mark.parametrize("name", EVERY)
+@given(
+    pi=PROBABILITIES,
+    mu=PROBABILITIES,
+    advantage=st.floats(-3, 3),
+    masked=st.lists(st.booleans(), min_size=3, max_size=3).filter(any),
+    garbage=st.floats(allow_nan=True, allow_infinity=True),
+)
+def test_what_is_masked_changes_nothing_off_policy_either(
+    name: str, pi: list[float], mu: list[float], advantage: float, masked: list[bool], garbage: float
+) -> None:
+    """Any branch, any sign of A: values, slopes and what is held back are those of clean numbers behind the mask."""
+    mask = ~torch.tensor([masked])
+    outcomes = []
+    for behind in (-1.0, garbage):
+        inputs = inputs_of([pi], [mu], [advantage])
+        new, frozen = (torch.where(mask, t.detach(), behind) for t in (inputs.log_probs, inputs.rollout))
+        top_mu, top_pi = (torch.where(mask[..., None], top_of(t), behind) for t in (inputs.rollout, inputs.log_probs))
+        new.requires_grad_()
+        found = lost(LossInputs(new, frozen, frozen, inputs.advantages, mask, top_pi, top_mu), EVERY[name])
+        (gradient,) = torch.autograd.grad(found.values.sum(), new, allow_unused=True)
+        assert not found.values[~mask].any() and not found.held_back[~mask].any() and not gradient[~mask].any()
+        outcomes.append([found.values.tolist(), gradient.tolist(), found.held_back.tolist()])
+    assert outcomes[0] == outcomes[1]
 
 
 @pytest.mark.parametrize("name", EVERY)
@@ -337,3 +373,29 @@ def test_coarser_views_of_two_distributions_are_never_farther_apart(seed: int, t
         )
         assert binary <= top_k + 1e-12
         assert top_k <= exact + 1e-9  # KL counts what is below 1e-12 as that
+
+
+@given(st.integers(0, 2**31), st.integers(4, 12), st.integers(1, 3))
+@settings(max_examples=60, deadline=None)
+def test_so_are_the_divergences_that_dppo_computes(seed: int, tokens: int, kept: int) -> None:
+    """From what the engine reports: the K most likely tokens, the sampled one in the last one's place if need be."""
+    generator = torch.Generator().manual_seed(seed)
+    log_mu, log_pi = (
+        (3 * torch.randn(1, tokens, generator=generator, dtype=torch.float64)).log_softmax(-1) for _ in range(2)
+    )
+    sampled = torch.randint(tokens, (1,), generator=generator)
+    ids = top_tokens(log_mu, sampled, kept)
+    inputs = LossInputs(
+        *(log_p.gather(-1, sampled[:, None]) for log_p in (log_pi, log_mu, log_mu)),
+        advantages=torch.ones(1),
+        mask=torch.ones(1, 1, dtype=torch.bool),
+        top_policy=kept_and_rest(log_pi, ids)[None],
+        top_rollout=kept_and_rest(log_mu, ids)[None],
+    )
+    for kind, measure in (("tv", total_variation), ("kl", kl_divergence)):
+        binary, top_k = (
+            token_shift(inputs, inputs.rollout, PARSE.validate_python(EVERY[f"dppo_{view}_{kind}"])).item()
+            for view in ("binary", "top_k")
+        )
+        assert 0 <= binary <= top_k + 1e-9
+        assert top_k <= measure(log_mu, log_pi).item() + 1e-9

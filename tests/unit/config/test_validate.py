@@ -48,6 +48,10 @@ ILLEGAL: dict[str, tuple[dict[str, Any], list[str]]] = {
         {"reward.verifier": "function"},
         ["reward.verifier=function with reward.function=null", "reward.function=module:name"],
     ),
+    "staler than a pause allows": (
+        {"algorithm.max_staleness": 3, "checkpoint.every": 3},
+        ["algorithm.max_staleness=3 is never reached with checkpoint.every=3", "raise checkpoint.every"],
+    ),
     "weights that change under what is not under way": (
         {"rollout.on_new_weights": "continue"},
         ["rollout.on_new_weights=continue has no effect", "raise algorithm.max_staleness, or set it to finish"],

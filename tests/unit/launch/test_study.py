@@ -190,6 +190,29 @@ def test_evaluations_take_the_place_of_what_training_measured(tmp_path: Path) ->
     assert "a: mean 3 of 2" in svg and "b: mean" in svg
 
 
+def test_an_arm_that_failed_is_in_the_table_as_far_as_it_went(tmp_path: Path) -> None:
+    runs = tuple(Run(f"a_{i}", (), "a", i) for i in range(2))
+    write_run(tmp_path / "a_0", 0.6, [1.0, 3.0])
+    (tmp_path / "a_1").mkdir()
+    metrics = [{"stage": "rl", "step": 1, "attention/vas": 5.0}, {"stage": "rl", "step": 2, "attention/vas": None}]
+    (tmp_path / "a_1" / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in metrics))
+    study = Study("One arm", runs, ("a",), metrics=("attention/vas",), curves=("attention/vas",), evaluated=False)
+    table = write_results(study, tmp_path)
+    assert "| a | 0.600 | failed after step 2 | **0.600** | 0.5 | 3 → 4 |" in table
+    assert (tmp_path / "curves.svg").read_text().count("#2a6fdb") == 2
+    write_results(Study("One arm", runs[1:], ("a",), (), (), evaluated=False), tmp_path)
+    assert "| a | failed after step 2 | - | - |" in (tmp_path / "study.md").read_text()
+
+
+def test_an_arm_may_fail_and_what_prepares_may_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    for code in (1, 2):
+        monkeypatch.setitem(study_module.COMMANDS, f"exit-{code}", f"tests.unit.launch.commands:exit_{code}")
+    assert study_module.execute_arm(Run("clip_seed0", ("exit-1",), "clip", 0)) == ["clip_seed0"]
+    for run in (Run("start", ("exit-1",)), Run("clip_seed0", ("exit-2",), "clip", 0)):
+        with pytest.raises(RunError, match=run.name):
+            study_module.execute_arm(run)
+
+
 @pytest.mark.parametrize("code", [1, 2])
 def test_a_run_that_fails_ends_the_study_with_its_code_and_is_named(code: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(study_module.COMMANDS, "ral-rl", f"tests.unit.launch.commands:exit_{code}")

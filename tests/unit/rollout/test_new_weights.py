@@ -130,7 +130,7 @@ def test_what_waits_when_a_generation_ends_is_loaded_then(ends_with: Exception |
         with handover.generating():
             giver.start()
             while handover._waiting is None:
-                pass
+                assert giver.is_alive()
             if ends_with is not None:
                 raise ends_with
     except ValueError as error:
@@ -155,7 +155,48 @@ def test_a_load_that_fails_fails_for_both() -> None:
     with pytest.raises(WeightSyncError, match="no room"), handover.generating():
         giver.start()
         while handover._waiting is None:
-            pass
+            assert giver.is_alive()
         handover.take()
+    giver.join(10)
+    assert errors == ["no room"]
+
+
+def test_a_wait_for_a_safe_point_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ral_system.rollout.handover.SAFE_POINT_WITHIN_S", 0.01)
+    handover, errors = Handover(lambda weights: weights.manifest, "continue"), []
+
+    def give() -> None:
+        try:
+            handover.give(WEIGHTS)
+        except WeightSyncError as error:
+            errors.append(str(error))
+
+    with handover.generating():
+        with pytest.raises(WeightSyncError, match="finish or close it first"):
+            handover.give(WEIGHTS)  # this thread would wait for itself
+        giver = threading.Thread(target=give)
+        giver.start()
+        giver.join(10)
+    assert errors == ["weights 1: the engine was not between two decoding steps within 0 s"]
+
+
+def test_a_failed_generation_is_not_hidden_by_weights_that_cannot_be_loaded() -> None:
+    def load(weights: Weights) -> WeightManifest:
+        raise WeightSyncError("no room")
+
+    handover, errors = Handover(load, "continue"), []
+
+    def give() -> None:
+        try:
+            handover.give(WEIGHTS)
+        except WeightSyncError as error:
+            errors.append(str(error))
+
+    giver = threading.Thread(target=give)
+    with pytest.raises(ValueError, match="the engine broke"), handover.generating():
+        giver.start()
+        while handover._waiting is None:
+            assert giver.is_alive()
+        raise ValueError("the engine broke")
     giver.join(10)
     assert errors == ["no room"]

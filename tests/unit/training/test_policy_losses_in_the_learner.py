@@ -49,6 +49,22 @@ def test_accumulation_and_order_do_not_change_the_gradient(
     assert max(float(g.abs().max()) for g in found[0][0].values()) > 1e-4
 
 
+@pytest.mark.parametrize("name", PRESETS)
+def test_twice_the_batch_is_the_same_gradient(
+    name: str, start_rank: Start, make_config: Callable[..., RunConfig], mismatched: list[Sample]
+) -> None:
+    """All counts are scaled, and nothing else is."""
+    twice = [*mismatched, *(replace(s, id=f"{s.id}/again") for s in mismatched)]
+    found = []
+    for samples in (mismatched, twice):
+        watched = Watched(start_rank(preset(make_config, name, "algorithm.entropy_coefficient=0.1")))
+        metrics = watched.train(plan(samples, 1, 12))
+        found.append((watched.gradients[0], metrics[0]["policy/loss"]))
+    for parameter, once in found[0][0].items():
+        assert (found[1][0][parameter] - once).abs().max() <= 1e-5 * once.abs().max() + 1e-8
+    assert found[1][1] == pytest.approx(found[0][1], rel=1e-5, abs=1e-7)
+
+
 def test_no_two_losses_have_the_same_gradient_off_policy(
     start_rank: Start, make_config: Callable[..., RunConfig], mismatched: list[Sample]
 ) -> None:
