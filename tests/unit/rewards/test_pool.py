@@ -97,6 +97,8 @@ def test_any_text_crosses_the_pipe(text: str) -> None:
         ("raise:oh no", RewardStatus.ERROR, "RuntimeError: oh no"),
         ("nan", RewardStatus.ERROR, "total nan"),
         ("huge", RewardStatus.ERROR, "parts must be in [0, 1]"),
+        ("allocate:10", RewardStatus.ERROR, "MemoryError"),
+        ("fork", RewardStatus.OK, ""),
         ("print", RewardStatus.OK, ""),
     ],
 )

@@ -37,6 +37,10 @@ def obedient(config: RewardConfig, response_format: ResponseFormat, text: str, a
         started = subprocess.Popen(["sleep", "3600"])
         Path(argument).write_text(str(started.pid))
         time.sleep(3600)
+    if command == "allocate":
+        bytearray(int(argument) * 2**30)
+    if command == "fork":  # both go on as if they were the only one
+        os.fork()
     if command == "pid":
         return Verdict({"correctness": 1.0}, float(os.getpid()))
     return judge(config, response_format, text, answer)
