@@ -12,8 +12,8 @@ from ral_system.data.prompts import VisualSearchPrompts
 from ral_system.data.visual_search import KINDS
 from ral_system.errors import ConfigError, DataError
 from ral_system.models.loading import load_processor
-from ral_system.rewards.correctness import exact_match
-from ral_system.rewards.format import format_score
+from ral_system.rewards.format import extract_answer, format_score
+from ral_system.rewards.verifiers.exact import same_words
 
 Make = Callable[..., VisualSearchPrompts]
 
@@ -43,7 +43,7 @@ def test_a_cold_start_demonstration_would_get_the_full_reward(make: Make, proces
         text = processor.tokenizer.decode(ids)
         assert format_score(text, response_format) == 1.0, text
         assert format_score(text, other) == 0.0
-        assert exact_match(text, sample.prompt.answer) == 1.0
+        assert same_words(extract_answer(text) or "", sample.prompt.answer)
         assert sample.prompt == prompts.question("train", i)
         assert sample.rollout_log_probs == ()
         assert sample.advantage == 0.0
@@ -69,7 +69,7 @@ def test_a_perceive_demonstration_is_its_prompts_answer(make: Make, processor: A
     for i in range(4):
         sample = make().demonstration("perceive", "train", i)
         text = processor.tokenizer.decode(sample.response_token_ids[:-1])
-        assert exact_match(text, sample.prompt.answer) == 1.0
+        assert same_words(extract_answer(text) or "", sample.prompt.answer)
         assert sample.prompt.kind == "caption"
         assert sample.prompt.id != make().question("train", i).id
 
