@@ -1,0 +1,126 @@
+"""Rows of a file, in order, each with its number: JSON, JSON lines, parquet and Arrow.
+
+A row that cannot be read is a row with a problem; a file that cannot be is an error. So rows and problems add up to
+what the file holds.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ral_system.errors import DataError
+
+_ROWS_AT_ONCE = 64
+_MAX_LINE_BYTES = 64 * 2**20
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One row as it stands in the file.
+
+    Example: `Row(3, {"problem": "what is it ?", "answer": "a cat"})`
+    """
+
+    number: int
+    """From 0, in the file."""
+    fields: Mapping[str, Any] | None
+    problem: str = ""
+    """Why there are no fields."""
+
+
+def read_rows(path: Path) -> Iterator[Row]:
+    """The file's rows; its suffix says what it is. A folder is its Arrow shards in order, as Hugging Face's datasets
+    save themselves.
+
+    Raises DataError that names the file: not there, unknown suffix, not what its suffix says.
+    """
+    readers = {".jsonl": _json_lines, ".json": _json, ".parquet": _parquet, ".arrow": _arrow}
+    if path.is_dir():
+        shards = sorted(path.glob("*.arrow"))
+        if not shards:
+            raise DataError(f"{path}: a folder without *.arrow files; give a file, or a dataset saved to disk")
+        number = 0
+        for shard in shards:
+            for row in _arrow(shard):
+                yield Row(number, row.fields, row.problem)
+                number += 1
+        return
+    if not path.is_file():
+        raise DataError(f"{path}: no such file")
+    if path.suffix not in readers:
+        raise DataError(f"{path}: {path.suffix or 'no suffix'} is not one of {', '.join(readers)}")
+    yield from readers[path.suffix](path)
+
+
+def _json_lines(path: Path) -> Iterator[Row]:
+    number = 0
+    with path.open("rb") as file:
+        while line := file.readline(_MAX_LINE_BYTES):
+            if len(line) == _MAX_LINE_BYTES and not line.endswith(b"\n"):
+                while (rest := file.readline(_MAX_LINE_BYTES)) and not rest.endswith(b"\n"):
+                    pass
+                yield Row(number, None, f"the line is longer than {_MAX_LINE_BYTES // 2**20} MiB")
+            elif not line.strip():
+                continue
+            else:
+                yield _parsed(number, line)
+            number += 1
+
+
+def _parsed(number: int, line: bytes) -> Row:
+    try:
+        return _checked(number, json.loads(line.decode("utf-8")))
+    except UnicodeDecodeError as error:
+        return Row(number, None, f"not UTF-8: byte {error.start} is {line[error.start]:#04x}")
+    except (ValueError, RecursionError) as error:
+        return Row(number, None, f"not JSON: {error}")
+
+
+def _checked(number: int, value: Any) -> Row:
+    if not isinstance(value, dict):
+        return Row(number, None, f"not an object but {type(value).__name__}")
+    return Row(number, value)
+
+
+def _json(path: Path) -> Iterator[Row]:
+    try:
+        values = json.loads(path.read_text(encoding="utf-8-sig"))
+    except (ValueError, RecursionError) as error:  # a UnicodeDecodeError is a ValueError
+        raise DataError(f"{path}: not JSON ({error}); rows one per line belong in a file .jsonl") from None
+    if not isinstance(values, list):
+        raise DataError(f"{path}: not a list of rows but {type(values).__name__}")
+    for number, value in enumerate(values):
+        yield _checked(number, value)
+
+
+def _parquet(path: Path) -> Iterator[Row]:
+    import pyarrow as pa
+    from pyarrow import parquet
+
+    try:
+        with parquet.ParquetFile(path) as file:
+            for number, fields in enumerate(_pylist(file.iter_batches(_ROWS_AT_ONCE))):
+                yield Row(number, fields)
+    except (pa.ArrowException, OSError) as error:
+        raise DataError(f"{path}: not parquet, or damaged ({' '.join(str(error).split())})") from None
+
+
+def _arrow(path: Path) -> Iterator[Row]:
+    import pyarrow as pa
+
+    try:
+        with pa.memory_map(str(path)) as source, pa.ipc.open_stream(source) as batches:
+            for number, fields in enumerate(_pylist(batches)):
+                yield Row(number, fields)
+    except (pa.ArrowException, OSError) as error:
+        raise DataError(f"{path}: not an Arrow stream, or damaged ({' '.join(str(error).split())})") from None
+
+
+def _pylist(batches: Any) -> Iterator[dict[str, Any]]:
+    for batch in batches:
+        for start in range(0, batch.num_rows, _ROWS_AT_ONCE):
+            yield from batch.slice(start, _ROWS_AT_ONCE).to_pylist()
