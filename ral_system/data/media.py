@@ -1,4 +1,4 @@
-"""Pictures by content: a folder of PNG files named after their sha256. Prompts carry `Media`, never pixels.
+"""Pictures by content: a folder of encoded files named after their sha256. Prompts carry `Media`, never pixels.
 
 Every process of a run opens the same folder, so a picture is written once, shared by all and checked when it is read.
 """
@@ -13,8 +13,9 @@ import uuid
 from collections import OrderedDict
 from pathlib import Path
 
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
+from ral_system.data.images import ImageLimits, decode_image
 from ral_system.errors import DataError
 from ral_system.types import Media
 
@@ -22,7 +23,7 @@ _CACHED_IMAGES = 256
 
 
 class MediaStore:
-    """`<folder>/<first two hex digits>/<sha256>.png`. Safe for many writers: a file appears whole or not at all."""
+    """`<folder>/<first two hex digits>/<sha256>.image`. Safe for many writers: a file appears whole or not at all."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -31,8 +32,14 @@ class MediaStore:
 
     def put(self, image: Image.Image) -> Media:
         """Store a picture (as RGB) and return its reference; a picture that is already there is not written again."""
-        encoded = _encode(image)
-        media = Media(hashlib.sha256(encoded).hexdigest(), image.width, image.height)
+        return self._store(_encode(image), image.size)
+
+    def put_encoded(self, encoded: bytes, limits: ImageLimits) -> Media:
+        """Store a file from outside as it is. Raises DataError for one that cannot be decoded (`decode_image`)."""
+        return self._store(encoded, decode_image(encoded, limits).size)
+
+    def _store(self, encoded: bytes, size: tuple[int, int]) -> Media:
+        media = Media(hashlib.sha256(encoded).hexdigest(), *size)
         path = self.path(media)
         if not path.exists():
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -57,7 +64,7 @@ class MediaStore:
 
     def path(self, media: Media) -> Path:
         """Where the picture's file is, or would be."""
-        return self.folder / media.digest[:2] / f"{media.digest}.png"
+        return self.folder / media.digest[:2] / f"{media.digest}.image"
 
     def _read(self, media: Media) -> Image.Image:
         path = self.path(media)
@@ -72,11 +79,9 @@ class MediaStore:
                 f"media {media.digest}: {path} is damaged (its sha256 is {found}); delete it to store it anew"
             )
         try:
-            image = Image.open(io.BytesIO(encoded))
-            image.load()
-        except (OSError, UnidentifiedImageError) as error:
-            raise DataError(f"media {media.digest}: {path} is not a picture ({error})") from error
-        return image.convert("RGB")
+            return decode_image(encoded, ImageLimits())
+        except DataError as error:
+            raise DataError(f"media {media.digest}: {path}: {error}") from None
 
 
 def _encode(image: Image.Image) -> bytes:

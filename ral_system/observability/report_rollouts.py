@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageOps
 
 from ral_system.observability.overlay import overlay_frames
 from ral_system.observability.report_data import RunData
@@ -134,12 +134,12 @@ def _picture(image: Image.Image | None, kind: str, alt: str) -> str:
 
 def _load(media: Path, digest: str) -> Image.Image | None:
     """The picture at report size: small ones enlarged by whole factors so that cells stay sharp, large ones reduced."""
-    path = media / str(digest)[:2] / f"{digest}.png"
+    path = media / str(digest)[:2] / f"{digest}.image"
     if not re.fullmatch(r"[0-9a-f]+", str(digest)):
         return None
     try:
         with Image.open(path) as file:
-            image = file.convert("RGB")
+            image = ImageOps.exif_transpose(file).convert("RGB")
     except OSError:
         return None
     longer = max(image.size)

@@ -104,7 +104,7 @@ def test_a_damaged_picture_is_named(commands, model: Path, tmp_path: Path) -> No
     """The store writes a picture once; a run that finds its file damaged says so and trains on nothing else."""
     run = [*LOCAL, f"start_model={model}", "algorithm.steps=1", "evaluation.every=0"]
     assert commands("ral-rl", *run, cwd=tmp_path).returncode == 0
-    pictures = sorted((tmp_path / "runs" / "smoke" / "media").glob("*/*.png"))
+    pictures = sorted((tmp_path / "runs" / "smoke" / "media").glob("*/*.image"))
     for picture in pictures:
         picture.write_bytes(picture.read_bytes()[:40])
     shutil.rmtree(tmp_path / "runs" / "smoke" / "model")

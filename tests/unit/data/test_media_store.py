@@ -1,4 +1,5 @@
 import hashlib
+import io
 from dataclasses import replace
 from pathlib import Path
 
@@ -6,6 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from ral_system.data.images import ImageLimits
 from ral_system.data.media import MediaStore
 from ral_system.errors import DataError
 from ral_system.types import Media
@@ -18,7 +20,7 @@ def picture(seed: int = 0, size: tuple[int, int] = (28, 56)) -> Image.Image:
 
 def test_round_trip_is_addressed_by_the_file_content(tmp_path: Path) -> None:
     media = MediaStore(tmp_path).put(picture())
-    path = tmp_path / media.digest[:2] / f"{media.digest}.png"
+    path = tmp_path / media.digest[:2] / f"{media.digest}.image"
     assert hashlib.sha256(path.read_bytes()).hexdigest() == media.digest
     assert (media.width_px, media.height_px) == (28, 56)
     opened = MediaStore(tmp_path).open(media)
@@ -32,7 +34,7 @@ def test_putting_again_writes_nothing_and_leaves_no_partial_file(tmp_path: Path)
     written = store.path(first).stat().st_mtime_ns
     assert store.put(picture()) == first
     assert store.path(first).stat().st_mtime_ns == written
-    assert [p.suffix for p in tmp_path.rglob("*") if p.is_file()] == [".png"]
+    assert [p.suffix for p in tmp_path.rglob("*") if p.is_file()] == [".image"]
 
 
 def test_metadata_and_mode_do_not_enter_the_digest(tmp_path: Path) -> None:
@@ -73,5 +75,17 @@ def test_a_file_that_is_no_picture_is_refused(tmp_path: Path) -> None:
     store = MediaStore(tmp_path)
     store.path(Media(digest, 1, 1)).parent.mkdir(parents=True)
     store.path(Media(digest, 1, 1)).write_bytes(b"text")
-    with pytest.raises(DataError, match="is not a picture"):
+    with pytest.raises(DataError, match="not a picture"):
         store.open(Media(digest, 1, 1))
+
+
+def test_a_file_from_outside_is_kept_as_it_is(tmp_path: Path) -> None:
+    buffer = io.BytesIO()
+    picture().save(buffer, format="JPEG")
+    media = MediaStore(tmp_path).put_encoded(buffer.getvalue(), ImageLimits())
+    assert (media.width_px, media.height_px) == (28, 56)
+    assert MediaStore(tmp_path).path(media).read_bytes() == buffer.getvalue()
+    assert MediaStore(tmp_path).open(media).size == (28, 56)
+    with pytest.raises(DataError, match="cut short or damaged"):
+        MediaStore(tmp_path / "none").put_encoded(buffer.getvalue()[:300], ImageLimits())
+    assert not (tmp_path / "none").exists()
