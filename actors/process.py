@@ -36,7 +36,8 @@ class ActorProcess:
 
     def __init__(self, name: str, log: Path, call_timeout_s: float) -> None:
         self._call_timeout_s = call_timeout_s
-        self._calls, self._lock = 0, threading.Lock()
+        self._deadlines: list[float] = []
+        self._lock = threading.Lock()
         _redirect_output(log)
         silence_third_party()
         self._spans = SpanLog(log.parent, log.stem)
@@ -54,7 +55,8 @@ class ActorProcess:
         The call is noted for the run's timeline under `name`.
         """
         began = time.perf_counter()
-        self._watch(+1)
+        deadline = began + _DUMP_AT * self._call_timeout_s
+        self._watch(self._deadlines.append, deadline)
         try:
             yield
         except RalError:
@@ -63,16 +65,17 @@ class ActorProcess:
             traceback.print_exc()
             raise
         finally:
-            self._watch(-1)
+            self._watch(self._deadlines.remove, deadline)
             with self._lock:
                 self._spans.ended(name, time.perf_counter() - began)
 
-    def _watch(self, change: int) -> None:
-        """Begin the wait for the dump again while any call goes on; an actor may have several threads."""
+    def _watch(self, change: Callable[[float], None], deadline: float) -> None:
+        """Dump at the earliest deadline of the calls under way; an actor may have several threads."""
         with self._lock:
-            self._calls += change
-            if self._calls:
-                faulthandler.dump_traceback_later(_DUMP_AT * self._call_timeout_s, file=sys.stderr)
+            change(deadline)
+            if self._deadlines:
+                wait = max(0.001, min(self._deadlines) - time.perf_counter())
+                faulthandler.dump_traceback_later(wait, file=sys.stderr)
             else:
                 faulthandler.cancel_dump_traceback_later()
 

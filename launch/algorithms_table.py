@@ -43,7 +43,7 @@ Checkpoints and evaluations are pauses before which nothing is made ahead, so th
 _MIXED = """
 An engine that continues computes all keys and values of the response again, so that each token comes from one version
 alone, given everything before it. The response is scored at each of its versions, and every token takes its
-log-prob and its attention row from the version that made it; a sequence's ratio is the product of its tokens'. The
+log-prob and its attention row from the version that made it; a sequence's ratio is made of its tokens'. The
 visual reward, one figure for all tokens, is that at the last version. With `continue` and `discard` it depends on the
 clock which tokens are made with what, so a run does not repeat.
 """

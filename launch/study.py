@@ -94,6 +94,10 @@ class Run:
         note = self.evaluation.with_name(_NOTE)
         return note.is_file() and json.loads(note.read_text(encoding="utf-8")) == self._note()
 
+    def goes_on_from(self, folder: Path) -> bool:
+        """Whether it starts from, or evaluates, a model of the run in `folder`."""
+        return any(f"={folder}/" in word for word in self.command)
+
     def note_evaluated(self) -> None:
         """Write down what was evaluated, and how."""
         if self.evaluation is not None:
@@ -142,8 +146,13 @@ def main() -> None:
         failed: list[str] = []
         for number, run in enumerate(study.runs, 1):
             print(f"[{number}/{len(study.runs)}] {shlex.join(run.command)}", flush=True)
-            if not options.dry_run and not any(run.name == evaluation_of(name) for name in failed):
-                failed += execute_arm(run)
+            if options.dry_run:
+                continue
+            if lost := [name for name in failed if run.goes_on_from(folder / name)]:
+                print(f"{run.name} is left out: it goes on from {lost[0]}, which failed", file=sys.stderr, flush=True)
+                failed.append(run.name)
+            else:
+                failed += attempt(run)
         if not options.dry_run:
             print(write_results(study, folder))
         if failed:
@@ -243,15 +252,15 @@ def execute(run: Run) -> None:
     run.note_evaluated()
 
 
-def execute_arm(run: Run) -> list[str]:
-    """`execute`, but an arm may fail: its name, to be told of when the others are done.
+def attempt(run: Run) -> list[str]:
+    """`execute`, but an arm or its evaluation may fail: its name, to be told of when the others are done.
 
     Not where its input is wrong (exit code 2), which is likely to be wrong for others, too.
     """
     try:
         execute(run)
     except RunError as error:
-        if run.arm is None or error.exit_code != 1:
+        if (run.arm is None and run.evaluates is None) or error.exit_code == 2:
             raise
         print(f"{error}; the study goes on without it", file=sys.stderr, flush=True)
         return [run.name]

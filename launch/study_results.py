@@ -27,8 +27,9 @@ def write_results(study: Study, folder: Path) -> str:
     for run in study.runs:
         if run.arm is not None:
             found = _evaluated(folder, run.name) if study.evaluated else _trained(folder / run.name)
-            found = found or {"failed_after_step": _last_step(folder / run.name)}
-            results[run.arm].append({"run": run.name, **found, "metrics": _metrics(folder / run.name, study.metrics)})
+            metrics = _metrics(folder / run.name, study.metrics)
+            failed = {} if found else {"failed_after": _last_step(folder / run.name)}
+            results[run.arm].append({"run": run.name, **found, **failed, "metrics": metrics})
     seeds = list(dict.fromkeys(run.seed for run in study.runs if run.arm is not None))
     means = list(EVALUATED)[1:] if study.evaluated else ["before"]
     named = [EVALUATED.get(name, name) for name in means]
@@ -90,14 +91,15 @@ def _curve(folder: Path, name: str) -> list[tuple[int, float]]:
     return [(line["step"], line[name]) for line in _rl_lines(folder) if line.get(name) is not None]
 
 
-def _last_step(folder: Path) -> int:
-    return max((line["step"] for line in _rl_lines(folder)), default=0)
+def _last_step(folder: Path) -> str:
+    lines = read_objects(folder / "metrics.jsonl")
+    return f"{lines[-1].get('stage')} step {lines[-1].get('step')}" if lines else "nothing"
 
 
 def _accuracy(result: dict[str, Any]) -> str:
     if "eval/accuracy" in result:
         return f"{result['eval/accuracy']:.3f}"
-    return f"failed after step {result['failed_after_step']}"
+    return f"failed after {result['failed_after']}"
 
 
 def _rl_lines(folder: Path) -> list[dict[str, Any]]:

@@ -108,7 +108,8 @@ class Completion:
 
 
 Completions = Generator[Completion, None, None]
-"""A generation under way: yields what is finished. Closed by whoever stops listening, so that the engine is free."""
+"""A generation under way: yields what is finished. Closed by whoever stops listening: an engine in the same process is
+then free, an actor's goes on to its end."""
 
 
 class RewardStatus(enum.StrEnum):

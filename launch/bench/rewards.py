@@ -1,6 +1,6 @@
 """`python -m launch.bench.rewards`: verdicts per second of each verifier, and a batch in which some hang.
 
-Writes docs/benchmarks/rewards.json with --out; prints a table.
+Prints a table; with --out it writes the figures as JSON, too.
 """
 
 from __future__ import annotations

@@ -86,11 +86,9 @@ def _illegal_combinations(c: RunConfig) -> list[str]:
             f"algorithm.max_staleness={a.max_staleness} would draw a question twice with the same weights from "
             f"data.train_records={c.data.train_records}; raise the latter"
         )
-    pauses = {
-        "checkpoint.every": c.checkpoint.every,
-        "evaluation.every": c.evaluation.every or a.steps,
-        "algorithm.steps": a.steps,
-    }
+    pauses = {"checkpoint.every": c.checkpoint.every, "algorithm.steps": a.steps}
+    if c.evaluation.every:
+        pauses["evaluation.every"] = c.evaluation.every
     soonest = min(pauses, key=lambda name: pauses[name])
     if a.max_staleness >= pauses[soonest]:
         problems.append(

@@ -17,7 +17,7 @@ FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF")
 
 @dataclass(frozen=True, slots=True)
 class ImageLimits:
-    """What a picture may be. Sides shorter than a patch cannot be seen, areas beyond bounds are bombs or mistakes."""
+    """What a picture may be. A single pixel shows nothing; areas beyond bounds are bombs or mistakes."""
 
     min_side_px: int = 2
     max_area_px: int = 100_000_000
@@ -45,7 +45,7 @@ def decode_image(encoded: bytes, limits: ImageLimits) -> Image.Image:
         raise DataError(f"not a picture (it begins with {encoded[:8]!r})") from None
     except Image.DecompressionBombError as error:
         raise DataError(f"too large: {error}") from None
-    except (OSError, SyntaxError, ValueError, EOFError, MemoryError) as error:  # what PIL's decoders raise
+    except Exception as error:  # PIL's decoders raise whatever the bytes make them
         raise DataError(f"cut short or damaged ({' '.join(str(error).split()) or type(error).__name__})") from None
 
 
@@ -61,7 +61,7 @@ def _check_size(size: tuple[int, int], limits: ImageLimits) -> None:
 
 
 def _as_rgb(image: Image.Image) -> Image.Image:
-    upright = ImageOps.exif_transpose(image)
+    upright = _upright(image)
     if upright.mode.startswith(("I", "F")):  # 16 or 32 bits a pixel: `convert` would clip at 255
         upright = _scaled_to_8_bits(upright)
     if upright.has_transparency_data:
@@ -71,11 +71,21 @@ def _as_rgb(image: Image.Image) -> Image.Image:
     return upright.convert("RGB")
 
 
+def _upright(image: Image.Image) -> Image.Image:
+    """As its EXIF orientation says; as it is where EXIF is damaged."""
+    try:
+        return ImageOps.exif_transpose(image)
+    except Exception:
+        return image
+
+
 def _scaled_to_8_bits(image: Image.Image) -> Image.Image:
     """16-bit values by their range, anything else by its own extremes."""
     values = np.asarray(image, np.float64)
-    low, high = float(np.nanmin(values)), float(np.nanmax(values))
+    if not np.isfinite(values).all():
+        raise DataError("holds pixels that are no numbers")
+    low, high = float(values.min()), float(values.max())
     if image.mode.startswith("I") and 0 <= low <= high <= 65535:
         low, high = 0.0, 65535.0
-    scaled = (np.nan_to_num(values, nan=low) - low) * (255 / ((high - low) or 1.0))
+    scaled = (values - low) * (255 / ((high - low) or 1.0))
     return Image.fromarray(scaled.round().astype(np.uint8))

@@ -24,7 +24,7 @@ from typing import Any, BinaryIO, cast
 
 from ral_system.config.schema import ResponseFormat, RewardConfig
 from ral_system.rewards.combine import Verdict
-from ral_system.rewards.verifiers.registry import verifier as prepare
+from ral_system.rewards.verifiers.registry import verifier_of
 
 Verifier = Callable[[RewardConfig, ResponseFormat, str, str], Verdict]
 
@@ -47,7 +47,7 @@ def _serve(lines: Iterator[bytes], answers: BinaryIO) -> None:
         sys.path[:] = greeting["path"]
         config = RewardConfig.model_validate(greeting["config"])
         _limit_memory(int(config.memory_gib * 2**30))
-        prepare(config)
+        verifier_of(config)  # fails here rather than at the first sample
         verifier = load_verifier(greeting["verifier"])
     except Exception as error:
         _write(answers, {"broken": f"{type(error).__name__}: {error}"})

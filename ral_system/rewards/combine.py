@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from ral_system.config.schema import ResponseFormat, RewardConfig
 from ral_system.rewards.format import extract_answer, format_score
-from ral_system.rewards.verifiers.registry import verifier
+from ral_system.rewards.verifiers.registry import verifier_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +27,6 @@ def judge(config: RewardConfig, response_format: ResponseFormat, text: str, answ
     A response without an answer, or with several, has a correctness of 0 whatever the verifier.
     """
     given = extract_answer(text)
-    correctness = 0.0 if given is None else verifier(config)(given, answer, config)
+    correctness = 0.0 if given is None else verifier_of(config)(given, answer, config)
     parts = {"correctness": correctness, "format": format_score(text, response_format)}
     return Verdict(parts, config.correctness * parts["correctness"] + config.format * parts["format"])

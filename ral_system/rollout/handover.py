@@ -12,7 +12,7 @@ from ral_system.config.schema import OnNewWeights
 from ral_system.errors import WeightSyncError
 from ral_system.types import WeightManifest, Weights
 
-SAFE_POINT_WITHIN_S = 600.0
+SAFE_POINT_WITHIN_S = 300.0
 """Bound on the wait for one: a decoding step takes seconds at most, and an engine whose listener is gone takes none."""
 
 
@@ -26,6 +26,7 @@ class Handover:
     def __init__(self, load: Callable[[Weights], WeightManifest], on_new_weights: OnNewWeights) -> None:
         self._load, self._on_new_weights = load, on_new_weights
         self._lock = threading.RLock()
+        self._taken = threading.Event()
         self._generating: int | None = None  # the thread that generates
         self._waiting: tuple[Weights, Future[WeightManifest]] | None = None
 
@@ -55,12 +56,12 @@ class Handover:
             assert self._waiting is None, "two versions at once"
             loaded: Future[WeightManifest] = Future()
             self._waiting = weights, loaded
-        try:
-            return loaded.result(SAFE_POINT_WITHIN_S)
-        except TimeoutError:
+            self._taken.clear()
+        if not self._taken.wait(SAFE_POINT_WITHIN_S) and self._withdraw():
             raise WeightSyncError(
                 f"weights {version}: the engine was not between two decoding steps within {SAFE_POINT_WITHIN_S:.0f} s"
-            ) from None
+            )
+        return loaded.result()
 
     def take(self) -> bool:
         """Load what waits, in the thread that generates; whether there was something. A failure is the giver's, too."""
@@ -68,12 +69,19 @@ class Handover:
             if self._waiting is None:
                 return False
             (weights, loaded), self._waiting = self._waiting, None
+            self._taken.set()
             try:
                 loaded.set_result(self._load(weights))
             except BaseException as error:
                 loaded.set_exception(error)
                 raise
             return True
+
+    def _withdraw(self) -> bool:
+        """Take back what nobody has taken."""
+        with self._lock:
+            taken, self._waiting = self._waiting is None, None
+            return not taken
 
     def _end(self) -> None:
         with self._lock:

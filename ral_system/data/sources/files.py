@@ -6,6 +6,7 @@ what the file holds.
 
 from __future__ import annotations
 
+import codecs
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -40,9 +41,9 @@ def read_rows(path: Path) -> Iterator[Row]:
     """
     readers = {".jsonl": _json_lines, ".json": _json, ".parquet": _parquet, ".arrow": _arrow}
     if path.is_dir():
-        shards = sorted(path.glob("*.arrow"))
+        shards = sorted(path.glob("data-*.arrow"))  # beside them there may be caches
         if not shards:
-            raise DataError(f"{path}: a folder without *.arrow files; give a file, or a dataset saved to disk")
+            raise DataError(f"{path}: a folder without data-*.arrow files; give a file, or a dataset saved to disk")
         number = 0
         for shard in shards:
             for row in _arrow(shard):
@@ -53,12 +54,17 @@ def read_rows(path: Path) -> Iterator[Row]:
         raise DataError(f"{path}: no such file")
     if path.suffix not in readers:
         raise DataError(f"{path}: {path.suffix or 'no suffix'} is not one of {', '.join(readers)}")
-    yield from readers[path.suffix](path)
+    try:
+        yield from readers[path.suffix](path)
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read ({error.strerror or error})") from None
 
 
 def _json_lines(path: Path) -> Iterator[Row]:
     number = 0
     with path.open("rb") as file:
+        if file.read(len(codecs.BOM_UTF8)) != codecs.BOM_UTF8:
+            file.seek(0)
         while line := file.readline(_MAX_LINE_BYTES):
             if len(line) == _MAX_LINE_BYTES and not line.endswith(b"\n"):
                 while (rest := file.readline(_MAX_LINE_BYTES)) and not rest.endswith(b"\n"):
@@ -105,7 +111,7 @@ def _parquet(path: Path) -> Iterator[Row]:
         with parquet.ParquetFile(path) as file:
             for number, fields in enumerate(_pylist(file.iter_batches(_ROWS_AT_ONCE))):
                 yield Row(number, fields)
-    except (pa.ArrowException, OSError) as error:
+    except (pa.ArrowException, OSError, ValueError) as error:  # ValueError: a text that is not UTF-8
         raise DataError(f"{path}: not parquet, or damaged ({' '.join(str(error).split())})") from None
 
 
@@ -116,7 +122,7 @@ def _arrow(path: Path) -> Iterator[Row]:
         with pa.memory_map(str(path)) as source, pa.ipc.open_stream(source) as batches:
             for number, fields in enumerate(_pylist(batches)):
                 yield Row(number, fields)
-    except (pa.ArrowException, OSError) as error:
+    except (pa.ArrowException, OSError, ValueError) as error:
         raise DataError(f"{path}: not an Arrow stream, or damaged ({' '.join(str(error).split())})") from None
 
 

@@ -6,7 +6,6 @@
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -20,6 +19,7 @@ IMAGE_MARK = "<image>"
 MAX_QUESTION_CHARS = 50_000
 
 _SHOWN_CHARS = 80
+_LARGEST = 1e300
 _WRAPPED = re.compile(r"\s*<answer>(.*)</answer>\s*", re.DOTALL)
 _TAGS = ("<think>", "</think>", "<answer>", "</answer>")
 
@@ -69,9 +69,10 @@ def read_question(fields: Mapping[str, Any], columns: Columns, root: Path) -> Qu
     Raises DataError with a reason that names the column.
     """
     text = _text(_value(fields, columns.question), columns.question)
+    if columns.options:
+        text = "\n".join([text, *_options(_value(fields, columns.options, missing=None), columns.options)])
     if len(text) > MAX_QUESTION_CHARS:
         raise DataError(f"{columns.question}: {len(text):,} characters, at most {MAX_QUESTION_CHARS:,}")
-    options = _options(_value(fields, columns.options, missing=None), columns.options) if columns.options else []
     pictures = _pictures(fields, columns.images, root) if columns.images else ()
     marks = text.count(IMAGE_MARK)
     if marks not in (0, len(pictures)):
@@ -81,7 +82,7 @@ def read_question(fields: Mapping[str, Any], columns: Columns, root: Path) -> Qu
     return Question(
         id=None if id is None else str(id),
         kind=str(kind or ""),
-        text="\n".join([text, *options]),
+        text=text,
         answer=_answer(_value(fields, columns.answer), columns.answer),
         pictures=pictures,
     )
@@ -124,8 +125,8 @@ def _answer(value: Any, column: str) -> str:
     if isinstance(value, bool) or value is None:
         raise DataError(f"{column}: not an answer but {value}")
     if isinstance(value, (int, float)):
-        if not math.isfinite(value):
-            raise DataError(f"{column}: {value} is no answer")
+        if abs(value) > _LARGEST or value != value:
+            raise DataError(f"{column}: {'nan' if value != value else 'a number beyond 1e300'} is no answer")
         return repr(value)
     answer = _text(value, column)
     if (wrapped := _WRAPPED.fullmatch(answer)) is not None:
@@ -135,12 +136,12 @@ def _answer(value: Any, column: str) -> str:
     return answer
 
 
-def _options(value: Any, column: str | None) -> list[str]:
+def _options(value: Any, column: str) -> list[str]:
     if value is None:
         return []
     if not isinstance(value, list) or not all(isinstance(option, str) for option in value):
         raise DataError(f"{column}: not a list of texts")
-    return [option.strip() for option in value]
+    return [_text(option, column) for option in value]
 
 
 def _pictures(fields: Mapping[str, Any], column: str, root: Path) -> tuple[Picture, ...]:
@@ -162,7 +163,7 @@ def _picture(value: Any, column: str, root: Path) -> Picture:
     try:
         path = (root / value).resolve()
         inside, exists = path.is_relative_to(root.resolve()), path.is_file()
-    except (OSError, ValueError):  # a zero byte, a name that no file system takes
+    except (OSError, ValueError, RuntimeError):  # a zero byte, a name that no file system takes, a loop of links
         raise DataError(f"{column}: {shown!r} is no path") from None
     if not inside:
         raise DataError(f"{column}: {shown} leads out of {root}")

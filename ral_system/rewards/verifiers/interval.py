@@ -24,7 +24,7 @@ def score(given: str, reference: str, config: RewardConfig) -> float:
 def read_interval(text: str) -> tuple[float, float] | None:
     """Two times in seconds, the first before the second; None for anything else."""
     times = [
-        float(plain) if plain else 3600 * int(hours or 0) + 60 * int(minutes) + float(seconds)
+        float(plain) if plain else 3600 * float(hours or 0) + 60 * float(minutes) + float(seconds)
         for hours, minutes, seconds, plain in _TIME.findall(text)
     ]
     if len(times) != 2 or not times[0] < times[1] or not math.isfinite(times[1]):

@@ -13,7 +13,9 @@ from ral_system.rewards.verifiers.numbers import read_number
 logging.getLogger("math_verify").setLevel(logging.ERROR)  # it warns of timeouts that it leaves to us
 
 _MARKS = ("$", "\\boxed", "\\(", "\\[")
-_WORD = re.compile(r"(?<![\\A-Za-z])[A-Za-z]{2,}")
+_WORD = re.compile(r"(?<![\\A-Za-z0-9])[A-Za-z]{2,}")
+"""Words of prose; `xy` in `2xy` is none."""
+_FORMULA = re.compile(r"[\^=*+/<>]|\s-\s|\b[b-hj-z]\b")
 _FUNCTIONS = {"sqrt", "sin", "cos", "tan", "log", "ln", "exp", "pi"}
 _PI, _LATEX_PI = re.compile(r"(?<![\\A-Za-z])pi(?![A-Za-z])"), r"\\pi"
 
@@ -35,4 +37,6 @@ def _as_latex(text: str) -> str:
         return text
     if set(_WORD.findall(text)) <= _FUNCTIONS:
         return f"${_PI.sub(_LATEX_PI, text)}$"
+    if _FORMULA.search(text):  # `it is x - 1`: not to be taken for 1
+        return ""
     return text if read_number(text) is not None else ""

@@ -16,9 +16,10 @@ def read_number(text: str) -> float | None:
 
     None where there is none, or more than one: an answer that names two has not decided.
     """
-    cleaned = text.replace("\N{MINUS SIGN}", "-").strip()
+    cleaned = text.replace("\N{MINUS SIGN}", "-").strip().rstrip(".")
     if (fraction := _FRACTION.fullmatch(cleaned)) is not None:
-        return int(fraction[1]) / int(fraction[2]) if int(fraction[2]) else None
+        over, under = float(fraction[1]), float(fraction[2])
+        return over / under if under and math.isfinite(over) and math.isfinite(under) else None
     found = _NUMBER.findall(cleaned)
     if len(found) != 1:
         return None

@@ -11,7 +11,7 @@ Score = Callable[[str, str, RewardConfig], float]
 """(given answer, reference answer, settings) → [0, 1]"""
 
 
-def verifier(config: RewardConfig) -> Score:
+def verifier_of(config: RewardConfig) -> Score:
     """The one that `config.verifier` names. Raises what importing it, or the user's function, raises."""
     module = importlib.import_module(f"ral_system.rewards.verifiers.{config.verifier}")
     if config.verifier == "function":

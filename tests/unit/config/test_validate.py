@@ -52,6 +52,10 @@ ILLEGAL: dict[str, tuple[dict[str, Any], list[str]]] = {
         {"algorithm.max_staleness": 3, "checkpoint.every": 3},
         ["algorithm.max_staleness=3 is never reached with checkpoint.every=3", "raise checkpoint.every"],
     ),
+    "staler than the run is long": (
+        {"algorithm.max_staleness": 3, "algorithm.steps": 3, "evaluation.every": 0},
+        ["algorithm.max_staleness=3 is never reached with algorithm.steps=3", "raise algorithm.steps"],
+    ),
     "weights that change under what is not under way": (
         {"rollout.on_new_weights": "continue"},
         ["rollout.on_new_weights=continue has no effect", "raise algorithm.max_staleness, or set it to finish"],

@@ -95,6 +95,21 @@ def test_a_turned_picture_is_upright() -> None:
     assert np.abs(np.asarray(turned).astype(int) - expected).max() <= 6
 
 
+def test_damaged_exif_costs_the_orientation_only() -> None:
+    whole = encode(gradient(), "JPEG", quality=100, subsampling=0)
+    for body in (b"Exif\0\0", b"Exif\0\0II*", b"Exif\0\0MM\0*\xff\xff\xff\xff", b"Exif\0\0garbage garbage"):
+        marked = whole[:2] + b"\xff\xe1" + struct.pack(">H", len(body) + 2) + body + whole[2:]
+        assert decode_image(marked, LIMITS).size == (12, 8), body
+
+
+def test_pixels_that_are_no_numbers_are_a_reason() -> None:
+    values = np.ones((8, 12), np.float32)
+    for odd in (np.nan, np.inf):
+        values[2, 3] = odd
+        with pytest.raises(DataError, match="holds pixels that are no numbers"):
+            decode_image(encode(Image.fromarray(values), "TIFF"), LIMITS)
+
+
 def big_png(width: int, height: int) -> bytes:
     """Valid, one bit a pixel, a few kilobytes whatever its size."""
 

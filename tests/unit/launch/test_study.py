@@ -198,19 +198,41 @@ def test_an_arm_that_failed_is_in_the_table_as_far_as_it_went(tmp_path: Path) ->
     (tmp_path / "a_1" / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in metrics))
     study = Study("One arm", runs, ("a",), metrics=("attention/vas",), curves=("attention/vas",), evaluated=False)
     table = write_results(study, tmp_path)
-    assert "| a | 0.600 | failed after step 2 | **0.600** | 0.5 | 3 → 4 |" in table
+    assert "| a | 0.600 | failed after rl step 2 | **0.600** | 0.5 | 3 → 4 |" in table
     assert (tmp_path / "curves.svg").read_text().count("#2a6fdb") == 2
     write_results(Study("One arm", runs[1:], ("a",), (), (), evaluated=False), tmp_path)
-    assert "| a | failed after step 2 | - | - |" in (tmp_path / "study.md").read_text()
+    assert "| a | failed after rl step 2 | - | - |" in (tmp_path / "study.md").read_text()
 
 
-def test_an_arm_may_fail_and_what_prepares_may_not(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_arm_may_fail_and_what_prepares_may_not(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     for code in (1, 2):
         monkeypatch.setitem(study_module.COMMANDS, f"exit-{code}", f"tests.unit.launch.commands:exit_{code}")
-    assert study_module.execute_arm(Run("clip_seed0", ("exit-1",), "clip", 0)) == ["clip_seed0"]
+    assert study_module.attempt(Run("clip_seed0", ("exit-1",), "clip", 0)) == ["clip_seed0"]
+    assert study_module.attempt(Run("e", ("exit-1",), evaluation=tmp_path / "e.json", evaluates=tmp_path)) == ["e"]
     for run in (Run("start", ("exit-1",)), Run("clip_seed0", ("exit-2",), "clip", 0)):
         with pytest.raises(RunError, match=run.name):
-            study_module.execute_arm(run)
+            study_module.attempt(run)
+
+
+def test_what_goes_on_from_a_failed_arm_is_left_out_and_the_others_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "chain.yaml").write_text(
+        "title: A chain\nprepare: []\nseeds: [0]\narms:\n"
+        "  first: [ral-rl]\n  second: [ral-rl, 'start_model=${folder}/first_seed${seed}/model']\n  other: [ral-train]\n"
+    )
+    monkeypatch.setitem(study_module.COMMANDS, "ral-rl", "tests.unit.launch.commands:exit_1")
+    monkeypatch.setitem(study_module.COMMANDS, "ral-train", "tests.unit.launch.commands:exit_0")
+    (tmp_path / "chain").mkdir()
+    write_run(tmp_path / "chain" / "other_seed0", 0.7, [1.0])
+    monkeypatch.setattr(sys, "argv", ["ral-study", str(tmp_path / "chain.yaml"), "--runs-dir", str(tmp_path)])
+    with pytest.raises(SystemExit) as ended:
+        study_module.main()
+    captured = capsys.readouterr()
+    assert ended.value.code == 1
+    assert "second_seed0 is left out: it goes on from first_seed0, which failed" in captured.err
+    assert "| first | failed after nothing |" in captured.out and "| other | 0.700 |" in captured.out
+    assert "first_seed0, second_seed0 ended with exit code 1" in captured.err
 
 
 @pytest.mark.parametrize("code", [1, 2])

@@ -15,16 +15,15 @@ from ral_system.rewards.combine import judge
 from ral_system.rewards.verifiers.interval import read_interval
 from ral_system.rewards.verifiers.multiple_choice import letter
 from ral_system.rewards.verifiers.numbers import read_number
-from ral_system.rewards.verifiers.registry import verifier
+from ral_system.rewards.verifiers.registry import verifier_of
 from tests.unit.rewards.settings import reward_config
 
 NAMES = get_args(Verifier)
 
 
 def scored(name: str, given: str, reference: str, **settings: object) -> float:
-    return verifier(reward_config(verifier=name, **settings))(
-        given, reference, reward_config(verifier=name, **settings)
-    )
+    config = reward_config(verifier=name, **settings)
+    return verifier_of(config)(given, reference, config)
 
 
 def test_every_verifier_is_a_file_and_a_choice_of_reward() -> None:
@@ -62,6 +61,10 @@ def test_exact_ignores_case_and_whitespace_only(given: str, reference: str, scor
         ("B) a red cube", "B"),
         ("B. I think it is the red cube", "B"),
         ("B: vitamin A", "B"),
+        ("B. Vitamin C.", "B"),
+        ("Answer: B", "B"),
+        ("Option B", "B"),
+        ("The answer is B. \\boxed{B}", "B"),
         ("The answer is B", "B"),
         ("the correct option is (B)", "B"),
         ("answer: B", "B"),
@@ -72,6 +75,9 @@ def test_exact_ignores_case_and_whitespace_only(given: str, reference: str, scor
         ("A and B", None),
         ("A. B. C.", None),
         ("A. no, the answer is B", None),
+        ("The answer is A or B", None),
+        ("the answer is A, B", None),
+        ("The answer is B. \\boxed{A}", None),
         ("option A or option B", None),
         ("a red cube", None),
         ("I do not know", None),
@@ -83,6 +89,11 @@ def test_the_letter_of_an_option(text: str, found: str | None) -> None:
     assert letter(text) == found
     assert scored("multiple_choice", text, "B") == float(found == "B")
     assert scored("multiple_choice", text, "(B) a red cube") == float(found == "B")
+
+
+def test_a_reference_is_known_by_its_leading_letter() -> None:
+    assert scored("multiple_choice", "B", "B. Vitamin C.") == 1
+    assert scored("multiple_choice", "C", "B. Vitamin C.") == 0
 
 
 def test_a_choice_without_letters_is_by_its_words() -> None:
@@ -101,6 +112,7 @@ def test_a_choice_without_letters_is_by_its_words() -> None:
         ("$12", 12.0),
         ("3/4", 0.75),
         ("12%", 0.12),
+        ("12 %.", 0.12),
         ("about 7 apples", 7.0),
         ("6.02e23", 6.02e23),
         (".5", 0.5),
@@ -160,6 +172,10 @@ def test_a_number_is_better_the_closer() -> None:
         ("about 7 apples", "7", 1),
         ("x^2 - 1", "1", 0),
         ("it is x^2 - 1", "1", 0),
+        ("it is x - 1", "1", 0),
+        ("$2xy$", "2xy", 1),
+        ("2", "2xy", 0),
+        ("3 cm", "3", 1),
         ("0.51", r"\frac{1}{2}", 0),
         (r"\sqrt{7}", r"\sqrt{8}", 0),
         ("no idea", "3", 0),
@@ -184,6 +200,7 @@ def test_free_text_by_its_overlap() -> None:
     assert scored("free_form", "red cubes stand", "red cube") == pytest.approx((f1 + f2 + f1) / 3)
     assert scored("free_form", "a red cube", "a red cube") == pytest.approx(1)
     assert scored("free_form", "blue", "a red cube") == 0
+    assert scored("free_form", "cube", "cube") == pytest.approx(1)  # one word has no pairs to compare
 
 
 def test_boxes_by_intersection_over_union() -> None:
@@ -221,6 +238,7 @@ def test_your_own_function(monkeypatch: pytest.MonkeyPatch) -> None:
         ("mathematics", ""),
         ("mathematics", "some idea"),
         ("ocr", " "),
+        ("free_form", "?!"),
         ("box", "[3, 3, 1, 1]"),
         ("interval", "10 to 5"),
         ("interval", "soon"),
@@ -237,6 +255,15 @@ def test_any_answer_scores_between_0_and_1(name: str, text: str) -> None:
     reference = {"box": "[0, 0, 4, 4]", "interval": "1-4", "multiple_choice": "B"}.get(name, "4")
     found = scored(name, text, reference)
     assert math.isfinite(found) and 0 <= found <= 1
+
+
+@pytest.mark.parametrize("name", ["numeric", "regression", "mathematics", "box", "interval"])
+@pytest.mark.parametrize(
+    "given", ["9" * 400 + "/1", "9" * 5000, "1:" + "9" * 5000 + ":1, 3", "9" * 400 + "e9", "-" * 500]
+)
+def test_endless_digits_score_and_are_no_error(name: str, given: str) -> None:
+    reference = {"box": "[0, 0, 4, 4]", "interval": "1-4"}.get(name, "4")
+    assert 0 <= scored(name, given, reference) <= 1
 
 
 def test_an_answer_is_needed_whatever_the_verifier() -> None:

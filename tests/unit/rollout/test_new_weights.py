@@ -177,6 +177,7 @@ def test_a_wait_for_a_safe_point_is_bounded(monkeypatch: pytest.MonkeyPatch) -> 
         giver = threading.Thread(target=give)
         giver.start()
         giver.join(10)
+        assert not handover.take()  # what its giver gave up is not loaded later
     assert errors == ["weights 1: the engine was not between two decoding steps within 0 s"]
 
 
@@ -200,3 +201,25 @@ def test_a_failed_generation_is_not_hidden_by_weights_that_cannot_be_loaded() ->
         raise ValueError("the engine broke")
     giver.join(10)
     assert errors == ["no room"]
+
+
+def test_a_load_that_times_out_says_so_itself() -> None:
+    def load(weights: Weights) -> WeightManifest:
+        raise TimeoutError("the store did not answer")
+
+    handover, errors = Handover(load, "continue"), []
+
+    def give() -> None:
+        try:
+            handover.give(WEIGHTS)
+        except TimeoutError as error:
+            errors.append(str(error))
+
+    giver = threading.Thread(target=give)
+    with pytest.raises(TimeoutError, match="the store did not"), handover.generating():
+        giver.start()
+        while handover._waiting is None:
+            assert giver.is_alive()
+        handover.take()
+    giver.join(10)
+    assert errors == ["the store did not answer"]

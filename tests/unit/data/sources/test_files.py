@@ -37,6 +37,12 @@ def test_binary_formats_keep_bytes(tmp_path: Path) -> None:
         assert [row.fields for row in found] == ENCODED and [row.number for row in found] == list(range(150))
 
 
+def test_a_byte_order_mark_is_not_part_of_the_first_row(tmp_path: Path) -> None:
+    for name, content in (("rows.jsonl", b'{"a": 1}\n{"a": 2}'), ("rows.json", b'[{"a": 1}, {"a": 2}]')):
+        (tmp_path / name).write_bytes(b"\xef\xbb\xbf" + content)
+        assert [row.fields for row in read_rows(tmp_path / name)] == [{"a": 1}, {"a": 2}]
+
+
 def test_bad_lines_are_rows_with_a_problem(tmp_path: Path) -> None:
     lines = [b'{"a": 1}', b'{"a": 1', b"[1, 2]", b'{"a": "\xff"}', b'"text"', b"[" * 100_000, b'{"a": 2}']
     (tmp_path / "rows.jsonl").write_bytes(b"\n".join(lines))

@@ -65,13 +65,17 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
     "no answer": ({"answer": None}, "answer: not an answer but None"),
     "a yes": ({"answer": True}, "answer: not an answer but True"),
     "not a number": ({"answer": float("nan")}, "answer: nan is no answer"),
-    "infinity": ({"answer": float("inf")}, "answer: inf is no answer"),
+    "infinity": ({"answer": float("inf")}, "answer: a number beyond 1e300 is no answer"),
+    "four hundred digits": ({"answer": 10**400}, "answer: a number beyond 1e300 is no answer"),
     "an empty answer": ({"answer": ""}, "answer: empty"),
     "an empty tag": ({"answer": "<answer> </answer>"}, "answer: empty"),
     "an open tag": ({"answer": "<answer>B"}, "answer: holds a tag of the response template"),
     "two tags": ({"answer": "<answer>A</answer><answer>B</answer>"}, "answer: holds a tag"),
     "options that are text": ({"options": "A or B"}, "options: not a list of texts"),
     "options that are numbers": ({"options": [1, 2]}, "options: not a list of texts"),
+    "an empty option": ({"options": ["A. one", " "]}, "options: empty"),
+    "options of a megabyte": ({"options": ["a" * 10**6]}, "characters, at most 50,000"),
+    "a mark in an option": ({"options": ["<image> <image>"]}, "problem: 2 <image> for 1 pictures"),
     "a missing picture": ({"image": "images/b.png"}, "image: images/b.png: no such file below"),
     "a folder": ({"image": "images"}, "no such file below"),
     "out of the root": ({"image": "../secret.png"}, "image: ../secret.png leads out of"),
@@ -99,6 +103,13 @@ def test_a_link_out_of_the_root_is_refused(root: Path) -> None:
     (root / "link.png").symlink_to(root.parent / "secret.png")
     with pytest.raises(DataError, match="leads out of"):
         read_question(GOOD | {"image": "link.png"}, PLAIN, root)
+
+
+def test_links_in_a_loop_are_refused(root: Path) -> None:
+    (root / "one.png").symlink_to(root / "two.png")
+    (root / "two.png").symlink_to(root / "one.png")
+    with pytest.raises(DataError, match=r"is no path|no such file"):
+        read_question(GOOD | {"image": "one.png"}, PLAIN, root)
 
 
 def test_a_missing_column_is_named(root: Path) -> None:
