@@ -349,7 +349,7 @@ def test_gradients_equal_central_differences(name: str) -> None:
 
 
 @given(st.integers(0, 2**31), st.integers(3, 12), st.integers(1, 11))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_coarser_views_of_two_distributions_are_never_farther_apart(seed: int, tokens: int, kept: int) -> None:
     """DPPO's binary divergence ≤ its top-K ≤ the exact one, total variation and KL."""
     generator = torch.Generator().manual_seed(seed)
@@ -376,7 +376,7 @@ def test_coarser_views_of_two_distributions_are_never_farther_apart(seed: int, t
 
 
 @given(st.integers(0, 2**31), st.integers(4, 12), st.integers(1, 3))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_so_are_the_divergences_that_dppo_computes(seed: int, tokens: int, kept: int) -> None:
     """From what the engine reports: the K most likely tokens, the sampled one in the last one's place if need be."""
     generator = torch.Generator().manual_seed(seed)
