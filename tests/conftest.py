@@ -10,12 +10,14 @@ from typing import TYPE_CHECKING, Any
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is imported; tiny tensors gain nothing from more
 
-import hypothesis
 import pytest
 
-# A busy machine is not a failure, and what a test finds does not depend on when it runs.
-hypothesis.settings.register_profile("steady", deadline=None, derandomize=True)
-hypothesis.settings.load_profile("steady")
+if importlib.util.find_spec("hypothesis"):  # the machine with a GPU may not have it
+    import hypothesis
+
+    # A busy machine is not a failure, and what a test finds does not depend on when it runs.
+    hypothesis.settings.register_profile("steady", deadline=None, derandomize=True)
+    hypothesis.settings.load_profile("steady")
 
 if not Path("/proc/driver/nvidia").exists() and importlib.util.find_spec("triton"):
     # Triton's own functions become the interpreter's or a GPU's when they are first imported: here, before others do.
