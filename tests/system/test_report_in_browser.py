@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 import shutil
@@ -11,14 +10,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
 from playwright.sync_api import Browser, Page, sync_playwright
 
 from ral_system.config.schema import LoggingConfig
+from ral_system.data.media import MediaStore
 from ral_system.data.visual_search import Record, VisualSearch
 from ral_system.observability.metrics import MetricsLog, RolloutLog
 from ral_system.observability.report import write_report
-from ral_system.types import Completion, FinishReason, Media, Prompt, RewardResult, RewardStatus, Rollout
+from ral_system.types import Completion, FinishReason, Prompt, RewardResult, RewardStatus, Rollout
 
 pytestmark = pytest.mark.system
 
@@ -172,19 +171,13 @@ def write_rollouts(folder: Path) -> None:
 
 
 def stored_prompt(folder: Path, record: Record) -> Prompt:
-    scratch = folder / "scratch.png"
-    record.image.save(scratch)
-    digest = hashlib.sha256(scratch.read_bytes()).hexdigest()
-    target = folder / "media" / digest[:2] / f"{digest}.png"
-    target.parent.mkdir(parents=True, exist_ok=True)
-    scratch.rename(target)
-    width, height = Image.open(target).size
+    media = MediaStore(folder / "media").put(record.image)
     return Prompt(
         f"{record.split}/{record.index}",
         record.kind,
         record.question,
         record.answer,
-        (Media(digest, width, height),),
+        (media,),
         (1,),
     )
 
