@@ -114,6 +114,35 @@ def test_the_same_weights_change_nothing(setting: Setting, models: list[Any]) ->
     assert {c.switches for c in found.values() if len(c.token_ids) > 4} == {((4, 1),)}
 
 
+class Giver(threading.Thread):
+    """Gives weights from a thread of its own and keeps the answer, or what was raised."""
+
+    def __init__(self, handover: Handover) -> None:
+        super().__init__()
+        self._handover = handover
+        self.answer: WeightManifest | None = None
+        self.error = ""
+
+    def run(self) -> None:
+        try:
+            self.answer = self._handover.give(WEIGHTS)
+        except (WeightSyncError, TimeoutError) as error:
+            self.error = str(error)
+
+    def begin(self) -> None:
+        """Returns when the weights wait for the engine."""
+        self.start()
+        while self._handover._waiting is None:
+            assert self.is_alive()
+
+
+def failing(error: Exception) -> Callable[[Weights], WeightManifest]:
+    def load(weights: Weights) -> WeightManifest:
+        raise error
+
+    return load
+
+
 def test_weights_are_refused_while_a_batch_is_to_finish() -> None:
     handover = Handover(lambda weights: weights.manifest, "finish")
     with handover.generating(), pytest.raises(WeightSyncError, match="weights 1: the engine is generating; finish or"):
@@ -124,102 +153,47 @@ def test_weights_are_refused_while_a_batch_is_to_finish() -> None:
 @pytest.mark.parametrize("ends_with", [None, ValueError("the engine broke")])
 def test_what_waits_when_a_generation_ends_is_loaded_then(ends_with: Exception | None) -> None:
     handover = Handover(lambda weights: weights.manifest, "continue")
-    found: list[WeightManifest] = []
-    giver = threading.Thread(target=lambda: found.append(handover.give(WEIGHTS)))
+    giver = Giver(handover)
     try:
         with handover.generating():
-            giver.start()
-            while handover._waiting is None:
-                assert giver.is_alive()
+            giver.begin()
             if ends_with is not None:
                 raise ends_with
     except ValueError as error:
         assert error is ends_with
     giver.join(10)
-    assert found == [MANIFEST]
+    assert giver.answer == MANIFEST
 
 
-def test_a_load_that_fails_fails_for_both() -> None:
-    def load(weights: Weights) -> WeightManifest:
-        raise WeightSyncError("no room")
-
-    handover, errors = Handover(load, "discard"), []
-
-    def give() -> None:
-        try:
-            handover.give(WEIGHTS)
-        except WeightSyncError as error:
-            errors.append(str(error))
-
-    giver = threading.Thread(target=give)
-    with pytest.raises(WeightSyncError, match="no room"), handover.generating():
-        giver.start()
-        while handover._waiting is None:
-            assert giver.is_alive()
+@pytest.mark.parametrize("error", [WeightSyncError("no room"), TimeoutError("the store did not answer")])
+def test_a_load_that_fails_fails_for_both(error: Exception) -> None:
+    handover = Handover(failing(error), "discard")
+    giver = Giver(handover)
+    with pytest.raises(type(error), match=str(error)), handover.generating():
+        giver.begin()
         handover.take()
     giver.join(10)
-    assert errors == ["no room"]
+    assert giver.error == str(error)
 
 
 def test_a_wait_for_a_safe_point_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("ral_system.rollout.handover.SAFE_POINT_WITHIN_S", 0.01)
-    handover, errors = Handover(lambda weights: weights.manifest, "continue"), []
-
-    def give() -> None:
-        try:
-            handover.give(WEIGHTS)
-        except WeightSyncError as error:
-            errors.append(str(error))
-
+    handover = Handover(lambda weights: weights.manifest, "continue")
+    giver = Giver(handover)
     with handover.generating():
         with pytest.raises(WeightSyncError, match="finish or close it first"):
             handover.give(WEIGHTS)  # this thread would wait for itself
-        giver = threading.Thread(target=give)
         giver.start()
         giver.join(10)
         assert not handover.take()  # what its giver gave up is not loaded later
-    assert errors == ["weights 1: the engine was not between two decoding steps within 0 s"]
+    assert giver.error == "weights 1: the engine was not between two decoding steps within 0 s"
 
 
 def test_a_failed_generation_is_not_hidden_by_weights_that_cannot_be_loaded() -> None:
-    def load(weights: Weights) -> WeightManifest:
-        raise WeightSyncError("no room")
-
-    handover, errors = Handover(load, "continue"), []
-
-    def give() -> None:
-        try:
-            handover.give(WEIGHTS)
-        except WeightSyncError as error:
-            errors.append(str(error))
-
-    giver = threading.Thread(target=give)
+    handover = Handover(failing(WeightSyncError("no room")), "continue")
+    giver = Giver(handover)
     with pytest.raises(ValueError, match="the engine broke"), handover.generating():
-        giver.start()
-        while handover._waiting is None:
-            assert giver.is_alive()
+        giver.begin()
         raise ValueError("the engine broke")
     giver.join(10)
-    assert errors == ["no room"]
-
-
-def test_a_load_that_times_out_says_so_itself() -> None:
-    def load(weights: Weights) -> WeightManifest:
-        raise TimeoutError("the store did not answer")
-
-    handover, errors = Handover(load, "continue"), []
-
-    def give() -> None:
-        try:
-            handover.give(WEIGHTS)
-        except TimeoutError as error:
-            errors.append(str(error))
-
-    giver = threading.Thread(target=give)
-    with pytest.raises(TimeoutError, match="the store did not"), handover.generating():
-        giver.start()
-        while handover._waiting is None:
-            assert giver.is_alive()
-        handover.take()
-    giver.join(10)
-    assert errors == ["the store did not answer"]
+    assert giver.error == "no room"
