@@ -18,6 +18,7 @@ import sys
 import threading
 from collections import deque
 from collections.abc import Mapping
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
@@ -195,7 +196,7 @@ def _greeting(config: RewardConfig, response_format: ResponseFormat, verifier: V
     if verifier.__module__ == "__main__" or "<" in verifier.__qualname__ or load_verifier(name) is not verifier:
         raise ValueError(f"verifier {name} cannot be imported by name; define it at the top level of a module")
     greeting = {
-        "path": sys.path,
+        "path": [*sys.path, str(Path.cwd())],  # a command's own path lacks the folder it is called in
         "verifier": name,
         "config": config.model_dump(mode="json"),
         "response_format": response_format,

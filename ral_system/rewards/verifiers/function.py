@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import importlib
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, cast
 
 from ral_system.config.schema import RewardConfig
@@ -25,5 +26,10 @@ def _function(path: str) -> Callable[[str, str], float]:
 
 
 def prepare(config: RewardConfig) -> None:
-    """Import the function. Raises ImportError or AttributeError."""
-    _function(config.function or "")
+    """Import the function. Raises ImportError that says where it was looked for."""
+    try:
+        _function(config.function or "")
+    except (ImportError, AttributeError) as error:
+        raise ImportError(
+            f"reward.function={config.function}: {error}; put the module into {Path.cwd()}, or install it"
+        ) from error

@@ -204,6 +204,19 @@ def test_a_verifier_that_the_processes_cannot_import_fails_the_collect(naughty: 
             pool.collect()
 
 
+def test_a_user_s_function_is_found_in_the_folder_of_the_command(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(IMPORTABLE)
+    own = reward_config(verifier="function", function="own_verifier:first_word")
+    with RewardPool(own, "think_answer") as pool:
+        assert [r.parts["correctness"] for r in judge_all(pool, [GOOD, GOOD.replace("red", "blue")])] == [1.0, 0.0]
+    with RewardPool(reward_config(verifier="function", function="nope:f"), "think_answer") as pool:
+        submit(pool, [GOOD])
+        with pytest.raises(
+            ActorError, match=f"reward.function=nope:f: No module named 'nope'; put the .* {IMPORTABLE}"
+        ):
+            pool.collect()
+
+
 def test_the_same_completion_twice_is_a_mistake() -> None:
     with RewardPool(config(), "think_answer") as pool:
         submit(pool, [GOOD])

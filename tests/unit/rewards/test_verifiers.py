@@ -226,7 +226,7 @@ def test_your_own_function(monkeypatch: pytest.MonkeyPatch) -> None:
     assert scored("function", "red star", "red", function="own_verifier:first_word") == 1
     assert scored("function", "blue", "red", function="own_verifier:first_word") == 0
     for missing in ("own_verifier:nothing", "no_such_module:f"):
-        with pytest.raises((AttributeError, ImportError)):
+        with pytest.raises(ImportError, match=f"reward.function={missing}: .*; put the module into "):
             scored("function", "a", "b", function=missing)
 
 
