@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import gc
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -46,6 +47,11 @@ class Subject:
         if self.engine == "hf":
             return _hf_engine(self.config, self.model, self.media)
         return _vllm_engine(self.config, self.model, self.media)
+
+    def release(self) -> None:
+        """End the engine, if it was started; the next use starts another."""
+        self.__dict__.pop("generate", None)
+        gc.collect()
 
     def steered(self) -> Generate:
         """An engine whose attention is steered as configured."""

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from launch.figures import Figures, Questions, asked, figures
 from launch.subject import Subject
 from ral_system.config.schema import FilesConfig, RunConfig, SweepAxis, VideoSearchConfig
-from ral_system.errors import ConfigError
-
-if TYPE_CHECKING:
-    from launch.evaluate import Figures
+from ral_system.errors import ConfigError, DataError
 
 PIXELS_PER_TOKEN = 28 * 28
 """Of Qwen2-VL and Qwen2.5-VL."""
@@ -19,18 +18,24 @@ _LABELS: dict[SweepAxis, str] = {"visual_tokens": "visual tokens of a picture", 
 
 
 def sweep(config: RunConfig, folder: Path) -> None:
-    """Evaluate every model at every value; a table, `sweep.json` and `sweep.svg` in the run folder."""
-    from launch.evaluate import benchmark_figures, held_out_figures
+    """Evaluate every model at every value, on the questions that all of them can be asked at all values; a table,
+    `sweep.json` and `sweep.svg` in the run folder.
+    """
     from ral_system.observability.jsonl import write_atomically
     from ral_system.observability.sweep_chart import SweepPoint, sweep_chart
 
     axis = config.sweep.axis
     assert axis is not None
-    evaluate = held_out_figures if config.evaluation.benchmark.name is None else benchmark_figures
+    values = sorted(config.sweep.values)
+    models = config.sweep.models or {"model": str(config.start_model)}
+    subjects = {name: Subject.of(config, model, folder) for name, model in models.items()}  # one engine for all values
+    questions = in_common(
+        {(name, value): asked(at(config, value), subject) for name, subject in subjects.items() for value in values}
+    )
     found: dict[str, dict[int, Figures]] = {}
-    for name, model in (config.sweep.models or {"model": str(config.start_model)}).items():
-        subject = Subject.of(config, model, folder)  # one engine for all values
-        found[name] = {value: evaluate(at(config, value), subject) for value in sorted(config.sweep.values)}
+    for name, subject in subjects.items():
+        found[name] = {value: figures(at(config, value), subject, questions[name, value]) for value in values}
+        subject.release()
     _print(found)
     lines = {
         name: [
@@ -51,15 +56,27 @@ def sweep(config: RunConfig, folder: Path) -> None:
     print(f"{folder}/sweep.svg")
 
 
+def in_common(questions: dict[tuple[str, int], Questions]) -> dict[tuple[str, int], Questions]:
+    """Of each only the questions that all have. Raises DataError where there are none."""
+    ids = [{prompt.id for prompt in of_point.prompts} for of_point in questions.values()]
+    common, every = set.intersection(*ids), set.union(*ids)
+    if not common:
+        raise DataError("no question can be asked at every one of sweep.values; lower the highest, or raise the lowest")
+    if common != every:
+        print(
+            f"{len(every - common)} questions cannot be asked at some value; all points leave them out", file=sys.stderr
+        )
+    return {point: of_point.only(common) for point, of_point in questions.items()}
+
+
 def at(config: RunConfig, value: int) -> RunConfig:
     """The configuration at one value of the axis. Raises ConfigError for one below what `data` sets as least."""
     data: Any = config.data
     changed: Any
     if isinstance(data, VideoSearchConfig):
-        changed = data.model_copy(update={"max_frames": value})
+        changed = data.model_copy(update={"max_frames": (value,)})
     elif not isinstance(data, FilesConfig):
-        grid = round(value**0.5)
-        changed = data.model_copy(update={"grid": grid, "objects": min(data.objects, value)})
+        changed = data.model_copy(update={"grid": (round(value**0.5),)})
     elif config.sweep.axis == "frames":
         video = {"max_frames": value, "min_frames": min(data.video.min_frames, value)}
         changed = data.model_copy(update={"video": data.video.model_copy(update=video)})

@@ -39,7 +39,7 @@ def synthesize(config: RunConfig) -> None:
 
     from ral_system.controller.run_folder import SYNTHESIS, RunFolder
     from ral_system.data.media import MediaStore
-    from ral_system.data.visual_search import VisualSearch
+    from ral_system.data.visual_search_prompts import VisualSearchRecords
     from ral_system.observability.jsonl import write_atomically
     from ral_system.observability.progress import StageProgress
     from ral_system.synthesis.endpoint import EndpointGenerator
@@ -50,7 +50,7 @@ def synthesize(config: RunConfig) -> None:
     run = RunFolder((Path(config.runs_dir) / config.name / "synthesis").resolve())
     run.open(config, SYNTHESIS)
     folder, media, began = run.root, MediaStore(run.media), time.monotonic()
-    source = VisualSearch(data.seed, data.grid, data.objects, data.digits)
+    source = VisualSearchRecords(data)
     rows = (Row(source.record("train", i)) for i in range(settings.rows))
     generators: dict[Role, Generator] = {
         role: EndpointGenerator(role, settings, media) if getattr(settings, role).endpoint else TemplateGenerator(role)

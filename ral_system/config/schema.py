@@ -9,13 +9,15 @@ import re
 from dataclasses import dataclass
 from typing import Annotated, Literal, get_args
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 
 Positive = Annotated[int, Field(gt=0)]
 NonNegative = Annotated[int, Field(ge=0)]
 PositiveFloat = Annotated[float, Field(gt=0)]
 NonNegativeFloat = Annotated[float, Field(ge=0)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
+OneOrMore = BeforeValidator(lambda given: given if isinstance(given, list | tuple) else (given,))
+"""Of a tuple's field: a single value is a tuple of one."""
 
 ResponseFormat = Literal["think_answer", "answer_only"]
 Stage = Literal["perceive", "sft", "rl"]
@@ -59,10 +61,11 @@ class VisualSearchConfig(Group):
     name: Literal["visual_search"]
     seed: NonNegative
     """Seed of the generated pictures and questions; apart from the run's seed, so that runs can share the data."""
-    grid: Annotated[int, Field(ge=2, le=8)]
-    """Cells per side; grid² visual tokens."""
+    grid: Annotated[tuple[Annotated[int, Field(ge=2, le=8)], ...], Field(min_length=1), OneOrMore]
+    """Cells per side; grid² visual tokens. Of `[2, 4, 8]` records take turns: one of each question kind, then the next
+    size."""
     objects: Annotated[int, Field(ge=2)]
-    """Filled cells: the target and objects - 1 distractors."""
+    """Filled cells: the target and objects - 1 distractors; all cells of a board with fewer."""
     train_records: Positive
     """Training pictures and questions; every stage goes through them again when they run out."""
     search_from: NonNegative
@@ -85,8 +88,9 @@ class VideoSearchConfig(Group):
     seed: NonNegative
     seconds: Annotated[int, Field(ge=2, le=16)]
     """Of a video, with two frames each."""
-    max_frames: Annotated[int, Field(ge=2)]
-    """That a model sees, evenly spaced; below 2 · seconds some seconds are missed, or share a patch."""
+    max_frames: Annotated[tuple[Annotated[int, Field(ge=2)], ...], Field(min_length=1), OneOrMore]
+    """That a model sees, evenly spaced; below 2 · seconds some seconds are missed, or share a patch. Of `[4, 8, 16]`
+    records take turns: one of each question kind, then the next number."""
     train_records: Positive
     """Training videos and questions; every stage goes through them again when they run out."""
     system_prompt: str

@@ -287,8 +287,8 @@ def _data_problems(c: RunConfig) -> list[str]:
         )
     if isinstance(data, VideoSearchConfig):
         return problems
-    if data.objects > data.grid**2:
-        problems.append(f"data.objects={data.objects} does not fit data.grid={data.grid}; at most {data.grid**2}")
+    if data.objects > (cells := max(data.grid) ** 2):
+        problems.append(f"data.objects={data.objects} does not fit data.grid={list(data.grid)}; at most {cells}")
     if data.demonstrations and a.response_format == "answer_only":
         problems.append(
             f"data.demonstrations={data.demonstrations} hold thoughts, and algorithm.response_format=answer_only "
@@ -313,7 +313,9 @@ def _sweep_problems(c: RunConfig) -> list[str]:
         problems.append("sweep.axis=visual_tokens: data.name=video_search varies in frames; choose sweep=frames")
     if c.data.name == "visual_search":
         if sweep.axis == "frames":
-            problems.append("sweep.axis=frames needs videos, and data.name=visual_search has none; choose data=files")
+            problems.append(
+                "sweep.axis=frames needs videos, which data.name=visual_search lacks; choose data=video_search or files"
+            )
         elif wrong := [value for value in sweep.values if value not in (g * g for g in range(2, 9))]:
             problems.append(
                 f"sweep.values={wrong} are not the cells of a board of data=visual_search; use 4, 9, 16, 25, 36, 49, 64"

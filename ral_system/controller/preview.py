@@ -20,8 +20,7 @@ from ral_system.data.preparation import QUARANTINE_FILE, PreparedQuestion, read_
 from ral_system.data.prompts import Prompts
 from ral_system.data.video_search import VideoSearch
 from ral_system.data.video_search_prompts import VideoSearchPrompts
-from ral_system.data.visual_search import VisualSearch
-from ral_system.data.visual_search_prompts import VisualSearchPrompts
+from ral_system.data.visual_search_prompts import VisualSearchPrompts, VisualSearchRecords
 from ral_system.data.visual_tokens import VisualTokens
 from ral_system.errors import DataError
 from ral_system.models.loading import load_processor
@@ -49,13 +48,13 @@ def preview_data(
         return _of_files(config, data, processor, runs, origin)
     store, renderer = MediaStore(scratch), ChatRenderer(processor, data.system_prompt)
     response_format = config.algorithm.response_format
-    source: VisualSearch | VideoSearch
+    source: VisualSearchRecords | VideoSearch
     prompts: Prompts
     if isinstance(data, VideoSearchConfig):
         source = VideoSearch(data.seed, data.seconds)
         prompts = VideoSearchPrompts(data, renderer, store, response_format=response_format)
     else:
-        source = VisualSearch(data.seed, data.grid, data.objects, data.digits)
+        source = VisualSearchRecords(data)
         prompts = VisualSearchPrompts(data, renderer, store, format=response_format)
     return _of_generated(config, data, source, prompts, _Look(processor, store), origin), None
 
@@ -63,7 +62,7 @@ def preview_data(
 def _of_generated(
     config: RunConfig,
     data: VisualSearchConfig | VideoSearchConfig,
-    source: VisualSearch | VideoSearch,
+    source: VisualSearchRecords | VideoSearch,
     prompts: Prompts,
     look: _Look,
     origin: Origin,

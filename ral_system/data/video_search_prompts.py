@@ -6,7 +6,7 @@ from ral_system.config.schema import ResponseFormat, VideoSearchConfig
 from ral_system.data.chat import ChatRenderer
 from ral_system.data.media import MediaStore
 from ral_system.data.prompts import SupervisedStage
-from ral_system.data.video_search import FRAMES_PER_S, VideoRecord, VideoSearch
+from ral_system.data.video_search import FRAMES_PER_S, KINDS, VideoRecord, VideoSearch
 from ral_system.types import Prompt, Sample, Split, VideoSampling
 
 _STRIDE = 7919
@@ -23,7 +23,7 @@ class VideoSearchPrompts:
         self, config: VideoSearchConfig, renderer: ChatRenderer, media: MediaStore, *, response_format: ResponseFormat
     ) -> None:
         self._source = VideoSearch(config.seed, config.seconds)
-        self._sampling = VideoSampling(FRAMES_PER_S, config.max_frames, min_frames=2)
+        self._samplings = [VideoSampling(FRAMES_PER_S, most, min_frames=2) for most in config.max_frames]
         self._records, self._renderer, self._media = config.train_records, renderer, media
         self._format = response_format
 
@@ -55,10 +55,11 @@ class VideoSearchPrompts:
         return self._source.record(split, index % self._records if split == "train" else index)
 
     def _prompt(self, record: VideoRecord, kind: str, question: str, answer: str, *, suffix: str) -> Prompt:
+        sampling = self._samplings[record.index // len(KINDS) % len(self._samplings)]
         return self._renderer.prompt(
             id=f"{record.split}/{record.index}{suffix}",
             kind=kind,
             question=question,
             answer=answer,
-            media=(self._media.put_frames(record.frames, FRAMES_PER_S, self._sampling),),
+            media=(self._media.put_frames(record.frames, FRAMES_PER_S, sampling),),
         )

@@ -12,7 +12,7 @@ from ral_system.data.chat import ChatRenderer
 from ral_system.data.demonstrations import Demonstration, read_demonstrations
 from ral_system.data.media import MediaStore
 from ral_system.data.prompts import SupervisedStage
-from ral_system.data.visual_search import Record, VisualSearch
+from ral_system.data.visual_search import KINDS, Record, VisualSearch
 from ral_system.errors import DataError
 from ral_system.types import Prompt, Sample, Split
 
@@ -21,6 +21,17 @@ GLANCE = "glance"
 
 _STRIDE = 7919
 """Records between where one seed begins and the next: a prime, so that few meet whatever the number of records."""
+
+
+class VisualSearchRecords:
+    """The records that `config` asks for. Sizes of boards take turns: one of each question kind, then the next."""
+
+    def __init__(self, config: VisualSearchConfig) -> None:
+        self._sizes = [VisualSearch(config.seed, n, min(config.objects, n * n), config.digits) for n in config.grid]
+
+    def record(self, split: Split, index: int) -> Record:
+        """The `index`-th record of `split`."""
+        return self._sizes[index // len(KINDS) % len(self._sizes)].record(split, index)
 
 
 class VisualSearchPrompts:
@@ -32,7 +43,7 @@ class VisualSearchPrompts:
     def __init__(
         self, config: VisualSearchConfig, renderer: ChatRenderer, media: MediaStore, *, format: ResponseFormat
     ) -> None:
-        self._source = VisualSearch(config.seed, config.grid, config.objects, config.digits)
+        self._source = VisualSearchRecords(config)
         self._config = config
         self._renderer = renderer
         self._media = media

@@ -97,7 +97,7 @@ ILLEGAL: dict[str, tuple[dict[str, Any], list[str]]] = {
     ),
     "frames of pictures": (
         {"sweep.axis": "frames", "sweep.values": [4]},
-        ["sweep.axis=frames needs videos", "choose data=files"],
+        ["sweep.axis=frames needs videos", "choose data=video_search or files"],
     ),
     "a board of five cells": (
         {"sweep.axis": "visual_tokens", "sweep.values": [4, 5]},
@@ -157,7 +157,7 @@ ILLEGAL: dict[str, tuple[dict[str, Any], list[str]]] = {
     ),
     "more objects than cells": (
         {"data.grid": 3, "data.objects": 10},
-        ["data.objects=10", "data.grid=3", "at most 9"],
+        ["data.objects=10", "data.grid=[3]", "at most 9"],
     ),
     "more prompts than records": (
         {"algorithm.prompts_per_step": 16, "data.train_records": 8},

@@ -86,6 +86,13 @@ def test_prompts_hold_the_sampled_frames(make: Callable[..., VideoSearchPrompts]
     assert len(list(tmp_path.rglob("*.video"))) == 1  # the same video, however many frames are looked at
 
 
+def test_frames_take_turns(make: Callable[..., VideoSearchPrompts]) -> None:
+    prompts = make("data.seconds=8", "data.max_frames=[4,16]")
+    questions = [prompts.question(split, i) for split in ("train", "held_out") for i in range(8)]
+    assert [q.media[0].frames for q in questions] == [4, 4, 16, 16] * 4
+    assert questions[2] == make("data.seconds=8", "data.max_frames=16").question("train", 2)
+
+
 def test_demonstrations_would_get_the_full_reward(make: Callable[..., VideoSearchPrompts], tiny_model: Path) -> None:
     decode = load_processor(tiny_model).tokenizer.decode
     for response_format in ("think_answer", "answer_only"):

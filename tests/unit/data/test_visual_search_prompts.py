@@ -8,7 +8,7 @@ import pytest
 from ral_system.config.schema import RunConfig
 from ral_system.data.chat import ChatRenderer
 from ral_system.data.media import MediaStore
-from ral_system.data.visual_search import KINDS
+from ral_system.data.visual_search import CELL_PX, KINDS
 from ral_system.data.visual_search_prompts import VisualSearchPrompts
 from ral_system.errors import ConfigError, DataError
 from ral_system.models.loading import load_processor
@@ -179,3 +179,15 @@ def test_a_run_s_seed_says_where_it_begins(make: Make) -> None:
     assert ids(0, "held_out") == ids(3, "held_out")
     captions = [prompts.demonstration("perceive", "train", i, seed=1).prompt.question for i in (0, 12800)]
     assert "find" not in captions[0] and "find" in captions[1]  # the order of what is taught is everybody's
+
+
+def test_boards_of_several_sizes_take_turns(make: Make) -> None:
+    prompts, largest = make("think_answer", "data.grid=[2,4]"), make("think_answer", "data.grid=4")
+    sides = [
+        prompts.question(split, i).media[0].width_px // CELL_PX for split in ("train", "held_out") for i in range(20)
+    ]
+    assert sides == ([2] * 5 + [4] * 5) * 4
+    kinds = [prompts.question("train", i).kind for i in range(10)]
+    assert kinds[:5] == kinds[5:] and len(set(kinds)) == 5
+    assert prompts.question("train", 7) == largest.question("train", 7)
+    assert prompts.question("train", 2) != largest.question("train", 2)

@@ -6,10 +6,13 @@ from collections.abc import Callable
 
 import pytest
 
-from launch.sweep import at
-from ral_system.config.schema import FilesConfig, RunConfig, VisualSearchConfig
-from ral_system.errors import ConfigError
+from launch.figures import Questions
+from launch.sweep import at, in_common
+from ral_system.config.schema import FilesConfig, RunConfig, VideoSearchConfig, VisualSearchConfig
+from ral_system.data.visual_search_prompts import VisualSearchRecords
+from ral_system.errors import ConfigError, DataError
 from ral_system.observability.sweep_chart import SweepPoint, sweep_chart
+from ral_system.types import Prompt
 
 Make = Callable[..., RunConfig]
 FILES = ("data=video_r1", "data.sources.main.path=rows.json", "stages=[rl]")
@@ -19,8 +22,14 @@ def test_a_board_grows_and_holds_as_many_things(make_config: Make) -> None:
     config = make_config("sweep=visual_tokens", "sweep.values=[4,64]", "data.objects=9")
     small, large = at(config, 4).data, at(config, 64).data
     assert isinstance(small, VisualSearchConfig) and isinstance(large, VisualSearchConfig)
-    assert (small.grid, small.objects) == (2, 4)
-    assert (large.grid, large.objects) == (8, 9)
+    assert small.grid == (2,)
+    assert large.grid == (8,)
+    assert [VisualSearchRecords(data).record("train", 0).caption.count("empty") for data in (small, large)] == [0, 55]
+
+
+def test_a_video_is_looked_at_more_closely(make_config: Make) -> None:
+    data = at(make_config("data=video_search", "sweep=frames", "sweep.values=[4]"), 4).data
+    assert isinstance(data, VideoSearchConfig) and data.max_frames == (4,)
 
 
 def test_pictures_and_frames_of_files_are_bounded(make_config: Make) -> None:
@@ -35,6 +44,22 @@ def test_pictures_and_frames_of_files_are_bounded(make_config: Make) -> None:
     assert isinstance(few, FilesConfig) and isinstance(many, FilesConfig)
     assert (few.video.min_frames, few.video.max_frames) == (2, 2)
     assert (many.video.min_frames, many.video.max_frames) == (4, 32)
+
+
+def test_every_point_is_asked_the_same(capsys: pytest.CaptureFixture[str]) -> None:
+    def questions(*ids: str) -> Questions:
+        return Questions([Prompt(id, "kind", "?", "!", (1,), ()) for id in ids], total=4)
+
+    found = in_common(
+        {("one", 4): questions("a", "b", "c"), ("one", 9): questions("b", "c"), ("two", 4): questions("c", "b")}
+    )
+    assert [[prompt.id for prompt in q.prompts] for q in found.values()] == [["b", "c"], ["b", "c"], ["c", "b"]]
+    assert {q.total for q in found.values()} == {4}
+    assert "1 questions cannot be asked at some value; all points leave them out" in capsys.readouterr().err
+    same = {("one", 4): questions("a"), ("one", 9): questions("a")}
+    assert in_common(same) == same and not capsys.readouterr().err
+    with pytest.raises(DataError, match=r"at every one of sweep\.values"):
+        in_common({("one", 4): questions("a"), ("one", 9): questions("b")})
 
 
 def test_the_chart_has_a_line_per_model_and_a_bar_per_point() -> None:

@@ -1,0 +1,201 @@
+"""What an evaluation asks, and the figures that the answers come to."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from launch.subject import Subject
+from ral_system.config.schema import FilesConfig, RunConfig
+from ral_system.errors import DataError
+from ral_system.types import Completion, Prompt, Rollout, Sampling
+
+if TYPE_CHECKING:
+    from ral_system.benchmarks.item import BadItem, Item
+    from ral_system.evaluation.answers import Generate
+    from ral_system.observability.answers_page import Answered
+
+
+@dataclass(frozen=True)
+class Questions:
+    """What is asked."""
+
+    prompts: Sequence[Prompt]
+    total: int
+    """Questions that there are, with those that cannot be asked."""
+    items: Mapping[str, Item] = field(default_factory=dict)
+    """Of a benchmark, by prompt."""
+
+    def only(self, ids: Collection[str]) -> Questions:
+        """Without those of other ids."""
+        return replace(self, prompts=[prompt for prompt in self.prompts if prompt.id in ids])
+
+
+@dataclass(frozen=True)
+class Figures:
+    """What an evaluation came to."""
+
+    title: str
+    values: Mapping[str, float]
+    headline: str
+    """The one of them that counts."""
+    intervals: Mapping[str, tuple[float, float]]
+    record: Mapping[str, Any]
+    """For evaluation.json."""
+    answered: Sequence[Answered]
+    """For answers.html."""
+
+
+def asked(config: RunConfig, subject: Subject) -> Questions:
+    """The held-out questions of `data`, or those of the configured benchmark, as the subject reads them.
+
+    Raises DataError where none can be asked.
+    """
+    return _held_out(config, subject) if config.evaluation.benchmark.name is None else _of_benchmark(config, subject)
+
+
+def figures(
+    config: RunConfig,
+    subject: Subject,
+    questions: Questions,
+    steered: object = None,
+    start: Callable[[], Generate] | None = None,
+) -> Figures:
+    """Of the answers by the subject's engine, or by the one that `start` makes, which is `steered` so."""
+    answers = _answers(config, subject, questions.prompts, start or (lambda: subject.generate), steered)
+    of = _held_out_figures if config.evaluation.benchmark.name is None else _benchmark_figures
+    return of(config, questions, answers)
+
+
+def _held_out(config: RunConfig, subject: Subject) -> Questions:
+    from ral_system.controller.data import open_prompts
+    from ral_system.controller.run_folder import RunFolder
+
+    prompts = open_prompts(config, subject.model, RunFolder(subject.folder)).held_out(config.evaluation.questions)
+    return Questions(prompts, len(prompts))
+
+
+def _held_out_figures(config: RunConfig, questions: Questions, answers: Mapping[str, Sequence[Completion]]) -> Figures:
+    from ral_system.controller.evaluate import Evaluation, judged
+    from ral_system.evaluation.intervals import bootstrap_intervals
+    from ral_system.observability.answers_page import Answered
+    from ral_system.rewards.pool import RewardPool
+
+    prompts = questions.prompts
+    with RewardPool(config.reward, config.algorithm.response_format) as rewarder:
+        for prompt in prompts:
+            for completion in answers[prompt.id]:
+                rewarder.submit(completion, prompt)
+        rollouts = judged(rewarder, prompts, answers).rollouts
+
+    def metrics(units: Sequence[Sequence[Rollout]]) -> dict[str, float]:
+        return Evaluation(tuple(rollout for unit in units for rollout in unit)).metrics()
+
+    samples = config.evaluation.samples
+    per_question = [rollouts[i : i + samples] for i in range(0, len(rollouts), samples)]
+    uncertain = bootstrap_intervals(per_question, metrics)
+    intervals = {name: ends for name, ends in uncertain.items() if "accuracy" in name or "rate" in name}
+    values = metrics(per_question)
+    answered = [
+        Answered(
+            _shown(of_prompt[0].prompt),
+            tuple(r.completion.text for r in of_prompt),
+            tuple(r.reward.parts.get("correctness", 0.0) for r in of_prompt),
+            tuple(f"{r.reward.status}: {r.reward.detail}" if r.reward.detail else "" for r in of_prompt),
+        )
+        for of_prompt in per_question
+    ]
+    title = f"{len(prompts)} questions, {_how(config)}"
+    return Figures(title, values, "eval/accuracy", intervals, {**values, "intervals": intervals}, answered)
+
+
+def _of_benchmark(config: RunConfig, subject: Subject) -> Questions:
+    """What cannot be asked goes to quarantine.jsonl."""
+    from itertools import islice
+
+    from ral_system.benchmarks.registry import read_items
+    from ral_system.data.chat import ChatRenderer
+    from ral_system.data.pixel_budget import pixel_budgets
+    from ral_system.data.preparation import decoders_of
+    from ral_system.evaluation.benchmark import ask
+    from ral_system.models.loading import load_processor
+    from ral_system.observability.progress import StageProgress
+
+    chosen, data, folder = config.evaluation.benchmark, config.data, subject.folder
+    assert chosen.name is not None and chosen.folder is not None and isinstance(data, FilesConfig)
+    name, files, processor = chosen.name, Path(chosen.folder), load_processor(subject.model)
+    total = sum(1 for _ in islice(read_items(name, files), chosen.limit))
+    room = config.rollout.max_model_len - config.rollout.max_new_tokens
+    with decoders_of(data, subject.media) as decoders, StageProgress(name, total) as progress:
+        found, bad = ask(
+            islice(read_items(name, files), chosen.limit),
+            decoders,
+            ChatRenderer(processor, data.system_prompt),
+            pixel_budgets(processor, data),
+            room,
+            lambda done: progress.update(done, {}),
+        )
+    _report_bad(bad, folder)
+    if not found:
+        raise DataError(f"{chosen.folder}: none of {total} questions can be asked; see {folder}/quarantine.jsonl")
+    return Questions([a.prompt for a in found], total, {a.prompt.id: a.item for a in found})
+
+
+def _benchmark_figures(config: RunConfig, questions: Questions, answers: Mapping[str, Sequence[Completion]]) -> Figures:
+    from ral_system.benchmarks.registry import entry
+    from ral_system.evaluation.benchmark import Asked, results
+    from ral_system.observability.answers_page import Answered
+
+    name, prompts = config.evaluation.benchmark.name, questions.prompts
+    assert name is not None
+    found = results(entry(name).benchmark, [Asked(questions.items[p.id], p) for p in prompts], answers)
+    values = {f"{name}/{part}": value for part, value in found.figures.items()}
+    intervals = {f"{name}/{part}": ends for part, ends in found.intervals.items()}
+    left_out = questions.total - len(prompts)
+    record = {"benchmark": name, "questions": len(prompts), "left_out": left_out, "samples": config.evaluation.samples}
+    answered = [
+        Answered(_shown(p), tuple(c.text for c in answers[p.id]), found.scores[questions.items[p.id].id])
+        for p in prompts
+    ]
+    title = f"{name}: {len(prompts)} of {questions.total} questions, {_how(config)}"
+    return Figures(title, values, f"{name}/score", intervals, {**record, **values, "intervals": intervals}, answered)
+
+
+def _answers(
+    config: RunConfig, subject: Subject, prompts: Sequence[Prompt], start: Callable[[], Generate], *engine: object
+) -> dict[str, list[Completion]]:
+    """Of every prompt `evaluation.samples`; those of an interrupted evaluation are taken over."""
+    from ral_system.evaluation.answers import answers_file, collect_answers
+    from ral_system.observability.progress import StageProgress
+
+    samples = config.evaluation.samples
+    temperature = 0.0 if samples == 1 else config.rollout.temperature
+    sampling = Sampling(samples, temperature, config.rollout.max_new_tokens, seed=0 if samples == 1 else config.seed)
+    rollout = config.rollout.model_dump(include={"dtype", "stop_at_answer", "max_model_len"})
+    path = answers_file(subject.folder, subject.model, prompts, sampling, subject.engine, rollout, *engine)
+    with StageProgress("answers", len(prompts)) as progress:
+        return collect_answers(start, prompts, sampling, path, lambda done: progress.update(done, {}))
+
+
+def _shown(prompt: Prompt) -> dict[str, Any]:
+    media = [asdict(medium) for medium in prompt.media]
+    found = {"id": prompt.id, "kind": prompt.kind, "question": prompt.question, "answer": prompt.answer}
+    return found | {"media": media}
+
+
+def _how(config: RunConfig) -> str:
+    samples = config.evaluation.samples
+    return "greedy" if samples == 1 else f"mean of {samples} at temperature {config.rollout.temperature:g}"
+
+
+def _report_bad(bad: Sequence[BadItem], folder: Path) -> None:
+    from ral_system.observability.jsonl import dump, write_atomically
+
+    path = folder / "quarantine.jsonl"
+    folder.mkdir(parents=True, exist_ok=True)
+    write_atomically(path, "".join(dump({"id": item.id, "reason": item.reason}) + "\n" for item in bad))
+    if bad:
+        print(f"{len(bad)} questions cannot be asked: {path}", file=sys.stderr)
