@@ -1,9 +1,10 @@
 """Video-MME without subtitles: short, medium and long videos (Fu et al., arXiv 2405.21075; lmms-lab/Video-MME).
 
-Released as parquet `videomme/test-*.parquet` (videoID, question_id, duration, question, options `A. red`, answer, …)
-with the videos in `data/`. The prompt is the authors'. Rule (`eval_your_results.py`): the first of the capitals A to D
-after phrases that announce an answer. The authors leave answers without a letter out of the mean; here they are wrong.
-Score: accuracy over all questions, then per duration.
+Released as parquet `videomme/test-*.parquet` (videoID, question_id, duration, domain, question, options `A. red`,
+answer, …) with the videos in `data/`. The prompt is the authors'. Rule (`eval_your_results.py`): the first of the
+capitals A to D after phrases that announce an answer. The authors leave answers without a letter out of the mean; here
+they are wrong.
+Score: accuracy over all questions, then per duration and per domain.
 """
 
 from __future__ import annotations
@@ -34,6 +35,7 @@ def items(folder: Path) -> Iterator[Item | BadItem]:
             media=(MediaFile("video", path=video),),
             references=(letters.checked_letter(columns.text(fields, "answer"), options),),
             options=letters.without_letters(options),
+            part=columns.text(fields, "domain"),
         )
 
     return files.each(files.shards(folder, "videomme/test-*.parquet"), "test", build)
@@ -45,5 +47,5 @@ def score(item: Item, response: str) -> float:
 
 
 def summary(scores: Scored) -> dict[str, float]:
-    """Accuracy over all questions and per duration, in percent."""
-    return tally.accuracy(scores)
+    """Accuracy over all questions, per duration and per domain, in percent."""
+    return {**tally.accuracy(scores), **tally.by(lambda item: item.part, scores)}

@@ -128,6 +128,8 @@ class SourceConfig(Group):
     """A .json, .jsonl, .parquet or .arrow file, a folder, or `org/name` on the hub, which is downloaded once."""
     files: str | None
     """Which files of a folder or dataset: `data/train-*.parquet`; null: the Arrow files of a dataset saved to disk."""
+    media_files: str | None
+    """Which files of a dataset on the hub are its pictures and videos, fetched with `files`: `images/*`."""
     root: str | None
     """Folder that paths of media start from and may not leave; null: that of `path`, or `path` if it is one."""
     weight: PositiveFloat

@@ -56,22 +56,29 @@ def open_prompts(config: RunConfig, model: Path, folder: RunFolder) -> Prompts:
 
 
 @contextmanager
-def train_prompts(config: RunConfig, prompts: Prompts, folder: RunFolder) -> Iterator[Callable[[int], Prompt]]:
-    """The training sequence for a loop; while a batch is trained on, the media of the next are decoded."""
-    if not isinstance(prompts, FilePrompts) or not isinstance(config.data, FilesConfig):
-        yield lambda index: prompts.question("train", index)
+def media_ahead(config: RunConfig, folder: RunFolder) -> Iterator[MediaAhead | None]:
+    """Processes that decode the media of files before they are needed; generated ones are made when asked for."""
+    if not isinstance(config.data, FilesConfig):
+        yield None
         return
+    workers, timeout_s = config.data.workers, config.data.timeout_s
+    with MediaAhead(folder.media, config.cluster.media_cache_gib, workers=workers, timeout_s=timeout_s) as ahead:
+        yield ahead
+
+
+def train_prompts(config: RunConfig, prompts: Prompts, ahead: MediaAhead | None) -> Callable[[int], Prompt]:
+    """The training sequence for a loop; while a batch is trained on, the media of the next are decoded."""
+    if ahead is None or not isinstance(prompts, FilePrompts):
+        return lambda index: prompts.question("train", index)
     depth = (2 + config.algorithm.max_staleness) * config.algorithm.prompts_per_step
-    cache_gib, data = config.cluster.media_cache_gib, config.data
-    with MediaAhead(folder.media, cache_gib, workers=data.workers, timeout_s=data.timeout_s) as ahead:
 
-        def prompt(index: int) -> Prompt:
-            for i in range(index, index + depth):
-                ahead.want(prompts.media("train", i))
-            ahead.wait(prompts.media("train", index))
-            return prompts.question("train", index)
+    def prompt(index: int) -> Prompt:
+        for i in range(index, index + depth):
+            ahead.want(prompts.media("train", i))
+        ahead.wait(prompts.media("train", index))
+        return prompts.question("train", index)
 
-        yield prompt
+    return prompt
 
 
 def prepare_files(config: RunConfig, data: FilesConfig, processor: Any, runs: Path) -> Path:
@@ -79,7 +86,9 @@ def prepare_files(config: RunConfig, data: FilesConfig, processor: Any, runs: Pa
     budgets = pixel_budgets(processor, data)
     folder = prepared_folder(config, data, processor, runs)
     with _alone_in(folder):
-        if not (folder / _DONE_FILE).is_file():
+        if (folder / _DONE_FILE).is_file():
+            _say_again(json.loads((folder / _DONE_FILE).read_text(encoding="utf-8")), folder)
+        else:
             tally = _prepare(config, data, processor, budgets, folder)
             write_atomically(folder / _DONE_FILE, json.dumps(tally.summary(), indent=2))
             _say(tally, folder)
@@ -154,3 +163,13 @@ def _say(tally: Tally, folder: Path) -> None:
     left = ", ".join(f"{count} {cause.replace('_', ' ')}" for cause, count in tally.left_out.most_common())
     why = f"; left out {left}: {folder / QUARANTINE_FILE}" if left else ""
     print(f"data: {tally.rows} rows: {used}{why}", file=sys.stderr)
+
+
+def _say_again(summary: Mapping[str, Any], folder: Path) -> None:
+    """Rows are known by their file, media are not: who mends a picture has to say so."""
+    if broken := summary["left_out"].get("broken"):
+        print(
+            f"data: prepared before; {broken} broken rows stay left out: {folder / QUARANTINE_FILE}. "
+            f"Delete {folder} once their media are mended",
+            file=sys.stderr,
+        )

@@ -12,7 +12,7 @@ from typing import Any
 
 from ral_system.config.schema import LoggingConfig, RunConfig, Stage, SupervisedConfig
 from ral_system.controller.checkpoint import Checkpoints
-from ral_system.controller.data import train_prompts
+from ral_system.controller.data import media_ahead, train_prompts
 from ral_system.controller.evaluate import Evaluation, evaluate
 from ral_system.controller.judging import NO_VERDICT
 from ral_system.controller.loop import TrainingLoop
@@ -81,11 +81,16 @@ def run_supervised(context: StageContext, stage: SupervisedStage) -> None:
             context.prompts.demonstration(stage, "train", step * settings.batch + i, seed=config.seed)
             for i in range(settings.batch)
         ]
+        if media is not None:
+            wanted = [medium for demonstration in demonstrations for medium in demonstration.prompt.media]
+            media.want(wanted)
+            media.wait(wanted)
         return plan_updates(
             demonstrations, updates=1, world_size=learner.world_size, micro_batch=config.learner.micro_batch
         )
 
-    with context.progress as progress, ThreadPoolExecutor(1) as ahead:  # draws the next batch while this one trains
+    # While a batch is trained on, the next is drawn, and its media decoded.
+    with media_ahead(config, context.folder) as media, context.progress as progress, ThreadPoolExecutor(1) as ahead:
         upcoming = ahead.submit(draw, step)
         while step < settings.max_steps and score < settings.stop_at:
             with context.timer.phase("data"):
@@ -130,8 +135,8 @@ def run_rl(context: StageContext) -> None:
     clock = _StageClock()
     checkpoints, step, state = _resume(context, "rl")
     kind = PipelinedLoop if config.algorithm.max_staleness else TrainingLoop
-    with train_prompts(config, context.prompts, context.folder) as train_prompt:
-        loop = kind(config, context.roles, train_prompt, context.timer)
+    with media_ahead(config, context.folder) as ahead:
+        loop = kind(config, context.roles, train_prompts(config, context.prompts, ahead), context.timer)
         outcome = _train(context, loop, checkpoints, step, state, clock)
     context.folder.complete("rl", outcome, context.roles.learner.save_model)
 

@@ -45,6 +45,7 @@ def test_files_are_trained_on_and_every_row_is_accounted_for(
     once = commands("ral-train", *given[:-1], "name=again", "algorithm.steps=2", cwd=tmp_path)
     assert once.returncode == 0, once.stderr
     assert "data: 44 rows" not in once.stderr  # prepared for all runs beside each other
+    assert "data: prepared before; 3 broken rows stay left out: " in once.stderr
     left(tmp_path / "runs" / "again").assert_equal(run, ("models/sft", "model"))
 
     shutil.rmtree(run.folder / "model")

@@ -36,11 +36,14 @@ class Row:
 
 
 def path_below(root: Path, name: str) -> Path:
-    """The file or folder of this name; it may not lead out of `root`, by dots or by links. Raises DataError."""
+    """The file or folder of this name; it may not lead out of `root`, by dots or by links, but for those with which the
+    cache of Hugging Face's hub keeps a dataset. Raises DataError.
+    """
     shown = shortened(name)
     try:
         path = (root / name).resolve()
-        inside, exists = path.is_relative_to(root.resolve()), path.exists()
+        inside = any(path.is_relative_to(home) for home in _homes(root.resolve()))
+        exists = path.exists()
     except (OSError, ValueError, RuntimeError):  # a zero byte, a name that no file system takes, a loop of links
         raise DataError(f"{shown!r} is no path") from None
     if not inside:
@@ -48,6 +51,14 @@ def path_below(root: Path, name: str) -> Path:
     if not exists:
         raise DataError(f"{shown}: no such file below {root}")
     return path
+
+
+def _homes(root: Path) -> Iterator[Path]:
+    """The folder, and of one in the hub's cache, `datasets--org--name/snapshots/<revision>`, what it links to."""
+    yield root
+    for folder in (root, *root.parents):
+        if folder.parent.name == "snapshots" and folder.parents[1].name.startswith("datasets--"):
+            yield folder.parents[1] / "blobs"
 
 
 def shortened(name: str) -> str:

@@ -12,7 +12,7 @@ from ral_system.errors import DataError
 
 
 def located(name: str, source: SourceConfig) -> Path:
-    """The file or folder of `data.sources.<name>`; of a dataset on the hub only `files` are fetched.
+    """The file or folder of `data.sources.<name>`; of a dataset on the hub `files` and `media_files` are fetched.
 
     Raises DataError for what is neither here nor there.
     """
@@ -22,8 +22,9 @@ def located(name: str, source: SourceConfig) -> Path:
     field = f"data.sources.{name}.path={source.path}"
     if source.path.startswith((".", "/", "~")) or source.path.count("/") != 1 or path.suffix:
         raise DataError(f"{field}: not there; correct it")
+    wanted = None if source.files is None else [one for one in (source.files, source.media_files) if one is not None]
     try:
-        return Path(snapshot_download(source.path, repo_type="dataset", allow_patterns=source.files))
+        return Path(snapshot_download(source.path, repo_type="dataset", allow_patterns=wanted))
     except (HfHubHTTPError, OSError, ValueError) as error:
         reason = str(error).strip().splitlines()[0][:300]
         raise DataError(f"{field}: neither a file or folder here nor to be had from the hub ({reason})") from error

@@ -122,7 +122,7 @@ def film(number: int, duration: str, **changes: Any) -> dict[str, Any]:
 
 def test_video_mme(tmp_path: Path) -> None:
     touch(tmp_path, "data/fFjv93ACGo8.mp4")
-    rows = [film(1, "short"), film(2, "medium"), film(3, "long"), film(4, "long")]
+    rows = [film(1, "short"), film(2, "medium"), film(3, "long"), film(4, "long", domain="Sports Competition")]
     write_parquet(tmp_path / "videomme" / "test-00000-of-00001.parquet", rows)
     items = good("video_mme", tmp_path)
     assert items[0].text == (
@@ -134,7 +134,9 @@ def test_video_mme(tmp_path: Path) -> None:
     assert items[0].media == (MediaFile("video", path=tmp_path / "data" / "fFjv93ACGo8.mp4"),)
     answers = ("C", "The best answer is C.", "five", "D")  # an answer without a letter is wrong, and counts
     sheet = [(item, video_mme.score(item, answer)) for item, answer in zip(items, answers, strict=True)]
-    assert video_mme.summary(sheet) == {"score": 50.0, "short": 100.0, "medium": 100.0, "long": 0.0}
+    durations = {"short": 100.0, "medium": 100.0, "long": 0.0}
+    domains = {"Knowledge": pytest.approx(200 / 3), "Sports Competition": 0.0}
+    assert video_mme.summary(sheet) == {"score": 50.0, **durations, **domains}
 
 
 def test_video_mme_rows_that_cannot_be_used(tmp_path: Path) -> None:

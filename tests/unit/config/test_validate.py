@@ -23,6 +23,7 @@ FILES: dict[str, Any] = {
             "path": "rows.json",
             "files": None,
             "root": None,
+            "media_files": None,
             "weight": 1.0,
             "split": "both",
             "columns": dict.fromkeys(ColumnsConfig.model_fields) | {"question": "problem", "answer": "solution"},

@@ -10,6 +10,7 @@ from huggingface_hub import constants
 from ral_system.config.schema import RunConfig, SourceConfig
 from ral_system.data.sources.files import count_rows, files_of, read_rows
 from ral_system.data.sources.hub import located
+from ral_system.data.sources.questions import read_question
 from ral_system.errors import DataError
 
 Source = Callable[..., SourceConfig]
@@ -57,6 +58,41 @@ def test_a_dataset_of_the_hub_by_name(source: Source, hub: Path) -> None:
         (2, {"n": 3}),
     ]
     assert count_rows(found, given.files) == 3
+
+
+def test_the_cache_links_pictures_to_blobs_of_its_own_and_to_nothing_else(source: Source, hub: Path) -> None:
+    blobs = hub.parents[1] / "blobs"
+    blobs.mkdir()
+    (blobs / "0a").write_bytes(b"a picture")
+    (hub.parents[2] / "secret").write_bytes(b"of somebody else")
+    (hub / "images").mkdir()
+    (hub / "images" / "a.png").symlink_to("../../../blobs/0a")
+    (hub / "images" / "b.png").symlink_to("../../../../secret")
+    given = source("hiyouga/geometry3k", "data/train-*.jsonl")
+    columns = given.columns.model_copy(update={"images": "image", "videos": None})
+    root = located("main", given)
+    row = {"problem": "<image> what ?", "answer": "a", "image": "images/a.png"}
+    assert read_question(row, columns, root).media[0].path == blobs / "0a"
+    with pytest.raises(DataError, match="leads out of"):
+        read_question(row | {"image": "images/b.png"}, columns, root)
+    with pytest.raises(DataError, match="leads out of"):
+        read_question(row | {"image": "../../refs/main"}, columns, root)
+
+
+def test_what_of_a_dataset_is_fetched(source: Source, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+
+    def snapshot(name: str, *, repo_type: str, allow_patterns: list[str] | None) -> str:
+        asked.append((name, repo_type, allow_patterns))
+        return "/downloaded"
+
+    monkeypatch.setattr("ral_system.data.sources.hub.snapshot_download", snapshot)
+    with_media = source("org/name", "rows.jsonl").model_copy(update={"media_files": "images/*"})
+    for given in (source("org/name"), source("org/name", "rows.jsonl"), with_media):
+        assert located("main", given) == Path("/downloaded")
+    assert asked == [
+        ("org/name", "dataset", patterns) for patterns in (None, ["rows.jsonl"], ["rows.jsonl", "images/*"])
+    ]
 
 
 def test_what_is_neither_here_nor_there_is_named(source: Source, hub: Path, tmp_path: Path) -> None:
