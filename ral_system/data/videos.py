@@ -1,7 +1,8 @@
 """Encoded videos from outside to sampled RGB frames, or a reason why not. Nothing is decoded before its size is known.
 
 A file is read twice. The first pass lists its packets: which frames there are and when each is shown, whatever the
-header declares. The second decodes only the pieces (from a keyframe to the next) that hold a sampled frame.
+header declares. The second decodes only the pieces (from a keyframe to the next) that hold a sampled frame, each up to
+the last of these.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 import io
 import math
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from itertools import chain, groupby
@@ -81,7 +82,7 @@ def decode_video(
             duration_s = timeline.lasting_s(shown)
             times = sample_times(shown, sample_count(duration_s, len(shown), sampling))
             try:
-                frames, found, shape = _read_frames(file, limits, timeline, times, timeline.pieces_of(times), size)
+                frames, found, shape = _read_frames(file, limits, timeline, times, timeline.stretches_of(times), size)
             except DataError:  # keyframes may be marked where there are none: decode from the start
                 frames, found, shape = _read_frames(file, limits, timeline, times, None, size)
     except av.FFmpegError as error:
@@ -134,6 +135,14 @@ def sample_times(shown: np.ndarray, count: int) -> np.ndarray:
     return np.where(even - shown[after - 1] <= shown[after] - even, shown[after - 1], shown[after])
 
 
+@dataclass(slots=True, eq=False)
+class _Stretch:
+    """Pieces that are decoded together."""
+
+    first: int
+    last: float = -math.inf  # when the last frame that is wanted of it is shown
+
+
 @dataclass(frozen=True, slots=True)
 class _Timeline:
     """What the packets say. Times are in ticks, the unit of the stream's clock."""
@@ -161,16 +170,22 @@ class _Timeline:
             raise DataError(f"shows nothing from {start_s:g} s to {'its end' if end_s is None else f'{end_s:g} s'}")
         return found
 
-    def pieces_of(self, times: np.ndarray) -> set[int] | None:
-        """What to decode for the frames at `times`; None for everything.
+    def stretches_of(self, times: np.ndarray) -> dict[int, _Stretch] | None:
+        """Piece → what to decode in one go for the frames at `times`; None for everything.
 
-        A frame that is stored after a keyframe and shown before it refers to the piece before, too.
+        A frame that is stored after a keyframe and shown before it refers to the piece before: both are one stretch.
         """
         if self.in_order:
             return None
         wanted = np.isin(self.coded, times)
-        own, leads = self.pieces[wanted], (self.coded < self.starts)[wanted]
-        return {*own.tolist(), *(own[leads] - 1).tolist()}
+        own, shown = self.pieces[wanted], self.coded[wanted]
+        led = set(own[shown < self.starts[wanted]].tolist())
+        stretches: dict[int, _Stretch] = {}
+        for piece in sorted({*own.tolist(), *(piece - 1 for piece in led)}):
+            stretch = stretches[piece - 1] if piece in led else _Stretch(piece)
+            stretch.last = max([stretch.last, *shown[own == piece].tolist()])
+            stretches[piece] = stretch
+        return stretches
 
 
 def _read_timeline(file: IO[bytes], limits: VideoLimits) -> _Timeline:
@@ -257,14 +272,14 @@ def _read_frames(
     limits: VideoLimits,
     timeline: _Timeline,
     times: np.ndarray,
-    pieces: set[int] | None,
+    stretches: Mapping[int, _Stretch] | None,
     size: Size | None,
 ) -> tuple[np.ndarray, list[int], tuple[int, int]]:
     """The second pass: the frames at `times`, when they are shown, and the video's width and height in px."""
     wanted, rows = np.unique(times, return_inverse=True)
     frames, found, shape = np.empty(0, np.uint8), [], (0, 0)
     with _open_stream(file, limits) as (container, stream):
-        decoded: Iterable[tuple[int | None, VideoFrame]] = _decode_pieces(container, stream, pieces)
+        decoded: Iterable[tuple[int | None, VideoFrame]] = _decode(container, stream, stretches)
         if timeline.in_order:
             decoded = zip(timeline.shown.tolist(), (frame for _, frame in decoded), strict=False)
         timed = ((time, frame) for time, frame in decoded if time is not None)
@@ -280,30 +295,33 @@ def _read_frames(
     return frames, [found[row] for row in rows], shape
 
 
-def _decode_pieces(
-    container: InputContainer, stream: VideoStream, pieces: set[int] | None
+def _decode(
+    container: InputContainer, stream: VideoStream, stretches: Mapping[int, _Stretch] | None
 ) -> Iterator[tuple[int | None, VideoFrame]]:
-    """The frames of the wanted pieces (None: of all) in the order shown, with their times.
+    """The frames of the stretches (None: all) in the order shown, with their times.
 
-    Raises DataError where a piece that is jumped to does not begin with a picture that stands for itself.
+    Raises DataError where one that is jumped to does not begin with a picture that stands for itself.
     """
-    context = stream.codec_context
-    for wanted, run in groupby(_numbered(container, stream), lambda each: pieces is None or each[0] in pieces):
-        if not wanted:
+    whole = _Stretch(0, math.inf)
+    numbered = _numbered(container, stream)
+    for stretch, run in groupby(numbered, lambda each: whole if stretches is None else stretches.get(each[0])):
+        if stretch is None:
             continue
-        piece, first = next(run)
-        jumped = pieces is not None and piece > 1
-        for packet in chain([first], (packet for _, packet in run), [None]):  # None: what is left
-            try:
-                decoded = context.decode(packet)
-            except av.FFmpegError:
-                continue  # whether a frame is missing shows later
-            for frame in decoded:
-                if jumped and frame.pict_type != PictureType.I:
-                    raise DataError("damaged: what is marked as a keyframe is none")
-                jumped = False
-                yield frame.pts, frame
-        context.flush_buffers()
+        jumped = stretch.first > 1
+        for frame in _frames(stream, (packet for _, packet in run)):
+            if jumped and frame.pict_type != PictureType.I:
+                raise DataError("damaged: what is marked as a keyframe is none")
+            jumped = False
+            yield frame.pts, frame
+            if frame.pts is not None and frame.pts >= stretch.last:
+                break
+        stream.codec_context.flush_buffers()
+
+
+def _frames(stream: VideoStream, packets: Iterable[av.Packet[VideoStream]]) -> Iterator[VideoFrame]:
+    for packet in chain(packets, [None]):  # None: what is left
+        with suppress(av.FFmpegError):  # whether a frame is missing shows later
+            yield from stream.codec_context.decode(packet)
 
 
 def _nearest(
