@@ -7,6 +7,8 @@ SHELL := /bin/bash
 PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/.installed
+# A file's tests stay in one process: they share what they prepare.
+IN_PARALLEL := -n logical --maxprocesses 4 --dist loadfile
 SUDO := $(if $(filter 0,$(shell id -u)),,sudo)
 apt = { $(SUDO) apt-get update && $(SUDO) apt-get install -y --no-install-recommends $(1); }
 
@@ -29,10 +31,11 @@ quickstart: $(INSTALLED) ## perceive, sft and rl on this machine, then a report
 	$(BIN)/ral-train experiment=quickstart
 
 test: $(INSTALLED) browser lint ## lint, then every test that needs no GPU
-	$(BIN)/python -m pytest -m 'not gpu'
+	$(BIN)/python -m pytest $(IN_PARALLEL) tests/unit tests/contracts
+	$(BIN)/python -m pytest tests/system
 
 unit: $(INSTALLED) ## the fast tests alone
-	$(BIN)/python -m pytest tests/unit
+	$(BIN)/python -m pytest $(IN_PARALLEL) tests/unit
 
 lint: $(INSTALLED) ## ruff, mypy, import contracts
 	$(BIN)/ruff check .

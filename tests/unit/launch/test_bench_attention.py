@@ -23,7 +23,7 @@ ABSENT = ("ray", "vllm", "deepspeed", "hydra", "omegaconf", "pydantic", "wandb",
 def bench(*arguments: str, path: Path = ROOT) -> subprocess.CompletedProcess[str]:
     environment = {**os.environ, "PYTHONPATH": f"{path}{os.pathsep}{ROOT}"}
     command = [sys.executable, "-m", "launch.bench.attention", *arguments]
-    return subprocess.run(command, capture_output=True, text=True, timeout=120, cwd=ROOT, env=environment)
+    return subprocess.run(command, capture_output=True, text=True, timeout=400, cwd=ROOT, env=environment)
 
 
 @pytest.fixture(scope="module")

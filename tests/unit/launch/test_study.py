@@ -107,8 +107,11 @@ def test_the_command_is_waited_for_when_the_study_is_interrupted(tmp_path: Path)
 
 @pytest.mark.parametrize("path", sorted(STUDIES.glob("*.yaml")), ids=lambda path: path.stem)
 def test_every_study_composes(path: Path, tmp_path: Path, make_config) -> None:
-    for run in read_study(path, tmp_path).runs:
-        make_config(*run.command[1:])
+    runs = read_study(path, tmp_path).runs
+    first = min(run.seed for run in runs if run.seed is not None)
+    for run in runs:
+        if run.seed in (None, first):  # the others differ in a number
+            make_config(*run.command[1:])
 
 
 @pytest.mark.parametrize(
