@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import gc
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +14,9 @@ if TYPE_CHECKING:
     from ral_system.attention.intervention import Intervention
     from ral_system.data.media import MediaStore
     from ral_system.evaluation.answers import Generate
+    from ral_system.rollout.hf_generator import HfEngine
     from ral_system.rollout.vllm_environment import Device
+    from ral_system.rollout.vllm_generator import VllmEngine
 
 
 @dataclass
@@ -41,21 +42,25 @@ class Subject:
         """vllm, or hf where something is steered or where it is asked for."""
         return "hf" if self.config.intervention.active else self.config.rollout.engine
 
-    @functools.cached_property
+    @property
     def generate(self) -> Generate:
         """The engine, started."""
-        if self.engine == "hf":
-            return _hf_engine(self.config, self.model, self.media)
-        return _vllm_engine(self.config, self.model, self.media)
+        return self._started.generate
+
+    @functools.cached_property
+    def _started(self) -> HfEngine | VllmEngine:
+        start = _hf_engine if self.engine == "hf" else _vllm_engine
+        return start(self.config, self.model, self.media)
 
     def release(self) -> None:
         """End the engine, if it was started; the next use starts another."""
-        self.__dict__.pop("generate", None)
-        gc.collect()
+        engine = self.__dict__.pop("_started", None)
+        if engine is not None:
+            engine.close()
 
     def steered(self) -> Generate:
         """An engine whose attention is steered as configured."""
-        return _hf_engine(self.config, self.model, self.media, configured_intervention(self.config))
+        return _hf_engine(self.config, self.model, self.media, configured_intervention(self.config)).generate
 
 
 def configured_intervention(config: RunConfig) -> Intervention:
@@ -67,7 +72,7 @@ def configured_intervention(config: RunConfig) -> Intervention:
     return Intervention(c.image, c.system, c.space, layers, heads)
 
 
-def _hf_engine(config: RunConfig, model: Path, media: MediaStore, intervention: Intervention | None = None) -> Generate:
+def _hf_engine(config: RunConfig, model: Path, media: MediaStore, intervention: Intervention | None = None) -> HfEngine:
     import torch
 
     from ral_system.models.loading import media_token_ids
@@ -75,10 +80,10 @@ def _hf_engine(config: RunConfig, model: Path, media: MediaStore, intervention: 
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
     banned = media_token_ids(model)
-    return HfEngine(model, config.rollout, media, banned, config.seed, device, intervention).generate
+    return HfEngine(model, config.rollout, media, banned, config.seed, device, intervention)
 
 
-def _vllm_engine(config: RunConfig, model: Path, media: MediaStore) -> Generate:
+def _vllm_engine(config: RunConfig, model: Path, media: MediaStore) -> VllmEngine:
     import torch
 
     from ral_system.models.loading import media_token_ids
@@ -90,4 +95,4 @@ def _vllm_engine(config: RunConfig, model: Path, media: MediaStore) -> Generate:
     os.environ.update(vllm_environment(config.rollout, config.cluster.threads_per_process, device))
     from ral_system.rollout.vllm_generator import VllmEngine
 
-    return VllmEngine(model, config.rollout, media, banned, config.seed, device).generate
+    return VllmEngine(model, config.rollout, media, banned, config.seed, device)

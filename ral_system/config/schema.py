@@ -68,6 +68,8 @@ class VisualSearchConfig(Group):
     """Filled cells: the target and objects - 1 distractors; all cells of a board with fewer."""
     train_records: Positive
     """Training pictures and questions; every stage goes through them again when they run out."""
+    described: Positive
+    """Positions that a demonstration of the perceive stage describes at most: of large boards not all."""
     search_from: NonNegative
     """Demonstrations of the perceive stage that describe only; the later ones also say where each thing stands."""
     digits: bool

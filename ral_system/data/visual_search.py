@@ -10,6 +10,7 @@ import functools
 import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import zip_longest
 
 import numpy as np
 from PIL import Image, ImageDraw
@@ -62,9 +63,9 @@ class Record:
     glance: str
     """What one would answer at a glance: right when it is one cell that matters, a guess when it is several."""
     caption_question: str
-    """Names all positions in random order: a name must be bound to its place, not to its turn."""
+    """Names positions in random order: a name must be bound to its place, not to its turn."""
     caption: str
-    """Every position with its content, in the order asked for."""
+    """Every such position with its content, in the order asked for."""
     search_question: str
     """Names all things that occur once, in random order."""
     search: str
@@ -83,6 +84,8 @@ class VisualSearch:
     grid: int
     objects: int
     digits: bool = True
+    described: int = MAX_GRID**2
+    """Positions that a caption names at most, filled ones and empty ones in equal parts as far as there are."""
 
     def __post_init__(self) -> None:
         if not 2 <= self.grid <= MAX_GRID:
@@ -98,6 +101,7 @@ class VisualSearch:
         image = self._draw(cells, split, rng)
         order = [self._positions()[i] for i in rng.permutation(self.grid**2)]
         unique = [p for p in order if p in _unique_things(cells)]
+        described = self._described(order, cells)
         return Record(
             index=index,
             split=split,
@@ -106,8 +110,8 @@ class VisualSearch:
             thought=asked.thought,
             answer=asked.answer,
             glance=asked.answer if asked.guess is None else asked.guess,
-            caption_question=f"describe {' '.join(order)}",
-            caption=_describe(cells, order),
+            caption_question=f"describe {' '.join(described)}",
+            caption=_describe(cells, described),
             search_question=f"find {' '.join(cells[p].thing for p in unique)}",
             search=_locate(cells, unique),
             image=image,
@@ -122,6 +126,12 @@ class VisualSearch:
             f"no scene with data.objects={self.objects}, data.digits={str(self.digits).lower()} admits a {kind!r} "
             f"question ({_MAX_SCENES} tried), which needs things that occur once; use fewer objects or data.digits=true"
         )
+
+    def _described(self, order: Sequence[str], cells: dict[str, Cell]) -> list[str]:
+        filled, empty = [p for p in order if p in cells], [p for p in order if p not in cells]
+        in_turn = [p for pair in zip_longest(filled, empty) for p in pair if p is not None]
+        chosen = in_turn[: self.described]
+        return [p for p in order if p in chosen]
 
     def _positions(self) -> list[str]:
         return [position_name(row, column) for row in range(self.grid) for column in range(self.grid)]

@@ -27,7 +27,10 @@ class VisualSearchRecords:
     """The records that `config` asks for. Sizes of boards take turns: one of each question kind, then the next."""
 
     def __init__(self, config: VisualSearchConfig) -> None:
-        self._sizes = [VisualSearch(config.seed, n, min(config.objects, n * n), config.digits) for n in config.grid]
+        self._sizes = [
+            VisualSearch(config.seed, n, min(config.objects, n * n), config.digits, config.described)
+            for n in config.grid
+        ]
 
     def record(self, split: Split, index: int) -> Record:
         """The `index`-th record of `split`."""

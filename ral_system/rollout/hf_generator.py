@@ -6,6 +6,7 @@ generation_config.json holds. Suffixes: B sequences, T tokens so far (left-padde
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -93,6 +94,13 @@ class HfEngine:
         if self._intervention is not None:
             text = self._model.config.get_text_config()
             self._intervention.check_model(text.num_hidden_layers, text.num_attention_heads)
+
+    def close(self) -> None:
+        """Give the model's memory back. Not to be used afterwards."""
+        del self._model, self._handover
+        gc.collect()
+        if self._device.type == "cuda":
+            torch.cuda.empty_cache()
 
     def generate(self, prompts: Sequence[Prompt], sampling: Sampling) -> Completions:
         """Yield every completion as soon as it is finished, in batches of `max_sequences`.

@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 from vllm import LLM, SamplingParams
+from vllm.distributed import cleanup_dist_env_and_memory
 from vllm.sampling_params import RequestOutputKind
 
 from ral_system.config.schema import RolloutConfig
@@ -99,6 +100,12 @@ class VllmEngine:
         self._llm.llm_engine.set_weight_version("0")
         self._on_new_weights = config.on_new_weights
         self._handover = Handover(self._load, config.on_new_weights)
+
+    def close(self) -> None:
+        """Give the engine's memory back, so that the process can start another. Not to be used afterwards."""
+        self._llm.llm_engine.engine_core.shutdown()
+        del self._llm, self._handover
+        cleanup_dist_env_and_memory()
 
     def generate(self, prompts: Sequence[Prompt], sampling: Sampling) -> Completions:
         """Yield every completion as soon as it is finished. Raises GateError when vLLM saw other tokens than ours.

@@ -217,3 +217,15 @@ def test_a_board_that_never_admits_a_question_is_refused(monkeypatch: pytest.Mon
     complaint = "data.objects=64, data.digits=false admits a 'compare' .* use fewer objects or data.digits=true"
     with pytest.raises(DataError, match=complaint):
         crowded.record("train", KINDS.index("compare"))
+
+
+def test_a_caption_may_name_some_positions_only() -> None:
+    whole, some = VisualSearch(0, 5, 6), VisualSearch(0, 5, 6, described=8)
+    for index in range(10):
+        full, part = whole.record("train", index), some.record("train", index)
+        named = part.caption_question.split()[1:]
+        assert len(named) == 8 and part.caption.count("empty") == 4
+        assert named == [p for p in full.caption_question.split()[1:] if p in named]  # in the same order
+        assert scene(part.caption, 8).items() <= scene(full.caption, 25).items()
+        assert (part.question, part.answer, part.search) == (full.question, full.answer, full.search)
+    assert VisualSearch(0, 2, 3, described=3).record("train", 0).caption.count("empty") == 1
