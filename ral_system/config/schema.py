@@ -93,6 +93,8 @@ class VideoSearchConfig(Group):
     max_frames: Annotated[tuple[Annotated[int, Field(ge=2)], ...], Field(min_length=1), OneOrMore]
     """That a model sees, evenly spaced; below 2 · seconds some seconds are missed, or share a patch. Of `[4, 8, 16]`
     records take turns: one of each question kind, then the next number."""
+    described: Positive
+    """Seconds that a demonstration of the perceive stage describes at most."""
     train_records: Positive
     """Training videos and questions; every stage goes through them again when they run out."""
     system_prompt: str

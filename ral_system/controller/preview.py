@@ -51,7 +51,7 @@ def preview_data(
     source: VisualSearchRecords | VideoSearch
     prompts: Prompts
     if isinstance(data, VideoSearchConfig):
-        source = VideoSearch(data.seed, data.seconds)
+        source = VideoSearch(data.seed, data.seconds, data.described)
         prompts = VideoSearchPrompts(data, renderer, store, response_format=response_format)
     else:
         source = VisualSearchRecords(data)

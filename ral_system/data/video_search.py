@@ -35,9 +35,9 @@ class VideoRecord:
     thought: str
     answer: str
     caption_question: str
-    """Names all seconds in random order."""
+    """Names seconds in random order."""
     caption: str
-    """Every second with what it shows, in the order asked for."""
+    """Every such second with what it shows, in the order asked for."""
     frames: np.ndarray
     """uint8 [FRAMES_PER_S · seconds, FRAME_PX, FRAME_PX, 3]"""
 
@@ -48,6 +48,8 @@ class VideoSearch:
 
     seed: int
     seconds: int
+    described: int = MAX_SECONDS
+    """Seconds that a caption names at most."""
 
     def __post_init__(self) -> None:
         if not 2 <= self.seconds <= MAX_SECONDS:
@@ -59,7 +61,7 @@ class VideoSearch:
         shown = self._shown(rng, split)
         kind, at = KINDS[index % len(KINDS)], int(rng.integers(self.seconds))
         cell, second = shown[at], str(at + 1)
-        order = [int(i) for i in rng.permutation(self.seconds)]
+        described = [int(i) for i in rng.permutation(self.seconds)][: self.described]
         return VideoRecord(
             index=index,
             split=split,
@@ -67,8 +69,8 @@ class VideoSearch:
             question=f"where is the {cell.words} ?" if kind == "when" else f"what is at {second} ?",
             thought=f"{second} {cell.words}",
             answer=second if kind == "when" else cell.words,
-            caption_question=f"describe {' '.join(str(i + 1) for i in order)}",
-            caption=" ".join(f"{i + 1} {shown[i].words}" for i in order),
+            caption_question=f"describe {' '.join(str(i + 1) for i in described)}",
+            caption=" ".join(f"{i + 1} {shown[i].words}" for i in described),
             frames=np.stack([frame for one in shown for frame in [draw_shape(one, FRAME_PX, rng)] * FRAMES_PER_S]),
         )
 

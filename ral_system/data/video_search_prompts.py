@@ -22,7 +22,7 @@ class VideoSearchPrompts:
     def __init__(
         self, config: VideoSearchConfig, renderer: ChatRenderer, media: MediaStore, *, response_format: ResponseFormat
     ) -> None:
-        self._source = VideoSearch(config.seed, config.seconds)
+        self._source = VideoSearch(config.seed, config.seconds, config.described)
         self._samplings = [VideoSampling(FRAMES_PER_S, most, min_frames=2) for most in config.max_frames]
         self._records, self._renderer, self._media = config.train_records, renderer, media
         self._format = response_format
@@ -37,7 +37,7 @@ class VideoSearchPrompts:
         return [self.question("held_out", i) for i in range(count)]
 
     def demonstration(self, stage: SupervisedStage, split: Split, index: int, *, seed: int = 0) -> Sample:
-        """The `index`-th example: perceive says what every second shows, in the order asked for; sft thinks and answers
+        """The `index`-th example: perceive says what seconds show, in the order asked for; sft thinks and answers
         in the template.
         """
         record = self._record(split, index + (seed * _STRIDE if split == "train" else 0))

@@ -39,7 +39,10 @@ FILES: dict[str, Any] = {
     "timeout_s": 10.0,
 }
 
-VIDEOS = {"name": "video_search", "seed": 0, "seconds": 4, "max_frames": 8, "train_records": 2, "system_prompt": ""}
+VIDEOS = {
+    **{"name": "video_search", "seed": 0, "seconds": 4, "max_frames": 8, "described": 4},
+    **{"train_records": 2, "system_prompt": ""},
+}
 
 # overrides; then what the message must contain: fields, values and the remedy
 ILLEGAL: dict[str, tuple[dict[str, Any], list[str]]] = {

@@ -57,6 +57,14 @@ def test_records_are_functions_of_their_index_and_splits_do_not_meet() -> None:
     assert VideoSearch(seed=1, seconds=2).record("train", 7).caption != train[7].caption
 
 
+def test_a_caption_may_name_some_seconds_only() -> None:
+    for i in range(4):
+        whole, some = VideoSearch(0, 9).record("train", i), VideoSearch(0, 9, described=4).record("train", i)
+        assert len(some.caption.split()) == 12 and whole.caption.startswith(f"{some.caption} ")
+        assert whole.caption_question.startswith(f"{some.caption_question} ")
+        assert some.question == whole.question and (some.frames == whole.frames).all()
+
+
 def test_a_number_of_seconds_that_cannot_be_is_refused() -> None:
     for seconds in (1, 17):
         with pytest.raises(ValueError, match=r"seconds must be 2\.\.16"):
