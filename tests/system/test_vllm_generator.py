@@ -1,8 +1,10 @@
 """The real vLLM against transformers, on the tiny model. One engine serves all tests; they run in order."""
 
 import copy
+import gc
 import os
 import time
+import weakref
 from collections.abc import Iterator
 from dataclasses import fields, replace
 from pathlib import Path
@@ -338,3 +340,13 @@ def test_throughput(setting: Setting) -> None:
     print(
         f"{tokens} tokens in {elapsed:.2f} s: {tokens / elapsed:.0f} tokens/s ({os.environ['OMP_NUM_THREADS']} thread)"
     )
+
+
+def test_a_closed_engine_makes_room_for_the_next(setting: Setting, tmp_path: Path) -> None:
+    """The last of this file: it ends the engine that the others share."""
+    held = weakref.ref(setting.engine._llm)
+    setting.engine.close()
+    gc.collect()
+    assert held() is None
+    following = Setting(tmp_path)
+    assert following.largest_difference(following.generate(), SAMPLING.temperature) <= 1e-4
