@@ -1,6 +1,7 @@
 """`ral-study NAME`: several ways to train, each with several seeds, from the same start; then one table.
 
-A study is a file in `launch/studies/` or a path to one: runs that prepare what all share, arms, and seeds.
+A study is a file in `launch/studies/` or a path to one: runs that prepare what all share, arms, seeds, and what
+concludes it.
 """
 
 from __future__ import annotations
@@ -43,6 +44,7 @@ study; the table says at which step it did.
 _EPILOG = """\
   ral-study distill_quickstart                        the teacher, the student, three arms of three seeds
   ral-study avar_quickstart                           AVAR rung by rung, with the visual attention score of each
+  ral-study visual_tokens_quickstart                  cold start, GRPO and RAL on larger and larger pictures
   ral-study distill_quickstart --dry-run              the commands alone
   ral-study my_study.yaml --seeds 0 1 --overrides algorithm.steps=10
 """
@@ -70,6 +72,8 @@ class StudyFile(BaseModel):
     """Of an arm's metrics.jsonl: shown with their first and last values in training."""
     curves: list[str] = []
     """Of an arm's metrics.jsonl: drawn over the steps."""
+    conclude: list[Words] = []
+    """Commands, run once, in order, after all arms: a sweep over their models."""
 
 
 @dataclass(frozen=True)
@@ -96,7 +100,7 @@ class Run:
 
     def goes_on_from(self, folder: Path) -> bool:
         """Whether it starts from, or evaluates, a model of the run in `folder`."""
-        return any(f"={folder}/" in word for word in self.command)
+        return any(f"{folder}/" in word for word in self.command)
 
     def note_evaluated(self) -> None:
         """Write down what was evaluated, and how."""
@@ -202,6 +206,7 @@ def read_study(path: Path, folder: Path, seeds: list[int] | None = None, overrid
             runs.append(Run(name, (*given, f"name={name}", f"seed={seed}"), arm, seed))
             if found.evaluate is not None:
                 runs.append(_evaluation(folder, name, MODELS[words[0]], command(["ral-evaluate", *found.evaluate])))
+    runs += [Run(_name(words), command(words)) for words in found.conclude]
     return Study(
         found.title,
         tuple(runs),

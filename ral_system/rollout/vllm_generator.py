@@ -74,6 +74,8 @@ class VllmEngine:
             max_model_len=config.max_model_len,
             max_num_seqs=config.max_sequences,
             max_num_batched_tokens=max(4096, config.max_model_len),
+            # A prompt cut in two takes back its first part's random number, which torch cannot do on CPU.
+            enable_chunked_prefill=False if on_cpu else None,
             kv_cache_memory_bytes=cache_bytes,
             gpu_memory_utilization=config.gpu_memory_utilization,
             enforce_eager=on_cpu,

@@ -217,6 +217,19 @@ def test_an_arm_may_fail_and_what_prepares_may_not(monkeypatch: pytest.MonkeyPat
             study_module.attempt(run)
 
 
+def test_a_study_is_concluded_once_after_all_arms(tmp_path: Path) -> None:
+    path = tmp_path / "small.yaml"
+    sweep = '[ral-evaluate, sweep=visual_tokens, name=sweep, "+sweep.models={a: ${folder}/a_seed3/model}"]'
+    path.write_text(f"{SMALL}conclude:\n  - {sweep}\n")
+    study = read_study(path, tmp_path / "runs")
+    last = study.runs[-1]
+    assert [run.name for run in study.runs].count("sweep") == 1 and last.name == "sweep" and last.arm is None
+    assert f"+sweep.models={{a: {tmp_path}/runs/a_seed3/model}}" in last.command
+    assert f"runs_dir={tmp_path}/runs" in last.command
+    assert last.goes_on_from(tmp_path / "runs" / "a_seed3")
+    assert not last.goes_on_from(tmp_path / "runs" / "a_seed")
+
+
 def test_what_goes_on_from_a_failed_arm_is_left_out_and_the_others_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
