@@ -66,10 +66,12 @@ def score(item: Item, response: str) -> float:
 
 
 def _names(answer: str, option: str) -> bool:
-    """`Caption A: a man runs`, by its words, by `Caption A`, or by `A) a man runs`."""
+    """`Caption A: a man runs`, by its words, by `Caption A` or `A`, or by `A) a man runs`."""
     name, _, sentence = option.partition(": ")
+    letter = name.rpartition(" ")[2]
     said = answer.partition(") ")[2] if ") " in answer else answer
-    return answer in (option, sentence) or said == sentence or name in (answer, answer.replace(".", ""))
+    named = {answer, answer.replace(".", "")} & {name, letter}
+    return answer in (option, sentence) or said == sentence or bool(named)
 
 
 def summary(scores: Scored) -> dict[str, float]:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import re
+from typing import Any
 
 from math_verify import parse, verify
 
@@ -22,10 +24,20 @@ _PI, _LATEX_PI = re.compile(r"(?<![\\A-Za-z])pi(?![A-Za-z])"), r"\\pi"
 
 def score(given: str, reference: str, config: RewardConfig) -> float:
     """1 where the two are equal as expressions, sets, intervals or equations, else 0."""
-    gold = parse(_as_latex(reference), parsing_timeout=None)
+    return _score(given.strip(), reference.strip())
+
+
+@functools.lru_cache(4096)  # a group's answers repeat each other
+def _score(given: str, reference: str) -> float:
+    gold = _parsed(reference)
     if not gold:
         raise ValueError(f"the reference answer {reference!r} is no mathematics")
-    return float(verify(gold, parse(_as_latex(given), parsing_timeout=None), timeout_seconds=None))
+    return float(verify(gold, _parsed(given), timeout_seconds=None))
+
+
+@functools.lru_cache(4096)
+def _parsed(text: str) -> list[Any]:
+    return parse(_as_latex(text), parsing_timeout=None)
 
 
 def _as_latex(text: str) -> str:

@@ -11,6 +11,7 @@ _ALONE = re.compile(r"\W*([A-Za-z])\W*")
 _LEADING = re.compile(r"\W*([A-Za-z])\s*[.):,]\s*(.*)", re.DOTALL)
 _NAMED = re.compile(r"\b(?i:answer|option|choice)(?:\s+(?i:is))?\s*:?\s*[^\w\s]*([A-Z])\b")
 _BOXED = re.compile(r"\\boxed\{\s*(?:\\text\{)?\s*([A-Za-z])\s*\}")
+_HEDGED = re.compile(r"(?:[;,/]|\b(?i:or|and|but|maybe|perhaps|possibly)\b)\s*(?:\(([A-Z])\)|([A-Z])[.):]\s+\w)")
 _JOINED = re.compile(r"\b([A-Z])\W{0,3}(?:,|/|&|\bor\b|\band\b)\W{0,3}([A-Z])\b(?!\w)")
 
 
@@ -30,6 +31,7 @@ def letter(text: str) -> str | None:
     named = {found.upper() for found in (*_NAMED.findall(text), *_BOXED.findall(text), *joined)}
     if (leading := _LEADING.fullmatch(text)) is not None:
         named |= {leading[1].upper(), *_options_of(leading[2])}
+        named |= {one for pair in _HEDGED.findall(leading[2]) for one in pair if one}
     return named.pop() if len(named) == 1 else None
 
 

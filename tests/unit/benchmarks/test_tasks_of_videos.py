@@ -205,7 +205,9 @@ def tasks(tmp_path: Path) -> dict[str, Item]:
         ("caption_matching/1034/order", "A man dunks.", 1),
         ("caption_matching/1034/order", "(B) A man dunks.", 1),
         ("caption_matching/1034/order", "Caption A", 0),
-        ("caption_matching/1034/order", "B", 0),
+        ("caption_matching/1034/order", "B", 1),
+        ("caption_matching/1034/order", "B.", 1),
+        ("caption_matching/1034/order", "A", 0),
         ("caption_matching/1034/order", "", 0),
     ],
 )

@@ -70,6 +70,10 @@ def test_exact_ignores_case_and_whitespace_only(given: str, reference: str, scor
         ("answer: B", "B"),
         (r"\boxed{B}", "B"),
         (r"$\boxed{\text{B}}$", "B"),
+        ("B. Dr. Smith and Mr. Jones, or C3PO", "B"),
+        ("B. red or C. green", None),
+        ("B) red; C) green", None),
+        ("(B) the red one, but maybe (C)", None),
         ("A or B", None),
         ("A, B", None),
         ("A and B", None),
@@ -207,7 +211,7 @@ def test_boxes_by_intersection_over_union() -> None:
     # 10 x 10 and 10 x 10, shifted by (5, 5): 25 shared of 175
     assert scored("box", "[5, 5, 15, 15]", "[0, 0, 10, 10]") == pytest.approx(25 / 175)
     assert scored("box", "(0,0),(10,10)", "0 0 10 10") == 1
-    assert scored("box", '{"bbox_2d": [-2.5, 0, 7.5, 10]}', "[0, 0, 10, 10]") == 0  # a fifth number: 2
+    assert scored("box", '{"bbox_2d": [-2.5, 0, 7.5, 10]}', "[0, 0, 10, 10]") == pytest.approx(75 / 125)
     assert scored("box", "[-2.5, 0, 7.5, 10]", "[0, 0, 10, 10]") == pytest.approx(75 / 125)
     for bad in ("[20, 20, 30, 30]", "[10, 10, 0, 0]", "[1, 2, 3]", "nothing"):
         assert scored("box", bad, "[0, 0, 10, 10]") == 0
@@ -273,3 +277,9 @@ def test_an_answer_is_needed_whatever_the_verifier() -> None:
     assert both.total == pytest.approx(0.9 * 0.8 + 0.1)
     for text in ("80", "<answer>80</answer><answer>100</answer>"):
         assert judge(config, "answer_only", text, "100").parts["correctness"] == 0
+
+
+def test_names_of_coordinates_are_no_numbers() -> None:
+    assert scored("box", '{"x1": 10, "y1": 10, "x2": 80, "y2": 80}', "[10, 10, 80, 80]") == 1
+    assert scored("box", "x10 y10 x80 y80", "[10, 10, 80, 80]") == 0
+    assert scored("box", "10-10-80-80", "[10, 10, 80, 80]") == 1
