@@ -23,7 +23,7 @@ from typing import Any, BinaryIO, cast
 from ral_system.config.schema import ResponseFormat, RewardConfig
 from ral_system.rewards.combine import Verdict
 from ral_system.rewards.verifiers.registry import verifier_of
-from ral_system.subprocesses import die_with, limit_memory
+from ral_system.subprocesses import adopt_orphans, die_with, limit_memory
 
 Verifier = Callable[[RewardConfig, ResponseFormat, str, str], Verdict]
 
@@ -31,6 +31,7 @@ Verifier = Callable[[RewardConfig, ResponseFormat, str, str], Verdict]
 def main() -> None:
     """Serve until standard input ends."""
     die_with(parent=int(sys.argv[1]))
+    adopt_orphans()
     jobs, answers = _take_over_standard_streams()
     with contextlib.suppress(BrokenPipeError):  # the parent may die before the kernel's signal arrives here
         _serve(_whole_lines(jobs), answers)

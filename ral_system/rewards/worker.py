@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
+import math
 import os
 import select
 import signal
@@ -14,10 +16,12 @@ from collections import deque
 from dataclasses import dataclass
 from typing import Any
 
+from ral_system.subprocesses import kill_descendants
 from ral_system.types import RewardStatus
 
 START_TIMEOUT_S = 120.0
 """Bound on a process's start: importing pydantic and the verifier, on a machine whose cores may all be busy."""
+_MAX_LINE_BYTES = 2**20
 WINDOW = 32
 """Jobs that a process holds at once, so that it need not wait for the parent between two."""
 
@@ -58,6 +62,7 @@ class Worker:
         self._outgoing = bytearray(greeting)
         self._incoming = b""
         self._ended = False
+        self._garbled = False
         self._progress_at = time.monotonic()
         self.jobs: deque[Job] = deque()
         self.ready = False
@@ -81,14 +86,15 @@ class Worker:
                 del self._outgoing[: os.write(self._to_fd, self._outgoing)]
 
     def receive(self) -> list[tuple[Job, dict[str, Any]]]:
-        """Every verdict that has arrived since the last call, with its job."""
+        """Every verdict that has arrived since the last call, with its job. What is no verdict loses the process."""
         with contextlib.suppress(BlockingIOError):
-            while not self._ended:
+            while not self._ended and len(self._incoming) <= _MAX_LINE_BYTES:
                 data = os.read(self._from_fd, 65536)
                 self._incoming += data
                 self._ended = not data
         *lines, self._incoming = self._incoming.split(b"\n")
-        messages = [json.loads(line) for line in lines]
+        messages = list(itertools.takewhile(bool, map(_message, lines)))[: len(self.jobs) + (not self.ready)]
+        self._garbled |= len(messages) < len(lines) or len(self._incoming) > _MAX_LINE_BYTES
         if messages:
             self._progress_at = time.monotonic()
         if messages and not self.ready:
@@ -101,6 +107,8 @@ class Worker:
     def loss(self, timeout_s: float) -> Loss | None:
         """Why this process is lost, or None. Call after `receive`, so that no verdict that has arrived is missed."""
         waited = time.monotonic() - self._progress_at
+        if self._garbled:
+            return Loss(RewardStatus.ERROR, "the verifier wrote into the pipe of its process")
         if self._ended:
             return Loss(RewardStatus.ERROR, f"the verifier process {self._how_it_ended()}")
         if not self.ready and waited > START_TIMEOUT_S:
@@ -116,7 +124,9 @@ class Worker:
         return max(0.0, self._progress_at + (timeout_s if self.ready else START_TIMEOUT_S) - time.monotonic())
 
     def kill(self) -> None:
-        """End the process and everything in its group."""
+        """End the process, everything in its group, and what it started in groups of their own."""
+        if self._process.poll() is None:
+            kill_descendants(self._process.pid)
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self._process.pid, signal.SIGKILL)
         with contextlib.suppress(subprocess.TimeoutExpired):
@@ -132,3 +142,22 @@ class Worker:
         except subprocess.TimeoutExpired:
             return "closed its pipe"
         return f"exited with code {code}" if code >= 0 else f"was killed by {signal.Signals(-code).name}"
+
+
+def _message(line: bytes) -> dict[str, Any]:
+    """A message as `child` sends them; empty for anything else."""
+    try:
+        message = json.loads(line)
+    except ValueError:
+        return {}
+    return message if isinstance(message, dict) and _is_sound(message) else {}
+
+
+def _is_sound(message: dict[str, Any]) -> bool:
+    if set(message) == {"parts", "total"}:
+        parts, total = message["parts"], message["total"]
+        numbers = [*parts.values(), total] if isinstance(parts, dict) else [None]
+        return all(isinstance(number, float) and math.isfinite(number) for number in numbers)
+    return message == {"ready": True} or any(
+        set(message) == {name} and isinstance(message[name], str) for name in ("error", "broken")
+    )

@@ -109,6 +109,9 @@ def test_any_text_crosses_the_pipe(text: str) -> None:
         ("nan", RewardStatus.ERROR, "total nan"),
         ("huge", RewardStatus.ERROR, "parts must be in [0, 1]"),
         ("allocate:10", RewardStatus.ERROR, "MemoryError"),
+        ("descriptors:oops\n", RewardStatus.ERROR, "wrote into the pipe"),
+        ('descriptors:{"parts": 3}\n', RewardStatus.ERROR, "wrote into the pipe"),
+        ("descriptors:" + "x" * 3 * 2**20, RewardStatus.ERROR, "wrote into the pipe"),
         ("fork", RewardStatus.OK, ""),
         ("print", RewardStatus.OK, ""),
     ],
@@ -154,9 +157,10 @@ def test_close_leaves_no_process_even_in_the_middle_of_work(naughty: ModuleType)
         submit(pool, [GOOD])
 
 
-def test_what_a_verifier_started_dies_with_it(naughty: ModuleType, tmp_path: Path) -> None:
+@pytest.mark.parametrize("command", ["child", "session"])
+def test_what_a_verifier_started_dies_with_it(naughty: ModuleType, tmp_path: Path, command: str) -> None:
     with RewardPool(config(), "think_answer", naughty.obedient) as pool:
-        assert judge_all(pool, [f"child:{tmp_path / 'pid'}"])[0].status is RewardStatus.TIMEOUT
+        assert judge_all(pool, [f"{command}:{tmp_path / 'pid'}"])[0].status is RewardStatus.TIMEOUT
     wait_until_gone(int((tmp_path / "pid").read_text()))
 
 

@@ -1,5 +1,6 @@
 """Verifiers that misbehave on request: the completion's text says how. Imported by the verifier processes."""
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -37,6 +38,14 @@ def obedient(config: RewardConfig, response_format: ResponseFormat, text: str, a
         started = subprocess.Popen(["sleep", "3600"])
         Path(argument).write_text(str(started.pid))
         time.sleep(3600)
+    if command == "session":  # the same, out of reach of its group, and orphaned
+        code = "import subprocess as s; print(s.Popen(['sleep', '3600'], start_new_session=True, stdout=s.DEVNULL).pid)"
+        Path(argument).write_text(subprocess.check_output([sys.executable, "-c", code], text=True))
+        time.sleep(3600)
+    if command == "descriptors":  # whatever is open
+        for descriptor in range(3, 12):
+            with contextlib.suppress(OSError):
+                os.write(descriptor, argument.encode())
     if command == "allocate":
         bytearray(int(argument) * 2**30)
     if command == "fork":  # both go on as if they were the only one
