@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from launch.cli import run_with_config
-from launch.figures import Figures, asked, figures
+from launch.figures import Figures, asked, figures, write_quarantine
 from launch.subject import Subject, configured_intervention
 from ral_system.config.schema import RunConfig
 from ral_system.errors import ConfigError
@@ -42,7 +42,11 @@ def evaluate_model(config: RunConfig) -> None:
     from ral_system.observability.quiet import silence_third_party
 
     silence_third_party()
+    from ral_system.controller.run_folder import RunFolder
+
     folder = (Path(config.runs_dir) / config.name).resolve()
+    run = RunFolder(folder)
+    run.take()
     if config.sweep.axis is not None:
         from launch.sweep import sweep
 
@@ -50,7 +54,9 @@ def evaluate_model(config: RunConfig) -> None:
         return
     subject = Subject.of(config, str(config.start_model), folder)
     if config.evaluation.benchmark.name is not None:
-        found = figures(config, subject, asked(config, subject))
+        questions = asked(config, subject)
+        write_quarantine(folder, {"": questions.bad})
+        found = figures(config, subject, questions)
         print_figures(f"{subject.model} on {found.title}", found)
         _write(folder, {"model": str(subject.model), **found.record})
         _show_answers(subject, found)

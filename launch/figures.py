@@ -27,7 +27,9 @@ class Questions:
     total: int
     """Questions that there are, with those that cannot be asked."""
     items: Mapping[str, Item] = field(default_factory=dict)
-    """Of a benchmark, by prompt."""
+    """Of a benchmark, by prompt; without their media, which the prompts have."""
+    bad: Sequence[BadItem] = ()
+    """What cannot be asked."""
 
     def only(self, ids: Collection[str]) -> Questions:
         """Without those of other ids."""
@@ -49,12 +51,15 @@ class Figures:
     """For answers.html."""
 
 
-def asked(config: RunConfig, subject: Subject) -> Questions:
-    """The held-out questions of `data`, or those of the configured benchmark, as the subject reads them.
+def asked(config: RunConfig, subject: Subject, label: str = "") -> Questions:
+    """The held-out questions of `data`, or those of the configured benchmark, as the subject reads them. Progress is
+    shown under `label`.
 
     Raises DataError where none can be asked.
     """
-    return _held_out(config, subject) if config.evaluation.benchmark.name is None else _of_benchmark(config, subject)
+    if config.evaluation.benchmark.name is None:
+        return _held_out(config, subject)
+    return _of_benchmark(config, subject, label)
 
 
 def figures(
@@ -63,9 +68,12 @@ def figures(
     questions: Questions,
     steered: object = None,
     start: Callable[[], Generate] | None = None,
+    label: str = "",
 ) -> Figures:
-    """Of the answers by the subject's engine, or by the one that `start` makes, which is `steered` so."""
-    answers = _answers(config, subject, questions.prompts, start or (lambda: subject.generate), steered)
+    """Of the answers by the subject's engine, or by the one that `start` makes, which is `steered` so. `label` is shown
+    with the progress.
+    """
+    answers = _answers(config, subject, questions.prompts, start or (lambda: subject.generate), label, steered)
     of = _held_out_figures if config.evaluation.benchmark.name is None else _benchmark_figures
     return of(config, questions, answers)
 
@@ -112,8 +120,7 @@ def _held_out_figures(config: RunConfig, questions: Questions, answers: Mapping[
     return Figures(title, values, "eval/accuracy", intervals, {**values, "intervals": intervals}, answered)
 
 
-def _of_benchmark(config: RunConfig, subject: Subject) -> Questions:
-    """What cannot be asked goes to quarantine.jsonl."""
+def _of_benchmark(config: RunConfig, subject: Subject, label: str) -> Questions:
     from itertools import islice
 
     from ral_system.benchmarks.registry import read_items
@@ -129,7 +136,7 @@ def _of_benchmark(config: RunConfig, subject: Subject) -> Questions:
     name, files, processor = chosen.name, Path(chosen.folder), load_processor(subject.model)
     total = sum(1 for _ in islice(read_items(name, files), chosen.limit))
     room = config.rollout.max_model_len - config.rollout.max_new_tokens
-    with decoders_of(data, subject.media) as decoders, StageProgress(name, total) as progress:
+    with decoders_of(data, subject.media) as decoders, StageProgress(f"{name} {label}".strip(), total) as progress:
         found, bad = ask(
             islice(read_items(name, files), chosen.limit),
             decoders,
@@ -138,10 +145,15 @@ def _of_benchmark(config: RunConfig, subject: Subject) -> Questions:
             room,
             lambda done: progress.update(done, {}),
         )
-    _report_bad(bad, folder)
     if not found:
-        raise DataError(f"{chosen.folder}: none of {total} questions can be asked; see {folder}/quarantine.jsonl")
-    return Questions([a.prompt for a in found], total, {a.prompt.id: a.item for a in found})
+        write_quarantine(folder, {label: bad})
+        raise DataError(
+            f"{chosen.folder}: none of {total} questions can be asked, {folder}/quarantine.jsonl says why; the first: "
+            f"{bad[0].reason}"
+        )
+    # Nothing is scored by its media or its text, and a benchmark's pictures may be gigabytes.
+    items = {a.prompt.id: replace(a.item, media=(), text="") for a in found}
+    return Questions([a.prompt for a in found], total, items, bad)
 
 
 def _benchmark_figures(config: RunConfig, questions: Questions, answers: Mapping[str, Sequence[Completion]]) -> Figures:
@@ -165,7 +177,12 @@ def _benchmark_figures(config: RunConfig, questions: Questions, answers: Mapping
 
 
 def _answers(
-    config: RunConfig, subject: Subject, prompts: Sequence[Prompt], start: Callable[[], Generate], *engine: object
+    config: RunConfig,
+    subject: Subject,
+    prompts: Sequence[Prompt],
+    start: Callable[[], Generate],
+    label: str,
+    *engine: object,
 ) -> dict[str, list[Completion]]:
     """Of every prompt `evaluation.samples`; those of an interrupted evaluation are taken over."""
     from ral_system.evaluation.answers import answers_file, collect_answers
@@ -176,7 +193,7 @@ def _answers(
     sampling = Sampling(samples, temperature, config.rollout.max_new_tokens, seed=0 if samples == 1 else config.seed)
     rollout = config.rollout.model_dump(include={"dtype", "stop_at_answer", "max_model_len"})
     path = answers_file(subject.folder, subject.model, prompts, sampling, subject.engine, rollout, *engine)
-    with StageProgress("answers", len(prompts)) as progress:
+    with StageProgress(f"answers {label}".strip(), len(prompts)) as progress:
         return collect_answers(start, prompts, sampling, path, lambda done: progress.update(done, {}))
 
 
@@ -191,11 +208,14 @@ def _how(config: RunConfig) -> str:
     return "greedy" if samples == 1 else f"mean of {samples} at temperature {config.rollout.temperature:g}"
 
 
-def _report_bad(bad: Sequence[BadItem], folder: Path) -> None:
+def write_quarantine(folder: Path, bad: Mapping[str, Sequence[BadItem]]) -> None:
+    """All that cannot be asked, by the point of a sweep; an empty label where there is none."""
     from ral_system.observability.jsonl import dump, write_atomically
 
-    path = folder / "quarantine.jsonl"
+    path, lines = folder / "quarantine.jsonl", []
+    for label, items in bad.items():
+        lines += [({"at": label} if label else {}) | {"id": item.id, "reason": item.reason} for item in items]
     folder.mkdir(parents=True, exist_ok=True)
-    write_atomically(path, "".join(dump({"id": item.id, "reason": item.reason}) + "\n" for item in bad))
-    if bad:
-        print(f"{len(bad)} questions cannot be asked: {path}", file=sys.stderr)
+    write_atomically(path, "".join(dump(line) + "\n" for line in lines))
+    if count := len({line["id"] for line in lines}):
+        print(f"{count} questions cannot be asked: {path}", file=sys.stderr)

@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from launch.figures import Figures, Questions, asked, figures
+from launch.figures import Figures, Questions, asked, figures, write_quarantine
 from launch.subject import Subject
 from ral_system.config.schema import FilesConfig, RunConfig, SweepAxis, VideoSearchConfig
 from ral_system.errors import ConfigError, DataError
+from ral_system.types import Prompt
 
-PIXELS_PER_TOKEN = 28 * 28
-"""Of Qwen2-VL and Qwen2.5-VL."""
+if TYPE_CHECKING:
+    from ral_system.data.visual_tokens import VisualTokens
+
+Point = tuple[str, int]
+"""A model's name and a value of the axis."""
 _LABELS: dict[SweepAxis, str] = {"visual_tokens": "visual tokens of a picture", "frames": "frames of a video"}
 
 
@@ -21,42 +26,41 @@ def sweep(config: RunConfig, folder: Path) -> None:
     """Evaluate every model at every value, on the questions that all of them can be asked at all values; a table,
     `sweep.json` and `sweep.svg` in the run folder.
     """
+    from ral_system.data.visual_tokens import VisualTokens
+    from ral_system.models.loading import load_processor
     from ral_system.observability.jsonl import write_atomically
-    from ral_system.observability.sweep_chart import SweepPoint, sweep_chart
 
     axis = config.sweep.axis
     assert axis is not None
     values = sorted(config.sweep.values)
     models = config.sweep.models or {"model": str(config.start_model)}
     subjects = {name: Subject.of(config, model, folder) for name, model in models.items()}  # one engine for all values
-    questions = in_common(
-        {(name, value): asked(at(config, value), subject) for name, subject in subjects.items() for value in values}
-    )
-    found: dict[str, dict[int, Figures]] = {}
+    visual = {name: VisualTokens(load_processor(subject.model)) for name, subject in subjects.items()}
+    points = {(name, value): at(config, value, visual[name]) for name in subjects for value in values}
+    questions = {(name, value): asked(c, subjects[name], f"{name} at {value}") for (name, value), c in points.items()}
+    write_quarantine(folder, {f"{name} at {value}": q.bad for (name, value), q in questions.items()})
+    questions = in_common(questions)
+    seen = {point: mean_seen(axis, visual[point[0]], q.prompts) for point, q in questions.items()}
+    found: dict[Point, Figures] = {}
     for name, subject in subjects.items():
-        found[name] = {value: figures(at(config, value), subject, questions[name, value]) for value in values}
+        for value in values:
+            point = (name, value)
+            found[point] = figures(points[point], subject, questions[point], label=f"{name} at {value}")
         subject.release()
-    _print(found)
-    lines = {
-        name: [
-            SweepPoint(value, f.values[f.headline], *f.intervals.get(f.headline, (f.values[f.headline],) * 2))
-            for value, f in of_model.items()
-        ]
-        for name, of_model in found.items()
-    }
-    first = next(iter(next(iter(found.values())).values()))
-    chart = sweep_chart(f"{config.name}: {first.title}", _LABELS[axis], first.headline.removeprefix("eval/"), lines)
     record: dict[str, Any] = {
         "axis": axis,
-        "models": {n: {value: f.record for value, f in of_model.items()} for n, of_model in found.items()},
+        "models": {
+            name: {value: {f"{axis}_seen": seen[name, value], **found[name, value].record} for value in values}
+            for name in subjects
+        },
     }
-    folder.mkdir(parents=True, exist_ok=True)
+    _print(found, seen)
     write_atomically(folder / "sweep.json", json.dumps(record, indent=2))
-    write_atomically(folder / "sweep.svg", chart)
+    write_atomically(folder / "sweep.svg", _chart(config.name, axis, found))
     print(f"{folder}/sweep.svg")
 
 
-def in_common(questions: dict[tuple[str, int], Questions]) -> dict[tuple[str, int], Questions]:
+def in_common(questions: dict[Point, Questions]) -> dict[Point, Questions]:
     """Of each only the questions that all have. Raises DataError where there are none."""
     ids = [{prompt.id for prompt in of_point.prompts} for of_point in questions.values()]
     common, every = set.intersection(*ids), set.union(*ids)
@@ -69,8 +73,20 @@ def in_common(questions: dict[tuple[str, int], Questions]) -> dict[tuple[str, in
     return {point: of_point.only(common) for point, of_point in questions.items()}
 
 
-def at(config: RunConfig, value: int) -> RunConfig:
-    """The configuration at one value of the axis. Raises ConfigError for one below what `data` sets as least."""
+def mean_seen(axis: SweepAxis, visual: VisualTokens, prompts: Sequence[Prompt]) -> float:
+    """What models are given: visual tokens per picture, or frames per video; a value of the axis is the most of it.
+
+    Raises ConfigError where there is neither.
+    """
+    kind = "video" if axis == "frames" else "image"
+    media = [medium for prompt in prompts for medium in prompt.media if medium.kind == kind]
+    if not media:
+        raise ConfigError(f"sweep.axis={axis}: the questions are about no {kind}; choose the other axis")
+    return sum(medium.frames if axis == "frames" else visual.count(medium) for medium in media) / len(media)
+
+
+def at(config: RunConfig, value: int, visual: VisualTokens) -> RunConfig:
+    """The configuration at one value of the axis. Raises ConfigError for one outside what `data` or the model allow."""
     data: Any = config.data
     changed: Any
     if isinstance(data, VideoSearchConfig):
@@ -81,26 +97,40 @@ def at(config: RunConfig, value: int) -> RunConfig:
         video = {"max_frames": value, "min_frames": min(data.video.min_frames, value)}
         changed = data.model_copy(update={"video": data.video.model_copy(update=video)})
     else:
-        most, least = value * PIXELS_PER_TOKEN, data.image.min_pixels
-        if least is not None and least > most:
-            raise ConfigError(f"sweep.values={value} is {most} pixels, below data.image.min_pixels={least}; lower that")
+        most, least = value * visual.token_pixels, data.image.min_pixels or visual.least_pixels
+        if not least <= most <= visual.most_pixels:
+            raise ConfigError(
+                f"sweep.values={value} is {most} pixels; a picture has {least} to {visual.most_pixels}, by "
+                "data.image.min_pixels and the model's processor"
+            )
         changed = data.model_copy(update={"image": data.image.model_copy(update={"max_pixels": most})})
     return config.model_copy(update={"data": changed})
 
 
-def _print(found: dict[str, dict[int, Figures]]) -> None:
+def _chart(name: str, axis: SweepAxis, found: dict[Point, Figures]) -> str:
+    from ral_system.observability.sweep_chart import SweepPoint, sweep_chart
+
+    lines: dict[str, list[SweepPoint]] = {}
+    for (model, value), f in found.items():
+        mean = f.values[f.headline]
+        lines.setdefault(model, []).append(SweepPoint(value, mean, *f.intervals.get(f.headline, (mean, mean))))
+    first = next(iter(found.values()))
+    return sweep_chart(f"{name}: {first.title}", _LABELS[axis], first.headline.removeprefix("eval/"), lines)
+
+
+def _print(found: dict[Point, Figures], seen: dict[Point, float]) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    values = sorted({value for of_model in found.values() for value in of_model})
-    table = Table("", *map(str, values))
-    reference = next(iter(found))
-    for name, of_model in found.items():
+    names, values = dict.fromkeys(name for name, _ in found), sorted({value for _, value in found})
+    reference = next(iter(names))
+    table = Table("", *(f"{value}\n(seen {seen[reference, value]:.4g})" for value in values))
+    for name in names:
         cells = []
         for value in values:
-            f = of_model[value]
+            f = found[name, value]
             mean, ends = f.values[f.headline], f.intervals.get(f.headline)
-            gain = mean - found[reference][value].values[f.headline]
+            gain = mean - found[reference, value].values[f.headline]
             beside = "" if name == reference else f" ({gain:+.3f})"
             cells.append(f"{mean:.3f}{beside}" + (f"\n{ends[0]:.3f} to {ends[1]:.3f}" if ends else ""))
         table.add_row(name, *cells)

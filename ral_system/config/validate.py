@@ -309,6 +309,14 @@ def _sweep_problems(c: RunConfig) -> list[str]:
         problems.append(f"sweep.values=[] leaves sweep.axis={sweep.axis} nothing to try; give some")
     if c.intervention.active:
         problems.append("sweep.axis compares models as they are, and intervention steers one; set one of them to none")
+    if sweep.axis == "frames":
+        if odd := [value for value in sweep.values if value < 2 or value % 2]:
+            problems.append(f"sweep.values={odd} are no even numbers of frames; models merge two, so round them")
+        most = 2 * c.data.seconds if c.data.name == "video_search" else max(sweep.values, default=0)
+        if beyond := [value for value in sweep.values if value > most]:
+            problems.append(
+                f"sweep.values={beyond} are more frames than the {most} of data.seconds; lower or raise one"
+            )
     if c.data.name == "video_search" and sweep.axis == "visual_tokens":
         problems.append("sweep.axis=visual_tokens: data.name=video_search varies in frames; choose sweep=frames")
     if c.data.name == "visual_search":

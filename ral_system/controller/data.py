@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import fcntl
 import hashlib
-import importlib.util
 import json
 import sys
 from collections.abc import Callable, Iterator, Mapping
@@ -108,7 +107,9 @@ def _prepare(
             budgets=budgets,
             max_tokens=config.rollout.max_model_len - config.rollout.max_new_tokens,
             judge=judge,
-            thought_text=lambda thought, answer: demonstration_text(thought, answer, response_format),
+            thought_text=(lambda thought, answer: demonstration_text(thought, answer, response_format))
+            if "sft" in config.stages
+            else None,
         )
         with StageProgress("data", preparation.total()) as progress:
             preparation.run(lambda tally: progress.update(tally.settled, {"data/left_out": tally.left_out.total()}))
@@ -129,6 +130,7 @@ def prepared_folder(config: RunConfig, data: FilesConfig, processor: Any, runs: 
         "files": files,
         "room": config.rollout.max_model_len - config.rollout.max_new_tokens,
         "function": _source_of(config.reward.function),
+        "imitated": config.algorithm.response_format if "sft" in config.stages else None,
         "reward": config.reward.model_dump(mode="json", include={"verifier", "kinds", "function", "tolerance"}),
         "tokenizer": processor.tokenizer.backend_tokenizer.to_str(),
         "template": processor.chat_template or processor.tokenizer.chat_template,
@@ -139,10 +141,14 @@ def prepared_folder(config: RunConfig, data: FilesConfig, processor: Any, runs: 
 
 def _source_of(function: str | None) -> str | None:
     """Digest of the file that holds the user's verifier, if it can be found from here."""
-    module = importlib.util.find_spec(function.partition(":")[0]) if function else None
-    if module is None or module.origin is None or not Path(module.origin).is_file():
+    if function is None:
         return None
-    return hashlib.sha256(Path(module.origin).read_bytes()).hexdigest()
+    module = function.partition(":")[0].replace(".", "/")
+    for folder in (*sys.path, str(Path.cwd())):  # as the reward pool's processes look for it
+        for file in (Path(folder) / f"{module}.py", Path(folder) / module / "__init__.py"):
+            if file.is_file():
+                return hashlib.sha256(file.read_bytes()).hexdigest()
+    return None
 
 
 @contextmanager

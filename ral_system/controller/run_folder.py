@@ -121,7 +121,7 @@ class RunFolder:
             ) from error
 
     def _open(self, config: RunConfig, rules: Continuation) -> None:
-        self._take()
+        self.take()
         now = config.model_dump(mode="json")
         if self.config.is_file():
             if config.resume == "never":
@@ -155,7 +155,7 @@ class RunFolder:
             aside.symlink_to(target)
             aside.replace(link)
 
-    def _take(self) -> None:
+    def take(self) -> None:
         """Lock the folder until this process ends, however it ends; forked children do not inherit a record lock."""
         self.root.mkdir(parents=True, exist_ok=True)
         self._lock = (self.root / ".lock").open("w")

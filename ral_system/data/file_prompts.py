@@ -42,7 +42,9 @@ class FilePrompts:
         self._held_out = sorted(held_out, key=lambda row: _place(config.seed, row.content))
         for split, found in (("train", sum(map(len, self._train))), ("held_out", len(held_out))):
             if not found:
-                raise DataError(f"{folder}: no {split} questions; change data.held_out, or split of a data.source")
+                raise DataError(
+                    f"{folder}: no {split} questions among {len(rows)}; change data.held_out, or split of a data.source"
+                )
 
     def question(self, split: Split, index: int) -> Prompt:
         """The `index`-th question of `split`; in training, a row that comes again has the number of the time in its

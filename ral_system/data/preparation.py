@@ -10,7 +10,7 @@ the counts add up to the input.
 from __future__ import annotations
 
 import hashlib
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass, field, replace
@@ -35,6 +35,7 @@ from ral_system.types import (
     Media,
     MediaKind,
     Prompt,
+    RewardResult,
     RewardStatus,
     Split,
     VideoSampling,
@@ -108,7 +109,8 @@ class Preparation:
     """Prepares `config`'s files into `folder`.
 
     `max_tokens` is the longest prompt that leaves room for a response. `judge` must give each answer, as a response, a
-    correctness above 0. `thought_text` is the response that a thought and an answer make for sft.
+    correctness above 0. `thought_text` is the response that a thought and an answer make for sft; None: nobody imitates
+    thoughts, and they are not read.
     """
 
     def __init__(
@@ -121,7 +123,7 @@ class Preparation:
         budgets: Mapping[MediaKind, PixelBudget],
         max_tokens: int,
         judge: Rewarder,
-        thought_text: Callable[[str, str], str],
+        thought_text: Callable[[str, str], str] | None,
     ) -> None:
         self._config, self._folder, self._store = config, folder, store
         self._renderer, self._budgets, self._max_tokens = renderer, budgets, max_tokens
@@ -143,8 +145,7 @@ class Preparation:
         are judged anew, since they may have been mended.
         """
         if (self._folder / REFUSED_FILE).exists():
-            for name in (QUESTIONS_FILE, QUARANTINE_FILE, REFUSED_FILE):
-                (self._folder / name).unlink(missing_ok=True)
+            self._forget()
         settled = self._resume()
         with (
             closing(JsonLines(self._folder / QUESTIONS_FILE)) as self._questions,
@@ -160,16 +161,27 @@ class Preparation:
         self._check_rate(at_least=1)
 
     def _resume(self) -> Counter[str]:
-        """Rows per source that have their line already."""
-        settled: Counter[str] = Counter()
-        for line in read_objects(self._folder / QUESTIONS_FILE):
+        """Rows per source that have their line already; none where one is missing before another, after a power cut."""
+        settled: defaultdict[str, set[int]] = defaultdict(set)
+        questions, left = (list(read_objects(self._folder / name)) for name in (QUESTIONS_FILE, QUARANTINE_FILE))
+        for line in (*questions, *left):
+            source, _, number = line["id"].rpartition("/")
+            settled[source].add(int(number))
+        if sum(map(len, settled.values())) < len(questions) + len(left) or any(
+            max(numbers) >= len(numbers) for numbers in settled.values()
+        ):
+            self._forget()
+            return Counter()
+        for line in questions:
             self._seen[line["content"]] = (line["id"], line["answer"])
             self.tally.used[line["split"]] += 1
-            settled[line["id"].rpartition("/")[0]] += 1
-        for line in read_objects(self._folder / QUARANTINE_FILE):
+        for line in left:
             self._count(_Left(line["id"], line["given_id"], line["cause"], line["reason"]))
-            settled[line["id"].rpartition("/")[0]] += 1
-        return settled
+        return Counter({source: len(numbers) for source, numbers in settled.items()})
+
+    def _forget(self) -> None:
+        for name in (QUESTIONS_FILE, QUARANTINE_FILE, REFUSED_FILE):
+            (self._folder / name).unlink(missing_ok=True)
 
     def _rows(self, name: str, source: SourceConfig, first: int) -> Iterator[tuple[str, Question | _Left]]:
         path = located(name, source)
@@ -180,7 +192,7 @@ class Preparation:
                 yield id, _Left(id, None, "broken", row.problem)
                 continue
             try:
-                yield id, read_question(row.fields, source.columns, root)
+                yield id, read_question(row.fields, source.columns, root, thoughts=self._thought_text is not None)
             except DataError as error:
                 yield id, _Left(id, given_id(row.fields, source.columns), "broken", str(error))
 
@@ -199,12 +211,13 @@ class Preparation:
             media = tuple(sized(medium, self._budgets) for medium in found)
             prompt = self._renderer.prompt(id=id, kind=question.kind, question=text, answer="", media=media)
             self._renderer.check(question.answer)
-            if question.thought is not None:
+            if question.thought is not None and self._thought_text is not None:
                 self._renderer.response(self._thought_text(question.thought, question.answer))
         except (DataError, ValueError) as error:
             return replace(left, reason=str(error).removeprefix(f"prompt {id}: "))
         if len(prompt.token_ids) > self._max_tokens:
-            reason = f"{len(prompt.token_ids):,} tokens, at most {self._max_tokens:,} leave room for a response"
+            room = f"{self._max_tokens:,} (rollout.max_model_len - rollout.max_new_tokens) leave room for a response"
+            reason = f"{len(prompt.token_ids):,} tokens, at most {room}"
             return replace(left, cause="too_long", reason=reason)
         content = hashlib.sha256("\x00".join([text, *(m.digest for m in media)]).encode()).hexdigest()
         return PreparedQuestion(
@@ -251,24 +264,31 @@ class Preparation:
 
     def _misjudged(self, rows: Sequence[PreparedQuestion]) -> dict[str, str]:
         """Row id → why its verifier cannot use the answer: it fails on it, or holds it against itself for wrong."""
+        verdicts = self._verdicts(rows)
         for row in rows:
-            prompt = Prompt(row.id, row.kind, "", row.answer, (), ())
-            text = f"<answer>{row.answer}</answer>"
-            self._judge.submit(Completion(row.id, 0, (), (), text, FinishReason.STOP, 0), prompt)
-        verdicts = self._judge.collect()
+            if verdicts[row.id].status is RewardStatus.TIMEOUT:  # alone: a busy machine is no reason
+                verdicts |= self._verdicts([row])
         wrong = {}
         for row in rows:
-            verdict = verdicts[f"{row.id}#0"]
+            verdict = verdicts[row.id]
             if verdict.status is not RewardStatus.OK:
                 wrong[row.id] = f"the verifier cannot judge the answer {row.answer[:80]!r}: {verdict.detail}"
             elif verdict.parts["correctness"] <= 0:
                 wrong[row.id] = f"the verifier finds the answer {row.answer[:80]!r} wrong when it is given"
         return wrong
 
+    def _verdicts(self, rows: Sequence[PreparedQuestion]) -> dict[str, RewardResult]:
+        for row in rows:
+            prompt = Prompt(row.id, row.kind, "", row.answer, (), ())
+            text = f"<answer>{row.answer}</answer>"
+            self._judge.submit(Completion(row.id, 0, (), (), text, FinishReason.STOP, 0), prompt)
+        verdicts = self._judge.collect()
+        return {row.id: verdicts[f"{row.id}#0"] for row in rows}
+
     def _count(self, row: _Left) -> None:
         self.tally.left_out[row.cause] += 1
         if row.cause == "broken":
-            self.tally.reasons[row.reason] += 1
+            self.tally.reasons[_kind_of(row.reason)] += 1
 
     def _check_rate(self, at_least: int) -> None:
         broken, settled = self.tally.left_out["broken"], self.tally.settled
@@ -278,8 +298,13 @@ class Preparation:
             raise DataError(
                 f"{broken} of {settled} rows cannot be used, more than data.max_broken={self._config.max_broken:g}; "
                 f"{'most often' if count > 1 else 'for example'}: {reason}. See {self._folder / QUARANTINE_FILE}; "
-                "mend the rows or the columns, or raise it"
+                "mend the rows or data.sources, or raise data.max_broken"
             )
+
+
+def _kind_of(reason: str) -> str:
+    """What reasons of the same kind share: without the names and numbers of their row."""
+    return " ".join("…" if set(word) & set("/'0123456789") else word for word in reason.split())
 
 
 def _asked_for(columns: ColumnsConfig) -> set[str]:

@@ -28,6 +28,21 @@ class VisualTokens:
             images.patch_size * images.merge_size, images.size["shortest_edge"], images.size["longest_edge"]
         )
 
+    @property
+    def token_pixels(self) -> int:
+        """That one visual token stands for."""
+        return self._budget.factor**2
+
+    @property
+    def least_pixels(self) -> int:
+        """Of a picture, by the processor."""
+        return self._budget.min_pixels
+
+    @property
+    def most_pixels(self) -> int:
+        """The same."""
+        return self._budget.max_pixels
+
     def grid(self, media: Media) -> Grid:
         """Frames, rows and columns of visual tokens. The processor resizes pictures to its own bounds; frames are
         taken as they are. Raises DataError for sides that it cannot have.

@@ -47,7 +47,8 @@ def ask(
                 prompt = renderer.prompt(id=item.id, kind=item.category, question=item.text, answer="", media=media)
                 if len(prompt.token_ids) > max_tokens:
                     raise DataError(
-                        f"{len(prompt.token_ids):,} tokens, at most {max_tokens:,} leave room for an answer"
+                        f"{len(prompt.token_ids):,} tokens, at most {max_tokens:,} (rollout.max_model_len - "
+                        "rollout.max_new_tokens) leave room for an answer"
                     )
                 asked.append(Asked(item, replace(prompt, answer=" | ".join(item.references))))
         except (DataError, ValueError) as error:

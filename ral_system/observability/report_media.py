@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image
 
 from ral_system.errors import RalError
 from ral_system.observability.overlay import overlay_frames
@@ -15,7 +15,8 @@ from ral_system.observability.page import frame_strip, picture, seconds
 from ral_system.types import Clip, Media
 
 FramesOf = Callable[[Media], np.ndarray]
-"""A video's frames, uint8 [frames, height, width, 3]. Raises RalError for one that cannot be had."""
+"""A medium's frames as the model sees them, uint8 [frames, height, width, 3]; of a picture one. Raises RalError for one
+that cannot be had."""
 
 SHOWN_STEPS = 8
 """Of a video's time steps: a model merges a few frames into one."""
@@ -23,7 +24,9 @@ _PICTURE_PX, _FRAME_PX = 168, 84  # the longer side is drawn at about this size
 
 
 class ReportMedia:
-    """The media in a run's `folder`, at report size. Without `frames_of` videos are not shown."""
+    """The media in a run's `folder`, at report size. Without `frames_of` pictures are read as plain files, and videos
+    not at all.
+    """
 
     def __init__(self, folder: Path, frames_of: FramesOf | None = None) -> None:
         self._folder, self._frames_of = folder, frames_of
@@ -66,11 +69,13 @@ class ReportMedia:
         if not re.fullmatch(r"[0-9a-f]+", medium.digest):
             return None
         try:
-            if medium.clip is None:
+            if self._frames_of is None and medium.clip is None:
                 with Image.open(self._folder / medium.digest[:2] / f"{medium.digest}.image") as file:
-                    return [_sized(ImageOps.exif_transpose(file).convert("RGB"), _PICTURE_PX)]
+                    return [_sized(file.convert("RGB"), _PICTURE_PX)]
             if self._frames_of is None:
                 return None
+            if medium.clip is None:
+                return [_sized(Image.fromarray(self._frames_of(medium)[0]), _PICTURE_PX)]
             frames = self._frames_of(medium)[:: medium.clip.sampling.step]
             return [_sized(Image.fromarray(frames[step]), _FRAME_PX) for step in _shown(medium.clip)]
         except (OSError, RalError):

@@ -47,9 +47,9 @@ def path_below(root: Path, name: str) -> Path:
     except (OSError, ValueError, RuntimeError):  # a zero byte, a name that no file system takes, a loop of links
         raise DataError(f"{shown!r} is no path") from None
     if not inside:
-        raise DataError(f"{shown} leads out of {root}")
+        raise DataError(f"{shown} leads out of {root.resolve()}")
     if not exists:
-        raise DataError(f"{shown}: no such file below {root}")
+        raise DataError(f"{shown}: no such file below {root.resolve()}")
     return path
 
 
@@ -158,6 +158,14 @@ def _parsed(number: int, line: bytes) -> Row:
         return Row(number, None, f"not JSON: {error}")
 
 
+def _integer(digits: str) -> int | str:
+    """Python reads no more than 4,300 digits; what has more is a text."""
+    try:
+        return int(digits)
+    except ValueError:
+        return digits
+
+
 def _checked(number: int, value: Any) -> Row:
     if not isinstance(value, dict):
         return Row(number, None, f"not an object but {type(value).__name__}")
@@ -166,8 +174,9 @@ def _checked(number: int, value: Any) -> Row:
 
 def _json(path: Path, columns: Collection[str] | None) -> Iterator[Row]:
     try:
-        values = json.loads(path.read_text(encoding="utf-8-sig"))
-    except (ValueError, RecursionError) as error:  # a UnicodeDecodeError is a ValueError
+        # Bytes that are not UTF-8 become lone surrogates, which cost the texts that hold them and no other.
+        values = json.loads(path.read_text(encoding="utf-8-sig", errors="surrogateescape"), parse_int=_integer)
+    except (ValueError, RecursionError) as error:
         raise DataError(f"{path}: not JSON ({error}); rows one per line belong in a file .jsonl") from None
     if not isinstance(values, list):
         raise DataError(f"{path}: not a list of rows but {type(values).__name__}")

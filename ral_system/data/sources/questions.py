@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from ral_system.config.schema import ColumnsConfig
 from ral_system.data.sources.files import path_below, shortened
@@ -51,8 +51,8 @@ class Question:
     """In the order of the marks; pictures first where there are none."""
 
 
-def read_question(fields: Mapping[str, Any], columns: ColumnsConfig, root: Path) -> Question:
-    """The row's question; media are named, not opened. Paths are below `root`.
+def read_question(fields: Mapping[str, Any], columns: ColumnsConfig, root: Path, *, thoughts: bool = True) -> Question:
+    """The row's question; media are named, not opened. Paths are below `root`. Without `thoughts` these are not read.
 
     Raises DataError with a reason that names the column.
     """
@@ -67,7 +67,7 @@ def read_question(fields: Mapping[str, Any], columns: ColumnsConfig, root: Path)
         kind=_kind(fields, columns),
         text=text,
         answer=_answer(_value(fields, columns.answer), columns.answer),
-        thought=_thought(_value(fields, columns.thought), columns.thought) if columns.thought else None,
+        thought=_thought(_value(fields, columns.thought), columns.thought) if columns.thought and thoughts else None,
         media=media,
     )
 
@@ -121,7 +121,7 @@ def _text(value: Any, column: str) -> str:
     try:
         value.encode("utf-8")
     except UnicodeEncodeError:
-        raise DataError(f"{column}: holds half a character (a lone surrogate)") from None
+        raise DataError(f"{column}: holds half a character (a lone surrogate), or bytes that are not UTF-8") from None
     return value.strip()
 
 
@@ -164,16 +164,17 @@ def _options(value: Any, column: str) -> list[str]:
 
 def _media(fields: Mapping[str, Any], columns: ColumnsConfig, root: Path) -> list[Encoded]:
     """Pictures, then videos."""
-    first: MediaKind = "image"
-    if columns.media_type and _value(fields, columns.media_type, missing=None) == "video":
-        first = "video"
+    said = _value(fields, columns.media_type, missing=None) if columns.media_type else None
+    said = said.lower() if isinstance(said, str) else said
+    if said not in (None, "", "text", *get_args(MediaKind)):
+        raise DataError(f"{columns.media_type}: {str(said)[:_MAX_KIND_CHARS]!r} is none of image, video and text")
+    first: MediaKind = "video" if said == "video" else "image"
     found: list[Encoded] = []
     for kind, column in ((first, columns.images), ("video", columns.videos)):
         value = _value(fields, column, missing=None) if column else None
         values = value if isinstance(value, list) else [] if value is None or value == "" else [value]
         found += [_encoded(kind, one, str(column), root) for one in values]
-    said = _value(fields, columns.media_type, missing=None) if columns.media_type else None
-    if said in ("image", "video") and not found:
+    if said in get_args(MediaKind) and not found:
         raise DataError(f"{columns.media_type}: says {said}, and {columns.images} holds none")
     return found
 

@@ -99,6 +99,14 @@ ILLEGAL: dict[str, tuple[dict[str, Any], list[str]]] = {
         {"sweep.axis": "visual_tokens", "sweep.values": [4], "intervention.image": 0.1},
         ["sweep.axis compares models as they are"],
     ),
+    "an odd number of frames": (
+        {"data": VIDEOS, "sweep.axis": "frames", "sweep.values": [2, 3]},
+        ["sweep.values=[3] are no even numbers of frames"],
+    ),
+    "more frames than there are": (
+        {"data": VIDEOS, "sweep.axis": "frames", "sweep.values": [8, 16]},
+        ["sweep.values=[16] are more frames than the 8 of data.seconds"],
+    ),
     "frames of pictures": (
         {"sweep.axis": "frames", "sweep.values": [4]},
         ["sweep.axis=frames needs videos", "choose data=video_search or files"],

@@ -244,6 +244,24 @@ def test_a_text_that_is_not_utf8_costs_its_row(prepare: Prepare, tmp_path: Path)
     assert line["id"] == "main/1" and "UTF-8" in line["reason"]
 
 
+def test_a_byte_or_a_number_costs_its_row_of_a_json(prepare: Prepare, tmp_path: Path) -> None:
+    rows = [good("one"), good("two") | {"problem": "BAD"}, good("three") | {"solution": 0}, good("four")]
+    text = (
+        json.dumps(rows)
+        .encode()
+        .replace(b"BAD", b"what \xff ?")
+        .replace(b'"solution": 0', b'"solution": ' + b"9" * 5000)
+    )
+    (tmp_path / "a.json").write_bytes(text)
+    prepared = prepare(tmp_path / "a.json")
+    assert {row.id for row in read_prepared(prepared)} >= {"main/0", "main/3"}
+    reasons = {line["id"]: line["reason"] for line in read_objects(prepared / "quarantine.jsonl")}
+    assert "not UTF-8" in reasons["main/1"]
+    (tmp_path / "b.jsonl").write_bytes(b"\n".join(json.dumps(row).encode() for row in rows).replace(b"BAD", b"\xff"))
+    reasons = {line["id"]: line["reason"] for line in read_objects(prepare(tmp_path / "b.jsonl") / "quarantine.jsonl")}
+    assert "not UTF-8" in reasons["main/1"]
+
+
 def test_a_nested_id_is_kept(prepare: Prepare, tmp_path: Path) -> None:
     rows = [good("one") | {"about": {"id": "one"}}, good("two") | {"about": {"id": "two"}, "problem": None}]
     (tmp_path / "a.json").write_text(json.dumps(rows))

@@ -3,44 +3,52 @@
 import re
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
 from launch.figures import Questions
-from launch.sweep import at, in_common
+from launch.sweep import at, in_common, mean_seen
 from ral_system.config.schema import FilesConfig, RunConfig, VideoSearchConfig, VisualSearchConfig
 from ral_system.data.visual_search_prompts import VisualSearchRecords
+from ral_system.data.visual_tokens import VisualTokens
 from ral_system.errors import ConfigError, DataError
+from ral_system.models.loading import load_processor
 from ral_system.observability.sweep_chart import SweepPoint, sweep_chart
-from ral_system.types import Prompt
+from ral_system.types import Clip, Media, Prompt, VideoSampling
 
 Make = Callable[..., RunConfig]
 FILES = ("data=video_r1", "data.sources.main.path=rows.json", "stages=[rl]")
 
 
-def test_a_board_grows_and_holds_as_many_things(make_config: Make) -> None:
+@pytest.fixture(scope="module")
+def visual(tiny_model: Path) -> VisualTokens:
+    return VisualTokens(load_processor(tiny_model))
+
+
+def test_a_board_grows_and_holds_as_many_things(make_config: Make, visual: VisualTokens) -> None:
     config = make_config("sweep=visual_tokens", "sweep.values=[4,64]", "data.objects=9")
-    small, large = at(config, 4).data, at(config, 64).data
+    small, large = at(config, 4, visual).data, at(config, 64, visual).data
     assert isinstance(small, VisualSearchConfig) and isinstance(large, VisualSearchConfig)
     assert small.grid == (2,)
     assert large.grid == (8,)
     assert [VisualSearchRecords(data).record("train", 0).caption.count("empty") for data in (small, large)] == [0, 55]
 
 
-def test_a_video_is_looked_at_more_closely(make_config: Make) -> None:
-    data = at(make_config("data=video_search", "sweep=frames", "sweep.values=[4]"), 4).data
+def test_a_video_is_looked_at_more_closely(make_config: Make, visual: VisualTokens) -> None:
+    data = at(make_config("data=video_search", "sweep=frames", "sweep.values=[4]"), 4, visual).data
     assert isinstance(data, VideoSearchConfig) and data.max_frames == (4,)
 
 
-def test_pictures_and_frames_of_files_are_bounded(make_config: Make) -> None:
+def test_pictures_and_frames_of_files_are_bounded(make_config: Make, visual: VisualTokens) -> None:
     config = make_config(*FILES, "sweep=visual_tokens", "sweep.values=[512]")
-    data = at(config, 512).data
+    data = at(config, 512, visual).data
     assert isinstance(data, FilesConfig)
     assert (data.image.min_pixels, data.image.max_pixels) == (128 * 28 * 28, 512 * 28 * 28)
-    with pytest.raises(ConfigError, match=r"sweep.values=64 is 50176 pixels, below data.image.min_pixels=100352"):
-        at(config, 64)
+    with pytest.raises(ConfigError, match=r"sweep.values=64 is 50176 pixels; a picture has 100352 to"):
+        at(config, 64, visual)
     config = make_config(*FILES, "sweep=frames", "sweep.values=[2,32]", "data.video.min_frames=4")
-    few, many = at(config, 2).data, at(config, 32).data
+    few, many = at(config, 2, visual).data, at(config, 32, visual).data
     assert isinstance(few, FilesConfig) and isinstance(many, FilesConfig)
     assert (few.video.min_frames, few.video.max_frames) == (2, 2)
     assert (many.video.min_frames, many.video.max_frames) == (4, 32)
@@ -48,7 +56,7 @@ def test_pictures_and_frames_of_files_are_bounded(make_config: Make) -> None:
 
 def test_every_point_is_asked_the_same(capsys: pytest.CaptureFixture[str]) -> None:
     def questions(*ids: str) -> Questions:
-        return Questions([Prompt(id, "kind", "?", "!", (1,), ()) for id in ids], total=4)
+        return Questions([Prompt(id, "kind", "?", "!", (), (1,)) for id in ids], total=4)
 
     found = in_common(
         {("one", 4): questions("a", "b", "c"), ("one", 9): questions("b", "c"), ("two", 4): questions("c", "b")}
@@ -60,6 +68,16 @@ def test_every_point_is_asked_the_same(capsys: pytest.CaptureFixture[str]) -> No
     assert in_common(same) == same and not capsys.readouterr().err
     with pytest.raises(DataError, match=r"at every one of sweep\.values"):
         in_common({("one", 4): questions("a"), ("one", 9): questions("b")})
+
+
+def test_what_is_seen_is_said_beside_the_most_of_it(visual: VisualTokens) -> None:
+    clip = Clip(VideoSampling(1.0, 8, 2), (0.0, 1.0, 2.0, 3.0), 4.0)
+    pictures = [Media("a", 56, 56), Media("b", 112, 56), Media("c", 56, 56, clip)]
+    prompts = [Prompt("p", "kind", "?", "!", (), (1,)), Prompt("q", "kind", "?", "!", tuple(pictures), (1,))]
+    assert mean_seen("visual_tokens", visual, prompts) == (4 + 8) / 2
+    assert mean_seen("frames", visual, prompts) == 4
+    with pytest.raises(ConfigError, match="about no video; choose the other axis"):
+        mean_seen("frames", visual, prompts[:1])
 
 
 def test_the_chart_has_a_line_per_model_and_a_bar_per_point() -> None:
