@@ -131,7 +131,7 @@ def _print(found: dict[Point, Figures], seen: dict[Point, float]) -> None:
             f = found[name, value]
             mean, ends = f.values[f.headline], f.intervals.get(f.headline)
             gain = mean - found[reference, value].values[f.headline]
-            beside = "" if name == reference else f" ({gain:+.3f})"
-            cells.append(f"{mean:.3f}{beside}" + (f"\n{ends[0]:.3f} to {ends[1]:.3f}" if ends else ""))
+            lines = [f"{mean:.3f}", f"{ends[0]:.3f}-{ends[1]:.3f}" if ends else ""]
+            cells.append("\n".join(lines if name == reference else [*lines, f"({gain:+.3f})"]))
         table.add_row(name, *cells)
     Console().print(table)

@@ -6,6 +6,7 @@ import multiprocessing
 import os
 import signal
 import sys
+from collections import Counter
 from collections.abc import Iterable
 from concurrent.futures import Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
@@ -27,39 +28,66 @@ class MediaAhead:
     """
 
     def __init__(self, folder: Path, cache_gib: float, *, workers: int, timeout_s: float) -> None:
-        self._timeout_s = timeout_s
+        self._folder, self._cache_gib, self._workers, self._timeout_s = folder, cache_gib, workers, timeout_s
         self._under_way: dict[Media, Future[None]] = {}
-        self._pool = ProcessPoolExecutor(
-            workers,
-            mp_context=multiprocessing.get_context("spawn"),
-            initializer=_initialise,
-            initargs=(os.getpid(), folder, cache_gib, timeout_s),
-        )
-        self._broken = False
-        for _ in range(workers):  # started by this thread, at whose end they would be killed
-            self._pool.submit(os.getpid)
+        self._losses: Counter[Media] = Counter()
+        self._given_up: set[Media] = set()
+        self._pool = self._start()
 
     def want(self, media: Iterable[Media]) -> None:
         """Decode them soon, unless that is under way; returns at once."""
         for medium in media:
-            if self._broken or medium in self._under_way or not worth_keeping(medium):
+            if medium in self._under_way or medium in self._given_up or not worth_keeping(medium):
                 continue
             try:
                 self._under_way[medium] = self._pool.submit(_decode, medium)
             except BrokenProcessPool:
-                self._broken = True
-                print("warning: a process that decodes ahead has died; media are decoded when needed", file=sys.stderr)
+                self._restart()
+                self._under_way[medium] = self._pool.submit(_decode, medium)
 
     def wait(self, media: Iterable[Media]) -> None:
         """Until these are decoded, for at most `timeout_s`. They may be wanted again, since a cache forgets."""
-        futures = [self._under_way.pop(medium) for medium in list(media) if medium in self._under_way]
-        wait(futures, timeout=self._timeout_s)
+        waited = {medium: self._under_way.pop(medium) for medium in list(media) if medium in self._under_way}
+        wait(waited.values(), timeout=self._timeout_s)
+        self._given_up |= {medium for medium, future in waited.items() if not future.done()}
+        self._lose(medium for medium, future in waited.items() if _lost(future))
+
+    def _lose(self, media: Iterable[Media]) -> None:
+        """They were with a process that died. What is lost twice is left to whoever needs it."""
+        for medium in media:
+            self._losses[medium] += 1
+            if self._losses[medium] > 1:
+                self._given_up.add(medium)
+
+    def _restart(self) -> None:
+        print("warning: a process that decodes ahead has died; another is started", file=sys.stderr)
+        lost = [medium for medium, future in self._under_way.items() if _lost(future)]
+        self._lose(lost)
+        for medium in lost:
+            del self._under_way[medium]
+        self._pool.shutdown(wait=False, cancel_futures=True)
+        self._pool = self._start()
+
+    def _start(self) -> ProcessPoolExecutor:
+        pool = ProcessPoolExecutor(
+            self._workers,
+            mp_context=multiprocessing.get_context("spawn"),
+            initializer=_initialise,
+            initargs=(os.getpid(), self._folder, self._cache_gib, self._timeout_s),
+        )
+        for _ in range(self._workers):  # started by this thread, at whose end they would be killed
+            pool.submit(os.getpid)
+        return pool
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         self._pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _lost(future: Future[None]) -> bool:
+    return future.done() and isinstance(future.exception(), BrokenProcessPool)
 
 
 # --- in the processes ---------------------------------------------------------------------------------------------

@@ -6,6 +6,7 @@ it are decoded again.
 
 from __future__ import annotations
 
+import hashlib
 import multiprocessing
 import os
 import signal
@@ -131,6 +132,26 @@ def _store(media: Sequence[Encoded]) -> tuple[Media, ...]:
 
 
 def _stored(one: Encoded) -> Media:
+    key = _source_key(one)
+    media = _store_here.known(key)
+    if media is None:
+        media = _decoded(one)
+        _store_here.note(key, media)
+    return media
+
+
+def _source_key(one: Encoded) -> str:
+    """What decides over a medium: its bytes, or its file as it is now, and which frames are asked for."""
+    if one.path is not None:
+        files = sorted(one.path.iterdir()) if one.frames_per_s is not None and one.path.is_dir() else [one.path]
+        content = repr([(str(f.resolve()), f.stat().st_size, f.stat().st_mtime_ns) for f in files if f.exists()])
+    else:
+        content = hashlib.sha256(one.encoded or b"").hexdigest()
+    asked = (one.kind, one.start_s, one.end_s, one.frames_per_s, _sampling if one.kind == "video" else None)
+    return hashlib.sha256(repr((content, asked)).encode()).hexdigest()
+
+
+def _decoded(one: Encoded) -> Media:
     source = one.path or one.encoded or b""
     if one.frames_per_s is not None and one.path is not None:
         source = video_of(one.path, one.frames_per_s)

@@ -7,13 +7,17 @@ from __future__ import annotations
 
 import hashlib
 import io
+import json
 import os
 import threading
 import uuid
 from collections import OrderedDict
+from dataclasses import asdict
 from pathlib import Path
 
+import av
 import numpy as np
+import PIL
 from PIL import Image
 
 from ral_system.data.images import ImageLimits, decode_image
@@ -22,6 +26,8 @@ from ral_system.data.videos import VideoLimits, decode_video, encode_frames
 from ral_system.errors import DataError
 from ral_system.types import Clip, Media, VideoSampling
 
+DECODERS = (1, PIL.__version__, av.__version__)
+"""What decides over pixels besides the file; the number is raised with every change of ours that does."""
 _CACHED_BYTES = 256 * 2**20
 _SMALL_BYTES = 2**18
 """Pictures up to this size take a millisecond or less to decode: no file is kept for them."""
@@ -64,6 +70,26 @@ class MediaStore:
         digest = hashlib.sha256(encoded).hexdigest()
         return self._stored(Media(digest, outline.width_px, outline.height_px, clip), source)
 
+    def known(self, source: str) -> Media | None:
+        """What `note` was told of a source (letters and digits), if its medium is still here."""
+        try:
+            found = Media.parse(json.loads(self._note(source).read_text(encoding="utf-8")))
+        except (OSError, ValueError, KeyError, TypeError):
+            return None
+        return found if self.path(found).exists() else None
+
+    def note(self, source: str, media: Media) -> None:
+        """That this source is that medium: it need not be decoded again to know."""
+        path = self._note(source)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial = path.with_suffix(f".{uuid.uuid4().hex}.partial")
+        partial.write_text(json.dumps(asdict(media)), encoding="utf-8")
+        partial.replace(path)
+
+    def _note(self, source: str) -> Path:
+        name = hashlib.sha256(repr((source, DECODERS)).encode()).hexdigest()
+        return self.folder / "sources" / name[:2] / f"{name}.json"
+
     def open(self, media: Media) -> Image.Image:
         """A picture as RGB, in the size that its reference says. Raises DataError."""
         return Image.fromarray(self.frames(media)[0])
@@ -81,6 +107,11 @@ class MediaStore:
                     kept -= self._decoded.popitem(last=False)[1].nbytes
             self._decoded.move_to_end(media)
         return pixels
+
+    def pixel_name(self, media: Media) -> str:
+        """In the cache. Of an original that has changed another: its digest is checked. Raises OSError without one."""
+        status = self.path(media).stat()
+        return hashlib.sha256(repr((media, status.st_size, status.st_mtime_ns, DECODERS)).encode()).hexdigest()
 
     def fill_cache(self, media: Media) -> None:
         """Have the pixels in the cache of this node, whatever this process keeps for itself. Raises DataError."""
@@ -105,7 +136,10 @@ class MediaStore:
     def _pixels(self, media: Media) -> np.ndarray:
         if self._cache is None or not worth_keeping(media):
             return self._decode(media)
-        name = hashlib.sha256(repr(media).encode()).hexdigest()
+        try:
+            name = self.pixel_name(media)
+        except OSError:
+            return self._decode(media)  # which says what is wrong
         return self._cache.get(name, lambda: self._decode(media))
 
     def _decode(self, media: Media) -> np.ndarray:
@@ -116,7 +150,8 @@ class MediaStore:
             raise DataError(f"media {media.digest}: {error}; is the folder shared?") from None
         found = hashlib.sha256(encoded).hexdigest()
         if found != media.digest:
-            remedy = "prepare the data again" if path.is_symlink() else "delete it to store it anew"
+            linked = f"delete {self.folder.resolve().parent} to prepare the data again"
+            remedy = linked if path.is_symlink() else "delete it to store it anew"
             raise DataError(
                 f"media {media.digest}: {path.resolve()} has changed since it was stored, or is damaged (its sha256 is "
                 f"{found}); put it back, or {remedy}"

@@ -7,10 +7,12 @@ import hashlib
 import os
 import sys
 import tempfile
+import time
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 
@@ -18,6 +20,8 @@ from ral_system.errors import SetupError
 
 _LOCKS = 64
 """Items that share one of them wait for each other's decoding."""
+_PATIENCE_S = 120.0
+"""Bound on that wait; then an item is decoded twice."""
 
 
 class PixelCache:
@@ -76,11 +80,24 @@ class PixelCache:
     @contextmanager
     def _locked(self, name: str) -> Iterator[None]:
         with (self.folder / f".lock-{name}").open("w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
+            deadline = time.monotonic() + _PATIENCE_S
+            while not _locks(lock):
+                if time.monotonic() > deadline:
+                    print(f"warning: {lock.name} is held for {_PATIENCE_S:g} s; going on without", file=sys.stderr)
+                    break
+                time.sleep(0.01)
             try:
                 yield
             finally:
                 fcntl.flock(lock, fcntl.LOCK_UN)
+
+
+def _locks(lock: IO[str]) -> bool:
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
 
 
 def node_folder() -> Path:

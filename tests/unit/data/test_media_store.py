@@ -9,8 +9,10 @@ from PIL import Image
 
 from ral_system.data.images import ImageLimits
 from ral_system.data.media import MediaStore
+from ral_system.data.pixel_cache import PixelCache
 from ral_system.errors import DataError
 from ral_system.types import Media
+from tests.unit.data.clips import noise
 
 
 def picture(seed: int = 0, size: tuple[int, int] = (28, 56)) -> Image.Image:
@@ -100,3 +102,29 @@ def test_a_file_from_outside_is_kept_as_it_is(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="cut short or damaged"):
         MediaStore(tmp_path / "none").put_image(buffer.getvalue()[:300], ImageLimits())
     assert not (tmp_path / "none").exists()
+
+
+def test_a_changed_original_is_not_found_in_the_cache(tmp_path: Path) -> None:
+    picture = tmp_path / "a.png"
+    Image.fromarray(noise(0, 1, 400, 400)[0]).save(picture)
+    store = MediaStore(tmp_path / "store", PixelCache(tmp_path / "cache", 2**30))
+    medium = store.put_image(picture, ImageLimits())
+    assert (store.frames(medium)[0] == noise(0, 1, 400, 400)[0]).all()
+    Image.fromarray(noise(1, 1, 400, 400)[0]).save(picture)
+    again = MediaStore(tmp_path / "store", PixelCache(tmp_path / "cache", 2**30))
+    with pytest.raises(DataError, match="has changed since it was stored"):
+        again.frames(medium)
+
+
+def test_a_source_is_decoded_once_until_it_changes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = MediaStore(tmp_path / "store")
+    medium = store.put(Image.new("RGB", (40, 30)))
+    assert store.known("abc") is None
+    store.note("abc", medium)
+    assert store.known("abc") == medium and store.known("abd") is None
+    assert MediaStore(tmp_path / "store").known("abc") == medium
+    monkeypatch.setattr("ral_system.data.media.DECODERS", ("others",))
+    assert store.known("abc") is None
+    monkeypatch.undo()
+    store.path(medium).unlink()
+    assert store.known("abc") is None

@@ -96,7 +96,7 @@ def left_out(prepared: Path) -> dict[str, tuple[str, str]]:
 def test_rows_become_prompts_with_their_pictures(bench: Bench) -> None:
     given = rows(bench.folder, 20)
     bench.write(given)
-    prepared = bench.prepare("data.held_out=0.3")
+    prepared = bench.prepare("data.held_out=0.3", "stages=[sft,rl]")
     kept = {row.id: row for row in read_prepared(prepared)}
     assert list(kept) == [f"main/{i}" for i in range(20)] and not left_out(prepared)
     store, prompts = MediaStore(prepared / "media"), bench.prompts(prepared)
@@ -278,9 +278,30 @@ def test_two_preparations_of_the_same_files_do_not_mix(bench: Bench) -> None:
         other.communicate(b"\n")
 
 
+def test_thoughts_are_read_where_they_are_imitated(bench: Bench) -> None:
+    given = rows(bench.folder, 3)
+    given[0]["process"], given[1]["process"] = "", "<think> <|im_end|> </think>"
+    del given[2]["process"]
+    bench.write(given)
+    assert len(left_out(bench.prepare("stages=[sft,rl]"))) == 3
+    prepared = bench.prepare("stages=[rl]")
+    assert not left_out(prepared) and {row.thought for row in read_prepared(prepared)} == {None}
+
+
+def test_a_gap_that_a_power_cut_left_is_closed(bench: Bench) -> None:
+    bench.write(rows(bench.folder, 6))
+    prepared = bench.prepare()
+    whole = (prepared / "questions.jsonl").read_text()
+    lines = whole.splitlines(keepends=True)
+    for kept in (lines[:2] + lines[3:], [*lines, lines[1]]):
+        (prepared / "questions.jsonl").write_text("".join(kept))
+        (prepared / "prepared.json").unlink()
+        assert bench.prepare() == prepared and (prepared / "questions.jsonl").read_text() == whole
+
+
 def test_a_line_survives_the_file(bench: Bench) -> None:
     bench.write(rows(bench.folder, 1))
-    (row,) = read_prepared(bench.prepare())
+    (row,) = read_prepared(bench.prepare("stages=[sft,rl]"))
     assert isinstance(row, PreparedQuestion)
     assert row.thought == BOARD.record("train", 0).thought
     assert row == replace(row, media=(row.media[0],))
