@@ -1,6 +1,6 @@
 """`ral-data`: a page that shows the data as the model reads them; files are prepared as the run that follows would.
 
-ral-data data=video_r1 data.sources.main.path=rows.json model.path=MODEL 'stages=[rl]' name=NAME
+ral-data experiment=video_r1_qwen2_5_vl_7b_8gpu data.sources.main.path=rows.json name=NAME
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """`ral-evaluate`: how well a model folder answers held-out questions or a benchmark, and where its questions look.
 
 ral-evaluate experiment=quickstart start_model=runs/quickstart/model evaluation.questions=500
-ral-evaluate start_model=MODEL data=files evaluation.benchmark.name=vstar evaluation.benchmark.folder=/data/vstar \\
-    stages=[rl] name=vstar
+ral-evaluate experiment=video_r1_qwen2_5_vl_7b_8gpu start_model=MODEL name=vstar \\
+    evaluation.benchmark.name=vstar evaluation.benchmark.folder=/data/vstar
 """
 
 from __future__ import annotations

@@ -134,6 +134,8 @@ class SourceConfig(Group):
     """Which files of a folder or dataset: `data/train-*.parquet`; null: the Arrow files of a dataset saved to disk."""
     media_files: str | None
     """Which files of a dataset on the hub are its pictures and videos, fetched with `files`: `images/*`."""
+    revision: str | None
+    """Branch, tag or commit of a dataset on the hub; null: main, as it is when a run starts."""
     root: str | None
     """Folder that paths of media start from and may not leave; null: that of `path`, or `path` if it is one."""
     weight: PositiveFloat
@@ -744,6 +746,8 @@ class LoggingConfig(Group):
     """Rollouts per step kept with text for the report."""
     report_every: Positive
     """RL steps between rewrites of `report.html`."""
+    preview_rows: Positive
+    """Training rows on the page of `ral-data`, as many that were left out, and a third as many held-out ones."""
     attention_entropy_alarm: Fraction
     """Raise an alarm when the attention rows' mean entropy falls below this share of the first step's; 0 never."""
 

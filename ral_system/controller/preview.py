@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -28,8 +28,6 @@ from ral_system.observability.jsonl import read_objects
 from ral_system.observability.preview import Figures, LeftOut, Origin, Piece, Preview, ShownMedium, ShownRow, Spread
 from ral_system.types import Media, Prompt, Split
 
-SHOWN: Mapping[Split, int] = {"train": 24, "held_out": 8}
-SHOWN_LEFT_OUT = 24
 SHOWN_FRAMES = 16
 _FRAME_PX = 224
 _REASONS = 5
@@ -71,7 +69,7 @@ def _of_generated(
     rows = {
         split: [
             look.row(prompts.question(split, i), source.record(split, i).thought)
-            for i in range(min(SHOWN[split], total))
+            for i in range(min(_shown(config)[split], total))
         ]
         for split, total in totals.items()
     }
@@ -101,10 +99,10 @@ def _of_files(
     except DataError as refusal:
         error = refusal
     kept, left = read_prepared(folder), [LeftOut(**line) for line in read_objects(folder / QUARANTINE_FILE)]
-    by_id = {row.id: row for row in kept}
+    by_id, count = {row.id: row for row in kept}, _shown(config)
 
     def first(split: Split) -> list[ShownRow]:
-        rows = [row for row in kept if row.split == split][: SHOWN[split]]
+        rows = [row for row in kept if row.split == split][: count[split]]
         if prompts is None:
             asked = [_prompt(row, renderer) for row in rows]
         else:
@@ -113,8 +111,13 @@ def _of_files(
 
     figures = _figures(kept, left, look.visual)
     why = str(error) if error else None
-    shown = Preview(origin, str(folder), figures, first("train"), first("held_out"), left[:SHOWN_LEFT_OUT], why)
+    shown = Preview(origin, str(folder), figures, first("train"), first("held_out"), left[: count["train"]], why)
     return shown, error
+
+
+def _shown(config: RunConfig) -> dict[Split, int]:
+    most = config.logging.preview_rows
+    return {"train": most, "held_out": -(-most // 3)}
 
 
 def _prompt(row: PreparedQuestion, renderer: ChatRenderer) -> Prompt:

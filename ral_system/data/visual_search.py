@@ -302,9 +302,9 @@ def _shape_mask(shape: str, rng: np.random.Generator) -> Image.Image:
 
 
 def draw_shape(cell: Cell, side_px: int, rng: np.random.Generator) -> np.ndarray:
-    """A shape somewhere in a square picture: uint8 [side, side, 3]."""
+    """A shape in one of the cells of a square picture: uint8 [side, side, 3]."""
     image = Image.new("RGB", (side_px, side_px), _BACKGROUND)
-    left, top = (int(rng.integers(0, side_px - CELL_PX + 1)) for _ in range(2))
+    left, top = (CELL_PX * int(rng.integers(side_px // CELL_PX)) for _ in range(2))
     image.paste(COLOURS[cell.colour], (left, top), _shape_mask(cell.thing, rng))
     return np.asarray(image)
 

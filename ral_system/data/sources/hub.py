@@ -24,7 +24,9 @@ def located(name: str, source: SourceConfig) -> Path:
         raise DataError(f"{field}: not there; correct it")
     wanted = None if source.files is None else [one for one in (source.files, source.media_files) if one is not None]
     try:
-        return Path(snapshot_download(source.path, repo_type="dataset", allow_patterns=wanted))
+        return Path(
+            snapshot_download(source.path, repo_type="dataset", revision=source.revision, allow_patterns=wanted)
+        )
     except (HfHubHTTPError, OSError, ValueError) as error:
         reason = str(error).strip().splitlines()[0][:300]
         raise DataError(f"{field}: neither a file or folder here nor to be had from the hub ({reason})") from error

@@ -20,6 +20,7 @@ _MAX_THOUGHT_CHARS = 200_000
 _MAX_ANSWER_CHARS = 50_000
 _MAX_KIND_CHARS = 100
 _MAX_ID_CHARS = 100
+_LETTER, _LETTERED = re.compile(r"\(?[A-Z][.)]?"), re.compile(r"\(?[A-Z][.):]")
 _TAGS = ("<think>", "</think>", "<answer>", "</answer>")
 
 
@@ -57,8 +58,13 @@ def read_question(fields: Mapping[str, Any], columns: ColumnsConfig, root: Path,
     Raises DataError with a reason that names the column.
     """
     text = _text(_value(fields, columns.question), columns.question)
-    if columns.options:
-        text = "\n".join([text, *_options(_value(fields, columns.options, missing=None), columns.options)])
+    options = _options(_value(fields, columns.options, missing=None), columns.options) if columns.options else []
+    answer = _answer(_value(fields, columns.answer), columns.answer)
+    if _LETTER.fullmatch(answer) and options and all(map(_LETTERED.match, options)):
+        letter = answer.strip("().")
+        if letter not in [option.lstrip("(")[0] for option in options]:
+            raise DataError(f"{columns.answer}: {letter} is none of the {len(options)} options")
+    text = "\n".join([text, *options])
     if len(text) > MAX_QUESTION_CHARS:
         raise DataError(f"{columns.question}: {len(text):,} characters, at most {MAX_QUESTION_CHARS:,}")
     media = _in_order(text, _media(fields, columns, root), columns.question)
@@ -66,7 +72,7 @@ def read_question(fields: Mapping[str, Any], columns: ColumnsConfig, root: Path,
         id=given_id(fields, columns),
         kind=_kind(fields, columns),
         text=text,
-        answer=_answer(_value(fields, columns.answer), columns.answer),
+        answer=answer,
         thought=_thought(_value(fields, columns.thought), columns.thought) if columns.thought and thoughts else None,
         media=media,
     )

@@ -24,6 +24,7 @@ FILES: dict[str, Any] = {
             "files": None,
             "root": None,
             "media_files": None,
+            "revision": None,
             "weight": 1.0,
             "split": "both",
             "columns": dict.fromkeys(ColumnsConfig.model_fields) | {"question": "problem", "answer": "solution"},

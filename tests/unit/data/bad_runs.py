@@ -69,6 +69,7 @@ def prepare_everything(folder: Path, model: Path, make_config: Callable[..., Run
         *(f"data.sources.{source.name}.path={root / source.file}" for source in SOURCES),
         "data.sources.lines.columns.thought=null",
     )
+    config = config.model_copy(update={"stages": ("sft", "rl")})  # so that the other two files' thoughts are read
     data = config.data
     assert isinstance(data, FilesConfig)
     processor = load_processor(model)

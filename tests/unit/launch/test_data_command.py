@@ -56,7 +56,7 @@ class Bench:
         (self.folder / "rows.json").write_text(json.dumps(rows))
         return self._make_config(
             "data=video_r1",
-            "stages=[rl]",
+            "stages=[sft,rl]",
             "name=look",
             f"runs_dir={self.folder / 'runs'}",
             f"model.path={self.model}",

@@ -82,16 +82,18 @@ def test_the_cache_links_pictures_to_blobs_of_its_own_and_to_nothing_else(source
 def test_what_of_a_dataset_is_fetched(source: Source, monkeypatch: pytest.MonkeyPatch) -> None:
     asked = []
 
-    def snapshot(name: str, *, repo_type: str, allow_patterns: list[str] | None) -> str:
-        asked.append((name, repo_type, allow_patterns))
+    def snapshot(name: str, *, repo_type: str, revision: str | None, allow_patterns: list[str] | None) -> str:
+        asked.append((name, repo_type, revision, allow_patterns))
         return "/downloaded"
 
     monkeypatch.setattr("ral_system.data.sources.hub.snapshot_download", snapshot)
-    with_media = source("org/name", "rows.jsonl").model_copy(update={"media_files": "images/*"})
+    with_media = source("org/name", "rows.jsonl").model_copy(update={"media_files": "images/*", "revision": "v1"})
     for given in (source("org/name"), source("org/name", "rows.jsonl"), with_media):
         assert located("main", given) == Path("/downloaded")
     assert asked == [
-        ("org/name", "dataset", patterns) for patterns in (None, ["rows.jsonl"], ["rows.jsonl", "images/*"])
+        ("org/name", "dataset", None, None),
+        ("org/name", "dataset", None, ["rows.jsonl"]),
+        ("org/name", "dataset", "v1", ["rows.jsonl", "images/*"]),
     ]
 
 

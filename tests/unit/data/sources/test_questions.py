@@ -155,3 +155,20 @@ def test_a_missing_column_is_named(root: Path) -> None:
     for column in ("problem", "answer"):
         with pytest.raises(DataError, match=f"{column}: not in the row"):
             read_question({k: v for k, v in GOOD.items() if k != column}, PLAIN, root)
+
+
+def test_the_letter_of_an_answer_is_one_of_the_options(read: Read) -> None:
+    row = {"problem": "which ?", "data_type": "text", "options": ["A. x", "B. y"], "path": "", "process": "well"}
+    assert read("video_r1", row | {"solution": "(B)"}).answer == "(B)"
+    assert read("video_r1", row | {"solution": "C", "options": ["x", "y"]}).answer == "C"
+    for solution in ("F", "(F)", "<answer>F.</answer>"):
+        with pytest.raises(DataError, match="solution: F is none of the 2 options"):
+            read("video_r1", row | {"solution": solution})
+
+
+def test_what_a_medium_is_said_to_be(read: Read) -> None:
+    row = {"problem": "what ?", "solution": "it", "path": "images/a.png", "process": "well"}
+    assert read("video_r1", row | {"data_type": "Video"}).media[0].kind == "video"
+    assert read("video_r1", row | {"data_type": "IMAGE"}).media[0].kind == "image"
+    with pytest.raises(DataError, match="data_type: 'audio' is none of image, video and text"):
+        read("video_r1", row | {"data_type": "audio"})
