@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
-from math import log2
+from math import ceil, floor, log2, log10
 
 _WIDTH, _HEIGHT, _LEFT, _TOP, _RIGHT, _BOTTOM = 640, 400, 64, 64, 150, 52
 _COLOURS = ("#2a6fdb", "#c2410c", "#15803d", "#7c3aed", "#b45309", "#0e7490")
@@ -25,14 +25,15 @@ def sweep_chart(title: str, x_label: str, y_label: str, lines: Mapping[str, Sequ
     """A line per model, in the order given; x logarithmic. At least one point."""
     points = [p for line in lines.values() for p in line]
     left, right = log2(min(p.x for p in points)), log2(max(p.x for p in points))
-    bottom, top = min(p.low for p in points), max(p.high for p in points)
+    ticks = _ticks(min(p.low for p in points), max(p.high for p in points))
+    bottom, top = ticks[0], ticks[-1]
 
     def x_px(x: float) -> float:
         share = (log2(x) - left) / (right - left) if right > left else 0.5
         return _LEFT + 14 + share * (_WIDTH - _LEFT - _RIGHT - 28)
 
     def y_px(y: float) -> float:
-        share = (y - bottom) / (top - bottom) if top > bottom else 0.5
+        share = (y - bottom) / (top - bottom)
         return _HEIGHT - _BOTTOM - 8 - share * (_HEIGHT - _TOP - _BOTTOM - 16)
 
     parts = [
@@ -45,13 +46,21 @@ def sweep_chart(title: str, x_label: str, y_label: str, lines: Mapping[str, Sequ
     ]
     for x in sorted({p.x for p in points}):
         parts.append(f'<text x="{x_px(x):.1f}" y="{_HEIGHT - _BOTTOM + 16}" text-anchor="middle">{x:g}</text>')
-    for y in sorted({bottom, (bottom + top) / 2, top}):
+    for y in ticks:
         parts.append(f'<text x="{_LEFT - 8}" y="{y_px(y) + 4:.1f}" text-anchor="end">{y:.3g}</text>')
     middle = (_LEFT + _WIDTH - _RIGHT) / 2
     parts.append(f'<text x="{middle}" y="{_HEIGHT - 12}" text-anchor="middle" fill="#5d636e">{escape(x_label)}</text>')
     for i, (name, line) in enumerate(lines.items()):
         parts += _line(name, sorted(line, key=lambda p: p.x), i, len(lines), x_px, y_px)
     return "".join([*parts, "</svg>\n"])
+
+
+def _ticks(low: float, high: float) -> list[float]:
+    """Round numbers around both, four to nine of them."""
+    low, high = (low, high) if high > low else (low - 0.5, high + 0.5)
+    power = 10.0 ** floor(log10((high - low) / 3))
+    step = max(factor * power for factor in (1, 2, 5) if factor * power <= (high - low) / 3)
+    return [n * step for n in range(floor(low / step + 1e-9), ceil(high / step - 1e-9) + 1)]
 
 
 def _line(name: str, line: Sequence[SweepPoint], index: int, count: int, x_px, y_px) -> list[str]:  # type: ignore[no-untyped-def]

@@ -14,6 +14,7 @@ from ral_system.data.visual_search_prompts import VisualSearchRecords
 from ral_system.data.visual_tokens import VisualTokens
 from ral_system.errors import ConfigError, DataError
 from ral_system.models.loading import load_processor
+from ral_system.observability import sweep_chart as sweep_chart_module
 from ral_system.observability.sweep_chart import SweepPoint, sweep_chart
 from ral_system.types import Clip, Media, Prompt, VideoSampling
 
@@ -98,6 +99,19 @@ def test_the_chart_has_a_line_per_model_and_a_bar_per_point() -> None:
     assert abs(circles[0][0] - ral[0][0]) == 3  # beside each other
     paths = [re.findall(r"[ML]", p.get("d", "")) for p in root.iter("{http://www.w3.org/2000/svg}path")]
     assert ["M", "L"] in paths and ["M", "L", "L"] in paths
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "ticks"),
+    [
+        (0.331, 0.89, [0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9]),
+        (0, 1, [0, 0.2, 0.4, 0.6, 0.8, 1]),
+        (0, 0, [-0.6, -0.4, -0.2, 0, 0.2, 0.4, 0.6]),
+        (1200, 1900, [1200, 1400, 1600, 1800, 2000]),
+    ],
+)
+def test_ticks_are_round_and_around_all_points(low: float, high: float, ticks: list[float]) -> None:
+    assert sweep_chart_module._ticks(low, high) == pytest.approx(ticks)
 
 
 def test_a_chart_of_one_point_is_drawn() -> None:
