@@ -122,16 +122,15 @@ def _print(found: dict[Point, Figures], seen: dict[Point, float]) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    names, values = dict.fromkeys(name for name, _ in found), sorted({value for _, value in found})
-    reference = next(iter(names))
-    table = Table("", *(f"{value}\n(seen {seen[reference, value]:.4g})" for value in values))
-    for name in names:
+    names, values = list(dict.fromkeys(name for name, _ in found)), sorted({value for _, value in found})
+    table = Table("at most", "seen", *names)
+    for value in values:
         cells = []
-        for value in values:
+        for name in names:
             f = found[name, value]
             mean, ends = f.values[f.headline], f.intervals.get(f.headline)
-            gain = mean - found[reference, value].values[f.headline]
-            lines = [f"{mean:.3f}", f"{ends[0]:.3f}-{ends[1]:.3f}" if ends else ""]
-            cells.append("\n".join(lines if name == reference else [*lines, f"({gain:+.3f})"]))
-        table.add_row(name, *cells)
+            gain = mean - found[names[0], value].values[f.headline]
+            interval = f" ({ends[0]:.3f}-{ends[1]:.3f})" if ends else ""
+            cells.append(f"{mean:.3f}{interval}" + ("" if name == names[0] else f" {gain:+.3f}"))
+        table.add_row(str(value), f"{seen[names[0], value]:.4g}", *cells)
     Console().print(table)

@@ -88,11 +88,11 @@ class VideoSearchConfig(Group):
 
     name: Literal["video_search"]
     seed: NonNegative
-    seconds: Annotated[int, Field(ge=2, le=16)]
-    """Of a video, with two frames each."""
+    seconds: Annotated[tuple[Annotated[int, Field(ge=2, le=16)], ...], Field(min_length=1), OneOrMore]
+    """Of a video, with two frames each. Several take turns: one of each question kind, then the next length."""
     max_frames: Annotated[tuple[Annotated[int, Field(ge=2)], ...], Field(min_length=1), OneOrMore]
-    """That a model sees, evenly spaced; below 2 · seconds some seconds are missed, or share a patch. Of `[4, 8, 16]`
-    records take turns: one of each question kind, then the next number."""
+    """That a model sees, evenly spaced; below 2 · seconds some seconds are missed, or share a patch. Several take
+    turns: all of `seconds` with one, then with the next."""
     described: Positive
     """Seconds that a demonstration of the perceive stage describes at most."""
     train_records: Positive

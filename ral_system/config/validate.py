@@ -312,7 +312,7 @@ def _sweep_problems(c: RunConfig) -> list[str]:
     if sweep.axis == "frames":
         if odd := [value for value in sweep.values if value < 2 or value % 2]:
             problems.append(f"sweep.values={odd} are no even numbers of frames; models merge two, so round them")
-        most = 2 * c.data.seconds if c.data.name == "video_search" else max(sweep.values, default=0)
+        most = 2 * min(c.data.seconds) if c.data.name == "video_search" else max(sweep.values, default=0)
         if beyond := [value for value in sweep.values if value > most]:
             problems.append(
                 f"sweep.values={beyond} are more frames than the {most} of data.seconds; lower or raise one"

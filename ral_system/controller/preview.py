@@ -18,8 +18,7 @@ from ral_system.data.file_prompts import FilePrompts
 from ral_system.data.media import MediaStore
 from ral_system.data.preparation import QUARANTINE_FILE, PreparedQuestion, read_prepared
 from ral_system.data.prompts import Prompts
-from ral_system.data.video_search import VideoSearch
-from ral_system.data.video_search_prompts import VideoSearchPrompts
+from ral_system.data.video_search_prompts import VideoSearchPrompts, VideoSearchRecords
 from ral_system.data.visual_search_prompts import VisualSearchPrompts, VisualSearchRecords
 from ral_system.data.visual_tokens import VisualTokens
 from ral_system.errors import DataError
@@ -46,10 +45,10 @@ def preview_data(
         return _of_files(config, data, processor, runs, origin)
     store, renderer = MediaStore(scratch), ChatRenderer(processor, data.system_prompt)
     response_format = config.algorithm.response_format
-    source: VisualSearchRecords | VideoSearch
+    source: VisualSearchRecords | VideoSearchRecords
     prompts: Prompts
     if isinstance(data, VideoSearchConfig):
-        source = VideoSearch(data.seed, data.seconds, data.described)
+        source = VideoSearchRecords(data)
         prompts = VideoSearchPrompts(data, renderer, store, response_format=response_format)
     else:
         source = VisualSearchRecords(data)
@@ -60,7 +59,7 @@ def preview_data(
 def _of_generated(
     config: RunConfig,
     data: VisualSearchConfig | VideoSearchConfig,
-    source: VisualSearchRecords | VideoSearch,
+    source: VisualSearchRecords | VideoSearchRecords,
     prompts: Prompts,
     look: _Look,
     origin: Origin,

@@ -13,6 +13,18 @@ _STRIDE = 7919
 """Records between where one seed begins and the next: a prime, so that few meet whatever the number of records."""
 
 
+class VideoSearchRecords:
+    """The records that `config` asks for. Lengths of videos take turns: one of each question kind, then the next."""
+
+    def __init__(self, config: VideoSearchConfig) -> None:
+        self._lengths = [VideoSearch(config.seed, seconds, config.described) for seconds in config.seconds]
+        self.in_a_turn = len(KINDS) * len(self._lengths)
+
+    def record(self, split: Split, index: int) -> VideoRecord:
+        """The `index`-th record of `split`."""
+        return self._lengths[index // len(KINDS) % len(self._lengths)].record(split, index)
+
+
 class VideoSearchPrompts:
     """Prompt `i` of a split is a pure function of (data seed, split, i); its video is stored when made.
 
@@ -22,7 +34,7 @@ class VideoSearchPrompts:
     def __init__(
         self, config: VideoSearchConfig, renderer: ChatRenderer, media: MediaStore, *, response_format: ResponseFormat
     ) -> None:
-        self._source = VideoSearch(config.seed, config.seconds, config.described)
+        self._source = VideoSearchRecords(config)
         self._samplings = [VideoSampling(FRAMES_PER_S, most, min_frames=2) for most in config.max_frames]
         self._records, self._renderer, self._media = config.train_records, renderer, media
         self._format = response_format
@@ -55,7 +67,7 @@ class VideoSearchPrompts:
         return self._source.record(split, index % self._records if split == "train" else index)
 
     def _prompt(self, record: VideoRecord, kind: str, question: str, answer: str, *, suffix: str) -> Prompt:
-        sampling = self._samplings[record.index // len(KINDS) % len(self._samplings)]
+        sampling = self._samplings[record.index // self._source.in_a_turn % len(self._samplings)]
         return self._renderer.prompt(
             id=f"{record.split}/{record.index}{suffix}",
             kind=kind,

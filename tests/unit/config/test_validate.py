@@ -41,7 +41,7 @@ FILES: dict[str, Any] = {
 }
 
 VIDEOS = {
-    **{"name": "video_search", "seed": 0, "seconds": 4, "max_frames": 8, "described": 4},
+    **{"name": "video_search", "seed": 0, "seconds": (4,), "max_frames": (8,), "described": 4},
     **{"train_records": 2, "system_prompt": ""},
 }
 

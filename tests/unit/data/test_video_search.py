@@ -99,6 +99,9 @@ def test_frames_take_turns(make: Callable[..., VideoSearchPrompts]) -> None:
     questions = [prompts.question(split, i) for split in ("train", "held_out") for i in range(8)]
     assert [q.media[0].frames for q in questions] == [4, 4, 16, 16] * 4
     assert questions[2] == make("data.seconds=8", "data.max_frames=16").question("train", 2)
+    mixed = make("data.seconds=[2,8]", "data.max_frames=[2,32]")
+    assert [mixed.question("train", i).media[0].frames for i in range(10)] == [2, 2, 2, 2, 4, 4, 16, 16, 2, 2]
+    assert mixed.question("train", 6) == make("data.seconds=8", "data.max_frames=32").question("train", 6)
 
 
 def test_demonstrations_would_get_the_full_reward(make: Callable[..., VideoSearchPrompts], tiny_model: Path) -> None:
