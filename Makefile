@@ -31,7 +31,7 @@ quickstart: $(INSTALLED) ## perceive, sft and rl on this machine, then a report
 	$(BIN)/ral-train experiment=quickstart
 
 test: $(INSTALLED) browser lint ## lint, then every test that needs no GPU
-	$(BIN)/python -m pytest $(IN_PARALLEL) tests/unit tests/contracts
+	$(BIN)/python -m pytest $(IN_PARALLEL) tests/unit
 	$(BIN)/python -m pytest tests/system
 
 unit: $(INSTALLED) ## the fast tests alone
