@@ -40,7 +40,12 @@ RL_STEPS, EVALUATIONS, SUPERVISED_ROWS = 20, (0, 5, 10, 15, 20), 40
 SIGNS = ("", "_positive", "_negative")
 HOSTILE = "<script>document.title = 'owned'</script><img src=http://example.com/x.png onerror=alert(1)>"
 LOGGING = LoggingConfig(
-    wandb="disabled", wandb_project="none", rollouts_per_step=2, report_every=5, attention_entropy_alarm=0.5
+    wandb="disabled",
+    wandb_project="none",
+    rollouts_per_step=2,
+    report_every=5,
+    preview_rows=1,
+    attention_entropy_alarm=0.5,
 )
 ACCURACY = {"before_rl": 0.715, "after_rl": 0.968}
 PHASES = ("rollout", "reward", "score", "update", "publish", "evaluate")
