@@ -10,7 +10,9 @@ import os
 import platform
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from itertools import count as count_from
+from itertools import islice, repeat
 from pathlib import Path
 from typing import Any
 
@@ -23,14 +25,13 @@ ANSWERS = {
     "exact": ("red star", "Red star"),
     "multiple_choice": ("B. the red one", "B"),
     "numeric": ("about 1,024 apples", "1024"),
-    "mathematics": (r"\frac{\sqrt{8}}{2}", r"\sqrt{2}"),
     "ocr": ("do not stop her on red", "do not stop here on red"),
     "free_form": ("a red cube stands on a blue table", "the red cube is on the table"),
     "regression": ("103", "100"),
     "box": ("[12, 14, 80, 90]", "[10, 10, 80, 80]"),
     "interval": ("00:03 to 00:12", "[2.5, 10]"),
 }
-"""An answer and its reference, for each verifier."""
+"""An answer and its reference, for each verifier but mathematics."""
 
 
 def main() -> None:
@@ -49,7 +50,7 @@ def main() -> None:
         "verdicts_per_s": {},
     }
     print(f"| verifier | verdicts/s, {options.workers} processes |\n| --- | --- |")
-    for name in ANSWERS:
+    for name in (*ANSWERS, "mathematics"):
         found["verdicts_per_s"][name] = rate = _rate(name, options.workers, options.seconds)
         print(f"| {name} | {rate:,.0f} |", flush=True)
     found["hangs"] = hangs = _with_hangs(options.samples, options.workers, options.timeout)
@@ -69,16 +70,26 @@ def hang_on_request(given: str, reference: str) -> float:
 
 
 def _rate(name: str, workers: int, seconds: float) -> float:
-    given, reference = ANSWERS[name]
+    pairs = _pairs(name)
     with RewardPool(_config(verifier=name, workers=workers), "answer_only") as pool:
-        _judge(pool, [given] * 20 * workers, reference)  # every process has imported what it needs
-        count, took = 200, 0.0
+        _judge(pool, list(islice(pairs, 20 * workers)))  # every process has imported what it needs
+        count, took = 100, 0.0
         while took < seconds / 2:
             count *= 2
+            asked = list(islice(pairs, count))
             began = time.perf_counter()
-            _judge(pool, [given] * count, reference)
+            _judge(pool, asked)
             took = time.perf_counter() - began
     return count / took
+
+
+def _pairs(name: str) -> Iterator[tuple[str, str]]:
+    """Answers and references without end. No two of mathematics are the same: its verifier remembers."""
+    if name != "mathematics":
+        yield from repeat(ANSWERS[name])
+    for n in count_from(1):
+        for root in (2, 3, 5, 6, 7):
+            yield rf"\frac{{{2 * n}\sqrt{{{root}}}}}{{2}}", rf"{n}\sqrt{{{root}}}"
 
 
 def _with_hangs(samples: int, workers: int, timeout_s: float) -> dict[str, float]:
@@ -87,19 +98,18 @@ def _with_hangs(samples: int, workers: int, timeout_s: float) -> dict[str, float
     )
     answers = ["hang" if i % 100 == 50 else "red" for i in range(samples)]
     with RewardPool(config, "answer_only") as pool:
-        _judge(pool, ["red"] * 20 * workers, "red")
+        _judge(pool, [("red", "red")] * 20 * workers)
         began = time.perf_counter()
-        statuses = _judge(pool, answers, "red")
+        statuses = _judge(pool, [(given, "red") for given in answers])
         seconds = time.perf_counter() - began
     return {"samples": samples, "timeout_s": timeout_s, "seconds": seconds} | {
         status: statuses[status] for status in ("ok", "timeout", "error")
     }
 
 
-def _judge(pool: RewardPool, answers: Sequence[str], reference: str) -> Counter[str]:
-    prompt = Prompt("p", "bench", "?", reference, (), (1,))
-    for i, given in enumerate(answers):
-        text = f"<answer> {given} </answer>"
+def _judge(pool: RewardPool, pairs: Sequence[tuple[str, str]]) -> Counter[str]:
+    for i, (given, reference) in enumerate(pairs):
+        prompt, text = Prompt("p", "bench", "?", reference, (), (1,)), f"<answer> {given} </answer>"
         pool.submit(Completion("p", i, (1,), (0.0,), text, FinishReason.STOP, 0), prompt)
     return Counter(str(result.status) for result in pool.collect().values())
 
