@@ -132,7 +132,10 @@ def _store(media: Sequence[Encoded]) -> tuple[Media, ...]:
 
 
 def _stored(one: Encoded) -> Media:
-    key = _source_key(one)
+    try:
+        key = _source_key(one)
+    except OSError as error:
+        raise DataError(f"cannot be read ({error.strerror or type(error).__name__})") from None
     media = _store_here.known(key)
     if media is None:
         media = _decoded(one)

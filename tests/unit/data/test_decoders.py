@@ -50,6 +50,31 @@ def test_what_hangs_costs_its_own_item(tmp_path: Path, never: Encoded, workers: 
             assert [(m.kind, m.frames, m.width_px) for m in media][1:] == ([("video", 4, 56)] if i == 5 else [])
 
 
+def test_a_file_is_decoded_once_until_it_changes(tmp_path: Path) -> None:
+    path, store = tmp_path / "a.png", MediaStore(tmp_path / "store")
+    encoded = picture(20).encoded or b""
+    path.write_bytes(encoded)
+    one = [Encoded("image", None, path)]
+
+    def found() -> object:
+        with Decoders(store, SAMPLING, workers=1, timeout_s=30) as decoders:
+            return next(decoders.stored([("a", one)]))[1]
+
+    first, status = found(), path.stat()
+    path.write_bytes(b"x" * len(encoded))  # no picture, but of the same size and, now, of the same time
+    os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
+    assert found() == first and not isinstance(first, DataError)
+    os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns + 1))
+    assert "not a picture" in str(found())
+
+
+def test_a_file_that_cannot_be_looked_at_is_a_reason(tmp_path: Path) -> None:
+    name = tmp_path / ("a" * 300)  # longer than a file system takes
+    with Decoders(MediaStore(tmp_path / "store"), SAMPLING, workers=1, timeout_s=30) as decoders:
+        ((_, found),) = decoders.stored([("a", [Encoded("image", None, name)])])
+    assert isinstance(found, DataError) and "File name too long" in str(found)
+
+
 def test_no_media_need_no_decoding(tmp_path: Path) -> None:
     with Decoders(MediaStore(tmp_path), SAMPLING, workers=1, timeout_s=5) as decoders:
         assert list(decoders.stored([("a", []), ("b", [])])) == [("a", ()), ("b", ())]

@@ -242,7 +242,10 @@ def test_what_decides_over_rows_makes_another_preparation(bench: Bench) -> None:
     others = {bench.prepare(change) for change in changes}
     path.write_text(path.read_text() + "\n")
     others.add(bench.prepare())
-    assert len(others | {prepared}) == 6
+    others |= {
+        bench.prepare("stages=[sft,rl]", f"algorithm={name}") for name in ("ral", "ral_zero")
+    }  # what is imitated
+    assert len(others | {prepared}) == 8
 
 
 def test_missing_files_and_pixels_out_of_bounds_are_named(bench: Bench) -> None:
