@@ -6,6 +6,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from string import ascii_uppercase
 from typing import Any, get_args
 
 from ral_system.config.schema import ColumnsConfig
@@ -60,10 +61,8 @@ def read_question(fields: Mapping[str, Any], columns: ColumnsConfig, root: Path,
     text = _text(_value(fields, columns.question), columns.question)
     options = _options(_value(fields, columns.options, missing=None), columns.options) if columns.options else []
     answer = _answer(_value(fields, columns.answer), columns.answer)
-    if _LETTER.fullmatch(answer) and options and all(map(_LETTERED.match, options)):
-        letter = answer.strip("().")
-        if letter not in [option.lstrip("(")[0] for option in options]:
-            raise DataError(f"{columns.answer}: {letter} is none of the {len(options)} options")
+    if options:
+        options, answer = _choices(options, answer, columns.answer)
     text = "\n".join([text, *options])
     if len(text) > MAX_QUESTION_CHARS:
         raise DataError(f"{columns.question}: {len(text):,} characters, at most {MAX_QUESTION_CHARS:,}")
@@ -166,6 +165,21 @@ def _options(value: Any, column: str) -> list[str]:
     if not isinstance(value, list) or not all(isinstance(option, str) for option in value):
         raise DataError(f"{column}: not a list of texts")
     return [_text(option, column) for option in value]
+
+
+def _choices(options: list[str], answer: str, column: str) -> tuple[list[str], str]:
+    """Options with letters where the answer is a letter, and the letter where it is the text of such an option."""
+    letter = answer.strip("().") if _LETTER.fullmatch(answer) and answer not in options else None
+    if letter and not all(map(_LETTERED.match, options)):
+        if len(options) > len(ascii_uppercase):
+            raise DataError(f"{column}: the letter {letter} of {len(options)} options, which have none")
+        options = [f"{own}. {option}" for own, option in zip(ascii_uppercase, options, strict=False)]
+    if not all(map(_LETTERED.match, options)):
+        return options, answer
+    texts = {_LETTERED.sub("", option, count=1).strip(): option.lstrip("(")[0] for option in options}
+    if letter and letter not in texts.values():
+        raise DataError(f"{column}: {letter} is none of the {len(options)} options")
+    return options, texts.get(answer, answer)
 
 
 def _media(fields: Mapping[str, Any], columns: ColumnsConfig, root: Path) -> list[Encoded]:

@@ -160,7 +160,17 @@ def test_a_missing_column_is_named(root: Path) -> None:
 def test_the_letter_of_an_answer_is_one_of_the_options(read: Read) -> None:
     row = {"problem": "which ?", "data_type": "text", "options": ["A. x", "B. y"], "path": "", "process": "well"}
     assert read("video_r1", row | {"solution": "(B)"}).answer == "(B)"
-    assert read("video_r1", row | {"solution": "C", "options": ["x", "y"]}).answer == "C"
+    assert read("video_r1", row | {"solution": "y"}).answer == "B"
+    assert read("video_r1", row | {"solution": "neither"}).answer == "neither"
+    unlettered = read("video_r1", row | {"solution": "B", "options": ["x", "y"]})
+    assert (unlettered.text, unlettered.answer) == ("which ?\nA. x\nB. y", "B")
+    told = read("video_r1", row | {"solution": "y", "options": ["x", "y"]})
+    assert (told.text, told.answer) == ("which ?\nx\ny", "y")
+    assert read("video_r1", row | {"solution": "I", "options": ["I", "you"]}).text == "which ?\nI\nyou"
+    with pytest.raises(DataError, match="solution: C is none of the 2 options"):
+        read("video_r1", row | {"solution": "C", "options": ["x", "y"]})
+    with pytest.raises(DataError, match="solution: the letter C of 27 options, which have none"):
+        read("video_r1", row | {"solution": "C", "options": ["x"] * 27})
     for solution in ("F", "(F)", "<answer>F.</answer>"):
         with pytest.raises(DataError, match="solution: F is none of the 2 options"):
             read("video_r1", row | {"solution": solution})
