@@ -19,7 +19,7 @@ from ral_system.data.chat import ChatRenderer
 from ral_system.data.file_prompts import FilePrompts, demonstration_text
 from ral_system.data.media import MediaStore
 from ral_system.data.pixel_budget import PixelBudget, pixel_budgets
-from ral_system.data.preparation import QUARANTINE_FILE, Preparation, Tally
+from ral_system.data.preparation import QUARANTINE_FILE, RULES, Preparation, Tally
 from ral_system.data.prompts import Prompts
 from ral_system.data.sources.files import files_of
 from ral_system.data.sources.hub import located
@@ -126,6 +126,7 @@ def prepared_folder(config: RunConfig, data: FilesConfig, processor: Any, runs: 
         found = files_of(located(name, source), source.files)
         files[name] = [(str(f.resolve()), f.stat().st_size, f.stat().st_mtime_ns) for f in found]
     decisive = {
+        "rules": RULES,
         "data": data.model_dump(mode="json", exclude={"max_broken", "workers"}),
         "files": files,
         "room": config.rollout.max_model_len - config.rollout.max_new_tokens,

@@ -43,6 +43,8 @@ from ral_system.types import (
 
 QUESTIONS_FILE, QUARANTINE_FILE, REFUSED_FILE = "questions.jsonl", "quarantine.jsonl", "refused"
 MIN_ROWS_TO_JUDGE = 100
+RULES = 1
+"""Counted up with every change of what becomes of a row, so that files are prepared anew."""
 
 Cause = Literal["broken", "duplicate", "too_long"]
 _AT_ONCE = 128
