@@ -56,7 +56,7 @@ def _letter(answer: str, item: Item) -> str | None:
         bracketed = [letter for letter in known if f"({letter})" in words]
         if len(bracketed) == 1:
             return bracketed[0]
-    return letters.stated_letter(answer, item.options)
+    return letters.common_letter(answer, item.options)
 
 
 def summary(scores: Scored) -> dict[str, float]:

@@ -19,8 +19,8 @@ Form = tuple[str, str]
 Forms = tuple[Form, ...]
 
 MMMU: Forms = (("({})", "({})"), ("{} ", " {} "), ("{}.", " {} "))
-COMMON: Forms = (("({})", "({})"), (" {} ", " {} "), ("{}.", "{}."), ("{})", "{})"))
-"""For benchmarks whose authors publish no rule: in brackets, alone, before a full stop or a bracket."""
+COMMON: Forms = (*((form, form) for form in ("({})", " {} ", "{}.", "{})", "{}:")),)
+"""For benchmarks whose authors publish no rule: in brackets, alone, before a full stop, a bracket or a colon."""
 
 _MARKS = ",.!?;:'"
 _MANY_WORDS = 5
@@ -34,6 +34,7 @@ _PREFIXES = (
     "Best answer:",
     "Best option:",
 )
+_DRESS = re.compile(r"[*_`$]+|\\(?:boxed|text|mathbf|mathrm)\{|\}")
 _OWN_LETTER = re.compile(r"\(?[A-Z][.)]\s*")
 
 
@@ -58,7 +59,16 @@ def checked_letter(answer: str, options: Sequence[str]) -> str:
     return letter
 
 
-def stated_letter(response: str, options: Sequence[str], forms: Forms = COMMON) -> str | None:
+def common_letter(response: str, options: Sequence[str]) -> str | None:
+    """The option that an answer states, for benchmarks whose authors publish no rule: by the rule above, whatever
+    Markdown or LaTeX is around the letter; a letter with nothing beside it may be small.
+    """
+    plain = _DRESS.sub(" ", response)
+    alone = plain.strip(f" \n(){_MARKS}")
+    return stated_letter(alone.upper() if len(alone) == 1 else plain, options, COMMON)
+
+
+def stated_letter(response: str, options: Sequence[str], forms: Forms) -> str | None:
     """The option that an answer states, by the rule above."""
     answer = response.strip()
     for mark in _MARKS:

@@ -50,7 +50,7 @@ def _item(folder: Path, places: files.Fields, fields: files.Fields) -> Item:
 
 def score(item: Item, response: str) -> float:
     """1 for the option's letter."""
-    return float(letters.stated_letter(response, item.options) in item.references)
+    return float(letters.common_letter(response, item.options) in item.references)
 
 
 def summary(scores: Scored) -> dict[str, float]:

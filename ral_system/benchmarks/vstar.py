@@ -39,7 +39,7 @@ def items(folder: Path) -> Iterator[Item | BadItem]:
 
 def score(item: Item, response: str) -> float:
     """1 for the option's letter."""
-    return float(letters.stated_letter(response, item.options) in item.references)
+    return float(letters.common_letter(response, item.options) in item.references)
 
 
 def summary(scores: Scored) -> dict[str, float]:

@@ -3,9 +3,9 @@
 import pytest
 
 from ral_system.benchmarks.letters import (
-    COMMON,
     MMMU,
     checked_letter,
+    common_letter,
     first_letter,
     lettered,
     stated_letter,
@@ -32,8 +32,15 @@ OPTIONS = ("a red cube", "a blue ball", "the green cone")
         ("B) a blue ball", "B", None),
         ("the USA, so C.x", "C", "C"),
         ("in the USA today", None, "A"),  # MMMU takes the end of a word
-        ("b", None, None),
+        ("b", "B", None),
+        ("(b).", "B", None),
         ("D", None, None),
+        ("d", None, None),
+        ("**B**", "B", None),
+        ("**B.** a blue ball", "B", "B"),
+        ("The answer is **B**: it is round", "B", None),
+        (r"$\boxed{\text{B}}$", "B", None),
+        ("B: a blue ball", "B", None),
         ("a blue ball", None, None),  # not more than five words
         ("it has to be the Green Cone", "C", "C"),
         ("neither a red cube nor a blue ball lies here", "B", "B"),
@@ -42,7 +49,7 @@ OPTIONS = ("a red cube", "a blue ball", "the green cone")
     ],
 )
 def test_the_stated_letter(answer: str, common: str | None, mmmu: str | None) -> None:
-    assert stated_letter(answer, OPTIONS, COMMON) == common
+    assert common_letter(answer, OPTIONS) == common
     assert stated_letter(answer, OPTIONS, MMMU) == mmmu
 
 
