@@ -94,7 +94,7 @@ class VideoSearchConfig(Group):
     """That a model sees, evenly spaced; below 2 · seconds some seconds are missed, or share a patch. Several take
     turns: all of `seconds` with one, then with the next."""
     described: Positive
-    """Seconds that a demonstration of the perceive stage describes at most."""
+    """Seconds that a demonstration of the perceive stage describes at most, and things that it looks for."""
     train_records: Positive
     """Training videos and questions; every stage goes through them again when they run out."""
     system_prompt: str

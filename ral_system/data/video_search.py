@@ -38,6 +38,10 @@ class VideoRecord:
     """Names seconds in random order."""
     caption: str
     """Every such second with what it shows, in the order asked for."""
+    search_question: str
+    """Names what is shown, in random order."""
+    search: str
+    """Every such thing with its second: the way back from content to time."""
     frames: np.ndarray
     """uint8 [FRAMES_PER_S · seconds, FRAME_PX, FRAME_PX, 3]"""
 
@@ -49,7 +53,7 @@ class VideoSearch:
     seed: int
     seconds: int
     described: int = MAX_SECONDS
-    """Seconds that a caption names at most."""
+    """Seconds that a caption names at most, and things that it looks for."""
 
     def __post_init__(self) -> None:
         if not 2 <= self.seconds <= MAX_SECONDS:
@@ -61,16 +65,18 @@ class VideoSearch:
         shown = self._shown(rng, split)
         kind, at = KINDS[index % len(KINDS)], int(rng.integers(self.seconds))
         cell, second = shown[at], str(at + 1)
-        described = [int(i) for i in rng.permutation(self.seconds)][: self.described]
+        described, sought = (rng.permutation(self.seconds)[: self.described].tolist() for _ in range(2))
         return VideoRecord(
             index=index,
             split=split,
             kind=kind,
             question=f"where is the {cell.words} ?" if kind == "when" else f"what is at {second} ?",
-            thought=f"{second} {cell.words}",
+            thought=f"{cell.words} {second}" if kind == "when" else f"{second} {cell.words}",
             answer=second if kind == "when" else cell.words,
             caption_question=f"describe {' '.join(str(i + 1) for i in described)}",
             caption=" ".join(f"{i + 1} {shown[i].words}" for i in described),
+            search_question=f"find {' '.join(shown[i].words for i in sought)}",
+            search=" ".join(f"{shown[i].words} {i + 1}" for i in sought),
             frames=np.stack([frame for one in shown for frame in [draw_shape(one, FRAME_PX, rng)] * FRAMES_PER_S]),
         )
 

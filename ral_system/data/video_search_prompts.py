@@ -49,16 +49,18 @@ class VideoSearchPrompts:
         return [self.question("held_out", i) for i in range(count)]
 
     def demonstration(self, stage: SupervisedStage, split: Split, index: int, *, seed: int = 0) -> Sample:
-        """The `index`-th example: perceive says what seconds show, in the order asked for; sft thinks and answers
-        in the template.
+        """The `index`-th example: perceive says what seconds show, then which second shows what, in the order asked
+        for; sft thinks and answers in the template.
         """
         record = self._record(split, index + (seed * _STRIDE if split == "train" else 0))
-        answered = f"<answer> {record.answer} </answer>"
         if stage == "perceive":
-            prompt = self._prompt(record, "caption", record.caption_question, record.caption, suffix="/caption")
-            answered = f"<answer> {record.caption} </answer>"
+            question = f"{record.caption_question} {record.search_question}"
+            answer = f"{record.caption} {record.search}"
+            prompt = self._prompt(record, "caption", question, answer, suffix="/caption")
+            answered = f"<answer> {answer} </answer>"
         else:
             prompt = self._prompt(record, record.kind, record.question, record.answer, suffix="")
+            answered = f"<answer> {record.answer} </answer>"
             if self._format == "think_answer":
                 answered = f"<think> {record.thought} </think> {answered}"
         return Sample(prompt.id, prompt, self._renderer.response(answered))

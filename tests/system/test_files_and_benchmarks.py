@@ -125,3 +125,12 @@ def test_a_benchmark_is_asked_scored_and_not_asked_again(commands, uninterrupted
     assert (tmp_path / "runs" / "swept" / "sweep.svg").read_text().count("<circle") == 4
     answers = (tmp_path / "runs" / "swept" / "answers").glob("*.jsonl")
     assert sorted(len(path.read_text().splitlines()) for path in answers) == [11] * 4
+
+
+def test_videos_are_looked_at_more_closely(commands, uninterrupted, tmp_path: Path) -> None:
+    given = (*LOCAL, "data=video_search", "data.seconds=4", f"start_model={uninterrupted.folder / 'model'}")
+    done = commands("ral-evaluate", *given, "sweep=frames", "sweep.values=[2,8]", "name=frames", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    (values,) = json.loads((tmp_path / "runs" / "frames" / "sweep.json").read_text())["models"].values()
+    assert {value: found["frames_seen"] for value, found in values.items()} == {"2": 2, "8": 8}
+    assert "frames of a video" in (tmp_path / "runs" / "frames" / "sweep.svg").read_text()

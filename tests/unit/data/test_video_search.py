@@ -34,12 +34,19 @@ def test_answers_follow_from_the_frames(seconds: int) -> None:
         shown = {int(told[j]): tuple(told[j + 1 : j + 3]) for j in range(0, len(told), 3)}
         assert sorted(shown) == list(range(1, seconds + 1)) and len(set(shown.values())) == seconds
         assert record.caption_question.split()[1:] == told[::3]
+        found = record.search.split()
+        sought = [(found[j], found[j + 1], int(found[j + 2])) for j in range(0, len(found), 3)]
+        assert len(sought) == seconds and all(shown[second] == (thing, colour) for thing, colour, second in sought)
+        assert record.search_question.split()[1:] == [word for thing, colour, _ in sought for word in (thing, colour)]
         assert [shown[s][1] for s in sorted(shown)] == [colour_of(f) for f in record.frames[::2]]
         if record.kind == "when":
             assert shown[int(record.answer)] == tuple(record.question.split()[3:5])
         else:
             assert record.answer == " ".join(shown[int(record.question.split()[3])])
-        assert set(f"{record.question} {record.thought} {record.answer} {record.caption}".split()) <= known
+        told_of = record.search if record.kind == "when" else record.caption
+        assert f" {record.thought} " in f" {told_of} "
+        every = [record.question, record.thought, record.answer, record.caption, record.search_question, record.search]
+        assert set(" ".join(every).split()) <= known
 
 
 def content(record: VideoRecord) -> str:
@@ -62,6 +69,7 @@ def test_a_caption_may_name_some_seconds_only() -> None:
         whole, some = VideoSearch(0, 9).record("train", i), VideoSearch(0, 9, described=4).record("train", i)
         assert len(some.caption.split()) == 12 and whole.caption.startswith(f"{some.caption} ")
         assert whole.caption_question.startswith(f"{some.caption_question} ")
+        assert len(some.search.split()) == 12 and whole.search.startswith(f"{some.search} ")
         assert some.question == whole.question and (some.frames == whole.frames).all()
 
 
@@ -114,5 +122,7 @@ def test_demonstrations_would_get_the_full_reward(make: Callable[..., VideoSearc
             assert format_score(text, response_format) == 1.0 and f"<answer> {sample.prompt.answer} </answer>" in text  # type: ignore[arg-type]
             assert sample.prompt == prompts.question("train", i)
     caption = make().demonstration("perceive", "held_out", 1)
-    assert decode(caption.response_token_ids[:-1]) == f"<answer> {caption.prompt.answer} </answer>"
+    record = VideoSearch(0, 8).record("held_out", 1)
+    assert caption.prompt.question == f"{record.caption_question} {record.search_question}"
+    assert decode(caption.response_token_ids[:-1]) == f"<answer> {record.caption} {record.search} </answer>"
     assert make().question("train", 41).id == make().question("train", 1).id
