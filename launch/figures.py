@@ -16,6 +16,7 @@ from ral_system.types import Completion, Prompt, Rollout, Sampling
 if TYPE_CHECKING:
     from ral_system.benchmarks.item import BadItem, Item
     from ral_system.evaluation.answers import Generate
+    from ral_system.evaluation.intervals import Resampled
     from ral_system.observability.answers_page import Answered
 
 
@@ -45,6 +46,8 @@ class Figures:
     headline: str
     """The one of them that counts."""
     intervals: Mapping[str, tuple[float, float]]
+    resampled: Resampled
+    """The figures on the resamples of the questions that the intervals are from."""
     record: Mapping[str, Any]
     """For evaluation.json."""
     answered: Sequence[Answered]
@@ -88,7 +91,7 @@ def _held_out(config: RunConfig, subject: Subject) -> Questions:
 
 def _held_out_figures(config: RunConfig, questions: Questions, answers: Mapping[str, Sequence[Completion]]) -> Figures:
     from ral_system.controller.evaluate import Evaluation, judged
-    from ral_system.evaluation.intervals import bootstrap_intervals
+    from ral_system.evaluation.intervals import bootstrap, grouped, intervals, unit_of
     from ral_system.observability.answers_page import Answered
     from ral_system.rewards.pool import RewardPool
 
@@ -102,11 +105,11 @@ def _held_out_figures(config: RunConfig, questions: Questions, answers: Mapping[
     def metrics(units: Sequence[Sequence[Rollout]]) -> dict[str, float]:
         return Evaluation(tuple(rollout for unit in units for rollout in unit)).metrics()
 
+    resampled = bootstrap(grouped((unit_of(rollout.prompt), rollout) for rollout in rollouts), metrics)
+    resampled = {name: values for name, values in resampled.items() if "accuracy" in name or "rate" in name}
+    uncertain, values = intervals(resampled), metrics([rollouts])
     samples = config.evaluation.samples
     per_question = [rollouts[i : i + samples] for i in range(0, len(rollouts), samples)]
-    uncertain = bootstrap_intervals(per_question, metrics)
-    intervals = {name: ends for name, ends in uncertain.items() if "accuracy" in name or "rate" in name}
-    values = metrics(per_question)
     answered = [
         Answered(
             _shown(of_prompt[0].prompt),
@@ -117,7 +120,8 @@ def _held_out_figures(config: RunConfig, questions: Questions, answers: Mapping[
         for of_prompt in per_question
     ]
     title = f"{len(prompts)} questions, {_how(config)}"
-    return Figures(title, values, "eval/accuracy", intervals, {**values, "intervals": intervals}, answered)
+    record = {**values, "intervals": uncertain}
+    return Figures(title, values, "eval/accuracy", uncertain, resampled, record, answered)
 
 
 def _of_benchmark(config: RunConfig, subject: Subject, label: str) -> Questions:
@@ -159,21 +163,24 @@ def _of_benchmark(config: RunConfig, subject: Subject, label: str) -> Questions:
 def _benchmark_figures(config: RunConfig, questions: Questions, answers: Mapping[str, Sequence[Completion]]) -> Figures:
     from ral_system.benchmarks.registry import entry
     from ral_system.evaluation.benchmark import Asked, results
+    from ral_system.evaluation.intervals import intervals
     from ral_system.observability.answers_page import Answered
 
     name, prompts = config.evaluation.benchmark.name, questions.prompts
     assert name is not None
     found = results(entry(name).benchmark, [Asked(questions.items[p.id], p) for p in prompts], answers)
     values = {f"{name}/{part}": value for part, value in found.figures.items()}
-    intervals = {f"{name}/{part}": ends for part, ends in found.intervals.items()}
+    resampled = {f"{name}/{part}": of_part for part, of_part in found.resampled.items()}
+    uncertain = intervals(resampled)
     left_out = questions.total - len(prompts)
     record = {"benchmark": name, "questions": len(prompts), "left_out": left_out, "samples": config.evaluation.samples}
+    record |= {**values, "intervals": uncertain}
     answered = [
         Answered(_shown(p), tuple(c.text for c in answers[p.id]), found.scores[questions.items[p.id].id])
         for p in prompts
     ]
     title = f"{name}: {len(prompts)} of {questions.total} questions, {_how(config)}"
-    return Figures(title, values, f"{name}/score", intervals, {**record, **values, "intervals": intervals}, answered)
+    return Figures(title, values, f"{name}/score", uncertain, resampled, record, answered)
 
 
 def _answers(

@@ -11,7 +11,7 @@ from ral_system.data.decoders import Decoders
 from ral_system.data.pixel_budget import PixelBudget, sized
 from ral_system.data.sources.questions import Encoded
 from ral_system.errors import DataError
-from ral_system.evaluation.intervals import bootstrap_intervals
+from ral_system.evaluation.intervals import Resampled, bootstrap, grouped, unit_of
 from ral_system.rewards.format import extract_answer
 from ral_system.types import Completion, MediaKind, Prompt
 
@@ -76,29 +76,26 @@ class Results:
     """Item id → score of each of its answers."""
     figures: Mapping[str, float]
     """Mean over the answers to each question of what the authors report."""
-    intervals: Mapping[str, tuple[float, float]]
-    """95 % of each."""
+    resampled: Resampled
+    """The figures on resamples of the questions."""
 
 
 def results(benchmark: Benchmark, asked: Sequence[Asked], answers: Mapping[str, Sequence[Completion]]) -> Results:
     """Score every answer and sum up. Questions that count together, or share their picture or video, are drawn together
-    for the intervals.
+    for the resamples, within the category of the first: benchmarks have as many of each on purpose.
     """
     scores = {
         a.item.id: tuple(benchmark.score(a.item, final_answer(c.text)) for c in answers[a.prompt.id]) for a in asked
     }
-    groups: dict[str, list[Item]] = {}
-    for a in asked:
-        media = "".join(medium.digest for medium in a.prompt.media)
-        groups.setdefault(a.item.together or media or a.item.id, []).append(a.item)
+    samples = range(min(map(len, scores.values())))
+    units = grouped((unit_of(a.prompt, a.item.together), a.item) for a in asked)
 
     def figures(units: Sequence[Sequence[Item]]) -> dict[str, float]:
-        samples = range(min(map(len, scores.values())))
         of_sample = [benchmark.summary(_scored(units, scores, s)) for s in samples]
         return {name: sum(one[name] for one in of_sample) / len(of_sample) for name in of_sample[0]}
 
-    units = list(groups.values())
-    return Results(scores, figures(units), bootstrap_intervals(units, figures))
+    resampled = bootstrap(units, figures, strata=[unit[0].category for unit in units])
+    return Results(scores, figures(units), resampled)
 
 
 def _scored(units: Sequence[Sequence[Item]], scores: Mapping[str, tuple[float, ...]], sample: int) -> Scored:

@@ -2,41 +2,74 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from typing import TypeVar
 
 import numpy as np
 
+from ral_system.types import Prompt
+
 T = TypeVar("T")
+
+Resampled = Mapping[str, np.ndarray]
+"""Of every figure what it is on each resample; NaN where the resample does not have it."""
 
 RESAMPLES = 500
 
 
-def bootstrap_intervals(
+def unit_of(prompt: Prompt, together: str = "") -> str:
+    """What questions share that are drawn as one: what counts together, or else their pictures and videos."""
+    return together or "".join(medium.digest for medium in prompt.media) or prompt.id
+
+
+def grouped(keyed: Iterable[tuple[str, T]]) -> list[list[T]]:
+    """What has the same key, in the order in which keys first come."""
+    groups: dict[str, list[T]] = {}
+    for key, value in keyed:
+        groups.setdefault(key, []).append(value)
+    return list(groups.values())
+
+
+def bootstrap(
     units: Sequence[T],
     figures: Callable[[Sequence[T]], Mapping[str, float]],
     *,
-    level: float = 0.95,
+    strata: Sequence[Hashable] | None = None,
     resamples: int = RESAMPLES,
     seed: int = 0,
-) -> dict[str, tuple[float, float]]:
-    """Percentile bootstrap (Efron 1979): of every figure the middle `level` of what it is on samples of as many units,
-    drawn with replacement. Units are what was drawn independently: a question, or questions that share a picture.
+) -> dict[str, np.ndarray]:
+    """Of every figure what it is on samples of as many units, drawn with replacement (Efron 1979). Units are what was
+    drawn independently: a question, or questions that share a picture. The same seed draws the same units, so that two
+    models' figures on the same units are paired.
 
-    A figure that a sample does not have (none of its category was drawn) is left out of that sample. One unit, or none,
-    says nothing: no intervals.
+    With `strata`, one per unit, each sample has as many units of every stratum as there are. A figure to which no
+    stratum gives two units cannot vary, which says nothing: it is left out.
     """
-    if len(units) < 2:
+    strata = ["all"] * len(units) if strata is None else strata
+    places: dict[Hashable, list[int]] = {}
+    for place, stratum in enumerate(strata):
+        places.setdefault(stratum, []).append(place)
+    counts = Counter((name, strata[place]) for place, unit in enumerate(units) for name in figures([unit]))
+    found = {name: np.full(resamples, np.nan) for (name, _), count in counts.items() if count > 1}
+    if not found:
         return {}
     rng = np.random.default_rng(seed)
-    found: dict[str, list[float]] = {}
-    for _ in range(resamples):
-        drawn = [units[i] for i in rng.integers(len(units), size=len(units))]
+    for sample in range(resamples):
+        drawn = [units[of[i]] for of in places.values() for i in rng.integers(len(of), size=len(of))]
         for name, value in figures(drawn).items():
-            found.setdefault(name, []).append(value)
+            if name in found:
+                found[name][sample] = value
+    return found
+
+
+def intervals(resampled: Resampled, level: float = 0.95) -> dict[str, tuple[float, float]]:
+    """Of every figure the middle `level` of what it is on the resamples that have it."""
+    return {name: interval(values, level) for name, values in resampled.items()}
+
+
+def interval(values: np.ndarray, level: float = 0.95) -> tuple[float, float]:
+    """The middle `level` of one figure's resamples; of a difference of two, its interval."""
     tail = 50 * (1 - level)
-    return {name: _pair(np.percentile(values, [tail, 100 - tail])) for name, values in found.items()}
-
-
-def _pair(ends: np.ndarray) -> tuple[float, float]:
-    return float(ends[0]), float(ends[1])
+    low, high = np.nanpercentile(values, [tail, 100 - tail])
+    return float(low), float(high)

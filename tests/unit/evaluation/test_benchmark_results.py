@@ -15,8 +15,9 @@ from ral_system.data.decoders import Decoders
 from ral_system.data.media import MediaStore
 from ral_system.data.pixel_budget import PixelBudget
 from ral_system.evaluation.benchmark import Asked, ask, final_answer, results
+from ral_system.evaluation.intervals import intervals
 from ral_system.models.loading import load_processor
-from ral_system.types import Completion, FinishReason, Prompt, VideoSampling
+from ral_system.types import Completion, FinishReason, Media, Prompt, VideoSampling
 from tests.unit.data.clips import clip, noise
 from tests.unit.data.test_decoders import picture
 
@@ -56,7 +57,7 @@ def test_figures_are_means_over_the_answers_to_a_question() -> None:
     found = results(chartqa, items, answers(a=["10", "10.4"], b=["20", "30"], c=["yes", "maybe"]))  # type: ignore[arg-type]
     assert found.scores == {"a": (1.0, 1.0), "b": (1.0, 0.0), "c": (0.0, 0.0)}
     assert found.figures["score"] == pytest.approx(100 * (2 / 3 + 1 / 3) / 2)
-    low, high = found.intervals["score"]
+    low, high = intervals(found.resampled)["score"]
     assert 0 <= low < found.figures["score"] < high <= 100
 
 
@@ -68,8 +69,33 @@ def test_questions_that_count_together_are_drawn_together() -> None:
     said = answers(**{i.id: ["no" if i.id == "q/1" else "yes"] for i in pairs})
     found = results(mme, asked(*pairs), said)  # type: ignore[arg-type]
     assert found.figures["count"] == pytest.approx(100 * 3 / 4 + 100 * 1 / 2)
-    low, high = found.intervals["count"]
+    low, high = intervals(found.resampled)["count"]
     assert low == 50.0 and high == 200.0  # both drawn are q; both drawn are p
+
+
+def test_questions_about_the_same_picture_are_drawn_together() -> None:
+    """Of each picture one question of two is right: whatever is drawn, so are half of all."""
+    items = [
+        Asked(chart(id, "1"), Prompt(id, "human", "?", "", (Media(id[0], 56, 56),), (1,)))
+        for id in ("p0", "q0", "p1", "q1")
+    ]
+    found = results(chartqa, items, answers(p0=["1"], q0=["2"], p1=["2"], q1=["1"]))  # type: ignore[arg-type]
+    assert intervals(found.resampled)["score"] == (50.0, 50.0)
+    apart = results(chartqa, asked(*(a.item for a in items)), answers(p0=["1"], q0=["2"], p1=["2"], q1=["1"]))  # type: ignore[arg-type]
+    assert intervals(apart.resampled)["score"] == (0.0, 100.0)
+
+
+def test_every_resample_has_every_category() -> None:
+    """A model without a mistake has all 2,800 points in every one."""
+    pairs = [
+        Item(f"{category}/{picture}/{n}", category, "is it ?", (), ("yes",), together=f"{category}/{picture}")
+        for category in (*mme.PERCEPTION, *mme.COGNITION)
+        for picture in range(2)
+        for n in range(2)
+    ]
+    found = results(mme, asked(*pairs), answers(**{item.id: ["yes"] for item in pairs}))  # type: ignore[arg-type]
+    assert found.figures["score"] == 2800
+    assert intervals(found.resampled)["score"] == (2800, 2800)
 
 
 def test_items_become_prompts_and_bad_ones_are_named(tmp_path: Path, tiny_model: Path) -> None:
@@ -105,5 +131,5 @@ def test_a_thousand_questions_take_seconds() -> None:
     benchmark = SimpleNamespace(score=chartqa.score, summary=chartqa.summary)
     items = asked(*(chart(f"i{n}", "1") for n in range(1000)))
     said = answers(**{f"i{n}": [str(rng.integers(2))] for n in range(1000)})
-    low, high = results(benchmark, items, said).intervals["score"]  # type: ignore[arg-type]
+    low, high = intervals(results(benchmark, items, said).resampled)["score"]  # type: ignore[arg-type]
     assert high - low == pytest.approx(2 * 1.96 * 100 * (0.25 / 1000) ** 0.5, rel=0.15)

@@ -3,7 +3,11 @@
 import numpy as np
 import pytest
 
-from ral_system.evaluation.intervals import bootstrap_intervals
+from ral_system.evaluation.intervals import bootstrap, interval, intervals
+
+
+def bootstrap_intervals(units, figures, level=0.95, **given):  # type: ignore[no-untyped-def]
+    return intervals(bootstrap(units, figures, **given), level)
 
 
 def mean(values) -> dict[str, float]:  # type: ignore[no-untyped-def]
@@ -40,8 +44,32 @@ def test_a_figure_that_a_sample_lacks_is_left_out_of_it() -> None:
         rare = [value for kind, value in units if kind == "rare"]
         return {"rare": sum(rare) / len(rare)} if rare else {}
 
-    units = [("rare", 1.0)] + [("often", 0.0)] * 9
+    units = [("rare", 1.0)] * 2 + [("often", 0.0)] * 9
+    assert np.isnan(bootstrap(units, by_kind)["rare"]).any()
     assert bootstrap_intervals(units, by_kind)["rare"] == (1.0, 1.0)
+    assert bootstrap_intervals(units[1:], by_kind) == {}  # one unit has a width of 0, and says nothing
+
+
+def by_category(units) -> dict[str, float]:  # type: ignore[no-untyped-def]
+    parts: dict[str, list[float]] = {"all": []}
+    for category, value in units:
+        parts["all"].append(value)
+        parts.setdefault(category, []).append(value)
+    return {name: sum(values) / len(values) for name, values in parts.items()}
+
+
+def test_every_sample_has_as_many_of_each_stratum_as_there_are() -> None:
+    units = [("a", 0.0), ("b", 10.0), ("a", 1.0), ("b", 10.0), ("c", 4.0)]
+    found = bootstrap(units, by_category, strata=[category for category, _ in units])
+    assert found.keys() == {"all", "a", "b"}  # c is the same in every sample
+    assert set(found["all"]) == {24 / 5, 25 / 5, 26 / 5} and set(found["a"]) == {0, 0.5, 1} and set(found["b"]) == {10}
+    assert bootstrap(units[1:3] + units[4:], by_category, strata=["b", "a", "c"]) == {}
+
+
+def test_a_difference_of_models_is_paired() -> None:
+    first = np.random.default_rng(0).random(30)
+    worse, better = (bootstrap(values.tolist(), mean)["mean"] for values in (first, first + 0.1))
+    assert interval(better - worse) == pytest.approx((0.1, 0.1))
 
 
 def test_the_same_seed_gives_the_same_interval() -> None:
