@@ -28,10 +28,14 @@ def items(folder: Path) -> Iterator[Item | BadItem]:
     """The questions of the three tasks that rules can score."""
     for task in REQUESTS:
         for video, aspects in files.read_object(folder / "questions" / f"{task}.json").items():
-            if not isinstance(aspects, dict) or not all(isinstance(one, list) for one in aspects.values()):
-                yield BadItem(f"{task}/{video}", "not lists of questions by aspect")
+            if not isinstance(aspects, dict):
+                yield BadItem(f"{task}/{video}", f"not lists of questions by aspect but {type(aspects).__name__}")
                 continue
             for aspect, questions in aspects.items():
+                if not isinstance(questions, list):
+                    reason = f"not a list of questions but {type(questions).__name__}"
+                    yield BadItem(f"{task}/{video}/{aspect}", reason)
+                    continue
                 for number, fields in enumerate(questions):
                     id = f"{task}/{video}/{aspect}/{number}"
                     yield files.attempt(id, partial(_item, folder, task, video, aspect, id), fields)

@@ -7,6 +7,7 @@ import pytest
 
 from ral_system.benchmarks import mvbench, tempcompass, video_mmmu
 from ral_system.benchmarks.item import Item, MediaFile
+from ral_system.benchmarks.registry import read_items
 from tests.unit.benchmarks.released import bad, good, touch, write_json, write_parquet
 
 
@@ -180,7 +181,8 @@ def test_tempcompass(tmp_path: Path) -> None:
 
 @pytest.fixture
 def tasks(tmp_path: Path) -> dict[str, Item]:
-    tempcompass_files(tmp_path)
+    twice = CAPTIONS | {"question": CAPTIONS["question"].replace("A man runs.", "A man dunks.")}
+    tempcompass_files(tmp_path, caption_matching={"1034": {"order": [CAPTIONS], "same": [twice]}})
     return {item.id.rpartition("/")[0]: item for item in good("tempcompass", tmp_path)}
 
 
@@ -209,6 +211,7 @@ def tasks(tmp_path: Path) -> dict[str, Item]:
         ("caption_matching/1034/order", "B.", 1),
         ("caption_matching/1034/order", "A", 0),
         ("caption_matching/1034/order", "", 0),
+        ("caption_matching/1034/same", "A man dunks.", 1),  # of two captions with these words the last
     ],
 )
 def test_a_tempcompass_answer(tasks: dict[str, Item], item: str, answer: str, expected: int) -> None:
@@ -220,6 +223,7 @@ def test_tempcompass_entries_that_cannot_be_used(tmp_path: Path) -> None:
         "1034": {"action": [MAN | {"answer": "C. flying"}, 7]},
         "2000": {"action": [MAN]},
         "../x": {"action": [MAN]},
+        "1034_reverse": {"action": MAN, "speed": 7, "order": [MAN]},
         "1035": [MAN],
     }
     neither = {"1034": {"action": [IS | {"answer": "maybe"}]}}
@@ -227,8 +231,12 @@ def test_tempcompass_entries_that_cannot_be_used(tmp_path: Path) -> None:
     reasons = bad("tempcompass", tmp_path)
     assert list(reasons) == [
         *("multi-choice/1034/action/0", "multi-choice/1034/action/1", "multi-choice/2000/action/0"),
-        *("multi-choice/../x/action/0", "multi-choice/1035", "yes_no/1034/action/0"),
+        *("multi-choice/../x/action/0", "multi-choice/1034_reverse/action", "multi-choice/1034_reverse/speed"),
+        *("multi-choice/1035", "yes_no/1034/action/0"),
     ]
-    says = ("none of the 2", "not an object", "no such file", "no such file", "not lists", "none of the options")
+    says = ("none of the 2", "not an object", "no such file", "no such file")
+    says += ("not a list", "not a list", "not lists", "none of the options")
     for reason, part in zip(reasons.values(), says, strict=True):
         assert part in reason
+    whole = [one.id for one in read_items("tempcompass", tmp_path) if isinstance(one, Item)]
+    assert whole == ["multi-choice/1034_reverse/order/0", "caption_matching/1034/order/0"]
