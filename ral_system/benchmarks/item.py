@@ -83,4 +83,6 @@ class Benchmark(Protocol):
         """Of the final answer, without its tags, in [0, 1]."""
 
     def summary(self, scores: Scored) -> dict[str, float]:
-        """The headline figure under `score` first, then its parts. Percent unless the benchmark counts in points."""
+        """The headline figure under `score` first, then its parts. Percent unless the benchmark counts in points. A sum
+        of which a part was not asked is left out.
+        """

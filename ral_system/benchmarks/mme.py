@@ -4,7 +4,7 @@ Released as one folder a category, below `MME_Benchmark_release_version` or its 
 texts side by side, or in `images/` and `questions_answers_YN/`; a text has two lines `question <tab> Yes|No`.
 Rule (the authors' `calculation.py`): an answer is yes or no by its first four characters. A category has 200 points:
 percent of right questions plus percent of pictures with both questions right. Perception is the sum of ten categories
-(2,000 points), cognition of four (800). Score: the sum of both.
+(2,000 points), cognition of four (800). Score: the sum of both. A sum of which a category was not asked is left out.
 """
 
 from __future__ import annotations
@@ -24,6 +24,8 @@ COGNITION = ("commonsense_reasoning", "numerical_calculation", "text_translation
 
 _PICTURES = (".jpg", ".png", ".jpeg")
 _DECIDES = 4
+_A_PICTURE = 2
+"""Questions."""
 
 
 def items(folder: Path) -> Iterator[Item | BadItem]:
@@ -38,17 +40,19 @@ def items(folder: Path) -> Iterator[Item | BadItem]:
 
 
 def _pair(root: Path, category: str, path: Path) -> Iterator[Item | BadItem]:
+    """Both questions about a picture, or a bad item for each: alone neither can have its points."""
     id = f"{category}/{path.stem}"
+    ids = [f"{id}/{number}" for number in range(_A_PICTURE)]
     beside = "images/" if path.parent.name == "questions_answers_YN" else ""
     try:
         lines = [line for line in path.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
-        if len(lines) != 2:
-            raise DataError(f"{len(lines)} questions, not 2")
+        if len(lines) != _A_PICTURE:
+            raise DataError(f"{len(lines)} questions, not {_A_PICTURE}")
         names = [f"{category}/{beside}{path.stem}{suffix}" for suffix in _PICTURES]
         media = MediaFile("image", path=files.first_file(root, *names))
-        yield from [_item(f"{id}/{n}", category, id, media, line) for n, line in enumerate(lines)]
+        yield from [_item(each, category, id, media, line) for each, line in zip(ids, lines, strict=True)]
     except (DataError, OSError, UnicodeDecodeError) as error:
-        yield BadItem(id, str(error))
+        yield from (BadItem(each, f"{path.name}: {error}") for each in ids)
 
 
 def _item(id: str, category: str, picture: str, media: MediaFile, line: str) -> Item:
@@ -67,13 +71,17 @@ def score(item: Item, response: str) -> float:
 
 
 def summary(scores: Scored) -> dict[str, float]:
-    """Points: in all, of perception, of cognition, and per category."""
+    """Points: in all, of perception, of cognition, each if all its categories were asked, and per category."""
     right = tally.by(tally.category, scores)
     both = tally.by(tally.category, _pictures(scores))
     points = {category: right[category] + both[category] for category in right}
-    perception = sum(points.get(category, 0.0) for category in PERCEPTION)
-    cognition = sum(points.get(category, 0.0) for category in COGNITION)
-    return {"score": perception + cognition, "perception": perception, "cognition": cognition, **points}
+    parts = (("score", (*PERCEPTION, *COGNITION)), ("perception", PERCEPTION), ("cognition", COGNITION))
+    sums = {
+        name: sum(points[category] for category in of)
+        for name, of in parts
+        if all(category in points for category in of)
+    }
+    return {**sums, **points}
 
 
 def _pictures(scores: Scored) -> Scored:
@@ -81,4 +89,6 @@ def _pictures(scores: Scored) -> Scored:
     groups: dict[str, list[tuple[Item, float]]] = {}
     for item, score in scores:
         groups.setdefault(item.together, []).append((item, score))
-    return [(group[0][0], float(len(group) == 2 and all(score for _, score in group))) for group in groups.values()]
+    return [
+        (group[0][0], float(len(group) == _A_PICTURE and all(score for _, score in group))) for group in groups.values()
+    ]

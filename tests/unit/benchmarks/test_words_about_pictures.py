@@ -70,7 +70,9 @@ def test_mme_points(tmp_path: Path) -> None:
     assert list(found)[:3] == ["score", "perception", "cognition"]
     perfect = mme.summary([(item, 1.0) for item in items])
     assert (perfect["score"], perfect["perception"], perfect["cognition"]) == (2800, 2000, 800)
-    assert mme.summary(sheet[:1])["existence"] == 100  # half a pair: its picture is not right twice
+    assert mme.summary(sheet[:1]) == {"existence": 100}  # half a pair: its picture is not right twice
+    some = mme.summary([(item, 1.0) for item in items if item.category not in ("existence", "OCR")])
+    assert some["cognition"] == 800 and some.keys().isdisjoint({"score", "perception", "existence"})
 
 
 def test_mme_pairs_that_cannot_be_used(tmp_path: Path) -> None:
@@ -79,9 +81,10 @@ def test_mme_pairs_that_cannot_be_used(tmp_path: Path) -> None:
         (tmp_path / "color" / f"{number}.txt").write_bytes(content)
     (tmp_path / "color" / "3.png").unlink()
     reasons = bad("mme", tmp_path)
-    assert list(reasons) == [f"color/{number}" for number in range(4)]
-    for reason, says in zip(reasons.values(), ("1 questions, not 2", "'two", "utf-8", "no such file"), strict=True):
-        assert says in reason
+    assert list(reasons) == [f"color/{number}/{half}" for number in range(4) for half in range(2)]
+    for number, says in enumerate(("0.txt: 1 questions, not 2", "1.txt: 'two", "utf-8", "no such file")):
+        assert says in reasons[f"color/{number}/0"] == reasons[f"color/{number}/1"]
+    assert len(list(read_items("mme", tmp_path))) == 2 * 4 * 14
 
 
 def test_mme_without_a_category(tmp_path: Path) -> None:
