@@ -26,7 +26,9 @@ class Questions:
 
     prompts: Sequence[Prompt]
     total: int
-    """Questions that there are, with those that cannot be asked."""
+    """Questions that were to be asked, with those that cannot be."""
+    available: int
+    """Questions that there are; more than `total` with evaluation.benchmark.limit."""
     items: Mapping[str, Item] = field(default_factory=dict)
     """Of a benchmark, by prompt; without their media, which the prompts have."""
     bad: Sequence[BadItem] = ()
@@ -86,7 +88,7 @@ def _held_out(config: RunConfig, subject: Subject) -> Questions:
     from ral_system.controller.run_folder import RunFolder
 
     prompts = open_prompts(config, subject.model, RunFolder(subject.folder)).held_out(config.evaluation.questions)
-    return Questions(prompts, len(prompts))
+    return Questions(prompts, total=len(prompts), available=len(prompts))
 
 
 def _held_out_figures(config: RunConfig, questions: Questions, answers: Mapping[str, Sequence[Completion]]) -> Figures:
@@ -125,9 +127,8 @@ def _held_out_figures(config: RunConfig, questions: Questions, answers: Mapping[
 
 
 def _of_benchmark(config: RunConfig, subject: Subject, label: str) -> Questions:
-    from itertools import islice
-
     from ral_system.benchmarks.registry import read_items
+    from ral_system.benchmarks.selection import select
     from ral_system.data.chat import ChatRenderer
     from ral_system.data.pixel_budget import pixel_budgets
     from ral_system.data.preparation import decoders_of
@@ -138,11 +139,12 @@ def _of_benchmark(config: RunConfig, subject: Subject, label: str) -> Questions:
     chosen, data, folder = config.evaluation.benchmark, config.data, subject.folder
     assert chosen.name is not None and chosen.folder is not None and isinstance(data, FilesConfig)
     name, files, processor = chosen.name, Path(chosen.folder), load_processor(subject.model)
-    total = sum(1 for _ in islice(read_items(name, files), chosen.limit))
+    selection = select(read_items(name, files), chosen.limit)
+    total = len(selection.places)
     room = config.rollout.max_model_len - config.rollout.max_new_tokens
     with decoders_of(data, subject.media) as decoders, StageProgress(f"{name} {label}".strip(), total) as progress:
         found, bad = ask(
-            islice(read_items(name, files), chosen.limit),
+            selection.of(read_items(name, files)),
             decoders,
             ChatRenderer(processor, data.system_prompt),
             pixel_budgets(processor, data),
@@ -157,7 +159,7 @@ def _of_benchmark(config: RunConfig, subject: Subject, label: str) -> Questions:
         )
     # Nothing is scored by its media or its text, and a benchmark's pictures may be gigabytes.
     items = {a.prompt.id: replace(a.item, media=(), text="") for a in found}
-    return Questions([a.prompt for a in found], total, items, bad)
+    return Questions([a.prompt for a in found], total, selection.available, items, bad)
 
 
 def _benchmark_figures(config: RunConfig, questions: Questions, answers: Mapping[str, Sequence[Completion]]) -> Figures:
@@ -173,13 +175,23 @@ def _benchmark_figures(config: RunConfig, questions: Questions, answers: Mapping
     resampled = {f"{name}/{part}": of_part for part, of_part in found.resampled.items()}
     uncertain = intervals(resampled)
     left_out = questions.total - len(prompts)
-    record = {"benchmark": name, "questions": len(prompts), "left_out": left_out, "samples": config.evaluation.samples}
-    record |= {**values, "intervals": uncertain}
+    record = {
+        "benchmark": name,
+        "questions": len(prompts),
+        "left_out": left_out,
+        "available": questions.available,
+        "samples": config.evaluation.samples,
+        **values,
+        "intervals": uncertain,
+    }
     answered = [
         Answered(_shown(p), tuple(c.text for c in answers[p.id]), found.scores[questions.items[p.id].id])
         for p in prompts
     ]
-    title = f"{name}: {len(prompts)} of {questions.total} questions, {_how(config)}"
+    limited = (
+        f", limited to {questions.total} of {questions.available}" if questions.total < questions.available else ""
+    )
+    title = f"{name}{limited}: {len(prompts)} of {questions.total} questions, {_how(config)}"
     return Figures(title, values, f"{name}/score", uncertain, resampled, record, answered)
 
 

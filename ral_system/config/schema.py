@@ -646,7 +646,8 @@ class BenchmarkConfig(Group):
     folder: str | None
     """Of its files, as they were released."""
     limit: Positive | None
-    """Only so many of its questions, from the first on."""
+    """Only so many of its questions, as many of every category as far as there are, and one more to have both of a
+    pair."""
 
 
 class EvaluationConfig(Group):

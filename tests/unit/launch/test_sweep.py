@@ -57,7 +57,7 @@ def test_pictures_and_frames_of_files_are_bounded(make_config: Make, visual: Vis
 
 def test_every_point_is_asked_the_same(capsys: pytest.CaptureFixture[str]) -> None:
     def questions(*ids: str) -> Questions:
-        return Questions([Prompt(id, "kind", "?", "!", (), (1,)) for id in ids], total=4)
+        return Questions([Prompt(id, "kind", "?", "!", (), (1,)) for id in ids], total=4, available=4)
 
     found = in_common(
         {("one", 4): questions("a", "b", "c"), ("one", 9): questions("b", "c"), ("two", 4): questions("c", "b")}

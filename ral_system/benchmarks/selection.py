@@ -1,0 +1,45 @@
+"""Which of a benchmark's questions are asked: all, or as many of every category up to a limit."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from itertools import chain, zip_longest
+
+from ral_system.benchmarks.item import BadItem, Item
+
+
+@dataclass(frozen=True, slots=True)
+class Selection:
+    """The chosen ones of a benchmark's questions."""
+
+    places: frozenset[int]
+    """Among all, in the released order, bad ones counted."""
+    available: int
+    """How many there are."""
+
+    def of(self, items: Iterable[Item | BadItem]) -> Iterator[Item | BadItem]:
+        """Those of the items, which are all there are."""
+        return (item for place, item in enumerate(items) if place in self.places)
+
+
+def select(items: Iterable[Item | BadItem], limit: int | None) -> Selection:
+    """`limit` of all questions, None: all: one of each category and part in turn, the first ones first. Questions that
+    count together are chosen together, even if they are one more than `limit`.
+
+    What cannot be read takes its turn in the category of the question before it, so that it is not passed over.
+    """
+    available, category = 0, ("", "")
+    categories: dict[tuple[str, str], dict[str, list[int]]] = {}
+    for place, item in enumerate(items):
+        available += 1
+        together = f"{place}"
+        if isinstance(item, Item):
+            category, together = (item.category, item.part), item.together or together
+        categories.setdefault(category, {}).setdefault(together, []).append(place)
+    chosen: list[int] = []
+    for unit in chain.from_iterable(zip_longest(*(units.values() for units in categories.values()), fillvalue=[])):
+        if limit is not None and len(chosen) >= limit:
+            break
+        chosen += unit
+    return Selection(frozenset(chosen), available)
