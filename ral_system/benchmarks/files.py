@@ -1,11 +1,11 @@
-"""Released files: rows to items, and paths, which have to stay below the benchmark's folder."""
+"""Released files: rows to items, and paths, which have to stay below the benchmark's folder, or its links' targets."""
 
 from __future__ import annotations
 
 import csv
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 from ral_system.benchmarks.item import BadItem, Item
@@ -78,10 +78,22 @@ def first_below(folder: Path, *names: str) -> Path:
     problem: DataError | None = None
     for name in names:
         try:
-            return path_below(folder, name)
+            return path_below(*_from_link(folder, name))
         except DataError as error:
             problem = problem or error
     raise problem or DataError("no name was given")
+
+
+def _from_link(folder: Path, name: str) -> tuple[Path, str]:
+    """A link that lies in the benchmark's folder is its user's, who may keep videos elsewhere: what the name has after
+    it has to stay below where it leads.
+    """
+    first, *rest = PurePath(name).parts or ("",)
+    try:
+        linked = (folder / first).is_symlink()
+    except (OSError, ValueError):  # no path at all
+        linked = False
+    return (folder / first, str(PurePath(*rest))) if linked else (folder, name)
 
 
 def first_file(folder: Path, *names: str) -> Path:

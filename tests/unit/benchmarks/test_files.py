@@ -38,13 +38,27 @@ def test_media_lie_below_the_folder(root: Path, name: str, reason: str) -> None:
 
 
 def test_links_do_not_lead_out(root: Path) -> None:
-    (root / "link.png").symlink_to(root.parent / "secret.png")
+    (root / "images" / "link.png").symlink_to(root.parent / "secret.png")
     (root / "one.png").symlink_to(root / "two.png")
     (root / "two.png").symlink_to(root / "one.png")
     with pytest.raises(DataError, match="leads out of"):
-        files.first_file(root, "link.png")
+        files.first_file(root, "images/link.png")
     with pytest.raises(DataError, match=r"is no path|no such file"):
         files.first_file(root, "one.png")
+
+
+def test_a_link_in_the_folder_is_followed_and_not_left(root: Path) -> None:
+    touch(root.parent, "big/videos/a.mp4", "big/b.mp4", "other/c.png")
+    (root / "videos").symlink_to(root.parent / "big" / "videos")
+    (root / "c.png").symlink_to(root.parent / "other" / "c.png")
+    assert files.first_file(root, "videos/a.mp4") == root.parent / "big" / "videos" / "a.mp4"
+    assert files.first_file(root, "c.png") == root.parent / "other" / "c.png"
+    (root.parent / "big" / "videos" / "link.mp4").symlink_to(root.parent / "big" / "b.mp4")
+    for name in ("videos/../b.mp4", "videos/link.mp4", "videos/../../secret.png", "../big/videos/a.mp4"):
+        with pytest.raises(DataError, match="leads out of"):
+            files.first_file(root, name)
+    with pytest.raises(DataError, match=r"b\.mp4: no such file below .*/big/videos"):
+        files.first_file(root, "videos/b.mp4")
 
 
 def test_a_picture_is_bytes_first_or_a_path(root: Path) -> None:
