@@ -637,12 +637,18 @@ class SynthesisConfig(Group):
     anchorer: SynthesisRoleConfig
 
 
+BENCHMARK_NAMES = (
+    *("vstar", "mme", "chartqa", "mmmu_pro", "muirbench", "vizwiz", "blink", "cvbench", "longvideobench", "nextqa"),
+    *("video_mme", "video_mmmu", "lvbench", "mvbench", "tempcompass"),
+)
+
+
 class BenchmarkConfig(Group):
     """What `ral-evaluate` asks in place of the held-out questions of `data`, with data=files: its pictures and frames
     are sized, and its system turn worded, as `data` says."""
 
     name: str | None
-    """One of `ral_system/benchmarks/registry.py`; null: none."""
+    """One of `BENCHMARK_NAMES`; null: none."""
     folder: str | None
     """Of its files, as they were released."""
     limit: Positive | None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import re
 from collections.abc import Mapping
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from ral_system.config.schema import (
+    BENCHMARK_NAMES,
     PLACEHOLDER,
     DppoLossConfig,
     FilesConfig,
@@ -87,6 +89,7 @@ def _illegal_combinations(c: RunConfig) -> list[str]:
         )
     problems += _synthesis_problems(c)
     problems += _data_problems(c)
+    problems += _benchmark_problems(c)
     problems += _sweep_problems(c)
     pauses = {"checkpoint.every": c.checkpoint.every, "algorithm.steps": a.steps}
     if c.evaluation.every:
@@ -246,20 +249,31 @@ def _synthesis_problems(c: RunConfig) -> list[str]:
     return problems
 
 
-def _data_problems(c: RunConfig) -> list[str]:
-    problems, a, data, benchmark = [], c.algorithm, c.data, c.evaluation.benchmark
+def _benchmark_problems(c: RunConfig) -> list[str]:
+    problems, benchmark = [], c.evaluation.benchmark
+    if benchmark.name is not None and benchmark.name not in BENCHMARK_NAMES:
+        near = difflib.get_close_matches(benchmark.name.lower(), BENCHMARK_NAMES, n=1)
+        meant = f"did you mean {near[0]}? There are" if near else "there are"
+        problems.append(
+            f"evaluation.benchmark.name={benchmark.name}: no such benchmark; {meant} {', '.join(BENCHMARK_NAMES)}"
+        )
     if (benchmark.name is None) != (benchmark.folder is None):
         problems.append(
             f"evaluation.benchmark.name={benchmark.name} and evaluation.benchmark.folder={benchmark.folder} go "
             "together; set both, or both to null"
         )
-    if benchmark.name is not None and not isinstance(data, FilesConfig):
+    if benchmark.name is not None and not isinstance(c.data, FilesConfig):
         problems.append(
             f"evaluation.benchmark.name={benchmark.name} takes sizes of pictures and the system turn from data=files; "
-            f"data.name={data.name} has none; add data=files stages=[rl]"
+            f"data.name={c.data.name} has none; add data=files stages=[rl]"
         )
+    return problems
+
+
+def _data_problems(c: RunConfig) -> list[str]:
+    problems, a, data = [], c.algorithm, c.data
     if isinstance(data, FilesConfig):
-        if not data.sources and benchmark.name is None:
+        if not data.sources and c.evaluation.benchmark.name is None:
             problems.append(
                 "data.sources={}: no file; add one, +data/source@data.sources.NAME=video_r1 data.sources.NAME.path=FILE"
             )

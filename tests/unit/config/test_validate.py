@@ -87,6 +87,14 @@ ILLEGAL: dict[str, tuple[dict[str, Any], list[str]]] = {
         {"data": FILES, "stages": ["rl"], "evaluation.benchmark.name": "mme"},
         ["evaluation.benchmark.name=mme and evaluation.benchmark.folder=None go together"],
     ),
+    "a benchmark that is none": (
+        {"data": FILES, "stages": ["rl"], "evaluation.benchmark": {"name": "V_Star", "folder": "/v", "limit": None}},
+        ["evaluation.benchmark.name=V_Star: no such benchmark; did you mean vstar? There are vstar, mme, chartqa"],
+    ),
+    "a benchmark like no other": (
+        {"data": FILES, "stages": ["rl"], "evaluation.benchmark": {"name": "none", "folder": "/v", "limit": None}},
+        ["evaluation.benchmark.name=none: no such benchmark; there are vstar, mme, chartqa"],
+    ),
     "a benchmark of no size": (
         {"evaluation.benchmark.name": "mme", "evaluation.benchmark.folder": "/mme"},
         ["evaluation.benchmark.name=mme", "data.name=visual_search", "add data=files"],
@@ -402,7 +410,7 @@ def test_illegal_combinations_name_field_value_and_remedy(defaults, case: str) -
 def test_every_rule_has_a_case(defaults) -> None:
     """Every line of the rules runs in some case above: a rule added without one fails here."""
     rules = [f for name, f in vars(validate).items() if name.endswith(("_problems", "_illegal_combinations"))]
-    assert len(rules) == 7
+    assert len(rules) == 8
     codes = [rule.__code__ for rule in rules]
     reached: set[int] = set()
 
