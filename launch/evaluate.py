@@ -96,7 +96,7 @@ def _show_answers(subject: Subject, found: Figures) -> None:
 
     path = subject.folder / "answers.html"
     media = ReportMedia(subject.folder / "media", subject.media.frames)
-    write_answers_page(path, f"{subject.model.name}: {found.title}", found.answered, media)
+    write_answers_page(path, f"{subject.model.name}: {found.title}", found.answered, media, found.left_out)
     print(f"{path}: what was answered")
 
 

@@ -54,13 +54,15 @@ class Figures:
     """For evaluation.json."""
     answered: Sequence[Answered]
     """For answers.html."""
+    left_out: str = ""
+    """How many questions could not be asked, and why most often."""
 
 
 def asked(config: RunConfig, subject: Subject, label: str = "") -> Questions:
     """The held-out questions of `data`, or those of the configured benchmark, as the subject reads them. Progress is
     shown under `label`.
 
-    Raises DataError where none can be asked.
+    Raises DataError where none can be asked, or too many cannot be.
     """
     if config.evaluation.benchmark.name is None:
         return _held_out(config, subject)
@@ -132,7 +134,7 @@ def _of_benchmark(config: RunConfig, subject: Subject, label: str) -> Questions:
     from ral_system.data.chat import ChatRenderer
     from ral_system.data.pixel_budget import pixel_budgets
     from ral_system.data.preparation import decoders_of
-    from ral_system.evaluation.benchmark import ask
+    from ral_system.evaluation.benchmark import ask, most_often
     from ral_system.models.loading import load_processor
     from ral_system.observability.progress import StageProgress
 
@@ -151,11 +153,11 @@ def _of_benchmark(config: RunConfig, subject: Subject, label: str) -> Questions:
             room,
             lambda done: progress.update(done, {}),
         )
-    if not found:
+    if not found or len(bad) > data.max_broken * total:
         write_quarantine(folder, {label: bad})
         raise DataError(
-            f"{chosen.folder}: none of {total} questions can be asked, {folder}/quarantine.jsonl says why; the first: "
-            f"{bad[0].reason}"
+            f"{chosen.folder}: {len(bad)} of {total} questions cannot be asked (data.max_broken={data.max_broken:g}), "
+            f"{most_often(bad)}. See {folder / 'quarantine.jsonl'}; correct them, or raise data.max_broken"
         )
     # Nothing is scored by its media or its text, and a benchmark's pictures may be gigabytes.
     items = {a.prompt.id: replace(a.item, media=(), text="") for a in found}
@@ -164,7 +166,7 @@ def _of_benchmark(config: RunConfig, subject: Subject, label: str) -> Questions:
 
 def _benchmark_figures(config: RunConfig, questions: Questions, answers: Mapping[str, Sequence[Completion]]) -> Figures:
     from ral_system.benchmarks.registry import entry
-    from ral_system.evaluation.benchmark import Asked, results
+    from ral_system.evaluation.benchmark import Asked, most_often, results
     from ral_system.evaluation.intervals import intervals
     from ral_system.observability.answers_page import Answered
 
@@ -192,7 +194,8 @@ def _benchmark_figures(config: RunConfig, questions: Questions, answers: Mapping
         f", limited to {questions.total} of {questions.available}" if questions.total < questions.available else ""
     )
     title = f"{name}{limited}: {len(prompts)} of {questions.total} questions, {_how(config)}"
-    return Figures(title, values, f"{name}/score", uncertain, resampled, record, answered)
+    bad = f"{len(questions.bad)} left out, {most_often(questions.bad)}" if questions.bad else ""
+    return Figures(title, values, f"{name}/score", uncertain, resampled, record, answered, bad)
 
 
 def _answers(

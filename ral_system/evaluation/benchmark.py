@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -9,6 +10,7 @@ from ral_system.benchmarks.item import BadItem, Benchmark, Item, MediaFile, Scor
 from ral_system.data.chat import ChatRenderer
 from ral_system.data.decoders import Decoders
 from ral_system.data.pixel_budget import PixelBudget, sized
+from ral_system.data.preparation import kind_of
 from ral_system.data.sources.questions import Encoded
 from ral_system.errors import DataError
 from ral_system.evaluation.intervals import Resampled, bootstrap, grouped, unit_of
@@ -55,6 +57,12 @@ def ask(
             bad.append(BadItem(item.id, str(error)))
         show(len(asked) + len(bad))
     return asked, bad
+
+
+def most_often(bad: Sequence[BadItem]) -> str:
+    """Why, of what cannot be asked, at least one."""
+    reason, count = Counter(kind_of(item.reason) for item in bad).most_common(1)[0]
+    return f"{'most often' if count > 1 else 'for example'}: {reason}"
 
 
 def final_answer(text: str) -> str:

@@ -38,16 +38,22 @@ class Answered:
         return sum(self.scores) / len(self.scores)
 
 
-def write_answers_page(path: Path, title: str, answered: Sequence[Answered], media: ReportMedia) -> None:
-    """The questions with the lowest scores first, `SHOWN` at most; as many with the highest if there is room."""
+def write_answers_page(
+    path: Path, title: str, answered: Sequence[Answered], media: ReportMedia, left_out: str = ""
+) -> None:
+    """The questions with the lowest scores first, `SHOWN` at most; as many with the highest if there is room.
+
+    `left_out` says what was not asked.
+    """
     by_score = sorted(answered, key=lambda a: a.score)
     wrong = [a for a in by_score if a.score < 1]
     shown = by_score if len(by_score) <= SHOWN else [*wrong[: SHOWN // 2], *by_score[::-1][: SHOWN // 2]]
     full = len(answered) - len(wrong)
     lead = f"{len(answered)} questions, {full} with full score; {len(shown)} shown, the lowest scores first."
+    lead += f" {left_out}." if left_out else ""
     rows = "".join(_row(a, media) for a in shown)
     body = (
-        f'<header><h1>{escape(title)}</h1></header><section id="answers"><p class="lead">{lead}</p>'
+        f'<header><h1>{escape(title)}</h1></header><section id="answers"><p class="lead">{escape(lead)}</p>'
         '<div class="scroll"><table class="training"><thead><tr><th>Question</th><th>Answers</th></tr></thead>'
         f"<tbody>{rows}</tbody></table></div></section>"
     )

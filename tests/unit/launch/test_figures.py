@@ -1,14 +1,21 @@
 """What an evaluation asks, and the figures of the answers."""
 
+import json
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
 from launch import figures
 from launch.figures import Questions
+from launch.subject import Subject
 from ral_system.benchmarks.item import Item
 from ral_system.config.schema import RunConfig
+from ral_system.data.media import MediaStore
+from ral_system.errors import DataError
 from ral_system.types import Completion, FinishReason, Media, Prompt
+from tests.unit.benchmarks.released import write_json
+from tests.unit.data.test_decoders import picture
 
 Make = Callable[..., RunConfig]
 BENCHMARK = ("data=files", "data.system_prompt=answer", "stages=[rl]", "evaluation.benchmark.folder=/released")
@@ -45,3 +52,34 @@ def test_a_limited_benchmark_says_so(make_config: Make) -> None:
     config = make_config(*BENCHMARK, "evaluation.benchmark.name=chartqa")
     assert title(3, 3) == "chartqa: 1 of 3 questions, greedy"
     assert title(3, 2500) == "chartqa, limited to 3 of 2500: 1 of 3 questions, greedy"
+
+
+def charts(folder: Path, there: int, missing: int) -> None:
+    write_json(folder / "test" / "test_augmented.json", [])
+    rows = [{"imgname": f"{n}.png", "query": "How many ?", "label": "7"} for n in range(there + missing)]
+    write_json(folder / "test" / "test_human.json", rows)
+    (folder / "test" / "png").mkdir(exist_ok=True)
+    for n in range(there):
+        (folder / "test" / "png" / f"{n}.png").write_bytes(picture(56).encoded)
+
+
+def test_a_benchmark_of_which_too_much_is_broken_is_refused(
+    make_config: Make, tiny_model: Path, tmp_path: Path
+) -> None:
+    charts(tmp_path, there=3, missing=2)
+    subject = Subject(make_config(), tiny_model, tmp_path / "run", MediaStore(tmp_path / "media"))
+    given = (*BENCHMARK[:3], "evaluation.benchmark.name=chartqa", f"evaluation.benchmark.folder={tmp_path}")
+    reason = r"2 of 5 questions cannot be asked \(data.max_broken=0.3\), most often: … no such file below"
+    with pytest.raises(DataError, match=rf"{reason} .*/quarantine\.jsonl; correct them, or raise data\.max_broken"):
+        figures.asked(make_config(*given, "data.max_broken=0.3"), subject)
+    quarantine = (tmp_path / "run" / "quarantine.jsonl").read_text().splitlines()
+    assert [json.loads(line)["id"] for line in quarantine] == ["test_human.json:3", "test_human.json:4"]
+    found = figures.asked(make_config(*given, "data.max_broken=0.4"), subject)
+    assert (len(found.prompts), len(found.bad), found.total) == (3, 2, 5)
+    answers = {prompt.id: [said(prompt.id, "7")] for prompt in found.prompts}
+    shown = figures._benchmark_figures(make_config(*given), found, answers).left_out
+    assert shown.startswith("2 left out, most often: … no such file below")
+    charts(tmp_path, there=0, missing=1)
+    (tmp_path / "test" / "png" / "0.png").unlink()
+    with pytest.raises(DataError, match="1 of 1 questions cannot be asked"):
+        figures.asked(make_config(*given, "data.max_broken=1"), subject)

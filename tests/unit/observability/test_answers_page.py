@@ -22,12 +22,14 @@ def ids(path: Path) -> list[str]:
 
 def test_the_lowest_scores_come_first_and_all_answers_are_there(tmp_path: Path) -> None:
     given = [answered(0, 1.0, 1.0), answered(1, 0.0, 1.0), answered(2, 0.0, 0.0, notes=("timeout: late", ""))]
-    write_answers_page(tmp_path / "a.html", "a <model>", given, ReportMedia(tmp_path))
+    left_out = "3 left out, most often: <no> picture"
+    write_answers_page(tmp_path / "a.html", "a <model>", given, ReportMedia(tmp_path), left_out)
     text = (tmp_path / "a.html").read_text()
     assert ids(tmp_path / "a.html") == ["q2", "q1", "q0"]
     assert text.count('<p class="response">') == 6
     assert "a &lt;model&gt;" in text and "&lt;how&gt; many 1 ?" in text and "timeout: late" in text
     assert "3 questions, 1 with full score; 3 shown" in html.unescape(text)
+    assert "first. 3 left out, most often: &lt;no&gt; picture.<" in text
 
 
 def test_of_many_the_lowest_and_the_highest_are_shown(tmp_path: Path) -> None:
