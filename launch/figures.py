@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -34,9 +34,10 @@ class Questions:
     bad: Sequence[BadItem] = ()
     """What cannot be asked."""
 
-    def only(self, ids: Collection[str]) -> Questions:
-        """Without those of other ids."""
-        return replace(self, prompts=[prompt for prompt in self.prompts if prompt.id in ids])
+    def only(self, ids: Sequence[str]) -> Questions:
+        """Those of these ids, in their order."""
+        by_id = {prompt.id: prompt for prompt in self.prompts}
+        return replace(self, prompts=[by_id[id] for id in ids])
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +20,19 @@ if TYPE_CHECKING:
 
 Point = tuple[str, int]
 """A model's name and a value of the axis."""
+
+
+@dataclass(frozen=True, slots=True)
+class Gain:
+    """How much better a model is than the first one."""
+
+    value: float
+    over: str
+    """The first model's name."""
+    interval: tuple[float, float] | None
+    """95 %, of the same questions for both; None where the figures have none."""
+
+
 _LABELS: dict[SweepAxis, str] = {"visual_tokens": "visual tokens of a picture", "frames": "frames of a video"}
 
 
@@ -45,32 +59,56 @@ def sweep(config: RunConfig, folder: Path) -> None:
     for name, subject in subjects.items():
         for value in values:
             point = (name, value)
-            found[point] = figures(points[point], subject, questions[point], label=f"{name} at {value}")
+            found[point] = f = figures(points[point], subject, questions[point], label=f"{name} at {value}")
+            if f.headline not in f.values:
+                raise DataError(
+                    f"{f.headline}: some of its parts were not asked; raise evaluation.benchmark.limit, or correct "
+                    f"what {folder}/quarantine.jsonl names"
+                )
         subject.release()
+    gains = gains_over_first(found)
     record: dict[str, Any] = {
         "axis": axis,
         "models": {
-            name: {value: {f"{axis}_seen": seen[name, value], **found[name, value].record} for value in values}
+            name: {
+                value: {f"{axis}_seen": seen[name, value], **found[name, value].record}
+                | ({"gain": asdict(gains[name, value])} if (name, value) in gains else {})
+                for value in values
+            }
             for name in subjects
         },
     }
-    _print(found, seen)
+    _print(found, seen, gains)
     write_atomically(folder / "sweep.json", json.dumps(record, indent=2))
     write_atomically(folder / "sweep.svg", _chart(config.name, axis, found))
     print(f"{folder}/sweep.svg")
 
 
 def in_common(questions: dict[Point, Questions]) -> dict[Point, Questions]:
-    """Of each only the questions that all have. Raises DataError where there are none."""
-    ids = [{prompt.id for prompt in of_point.prompts} for of_point in questions.values()]
-    common, every = set.intersection(*ids), set.union(*ids)
+    """Of each only the questions that all have, in one order. Raises DataError where there are none."""
+    ids = [[prompt.id for prompt in of_point.prompts] for of_point in questions.values()]
+    in_all, every = set(ids[0]).intersection(*ids), set().union(*ids)
+    common = [id for id in ids[0] if id in in_all]
     if not common:
         raise DataError("no question can be asked at every one of sweep.values; lower the highest, or raise the lowest")
-    if common != every:
+    if in_all != every:
         print(
-            f"{len(every - common)} questions cannot be asked at some value; all points leave them out", file=sys.stderr
+            f"{len(every - in_all)} questions cannot be asked at some value; all points leave them out", file=sys.stderr
         )
     return {point: of_point.only(common) for point, of_point in questions.items()}
+
+
+def gains_over_first(found: Mapping[Point, Figures]) -> dict[Point, Gain]:
+    """Of all models but the first, at every value, of the headline figure. All were asked the same in one order."""
+    from ral_system.evaluation.intervals import paired_interval
+
+    first, gains = next(iter(found))[0], {}
+    for (name, value), f in found.items():
+        if name != first:
+            base, headline = found[first, value], f.headline
+            interval = paired_interval(f.resampled, base.resampled, headline)
+            gains[name, value] = Gain(f.values[headline] - base.values[headline], first, interval)
+    return gains
 
 
 def mean_seen(axis: SweepAxis, visual: VisualTokens, prompts: Sequence[Prompt]) -> float:
@@ -118,19 +156,21 @@ def _chart(name: str, axis: SweepAxis, found: dict[Point, Figures]) -> str:
     return sweep_chart(f"{name}: {first.title}", _LABELS[axis], first.headline.removeprefix("eval/"), lines)
 
 
-def _print(found: dict[Point, Figures], seen: dict[Point, float]) -> None:
+def _print(found: Mapping[Point, Figures], seen: Mapping[Point, float], gains: Mapping[Point, Gain]) -> None:
     from rich.console import Console
     from rich.table import Table
 
     names, values = list(dict.fromkeys(name for name, _ in found)), sorted({value for _, value in found})
-    table = Table("at most", "seen", *names)
+    table = Table("at most", "seen", *names, title=next(iter(found.values())).title)
     for value in values:
         cells = []
         for name in names:
-            f = found[name, value]
-            mean, ends = f.values[f.headline], f.intervals.get(f.headline)
-            gain = mean - found[names[0], value].values[f.headline]
-            interval = f" ({ends[0]:.3f}-{ends[1]:.3f})" if ends else ""
-            cells.append(f"{mean:.3f}{interval}" + ("" if name == names[0] else f" {gain:+.3f}"))
+            f, gain = found[name, value], gains.get((name, value))
+            of_gain = f" {gain.value:+.3f}{_ends(gain.interval)}" if gain else ""
+            cells.append(f"{f.values[f.headline]:.3f}{_ends(f.intervals.get(f.headline))}{of_gain}")
         table.add_row(str(value), f"{seen[names[0], value]:.4g}", *cells)
     Console().print(table)
+
+
+def _ends(interval: tuple[float, float] | None) -> str:
+    return f" ({interval[0]:.3f} to {interval[1]:.3f})" if interval else ""

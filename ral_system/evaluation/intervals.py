@@ -69,7 +69,14 @@ def intervals(resampled: Resampled, level: float = 0.95) -> dict[str, tuple[floa
 
 
 def interval(values: np.ndarray, level: float = 0.95) -> tuple[float, float]:
-    """The middle `level` of one figure's resamples; of a difference of two, its interval."""
+    """The middle `level` of one figure's resamples."""
     tail = 50 * (1 - level)
     low, high = np.nanpercentile(values, [tail, 100 - tail])
     return float(low), float(high)
+
+
+def paired_interval(of: Resampled, over: Resampled, name: str, level: float = 0.95) -> tuple[float, float] | None:
+    """The interval of how much better one model's figure is than another's on the same units in the same order: both
+    are drawn the same, so that how hard the questions are cancels out. None where the figure has no interval.
+    """
+    return interval(of[name] - over[name], level) if name in of and name in over else None

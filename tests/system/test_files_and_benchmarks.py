@@ -122,6 +122,11 @@ def test_a_benchmark_is_asked_scored_and_not_asked_again(commands, uninterrupted
     assert swept.returncode == 0, swept.stderr
     record = json.loads((tmp_path / "runs" / "swept" / "sweep.json").read_text())
     assert [list(values) for values in record["models"].values()] == [["4", "9"]] * 2
+    first, second = (values["9"] for values in record["models"].values())
+    gain = second["gain"]
+    assert "gain" not in first and gain["over"] == "one"
+    assert gain["value"] == pytest.approx(second["vstar/score"] - first["vstar/score"])
+    assert gain["interval"][0] <= gain["value"] <= gain["interval"][1]
     assert (tmp_path / "runs" / "swept" / "sweep.svg").read_text().count("<circle") == 4
     answers = (tmp_path / "runs" / "swept" / "answers").glob("*.jsonl")
     assert sorted(len(path.read_text().splitlines()) for path in answers) == [11] * 4

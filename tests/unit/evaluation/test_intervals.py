@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from ral_system.evaluation.intervals import bootstrap, interval, intervals
+from ral_system.evaluation.intervals import bootstrap, intervals, paired_interval
 
 
 def bootstrap_intervals(units, figures, level=0.95, **given):  # type: ignore[no-untyped-def]
@@ -66,10 +66,15 @@ def test_every_sample_has_as_many_of_each_stratum_as_there_are() -> None:
     assert bootstrap(units[1:3] + units[4:], by_category, strata=["b", "a", "c"]) == {}
 
 
-def test_a_difference_of_models_is_paired() -> None:
+def test_a_gain_is_paired() -> None:
+    """Every question is answered better by the same: there is no doubt about that, whatever is drawn."""
     first = np.random.default_rng(0).random(30)
-    worse, better = (bootstrap(values.tolist(), mean)["mean"] for values in (first, first + 0.1))
-    assert interval(better - worse) == pytest.approx((0.1, 0.1))
+    worse, better = (bootstrap(values.tolist(), mean) for values in (first, first + 0.1))
+    assert paired_interval(better, worse, "mean") == pytest.approx((0.1, 0.1))
+    assert paired_interval(better, worse, "count") is None
+    # One question of ten is better by 1: it is drawn Binomial(10, 1/10) times, of which 2.5 % are 0 and 97.5 % to 3.
+    one = bootstrap([1.0] + [0.0] * 9, mean, resamples=4000)
+    assert paired_interval(one, bootstrap([0.0] * 10, mean, resamples=4000), "mean") == pytest.approx((0.0, 0.3))
 
 
 def test_the_same_seed_gives_the_same_interval() -> None:

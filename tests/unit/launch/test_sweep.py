@@ -3,12 +3,14 @@
 import re
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 
-from launch.figures import Questions
-from launch.sweep import at, in_common, mean_seen
+from launch.figures import Figures, Questions
+from launch.sweep import Gain, at, gains_over_first, in_common, mean_seen
 from ral_system.config.schema import FilesConfig, RunConfig, VideoSearchConfig, VisualSearchConfig
 from ral_system.data.visual_search_prompts import VisualSearchRecords
 from ral_system.data.visual_tokens import VisualTokens
@@ -62,13 +64,33 @@ def test_every_point_is_asked_the_same(capsys: pytest.CaptureFixture[str]) -> No
     found = in_common(
         {("one", 4): questions("a", "b", "c"), ("one", 9): questions("b", "c"), ("two", 4): questions("c", "b")}
     )
-    assert [[prompt.id for prompt in q.prompts] for q in found.values()] == [["b", "c"], ["b", "c"], ["c", "b"]]
+    assert [[prompt.id for prompt in q.prompts] for q in found.values()] == [["b", "c"]] * 3
     assert {q.total for q in found.values()} == {4}
     assert "1 questions cannot be asked at some value; all points leave them out" in capsys.readouterr().err
     same = {("one", 4): questions("a"), ("one", 9): questions("a")}
     assert in_common(same) == same and not capsys.readouterr().err
     with pytest.raises(DataError, match=r"at every one of sweep\.values"):
         in_common({("one", 4): questions("a"), ("one", 9): questions("b")})
+
+
+def test_a_gain_has_the_interval_of_the_difference() -> None:
+    """One model is better by 5 points in every resample, however much those differ."""
+
+    def evaluated(score: float, draws: list[float]) -> Figures:
+        return Figures("", {"v/score": score}, "v/score", {}, {"v/score": np.array(draws)}, {}, ())
+
+    found = {
+        ("one", 4): evaluated(50, [40, 60]),
+        ("two", 4): evaluated(55, [45, 65]),
+        ("one", 9): evaluated(60, [60, 60]),
+        ("two", 9): evaluated(58, [50, 70]),
+    }
+    assert gains_over_first(found) == {
+        ("two", 4): Gain(5, "one", (5, 5)),
+        ("two", 9): Gain(-2, "one", pytest.approx((-9.5, 9.5))),
+    }
+    alone = {point: replace(f, resampled={}) for point, f in found.items() if point[1] == 4}
+    assert gains_over_first(alone) == {("two", 4): Gain(5, "one", None)}
 
 
 def test_what_is_seen_is_said_beside_the_most_of_it(visual: VisualTokens) -> None:
