@@ -33,7 +33,10 @@ class Gain:
     """95 %, of the same questions for both; None where the figures have none."""
 
 
-_LABELS: dict[SweepAxis, str] = {"visual_tokens": "visual tokens of a picture", "frames": "frames of a video"}
+_LABELS: dict[SweepAxis, str] = {
+    "visual_tokens": "visual tokens of a picture, mean seen",
+    "frames": "frames of a video, mean seen",
+}
 
 
 def sweep(config: RunConfig, folder: Path) -> None:
@@ -80,7 +83,7 @@ def sweep(config: RunConfig, folder: Path) -> None:
     }
     _print(found, seen, gains)
     write_atomically(folder / "sweep.json", json.dumps(record, indent=2))
-    write_atomically(folder / "sweep.svg", _chart(config.name, axis, found))
+    write_atomically(folder / "sweep.svg", _chart(config.name, axis, found, seen))
     print(f"{folder}/sweep.svg")
 
 
@@ -145,13 +148,14 @@ def at(config: RunConfig, value: int, visual: VisualTokens) -> RunConfig:
     return config.model_copy(update={"data": changed})
 
 
-def _chart(name: str, axis: SweepAxis, found: dict[Point, Figures]) -> str:
+def _chart(name: str, axis: SweepAxis, found: Mapping[Point, Figures], seen: Mapping[Point, float]) -> str:
     from ral_system.observability.sweep_chart import SweepPoint, sweep_chart
 
     lines: dict[str, list[SweepPoint]] = {}
     for (model, value), f in found.items():
         mean = f.values[f.headline]
-        lines.setdefault(model, []).append(SweepPoint(value, mean, *f.intervals.get(f.headline, (mean, mean))))
+        ends = f.intervals.get(f.headline, (mean, mean))
+        lines.setdefault(model, []).append(SweepPoint(seen[model, value], mean, *ends))
     first = next(iter(found.values()))
     return sweep_chart(f"{name}: {first.title}", _LABELS[axis], first.headline.removeprefix("eval/"), lines)
 

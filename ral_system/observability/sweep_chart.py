@@ -8,12 +8,14 @@ from html import escape
 from math import ceil, floor, log2, log10
 
 _WIDTH, _HEIGHT, _LEFT, _TOP, _RIGHT, _BOTTOM = 640, 400, 64, 64, 150, 52
+_LABEL = 32.0
+"""Pixels that a number below the axis takes."""
 _COLOURS = ("#2a6fdb", "#c2410c", "#15803d", "#7c3aed", "#b45309", "#0e7490")
 
 
 @dataclass(frozen=True, slots=True)
 class SweepPoint:
-    """One model at one value. `low` and `high` are the ends of its interval."""
+    """One model at one value, placed at what it saw on average. `low` and `high` are the ends of its interval."""
 
     x: float
     y: float
@@ -44,8 +46,11 @@ def sweep_chart(title: str, x_label: str, y_label: str, lines: Mapping[str, Sequ
         f'<text x="16" y="44" fill="#5d636e">{escape(y_label)}; bars are 95 % intervals over questions</text>'
         f'<path d="M{_LEFT} {_TOP}V{_HEIGHT - _BOTTOM}H{_WIDTH - _RIGHT}" fill="none" stroke="#8b919b"/>'
     ]
+    last = -_LABEL
     for x in sorted({p.x for p in points}):
-        parts.append(f'<text x="{x_px(x):.1f}" y="{_HEIGHT - _BOTTOM + 16}" text-anchor="middle">{x:g}</text>')
+        if x_px(x) - last >= _LABEL:  # what is seen may be nearly the same at two values
+            last = x_px(x)
+            parts.append(f'<text x="{last:.1f}" y="{_HEIGHT - _BOTTOM + 16}" text-anchor="middle">{x:.4g}</text>')
     for y in ticks:
         parts.append(f'<text x="{_LEFT - 8}" y="{y_px(y) + 4:.1f}" text-anchor="end">{y:.3g}</text>')
     middle = (_LEFT + _WIDTH - _RIGHT) / 2
@@ -56,8 +61,9 @@ def sweep_chart(title: str, x_label: str, y_label: str, lines: Mapping[str, Sequ
 
 
 def _ticks(low: float, high: float) -> list[float]:
-    """Round numbers around both, four to nine of them."""
-    low, high = (low, high) if high > low else (low - 0.5, high + 0.5)
+    """Round numbers around both, three to nine of them; none below 0 where neither is."""
+    if high == low:
+        low, high = low - 0.5 if low < 0 else max(low - 0.5, 0.0), high + 0.5
     power = 10.0 ** floor(log10((high - low) / 3))
     step = max(factor * power for factor in (1, 2, 5) if factor * power <= (high - low) / 3)
     return [n * step for n in range(floor(low / step + 1e-9), ceil(high / step - 1e-9) + 1)]
@@ -69,7 +75,7 @@ def _line(name: str, line: Sequence[SweepPoint], index: int, count: int, x_px, y
     path = "M" + "L".join(f"{x:.1f} {y:.1f}" for x, y in at)
     parts = [f'<path d="{path}" fill="none" stroke="{colour}" stroke-width="2"/>']
     for (x, y), p in zip(at, line, strict=True):
-        told = f"{escape(name)} at {p.x:g}: {p.y:.4g} ({p.low:.4g} to {p.high:.4g})"
+        told = f"{escape(name)} at {p.x:.4g}: {p.y:.4g} ({p.low:.4g} to {p.high:.4g})"
         parts.append(
             f'<g><title>{told}</title><path d="M{x:.1f} {y_px(p.low):.1f}V{y_px(p.high):.1f}" stroke="{colour}" '
             f'stroke-opacity="0.5"/><circle cx="{x:.1f}" cy="{y:.1f}" r="4" fill="{colour}"/></g>'

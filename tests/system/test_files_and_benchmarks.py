@@ -138,4 +138,4 @@ def test_videos_are_looked_at_more_closely(commands, uninterrupted, tmp_path: Pa
     assert done.returncode == 0, done.stderr
     (values,) = json.loads((tmp_path / "runs" / "frames" / "sweep.json").read_text())["models"].values()
     assert {value: found["frames_seen"] for value, found in values.items()} == {"2": 2, "8": 8}
-    assert "frames of a video" in (tmp_path / "runs" / "frames" / "sweep.svg").read_text()
+    assert "frames of a video, mean seen" in (tmp_path / "runs" / "frames" / "sweep.svg").read_text()

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from launch import sweep
 from launch.figures import Figures, Questions
 from launch.sweep import Gain, at, gains_over_first, in_common, mean_seen
 from ral_system.config.schema import FilesConfig, RunConfig, VideoSearchConfig, VisualSearchConfig
@@ -128,7 +129,9 @@ def test_the_chart_has_a_line_per_model_and_a_bar_per_point() -> None:
     [
         (0.331, 0.89, [0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9]),
         (0, 1, [0, 0.2, 0.4, 0.6, 0.8, 1]),
-        (0, 0, [-0.6, -0.4, -0.2, 0, 0.2, 0.4, 0.6]),
+        (0, 0, [0, 0.1, 0.2, 0.3, 0.4, 0.5]),
+        (0.2, 0.2, [0, 0.2, 0.4, 0.6, 0.8]),
+        (-1, -1, [-1.6, -1.4, -1.2, -1, -0.8, -0.6, -0.4]),
         (1200, 1900, [1200, 1400, 1600, 1800, 2000]),
     ],
 )
@@ -138,3 +141,15 @@ def test_ticks_are_round_and_around_all_points(low: float, high: float, ticks: l
 
 def test_a_chart_of_one_point_is_drawn() -> None:
     assert "<circle" in sweep_chart("one", "x", "y", {"a": [SweepPoint(4, 0.5, 0.5, 0.5)]})
+
+
+def test_a_point_stands_where_it_was_seen() -> None:
+    """Of eight frames that were asked for, four were there."""
+    few, many = (Figures("t", {"s": 1.0}, "s", {}, {}, {}, ()) for _ in range(2))
+    svg = sweep._chart("run", "frames", {("m", 2): few, ("m", 8): many}, {("m", 2): 2.0, ("m", 8): 4.0})
+    assert "m at 4: 1 (1 to 1)" in svg and "at 8" not in svg and ">4<" in svg
+
+
+def test_numbers_below_the_axis_do_not_run_into_each_other() -> None:
+    svg = sweep_chart("t", "x", "y", {"a": [SweepPoint(x, 0.5, 0.4, 0.6) for x in (4, 15.9, 16, 64)]})
+    assert [f'middle">{x}<' in svg for x in ("4", "15.9", "16", "64")] == [True, True, False, True]
