@@ -32,7 +32,8 @@ def main() -> None:
 
 
 def evaluate_model(config: RunConfig) -> None:
-    """Print a table of figures with their 95 % intervals; write `evaluation.json` and the answers into the run folder.
+    """Print a table of figures with their 95 % intervals; write `evaluation.json`, the answers and their scores into
+    the run folder.
 
     The held-out questions of `data`, with a column for the steered model if there is an intervention and the map
     `visual_score.svg`; or those of a benchmark; or a sweep of either.
@@ -59,7 +60,7 @@ def evaluate_model(config: RunConfig) -> None:
         found = figures(config, subject, questions)
         print_figures(f"{subject.model} on {found.title}", found)
         _write(folder, {"model": str(subject.model), **found.record})
-        _show_answers(subject, found)
+        _keep_answers(subject, found)
     else:
         _evaluate_held_out(config, subject)
 
@@ -80,7 +81,7 @@ def _evaluate_held_out(config: RunConfig, subject: Subject) -> None:
         steered = dict(figures(config, subject, questions, steer, subject.steered).values)
         columns = {f"image +{steer.image:g}, system -{steer.system:g}": steered}
         record |= {"intervention": steer.model_dump(mode="json"), "steered": steered}
-    _show_answers(subject, found)
+    _keep_answers(subject, found)
     measured = {name: attention[name] for name in VISUAL if name in attention}
     print_figures(f"{subject.model}: {found.title}", replace(found, values={**found.values, **measured}), columns)
     if steer.active:
@@ -90,14 +91,31 @@ def _evaluate_held_out(config: RunConfig, subject: Subject) -> None:
     _write(folder, record)
 
 
-def _show_answers(subject: Subject, found: Figures) -> None:
+def _keep_answers(subject: Subject, found: Figures) -> None:
     from ral_system.observability.answers_page import write_answers_page
     from ral_system.observability.report_media import ReportMedia
 
+    write_scores(subject.folder, found)
     path = subject.folder / "answers.html"
     media = ReportMedia(subject.folder / "media", subject.media.frames)
     write_answers_page(path, f"{subject.model.name}: {found.title}", found.answered, media, found.left_out)
     print(f"{path}: what was answered")
+
+
+def write_scores(folder: Path, found: Figures) -> None:
+    """`scores.jsonl`: of every question its category, its references and the score of each answer."""
+    from ral_system.observability.jsonl import dump, write_atomically
+
+    lines = (
+        {
+            "id": a.question["id"],
+            "category": a.question["kind"],
+            "references": a.question["answer"],
+            "scores": list(a.scores),
+        }
+        for a in found.answered
+    )
+    write_atomically(folder / "scores.jsonl", "".join(dump(line) + "\n" for line in lines))
 
 
 def print_figures(title: str, found: Figures, columns: Mapping[str, Mapping[str, float]] | None = None) -> None:

@@ -98,6 +98,10 @@ def test_a_benchmark_is_asked_scored_and_not_asked_again(commands, uninterrupted
     assert "11 of 12 questions, mean of 3 at temperature 1" in " ".join(done.stdout.split())
     (line,) = [json.loads(text) for text in (folder / "quarantine.jsonl").read_text().splitlines()]
     assert line["id"] == "relative_position/sa_3" and "not a picture" in line["reason"]
+    scores = [json.loads(text) for text in (folder / "scores.jsonl").read_text().splitlines()]
+    assert len(scores) == 11 and sum(sum(one["scores"]) for one in scores) * 100 / 33 == pytest.approx(
+        found["vstar/score"]
+    )
     shown = (folder / "answers.html").read_text()
     assert shown.count("data-question=") == 11 and shown.count('<p class="response">') == 33
     assert shown.count("<img") == 11 and "11 questions, " in shown

@@ -7,12 +7,14 @@ from pathlib import Path
 import pytest
 
 from launch import figures
-from launch.figures import Questions
+from launch.evaluate import write_scores
+from launch.figures import Figures, Questions
 from launch.subject import Subject
 from ral_system.benchmarks.item import Item
 from ral_system.config.schema import RunConfig
 from ral_system.data.media import MediaStore
 from ral_system.errors import DataError
+from ral_system.observability.answers_page import Answered
 from ral_system.types import Completion, FinishReason, Media, Prompt
 from tests.unit.benchmarks.released import write_json
 from tests.unit.data.test_decoders import picture
@@ -83,3 +85,15 @@ def test_a_benchmark_of_which_too_much_is_broken_is_refused(
     (tmp_path / "test" / "png" / "0.png").unlink()
     with pytest.raises(DataError, match="1 of 1 questions cannot be asked"):
         figures.asked(make_config(*given, "data.max_broken=1"), subject)
+
+
+def test_scores_are_kept_by_question(tmp_path: Path) -> None:
+    question = {"id": "a", "kind": "human", "question": "?", "answer": "7 | seven", "media": []}
+    found = Figures("", {}, "", {}, {}, {}, [Answered(question, ("7", "8"), (1.0, 0.0))])
+    write_scores(tmp_path, found)
+    assert json.loads((tmp_path / "scores.jsonl").read_text()) == {
+        "id": "a",
+        "category": "human",
+        "references": "7 | seven",
+        "scores": [1.0, 0.0],
+    }
