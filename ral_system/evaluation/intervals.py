@@ -50,8 +50,7 @@ def bootstrap(
     places: dict[Hashable, list[int]] = {}
     for place, stratum in enumerate(strata):
         places.setdefault(stratum, []).append(place)
-    counts = Counter((name, strata[place]) for place, unit in enumerate(units) for name in figures([unit]))
-    found = {name: np.full(resamples, np.nan) for (name, _), count in counts.items() if count > 1}
+    found = {name: np.full(resamples, np.nan) for name in _varying(units, list(places.values()), figures)}
     if not found:
         return {}
     rng = np.random.default_rng(seed)
@@ -61,6 +60,24 @@ def bootstrap(
             if name in found:
                 found[name][sample] = value
     return found
+
+
+def _varying(
+    units: Sequence[T], strata: Sequence[Sequence[int]], figures: Callable[[Sequence[T]], Mapping[str, float]]
+) -> list[str]:
+    """Figures to which some stratum gives two units. Most are those of a unit alone, too; a figure that no unit has
+    alone is a sum over strata, and missing without any of them.
+    """
+    alone = [Counter(name for place in of for name in figures([units[place]])) for of in strata]
+    varying = {name for counts in alone for name, count in counts.items() if count > 1}
+    whole = list(figures(units)) if units else []
+    for name in set(whole).difference(*alone):
+        for of in strata:
+            rest = [unit for place, unit in enumerate(units) if place not in of]
+            if len(of) > 1 and (not rest or name not in figures(rest)):
+                varying.add(name)
+                break
+    return [name for name in whole if name in varying]
 
 
 def intervals(resampled: Resampled, level: float = 0.95) -> dict[str, tuple[float, float]]:

@@ -66,6 +66,19 @@ def test_every_sample_has_as_many_of_each_stratum_as_there_are() -> None:
     assert bootstrap(units[1:3] + units[4:], by_category, strata=["b", "a", "c"]) == {}
 
 
+def test_a_sum_over_strata_varies_with_any_of_them() -> None:
+    def points(units) -> dict[str, float]:  # type: ignore[no-untyped-def]
+        found = by_category(units)
+        return found | ({"a + b": found["a"] + found["b"]} if {"a", "b"} <= found.keys() else {})
+
+    units = [("a", 0.0), ("a", 1.0), ("b", 4.0)]
+    found = bootstrap(units, points, strata=["a", "a", "b"])
+    assert set(found["a + b"]) == {4, 4.5, 5} and "b" not in found
+    once = [("a", 0.0), ("b", 4.0), ("c", 1.0), ("c", 2.0)]
+    assert bootstrap(once, points, strata=["a", "b", "c", "c"]).keys() == {"all", "c"}
+    assert "a + b" in bootstrap(units, points)
+
+
 def test_a_gain_is_paired() -> None:
     """Every question is answered better by the same: there is no doubt about that, whatever is drawn."""
     first = np.random.default_rng(0).random(30)
