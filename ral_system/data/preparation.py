@@ -290,7 +290,7 @@ class Preparation:
     def _count(self, row: _Left) -> None:
         self.tally.left_out[row.cause] += 1
         if row.cause == "broken":
-            self.tally.reasons[kind_of(row.reason)] += 1
+            self.tally.reasons[kind_of_reason(row.reason)] += 1
 
     def _check_rate(self, at_least: int) -> None:
         broken, settled = self.tally.left_out["broken"], self.tally.settled
@@ -304,7 +304,7 @@ class Preparation:
             )
 
 
-def kind_of(reason: str) -> str:
+def kind_of_reason(reason: str) -> str:
     """What reasons of the same kind share: without the names and numbers of their row."""
     return " ".join("…" if set(word) & set("/'0123456789") else word for word in reason.split())
 

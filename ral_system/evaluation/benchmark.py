@@ -10,7 +10,7 @@ from ral_system.benchmarks.item import BadItem, Benchmark, Item, MediaFile, Scor
 from ral_system.data.chat import ChatRenderer
 from ral_system.data.decoders import Decoders
 from ral_system.data.pixel_budget import PixelBudget, sized
-from ral_system.data.preparation import kind_of
+from ral_system.data.preparation import kind_of_reason
 from ral_system.data.sources.questions import Encoded
 from ral_system.errors import DataError
 from ral_system.evaluation.intervals import Resampled, bootstrap, grouped, unit_of
@@ -61,7 +61,7 @@ def ask(
 
 def most_often(bad: Sequence[BadItem]) -> str:
     """Why, of what cannot be asked, at least one."""
-    reason, count = Counter(kind_of(item.reason) for item in bad).most_common(1)[0]
+    reason, count = Counter(kind_of_reason(item.reason) for item in bad).most_common(1)[0]
     return f"{'most often' if count > 1 else 'for example'}: {reason}"
 
 
