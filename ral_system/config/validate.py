@@ -326,10 +326,10 @@ def _sweep_problems(c: RunConfig) -> list[str]:
     if sweep.axis == "frames":
         if odd := [value for value in sweep.values if value < 2 or value % 2]:
             problems.append(f"sweep.values={odd} are no even numbers of frames; models merge two, so round them")
-        most = 2 * min(c.data.seconds) if c.data.name == "video_search" else max(sweep.values, default=0)
-        if beyond := [value for value in sweep.values if value > most]:
+        frames = c.data.FRAMES_PER_S * min(c.data.seconds) if c.data.name == "video_search" else None
+        if frames and (beyond := [value for value in sweep.values if value > frames]):
             problems.append(
-                f"sweep.values={beyond} are more frames than the {most} of data.seconds; lower or raise one"
+                f"sweep.values={beyond} are more frames than the {frames} of data.seconds; lower or raise one"
             )
     if c.data.name == "video_search" and sweep.axis == "visual_tokens":
         problems.append("sweep.axis=visual_tokens: data.name=video_search varies in frames; choose sweep=frames")

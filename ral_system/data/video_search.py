@@ -11,11 +11,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from ral_system.config.schema import VideoSearchConfig
 from ral_system.data.visual_search import COLOURS, SHAPES, Cell, draw_shape
 from ral_system.types import Split
 
-FRAMES_PER_S = 2
-"""Of the video; both frames of a second are alike."""
+FRAMES_PER_S = VideoSearchConfig.FRAMES_PER_S
 FRAME_PX = 56
 MAX_SECONDS = len(COLOURS) * len(SHAPES)
 """No shape is shown twice in the same colour, so that there is one answer."""

@@ -113,8 +113,8 @@ ILLEGAL: dict[str, tuple[dict[str, Any], list[str]]] = {
         ["sweep.values=[3] are no even numbers of frames"],
     ),
     "more frames than there are": (
-        {"data": VIDEOS, "sweep.axis": "frames", "sweep.values": [8, 16]},
-        ["sweep.values=[16] are more frames than the 8 of data.seconds"],
+        {"data": VIDEOS, "sweep.axis": "frames", "sweep.values": [8, 18]},
+        ["sweep.values=[18] are more frames than the 16 of data.seconds"],
     ),
     "frames of pictures": (
         {"sweep.axis": "frames", "sweep.values": [4]},

@@ -29,7 +29,7 @@ def test_answers_follow_from_the_frames(seconds: int) -> None:
     for i in range(12):
         record = source.record("train", i)
         assert record.frames.shape == (FRAMES_PER_S * seconds, 56, 56, 3)
-        assert (record.frames[::2] == record.frames[1::2]).all()
+        assert all((record.frames[::4] == record.frames[later::4]).all() for later in (1, 2, 3))
         told = record.caption.split()
         shown = {int(told[j]): tuple(told[j + 1 : j + 3]) for j in range(0, len(told), 3)}
         assert sorted(shown) == list(range(1, seconds + 1)) and len(set(shown.values())) == seconds
@@ -38,7 +38,7 @@ def test_answers_follow_from_the_frames(seconds: int) -> None:
         sought = [(found[j], found[j + 1], int(found[j + 2])) for j in range(0, len(found), 3)]
         assert len(sought) == seconds and all(shown[second] == (thing, colour) for thing, colour, second in sought)
         assert record.search_question.split()[1:] == [word for thing, colour, _ in sought for word in (thing, colour)]
-        assert [shown[s][1] for s in sorted(shown)] == [colour_of(f) for f in record.frames[::2]]
+        assert [shown[s][1] for s in sorted(shown)] == [colour_of(f) for f in record.frames[::4]]
         if record.kind == "when":
             assert shown[int(record.answer)] == tuple(record.question.split()[3:5])
         else:
@@ -91,15 +91,20 @@ def make(make_config: Callable[..., RunConfig], tiny_model: Path, tmp_path: Path
 
 
 def test_prompts_hold_the_sampled_frames(make: Callable[..., VideoSearchPrompts], tmp_path: Path) -> None:
-    for frames in (4, 16, 32):
+    for frames in (4, 32, 48):
         prompt = make("data.seconds=8", f"data.max_frames={frames}").question("train", 3)
         (medium,) = prompt.media
-        shown = min(frames, 16)
+        shown = min(frames, 32)
         assert medium.frames == shown and medium.clip is not None
         assert medium.clip.seconds_per_grid == 2 * 8 / shown
-        expected = VideoSearch(0, 8).record("train", 3).frames[np.linspace(0, 15, shown).round().astype(int)]
+        expected = VideoSearch(0, 8).record("train", 3).frames[np.linspace(0, 31, shown).round().astype(int)]
         assert (MediaStore(tmp_path).frames(medium) == expected).all()
     assert len(list(tmp_path.rglob("*.video"))) == 1  # the same video, however many frames are looked at
+
+
+def test_two_frames_a_second_stand_in_one_patch(make: Callable[..., VideoSearchPrompts], tmp_path: Path) -> None:
+    (medium,) = make("data.seconds=8", "data.max_frames=16").question("train", 3).media
+    assert (MediaStore(tmp_path).frames(medium) == VideoSearch(0, 8).record("train", 3).frames[::2]).all()
 
 
 def test_frames_take_turns(make: Callable[..., VideoSearchPrompts]) -> None:
@@ -108,7 +113,7 @@ def test_frames_take_turns(make: Callable[..., VideoSearchPrompts]) -> None:
     assert [q.media[0].frames for q in questions] == [4, 4, 16, 16] * 4
     assert questions[2] == make("data.seconds=8", "data.max_frames=16").question("train", 2)
     mixed = make("data.seconds=[2,8]", "data.max_frames=[2,32]")
-    assert [mixed.question("train", i).media[0].frames for i in range(10)] == [2, 2, 2, 2, 4, 4, 16, 16, 2, 2]
+    assert [mixed.question("train", i).media[0].frames for i in range(10)] == [2, 2, 2, 2, 8, 8, 32, 32, 2, 2]
     assert mixed.question("train", 6) == make("data.seconds=8", "data.max_frames=32").question("train", 6)
 
 
