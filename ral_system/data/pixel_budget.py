@@ -13,25 +13,31 @@ from ral_system.types import Media, MediaKind
 
 @dataclass(frozen=True, slots=True)
 class PixelBudget:
-    """Sides become multiples of `factor`, and their product lies within the bounds, as Qwen's processors have it."""
+    """Sides become multiples of `factor`, and their product lies within the bounds, as Qwen's processors have it, or as
+    near to bounds that are close together as whole factors come.
+    """
 
     factor: int
     min_pixels: int
     max_pixels: int
+    processor: tuple[int, int] | None = None
+    """Bounds to which the model's processor resizes what it is given; None: it takes it as it is."""
 
     def size(self, width: int, height: int) -> tuple[int, int]:
-        """Width and height as the model sees them. Raises DataError where the model's processor would not leave them
-        so: of pictures too long and thin.
+        """Width and height as the model sees them. Raises DataError for pictures too long and thin: for the bounds, or
+        for the model's processor, which would not leave them so.
         """
         from transformers.models.qwen2_vl.image_processing_qwen2_vl import smart_resize
 
-        bounds = (self.factor, self.min_pixels, self.max_pixels)
         try:
-            tall, wide = smart_resize(height, width, *bounds)
-            stays = smart_resize(tall, wide, *bounds) == (tall, wide)
+            tall, wide = smart_resize(height, width, self.factor, self.min_pixels, self.max_pixels)
+            fits = tall * wide <= self.max_pixels or min(tall, wide) > self.factor
+            if self.processor is not None:
+                tall, wide = smart_resize(tall, wide, self.factor, *self.processor)
+                fits = fits and smart_resize(tall, wide, self.factor, *self.processor) == (tall, wide)
         except ValueError:
-            stays = False
-        if not stays:
+            fits = False
+        if not fits:
             raise DataError(f"too long and thin: {width}x{height} px")
         return wide, tall
 
@@ -62,5 +68,6 @@ def pixel_budgets(processor: Any, data: FilesConfig) -> dict[MediaKind, PixelBud
         factor,
         low if config.min_pixels is None else config.min_pixels,
         high if config.max_pixels is None else config.max_pixels,
+        processor=(low, high),
     )
     return {"image": of_images, "video": PixelBudget(factor, data.video.min_pixels, data.video.max_pixels)}

@@ -1,13 +1,13 @@
 """Sizes that models see."""
 
 import pytest
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from ral_system.data.pixel_budget import PixelBudget
 from ral_system.errors import DataError
 
-BUDGET = PixelBudget(28, 56 * 56, 28 * 28 * 1280)
+BUDGET = PixelBudget(28, 56 * 56, 28 * 28 * 1280, processor=(56 * 56, 28 * 28 * 1280))
 SIDES = st.integers(2, 6000)
 
 
@@ -33,6 +33,42 @@ def test_by_hand(given: tuple[int, int], found: tuple[int, int]) -> None:
     assert BUDGET.size(*given) == found
 
 
-def test_very_long_and_thin_is_refused() -> None:
-    with pytest.raises(DataError, match="too long and thin: 20000x99 px"):
-        BUDGET.size(20000, 99)
+@pytest.mark.parametrize("given", [(20000, 99), (5800, 29)])
+def test_very_long_and_thin_is_refused(given: tuple[int, int]) -> None:
+    """The second is 200 to 1, and 207 to 1 in whole factors, which the processor would refuse."""
+    with pytest.raises(DataError, match=f"too long and thin: {given[0]}x{given[1]} px"):
+        BUDGET.size(*given)
+
+
+@pytest.mark.parametrize("tokens", [4, 128, 1280])
+@given(st.integers(10, 4000), st.integers(10, 4000))
+def test_bounds_that_are_equal_refuse_no_ordinary_picture(tokens: int, width: int, height: int) -> None:
+    """At both ends of what the processor does, too, which resizes what is a factor beyond them."""
+    pixels, processor = tokens * 28 * 28, BUDGET.processor
+    assume(max(width, height) <= 2 * min(width, height))
+    found = PixelBudget(28, pixels, pixels, processor).size(width, height)
+    assert BUDGET.size(*found) == found
+    assert pixels / 3 <= found[0] * found[1] <= pixels * 2.25
+
+
+def test_equal_bounds_by_hand() -> None:
+    """640x480 is 3.06 budgets: 13.06 x 9.8 factors, of which 13 x 9 are whole ones."""
+    assert PixelBudget(28, 100352, 100352, BUDGET.processor).size(640, 480) == (364, 252)
+
+
+def test_what_fits_no_bound_by_its_length_is_refused() -> None:
+    for processor in (BUDGET.processor, None):
+        with pytest.raises(DataError, match="too long and thin: 2800x28 px"):
+            PixelBudget(28, 28 * 28, 28 * 28 * 64, processor).size(2800, 28)
+
+
+def test_what_the_processor_would_resize_again_is_refused() -> None:
+    """A processor that has one size for all goes back and forth between 56 x 28 and 84 x 56 px."""
+    with pytest.raises(DataError, match="640x480 px"):
+        PixelBudget(28, 56 * 56, 56 * 56, processor=(56 * 56, 56 * 56)).size(640, 480)
+
+
+def test_frames_stay_as_they_are() -> None:
+    """Theirs are the configured bounds alone: one factor stays one."""
+    assert PixelBudget(28, 28 * 28, 28 * 28).size(80, 80) == (28, 28)
+    assert PixelBudget(28, 28 * 28, 28 * 28, BUDGET.processor).size(80, 80) == (56, 56)

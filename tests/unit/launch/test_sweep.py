@@ -13,6 +13,7 @@ from launch import sweep
 from launch.figures import Figures, Questions
 from launch.sweep import Gain, at, gains_over_first, in_common, mean_seen
 from ral_system.config.schema import FilesConfig, RunConfig, VideoSearchConfig, VisualSearchConfig
+from ral_system.data.pixel_budget import pixel_budgets
 from ral_system.data.visual_search_prompts import VisualSearchRecords
 from ral_system.data.visual_tokens import VisualTokens
 from ral_system.errors import ConfigError, DataError
@@ -44,13 +45,16 @@ def test_a_video_is_looked_at_more_closely(make_config: Make, visual: VisualToke
     assert isinstance(data, VideoSearchConfig) and data.max_frames == (4,)
 
 
-def test_pictures_and_frames_of_files_are_bounded(make_config: Make, visual: VisualTokens) -> None:
+def test_pictures_and_frames_of_files_are_bounded(make_config: Make, visual: VisualTokens, tiny_model: Path) -> None:
     config = make_config(*FILES, "sweep=visual_tokens", "sweep.values=[512]")
     data = at(config, 512, visual).data
     assert isinstance(data, FilesConfig)
     assert (data.image.min_pixels, data.image.max_pixels) == (128 * 28 * 28, 512 * 28 * 28)
     with pytest.raises(ConfigError, match=r"sweep.values=64 is 50176 pixels; a picture has 100352 to"):
         at(config, 64, visual)
+    least = at(config, 128, visual).data
+    assert isinstance(least, FilesConfig) and least.image.max_pixels == least.image.min_pixels
+    assert pixel_budgets(load_processor(tiny_model), least)["image"].size(1920, 1080) == (420, 224)
     config = make_config(*FILES, "sweep=frames", "sweep.values=[2,32]", "data.video.min_frames=4")
     few, many = at(config, 2, visual).data, at(config, 32, visual).data
     assert isinstance(few, FilesConfig) and isinstance(many, FilesConfig)
