@@ -29,6 +29,7 @@ def decode_image(encoded: bytes, limits: ImageLimits) -> Image.Image:
     """The first frame as RGB, upright as its EXIF orientation says, transparency on white, 16 bits scaled to 8.
 
     Raises DataError with a reason: empty, not a picture, cut short, damaged, too small, too large, too long and thin.
+    Of a JPEG, which has no checksum, damage in the middle is not noticed: libjpeg decodes it to other pixels.
     """
     if not encoded:
         raise DataError("the file is empty")
