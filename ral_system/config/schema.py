@@ -6,10 +6,12 @@ One class per Hydra group, in the order of `conf/config.yaml`. Frozen; unknown k
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Annotated, ClassVar, Literal, get_args
+from typing import Annotated, Any, ClassVar, Literal, get_args
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic_core import PydanticCustomError
 
 Positive = Annotated[int, Field(gt=0)]
 NonNegative = Annotated[int, Field(ge=0)]
@@ -146,6 +148,14 @@ class SourceConfig(Group):
     split: Literal["both", "train", "held_out"]
     """What its rows are for; both: `data.held_out` of them, chosen by content, are held out."""
     columns: ColumnsConfig
+
+    @model_validator(mode="before")
+    @classmethod
+    def _whole(cls, given: Any) -> Any:
+        """An experiment's path outlives the columns of the source that it belongs to, with another data=."""
+        if isinstance(given, Mapping) and "path" in given and "columns" not in given:
+            raise PydanticCustomError("half_a_source", "a path and no columns")
+        return given
 
 
 class ImageConfig(Group):

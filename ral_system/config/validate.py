@@ -51,6 +51,8 @@ def _one_problem(error: Any) -> str:
         return f"{field}.name: missing; set it in the config"
     if error["type"] == "union_tag_invalid":
         return f"{field}.name={error['ctx']['tag']}: no such choice; use one of {error['ctx']['expected_tags']}"
+    if error["type"] == "half_a_source":
+        return f"{field} has a path and no columns: ~{field} removes it"
     return f"{field}={error['input']!r}: {error['msg'][0].lower()}{error['msg'][1:]}"
 
 

@@ -79,6 +79,10 @@ ILLEGAL: dict[str, tuple[dict[str, Any], list[str]]] = {
         {"data": FILES, "stages": ["sft"]},
         ["data.sources.main.columns.thought=null", "name the column"],
     ),
+    "half of a source, which an experiment left": (
+        {"data": FILES | {"sources": {"main": {"path": "rows.json"}}}, "stages": ["rl"]},
+        ["data.sources.main has a path and no columns: ~data.sources.main removes it"],
+    ),
     "no pixels at all": (
         {"data": FILES | {"image": {"min_pixels": 9000, "max_pixels": 8000}}, "stages": ["rl"]},
         ["data.image.min_pixels=9000 is above data.image.max_pixels=8000"],
