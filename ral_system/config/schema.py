@@ -108,16 +108,18 @@ class VideoSearchConfig(Group):
 
 class ColumnsConfig(Group):
     """Names of a file's columns; dotted names reach into nested ones (`reward_model.ground_truth`,
-    `prompt.0.content`). null: there is none."""
+    `prompt.0.content`). null: there is none. One of `images` and `videos`, if any is named, must be in some row."""
 
     question: str
-    """May say where media stand, by <image> and <video>; without such marks they come before the text."""
+    """Text, or chat turns of {role, content}, of which the only user turn is the question and a system turn is left to
+    `data.system_prompt`. May say where media stand, by <image> and <video>; without such marks they come before the
+    text."""
     answer: str
     """With or without <answer> tags around it."""
     thought: str | None
     """What sft imitates before the answer, with or without <think> tags around it."""
     options: str | None
-    """A list of texts that follow the question, one per line."""
+    """A list of texts or numbers that follow the question, one per line."""
     images: str | None
     """A path, bytes, {bytes, path} as Hugging Face's datasets store pictures, or a list of these."""
     videos: str | None
@@ -191,7 +193,8 @@ class FilesConfig(Group):
     system_prompt: str
     """Empty: no system turn."""
     instructions: dict[str, str]
-    """By question kind, what is added to a question on a line of its own; `default` to all other kinds."""
+    """By question kind, what is added to a question on a line of its own; `default` to all other kinds. Case does not
+    matter."""
     held_out: Fraction
     """Share of the rows of sources with split=both."""
     image: ImageConfig
@@ -501,7 +504,7 @@ class RewardConfig(Group):
     verifier: Verifier
     """What judges the answer: a file of `ral_system/rewards/verifiers`."""
     kinds: dict[str, Verifier]
-    """By question kind, what judges it in place of `verifier`."""
+    """By question kind, what judges it in place of `verifier`; case does not matter."""
     function: Annotated[str, Field(pattern=r"^[\w.]+:[\w.]+$")] | None
     """For the verifier `function`: `module:name` of one (given, reference) → [0, 1], importable where rewards run."""
     tolerance: ToleranceConfig
@@ -516,8 +519,9 @@ class RewardConfig(Group):
     """Address space of a verifier process; an answer that makes it ask for more is not judged."""
 
     def of_kind(self, kind: str) -> RewardConfig:
-        """The same with the verifier of a question kind."""
-        return self.model_copy(update={"verifier": self.kinds.get(kind, self.verifier)})
+        """The same with the verifier of a question kind, whatever its case."""
+        by_kind = {name.strip().lower(): verifier for name, verifier in self.kinds.items()}
+        return self.model_copy(update={"verifier": by_kind.get(kind.strip().lower(), self.verifier)})
 
     @property
     def weights(self) -> dict[str, float]:

@@ -124,11 +124,20 @@ def _initialise(parent: int, folder: Path, sampling: VideoSampling, timeout_s: f
 def _store(media: Sequence[Encoded]) -> tuple[Media, ...]:
     signal.setitimer(signal.ITIMER_REAL, _timeout_s)
     try:
-        return tuple(_stored(one) for one in media)
-    except MemoryError:
-        raise DataError(f"needs more than {_MEMORY_BYTES // 2**30} GiB to decode") from None
+        return tuple(_named(one) for one in media)
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
+
+
+def _named(one: Encoded) -> Media:
+    """Raises DataError that names the medium, where it has a name."""
+    try:
+        return _stored(one)
+    except MemoryError:
+        reason = f"needs more than {_MEMORY_BYTES // 2**30} GiB to decode"
+    except DataError as error:
+        reason = str(error)
+    raise DataError(f"{one.name}: {reason}" if one.name else reason)
 
 
 def _stored(one: Encoded) -> Media:

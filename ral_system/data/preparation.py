@@ -43,7 +43,7 @@ from ral_system.types import (
 
 QUESTIONS_FILE, QUARANTINE_FILE, REFUSED_FILE = "questions.jsonl", "quarantine.jsonl", "refused"
 MIN_ROWS_TO_JUDGE = 100
-RULES = 1
+RULES = 2
 """Counted up with every change of what becomes of a row, so that files are prepared anew."""
 
 Cause = Literal["broken", "duplicate", "too_long"]
@@ -130,6 +130,7 @@ class Preparation:
         self._config, self._folder, self._store = config, folder, store
         self._renderer, self._budgets, self._max_tokens = renderer, budgets, max_tokens
         self._judge, self._thought_text = judge, thought_text
+        self._instructions = {kind.strip().lower(): line for kind, line in config.instructions.items()}
         self._seen: dict[str, tuple[str, str]] = {}
         self.tally = Tally()
 
@@ -207,7 +208,7 @@ class Preparation:
         left = _Left(id, question.id, "broken", "")
         if isinstance(found, DataError):
             return replace(left, reason=str(found))
-        instruction = self._config.instructions.get(question.kind, self._config.instructions.get("default", ""))
+        instruction = self._instructions.get(question.kind, self._instructions.get("default", ""))
         text = f"{question.text}\n{instruction}" if instruction else question.text
         try:
             media = tuple(sized(medium, self._budgets) for medium in found)

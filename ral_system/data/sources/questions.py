@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from string import ascii_uppercase
@@ -21,6 +21,7 @@ _MAX_THOUGHT_CHARS = 200_000
 _MAX_ANSWER_CHARS = 50_000
 _MAX_KIND_CHARS = 100
 _MAX_ID_CHARS = 100
+_LISTED = 8
 _LETTER, _LETTERED = re.compile(r"\(?[A-Z][.)]?"), re.compile(r"\(?[A-Z][.):]")
 _TAGS = ("<think>", "</think>", "<answer>", "</answer>")
 
@@ -37,6 +38,8 @@ class Encoded:
     end_s: float | None = None
     frames_per_s: float | None = None
     """Then `path` is a folder of the video's frames."""
+    name: str = ""
+    """What messages call it: its column, its place among several there, and its file."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +48,7 @@ class Question:
 
     id: str | None
     kind: str
+    """In small letters."""
     text: str
     """With as many marks (`MARKS`) as there are media of each kind, or none at all."""
     answer: str
@@ -58,7 +62,7 @@ def read_question(fields: Mapping[str, Any], columns: ColumnsConfig, root: Path,
 
     Raises DataError with a reason that names the column.
     """
-    text = _text(_value(fields, columns.question), columns.question)
+    text = _question(_value(fields, columns.question), columns.question)
     options = _options(_value(fields, columns.options, missing=None), columns.options) if columns.options else []
     answer = _answer(_value(fields, columns.answer), columns.answer)
     if options:
@@ -84,12 +88,13 @@ def given_id(fields: Mapping[str, Any], columns: ColumnsConfig) -> str | None:
 
 
 def _kind(fields: Mapping[str, Any], columns: ColumnsConfig) -> str:
+    """In small letters: kinds are the same whatever their case."""
     kind = _value(fields, columns.kind, missing=None) if columns.kind else None
     if kind is None or kind == "":
         return ""
     if isinstance(kind, (int, float)):
         return str(kind)
-    return _short(_text(kind, str(columns.kind)), str(columns.kind), _MAX_KIND_CHARS)
+    return _short(_text(kind, str(columns.kind)), str(columns.kind), _MAX_KIND_CHARS).lower()
 
 
 def _short(text: str, column: str, most: int) -> str:
@@ -103,17 +108,26 @@ _REQUIRED = object()
 
 def _value(fields: Any, column: str, missing: Any = _REQUIRED) -> Any:
     """What a dotted name leads to."""
-    found = fields
-    for part in column.split("."):
+    found, parts = fields, column.split(".")
+    for at, part in enumerate(parts):
         if isinstance(found, Mapping) and part in found:
             found = found[part]
         elif isinstance(found, Sequence) and not isinstance(found, str) and part.isdecimal() and int(part) < len(found):
             found = found[int(part)]
         elif missing is _REQUIRED:
-            raise DataError(f"{column}: not in the row")
+            whose = f"whose {'.'.join(parts[:at])}" if at else "which"
+            has = f", {whose} has {listed(found)}" if isinstance(found, Mapping) and found else ""
+            raise DataError(f"{column}: not in the row{has}")
         else:
             return missing
     return found
+
+
+def listed(names: Iterable[str]) -> str:
+    """Names in the order of the alphabet, as messages show them."""
+    every = sorted(map(shortened, names))
+    more = [f"{len(every) - _LISTED} others"] if len(every) > _LISTED else []
+    return ", ".join([*every[:_LISTED], *more])
 
 
 def _text(value: Any, column: str) -> str:
@@ -130,15 +144,49 @@ def _text(value: Any, column: str) -> str:
     return value.strip()
 
 
+def _question(value: Any, column: str) -> str:
+    """Text, parts of one, or of chat turns what the only user turn says: a system turn is `data.system_prompt`'s."""
+    if not (isinstance(value, list) and value and all(isinstance(t, Mapping) and "role" in t for t in value)):
+        return _text(_joined(value, column), column)
+    said = [turn.get("content") for turn in value if turn["role"] == "user"]
+    others = [str(turn["role"]) for turn in value if turn["role"] not in ("system", "user")]
+    if others:
+        raise DataError(f"{column}: holds a turn of the role {shortened(others[0])}; one user turn is a question")
+    if len(said) != 1:
+        raise DataError(f"{column}: holds {len(said)} user turns; one is a question")
+    return _text(_joined(said[0], column), column)
+
+
+def _joined(content: Any, column: str) -> Any:
+    """Parts of a content as one text, with a mark for each medium; anything else as it is."""
+    if not (isinstance(content, list) and content and all(isinstance(p, Mapping) and "type" in p for p in content)):
+        return content
+    marks = {kind: mark for mark, kind in MARKS.items()}
+    texts = []
+    for part in content:
+        if part["type"] not in ("text", *marks):
+            raise DataError(
+                f"{column}: a part of the type {shortened(str(part['type']))} is none of text, image, video"
+            )
+        texts.append(marks[part["type"]] if part["type"] in marks else part.get("text"))
+        if not isinstance(texts[-1], str):
+            raise DataError(f"{column}: a part of the type text has no text")
+    return "".join(texts)
+
+
 def _answer(value: Any, column: str) -> str:
     """Text without the tags that some formats put around it; a number as it is written."""
     if isinstance(value, bool) or value is None:
         raise DataError(f"{column}: not an answer but {value}")
     if isinstance(value, (int, float)):
-        if abs(value) > _LARGEST or value != value:
-            raise DataError(f"{column}: {'nan' if value != value else 'a number beyond 1e300'} is no answer")
-        return repr(value)
+        return _number(value, column)
     return _short(_unwrapped(value, "answer", column), column, _MAX_ANSWER_CHARS)
+
+
+def _number(value: float, column: str) -> str:
+    if abs(value) > _LARGEST or value != value:
+        raise DataError(f"{column}: {'nan' if value != value else 'a number beyond 1e300'} is no answer")
+    return repr(value)
 
 
 def _thought(value: Any, column: str) -> str:
@@ -162,9 +210,9 @@ def _unwrapped(value: Any, tag: str, column: str) -> str:
 def _options(value: Any, column: str) -> list[str]:
     if value is None:
         return []
-    if not isinstance(value, list) or not all(isinstance(option, str) for option in value):
-        raise DataError(f"{column}: not a list of texts")
-    return [_text(option, column) for option in value]
+    if not isinstance(value, list) or any(type(option) not in (str, int, float) for option in value):
+        raise DataError(f"{column}: not a list of texts or numbers")
+    return [_text(option, column) if isinstance(option, str) else _number(option, column) for option in value]
 
 
 def _choices(options: list[str], answer: str, column: str) -> tuple[list[str], str]:
@@ -193,7 +241,8 @@ def _media(fields: Mapping[str, Any], columns: ColumnsConfig, root: Path) -> lis
     for kind, column in ((first, columns.images), ("video", columns.videos)):
         value = _value(fields, column, missing=None) if column else None
         values = value if isinstance(value, list) else [] if value is None or value == "" else [value]
-        found += [_encoded(kind, one, str(column), root) for one in values]
+        for at, one in enumerate(values):
+            found.append(_encoded(kind, one, f"{column}[{at}]" if len(values) > 1 else str(column), root))
     if said in get_args(MediaKind) and not found:
         raise DataError(f"{columns.media_type}: says {said}, and {columns.images} holds none")
     return found
@@ -215,7 +264,7 @@ def _encoded(kind: MediaKind, value: Any, column: str, root: Path) -> Encoded:
     if isinstance(value, Mapping):  # datasets' Image: bytes first, since its path may be somebody else's
         value = value.get("bytes") or value.get("path")
     if isinstance(value, bytes):
-        return Encoded(kind, value, None)
+        return Encoded(kind, value, None, name=column)
     if not isinstance(value, str) or not value:
         raise DataError(f"{column}: neither a path nor bytes but {type(value).__name__}")
     shown = shortened(value)
@@ -227,4 +276,4 @@ def _encoded(kind: MediaKind, value: Any, column: str, root: Path) -> Encoded:
         raise DataError(f"{column}: {error}") from None
     if not path.is_file():
         raise DataError(f"{column}: {shown}: no such file below {root}")
-    return Encoded(kind, None, path)
+    return Encoded(kind, None, path, name=f"{column}: {shown}")

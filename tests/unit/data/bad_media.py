@@ -13,7 +13,11 @@ from tests.unit.data.bad_kinds import CLIP, PICTURE, REMOVED, Kind, Left, Row, S
 from tests.unit.data.bad_texts import broken
 
 CUT, NO_PICTURE, NO_VIDEO = broken("cut short or damaged"), broken("not a picture"), broken("not a video")
-GONE, OUT, NO_PATH = broken("^path: .*no such file below"), broken("^path: .* leads out of"), broken("is no path")
+GONE, OUT, NO_PATH = (
+    broken(r"^path(\[1\])?: .*no such file below"),
+    broken("^path: .* leads out of"),
+    broken("is no path"),
+)
 TOO_LONG = Left("too_long", r"^[\d,]+ tokens, at most 600 .* leave room for a response")
 
 
@@ -98,7 +102,7 @@ PATHS = [
     at("true for a path", True, broken("^path: neither a path nor bytes but bool")),
     at("bytes as a list of numbers", {"bytes": [137, 80, 78, 71]}, broken("^path: neither a path nor bytes but list")),
     at("object without either", {"bytes": None, "path": None}, broken("^path: neither a path nor bytes but NoneType")),
-    at("null in a list", ["good.png", None], broken("^path: neither a path nor bytes but NoneType")),
+    at("null in a list", ["good.png", None], broken(r"^path\[1\]: neither a path nor bytes but NoneType")),
     at("lists in a list", [["good.png"]], broken("^path: neither a path nor bytes but list")),
     at("one of two missing", ["good.png", "none.png"], GONE),
     at("home", "~/a.png", GONE),

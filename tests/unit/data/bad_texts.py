@@ -88,7 +88,7 @@ QUESTIONS = [
     Kind("fewer marks", {"problem": "<image> ?", "path": ["good.png"] * 2}, broken("1 <image> for 2 images")),
     Kind("options that are text", {"options": "A or B"}, broken("^options: not a list of texts")),
     Kind("options by letter", {"options": {"A": "one"}}, broken("^options: not a list of texts")),
-    Kind("options with numbers", {"options": ["A", 2]}, broken("^options: not a list of texts")),
+    Kind("options with numbers", {"options": ["A", 2]}, Used()),
     Kind("options with null", {"options": ["A", None]}, broken("^options: not a list of texts")),
     Kind("options with empty text", {"options": ["A. one", " "]}, broken("^options: empty")),
     Kind("options with a zero byte", {"options": ["A. one", "\0"]}, broken("^options: holds a zero byte")),

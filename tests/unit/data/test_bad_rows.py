@@ -63,7 +63,7 @@ def test_every_kind_ends_as_it_should(source: Source, kind: Kind, outcome: Outco
 def check_used(outcome: Outcome, id: str, row: Any, end: Used) -> None:
     found, prompt = outcome.used[id], outcome.prompts[id]
     if isinstance(row, dict):
-        options = [option.strip() for option in row.get("options") or []]
+        options = [str(option).strip() for option in row.get("options") or []]
         instruction = outcome.instructions.get(row.get("problem_type"), "")
         assert found.question == "\n".join(filter(None, [row["problem"].strip(), *options, instruction]))
     assert found.answer == end.answer

@@ -75,6 +75,13 @@ def test_a_file_that_cannot_be_looked_at_is_a_reason(tmp_path: Path) -> None:
     assert isinstance(found, DataError) and "File name too long" in str(found)
 
 
+def test_one_of_several_is_named(tmp_path: Path) -> None:
+    trunc = Encoded("image", (picture(50).encoded or b"")[:60], None, name="images[1]: trunc.png")
+    with Decoders(MediaStore(tmp_path / "store"), SAMPLING, workers=1, timeout_s=30) as decoders:
+        ((_, found),) = decoders.stored([("a", [picture(50), trunc, picture(60)])])
+    assert isinstance(found, DataError) and str(found).startswith("images[1]: trunc.png: cut short")
+
+
 def test_no_media_need_no_decoding(tmp_path: Path) -> None:
     with Decoders(MediaStore(tmp_path), SAMPLING, workers=1, timeout_s=5) as decoders:
         assert list(decoders.stored([("a", []), ("b", [])])) == [("a", ()), ("b", ())]

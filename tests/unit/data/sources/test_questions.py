@@ -111,7 +111,8 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
     "an open tag": ({"answer": "<answer>B"}, "answer: holds a tag of the response template"),
     "two tags": ({"answer": "<answer>A</answer><answer>B</answer>"}, "answer: holds a tag"),
     "options that are text": ({"options": "A or B"}, "options: not a list of texts"),
-    "options that are numbers": ({"options": [1, 2]}, "options: not a list of texts"),
+    "options that are neither": ({"options": [True, None]}, "options: not a list of texts or numbers"),
+    "an option that is no number": ({"options": [1, float("nan")]}, "options: nan is no answer"),
     "an empty option": ({"options": ["A. one", " "]}, "options: empty"),
     "options of a megabyte": ({"options": ["a" * 10**6]}, "characters, at most 50,000"),
     "a mark in an option": ({"options": ["<image> <image>"]}, "problem: 2 <image> for 1 images"),
@@ -124,6 +125,7 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
     "an empty picture": ({"image": {"bytes": None, "path": None}}, "image: neither a path nor bytes but NoneType"),
     "a zero byte in a path": ({"image": "a\x00.png"}, "is no path|no such file"),
     "a name that is too long": ({"image": "a" * 5000}, "is no path|no such file"),
+    "the second of two": ({"image": ["images/a.png", "b.png"]}, r"^image\[1\]: b.png: no such file below"),
     "more marks than pictures": ({"problem": "<image> <image> ?"}, "problem: 2 <image> for 1 images"),
     "a mark without a picture": ({"problem": "<image> ?", "image": None}, "problem: 1 <image> for 0 images"),
 }
@@ -151,10 +153,69 @@ def test_links_in_a_loop_are_refused(root: Path) -> None:
         read_question(GOOD | {"image": "one.png"}, PLAIN, root)
 
 
-def test_a_missing_column_is_named(root: Path) -> None:
-    for column in ("problem", "answer"):
-        with pytest.raises(DataError, match=f"{column}: not in the row"):
+def test_a_missing_column_is_named_and_those_that_are_there(root: Path) -> None:
+    for column, others in (("problem", "answer, image"), ("answer", "image, problem")):
+        with pytest.raises(DataError, match=f"^{column}: not in the row, which has {others}$"):
             read_question({k: v for k, v in GOOD.items() if k != column}, PLAIN, root)
+    nested = PLAIN.model_copy(update={"answer": "reward.truth"})
+    with pytest.raises(DataError, match=r"^reward.truth: not in the row, whose reward has ground, style$"):
+        read_question(GOOD | {"reward": {"style": "rule", "ground": "3"}}, nested, root)
+    with pytest.raises(DataError, match=r"which has c00, c01, c02, c03, c04, c05, c06, c07, 12 others$"):
+        read_question({f"c{n:02}": n for n in range(20)}, PLAIN, root)
+
+
+USER, SYSTEM = {"role": "user", "content": "<image>Find x."}, {"role": "system", "content": "Think."}
+PARTS = [{"type": "image", "text": None}, {"type": "text", "text": "Find x, "}, {"type": "text", "text": "please."}]
+
+
+@pytest.mark.parametrize(
+    ("prompt", "asked"),
+    [
+        ([SYSTEM, USER], "<image>Find x."),
+        ([USER, SYSTEM], "<image>Find x."),
+        ([SYSTEM, {"role": "user", "content": PARTS}], "<image>Find x, please."),
+        (PARTS, "<image>Find x, please."),
+        ("Find x.", "Find x."),
+    ],
+)
+def test_the_question_of_turns_is_the_user_s(read: Read, prompt: Any, asked: str) -> None:
+    row = {"prompt": prompt, "images": [{"bytes": b"png"}], "reward_model": {"ground_truth": "3"}}
+    assert read("verl", row).text == asked
+
+
+@pytest.mark.parametrize(
+    ("prompt", "reason"),
+    [
+        ([SYSTEM], "prompt: holds 0 user turns; one is a question"),
+        ([USER, USER], "prompt: holds 2 user turns; one is a question"),
+        ([USER, {"role": "assistant", "content": "3"}], "prompt: holds a turn of the role assistant; one user turn is"),
+        ([{"role": "user"}], "prompt: not text but NoneType"),
+        ([{"role": "user", "content": " "}], "prompt: empty"),
+        ([{"role": "user", "content": [{"type": "audio"}]}], "prompt: a part of the type audio is none of text, image"),
+        ([{"role": "user", "content": [{"type": "text"}]}], "prompt: a part of the type text has no text"),
+        ([USER, "text"], "prompt: not text but list"),
+        ([], "prompt: not text but list"),
+    ],
+)
+def test_turns_that_are_no_question_are_a_reason(read: Read, prompt: Any, reason: str) -> None:
+    with pytest.raises(DataError, match=f"^{reason}"):
+        read("verl", {"prompt": prompt, "reward_model": {"ground_truth": "3"}})
+
+
+def test_one_turn_by_its_number(root: Path) -> None:
+    columns = PLAIN.model_copy(update={"question": "prompt.1.content"})
+    assert read_question(GOOD | {"prompt": [SYSTEM, USER]}, columns, root).text == "<image>Find x."
+
+
+def test_kinds_are_the_same_in_any_case(read: Read) -> None:
+    row = {"problem": "what ?", "data_type": "text", "solution": "it", "path": "", "process": "well"}
+    assert read("video_r1", row | {"problem_type": " Multiple Choice "}).kind == "multiple choice"
+
+
+def test_options_that_are_numbers(root: Path) -> None:
+    found = read_question(GOOD | {"options": [1, 2.5, "three"], "answer": 2.5}, PLAIN, root)
+    assert (found.text, found.answer) == ("what ?\n1\n2.5\nthree", "2.5")
+    assert read_question(GOOD | {"options": [1, 2], "answer": "B"}, PLAIN, root).text == "what ?\nA. 1\nB. 2"
 
 
 def test_the_letter_of_an_answer_is_one_of_the_options(read: Read) -> None:
