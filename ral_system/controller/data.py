@@ -21,8 +21,7 @@ from ral_system.data.media import MediaStore
 from ral_system.data.pixel_budget import PixelBudget, pixel_budgets
 from ral_system.data.preparation import QUARANTINE_FILE, RULES, Preparation, Tally
 from ral_system.data.prompts import Prompts
-from ral_system.data.sources.files import files_of
-from ral_system.data.sources.hub import located
+from ral_system.data.sources.hub import source_files
 from ral_system.data.video_search_prompts import VideoSearchPrompts
 from ral_system.data.visual_search_prompts import VisualSearchPrompts
 from ral_system.errors import DataError, SetupError
@@ -123,7 +122,7 @@ def prepared_folder(config: RunConfig, data: FilesConfig, processor: Any, runs: 
     """Named after everything that decides what is asked and what is left out."""
     files = {}
     for name, source in data.sources.items():
-        found = files_of(located(name, source), source.files)
+        found = source_files(name, source)
         files[name] = [(str(f.resolve()), f.stat().st_size, f.stat().st_mtime_ns) for f in found]
     decisive = {
         "rules": RULES,
@@ -138,6 +137,12 @@ def prepared_folder(config: RunConfig, data: FilesConfig, processor: Any, runs: 
         "budgets": {kind: asdict(budget) for kind, budget in pixel_budgets(processor, data).items()},
     }
     return runs / PREPARED_FOLDER / hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def absent_columns(folder: Path) -> list[str]:
+    """Columns that are named and that no row has, of prepared files; none where the preparation did not go through."""
+    done = folder / _DONE_FILE
+    return list(json.loads(done.read_text(encoding="utf-8"))["absent"]) if done.is_file() else []
 
 
 def _source_of(function: str | None) -> str | None:

@@ -7,16 +7,18 @@ import hashlib
 import math
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 
 from ral_system.config.schema import FilesConfig, ResponseFormat
 from ral_system.data.chat import ChatRenderer
-from ral_system.data.preparation import PreparedQuestion, read_prepared
+from ral_system.data.preparation import QUARANTINE_FILE, PreparedQuestion, drawn, read_prepared
 from ral_system.data.prompts import SupervisedStage
 from ral_system.errors import DataError
 from ral_system.types import Media, Prompt, Sample, Split
 
+_SHARES = (0.02, 0.05, 0.1, 0.15, 0.2, 0.3, 0.5, 0.7)
 _MIX, _SOURCES = 0, 1  # streams of randomness: of the mix, and of the sources from here on
 
 
@@ -35,16 +37,15 @@ class FilePrompts:
         train: dict[str, list[PreparedQuestion]] = {name: [] for name in config.sources}
         for row in rows:
             if row.split == "train":
-                train[row.id.rpartition("/")[0]].append(row)
+                train[row.source].append(row)
         self._train = [train[name] for name in config.sources]
         self._mix = Mix([len(rows) for rows in self._train], [s.weight for s in config.sources.values()], config.seed)
         held_out = [row for row in rows if row.split == "held_out"]
         self._held_out = sorted(held_out, key=lambda row: _place(config.seed, row.content))
-        for split, found in (("train", sum(map(len, self._train))), ("held_out", len(held_out))):
-            if not found:
-                raise DataError(
-                    f"{folder}: no {split} questions among {len(rows)}; change data.held_out, or split of a data.source"
-                )
+        if not rows:
+            raise DataError(f"no row can be used; {folder / QUARANTINE_FILE} says why")
+        if not held_out or not any(self._train):
+            raise DataError(_lacking(config, rows, "training" if held_out else "evaluation"))
 
     def question(self, split: Split, index: int) -> Prompt:
         """The `index`-th question of `split`; in training, a row that comes again has the number of the time in its
@@ -94,6 +95,19 @@ class FilePrompts:
 def _place(seed: int, content: str) -> bytes:
     """In the order of held-out questions, which a row more or less does not change."""
     return hashlib.sha256(f"{seed}/{content}".encode()).digest()
+
+
+def _lacking(config: FilesConfig, rows: Sequence[PreparedQuestion], purpose: Literal["training", "evaluation"]) -> str:
+    """Why there are no questions for a purpose, and, by the questions' own draws, a share that has some for both."""
+    draws = [drawn(config.seed, row.subject) for row in rows if config.sources[row.source].split == "both"]
+    none = f"none of {len(rows)} questions for {purpose}"
+    if not draws:
+        return f"data.sources keeps {none}; set split of one to both, or add a source for them"
+    for share in _SHARES:
+        kept = sum(draw < share for draw in draws)
+        if 0 < kept < len(draws):
+            return f"data.held_out={config.held_out:g} keeps {none}; {share} keeps {kept} for evaluation"
+    return f"data.held_out={config.held_out:g} keeps {none}, which are too few to share out; add more"
 
 
 class Mix:

@@ -10,8 +10,9 @@ the counts add up to the input.
 from __future__ import annotations
 
 import hashlib
+import re
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass, field, replace
 from itertools import islice
@@ -23,9 +24,9 @@ from ral_system.data.chat import ChatRenderer
 from ral_system.data.decoders import Decoders
 from ral_system.data.media import MediaStore
 from ral_system.data.pixel_budget import PixelBudget, sized
-from ral_system.data.sources.files import count_rows, read_rows
-from ral_system.data.sources.hub import located
-from ral_system.data.sources.questions import Question, given_id, read_question
+from ral_system.data.sources.files import read_rows
+from ral_system.data.sources.hub import located, source_survey
+from ral_system.data.sources.questions import Question, given_id, listed, read_question
 from ral_system.errors import DataError
 from ral_system.observability.jsonl import JsonLines, read_objects
 from ral_system.protocols import Rewarder
@@ -49,6 +50,9 @@ RULES = 2
 Cause = Literal["broken", "duplicate", "too_long"]
 _AT_ONCE = 128
 _MAX_REASON_CHARS = 400
+_COLUMN = re.compile(r"([A-Za-z_][\w.-]*)(?:\[\d+\])?:(?: |$)")
+_NAMES = re.compile(r", (?:which|whose \S+) has ")
+_OWN = re.compile(r"[/'\d]|\w\.\w")
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +79,16 @@ class PreparedQuestion:
     content: str
     """What duplicates share: a digest of the question and its media."""
 
+    @property
+    def source(self) -> str:
+        """Its name in data.sources."""
+        return self.id.rpartition("/")[0]
+
+    @property
+    def subject(self) -> str:
+        """What questions on the same side of the split share: their media, or the question where there are none."""
+        return "".join(medium.digest for medium in self.media) or self.content
+
 
 @dataclass
 class Tally:
@@ -84,7 +98,11 @@ class Tally:
     used: Counter[Split] = field(default_factory=Counter)
     left_out: Counter[Cause] = field(default_factory=Counter)
     reasons: Counter[str] = field(default_factory=Counter)
-    """Of broken rows."""
+    """Of broken rows, by `kind_of_reason`."""
+    examples: dict[str, str] = field(default_factory=dict)
+    """The first reason of each kind as it is."""
+    absent: list[str] = field(default_factory=list)
+    """Columns that are named and in no row, as `data.sources.main.columns.videos=videos`."""
 
     @property
     def settled(self) -> int:
@@ -94,7 +112,7 @@ class Tally:
     def summary(self) -> dict[str, Any]:
         """As plain values, with the most frequent reasons."""
         counts = {"rows": self.rows, "used": dict(self.used), "left_out": dict(self.left_out)}
-        return counts | {"reasons": dict(self.reasons.most_common(20))}
+        return counts | {"reasons": dict(self.reasons.most_common(20)), "absent": self.absent}
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,13 +153,36 @@ class Preparation:
         self.tally = Tally()
 
     def total(self) -> int:
-        """Rows of all sources. Raises DataError for a file that cannot be read."""
-        self.tally.rows = 0
+        """Rows of all sources. Raises DataError for a file that cannot be read, and for one that lacks columns."""
+        self.tally.rows, self.tally.absent = 0, []
         for name, source in self._config.sources.items():
-            if not (count := count_rows(located(name, source), source.files)):
-                raise DataError(f"{source.path}: holds no rows; correct it, or remove the source")
-            self.tally.rows += count
+            found = source_survey(name, source)
+            if not found.rows:
+                raise DataError(
+                    f"data.sources.{name}.path={source.path}: holds no rows; correct it, or remove the source"
+                )
+            if found.columns:  # of no row that is an object the rows themselves say so
+                self._check_columns(name, source, found.columns)
+            self.tally.rows += found.rows
         return self.tally.rows
+
+    def _check_columns(self, name: str, source: SourceConfig, there: Collection[str]) -> None:
+        """Raises DataError for a needed column, or all of media, in no row; notes others."""
+        named = {field: str(column) for field, column in source.columns.model_dump().items() if column is not None}
+        if self._thought_text is None:
+            named.pop("thought", None)
+        absent = [field for field, column in named.items() if column.partition(".")[0] not in there]
+        needed = [field for field in absent if field in ("question", "answer", "thought")]
+        media = [field for field in ("images", "videos") if field in named]
+        without_media = bool(media) and set(media) <= set(absent)
+        if needed or without_media:
+            wrong = needed[:1] or media
+            fields = ", ".join(f"data.sources.{name}.columns.{field}={named[field]}" for field in wrong)
+            remedy = "set it to one of these" if needed else "set it to one of these, or to null"
+            if len(wrong) > 1:
+                remedy = "set one to one of these, or both to null"
+            raise DataError(f"{fields}: in no row of {Path(source.path).name}, which has {listed(there)}; {remedy}")
+        self.tally.absent += [f"data.sources.{name}.columns.{field}={named[field]}" for field in absent]
 
     def run(self, show: Callable[[Tally], None]) -> None:
         """Settle every row that is not settled yet. Raises DataError when too many are broken; the next time all rows
@@ -223,10 +264,10 @@ class Preparation:
             reason = f"{len(prompt.token_ids):,} tokens, at most {room}"
             return replace(left, cause="too_long", reason=reason)
         content = hashlib.sha256("\x00".join([text, *(m.digest for m in media)]).encode()).hexdigest()
-        return PreparedQuestion(
+        prepared = PreparedQuestion(
             id=id,
             given_id=question.id,
-            split=self._split(source, "".join(m.digest for m in media) or content),
+            split="train",
             kind=question.kind,
             question=text,
             answer=question.answer,
@@ -235,13 +276,13 @@ class Preparation:
             tokens=len(prompt.token_ids),
             content=content,
         )
+        return replace(prepared, split=self._split(source, prepared.subject))
 
-    def _split(self, source: SourceConfig, content: str) -> Split:
+    def _split(self, source: SourceConfig, subject: str) -> Split:
         """Questions about the same media are on the same side."""
         if source.split != "both":
             return source.split
-        drawn = hashlib.sha256(f"{self._config.seed}/{content}".encode()).digest()[:8]
-        return "held_out" if int.from_bytes(drawn) < self._config.held_out * 2**64 else "train"
+        return "held_out" if drawn(self._config.seed, subject) < self._config.held_out else "train"
 
     def _settle(self, rows: Sequence[PreparedQuestion | _Left]) -> None:
         """Write each row's line, after what depends on other rows and on the verifier."""
@@ -291,23 +332,34 @@ class Preparation:
     def _count(self, row: _Left) -> None:
         self.tally.left_out[row.cause] += 1
         if row.cause == "broken":
-            self.tally.reasons[kind_of_reason(row.reason)] += 1
+            kind = kind_of_reason(row.reason)
+            self.tally.reasons[kind] += 1
+            self.tally.examples.setdefault(kind, row.reason)
 
     def _check_rate(self, at_least: int) -> None:
         broken, settled = self.tally.left_out["broken"], self.tally.settled
         if settled >= at_least and broken > self._config.max_broken * settled:
-            reason, count = self.tally.reasons.most_common(1)[0]
+            kind, count = self.tally.reasons.most_common(1)[0]
+            most = f"most often, in {count} rows: " if count > 1 else "for example: "
             (self._folder / REFUSED_FILE).touch()
             raise DataError(
                 f"{broken} of {settled} rows cannot be used, more than data.max_broken={self._config.max_broken:g}; "
-                f"{'most often' if count > 1 else 'for example'}: {reason}. See {self._folder / QUARANTINE_FILE}; "
+                f"{most}{self.tally.examples[kind]}. See {self._folder / QUARANTINE_FILE}; "
                 "mend the rows or data.sources, or raise data.max_broken"
             )
 
 
 def kind_of_reason(reason: str) -> str:
-    """What reasons of the same kind share: without the names and numbers of their row."""
-    return " ".join("…" if set(word) & set("/'0123456789") else word for word in reason.split())
+    """What reasons of the same kind share: their column, and words without the names and numbers of their row."""
+    named = _COLUMN.match(reason)
+    column, rest = (named[1], reason[named.end() :]) if named else ("", reason)
+    words = ["…" if _OWN.search(word) else word for word in _NAMES.split(rest)[0].split()]
+    return " ".join([f"{column}:", *words] if column else words)
+
+
+def drawn(seed: int, subject: str) -> float:
+    """In [0, 1]; below `data.held_out` a question about it is held out."""
+    return int.from_bytes(hashlib.sha256(f"{seed}/{subject}".encode()).digest()[:8]) / 2**64
 
 
 def _asked_for(columns: ColumnsConfig) -> set[str]:

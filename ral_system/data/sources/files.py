@@ -10,7 +10,9 @@ import codecs
 import json
 import re
 from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +21,12 @@ from ral_system.errors import DataError
 _ROWS_AT_ONCE = 64
 _SHOWN_CHARS = 80
 _MAX_LINE_BYTES = 64 * 2**20
+_LOOKED_AT = 10_000
+_SUFFIXES = (".jsonl", ".json", ".parquet", ".arrow")
+_MEDIA_SUFFIXES = {
+    "videos": {".mp4", ".mkv", ".webm", ".avi", ".mov"},
+    "pictures": {".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff"},
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +41,15 @@ class Row:
     fields: Mapping[str, Any] | None
     problem: str = ""
     """Why there are no fields."""
+
+
+@dataclass(frozen=True, slots=True)
+class Survey:
+    """Of files, before their rows are read one by one."""
+
+    rows: int
+    columns: frozenset[str]
+    """Top-level ones that any row has."""
 
 
 def path_below(root: Path, name: str) -> Path:
@@ -66,20 +83,45 @@ def shortened(name: str) -> str:
     return name if len(name) <= _SHOWN_CHARS else f"{name[:_SHOWN_CHARS]}…"
 
 
-def files_of(path: Path, pattern: str | None = None) -> list[Path]:
+def files_of(path: Path, pattern: str | None = None, source: str = "data.sources.NAME") -> list[Path]:
     """The file itself; of a folder, those that match, in the order of their names, or else its Arrow shards, as Hugging
     Face's datasets save themselves.
 
-    Raises DataError for a folder without any, and for one with some of its shards alone.
+    Raises DataError for a folder without any, for one with some of its shards alone, and for files that cannot hold
+    rows. `source` is the field that messages send to.
     """
-    if not path.is_dir():
-        return [path]
-    found = sorted(file for file in path.glob(pattern or "data-*.arrow") if file.is_file())  # beside shards: caches
-    if not found:
-        wanted = pattern or "data-*.arrow"
-        raise DataError(f"{path}: a folder without {wanted} files; say which with files=, for example train-*.parquet")
-    _check_complete(path, [str(file.relative_to(path)) for file in found])
+    found = [path]
+    if path.is_dir():
+        found = sorted(file for file in path.glob(pattern or "data-*.arrow") if file.is_file())  # beside shards: caches
+        if not found:
+            raise DataError(f"{path}: {_without(path, pattern, source)}")
+        _check_complete(path, [str(file.relative_to(path)) for file in found])
+    for file in found:
+        if not file.is_file():
+            raise DataError(f"{file}: no such file")
+        if file.suffix not in _SUFFIXES:
+            raise DataError(
+                f"{file}: {file.suffix or 'no suffix'} is not one of {', '.join(_SUFFIXES)}; save it as JSON lines or "
+                "parquet"
+            )
     return found
+
+
+def _without(folder: Path, pattern: str | None, source: str) -> str:
+    """Why a folder has no files of rows, and what to do."""
+    if pattern is not None:
+        return f"a folder without {pattern} files; correct {source}.files"
+    if splits := sorted({file.parent.name for file in folder.glob("*/data-*.arrow")}):
+        one = "train" if "train" in splits else splits[0]
+        return f"holds splits {', '.join(splits)}; say which with {source}.files={one}/data-*.arrow"
+    suffixes = {file.suffix.lower() for file in islice(folder.rglob("*"), _LOOKED_AT)}
+    media = [name for name, known in _MEDIA_SUFFIXES.items() if suffixes & known]
+    if media and not suffixes & set(_SUFFIXES):
+        return (
+            f"holds {' and '.join(media)} and no rows; write rows.jsonl there with question, answer and path, and set "
+            f"{source}.path to it"
+        )
+    return f"a folder without data-*.arrow files; say which with {source}.files=, for example train-*.parquet"
 
 
 def read_rows(path: Path, columns: Collection[str] | None = None, pattern: str | None = None) -> Iterator[Row]:
@@ -96,11 +138,7 @@ def read_rows(path: Path, columns: Collection[str] | None = None, pattern: str |
 
 
 def _read_file(path: Path, columns: Collection[str] | None) -> Iterator[Row]:
-    readers = {".jsonl": _json_lines, ".json": _json, ".parquet": _parquet, ".arrow": _arrow}
-    if not path.is_file():
-        raise DataError(f"{path}: no such file")
-    if path.suffix not in readers:
-        raise DataError(f"{path}: {path.suffix or 'no suffix'} is not one of {', '.join(readers)}")
+    readers = dict(zip(_SUFFIXES, (_json_lines, _json, _parquet, _arrow), strict=True))
     try:
         yield from readers[path.suffix](path, columns)
     except OSError as error:
@@ -115,21 +153,24 @@ def _check_complete(folder: Path, names: list[str]) -> None:
                 raise DataError(f"{folder}: {name} is missing; copy the whole dataset")
 
 
-def count_rows(path: Path, pattern: str | None = None) -> int:
-    """How many rows `read_rows` gives, without decoding them where the format says it. Raises DataError, as it does."""
-    return sum(map(_count, files_of(path, pattern)))
+def survey(path: Path, pattern: str | None = None) -> Survey:
+    """Of the rows that `read_rows` gives, undecoded where the format says it. Raises DataError, as it does."""
+    found = [_survey(file) for file in files_of(path, pattern)]
+    return Survey(sum(one.rows for one in found), frozenset().union(*(one.columns for one in found)))
 
 
-def _count(path: Path) -> int:
-    if path.suffix == ".parquet" and path.is_file():
-        import pyarrow as pa
-        from pyarrow import parquet
-
-        try:
-            return int(parquet.read_metadata(path).num_rows)
-        except (pa.ArrowException, OSError) as error:
-            raise DataError(f"{path}: not parquet, or damaged ({' '.join(str(error).split())})") from None
-    return sum(1 for _ in _read_file(path, columns=()))
+def _survey(path: Path) -> Survey:
+    if path.suffix == ".parquet":
+        with _parquet_file(path) as file:
+            return Survey(int(file.metadata.num_rows), frozenset(file.schema_arrow.names))
+    if path.suffix == ".arrow":
+        with _arrow_stream(path) as batches:
+            return Survey(sum(batch.num_rows for batch in batches), frozenset(batches.schema.names))
+    rows, names = 0, set[str]()
+    for row in _read_file(path, None):
+        rows += 1
+        names.update(row.fields or ())
+    return Survey(rows, frozenset(names))
 
 
 def _json_lines(path: Path, columns: Collection[str] | None) -> Iterator[Row]:
@@ -184,27 +225,39 @@ def _json(path: Path, columns: Collection[str] | None) -> Iterator[Row]:
         yield _checked(number, value)
 
 
-def _parquet(path: Path, columns: Collection[str] | None) -> Iterator[Row]:
+@contextmanager
+def _parquet_file(path: Path) -> Iterator[Any]:
     import pyarrow as pa
     from pyarrow import parquet
 
     try:
         with parquet.ParquetFile(path) as file:
-            names = None if columns is None else [name for name in file.schema_arrow.names if name in columns]
-            yield from _decoded(file.iter_batches(_ROWS_AT_ONCE, columns=names))
+            yield file
     except (pa.ArrowException, OSError) as error:
         raise DataError(f"{path}: not parquet, or damaged ({' '.join(str(error).split())})") from None
 
 
-def _arrow(path: Path, columns: Collection[str] | None) -> Iterator[Row]:
+def _parquet(path: Path, columns: Collection[str] | None) -> Iterator[Row]:
+    with _parquet_file(path) as file:
+        names = None if columns is None else [name for name in file.schema_arrow.names if name in columns]
+        yield from _decoded(file.iter_batches(_ROWS_AT_ONCE, columns=names))
+
+
+@contextmanager
+def _arrow_stream(path: Path) -> Iterator[Any]:
     import pyarrow as pa
 
     try:
         with pa.memory_map(str(path)) as source, pa.ipc.open_stream(source) as batches:
-            names = batches.schema.names if columns is None else [n for n in batches.schema.names if n in columns]
-            yield from _decoded(batch.select(names) for batch in batches)
+            yield batches
     except (pa.ArrowException, OSError) as error:
         raise DataError(f"{path}: not an Arrow stream, or damaged ({' '.join(str(error).split())})") from None
+
+
+def _arrow(path: Path, columns: Collection[str] | None) -> Iterator[Row]:
+    with _arrow_stream(path) as batches:
+        names = batches.schema.names if columns is None else [n for n in batches.schema.names if n in columns]
+        yield from _decoded(batch.select(names) for batch in batches)
 
 
 def _decoded(batches: Any) -> Iterator[Row]:

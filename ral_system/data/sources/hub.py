@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError
 
 from ral_system.config.schema import SourceConfig
+from ral_system.data.sources.files import Survey, files_of, survey
 from ral_system.errors import DataError
 
 
@@ -30,3 +33,25 @@ def located(name: str, source: SourceConfig) -> Path:
     except (HfHubHTTPError, OSError, ValueError) as error:
         reason = str(error).strip().splitlines()[0][:300]
         raise DataError(f"{field}: neither a file or folder here nor to be had from the hub ({reason})") from error
+
+
+def source_files(name: str, source: SourceConfig) -> list[Path]:
+    """Its files of rows. Raises DataError that names the field."""
+    path = located(name, source)
+    with _named(name):
+        return files_of(path, source.files, f"data.sources.{name}")
+
+
+def source_survey(name: str, source: SourceConfig) -> Survey:
+    """Of its files. Raises DataError that names the field."""
+    path = located(name, source)
+    with _named(name):
+        return survey(path, source.files)
+
+
+@contextmanager
+def _named(name: str) -> Iterator[None]:
+    try:
+        yield
+    except DataError as error:
+        raise DataError(f"data.sources.{name}.path: {error}") from None

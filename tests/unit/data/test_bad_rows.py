@@ -102,7 +102,7 @@ def test_the_summary_counts_the_same(outcome: Outcome) -> None:
     assert summary["used"] == Counter(row.split for row in outcome.used.values())
     assert summary["left_out"] == Counter(line["cause"] for line in outcome.left_out.values())
     broken = [line["reason"] for line in outcome.left_out.values() if line["cause"] == "broken"]
-    reasons = Counter(preparation._kind_of(reason) for reason in broken)
+    reasons = Counter(preparation.kind_of_reason(reason) for reason in broken)
     assert len(summary["reasons"]) == 20
     assert all(reasons[reason] == count for reason, count in summary["reasons"].items())
     assert sorted(summary["reasons"].values()) == sorted(reasons.values())[-20:]
@@ -293,7 +293,9 @@ def one_in_ten(tmp_path: Path) -> Path:
 def test_too_many_broken_rows_stop_it_and_say_where_they_are(prepare: Prepare, one_in_ten: Path) -> None:
     with pytest.raises(DataError, match=r"^\d+ of 1\d\d rows cannot be used, more than data.max_broken=0.05") as error:
         prepare(one_in_ten, "data.max_broken=0.05")
-    assert re.search(r"most often: path: none.png: no such file below .* See .*quarantine\.jsonl; ", str(error.value))
+    assert re.search(
+        r"most often, in \d+ rows: path: none.png: no such file below .* See .*quarantine\.jsonl; ", str(error.value)
+    )
     assert "\n" not in str(error.value)
     named = re.search(r"See (\S+);", str(error.value))
     assert named is not None and len(read_objects(Path(named[1]))) > 5

@@ -2,6 +2,7 @@
 
 import io
 import json
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -11,11 +12,11 @@ import pytest
 from PIL import Image
 
 from ral_system.config.schema import RunConfig
-from ral_system.controller.data import prepare_files
+from ral_system.controller.data import absent_columns, prepare_files
 from ral_system.data.chat import ChatRenderer
 from ral_system.data.file_prompts import FilePrompts
 from ral_system.data.media import MediaStore
-from ral_system.data.preparation import PreparedQuestion, read_prepared
+from ral_system.data.preparation import PreparedQuestion, kind_of_reason, read_prepared
 from ral_system.data.visual_search import VisualSearch
 from ral_system.errors import ConfigError, DataError, SetupError
 from ral_system.models.loading import load_processor
@@ -168,6 +169,7 @@ def test_duplicates_and_long_ones_are_left_out_and_are_not_broken(bench: Bench) 
         "used": {"train": 4},
         "left_out": {"duplicate": 2, "too_long": 1},
         "reasons": {},
+        "absent": ["data.sources.main.columns.options=options"],
     }
 
 
@@ -188,7 +190,9 @@ def test_too_many_broken_rows_end_it_with_the_reason(bench: Bench) -> None:
         row["path"] = "pictures/none.png"
     bench.write(given)
     with pytest.raises(
-        DataError, match=r"3 of 12 rows cannot be used, more than data.max_broken=0.2; most often: path: "
+        DataError,
+        match=r"3 of 12 rows cannot be used, more than data.max_broken=0.2; "
+        r"most often, in 3 rows: path: pictures/none.png: no such file below /.*\. See /",
     ):
         bench.prepare("data.max_broken=0.2")
     assert len(read_prepared(bench.prepare("data.max_broken=0.25"))) == 9  # goes on with what there is
@@ -258,10 +262,49 @@ def test_missing_files_and_pixels_out_of_bounds_are_named(bench: Bench) -> None:
 
 def test_nothing_to_train_on_or_to_hold_out_is_an_error(bench: Bench) -> None:
     bench.write(rows(bench.folder, 4))
-    for share, split in ((0, "held_out"), (1, "train")):
+    for share, purpose in ((0, "evaluation"), (1, "training")):
         prepared = bench.prepare(f"data.held_out={share}")
-        with pytest.raises(DataError, match=f"no {split} questions among .* change data.held_out"):
+        says = rf"^data.held_out={share} keeps none of 4 questions for {purpose}; (\S+) keeps (\d) for evaluation$"
+        with pytest.raises(DataError, match=says) as error:
             bench.prompts(prepared)
+    found = re.search(says, str(error.value))
+    assert found is not None
+    held_out = bench.prompts(bench.prepare(f"data.held_out={found[1]}")).held_out(10)
+    assert len(held_out) == int(found[2])
+    with pytest.raises(DataError, match=r"^data.sources keeps none of 4 questions for evaluation; set split of one"):
+        bench.prompts(bench.prepare("data.sources.main.split=train"))
+
+
+def test_media_in_a_column_of_another_name_are_not_text_alone(bench: Bench) -> None:
+    bench.write([{"image": "a.png", **row} for row in rows(bench.folder, 3)])
+    columns = "data.sources.main.columns"
+    there = "rows.jsonl, which has data_type, image, path, problem, problem_id, problem_type, process, solution"
+    for given, says in (
+        (f"{columns}.images=images", f"{columns}.images=images: in no row of {there}; set it to one of these, or to"),
+        (f"{columns}={{images: images, videos: videos}}", f"{columns}.images=images, {columns}.videos=videos: in no"),
+        (f"{columns}.question=quest", f"{columns}.question=quest: in no row of {there}; set it to one of these$"),
+    ):
+        with pytest.raises(DataError, match=f"^{says}"):
+            bench.prepare(given)
+    prepared = bench.prepare(f"{columns}.videos=videos", f"{columns}.options=null")
+    assert absent_columns(prepared) == [f"{columns}.videos=videos"]
+    text = bench.prepare(f"{columns}.images=null", f"{columns}.media_type=null")
+    assert [row.media for row in read_prepared(text)] == [()] * 3
+
+
+@pytest.mark.parametrize(
+    ("reason", "kind"),
+    [
+        ("path: cat.png: no such file below /data/a", "path: … no such file below …"),
+        ("images[1]: trunc.jpg: cut short or damaged", "images: … cut short or damaged"),
+        ("images[12]: not a picture", "images: not a picture"),
+        ("reward_model.ground_truth: not in the row, which has a, b", "reward_model.ground_truth: not in the row"),
+        ("a.b: not in the row, whose a has c", "a.b: not in the row"),
+        ("60 images, at most 16 are served", "… images, at most … are served"),
+    ],
+)
+def test_reasons_of_a_kind_differ_by_what_is_their_row_s_own(reason: str, kind: str) -> None:
+    assert kind_of_reason(reason) == kind
 
 
 def test_two_preparations_of_the_same_files_do_not_mix(bench: Bench) -> None:

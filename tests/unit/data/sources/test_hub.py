@@ -8,7 +8,7 @@ import pytest
 from huggingface_hub import constants
 
 from ral_system.config.schema import RunConfig, SourceConfig
-from ral_system.data.sources.files import count_rows, files_of, read_rows
+from ral_system.data.sources.files import Survey, files_of, read_rows, survey
 from ral_system.data.sources.hub import located
 from ral_system.data.sources.questions import read_question
 from ral_system.errors import DataError
@@ -57,7 +57,7 @@ def test_a_dataset_of_the_hub_by_name(source: Source, hub: Path) -> None:
         (1, {"n": 2}),
         (2, {"n": 3}),
     ]
-    assert count_rows(found, given.files) == 3
+    assert survey(found, given.files) == Survey(3, frozenset("n"))
 
 
 def test_the_cache_links_pictures_to_blobs_of_its_own_and_to_nothing_else(source: Source, hub: Path) -> None:
@@ -110,7 +110,7 @@ def test_files_of_a_folder(source: Source, tmp_path: Path) -> None:
     rows(tmp_path / "a.jsonl", 2)
     assert located("main", source(str(tmp_path))) == tmp_path
     assert [file.name for file in files_of(tmp_path, "*.jsonl")] == ["a.jsonl", "b.jsonl"]
-    with pytest.raises(DataError, match=r"a folder without train-\* files; say which with files="):
+    with pytest.raises(DataError, match=r"a folder without train-\* files; correct data.sources.NAME.files"):
         files_of(tmp_path, "train-*")
 
 
