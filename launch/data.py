@@ -64,23 +64,41 @@ def show_data(config: RunConfig) -> None:
     console.print(f"{page} shows them", soft_wrap=True)
     if error is not None:
         raise error
+    if preview.error is not None:
+        print(f"warning: {preview.error}", file=sys.stderr)
 
 
 def _table(figures: Figures) -> Table:
     from rich.table import Table
+
+    from ral_system.observability.preview import judge
 
     table = Table(show_header=False)
     for name, count in (("rows", figures.rows), ("train", figures.train), ("held-out", figures.held_out)):
         table.add_row(name, f"{count:,}")
     for cause, count in figures.left_out.items():
         table.add_row(f"left out: {cause.replace('_', ' ')}", f"{count:,}")
-    for reason, count in figures.reasons:
-        table.add_row(f"  {shorten(reason, _REASON_CHARS, placeholder='…')}", f"{count:,}")
+    for reason in figures.reasons:
+        table.add_row(f"  {_short(reason.kind)}", f"{reason.count:,}")
+        if reason.example != reason.kind:
+            table.add_row(f"    for example: {_short(reason.example)}", "")
+    if figures.other_broken and figures.reasons:
+        table.add_row("  … and others", f"{figures.other_broken:,}")
+    for one in figures.drawn:
+        table.add_row(f"source {one.name}: questions, share of draws", f"{one.rows:,}, {one.share:.1%}")
+    for judged in figures.judged:
+        table.add_row(f"{_short(judged.kind) or 'no kind'} → {judge(judged)}", f"{judged.rows:,}")
+    for field in figures.absent:
+        table.add_row(_short(field), "in no row")
     for name, spread in (("tokens", figures.tokens), ("visual tokens", figures.visual_tokens)):
         if spread:
             figure = f"{spread.median:,} / {spread.percentile_95:,} / {spread.largest:,}"
             table.add_row(f"{name} per prompt: median / 95 % / max", figure)
     return table
+
+
+def _short(text: str) -> str:
+    return shorten(text, _REASON_CHARS, placeholder="…")
 
 
 if __name__ == "__main__":

@@ -11,12 +11,12 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from ral_system.config.schema import FilesConfig, RunConfig, VideoSearchConfig, VisualSearchConfig
-from ral_system.controller.data import prepare_files, prepared_folder
+from ral_system.config.schema import FilesConfig, RewardConfig, RunConfig, VideoSearchConfig, VisualSearchConfig
+from ral_system.controller.data import absent_columns, prepare_files, prepared_folder
 from ral_system.data.chat import ChatRenderer
 from ral_system.data.file_prompts import FilePrompts
 from ral_system.data.media import MediaStore
-from ral_system.data.preparation import QUARANTINE_FILE, PreparedQuestion, read_prepared
+from ral_system.data.preparation import QUARANTINE_FILE, PreparedQuestion, kind_of_reason, read_prepared
 from ral_system.data.prompts import Prompts
 from ral_system.data.video_search_prompts import VideoSearchPrompts, VideoSearchRecords
 from ral_system.data.visual_search_prompts import VisualSearchPrompts, VisualSearchRecords
@@ -24,12 +24,25 @@ from ral_system.data.visual_tokens import VisualTokens
 from ral_system.errors import DataError
 from ral_system.models.loading import load_processor
 from ral_system.observability.jsonl import read_objects
-from ral_system.observability.preview import Figures, LeftOut, Origin, Piece, Preview, ShownMedium, ShownRow, Spread
+from ral_system.observability.preview import (
+    Drawn,
+    Figures,
+    Judged,
+    LeftOut,
+    Origin,
+    Piece,
+    Preview,
+    Reason,
+    ShownMedium,
+    ShownRow,
+    Spread,
+)
 from ral_system.types import Media, Prompt, Split
 
 SHOWN_FRAMES = 16
 _FRAME_PX = 224
 _REASONS = 5
+_KINDS = 20
 
 
 def preview_data(
@@ -37,7 +50,8 @@ def preview_data(
 ) -> tuple[Preview, DataError | None]:
     """What `model` would read. Files are prepared in `runs`, as by a run; generated pictures are stored in `scratch`.
 
-    With it, the error with which a run would refuse the data, if there is something to show nevertheless.
+    With it, the error of a preparation with too many broken rows. Without a question to train on or to hold out the
+    preview alone says why no run can use the data. Raises DataError where nothing was read.
     """
     processor, data = load_processor(model), config.data
     origin = Origin(config.name, command, config.start_model or config.model.path or "a tiny model")
@@ -94,10 +108,17 @@ def _of_files(
     prompts, error = None, None
     try:
         prepare_files(config, data, processor, runs)
-        prompts = FilePrompts(data, folder, renderer, response_format=config.algorithm.response_format)
     except DataError as refusal:
         error = refusal
     kept, left = read_prepared(folder), [LeftOut(**line) for line in read_objects(folder / QUARANTINE_FILE)]
+    if error is not None and not kept and not left:
+        raise error
+    why = str(error) if error else None
+    if error is None:
+        try:
+            prompts = FilePrompts(data, folder, renderer, response_format=config.algorithm.response_format)
+        except DataError as lack:
+            why = str(lack)
     by_id, count = {row.id: row for row in kept}, _shown(config)
 
     def first(split: Split) -> list[ShownRow]:
@@ -108,8 +129,7 @@ def _of_files(
             asked = [prompts.question(split, i) for i in range(len(rows))]
         return [look.row(prompt, by_id[prompt.id.partition("@")[0]].thought) for prompt in asked]
 
-    figures = _figures(kept, left, look.visual)
-    why = str(error) if error else None
+    figures = _figures(config, data, kept, left, look.visual, absent_columns(folder))
     shown = Preview(origin, str(folder), figures, first("train"), first("held_out"), left[: count["train"]], why)
     return shown, error
 
@@ -123,18 +143,47 @@ def _prompt(row: PreparedQuestion, renderer: ChatRenderer) -> Prompt:
     return renderer.prompt(id=row.id, kind=row.kind, question=row.question, answer=row.answer, media=row.media)
 
 
-def _figures(kept: Sequence[PreparedQuestion], left: Sequence[LeftOut], visual: VisualTokens) -> Figures:
+def _figures(
+    config: RunConfig,
+    data: FilesConfig,
+    kept: Sequence[PreparedQuestion],
+    left: Sequence[LeftOut],
+    visual: VisualTokens,
+    absent: Sequence[str],
+) -> Figures:
     splits = Counter(row.split for row in kept)
+    broken = [row.reason for row in left if row.cause == "broken"]
+    examples = {kind_of_reason(reason): reason for reason in reversed(broken)}
+    most = Counter(map(kind_of_reason, broken)).most_common(_REASONS)
     return Figures(
         rows=len(kept) + len(left),
         train=splits["train"],
         held_out=splits["held_out"],
         left_out=dict(Counter(row.cause for row in left).most_common()),
-        reasons=Counter(row.reason for row in left if row.cause == "broken").most_common(_REASONS),
+        reasons=[Reason(kind, count, examples[kind]) for kind, count in most],
         tokens=_spread([row.tokens for row in kept]),
         visual_tokens=_spread([sum(map(visual.count, row.media)) for row in kept]),
         counted="all questions in use",
+        judged=_judged(config.reward, kept),
+        drawn=_drawn(data, kept) if len(data.sources) > 1 else (),
+        absent=absent,
     )
+
+
+def _judged(reward: RewardConfig, kept: Sequence[PreparedQuestion]) -> list[Judged]:
+    own = {kind.strip().lower() for kind in reward.kinds}
+    return [
+        Judged(kind, reward.of_kind(kind).verifier, kind in own, count)
+        for kind, count in Counter(row.kind for row in kept).most_common(_KINDS)
+    ]
+
+
+def _drawn(data: FilesConfig, kept: Sequence[PreparedQuestion]) -> list[Drawn]:
+    rows = Counter(row.source for row in kept)
+    train = Counter(row.source for row in kept if row.split == "train")
+    drawn = {name: train[name] * source.weight for name, source in data.sources.items()}
+    total = sum(drawn.values()) or 1.0
+    return [Drawn(name, rows[name], drawn[name] / total) for name in data.sources]
 
 
 def _spread(counts: Sequence[int]) -> Spread | None:

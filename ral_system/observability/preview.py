@@ -27,6 +27,36 @@ class Spread:
 
 
 @dataclass(frozen=True, slots=True)
+class Reason:
+    """Why some rows cannot be used. Example: `Reason("path: … no such file below …", 40, "path: a.png: no such …")`"""
+
+    kind: str
+    """Without what is a row's own."""
+    count: int
+    example: str
+    """Of the first of these rows, as it is."""
+
+
+@dataclass(frozen=True, slots=True)
+class Judged:
+    """Questions of a kind, and the verifier that judges them: their kind's own, or that of all others."""
+
+    kind: str
+    verifier: str
+    own: bool
+    rows: int
+
+
+@dataclass(frozen=True, slots=True)
+class Drawn:
+    """A source's questions in use, and its share of the training questions that are drawn, by weight."""
+
+    name: str
+    rows: int
+    share: float
+
+
+@dataclass(frozen=True, slots=True)
 class Figures:
     """What became of the rows."""
 
@@ -35,13 +65,24 @@ class Figures:
     held_out: int
     left_out: Mapping[str, int]
     """By cause."""
-    reasons: Sequence[tuple[str, int]]
-    """Why rows cannot be used, the most frequent first."""
+    reasons: Sequence[Reason]
+    """Why rows cannot be used, the most frequent first; perhaps not all."""
     tokens: Spread | None
     """Per prompt, visual tokens included; None without prompts."""
     visual_tokens: Spread | None
     counted: str
     """Which prompts the spreads are of: all rows in use."""
+    judged: Sequence[Judged] = ()
+    """The most frequent kind first."""
+    drawn: Sequence[Drawn] = ()
+    """Of several sources."""
+    absent: Sequence[str] = ()
+    """Columns that are named and in no row, as their fields."""
+
+    @property
+    def other_broken(self) -> int:
+        """Rows that cannot be used for none of `reasons`."""
+        return self.left_out.get("broken", 0) - sum(reason.count for reason in self.reasons)
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,7 +170,7 @@ class Preview:
 def write_preview(folder: Path, preview: Preview) -> Path:
     """Write `<folder>/preview.html` and return its path."""
     path = folder / PREVIEW_FILE
-    body = _head(preview) + _numbers(preview.figures) + _rows_of(preview) + _left_out(preview)
+    body = _head(preview) + _numbers(preview.figures) + _mix(preview.figures) + _rows_of(preview) + _left_out(preview)
     write_atomically(path, page(f"{preview.origin.name} · data", body, styles=("report.css", "preview.css")))
     return path
 
@@ -169,6 +210,27 @@ def _numbers(figures: Figures) -> str:
     ]
     counted = f'<p class="counted">Tokens are those of {escape(figures.counted)}.</p>' if figures.tokens else ""
     return f'<div class="headline"><dl class="tiles">{"".join(tiles)}</dl>{counted}</div>'
+
+
+def _mix(figures: Figures) -> str:
+    """Which verifier judges what, what comes from where, and columns without rows."""
+    drawn = [
+        f"<li>{escape(one.name)}: <b>{one.rows:,}</b> questions, {one.share:.1%} of the training questions drawn</li>"
+        for one in figures.drawn
+    ]
+    judged = [
+        f"<li>{escape(one.kind) or 'no kind'} → <b>{escape(judge(one))}</b>, {one.rows:,} questions</li>"
+        for one in figures.judged
+    ]
+    absent = [f"<li>{escape(field)}</li>" for field in figures.absent]
+    parts = (("Sources", drawn), ("Verifiers", judged), ("Columns in no row", absent))
+    lists = [f'<h4>{title}</h4><ul class="reasons">{"".join(lines)}</ul>' for title, lines in parts if lines]
+    return f'<section id="mix">{"".join(lists)}</section>' if lists else ""
+
+
+def judge(one: Judged) -> str:
+    """Its verifier, and whether only because it has none of its own."""
+    return one.verifier if one.own else f"{one.verifier} (reward.verifier)"
 
 
 def _tile(name: str, label: str, value: str, note: str, bad: bool = False) -> str:
@@ -240,15 +302,20 @@ def _left_out(preview: Preview) -> str:
         return ""
     total = sum(preview.figures.left_out.values())
     lead = f"{_share(len(preview.left_out), total)}, in the order of their file."
-    often = "".join(
-        f"<li><b>{count:,} ×</b> {escape(reason)}</li>" for reason, count in preview.figures.reasons if count > 1
-    )
-    reasons = f'<h4>Most often</h4><ul class="reasons">{often}</ul>' if often else ""
+    often = "".join(map(_often, preview.figures.reasons))
+    if others := preview.figures.other_broken:
+        often += f"<li>… and <b>{others:,}</b> others</li>"
+    reasons = f'<h4>Most often</h4><ul class="reasons">{often}</ul>' if preview.figures.reasons else ""
     rows = "".join(map(_left_row, preview.left_out))
     return (
         f'<section id="left-out"><h2>Left out</h2><p class="lead">{lead}</p>'
         f'{reasons}<ul class="left">{rows}</ul></section>'
     )
+
+
+def _often(reason: Reason) -> str:
+    example = "" if reason.example == reason.kind else f"; for example: {escape(reason.example)}"
+    return f"<li><b>{reason.count:,} ×</b> {escape(reason.kind)}{example}</li>"
 
 
 def _left_row(row: LeftOut) -> str:

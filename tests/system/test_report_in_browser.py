@@ -25,6 +25,7 @@ from ral_system.observability.preview import (
     Origin,
     Piece,
     Preview,
+    Reason,
     ShownMedium,
     ShownRow,
     Spread,
@@ -327,7 +328,9 @@ def preview(folder: Path) -> Path:
         ShownMedium("video", (448, 252), (64, 9, 16), frames, [float(i) for i in range(16)], 128, 128.0),
     ]
     row = ShownRow("main/1", "free-form", [*pieces, Piece("media", "<|video_pad|>", 9216)], media, "red", long)
-    figures = Figures(1204, 1000, 2, {"broken": 202}, [(HOSTILE, 9)], Spread(9, 99, 999), Spread(8, 88, 888), "all")
+    figures = Figures(
+        1204, 1000, 2, {"broken": 202}, [Reason(HOSTILE, 9, "x" * 300)], Spread(9, 99, 999), Spread(8, 88, 888), "all"
+    )
     left = [LeftOut(f"main/{i}", "x" * 100, "broken", "/a/path" * 40) for i in range(3)]
     origin = Origin("run", f"ral-data data.sources.main.path={'x' * 200}", "org/model")
     return write_preview(folder, Preview(origin, "/tmp" * 40, figures, [row] * 3, [row], left, HOSTILE))

@@ -139,10 +139,59 @@ def test_too_many_broken_rows_are_shown_and_refused(bench: Bench) -> None:
     assert len(re.findall("<article", page)) == 2
 
 
-def test_rows_without_a_held_out_one_are_shown_and_refused(bench: Bench) -> None:
-    with pytest.raises(DataError, match="no held_out questions"):
-        show_data(bench.config(bench.pictures(4), "data.held_out=0"))
+def test_rows_without_a_held_out_one_are_shown_and_warned_of(bench: Bench, capsys: pytest.CaptureFixture[str]) -> None:
+    show_data(bench.config(bench.pictures(4), "data.held_out=0"))
     assert len(re.findall("<article", bench.page())) == 4
+    assert "warning: data.held_out=0 keeps none of 4 questions for evaluation; " in capsys.readouterr().err
+    assert "No run can use these data yet." in bench.page()
+
+
+def test_what_is_seldom_looked_at_is_listed(bench: Bench, capsys: pytest.CaptureFixture[str]) -> None:
+    rows = bench.pictures(12)
+    for row in rows[:4]:
+        row["path"] = f"none{row['problem_id']}.png"
+    for row in rows[4:8]:
+        row |= {"problem_type": " Multiple Choice", "solution": "B", "problem": f"{row['problem']} {row['problem_id']}"}
+    (bench.folder / "more.json").write_text(json.dumps(rows[8:10]))
+    more = ("+data/source@data.sources.more=video_r1", f"data.sources.more.path={bench.folder / 'more.json'}")
+    given = ("reward=video_r1", "data.max_broken=1", "data.held_out=0.3", "stages=[rl]")
+    config = bench.config([*rows[:8], *rows[10:]], *more, *given, "data.sources.more.weight=3")
+    show_data(config)
+    out = capsys.readouterr().out
+    for line in (
+        r"  path: … no such file below … +│ +4 ",
+        r"for example: path: none100.png: no such file",
+        r"multiple choice → multiple_choice +│ +4 ",
+        r" → exact \(reward\.verifier\) +│ +\d ",
+        r"source more: questions, share of draws +│ +2, \d",
+        r"data\.sources\.more\.columns\.options=options +│ +in no row",
+    ):
+        assert re.search(line, out), (line, out)
+    page = text_of(bench.page())
+    assert "4 × path: … no such file below …; for example: path: none100.png: no such file" in page
+    assert "multiple choice → multiple_choice , 4 questions" in page
+
+
+@pytest.mark.parametrize(
+    ("name", "says"),
+    [
+        ("rows.csv", r"rows.csv: .csv is not one of .*; save it as JSON lines or parquet"),
+        ("saved", r"saved: holds splits test, train; say which with data.sources.main.files=train/data-\*.arrow"),
+        ("clips", r"clips: holds videos and no rows; write rows.jsonl there with question, answer and path"),
+    ],
+)
+def test_files_of_no_rows_are_named_before_anything_is_prepared(bench: Bench, name: str, says: str) -> None:
+    for file in (
+        "rows.csv",
+        "saved/train/data-00000-of-00001.arrow",
+        "saved/test/data-00000-of-00001.arrow",
+        "clips/a.mp4",
+    ):
+        (bench.folder / file).parent.mkdir(parents=True, exist_ok=True)
+        (bench.folder / file).touch()
+    with pytest.raises(DataError, match=f"^data.sources.main.path: {bench.folder}/{says}"):
+        show_data(bench.config([], f"data.sources.main.path={bench.folder / name}"))
+    assert [path.name for path in (bench.folder / "runs").iterdir()] == ["look"]
 
 
 def test_files_that_are_not_there_leave_no_page(bench: Bench) -> None:

@@ -7,11 +7,14 @@ from pathlib import Path
 from PIL import Image
 
 from ral_system.observability.preview import (
+    Drawn,
     Figures,
+    Judged,
     LeftOut,
     Origin,
     Piece,
     Preview,
+    Reason,
     ShownMedium,
     ShownRow,
     Spread,
@@ -24,10 +27,13 @@ FIGURES = Figures(
     train=1000,
     held_out=1,
     left_out={"broken": 202, "too_long": 1},
-    reasons=[("answer: empty", 200), ("seen once", 1)],
+    reasons=[Reason("answer: empty", 190, "answer: empty"), Reason("path: …", 10, "path: a.png")],
     tokens=Spread(311, 702, 1904),
     visual_tokens=Spread(256, 600, 1800),
     counted="all questions in use",
+    judged=[Judged("number", "numeric", own=True, rows=901), Judged("", "exact", own=False, rows=100)],
+    drawn=[Drawn("main", 700, 0.25), Drawn("geo", 301, 0.75)],
+    absent=["data.sources.geo.columns.videos=videos"],
 )
 
 
@@ -76,11 +82,14 @@ def test_the_page_says_what_there_is(tmp_path: Path) -> None:
         "&lt;|im_start|&gt; user what moves ? &lt;|video_pad|&gt; × 1,360",
         "Answer red what moves ? Thought it is what moves ?",
         "The first 2 of 203, in the order of their file.",
-        "200 × answer: empty",
+        "190 × answer: empty 10 × path: …; for example: path: a.png … and 2 others",
+        "main: 700 questions, 25.0% of the training questions drawn",
+        "number → numeric , 901 questions no kind → exact (reward.verifier) , 100 questions",
+        "Columns in no row data.sources.geo.columns.videos=videos",
         "main/10 broken answer: empty",
     ):
         assert part in said, part
-    assert "seen once" not in said and "No run can use" not in said
+    assert "No run can use" not in said
     assert page.count("<img ") == 6  # a row without media has none
 
 
@@ -98,7 +107,7 @@ def test_an_error_is_told_and_the_order_is_the_files(tmp_path: Path) -> None:
 
 
 def test_nothing_at_all_is_a_page_too(tmp_path: Path) -> None:
-    none = replace(FIGURES, rows=0, train=0, held_out=0, left_out={}, reasons=[], tokens=None, visual_tokens=None)
+    none = Figures(0, 0, 0, {}, [], None, None, "none")
     empty = Preview(Origin("n", "c", "m"), "d", none, [], [], [], "cannot read")
     page = write_preview(tmp_path, empty).read_text()
     assert "<section" not in page and "Tokens" not in text_of(page)
