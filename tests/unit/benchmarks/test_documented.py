@@ -1,7 +1,9 @@
-"""The table of benchmarks says what the registry says."""
+"""The table of benchmarks, and --help, say what the registry says."""
 
+import re
 from pathlib import Path
 
+import conf
 from ral_system.benchmarks.registry import BENCHMARKS
 
 DATA = Path(__file__).parents[3] / "docs" / "data.md"
@@ -15,3 +17,9 @@ def test_every_benchmark_is_in_the_table() -> None:
         name.strip("`"): (about, files.replace("`", "")) for name, about, files in (r for r in rows if len(r) == 3)
     }
     assert {n: table[n] for n in BENCHMARKS} == {n: (entry.about, entry.files) for n, entry in BENCHMARKS.items()}
+
+
+def test_help_names_every_benchmark() -> None:
+    config = (Path(conf.__file__).parent / "config.yaml").read_text()
+    listed = re.search(r"evaluation\.benchmark\.name is one of ([\w,\s]+?)\n      Single", config)
+    assert listed is not None and re.findall(r"\w+", listed[1]) == list(BENCHMARKS)
