@@ -13,16 +13,18 @@ from collections.abc import Sequence
 from string import ascii_uppercase
 
 from ral_system.errors import DataError
+from ral_system.rewards.verifiers import multiple_choice
 
 Form = tuple[str, str]
 """How a letter is written, and how it is looked for when the last of several is wanted."""
 Forms = tuple[Form, ...]
 
 MMMU: Forms = (("({})", "({})"), ("{} ", " {} "), ("{}.", " {} "))
-COMMON: Forms = (*((form, form) for form in ("({})", " {} ", "{}.", "{})", "{}:")),)
-"""For benchmarks whose authors publish no rule: in brackets, alone, before a full stop, a bracket or a colon."""
+COMMON: Forms = (*((form, form) for form in ("({})", " {}.", " {})", " {}:", " {} ")),)
+"""For benchmarks whose authors publish no rule: in brackets, before a full stop, a bracket or a colon, alone."""
 
 _MARKS = ",.!?;:'"
+_AROUND = f' ()[]"“”‘’{_MARKS}'
 _MANY_WORDS = 5
 _PREFIXES = (
     "The best answer is",
@@ -34,7 +36,6 @@ _PREFIXES = (
     "Best answer:",
     "Best option:",
 )
-_DRESS = re.compile(r"[*_`$]+|\\(?:boxed|text|mathbf|mathrm)\{|\}")
 _OWN_LETTER = re.compile(r"\(?[A-Z][.)]\s*")
 
 
@@ -60,12 +61,22 @@ def checked_letter(answer: str, options: Sequence[str]) -> str:
 
 
 def common_letter(response: str, options: Sequence[str]) -> str | None:
-    """The option that an answer states, for benchmarks whose authors publish no rule: by the rule above, whatever
-    Markdown or LaTeX is around the letter; a letter with nothing beside it may be small.
+    """The option that an answer states, for benchmarks whose authors publish no rule: the letter that training would
+    reward (`rewards.verifiers.multiple_choice`); else the option whose very text it is; else by the rule above.
     """
-    plain = _DRESS.sub(" ", response)
-    alone = plain.strip(f" \n(){_MARKS}")
-    return stated_letter(alone.upper() if len(alone) == 1 else plain, options, COMMON)
+    letters = ascii_uppercase[: len(options)]
+    letter = multiple_choice.letter(response)
+    if letter is not None and letter in letters:
+        return letter
+    same = [own for own, option in zip(letters, options, strict=False) if _bare(option) == _bare(response) != ""]
+    if len(same) == 1:
+        return same[0]
+    return stated_letter(" ".join(multiple_choice.undressed(response).split()), options, COMMON)
+
+
+def _bare(text: str) -> str:
+    """Without case, and what stands around the words."""
+    return " ".join(multiple_choice.undressed(text).split()).strip(_AROUND).casefold()
 
 
 def stated_letter(response: str, options: Sequence[str], forms: Forms) -> str | None:

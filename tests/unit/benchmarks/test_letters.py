@@ -12,6 +12,8 @@ from ral_system.benchmarks.letters import (
     without_letters,
 )
 from ral_system.errors import DataError
+from tests.unit import answer_sheet
+from tests.unit.answer_sheet import LETTERS
 
 OPTIONS = ("a red cube", "a blue ball", "the green cone")
 
@@ -41,7 +43,7 @@ OPTIONS = ("a red cube", "a blue ball", "the green cone")
         ("The answer is **B**: it is round", "B", None),
         (r"$\boxed{\text{B}}$", "B", None),
         ("B: a blue ball", "B", None),
-        ("a blue ball", None, None),  # not more than five words
+        ("a blue ball", "B", None),  # MMMU reads words in more than five
         ("it has to be the Green Cone", "C", "C"),
         ("neither a red cube nor a blue ball lies here", "B", "B"),
         ("I really do not know what this shows", None, None),
@@ -51,6 +53,17 @@ OPTIONS = ("a red cube", "a blue ball", "the green cone")
 def test_the_stated_letter(answer: str, common: str | None, mmmu: str | None) -> None:
     assert common_letter(answer, OPTIONS) == common
     assert stated_letter(answer, OPTIONS, MMMU) == mmmu
+
+
+@pytest.mark.parametrize(("answer", "letter"), [(answer, letter) for answer, _, letter in LETTERS])
+def test_letters_are_read_as_training_rewards_them(answer: str, letter: str | None) -> None:
+    assert common_letter(answer, answer_sheet.OPTIONS) == letter
+
+
+def test_words_of_two_options_choose_none() -> None:
+    assert common_letter("Red", ("red", "red.", "blue")) is None
+    assert common_letter("-5", ("5", "-5")) == "B"
+    assert common_letter("E. coli", ("red", "e. coli")) == "B"  # the letter E is no option
 
 
 def test_the_first_capital() -> None:

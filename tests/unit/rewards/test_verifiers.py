@@ -16,6 +16,7 @@ from ral_system.rewards.verifiers.interval import read_interval
 from ral_system.rewards.verifiers.multiple_choice import letter
 from ral_system.rewards.verifiers.numbers import read_number
 from ral_system.rewards.verifiers.registry import verifier_of
+from tests.unit.answer_sheet import LETTERS
 from tests.unit.rewards.settings import reward_config
 
 NAMES = get_args(Verifier)
@@ -51,44 +52,7 @@ def test_exact_ignores_case_and_whitespace_only(given: str, reference: str, scor
     assert scored("exact", given, reference) == score
 
 
-@pytest.mark.parametrize(
-    ("text", "found"),
-    [
-        ("B", "B"),
-        ("b", "B"),
-        ("(B)", "B"),
-        (" B. ", "B"),
-        ("B) a red cube", "B"),
-        ("B. I think it is the red cube", "B"),
-        ("B: vitamin A", "B"),
-        ("B. Vitamin C.", "B"),
-        ("Answer: B", "B"),
-        ("Option B", "B"),
-        ("The answer is B. \\boxed{B}", "B"),
-        ("The answer is B", "B"),
-        ("the correct option is (B)", "B"),
-        ("answer: B", "B"),
-        (r"\boxed{B}", "B"),
-        (r"$\boxed{\text{B}}$", "B"),
-        ("B. Dr. Smith and Mr. Jones, or C3PO", "B"),
-        ("B. red or C. green", None),
-        ("B) red; C) green", None),
-        ("(B) the red one, but maybe (C)", None),
-        ("A or B", None),
-        ("A, B", None),
-        ("A and B", None),
-        ("A. B. C.", None),
-        ("A. no, the answer is B", None),
-        ("The answer is A or B", None),
-        ("the answer is A, B", None),
-        ("The answer is B. \\boxed{A}", None),
-        ("option A or option B", None),
-        ("a red cube", None),
-        ("I do not know", None),
-        ("12", None),
-        ("", None),
-    ],
-)
+@pytest.mark.parametrize(("text", "found"), [(text, found) for text, found, _ in LETTERS])
 def test_the_letter_of_an_option(text: str, found: str | None) -> None:
     assert letter(text) == found
     assert scored("multiple_choice", text, "B") == float(found == "B")
@@ -98,11 +62,14 @@ def test_the_letter_of_an_option(text: str, found: str | None) -> None:
 def test_a_reference_is_known_by_its_leading_letter() -> None:
     assert scored("multiple_choice", "B", "B. Vitamin C.") == 1
     assert scored("multiple_choice", "C", "B. Vitamin C.") == 0
+    assert scored("multiple_choice", "b", "[B] red") == 1
 
 
 def test_a_choice_without_letters_is_by_its_words() -> None:
     assert scored("multiple_choice", "Red  Cube", "red cube") == 1
     assert scored("multiple_choice", "A", "red cube") == 0
+    assert scored("multiple_choice", "I, claudius", "I, Claudius") == 1
+    assert scored("multiple_choice", "I", "I, Claudius") == 0
 
 
 @pytest.mark.parametrize(
