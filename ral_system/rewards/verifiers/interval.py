@@ -9,6 +9,9 @@ from ral_system.config.schema import RewardConfig
 
 _TIME = re.compile(r"(?:(\d+):)?(\d+):(\d+(?:\.\d*)?)|(\d+(?:\.\d*)?|\.\d+)")
 
+_BELOW_ZERO = re.compile(r"(?:\D*[^\w)\]])?[-\N{MINUS SIGN}]\.?\d")
+"""A sign at the first time; any other dash stands between two."""
+
 
 def score(given: str, reference: str, config: RewardConfig) -> float:
     """IoU of two intervals: `3.5 to 10 s`, `[00:03, 00:10]`, `1:02:03-1:02:10`."""
@@ -27,6 +30,8 @@ def read_interval(text: str) -> tuple[float, float] | None:
         float(plain) if plain else 3600 * float(hours or 0) + 60 * float(minutes) + float(seconds)
         for hours, minutes, seconds, plain in _TIME.findall(text)
     ]
+    if times and _BELOW_ZERO.match(text) is not None:
+        times[0] = -times[0]
     if len(times) != 2 or not times[0] < times[1] or not math.isfinite(times[1]):
         return None
     return times[0], times[1]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import logging
 import re
+from decimal import Decimal
 from typing import Any
 
 from math_verify import parse, verify
@@ -51,4 +52,6 @@ def _as_latex(text: str) -> str:
         return f"${_PI.sub(_LATEX_PI, text)}$"
     if _FORMULA.search(text):  # `it is x - 1`: not to be taken for 1
         return ""
-    return text if read_number(text) is not None else ""
+    if (number := read_number(text)) is None:
+        return ""
+    return text if "%" in text else f"${Decimal(repr(number)):f}$"  # percents it reads both ways, `minus 5` as 5

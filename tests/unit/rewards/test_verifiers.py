@@ -96,6 +96,57 @@ def test_a_choice_without_letters_is_by_its_words() -> None:
         ("seven", None),
         ("nan", None),
         ("", None),
+        # signs
+        ("- 5", -5.0),
+        ("\N{EN DASH}5", -5.0),
+        ("\N{EM DASH} 5", -5.0),
+        ("-$5", -5.0),
+        ("- $5", -5.0),
+        ("$-5", -5.0),
+        ("about -$5", -5.0),
+        ("Minus 5 degrees", -5.0),
+        ("x = - 5", -5.0),
+        ("x=-5", -5.0),
+        ("it is - 5", -5.0),
+        ("=> 5", 5.0),
+        ("3-5", None),
+        ("3 - 5", None),
+        ("3\N{EN DASH}5", None),
+        ("10 minus 5", None),
+        ("Covid-19", 19.0),
+        # another number than the digits say
+        ("\N{NOT EQUAL TO}5", None),
+        (">5", None),
+        ("x < 5", None),
+        (r"\geq 5", None),
+        ("not 5", None),
+        ("it isn't 5", None),
+        ("5 dozen", None),
+        ("5 thousandths", None),
+        ("2 hundred thousand", None),
+        ("1.5 million", 1_500_000.0),
+        ("-2 Thousand apples", -2000.0),
+        ("5 millionaires", 5.0),
+        # more digits than those of the number
+        ("5 cm^2", 5.0),
+        ("5 m/s^{2}", 5.0),
+        ("5 m2", 5.0),
+        ("x1 = 5", 5.0),
+        ("x_1 = 5", 5.0),
+        ("x^2 = 5", None),
+        ("H2O", None),
+        ("1 000", 1000.0),
+        ("1 000 000.5", 1_000_000.5),
+        ("1 0000", None),
+        ("1 1/2", 1.5),
+        ("-1 1/2", -1.5),
+        ("3 / -4", -0.75),
+        ("-3/-4", 0.75),
+        ("10^3", 1000.0),
+        ("-10^{2} kg", -100.0),
+        ("10^-2", 0.01),
+        ("10^99999", None),
+        ("0^-1", None),
     ],
 )
 def test_numbers_as_people_write_them(text: str, value: float | None) -> None:
@@ -147,6 +198,10 @@ def test_a_number_is_better_the_closer() -> None:
         ("$2xy$", "2xy", 1),
         ("2", "2xy", 0),
         ("3 cm", "3", 1),
+        ("about 12 %", "0.12", 1),
+        ("it is minus 5", "-5", 1),
+        ("it is minus 5", "5", 0),
+        ("1.5 million people", "1500000", 1),
         ("0.51", r"\frac{1}{2}", 0),
         (r"\sqrt{7}", r"\sqrt{8}", 0),
         ("no idea", "3", 0),
@@ -180,6 +235,8 @@ def test_boxes_by_intersection_over_union() -> None:
     assert scored("box", "(0,0),(10,10)", "0 0 10 10") == 1
     assert scored("box", '{"bbox_2d": [-2.5, 0, 7.5, 10]}', "[0, 0, 10, 10]") == pytest.approx(75 / 125)
     assert scored("box", "[-2.5, 0, 7.5, 10]", "[0, 0, 10, 10]") == pytest.approx(75 / 125)
+    assert scored("box", "[\N{EN DASH}2.5, 0, 7.5, 10]", "[0, 0, 10, 10]") == pytest.approx(75 / 125)
+    assert scored("box", "[- 2.5, 0, 7.5, 10]", "[0, 0, 10, 10]") == pytest.approx(75 / 125)
     for bad in ("[20, 20, 30, 30]", "[10, 10, 0, 0]", "[1, 2, 3]", "nothing"):
         assert scored("box", bad, "[0, 0, 10, 10]") == 0
 
@@ -190,6 +247,8 @@ def test_intervals_by_intersection_over_union() -> None:
     assert scored("interval", "20, 30", "0, 10") == 0 and scored("interval", "10, 5", "0, 10") == 0
     assert scored("interval", "5", "0, 10") == 0
     assert read_interval("1:02:03 - 1:02:10.5") == (3723, 3730.5)
+    assert read_interval("-3 to 10") == read_interval("from -3 to 10") == (-3, 10)
+    assert read_interval("3-10") == read_interval("3 -10") == read_interval("Answer - 3 - 10") == (3, 10)
 
 
 def test_your_own_function(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -230,7 +289,15 @@ def test_any_answer_scores_between_0_and_1(name: str, text: str) -> None:
 
 @pytest.mark.parametrize("name", ["numeric", "regression", "mathematics", "box", "interval"])
 @pytest.mark.parametrize(
-    "given", ["9" * 400 + "/1", "9" * 5000, "1:" + "9" * 5000 + ":1, 3", "9" * 400 + "e9", "-" * 500]
+    "given",
+    [
+        "9" * 400 + "/1",
+        "9" * 5000,
+        "1:" + "9" * 5000 + ":1, 3",
+        "9" * 400 + "e9",
+        "2^" + "9" * 5000,
+        "-" * 500,
+    ],
 )
 def test_endless_digits_score_and_are_no_error(name: str, given: str) -> None:
     reference = {"box": "[0, 0, 4, 4]", "interval": "1-4"}.get(name, "4")
@@ -249,4 +316,5 @@ def test_an_answer_is_needed_whatever_the_verifier() -> None:
 def test_names_of_coordinates_are_no_numbers() -> None:
     assert scored("box", '{"x1": 10, "y1": 10, "x2": 80, "y2": 80}', "[10, 10, 80, 80]") == 1
     assert scored("box", "x10 y10 x80 y80", "[10, 10, 80, 80]") == 0
-    assert scored("box", "10-10-80-80", "[10, 10, 80, 80]") == 1
+    for written in ("10-10-80-80", "10 - 10 - 80 - 80", "10\N{EN DASH}10, 80\N{EN DASH}80"):
+        assert scored("box", written, "[10, 10, 80, 80]") == 1
