@@ -2,6 +2,7 @@
 
 import importlib
 import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import get_args
 
@@ -10,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import conf
-from ral_system.config.schema import Verifier
+from ral_system.config.schema import RunConfig, Verifier
 from ral_system.rewards.combine import judge
 from ral_system.rewards.verifiers.interval import read_interval
 from ral_system.rewards.verifiers.multiple_choice import letter
@@ -169,6 +170,12 @@ def test_a_number_within_its_tolerance() -> None:
         0,
     ]
     assert scored("numeric", "0.3", "0.30") == 1 and scored("numeric", "0.31", "0.3") == 0
+
+
+def test_numbers_of_video_r1_may_be_half_a_hundredth_apart(make_config: Callable[..., RunConfig]) -> None:
+    config = make_config("reward=video_r1").reward.of_kind("numerical")
+    judged = verifier_of(config)
+    assert [judged(given, "3.14", config) for given in ("3.1416", "3.144", "3.14", "3.15", "3.1")] == [1, 1, 1, 0, 0]
 
 
 def test_a_number_is_better_the_closer() -> None:
