@@ -21,6 +21,7 @@ from collections.abc import Callable, Iterator
 from typing import Any, BinaryIO, cast
 
 from ral_system.config.schema import ResponseFormat, RewardConfig
+from ral_system.errors import RalError
 from ral_system.rewards.combine import Verdict
 from ral_system.rewards.verifiers.registry import verifier_of
 from ral_system.subprocesses import adopt_orphans, die_with, limit_memory
@@ -49,7 +50,7 @@ def _serve(lines: Iterator[bytes], answers: BinaryIO) -> None:
             verifier_of(config.model_copy(update={"verifier": name}))  # fails here rather than at the first sample
         verifier = load_verifier(greeting["verifier"])
     except Exception as error:
-        _write(answers, {"broken": f"{type(error).__name__}: {error}"})
+        _write(answers, {"broken": _reason(error)})
         return
     _write(answers, {"ready": True})
     own, of_kind = os.getpid(), functools.cache(config.of_kind)
@@ -85,8 +86,12 @@ def _verdict(
         if not math.isfinite(total) or not all(0 <= value <= 1 for value in parts.values()):
             return {"error": f"the verifier returned parts {parts}, total {total}; parts must be in [0, 1]"}
     except BaseException as error:  # a verifier that calls sys.exit costs its own sample only
-        return {"error": f"{type(error).__name__}: {error}"}
+        return {"error": _reason(error)}
     return {"parts": parts, "total": total}
+
+
+def _reason(error: BaseException) -> str:
+    return str(error) if isinstance(error, RalError) else f"{type(error).__name__}: {error}"
 
 
 def _take_over_standard_streams() -> tuple[BinaryIO, BinaryIO]:

@@ -23,7 +23,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from ral_system.config.schema import ResponseFormat, RewardConfig
-from ral_system.errors import ActorError, SetupError
+from ral_system.errors import ActorError, RalError, SetupError
 from ral_system.rewards.child import Verifier, load_verifier
 from ral_system.rewards.combine import judge
 from ral_system.rewards.worker import START_TIMEOUT_S, WINDOW, Job, Loss, Worker
@@ -47,7 +47,7 @@ class RewardPool:
         self._queue: deque[Job] = deque()
         self._unjudged: set[str] = set()
         self._results: dict[str, RewardResult] = {}
-        self._failure: str | None = None
+        self._failure: RalError | None = None
         self._failed_starts = 0
         self._closing = False
         self._wake_fd, self._waker_fd = os.pipe()
@@ -69,14 +69,17 @@ class RewardPool:
         self._wake()
 
     def collect(self) -> Mapping[str, RewardResult]:
-        """Wait for everything submitted since the last call; completion id → verdict."""
+        """Wait for everything submitted since the last call; completion id → verdict.
+
+        Raises SetupError where no process can start or load its verifier.
+        """
         with self._changed:
             # Every job has its own deadline, so this bound is only ever met by a bug in the pool itself.
             rounds = math.ceil(len(self._unjudged) / self._worker_count)
             bound_s = 2 * START_TIMEOUT_S + rounds * (self._timeout_s + 10)
             finished = self._changed.wait_for(lambda: self._failure or not self._unjudged, timeout=bound_s)
             if self._failure:
-                raise ActorError(self._failure)
+                raise self._failure
             if not finished:
                 raise ActorError(f"{len(self._unjudged)} rewards are missing after {bound_s:.0f} s; see the log above")
             results, self._results = self._results, {}
@@ -119,13 +122,11 @@ class RewardPool:
                         worker.kill()
                         self._account_for(worker, loss)
                         workers[i] = Worker(self._greeting)
-            self._fail("the reward pool was closed")
-        except ImportError as error:
-            self._fail(f"a verifier process cannot import its verifier: {error}")
+            self._fail(ActorError("the reward pool was closed"))
         except SetupError as error:
-            self._fail(str(error))
+            self._fail(error)
         except BaseException as error:  # whoever waits in collect() must hear of it
-            self._fail(f"the reward pool failed: {type(error).__name__}: {error}")
+            self._fail(ActorError(f"the reward pool failed: {type(error).__name__}: {error}"))
             raise
         finally:
             for worker in workers:
@@ -181,9 +182,9 @@ class RewardPool:
         if not self._unjudged:
             self._changed.notify_all()
 
-    def _fail(self, reason: str) -> None:
+    def _fail(self, failure: RalError) -> None:
         with self._changed:
-            self._failure = reason
+            self._failure = failure
             self._changed.notify_all()
 
     def _wake(self) -> None:

@@ -16,6 +16,7 @@ from collections import deque
 from dataclasses import dataclass
 from typing import Any
 
+from ral_system.errors import SetupError
 from ral_system.subprocesses import kill_descendants
 from ral_system.types import RewardStatus
 
@@ -86,7 +87,10 @@ class Worker:
                 del self._outgoing[: os.write(self._to_fd, self._outgoing)]
 
     def receive(self) -> list[tuple[Job, dict[str, Any]]]:
-        """Every verdict that has arrived since the last call, with its job. What is no verdict loses the process."""
+        """Every verdict that has arrived since the last call, with its job. What is no verdict loses the process.
+
+        Raises SetupError where the process cannot load its verifier.
+        """
         with contextlib.suppress(BlockingIOError):
             while not self._ended and len(self._incoming) <= _MAX_LINE_BYTES:
                 data = os.read(self._from_fd, 65536)
@@ -100,7 +104,7 @@ class Worker:
         if messages and not self.ready:
             first = messages.pop(0)
             if "broken" in first:
-                raise ImportError(first["broken"])
+                raise SetupError(f"a verifier process cannot load its verifier: {first['broken']}")
             self.ready = True
         return [(self.jobs.popleft(), message) for message in messages]
 

@@ -11,7 +11,7 @@ from types import ModuleType
 import pytest
 
 from ral_system.config.schema import RewardConfig
-from ral_system.errors import ActorError
+from ral_system.errors import ActorError, SetupError
 from ral_system.rewards.combine import judge
 from ral_system.rewards.pool import RewardPool, _greeting
 from ral_system.types import Completion, FinishReason, Prompt, RewardResult, RewardStatus
@@ -215,7 +215,7 @@ def test_a_verifier_that_the_processes_cannot_import_fails_the_collect(naughty: 
     sys.path.remove(str(IMPORTABLE))
     with RewardPool(config(), "think_answer", naughty.obedient) as pool:
         submit(pool, [GOOD])
-        with pytest.raises(ActorError, match="No module named 'naughty_verifiers'"):
+        with pytest.raises(SetupError, match="No module named 'naughty_verifiers'"):
             pool.collect()
 
 
@@ -227,9 +227,22 @@ def test_a_user_s_function_is_found_in_the_folder_of_the_command(monkeypatch: py
     with RewardPool(reward_config(verifier="function", function="nope:f"), "think_answer") as pool:
         submit(pool, [GOOD])
         with pytest.raises(
-            ActorError, match=f"reward.function=nope:f: No module named 'nope'; put the .* {IMPORTABLE}"
-        ):
+            SetupError, match=f"reward.function=nope:f: No module named 'nope'; put the .* {IMPORTABLE}"
+        ) as raised:
             pool.collect()
+    assert raised.value.exit_code == 2
+
+
+def test_what_a_user_s_function_does_wrong_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(IMPORTABLE)
+    for name, done in (
+        ("five", "returned 5.0; it must return a number in [0, 1]"),
+        ("broken", "raised KeyError: 'red'"),
+    ):
+        own = reward_config(verifier="function", function=f"own_verifier:{name}")
+        with RewardPool(own, "think_answer") as pool:
+            verdict = judge_all(pool, [GOOD])[0]
+        assert (verdict.status, verdict.detail) == (RewardStatus.ERROR, f"reward.function=own_verifier:{name} {done}")
 
 
 def test_the_same_completion_twice_is_a_mistake() -> None:

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 import conf
 from ral_system.config.schema import RunConfig, Verifier
+from ral_system.errors import ConfigError
 from ral_system.rewards.combine import judge
 from ral_system.rewards.verifiers.interval import read_interval
 from ral_system.rewards.verifiers.multiple_choice import letter
@@ -262,9 +263,21 @@ def test_your_own_function(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(str(Path(__file__).parent / "importable"))
     assert scored("function", "red star", "red", function="own_verifier:first_word") == 1
     assert scored("function", "blue", "red", function="own_verifier:first_word") == 0
-    for missing in ("own_verifier:nothing", "no_such_module:f"):
-        with pytest.raises(ImportError, match=f"reward.function={missing}: .*; put the module into "):
-            scored("function", "a", "b", function=missing)
+    for path, reason in {
+        "own_verifier:nothing": "own_verifier.py has no nothing; correct the name",
+        "no_such_module:f": "No module named 'no_such_module'; put the module into ",
+        "own_verifier:WORDS": "WORDS is 3; name a function",
+        "own_broken_verifier:f": "importing own_broken_verifier raised ModuleNotFoundError: .*; mend the module",
+    }.items():
+        with pytest.raises(ConfigError, match=f"reward.function={path}: .*{reason}"):
+            scored("function", "a", "b", function=path)
+    for path, reason in {
+        "five": r"returned 5.0; it must return a number in \[0, 1\]",
+        "nothing_at_all": r"returned None; it must return a number in \[0, 1\]",
+        "broken": "raised KeyError: 'b'",
+    }.items():
+        with pytest.raises(ConfigError, match=f"reward.function=own_verifier:{path} {reason}"):
+            scored("function", "a", "b", function=f"own_verifier:{path}")
 
 
 @pytest.mark.parametrize(
