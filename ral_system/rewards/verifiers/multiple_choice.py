@@ -39,9 +39,11 @@ _REFERENCE = re.compile(r"\W*([A-Za-z])(?:\W*|\s*[.):\]].*)", re.DOTALL)
 
 
 def score(given: str, reference: str, config: RewardConfig) -> float:
-    """1 for the reference's letter; where the reference is no letter, 1 for its very words. Two letters are 0."""
+    """1 for the reference's letter; where the reference is no letter, 1 for its very words. Two letters are 0, in the
+    reference too.
+    """
     if (expected := _REFERENCE.fullmatch(reference)) is None:
-        return float(same_words(given, reference))
+        return float(_LIST.fullmatch(reference) is None and same_words(given, reference))
     return float(letter(given) == expected[1].upper())
 
 
