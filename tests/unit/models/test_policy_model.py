@@ -90,7 +90,7 @@ def test_a_sample_alone_is_what_it_is_among_longer_ones(bench: Bench) -> None:
         alone = bench.run([sample])
         length = len(sample.response_token_ids)
         assert alone.attention is not None
-        assert (alone.log_probs[0] - together.log_probs[i, :length]).abs().max() <= 2e-6
+        assert (alone.log_probs[0] - together.log_probs[i, :length]).abs().max() <= 5e-6
         assert read(together, i).shape == (length, sample.length)
         assert (read(alone, 0) - read(together, i)).abs().max() <= 1e-6
 
