@@ -86,15 +86,16 @@ class VisualSearchConfig(Group):
 
 
 class VideoSearchConfig(Group):
-    """Video search: generated videos that show another coloured shape every second; questions ask when and what."""
+    """Video search: generated videos that show another coloured thing every second; questions ask when and what."""
 
     FRAMES_PER_S: ClassVar[int] = 4
     """All alike within a second."""
 
     name: Literal["video_search"]
     seed: NonNegative
-    seconds: Annotated[tuple[Annotated[int, Field(ge=2, le=16)], ...], Field(min_length=1), OneOrMore]
-    """Of a video, with four frames each. Several take turns: one of each question kind, then the next length."""
+    seconds: Annotated[tuple[Annotated[int, Field(ge=2, le=8)], ...], Field(min_length=1), OneOrMore]
+    """Of a video, with four frames each, called a to h. Several take turns: one of each question kind, then the next
+    length."""
     max_frames: Annotated[tuple[Annotated[int, Field(ge=2)], ...], Field(min_length=1), OneOrMore]
     """That a model sees, evenly spaced; below 2 · seconds some seconds are missed, or share a patch. Several take
     turns: all of `seconds` with one, then with the next."""

@@ -1,32 +1,34 @@
-"""Video search: generated videos in which a coloured shape is shown for a second, then another; find the second.
+"""Video search: generated videos that show another coloured shape or handwritten digit every second.
 
-Every record is a pure function of (seed, split, index). Train and held-out are disjoint: a sequence of shapes belongs
-to the split that its own content hashes to.
+Every record is a pure function of (seed, split, index). Train and held-out are disjoint: a sequence of things belongs
+to the split that its own content hashes to, and each handwritten digit image serves one split only.
 """
 
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from ral_system.config.schema import VideoSearchConfig
-from ral_system.data.visual_search import COLOURS, SHAPES, Cell, draw_shape
+from ral_system.data.visual_search import COLOURS, COLUMN_NAMES, DIGITS, SHAPES, Cell, draw_alone
 from ral_system.types import Split
 
 FRAMES_PER_S = VideoSearchConfig.FRAMES_PER_S
 FRAME_PX = 56
-MAX_SECONDS = len(COLOURS) * len(SHAPES)
-"""No shape is shown twice in the same colour, so that there is one answer."""
-KINDS = ("when", "what")
+SECOND_NAMES = COLUMN_NAMES
+"""A number would be taken for a digit that is shown."""
+MAX_SECONDS = len(SECOND_NAMES)
+KINDS = ("when", "what", "colour")
 
 _HELD_OUT_SHARE = 5  # one sequence in five
 
 
 @dataclass(frozen=True, slots=True)
 class VideoRecord:
-    """One video with one question. `thought` names the second that the answer follows from."""
+    """One video with one question. `thought` names the second that the answer follows from, and what it shows."""
 
     index: int
     split: Split
@@ -39,9 +41,9 @@ class VideoRecord:
     caption: str
     """Every such second with what it shows, in the order asked for."""
     search_question: str
-    """Names what is shown, in random order."""
+    """Names things in random order."""
     search: str
-    """Every such thing with its second: the way back from content to time."""
+    """Every such thing with its second and colour: the way back from content to time."""
     frames: np.ndarray
     """uint8 [FRAMES_PER_S · seconds, FRAME_PX, FRAME_PX, 3]"""
 
@@ -60,32 +62,45 @@ class VideoSearch:
             raise ValueError(f"seconds must be 2..{MAX_SECONDS}, got {self.seconds}")
 
     def record(self, split: Split, index: int) -> VideoRecord:
-        """The `index`-th record of `split`; question kinds take turns. Seconds are counted from 1."""
+        """The `index`-th record of `split`; question kinds take turns. Seconds are called a, b, c, …"""
         rng = np.random.default_rng([self.seed, index, 0 if split == "train" else 1])
         shown = self._shown(rng, split)
         kind, at = KINDS[index % len(KINDS)], int(rng.integers(self.seconds))
-        cell, second = shown[at], str(at + 1)
         described, sought = (rng.permutation(self.seconds)[: self.described].tolist() for _ in range(2))
+        question, answer = {
+            "when": (f"where is the {shown[at].thing} ?", SECOND_NAMES[at]),
+            "what": (f"what is at {SECOND_NAMES[at]} ?", shown[at].words),
+            "colour": (f"what colour is the {shown[at].thing} ?", shown[at].colour),
+        }[kind]
         return VideoRecord(
             index=index,
             split=split,
             kind=kind,
-            question=f"where is the {cell.words} ?" if kind == "when" else f"what is at {second} ?",
-            thought=f"{cell.words} {second}" if kind == "when" else f"{second} {cell.words}",
-            answer=second if kind == "when" else cell.words,
-            caption_question=f"describe {' '.join(str(i + 1) for i in described)}",
-            caption=" ".join(f"{i + 1} {shown[i].words}" for i in described),
-            search_question=f"find {' '.join(shown[i].words for i in sought)}",
-            search=" ".join(f"{shown[i].words} {i + 1}" for i in sought),
-            frames=np.stack([frame for one in shown for frame in [draw_shape(one, FRAME_PX, rng)] * FRAMES_PER_S]),
+            question=question,
+            thought=_described(shown, [at]) if kind == "what" else _found(shown, [at]),
+            answer=answer,
+            caption_question=f"describe {' '.join(SECOND_NAMES[i] for i in described)}",
+            caption=_described(shown, described),
+            search_question=f"find {' '.join(shown[i].thing for i in sought)}",
+            search=_found(shown, sought),
+            frames=np.repeat([draw_alone(cell, FRAME_PX, split, rng) for cell in shown], FRAMES_PER_S, axis=0),
         )
 
     def _shown(self, rng: np.random.Generator, split: Split) -> list[Cell]:
-        """A different shape or colour every second."""
-        every = [Cell(colour, shape) for colour in COLOURS for shape in SHAPES]
+        """Another thing every second, in any colour."""
+        things, colours = SHAPES + DIGITS, list(COLOURS)
         while True:
-            shown = [every[i] for i in rng.permutation(len(every))[: self.seconds]]
+            order = rng.permutation(len(things))[: self.seconds]
+            shown = [Cell(colours[rng.integers(len(colours))], things[i]) for i in order]
             content = ";".join(cell.words for cell in shown)
             held_out = hashlib.sha256(content.encode()).digest()[0] % _HELD_OUT_SHARE == 0
             if held_out == (split == "held_out"):
                 return shown
+
+
+def _described(shown: Sequence[Cell], seconds: Sequence[int]) -> str:
+    return " ".join(f"{SECOND_NAMES[i]} {shown[i].words}" for i in seconds)
+
+
+def _found(shown: Sequence[Cell], seconds: Sequence[int]) -> str:
+    return " ".join(f"{shown[i].thing} {SECOND_NAMES[i]} {shown[i].colour}" for i in seconds)

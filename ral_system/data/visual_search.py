@@ -156,10 +156,7 @@ class VisualSearch:
             for column in range(self.grid):
                 cell = cells.get(position_name(row, column))
                 if cell is not None:
-                    glyph = (
-                        _digit_mask(cell.thing, split, rng) if cell.thing in DIGITS else _shape_mask(cell.thing, rng)
-                    )
-                    image.paste(COLOURS[cell.colour], (column * CELL_PX, row * CELL_PX), glyph)
+                    image.paste(COLOURS[cell.colour], (column * CELL_PX, row * CELL_PX), _mask(cell.thing, split, rng))
         return image
 
 
@@ -283,6 +280,10 @@ _QUESTIONS: dict[str, Callable[[dict[str, Cell], VisualSearch, np.random.Generat
 # --- glyphs: "L" masks of one cell, jittered in size and place --------------------------------------------------------
 
 
+def _mask(thing: str, split: Split, rng: np.random.Generator) -> Image.Image:
+    return _digit_mask(thing, split, rng) if thing in DIGITS else _shape_mask(thing, rng)
+
+
 def _shape_mask(shape: str, rng: np.random.Generator) -> Image.Image:
     radius = int(rng.integers(8, 12))
     cx, cy = (CELL_PX // 2 + int(rng.integers(-2, 3)) for _ in range(2))
@@ -301,11 +302,11 @@ def _shape_mask(shape: str, rng: np.random.Generator) -> Image.Image:
     return mask
 
 
-def draw_shape(cell: Cell, side_px: int, rng: np.random.Generator) -> np.ndarray:
-    """A shape in one of the cells of a square picture: uint8 [side, side, 3]."""
+def draw_alone(cell: Cell, side_px: int, split: Split, rng: np.random.Generator) -> np.ndarray:
+    """A thing in one of the cells of a square picture: uint8 [side, side, 3]."""
     image = Image.new("RGB", (side_px, side_px), _BACKGROUND)
     left, top = (CELL_PX * int(rng.integers(side_px // CELL_PX)) for _ in range(2))
-    image.paste(COLOURS[cell.colour], (left, top), _shape_mask(cell.thing, rng))
+    image.paste(COLOURS[cell.colour], (left, top), _mask(cell.thing, split, rng))
     return np.asarray(image)
 
 
