@@ -36,12 +36,13 @@ def test_micro_batches_change_neither_loss_nor_gradients_nor_weights(
     for other_metrics, other_gradients, other_after in outcomes[1:]:
         for k in range(2):
             assert other_metrics[k] == pytest.approx(metrics[k], rel=1e-4, abs=2e-6)
-            assert other_metrics[k]["learner/grad_norm"] == pytest.approx(metrics[k]["learner/grad_norm"], rel=1e-5)
+            close = 1e-5 if k == 0 else 1e-4  # Adam turns rounding of near-zero gradients into steps
+            assert other_metrics[k]["learner/grad_norm"] == pytest.approx(metrics[k]["learner/grad_norm"], rel=close)
             largest = max(g.abs().max().item() for g in gradients[k].values())
             for name, gradient in gradients[k].items():
                 assert torch.allclose(other_gradients[k][name], gradient, rtol=1e-3, atol=1e-5 * largest), name
         apart = torch.cat([(after[n] - other_after[n]).flatten() for n in after]).norm()
-        assert apart < 2e-3 * moved  # Adam turns rounding of near-zero gradients into steps
+        assert apart < 2e-3 * moved
 
 
 def test_supervised_micro_batches_change_nothing(
