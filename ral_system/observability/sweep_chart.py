@@ -64,8 +64,9 @@ def _ticks(low: float, high: float) -> list[float]:
     """Round numbers around both, three to nine of them; none below 0 where neither is."""
     if high == low:
         low, high = low - 0.5 if low < 0 else max(low - 0.5, 0.0), high + 0.5
-    power = 10.0 ** floor(log10((high - low) / 3))
-    step = max(factor * power for factor in (1, 2, 5) if factor * power <= (high - low) / 3)
+    widest = (high - low) / 3 * (1 + 1e-9)  # 0.3 / 3 is less than 0.1
+    power = 10.0 ** floor(log10(widest))
+    step = max(factor * power for factor in (1, 2, 5) if factor * power <= widest)
     return [n * step for n in range(floor(low / step + 1e-9), ceil(high / step - 1e-9) + 1)]
 
 

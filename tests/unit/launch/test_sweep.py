@@ -1,5 +1,6 @@
 """What a sweep changes, and its chart."""
 
+import itertools
 import re
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Callable
@@ -137,10 +138,18 @@ def test_the_chart_has_a_line_per_model_and_a_bar_per_point() -> None:
         (0.2, 0.2, [0, 0.2, 0.4, 0.6, 0.8]),
         (-1, -1, [-1.6, -1.4, -1.2, -1, -0.8, -0.6, -0.4]),
         (1200, 1900, [1200, 1400, 1600, 1800, 2000]),
+        (0, 0.3, [0, 0.1, 0.2, 0.3]),  # 0.3 / 3 falls short of 0.1
     ],
 )
 def test_ticks_are_round_and_around_all_points(low: float, high: float, ticks: list[float]) -> None:
     assert sweep_chart_module._ticks(low, high) == pytest.approx(ticks)
+
+
+def test_scores_of_ten_questions_have_ticks() -> None:
+    """Ends of intervals of few questions are tenths, whose differences floating point rounds to either side."""
+    for low, high in itertools.combinations([n / 10 for n in range(11)], 2):
+        ticks = sweep_chart_module._ticks(low, high)
+        assert 3 <= len(ticks) <= 9 and ticks[0] <= low + 1e-9 and ticks[-1] >= high - 1e-9
 
 
 def test_a_chart_of_one_point_is_drawn() -> None:
