@@ -23,6 +23,7 @@ SECOND_NAMES = COLUMN_NAMES
 MAX_SECONDS = len(SECOND_NAMES)
 KINDS = ("when", "what", "colour")
 
+_THINGS = SHAPES + DIGITS
 _HELD_OUT_SHARE = 5  # one sequence in five
 
 
@@ -41,7 +42,7 @@ class VideoRecord:
     caption: str
     """Every such second with what it shows, in the order asked for."""
     search_question: str
-    """Names things in random order."""
+    """Names things in a fixed order: only where each is has to be found."""
     search: str
     """Every such thing with its second and colour: the way back from content to time."""
     frames: np.ndarray
@@ -67,6 +68,7 @@ class VideoSearch:
         shown = self._shown(rng, split)
         kind, at = KINDS[index % len(KINDS)], int(rng.integers(self.seconds))
         described, sought = (rng.permutation(self.seconds)[: self.described].tolist() for _ in range(2))
+        sought.sort(key=lambda i: _THINGS.index(shown[i].thing))
         question, answer = {
             "when": (f"where is the {shown[at].thing} ?", SECOND_NAMES[at]),
             "what": (f"what is at {SECOND_NAMES[at]} ?", shown[at].words),
@@ -88,10 +90,10 @@ class VideoSearch:
 
     def _shown(self, rng: np.random.Generator, split: Split) -> list[Cell]:
         """Another thing every second, in any colour."""
-        things, colours = SHAPES + DIGITS, list(COLOURS)
+        colours = list(COLOURS)
         while True:
-            order = rng.permutation(len(things))[: self.seconds]
-            shown = [Cell(colours[rng.integers(len(colours))], things[i]) for i in order]
+            order = rng.permutation(len(_THINGS))[: self.seconds]
+            shown = [Cell(colours[rng.integers(len(colours))], _THINGS[i]) for i in order]
             content = ";".join(cell.words for cell in shown)
             held_out = hashlib.sha256(content.encode()).digest()[0] % _HELD_OUT_SHARE == 0
             if held_out == (split == "held_out"):
