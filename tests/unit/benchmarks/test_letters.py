@@ -24,13 +24,13 @@ OPTIONS = ("a red cube", "a blue ball", "the green cone")
         ("B", "B", "B"),
         (" B.\n", "B", "B"),
         ("(B)", "B", "B"),
-        ("(A) or rather (B)", "B", "B"),  # the last in brackets
+        ("(A) or rather (B)", "A", "B"),  # MMMU: the last in brackets
         ("(A), not B", "A", "A"),  # brackets come first
         ("A B A", "A", "A"),
         ("The answer is B", "B", "B"),
         ("Answer: B", "B", "B"),
         ("B. a blue ball", "B", "B"),
-        ("A. B. x", "B", "A"),  # MMMU looks for the last alone, finds none, and takes the first
+        ("A. B. x", "A", "A"),  # MMMU looks for the last alone, finds none, and takes the first
         ("B) a blue ball", "B", None),
         ("the USA, so C.x", "C", "C"),
         ("in the USA today", None, "A"),  # MMMU takes the end of a word
