@@ -14,6 +14,7 @@ from string import ascii_uppercase
 
 from ral_system.errors import DataError
 from ral_system.rewards.verifiers import multiple_choice
+from ral_system.rewards.verifiers.exact import same_words
 
 Form = tuple[str, str]
 """How a letter is written, and how it is looked for when the last of several is wanted."""
@@ -24,7 +25,8 @@ COMMON: Forms = (*((form, form) for form in ("({})", " {}.", " {})", " {}:", " {
 """For benchmarks whose authors publish no rule: in brackets, before a full stop, a bracket or a colon, alone."""
 
 _MARKS = ",.!?;:'"
-_AROUND = f' ()[]"“”‘’{_MARKS}'
+_ARTICLE = re.compile(r"\b[AI](?= (?!(?:is|was|and|or|but|because|since|as|seems|looks|would|has)\b)\w\w)")
+"""The article of `A man`, the pronoun of `I think`; the A of `A is correct` is a letter."""
 _MANY_WORDS = 5
 _PREFIXES = (
     "The best answer is",
@@ -68,15 +70,14 @@ def common_letter(response: str, options: Sequence[str]) -> str | None:
     letter = multiple_choice.letter(response)
     if letter is not None and letter in letters:
         return letter
-    same = [own for own, option in zip(letters, options, strict=False) if _bare(option) == _bare(response) != ""]
-    if len(same) == 1:
+    words = multiple_choice.bare(response)
+    same = [
+        own for own, option in zip(letters, options, strict=False) if same_words(multiple_choice.bare(option), words)
+    ]
+    if words and len(same) == 1:
         return same[0]
-    return stated_letter(" ".join(multiple_choice.undressed(response).split()), options, COMMON)
-
-
-def _bare(text: str) -> str:
-    """Without case, and what stands around the words."""
-    return " ".join(multiple_choice.undressed(text).split()).strip(_AROUND).casefold()
+    plain = " ".join(multiple_choice.undressed(response).split())
+    return stated_letter(_ARTICLE.sub(lambda word: word[0].lower(), plain), options, COMMON)
 
 
 def stated_letter(response: str, options: Sequence[str], forms: Forms) -> str | None:

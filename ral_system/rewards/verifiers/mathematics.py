@@ -18,8 +18,10 @@ logging.getLogger("math_verify").setLevel(logging.ERROR)  # it warns of timeouts
 _MARKS = ("$", "\\boxed", "\\(", "\\[")
 _WORD = re.compile(r"(?<![\\A-Za-z0-9])[A-Za-z]{2,}")
 """Words of prose; `xy` in `2xy` is none."""
-_FORMULA = re.compile(r"[\^=*+/<>]|\s-\s|\b[b-hj-z]\b")
+_SAID = re.compile(r"\bis\b|=")
+_UNIT = re.compile(r"\s+[A-Za-z]{2,}(?:\^\{?\d\}?)?\W{0,3}$")
 _FUNCTIONS = {"sqrt", "sin", "cos", "tan", "log", "ln", "exp", "pi"}
+_ROOT, _LATEX_ROOT = re.compile(r"√\s?(\w+|\([^()]*\))"), r"\\sqrt{\1}"
 _PI, _LATEX_PI = re.compile(r"(?<![\\A-Za-z])pi(?![A-Za-z])"), r"\\pi"
 
 
@@ -44,14 +46,19 @@ def _parsed(text: str) -> list[Any]:
 def _as_latex(text: str) -> str:
     """math-verify reads LaTeX between marks, and of anything else the last number: `x^2 - 1` would be 1.
 
-    So a formula without marks gets them, and prose is read only where it holds one number.
+    So a formula without marks gets them. Of prose it is the one number, or what stands after its one `is` or `=`.
     """
+    text = _ROOT.sub(_LATEX_ROOT, text.strip(" *"))
     if any(mark in text for mark in _MARKS):
         return text
-    if set(_WORD.findall(text)) <= _FUNCTIONS:
-        return f"${_PI.sub(_LATEX_PI, text)}$"
-    if _FORMULA.search(text):  # `it is x - 1`: not to be taken for 1
-        return ""
-    if (number := read_number(text)) is None:
-        return ""
-    return text if "%" in text else f"${Decimal(repr(number)):f}$"  # percents it reads both ways, `minus 5` as 5
+    if _in_words(text):
+        if (number := read_number(text)) is not None:
+            return text if "%" in text else f"${Decimal(repr(number)):f}$"  # percents it reads both ways
+        text = _UNIT.sub("", _SAID.split(text, maxsplit=1)[-1])
+        if _in_words(text) or _SAID.search(text):
+            return ""
+    return f"${_PI.sub(_LATEX_PI, text)}$"
+
+
+def _in_words(text: str) -> bool:
+    return not set(_WORD.findall(text)) <= _FUNCTIONS

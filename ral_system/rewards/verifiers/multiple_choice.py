@@ -1,7 +1,7 @@
 r"""The letter of an option: `B`, `(b)`, `**B.** a red cube`, `B - red`, `The answer is B`, `\boxed{\text{B}}`.
 
-The first of three decides: what is boxed, what is said to be the answer, what the text begins with. What follows the
-letter changes nothing (`B. J. K. Rowling`, `D. Both A and B`), so that naming several never pays.
+Strict: an answer is a letter, perhaps announced in words that say nothing else, and then either ends or goes on as an
+option does. Of other prose no letter is read, so that a wrong one is hardly ever rewarded.
 """
 
 from __future__ import annotations
@@ -12,19 +12,19 @@ from ral_system.config.schema import RewardConfig
 from ral_system.rewards.verifiers.exact import same_words
 
 _MARKDOWN = str.maketrans("*_`$", "    ")
-_STYLE = r"\\(?:text(?:bf)?|math(?:bf|rm))\{"
-_LATEX = re.compile(rf"{_STYLE}|\\boxed\{{|\\[()]|\}}")
-_WORD = re.compile(r"\b[AI](?=[ \t]+(?!(?:is|was|and|or|but|because|since|as|seems|looks|would|has)\b)\w\w)")
-"""The article of `A man`, the pronoun of `I think`; the A of `A is correct` is a letter."""
-
-_ALONE = re.compile(r"\W*([A-Za-z])\W*")
-_BOXED = re.compile(rf"\\boxed\{{\s*(?:{_STYLE})?\s*\(?([A-Za-z])\s*[.):}}]")
-_SAID = re.compile(
-    r"\b(?i:answer|option|choice|letter|it)(?:\s+is|\s+would\s+be|['’]s)?\s*:?\s*[^\w\s]*"
-    r"(?:([A-Z])\b(?![-'’]\w|\s+(?:or|and)\b|\W*\s(?:is\s+(?:not|incorrect|wrong)|isn['’]t)\b)|([a-z])\W*$)"
+_LATEX = re.compile(r"\\(?:boxed|text(?:bf)?|math(?:bf|rm))\{|\\[()]|[{}]")
+_ANNOUNCED = (
+    r"(?i:(?:so|thus|therefore|hence|i|think|choose|the|my|final|best|correct|right|answer|option|choice|one|letter"
+    r"|it|is|it['’]s|must|should|would|be)\b[^\w.]*)*"
 )
-"""Not of `It is B-flat`, `the answer is A or B`, `option A is wrong`."""
-_LEADING = re.compile(r"\W*([A-Za-z])(?:[.):\]]|\s*[–—\n(]|\s+-+\s|\s+(?:is|because)\b)")
+_LETTER = re.compile(
+    rf"\W*{_ANNOUNCED}([A-Za-z])"
+    r"(?:\W*$"
+    r"|[)\]]*(?:[)\]]|\s*:|\.(?!\w\.)|\s+[-–—])(?!\s*(?:is|was|or|and|nor)\b)"  # not of `a.m.`, `(A) is wrong`
+    r"|\s*\n|\W*\s(?:because|since|as)\s|\W*\sis\s+(?:the\s+)?(?:correct|right|best|answer)\b"
+    r"|(?<=[A-Z]),\s+(?![A-Za-z]\W*(?:$|[,;])))"  # not of `A, B`
+)
+_AROUND = " \n\t()[]\"“”‘’,.!?;:'"
 _REFERENCE = re.compile(r"\W*([A-Za-z])(?:\W*|\s*[.):\]].*)", re.DOTALL)
 """No comma after the letter: `I, Claudius` is words."""
 
@@ -32,27 +32,23 @@ _REFERENCE = re.compile(r"\W*([A-Za-z])(?:\W*|\s*[.):\]].*)", re.DOTALL)
 def score(given: str, reference: str, config: RewardConfig) -> float:
     """1 for the reference's letter; where the reference is no letter, 1 for its very words."""
     if (expected := _REFERENCE.fullmatch(reference)) is None:
-        return float(same_words(given, reference))
+        return float(same_words(bare(given), bare(reference)))
     return float(letter(given) == expected[1].upper())
 
 
 def letter(text: str) -> str | None:
-    """The one option that a text names, upper case; None for none, and where it calls two the answer."""
-    plain = undressed(text)
-    if (alone := _ALONE.fullmatch(plain)) is not None:
-        return alone[1].upper()
-    named = _BOXED.findall(text) or ["".join(said) for said in _SAID.findall(plain)] or _leading(plain)
-    letters = {each.upper() for each in named}
-    return letters.pop() if len(letters) == 1 else None
+    """The one option that a text names, upper case; None for none. The last of several boxes counts."""
+    _, boxed, inside = text.rpartition("\\boxed{")
+    found = _LETTER.match(undressed(inside.rpartition("}")[0] or inside if boxed else text))
+    return None if found is None else found[1].upper()
+
+
+def bare(text: str) -> str:
+    """Undressed, and without the marks around it."""
+    return undressed(text).strip(_AROUND)
 
 
 def undressed(text: str) -> str:
-    """Without the Markdown and LaTeX around a letter, and with A and I small where they are words."""
+    """Without Markdown, and without LaTeX that only dresses words."""
     text = text.translate(_MARKDOWN)
-    if "\\" in text:
-        text = _LATEX.sub(" ", text)
-    return _WORD.sub(lambda word: word[0].lower(), text)
-
-
-def _leading(text: str) -> list[str]:
-    return [found[1]] if (found := _LEADING.match(text)) is not None else []
+    return _LATEX.sub(" ", text) if "\\" in text else text

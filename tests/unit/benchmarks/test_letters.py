@@ -24,7 +24,7 @@ OPTIONS = ("a red cube", "a blue ball", "the green cone")
         ("B", "B", "B"),
         (" B.\n", "B", "B"),
         ("(B)", "B", "B"),
-        ("(A) or rather (B)", "A", "B"),  # MMMU: the last in brackets
+        ("(A) or rather (B)", "B", "B"),  # the last in brackets
         ("(A), not B", "A", "A"),  # brackets come first
         ("A B A", "A", "A"),
         ("The answer is B", "B", "B"),
