@@ -44,7 +44,7 @@ from ral_system.types import (
 
 QUESTIONS_FILE, QUARANTINE_FILE, REFUSED_FILE = "questions.jsonl", "quarantine.jsonl", "refused"
 MIN_ROWS_TO_JUDGE = 100
-RULES = 2
+RULES = 3
 """Counted up with every change of what becomes of a row, so that files are prepared anew."""
 
 Cause = Literal["broken", "duplicate", "too_long"]

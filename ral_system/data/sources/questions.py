@@ -22,7 +22,10 @@ _MAX_ANSWER_CHARS = 50_000
 _MAX_KIND_CHARS = 100
 _MAX_ID_CHARS = 100
 _LISTED = 8
-_LETTER, _LETTERED = re.compile(r"\(?[A-Z][.)]?"), re.compile(r"\(?[A-Z][.):]")
+_LETTER = re.compile(r"\(?([A-Za-z])[.):]*")
+_LETTERED = re.compile(r"\(?([A-Za-z])(?!\.[A-Za-z]\.)[.):]+\s*(.*)", re.DOTALL)
+"""Not a.m., U.S. and the like."""
+_EDGES = re.compile(r"^[\s\"']+|[\s\"'.,;:!?]+$")
 _TAGS = ("<think>", "</think>", "<answer>", "</answer>")
 
 
@@ -216,18 +219,43 @@ def _options(value: Any, column: str) -> list[str]:
 
 
 def _choices(options: list[str], answer: str, column: str) -> tuple[list[str], str]:
-    """Options with letters where the answer is a letter, and the letter where it is the text of such an option."""
-    letter = answer.strip("().") if _LETTER.fullmatch(answer) and answer not in options else None
-    if letter and not all(map(_LETTERED.match, options)):
+    """Options, with letters where the answer has one; of lettered ones the letter of that which the answer is."""
+    if not all(map(_LETTERED.fullmatch, options)):
+        said = _LETTERED.fullmatch(answer) or _LETTER.fullmatch(answer)
+        if said is None or _folded(answer) in map(_folded, options):
+            return options, answer
         if len(options) > len(ascii_uppercase):
-            raise DataError(f"{column}: the letter {letter} of {len(options)} options, which have none")
+            raise DataError(f"{column}: the letter {said[1]} of {len(options)} options, which have none")
         options = [f"{own}. {option}" for own, option in zip(ascii_uppercase, options, strict=False)]
-    if not all(map(_LETTERED.match, options)):
-        return options, answer
-    texts = {_LETTERED.sub("", option, count=1).strip(): option.lstrip("(")[0] for option in options}
-    if letter and letter not in texts.values():
-        raise DataError(f"{column}: {letter} is none of the {len(options)} options")
-    return options, texts.get(answer, answer)
+    parts = [found.groups() for found in map(_LETTERED.fullmatch, options) if found]
+    return options, _letter([letter.upper() for letter, _ in parts], [text for _, text in parts], answer, column)
+
+
+def _letter(letters: list[str], texts: list[str], answer: str, column: str) -> str:
+    """Of the option that is the answer, as exactly as any is: by its letter, its text, or both."""
+    folded = [_folded(text) for text in texts]
+    letter, both = _LETTER.fullmatch(answer), _LETTERED.fullmatch(answer)
+    readings: list[tuple[Sequence[object], object]] = [
+        (letters, letter and letter[1]),
+        (texts, answer),
+        (letters, letter and letter[1].upper()),
+        (list(zip(letters, folded, strict=True)), both and (both[1].upper(), _folded(both[2]))),
+        (folded, _folded(answer)),
+    ]
+    for options, read in readings:
+        meant = [own for own, option in zip(letters, options, strict=True) if option == read]
+        if meant and letters.count(meant[0]) == 1 == len(meant):
+            return meant[0]
+        if meant:
+            several = " and ".join(own for own in letters if own in meant)
+            raise DataError(f"{column}: {shortened(answer)!r} fits options {several}; give a letter that one has alone")
+    raise DataError(f"{column}: {shortened(answer)!r} is none of the {len(letters)} options")
+
+
+def _folded(text: str) -> str:
+    """Case, spaces, quotes around it and points behind it do not matter, unless there is nothing else."""
+    plain = " ".join(text.casefold().split())
+    return _EDGES.sub("", plain) or plain
 
 
 def _media(fields: Mapping[str, Any], columns: ColumnsConfig, root: Path) -> list[Encoded]:

@@ -1,5 +1,6 @@
 """Rows of the formats that people have, and every way in which a row is unusable."""
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -220,21 +221,72 @@ def test_options_that_are_numbers(root: Path) -> None:
 
 def test_the_letter_of_an_answer_is_one_of_the_options(read: Read) -> None:
     row = {"problem": "which ?", "data_type": "text", "options": ["A. x", "B. y"], "path": "", "process": "well"}
-    assert read("video_r1", row | {"solution": "(B)"}).answer == "(B)"
+    assert read("video_r1", row | {"solution": "(B)"}).answer == "B"
     assert read("video_r1", row | {"solution": "y"}).answer == "B"
-    assert read("video_r1", row | {"solution": "neither"}).answer == "neither"
     unlettered = read("video_r1", row | {"solution": "B", "options": ["x", "y"]})
     assert (unlettered.text, unlettered.answer) == ("which ?\nA. x\nB. y", "B")
     told = read("video_r1", row | {"solution": "y", "options": ["x", "y"]})
     assert (told.text, told.answer) == ("which ?\nx\ny", "y")
     assert read("video_r1", row | {"solution": "I", "options": ["I", "you"]}).text == "which ?\nI\nyou"
-    with pytest.raises(DataError, match="solution: C is none of the 2 options"):
+    with pytest.raises(DataError, match="solution: 'C' is none of the 2 options"):
         read("video_r1", row | {"solution": "C", "options": ["x", "y"]})
     with pytest.raises(DataError, match="solution: the letter C of 27 options, which have none"):
         read("video_r1", row | {"solution": "C", "options": ["x"] * 27})
     for solution in ("F", "(F)", "<answer>F.</answer>"):
-        with pytest.raises(DataError, match="solution: F is none of the 2 options"):
+        with pytest.raises(DataError, match=r"solution: '\(?F[.)]?' is none of the 2 options"):
             read("video_r1", row | {"solution": solution})
+
+
+COLOURS, NAKED = ["A. red", "B. blue"], ["red", "blue"]
+
+
+@pytest.mark.parametrize(
+    ("options", "answer", "letter"),
+    [
+        *((COLOURS, answer, "A") for answer in ("A", "a", "(a)", "Red", "red.", '"RED"', "A. red", "a) Red.")),
+        *((NAKED, answer, "B") for answer in ("B", "b", "(b)", "b.", "B. blue", "b: Blue", "(B) BLUE.")),
+        (["(a) red", "(b) blue"], "blue", "B"),
+        (["B. blue", "A. red"], "blue", "B"),
+        (["A. a", "B. c", "C. b"], "c", "B"),  # a side of a triangle, not a letter in small
+        (["A. a", "B. c", "C. b"], "C", "C"),
+        (["A. M", "B. m"], "m", "B"),
+        (["A. 5", "B. -5"], "-5", "B"),
+        (["A. .", "B. ?"], "?", "B"),
+        (["A. J. Smith", "B. K. Jones"], "k. jones", "B"),
+        (["A. red", "B. red", "C. blue"], "A", "A"),
+        (["A. red", "B. red", "C. blue"], "blue", "C"),
+    ],
+)
+def test_the_answer_of_lettered_options_is_a_letter(root: Path, options: list[str], answer: str, letter: str) -> None:
+    found = read_question(GOOD | {"options": options, "answer": answer}, PLAIN, root)
+    shown = ["A. red", "B. blue"] if options is NAKED else options
+    assert (found.text, found.answer) == ("\n".join(["what ?", *shown]), letter)
+
+
+@pytest.mark.parametrize(
+    ("options", "answer"),
+    [(NAKED, "red"), (NAKED, "Red."), (["A", "B"], "b"), (["a.m.", "p.m."], "p.m."), (["U.S.", "U.K."], "U.K.")],
+)
+def test_the_text_of_an_option_without_a_letter_stays(root: Path, options: list[str], answer: str) -> None:
+    found = read_question(GOOD | {"options": options, "answer": answer}, PLAIN, root)
+    assert (found.text, found.answer) == ("\n".join(["what ?", *options]), answer)
+
+
+@pytest.mark.parametrize(
+    ("options", "answer", "reason"),
+    [
+        *((COLOURS, answer, f"'{answer}' is none of the 2 options") for answer in ("green", "e", "E. green", "B. red")),
+        *((COLOURS, answer, f"'{answer}' is none of the 2 options") for answer in ("A, B", "-red", ".", "E. red")),
+        *((NAKED, answer, f"'{answer}' is none of the 2 options") for answer in ("c", "C. green", "B. red")),
+        (["A. red", "B. red", "C. blue"], "red", "'red' fits options A and B; give a letter that one has alone"),
+        (["A. red", "B. Red.", "C. blue"], "RED", "'RED' fits options A and B; give a letter that one has alone"),
+        (["A. red", "A. blue"], "A", "'A' fits options A and A; give a letter that one has alone"),
+        (["A. red", "A. blue"], "blue", "'blue' fits options A and A; give a letter that one has alone"),
+    ],
+)
+def test_an_answer_that_is_no_one_option_is_a_reason(root: Path, options: list[str], answer: str, reason: str) -> None:
+    with pytest.raises(DataError, match=f"^answer: {re.escape(reason)}$"):
+        read_question(GOOD | {"options": options, "answer": answer}, PLAIN, root)
 
 
 def test_what_a_medium_is_said_to_be(read: Read) -> None:
