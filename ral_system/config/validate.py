@@ -294,6 +294,9 @@ def _data_problems(c: RunConfig) -> list[str]:
             low, high = bounds.min_pixels, bounds.max_pixels
             if low is not None and high is not None and low > high:
                 problems.append(f"data.{name}.min_pixels={low} is above data.{name}.max_pixels={high}; lower it")
+        least, most = data.video.min_frames, data.video.max_frames
+        if least > most:
+            problems.append(f"data.video.min_frames={least} is above data.video.max_frames={most}; lower it")
         return problems
     if a.prompts_per_step * a.sampling_rounds * (1 + a.max_staleness) > data.train_records:
         problems.append(

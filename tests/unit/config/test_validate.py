@@ -87,6 +87,10 @@ ILLEGAL: dict[str, tuple[dict[str, Any], list[str]]] = {
         {"data": FILES | {"image": {"min_pixels": 9000, "max_pixels": 8000}}, "stages": ["rl"]},
         ["data.image.min_pixels=9000 is above data.image.max_pixels=8000"],
     ),
+    "no number of frames": (
+        {"data": FILES | {"video": FILES["video"] | {"min_frames": 9}}, "stages": ["rl"]},
+        ["data.video.min_frames=9 is above data.video.max_frames=8; lower it"],
+    ),
     "a benchmark without its files": (
         {"data": FILES, "stages": ["rl"], "evaluation.benchmark.name": "mme"},
         ["evaluation.benchmark.name=mme and evaluation.benchmark.folder=None go together"],
