@@ -128,7 +128,7 @@ class ColumnsConfig(Group):
     media_type: str | None
     """Says image or video, where one column (given as `images`) holds either."""
     kind: str | None
-    """Question kind, for tables, `data.instructions` and reward.verifier=by_kind."""
+    """Question kind, for tables, `data.instructions` and `reward.kinds`."""
     id: str | None
     """Only repeated in quarantine.jsonl; rows are named by source and number."""
 
