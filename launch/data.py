@@ -78,12 +78,8 @@ def _table(figures: Figures) -> Table:
         table.add_row(name, f"{count:,}")
     for cause, count in figures.left_out.items():
         table.add_row(f"left out: {cause.replace('_', ' ')}", f"{count:,}")
-    for reason in figures.reasons:
-        table.add_row(f"  {_short(reason.kind)}", f"{reason.count:,}")
-        if reason.example != reason.kind:
-            table.add_row(f"    for example: {_short(reason.example)}", "")
-    if figures.other_broken and figures.reasons:
-        table.add_row("  … and others", f"{figures.other_broken:,}")
+        if cause == "broken":
+            _add_reasons(table, figures)
     for one in figures.drawn:
         table.add_row(f"source {one.name}: questions, share of draws", f"{one.rows:,}, {one.share:.1%}")
     for judged in figures.judged:
@@ -95,6 +91,15 @@ def _table(figures: Figures) -> Table:
             figure = f"{spread.median:,} / {spread.percentile_95:,} / {spread.largest:,}"
             table.add_row(f"{name} per prompt: median / 95 % / max", figure)
     return table
+
+
+def _add_reasons(table: Table, figures: Figures) -> None:
+    for reason in figures.reasons:
+        table.add_row(f"  {_short(reason.kind)}", f"{reason.count:,}")
+        if reason.example != reason.kind:
+            table.add_row(f"    for example: {_short(reason.example)}", "")
+    if figures.other_broken and figures.reasons:
+        table.add_row("  … and others", f"{figures.other_broken:,}")
 
 
 def _short(text: str) -> str:

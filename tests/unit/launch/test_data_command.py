@@ -112,6 +112,9 @@ def test_the_page_shows_what_the_model_reads(bench: Bench, capsys: pytest.Captur
     out = capsys.readouterr().out
     for name, count in (("rows", 9), ("left out: broken", 1), ("left out: duplicate", 1)):
         assert re.search(rf"{name} +│ +{count} ", out), out
+    lines = [line.strip(" │┃").split("  ")[0] for line in out.splitlines()]
+    broken = lines.index("left out: broken")
+    assert lines[broken + 1].startswith("path: … no such file"), lines
     assert re.search(r"visual tokens per prompt: median / 95 % / max +│ +9 / 120 / 120 ", out)
     assert f"{bench.folder}/runs/look/preview.html shows them" in out
 
