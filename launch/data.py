@@ -1,6 +1,6 @@
 """`ral-data`: a page that shows the data as the model reads them; files are prepared as the run that follows would.
 
-ral-data experiment=video_r1_qwen2_5_vl_7b_8gpu data.sources.main.path=rows.json name=NAME
+ral-data [preview] experiment=video_r1_qwen2_5_vl_7b_8gpu data.sources.main.path=rows.json name=NAME
 """
 
 from __future__ import annotations
@@ -25,7 +25,9 @@ _REASON_CHARS = 80
 
 
 def main() -> None:
-    """Prepare a run's data and show them."""
+    """Prepare a run's data and show them; `preview` may be said first, and is all that there is."""
+    if sys.argv[1:2] == ["preview"]:
+        del sys.argv[1]
     run_with_config(show_data, doc=main.__doc__ or "")
 
 

@@ -223,9 +223,19 @@ def test_files_need_a_model_and_a_folder_to_write_to(bench: Bench) -> None:
         show_data(bench.config([], f"runs_dir={bench.folder}/file"))
 
 
-@pytest.mark.parametrize(("argument", "code", "says"), [("--help", 0, "ral-train"), ("data.nope=1", 2, "unknown key")])
-def test_the_command_line_is_read_without_torch(tmp_path: Path, argument: str, code: int, says: str) -> None:
-    command = [sys.executable, "-X", "importtime", "-m", "launch.data", argument]
+@pytest.mark.parametrize(
+    ("arguments", "code", "says"),
+    [
+        ("--help", 0, "ral-data [preview]"),
+        ("preview --help", 0, "ral-data [preview]"),
+        ("data.nope=1", 2, "data.nope: unknown key"),
+        ("preview data.nope=1", 2, "data.nope: unknown key"),
+        ("preview preview", 2, "override 'preview' cannot be read"),
+        ("show", 2, "override 'show' cannot be read"),
+    ],
+)
+def test_the_command_line_is_read_without_torch(tmp_path: Path, arguments: str, code: int, says: str) -> None:
+    command = [sys.executable, "-X", "importtime", "-m", "launch.data", *arguments.split()]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120)
     imported = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines() if line.startswith("import time:")}
     told = [line for line in done.stderr.splitlines() if not line.startswith("import time:")]
