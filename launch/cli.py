@@ -84,9 +84,11 @@ def _interrupt(*_: object) -> NoReturn:
 
 def _one_line(error: Exception) -> str:
     """Hydra's words without its pages, and what to do."""
+    from omegaconf.errors import MissingMandatoryValue
+
     text = " ".join(str(error).split("Config search path")[0].split("See https://hydra.cc")[0].split())
-    if text.startswith("Missing mandatory value: "):
-        return f"{text.removeprefix('Missing mandatory value: ').split()[0]}=???: must be given; add it"
+    if isinstance(error, MissingMandatoryValue):
+        return f"{error.full_key}=???: must be given; add it"
     if text.startswith("Could not override '"):
         key = text.removeprefix("Could not override '").split("'")[0]
         return f"{key}: unknown key; {_command()} --cfg job shows the known ones"

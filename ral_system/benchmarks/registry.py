@@ -81,7 +81,7 @@ def entry(name: str) -> Entry:
 def read_items(name: str, folder: Path) -> Iterator[Item | BadItem]:
     """The benchmark's questions; one whose id came before is a bad item.
 
-    Raises DataError for files that are missing, which says what the folder should hold.
+    Raises DataError for files that are missing, which names the field and says what the folder should hold.
     """
     found = entry(name)
     seen: set[str] = set()
@@ -93,4 +93,5 @@ def read_items(name: str, folder: Path) -> Iterator[Item | BadItem]:
             seen.add(item.id)
             yield item
     except DataError as error:
-        raise DataError(f"{error}; the folder of {name} holds {found.files}") from None
+        where = f"evaluation.benchmark.folder={folder}"
+        raise DataError(f"{where}: {error}; the folder of {name} holds {found.files}") from None

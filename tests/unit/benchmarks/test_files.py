@@ -141,6 +141,7 @@ def test_marks_and_media_go_together() -> None:
 def test_a_folder_without_the_files_says_what_it_should_hold(tmp_path: Path, name: str) -> None:
     with pytest.raises(DataError) as error:
         list(read_items(name, tmp_path))
+    assert str(error.value).startswith(f"evaluation.benchmark.folder={tmp_path}: ")
     assert str(error.value).endswith(f"; the folder of {name} holds {BENCHMARKS[name].files}")
     with pytest.raises(ValueError, match="nothing was scored"):
         entry(name).benchmark.summary([])

@@ -223,6 +223,9 @@ def test_files_need_a_model_and_a_folder_to_write_to(bench: Bench) -> None:
         show_data(bench.config([], f"runs_dir={bench.folder}/file"))
 
 
+SOURCE = "data=files +data/source@data.sources.mine=columns"
+
+
 @pytest.mark.parametrize(
     ("arguments", "code", "says"),
     [
@@ -232,6 +235,12 @@ def test_files_need_a_model_and_a_folder_to_write_to(bench: Bench) -> None:
         ("preview data.nope=1", 2, "data.nope: unknown key"),
         ("preview preview", 2, "override 'preview' cannot be read"),
         ("show", 2, "override 'show' cannot be read"),
+        (f"preview {SOURCE}", 2, "data.sources.mine.path=???: must be given; add it"),
+        (
+            f"{SOURCE} data.sources.mine.path=rows.json",
+            2,
+            "data.sources.mine.columns.question=???: must be given; add it",
+        ),
     ],
 )
 def test_the_command_line_is_read_without_torch(tmp_path: Path, arguments: str, code: int, says: str) -> None:
