@@ -126,7 +126,8 @@ class ColumnsConfig(Group):
     videos: str | None
     """The same, of videos."""
     media_type: str | None
-    """Says image or video, where one column (given as `images`) holds either."""
+    """Says image or video, where one column (given as `images`) holds either. null: where that column is given as
+    `videos`, too, the files themselves say it."""
     kind: str | None
     """Question kind, for tables, `data.instructions` and `reward.kinds`."""
     id: str | None

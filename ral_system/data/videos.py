@@ -30,7 +30,10 @@ from ral_system.types import VideoSampling
 
 FORMATS = "mov,matroska,avi,mpegts,mpeg,flv,asf,ogg"
 """What is read, as FFmpeg names it; what a file is called does not matter. Formats that open others are not."""
-_SIGNATURES = re.compile(rb".{4}ftyp|\x1aE\xdf\xa3|RIFF.{4}AVI |FLV|0&\xb2u|OggS|\0\0\x01\xba|G.{187}G", re.DOTALL)
+_SIGNATURES = re.compile(
+    rb".{4}ftyp(?!avi[fs]|hei[cx]|mif1)|\x1aE\xdf\xa3|RIFF.{4}AVI |FLV|0&\xb2u|OggS|\0\0\x01\xba|G.{187}G", re.DOTALL
+)
+_HEAD_BYTES = 189
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +65,17 @@ class VideoOutline:
 
 
 Size = Callable[[int, int], tuple[int, int]]
+
+
+def looks_like_video(source: Path | bytes) -> bool:
+    """By its first bytes alone; False for a file that cannot be read."""
+    if isinstance(source, bytes):
+        return _SIGNATURES.match(source) is not None
+    try:
+        with source.open("rb") as file:
+            return _SIGNATURES.match(file.read(_HEAD_BYTES)) is not None
+    except OSError:
+        return False
 
 
 def decode_video(
@@ -220,7 +234,7 @@ def _read_timeline(file: IO[bytes], limits: VideoLimits) -> _Timeline:
 def _open_stream(file: IO[bytes], limits: VideoLimits) -> Iterator[tuple[InputContainer, VideoStream]]:
     """The first video stream (not a cover picture), its size checked. FFmpeg gets this file and may open no other."""
     file.seek(0)
-    head = file.read(189)
+    head = file.read(_HEAD_BYTES)
     file.seek(0)
     if not head:
         raise DataError("the file is empty")

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from string import ascii_uppercase
 from typing import Any, get_args
 
 from ral_system.config.schema import ColumnsConfig
 from ral_system.data.sources.files import path_below, shortened
+from ral_system.data.videos import looks_like_video
 from ral_system.errors import DataError
 from ral_system.types import MARKS, MediaKind
 
@@ -259,18 +260,22 @@ def _folded(text: str) -> str:
 
 
 def _media(fields: Mapping[str, Any], columns: ColumnsConfig, root: Path) -> list[Encoded]:
-    """Pictures, then videos."""
+    """Pictures, then videos; where one column holds either and none says which, as their files begin."""
     said = _value(fields, columns.media_type, missing=None) if columns.media_type else None
     said = said.lower() if isinstance(said, str) else said
     if said not in (None, "", "text", *get_args(MediaKind)):
         raise DataError(f"{columns.media_type}: {str(said)[:_MAX_KIND_CHARS]!r} is none of image, video and text")
     first: MediaKind = "video" if said == "video" else "image"
     found: list[Encoded] = []
-    for kind, column in ((first, columns.images), ("video", columns.videos)):
+    either = columns.images is not None and columns.images == columns.videos
+    for kind, column in ((first, columns.images), ("video", None if either else columns.videos)):
         value = _value(fields, column, missing=None) if column else None
         values = value if isinstance(value, list) else [] if value is None or value == "" else [value]
         for at, one in enumerate(values):
-            found.append(_encoded(kind, one, f"{column}[{at}]" if len(values) > 1 else str(column), root))
+            medium = _encoded(kind, one, f"{column}[{at}]" if len(values) > 1 else str(column), root)
+            if either and said not in get_args(MediaKind) and looks_like_video(medium.path or medium.encoded or b""):
+                medium = replace(medium, kind="video")
+            found.append(medium)
     if said in get_args(MediaKind) and not found:
         raise DataError(f"{columns.media_type}: says {said}, and {columns.images} holds none")
     return found

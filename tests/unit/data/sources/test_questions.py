@@ -289,6 +289,19 @@ def test_an_answer_that_is_no_one_option_is_a_reason(root: Path, options: list[s
         read_question(GOOD | {"options": options, "answer": answer}, PLAIN, root)
 
 
+def test_a_file_in_a_column_of_both_says_what_it_is(root: Path) -> None:
+    columns = PLAIN.model_copy(update={"videos": "image"})
+    heads = {"a.png": b"\x89PNG", "b.mp4": b"\0\0\0 ftypisom", "c": b"\x1aE\xdf\xa3", "d.avif": b"\0\0\0 ftypavif"}
+    for name, head in heads.items():
+        (root / name).write_bytes(head)
+    found = read_question(GOOD | {"image": [*heads, heads["b.mp4"], heads["a.png"]]}, columns, root).media
+    assert [medium.kind for medium in found] == ["image", "video", "video", "image", "video", "image"]
+    marked = GOOD | {"problem": "<video> or <image> ?", "image": ["a.png", "b.mp4"]}
+    assert [medium.kind for medium in read_question(marked, columns, root).media] == ["video", "image"]
+    told = columns.model_copy(update={"media_type": "type"})
+    assert [m.kind for m in read_question(GOOD | {"image": "a.png", "type": "video"}, told, root).media] == ["video"]
+
+
 def test_what_a_medium_is_said_to_be(read: Read) -> None:
     row = {"problem": "what ?", "solution": "it", "path": "images/a.png", "process": "well"}
     assert read("video_r1", row | {"data_type": "Video"}).media[0].kind == "video"
