@@ -16,6 +16,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from ral_system.config.schema import ColumnsConfig
 from ral_system.errors import DataError
 
 _ROWS_AT_ONCE = 64
@@ -23,9 +24,9 @@ _SHOWN_CHARS = 80
 _MAX_LINE_BYTES = 64 * 2**20
 _LOOKED_AT = 10_000
 _SUFFIXES = (".jsonl", ".json", ".parquet", ".arrow")
-_MEDIA_SUFFIXES = {
+_MEDIA_SUFFIXES = {  # by the columns that name such files
     "videos": {".mp4", ".mkv", ".webm", ".avi", ".mov"},
-    "pictures": {".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff"},
+    "images": {".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff"},
 }
 
 
@@ -83,18 +84,23 @@ def shortened(name: str) -> str:
     return name if len(name) <= _SHOWN_CHARS else f"{name[:_SHOWN_CHARS]}…"
 
 
-def files_of(path: Path, pattern: str | None = None, source: str = "data.sources.NAME") -> list[Path]:
+def files_of(
+    path: Path,
+    pattern: str | None = None,
+    source: str = "data.sources.NAME",
+    columns: ColumnsConfig | None = None,
+) -> list[Path]:
     """The file itself; of a folder, those that match, in the order of their names, or else its Arrow shards, as Hugging
     Face's datasets save themselves.
 
     Raises DataError for a folder without any, for one with some of its shards alone, and for files that cannot hold
-    rows. `source` is the field that messages send to.
+    rows. `source` is the field that messages send to, `columns` its own.
     """
     found = [path]
     if path.is_dir():
         found = sorted(file for file in path.glob(pattern or "data-*.arrow") if file.is_file())  # beside shards: caches
         if not found:
-            raise DataError(f"{path}: {_without(path, pattern, source)}")
+            raise DataError(f"{path}: {_without(path, pattern, source, columns)}")
         _check_complete(path, [str(file.relative_to(path)) for file in found])
     for file in found:
         if not file.is_file():
@@ -107,7 +113,7 @@ def files_of(path: Path, pattern: str | None = None, source: str = "data.sources
     return found
 
 
-def _without(folder: Path, pattern: str | None, source: str) -> str:
+def _without(folder: Path, pattern: str | None, source: str, columns: ColumnsConfig | None) -> str:
     """Why a folder has no files of rows, and what to do."""
     if pattern is not None:
         return f"a folder without {pattern} files; correct {source}.files"
@@ -117,11 +123,21 @@ def _without(folder: Path, pattern: str | None, source: str) -> str:
     suffixes = {file.suffix.lower() for file in islice(folder.rglob("*"), _LOOKED_AT)}
     media = [name for name, known in _MEDIA_SUFFIXES.items() if suffixes & known]
     if media and not suffixes & set(_SUFFIXES):
-        return (
-            f"holds {' and '.join(media)} and no rows; write rows.jsonl there with question, answer and path, and set "
-            f"{source}.path to it"
-        )
+        asked = f" with {_columns_of(media, source, columns)}" if columns else ""
+        return f"holds {' and '.join(media)} and no rows; write rows.jsonl there{asked}, and set {source}.path to it"
     return f"a folder without data-*.arrow files; say which with {source}.files=, for example train-*.parquet"
+
+
+def _columns_of(media: list[str], source: str, columns: ColumnsConfig) -> str:
+    """What rows about such media need, as this source calls it."""
+    names = [columns.question, columns.answer]
+    if columns.media_type is not None:
+        media, names = ["images"], [*names, f"{columns.media_type} (image or video)"]
+    fields = {field: getattr(columns, field) for field in media}
+    names += [column or f"a column of paths, named as {source}.columns.{field}" for field, column in fields.items()]
+    if columns.thought is not None:
+        names.append(f"for sft {columns.thought}")
+    return ", ".join(dict.fromkeys(names))
 
 
 def read_rows(path: Path, columns: Collection[str] | None = None, pattern: str | None = None) -> Iterator[Row]:

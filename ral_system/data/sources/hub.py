@@ -39,7 +39,7 @@ def source_files(name: str, source: SourceConfig) -> list[Path]:
     """Its files of rows. Raises DataError that names the field."""
     path = located(name, source)
     with _named(name):
-        return files_of(path, source.files, f"data.sources.{name}")
+        return files_of(path, source.files, f"data.sources.{name}", source.columns)
 
 
 def source_survey(name: str, source: SourceConfig) -> Survey:

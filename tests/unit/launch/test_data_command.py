@@ -180,7 +180,7 @@ def test_what_is_seldom_looked_at_is_listed(bench: Bench, capsys: pytest.Capture
     [
         ("rows.csv", r"rows.csv: .csv is not one of .*; save it as JSON lines or parquet"),
         ("saved", r"saved: holds splits test, train; say which with data.sources.main.files=train/data-\*.arrow"),
-        ("clips", r"clips: holds videos and no rows; write rows.jsonl there with question, answer and path"),
+        ("clips", r"clips: holds videos and no rows; write rows.jsonl there with problem, solution, .*path, for"),
     ],
 )
 def test_files_of_no_rows_are_named_before_anything_is_prepared(bench: Bench, name: str, says: str) -> None:
@@ -195,6 +195,37 @@ def test_files_of_no_rows_are_named_before_anything_is_prepared(bench: Bench, na
     with pytest.raises(DataError, match=f"^data.sources.main.path: {bench.folder}/{says}"):
         show_data(bench.config([], f"data.sources.main.path={bench.folder / name}"))
     assert [path.name for path in (bench.folder / "runs").iterdir()] == ["look"]
+
+
+COLUMNS = "data.sources.main.columns"
+
+
+@pytest.mark.parametrize(
+    ("columns", "asked", "then"),
+    [
+        ("", "problem, solution, data_type (image or video), path, for sft process", ""),
+        ("media_type: null, images: null, videos: path, thought: null", "problem, solution, path", ""),
+        ("media_type: null, images: path, videos: path, thought: null", "problem, solution, path", ""),
+        (
+            "media_type: null, images: null, thought: null",
+            f"problem, solution, a column of paths, named as {COLUMNS}.videos",
+            "videos: path",
+        ),
+    ],
+)
+def test_rows_that_are_written_as_the_message_says_are_used(bench: Bench, columns: str, asked: str, then: str) -> None:
+    row, clips = bench.video(), bench.folder / "clips"
+    clips.mkdir()
+    (bench.folder / "clip.mkv").rename(clips / "clip.mkv")
+    stages = "stages=[sft,rl]" if "sft" in asked else "stages=[rl]"
+    given = (stages, "data.max_broken=0", f"{COLUMNS}={{{columns}}}")
+    asks = f"data.sources.main.path: {clips}: holds videos and no rows; write rows.jsonl there with {asked}, and set "
+    with pytest.raises(DataError, match=f"^{re.escape(asks)}data.sources.main.path to it$"):
+        show_data(bench.config([], *given, f"data.sources.main.path={clips}"))
+    written = {name: value for name, value in row.items() if name in re.findall(r"\w+", f"{asked} {then}")}
+    (clips / "rows.jsonl").write_text(json.dumps(written))
+    show_data(bench.config([], *given, f"{COLUMNS}={{{then}}}", f"data.sources.main.path={clips}/rows.jsonl"))
+    assert "40 frames of 40.0 s" in text_of(article(bench.page(), "main/0"))
 
 
 def test_files_that_are_not_there_leave_no_page(bench: Bench) -> None:
