@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import warnings
+from contextlib import suppress
 from dataclasses import dataclass
 
 import numpy as np
@@ -45,12 +46,25 @@ def decode_image(encoded: bytes, limits: ImageLimits) -> Image.Image:
         raise
     except UnidentifiedImageError:
         raise DataError(f"not a picture (it begins with {encoded[:8]!r})") from None
-    except Image.DecompressionBombError as error:
-        raise DataError(f"too large: {error}") from None
+    except Image.DecompressionBombError:  # PIL's own guard, above our limit: it stays on, and we say why
+        size = _header_size(encoded)
+        if size is not None:
+            _check_size(size, limits)
+        raise DataError(f"too large: more than {limits.max_area_px:,} px in all") from None
     except MemoryError:  # the limit of the process that decodes
         raise
     except Exception as error:  # PIL's decoders raise whatever the bytes make them
         raise DataError(f"cut short or damaged ({' '.join(str(error).split()) or type(error).__name__})") from None
+
+
+def _header_size(encoded: bytes) -> tuple[int, int] | None:
+    """Width and height, of what no pixel is decoded; None where PIL does not tell them (a GIF's frames, WebP)."""
+    for name in FORMATS:
+        factory, accepts = Image.OPEN[name]  # what Image.open calls before its guard
+        if accepts is not None and accepts(encoded[:16]) is True:
+            with suppress(Image.DecompressionBombError):
+                return factory(io.BytesIO(encoded), "").size
+    return None
 
 
 def _check_size(size: tuple[int, int], limits: ImageLimits) -> None:

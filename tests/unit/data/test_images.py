@@ -122,6 +122,13 @@ def big_png(width: int, height: int) -> bytes:
     return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", rows) + chunk(b"IEND", b"")
 
 
+def big_gif(width: int, height: int) -> bytes:
+    """A frame that is larger than the file's header says."""
+    small = encode(gradient().quantize(4), "GIF")
+    at = small.index(b",\0\0\0\0" + struct.pack("<HH", 12, 8)) + 5
+    return small[:at] + struct.pack("<HH", width, height) + small[at + 4 :]
+
+
 GOOD_PNG, GOOD_JPEG = encode(gradient(64, 64), "PNG"), encode(gradient(64, 64), "JPEG")
 BROKEN = {
     "empty": (b"", "the file is empty"),
@@ -134,9 +141,13 @@ BROKEN = {
     "a flipped byte": (GOOD_PNG[:60] + bytes([GOOD_PNG[60] ^ 255]) + GOOD_PNG[61:], "cut short or damaged"),
     "one pixel": (encode(gradient(1, 1), "PNG"), "too small: 1x1 px, at least 2 px a side"),
     "a line": (encode(gradient(900, 3), "PNG"), "too long and thin: 900x3 px, at most 200 to 1"),
-    "four hundred million pixels": (big_png(20_000, 20_000), "too large: .*400000000"),
+    "four hundred million pixels": (
+        big_png(20_000, 20_000),
+        "^too large: 20000x20000 px, at most 100,000,000 px in all$",
+    ),
+    "as many in a frame": (big_gif(20_000, 20_000), "^too large: more than 100,000,000 px in all$"),
     "more than we take": (big_png(12_000, 10_000), "too large: 12000x10000 px, at most 100,000,000 px in all"),
-    "a bomb": (big_png(60_000, 60_000), "too large"),
+    "a bomb": (big_png(60_000, 60_000), "^too large: 60000x60000 px, at most 100,000,000 px in all$"),
 }
 
 
@@ -146,6 +157,19 @@ def test_a_broken_file_is_a_reason(name: str) -> None:
     with pytest.raises(DataError, match=reason) as error:
         decode_image(encoded, LIMITS)
     assert "\n" not in str(error.value) and len(str(error.value)) < 200
+
+
+def test_of_a_bomb_the_header_is_read_and_no_pixel(monkeypatch: pytest.MonkeyPatch) -> None:
+    def decoded(self: Any) -> None:
+        raise AssertionError("decoded")
+
+    monkeypatch.setattr("PIL.ImageFile.ImageFile.load", decoded)
+    bmp, jpeg = encode(gradient(), "BMP"), encode(gradient(), "JPEG")
+    sides = jpeg.index(b"\xff\xc0") + 5
+    jpeg = jpeg[:sides] + struct.pack(">HH", 20_000, 20_000) + jpeg[sides + 4 :]
+    for bomb in (big_png(20_000, 20_000), bmp[:18] + struct.pack("<ii", 20_000, 20_000) + bmp[26:], jpeg):
+        with pytest.raises(DataError, match=r"^too large: 20000x20000 px, at most 100,000,000 px in all$"):
+            decode_image(bomb, LIMITS)
 
 
 def test_every_prefix_of_a_file_is_a_picture_or_a_reason() -> None:
