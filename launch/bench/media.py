@@ -30,6 +30,8 @@ from ral_system.types import Media, VideoSampling
 SAMPLING = VideoSampling(fps=1.0, max_frames=128, min_frames=4)
 """The RAL paper's."""
 PICTURE_PX, VIDEO_PX, SEEN_PX = (1024, 768), (1280, 720), (364, 196)  # a frame of 91 visual tokens
+FULL = 16_000
+"""Items in a full cache."""
 
 
 def main() -> None:
@@ -55,6 +57,8 @@ def main() -> None:
         cache = PixelCache(folder / "cache", 8 * 2**30)
         for label in ("decoded in this process", "found decoded, by another process of the node"):
             _row(found, label, [_rate(media, store.folder, cache) for media in (of_pictures, of_videos)])
+        found["put_into_a_full_cache_ms"] = _put_ms(folder / "full")
+        print(f"\nput into a full cache of {FULL:,} items: {found['put_into_a_full_cache_ms']:.1f} ms on average")
     if options.out:
         options.out.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
 
@@ -89,6 +93,18 @@ def _rate(media: Sequence[Media], folder: Path, cache: PixelCache) -> float:
     for medium in media:
         MediaStore(folder, cache).frames(medium).sum()
     return len(media) / (time.perf_counter() - began)
+
+
+def _put_ms(folder: Path) -> float:
+    """Mean over the fifth of the items that is put in after the cache is full, evictions included."""
+    item = np.zeros((1, 16, 16, 3), np.uint8)
+    cache = PixelCache(folder, FULL * (item.nbytes + 128))
+    for i in range(FULL):
+        cache.get(f"before{i}", lambda: item)
+    began = time.perf_counter()
+    for i in range(FULL // 5):
+        cache.get(f"after{i}", lambda: item)
+    return 1000 * (time.perf_counter() - began) / (FULL // 5)
 
 
 def _scene(seed: int, size: tuple[int, int]) -> Image.Image:

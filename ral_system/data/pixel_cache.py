@@ -10,7 +10,7 @@ import tempfile
 import time
 import uuid
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import IO
 
@@ -22,12 +22,19 @@ _LOCKS = 64
 """Items that share one of them wait for each other's decoding."""
 _PATIENCE_S = 120.0
 """Bound on that wait; then an item is decoded twice."""
+_COUNT_FILE = ".used"
+"""Bytes of all items, those under way included; absent: the folder is looked at."""
+_KEPT = 0.9
+"""Share of the budget that an eviction leaves, so that the folder is looked at once in a tenth of it."""
+_HEADER_BYTES = 128
+"""Of an item's file."""
 
 
 class PixelCache:
     """One file per item in a folder of this node, mapped into memory, so that processes share its pages, too.
 
-    About `budget_bytes` of files at most; a larger item is not kept. Whoever asks first decodes, others wait.
+    `budget_bytes` of files at most, those under way included; a larger item is not kept. Whoever asks first decodes,
+    others wait.
     """
 
     def __init__(self, folder: Path, budget_bytes: int) -> None:
@@ -45,18 +52,22 @@ class PixelCache:
             if (found := _opened(path)) is not None:  # another process decoded it meanwhile
                 return found
             pixels = decode()
-            if pixels.nbytes <= self._budget:
-                self._keep(path, pixels)
+            size = pixels.nbytes + _HEADER_BYTES
+            if size <= self._budget:
+                self._keep(path, pixels, size)
         return pixels
 
-    def _keep(self, path: Path, pixels: np.ndarray) -> None:
+    def _keep(self, path: Path, pixels: np.ndarray, size: int) -> None:
         partial = path.with_suffix(f".{uuid.uuid4().hex}.partial")
         try:
-            with self._locked("room"):
-                self._make_room(pixels.nbytes)
-            with partial.open("wb") as file:
+            with ExitStack() as stack:
+                with self._locked("room"):
+                    self._make_room(size)
+                    file = stack.enter_context(partial.open("xb"))
+                    file.truncate(size)  # whoever looks at the folder meanwhile sees how much it will be
                 np.save(file, pixels, allow_pickle=False)
-            partial.replace(path)
+            with suppress(FileNotFoundError):  # evicted before it was whole
+                partial.replace(path)
         except OSError as error:  # no room on the disk: a cache is not worth a run
             print(f"warning: {self.folder} takes no more pixels ({error.strerror}); decoding goes on", file=sys.stderr)
         finally:
@@ -64,6 +75,22 @@ class PixelCache:
                 partial.unlink(missing_ok=True)
 
     def _make_room(self, needed: int) -> None:
+        """Count `needed` in. The folder is looked at where that is too much, and evicted from until there is room for
+        a while: the count may drift (processes are killed, files vanish), and is then put right.
+        """
+        counted = self._counted()
+        if counted is None or counted + needed > self._budget:
+            counted = self._evict(needed)
+        (self.folder / _COUNT_FILE).write_text(str(counted + needed), encoding="ascii")
+
+    def _counted(self) -> int | None:
+        try:
+            return int((self.folder / _COUNT_FILE).read_text(encoding="ascii"))
+        except (OSError, ValueError):  # the first time, or half a number
+            return None
+
+    def _evict(self, needed: int) -> int:
+        """Bytes that are used, after what had to leave for `needed` more."""
         found = []
         for entry in os.scandir(self.folder):
             with suppress(FileNotFoundError):
@@ -71,11 +98,14 @@ class PixelCache:
                     status = entry.stat()
                     found.append((status.st_mtime_ns, status.st_size, entry.path))
         used = sum(size for _, size, _ in found)
+        if used + needed <= self._budget:
+            return used
         for _, size, path in sorted(found):
-            if used + needed <= self._budget:
-                return
+            if used + needed <= _KEPT * self._budget:
+                break
             Path(path).unlink(missing_ok=True)  # whoever has it mapped keeps it
             used -= size
+        return used
 
     @contextmanager
     def _locked(self, name: str) -> Iterator[None]:

@@ -3,8 +3,12 @@
 import os
 import subprocess
 import sys
+import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 import pytest
@@ -25,11 +29,11 @@ def test_what_was_decoded_once_is_there(tmp_path: Path) -> None:
     assert np.array_equal(first.get("a", lambda: ITEM), ITEM)
     assert np.array_equal(second.get("a", forbidden), ITEM)
     assert oct((tmp_path / "c").stat().st_mode)[-3:] == "700"
-    assert [f.name for f in (tmp_path / "c").iterdir() if not f.name.startswith(".lock")] == ["a.npy"]
+    assert [f.name for f in (tmp_path / "c").iterdir() if not f.name.startswith(".")] == ["a.npy"]
 
 
 def test_what_was_used_longest_ago_leaves_first(tmp_path: Path) -> None:
-    cache = PixelCache(tmp_path, 100_000)  # three of them
+    cache = PixelCache(tmp_path, 101_000)  # three of them, also in nine tenths of it
     for at, name in enumerate("abc"):
         cache.get(name, lambda: ITEM)
         os.utime(tmp_path / f"{name}.npy", (at, at))
@@ -38,9 +42,82 @@ def test_what_was_used_longest_ago_leaves_first(tmp_path: Path) -> None:
     assert {f.stem for f in tmp_path.glob("*.npy")} == {"a", "c", "d"}
     cache.get("e", lambda: ITEM)
     cache.get("f", lambda: ITEM)
-    assert sum(f.stat().st_size for f in tmp_path.glob("*.npy")) <= 100_000
+    assert sum(f.stat().st_size for f in tmp_path.glob("*.npy")) <= 101_000
     assert np.array_equal(held, ITEM)  # whoever has it keeps it
     cache.get("a", lambda: ITEM)
+
+
+@pytest.fixture
+def scans(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
+    """Folders that were looked at."""
+    seen, scandir = [], os.scandir
+
+    def noted(folder: Path) -> object:
+        seen.append(folder)
+        return scandir(folder)
+
+    monkeypatch.setattr("ral_system.data.pixel_cache.os.scandir", noted)
+    return seen
+
+
+def used(folder: Path) -> int:
+    total = 0
+    for file in folder.iterdir():
+        with suppress(FileNotFoundError):  # renamed meanwhile
+            total += file.stat().st_size if file.suffix in (".npy", ".partial") else 0
+    return total
+
+
+def test_a_full_folder_is_looked_at_once_in_a_tenth_of_the_budget(tmp_path: Path, scans: list[Path]) -> None:
+    cache = PixelCache(tmp_path, 100 * 30_128)
+    for i in range(100):
+        cache.get(f"a{i}", lambda: ITEM)
+    assert len(scans) == 1 and used(tmp_path) == 100 * 30_128  # in the beginning it is not known what is there
+    for i in range(100):
+        PixelCache(tmp_path, 100 * 30_128).get(f"b{i}", lambda: ITEM)
+        assert 90 * 30_128 <= used(tmp_path) <= 100 * 30_128
+    assert len(scans) == 11
+
+
+@pytest.mark.parametrize("count", ["", "12x", "99999999", None])
+def test_a_count_that_is_wrong_is_put_right(tmp_path: Path, scans: list[Path], count: str | None) -> None:
+    cache = PixelCache(tmp_path, 5 * 30_128)
+    for name in "abc":
+        cache.get(name, lambda: ITEM)
+    (tmp_path / "b.npy").unlink()  # vanished
+    (tmp_path / "killed.partial").write_bytes(b"x" * 1000)
+    if count is None:
+        (tmp_path / ".used").unlink()
+    else:
+        (tmp_path / ".used").write_text(count)
+    scans.clear()
+    cache.get("d", lambda: ITEM)
+    assert len(scans) == 1 and (tmp_path / ".used").read_text() == str(used(tmp_path))
+    assert {f.stem for f in tmp_path.glob("*.npy")} == {"a", "c", "d"}  # there was room
+
+
+def test_writers_at_once_keep_within_the_budget(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What is being written counts from before its first byte; what leaves meanwhile is no reason to complain."""
+    budget, writers, save = 3 * 30_128, 6, np.save
+    together, most = threading.Barrier(writers), []
+
+    def saved(file: IO[bytes], pixels: np.ndarray, *, allow_pickle: bool) -> None:
+        together.wait(timeout=30)
+        most.append(used(tmp_path))
+        save(file, pixels, allow_pickle=allow_pickle)
+        most.append(used(tmp_path))
+
+    monkeypatch.setattr("ral_system.data.pixel_cache.np.save", saved)
+    caches = [PixelCache(tmp_path, budget) for _ in range(writers)]
+    # These names share none of the locks under which items are decoded.
+    with ThreadPoolExecutor(writers) as pool:
+        found = list(pool.map(lambda i: caches[i].get(f"n{i}", lambda: ITEM), range(writers)))
+    assert all(np.array_equal(pixels, ITEM) for pixels in found)
+    assert len(most) == 2 * writers and max(most) <= budget and used(tmp_path) <= budget
+    assert len(list(tmp_path.glob("*.npy"))) >= 2 and not list(tmp_path.glob("*.partial"))
+    assert not capsys.readouterr().err
 
 
 def test_what_is_larger_than_the_budget_is_not_kept(tmp_path: Path) -> None:
