@@ -17,7 +17,8 @@ _MAX_FRAMES = 100_000
 def video_of(folder: Path, frames_per_s: float) -> bytes:
     """The folder's JPEG files in the order of their names, put together to a video without being encoded anew.
 
-    Raises DataError for a folder without any, or with too many, and for a first picture that cannot be decoded.
+    Always the same bytes. Raises DataError for a folder without any, or with too many, and for a first
+    picture that cannot be decoded.
     """
     frames = sorted(file for file in folder.iterdir() if file.suffix.lower() in (".jpg", ".jpeg"))
     if not frames or len(frames) > _MAX_FRAMES:
@@ -25,7 +26,7 @@ def video_of(folder: Path, frames_per_s: float) -> bytes:
     first = decode_image(frames[0].read_bytes(), ImageLimits())
     rate = Fraction(frames_per_s).limit_denominator(1000)
     buffer = io.BytesIO()
-    with av.open(buffer, "w", format="matroska") as container:
+    with av.open(buffer, "w", format="matroska", options={"fflags": "+bitexact"}) as container:
         stream = container.add_mux_stream("mjpeg", rate=rate, width=first.width, height=first.height)
         stream.time_base = 1 / rate
         for number, file in enumerate(frames):

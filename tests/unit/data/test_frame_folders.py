@@ -32,6 +32,11 @@ def test_frames_come_in_the_order_of_their_names_at_their_rate(tmp_path: Path) -
     )
 
 
+def test_the_same_frames_are_the_same_bytes(tmp_path: Path) -> None:
+    write(tmp_path / "clip", 3)
+    assert video_of(tmp_path / "clip", 3.0) == video_of(tmp_path / "clip", 3.0)
+
+
 def test_a_folder_without_frames_and_a_first_frame_that_is_none(tmp_path: Path) -> None:
     write(tmp_path / "empty", 0)
     with pytest.raises(DataError, match="empty: a folder of 0 JPEG files"):
