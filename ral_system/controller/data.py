@@ -32,7 +32,8 @@ from ral_system.rewards.pool import RewardPool
 from ral_system.types import MediaKind, Prompt
 
 PREPARED_FOLDER = ".prepared"
-"""Beside the runs; one folder for each set of files and settings that decide what becomes of them."""
+"""Beside the runs; one folder for each set of files and settings that decide what becomes of them, and `media`: copies,
+and what is known of media, for all of them."""
 _DONE_FILE = "prepared.json"
 
 
@@ -101,7 +102,7 @@ def _prepare(
         preparation = Preparation(
             data,
             folder,
-            MediaStore(folder / "media"),
+            MediaStore(folder / "media", shared=folder.parent / "media"),
             renderer=ChatRenderer(processor, data.system_prompt),
             budgets=budgets,
             max_tokens=config.rollout.max_model_len - config.rollout.max_new_tokens,

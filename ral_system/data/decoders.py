@@ -105,20 +105,20 @@ class Decoders:
             self._workers,
             mp_context=multiprocessing.get_context("spawn"),  # a fork would copy the threads' locks
             initializer=_initialise,
-            initargs=(os.getpid(), self._store.folder, self._sampling, self._timeout_s),
+            initargs=(os.getpid(), self._store.folder, self._store.shared, self._sampling, self._timeout_s),
         )
 
 
 # --- in the processes ---------------------------------------------------------------------------------------------
 
 
-def _initialise(parent: int, folder: Path, sampling: VideoSampling, timeout_s: float) -> None:
+def _initialise(parent: int, folder: Path, shared: Path | None, sampling: VideoSampling, timeout_s: float) -> None:
     global _store_here, _sampling, _timeout_s
     die_with(parent)
     limit_memory(_MEMORY_BYTES)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent's to handle
     signal.signal(signal.SIGALRM, signal.SIG_DFL)  # ends the process, whatever code it is in
-    _store_here, _sampling, _timeout_s = MediaStore(folder), sampling, timeout_s
+    _store_here, _sampling, _timeout_s = MediaStore(folder, shared=shared), sampling, timeout_s
 
 
 def _store(media: Sequence[Encoded]) -> tuple[Media, ...]:
@@ -145,7 +145,7 @@ def _stored(one: Encoded) -> Media:
         key = _source_key(one)
     except OSError as error:
         raise DataError(f"cannot be read ({error.strerror or type(error).__name__})") from None
-    media = _store_here.known(key)
+    media = _store_here.known(key, one.path or one.encoded or b"")
     if media is None:
         media = _decoded(one)
         _store_here.note(key, media)
@@ -153,14 +153,17 @@ def _stored(one: Encoded) -> Media:
 
 
 def _source_key(one: Encoded) -> str:
-    """What decides over a medium: its bytes, or its file as it is now, and which frames are asked for."""
+    """What decides over a medium: its bytes, or its file as it is now, which frames are asked for, and what it may be.
+
+    Not how long it may take: what was decoded once did not hang.
+    """
     if one.path is not None:
         files = sorted(one.path.iterdir()) if one.frames_per_s is not None and one.path.is_dir() else [one.path]
         content = repr([(str(f.resolve()), f.stat().st_size, f.stat().st_mtime_ns) for f in files if f.exists()])
     else:
         content = hashlib.sha256(one.encoded or b"").hexdigest()
     asked = (one.kind, one.start_s, one.end_s, one.frames_per_s, _sampling if one.kind == "video" else None)
-    return hashlib.sha256(repr((content, asked)).encode()).hexdigest()
+    return hashlib.sha256(repr((content, asked, ImageLimits(), VideoLimits())).encode()).hexdigest()
 
 
 def _decoded(one: Encoded) -> Media:

@@ -12,6 +12,8 @@ import os
 import threading
 import uuid
 from collections import OrderedDict
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 
@@ -37,11 +39,13 @@ class MediaStore:
     """`<folder>/<first two hex digits>/<sha256>.image` or `.video`. Safe for many writers: a file appears whole or not
     at all.
 
-    A process keeps 256 MiB of decoded pixels for itself; with a `cache` the processes of a node share more.
+    A process keeps 256 MiB of decoded pixels for itself; with a `cache` the processes of a node share more. In `shared`
+    several stores keep once what all would hold: copies of bytes from outside, to which each has links of its own, and
+    what is known of sources.
     """
 
-    def __init__(self, folder: Path, cache: PixelCache | None = None) -> None:
-        self.folder, self._cache = folder, cache
+    def __init__(self, folder: Path, cache: PixelCache | None = None, *, shared: Path | None = None) -> None:
+        self.folder, self.shared, self._cache = folder, shared, cache
         self._decoded: OrderedDict[Media, np.ndarray] = OrderedDict()
         self._lock = threading.Lock()
 
@@ -70,25 +74,30 @@ class MediaStore:
         digest = hashlib.sha256(encoded).hexdigest()
         return self._stored(Media(digest, outline.width_px, outline.height_px, clip), source)
 
-    def known(self, source: str) -> Media | None:
-        """What `note` was told of a source (letters and digits), if its medium is still here."""
+    def known(self, key: str, source: bytes | Path) -> Media | None:
+        """What `note` was told of a source by its key (letters and digits), stored here, too; None where that takes
+        decoding it again.
+        """
         try:
-            found = Media.parse(json.loads(self._note(source).read_text(encoding="utf-8")))
+            found = Media.parse(json.loads(self._note(key).read_text(encoding="utf-8")))
         except (OSError, ValueError, KeyError, TypeError):
             return None
-        return found if self.path(found).exists() else None
+        if isinstance(source, bytes) or source.is_file():
+            return self._stored(found, source)
+        copy = self._copy(found)  # put together from a folder of frames
+        if not _holds(copy, found.digest):
+            return None
+        self._link_to_copy(found)
+        return found
 
-    def note(self, source: str, media: Media) -> None:
-        """That this source is that medium: it need not be decoded again to know."""
-        path = self._note(source)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_suffix(f".{uuid.uuid4().hex}.partial")
-        partial.write_text(json.dumps(asdict(media)), encoding="utf-8")
-        partial.replace(path)
+    def note(self, key: str, media: Media) -> None:
+        """That the source with this key is that medium: it need not be decoded again to know."""
+        with _whole(self._note(key)) as partial:
+            partial.write_text(json.dumps(asdict(media)), encoding="utf-8")
 
-    def _note(self, source: str) -> Path:
-        name = hashlib.sha256(repr((source, DECODERS)).encode()).hexdigest()
-        return self.folder / "sources" / name[:2] / f"{name}.json"
+    def _note(self, key: str) -> Path:
+        name = hashlib.sha256(repr((key, DECODERS)).encode()).hexdigest()
+        return (self.shared or self.folder) / "sources" / name[:2] / f"{name}.json"
 
     def open(self, media: Media) -> Image.Image:
         """A picture as RGB, in the size that its reference says. Raises DataError."""
@@ -119,19 +128,26 @@ class MediaStore:
 
     def path(self, media: Media) -> Path:
         """Where the file is, or would be."""
-        return self.folder / media.digest[:2] / f"{media.digest}.{media.kind}"
+        return _place(self.folder, media)
 
     def _stored(self, media: Media, source: bytes | Path) -> Media:
-        path = self.path(media)
-        if not path.exists():
-            path.parent.mkdir(parents=True, exist_ok=True)
-            partial = path.with_suffix(f".{uuid.uuid4().hex}.partial")
-            if isinstance(source, bytes):
+        if isinstance(source, Path):
+            _link(self.path(media), source.resolve())
+            return media
+        copy = self._copy(media)
+        if not (copy.exists() if self.shared is None else _holds(copy, media.digest)):  # others' damage is mended
+            with _whole(copy) as partial:
                 partial.write_bytes(source)
-            else:
-                partial.symlink_to(source.resolve())
-            os.replace(partial, path)  # noqa: PTH105 (atomic by name, and the name says so)
+        self._link_to_copy(media)
         return media
+
+    def _copy(self, media: Media) -> Path:
+        return _place(self.shared or self.folder, media)
+
+    def _link_to_copy(self, media: Media) -> None:
+        if self.shared is not None:
+            path = self.path(media)
+            _link(path, Path(os.path.relpath(self._copy(media), path.parent)))
 
     def _pixels(self, media: Media) -> np.ndarray:
         if self._cache is None or not worth_keeping(media):
@@ -176,6 +192,33 @@ def node_store(folder: Path, cache_gib: float) -> MediaStore:
     """The store in `folder`, whose decoded pixels the processes of this node share; 0 GiB: each decodes for itself."""
     cache = PixelCache(node_folder(), int(cache_gib * 2**30)) if cache_gib > 0 else None
     return MediaStore(folder, cache)
+
+
+def _place(folder: Path, media: Media) -> Path:
+    return folder / media.digest[:2] / f"{media.digest}.{media.kind}"
+
+
+@contextmanager
+def _whole(path: Path) -> Iterator[Path]:
+    """A name to write under, which becomes `path` at once."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_suffix(f".{uuid.uuid4().hex}.partial")
+    yield partial
+    os.replace(partial, path)  # noqa: PTH105 (atomic by name, and the name says so)
+
+
+def _link(path: Path, target: Path) -> None:
+    """Make it lead to `target`, which is what was looked at last."""
+    if not path.is_symlink() or path.readlink() != target:
+        with _whole(path) as partial:
+            partial.symlink_to(target)
+
+
+def _holds(path: Path, digest: str) -> bool:
+    try:
+        return hashlib.sha256(path.read_bytes()).hexdigest() == digest
+    except OSError:
+        return False
 
 
 def _read(path: Path) -> bytes:

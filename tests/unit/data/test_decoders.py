@@ -11,7 +11,7 @@ from ral_system.data.decoders import Decoders
 from ral_system.data.media import MediaStore
 from ral_system.data.sources.questions import Encoded
 from ral_system.errors import DataError
-from ral_system.types import VideoSampling
+from ral_system.types import Media, VideoSampling
 from tests.unit.data.clips import clip, noise
 
 SAMPLING = VideoSampling(fps=1.0, max_frames=8, min_frames=2)
@@ -66,6 +66,29 @@ def test_a_file_is_decoded_once_until_it_changes(tmp_path: Path) -> None:
     assert found() == first and not isinstance(first, DataError)
     os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns + 1))
     assert "not a picture" in str(found())
+
+
+def test_frames_are_put_together_once_for_stores_that_share(tmp_path: Path) -> None:
+    (tmp_path / "frames").mkdir()
+    for i in range(6):
+        Image.new("RGB", (56, 28), (40 * i, 0, 0)).save(tmp_path / "frames" / f"{i}.jpg")
+    frames, shared = Encoded("video", None, tmp_path / "frames", frames_per_s=2.0), tmp_path / "shared"
+
+    def found(name: str, sampling: VideoSampling = SAMPLING) -> Media:
+        store = MediaStore(tmp_path / name, shared=shared)
+        with Decoders(store, sampling, workers=1, timeout_s=30) as decoders:
+            ((_, media),) = decoders.stored([("a", [frames])])
+        assert not isinstance(media, DataError)
+        assert len(store.frames(media[0])) == media[0].frames and store.path(media[0]).is_symlink()
+        return media[0]
+
+    first, notes = found("one"), list(shared.glob("sources/*/*"))
+    assert found("two") == first and list(shared.glob("sources/*/*")) == notes
+    closer = found("three", VideoSampling(fps=2.0, max_frames=8, min_frames=2))
+    assert closer.frames > first.frames and closer.digest == first.digest
+    assert len(list(shared.glob("sources/*/*"))) == 2 and len(list(shared.glob("??/*"))) == 1
+    MediaStore(shared).path(first).write_bytes(b"")
+    assert found("four") == first
 
 
 def test_a_file_that_cannot_be_looked_at_is_a_reason(tmp_path: Path) -> None:

@@ -1,5 +1,7 @@
 import hashlib
 import io
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -117,14 +119,69 @@ def test_a_changed_original_is_not_found_in_the_cache(tmp_path: Path) -> None:
 
 
 def test_a_source_is_decoded_once_until_it_changes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = tmp_path / "a.png"
+    Image.new("RGB", (40, 30)).save(source)
     store = MediaStore(tmp_path / "store")
-    medium = store.put(Image.new("RGB", (40, 30)))
-    assert store.known("abc") is None
+    medium = store.put_image(source, ImageLimits())
+    assert store.known("abc", source) is None
     store.note("abc", medium)
-    assert store.known("abc") == medium and store.known("abd") is None
-    assert MediaStore(tmp_path / "store").known("abc") == medium
-    monkeypatch.setattr("ral_system.data.media.DECODERS", ("others",))
-    assert store.known("abc") is None
-    monkeypatch.undo()
+    assert store.known("abc", source) == medium and store.known("abd", source) is None
     store.path(medium).unlink()
-    assert store.known("abc") is None
+    assert MediaStore(tmp_path / "store").known("abc", source) == medium
+    assert store.path(medium).readlink() == source
+    monkeypatch.setattr("ral_system.data.media.DECODERS", ("others",))
+    assert store.known("abc", source) is None
+
+
+def encoded(seed: int = 0) -> bytes:
+    buffer = io.BytesIO()
+    picture(seed).save(buffer, format="PNG")
+    return buffer.getvalue()
+
+
+def sharing(folder: Path, name: str) -> MediaStore:
+    return MediaStore(folder / name / "media", shared=folder / "media")
+
+
+def test_stores_that_share_copy_and_decode_once(tmp_path: Path) -> None:
+    one, two = sharing(tmp_path, "one"), sharing(tmp_path, "two")
+    medium = one.put_image(encoded(), ImageLimits())
+    one.note("abc", medium)
+    assert two.known("abc", encoded()) == medium and two.known("abd", encoded()) is None
+    copies = [file for file in tmp_path.rglob("*.image") if not file.is_symlink()]
+    assert copies == [tmp_path / "media" / medium.digest[:2] / f"{medium.digest}.image"]
+    tmp_path.rename(moved := tmp_path.with_name("moved"))  # links to copies are relative
+    for name in ("one", "two"):
+        assert np.array_equal(np.asarray(sharing(moved, name).open(medium)), np.asarray(picture()))
+
+
+def test_stores_that_share_do_not_depend_on_each_other_s_originals(tmp_path: Path) -> None:
+    originals = [tmp_path / "old.png", tmp_path / "new.png"]
+    stores = [sharing(tmp_path, "one"), sharing(tmp_path, "two")]
+    for original, store in zip(originals, stores, strict=True):
+        original.write_bytes(encoded())
+        medium = store.put_image(original, ImageLimits())
+    originals[0].unlink()
+    assert stores[1].path(medium).readlink() == originals[1]
+    assert np.array_equal(np.asarray(stores[1].open(medium)), np.asarray(picture()))
+    assert not (tmp_path / "media").exists()  # nothing is copied that is a file
+
+
+@pytest.mark.parametrize("damage", [lambda path: path.unlink(), lambda path: path.write_bytes(b"")])
+def test_a_damaged_copy_is_mended_by_whoever_has_the_source(tmp_path: Path, damage: Callable[[Path], None]) -> None:
+    one, two = sharing(tmp_path, "one"), sharing(tmp_path, "two")
+    medium = one.put_image(encoded(), ImageLimits())
+    one.note("abc", medium)
+    damage(one.path(medium).resolve())
+    assert two.known("abc", tmp_path) is None  # a folder of frames, say: to be put together again
+    assert two.known("abc", encoded()) == medium
+    assert one.open(medium).tobytes() == two.open(medium).tobytes() == picture().tobytes()
+
+
+def test_stores_that_share_may_write_at_once(tmp_path: Path) -> None:
+    stores = [sharing(tmp_path, name) for name in "abcdefgh"]
+    with ThreadPoolExecutor(8) as pool:
+        found = list(pool.map(lambda store: [store.put_image(encoded(i), ImageLimits()) for i in range(5)], stores))
+    for store, media in zip(stores, found, strict=True):
+        assert [store.open(medium).tobytes() for medium in media] == [picture(i).tobytes() for i in range(5)]
+    assert len([file for file in tmp_path.rglob("*.*") if not file.is_symlink()]) == 5

@@ -8,8 +8,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pytest
 from PIL import Image
+from pyarrow import parquet
 
 from ral_system.config.schema import RunConfig
 from ral_system.controller.data import absent_columns, prepare_files
@@ -250,6 +252,42 @@ def test_what_decides_over_rows_makes_another_preparation(bench: Bench) -> None:
         bench.prepare("stages=[sft,rl]", f"algorithm={name}") for name in ("ral", "ral_zero")
     }  # what is imitated
     assert len(others | {prepared}) == 8
+
+
+def test_other_settings_neither_decode_nor_copy_again(bench: Bench) -> None:
+    """Pictures in the file and in files beside it."""
+    given = rows(bench.folder, 6)
+    for row in given[:3]:
+        row["path"] = {"bytes": (bench.folder / row["path"]).read_bytes(), "path": None}
+    for row in given[3:]:
+        row["path"] = {"bytes": None, "path": row["path"]}
+    parquet.write_table(pa.Table.from_pylist(given), bench.folder / "rows.parquet")
+    path = f"data.sources.main.path={bench.folder / 'rows.parquet'}"
+
+    def shared() -> dict[Path, tuple[int, int]]:
+        """Notes, one for each time that something was decoded, and copies."""
+        found = [file for file in (bench.folder / "runs" / ".prepared" / "media").rglob("*") if file.is_file()]
+        return {file: (file.stat().st_ino, file.stat().st_mtime_ns) for file in found}
+
+    first = bench.prepare(path)
+    before = shared()
+    assert sorted(file.suffix for file in before) == [".image"] * 3 + [".json"] * 6
+    changes = ("data.system_prompt=look", "data.held_out=0.9", "data.seed=3", "data.timeout_s=7")
+    folders = [first, *(bench.prepare(path, change) for change in changes)]
+    assert len(set(folders)) == 5 and shared() == before
+    for folder in folders:
+        kept = read_prepared(folder)
+        assert [row.id for row in kept] == [f"main/{i}" for i in range(6)]
+        store = MediaStore(folder / "media")
+        for i, row in enumerate(kept):
+            assert store.open(row.media[0]).tobytes() == BOARD.record("train", i).image.tobytes()
+        assert all(file.is_symlink() for file in (folder / "media").glob("*/*"))
+    damaged = next(file for file in before if file.suffix == ".image")
+    damaged.write_bytes(damaged.read_bytes()[:-1])
+    last = bench.prepare(path, "data.seed=4")
+    for i, row in enumerate(read_prepared(last)):
+        assert MediaStore(first / "media").open(row.media[0]).tobytes() == BOARD.record("train", i).image.tobytes()
+    assert [file for file, status in shared().items() if before[file] != status] == [damaged]
 
 
 def test_missing_files_and_pixels_out_of_bounds_are_named(bench: Bench) -> None:

@@ -123,7 +123,8 @@ def test_a_run_finds_what_it_prepared_and_the_folder_is_free(bench: Bench) -> No
     config = bench.config(bench.pictures(8), "data.held_out=0.3", "data.seed=1")
     show_data(config)
     assert [path.name for path in (bench.folder / "runs" / "look").iterdir()] == ["preview.html"]
-    (prepared,) = (bench.folder / "runs" / ".prepared").iterdir()
+    (done,) = (bench.folder / "runs" / ".prepared").glob("*/prepared.json")
+    prepared = done.parent
     before = (prepared / "prepared.json").stat().st_mtime_ns
     assert config.data.name == "files"
     assert prepare_files(config, config.data, load_processor(bench.model), bench.folder / "runs") == prepared
