@@ -15,6 +15,7 @@ from string import ascii_uppercase
 from ral_system.errors import DataError
 from ral_system.rewards.verifiers import multiple_choice
 from ral_system.rewards.verifiers.exact import same_words
+from ral_system.rewards.verifiers.markup import bare, undressed
 
 Form = tuple[str, str]
 """How a letter is written, and how it is looked for when the last of several is wanted."""
@@ -70,13 +71,11 @@ def common_letter(response: str, options: Sequence[str]) -> str | None:
     letter = multiple_choice.letter(response)
     if letter is not None and letter in letters:
         return letter
-    words = multiple_choice.bare(response)
-    same = [
-        own for own, option in zip(letters, options, strict=False) if same_words(multiple_choice.bare(option), words)
-    ]
+    words = bare(response)
+    same = [own for own, option in zip(letters, options, strict=False) if same_words(bare(option), words)]
     if words and len(same) == 1:
         return same[0]
-    plain = " ".join(multiple_choice.undressed(response).split())
+    plain = " ".join(undressed(response).split())
     return stated_letter(_ARTICLE.sub(lambda word: word[0].lower(), plain), options, COMMON)
 
 

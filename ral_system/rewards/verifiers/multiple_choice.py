@@ -10,9 +10,8 @@ import re
 
 from ral_system.config.schema import RewardConfig
 from ral_system.rewards.verifiers.exact import same_words
+from ral_system.rewards.verifiers.markup import bare, undressed
 
-_MARKDOWN = str.maketrans("*_`$", "    ")
-_LATEX = re.compile(r"\\(?:boxed|text(?:bf)?|math(?:bf|rm))\{|\\[()]|[{}]")
 _ANNOUNCED = (
     r"(?i:(?:so|thus|therefore|hence|i|think|choose|the|my|final|best|correct|right|answer|option|choice|one|letter"
     r"|it|is|it['’]s|must|should|would|be)\b[^\w.]*)*"
@@ -24,7 +23,6 @@ _LETTER = re.compile(
     r"|\s*\n|\W*\s(?:because|since|as)\s|\W*\sis\s+(?:the\s+)?(?:correct|right|best|answer)\b"
     r"|(?<=[A-Z]),\s+(?![A-Za-z]\W*(?:$|[,;])))"  # not of `A, B`
 )
-_AROUND = " \n\t()[]\"“”‘’,.!?;:'"
 _REFERENCE = re.compile(r"\W*([A-Za-z])(?:\W*|\s*[.):\]].*)", re.DOTALL)
 """No comma after the letter: `I, Claudius` is words."""
 
@@ -41,14 +39,3 @@ def letter(text: str) -> str | None:
     _, boxed, inside = text.rpartition("\\boxed{")
     found = _LETTER.match(undressed(inside.rpartition("}")[0] or inside if boxed else text))
     return None if found is None else found[1].upper()
-
-
-def bare(text: str) -> str:
-    """Undressed, and without the marks around it."""
-    return undressed(text).strip(_AROUND)
-
-
-def undressed(text: str) -> str:
-    """Without Markdown, and without LaTeX that only dresses words."""
-    text = text.translate(_MARKDOWN)
-    return _LATEX.sub(" ", text) if "\\" in text else text

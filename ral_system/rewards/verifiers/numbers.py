@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 
-from ral_system.rewards.verifiers.multiple_choice import undressed
+from ral_system.rewards.verifiers.markup import undressed
 
 _DASHES = dict.fromkeys([*range(0x2012, 0x2016), 0x2212], "-")
 _CURRENCY = re.compile(r"[a-z]{0,3}[$€£¥]\s*")

@@ -31,7 +31,7 @@ def scored(name: str, given: str, reference: str, **settings: object) -> float:
 
 def test_every_verifier_is_a_file_and_a_choice_of_reward() -> None:
     folder = Path(importlib.import_module("ral_system.rewards.verifiers").__file__ or "").parent
-    helpers = {"__init__", "registry", "numbers"}
+    helpers = {"__init__", "registry", "numbers", "markup"}
     assert {f.stem for f in folder.glob("*.py")} - helpers == set(NAMES)
     choices = {f.stem for f in (Path(conf.__file__).parent / "reward").glob("*.yaml")}
     assert choices == (set(NAMES) - {"exact"}) | {"default", "avar", "video_r1"}
