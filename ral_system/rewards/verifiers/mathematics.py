@@ -48,7 +48,7 @@ def _as_latex(text: str) -> str:
 
     So a formula without marks gets them. Of prose it is the one number, or what stands after its one `is` or `=`.
     """
-    text = _ROOT.sub(_LATEX_ROOT, text.strip(" *"))
+    text = _ROOT.sub(_LATEX_ROOT, " ".join(text.strip(" *").split()))
     if any(mark in text for mark in _MARKS):
         return text
     if _in_words(text):
