@@ -30,7 +30,8 @@ _REFERENCE = re.compile(r"\W*([A-Za-z])(?:\W*|\s*[.):\]].*)", re.DOTALL)
 def score(given: str, reference: str, config: RewardConfig) -> float:
     """1 for the reference's letter; where the reference is no letter, 1 for its very words."""
     if (expected := _REFERENCE.fullmatch(reference)) is None:
-        return float(same_words(bare(given), bare(reference)))
+        given, reference = (bare(given), bare(reference)) if bare(reference) else (given, reference)
+        return float(same_words(given, reference))
     return float(letter(given) == expected[1].upper())
 
 

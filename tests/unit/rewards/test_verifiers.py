@@ -71,6 +71,7 @@ def test_a_choice_without_letters_is_by_its_words() -> None:
     assert scored("multiple_choice", "Red  Cube", "red cube") == 1
     assert scored("multiple_choice", "**Yes.**", "Yes") == scored("multiple_choice", "A, C", "A, C") == 1
     assert scored("multiple_choice", "A", "red cube") == 0
+    assert scored("multiple_choice", "?!", "?!") == 1 and scored("multiple_choice", "", "?!") == 0
     assert scored("multiple_choice", "I, claudius", "I, Claudius") == 1
     assert scored("multiple_choice", "I", "I, Claudius") == 0
 
@@ -350,6 +351,14 @@ def test_any_answer_scores_between_0_and_1(name: str, text: str) -> None:
 )
 def test_endless_digits_score_and_are_no_error(name: str, given: str) -> None:
     reference = {"box": "[0, 0, 4, 4]", "interval": "1-4"}.get(name, "4")
+    assert 0 <= scored(name, given, reference) <= 1
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if name not in ("function", "ocr", "free_form")])
+@pytest.mark.parametrize("given", ["ab" + " " * 200_000 + "!", "\\boxed{" + " " * 200_000, "5" + " " * 200_000 + "x"])
+def test_blanks_without_end_take_no_time(name: str, given: str) -> None:
+    """Read in time that grows with their square they would take longer than any test may."""
+    reference = {"box": "[0, 0, 4, 4]", "interval": "1-4", "multiple_choice": "B"}.get(name, "4")
     assert 0 <= scored(name, given, reference) <= 1
 
 
