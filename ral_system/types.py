@@ -113,9 +113,9 @@ class Prompt:
     token_ids: tuple[int, ...]
     """[P] chat-rendered, with every media placeholder expanded to one token per visual token."""
     system_tokens: int = 0
-    """Tokens of the system turn, which begins the prompt."""
-    question_span: tuple[int, int] = (0, 0)
-    """First token of the question's text, and the one after its last."""
+    """Tokens of the system turn, which begins the prompt; a turn that the chat template adds by itself counts."""
+    question_positions: tuple[int, ...] = ()
+    """Tokens of the question's text, in order; media inside it, and the markers around them, are left out."""
 
 
 @dataclass(frozen=True, slots=True)

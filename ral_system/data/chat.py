@@ -52,30 +52,32 @@ class ChatRenderer:
         ]
         messages = [*self._system_turn(), {"role": "user", "content": content}]
         rendered = self._processor.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
-        expanded, begin, end = self._expanded(rendered, texts, media)
+        expanded, spans = self._expanded(rendered, texts, media)
         encoded = self._tokenizer(expanded, add_special_tokens=False, return_offsets_mapping=True)
         if problem := self._visual.problem(encoded["input_ids"], media):
             raise ValueError(f"prompt {id} {problem}; the chat template and the processor do not fit each other")
-        inside = [i for i, (a, b) in enumerate(encoded["offset_mapping"]) if a < end and b > begin]
-        span = (inside[0], inside[-1] + 1) if inside else (0, 0)
-        return Prompt(id, kind, question, answer, tuple(media), tuple(encoded["input_ids"]), self._system_tokens, span)
+        in_text = _inside(spans, encoded["offset_mapping"])
+        token_ids = tuple(encoded["input_ids"])
+        return Prompt(id, kind, question, answer, tuple(media), token_ids, self._system_tokens, in_text)
 
-    def _expanded(self, rendered: str, texts: Sequence[str], media: Sequence[Media]) -> tuple[str, int, int]:
-        """The text with everything in its place, and where the question's first text begins and its last one ends."""
+    def _expanded(
+        self, rendered: str, texts: Sequence[str], media: Sequence[Media]
+    ) -> tuple[str, list[tuple[int, int]]]:
+        """The text with everything in its place, and the first and end character of each piece of the question."""
         placeholders = (self._processor.image_token, self._processor.video_token)
         next_text, next_medium = iter(texts), iter(media)
-        expanded, begin, end = "", -1, -1
+        expanded, spans = "", []
         for part in re.split(f"({'|'.join(map(re.escape, placeholders))}|{_STAND_IN})", rendered):
             if part in placeholders:
                 expanded += part * self._visual.count(next(next_medium))
             elif part == _STAND_IN:
                 text = next(next_text)
                 if text.strip():
-                    begin, end = len(expanded) if begin < 0 else begin, len(expanded) + len(text)
+                    spans.append((len(expanded), len(expanded) + len(text)))
                 expanded += text
             else:
                 expanded += part
-        return expanded, begin, end
+        return expanded, spans
 
     @functools.cached_property
     def _special_tokens(self) -> tuple[str, ...]:
@@ -84,10 +86,26 @@ class ChatRenderer:
 
     @functools.cached_property
     def _system_tokens(self) -> int:
-        if not self._system_prompt:
-            return 0
-        text = self._processor.apply_chat_template(self._system_turn(), add_generation_prompt=False, tokenize=False)
-        return len(self._tokenizer(text, add_special_tokens=False)["input_ids"])
+        """Tokens before the user's turn, whether `system_prompt` or the chat template itself put them there.
+
+        Special tokens alone, such as a beginning of sequence, are no turn.
+        """
+        ids = self._tokenizer(self._before_the_user(), add_special_tokens=False)["input_ids"]
+        return len(ids) if self._tokenizer.decode(ids, skip_special_tokens=True).strip() else 0
+
+    def _before_the_user(self) -> str:
+        """What the template renders before a first user turn but not before a later one."""
+        system, asked, said = self._system_turn(), _turn("user"), _turn("assistant")
+        before, *_ = self._around_stand_ins([*system, asked])
+        *_, ends_assistant = self._around_stand_ins([*system, asked, said])
+        *_, between, _ = self._around_stand_ins([*system, asked, said, asked])
+        header = between.removeprefix(ends_assistant).strip()
+        return before[: max(0, before.rfind(header))]
+
+    def _around_stand_ins(self, messages: Sequence[dict[str, Any]]) -> list[str]:
+        """The template's own text around the messages' contents."""
+        rendered = self._processor.apply_chat_template(messages, add_generation_prompt=False, tokenize=False)
+        return rendered.split(_STAND_IN)
 
     def _system_turn(self) -> list[dict[str, Any]]:
         return [{"role": "system", "content": self._system_prompt}] if self._system_prompt else []
@@ -107,3 +125,12 @@ class ChatRenderer:
         if self._tokenizer.unk_token_id is not None and self._tokenizer.unk_token_id in ids:
             raise ValueError(f"the tokenizer has no token for a word of {text!r}")
         return (*ids, self._tokenizer.eos_token_id)
+
+
+def _turn(role: str) -> dict[str, Any]:
+    return {"role": role, "content": [{"type": "text", "text": _STAND_IN}]}
+
+
+def _inside(spans: Sequence[tuple[int, int]], offsets: Sequence[tuple[int, int]]) -> tuple[int, ...]:
+    """Indices of the tokens that hold a character of any of `spans`; `offsets` are each token's first and end one."""
+    return tuple(i for i, (a, b) in enumerate(offsets) if any(a < end and b > begin for begin, end in spans))

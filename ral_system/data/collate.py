@@ -112,10 +112,7 @@ class Collator:
             advantages=torch.tensor([s.advantage for s in samples], dtype=torch.float32),
             keys=concatenate(keys),
             attention_rows=tuple(
-                torch.tensor(
-                    [r for r in select_rows(self._rows, s, self._decode) if types_T[r] == 0], dtype=torch.int64
-                )
-                for s, types_T in zip(samples, token_types_T.split(lengths), strict=True)
+                torch.tensor(select_rows(self._rows, s, self._decode), dtype=torch.int64) for s in samples
             ),
             key_masks=tuple(select_keys(self._keys, k) for k in keys),
         )

@@ -26,7 +26,7 @@ def select_rows(kind: Rows, sample: Sample, decode: Callable[[Sequence[int]], st
     if kind == "answer":
         return [prompt + r for r in answer_rows([decode([t]) for t in sample.response_token_ids])]
     if kind == "instruction":
-        return list(range(*sample.prompt.question_span))
+        return list(sample.prompt.question_positions)
     raise ValueError(f"rows={kind!r}; known: generated, predicting, answer, instruction")
 
 

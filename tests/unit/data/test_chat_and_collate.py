@@ -13,6 +13,7 @@ from ral_system.data.collate import Collator
 from ral_system.data.media import MediaStore
 from ral_system.errors import DataError
 from ral_system.models.loading import load_processor
+from ral_system.models.tiny import CHAT_TEMPLATE
 from ral_system.types import Media, Sample
 
 SIZES = [(56, 56), (84, 56), (28, 28), (30, 131), (224, 100)]  # also too small, and no multiple of a token's side
@@ -23,7 +24,7 @@ class Bench:
         self.processor: Any = load_processor(folder)
         self.render = ChatRenderer(self.processor, "answer")
         self.collate = Collator(self.processor, media)
-        self.open = media.open
+        self.store, self.open = media, media.open
         self.media = [media.put(Image.effect_noise(size, 60 + i).convert("RGB")) for i, size in enumerate(SIZES)]
 
     def sample(self, id: str, images: list[Media], response: str = "<answer> red </answer>") -> Sample:
@@ -55,6 +56,54 @@ def test_prompts_and_pixels_are_those_of_the_processor(bench: Bench, chosen: lis
     else:
         assert batch.features.pixel_values is None
         assert batch.features.image_grid_thw is None
+
+
+@pytest.mark.parametrize(
+    ("question", "images"),
+    [
+        ("what is at a1 ?", 1),
+        ("what is <image> at a1 ?", 1),
+        ("<image> what is <image> <image> at <image> a1 ? <image>", 5),
+        ("what is at a1 ?<image>", 1),
+    ],
+)
+def test_a_question_s_positions_are_its_words_wherever_its_pictures_stand(
+    bench: Bench, question: str, images: int
+) -> None:
+    prompt = bench.render.prompt(id="p", kind="", question=question, answer="", media=bench.media[:images])
+    asked = [prompt.token_ids[i] for i in prompt.question_positions]
+    assert bench.processor.tokenizer.convert_ids_to_tokens(asked) == ["what", "is", "at", "a1", "?"]
+    instruction = Collator(bench.processor, bench.store, rows="instruction")((Sample("s", prompt, (3,)),))
+    assert instruction.attention_rows[0].tolist() == list(prompt.question_positions)
+
+
+ADDS_A_SYSTEM_TURN = (
+    "{% if messages[0]['role'] != 'system' %}<|im_start|>system what is red ?<|im_end|>{% endif %}" + CHAT_TEMPLATE
+)
+BEGINS_WITH_A_TOKEN = "<|endoftext|>" + CHAT_TEMPLATE
+
+
+@pytest.mark.parametrize(
+    ("template", "system_prompt", "expected"),
+    [
+        (CHAT_TEMPLATE, "", 0),
+        (CHAT_TEMPLATE, "what is red", 6),
+        (ADDS_A_SYSTEM_TURN, "", 7),  # the template's own turn is as much a system turn as ours
+        (ADDS_A_SYSTEM_TURN, "what is red", 6),
+        (BEGINS_WITH_A_TOKEN, "", 0),  # a beginning of sequence is no turn
+        (BEGINS_WITH_A_TOKEN, "what is red", 7),
+    ],
+)
+def test_system_tokens_are_all_before_the_user_s_turn(
+    tiny_model: Path, media: MediaStore, template: str, system_prompt: str, expected: int
+) -> None:
+    processor = load_processor(tiny_model)
+    processor.chat_template = template
+    image = media.put(Image.effect_noise((56, 56), 60).convert("RGB"))
+    prompt = ChatRenderer(processor, system_prompt).prompt(id="p", kind="", question="what ?", answer="", media=[image])
+    assert prompt.system_tokens == expected
+    words = processor.tokenizer.convert_ids_to_tokens(prompt.token_ids)
+    assert words[expected + (template == BEGINS_WITH_A_TOKEN and not expected) :][:2] == ["<|im_start|>", "user"]
 
 
 def test_a_response_ends_its_turn(bench: Bench) -> None:

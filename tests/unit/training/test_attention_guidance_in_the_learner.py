@@ -48,10 +48,10 @@ def test_value_and_gradients_equal_eager_attentions(
     for sample in samples:
         alone = collate((sample,))
         attentions = eager_attentions(eager, alone)
-        begin, end = sample.prompt.question_span
+        asked = list(sample.prompt.question_positions)
         image, system = alone.keys.kind == KeyKind.IMAGE, alone.keys.kind == KeyKind.SYSTEM
         logs = [
-            (of_head[begin:end][:, image].mean().log(), (of_head[begin:end][:, system].mean() + 1e-6).log())
+            (of_head[asked][:, image].mean().log(), (of_head[asked][:, system].mean() + 1e-6).log())
             for of_layer in attentions
             for of_head in of_layer[0]
         ]

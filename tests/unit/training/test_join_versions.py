@@ -15,7 +15,7 @@ WORDS = dict(enumerate(["<answer>", "red", "star", "</answer>", "."]))
 
 def sample() -> Sample:
     """Tokens 0 and 1 are version 4's, 2 and 3 version 6's, the last one version 7's."""
-    prompt = Prompt("p", "k", "?", "red", (), tuple(range(6)), question_span=(2, 5))
+    prompt = Prompt("p", "k", "?", "red", (), tuple(range(6)), question_positions=(2, 3, 4))
     return Sample("p#0", prompt, tuple(WORDS), weight_version=4, switches=((2, 6), (4, 7)))
 
 

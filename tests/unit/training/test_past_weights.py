@@ -2,12 +2,17 @@
 
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from ral_system.config.schema import RunConfig
+from ral_system.data.chat import ChatRenderer
+from ral_system.data.media import MediaStore
 from ral_system.errors import GateError
+from ral_system.models.loading import load_processor
 from ral_system.types import Sample
 from tests.unit.training.learners import Start, Watched, equal, plan
 
@@ -84,3 +89,22 @@ def test_every_token_is_scored_at_the_weights_that_made_it(
         entropies = [whole[version][sample.id].row_statistics["entropy"][t] for t, version in enumerate(made)]
         np.testing.assert_allclose(found[sample.id].row_statistics["entropy"], entropies, atol=1e-5)
     watched.train(split)  # the records are of the samples' first weights, which is what the divergence checks
+
+
+def test_rows_of_a_question_with_a_picture_inside_are_read_at_the_weights_that_began_the_response(
+    start_rank: Start, make_config: Callable[..., RunConfig], tiny_model: Path, media: MediaStore
+) -> None:
+    rows = "algorithm.attention.rows=instruction"
+    rank = start_rank(make_config(*SETTINGS, *LOOSE, "algorithm.max_staleness=2", rows))
+    renderer = ChatRenderer(load_processor(tiny_model), "answer")
+    picture = media.put(Image.effect_noise((56, 56), 60).convert("RGB"))
+    prompt = renderer.prompt(id="p", kind="", question="what <image> is at a1 ?", answer="red", media=[picture])
+    response = renderer.response("<answer> red </answer>")
+    sample = Sample("p#0", prompt, response, (-5.0,) * len(response), advantage=1.0)
+    rank.publish(0)
+    at_first = rank.score(plan([sample], 1, 1))[sample.id].attention[0]
+    rank.update(plan([sample], 1, 1).updates[0], rank.score(plan([sample], 1, 1)), rank.score(plan([sample], 1, 1)))
+    rank.publish(1)
+    switched = rank.score(plan([replace(sample, switches=((2, 1),))], 1, 1))[sample.id].attention[0]
+    assert len(at_first.values) == 5
+    np.testing.assert_array_equal(switched.values, at_first.values)
