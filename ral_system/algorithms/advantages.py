@@ -1,7 +1,8 @@
 """Advantages: how much better a completion is than its group.
 
 Everywhere: a completion without a verdict (timeout, error) is left out of every mean and deviation and gets 0; so does
-a group with fewer than two verdicts, or whose rewards are all equal. Deviations are those of the population.
+a group with fewer than two verdicts, or whose rewards are all alike: exactly 0, whatever the kind. Deviations are those
+of the population; libraries that divide by n - 1 give 0.94 times these numbers for groups of 8.
 """
 
 from __future__ import annotations
@@ -44,16 +45,18 @@ def group_advantages(
 
 
 def normalised(group: Values) -> list[float | None]:
-    """(r - mean) / (std + 1e-6); 0 where all are equal."""
+    """(r - mean) / (std + 1e-6); 0 where all are alike."""
     std = _std([r for r in group if r is not None])
-    return [None if r is None else 0.0 if std < EPSILON else r / (std + EPSILON) for r in centred(group)]
+    return [None if r is None else r / (std + EPSILON) for r in centred(group)]
 
 
 def centred(group: Values) -> list[float | None]:
-    """r - mean; 0 where there are fewer than two."""
+    """r - mean; exactly 0 where all are alike, which the rounding of their mean would not give."""
     known = [r for r in group if r is not None]
-    mean = sum(known) / max(1, len(known))
-    return [None if r is None else 0.0 if len(known) < 2 else r - mean for r in group]
+    if not differ(known):
+        return [None if r is None else 0.0 for r in group]
+    mean = sum(known) / len(known)
+    return [None if r is None else r - mean for r in group]
 
 
 def against_the_others(group: Values) -> list[float | None]:
@@ -63,10 +66,14 @@ def against_the_others(group: Values) -> list[float | None]:
 
 
 def over_the_batch(groups: Sequence[Values]) -> list[list[float]]:
-    """(a - mean) / (std + 1e-6) over all groups together; 0 where all are equal."""
-    known = [a for group in groups for a in group if a is not None]
-    mean, std = sum(known) / max(1, len(known)), _std(known)
-    return [[0.0 if a is None or std < EPSILON else (a - mean) / (std + EPSILON) for a in group] for group in groups]
+    """a / (std + 1e-6) of centred groups, over all of them together, whose mean is 0 already."""
+    std = _std([a for group in groups for a in group if a is not None])
+    return [[0.0 if a is None else a / (std + EPSILON) for a in group] for group in groups]
+
+
+def differ(rewards: Sequence[float]) -> bool:
+    """Whether a group's rewards have a signal: the largest and the smallest are more than 1e-6 apart."""
+    return len(rewards) > 1 and max(rewards) - min(rewards) > EPSILON
 
 
 def _known(result: RewardResult, value: float | None) -> float | None:

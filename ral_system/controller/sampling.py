@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
 
-from ral_system.algorithms.advantages import EPSILON
+from ral_system.algorithms.advantages import differ
 from ral_system.config.schema import RunConfig
 from ral_system.errors import GateError
 from ral_system.observability.progress import PhaseTimer
@@ -155,8 +155,7 @@ def _oldest(groups: Sequence[Group]) -> int:
 
 def has_signal(verdicts: Sequence[RewardResult]) -> bool:
     """Whether the group's rewards differ; verdicts that were not reached do not count."""
-    totals = [v.total for v in verdicts if v.status is RewardStatus.OK]
-    return len(totals) > 1 and max(totals) - min(totals) > EPSILON
+    return differ([v.total for v in verdicts if v.status is RewardStatus.OK])
 
 
 def step_seed(seed: int, version: int) -> int:

@@ -81,7 +81,8 @@ def policy_objective(
     sums |= {
         "policy/loss": surrogate.detach() * counts.tokens,
         "policy/entropy": output.entropy.sum(),
-        "policy/approximate_kl_old": torch.where(mask, k3(output.log_probs, old_BR), 0.0).sum().detach(),
+        # KL(old ‖ pi): the tokens are the old policy's, and k3 is unbiased for the policy that its tokens come from.
+        "policy/approximate_kl_old": torch.where(mask, k3(old_BR, output.log_probs), 0.0).sum().detach(),
     }
     if algorithm.entropy_coefficient > 0:
         loss = loss - algorithm.entropy_coefficient * entropy(output.log_softmax).sum() / counts.tokens

@@ -80,10 +80,12 @@ def test_a_completion_without_verdict_is_left_out_and_gets_zero(kind: Advantage)
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("rewards", [[0.3, 0.3, 0.3], [0.1 + 0.2, 0.3], [None, 1.0, None], [None, None], [1.0], []])
-def test_groups_without_a_signal_get_zero(kind: Advantage, rewards: list[float | None]) -> None:
-    (found,) = advantages(kind, rewards)
-    assert found == pytest.approx([0.0] * len(rewards), abs=1e-15)
+@pytest.mark.parametrize(
+    "rewards", [[0.1] * 8, [0.9] * 8, [0.3, 0.3, 0.3], [0.1 + 0.2, 0.3], [None, 1.0, None], [None, None], [1.0], []]
+)
+def test_groups_without_a_signal_get_exactly_zero(kind: Advantage, rewards: list[float | None]) -> None:
+    assert advantages(kind, rewards) == [[0.0] * len(rewards)]
+    assert advantages(kind, rewards, [1.0, 0.0, 0.3])[0] == [0.0] * len(rewards)  # beside a group that has one
 
 
 @given(REWARDS)

@@ -45,7 +45,7 @@ def test_loss_and_metrics_equal_loops_over_tokens(algorithm: Callable[..., Algor
         surrogate += min(plain, held)
         clipped += held < plain
         kl += math.exp(ref - new) - (ref - new) - 1
-        near_old += math.exp(old - new) - (old - new) - 1
+        near_old += math.exp(new - old) - (new - old) - 1  # KL(old ‖ pi), whose tokens they are
         old_row = case.behaviour[sample.id].attention[0].values[t]
         divergence = slow_divergence(rows[b][t].double().tolist(), old_row.astype(float).tolist())
         attention += a * divergence / (20 if reduction == "token_mean" else 6 * RESPONSES[b])
