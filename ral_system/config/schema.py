@@ -395,7 +395,8 @@ class CorrectionConfig(Group):
 
 
 class OverlongConfig(Group):
-    """Responses that were cut at rollout.max_new_tokens, or nearly (DAPO, arXiv 2503.14476)."""
+    """Responses that were cut, or nearly, at rollout.max_new_tokens or the end of rollout.max_model_len (DAPO,
+    arXiv 2503.14476)."""
 
     handling: Literal["none", "mask", "penalty"]
     """mask: a response that was cut gets advantage 0. penalty: take up to 1 off the reward as it nears the limit."""
@@ -559,6 +560,10 @@ class RolloutConfig(Group):
     ones. discard: at once; the response is begun again."""
     max_log_prob_difference: PositiveFloat
     """Largest |rollout - learner| log-prob of any sampled token; beyond it the step fails."""
+
+    def response_limit(self, prompt_tokens: int) -> int:
+        """Tokens at which a response to a prompt of this length is cut: `max_new_tokens`, or the room that is left."""
+        return min(self.max_new_tokens, self.max_model_len - prompt_tokens)
 
 
 class LearnerConfig(Group):

@@ -11,7 +11,7 @@ from ral_system.config.schema import RunConfig
 from ral_system.controller.sampling import Group
 from ral_system.rewards.penalty import length_penalty, with_penalty
 from ral_system.rewards.visual import with_visual_reward
-from ral_system.types import Completion, FinishReason, RewardResult, RewardStatus, Rollout
+from ral_system.types import Completion, FinishReason, Prompt, RewardResult, RewardStatus, Rollout
 
 
 def judge(
@@ -25,15 +25,16 @@ def judge(
 
     `looks` are the visual rewards and `kl` the divergences to the reference that enter it, by sample id, where they do.
     """
-    algorithm, limit = config.algorithm, config.rollout.max_new_tokens
+    algorithm = config.algorithm
 
-    def whole(c: Completion) -> RewardResult:
+    def whole(prompt: Prompt, c: Completion) -> RewardResult:
+        limit = config.rollout.response_limit(len(prompt.token_ids))
         penalty = length_penalty(c, algorithm.overlong, limit)
         if c.id in kl:
             penalty = (penalty or 0.0) + algorithm.kl.coefficient * kl[c.id]
         return with_penalty(with_visual_reward(config.reward, verdicts[c.id], looks.get(c.id)), penalty)
 
-    results = [[whole(c) for c in group] for _, group in groups]
+    results = [[whole(prompt, c) for c in group] for prompt, group in groups]
     advantages = group_advantages(algorithm.advantage, results, config.reward.weights)
     rollouts = [
         Rollout(prompt, completion, result, advantage)

@@ -83,17 +83,17 @@ class Sampler:
             drawn, used, tokens = drawn + wanted, used + 1, tokens + _tokens(groups)
             with self._timer.phase("reward"):
                 verdicts |= self._roles.rewarder.collect()
-            for group in groups:
-                informs = rounds == 1 or has_signal([self._punished(verdicts[c.id], c) for c in group[1]])
-                (kept if informs else alike).append(group)
+            for prompt, group in groups:
+                informs = rounds == 1 or has_signal([self._punished(verdicts[c.id], prompt, c) for c in group])
+                (kept if informs else alike).append((prompt, group))
         times = self._timer.drain() if self._ahead else {}
         times = {name.replace("time/", "ahead/"): seconds for name, seconds in times.items()}
         groups = kept + alike[: size - len(kept)]
         return Batch(groups, verdicts, _oldest(groups), drawn, used, tokens, times)
 
-    def _punished(self, verdict: RewardResult, completion: Completion) -> RewardResult:
-        overlong, limit = self._config.algorithm.overlong, self._config.rollout.max_new_tokens
-        return with_penalty(verdict, length_penalty(completion, overlong, limit))
+    def _punished(self, verdict: RewardResult, prompt: Prompt, completion: Completion) -> RewardResult:
+        limit = self._config.rollout.response_limit(len(prompt.token_ids))
+        return with_penalty(verdict, length_penalty(completion, self._config.algorithm.overlong, limit))
 
     def teach(self, batch: Batch) -> None:
         """Hand the batch to the teachers, unless they have it already."""

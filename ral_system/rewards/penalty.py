@@ -26,6 +26,7 @@ def length_penalty(completion: Completion, config: OverlongConfig, limit: int) -
 
 def overlong_penalty(length: int, *, limit: int, buffer: int) -> float:
     """DAPO's soft over-long punishment (arXiv 2503.14476): 0 up to limit - buffer tokens, then linearly to 1 at
-    `limit`.
+    `limit`; from 0 tokens on where `limit` is below `buffer`.
     """
+    buffer = min(buffer, limit)
     return min(1.0, max(0.0, (length - (limit - buffer)) / buffer))

@@ -130,7 +130,7 @@ class HfEngine:
 
     def _row(self, prompt: Prompt, index: int, sampling: Sampling) -> _Row:
         check_prompt_length(prompt, self._config.max_model_len)
-        limit = min(sampling.max_new_tokens, self._config.max_model_len - len(prompt.token_ids))
+        limit = min(sampling.max_new_tokens, self._config.response_limit(len(prompt.token_ids)))
         seed = completion_seed(sampling.seed, prompt.id, index)
         randomness = torch.Generator().manual_seed(seed)
         return _Row(prompt, index, limit, torch.rand(limit, generator=randomness, dtype=torch.float64), seed)

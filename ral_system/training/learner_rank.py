@@ -64,7 +64,13 @@ class LearnerRank:
         self._guidance = None if stage == "rl" else getattr(config, stage).attention_guidance
         guided = self._guidance is not None and self._guidance.active
         self._collate = build_collator(config, self._processor, media, rows="instruction" if guided else None)
-        policy = build_policy(config, model_folder, device, layers="all" if guided else None)
+        policy = build_policy(
+            config,
+            model_folder,
+            device,
+            layers="all" if guided else None,
+            temperature=None if stage == "rl" else 1.0,  # demonstrations are fitted as the saved model is used
+        )
         if config.model.freeze_vision:
             policy.model.model.visual.requires_grad_(False)
         self._engine = _build_engine(config, policy, stage, device)
@@ -302,10 +308,11 @@ def build_policy(
     *,
     dtype: Dtype | None = None,
     layers: Literal["last", "all"] | None = None,
+    temperature: float | None = None,
 ) -> PolicyModel:
     """Load a model as the policy that rollouts are drawn from: same temperature, same bans.
 
-    `dtype` and `layers` are the learner's and those of `algorithm.attention` unless given.
+    `dtype`, `layers` and `temperature` are those of `learner`, `algorithm.attention` and `rollout` unless given.
     """
     attention = config.algorithm.attention
     if attention.backend == "triton" and device.type != "cuda":
@@ -314,7 +321,7 @@ def build_policy(
     try:
         return PolicyModel(
             model,
-            temperature=config.rollout.temperature,
+            temperature=temperature or config.rollout.temperature,
             banned_token_ids=media_token_ids(model_folder),
             layers=layers or attention.layers,
             heads=attention.heads,

@@ -353,6 +353,17 @@ def test_responses_that_were_cut_are_masked_or_punished_on_request(make_config) 
     assert [r.reward.total for r in punished.rollouts[:G]] == [-0.5, 0.0, 1.5, 2.0]
 
 
+def test_a_response_cut_by_the_length_of_the_model_is_punished_as_one_cut_by_its_own_limit(make_config) -> None:
+    """Prompts have 3 tokens, so a model length of 6 leaves room for 3 of the 4 that a response may have."""
+    shape = ["algorithm.prompts_per_step=3", f"algorithm.completions_per_prompt={G}", "algorithm.updates_per_step=2"]
+    punished = [
+        *("algorithm.overlong={handling: penalty, buffer: 2}", "algorithm.advantage=dr_grpo"),
+        *("rollout.max_new_tokens=4", "rollout.max_model_len=6"),
+    ]
+    result = start(make_config(*shape, *punished), Fakes()).step()
+    assert [r.reward.total for r in result.rollouts[:G]] == [-0.5, 0.0, 1.5, 2.0]
+
+
 @pytest.mark.parametrize(
     ("tokens", "share"),
     [((), 0.0), ((1, 2, 3), 0.0), ((1, 2, 3, 4), 0.0), ((1, 1, 1, 1, 1), 0.5), ((1, 2, 1, 2, 1, 2), 1 / 3)],

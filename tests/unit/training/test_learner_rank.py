@@ -179,6 +179,15 @@ def test_validation_is_a_fit_without_the_update(
     assert held_out["held_out/loss"] == pytest.approx(np.log(len(watched.rank._processor.tokenizer) - 4), rel=0.3)
 
 
+def test_demonstrations_are_fitted_at_temperature_one(
+    start_rank: Start, rl_samples: list[Sample], make_config: Callable
+) -> None:
+    """Whatever the rollouts' temperature is: the saved model is used without one."""
+    update = plan(rl_samples, 1, 12).updates[0]
+    hot = start_rank(make_config("rollout.temperature=2"), "sft").fit(update)
+    assert hot == start_rank(make_config(), "sft").fit(update)
+
+
 def test_looking_averages_the_answers_rows_over_the_picture(
     start_rank: Start, rl_samples: list[Sample], make_config: Callable, tiny_model: Path, media: MediaStore
 ) -> None:
