@@ -773,8 +773,9 @@ class LoggingConfig(Group):
     wandb: Literal["auto", "online", "offline", "disabled"]
     """auto: online with an API key, offline without."""
     wandb_project: str
-    rollouts_per_step: NonNegative
-    """Rollouts per step kept with text for the report."""
+    groups_per_step: NonNegative
+    """Prompts per step whose rollouts, the whole group, are kept with text in `rollouts.jsonl`; 0 keeps none,
+    `${algorithm.prompts_per_step}` all."""
     report_every: Positive
     """RL steps between rewrites of `report.html`."""
     preview_rows: Positive

@@ -178,7 +178,7 @@ def _train(
                 metrics |= context.timer.drain()
             totals |= _add_to_totals(totals, metrics)
             context.metrics.write("rl", step, metrics)
-            for rollout in _shown(result.rollouts, config.logging.rollouts_per_step):
+            for rollout in _recorded(result.rollouts, config.logging.groups_per_step):
                 context.rollouts.write("rl", step, "train", rollout)
             progress.update(step, metrics)
             if step % config.checkpoint.every == 0:
@@ -228,11 +228,14 @@ def _evaluate_and_look(context: StageContext, step: int, phase: Phase) -> dict[s
     return evaluation.metrics()
 
 
-def _shown(rollouts: Sequence[Rollout], count: int) -> list[Rollout]:
-    """The first `count`; instead of the last of them, one without a verdict, where there is any."""
-    shown = list(rollouts[:count])
-    without = next((r for r in rollouts if r.reward.status in NO_VERDICT), None)
-    return [*shown[:-1], without] if shown and without and without not in shown else shown
+def _recorded(rollouts: Sequence[Rollout], groups: int) -> list[Rollout]:
+    """Whole groups: first those with a completion that got no verdict, then the others, in the order of the prompts."""
+    by_prompt: dict[str, list[Rollout]] = {}
+    for rollout in rollouts:
+        by_prompt.setdefault(rollout.prompt.id, []).append(rollout)
+    judged = {id: all(r.reward.status not in NO_VERDICT for r in group) for id, group in by_prompt.items()}
+    chosen = sorted(by_prompt, key=lambda id: judged[id])[:groups]
+    return [rollout for id in chosen for rollout in by_prompt[id]]
 
 
 def entropy_alarm(entropy: float, first: float, logging: LoggingConfig) -> str | None:

@@ -49,8 +49,11 @@ def _before_after(run: RunData, media: ReportMedia) -> str:
 
 
 def _training(run: RunData, media: ReportMedia) -> str:
-    train = [r for r in run.rollouts if r.get("phase") == "train"]
-    newest = sorted(train, key=lambda r: -r["step"])[:MAX_TRAINING]
+    groups: dict[tuple[int, str], list[Record]] = {}
+    for record in run.rollouts:
+        if record.get("phase") == "train":
+            groups.setdefault((-record["step"], _prompt_id(record)), []).append(record)
+    newest = [record for key in sorted(groups) for record in _extremes(groups[key])][:MAX_TRAINING]
     if not newest:
         return ""
     rows = "".join(
@@ -59,11 +62,18 @@ def _training(run: RunData, media: ReportMedia) -> str:
         for r in newest
     )
     return (
-        '<section id="training-rollouts"><h2>Newest training rollouts</h2><p class="lead">Sampled, not greedy. '
+        '<section id="training-rollouts"><h2>Newest training rollouts</h2><p class="lead">Sampled, not greedy; of '
+        "every group the responses with the lowest and the highest reward. "
         f'{_legend(newest)}</p><div class="scroll"><table class="training">'
         "<thead><tr><th>Question</th><th>Step</th><th>Response</th></tr></thead>"
         f"<tbody>{rows}</tbody></table></div></section>"
     )
+
+
+def _extremes(group: Sequence[Record]) -> list[Record]:
+    """The records with the lowest and the highest reward; the first alone where all are alike."""
+    lowest, highest = (choose(group, key=lambda r: r.get("reward") or 0.0) for choose in (min, max))
+    return [lowest, highest] if lowest is not highest else [lowest]
 
 
 def _pair(prompt: str, before: Record | None, after: Record | None, media: ReportMedia) -> str:
@@ -146,7 +156,11 @@ def _legend(records: Sequence[Record]) -> str:
 
 def _by_prompt(run: RunData, phase: str) -> dict[str, Record]:
     """Prompt id → its newest record of `phase`. A completion's id is `<prompt>#<index>`."""
-    return {str(r.get("id", "")).split("#")[0]: r for r in run.rollouts if r.get("phase") == phase}
+    return {_prompt_id(r): r for r in run.rollouts if r.get("phase") == phase}
+
+
+def _prompt_id(record: Record) -> str:
+    return str(record.get("id", "")).split("#")[0]
 
 
 def _interest(before: Record | None, after: Record | None) -> int:

@@ -43,7 +43,7 @@ HOSTILE = "<script>document.title = 'owned'</script><img src=http://example.com/
 LOGGING = LoggingConfig(
     wandb="disabled",
     wandb_project="none",
-    rollouts_per_step=2,
+    groups_per_step=2,
     report_every=5,
     preview_rows=1,
     attention_entropy_alarm=0.5,

@@ -35,7 +35,7 @@ def config(mode: str = "disabled") -> LoggingConfig:
         {
             "wandb": mode,
             "wandb_project": "none",
-            "rollouts_per_step": 1,
+            "groups_per_step": 1,
             "report_every": 1,
             "preview_rows": 1,
             "attention_entropy_alarm": 0.5,

@@ -192,3 +192,19 @@ def test_videos_that_cannot_be_shown_leave_a_gap(tmp_path: Path) -> None:
     assert write_report(tmp_path).read_text().count("video not in the store") == 2  # nobody decodes it
     MediaStore(tmp_path / "media").path(there).write_bytes(b"damaged")
     assert write_run_report(tmp_path).read_text().count("video not in the store") == 2
+
+
+def test_of_every_training_group_the_worst_and_the_best_response_are_shown(tmp_path: Path) -> None:
+    groups = {"train/1": (0.1, 1.0, 0.0), "train/2": (1.0, 1.0)}
+    lines(
+        tmp_path,
+        "rollouts.jsonl",
+        *(
+            rollout("train", id=f"{prompt}#{i}", reward=reward)
+            for prompt, rewards in groups.items()
+            for i, reward in enumerate(rewards)
+        ),
+    )
+    page = write_report(tmp_path).read_text()
+    shown = re.findall(r'data-rollout="(train/[^"]+)"', page)
+    assert shown == ["train/1#2", "train/1#1", "train/2#0"]
