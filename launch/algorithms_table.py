@@ -32,6 +32,15 @@ most (dynamic sampling, DAPO); `sampling/groups_dropped` counts them. `algorithm
 responses that were cut out of the policy gradient, `penalty` takes up to 1 off the reward of those that come within
 `algorithm.overlong.buffer` tokens of the limit. `rollout.stop_at_answer` ends a response at `</answer>`. Every
 response has a seed of its own, logged with it.
+
+## Updates: `algorithm.updates_per_step`, `algorithm.passes_per_step`
+A step makes passes_per_step passes over its rollout batch, each of the same updates_per_step optimiser updates on equal
+parts of it. π_old and the old attention rows stay those of the rollout's weights, so only the first update of the first
+pass is on policy. RAL's attention term has no gradient there: with one update and one pass it would train nothing, and
+the configuration says so.
+
+Group deviations are those of the population. Libraries that divide by G - 1 give advantages smaller by
+√((G - 1) / G), 0.94 for G = 8.
 """
 _STALE = """
 ## Stale responses, and those of several weights: `algorithm.max_staleness`, `rollout.on_new_weights`

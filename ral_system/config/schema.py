@@ -428,7 +428,10 @@ class AlgorithmConfig(Group):
     those that made it; up to N published ones may wait for the engines."""
     overlong: OverlongConfig
     updates_per_step: Positive
-    """K optimiser updates per rollout batch, each on 1/K of it, one pass over the batch in all."""
+    """K: optimiser updates per pass over a rollout batch, each on 1/K of it."""
+    passes_per_step: Positive
+    """Passes over each rollout batch (PPO's epochs): the same K updates in the same order. Old log-probs and attention
+    stay those of the rollout's weights, so from the second pass on every sample is off policy."""
     policy_weight: NonNegativeFloat
     """On the policy loss; 0 learns from a teacher without rewards."""
     advantage: Advantage
@@ -445,6 +448,11 @@ class AlgorithmConfig(Group):
     kl: KLConfig
     attention: AttentionConfig
     distillation: DistillationConfig
+
+    @property
+    def updates_per_batch(self) -> int:
+        """Optimiser updates on one rollout batch, over all its passes."""
+        return self.updates_per_step * self.passes_per_step
 
 
 class TeacherConfig(Group):

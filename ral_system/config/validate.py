@@ -59,16 +59,16 @@ def _one_problem(error: Any) -> str:
 def _illegal_combinations(c: RunConfig) -> list[str]:
     problems = []
     a, learner = c.algorithm, c.learner
-    if a.attention.weight > 0 and a.attention.anchor == "old" and a.updates_per_step == 1 and a.max_staleness == 0:
+    if a.attention.weight > 0 and a.attention.anchor == "old" and a.updates_per_batch == 1 and a.max_staleness == 0:
         problems.append(
-            f"algorithm.attention.weight={a.attention.weight} with algorithm.updates_per_step=1 trains nothing: the "
-            "divergence to the old policy has zero gradient at the old policy; "
-            "set algorithm.updates_per_step to 2 or more, algorithm.attention.anchor to reference or ema, or "
-            "algorithm.attention.weight=0"
+            f"algorithm.attention.weight={a.attention.weight} with algorithm.updates_per_step=1 and "
+            "algorithm.passes_per_step=1 trains nothing: the divergence to the old policy has zero gradient at the old "
+            "policy; set algorithm.updates_per_step or passes_per_step to 2 or more, algorithm.attention.anchor to "
+            "reference or ema, or algorithm.attention.weight=0"
         )
-    if a.attention.anchor == "ema" and a.attention.ema_decay == 0 and a.updates_per_step == 1:
+    if a.attention.anchor == "ema" and a.attention.ema_decay == 0 and a.updates_per_batch == 1:
         problems.append(
-            "algorithm.attention.anchor=ema with algorithm.attention.ema_decay=0 and algorithm.updates_per_step=1 "
+            "algorithm.attention.anchor=ema with algorithm.attention.ema_decay=0 and one update per rollout batch "
             "trains nothing: the average is the policy itself; raise ema_decay"
         )
     if a.attention.weight == 0:
@@ -396,11 +396,12 @@ def warnings(c: RunConfig) -> list[str]:
             "algorithm.policy_loss.anchor=old compares with log-probs that the learner recomputed; DPPO's authors see "
             "training collapse that way (arXiv 2602.04879); anchor=rollout is their method"
         )
-    off_policy = a.updates_per_step > 1 or a.max_staleness > 0
+    off_policy = a.updates_per_batch > 1 or a.max_staleness > 0
     if isinstance(a.policy_loss, ReinforceLossConfig) and not a.policy_loss.ratio and off_policy:
         found.append(
             "algorithm.policy_loss.ratio=false is right for the first update of a fresh batch alone, and "
-            f"algorithm.updates_per_step={a.updates_per_step} and algorithm.max_staleness={a.max_staleness} make others"
+            f"algorithm.updates_per_step={a.updates_per_step}, algorithm.passes_per_step={a.passes_per_step} and "
+            f"algorithm.max_staleness={a.max_staleness} make others"
         )
     if a.policy_loss.name == "gspo" and a.reduction != "sequence_mean":
         found.append(f"algorithm.reduction={a.reduction} is not GSPO's; its gradient is the paper's with sequence_mean")

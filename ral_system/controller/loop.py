@@ -5,7 +5,7 @@
                     │                  reference log-probs (scorer), a teacher's             │
                     │                  distributions and attention (since the rollout)       │
                     │                                 │                                      ▼
-                    └─ weights, version + 1 ── K inner updates ◄─────────────────────────────┘
+                    └─ weights, version + 1 ── passes of K updates ◄─────────────────────────┘
 
 Tensors travel from role to role by reference; this file sees scalars and token ids.
 """
@@ -67,7 +67,7 @@ class TrainingLoop:
             return publish_weights(self._roles.learner, self._roles.generator, self.version)
 
     def step(self, *, until_pause: int = 1) -> Step:
-        """One rollout batch: generate, judge, score, update K times, publish. It always pauses after that."""
+        """One rollout batch: generate, judge, score, update, publish. It always pauses after that."""
         rollouts, metrics = self._train(self._sampler.draw(self.next_prompt, self.version))
         metrics["gate/tensors_verified"] = float(self.publish())
         return self._finished(rollouts, metrics)
@@ -76,7 +76,7 @@ class TrainingLoop:
         """Nothing is under way between two steps."""
 
     def _train(self, batch: Batch) -> tuple[list[Rollout], dict[str, float]]:
-        """Score and judge the batch, update K times on it; afterwards the learner is a version on."""
+        """Score and judge the batch, update on it; afterwards the learner is a version on."""
         algorithm, learner = self._config.algorithm, self._roles.learner
         self._sampler.teach(batch)
         plan = plan_updates(
@@ -98,7 +98,9 @@ class TrainingLoop:
         plan = plan.with_advantages({rollout.completion.id: rollout.advantage for rollout in rollouts})
         with self._timer.phase("update"):
             updates = [
-                learner.update(plan, k, behaviour, reference, *teaching) for k in range(algorithm.updates_per_step)
+                learner.update(plan, k, behaviour, reference, *teaching)
+                for _ in range(algorithm.passes_per_step)
+                for k in range(algorithm.updates_per_step)
             ]
         if algorithm.attention.anchor == "old" and batch.version == self.version:
             exact = FIRST_UPDATE[self._config.learner.dtype]

@@ -46,7 +46,7 @@ def assert_refused(done, *says: str) -> None:
         ("algorithm.kl=3", "algorithm.kl=3: input should be"),
         (
             "algorithm.updates_per_step=1",
-            "set algorithm.updates_per_step to 2 or more",
+            "set algorithm.updates_per_step or passes_per_step to 2 or more",
         ),
         ("~algorithm.steps", "algorithm.steps: missing; set it"),
         ("name=a/b", "name='a/b': string should match pattern"),

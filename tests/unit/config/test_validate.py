@@ -49,7 +49,7 @@ VIDEOS = {
 ILLEGAL: dict[str, tuple[dict[str, Any], list[str]]] = {
     "attention term without a second update": (
         {"algorithm.attention.weight": 0.5, "algorithm.updates_per_step": 1},
-        ["algorithm.attention.weight=0.5", "algorithm.updates_per_step=1", "set algorithm.updates_per_step to 2"],
+        ["algorithm.attention.weight=0.5", "algorithm.updates_per_step=1", "passes_per_step to 2 or more"],
     ),
     "token distillation without a teacher": (
         {"algorithm.distillation.tokens.weight": 0.5},
@@ -501,6 +501,13 @@ def test_values_out_of_range_are_named(defaults, path: str, value: Any) -> None:
     assert f"{path}={value!r}: " in str(error.value)
 
 
+def test_a_second_pass_gives_the_attention_term_a_gradient(defaults) -> None:
+    one_update = {"algorithm.attention.weight": 0.5, "algorithm.updates_per_step": 1}
+    assert (
+        parse_config(changed(defaults, one_update | {"algorithm.passes_per_step": 2})).algorithm.updates_per_batch == 2
+    )
+
+
 def test_stages_are_sorted_into_the_order_of_a_run(defaults) -> None:
     assert parse_config(changed(defaults, {"stages": ["rl", "perceive"]})).stages == ("perceive", "rl")
 
@@ -517,7 +524,7 @@ def test_the_result_cannot_be_changed(defaults) -> None:
         ({"kl.estimator": "k1"}, "does not hold the policy back"),
         (
             {"policy_loss": {"name": "reinforce", "ratio": False}},
-            "updates_per_step=4 and algorithm.max_staleness=0 make others",
+            "updates_per_step=4, algorithm.passes_per_step=1 and algorithm.max_staleness=0 make others",
         ),
         (
             {"policy_loss": {"name": "gspo", "clip_low": 3e-4, "clip_high": 4e-4}, "correction.kind": "none"},

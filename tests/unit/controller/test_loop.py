@@ -167,6 +167,17 @@ def start(config: RunConfig, roles: Fakes) -> TrainingLoop:
     return loop
 
 
+def test_every_pass_takes_the_same_updates_with_the_same_old_scores(make_config: Callable[..., RunConfig]) -> None:
+    small = ["algorithm.prompts_per_step=3", f"algorithm.completions_per_prompt={G}", "algorithm.updates_per_step=2"]
+    roles = Fakes()
+    start(make_config(*small, "algorithm.passes_per_step=3"), roles).step()
+    updates = [call for call in roles.calls if call[0] == "update"]
+    assert updates == [("update", k, "scores 2", "scores 1") for _ in range(3) for k in range(2)]
+    assert roles.calls.index(updates[0]) > roles.calls.index(("collect", 3 * G))
+    assert [call[0] for call in roles.calls[-2:]] == ["publish", "load"]
+    assert {id(plan) for plan in roles.trained} == {id(roles.trained[0])}
+
+
 def test_the_first_update_must_attend_as_the_old_policy_did(config: RunConfig) -> None:
     roles = Fakes()
     assert start(config, roles).step().metrics["attention/divergence_first_update"] == 0

@@ -28,9 +28,11 @@ def test_at_learning_rate_zero_the_attention_divergence_is_exactly_zero(
         assert metrics["learner/grad_norm"] > 0.01
 
 
+@pytest.mark.parametrize("order", [(2, 0, 1), (1, 0, 0)], ids=["two updates", "two passes"])
 def test_the_first_update_is_bitwise_that_of_grpo_and_the_second_is_not(
-    start_rank: Start, rl_samples: list[Sample], make_config: Callable
+    start_rank: Start, rl_samples: list[Sample], make_config: Callable, order: tuple[int, int, int]
 ) -> None:
+    updates, first, second = order
     runs = []
     for weight in (0, 5):
         config = make_config(
@@ -38,11 +40,11 @@ def test_the_first_update_is_bitwise_that_of_grpo_and_the_second_is_not(
         )
         watched = Watched(start_rank(config))
         after_first: dict[str, Tensor] = {}
-        split = plan(rl_samples, 2, 4)
+        split = plan(rl_samples, updates, 4)
         scores = watched.rank.score(split)
-        watched.rank.update(split.updates[0], scores, None)
+        watched.rank.update(split.updates[first], scores, None)
         after_first = watched.weights()
-        metrics = watched.rank.update(split.updates[1], scores, None)
+        metrics = watched.rank.update(split.updates[second], scores, None)
         runs.append((watched.gradients, after_first, watched.weights(), metrics))
     (grpo, grpo_first, grpo_second, _), (ral, ral_first, ral_second, metrics) = runs
     assert equal(grpo[0], ral[0])
