@@ -540,6 +540,21 @@ class RewardConfig(Group):
         return {"correctness": self.correctness, "format": self.format, "visual": self.visual.weight}
 
 
+class LogProbGateConfig(Group):
+    """How far rollout engine and learner may differ: bounds on |Δ log-prob| of a batch's sampled tokens, at the same
+    weights, in nats. A batch beyond any of them ends the run.
+    """
+
+    token: PositiveFloat
+    """A token beyond it is an outlier: the policy loss leaves it out, and `gate/log_prob_outlier_share` counts it."""
+    outliers: Annotated[float, Field(ge=0, lt=1)]
+    """Largest share of the tokens that may be outliers; more than 0 always allows one, 0 none."""
+    mean: PositiveFloat | None
+    """Bound on the mean; null: none."""
+    p999: PositiveFloat | None
+    """Bound on the 99.9 % quantile; null: none."""
+
+
 OnNewWeights = Literal["finish", "continue", "discard"]
 
 
@@ -566,8 +581,7 @@ class RolloutConfig(Group):
     """What becomes of responses under way when new weights are ready, with `algorithm.max_staleness` > 0. finish:
     weights change between two batches only. continue: at once; the response goes on from its last token with the new
     ones. discard: at once; the response is begun again."""
-    max_log_prob_difference: PositiveFloat
-    """Largest |rollout - learner| log-prob of any sampled token; beyond it the step fails."""
+    log_prob_gate: LogProbGateConfig
 
     def response_limit(self, prompt_tokens: int) -> int:
         """Tokens at which a response to a prompt of this length is cut: `max_new_tokens`, or the room that is left."""

@@ -153,10 +153,11 @@ def _illegal_combinations(c: RunConfig) -> list[str]:
         problems += wrong
     elif learner.engine == "torch" and learner.world_size > 1:
         problems.append("learner.engine=torch runs one rank; set learner.world_size=1 or learner.engine=deepspeed")
-    if "bfloat16" in (c.rollout.dtype, learner.dtype) and c.rollout.max_log_prob_difference < 0.01:
+    if "bfloat16" in (c.rollout.dtype, learner.dtype) and c.rollout.log_prob_gate.token < 0.01:
         problems.append(
-            f"rollout.max_log_prob_difference={c.rollout.max_log_prob_difference:g} cannot hold with rollout.dtype="
-            f"{c.rollout.dtype} and learner.dtype={learner.dtype}; set both to float32, or the difference to about 2"
+            f"rollout.log_prob_gate.token={c.rollout.log_prob_gate.token:g} cannot hold with rollout.dtype="
+            f"{c.rollout.dtype} and learner.dtype={learner.dtype}; set both to float32, or use "
+            "rollout.log_prob_gate={token: 2, outliers: 0.001, mean: 0.1, p999: 1}"
         )
     if c.reward.correctness + c.reward.format <= 0:
         problems.append("reward.correctness and reward.format are both 0, so nothing is learned; raise one")
@@ -391,6 +392,11 @@ def _policy_loss_problems(c: RunConfig) -> list[str]:
 def warnings(c: RunConfig) -> list[str]:
     """Legal choices that are known to go wrong, one line each."""
     found, a = [], c.algorithm
+    if "bfloat16" in (c.rollout.dtype, c.learner.dtype) and c.rollout.log_prob_gate.outliers == 0:
+        found.append(
+            f"rollout.log_prob_gate.outliers=0 ends a bfloat16 run at its first token beyond rollout.log_prob_gate."
+            f"token={c.rollout.log_prob_gate.token:g}; 0.001 leaves such tokens out of the loss instead"
+        )
     if isinstance(a.policy_loss, DppoLossConfig) and a.policy_loss.anchor == "old":
         found.append(
             "algorithm.policy_loss.anchor=old compares with log-probs that the learner recomputed; DPPO's authors see "

@@ -85,7 +85,7 @@ def _header(run: RunData, top: Headline) -> str:
 
 
 def _headline(run: RunData, top: Headline) -> str:
-    limit = run.setting("rollout", "max_log_prob_difference")
+    limit = run.setting("rollout", "log_prob_gate", "token")
     steps = " · ".join(f"{_STAGE_NAMES.get(s, s)} {n:,}" for s, n in top.steps.items())
     failed = top.gates_failed
     tiles = [

@@ -89,8 +89,9 @@ def _policy(run: RunData) -> list[Chart]:
 
 
 def _system(run: RunData) -> list[Chart]:
-    limit = run.setting("rollout", "max_log_prob_difference")
-    gap = [("gate/log_prob_diff_max", "max"), ("gate/log_prob_diff_mean", "mean")]
+    limit = run.setting("rollout", "log_prob_gate", "token")
+    bounds = (("max", "max"), ("p999", "99.9 %"), ("mean", "mean"))
+    gap = [(f"gate/log_prob_diff_{key}", label) for key, label in bounds]
     return [
         _rl(run, "log-prob-diff", "Log-prob mismatch", "Rollout engine against learner, same weights.",
             gap, unit="nats", log=True, limit=("limit", float(limit)) if isinstance(limit, int | float) else None),

@@ -19,13 +19,14 @@ from ral_system.config.schema import Dtype, Rows, RunConfig
 from ral_system.data.collate import Collator, TensorBatch
 from ral_system.data.media import MediaStore
 from ral_system.data.rows import row_tokens, select_rows
-from ral_system.errors import ConfigError, LogProbError, SetupError
+from ral_system.errors import ConfigError, SetupError
 from ral_system.models.loading import load_model, load_processor, media_token_ids
 from ral_system.models.policy import PolicyModel, PolicyOutput
 from ral_system.sync.manifest import build_weights
 from ral_system.training.average import WeightAverage
 from ral_system.training.engine import Engine
 from ral_system.training.gradient_share import cap, share, squared_norms
+from ral_system.training.log_prob_gate import check_log_prob_gaps, log_prob_gaps, quantile
 from ral_system.training.objective import Objective, policy_objective
 from ral_system.training.optim import optim_settings
 from ral_system.training.scores import join_versions, mean_over_heads, merge_teachers, to_scores
@@ -88,8 +89,8 @@ class LearnerRank:
         attention records, with reward.visual.model=policy also how much they look at pictures.
 
         A sample that several weights made is scored at each, and every token takes what the weights say that made it.
-        Gate: log-probs must match what the rollout engine reported for the same tokens, else LogProbError names the
-        sample.
+        Gate: log-probs must match what the rollout engine reported for the same tokens (`log_prob_gate`), else
+        LogProbError names the sample.
         """
         looks = self._config.visual_reward_by("policy")
         mine, made = plan.rank_samples(self._rank), plan.versions_by_micro_batch()
@@ -101,7 +102,7 @@ class LearnerRank:
                     for sample in (sample for sample in samples if version in sample.weight_versions):
                         found[sample.id][version] = scores[sample.id]
         scores_by_id = {s.id: self._join(s, found[s.id]) for samples in mine for s in samples}
-        self._check_log_probs(mine, scores_by_id)
+        self._check_log_probs(plan, scores_by_id)
         if self._average is not None:
             with self._average.in_place():
                 averages = {id: s for samples in mine for id, s in self._score(samples, None).items()}
@@ -157,14 +158,27 @@ class LearnerRank:
 
         teaching = merge_teachers(teachers)
 
+        largest_gap = self._config.rollout.log_prob_gate.token
+
         def objective(output: PolicyOutput, batch: TensorBatch, samples: MicroBatch) -> Objective:
             return policy_objective(
-                output, batch, samples, update.counts, behaviour, reference, anchor, teaching, algorithm, attention_rows
+                output,
+                batch,
+                samples,
+                update.counts,
+                behaviour,
+                reference,
+                anchor,
+                teaching,
+                algorithm,
+                attention_rows=attention_rows,
+                largest_gap=largest_gap,
             )
 
         shard = update.shards[self._rank]
         factor, shares = self._attention_share(shard, objective)
-        metrics = self._update(update, objective, with_attention=True, attention_factor=factor) | shares
+        metrics = self._update(update, objective, with_attention=True, attention_factor=factor)
+        metrics |= shares | {"gate/log_prob_diff_p999": quantile(self._gaps(update.shards, behaviour))}
         if self._average is not None:
             self._average.update()
         return metrics
@@ -290,15 +304,16 @@ class LearnerRank:
         local = table.sum(0) if operation == "sum" else table.max(0).values
         return dict(zip(names, self._engine.all_reduce(local, operation).tolist(), strict=True))
 
-    def _check_log_probs(self, micro_batches: Sequence[MicroBatch], scores: Scores) -> None:
-        limit = self._config.rollout.max_log_prob_difference
-        for sample in (sample for samples in micro_batches for sample in samples):
-            difference = float(np.abs(scores[sample.id].log_probs - np.asarray(sample.rollout_log_probs)).max())
-            if not difference <= limit:
-                raise LogProbError(
-                    f"sample {sample.id}: rollout and learner log-probs differ by {difference:.3g}, more than "
-                    f"rollout.max_log_prob_difference={limit:g}; the two engines compute different policies"
-                )
+    def _check_log_probs(self, plan: TrainPlan, scores: Scores) -> None:
+        """All ranks see the gaps of all, so a batch beyond the gate ends them together."""
+        shards = [plan.rank_samples(rank) for rank in range(len(plan.updates[0].shards))]
+        samples = [s for shard in shards for micro_batch in shard for s in micro_batch]
+        check_log_prob_gaps(samples, self._gaps(shards, scores), self._config.rollout.log_prob_gate)
+
+    def _gaps(self, shards: Sequence[Sequence[MicroBatch]], scores: Scores) -> np.ndarray:
+        """|rollout - learner| log-probs of all ranks' tokens, in the order of `shards`."""
+        own = torch.from_numpy(log_prob_gaps(shards, self._rank, scores))
+        return self._engine.all_reduce(own, "sum").cpu().numpy()
 
 
 def build_policy(

@@ -65,18 +65,23 @@ def policy_objective(
     anchor: Scores,
     teaching: Scores,
     algorithm: AlgorithmConfig,
+    *,
     attention_rows: int,
+    largest_gap: float,
 ) -> Objective:
     """L = L_GRPO + beta · KL(pi || ref) + lambda_attn · L_attn + mu · L_GKD + gamma_attn · L_AD, to be minimised.
 
     arXiv 2602.04884, Eq 1, 4 and 7. `behaviour` holds the old policy's log-probs and what its rows look at, made by the
     learner at the rollout's weights; `anchor` the records that attention is compared with (the paper: also the old
     policy's); `teaching` what teachers say of the samples, empty without one; `attention_rows` is the number of
-    attention rows of the whole update, over all ranks.
+    attention rows of the whole update, over all ranks. Tokens whose log-prob differs by more than `largest_gap` between
+    learner and rollout engine have no part in the policy loss.
     """
     mask = batch.response_mask
     old_BR, rollout_BR = stack_log_probs(samples, behaviour, mask), stack_rollout_log_probs(samples, mask)
-    surrogate, sums = policy_loss(output, batch, samples, counts, old_BR, rollout_BR, algorithm)
+    gap_BR = torch.where(mask, (old_BR - rollout_BR).abs(), 0.0)
+    outlier_BR = gap_BR > largest_gap
+    surrogate, sums = policy_loss(output, batch, samples, counts, old_BR, rollout_BR, algorithm, outlier_BR)
     loss = algorithm.policy_weight * surrogate
     sums |= {
         "policy/loss": surrogate.detach() * counts.tokens,
@@ -114,8 +119,7 @@ def policy_objective(
     weighted = (
         taught_metrics | statistics_by_sign(samples, behaviour) | divergence_by_sign(divergence_BR, rows_BR, samples)
     )
-    gap_BR = (old_BR - rollout_BR).abs()
-    sums["gate/log_prob_diff_mean"] = gap_BR.sum()
+    sums |= {"gate/log_prob_diff_mean": gap_BR.sum(), "gate/log_prob_outlier_share": outlier_BR.sum().float()}
     return Objective(loss, sums, weighted, {"gate/log_prob_diff_max": gap_BR.max()}, weighted_term)
 
 
@@ -127,9 +131,11 @@ def policy_loss(
     old_BR: Tensor,
     rollout_BR: Tensor,
     algorithm: AlgorithmConfig,
+    outlier_BR: Tensor,
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """The configured loss of every token, corrected for the rollout engine and reduced by global counts; its
-    metrics.
+    """The configured loss of every token, corrected for the rollout engine and reduced by global counts; its metrics.
+
+    Outliers weigh 0; the denominators stay.
     """
     settings, mask = algorithm.policy_loss, batch.response_mask
     top = stack_top_tokens(output.log_softmax, samples, mask) if settings.top_tokens else (None, None)
@@ -138,7 +144,7 @@ def policy_loss(
     correction = rollout_correction(old_BR, rollout_BR, mask, algorithm.correction)
     reduction = algorithm.reduction
     loss = reduce_rows(
-        correction.weights * tokens.values,
+        (correction.weights * tokens.values).masked_fill(outlier_BR, 0.0),
         mask,
         reduction="sequence_sum" if reduction == "fixed_length" else reduction,
         global_tokens=counts.tokens,

@@ -123,7 +123,7 @@ def test_a_damaged_picture_is_named(commands, model: Path, tmp_path: Path) -> No
 
 def test_a_gate_that_fails_is_counted_and_another_start_model_is_refused(commands, model: Path, tmp_path: Path) -> None:
     other = shutil.copytree(model, tmp_path / "other")
-    run = [*LOCAL, "rollout.max_log_prob_difference=1e-12", "evaluation.every=0"]
+    run = [*LOCAL, "rollout.log_prob_gate.token=1e-12", "evaluation.every=0"]
     done = commands("ral-rl", *run, f"start_model={model}", cwd=tmp_path)
     assert (done.returncode, "Traceback" in done.stderr) == (1, False), done.stderr
     assert "rollout and learner log-probs differ by" in done.stderr.splitlines()[-1]

@@ -176,7 +176,7 @@ def task(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path, media: Any,
         "algorithm.attention.ema_decay=0.5",
         "algorithm.attention.max_gradient_share=0.05",
         "algorithm.max_staleness=3",
-        "rollout.max_log_prob_difference=1e9",  # scored again with other weights than the samples were made with
+        "rollout.log_prob_gate.token=1e9",  # scored again with other weights than the samples were made with
     )
     config = make_config(*settings)
     policy = build_policy(config, tiny_model, torch.device("cpu"))

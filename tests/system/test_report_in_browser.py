@@ -106,7 +106,7 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
     }
     (folder / "summary.json").write_text(json.dumps(summary))
     (folder / "config.yaml").write_text(
-        "name: ral_seed0\nseed: 0\nmodel: {path: null}\nrollout: {engine: vllm, max_log_prob_difference: 1.0e-4}\n"
+        "name: ral_seed0\nseed: 0\nmodel: {path: null}\nrollout: {engine: vllm, log_prob_gate: {token: 1.0e-4}}\n"
         "learner: {engine: deepspeed}\nalgorithm: {name: ral, steps: 20, attention: {weight: 1.0}}\n"
         "logging: {attention_entropy_alarm: 0.5}\n"
     )

@@ -50,7 +50,7 @@ CONFIG = TypeAdapter(RolloutConfig).validate_python(
         "memory_gib": 0.5,
         "gpu_memory_utilization": 0.5,
         "on_new_weights": "finish",
-        "max_log_prob_difference": 1e-4,
+        "log_prob_gate": {"token": 1e-4, "outliers": 0.0, "mean": None, "p999": None},
     }
 )
 SAMPLING = Sampling(completions=4, temperature=0.8, max_new_tokens=24, seed=11)

@@ -238,7 +238,7 @@ ILLEGAL: dict[str, tuple[dict[str, Any], list[str]]] = {
     ),
     "a gate too tight for bfloat16": (
         {"rollout.dtype": "bfloat16"},
-        ["rollout.max_log_prob_difference=0.0001", "rollout.dtype=bfloat16", "set both to float32, or"],
+        ["rollout.log_prob_gate.token=0.0001", "rollout.dtype=bfloat16", "set both to float32, or"],
     ),
     "a visual reward without a system turn": (
         {"reward.visual.weight": 0.3, "data.system_prompt": ""},
@@ -499,6 +499,13 @@ def test_values_out_of_range_are_named(defaults, path: str, value: Any) -> None:
     with pytest.raises(ConfigError) as error:
         parse_config(changed(defaults, {path: value}))
     assert f"{path}={value!r}: " in str(error.value)
+
+
+def test_a_bfloat16_run_that_one_token_would_end_is_warned_of(defaults) -> None:
+    strict = changed(defaults, {"learner.dtype": "bfloat16", "rollout.log_prob_gate.token": 2.0})
+    (warning,) = validate.warnings(parse_config(strict))
+    assert warning.startswith("rollout.log_prob_gate.outliers=0 ends a bfloat16 run")
+    assert validate.warnings(parse_config(changed(strict, {"rollout.log_prob_gate.outliers": 1e-3}))) == []
 
 
 def test_a_second_pass_gives_the_attention_term_a_gradient(defaults) -> None:

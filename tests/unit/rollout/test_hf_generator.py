@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import torch
 
-from ral_system.config.schema import RolloutConfig
+from ral_system.config.schema import LogProbGateConfig, RolloutConfig
 from ral_system.data.chat import ChatRenderer
 from ral_system.data.media import MediaStore
 from ral_system.data.visual_search import VisualSearch, words
@@ -31,7 +31,7 @@ CONFIG = RolloutConfig(
     memory_gib=None,
     gpu_memory_utilization=0.5,
     on_new_weights="finish",
-    max_log_prob_difference=1e-4,
+    log_prob_gate=LogProbGateConfig(token=1e-4, outliers=0.0, mean=None, p999=None),
 )
 SAMPLING = Sampling(completions=3, temperature=0.8, max_new_tokens=12, seed=5)
 

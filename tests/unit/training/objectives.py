@@ -114,6 +114,7 @@ def objective(
     batch: TensorBatch | None = None,
     reference: Scores | None = None,
     teaching: Scores | None = None,
+    largest_gap: float = math.inf,
 ) -> Objective:
     """The case's share of an update with 20 attention rows."""
     return policy_objective(
@@ -127,4 +128,5 @@ def objective(
         teaching or {},
         algorithm,
         attention_rows=20,
+        largest_gap=largest_gap,
     )

@@ -118,7 +118,7 @@ def test_what_each_anchor_does_to_the_first_update(
             "algorithm.attention.ema_decay=0.5",
             "learner.learning_rate=1e-3",
             "learner.warmup_updates=0",
-            "rollout.max_log_prob_difference=1e9",  # the samples are those of the first weights
+            "rollout.log_prob_gate.token=1e9",  # the samples are those of the first weights
         )
         watched, frozen = Watched(start_rank(config)), start_rank(config)
         split = plan(rl_samples, 1, 4)
@@ -187,7 +187,7 @@ def test_an_average_that_keeps_nothing_is_the_old_policy(
             f"algorithm.attention.anchor={anchor}",
             "algorithm.attention.ema_decay=0",
             "learner.learning_rate=1e-3",
-            "rollout.max_log_prob_difference=1e9",
+            "rollout.log_prob_gate.token=1e9",
         )
         watched = Watched(start_rank(config))
         runs.append(([watched.train(plan(rl_samples, 2, 4)) for _ in range(2)], watched.weights()))

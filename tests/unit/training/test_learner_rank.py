@@ -38,8 +38,7 @@ def test_an_update_makes_good_samples_likelier_and_bad_ones_rarer(
     split = plan(rl_samples, 1, 12)
     before = rank.score(split)
     rank.update(split.updates[0], before, None)
-    loosened = rank._config.rollout.model_copy(update={"max_log_prob_difference": 1e9})
-    rank._config = rank._config.model_copy(update={"rollout": loosened})
+    rank._config = make_config("rollout.log_prob_gate.token=1e9")
     after = rank.score(split)
     gain = sum(s.advantage * float((after[s.id].log_probs - before[s.id].log_probs).sum()) for s in rl_samples)
     assert gain > 0.01
@@ -87,7 +86,7 @@ def test_saving_and_loading_continues_bit_by_bit(
         "learner.warmup_updates=8",
         f"algorithm.attention.anchor={anchor}",
         "algorithm.attention.ema_decay=0.5",
-        "rollout.max_log_prob_difference=1e9",
+        "rollout.log_prob_gate.token=1e9",
     )
     split = plan(rl_samples, 4, 3)
     straight = Watched(start_rank(config))

@@ -67,6 +67,7 @@ def test_loss_and_metrics_equal_loops_over_tokens(algorithm: Callable[..., Algor
             "policy/kl": kl,
             "attention/loss": attention * 20,
             "gate/log_prob_diff_mean": sum(gaps),
+            "gate/log_prob_outlier_share": 0,
         },
         rel=1e-5,
     )
@@ -75,6 +76,29 @@ def test_loss_and_metrics_equal_loops_over_tokens(algorithm: Callable[..., Algor
         assert (total.item(), weight.item()) == (pytest.approx(jsd[sign], rel=1e-5), 4)
     assert found.maxima["gate/log_prob_diff_max"].item() == pytest.approx(max(gaps))
     assert not any(v.requires_grad for v in (*found.sums.values(), *found.maxima.values()))
+
+
+def test_tokens_that_the_engines_disagree_on_have_no_part_in_the_policy_loss(
+    algorithm: Callable[..., AlgorithmConfig],
+) -> None:
+    case = Case()
+    gaps = {
+        (b, t): abs(float(case.behaviour[case.samples[b].id].log_probs[t]) - case.samples[b].rollout_log_probs[t])
+        for b, t in case.tokens()
+    }
+    largest = sorted(gaps.values())[-3]  # two tokens are beyond it
+    kept = [where for where, gap in gaps.items() if gap <= largest]
+    log_probs = case.log_probs.clone().requires_grad_()
+    found = objective(case, algorithm(0.0, "token_mean"), case.output(log_probs), largest_gap=largest)
+    expected = torch.zeros(())
+    for b, t in kept:
+        ratio = (log_probs[b, t] - float(case.behaviour[case.samples[b].id].log_probs[t])).exp()
+        expected = expected - torch.minimum(ratio * ADVANTAGES[b], ratio.clamp(0.8, 1.2) * ADVANTAGES[b]) / 20
+    assert len(kept) == len(gaps) - 2
+    assert found.sums["gate/log_prob_outlier_share"] == 2
+    assert found.loss.item() == pytest.approx(expected.item(), rel=1e-5)
+    gradient, slow = (torch.autograd.grad(loss, log_probs)[0] for loss in (found.loss, expected))
+    torch.testing.assert_close(gradient, slow, rtol=1e-5, atol=1e-7)
 
 
 def test_statistics_of_the_old_rows_are_split_by_the_sign_of_the_advantage(

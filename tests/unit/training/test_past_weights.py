@@ -17,7 +17,7 @@ from ral_system.types import Sample
 from tests.unit.training.learners import Start, Watched, equal, plan
 
 SETTINGS = ("learner.engine=torch", "learner.world_size=1", "learner.learning_rate=0.01", "learner.warmup_updates=0")
-LOOSE = ("algorithm.max_staleness=1", "rollout.max_log_prob_difference=1e9")
+LOOSE = ("algorithm.max_staleness=1", "rollout.log_prob_gate.token=1e9")
 
 
 @pytest.mark.parametrize("anchor", ["old", "ema"])

@@ -27,7 +27,7 @@ def mismatched(tiny_model: Path, media: MediaStore, rl_samples: list[Sample], ma
 
 
 def preset(make_config: Callable[..., RunConfig], name: str, *overrides: str) -> RunConfig:
-    mismatch = "rollout.max_log_prob_difference=9"
+    mismatch = "rollout.log_prob_gate.token=9"
     return make_config(*COMMON, mismatch, f"algorithm/policy_loss={name}", *overrides)
 
 

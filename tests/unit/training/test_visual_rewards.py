@@ -49,7 +49,7 @@ def test_the_learner_measures_its_own_as_the_rollout_was_made(
     assert len(set(direct.values())) > 6
     for update in split.updates:
         rank.update(update, scores, scores)
-    rank._config = make_config(*COMMON, "reward.visual.weight=0.3", "rollout.max_log_prob_difference=10")
+    rank._config = make_config(*COMMON, "reward.visual.weight=0.3", "rollout.log_prob_gate.token=10")
     moved = visual_rewards(rank.score(split))
     assert all(abs(moved[id] - value) > 1e-6 for id, value in direct.items())
 
