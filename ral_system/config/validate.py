@@ -159,6 +159,13 @@ def _illegal_combinations(c: RunConfig) -> list[str]:
             f"{c.rollout.dtype} and learner.dtype={learner.dtype}; set both to float32, or use "
             "rollout.log_prob_gate={token: 2, outliers: 0.001, mean: 0.1, p999: 1}"
         )
+    # ZeRO 0 of DeepSpeed 0.19 refuses float32 sums of bfloat16 gradients, and its ZeRO 1 counts them several times.
+    if learner.dtype == "bfloat16" and (learner.engine == "torch" or learner.zero_stage < 2):
+        engine = "engine=torch" if learner.engine == "torch" else f"zero_stage={learner.zero_stage}"
+        problems.append(
+            f"learner.{engine} cannot add up gradients in float32, which learner.dtype=bfloat16 needs; set "
+            "learner.engine=deepspeed and learner.zero_stage to 2 or 3, or learner.dtype=float32"
+        )
     if c.reward.correctness + c.reward.format <= 0:
         problems.append("reward.correctness and reward.format are both 0, so nothing is learned; raise one")
     if c.rollout.max_new_tokens >= c.rollout.max_model_len:

@@ -150,7 +150,6 @@ def _deepspeed_config(settings: OptimSettings, config: LearnerConfig) -> dict[st
         "gradient_clipping": settings.max_grad_norm,
         "zero_optimization": {
             "stage": config.zero_stage,
-            "overlap_comm": False,
             "stage3_gather_16bit_weights_on_model_save": True,
         },
         "optimizer": {
@@ -163,5 +162,6 @@ def _deepspeed_config(settings: OptimSettings, config: LearnerConfig) -> dict[st
             },
         },
         "bf16": {"enabled": config.dtype == "bfloat16"},
+        "data_types": {"grad_accum_dtype": "fp32"},  # unset, gradients add up in the model's dtype
         "steps_per_print": 1 << 30,
     }

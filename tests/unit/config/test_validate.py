@@ -236,6 +236,19 @@ ILLEGAL: dict[str, tuple[dict[str, Any], list[str]]] = {
         {"algorithm.attention.max_gradient_share": 0.2, "algorithm.attention.weight": 0.0},
         ["algorithm.attention.max_gradient_share=0.2", "algorithm.attention.weight=0", "to null"],
     ),
+    "bfloat16 with ZeRO 1": (
+        {"learner.dtype": "bfloat16", "learner.zero_stage": 1, "rollout.log_prob_gate.token": 2.0},
+        ["learner.zero_stage=1", "learner.dtype=bfloat16", "zero_stage to 2 or 3"],
+    ),
+    "bfloat16 in the torch engine": (
+        {
+            "learner.dtype": "bfloat16",
+            "learner.engine": "torch",
+            "learner.world_size": 1,
+            "rollout.log_prob_gate.token": 2.0,
+        },
+        ["learner.engine=torch", "learner.dtype=bfloat16", "learner.dtype=float32"],
+    ),
     "a gate too tight for bfloat16": (
         {"rollout.dtype": "bfloat16"},
         ["rollout.log_prob_gate.token=0.0001", "rollout.dtype=bfloat16", "set both to float32, or"],
