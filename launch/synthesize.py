@@ -49,6 +49,7 @@ def synthesize(config: RunConfig) -> None:
 
     run = RunFolder((Path(config.runs_dir) / config.name / "synthesis").resolve())
     run.open(config, SYNTHESIS)
+    run.record(config, SYNTHESIS)
     folder, media, began = run.root, MediaStore(run.media), time.monotonic()
     source = VisualSearchRecords(data)
     rows = (Row(source.record("train", i)) for i in range(settings.rows))

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from launch.cli import run_with_config
-from ral_system.config.schema import RunConfig, Stage
+from ral_system.config.schema import STAGES, RunConfig, Stage
 from ral_system.config.validate import warnings
 from ral_system.errors import ConfigError, GateError
 
@@ -55,6 +55,9 @@ def run_stages(config: RunConfig, stages: Sequence[Stage]) -> None:
         print(f"warning: {warning}", file=sys.stderr)
     folder = RunFolder((Path(config.runs_dir) / config.name).resolve())
     folder.open(config)  # before the slow imports, so that a refusal is quick
+    unfinished = [stage for stage in stages if not folder.finished(config, stage)]
+    for field, old, new in folder.record(config) if unfinished else ():
+        print(f"continuing with {field}={new} (was {old})", file=sys.stderr)
     from ral_system.controller.checkpoint import Checkpoints
     from ral_system.controller.report import write_run_report
     from ral_system.controller.start import first_model, run_stage
@@ -66,7 +69,7 @@ def run_stages(config: RunConfig, stages: Sequence[Stage]) -> None:
     for teacher in config.teachers if "rl" in stages else ():
         local_model_folder(teacher.path)  # a teacher that is not there must not be found out after hours of training
     for stage in stages:
-        if folder.result(stage) is None:
+        if stage in unfinished:
             try:
                 run_stage(config, folder, stage, first_model(config, folder, stage, stages), role_factory(config))
             except GateError as error:
@@ -74,11 +77,18 @@ def run_stages(config: RunConfig, stages: Sequence[Stage]) -> None:
                 write_run_report(folder.root, config.cluster.media_cache_gib)
                 raise
         # Also when the stage was complete already: the run may have been killed just before this.
-        Checkpoints(folder.checkpoints / stage, config.checkpoint.keep).clear()
+        for earlier in STAGES[: STAGES.index(stage)]:
+            Checkpoints(folder.checkpoints / earlier, config.checkpoint.keep).clear()
+        Checkpoints(folder.checkpoints / stage, config.checkpoint.keep).prune(1)  # from which more steps go on
         write_summary(config, folder)
         write_run_report(folder.root, config.cluster.media_cache_gib)
         write_trace(folder.root)
-    print(f"{folder.root}/report.html, summary.json and model/ are written ({time.monotonic() - began:.0f} s)")
+    if unfinished:
+        print(f"{folder.root}/report.html, summary.json and model/ are written ({time.monotonic() - began:.0f} s)")
+    else:
+        steps = ", ".join(f"{stage} ended at step {folder.steps(stage)}" for stage in stages)
+        more = "algorithm.steps" if "rl" in stages else f"{stages[-1]}.max_steps"
+        print(f"{folder.root}: nothing to do, {steps}; raise {more} to train on")
 
 
 def role_factory(config: RunConfig):  # type: ignore[no-untyped-def]

@@ -44,7 +44,11 @@ class Checkpoints:
         target = self._folder / f"step_{step:06d}"
         shutil.rmtree(target, ignore_errors=True)
         partial.replace(target)
-        for old in self._complete()[: -self._keep]:
+        self.prune(self._keep)
+
+    def prune(self, keep: int) -> None:
+        """Remove all but the newest `keep`."""
+        for old in self._complete()[:-keep]:
             shutil.rmtree(old)
 
     def newest(self) -> Checkpoint | None:
@@ -60,7 +64,7 @@ class Checkpoints:
         return None
 
     def clear(self) -> None:
-        """Remove all of them: the stage is complete."""
+        """Remove all of them: a later stage is complete, so this one can no longer go on."""
         shutil.rmtree(self._folder, ignore_errors=True)
 
     def _complete(self) -> list[Path]:

@@ -9,6 +9,7 @@ import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import IO, Any
 
@@ -16,7 +17,7 @@ import yaml
 
 from ral_system.config.schema import STAGES, RunConfig, Stage
 from ral_system.errors import ConfigError, SetupError
-from ral_system.observability.jsonl import write_atomically
+from ral_system.observability.jsonl import dump, read_lines, write_atomically
 from ral_system.observability.metrics import METRICS_FILE
 
 
@@ -39,6 +40,7 @@ TRAINING = Continuation(
         "start_model",
         "runs_dir",
         "algorithm.steps",
+        *(f"{stage}.{field}" for stage in ("perceive", "sft") for field in ("max_steps", "stop_at")),
         "cluster",
         "logging",
         "checkpoint",
@@ -46,6 +48,12 @@ TRAINING = Continuation(
         "stages",
         "sweep",
         "synthesis",
+        # What one changes after a failure: memory, workers, time limits, gates. None alters what is computed.
+        *(f"learner.{field}" for field in ("micro_batch", "gradient_checkpointing")),
+        *(f"rollout.{field}" for field in ("workers", "max_sequences", "memory_gib", "gpu_memory_utilization")),
+        *("rollout.tensor_parallel", "rollout.log_prob_gate", "algorithm.max_staleness", "rollout.on_new_weights"),
+        *(f"reward.{field}" for field in ("workers", "timeout_s", "memory_gib")),
+        *("teacher.micro_batch", "data.workers", "data.timeout_s"),
     ),
 )
 SYNTHESIS = Continuation(
@@ -66,6 +74,13 @@ SYNTHESIS = Continuation(
         ),
     ),
 )
+
+
+CHANGES_FILE = "changes.jsonl"
+"""A line for every start that went on with another configuration:
+`{"time": "2026-02-12T09:30:00+00:00", "stage": "rl", "step": 40, "changed": {"rollout.workers": [3, 2]}}`, the newest
+step recorded by then and [old, new] values.
+"""
 
 
 class RunFolder:
@@ -91,7 +106,39 @@ class RunFolder:
         file = self.model(stage) / "stage.json"
         return json.loads(file.read_text()) if file.is_file() else None
 
-    def complete(self, stage: Stage, result: Mapping[str, Any], save_model: Callable[[Path], None]) -> None:
+    def best(self, stage: Stage, step: int) -> Path:
+        """Where a supervised stage keeps the model of the evaluated step that was best so far."""
+        return self.checkpoints / stage / f"best_{step:06d}"
+
+    def steps(self, stage: Stage) -> int:
+        """Steps that a complete stage has made."""
+        result = self.result(stage)
+        assert result is not None, f"{stage} is not complete"
+        return result["steps"]
+
+    def finished(self, config: RunConfig, stage: Stage) -> bool:
+        """Whether a stage is complete, and `config` asks for no more of it.
+
+        Raises ConfigError when it asks for more of a stage that a later one started from.
+        """
+        result = self.result(stage)
+        if result is None:
+            return False
+        if stage == "rl":
+            return result["steps"] >= config.algorithm.steps
+        settings = getattr(config, stage)
+        if result["steps"] >= settings.max_steps or result["held_out_score"] >= settings.stop_at:
+            return True
+        for later in STAGES[STAGES.index(stage) + 1 :]:
+            if self.result(later) is not None or (self.checkpoints / later).is_dir():
+                raise ConfigError(
+                    f"{stage}.max_steps={settings.max_steps}, {stage}.stop_at={settings.stop_at:g}: {stage} ended at "
+                    f"step {result['steps']} with {result['held_out_score']:g}, and {later} in {self.root} started "
+                    "from its model; set the old values, or another name"
+                )
+        return False
+
+    def complete(self, stage: Stage, result: Mapping[str, Any], save_model: Callable[[Path], object]) -> None:
         """Write a stage's model and result, then move them into place at once."""
         with self.whole(self.model(stage)) as partial:
             save_model(partial)
@@ -105,10 +152,13 @@ class RunFolder:
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
         yield partial
+        shutil.rmtree(target, ignore_errors=True)
         partial.replace(target)
 
     def open(self, config: RunConfig, rules: Continuation = TRAINING) -> None:
         """Create the folder, or check that it may be continued; keep other processes out for as long as this one lives.
+
+        Writes no configuration: `record` does, when there is something to do.
 
         Raises ConfigError naming the fields that changed, SetupError when the folder cannot be written or is in use.
         """
@@ -122,20 +172,44 @@ class RunFolder:
 
     def _open(self, config: RunConfig, rules: Continuation) -> None:
         self.take()
-        now = config.model_dump(mode="json")
-        if self.config.is_file():
-            if config.resume == "never":
-                raise ConfigError(f"{self.root} holds a run already; set another name, or resume=auto to continue it")
-            changed = differing_fields(yaml.safe_load(self.config.read_text()), now, rules)
-            if changed and not self._holds_work(rules):
-                shutil.rmtree(self.start_model, ignore_errors=True)  # was built for the old configuration
-            elif changed:
-                field, old, new = changed[0]
-                raise ConfigError(
-                    f"{self.root} was made with {field}={old!r}, now {new!r} ({len(changed)} such fields); "
-                    "set another name, or the old values to continue it"
-                )
+        if not self.config.is_file():
+            return
+        if config.resume == "never":
+            raise ConfigError(f"{self.root} holds a run already; set another name, or resume=auto to continue it")
+        changed = differing_fields(self._recorded(), config.model_dump(mode="json"), rules)
+        if changed and not self._holds_work(rules):
+            shutil.rmtree(self.start_model, ignore_errors=True)  # was built for the old configuration
+        elif changed:
+            field, old, new = changed[0]
+            others = f" (and {len(changed) - 1} more)" if len(changed) > 1 else ""
+            raise ConfigError(
+                f"{self.root} was made with {field}={old!r}, now {new!r}{others}; set another name, or the old values "
+                "to continue it"
+            )
+
+    def record(self, config: RunConfig, rules: Continuation = TRAINING) -> list[tuple[str, Any, Any]]:
+        """Write `config.yaml`. Returns what differs from the one before, after work with it, as (field, old, new).
+
+        Such a difference is also appended to `CHANGES_FILE`.
+        """
+        now, changed = config.model_dump(mode="json"), []
+        if self.config.is_file() and self._holds_work(rules):
+            changed = differing_fields(self._recorded(), now, Continuation((), rules.bound, ()))
+        if changed:
+            newest = (read_lines(self.root / METRICS_FILE) or [{}])[-1]
+            line = {
+                "time": datetime.now(UTC).isoformat(timespec="seconds"),
+                "stage": newest.get("stage"),
+                "step": newest.get("step"),
+                "changed": {field: [old, new] for field, old, new in changed},
+            }
+            with (self.root / CHANGES_FILE).open("a", encoding="utf-8") as file:
+                file.write(dump(line) + "\n")
         write_atomically(self.config, yaml.safe_dump(now, sort_keys=False))
+        return changed
+
+    def _recorded(self) -> dict[str, Any]:
+        return yaml.safe_load(self.config.read_text())
 
     def use_data(self, prepared: Path) -> None:
         """Link the prepared files, and their media, into the folder. Raises ConfigError after work with others."""

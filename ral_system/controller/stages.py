@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import shutil
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -64,7 +65,7 @@ class StageContext:
 
 
 def run_supervised(context: StageContext, stage: SupervisedStage) -> None:
-    """Imitate demonstrations until the held-out score reaches `stop_at` or the steps run out.
+    """Imitate demonstrations until the held-out score reaches `stop_at` or the steps run out; keep the best model.
 
     The score is the share of caption tokens foreseen for perceive, and the accuracy of greedy answers for sft.
     """
@@ -74,7 +75,7 @@ def run_supervised(context: StageContext, stage: SupervisedStage) -> None:
     clock = _StageClock()
     checkpoints, step, state = _resume(context, stage)
     clock.spent = state.get("wall_s", 0.0)
-    score = state.get("score", 0.0)
+    score, best = state.get("score", 0.0), Best(**state["best"]) if "best" in state else None
 
     def draw(step: int) -> TrainPlan:
         demonstrations = [
@@ -102,12 +103,45 @@ def run_supervised(context: StageContext, stage: SupervisedStage) -> None:
             if step == settings.max_steps or (step >= settings.evaluate_from and step % settings.evaluate_every == 0):
                 score, held_out_metrics = score_held_out(context, step)
                 metrics |= held_out_metrics
+                if best is None or score >= best.score:
+                    best = Best(step, score)
+                    with (
+                        context.timer.phase("checkpoint"),
+                        context.folder.whole(context.folder.best(stage, step)) as new,
+                    ):
+                        learner.save_model(new)
             context.metrics.write(stage, step, metrics | context.timer.drain())
             progress.update(step, metrics)
-            if step % config.checkpoint.supervised_every == 0:
-                _save(context, checkpoints, step, {"score": score, "wall_s": clock.total()})
-    result = {"steps": step, "held_out_score": score, "wall_s": clock.total(), "phases_s": context.timer.totals()}
-    context.folder.complete(stage, result, learner.save_model)
+            ends = step == settings.max_steps or score >= settings.stop_at
+            if ends or step % config.checkpoint.supervised_every == 0:
+                kept = {"best": asdict(best)} if best is not None else {}
+                _save(context, checkpoints, step, {"score": score, "wall_s": clock.total(), **kept})
+                _drop_all_but(context.folder, stage, best)
+    assert best is not None, "a stage is evaluated at its last step"
+    result = {
+        "steps": step,
+        "held_out_score": best.score,
+        "best_step": best.step,
+        "wall_s": clock.total(),
+        "phases_s": context.timer.totals(),
+    }
+    model = context.folder.best(stage, best.step)
+    context.folder.complete(stage, result, lambda folder: shutil.copytree(model, folder, dirs_exist_ok=True))
+
+
+@dataclass(frozen=True, slots=True)
+class Best:
+    """The evaluated step whose model a supervised stage ends with: of several with the highest score, the last."""
+
+    step: int
+    score: float
+
+
+def _drop_all_but(folder: RunFolder, stage: Stage, best: Best | None) -> None:
+    """Remove models that were the best once; called when a checkpoint knows the present one."""
+    for model in (folder.checkpoints / stage).glob("best_*"):
+        if best is None or model != folder.best(stage, best.step):
+            shutil.rmtree(model)
 
 
 def _held_out_caption_score(context: StageContext, step: int) -> tuple[float, dict[str, float]]:
@@ -155,6 +189,11 @@ def _train(
     clock.spent = state.get("wall_s", 0.0)
     totals: dict[str, float] = state.get("totals", {})
     before: dict[str, float] | None = state.get("before")
+    if step > config.algorithm.steps:
+        raise ConfigError(
+            f"algorithm.steps={config.algorithm.steps}: {context.folder.root} is at step {step} already; set it to "
+            f"{step} to end there, or to more"
+        )
     loop.publish()
 
     with context.progress as progress, closing(loop):
@@ -181,7 +220,7 @@ def _train(
             for rollout in _recorded(result.rollouts, config.logging.groups_per_step):
                 context.rollouts.write("rl", step, "train", rollout)
             progress.update(step, metrics)
-            if step % config.checkpoint.every == 0:
+            if step % config.checkpoint.every == 0 or step == config.algorithm.steps:
                 _save(
                     context,
                     checkpoints,

@@ -73,6 +73,40 @@ def test_stages_as_separate_commands_elsewhere_repeat_the_run_bit_for_bit(
     left(tmp_path / "elsewhere" / "smoke").assert_equal(uninterrupted)
 
 
+def test_a_finished_run_given_more_steps_ends_as_one_that_had_them_from_the_start(
+    commands, left, with_signal, uninterrupted, tmp_path: Path
+) -> None:
+    run = left(tmp_path / "runs" / "smoke")
+    for steps in (2, 4):
+        done = commands("ral-train", *with_signal, f"algorithm.steps={steps}", cwd=tmp_path)
+        assert done.returncode == 0, done.stderr
+        assert "model/ are written" in done.stdout
+        assert run.summary()["rl_steps"] == steps
+    assert "continuing with algorithm.steps=4 (was 2)" in done.stderr
+    for model in ("models/perceive", "models/sft", "model"):
+        assert run.weights(model) == uninterrupted.weights(model), model
+    trained, expected = (
+        [{n: v for n, v in line.items() if not n.startswith("eval/")} for line in of.timeless_metrics()]
+        for of in (run, uninterrupted)
+    )
+    assert trained == expected
+    evaluated = [line["step"] for line in run.lines() if line["stage"] == "rl" and "eval/accuracy" in line]
+    assert evaluated == [0, 2, 4]
+    (change,) = run.lines("changes.jsonl")
+    assert change["changed"] == {"algorithm.steps": [2, 4]}
+    assert (change["stage"], change["step"]) == ("rl", 2)
+
+    before = (run.folder / "config.yaml").read_text()
+    for steps in (4, 3):
+        done = commands("ral-train", *with_signal, f"algorithm.steps={steps}", cwd=tmp_path)
+        assert done.returncode == 0
+        assert "nothing to do" in done.stdout and "rl ended at step 4; raise algorithm.steps" in done.stdout
+        assert (run.folder / "config.yaml").read_text() == before
+    refused = commands("ral-train", *with_signal, "sft.max_steps=41", cwd=tmp_path)
+    assert refused.returncode == 2
+    assert "sft ended at step 40" in refused.stderr and "rl in" in refused.stderr
+
+
 def test_an_evaluation_compares_the_steered_model_with_the_plain_one(
     commands, with_signal, uninterrupted, tmp_path: Path
 ) -> None:

@@ -70,18 +70,21 @@ def test_sft_decodes_a_batch_while_the_one_before_is_trained_on(
             waited_for.append(list(ahead.waited[:4]))
             return {}
 
-        def save_model(self, folder: Path) -> None:
+        def save(self, folder: Path) -> None:
             pass
+
+        save_model = save
 
     monkeypatch.setattr(stages, "media_ahead", recorded)
     monkeypatch.setattr(stages, "_held_out_accuracy", lambda context, step: (0.0, {}))
     context: Any = SimpleNamespace(
         config=bench.config,
-        folder=MagicMock(checkpoints=tmp_path / "checkpoints"),
+        folder=RunFolder(tmp_path),
+        origin=lambda: "model",
         prompts=prompts,
         roles=SimpleNamespace(learner=Learner()),
-        metrics=MagicMock(),
-        rollouts=MagicMock(),
+        metrics=MagicMock(lines=0),
+        rollouts=MagicMock(lines=0),
         timer=PhaseTimer(),
         progress=MagicMock(),
     )

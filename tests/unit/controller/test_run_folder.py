@@ -1,7 +1,10 @@
+import json
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from datetime import datetime
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -11,6 +14,12 @@ from ral_system.controller.run_folder import SYNTHESIS, TRAINING, Continuation, 
 from ral_system.errors import ConfigError, SetupError
 
 MakeConfig = Callable[..., RunConfig]
+
+
+def opened(folder: RunFolder, config: RunConfig) -> list[tuple[str, Any, Any]]:
+    """What `ral-train` does with a folder when there is something to do; the fields that it says have changed."""
+    folder.open(config)
+    return folder.record(config)
 
 
 def test_fields_that_differ_are_found_by_path() -> None:
@@ -34,29 +43,81 @@ def test_groups_that_do_not_bind_are_left_out() -> None:
 
 @pytest.mark.parametrize("rules", [TRAINING, SYNTHESIS], ids=["training", "synthesis"])
 def test_what_may_change_exists(make_config: MakeConfig, rules: Continuation) -> None:
-    container = make_config().model_dump()
-    for path in (*rules.may_change, *(rules.bound or ())):
-        value = container
-        for key in path.split("."):
-            value = value[key]
+    from_files = make_config("data=video_r1", "data.sources.main.path=rows.json", "stages=[rl]", "model.path=m")
+    known = {path for config in (make_config(), from_files) for path in paths(config.model_dump())}
+    assert known.issuperset((*rules.may_change, *(rules.bound or ())))
+
+
+def paths(group: dict[str, Any], prefix: str = "") -> Iterator[str]:
+    for key, value in group.items():
+        yield f"{prefix}{key}"
+        yield from paths(value, f"{prefix}{key}.") if isinstance(value, dict) else ()
 
 
 def test_a_run_is_continued_with_the_same_config(make_config: MakeConfig, tmp_path: Path) -> None:
     folder = RunFolder(tmp_path / "run")
-    folder.open(make_config())
+    opened(folder, make_config())
     assert RunConfig.model_validate(yaml.safe_load(folder.config.read_text())) == make_config()
-    folder.open(make_config())
-    folder.open(make_config("algorithm.steps=99", "logging.wandb=offline"))
+    opened(folder, make_config())
+    folder.open(make_config("algorithm.steps=99"))
+    assert yaml.safe_load(folder.config.read_text())["algorithm"]["steps"] != 99  # nothing was done with it
+    assert opened(folder, make_config("algorithm.steps=99")) == []  # nothing was done before it
     assert yaml.safe_load(folder.config.read_text())["algorithm"]["steps"] == 99
+
+
+def test_what_a_failure_makes_one_change_is_allowed_and_remembered(make_config: MakeConfig, tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path / "run")
+    opened(folder, make_config("learner.micro_batch=16"))
+    folder.root.joinpath("metrics.jsonl").write_text('{"stage": "rl", "step": 7, "time_s": 1.0}\n')
+    smaller = ["learner.micro_batch=2", "rollout.max_sequences=8", "reward.workers=3", "rollout.log_prob_gate.mean=0.1"]
+    assert opened(folder, make_config(*smaller)) == [
+        ("learner.micro_batch", 16, 2),
+        ("reward.workers", 1, 3),
+        ("rollout.log_prob_gate.mean", None, 0.1),
+        ("rollout.max_sequences", 64, 8),
+    ]
+    assert opened(folder, make_config(*smaller)) == []
+    opened(folder, make_config(*smaller, "learner.micro_batch=1"))
+    first, second = map(json.loads, (folder.root / "changes.jsonl").read_text().splitlines())
+    assert first["changed"]["learner.micro_batch"] == [16, 2] and len(first["changed"]) == 4
+    assert second["changed"] == {"learner.micro_batch": [2, 1]}
+    assert (first["stage"], first["step"]) == ("rl", 7)
+    assert datetime.fromisoformat(first["time"]).tzinfo is not None
+
+
+@pytest.mark.parametrize(
+    ("result", "overrides", "finished"),
+    [
+        ({"steps": 600, "held_out_score": 0.7}, [], True),
+        ({"steps": 600, "held_out_score": 0.7}, ["sft.max_steps=700"], False),
+        ({"steps": 400, "held_out_score": 0.9}, ["sft.max_steps=700"], True),  # good enough
+        ({"steps": 400, "held_out_score": 0.9}, ["sft.stop_at=0.95"], False),
+    ],
+)
+def test_a_stage_is_finished_while_no_more_of_it_is_asked_for(
+    make_config: MakeConfig, tmp_path: Path, result: dict[str, float], overrides: list[str], finished: bool
+) -> None:
+    folder, config = RunFolder(tmp_path), make_config(*overrides)
+    assert not folder.finished(config, "sft")
+    folder.complete("sft", result, lambda path: None)
+    assert folder.finished(config, "sft") == finished
+    folder.complete("rl", {"steps": config.algorithm.steps}, lambda path: None)
+    assert folder.finished(config, "rl")
+    assert not folder.finished(make_config("algorithm.steps=999"), "rl")
+    if finished:
+        assert folder.finished(config, "sft")
+    else:
+        with pytest.raises(ConfigError, match=r"sft ended at step \d+ .*, and rl in .* started from its model"):
+            folder.finished(config, "sft")
 
 
 def test_a_run_is_not_continued_with_another_config(make_config: MakeConfig, tmp_path: Path) -> None:
     folder = RunFolder(tmp_path / "run")
-    folder.open(make_config())
+    opened(folder, make_config())
     folder.complete("perceive", {"steps": 1}, lambda path: None)
     before = folder.config.read_text()
     with pytest.raises(
-        ConfigError, match=r"made with algorithm.policy_loss.clip_low=0.2, now 0.3 \(2 such fields\); set anoth"
+        ConfigError, match=r"made with algorithm.policy_loss.clip_low=0.2, now 0.3 \(and 1 more\); set anoth"
     ):
         folder.open(make_config("algorithm.policy_loss.clip_low=0.3", "data.seed=5"))
     with pytest.raises(ConfigError, match="holds a run already; set another name, or resume=auto"):
@@ -69,10 +130,10 @@ def test_a_start_that_failed_before_its_first_step_does_not_bind_the_next(
     make_config: MakeConfig, tmp_path: Path
 ) -> None:
     folder = RunFolder(tmp_path / "run")
-    folder.open(make_config("model.tiny.hidden=64"))
+    opened(folder, make_config("model.tiny.hidden=64"))
     folder.start_model.mkdir(parents=True)
     (folder.root / "metrics.jsonl").touch()
-    folder.open(make_config("model.tiny.hidden=128"))
+    opened(folder, make_config("model.tiny.hidden=128"))
     assert not folder.start_model.exists()  # it had the other width
     (folder.root / "metrics.jsonl").write_text("a line\n")
     with pytest.raises(ConfigError, match=r"made with model.tiny.hidden=128, now 64"):

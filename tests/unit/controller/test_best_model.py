@@ -1,0 +1,109 @@
+"""A supervised stage ends with the model that was best at its evaluations, also after a kill."""
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+from unittest.mock import MagicMock
+
+import pytest
+
+from ral_system.config.schema import RunConfig
+from ral_system.controller import stages
+from ral_system.controller.run_folder import RunFolder
+from ral_system.observability.progress import PhaseTimer
+from ral_system.types import Prompt, Sample, TrainPlan
+
+SETTINGS = ("sft.batch=1", "sft.max_steps=9", "sft.evaluate_every=2", "sft.evaluate_from=2")
+SCORES = {2: 0.3, 4: 0.7, 6: 0.7, 8: 0.5, 9: 0.6}
+
+
+class KilledError(Exception):
+    pass
+
+
+class Learner:
+    """Its weights are the number of its updates."""
+
+    world_size, weights = 1, 0
+
+    def __init__(self, killed_at: int | None = None) -> None:
+        self.killed_at = killed_at
+
+    def fit(self, plan: TrainPlan, index: int) -> Mapping[str, float]:
+        if self.weights == self.killed_at:
+            raise KilledError
+        self.weights += 1
+        return {}
+
+    def save(self, folder: Path) -> None:
+        folder.mkdir(exist_ok=True)
+        (folder / "weights").write_text(str(self.weights))
+
+    save_model = save
+
+    def load(self, folder: Path) -> None:
+        self.weights = int((folder / "weights").read_text())
+
+
+@pytest.fixture
+def run_sft(
+    make_config: Callable[..., RunConfig], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Callable[..., RunFolder]:
+    monkeypatch.setattr(stages, "_held_out_accuracy", lambda context, step: (SCORES[step], {}))
+    sample = Sample("s", Prompt("s", "", "?", "", (), (1,)), (2,))
+
+    def run(*overrides: str, killed_at: int | None = None) -> RunFolder:
+        context: Any = SimpleNamespace(
+            config=make_config(*SETTINGS, "checkpoint.supervised_every=4", *overrides),
+            folder=RunFolder(tmp_path),
+            origin=lambda: "model",
+            prompts=SimpleNamespace(demonstration=lambda *which, **seed: sample),
+            roles=SimpleNamespace(learner=Learner(killed_at)),
+            metrics=MagicMock(lines=0),
+            rollouts=MagicMock(lines=0),
+            timer=PhaseTimer(),
+            progress=MagicMock(),
+        )
+        stages.run_supervised(context, "sft")
+        return context.folder
+
+    return run
+
+
+def model_and_result(folder: RunFolder) -> tuple[str, Any, Any]:
+    result = folder.result("sft")
+    assert result is not None
+    return (folder.model("sft") / "weights").read_text(), result["best_step"], result["held_out_score"]
+
+
+def kept(folder: RunFolder) -> list[str]:
+    return sorted(f.name for f in (folder.checkpoints / "sft").iterdir())
+
+
+def test_of_the_best_evaluations_the_last_one_s_model_is_the_result(run_sft: Callable[..., RunFolder]) -> None:
+    folder = run_sft()
+    assert model_and_result(folder) == ("6", 6, 0.7)
+    assert kept(folder) == ["best_000006", "step_000008", "step_000009"]
+
+
+def test_a_stage_that_is_good_enough_ends_with_that_model(run_sft: Callable[..., RunFolder]) -> None:
+    assert model_and_result(run_sft("sft.stop_at=0.7")) == ("4", 4, 0.7)
+
+
+@pytest.mark.parametrize("killed_at", [1, 3, 5, 6, 7, 8])
+def test_a_kill_changes_nothing(run_sft: Callable[..., RunFolder], killed_at: int) -> None:
+    with pytest.raises(KilledError):
+        run_sft(killed_at=killed_at)
+    folder = run_sft()
+    assert model_and_result(folder) == ("6", 6, 0.7)
+    assert kept(folder) == ["best_000006", "step_000008", "step_000009"]
+
+
+def test_more_steps_keep_the_best_until_there_is_a_better_one(
+    run_sft: Callable[..., RunFolder], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run_sft()
+    monkeypatch.setattr(stages, "_held_out_accuracy", lambda context, step: ({10: 0.6, 12: 0.6}.get(step, 0.9), {}))
+    assert model_and_result(run_sft("sft.max_steps=12")) == ("6", 6, 0.7)
+    assert model_and_result(run_sft("sft.max_steps=14", "sft.stop_at=0.8")) == ("14", 14, 0.9)
