@@ -15,12 +15,16 @@ from ral_system.config.schema import STAGES, Stage
 class JsonLines:
     """One file. A line has left the process when `append` returns; a torn last line is dropped on opening."""
 
+    lines: int
+    """Records in the file."""
+    last: dict[str, Any] | None
+    """The newest of them."""
+
     def __init__(self, path: Path) -> None:
         self.path = path
         path.parent.mkdir(parents=True, exist_ok=True)
         _drop_torn_tail(path)
-        self.lines = len(read_lines(path))
-        """Records in the file."""
+        self._keep(read_lines(path))
         self._file = path.open("a", encoding="utf-8")
 
     def append(self, record: Mapping[str, Any]) -> None:
@@ -28,6 +32,12 @@ class JsonLines:
         self._file.write(dump(record) + "\n")
         self._file.flush()
         self.lines += 1
+        self.last = dict(record)
+
+    def replace_last(self, record: Mapping[str, Any]) -> None:
+        """Write one object in the place of the last one, which must exist."""
+        assert self.last is not None
+        self._rewrite([*read_lines(self.path)[:-1], dict(record)])
 
     def truncate(self, stage: Stage, step: int, lines: int | None = None) -> list[dict[str, Any]]:
         """Forget what a resumed run does again: `stage` beyond `step`, and every later stage. Returns what is kept.
@@ -40,15 +50,21 @@ class JsonLines:
             for record in read_lines(self.path)[:lines]
             if (at := STAGES.index(record["stage"])) < last or (at == last and record["step"] <= step)
         ]
-        self.lines = len(kept)
-        self._file.close()
-        write_atomically(self.path, "".join(dump(record) + "\n" for record in kept))
-        self._file = self.path.open("a", encoding="utf-8")
+        self._rewrite(kept)
         return kept
 
     def close(self) -> None:
         """Idempotent."""
         self._file.close()
+
+    def _rewrite(self, records: list[dict[str, Any]]) -> None:
+        self._file.close()
+        write_atomically(self.path, "".join(dump(record) + "\n" for record in records))
+        self._file = self.path.open("a", encoding="utf-8")
+        self._keep(records)
+
+    def _keep(self, records: list[dict[str, Any]]) -> None:
+        self.lines, self.last = len(records), records[-1] if records else None
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:

@@ -1,6 +1,6 @@
 """What a run records while it goes: `metrics.jsonl` (scalars per step) and `rollouts.jsonl` (texts for the report).
 
-A line of `metrics.jsonl`:
+A line of `metrics.jsonl`, one per stage and step:
 `{"stage": "rl", "step": 3, "time_s": 41.2, "reward/total": 0.71, "policy/kl": 0.002}`
 
 A line of `rollouts.jsonl`:
@@ -50,7 +50,10 @@ class MetricsLog:
         self._stage_began = self._last_write = clock()
 
     def write(self, stage: Stage, step: int, metrics: Mapping[str, float]) -> None:
-        """Record one step. `time_s` counts from the end of the preceding stage, or from the opening of this log."""
+        """Record one step. `time_s` counts from the end of the preceding stage, or from the opening of this log.
+
+        A second call for the newest step adds to its line; times add up, other metrics take the new value.
+        """
         if clash := _RESERVED & metrics.keys():
             raise ValueError(f"metric names {sorted(clash)} are taken; give them a slash name")
         now = self._clock()
@@ -58,7 +61,12 @@ class MetricsLog:
             self._stage, self._stage_began = stage, self._last_write if self._stage else self._stage_began
         self._last_write = now
         row = {name: float(value) for name, value in metrics.items()}
-        self._lines.append({"stage": stage, "step": int(step), "time_s": round(now - self._stage_began, 3), **row})
+        line = {"stage": stage, "step": int(step), "time_s": round(now - self._stage_began, 3)}
+        last = self._lines.last
+        if last is not None and (last["stage"], last["step"]) == (stage, line["step"]):
+            self._lines.replace_last({**last, **line, **_added(last, row)})
+        else:
+            self._lines.append({**line, **row})
         self._wandb.write(stage, step, row)
 
     @property
@@ -86,6 +94,10 @@ class MetricsLog:
 
     def __exit__(self, *exc: object) -> None:
         self.close()
+
+
+def _added(line: Mapping[str, Any], row: Mapping[str, float]) -> dict[str, float]:
+    return {name: (line.get(name) or 0.0) + value if name.startswith("time/") else value for name, value in row.items()}
 
 
 class RolloutLog:

@@ -45,7 +45,8 @@ def test_a_run_leaves_its_record_and_a_model(commands, left, tmp_path: Path) -> 
     assert summary["max_abs_logprob_diff"] <= 1e-4
     stages = [(line["stage"], line["step"]) for line in run.lines()]
     supervised = [(stage, step) for stage in ("perceive", "sft") for step in (1, 2, 3, 4)]
-    assert stages == [*supervised, *(("rl", step) for step in (0, 1, 2, 3, 4, 4))]
+    assert stages == [*supervised, *(("rl", step) for step in (0, 1, 2, 3, 4))]
+    assert {"reward/total", "eval/accuracy"} <= run.lines()[-1].keys()
     run.assert_no_prompt_lost_or_repeated()
 
     from transformers import AutoModelForImageTextToText, AutoProcessor

@@ -139,5 +139,7 @@ def test_nothing_outlives_a_run_however_it_ends_and_it_goes_on(
     end_of(mark, GONE_WITHIN_S)
     assert [step["step"] for step in run.rl_steps()] == list(range(1, 13))
     run.assert_no_prompt_lost_or_repeated()
-    assert len([line for line in run.lines() if "eval/accuracy" in line and "prompts/first" not in line]) == 2
+    evaluated = [line["step"] for line in run.lines() if line["stage"] == "rl" and "eval/accuracy" in line]
+    assert (evaluated[0], evaluated[-1]) == (0, 12)
+    assert [line["step"] for line in run.lines() if line["stage"] == "rl"] == list(range(13))
     assert run.summary()["rl_steps"] == 12

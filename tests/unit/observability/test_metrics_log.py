@@ -108,19 +108,59 @@ def test_truncate_drops_later_steps_and_later_stages_only(tmp_path: Path) -> Non
 
 
 def test_truncate_drops_lines_of_the_same_step_that_came_after_the_checkpoint(tmp_path: Path) -> None:
+    with RolloutLog(tmp_path) as log:
+        log.write("rl", 4, "train", rollout())
+        at_checkpoint = log.lines
+        log.write("rl", 4, "after_rl", rollout())
+    with RolloutLog(tmp_path) as log:
+        assert (at_checkpoint, log.lines) == (1, 2)
+        log.truncate("rl", 4, at_checkpoint)
+        log.write("rl", 4, "after_rl", rollout(1))
+        assert log.lines == 2
+    assert [(r["phase"], r["id"]) for r in read_lines(tmp_path / "rollouts.jsonl")] == [
+        ("train", "held_out/4#0"),
+        ("after_rl", "held_out/4#1"),
+    ]
+
+
+def test_a_step_has_one_line_to_which_a_second_write_adds(tmp_path: Path) -> None:
+    clock = Clock()
+    with MetricsLog(tmp_path, config(), "run", {}, clock=clock) as log:
+        log.write("sft", 4, {"eval/accuracy": 0.1})
+        log.write("rl", 4, {"reward/total": 0.5, "time/sync_s": 1.0, "a/nan": float("nan"), "a/b": 1.0})
+        lines_at_checkpoint = log.lines
+        clock.now += 7.0
+        log.write("rl", 4, {"eval/accuracy": 0.7, "time/sync_s": 2.0, "time/look_s": 3.0, "a/b": 2.0})
+        assert log.lines == lines_at_checkpoint == 2
+        log.write("rl", 5, {"reward/total": 0.6})
+    assert read_lines(tmp_path / "metrics.jsonl")[1:] == [
+        {
+            "stage": "rl",
+            "step": 4,
+            "time_s": 7.0,
+            "reward/total": 0.5,
+            "time/sync_s": 3.0,
+            "a/nan": None,
+            "a/b": 2.0,
+            "eval/accuracy": 0.7,
+            "time/look_s": 3.0,
+        },
+        {"stage": "rl", "step": 5, "time_s": 7.0, "reward/total": 0.6},
+    ]
+
+
+def test_a_step_written_again_after_a_resume_keeps_its_one_line(tmp_path: Path) -> None:
     with MetricsLog(tmp_path, config(), "run", {}) as log:
+        log.write("rl", 3, {"reward/total": 0.4})
         log.write("rl", 4, {"reward/total": 0.5})
         at_checkpoint = log.lines
         log.write("rl", 4, {"eval/accuracy": 0.7})
     with MetricsLog(tmp_path, config(), "run", {}) as log:
-        assert (at_checkpoint, log.lines) == (1, 2)
         log.truncate("rl", 4, at_checkpoint)
         log.write("rl", 4, {"eval/accuracy": 0.7})
-        assert log.lines == 2
-    assert [set(r) - {"stage", "step", "time_s"} for r in read_lines(tmp_path / "metrics.jsonl")] == [
-        {"reward/total"},
-        {"eval/accuracy"},
-    ]
+    rows = [{k: v for k, v in r.items() if k != "time_s"} for r in read_lines(tmp_path / "metrics.jsonl")]
+    assert rows[1:] == [{"stage": "rl", "step": 4, "reward/total": 0.5, "eval/accuracy": 0.7}]
+    assert len(rows) == 2
 
 
 @pytest.mark.parametrize("cut", [1, 5, 20])
