@@ -79,6 +79,28 @@ def test_every_role_on_ray(commands, left, marked, end_of, mark: str, tmp_path: 
     end_of(mark, GONE_WITHIN_S)
 
 
+def test_rl_in_bfloat16_as_the_7b_recipe_sets_it(commands, left, uninterrupted, tmp_path: Path) -> None:
+    """Learners, reference and rollout engine in bfloat16, ZeRO-3, gradient checkpointing, frozen vision."""
+    settings = (
+        *("experiment=smoke", "algorithm=ral_zero", f"start_model={uninterrupted.folder / 'models' / 'sft'}"),
+        *("learner.dtype=bfloat16", "learner.zero_stage=3", "learner.gradient_checkpointing=true"),
+        *("model.freeze_vision=true", "learner.learning_rate=1e-3", "learner.warmup_updates=0"),
+        *("rollout.dtype=bfloat16", "rollout.log_prob_gate={token: 2, outliers: 0.001, mean: 0.1, p999: 1}"),
+    )
+    done = commands("ral-rl", *settings, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "warning" not in done.stderr
+    run = left(tmp_path / "runs" / "smoke")
+    steps = run.rl_steps()
+    assert [step["step"] for step in steps] == [1, 2, 3, 4]
+    assert all(step["attention/divergence_first_update"] == 0 for step in steps)
+    assert any(step["attention/divergence_positive_last"] > 0 for step in steps)
+    # rounded to 8 bits, the engines differ, and not by more than that explains
+    assert all(1e-4 < step["gate/log_prob_diff_mean"] < 0.1 for step in steps)
+    assert all(step["gate/log_prob_diff_p999"] <= step["gate/log_prob_diff_max"] < 1 for step in steps)
+    assert run.summary()["log_prob_failures"] == 0
+
+
 def wait_for_step(process: subprocess.Popen, run, step: int) -> None:
     deadline = time.monotonic() + START_WITHIN_S
     while process.poll() is None and time.monotonic() < deadline:
