@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -38,6 +39,7 @@ class Checkpoints:
         write(partial)
         files = {str(f.relative_to(partial)): _sha256(f) for f in sorted(partial.rglob("*")) if f.is_file()}
         (partial / _MANIFEST).write_text(json.dumps({"step": step, "state": state, "files": files}, indent=1))
+        apply_umask(partial)
         for file in (*(partial / name for name in files), partial / _MANIFEST):
             with file.open("rb") as handle:
                 os.fsync(handle.fileno())
@@ -69,6 +71,15 @@ class Checkpoints:
 
     def _complete(self) -> list[Path]:
         return sorted(f for f in self._folder.glob("step_*") if (f / _MANIFEST).is_file())
+
+
+def apply_umask(folder: Path) -> None:
+    """Give the files in a new folder the mode that the umask asks for; safetensors lets the owner alone read."""
+    mode = folder.stat().st_mode & 0o666  # reading the umask itself would change it for the other threads
+    for file in folder.rglob("*"):
+        if file.is_file() and not file.is_symlink():
+            with contextlib.suppress(PermissionError):  # a file system without modes, or another user's file
+                file.chmod(mode)
 
 
 def _sha256(file: Path) -> str:

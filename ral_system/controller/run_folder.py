@@ -16,6 +16,7 @@ from typing import IO, Any
 import yaml
 
 from ral_system.config.schema import STAGES, RunConfig, Stage
+from ral_system.controller.checkpoint import apply_umask
 from ral_system.errors import ConfigError, SetupError
 from ral_system.observability.jsonl import dump, read_lines, write_atomically
 from ral_system.observability.metrics import METRICS_FILE
@@ -153,6 +154,7 @@ class RunFolder:
         partial.mkdir(parents=True)
         yield partial
         shutil.rmtree(target, ignore_errors=True)
+        apply_umask(partial)
         partial.replace(target)
 
     def open(self, config: RunConfig, rules: Continuation = TRAINING) -> None:

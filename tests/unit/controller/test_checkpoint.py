@@ -1,10 +1,14 @@
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
 from ral_system.controller.checkpoint import Checkpoints
+from ral_system.controller.run_folder import RunFolder
 
 
 def write_text(text: str) -> Callable[[Path], None]:
@@ -102,3 +106,21 @@ def test_clearing_leaves_none(tmp_path: Path) -> None:
     checkpoints.clear()
     checkpoints.clear()
     assert checkpoints.newest() is None
+
+
+@pytest.mark.parametrize(("umask", "mode"), [(0o022, 0o644), (0o077, 0o600), (0o002, 0o664)])
+def test_files_get_the_mode_that_the_umask_asks_for(tmp_path: Path, umask: int, mode: int) -> None:
+    def write_for_the_owner(folder: Path) -> None:
+        (folder / "learner").mkdir()
+        save_file({"weight": torch.zeros(1)}, folder / "learner" / "weights.safetensors")
+        (folder / "learner" / "engine.json").write_text("{}")
+
+    before = os.umask(umask)
+    try:
+        Checkpoints(tmp_path / "rl", 2).save(1, {}, write_for_the_owner)
+        RunFolder(tmp_path).complete("sft", {}, write_for_the_owner)
+    finally:
+        os.umask(before)
+    files = [file for file in tmp_path.rglob("*") if file.is_file()]
+    assert len(files) == 6
+    assert {file.name: file.stat().st_mode & 0o777 for file in files} == {file.name: mode for file in files}
