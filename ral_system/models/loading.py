@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +11,15 @@ import torch
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError
 from safetensors import SafetensorError
-from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor, PreTrainedModel
+from torch import Tensor
+from transformers import (
+    AutoConfig,
+    AutoModelForImageTextToText,
+    AutoProcessor,
+    GenerationConfig,
+    PreTrainedModel,
+)
+from transformers.utils import GENERATION_CONFIG_NAME
 from transformers.utils import logging as transformers_logging
 
 from ral_system.attention.probe import IMPLEMENTATION
@@ -34,8 +44,20 @@ def load_model(folder: Path, *, dtype: Dtype, device: torch.device | str = "cpu"
         raise SetupError(
             f"model folder {folder}: {len(missing)} weights are missing, {missing[0]} first; copy it again"
         )
-    model.generation_config.do_sample = False  # ours is the only sampling code
     return model.to(device).eval()
+
+
+def save_model(
+    model: PreTrainedModel, weights: Mapping[str, Tensor], processor: Any, folder: Path, start: Path
+) -> None:
+    """Write model and processor in Hugging Face format. The generation settings stay those of the folder `start`."""
+    model.generation_config = GenerationConfig()  # transformers refuses to write some that are published
+    model.save_pretrained(folder, state_dict=weights)
+    processor.save_pretrained(folder)
+    if (start / GENERATION_CONFIG_NAME).is_file():
+        shutil.copyfile(start / GENERATION_CONFIG_NAME, folder / GENERATION_CONFIG_NAME)
+    else:
+        (folder / GENERATION_CONFIG_NAME).unlink()
 
 
 def load_processor(folder: Path) -> Any:

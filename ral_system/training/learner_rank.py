@@ -20,7 +20,7 @@ from ral_system.data.collate import Collator, TensorBatch
 from ral_system.data.media import MediaStore
 from ral_system.data.rows import row_tokens, select_rows
 from ral_system.errors import ConfigError, SetupError
-from ral_system.models.loading import load_model, load_processor, media_token_ids
+from ral_system.models.loading import load_model, load_processor, media_token_ids, save_model
 from ral_system.models.policy import PolicyModel, PolicyOutput
 from ral_system.sync.manifest import build_weights
 from ral_system.training.average import WeightAverage
@@ -59,6 +59,7 @@ class LearnerRank:
     ) -> None:
         self._config = config
         self._rank = rank
+        self._start = model_folder
         device = torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
         torch.manual_seed(config.seed)
         self._processor = load_processor(model_folder)
@@ -229,8 +230,8 @@ class LearnerRank:
         """Write the model in Hugging Face format (rank 0; every rank calls it)."""
         state = self._engine.full_state()
         if self._rank == 0:
-            self._engine.policy.model.save_pretrained(folder, state_dict=state)
-            self._processor.save_pretrained(folder)
+            assert state is not None
+            save_model(self._engine.policy.model, state, self._processor, folder, self._start)
 
     def save(self, folder: Path) -> None:
         """Write this rank's share of weights, optimiser and schedule."""
