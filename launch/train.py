@@ -10,6 +10,8 @@ import os
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import ExitStack
+from functools import cache
 from pathlib import Path
 
 from launch.cli import run_with_config
@@ -60,7 +62,7 @@ def run_stages(config: RunConfig, stages: Sequence[Stage]) -> None:
         print(f"continuing with {field}={new} (was {old})", file=sys.stderr)
     from ral_system.controller.checkpoint import Checkpoints
     from ral_system.controller.report import write_run_report
-    from ral_system.controller.start import first_model, run_stage
+    from ral_system.controller.start import first_model, open_metrics, run_stage
     from ral_system.controller.summary import write_summary
     from ral_system.models.loading import local_model_folder
     from ral_system.observability.timeline import write_trace
@@ -68,21 +70,24 @@ def run_stages(config: RunConfig, stages: Sequence[Stage]) -> None:
     began = time.monotonic()
     for teacher in config.teachers if "rl" in stages else ():
         local_model_folder(teacher.path)  # a teacher that is not there must not be found out after hours of training
-    for stage in stages:
-        if stage in unfinished:
-            try:
-                run_stage(config, folder, stage, first_model(config, folder, stage, stages), role_factory(config))
-            except GateError as error:
-                write_summary(config, folder, failed=error)
-                write_run_report(folder.root, config.cluster.media_cache_gib)
-                raise
-        # Also when the stage was complete already: the run may have been killed just before this.
-        for earlier in STAGES[: STAGES.index(stage)]:
-            Checkpoints(folder.checkpoints / earlier, config.checkpoint.keep).clear()
-        Checkpoints(folder.checkpoints / stage, config.checkpoint.keep).prune(1)  # from which more steps go on
-        write_summary(config, folder)
-        write_run_report(folder.root, config.cluster.media_cache_gib)
-        write_trace(folder.root)
+    with ExitStack() as logs:
+        metrics = cache(lambda: logs.enter_context(open_metrics(config, folder)))  # all stages are one W&B run
+        for stage in stages:
+            if stage in unfinished:
+                try:
+                    model = first_model(config, folder, stage, stages)
+                    run_stage(config, folder, stage, model, role_factory(config), metrics)
+                except GateError as error:
+                    write_summary(config, folder, failed=error)
+                    write_run_report(folder.root, config.cluster.media_cache_gib)
+                    raise
+            # Also when the stage was complete already: the run may have been killed just before this.
+            for earlier in STAGES[: STAGES.index(stage)]:
+                Checkpoints(folder.checkpoints / earlier, config.checkpoint.keep).clear()
+            Checkpoints(folder.checkpoints / stage, config.checkpoint.keep).prune(1)  # from which more steps go on
+            write_summary(config, folder)
+            write_run_report(folder.root, config.cluster.media_cache_gib)
+            write_trace(folder.root)
     if unfinished:
         print(f"{folder.root}/report.html, summary.json and model/ are written ({time.monotonic() - began:.0f} s)")
     else:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import importlib.metadata
-import netrc
-import os
 import platform
 import sys
 from collections.abc import Iterator
@@ -27,6 +25,11 @@ print(json.dumps({"cuda": torch.version.cuda, "gpus": [f"{g.name} {g.total_memor
 # Attributes, since both packages import their parts only when asked for them.
 _TRANSFORMERS = "import transformers; transformers.AutoModelForImageTextToText, transformers.AutoProcessor"
 _VLLM = "import vllm; vllm.LLM"
+_WANDB_MODE = """
+import dataclasses, json
+from ral_system.observability.wandb_sink import resolve_mode
+print(json.dumps(dataclasses.asdict(resolve_mode("auto"))))
+"""
 
 
 def check_packages() -> list[Check]:
@@ -137,17 +140,12 @@ def _wandb() -> Check:
     version = version_of("wandb")
     if version is None:
         return Check("wandb", Status.MISSING, "not installed", "pip install wandb", BOTH)
-    if os.environ.get("WANDB_API_KEY") or _logged_in("api.wandb.ai"):
-        return Check("wandb", Status.OK, f"{version}, API key found: runs are online")
-    remedy = "to send runs as they train: wandb login; later: wandb sync"
-    return Check("wandb", Status.INFO, f"{version}, no API key: runs stay offline", remedy)
-
-
-def _logged_in(host: str) -> bool:
-    try:
-        return host in netrc.netrc().hosts
-    except (OSError, netrc.NetrcParseError):
-        return False
+    mode = probe(_WANDB_MODE)
+    if not mode.ok:
+        return Check("wandb", Status.BROKEN, f"{version}: {mode.error}", "pip install 'wandb>=0.31'")
+    found = f"{version}, runs are {mode.value['name']}: {mode.value['reason']}"
+    healthy = Status.OK if mode.value["name"] == "online" else Status.INFO
+    return Check("wandb", Status.WARNING if mode.value["problem"] else healthy, found, mode.value["remedy"])
 
 
 def misfits() -> list[Check]:

@@ -793,8 +793,10 @@ class LoggingConfig(Group):
     """Where metrics go besides `metrics.jsonl`."""
 
     wandb: Literal["auto", "online", "offline", "disabled"]
-    """auto: online with an API key, offline without."""
+    """auto: online where W&B finds a login, offline elsewhere. W&B's own settings (WANDB_MODE, WANDB_DISABLED, `wandb
+    offline`) count too, and of all of them the one that uploads less: WANDB_MODE=offline keeps online runs offline."""
     wandb_project: str
+    """WANDB_PROJECT takes its place, as WANDB_NAME does for the run's name and WANDB_DIR for its folder."""
     groups_per_step: NonNegative
     """Prompts per step whose rollouts, the whole group, are kept with text in `rollouts.jsonl`; 0 keeps none,
     `${algorithm.prompts_per_step}` all."""

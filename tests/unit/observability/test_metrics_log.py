@@ -1,19 +1,14 @@
 from __future__ import annotations
 
 import json
-import logging
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any
 
 import numpy as np
 import pytest
 
 from ral_system.config.schema import LoggingConfig
-from ral_system.observability import wandb_sink
 from ral_system.observability.jsonl import read_lines
 from ral_system.observability.metrics import MetricsLog, RolloutLog, recorded_media
-from ral_system.observability.wandb_sink import resolve_mode
 from ral_system.types import (
     Clip,
     Completion,
@@ -204,99 +199,3 @@ def test_rollouts_roll_back_like_metrics(tmp_path: Path) -> None:
     assert [r["step"] for r in read_lines(tmp_path / "rollouts.jsonl")] == [0]
     log.truncate("sft", 10)
     assert read_lines(tmp_path / "rollouts.jsonl") == []
-
-
-@pytest.fixture
-def no_login(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
-    monkeypatch.delenv("WANDB_API_KEY", raising=False)
-    monkeypatch.setenv("WANDB_BASE_URL", "https://wandb.invalid")
-    monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
-    return tmp_path / "netrc"
-
-
-def test_auto_is_online_only_with_a_login(no_login: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert resolve_mode("auto") == "offline"
-    no_login.write_text("machine other.invalid login user password x\n")
-    assert resolve_mode("auto") == "offline"
-    no_login.write_text("machine wandb.invalid login user password x\n")
-    assert resolve_mode("auto") == "online"
-    no_login.write_text("not a netrc {")
-    assert resolve_mode("auto") == "offline"
-    monkeypatch.setenv("WANDB_API_KEY", "x")
-    assert resolve_mode("auto") == "online"
-    assert resolve_mode("disabled") == "disabled"
-
-
-class FakeRun:
-    def __init__(self, fails: bool = False) -> None:
-        self.rows: list[dict[str, float]] = []
-        self.fails, self.finished = fails, 0
-
-    def log(self, row: dict[str, float]) -> None:
-        if self.fails:
-            raise RuntimeError("service\ndied")
-        self.rows.append(row)
-
-    def finish(self) -> None:
-        self.finished += 1
-
-
-def test_wandb_gets_each_stage_on_its_own_axis(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    run = FakeRun()
-    monkeypatch.setattr(wandb_sink, "_start", lambda *_: run)
-    log = MetricsLog(tmp_path, config("offline"), "run", {})
-    log.write("rl", 4, {"policy/kl": 0.5, "a/nan": float("nan")})
-    log.close()
-    log.close()
-    assert run.rows == [{"rl/policy/kl": 0.5, "rl/step": 4}]
-    assert run.finished == 1
-
-
-def test_wandb_that_cannot_start_costs_one_line(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    def fail(*_: Any) -> None:
-        raise RuntimeError("no\nservice")
-
-    monkeypatch.setattr(wandb_sink, "_start", fail)
-    with caplog.at_level(logging.WARNING), MetricsLog(tmp_path, config("offline"), "run", {}) as log:
-        log.write("rl", 1, {"a/b": 1.0})
-        log.write("rl", 2, {"a/b": 1.0})
-    assert len(caplog.messages) == 1
-    assert "no service" in caplog.messages[0]
-    assert len(read_lines(tmp_path / "metrics.jsonl")) == 2
-
-
-def test_an_unreachable_server_falls_back_to_offline(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    run, modes = FakeRun(), []
-
-    def start(folder: Path, mode: str, *_: Any) -> FakeRun:
-        modes.append(mode)
-        if mode == "online":
-            raise TimeoutError("unreachable")
-        return run
-
-    monkeypatch.setattr(wandb_sink, "_start", start)
-    with caplog.at_level(logging.WARNING), MetricsLog(tmp_path, config("online"), "run", {}) as log:
-        log.write("rl", 1, {"a/b": 1.0})
-    assert modes == ["online", "offline"]
-    assert len(run.rows) == len(caplog.messages) == 1
-
-
-def test_wandb_that_dies_midway_is_let_go(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    monkeypatch.setattr(wandb_sink, "_start", lambda *_: FakeRun(fails=True))
-    with caplog.at_level(logging.WARNING), MetricsLog(tmp_path, config("offline"), "run", {}) as log:
-        for step in range(3):
-            log.write("rl", step, {"a/b": 1.0})
-    assert len(caplog.messages) == 1
-
-
-def test_wandb_writes_under_the_run_folder_offline(no_login: Path, tmp_path: Path) -> None:
-    with MetricsLog(tmp_path / "run", config("auto"), "run", SimpleNamespace(a=1).__dict__) as log:
-        log.write("rl", 1, {"a/b": 1.0})
-    (record,) = (tmp_path / "run" / "wandb").glob("offline-run-*/*.wandb")
-    assert record.stat().st_size > 0
