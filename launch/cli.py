@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn
 
+from ral_system import __version__
 from ral_system.config.schema import RunConfig
 from ral_system.config.validate import parse_config
 from ral_system.errors import ConfigError, RalError, SetupError
@@ -21,6 +22,9 @@ _MACHINE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)
 
 def run_with_config(task: Callable[[RunConfig], None], *, doc: str) -> None:
     """Run `task` with the configuration from the command line. Exit codes: 0 done, 2 wrong input, 1 anything else."""
+    if "--version" in sys.argv[1:]:  # Hydra would print its own
+        print(f"ral-system {__version__}")
+        return
     import hydra
     from hydra._internal.utils import get_args_parser
     from hydra.errors import HydraException

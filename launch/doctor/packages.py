@@ -11,6 +11,8 @@ from pathlib import Path
 from packaging.requirements import Requirement
 
 from launch.doctor.check import Check, Probe, Status, probe, version_of
+from ral_system import __version__
+from ral_system.versions import this_command
 
 BOTH = ("cpu", "gpu")
 AUDIO = ("torchaudio", "torchcodec")
@@ -36,6 +38,7 @@ def check_packages() -> list[Check]:
     """Everything about the Python environment, in the order of the table."""
     torch = probe(_TORCH) if version_of("torch") else Probe(False)
     return [
+        _ourselves(),
         _python(),
         _torch(torch),
         _gpus(torch),
@@ -50,6 +53,12 @@ def check_packages() -> list[Check]:
         _wandb(),
         *misfits(),
     ]
+
+
+def _ourselves() -> Check:
+    command = this_command()
+    commit, changes = command["git_commit"], " with changes" if command["git_dirty"] else ""
+    return Check("ral-system", Status.OK, f"{__version__}{f', commit {commit[:12]}{changes}' if commit else ''}")
 
 
 def _python() -> Check:

@@ -7,7 +7,7 @@ import json
 import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -18,8 +18,8 @@ import yaml
 from ral_system.config.schema import STAGES, RunConfig, Stage
 from ral_system.controller.checkpoint import apply_umask
 from ral_system.errors import ConfigError, SetupError
-from ral_system.observability.jsonl import dump, read_lines, write_atomically
-from ral_system.observability.metrics import METRICS_FILE
+from ral_system.observability.jsonl import JsonLines, dump, read_lines, write_atomically
+from ral_system.observability.metrics import COMMANDS_FILE, METRICS_FILE
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,6 +95,7 @@ class RunFolder:
         self.logs = root / "logs"
         self.checkpoints = root / "checkpoints"
         self.summary = root / "summary.json"
+        self.commands = root / COMMANDS_FILE
         self.start_model = root / "models" / "start"
         self._lock: IO[str] | None = None
 
@@ -212,6 +213,11 @@ class RunFolder:
 
     def _recorded(self) -> dict[str, Any]:
         return yaml.safe_load(self.config.read_text())
+
+    def add_command(self, record: Mapping[str, Any]) -> None:
+        """Append what `versions.this_command` says to the commands that made the folder."""
+        with closing(JsonLines(self.commands)) as lines:
+            lines.append(record)
 
     def use_data(self, prepared: Path) -> None:
         """Link the prepared files, and their media, into the folder. Raises ConfigError after work with others."""

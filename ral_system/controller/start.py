@@ -18,6 +18,7 @@ from ral_system.observability.metrics import MetricsLog, RolloutLog
 from ral_system.observability.progress import PhaseTimer, StageProgress
 from ral_system.observability.timeline import CONTROLLER, SpanLog
 from ral_system.protocols import Roles
+from ral_system.versions import this_command
 
 StartRoles = Callable[[RunConfig, Stage, Path, Path], Roles]
 """(config, stage, model folder, run folder) → roles, ready to work."""
@@ -54,8 +55,10 @@ def first_model(config: RunConfig, folder: RunFolder, stage: Stage, stages: Sequ
 
 
 def open_metrics(config: RunConfig, folder: RunFolder) -> MetricsLog:
-    """The log of one command's stages."""
-    return MetricsLog(folder.root, config.logging, config.name, config.model_dump(mode="json"))
+    """The log of one command's stages. W&B gets the configuration with the versions and the command that ran it."""
+    record = this_command()
+    folder.add_command(record)
+    return MetricsLog(folder.root, config.logging, config.name, {**config.model_dump(mode="json"), **record})
 
 
 def run_stage(

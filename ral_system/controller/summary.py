@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ral_system.config.schema import STAGES, RunConfig
 from ral_system.controller.run_folder import RunFolder
 from ral_system.errors import GATE_COUNTERS, GateError
-from ral_system.observability.jsonl import write_atomically
+from ral_system.observability.jsonl import read_objects, write_atomically
 from ral_system.observability.timeline import idle_shares
 
 
@@ -42,5 +43,15 @@ def write_summary(config: RunConfig, folder: RunFolder, failed: GateError | None
         "wall_s": {
             stage: {"total": result.get("wall_s"), **result.get("phases_s", {})} for stage, result in results.items()
         },
+        **_made_with(read_objects(folder.commands)),
     }
     write_atomically(folder.summary, json.dumps(summary, indent=2))
+
+
+def _made_with(commands: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Versions of the newest command that did part of the run, and all of these commands."""
+    newest = commands[-1] if commands else {}
+    return {
+        **{name: newest.get(name) for name in ("versions", "git_commit", "git_dirty")},
+        "commands": [command.get("command") for command in commands],
+    }

@@ -28,6 +28,7 @@ from ral_system.types import Media, Rollout
 
 METRICS_FILE = "metrics.jsonl"
 ROLLOUTS_FILE = "rollouts.jsonl"
+COMMANDS_FILE = "commands.jsonl"
 Phase = Literal["train", "before_rl", "after_rl"]
 _RESERVED = frozenset({"stage", "step", "time_s"})
 

@@ -51,12 +51,28 @@ def _body(run: RunData, media: ReportMedia) -> str:
         if drawn:
             parts.append(f'<section><h2>{escape(title)}</h2><div class="charts">{drawn}</div></section>')
     parts.append(rollout_sections(run, media))
-    if run.config_text:
-        parts.append(
-            f"<section><h2>Configuration</h2><details><summary>config.yaml</summary>"
-            f"<pre>{escape(run.config_text)}</pre></details></section>"
-        )
+    folds = [("config.yaml", run.config_text), ("Versions and commands", _commands(run))]
+    if drawn := "".join(_fold(title, text) for title, text in folds if text):
+        parts.append(f"<section><h2>Configuration</h2>{drawn}</section>")
     return "".join(parts)
+
+
+def _fold(title: str, text: str) -> str:
+    return f"<details><summary>{escape(title)}</summary><pre>{escape(text)}</pre></details>"
+
+
+def _commands(run: RunData) -> str:
+    """Every command that did part of the run, with its code and packages, oldest first."""
+    return "\n\n".join(
+        "\n".join(
+            [
+                f"{command.get('started')}  {command.get('command')}",
+                f"  commit {command.get('git_commit') or 'unknown'}{' with changes' * bool(command.get('git_dirty'))}",
+                *(f"  {name} {version}" for name, version in (command.get("versions") or {}).items()),
+            ]
+        )
+        for command in run.commands
+    )
 
 
 def _header(run: RunData, top: Headline) -> str:

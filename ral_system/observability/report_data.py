@@ -12,8 +12,8 @@ import yaml
 
 from ral_system.config.schema import STAGES, Stage
 from ral_system.errors import GATE_COUNTERS
-from ral_system.observability.jsonl import read_lines
-from ral_system.observability.metrics import METRICS_FILE, ROLLOUTS_FILE
+from ral_system.observability.jsonl import read_lines, read_objects
+from ral_system.observability.metrics import COMMANDS_FILE, METRICS_FILE, ROLLOUTS_FILE
 
 Points = list[tuple[int, float | None]]
 """(step, value) in step order; None where the recorded value was not finite."""
@@ -29,6 +29,7 @@ class RunData:
     summary: Mapping[str, Any]
     config: Mapping[str, Any]
     config_text: str
+    commands: list[dict[str, Any]]
 
     @property
     def is_empty(self) -> bool:
@@ -80,6 +81,7 @@ def read_run(folder: Path) -> RunData:
         summary=_mapping(_json, _text(folder / "summary.json")),
         config=_mapping(_yaml, config_text),
         config_text=config_text,
+        commands=read_objects(folder / COMMANDS_FILE),
     )
 
 

@@ -66,6 +66,13 @@ def test_a_command_is_one_wandb_run_and_a_later_one_continues_it(commands, left,
     assert uploads == [1, 1, 0]  # the last command had nothing left to do
     files = sorted((run.folder / "wandb").glob("offline-run-*/run-*.wandb"))
     assert [file.name for file in files] == [f"run-{(run.folder / 'wandb-run-id').read_text()}.wandb"] * 2
+    recorded = [line["command"] for line in run.lines("commands.jsonl")]
+    assert recorded == [
+        "ral-train experiment=smoke cluster=local logging.wandb=offline 'stages=[perceive,sft]'",
+        "ral-rl experiment=smoke cluster=local logging.wandb=offline seed=0",
+    ]
+    assert run.summary()["commands"] == recorded
+    assert {"ral_system", "python", "torch", "transformers", "wandb"} <= run.summary()["versions"].keys()
     start, end = (run.folder / name / "generation_config.json" for name in ("models/start", "model"))
     assert start.read_bytes() == end.read_bytes()
     assert len({file.stat().st_mode for file in (run.folder / "model").iterdir() if file.is_file()}) == 1

@@ -26,3 +26,20 @@ def test_the_gate_that_ended_a_run_is_counted_in_whatever_stage(
     summary = json.loads((tmp_path / "summary.json").read_text())
     assert {name: summary[name] for name in GATE_COUNTERS} == counts
     assert summary["held_out_accuracy_after_rl"] is None
+
+
+def test_versions_and_all_commands_are_told(make_config: Callable[..., RunConfig], tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path)
+    write_summary(make_config(), folder)
+    assert json.loads(folder.summary.read_text())["versions"] is None
+    for command, version in (("ral-train a", "1"), ("ral-rl b", "2")):
+        record = {"command": command, "git_commit": "abc", "git_dirty": False, "versions": {"torch": version}}
+        folder.add_command(record)
+    write_summary(make_config(), folder)
+    summary = json.loads(folder.summary.read_text())
+    assert {name: summary[name] for name in ("versions", "git_commit", "git_dirty", "commands")} == {
+        "versions": {"torch": "2"},
+        "git_commit": "abc",
+        "git_dirty": False,
+        "commands": ["ral-train a", "ral-rl b"],
+    }

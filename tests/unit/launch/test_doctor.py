@@ -10,6 +10,7 @@ import pytest
 from wandb.sdk.lib import urls
 from wandb.sdk.lib.wbauth import wbnetrc
 
+import ral_system
 from launch.doctor import check, cli, fix, machine, packages
 from launch.doctor.check import Check, Probe, Status
 from ral_system.torchvision_hook import PTH_NAME, PTH_TEXT
@@ -142,6 +143,12 @@ def test_the_login_is_found_where_wandb_leaves_it(monkeypatch: pytest.MonkeyPatc
     assert packages._wandb().status is Status.OK
     monkeypatch.setenv("WANDB_MODE", "offline")
     assert "offline: WANDB_MODE=offline" in packages._wandb().found
+
+
+def test_our_own_version_comes_first(pretend) -> None:
+    pretend(CPU_MACHINE, CPU_TORCH)
+    first = packages.check_packages()[0]
+    assert (first.name, first.found.split(",")[0]) == ("ral-system", ral_system.__version__)
 
 
 def test_unmet_requirements_between_packages_are_shown(pretend, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -208,3 +208,21 @@ def test_of_every_training_group_the_worst_and_the_best_response_are_shown(tmp_p
     page = write_report(tmp_path).read_text()
     shown = re.findall(r'data-rollout="(train/[^"]+)"', page)
     assert shown == ["train/1#2", "train/1#1", "train/2#0"]
+
+
+def test_versions_and_commands_are_in_a_fold(tmp_path: Path) -> None:
+    lines(tmp_path, "metrics.jsonl", row("rl", 1, policy__kl=0.1))
+    assert "Versions and commands" not in write_report(tmp_path).read_text()
+    made = {"started": "2026-01-01T00:00:00+00:00", "git_commit": "abc", "git_dirty": True, "versions": {"torch": "2"}}
+    later = {"started": "2026-01-02T00:00:00+00:00", "git_commit": None, "git_dirty": None, "versions": {"torch": "3"}}
+    lines(tmp_path, "commands.jsonl", made | {"command": "ral-train a=<b>"}, later | {"command": "ral-rl"})
+    page = write_report(tmp_path).read_text()
+    fold = page.split("Versions and commands")[1].split("</details>")[0]
+    assert re.findall(r"ral-\S+(?: \S+)?|commit .*|torch .*", fold) == [
+        "ral-train a=&lt;b&gt;",
+        "commit abc with changes",
+        "torch 2",
+        "ral-rl",
+        "commit unknown",
+        "torch 3</pre>",
+    ]
