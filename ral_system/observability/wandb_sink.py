@@ -60,11 +60,11 @@ def resolve_mode(asked: Literal["auto", "online", "offline", "disabled"]) -> Mod
         return Mode("offline", "logging.wandb=offline")
     try:
         if wandb.login(prompt=False, verify=False):
-            return Mode("online", f"logged in at {settings.base_url}")
+            return Mode("online", f"login found for {settings.base_url}")
     except wandb.errors.AuthenticationError as error:
         return Mode("offline", f"the login cannot be used ({_reason(error)})", "wandb login --relogin", problem=True)
     expected = asked == "online" or theirs is not None
-    return Mode("offline", f"no login at {settings.base_url}", "wandb login", problem=expected)
+    return Mode("offline", f"no login for {settings.base_url}", "wandb login", problem=expected)
 
 
 class WandbSink:
@@ -159,6 +159,7 @@ def _start(
         "run_name": run_name,
         "run_id": _run_id(folder),
         "root_dir": str(folder.resolve()),
+        "resume": "allow",  # also offline: a file that says so is appended to its run by `wandb sync`
         "console": "off",
         "quiet": True,
         "silent": True,
@@ -170,10 +171,7 @@ def _start(
     }
     theirs = wandb.setup().settings.model_fields_set  # from WANDB_* and W&B's settings files
     ours = {name: value for name, value in defaults.items() if name not in theirs}
-    # Also offline: a file that says so is appended to its run by `wandb sync`.
-    return wandb.init(
-        config=dict(resolved_config), mode=mode, settings=wandb.Settings(**ours), resume="allow", reinit="create_new"
-    )
+    return wandb.init(config=dict(resolved_config), mode=mode, settings=wandb.Settings(**ours), reinit="create_new")
 
 
 def _run_id(folder: Path) -> str:
