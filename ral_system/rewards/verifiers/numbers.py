@@ -2,55 +2,134 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import re
+from dataclasses import dataclass
 
-from ral_system.rewards.verifiers.markup import undressed
+from ral_system.rewards.verifiers.markup import boxed, undressed
+from ral_system.rewards.verifiers.spelled import SCALES, in_digits
+from ral_system.rewards.verifiers.units import NONE, PERCENT, Unit, agree, counted_at, unit_at, without_money
 
-_DASHES = dict.fromkeys([*range(0x2012, 0x2016), 0x2212], "-")
-_CURRENCY = re.compile(r"[a-z]{0,3}[$€£¥]\s*")
-_SCALES = {"hundred": 1e2, "thousand": 1e3, "million": 1e6, "billion": 1e9, "trillion": 1e12}
+_SIGNS = str.maketrans(
+    dict.fromkeys("‒–—―−", "-")
+    | {"½": " 1/2", "¼": " 1/4", "¾": " 3/4", "⅓": " 1/3", "⅔": " 2/3", "⁄": "/", "∕": "/", "：": ":", "％": "%"}
+)
+_RAISED, _TO_FLAT = re.compile("[⁻⁰¹²³⁴⁵⁶⁷⁸⁹]+"), str.maketrans("⁻⁰¹²³⁴⁵⁶⁷⁸⁹", "-0123456789")
+_DEGREES = re.compile(r"\^ ?(?:\\circ\b|\{ ?\\circ ?\})|\\degree\b")
+_SPACING = re.compile(r"(?<!\\)\\[,;:! ]|\\q?quad\b|~")
+_FRACTION = re.compile(r"\\[dtc]?frac ?(?:\{ ?(-?\d+) ?\}|(\d)) ?(?:\{ ?(\d+) ?\}|(\d))")
+_MIXED = re.compile(r"(?<=\d) ?(?=\\[dtc]?frac)")
+TIMES_TEN = re.compile(r"(?<=[\d.]) ?(?:[×·⋅*x]|\\times|\\cdot) ?10 ?\^ ?[{(]? ?([-+]?\d+) ?[)}]?")
+_EXPONENT = re.compile(r"\^ ?[{(]? ?([-+]?\d+) ?[)}]?")
+_COMMA = re.compile(r"(?<=\d)\{,\}(?=\d{3})")
+_THOUSANDS = re.compile(r"(?<![\w.,] )(?<![\w.,])\d{1,3}(?: \d{3})+(?! ?[\d/])")
+_PRODUCT = re.compile(r"(?<=\d) ?\*+ ?(?=[\d(])")
+_TWICE = re.compile(r"\b(\d+) ?\(\1\)")
 _NUMBER = re.compile(
-    r"(?<![\w.])(?P<sign>(?<!\w)[-+]|^[-+]\s+|(?<=[=:])\s*[-+]\s+|\b(?:minus|negative)\s+)?"
-    r"(?:(?:(?P<whole>\d+)\s+)?(?P<over>\d+)\s*/\s*(?P<under>\d+)"
-    r"|(?P<digits>\d{1,3}(?:,\d{3})+(?:\.\d+)?|\d+\.?\d*|\.\d+)(?P<exponent>e[-+]?\d+)?(?:\^\{?(?P<power>[-+]?\d+)\}?)?)"
-    rf"(?:[\s-]*(?P<scale>{'|'.join(_SCALES)})s?\b)?(?P<percent>\s*\\?%|\s*percent\b)?"
+    r"(?<![\w.])(?P<sign>(?<!\w)[-+]|^[-+]\s+|(?<=[=:])\s?[-+]\s|\b(?:minus|negative)\s)?"
+    r"(?:(?:(?P<whole>\d+) )?(?P<over>\d+) ?/ ?(?P<under>\d+)"
+    r"|(?P<digits>\d{1,3}(?:,\d{3})+(?:\.\d+)?|\d+\.?\d*|\.\d+)(?P<exponent>e[-+]?\d+)?(?:\^(?P<power>[-+]?\d+))?)"
+    rf"(?:[ -]?(?P<scale>{'|'.join(SCALES)})s?\b)?",
+    re.IGNORECASE,
 )
 _PLAIN = re.compile(r"(?<![a-z_\d.])[-+]?(?:\d+\.?\d*|\.\d+)(?:e[-+]?\d+)?")
-_POWER_OF_UNIT = re.compile(r"(?<=[a-z])(?:\^?\{?-?\d\}?|[²³])")
+_POWER_OF_UNIT = re.compile(r"(?<=[A-Za-z])\^?-?\d")
+_SHORT_SCALE = re.compile(r"(?:[kKMBb]|bn)\b")
+DENIALS = (
+    "not|no|nor|cannot|never|neither|wrong|incorrect|doubt|except|excluding|anything but|all but|least|most|more|less"
+    "|fewer|than|over|under|above|below|up to"
+)
+"""Words that take back what they stand beside, or make it a bound; a part of a regular expression."""
+_OPERATIONS = "squared|cubed|(?:square|cube|root) of|twice|doubled?|tripled?|plus|divided|dozen|half"
 _FOREIGN = re.compile(
-    r"\d|[½¼¾²³√π^*<>≠≤≥\\]|[-+]\W{0,3}$|\w\($|^[kmb]\b|n['’]t\b"
-    r"|\b(?:not|no|cannot|least|most|more|less|than|over|under|above|below|dozen|half"
-    rf"|(?:{'|'.join(_SCALES)})(?:s|ths?)?)\b"
+    r"\d|[√π^*<>≠≤≥±\\]|[-+]\W{0,3}$|\w\($|n['’]t\b"
+    rf"|\b(?:{DENIALS}|{_OPERATIONS}|(?:{'|'.join(SCALES)})(?:s|ths?)?)\b",
+    re.IGNORECASE,
 )
 """What beside a number makes it another one, or none."""
 
 
-def read_number(text: str) -> float | None:
-    """The one finite number of a text: `1,024`, `-3.5e2`, `1 1/2`, `10^3`, `12 %` (0.12), `- $5`, `1.5 million apples`.
+@dataclass(frozen=True, slots=True)
+class Quantity:
+    """A number with its unit. `12%` has the value 12 and the unit percent."""
+
+    value: float
+    unit: Unit
+
+
+@functools.lru_cache(1024)  # a group shares its reference, and its answers repeat each other
+def read_quantity(text: str) -> Quantity | None:
+    r"""The one finite number of a text and its unit: `1,024`, `1 024`, `-3.5e2`, `3 \times 10^5`, `1 1/2`, `forty-two`,
+    `12 %`, `- $5`, `1.5 million apples`. Of a text with a box, the number in the box.
 
     Strict: None where there is none or a second, where it is a bound (`at least 5`), and beside mathematics (`2√3`).
     """
-    text = _CURRENCY.sub("", text.lower().translate(_DASHES))
-    text = undressed(text).replace("=>", " ").strip().rstrip(".")
+    inside = boxed(text) if "\\" in text else None
+    text, money = without_money(_without_latex(one_line(text if inside is None else inside)))
+    if "*" in text or "$" in text:
+        text = _PRODUCT.sub("×", text.replace("$ $", "$,$").replace("$$", "$,$"))
+    text = " ".join(undressed(text).replace("=>", " ").split()).rstrip(". ")
+    text = _TWICE.sub(r"\1", in_digits(text))
     if (found := _NUMBER.search(text)) is None:
         return None
-    before, after = text[: found.start()], _POWER_OF_UNIT.sub("", text[found.end() :])
-    return None if _FOREIGN.search(before) or _FOREIGN.search(after) else _value(found)
+    before, after = text[: found.start()], text[found.end() :]
+    unit, end = unit_at(after, place := int(after.startswith(" ")))
+    if end == place:
+        unit, end = counted_at(after), 0
+    rest = _POWER_OF_UNIT.sub("", after[end:])
+    if _FOREIGN.search(before) or _FOREIGN.search(rest) or _SHORT_SCALE.match(after):
+        return None
+    value = _value(found)
+    return None if value is None else Quantity(value, unit if money is NONE else money)
+
+
+def read_number(text: str) -> float | None:
+    """The number of `read_quantity` without its unit; of `12 %`, 0.12."""
+    found = read_quantity(text)
+    return None if found is None else found.value / (100 if found.unit == PERCENT else 1)
 
 
 def read_numbers(text: str, count: int) -> list[float] | None:
     """Exactly `count` finite numbers, whatever stands between them; else None."""
-    found = [float(digits) for digits in _PLAIN.findall(text.lower().translate(_DASHES))]
+    found = [float(digits) for digits in _PLAIN.findall(text.lower().translate(_SIGNS))]
     return found if len(found) == count and all(map(math.isfinite, found)) else None
 
 
-def reference_number(reference: str) -> float:
-    """The reference answer's number. Raises ValueError."""
-    value = read_number(reference)
-    if value is None:
+def compared(given: str, reference: str) -> list[tuple[float, float]]:
+    """Values to compare, given and expected: none where the answer is no number or has another unit than the reference.
+
+    With a percent sign on one side only, the other may be meant in percent or as a share: two pairs. Raises ValueError
+    where the reference is not one number.
+    """
+    expected, found = read_quantity(reference), read_quantity(given)
+    if expected is None:
         raise ValueError(f"the reference answer {reference!r} is not one number")
-    return value
+    if found is None or not agree(found.unit, expected.unit):
+        return []
+    pairs = [(found.value, expected.value)]
+    if found.unit == PERCENT != expected.unit:
+        pairs.append((found.value / 100, expected.value))
+    elif expected.unit == PERCENT != found.unit:
+        pairs.append((found.value, expected.value / 100))
+    return pairs
+
+
+def one_line(text: str) -> str:
+    r"""A text in one line, with ASCII signs and single blanks: `5²` is `5^2`, `60^\circ` `60°`, `1\,000` `1000`."""
+    text = " ".join((text if text.isascii() else text.translate(_SIGNS)).split())
+    if not text.isascii():
+        text = _RAISED.sub(lambda raised: "^" + raised[0].translate(_TO_FLAT), text)
+    if "\\" in text or "~" in text or "{,}" in text:
+        text = _COMMA.sub("", _DEGREES.sub("°", text.replace("\\!", "")))
+        text = " ".join(_SPACING.sub(" ", text).split())
+    return _THOUSANDS.sub(lambda groups: groups[0].replace(" ", ""), text)
+
+
+def _without_latex(text: str) -> str:
+    if "\\" in text:
+        text = _FRACTION.sub(r"\1\2/\3\4", _MIXED.sub(" ", text))
+    return _EXPONENT.sub(r"^\1", TIMES_TEN.sub(r"e\1", text)) if "^" in text else text
 
 
 def _value(found: re.Match[str]) -> float | None:
@@ -61,6 +140,6 @@ def _value(found: re.Match[str]) -> float | None:
             value = float(found["digits"].replace(",", "") + (found["exponent"] or "")) ** float(found["power"] or 1)
     except (OverflowError, ZeroDivisionError):
         return None
-    value *= _SCALES.get(found["scale"] or "", 1) / (100 if found["percent"] else 1)
+    value *= SCALES.get((found["scale"] or "").lower(), 1)
     sign = -1 if (found["sign"] or "+").strip() != "+" else 1
     return sign * value if math.isfinite(value) else None

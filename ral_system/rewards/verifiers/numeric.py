@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from ral_system.config.schema import RewardConfig
-from ral_system.rewards.verifiers.numbers import read_number, reference_number
+from ral_system.rewards.verifiers.numbers import compared
 
 
 def score(given: str, reference: str, config: RewardConfig) -> float:
-    """1 where |x - y| ≤ absolute + relative · |y|, else 0."""
-    y, x = reference_number(reference), read_number(given)
-    return float(x is not None and abs(x - y) <= config.tolerance.absolute + config.tolerance.relative * abs(y))
+    """1 where |x - y| ≤ absolute + relative · |y| and the units agree, else 0."""
+    absolute, relative = config.tolerance.absolute, config.tolerance.relative
+    return float(any(abs(x - y) <= absolute + relative * abs(y) for x, y in compared(given, reference)))

@@ -31,7 +31,7 @@ def scored(name: str, given: str, reference: str, **settings: object) -> float:
 
 def test_every_verifier_is_a_file_and_a_choice_of_reward() -> None:
     folder = Path(importlib.import_module("ral_system.rewards.verifiers").__file__ or "").parent
-    helpers = {"__init__", "registry", "numbers", "markup"}
+    helpers = {"__init__", "registry", "numbers", "spelled", "units", "formula", "markup"}
     assert {f.stem for f in folder.glob("*.py")} - helpers == set(NAMES)
     choices = {f.stem for f in (Path(conf.__file__).parent / "reward").glob("*.yaml")}
     assert choices == (set(NAMES) - {"exact"}) | {"default", "avar", "video_r1"}
@@ -104,7 +104,7 @@ def test_a_choice_without_letters_is_by_its_words() -> None:
         ("12,34", None),
         ("1/0", None),
         ("1e999", None),
-        ("seven", None),
+        ("seven", 7.0),
         ("nan", None),
         ("", None),
         # signs
@@ -136,7 +136,7 @@ def test_a_choice_without_letters_is_by_its_words() -> None:
         ("it isn't 5", None),
         ("at least 5", None),
         ("cannot be 5", None),
-        ("1\u00bd", None),
+        ("1\u00bd", 1.5),
         ("2\u03c0", None),
         ("\u221a4", None),
         ("sqrt(16)", None),
@@ -157,7 +157,7 @@ def test_a_choice_without_letters_is_by_its_words() -> None:
         ("AB = 5", 5.0),
         ("x1 = 5", None),
         ("H2O", None),
-        ("1 000", None),
+        ("1 000", 1000.0),
         ("x^2", None),
         ("1 0000", None),
         ("1 1/2", 1.5),
@@ -354,12 +354,32 @@ def test_endless_digits_score_and_are_no_error(name: str, given: str) -> None:
     assert 0 <= scored(name, given, reference) <= 1
 
 
+LONG = [
+    *("ab" + " " * 200_000 + "!", "\\boxed{" + " " * 200_000, "5" + " " * 200_000 + "x", "(" * 200_000),
+    *("\\boxed{" * 30_000, "\\text{" * 30_000, "\\frac{1" * 30_000, "$5" * 100_000, "5*" * 100_000, "**5 " * 50_000),
+    *("1 000" + " 000" * 50_000 + " 0", "5 m" + " m" * 100_000, "5 x 10^" * 25_000, "^{5" * 60_000, "two-" * 50_000),
+    *("B" + " wait," * 30_000, "B" + ",b" * 100_000, "B\n" * 100_000, "A. B. " * 30_000, "the answer is " * 15_000),
+    *("in " + "a " * 100_000, "B" + "-" * 200_000, "not " * 50_000),
+]
+
+
 @pytest.mark.parametrize("name", [name for name in NAMES if name not in ("function", "ocr", "free_form")])
-@pytest.mark.parametrize("given", ["ab" + " " * 200_000 + "!", "\\boxed{" + " " * 200_000, "5" + " " * 200_000 + "x"])
-def test_blanks_without_end_take_no_time(name: str, given: str) -> None:
-    """Read in time that grows with their square they would take longer than any test may."""
+@pytest.mark.parametrize("given", LONG, ids=[text[:12] for text in LONG])
+@pytest.mark.timeout(30)
+def test_a_long_answer_takes_time_that_grows_with_its_length(name: str, given: str) -> None:
+    """Read in time that grows with their square these would take minutes."""
     reference = {"box": "[0, 0, 4, 4]", "interval": "1-4", "multiple_choice": "B"}.get(name, "4")
     assert 0 <= scored(name, given, reference) <= 1
+
+
+@pytest.mark.parametrize("brackets", ["()", "{}", "[]"])
+@pytest.mark.timeout(30)
+def test_brackets_in_brackets_are_read_to_a_depth(brackets: str) -> None:
+    """math-verify's time grows by a factor with each."""
+    for depth, read in ((6, True), (100, False)):
+        given = brackets[0] * depth + "5" + brackets[1] * depth
+        assert scored("mathematics", given, "5") <= read
+    assert scored("mathematics", "(((5)))", "5") == 1
 
 
 def test_an_answer_is_needed_whatever_the_verifier() -> None:
