@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from launch.arguments import Parser
-from launch.cli import fail
+from launch.mistakes import fail
 from ral_system.errors import ConfigError, RalError
 from ral_system.observability.scatter import Point, scatter
 

@@ -31,9 +31,9 @@ def main() -> None:
     run_with_config(evaluate_model, doc=main.__doc__ or "")
 
 
-def evaluate_model(config: RunConfig) -> None:
+def evaluate_model(config: RunConfig) -> float | None:
     """Print a table of figures with their 95 % intervals; write `evaluation.json`, the answers and their scores into
-    the run folder.
+    the run folder. Return the figure that counts, None for a sweep.
 
     The held-out questions of `data`, with a column for the steered model if there is an intervention and the map
     `visual_score.svg`; or those of a benchmark; or a sweep of either.
@@ -52,7 +52,7 @@ def evaluate_model(config: RunConfig) -> None:
         from launch.sweep import sweep
 
         sweep(config, folder)
-        return
+        return None
     subject = Subject.of(config, str(config.start_model), folder)
     if config.evaluation.benchmark.name is not None:
         questions = asked(config, subject)
@@ -62,10 +62,11 @@ def evaluate_model(config: RunConfig) -> None:
         _write(folder, {"model": str(subject.model), **found.record})
         _keep_answers(subject, found)
     else:
-        _evaluate_held_out(config, subject)
+        found = _evaluate_held_out(config, subject)
+    return found.values.get(found.headline)
 
 
-def _evaluate_held_out(config: RunConfig, subject: Subject) -> None:
+def _evaluate_held_out(config: RunConfig, subject: Subject) -> Figures:
     from ral_system.controller.data import open_prompts
     from ral_system.controller.run_folder import RunFolder
 
@@ -89,6 +90,7 @@ def _evaluate_held_out(config: RunConfig, subject: Subject) -> None:
     if attention:
         print(f"{folder}/visual_score.svg: the score by layer and head")
     _write(folder, record)
+    return found
 
 
 def _keep_answers(subject: Subject, found: Figures) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from launch.cli import fail
+from launch.mistakes import fail
 from ral_system.errors import RalError
 
 

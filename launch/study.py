@@ -20,7 +20,7 @@ from typing import Annotated
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from launch.arguments import Parser
-from launch.cli import fail
+from launch.mistakes import fail
 from ral_system.errors import ConfigError, RalError
 
 STUDIES = Path(__file__).parent / "studies"

@@ -11,7 +11,7 @@ import sys
 import time
 from collections.abc import Sequence
 from contextlib import ExitStack
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 
 from launch.cli import run_with_config
@@ -22,26 +22,29 @@ from ral_system.errors import ConfigError, GateError
 
 def main() -> None:
     """The configured stages, by default perceive, sft and rl."""
-    run_with_config(lambda config: run_stages(config, config.stages), doc=main.__doc__ or "")
+    run_with_config(run_stages, doc=main.__doc__ or "")
 
 
 def perceive() -> None:
     """Learn to see by dense captioning."""
-    run_with_config(lambda config: run_stages(config, ("perceive",)), doc=perceive.__doc__ or "")
+    run_with_config(partial(run_stages, stages=("perceive",)), doc=perceive.__doc__ or "")
 
 
 def sft() -> None:
     """The think-and-answer cold start."""
-    run_with_config(lambda config: run_stages(config, ("sft",)), doc=sft.__doc__ or "")
+    run_with_config(partial(run_stages, stages=("sft",)), doc=sft.__doc__ or "")
 
 
 def rl() -> None:
     """Reinforced Attention Learning from a cold-started model."""
-    run_with_config(lambda config: run_stages(config, ("rl",)), doc=rl.__doc__ or "")
+    run_with_config(partial(run_stages, stages=("rl",)), doc=rl.__doc__ or "")
 
 
-def run_stages(config: RunConfig, stages: Sequence[Stage]) -> None:
-    """Run the given stages, skipping those that are complete. Heavy imports happen here, after parsing."""
+def run_stages(config: RunConfig, stages: Sequence[Stage] = ()) -> float | None:
+    """Run the given stages, by default `config.stages`, skipping those that are complete; return the last one's
+    held-out accuracy. Heavy imports happen here, after parsing.
+    """
+    stages = stages or config.stages
     from ral_system.observability.quiet import silence_third_party
 
     silence_third_party()
@@ -94,6 +97,8 @@ def run_stages(config: RunConfig, stages: Sequence[Stage]) -> None:
         steps = ", ".join(f"{stage} ended at step {folder.steps(stage)}" for stage in stages)
         more = "algorithm.steps" if "rl" in stages else f"{stages[-1]}.max_steps"
         print(f"{folder.root}: nothing to do, {steps}; raise {more} to train on")
+    result = folder.result(stages[-1]) or {}
+    return result.get("held_out_accuracy", result.get("held_out_score"))  # of rl; of a supervised stage
 
 
 def role_factory(config: RunConfig):  # type: ignore[no-untyped-def]

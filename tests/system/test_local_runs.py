@@ -78,6 +78,18 @@ def test_a_command_is_one_wandb_run_and_a_later_one_continues_it(commands, left,
     assert len({file.stat().st_mode for file in (run.folder / "model").iterdir() if file.is_file()}) == 1
 
 
+def test_a_multirun_trains_every_job_in_its_own_folder_and_goes_on_with_it(commands, tmp_path: Path) -> None:
+    run = ("-m", "experiment=smoke", "cluster=local", "stages=[perceive,sft]", "perceive.max_steps=2", "seed=0,1")
+    done = commands("ral-train", *run, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    results = [json.loads(file.read_text()) for file in sorted(tmp_path.glob("runs/smoke_seed-?/models/sft/stage.json"))]
+    assert len(results) == 2
+    for seed, result in enumerate(results):
+        assert f"seed={seed}: done, held-out accuracy {result['held_out_score']:.3f}, " in done.stderr
+    again = commands("ral-train", *run, cwd=tmp_path)
+    assert (again.returncode, again.stderr.count("step")) == (0, 0), again.stderr
+
+
 def test_there_is_a_signal_to_lose(uninterrupted) -> None:
     """Else the tests below would compare weights that nothing changed."""
     steps = uninterrupted.rl_steps()

@@ -1,0 +1,165 @@
+"""The task as Hydra calls it: once in a single run, once per job of a multirun (`-m`), each with its own run folder."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import sys
+import time
+import traceback
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from launch.mistakes import explain, fail
+from ral_system.config.schema import RunConfig
+from ral_system.config.validate import parse_config
+from ral_system.errors import RalError
+
+if TYPE_CHECKING:
+    from hydra.core.override_parser.types import Override
+    from omegaconf import DictConfig
+
+Task = Callable[[RunConfig], float | None]
+"""Does the work and returns what a sweeper optimises, or None."""
+
+_SUFFIX_CHARS = 120
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How one job ended. `failure` is empty for a job that is done."""
+
+    job: str
+    failure: str
+    value: float | None
+    wall_s: float
+
+    def __str__(self) -> str:
+        if self.failure:
+            return f"{self.job}: failed: {self.failure}"
+        value = "" if self.value is None else f"held-out accuracy {self.value:.3f}, "
+        return f"{self.job}: done, {value}{self.wall_s:.0f} s"
+
+
+class HydraTask:
+    """Validates the composed configuration and runs the task; picklable, so launchers may run it in other processes.
+
+    A job of a multirun says when it starts and how it ended, and raises what went wrong: the launcher goes on with the
+    next job. `outcomes` has the jobs that ran in this process.
+    """
+
+    def __init__(self, task: Task, overrides: Sequence[str]) -> None:
+        self._task, self._overrides = task, tuple(overrides)
+        self.called = False
+        self.outcomes: list[Outcome] = []
+
+    def __call__(self, container: DictConfig) -> float | None:
+        """Run what `container` configures and return the task's value."""
+        from hydra.core.hydra_config import HydraConfig
+        from hydra.types import RunMode
+
+        self.called = True
+        hydra = HydraConfig.get()
+        if hydra.mode is RunMode.MULTIRUN:
+            return self._run_job(container, hydra)
+        try:
+            return self._run(container)
+        except RalError as error:  # here, since Hydra prints a line of its own about what passes it
+            fail(error)
+
+    def _run(self, container: DictConfig) -> float | None:
+        from omegaconf import OmegaConf
+
+        try:
+            resolved = OmegaConf.to_container(container, resolve=True, throw_on_missing=True)
+            return self._task(parse_config(plain_container(resolved)))
+        except Exception as error:
+            if (explained := explain(error)) is None:
+                raise
+            raise explained from error
+
+    def _run_job(self, container: DictConfig, hydra: Any) -> float | None:
+        swept, total = self._swept(hydra)
+        values = (f"{o.get_key_element()}={o.get_value_element_as_str()}" for o in swept)
+        job = " ".join([f"job {hydra.job.num + 1}" + (f" of {total}:" if total else ":"), *values])
+        began = time.monotonic()
+        try:
+            container.name = job_name(container, swept)
+            _say(f"{job} → {Path(container.runs_dir) / container.name}")
+            value = self._run(container)
+        except Exception as error:
+            if not isinstance(error, RalError):
+                traceback.print_exc()
+            failure = " ".join(str(error).split()) or type(error).__name__
+            self._ended(Outcome(job, failure, None, time.monotonic() - began))
+            raise
+        self._ended(Outcome(job, "", value, time.monotonic() - began))
+        return value
+
+    def _ended(self, outcome: Outcome) -> None:
+        self.outcomes.append(outcome)
+        _say(str(outcome))
+
+    def _swept(self, hydra: Any) -> tuple[list[Override], int | None]:
+        """This job's overrides that other jobs have otherwise, by key; and how many jobs there are, if that is known.
+
+        What the command line gives a single value is fixed, whatever sweeper chooses the rest.
+        """
+        from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+        from hydra.core.global_hydra import GlobalHydra
+        from hydra.core.override_parser.overrides_parser import OverridesParser
+
+        parser = OverridesParser.create(config_loader=GlobalHydra.instance().config_loader())
+        basic = hydra.sweeper._target_.endswith(".BasicSweeper")
+        params = [f"{key}={value}" for key, value in (hydra.sweeper.get("params") or {}).items()] if basic else []
+        given = {o.get_key_element(): o for o in parser.parse_overrides([*params, *self._overrides])}
+        fixed = {key for key, override in given.items() if not override.is_sweep_override()}
+        swept = [o for o in parser.parse_overrides(list(hydra.overrides.task)) if o.get_key_element() not in fixed]
+        asked = [o for o in given.values() if not o.is_hydra_override()]
+        total = len(BasicSweeper.split_arguments(asked, None)[0]) if basic else hydra.sweeper.get("n_trials")
+        return sorted(swept, key=lambda o: o.get_key_element()), total
+
+
+def plain_container(container: Any) -> dict[str, Any]:
+    """A composed configuration without Hydra's own keys."""
+    return {key: value for key, value in container.items() if key not in ("hydra", "experiment")}
+
+
+def job_name(container: DictConfig, swept: Sequence[Override]) -> str:
+    """The run's name with the swept values that it does not contain already; the same values give the same name.
+
+    Example: `smoke` with algorithm=ral,grpo and seed=0,1 gives `smoke_algorithm-ral_seed-0` and three others;
+    `${algorithm.name}_${seed}` stays as it is.
+    """
+    from omegaconf import OmegaConf
+
+    raw: Any = OmegaConf.to_container(container, resolve=False)
+    used = re.findall(r"\$\{([^${}]+)\}", str(raw["name"]))
+    if any(key.startswith("hydra:") for key in used):  # such as the job's number
+        return str(container.name)
+    words = []
+    for override in swept:
+        key = override.key_or_group.replace("/", ".")
+        if key != "name" and not any(f"{name}.".startswith(f"{key}.") for name in used):
+            words.append(_word(override.get_key_element().lstrip("+~"), override.get_value_element_as_str()))
+    suffix = "".join(f"_{word}" for word in words)
+    if len(suffix) > _SUFFIX_CHARS:
+        suffix = f"{suffix[:_SUFFIX_CHARS]}-{_hash(suffix)}"
+    return f"{container.name}{suffix}"
+
+
+def _word(key: str, value: str) -> str:
+    """`key-value` of the characters that a run's name may have; a hash where that leaves some of the value out."""
+    safe = re.sub(r"[^A-Za-z0-9._-]+", "-", value)
+    changed = "" if safe == value else f"-{_hash(value)}"
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", key) + f"-{safe}{changed}"
+
+
+def _hash(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:6]
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
