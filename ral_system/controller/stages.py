@@ -316,6 +316,7 @@ def _resume(context: StageContext, stage: Stage) -> tuple[Checkpoints, int, dict
             f"{started_from}; set start_model to that to continue it, or another name"
         )
     context.timer.resume(newest.state["phases_s"])
+    context.progress.resume(newest.step)
     context.roles.learner.load(newest.folder / "learner")
     context.metrics.truncate(stage, newest.step, newest.state["metric_lines"])
     context.rollouts.truncate(stage, newest.step, newest.state["rollout_lines"])

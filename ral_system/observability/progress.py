@@ -5,19 +5,23 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from datetime import datetime
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Column
 
 _SHOWN = {
     "eval/accuracy": "accuracy",
     "reward/total": "reward",
     "supervised/loss": "loss",
-    "held_out/token_accuracy": "held-out tokens foreseen",
+    "held_out/token_accuracy": "held-out token accuracy",
     "policy/kl": "KL",
     "gate/log_prob_diff_max": "max |Δ log-prob|",
     "synthesis/accepted": "accepted",
 }
+_PAUSE_S = (5.0, 60.0)
+"""Without a terminal, seconds between two lines: at least, and, as long as steps or phases begin, at most."""
 _TITLES = {"perceive": "perceive", "sft": "cold start", "rl": "RL"}
 
 
@@ -80,60 +84,78 @@ class PhaseTimer:
 
 
 class StageProgress:
-    """A bar with the newest numbers on a terminal; one plain line now and then anywhere else. Writes to stderr.
+    """A bar with the newest numbers on a terminal; anywhere else a plain line every few seconds to a minute. Writes to
+    stderr.
 
     Example: `with StageProgress("rl", total=20) as progress: …; progress.update(step, metrics)`
     """
 
     def __init__(
-        self, stage: str, total: int, start: int = 0, every: int | None = None, console: Console | None = None
+        self,
+        stage: str,
+        total: int,
+        start: int = 0,
+        console: Console | None = None,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._title, self._total, self._start = _TITLES.get(stage, stage), total, start
-        self._every = every or max(1, total // 20)
+        self._every = max(1, total // 20)
         self._console = console or Console(stderr=True, highlight=False)
+        self._clock = clock
         self._latest: dict[str, float] = {}
         self._warned: set[str] = set()
         self._step, self._phase = start, ""
-        self._began = time.monotonic()
+        self._began = self._said = clock()
         self._bar: Progress | None = None
         self._task = TaskID(0)
 
+    def resume(self, step: int) -> None:
+        """Start from `step` instead; call before entering."""
+        self._start = self._step = step
+
     def __enter__(self) -> StageProgress:
-        self._began = time.monotonic()
+        self._began = self._clock()
         if self._console.is_terminal:
+            # The numbers take the room that the rest leaves, and are cut to it.
+            numbers = Column(ratio=1, no_wrap=True, overflow="ellipsis")
             self._bar = Progress(
                 TextColumn("[bold]{task.description}[/bold]"),
-                BarColumn(bar_width=24),
+                BarColumn(bar_width=24 if self._console.width >= 120 else 8),
                 TextColumn("{task.completed:.0f}/{task.total:.0f}"),
-                TextColumn("{task.fields[numbers]}", style="cyan", markup=False),
+                TextColumn("{task.fields[numbers]}", style="cyan", markup=False, table_column=numbers),
                 TextColumn("{task.fields[phase]}", style="dim", markup=False),
                 TimeElapsedColumn(),
                 TextColumn("left"),
                 TimeRemainingColumn(),
                 console=self._console,
                 refresh_per_second=2,
+                expand=True,
+                get_time=self._clock,
             )
             self._task = self._bar.add_task(
                 self._title, total=self._total, completed=self._start, numbers="", phase="starting"
             )
             self._bar.start()
         else:
-            self._say(f"{self._title}: step {self._start} of {self._total}")
+            where = f"resumed at step {self._start}" if self._start else "step 0"
+            self._say(f"{self._title}: {where} of {self._total}")
         return self
 
-    def __exit__(self, *exc: object) -> None:
+    def __exit__(self, error: type[BaseException] | None, *_: object) -> None:
         if self._bar is not None:
             self._bar.update(self._task, phase="")
             self._bar.stop()
         else:
-            where = f"step {self._step} of {self._total}"
-            self._say(f"{self._title}: ended at {where}{self._numbers(' · ')}, {self._times()}")
+            where = f"{'stopped' if error else 'ended'} at step {self._step} of {self._total}"
+            self._say(f"{self._title}: {where}{self._numbers(' · ')}, {_duration(self._clock() - self._began)}")
 
     def phase(self, name: str) -> None:
         """Show what is going on now. Made to be a `PhaseTimer`'s `on_phase`."""
         self._phase = name
         if self._bar is not None:
             self._bar.update(self._task, phase=name)
+        elif not self._console.is_terminal and self._clock() - self._said >= _PAUSE_S[1]:
+            self._say(f"{self._line()}; now: {name}")
 
     def update(self, step: int, metrics: Mapping[str, float]) -> None:
         """`step` steps are done; show the newest value of each key metric."""
@@ -142,8 +164,10 @@ class StageProgress:
         self._latest.update(fresh)
         if self._bar is not None:
             self._bar.update(self._task, completed=step, numbers=self._numbers())
-        elif step % self._every == 0 or step >= self._total or "eval/accuracy" in fresh:
-            self._say(f"{self._title}: step {step}/{self._total}{self._numbers(' · ')}, {self._times()}")
+            return
+        notable = step % self._every == 0 or "eval/accuracy" in fresh
+        if self._clock() - self._said >= _PAUSE_S[0 if notable else 1]:
+            self._say(self._line())
 
     def warn(self, message: str) -> None:
         """A line that stays, once per text up to its first number: an alarm that goes on is not news."""
@@ -156,15 +180,18 @@ class StageProgress:
         text = ", ".join(f"{label} {_short(self._latest[key])}" for key, label in _SHOWN.items() if key in self._latest)
         return before + text if text else ""
 
-    def _times(self) -> str:
-        elapsed = time.monotonic() - self._began
+    def _line(self) -> str:
+        elapsed = self._clock() - self._began
+        line = f"{self._title}: step {self._step}/{self._total}{self._numbers(' · ')}, {_duration(elapsed)}"
         done = self._step - self._start
         if done <= 0 or self._step >= self._total:
-            return _duration(elapsed)
-        return f"{_duration(elapsed)}, about {_duration(elapsed / done * (self._total - self._step))} left"
+            return line
+        return f"{line}, about {_duration(elapsed / done * (self._total - self._step))} left"
 
     def _say(self, line: str) -> None:
-        self._console.print(line, markup=False, highlight=False, soft_wrap=True)
+        self._said = self._clock()
+        stamp = "" if self._console.is_terminal else f"{datetime.now():%H:%M:%S} "
+        self._console.print(stamp + line, markup=False, highlight=False, soft_wrap=True)
 
 
 def _short(value: float) -> str:

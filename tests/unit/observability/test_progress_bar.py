@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import io
+import re
 
 import pytest
 from rich.console import Console
@@ -57,37 +58,97 @@ def test_a_phase_that_raises_is_timed_and_closed() -> None:
     assert timer.totals() == {"reward": 2.0, "update": 1.0}
 
 
-def shown(terminal: bool, steps: int = 40) -> str:
-    out = io.StringIO()
-    console = Console(file=out, force_terminal=terminal, width=160, color_system=None)
-    with StageProgress("rl", total=steps, console=console) as progress:
-        for step in range(1, steps + 1):
-            progress.phase("rollout")
-            progress.update(step, {"reward/total": 0.5, "policy/kl": 0.0002, "unknown/metric": 9.0})
-        progress.update(steps, {"eval/accuracy": 0.875})
-    return out.getvalue()
+METRICS = {
+    "eval/accuracy": 0.875,
+    "reward/total": 0.5,
+    "policy/kl": 0.0002,
+    "gate/log_prob_diff_max": 4.5e-6,
+    "unknown/metric": 9.0,
+}
 
 
-def test_without_a_terminal_a_few_plain_lines() -> None:
-    text = shown(terminal=False)
-    lines = text.splitlines()
-    assert "\x1b" not in text
-    assert len(lines) <= 25
-    assert lines[0] == "RL: step 0 of 40"
-    assert lines[1].startswith("RL: step 2/40 · reward 0.500, KL 2.0e-04, ")
-    assert "left" in lines[1]
-    assert lines[-1].startswith("RL: ended at step 40 of 40 · accuracy 0.875, reward 0.500")
+class Shown:
+    """A stage of RL that is shown, at some seconds per step."""
+
+    def __init__(self, terminal: bool = False, width: int = 160, start: int = 0, total: int = 40) -> None:
+        self.out, self.clock = io.StringIO(), Clock()
+        console = Console(file=self.out, force_terminal=terminal, width=width, color_system=None)
+        self.progress = StageProgress("rl", total=total, start=start, console=console, clock=self.clock)
+
+    def steps(self, first: int, last: int, seconds: float, metrics: dict[str, float] = METRICS) -> None:
+        for step in range(first, last + 1):
+            self.progress.phase("rollout")
+            self.clock.now += seconds
+            self.progress.update(step, metrics)
+
+    def lines(self) -> list[str]:
+        """Without the time of day, which each must begin with."""
+        stamped = [re.fullmatch(r"\d\d:\d\d:\d\d (.*)", line) for line in self.out.getvalue().splitlines()]
+        assert all(stamped), self.out.getvalue()
+        return [line[1] for line in stamped if line]
 
 
-def test_on_a_terminal_a_bar_with_numbers_and_phase() -> None:
-    text = shown(terminal=True)
-    assert "40/40" in text
-    assert "accuracy 0.875, reward 0.500" in text
-    assert "unknown" not in text
+def test_without_a_terminal_plain_lines_with_the_time_of_day() -> None:
+    shown = Shown()
+    with shown.progress:
+        shown.steps(1, 40, seconds=10, metrics={"reward/total": 0.5, "policy/kl": 0.0002, "unknown/metric": 9.0})
+        shown.progress.update(40, {"eval/accuracy": 0.875})
+    assert shown.lines()[:2] == [
+        "RL: step 0 of 40",
+        "RL: step 2/40 · reward 0.500, KL 2.0e-04, 20s, about 6m20s left",
+    ]
+    assert shown.lines()[-1] == "RL: ended at step 40 of 40 · accuracy 0.875, reward 0.500, KL 2.0e-04, 6m40s"
+    assert "\x1b" not in shown.out.getvalue()
 
 
-def test_a_resumed_stage_starts_where_it_was() -> None:
-    out = io.StringIO()
-    with StageProgress("sft", total=10, start=7, console=Console(file=out, width=120)) as progress:
-        progress.update(8, {"supervised/loss": 0.25})
-    assert out.getvalue().startswith("cold start: step 7 of 10\ncold start: step 8/10 · loss 0.250")
+def test_no_minute_is_silent_in_a_long_stage() -> None:
+    shown = Shown(total=6400)
+    with shown.progress:
+        shown.steps(1, 100, seconds=25, metrics={"reward/total": 0.5})
+    assert len(shown.lines()) >= 100 * 25 / 75
+
+
+def test_a_long_step_is_followed_by_phase() -> None:
+    shown = Shown()
+    with shown.progress:
+        for _ in range(3):
+            shown.clock.now += 200
+            shown.progress.phase("update")
+    assert shown.lines()[1:-1] == [f"RL: step 0/40, {spent}; now: update" for spent in ("3m20s", "6m40s", "10m00s")]
+
+
+def test_quick_steps_do_not_flood_a_log() -> None:
+    shown = Shown(total=20)
+    with shown.progress:
+        shown.steps(1, 20, seconds=0.5)
+    assert len(shown.lines()) == 2 + 2
+
+
+@pytest.mark.parametrize("width", [80, 110, 160])
+def test_on_a_terminal_a_bar_that_cuts_nothing_but_the_numbers(width: int) -> None:
+    shown = Shown(terminal=True, width=width, total=9999)
+    with shown.progress as progress:
+        shown.steps(1, 4000, seconds=2)
+        progress.phase("checkpoint")
+        assert progress._bar is not None
+        progress._bar.refresh()
+        text = re.sub(r"\x1b\[[^a-zA-Z]*[a-zA-Z]", "", shown.out.getvalue())
+    line = re.split(r"[\r\n]", text)[-1]
+    assert "4000/9999" in line and "accuracy 0.875" in line and "unknown" not in line
+    assert re.search(r"checkpoint 2:13:20 left \d:\d\d:\d\d$", line), line
+    assert len(line) <= width
+    assert ("…" in line) == (width < 160)  # the numbers
+
+
+def test_a_resumed_stage_says_where_it_goes_on() -> None:
+    shown = Shown(total=16)
+    shown.progress.resume(10)
+    with pytest.raises(KeyboardInterrupt), shown.progress:
+        shown.steps(11, 12, seconds=60, metrics={"held_out/token_accuracy": 0.25})
+        raise KeyboardInterrupt
+    assert shown.lines() == [
+        "RL: resumed at step 10 of 16",
+        "RL: step 11/16 · held-out token accuracy 0.250, 1m00s, about 5m00s left",
+        "RL: step 12/16 · held-out token accuracy 0.250, 2m00s, about 4m00s left",
+        "RL: stopped at step 12 of 16 · held-out token accuracy 0.250, 2m00s",
+    ]
