@@ -23,7 +23,7 @@ from actors.rollout import RolloutActor
 from actors.scorer import ScorerActor
 from actors.teacher import TeacherActor
 from ral_system.config.schema import RunConfig, Stage
-from ral_system.models.loading import local_model_folder
+from ral_system.models.folders import local_model_folder
 from ral_system.rollout.vllm_environment import Device, vllm_environment
 
 _ACTORS = {

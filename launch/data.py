@@ -13,8 +13,10 @@ from textwrap import shorten
 from typing import TYPE_CHECKING
 
 from launch.cli import run_with_config
+from launch.refused import leaving_nothing
 from ral_system.config.schema import FilesConfig, RunConfig
 from ral_system.errors import ConfigError, SetupError
+from ral_system.models.folders import check_named
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -38,10 +40,18 @@ def show_data(config: RunConfig) -> None:
     """
     from ral_system.observability.quiet import silence_third_party
 
-    if isinstance(config.data, FilesConfig) and config.start_model is None and config.model.path is None:
-        raise ConfigError("model.path=null: say whose eyes to look with, model.path or start_model")
+    name = config.start_model or config.model.path
+    if name is not None:
+        check_named("model.path" if config.start_model is None else "start_model", name)
+    elif isinstance(config.data, FilesConfig):
+        raise ConfigError("model.path=null: give the model that shall read the data, model.path or start_model")
     silence_third_party()
     folder = (Path(config.runs_dir) / config.name).resolve()
+    with leaving_nothing(folder):
+        _show(config, name, folder)
+
+
+def _show(config: RunConfig, name: str | None, folder: Path) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as problem:
@@ -54,11 +64,15 @@ def show_data(config: RunConfig) -> None:
     from ral_system.controller.preview import preview_data
     from ral_system.controller.run_folder import RunFolder
     from ral_system.controller.start import first_model
+    from ral_system.models.folders import local_model_folder
     from ral_system.observability.preview import write_preview
 
     command = shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
     with TemporaryDirectory() as scratch:
-        model = first_model(config, RunFolder(Path(scratch)), "perceive", ("perceive",))
+        if name is None:
+            model = first_model(config, RunFolder(Path(scratch)), "perceive", ("perceive",))
+        else:
+            model = local_model_folder(name, weights=False)
         preview, error = preview_data(config, model, folder.parent, Path(scratch) / "media", command)
     page = write_preview(folder, preview)
     console = Console(markup=False, highlight=False)

@@ -15,9 +15,12 @@ from typing import TYPE_CHECKING, Any
 
 from launch.cli import run_with_config
 from launch.figures import Figures, asked, figures, write_quarantine
+from launch.refused import leaving_nothing
 from launch.subject import Subject, configured_intervention
 from ral_system.config.schema import RunConfig
+from ral_system.controller.run_folder import RunFolder
 from ral_system.errors import ConfigError
+from ral_system.models.folders import check_named
 from ral_system.types import Prompt
 
 if TYPE_CHECKING:
@@ -40,14 +43,20 @@ def evaluate_model(config: RunConfig) -> float | None:
     """
     if config.start_model is None and not config.sweep.models:
         raise ConfigError("start_model=null: say which model folder to evaluate, start_model=runs/quickstart/model")
+    named = {f"sweep.models.{name}": path for name, path in config.sweep.models.items()}
+    for field, name in (named or {"start_model": str(config.start_model)}).items():
+        check_named(field, name)
     from ral_system.observability.quiet import silence_third_party
 
     silence_third_party()
-    from ral_system.controller.run_folder import RunFolder
-
     folder = (Path(config.runs_dir) / config.name).resolve()
-    run = RunFolder(folder)
-    run.take()
+    with leaving_nothing(folder):
+        run = RunFolder(folder)
+        run.take()
+        return _evaluate(config, folder)
+
+
+def _evaluate(config: RunConfig, folder: Path) -> float | None:
     if config.sweep.axis is not None:
         from launch.sweep import sweep
 
@@ -68,7 +77,6 @@ def evaluate_model(config: RunConfig) -> float | None:
 
 def _evaluate_held_out(config: RunConfig, subject: Subject) -> Figures:
     from ral_system.controller.data import open_prompts
-    from ral_system.controller.run_folder import RunFolder
 
     steer, folder = config.intervention, subject.folder
     if steer.active:

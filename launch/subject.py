@@ -32,7 +32,7 @@ class Subject:
     def of(cls, config: RunConfig, model: str, folder: Path) -> Subject:
         """The model of that folder or hub name, evaluated in `folder`."""
         from ral_system.data.media import node_store
-        from ral_system.models.loading import local_model_folder
+        from ral_system.models.folders import local_model_folder
 
         store = node_store(folder / "media", config.cluster.media_cache_gib)
         return cls(config, local_model_folder(model), folder, store)

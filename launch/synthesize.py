@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 
 from launch.cli import run_with_config
+from launch.refused import leaving_nothing
 from ral_system.config.schema import RunConfig, VisualSearchConfig
 from ral_system.errors import ConfigError, DataError, SetupError
 
@@ -34,6 +35,13 @@ def synthesize(config: RunConfig) -> None:
         raise ConfigError(
             f"synthesis.rows={settings.rows} is more than data.train_records={data.train_records}; lower it"
         )
+    root = (Path(config.runs_dir) / config.name / "synthesis").resolve()
+    with leaving_nothing(root):
+        _synthesize(config, data, root)
+
+
+def _synthesize(config: RunConfig, data: VisualSearchConfig, root: Path) -> None:
+    settings = config.synthesis
     from rich.console import Console
     from rich.table import Table
 
@@ -47,7 +55,7 @@ def synthesize(config: RunConfig) -> None:
     from ral_system.synthesis.rows import ROLES, Generator, Role, Row
     from ral_system.synthesis.template import TemplateGenerator
 
-    run = RunFolder((Path(config.runs_dir) / config.name / "synthesis").resolve())
+    run = RunFolder(root)
     run.open(config, SYNTHESIS)
     run.record(config, SYNTHESIS)
     folder, media, began = run.root, MediaStore(run.media), time.monotonic()

@@ -15,9 +15,12 @@ from functools import cache, partial
 from pathlib import Path
 
 from launch.cli import run_with_config
+from launch.refused import leaving_nothing
 from ral_system.config.schema import STAGES, RunConfig, Stage
 from ral_system.config.validate import warnings
+from ral_system.controller.run_folder import RunFolder
 from ral_system.errors import ConfigError, GateError
+from ral_system.models.folders import check_named
 
 
 def main() -> None:
@@ -49,8 +52,6 @@ def run_stages(config: RunConfig, stages: Sequence[Stage] = ()) -> float | None:
 
     silence_third_party()
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # threads that spin while idle slow a shared machine tenfold
-    from ral_system.controller.run_folder import RunFolder
-
     if config.intervention.active:
         raise ConfigError(
             f"intervention.image={config.intervention.image:g} and intervention.system={config.intervention.system:g} "
@@ -59,20 +60,43 @@ def run_stages(config: RunConfig, stages: Sequence[Stage] = ()) -> float | None:
     for warning in warnings(config):
         print(f"warning: {warning}", file=sys.stderr)
     folder = RunFolder((Path(config.runs_dir) / config.name).resolve())
-    folder.open(config)  # before the slow imports, so that a refusal is quick
-    unfinished = [stage for stage in stages if not folder.finished(config, stage)]
-    for field, old, new in folder.record(config) if unfinished else ():
-        print(f"continuing with {field}={new} (was {old})", file=sys.stderr)
+    _check_models(config, folder, stages)
+    with leaving_nothing(folder.root):
+        folder.open(config)  # before the slow imports, so that a refusal is quick
+        unfinished = [stage for stage in stages if not folder.finished(config, stage)]
+        for field, old, new in folder.record(config) if unfinished else ():
+            print(f"continuing with {field}={new} (was {old})", file=sys.stderr)
+        _run(config, folder, stages, unfinished)
+    result = folder.result(stages[-1]) or {}
+    return result.get("held_out_accuracy", result.get("held_out_score"))  # of rl; of a supervised stage
+
+
+def _check_models(config: RunConfig, folder: RunFolder, stages: Sequence[Stage]) -> None:
+    """Raise SetupError for a model that is not there: in a second, and not after hours of training."""
+    named: list[tuple[str, str]] = []
+    if folder.result(stages[0]) is None:
+        if config.start_model is not None:
+            named.append(("start_model", config.start_model))
+        elif config.model.path is not None and not any(map(folder.result, STAGES[: STAGES.index(stages[0])])):
+            named.append(("model.path", config.model.path))
+    for teacher in config.teachers if "rl" in stages else ():
+        field = "path" if teacher.path == config.teacher.path else "attention_path"
+        named.append((f"teacher.{field}", teacher.path))
+    for field, name in named:
+        check_named(field, name)
+
+
+def _run(config: RunConfig, folder: RunFolder, stages: Sequence[Stage], unfinished: Sequence[Stage]) -> None:
     from ral_system.controller.checkpoint import Checkpoints
     from ral_system.controller.report import write_run_report
     from ral_system.controller.start import first_model, open_metrics, run_stage
     from ral_system.controller.summary import write_summary
-    from ral_system.models.loading import local_model_folder
+    from ral_system.models.folders import local_model_folder
     from ral_system.observability.timeline import write_trace
 
     began = time.monotonic()
     for teacher in config.teachers if "rl" in stages else ():
-        local_model_folder(teacher.path)  # a teacher that is not there must not be found out after hours of training
+        local_model_folder(teacher.path)  # a hub name that is wrong must not be found out after hours of training
     with ExitStack() as logs:
         metrics = cache(lambda: logs.enter_context(open_metrics(config, folder)))  # all stages are one W&B run
         for stage in stages:
@@ -97,8 +121,6 @@ def run_stages(config: RunConfig, stages: Sequence[Stage] = ()) -> float | None:
         steps = ", ".join(f"{stage} ended at step {folder.steps(stage)}" for stage in stages)
         more = "algorithm.steps" if "rl" in stages else f"{stages[-1]}.max_steps"
         print(f"{folder.root}: nothing to do, {steps}; raise {more} to train on")
-    result = folder.result(stages[-1]) or {}
-    return result.get("held_out_accuracy", result.get("held_out_score"))  # of rl; of a supervised stage
 
 
 def role_factory(config: RunConfig):  # type: ignore[no-untyped-def]

@@ -9,7 +9,8 @@ import torch
 
 from ral_system.config.schema import RunConfig, Stage, TeacherRole
 from ral_system.data.media import MediaStore, node_store
-from ral_system.models.loading import local_model_folder, media_token_ids
+from ral_system.models.folders import local_model_folder
+from ral_system.models.loading import media_token_ids
 from ral_system.protocols import Ref
 from ral_system.rewards.pool import RewardPool
 from ral_system.rollout.hf_generator import HfEngine

@@ -12,7 +12,7 @@ from ral_system.controller.run_folder import RunFolder
 from ral_system.controller.stages import StageContext, run_rl, run_supervised
 from ral_system.data import visual_search
 from ral_system.errors import SetupError
-from ral_system.models.loading import local_model_folder
+from ral_system.models.folders import local_model_folder
 from ral_system.models.tiny import build_tiny_model
 from ral_system.observability.metrics import MetricsLog, RolloutLog
 from ral_system.observability.progress import PhaseTimer, StageProgress

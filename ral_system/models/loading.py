@@ -1,4 +1,4 @@
-"""Loading models and processors from Hugging Face folders or hub names; errors are one line."""
+"""Loading models and processors from Hugging Face folders; errors are one line."""
 
 from __future__ import annotations
 
@@ -8,8 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub import snapshot_download
-from huggingface_hub.errors import HfHubHTTPError
 from safetensors import SafetensorError
 from torch import Tensor
 from transformers import (
@@ -25,6 +23,7 @@ from transformers.utils import logging as transformers_logging
 from ral_system.attention.probe import IMPLEMENTATION
 from ral_system.config.schema import Dtype
 from ral_system.errors import SetupError
+from ral_system.models.folders import check_model_folder
 
 transformers_logging.disable_progress_bar()
 
@@ -74,26 +73,6 @@ def media_token_ids(folder: Path) -> tuple[int, ...]:
     config = AutoConfig.from_pretrained(folder)
     names = ("image_token_id", "video_token_id", "vision_start_token_id", "vision_end_token_id")
     return tuple(sorted({getattr(config, name) for name in names if getattr(config, name, None) is not None}))
-
-
-def local_model_folder(name: str) -> Path:
-    """The folder of a model given by path or by hub name (`org/model`, downloaded once). Raises SetupError."""
-    folder = Path(name).expanduser()
-    if folder.exists() or name.startswith((".", "/", "~")) or name.count("/") != 1:
-        check_model_folder(folder)
-        return folder.resolve()
-    try:
-        return Path(snapshot_download(name))
-    except (HfHubHTTPError, OSError, ValueError) as error:
-        raise SetupError(
-            f"model {name}: neither a folder here nor to be had from the hub ({_first_line(error)})"
-        ) from error
-
-
-def check_model_folder(folder: Path) -> None:
-    """Raises SetupError unless the folder holds a model in Hugging Face format."""
-    if not (folder / "config.json").is_file():
-        raise SetupError(f"model folder {folder}: no config.json there; give a folder in Hugging Face format")
 
 
 def _first_line(error: Exception) -> str:

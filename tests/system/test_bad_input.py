@@ -87,14 +87,17 @@ def test_models_that_are_not_there_or_not_whole(commands, model: Path, tmp_path:
     del tensors["lm_head.weight"]
     save_file(tensors, partly / "model.safetensors", metadata={"format": "pt"})
     for overrides, says in (
-        ([f"start_model={empty}"], (f"model folder {empty}", "no config.json there; give a folder")),
-        (["model.path=runs/misspelt/model"], ("runs/misspelt/model", "no config.json")),
+        ([f"start_model={empty}"], (f"start_model={empty}: no config.json there; give a folder",)),
+        (["model.path=runs/misspelt/model"], ("model.path=runs/misspelt/model: no such folder; correct the path",)),
         ([f"start_model={half}"], (f"cannot load a processor from {half}",)),
         ([f"start_model={damaged}"], (f"cannot load a model from {damaged}",)),
         ([f"start_model={partly}"], (f"model folder {partly}: 1 weights are missing, lm_head.weight first",)),
         ([], ("rl has no model to start from", "run ral-sft first, or set start_model")),
     ):
-        assert_refused(commands("ral-rl", *LOCAL, *overrides, cwd=tmp_path), *says)
+        done = commands("ral-rl", *LOCAL, *overrides, cwd=tmp_path)
+        assert (done.returncode, done.stderr.splitlines()[-1][:7]) == (2, "error: "), done.stderr
+        assert all(text in done.stderr.splitlines()[-1] for text in says), done.stderr
+        assert not (tmp_path / "runs").exists(), overrides
     # None of these binds the folder: the corrected command is not refused for having changed.
     done = commands("ral-rl", *LOCAL, f"start_model={model}", "algorithm.steps=1", "seed=3", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
@@ -217,8 +220,8 @@ def test_help_and_the_configuration_are_quick_and_import_no_torch(commands, tmp_
 def test_a_teacher_that_is_not_there_is_refused_before_any_training(commands, tmp_path: Path) -> None:
     teacher = ("algorithm=distill", f"teacher.path={tmp_path}/nobody")
     done = commands("ral-train", *LOCAL, *teacher, cwd=tmp_path, timeout_s=120)
-    assert_refused(done, f"model folder {tmp_path}/nobody: no config.json there")
-    assert not list(tmp_path.glob("runs/*/metrics.jsonl"))
+    assert_refused(done, f"teacher.path={tmp_path}/nobody: no such folder")
+    assert not list(tmp_path.iterdir())
 
 
 def test_training_is_not_steered(commands, tmp_path: Path) -> None:

@@ -82,7 +82,9 @@ def test_a_multirun_trains_every_job_in_its_own_folder_and_goes_on_with_it(comma
     run = ("-m", "experiment=smoke", "cluster=local", "stages=[perceive,sft]", "perceive.max_steps=2", "seed=0,1")
     done = commands("ral-train", *run, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    results = [json.loads(file.read_text()) for file in sorted(tmp_path.glob("runs/smoke_seed-?/models/sft/stage.json"))]
+    results = [
+        json.loads(file.read_text()) for file in sorted(tmp_path.glob("runs/smoke_seed-?/models/sft/stage.json"))
+    ]
     assert len(results) == 2
     for seed, result in enumerate(results):
         assert f"seed={seed}: done, held-out accuracy {result['held_out_score']:.3f}, " in done.stderr

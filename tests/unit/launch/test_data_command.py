@@ -5,13 +5,16 @@ from __future__ import annotations
 import io
 import json
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import huggingface_hub
 import pytest
+from huggingface_hub.utils import filter_repo_objects
 from PIL import Image
 
 from launch.data import show_data
@@ -19,6 +22,7 @@ from ral_system.config.schema import RunConfig
 from ral_system.controller.data import prepare_files
 from ral_system.data.visual_search import VisualSearch
 from ral_system.errors import ConfigError, DataError, SetupError
+from ral_system.models.folders import local_model_folder
 from ral_system.models.loading import load_processor
 from tests.unit.data.clips import clip, noise
 
@@ -195,7 +199,7 @@ def test_files_of_no_rows_are_named_before_anything_is_prepared(bench: Bench, na
         (bench.folder / file).touch()
     with pytest.raises(DataError, match=f"^data.sources.main.path: {bench.folder}/{says}"):
         show_data(bench.config([], f"data.sources.main.path={bench.folder / name}"))
-    assert [path.name for path in (bench.folder / "runs").iterdir()] == ["look"]
+    assert not (bench.folder / "runs").exists()
 
 
 COLUMNS = "data.sources.main.columns"
@@ -253,6 +257,30 @@ def test_files_need_a_model_and_a_folder_to_write_to(bench: Bench) -> None:
     (bench.folder / "file").touch()
     with pytest.raises(SetupError, match="cannot be written"):
         show_data(bench.config([], f"runs_dir={bench.folder}/file"))
+
+
+def test_a_hub_models_weights_are_not_downloaded(
+    make_config: Callable[..., RunConfig], tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = []
+
+    def fake(name: str, allow_patterns: list[str] | None = None) -> str:
+        asked.append((name, allow_patterns))
+        folder = tmp_path / "hub"
+        for file in filter_repo_objects([path.name for path in tiny_model.iterdir()], allow_patterns=allow_patterns):
+            folder.mkdir(exist_ok=True)
+            shutil.copy(tiny_model / file, folder)
+        return str(folder)
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", fake)
+    monkeypatch.chdir(tmp_path)
+    show_data(make_config("name=look", f"runs_dir={tmp_path}", "start_model=org/model", "evaluation.questions=3"))
+    assert "as org/model reads it" in (tmp_path / "look" / "preview.html").read_text()
+    assert [name for name, _ in asked] == ["org/model"]
+    assert (tmp_path / "hub" / "config.json").is_file()
+    assert not [path for path in (tmp_path / "hub").iterdir() if "safetensors" in path.name]
+    local_model_folder("org/model")
+    assert (tmp_path / "hub" / "model.safetensors").is_file()
 
 
 SOURCE = "data=files +data/source@data.sources.mine=columns"

@@ -1,0 +1,34 @@
+"""A start that is refused leaves no empty run folder behind."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from ral_system.errors import RalError
+
+
+@contextmanager
+def leaving_nothing(root: Path) -> Iterator[None]:
+    """Remove the folder again when the block raises a RalError, unless it was there before or something is in it."""
+    made = [folder for folder in (root, *root.parents) if not folder.exists()]
+    try:
+        yield
+    except RalError:
+        if made and not _holds_anything(root):
+            shutil.rmtree(root, ignore_errors=True)
+            for folder in made[1:]:
+                with suppress(OSError):  # another run is in it
+                    folder.rmdir()
+        raise
+
+
+def _holds_anything(root: Path) -> bool:
+    """Whether there is more than the lock, the configuration, and files and folders that are empty."""
+    started = (root / ".lock", root / "config.yaml")
+    return any(
+        path.is_symlink() or (path.is_file() and path.stat().st_size > 0 and path not in started)
+        for path in root.rglob("*")
+    )

@@ -1,0 +1,52 @@
+"""Where a named model lies: a local folder, or a download from the Hugging Face Hub. Imports no torch."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from ral_system.errors import SetupError
+
+_WITHOUT_WEIGHTS = ("*.json", "*.jinja", "*.txt", "*.model", "*.tiktoken")
+"""Configuration, tokenizer and processor of a model on the hub."""
+
+
+def check_named(field: str, name: str) -> None:
+    """Raise SetupError for a local folder that is missing or holds no model; a hub name is not looked up."""
+    folder = Path(name).expanduser()
+    if _may_be_hub_name(name):
+        return
+    if not folder.exists():
+        raise SetupError(f"{field}={name}: no such folder; correct the path, or give a hub name like org/model")
+    if not (folder / "config.json").is_file():
+        raise SetupError(f"{field}={name}: no config.json there; give a folder in Hugging Face format")
+
+
+def local_model_folder(name: str, *, weights: bool = True) -> Path:
+    """The folder of a model given by path or by hub name (`org/model`, downloaded once). Raises SetupError.
+
+    Without `weights` a download has only the configuration, the tokenizer and the processor.
+    """
+    if not _may_be_hub_name(name):
+        folder = Path(name).expanduser()
+        check_model_folder(folder)
+        return folder.resolve()
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError
+
+    try:
+        return Path(snapshot_download(name, allow_patterns=None if weights else list(_WITHOUT_WEIGHTS)))
+    except (HfHubHTTPError, OSError, ValueError) as error:
+        raise SetupError(
+            f"model {name}: not a local folder, and the download from the Hugging Face Hub failed "
+            f"({str(error).strip().splitlines()[0][:300]})"
+        ) from error
+
+
+def check_model_folder(folder: Path) -> None:
+    """Raises SetupError unless the folder holds a model in Hugging Face format."""
+    if not (folder / "config.json").is_file():
+        raise SetupError(f"model folder {folder}: no config.json there; give a folder in Hugging Face format")
+
+
+def _may_be_hub_name(name: str) -> bool:
+    return name.count("/") == 1 and not name.startswith((".", "/", "~")) and not Path(name).exists()

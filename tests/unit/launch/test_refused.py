@@ -1,0 +1,54 @@
+"""Starts that are refused: in one line, before torch is imported, and without a folder left behind."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from launch.refused import leaving_nothing
+from ral_system.errors import SetupError
+
+
+@pytest.mark.parametrize("module", ["launch.train", "launch.evaluate", "launch.data"])
+def test_a_model_that_is_not_there_is_refused_before_torch_is_imported(tmp_path: Path, module: str) -> None:
+    (tmp_path / "empty").mkdir()
+    for model, says in (("none/of/these", "no such folder; correct the path"), ("./empty", "no config.json there; ")):
+        command = [sys.executable, "-X", "importtime", "-m", module, "experiment=smoke", f"start_model={model}"]
+        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120)
+        lines = done.stderr.splitlines()
+        imported = {line.rpartition("|")[2].strip() for line in lines if line.startswith("import time:")}
+        told = [line for line in lines if not line.startswith("import time:")]
+        assert (done.returncode, len(told)) == (2, 1), told
+        assert told[0].startswith(f"error: start_model={model}: {says}")
+        assert "torch" not in imported and "ral_system.config.schema" in imported
+        assert [path.name for path in tmp_path.iterdir()] == ["empty"]
+
+
+def refused(root: Path, *files: str) -> None:
+    """A start that is refused once it has written these files; empty ones by `name=`."""
+    with pytest.raises(SetupError), leaving_nothing(root):
+        root.mkdir(parents=True, exist_ok=True)
+        for file in (".lock=", "config.yaml", *files):
+            path = root / file.rstrip("=")
+            path.parent.mkdir(exist_ok=True)
+            path.write_text("" if file.endswith("=") else "text")
+        raise SetupError("refused")
+
+
+def test_a_new_folder_without_content_is_removed_with_its_parents(tmp_path: Path) -> None:
+    refused(tmp_path / "runs" / "smoke", "metrics.jsonl=", "logs/rollout_0.log=")
+    assert not list(tmp_path.iterdir())
+
+
+def test_content_folders_of_before_and_other_runs_stay(tmp_path: Path) -> None:
+    root = tmp_path / "runs" / "smoke"
+    refused(root, "metrics.jsonl")
+    assert (root / "metrics.jsonl").is_file() and (root / "config.yaml").is_file()
+    (tmp_path / "before").mkdir()
+    refused(tmp_path / "before")
+    assert (tmp_path / "before" / "config.yaml").is_file()
+    refused(tmp_path / "runs" / "other")
+    assert [path.name for path in (tmp_path / "runs").iterdir()] == ["smoke"]
