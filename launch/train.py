@@ -15,6 +15,7 @@ from functools import cache, partial
 from pathlib import Path
 
 from launch.cli import run_with_config
+from launch.head import run_head
 from launch.refused import leaving_nothing
 from ral_system.config.schema import STAGES, RunConfig, Stage
 from ral_system.config.validate import warnings
@@ -61,11 +62,14 @@ def run_stages(config: RunConfig, stages: Sequence[Stage] = ()) -> float | None:
         print(f"warning: {warning}", file=sys.stderr)
     folder = RunFolder((Path(config.runs_dir) / config.name).resolve())
     _check_models(config, folder, stages)
+    continues = folder.config.is_file()
     with leaving_nothing(folder.root):
         folder.open(config)  # before the slow imports, so that a refusal is quick
         unfinished = [stage for stage in stages if not folder.finished(config, stage)]
-        for field, old, new in folder.record(config) if unfinished else ():
-            print(f"continuing with {field}={new} (was {old})", file=sys.stderr)
+        if unfinished:
+            print(run_head(config, folder, stages, continues=continues), file=sys.stderr, flush=True)
+            for field, old, new in folder.record(config):
+                print(f"continuing with {field}={new} (was {old})", file=sys.stderr)
         _run(config, folder, stages, unfinished)
     result = folder.result(stages[-1]) or {}
     return result.get("held_out_accuracy", result.get("held_out_score"))  # of rl; of a supervised stage

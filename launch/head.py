@@ -1,0 +1,66 @@
+"""The first lines of a run: what runs, on what, where."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import datetime
+
+from ral_system.config.schema import STAGES, RunConfig, Stage
+from ral_system.controller.run_folder import RunFolder
+
+
+def run_head(config: RunConfig, folder: RunFolder, stages: Sequence[Stage], *, continues: bool) -> str:
+    """One block that says what a log is of; `continues`: an earlier start left the folder.
+
+    Example:
+        16:39:03 run      /work/runs/quickstart (new)
+                 model    new tiny model, 4 layers of width 192
+                 cluster  ray: 2 vllm engines, 2 deepspeed ranks, 1 reference; 8 GPUs
+                 rl       40 steps of 16 prompts × 8 completions, 4 updates each
+    """
+    lines = [
+        ("run", f"{folder.root} ({'continues' if continues else 'new'})"),
+        ("model", _model(config, folder, stages)),
+        ("cluster", _cluster(config, stages)),
+        *((stage, "done" if folder.result(stage) else _work(config, stage)) for stage in stages),
+    ]
+    width = max(len(name) for name, _ in lines)
+    indent = " " * len("HH:MM:SS ")
+    block = f"\n{indent}".join(f"{name:{width}}  {text}" for name, text in lines)
+    return f"{datetime.now():%H:%M:%S} {block}"
+
+
+def _model(config: RunConfig, folder: RunFolder, stages: Sequence[Stage]) -> str:
+    if config.start_model is not None:
+        return config.start_model
+    earlier = [stage for stage in STAGES[: STAGES.index(stages[0])] if folder.result(stage)]
+    if earlier:
+        return f"{folder.model(earlier[-1])}, from {earlier[-1]}"
+    tiny = config.model.tiny
+    return config.model.path or f"new tiny model, {tiny.layers} layers of width {tiny.hidden}"
+
+
+def _cluster(config: RunConfig, stages: Sequence[Stage]) -> str:
+    cluster, learner, rollout = config.cluster, config.learner, config.rollout
+    if cluster.kind == "local":
+        return f"local: one process, {rollout.engine} engine, {learner.engine} learner"
+    rl, answers = "rl" in stages, any(stage != "perceive" for stage in stages)
+    roles = [
+        (learner.world_size, f"{learner.engine} rank", cluster.gpus_per_learner),
+        (rollout.workers if answers else 0, f"{rollout.engine} engine", cluster.gpus_per_rollout),
+        (int(rl and config.needs_reference), "reference", cluster.gpus_per_scorer),
+        (len(config.teachers) if rl else 0, "teacher", cluster.gpus_per_teacher),
+    ]
+    used = ", ".join(f"{count} {role}{'s' if count > 1 else ''}" for count, role, _ in roles if count)
+    gpus = sum(count * each for count, _, each in roles)
+    where = f" at {cluster.address}" if cluster.address else ""
+    return f"ray{where}: {used}; {f'{gpus:g} GPUs' if gpus else 'CPU'}"
+
+
+def _work(config: RunConfig, stage: Stage) -> str:
+    if stage != "rl":
+        settings = config.perceive if stage == "perceive" else config.sft
+        return f"up to {settings.max_steps} steps of {settings.batch} demonstrations"
+    a = config.algorithm
+    batch = f"{a.prompts_per_step} prompts × {a.completions_per_prompt} completions"
+    return f"{a.steps} steps of {batch}, {a.updates_per_step} update{'s' if a.updates_per_step > 1 else ''} each"

@@ -1,0 +1,53 @@
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+from launch.head import run_head
+from ral_system.config.schema import RunConfig
+from ral_system.controller.run_folder import RunFolder
+
+
+def head(make_config: Callable[..., RunConfig], folder: Path, *overrides: str, continues: bool = False) -> list[str]:
+    config = make_config(*overrides)
+    text = run_head(config, RunFolder(folder), config.stages, continues=continues)
+    assert re.match(r"\d\d:\d\d:\d\d run ", text)
+    return [" ".join(line.split()) for line in text[len("HH:MM:SS ") :].splitlines()]
+
+
+def test_a_run_says_what_runs_on_what(make_config: Callable[..., RunConfig], tmp_path: Path) -> None:
+    assert head(make_config, tmp_path, "experiment=smoke") == [
+        f"run {tmp_path} (new)",
+        "model new tiny model, 2 layers of width 64",
+        "cluster local: one process, hf engine, torch learner",
+        "perceive up to 4 steps of 8 demonstrations",
+        "sft up to 4 steps of 8 demonstrations",
+        "rl 4 steps of 4 prompts × 4 completions, 2 updates each",
+    ]
+
+
+def test_devices_are_counted(make_config: Callable[..., RunConfig], tmp_path: Path) -> None:
+    run = ("cluster=ray", "rollout=vllm", "learner=deepspeed", "stages=[rl]", "start_model=/models/m")
+    gpus = (
+        "cluster.gpus_per_rollout=2",
+        "cluster.gpus_per_learner=1",
+        "cluster.gpus_per_scorer=1",
+        "rollout.workers=2",
+    )
+    lines = head(make_config, tmp_path, "experiment=smoke", *run, *gpus, "learner.world_size=2")
+    assert lines[1:3] == [
+        "model /models/m",
+        "cluster ray: 2 deepspeed ranks, 2 vllm engines, 1 reference; 7 GPUs",
+    ]
+    assert "; CPU" in head(make_config, tmp_path, "experiment=smoke", *run)[2]
+    assert head(make_config, tmp_path, "cluster=ray", "stages=[perceive]")[2] == "cluster ray: 2 deepspeed ranks; CPU"
+
+
+def test_a_run_that_goes_on_says_what_is_done(make_config: Callable[..., RunConfig], tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path)
+    folder.complete("sft", {"steps": 4}, lambda partial: None)
+    lines = head(make_config, tmp_path, "experiment=smoke", "stages=[sft,rl]", continues=True)
+    assert lines[0] == f"run {tmp_path} (continues)"
+    assert "sft done" in lines
+    assert head(make_config, tmp_path, "experiment=smoke", "stages=[rl]")[1] == f"model {tmp_path}/models/sft, from sft"
