@@ -78,6 +78,8 @@ def _show(config: RunConfig, name: str | None, folder: Path) -> None:
     console = Console(markup=False, highlight=False)
     console.print(_table(preview.figures))
     console.print(f"{page} shows them", soft_wrap=True)
+    for warning in preview.warnings:
+        print(f"warning: {warning}", file=sys.stderr)
     if error is not None:
         raise error
     if preview.error is not None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -43,6 +44,7 @@ SHOWN_FRAMES = 16
 _FRAME_PX = 224
 _REASONS = 5
 _KINDS = 20
+_UNKNOWN_SHARE = 0.2
 
 
 def preview_data(
@@ -55,8 +57,34 @@ def preview_data(
     """
     processor, data = load_processor(model), config.data
     origin = Origin(config.name, command, config.start_model or config.model.path or "a tiny model")
+    error = None
     if isinstance(data, FilesConfig):
-        return _of_files(config, data, processor, runs, origin)
+        preview, error = _of_files(config, data, processor, runs, origin)
+    else:
+        preview = _of_generated(config, data, processor, scratch, origin)
+    shown = [*preview.train, *preview.held_out]
+    return replace(preview, warnings=_unknown_words(shown, processor.tokenizer.unk_token)), error
+
+
+def _unknown_words(rows: Sequence[ShownRow], unknown: str | None) -> list[str]:
+    """A warning about the prompt with the largest share of words that the model does not know."""
+    found = []
+    for row in rows:
+        words = row.tokens - row.visual_tokens
+        count = sum(piece.tokens for piece in row.prompt if piece.kind == "special" and piece.text == unknown)
+        found.append((count / max(words, 1), count, words, row.id))
+    share, count, words, id = max(found, default=(0.0, 0, 0, ""))
+    if share <= _UNKNOWN_SHARE:
+        return []
+    return [
+        f"{count} of the {words} text tokens of {id} are {unknown}: the model's tokenizer does not know these words; "
+        "change data.system_prompt and data.instructions, or the model"
+    ]
+
+
+def _of_generated(
+    config: RunConfig, data: VisualSearchConfig | VideoSearchConfig, processor: Any, scratch: Path, origin: Origin
+) -> Preview:
     store, renderer = MediaStore(scratch), ChatRenderer(processor, data.system_prompt)
     response_format = config.algorithm.response_format
     source: VisualSearchRecords | VideoSearchRecords
@@ -67,17 +95,7 @@ def preview_data(
     else:
         source = VisualSearchRecords(data)
         prompts = VisualSearchPrompts(data, renderer, store, format=response_format)
-    return _of_generated(config, data, source, prompts, _Look(processor, store), origin), None
-
-
-def _of_generated(
-    config: RunConfig,
-    data: VisualSearchConfig | VideoSearchConfig,
-    source: VisualSearchRecords | VideoSearchRecords,
-    prompts: Prompts,
-    look: _Look,
-    origin: Origin,
-) -> Preview:
+    look = _Look(processor, store)
     totals: dict[Split, int] = {"train": data.train_records, "held_out": config.evaluation.questions}
     rows = {
         split: [

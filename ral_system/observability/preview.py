@@ -165,6 +165,8 @@ class Preview:
     left_out: Sequence[LeftOut]
     error: str | None = None
     """Why no run can use these data as they are; the rows are then in their files' order."""
+    warnings: Sequence[str] = ()
+    """What a run would do all the same."""
 
 
 def write_preview(folder: Path, preview: Preview) -> Path:
@@ -180,6 +182,7 @@ def _head(preview: Preview) -> str:
     facts = " · ".join((f"as {origin.model} reads it", preview.data, f"written {datetime.now():%Y-%m-%d %H:%M}"))
     if preview.error:
         error = f'<p class="error" role="alert"><b>No run can use these data yet.</b> {escape(preview.error)}</p>'
+    error += "".join(f'<p class="error" role="status">{escape(warning)}</p>' for warning in preview.warnings)
     return (
         f'<header><h1>{escape(origin.name)}<span class="state">data</span></h1><p class="facts">{escape(facts)}</p>'
         f'<p class="command"><code>{escape(origin.command)}</code></p></header>{error}'

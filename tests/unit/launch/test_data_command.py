@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from html import unescape
 from pathlib import Path
 from typing import Any
 
@@ -257,6 +258,18 @@ def test_files_need_a_model_and_a_folder_to_write_to(bench: Bench) -> None:
     (bench.folder / "file").touch()
     with pytest.raises(SetupError, match="cannot be written"):
         show_data(bench.config([], f"runs_dir={bench.folder}/file"))
+
+
+def test_words_that_the_model_does_not_know_are_a_warning(
+    make_config: Callable[..., RunConfig], tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    given = ("name=look", f"runs_dir={tmp_path}", f"start_model={tiny_model}", "evaluation.questions=3")
+    show_data(make_config(*given))
+    assert "<unk>" not in capsys.readouterr().err
+    show_data(make_config(*given, "data.system_prompt=Kindly ponder at length before answering"))
+    says = r"\d+ of the \d+ text tokens of train/\d+ are <unk>: the model's tokenizer does not know these words; change"
+    assert re.search(f"^warning: {says}", capsys.readouterr().err)
+    assert re.search(says, unescape(text_of((tmp_path / "look" / "preview.html").read_text())))
 
 
 def test_a_hub_models_weights_are_not_downloaded(
