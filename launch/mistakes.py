@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import difflib
 import errno
 import re
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import NoReturn
 
+from ral_system.config.known import did_you_mean, is_known, known_keys
 from ral_system.errors import ConfigError, RalError, SetupError
 
 _MACHINE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)
@@ -40,15 +43,67 @@ def one_line(error: Exception) -> str:
     text = " ".join(str(error).split("Config search path")[0].split("See https://hydra.cc")[0].split())
     if isinstance(error, MissingMandatoryValue):
         return f"{error.full_key}=???: must be given; add it"
-    if text.startswith("Could not override '"):
-        key = text.removeprefix("Could not override '").split("'")[0]
-        return f"{key}: unknown key; {command()} --cfg job shows the known ones"
-    if found := re.search(r"Could not find '([^']*)/([^']*)'(?:.*Available options in '[^']*': (.*))?", text):
-        group, option, known = found.groups()
-        return f"{group}={option}: no such option; use one of {', '.join((known or '').split())}"
+    for pattern, say in _OF_HYDRA:
+        if found := re.search(pattern, text):
+            return say(*found.groups())
     if override := getattr(error, "override", None):
         return f"override {override!r} cannot be read ({text}); write key=value, in quotes if it has special signs"
     return text
+
+
+def _unknown(key: str) -> str:
+    if key.startswith("data.sources.") and is_known(key):
+        name = key.split(".")[2]
+        return f"{key}: no source is called {name}; add it with +data/source@data.sources.{name}=columns"
+    if is_known(key):
+        group = "algorithm/policy_loss" if key.startswith("algorithm.policy_loss.") else key.split(".")[0]
+        return f"{key}: unknown key here; choose another {group}=NAME, which has it"
+    given = (argument.lstrip("+~").partition("=") for argument in sys.argv[1:])
+    value = next((value for name, _, value in given if name == key), None)
+    known = known_keys() - {"algorithm.policy_loss"} | {"algorithm/policy_loss", "experiment"}
+    hint = did_you_mean(key, value or None, known)
+    return f"{key}: unknown key; {hint or f'{command()} --cfg job shows the known ones'}"
+
+
+def _not_there(key: str, rest: str) -> str:
+    return f"~{key}{rest}: not there; leave it out" if is_known(key) or key == "experiment" else _unknown(key)
+
+
+def _no_option(group: str, option: str, known: str | None) -> str:
+    if group == "data" and Path(option).suffix:
+        return (
+            f"data={option}: no such option; a file is given as data=files +data/source@data.sources.mine=columns "
+            f"data.sources.mine.path={option}"
+        )
+    options = (known or "").split()
+    near = difflib.get_close_matches(option, options, 1)
+    meant = f"did you mean {group}={near[0]}? There are" if near else "use one of"
+    return f"{group}={option}: no such option; {meant} {', '.join(options)}"
+
+
+_OF_HYDRA: tuple[tuple[str, Callable[..., str]], ...] = (
+    (r"^Could not override '([^'@]*)", _unknown),
+    (r"^Could not delete (?:from config\. )?'([^'=@]*)([^']*)'(?: does not exist|\. No match)", _not_there),
+    (r"^Override (\S+?)(?:=\S*)? looks like a config group override, but", _unknown),
+    (r"Could not find '([^']*)/([^']*)'(?:.*Available options in '[^']*': (.*))?", _no_option),
+    (
+        r"^Could not append to config\. An item is already at '([^']*)'",
+        lambda key: f"+{key}: the key is there already; write it without the +",
+    ),
+    (r"^Multiple values for (\S+)\. To", lambda key: f"+{key}: the group is there already; write it without the +"),
+    (
+        r"^Ambiguous value for argument '([^'=]*)=([^']*)' 1",
+        lambda key, values: f"{key}={values}: several values; add -m to run a job for each, or write {key}=[{values}]",
+    ),
+    (r"^Sweep parameters '([^']*)' requires", lambda sweep: f"{sweep}: several values; add -m to run a job for each"),
+    (
+        r"does not support sweep type : INTERVAL_SWEEP",
+        lambda: (
+            "interval(…) needs a sweeper that draws from it, such as hydra/sweeper=optuna; or list values as key=1,2"
+        ),
+    ),
+)
+"""What Hydra says, and what is said instead."""
 
 
 def command() -> str:

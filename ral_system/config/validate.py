@@ -9,6 +9,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from ral_system.config.known import did_you_mean, is_known
 from ral_system.config.schema import (
     BENCHMARK_NAMES,
     PLACEHOLDER,
@@ -41,10 +42,16 @@ def _one_problem(error: Any) -> str:
     field = ".".join(parts)
     if error["type"] == "model_attributes_type" and field == "algorithm.policy_loss":
         return f"{field}={error['input']!r}: a loss is chosen as algorithm/policy_loss={error['input']}"
-    if error["type"] == "extra_forbidden" and field.startswith("algorithm.policy_loss."):
-        return f"{field}: unknown key; remove it, or choose another loss as algorithm/policy_loss=NAME"
+    if error["type"] == "extra_forbidden" and is_known(field):
+        group = "algorithm/policy_loss" if field.startswith("algorithm.policy_loss.") else field.split(".")[0]
+        return f"{field}: unknown key here; remove it, or choose another {group}=NAME, which has it"
     if error["type"] == "extra_forbidden":
-        return f"{field}: unknown key; remove it or see --cfg job for the known ones"
+        return f"{field}: unknown key; remove it; {did_you_mean(field) or '--cfg job shows the known ones'}"
+    if error["type"] == "string_pattern_mismatch" and field == "name":
+        better = re.sub(r"[^A-Za-z0-9._-]+", "_", error["input"]).lstrip(".-") or "run"
+        return f"name={error['input']!r}: a run's name has letters, digits, '_', '.' and '-' only; set name={better}"
+    if error["type"] == "string_pattern_mismatch" and field == "reward.function":
+        return f"{field}={error['input']!r}: write module:function, such as my_rewards:closeness for my_rewards.py"
     if error["type"] == "missing":
         return f"{field}: missing; set it in the config"
     if error["type"] == "union_tag_not_found":

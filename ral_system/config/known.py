@@ -1,0 +1,102 @@
+"""Keys that a configuration may have, and which of them a mistyped one was meant to be."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Collection, Iterable, Iterator
+from functools import cache
+from typing import Any, get_args, get_origin
+
+from pydantic import BaseModel
+
+from ral_system.config.schema import RunConfig
+
+ANY = "*"
+"""Stands for a name that the user chooses, as in `data.sources.*.path`."""
+_MOST = 3
+_SHORTEST = 4
+"""Characters of a word that others can be similar to; `lr` is as near to `kl` as to anything."""
+
+
+@cache
+def known_keys() -> frozenset[str]:
+    """Every dotted key, of groups and of fields, of all choices: `learner`, `learner.betas`, `data.sources.*.path`."""
+    return frozenset(_keys(RunConfig, ""))
+
+
+def is_known(key: str) -> bool:
+    """Whether some choice of the groups has the key."""
+    return any(_filled(known, key) == key for known in known_keys())
+
+
+def meant(key: str, known: Collection[str] | None = None) -> list[str]:
+    """The known keys that a wrong one most likely stands for: three at most, the closest first; often none.
+
+    Example: `algorithm.stepz` → `algorithm.steps`, `learner.lr` → `learner.learning_rate`, `wandb` → `logging.wandb`
+    """
+    filled = sorted({_filled(one, key) for one in known or known_keys()} - {key})
+    parent, leaf = _parent(key), _leaf(key)
+    siblings = [one for one in filled if _parent(one) == parent]
+    level = [one for one in filled if one.count(".") == key.count(".")]
+
+    def close(word: str, others: Iterable[str], cutoff: float) -> list[str]:
+        return difflib.get_close_matches(word, sorted(set(others)), 1, cutoff) if len(leaf) >= _SHORTEST else []
+
+    rules = (
+        close(key, level, 0.85),
+        [one for one in siblings if _is_short_for(leaf, _leaf(one))],
+        [one for one in filled if _leaf(one) == leaf],
+        [one for one in siblings if _leaf(one) in close(leaf, map(_leaf, siblings), 0.7)],
+        [one for one in filled if _is_short_for(leaf, _leaf(one))],
+        [one for one in filled if _leaf(one) in close(leaf, map(_leaf, filled), 0.8)],
+    )
+    found = next(filter(None, rules), [])
+    return sorted(found, key=lambda one: -difflib.SequenceMatcher(None, key, one).ratio())[:_MOST]
+
+
+def did_you_mean(key: str, value: str | None = None, known: Collection[str] | None = None) -> str:
+    """`did you mean algorithm.steps=5?`, or nothing."""
+    after = "" if value is None else f"={value}"
+    found = [f"{one}{after}" for one in meant(key, known)]
+    return f"did you mean {', '.join(found[:-1])}{' or ' if found[1:] else ''}{found[-1]}?" if found else ""
+
+
+def _keys(model: type[BaseModel], prefix: str) -> Iterator[str]:
+    for name, field in model.model_fields.items():
+        path = f"{prefix}{name}"
+        yield path
+        for inner, star in _models(field.annotation):
+            yield from _keys(inner, f"{path}.{ANY}." if star else f"{path}.")
+
+
+def _models(annotation: Any, star: bool = False) -> Iterator[tuple[type[BaseModel], bool]]:
+    """Configuration classes in an annotation, and whether each is the value of a dictionary."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        yield annotation, star
+    else:
+        for part in get_args(annotation):
+            yield from _models(part, star or get_origin(annotation) is dict)
+
+
+def _filled(known: str, key: str) -> str:
+    """`data.sources.*.path` with the name that `key` has at that place."""
+    if ANY not in known:
+        return known
+    given = key.split(".")
+    parts = known.split(".")
+    return ".".join(given[i] if part == ANY and i < len(given) else part for i, part in enumerate(parts))
+
+
+def _parent(key: str) -> str:
+    return re.sub(r"[./]?[^./]*$", "", key)
+
+
+def _leaf(key: str) -> str:
+    return re.split(r"[./]", key)[-1]
+
+
+def _is_short_for(short: str, name: str) -> bool:
+    """`lr` for `learning_rate`."""
+    words = name.split("_")
+    return len(words) > 1 and short == "".join(word[:1] for word in words)

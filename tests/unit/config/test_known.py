@@ -1,0 +1,69 @@
+"""Known keys, and what a mistyped one is taken for."""
+
+from collections.abc import Callable
+
+import pytest
+
+from ral_system.config.known import did_you_mean, is_known, known_keys, meant
+from ral_system.config.schema import RunConfig
+from ral_system.config.validate import parse_config
+from ral_system.errors import ConfigError
+
+
+@pytest.mark.parametrize(
+    ("key", "found"),
+    [
+        ("algorithm.stepz", ["algorithm.steps"]),
+        ("algoritm", ["algorithm"]),
+        ("algorithm.attention.wieght", ["algorithm.attention.weight"]),
+        ("learner.lr", ["learner.learning_rate"]),
+        ("algorithm.lr", ["learner.learning_rate", "perceive.learning_rate", "sft.learning_rate"]),
+        ("wandb", ["logging.wandb"]),
+        ("steps", ["algorithm.steps"]),
+        ("sft.batchsize", ["sft.batch"]),
+        ("data.sources.mine.columns.questin", ["data.sources.mine.columns.question"]),
+        ("algorithm.policy_loss.delte", ["algorithm.policy_loss.delta"]),  # of another loss than the default
+        ("trainer.total_epochs", []),
+        ("rollout.n", []),
+        ("foo", []),
+    ],
+)
+def test_what_a_wrong_key_is_taken_for(key: str, found: list[str]) -> None:
+    assert not is_known(key)
+    assert meant(key) == found
+
+
+def test_every_key_of_a_configuration_is_known(make_config: Callable[..., RunConfig]) -> None:
+    def keys(values: dict, prefix: str = "") -> list[str]:
+        inner = [
+            key for name, value in values.items() if isinstance(value, dict) for key in keys(value, f"{prefix}{name}.")
+        ]
+        return [f"{prefix}{name}" for name in values] + inner
+
+    for overrides in ((), ("data=video_search", "algorithm/policy_loss=dppo_top_k_kl")):
+        found = keys(make_config(*overrides).model_dump())
+        assert len(found) > 150
+        assert [key for key in found if not is_known(key)] == []
+    assert all(meant(f"{key}x") for key in known_keys() if len(key.rpartition(".")[2]) > 6)
+
+
+def test_a_suggestion_can_be_typed() -> None:
+    assert did_you_mean("wandb", "offline") == "did you mean logging.wandb=offline?"
+    assert did_you_mean("foo", "1") == ""
+    assert did_you_mean("lr").startswith("did you mean sft.learning_rate, learner.learning_rate or ")
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"name": "my run"}, "name='my run': a run's name has letters, digits, '_', '.' and '-' only; set name=my_run"),
+        ({"name": ".x"}, "; set name=x"),
+        ({"name": "-é"}, "; set name=_"),
+        ({"wandb": "offline"}, "wandb: unknown key; remove it; did you mean logging.wandb?"),
+        ({"grid": 3}, "grid: unknown key; remove it; did you mean data.grid?"),
+    ],
+)
+def test_what_is_refused_says_what_to_write(make_config: Callable[..., RunConfig], change: dict, says: str) -> None:
+    with pytest.raises(ConfigError) as refused:
+        parse_config(make_config().model_dump() | change)
+    assert says in str(refused.value)

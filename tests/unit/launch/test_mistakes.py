@@ -1,0 +1,57 @@
+"""Hydra's errors in one line each."""
+
+import sys
+
+import pytest
+from hydra import compose, initialize_config_module
+from hydra.errors import HydraException
+from omegaconf.errors import OmegaConfBaseException
+
+from launch.mistakes import one_line
+
+LOSSES = "There are cispo, clip,"
+
+
+@pytest.mark.parametrize(
+    ("override", "says"),
+    [
+        ("algorithm.stepz=5", "algorithm.stepz: unknown key; did you mean algorithm.steps=5?"),
+        ("~algorithm.stepz", "algorithm.stepz: unknown key; did you mean algorithm.steps?"),
+        ("learner.lr=1e-5", "learner.lr: unknown key; did you mean learner.learning_rate=1e-5?"),
+        ("wandb=offline", "wandb: unknown key; did you mean logging.wandb=offline?"),
+        ("algoritm=ral", "algoritm: unknown key; did you mean algorithm=ral?"),
+        ("policy_loss=gspo", "policy_loss: unknown key; did you mean algorithm/policy_loss=gspo?"),
+        ("trainer.epochs=1", "trainer.epochs: unknown key; ral-train --cfg job shows the known ones"),
+        ("data.seconds=3", "data.seconds: unknown key here; choose another data=NAME, which has it"),
+        (
+            "data.sources.main.path=x",
+            "data.sources.main.path: no source is called main; add it with +data/source@data.sources.main=columns",
+        ),
+        ("cluster=lcoal", "cluster=lcoal: no such option; did you mean cluster=local? There are local, ray"),
+        ("experiment=quikstart", "experiment=quikstart: no such option; did you mean experiment=quickstart? There are"),
+        ("cluster=nope", "cluster=nope: no such option; use one of local, ray"),
+        (
+            "algorithm/policy_loss=gsp",
+            f"algorithm/policy_loss=gsp: no such option; did you mean algorithm/policy_loss=gspo? {LOSSES}",
+        ),
+        ("data=rows.jsonl", "data=rows.jsonl: no such option; a file is given as data=files +data/source@"),
+        ("+seed=5", "+seed: the key is there already; write it without the +"),
+        ("+algorithm=grpo", "+algorithm: the group is there already; write it without the +"),
+        ("~experiment=foo", "~experiment=foo: not there; leave it out"),
+        (
+            "algorithm=ral,grpo",
+            "algorithm=ral,grpo: several values; add -m to run a job for each, or write algorithm=[",
+        ),
+        ("seed=range(1,3)", "seed=range(1,3): several values; add -m to run a job for each"),
+    ],
+)
+def test_a_mistake_says_what_to_write(monkeypatch: pytest.MonkeyPatch, override: str, says: str) -> None:
+    monkeypatch.setattr(sys, "argv", ["/bin/ral-train", "experiment=smoke", override])
+    with (
+        initialize_config_module("conf", version_base=None),
+        pytest.raises((HydraException, OmegaConfBaseException)) as refused,
+    ):
+        compose("config", [override])
+    line = one_line(refused.value)
+    assert line.startswith(says), line
+    assert "\n" not in line
