@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import math
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from html import escape
 from typing import Literal
 
@@ -20,6 +21,18 @@ _COLOURS = 8
 
 
 @dataclass(frozen=True, slots=True)
+class Interval:
+    """Between which values a point's true value probably lies, and what the point was measured on.
+
+    Example: `Interval(0.87, 0.92, "500 questions")`
+    """
+
+    low: float
+    high: float
+    measured_on: str
+
+
+@dataclass(frozen=True, slots=True)
 class Series:
     """One line, or one layer of a stack. `colour` is the index of a colour of the page's palette."""
 
@@ -27,6 +40,8 @@ class Series:
     label: str
     points: Points
     colour: int
+    intervals: Mapping[int, Interval] = field(default_factory=dict)
+    """By step, how far a point of a line may be off: drawn as a bar through it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,13 +69,14 @@ def figure(chart: Chart) -> str:
     values = {s.key: dict(s.points) for s in series}
     tops = _stack(series, values, steps) if chart.kind == "stack" else values
     drawn = [v for s in series for step in steps if (v := tops[s.key].get(step)) is not None]
+    drawn += [end for s in series for step, i in s.intervals.items() if step in steps for end in (i.low, i.high)]
     y_axis = _log_axis(drawn, chart.limit) if chart.log else _linear_axis(drawn, chart)
     x_px = _scale(steps[0], steps[-1], LEFT, WIDTH - RIGHT, chart.kind == "stack", len(steps))
     y_px = {s.key: {step: y_axis.px(v) for step, v in tops[s.key].items() if v is not None} for s in series}
     if chart.kind == "stack":
         marks = _bars(series, values, y_px, steps, x_px, y_axis)
     else:
-        marks = _lines(series, y_px, steps, x_px)
+        marks = _intervals(series, steps, x_px, y_axis) + _lines(series, y_px, steps, x_px)
     value = f'<b class="value">{_text(_last(series[0].points), chart.unit)}</b>' if len(series) == 1 else ""
     legend = "".join(
         f'<li><i style="background:var(--s{s.colour % _COLOURS})"></i>{escape(s.label)} '
@@ -76,7 +92,7 @@ def figure(chart: Chart) -> str:
                 "label": s.label,
                 "colour": f"var(--s{s.colour % _COLOURS})",
                 "y": [y_px[s.key].get(step) for step in steps],
-                "text": [_text(values[s.key].get(step), chart.unit) for step in steps],
+                "text": [_hover_text(s, step, values[s.key].get(step), chart.unit) for step in steps],
             }
             for s in series
         ],
@@ -167,6 +183,24 @@ def _frame(y_axis: _Axis, chart: Chart, steps: list[int], x_px: _scale) -> str:
 
 def _step_labels(steps: list[int]) -> list[tuple[int, str]]:
     return [(steps[0], "middle")] if len(steps) == 1 else [(steps[0], "start"), (steps[-1], "end")]
+
+
+def _intervals(series: list[Series], steps: list[int], x_px: _scale, y_axis: _Axis) -> str:
+    parts = []
+    for s in series:
+        shown = [(x_px(step), s.intervals[step]) for step in steps if step in s.intervals]
+        cap = 3 if len(shown) <= _MARKER_ROWS else 0
+        bars = (
+            f"M{x - cap:.2f} {y_axis.px(i.high)}h{2 * cap}M{x:.2f} {y_axis.px(i.high)}V{y_axis.px(i.low)}"
+            f"M{x - cap:.2f} {y_axis.px(i.low)}h{2 * cap}"
+            for x, i in shown
+        )
+        if shown:
+            colour = f"var(--s{s.colour % _COLOURS})"
+            parts.append(
+                f'<path class="interval" data-interval="{escape(s.key)}" stroke="{colour}" d="{"".join(bars)}"/>'
+            )
+    return "".join(parts)
 
 
 def _lines(series: list[Series], y_px: dict[str, dict[int, float]], steps: list[int], x_px: _scale) -> str:
@@ -266,6 +300,13 @@ def _text(value: float | None, unit: Unit) -> str:
         return f"{value * 100:.1f}%"
     suffix = {"seconds": " s", "nats": " nats"}.get(unit, "")
     return _tick(value, unit) + suffix
+
+
+def _hover_text(series: Series, step: int, value: float | None, unit: Unit) -> str:
+    text, interval = _text(value, unit), series.intervals.get(step)
+    if interval is None:
+        return text
+    return f"{text} ({_text(interval.low, unit)} to {_text(interval.high, unit)}, {interval.measured_on})"
 
 
 def _inline_json(value: object) -> str:

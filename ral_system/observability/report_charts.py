@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
+from typing import Any
+
 from ral_system.config.schema import Stage
-from ral_system.observability.charts import Chart, Series, Unit
+from ral_system.observability.charts import Chart, Interval, Series, Unit
 from ral_system.observability.report_data import RunData
 
 _DIVERGENCES = {
@@ -13,6 +17,7 @@ _DIVERGENCES = {
     "tv": "Total variation",
     "hellinger": "Squared Hellinger distance",
 }
+_WITHOUT_UNIT = ("tv", "hellinger")
 _ANCHORS = {"old": "rollout policy", "reference": "reference policy", "ema": "average policy"}
 _MAX_LAYERS = 7  # of the phase stack; the smallest ones share the last colour
 
@@ -30,9 +35,9 @@ def sections(run: RunData) -> list[tuple[str, list[Chart]]]:
 def _learning(run: RunData) -> list[Chart]:
     kinds = [(key, key.removeprefix("eval/accuracy/")) for key in run.keys("rl", "eval/accuracy/")]
     parts = [(f"reward/{name}", name) for name in ("total", "correctness", "format", "visual")]
+    note = f"Greedy answers to questions never trained on. {_asked(run, 'rl')}".strip()
     return [
-        _rl(run, "accuracy", "Held-out accuracy", "Greedy answers to questions never trained on.",
-            [("eval/accuracy", "accuracy")], unit="percent", top=1.0),
+        _rl(run, "accuracy", "Held-out accuracy", note, [("eval/accuracy", "accuracy")], unit="percent", top=1.0),
         _rl(run, "accuracy-by-kind", "Held-out accuracy by kind", "Which questions improve, and which do not.",
             kinds, unit="percent", top=1.0),
         _rl(run, "reward", "Reward", "Mean over the step's sampled completions, by part.", parts, top=1.0),
@@ -51,7 +56,7 @@ def _attention(run: RunData) -> list[Chart]:
     return [
         _rl(run, "attention-divergence", "Attention divergence",
             f"{_DIVERGENCES.get(kind, kind)} to the {_ANCHORS.get(anchor, anchor)}'s rows, by sign of advantage.",
-            _by_sign("divergence")[1:], unit="nats"),
+            _by_sign("divergence")[1:], unit=_unit(kind)),
         _rl(run, "visual-mass", "Visual mass", "Share of the rows' attention on pictures, by sign of advantage.",
             _by_sign("visual_mass"), unit="percent"),
         _rl(run, "attention-mass", "What rows look at", "Shares of the rows' attention. Sink: on the first tokens.",
@@ -62,13 +67,26 @@ def _attention(run: RunData) -> list[Chart]:
         _rl(run, "media-mass", "Mass by picture", "Share of the rows' attention on each picture or video frame.",
             [(key, key.removeprefix("attention/").removesuffix("_mass").replace("_", " ")) for key in media]
             if len(media) > 1 else [], unit="percent"),
-        _rl(run, "token-distillation", "Token distillation", "Divergence of the next token to the teacher's.",
+        _rl(run, "token-distillation", "Token distillation",
+            f"{_named(run, 'tokens')} of the next token to the teacher's.",
             [("distillation/token_divergence", "divergence")], unit="nats"),
-        _rl(run, "attention-distillation", "Attention distillation", "Divergence of the rows to the teacher's.",
-            [("distillation/attention_divergence", "divergence")], unit="nats"),
+        _rl(run, "attention-distillation", "Attention distillation",
+            f"{_named(run, 'attention')} of the rows to the teacher's.",
+            [("distillation/attention_divergence", "divergence")],
+            unit=_unit(run.setting("algorithm", "distillation", "attention", "divergence"))),
         _rl(run, "gradient-share", "Attention's share of the gradient", "At the probed queries and keys.",
             [("attention/gradient_share", "mean"), ("attention/gradient_share_max", "largest")], unit="percent"),
     ]  # fmt: skip
+
+
+def _unit(divergence: Any) -> Unit:
+    """Total variation and Hellinger distance have no unit."""
+    return "number" if divergence in _WITHOUT_UNIT else "nats"
+
+
+def _named(run: RunData, taught: str) -> str:
+    kind = run.setting("algorithm", "distillation", taught, "divergence")
+    return _DIVERGENCES.get(kind, "Divergence")
 
 
 def _by_sign(name: str) -> list[tuple[str, str]]:
@@ -111,7 +129,8 @@ def _supervised(run: RunData) -> list[Chart]:
         _stages(run, "supervised-loss", "Loss", "Negative log-likelihood per token.", "supervised/loss", "nats"),
         _stages(run, "supervised-token-accuracy", "Token accuracy", "Next token right, on training batches.",
                 "supervised/token_accuracy", "percent", 1.0),
-        _stages(run, "supervised-accuracy", "Held-out score", "Greedy answers; the stage stops at its target.",
+        _stages(run, "supervised-accuracy", "Held-out score",
+                f"Greedy answers; the stage stops at its target. {_asked(run, 'sft')}".strip(),
                 "eval/accuracy", "percent", 1.0),
         _stages(run, "supervised-grad-norm", "Gradient norm", "Before clipping.", "learner/grad_norm", "number"),
     ]  # fmt: skip
@@ -129,14 +148,50 @@ def _rl(
     limit: tuple[str, float] | None = None,
 ) -> Chart:
     recorded = [(key, label) for key, label in keys if run.points("rl", key)]
-    series = [Series(key, label, run.points("rl", key), i) for i, (key, label) in enumerate(recorded)]
+    series = [
+        Series(key, label, run.points("rl", key), i, _intervals(run, "rl", key))
+        for i, (key, label) in enumerate(recorded)
+    ]
     return Chart(chart, title, note, series, unit=unit, log=log, top=top, limit=limit)
 
 
 def _stages(run: RunData, chart: str, title: str, note: str, key: str, unit: Unit, top: float | None = None) -> Chart:
     named: list[tuple[Stage, str]] = [("perceive", "perceive"), ("sft", "cold start")]
-    series = [Series(f"{stage}:{key}", label, run.points(stage, key), i) for i, (stage, label) in enumerate(named)]
+    series = [
+        Series(f"{stage}:{key}", label, run.points(stage, key), i, _intervals(run, stage, key))
+        for i, (stage, label) in enumerate(named)
+    ]
     return Chart(chart, title, note, series, unit=unit, top=top, axis="step")
+
+
+def _intervals(run: RunData, stage: Stage, key: str) -> Mapping[int, Interval]:
+    """95 % intervals of held-out accuracy, by step; nothing of other metrics."""
+    if key != "eval/accuracy":
+        return {}
+    asked = dict(run.points(stage, "eval/questions"))
+    return {
+        step: Interval(*wilson(share, count), f"{count:.0f} questions")
+        for step, share in run.points(stage, key)
+        if share is not None and (count := asked.get(step))
+    }
+
+
+def _asked(run: RunData, stage: Stage) -> str:
+    """What the bars in a chart of held-out accuracy are, and how many questions were asked."""
+    counts = sorted({int(count) for _, count in run.points(stage, "eval/questions") if count})
+    if not counts:
+        return ""
+    of = " or ".join(map(str, counts)) if len(counts) < 3 else f"{counts[0]} to {counts[-1]}"
+    return f"Bars: 95\u00a0% intervals of {of} questions."
+
+
+def wilson(share: float, count: float, z: float = 1.96) -> tuple[float, float]:
+    """The 95 % score interval (Wilson 1927) of a share of `count` independent questions that are right."""
+    share = min(max(share, 0.0), 1.0)
+    middle = share + z * z / (2 * count)
+    half = z * math.sqrt(share * (1 - share) / count + (z / (2 * count)) ** 2)
+    scale = 1 + z * z / count
+    return max(0.0, (middle - half) / scale), min(1.0, (middle + half) / scale)
 
 
 def _phases(run: RunData) -> Chart:

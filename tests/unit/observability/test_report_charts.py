@@ -7,6 +7,8 @@ import re
 import pytest
 
 from ral_system.observability.charts import HEIGHT, MAX_ROWS, WIDTH, Chart, Series, figure
+from ral_system.observability.report_charts import sections, wilson
+from ral_system.observability.report_data import RunData
 
 
 def chart(*points: list[tuple[int, float | None]], **options: object) -> Chart:
@@ -86,3 +88,65 @@ def test_names_are_escaped_everywhere() -> None:
 def test_a_limit_is_drawn_where_it_can_be_compared() -> None:
     assert 'class="limit"' in figure(chart([(0, 1e-7)], log=True, limit=("limit", 1e-4)))
     assert 'class="limit"' not in figure(chart([(0, 1e-7)], limit=("limit", 1e-4)))
+
+
+def run_data(metrics: list[dict], **algorithm: object) -> RunData:
+    return RunData("name", metrics, [], {}, {"algorithm": algorithm}, "")
+
+
+def drawn(run: RunData, name: str) -> Chart:
+    return next(c for _, charts in sections(run) for c in charts if c.id == name)
+
+
+def test_an_accuracy_shows_how_far_it_may_be_off_and_on_how_many_questions() -> None:
+    asked = {0: (0.72, 500), 10: (0.97, 100), 30: (0.934, 500)}
+    rows = [
+        {"stage": stage, "step": step, "eval/accuracy": share, "eval/questions": float(count)}
+        for stage in ("sft", "rl")
+        for step, (share, count) in asked.items()
+    ]
+    for name, key in (("accuracy", "eval/accuracy"), ("supervised-accuracy", "sft:eval/accuracy")):
+        found = drawn(run_data(rows), name)
+        assert found.note.endswith("Bars: 95\u00a0% intervals of 100 or 500 questions.")
+        html = figure(found)
+        assert hover(html)["series"][0]["text"] == [
+            "72.0% (67.9% to 75.8%, 500 questions)",
+            "97.0% (91.5% to 99.0%, 100 questions)",
+            "93.4% (90.9% to 95.3%, 500 questions)",
+        ]
+        bars = re.search(rf'data-interval="{key}"[^>]* d="([^"]*)"', html)
+        assert bars
+        ends = [(float(high), float(low)) for high, low in re.findall(r"M[\d.]+ ([\d.]+)V([\d.]+)", bars[1])]
+        points = [y for _, y in re.findall(r"[ML]([\d.]+) ([\d.]+)", html.split('class="line"')[1].split("/>")[0])]
+        assert len(ends) == 3
+        assert all(high < float(y) < low for (high, low), y in zip(ends, points, strict=True))  # down is larger
+        assert ends[1][1] - ends[1][0] > ends[2][1] - ends[2][0]  # of fewer questions
+
+
+def test_accuracies_of_unknown_counts_have_no_bars() -> None:
+    found = drawn(run_data([{"stage": "rl", "step": 0, "eval/accuracy": 0.5}]), "accuracy")
+    assert "Bars" not in found.note and "data-interval" not in figure(found)
+
+
+@pytest.mark.parametrize("count", [1, 7, 100])
+@pytest.mark.parametrize("right", [0.0, 0.3, 1.0])
+def test_the_interval_is_scipys(right: float, count: int) -> None:
+    stats = pytest.importorskip("scipy.stats")
+    share = round(right * count) / count
+    expected = stats.binomtest(round(right * count), count).proportion_ci(method="wilson")
+    assert wilson(share, count) == pytest.approx((expected.low, expected.high), abs=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("divergence", "unit"), [("jsd", "nats"), ("reverse_kl", "nats"), ("tv", "number"), ("hellinger", "number")]
+)
+def test_only_divergences_in_nats_say_so(divergence: str, unit: str) -> None:
+    names = ("attention/divergence_positive", "distillation/attention_divergence", "distillation/token_divergence")
+    row = {"stage": "rl", "step": 1} | dict.fromkeys(names, 0.25)
+    teacher = {"attention": {"divergence": divergence}, "tokens": {"divergence": "forward_kl"}}
+    run = run_data([row], attention={"divergence": divergence}, distillation=teacher)
+    for name in ("attention-divergence", "attention-distillation"):
+        assert drawn(run, name).unit == unit
+        assert ("nats" in figure(drawn(run, name))) == (unit == "nats")
+    tokens = drawn(run, "token-distillation")
+    assert (tokens.unit, tokens.note) == ("nats", "Forward KL of the next token to the teacher's.")
