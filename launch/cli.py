@@ -14,8 +14,8 @@ from ral_system import __version__
 from ral_system.errors import ConfigError, RalError
 
 
-def run_with_config(task: Task, *, doc: str) -> None:
-    """Run `task` with the configuration from the command line, with `-m` once per job.
+def run_with_config(task: Task, *, about: str) -> None:
+    """Run `task` with the configuration from the command line, with `-m` once per job. `about` begins the help text.
 
     Exit codes: 0 done, 2 wrong input, 1 anything else, also when a job of several failed, 130 interrupted.
     """
@@ -25,6 +25,7 @@ def run_with_config(task: Task, *, doc: str) -> None:
     import hydra
     from hydra._internal.utils import get_args_parser
     from hydra.errors import HydraException
+    from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
     from yaml import YAMLError
 
@@ -34,6 +35,7 @@ def run_with_config(task: Task, *, doc: str) -> None:
     parser = get_args_parser()
     # Hydra parses again, and would answer a wrong option with pages.
     parser.error = lambda message: fail(ConfigError(f"{message}; see {command()} --help"))  # type: ignore[method-assign]
+    OmegaConf.register_new_resolver("about_command", lambda: about.strip(), replace=True)
     entry = HydraTask(task, parser.parse_args().overrides)
     try:
         hydra.main(version_base=None, config_path="pkg://conf", config_name="config")(entry)()

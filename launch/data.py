@@ -26,11 +26,19 @@ if TYPE_CHECKING:
 _REASON_CHARS = 80
 
 
+_ABOUT = """
+ral-data [preview]: prepare data.sources as a run does, and show rows as the model reads them: preview.html.
+  ral-data preview experiment=video_r1_qwen2_5_vl_7b_8gpu data.sources.main.path=rows.json name=look
+  ral-data preview data=files +data/source@data.sources.mine=columns data.sources.mine.path=rows.jsonl 'stages=[rl]' \\
+    data.sources.mine.columns.{question=question,answer=answer,images=picture} model.path=MODEL name=look
+"""
+
+
 def main() -> None:
     """Prepare a run's data and show them; `preview` may be said first, and is all that there is."""
     if sys.argv[1:2] == ["preview"]:
         del sys.argv[1]
-    run_with_config(show_data, doc=main.__doc__ or "")
+    run_with_config(show_data, about=_ABOUT)
 
 
 def show_data(config: RunConfig) -> None:

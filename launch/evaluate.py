@@ -11,13 +11,14 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from textwrap import fill
 from typing import TYPE_CHECKING, Any
 
 from launch.cli import run_with_config
 from launch.figures import Figures, asked, figures, write_quarantine
 from launch.refused import leaving_nothing
 from launch.subject import Subject, configured_intervention
-from ral_system.config.schema import RunConfig
+from ral_system.config.schema import BENCHMARK_NAMES, RunConfig
 from ral_system.controller.run_folder import RunFolder
 from ral_system.errors import ConfigError
 from ral_system.models.folders import check_named
@@ -29,9 +30,18 @@ if TYPE_CHECKING:
 VISUAL = ("visual_attention_score", "visual_mass", "system_mass")
 
 
+ABOUT = f"""
+ral-evaluate: accuracy of the model folder start_model on held-out questions or a benchmark, and where it looks.
+  ral-evaluate experiment=quickstart start_model=runs/quickstart/model evaluation.questions=500
+  ral-evaluate experiment=video_r1_qwen2_5_vl_7b_8gpu start_model=MODEL evaluation.benchmark.{{name=vstar,folder=DIR}}
+  ral-evaluate … sweep=visual_tokens 'sweep.values=[512,1024]'      the same, at two sizes of the pictures
+{fill(f"evaluation.benchmark.name is one of {', '.join(BENCHMARK_NAMES)}.", 110, subsequent_indent="  ")}
+"""
+
+
 def main() -> None:
     """Evaluate `start_model` on held-out questions."""
-    run_with_config(evaluate_model, doc=main.__doc__ or "")
+    run_with_config(evaluate_model, about=ABOUT)
 
 
 def evaluate_model(config: RunConfig) -> float | None:

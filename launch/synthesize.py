@@ -15,10 +15,17 @@ from launch.refused import leaving_nothing
 from ral_system.config.schema import RunConfig, VisualSearchConfig
 from ral_system.errors import ConfigError, DataError, SetupError
 
+_ABOUT = """
+ral-synthesize: visual-anchored demonstrations for sft, by models behind OpenAI-compatible servers or by templates.
+  ral-synthesize experiment=avar_quickstart name=avar_data
+  ral-synthesize experiment=quickstart name=data synthesis.rows=2000; then train with
+    data.demonstrations=runs/data/synthesis/demonstrations.jsonl
+"""
+
 
 def main() -> None:
     """Write a demonstration for each of the first training questions."""
-    run_with_config(synthesize, doc=main.__doc__ or "")
+    run_with_config(synthesize, about=_ABOUT)
 
 
 def synthesize(config: RunConfig) -> None:

@@ -23,25 +23,46 @@ from ral_system.controller.run_folder import RunFolder
 from ral_system.errors import ConfigError, GateError
 from ral_system.models.folders import check_named
 
+_TRAIN = """
+ral-train: train a vision-language model with Reinforced Attention Learning: perceive, sft and rl, then a report.
+  ral-train experiment=quickstart                     the whole system on two CPU cores, in minutes
+  ral-train experiment=video_r1_qwen2_5_vl_7b_8gpu data.sources.main.path=rows.json       your own questions
+"""
+_PERCEIVE = """
+ral-perceive: the first stage alone: learn to see by captioning generated pictures.
+  ral-perceive experiment=quickstart
+  ral-perceive experiment=quickstart perceive.max_steps=2000 name=sees_better
+"""
+_SFT = """
+ral-sft: the cold start alone: imitate demonstrations that think and answer; from the perceive model or start_model.
+  ral-sft experiment=quickstart
+  ral-sft experiment=quickstart start_model=runs/quickstart/models/perceive name=sft_again sft.learning_rate=1e-3
+"""
+_RL = """
+ral-rl: Reinforced Attention Learning alone, from the run's sft model, start_model or model.path; then a report.
+  ral-rl experiment=quickstart algorithm=grpo start_model=runs/quickstart/models/sft name=grpo
+  ral-rl -m experiment=quickstart start_model=runs/quickstart/models/sft algorithm.attention.weight=0.5,1,2
+"""
+
 
 def main() -> None:
     """The configured stages, by default perceive, sft and rl."""
-    run_with_config(run_stages, doc=main.__doc__ or "")
+    run_with_config(run_stages, about=_TRAIN)
 
 
 def perceive() -> None:
     """Learn to see by dense captioning."""
-    run_with_config(partial(run_stages, stages=("perceive",)), doc=perceive.__doc__ or "")
+    run_with_config(partial(run_stages, stages=("perceive",)), about=_PERCEIVE)
 
 
 def sft() -> None:
     """The think-and-answer cold start."""
-    run_with_config(partial(run_stages, stages=("sft",)), doc=sft.__doc__ or "")
+    run_with_config(partial(run_stages, stages=("sft",)), about=_SFT)
 
 
 def rl() -> None:
     """Reinforced Attention Learning from a cold-started model."""
-    run_with_config(partial(run_stages, stages=("rl",)), doc=rl.__doc__ or "")
+    run_with_config(partial(run_stages, stages=("rl",)), about=_RL)
 
 
 def run_stages(config: RunConfig, stages: Sequence[Stage] = ()) -> float | None:

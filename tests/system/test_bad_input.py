@@ -189,11 +189,18 @@ def test_a_cluster_that_is_not_there(commands, model: Path, tmp_path: Path, nobo
         assert_refused(done, f"no Ray cluster answers at {address}", "start one with `ray start --head`")
 
 
-@pytest.mark.parametrize("program", ["ral-train", "ral-rl", "ral-evaluate", "ral-data"])
+@pytest.mark.parametrize(
+    "program", ["ral-train", "ral-perceive", "ral-sft", "ral-rl", "ral-evaluate", "ral-data", "ral-synthesize"]
+)
 def test_help_teaches(commands, tmp_path: Path, program: str) -> None:
     done = commands(program, "--help", cwd=tmp_path, timeout_s=60)
     assert (done.returncode, done.stderr) == (0, "")
+    own = done.stdout.split("\n\n")[0].splitlines()
+    assert re.match(rf"{program}[: ]", own[0])
+    assert sum(line.startswith(f"  {program} ") for line in own[1:]) >= 2  # examples of its own
     for text in ("ral-train experiment=smoke", "cluster=local", "ray job submit", "start_model=", "--cfg job"):
+        assert text in done.stdout
+    for text in ("ral-train -m experiment=smoke", "--config-dir DIR", 'eval "$(ral-train -sc install=bash)"'):
         assert text in done.stdout
     for group in (
         "algorithm: attention_distill, distill, grpo, grpo_zero, ral, ral_zero",

@@ -3,7 +3,7 @@
 import re
 from pathlib import Path
 
-import conf
+from launch.evaluate import ABOUT
 from ral_system.benchmarks.registry import BENCHMARKS
 
 DATA = Path(__file__).parents[3] / "docs" / "data.md"
@@ -20,6 +20,5 @@ def test_every_benchmark_is_in_the_table() -> None:
 
 
 def test_help_names_every_benchmark() -> None:
-    config = (Path(conf.__file__).parent / "config.yaml").read_text()
-    listed = re.search(r"evaluation\.benchmark\.name is one of ([\w,\s]+?)\n      Single", config)
+    listed = re.search(r"evaluation\.benchmark\.name is one of ([\w,\s]+?)\.\n", ABOUT)
     assert listed is not None and re.findall(r"\w+", listed[1]) == list(BENCHMARKS)

@@ -12,7 +12,7 @@ def wait(config):
     print("waiting", flush=True)
     time.sleep(60)
 
-run_with_config(wait, doc="Wait.")
+run_with_config(wait, about="Wait.")
 """
 
 

@@ -34,7 +34,7 @@ def task(config):
     return config.seed / 10
 
 if __name__ == "__main__":
-    run_with_config(task, doc="Test.")
+    run_with_config(task, about="Test.")
 """
 
 SWEEPER = """
