@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 import socket
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import ray
 from ray._private import ray_constants
@@ -26,6 +30,11 @@ def start_or_join(config: RunConfig) -> None:
     if ray.is_initialized():
         return
     _mute()
+    with _signal_handlers_kept():
+        _connect(config)
+
+
+def _connect(config: RunConfig) -> None:
     address = config.cluster.address or os.environ.get("RAY_ADDRESS")
     try:
         if address is None:
@@ -52,6 +61,20 @@ def stop() -> None:
     """Disconnect; ends the cluster if this process started it."""
     ray.shutdown()
     ray_constants.ENABLE_RAY_CLUSTER = True
+
+
+@contextmanager
+def _signal_handlers_kept() -> Iterator[None]:
+    """Put this process's handlers back after Ray's own: the one it sets for SIGTERM prints a C++ stack trace and dies."""
+    if threading.current_thread() is not threading.main_thread():
+        yield  # neither Ray nor we can set any here
+        return
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
 
 
 def _mute() -> None:

@@ -170,6 +170,9 @@ def test_an_interrupted_job_goes_on_when_submitted_again(
         time.sleep(0.05)
     stopped = commands("ray", "job", "stop", *job, name, cwd=tmp_path, **head.environment)
     assert stopped.returncode == 0, (stopped.stdout, stopped.stderr)
+    said = commands("ray", "job", "logs", *job, name, cwd=tmp_path, **head.environment).stdout
+    assert "interrupted; run the same command again to continue" in said
+    assert "SIGTERM received" not in said and "Traceback" not in said
     deadline = time.monotonic() + 60
     while (left_over := roles(marked(head.mark))) and time.monotonic() < deadline:
         time.sleep(0.5)

@@ -1,8 +1,10 @@
+import signal
+
 import pytest
 
 pytest.importorskip("ray")
 
-from actors.cluster import _explain
+from actors.cluster import _explain, _signal_handlers_kept
 
 
 @pytest.mark.parametrize(
@@ -28,3 +30,13 @@ def test_a_cluster_that_cannot_be_used_is_one_line_with_the_remedy(
     message = str(_explain(address, error))
     assert says in message
     assert "\n" not in message
+
+
+def test_ray_does_not_keep_our_signals() -> None:
+    numbers = (signal.SIGINT, signal.SIGTERM)
+    before = [signal.getsignal(number) for number in numbers]
+    with pytest.raises(ConnectionError), _signal_handlers_kept():
+        for number in numbers:
+            signal.signal(number, lambda *_: None)  # as Ray does before it connects
+        raise ConnectionError
+    assert [signal.getsignal(number) for number in numbers] == before
