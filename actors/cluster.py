@@ -57,6 +57,11 @@ def _connect(config: RunConfig) -> None:
         raise _explain(address, error) from error
 
 
+def nodes_may_join() -> bool:
+    """Whether the cluster can still grow: not the one that `start_or_join` started on loopback."""
+    return bool(ray_constants.ENABLE_RAY_CLUSTER)
+
+
 def stop() -> None:
     """Disconnect; ends the cluster if this process started it."""
     ray.shutdown()

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +15,10 @@ from ral_system.config.schema import RunConfig, Stage
 from ral_system.errors import SetupError
 
 _UNITS = (("CPU", "cpus"), ("GPU", "gpus"))
+_POLL_S = 1.0
+_FIRST_WORD_S = 3.0
+_REPEAT_S = 30.0
+_REMEDY = "add nodes, or lower cluster.cpus_per_*, cluster.gpus_per_* or worker counts"
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,40 +78,83 @@ def needs_reference(config: RunConfig, stage: Stage) -> bool:
 
 
 def preflight(bundles: Sequence[Bundle], nodes: Sequence[Mapping[str, float]]) -> None:
-    """Raise SetupError when the cluster could never hold the bundles, saying by how much. `nodes`: total resources."""
+    """Raise SetupError when the cluster as it is could never hold the bundles. `nodes`: total resources of each."""
+    if lack := shortage(bundles, nodes):
+        raise SetupError(f"{lack}; {_REMEDY}")
+
+
+def shortage(bundles: Sequence[Bundle], nodes: Sequence[Mapping[str, float]]) -> str | None:
+    """What the nodes lack to hold the bundles, and how much of it; None when they could."""
     for kind, unit in _UNITS:
         needed = sum(getattr(bundle, unit) for bundle in bundles)
         total = sum(node.get(kind, 0.0) for node in nodes)
         if needed > total + 1e-6:
-            raise SetupError(
+            return (
                 f"the run needs {_amount(needed)} {kind}s ({_breakdown(bundles, unit)}), the cluster has "
-                f"{_amount(total)} on {len(nodes)} node(s); add nodes, or lower cluster.{unit}_per_* or worker counts"
+                f"{_amount(total)} on {len(nodes)} node(s)"
             )
     for bundle in bundles:
         if not any(all(node.get(k, 0.0) >= v for k, v in bundle.resources().items()) for node in nodes):
             wanted = ", ".join(f"{_amount(v)} {k}s" for k, v in bundle.resources().items())
-            raise SetupError(f"{bundle.name} needs {wanted} on one node, and no node has them")
+            return f"{bundle.name} needs {wanted} on one node, and no node has them"
+    return None
 
 
-def reserve(bundles: Sequence[Bundle], timeout_s: float) -> PlacementGroup:
-    """A placement group with one bundle per actor. Raises SetupError at once when it can never fit, or after
-    `timeout_s` when others hold the resources.
+def reserve(
+    bundles: Sequence[Bundle], timeout_s: float, *, nodes_may_join: bool, tell: Callable[[str], None]
+) -> PlacementGroup:
+    """A placement group with one bundle per actor, once the cluster has room for it.
+
+    Until then `tell` hears what is missing, every 30 s. Raises SetupError after `timeout_s`, or at once when the
+    cluster is too small and no node can join.
     """
-    preflight(bundles, [node["Resources"] for node in ray.nodes() if node["Alive"]])
+    if not nodes_may_join:
+        preflight(bundles, [node["Resources"] for node in _nodes()])
+    # Asked for before the nodes are there: an autoscaler adds nodes for what is asked.
     group = placement_group([bundle.resources() for bundle in bundles], strategy="PACK")
-    if not group.wait(timeout_seconds=timeout_s):
-        free = ray.available_resources()
-        remove_placement_group(group)
-        needs = ", ".join(
-            f"{_amount(sum(getattr(b, unit) for b in bundles))} {kind}s (free: {_amount(free.get(kind, 0.0))})"
-            for kind, unit in _UNITS
-            if any(getattr(b, unit) for b in bundles)
-        )
-        raise SetupError(
-            f"no room on the cluster after {timeout_s:.0f} s: the run needs {needs}; another job holds the rest "
-            "(`ray status` shows which), or raise cluster.start_timeout_s"
-        )
+    began = time.monotonic()
+    tell_at = _FIRST_WORD_S
+    while not group.wait(timeout_seconds=_POLL_S):  # in short waits: Ctrl-C does not reach a long one
+        waited = time.monotonic() - began
+        if waited >= timeout_s:
+            error = _no_room(bundles, timeout_s)
+            remove_placement_group(group)
+            raise error
+        if waited >= tell_at:
+            tell(f"waiting up to {timeout_s:.0f} s for the cluster: {_missing(bundles)}; joined: {_addresses()}")
+            tell_at = waited + _REPEAT_S
     return group
+
+
+def _no_room(bundles: Sequence[Bundle], timeout_s: float) -> SetupError:
+    if lack := shortage(bundles, [node["Resources"] for node in _nodes()]):
+        return SetupError(
+            f"{lack} ({_addresses()}) after {timeout_s:.0f} s; {_REMEDY}, or raise cluster.start_timeout_s"
+        )
+    return SetupError(
+        f"no room on the cluster after {timeout_s:.0f} s: {_missing(bundles)}; `ray status` shows who holds the rest; "
+        "wait for it, or raise cluster.start_timeout_s"
+    )
+
+
+def _missing(bundles: Sequence[Bundle]) -> str:
+    if lack := shortage(bundles, [node["Resources"] for node in _nodes()]):
+        return lack
+    free = ray.available_resources()
+    needs = (
+        f"{_amount(sum(getattr(b, unit) for b in bundles))} {kind}s (free: {_amount(free.get(kind, 0.0))})"
+        for kind, unit in _UNITS
+        if any(getattr(b, unit) for b in bundles)
+    )
+    return f"the run needs {', '.join(needs)}"
+
+
+def _nodes() -> list[dict[str, Any]]:
+    return [node for node in ray.nodes() if node["Alive"]]
+
+
+def _addresses() -> str:
+    return ", ".join(node["NodeManagerAddress"] for node in _nodes())
 
 
 def release(group: Any) -> None:

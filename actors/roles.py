@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -13,7 +14,7 @@ import ray
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from actors.clients import RayGenerator, RayLearner, RayRewarder, RayScorer, RayTeacher
-from actors.cluster import LOOPBACK, start_or_join
+from actors.cluster import LOOPBACK, nodes_may_join, start_or_join
 from actors.group import Call, Member, wait_all
 from actors.learner import LearnerActor
 from actors.placement import Bundle, plan, release, reserve
@@ -61,7 +62,7 @@ class RayRoles:
         start_or_join(config)
         on_phase("cluster", time.monotonic() - began)
         try:
-            self._group = reserve(bundles, config.cluster.start_timeout_s)
+            self._group = reserve(bundles, config.cluster.start_timeout_s, nodes_may_join=nodes_may_join(), tell=_tell)
             on_phase("placement", time.monotonic() - began)
             self._start(bundles, run_folder, (model_folder / "config.json").is_file())
             self._build(stage, model_folder, run_folder, on_phase)
@@ -164,6 +165,10 @@ class RayRoles:
             Call(m, m.handle.build.remote(self._config, stage, model_folder, media, rank=m.rank, **place))
             for m in ranks
         ]
+
+
+def _tell(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
 
 
 def _remote(kind: type[ActorProcess]) -> Any:

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import ray
 
-from actors.cluster import start_or_join, stop
+from actors.cluster import nodes_may_join, start_or_join, stop
 from actors.group import Call, Member, stream, wait_all
 from actors.placement import Bundle, reserve
 from actors.roles import RayRoles
@@ -140,12 +140,15 @@ def test_a_silent_actor_is_named_with_its_stacks(troubled: list[Member]) -> None
 
 
 def test_resources_that_are_taken_are_waited_for_and_then_named(cluster: None) -> None:
+    assert not nodes_may_join()
+    began = time.monotonic()
     with pytest.raises(SetupError, match=r"the run needs 1000 CPUs \(learner 2 x 500\), the cluster has"):
-        reserve([Bundle("learner", rank, 500, 0) for rank in range(2)], 1.0)
+        reserve([Bundle("learner", rank, 500, 0) for rank in range(2)], 600.0, nodes_may_join=False, tell=print)
+    assert time.monotonic() - began < 5  # nothing can join this cluster
     cpus = ray.cluster_resources()["CPU"]
-    held = reserve([Bundle("rollout", 0, cpus, 0)], 10.0)
+    held = reserve([Bundle("rollout", 0, cpus, 0)], 10.0, nodes_may_join=False, tell=print)
     with pytest.raises(SetupError, match=r"no room on the cluster after 1 s: the run needs 1 CPUs \(free: 0\);"):
-        reserve([Bundle("reward", 0, 1, 0)], 1.0)
+        reserve([Bundle("reward", 0, 1, 0)], 1.0, nodes_may_join=False, tell=print)
     ray.util.remove_placement_group(held)
 
 

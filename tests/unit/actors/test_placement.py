@@ -75,7 +75,7 @@ def test_a_cluster_that_is_too_small_is_told_by_how_much() -> None:
         preflight(plan(config, "rl"), [{"CPU": 64.0, "GPU": 4.0}])
     assert str(caught.value) == (
         "the run needs 9 GPUs (learner 8 x 1, rollout 1 x 1), the cluster has 4 on 1 node(s); "
-        "add nodes, or lower cluster.gpus_per_* or worker counts"
+        "add nodes, or lower cluster.cpus_per_*, cluster.gpus_per_* or worker counts"
     )
 
 
