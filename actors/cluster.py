@@ -70,7 +70,7 @@ def stop() -> None:
 
 @contextmanager
 def _signal_handlers_kept() -> Iterator[None]:
-    """Put this process's handlers back after Ray's own: the one it sets for SIGTERM prints a C++ stack trace and dies."""
+    """Put this process's handlers back afterwards: Ray's for SIGTERM prints a C++ stack trace and ends the process."""
     if threading.current_thread() is not threading.main_thread():
         yield  # neither Ray nor we can set any here
         return

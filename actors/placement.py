@@ -128,9 +128,8 @@ def reserve(
 
 def _no_room(bundles: Sequence[Bundle], timeout_s: float) -> SetupError:
     if lack := shortage(bundles, [node["Resources"] for node in _nodes()]):
-        return SetupError(
-            f"{lack} ({_addresses()}) after {timeout_s:.0f} s; {_REMEDY}, or raise cluster.start_timeout_s"
-        )
+        found = f"{lack} ({_addresses()}) after {timeout_s:.0f} s"
+        return SetupError(f"{found}; {_REMEDY}, or raise cluster.start_timeout_s")
     return SetupError(
         f"no room on the cluster after {timeout_s:.0f} s: {_missing(bundles)}; `ray status` shows who holds the rest; "
         "wait for it, or raise cluster.start_timeout_s"

@@ -71,6 +71,8 @@ class VllmEngine:
             dtype=config.dtype,
             seed=seed % 2**31,
             tensor_parallel_size=config.tensor_parallel,
+            # Left to itself, vLLM would spread the ranks over this actor's placement group, onto other roles' bundles.
+            distributed_executor_backend="mp" if config.tensor_parallel > 1 else None,
             max_model_len=config.max_model_len,
             max_num_seqs=config.max_sequences,
             max_num_batched_tokens=max(4096, config.max_model_len),

