@@ -6,7 +6,7 @@ import contextlib
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from actors.clients import RayGenerator, RayLearner, RayRewarder, RayScorer, Ray
 from actors.cluster import LOOPBACK, nodes_may_join, start_or_join
 from actors.group import Call, Member, wait_all
 from actors.learner import LearnerActor
+from actors.nodes import nodes_of, stage_models
 from actors.placement import Bundle, plan, release, reserve
 from actors.process import ActorProcess
 from actors.reward import RewardActor
@@ -42,8 +43,9 @@ OnPhase = Callable[[str, float], None]
 class RayRoles:
     """`protocols.Roles` behind Ray actors. Joins or starts the cluster; `close` ends the actors, not the cluster.
 
-    Every node must see `model_folder` and `run_folder` under the same path. `on_phase` hears of each finished step of
-    the start-up. Raises SetupError when the cluster cannot hold the stage, ActorError when an actor fails to start.
+    Every node must see `run_folder` under the same path, and find `model_folder` there or on the hub. `on_phase` hears
+    of each finished step of the start-up. Raises SetupError when the cluster cannot hold the stage or a node lacks
+    something, ActorError when an actor fails to start.
     """
 
     def __init__(
@@ -56,6 +58,8 @@ class RayRoles:
     ) -> None:
         self._config = config
         self._members: list[Member] = []
+        self._folders: dict[str, Mapping[Path, Path]] = {}
+        self._teachers = [local_model_folder(role.path) for role in config.teachers] if stage == "rl" else []
         self._group: Any = None
         began = time.monotonic()
         bundles = plan(config, stage)
@@ -64,7 +68,8 @@ class RayRoles:
         try:
             self._group = reserve(bundles, config.cluster.start_timeout_s, nodes_may_join=nodes_may_join(), tell=_tell)
             on_phase("placement", time.monotonic() - began)
-            self._start(bundles, run_folder, (model_folder / "config.json").is_file())
+            self._stage(bundles, model_folder, run_folder)
+            self._start(bundles, run_folder)
             self._build(stage, model_folder, run_folder, on_phase)
         except BaseException:
             self.close()
@@ -98,7 +103,20 @@ class RayRoles:
     def _of(self, role: str) -> list[Member]:
         return [member for member in self._members if member.role == role]
 
-    def _start(self, bundles: Sequence[Bundle], run_folder: Path, model_is_local: bool) -> None:
+    def _stage(self, bundles: Sequence[Bundle], model_folder: Path, run_folder: Path) -> None:
+        """Find out where each actor's node has its models."""
+
+        def needed(bundle: Bundle) -> list[Path]:
+            if bundle.role == "teacher":
+                return [self._teachers[bundle.rank], model_folder]
+            return [] if bundle.role == "reward" else [model_folder]
+
+        models = [needed(bundle) for bundle in bundles]
+        timeout_s = self._config.cluster.start_timeout_s
+        found = stage_models(nodes_of(self._group), models, run_folder, timeout_s, _tell)
+        self._folders = {bundle.name: folders for bundle, folders in zip(bundles, found, strict=True)}
+
+    def _start(self, bundles: Sequence[Bundle], run_folder: Path) -> None:
         """Start the processes; none of them works yet."""
         for index, bundle in enumerate(bundles):
             log = run_folder / "logs" / f"{bundle.role}_{bundle.rank}.log"
@@ -107,30 +125,26 @@ class RayRoles:
                 .options(
                     num_cpus=bundle.cpus,
                     num_gpus=bundle.gpus,
-                    runtime_env={"env_vars": self._environment(bundle, model_is_local)},
+                    runtime_env={"env_vars": self._environment(bundle)},
                     scheduling_strategy=PlacementGroupSchedulingStrategy(self._group, index),
                 )
                 .remote(bundle.name, log, self._config.cluster.call_timeout_s)
             )
             self._members.append(Member(handle, bundle.role, bundle.rank, log))
 
-    def _environment(self, bundle: Bundle, model_is_local: bool) -> dict[str, str]:
+    def _environment(self, bundle: Bundle) -> dict[str, str]:
         cluster = self._config.cluster
         device: Device = "cuda" if bundle.gpus else "cpu"
-        environment: dict[str, str] = {}
+        environment = {"HF_HUB_OFFLINE": "1"}  # every node has its models by now
         if device == "cpu":
-            environment = {
+            environment |= {
                 "CUDA_VISIBLE_DEVICES": "",  # a GPU that was not asked for is not used
                 "OMP_NUM_THREADS": str(cluster.threads_per_process),
                 "OMP_WAIT_POLICY": "PASSIVE",  # idle threads sleep instead of spinning on another role's cores
                 "KMP_BLOCKTIME": "0",
             }
-        if model_is_local:
-            environment["HF_HUB_OFFLINE"] = "1"
         if bundle.role == "rollout":
-            environment |= vllm_environment(
-                self._config.rollout, cluster.threads_per_process, device, offline=model_is_local
-            )
+            environment |= vllm_environment(self._config.rollout, cluster.threads_per_process, device)
         return environment
 
     def _build(self, stage: Stage, model_folder: Path, run_folder: Path, on_phase: OnPhase) -> None:
@@ -138,12 +152,15 @@ class RayRoles:
         config, media = self._config, run_folder / "media"
         began = time.monotonic()
         calls = [Call(m, m.handle.build.remote(config)) for m in self._of("reward")]
-        calls += [Call(m, m.handle.build.remote(config, model_folder, media)) for m in self._of("reference")]
-        calls += [Call(m, m.handle.build.remote(config, model_folder, media, m.rank)) for m in self._of("rollout")]
+        for member in self._of("reference"):
+            calls.append(Call(member, member.handle.build.remote(config, self._at(member, model_folder), media)))
+        for member in self._of("rollout"):
+            folder = self._at(member, model_folder)
+            calls.append(Call(member, member.handle.build.remote(config, folder, media, member.rank)))
         for member in self._of("teacher"):
             role = config.teachers[member.rank]
-            folder = local_model_folder(role.path)
-            calls.append(Call(member, member.handle.build.remote(config, role, folder, model_folder, media)))
+            folders = [self._at(member, folder) for folder in (self._teachers[member.rank], model_folder)]
+            calls.append(Call(member, member.handle.build.remote(config, role, *folders, media)))
         calls += self._build_learners(stage, model_folder, media)
         unfinished = Counter(call.member.role for call in calls)
 
@@ -162,9 +179,16 @@ class RayRoles:
         port = wait_all([Call(ranks[0], ranks[0].handle.free_port.remote(host))], timeout_s, "starting")[0]
         place = {"world_size": len(ranks), "master": (host, port)}
         return [
-            Call(m, m.handle.build.remote(self._config, stage, model_folder, media, rank=m.rank, **place))
+            Call(
+                m,
+                m.handle.build.remote(self._config, stage, self._at(m, model_folder), media, rank=m.rank, **place),
+            )
             for m in ranks
         ]
+
+    def _at(self, member: Member, model: Path) -> Path:
+        """Where the member's node has a model, by its path here."""
+        return self._folders[member.name][model]
 
 
 def _tell(line: str) -> None:

@@ -9,19 +9,15 @@ from ral_system.config.schema import RolloutConfig
 Device = Literal["cpu", "cuda"]
 
 
-def vllm_environment(config: RolloutConfig, threads: int, device: Device, *, offline: bool = True) -> dict[str, str]:
-    """Variables for one engine process of `threads` OpenMP threads.
-
-    `offline` is right for every model in a local folder: without it vLLM asks the hub about processor files.
-    """
+def vllm_environment(config: RolloutConfig, threads: int, device: Device) -> dict[str, str]:
+    """Variables for one engine process of `threads` OpenMP threads."""
     environment = {
         "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # the engine core in this process: its weights can be read back
         "VLLM_NO_USAGE_STATS": "1",
         "VLLM_LOGGING_LEVEL": "ERROR",  # on CPU it warns at every image that it keeps its thread count
         "TOKENIZERS_PARALLELISM": "false",
+        "HF_HUB_OFFLINE": "1",  # the model is in a local folder, and vLLM would still ask the hub about processor files
     }
-    if offline:
-        environment["HF_HUB_OFFLINE"] = "1"
     if device == "cpu":
         environment |= {
             "OMP_NUM_THREADS": str(threads),

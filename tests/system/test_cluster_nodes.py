@@ -1,15 +1,20 @@
 """A cluster of several nodes, all on this machine."""
 
+import shutil
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import ray
 from ray.cluster_utils import Cluster
 
 from actors.cluster import nodes_may_join
+from actors.nodes import nodes_of, stage_models
 from actors.placement import Bundle, release, reserve
 from ral_system.errors import SetupError
+from ral_system.models.staging import ModelCopy
+from tests.unit.models.hub_cache import put_in_cache
 
 pytestmark = pytest.mark.system
 
@@ -32,7 +37,10 @@ def test_a_start_waits_for_the_node_that_joins_late(cluster: Cluster) -> None:
         cluster.add_node(num_cpus=1, num_gpus=2)
 
     bundles = [Bundle("learner", rank, 0.5, 1) for rank in range(2)]
-    release(reserve(bundles, 120.0, nodes_may_join=True, tell=hear))
+    group = reserve(bundles, 120.0, nodes_may_join=True, tell=hear)
+    (joined,) = {node["NodeID"] for node in ray.nodes() if node["Resources"].get("GPU")}
+    assert nodes_of(group) == [joined, joined]
+    release(group)
     assert len(said) == 1
     missing = "the run needs 2 GPUs (learner 2 x 1), the cluster has 0 on 1 node(s)"
     assert said[0].startswith(f"waiting up to 120 s for the cluster: {missing}; joined: ")
@@ -43,3 +51,30 @@ def test_a_node_that_never_joins_is_missed_at_the_bound(cluster: Cluster) -> Non
     with pytest.raises(SetupError, match=r"needs 99 GPUs \(learner 1 x 99\), the cluster has .* after 2 s; add nodes"):
         reserve([Bundle("learner", 0, 0.5, 99)], 2.0, nodes_may_join=True, tell=print)
     assert 2 <= time.monotonic() - began < 20
+
+
+def test_each_node_finds_the_model_in_its_own_cache(
+    cluster: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What the driver's node has under a path is renamed before the other nodes look, since they share this disk."""
+    here = ray.get_runtime_context().get_node_id()
+    chosen, own, run = put_in_cache(tmp_path / "driver"), put_in_cache(tmp_path / "node"), tmp_path / "run"
+    copy = ModelCopy.of(chosen)
+    monkeypatch.setattr(ModelCopy, "of", lambda folder: copy)
+    shutil.move(tmp_path / "driver", tmp_path / "elsewhere")
+    with_model = add_node(cluster, tmp_path / "node")
+    nodes, models = [here, with_model, with_model], [[chosen], [chosen], []]
+    assert stage_models(nodes, models, run, 60.0, print) == [{chosen: chosen}, {chosen: own}, {chosen: own}]
+    without = add_node(cluster, tmp_path / "empty")
+    with pytest.raises(
+        SetupError, match=rf"^node [\d.]+ cannot read model folder {chosen}, .* put HF_HOME on a volume"
+    ):
+        stage_models([here, without], [[], [chosen]], run, 60.0, print)
+    assert list(run.iterdir()) == []  # the token is gone in either case
+
+
+def add_node(cluster: Cluster, home: Path) -> str:
+    before = {node["NodeID"] for node in ray.nodes()}
+    cluster.add_node(num_cpus=1, env_vars={"HF_HOME": str(home), "HF_HUB_OFFLINE": "1"})
+    (added,) = {node["NodeID"] for node in ray.nodes()} - before
+    return str(added)

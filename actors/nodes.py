@@ -1,0 +1,145 @@
+"""Looks at every node before a run starts there: it must see the run folder, and have the models."""
+
+from __future__ import annotations
+
+import secrets
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import ray
+from ray.exceptions import RayError
+from ray.util.placement_group import PlacementGroup, placement_group_table
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from ral_system.errors import SetupError
+from ral_system.models.staging import ModelCopy
+
+_TOKEN_WAIT_S = 3.0
+"""A network file system may show a new file late."""
+_REPEAT_S = 30.0
+
+
+@dataclass(frozen=True, slots=True)
+class Sight:
+    """What a node found: where it has each model, or what is wrong.
+
+    Example: `Sight(folders=(Path("/hub/models--org--name/snapshots/cc59"),), problem=None)`
+    """
+
+    folders: tuple[Path, ...]
+    problem: str | None
+
+
+def nodes_of(group: PlacementGroup) -> list[str]:
+    """The node of each bundle, in the bundles' order."""
+    by_bundle = placement_group_table(group)["bundles_to_node_id"]
+    return [by_bundle[index] for index in sorted(by_bundle)]
+
+
+def stage_models(
+    nodes: Sequence[str],
+    models: Sequence[Sequence[Path]],
+    run_folder: Path,
+    timeout_s: float,
+    tell: Callable[[str], None],
+) -> list[Mapping[Path, Path]]:
+    """For each bundle, by the driver's path of a model: the path under which the bundle's node has it.
+
+    `nodes` and `models` are those of each bundle. Every node but the driver's reads a token in the run folder and finds
+    its models, all at once. Raises SetupError that names the node.
+    """
+    here = ray.get_runtime_context().get_node_id()
+    copies = {folder: ModelCopy.of(folder) for needed in models for folder in needed}
+    by_node: dict[str, dict[Path, Path]] = {node: {} for node in nodes}
+    for node, needed in zip(nodes, models, strict=True):
+        by_node[node] |= {folder: folder for folder in needed}
+    with _token(run_folder) as token:
+        looks = {
+            _look(node).remote(run_folder, token, tuple(copies[folder] for folder in found)): node
+            for node, found in by_node.items()
+            if node != here
+        }
+        for node, sight in _answers(looks, timeout_s, tell):
+            if sight.problem is not None:
+                raise SetupError(f"node {_address(node)} {sight.problem}")
+            by_node[node] = dict(zip(by_node[node], sight.folders, strict=True))
+    return [by_node[node] for node in nodes]
+
+
+def look(run_folder: Path, token: str, copies: Sequence[ModelCopy]) -> Sight:
+    """What this node sees; runs there."""
+    if not _sees(run_folder, token):
+        remedy = "set runs_dir to a path on a file system that every node mounts"
+        return Sight((), f"does not see the run folder {run_folder} of the driver's node; {remedy}")
+    try:
+        return Sight(tuple(copy.find() for copy in copies), None)
+    except SetupError as error:
+        return Sight((), str(error))
+
+
+def _look(node: str) -> Any:
+    return ray.remote(look).options(
+        num_cpus=0, max_retries=0, scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=False)
+    )
+
+
+def _answers(looks: Mapping[Any, str], timeout_s: float, tell: Callable[[str], None]) -> Iterator[tuple[str, Sight]]:
+    deadline, pending = time.monotonic() + timeout_s, dict(looks)
+    while pending:
+        left = deadline - time.monotonic()
+        silent = ", ".join(_address(node) for node in pending.values())
+        if left <= 0:
+            raise SetupError(
+                f"node {silent} did not find the run folder and the models within {timeout_s:.0f} s; raise "
+                "cluster.start_timeout_s, or put HF_HOME on a volume that every node mounts"
+            )
+        ready, _ = ray.wait(list(pending), num_returns=1, timeout=min(_REPEAT_S, left))
+        if not ready:
+            tell(f"waiting up to {timeout_s:.0f} s for the models on node {silent}")
+        for ref in ready:
+            node = pending.pop(ref)
+            try:
+                yield node, ray.get(ref)
+            except RayError as error:
+                reason = str(error).strip().splitlines()[-1][:200]
+                raise SetupError(
+                    f"node {_address(node)} cannot work for this run ({reason}); install the same ral-system there"
+                ) from error
+
+
+@contextmanager
+def _token(run_folder: Path) -> Iterator[str]:
+    """A random token in a file of that name, for as long as nodes look for it."""
+    token = secrets.token_hex(16)
+    file = _token_file(run_folder, token)
+    run_folder.mkdir(parents=True, exist_ok=True)
+    file.write_text(token)
+    try:
+        yield token
+    finally:
+        file.unlink(missing_ok=True)
+
+
+def _token_file(run_folder: Path, token: str) -> Path:
+    return run_folder / f".shared_{token[:8]}"
+
+
+def _sees(run_folder: Path, token: str) -> bool:
+    deadline = time.monotonic() + _TOKEN_WAIT_S
+    while True:
+        try:
+            if _token_file(run_folder, token).read_text() == token:
+                return True
+        except OSError:
+            pass
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.2)
+
+
+def _address(node: str) -> str:
+    return next((str(n["NodeManagerAddress"]) for n in ray.nodes() if n["NodeID"] == node), node)

@@ -1,0 +1,36 @@
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("ray")
+
+from actors import nodes
+from ral_system.models.staging import ModelCopy
+
+
+def test_a_node_that_sees_another_folder_is_told_by_the_token(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(nodes, "_TOKEN_WAIT_S", 0.1)
+    run, other = tmp_path / "run", tmp_path / "other"
+    other.mkdir()
+    with nodes._token(run) as token:
+        assert nodes.look(run, token, ()) == nodes.Sight((), None)
+        problem = nodes.look(other, token, ()).problem
+        assert problem is not None
+        assert f"does not see the run folder {other}" in problem
+        assert "set runs_dir to a path on a file system that every node mounts" in problem
+        assert nodes.look(tmp_path / "absent", token, ()).problem is not None
+    assert nodes.look(run, token, ()).problem is not None
+    assert list(run.iterdir()) == []
+
+
+def test_a_token_that_is_not_ours_does_not_count(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(nodes, "_TOKEN_WAIT_S", 0.1)
+    with nodes._token(tmp_path) as token:
+        next(tmp_path.iterdir()).write_text("0" * 32)
+        assert nodes.look(tmp_path, token, ()).problem is not None
+
+
+def test_a_model_that_is_not_there_is_the_problem_of_the_node(tmp_path: Path) -> None:
+    with nodes._token(tmp_path) as token:
+        sight = nodes.look(tmp_path, token, (ModelCopy(tmp_path / "absent", "00", None, None),))
+    assert sight.problem == (f"cannot read model folder {tmp_path}/absent; put it on a volume that every node mounts")
