@@ -34,7 +34,9 @@ def test_every_file_of_the_packages_is_in_the_wheel(wheel: zipfile.ZipFile) -> N
 def test_what_a_submitted_job_reads_is_in_the_wheel(wheel: zipfile.ZipFile) -> None:
     names = set(wheel.namelist())
     expected = {"ral_system/types.py", "actors/__init__.py", "launch/doctor/cli.py", "conf/config.yaml"}
-    expected |= {f"launch/cluster/{name}" for name in ("ray-cluster.yaml", "kuberay.yaml", "slurm.sbatch")}
+    expected |= {
+        f"launch/cluster/{name}" for name in ("ray-cluster.yaml", "kuberay.yaml", "kuberay-volume.yaml", "slurm.sbatch")
+    }
     assert expected - names == set()
     folders = {folder.name for folder in (ROOT / "conf").iterdir() if any(folder.glob("*.yaml"))}
     assert {name.split("/")[1] for name in names if name.startswith("conf/") and name.count("/") == 2} == folders

@@ -109,6 +109,54 @@ def test_the_kubernetes_objects_belong_together_and_demand_the_token() -> None:
     assert all(type(value) is str for group in groups for value in group["rayStartParams"].values())
 
 
+def test_the_pods_share_results_and_models_and_take_keys_from_a_secret() -> None:
+    cluster, _ = yaml.safe_load_all((CLUSTER / "kuberay.yaml").read_text())
+    claim = load(CLUSTER / "kuberay-volume.yaml")
+    groups = [cluster["spec"]["headGroupSpec"], *cluster["spec"]["workerGroupSpecs"]]
+    for pod in (group["template"]["spec"] for group in groups):
+        volumes = {volume["name"]: volume for volume in pod["volumes"]}
+        assert volumes["runs"]["persistentVolumeClaim"]["claimName"] == claim["metadata"]["name"]
+        (container,) = pod["containers"]
+        mounts = {mount["name"]: mount["mountPath"] for mount in container["volumeMounts"]}
+        environment = {variable["name"]: variable for variable in container["env"]}
+        assert environment["HF_HOME"]["value"].startswith(f"{mounts['runs']}/")
+        for key in ("WANDB_API_KEY", "HF_TOKEN"):
+            assert environment[key]["valueFrom"]["secretKeyRef"] == {"name": "ral-keys", "key": key, "optional": True}
+        assert pod["securityContext"] == {"fsGroup": 1000}
+    assert claim["spec"]["accessModes"] == ["ReadWriteMany"]
+    for worker in cluster["spec"]["workerGroupSpecs"]:
+        tolerated = {toleration["key"] for toleration in worker["template"]["spec"]["tolerations"]}
+        assert tolerated == {"nvidia.com/gpu"}
+
+
+def test_the_first_steps_wait_for_the_job_before_they_follow_it() -> None:
+    text = (CLUSTER / "kuberay.yaml").read_text()
+    steps = [
+        text.index(step)
+        for step in ("apply -f kuberay-volume.yaml", "apply -f kuberay.yaml", "wait --for=create job/ral", "job/ral\n")
+    ]
+    assert steps == sorted(steps)
+
+
+def test_compose_leaves_results_on_the_host_and_keeps_models(services) -> None:
+    for service in services.values():
+        by_target = {volume["target"]: volume for volume in service["volumes"]}
+        assert by_target["/runs"] == {
+            "type": "bind", "source": "../runs", "target": "/runs", "bind": {"create_host_path": False}
+        }  # fmt: skip
+        assert service["environment"]["HF_HOME"].startswith("/cache/")
+        assert by_target["/cache"]["type"] == "volume"
+    assert "mkdir /runs /cache && chown ral /runs /cache" in (ROOT / "docker" / "Dockerfile").read_text()
+    assert "runs/" in (ROOT / ".gitignore").read_text().splitlines()
+
+
+@pytest.mark.parametrize("name", ["kuberay.yaml", "ray-cluster.yaml", "slurm.sbatch"])
+def test_every_example_names_a_run_folder_that_nodes_share(name: str) -> None:
+    text = (CLUSTER / name).read_text()
+    submissions = text.count("ral-train experiment=") + text.count('ral-train "$')
+    assert submissions == text.count("runs_dir=/") + text.count('runs_dir="$SLURM_SUBMIT_DIR/runs"')
+
+
 def test_the_slurm_script_parses_and_demands_the_token() -> None:
     script = CLUSTER / "slurm.sbatch"
     bash = shutil.which("bash")
