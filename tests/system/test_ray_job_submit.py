@@ -1,4 +1,7 @@
-"""`ray job submit` to a real head on loopback, with token authentication, from outside the repository."""
+"""`ray job submit` to a real head on loopback, with token authentication, from outside the repository.
+
+The head has no CPUs, as on Kubernetes: the driver runs there, and every actor on the second node.
+"""
 
 import os
 import secrets
@@ -52,12 +55,13 @@ def head(commands, marked, end_of, tmp_path_factory: pytest.TempPathFactory) -> 
     path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"  # as on a node whose environment is activated
     environment = {"HOME": str(home), "PATH": path, "RAY_AUTH_MODE": "token", "RAY_worker_niceness": "0", **mark}
     sessions = tempfile.mkdtemp(prefix="ral_", dir="/tmp")  # short: Ray puts sockets into it
-    port, dashboard, agent, client, metrics = free_ports(5)
+    port, dashboard, agent, client, metrics, second_agent = free_ports(6)
     process = commands.start(
         "ray",
         "start",
         "--head",
         "--block",
+        "--num-cpus=0",
         "--node-ip-address=127.0.0.1",
         f"--port={port}",
         "--dashboard-host=127.0.0.1",
@@ -72,13 +76,27 @@ def head(commands, marked, end_of, tmp_path_factory: pytest.TempPathFactory) -> 
     )
     name, value = next(iter(mark.items()))
     address = f"http://127.0.0.1:{dashboard}"
+    started = [process]
     try:
         wait_until_it_answers(process, f"{address}/api/version")
+        second = commands.start(
+            "ray",
+            "start",
+            "--block",
+            f"--address=127.0.0.1:{port}",
+            "--num-cpus=2",
+            f"--dashboard-agent-listen-port={second_agent}",
+            "--disable-usage-stats",
+            cwd=home,
+            **environment,
+        )  # not waited for: the first job does
+        started.insert(0, second)
         yield Head(address, environment, f"{name}={value}")
     finally:
-        process.terminate()
         try:
-            process.communicate(timeout=60)
+            for each in started:
+                each.terminate()
+                each.communicate(timeout=60)
         finally:
             for pid in marked(f"{name}={value}"):
                 with suppress(ProcessLookupError):
@@ -102,11 +120,9 @@ def wait_until_it_answers(process: subprocess.Popen, url: str) -> None:
     pytest.fail(f"no head at {url} after 180 s")
 
 
-def submit(commands, head: Head, cwd: Path, *entrypoint: str, **changed: str):
-    environment = head.environment | changed
-    return commands(
-        "ray", "job", "submit", "--address", head.dashboard, "--", *entrypoint, cwd=cwd, timeout_s=600, **environment
-    )
+def submit(commands, head: Head, cwd: Path, *entrypoint: str, options: tuple[str, ...] = (), **changed: str):
+    command = ("ray", "job", "submit", "--address", head.dashboard, *options, "--", *entrypoint)
+    return commands(*command, cwd=cwd, timeout_s=600, **head.environment | changed)
 
 
 def test_a_job_trains_and_leaves_its_record(commands, left, uninterrupted, head: Head, tmp_path: Path) -> None:
@@ -125,6 +141,20 @@ def test_a_job_trains_and_leaves_its_record(commands, left, uninterrupted, head:
     run.assert_no_prompt_lost_or_repeated()
     assert run.weights()
     assert not (tmp_path / "runs").exists()
+
+
+def test_a_key_reaches_the_job_by_a_file_and_not_from_the_submitting_shell(
+    commands, head: Head, tmp_path: Path
+) -> None:
+    file = tmp_path / "job.yaml"
+    file.touch(mode=0o600)
+    file.write_text("env_vars: {WANDB_API_KEY: from-the-file}")
+    done = submit(
+        commands, head, tmp_path, "printenv", "WANDB_API_KEY", "WANDB_ENTITY",
+        options=("--runtime-env", str(file)), WANDB_ENTITY="from-the-shell",
+    )  # fmt: skip
+    assert "from-the-file" in done.stdout
+    assert "from-the-shell" not in done.stdout
 
 
 def test_a_job_that_fails_says_so(commands, head: Head, tmp_path: Path) -> None:
