@@ -574,6 +574,7 @@ class RolloutConfig(Group):
     """Sequences an engine decodes at once."""
     dtype: Dtype
     tensor_parallel: Positive
+    """Ranks of one engine, all on one node."""
     memory_gib: PositiveFloat | None
     """Key-value cache on CPU engines."""
     gpu_memory_utilization: Fraction
@@ -784,7 +785,7 @@ class ClusterConfig(Group):
     threads_per_process: Positive
     """OpenMP threads of each engine process on CPU."""
     start_timeout_s: PositiveFloat
-    """Bound on placing and starting every actor."""
+    """Bound on waiting for nodes and resources; on each node finding the models; and on starting every actor."""
     call_timeout_s: PositiveFloat
     """Bound on any one call to an actor."""
 
