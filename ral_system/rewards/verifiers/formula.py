@@ -69,10 +69,11 @@ class Formula:
 
 def read_formula(text: str) -> Formula | None:
     """The formula that a text states; None where it states none, or several."""
+    inside = boxed(text)
+    text = text if inside is None else inside
     if len(text) > _LONGEST:
         return None
-    inside = boxed(text)
-    text, money = without_money(one_line(text if inside is None else inside).replace("=>", " "))
+    text, money = without_money(one_line(text).replace("=>", " "))
     text = _TEXT.sub(lambda dressed: f" {MARK}{dressed[1].strip()} ", _BOLD.sub(r"\1", text))
     if (undelimited := _undelimited(text)) is None:
         return None
@@ -134,7 +135,7 @@ def _without_unit(text: str) -> tuple[str, Unit, str]:
 
 def _in_words(text: str) -> bool:
     words = set(_WORD.findall(_ENVIRONMENT.sub("", text)))
-    return not words <= _NO_WORDS and words != {text[:2]}  # `AB` alone is a product
+    return not words <= _NO_WORDS and not (len(text) == 2 and words == {text})  # `AB` alone is a product
 
 
 def _as_latex(text: str) -> str | None:
