@@ -130,7 +130,7 @@ def test_a_job_trains_and_leaves_its_record(commands, left, uninterrupted, head:
     overrides = ("experiment=smoke", f"start_model={start}", f"runs_dir={tmp_path}/shared")
     done = submit(commands, head, tmp_path, "ral-rl", *overrides)
     assert done.returncode == 0, (done.stdout[-5000:], done.stderr[-3000:])
-    assert "RL: step 4/4" in done.stdout  # the logs of the job, followed
+    assert "RL: ended at step 4 of 4" in done.stdout  # the logs of the job, followed
     assert "succeeded" in done.stdout
     run = left(tmp_path / "shared" / "smoke")
     assert str(run.folder) in done.stdout

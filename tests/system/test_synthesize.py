@@ -47,7 +47,7 @@ def test_killed_and_continued_every_row_is_there_once(commands, tmp_path: Path) 
     done = commands("ral-synthesize", *arguments, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert f"data.demonstrations={folder}/demonstrations.jsonl" in done.stdout.replace("\n", "")
-    assert f"synthesize: step {begun} of 1500" in done.stderr
+    assert f"synthesize: resumed at step {begun} of 1500" in done.stderr
     found = lines(folder, "demonstrations")
     assert sorted(line["index"] for line in found) == list(range(1500))
     summary = json.loads((folder / "summary.json").read_text())
@@ -159,9 +159,9 @@ def test_what_a_server_refuses_is_one_line(commands, server: str, tmp_path: Path
     ):
         done = commands("ral-synthesize", *arguments, *more, cwd=tmp_path, TINY_KEY=key)
         assert done.returncode == 2
-        (line,) = [line for line in done.stderr.splitlines() if not line.startswith("synthesize: ")]
+        (line,) = [line for line in done.stderr.splitlines() if " synthesize: " not in line]
         assert line.startswith("error: ") and says in line
-        assert (tmp_path / "runs" / "quickstart" / "synthesis" / "outputs.jsonl").read_text() == ""
+        assert not (tmp_path / "runs").exists()
 
 
 def test_the_cold_start_imitates_what_was_made(commands, left, tmp_path: Path) -> None:
