@@ -19,7 +19,12 @@ STAND_INS = {
     "ray": """
 echo "ray $*" >>"$CALLS"
 case "$1 $2" in
+  "job submit")
+    mkdir "$ANSWERS.refused" 2>/dev/null || exit 0
+    echo "No available agent"
+    exit 1 ;;
   "job status")
+    [ "$3 $5" = "--address ral-7-0" ] && exit 1  # asked while it is submitted: not known
     sed -i 1d "$ANSWERS.rest" 2>/dev/null || cp "$ANSWERS" "$ANSWERS.rest"
     head -n 1 "$ANSWERS.rest" ;;
 esac
@@ -70,7 +75,8 @@ def test_a_lost_log_connection_does_not_end_the_job(slurm: Slurm) -> None:
     code, _ = slurm.run(*[RUNNING] * 5, "connection refused", RUNNING, "Job 'ral-7-0' succeeded")
     assert code == 0
     assert len(slurm.called("ray job logs")) >= 5  # each ended at once, and was begun again
-    (submitted,) = slurm.called("ray job submit")
+    refused, submitted = slurm.called("ray job submit")
+    assert refused == submitted
     assert "--no-wait -- ral-train experiment=smoke runs_dir=" in submitted
     assert not list(slurm.folder.glob(".ray-token*"))
 
@@ -95,7 +101,7 @@ def test_a_time_limit_stops_the_run_and_queues_the_job_again(
 ) -> None:
     with slurm.start(*[RUNNING] * 500) as process:
         deadline = time.monotonic() + 30
-        while not slurm.calls.exists() or not slurm.called("ray job status"):
+        while not slurm.calls.exists() or not slurm.called("ray job logs"):
             assert time.monotonic() < deadline
             time.sleep(0.05)
         process.send_signal(number)
