@@ -91,7 +91,7 @@ def test_a_limit_is_drawn_where_it_can_be_compared() -> None:
 
 
 def run_data(metrics: list[dict], **algorithm: object) -> RunData:
-    return RunData("name", metrics, [], {}, {"algorithm": algorithm}, "")
+    return RunData("name", metrics, [], {}, {"algorithm": algorithm}, "", [])
 
 
 def drawn(run: RunData, name: str) -> Chart:
