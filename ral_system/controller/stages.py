@@ -117,7 +117,9 @@ def run_supervised(context: StageContext, stage: SupervisedStage) -> None:
                 kept = {"best": asdict(best)} if best is not None else {}
                 _save(context, checkpoints, step, {"score": score, "wall_s": clock.total(), **kept})
                 _drop_all_but(context.folder, stage, best)
-    assert best is not None, "a stage is evaluated at its last step"
+        assert best is not None, "a stage is evaluated at its last step"
+        if best.step < step:
+            progress.say(f"keeps the model of step {best.step}, whose held-out score {best.score:.3f} is the highest")
     result = {
         "steps": step,
         "held_out_score": best.score,

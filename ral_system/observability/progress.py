@@ -169,6 +169,10 @@ class StageProgress:
         if self._clock() - self._said >= _PAUSE_S[0 if notable else 1]:
             self._say(self._line())
 
+    def say(self, message: str) -> None:
+        """Print a line that stays, headed by the stage's name."""
+        self._say(f"{self._title}: {message}")
+
     def warn(self, message: str) -> None:
         """A line that stays, once per text up to its first number: an alarm that goes on is not news."""
         about = message.split(" is ")[0]

@@ -1,5 +1,6 @@
 """A supervised stage ends with the model that was best at its evaluations, also after a kill."""
 
+import io
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import SimpleNamespace
@@ -7,11 +8,12 @@ from typing import Any
 from unittest.mock import MagicMock
 
 import pytest
+from rich.console import Console
 
 from ral_system.config.schema import RunConfig
 from ral_system.controller import stages
 from ral_system.controller.run_folder import RunFolder
-from ral_system.observability.progress import PhaseTimer
+from ral_system.observability.progress import PhaseTimer, StageProgress
 from ral_system.types import Prompt, Sample, TrainPlan
 
 SETTINGS = ("sft.batch=1", "sft.max_steps=9", "sft.evaluate_every=2", "sft.evaluate_from=2")
@@ -53,6 +55,8 @@ def run_sft(
     monkeypatch.setattr(stages, "_held_out_accuracy", lambda context, step: (SCORES[step], {}))
     sample = Sample("s", Prompt("s", "", "?", "", (), (1,)), (2,))
 
+    said = io.StringIO()
+
     def run(*overrides: str, killed_at: int | None = None) -> RunFolder:
         context: Any = SimpleNamespace(
             config=make_config(*SETTINGS, "checkpoint.supervised_every=4", *overrides),
@@ -63,9 +67,10 @@ def run_sft(
             metrics=MagicMock(lines=0),
             rollouts=MagicMock(lines=0),
             timer=PhaseTimer(),
-            progress=MagicMock(),
+            progress=StageProgress("sft", 9, console=Console(file=said, width=200)),
         )
         stages.run_supervised(context, "sft")
+        (tmp_path / "said").write_text(said.getvalue())
         return context.folder
 
     return run
@@ -85,6 +90,8 @@ def test_of_the_best_evaluations_the_last_one_s_model_is_the_result(run_sft: Cal
     folder = run_sft()
     assert model_and_result(folder) == ("6", 6, 0.7)
     assert kept(folder) == ["best_000006", "step_000008", "step_000009"]
+    said = (folder.root / "said").read_text()
+    assert "cold start: keeps the model of step 6, whose held-out score 0.700 is the highest" in said
 
 
 def test_a_stage_that_is_good_enough_ends_with_that_model(run_sft: Callable[..., RunFolder]) -> None:
