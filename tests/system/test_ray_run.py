@@ -156,9 +156,13 @@ def test_nothing_outlives_a_run_however_it_ends_and_it_goes_on(
     end_of(mark, 2 * GONE_WITHIN_S)  # nobody is left to tell them
     print(f"driver killed: all ended after {time.monotonic() - began:.1f} s")
 
-    done = commands(*command, cwd=tmp_path, timeout_s=START_WITHIN_S, **environment(mark))
+    smaller = ("learner.micro_batch=1", "learner.gradient_checkpointing=true", "rollout.max_sequences=4")
+    done = commands(*command, *smaller, cwd=tmp_path, timeout_s=START_WITHIN_S, **environment(mark))
     assert done.returncode == 0, done.stderr
     end_of(mark, GONE_WITHIN_S)
+    assert "continuing with learner.micro_batch=1 (was 16)" in done.stderr
+    (change,) = run.lines("changes.jsonl")
+    assert change["changed"].keys() == {override.split("=")[0] for override in smaller} and change["step"] >= 8
     assert [step["step"] for step in run.rl_steps()] == list(range(1, 13))
     run.assert_no_prompt_lost_or_repeated()
     evaluated = [line["step"] for line in run.lines() if line["stage"] == "rl" and "eval/accuracy" in line]
