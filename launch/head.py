@@ -9,8 +9,10 @@ from ral_system.config.schema import STAGES, RunConfig, Stage
 from ral_system.controller.run_folder import RunFolder
 
 
-def run_head(config: RunConfig, folder: RunFolder, stages: Sequence[Stage], *, continues: bool) -> str:
-    """One block that says what a log is of; `continues`: an earlier start left the folder.
+def run_head(
+    config: RunConfig, folder: RunFolder, stages: Sequence[Stage], unfinished: Sequence[Stage], *, continues: bool
+) -> str:
+    """Format the header of a run's log. `continues`: the folder existed before. `unfinished`: stages with work to do.
 
     Example:
         16:39:03 run      /work/runs/quickstart (new)
@@ -22,7 +24,7 @@ def run_head(config: RunConfig, folder: RunFolder, stages: Sequence[Stage], *, c
         ("run", f"{folder.root} ({'continues' if continues else 'new'})"),
         ("model", _model(config, folder, stages)),
         ("cluster", _cluster(config, stages)),
-        *((stage, "done" if folder.result(stage) else _work(config, stage)) for stage in stages),
+        *((stage, _work(config, stage) if stage in unfinished else "done") for stage in stages),
     ]
     width = max(len(name) for name, _ in lines)
     indent = " " * len("HH:MM:SS ")
@@ -60,7 +62,11 @@ def _cluster(config: RunConfig, stages: Sequence[Stage]) -> str:
 def _work(config: RunConfig, stage: Stage) -> str:
     if stage != "rl":
         settings = config.perceive if stage == "perceive" else config.sft
-        return f"up to {settings.max_steps} steps of {settings.batch} demonstrations"
+        return f"up to {_count(settings.max_steps, 'step')} of {_count(settings.batch, 'demonstration')}"
     a = config.algorithm
     batch = f"{a.prompts_per_step} prompts × {a.completions_per_prompt} completions"
-    return f"{a.steps} steps of {batch}, {a.updates_per_step} update{'s' if a.updates_per_step > 1 else ''} each"
+    return f"{_count(a.steps, 'step')} of {batch}, {_count(a.updates_per_batch, 'update')} each"
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number} {what}{'' if number == 1 else 's'}"

@@ -88,9 +88,7 @@ def run_stages(config: RunConfig, stages: Sequence[Stage] = ()) -> float | None:
         folder.open(config)  # before the slow imports, so that a refusal is quick
         unfinished = [stage for stage in stages if not folder.finished(config, stage)]
         if unfinished:
-            print(run_head(config, folder, stages, continues=continues), file=sys.stderr, flush=True)
-            for field, old, new in folder.record(config):
-                print(f"continuing with {field}={new} (was {old})", file=sys.stderr)
+            print(run_head(config, folder, stages, unfinished, continues=continues), file=sys.stderr, flush=True)
         _run(config, folder, stages, unfinished)
     result = folder.result(stages[-1]) or {}
     return result.get("held_out_accuracy", result.get("held_out_score"))  # of rl; of a supervised stage

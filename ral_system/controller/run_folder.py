@@ -15,7 +15,7 @@ from typing import IO, Any
 
 import yaml
 
-from ral_system.config.schema import STAGES, RunConfig, Stage
+from ral_system.config.schema import STAGES, RunConfig, Stage, SupervisedConfig
 from ral_system.controller.checkpoint import apply_umask
 from ral_system.errors import ConfigError, SetupError
 from ral_system.observability.jsonl import JsonLines, dump, read_lines, write_atomically
@@ -49,12 +49,12 @@ TRAINING = Continuation(
         "stages",
         "sweep",
         "synthesis",
-        # What one changes after a failure: memory, workers, time limits, gates. None alters what is computed.
+        # Settings commonly changed after a failure. Those of the last line affect which samples count, and how.
         *(f"learner.{field}" for field in ("micro_batch", "gradient_checkpointing")),
         *(f"rollout.{field}" for field in ("workers", "max_sequences", "memory_gib", "gpu_memory_utilization")),
-        *("rollout.tensor_parallel", "rollout.log_prob_gate", "algorithm.max_staleness", "rollout.on_new_weights"),
-        *(f"reward.{field}" for field in ("workers", "timeout_s", "memory_gib")),
-        *("teacher.micro_batch", "data.workers", "data.timeout_s"),
+        *("rollout.tensor_parallel", "reward.workers", "reward.memory_gib", "teacher.micro_batch"),
+        *("data.workers", "data.timeout_s"),
+        *("algorithm.max_staleness", "rollout.on_new_weights", "rollout.log_prob_gate", "reward.timeout_s"),
     ),
 )
 SYNTHESIS = Continuation(
@@ -121,24 +121,38 @@ class RunFolder:
     def finished(self, config: RunConfig, stage: Stage) -> bool:
         """Whether a stage is complete, and `config` asks for no more of it.
 
-        Raises ConfigError when it asks for more of a stage that a later one started from.
+        Raises ConfigError when `config` asks for fewer steps than an incomplete stage has made, and for more of a
+        complete one that cannot go on: a later stage started from it, or its last checkpoint is gone.
         """
-        result = self.result(stage)
-        if result is None:
-            return False
+        result, newest = self.result(stage), self._newest_step(stage)
         if stage == "rl":
-            return result["steps"] >= config.algorithm.steps
-        settings = getattr(config, stage)
-        if result["steps"] >= settings.max_steps or result["held_out_score"] >= settings.stop_at:
+            field, steps, stop_at = "algorithm.steps", config.algorithm.steps, None
+        else:
+            settings: SupervisedConfig = getattr(config, stage)
+            field, steps, stop_at = f"{stage}.max_steps", settings.max_steps, settings.stop_at
+        if result is None:
+            if newest is not None and newest > steps:
+                raise ConfigError(
+                    f"{field}={steps}: {self.root} is at step {newest} already; set it to {newest} to end there, or "
+                    "to more"
+                )
+            return False
+        if result["steps"] >= steps or (stop_at is not None and result["held_out_score"] >= stop_at):
             return True
+        asked = f"{field}={steps}" if stop_at is None else f"{field}={steps}, {stage}.stop_at={stop_at:g}"
+        ended = f"{asked}: {stage} in {self.root} ended at step {result['steps']}"
         for later in STAGES[STAGES.index(stage) + 1 :]:
             if self.result(later) is not None or (self.checkpoints / later).is_dir():
-                raise ConfigError(
-                    f"{stage}.max_steps={settings.max_steps}, {stage}.stop_at={settings.stop_at:g}: {stage} ended at "
-                    f"step {result['steps']} with {result['held_out_score']:g}, and {later} in {self.root} started "
-                    "from its model; set the old values, or another name"
-                )
+                raise ConfigError(f"{ended}, and {later} started from its model; set the old values, or another name")
+        if newest is None:
+            raise ConfigError(
+                f"{ended}, and its last checkpoint is gone; set another name and start_model={self.model(stage)}"
+            )
         return False
+
+    def _newest_step(self, stage: Stage) -> int | None:
+        steps = [int(folder.name.removeprefix("step_")) for folder in (self.checkpoints / stage).glob("step_*")]
+        return max(steps, default=None)
 
     def complete(self, stage: Stage, result: Mapping[str, Any], save_model: Callable[[Path], object]) -> None:
         """Write a stage's model and result, then move them into place at once."""
@@ -154,14 +168,18 @@ class RunFolder:
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
         yield partial
-        shutil.rmtree(target, ignore_errors=True)
         apply_umask(partial)
+        replaced = target.with_name(f".replaced_{target.name}")
+        shutil.rmtree(replaced, ignore_errors=True)
+        if target.exists():
+            target.replace(replaced)
         partial.replace(target)
+        shutil.rmtree(replaced, ignore_errors=True)
 
     def open(self, config: RunConfig, rules: Continuation = TRAINING) -> None:
         """Create the folder, or check that it may be continued; keep other processes out for as long as this one lives.
 
-        Writes no configuration: `record` does, when there is something to do.
+        Writes `config.yaml` into a folder without work. In any other `record` does, once training goes on.
 
         Raises ConfigError naming the fields that changed, SetupError when the folder cannot be written or is in use.
         """
@@ -175,13 +193,14 @@ class RunFolder:
 
     def _open(self, config: RunConfig, rules: Continuation) -> None:
         self.take()
-        if not self.config.is_file():
-            return
-        if config.resume == "never":
+        if self.config.is_file() and config.resume == "never":
             raise ConfigError(f"{self.root} holds a run already; set another name, or resume=auto to continue it")
-        changed = differing_fields(self._recorded(), config.model_dump(mode="json"), rules)
-        if changed and not self._holds_work(rules):
-            shutil.rmtree(self.start_model, ignore_errors=True)  # was built for the old configuration
+        now = config.model_dump(mode="json")
+        changed = differing_fields(self._recorded(), now, rules) if self.config.is_file() else []
+        if not self._holds_work(rules):
+            if changed:
+                shutil.rmtree(self.start_model, ignore_errors=True)  # was built for the old configuration
+            self.record(config, rules)
         elif changed:
             field, old, new = changed[0]
             others = f" (and {len(changed) - 1} more)" if len(changed) > 1 else ""

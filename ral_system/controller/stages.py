@@ -67,11 +67,10 @@ class StageContext:
 def run_supervised(context: StageContext, stage: SupervisedStage) -> None:
     """Imitate demonstrations until the held-out score reaches `stop_at` or the steps run out; keep the best model.
 
-    The score is the share of caption tokens foreseen for perceive, and the accuracy of greedy answers for sft.
+    The score is caption token accuracy for perceive, and the accuracy of greedy answers for sft.
     """
     config, learner = context.config, context.roles.learner
     settings: SupervisedConfig = getattr(config, stage)
-    score_held_out = _held_out_caption_score if stage == "perceive" else _held_out_accuracy
     clock = _StageClock()
     checkpoints, step, state = _resume(context, stage)
     clock.spent = state.get("wall_s", 0.0)
@@ -101,15 +100,8 @@ def run_supervised(context: StageContext, stage: SupervisedStage) -> None:
                 metrics = dict(learner.fit(plan, 0))
             step += 1
             if step == settings.max_steps or (step >= settings.evaluate_from and step % settings.evaluate_every == 0):
-                score, held_out_metrics = score_held_out(context, step)
+                score, best, held_out_metrics = _evaluate_and_keep(context, stage, step, best)
                 metrics |= held_out_metrics
-                if best is None or score >= best.score:
-                    best = Best(step, score)
-                    with (
-                        context.timer.phase("checkpoint"),
-                        context.folder.whole(context.folder.best(stage, step)) as new,
-                    ):
-                        learner.save_model(new)
             context.metrics.write(stage, step, metrics | context.timer.drain())
             progress.update(step, metrics)
             ends = step == settings.max_steps or score >= settings.stop_at
@@ -117,7 +109,9 @@ def run_supervised(context: StageContext, stage: SupervisedStage) -> None:
                 kept = {"best": asdict(best)} if best is not None else {}
                 _save(context, checkpoints, step, {"score": score, "wall_s": clock.total(), **kept})
                 _drop_all_but(context.folder, stage, best)
-        assert best is not None, "a stage is evaluated at its last step"
+        if best is None:  # killed before any evaluation, and continued with no more steps to go
+            score, best, metrics = _evaluate_and_keep(context, stage, step, None)
+            context.metrics.write(stage, step, metrics | context.timer.drain())
         if best.step < step:
             progress.say(f"keeps the model of step {best.step}, whose held-out score {best.score:.3f} is the highest")
     result = {
@@ -133,10 +127,23 @@ def run_supervised(context: StageContext, stage: SupervisedStage) -> None:
 
 @dataclass(frozen=True, slots=True)
 class Best:
-    """The evaluated step whose model a supervised stage ends with: of several with the highest score, the last."""
+    """Best evaluated step of a supervised stage; ties go to the latest."""
 
     step: int
     score: float
+
+
+def _evaluate_and_keep(
+    context: StageContext, stage: SupervisedStage, step: int, best: Best | None
+) -> tuple[float, Best, dict[str, float]]:
+    """Score the held-out questions, and save the model if no earlier one was better."""
+    score_held_out = _held_out_caption_score if stage == "perceive" else _held_out_accuracy
+    score, metrics = score_held_out(context, step)
+    if best is not None and score < best.score:
+        return score, best, metrics
+    with context.timer.phase("checkpoint"), context.folder.whole(context.folder.best(stage, step)) as folder:
+        context.roles.learner.save_model(folder)
+    return score, Best(step, score), metrics
 
 
 def _drop_all_but(folder: RunFolder, stage: Stage, best: Best | None) -> None:
@@ -191,11 +198,6 @@ def _train(
     clock.spent = state.get("wall_s", 0.0)
     totals: dict[str, float] = state.get("totals", {})
     before: dict[str, float] | None = state.get("before")
-    if step > config.algorithm.steps:
-        raise ConfigError(
-            f"algorithm.steps={config.algorithm.steps}: {context.folder.root} is at step {step} already; set it to "
-            f"{step} to end there, or to more"
-        )
     loop.publish()
 
     with context.progress as progress, closing(loop):

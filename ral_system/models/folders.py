@@ -49,4 +49,6 @@ def check_model_folder(folder: Path) -> None:
 
 
 def _may_be_hub_name(name: str) -> bool:
-    return name.count("/") == 1 and not name.startswith((".", "/", "~")) and not Path(name).exists()
+    """Whether a name is like org/model, and neither it nor a folder called org is here."""
+    organisation = name.partition("/")[0]
+    return name.count("/") == 1 and not name.startswith((".", "/", "~")) and not Path(organisation).exists()

@@ -141,7 +141,8 @@ def test_a_finished_run_given_more_steps_ends_as_one_that_had_them_from_the_star
         assert (run.folder / "config.yaml").read_text() == before
     refused = commands("ral-train", *with_signal, "sft.max_steps=41", cwd=tmp_path)
     assert refused.returncode == 2
-    assert "sft ended at step 40" in refused.stderr and "rl in" in refused.stderr
+    assert "ended at step 40, and rl started from its model" in refused.stderr
+    assert (run.folder / "config.yaml").read_text() == before
 
 
 def test_an_evaluation_compares_the_steered_model_with_the_plain_one(

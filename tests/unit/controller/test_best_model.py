@@ -98,6 +98,13 @@ def test_a_stage_that_is_good_enough_ends_with_that_model(run_sft: Callable[...,
     assert model_and_result(run_sft("sft.stop_at=0.7")) == ("4", 4, 0.7)
 
 
+def test_a_stage_killed_before_its_first_evaluation_may_end_there(run_sft: Callable[..., RunFolder]) -> None:
+    late = ("sft.evaluate_from=6", "checkpoint.supervised_every=2")
+    with pytest.raises(KilledError):
+        run_sft(*late, killed_at=4)
+    assert model_and_result(run_sft(*late, "sft.max_steps=4")) == ("4", 4, 0.7)
+
+
 @pytest.mark.parametrize("killed_at", [1, 3, 5, 6, 7, 8])
 def test_a_kill_changes_nothing(run_sft: Callable[..., RunFolder], killed_at: int) -> None:
     with pytest.raises(KilledError):

@@ -60,9 +60,12 @@ def test_a_run_is_continued_with_the_same_config(make_config: MakeConfig, tmp_pa
     assert RunConfig.model_validate(yaml.safe_load(folder.config.read_text())) == make_config()
     opened(folder, make_config())
     folder.open(make_config("algorithm.steps=99"))
-    assert yaml.safe_load(folder.config.read_text())["algorithm"]["steps"] != 99  # nothing was done with it
-    assert opened(folder, make_config("algorithm.steps=99")) == []  # nothing was done before it
-    assert yaml.safe_load(folder.config.read_text())["algorithm"]["steps"] == 99
+    assert yaml.safe_load(folder.config.read_text())["algorithm"]["steps"] == 99  # nothing was done with the old ones
+    folder.root.joinpath("metrics.jsonl").write_text('{"stage": "rl", "step": 7, "time_s": 1.0}\n')
+    folder.open(make_config("algorithm.steps=100"))
+    assert yaml.safe_load(folder.config.read_text())["algorithm"]["steps"] == 99  # a start may still be refused
+    assert folder.record(make_config("algorithm.steps=100")) == [("algorithm.steps", 99, 100)]
+    assert yaml.safe_load(folder.config.read_text())["algorithm"]["steps"] == 100
 
 
 def test_what_a_failure_makes_one_change_is_allowed_and_remembered(make_config: MakeConfig, tmp_path: Path) -> None:
@@ -100,15 +103,31 @@ def test_a_stage_is_finished_while_no_more_of_it_is_asked_for(
     folder, config = RunFolder(tmp_path), make_config(*overrides)
     assert not folder.finished(config, "sft")
     folder.complete("sft", result, lambda path: None)
+    (folder.checkpoints / "sft" / f"step_{result['steps']:06d}").mkdir(parents=True)
     assert folder.finished(config, "sft") == finished
     folder.complete("rl", {"steps": config.algorithm.steps}, lambda path: None)
     assert folder.finished(config, "rl")
-    assert not folder.finished(make_config("algorithm.steps=999"), "rl")
+    more = make_config("algorithm.steps=999")
+    with pytest.raises(ConfigError, match=r"its last checkpoint is gone; set another name and start_model=.*/model$"):
+        folder.finished(more, "rl")
+    (folder.checkpoints / "rl" / f"step_{config.algorithm.steps:06d}").mkdir(parents=True)
+    assert not folder.finished(more, "rl")
     if finished:
         assert folder.finished(config, "sft")
     else:
-        with pytest.raises(ConfigError, match=r"sft ended at step \d+ .*, and rl in .* started from its model"):
+        with pytest.raises(ConfigError, match=r"sft in .* ended at step \d+, and rl started from its model"):
             folder.finished(config, "sft")
+
+
+@pytest.mark.parametrize(("stage", "field"), [("rl", "algorithm.steps"), ("sft", "sft.max_steps")])
+def test_fewer_steps_than_were_made_are_refused(
+    make_config: MakeConfig, tmp_path: Path, stage: Any, field: str
+) -> None:
+    folder = RunFolder(tmp_path)
+    (folder.checkpoints / stage / "step_000008").mkdir(parents=True)
+    assert not folder.finished(make_config(f"{field}=8"), stage)
+    with pytest.raises(ConfigError, match=rf"{field}=3: .* is at step 8 already; set it to 8 to end there, or to more"):
+        folder.finished(make_config(f"{field}=3"), stage)
 
 
 def test_a_run_is_not_continued_with_another_config(make_config: MakeConfig, tmp_path: Path) -> None:

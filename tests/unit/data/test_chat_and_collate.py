@@ -80,6 +80,15 @@ def test_a_question_s_positions_are_its_words_wherever_its_pictures_stand(
 ADDS_A_SYSTEM_TURN = (
     "{% if messages[0]['role'] != 'system' %}<|im_start|>system what is red ?<|im_end|>{% endif %}" + CHAT_TEMPLATE
 )
+AS_QWEN2_5_VL = (  # its structure: a default system turn in front of the first message, and line ends between turns
+    "{% for message in messages %}{% if loop.first and message['role'] != 'system' %}"
+    "<|im_start|>system\nwhat is a red star .<|im_end|>\n{% endif %}<|im_start|>{{ message['role'] }}\n"
+    "{% if message['content'] is string %}{{ message['content'] }}<|im_end|>\n"
+    "{% else %}{% for content in message['content'] %}"
+    "{% if content['type'] == 'image' %}<|vision_start|><|image_pad|><|vision_end|>"
+    "{% elif 'text' in content %}{{ content['text'] }}{% endif %}{% endfor %}<|im_end|>\n{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
 BEGINS_WITH_A_TOKEN = "<|endoftext|>" + CHAT_TEMPLATE
 
 
@@ -90,6 +99,8 @@ BEGINS_WITH_A_TOKEN = "<|endoftext|>" + CHAT_TEMPLATE
         (CHAT_TEMPLATE, "what is red", 6),
         (ADDS_A_SYSTEM_TURN, "", 7),  # the template's own turn is as much a system turn as ours
         (ADDS_A_SYSTEM_TURN, "what is red", 6),
+        (AS_QWEN2_5_VL, "", 9),
+        (AS_QWEN2_5_VL, "what is red", 6),
         (BEGINS_WITH_A_TOKEN, "", 0),  # a beginning of sequence is no turn
         (BEGINS_WITH_A_TOKEN, "what is red", 7),
     ],

@@ -10,6 +10,7 @@ import pytest
 
 from launch.refused import leaving_nothing
 from ral_system.errors import SetupError
+from ral_system.models.folders import check_named
 
 
 @pytest.mark.parametrize("module", ["launch.train", "launch.evaluate", "launch.data"])
@@ -52,3 +53,11 @@ def test_content_folders_of_before_and_other_runs_stay(tmp_path: Path) -> None:
     assert (tmp_path / "before" / "config.yaml").is_file()
     refused(tmp_path / "runs" / "other")
     assert [path.name for path in (tmp_path / "runs").iterdir()] == ["smoke"]
+
+
+def test_a_path_below_a_folder_that_is_here_is_no_hub_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    check_named("start_model", "org/model")  # not looked up
+    (tmp_path / "runs").mkdir()
+    with pytest.raises(SetupError, match="start_model=runs/nope: no such folder; correct the path"):
+        check_named("start_model", "runs/nope")

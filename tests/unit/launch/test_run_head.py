@@ -11,7 +11,8 @@ from ral_system.controller.run_folder import RunFolder
 
 def head(make_config: Callable[..., RunConfig], folder: Path, *overrides: str, continues: bool = False) -> list[str]:
     config = make_config(*overrides)
-    text = run_head(config, RunFolder(folder), config.stages, continues=continues)
+    unfinished = [stage for stage in config.stages if not RunFolder(folder).finished(config, stage)]
+    text = run_head(config, RunFolder(folder), config.stages, unfinished, continues=continues)
     assert re.match(r"\d\d:\d\d:\d\d run ", text)
     return [" ".join(line.split()) for line in text[len("HH:MM:SS ") :].splitlines()]
 
@@ -46,8 +47,20 @@ def test_devices_are_counted(make_config: Callable[..., RunConfig], tmp_path: Pa
 
 def test_a_run_that_goes_on_says_what_is_done(make_config: Callable[..., RunConfig], tmp_path: Path) -> None:
     folder = RunFolder(tmp_path)
-    folder.complete("sft", {"steps": 4}, lambda partial: None)
+    folder.complete("sft", {"steps": 4, "held_out_score": 0.5}, lambda partial: None)
     lines = head(make_config, tmp_path, "experiment=smoke", "stages=[sft,rl]", continues=True)
     assert lines[0] == f"run {tmp_path} (continues)"
     assert "sft done" in lines
     assert head(make_config, tmp_path, "experiment=smoke", "stages=[rl]")[1] == f"model {tmp_path}/models/sft, from sft"
+
+
+def test_a_finished_stage_that_is_asked_for_more_is_not_done(
+    make_config: Callable[..., RunConfig], tmp_path: Path
+) -> None:
+    folder = RunFolder(tmp_path)
+    folder.complete("rl", {"steps": 4}, lambda partial: None)
+    (folder.checkpoints / "rl" / "step_000004").mkdir(parents=True)
+    more = ("experiment=smoke", "stages=[rl]", "algorithm.steps=6", "algorithm.passes_per_step=3")
+    lines = head(make_config, tmp_path, *more, continues=True)
+    assert lines[-1] == "rl 6 steps of 4 prompts × 4 completions, 6 updates each"
+    assert "1 step of" in head(make_config, tmp_path / "new", "experiment=smoke", "algorithm.steps=1")[-1]

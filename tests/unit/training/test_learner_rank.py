@@ -60,6 +60,27 @@ def test_rollout_log_probs_that_do_not_fit_raise_with_the_samples_id(
         rank.score(plan(samples, 1, len(samples)))
 
 
+def test_a_token_that_the_engines_disagree_on_is_left_out_and_counted(
+    start_rank: Start, rl_samples: list[Sample], make_config: Callable
+) -> None:
+    """Whatever the rollout engine said of it: the gradient is that of another absurd value."""
+    gate = "rollout.log_prob_gate={token: 1e-3, outliers: 0.01}"
+    found = []
+    for absurd in (-90.0, -40.0):
+        log_probs = (absurd, *rl_samples[0].rollout_log_probs[1:])
+        samples = [replace(rl_samples[0], rollout_log_probs=log_probs), *rl_samples[1:]]
+        watched = Watched(start_rank(make_config(gate, "algorithm.attention.weight=0", "algorithm.kl.coefficient=0")))
+        (metrics,) = watched.train(plan(samples, 1, 4))
+        tokens = sum(len(s.response_token_ids) for s in samples)
+        assert metrics["gate/log_prob_outlier_share"] == pytest.approx(1 / tokens)
+        assert metrics["gate/log_prob_diff_p999"] < 1e-3 < metrics["gate/log_prob_diff_max"]
+        found.append(watched.gradients[0])
+    assert equal(*found)
+    as_sampled = Watched(start_rank(make_config(gate, "algorithm.attention.weight=0", "algorithm.kl.coefficient=0")))
+    as_sampled.train(plan(rl_samples, 1, 4))
+    assert not equal(found[0], as_sampled.gradients[0])
+
+
 def test_a_frozen_vision_tower_stays_as_it_is_bit_by_bit(
     start_rank: Start, rl_samples: list[Sample], make_config: Callable
 ) -> None:
@@ -114,6 +135,7 @@ def test_saving_changes_nothing(
     watched.rank.save(tmp_path / "before_any_update")
     first = watched.rank.update(split.updates[0], scores, None)
     resumed = Watched(start_rank(make_config()))
+    resumed.rank.score(split)
     resumed.rank.load(tmp_path / "before_any_update")
     assert resumed.rank.update(split.updates[0], scores, None) == first
 

@@ -40,8 +40,14 @@ def test_without_outliers_the_largest_gap_decides(gap: float, passes: bool) -> N
 
 @pytest.mark.parametrize("count", [50, 900, 4000])
 def test_one_outlier_passes_whatever_the_size_of_the_batch(count: int) -> None:
-    wide = WIDE.model_copy(update={"mean": None})
-    check_log_prob_gaps(*with_gaps(count, 30.0), wide)
+    check_log_prob_gaps(*with_gaps(count, 2.5), WIDE)
+    check_log_prob_gaps(*with_gaps(count, 30.0), WIDE.model_copy(update={"mean": None}))
+
+
+def test_of_a_small_batch_one_huge_outlier_moves_the_mean_too_far() -> None:
+    check_log_prob_gaps(*with_gaps(400, 30.0), WIDE)
+    with pytest.raises(LogProbError, match="their mean by"):
+        check_log_prob_gaps(*with_gaps(300, 30.0), WIDE)
 
 
 def test_a_thousandth_of_the_tokens_may_be_outliers_and_no_more() -> None:
