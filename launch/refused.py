@@ -8,6 +8,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from ral_system.errors import RalError
+from ral_system.observability.metrics import COMMANDS_FILE
 
 
 @contextmanager
@@ -26,8 +27,8 @@ def leaving_nothing(root: Path) -> Iterator[None]:
 
 
 def _holds_anything(root: Path) -> bool:
-    """Whether there is more than the lock, the configuration, and files and folders that are empty."""
-    started = (root / ".lock", root / "config.yaml")
+    """Whether there is more than the lock, the configuration, the command, and files and folders that are empty."""
+    started = (root / ".lock", root / "config.yaml", root / COMMANDS_FILE)
     return any(
         path.is_symlink() or (path.is_file() and path.stat().st_size > 0 and path not in started)
         for path in root.rglob("*")
