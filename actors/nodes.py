@@ -1,4 +1,4 @@
-"""Looks at every node before a run starts there: it must see the run folder, and have the models."""
+"""Check every node before a run starts: it must see the run folder and have the models."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _REPEAT_S = 30.0
 
 @dataclass(frozen=True, slots=True)
 class Sight:
-    """What a node found: where it has each model, or what is wrong.
+    """Result of a node's check: the path of each model, or the problem.
 
     Example: `Sight(folders=(Path("/hub/models--org--name/snapshots/cc59"),), problem=None)`
     """
@@ -47,7 +47,7 @@ def stage_models(
     timeout_s: float,
     tell: Callable[[str], None],
 ) -> list[Mapping[Path, Path]]:
-    """For each bundle, by the driver's path of a model: the path under which the bundle's node has it.
+    """Return, per bundle, a map from the driver's model path to the path on that bundle's node.
 
     `nodes` and `models` are those of each bundle. Every node but the driver's reads a token in the run folder and finds
     its models, all at once. Raises SetupError that names the node.
@@ -71,7 +71,7 @@ def stage_models(
 
 
 def look(run_folder: Path, token: str, copies: Sequence[ModelCopy]) -> Sight:
-    """What this node sees; runs there."""
+    """Check this node (runs on it)."""
     if not _sees(run_folder, token):
         remedy = "set runs_dir to a path on a file system that every node mounts"
         return Sight((), f"does not see the run folder {run_folder} of the driver's node; {remedy}")
@@ -107,7 +107,8 @@ def _answers(looks: Mapping[Any, str], timeout_s: float, tell: Callable[[str], N
             except RayError as error:
                 reason = str(error).strip().splitlines()[-1][:200]
                 raise SetupError(
-                    f"node {_address(node)} cannot work for this run ({reason}); install the same ral-system there"
+                    f"node {_address(node)} failed the start-up check ({reason}); install the same ral-system version "
+                    "there"
                 ) from error
 
 

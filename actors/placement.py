@@ -78,7 +78,7 @@ def needs_reference(config: RunConfig, stage: Stage) -> bool:
 
 
 def preflight(bundles: Sequence[Bundle], nodes: Sequence[Mapping[str, float]]) -> None:
-    """Raise SetupError when the cluster as it is could never hold the bundles. `nodes`: total resources of each."""
+    """Raise SetupError if the bundles cannot fit on the current cluster. `nodes`: total resources of each."""
     if lack := shortage(bundles, nodes):
         raise SetupError(f"{lack}; {_REMEDY}")
 

@@ -35,7 +35,7 @@ ral-data [preview]: prepare data.sources as a run does, and show rows as the mod
 
 
 def main() -> None:
-    """Prepare a run's data and show them; `preview` may be said first, and is all that there is."""
+    """Prepare a run's data and show them. `preview` is optional and the only subcommand."""
     if sys.argv[1:2] == ["preview"]:
         del sys.argv[1]
     run_with_config(show_data, about=_ABOUT)
@@ -52,7 +52,7 @@ def show_data(config: RunConfig) -> None:
     if name is not None:
         check_named("model.path" if config.start_model is None else "start_model", name)
     elif isinstance(config.data, FilesConfig):
-        raise ConfigError("model.path=null: give the model that shall read the data, model.path or start_model")
+        raise ConfigError("model.path=null: no model; set model.path or start_model to the model that reads the data")
     silence_third_party()
     folder = (Path(config.runs_dir) / config.name).resolve()
     with leaving_nothing(folder):

@@ -103,7 +103,7 @@ class HydraTask:
         _say(str(outcome))
 
     def _swept(self, hydra: Any) -> tuple[list[Override], int | None]:
-        """This job's overrides that other jobs have otherwise, by key; and how many jobs there are, if that is known.
+        """Return the overrides that differ between jobs, sorted by key, and the number of jobs if known.
 
         What the command line gives a single value is fixed, whatever sweeper chooses the rest.
         """

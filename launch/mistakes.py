@@ -18,7 +18,7 @@ _MACHINE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)
 
 
 def explain(error: Exception) -> RalError | None:
-    """What a user can act on, in one line; None for a bug."""
+    """Convert an error the user can fix to a RalError; return None for a bug."""
     from omegaconf.errors import OmegaConfBaseException
 
     if isinstance(error, RalError):
@@ -37,7 +37,7 @@ def fail(error: RalError, exit_code: int | None = None) -> NoReturn:
 
 
 def one_line(error: Exception) -> str:
-    """Hydra's words without its pages, and what to do."""
+    """Shorten Hydra's message to one line and add a remedy."""
     from omegaconf.errors import MissingMandatoryValue
 
     text = " ".join(str(error).split("Config search path")[0].split("See https://hydra.cc")[0].split())
@@ -47,7 +47,8 @@ def one_line(error: Exception) -> str:
         if found := re.search(pattern, text):
             return say(*found.groups())
     if override := getattr(error, "override", None):
-        return f"override {override!r} cannot be read ({text}); write key=value, in quotes if it has special signs"
+        remedy = "write key=value, and quote it if it contains special characters"
+        return f"override {override!r} cannot be read ({text}); {remedy}"
     return text
 
 
@@ -66,7 +67,9 @@ def _unknown(key: str) -> str:
 
 
 def _not_there(key: str, rest: str) -> str:
-    return f"~{key}{rest}: not there; leave it out" if is_known(key) or key == "experiment" else _unknown(key)
+    if is_known(key) or key == "experiment":
+        return f"~{key}{rest}: key not present; remove the override"
+    return _unknown(key)
 
 
 def _no_option(group: str, option: str, known: str | None) -> str:
@@ -103,7 +106,7 @@ _OF_HYDRA: tuple[tuple[str, Callable[..., str]], ...] = (
         ),
     ),
 )
-"""What Hydra says, and what is said instead."""
+"""Hydra messages and their replacements."""
 
 
 def command() -> str:

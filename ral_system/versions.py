@@ -41,7 +41,7 @@ def this_command() -> dict[str, Any]:
 
 
 def package_versions() -> dict[str, str]:
-    """Versions of this package, Python and the packages that decide over results, where they are installed."""
+    """Return the versions of this package, Python and the installed packages that affect results."""
     found = {"ral_system": __version__, "python": platform.python_version()}
     for name in _PACKAGES:
         try:
@@ -52,7 +52,7 @@ def package_versions() -> dict[str, str]:
 
 
 def command_line(arguments: Sequence[str]) -> str:
-    """A line for a shell. Passwords and keys, which no setting of ours holds but Hydra's can, become `***`."""
+    """Return a shell command line with passwords and keys replaced by `***`."""
     shown = [Path(arguments[0]).name, *arguments[1:]]
     return shlex.join(_CREDENTIALS_IN_URL.sub(r"\1***@", _SECRET.sub(r"\1***", argument)) for argument in shown)
 

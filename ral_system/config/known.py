@@ -1,4 +1,4 @@
-"""Keys that a configuration may have, and which of them a mistyped one was meant to be."""
+"""Known configuration keys, and suggestions for mistyped ones."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ ANY = "*"
 """Stands for a name that the user chooses, as in `data.sources.*.path`."""
 _MOST = 3
 _SHORTEST = 4
-"""Characters of a word that others can be similar to; `lr` is as near to `kl` as to anything."""
+"""Minimum length for fuzzy matching; shorter words match anything."""
 
 
 @cache

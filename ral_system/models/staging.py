@@ -44,8 +44,8 @@ class ModelCopy:
             return self._from_hub()
         if (self.folder / "config.json").is_file():
             raise SetupError(
-                f"has other files in model folder {self.folder} than the driver's node; copy the folder again, or put "
-                "it on a volume that every node mounts"
+                f"has different files in model folder {self.folder} from the driver's node; copy the folder again, or "
+                "put it on a volume that every node mounts"
             )
         raise SetupError(f"cannot read model folder {self.folder}; put it on a volume that every node mounts")
 
@@ -62,7 +62,7 @@ class ModelCopy:
                 f"cannot read model folder {self.folder}, and the download of {self.repo} failed ({reason}); {remedy}"
             ) from error
         if model_digest(found) != self.digest:
-            raise SetupError(f"has other files of {self.repo} in {found} than the driver's node; {remedy}")
+            raise SetupError(f"has different files of {self.repo} in {found} from the driver's node; {remedy}")
         return found
 
 

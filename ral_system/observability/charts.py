@@ -22,7 +22,7 @@ _COLOURS = 8
 
 @dataclass(frozen=True, slots=True)
 class Interval:
-    """Between which values a point's true value probably lies, and what the point was measured on.
+    """Confidence interval of a point, and its sample.
 
     Example: `Interval(0.87, 0.92, "500 questions")`
     """
@@ -41,7 +41,7 @@ class Series:
     points: Points
     colour: int
     intervals: Mapping[int, Interval] = field(default_factory=dict)
-    """By step, how far a point of a line may be off: drawn as a bar through it."""
+    """Error bar per step."""
 
 
 @dataclass(frozen=True, slots=True)

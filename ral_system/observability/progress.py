@@ -21,7 +21,7 @@ _SHOWN = {
     "synthesis/accepted": "accepted",
 }
 _PAUSE_S = (5.0, 60.0)
-"""Without a terminal, seconds between two lines: at least, and, as long as steps or phases begin, at most."""
+"""Minimum and maximum seconds between lines without a terminal."""
 _TITLES = {"perceive": "perceive", "sft": "cold start", "rl": "RL"}
 
 

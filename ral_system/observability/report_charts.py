@@ -177,7 +177,7 @@ def _intervals(run: RunData, stage: Stage, key: str) -> Mapping[int, Interval]:
 
 
 def _asked(run: RunData, stage: Stage) -> str:
-    """What the bars in a chart of held-out accuracy are, and how many questions were asked."""
+    """Describe the error bars and the number of questions."""
     counts = sorted({int(count) for _, count in run.points(stage, "eval/questions") if count})
     if not counts:
         return ""

@@ -39,7 +39,7 @@ class Mode:
 
 
 def resolve_mode(asked: Literal["auto", "online", "offline", "disabled"]) -> Mode:
-    """The mode of a run with `logging.wandb=asked`. Of that and W&B's own settings, the one that shares less counts."""
+    """Resolve the W&B mode; if settings disagree, the most private wins."""
     if asked == "disabled":
         return Mode("disabled", "logging.wandb=disabled")
     if os.environ.get("WANDB_DISABLED", "").lower() in ("1", "true", "yes", "on"):
@@ -182,7 +182,7 @@ def _run_id(folder: Path) -> str:
 
 
 def _offline_files(folder: Path, run: Any) -> str:
-    """All offline files of the run, as an argument for a shell in any folder of this machine."""
+    """Return the offline files' absolute path or glob, shell-quoted."""
     home = Path(run.settings.sync_dir).parent
     if home.parent == folder.resolve():
         return shlex.quote(str(home))

@@ -45,7 +45,7 @@ def _score(given: str, reference: str) -> float:
     if gold is None:
         if "\\text" in reference and bare(reference):
             return float(same_words(bare(given), bare(reference)))
-        raise ValueError(f"the reference answer {reference!r} is no mathematics")
+        raise ValueError(f"the reference answer {reference!r} is not a mathematical expression")
     found = _read(given)
     if found is None or not agree(found.unit, gold.unit):
         return 0.0

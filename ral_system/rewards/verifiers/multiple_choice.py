@@ -55,7 +55,7 @@ def score(given: str, reference: str, config: RewardConfig) -> float:
 
 
 def letter(text: str) -> str | None:
-    """The one option that a text names, upper case; None for none. A box counts alone; different boxes name none."""
+    """The one option that a text names, upper case, or None. A box counts alone; different boxes name none."""
     inside = boxed(text)
     lines = undressed(text if inside is None else inside).splitlines()
     text = "\n".join(" ".join(line.split()) for line in lines if line.strip())

@@ -46,7 +46,7 @@ _NOT_COUNTED = frozenset(
     | {"the", "then", "there", "these", "this", "those", "to", "total", "was", "were", "where", "which", "while", "who"}
     | {"with"}
 )
-"""Words behind a number that name nothing."""
+"""Words after a number that are not counted nouns."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -37,7 +37,7 @@ LOSSES = "There are cispo, clip,"
         ("data=rows.jsonl", "data=rows.jsonl: no such option; a file is given as data=files +data/source@"),
         ("+seed=5", "+seed: the key is there already; write it without the +"),
         ("+algorithm=grpo", "+algorithm: the group is there already; write it without the +"),
-        ("~experiment=foo", "~experiment=foo: not there; leave it out"),
+        ("~experiment=foo", "~experiment=foo: key not present; remove the override"),
         (
             "algorithm=ral,grpo",
             "algorithm=ral,grpo: several values; add -m to run a job for each, or write algorithm=[",

@@ -55,14 +55,14 @@ def test_other_weights_under_the_same_name_are_refused(tmp_path: Path, this_node
     copy = ModelCopy.of(put_in_cache(tmp_path / "driver"))
     shutil.rmtree(tmp_path / "driver")
     put_in_cache(this_node, weights=b"half")
-    with pytest.raises(SetupError, match=r"has other files of org/tiny in .* than the driver's node"):
+    with pytest.raises(SetupError, match=r"has different files of org/tiny in .* from the driver's node"):
         copy.find()
 
 
 def test_a_folder_of_ones_own_must_be_on_every_node(tmp_path: Path, this_node: Path) -> None:
     copy = ModelCopy.of(plain(tmp_path))
     (copy.folder / "model.safetensors").write_bytes(b"half")
-    with pytest.raises(SetupError, match=r"has other files in model folder .*; copy the folder again"):
+    with pytest.raises(SetupError, match=r"different files in model folder .* from the driver's node; copy the folder"):
         copy.find()
     shutil.rmtree(copy.folder)
     with pytest.raises(
