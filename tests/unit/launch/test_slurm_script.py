@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -41,7 +42,9 @@ class Slurm:
             (folder / "bin" / name).write_text(f"#!/bin/bash\n{body}\n")
             (folder / "bin" / name).chmod(0o755)
 
-    def start(self, *answers: str, nodes: int = 2) -> subprocess.Popen[str]:
+    def start(
+        self, *answers: str, nodes: int = 2, given: Sequence[str] = ("experiment=smoke",)
+    ) -> subprocess.Popen[str]:
         self.answers.write_text("\n".join(answers) + "\n")
         environment = {
             "PATH": f"{self.folder}/bin:{os.environ['PATH']}",
@@ -53,12 +56,10 @@ class Slurm:
             "SLURM_JOB_NODELIST": "node[1-2]",
             "SLURM_JOB_NUM_NODES": str(nodes),
         }
-        return subprocess.Popen(
-            ["bash", str(SCRIPT), "experiment=smoke"], env=environment, stderr=subprocess.PIPE, text=True
-        )
+        return subprocess.Popen(["bash", str(SCRIPT), *given], env=environment, stderr=subprocess.PIPE, text=True)
 
-    def run(self, *answers: str) -> tuple[int, str]:
-        with self.start(*answers) as process:
+    def run(self, *answers: str, given: Sequence[str] = ("experiment=smoke",)) -> tuple[int, str]:
+        with self.start(*answers, given=given) as process:
             _, errors = process.communicate(timeout=60)
         return process.returncode, errors
 
@@ -79,6 +80,21 @@ def test_a_lost_log_connection_does_not_end_the_job(slurm: Slurm) -> None:
     assert refused == submitted
     assert "--no-wait -- ral-train experiment=smoke runs_dir=" in submitted
     assert not list(slurm.folder.glob(".ray-token*"))
+
+
+@pytest.mark.parametrize(
+    ("given", "command"),
+    [
+        ([], "experiment=ral_qwen2_5_vl_7b_8gpu runs_dir={folder}/runs"),
+        (["-m", "seed=0,1"], "-m seed=0,1 runs_dir={folder}/runs"),
+        (["runs_dir=/scratch/mine", "seed=1"], "runs_dir=/scratch/mine seed=1"),
+        (["seed=1", "++runs_dir=/scratch/mine"], "seed=1 ++runs_dir=/scratch/mine"),
+    ],
+)
+def test_a_run_folder_that_is_given_is_kept(slurm: Slurm, given: list[str], command: str) -> None:
+    assert slurm.run("Job 'ral-7-0' succeeded", given=given)[0] == 0
+    submitted = slurm.called("ray job submit")[-1]
+    assert submitted.endswith(f" -- ral-train {command.format(folder=slurm.folder)}")
 
 
 @pytest.mark.parametrize("answer", ["Job 'ral-7-0' failed", "Job 'ral-7-0' was stopped"])
