@@ -53,8 +53,10 @@ def run_with_config(task: Task, *, about: str) -> None:
         elif not entry.outcomes:  # else the job has printed its traceback
             raise
     if entry.outcomes:
-        print(f"{len(entry.outcomes)} jobs", *entry.outcomes, sep="\n  ", file=sys.stderr)
-        sys.exit(1 if any(outcome.failure for outcome in entry.outcomes) else 0)
+        failed = [outcome for outcome in entry.outcomes if outcome.failure]
+        count = len(entry.outcomes)
+        print(f"{count} jobs: {count - len(failed)} done, {len(failed)} failed", *failed, sep="\n  ", file=sys.stderr)
+        sys.exit(1 if failed else 0)
 
 
 def _interrupt(*_: object) -> NoReturn:
