@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NoReturn
 
-from ral_system.config.known import did_you_mean, is_known, known_keys
+from ral_system.config.known import did_you_mean, is_known, known_keys, takes_list
 from ral_system.errors import ConfigError, RalError, SetupError
 
 _MACHINE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)
@@ -84,6 +84,11 @@ def _no_option(group: str, option: str, known: str | None) -> str:
     return f"{group}={option}: no such option; {meant} {', '.join(options)}"
 
 
+def _several(key: str, values: str) -> str:
+    as_list = f", or write {key}=[{values}]" if takes_list(key.lstrip("+")) else ""
+    return f"{key}={values}: several values; add -m to run a job for each{as_list}"
+
+
 _OF_HYDRA: tuple[tuple[str, Callable[..., str]], ...] = (
     (r"^Could not override '([^'@]*)", _unknown),
     (r"^Could not delete (?:from config\. )?'([^'=@]*)([^']*)'(?: does not exist|\. No match)", _not_there),
@@ -94,10 +99,7 @@ _OF_HYDRA: tuple[tuple[str, Callable[..., str]], ...] = (
         lambda key: f"+{key}: the key is there already; write it without the +",
     ),
     (r"^Multiple values for (\S+)\. To", lambda key: f"+{key}: the group is there already; write it without the +"),
-    (
-        r"^Ambiguous value for argument '([^'=]*)=([^']*)' 1",
-        lambda key, values: f"{key}={values}: several values; add -m to run a job for each, or write {key}=[{values}]",
-    ),
+    (r"^Ambiguous value for argument '([^'=]*)=([^']*)' 1", _several),
     (r"^Sweep parameters '([^']*)' requires", lambda sweep: f"{sweep}: several values; add -m to run a job for each"),
     (
         r"does not support sweep type : INTERVAL_SWEEP",

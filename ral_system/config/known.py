@@ -14,6 +14,11 @@ from ral_system.config.schema import RunConfig
 
 ANY = "*"
 """Stands for a name that the user chooses, as in `data.sources.*.path`."""
+RENAMED = {
+    "logging.rollouts_per_step": "logging.groups_per_step",
+    "rollout.max_log_prob_difference": "rollout.log_prob_gate.token",
+}
+"""Keys of earlier versions, and the keys that replaced them."""
 _MOST = 3
 _SHORTEST = 4
 """Minimum length for fuzzy matching; shorter words match anything."""
@@ -22,12 +27,17 @@ _SHORTEST = 4
 @cache
 def known_keys() -> frozenset[str]:
     """Every dotted key, of groups and of fields, of all choices: `learner`, `learner.betas`, `data.sources.*.path`."""
-    return frozenset(_keys(RunConfig, ""))
+    return frozenset(path for path, _ in _fields(RunConfig, ""))
 
 
 def is_known(key: str) -> bool:
     """Whether some choice of the groups has the key."""
     return any(_filled(known, key) == key for known in known_keys())
+
+
+def takes_list(key: str) -> bool:
+    """Whether the key holds a list under some choice of the groups."""
+    return any(_filled(path, key) == key and _has_tuple(annotation) for path, annotation in _fields(RunConfig, ""))
 
 
 def meant(key: str, known: Collection[str] | None = None) -> list[str]:
@@ -56,18 +66,26 @@ def meant(key: str, known: Collection[str] | None = None) -> list[str]:
 
 
 def did_you_mean(key: str, value: str | None = None, known: Collection[str] | None = None) -> str:
-    """`did you mean algorithm.steps=5?`, or nothing."""
+    """`did you mean algorithm.steps=5?`, `use NEW instead` for a renamed key, or nothing."""
+    if key in RENAMED:
+        return f"use {RENAMED[key]} instead"
     after = "" if value is None else f"={value}"
     found = [f"{one}{after}" for one in meant(key, known)]
     return f"did you mean {', '.join(found[:-1])}{' or ' if found[1:] else ''}{found[-1]}?" if found else ""
 
 
-def _keys(model: type[BaseModel], prefix: str) -> Iterator[str]:
+def _fields(model: type[BaseModel], prefix: str) -> Iterator[tuple[str, Any]]:
+    """Dotted key and annotation of every field, groups included."""
     for name, field in model.model_fields.items():
         path = f"{prefix}{name}"
-        yield path
+        yield path, field.annotation
         for inner, star in _models(field.annotation):
-            yield from _keys(inner, f"{path}.{ANY}." if star else f"{path}.")
+            yield from _fields(inner, f"{path}.{ANY}." if star else f"{path}.")
+
+
+def _has_tuple(annotation: Any) -> bool:
+    """Whether an annotation is a tuple or offers one, as in `Literal["all"] | tuple[int, ...]`."""
+    return get_origin(annotation) is tuple or any(map(_has_tuple, get_args(annotation)))
 
 
 def _models(annotation: Any, star: bool = False) -> Iterator[tuple[type[BaseModel], bool]]:

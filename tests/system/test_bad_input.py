@@ -52,7 +52,7 @@ def assert_refused(done, *says: str) -> None:
         ("name=a/b", "name='a/b': a run's name has letters, digits, '_', '.' and '-' only; set name=a_b"),
         ("algorithm.stepz=5", "algorithm.stepz: unknown key; did you mean algorithm.steps=5?"),
         ("+learner.lr=1", "learner.lr: unknown key; remove it; did you mean learner.learning_rate?"),
-        ("seed=0,1", "seed=0,1: several values; add -m to run a job for each, or write seed=[0,1]"),
+        ("seed=0,1", "seed=0,1: several values; add -m to run a job for each"),
         ("cluster=nope", "cluster=nope: no such option; use one of local, ray"),
         ("experiment=nope", "experiment=nope: no such option; use one of"),
         ("algorithm=null", "override must be a string"),

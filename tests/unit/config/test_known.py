@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 import pytest
 
-from ral_system.config.known import did_you_mean, is_known, known_keys, meant
+from ral_system.config.known import RENAMED, did_you_mean, is_known, known_keys, meant, takes_list
 from ral_system.config.schema import RunConfig
 from ral_system.config.validate import parse_config
 from ral_system.errors import ConfigError
@@ -45,6 +45,28 @@ def test_every_key_of_a_configuration_is_known(make_config: Callable[..., RunCon
         assert len(found) > 150
         assert [key for key in found if not is_known(key)] == []
     assert all(meant(f"{key}x") for key in known_keys() if len(key.rpartition(".")[2]) > 6)
+
+
+def test_a_renamed_key_is_named_by_its_new_name() -> None:
+    assert did_you_mean("logging.rollouts_per_step", "8") == "use logging.groups_per_step instead"
+    assert set(RENAMED.values()) <= known_keys()
+    assert not set(RENAMED) & known_keys()
+
+
+@pytest.mark.parametrize(
+    ("key", "takes"),
+    [
+        ("stages", True),
+        ("data.grid", True),  # of some choices of data
+        ("intervention.layers", True),  # or a word
+        ("seed", False),
+        ("learner", False),  # has lists inside
+        ("algorithm", False),
+        ("nope", False),
+    ],
+)
+def test_which_keys_take_a_list(key: str, takes: bool) -> None:
+    assert takes_list(key) == takes
 
 
 def test_a_suggestion_can_be_typed() -> None:

@@ -39,19 +39,40 @@ LOSSES = "There are cispo, clip,"
         ("+algorithm=grpo", "+algorithm: the group is there already; write it without the +"),
         ("~experiment=foo", "~experiment=foo: key not present; remove the override"),
         (
-            "algorithm=ral,grpo",
-            "algorithm=ral,grpo: several values; add -m to run a job for each, or write algorithm=[",
+            "rollout.max_log_prob_difference=1",
+            "rollout.max_log_prob_difference: unknown key; use rollout.log_prob_gate.",
         ),
         ("seed=range(1,3)", "seed=range(1,3): several values; add -m to run a job for each"),
     ],
 )
 def test_a_mistake_says_what_to_write(monkeypatch: pytest.MonkeyPatch, override: str, says: str) -> None:
+    line = refusal(monkeypatch, override)
+    assert line.startswith(says), line
+    assert "\n" not in line
+
+
+@pytest.mark.parametrize(
+    ("override", "remedy"),
+    [
+        ("algorithm=ral,grpo", ""),
+        ("seed=1,2", ""),
+        ("sft.learning_rate=1e-3,1e-4", ""),
+        ("stages=sft,rl", ", or write stages=[sft,rl]"),
+        ("data.grid=3,4", ", or write data.grid=[3,4]"),
+        ("++data.grid=3,4", ", or write ++data.grid=[3,4]"),
+    ],
+)
+def test_a_list_is_suggested_where_it_would_be_accepted(
+    monkeypatch: pytest.MonkeyPatch, override: str, remedy: str
+) -> None:
+    assert refusal(monkeypatch, override) == f"{override}: several values; add -m to run a job for each{remedy}"
+
+
+def refusal(monkeypatch: pytest.MonkeyPatch, override: str) -> str:
     monkeypatch.setattr(sys, "argv", ["/bin/ral-train", "experiment=smoke", override])
     with (
         initialize_config_module("conf", version_base=None),
         pytest.raises((HydraException, OmegaConfBaseException)) as refused,
     ):
         compose("config", [override])
-    line = one_line(refused.value)
-    assert line.startswith(says), line
-    assert "\n" not in line
+    return one_line(refused.value)
