@@ -13,6 +13,14 @@ from launch.mistakes import command, fail, one_line
 from ral_system import __version__
 from ral_system.errors import ConfigError, RalError
 
+_TRAIN_EXAMPLES = """
+  ral-train experiment=smoke                       every role for a few steps, in a minute or two
+  ral-train experiment=smoke cluster=local         one process: no Ray, vLLM or DeepSpeed
+  ral-train experiment=quickstart algorithm.attention.weight=4 name=ral_weight4
+  ral-train -m experiment=smoke cluster=local algorithm=ral,grpo seed=0,1     four runs, each in a folder of its own
+  ray job submit --address http://127.0.0.1:8265 -- ral-train experiment=quickstart runs_dir=/shared/runs"""
+"""Ways to run a training, in the help of `ral-train` only."""
+
 
 def run_with_config(task: Task, *, about: str) -> None:
     """Run `task` with the configuration from the command line, with `-m` once per job. `about` begins the help text.
@@ -35,7 +43,9 @@ def run_with_config(task: Task, *, about: str) -> None:
     parser = get_args_parser()
     # Hydra parses again, and would answer a wrong option with pages.
     parser.error = lambda message: fail(ConfigError(f"{message}; see {command()} --help"))  # type: ignore[method-assign]
-    OmegaConf.register_new_resolver("about_command", lambda: about.strip(), replace=True)
+    text = about.strip() + (_TRAIN_EXAMPLES if command() == "ral-train" else "")
+    OmegaConf.register_new_resolver("about_command", lambda: text, replace=True)
+    OmegaConf.register_new_resolver("command", command, replace=True)
     entry = HydraTask(task, parser.parse_args().overrides)
     try:
         hydra.main(version_base=None, config_path="pkg://conf", config_name="config")(entry)()

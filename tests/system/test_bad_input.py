@@ -198,10 +198,10 @@ def test_help_teaches(commands, tmp_path: Path, program: str) -> None:
     own = done.stdout.split("\n\n")[0].splitlines()
     assert re.match(rf"{program}[: ]", own[0])
     assert sum(line.startswith(f"  {program} ") for line in own[1:]) >= 2  # examples of its own
-    for text in ("ral-train experiment=smoke", "cluster=local", "ray job submit", "start_model=", "--cfg job"):
+    for text in ("--cfg job", "--config-dir DIR", f'eval "$({program} -sc install=bash)"'):
         assert text in done.stdout
-    for text in ("ral-train -m experiment=smoke", "--config-dir DIR", 'eval "$(ral-train -sc install=bash)"'):
-        assert text in done.stdout
+    examples = re.findall(r"^  +(?:.* -- )?(ral-[a-z]+)(?: preview)? (?:-m )?[a-z_]+=", done.stdout, re.MULTILINE)
+    assert set(examples) == {program}  # none of another command
     for group in (
         "algorithm: attention_distill, distill, grpo, grpo_zero, ral, ral_zero",
         "cluster: local, ray",
@@ -212,6 +212,12 @@ def test_help_teaches(commands, tmp_path: Path, program: str) -> None:
     ours = [line for line in done.stdout.splitlines() if not line.startswith(listed)]
     assert max(map(len, ours)) <= 120
     assert len(done.stdout.splitlines()) <= 60
+
+
+def test_the_help_of_training_shows_the_ways_to_run_it(commands, tmp_path: Path) -> None:
+    shown = commands("ral-train", "--help", cwd=tmp_path, timeout_s=60).stdout
+    for text in ("ral-train experiment=smoke", "cluster=local", "ray job submit", "ral-train -m experiment=smoke"):
+        assert text in shown
 
 
 @pytest.mark.parametrize("arguments", [("--help",), ("--cfg", "job"), ("experiment=quickstart", "--cfg", "job")])
