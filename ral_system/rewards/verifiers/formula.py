@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from decimal import Decimal
 from itertools import accumulate
 
-from ral_system.rewards.verifiers.markup import boxed
+from ral_system.rewards.verifiers.markup import boxed, without_html
 from ral_system.rewards.verifiers.numbers import DENIALS, TIMES_TEN, one_line, read_quantity
 from ral_system.rewards.verifiers.units import MARK, NONE, Unit, unit_at, without_money
 
@@ -73,7 +73,7 @@ def read_formula(text: str) -> Formula | None:
     text = text if inside is None else inside
     if len(text) > _LONGEST:
         return None
-    text, money = without_money(one_line(text).replace("=>", " "))
+    text, money = without_money(one_line(without_html(text)).replace("=>", " "))
     text = _TEXT.sub(lambda dressed: f" {MARK}{dressed[1].strip()} ", _BOLD.sub(r"\1", text))
     if (undelimited := _undelimited(text)) is None:
         return None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 
 _MARKDOWN = str.maketrans("*_`$", "    ")
+_HTML = re.compile(r"<(b|i|u|em|strong)>([^<]{0,400})</\1>", re.IGNORECASE)
 _LATEX = re.compile(r"\\(?:boxed|text(?:bf)?|math(?:bf|rm))\{|\\[()]|[{}]")
 _AROUND = " \n\t()[]\"“”‘’,.!?;:'"
 _BOX = re.compile(r"\\f?box(?:ed)?\s?\{")
@@ -19,9 +20,14 @@ def bare(text: str) -> str:
 
 
 def undressed(text: str) -> str:
-    """Without Markdown, and without LaTeX that only dresses words."""
-    text = text.translate(_MARKDOWN)
+    """Without Markdown, HTML emphasis, and LaTeX that only dresses words."""
+    text = without_html(text).translate(_MARKDOWN)
     return _LATEX.sub(" ", text) if "\\" in text else text
+
+
+def without_html(text: str) -> str:
+    """Without HTML emphasis: `<b>42</b>` is `42`. Other tags stay."""
+    return _HTML.sub(r"\2", text) if "</" in text else text
 
 
 def boxed(text: str) -> str | None:

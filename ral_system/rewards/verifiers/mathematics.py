@@ -2,7 +2,7 @@ r"""Mathematical equivalence, by math-verify: `1/2`, `0.5` and `\frac{1}{2}` are
 
 An equation counts as its right side, or as its number (`42 = x`); where two of its sides are different numbers
 (`43 = 42`) it answers nothing. Two units must agree (`units`). If only one side has a percent sign, the other may be in
-percent or a share: `12%` is `12` and `0.12`.
+percent or a share: `12%` is `12` and `0.12`. A reference of at most 1 without a sign is a share.
 """
 
 from __future__ import annotations
@@ -63,10 +63,16 @@ def _compared(gold: Formula, found: Formula) -> list[tuple[str, str]]:
         return [(gold.with_letter, found.latex)]
     pairs = [(gold.latex, found.latex)]
     if found.unit == PERCENT != gold.unit:
-        pairs.append((gold.latex, rf"\frac{{{found.latex}}}{{100}}"))
-    elif gold.unit == PERCENT != found.unit:
+        share = (gold.latex, rf"\frac{{{found.latex}}}{{100}}")
+        return [share] if _at_most_one(gold.latex) else [*pairs, share]
+    if gold.unit == PERCENT != found.unit:
         pairs.append((rf"\frac{{{gold.latex}}}{{100}}", found.latex))
     return pairs
+
+
+def _at_most_one(latex: str) -> bool:
+    value: Any = next(iter(_parsed(latex)), None)
+    return bool(getattr(value, "is_number", False) and value.is_extended_real and abs(value) <= 1)
 
 
 def _same(gold: str, found: str) -> bool:

@@ -35,6 +35,8 @@ _NUMBER = re.compile(
 )
 _PLAIN = re.compile(r"(?<![a-z_\d.])[-+]?(?:\d+\.?\d*|\.\d+)(?:e[-+]?\d+)?")
 _POWER_OF_UNIT = re.compile(r"(?<=[A-Za-z])\^?-?\d")
+_VARIABLE = re.compile(r"!|(?!(?:[ap]m|st|nd|rd|th)\b)[A-Za-zͰ-Ͽ]{1,2}(?![A-Za-zͰ-Ͽ])")
+"""Directly behind a number without a unit: a factorial or variables; not `5pm`, `5th` or words such as `60fps`."""
 _SHORT_SCALE = re.compile(r"(?:[kKMBb]|bn)\b")
 DENIALS = (
     "not|no|nor|cannot|never|neither|wrong|incorrect|doubt|except|excluding|anything but|all but|least|most|more|less"
@@ -63,7 +65,8 @@ def read_quantity(text: str) -> Quantity | None:
     r"""The one finite number of a text and its unit: `1,024`, `1 024`, `-3.5e2`, `3 \times 10^5`, `1 1/2`, `forty-two`,
     `12 %`, `- $5`, `1.5 million apples`. Of a text with a box, the number in the box.
 
-    Strict: None where there is none or a second, where it is a bound (`at least 5`), and beside mathematics (`2√3`).
+    Strict: None where there is none or a second, where it is a bound (`at least 5`), and beside mathematics (`2√3`,
+    `5x`).
     """
     inside = boxed(text) if "\\" in text else None
     text, money = without_money(_without_latex(one_line(text if inside is None else inside)))
@@ -76,6 +79,8 @@ def read_quantity(text: str) -> Quantity | None:
     before, after = text[: found.start()], text[found.end() :]
     unit, end = unit_at(after, place := int(after.startswith(" ")))
     if end == place:
+        if _VARIABLE.match(after):
+            return None
         unit, end = counted_at(after), 0
     rest = _POWER_OF_UNIT.sub("", after[end:])
     if _FOREIGN.search(before) or _FOREIGN.search(rest) or _SHORT_SCALE.match(after):
@@ -99,8 +104,8 @@ def read_numbers(text: str, count: int) -> list[float] | None:
 def compared(given: str, reference: str) -> list[tuple[float, float]]:
     """Values to compare, given and expected: none where the answer is no number or has another unit than the reference.
 
-    With a percent sign on one side only, the other may be meant in percent or as a share: two pairs. Raises ValueError
-    where the reference is not one number.
+    A percent sign on one side only gives two pairs, since the other may be meant in percent or as a share; but a
+    reference of at most 1 without a sign is a share. Raises ValueError where the reference is not one number.
     """
     expected, found = read_quantity(reference), read_quantity(given)
     if expected is None:
@@ -109,8 +114,9 @@ def compared(given: str, reference: str) -> list[tuple[float, float]]:
         return []
     pairs = [(found.value, expected.value)]
     if found.unit == PERCENT != expected.unit:
-        pairs.append((found.value / 100, expected.value))
-    elif expected.unit == PERCENT != found.unit:
+        share = (found.value / 100, expected.value)
+        return [share] if abs(expected.value) <= 1 else [*pairs, share]
+    if expected.unit == PERCENT != found.unit:
         pairs.append((found.value, expected.value / 100))
     return pairs
 
