@@ -310,6 +310,7 @@ def _resume(context: StageContext, stage: Stage) -> tuple[Checkpoints, int, dict
     checkpoints = Checkpoints(context.folder.checkpoints / stage, context.config.checkpoint.keep)
     newest = checkpoints.newest()
     if newest is None:
+        _record_config(context)
         context.metrics.truncate(stage, -1)
         context.rollouts.truncate(stage, -1)
         return checkpoints, 0, {}
@@ -319,12 +320,19 @@ def _resume(context: StageContext, stage: Stage) -> tuple[Checkpoints, int, dict
             f"start_model={context.config.start_model}: {stage} in {context.folder.root} was started from "
             f"{started_from}; set start_model to that to continue it, or another name"
         )
+    _record_config(context)
     context.timer.resume(newest.state["phases_s"])
     context.progress.resume(newest.step)
     context.roles.learner.load(newest.folder / "learner")
     context.metrics.truncate(stage, newest.step, newest.state["metric_lines"])
     context.rollouts.truncate(stage, newest.step, newest.state["rollout_lines"])
     return checkpoints, newest.step, dict(newest.state)
+
+
+def _record_config(context: StageContext) -> None:
+    """Write config.yaml, now that nothing refuses to go on, and say what is different from before."""
+    for field, old, new in context.folder.record(context.config):
+        context.progress.say(f"continuing with {field}={new} (was {old})")
 
 
 def _save(context: StageContext, checkpoints: Checkpoints, step: int, state: dict[str, Any]) -> None:

@@ -78,8 +78,6 @@ def run_stage(
         closing(SpanLog(folder.logs, CONTROLLER, stage=stage)) as spans,
     ):
         roles = start_roles(config, stage, model, folder.root)
-        for field, old, new in folder.record(config):  # now that nothing refuses to go on
-            progress.say(f"continuing with {field}={new} (was {old})")
         try:
             context = StageContext(
                 config=config,
