@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -78,8 +79,6 @@ class LearnerRank:
         self._engine.policy.train()  # no dropout anywhere; needed for gradient checkpointing
         attention = config.algorithm.attention
         self._version = 0
-        self._scored: dict[str, float] = {}
-        """Metrics of the batch that was scored last, for its updates to report."""
         staleness = config.algorithm.max_staleness if stage == "rl" else 0
         self._past = PastWeights(self._engine, staleness)
         self._average = None
@@ -180,7 +179,8 @@ class LearnerRank:
         shard = update.shards[self._rank]
         factor, shares = self._attention_share(shard, objective)
         metrics = self._update(update, objective, with_attention=True, attention_factor=factor)
-        metrics |= shares | self._scored
+        # Of this update's tokens; the gate bounds that of the whole batch.
+        metrics |= shares | {"gate/log_prob_diff_p999": quantile(self._gaps(update.shards, behaviour))}
         if self._average is not None:
             self._average.update()
         return metrics
@@ -310,10 +310,12 @@ class LearnerRank:
         """All ranks see the gaps of all, so a batch beyond the gate ends them together."""
         shards = [plan.rank_samples(rank) for rank in range(len(plan.updates[0].shards))]
         samples = [s for shard in shards for micro_batch in shard for s in micro_batch]
+        check_log_prob_gaps(samples, self._gaps(shards, scores), self._config.rollout.log_prob_gate)
+
+    def _gaps(self, shards: Sequence[Sequence[MicroBatch]], scores: Scores) -> np.ndarray:
+        """|rollout - learner| log-probs of all ranks' tokens, in the order of `shards`."""
         own = torch.from_numpy(log_prob_gaps(shards, self._rank, scores))
-        gaps = self._engine.all_reduce(own, "sum").cpu().numpy()
-        check_log_prob_gaps(samples, gaps, self._config.rollout.log_prob_gate)
-        self._scored = {"gate/log_prob_diff_p999": quantile(gaps)}
+        return self._engine.all_reduce(own, "sum").cpu().numpy()
 
 
 def build_policy(
