@@ -209,12 +209,13 @@ MOMENTS = {
     "between a stage's model and its name": "os.rename .*/models/perceive",
     "between a checkpoint and its name": "os.rename .*/sft/step_000004",
     "removing an old checkpoint": "shutil.rmtree .*/sft/step_000004",
+    "between the best model and its name": "os.rename .*/sft/best_000040",
     "held-out score before RL is logged, not saved": "os.mkdir .*/rl/.partial_000000",
     "second step of RL is logged, not saved": "os.mkdir .*/rl/.partial_000002",
     "writing the report": "os.rename .*/report.html",
     "held-out score after RL is logged, the model not saved": "os.mkdir .*/.partial_model",
     "saving the model": "open .*/.partial_model/stage.json w",
-    "the model is there, the summary is not": "shutil.rmtree .*/checkpoints/rl",
+    "the model is there, the summary is not": "shutil.rmtree .*/rl/step_000002",
 }
 
 
@@ -230,11 +231,11 @@ def test_killed_at_every_delicate_moment_it_ends_as_if_nothing_had_happened(
     assert done.returncode == 0, done.stderr
     run.assert_equal(uninterrupted)
     run.assert_no_prompt_lost_or_repeated()
-    timed = ("wall_s", "rollout_tokens_per_s")
+    timed = ("wall_s", "rollout_tokens_per_s", "commands")
     assert {k: v for k, v in run.summary().items() if k not in timed} == {
         k: v for k, v in uninterrupted.summary().items() if k not in timed
     }
-    assert not list(run.folder.glob("checkpoints/*"))
+    assert [path.name for path in run.folder.glob("checkpoints/*/*")] == ["step_000004"]  # from which more steps go on
     assert not list(run.folder.rglob(".partial*"))
 
 
