@@ -4,10 +4,7 @@ This file is also what the ranks run.
 """
 
 import json
-import os
 import pickle
-import socket
-import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import replace
@@ -18,24 +15,16 @@ import numpy as np
 import pytest
 
 from ral_system.types import Sample
+from tests.system.ranks import become_rank, run_ranks
 
 pytestmark = pytest.mark.system
 
 RANKS, STAGES = 2, (2, 3)
-TIMEOUT_S = 240
 
 
-def work(task: Path, rank: int, port: int) -> None:
+def work(task: Path, rank: int, world_size: int, port: int) -> None:
     """One rank, every ZeRO stage; rank 0 writes the results."""
-    os.environ.update(
-        RANK=str(rank), WORLD_SIZE=str(RANKS), LOCAL_RANK=str(rank), MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port)
-    )
-    import torch
-
-    from ral_system.observability.quiet import silence_third_party
-
-    silence_third_party()
-    torch.set_num_threads(1)
+    become_rank(rank, world_size, port)
     found = {stage: train(task, rank, stage) for stage in STAGES}
     if rank == 0:
         (task / "found.pickle").write_bytes(pickle.dumps(found))
@@ -128,25 +117,7 @@ def by_stage(
     (task / "config.json").write_text(config.model_dump_json())
     (task / "folders.json").write_text(json.dumps({"model": str(tiny_model), "media": str(media.folder)}))
     (task / "samples.pickle").write_bytes(pickle.dumps(samples))
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    ranks = [
-        subprocess.Popen(
-            [sys.executable, __file__, str(task), str(rank), str(port)],
-            env={**os.environ, "OMP_NUM_THREADS": "1"},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        for rank in range(RANKS)
-    ]
-    try:
-        outputs = [rank.communicate(timeout=TIMEOUT_S)[0] for rank in ranks]
-    finally:
-        for rank in ranks:
-            rank.kill()
-    assert [rank.returncode for rank in ranks] == [0] * RANKS, "\n".join(outputs)
+    run_ranks(__file__, task, RANKS)
     return pickle.loads((task / "found.pickle").read_bytes())  # noqa: S301
 
 
@@ -192,4 +163,4 @@ def test_weights_are_published_in_bfloat16_and_rotary_frequencies_kept_in_float3
 
 
 if __name__ == "__main__":
-    work(Path(sys.argv[1]), *map(int, sys.argv[2:4]))
+    work(Path(sys.argv[1]), *map(int, sys.argv[2:5]))

@@ -4,10 +4,8 @@ Each world of ranks is started once and goes through all its configurations; thi
 """
 
 import json
-import os
 import pickle
 import socket
-import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -18,6 +16,7 @@ import pytest
 
 from ral_system.errors import SetupError
 from ral_system.types import Sample, Switches, TrainPlan
+from tests.system.ranks import become_rank, run_ranks
 
 pytestmark = pytest.mark.system
 
@@ -28,7 +27,6 @@ CASES = {  # (ZeRO stage, micro-batch); 12 samples over 3 updates: four a rank a
 }
 LOSSES_AT = (0, 3)
 """ZeRO stages at which every policy loss is tried."""
-TIMEOUT_S = 240
 
 
 def test_a_meeting_point_in_use_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -134,15 +132,7 @@ def train(task: Path, rank: int, world_size: int, engine: str, stage: int, micro
 
 def work(task: Path, rank: int, world_size: int, port: int) -> None:
     """One rank: every configuration of its world, one after the other; rank 0 writes the results."""
-    os.environ.update(
-        RANK=str(rank), WORLD_SIZE=str(world_size), LOCAL_RANK=str(rank), MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port)
-    )
-    import torch
-
-    from ral_system.observability.quiet import silence_third_party
-
-    silence_third_party()
-    torch.set_num_threads(1)
+    become_rank(rank, world_size, port)
     found = {case: train(task, rank, world_size, "deepspeed", *case) for case in CASES[world_size]}
     if rank == 0:
         (task / f"world_{world_size}.pickle").write_bytes(pickle.dumps(found))
@@ -213,26 +203,7 @@ def worlds(task: Path) -> dict[int, dict[tuple[int, int], dict[str, Any]]]:
     """Results of all configurations by world size."""
     found = {}
     for world_size in CASES:
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port = probe.getsockname()[1]
-        arguments = [sys.executable, __file__, str(task)]
-        ranks = [
-            subprocess.Popen(
-                [*arguments, str(rank), str(world_size), str(port)],
-                env={**os.environ, "OMP_NUM_THREADS": "1"},
-                stdout=subprocess.PIPE,
-                stderr=subprocess.STDOUT,
-                text=True,
-            )
-            for rank in range(world_size)
-        ]
-        try:
-            outputs = [rank.communicate(timeout=TIMEOUT_S)[0] for rank in ranks]
-        finally:
-            for rank in ranks:
-                rank.kill()
-        assert [rank.returncode for rank in ranks] == [0] * world_size, "\n".join(outputs)
+        run_ranks(__file__, task, world_size)
         found[world_size] = pickle.loads((task / f"world_{world_size}.pickle").read_bytes())  # noqa: S301
     return found
 
