@@ -11,7 +11,7 @@ import ray
 
 from actors.process import ActorProcess, watched
 from ral_system.config.schema import RunConfig
-from ral_system.data.media import node_store
+from ral_system.media.store import node_store
 from ral_system.rollout.vllm_environment import Device
 from ral_system.types import Completion, Prompt, Sampling, WeightManifest, Weights
 

@@ -9,7 +9,7 @@ import ray
 
 from actors.process import ActorProcess, watched
 from ral_system.config.schema import RunConfig
-from ral_system.data.media import node_store
+from ral_system.media.store import node_store
 from ral_system.types import MicroBatch, Scores
 
 

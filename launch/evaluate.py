@@ -25,7 +25,7 @@ from ral_system.models.folders import check_named
 from ral_system.types import Prompt
 
 if TYPE_CHECKING:
-    from ral_system.data.media import MediaStore
+    from ral_system.media.store import MediaStore
 
 VISUAL = ("visual_attention_score", "visual_mass", "system_mass")
 

@@ -12,8 +12,8 @@ from ral_system.config.schema import RunConfig
 
 if TYPE_CHECKING:
     from ral_system.attention.intervention import Intervention
-    from ral_system.data.media import MediaStore
     from ral_system.evaluation.answers import Generate
+    from ral_system.media.store import MediaStore
     from ral_system.rollout.hf_generator import HfEngine
     from ral_system.rollout.vllm_environment import Device
     from ral_system.rollout.vllm_generator import VllmEngine
@@ -31,7 +31,7 @@ class Subject:
     @classmethod
     def of(cls, config: RunConfig, model: str, folder: Path) -> Subject:
         """The model of that folder or hub name, evaluated in `folder`."""
-        from ral_system.data.media import node_store
+        from ral_system.media.store import node_store
         from ral_system.models.folders import local_model_folder
 
         store = node_store(folder / "media", config.cluster.media_cache_gib)

@@ -27,7 +27,7 @@ if not Path("/proc/driver/nvidia").exists() and importlib.util.find_spec("triton
 
 if TYPE_CHECKING:
     from ral_system.config.schema import RunConfig
-    from ral_system.data.media import MediaStore
+    from ral_system.media.store import MediaStore
     from ral_system.types import Sample
 
 SMALL = {"hidden": 64, "layers": 2, "vision_layers": 1}
@@ -54,8 +54,8 @@ def make_config() -> Callable[..., RunConfig]:
 @pytest.fixture(scope="session")
 def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a small random Qwen2.5-VL, its tokenizer and processor. Do not write to it."""
-    from ral_system.data.visual_search import words
-    from ral_system.models.tiny import build_tiny_model
+    from ral_system.tasks.tiny_model import build_tiny_model
+    from ral_system.tasks.visual_search import words
 
     folder = tmp_path_factory.mktemp("tiny") / "model"
     build_tiny_model(folder, words(), **SMALL, seed=3)
@@ -65,7 +65,7 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def media(tmp_path_factory: pytest.TempPathFactory) -> MediaStore:
     """One store of pictures for all tests."""
-    from ral_system.data.media import MediaStore
+    from ral_system.media.store import MediaStore
 
     return MediaStore(tmp_path_factory.mktemp("media"))
 
@@ -74,8 +74,8 @@ def media(tmp_path_factory: pytest.TempPathFactory) -> MediaStore:
 def draw_samples(tiny_model: Path, media: MediaStore) -> Callable[[int], list[Sample]]:
     """The first n of an endless row of think-and-answer demonstrations, on 2 × 2 to 4 × 4 pictures: lengths differ."""
     from ral_system.data.chat import ChatRenderer
-    from ral_system.data.visual_search import VisualSearch
     from ral_system.models.loading import load_processor
+    from ral_system.tasks.visual_search import VisualSearch
     from ral_system.types import Sample
 
     renderer = ChatRenderer(load_processor(tiny_model), "answer")

@@ -21,10 +21,10 @@ import numpy as np
 from PIL import Image
 
 from launch.arguments import Parser
-from ral_system.data.decoders import Decoders
-from ral_system.data.media import MediaStore
-from ral_system.data.pixel_cache import PixelCache
-from ral_system.data.sources.questions import Encoded
+from ral_system.media.decoders import Decoders
+from ral_system.media.encoded import EncodedMedia
+from ral_system.media.pixel_cache import PixelCache
+from ral_system.media.store import MediaStore
 from ral_system.types import Media, VideoSampling
 
 SAMPLING = VideoSampling(fps=1.0, max_frames=128, min_frames=4)
@@ -42,8 +42,8 @@ def main() -> None:
     parser.add_argument("--videos", type=int, default=6, help="H.264, 1280 x 720, 30 s at 30 a second (%(default)s)")
     parser.add_argument("--out", type=Path, help="write the figures as JSON, too")
     options = parser.parse_args()
-    pictures = [Encoded("image", _jpeg(i), None) for i in range(options.pictures)]
-    videos = [Encoded("video", _video(i), None) for i in range(options.videos)]
+    pictures = [EncodedMedia("image", _jpeg(i), None) for i in range(options.pictures)]
+    videos = [EncodedMedia("video", _video(i), None) for i in range(options.videos)]
     found: dict[str, Any] = {"workers": options.workers, "cores": os.cpu_count(), "python": platform.python_version()}
     print("| | pictures/s | videos/s |\n| --- | --- | --- |")
     with tempfile.TemporaryDirectory() as name:
@@ -68,7 +68,7 @@ def _row(found: dict[str, Any], label: str, rates: Sequence[float]) -> None:
     print(f"| {label} | {rates[0]:,.0f} | {rates[1]:,.1f} |", flush=True)
 
 
-def _taken_in(store: MediaStore, workers: int, media: Sequence[Encoded]) -> float:
+def _taken_in(store: MediaStore, workers: int, media: Sequence[EncodedMedia]) -> float:
     with Decoders(store, SAMPLING, workers=workers, timeout_s=120) as decoders:
         list(decoders.stored((None, [media[0]]) for _ in range(workers)))  # every process has imported what it needs
         began = time.perf_counter()
@@ -76,7 +76,7 @@ def _taken_in(store: MediaStore, workers: int, media: Sequence[Encoded]) -> floa
         return len(media) / (time.perf_counter() - began)
 
 
-def _stored(store: MediaStore, media: Sequence[Encoded]) -> list[Media]:
+def _stored(store: MediaStore, media: Sequence[EncodedMedia]) -> list[Media]:
     with Decoders(store, SAMPLING, workers=os.cpu_count() or 1, timeout_s=120) as decoders:
         return [medium for _, found in decoders.stored((None, [one]) for one in media) for medium in _good(found)]
 

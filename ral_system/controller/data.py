@@ -14,21 +14,21 @@ from typing import Any
 
 from ral_system.config.schema import FilesConfig, RunConfig, VideoSearchConfig, VisualSearchConfig
 from ral_system.controller.run_folder import RunFolder
-from ral_system.data.ahead import MediaAhead
 from ral_system.data.chat import ChatRenderer
 from ral_system.data.file_prompts import FilePrompts, demonstration_text
-from ral_system.data.media import MediaStore
 from ral_system.data.pixel_budget import PixelBudget, pixel_budgets
 from ral_system.data.preparation import QUARANTINE_FILE, RULES, Preparation, Tally
 from ral_system.data.prompts import Prompts
 from ral_system.data.sources.hub import source_files
-from ral_system.data.video_search_prompts import VideoSearchPrompts
-from ral_system.data.visual_search_prompts import VisualSearchPrompts
 from ral_system.errors import DataError, SetupError
+from ral_system.media.prefetch import MediaPrefetcher
+from ral_system.media.store import MediaStore
 from ral_system.models.loading import load_processor
 from ral_system.observability.jsonl import write_atomically
 from ral_system.observability.progress import StageProgress
 from ral_system.rewards.pool import RewardPool
+from ral_system.tasks.video_search_prompts import VideoSearchPrompts
+from ral_system.tasks.visual_search_prompts import VisualSearchPrompts
 from ral_system.types import MediaKind, Prompt
 
 PREPARED_FOLDER = ".prepared"
@@ -55,17 +55,17 @@ def open_prompts(config: RunConfig, model: Path, folder: RunFolder) -> Prompts:
 
 
 @contextmanager
-def media_ahead(config: RunConfig, folder: RunFolder) -> Iterator[MediaAhead | None]:
+def media_ahead(config: RunConfig, folder: RunFolder) -> Iterator[MediaPrefetcher | None]:
     """Processes that decode the media of files before they are needed; generated ones are made when asked for."""
     if not isinstance(config.data, FilesConfig):
         yield None
         return
     workers, timeout_s = config.data.workers, config.data.timeout_s
-    with MediaAhead(folder.media, config.cluster.media_cache_gib, workers=workers, timeout_s=timeout_s) as ahead:
+    with MediaPrefetcher(folder.media, config.cluster.media_cache_gib, workers=workers, timeout_s=timeout_s) as ahead:
         yield ahead
 
 
-def train_prompts(config: RunConfig, prompts: Prompts, ahead: MediaAhead | None) -> Callable[[int], Prompt]:
+def train_prompts(config: RunConfig, prompts: Prompts, ahead: MediaPrefetcher | None) -> Callable[[int], Prompt]:
     """The training sequence for a loop; while a batch is trained on, the media of the next are decoded."""
     if ahead is None or not isinstance(prompts, FilePrompts):
         return lambda index: prompts.question("train", index)

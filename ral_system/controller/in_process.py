@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 
 from ral_system.config.schema import RunConfig, Stage, TeacherRole
-from ral_system.data.media import MediaStore, node_store
+from ral_system.media.store import MediaStore, node_store
 from ral_system.models.folders import local_model_folder
 from ral_system.models.loading import media_token_ids
 from ral_system.protocols import Ref

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from ral_system.data.media import node_store
+from ral_system.media.store import node_store
 from ral_system.observability.report import write_report
 
 

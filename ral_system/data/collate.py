@@ -13,10 +13,10 @@ from torch import Tensor
 from ral_system.attention.provenance import Grid, KeyProvenance, concatenate, key_provenance
 from ral_system.config.schema import Keys, Rows
 from ral_system.data.features import FeatureExtractor, Features
-from ral_system.data.media import MediaStore
 from ral_system.data.rows import select_keys, select_rows
 from ral_system.data.visual_tokens import VisualTokens, token_types
 from ral_system.errors import DataError
+from ral_system.media.store import MediaStore
 from ral_system.types import MicroBatch
 
 

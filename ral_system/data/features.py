@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ral_system.data.media import MediaStore
+from ral_system.media.store import MediaStore
 from ral_system.types import Media
 
 FRAMES_AS_THEY_ARE = {"do_sample_frames": False, "do_resize": False, "cap_pixels_per_frame": False}

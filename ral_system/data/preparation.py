@@ -21,13 +21,13 @@ from typing import Any, Literal
 
 from ral_system.config.schema import ColumnsConfig, FilesConfig, SourceConfig
 from ral_system.data.chat import ChatRenderer
-from ral_system.data.decoders import Decoders
-from ral_system.data.media import MediaStore
 from ral_system.data.pixel_budget import PixelBudget, sized
 from ral_system.data.sources.files import read_rows
 from ral_system.data.sources.hub import located, source_survey
 from ral_system.data.sources.questions import Question, given_id, listed, read_question
 from ral_system.errors import DataError
+from ral_system.media.decoders import Decoders
+from ral_system.media.store import MediaStore
 from ral_system.observability.jsonl import JsonLines, read_objects
 from ral_system.protocols import Rewarder
 from ral_system.types import (

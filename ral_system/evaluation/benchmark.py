@@ -8,12 +8,12 @@ from dataclasses import dataclass, replace
 
 from ral_system.benchmarks.item import BadItem, Benchmark, Item, MediaFile, Scored
 from ral_system.data.chat import ChatRenderer
-from ral_system.data.decoders import Decoders
 from ral_system.data.pixel_budget import PixelBudget, sized
 from ral_system.data.preparation import kind_of_reason
-from ral_system.data.sources.questions import Encoded
 from ral_system.errors import DataError
 from ral_system.evaluation.intervals import Resampled, bootstrap, grouped, unit_of
+from ral_system.media.decoders import Decoders
+from ral_system.media.encoded import EncodedMedia
 from ral_system.rewards.format import extract_answer
 from ral_system.types import Completion, MediaKind, Prompt
 
@@ -115,5 +115,5 @@ def _scored(units: Sequence[Sequence[Item]], scores: Mapping[str, tuple[float, .
     ]
 
 
-def _encoded(media: MediaFile) -> Encoded:
-    return Encoded(media.kind, media.encoded, media.path, media.start_s or 0.0, media.end_s, media.frames_per_s)
+def _encoded(media: MediaFile) -> EncodedMedia:
+    return EncodedMedia(media.kind, media.encoded, media.path, media.start_s or 0.0, media.end_s, media.frames_per_s)

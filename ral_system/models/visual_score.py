@@ -10,8 +10,8 @@ import torch
 from ral_system.attention.visual_score import VisualScore, mean_score, visual_score
 from ral_system.config.schema import Dtype
 from ral_system.data.collate import Collator
-from ral_system.data.media import MediaStore
 from ral_system.errors import ConfigError
+from ral_system.media.store import MediaStore
 from ral_system.models.loading import load_model, load_processor
 from ral_system.models.policy import PolicyModel
 from ral_system.types import Prompt, Sample

@@ -21,8 +21,8 @@ from ral_system.algorithms.log_probs import sampling_log_softmax
 from ral_system.attention.intervention import Intervention
 from ral_system.config.schema import RolloutConfig
 from ral_system.data.features import FeatureExtractor
-from ral_system.data.media import MediaStore
 from ral_system.data.visual_tokens import VisualTokens, token_types
+from ral_system.media.store import MediaStore
 from ral_system.models.loading import load_model, load_processor
 from ral_system.models.positions import rope_positions, tokens_per_second
 from ral_system.rollout.engine_weights import ParameterReader, as_tensors, held_manifest

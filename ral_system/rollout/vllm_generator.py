@@ -20,9 +20,9 @@ from vllm.sampling_params import RequestOutputKind
 
 from ral_system.config.schema import RolloutConfig
 from ral_system.data.features import FRAMES_AS_THEY_ARE
-from ral_system.data.media import MediaStore
 from ral_system.data.visual_tokens import VisualTokens
 from ral_system.errors import WeightSyncError
+from ral_system.media.store import MediaStore
 from ral_system.models.loading import load_processor
 from ral_system.rollout.engine_weights import VllmReader, as_tensors, held_manifest, received_manifest
 from ral_system.rollout.gates import check_completion, check_media_tokens, check_prompt_ids, check_prompt_length

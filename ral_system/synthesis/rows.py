@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal, Protocol, get_args
 
-from ral_system.data.visual_search import Record
+from ral_system.tasks.visual_search import Record
 
 Role = Literal["describer", "reasoner", "anchorer"]
 ROLES: tuple[Role, ...] = get_args(Role)

@@ -5,8 +5,8 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 
-from ral_system.data.visual_search import COLUMN_NAMES
 from ral_system.synthesis.rows import MalformedError, Role, Row
+from ral_system.tasks.visual_search import COLUMN_NAMES
 
 ANCHOR = "look back at"
 _POSITION = re.compile(rf"\b[{COLUMN_NAMES}][1-8]\b")

@@ -17,9 +17,9 @@ from ral_system.algorithms.kl import ESTIMATORS
 from ral_system.attention.metrics import visual_maps
 from ral_system.config.schema import Dtype, Rows, RunConfig
 from ral_system.data.collate import Collator, TensorBatch
-from ral_system.data.media import MediaStore
 from ral_system.data.rows import row_tokens, select_rows
 from ral_system.errors import ConfigError, SetupError
+from ral_system.media.store import MediaStore
 from ral_system.models.loading import load_model, load_processor, media_token_ids, save_model
 from ral_system.models.policy import PolicyModel, PolicyOutput
 from ral_system.sync.manifest import build_weights

@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 
 from ral_system.config.schema import RunConfig
-from ral_system.data.media import MediaStore
+from ral_system.media.store import MediaStore
 from ral_system.models.loading import load_processor
 from ral_system.training.learner_rank import build_collator, build_policy
 from ral_system.training.scores import to_scores

@@ -11,9 +11,9 @@ from transformers import AutoConfig
 
 from ral_system.attention.provenance import Grid
 from ral_system.config.schema import RunConfig
-from ral_system.data.media import MediaStore
 from ral_system.data.visual_tokens import VisualTokens
 from ral_system.errors import DataError, SetupError
+from ral_system.media.store import MediaStore
 from ral_system.models.loading import load_processor
 from ral_system.training.learner_rank import build_collator, build_policy
 from ral_system.training.scores import to_teaching

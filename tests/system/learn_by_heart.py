@@ -9,10 +9,10 @@ import torch
 
 from ral_system.data.chat import ChatRenderer
 from ral_system.data.collate import Collator
-from ral_system.data.media import MediaStore
-from ral_system.data.visual_search import Record
+from ral_system.media.store import MediaStore
 from ral_system.models.loading import load_model, load_processor, media_token_ids
 from ral_system.models.policy import PolicyModel
+from ral_system.tasks.visual_search import Record
 from ral_system.types import Sample
 
 

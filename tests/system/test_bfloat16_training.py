@@ -35,7 +35,7 @@ def train(task: Path, rank: int, stage: int) -> dict[str, Any]:
     from deepspeed.utils import safe_get_full_grad
 
     from ral_system.config.schema import RunConfig
-    from ral_system.data.media import MediaStore
+    from ral_system.media.store import MediaStore
     from ral_system.training.learner_rank import LearnerRank
     from ral_system.training.plan import plan_updates
     from ral_system.types import TrainPlan, UpdatePlan

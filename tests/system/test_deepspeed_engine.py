@@ -65,7 +65,7 @@ def train(task: Path, rank: int, world_size: int, engine: str, stage: int, micro
     import torch
 
     from ral_system.config.schema import RunConfig
-    from ral_system.data.media import MediaStore
+    from ral_system.media.store import MediaStore
     from ral_system.training.learner_rank import LearnerRank
     from ral_system.training.plan import plan_updates
 
@@ -149,11 +149,11 @@ def task(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path, media: Any,
 
     from ral_system.data.chat import ChatRenderer
     from ral_system.data.collate import Collator
-    from ral_system.data.videos import VideoLimits
+    from ral_system.media.videos import VideoLimits
     from ral_system.models.loading import load_processor
     from ral_system.training.learner_rank import build_policy
     from ral_system.types import VideoSampling
-    from tests.unit.data.clips import clip, noise
+    from tests.unit.media.clips import clip, noise
     from tests.unit.training.learners import PRESETS, mismatched
 
     folder = tmp_path_factory.mktemp("deepspeed")

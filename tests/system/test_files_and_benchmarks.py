@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from ral_system.data.visual_search import VisualSearch
+from ral_system.tasks.visual_search import VisualSearch
 from tests.system.video_r1_files import BAD, overrides, write_video_r1
 
 pytestmark = [pytest.mark.system, pytest.mark.timeout(1200)]

@@ -18,12 +18,12 @@ from actors.roles import RayRoles
 from ral_system.config.schema import RunConfig
 from ral_system.config.validate import parse_config
 from ral_system.data.chat import ChatRenderer
-from ral_system.data.media import MediaStore
-from ral_system.data.visual_search import VisualSearch, words
 from ral_system.errors import ActorError, DataError, GateError, SetupError
+from ral_system.media.store import MediaStore
 from ral_system.models.loading import load_processor
-from ral_system.models.tiny import build_tiny_model
 from ral_system.sync.publish import publish_weights
+from ral_system.tasks.tiny_model import build_tiny_model
+from ral_system.tasks.visual_search import VisualSearch, words
 from ral_system.training.plan import plan_updates
 from ral_system.types import Prompt, Rollout, Sample, Sampling
 from tests.system.troubled_actor import Troubled

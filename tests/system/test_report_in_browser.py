@@ -15,9 +15,8 @@ from playwright.sync_api import Browser, Page, sync_playwright
 
 from ral_system.config.schema import LoggingConfig
 from ral_system.controller.report import write_run_report
-from ral_system.data.media import MediaStore
-from ral_system.data.videos import VideoLimits
-from ral_system.data.visual_search import Record, VisualSearch
+from ral_system.media.store import MediaStore
+from ral_system.media.videos import VideoLimits
 from ral_system.observability.metrics import MetricsLog, RolloutLog
 from ral_system.observability.preview import (
     Figures,
@@ -32,8 +31,9 @@ from ral_system.observability.preview import (
     write_preview,
 )
 from ral_system.observability.report import write_report
+from ral_system.tasks.visual_search import Record, VisualSearch
 from ral_system.types import Completion, FinishReason, Prompt, RewardResult, RewardStatus, Rollout, VideoSampling
-from tests.unit.data.clips import clip, noise
+from tests.unit.media.clips import clip, noise
 
 pytestmark = pytest.mark.system
 

@@ -17,8 +17,8 @@ from typing import Any
 
 import pytest
 
-from ral_system.data.visual_search import VisualSearch, words
-from ral_system.models.tiny import build_tiny_model
+from ral_system.tasks.tiny_model import build_tiny_model
+from ral_system.tasks.visual_search import VisualSearch, words
 
 pytestmark = pytest.mark.system
 

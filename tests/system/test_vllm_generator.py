@@ -17,19 +17,19 @@ from pydantic import TypeAdapter
 from ral_system.config.schema import RolloutConfig
 from ral_system.data.chat import ChatRenderer
 from ral_system.data.features import FeatureExtractor
-from ral_system.data.media import MediaStore
-from ral_system.data.videos import VideoLimits
-from ral_system.data.visual_search import VisualSearch, words
 from ral_system.data.visual_tokens import VisualTokens, token_types
 from ral_system.errors import GateError, WeightSyncError
+from ral_system.media.store import MediaStore
+from ral_system.media.videos import VideoLimits
 from ral_system.models.loading import load_model, load_processor, media_token_ids
 from ral_system.models.positions import rope_positions, tokens_per_second
-from ral_system.models.tiny import build_tiny_model
 from ral_system.rollout.stopping import ANSWER_END
 from ral_system.rollout.vllm_environment import vllm_environment
 from ral_system.sync.manifest import build_manifest, build_weights, verify_loaded
+from ral_system.tasks.tiny_model import build_tiny_model
+from ral_system.tasks.visual_search import VisualSearch, words
 from ral_system.types import Completion, Media, Prompt, Sampling, VideoSampling, Weights
-from tests.unit.data.clips import clip, noise
+from tests.unit.media.clips import clip, noise
 from tests.unit.rollout.new_weights import Arrivals
 from tests.unit.rollout.stopped import check_stopped
 from tests.unit.rollout.top_tokens import check_top_tokens

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import numpy as np
 
-from ral_system.data.visual_search import VisualSearch
-from tests.unit.data.clips import clip
+from ral_system.tasks.visual_search import VisualSearch
+from tests.unit.media.clips import clip
 
 BAD = 4
 

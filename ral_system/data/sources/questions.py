@@ -11,8 +11,9 @@ from typing import Any, get_args
 
 from ral_system.config.schema import ColumnsConfig
 from ral_system.data.sources.files import path_below, shortened
-from ral_system.data.videos import looks_like_video
 from ral_system.errors import DataError
+from ral_system.media.encoded import EncodedMedia
+from ral_system.media.videos import looks_like_video
 from ral_system.types import MARKS, MediaKind
 
 MAX_QUESTION_CHARS = 50_000
@@ -31,22 +32,6 @@ _TAGS = ("<think>", "</think>", "<answer>", "</answer>")
 
 
 @dataclass(frozen=True, slots=True)
-class Encoded:
-    """An encoded picture or video: its bytes, or a file that holds them."""
-
-    kind: MediaKind
-    encoded: bytes | None
-    path: Path | None
-    start_s: float = 0.0
-    """Of the stretch of a video that is meant; `end_s` None: to its end."""
-    end_s: float | None = None
-    frames_per_s: float | None = None
-    """Then `path` is a folder of the video's frames."""
-    name: str = ""
-    """What messages call it: its column, its place among several there, and its file."""
-
-
-@dataclass(frozen=True, slots=True)
 class Question:
     """A usable row."""
 
@@ -57,7 +42,7 @@ class Question:
     """With as many marks (`MARKS`) as there are media of each kind, or none at all."""
     answer: str
     thought: str | None
-    media: tuple[Encoded, ...]
+    media: tuple[EncodedMedia, ...]
     """In the order of the marks; pictures first where there are none."""
 
 
@@ -259,14 +244,14 @@ def _folded(text: str) -> str:
     return _EDGES.sub("", plain) or plain
 
 
-def _media(fields: Mapping[str, Any], columns: ColumnsConfig, root: Path) -> list[Encoded]:
+def _media(fields: Mapping[str, Any], columns: ColumnsConfig, root: Path) -> list[EncodedMedia]:
     """Pictures, then videos; where one column holds either and none says which, as their files begin."""
     said = _value(fields, columns.media_type, missing=None) if columns.media_type else None
     said = said.lower() if isinstance(said, str) else said
     if said not in (None, "", "text", *get_args(MediaKind)):
         raise DataError(f"{columns.media_type}: {str(said)[:_MAX_KIND_CHARS]!r} is none of image, video and text")
     first: MediaKind = "video" if said == "video" else "image"
-    found: list[Encoded] = []
+    found: list[EncodedMedia] = []
     either = columns.images is not None and columns.images == columns.videos
     for kind, column in ((first, columns.images), ("video", None if either else columns.videos)):
         value = _value(fields, column, missing=None) if column else None
@@ -281,7 +266,7 @@ def _media(fields: Mapping[str, Any], columns: ColumnsConfig, root: Path) -> lis
     return found
 
 
-def _in_order(text: str, media: Sequence[Encoded], column: str) -> tuple[Encoded, ...]:
+def _in_order(text: str, media: Sequence[EncodedMedia], column: str) -> tuple[EncodedMedia, ...]:
     marked = re.findall("|".join(MARKS), text)
     if not marked:
         return tuple(media)
@@ -293,11 +278,11 @@ def _in_order(text: str, media: Sequence[Encoded], column: str) -> tuple[Encoded
     return tuple(next(left[MARKS[mark]]) for mark in marked)
 
 
-def _encoded(kind: MediaKind, value: Any, column: str, root: Path) -> Encoded:
+def _encoded(kind: MediaKind, value: Any, column: str, root: Path) -> EncodedMedia:
     if isinstance(value, Mapping):  # datasets' Image: bytes first, since its path may be somebody else's
         value = value.get("bytes") or value.get("path")
     if isinstance(value, bytes):
-        return Encoded(kind, value, None, name=column)
+        return EncodedMedia(kind, value, None, name=column)
     if not isinstance(value, str) or not value:
         raise DataError(f"{column}: neither a path nor bytes but {type(value).__name__}")
     shown = shortened(value)
@@ -309,4 +294,4 @@ def _encoded(kind: MediaKind, value: Any, column: str, root: Path) -> Encoded:
         raise DataError(f"{column}: {error}") from None
     if not path.is_file():
         raise DataError(f"{column}: {shown}: no such file below {root}")
-    return Encoded(kind, None, path, name=f"{column}: {shown}")
+    return EncodedMedia(kind, None, path, name=f"{column}: {shown}")

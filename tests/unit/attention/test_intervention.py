@@ -15,7 +15,7 @@ from ral_system.attention.intervention import Intervention
 from ral_system.attention.probe import IMPLEMENTATION
 from ral_system.config.schema import RunConfig
 from ral_system.data.collate import Collator
-from ral_system.data.media import MediaStore
+from ral_system.media.store import MediaStore
 from ral_system.models.loading import load_model, load_processor
 from ral_system.models.policy import PolicyModel
 from ral_system.rollout.hf_generator import HfEngine

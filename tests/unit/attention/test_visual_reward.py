@@ -13,7 +13,7 @@ from ral_system.attention.provenance import KeyKind, KeyProvenance, key_provenan
 from ral_system.attention.sequence import LayerAttention, SequenceAttention
 from ral_system.attention.visual_reward import visual_reward
 from ral_system.data.collate import Collator
-from ral_system.data.media import MediaStore
+from ral_system.media.store import MediaStore
 from ral_system.models.loading import load_model, load_processor
 from ral_system.models.policy import PolicyModel
 from ral_system.types import Sample

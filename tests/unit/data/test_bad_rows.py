@@ -19,11 +19,11 @@ from pyarrow import parquet
 from ral_system.config.schema import FilesConfig, RunConfig
 from ral_system.controller.data import prepare_files
 from ral_system.data import preparation
-from ral_system.data.media import MediaStore
 from ral_system.data.preparation import read_prepared
 from ral_system.data.sources.files import read_rows
-from ral_system.data.videos import VideoLimits, VideoSampling, decode_video
 from ral_system.errors import DataError
+from ral_system.media.store import MediaStore
+from ral_system.media.videos import VideoLimits, VideoSampling, decode_video
 from ral_system.models.loading import load_processor
 from ral_system.observability.jsonl import read_objects
 from tests.unit.data.bad_files import png, video

@@ -10,10 +10,10 @@ from PIL import Image
 
 from ral_system.data.chat import ChatRenderer
 from ral_system.data.collate import Collator
-from ral_system.data.media import MediaStore
 from ral_system.errors import DataError
+from ral_system.media.store import MediaStore
 from ral_system.models.loading import load_processor
-from ral_system.models.tiny import CHAT_TEMPLATE
+from ral_system.tasks.tiny_model import CHAT_TEMPLATE
 from ral_system.types import Media, Sample
 
 SIZES = [(56, 56), (84, 56), (28, 28), (30, 131), (224, 100)]  # also too small, and no multiple of a token's side

@@ -9,8 +9,8 @@ import torch
 from ral_system.attention.provenance import KeyKind
 from ral_system.config.schema import Keys, Rows
 from ral_system.data.collate import Collator
-from ral_system.data.media import MediaStore
 from ral_system.data.rows import answer_rows, select_keys, select_rows
+from ral_system.media.store import MediaStore
 from ral_system.models.loading import load_processor
 from ral_system.types import Sample
 

@@ -13,14 +13,14 @@ from PIL import Image
 from ral_system.attention.provenance import KeyKind
 from ral_system.data.chat import ChatRenderer
 from ral_system.data.collate import Collator
-from ral_system.data.images import ImageLimits
-from ral_system.data.media import MediaStore
-from ral_system.data.videos import VideoLimits
 from ral_system.errors import DataError
+from ral_system.media.images import ImageLimits
+from ral_system.media.store import MediaStore
+from ral_system.media.videos import VideoLimits
 from ral_system.models.loading import load_model, load_processor, media_token_ids
 from ral_system.models.policy import PolicyModel
 from ral_system.types import Clip, Media, Sample, VideoSampling
-from tests.unit.data.clips import clip, noise
+from tests.unit.media.clips import clip, noise
 
 SAMPLING = VideoSampling(fps=1.0, max_frames=6, min_frames=2)
 

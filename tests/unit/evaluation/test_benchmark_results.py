@@ -11,15 +11,15 @@ from PIL import Image
 from ral_system.benchmarks import chartqa, mme
 from ral_system.benchmarks.item import BadItem, Item, MediaFile
 from ral_system.data.chat import ChatRenderer
-from ral_system.data.decoders import Decoders
-from ral_system.data.media import MediaStore
 from ral_system.data.pixel_budget import PixelBudget
 from ral_system.evaluation.benchmark import Asked, ask, final_answer, results
 from ral_system.evaluation.intervals import intervals
+from ral_system.media.decoders import Decoders
+from ral_system.media.store import MediaStore
 from ral_system.models.loading import load_processor
 from ral_system.types import Completion, FinishReason, Media, Prompt, VideoSampling
-from tests.unit.data.clips import clip, noise
-from tests.unit.data.test_decoders import picture
+from tests.unit.media.clips import clip, noise
+from tests.unit.media.test_decoders import picture
 
 
 def asked(*items: Item) -> list[Asked]:

@@ -12,12 +12,12 @@ from launch.figures import Figures, Questions
 from launch.subject import Subject
 from ral_system.benchmarks.item import Item
 from ral_system.config.schema import RunConfig
-from ral_system.data.media import MediaStore
 from ral_system.errors import DataError
+from ral_system.media.store import MediaStore
 from ral_system.observability.answers_page import Answered
 from ral_system.types import Completion, FinishReason, Media, Prompt
 from tests.unit.benchmarks.released import write_json
-from tests.unit.data.test_decoders import picture
+from tests.unit.media.test_decoders import picture
 
 Make = Callable[..., RunConfig]
 BENCHMARK = ("data=files", "data.system_prompt=answer", "stages=[rl]", "evaluation.benchmark.folder=/released")

@@ -15,12 +15,12 @@ from launch.figures import Figures, Questions
 from launch.sweep import Gain, at, gains_over_first, in_common, mean_seen
 from ral_system.config.schema import FilesConfig, RunConfig, VideoSearchConfig, VisualSearchConfig
 from ral_system.data.pixel_budget import pixel_budgets
-from ral_system.data.visual_search_prompts import VisualSearchRecords
 from ral_system.data.visual_tokens import VisualTokens
 from ral_system.errors import ConfigError, DataError
 from ral_system.models.loading import load_processor
 from ral_system.observability import sweep_chart as sweep_chart_module
 from ral_system.observability.sweep_chart import SweepPoint, sweep_chart
+from ral_system.tasks.visual_search_prompts import VisualSearchRecords
 from ral_system.types import Clip, Media, Prompt, VideoSampling
 
 Make = Callable[..., RunConfig]

@@ -10,8 +10,8 @@ from ral_system.attention.policy import attention_policy, dense_policy
 from ral_system.attention.probe import AttentionProbe, PackedRows
 from ral_system.config.schema import RunConfig
 from ral_system.data.collate import Collator
-from ral_system.data.media import MediaStore
 from ral_system.errors import ConfigError
+from ral_system.media.store import MediaStore
 from ral_system.models.loading import load_model, load_processor, media_token_ids
 from ral_system.models.policy import PolicyModel, PolicyOutput
 from ral_system.training.gradient_share import squared_norms

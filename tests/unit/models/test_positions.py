@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from transformers import Qwen2_5_VLForConditionalGeneration
 
 from ral_system.models.positions import rope_positions
-from ral_system.models.tiny import build_config, build_tokenizer
+from ral_system.tasks.tiny_model import build_config, build_tokenizer
 
 TEXT, IMAGE, VIDEO = 0, 1, 2
 

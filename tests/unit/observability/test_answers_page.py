@@ -6,7 +6,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from ral_system.data.media import MediaStore
+from ral_system.media.store import MediaStore
 from ral_system.observability.answers_page import SHOWN, Answered, write_answers_page
 from ral_system.observability.report_media import ReportMedia
 

@@ -10,9 +10,9 @@ import pytest
 from PIL import Image
 
 from ral_system.controller.report import write_run_report
-from ral_system.data.media import MediaStore
-from ral_system.data.videos import VideoLimits
 from ral_system.errors import SetupError
+from ral_system.media.store import MediaStore
+from ral_system.media.videos import VideoLimits
 from ral_system.observability.metrics import RolloutLog
 from ral_system.observability.report import write_report
 from ral_system.observability.report_data import headline, read_run
@@ -26,7 +26,7 @@ from ral_system.types import (
     Rollout,
     VideoSampling,
 )
-from tests.unit.data.clips import clip, noise
+from tests.unit.media.clips import clip, noise
 
 
 def lines(folder: Path, name: str, *records: dict) -> None:

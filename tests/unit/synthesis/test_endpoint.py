@@ -14,11 +14,11 @@ import pytest
 from PIL import Image
 
 from ral_system.config.schema import RunConfig
-from ral_system.data.media import MediaStore
-from ral_system.data.visual_search import VisualSearch
 from ral_system.errors import ConfigError, SetupError
+from ral_system.media.store import MediaStore
 from ral_system.synthesis.endpoint import EndpointGenerator
 from ral_system.synthesis.rows import ROLES, MalformedError, Role, Row, UnansweredError
+from ral_system.tasks.visual_search import VisualSearch
 
 ROW = Row(VisualSearch(seed=0, grid=3, objects=9).record("train", 0))
 

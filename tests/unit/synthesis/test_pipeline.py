@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 
 from ral_system.config.schema import RunConfig, SynthesisConfig
-from ral_system.data.visual_search import VisualSearch
 from ral_system.errors import DataError, SetupError
 from ral_system.synthesis.pipeline import OUTAGE, Synthesis, Tally
 from ral_system.synthesis.rows import ROLES, Generator, MalformedError, Role, Row, UnansweredError
 from ral_system.synthesis.template import TemplateGenerator
+from ral_system.tasks.visual_search import VisualSearch
 
 SOURCE = VisualSearch(seed=0, grid=3, objects=9)
 ROWS = [Row(SOURCE.record("train", i)) for i in range(30)]

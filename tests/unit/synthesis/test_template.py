@@ -9,11 +9,11 @@ import pytest
 
 from ral_system.config.schema import RunConfig
 from ral_system.data.chat import ChatRenderer
-from ral_system.data.visual_search import KINDS, VisualSearch
 from ral_system.models.loading import load_processor
 from ral_system.synthesis.checks import check_anchored, check_description, check_reasoning
 from ral_system.synthesis.rows import ROLES, MalformedError, Role, Row
 from ral_system.synthesis.template import TemplateGenerator
+from ral_system.tasks.visual_search import KINDS, VisualSearch
 
 
 def texts_of(row: Row) -> dict[Role, str]:

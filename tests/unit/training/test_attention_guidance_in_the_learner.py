@@ -14,7 +14,7 @@ from ral_system.attention.provenance import KeyKind, key_provenance
 from ral_system.attention.sequence import LayerAttention, SequenceAttention
 from ral_system.config.schema import AttentionGuidanceConfig
 from ral_system.data.collate import Collator
-from ral_system.data.media import MediaStore
+from ral_system.media.store import MediaStore
 from ral_system.models.loading import load_model, load_processor
 from ral_system.models.policy import PolicyModel
 from ral_system.training.supervised import guide_attention, supervised_objective

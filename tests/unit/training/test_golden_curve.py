@@ -17,9 +17,9 @@ from PIL import Image
 
 from ral_system.config.schema import RunConfig
 from ral_system.data.chat import ChatRenderer
-from ral_system.data.media import MediaStore
+from ral_system.media.store import MediaStore
 from ral_system.models.loading import load_processor
-from ral_system.models.tiny import build_tiny_model
+from ral_system.tasks.tiny_model import build_tiny_model
 from ral_system.training.learner_rank import LearnerRank
 from ral_system.training.plan import plan_updates
 from ral_system.types import Sample

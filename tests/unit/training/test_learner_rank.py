@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from ral_system.data.collate import Collator
-from ral_system.data.media import MediaStore
 from ral_system.errors import GateError
+from ral_system.media.store import MediaStore
 from ral_system.models.loading import load_model, load_processor
 from ral_system.sync.manifest import build_manifest
 from ral_system.training.learner_rank import build_policy, combine_metrics

@@ -10,8 +10,8 @@ from PIL import Image
 
 from ral_system.config.schema import RunConfig
 from ral_system.data.chat import ChatRenderer
-from ral_system.data.media import MediaStore
 from ral_system.errors import GateError
+from ral_system.media.store import MediaStore
 from ral_system.models.loading import load_processor
 from ral_system.types import Sample
 from tests.unit.training.learners import Start, Watched, equal, plan

@@ -7,7 +7,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from ral_system.data.media import MediaStore
+from ral_system.media.store import MediaStore
 from ral_system.training.learner_rank import LearnerRank
 from ral_system.training.plan import plan_updates
 from ral_system.types import Sample

@@ -9,11 +9,11 @@ import numpy as np
 
 from ral_system.config.schema import ResponseFormat, VisualSearchConfig
 from ral_system.data.chat import ChatRenderer
-from ral_system.data.demonstrations import Demonstration, read_demonstrations
-from ral_system.data.media import MediaStore
 from ral_system.data.prompts import SupervisedStage
-from ral_system.data.visual_search import KINDS, Record, VisualSearch
 from ral_system.errors import DataError
+from ral_system.media.store import MediaStore
+from ral_system.tasks.demonstrations import Demonstration, read_demonstrations
+from ral_system.tasks.visual_search import KINDS, Record, VisualSearch
 from ral_system.types import Prompt, Sample, Split
 
 GLANCE = "glance"

@@ -8,12 +8,12 @@ import pytest
 
 from ral_system.config.schema import RunConfig, VideoSearchConfig
 from ral_system.data.chat import ChatRenderer
-from ral_system.data.media import MediaStore
-from ral_system.data.video_search import FRAMES_PER_S, VideoRecord, VideoSearch
-from ral_system.data.video_search_prompts import VideoSearchPrompts
-from ral_system.data.visual_search import COLOURS, words
+from ral_system.media.store import MediaStore
 from ral_system.models.loading import load_processor
 from ral_system.rewards.format import format_score
+from ral_system.tasks.video_search import FRAMES_PER_S, VideoRecord, VideoSearch
+from ral_system.tasks.video_search_prompts import VideoSearchPrompts
+from ral_system.tasks.visual_search import COLOURS, words
 
 
 def colour_of(frame: np.ndarray) -> str:

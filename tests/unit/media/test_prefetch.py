@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ral_system.data.ahead import MediaAhead
-from ral_system.data.media import MediaStore, node_store
-from ral_system.data.pixel_cache import node_folder
-from ral_system.data.videos import VideoLimits
+from ral_system.media.pixel_cache import node_folder
+from ral_system.media.prefetch import MediaPrefetcher
+from ral_system.media.store import MediaStore, node_store
+from ral_system.media.videos import VideoLimits
 from ral_system.types import VideoSampling
-from tests.unit.data.clips import clip, noise
+from tests.unit.media.clips import clip, noise
 
 
 @pytest.fixture
@@ -29,7 +29,7 @@ def test_what_is_wanted_is_decoded_for_everybody(store: MediaStore, monkeypatch:
     large, small = store.put(Image.new("RGB", (400, 400))), store.put(Image.new("RGB", (40, 40)))
     broken = store.put(Image.new("RGB", (401, 400)))
     store.path(broken).write_bytes(b"gone")
-    with MediaAhead(store.folder, 1.0, workers=2, timeout_s=60) as ahead:
+    with MediaPrefetcher(store.folder, 1.0, workers=2, timeout_s=60) as ahead:
         ahead.want([video, large, small, broken])
         ahead.want([video, large])
         ahead.wait([video, large, small, broken])
@@ -44,7 +44,7 @@ def test_a_wait_has_a_bound_and_what_hangs_ends(store: MediaStore) -> None:
     hanging = store.put(Image.new("RGB", (600, 600)))
     store.path(hanging).unlink()
     os.mkfifo(store.path(hanging))  # is never read to its end
-    with MediaAhead(store.folder, 1.0, workers=1, timeout_s=1.0) as ahead:
+    with MediaPrefetcher(store.folder, 1.0, workers=1, timeout_s=1.0) as ahead:
         ahead.want([hanging])
         began = time.monotonic()
         ahead.wait([hanging])
@@ -62,7 +62,7 @@ def test_a_wait_has_a_bound_and_what_hangs_ends(store: MediaStore) -> None:
 def test_what_a_cache_forgot_is_decoded_again(store: MediaStore) -> None:
     media = [store.put(Image.fromarray(noise(i, 1, 400, 400)[0])) for i in range(3)]
     room_for_two = 2.5 * 400 * 400 * 3 / 2**30
-    with MediaAhead(store.folder, room_for_two, workers=1, timeout_s=60) as ahead:
+    with MediaPrefetcher(store.folder, room_for_two, workers=1, timeout_s=60) as ahead:
         for _ in range(2):
             for medium in media:
                 ahead.want([medium])

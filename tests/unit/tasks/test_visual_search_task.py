@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ral_system.data import visual_search
-from ral_system.data.visual_search import CELL_PX, COLOURS, DIGITS, KINDS, SHAPES, Record, VisualSearch, words
 from ral_system.errors import DataError
-from ral_system.models.tiny import build_tokenizer
+from ral_system.tasks import visual_search
+from ral_system.tasks.tiny_model import build_tokenizer
+from ral_system.tasks.visual_search import CELL_PX, COLOURS, DIGITS, KINDS, SHAPES, Record, VisualSearch, words
 from ral_system.types import Split
 
 Scene = dict[str, tuple[str, str] | None]

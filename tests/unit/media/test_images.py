@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ral_system.data.images import ImageLimits, decode_image
 from ral_system.errors import DataError
+from ral_system.media.images import ImageLimits, decode_image
 
 LIMITS = ImageLimits()
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from ral_system.config.schema import ResponseFormat, VideoSearchConfig
 from ral_system.data.chat import ChatRenderer
-from ral_system.data.media import MediaStore
 from ral_system.data.prompts import SupervisedStage
-from ral_system.data.video_search import FRAMES_PER_S, KINDS, VideoRecord, VideoSearch
+from ral_system.media.store import MediaStore
+from ral_system.tasks.video_search import FRAMES_PER_S, KINDS, VideoRecord, VideoSearch
 from ral_system.types import Prompt, Sample, Split, VideoSampling
 
 _STRIDE = 7919

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import av
 
-from ral_system.data.images import ImageLimits, decode_image
 from ral_system.errors import DataError
+from ral_system.media.images import ImageLimits, decode_image
 
 _MAX_FRAMES = 100_000
 

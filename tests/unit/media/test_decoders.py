@@ -7,35 +7,35 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from ral_system.data.decoders import Decoders
-from ral_system.data.media import MediaStore
-from ral_system.data.sources.questions import Encoded
 from ral_system.errors import DataError
+from ral_system.media.decoders import Decoders
+from ral_system.media.encoded import EncodedMedia
+from ral_system.media.store import MediaStore
 from ral_system.types import Media, VideoSampling
-from tests.unit.data.clips import clip, noise
+from tests.unit.media.clips import clip, noise
 
 SAMPLING = VideoSampling(fps=1.0, max_frames=8, min_frames=2)
 
 
-def picture(side: int) -> Encoded:
+def picture(side: int) -> EncodedMedia:
     buffer = io.BytesIO()
     Image.new("RGB", (side, side)).save(buffer, "PNG")
-    return Encoded("image", buffer.getvalue(), None)
+    return EncodedMedia("image", buffer.getvalue(), None)
 
 
 @pytest.fixture
-def never(tmp_path: Path) -> Encoded:
+def never(tmp_path: Path) -> EncodedMedia:
     """A file that is never read to its end."""
     os.mkfifo(tmp_path / "pipe")
-    return Encoded("image", None, tmp_path / "pipe")
+    return EncodedMedia("image", None, tmp_path / "pipe")
 
 
 @pytest.mark.parametrize("workers", [1, 2])
-def test_what_hangs_costs_its_own_item(tmp_path: Path, never: Encoded, workers: int) -> None:
+def test_what_hangs_costs_its_own_item(tmp_path: Path, never: EncodedMedia, workers: int) -> None:
     items = [[picture(10 + i)] for i in range(12)]
     items[3] = items[4] = [never]
-    items[5] = [picture(15), Encoded("video", clip(noise(0, 4, 28, 56)), None)]
-    items[7] = [picture(50), picture(60), Encoded("image", b"text", None)]
+    items[5] = [picture(15), EncodedMedia("video", clip(noise(0, 4, 28, 56)), None)]
+    items[7] = [picture(50), picture(60), EncodedMedia("image", b"text", None)]
     with Decoders(MediaStore(tmp_path / "store"), SAMPLING, workers=workers, timeout_s=0.7) as decoders:
         found = list(decoders.stored(enumerate(items)))
     assert [label for label, _ in found] == list(range(12))
@@ -54,7 +54,7 @@ def test_a_file_is_decoded_once_until_it_changes(tmp_path: Path) -> None:
     path, store = tmp_path / "a.png", MediaStore(tmp_path / "store")
     encoded = picture(20).encoded or b""
     path.write_bytes(encoded)
-    one = [Encoded("image", None, path)]
+    one = [EncodedMedia("image", None, path)]
 
     def found() -> object:
         with Decoders(store, SAMPLING, workers=1, timeout_s=30) as decoders:
@@ -72,7 +72,7 @@ def test_frames_are_put_together_once_for_stores_that_share(tmp_path: Path) -> N
     (tmp_path / "frames").mkdir()
     for i in range(6):
         Image.new("RGB", (56, 28), (40 * i, 0, 0)).save(tmp_path / "frames" / f"{i}.jpg")
-    frames, shared = Encoded("video", None, tmp_path / "frames", frames_per_s=2.0), tmp_path / "shared"
+    frames, shared = EncodedMedia("video", None, tmp_path / "frames", frames_per_s=2.0), tmp_path / "shared"
 
     def found(name: str, sampling: VideoSampling = SAMPLING) -> Media:
         store = MediaStore(tmp_path / name, shared=shared)
@@ -94,12 +94,12 @@ def test_frames_are_put_together_once_for_stores_that_share(tmp_path: Path) -> N
 def test_a_file_that_cannot_be_looked_at_is_a_reason(tmp_path: Path) -> None:
     name = tmp_path / ("a" * 300)  # longer than a file system takes
     with Decoders(MediaStore(tmp_path / "store"), SAMPLING, workers=1, timeout_s=30) as decoders:
-        ((_, found),) = decoders.stored([("a", [Encoded("image", None, name)])])
+        ((_, found),) = decoders.stored([("a", [EncodedMedia("image", None, name)])])
     assert isinstance(found, DataError) and "File name too long" in str(found)
 
 
 def test_one_of_several_is_named(tmp_path: Path) -> None:
-    trunc = Encoded("image", (picture(50).encoded or b"")[:60], None, name="images[1]: trunc.png")
+    trunc = EncodedMedia("image", (picture(50).encoded or b"")[:60], None, name="images[1]: trunc.png")
     with Decoders(MediaStore(tmp_path / "store"), SAMPLING, workers=1, timeout_s=30) as decoders:
         ((_, found),) = decoders.stored([("a", [picture(50), trunc, picture(60)])])
     assert isinstance(found, DataError) and str(found).startswith("images[1]: trunc.png: cut short")

@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ral_system.data.media import MediaStore, node_store
-from ral_system.data.pixel_cache import PixelCache
+from ral_system.media.pixel_cache import PixelCache
+from ral_system.media.store import MediaStore, node_store
 
 ITEM = np.full((1, 100, 100, 3), 7, np.uint8)  # 30,000 bytes and a header of 128
 
@@ -56,7 +56,7 @@ def scans(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
         seen.append(folder)
         return scandir(folder)
 
-    monkeypatch.setattr("ral_system.data.pixel_cache.os.scandir", noted)
+    monkeypatch.setattr("ral_system.media.pixel_cache.os.scandir", noted)
     return seen
 
 
@@ -109,7 +109,7 @@ def test_writers_at_once_keep_within_the_budget(
         save(file, pixels, allow_pickle=allow_pickle)
         most.append(used(tmp_path))
 
-    monkeypatch.setattr("ral_system.data.pixel_cache.np.save", saved)
+    monkeypatch.setattr("ral_system.media.pixel_cache.np.save", saved)
     caches = [PixelCache(tmp_path, budget) for _ in range(writers)]
     # These names share none of the locks under which items are decoded.
     with ThreadPoolExecutor(writers) as pool:
@@ -137,7 +137,7 @@ PROGRAM = """
 import sys, time
 import numpy as np
 from pathlib import Path
-from ral_system.data.pixel_cache import PixelCache
+from ral_system.media.pixel_cache import PixelCache
 
 def decode():
     with open(sys.argv[2], "a") as log:
@@ -173,7 +173,7 @@ def test_stores_on_one_node_decode_a_picture_once(tmp_path: Path, monkeypatch: p
 
 
 def test_a_process_keeps_a_bounded_amount(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("ral_system.data.media._CACHED_BYTES", 70_000)
+    monkeypatch.setattr("ral_system.media.store._CACHED_BYTES", 70_000)
     store = MediaStore(tmp_path)
     media = [store.put(Image.new("RGB", (100, 100), (i, 0, 0))) for i in range(4)]
     for medium in media:

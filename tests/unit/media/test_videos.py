@@ -18,9 +18,9 @@ import pytest
 from av.stream import Disposition
 from PIL import Image
 
-from ral_system.data import videos
-from ral_system.data.videos import VideoLimits, VideoOutline, decode_video, sample_count, sample_times
 from ral_system.errors import DataError
+from ral_system.media import videos
+from ral_system.media.videos import VideoLimits, VideoOutline, decode_video, sample_count, sample_times
 from ral_system.types import VideoSampling
 
 LIMITS = VideoLimits()

@@ -22,10 +22,10 @@ import numpy as np
 import PIL
 from PIL import Image
 
-from ral_system.data.images import ImageLimits, decode_image
-from ral_system.data.pixel_cache import PixelCache, node_folder
-from ral_system.data.videos import VideoLimits, decode_video, encode_frames
 from ral_system.errors import DataError
+from ral_system.media.images import ImageLimits, decode_image
+from ral_system.media.pixel_cache import PixelCache, node_folder
+from ral_system.media.videos import VideoLimits, decode_video, encode_frames
 from ral_system.types import Clip, Media, VideoSampling
 
 DECODERS = (1, PIL.__version__, av.__version__)

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ral_system.data.frame_folders import video_of
-from ral_system.data.videos import VideoLimits, decode_video
 from ral_system.errors import DataError
+from ral_system.media.frame_folders import video_of
+from ral_system.media.videos import VideoLimits, decode_video
 from ral_system.types import VideoSampling
 
 

@@ -14,14 +14,14 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from ral_system.data.media import MediaStore, node_store, worth_keeping
+from ral_system.media.store import MediaStore, node_store, worth_keeping
 from ral_system.subprocesses import die_with, limit_memory
 from ral_system.types import Media
 
 _MEMORY_BYTES = 6 * 2**30
 
 
-class MediaAhead:
+class MediaPrefetcher:
     """`workers` processes that fill the cache of the store in `folder`. Use as a context manager.
 
     What fails here is not reported: whoever needs the medium decodes it again, and says what is wrong.

@@ -7,13 +7,13 @@ import pytest
 
 from ral_system.config.schema import RunConfig
 from ral_system.data.chat import ChatRenderer
-from ral_system.data.media import MediaStore
-from ral_system.data.visual_search import CELL_PX, KINDS
-from ral_system.data.visual_search_prompts import VisualSearchPrompts
 from ral_system.errors import ConfigError, DataError
+from ral_system.media.store import MediaStore
 from ral_system.models.loading import load_processor
 from ral_system.rewards.format import extract_answer, format_score
 from ral_system.rewards.verifiers.exact import same_words
+from ral_system.tasks.visual_search import CELL_PX, KINDS
+from ral_system.tasks.visual_search_prompts import VisualSearchPrompts
 
 Make = Callable[..., VisualSearchPrompts]
 

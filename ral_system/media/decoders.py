@@ -19,12 +19,12 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self, TypeVar
 
-from ral_system.data.frame_folders import video_of
-from ral_system.data.images import ImageLimits
-from ral_system.data.media import MediaStore
-from ral_system.data.sources.questions import Encoded
-from ral_system.data.videos import VideoLimits
 from ral_system.errors import DataError
+from ral_system.media.encoded import EncodedMedia
+from ral_system.media.frame_folders import video_of
+from ral_system.media.images import ImageLimits
+from ral_system.media.store import MediaStore
+from ral_system.media.videos import VideoLimits
 from ral_system.subprocesses import die_with, limit_memory
 from ral_system.types import Media, VideoSampling
 
@@ -43,9 +43,11 @@ class Decoders:
         self._store, self._sampling, self._workers, self._timeout_s = store, sampling, workers, timeout_s
         self._pool = self._start()
 
-    def stored(self, items: Iterable[tuple[T, Sequence[Encoded]]]) -> Iterator[tuple[T, tuple[Media, ...] | DataError]]:
+    def stored(
+        self, items: Iterable[tuple[T, Sequence[EncodedMedia]]]
+    ) -> Iterator[tuple[T, tuple[Media, ...] | DataError]]:
         """Of every item, in order, its label and the references of its media in their own sizes, or why not."""
-        under_way: deque[tuple[T, Sequence[Encoded], Future[tuple[Media, ...]]]] = deque()
+        under_way: deque[tuple[T, Sequence[EncodedMedia], Future[tuple[Media, ...]]]] = deque()
         for label, media in items:
             under_way.append((label, media, self._submit(media)))
             if len(under_way) >= self._workers * _AHEAD_PER_WORKER:
@@ -64,7 +66,7 @@ class Decoders:
         self.close()
 
     def _first(
-        self, under_way: deque[tuple[T, Sequence[Encoded], Future[tuple[Media, ...]]]]
+        self, under_way: deque[tuple[T, Sequence[EncodedMedia], Future[tuple[Media, ...]]]]
     ) -> tuple[T, tuple[Media, ...] | DataError]:
         label, media, future = under_way.popleft()
         try:
@@ -78,7 +80,7 @@ class Decoders:
                 under_way.append((other, its, self._submit(its)))
             return label, found
 
-    def _alone(self, media: Sequence[Encoded]) -> tuple[Media, ...] | DataError:
+    def _alone(self, media: Sequence[EncodedMedia]) -> tuple[Media, ...] | DataError:
         self._restart()
         try:
             return self._submit(media).result()
@@ -88,7 +90,7 @@ class Decoders:
             self._restart()
             return DataError(f"its decoder crashed, or took more than {self._timeout_s:g} s")
 
-    def _submit(self, media: Sequence[Encoded]) -> Future[tuple[Media, ...]]:
+    def _submit(self, media: Sequence[EncodedMedia]) -> Future[tuple[Media, ...]]:
         try:
             return self._pool.submit(_store, media)
         except BrokenProcessPool as error:  # noticed before the items that it held were asked for
@@ -121,7 +123,7 @@ def _initialise(parent: int, folder: Path, shared: Path | None, sampling: VideoS
     _store_here, _sampling, _timeout_s = MediaStore(folder, shared=shared), sampling, timeout_s
 
 
-def _store(media: Sequence[Encoded]) -> tuple[Media, ...]:
+def _store(media: Sequence[EncodedMedia]) -> tuple[Media, ...]:
     signal.setitimer(signal.ITIMER_REAL, _timeout_s)
     try:
         return tuple(_named(one) for one in media)
@@ -129,7 +131,7 @@ def _store(media: Sequence[Encoded]) -> tuple[Media, ...]:
         signal.setitimer(signal.ITIMER_REAL, 0)
 
 
-def _named(one: Encoded) -> Media:
+def _named(one: EncodedMedia) -> Media:
     """Raises DataError that names the medium, where it has a name."""
     try:
         return _stored(one)
@@ -140,7 +142,7 @@ def _named(one: Encoded) -> Media:
     raise DataError(f"{one.name}: {reason}" if one.name else reason)
 
 
-def _stored(one: Encoded) -> Media:
+def _stored(one: EncodedMedia) -> Media:
     try:
         key = _source_key(one)
     except OSError as error:
@@ -152,7 +154,7 @@ def _stored(one: Encoded) -> Media:
     return media
 
 
-def _source_key(one: Encoded) -> str:
+def _source_key(one: EncodedMedia) -> str:
     """What decides over a medium: its bytes, or its file as it is now, which frames are asked for, and what it may be.
 
     Not how long it may take: what was decoded once did not hang.
@@ -166,7 +168,7 @@ def _source_key(one: Encoded) -> str:
     return hashlib.sha256(repr((content, asked, ImageLimits(), VideoLimits())).encode()).hexdigest()
 
 
-def _decoded(one: Encoded) -> Media:
+def _decoded(one: EncodedMedia) -> Media:
     source = one.path or one.encoded or b""
     if one.frames_per_s is not None and one.path is not None:
         source = video_of(one.path, one.frames_per_s)

@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ral_system.data.images import ImageLimits
-from ral_system.data.media import MediaStore
-from ral_system.data.pixel_cache import PixelCache
 from ral_system.errors import DataError
+from ral_system.media.images import ImageLimits
+from ral_system.media.pixel_cache import PixelCache
+from ral_system.media.store import MediaStore
 from ral_system.types import Media
-from tests.unit.data.clips import noise
+from tests.unit.media.clips import noise
 
 
 def picture(seed: int = 0, size: tuple[int, int] = (28, 56)) -> Image.Image:
@@ -129,7 +129,7 @@ def test_a_source_is_decoded_once_until_it_changes(tmp_path: Path, monkeypatch: 
     store.path(medium).unlink()
     assert MediaStore(tmp_path / "store").known("abc", source) == medium
     assert store.path(medium).readlink() == source
-    monkeypatch.setattr("ral_system.data.media.DECODERS", ("others",))
+    monkeypatch.setattr("ral_system.media.store.DECODERS", ("others",))
     assert store.known("abc", source) is None
 
 
