@@ -11,7 +11,7 @@ from pathlib import Path
 from launch.arguments import Parser
 from launch.mistakes import fail
 from ral_system.errors import ConfigError, RalError
-from ral_system.observability.scatter import Point, scatter
+from ral_system.report.scatter import Point, scatter
 
 _EPILOG = """\
 First evaluate each model into a folder of its own, then compare them:

@@ -21,7 +21,7 @@ from ral_system.models.folders import check_named
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from ral_system.observability.preview import Figures
+    from ral_system.report.preview_page import Figures
 
 _REASON_CHARS = 80
 
@@ -69,11 +69,11 @@ def _show(config: RunConfig, name: str | None, folder: Path) -> None:
         ) from problem
     from rich.console import Console
 
-    from ral_system.controller.preview import preview_data
-    from ral_system.controller.run_folder import RunFolder
     from ral_system.controller.start import first_model
     from ral_system.models.folders import local_model_folder
-    from ral_system.observability.preview import write_preview
+    from ral_system.report.preview import preview_data
+    from ral_system.report.preview_page import write_preview
+    from ral_system.runs.folder import RunFolder
 
     command = shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
     with TemporaryDirectory() as scratch:
@@ -97,7 +97,7 @@ def _show(config: RunConfig, name: str | None, folder: Path) -> None:
 def _table(figures: Figures) -> Table:
     from rich.table import Table
 
-    from ral_system.observability.preview import judge
+    from ral_system.report.preview_page import judge
 
     table = Table(show_header=False)
     for name, count in (("rows", figures.rows), ("train", figures.train), ("held-out", figures.held_out)):

@@ -19,9 +19,9 @@ from launch.figures import Figures, asked, figures, write_quarantine
 from launch.refused import leaving_nothing
 from launch.subject import Subject, configured_intervention
 from ral_system.config.schema import BENCHMARK_NAMES, RunConfig
-from ral_system.controller.run_folder import RunFolder
 from ral_system.errors import ConfigError
 from ral_system.models.folders import check_named
+from ral_system.runs.folder import RunFolder
 from ral_system.types import Prompt
 
 if TYPE_CHECKING:
@@ -86,7 +86,7 @@ def _evaluate(config: RunConfig, folder: Path) -> float | None:
 
 
 def _evaluate_held_out(config: RunConfig, subject: Subject) -> Figures:
-    from ral_system.controller.data import open_prompts
+    from ral_system.tasks.open import open_prompts
 
     steer, folder = config.intervention, subject.folder
     if steer.active:
@@ -112,8 +112,8 @@ def _evaluate_held_out(config: RunConfig, subject: Subject) -> Figures:
 
 
 def _keep_answers(subject: Subject, found: Figures) -> None:
-    from ral_system.observability.answers_page import write_answers_page
-    from ral_system.observability.report_media import ReportMedia
+    from ral_system.report.answers_page import write_answers_page
+    from ral_system.report.media import ReportMedia
 
     write_scores(subject.folder, found)
     path = subject.folder / "answers.html"
@@ -164,8 +164,8 @@ def _attention(
 ) -> dict[str, Any]:
     """The visual attention score and its masses, overall and by layer and head; nothing where they are not defined."""
     from ral_system.models.visual_score import measure_visual_score
-    from ral_system.observability.heatmap import heatmap
     from ral_system.observability.jsonl import write_atomically
+    from ral_system.report.heatmap import heatmap
 
     if not prompts:
         return {}

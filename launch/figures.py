@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from ral_system.benchmarks.item import BadItem, Item
     from ral_system.evaluation.answers import Generate
     from ral_system.evaluation.intervals import Resampled
-    from ral_system.observability.answers_page import Answered
+    from ral_system.report.answers_page import Answered
 
 
 @dataclass(frozen=True)
@@ -87,8 +87,8 @@ def figures(
 
 
 def _held_out(config: RunConfig, subject: Subject) -> Questions:
-    from ral_system.controller.data import open_prompts
-    from ral_system.controller.run_folder import RunFolder
+    from ral_system.runs.folder import RunFolder
+    from ral_system.tasks.open import open_prompts
 
     prompts = open_prompts(config, subject.model, RunFolder(subject.folder)).held_out(config.evaluation.questions)
     return Questions(prompts, total=len(prompts), available=len(prompts))
@@ -97,7 +97,7 @@ def _held_out(config: RunConfig, subject: Subject) -> Questions:
 def _held_out_figures(config: RunConfig, questions: Questions, answers: Mapping[str, Sequence[Completion]]) -> Figures:
     from ral_system.controller.evaluate import Evaluation, judged
     from ral_system.evaluation.intervals import bootstrap, grouped, intervals, unit_of
-    from ral_system.observability.answers_page import Answered
+    from ral_system.report.answers_page import Answered
     from ral_system.rewards.pool import RewardPool
 
     prompts = questions.prompts
@@ -169,7 +169,7 @@ def _benchmark_figures(config: RunConfig, questions: Questions, answers: Mapping
     from ral_system.benchmarks.registry import entry
     from ral_system.evaluation.benchmark import Asked, most_often, results
     from ral_system.evaluation.intervals import intervals
-    from ral_system.observability.answers_page import Answered
+    from ral_system.report.answers_page import Answered
 
     name, prompts = config.evaluation.benchmark.name, questions.prompts
     assert name is not None

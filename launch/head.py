@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from datetime import datetime
 
 from ral_system.config.schema import STAGES, RunConfig, Stage
-from ral_system.controller.run_folder import RunFolder
+from ral_system.runs.folder import RunFolder
 
 
 def run_head(

@@ -14,7 +14,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="ral-report", description="(Re)write report.html of a run, finished or not.")
     parser.add_argument("run_folder", type=Path, help="for example runs/quickstart")
     folder = parser.parse_args().run_folder
-    from ral_system.controller.report import write_run_report
+    from ral_system.report.write import write_run_report
 
     try:
         print(write_run_report(folder))

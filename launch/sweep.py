@@ -149,7 +149,7 @@ def at(config: RunConfig, value: int, visual: VisualTokens) -> RunConfig:
 
 
 def _chart(name: str, axis: SweepAxis, found: Mapping[Point, Figures], seen: Mapping[Point, float]) -> str:
-    from ral_system.observability.sweep_chart import SweepPoint, sweep_chart
+    from ral_system.report.sweep_chart import SweepPoint, sweep_chart
 
     lines: dict[str, list[SweepPoint]] = {}
     for (model, value), f in found.items():

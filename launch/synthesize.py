@@ -52,10 +52,10 @@ def _synthesize(config: RunConfig, data: VisualSearchConfig, root: Path) -> None
     from rich.console import Console
     from rich.table import Table
 
-    from ral_system.controller.run_folder import SYNTHESIS, RunFolder
     from ral_system.media.store import MediaStore
     from ral_system.observability.jsonl import write_atomically
     from ral_system.observability.progress import StageProgress
+    from ral_system.runs.folder import SYNTHESIS, RunFolder
     from ral_system.synthesis.endpoint import EndpointGenerator
     from ral_system.synthesis.pipeline import Synthesis, Tally
     from ral_system.synthesis.rows import ROLES, Generator, Role, Row

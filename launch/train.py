@@ -19,9 +19,9 @@ from launch.head import run_head
 from launch.refused import leaving_nothing
 from ral_system.config.schema import STAGES, RunConfig, Stage
 from ral_system.config.validate import warnings
-from ral_system.controller.run_folder import RunFolder
 from ral_system.errors import ConfigError, GateError
 from ral_system.models.folders import check_named
+from ral_system.runs.folder import RunFolder
 
 _TRAIN = """
 ral-train: train a vision-language model with Reinforced Attention Learning: perceive, sft and rl, then a report.
@@ -110,12 +110,12 @@ def _check_models(config: RunConfig, folder: RunFolder, stages: Sequence[Stage])
 
 
 def _run(config: RunConfig, folder: RunFolder, stages: Sequence[Stage], unfinished: Sequence[Stage]) -> None:
-    from ral_system.controller.checkpoint import Checkpoints
-    from ral_system.controller.report import write_run_report
     from ral_system.controller.start import first_model, open_metrics, run_stage
-    from ral_system.controller.summary import write_summary
     from ral_system.models.folders import local_model_folder
     from ral_system.observability.timeline import write_trace
+    from ral_system.report.write import write_run_report
+    from ral_system.runs.checkpoint import Checkpoints
+    from ral_system.runs.summary import write_summary
 
     began = time.monotonic()
     for teacher in config.teachers if "rl" in stages else ():

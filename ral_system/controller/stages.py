@@ -12,20 +12,20 @@ from pathlib import Path
 from typing import Any
 
 from ral_system.config.schema import LoggingConfig, RunConfig, Stage, SupervisedConfig
-from ral_system.controller.checkpoint import Checkpoints
-from ral_system.controller.data import media_ahead, train_prompts
 from ral_system.controller.evaluate import Evaluation, evaluate
 from ral_system.controller.judging import NO_VERDICT
 from ral_system.controller.loop import TrainingLoop
 from ral_system.controller.pipeline import PipelinedLoop
-from ral_system.controller.report import write_run_report
-from ral_system.controller.run_folder import RunFolder
 from ral_system.data.prompts import Prompts, SupervisedStage
 from ral_system.errors import ConfigError
 from ral_system.observability.metrics import MetricsLog, Phase, RolloutLog
 from ral_system.observability.progress import PhaseTimer, StageProgress
 from ral_system.protocols import Roles
+from ral_system.report.write import write_run_report
+from ral_system.runs.checkpoint import Checkpoints
+from ral_system.runs.folder import RunFolder
 from ral_system.sync.publish import publish_weights
+from ral_system.tasks.open import media_ahead, train_prompts
 from ral_system.training.plan import plan_updates
 from ral_system.types import Prompt, Rollout, TrainPlan
 

@@ -7,8 +7,6 @@ from contextlib import closing
 from pathlib import Path
 
 from ral_system.config.schema import STAGES, RunConfig, Stage
-from ral_system.controller.data import open_prompts
-from ral_system.controller.run_folder import RunFolder
 from ral_system.controller.stages import StageContext, run_rl, run_supervised
 from ral_system.errors import SetupError
 from ral_system.models.folders import local_model_folder
@@ -16,7 +14,9 @@ from ral_system.observability.metrics import MetricsLog, RolloutLog
 from ral_system.observability.progress import PhaseTimer, StageProgress
 from ral_system.observability.timeline import CONTROLLER, SpanLog
 from ral_system.protocols import Roles
+from ral_system.runs.folder import RunFolder
 from ral_system.tasks import visual_search
+from ral_system.tasks.open import open_prompts
 from ral_system.tasks.tiny_model import build_tiny_model
 from ral_system.versions import this_command
 

@@ -14,11 +14,10 @@ from PIL import Image
 from playwright.sync_api import Browser, Page, sync_playwright
 
 from ral_system.config.schema import LoggingConfig
-from ral_system.controller.report import write_run_report
 from ral_system.media.store import MediaStore
 from ral_system.media.videos import VideoLimits
 from ral_system.observability.metrics import MetricsLog, RolloutLog
-from ral_system.observability.preview import (
+from ral_system.report.preview_page import (
     Figures,
     LeftOut,
     Origin,
@@ -30,7 +29,7 @@ from ral_system.observability.preview import (
     Spread,
     write_preview,
 )
-from ral_system.observability.report import write_report
+from ral_system.report.write import write_report, write_run_report
 from ral_system.tasks.visual_search import Record, VisualSearch
 from ral_system.types import Completion, FinishReason, Prompt, RewardResult, RewardStatus, Rollout, VideoSampling
 from tests.unit.media.clips import clip, noise

@@ -12,8 +12,8 @@ from rich.console import Console
 
 from ral_system.config.schema import RunConfig
 from ral_system.controller import stages
-from ral_system.controller.run_folder import RunFolder
 from ral_system.observability.progress import PhaseTimer, StageProgress
+from ral_system.runs.folder import RunFolder
 from ral_system.types import Prompt, Sample, TrainPlan
 
 SETTINGS = ("sft.batch=1", "sft.max_steps=9", "sft.evaluate_every=2", "sft.evaluate_from=2")

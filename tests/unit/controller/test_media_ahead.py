@@ -11,9 +11,9 @@ import pytest
 
 from ral_system.config.schema import RunConfig
 from ral_system.controller import stages
-from ral_system.controller.data import media_ahead, train_prompts
-from ral_system.controller.run_folder import RunFolder
 from ral_system.observability.progress import PhaseTimer
+from ral_system.runs.folder import RunFolder
+from ral_system.tasks.open import media_ahead, train_prompts
 from ral_system.types import Media, TrainPlan
 from tests.unit.data.test_preparation import Bench, rows
 

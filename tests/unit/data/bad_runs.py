@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from ral_system.config.schema import FilesConfig, RunConfig
-from ral_system.controller.data import prepare_files
 from ral_system.data.chat import ChatRenderer
 from ral_system.data.file_prompts import FilePrompts
 from ral_system.data.preparation import PreparedQuestion, read_prepared
 from ral_system.models.loading import load_processor
 from ral_system.observability.jsonl import read_objects
+from ral_system.tasks.open import prepare_files
 from ral_system.types import Prompt
 from tests.unit.data.bad_kinds import Row
 from tests.unit.data.bad_media import LIST, TABLE, lay_traps

@@ -17,7 +17,6 @@ from av.video.frame import VideoFrame
 from pyarrow import parquet
 
 from ral_system.config.schema import FilesConfig, RunConfig
-from ral_system.controller.data import prepare_files
 from ral_system.data import preparation
 from ral_system.data.preparation import read_prepared
 from ral_system.data.sources.files import read_rows
@@ -26,6 +25,7 @@ from ral_system.media.store import MediaStore
 from ral_system.media.videos import VideoLimits, VideoSampling, decode_video
 from ral_system.models.loading import load_processor
 from ral_system.observability.jsonl import read_objects
+from ral_system.tasks.open import prepare_files
 from tests.unit.data.bad_files import png, video
 from tests.unit.data.bad_kinds import Kind, Left, Nothing, Source, Used
 from tests.unit.data.bad_media import LIST

@@ -14,7 +14,6 @@ from PIL import Image
 from pyarrow import parquet
 
 from ral_system.config.schema import RunConfig
-from ral_system.controller.data import absent_columns, prepare_files
 from ral_system.data.chat import ChatRenderer
 from ral_system.data.file_prompts import FilePrompts
 from ral_system.data.preparation import PreparedQuestion, kind_of_reason, read_prepared
@@ -22,6 +21,7 @@ from ral_system.errors import ConfigError, DataError, SetupError
 from ral_system.media.store import MediaStore
 from ral_system.models.loading import load_processor
 from ral_system.observability.jsonl import read_objects
+from ral_system.tasks.open import absent_columns, prepare_files
 from ral_system.tasks.visual_search import VisualSearch
 
 BOARD = VisualSearch(seed=0, grid=3, objects=5, digits=True)

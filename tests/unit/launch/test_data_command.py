@@ -20,10 +20,10 @@ from PIL import Image
 
 from launch.data import show_data
 from ral_system.config.schema import RunConfig
-from ral_system.controller.data import prepare_files
 from ral_system.errors import ConfigError, DataError, SetupError
 from ral_system.models.folders import local_model_folder
 from ral_system.models.loading import load_processor
+from ral_system.tasks.open import prepare_files
 from ral_system.tasks.visual_search import VisualSearch
 from tests.unit.media.clips import clip, noise
 

@@ -14,7 +14,7 @@ from ral_system.benchmarks.item import Item
 from ral_system.config.schema import RunConfig
 from ral_system.errors import DataError
 from ral_system.media.store import MediaStore
-from ral_system.observability.answers_page import Answered
+from ral_system.report.answers_page import Answered
 from ral_system.types import Completion, FinishReason, Media, Prompt
 from tests.unit.benchmarks.released import write_json
 from tests.unit.media.test_decoders import picture

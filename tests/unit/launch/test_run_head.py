@@ -6,7 +6,7 @@ from pathlib import Path
 
 from launch.head import run_head
 from ral_system.config.schema import RunConfig
-from ral_system.controller.run_folder import RunFolder
+from ral_system.runs.folder import RunFolder
 
 
 def head(make_config: Callable[..., RunConfig], folder: Path, *overrides: str, continues: bool = False) -> list[str]:

@@ -18,8 +18,8 @@ from ral_system.data.pixel_budget import pixel_budgets
 from ral_system.data.visual_tokens import VisualTokens
 from ral_system.errors import ConfigError, DataError
 from ral_system.models.loading import load_processor
-from ral_system.observability import sweep_chart as sweep_chart_module
-from ral_system.observability.sweep_chart import SweepPoint, sweep_chart
+from ral_system.report import sweep_chart as sweep_chart_module
+from ral_system.report.sweep_chart import SweepPoint, sweep_chart
 from ral_system.tasks.visual_search_prompts import VisualSearchRecords
 from ral_system.types import Clip, Media, Prompt, VideoSampling
 

@@ -7,13 +7,14 @@ from html import escape
 from pathlib import Path
 
 from ral_system.errors import SetupError
-from ral_system.observability.charts import figure
+from ral_system.media.store import node_store
 from ral_system.observability.jsonl import write_atomically
-from ral_system.observability.page import page
-from ral_system.observability.report_charts import sections
-from ral_system.observability.report_data import Headline, RunData, headline, read_run
-from ral_system.observability.report_media import FramesOf, ReportMedia
-from ral_system.observability.report_rollouts import rollout_sections
+from ral_system.report.charts import figure
+from ral_system.report.load import Headline, RunData, headline, read_run
+from ral_system.report.media import FramesOf, ReportMedia
+from ral_system.report.page import page
+from ral_system.report.rollouts import rollout_sections
+from ral_system.report.sections import sections
 
 REPORT_FILE = "report.html"
 
@@ -33,6 +34,14 @@ def write_report(run_folder: Path, frames_of: FramesOf | None = None) -> Path:
     path = run_folder / REPORT_FILE
     write_atomically(path, page(f"{run.name} · RAL report", body, script="report.js"))
     return path
+
+
+def write_run_report(root: Path, cache_gib: float = 0.0) -> Path:
+    """Write the report of the run in `root` with frames of its videos.
+
+    With a cache of `cache_gib` GiB, videos that this node's processes have decoded are not decoded again.
+    """
+    return write_report(root, node_store(root / "media", cache_gib).frames)
 
 
 def _empty(run: RunData) -> str:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from html import escape
 from typing import Literal
 
-from ral_system.observability.report_data import Points
+from ral_system.report.load import Points
 
 Unit = Literal["number", "percent", "seconds", "nats"]
 

@@ -5,9 +5,9 @@ from pathlib import Path
 import pytest
 
 from ral_system.config.schema import RunConfig
-from ral_system.controller.run_folder import RunFolder
-from ral_system.controller.summary import write_summary
 from ral_system.errors import GATE_COUNTERS, GateError, WeightSyncError
+from ral_system.runs.folder import RunFolder
+from ral_system.runs.summary import write_summary
 
 
 @pytest.mark.parametrize(

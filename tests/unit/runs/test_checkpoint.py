@@ -7,8 +7,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from ral_system.controller.checkpoint import Checkpoints
-from ral_system.controller.run_folder import RunFolder
+from ral_system.runs.checkpoint import Checkpoints
+from ral_system.runs.folder import RunFolder
 
 
 def write_text(text: str) -> Callable[[Path], None]:

@@ -13,7 +13,6 @@ import numpy as np
 from PIL import Image
 
 from ral_system.config.schema import FilesConfig, RewardConfig, RunConfig, VideoSearchConfig, VisualSearchConfig
-from ral_system.controller.data import absent_columns, prepare_files, prepared_folder
 from ral_system.data.chat import ChatRenderer
 from ral_system.data.file_prompts import FilePrompts
 from ral_system.data.preparation import QUARANTINE_FILE, PreparedQuestion, kind_of_reason, read_prepared
@@ -23,7 +22,7 @@ from ral_system.errors import DataError
 from ral_system.media.store import MediaStore
 from ral_system.models.loading import load_processor
 from ral_system.observability.jsonl import read_objects
-from ral_system.observability.preview import (
+from ral_system.report.preview_page import (
     Drawn,
     Figures,
     Judged,
@@ -36,6 +35,7 @@ from ral_system.observability.preview import (
     ShownRow,
     Spread,
 )
+from ral_system.tasks.open import absent_columns, prepare_files, prepared_folder
 from ral_system.tasks.video_search_prompts import VideoSearchPrompts, VideoSearchRecords
 from ral_system.tasks.visual_search_prompts import VisualSearchPrompts, VisualSearchRecords
 from ral_system.types import Media, Prompt, Split

@@ -12,7 +12,7 @@ from typing import Literal
 from PIL import Image
 
 from ral_system.observability.jsonl import write_atomically
-from ral_system.observability.page import frame_strip, page, picture, seconds
+from ral_system.report.page import frame_strip, page, picture, seconds
 
 PREVIEW_FILE = "preview.html"
 

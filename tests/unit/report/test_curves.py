@@ -3,7 +3,7 @@
 import re
 from xml.etree import ElementTree
 
-from ral_system.observability.curves import CurveRow, curves
+from ral_system.report.curves import CurveRow, curves
 
 
 def paths(svg: str, colour: str) -> list[list[tuple[float, float]]]:

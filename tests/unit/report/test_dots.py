@@ -2,7 +2,7 @@ from xml.etree import ElementTree
 
 import pytest
 
-from ral_system.observability.dots import Panel, dots
+from ral_system.report.dots import Panel, dots
 
 SVG = "{http://www.w3.org/2000/svg}"
 

@@ -6,9 +6,9 @@ import re
 
 import pytest
 
-from ral_system.observability.charts import HEIGHT, MAX_ROWS, WIDTH, Chart, Series, figure
-from ral_system.observability.report_charts import sections, wilson
-from ral_system.observability.report_data import RunData
+from ral_system.report.charts import HEIGHT, MAX_ROWS, WIDTH, Chart, Series, figure
+from ral_system.report.load import RunData
+from ral_system.report.sections import sections, wilson
 
 
 def chart(*points: list[tuple[int, float | None]], **options: object) -> Chart:

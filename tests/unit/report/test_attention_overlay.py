@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ral_system.observability.overlay import colours, normalised, overlay, overlay_frames
+from ral_system.report.overlay import colours, normalised, overlay, overlay_frames
 
 
 def grey(width: int = 84, height: int = 84) -> Image.Image:

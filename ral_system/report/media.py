@@ -10,8 +10,8 @@ import numpy as np
 from PIL import Image
 
 from ral_system.errors import RalError
-from ral_system.observability.overlay import overlay_frames
-from ral_system.observability.page import frame_strip, picture, seconds
+from ral_system.report.overlay import overlay_frames
+from ral_system.report.page import frame_strip, picture, seconds
 from ral_system.types import Clip, Media
 
 FramesOf = Callable[[Media], np.ndarray]

@@ -7,10 +7,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ral_system.config.schema import STAGES, RunConfig
-from ral_system.controller.run_folder import RunFolder
 from ral_system.errors import GATE_COUNTERS, GateError
 from ral_system.observability.jsonl import read_objects, write_atomically
 from ral_system.observability.timeline import idle_shares
+from ral_system.runs.folder import RunFolder
 
 
 def write_summary(config: RunConfig, folder: RunFolder, failed: GateError | None = None) -> None:

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 from ral_system.config.schema import FilesConfig, RunConfig, VideoSearchConfig, VisualSearchConfig
-from ral_system.controller.run_folder import RunFolder
 from ral_system.data.chat import ChatRenderer
 from ral_system.data.file_prompts import FilePrompts, demonstration_text
 from ral_system.data.pixel_budget import PixelBudget, pixel_budgets
@@ -27,6 +26,7 @@ from ral_system.models.loading import load_processor
 from ral_system.observability.jsonl import write_atomically
 from ral_system.observability.progress import StageProgress
 from ral_system.rewards.pool import RewardPool
+from ral_system.runs.folder import RunFolder
 from ral_system.tasks.video_search_prompts import VideoSearchPrompts
 from ral_system.tasks.visual_search_prompts import VisualSearchPrompts
 from ral_system.types import MediaKind, Prompt

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from ral_system.observability.jsonl import write_atomically
-from ral_system.observability.page import page
-from ral_system.observability.report_media import ReportMedia
-from ral_system.observability.report_rollouts import chip, question_cell, response_text
+from ral_system.report.media import ReportMedia
+from ral_system.report.page import page
+from ral_system.report.rollouts import chip, question_cell, response_text
 
 SHOWN = 100
 

@@ -16,10 +16,10 @@ from typing import IO, Any
 import yaml
 
 from ral_system.config.schema import STAGES, RunConfig, Stage, SupervisedConfig
-from ral_system.controller.checkpoint import apply_umask
 from ral_system.errors import ConfigError, SetupError
 from ral_system.observability.jsonl import JsonLines, dump, read_lines, write_atomically
 from ral_system.observability.metrics import COMMANDS_FILE, METRICS_FILE
+from ral_system.runs.checkpoint import apply_umask
 
 
 @dataclass(frozen=True, slots=True)

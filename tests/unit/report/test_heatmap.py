@@ -2,7 +2,7 @@ from xml.etree import ElementTree
 
 import pytest
 
-from ral_system.observability.heatmap import heatmap
+from ral_system.report.heatmap import heatmap
 
 SVG = "{http://www.w3.org/2000/svg}"
 

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 
 from ral_system.observability.metrics import recorded_media
-from ral_system.observability.report_data import RunData
-from ral_system.observability.report_media import ReportMedia
+from ral_system.report.load import RunData
+from ral_system.report.media import ReportMedia
 from ral_system.types import Media
 
 MAX_PAIRS = 16

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ral_system.observability.page import picture
+from ral_system.report.page import picture
 
 
 def decoded(html: str) -> Image.Image:

@@ -7,8 +7,8 @@ from pathlib import Path
 from PIL import Image
 
 from ral_system.media.store import MediaStore
-from ral_system.observability.answers_page import SHOWN, Answered, write_answers_page
-from ral_system.observability.report_media import ReportMedia
+from ral_system.report.answers_page import SHOWN, Answered, write_answers_page
+from ral_system.report.media import ReportMedia
 
 
 def answered(i: int, *scores: float, notes: tuple[str, ...] = ()) -> Answered:

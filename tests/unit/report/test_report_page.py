@@ -9,13 +9,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ral_system.controller.report import write_run_report
 from ral_system.errors import SetupError
 from ral_system.media.store import MediaStore
 from ral_system.media.videos import VideoLimits
 from ral_system.observability.metrics import RolloutLog
-from ral_system.observability.report import write_report
-from ral_system.observability.report_data import headline, read_run
+from ral_system.report.load import headline, read_run
+from ral_system.report.write import write_report, write_run_report
 from ral_system.types import (
     Completion,
     FinishReason,

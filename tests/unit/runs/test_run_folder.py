@@ -10,8 +10,8 @@ import pytest
 import yaml
 
 from ral_system.config.schema import RunConfig
-from ral_system.controller.run_folder import SYNTHESIS, TRAINING, Continuation, RunFolder, differing_fields
 from ral_system.errors import ConfigError, SetupError
+from ral_system.runs.folder import SYNTHESIS, TRAINING, Continuation, RunFolder, differing_fields
 
 MakeConfig = Callable[..., RunConfig]
 
@@ -171,7 +171,7 @@ def test_two_processes_do_not_write_one_run(make_config: MakeConfig, tmp_path: P
     code = f"""
 import pathlib, time
 from ral_system.config.schema import RunConfig
-from ral_system.controller.run_folder import RunFolder
+from ral_system.runs.folder import RunFolder
 folder = RunFolder(pathlib.Path({str(tmp_path / "run")!r}))
 folder.open(RunConfig.model_validate_json(pathlib.Path({str(tmp_path / "config.json")!r}).read_text()))
 print("open", flush=True)

@@ -17,7 +17,7 @@ _LOSSLESS_AREA_PX = 512 * 512
 
 def page(title: str, body: str, *, styles: Sequence[str] = ("report.css",), script: str | None = None) -> str:
     """A document around `body`, which is HTML; `styles` and `script` are files of this package."""
-    assets = files("ral_system.observability")
+    assets = files("ral_system.report")
     style = "".join(assets.joinpath(name).read_text(encoding="utf-8") for name in styles)
     code = f"<script>{assets.joinpath(script).read_text(encoding='utf-8')}</script>" if script else ""
     return (

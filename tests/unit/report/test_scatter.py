@@ -3,7 +3,7 @@ from xml.etree import ElementTree
 
 import pytest
 
-from ral_system.observability.scatter import Point, scatter
+from ral_system.report.scatter import Point, scatter
 
 SVG = "{http://www.w3.org/2000/svg}"
 

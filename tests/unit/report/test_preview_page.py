@@ -6,7 +6,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from ral_system.observability.preview import (
+from ral_system.report.preview_page import (
     Drawn,
     Figures,
     Judged,
