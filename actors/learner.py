@@ -67,7 +67,7 @@ class LearnerActor(ActorProcess):
     @ray.method(num_returns=2)
     def score(self, plan: TrainPlan) -> tuple[Mapping[str, float], Scores]:
         """The samples' visual rewards, and their scores: the caller waits for the first and passes on the second."""
-        from ral_system.training.scores import visual_rewards
+        from ral_system.scoring.scores import visual_rewards
 
         scores = self._learner.score(plan)
         return visual_rewards(scores), scores

@@ -19,7 +19,7 @@ class ScorerActor(ActorProcess):
     @watched
     def build(self, config: RunConfig, model_folder: Path, media_folder: Path) -> None:
         """Load the model."""
-        from ral_system.training.scorer import FrozenScorer
+        from ral_system.scoring.reference import FrozenScorer
 
         self._scorer = FrozenScorer(config, model_folder, node_store(media_folder, config.cluster.media_cache_gib))
 
@@ -27,7 +27,7 @@ class ScorerActor(ActorProcess):
     @ray.method(num_returns=2)
     def score(self, micro_batches: tuple[MicroBatch, ...]) -> tuple[Mapping[str, float], Scores]:
         """The samples' visual rewards, and their scores: the caller waits for the first and passes on the second."""
-        from ral_system.training.scores import visual_rewards
+        from ral_system.scoring.scores import visual_rewards
 
         scores = self._scorer.score(micro_batches)
         return visual_rewards(scores), scores

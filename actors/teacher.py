@@ -21,7 +21,7 @@ class TeacherActor(ActorProcess):
         self, config: RunConfig, role: TeacherRole, model_folder: Path, student_folder: Path, media_folder: Path
     ) -> None:
         """Load the model."""
-        from ral_system.training.teacher import TeacherScorer
+        from ral_system.scoring.teacher import TeacherScorer
 
         media = node_store(media_folder, config.cluster.media_cache_gib)
         self._scorer = TeacherScorer(

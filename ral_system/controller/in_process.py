@@ -14,10 +14,10 @@ from ral_system.models.loading import media_token_ids
 from ral_system.protocols import Ref
 from ral_system.rewards.pool import RewardPool
 from ral_system.rollout.hf_generator import HfEngine
+from ral_system.scoring.reference import FrozenScorer
+from ral_system.scoring.scores import visual_rewards
+from ral_system.scoring.teacher import TeacherScorer
 from ral_system.training.learner_rank import LearnerRank
-from ral_system.training.scorer import FrozenScorer
-from ral_system.training.scores import visual_rewards
-from ral_system.training.teacher import TeacherScorer
 from ral_system.types import (
     Completions,
     Prompt,

@@ -21,9 +21,9 @@ from ral_system.controller.sampling import Batch, Sampler, sampling_metrics
 from ral_system.errors import GateError
 from ral_system.observability.progress import PhaseTimer
 from ral_system.protocols import Ref, Roles
-from ral_system.sync.publish import publish_weights
 from ral_system.training.plan import plan_updates
 from ral_system.types import Prompt, Rollout, Sample
+from ral_system.weights.publish import publish_weights
 
 FIRST_UPDATE = {"float32": 1e-9, "bfloat16": 1e-4}
 """Largest mean divergence of the first update by learner dtype; of total variation, which is linear, the root.

@@ -23,8 +23,8 @@ from ral_system.controller.sampling import Batch, Sampler
 from ral_system.errors import GateError
 from ral_system.observability.progress import PhaseTimer
 from ral_system.protocols import Ref, Roles
-from ral_system.sync.publish import load_published
 from ral_system.types import Prompt, WeightManifest
+from ral_system.weights.publish import load_published
 
 
 class StalenessBound:

@@ -24,10 +24,10 @@ from ral_system.protocols import Roles
 from ral_system.report.write import write_run_report
 from ral_system.runs.checkpoint import Checkpoints
 from ral_system.runs.folder import RunFolder
-from ral_system.sync.publish import publish_weights
 from ral_system.tasks.open import media_ahead, train_prompts
 from ral_system.training.plan import plan_updates
 from ral_system.types import Prompt, Rollout, TrainPlan
+from ral_system.weights.publish import publish_weights
 
 SHOWN_QUESTIONS = 10
 """Held-out questions whose attention is drawn in the report before and after RL: two of each kind."""

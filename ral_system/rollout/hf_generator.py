@@ -25,13 +25,13 @@ from ral_system.data.visual_tokens import VisualTokens, token_types
 from ral_system.media.store import MediaStore
 from ral_system.models.loading import load_model, load_processor
 from ral_system.models.positions import rope_positions, tokens_per_second
-from ral_system.rollout.engine_weights import ParameterReader, as_tensors, held_manifest
 from ral_system.rollout.gates import check_completion, check_media_tokens, check_prompt_length
-from ral_system.rollout.handover import Handover
 from ral_system.rollout.seeds import completion_seed
 from ral_system.rollout.stopping import ANSWER_END, stop_token_ids
 from ral_system.rollout.top_tokens import with_rest
 from ral_system.types import Completion, Completions, FinishReason, Prompt, Sampling, WeightManifest, Weights
+from ral_system.weights.handover import Handover
+from ral_system.weights.held import ParameterReader, as_tensors, held_manifest
 
 
 @dataclass(slots=True)

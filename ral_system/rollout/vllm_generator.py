@@ -24,9 +24,7 @@ from ral_system.data.visual_tokens import VisualTokens
 from ral_system.errors import WeightSyncError
 from ral_system.media.store import MediaStore
 from ral_system.models.loading import load_processor
-from ral_system.rollout.engine_weights import VllmReader, as_tensors, held_manifest, received_manifest
 from ral_system.rollout.gates import check_completion, check_media_tokens, check_prompt_ids, check_prompt_length
-from ral_system.rollout.handover import Handover
 from ral_system.rollout.seeds import completion_seed
 from ral_system.rollout.stopping import ANSWER_END, stop_token_ids
 from ral_system.rollout.top_tokens import with_rest
@@ -43,6 +41,8 @@ from ral_system.types import (
     WeightManifest,
     Weights,
 )
+from ral_system.weights.handover import Handover
+from ral_system.weights.held import VllmReader, as_tensors, held_manifest, received_manifest
 
 _MEDIA_CACHE_GIB = 1
 _BAN = -100.0  # vLLM clamps biases to ±100; exp(-100) of the best token's probability is below fp32 resolution

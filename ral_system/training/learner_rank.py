@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import torch
@@ -15,21 +15,20 @@ from torch import Tensor
 
 from ral_system.algorithms.kl import ESTIMATORS
 from ral_system.attention.metrics import visual_maps
-from ral_system.config.schema import Dtype, Rows, RunConfig
-from ral_system.data.collate import Collator, TensorBatch
+from ral_system.config.schema import RunConfig
+from ral_system.data.collate import TensorBatch
 from ral_system.data.rows import row_tokens, select_rows
-from ral_system.errors import ConfigError, SetupError
 from ral_system.media.store import MediaStore
-from ral_system.models.loading import load_model, load_processor, media_token_ids, save_model
+from ral_system.models.loading import load_processor, save_model
 from ral_system.models.policy import PolicyModel, PolicyOutput
-from ral_system.sync.manifest import build_weights
+from ral_system.scoring.build import build_collator, build_policy
+from ral_system.scoring.scores import join_versions, mean_over_heads, merge_teachers, to_scores
 from ral_system.training.average import WeightAverage
 from ral_system.training.engine import Engine
 from ral_system.training.gradient_share import cap, share, squared_norms
 from ral_system.training.log_prob_gate import check_log_prob_gaps, log_prob_gaps, quantile
 from ral_system.training.objective import Objective, policy_objective
 from ral_system.training.optim import optim_settings
-from ral_system.training.scores import join_versions, mean_over_heads, merge_teachers, to_scores
 from ral_system.training.supervised import supervised_objective
 from ral_system.training.torch_engine import TorchEngine
 from ral_system.training.weights_in_place import PastWeights
@@ -44,6 +43,7 @@ from ral_system.types import (
     VisualAttention,
     Weights,
 )
+from ral_system.weights.manifest import build_weights
 
 MakeObjective = Callable[[PolicyOutput, TensorBatch, MicroBatch], Objective]
 
@@ -316,42 +316,6 @@ class LearnerRank:
         """|rollout - learner| log-probs of all ranks' tokens, in the order of `shards`."""
         own = torch.from_numpy(log_prob_gaps(shards, self._rank, scores))
         return self._engine.all_reduce(own, "sum").cpu().numpy()
-
-
-def build_policy(
-    config: RunConfig,
-    model_folder: Path,
-    device: torch.device,
-    *,
-    dtype: Dtype | None = None,
-    layers: Literal["last", "all"] | None = None,
-    temperature: float | None = None,
-) -> PolicyModel:
-    """Load a model as the policy that rollouts are drawn from: same temperature, same bans.
-
-    `dtype`, `layers` and `temperature` are those of `learner`, `algorithm.attention` and `rollout` unless given.
-    """
-    attention = config.algorithm.attention
-    if attention.backend == "triton" and device.type != "cuda":
-        raise SetupError("algorithm.attention.backend=triton needs a CUDA device; set it to auto or chunked")
-    model = load_model(model_folder, dtype=dtype or config.learner.dtype, device=device)
-    try:
-        return PolicyModel(
-            model,
-            temperature=temperature or config.rollout.temperature,
-            banned_token_ids=media_token_ids(model_folder),
-            layers=layers or attention.layers,
-            heads=attention.heads,
-            backend=attention.backend,
-        )
-    except ValueError as error:  # a family or layers that cannot be probed
-        raise ConfigError(f"model {model_folder}, algorithm.attention: {error}") from error
-
-
-def build_collator(config: RunConfig, processor: Any, media: MediaStore, *, rows: Rows | None = None) -> Collator:
-    """A collator that selects the configured attention rows, unless given, and keys."""
-    attention = config.algorithm.attention
-    return Collator(processor, media, rows=rows or attention.rows, keys=attention.keys)
 
 
 def combine_metrics(

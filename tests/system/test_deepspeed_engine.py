@@ -151,7 +151,7 @@ def task(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path, media: Any,
     from ral_system.data.collate import Collator
     from ral_system.media.videos import VideoLimits
     from ral_system.models.loading import load_processor
-    from ral_system.training.learner_rank import build_policy
+    from ral_system.scoring.build import build_policy
     from ral_system.types import VideoSampling
     from tests.unit.media.clips import clip, noise
     from tests.unit.training.learners import PRESETS, mismatched

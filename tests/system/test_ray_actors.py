@@ -21,11 +21,11 @@ from ral_system.data.chat import ChatRenderer
 from ral_system.errors import ActorError, DataError, GateError, SetupError
 from ral_system.media.store import MediaStore
 from ral_system.models.loading import load_processor
-from ral_system.sync.publish import publish_weights
 from ral_system.tasks.tiny_model import build_tiny_model
 from ral_system.tasks.visual_search import VisualSearch, words
 from ral_system.training.plan import plan_updates
 from ral_system.types import Prompt, Rollout, Sample, Sampling
+from ral_system.weights.publish import publish_weights
 from tests.system.troubled_actor import Troubled
 
 pytestmark = pytest.mark.system

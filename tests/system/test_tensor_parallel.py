@@ -18,10 +18,10 @@ from ral_system.data.chat import ChatRenderer
 from ral_system.media.store import MediaStore
 from ral_system.models.loading import load_model, load_processor
 from ral_system.rollout.vllm_environment import vllm_environment
-from ral_system.sync.manifest import build_weights, verify_loaded
 from ral_system.tasks.tiny_model import build_tiny_model
 from ral_system.tasks.visual_search import VisualSearch, words
 from ral_system.types import Completion, Prompt, Sampling
+from ral_system.weights.manifest import build_weights, verify_loaded
 
 pytestmark = [pytest.mark.system, pytest.mark.timeout(600)]
 

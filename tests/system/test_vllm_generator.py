@@ -25,10 +25,10 @@ from ral_system.models.loading import load_model, load_processor, media_token_id
 from ral_system.models.positions import rope_positions, tokens_per_second
 from ral_system.rollout.stopping import ANSWER_END
 from ral_system.rollout.vllm_environment import vllm_environment
-from ral_system.sync.manifest import build_manifest, build_weights, verify_loaded
 from ral_system.tasks.tiny_model import build_tiny_model
 from ral_system.tasks.visual_search import VisualSearch, words
 from ral_system.types import Completion, Media, Prompt, Sampling, VideoSampling, Weights
+from ral_system.weights.manifest import build_manifest, build_weights, verify_loaded
 from tests.unit.media.clips import clip, noise
 from tests.unit.rollout.new_weights import Arrivals
 from tests.unit.rollout.stopped import check_stopped

@@ -14,8 +14,8 @@ from ral_system.errors import ConfigError
 from ral_system.media.store import MediaStore
 from ral_system.models.loading import load_model, load_processor, media_token_ids
 from ral_system.models.policy import PolicyModel, PolicyOutput
+from ral_system.scoring.build import build_policy
 from ral_system.training.gradient_share import squared_norms
-from ral_system.training.learner_rank import build_policy
 from ral_system.training.objective import Objective
 from ral_system.types import Sample
 

@@ -6,8 +6,8 @@ import threading
 from collections.abc import Callable
 from typing import Any
 
-from ral_system.rollout.handover import Handover
 from ral_system.types import WeightManifest, Weights
+from ral_system.weights.handover import Handover
 
 
 class Arrivals:

@@ -11,10 +11,10 @@ from ral_system.errors import DataError, GateError, WeightSyncError
 from ral_system.media.store import MediaStore
 from ral_system.models.loading import load_model, load_processor, media_token_ids
 from ral_system.rollout.hf_generator import HfEngine
-from ral_system.sync.manifest import build_weights, verify_loaded
 from ral_system.tasks.tiny_model import build_tiny_model
 from ral_system.tasks.visual_search import VisualSearch, words
 from ral_system.types import Completion, FinishReason, Prompt, Sampling
+from ral_system.weights.manifest import build_weights, verify_loaded
 from tests.unit.rollout.stopped import check_stopped
 from tests.unit.rollout.top_tokens import check_top_tokens
 

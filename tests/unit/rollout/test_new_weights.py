@@ -12,10 +12,10 @@ import pytest
 import torch
 
 from ral_system.errors import WeightSyncError
-from ral_system.rollout.handover import Handover
 from ral_system.rollout.hf_generator import HfEngine
-from ral_system.sync.manifest import build_weights, verify_loaded
 from ral_system.types import Completion, Prompt, WeightManifest, Weights
+from ral_system.weights.handover import Handover
+from ral_system.weights.manifest import build_weights, verify_loaded
 from tests.unit.rollout.new_weights import Arrivals
 from tests.unit.rollout.test_hf_generator import SAMPLING, Setting
 
@@ -177,7 +177,7 @@ def test_a_load_that_fails_fails_for_both(error: Exception) -> None:
 
 
 def test_a_wait_for_a_safe_point_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("ral_system.rollout.handover.SAFE_POINT_WITHIN_S", 0.01)
+    monkeypatch.setattr("ral_system.weights.handover.SAFE_POINT_WITHIN_S", 0.01)
     handover = Handover(lambda weights: weights.manifest, "continue")
     giver = Giver(handover)
     with handover.generating():

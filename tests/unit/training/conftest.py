@@ -9,7 +9,8 @@ from ral_system.config.schema import RunConfig
 from ral_system.data.collate import Collator
 from ral_system.media.store import MediaStore
 from ral_system.models.loading import load_processor
-from ral_system.training.learner_rank import LearnerRank, build_policy
+from ral_system.scoring.build import build_policy
+from ral_system.training.learner_rank import LearnerRank
 from ral_system.types import Sample
 
 ADVANTAGES = (1.0, -0.7, 0.4, -1.3, 0.0, 0.9)

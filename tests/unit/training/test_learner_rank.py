@@ -12,9 +12,10 @@ from ral_system.data.collate import Collator
 from ral_system.errors import GateError
 from ral_system.media.store import MediaStore
 from ral_system.models.loading import load_model, load_processor
-from ral_system.sync.manifest import build_manifest
-from ral_system.training.learner_rank import build_policy, combine_metrics
+from ral_system.scoring.build import build_policy
+from ral_system.training.learner_rank import combine_metrics
 from ral_system.types import Counts, Sample
+from ral_system.weights.manifest import build_manifest
 from tests.unit.training.learners import Start, Watched, equal, plan
 
 pytestmark = pytest.mark.usefixtures("one_thread")

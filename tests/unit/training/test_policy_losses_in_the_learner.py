@@ -12,7 +12,7 @@ from ral_system.config.schema import RunConfig
 from ral_system.data.collate import Collator
 from ral_system.media.store import MediaStore
 from ral_system.models.loading import load_processor
-from ral_system.training.learner_rank import build_policy
+from ral_system.scoring.build import build_policy
 from ral_system.types import Sample
 from tests.unit.training import learners
 from tests.unit.training.learners import PRESETS, Start, Watched, plan

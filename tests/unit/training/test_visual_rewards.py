@@ -11,9 +11,9 @@ from ral_system.config.schema import RunConfig
 from ral_system.data.collate import Collator
 from ral_system.media.store import MediaStore
 from ral_system.models.loading import load_processor
-from ral_system.training.learner_rank import build_policy
-from ral_system.training.scorer import FrozenScorer
-from ral_system.training.scores import visual_rewards
+from ral_system.scoring.build import build_policy
+from ral_system.scoring.reference import FrozenScorer
+from ral_system.scoring.scores import visual_rewards
 from ral_system.types import Sample
 from tests.unit.training.learners import Start, plan
 

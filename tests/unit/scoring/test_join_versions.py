@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from ral_system.data.rows import row_tokens, select_rows
-from ral_system.training.scores import join_versions
+from ral_system.scoring.scores import join_versions
 from ral_system.types import AttentionRecord, Prompt, Sample, SampleScores
 
 R, T, K, HEADS = 5, 11, 3, 2

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from ral_system.protocols import Generator, Learner, Ref
-from ral_system.sync.manifest import verify_loaded
 from ral_system.types import WeightManifest
+from ral_system.weights.manifest import verify_loaded
 
 
 def publish_weights(learner: Learner, generator: Generator, version: int) -> int:

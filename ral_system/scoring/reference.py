@@ -9,8 +9,8 @@ import torch
 from ral_system.config.schema import RunConfig
 from ral_system.media.store import MediaStore
 from ral_system.models.loading import load_processor
-from ral_system.training.learner_rank import build_collator, build_policy
-from ral_system.training.scores import to_scores
+from ral_system.scoring.build import build_collator, build_policy
+from ral_system.scoring.scores import to_scores
 from ral_system.types import MicroBatch, Scores
 
 

@@ -7,9 +7,9 @@ import torch
 from torch import nn
 
 from ral_system.errors import WeightSyncError
-from ral_system.rollout.engine_weights import VllmReader, held_manifest
-from ral_system.sync.manifest import build_weights, verify_loaded
 from ral_system.types import WeightManifest, Weights
+from ral_system.weights.held import VllmReader, held_manifest
+from ral_system.weights.manifest import build_weights, verify_loaded
 
 
 class Mapper:

@@ -15,8 +15,8 @@ from ral_system.data.visual_tokens import VisualTokens
 from ral_system.errors import DataError, SetupError
 from ral_system.media.store import MediaStore
 from ral_system.models.loading import load_processor
-from ral_system.training.learner_rank import build_collator, build_policy
-from ral_system.training.scores import to_teaching
+from ral_system.scoring.build import build_collator, build_policy
+from ral_system.scoring.scores import to_teaching
 from ral_system.types import Media, Sample, Scores
 
 

@@ -13,10 +13,10 @@ from ral_system.config.schema import RunConfig
 from ral_system.errors import DataError, SetupError
 from ral_system.media.store import MediaStore
 from ral_system.models.loading import load_model
+from ral_system.scoring.reference import FrozenScorer
+from ral_system.scoring.teacher import TeacherScorer
 from ral_system.tasks.tiny_model import build_tiny_model
 from ral_system.tasks.visual_search import words
-from ral_system.training.scorer import FrozenScorer
-from ral_system.training.teacher import TeacherScorer
 from ral_system.types import Sample
 from tests.unit.training.learners import Start, Watched, equal, plan
 

@@ -14,8 +14,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ral_system.sync.manifest import digest_array, from_host, to_host
 from ral_system.types import TensorDigest, WeightManifest, Weights
+from ral_system.weights.manifest import digest_array, from_host, to_host
 
 
 def held_manifest(reader: ParameterReader, weights: Weights) -> WeightManifest:

@@ -5,8 +5,8 @@ import pytest
 import torch
 
 from ral_system.errors import WeightSyncError
-from ral_system.sync.manifest import build_manifest, build_weights, digest_array, from_host, to_host, verify_loaded
 from ral_system.types import WeightManifest
+from ral_system.weights.manifest import build_manifest, build_weights, digest_array, from_host, to_host, verify_loaded
 
 ARRAYS = {name: np.arange(6, dtype=np.float32).reshape(2, 3) + i for i, name in enumerate("abcdef")}
 
