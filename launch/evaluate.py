@@ -15,11 +15,11 @@ from textwrap import fill
 from typing import TYPE_CHECKING, Any
 
 from launch.cli import run_with_config
-from launch.figures import Figures, asked, figures, write_quarantine
 from launch.refused import leaving_nothing
-from launch.subject import Subject, configured_intervention
 from ral_system.config.schema import BENCHMARK_NAMES, RunConfig
 from ral_system.errors import ConfigError
+from ral_system.evaluation.questions import Figures, asked, figures, write_quarantine
+from ral_system.evaluation.subject import Subject, configured_intervention
 from ral_system.models.folders import check_named
 from ral_system.runs.folder import RunFolder
 from ral_system.types import Prompt
@@ -68,7 +68,7 @@ def evaluate_model(config: RunConfig) -> float | None:
 
 def _evaluate(config: RunConfig, folder: Path) -> float | None:
     if config.sweep.axis is not None:
-        from launch.sweep import sweep
+        from ral_system.evaluation.sweep import sweep
 
         sweep(config, folder)
         return None
@@ -163,7 +163,7 @@ def _attention(
     config: RunConfig, model: Path, prompts: Sequence[Prompt], media: MediaStore, folder: Path
 ) -> dict[str, Any]:
     """The visual attention score and its masses, overall and by layer and head; nothing where they are not defined."""
-    from ral_system.models.visual_score import measure_visual_score
+    from ral_system.evaluation.visual_score import measure_visual_score
     from ral_system.observability.jsonl import write_atomically
     from ral_system.report.heatmap import heatmap
 

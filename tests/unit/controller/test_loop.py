@@ -7,11 +7,11 @@ from typing import Any
 import pytest
 
 from ral_system.config.schema import RunConfig
-from ral_system.controller.evaluate import evaluate
 from ral_system.controller.judging import repetition, rollout_metrics
 from ral_system.controller.loop import TrainingLoop, update_metrics
 from ral_system.controller.sampling import has_signal, step_seed
 from ral_system.errors import GateError, WeightSyncError
+from ral_system.evaluation.greedy import evaluate
 from ral_system.observability.progress import PhaseTimer
 from ral_system.types import (
     Completion,

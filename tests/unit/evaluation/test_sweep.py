@@ -10,13 +10,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from launch import sweep
-from launch.figures import Figures, Questions
-from launch.sweep import Gain, at, gains_over_first, in_common, mean_seen
 from ral_system.config.schema import FilesConfig, RunConfig, VideoSearchConfig, VisualSearchConfig
 from ral_system.data.pixel_budget import pixel_budgets
 from ral_system.data.visual_tokens import VisualTokens
 from ral_system.errors import ConfigError, DataError
+from ral_system.evaluation import sweep
+from ral_system.evaluation.questions import Figures, Questions
+from ral_system.evaluation.sweep import Gain, at, gains_over_first, in_common, mean_seen
 from ral_system.models.loading import load_processor
 from ral_system.report import sweep_chart as sweep_chart_module
 from ral_system.report.sweep_chart import SweepPoint, sweep_chart

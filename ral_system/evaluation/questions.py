@@ -8,9 +8,9 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from launch.subject import Subject
 from ral_system.config.schema import FilesConfig, RunConfig
 from ral_system.errors import DataError
+from ral_system.evaluation.subject import Subject
 from ral_system.types import Completion, Prompt, Rollout, Sampling
 
 if TYPE_CHECKING:
@@ -95,7 +95,7 @@ def _held_out(config: RunConfig, subject: Subject) -> Questions:
 
 
 def _held_out_figures(config: RunConfig, questions: Questions, answers: Mapping[str, Sequence[Completion]]) -> Figures:
-    from ral_system.controller.evaluate import Evaluation, judged
+    from ral_system.evaluation.greedy import Evaluation, judged
     from ral_system.evaluation.intervals import bootstrap, grouped, intervals, unit_of
     from ral_system.report.answers_page import Answered
     from ral_system.rewards.pool import RewardPool

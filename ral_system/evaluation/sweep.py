@@ -9,10 +9,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from launch.figures import Figures, Questions, asked, figures, write_quarantine
-from launch.subject import Subject
 from ral_system.config.schema import FilesConfig, RunConfig, SweepAxis, VideoSearchConfig
 from ral_system.errors import ConfigError, DataError
+from ral_system.evaluation.questions import Figures, Questions, asked, figures, write_quarantine
+from ral_system.evaluation.subject import Subject
 from ral_system.types import Prompt
 
 if TYPE_CHECKING:

@@ -9,9 +9,9 @@ from ral_system.attention.visual_score import VisualScore
 from ral_system.config.schema import VisualSearchConfig
 from ral_system.data.chat import ChatRenderer
 from ral_system.errors import ConfigError
+from ral_system.evaluation.visual_score import measure_visual_score
 from ral_system.media.store import MediaStore
 from ral_system.models.loading import load_processor
-from ral_system.models.visual_score import measure_visual_score
 from ral_system.tasks.visual_search_prompts import VisualSearchPrompts
 
 
