@@ -1,6 +1,6 @@
 """Every choice of the token side: name in the configuration, paper, formula, and when to use it.
 
-`python -m launch.algorithms_table` makes docs/algorithms.md of it; a test holds it against the configuration's choices.
+`python -m bench.algorithms_table` makes docs/algorithms.md of it; a test holds it against the configuration's choices.
 """
 
 from __future__ import annotations

@@ -154,7 +154,7 @@ class FusedKernels:
 def launch_options(dim: int, dtype: torch.dtype) -> dict[str, int]:
     """Tile sizes, warps and pipeline stages, chosen so that registers and shared memory hold a program.
 
-    `python -m launch.bench.kernels` shows what they take; they are not tuned for speed.
+    `python -m bench.kernels` shows what they take; they are not tuned for speed.
     """
     options = {"BLOCK_D": max(16, 1 << (dim - 1).bit_length()), "enable_fp_fusion": True}
     if dtype == torch.float32:

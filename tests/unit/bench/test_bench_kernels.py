@@ -6,14 +6,14 @@ import sys
 
 import pytest
 
-from launch.bench import kernels
-from launch.bench.kernels import Usage
+from bench import kernels
+from bench.kernels import Usage
 from ral_system.attention import fused
 
 
 def run(*arguments: str) -> subprocess.CompletedProcess[str]:
     without_interpreter = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
-    command = [sys.executable, "-m", "launch.bench.kernels", *arguments]
+    command = [sys.executable, "-m", "bench.kernels", *arguments]
     return subprocess.run(command, env=without_interpreter, capture_output=True, text=True, timeout=300)
 
 

@@ -9,7 +9,7 @@ from itertools import pairwise
 from math import log2
 from typing import Any
 
-from launch.bench.plan import LEARNER_LAYERS, Device, Variant
+from bench.plan import LEARNER_LAYERS, Device, Variant
 
 COMPUTED = f"computed_for_{LEARNER_LAYERS}_layers"
 _MIB = 2**20

@@ -1,4 +1,4 @@
-"""`python -m launch.algorithms_table`: docs/algorithms.md, from the code's catalogue and the configuration's
+"""`python -m bench.algorithms_table`: docs/algorithms.md, from the code's catalogue and the configuration's
 defaults.
 """
 
@@ -15,7 +15,7 @@ TARGET = Path(__file__).parents[1] / "docs" / "algorithms.md"
 _HEAD = """\
 # The token side
 
-Written by `python -m launch.algorithms_table`; do not edit. Every choice composes with RAL's attention term, with
+Written by `python -m bench.algorithms_table`; do not edit. Every choice composes with RAL's attention term, with
 distillation, and with the others, unless the configuration says in one line why not.
 r = π / π_old: the policy in training against the same weights as the rollout's, recomputed by the learner. μ: the
 rollout's probabilities as its engine reported them. A: the advantage. sg: a constant. All denominators are global

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
-from launch.bench.plan import Device, Plan, Variant
+from bench.plan import Device, Plan, Variant
 from ral_system.algorithms.divergences import divergence
 from ral_system.attention import divergence as divergence_module
 from ral_system.attention.divergence import attention_divergence

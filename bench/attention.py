@@ -1,4 +1,4 @@
-"""`python -m launch.bench.attention`: what the attention term costs in time and memory.
+"""`python -m bench.attention`: what the attention term costs in time and memory.
 
 Needs torch and transformers only, triton for the fused kernels: it runs on a machine without Ray, vLLM or DeepSpeed.
 """
@@ -36,15 +36,15 @@ _EPILOG = """\
 Writes attention_<device>.json (every raw figure) and attention_<device>.svg into --out, prints the targets last.
 Exit codes: 0 measured, whatever the targets say; 2 wrong arguments.
 
-  python -m launch.bench.attention --quick --out /tmp/bench      seconds: does it run?
-  python -m launch.bench.attention                               minutes: the figures
-  python -m launch.bench.attention --tokens 4096 65536           other lengths
+  python -m bench.attention --quick --out /tmp/bench      seconds: does it run?
+  python -m bench.attention                               minutes: the figures
+  python -m bench.attention --tokens 4096 65536           other lengths
 """
 
 
 def main() -> None:
     """Measure, write, print the verdict."""
-    parser = Parser(prog="python -m launch.bench.attention", description=_DESCRIPTION, epilog=_EPILOG)
+    parser = Parser(prog="python -m bench.attention", description=_DESCRIPTION, epilog=_EPILOG)
     parser.add_argument(
         "--device", choices=("auto", "cpu", "cuda"), default="auto", help="auto: cuda where there is one"
     )
@@ -72,12 +72,12 @@ def main() -> None:
 def _run(options: argparse.Namespace) -> None:
     import torch
 
-    from launch.bench.layer import measure_layer
-    from launch.bench.measure import MEMORY_METHOD, TIME_METHOD
-    from launch.bench.plan import Device, plan
-    from launch.bench.plot import draw
-    from launch.bench.stack import measure_stack
-    from launch.bench.targets import Records, judge
+    from bench.layer import measure_layer
+    from bench.measure import MEMORY_METHOD, TIME_METHOD
+    from bench.plan import Device, plan
+    from bench.plot import draw
+    from bench.stack import measure_stack
+    from bench.targets import Records, judge
 
     cuda = torch.cuda.is_available() if options.device == "auto" else options.device == "cuda"
     device: Device = "cuda" if cuda else "cpu"

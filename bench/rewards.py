@@ -1,4 +1,4 @@
-"""`python -m launch.bench.rewards`: verdicts per second of each verifier, and a batch in which some hang.
+"""`python -m bench.rewards`: verdicts per second of each verifier, and a batch in which some hang.
 
 Prints a table; with --out it writes the figures as JSON, too.
 """
@@ -36,7 +36,7 @@ ANSWERS = {
 
 def main() -> None:
     """Measure and print."""
-    parser = Parser(prog="python -m launch.bench.rewards", description=__doc__)
+    parser = Parser(prog="python -m bench.rewards", description=__doc__)
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="verifier processes (%(default)s)")
     parser.add_argument("--seconds", type=float, default=4.0, help="about how long to measure each (%(default)s)")
     parser.add_argument("--samples", type=int, default=10_000, help="of the batch in which some hang (%(default)s)")
@@ -94,7 +94,7 @@ def _pairs(name: str) -> Iterator[tuple[str, str]]:
 
 def _with_hangs(samples: int, workers: int, timeout_s: float) -> dict[str, float]:
     config = _config(
-        verifier="function", function="launch.bench.rewards:hang_on_request", workers=workers, timeout_s=timeout_s
+        verifier="function", function="bench.rewards:hang_on_request", workers=workers, timeout_s=timeout_s
     )
     answers = ["hang" if i % 100 == 50 else "red" for i in range(samples)]
     with RewardPool(config, "answer_only") as pool:

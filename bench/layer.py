@@ -7,9 +7,9 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
-from launch.bench import terms
-from launch.bench.measure import PeakMemory, available_bytes, in_child, reason, release, time_in_turns
-from launch.bench.plan import VARIANTS, Plan, Variant
+from bench import terms
+from bench.measure import PeakMemory, available_bytes, in_child, reason, release, time_in_turns
+from bench.plan import VARIANTS, Plan, Variant
 
 Say = Callable[[str], None]
 

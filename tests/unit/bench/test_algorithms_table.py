@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 import conf
-from launch.algorithms_table import TARGET, composed, table
+from bench.algorithms_table import TARGET, composed, table
 from ral_system.algorithms import catalogue
 from ral_system.algorithms.kl import ESTIMATORS
 from ral_system.algorithms.policy_losses.registry import POLICY_LOSSES
@@ -16,7 +16,7 @@ PRESETS = {f.stem for f in (Path(conf.__file__).parent / "algorithm" / "policy_l
 
 
 def test_the_file_is_up_to_date() -> None:
-    assert TARGET.read_text(encoding="utf-8") == table(), "run python -m launch.algorithms_table"
+    assert TARGET.read_text(encoding="utf-8") == table(), "run python -m bench.algorithms_table"
 
 
 def choices(annotation: object) -> set[str]:

@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 
 import torch
 
-from launch.bench.plan import Device
+from bench.plan import Device
 
 Key = TypeVar("Key")
 Call = Callable[[], Any]
@@ -151,7 +151,7 @@ def in_child(function: Callable[..., Any], *args: Any, timeout_s: float = 120.0)
     Processes are forked from a server that has imported torch and run nothing.
     """
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["launch.bench.terms"])
+    context.set_forkserver_preload(["bench.terms"])
     receiver, sender = context.Pipe(duplex=False)
     process = context.Process(target=_child, args=(sender, function, args), daemon=True)
     process.start()

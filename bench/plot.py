@@ -6,8 +6,8 @@ from collections.abc import Callable
 from html import escape
 from math import ceil, floor, log10
 
-from launch.bench.plan import VARIANTS, Variant
-from launch.bench.targets import Records
+from bench.plan import VARIANTS, Variant
+from bench.targets import Records
 
 _WIDTH, _HEIGHT = 880, 400
 _PANEL_WIDTH, _PANEL_HEIGHT, _TOP = 350, 250, 66

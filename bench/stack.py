@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 from transformers import Qwen2Config, Qwen2Model
 
-from launch.bench.measure import PeakMemory, in_child, reason, release, time_in_turns
-from launch.bench.plan import LEARNER_LAYERS, Plan
-from launch.bench.terms import forward_backward, make_inputs, random_target, unavailable
+from bench.measure import PeakMemory, in_child, reason, release, time_in_turns
+from bench.plan import LEARNER_LAYERS, Plan
+from bench.terms import forward_backward, make_inputs, random_target, unavailable
 from ral_system.attention.metrics import row_statistics
 from ral_system.attention.probe import IMPLEMENTATION, AttentionProbe, PackedRows
 from ral_system.attention.provenance import key_provenance

@@ -1,4 +1,4 @@
-"""`python -m launch.bench.kernels`: compiles the attention kernels for a GPU that need not be here."""
+"""`python -m bench.kernels`: compiles the attention kernels for a GPU that need not be here."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _DESCRIPTION = """\
 Compiles every Triton kernel of the attention term down to machine code for NVIDIA GPUs, and prints what each
 program takes of one: registers per thread, stack (registers that did not fit, spilled to slow memory), shared memory.
 No GPU is needed. It says whether the kernels build and fit, not how fast or how right they are: see
-`python -m launch.bench.attention` and `pytest -m gpu tests/gpu`.
+`python -m bench.attention` and `pytest -m gpu tests/gpu`.
 """
 _EPILOG = "Exit codes: 0 all of them fit; 1 one does not compile, spills or needs too much; 2 wrong arguments."
 
@@ -51,7 +51,7 @@ class Usage:
 
 def main() -> None:
     """Compile, print the table."""
-    parser = Parser(prog="python -m launch.bench.kernels", description=_DESCRIPTION, epilog=_EPILOG)
+    parser = Parser(prog="python -m bench.kernels", description=_DESCRIPTION, epilog=_EPILOG)
     parser.add_argument(
         "--capability",
         type=int,

@@ -1,4 +1,4 @@
-"""`python -m launch.bench.media`: how fast pictures and videos are taken in, decoded, and found decoded already.
+"""`python -m bench.media`: how fast pictures and videos are taken in, decoded, and found decoded already.
 
 Prints a table; with --out it writes the figures as JSON, too.
 """
@@ -36,7 +36,7 @@ FULL = 16_000
 
 def main() -> None:
     """Measure and print."""
-    parser = Parser(prog="python -m launch.bench.media", description=__doc__)
+    parser = Parser(prog="python -m bench.media", description=__doc__)
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="decoding processes (%(default)s)")
     parser.add_argument("--pictures", type=int, default=200, help="JPEG, 1024 x 768 (%(default)s)")
     parser.add_argument("--videos", type=int, default=6, help="H.264, 1280 x 720, 30 s at 30 a second (%(default)s)")

@@ -11,10 +11,10 @@ from typing import Any
 import pytest
 import torch
 
-from launch.bench import measure, terms
-from launch.bench.plan import VARIANTS, plan
-from launch.bench.plot import draw
-from launch.bench.targets import COMPUTED, Records, judge
+from bench import measure, terms
+from bench.plan import VARIANTS, plan
+from bench.plot import draw
+from bench.targets import COMPUTED, Records, judge
 
 ROOT = Path(__file__).parents[3]
 ABSENT = ("ray", "vllm", "deepspeed", "hydra", "omegaconf", "pydantic", "wandb", "sklearn", "rich", "matplotlib")
@@ -22,7 +22,7 @@ ABSENT = ("ray", "vllm", "deepspeed", "hydra", "omegaconf", "pydantic", "wandb",
 
 def bench(*arguments: str, path: Path = ROOT) -> subprocess.CompletedProcess[str]:
     environment = {**os.environ, "PYTHONPATH": f"{path}{os.pathsep}{ROOT}"}
-    command = [sys.executable, "-m", "launch.bench.attention", *arguments]
+    command = [sys.executable, "-m", "bench.attention", *arguments]
     return subprocess.run(command, capture_output=True, text=True, timeout=400, cwd=ROOT, env=environment)
 
 
@@ -98,7 +98,7 @@ def test_targets_are_printed_last(quick) -> None:
 def test_a_wrong_argument_is_one_line_and_exit_code_2(
     arguments: list[str], says: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from launch.bench import attention
+    from bench import attention
 
     monkeypatch.setattr(sys, "argv", ["attention", *arguments])
     with pytest.raises(SystemExit) as ended:
