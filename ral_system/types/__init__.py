@@ -1,0 +1,44 @@
+"""The values that cross a process. Frozen, slotted, made of plain Python and numpy: nothing here imports torch.
+
+Token positions: a sequence is `prompt.token_ids + response token_ids`; P prompt tokens, R response tokens, T = P + R.
+"""
+
+from ral_system.types.media import MARKS, MAX_MEDIA, Clip, Media, MediaKind, VideoSampling
+from ral_system.types.plan import Counts, MicroBatch, TrainPlan, UpdatePlan
+from ral_system.types.prompt import Prompt, Sampling, Split
+from ral_system.types.records import AttentionRecord, SampleScores, Scores, TokenRecord, VisualAttention
+from ral_system.types.rollout import Completion, Completions, FinishReason, RewardResult, RewardStatus, Switches
+from ral_system.types.sample import Rollout, Sample
+from ral_system.types.weights import TensorDigest, WeightManifest, Weights
+
+__all__ = [
+    "MARKS",
+    "MAX_MEDIA",
+    "AttentionRecord",
+    "Clip",
+    "Completion",
+    "Completions",
+    "Counts",
+    "FinishReason",
+    "Media",
+    "MediaKind",
+    "MicroBatch",
+    "Prompt",
+    "RewardResult",
+    "RewardStatus",
+    "Rollout",
+    "Sample",
+    "SampleScores",
+    "Sampling",
+    "Scores",
+    "Split",
+    "Switches",
+    "TensorDigest",
+    "TokenRecord",
+    "TrainPlan",
+    "UpdatePlan",
+    "VideoSampling",
+    "VisualAttention",
+    "WeightManifest",
+    "Weights",
+]

@@ -1,0 +1,47 @@
+"""Questions as a model sees them, and how to generate answers."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from ral_system.types.media import Media
+
+Split = Literal["train", "held_out"]
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """A question as the model sees it, with what is needed to judge the answer.
+
+    Example: `Prompt(id="train/17", kind="attribute", question="what colour is the star ?", answer="red",
+    media=(Media(…),), token_ids=(1, 5, 9, 9, 9, …))`
+    """
+
+    id: str
+    kind: str
+    """Question kind, for per-kind tables."""
+    question: str
+    answer: str
+    media: tuple[Media, ...]
+    token_ids: tuple[int, ...]
+    """[P] chat-rendered, with every media placeholder expanded to one token per visual token."""
+    system_tokens: int = 0
+    """Tokens of the system turn, which begins the prompt; a turn that the chat template adds by itself counts."""
+    question_positions: tuple[int, ...] = ()
+    """Tokens of the question's text, in order; media inside it, and the markers around them, are left out."""
+
+
+@dataclass(frozen=True, slots=True)
+class Sampling:
+    """How to generate. `temperature=0` is greedy. `seed` makes a completion a function of prompt, index and weights.
+
+    Example: `Sampling(completions=8, temperature=1.0, max_new_tokens=64, seed=7)`
+    """
+
+    completions: int
+    temperature: float
+    max_new_tokens: int
+    seed: int
+    top_tokens: int = 0
+    """Most likely tokens to report per position, the sampled one among them; 0: the sampled one's log-prob alone."""

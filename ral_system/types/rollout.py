@@ -1,0 +1,84 @@
+"""Completions and the verdicts on them."""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Generator, Mapping
+from dataclasses import dataclass
+
+from ral_system.types.records import TokenRecord
+
+Switches = tuple[tuple[int, int], ...]
+"""Where weights changed while a response was made: (first token, weight version) of every part but the first."""
+
+
+class FinishReason(enum.StrEnum):
+    """Why generation ended."""
+
+    STOP = "stop"
+    LENGTH = "length"
+
+
+@dataclass(frozen=True, slots=True)
+class Completion:
+    """One sampled response, with the rollout policy mu's log-probabilities of its own tokens.
+
+    Example: `Completion(prompt_id="train/17", index=3, token_ids=(7, 21, 2), log_probs=(-0.1, -1.2, -0.01),
+    text="<answer> red </answer>", finish_reason=FinishReason.STOP, weight_version=12)`
+    """
+
+    prompt_id: str
+    index: int
+    """0 … completions-1 within the prompt's group."""
+    token_ids: tuple[int, ...]
+    """[R] including the end-of-turn token when `finish_reason` is stop."""
+    log_probs: tuple[float, ...]
+    """[R] natural log, of the distribution sampled from: temperature applied, banned tokens removed."""
+    text: str
+    finish_reason: FinishReason
+    weight_version: int
+    """Weights that made it, or its first tokens."""
+    top: TokenRecord | None = None
+    """mu's most likely tokens at every position, when `Sampling.top_tokens` asks for them."""
+    switches: Switches = ()
+    """With `rollout.on_new_weights=continue`: where other weights took over."""
+    restarts: int = 0
+    """With `rollout.on_new_weights=discard`: how often it was begun again, in the engine's queue or out of it."""
+    seed: int = 0
+    """Of its own randomness: with the weights, what is needed to make it again."""
+
+    @property
+    def id(self) -> str:
+        """Unique within a step: `<prompt id>#<index>`."""
+        return f"{self.prompt_id}#{self.index}"
+
+
+Completions = Generator[Completion, None, None]
+"""A generation under way: yields what is finished. Closed by whoever stops listening: an engine in the same process is
+then free, an actor's goes on to its end."""
+
+
+class RewardStatus(enum.StrEnum):
+    """Whether a verdict was reached. Only `ok` rewards enter the advantage."""
+
+    OK = "ok"
+    TIMEOUT = "timeout"
+    ERROR = "error"
+
+
+@dataclass(frozen=True, slots=True)
+class RewardResult:
+    """The verdict on one completion.
+
+    Example: `RewardResult(completion_id="train/17#3", parts={"correctness": 1.0, "format": 1.0}, total=1.0,
+    status=RewardStatus.OK)`
+    """
+
+    completion_id: str
+    parts: Mapping[str, float]
+    """Unweighted parts, each in [0, 1] (`visual` in the form `ratio` is not); and `penalty`, taken off as it is."""
+    total: float
+    """Weighted sum of the parts; 0 unless `status` is ok."""
+    status: RewardStatus
+    detail: str = ""
+    """The reason, when `status` is not ok."""
