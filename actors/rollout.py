@@ -26,16 +26,13 @@ class RolloutActor(ActorProcess):
     @watched
     def build(self, config: RunConfig, model_folder: Path, media_folder: Path, rank: int) -> None:
         """Load the model and profile the engine: the slow part of starting."""
-        from ral_system.models.loading import media_token_ids
         from ral_system.rollout.vllm_generator import VllmEngine
 
         device: Device = "cuda" if config.cluster.gpus_per_rollout else "cpu"
-        banned = media_token_ids(model_folder)
         self._engine = VllmEngine(
             model_folder,
             config.rollout,
             node_store(media_folder, config.cluster.media_cache_gib),
-            banned,
             config.seed + rank,
             device,
         )

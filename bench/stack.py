@@ -123,7 +123,7 @@ class _Stack:
                 self._model = Qwen2Model(config)
         finally:
             torch.set_default_dtype(default)
-        self._probe = AttentionProbe(self._model)
+        self._probe = AttentionProbe([layer.self_attn for layer in self._model.layers])
         self._parameters = [p for p in self._model.layers.parameters() if p.requires_grad]
         random = torch.Generator(plan.device).manual_seed(0)
         shape = (1, tokens, plan.hidden)
@@ -135,8 +135,8 @@ class _Stack:
             [random_target(self._rows, tokens, random)], version=0, tokens=tokens, top_k=None, dtype=torch.float32
         )
         self._tokens, self._backend = tokens, backend
-        text = torch.zeros(tokens, dtype=torch.int64, device=plan.device)
-        self._keys = key_provenance(text, system_tokens=1, prompt_tokens=max(1, tokens - plan.rows))
+        text = torch.zeros(tokens, dtype=torch.bool, device=plan.device)
+        self._keys = key_provenance(text, (), system_tokens=1, prompt_tokens=max(1, tokens - plan.rows))
         with torch.no_grad():
             self._attention = self._forward()[1]
 

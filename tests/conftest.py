@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import os
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,10 +29,12 @@ if not Path("/proc/driver/nvidia").exists() and importlib.util.find_spec("triton
 if TYPE_CHECKING:
     from ral_system.config.schema import RunConfig
     from ral_system.media.store import MediaStore
+    from ral_system.training.learner_rank import LearnerRank
     from ral_system.types import Sample
 
 SMALL = {"hidden": 64, "layers": 2, "vision_layers": 1}
 """Two query heads on one key head, two text layers, one vision layer: 0.3 M parameters."""
+ADVANTAGES = (1.0, -0.7, 0.4, -1.3, 0.0, 0.9)
 
 
 @pytest.fixture(scope="session")
@@ -74,11 +77,11 @@ def media(tmp_path_factory: pytest.TempPathFactory) -> MediaStore:
 def draw_samples(tiny_model: Path, media: MediaStore) -> Callable[[int], list[Sample]]:
     """The first n of an endless row of think-and-answer demonstrations, on 2 × 2 to 4 × 4 pictures: lengths differ."""
     from ral_system.data.chat import ChatRenderer
-    from ral_system.models.loading import load_processor
+    from ral_system.models.loading import load_family
     from ral_system.tasks.visual_search import VisualSearch
     from ral_system.types import Sample
 
-    renderer = ChatRenderer(load_processor(tiny_model), "answer")
+    renderer = ChatRenderer(load_family(tiny_model), "answer")
 
     def sample(i: int) -> Sample:
         record = VisualSearch(seed=0, grid=2 + i % 3, objects=4).record("train", i)
@@ -93,6 +96,38 @@ def draw_samples(tiny_model: Path, media: MediaStore) -> Callable[[int], list[Sa
         return Sample(prompt.id, prompt, renderer.response(text))
 
     return lambda count: [sample(i) for i in range(count)]
+
+
+@pytest.fixture(scope="session")
+def rl_samples(
+    tiny_model: Path, media: MediaStore, draw_samples: Callable[[int], list[Sample]], make_config: Callable
+) -> list[Sample]:
+    """Twelve samples with advantages of both signs, and the log-probs that the tiny model gives them."""
+    import torch
+
+    from ral_system.attention.read import AttentionRead
+    from ral_system.data.collate import Collator
+    from ral_system.scoring.build import build_policy
+
+    policy = build_policy(make_config(), tiny_model, torch.device("cpu"), AttentionRead())
+    collate = Collator(policy.family, media)
+    found = []
+    for i, sample in enumerate(draw_samples(12)):
+        with torch.no_grad():
+            log_probs = policy(collate((sample,))).log_probs[0].tolist()
+        found.append(replace(sample, rollout_log_probs=tuple(log_probs), advantage=ADVANTAGES[i % 6]))
+    return found
+
+
+@pytest.fixture(scope="session")
+def start_rank(tiny_model: Path, media: MediaStore) -> Callable[..., LearnerRank]:
+    """A learner of one rank on the tiny model's weights."""
+    from ral_system.training.learner_rank import LearnerRank
+
+    def started(config: RunConfig, stage: str = "rl") -> LearnerRank:
+        return LearnerRank(config, tiny_model, media, rank=0, world_size=1, stage=stage)
+
+    return started
 
 
 @pytest.fixture

@@ -28,6 +28,11 @@ print(json.dumps({"cuda": torch.version.cuda, "gpus": [f"{g.name} {g.total_memor
 # Attributes, since both packages import their parts only when asked for them.
 _TRANSFORMERS = "import transformers; transformers.AutoModelForImageTextToText, transformers.AutoProcessor"
 _VLLM = "import vllm; vllm.LLM"
+_FAMILIES = """
+import json
+from ral_system.families.registry import known_types
+print(json.dumps({"types": known_types()}))
+"""
 _WANDB_MODE = """
 import dataclasses, json
 from ral_system.observability.wandb_sink import resolve_mode
@@ -46,6 +51,7 @@ def check_packages() -> list[Check]:
         _torchvision(),
         *_audio(),
         _required("transformers", _TRANSFORMERS, "pip install 'transformers>=5.10'"),
+        _families(),
         _required("ray", "import ray", "pip install 'ray[default]>=2.50'"),
         _vllm(bool(torch.value.get("gpus"))),
         _required("deepspeed", "import deepspeed", "pip install 'deepspeed>=0.18.4'"),
@@ -117,6 +123,16 @@ def _required(name: str, code: str, install: str) -> Check:
     if loaded.ok:
         return Check(name, Status.OK, version)
     return Check(name, Status.BROKEN, f"{version}: {loaded.error}", f"see: python -c '{code.split(',')[0]}'", BOTH)
+
+
+def _families() -> Check:
+    """Types of models that can be trained; one that a broken package should add is named."""
+    if version_of("transformers") is None or version_of("torch") is None:
+        return Check("models", Status.INFO, "not known without torch and transformers")
+    found = probe(_FAMILIES)
+    if not found.ok:
+        return Check("models", Status.BROKEN, found.error, "correct or uninstall the package that adds the family")
+    return Check("models", Status.OK, ", ".join(found.value["types"]))
 
 
 def _vllm(has_gpu: bool) -> Check:

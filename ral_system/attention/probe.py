@@ -11,7 +11,7 @@ from typing import Any, Literal, cast
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
-from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
+from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
@@ -21,9 +21,6 @@ from ral_system.attention.sequence import LayerAttention
 
 IMPLEMENTATION = "probed_sdpa"
 """Load models with `attn_implementation=IMPLEMENTATION` to make them probeable."""
-
-KNOWN_ATTENTION = ("Qwen2VLAttention", "Qwen2_5_VLAttention", "Qwen3VLTextAttention", "Qwen2Attention")
-"""Attention classes whose interface call is known to pass query and key after rotary embedding."""
 
 _ATTRIBUTE = "_attention_captures"
 
@@ -164,25 +161,25 @@ class Capture:
 
 
 class AttentionProbe:
-    """A probe on some of a model's text layers."""
+    """A probe on some of a model's text layers.
 
-    def __init__(self, model: PreTrainedModel, layers: Literal["last", "all"] | Sequence[int] = "last") -> None:
-        implementation = model.config.get_text_config()._attn_implementation
-        if implementation != IMPLEMENTATION:
-            raise ValueError(f"the model runs attention {implementation!r}; load it with {IMPLEMENTATION!r}")
-        modules = [layer.self_attn for layer in model.get_decoder().layers]
-        indices = {"last": [-1], "all": range(len(modules))}[layers] if isinstance(layers, str) else layers
-        if wrong := [i for i in indices if not -len(modules) <= i < len(modules)]:
-            raise ValueError(f"layers={list(indices)}: the model has {len(modules)} layers, so no layer {wrong[0]}")
-        chosen = sorted(i % len(modules) for i in indices)  # the deepest last, whose rows are looked at
+    `attention` holds the layers' attention modules by depth (`Family.attention_layers`). Raises ValueError for layers
+    that are not there, or that run another attention than `IMPLEMENTATION`.
+    """
+
+    def __init__(self, attention: Sequence[nn.Module], layers: Literal["last", "all"] | Sequence[int] = "last") -> None:
+        count = len(attention)
+        indices = {"last": [-1], "all": range(count)}[layers] if isinstance(layers, str) else layers
+        if wrong := [i for i in indices if not -count <= i < count]:
+            raise ValueError(f"layers={list(indices)}: the model has {count} layers, so no layer {wrong[0]}")
+        chosen = sorted(i % count for i in indices)  # the deepest last, whose rows are looked at
         if len(set(chosen)) < len(chosen):
-            raise ValueError(f"layers={list(indices)} names a layer of the model's {len(modules)} twice")
-        self._layers: list[nn.Module] = [modules[i] for i in chosen]
+            raise ValueError(f"layers={list(indices)} names a layer of the model's {count} twice")
+        self._layers = [attention[i] for i in chosen]
         for layer in self._layers:
-            if type(layer).__name__ not in KNOWN_ATTENTION:
-                raise ValueError(
-                    f"attention probe does not know {type(layer).__name__}; known: {', '.join(KNOWN_ATTENTION)}"
-                )
+            implementation = cast(Any, layer).config._attn_implementation
+            if implementation != IMPLEMENTATION:
+                raise ValueError(f"the model runs attention {implementation!r}; load it with {IMPLEMENTATION!r}")
 
     @contextmanager
     def capture(self, rows: PackedRows | None = None, *, whole: bool = False) -> Iterator[list[Capture]]:

@@ -9,23 +9,17 @@ from dataclasses import dataclass, fields
 import torch
 from torch import Tensor
 
-Grid = tuple[int, int, int]
-"""Frames, rows and columns of visual tokens (patches merged as the language model sees them)."""
+from ral_system.types import Layout
 
 
 class KeyKind(enum.IntEnum):
-    """Kinds of keys. A packed sequence has no padding; PAD is for layouts that do."""
+    """Kinds of keys."""
 
-    PAD = 0
     SYSTEM = 1
     TEXT = 2
     IMAGE = 3
     VIDEO = 4
     GENERATED = 5
-
-
-IMAGE_TYPE, VIDEO_TYPE = 1, 2
-"""transformers' mm_token_type_ids."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,43 +56,46 @@ def concatenate(parts: Sequence[KeyProvenance]) -> KeyProvenance:
 
 
 def key_provenance(
-    token_types: Tensor,
-    *,
-    images: Sequence[Grid] = (),
-    videos: Sequence[Grid] = (),
-    system_tokens: int,
-    prompt_tokens: int,
-    padding: Tensor | None = None,
+    visual: Tensor, layouts: Sequence[Layout], *, system_tokens: int, prompt_tokens: int
 ) -> KeyProvenance:
     """Provenance of one sequence: a system turn, the rest of the prompt with its media, the response.
 
-    `token_types` int [T] are transformers' mm_token_type_ids (0 text, 1 image, 2 video). The visual tokens of each kind
-    follow one another in the order of its grids, frame by frame, row by row, whatever text stands between them.
-    `padding` bool [T] marks tokens that are none. Raises ValueError when the grids do not make as many visual tokens.
+    `visual` bool [T] marks visual tokens; those of the prompt belong to `layouts`, one after the other, whatever text
+    stands between them. Raises ValueError when the layouts do not make as many.
     """
-    positions_T = torch.arange(len(token_types), device=token_types.device)
+    positions_T = torch.arange(len(visual), device=visual.device)
     kind = torch.full_like(positions_T, KeyKind.TEXT)
     kind[:system_tokens] = KeyKind.SYSTEM
     media, frame, row, column = (torch.full_like(positions_T, -1) for _ in range(4))
-    for name, token_type, of_kind, grids in (
-        ("image", IMAGE_TYPE, KeyKind.IMAGE, images),
-        ("video", VIDEO_TYPE, KeyKind.VIDEO, videos),
-    ):
-        at = ((token_types == token_type) & (positions_T < prompt_tokens)).nonzero()[:, 0]
-        expected = sum(frames * height * width for frames, height, width in grids)
-        if len(at) != expected:
-            raise ValueError(f"token_types has {len(at)} {name} tokens, but the grids {list(grids)} make {expected}")
-        kind[at] = of_kind
-        if grids:
-            cells = torch.cat([_cells(index, grid) for index, grid in enumerate(grids)], dim=1).to(at.device)
-            media[at], frame[at], row[at], column[at] = cells
+    at = (visual & (positions_T < prompt_tokens)).nonzero()[:, 0]
+    expected = sum(layout.tokens for layout in layouts)
+    if len(at) != expected:
+        raise ValueError(f"the prompt has {len(at)} visual tokens, but its media make {expected}")
+    if layouts:
+        numbers = [sum(other.kind == layout.kind for other in layouts[:i]) for i, layout in enumerate(layouts)]
+        lengths = torch.tensor([layout.tokens for layout in layouts])
+        kinds = torch.tensor([_KINDS[layout.kind] for layout in layouts])
+        kind[at] = kinds.repeat_interleave(lengths).to(at.device)
+        media[at] = torch.tensor(numbers).repeat_interleave(lengths).to(at.device)
+        frame[at], row[at], column[at] = torch.cat([places(layout) for layout in layouts], dim=1).to(at.device)
     kind[prompt_tokens:] = KeyKind.GENERATED
-    if padding is not None:
-        kind[padding] = KeyKind.PAD
     return KeyProvenance(kind, media, frame, row, column)
 
 
-def _cells(index: int, grid: Grid) -> Tensor:
-    """[4, cells]: media, frame, row and column of every visual token of one image or video, in order."""
-    axes = torch.meshgrid(*(torch.arange(n) for n in grid), indexing="ij")
-    return torch.stack([torch.full(grid, index), *axes]).flatten(1)
+def places(layout: Layout) -> Tensor:
+    """Frame, row and column of every visual token of a medium, in order: int64 [3, tokens].
+
+    The token that ends a line has row and column -1.
+    """
+    views = layout.views
+    tokens = torch.tensor([view.tokens for view in views])
+    width = torch.tensor([view.columns + view.line_end for view in views]).repeat_interleave(tokens)
+    columns = torch.tensor([view.columns for view in views]).repeat_interleave(tokens)
+    frame = torch.tensor([view.frame for view in views]).repeat_interleave(tokens)
+    within = torch.arange(len(width)) - (tokens.cumsum(0) - tokens).repeat_interleave(tokens)
+    row, column = within // width, within % width
+    ends = column == columns
+    return torch.stack([frame, row.masked_fill(ends, -1), column.masked_fill(ends, -1)])
+
+
+_KINDS = {"image": KeyKind.IMAGE, "video": KeyKind.VIDEO}

@@ -10,7 +10,6 @@ import torch
 from ral_system.config.schema import RunConfig, Stage, TeacherRole
 from ral_system.media.store import MediaStore, node_store
 from ral_system.models.folders import local_model_folder
-from ral_system.models.loading import media_token_ids
 from ral_system.protocols import Ref
 from ral_system.rewards.pool import RewardPool
 from ral_system.rollout.hf_generator import HfEngine
@@ -38,9 +37,7 @@ class InProcessRoles:
         media = node_store(run_folder / "media", config.cluster.media_cache_gib)
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.rewarder = RewardPool(config.reward, config.algorithm.response_format)
-        self.generator = _Generator(
-            HfEngine(model_folder, config.rollout, media, media_token_ids(model_folder), config.seed, device.type)
-        )
+        self.generator = _Generator(HfEngine(model_folder, config.rollout, media, config.seed, device.type))
         self.learner = _Learner(LearnerRank(config, model_folder, media, rank=0, world_size=1, stage=stage))
         needs_reference = stage == "rl" and config.needs_reference
         self.reference = _Scorer(FrozenScorer(config, model_folder, media)) if needs_reference else None

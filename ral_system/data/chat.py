@@ -7,7 +7,7 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
-from ral_system.data.visual_tokens import VisualTokens
+from ral_system.families.family import Family
 from ral_system.types import MARKS, MAX_MEDIA, Media, Prompt
 
 _MARK = re.compile("(" + "|".join(MARKS) + ")")
@@ -16,16 +16,14 @@ _STAND_IN = "\ue000"
 
 
 class ChatRenderer:
-    """Renders conversations with a model's own processor. Media placeholders are expanded here and nowhere else.
+    """Renders conversations with a model's own chat template. Media placeholders are expanded here and nowhere else.
 
-    `processor` is a Hugging Face processor with a chat template, an image processor and a tokenizer. An empty
-    `system_prompt` sends no system turn.
+    An empty `system_prompt` sends no system turn.
     """
 
-    def __init__(self, processor: Any, system_prompt: str) -> None:
-        self._processor = processor
-        self._tokenizer = processor.tokenizer
-        self._visual = VisualTokens(processor)
+    def __init__(self, family: Family, system_prompt: str) -> None:
+        self.family = family
+        self._processor, self._tokenizer = family.processor, family.tokenizer
         self._system_prompt = system_prompt
 
     def prompt(self, *, id: str, kind: str, question: str, answer: str, media: Sequence[Media]) -> Prompt:
@@ -52,32 +50,38 @@ class ChatRenderer:
         ]
         messages = [*self._system_turn(), {"role": "user", "content": content}]
         rendered = self._processor.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
-        expanded, spans = self._expanded(rendered, texts, media)
+        unexpanded, expanded, spans = self._filled(rendered, texts, media)
         encoded = self._tokenizer(expanded, add_special_tokens=False, return_offsets_mapping=True)
-        if problem := self._visual.problem(encoded["input_ids"], media):
+        if problem := self.family.problem(encoded["input_ids"], media):
             raise ValueError(f"prompt {id} {problem}; the chat template and the processor do not fit each other")
         in_text = _inside(spans, encoded["offset_mapping"])
         token_ids = tuple(encoded["input_ids"])
-        return Prompt(id, kind, question, answer, tuple(media), token_ids, self._system_tokens, in_text)
+        engine_ids = tuple(self._tokenizer(unexpanded, add_special_tokens=False)["input_ids"])
+        return Prompt(id, kind, question, answer, tuple(media), token_ids, engine_ids, self._system_tokens, in_text)
 
-    def _expanded(
+    def _filled(
         self, rendered: str, texts: Sequence[str], media: Sequence[Media]
-    ) -> tuple[str, list[tuple[int, int]]]:
-        """The text with everything in its place, and the first and end character of each piece of the question."""
-        placeholders = (self._processor.image_token, self._processor.video_token)
+    ) -> tuple[str, str, list[tuple[int, int]]]:
+        """The text with a placeholder for each medium; the text with the media expanded; in that, the first and end
+        character of each piece of the question.
+        """
+        placeholders = tuple(self.family.placeholders.values())
         next_text, next_medium = iter(texts), iter(media)
-        expanded, spans = "", []
+        unexpanded, expanded, spans = "", "", []
         for part in re.split(f"({'|'.join(map(re.escape, placeholders))}|{_STAND_IN})", rendered):
             if part in placeholders:
-                expanded += part * self._visual.count(next(next_medium))
+                unexpanded += part
+                expanded += self.family.expanded(next(next_medium))
             elif part == _STAND_IN:
                 text = next(next_text)
                 if text.strip():
                     spans.append((len(expanded), len(expanded) + len(text)))
+                unexpanded += text
                 expanded += text
             else:
+                unexpanded += part
                 expanded += part
-        return expanded, spans
+        return unexpanded, expanded, spans
 
     @functools.cached_property
     def _special_tokens(self) -> tuple[str, ...]:

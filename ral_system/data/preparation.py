@@ -21,11 +21,11 @@ from typing import Any, Literal
 
 from ral_system.config.schema import ColumnsConfig, FilesConfig, SourceConfig
 from ral_system.data.chat import ChatRenderer
-from ral_system.data.pixel_budget import PixelBudget, sized
 from ral_system.data.sources.files import read_rows
 from ral_system.data.sources.hub import located, source_survey
 from ral_system.data.sources.questions import Question, given_id, listed, read_question
 from ral_system.errors import DataError
+from ral_system.families.family import PixelBudget, sized
 from ral_system.media.decoders import Decoders
 from ral_system.media.store import MediaStore
 from ral_system.observability.jsonl import JsonLines, read_objects
@@ -194,7 +194,7 @@ class Preparation:
         with (
             closing(JsonLines(self._folder / QUESTIONS_FILE)) as self._questions,
             closing(JsonLines(self._folder / QUARANTINE_FILE)) as self._quarantine,
-            decoders_of(self._config, self._store) as decoders,
+            decoders_of(self._config, self._store, self._renderer.family.frames_per_view) as decoders,
         ):
             for name, source in self._config.sources.items():
                 rows = self._rows(name, source, settled[name])
@@ -373,9 +373,9 @@ def _printable(text: str) -> str:
     return "".join(each if each.isprintable() else repr(each)[1:-1] for each in line)
 
 
-def decoders_of(config: FilesConfig, store: MediaStore) -> Decoders:
-    """Processes that decode as `config` says."""
-    sampling = VideoSampling(config.video.fps, config.video.max_frames, config.video.min_frames)
+def decoders_of(config: FilesConfig, store: MediaStore, frames_per_view: int) -> Decoders:
+    """Processes that decode as `config` says; a video has a multiple of `frames_per_view` frames."""
+    sampling = VideoSampling(config.video.fps, config.video.max_frames, config.video.min_frames, frames_per_view)
     return Decoders(store, sampling, workers=config.workers, timeout_s=config.timeout_s)
 
 

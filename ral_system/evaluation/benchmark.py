@@ -8,10 +8,10 @@ from dataclasses import dataclass, replace
 
 from ral_system.benchmarks.item import BadItem, Benchmark, Item, MediaFile, Scored
 from ral_system.data.chat import ChatRenderer
-from ral_system.data.pixel_budget import PixelBudget, sized
 from ral_system.data.preparation import kind_of_reason
 from ral_system.errors import DataError
 from ral_system.evaluation.intervals import Resampled, bootstrap, grouped, unit_of
+from ral_system.families.family import PixelBudget, sized
 from ral_system.media.decoders import Decoders
 from ral_system.media.encoded import EncodedMedia
 from ral_system.rewards.format import extract_answer

@@ -133,24 +133,26 @@ def _of_benchmark(config: RunConfig, subject: Subject, label: str) -> Questions:
     from ral_system.benchmarks.registry import read_items
     from ral_system.benchmarks.selection import select
     from ral_system.data.chat import ChatRenderer
-    from ral_system.data.pixel_budget import pixel_budgets
     from ral_system.data.preparation import decoders_of
     from ral_system.evaluation.benchmark import ask, most_often
-    from ral_system.models.loading import load_processor
+    from ral_system.models.loading import load_family
     from ral_system.observability.progress import StageProgress
 
     chosen, data, folder = config.evaluation.benchmark, config.data, subject.folder
     assert chosen.name is not None and chosen.folder is not None and isinstance(data, FilesConfig)
-    name, files, processor = chosen.name, Path(chosen.folder), load_processor(subject.model)
+    name, files, family = chosen.name, Path(chosen.folder), load_family(subject.model)
     selection = select(read_items(name, files), chosen.limit)
     total = len(selection.places)
     room = config.rollout.max_model_len - config.rollout.max_new_tokens
-    with decoders_of(data, subject.media) as decoders, StageProgress(f"{name} {label}".strip(), total) as progress:
+    with (
+        decoders_of(data, subject.media, family.frames_per_view) as decoders,
+        StageProgress(f"{name} {label}".strip(), total) as progress,
+    ):
         found, bad = ask(
             selection.of(read_items(name, files)),
             decoders,
-            ChatRenderer(processor, data.system_prompt),
-            pixel_budgets(processor, data),
+            ChatRenderer(family, data.system_prompt),
+            family.pixel_budgets(data),
             room,
             lambda done: progress.update(done, {}),
         )

@@ -75,24 +75,19 @@ def configured_intervention(config: RunConfig) -> Intervention:
 def _hf_engine(config: RunConfig, model: Path, media: MediaStore, intervention: Intervention | None = None) -> HfEngine:
     import torch
 
-    from ral_system.models.loading import media_token_ids
     from ral_system.rollout.hf_generator import HfEngine
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    banned = media_token_ids(model)
-    return HfEngine(model, config.rollout, media, banned, config.seed, device, intervention)
+    return HfEngine(model, config.rollout, media, config.seed, device, intervention)
 
 
 def _vllm_engine(config: RunConfig, model: Path, media: MediaStore) -> VllmEngine:
     import torch
 
-    from ral_system.models.loading import media_token_ids
-
     device: Device = "cuda" if torch.cuda.is_available() else "cpu"
-    banned = media_token_ids(model)
     from ral_system.rollout.vllm_environment import vllm_environment
 
     os.environ.update(vllm_environment(config.rollout, config.cluster.threads_per_process, device))
     from ral_system.rollout.vllm_generator import VllmEngine
 
-    return VllmEngine(model, config.rollout, media, banned, config.seed, device)
+    return VllmEngine(model, config.rollout, media, config.seed, device)

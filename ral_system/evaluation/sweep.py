@@ -16,7 +16,7 @@ from ral_system.evaluation.subject import Subject
 from ral_system.types import Prompt
 
 if TYPE_CHECKING:
-    from ral_system.data.visual_tokens import VisualTokens
+    from ral_system.families.family import Family
 
 Point = tuple[str, int]
 """A model's name and a value of the axis."""
@@ -43,8 +43,7 @@ def sweep(config: RunConfig, folder: Path) -> None:
     """Evaluate every model at every value, on the questions that all of them can be asked at all values; a table,
     `sweep.json` and `sweep.svg` in the run folder.
     """
-    from ral_system.data.visual_tokens import VisualTokens
-    from ral_system.models.loading import load_processor
+    from ral_system.models.loading import load_family
     from ral_system.observability.jsonl import write_atomically
 
     axis = config.sweep.axis
@@ -52,12 +51,12 @@ def sweep(config: RunConfig, folder: Path) -> None:
     values = sorted(config.sweep.values)
     models = config.sweep.models or {"model": str(config.start_model)}
     subjects = {name: Subject.of(config, model, folder) for name, model in models.items()}  # one engine for all values
-    visual = {name: VisualTokens(load_processor(subject.model)) for name, subject in subjects.items()}
-    points = {(name, value): at(config, value, visual[name]) for name in subjects for value in values}
+    families = {name: load_family(subject.model) for name, subject in subjects.items()}
+    points = {(name, value): at(config, value, families[name]) for name in subjects for value in values}
     questions = {(name, value): asked(c, subjects[name], f"{name} at {value}") for (name, value), c in points.items()}
     write_quarantine(folder, {f"{name} at {value}": q.bad for (name, value), q in questions.items()})
     questions = in_common(questions)
-    seen = {point: mean_seen(axis, visual[point[0]], q.prompts) for point, q in questions.items()}
+    seen = {point: mean_seen(axis, families[point[0]], q.prompts) for point, q in questions.items()}
     found: dict[Point, Figures] = {}
     for name, subject in subjects.items():
         for value in values:
@@ -114,7 +113,7 @@ def gains_over_first(found: Mapping[Point, Figures]) -> dict[Point, Gain]:
     return gains
 
 
-def mean_seen(axis: SweepAxis, visual: VisualTokens, prompts: Sequence[Prompt]) -> float:
+def mean_seen(axis: SweepAxis, family: Family, prompts: Sequence[Prompt]) -> float:
     """What models are given: visual tokens per picture, or frames per video; a value of the axis is the most of it.
 
     Raises ConfigError where there is neither.
@@ -123,10 +122,10 @@ def mean_seen(axis: SweepAxis, visual: VisualTokens, prompts: Sequence[Prompt]) 
     media = [medium for prompt in prompts for medium in prompt.media if medium.kind == kind]
     if not media:
         raise ConfigError(f"sweep.axis={axis}: the questions are about no {kind}; choose the other axis")
-    return sum(medium.frames if axis == "frames" else visual.count(medium) for medium in media) / len(media)
+    return sum(medium.frames if axis == "frames" else family.tokens(medium) for medium in media) / len(media)
 
 
-def at(config: RunConfig, value: int, visual: VisualTokens) -> RunConfig:
+def at(config: RunConfig, value: int, family: Family) -> RunConfig:
     """The configuration at one value of the axis. Raises ConfigError for one outside what `data` or the model allow."""
     data: Any = config.data
     changed: Any
@@ -138,10 +137,11 @@ def at(config: RunConfig, value: int, visual: VisualTokens) -> RunConfig:
         video = {"max_frames": value, "min_frames": min(data.video.min_frames, value)}
         changed = data.model_copy(update={"video": data.video.model_copy(update=video)})
     else:
-        most, least = value * visual.token_pixels, data.image.min_pixels or visual.least_pixels
-        if not least <= most <= visual.most_pixels:
+        smallest, largest = family.picture_bounds
+        most, least = value * family.pixels_per_token, data.image.min_pixels or smallest
+        if not least <= most <= largest:
             raise ConfigError(
-                f"sweep.values={value} is {most} pixels; a picture has {least} to {visual.most_pixels}, by "
+                f"sweep.values={value} is {most} pixels; a picture has {least} to {largest}, by "
                 "data.image.min_pixels and the model's processor"
             )
         changed = data.model_copy(update={"image": data.image.model_copy(update={"max_pixels": most})})

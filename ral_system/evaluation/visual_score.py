@@ -7,12 +7,13 @@ from pathlib import Path
 
 import torch
 
+from ral_system.attention.read import QUESTION_AT_ALL_LAYERS
 from ral_system.attention.visual_score import VisualScore, mean_score, visual_score
 from ral_system.config.schema import Dtype
 from ral_system.data.collate import Collator
 from ral_system.errors import ConfigError
 from ral_system.media.store import MediaStore
-from ral_system.models.loading import load_model, load_processor
+from ral_system.models.loading import load_family, load_model
 from ral_system.models.policy import PolicyModel
 from ral_system.types import Prompt, Sample
 
@@ -27,17 +28,16 @@ def measure_visual_score(
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     model = load_model(model_folder, dtype=dtype, device=device)
     try:
-        policy = PolicyModel(model, temperature=1.0, banned_token_ids=(), layers="all").to(device)
+        policy = PolicyModel(model, load_family(model_folder), temperature=1.0).to(device)
     except ValueError as error:
         raise ConfigError(f"model {model_folder}: {error}; set evaluation.attention_questions=0") from error
-    collate = Collator(load_processor(model_folder), media, rows="instruction")
+    collate = Collator(policy.family, media)
     scores = []
     for start in range(0, len(prompts), batch):
         samples = tuple(Sample(prompt.id, prompt, ()) for prompt in prompts[start : start + batch])
         tensors = collate(samples).to(device)
         with torch.no_grad():
-            attention = policy(tensors, with_attention=True).attention
-        assert attention is not None
+            attention = policy(tensors, [QUESTION_AT_ALL_LAYERS]).attention[QUESTION_AT_ALL_LAYERS]
         parts = zip(attention, tensors.keys.split(tensors.lengths), strict=True)
         scores += [score for rows, keys in parts if (score := visual_score(rows, keys)) is not None]
     return mean_score(scores) if scores else None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -17,12 +18,14 @@ from transformers import (
     GenerationConfig,
     PreTrainedModel,
 )
-from transformers.utils import GENERATION_CONFIG_NAME
+from transformers.utils import CONFIG_NAME, GENERATION_CONFIG_NAME
 from transformers.utils import logging as transformers_logging
 
 from ral_system.attention.probe import IMPLEMENTATION
 from ral_system.config.schema import Dtype
 from ral_system.errors import SetupError
+from ral_system.families.family import Family
+from ral_system.families.registry import family_of
 from ral_system.models.folders import check_model_folder
 
 transformers_logging.disable_progress_bar()
@@ -59,20 +62,24 @@ def save_model(
         (folder / GENERATION_CONFIG_NAME).unlink()
 
 
-def load_processor(folder: Path) -> Any:
-    """The processor (tokenizer, image processor, chat template) of a model. Raises SetupError."""
+def load_family(folder: Path) -> Family:
+    """The family of a model folder, with its configuration and processor (tokenizer, image processor, chat template).
+
+    Raises SetupError, also for a family that is not known.
+    """
     check_model_folder(folder)
+    family = family_of(_model_type(folder), folder)
     try:
-        return AutoProcessor.from_pretrained(folder)
+        return family(AutoConfig.from_pretrained(folder), AutoProcessor.from_pretrained(folder))
     except (OSError, ValueError) as error:
         raise SetupError(f"cannot load a processor from {folder}: {_first_line(error)}") from error
 
 
-def media_token_ids(folder: Path) -> tuple[int, ...]:
-    """Ids that stand for media in a prompt and that a policy must never emit."""
-    config = AutoConfig.from_pretrained(folder)
-    names = ("image_token_id", "video_token_id", "vision_start_token_id", "vision_end_token_id")
-    return tuple(sorted({getattr(config, name) for name in names if getattr(config, name, None) is not None}))
+def _model_type(folder: Path) -> str:
+    try:
+        return str(json.loads((folder / CONFIG_NAME).read_text(encoding="utf-8"))["model_type"])
+    except (OSError, ValueError, KeyError) as error:
+        raise SetupError(f"model folder {folder}: {CONFIG_NAME} names no model_type; copy it again") from error
 
 
 def _first_line(error: Exception) -> str:

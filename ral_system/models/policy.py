@@ -2,25 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
-from typing import Literal, TypedDict
 
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from ral_system.algorithms.log_probs import entropy, sampling_log_softmax
-from ral_system.attention.divergence import Backend
 from ral_system.attention.intervention import Intervention, Steering
-from ral_system.attention.policy import Heads
 from ral_system.attention.probe import AttentionProbe, Capture, PackedRows
 from ral_system.attention.provenance import KeyKind
+from ral_system.attention.read import AttentionRead
+from ral_system.attention.selection import select_keys
 from ral_system.attention.sequence import SequenceAttention
 from ral_system.data.collate import TensorBatch
-from ral_system.models.positions import rope_positions, tokens_per_second
-from ral_system.models.vision import encoded_media
+from ral_system.families.family import Family
 
 
 @dataclass(frozen=True)  # without slots: ZeRO-3 looks for tensors in __dict__
@@ -33,69 +31,53 @@ class PolicyOutput:
     """float32 [B, R], detached; 0 where padded."""
     top1: Tensor
     """bool [B, R]: the response token is the most likely one."""
-    attention: list[SequenceAttention] | None
-    """Per sequence, the rows that attention policies are read from (Eq 2), or None when not asked for."""
+    attention: Mapping[AttentionRead, tuple[SequenceAttention, ...]]
+    """For each read, the rows of every sequence that it asked for (Eq 2)."""
     log_softmax: Tensor
     """float32 [N, V] of the distributions that the N response tokens, sequence by sequence, were drawn from."""
     probed: list[Tensor] = field(default_factory=list)
-    """Queries and keys of the probed layers, of all sequences together; none when not asked for."""
-    response_attention: list[SequenceAttention] | None = None
-    """Per sequence, the rows of its response at every layer, mean over heads, all keys; None when not asked for."""
-
-
-class MoreOutputs(TypedDict, total=False):
-    """What `PolicyModel` computes on request."""
-
-    with_probed: bool
-    with_response_attention: bool
+    """Queries and keys, of all sequences together, at the layers of reads with `whole`."""
 
 
 class PolicyModel(nn.Module):
-    """Wraps a transformers vision-language model. Parameter names gain the prefix `model.`."""
+    """Wraps a transformers vision-language model. Parameter names gain the prefix `model.`.
+
+    Tokens that the family bans carry no probability. Raises ValueError for a model that cannot be probed, or for an
+    intervention on layers or heads that it does not have.
+    """
 
     banned_token_ids: Tensor
 
     def __init__(
-        self,
-        model: PreTrainedModel,
-        *,
-        temperature: float,
-        banned_token_ids: tuple[int, ...],
-        layers: Literal["last", "all"] | Sequence[int] = "last",
-        heads: Heads = "mean",
-        backend: Backend = "auto",
-        intervention: Intervention | None = None,
+        self, model: PreTrainedModel, family: Family, *, temperature: float, intervention: Intervention | None = None
     ) -> None:
         super().__init__()
         self.model = model
-        self._probe, self._every_layer = AttentionProbe(model, layers), AttentionProbe(model, "all")
+        self.family = family
+        self._layers = family.attention_layers(model)
         self._temperature = temperature
-        self._heads, self._backend = heads, backend
         self._intervention = intervention if intervention is not None and intervention.active else None
         if self._intervention is not None:
             text = model.config.get_text_config()
             self._intervention.check_model(text.num_hidden_layers, text.num_attention_heads)
-        self.register_buffer("banned_token_ids", torch.tensor(banned_token_ids, dtype=torch.int64), persistent=False)
+        self.register_buffer("banned_token_ids", torch.tensor(family.banned_ids, dtype=torch.int64), persistent=False)
 
-    def forward(
-        self,
-        batch: TensorBatch,
-        *,
-        with_attention: bool,
-        with_probed: bool = False,
-        with_response_attention: bool = False,
-    ) -> PolicyOutput:
+    def check(self, read: AttentionRead) -> None:
+        """Raise ValueError for a read of layers that the model does not have."""
+        AttentionProbe(self._layers, read.layers)
+
+    def forward(self, batch: TensorBatch, reads: Sequence[AttentionRead] = ()) -> PolicyOutput:
         """One pass over a micro-batch; logits are made for response positions only."""
-        rows = PackedRows(batch.lengths, batch.attention_rows) if with_attention else None
-        response_rows = _response_rows(batch) if with_response_attention else None
+        rows = {read: PackedRows(batch.lengths, batch.rows[read.rows]) for read in reads}
         with ExitStack() as probes:
-            captures = probes.enter_context(self._probe.capture(rows, whole=with_probed))
-            if response_rows:
-                response_captures = probes.enter_context(self._every_layer.capture(response_rows))
+            captures = {
+                read: probes.enter_context(AttentionProbe(self._layers, read.layers).capture(at, whole=read.whole))
+                for read, at in rows.items()
+            }
             hidden_TE = self.model.model(
                 input_ids=batch.input_ids[None],
                 position_ids=self._position_ids(batch),
-                **encoded_media(self.model.model, batch.features),
+                **self.family.encode(self.model.model, batch.features),
                 segment_lengths=batch.lengths,
                 use_cache=False,
                 **self._steering(batch),
@@ -117,23 +99,15 @@ class PolicyModel(nn.Module):
             entropy=torch.zeros(mask_BR.shape, device=mask_BR.device).masked_scatter(mask_BR, entropy_N),
             log_softmax=log_softmax_NV,
             top1=torch.zeros_like(mask_BR).masked_scatter(mask_BR, top1_N),
-            attention=self._attention(captures, rows, batch.key_masks, self._heads) if rows else None,
-            probed=[t for c in captures for t in (c.query, c.key) if t is not None] if with_probed else [],
-            response_attention=(
-                self._attention(response_captures, response_rows, [None] * len(batch.lengths), "mean")
-                if response_rows
-                else None
-            ),
+            attention={read: _attention(read, captures[read], at, batch) for read, at in rows.items()},
+            probed=[
+                tensor
+                for read, of_read in captures.items()
+                for capture in of_read
+                for tensor in (capture.query, capture.key)
+                if read.whole and tensor is not None
+            ],
         )
-
-    def _attention(
-        self, captures: list[Capture], rows: PackedRows, key_masks: Sequence[Tensor | None], heads: Heads
-    ) -> list[SequenceAttention]:
-        by_sequence = zip(*(capture.sequences() for capture in captures), strict=True)
-        return [
-            SequenceAttention(layers, at, key_mask, heads, self._backend)
-            for layers, at, key_mask in zip(by_sequence, rows.positions, key_masks, strict=True)
-        ]
 
     def _steering(self, batch: TensorBatch) -> dict[str, Steering]:
         if self._intervention is None:
@@ -143,19 +117,21 @@ class PolicyModel(nn.Module):
         return {"steering": self._intervention.on(visual_1T, kind_1T == KeyKind.SYSTEM)}
 
     def _position_ids(self, batch: TensorBatch) -> Tensor:
-        """Rotary positions (time, height, width) of every token, from 0 in each sequence: int64 [3, 1, T]."""
-        per_second = tokens_per_second(self.model.config)
+        """Rotary positions of every token, from 0 in each sequence: int64 [3, 1, T], or [1, T] with one axis."""
+        visual_T = self.family.visual(batch.input_ids).cpu()
         positions = [
-            rope_positions(types_T, images, videos, tokens_per_second=per_second)
-            for types_T, images, videos in zip(
-                batch.token_types.cpu().split(batch.lengths), batch.images, batch.videos, strict=True
-            )
+            self.family.positions(visual, layouts)
+            for visual, layouts in zip(visual_T.split(batch.lengths), batch.layouts, strict=True)
         ]
-        return torch.cat(positions, dim=-1)[:, None].to(batch.input_ids.device)
+        together = torch.cat(positions, dim=-1).to(batch.input_ids.device)
+        return together[:, None] if len(together) > 1 else together
 
 
-def _response_rows(batch: TensorBatch) -> PackedRows:
-    prompts = batch.prompt_lengths.tolist()
-    device = batch.input_ids.device
-    rows = tuple(torch.arange(p, t, device=device) for p, t in zip(prompts, batch.lengths, strict=True))
-    return PackedRows(batch.lengths, rows)
+def _attention(
+    read: AttentionRead, captures: Sequence[Capture], rows: PackedRows, batch: TensorBatch
+) -> tuple[SequenceAttention, ...]:
+    by_sequence = zip(*(capture.sequences() for capture in captures), strict=True)
+    return tuple(
+        SequenceAttention(layers, at, select_keys(read.keys, keys), read.heads, read.backend)
+        for layers, at, keys in zip(by_sequence, rows.positions, batch.keys.split(batch.lengths), strict=True)
+    )

@@ -7,7 +7,6 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from itertools import groupby
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -17,10 +16,10 @@ from ral_system.data.chat import ChatRenderer
 from ral_system.data.file_prompts import FilePrompts
 from ral_system.data.preparation import QUARANTINE_FILE, PreparedQuestion, kind_of_reason, read_prepared
 from ral_system.data.prompts import Prompts
-from ral_system.data.visual_tokens import VisualTokens
 from ral_system.errors import DataError
+from ral_system.families.family import Family
 from ral_system.media.store import MediaStore
-from ral_system.models.loading import load_processor
+from ral_system.models.loading import load_family
 from ral_system.observability.jsonl import read_objects
 from ral_system.report.preview_page import (
     Drawn,
@@ -55,15 +54,15 @@ def preview_data(
     With it, the error of a preparation with too many broken rows. Without a question to train on or to hold out the
     preview alone says why no run can use the data. Raises DataError where nothing was read.
     """
-    processor, data = load_processor(model), config.data
+    family, data = load_family(model), config.data
     origin = Origin(config.name, command, config.start_model or config.model.path or "a tiny model")
     error = None
     if isinstance(data, FilesConfig):
-        preview, error = _of_files(config, data, processor, runs, origin)
+        preview, error = _of_files(config, data, family, runs, origin)
     else:
-        preview = _of_generated(config, data, processor, scratch, origin)
+        preview = _of_generated(config, data, family, scratch, origin)
     shown = [*preview.train, *preview.held_out]
-    return replace(preview, warnings=_unknown_words(shown, processor.tokenizer.unk_token)), error
+    return replace(preview, warnings=_unknown_words(shown, family.tokenizer.unk_token)), error
 
 
 def _unknown_words(rows: Sequence[ShownRow], unknown: str | None) -> list[str]:
@@ -83,9 +82,9 @@ def _unknown_words(rows: Sequence[ShownRow], unknown: str | None) -> list[str]:
 
 
 def _of_generated(
-    config: RunConfig, data: VisualSearchConfig | VideoSearchConfig, processor: Any, scratch: Path, origin: Origin
+    config: RunConfig, data: VisualSearchConfig | VideoSearchConfig, family: Family, scratch: Path, origin: Origin
 ) -> Preview:
-    store, renderer = MediaStore(scratch), ChatRenderer(processor, data.system_prompt)
+    store, renderer = MediaStore(scratch), ChatRenderer(family, data.system_prompt)
     response_format = config.algorithm.response_format
     source: VisualSearchRecords | VideoSearchRecords
     prompts: Prompts
@@ -95,7 +94,7 @@ def _of_generated(
     else:
         source = VisualSearchRecords(data)
         prompts = VisualSearchPrompts(data, renderer, store, format=response_format)
-    look = _Look(processor, store)
+    look = _Look(family, store)
     totals: dict[Split, int] = {"train": data.train_records, "held_out": config.evaluation.questions}
     rows = {
         split: [
@@ -119,13 +118,13 @@ def _of_generated(
 
 
 def _of_files(
-    config: RunConfig, data: FilesConfig, processor: Any, runs: Path, origin: Origin
+    config: RunConfig, data: FilesConfig, family: Family, runs: Path, origin: Origin
 ) -> tuple[Preview, DataError | None]:
-    folder = prepared_folder(config, data, processor, runs)
-    look, renderer = _Look(processor, MediaStore(folder / "media")), ChatRenderer(processor, data.system_prompt)
+    folder = prepared_folder(config, data, family, runs)
+    look, renderer = _Look(family, MediaStore(folder / "media")), ChatRenderer(family, data.system_prompt)
     prompts, error = None, None
     try:
-        prepare_files(config, data, processor, runs)
+        prepare_files(config, data, family, runs)
     except DataError as refusal:
         error = refusal
     kept, left = read_prepared(folder), [LeftOut(**line) for line in read_objects(folder / QUARANTINE_FILE)]
@@ -147,7 +146,7 @@ def _of_files(
             asked = [prompts.question(split, i) for i in range(len(rows))]
         return [look.row(prompt, by_id[prompt.id.partition("@")[0]].thought) for prompt in asked]
 
-    figures = _figures(config, data, kept, left, look.visual, absent_columns(folder))
+    figures = _figures(config, data, kept, left, look.family, absent_columns(folder))
     shown = Preview(origin, str(folder), figures, first("train"), first("held_out"), left[: count["train"]], why)
     return shown, error
 
@@ -166,7 +165,7 @@ def _figures(
     data: FilesConfig,
     kept: Sequence[PreparedQuestion],
     left: Sequence[LeftOut],
-    visual: VisualTokens,
+    family: Family,
     absent: Sequence[str],
 ) -> Figures:
     splits = Counter(row.split for row in kept)
@@ -180,7 +179,7 @@ def _figures(
         left_out=dict(Counter(row.cause for row in left).most_common()),
         reasons=[Reason(kind, count, examples[kind]) for kind, count in most],
         tokens=_spread([row.tokens for row in kept]),
-        visual_tokens=_spread([sum(map(visual.count, row.media)) for row in kept]),
+        visual_tokens=_spread([sum(map(family.tokens, row.media)) for row in kept]),
         counted="all questions in use",
         judged=_judged(config.reward, kept),
         drawn=_drawn(data, kept) if len(data.sources) > 1 else (),
@@ -213,8 +212,8 @@ def _spread(counts: Sequence[int]) -> Spread | None:
 class _Look:
     """Prompts as one processor's model reads them, with their media."""
 
-    def __init__(self, processor: Any, store: MediaStore) -> None:
-        self.visual, self._store, self._tokenizer = VisualTokens(processor), store, processor.tokenizer
+    def __init__(self, family: Family, store: MediaStore) -> None:
+        self.family, self._store, self._tokenizer = family, store, family.tokenizer
         added = self._tokenizer.added_tokens_decoder.items()
         self._special = {*self._tokenizer.all_special_ids, *(token for token, what in added if what.special)}
 
@@ -227,7 +226,7 @@ class _Look:
             ids = list(run)
             if token is None:
                 yield Piece("text", self._decoded(ids), len(ids))
-            elif token in self.visual.ids.values():
+            elif token in self.family.visual_ids.values():
                 yield Piece("media", self._decoded([token]), len(ids))
             else:
                 yield from [Piece("special", self._decoded([token]), 1)] * len(ids)
@@ -237,7 +236,11 @@ class _Look:
         return text
 
     def _medium(self, medium: Media) -> ShownMedium:
-        size, grid, frames = (medium.width_px, medium.height_px), self.visual.grid(medium), self._store.frames(medium)
+        size, grid, frames = (
+            (medium.width_px, medium.height_px),
+            self.family.layout(medium).grid,
+            self._store.frames(medium),
+        )
         if medium.clip is None:
             return ShownMedium("image", size, grid, [Image.fromarray(frames[0])])
         at = np.linspace(0, len(frames) - 1, min(len(frames), SHOWN_FRAMES)).round().astype(int).tolist()

@@ -5,14 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Collection, Sequence
 
-from ral_system.data.visual_tokens import VisualTokens
 from ral_system.errors import DataError, GateError, MediaTokenError, PromptIdError
+from ral_system.families.family import Family
 from ral_system.types import Completion, FinishReason, Prompt
 
 
-def check_media_tokens(prompt: Prompt, visual: VisualTokens) -> None:
+def check_media_tokens(prompt: Prompt, family: Family) -> None:
     """Every run of media tokens must be as long as its picture or video has visual tokens, in their order."""
-    if problem := visual.problem(prompt.token_ids, prompt.media):
+    if problem := family.problem(prompt.token_ids, prompt.media):
         raise PromptIdError(f"prompt {prompt.id} {problem}")
 
 

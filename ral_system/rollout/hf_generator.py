@@ -8,23 +8,22 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ral_system.algorithms.distillation import top_tokens
 from ral_system.algorithms.log_probs import sampling_log_softmax
 from ral_system.attention.intervention import Intervention
 from ral_system.config.schema import RolloutConfig
 from ral_system.data.features import FeatureExtractor
-from ral_system.data.visual_tokens import VisualTokens, token_types
+from ral_system.families.family import Features
 from ral_system.media.store import MediaStore
-from ral_system.models.loading import load_model, load_processor
-from ral_system.models.positions import rope_positions, tokens_per_second
+from ral_system.models.loading import load_family, load_model
 from ral_system.rollout.gates import check_completion, check_media_tokens, check_prompt_length
 from ral_system.rollout.seeds import completion_seed
 from ral_system.rollout.stopping import ANSWER_END, stop_token_ids
@@ -63,7 +62,7 @@ class _Row:
 
 
 class HfEngine:
-    """A transformers model with its own copy of the weights. `banned_token_ids` are never sampled.
+    """A transformers model with its own copy of the weights. Tokens that its family bans are never sampled.
 
     Constructed like `VllmEngine`; no completion depends on the engine's own `seed`. An `intervention` steers where it
     looks; raises ValueError for one on layers or heads that the model does not have.
@@ -74,20 +73,18 @@ class HfEngine:
         model_folder: Path,
         config: RolloutConfig,
         media: MediaStore,
-        banned_token_ids: Sequence[int],
         seed: int,
         device: torch.device | str = "cpu",
         intervention: Intervention | None = None,
     ) -> None:
+        self._family = load_family(model_folder)
         self._model: Any = load_model(model_folder, dtype=config.dtype, device=device)
-        self._processor = load_processor(model_folder)
-        self._extract, self._visual = FeatureExtractor(self._processor, media), VisualTokens(self._processor)
+        self._tokenizer = self._family.tokenizer
+        self._extract = FeatureExtractor(self._family, media)
         self._config = config
         self._device = torch.device(device)
-        self._banned = torch.tensor(sorted(banned_token_ids), dtype=torch.int64, device=self._device)
-        self._stop_ids = stop_token_ids(
-            self._processor.tokenizer.eos_token_id, self._model.generation_config.eos_token_id
-        )
+        self._banned = torch.tensor(self._family.banned_ids, dtype=torch.int64, device=self._device)
+        self._stop_ids = stop_token_ids(self._tokenizer.eos_token_id, self._model.generation_config.eos_token_id)
         self._version = 0
         self._handover = Handover(self._load, config.on_new_weights)
         self._intervention = intervention if intervention is not None and intervention.active else None
@@ -171,7 +168,8 @@ class HfEngine:
                 cache.batch_select_indices(keep)
             mask_BT = torch.cat([mask_BT, mask_BT.new_ones(len(rows), 1)], dim=1)
             position_B1 = mask_BT.sum(-1, keepdim=True) - 1 + rope_shift_B1
-            inputs = {"input_ids": tokens_B[:, None], "position_ids": position_B1.expand(3, -1, -1)}
+            position_ids = position_B1.expand(3, -1, -1) if inputs["position_ids"].ndim == 3 else position_B1
+            inputs = {"input_ids": tokens_B[:, None], "position_ids": position_ids}
 
     def _stopped(self, row: _Row) -> bool:
         if row.token_ids[-1] in self._stop_ids:
@@ -179,14 +177,14 @@ class HfEngine:
         return self._config.stop_at_answer and ANSWER_END in self._text(row)
 
     def _text(self, row: _Row) -> str:
-        return self._processor.tokenizer.decode(row.token_ids, skip_special_tokens=True)
+        return self._tokenizer.decode(row.token_ids, skip_special_tokens=True)
 
     def _key_kinds(self, input_ids_BT: Tensor, mask_BT: Tensor, rows: list[_Row]) -> tuple[Tensor, Tensor]:
         """bool [B, T] twice: the prompts' visual tokens, and those of their system turns."""
         position_BT = mask_BT.cumsum(-1) - 1  # in each prompt
         system_B1 = torch.tensor([[row.prompt.system_tokens] for row in rows], device=self._device)
         inside_BT = mask_BT.bool()
-        visual_BT = token_types(input_ids_BT, self._visual) > 0
+        visual_BT = self._family.visual(input_ids_BT)
         return visual_BT & inside_BT, (position_BT < system_B1) & inside_BT
 
     def _sample(self, rows: list[_Row], logits_BV: Tensor, sampling: Sampling) -> Tensor:
@@ -216,43 +214,38 @@ class HfEngine:
         """Model inputs of what there is so far, their mask [B, T], and what M-RoPE adds to later positions [B, 1]."""
         sequences = [(*row.prompt.token_ids, *row.token_ids) for row in rows]
         length = max(map(len, sequences))
-        input_ids_BT = torch.full((len(rows), length), self._processor.tokenizer.pad_token_id)
+        input_ids_BT = torch.full((len(rows), length), self._tokenizer.pad_token_id)
         mask_BT = torch.zeros_like(input_ids_BT)
         for at, sequence in enumerate(sequences):
             input_ids_BT[at, length - len(sequence) :] = torch.tensor(sequence)
             mask_BT[at, length - len(sequence) :] = 1
         features = self._features([row.prompt for row in rows])
         # Positions are made here, not by the model: it would count padding as text.
-        position_3BT, rope_shift_B1 = self._positions(rows, sequences, length)
-        inputs = {"input_ids": input_ids_BT, "position_ids": position_3BT, **features}
+        position_ABT, rope_shift_B1 = self._positions(rows, sequences, length)
+        position_ids = position_ABT if len(position_ABT) > 1 else position_ABT[0]
+        inputs = {"input_ids": input_ids_BT, "position_ids": position_ids, **features}
         on_device = {name: value.to(self._device) for name, value in inputs.items()}
         return on_device, mask_BT.to(self._device), rope_shift_B1.to(self._device)
 
-    def _features(self, prompts: Sequence[Prompt]) -> dict[str, Tensor]:
+    def _features(self, prompts: Sequence[Prompt]) -> Features:
         """Pixels of all media in prompt order."""
         for prompt in prompts:
-            check_media_tokens(prompt, self._visual)
-        found = self._extract([media for prompt in prompts for media in prompt.media])
-        return {f.name: value for f in fields(found) if (value := getattr(found, f.name)) is not None}
+            check_media_tokens(prompt, self._family)
+        return self._extract([media for prompt in prompts for media in prompt.media])
 
     def _positions(
         self, rows: Sequence[_Row], sequences: Sequence[tuple[int, ...]], length: int
     ) -> tuple[Tensor, Tensor]:
-        """int64 [3, B, T], and [B, 1]: by how much later tokens are further on than they are many."""
-        position_3BT = torch.zeros(3, len(rows), length, dtype=torch.int64)
-        rope_shift_B1 = torch.zeros(len(rows), 1, dtype=torch.int64)
-        per_second = tokens_per_second(self._model.config)
-        for at, (row, sequence) in enumerate(zip(rows, sequences, strict=True)):
-            media = [(self._visual.grid(m), m.clip) for m in row.prompt.media]
-            own_3T = rope_positions(
-                token_types(torch.tensor(sequence), self._visual),
-                [grid for grid, clip in media if clip is None],
-                [(grid, clip.seconds_per_grid) for grid, clip in media if clip is not None],
-                tokens_per_second=per_second,
+        """int64 [3, B, T], or [1, B, T]; and [B, 1]: by how much later tokens are further on than they are many."""
+        own = [
+            self._family.positions(
+                self._family.visual(torch.tensor(sequence)), [self._family.layout(m) for m in row.prompt.media]
             )
-            position_3BT[:, at, length - len(sequence) :] = own_3T
-            rope_shift_B1[at] = own_3T.max() + 1 - len(sequence)
-        return position_3BT, rope_shift_B1
+            for row, sequence in zip(rows, sequences, strict=True)
+        ]
+        position_ABT = torch.stack([nn.functional.pad(of_row, (length - of_row.shape[1], 0)) for of_row in own], dim=1)
+        rope_shift_B1 = torch.tensor([[int(of_row.max()) + 1 - of_row.shape[1]] for of_row in own])
+        return position_ABT, rope_shift_B1
 
     def _completion(self, row: _Row) -> Completion:
         completion = Completion(

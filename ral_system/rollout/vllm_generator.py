@@ -19,11 +19,9 @@ from vllm.distributed import cleanup_dist_env_and_memory
 from vllm.sampling_params import RequestOutputKind
 
 from ral_system.config.schema import RolloutConfig
-from ral_system.data.features import FRAMES_AS_THEY_ARE
-from ral_system.data.visual_tokens import VisualTokens
 from ral_system.errors import WeightSyncError
 from ral_system.media.store import MediaStore
-from ral_system.models.loading import load_processor
+from ral_system.models.loading import load_family
 from ral_system.rollout.gates import check_completion, check_media_tokens, check_prompt_ids, check_prompt_length
 from ral_system.rollout.seeds import completion_seed
 from ral_system.rollout.stopping import ANSWER_END, stop_token_ids
@@ -51,8 +49,9 @@ _BAN = -100.0  # vLLM clamps biases to ±100; exp(-100) of the best token's prob
 class VllmEngine:
     """One vLLM engine in this process (with tensor parallelism: one driver, workers elsewhere).
 
-    `banned_token_ids` are never sampled and carry no probability. `seed` is the engine's own; completions do not depend
-    on it. The key-value cache takes `config.memory_gib` on CPU and `config.gpu_memory_utilization` on a GPU.
+    Tokens that the model's family bans are never sampled and carry no probability. `seed` is the engine's own;
+    completions do not depend on it. The key-value cache takes `config.memory_gib` on CPU and
+    `config.gpu_memory_utilization` on a GPU.
     """
 
     def __init__(
@@ -60,10 +59,10 @@ class VllmEngine:
         model_folder: Path,
         config: RolloutConfig,
         media: MediaStore,
-        banned_token_ids: Sequence[int],
         seed: int,
         device: Device,
     ) -> None:
+        self._family = load_family(model_folder)
         on_cpu = device == "cpu"
         cache_bytes = int(config.memory_gib * 2**30) if on_cpu and config.memory_gib is not None else None
         self._llm = LLM(
@@ -83,21 +82,20 @@ class VllmEngine:
             enforce_eager=on_cpu,
             logprobs_mode="processed_logprobs",
             limit_mm_per_prompt=dict(MAX_MEDIA),
-            mm_processor_kwargs={"videos_kwargs": FRAMES_AS_THEY_ARE},
             mm_processor_cache_gb=_MEDIA_CACHE_GIB,
             disable_log_stats=True,
             # With a step in flight, a token of the old weights could be labelled with the new ones.
             async_scheduling=None if config.on_new_weights == "finish" else False,
+            **self._family.engine_arguments(),
         )
         self._media = media
         self._max_in_flight = 2 * config.max_sequences
         self._max_model_len = config.max_model_len
         self._stop_text = ANSWER_END if config.stop_at_answer else None
         self._reads_back = config.tensor_parallel == 1
-        self._banned = frozenset(banned_token_ids)
+        self._banned = frozenset(self._family.banned_ids)
         self._tokenizer = self._llm.get_tokenizer()
         model_config = self._llm.llm_engine.model_config
-        self._visual = VisualTokens(load_processor(model_folder))
         self._stop_ids = stop_token_ids(
             self._tokenizer.eos_token_id, model_config.try_get_generation_config().get("eos_token_id")
         )
@@ -176,8 +174,8 @@ class VllmEngine:
 
     def _submit(self, prompt: Prompt, index: int, sampling: Sampling) -> str:
         check_prompt_length(prompt, self._max_model_len)
-        check_media_tokens(prompt, self._visual)
-        request: dict[str, Any] = {"prompt_token_ids": self._visual.collapsed(prompt.token_ids)}
+        check_media_tokens(prompt, self._family)
+        request: dict[str, Any] = {"prompt_token_ids": list(prompt.engine_token_ids)}
         for kind in MAX_MEDIA:
             if media := [medium for medium in prompt.media if medium.kind == kind]:
                 request.setdefault("multi_modal_data", {})[kind] = [self._opened(medium) for medium in media]
@@ -198,15 +196,8 @@ class VllmEngine:
         return request_id
 
     def _opened(self, media: Media) -> Any:
-        if media.clip is None:
-            return self._media.open(media)
-        frames, seconds = self._media.frames(media), media.clip.seconds_per_grid
-        metadata = {
-            "fps": media.clip.sampling.step / seconds,  # vLLM turns it into seconds per patch again
-            "total_num_frames": len(frames),
-            "frames_indices": list(range(len(frames))),
-        }
-        return frames, metadata
+        pixels = self._media.open(media) if media.clip is None else self._media.frames(media)
+        return self._family.engine_media(media, pixels)
 
     def _completion(self, prompt: Prompt, index: int, output: Any, sampling: Sampling) -> Completion:
         check_prompt_ids(prompt, output.prompt_token_ids)

@@ -6,10 +6,11 @@ from pathlib import Path
 
 import torch
 
+from ral_system.attention.read import AttentionRead, response_at_all_layers
 from ral_system.config.schema import RunConfig
+from ral_system.data.collate import Collator
 from ral_system.media.store import MediaStore
-from ral_system.models.loading import load_processor
-from ral_system.scoring.build import build_collator, build_policy
+from ral_system.scoring.build import build_policy
 from ral_system.scoring.scores import to_scores
 from ral_system.types import MicroBatch, Scores
 
@@ -20,19 +21,22 @@ class FrozenScorer:
     def __init__(self, config: RunConfig, model_folder: Path, media: MediaStore) -> None:
         self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self._config = config
-        self._policy = build_policy(config, model_folder, self._device).to(self._device).eval().requires_grad_(False)
-        self._collate = build_collator(config, load_processor(model_folder), media)
+        self._read = AttentionRead.of(config.algorithm.attention)
+        policy = build_policy(config, model_folder, self._device, self._read)
+        self._policy = policy.to(self._device).eval().requires_grad_(False)
+        self._collate = Collator(policy.family, media)
 
     @torch.no_grad()
     def score(self, micro_batches: tuple[MicroBatch, ...]) -> Scores:
         """Log-probs of every sample's response tokens; with anchor=reference also its attention rows, with
         reward.visual.model=reference also how much it looks at pictures.
         """
-        anchors = self._config.algorithm.attention.anchor == "reference"
-        looks = self._config.visual_reward_by("reference")
+        read = self._read if self._config.algorithm.attention.anchor == "reference" else None
+        attention = self._config.algorithm.attention
+        response = response_at_all_layers(attention) if self._config.visual_reward_by("reference") else None
         scores: Scores = {}
         for samples in micro_batches:
             batch = self._collate(samples).to(self._device)
-            output = self._policy(batch, with_attention=anchors, with_response_attention=looks)
-            scores |= to_scores(output, batch, samples, self._config)
+            output = self._policy(batch, [asked for asked in (read, response) if asked])
+            scores |= to_scores(output, batch, samples, self._config, read=read, response=response)
         return scores

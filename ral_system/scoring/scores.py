@@ -12,6 +12,7 @@ from torch import Tensor
 from ral_system.algorithms.distillation import kept_and_rest, top_tokens
 from ral_system.attention.metrics import row_statistics
 from ral_system.attention.provenance import KeyProvenance
+from ral_system.attention.read import AttentionRead
 from ral_system.attention.record import record_attention
 from ral_system.attention.sequence import SequenceAttention
 from ral_system.attention.visual_reward import visual_reward
@@ -23,22 +24,30 @@ from ral_system.types import AttentionRecord, MicroBatch, Sample, SampleScores, 
 
 
 def to_scores(
-    output: PolicyOutput, batch: TensorBatch, samples: MicroBatch, config: RunConfig, version: int | None = None
+    output: PolicyOutput,
+    batch: TensorBatch,
+    samples: MicroBatch,
+    config: RunConfig,
+    *,
+    read: AttentionRead | None,
+    response: AttentionRead | None,
+    version: int | None = None,
 ) -> Scores:
-    """A frozen forward pass as host arrays, sample by sample.
+    """Turn a frozen forward pass into host arrays, sample by sample.
 
-    `version` of the weights that made it; None for a model without one, whose records take that of the rollout.
+    `read` becomes attention records, `response` the visual reward; either may be None. `version` of the weights that
+    made it; None for a model without one, whose records take that of the rollout.
     """
     keys = batch.keys.split(batch.lengths)
     scores = {}
     for i, sample in enumerate(samples):
         log_probs = output.log_probs[i, : len(sample.response_token_ids)].float().cpu().numpy()
         found = SampleScores(log_probs)
-        if output.attention is not None:
-            records, statistics = _read_rows(output.attention[i], keys[i], sample, config, version)
+        if read is not None:
+            records, statistics = _read_rows(output.attention[read][i], keys[i], sample, config, version)
             found = replace(found, attention=records, row_statistics=statistics)
-        if output.response_attention is not None:
-            reward = visual_reward(output.response_attention[i], keys[i], config.reward.visual.form)
+        if response is not None:
+            reward = visual_reward(output.attention[response][i], keys[i], config.reward.visual.form)
             found = replace(found, visual_reward=reward)
         scores[sample.id] = found
     return scores
@@ -96,9 +105,9 @@ def _pick(at: Mapping[int, np.ndarray], versions: np.ndarray, axis: int) -> np.n
 
 
 def to_teaching(
-    output: PolicyOutput, batch: TensorBatch, samples: MicroBatch, config: RunConfig, *, tokens: bool
+    output: PolicyOutput, samples: MicroBatch, config: RunConfig, *, read: AttentionRead | None, tokens: bool
 ) -> Scores:
-    """A teacher's forward pass as host arrays: attention records if it read attention, distributions if `tokens`.
+    """Turn a teacher's forward pass into host arrays: attention records of `read`, and distributions if `tokens`.
 
     What nobody reads, its log-probs and what its rows look at, is left out.
     """
@@ -106,7 +115,7 @@ def to_teaching(
     top_k = config.algorithm.distillation.tokens.top_k
     scores = {}
     for i, (sample, rows_RV) in enumerate(zip(samples, output.log_softmax.split(counts), strict=True)):
-        records = () if output.attention is None else (_record(output.attention[i].policies(0), sample, config, None),)
+        records = () if read is None else (_record(output.attention[read][i].policies(0), sample, config, None),)
         record = _token_record(rows_RV, sample, top_k) if tokens else None
         scores[sample.id] = SampleScores(np.zeros(0, np.float32), records, tokens=record)
     return scores

@@ -3,21 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoConfig
 
-from ral_system.attention.provenance import Grid
+from ral_system.attention.read import AttentionRead
 from ral_system.config.schema import RunConfig
-from ral_system.data.visual_tokens import VisualTokens
+from ral_system.data.collate import Collator
 from ral_system.errors import DataError, SetupError
 from ral_system.media.store import MediaStore
-from ral_system.models.loading import load_processor
-from ral_system.scoring.build import build_collator, build_policy
+from ral_system.models.loading import load_family
+from ral_system.scoring.build import build_policy
 from ral_system.scoring.scores import to_teaching
-from ral_system.types import Media, Sample, Scores
+from ral_system.types import Layout, Media, Sample, Scores
 
 
 class TeacherScorer:
@@ -38,19 +38,20 @@ class TeacherScorer:
         attention: bool,
     ) -> None:
         self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        self._config, self._tokens, self._attention = config, tokens, attention
-        processor, student = load_processor(model_folder), load_processor(student_folder)
-        check_same_tokenizer(processor, student, model_folder, student_folder)
-        self._visual, self._student_visual = VisualTokens(processor), VisualTokens(student)
-        policy = build_policy(config, model_folder, self._device, dtype=config.teacher.dtype, layers="last")
+        self._config, self._tokens = config, tokens
+        read = replace(AttentionRead.of(config.algorithm.attention), layers="last")
+        self._read = read if attention else None
+        policy = build_policy(config, model_folder, self._device, read, dtype=config.teacher.dtype)
+        self._family, self._student = policy.family, load_family(student_folder)
+        check_same_tokenizer(self._family.tokenizer, self._student.tokenizer, model_folder, student_folder)
         self._policy = policy.to(self._device).eval().requires_grad_(False)
         self._compare_vocabularies(model_folder, student_folder)
-        self._collate = build_collator(config, processor, media)
+        self._collate = Collator(policy.family, media)
         self._scores: Scores = {}
 
     def _compare_vocabularies(self, model_folder: Path, student_folder: Path) -> None:
         """The width of a vocabulary may be padded; ids that the student does not have are banned from the teacher."""
-        mine, students = (vocabulary_width(folder) for folder in (model_folder, student_folder))
+        mine, students = (family.config.get_text_config().vocab_size for family in (self._family, self._student))
         if mine != students and self._tokens and self._config.algorithm.distillation.tokens.top_k is None:
             raise SetupError(
                 f"teacher {model_folder} has a vocabulary of {mine} tokens, the student one of {students}, and they "
@@ -68,8 +69,8 @@ class TeacherScorer:
         for i in range(0, len(samples), size):
             micro_batch = tuple(samples[i : i + size])
             batch = self._collate(micro_batch).to(self._device)
-            output = self._policy(batch, with_attention=self._attention)
-            self._scores |= to_teaching(output, batch, micro_batch, self._config, tokens=self._tokens)
+            output = self._policy(batch, [self._read] if self._read else [])
+            self._scores |= to_teaching(output, micro_batch, self._config, read=self._read, tokens=self._tokens)
 
     def take(self, ids: Sequence[str]) -> Scores:
         """Hand over these samples' scores and forget them."""
@@ -77,7 +78,7 @@ class TeacherScorer:
 
     def _check_grids(self, sample: Sample) -> None:
         for media in sample.prompt.media:
-            mine, students = (visual.grid(media) for visual in (self._visual, self._student_visual))
+            mine, students = (family.layout(media) for family in (self._family, self._student))
             if mine != students:
                 raise DataError(
                     f"sample {sample.id}: {media.kind} of {_by(media)} px has visual tokens {_times(students)} for the "
@@ -86,8 +87,8 @@ class TeacherScorer:
 
 
 def check_same_tokenizer(teacher: Any, student: Any, teacher_folder: Path, student_folder: Path) -> None:
-    """Raise SetupError unless both processors' tokenizers give every token the same id."""
-    mine, students = (processor.tokenizer.get_vocab() for processor in (teacher, student))
+    """Raise SetupError unless both tokenizers give every token the same id."""
+    mine, students = (tokenizer.get_vocab() for tokenizer in (teacher, student))
     if mine == students:
         return
     token = min(t for t in mine.keys() | students.keys() if mine.get(t) != students.get(t))
@@ -98,14 +99,9 @@ def check_same_tokenizer(teacher: Any, student: Any, teacher_folder: Path, stude
     )
 
 
-def vocabulary_width(folder: Path) -> int:
-    """Tokens that a model's output distinguishes, padding included."""
-    return int(AutoConfig.from_pretrained(folder).get_text_config().vocab_size)
-
-
 def _by(media: Media) -> str:
     return f"{media.width_px} x {media.height_px}"
 
 
-def _times(grid: Grid) -> str:
-    return " x ".join(map(str, grid))
+def _times(layout: Layout) -> str:
+    return " x ".join(map(str, layout.grid))

@@ -15,14 +15,14 @@ from typing import Any
 from ral_system.config.schema import FilesConfig, RunConfig, VideoSearchConfig, VisualSearchConfig
 from ral_system.data.chat import ChatRenderer
 from ral_system.data.file_prompts import FilePrompts, demonstration_text
-from ral_system.data.pixel_budget import PixelBudget, pixel_budgets
 from ral_system.data.preparation import QUARANTINE_FILE, RULES, Preparation, Tally
 from ral_system.data.prompts import Prompts
 from ral_system.data.sources.hub import source_files
 from ral_system.errors import DataError, SetupError
+from ral_system.families.family import Family, PixelBudget
 from ral_system.media.prefetch import MediaPrefetcher
 from ral_system.media.store import MediaStore
-from ral_system.models.loading import load_processor
+from ral_system.models.loading import load_family
 from ral_system.observability.jsonl import write_atomically
 from ral_system.observability.progress import StageProgress
 from ral_system.rewards.pool import RewardPool
@@ -42,14 +42,14 @@ def open_prompts(config: RunConfig, model: Path, folder: RunFolder) -> Prompts:
 
     Raises DataError where too many rows cannot be used, ConfigError where files changed under a run.
     """
-    processor = load_processor(model)
-    renderer = ChatRenderer(processor, config.data.system_prompt)
+    family = load_family(model)
+    renderer = ChatRenderer(family, config.data.system_prompt)
     response_format = config.algorithm.response_format
     if isinstance(config.data, VisualSearchConfig):
         return VisualSearchPrompts(config.data, renderer, MediaStore(folder.media), format=response_format)
     if isinstance(config.data, VideoSearchConfig):
         return VideoSearchPrompts(config.data, renderer, MediaStore(folder.media), response_format=response_format)
-    prepared = prepare_files(config, config.data, processor, folder.root.parent)
+    prepared = prepare_files(config, config.data, family, folder.root.parent)
     folder.use_data(prepared)
     return FilePrompts(config.data, prepared, renderer, response_format=response_format)
 
@@ -80,22 +80,22 @@ def train_prompts(config: RunConfig, prompts: Prompts, ahead: MediaPrefetcher | 
     return prompt
 
 
-def prepare_files(config: RunConfig, data: FilesConfig, processor: Any, runs: Path) -> Path:
+def prepare_files(config: RunConfig, data: FilesConfig, family: Family, runs: Path) -> Path:
     """The folder of the prepared files, which are prepared now unless they were; an interrupted preparation goes on."""
-    budgets = pixel_budgets(processor, data)
-    folder = prepared_folder(config, data, processor, runs)
+    budgets = family.pixel_budgets(data)
+    folder = prepared_folder(config, data, family, runs)
     with _alone_in(folder):
         if (folder / _DONE_FILE).is_file():
             _say_again(json.loads((folder / _DONE_FILE).read_text(encoding="utf-8")), folder)
         else:
-            tally = _prepare(config, data, processor, budgets, folder)
+            tally = _prepare(config, data, family, budgets, folder)
             write_atomically(folder / _DONE_FILE, json.dumps(tally.summary(), indent=2))
             _say(tally, folder)
     return folder
 
 
 def _prepare(
-    config: RunConfig, data: FilesConfig, processor: Any, budgets: Mapping[MediaKind, PixelBudget], folder: Path
+    config: RunConfig, data: FilesConfig, family: Family, budgets: Mapping[MediaKind, PixelBudget], folder: Path
 ) -> Tally:
     response_format = config.algorithm.response_format
     with RewardPool(config.reward, response_format) as judge:
@@ -103,7 +103,7 @@ def _prepare(
             data,
             folder,
             MediaStore(folder / "media", shared=folder.parent / "media"),
-            renderer=ChatRenderer(processor, data.system_prompt),
+            renderer=ChatRenderer(family, data.system_prompt),
             budgets=budgets,
             max_tokens=config.rollout.max_model_len - config.rollout.max_new_tokens,
             judge=judge,
@@ -119,7 +119,7 @@ def _prepare(
     return tally
 
 
-def prepared_folder(config: RunConfig, data: FilesConfig, processor: Any, runs: Path) -> Path:
+def prepared_folder(config: RunConfig, data: FilesConfig, family: Family, runs: Path) -> Path:
     """Named after everything that decides what is asked and what is left out."""
     files = {}
     for name, source in data.sources.items():
@@ -133,9 +133,9 @@ def prepared_folder(config: RunConfig, data: FilesConfig, processor: Any, runs: 
         "function": _source_of(config.reward.function),
         "imitated": config.algorithm.response_format if "sft" in config.stages else None,
         "reward": config.reward.model_dump(mode="json", include={"verifier", "kinds", "function", "tolerance"}),
-        "tokenizer": processor.tokenizer.backend_tokenizer.to_str(),
-        "template": processor.chat_template or processor.tokenizer.chat_template,
-        "budgets": {kind: asdict(budget) for kind, budget in pixel_budgets(processor, data).items()},
+        "tokenizer": family.tokenizer.backend_tokenizer.to_str(),
+        "template": family.processor.chat_template or family.tokenizer.chat_template,
+        "budgets": {kind: asdict(budget) for kind, budget in family.pixel_budgets(data).items()},
     }
     return runs / PREPARED_FOLDER / hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()[:16]
 

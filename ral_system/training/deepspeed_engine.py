@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import timedelta
 from pathlib import Path
-from typing import Any, Literal, Unpack
+from typing import Any, Literal
 
 import deepspeed
 import torch
@@ -17,10 +17,11 @@ from deepspeed.runtime.zero.config import ZeroStageEnum
 from deepspeed.utils.tensor_fragment import fragment_address
 from torch import Tensor
 
+from ral_system.attention.read import AttentionRead
 from ral_system.config.schema import LearnerConfig
 from ral_system.data.collate import TensorBatch
 from ral_system.errors import CheckpointError, SetupError
-from ral_system.models.policy import MoreOutputs, PolicyModel, PolicyOutput
+from ral_system.models.policy import PolicyModel, PolicyOutput
 from ral_system.training.optim import OptimSettings
 
 _PREFIX = "model."
@@ -73,8 +74,8 @@ class DeepSpeedEngine:
         self._zero_stage = config.zero_stage
         self.policy: PolicyModel = self._engine.module
 
-    def forward(self, batch: TensorBatch, *, with_attention: bool, **more: Unpack[MoreOutputs]) -> PolicyOutput:
-        return self._engine(batch.to(self.device), with_attention=with_attention, **more)
+    def forward(self, batch: TensorBatch, reads: Sequence[AttentionRead] = ()) -> PolicyOutput:
+        return self._engine(batch.to(self.device), reads)
 
     def backward(self, loss: Tensor, *, last: bool) -> None:
         self._engine.set_gradient_accumulation_boundary(is_boundary=last)

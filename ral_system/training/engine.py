@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Literal, Protocol, Unpack
+from typing import Literal, Protocol
 
 import torch
 from torch import Tensor
 
+from ral_system.attention.read import AttentionRead
 from ral_system.data.collate import TensorBatch
-from ral_system.models.policy import MoreOutputs, PolicyModel, PolicyOutput
+from ral_system.models.policy import PolicyModel, PolicyOutput
 
 
 class Engine(Protocol):
@@ -19,7 +20,7 @@ class Engine(Protocol):
     device: torch.device
     policy: PolicyModel
 
-    def forward(self, batch: TensorBatch, *, with_attention: bool, **more: Unpack[MoreOutputs]) -> PolicyOutput:
+    def forward(self, batch: TensorBatch, reads: Sequence[AttentionRead] = ()) -> PolicyOutput:
         """Run the policy; all ranks call it equally often."""
         ...
 

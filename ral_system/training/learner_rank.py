@@ -15,13 +15,15 @@ from torch import Tensor
 
 from ral_system.algorithms.kl import ESTIMATORS
 from ral_system.attention.metrics import visual_maps
+from ral_system.attention.read import QUESTION_AT_ALL_LAYERS, AttentionRead, response_at_all_layers
+from ral_system.attention.selection import row_tokens
+from ral_system.attention.sequence import SequenceAttention
 from ral_system.config.schema import RunConfig
-from ral_system.data.collate import TensorBatch
-from ral_system.data.rows import row_tokens, select_rows
+from ral_system.data.collate import Collator, TensorBatch
 from ral_system.media.store import MediaStore
-from ral_system.models.loading import load_processor, save_model
+from ral_system.models.loading import save_model
 from ral_system.models.policy import PolicyModel, PolicyOutput
-from ral_system.scoring.build import build_collator, build_policy
+from ral_system.scoring.build import build_policy
 from ral_system.scoring.scores import join_versions, mean_over_heads, merge_teachers, to_scores
 from ral_system.training.average import WeightAverage
 from ral_system.training.engine import Engine
@@ -45,7 +47,7 @@ from ral_system.types import (
 )
 from ral_system.weights.manifest import build_weights
 
-MakeObjective = Callable[[PolicyOutput, TensorBatch, MicroBatch], Objective]
+MakeObjective = Callable[[PolicyOutput, Sequence[SequenceAttention], TensorBatch, MicroBatch], Objective]
 
 
 class LearnerRank:
@@ -62,19 +64,20 @@ class LearnerRank:
         self._start = model_folder
         device = torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
         torch.manual_seed(config.seed)
-        self._processor = load_processor(model_folder)
-        self._guidance = None if stage == "rl" else getattr(config, stage).attention_guidance
-        guided = self._guidance is not None and self._guidance.active
-        self._collate = build_collator(config, self._processor, media, rows="instruction" if guided else None)
+        guidance = None if stage == "rl" else getattr(config, stage).attention_guidance
+        self._guidance = guidance if guidance is not None and guidance.active else None
+        self._read = QUESTION_AT_ALL_LAYERS if self._guidance else AttentionRead.of(config.algorithm.attention)
         policy = build_policy(
             config,
             model_folder,
             device,
-            layers="all" if guided else None,
+            self._read,
             temperature=None if stage == "rl" else 1.0,  # demonstrations are fitted as the saved model is used
         )
+        self._family = policy.family
+        self._collate = Collator(self._family, media)
         if config.model.freeze_vision:
-            policy.model.model.visual.requires_grad_(False)
+            self._family.vision_encoder(policy.model).requires_grad_(False)
         self._engine = _build_engine(config, policy, stage, device)
         self._engine.policy.train()  # no dropout anywhere; needed for gradient checkpointing
         attention = config.algorithm.attention
@@ -93,13 +96,14 @@ class LearnerRank:
         Gate: log-probs must match what the rollout engine reported for the same tokens (`log_prob_gate`), else
         LogProbError names the sample.
         """
-        looks = self._config.visual_reward_by("policy")
+        attention = self._config.algorithm.attention
+        response = response_at_all_layers(attention) if self._config.visual_reward_by("policy") else None
         mine, made = plan.rank_samples(self._rank), plan.versions_by_micro_batch()
         found: dict[str, dict[int, SampleScores]] = defaultdict(dict)
         for version in sorted(frozenset().union(*made)):
             with self._at(version):
                 for samples in (samples for samples, versions in zip(mine, made, strict=True) if version in versions):
-                    scores = self._score(samples, version, with_response_attention=looks)
+                    scores = self._score(samples, version, response)
                     for sample in (sample for sample in samples if version in sample.weight_versions):
                         found[sample.id][version] = scores[sample.id]
         scores_by_id = {s.id: self._join(s, found[s.id]) for samples in mine for s in samples}
@@ -123,15 +127,15 @@ class LearnerRank:
         if not sample.switches:
             return by_version[sample.weight_version]
         kind = self._config.algorithm.attention.rows
-        tokens = row_tokens(kind, sample, select_rows(kind, sample, self._processor.tokenizer.decode))
+        tokens = row_tokens(kind, sample, self._collate.rows(kind, sample).tolist())
         made = sample.token_versions()
         return join_versions(by_version, made, made[tokens])
 
-    def _score(self, samples: MicroBatch, version: int | None, *, with_response_attention: bool = False) -> Scores:
+    def _score(self, samples: MicroBatch, version: int | None, response: AttentionRead | None = None) -> Scores:
         batch = self._collate(samples).to(self._engine.device)
         with torch.no_grad():
-            output = self._engine.forward(batch, with_attention=True, with_response_attention=with_response_attention)
-        return to_scores(output, batch, samples, self._config, version)
+            output = self._engine.forward(batch, [self._read, response] if response else [self._read])
+        return to_scores(output, batch, samples, self._config, read=self._read, response=response, version=version)
 
     def kl(self, behaviour: Scores, reference: Scores) -> dict[str, float]:
         """Sum over the response of the configured estimate of KL(pi ‖ reference), sample by sample, in nats."""
@@ -161,9 +165,12 @@ class LearnerRank:
 
         largest_gap = self._config.rollout.log_prob_gate.token
 
-        def objective(output: PolicyOutput, batch: TensorBatch, samples: MicroBatch) -> Objective:
+        def objective(
+            output: PolicyOutput, rows: Sequence[SequenceAttention], batch: TensorBatch, samples: MicroBatch
+        ) -> Objective:
             return policy_objective(
                 output,
+                rows,
                 batch,
                 samples,
                 update.counts,
@@ -178,7 +185,7 @@ class LearnerRank:
 
         shard = update.shards[self._rank]
         factor, shares = self._attention_share(shard, objective)
-        metrics = self._update(update, objective, with_attention=True, attention_factor=factor)
+        metrics = self._update(update, objective, self._read, attention_factor=factor)
         # Of this update's tokens; the gate bounds that of the whole batch.
         metrics |= shares | {"gate/log_prob_diff_p999": quantile(self._gaps(update.shards, behaviour))}
         if self._average is not None:
@@ -189,10 +196,12 @@ class LearnerRank:
         """One optimiser update with the supervised objective."""
         guidance = self._guidance
 
-        def objective(output: PolicyOutput, batch: TensorBatch, samples: MicroBatch) -> Objective:
-            return supervised_objective(output, batch, update.counts, guidance)
+        def objective(
+            output: PolicyOutput, rows: Sequence[SequenceAttention], batch: TensorBatch, samples: MicroBatch
+        ) -> Objective:
+            return supervised_objective(output, rows, batch, update.counts, guidance)
 
-        return self._update(update, objective, with_attention=guidance is not None and guidance.active)
+        return self._update(update, objective, self._read if guidance else None)
 
     def validate(self, update: UpdatePlan) -> dict[str, float]:
         """The supervised objective without an update: held-out loss and token accuracy."""
@@ -200,22 +209,20 @@ class LearnerRank:
         for samples in update.shards[self._rank]:
             batch = self._collate(samples).to(self._engine.device)
             with torch.no_grad():
-                output = self._engine.forward(batch, with_attention=False)
-            shares.append(supervised_objective(output, batch, update.counts).sums)
+                output = self._engine.forward(batch)
+            shares.append(supervised_objective(output, (), batch, update.counts).sums)
         metrics = combine_metrics(self._over_ranks(shares, "sum"), {}, {}, update.counts)
         return {name.replace("supervised/", "held_out/"): value for name, value in metrics.items()}
 
     def look(self, samples: Sequence[Sample]) -> dict[str, VisualAttention]:
         """Where the rows of each sample's answer look on its pictures. All ranks compute the same."""
-        views = {}
+        views, read = {}, replace(self._read, rows="answer", keys="all")
         for sample in samples:
-            rows = torch.tensor(select_rows("answer", sample, self._processor.tokenizer.decode))
-            batch = replace(self._collate((sample,)), attention_rows=(rows,), key_masks=(None,))
-            batch = batch.to(self._engine.device)
+            batch = self._collate((sample,)).to(self._engine.device)
             with torch.no_grad():
-                output = self._engine.forward(batch, with_attention=True)
-            assert output.attention is not None
-            policy_RT = torch.cat([mean_over_heads(block) for block in output.attention[0].policies(-1)])
+                output = self._engine.forward(batch, [read])
+            (rows,) = output.attention[read]
+            policy_RT = torch.cat([mean_over_heads(block) for block in rows.policies(-1)])
             maps = visual_maps(policy_RT.mean(0), batch.keys)
             views[sample.id] = VisualAttention(tuple(m.float().cpu().numpy() for m in maps))
         return views
@@ -232,7 +239,7 @@ class LearnerRank:
         state = self._engine.full_state()
         if self._rank == 0:
             assert state is not None
-            save_model(self._engine.policy.model, state, self._processor, folder, self._start)
+            save_model(self._engine.policy.model, state, self._family.processor, folder, self._start)
 
     def save(self, folder: Path) -> None:
         """Write this rank's share of weights, optimiser and schedule."""
@@ -250,14 +257,14 @@ class LearnerRank:
         self,
         update: UpdatePlan,
         objective: MakeObjective,
+        read: AttentionRead | None,
         *,
-        with_attention: bool,
         attention_factor: float = 1.0,
     ) -> dict[str, float]:
         shard = update.shards[self._rank]
         objectives = []
         for index, samples in enumerate(shard):
-            found = self._objective(samples, objective, with_attention=with_attention)[1]
+            found = self._objective(samples, objective, read)[1]
             loss = found.loss if found.attention is None else found.loss + attention_factor * found.attention
             self._engine.backward(loss, last=index == len(shard) - 1)
             objectives.append(replace(found, loss=loss.detach(), attention=None))  # a graph holds records and keys
@@ -271,11 +278,11 @@ class LearnerRank:
         return metrics | {"learner/grad_norm": norm, "learner/learning_rate": self._engine.learning_rate()}
 
     def _objective(
-        self, samples: MicroBatch, objective: MakeObjective, *, with_attention: bool, with_probed: bool = False
+        self, samples: MicroBatch, objective: MakeObjective, read: AttentionRead | None
     ) -> tuple[PolicyOutput, Objective]:
         batch = self._collate(samples).to(self._engine.device)
-        output = self._engine.forward(batch, with_attention=with_attention, with_probed=with_probed)
-        return output, objective(output, batch, samples)
+        output = self._engine.forward(batch, [read] if read else [])
+        return output, objective(output, output.attention[read] if read else (), batch, samples)
 
     def _attention_share(
         self, shard: tuple[MicroBatch, ...], objective: MakeObjective
@@ -290,7 +297,7 @@ class LearnerRank:
             return 1.0, {}
         squared = torch.zeros(2, dtype=torch.float64)
         for samples in shard:
-            output, found = self._objective(samples, objective, with_attention=True, with_probed=True)
+            output, found = self._objective(samples, objective, replace(self._read, whole=True))
             squared += squared_norms(found, output.probed)
         squared = self._engine.all_reduce(squared, "sum").cpu()
         metrics = {"attention/gradient_share": share(squared), "attention/gradient_share_max": share(squared)}

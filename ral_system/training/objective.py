@@ -6,7 +6,7 @@ ranks add up, and the learner divides by global counts once.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -20,6 +20,7 @@ from ral_system.algorithms.policy_losses.inputs import LossInputs
 from ral_system.algorithms.policy_losses.registry import POLICY_LOSSES
 from ral_system.algorithms.reduction import reduce_rows
 from ral_system.attention.metrics import STATISTICS
+from ral_system.attention.sequence import SequenceAttention
 from ral_system.config.schema import AlgorithmConfig
 from ral_system.data.collate import TensorBatch
 from ral_system.models.policy import PolicyOutput
@@ -57,6 +58,7 @@ class Objective:
 
 def policy_objective(
     output: PolicyOutput,
+    rows: Sequence[SequenceAttention],
     batch: TensorBatch,
     samples: MicroBatch,
     counts: Counts,
@@ -71,11 +73,11 @@ def policy_objective(
 ) -> Objective:
     """L = L_GRPO + beta · KL(pi || ref) + lambda_attn · L_attn + mu · L_GKD + gamma_attn · L_AD, to be minimised.
 
-    arXiv 2602.04884, Eq 1, 4 and 7. `behaviour` holds the old policy's log-probs and what its rows look at, made by the
-    learner at the rollout's weights; `anchor` the records that attention is compared with (the paper: also the old
-    policy's); `teaching` what teachers say of the samples, empty without one; `attention_rows` is the number of
-    attention rows of the whole update, over all ranks. Tokens whose log-prob differs by more than `largest_gap` between
-    learner and rollout engine have no part in the policy loss.
+    arXiv 2602.04884, Eq 1, 4 and 7. `rows` are the sequences' attention policies. `behaviour` holds the old policy's
+    log-probs and what its rows look at, made by the learner at the rollout's weights; `anchor` the records that
+    attention is compared with (the paper: also the old policy's); `teaching` what teachers say of the samples, empty
+    without one. `attention_rows` is the number of attention rows of the whole update, over all ranks. Tokens whose
+    log-prob differs by more than `largest_gap` between learner and rollout engine have no part in the policy loss.
     """
     mask = batch.response_mask
     old_BR, rollout_BR = stack_log_probs(samples, behaviour, mask), stack_rollout_log_probs(samples, mask)
@@ -97,10 +99,9 @@ def policy_objective(
         if algorithm.kl.place == "loss":
             loss = loss + algorithm.kl.coefficient * kl_BR.sum() / counts.tokens
         sums["policy/kl"] = kl_BR.sum().detach()
-    assert output.attention is not None, "the policy objective reads the attention policy"
     attention = algorithm.attention
     with torch.set_grad_enabled(torch.is_grad_enabled() and attention.weight > 0):
-        divergence_BR, rows_BR = stack_divergence(output.attention, samples, anchor, attention.divergence)
+        divergence_BR, rows_BR = stack_divergence(rows, samples, anchor, attention.divergence)
     weighted_term = None
     if attention.weight > 0:
         term = attention_loss(
@@ -114,7 +115,7 @@ def policy_objective(
         assert term.requires_grad or not loss.requires_grad, "the probed layers' queries carry no gradient"
         weighted_term = attention.weight * term
         sums["attention/loss"] = term.detach() * counts.tokens
-    taught, taught_metrics = distillation(output, samples, teaching, algorithm, counts, attention_rows)
+    taught, taught_metrics = distillation(output, rows, samples, teaching, algorithm, counts, attention_rows)
     loss = loss + taught
     weighted = (
         taught_metrics | statistics_by_sign(samples, behaviour) | divergence_by_sign(divergence_BR, rows_BR, samples)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -49,7 +51,7 @@ def _scatter(flat_N: np.ndarray, mask_BR: Tensor) -> Tensor:
 
 
 def stack_divergence(
-    attention: list[SequenceAttention], samples: MicroBatch, anchor: Scores, kind: Divergence
+    attention: Sequence[SequenceAttention], samples: MicroBatch, anchor: Scores, kind: Divergence
 ) -> tuple[Tensor, Tensor]:
     """Divergence of every attention row to the anchor's, padded to [B, R], and bool [B, R]: which are rows.
 

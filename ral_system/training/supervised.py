@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -17,20 +19,24 @@ from ral_system.types import Counts
 
 
 def supervised_objective(
-    output: PolicyOutput, batch: TensorBatch, counts: Counts, guidance: AttentionGuidanceConfig | None = None
+    output: PolicyOutput,
+    rows: Sequence[SequenceAttention],
+    batch: TensorBatch,
+    counts: Counts,
+    guidance: AttentionGuidanceConfig | None = None,
 ) -> Objective:
-    """Cross-entropy of the response tokens, mean over the update's tokens; with `guidance` its attention term too."""
+    """Cross-entropy of the response tokens, mean over the update's tokens; with `guidance` the term of `rows` too."""
     nll = -output.log_probs.sum()
     sums = {"supervised/loss": nll.detach(), "supervised/token_accuracy": output.top1.sum().float()}
     loss = nll / counts.tokens
-    if guidance is None or output.attention is None:
+    if guidance is None:
         return Objective(loss, sums)
-    guided, weighted = guide_attention(output.attention, batch, counts, guidance)
+    guided, weighted = guide_attention(rows, batch, counts, guidance)
     return Objective(loss + guided, sums, weighted)
 
 
 def guide_attention(
-    attention: list[SequenceAttention], batch: TensorBatch, counts: Counts, guidance: AttentionGuidanceConfig
+    attention: Sequence[SequenceAttention], batch: TensorBatch, counts: Counts, guidance: AttentionGuidanceConfig
 ) -> tuple[Tensor, dict[str, tuple[Tensor, Tensor]]]:
     """AVAR's a · L_enh + b · L_sup, mean over the update's sequences, and the masses that the rows' attention has.
 

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Literal, Unpack
+from typing import Literal
 
 import torch
 from safetensors.torch import load_file, load_model, save_file, save_model
 from torch import Tensor
 
+from ral_system.attention.read import AttentionRead
 from ral_system.data.collate import TensorBatch
-from ral_system.models.policy import MoreOutputs, PolicyModel, PolicyOutput
+from ral_system.models.policy import PolicyModel, PolicyOutput
 from ral_system.training.optim import OptimSettings
 
 
@@ -36,8 +37,8 @@ class TorchEngine:
         )
         self._updates = 0
 
-    def forward(self, batch: TensorBatch, *, with_attention: bool, **more: Unpack[MoreOutputs]) -> PolicyOutput:
-        return self.policy(batch.to(self.device), with_attention=with_attention, **more)
+    def forward(self, batch: TensorBatch, reads: Sequence[AttentionRead] = ()) -> PolicyOutput:
+        return self.policy(batch.to(self.device), reads)
 
     def backward(self, loss: Tensor, *, last: bool) -> None:
         loss.backward()

@@ -3,7 +3,7 @@
 Token positions: a sequence is `prompt.token_ids + response token_ids`; P prompt tokens, R response tokens, T = P + R.
 """
 
-from ral_system.types.media import MARKS, MAX_MEDIA, Clip, Media, MediaKind, VideoSampling
+from ral_system.types.media import MARKS, MAX_MEDIA, Clip, Layout, Media, MediaKind, VideoSampling, View
 from ral_system.types.plan import Counts, MicroBatch, TrainPlan, UpdatePlan
 from ral_system.types.prompt import Prompt, Sampling, Split
 from ral_system.types.records import AttentionRecord, SampleScores, Scores, TokenRecord, VisualAttention
@@ -20,6 +20,7 @@ __all__ = [
     "Completions",
     "Counts",
     "FinishReason",
+    "Layout",
     "Media",
     "MediaKind",
     "MicroBatch",
@@ -38,6 +39,7 @@ __all__ = [
     "TrainPlan",
     "UpdatePlan",
     "VideoSampling",
+    "View",
     "VisualAttention",
     "WeightManifest",
     "Weights",

@@ -89,3 +89,56 @@ class Media:
     def frames(self) -> int:
         """1 of a picture."""
         return 1 if self.clip is None else len(self.clip.times_s)
+
+
+@dataclass(frozen=True, slots=True)
+class View:
+    """A rectangle of visual tokens: a picture, one of its tiles, or the frames that a model merges into one.
+
+    Example: the right-hand one of two tiles, `View(rows=16, columns=16, box=(0.5, 0.0, 1.0, 1.0))`
+    """
+
+    rows: int
+    columns: int
+    frame: int = 0
+    """Index in time, counted in frames as the language model sees them."""
+    seconds: float = 0.0
+    """Time since the video's first frame."""
+    box: tuple[float, float, float, float] = (0.0, 0.0, 1.0, 1.0)
+    """Left, top, right and bottom edge in the medium, as fractions of its size."""
+    line_end: bool = False
+    """A token without a place in the picture follows each row."""
+
+    @property
+    def tokens(self) -> int:
+        """Number of visual tokens, line ends included."""
+        return self.rows * (self.columns + self.line_end)
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """The visual tokens that stand for one medium, view by view, each row by row.
+
+    Example: a picture of 84 × 56 pixels at 28 pixels a token, `Layout("image", (View(rows=2, columns=3),))`
+    """
+
+    kind: MediaKind
+    views: tuple[View, ...]
+    separated: bool = False
+    """Whether other tokens stand between the views; otherwise they are one run of tokens."""
+
+    @property
+    def tokens(self) -> int:
+        """Number of visual tokens."""
+        return sum(view.tokens for view in self.views)
+
+    @property
+    def runs(self) -> tuple[int, ...]:
+        """Lengths of the uninterrupted runs of visual tokens."""
+        return tuple(view.tokens for view in self.views) if self.separated else (self.tokens,)
+
+    @property
+    def grid(self) -> tuple[int, int, int]:
+        """Frames, rows and columns, for a medium whose views are equally large and lie behind each other in time."""
+        first = self.views[0]
+        return len(self.views), first.rows, first.columns

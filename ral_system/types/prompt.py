@@ -26,6 +26,8 @@ class Prompt:
     media: tuple[Media, ...]
     token_ids: tuple[int, ...]
     """[P] chat-rendered, with every media placeholder expanded to one token per visual token."""
+    engine_token_ids: tuple[int, ...] = ()
+    """With one placeholder for each medium, as a rollout engine takes it that expands them itself."""
     system_tokens: int = 0
     """Tokens of the system turn, which begins the prompt; a turn that the chat template adds by itself counts."""
     question_positions: tuple[int, ...] = ()

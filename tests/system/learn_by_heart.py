@@ -10,7 +10,7 @@ import torch
 from ral_system.data.chat import ChatRenderer
 from ral_system.data.collate import Collator
 from ral_system.media.store import MediaStore
-from ral_system.models.loading import load_model, load_processor, media_token_ids
+from ral_system.models.loading import load_family, load_model
 from ral_system.models.policy import PolicyModel
 from ral_system.tasks.visual_search import Record
 from ral_system.types import Sample
@@ -19,18 +19,18 @@ from ral_system.types import Sample
 def learn(start: Path, folder: Path, texts: Sequence[tuple[Record, str, str]], media_folder: Path) -> None:
     """(record, what is asked beside its picture, what is to be said) → a model folder."""
     torch.manual_seed(0)
-    processor, media = load_processor(start), MediaStore(media_folder)
-    renderer, model = ChatRenderer(processor, ""), load_model(start, dtype="float32")
-    policy = PolicyModel(model, temperature=1.0, banned_token_ids=media_token_ids(start))
+    family, media = load_family(start), MediaStore(media_folder)
+    renderer, model = ChatRenderer(family, ""), load_model(start, dtype="float32")
+    policy = PolicyModel(model, family, temperature=1.0)
     samples = []
     for i, (record, question, response) in enumerate(texts):
         pictures = [media.put(record.image)]
         prompt = renderer.prompt(id=str(i), kind="", question=question, answer="", media=pictures)
         samples.append(Sample(str(i), prompt, renderer.response(response)))
-    batch = Collator(processor, media)(tuple(samples))
+    batch = Collator(family, media)(tuple(samples))
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
     for _ in range(400):
-        output = policy(batch, with_attention=False)
+        output = policy(batch)
         loss = -output.log_probs[batch.response_mask].mean()
         optimizer.zero_grad()
         loss.backward()
@@ -40,4 +40,4 @@ def learn(start: Path, folder: Path, texts: Sequence[tuple[Record, str, str]], m
     else:
         raise AssertionError(f"not learned by heart: loss {float(loss):.3f}")
     model.save_pretrained(folder)
-    processor.save_pretrained(folder)
+    family.processor.save_pretrained(folder)

@@ -147,10 +147,10 @@ def task(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path, media: Any,
     """
     import torch
 
+    from ral_system.attention.read import AttentionRead
     from ral_system.data.chat import ChatRenderer
     from ral_system.data.collate import Collator
     from ral_system.media.videos import VideoLimits
-    from ral_system.models.loading import load_processor
     from ral_system.scoring.build import build_policy
     from ral_system.types import VideoSampling
     from tests.unit.media.clips import clip, noise
@@ -169,9 +169,8 @@ def task(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path, media: Any,
         "rollout.log_prob_gate.token=1e9",  # scored again with other weights than the samples were made with
     )
     config = make_config(*settings)
-    policy = build_policy(config, tiny_model, torch.device("cpu"))
-    collate = Collator(load_processor(tiny_model), media)
-    renderer = ChatRenderer(load_processor(tiny_model), "answer")
+    policy = build_policy(config, tiny_model, torch.device("cpu"), AttentionRead())
+    collate, renderer = Collator(policy.family, media), ChatRenderer(policy.family, "answer")
     video = media.put_video(clip(noise(7, 4, 56, 84)), VideoSampling(1.0, 4, 2), VideoLimits())
     samples = []
     for i, sample in enumerate(draw_samples(12)):
@@ -180,7 +179,7 @@ def task(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path, media: Any,
         prompt = renderer.prompt(id=p.id, kind=p.kind, question=p.question, answer=p.answer, media=about)
         sample = replace(sample, prompt=prompt)
         with torch.no_grad():
-            log_probs = policy(collate((sample,)), with_attention=False).log_probs[0].tolist()
+            log_probs = policy(collate((sample,))).log_probs[0].tolist()
         samples.append(replace(sample, rollout_log_probs=tuple(log_probs), advantage=(1.0, -0.7, 0.4, -1.3)[i % 4]))
     (folder / "config.json").write_text(config.model_dump_json())
     for name in PRESETS:

@@ -20,7 +20,7 @@ from ral_system.config.validate import parse_config
 from ral_system.data.chat import ChatRenderer
 from ral_system.errors import ActorError, DataError, GateError, SetupError
 from ral_system.media.store import MediaStore
-from ral_system.models.loading import load_processor
+from ral_system.models.loading import load_family
 from ral_system.tasks.tiny_model import build_tiny_model
 from ral_system.tasks.visual_search import VisualSearch, words
 from ral_system.training.plan import plan_updates
@@ -162,7 +162,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def prompts(folder: Path) -> list[Prompt]:
-    renderer, media = ChatRenderer(load_processor(folder / "start"), "answer"), MediaStore(folder / "media")
+    renderer, media = ChatRenderer(load_family(folder / "start"), "answer"), MediaStore(folder / "media")
     records = [VisualSearch(seed=0, grid=2, objects=3).record("train", i) for i in range(4)]
     return [
         renderer.prompt(id=f"t{r.index}", kind=r.kind, question=r.question, answer=r.answer, media=[media.put(r.image)])

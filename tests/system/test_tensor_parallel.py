@@ -16,7 +16,7 @@ from ral_system.config.schema import RunConfig
 from ral_system.config.validate import parse_config
 from ral_system.data.chat import ChatRenderer
 from ral_system.media.store import MediaStore
-from ral_system.models.loading import load_model, load_processor
+from ral_system.models.loading import load_family, load_model
 from ral_system.rollout.vllm_environment import vllm_environment
 from ral_system.tasks.tiny_model import build_tiny_model
 from ral_system.tasks.visual_search import VisualSearch, words
@@ -78,7 +78,7 @@ def engine(folder: Path) -> Iterator[Member]:
 
 
 def test_two_ranks_generate_and_take_new_weights(engine: Member, folder: Path) -> None:
-    renderer, media = ChatRenderer(load_processor(folder / "start"), "answer"), MediaStore(folder / "media")
+    renderer, media = ChatRenderer(load_family(folder / "start"), "answer"), MediaStore(folder / "media")
     record = VisualSearch(seed=0, grid=2, objects=3).record("train", 0)
     image = media.put(record.image)
     prompt = renderer.prompt(id="t0", kind="", question=record.question, answer=record.answer, media=[image])

@@ -6,7 +6,7 @@ import os
 import time
 import weakref
 from collections.abc import Iterator
-from dataclasses import fields, replace
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -17,12 +17,10 @@ from pydantic import TypeAdapter
 from ral_system.config.schema import RolloutConfig
 from ral_system.data.chat import ChatRenderer
 from ral_system.data.features import FeatureExtractor
-from ral_system.data.visual_tokens import VisualTokens, token_types
 from ral_system.errors import GateError, WeightSyncError
 from ral_system.media.store import MediaStore
 from ral_system.media.videos import VideoLimits
-from ral_system.models.loading import load_model, load_processor, media_token_ids
-from ral_system.models.positions import rope_positions, tokens_per_second
+from ral_system.models.loading import load_family, load_model
 from ral_system.rollout.stopping import ANSWER_END
 from ral_system.rollout.vllm_environment import vllm_environment
 from ral_system.tasks.tiny_model import build_tiny_model
@@ -63,9 +61,9 @@ class Setting:
         build_tiny_model(folder / "model", words(), hidden=128, layers=4, vision_layers=2, seed=1)
         self.media = MediaStore(folder / "media")
         self.model = load_model(folder / "model", dtype="float32")
-        self.processor = load_processor(folder / "model")
-        self.banned = media_token_ids(folder / "model")
-        renderer = ChatRenderer(self.processor, "answer")
+        self.family = load_family(folder / "model")
+        self.processor, self.banned = self.family.processor, self.family.banned_ids
+        renderer = ChatRenderer(self.family, "answer")
         source = VisualSearch(seed=0, grid=3, objects=4)
         self.prompts = []
         for index in range(6):
@@ -75,7 +73,7 @@ class Setting:
             self.prompts.append(prompt)
         from ral_system.rollout.vllm_generator import VllmEngine
 
-        self.engine = VllmEngine(folder / "model", CONFIG, self.media, self.banned, seed=0, device="cpu")
+        self.engine = VllmEngine(folder / "model", CONFIG, self.media, seed=0, device="cpu")
 
     def generate(self, prompts: list[Prompt] | None = None, sampling: Sampling = SAMPLING) -> dict[str, Completion]:
         found = {c.id: c for c in self.engine.generate(prompts or self.prompts, sampling)}
@@ -102,17 +100,10 @@ class Setting:
 
     @torch.no_grad()
     def log_probs(self, prompt: Prompt, completion: Completion, temperature: float) -> np.ndarray:
-        found = FeatureExtractor(self.processor, self.media)(prompt.media)
-        pixels = {f.name: value for f in fields(found) if (value := getattr(found, f.name)) is not None}
+        pixels = FeatureExtractor(self.family, self.media)(prompt.media)
         ids = torch.tensor([[*prompt.token_ids, *completion.token_ids]])
-        visual = VisualTokens(self.processor)
-        grids = [(visual.grid(m), m.clip) for m in prompt.media]
-        positions = rope_positions(
-            token_types(ids[0], visual),
-            [grid for grid, clip in grids if clip is None],
-            [(grid, clip.seconds_per_grid) for grid, clip in grids if clip],
-            tokens_per_second=tokens_per_second(self.model.config),
-        )
+        layouts = [self.family.layout(medium) for medium in prompt.media]
+        positions = self.family.positions(self.family.visual(ids[0]), layouts)
         logits = self.model(input_ids=ids, position_ids=positions[:, None], **pixels).logits[0]
         logits = logits[len(prompt.token_ids) - 1 : -1] / temperature
         logits[:, list(self.banned)] = -torch.inf
@@ -120,7 +111,7 @@ class Setting:
         return logits.log_softmax(-1).gather(-1, torch.tensor(completion.token_ids)[:, None])[:, 0].numpy()
 
     def about(self, id: str, question: str, media: list[Media]) -> Prompt:
-        renderer = ChatRenderer(self.processor, "answer")
+        renderer = ChatRenderer(self.family, "answer")
         return renderer.prompt(id=id, kind="", question=question, answer="", media=media)
 
     def largest_difference(

@@ -1,4 +1,4 @@
-"""What transformers itself writes out as attention, for tests to compare with."""
+"""What transformers itself makes of a batch, for tests to compare with."""
 
 from __future__ import annotations
 
@@ -6,15 +6,20 @@ from typing import Any
 
 from torch import Tensor
 
+from ral_system.attention.provenance import KeyKind
 from ral_system.data.collate import TensorBatch
 
 
+def token_types(batch: TensorBatch) -> Tensor:
+    """transformers' mm_token_type_ids of a batch, int64 [T]: 1 on tokens of pictures, 2 on those of videos."""
+    return (batch.keys.kind == KeyKind.IMAGE) * 1 + (batch.keys.kind == KeyKind.VIDEO) * 2
+
+
+def media_inputs(batch: TensorBatch) -> dict[str, Tensor]:
+    """Pixels, grids and token types of a batch as one row, under the names of transformers' forward pass."""
+    return {"mm_token_type_ids": token_types(batch)[None], **batch.features}
+
+
 def eager_attentions(model: Any, alone: TensorBatch) -> tuple[Tensor, ...]:
-    """Of each layer [1, H, T, T], for a batch of one sequence; `model` is loaded with `attn_implementation="eager"`."""
-    return model(
-        input_ids=alone.input_ids[None],
-        mm_token_type_ids=alone.token_types[None],
-        pixel_values=alone.features.pixel_values,
-        image_grid_thw=alone.features.image_grid_thw,
-        output_attentions=True,
-    ).attentions
+    """[1, H, T, T] of each layer, for a batch of one sequence; `model` is loaded with `attn_implementation="eager"`."""
+    return model(input_ids=alone.input_ids[None], **media_inputs(alone), output_attentions=True).attentions

@@ -33,7 +33,7 @@ def test_every_file_of_the_packages_is_in_the_wheel(wheel: zipfile.ZipFile) -> N
 
 def test_what_a_submitted_job_reads_is_in_the_wheel(wheel: zipfile.ZipFile) -> None:
     names = set(wheel.namelist())
-    expected = {"ral_system/types.py", "actors/__init__.py", "launch/doctor/cli.py", "conf/config.yaml"}
+    expected = {"ral_system/types/__init__.py", "actors/__init__.py", "launch/doctor/cli.py", "conf/config.yaml"}
     expected |= {
         f"launch/cluster/{name}" for name in ("ray-cluster.yaml", "kuberay.yaml", "kuberay-volume.yaml", "slurm.sbatch")
     }

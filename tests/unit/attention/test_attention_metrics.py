@@ -5,11 +5,13 @@ import torch
 
 from ral_system.attention.metrics import STATISTICS, row_statistics, visual_maps
 from ral_system.attention.provenance import key_provenance
+from ral_system.types import Layout, View
+
+CELL = Layout("image", (View(1, 1),))
 
 KEYS = key_provenance(
-    torch.tensor([0, 0, 1, 1, 0, 2, 2, 0, 0]),
-    images=[(1, 1, 1), (1, 1, 1)],
-    videos=[(2, 1, 1)],
+    torch.tensor([0, 0, 1, 1, 0, 1, 1, 0, 0]).bool(),
+    [CELL, CELL, Layout("video", (View(1, 1, frame=0), View(1, 1, frame=1)))],
     system_tokens=2,
     prompt_tokens=8,
 )  # system ×2, image 0, image 1, text, frame 0, frame 1, text, generated
@@ -38,7 +40,7 @@ def test_by_hand() -> None:
 
 
 def test_without_a_system_turn_there_is_no_visual_attention_score() -> None:
-    keys = key_provenance(torch.tensor([1, 0]), images=[(1, 1, 1)], system_tokens=0, prompt_tokens=2)
+    keys = key_provenance(torch.tensor([1, 0]).bool(), [CELL], system_tokens=0, prompt_tokens=2)
     found = row_statistics(torch.tensor([[0.9, 0.1]]), keys)
     assert "vas" not in found and found["system_mass"].tolist() == [0.0]
 
@@ -52,13 +54,12 @@ def test_masses_add_up_to_one() -> None:
 
 def test_maps_have_the_shape_of_their_media() -> None:
     keys = key_provenance(
-        torch.tensor([1, 1, 0, 2, 2, 2, 2]),
-        images=[(1, 2, 1)],
-        videos=[(2, 1, 2)],
+        torch.tensor([1, 1, 0, 1, 1, 1, 1]).bool(),
+        [Layout("image", (View(2, 1),)), Layout("video", (View(1, 2, frame=0), View(1, 2, frame=1)))],
         system_tokens=0,
         prompt_tokens=7,
     )
     image, video = visual_maps(torch.arange(7), keys)
     assert image.tolist() == [[[0], [1]]]
     assert video.tolist() == [[[3, 4]], [[5, 6]]]
-    assert visual_maps(torch.ones(1), key_provenance(torch.zeros(1), system_tokens=0, prompt_tokens=1)) == []
+    assert visual_maps(torch.ones(1), key_provenance(torch.zeros(1).bool(), [], system_tokens=0, prompt_tokens=1)) == []

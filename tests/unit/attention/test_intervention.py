@@ -16,7 +16,7 @@ from ral_system.attention.probe import IMPLEMENTATION
 from ral_system.config.schema import RunConfig
 from ral_system.data.collate import Collator
 from ral_system.media.store import MediaStore
-from ral_system.models.loading import load_model, load_processor
+from ral_system.models.loading import load_family, load_model
 from ral_system.models.policy import PolicyModel
 from ral_system.rollout.hf_generator import HfEngine
 from ral_system.types import Sample, Sampling
@@ -159,19 +159,19 @@ def test_what_is_generated_has_the_log_probs_that_scoring_gives(
     make_config: Callable[..., RunConfig],
 ) -> None:
     samples: list[Sample] = draw_samples(4)
-    config, processor = make_config().rollout, load_processor(tiny_model)
-    engine = HfEngine(tiny_model, config, media, (), 0, intervention=how)
+    config, family = make_config().rollout, load_family(tiny_model)
+    engine = HfEngine(tiny_model, config, media, 0, intervention=how)
     prompts = [replace(s.prompt, id=f"p{i}") for i, s in enumerate(samples)]
     completions = list(engine.generate(prompts, Sampling(2, 1.0, 6, 5)))
     of = {prompt.id: prompt for prompt in prompts}
     scored = tuple(Sample(c.id, of[c.prompt_id], c.token_ids) for c in completions)
-    batch = Collator(processor, media)(scored)
+    batch = Collator(family, media)(scored)
 
     def log_probs(intervention: Intervention | None) -> Tensor:
         model = load_model(tiny_model, dtype="float32")
-        policy = PolicyModel(model, temperature=1.0, banned_token_ids=(), intervention=intervention)
+        policy = PolicyModel(model, family, temperature=1.0, intervention=intervention)
         with torch.no_grad():
-            return policy(batch, with_attention=False).log_probs
+            return policy(batch).log_probs
 
     found, plain = log_probs(how), log_probs(None)
     for i, completion in enumerate(completions):
@@ -185,9 +185,9 @@ def test_what_cannot_be_is_refused(tiny_model: Path, media: MediaStore, make_con
         with pytest.raises(ValueError, match=r"image=.* must be at least 0, and system=.* below 1"):
             Intervention(image, system)
     with pytest.raises(ValueError, match=r"layers=\[0, 2\]: the model has 2 layers, so no 2"):
-        HfEngine(tiny_model, make_config().rollout, media, (), 0, intervention=Intervention(0.1, 0, layers=(0, 2)))
+        HfEngine(tiny_model, make_config().rollout, media, 0, intervention=Intervention(0.1, 0, layers=(0, 2)))
     with pytest.raises(ValueError, match=r"layers=\[5\]: the model has 2 layers, so no 5"):
         model = load_model(tiny_model, dtype="float32")
-        PolicyModel(model, temperature=1.0, banned_token_ids=(), intervention=Intervention(0.1, 0, layers=(5,)))
+        PolicyModel(model, load_family(tiny_model), temperature=1.0, intervention=Intervention(0.1, 0, layers=(5,)))
     with pytest.raises(ValueError, match=r"heads=\[9\]: the model has 2 heads, so no 9"):
-        HfEngine(tiny_model, make_config().rollout, media, (), 0, intervention=Intervention(0.1, 0, heads=(9,)))
+        HfEngine(tiny_model, make_config().rollout, media, 0, intervention=Intervention(0.1, 0, heads=(9,)))

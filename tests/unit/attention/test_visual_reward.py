@@ -10,16 +10,20 @@ from torch import Tensor
 from transformers import AutoModelForImageTextToText
 
 from ral_system.attention.provenance import KeyKind, KeyProvenance, key_provenance
+from ral_system.attention.read import AttentionRead
 from ral_system.attention.sequence import LayerAttention, SequenceAttention
 from ral_system.attention.visual_reward import visual_reward
 from ral_system.data.collate import Collator
 from ral_system.media.store import MediaStore
-from ral_system.models.loading import load_model, load_processor
+from ral_system.models.loading import load_family, load_model
 from ral_system.models.policy import PolicyModel
-from ral_system.types import Sample
+from ral_system.types import Layout, Sample, View
 from tests.unit.eager import eager_attentions
 
-KEYS = key_provenance(torch.tensor([0, 1, 1, 0, 0]), images=[(1, 1, 2)], system_tokens=1, prompt_tokens=3)
+RESPONSE = AttentionRead(layers="all")
+
+VISUAL, PICTURE = torch.tensor([0, 1, 1, 0, 0]).bool(), Layout("image", (View(1, 2),))
+KEYS = key_provenance(VISUAL, [PICTURE], system_tokens=1, prompt_tokens=3)
 
 
 def attention_of(*layers_HRT: Tensor, rows: list[int]) -> SequenceAttention:
@@ -62,8 +66,8 @@ def test_rows_that_look_at_neither_are_0() -> None:
 @pytest.mark.parametrize(
     "keys",
     [
-        key_provenance(torch.tensor([0, 1, 1, 0, 0]), images=[(1, 1, 2)], system_tokens=0, prompt_tokens=3),
-        key_provenance(torch.zeros(5), system_tokens=1, prompt_tokens=3),
+        key_provenance(VISUAL, [PICTURE], system_tokens=0, prompt_tokens=3),
+        key_provenance(torch.zeros(5).bool(), [], system_tokens=1, prompt_tokens=3),
     ],
     ids=["no system turn", "no picture"],
 )
@@ -75,17 +79,15 @@ def test_without_one_of_its_two_sides_it_is_undefined(keys: KeyProvenance) -> No
 def test_equals_a_loop_over_eager_attentions(
     form: Literal["share", "ratio"], tiny_model: Path, media: MediaStore, draw_samples: Callable[[int], list[Sample]]
 ) -> None:
-    collate = Collator(load_processor(tiny_model), media, rows="answer", keys="visual")
-    policy = PolicyModel(load_model(tiny_model, dtype="float32"), temperature=1.0, banned_token_ids=(), heads="each")
+    family, other = load_family(tiny_model), AttentionRead(rows="answer", keys="visual", heads="each")
+    collate = Collator(family, media)
+    policy = PolicyModel(load_model(tiny_model, dtype="float32"), family, temperature=1.0)
     eager = AutoModelForImageTextToText.from_pretrained(tiny_model, attn_implementation="eager").eval()
     samples = tuple(draw_samples(3))
     batch = collate(samples)
     with torch.no_grad():
-        output = policy(batch, with_attention=True, with_response_attention=True)
-    assert output.response_attention is not None
-    for sample, attention, keys in zip(
-        samples, output.response_attention, batch.keys.split(batch.lengths), strict=True
-    ):
+        read = policy(batch, [other, RESPONSE]).attention[RESPONSE]
+    for sample, attention, keys in zip(samples, read, batch.keys.split(batch.lengths), strict=True):
         alone = collate((sample,))
         with torch.no_grad():
             attentions = eager_attentions(eager, alone)
@@ -102,16 +104,18 @@ def test_equals_a_loop_over_eager_attentions(
 def test_looking_at_it_changes_nothing_else(
     tiny_model: Path, media: MediaStore, draw_samples: Callable[[int], list[Sample]]
 ) -> None:
-    collate = Collator(load_processor(tiny_model), media)
-    policy = PolicyModel(load_model(tiny_model, dtype="float32"), temperature=1.0, banned_token_ids=())
-    batch = collate(tuple(draw_samples(3)))
+    family, last = load_family(tiny_model), AttentionRead()
+    policy = PolicyModel(load_model(tiny_model, dtype="float32"), family, temperature=1.0)
+    batch = Collator(family, media)(tuple(draw_samples(3)))
     with torch.no_grad():
-        plain, looked = (policy(batch, with_attention=True, with_response_attention=more) for more in (False, True))
-        alone = policy(batch, with_attention=False, with_response_attention=True)
-    assert plain.response_attention is None and alone.attention is None
+        plain, looked = policy(batch, [last]), policy(batch, [last, RESPONSE])
+        alone = policy(batch, [RESPONSE])
+    assert set(plain.attention) == {last} and set(alone.attention) == {RESPONSE}
     assert torch.equal(plain.log_probs, looked.log_probs)
-    for one, two in zip(plain.attention or [], looked.attention or [], strict=True):
+    for one, two in zip(plain.attention[last], looked.attention[last], strict=True):
         assert torch.equal(one.layers[-1].query, two.layers[-1].query)
-    for one, two in zip(alone.response_attention or [], looked.response_attention or [], strict=True):
+    responses = alone.attention[RESPONSE], looked.attention[RESPONSE]
+    assert len(responses[0]) == 3
+    for one, two in zip(*responses, strict=True):
         assert len(one.layers) == 2
         assert all(torch.equal(a.query, b.query) for a, b in zip(one.layers, two.layers, strict=True))

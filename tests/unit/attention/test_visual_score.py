@@ -9,13 +9,14 @@ from torch import Tensor
 from transformers import AutoModelForImageTextToText
 
 from ral_system.attention.provenance import KeyKind, KeyProvenance, key_provenance
+from ral_system.attention.read import QUESTION_AT_ALL_LAYERS
 from ral_system.attention.sequence import LayerAttention, SequenceAttention
 from ral_system.attention.visual_score import mean_score, visual_score
 from ral_system.data.collate import Collator
 from ral_system.media.store import MediaStore
-from ral_system.models.loading import load_model, load_processor
+from ral_system.models.loading import load_family, load_model
 from ral_system.models.policy import PolicyModel
-from ral_system.types import Sample
+from ral_system.types import Layout, Sample, View
 from tests.unit.eager import eager_attentions
 
 
@@ -26,7 +27,8 @@ def attention_of(logits_RT: Tensor, rows: list[int]) -> SequenceAttention:
     return SequenceAttention((layer,), torch.tensor(rows), None, "mean", "auto")
 
 
-KEYS = key_provenance(torch.tensor([0, 1, 1, 0, 0]), images=[(1, 1, 2)], system_tokens=1, prompt_tokens=5)
+VISUAL, PICTURE = torch.tensor([0, 1, 1, 0, 0]).bool(), Layout("image", (View(1, 2),))
+KEYS = key_provenance(VISUAL, [PICTURE], system_tokens=1, prompt_tokens=5)
 
 
 def test_by_hand() -> None:
@@ -55,8 +57,8 @@ def test_a_system_turn_that_is_hardly_looked_at_gives_a_finite_score() -> None:
 @pytest.mark.parametrize(
     "keys",
     [
-        key_provenance(torch.tensor([0, 1, 1, 0, 0]), images=[(1, 1, 2)], system_tokens=0, prompt_tokens=5),
-        key_provenance(torch.zeros(5), system_tokens=1, prompt_tokens=5),
+        key_provenance(VISUAL, [PICTURE], system_tokens=0, prompt_tokens=5),
+        key_provenance(torch.zeros(5).bool(), [], system_tokens=1, prompt_tokens=5),
     ],
     ids=["no system turn", "no picture"],
 )
@@ -75,16 +77,15 @@ def test_means_are_over_rows_of_all_sequences() -> None:
 def test_equals_a_loop_over_eager_attentions(
     tiny_model: Path, media: MediaStore, draw_samples: Callable[[int], list[Sample]]
 ) -> None:
-    processor = load_processor(tiny_model)
-    collate = Collator(processor, media, rows="instruction")
-    policy = PolicyModel(load_model(tiny_model, dtype="float32"), temperature=1.0, banned_token_ids=(), layers="all")
+    family = load_family(tiny_model)
+    collate = Collator(family, media)
+    policy = PolicyModel(load_model(tiny_model, dtype="float32"), family, temperature=1.0)
     eager = AutoModelForImageTextToText.from_pretrained(tiny_model, attn_implementation="eager").eval()
     samples = tuple(draw_samples(3))
     batch = collate(samples)
     with torch.no_grad():
-        output = policy(batch, with_attention=True)
-    assert output.attention is not None
-    for sample, attention, keys in zip(samples, output.attention, batch.keys.split(batch.lengths), strict=True):
+        read = policy(batch, [QUESTION_AT_ALL_LAYERS]).attention[QUESTION_AT_ALL_LAYERS]
+    for sample, attention, keys in zip(samples, read, batch.keys.split(batch.lengths), strict=True):
         found = visual_score(attention, keys)
         alone = collate((sample,))
         with torch.no_grad():

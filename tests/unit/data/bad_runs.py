@@ -11,7 +11,7 @@ from ral_system.config.schema import FilesConfig, RunConfig
 from ral_system.data.chat import ChatRenderer
 from ral_system.data.file_prompts import FilePrompts
 from ral_system.data.preparation import PreparedQuestion, read_prepared
-from ral_system.models.loading import load_processor
+from ral_system.models.loading import load_family
 from ral_system.observability.jsonl import read_objects
 from ral_system.tasks.open import prepare_files
 from ral_system.types import Prompt
@@ -72,12 +72,12 @@ def prepare_everything(folder: Path, model: Path, make_config: Callable[..., Run
     config = config.model_copy(update={"stages": ("sft", "rl")})  # so that the other two files' thoughts are read
     data = config.data
     assert isinstance(data, FilesConfig)
-    processor = load_processor(model)
+    family = load_family(model)
     began = time.monotonic()
-    prepared = prepare_files(config, data, processor, folder / "runs")
+    prepared = prepare_files(config, data, family, folder / "runs")
     seconds = time.monotonic() - began
     prompts = FilePrompts(
-        data, prepared, ChatRenderer(processor, data.system_prompt), response_format=config.algorithm.response_format
+        data, prepared, ChatRenderer(family, data.system_prompt), response_format=config.algorithm.response_format
     )
     used = {row.id: row for row in read_prepared(prepared)}
     trained = [prompts.question("train", i) for i in range(sum(row.split == "train" for row in used.values()))]

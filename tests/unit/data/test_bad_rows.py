@@ -23,7 +23,7 @@ from ral_system.data.sources.files import read_rows
 from ral_system.errors import DataError
 from ral_system.media.store import MediaStore
 from ral_system.media.videos import VideoLimits, VideoSampling, decode_video
-from ral_system.models.loading import load_processor
+from ral_system.models.loading import load_family
 from ral_system.observability.jsonl import read_objects
 from ral_system.tasks.open import prepare_files
 from tests.unit.data.bad_files import png, video
@@ -176,7 +176,7 @@ def prepare(tmp_path: Path, tiny_model: Path, make_config: Callable[..., RunConf
             *overrides,
         )
         assert isinstance(config.data, FilesConfig)
-        return prepare_files(config, config.data, load_processor(tiny_model), tmp_path / "runs")
+        return prepare_files(config, config.data, load_family(tiny_model), tmp_path / "runs")
 
     return prepared
 

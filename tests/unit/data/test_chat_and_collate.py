@@ -12,18 +12,19 @@ from ral_system.data.chat import ChatRenderer
 from ral_system.data.collate import Collator
 from ral_system.errors import DataError
 from ral_system.media.store import MediaStore
-from ral_system.models.loading import load_processor
+from ral_system.models.loading import load_family
 from ral_system.tasks.tiny_model import CHAT_TEMPLATE
 from ral_system.types import Media, Sample
+from tests.unit.eager import token_types
 
 SIZES = [(56, 56), (84, 56), (28, 28), (30, 131), (224, 100)]  # also too small, and no multiple of a token's side
 
 
 class Bench:
     def __init__(self, folder: Path, media: MediaStore) -> None:
-        self.processor: Any = load_processor(folder)
-        self.render = ChatRenderer(self.processor, "answer")
-        self.collate = Collator(self.processor, media)
+        self.family = load_family(folder)
+        self.processor: Any = self.family.processor
+        self.render, self.collate = ChatRenderer(self.family, "answer"), Collator(self.family, media)
         self.store, self.open = media, media.open
         self.media = [media.put(Image.effect_noise(size, 60 + i).convert("RGB")) for i, size in enumerate(SIZES)]
 
@@ -51,11 +52,11 @@ def test_prompts_and_pixels_are_those_of_the_processor(bench: Bench, chosen: lis
     assert sample.prompt.media == tuple(images)
     batch = bench.collate((sample,))
     if images:
-        assert torch.equal(batch.features.pixel_values, expected["pixel_values"])
-        assert torch.equal(batch.features.image_grid_thw, expected["image_grid_thw"])
+        assert torch.equal(batch.features["pixel_values"], expected["pixel_values"])
+        assert torch.equal(batch.features["image_grid_thw"], expected["image_grid_thw"])
+        assert len(batch.features) == 2
     else:
-        assert batch.features.pixel_values is None
-        assert batch.features.image_grid_thw is None
+        assert batch.features == {}
 
 
 @pytest.mark.parametrize(
@@ -73,8 +74,8 @@ def test_a_question_s_positions_are_its_words_wherever_its_pictures_stand(
     prompt = bench.render.prompt(id="p", kind="", question=question, answer="", media=bench.media[:images])
     asked = [prompt.token_ids[i] for i in prompt.question_positions]
     assert bench.processor.tokenizer.convert_ids_to_tokens(asked) == ["what", "is", "at", "a1", "?"]
-    instruction = Collator(bench.processor, bench.store, rows="instruction")((Sample("s", prompt, (3,)),))
-    assert instruction.attention_rows[0].tolist() == list(prompt.question_positions)
+    (instruction,) = bench.collate((Sample("s", prompt, (3,)),)).rows["instruction"]
+    assert instruction.tolist() == list(prompt.question_positions)
 
 
 ADDS_A_SYSTEM_TURN = (
@@ -108,12 +109,12 @@ BEGINS_WITH_A_TOKEN = "<|endoftext|>" + CHAT_TEMPLATE
 def test_system_tokens_are_all_before_the_user_s_turn(
     tiny_model: Path, media: MediaStore, template: str, system_prompt: str, expected: int
 ) -> None:
-    processor = load_processor(tiny_model)
-    processor.chat_template = template
+    family = load_family(tiny_model)
+    family.processor.chat_template = template
     image = media.put(Image.effect_noise((56, 56), 60).convert("RGB"))
-    prompt = ChatRenderer(processor, system_prompt).prompt(id="p", kind="", question="what ?", answer="", media=[image])
+    prompt = ChatRenderer(family, system_prompt).prompt(id="p", kind="", question="what ?", answer="", media=[image])
     assert prompt.system_tokens == expected
-    words = processor.tokenizer.convert_ids_to_tokens(prompt.token_ids)
+    words = family.tokenizer.convert_ids_to_tokens(prompt.token_ids)
     assert words[expected + (template == BEGINS_WITH_A_TOKEN and not expected) :][:2] == ["<|im_start|>", "user"]
 
 
@@ -136,11 +137,11 @@ def test_a_batch_holds_its_sequences_one_behind_the_other(bench: Bench) -> None:
     batch = bench.collate(samples)
     longest = max(len(s.response_token_ids) for s in samples)
     assert batch.lengths == tuple(s.length for s in samples)
-    assert [len(grids) for grids in batch.images] == [2, 0, 1]
-    assert batch.input_ids.shape == batch.token_types.shape == (sum(batch.lengths),)
+    assert [[layout.kind for layout in of_sample] for of_sample in batch.layouts] == [["image"] * 2, [], ["image"]]
+    assert batch.input_ids.shape == batch.keys.kind.shape == (sum(batch.lengths),)
     assert batch.response_ids.shape == batch.response_mask.shape == (3, longest)
     image = bench.processor.image_token_id
-    ids, types = batch.input_ids.split(batch.lengths), batch.token_types.split(batch.lengths)
+    ids, types = (tensor.split(batch.lengths) for tensor in (batch.input_ids, token_types(batch)))
     for b, sample in enumerate(samples):
         sequence = [*sample.prompt.token_ids, *sample.response_token_ids]
         assert ids[b].tolist() == sequence
@@ -153,11 +154,12 @@ def test_a_batch_holds_its_sequences_one_behind_the_other(bench: Bench) -> None:
     assert batch.advantages.tolist() == [1.5, -0.5, 0.0]
     # pictures in the order of the sequences
     parts = [bench.collate((s,)) for s in (samples[0], samples[2])]
-    assert torch.equal(batch.features.pixel_values, torch.cat([p.features.pixel_values for p in parts]))  # type: ignore[arg-type]
-    assert torch.equal(batch.features.image_grid_thw, torch.cat([p.features.image_grid_thw for p in parts]))  # type: ignore[arg-type]
+    for name in ("pixel_values", "image_grid_thw"):
+        assert torch.equal(batch.features[name], torch.cat([p.features[name] for p in parts]))
     on_meta = batch.to("meta")
-    assert on_meta.input_ids.device.type == on_meta.features.pixel_values.device.type == "meta"  # type: ignore[union-attr]
-    assert bench.collate((samples[1],)).to("cpu").features.pixel_values is None
+    moved = (on_meta.input_ids, on_meta.keys.kind, *on_meta.features.values(), *on_meta.rows["generated"])
+    assert {tensor.device.type for tensor in moved} == {"meta"} and len(moved) == 7
+    assert bench.collate((samples[1],)).to("cpu").features == {}
 
 
 @pytest.mark.parametrize("where", ["prompt", "response"])

@@ -19,7 +19,7 @@ from ral_system.data.file_prompts import FilePrompts
 from ral_system.data.preparation import PreparedQuestion, kind_of_reason, read_prepared
 from ral_system.errors import ConfigError, DataError, SetupError
 from ral_system.media.store import MediaStore
-from ral_system.models.loading import load_processor
+from ral_system.models.loading import load_family
 from ral_system.observability.jsonl import read_objects
 from ral_system.tasks.open import absent_columns, prepare_files
 from ral_system.tasks.visual_search import VisualSearch
@@ -58,7 +58,7 @@ class Bench:
     """Files in a folder, and their preparation for the tiny model."""
 
     def __init__(self, folder: Path, model: Path, make_config: Callable[..., RunConfig]) -> None:
-        self.folder, self.processor, self._make_config = folder, load_processor(model), make_config
+        self.folder, self.family, self._make_config = folder, load_family(model), make_config
         self.config: RunConfig
 
     def write(self, found: list[Any], name: str = "rows.jsonl") -> Path:
@@ -79,11 +79,11 @@ class Bench:
             *overrides,
         )
         assert self.config.data.name == "files"
-        return prepare_files(self.config, self.config.data, self.processor, self.folder / "runs")
+        return prepare_files(self.config, self.config.data, self.family, self.folder / "runs")
 
     def prompts(self, prepared: Path) -> FilePrompts:
         assert self.config.data.name == "files"
-        renderer = ChatRenderer(self.processor, self.config.data.system_prompt)
+        renderer = ChatRenderer(self.family, self.config.data.system_prompt)
         return FilePrompts(self.config.data, prepared, renderer, response_format="think_answer")
 
 
@@ -112,12 +112,12 @@ def test_rows_become_prompts_with_their_pictures(bench: Bench) -> None:
         assert (prompt.question, prompt.answer, prompt.kind) == (record.question, record.answer, record.kind)
         assert store.open(prompt.media[0]).tobytes() == record.image.tobytes()
         assert len(prompt.token_ids) == kept[prompt.id].tokens
-        assert prompt.token_ids.count(bench.processor.image_token_id) == 9
+        assert prompt.token_ids.count(bench.family.visual_ids["image"]) == 9
     again = prompts.question("train", len(train))
     assert again.id.endswith("@1") and again.id.removesuffix("@1") in {p.id for p in train}
     sample = prompts.demonstration("sft", "train", 3)
     record = BOARD.record("train", int(sample.prompt.id.removeprefix("main/")))
-    text = bench.processor.tokenizer.decode(sample.response_token_ids[:-1])
+    text = bench.family.tokenizer.decode(sample.response_token_ids[:-1])
     assert text.split() == f"<think> {record.thought} </think> <answer> {record.answer} </answer>".split()
     assert prompts.demonstration("sft", "train", 0, seed=2) == prompts.demonstration("sft", "train", 2 * len(train))
 

@@ -1,6 +1,7 @@
 """Videos from the store to the model: tokens, features, positions, each against the slow way."""
 
 import io
+import itertools
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,13 +12,14 @@ import torch
 from PIL import Image
 
 from ral_system.attention.provenance import KeyKind
+from ral_system.attention.read import AttentionRead
 from ral_system.data.chat import ChatRenderer
 from ral_system.data.collate import Collator
 from ral_system.errors import DataError
 from ral_system.media.images import ImageLimits
 from ral_system.media.store import MediaStore
 from ral_system.media.videos import VideoLimits
-from ral_system.models.loading import load_model, load_processor, media_token_ids
+from ral_system.models.loading import load_family, load_model
 from ral_system.models.policy import PolicyModel
 from ral_system.types import Clip, Media, Sample, VideoSampling
 from tests.unit.media.clips import clip, noise
@@ -28,8 +30,9 @@ SAMPLING = VideoSampling(fps=1.0, max_frames=6, min_frames=2)
 class Bench:
     def __init__(self, folder: Path, store: MediaStore) -> None:
         self.folder, self.store = folder, store
-        self.processor: Any = load_processor(folder)
-        self.render, self.collate = ChatRenderer(self.processor, "answer"), Collator(self.processor, store)
+        self.family = load_family(folder)
+        self.processor: Any = self.family.processor
+        self.render, self.collate = ChatRenderer(self.family, "answer"), Collator(self.family, store)
         self.four = store.put_video(clip(noise(1, 4, 56, 84)), SAMPLING, VideoLimits())
         self.three = store.put_video(clip(noise(2, 30, 84, 56), fps=10), SAMPLING, VideoLimits())
         self.picture = store.put_image(png(noise(3, 1, 56, 56)[0]), ImageLimits())
@@ -81,11 +84,26 @@ def test_prompts_hold_a_token_for_every_patch(bench: Bench) -> None:
     )
     asked = [blank.token_ids[i] for i in blank.question_positions]
     assert bench.processor.tokenizer.convert_ids_to_tokens(asked) == ["what", "?"]
-    batch = Collator(bench.processor, bench.store, rows="instruction")((sample,))
-    read = [tokens[row] for row in batch.attention_rows[0].tolist()]
+    (rows,) = bench.collate((sample,)).rows["instruction"]
+    read = [tokens[row] for row in rows.tolist()]
     assert read == ["what", "is", "at", "a1", "<unk>", "?"]  # neither media nor the markers around them
     with pytest.raises(ValueError, match="marks"):
         bench.sample("s", "what is <image> and <video> ?", [bench.four, bench.picture])
+
+
+def test_an_engine_gets_one_placeholder_for_each_medium(bench: Bench) -> None:
+    """The prompt's tokens with each run of visual ones collapsed, wherever its media stand."""
+    visual = set(bench.family.visual_ids.values())
+    for question, media in (
+        ("what is <image> at a1 <video> and <image> ?", [bench.picture, bench.four, bench.picture]),
+        ("what is at a1 ?", [bench.picture, bench.picture, bench.three]),
+        ("what is at a1 ?", []),
+    ):
+        prompt = bench.sample("s", question, media).prompt
+        runs = [(token, len(list(run))) for token, run in itertools.groupby(prompt.token_ids)]
+        collapsed = [i for token, length in runs for i in ([token] if token in visual else [token] * length)]
+        assert list(prompt.engine_token_ids) == collapsed
+        assert len(prompt.token_ids) - len(collapsed) == sum(bench.family.tokens(medium) - 1 for medium in media)
 
 
 def test_features_are_the_processors_and_one_medium_is_processed_once(bench: Bench) -> None:
@@ -102,10 +120,11 @@ def test_features_are_the_processors_and_one_medium_is_processed_once(bench: Ben
         do_sample_frames=False,
         do_resize=False,
     )
-    assert torch.equal(batch.features.pixel_values_videos, expected["pixel_values_videos"])
-    assert batch.features.video_grid_thw.tolist() == [[2, 4, 6], [1, 6, 4], [2, 4, 6]]
-    assert batch.features.image_grid_thw.tolist() == [[1, 4, 4]]
-    assert [[grid for grid, _ in videos] for videos in batch.videos] == [[(2, 2, 3)], [], [(1, 3, 2), (2, 2, 3)]]
+    assert torch.equal(batch.features["pixel_values_videos"], expected["pixel_values_videos"])
+    assert batch.features["video_grid_thw"].tolist() == [[2, 4, 6], [1, 6, 4], [2, 4, 6]]
+    assert batch.features["image_grid_thw"].tolist() == [[1, 4, 4]]
+    videos = [[layout.grid for layout in of_sample if layout.kind == "video"] for of_sample in batch.layouts]
+    assert videos == [[(2, 2, 3)], [], [(1, 3, 2), (2, 2, 3)]]
     kinds = [keys.kind for keys in batch.keys.split(batch.lengths)]
     assert [int((k == KeyKind.VIDEO).sum()) for k in kinds] == [12, 0, 18]
     assert [int((k == KeyKind.IMAGE).sum()) for k in kinds] == [4, 0, 0]
@@ -114,41 +133,38 @@ def test_features_are_the_processors_and_one_medium_is_processed_once(bench: Ben
 @torch.no_grad()
 def test_a_sample_alone_is_what_it_is_among_others(bench: Bench) -> None:
     model = load_model(bench.folder, dtype="float32")
-    policy = PolicyModel(model, temperature=1.0, banned_token_ids=media_token_ids(bench.folder))
+    policy = PolicyModel(model, bench.family, temperature=1.0)
     samples = (
         bench.sample("a", "what is at a1 ?", [bench.four]),
         bench.sample("b", "what is at a1 ?", []),
         bench.sample("c", "<video> where is the <image> 7 ?", [bench.three, bench.picture]),
         bench.sample("d", "what is at a1 ?", [bench.picture]),
     )
-    together = policy(bench.collate(samples), with_attention=True)
+    together = policy(bench.collate(samples), [AttentionRead()])
     for i, sample in enumerate(samples):
         batch = bench.collate((sample,))
-        alone = policy(batch, with_attention=True)
+        alone = policy(batch, [AttentionRead()])
         assert (alone.log_probs[0] - together.log_probs[i]).abs().max() <= 3e-6
         by_transformers = model(
             input_ids=batch.input_ids[None],
             position_ids=policy._position_ids(batch),
-            pixel_values=batch.features.pixel_values,
-            image_grid_thw=batch.features.image_grid_thw,
-            pixel_values_videos=batch.features.pixel_values_videos,
-            video_grid_thw=batch.features.video_grid_thw,
+            **batch.features,
         ).logits[0]
-        by_transformers[:, list(media_token_ids(bench.folder))] = -torch.inf
+        by_transformers[:, list(bench.family.banned_ids)] = -torch.inf
         at = torch.arange(len(sample.prompt.token_ids) - 1, sample.length - 1)
         expected = by_transformers.log_softmax(-1)[at, list(sample.response_token_ids)]
         assert (alone.log_probs[0] - expected).abs().max() <= 3e-6
     slower = replace(bench.four, clip=replace(bench.four.clip, duration_s=12.0))
-    other = policy(bench.collate((bench.sample("a", "what is at a1 ?", [slower]),)), with_attention=False)
+    other = policy(bench.collate((bench.sample("a", "what is at a1 ?", [slower]),)))
     assert (other.log_probs[0] - together.log_probs[0]).abs().max() > 1e-3
 
 
 def test_text_alone_uses_the_vision_encoder_and_learns_nothing_from_it(bench: Bench) -> None:
     model = load_model(bench.folder, dtype="float32")
-    policy = PolicyModel(model, temperature=1.0, banned_token_ids=())
+    policy = PolicyModel(model, bench.family, temperature=1.0)
     calls = []
     model.model.visual.register_forward_hook(lambda *_: calls.append(1))
-    policy(bench.collate((bench.sample("b", "what is at a1 ?", []),)), with_attention=False).log_probs.sum().backward()
+    policy(bench.collate((bench.sample("b", "what is at a1 ?", []),))).log_probs.sum().backward()
     assert calls == [1]
     assert all(p.grad is not None and not p.grad.any() for p in model.model.visual.parameters())
     assert any(p.grad is not None and p.grad.any() for p in model.model.language_model.parameters())

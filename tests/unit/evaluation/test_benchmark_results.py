@@ -11,12 +11,12 @@ from PIL import Image
 from ral_system.benchmarks import chartqa, mme
 from ral_system.benchmarks.item import BadItem, Item, MediaFile
 from ral_system.data.chat import ChatRenderer
-from ral_system.data.pixel_budget import PixelBudget
 from ral_system.evaluation.benchmark import Asked, ask, final_answer, results
 from ral_system.evaluation.intervals import intervals
+from ral_system.families.qwen_vl.pixel_budget import QwenPixelBudget
 from ral_system.media.decoders import Decoders
 from ral_system.media.store import MediaStore
-from ral_system.models.loading import load_processor
+from ral_system.models.loading import load_family
 from ral_system.types import Completion, FinishReason, Media, Prompt, VideoSampling
 from tests.unit.media.clips import clip, noise
 from tests.unit.media.test_decoders import picture
@@ -112,10 +112,10 @@ def test_items_become_prompts_and_bad_ones_are_named(tmp_path: Path, tiny_model:
         Item("frames", "k", "<video> what ?", (MediaFile("video", path=frames, frames_per_s=1.0),), ("red",)),
         Item("six", "k", "<video> what ?", (MediaFile("video", clip(noise(0, 4, 56, 56))),), ("red", "blue")),
     ]
-    budget = PixelBudget(28, 28 * 28, 10**6)
+    budget = QwenPixelBudget(28, 28 * 28, 10**6)
     shown: list[int] = []
     with Decoders(MediaStore(tmp_path), VideoSampling(1.0, 4, 2), workers=1, timeout_s=30) as decoders:
-        renderer = ChatRenderer(load_processor(tiny_model), "answer")
+        renderer = ChatRenderer(load_family(tiny_model), "answer")
         found, bad = ask(items, decoders, renderer, {"image": budget, "video": budget}, 100, shown.append)
     assert [(a.item.id, a.prompt.answer) for a in found] == [("one", "red"), ("frames", "red"), ("six", "red | blue")]
     assert [m.kind for a in found for m in a.prompt.media] == ["image", "video", "video"]

@@ -11,13 +11,12 @@ import numpy as np
 import pytest
 
 from ral_system.config.schema import FilesConfig, RunConfig, VideoSearchConfig, VisualSearchConfig
-from ral_system.data.pixel_budget import pixel_budgets
-from ral_system.data.visual_tokens import VisualTokens
 from ral_system.errors import ConfigError, DataError
 from ral_system.evaluation import sweep
 from ral_system.evaluation.questions import Figures, Questions
 from ral_system.evaluation.sweep import Gain, at, gains_over_first, in_common, mean_seen
-from ral_system.models.loading import load_processor
+from ral_system.families.family import Family
+from ral_system.models.loading import load_family
 from ral_system.report import sweep_chart as sweep_chart_module
 from ral_system.report.sweep_chart import SweepPoint, sweep_chart
 from ral_system.tasks.visual_search_prompts import VisualSearchRecords
@@ -28,36 +27,36 @@ FILES = ("data=video_r1", "data.sources.main.path=rows.json", "stages=[rl]")
 
 
 @pytest.fixture(scope="module")
-def visual(tiny_model: Path) -> VisualTokens:
-    return VisualTokens(load_processor(tiny_model))
+def family(tiny_model: Path) -> Family:
+    return load_family(tiny_model)
 
 
-def test_a_board_grows_and_holds_as_many_things(make_config: Make, visual: VisualTokens) -> None:
+def test_a_board_grows_and_holds_as_many_things(make_config: Make, family: Family) -> None:
     config = make_config("sweep=visual_tokens", "sweep.values=[4,64]", "data.objects=9")
-    small, large = at(config, 4, visual).data, at(config, 64, visual).data
+    small, large = at(config, 4, family).data, at(config, 64, family).data
     assert isinstance(small, VisualSearchConfig) and isinstance(large, VisualSearchConfig)
     assert small.grid == (2,)
     assert large.grid == (8,)
     assert [VisualSearchRecords(data).record("train", 0).caption.count("empty") for data in (small, large)] == [0, 55]
 
 
-def test_a_video_is_looked_at_more_closely(make_config: Make, visual: VisualTokens) -> None:
-    data = at(make_config("data=video_search", "sweep=frames", "sweep.values=[4]"), 4, visual).data
+def test_a_video_is_looked_at_more_closely(make_config: Make, family: Family) -> None:
+    data = at(make_config("data=video_search", "sweep=frames", "sweep.values=[4]"), 4, family).data
     assert isinstance(data, VideoSearchConfig) and data.max_frames == (4,)
 
 
-def test_pictures_and_frames_of_files_are_bounded(make_config: Make, visual: VisualTokens, tiny_model: Path) -> None:
+def test_pictures_and_frames_of_files_are_bounded(make_config: Make, family: Family) -> None:
     config = make_config(*FILES, "sweep=visual_tokens", "sweep.values=[512]")
-    data = at(config, 512, visual).data
+    data = at(config, 512, family).data
     assert isinstance(data, FilesConfig)
     assert (data.image.min_pixels, data.image.max_pixels) == (128 * 28 * 28, 512 * 28 * 28)
     with pytest.raises(ConfigError, match=r"sweep.values=64 is 50176 pixels; a picture has 100352 to"):
-        at(config, 64, visual)
-    least = at(config, 128, visual).data
+        at(config, 64, family)
+    least = at(config, 128, family).data
     assert isinstance(least, FilesConfig) and least.image.max_pixels == least.image.min_pixels
-    assert pixel_budgets(load_processor(tiny_model), least)["image"].size(1920, 1080) == (420, 224)
+    assert family.pixel_budgets(least)["image"].size(1920, 1080) == (420, 224)
     config = make_config(*FILES, "sweep=frames", "sweep.values=[2,32]", "data.video.min_frames=4")
-    few, many = at(config, 2, visual).data, at(config, 32, visual).data
+    few, many = at(config, 2, family).data, at(config, 32, family).data
     assert isinstance(few, FilesConfig) and isinstance(many, FilesConfig)
     assert (few.video.min_frames, few.video.max_frames) == (2, 2)
     assert (many.video.min_frames, many.video.max_frames) == (4, 32)
@@ -99,14 +98,14 @@ def test_a_gain_has_the_interval_of_the_difference() -> None:
     assert gains_over_first(alone) == {("two", 4): Gain(5, "one", None)}
 
 
-def test_what_is_seen_is_said_beside_the_most_of_it(visual: VisualTokens) -> None:
+def test_what_is_seen_is_said_beside_the_most_of_it(family: Family) -> None:
     clip = Clip(VideoSampling(1.0, 8, 2), (0.0, 1.0, 2.0, 3.0), 4.0)
     pictures = [Media("a", 56, 56), Media("b", 112, 56), Media("c", 56, 56, clip)]
     prompts = [Prompt("p", "kind", "?", "!", (), (1,)), Prompt("q", "kind", "?", "!", tuple(pictures), (1,))]
-    assert mean_seen("visual_tokens", visual, prompts) == (4 + 8) / 2
-    assert mean_seen("frames", visual, prompts) == 4
+    assert mean_seen("visual_tokens", family, prompts) == (4 + 8) / 2
+    assert mean_seen("frames", family, prompts) == 4
     with pytest.raises(ConfigError, match="about no video; choose the other axis"):
-        mean_seen("frames", visual, prompts[:1])
+        mean_seen("frames", family, prompts[:1])
 
 
 def test_the_chart_has_a_line_per_model_and_a_bar_per_point() -> None:

@@ -11,12 +11,12 @@ from ral_system.data.chat import ChatRenderer
 from ral_system.errors import ConfigError
 from ral_system.evaluation.visual_score import measure_visual_score
 from ral_system.media.store import MediaStore
-from ral_system.models.loading import load_processor
+from ral_system.models.loading import load_family
 from ral_system.tasks.visual_search_prompts import VisualSearchPrompts
 
 
 def measured(model: Path, media: MediaStore, data: VisualSearchConfig, batch: int) -> VisualScore | None:
-    renderer = ChatRenderer(load_processor(model), data.system_prompt)
+    renderer = ChatRenderer(load_family(model), data.system_prompt)
     source = VisualSearchPrompts(data, renderer, media, format="think_answer")
     prompts = [source.question("held_out", i) for i in range(5)]
     assert bool(prompts[0].system_tokens) == bool(data.system_prompt)
@@ -39,7 +39,7 @@ def test_without_a_system_prompt_there_is_none(tiny_model: Path, media: MediaSto
 def test_a_family_that_cannot_be_probed_is_one_line_with_the_remedy(
     tiny_model: Path, media: MediaStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("ral_system.attention.probe.KNOWN_ATTENTION", ("Other",))
+    monkeypatch.setattr("ral_system.families.qwen_vl.family.QwenVl.attention_classes", ("Other",))
     with pytest.raises(ConfigError, match=r"does not know Qwen2_5_VLAttention; .*set evaluation.attention_questions=0"):
         measure_visual_score(tiny_model, [], media, dtype="float32", batch=2)
 

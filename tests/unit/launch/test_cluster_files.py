@@ -147,7 +147,7 @@ def test_compose_leaves_results_on_the_host_and_keeps_models(services) -> None:
         assert service["environment"]["HF_HOME"].startswith("/cache/")
         assert by_target["/cache"]["type"] == "volume"
     assert "mkdir /runs /cache && chown ral /runs /cache" in (ROOT / "docker" / "Dockerfile").read_text()
-    assert "runs/" in (ROOT / ".gitignore").read_text().splitlines()
+    assert "/runs/" in (ROOT / ".gitignore").read_text().splitlines()
 
 
 @pytest.mark.parametrize("name", ["kuberay.yaml", "ray-cluster.yaml", "slurm.sbatch"])

@@ -46,6 +46,7 @@ OFFLINE = {"name": "offline", "reason": "no login", "remedy": "wandb login", "pr
 CPU_TORCH = {
     "get_device_properties": Probe(True, {"cuda": None, "gpus": []}),
     "resolve_mode": Probe(True, OFFLINE),
+    "known_types": Probe(True, {"types": ["qwen2_vl", "qwen3_vl"]}),
 }
 GPU_TORCH = CPU_TORCH | {"get_device_properties": Probe(True, {"cuda": "13.0", "gpus": ["H200 140 GiB"] * 2})}
 
@@ -63,6 +64,15 @@ def test_a_cpu_machine_is_ready_for_cpu_runs(pretend) -> None:
     pretend(CPU_MACHINE, CPU_TORCH)
     assert obstacles("cpu") == []
     assert obstacles("gpu") == ["GPUs", "vllm"]
+
+
+def test_models_that_can_be_trained_are_listed(pretend) -> None:
+    pretend(CPU_MACHINE, CPU_TORCH)
+    assert by_name(packages.check_packages())["models"].found == "qwen2_vl, qwen3_vl"
+    pretend(CPU_MACHINE, CPU_TORCH | {"known_types": Probe(False, error="model family 'x' cannot be imported")})
+    assert by_name(packages.check_packages())["models"].status is Status.BROKEN
+    pretend({}, CPU_TORCH)
+    assert by_name(packages.check_packages())["models"].status is Status.INFO
 
 
 def test_a_gpu_machine_is_ready_for_gpu_runs(pretend) -> None:

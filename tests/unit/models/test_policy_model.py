@@ -1,4 +1,5 @@
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -8,56 +9,50 @@ from torch import Tensor
 
 from ral_system.attention.policy import attention_policy, dense_policy
 from ral_system.attention.probe import AttentionProbe, PackedRows
+from ral_system.attention.read import AttentionRead
 from ral_system.config.schema import RunConfig
 from ral_system.data.collate import Collator
 from ral_system.errors import ConfigError
 from ral_system.media.store import MediaStore
-from ral_system.models.loading import load_model, load_processor, media_token_ids
+from ral_system.models.loading import load_family, load_model
 from ral_system.models.policy import PolicyModel, PolicyOutput
 from ral_system.scoring.build import build_policy
 from ral_system.training.gradient_share import squared_norms
 from ral_system.training.objective import Objective
 from ral_system.types import Sample
+from tests.unit.eager import media_inputs, token_types
 
 TEMPERATURE = 0.7
+GENERATED = AttentionRead()
 
 
 class Bench:
     """The tiny model as a policy, and the same model to be read slowly."""
 
     def __init__(self, folder: Path, media: MediaStore, samples: list[Sample]) -> None:
-        self.model = load_model(folder, dtype="float32")
-        self.banned = media_token_ids(folder)
-        self.processor, self.media = load_processor(folder), media
-        self.collate = Collator(self.processor, self.media)
+        self.model, self.family = load_model(folder, dtype="float32"), load_family(folder)
+        self.banned = self.family.banned_ids
+        self.collate = Collator(self.family, media)
         self.samples = samples
 
     @torch.no_grad()
-    def run(self, samples: list[Sample], rows: Any = "generated", with_attention: bool = True) -> PolicyOutput:
-        policy = PolicyModel(self.model, temperature=TEMPERATURE, banned_token_ids=self.banned)
-        collate = Collator(self.processor, self.media, rows=rows)
-        return policy(collate(tuple(samples)), with_attention=with_attention)
+    def run(self, samples: list[Sample], *reads: AttentionRead) -> PolicyOutput:
+        return PolicyModel(self.model, self.family, temperature=TEMPERATURE)(self.collate(tuple(samples)), reads)
 
     @torch.no_grad()
     def slow_log_softmax(self, sample: Sample) -> Tensor:
         """All logits of one unpadded sequence, then the rows that predict its response: [R, V]."""
         batch = self.collate((sample,))
-        logits = self.model(
-            input_ids=batch.input_ids[None],
-            mm_token_type_ids=batch.token_types[None],
-            pixel_values=batch.features.pixel_values,
-            image_grid_thw=batch.features.image_grid_thw,
-        ).logits[0]
+        logits = self.model(input_ids=batch.input_ids[None], **media_inputs(batch)).logits[0]
         scaled = logits / TEMPERATURE
         for token in self.banned:
             scaled[:, token] = -torch.inf
         return scaled.log_softmax(-1)[len(sample.prompt.token_ids) - 1 : -1]
 
 
-def read(output: PolicyOutput, index: int) -> Tensor:
+def read(output: PolicyOutput, index: int, what: AttentionRead = GENERATED) -> Tensor:
     """The attention policy of a sequence's rows: [R, T]."""
-    assert output.attention is not None
-    return torch.cat(list(output.attention[index].policies(0)))
+    return torch.cat(list(output.attention[what][index].policies(0)))
 
 
 @pytest.fixture(scope="module")
@@ -66,7 +61,7 @@ def bench(tiny_model: Path, media: MediaStore, draw_samples: Callable[[int], lis
 
 
 def test_equals_full_logits_gathered_slowly(bench: Bench) -> None:
-    found = bench.run(bench.samples)
+    found = bench.run(bench.samples, GENERATED)
     longest = max(len(s.response_token_ids) for s in bench.samples)
     assert found.log_probs.shape == found.entropy.shape == found.top1.shape == (7, longest)
     assert len({len(s.response_token_ids) for s in bench.samples}) > 2  # padding is at work
@@ -84,32 +79,29 @@ def test_equals_full_logits_gathered_slowly(bench: Bench) -> None:
 
 
 def test_a_sample_alone_is_what_it_is_among_longer_ones(bench: Bench) -> None:
-    together = bench.run(bench.samples)
-    assert together.attention is not None
+    together = bench.run(bench.samples, GENERATED)
     for i, sample in enumerate(bench.samples):
-        alone = bench.run([sample])
+        alone = bench.run([sample], GENERATED)
         length = len(sample.response_token_ids)
-        assert alone.attention is not None
         assert (alone.log_probs[0] - together.log_probs[i, :length]).abs().max() <= 5e-6
         assert read(together, i).shape == (length, sample.length)
         assert (read(alone, 0) - read(together, i)).abs().max() <= 1e-6
 
 
 @pytest.mark.parametrize(("rows", "shift"), [("generated", 0), ("predicting", -1)])
-def test_attention_rows_are_those_of_the_response(bench: Bench, rows: str, shift: int) -> None:
+def test_attention_rows_are_those_of_the_response(bench: Bench, rows: Any, shift: int) -> None:
     sample = bench.samples[2]
     batch = bench.collate((sample,))
     every_position = PackedRows((sample.length,), (torch.arange(sample.length),))
-    with torch.no_grad(), AttentionProbe(bench.model).capture(every_position) as (capture,):
-        bench.model.model(
-            input_ids=batch.input_ids[None],
-            mm_token_type_ids=batch.token_types[None],
-            pixel_values=batch.features.pixel_values,
-            image_grid_thw=batch.features.image_grid_thw,
-        )
+    with (
+        torch.no_grad(),
+        AttentionProbe(bench.family.attention_layers(bench.model)).capture(every_position) as (capture,),
+    ):
+        bench.model.model(input_ids=batch.input_ids[None], **media_inputs(batch))
     (at,) = capture.sequences()
     every_row = attention_policy(at.query, at.key, torch.arange(sample.length), scale=at.scale)
-    found = read(bench.run([sample], rows), 0)
+    asked = AttentionRead(rows=rows)
+    found = read(bench.run([sample], asked), 0, asked)
     first = len(sample.prompt.token_ids) + shift
     assert torch.allclose(found, every_row[first : first + len(sample.response_token_ids)], atol=1e-6)
     # the last key that a row may see is the position before it
@@ -117,23 +109,47 @@ def test_attention_rows_are_those_of_the_response(bench: Bench, rows: str, shift
 
 
 def test_attention_is_made_only_when_asked_for(bench: Bench) -> None:
-    without = bench.run(bench.samples, with_attention=False)
-    assert without.attention is None
-    assert torch.equal(without.log_probs, bench.run(bench.samples).log_probs)
+    without = bench.run(bench.samples)
+    assert not without.attention and not without.probed
+    assert torch.equal(without.log_probs, bench.run(bench.samples, GENERATED).log_probs)
+
+
+def test_several_reads_of_one_pass_are_what_each_is_alone(bench: Bench) -> None:
+    """Rows, keys, layers and heads of their own; each policy has as many rows as it asked for."""
+    reads = (
+        GENERATED,
+        AttentionRead(rows="instruction", layers="all"),
+        AttentionRead(rows="predicting", keys="visual", layers=(0,), heads="each"),
+    )
+    together = bench.run(bench.samples, *reads)
+    assert tuple(together.attention) == reads
+    for one in reads:
+        alone = bench.run(bench.samples, one)
+        for i, sample in enumerate(bench.samples):
+            layers = together.attention[one][i].layers
+            assert len(layers) == (2 if one.layers == "all" else 1)
+            questions, response = sample.prompt.question_positions, sample.response_token_ids
+            assert len(layers[0].query) == len(questions if one.rows == "instruction" else response)
+            assert torch.equal(read(together, i, one), read(alone, i, one))
+    assert tuple(bench.run(bench.samples, GENERATED, GENERATED).attention) == (GENERATED,)
+    of_heads = read(together, 0, reads[2])
+    visual = [token == bench.family.visual_ids["image"] for token in bench.samples[0].prompt.token_ids]
+    on_pictures = of_heads[..., : len(visual)][..., visual].sum(-1)
+    assert of_heads.ndim == 3 and torch.allclose(on_pictures, torch.ones_like(on_pictures))
 
 
 def test_a_policy_is_built_as_rollouts_are_drawn(
     tiny_model: Path, bench: Bench, make_config: Callable[..., RunConfig]
 ) -> None:
     config = make_config(f"rollout.temperature={TEMPERATURE}")
-    policy = build_policy(config, tiny_model, torch.device("cpu"))
-    processor = load_processor(tiny_model)
+    policy = build_policy(config, tiny_model, torch.device("cpu"), GENERATED)
+    tokenizer = policy.family.tokenizer
     for name in ("<|image_pad|>", "<|video_pad|>", "<|vision_start|>", "<|vision_end|>"):
-        assert processor.tokenizer.convert_tokens_to_ids(name) in policy.banned_token_ids
-    assert processor.tokenizer.eos_token_id not in policy.banned_token_ids
+        assert tokenizer.convert_tokens_to_ids(name) in policy.banned_token_ids
+    assert tokenizer.eos_token_id not in policy.banned_token_ids
     with torch.no_grad():
-        found = policy(bench.collate(tuple(bench.samples)), with_attention=True)
-    expected = bench.run(bench.samples)
+        found = policy(bench.collate(tuple(bench.samples)), [GENERATED])
+    expected = bench.run(bench.samples, GENERATED)
     assert torch.equal(found.log_probs, expected.log_probs)
     assert all(torch.equal(read(found, i), read(expected, i)) for i in range(len(bench.samples)))
 
@@ -149,12 +165,13 @@ def test_layers_that_the_model_does_not_have_are_one_line(
     tiny_model: Path, make_config: Callable[..., RunConfig], override: str, complaint: str
 ) -> None:
     with pytest.raises(ConfigError, match=complaint):
-        build_policy(make_config(f"algorithm.attention.{override}"), tiny_model, torch.device("cpu"))
+        settings = make_config(f"algorithm.attention.{override}")
+        build_policy(settings, tiny_model, torch.device("cpu"), AttentionRead.of(settings.algorithm.attention))
 
 
 def test_gradients_reach_vision_and_text(bench: Bench) -> None:
-    policy = PolicyModel(bench.model, temperature=1.0, banned_token_ids=bench.banned)
-    output = policy(bench.collate(tuple(bench.samples[:2])), with_attention=True)
+    policy = PolicyModel(bench.model, bench.family, temperature=1.0)
+    output = policy(bench.collate(tuple(bench.samples[:2])), [GENERATED])
     assert not output.entropy.requires_grad
     output.log_probs.sum().backward()
     assert bench.model.lm_head.weight.grad.any()
@@ -166,23 +183,18 @@ def test_the_attention_terms_share_is_that_of_gradients_at_whole_queries_and_key
     """Against attention and log-probs read from one unpacked sequence's whole query, row by row."""
     sample = bench.samples[3]
     prompt, length = len(sample.prompt.token_ids), sample.length
-    policy = PolicyModel(bench.model, temperature=TEMPERATURE, banned_token_ids=bench.banned)
-    output = policy(bench.collate((sample,)), with_attention=True, with_probed=True)
-    assert output.attention is not None
+    policy = PolicyModel(bench.model, bench.family, temperature=TEMPERATURE)
+    whole = replace(GENERATED, whole=True)
+    output = policy(bench.collate((sample,)), [whole])
+    (attention,) = output.attention[whole]
     rows_RT = torch.rand(length - prompt, length, generator=torch.Generator().manual_seed(0))
-    (at,) = output.attention[0].layers
-    p_RT = dense_policy(at.query, at.key, output.attention[0].rows, at.scale, None, None, "mean")
+    (at,) = attention.layers
+    p_RT = dense_policy(at.query, at.key, attention.rows, at.scale, None, None, "mean")
     found = squared_norms(Objective(output.log_probs.sum(), {}, attention=(p_RT * rows_RT).sum()), output.probed)
 
     batch = bench.collate((sample,))
-    with AttentionProbe(bench.model).capture(whole=True) as (capture,):
-        logits = bench.model(
-            input_ids=batch.input_ids[None],
-            mm_token_type_ids=batch.token_types[None],
-            pixel_values=batch.features.pixel_values,
-            image_grid_thw=batch.features.image_grid_thw,
-            use_cache=False,
-        ).logits[0]
+    with AttentionProbe(bench.family.attention_layers(bench.model)).capture(whole=True) as (capture,):
+        logits = bench.model(input_ids=batch.input_ids[None], **media_inputs(batch), use_cache=False).logits[0]
     assert capture.query is not None and capture.key is not None
     scaled = logits[prompt - 1 : length - 1] / TEMPERATURE
     scaled[:, bench.banned] = -torch.inf
@@ -201,11 +213,10 @@ def test_gradients_are_those_of_a_padded_batch(bench: Bench) -> None:
     """A function of log-probs and attention, packed by the policy and padded as transformers would have it."""
     samples = bench.samples[:4]
     lengths = [s.length for s in samples]
-    policy = PolicyModel(bench.model, temperature=TEMPERATURE, banned_token_ids=bench.banned)
-    output = policy(bench.collate(tuple(samples)), with_attention=True)
-    assert output.attention is not None
+    policy = PolicyModel(bench.model, bench.family, temperature=TEMPERATURE)
+    output = policy(bench.collate(tuple(samples)), [GENERATED])
     loss = output.log_probs.sum()
-    for rows in output.attention:
+    for rows in output.attention[GENERATED]:
         (at,) = rows.layers
         policy_RT = dense_policy(at.query, at.key, rows.rows, at.scale, segment_ids=None, key_mask=None, heads="mean")
         loss = loss + policy_RT.square().sum()
@@ -220,13 +231,12 @@ def test_gradients_are_those_of_a_padded_batch(bench: Bench) -> None:
             [torch.nn.functional.pad(part, (0, longest - len(part))) for part in packed_T.split(batch.lengths)]
         )
 
-    with AttentionProbe(bench.model).capture(whole=True) as (capture,):
+    with AttentionProbe(bench.family.attention_layers(bench.model)).capture(whole=True) as (capture,):
         logits = bench.model(
             input_ids=padded(batch.input_ids),
             attention_mask=padded(torch.ones_like(batch.input_ids)),
-            mm_token_type_ids=padded(batch.token_types),
-            pixel_values=batch.features.pixel_values,
-            image_grid_thw=batch.features.image_grid_thw,
+            mm_token_type_ids=padded(token_types(batch)),
+            **batch.features,
             use_cache=False,
         ).logits
     assert capture.query is not None and capture.key is not None

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from ral_system.models.loading import load_model, load_processor, save_model
+from ral_system.models.loading import load_family, load_model, save_model
 
 PUBLISHED = {"do_sample": True, "repetition_penalty": 1.05, "temperature": 1e-06, "eos_token_id": [2, 0]}
 """Like Qwen2.5-VL-7B-Instruct's."""
@@ -22,7 +22,7 @@ def test_generation_settings_are_those_of_the_start_model(
     file.unlink() if settings is None else file.write_text(json.dumps(settings))
 
     model = load_model(start, dtype="float32")
-    save_model(model, model.state_dict(), load_processor(start), saved, start)
+    save_model(model, model.state_dict(), load_family(start).processor, saved, start)
     if settings is None:
         assert not (saved / "generation_config.json").exists()
     else:

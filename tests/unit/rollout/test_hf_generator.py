@@ -9,7 +9,7 @@ from ral_system.config.schema import LogProbGateConfig, RolloutConfig
 from ral_system.data.chat import ChatRenderer
 from ral_system.errors import DataError, GateError, WeightSyncError
 from ral_system.media.store import MediaStore
-from ral_system.models.loading import load_model, load_processor, media_token_ids
+from ral_system.models.loading import load_family, load_model
 from ral_system.rollout.hf_generator import HfEngine
 from ral_system.tasks.tiny_model import build_tiny_model
 from ral_system.tasks.visual_search import VisualSearch, words
@@ -41,10 +41,10 @@ class Setting:
         self.folder = folder / "model"
         build_tiny_model(self.folder, words(), hidden=64, layers=2, vision_layers=1, seed=3)
         self.media = MediaStore(folder / "media")
-        self.processor = load_processor(self.folder)
+        family = load_family(self.folder)
+        self.processor, self.banned = family.processor, family.banned_ids
         self.model = load_model(self.folder, dtype="float32")
-        self.banned = media_token_ids(self.folder)
-        renderer = ChatRenderer(self.processor, "answer")
+        renderer = ChatRenderer(family, "answer")
         self.prompts = []
         for index, grid in enumerate((2, 3, 2, 3)):  # several sizes, so that batches are padded
             record = VisualSearch(seed=0, grid=grid, objects=3).record("train", index)
@@ -55,7 +55,7 @@ class Setting:
         self.engine = self.new_engine()
 
     def new_engine(self, **changes: int) -> HfEngine:
-        return HfEngine(self.folder, CONFIG.model_copy(update=changes), self.media, self.banned, seed=0)
+        return HfEngine(self.folder, CONFIG.model_copy(update=changes), self.media, seed=0)
 
     def generate(self, prompts: list[Prompt] | None = None, sampling: Sampling = SAMPLING) -> dict[str, Completion]:
         return {c.id: c for c in self.engine.generate(prompts or self.prompts, sampling)}

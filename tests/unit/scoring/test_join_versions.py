@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from ral_system.data.rows import row_tokens, select_rows
+from ral_system.attention.selection import row_tokens, select_rows
 from ral_system.scoring.scores import join_versions
 from ral_system.types import AttentionRecord, Prompt, Sample, SampleScores
 
@@ -56,7 +56,7 @@ def test_versions_of_tokens() -> None:
     ],
 )
 def test_the_token_that_a_row_belongs_to(kind: Any, tokens: list[int]) -> None:
-    rows = select_rows(kind, sample(), lambda ids: "".join(WORDS[i] for i in ids))
+    rows = select_rows(kind, sample(), WORDS.__getitem__)
     assert row_tokens(kind, sample(), rows) == tokens
 
 

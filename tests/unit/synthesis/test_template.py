@@ -9,7 +9,7 @@ import pytest
 
 from ral_system.config.schema import RunConfig
 from ral_system.data.chat import ChatRenderer
-from ral_system.models.loading import load_processor
+from ral_system.models.loading import load_family
 from ral_system.synthesis.checks import check_anchored, check_description, check_reasoning
 from ral_system.synthesis.rows import ROLES, MalformedError, Role, Row
 from ral_system.synthesis.template import TemplateGenerator
@@ -28,7 +28,7 @@ def test_every_kind_of_question_passes_every_check(
     grid: int, make_config: Callable[..., RunConfig], tiny_model: Path
 ) -> None:
     anchor = re.compile(make_config().synthesis.anchor, re.IGNORECASE)
-    renderer = ChatRenderer(load_processor(tiny_model), "answer")
+    renderer = ChatRenderer(load_family(tiny_model), "answer")
     source = VisualSearch(seed=0, grid=grid, objects=4)
     for i in range(2 * len(KINDS)):
         record = source.record("train", i)

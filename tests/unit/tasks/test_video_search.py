@@ -9,7 +9,7 @@ import pytest
 from ral_system.config.schema import RunConfig, VideoSearchConfig
 from ral_system.data.chat import ChatRenderer
 from ral_system.media.store import MediaStore
-from ral_system.models.loading import load_processor
+from ral_system.models.loading import load_family
 from ral_system.rewards.format import format_score
 from ral_system.tasks.video_search import FRAMES_PER_S, VideoRecord, VideoSearch
 from ral_system.tasks.video_search_prompts import VideoSearchPrompts
@@ -93,7 +93,7 @@ def make(make_config: Callable[..., RunConfig], tiny_model: Path, tmp_path: Path
     def made(*overrides: str, response_format: str = "think_answer") -> VideoSearchPrompts:
         data = make_config("data=video_search", "data.train_records=40", *overrides).data
         assert isinstance(data, VideoSearchConfig)
-        renderer = ChatRenderer(load_processor(tiny_model), data.system_prompt)
+        renderer = ChatRenderer(load_family(tiny_model), data.system_prompt)
         return VideoSearchPrompts(data, renderer, MediaStore(tmp_path), response_format=response_format)  # type: ignore[arg-type]
 
     return made
@@ -127,7 +127,7 @@ def test_frames_take_turns(make: Callable[..., VideoSearchPrompts]) -> None:
 
 
 def test_demonstrations_would_get_the_full_reward(make: Callable[..., VideoSearchPrompts], tiny_model: Path) -> None:
-    decode = load_processor(tiny_model).tokenizer.decode
+    decode = load_family(tiny_model).tokenizer.decode
     for response_format in ("think_answer", "answer_only"):
         prompts = make(response_format=response_format)
         for i in range(4):

@@ -8,8 +8,9 @@ import pytest
 from ral_system.config.schema import RunConfig
 from ral_system.data.chat import ChatRenderer
 from ral_system.errors import ConfigError, DataError
+from ral_system.families.family import Family
 from ral_system.media.store import MediaStore
-from ral_system.models.loading import load_processor
+from ral_system.models.loading import load_family
 from ral_system.rewards.format import extract_answer, format_score
 from ral_system.rewards.verifiers.exact import same_words
 from ral_system.tasks.visual_search import CELL_PX, KINDS
@@ -19,28 +20,28 @@ Make = Callable[..., VisualSearchPrompts]
 
 
 @pytest.fixture(scope="module")
-def processor(tiny_model: Path) -> Any:
-    return load_processor(tiny_model)
+def family(tiny_model: Path) -> Family:
+    return load_family(tiny_model)
 
 
 @pytest.fixture
-def make(make_config: Callable[..., RunConfig], processor: Any, media: MediaStore) -> Make:
+def make(make_config: Callable[..., RunConfig], family: Family, media: MediaStore) -> Make:
     def made(response_format: Any = "think_answer", *overrides: str) -> VisualSearchPrompts:
         config = make_config("data.train_records=20", *overrides).data
-        return VisualSearchPrompts(config, ChatRenderer(processor, config.system_prompt), media, format=response_format)
+        return VisualSearchPrompts(config, ChatRenderer(family, config.system_prompt), media, format=response_format)
 
     return made
 
 
 @pytest.mark.parametrize("response_format", ["think_answer", "answer_only"])
-def test_a_cold_start_demonstration_would_get_the_full_reward(make: Make, processor: Any, response_format: Any) -> None:
+def test_a_cold_start_demonstration_would_get_the_full_reward(make: Make, family: Family, response_format: Any) -> None:
     prompts = make(response_format, "data.glance_share=0")
     other = {"think_answer": "answer_only", "answer_only": "think_answer"}[response_format]
     for i in range(10):
         sample = prompts.demonstration("sft", "train", i)
         *ids, last = sample.response_token_ids
-        assert last == processor.tokenizer.eos_token_id
-        text = processor.tokenizer.decode(ids)
+        assert last == family.tokenizer.eos_token_id
+        text = family.tokenizer.decode(ids)
         assert format_score(text, response_format) == 1.0, text
         assert format_score(text, other) == 0.0
         assert same_words(extract_answer(text) or "", sample.prompt.answer)
@@ -49,12 +50,12 @@ def test_a_cold_start_demonstration_would_get_the_full_reward(make: Make, proces
         assert sample.advantage == 0.0
 
 
-def test_a_share_of_the_thoughts_is_a_glance(make: Make, processor: Any) -> None:
+def test_a_share_of_the_thoughts_is_a_glance(make: Make, family: Family) -> None:
     def texts(response_format: str, share: float) -> list[str]:
         prompts = make(response_format, f"data.glance_share={share}")
         found = [prompts.demonstration("sft", "train", i) for i in range(60)]
         assert [s.prompt for s in found] == [prompts.question("train", i) for i in range(60)]
-        return [processor.tokenizer.decode(s.response_token_ids[:-1]) for s in found]
+        return [family.tokenizer.decode(s.response_token_ids[:-1]) for s in found]
 
     looked, mixed, glanced = (texts("think_answer", share) for share in (0, 0.5, 1))
     assert {format_score(text, "think_answer") for text in looked + mixed + glanced} == {1.0}
@@ -65,10 +66,10 @@ def test_a_share_of_the_thoughts_is_a_glance(make: Make, processor: Any) -> None
     assert texts("answer_only", 1) == texts("answer_only", 0), "without thinking there is no glance"
 
 
-def test_a_perceive_demonstration_is_its_prompts_answer(make: Make, processor: Any) -> None:
+def test_a_perceive_demonstration_is_its_prompts_answer(make: Make, family: Family) -> None:
     for i in range(4):
         sample = make().demonstration("perceive", "train", i)
-        text = processor.tokenizer.decode(sample.response_token_ids[:-1])
+        text = family.tokenizer.decode(sample.response_token_ids[:-1])
         assert same_words(extract_answer(text) or "", sample.prompt.answer)
         assert sample.prompt.kind == "caption"
         assert sample.prompt.id != make().question("train", i).id
@@ -113,12 +114,12 @@ def write_demonstrations(path: Path, prompts: VisualSearchPrompts, *indices: int
     return f"data.demonstrations={path}"
 
 
-def test_demonstrations_of_a_file_take_turns_by_index(make: Make, processor: Any, tmp_path: Path) -> None:
+def test_demonstrations_of_a_file_take_turns_by_index(make: Make, family: Family, tmp_path: Path) -> None:
     given = write_demonstrations(tmp_path / "d.jsonl", make(), 4, 1, 2)
     prompts = make("think_answer", given, "data.glance_share=1")
     found = [prompts.demonstration("sft", "train", i) for i in range(4)]
     assert [s.prompt for s in found] == [prompts.question("train", i) for i in (1, 2, 4, 1)]
-    texts = [processor.tokenizer.decode(s.response_token_ids[:-1]) for s in found]
+    texts = [family.tokenizer.decode(s.response_token_ids[:-1]) for s in found]
     assert texts == [f"<think> look back at a{i} </think>" for i in (2, 3, 5, 2)]
     assert prompts.demonstration("perceive", "train", 0).prompt.kind == "caption"
 

@@ -52,7 +52,7 @@ def mismatched(policy: PolicyModel, collate: Collator, samples: list[Sample]) ->
     noise, found = np.random.default_rng(0), []
     for sample in samples:
         with torch.no_grad():
-            log_softmax_RV = policy(collate((sample,)), with_attention=False).log_softmax
+            log_softmax_RV = policy(collate((sample,))).log_softmax
         off = torch.from_numpy(noise.uniform(-1, 1, log_softmax_RV.shape)).float()
         reported_RV = (log_softmax_RV + off).log_softmax(-1)
         sampled_R = torch.tensor(sample.response_token_ids)

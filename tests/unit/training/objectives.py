@@ -9,11 +9,11 @@ from torch import Tensor
 
 from ral_system.attention.policy import attention_policy
 from ral_system.attention.provenance import concatenate, key_provenance
+from ral_system.attention.read import AttentionRead
 from ral_system.attention.record import record_attention
 from ral_system.attention.sequence import LayerAttention, SequenceAttention
 from ral_system.config.schema import AlgorithmConfig
 from ral_system.data.collate import TensorBatch
-from ral_system.data.features import Features
 from ral_system.models.policy import PolicyOutput
 from ral_system.training.objective import Objective, policy_objective
 from ral_system.types import Counts, Prompt, Sample, SampleScores, Scores
@@ -21,8 +21,8 @@ from ral_system.types import Counts, Prompt, Sample, SampleScores, Scores
 PROMPTS, RESPONSES = (3, 5, 2), (4, 1, 3)
 ADVANTAGES = (1.5, -0.8, -0.4)
 COUNTS = Counts(tokens=20, sequences=6)  # of the whole update; this micro-batch has 8 and 3
-IMAGE_TOKENS = (1, 2)
-"""Positions of the pictures in every prompt; the shortest prompt has room for one."""
+READ = AttentionRead()
+"""What the made-up attention is a reading of."""
 
 
 class Case:
@@ -42,25 +42,19 @@ class Case:
         )
         self.mask = torch.arange(4)[None] < torch.tensor(RESPONSES)[:, None]
         lengths = tuple(s.length for s in self.samples)
-        types = [torch.zeros(length, dtype=torch.int64) for length in lengths]
-        for sequence, prompt in zip(types, PROMPTS, strict=True):
-            for position in IMAGE_TOKENS:
-                if position < prompt:
-                    sequence[position] = 1
         self.batch = TensorBatch(
             input_ids=torch.zeros(sum(lengths), dtype=torch.int64),
             lengths=lengths,
-            token_types=torch.cat(types),
-            features=Features(),
-            images=((), (), ()),
-            videos=((), (), ()),
+            features={},
+            layouts=((), (), ()),
             response_ids=torch.zeros(3, 4, dtype=torch.int64),
             response_mask=self.mask,
             prompt_lengths=torch.tensor(PROMPTS),
             advantages=torch.tensor(ADVANTAGES),
-            keys=concatenate([key_provenance(t * 0, system_tokens=0, prompt_tokens=0) for t in types]),
-            attention_rows=tuple(torch.arange(p, n) for p, n in zip(PROMPTS, lengths, strict=True)),
-            key_masks=(None, None, None),
+            keys=concatenate(
+                [key_provenance(torch.zeros(n).bool(), (), system_tokens=0, prompt_tokens=0) for n in lengths]
+            ),
+            rows={"generated": tuple(torch.arange(p, n) for p, n in zip(PROMPTS, lengths, strict=True))},
         )
         self.log_probs = torch.where(self.mask, -3 * torch.rand(3, 4, generator=g), 0.0)
         logits = torch.randn(sum(RESPONSES), 7, generator=torch.Generator().manual_seed(seed + 1))
@@ -83,15 +77,15 @@ class Case:
         return found
 
     def output(self, log_probs: Tensor | None = None, heads: Any = None) -> PolicyOutput:
-        attention = [
+        attention = tuple(
             SequenceAttention((LayerAttention(q[p:], k, 0.7),), torch.arange(p, len(q)), None, "mean", "auto")
             for (q, k), p in zip(heads or self.heads, PROMPTS, strict=True)
-        ]
+        )
         return PolicyOutput(
             self.log_probs if log_probs is None else log_probs,
             self.entropy,
             torch.zeros_like(self.mask),
-            attention,
+            {READ: attention},
             self.log_softmax,
         )
 
@@ -117,8 +111,10 @@ def objective(
     largest_gap: float = math.inf,
 ) -> Objective:
     """The case's share of an update with 20 attention rows."""
+    output = output or case.output()
     return policy_objective(
-        output or case.output(),
+        output,
+        output.attention[READ],
         batch or case.batch,
         case.samples,
         COUNTS,

@@ -11,14 +11,15 @@ from transformers import AutoModelForImageTextToText
 
 from ral_system.attention.mean_attention import _block, log_mean_attention
 from ral_system.attention.provenance import KeyKind, key_provenance
+from ral_system.attention.read import QUESTION_AT_ALL_LAYERS
 from ral_system.attention.sequence import LayerAttention, SequenceAttention
 from ral_system.config.schema import AttentionGuidanceConfig
 from ral_system.data.collate import Collator
 from ral_system.media.store import MediaStore
-from ral_system.models.loading import load_model, load_processor
+from ral_system.models.loading import load_family, load_model
 from ral_system.models.policy import PolicyModel
 from ral_system.training.supervised import guide_attention, supervised_objective
-from ral_system.types import Counts, Sample
+from ral_system.types import Counts, Layout, Sample, View
 from tests.unit.eager import eager_attentions
 from tests.unit.training.learners import Start, Watched, plan
 
@@ -29,14 +30,14 @@ def test_value_and_gradients_equal_eager_attentions(
     tiny_model: Path, media: MediaStore, rl_samples: list[Sample]
 ) -> None:
     samples = tuple(rl_samples[:3])
-    collate = Collator(load_processor(tiny_model), media, rows="instruction")
-    counts = Counts(tokens=100, sequences=6)
-    policy = PolicyModel(load_model(tiny_model, dtype="float32"), temperature=1.0, banned_token_ids=(), layers="all")
+    family, read = load_family(tiny_model), QUESTION_AT_ALL_LAYERS
+    collate, counts = Collator(family, media), Counts(tokens=100, sequences=6)
+    policy = PolicyModel(load_model(tiny_model, dtype="float32"), family, temperature=1.0)
     batch = collate(samples)
-    found = supervised_objective(
-        policy(batch, with_attention=True), batch, counts, AttentionGuidanceConfig(image=0.5, system=0.2)
-    )
-    plain = supervised_objective(policy(batch, with_attention=False), batch, counts)
+    output = policy(batch, [read])
+    guidance = AttentionGuidanceConfig(image=0.5, system=0.2)
+    found = supervised_objective(output, output.attention[read], batch, counts, guidance)
+    plain = supervised_objective(policy(batch), (), batch, counts)
     term = found.loss - plain.loss
     term.backward()
     gradients = {
@@ -93,7 +94,8 @@ def test_keys_that_get_next_to_nothing_give_finite_values_and_gradients() -> Non
 
 
 def test_a_question_before_its_picture_is_left_out() -> None:
-    kinds = key_provenance(torch.tensor([0, 0, 0, 1, 1]), images=[(1, 1, 2)], system_tokens=1, prompt_tokens=5)
+    visual, picture = torch.tensor([0, 0, 0, 1, 1]).bool(), Layout("image", (View(1, 2),))
+    kinds = key_provenance(visual, [picture], system_tokens=1, prompt_tokens=5)
     layer = LayerAttention(torch.ones(2, 1, 4, requires_grad=True), torch.ones(5, 1, 4), 1.0)
     attention = SequenceAttention((layer,), torch.tensor([1, 2]), None, "mean", "auto")
     batch = SimpleNamespace(input_ids=torch.zeros(5), keys=kinds, lengths=(5,))

@@ -13,7 +13,7 @@ from ral_system.attention.record import record_attention
 from ral_system.config.schema import AlgorithmConfig
 from ral_system.scoring.scores import merge_teachers
 from ral_system.types import SampleScores, Scores, TokenRecord
-from tests.unit.training.objectives import PROMPTS, RESPONSES, Case, objective, slow_divergence
+from tests.unit.training.objectives import PROMPTS, READ, RESPONSES, Case, objective, slow_divergence
 
 Algorithm = Callable[..., AlgorithmConfig]
 
@@ -83,8 +83,7 @@ def test_the_attention_term_weighs_every_row_alike_whatever_the_advantage(algori
     case = Case()
     records = teaching(case)
     output = case.output()
-    assert output.attention is not None
-    rows = [torch.cat(list(of_sample.policies(0))) for of_sample in output.attention]
+    rows = [torch.cat(list(of_sample.policies(0))) for of_sample in output.attention[READ]]
     slow, total = 0.0, 0.0
     for b, t in case.tokens():
         theirs = records[case.samples[b].id].attention[0].values[t]
@@ -108,10 +107,9 @@ def test_a_teacher_that_is_the_student_teaches_exactly_nothing(
     heads = [(q.clone().requires_grad_(), k.clone().requires_grad_()) for q, k in case.heads]
     logits = case.log_softmax.clone().requires_grad_()
     output = replace(case.output(heads=heads), log_softmax=logits.log_softmax(-1))
-    assert output.attention is not None
     records: Scores = {}
     for sample, rows, log_p in zip(
-        case.samples, output.attention, output.log_softmax.detach().split(RESPONSES), strict=True
+        case.samples, output.attention[READ], output.log_softmax.detach().split(RESPONSES), strict=True
     ):
         tokens = TokenRecord(log_p.numpy())
         if top_k is not None:

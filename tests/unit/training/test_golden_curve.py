@@ -18,7 +18,7 @@ from PIL import Image
 from ral_system.config.schema import RunConfig
 from ral_system.data.chat import ChatRenderer
 from ral_system.media.store import MediaStore
-from ral_system.models.loading import load_processor
+from ral_system.models.loading import load_family
 from ral_system.tasks.tiny_model import build_tiny_model
 from ral_system.training.learner_rank import LearnerRank
 from ral_system.training.plan import plan_updates
@@ -70,7 +70,7 @@ def draw(renderer: ChatRenderer, media: MediaStore, index: int) -> Sample:
 def run(config: RunConfig, folder: Path) -> list[dict[str, float]]:
     words = ["answer", "what", "is", "at", "?", *PLACES, *COLOURS]
     build_tiny_model(folder / "model", words, hidden=64, layers=2, vision_layers=1, seed=0)
-    media, renderer = MediaStore(folder / "media"), ChatRenderer(load_processor(folder / "model"), "answer")
+    media, renderer = MediaStore(folder / "media"), ChatRenderer(load_family(folder / "model"), "answer")
 
     learner = LearnerRank(config, folder / "model", media, rank=0, world_size=1, stage="sft")
     demonstrations = [draw(renderer, media, i) for i in range(6 * 8)]

@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 import torch
 
+from ral_system.attention.read import AttentionRead
 from ral_system.data.collate import Collator
 from ral_system.errors import GateError
 from ral_system.media.store import MediaStore
-from ral_system.models.loading import load_model, load_processor
+from ral_system.models.loading import load_family, load_model
 from ral_system.scoring.build import build_policy
 from ral_system.training.learner_rank import combine_metrics
 from ral_system.types import Counts, Sample
@@ -157,7 +158,7 @@ def test_published_weights_are_the_models_own(
     rank.save_model(tmp_path / "model")
     again = load_model(tmp_path / "model", dtype="float32").state_dict()
     assert build_manifest(1, {n: t.numpy() for n, t in again.items()}) == trained.manifest
-    assert load_processor(tmp_path / "model").tokenizer.get_vocab() == load_processor(tiny_model).tokenizer.get_vocab()
+    assert load_family(tmp_path / "model").tokenizer.get_vocab() == load_family(tiny_model).tokenizer.get_vocab()
 
 
 def test_warmup_and_the_reported_rate(start_rank: Start, rl_samples: list[Sample], make_config: Callable) -> None:
@@ -197,7 +198,7 @@ def test_validation_is_a_fit_without_the_update(
         "held_out/token_accuracy": fitted["supervised/token_accuracy"],
     }
     # an untrained model is near chance: ln of the vocabulary without the four banned tokens
-    assert held_out["held_out/loss"] == pytest.approx(np.log(len(watched.rank._processor.tokenizer) - 4), rel=0.3)
+    assert held_out["held_out/loss"] == pytest.approx(np.log(len(watched.rank._family.tokenizer) - 4), rel=0.3)
 
 
 def test_demonstrations_are_fitted_at_temperature_one(
@@ -213,16 +214,16 @@ def test_looking_averages_the_answers_rows_over_the_picture(
     start_rank: Start, rl_samples: list[Sample], make_config: Callable, tiny_model: Path, media: MediaStore
 ) -> None:
     found = start_rank(make_config()).look(rl_samples[:3])
-    model = build_policy(make_config(), tiny_model, torch.device("cpu"))
-    processor = load_processor(tiny_model)
+    read = AttentionRead()
+    model = build_policy(make_config(), tiny_model, torch.device("cpu"), read)
+    processor = model.family.processor
     for i, sample in enumerate(rl_samples[:3]):
         with torch.no_grad():
-            output = model(Collator(processor, media)((sample,)), with_attention=True)
+            (attention,) = model(Collator(model.family, media)((sample,)), [read]).attention[read]
         words = [processor.tokenizer.decode([t]) for t in sample.response_token_ids]
         rows = range(words.index("<answer>") + 1, words.index("</answer>"))
         keys = [k for k, t in enumerate(sample.prompt.token_ids) if t == processor.image_token_id]
-        assert output.attention is not None
-        policy = torch.cat(list(output.attention[0].policies(0)))
+        policy = torch.cat(list(attention.policies(0)))
         side = 2 + i % 3
         expected = [[0.0] * side for _ in range(side)]
         for n, key in enumerate(keys):

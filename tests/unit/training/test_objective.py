@@ -11,7 +11,16 @@ from ral_system.config.schema import AlgorithmConfig
 from ral_system.models.policy import PolicyOutput
 from ral_system.training.supervised import supervised_objective
 from ral_system.types import SampleScores
-from tests.unit.training.objectives import ADVANTAGES, COUNTS, PROMPTS, RESPONSES, Case, objective, slow_divergence
+from tests.unit.training.objectives import (
+    ADVANTAGES,
+    COUNTS,
+    PROMPTS,
+    READ,
+    RESPONSES,
+    Case,
+    objective,
+    slow_divergence,
+)
 
 
 @pytest.fixture
@@ -31,9 +40,8 @@ def algorithm(make_config: Callable) -> Callable[..., AlgorithmConfig]:
 def test_loss_and_metrics_equal_loops_over_tokens(algorithm: Callable[..., AlgorithmConfig], reduction: str) -> None:
     case = Case()
     output = case.output()
-    assert output.attention is not None
     found = objective(case, algorithm(2.0, reduction), output, reference=case.reference)
-    rows = [torch.cat(list(of_sample.policies(0))) for of_sample in output.attention]
+    rows = [torch.cat(list(of_sample.policies(0))) for of_sample in output.attention[READ]]
     surrogate = kl = attention = clipped = near_old = 0.0
     jsd = {"positive": 0.0, "negative": 0.0}
     gaps = []
@@ -195,8 +203,8 @@ def test_the_supervised_objective_is_cross_entropy_per_token() -> None:
     case = Case()
     log_probs = case.log_probs.clone().requires_grad_()
     top1 = torch.tensor([[True, False, True, True], [True, False, False, False], [False] * 4]) & case.mask
-    output = PolicyOutput(log_probs, case.entropy, top1, None, case.log_softmax)
-    found = supervised_objective(output, case.batch, COUNTS)
+    output = PolicyOutput(log_probs, case.entropy, top1, {}, case.log_softmax)
+    found = supervised_objective(output, (), case.batch, COUNTS)
     nll = -sum(case.log_probs[b, t].item() for b, t in case.tokens())
     assert found.loss.item() == pytest.approx(nll / 20, rel=1e-6)
     assert {k: v.item() for k, v in found.sums.items()} == pytest.approx(

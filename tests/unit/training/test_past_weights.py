@@ -12,7 +12,7 @@ from ral_system.config.schema import RunConfig
 from ral_system.data.chat import ChatRenderer
 from ral_system.errors import GateError
 from ral_system.media.store import MediaStore
-from ral_system.models.loading import load_processor
+from ral_system.models.loading import load_family
 from ral_system.types import Sample
 from tests.unit.training.learners import Start, Watched, equal, plan
 
@@ -96,7 +96,7 @@ def test_rows_of_a_question_with_a_picture_inside_are_read_at_the_weights_that_b
 ) -> None:
     rows = "algorithm.attention.rows=instruction"
     rank = start_rank(make_config(*SETTINGS, *LOOSE, "algorithm.max_staleness=2", rows))
-    renderer = ChatRenderer(load_processor(tiny_model), "answer")
+    renderer = ChatRenderer(load_family(tiny_model), "answer")
     picture = media.put(Image.effect_noise((56, 56), 60).convert("RGB"))
     prompt = renderer.prompt(id="p", kind="", question="what <image> is at a1 ?", answer="red", media=[picture])
     response = renderer.response("<answer> red </answer>")

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 import torch
 
+from ral_system.attention.read import AttentionRead
 from ral_system.config.schema import RunConfig
 from ral_system.data.collate import Collator
 from ral_system.media.store import MediaStore
-from ral_system.models.loading import load_processor
 from ral_system.scoring.build import build_policy
 from ral_system.types import Sample
 from tests.unit.training import learners
@@ -22,8 +22,8 @@ COMMON = ("learner.engine=torch", "learner.world_size=1", "learner.learning_rate
 
 @pytest.fixture(scope="module")
 def mismatched(tiny_model: Path, media: MediaStore, rl_samples: list[Sample], make_config) -> list[Sample]:
-    policy = build_policy(make_config(), tiny_model, torch.device("cpu"))
-    return learners.mismatched(policy, Collator(load_processor(tiny_model), media), rl_samples)
+    policy = build_policy(make_config(), tiny_model, torch.device("cpu"), AttentionRead())
+    return learners.mismatched(policy, Collator(policy.family, media), rl_samples)
 
 
 def preset(make_config: Callable[..., RunConfig], name: str, *overrides: str) -> RunConfig:

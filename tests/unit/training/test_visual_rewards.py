@@ -6,16 +6,18 @@ from pathlib import Path
 import pytest
 import torch
 
+from ral_system.attention.read import AttentionRead
 from ral_system.attention.visual_reward import visual_reward
 from ral_system.config.schema import RunConfig
 from ral_system.data.collate import Collator
 from ral_system.media.store import MediaStore
-from ral_system.models.loading import load_processor
 from ral_system.scoring.build import build_policy
 from ral_system.scoring.reference import FrozenScorer
 from ral_system.scoring.scores import visual_rewards
 from ral_system.types import Sample
 from tests.unit.training.learners import Start, plan
+
+RESPONSE = AttentionRead(layers="all")
 
 COMMON = (
     "learner.engine=torch",
@@ -28,15 +30,14 @@ COMMON = (
 @pytest.fixture
 def direct(tiny_model: Path, media: MediaStore, rl_samples: list[Sample], make_config) -> dict[str, float | None]:
     """Each sample alone."""
-    policy = build_policy(make_config(), tiny_model, torch.device("cpu"))
-    collate = Collator(load_processor(tiny_model), media)
+    policy = build_policy(make_config(), tiny_model, torch.device("cpu"), RESPONSE)
+    collate = Collator(policy.family, media)
     found = {}
     for sample in rl_samples:
         batch = collate((sample,))
         with torch.no_grad():
-            output = policy(batch, with_attention=False, with_response_attention=True)
-        assert output.response_attention is not None
-        found[sample.id] = visual_reward(output.response_attention[0], batch.keys, "share")
+            (attention,) = policy(batch, [RESPONSE]).attention[RESPONSE]
+        found[sample.id] = visual_reward(attention, batch.keys, "share")
     return found
 
 

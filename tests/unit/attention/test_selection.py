@@ -7,11 +7,10 @@ import pytest
 import torch
 
 from ral_system.attention.provenance import KeyKind
-from ral_system.config.schema import Keys, Rows
-from ral_system.data.collate import Collator
-from ral_system.data.rows import answer_rows, select_keys, select_rows
+from ral_system.attention.selection import answer_rows, select_keys, select_rows
+from ral_system.data.collate import Collator, TensorBatch
 from ral_system.media.store import MediaStore
-from ral_system.models.loading import load_processor
+from ral_system.models.loading import load_family
 from ral_system.types import Sample
 
 
@@ -19,11 +18,11 @@ from ral_system.types import Sample
 def words(tiny_model: Path, draw_samples: Callable[[int], list[Sample]]) -> list[str]:
     sample = draw_samples(1)[0]
     ids = (*sample.prompt.token_ids, *sample.response_token_ids)
-    return load_processor(tiny_model).tokenizer.convert_ids_to_tokens(ids)
+    return load_family(tiny_model).tokenizer.convert_ids_to_tokens(ids)
 
 
-def collated(tiny_model: Path, media: MediaStore, sample: Sample, rows: Rows, keys: Keys):  # type: ignore[no-untyped-def]
-    return Collator(load_processor(tiny_model), media, rows=rows, keys=keys)((sample,))
+def collated(tiny_model: Path, media: MediaStore, sample: Sample) -> TensorBatch:
+    return Collator(load_family(tiny_model), media)((sample,))
 
 
 def test_rows_are_those_named(
@@ -32,6 +31,7 @@ def test_rows_are_those_named(
     sample = draw_samples(1)[0]
     first, last = words.index("<think>"), len(words) - 1
     asked = sample.prompt.question.split()
+    batch = collated(tiny_model, media, sample)
     (start,) = [i for i in range(first) if words[i : i + len(asked)] == asked]
     for rows, expected in (
         ("generated", list(range(first, last + 1))),
@@ -39,9 +39,8 @@ def test_rows_are_those_named(
         ("answer", list(range(words.index("<answer>") + 1, words.index("</answer>")))),
         ("instruction", list(range(start, start + len(asked)))),
     ):
-        batch = collated(tiny_model, media, sample, rows, "all")  # type: ignore[arg-type]
-        assert batch.attention_rows[0].tolist() == expected, rows
-        assert batch.key_masks == (None,)
+        assert [of_sequence.tolist() for of_sequence in batch.rows[rows]] == [expected], rows  # type: ignore[index]
+    assert batch.rows.keys() == {"generated", "predicting", "answer", "instruction"}
 
 
 def test_keys_are_those_named(
@@ -49,20 +48,21 @@ def test_keys_are_those_named(
 ) -> None:
     sample = draw_samples(1)[0]
     prompt = len(sample.prompt.token_ids)
+    found = collated(tiny_model, media, sample).keys
+    assert select_keys("all", found) is None
     for keys, expected in (
         ("visual", [w == "<|image_pad|>" for w in words]),
         ("prompt", [i < prompt for i in range(len(words))]),
         ("no_sinks", [i >= 4 for i in range(len(words))]),
     ):
-        batch = collated(tiny_model, media, sample, "generated", keys)  # type: ignore[arg-type]
-        assert batch.key_masks[0].tolist() == expected, keys
+        assert select_keys(keys, found).tolist() == expected, keys  # type: ignore[arg-type, union-attr]
 
 
 def test_every_key_of_a_prompt_knows_what_it_is(
     tiny_model: Path, media: MediaStore, draw_samples: Callable[[int], list[Sample]], words: list[str]
 ) -> None:
     sample = draw_samples(1)[0]
-    keys = collated(tiny_model, media, sample, "generated", "all").keys
+    keys = collated(tiny_model, media, sample).keys
     system_end, prompt = words.index("<|im_end|>"), len(sample.prompt.token_ids)
     for i, word in enumerate(words):
         expected = (

@@ -1,9 +1,10 @@
-"""Which rows of a sequence an attention policy is read from."""
+"""Which rows of a sequence an attention policy is read from, and which keys count."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
+import torch
 from torch import Tensor
 
 from ral_system.attention.metrics import SINK_TOKENS
@@ -12,11 +13,12 @@ from ral_system.config.schema import Keys, Rows
 from ral_system.types import Sample
 
 
-def select_rows(kind: Rows, sample: Sample, decode: Callable[[Sequence[int]], str]) -> list[int]:
+def select_rows(kind: Rows, sample: Sample, text: Callable[[int], str]) -> list[int]:
     """Positions of the rows in the sample's sequence.
 
     generated: every response token (the paper's). predicting: the row before each, which chose it. answer: response
-    tokens between `<answer>` and `</answer>`, all when there is none. instruction: the question's text.
+    tokens between `<answer>` and `</answer>`, all when there is none. instruction: the question's text. `text` is that
+    of a token.
     """
     prompt, response = len(sample.prompt.token_ids), len(sample.response_token_ids)
     if kind == "generated":
@@ -24,7 +26,7 @@ def select_rows(kind: Rows, sample: Sample, decode: Callable[[Sequence[int]], st
     if kind == "predicting":
         return list(range(prompt - 1, prompt + response - 1))
     if kind == "answer":
-        return [prompt + r for r in answer_rows([decode([t]) for t in sample.response_token_ids])]
+        return [prompt + r for r in answer_rows([text(token) for token in sample.response_token_ids])]
     if kind == "instruction":
         return list(sample.prompt.question_positions)
     raise ValueError(f"rows={kind!r}; known: generated, predicting, answer, instruction")
@@ -48,7 +50,7 @@ def select_keys(kind: Keys, keys: KeyProvenance) -> Tensor | None:
     if kind == "prompt":
         return keys.kind != KeyKind.GENERATED
     if kind == "no_sinks":
-        mask = keys.kind != KeyKind.PAD
+        mask = torch.ones_like(keys.kind, dtype=torch.bool)
         mask[:SINK_TOKENS] = False
         return mask
     raise ValueError(f"keys={kind!r}; known: all, visual, prompt, no_sinks")

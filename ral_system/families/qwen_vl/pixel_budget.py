@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import dataclass
 
 from ral_system.config.schema import FilesConfig
 from ral_system.errors import ConfigError, DataError
-from ral_system.types import Media, MediaKind
+from ral_system.types import MediaKind
 
 
 @dataclass(frozen=True, slots=True)
-class PixelBudget:
+class QwenPixelBudget:
     """Sides become multiples of `factor`, and their product lies within the bounds, as Qwen's processors have it, or as
     near to bounds that are close together as whole factors come.
     """
@@ -42,32 +40,23 @@ class PixelBudget:
         return wide, tall
 
 
-def sized(medium: Media, budgets: Mapping[MediaKind, PixelBudget]) -> Media:
-    """The same in the size that the model sees. Raises DataError."""
-    width, height = budgets[medium.kind].size(medium.width_px, medium.height_px)
-    return replace(medium, width_px=width, height_px=height)
-
-
-def pixel_budgets(processor: Any, data: FilesConfig) -> dict[MediaKind, PixelBudget]:
+def pixel_budgets(data: FilesConfig, factor: int, processor: tuple[int, int]) -> dict[MediaKind, QwenPixelBudget]:
     """The configured bounds of pictures, each the image processor's own where it is null, and of frames.
 
     Raises ConfigError for a bound of pictures outside the processor's: it would resize them again, as it does not
     resize frames.
     """
-    config = data.image
-    images = processor.image_processor
-    low, high = images.size["shortest_edge"], images.size["longest_edge"]
+    config, (low, high) = data.image, processor
     for name, value in (("min_pixels", config.min_pixels), ("max_pixels", config.max_pixels)):
         if value is not None and not low <= value <= high:
             raise ConfigError(
                 f"data.image.{name}={value} is outside what the model's processor leaves alone, {low} to {high} "
                 "pixels; set it inside, to null, or change preprocessor_config.json of the model"
             )
-    factor = images.patch_size * images.merge_size
-    of_images = PixelBudget(
+    pictures = QwenPixelBudget(
         factor,
         low if config.min_pixels is None else config.min_pixels,
         high if config.max_pixels is None else config.max_pixels,
-        processor=(low, high),
+        processor,
     )
-    return {"image": of_images, "video": PixelBudget(factor, data.video.min_pixels, data.video.max_pixels)}
+    return {"image": pictures, "video": QwenPixelBudget(factor, data.video.min_pixels, data.video.max_pixels)}

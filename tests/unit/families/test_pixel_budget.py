@@ -4,10 +4,10 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from ral_system.data.pixel_budget import PixelBudget
 from ral_system.errors import DataError
+from ral_system.families.qwen_vl.pixel_budget import QwenPixelBudget
 
-BUDGET = PixelBudget(28, 56 * 56, 28 * 28 * 1280, processor=(56 * 56, 28 * 28 * 1280))
+BUDGET = QwenPixelBudget(28, 56 * 56, 28 * 28 * 1280, processor=(56 * 56, 28 * 28 * 1280))
 SIDES = st.integers(2, 6000)
 
 
@@ -46,29 +46,29 @@ def test_bounds_that_are_equal_refuse_no_ordinary_picture(tokens: int, width: in
     """At both ends of what the processor does, too, which resizes what is a factor beyond them."""
     pixels, processor = tokens * 28 * 28, BUDGET.processor
     assume(max(width, height) <= 2 * min(width, height))
-    found = PixelBudget(28, pixels, pixels, processor).size(width, height)
+    found = QwenPixelBudget(28, pixels, pixels, processor).size(width, height)
     assert BUDGET.size(*found) == found
     assert pixels / 3 <= found[0] * found[1] <= pixels * 2.25
 
 
 def test_equal_bounds_by_hand() -> None:
     """640x480 is 3.06 budgets: 13.06 x 9.8 factors, of which 13 x 9 are whole ones."""
-    assert PixelBudget(28, 100352, 100352, BUDGET.processor).size(640, 480) == (364, 252)
+    assert QwenPixelBudget(28, 100352, 100352, BUDGET.processor).size(640, 480) == (364, 252)
 
 
 def test_what_fits_no_bound_by_its_length_is_refused() -> None:
     for processor in (BUDGET.processor, None):
         with pytest.raises(DataError, match="too long and thin: 2800x28 px"):
-            PixelBudget(28, 28 * 28, 28 * 28 * 64, processor).size(2800, 28)
+            QwenPixelBudget(28, 28 * 28, 28 * 28 * 64, processor).size(2800, 28)
 
 
 def test_what_the_processor_would_resize_again_is_refused() -> None:
     """A processor that has one size for all goes back and forth between 56 x 28 and 84 x 56 px."""
     with pytest.raises(DataError, match="640x480 px"):
-        PixelBudget(28, 56 * 56, 56 * 56, processor=(56 * 56, 56 * 56)).size(640, 480)
+        QwenPixelBudget(28, 56 * 56, 56 * 56, processor=(56 * 56, 56 * 56)).size(640, 480)
 
 
 def test_frames_stay_as_they_are() -> None:
     """Theirs are the configured bounds alone: one factor stays one."""
-    assert PixelBudget(28, 28 * 28, 28 * 28).size(80, 80) == (28, 28)
-    assert PixelBudget(28, 28 * 28, 28 * 28, BUDGET.processor).size(80, 80) == (56, 56)
+    assert QwenPixelBudget(28, 28 * 28, 28 * 28).size(80, 80) == (28, 28)
+    assert QwenPixelBudget(28, 28 * 28, 28 * 28, BUDGET.processor).size(80, 80) == (56, 56)

@@ -1,0 +1,173 @@
+"""What a family of vision-language models must say of itself, from pixels to rotary positions."""
+
+from __future__ import annotations
+
+import itertools
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any, ClassVar, Protocol
+
+import torch
+from torch import Tensor, nn
+from transformers import PretrainedConfig, PreTrainedModel
+
+from ral_system.config.schema import FilesConfig
+from ral_system.types import Layout, Media, MediaKind
+
+Features = dict[str, Tensor]
+"""What a model's vision encoder reads, under the names of its forward pass. Media lie behind each other along the first
+dimension: pictures in their order under some names, videos in theirs under others."""
+
+
+class PixelBudget(Protocol):
+    """The size in which a medium reaches the model. A dataclass: its fields decide which prepared files fit a model."""
+
+    __dataclass_fields__: ClassVar[dict[str, Any]]
+
+    def size(self, width: int, height: int) -> tuple[int, int]:
+        """Width and height as the model sees them. Raises DataError for sides that the model cannot have."""
+        ...
+
+
+class Family(ABC):
+    """One model of a family: its configuration and processor, and what follows from them.
+
+    `config` is its transformers configuration, `processor` its Hugging Face processor. Subclasses are listed in
+    `registry.py`, or found by the entry point group `ral_system.families`.
+    """
+
+    model_types: ClassVar[tuple[str, ...]]
+    """`model_type` of the configurations that belong to the family."""
+    attention_classes: ClassVar[tuple[str, ...]]
+    """Attention classes of the text layers. Their call of the attention interface passes query and key after rotary
+    embedding."""
+    frames_per_view: ClassVar[int] = 1
+    """Frames of a video that the vision encoder merges into one."""
+
+    def __init__(self, config: PretrainedConfig, processor: Any) -> None:
+        self.config, self.processor, self.tokenizer = config, processor, processor.tokenizer
+
+    # --- tokens -------------------------------------------------------------------------------------------------------
+
+    @property
+    @abstractmethod
+    def visual_ids(self) -> Mapping[MediaKind, int]:
+        """Token that stands for each kind of media; kinds may share one."""
+
+    @property
+    @abstractmethod
+    def placeholders(self) -> Mapping[MediaKind, str]:
+        """Text that the chat template writes for a medium, and that a rollout engine expands by itself."""
+
+    @property
+    @abstractmethod
+    def banned_ids(self) -> tuple[int, ...]:
+        """Tokens that stand for media or enclose them, which a policy must never emit."""
+
+    @abstractmethod
+    def expanded(self, media: Media) -> str:
+        """Text that takes a placeholder's place: one visual token after the other, with what stands between them."""
+
+    @abstractmethod
+    def layout(self, media: Media) -> Layout:
+        """The visual tokens of a medium. Known from its size alone, without its pixels."""
+
+    # --- pixels -------------------------------------------------------------------------------------------------------
+
+    @property
+    @abstractmethod
+    def pixels_per_token(self) -> int:
+        """Pixels that one visual token stands for."""
+
+    @property
+    @abstractmethod
+    def picture_bounds(self) -> tuple[int, int]:
+        """Smallest and largest number of pixels that the processor leaves a picture."""
+
+    @abstractmethod
+    def pixel_budgets(self, data: FilesConfig) -> Mapping[MediaKind, PixelBudget]:
+        """The configured sizes of pictures and frames. Raises ConfigError for one that the model cannot have."""
+
+    @abstractmethod
+    def features(self, media: Sequence[Media], pixels: Sequence[Any]) -> list[Features]:
+        """Input of the vision encoder for each of `media`; `pixels` are a picture (PIL) or frames [F, H, W, 3] each."""
+
+    # --- the model ----------------------------------------------------------------------------------------------------
+
+    @abstractmethod
+    def positions(self, visual: Tensor, layouts: Sequence[Layout]) -> Tensor:
+        """Rotary positions of one sequence: int64 [3, T] for time, row and column, or [1, T].
+
+        `visual` bool [T], on CPU, marks the visual tokens, which belong to `layouts` in order.
+        """
+
+    @abstractmethod
+    def encode(self, model: Any, features: Features) -> dict[str, Any]:
+        """Keyword arguments for the model without its head: the media, seen by its vision encoder where possible.
+
+        The encoder runs once for each micro-batch, even without media, because ranks under ZeRO-3 gather the same
+        parameters. Raises ValueError for media that the model cannot take.
+        """
+
+    @abstractmethod
+    def vision_encoder(self, model: PreTrainedModel) -> nn.Module:
+        """The part of a model that `model.freeze_vision` freezes."""
+
+    def attention_layers(self, model: PreTrainedModel) -> list[nn.Module]:
+        """The softmax attention of the text layers, by depth. Raises ValueError for a class that is not known."""
+        layers = [layer.self_attn for layer in model.get_decoder().layers]
+        for layer in layers:
+            if type(layer).__name__ not in self.attention_classes:
+                raise ValueError(
+                    f"attention probe does not know {type(layer).__name__}; known: {', '.join(self.attention_classes)}"
+                )
+        return layers
+
+    # --- the rollout engine -------------------------------------------------------------------------------------------
+
+    @abstractmethod
+    def engine_media(self, media: Media, pixels: Any) -> Any:
+        """One medium as vLLM's request holds it."""
+
+    def engine_arguments(self) -> dict[str, Any]:
+        """Arguments for vLLM's engine that this family needs."""
+        return {}
+
+    # --- what follows -------------------------------------------------------------------------------------------------
+
+    def tokens(self, media: Media) -> int:
+        """Number of visual tokens of a medium."""
+        return self.layout(media).tokens
+
+    def visual(self, token_ids: Tensor) -> Tensor:
+        """Which tokens are visual: bool, in the shape of `token_ids`."""
+        return torch.isin(token_ids, torch.tensor(list(self.visual_ids.values()), device=token_ids.device))
+
+    def problem(self, token_ids: Sequence[int], media: Sequence[Media]) -> str | None:
+        """What is wrong with a sequence, if anything: its runs of visual tokens must be its media, in order."""
+        ids = set(self.visual_ids.values())
+        runs = [(token, len(list(run))) for token, run in itertools.groupby(token_ids) if token in ids]
+        layouts = [self.layout(medium) for medium in media]
+        expected = [(self.visual_ids[layout.kind], run) for layout in layouts for run in layout.runs]
+        if runs == expected:
+            return None
+        return f"has {self._words(runs)}, but its media make {self._words(expected)}"
+
+    def _words(self, runs: Sequence[tuple[int, int]]) -> str:
+        kinds: dict[int, str] = {}
+        for kind, token in self.visual_ids.items():
+            kinds.setdefault(token, kind)
+        return " + ".join(f"{length} {kinds[token]} tokens" for token, length in runs) or "none"
+
+
+def sized(medium: Media, budgets: Mapping[MediaKind, PixelBudget]) -> Media:
+    """A medium in the size that the model sees. Raises DataError."""
+    width, height = budgets[medium.kind].size(medium.width_px, medium.height_px)
+    return replace(medium, width_px=width, height_px=height)
+
+
+def joined(features: Sequence[Features]) -> Features:
+    """Features of several media, one behind the other."""
+    names = dict.fromkeys(name for one in features for name in one)
+    return {name: torch.cat([one[name] for one in features if name in one]) for name in names}

@@ -1,0 +1,33 @@
+"""Qwen3-VL, with pictures. Its videos, whose frames are apart with time stamps between them, are not served."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+import torch.distributed as dist
+
+from ral_system.errors import DataError
+from ral_system.families.family import Features
+from ral_system.families.qwen_vl.family import QwenVl
+from ral_system.types import Layout, Media
+
+
+class Qwen3Vl(QwenVl):
+    """Qwen3-VL (arXiv 2511.21631). The model encodes pictures itself, since its layers add what the encoder saw."""
+
+    model_types: ClassVar[tuple[str, ...]] = ("qwen3_vl",)
+    attention_classes: ClassVar[tuple[str, ...]] = ("Qwen3VLTextAttention",)
+
+    def layout(self, media: Media) -> Layout:
+        """Raises DataError for a video."""
+        if media.clip is not None:
+            raise DataError("videos are not served for qwen3_vl; use Qwen2.5-VL, or questions about pictures")
+        return super().layout(media)
+
+    def encode(self, model: Any, features: Features) -> dict[str, Any]:
+        if not features and dist.is_initialized() and dist.get_world_size() > 1:
+            raise ValueError(
+                "text alone on several ranks is not served for qwen3_vl: ranks with pictures would wait for this one; "
+                "leave such questions out"
+            )
+        return dict(features)

@@ -1,0 +1,122 @@
+"""Qwen2-VL and Qwen2.5-VL: one placeholder token repeated, M-RoPE, pictures and frames through one encoder."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+from transformers import PretrainedConfig, PreTrainedModel
+
+from ral_system.config.schema import FilesConfig
+from ral_system.families.family import Family, Features
+from ral_system.families.qwen_vl.pixel_budget import QwenPixelBudget, pixel_budgets
+from ral_system.families.qwen_vl.positions import rope_positions
+from ral_system.families.qwen_vl.vision import encoded_media
+from ral_system.types import Layout, Media, MediaKind, View
+
+FRAMES_AS_THEY_ARE = {"do_sample_frames": False, "do_resize": False, "cap_pixels_per_frame": False}
+"""Frames come sampled and resized from the store."""
+
+
+class QwenVl(Family):
+    """Qwen2-VL and Qwen2.5-VL (arXiv 2409.12191, 2502.13923)."""
+
+    model_types: ClassVar[tuple[str, ...]] = ("qwen2_vl", "qwen2_5_vl")
+    attention_classes: ClassVar[tuple[str, ...]] = ("Qwen2VLAttention", "Qwen2_5_VLAttention", "Qwen2Attention")
+    frames_per_view = 2
+
+    def __init__(self, config: PretrainedConfig, processor: Any) -> None:
+        super().__init__(config, processor)
+        images = processor.image_processor
+        self._factor = images.patch_size * images.merge_size
+        self._bounds = images.size["shortest_edge"], images.size["longest_edge"]
+        self._budget = QwenPixelBudget(self._factor, *self._bounds)
+        # What a second is worth in positions; Qwen2-VL does not count in seconds.
+        self._positions_per_second: float | None = getattr(config.vision_config, "tokens_per_second", None)
+
+    @property
+    def visual_ids(self) -> Mapping[MediaKind, int]:
+        return {"image": self.processor.image_token_id, "video": self.processor.video_token_id}
+
+    @property
+    def placeholders(self) -> Mapping[MediaKind, str]:
+        return {"image": self.processor.image_token, "video": self.processor.video_token}
+
+    @property
+    def banned_ids(self) -> tuple[int, ...]:
+        enclosing = (self.config.vision_start_token_id, self.config.vision_end_token_id)
+        return tuple(sorted({*self.visual_ids.values(), *enclosing}))
+
+    def expanded(self, media: Media) -> str:
+        return self.placeholders[media.kind] * self.tokens(media)
+
+    def layout(self, media: Media) -> Layout:
+        """The processor resizes pictures to its own bounds; frames are taken as they are, two merged into one."""
+        if media.clip is None:
+            width, height = self._budget.size(media.width_px, media.height_px)
+            return Layout("image", (View(height // self._factor, width // self._factor),))
+        rows, columns = media.height_px // self._factor, media.width_px // self._factor
+        seconds = media.clip.seconds_per_grid
+        views = (View(rows, columns, i, i * seconds) for i in range(-(-media.frames // self.frames_per_view)))
+        return Layout("video", tuple(views))
+
+    @property
+    def pixels_per_token(self) -> int:
+        return self._factor**2
+
+    @property
+    def picture_bounds(self) -> tuple[int, int]:
+        return self._bounds
+
+    def pixel_budgets(self, data: FilesConfig) -> dict[MediaKind, QwenPixelBudget]:
+        return pixel_budgets(data, self._factor, self._bounds)
+
+    def features(self, media: Sequence[Media], pixels: Sequence[Any]) -> list[Features]:
+        pairs = list(zip(media, pixels, strict=True))
+        of_images = iter(self._image_features([of for medium, of in pairs if medium.clip is None]))
+        of_videos = iter(self._video_features([of for medium, of in pairs if medium.clip is not None]))
+        return [next(of_images if medium.clip is None else of_videos) for medium in media]
+
+    def _image_features(self, pictures: list[Any]) -> list[Features]:
+        if not pictures:
+            return []
+        found = self.processor.image_processor(images=pictures, return_tensors="pt")
+        return _by_medium(found, "pixel_values", "image_grid_thw")
+
+    def _video_features(self, videos: list[Any]) -> list[Features]:
+        if not videos:
+            return []
+        found = self.processor.video_processor(
+            videos=videos, input_data_format="channels_last", return_tensors="pt", **FRAMES_AS_THEY_ARE
+        )
+        return _by_medium(found, "pixel_values_videos", "video_grid_thw")
+
+    def positions(self, visual: Tensor, layouts: Sequence[Layout]) -> Tensor:
+        return rope_positions(visual, layouts, positions_per_second=self._positions_per_second)
+
+    def encode(self, model: Any, features: Features) -> dict[str, Any]:
+        return encoded_media(model, features)
+
+    def vision_encoder(self, model: PreTrainedModel) -> nn.Module:
+        return model.model.visual
+
+    def engine_media(self, media: Media, pixels: Any) -> Any:
+        if media.clip is None:
+            return pixels
+        metadata = {
+            "fps": self.frames_per_view / media.clip.seconds_per_grid,  # vLLM turns it into seconds per view again
+            "total_num_frames": len(pixels),
+            "frames_indices": list(range(len(pixels))),
+        }
+        return pixels, metadata
+
+    def engine_arguments(self) -> dict[str, Any]:
+        return {"mm_processor_kwargs": {"videos_kwargs": FRAMES_AS_THEY_ARE}}
+
+
+def _by_medium(found: Mapping[str, Tensor], pixels: str, grids: str) -> list[Features]:
+    """What a processor makes of several media, apart: patches [N, F] and the grid of patches [1, 3] of each."""
+    parts = found[pixels].split(found[grids].prod(-1).tolist())
+    return [{pixels: part, grids: torch.atleast_2d(grid)} for part, grid in zip(parts, found[grids], strict=True)]

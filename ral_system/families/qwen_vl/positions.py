@@ -1,0 +1,51 @@
+"""Rotary positions of the Qwen-VL family (M-RoPE): time, row and column of every token.
+
+Our own, since transformers 5.3 to 5.19 begin the text after a video too early: behind its rows and columns, whatever
+its length in time. Here as in Qwen2-VL's paper (arXiv 2409.12191), in vLLM and in earlier transformers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from ral_system.attention.provenance import places
+from ral_system.types import Layout
+
+
+def rope_positions(visual: Tensor, layouts: Sequence[Layout], *, positions_per_second: float | None) -> Tensor:
+    """int64 [3, T] of one sequence, from 0 on.
+
+    Text counts up alike in all three. The visual token of frame i, row r and column c of a medium that begins at s is
+    at s + (t, r, c); t is 0 in a picture, and in a video the view's seconds · `positions_per_second`, or i where that
+    is None (Qwen2-VL). What follows begins one above all that came before. `visual` bool [T], on CPU, marks visual
+    tokens; those of a medium of `layouts` are one run.
+    """
+    parts: list[Tensor] = []
+    begin, media = 0, iter(layouts)
+    for is_visual, length in _runs(visual):
+        if not is_visual:
+            parts.append(torch.arange(length).expand(3, -1) + begin)
+            begin += length
+            continue
+        while length > 0:  # media without text between them are one run
+            layout = next(media)
+            frame, row, column = places(layout)
+            parts.append(torch.stack([_times(layout, positions_per_second)[frame], row, column]) + begin)
+            begin = int(parts[-1].max()) + 1
+            length -= layout.tokens
+    return torch.cat(parts, dim=1)
+
+
+def _times(layout: Layout, positions_per_second: float | None) -> Tensor:
+    if positions_per_second is None:
+        return torch.arange(len(layout.views))
+    seconds = torch.tensor([view.seconds for view in layout.views], dtype=torch.float64)
+    return (seconds * positions_per_second).long()
+
+
+def _runs(visual: Tensor) -> list[tuple[bool, int]]:
+    values, counts = torch.unique_consecutive(visual, return_counts=True)
+    return list(zip(values.tolist(), counts.tolist(), strict=True))

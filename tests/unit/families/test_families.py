@@ -1,0 +1,321 @@
+"""Which family a model belongs to, what a family says of prompts and models, and families from elsewhere."""
+
+import json
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from types import MappingProxyType, SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from transformers import Qwen3VLConfig, Qwen3VLForConditionalGeneration
+
+from ral_system.attention.policy import dense_policy
+from ral_system.attention.read import AttentionRead
+from ral_system.data.chat import ChatRenderer
+from ral_system.data.collate import Collator
+from ral_system.errors import ConfigError, DataError, SetupError
+from ral_system.families.family import Family, joined, sized
+from ral_system.families.qwen3_vl import Qwen3Vl
+from ral_system.families.qwen_vl.family import QwenVl
+from ral_system.families.registry import FAMILIES, family_of, known_types
+from ral_system.media.store import MediaStore
+from ral_system.models.loading import load_family, load_model
+from ral_system.models.policy import PolicyModel
+from ral_system.registry import Registry
+from ral_system.rollout.hf_generator import HfEngine
+from ral_system.types import Clip, Layout, Media, Sample, Sampling, VideoSampling, View
+from tests.unit.eager import eager_attentions, media_inputs
+
+PICTURE = Media("a" * 64, 84, 56)
+VIDEO = Media("b" * 64, 56, 28, Clip(VideoSampling(1.0, 8, 2), (0.0, 1.0, 2.0, 3.0), 6.0))
+
+# --- which family ---
+
+
+@pytest.mark.parametrize("model_type", ["gpt2", "llava"])
+def test_a_model_of_no_known_family_is_one_line(tmp_path: Path, model_type: str) -> None:
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": model_type}))
+    with pytest.raises(SetupError) as refused:
+        load_family(tmp_path)
+    assert str(refused.value) == (
+        f"model {tmp_path}: model_type={model_type} belongs to no known family; known are {', '.join(known_types())}"
+    )
+    assert {"qwen2_vl", "qwen2_5_vl", "qwen3_vl"} <= set(known_types())
+
+
+def test_each_type_has_its_family(tiny_model: Path) -> None:
+    assert type(load_family(tiny_model)) is QwenVl is family_of("qwen2_vl", "m")
+    assert family_of("qwen3_vl", "m") is Qwen3Vl
+
+
+@pytest.fixture
+def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
+    """What pip leaves behind of a package `other_models` with one entry point."""
+
+    def installed(target: str) -> None:
+        (tmp_path / "other_models.py").write_text(
+            "from ral_system.families.qwen_vl.family import QwenVl\n"
+            "class OtherVl(QwenVl):\n"
+            "    model_types = ('other_vl',)\n"
+        )
+        (tmp_path / "other_models-1.0.dist-info").mkdir()
+        for name, text in (
+            ("METADATA", "Metadata-Version: 2.1\nName: other-models\nVersion: 1.0\n"),
+            ("entry_points.txt", f"[ral_system.families]\nother = {target}\n"),
+        ):
+            (tmp_path / "other_models-1.0.dist-info" / name).write_text(text)
+        monkeypatch.syspath_prepend(tmp_path)
+        monkeypatch.delitem(sys.modules, "other_models", raising=False)
+        afresh: Registry[Any] = Registry(FAMILIES._group, FAMILIES._what, FAMILIES._built_in)
+        monkeypatch.setattr("ral_system.families.registry.FAMILIES", afresh)
+
+    return installed
+
+
+def test_an_installed_package_adds_a_family(install: Callable[[str], None]) -> None:
+    with pytest.raises(SetupError, match="model_type=other_vl belongs to no known family"):
+        family_of("other_vl", "m")
+    install("other_models:OtherVl")
+    assert family_of("other_vl", "m").__name__ == "OtherVl"
+    assert known_types() == sorted(["other_vl", "qwen2_vl", "qwen2_5_vl", "qwen3_vl"])
+
+
+@pytest.mark.parametrize(
+    ("target", "why"),
+    [
+        ("nowhere_at_all:Vl", "No module named 'nowhere_at_all'"),
+        ("other_models:Misspelt", "module 'other_models' has no attribute 'Misspelt'"),
+    ],
+)
+def test_a_package_whose_family_cannot_be_imported_is_one_line(
+    install: Callable[[str], None], target: str, why: str
+) -> None:
+    install(target)
+    with pytest.raises(SetupError) as refused:
+        family_of("other_vl", "m")
+    broken = f"model family 'other' is registered as {target}, which cannot be imported: {why}"
+    assert str(refused.value).startswith(
+        "model m: model_type=other_vl belongs to no known family; known are qwen2_5_vl"
+    )
+    assert str(refused.value).endswith(f"; {broken}")
+    assert family_of("qwen2_vl", "m") is QwenVl  # which has nothing to do with it
+
+
+def test_an_unknown_name_of_a_registry_lists_the_known_ones() -> None:
+    registry: Registry[type[QwenVl]] = Registry(
+        "ral_system.tests", "thing", {"b": "ral_system.types:View", "a": "ral_system.types:Layout"}
+    )
+    assert registry.names == ("a", "b") and registry.all() == {"a": Layout, "b": View}
+    with pytest.raises(ConfigError, match=r"^unknown thing 'c'; choose one of a, b$"):
+        registry.get("c")
+
+
+# --- what it says of prompts ---
+
+
+class Framed(QwenVl):
+    """Frames of 1 × 2 tokens with a time stamp before each; pictures in two tiles with a line end after each row."""
+
+    visual_ids = MappingProxyType({"image": 7, "video": 8})  # type: ignore[assignment]
+
+    def __init__(self) -> None:
+        pass
+
+    def layout(self, media: Media) -> Layout:
+        if media.clip is None:
+            return Layout("image", (View(1, 1, line_end=True), View(1, 2, line_end=True)))
+        return Layout("video", (View(1, 2, frame=0), View(1, 2, frame=1, seconds=3.0)), separated=True)
+
+
+@pytest.mark.parametrize(
+    ("token_ids", "problem"),
+    [
+        ([1, 8, 8, 2, 8, 8, 3, *[7] * 5, 4], None),
+        ([8, 8, 2, 8, 8, 7, 7, 7, 7, 7], None),  # two kinds beside each other are two runs
+        (
+            [8, 8, 8, 8, 3, *[7] * 5],  # no time stamp between the frames
+            "has 4 video tokens + 5 image tokens",
+        ),
+        ([8, 8, 2, 8, 3, *[7] * 5], "has 2 video tokens + 1 video tokens + 5 image tokens"),
+        ([8, 8, 2, 8, 8, 3, 7, 7, 5, 7, 7, 7], "has 2 video tokens + 2 video tokens + 2 image tokens + 3 image tokens"),
+        ([*[7] * 5, 3, 8, 8, 2, 8, 8], "has 5 image tokens + 2 video tokens + 2 video tokens"),  # not in their order
+        ([1, 2, 3], "has none"),
+    ],
+)
+def test_views_that_are_apart_are_runs_of_their_own(token_ids: list[int], problem: str | None) -> None:
+    expected = ", but its media make 2 video tokens + 2 video tokens + 5 image tokens"
+    assert Framed().problem(token_ids, (VIDEO, PICTURE)) == (problem + expected if problem else None)
+    assert (Framed().tokens(VIDEO), Framed().tokens(PICTURE)) == (4, 5)
+
+
+def test_kinds_may_share_a_token() -> None:
+    class Shared(Framed):
+        visual_ids = MappingProxyType({"image": 7, "video": 7})  # type: ignore[assignment]
+
+    assert Shared().problem([7, 7, 2, 7, 7, 3, *[7] * 5], (VIDEO, PICTURE)) is None
+    assert Shared().problem([7, 7], ()) == "has 2 image tokens, but its media make none"
+    assert Shared().visual(torch.tensor([[7, 8], [1, 7]])).tolist() == [[True, False], [False, True]]
+
+
+def test_the_layout_of_qwen_is_known_without_pixels(tiny_model: Path) -> None:
+    """28 px a token; the processor of the tiny model makes a picture of 28 × 28 px 56 × 56; two frames are one view."""
+    family = load_family(tiny_model)
+    assert family.layout(PICTURE) == Layout("image", (View(2, 3),))
+    assert family.layout(Media("c" * 64, 28, 28)) == Layout("image", (View(2, 2),))
+    assert family.layout(VIDEO) == Layout("video", (View(1, 2, frame=0), View(1, 2, frame=1, seconds=3.0)))
+    assert (family.tokens(PICTURE), family.tokens(VIDEO)) == (6, 4)
+    assert family.layout(VIDEO).grid == (2, 1, 2)
+    assert family.frames_per_view == 2 and family.pixels_per_token == 28 * 28
+    assert family.picture_bounds == (56 * 56, 28 * 28 * 1280)
+
+
+def test_media_become_as_large_as_the_model_sees_them(tiny_model: Path, make_config: Callable) -> None:
+    own = "data.image={min_pixels: null, max_pixels: null}"  # the processor's
+    data = make_config("data=video_r1", "data.sources.main.path=rows.json", "stages=[rl]", own).data
+    budgets = load_family(tiny_model).pixel_budgets(data)
+    small = replace(PICTURE, width_px=40, height_px=40)
+    assert sized(small, budgets) == replace(small, width_px=56, height_px=56)
+    with pytest.raises(DataError, match="too long and thin: 9000x30 px"):
+        sized(replace(PICTURE, width_px=9000, height_px=30), budgets)
+
+
+def test_features_of_media_of_both_kinds_are_joined_under_their_names() -> None:
+    parts = [{"a": torch.tensor([1])}, {"b": torch.tensor([2, 3]), "a": torch.tensor([4])}, {}]
+    assert {name: tensor.tolist() for name, tensor in joined(parts).items()} == {"a": [1, 4], "b": [2, 3]}
+    assert joined([]) == {}
+
+
+def test_an_attention_class_it_does_not_know_is_refused_by_name(tiny_model: Path) -> None:
+    model, family = load_model(tiny_model, dtype="float32"), load_family(tiny_model)
+    layers = [layer.self_attn for layer in model.get_decoder().layers]
+    assert family.attention_layers(model) == layers
+    layers[-1].__class__ = type("OtherAttention", (type(layers[-1]),), {})
+    with pytest.raises(ValueError, match="does not know OtherAttention; known: Qwen2VLAttention"):
+        family.attention_layers(model)
+
+
+# --- Qwen3-VL ---
+
+
+@pytest.fixture(scope="module")
+def qwen3_folder(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny random model, with the processor of the tiny Qwen2.5-VL."""
+    folder = tmp_path_factory.mktemp("qwen3")
+    other = load_family(tiny_model)
+    tokens = ("image_token_id", "video_token_id", "vision_start_token_id", "vision_end_token_id")
+    config = Qwen3VLConfig(
+        text_config={
+            "vocab_size": len(other.tokenizer),
+            "hidden_size": 64,
+            "intermediate_size": 64,
+            "num_hidden_layers": 3,
+            "num_attention_heads": 4,
+            "num_key_value_heads": 2,
+            "head_dim": 16,
+            "initializer_range": 0.2,
+            "rope_parameters": {
+                "rope_type": "default",
+                "rope_theta": 10000.0,
+                "mrope_section": [2, 3, 3],
+                "mrope_interleaved": True,
+            },
+        },
+        vision_config={
+            "depth": 2,
+            "num_heads": 2,
+            "patch_size": 14,
+            "hidden_size": 32,
+            "intermediate_size": 64,
+            "out_hidden_size": 64,
+            "deepstack_visual_indexes": [0],
+            "num_position_embeddings": 64,
+        },
+        tie_word_embeddings=False,
+        **{name: getattr(other.config, name) for name in tokens},
+    )
+    torch.manual_seed(0)
+    Qwen3VLForConditionalGeneration(config).save_pretrained(folder)
+    other.processor.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def qwen3(qwen3_folder: Path) -> Family:
+    return load_family(qwen3_folder)
+
+
+def test_qwen3_vl_refuses_videos_in_one_line(qwen3: Family) -> None:
+    assert type(qwen3) is Qwen3Vl
+    refusal = "^videos are not served for qwen3_vl; use Qwen2.5-VL, or questions about pictures$"
+    with pytest.raises(DataError, match=refusal):
+        qwen3.layout(VIDEO)
+    with pytest.raises(DataError, match=refusal):
+        ChatRenderer(qwen3, "answer").prompt(id="p", kind="", question="what ?", answer="", media=[VIDEO])
+    assert qwen3.layout(PICTURE) == Layout("image", (View(2, 3),))
+
+
+def test_qwen3_vl_reads_pictures_as_transformers_does(
+    qwen3_folder: Path, qwen3: Family, media: MediaStore, draw_samples: Callable[[int], list[Sample]]
+) -> None:
+    """Log-probs and attention of packed sequences, against each sequence alone by transformers itself."""
+    model = load_model(qwen3_folder, dtype="float32")
+    (sample, other), renderer = draw_samples(2), ChatRenderer(qwen3, "answer")
+    both = renderer.prompt(
+        id="both", kind="", question="what <image> and <image> ?", answer="", media=[*sample.prompt.media] * 2
+    )
+    samples = (sample, replace(other, id="both", prompt=both))
+    collate, read = Collator(qwen3, media), AttentionRead(layers="all")
+    with torch.no_grad():
+        output = PolicyModel(model, qwen3, temperature=1.0)(collate(samples), [read])
+    model.set_attn_implementation("eager")
+    for i, one in enumerate(samples):
+        alone, prompt = collate((one,)), len(one.prompt.token_ids)
+        with torch.no_grad():
+            logits = model(input_ids=alone.input_ids[None], **media_inputs(alone)).logits[0, prompt - 1 : -1]
+            attentions = eager_attentions(model, alone)
+        logits[:, list(qwen3.banned_ids)] = -torch.inf
+        expected = logits.log_softmax(-1).gather(-1, torch.tensor(one.response_token_ids)[:, None])[:, 0]
+        assert torch.allclose(output.log_probs[i, : len(expected)], expected, atol=1e-5)
+        for layer, attention in zip(output.attention[read][i].layers, attentions, strict=True):
+            rows = torch.arange(prompt, one.length)
+            found = dense_policy(layer.query, layer.key, rows, layer.scale, None, None, "mean")
+            others = attention[0].mean(0).tril(-1)[rows]
+            assert torch.allclose(found, others / others.sum(-1, keepdim=True), atol=2e-6)
+
+
+def test_qwen3_vl_generates_with_the_log_probs_of_scoring(
+    qwen3_folder: Path,
+    qwen3: Family,
+    media: MediaStore,
+    draw_samples: Callable[[int], list[Sample]],
+    make_config: Callable,
+) -> None:
+    """Prompts of several lengths in one batch, one of them without a picture."""
+    prompts = [sample.prompt for sample in draw_samples(3)]
+    renderer = ChatRenderer(qwen3, "answer")
+    prompts.append(renderer.prompt(id="text", kind="", question="what is there ?", answer="", media=()))
+    engine = HfEngine(qwen3_folder, make_config().rollout, media, seed=0)
+    found = list(engine.generate(prompts, Sampling(completions=2, temperature=1.0, max_new_tokens=6, seed=5)))
+    assert len(found) == 8
+    policy = PolicyModel(load_model(qwen3_folder, dtype="float32"), qwen3, temperature=1.0)
+    of, collate = {prompt.id: prompt for prompt in prompts}, Collator(qwen3, media)
+    for completion in found:
+        batch = collate((Sample(completion.id, of[completion.prompt_id], completion.token_ids),))
+        with torch.no_grad():
+            scored = policy(batch).log_probs[0].tolist()
+        assert scored == pytest.approx(completion.log_probs, abs=2e-5)
+
+
+def test_qwen3_vl_refuses_text_alone_where_ranks_wait_for_each_other(
+    qwen3: Family, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert qwen3.encode(SimpleNamespace(), {}) == {}
+    ranks = SimpleNamespace(is_initialized=lambda: True, get_world_size=lambda: 2)
+    monkeypatch.setattr("ral_system.families.qwen3_vl.dist", ranks)
+    with pytest.raises(ValueError, match=r"^text alone on several ranks is not served for qwen3_vl"):
+        qwen3.encode(SimpleNamespace(), {})
+    pictures = {"pixel_values": torch.zeros(4, 3), "image_grid_thw": torch.tensor([[1, 2, 2]])}
+    assert qwen3.encode(SimpleNamespace(), pictures) == pictures
