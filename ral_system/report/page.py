@@ -10,6 +10,8 @@ from importlib.resources import files
 
 from PIL import Image
 
+from ral_system.report.svg import STYLE, variables
+
 _POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'unsafe-inline'"
 _LOSSLESS_AREA_PX = 512 * 512
 """Larger pictures take too long to be tried as PNG."""
@@ -18,7 +20,7 @@ _LOSSLESS_AREA_PX = 512 * 512
 def page(title: str, body: str, *, styles: Sequence[str] = ("report.css",), script: str | None = None) -> str:
     """A document around `body`, which is HTML; `styles` and `script` are files of this package."""
     assets = files("ral_system.report")
-    style = "".join(assets.joinpath(name).read_text(encoding="utf-8") for name in styles)
+    style = variables() + STYLE + "".join(assets.joinpath(name).read_text(encoding="utf-8") for name in styles)
     code = f"<script>{assets.joinpath(script).read_text(encoding='utf-8')}</script>" if script else ""
     return (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'

@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from ral_system.config.schema import Stage
-from ral_system.report.charts import Chart, Interval, Series, Unit
 from ral_system.report.load import RunData
+from ral_system.report.series import Chart, Interval, Series, Unit
 
 _DIVERGENCES = {
     "jsd": "JSD",

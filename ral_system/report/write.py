@@ -15,6 +15,7 @@ from ral_system.report.media import FramesOf, ReportMedia
 from ral_system.report.page import page
 from ral_system.report.rollouts import rollout_sections
 from ral_system.report.sections import sections
+from ral_system.report.svg import scientific
 
 REPORT_FILE = "report.html"
 
@@ -167,8 +168,7 @@ def _percent(value: float | None) -> str | None:
 def _scientific(value: float | None) -> str | None:
     if not value:
         return None if value is None else "0"
-    mantissa, exponent = f"{value:.1e}".split("e")
-    return f"{mantissa.removesuffix('.0')}e{int(exponent)}"
+    return scientific(value)
 
 
 def _integer(value: int | None) -> str | None:

@@ -6,9 +6,11 @@ import re
 
 import pytest
 
-from ral_system.report.charts import HEIGHT, MAX_ROWS, WIDTH, Chart, Series, figure
+from ral_system.report.charts import figure
 from ral_system.report.load import RunData
+from ral_system.report.plot import HEIGHT, WIDTH
 from ral_system.report.sections import sections, wilson
+from ral_system.report.series import MAX_STEPS, Chart, Series
 
 
 def chart(*points: list[tuple[int, float | None]], **options: object) -> Chart:
@@ -74,7 +76,7 @@ def test_a_long_run_is_thinned_without_losing_its_spike() -> None:
     points: list[tuple[int, float | None]] = [(step, 1.0) for step in range(50_000)]
     points[31_234] = (31_234, 9.0)
     html = figure(chart(points, unit="seconds"))
-    assert len(paths(html)["s0"]) <= MAX_ROWS + 2
+    assert len(paths(html)["s0"]) <= MAX_STEPS + 2
     assert "9 s" in hover(html)["series"][0]["text"]
 
 
