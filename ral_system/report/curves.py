@@ -9,11 +9,13 @@ import statistics
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from html import escape
 from math import isfinite
 
-_LEFT, _TOP, _RIGHT, _FOOT = 64, 76, 24, 44
-_WIDTH, _HEIGHT, _GAP_X, _GAP_Y = 180, 130, 16, 26
+from ral_system.report import svg
+from ral_system.report.svg import Axis
+
+_LEFT, _TOP, _WIDTH, _HEIGHT = 64, 76, 180, 130
+_COLUMN, _ROW = _WIDTH + 16, _HEIGHT + 26
 
 Curve = Sequence[tuple[int, float]]
 """One run: (step, value), in order."""
@@ -29,59 +31,36 @@ class CurveRow:
 
 def curves(title: str, rows: Sequence[CurveRow]) -> str:
     """Every run as a thin line, and where a group has several the mean of those that reached a step as a bold one."""
-    columns = max((len(row.groups) for row in rows), default=0)
-    width = _LEFT + columns * (_WIDTH + _GAP_X) - _GAP_X + _RIGHT
-    height = _TOP + len(rows) * (_HEIGHT + _GAP_Y) - _GAP_Y + _FOOT
-    parts = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" width="{width}" height="{height}" '
-        'font-family="system-ui, sans-serif" font-size="11" fill="#16181d">'
-        f'<rect width="{width}" height="{height}" fill="#fff"/>'
-        f'<text x="16" y="26" font-size="15">{escape(title)}</text>'
-    ]
-    for i, name in enumerate(rows[0].groups if rows else ()):
-        middle = _LEFT + i * (_WIDTH + _GAP_X) + _WIDTH / 2
-        parts.append(f'<text x="{middle}" y="{_TOP - 22}" text-anchor="middle" font-size="12">{escape(name)}</text>')
-    rows = [CurveRow(row.label, {name: [_finite(c) for c in of] for name, of in row.groups.items()}) for row in rows]
-    steps = [step for row in rows for of_group in row.groups.values() for curve in of_group for step, _ in curve]
-    first, last = (min(steps), max(steps)) if steps else (0, 0)
+    rows = [CurveRow(row.label, {name: list(map(_finite, of)) for name, of in row.groups.items()}) for row in rows]
+    names = list(rows[0].groups) if rows else []
+    steps = [step for row in rows for of in row.groups.values() for curve in of for step, _ in curve]
+    lefts = [_LEFT + i * _COLUMN for i in range(max((len(row.groups) for row in rows), default=0))]
+    columns = [Axis(min(steps, default=0), max(steps, default=0), left, left + _WIDTH) for left in lefts]
+    parts = [svg.text(left + _WIDTH / 2, _TOP - 22, name, "middle") for left, name in zip(lefts, names, strict=False)]
     for i, row in enumerate(rows):
-        parts += _draw(row, first, last, _TOP + i * (_HEIGHT + _GAP_Y), steps_below=i == len(rows) - 1)
-    return "".join([*parts, "</svg>\n"])
+        parts += _panels(row, columns, _TOP + i * _ROW)
+    bottom = _TOP + max(len(rows) - 1, 0) * _ROW + _HEIGHT
+    parts += [svg.steps_below(x_axis, bottom + 16, "step") for x_axis in columns if steps]
+    return svg.document(_LEFT + len(lefts) * _COLUMN, bottom + 36, title, parts)
 
 
-def _draw(row: CurveRow, first: int, last: int, top: float, *, steps_below: bool) -> list[str]:
-    values = [value for of_group in row.groups.values() for curve in of_group for _, value in curve]
-    parts = [f'<text x="{_LEFT}" y="{top - 6}" fill="#5d636e">{escape(row.label)}</text>']
+def _panels(row: CurveRow, columns: Sequence[Axis], top: float) -> list[str]:
+    values = [value for of in row.groups.values() for curve in of for _, value in curve]
+    parts = [svg.text(_LEFT, top - 6, row.label)]
     if not values:
-        return [*parts, f'<text x="{_LEFT + 12}" y="{top + 16}" fill="#5d636e">not measured</text>']
-    low, high = min(values), max(values)
-    for value in sorted({low, high}):
-        y = top + (1 - _share(value, low, high)) * _HEIGHT + 4
-        parts.append(f'<text x="{_LEFT - 8}" y="{y:.1f}" text-anchor="end">{value:.3g}</text>')
-    for i, (name, of_group) in enumerate(row.groups.items()):
-        left = _LEFT + i * (_WIDTH + _GAP_X)
-
-        def path(curve: Curve, left: float = left) -> str:
-            at = [
-                (left + _share(step, first, last) * _WIDTH, top + (1 - _share(value, low, high)) * _HEIGHT)
-                for step, value in curve
-            ]
-            return "M" + "L".join(f"{x:.1f} {y:.1f}" for x, y in at)
-
-        frame = f'<path d="M{left} {top}V{top + _HEIGHT}H{left + _WIDTH}" fill="none" stroke="#8b919b"/>'
-        parts.append(f"<g><title>{escape(name)}, {escape(row.label)}</title>{frame}")
-        drawn = [curve for curve in of_group if curve]
-        for curve in drawn:
-            parts.append(f'<path d="{path(curve)}" fill="none" stroke="#2a6fdb" stroke-opacity="0.45"/>')
-        if len(drawn) > 1:
-            parts.append(f'<path d="{path(_mean(drawn))}" fill="none" stroke="#16181d" stroke-width="2"/>')
-        if steps_below:
-            labels = ((0.0, "start", str(first)), (0.5, "middle", "step"), (1.0, "end", str(last)))
-            for at, anchor, label in labels:
-                x, y = left + at * _WIDTH, top + _HEIGHT + 16
-                parts.append(f'<text x="{x}" y="{y}" text-anchor="{anchor}" fill="#5d636e">{label}</text>')
-        parts.append("</g>")
+        return [*parts, svg.text(_LEFT + 12, top + 16, "not measured")]
+    y_axis = svg.linear_axis(min(values), max(values), top + _HEIGHT, top)
+    for i, ((name, of), x_axis) in enumerate(zip(row.groups.items(), columns, strict=False)):
+        grid = svg.grid(y_axis, x_axis.start, x_axis.end, None if i else svg.short)
+        parts.append(svg.with_tooltip(f"{name}, {row.label}", grid, _lines(of, x_axis, y_axis), class_=svg.colour(0)))
     return parts
+
+
+def _lines(of_group: Sequence[Curve], x_axis: Axis, y_axis: Axis) -> str:
+    drawn = [(curve, "line thin") for curve in of_group if curve]
+    if len(drawn) > 1:
+        drawn.append((_mean([curve for curve, _ in drawn]), "line ink"))
+    return "".join(svg.line([(x_axis.px(s), y_axis.px(v)) for s, v in curve], class_) for curve, class_ in drawn)
 
 
 def _finite(curve: Curve) -> Curve:
@@ -94,7 +73,3 @@ def _mean(of_group: Sequence[Curve]) -> Curve:
         for step, value in curve:
             by_step[step].append(value)
     return [(step, statistics.mean(values)) for step, values in sorted(by_step.items())]
-
-
-def _share(value: float, low: float, high: float) -> float:
-    return (value - low) / (high - low) if high > low else 0.5

@@ -1,6 +1,5 @@
 """What a sweep changes, and its chart."""
 
-import itertools
 import re
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Callable
@@ -17,7 +16,6 @@ from ral_system.evaluation.questions import Figures, Questions
 from ral_system.evaluation.sweep import Gain, at, gains_over_first, in_common, mean_seen
 from ral_system.families.family import Family
 from ral_system.models.loading import load_family
-from ral_system.report import sweep_chart as sweep_chart_module
 from ral_system.report.sweep_chart import SweepPoint, sweep_chart
 from ral_system.tasks.visual_search_prompts import VisualSearchRecords
 from ral_system.types import Clip, Media, Prompt, VideoSampling
@@ -126,29 +124,6 @@ def test_the_chart_has_a_line_per_model_and_a_bar_per_point() -> None:
     assert abs(circles[0][0] - ral[0][0]) == 3  # beside each other
     paths = [re.findall(r"[ML]", p.get("d", "")) for p in root.iter("{http://www.w3.org/2000/svg}path")]
     assert ["M", "L"] in paths and ["M", "L", "L"] in paths
-
-
-@pytest.mark.parametrize(
-    ("low", "high", "ticks"),
-    [
-        (0.331, 0.89, [0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9]),
-        (0, 1, [0, 0.2, 0.4, 0.6, 0.8, 1]),
-        (0, 0, [0, 0.1, 0.2, 0.3, 0.4, 0.5]),
-        (0.2, 0.2, [0, 0.2, 0.4, 0.6, 0.8]),
-        (-1, -1, [-1.6, -1.4, -1.2, -1, -0.8, -0.6, -0.4]),
-        (1200, 1900, [1200, 1400, 1600, 1800, 2000]),
-        (0, 0.3, [0, 0.1, 0.2, 0.3]),  # 0.3 / 3 falls short of 0.1
-    ],
-)
-def test_ticks_are_round_and_around_all_points(low: float, high: float, ticks: list[float]) -> None:
-    assert sweep_chart_module._ticks(low, high) == pytest.approx(ticks)
-
-
-def test_scores_of_ten_questions_have_ticks() -> None:
-    """Ends of intervals of few questions are tenths, whose differences floating point rounds to either side."""
-    for low, high in itertools.combinations([n / 10 for n in range(11)], 2):
-        ticks = sweep_chart_module._ticks(low, high)
-        assert 3 <= len(ticks) <= 9 and ticks[0] <= low + 1e-9 and ticks[-1] >= high - 1e-9
 
 
 def test_a_chart_of_one_point_is_drawn() -> None:

@@ -173,7 +173,7 @@ def test_the_table_has_every_seed_the_mean_and_metrics_from_first_to_last(tmp_pa
     assert (tmp_path / "study.md").read_text() == table
     assert "mean 0.8 of 2" in (tmp_path / "study.svg").read_text()
     drawn = (tmp_path / "curves.svg").read_text()
-    assert drawn.count("#2a6fdb") == 2 and drawn.count("#16181d") == 2  # two runs of a, their mean; the text's colour
+    assert drawn.count('class="line thin"') == 2 and drawn.count('class="line ink"') == 1  # two runs of a, their mean
     assert json.loads((tmp_path / "study.json").read_text())["a"][0]["metrics"] == {"attention/vas": [1.0, 3.0]}
 
 
@@ -202,7 +202,7 @@ def test_an_arm_that_failed_is_in_the_table_as_far_as_it_went(tmp_path: Path) ->
     study = Study("One arm", runs, ("a",), metrics=("attention/vas",), curves=("attention/vas",), evaluated=False)
     table = write_results(study, tmp_path)
     assert "| a | 0.600 | failed after rl step 2 | **0.600** | 0.5 | 3 → 4 |" in table
-    assert (tmp_path / "curves.svg").read_text().count("#2a6fdb") == 2
+    assert (tmp_path / "curves.svg").read_text().count('class="line thin"') == 2
     write_results(Study("One arm", runs[1:], ("a",), (), (), evaluated=False), tmp_path)
     assert "| a | failed after rl step 2 | - | - |" in (tmp_path / "study.md").read_text()
 

@@ -6,8 +6,8 @@ from xml.etree import ElementTree
 from ral_system.report.curves import CurveRow, curves
 
 
-def paths(svg: str, colour: str) -> list[list[tuple[float, float]]]:
-    found = re.findall(rf'<path d="M([^"]+)" fill="none" stroke="{colour}"', svg)
+def paths(svg: str, kind: str) -> list[list[tuple[float, float]]]:
+    found = re.findall(rf'<path class="line {kind}" d="M([^"]+)"', svg)
     return [[(float(x), float(y)) for x, y in (p.split() for p in path.split("L"))] for path in found]
 
 
@@ -16,7 +16,7 @@ def test_runs_are_thin_and_their_mean_is_bold() -> None:
     svg = curves("Losses < others", rows)
     ElementTree.fromstring(svg)
     assert "Losses &lt; others" in svg and ">clip<" in svg and ">gspo<" in svg
-    thin, (mean,) = paths(svg, "#2a6fdb"), paths(svg, "#16181d")
+    thin, (mean,) = paths(svg, "thin"), paths(svg, "ink")
     assert [len(path) for path in thin] == [2, 3]
     assert [x for x, _ in mean] == [64, 154, 244]  # steps 0, 10 and 20 of a panel that is 180 wide
     bottom, top = 76 + 130, 76
@@ -27,10 +27,10 @@ def test_runs_are_thin_and_their_mean_is_bold() -> None:
 def test_panels_share_steps_and_those_of_a_row_values() -> None:
     rows = [CurveRow("reward", {"a": [[(0, 0.0), (4, 2.0)]], "b": [[(2, 1.0)]]}), CurveRow("kl", {"a": [[(2, 7.0)]]})]
     svg = curves("", rows)
-    first, second, third = paths(svg, "#2a6fdb")
+    first, second, third = paths(svg, "thin")
     assert third == [(64 + 90, 76 + 130 + 26 + 65)]  # in the middle of its steps; of its values there is one
     assert second[0][0] - 180 - 16 == sum(x for x, _ in first) / 2 and second[0][1] == sum(y for _, y in first) / 2
-    assert not paths(svg, "#16181d")  # a single run is its own mean
+    assert not paths(svg, "ink")  # a single run is its own mean
 
 
 def test_what_is_not_finite_or_not_there_is_left_out() -> None:
@@ -38,5 +38,5 @@ def test_what_is_not_finite_or_not_there_is_left_out() -> None:
         "", [CurveRow("loss", {"a": [[(0, float("nan"))]]}), CurveRow("kl", {"a": [[(0, 1.0), (1, float("inf"))]]})]
     )
     assert svg.count("not measured") == 1
-    assert [len(path) for path in paths(svg, "#2a6fdb")] == [1]
+    assert [len(path) for path in paths(svg, "thin")] == [1]
     ElementTree.fromstring(curves("nothing", []))
