@@ -3,41 +3,32 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from html import escape
-from math import ceil, floor, log10
 
 from bench.plan import VARIANTS, Variant
 from bench.targets import Records
+from ral_system.report import svg
 
-_WIDTH, _HEIGHT = 880, 400
-_PANEL_WIDTH, _PANEL_HEIGHT, _TOP = 350, 250, 66
-_LABELS: dict[Variant, tuple[str, str]] = {
-    "eager_full": ("eager, all rows", "#7c828d"),
-    "dense": ("dense rows", "#e0642a"),
-    "chunked": ("chunked", "#2a6fdb"),
-    "triton": ("triton", "#159a70"),
-    "sdpa": ("layer's sdpa", "#8a4fd3"),
+_PANEL_WIDTH, _TOP, _BOTTOM, _HEIGHT = 350, 66, 316, 400
+_SERIES: dict[Variant, tuple[str, str]] = {
+    "eager_full": ("eager, all rows", svg.colour(7)),
+    "dense": ("dense rows", svg.colour(1)),
+    "chunked": ("chunked", svg.colour(0)),
+    "triton": ("triton", svg.colour(2)),
+    "sdpa": ("layer's sdpa", svg.colour(4)),
 }
 
 
 def draw(records: Records, title: str) -> str:
     """The SVG's text."""
     drawn = [v for v in VARIANTS if any(records.seconds(v, t) or records.peak(v, t) for t in records.tokens())]
-    legend, x = [], 60.0
-    for variant in drawn:
-        label, colour = _LABELS[variant]
-        legend.append(f'<circle cx="{x}" cy="356" r="5" fill="{colour}"/><text x="{x + 10}" y="360">{label}</text>')
-        x += 40 + 7.2 * len(label)
-    return (
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {_WIDTH} {_HEIGHT}" width="{_WIDTH}" height="{_HEIGHT}" '
-        'font-family="system-ui, sans-serif" font-size="12" fill="#16181d">'
-        f'<rect width="{_WIDTH}" height="{_HEIGHT}" fill="#fff"/>'
-        f'<text x="60" y="24" font-size="15">{escape(title)}</text>'
-        + _panel(60, "time: forward + backward / sdpa's", records, lambda v, t: records.ratio(v, "sdpa", t))
-        + _panel(500, "peak memory beyond inputs, MiB", records, lambda v, t: (records.peak(v, t) or 0) / 2**20)
-        + "".join(legend)
-        + f'<text x="60" y="386" fill="#5d636e">{escape(_missing(records))}</text></svg>\n'
-    )
+    legend = [svg.legend(60 + 140 * i, _BOTTOM + 44, *_SERIES[variant]) for i, variant in enumerate(drawn)]
+    parts = [
+        _panel(60, "time: forward + backward / sdpa's", records, lambda v, t: records.ratio(v, "sdpa", t)),
+        _panel(500, "peak memory beyond inputs, MiB", records, lambda v, t: (records.peak(v, t) or 0) / 2**20),
+        *legend,
+        svg.text(60, _HEIGHT - 14, _missing(records)),
+    ]
+    return svg.document(880, _HEIGHT, title, parts)
 
 
 def _panel(left: float, name: str, records: Records, of: Callable[[Variant, int], float | None]) -> str:
@@ -45,36 +36,22 @@ def _panel(left: float, name: str, records: Records, of: Callable[[Variant, int]
     tokens = records.tokens()
     points = {v: [(t, y) for t in tokens if (y := of(v, t)) is not None and y > 0] for v in VARIANTS}
     values = [y for line in points.values() for _, y in line]
-    parts = [f'<text x="{left}" y="52" fill="#5d636e">{escape(name)}</text>']
+    label = svg.text(left, _TOP - 14, name)
     if not values:
-        return "".join([*parts, f'<text x="{left}" y="{_TOP + 40}">not measured</text>'])
-    low, high = floor(log10(min(values))), ceil(log10(max(values)))
-    high = max(high, low + 1)
-    first, last = log10(tokens[0]), log10(tokens[-1])
-
-    def x_px(count: float) -> float:
-        share = (log10(count) - first) / (last - first) if last > first else 0.5
-        return round(left + 12 + share * (_PANEL_WIDTH - 24), 1)
-
-    def y_px(value: float) -> float:
-        return round(_TOP + _PANEL_HEIGHT * (high - log10(value)) / (high - low), 1)
-
-    for power in range(low, high + 1):
-        y = y_px(10.0**power)
-        parts.append(f'<path d="M{left} {y}h{_PANEL_WIDTH}" stroke="#e4e4e0"/>')
-        parts.append(f'<text x="{left - 6}" y="{y + 4}" text-anchor="end" fill="#5d636e">{10.0**power:g}</text>')
-    for count in tokens:
-        label = f"{count // 1024}k" if count % 1024 == 0 else f"{count:,}"
-        at = f'x="{x_px(count)}" y="{_TOP + _PANEL_HEIGHT + 16}"'
-        parts.append(f'<text {at} text-anchor="middle" fill="#5d636e">{label}</text>')
+        return label + svg.text(left, _TOP + 40, "not measured")
+    x_axis = svg.Axis(tokens[0], tokens[-1], left + 12, left + _PANEL_WIDTH - 12, log=True)
+    y_axis = svg.log_axis(min(values), max(values), _BOTTOM, _TOP)
+    parts = [label, svg.grid(y_axis, left, left + _PANEL_WIDTH, svg.short)]
+    parts.append(svg.numbers_below(x_axis, _BOTTOM + 16, tokens, _count))
     for variant, line in points.items():
-        colour = _LABELS[variant][1]
-        pixels = [(x_px(t), y_px(y)) for t, y in line]
-        if pixels:
-            path = "L".join(f"{x} {y}" for x, y in pixels)
-            parts.append(f'<path d="M{path}" fill="none" stroke="{colour}" stroke-width="2"/>')
-        parts += [f'<circle cx="{x}" cy="{y}" r="3.5" fill="{colour}"/>' for x, y in pixels]
+        pixels = [(x_axis.px(t), y_axis.px(y)) for t, y in line]
+        dots = "".join(svg.point(pixel, 3.5) for pixel in pixels)
+        parts.append(svg.element("g", svg.line(pixels) + dots, class_=_SERIES[variant][1]) if pixels else "")
     return "".join(parts)
+
+
+def _count(tokens: float) -> str:
+    return f"{tokens // 1024:.0f}k" if tokens % 1024 == 0 else f"{tokens:,.0f}"
 
 
 def _missing(records: Records) -> str:
@@ -83,5 +60,5 @@ def _missing(records: Records) -> str:
     for variant in VARIANTS:
         gaps = [t for t in records.tokens() if records.one(variant, t).get("failure")]
         where = "" if gaps == records.tokens() else f" at {', '.join(f'{t:,}' for t in gaps)}"
-        absent += [f"{_LABELS[variant][0]}{where}"] if gaps else []
+        absent += [f"{_SERIES[variant][0]}{where}"] if gaps else []
     return f"not measured: {'; '.join(absent)}" if absent else ""
