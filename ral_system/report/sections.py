@@ -4,20 +4,19 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Any
 
 from ral_system.config.schema import Stage
 from ral_system.report.load import RunData
 from ral_system.report.series import Chart, Interval, Series, Unit
 
-_DIVERGENCES = {
-    "jsd": "JSD",
-    "forward_kl": "Forward KL",
-    "reverse_kl": "Reverse KL",
-    "tv": "Total variation",
-    "hellinger": "Squared Hellinger distance",
+_DIVERGENCES: dict[str, tuple[str, Unit]] = {
+    "jsd": ("Jensen-Shannon divergence", "nats"),
+    "forward_kl": ("Forward KL", "nats"),
+    "reverse_kl": ("Reverse KL", "nats"),
+    "tv": ("Total variation distance", "number"),
+    "hellinger": ("Squared Hellinger distance", "number"),
 }
-_WITHOUT_UNIT = ("tv", "hellinger")
+"""What each is called, and its unit: only those with a logarithm have one."""
 _ANCHORS = {"old": "rollout policy", "reference": "reference policy", "ema": "average policy"}
 _MAX_LAYERS = 7  # of the phase stack; the smallest ones share the last colour
 
@@ -26,7 +25,7 @@ def sections(run: RunData) -> list[tuple[str, list[Chart]]]:
     """Titled groups of charts, from what matters most to what is looked at when something is wrong."""
     return [
         ("Does it learn?", _learning(run)),
-        ("Attention and policy", [*_attention(run), *_policy(run)]),
+        ("Attention and policy", [*_attention(run), *_distillation(run), *_policy(run)]),
         ("Trust and speed", _system(run)),
         ("Supervised stages", _supervised(run)),
     ]
@@ -45,7 +44,7 @@ def _learning(run: RunData) -> list[Chart]:
 
 
 def _attention(run: RunData) -> list[Chart]:
-    kind = run.setting("algorithm", "attention", "divergence") or "jsd"
+    divergence, unit = _divergence(run, "attention")
     anchor = run.setting("algorithm", "attention", "anchor") or "old"
     first = next((value for _, value in run.points("rl", "attention/entropy") if value is not None), None)
     share = run.setting("logging", "attention_entropy_alarm")
@@ -55,8 +54,8 @@ def _attention(run: RunData) -> list[Chart]:
              if key.endswith("_mass")]  # fmt: skip
     return [
         _rl(run, "attention-divergence", "Attention divergence",
-            f"{_DIVERGENCES.get(kind, kind)} to the {_ANCHORS.get(anchor, anchor)}'s rows, by sign of advantage.",
-            _by_sign("divergence")[1:], unit=_unit(kind)),
+            f"{divergence} to the {_ANCHORS.get(anchor, anchor)}'s rows, by sign of advantage.",
+            _by_sign("divergence")[1:], unit=unit),
         _rl(run, "visual-mass", "Visual mass", "Share of the rows' attention on pictures, by sign of advantage.",
             _by_sign("visual_mass"), unit="percent"),
         _rl(run, "attention-mass", "What rows look at", "Shares of the rows' attention. Sink: on the first tokens.",
@@ -67,26 +66,25 @@ def _attention(run: RunData) -> list[Chart]:
         _rl(run, "media-mass", "Mass by picture", "Share of the rows' attention on each picture or video frame.",
             [(key, key.removeprefix("attention/").removesuffix("_mass").replace("_", " ")) for key in media]
             if len(media) > 1 else [], unit="percent"),
-        _rl(run, "token-distillation", "Token distillation",
-            f"{_named(run, 'tokens')} of the next token to the teacher's.",
-            [("distillation/token_divergence", "divergence")], unit="nats"),
-        _rl(run, "attention-distillation", "Attention distillation",
-            f"{_named(run, 'attention')} of the rows to the teacher's.",
-            [("distillation/attention_divergence", "divergence")],
-            unit=_unit(run.setting("algorithm", "distillation", "attention", "divergence"))),
         _rl(run, "gradient-share", "Attention's share of the gradient", "At the probed queries and keys.",
             [("attention/gradient_share", "mean"), ("attention/gradient_share_max", "largest")], unit="percent"),
     ]  # fmt: skip
 
 
-def _unit(divergence: Any) -> Unit:
-    """Total variation and Hellinger distance have no unit."""
-    return "number" if divergence in _WITHOUT_UNIT else "nats"
+def _distillation(run: RunData) -> list[Chart]:
+    of_tokens, unit_of_tokens = _divergence(run, "distillation", "tokens")
+    of_rows, unit_of_rows = _divergence(run, "distillation", "attention")
+    return [
+        _rl(run, "token-distillation", "Token distillation", f"{of_tokens} of the next token to the teacher's.",
+            [("distillation/token_divergence", "divergence")], unit=unit_of_tokens),
+        _rl(run, "attention-distillation", "Attention distillation", f"{of_rows} of the rows to the teacher's.",
+            [("distillation/attention_divergence", "divergence")], unit=unit_of_rows),
+    ]  # fmt: skip
 
 
-def _named(run: RunData, taught: str) -> str:
-    kind = run.setting("algorithm", "distillation", taught, "divergence")
-    return _DIVERGENCES.get(kind, "Divergence")
+def _divergence(run: RunData, *part: str) -> tuple[str, Unit]:
+    """Name and unit of the divergence that a part of the algorithm uses; without a unit if the run does not tell."""
+    return _DIVERGENCES.get(str(run.setting("algorithm", *part, "divergence")), ("Divergence", "number"))
 
 
 def _by_sign(name: str) -> list[tuple[str, str]]:

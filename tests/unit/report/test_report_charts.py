@@ -140,15 +140,26 @@ def test_the_interval_is_scipys(right: float, count: int) -> None:
 
 
 @pytest.mark.parametrize(
-    ("divergence", "unit"), [("jsd", "nats"), ("reverse_kl", "nats"), ("tv", "number"), ("hellinger", "number")]
+    ("divergence", "unit", "name"),
+    [
+        ("jsd", "nats", "Jensen-Shannon divergence"),
+        ("forward_kl", "nats", "Forward KL"),
+        ("reverse_kl", "nats", "Reverse KL"),
+        ("tv", "number", "Total variation distance"),
+        ("hellinger", "number", "Squared Hellinger distance"),
+        (None, "number", "Divergence"),
+    ],
 )
-def test_only_divergences_in_nats_say_so(divergence: str, unit: str) -> None:
+def test_divergences_have_their_name_and_only_those_with_a_logarithm_are_in_nats(
+    divergence: str | None, unit: str, name: str
+) -> None:
     names = ("attention/divergence_positive", "distillation/attention_divergence", "distillation/token_divergence")
     row = {"stage": "rl", "step": 1} | dict.fromkeys(names, 0.25)
     teacher = {"attention": {"divergence": divergence}, "tokens": {"divergence": "forward_kl"}}
     run = run_data([row], attention={"divergence": divergence}, distillation=teacher)
-    for name in ("attention-divergence", "attention-distillation"):
-        assert drawn(run, name).unit == unit
-        assert ("nats" in figure(drawn(run, name))) == (unit == "nats")
+    for chart_id in ("attention-divergence", "attention-distillation"):
+        found = drawn(run, chart_id)
+        assert (found.unit, found.note.split(" to ")[0].removesuffix(" of the rows")) == (unit, name)
+        assert ("nats" in figure(found)) == (unit == "nats")
     tokens = drawn(run, "token-distillation")
     assert (tokens.unit, tokens.note) == ("nats", "Forward KL of the next token to the teacher's.")
