@@ -7,7 +7,7 @@ import os
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is imported; tiny tensors gain nothing from more
 
@@ -40,18 +40,9 @@ ADVANTAGES = (1.0, -0.7, 0.4, -1.3, 0.0, 0.9)
 @pytest.fixture(scope="session")
 def make_config() -> Callable[..., RunConfig]:
     """Hydra overrides → `RunConfig`, as entry points make it; one process unless overridden."""
-    from hydra import compose, initialize_config_module
-    from omegaconf import OmegaConf
+    from tests.composed import compose_config
 
-    from launch.cli import plain_container
-    from ral_system.config.validate import parse_config
-
-    def composed(*overrides: str) -> RunConfig:
-        with initialize_config_module("conf", version_base=None):
-            container: Any = OmegaConf.to_container(compose("config", ["cluster=local", *overrides]), resolve=True)
-        return parse_config(plain_container(container))
-
-    return composed
+    return lambda *overrides: compose_config("cluster=local", *overrides)
 
 
 @pytest.fixture(scope="session")

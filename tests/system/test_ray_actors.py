@@ -15,8 +15,6 @@ from actors.cluster import nodes_may_join, start_or_join, stop
 from actors.group import Call, Member, stream, wait_all
 from actors.placement import Bundle, reserve
 from actors.roles import RayRoles
-from ral_system.config.schema import RunConfig
-from ral_system.config.validate import parse_config
 from ral_system.data.chat import ChatRenderer
 from ral_system.errors import ActorError, DataError, GateError, SetupError
 from ral_system.media.store import MediaStore
@@ -26,6 +24,7 @@ from ral_system.tasks.visual_search import VisualSearch, words
 from ral_system.training.plan import plan_updates
 from ral_system.types import Prompt, Rollout, Sample, Sampling
 from ral_system.weights.publish import publish_weights
+from tests.composed import compose_config
 from tests.system.troubled_actor import Troubled
 
 pytestmark = pytest.mark.system
@@ -33,21 +32,9 @@ pytestmark = pytest.mark.system
 SAMPLING = Sampling(completions=4, temperature=1.0, max_new_tokens=12, seed=3)
 
 
-def compose(*overrides: str) -> RunConfig:
-    from hydra import compose as hydra_compose
-    from hydra import initialize_config_module
-    from omegaconf import OmegaConf
-
-    from launch.cli import plain_container
-
-    with initialize_config_module("conf", version_base=None):
-        container = OmegaConf.to_container(hydra_compose("config", overrides=list(overrides)), resolve=True)
-    return parse_config(plain_container(container))
-
-
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[None]:
-    start_or_join(compose())
+    start_or_join(compose_config())
     yield
     stop()
 
@@ -81,7 +68,7 @@ def kill_soon(member: Member) -> None:
 
 def test_a_cluster_that_does_not_answer_is_one_line() -> None:
     with pytest.raises(SetupError, match=r"no Ray cluster answers at 127.0.0.1:1 ") as caught:
-        start_or_join(compose("cluster.address=127.0.0.1:1"))
+        start_or_join(compose_config("cluster.address=127.0.0.1:1"))
     assert "\n" not in str(caught.value)
 
 
@@ -173,7 +160,7 @@ def prompts(folder: Path) -> list[Prompt]:
 @pytest.fixture(scope="module")
 def roles(cluster: None, folder: Path) -> Iterator[RayRoles]:
     phases: dict[str, float] = {}
-    config = compose(
+    config = compose_config(
         "experiment=smoke",
         "rollout.workers=2",
         "cluster.cpus_per_rollout=0.25",

@@ -12,8 +12,6 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 from actors.group import Call, Member, stream, wait_all
 from actors.placement import Bundle, release, reserve
 from actors.rollout import RolloutActor
-from ral_system.config.schema import RunConfig
-from ral_system.config.validate import parse_config
 from ral_system.data.chat import ChatRenderer
 from ral_system.media.store import MediaStore
 from ral_system.models.loading import load_family, load_model
@@ -22,23 +20,12 @@ from ral_system.tasks.tiny_model import build_tiny_model
 from ral_system.tasks.visual_search import VisualSearch, words
 from ral_system.types import Completion, Prompt, Sampling
 from ral_system.weights.manifest import build_weights, verify_loaded
+from tests.composed import compose_config
 
-pytestmark = [pytest.mark.system, pytest.mark.timeout(600)]
-
-
-def compose(*overrides: str) -> RunConfig:
-    from hydra import compose as hydra_compose
-    from hydra import initialize_config_module
-    from omegaconf import OmegaConf
-
-    from launch.cli import plain_container
-
-    with initialize_config_module("conf", version_base=None):
-        container = OmegaConf.to_container(hydra_compose("config", overrides=list(overrides)), resolve=True)
-    return parse_config(plain_container(container))
+pytestmark = [pytest.mark.system, pytest.mark.timeout(600), pytest.mark.long]
 
 
-CONFIG = compose("experiment=smoke", "rollout.tensor_parallel=2", "cluster.cpus_per_rollout=1")
+CONFIG = compose_config("experiment=smoke", "rollout.tensor_parallel=2", "cluster.cpus_per_rollout=1")
 
 
 @pytest.fixture(scope="module")

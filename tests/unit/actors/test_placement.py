@@ -1,25 +1,13 @@
 import pytest
 
 from actors.placement import Bundle, plan, preflight
-from ral_system.config.schema import RunConfig, TeacherRole
-from ral_system.config.validate import parse_config
+from ral_system.config.schema import TeacherRole
 from ral_system.errors import SetupError
-
-
-def compose(*overrides: str) -> RunConfig:
-    from hydra import compose as hydra_compose
-    from hydra import initialize_config_module
-    from omegaconf import OmegaConf
-
-    from launch.cli import plain_container
-
-    with initialize_config_module("conf", version_base=None):
-        container = OmegaConf.to_container(hydra_compose("config", overrides=list(overrides)), resolve=True)
-    return parse_config(plain_container(container))
+from tests.composed import compose_config
 
 
 def test_one_bundle_per_actor_of_the_stage() -> None:
-    config = compose("rollout.workers=2", "learner.world_size=2", "cluster.gpus_per_learner=1")
+    config = compose_config("rollout.workers=2", "learner.world_size=2", "cluster.gpus_per_learner=1")
     assert plan(config, "rl") == [
         Bundle("learner", 0, 0.5, 1),
         Bundle("learner", 1, 0.5, 1),
@@ -29,17 +17,17 @@ def test_one_bundle_per_actor_of_the_stage() -> None:
         Bundle("reward", 0, 0.125, 0),
     ]
     assert [b.role for b in plan(config, "sft")] == ["learner", "learner", "rollout", "rollout", "reward"]
-    assert "reference" not in {b.role for b in plan(compose("algorithm.kl.coefficient=0"), "rl")}
+    assert "reference" not in {b.role for b in plan(compose_config("algorithm.kl.coefficient=0"), "rl")}
 
 
 def test_the_quickstart_fits_two_cores() -> None:
-    preflight(plan(compose("experiment=quickstart"), "rl"), [{"CPU": 2.0}])
+    preflight(plan(compose_config("experiment=quickstart"), "rl"), [{"CPU": 2.0}])
 
 
 def test_two_teachers_are_two_actors_of_the_rl_stage_and_fit_beside_the_quickstart() -> None:
-    config = compose("experiment=quickstart", "algorithm=attention_distill", "teacher.path=/a")
+    config = compose_config("experiment=quickstart", "algorithm=attention_distill", "teacher.path=/a")
     assert [b.name for b in plan(config, "rl") if b.role == "teacher"] == ["teacher 0"]
-    config = compose(
+    config = compose_config(
         "experiment=quickstart", "algorithm=attention_distill", "teacher.path=/a", "teacher.attention_path=/b"
     )
     assert [b.name for b in plan(config, "rl") if b.role == "teacher"] == ["teacher 0", "teacher 1"]
@@ -48,7 +36,7 @@ def test_two_teachers_are_two_actors_of_the_rl_stage_and_fit_beside_the_quicksta
 
 
 def test_the_paper_set_up_fills_one_node_of_eight_gpus() -> None:
-    config = compose("experiment=ral_qwen2_5_vl_7b_8gpu")
+    config = compose_config("experiment=ral_qwen2_5_vl_7b_8gpu")
     assert config.data.glance_share == 0  # no demonstration is careless
     assert (config.algorithm.kl.coefficient, config.algorithm.completions_per_prompt) == (0.04, 8)
     assert (config.learner.learning_rate, config.model.freeze_vision) == (1e-5, True)
@@ -61,7 +49,7 @@ def test_the_paper_set_up_fills_one_node_of_eight_gpus() -> None:
 
 
 def test_attention_distillation_of_the_paper_fills_one_node_too() -> None:
-    config = compose("experiment=attention_distill_qwen2_5_vl_32b_to_7b")
+    config = compose_config("experiment=attention_distill_qwen2_5_vl_32b_to_7b")
     assert config.teachers == (TeacherRole("Qwen/Qwen2.5-VL-32B-Instruct", tokens=True, attention=True),)
     assert (config.teacher.dtype, config.algorithm.distillation.attention.reduction) == ("bfloat16", "sequence_sum")
     bundles = plan(config, "rl")
@@ -70,7 +58,7 @@ def test_attention_distillation_of_the_paper_fills_one_node_too() -> None:
 
 
 def test_a_cluster_that_is_too_small_is_told_by_how_much() -> None:
-    config = compose("learner.world_size=8", "cluster.gpus_per_learner=1", "cluster.gpus_per_rollout=1")
+    config = compose_config("learner.world_size=8", "cluster.gpus_per_learner=1", "cluster.gpus_per_rollout=1")
     with pytest.raises(SetupError) as caught:
         preflight(plan(config, "rl"), [{"CPU": 64.0, "GPU": 4.0}])
     assert str(caught.value) == (
@@ -80,11 +68,11 @@ def test_a_cluster_that_is_too_small_is_told_by_how_much() -> None:
 
 
 def test_an_actor_does_not_span_nodes() -> None:
-    config = compose("rollout.tensor_parallel=2", "cluster.gpus_per_rollout=2")
+    config = compose_config("rollout.tensor_parallel=2", "cluster.gpus_per_rollout=2")
     with pytest.raises(SetupError, match=r"rollout 0 needs 0.5 CPUs, 2 GPUs on one node, and no node has them"):
         preflight(plan(config, "rl"), [{"CPU": 8.0, "GPU": 1.0}] * 4)
     with pytest.raises(SetupError, match=r"set cluster.gpus_per_rollout=2"):
-        plan(compose("rollout.tensor_parallel=2", "cluster.gpus_per_rollout=1"), "rl")
+        plan(compose_config("rollout.tensor_parallel=2", "cluster.gpus_per_rollout=1"), "rl")
 
 
 def test_an_actor_without_resources_still_has_a_bundle() -> None:
