@@ -5,37 +5,141 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import select
 import signal
+import socket
 import subprocess
 import sys
+import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import pytest
 
 _INHERITED = ("RAY_", "WANDB_", "HYDRA_", "VLLM_", "PYTHONPATH", "KILL_")
 _BIN = Path(sys.executable).parent
+_WITH_CLUSTERS = ("cluster_nodes", "ray_actors", "ray_job_submit", "ray_run", "tensor_parallel")
+
+
+@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Keep a file's tests in one process (with `--dist loadgroup`), and all that start Ray clusters in one after
+    another.
+    """
+    for item in items:
+        name = item.path.stem.removeprefix("test_")
+        if item.path.parent == Path(__file__).parent:
+            item.add_marker(pytest.mark.xdist_group("clusters" if name in _WITH_CLUSTERS else name))
+
+
+class Process(Protocol):
+    """What tests use of a running command: `subprocess.Popen`, or a fork of the command server."""
+
+    pid: int
+    args: Any
+
+    @property
+    def returncode(self) -> int | Any:
+        """Exit code, None while it runs; minus the signal's number where one ended it."""
+        ...
+
+    def poll(self) -> int | None:
+        """The exit code if it has ended."""
+        ...
+
+    def communicate(self, *, timeout: float | None = None) -> tuple[str, str]:
+        """Wait for its end; what it wrote. Raises subprocess.TimeoutExpired."""
+        ...
+
+    def send_signal(self, signal: int) -> None:
+        """Send it a signal unless it has ended."""
+        ...
+
+    def kill(self) -> None:
+        """End it at once."""
+        ...
+
+
+class Forked:
+    """A command that runs in a fork of the command server."""
+
+    def __init__(self, server: Path, args: Sequence[str], cwd: Path, environment: dict[str, str]) -> None:
+        self.args = list(args)
+        self.returncode: int | None = None
+        self._output = [tempfile.TemporaryFile("w+") for _ in range(2)]  # noqa: SIM115 (closed with this object)
+        self._server = socket.socket(socket.AF_UNIX)
+        self._server.connect(str(server))
+        request = {"program": args[0], "arguments": args[1:], "cwd": str(cwd), "environment": environment}
+        socket.send_fds(self._server, [json.dumps(request).encode() + b"\n"], [f.fileno() for f in self._output])
+        self._answers = self._server.makefile("r")
+        self.pid = int(self._answers.readline())
+
+    def poll(self) -> int | None:
+        if self.returncode is None and select.select([self._server], [], [], 0)[0]:
+            self.returncode = int(self._answers.readline())
+        return self.returncode
+
+    def communicate(self, *, timeout: float | None = None) -> tuple[str, str]:
+        if self.returncode is None:
+            if not select.select([self._server], [], [], timeout)[0]:
+                raise subprocess.TimeoutExpired(self.args, timeout or 0)
+            self.poll()
+        for file in self._output:
+            file.seek(0)
+        return self._output[0].read(), self._output[1].read()
+
+    def send_signal(self, signal: int) -> None:
+        if self.poll() is None:
+            os.kill(self.pid, signal)
+
+    def kill(self) -> None:
+        self.send_signal(signal.SIGKILL)
 
 
 class Commands:
-    """`commands("ral-train", "experiment=smoke", cwd=…)` runs an installed command to its end."""
+    """`commands("ral-train", "experiment=smoke", cwd=…)` runs an installed command to its end.
+
+    In a fork of the command server, whose imports it shares, unless it is `fresh`.
+    """
 
     timeout_s = 400.0
+
+    def __init__(self, folder: Path) -> None:
+        self._address = folder / "server"
+        self._server = subprocess.Popen(
+            [sys.executable, "-m", "tests.system.command_server", str(self._address)],
+            cwd=Path(__file__).parents[2],
+            env=self.environment(),
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+        )
+
+    def close(self) -> None:
+        """End the server."""
+        self._server.kill()
+        self._server.wait(30)
 
     def environment(self, **extra: str) -> dict[str, str]:
         """This process's, without settings of the person who runs the tests."""
         kept = {name: value for name, value in os.environ.items() if not name.startswith(_INHERITED)}
         return kept | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "COLUMNS": "120"} | extra
 
-    def start(self, program: str, *args: str, cwd: Path, **extra: str) -> subprocess.Popen[str]:
+    def start(self, program: str, *args: str, cwd: Path, fresh: bool = False, **extra: str) -> Process:
         """In a session of its own, so that a signal to its group reaches nothing else."""
+        command, environment = [str(_BIN / program), *args], self.environment(**extra)
+        if program.startswith("ral-") and not fresh:
+            deadline = time.monotonic() + 60
+            while not self._address.exists():
+                assert self._server.poll() is None and time.monotonic() < deadline, "the command server did not start"
+                time.sleep(0.05)
+            return Forked(self._address, command, cwd, environment)
         return subprocess.Popen(
-            [str(_BIN / program), *args],
+            command,
             cwd=cwd,
-            env=self.environment(**extra),
+            env=environment,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
@@ -44,9 +148,15 @@ class Commands:
         )
 
     def __call__(
-        self, program: str, *args: str, cwd: Path, timeout_s: float | None = None, **extra: str
+        self,
+        program: str,
+        *args: str,
+        cwd: Path,
+        timeout_s: float | None = None,
+        fresh: bool = False,
+        **extra: str,
     ) -> subprocess.CompletedProcess[str]:
-        process = self.start(program, *args, cwd=cwd, **extra)
+        process = self.start(program, *args, cwd=cwd, fresh=fresh, **extra)
         try:
             out, err = process.communicate(timeout=timeout_s or self.timeout_s)
         except subprocess.TimeoutExpired:
@@ -105,8 +215,10 @@ def _is_time(name: str) -> bool:
 
 
 @pytest.fixture(scope="session")
-def commands() -> Commands:
-    return Commands()
+def commands(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Commands]:
+    found = Commands(tmp_path_factory.mktemp("commands"))
+    yield found
+    found.close()
 
 
 @pytest.fixture(scope="session")
