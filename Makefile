@@ -7,12 +7,13 @@ SHELL := /bin/bash
 PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/.installed
-# A file's tests stay in one process: they share what they prepare.
+# A file's tests stay in one process, because they share what they prepare; those that start Ray clusters run one by one.
 IN_PARALLEL := -n logical --maxprocesses 4 --dist loadfile
+SYSTEM_IN_PARALLEL := -n 2 --dist loadgroup
 SUDO := $(if $(filter 0,$(shell id -u)),,sudo)
 apt = { $(SUDO) apt-get update && $(SUDO) apt-get install -y --no-install-recommends $(1); }
 
-.PHONY: help install quickstart test lint format unit browser clean
+.PHONY: help install quickstart test test-all durations lint format unit browser clean
 
 help: ## list the targets
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## (.*)/\1\t\2/' | expand -t 14
@@ -30,12 +31,21 @@ $(INSTALLED): pyproject.toml constraints-cpu.txt
 quickstart: $(INSTALLED) ## perceive, sft and rl on this machine, then a report
 	$(BIN)/ral-train experiment=quickstart
 
-test: $(INSTALLED) browser lint ## lint, then every test that needs no GPU
-	$(BIN)/python -m pytest $(IN_PARALLEL) tests/unit
-	$(BIN)/python -m pytest tests/system
+test: $(INSTALLED) browser lint ## lint, then the tests that need no GPU, without the long tail of cases
+	$(BIN)/python -m pytest -m "not long" $(IN_PARALLEL) tests/unit
+	$(BIN)/python -m pytest -m "not long" $(SYSTEM_IN_PARALLEL) tests/system
 
-unit: $(INSTALLED) ## the fast tests alone
+test-all: $(INSTALLED) browser lint ## lint, then every test that needs no GPU; before a release
 	$(BIN)/python -m pytest $(IN_PARALLEL) tests/unit
+	$(BIN)/python -m pytest $(SYSTEM_IN_PARALLEL) tests/system
+
+unit: $(INSTALLED) ## the unit tests alone, without the long tail of cases
+	$(BIN)/python -m pytest -m "not long" $(IN_PARALLEL) tests/unit
+
+durations: $(INSTALLED) browser ## run what `make test` runs and print whose CPU seconds grew
+	$(BIN)/python -m pytest -q -m "not long" $(IN_PARALLEL) --durations-json=.durations-unit.json tests/unit
+	$(BIN)/python -m pytest -q -m "not long" $(SYSTEM_IN_PARALLEL) --durations-json=.durations-system.json tests/system
+	$(BIN)/python -m tests.durations .durations-unit.json .durations-system.json
 
 lint: $(INSTALLED) ## ruff, mypy, import contracts
 	$(BIN)/ruff check .

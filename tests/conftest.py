@@ -26,6 +26,8 @@ if not Path("/proc/driver/nvidia").exists() and importlib.util.find_spec("triton
         patch.setitem(os.environ, "TRITON_INTERPRET", "1")
         importlib.import_module("triton.language")
 
+pytest_plugins = ("tests.durations",)
+
 if TYPE_CHECKING:
     from ral_system.config.schema import RunConfig
     from ral_system.media.store import MediaStore

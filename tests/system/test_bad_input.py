@@ -166,6 +166,7 @@ def test_a_run_folder_without_permission(commands, tmp_path: Path) -> None:
     )
 
 
+@pytest.mark.long
 def test_a_cluster_that_is_too_small(commands, model: Path, tmp_path: Path) -> None:
     overrides = ("experiment=smoke", f"start_model={model}", "cluster=ray", "cluster.cpus_per_learner=100")
     done = commands("ral-rl", *overrides, cwd=tmp_path)
@@ -223,7 +224,7 @@ def test_the_help_of_training_shows_the_ways_to_run_it(commands, tmp_path: Path)
 @pytest.mark.parametrize("arguments", [("--help",), ("--cfg", "job"), ("experiment=quickstart", "--cfg", "job")])
 def test_help_and_the_configuration_are_quick_and_import_no_torch(commands, tmp_path: Path, arguments) -> None:
     began = time.monotonic()
-    done = commands("ral-train", *arguments, cwd=tmp_path, timeout_s=60, PYTHONPROFILEIMPORTTIME="1")
+    done = commands("ral-train", *arguments, cwd=tmp_path, timeout_s=60, fresh=True, PYTHONPROFILEIMPORTTIME="1")
     took = time.monotonic() - began
     assert done.returncode == 0, done.stderr
     imported = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines()}

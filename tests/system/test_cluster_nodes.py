@@ -16,7 +16,7 @@ from ral_system.errors import SetupError
 from ral_system.models.staging import ModelCopy
 from tests.unit.models.hub_cache import put_in_cache
 
-pytestmark = pytest.mark.system
+pytestmark = [pytest.mark.system, pytest.mark.long]
 
 
 @pytest.fixture(scope="module")

@@ -25,6 +25,8 @@ CASES = {  # (ZeRO stage, micro-batch); 12 samples over 3 updates: four a rank a
     1: [(0, 4), (0, 1), (1, 4), (1, 1), (2, 4), (2, 1), (3, 4), (3, 1)],
     2: [(0, 2), (2, 1), (3, 2), (3, 1)],
 }
+ALWAYS = {1: [(0, 4), (3, 1)], 2: [(0, 2), (2, 1), (3, 2)]}
+"""Cases that `make test` goes through; the others are long."""
 LOSSES_AT = (0, 3)
 """ZeRO stages at which every policy loss is tried."""
 
@@ -133,7 +135,8 @@ def train(task: Path, rank: int, world_size: int, engine: str, stage: int, micro
 def work(task: Path, rank: int, world_size: int, port: int) -> None:
     """One rank: every configuration of its world, one after the other; rank 0 writes the results."""
     become_rank(rank, world_size, port)
-    found = {case: train(task, rank, world_size, "deepspeed", *case) for case in CASES[world_size]}
+    cases = [tuple(case) for case in json.loads((task / f"world_{world_size}.json").read_text())]
+    found = {case: train(task, rank, world_size, "deepspeed", *case) for case in cases}
     if rank == 0:
         (task / f"world_{world_size}.pickle").write_bytes(pickle.dumps(found))
 
@@ -198,16 +201,37 @@ def expected(task: Path) -> dict[str, Any]:
 
 
 @pytest.fixture(scope="module")
-def worlds(task: Path) -> dict[int, dict[tuple[int, int], dict[str, Any]]]:
-    """Results of all configurations by world size."""
+def worlds(task: Path, request: pytest.FixtureRequest) -> dict[int, dict[tuple[int, int], dict[str, Any]]]:
+    """Results by world size, of the configurations that the chosen tests are about."""
     found = {}
-    for world_size in CASES:
+    chosen = {_asked(item) for item in request.session.items if item.path == Path(__file__)}
+    for world_size, cases in CASES.items():
+        asked = [case for case in cases if (world_size, case) in chosen]
+        if not asked:
+            continue
+        (task / f"world_{world_size}.json").write_text(json.dumps(asked))
         run_ranks(__file__, task, world_size)
         found[world_size] = pickle.loads((task / f"world_{world_size}.pickle").read_bytes())  # noqa: S301
     return found
 
 
-ALL = [(world_size, *case) for world_size, cases in CASES.items() for case in cases]
+def _asked(item: Any) -> tuple[int, tuple[int, int]] | None:
+    """World size and case that a test is about."""
+    parameters = item.callspec.params if hasattr(item, "callspec") else {}
+    if "case" in parameters:
+        return 1, parameters["case"]
+    return (parameters["world_size"], (parameters["stage"], parameters["micro_batch"])) if parameters else None
+
+
+def _long_unless(always: bool) -> Any:
+    return () if always else pytest.mark.long
+
+
+ALL = [
+    pytest.param(world_size, *case, marks=_long_unless(case in ALWAYS[world_size]))
+    for world_size, cases in CASES.items()
+    for case in cases
+]
 
 
 @pytest.mark.parametrize(("world_size", "stage", "micro_batch"), ALL)
@@ -270,7 +294,7 @@ def test_saves_a_model_that_transformers_loads(
     assert all(np.array_equal(state[name].numpy(), array) for name, array in found["weights"]["again"].items())
 
 
-@pytest.mark.parametrize("case", CASES[1])
+@pytest.mark.parametrize("case", [pytest.param(case, marks=_long_unless(case in ALWAYS[1])) for case in CASES[1]])
 def test_a_checkpoint_is_read_without_unpickling_objects(task: Path, worlds: dict, case: tuple[int, int]) -> None:
     found = worlds[1][case]
     assert found["files"]

@@ -177,20 +177,26 @@ def kill_when_logged(process: subprocess.Popen, run, stage: str, step: int, how:
     pytest.fail(f"{stage} step {step} was not seen; exit {process.returncode}: {process.communicate()[1][-3000:]}")
 
 
+ENDS = [
+    ("perceive", 1, signal.SIGKILL, -9),  # before the first checkpoint
+    ("perceive", 3, signal.SIGKILL, -9),
+    ("sft", 1, signal.SIGKILL, -9),
+    ("sft", 9, signal.SIGINT, 130),
+    ("sft", 20, signal.SIGKILL, -9),
+    ("rl", 0, signal.SIGKILL, -9),
+    ("rl", 1, signal.SIGTERM, 130),
+    ("rl", 3, signal.SIGKILL, -9),
+]
+
+
+@pytest.mark.parametrize(
+    "ends", [pytest.param(ENDS[1::2], id="four"), pytest.param(ENDS, id="all", marks=pytest.mark.long)]
+)
 def test_killed_in_every_stage_it_ends_as_if_nothing_had_happened(
-    commands, left, with_signal, uninterrupted, tmp_path: Path
+    commands, left, with_signal, uninterrupted, tmp_path: Path, ends: list[tuple]
 ) -> None:
     run = left(tmp_path / "runs" / "smoke")
-    for stage, step, how, code in (
-        ("perceive", 1, signal.SIGKILL, -9),  # before the first checkpoint
-        ("perceive", 3, signal.SIGKILL, -9),
-        ("sft", 1, signal.SIGKILL, -9),
-        ("sft", 9, signal.SIGINT, 130),
-        ("sft", 20, signal.SIGKILL, -9),
-        ("rl", 0, signal.SIGKILL, -9),
-        ("rl", 1, signal.SIGTERM, 130),
-        ("rl", 3, signal.SIGKILL, -9),
-    ):
+    for stage, step, how, code in ends:
         process = commands.start("ral-train", *with_signal, cwd=tmp_path)
         assert kill_when_logged(process, run, stage, step, how) == code, (stage, step)
     done = commands("ral-train", *with_signal, cwd=tmp_path)
@@ -219,11 +225,16 @@ MOMENTS = {
 }
 
 
+@pytest.mark.parametrize(
+    "moments",
+    [pytest.param(list(MOMENTS)[1::3], id="some"), pytest.param(list(MOMENTS), id="all", marks=pytest.mark.long)],
+)
 def test_killed_at_every_delicate_moment_it_ends_as_if_nothing_had_happened(
-    commands, left, with_signal, uninterrupted, tmp_path: Path
+    commands, left, with_signal, uninterrupted, tmp_path: Path, moments: list[str]
 ) -> None:
     run = left(tmp_path / "runs" / "smoke")
-    for name, moment in MOMENTS.items():
+    for name in moments:
+        moment = MOMENTS[name]
         dies = commands("ral-train", *with_signal, cwd=tmp_path, PYTHONPATH=str(KILL_AT), KILL_AT=moment)
         assert dies.returncode == -9, (name, dies.returncode, dies.stderr[-3000:])
     assert "rl_steps" not in run.summary() or run.summary()["rl_steps"] is None

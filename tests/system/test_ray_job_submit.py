@@ -143,6 +143,7 @@ def test_a_job_trains_and_leaves_its_record(commands, left, uninterrupted, head:
     assert not (tmp_path / "runs").exists()
 
 
+@pytest.mark.long
 def test_a_key_reaches_the_job_by_a_file_and_not_from_the_submitting_shell(
     commands, head: Head, tmp_path: Path
 ) -> None:
@@ -179,6 +180,7 @@ def test_a_stranger_is_refused(commands, head: Head, tmp_path: Path, wrong: str)
     assert not proof.exists()
 
 
+@pytest.mark.long
 def test_an_interrupted_job_goes_on_when_submitted_again(
     commands, left, uninterrupted, head: Head, marked, tmp_path: Path
 ) -> None:

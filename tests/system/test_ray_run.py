@@ -30,7 +30,7 @@ def environment(mark: str) -> dict[str, str]:
 
 def test_every_role_on_ray(commands, left, marked, end_of, mark: str, tmp_path: Path) -> None:
     overlapped = ("experiment=smoke", "algorithm.max_staleness=1")
-    process = commands.start("ral-train", *overlapped, cwd=tmp_path, **environment(mark))
+    process = commands.start("ral-train", *overlapped, cwd=tmp_path, fresh=True, **environment(mark))
     most: dict[int, str] = {}
     deadline = time.monotonic() + 900
     while process.poll() is None and time.monotonic() < deadline:
@@ -79,6 +79,7 @@ def test_every_role_on_ray(commands, left, marked, end_of, mark: str, tmp_path: 
     end_of(mark, GONE_WITHIN_S)
 
 
+@pytest.mark.long
 def test_rl_in_bfloat16_as_the_7b_recipe_sets_it(commands, left, uninterrupted, tmp_path: Path) -> None:
     """Learners, reference and rollout engine in bfloat16, ZeRO-3, gradient checkpointing, frozen vision."""
     settings = (
@@ -87,7 +88,7 @@ def test_rl_in_bfloat16_as_the_7b_recipe_sets_it(commands, left, uninterrupted, 
         *("model.freeze_vision=true", "learner.learning_rate=1e-3", "learner.warmup_updates=0"),
         *("rollout.dtype=bfloat16", "rollout.log_prob_gate={token: 2, outliers: 0.001, mean: 0.1, p999: 1}"),
     )
-    done = commands("ral-rl", *settings, cwd=tmp_path)
+    done = commands("ral-rl", *settings, cwd=tmp_path, fresh=True)
     assert done.returncode == 0, done.stderr
     assert "warning" not in done.stderr
     run = left(tmp_path / "runs" / "smoke")
@@ -111,6 +112,7 @@ def wait_for_step(process: subprocess.Popen, run, step: int) -> None:
     pytest.fail(f"step {step} was not seen: {process.communicate(timeout=60)[1][-3000:]}")
 
 
+@pytest.mark.long
 def test_nothing_outlives_a_run_however_it_ends_and_it_goes_on(
     commands, left, uninterrupted, marked, end_of, mark: str, tmp_path: Path
 ) -> None:
@@ -121,7 +123,7 @@ def test_nothing_outlives_a_run_however_it_ends_and_it_goes_on(
     command = ("ral-rl", "experiment=smoke", *files, f"start_model={start}", "algorithm.steps=12")
 
     def started(step: int) -> subprocess.Popen:
-        process = commands.start(*command, cwd=tmp_path, **environment(mark))
+        process = commands.start(*command, cwd=tmp_path, fresh=True, **environment(mark))
         wait_for_step(process, run, step)
         return process
 
@@ -157,7 +159,7 @@ def test_nothing_outlives_a_run_however_it_ends_and_it_goes_on(
     print(f"driver killed: all ended after {time.monotonic() - began:.1f} s")
 
     smaller = ("learner.micro_batch=1", "learner.gradient_checkpointing=true", "rollout.max_sequences=4")
-    done = commands(*command, *smaller, cwd=tmp_path, timeout_s=START_WITHIN_S, **environment(mark))
+    done = commands(*command, *smaller, cwd=tmp_path, timeout_s=START_WITHIN_S, fresh=True, **environment(mark))
     assert done.returncode == 0, done.stderr
     end_of(mark, GONE_WITHIN_S)
     assert "continuing with learner.micro_batch=1 (was 16)" in done.stderr

@@ -124,6 +124,7 @@ def asked(server: str, **instructions: str) -> list[str]:
     return found
 
 
+@pytest.mark.long
 def test_a_real_server_plays_two_roles(commands, server: str, tmp_path: Path) -> None:
     rows = KNOWN_ROWS + 7
     arguments = ["experiment=quickstart", "name=data", *BOARD, f"synthesis.rows={rows}"]
@@ -150,6 +151,7 @@ def test_a_real_server_plays_two_roles(commands, server: str, tmp_path: Path) ->
     assert "sesame" not in "".join(file.read_text() for file in folder.glob("*.*"))
 
 
+@pytest.mark.long
 def test_what_a_server_refuses_is_one_line(commands, server: str, tmp_path: Path) -> None:
     arguments = ["experiment=quickstart", *BOARD, *asked(server, reasoner=QUESTION)]
     for more, key, says in (
@@ -164,6 +166,7 @@ def test_what_a_server_refuses_is_one_line(commands, server: str, tmp_path: Path
         assert not (tmp_path / "runs").exists()
 
 
+@pytest.mark.long
 def test_the_cold_start_imitates_what_was_made(commands, left, tmp_path: Path) -> None:
     made = commands("ral-synthesize", "experiment=smoke", "name=data", "synthesis.rows=20", cwd=tmp_path)
     assert made.returncode == 0, made.stderr

@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from collections.abc import Iterator
 from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any
@@ -18,8 +19,6 @@ from ral_system.attention.divergence import policy_blocks
 pytestmark = pytest.mark.filterwarnings("ignore:.* encountered in:RuntimeWarning")  # Triton's interpreter
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 BACKENDS = ["chunked", "triton"]
-BACKENDS_AND_KINDS = [*(("chunked", kind) for kind in DIVERGENCES), ("triton", "jsd")]
-"""Kinds share the kernels; those of Triton are slow in its interpreter."""
 TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-5, torch.bfloat16: 1e-2}
 
 
@@ -90,6 +89,36 @@ CASES = {
 }
 
 
+TRITON_ALWAYS = (
+    "one token",
+    "no row",
+    "any order, repeated",
+    "packed and masked",
+    "each head, packed and masked",
+    "wide",
+)
+
+
+def _kinds(*backends: str) -> list[Any]:
+    """Every kind of divergence with every backend. Kinds share Triton's kernels, which are slow in its interpreter: all
+    but one are long there.
+    """
+    return [
+        pytest.param(backend, kind, marks=pytest.mark.long if (backend, kind != "jsd") == ("triton", True) else ())
+        for backend in backends
+        for kind in DIVERGENCES
+    ]
+
+
+def _combinations() -> Iterator[Any]:
+    """Blocks, backends, kinds and cases; most of Triton's are long."""
+    for blocks in ("many_blocks", "one_block"):
+        for name in CASES:
+            yield from (pytest.param(blocks, "chunked", kind, name) for kind in DIVERGENCES)
+            quick = name == "packed and masked" if blocks == "many_blocks" else name in TRITON_ALWAYS
+            yield pytest.param(blocks, "triton", "jsd", name, marks=() if quick else pytest.mark.long)
+
+
 def run(
     case: Case, target: Tensor, dtype: torch.dtype, *, upcast: bool = False, **options: Any
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -130,10 +159,8 @@ def blocks(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> N
         monkeypatch.setattr(fused, "launch_options", TILES)
 
 
-@pytest.mark.usefixtures("blocks")
-@pytest.mark.parametrize("name", CASES)
-@pytest.mark.parametrize(("backend", "kind"), BACKENDS_AND_KINDS)
-def test_agrees_with_the_definition_in_float64(backend: str, name: str, kind: str) -> None:
+@pytest.mark.parametrize(("blocks", "backend", "kind", "name"), [*_combinations()], indirect=["blocks"])
+def test_agrees_with_the_definition_in_float64(blocks: None, backend: str, kind: str, name: str) -> None:
     case = CASES[name]
     for dtype, tolerance in TOLERANCE.items():
         if (backend, dtype) == ("triton", torch.float64):
@@ -182,8 +209,7 @@ def test_rows_have_the_same_bits_in_every_call_and_nearly_in_every_company() -> 
     assert torch.allclose(alone[0], found[40], rtol=1e-6, atol=0)
 
 
-@pytest.mark.parametrize("backend", ["dense", *BACKENDS])
-@pytest.mark.parametrize("kind", DIVERGENCES)
+@pytest.mark.parametrize(("backend", "kind"), _kinds("dense", *BACKENDS))
 @pytest.mark.parametrize("sharpness", [1e2, 1e30])
 def test_stays_finite_however_peaked_a_row_is(backend: str, kind: str, sharpness: float) -> None:
     for mode, mask in (("mean", None), ("mean", [2]), ("each", [2])):
@@ -196,10 +222,8 @@ def test_stays_finite_however_peaked_a_row_is(backend: str, kind: str, sharpness
             assert part.isfinite().all()
 
 
-@pytest.mark.usefixtures("blocks")
-@pytest.mark.parametrize("name", CASES)
-@pytest.mark.parametrize(("backend", "kind"), BACKENDS_AND_KINDS)
-def test_is_exactly_zero_at_a_target_of_its_own_making(backend: str, name: str, kind: str) -> None:
+@pytest.mark.parametrize(("blocks", "backend", "kind", "name"), [*_combinations()], indirect=["blocks"])
+def test_is_exactly_zero_at_a_target_of_its_own_making(blocks: None, backend: str, kind: str, name: str) -> None:
     case = CASES[name]
     tensors = {k: v.detach() if isinstance(v, Tensor) else v for k, v in case.tensors(torch.float32).items()}
     blocks = list(policy_blocks(**tensors, backend=backend))
@@ -334,8 +358,7 @@ print(attention_divergence(*torch.zeros(2, 4, 1, 8), torch.tensor([1]), torch.ey
     assert done.stdout == "0.0\n", done.stderr
 
 
-@pytest.mark.parametrize("backend", ["dense", *BACKENDS])
-@pytest.mark.parametrize("kind", DIVERGENCES)
+@pytest.mark.parametrize(("backend", "kind"), _kinds("dense", *BACKENDS))
 def test_a_row_without_a_key_has_no_divergence_whatever_its_target(backend: str, kind: str) -> None:
     case = Case(9, 2, 1, 16, [0, 4])
     tensors = case.tensors(torch.float32)

@@ -17,6 +17,9 @@ from ral_system.types import Sample
 from tests.unit.training import learners
 from tests.unit.training.learners import PRESETS, Start, Watched, plan
 
+SHARED_CODE = ("clip", "dppo_top_k_kl", "gspo")
+"""One loss of each shape: by token, by the most likely tokens, by sequence. The others are long."""
+CASES = [pytest.param(name, marks=() if name in SHARED_CODE else pytest.mark.long) for name in PRESETS]
 COMMON = ("learner.engine=torch", "learner.world_size=1", "learner.learning_rate=0.01", "learner.warmup_updates=0")
 
 
@@ -31,7 +34,7 @@ def preset(make_config: Callable[..., RunConfig], name: str, *overrides: str) ->
     return make_config(*COMMON, mismatch, f"algorithm/policy_loss={name}", *overrides)
 
 
-@pytest.mark.parametrize("name", PRESETS)
+@pytest.mark.parametrize("name", CASES)
 def test_accumulation_and_order_do_not_change_the_gradient(
     name: str, start_rank: Start, make_config: Callable[..., RunConfig], mismatched: list[Sample]
 ) -> None:
@@ -49,7 +52,7 @@ def test_accumulation_and_order_do_not_change_the_gradient(
     assert max(float(g.abs().max()) for g in found[0][0].values()) > 1e-4
 
 
-@pytest.mark.parametrize("name", PRESETS)
+@pytest.mark.parametrize("name", CASES)
 def test_twice_the_batch_is_the_same_gradient(
     name: str, start_rank: Start, make_config: Callable[..., RunConfig], mismatched: list[Sample]
 ) -> None:
