@@ -9,7 +9,7 @@ from typing import Any
 
 import ray
 
-from actors.group import Call, Member, stream, wait_all
+from ral_system.actors.group import Call, Member, stream, wait_all
 from ral_system.protocols import Ref
 from ral_system.types import (
     Completion,

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import ray
 
-from actors.cluster import LOOPBACK
-from actors.process import ActorProcess, watched
+from ral_system.actors.cluster import LOOPBACK
+from ral_system.actors.process import ActorProcess, watched
 from ral_system.config.schema import RunConfig, Stage
 from ral_system.media.store import node_store
 from ral_system.types import Sample, Scores, TrainPlan, UpdatePlan, VisualAttention, WeightManifest, Weights

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from actors.process import ActorProcess, watched
+from ral_system.actors.process import ActorProcess, watched
 from ral_system.config.schema import RunConfig
 from ral_system.types import Completion, Prompt, RewardResult
 

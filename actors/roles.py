@@ -13,17 +13,17 @@ from typing import Any
 import ray
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
-from actors.clients import RayGenerator, RayLearner, RayRewarder, RayScorer, RayTeacher
-from actors.cluster import LOOPBACK, nodes_may_join, start_or_join
-from actors.group import Call, Member, wait_all
-from actors.learner import LearnerActor
-from actors.nodes import nodes_of, stage_models
-from actors.placement import Bundle, plan, release, reserve
-from actors.process import ActorProcess
-from actors.reward import RewardActor
-from actors.rollout import RolloutActor
-from actors.scorer import ScorerActor
-from actors.teacher import TeacherActor
+from ral_system.actors.clients import RayGenerator, RayLearner, RayRewarder, RayScorer, RayTeacher
+from ral_system.actors.cluster import LOOPBACK, nodes_may_join, start_or_join
+from ral_system.actors.group import Call, Member, wait_all
+from ral_system.actors.learner import LearnerActor
+from ral_system.actors.nodes import nodes_of, stage_models
+from ral_system.actors.placement import Bundle, plan, release, reserve
+from ral_system.actors.process import ActorProcess
+from ral_system.actors.reward import RewardActor
+from ral_system.actors.rollout import RolloutActor
+from ral_system.actors.scorer import ScorerActor
+from ral_system.actors.teacher import TeacherActor
 from ral_system.config.schema import RunConfig, Stage
 from ral_system.models.folders import local_model_folder
 from ral_system.rollout.vllm_environment import Device, vllm_environment

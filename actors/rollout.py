@@ -9,7 +9,7 @@ from typing import ClassVar
 
 import ray
 
-from actors.process import ActorProcess, watched
+from ral_system.actors.process import ActorProcess, watched
 from ral_system.config.schema import RunConfig
 from ral_system.media.store import node_store
 from ral_system.rollout.vllm_environment import Device

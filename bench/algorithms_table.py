@@ -99,7 +99,7 @@ def table() -> str:
 def _composed(*overrides: str) -> Any:
     from hydra import compose, initialize_config_module
 
-    with initialize_config_module("conf", version_base=None):
+    with initialize_config_module("ral_system.conf", version_base=None):
         return compose("config", list(overrides))
 
 

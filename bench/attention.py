@@ -17,7 +17,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from launch.arguments import Parser
+from ral_system.launch.arguments import Parser
 
 _DESCRIPTION = """\
 Measures the attention term of the loss: the divergence of R attention rows from old ones, forward and backward.

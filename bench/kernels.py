@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from launch.arguments import Parser
+from ral_system.launch.arguments import Parser
 
 _DESCRIPTION = """\
 Compiles every Triton kernel of the attention term down to machine code for NVIDIA GPUs, and prints what each

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from launch.arguments import Parser
+from ral_system.launch.arguments import Parser
 from ral_system.media.decoders import Decoders
 from ral_system.media.encoded import EncodedMedia
 from ral_system.media.pixel_cache import PixelCache

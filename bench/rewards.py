@@ -16,8 +16,8 @@ from itertools import islice, repeat
 from pathlib import Path
 from typing import Any
 
-from launch.arguments import Parser
 from ral_system.config.schema import RewardConfig
+from ral_system.launch.arguments import Parser
 from ral_system.rewards.pool import RewardPool
 from ral_system.types import Completion, FinishReason, Prompt
 
@@ -118,7 +118,7 @@ def _config(**changes: Any) -> RewardConfig:
     from hydra import compose, initialize_config_module
     from omegaconf import OmegaConf
 
-    with initialize_config_module("conf", version_base=None):
+    with initialize_config_module("ral_system.conf", version_base=None):
         default: Any = OmegaConf.to_container(compose("config").reward)
     return RewardConfig.model_validate(default | {"timeout_s": 30.0} | changes)
 

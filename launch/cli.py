@@ -7,11 +7,11 @@ import signal
 import sys
 from typing import NoReturn
 
-from launch.jobs import HydraTask, Task
-from launch.jobs import plain_container as plain_container
-from launch.mistakes import command, fail, one_line
 from ral_system import __version__
 from ral_system.errors import ConfigError, RalError
+from ral_system.launch.jobs import HydraTask, Task
+from ral_system.launch.jobs import plain_container as plain_container
+from ral_system.launch.mistakes import command, fail, one_line
 
 _TRAIN_EXAMPLES = """
   ral-train experiment=smoke                       every role for a few steps, in a minute or two
@@ -48,7 +48,7 @@ def run_with_config(task: Task, *, about: str) -> None:
     OmegaConf.register_new_resolver("command", command, replace=True)
     entry = HydraTask(task, parser.parse_args().overrides)
     try:
-        hydra.main(version_base=None, config_path="pkg://conf", config_name="config")(entry)()
+        hydra.main(version_base=None, config_path="pkg://ral_system.conf", config_name="config")(entry)()
     except KeyboardInterrupt:
         print("interrupted; run the same command again to continue", file=sys.stderr)
         sys.exit(130)

@@ -8,9 +8,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from launch.arguments import Parser
-from launch.mistakes import fail
 from ral_system.errors import ConfigError, RalError
+from ral_system.launch.arguments import Parser
+from ral_system.launch.mistakes import fail
 from ral_system.report.scatter import Point, scatter
 
 _EPILOG = """\

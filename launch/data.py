@@ -12,10 +12,10 @@ from tempfile import TemporaryDirectory
 from textwrap import shorten
 from typing import TYPE_CHECKING
 
-from launch.cli import run_with_config
-from launch.refused import leaving_nothing
 from ral_system.config.schema import FilesConfig, RunConfig
 from ral_system.errors import ConfigError, SetupError
+from ral_system.launch.cli import run_with_config
+from ral_system.launch.refused import leaving_nothing
 from ral_system.models.folders import check_named
 
 if TYPE_CHECKING:

@@ -14,12 +14,12 @@ from pathlib import Path
 from textwrap import fill
 from typing import TYPE_CHECKING, Any
 
-from launch.cli import run_with_config
-from launch.refused import leaving_nothing
 from ral_system.config.schema import BENCHMARK_NAMES, RunConfig
 from ral_system.errors import ConfigError
 from ral_system.evaluation.questions import Figures, asked, figures, write_quarantine
 from ral_system.evaluation.subject import Subject, configured_intervention
+from ral_system.launch.cli import run_with_config
+from ral_system.launch.refused import leaving_nothing
 from ral_system.models.folders import check_named
 from ral_system.runs.folder import RunFolder
 from ral_system.types import Prompt

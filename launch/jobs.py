@@ -12,10 +12,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from launch.mistakes import explain, fail
 from ral_system.config.schema import RunConfig
 from ral_system.config.validate import parse_config
 from ral_system.errors import RalError
+from ral_system.launch.mistakes import explain, fail
 
 if TYPE_CHECKING:
     from hydra.core.override_parser.types import Override

@@ -5,8 +5,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from launch.mistakes import fail
 from ral_system.errors import RalError
+from ral_system.launch.mistakes import fail
 
 
 def main() -> None:

@@ -19,18 +19,18 @@ from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from launch.arguments import Parser
-from launch.mistakes import fail
 from ral_system.errors import ConfigError, RalError
+from ral_system.launch.arguments import Parser
+from ral_system.launch.mistakes import fail
 
 STUDIES = Path(__file__).parent / "studies"
 COMMANDS = {
-    "ral-train": "launch.train:main",
-    "ral-perceive": "launch.train:perceive",
-    "ral-sft": "launch.train:sft",
-    "ral-rl": "launch.train:rl",
-    "ral-synthesize": "launch.synthesize:main",
-    "ral-evaluate": "launch.evaluate:main",
+    "ral-train": "ral_system.launch.train:main",
+    "ral-perceive": "ral_system.launch.train:perceive",
+    "ral-sft": "ral_system.launch.train:sft",
+    "ral-rl": "ral_system.launch.train:rl",
+    "ral-synthesize": "ral_system.launch.synthesize:main",
+    "ral-evaluate": "ral_system.launch.evaluate:main",
 }
 MODELS = {"ral-train": "model", "ral-rl": "model", "ral-sft": "models/sft", "ral-perceive": "models/perceive"}
 """Where an arm's command leaves what it trained."""
@@ -141,7 +141,7 @@ def main() -> None:
     parser.add_argument("--dry-run", action="store_true", help="print the commands and do nothing")
     options = parser.parse_args()
     signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell leaves it ignored in its background jobs
-    from launch.study_results import write_results
+    from ral_system.launch.study_results import write_results
 
     try:
         path = Path(options.study) if options.study.endswith((".yaml", ".yml")) else STUDIES / f"{options.study}.yaml"

@@ -7,7 +7,7 @@ import statistics
 from pathlib import Path
 from typing import Any
 
-from launch.study import Study, evaluation_of
+from ral_system.launch.study import Study, evaluation_of
 from ral_system.observability.jsonl import read_objects
 from ral_system.report.curves import CurveRow, curves
 from ral_system.report.dots import Panel, dots

@@ -10,10 +10,10 @@ import json
 import time
 from pathlib import Path
 
-from launch.cli import run_with_config
-from launch.refused import leaving_nothing
 from ral_system.config.schema import RunConfig, VisualSearchConfig
 from ral_system.errors import ConfigError, DataError, SetupError
+from ral_system.launch.cli import run_with_config
+from ral_system.launch.refused import leaving_nothing
 
 _ABOUT = """
 ral-synthesize: visual-anchored demonstrations for sft, by models behind OpenAI-compatible servers or by templates.

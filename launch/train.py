@@ -14,12 +14,12 @@ from contextlib import ExitStack
 from functools import cache, partial
 from pathlib import Path
 
-from launch.cli import run_with_config
-from launch.head import run_head
-from launch.refused import leaving_nothing
 from ral_system.config.schema import STAGES, RunConfig, Stage
 from ral_system.config.validate import warnings
 from ral_system.errors import ConfigError, GateError
+from ral_system.launch.cli import run_with_config
+from ral_system.launch.head import run_head
+from ral_system.launch.refused import leaving_nothing
 from ral_system.models.folders import check_named
 from ral_system.runs.folder import RunFolder
 
@@ -152,7 +152,7 @@ def role_factory(config: RunConfig):  # type: ignore[no-untyped-def]
         from ral_system.controller.in_process import InProcessRoles
 
         return InProcessRoles
-    from actors.roles import RayRoles
+    from ral_system.actors.roles import RayRoles
 
     return RayRoles
 

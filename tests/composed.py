@@ -7,7 +7,7 @@ from copy import deepcopy
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import conf
+from ral_system import conf
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -19,8 +19,8 @@ CONF = Path(conf.__file__).parent
 
 def compose_config(*overrides: str) -> RunConfig:
     """Hydra overrides → `RunConfig`, as entry points make it."""
-    from launch.cli import plain_container
     from ral_system.config.validate import parse_config
+    from ral_system.launch.cli import plain_container
 
     return parse_config(plain_container(compose_container(*overrides)))
 

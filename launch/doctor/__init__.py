@@ -1,5 +1,5 @@
 """`ral-doctor`: what is installed, what is missing, and the remedy."""
 
-from launch.doctor.cli import main
+from ral_system.launch.doctor.cli import main
 
 __all__ = ["main"]

@@ -12,10 +12,10 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from launch.doctor.check import Check, Status
-from launch.doctor.fix import fix
-from launch.doctor.machine import check_machine
-from launch.doctor.packages import check_packages
+from ral_system.launch.doctor.check import Check, Status
+from ral_system.launch.doctor.fix import fix
+from ral_system.launch.doctor.machine import check_machine
+from ral_system.launch.doctor.packages import check_packages
 
 _COLOURS = {
     Status.OK: "green",

@@ -7,8 +7,8 @@ import sys
 import sysconfig
 from pathlib import Path
 
-from launch.doctor.check import probe, version_of
-from launch.doctor.packages import AUDIO
+from ral_system.launch.doctor.check import probe, version_of
+from ral_system.launch.doctor.packages import AUDIO
 from ral_system.torchvision_hook import PTH_NAME, PTH_TEXT
 
 _WITHOUT_HOOK = """

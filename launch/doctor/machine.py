@@ -7,7 +7,7 @@ import shutil
 import socket
 from pathlib import Path
 
-from launch.doctor.check import Check, Status
+from ral_system.launch.doctor.check import Check, Status
 
 GIB = 2**30
 _MEMORY_GIB = 8

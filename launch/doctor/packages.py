@@ -10,8 +10,8 @@ from pathlib import Path
 
 from packaging.requirements import Requirement
 
-from launch.doctor.check import Check, Probe, Status, probe, version_of
 from ral_system import __version__
+from ral_system.launch.doctor.check import Check, Probe, Status, probe, version_of
 from ral_system.versions import this_command
 
 BOTH = ("cpu", "gpu")

@@ -33,10 +33,10 @@ PRELOADED = (
     "ral_system.controller.stages",
     "ral_system.controller.in_process",
     "ral_system.report.write",
-    "launch.train",
-    "launch.evaluate",
-    "launch.data",
-    "launch.synthesize",
+    "ral_system.launch.train",
+    "ral_system.launch.evaluate",
+    "ral_system.launch.data",
+    "ral_system.launch.synthesize",
 )
 
 

@@ -234,6 +234,16 @@ def test_help_and_the_configuration_are_quick_and_import_no_torch(commands, tmp_
     assert not list(tmp_path.iterdir())
 
 
+def test_folders_of_the_user_with_our_folders_names_hide_nothing(commands, tmp_path: Path) -> None:
+    """As in a project that keeps its Hydra files in conf/, submitted with its working directory."""
+    for name in ("actors", "conf", "launch"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "__init__.py").touch()
+    done = commands("ral-train", "--cfg", "job", cwd=tmp_path, timeout_s=60, fresh=True, PYTHONPATH=str(tmp_path))
+    assert done.returncode == 0, done.stderr
+    assert "runs_dir: runs" in done.stdout
+
+
 def test_a_teacher_that_is_not_there_is_refused_before_any_training(commands, tmp_path: Path) -> None:
     teacher = ("algorithm=distill", f"teacher.path={tmp_path}/nobody")
     done = commands("ral-train", *LOCAL, *teacher, cwd=tmp_path, timeout_s=120)

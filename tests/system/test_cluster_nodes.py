@@ -9,9 +9,9 @@ import pytest
 import ray
 from ray.cluster_utils import Cluster
 
-from actors.cluster import nodes_may_join
-from actors.nodes import nodes_of, stage_models
-from actors.placement import Bundle, release, reserve
+from ral_system.actors.cluster import nodes_may_join
+from ral_system.actors.nodes import nodes_of, stage_models
+from ral_system.actors.placement import Bundle, release, reserve
 from ral_system.errors import SetupError
 from ral_system.models.staging import ModelCopy
 from tests.unit.models.hub_cache import put_in_cache

@@ -11,10 +11,10 @@ from pathlib import Path
 import pytest
 import ray
 
-from actors.cluster import nodes_may_join, start_or_join, stop
-from actors.group import Call, Member, stream, wait_all
-from actors.placement import Bundle, reserve
-from actors.roles import RayRoles
+from ral_system.actors.cluster import nodes_may_join, start_or_join, stop
+from ral_system.actors.group import Call, Member, stream, wait_all
+from ral_system.actors.placement import Bundle, reserve
+from ral_system.actors.roles import RayRoles
 from ral_system.data.chat import ChatRenderer
 from ral_system.errors import ActorError, DataError, GateError, SetupError
 from ral_system.media.store import MediaStore

@@ -9,9 +9,9 @@ import pytest
 import ray
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
-from actors.group import Call, Member, stream, wait_all
-from actors.placement import Bundle, release, reserve
-from actors.rollout import RolloutActor
+from ral_system.actors.group import Call, Member, stream, wait_all
+from ral_system.actors.placement import Bundle, release, reserve
+from ral_system.actors.rollout import RolloutActor
 from ral_system.data.chat import ChatRenderer
 from ral_system.media.store import MediaStore
 from ral_system.models.loading import load_family, load_model

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 
 import ray
 
-from actors.process import ActorProcess, watched
+from ral_system.actors.process import ActorProcess, watched
 from ral_system.errors import DataError
 
 

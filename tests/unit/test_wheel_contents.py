@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-PACKAGES = ("ral_system", "actors", "conf", "launch")
+LINKED = ("actors", "conf", "launch")
+"""Folders of the repository that are installed below `ral_system`."""
 
 
 @pytest.fixture(scope="module")
@@ -22,10 +23,11 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> zipfile.ZipFile:
 
 
 def test_every_file_of_the_packages_is_in_the_wheel(wheel: zipfile.ZipFile) -> None:
+    folders = {ROOT / "ral_system": "ral_system"} | {ROOT / name: f"ral_system/{name}" for name in LINKED}
     sources = {
-        str(file.relative_to(ROOT))
-        for package in PACKAGES
-        for file in (ROOT / package).rglob("*")
+        f"{installed}/{file.relative_to(folder)}"
+        for folder, installed in folders.items()
+        for file in folder.rglob("*")
         if file.is_file() and "__pycache__" not in file.parts
     }
     assert sources - set(wheel.namelist()) == set()
@@ -33,21 +35,29 @@ def test_every_file_of_the_packages_is_in_the_wheel(wheel: zipfile.ZipFile) -> N
 
 def test_what_a_submitted_job_reads_is_in_the_wheel(wheel: zipfile.ZipFile) -> None:
     names = set(wheel.namelist())
-    expected = {"ral_system/types/__init__.py", "actors/__init__.py", "launch/doctor/cli.py", "conf/config.yaml"}
+    expected = {
+        "ral_system/types/__init__.py",
+        "ral_system/actors/__init__.py",
+        "ral_system/launch/doctor/cli.py",
+        "ral_system/conf/config.yaml",
+    }
     expected |= {
-        f"launch/cluster/{name}" for name in ("ray-cluster.yaml", "kuberay.yaml", "kuberay-volume.yaml", "slurm.sbatch")
+        f"ral_system/launch/cluster/{name}"
+        for name in ("ray-cluster.yaml", "kuberay.yaml", "kuberay-volume.yaml", "slurm.sbatch")
     }
     assert expected - names == set()
     folders = {folder.name for folder in (ROOT / "conf").iterdir() if any(folder.glob("*.yaml"))}
-    assert {name.split("/")[1] for name in names if name.startswith("conf/") and name.count("/") == 2} == folders
+    assert {
+        name.split("/")[2] for name in names if name.startswith("ral_system/conf/") and name.count("/") == 3
+    } == folders
 
 
 def test_nothing_else_is_in_the_wheel(wheel: zipfile.ZipFile) -> None:
     tops = {name.split("/")[0] for name in wheel.namelist() if ".dist-info/" not in name}
-    assert tops == set(PACKAGES)
+    assert tops == {"ral_system"}
 
 
 def test_the_commands_and_the_licence_are_in_the_wheel(wheel: zipfile.ZipFile) -> None:
     (commands,) = (name for name in wheel.namelist() if name.endswith("entry_points.txt"))
-    assert "ral-train = launch.train:main" in wheel.read(commands).decode()
+    assert "ral-train = ral_system.launch.train:main" in wheel.read(commands).decode()
     assert any(name.endswith("licenses/LICENSE") for name in wheel.namelist())

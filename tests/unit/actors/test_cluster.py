@@ -4,7 +4,7 @@ import pytest
 
 pytest.importorskip("ray")
 
-from actors.cluster import _explain, _signal_handlers_kept
+from ral_system.actors.cluster import _explain, _signal_handlers_kept
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,7 @@ import pytest
 
 pytest.importorskip("ray")
 
-from actors import nodes
+from ral_system.actors import nodes
 from ral_system.models.staging import ModelCopy
 
 

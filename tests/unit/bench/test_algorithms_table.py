@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-import conf
 from bench.algorithms_table import TARGET, composed, table
+from ral_system import conf
 from ral_system.algorithms import catalogue
 from ral_system.algorithms.kl import ESTIMATORS
 from ral_system.algorithms.policy_losses.registry import POLICY_LOSSES

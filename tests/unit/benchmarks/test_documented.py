@@ -3,8 +3,8 @@
 import re
 from pathlib import Path
 
-from launch.evaluate import ABOUT
 from ral_system.benchmarks.registry import BENCHMARKS
+from ral_system.launch.evaluate import ABOUT
 
 DATA = Path(__file__).parents[3] / "docs" / "data.md"
 

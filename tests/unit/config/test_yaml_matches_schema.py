@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-import conf
+from ral_system import conf
 from ral_system.config import schema
 from ral_system.config.schema import Group, RunConfig
 from ral_system.config.validate import parse_config

@@ -6,13 +6,13 @@ from pathlib import Path
 
 import pytest
 
-from launch.evaluate import write_scores
 from ral_system.benchmarks.item import Item
 from ral_system.config.schema import RunConfig
 from ral_system.errors import DataError
 from ral_system.evaluation import questions as figures
 from ral_system.evaluation.questions import Figures, Questions
 from ral_system.evaluation.subject import Subject
+from ral_system.launch.evaluate import write_scores
 from ral_system.media.store import MediaStore
 from ral_system.report.answers_page import Answered
 from ral_system.types import Completion, FinishReason, Media, Prompt

@@ -11,7 +11,7 @@ import jsonschema
 import pytest
 import yaml
 
-import launch
+from ral_system import launch
 
 ROOT = Path(__file__).parents[3]
 CLUSTER = Path(launch.__file__).parent / "cluster"

@@ -5,7 +5,7 @@ from xml.etree import ElementTree
 
 import pytest
 
-from launch import correlate
+from ral_system.launch import correlate
 
 
 def write(folder: Path, accuracy: float, score: float) -> Path:

@@ -18,9 +18,9 @@ import pytest
 from huggingface_hub.utils import filter_repo_objects
 from PIL import Image
 
-from launch.data import show_data
 from ral_system.config.schema import RunConfig
 from ral_system.errors import ConfigError, DataError, SetupError
+from ral_system.launch.data import show_data
 from ral_system.models.folders import local_model_folder
 from ral_system.models.loading import load_family
 from ral_system.tasks.open import prepare_files
@@ -317,7 +317,7 @@ SOURCE = "data=files +data/source@data.sources.mine=columns"
     ],
 )
 def test_the_command_line_is_read_without_torch(tmp_path: Path, arguments: str, code: int, says: str) -> None:
-    command = [sys.executable, "-X", "importtime", "-m", "launch.data", *arguments.split()]
+    command = [sys.executable, "-X", "importtime", "-m", "ral_system.launch.data", *arguments.split()]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120)
     imported = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines() if line.startswith("import time:")}
     told = [line for line in done.stderr.splitlines() if not line.startswith("import time:")]

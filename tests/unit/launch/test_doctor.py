@@ -11,8 +11,8 @@ from wandb.sdk.lib import urls
 from wandb.sdk.lib.wbauth import wbnetrc
 
 import ral_system
-from launch.doctor import check, cli, fix, machine, packages
-from launch.doctor.check import Check, Probe, Status
+from ral_system.launch.doctor import check, cli, fix, machine, packages
+from ral_system.launch.doctor.check import Check, Probe, Status
 from ral_system.torchvision_hook import PTH_NAME, PTH_TEXT
 
 OK = Probe(True)

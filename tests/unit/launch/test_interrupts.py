@@ -6,7 +6,7 @@ import pytest
 
 WAITING = """
 import time
-from launch.cli import run_with_config
+from ral_system.launch.cli import run_with_config
 
 def wait(config):
     print("waiting", flush=True)

@@ -7,7 +7,7 @@ from hydra import compose, initialize_config_module
 from hydra.errors import HydraException
 from omegaconf.errors import OmegaConfBaseException
 
-from launch.mistakes import one_line
+from ral_system.launch.mistakes import one_line
 
 LOSSES = "There are cispo, clip,"
 
@@ -71,7 +71,7 @@ def test_a_list_is_suggested_where_it_would_be_accepted(
 def refusal(monkeypatch: pytest.MonkeyPatch, override: str) -> str:
     monkeypatch.setattr(sys, "argv", ["/bin/ral-train", "experiment=smoke", override])
     with (
-        initialize_config_module("conf", version_base=None),
+        initialize_config_module("ral_system.conf", version_base=None),
         pytest.raises((HydraException, OmegaConfBaseException)) as refused,
     ):
         compose("config", [override])

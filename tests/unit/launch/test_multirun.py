@@ -11,14 +11,14 @@ from pathlib import Path
 
 import pytest
 
-from launch.jobs import HydraTask
-from launch.train import run_stages
+from ral_system.launch.jobs import HydraTask
+from ral_system.launch.train import run_stages
 
 COMMAND = """
 import time
 from pathlib import Path
 
-from launch.cli import run_with_config
+from ral_system.launch.cli import run_with_config
 from ral_system.errors import GateError
 
 def task(config):

@@ -8,12 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from launch.refused import leaving_nothing
 from ral_system.errors import SetupError
+from ral_system.launch.refused import leaving_nothing
 from ral_system.models.folders import check_named
 
 
-@pytest.mark.parametrize("module", ["launch.train", "launch.evaluate", "launch.data"])
+@pytest.mark.parametrize("module", ["ral_system.launch.train", "ral_system.launch.evaluate", "ral_system.launch.data"])
 def test_a_model_that_is_not_there_is_refused_before_torch_is_imported(tmp_path: Path, module: str) -> None:
     (tmp_path / "empty").mkdir()
     for model, says in (("none/of/these", "no such folder; correct the path"), ("./empty", "no config.json there; ")):

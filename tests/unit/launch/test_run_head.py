@@ -4,8 +4,8 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 
-from launch.head import run_head
 from ral_system.config.schema import RunConfig
+from ral_system.launch.head import run_head
 from ral_system.runs.folder import RunFolder
 
 

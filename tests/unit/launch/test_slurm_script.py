@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-import launch
+from ral_system import launch
 
 SCRIPT = Path(launch.__file__).parent / "cluster" / "slurm.sbatch"
 STAND_INS = {

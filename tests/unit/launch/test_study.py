@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from launch import study as study_module
-from launch.study import STUDIES, Run, RunError, Study, read_study
-from launch.study_results import write_results
 from ral_system.errors import ConfigError
+from ral_system.launch import study as study_module
+from ral_system.launch.study import STUDIES, Run, RunError, Study, read_study
+from ral_system.launch.study_results import write_results
 
 SMALL = """
 title: Two arms

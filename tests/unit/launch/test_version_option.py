@@ -3,7 +3,7 @@ import sys
 import pytest
 
 import ral_system
-from launch.train import main
+from ral_system.launch.train import main
 
 
 @pytest.mark.parametrize("arguments", [["--version"], ["experiment=smoke", "--version"]])

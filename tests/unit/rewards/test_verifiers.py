@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-import conf
+from ral_system import conf
 from ral_system.config.schema import RunConfig, Verifier
 from ral_system.errors import ConfigError
 from ral_system.rewards.combine import judge

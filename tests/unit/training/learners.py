@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-import conf
+from ral_system import conf
 from ral_system.algorithms.distillation import kept_and_rest, top_tokens
 from ral_system.data.collate import Collator
 from ral_system.models.policy import PolicyModel
