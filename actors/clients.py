@@ -125,10 +125,10 @@ class RayTeacher:
 
 
 class RayLearner:
-    """`Learner` over the learner ranks."""
+    """`Learner` over the learner ranks. `keeps_offers` is that of their weight transfer."""
 
-    def __init__(self, members: Sequence[Member], call_timeout_s: float) -> None:
-        self._members = members
+    def __init__(self, members: Sequence[Member], call_timeout_s: float, keeps_offers: bool) -> None:
+        self._members, self._keeps_offers = members, keeps_offers
         self._timeout_s = call_timeout_s
         self.world_size = len(members)
 
@@ -194,6 +194,17 @@ class RayLearner:
         calls = [Call(member, answer[0]) for member, answer in zip(self._members, answers, strict=True)]
         manifest = wait_all(calls, self._timeout_s, "publishing weights")[0]
         return manifest, answers[0][1]
+
+    def send(self, offer: Ref) -> Callable[[], None]:
+        """All ranks send what was offered; the caller waits for their end with what this returns."""
+        if self._keeps_offers:  # which may hold all weights: no rank should be given them
+            return lambda: None
+        calls = [Call(member, member.handle.send.remote(offer)) for member in self._members]
+
+        def wait() -> None:
+            wait_all(calls, self._timeout_s, "sending weights")
+
+        return wait
 
     def save_model(self, folder: Path) -> None:
         """Write weights, config, tokenizer and processor."""

@@ -6,6 +6,7 @@ import os
 import socket
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import ray
 
@@ -13,7 +14,10 @@ from ral_system.actors.cluster import LOOPBACK
 from ral_system.actors.process import ActorProcess, watched
 from ral_system.config.schema import RunConfig, Stage
 from ral_system.media.store import node_store
-from ral_system.types import Sample, Scores, TrainPlan, UpdatePlan, VisualAttention, WeightManifest, Weights
+from ral_system.types import Sample, Scores, TrainPlan, UpdatePlan, VisualAttention, WeightManifest
+
+if TYPE_CHECKING:
+    from ral_system.weights.transfer.transfer import Offer
 
 
 class LearnerActor(ActorProcess):
@@ -56,11 +60,18 @@ class LearnerActor(ActorProcess):
         import torch
 
         from ral_system.training.learner_rank import LearnerRank
+        from ral_system.weights.transfer.registry import open_transfer
 
         if not torch.cuda.is_available():
             torch.set_num_threads(config.cluster.threads_per_process)
         self._learner = LearnerRank(
-            config, model_folder, node_store(media_folder, config.cluster.media_cache_gib), rank, world_size, stage
+            config,
+            model_folder,
+            node_store(media_folder, config.cluster.media_cache_gib),
+            rank,
+            world_size,
+            stage,
+            open_transfer(config, media_folder.parent),
         )
 
     @watched
@@ -101,10 +112,15 @@ class LearnerActor(ActorProcess):
 
     @watched
     @ray.method(num_returns=2)
-    def publish(self, version: int) -> tuple[WeightManifest | None, Weights | None]:
-        """The current weights on rank 0: the manifest for the controller, and all of it for the engines."""
-        weights = self._learner.publish(version)
-        return (None, None) if weights is None else (weights.manifest, weights)
+    def publish(self, version: int) -> tuple[WeightManifest | None, Offer | None]:
+        """Rank 0's offer of the current weights: the manifest for the controller, and all of it for the engines."""
+        offer = self._learner.publish(version)
+        return (None, None) if offer is None else (offer.manifest, offer)
+
+    @watched
+    def send(self, offer: Offer) -> None:
+        """Send what was offered to the engines that receive it now."""
+        self._learner.send(offer)
 
     @watched
     def save_model(self, folder: Path) -> None:

@@ -27,6 +27,7 @@ from ral_system.actors.teacher import TeacherActor
 from ral_system.config.schema import RunConfig, Stage
 from ral_system.models.folders import local_model_folder
 from ral_system.rollout.vllm_environment import Device, vllm_environment
+from ral_system.weights.transfer.registry import open_transfer
 
 _ACTORS = {
     "learner": LearnerActor,
@@ -61,6 +62,7 @@ class RayRoles:
         self._folders: dict[str, Mapping[Path, Path]] = {}
         self._teachers = [local_model_folder(role.path) for role in config.teachers] if stage == "rl" else []
         self._group: Any = None
+        keeps_offers = open_transfer(config, run_folder).keeps_offers
         began = time.monotonic()
         bundles = plan(config, stage)
         start_or_join(config)
@@ -76,7 +78,7 @@ class RayRoles:
             raise
         timeout_s = config.cluster.call_timeout_s
         self.generator = RayGenerator(self._of("rollout"), timeout_s)
-        self.learner = RayLearner(self._of("learner"), timeout_s)
+        self.learner = RayLearner(self._of("learner"), timeout_s, keeps_offers)
         self.rewarder = RayRewarder(self._of("reward"), timeout_s)
         reference = self._of("reference")
         self.reference = RayScorer(reference[0], timeout_s) if reference else None

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 import ray
 
@@ -13,7 +13,10 @@ from ral_system.actors.process import ActorProcess, watched
 from ral_system.config.schema import RunConfig
 from ral_system.media.store import node_store
 from ral_system.rollout.vllm_environment import Device
-from ral_system.types import Completion, Prompt, Sampling, WeightManifest, Weights
+from ral_system.types import Completion, Prompt, Sampling, WeightManifest
+
+if TYPE_CHECKING:
+    from ral_system.weights.transfer.transfer import Offer
 
 _FLUSH_S = 0.05  # completions that finish together travel together
 
@@ -27,6 +30,7 @@ class RolloutActor(ActorProcess):
     def build(self, config: RunConfig, model_folder: Path, media_folder: Path, rank: int) -> None:
         """Load the model and profile the engine: the slow part of starting."""
         from ral_system.rollout.vllm_generator import VllmEngine
+        from ral_system.weights.transfer.registry import open_transfer
 
         device: Device = "cuda" if config.cluster.gpus_per_rollout else "cpu"
         self._engine = VllmEngine(
@@ -35,6 +39,7 @@ class RolloutActor(ActorProcess):
             node_store(media_folder, config.cluster.media_cache_gib),
             config.seed + rank,
             device,
+            open_transfer(config, media_folder.parent),
         )
 
     @ray.method(num_returns="streaming")
@@ -53,6 +58,6 @@ class RolloutActor(ActorProcess):
 
     @watched
     @ray.method(concurrency_group="weights")
-    def load_weights(self, weights: Weights) -> WeightManifest:
+    def load_weights(self, offer: Offer) -> WeightManifest:
         """Load a published version; what the engine holds afterwards. It may come while `generate` goes on."""
-        return self._engine.load_weights(weights)
+        return self._engine.load_weights(offer)

@@ -6,7 +6,7 @@ values (scores, weights) travel as refs from role to role; the controller never 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -117,7 +117,13 @@ class Learner(Protocol):
         ...
 
     def publish(self, version: int) -> tuple[WeightManifest, Ref]:
-        """The current weights as a version: their manifest, and a ref (to `Weights`) for the engines."""
+        """The current weights as a version: their manifest, and a ref (to an `Offer`) for the engines."""
+        ...
+
+    def send(self, offer: Ref) -> Callable[[], None]:
+        """Start to send what was published to the engines that receive it now, if the transfer of weights keeps no
+        offers. Returns what waits for the end.
+        """
         ...
 
     def save_model(self, folder: Path) -> None:

@@ -578,6 +578,9 @@ class RolloutConfig(Group):
     memory_gib: PositiveFloat | None
     """Key-value cache on CPU engines."""
     gpu_memory_utilization: Fraction
+    weight_transfer: str
+    """How weights travel from learners to engines. object_store: as arrays in Ray's object store, or in memory. files:
+    in a file of the run's folder, which learners and engines must share. Packages can add others."""
     on_new_weights: OnNewWeights
     """What becomes of responses under way when new weights are ready, with `algorithm.max_staleness` > 0. finish:
     weights change between two batches only. continue: at once; the response goes on from its last token with the new

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -26,6 +28,8 @@ from ral_system.types import (
     VisualAttention,
     WeightManifest,
 )
+from ral_system.weights.transfer.registry import open_transfer
+from ral_system.weights.transfer.transfer import Transfer
 
 
 class InProcessRoles:
@@ -36,9 +40,12 @@ class InProcessRoles:
             torch.set_num_threads(config.cluster.threads_per_process)
         media = node_store(run_folder / "media", config.cluster.media_cache_gib)
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        transfer = open_transfer(config, run_folder)
         self.rewarder = RewardPool(config.reward, config.algorithm.response_format)
-        self.generator = _Generator(HfEngine(model_folder, config.rollout, media, config.seed, device.type))
-        self.learner = _Learner(LearnerRank(config, model_folder, media, rank=0, world_size=1, stage=stage))
+        self.generator = _Generator(
+            HfEngine(model_folder, config.rollout, media, config.seed, device.type, transfer=transfer)
+        )
+        self.learner = _Learner(LearnerRank(config, model_folder, media, 0, 1, stage, transfer), transfer)
         needs_reference = stage == "rl" and config.needs_reference
         self.reference = _Scorer(FrozenScorer(config, model_folder, media)) if needs_reference else None
         self.teachers = [_Teacher(config, role, model_folder, media) for role in config.teachers if stage == "rl"]
@@ -87,8 +94,9 @@ class _Teacher:
 class _Learner:
     world_size = 1
 
-    def __init__(self, rank: LearnerRank) -> None:
-        self._rank = rank
+    def __init__(self, rank: LearnerRank, transfer: Transfer[Any]) -> None:
+        self._rank, self._keeps_offers = rank, transfer.keeps_offers
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="send")
 
     def score(self, plan: TrainPlan) -> Sequence[Ref]:
         return [self._rank.score(plan)]
@@ -120,9 +128,14 @@ class _Learner:
         return self._rank.look(samples)
 
     def publish(self, version: int) -> tuple[WeightManifest, Ref]:
-        weights = self._rank.publish(version)
-        assert weights is not None, "the only rank is rank 0"
-        return weights.manifest, weights
+        offer = self._rank.publish(version)
+        assert offer is not None, "the only rank is rank 0"
+        return offer.manifest, offer
+
+    def send(self, offer: Ref) -> Callable[[], None]:
+        if self._keeps_offers:
+            return lambda: None
+        return self._thread.submit(self._rank.send, offer).result
 
     def save_model(self, folder: Path) -> None:
         self._rank.save_model(folder)

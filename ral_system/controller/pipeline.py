@@ -117,4 +117,4 @@ class PipelinedLoop(TrainingLoop):
 
     def _load(self, manifest: WeightManifest, weights: Ref) -> int:
         with self._ahead_timer.phase("sync"):
-            return load_published(self._roles.generator, manifest, weights)
+            return load_published(self._roles.learner, self._roles.generator, manifest, weights)

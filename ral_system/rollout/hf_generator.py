@@ -28,9 +28,11 @@ from ral_system.rollout.gates import check_completion, check_media_tokens, check
 from ral_system.rollout.seeds import completion_seed
 from ral_system.rollout.stopping import ANSWER_END, stop_token_ids
 from ral_system.rollout.top_tokens import with_rest
-from ral_system.types import Completion, Completions, FinishReason, Prompt, Sampling, WeightManifest, Weights
+from ral_system.types import Completion, Completions, FinishReason, Prompt, Sampling, WeightManifest
 from ral_system.weights.handover import Handover
-from ral_system.weights.held import ParameterReader, as_tensors, held_manifest
+from ral_system.weights.held import ParameterReader, held_manifest
+from ral_system.weights.transfer.object_store import ObjectStore
+from ral_system.weights.transfer.transfer import Offer, Transfer
 
 
 @dataclass(slots=True)
@@ -76,7 +78,9 @@ class HfEngine:
         seed: int,
         device: torch.device | str = "cpu",
         intervention: Intervention | None = None,
+        transfer: Transfer[Any] | None = None,
     ) -> None:
+        self._transfer: Transfer[Any] = transfer or ObjectStore()
         self._family = load_family(model_folder)
         self._model: Any = load_model(model_folder, dtype=config.dtype, device=device)
         self._tokenizer = self._family.tokenizer
@@ -109,21 +113,22 @@ class HfEngine:
             for start in range(0, len(rows), self._config.max_sequences):
                 yield from self._decode(rows[start : start + self._config.max_sequences], sampling)
 
-    def load_weights(self, weights: Weights) -> WeightManifest:
+    def load_weights(self, offer: Offer) -> WeightManifest:
         """Copy a published version into the model; the manifest is read back from the model's memory.
 
         Another thread's generation changes to it as `rollout.on_new_weights` says.
         """
-        return self._handover.give(weights)
+        return self._handover.give(offer)
 
     @torch.no_grad()
-    def _load(self, weights: Weights) -> WeightManifest:
+    def _load(self, offer: Offer) -> WeightManifest:
+        received = self._transfer.receive(offer)
         own = dict(self._model.named_parameters(remove_duplicate=False))
-        for name, tensor in as_tensors(weights):
+        for name, tensor in received.tensors():
             if name in own and own[name].shape == tensor.shape:
                 own[name].copy_(tensor)
-        self._version = weights.manifest.version
-        return held_manifest(ParameterReader(self._model), weights)
+        self._version = received.manifest.version
+        return held_manifest(ParameterReader(self._model), received)
 
     def _row(self, prompt: Prompt, index: int, sampling: Sampling) -> _Row:
         check_prompt_length(prompt, self._config.max_model_len)

@@ -37,10 +37,11 @@ from ral_system.types import (
     Sampling,
     TokenRecord,
     WeightManifest,
-    Weights,
 )
 from ral_system.weights.handover import Handover
-from ral_system.weights.held import VllmReader, as_tensors, held_manifest, received_manifest
+from ral_system.weights.held import VllmReader, held_manifest, received_manifest
+from ral_system.weights.transfer.object_store import ObjectStore
+from ral_system.weights.transfer.transfer import Offer, Transfer
 
 _MEDIA_CACHE_GIB = 1
 _BAN = -100.0  # vLLM clamps biases to ±100; exp(-100) of the best token's probability is below fp32 resolution
@@ -61,7 +62,9 @@ class VllmEngine:
         media: MediaStore,
         seed: int,
         device: Device,
+        transfer: Transfer[Any] | None = None,
     ) -> None:
+        self._transfer: Transfer[Any] = transfer or ObjectStore()
         self._family = load_family(model_folder)
         on_cpu = device == "cpu"
         cache_bytes = int(config.memory_gib * 2**30) if on_cpu and config.memory_gib is not None else None
@@ -135,14 +138,14 @@ class VllmEngine:
                         completion = self._completion(*running.pop(output.request_id), output, sampling)
                         yield replace(completion, restarts=restarts[output.request_id])
 
-    def load_weights(self, weights: Weights) -> WeightManifest:
+    def load_weights(self, offer: Offer) -> WeightManifest:
         """Load a published version in place and drop everything computed with the old one.
 
         Returns the manifest of what the engine holds, read back from its memory (with tensor parallelism: of what this
         process received). Another thread's generation changes to it as `rollout.on_new_weights` says; with `finish`
         WeightSyncError is raised while there is one.
         """
-        return self._handover.give(weights)
+        return self._handover.give(offer)
 
     @contextmanager
     def _aborting(self, running: Mapping[str, object]) -> Iterator[None]:
@@ -153,15 +156,16 @@ class VllmEngine:
             if running:
                 self._llm.llm_engine.abort_request(list(running))
 
-    def _load(self, weights: Weights) -> WeightManifest:
-        tensors = as_tensors(weights) if self._reads_back else list(as_tensors(weights))
+    def _load(self, offer: Offer) -> WeightManifest:
+        received = self._transfer.receive(offer)
+        tensors = received.tensors() if self._reads_back else list(received.tensors())
         self._llm.collective_rpc("reload_weights", kwargs={"weights_iterator": tensors})
         self._drop_caches()
-        self._llm.llm_engine.set_weight_version(str(weights.manifest.version))
+        self._llm.llm_engine.set_weight_version(str(received.manifest.version))
         if self._reads_back:
-            shapes = {name: array.shape for name, array in weights.arrays.items()}
-            return self._llm.apply_model(lambda model: held_manifest(VllmReader(model, shapes), weights))[0]
-        return received_manifest(weights)
+            shapes = {name: digest.shape for name, digest in received.manifest.tensors.items()}
+            return self._llm.apply_model(lambda model: held_manifest(VllmReader(model, shapes), received))[0]
+        return received_manifest(received)
 
     def _drop_caches(self) -> None:
         # All three, and on the engine: reload_weights clears the worker's media cache only, and the scheduler would

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -43,9 +43,9 @@ from ral_system.types import (
     TrainPlan,
     UpdatePlan,
     VisualAttention,
-    Weights,
 )
-from ral_system.weights.manifest import build_weights
+from ral_system.weights.transfer.object_store import ObjectStore
+from ral_system.weights.transfer.transfer import Offer, Transfer
 
 MakeObjective = Callable[[PolicyOutput, Sequence[SequenceAttention], TensorBatch, MicroBatch], Objective]
 
@@ -57,8 +57,16 @@ class LearnerRank:
     """
 
     def __init__(
-        self, config: RunConfig, model_folder: Path, media: MediaStore, rank: int, world_size: int, stage: str
+        self,
+        config: RunConfig,
+        model_folder: Path,
+        media: MediaStore,
+        rank: int,
+        world_size: int,
+        stage: str,
+        transfer: Transfer[Any] | None = None,
     ) -> None:
+        self._transfer: Transfer[Any] = transfer or ObjectStore()
         self._config = config
         self._rank = rank
         self._start = model_folder
@@ -227,12 +235,15 @@ class LearnerRank:
             views[sample.id] = VisualAttention(tuple(m.float().cpu().numpy() for m in maps))
         return views
 
-    def publish(self, version: int) -> Weights | None:
-        """The current weights as `version`, on rank 0; None on the others. Every rank calls it."""
+    def publish(self, version: int) -> Offer | None:
+        """Offer the current weights as `version`: rank 0's offer, None on the others. Every rank calls it."""
         self._version = version
         self._past.remember(version)
-        state = self._engine.full_state()
-        return build_weights(version, state) if self._rank == 0 and state is not None else None
+        return self._transfer.offer(version, self._engine.full_state)
+
+    def send(self, offer: Offer) -> None:
+        """Send what was offered to the engines that receive it now. Not for transfers that keep offers."""
+        self._transfer.send(offer)
 
     def save_model(self, folder: Path) -> None:
         """Write the model in Hugging Face format (rank 0; every rank calls it)."""

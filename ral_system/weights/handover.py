@@ -10,7 +10,8 @@ from contextlib import contextmanager
 
 from ral_system.config.schema import OnNewWeights
 from ral_system.errors import WeightSyncError
-from ral_system.types import WeightManifest, Weights
+from ral_system.types import WeightManifest
+from ral_system.weights.transfer.transfer import Offer
 
 SAFE_POINT_WITHIN_S = 300.0
 """Bound on the wait for one: a decoding step takes seconds at most, and an engine whose listener is gone takes none."""
@@ -23,12 +24,12 @@ class Handover:
     `load` puts weights into the engine and says what it holds.
     """
 
-    def __init__(self, load: Callable[[Weights], WeightManifest], on_new_weights: OnNewWeights) -> None:
+    def __init__(self, load: Callable[[Offer], WeightManifest], on_new_weights: OnNewWeights) -> None:
         self._load, self._on_new_weights = load, on_new_weights
         self._lock = threading.RLock()
         self._taken = threading.Event()
         self._generating: int | None = None  # the thread that generates
-        self._waiting: tuple[Weights, Future[WeightManifest]] | None = None
+        self._waiting: tuple[Offer, Future[WeightManifest]] | None = None
 
     @contextmanager
     def generating(self) -> Iterator[None]:
@@ -45,7 +46,7 @@ class Handover:
         else:
             self._end()
 
-    def give(self, weights: Weights) -> WeightManifest:
+    def give(self, weights: Offer) -> WeightManifest:
         """Returns when the engine holds the weights. Any thread but the generating one may call it, one at a time."""
         version = weights.manifest.version
         with self._lock:

@@ -10,41 +10,34 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ral_system.types import TensorDigest, WeightManifest, Weights
-from ral_system.weights.manifest import digest_array, from_host, to_host
+from ral_system.types import TensorDigest, WeightManifest
+from ral_system.weights.manifest import digest_array, to_host
+from ral_system.weights.transfer.transfer import Received
 
 
-def held_manifest(reader: ParameterReader, weights: Weights) -> WeightManifest:
-    """The manifest of what an engine computes with, for comparison with `weights.manifest`.
+def held_manifest(reader: ParameterReader, received: Received) -> WeightManifest:
+    """The manifest of what an engine computes with, for comparison with `received.manifest`.
 
     A tensor that is numerically equal to the received one (after rounding to the engine's dtype; -0 equals 0) gets the
     digest of the received bytes, any other the digest of the engine's. A published tensor that the engine has no place
     for is left out; an engine parameter that nothing published fills is added as `engine:<its name>`.
     """
     tensors: dict[str, TensorDigest] = {}
-    for name, array in weights.arrays.items():
-        dtype = weights.manifest.tensors[name].dtype
-        received = from_host(array, dtype)
-        copies = list(reader.read(name))
-        different = [held for held in copies if not _same_values(held, received)]
-        if different:
-            tensors[name] = digest_array(*to_host(different[0].to(received.dtype)))
-        elif copies:
-            tensors[name] = digest_array(array, dtype)
+    for name in received.manifest.tensors:
+        if (identity := received.identity(name, list(reader.read(name)))) is not None:
+            tensors[name] = identity
     for name, parameter in reader.unread():
         tensors[f"engine:{name}"] = digest_array(*to_host(parameter))
-    return WeightManifest(weights.manifest.version, tensors)
+    return WeightManifest(received.manifest.version, tensors)
 
 
-def received_manifest(weights: Weights) -> WeightManifest:
+def received_manifest(received: Received) -> WeightManifest:
     """The manifest of the bytes that reached this process, whatever the engine made of them."""
-    dtypes = {name: digest.dtype for name, digest in weights.manifest.tensors.items()}
-    tensors = {name: digest_array(array, dtypes.get(name)) for name, array in weights.arrays.items()}
-    return WeightManifest(weights.manifest.version, tensors)
+    tensors = {name: digest_array(*to_host(tensor)) for name, tensor in received.tensors()}
+    return WeightManifest(received.manifest.version, tensors)
 
 
 class ParameterReader:
@@ -101,13 +94,3 @@ class VllmReader(ParameterReader):
                     first_row = sum(self._shapes[other][0] for other in earlier if other in self._shapes)
                     return self._map_name(name.replace(f".{member}.", f".{fused}.")), first_row
         return self._map_name(name), 0
-
-
-def _same_values(held: Tensor, received: Tensor) -> bool:
-    return held.shape == received.shape and torch.equal(held.detach().cpu(), received.to(held.dtype))
-
-
-def as_tensors(weights: Weights) -> Iterator[tuple[str, Tensor]]:
-    """Published arrays as tensors, one at a time, in published order."""
-    for name, array in weights.arrays.items():
-        yield name, from_host(np.asarray(array), weights.manifest.tensors[name].dtype)

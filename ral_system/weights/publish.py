@@ -13,13 +13,14 @@ def publish_weights(learner: Learner, generator: Generator, version: int) -> int
     Gate: what each engine holds afterwards equals what was published, key by key and byte by byte. Returns how
     many tensors were verified, over all engines. Raises WeightSyncError.
     """
-    return load_published(generator, *learner.publish(version))
+    return load_published(learner, generator, *learner.publish(version))
 
 
-def load_published(generator: Generator, manifest: WeightManifest, weights: Ref) -> int:
+def load_published(learner: Learner, generator: Generator, manifest: WeightManifest, offer: Ref) -> int:
     """The second half of `publish_weights`: from what the learner published on."""
-    verified = 0
-    for loaded in generator.load_weights(weights):
+    sent = learner.send(offer)
+    held = generator.load_weights(offer)
+    sent()
+    for loaded in held:
         verify_loaded(manifest, loaded)
-        verified += len(manifest.tensors)
-    return verified
+    return len(held) * len(manifest.tensors)

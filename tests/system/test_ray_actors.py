@@ -222,7 +222,9 @@ def test_one_training_step_over_real_actors(roles: RayRoles, prompts: list[Promp
 
 
 def test_a_gate_that_fails_in_a_rank_is_a_gate_error_here(roles: RayRoles, prompts: list[Prompt]) -> None:
-    completions = list(roles.generator.generate(prompts, SAMPLING))  # of older weights than the learner's
+    completions = [
+        replace(c, log_probs=tuple(p - 0.01 for p in c.log_probs)) for c in roles.generator.generate(prompts, SAMPLING)
+    ]
     by_id = {p.id: p for p in prompts}
     samples = [Rollout(by_id[c.prompt_id], c, None, 1.0).sample() for c in completions]  # type: ignore[arg-type]
     plan = plan_updates(samples, updates=1, world_size=2, micro_batch=4)

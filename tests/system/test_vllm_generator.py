@@ -47,6 +47,7 @@ CONFIG = TypeAdapter(RolloutConfig).validate_python(
         "tensor_parallel": 1,
         "memory_gib": 0.5,
         "gpu_memory_utilization": 0.5,
+        "weight_transfer": "object_store",
         "on_new_weights": "finish",
         "log_prob_gate": {"token": 1e-4, "outliers": 0.0, "mean": None, "p999": None},
     }

@@ -143,6 +143,9 @@ class Fakes:
         self.calls.append(("publish", version))
         return manifest(version), f"weights {version}"
 
+    def send(self, offer: str) -> Callable[[], None]:
+        return lambda: None
+
 
 def prompt(i: int) -> Prompt:
     return Prompt(f"train/{i}", ("count", "compare")[i % 2], "q", "a", (), (1, 2, 3))

@@ -30,6 +30,7 @@ CONFIG = RolloutConfig(
     tensor_parallel=1,
     memory_gib=None,
     gpu_memory_utilization=0.5,
+    weight_transfer="object_store",
     on_new_weights="finish",
     log_prob_gate=LogProbGateConfig(token=1e-4, outliers=0.0, mean=None, p999=None),
 )

@@ -10,6 +10,7 @@ from ral_system.errors import WeightSyncError
 from ral_system.types import WeightManifest, Weights
 from ral_system.weights.held import VllmReader, held_manifest
 from ral_system.weights.manifest import build_weights, verify_loaded
+from ral_system.weights.transfer.object_store import ReceivedArrays
 
 
 class Mapper:
@@ -120,7 +121,9 @@ def test_bytes_damaged_on_the_way_differ_from_the_published_manifest() -> None:
 
 
 def held(engine: Engine, weights: Weights) -> WeightManifest:
-    return held_manifest(VllmReader(engine, {name: array.shape for name, array in weights.arrays.items()}), weights)
+    return held_manifest(
+        VllmReader(engine, {name: array.shape for name, array in weights.arrays.items()}), ReceivedArrays(weights)
+    )
 
 
 def _tensors(weights: Weights) -> dict[str, torch.Tensor]:

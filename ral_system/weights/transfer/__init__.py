@@ -1,0 +1,1 @@
+"""How published weights travel from the learner's ranks to the rollout engines."""
