@@ -1,0 +1,56 @@
+"""Every package in examples/ works from outside the library, as its README says."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.examples import EXAMPLES, installed
+
+pytestmark = pytest.mark.system
+LOCAL = ("cluster=local", "cluster.threads_per_process=1")
+
+
+@pytest.fixture
+def run(commands, left, tmp_path: Path):
+    """Run `ral-train` with the overlay of an example, in its folder; what the run left."""
+
+    def ran(name: str, *overrides: str, **environment: str):
+        folder = EXAMPLES / name
+        done = commands(
+            "ral-train", "--config-dir", str(folder), f"experiment={name}", *LOCAL, f"runs_dir={tmp_path}", *overrides,
+            cwd=folder, fresh=True, **environment,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+        return left(tmp_path / name)
+
+    return ran
+
+
+def test_own_reward(run) -> None:
+    steps = run("own_reward", "stages=[perceive,rl]").rl_steps()
+    assert [step["step"] for step in steps] == [1, 2, 3, 4]
+    assert all(step["reward/errors"] == 0 for step in steps)
+
+
+def test_own_data(run, uninterrupted) -> None:
+    found = run("own_data", f"start_model={uninterrupted.folder / 'model'}")
+    assert len(found.rl_steps()) == 4
+    rows = (found.folder / "data" / "questions.jsonl").read_text().splitlines()
+    assert len(rows) == 12 and not (found.folder / "data" / "quarantine.jsonl").read_text()
+
+
+def test_own_weight_transfer(run, tmp_path: Path) -> None:
+    found = run("own_weight_transfer", PYTHONPATH=installed("own_weight_transfer", tmp_path))
+    assert found.summary()["weight_tensors_verified"] > 0
+    assert found.summary()["weight_checksum_failures"] == 0
+
+
+def test_own_family(run, tmp_path: Path) -> None:
+    path = installed("own_family", tmp_path)
+    make = [sys.executable, str(EXAMPLES / "own_family" / "make_model.py"), str(tmp_path / "model")]
+    subprocess.run(make, check=True, timeout=120, env={"PATH": "/usr/bin:/bin", "PYTHONPATH": path})
+    found = run("own_family", f"start_model={tmp_path / 'model'}", PYTHONPATH=path)
+    assert len(found.rl_steps()) == 4
+    assert found.summary()["media_tokens_sampled"] == 0
