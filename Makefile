@@ -13,7 +13,7 @@ SYSTEM_IN_PARALLEL := -n 2 --dist loadgroup
 SUDO := $(if $(filter 0,$(shell id -u)),,sudo)
 apt = { $(SUDO) apt-get update && $(SUDO) apt-get install -y --no-install-recommends $(1); }
 
-.PHONY: help install quickstart test test-all durations lint format unit browser clean
+.PHONY: help install quickstart test test-all durations docs lint format unit browser clean
 
 help: ## list the targets
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## (.*)/\1\t\2/' | expand -t 14
@@ -31,11 +31,11 @@ $(INSTALLED): pyproject.toml constraints-cpu.txt
 quickstart: $(INSTALLED) ## perceive, sft and rl on this machine, then a report
 	$(BIN)/ral-train experiment=quickstart
 
-test: $(INSTALLED) browser lint ## lint, then the tests that need no GPU, without the long tail of cases
+test: $(INSTALLED) browser lint docs ## lint, then the tests that need no GPU, without the long tail of cases
 	$(BIN)/python -m pytest -m "not long" $(IN_PARALLEL) tests/unit
 	$(BIN)/python -m pytest -m "not long" $(SYSTEM_IN_PARALLEL) tests/system
 
-test-all: $(INSTALLED) browser lint ## lint, then every test that needs no GPU; before a release
+test-all: $(INSTALLED) browser lint docs ## lint, then every test that needs no GPU; before a release
 	$(BIN)/python -m pytest $(IN_PARALLEL) tests/unit
 	$(BIN)/python -m pytest $(SYSTEM_IN_PARALLEL) tests/system
 
@@ -46,6 +46,9 @@ durations: $(INSTALLED) browser ## run what `make test` runs and print whose CPU
 	$(BIN)/python -m pytest -q -m "not long" $(IN_PARALLEL) --durations-json=.durations-unit.json tests/unit
 	$(BIN)/python -m pytest -q -m "not long" $(SYSTEM_IN_PARALLEL) --durations-json=.durations-system.json tests/system
 	$(BIN)/python -m tests.durations .durations-unit.json .durations-system.json
+
+docs: $(INSTALLED) ## build the documentation into build/site; a broken link fails
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict
 
 lint: $(INSTALLED) ## ruff, mypy, import contracts
 	$(BIN)/ruff check .

@@ -1,6 +1,7 @@
 """Whole runs in one process: what they leave, that they repeat bit for bit, and that no kill changes them."""
 
 import json
+import re
 import signal
 import subprocess
 import time
@@ -90,6 +91,18 @@ def test_a_multirun_trains_every_job_in_its_own_folder_and_goes_on_with_it(comma
         assert f"seed={seed}: done, held-out accuracy {result['held_out_score']:.3f}, " in done.stderr
     again = commands("ral-train", *run, cwd=tmp_path)
     assert (again.returncode, again.stderr.count("step")) == (0, 0), again.stderr
+
+
+def test_every_metric_is_in_the_glossary(uninterrupted) -> None:
+    text = (Path(__file__).parents[2] / "docs" / "metrics.md").read_text()
+    patterns = [
+        re.sub(r"<[a-z]+>", "[A-Za-z0-9_ -]+", re.escape(name).replace(r"\<", "<").replace(r"\>", ">"))
+        for name in re.findall(r"`([a-z_]+(?:/[a-z0-9_<>]+)*)`", text)
+    ]
+    known = re.compile(rf"(?:{'|'.join(patterns)})(?:_positive|_negative)?(?:_last|_max|_update_[0-9]+)?")
+    names = {name for line in uninterrupted.lines() for name in line}
+    assert len(names) > 60
+    assert sorted(name for name in names if not known.fullmatch(name)) == []
 
 
 def test_there_is_a_signal_to_lose(uninterrupted) -> None:
