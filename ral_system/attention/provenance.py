@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import enum
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 
@@ -72,14 +73,19 @@ def key_provenance(
     if len(at) != expected:
         raise ValueError(f"the prompt has {len(at)} visual tokens, but its media make {expected}")
     if layouts:
-        numbers = [sum(other.kind == layout.kind for other in layouts[:i]) for i, layout in enumerate(layouts)]
-        lengths = torch.tensor([layout.tokens for layout in layouts])
-        kinds = torch.tensor([_KINDS[layout.kind] for layout in layouts])
-        kind[at] = kinds.repeat_interleave(lengths).to(at.device)
-        media[at] = torch.tensor(numbers).repeat_interleave(lengths).to(at.device)
-        frame[at], row[at], column[at] = torch.cat([places(layout) for layout in layouts], dim=1).to(at.device)
+        kind[at], media[at], frame[at], row[at], column[at] = _visual_keys(tuple(layouts)).to(at.device)
     kind[prompt_tokens:] = KeyKind.GENERATED
     return KeyProvenance(kind, media, frame, row, column)
+
+
+@functools.lru_cache(maxsize=256)
+def _visual_keys(layouts: tuple[Layout, ...]) -> Tensor:
+    """Kind, media, frame, row and column of the visual tokens of a prompt, in order: int64 [5, tokens]."""
+    lengths = torch.tensor([layout.tokens for layout in layouts])
+    kinds = [_KINDS[layout.kind] for layout in layouts]
+    numbers = [kinds[:i].count(kind) for i, kind in enumerate(kinds)]
+    of_media = torch.tensor([kinds, numbers]).repeat_interleave(lengths, dim=1)
+    return torch.cat([of_media, torch.cat([places(layout) for layout in layouts], dim=1)])
 
 
 def places(layout: Layout) -> Tensor:
