@@ -15,7 +15,7 @@ from ray._private import ray_constants
 from ray._private import worker as ray_worker
 from ray.exceptions import AuthenticationError, RaySystemError
 
-from ral_system.config.schema import RunConfig
+from ral_system.config.run import RunConfig
 from ral_system.errors import SetupError
 
 LOOPBACK = "127.0.0.1"

@@ -11,7 +11,8 @@ from typing import Any
 import ray
 from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
 
-from ral_system.config.schema import RunConfig, Stage
+from ral_system.config.base import Stage
+from ral_system.config.run import RunConfig
 from ral_system.errors import SetupError
 
 _UNITS = (("CPU", "cpus"), ("GPU", "gpus"))

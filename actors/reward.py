@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from ral_system.actors.process import ActorProcess, watched
-from ral_system.config.schema import RunConfig
+from ral_system.config.run import RunConfig
 from ral_system.types import Completion, Prompt, RewardResult
 
 

@@ -24,9 +24,10 @@ from ral_system.actors.reward import RewardActor
 from ral_system.actors.rollout import RolloutActor
 from ral_system.actors.scorer import ScorerActor
 from ral_system.actors.teacher import TeacherActor
-from ral_system.config.schema import RunConfig, Stage
+from ral_system.config.base import Device, Stage
+from ral_system.config.run import RunConfig
 from ral_system.models.folders import local_model_folder
-from ral_system.rollout.vllm_environment import Device, vllm_environment
+from ral_system.rollout.vllm_environment import vllm_environment
 from ral_system.weights.transfer.registry import open_transfer
 
 _ACTORS = {

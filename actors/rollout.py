@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, ClassVar
 import ray
 
 from ral_system.actors.process import ActorProcess, watched
-from ral_system.config.schema import RunConfig
+from ral_system.config.base import Device
+from ral_system.config.run import RunConfig
 from ral_system.media.store import node_store
-from ral_system.rollout.vllm_environment import Device
 from ral_system.types import Completion, Prompt, Sampling, WeightManifest
 
 if TYPE_CHECKING:

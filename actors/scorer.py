@@ -8,7 +8,7 @@ from pathlib import Path
 import ray
 
 from ral_system.actors.process import ActorProcess, watched
-from ral_system.config.schema import RunConfig
+from ral_system.config.run import RunConfig
 from ral_system.media.store import node_store
 from ral_system.types import MicroBatch, Scores
 

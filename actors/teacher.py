@@ -8,7 +8,8 @@ from pathlib import Path
 import ray
 
 from ral_system.actors.process import ActorProcess, watched
-from ral_system.config.schema import RunConfig, TeacherRole
+from ral_system.config.run import RunConfig
+from ral_system.config.teacher import TeacherRole
 from ral_system.media.store import node_store
 from ral_system.types import Sample, Scores
 

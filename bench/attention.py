@@ -74,10 +74,11 @@ def _run(options: argparse.Namespace) -> None:
 
     from bench.layer import measure_layer
     from bench.measure import MEMORY_METHOD, TIME_METHOD
-    from bench.plan import Device, plan
+    from bench.plan import plan
     from bench.plot import draw
     from bench.stack import measure_stack
     from bench.targets import Records, judge
+    from ral_system.config.base import Device
 
     cuda = torch.cuda.is_available() if options.device == "auto" else options.device == "cuda"
     device: Device = "cuda" if cuda else "cpu"

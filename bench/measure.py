@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 
 import torch
 
-from bench.plan import Device
+from ral_system.config.base import Device
 
 Key = TypeVar("Key")
 Call = Callable[[], Any]

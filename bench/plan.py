@@ -7,7 +7,8 @@ from typing import Literal
 
 import torch
 
-Device = Literal["cpu", "cuda"]
+from ral_system.config.base import Device, Dtype
+
 Variant = Literal["eager_full", "dense", "chunked", "triton", "sdpa"]
 
 TERMS: tuple[Variant, ...] = ("eager_full", "dense", "chunked", "triton")
@@ -24,7 +25,7 @@ class Plan:
     """Sizes of one benchmark. The stack's layers have the term's head counts, so that its term is the same work."""
 
     device: Device
-    dtype: Literal["bfloat16", "float32"]
+    dtype: Dtype
     tokens: tuple[int, ...]
     rows: int
     query_heads: int

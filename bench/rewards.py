@@ -16,7 +16,7 @@ from itertools import islice, repeat
 from pathlib import Path
 from typing import Any
 
-from ral_system.config.schema import RewardConfig
+from ral_system.config.reward import RewardConfig
 from ral_system.launch.arguments import Parser
 from ral_system.rewards.pool import RewardPool
 from ral_system.types import Completion, FinishReason, Prompt

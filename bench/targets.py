@@ -9,7 +9,8 @@ from itertools import pairwise
 from math import log2
 from typing import Any
 
-from bench.plan import LEARNER_LAYERS, Device, Variant
+from bench.plan import LEARNER_LAYERS, Variant
+from ral_system.config.base import Device
 
 COMPUTED = f"computed_for_{LEARNER_LAYERS}_layers"
 _MIB = 2**20

@@ -14,10 +14,10 @@ import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
-from bench.plan import Device, Plan, Variant
+from bench.plan import Plan, Variant
 from ral_system.algorithms.divergences import divergence
-from ral_system.attention import divergence as divergence_module
 from ral_system.attention.divergence import attention_divergence
+from ral_system.config.base import Backend, Device
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +61,7 @@ def unavailable(variant: Variant, device: Device) -> str | None:
     """Why a variant cannot run here at all, or None."""
     if variant != "triton":
         return None
-    if "triton" not in get_args(divergence_module.Backend):
+    if "triton" not in get_args(Backend):
         return "attention_divergence of this version has no backend 'triton'"
     if device != "cuda":
         return "needs a CUDA device"
@@ -78,7 +78,7 @@ def forward(variant: Variant, x: Inputs) -> Tensor:
         return output[0]
     if variant == "eager_full":
         return _eager_full(x)
-    backend = cast("divergence_module.Backend", variant)
+    backend = cast("Backend", variant)
     return attention_divergence(x.query, x.key, x.rows, x.target, scale=x.scale, backend=backend)
 
 

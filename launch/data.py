@@ -12,7 +12,8 @@ from tempfile import TemporaryDirectory
 from textwrap import shorten
 from typing import TYPE_CHECKING
 
-from ral_system.config.schema import FilesConfig, RunConfig
+from ral_system.config.data import FilesConfig
+from ral_system.config.run import RunConfig
 from ral_system.errors import ConfigError, SetupError
 from ral_system.launch.cli import run_with_config
 from ral_system.launch.refused import leaving_nothing

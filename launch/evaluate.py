@@ -14,7 +14,8 @@ from pathlib import Path
 from textwrap import fill
 from typing import TYPE_CHECKING, Any
 
-from ral_system.config.schema import BENCHMARK_NAMES, RunConfig
+from ral_system.config.evaluation import BENCHMARK_NAMES
+from ral_system.config.run import RunConfig
 from ral_system.errors import ConfigError
 from ral_system.evaluation.questions import Figures, asked, figures, write_quarantine
 from ral_system.evaluation.subject import Subject, configured_intervention

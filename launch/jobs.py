@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ral_system.config.schema import RunConfig
+from ral_system.config.run import RunConfig
 from ral_system.config.validate import parse_config
 from ral_system.errors import RalError
 from ral_system.launch.mistakes import explain, fail

@@ -10,7 +10,8 @@ import json
 import time
 from pathlib import Path
 
-from ral_system.config.schema import RunConfig, VisualSearchConfig
+from ral_system.config.data import VisualSearchConfig
+from ral_system.config.run import RunConfig
 from ral_system.errors import ConfigError, DataError, SetupError
 from ral_system.launch.cli import run_with_config
 from ral_system.launch.refused import leaving_nothing

@@ -14,7 +14,8 @@ from contextlib import ExitStack
 from functools import cache, partial
 from pathlib import Path
 
-from ral_system.config.schema import STAGES, RunConfig, Stage
+from ral_system.config.base import STAGES, Stage
+from ral_system.config.run import RunConfig
 from ral_system.config.validate import warnings
 from ral_system.errors import ConfigError, GateError
 from ral_system.launch.cli import run_with_config

@@ -12,7 +12,7 @@ from ral_system import conf
 if TYPE_CHECKING:
     from omegaconf import DictConfig
 
-    from ral_system.config.schema import RunConfig
+    from ral_system.config.run import RunConfig
 
 CONF = Path(conf.__file__).parent
 

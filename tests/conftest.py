@@ -29,7 +29,7 @@ if not Path("/proc/driver/nvidia").exists() and importlib.util.find_spec("triton
 pytest_plugins = ("tests.durations",)
 
 if TYPE_CHECKING:
-    from ral_system.config.schema import RunConfig
+    from ral_system.config.run import RunConfig
     from ral_system.media.store import MediaStore
     from ral_system.training.learner_rank import LearnerRank
     from ral_system.types import Sample

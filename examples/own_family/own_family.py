@@ -13,7 +13,7 @@ from transformers import (
     Qwen2_5_VLForConditionalGeneration,
 )
 
-from ral_system.config.schema import FilesConfig
+from ral_system.config.data import FilesConfig
 from ral_system.errors import DataError
 from ral_system.families.family import Features
 from ral_system.families.qwen_vl.family import QwenVl

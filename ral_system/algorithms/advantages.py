@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from ral_system.config.schema import Advantage
+from ral_system.config.algorithm import Advantage
 from ral_system.types import RewardResult, RewardStatus
 
 EPSILON = 1e-6

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from ral_system.algorithms.reduction import Reduction, reduce_rows
+from ral_system.algorithms.reduction import reduce_rows
+from ral_system.config.base import Reduction
 
 
 def attention_loss(

@@ -10,7 +10,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ral_system.config.schema import CorrectionConfig
+from ral_system.config.algorithm import CorrectionConfig
 
 
 class Correction(NamedTuple):

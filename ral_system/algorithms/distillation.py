@@ -6,13 +6,14 @@ teacher agree. Suffixes: N tokens, V vocabulary, K kept tokens.
 
 from __future__ import annotations
 
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-TokenDivergence = Literal["reverse_kl", "forward_kl", "jsd"]
+from ral_system.config.base import TokenDivergence
+
 TOKEN_DIVERGENCES: tuple[TokenDivergence, ...] = get_args(TokenDivergence)
 
 _LOWEST = -80.0

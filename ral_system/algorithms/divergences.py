@@ -6,13 +6,14 @@ over distributions. So at p = q value and slope are exactly 0, term by term, and
 
 from __future__ import annotations
 
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-Divergence = Literal["jsd", "forward_kl", "reverse_kl", "tv", "hellinger"]
+from ral_system.config.base import Divergence
+
 DIVERGENCES: tuple[Divergence, ...] = get_args(Divergence)
 
 _FLOOR = 1e-30

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Literal, get_args
+from typing import get_args
 
 import torch
 from torch import Tensor
 
-Reduction = Literal["token_mean", "sequence_mean", "sequence_sum"]
+from ral_system.config.base import Reduction
 
 
 def reduce_rows(

@@ -4,19 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from importlib.util import find_spec
-from typing import Any, Literal, Protocol, get_args
+from typing import Any, Protocol, get_args
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from ral_system.algorithms.divergences import DIVERGENCES, Divergence
+from ral_system.algorithms.divergences import DIVERGENCES
 from ral_system.attention.chunked import ChunkedKernels
-from ral_system.attention.policy import Heads, check_arguments, dense_policy
+from ral_system.attention.policy import check_arguments, dense_policy
 from ral_system.attention.record import Target, check_probabilities, check_record
+from ral_system.config.base import Backend, Divergence, Heads
 from ral_system.types import AttentionRecord
-
-Backend = Literal["dense", "chunked", "triton", "auto"]
 
 
 def attention_divergence(

@@ -13,14 +13,15 @@ dimension.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
-Space = Literal["weights", "logits"]
+from ral_system.config.evaluation import Space
+
 _MORE = 8
 
 

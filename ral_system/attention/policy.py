@@ -6,12 +6,12 @@ Suffixes: T tokens, H query heads, K key heads (H divisible by K), D head dimens
 from __future__ import annotations
 
 import math
-from typing import Literal, get_args
+from typing import get_args
 
 import torch
 from torch import Tensor
 
-Heads = Literal["mean", "each"]
+from ral_system.config.base import Heads
 
 
 def attention_policy(

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import accumulate
-from typing import Any, Literal, cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +18,7 @@ from transformers.masking_utils import sdpa_mask
 from ral_system.attention.intervention import Steering, steered_attention
 from ral_system.attention.policy import check_rows
 from ral_system.attention.sequence import LayerAttention
+from ral_system.config.base import Layers
 
 IMPLEMENTATION = "probed_sdpa"
 """Load models with `attn_implementation=IMPLEMENTATION` to make them probeable."""
@@ -167,7 +168,7 @@ class AttentionProbe:
     that are not there, or that run another attention than `IMPLEMENTATION`.
     """
 
-    def __init__(self, attention: Sequence[nn.Module], layers: Literal["last", "all"] | Sequence[int] = "last") -> None:
+    def __init__(self, attention: Sequence[nn.Module], layers: Layers | Sequence[int] = "last") -> None:
         count = len(attention)
         indices = {"last": [-1], "all": range(count)}[layers] if isinstance(layers, str) else layers
         if wrong := [i for i in indices if not -count <= i < count]:

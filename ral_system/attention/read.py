@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
 
-from ral_system.attention.divergence import Backend
-from ral_system.attention.policy import Heads
-from ral_system.config.schema import AttentionConfig, Keys, Rows
+from ral_system.config.attention import AttentionConfig
+from ral_system.config.base import Backend, Heads, Keys, Layers, Rows
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,7 +20,7 @@ class AttentionRead:
     """Rows of each sequence (`selection.select_rows`)."""
     keys: Keys = "all"
     """Keys that count (`selection.select_keys`)."""
-    layers: Literal["last", "all"] | tuple[int, ...] = "last"
+    layers: Layers | tuple[int, ...] = "last"
     """Text layers, by depth; negative ones count from the end."""
     heads: Heads = "mean"
     """One policy for the mean over heads, or one for each head."""

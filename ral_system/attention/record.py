@@ -12,7 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ral_system.algorithms.divergences import Divergence, divergence
+from ral_system.algorithms.divergences import divergence
+from ral_system.config.base import Divergence
 from ral_system.types import AttentionRecord
 
 

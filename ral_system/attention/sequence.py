@@ -8,9 +8,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ral_system.algorithms.divergences import Divergence
-from ral_system.attention.divergence import Backend, row_divergence, row_policy_blocks
-from ral_system.attention.policy import Heads, check_rows
+from ral_system.attention.divergence import row_divergence, row_policy_blocks
+from ral_system.attention.policy import check_rows
+from ral_system.config.base import Backend, Divergence, Heads
 from ral_system.types import AttentionRecord
 
 

@@ -9,7 +9,7 @@ import torch
 
 from ral_system.attention.provenance import KeyKind, KeyProvenance
 from ral_system.attention.sequence import SequenceAttention
-from ral_system.config.schema import VisualRewardForm
+from ral_system.config.reward import VisualRewardForm
 
 EPSILON = 1e-6
 

@@ -10,7 +10,7 @@ from typing import Any, get_args, get_origin
 
 from pydantic import BaseModel
 
-from ral_system.config.schema import RunConfig
+from ral_system.config.run import RunConfig
 
 ANY = "*"
 """Stands for a name that the user chooses, as in `data.sources.*.path`."""

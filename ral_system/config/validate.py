@@ -9,16 +9,12 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from ral_system.config.data import FilesConfig, VideoSearchConfig
+from ral_system.config.evaluation import BENCHMARK_NAMES
 from ral_system.config.known import did_you_mean, is_known
-from ral_system.config.schema import (
-    BENCHMARK_NAMES,
-    PLACEHOLDER,
-    DppoLossConfig,
-    FilesConfig,
-    ReinforceLossConfig,
-    RunConfig,
-    VideoSearchConfig,
-)
+from ral_system.config.policy_loss import DppoLossConfig, ReinforceLossConfig
+from ral_system.config.run import RunConfig
+from ral_system.config.synthesis import PLACEHOLDER
 from ral_system.errors import ConfigError
 
 

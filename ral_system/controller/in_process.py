@@ -9,7 +9,9 @@ from typing import Any
 
 import torch
 
-from ral_system.config.schema import RunConfig, Stage, TeacherRole
+from ral_system.config.base import Stage
+from ral_system.config.run import RunConfig
+from ral_system.config.teacher import TeacherRole
 from ral_system.media.store import MediaStore, node_store
 from ral_system.models.folders import local_model_folder
 from ral_system.protocols import Ref

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from ral_system.algorithms.advantages import group_advantages
-from ral_system.config.schema import RunConfig
+from ral_system.config.run import RunConfig
 from ral_system.controller.sampling import Group
 from ral_system.rewards.penalty import length_penalty, with_penalty
 from ral_system.rewards.visual import with_visual_reward

@@ -17,7 +17,7 @@ from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 
-from ral_system.config.schema import RunConfig
+from ral_system.config.run import RunConfig
 from ral_system.controller.loop import Step, TrainingLoop
 from ral_system.controller.sampling import Batch, Sampler
 from ral_system.errors import GateError

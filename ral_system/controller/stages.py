@@ -11,11 +11,14 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from ral_system.config.schema import LoggingConfig, RunConfig, Stage, SupervisedConfig
+from ral_system.config.base import Stage, SupervisedStage
+from ral_system.config.logging import LoggingConfig
+from ral_system.config.run import RunConfig
+from ral_system.config.supervised import SupervisedConfig
 from ral_system.controller.judging import NO_VERDICT
 from ral_system.controller.loop import TrainingLoop
 from ral_system.controller.pipeline import PipelinedLoop
-from ral_system.data.prompts import Prompts, SupervisedStage
+from ral_system.data.prompts import Prompts
 from ral_system.errors import ConfigError
 from ral_system.evaluation.greedy import Evaluation, evaluate
 from ral_system.observability.metrics import MetricsLog, Phase, RolloutLog

@@ -11,10 +11,10 @@ from typing import Literal
 
 import numpy as np
 
-from ral_system.config.schema import FilesConfig, ResponseFormat
+from ral_system.config.base import ResponseFormat, SupervisedStage
+from ral_system.config.data import FilesConfig
 from ral_system.data.chat import ChatRenderer
 from ral_system.data.preparation import QUARANTINE_FILE, PreparedQuestion, drawn, read_prepared
-from ral_system.data.prompts import SupervisedStage
 from ral_system.errors import DataError
 from ral_system.types import Media, Prompt, Sample, Split
 

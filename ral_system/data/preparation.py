@@ -19,7 +19,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
 
-from ral_system.config.schema import ColumnsConfig, FilesConfig, SourceConfig
+from ral_system.config.data import ColumnsConfig, FilesConfig, SourceConfig
 from ral_system.data.chat import ChatRenderer
 from ral_system.data.sources.files import read_rows
 from ral_system.data.sources.hub import located, source_survey

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Literal, Protocol
+from typing import Protocol
 
+from ral_system.config.base import SupervisedStage
 from ral_system.types import Prompt, Sample, Split
-
-SupervisedStage = Literal["perceive", "sft"]
 
 
 class Prompts(Protocol):

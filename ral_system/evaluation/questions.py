@@ -8,7 +8,8 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ral_system.config.schema import FilesConfig, RunConfig
+from ral_system.config.data import FilesConfig
+from ral_system.config.run import RunConfig
 from ral_system.errors import DataError
 from ral_system.evaluation.subject import Subject
 from ral_system.types import Completion, Prompt, Rollout, Sampling

@@ -8,14 +8,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ral_system.config.schema import RunConfig
+from ral_system.config.run import RunConfig
 
 if TYPE_CHECKING:
     from ral_system.attention.intervention import Intervention
+    from ral_system.config.base import Device
     from ral_system.evaluation.answers import Generate
     from ral_system.media.store import MediaStore
     from ral_system.rollout.hf_generator import HfEngine
-    from ral_system.rollout.vllm_environment import Device
     from ral_system.rollout.vllm_generator import VllmEngine
 
 

@@ -9,7 +9,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ral_system.config.schema import FilesConfig, RunConfig, SweepAxis, VideoSearchConfig
+from ral_system.config.data import FilesConfig, VideoSearchConfig
+from ral_system.config.evaluation import SweepAxis
+from ral_system.config.run import RunConfig
 from ral_system.errors import ConfigError, DataError
 from ral_system.evaluation.questions import Figures, Questions, asked, figures, write_quarantine
 from ral_system.evaluation.subject import Subject

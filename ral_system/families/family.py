@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PretrainedConfig, PreTrainedModel
 
-from ral_system.config.schema import FilesConfig
+from ral_system.config.data import FilesConfig
 from ral_system.types import Layout, Media, MediaKind
 
 Features = dict[str, Tensor]

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from ral_system.config.schema import STAGES, Stage
+from ral_system.config.base import STAGES, Stage
 
 
 class JsonLines:

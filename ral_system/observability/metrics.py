@@ -21,7 +21,8 @@ from typing import Any, Literal
 
 import numpy as np
 
-from ral_system.config.schema import LoggingConfig, Stage
+from ral_system.config.base import Stage
+from ral_system.config.logging import LoggingConfig
 from ral_system.observability.jsonl import JsonLines
 from ral_system.observability.wandb_sink import WandbSink
 from ral_system.types import Media, Rollout

@@ -12,9 +12,10 @@ import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-from ral_system.config.schema import LoggingConfig, Stage
+from ral_system.config.base import Stage
+from ral_system.config.logging import LoggingConfig, WandbChoice, WandbMode, WandbRecording
 
 _log = logging.getLogger(__name__)
 
@@ -24,21 +25,19 @@ _RUN_ID_FILE = "wandb-run-id"
 _BEST_IS_HIGHEST = ("eval/accuracy", "held_out/token_accuracy")
 """Metrics whose summary has the maximum beside the last value."""
 
-ModeName = Literal["online", "offline", "disabled"]
-
 
 @dataclass(frozen=True, slots=True)
 class Mode:
     """What happens to metrics on this machine. Example: `Mode("offline", "WANDB_MODE=offline")`"""
 
-    name: ModeName
+    name: WandbMode
     reason: str
     remedy: str = ""
     problem: bool = False
     """Whether something that was asked for, or set up, does not work."""
 
 
-def resolve_mode(asked: Literal["auto", "online", "offline", "disabled"]) -> Mode:
+def resolve_mode(asked: WandbChoice) -> Mode:
     """Resolve the W&B mode; if settings disagree, the most private wins."""
     if asked == "disabled":
         return Mode("disabled", "logging.wandb=disabled")
@@ -136,7 +135,7 @@ def _wandb() -> Any:
 
 
 def _start_anyhow(
-    folder: Path, mode: Literal["online", "offline"], project: str, run_name: str, resolved_config: Mapping[str, Any]
+    folder: Path, mode: WandbRecording, project: str, run_name: str, resolved_config: Mapping[str, Any]
 ) -> Any:
     """A run in `mode`, or offline when W&B cannot be reached."""
     if mode == "online":
@@ -149,9 +148,7 @@ def _start_anyhow(
     return _start(folder, "offline", project, run_name, resolved_config)
 
 
-def _start(
-    folder: Path, mode: Literal["online", "offline"], project: str, run_name: str, resolved_config: Mapping[str, Any]
-) -> Any:
+def _start(folder: Path, mode: WandbRecording, project: str, run_name: str, resolved_config: Mapping[str, Any]) -> Any:
     wandb = _wandb()
     folder.mkdir(parents=True, exist_ok=True)
     defaults = {

@@ -11,7 +11,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from ral_system.config.schema import FilesConfig, RewardConfig, RunConfig, VideoSearchConfig, VisualSearchConfig
+from ral_system.config.data import FilesConfig, VideoSearchConfig, VisualSearchConfig
+from ral_system.config.reward import RewardConfig
+from ral_system.config.run import RunConfig
 from ral_system.data.chat import ChatRenderer
 from ral_system.data.file_prompts import FilePrompts
 from ral_system.data.preparation import QUARANTINE_FILE, PreparedQuestion, kind_of_reason, read_prepared

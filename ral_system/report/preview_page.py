@@ -13,6 +13,7 @@ from PIL import Image
 
 from ral_system.observability.jsonl import write_atomically
 from ral_system.report.page import frame_strip, page, picture, seconds
+from ral_system.types import MediaKind
 
 PREVIEW_FILE = "preview.html"
 
@@ -98,7 +99,7 @@ class Piece:
 class ShownMedium:
     """A picture, or a video's shown frames with their times."""
 
-    kind: Literal["image", "video"]
+    kind: MediaKind
     size: tuple[int, int]
     """Width and height in px, as the model sees it."""
     grid: tuple[int, int, int]

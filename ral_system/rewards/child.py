@@ -20,7 +20,8 @@ import sys
 from collections.abc import Callable, Iterator
 from typing import Any, BinaryIO, cast
 
-from ral_system.config.schema import ResponseFormat, RewardConfig
+from ral_system.config.base import ResponseFormat
+from ral_system.config.reward import RewardConfig
 from ral_system.errors import RalError
 from ral_system.rewards.combine import Verdict
 from ral_system.rewards.verifiers.registry import verifier_of

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from ral_system.config.schema import OverlongConfig
+from ral_system.config.algorithm import OverlongConfig
 from ral_system.types import Completion, RewardResult, RewardStatus
 
 

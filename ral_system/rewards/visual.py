@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from ral_system.config.schema import RewardConfig
+from ral_system.config.reward import RewardConfig
 from ral_system.types import RewardResult, RewardStatus
 
 

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from ral_system.algorithms.distillation import top_tokens
 from ral_system.algorithms.log_probs import sampling_log_softmax
 from ral_system.attention.intervention import Intervention
-from ral_system.config.schema import RolloutConfig
+from ral_system.config.rollout import RolloutConfig
 from ral_system.data.features import FeatureExtractor
 from ral_system.families.family import Features
 from ral_system.media.store import MediaStore

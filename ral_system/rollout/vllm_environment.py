@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Literal
-
-from ral_system.config.schema import RolloutConfig
-
-Device = Literal["cpu", "cuda"]
+from ral_system.config.base import Device
+from ral_system.config.rollout import RolloutConfig
 
 
 def vllm_environment(config: RolloutConfig, threads: int, device: Device) -> dict[str, str]:

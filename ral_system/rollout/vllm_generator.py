@@ -18,7 +18,8 @@ from vllm import LLM, SamplingParams
 from vllm.distributed import cleanup_dist_env_and_memory
 from vllm.sampling_params import RequestOutputKind
 
-from ral_system.config.schema import RolloutConfig
+from ral_system.config.base import Device
+from ral_system.config.rollout import RolloutConfig
 from ral_system.errors import WeightSyncError
 from ral_system.media.store import MediaStore
 from ral_system.models.loading import load_family
@@ -26,7 +27,6 @@ from ral_system.rollout.gates import check_completion, check_media_tokens, check
 from ral_system.rollout.seeds import completion_seed
 from ral_system.rollout.stopping import ANSWER_END, stop_token_ids
 from ral_system.rollout.top_tokens import with_rest
-from ral_system.rollout.vllm_environment import Device
 from ral_system.types import (
     MAX_MEDIA,
     Completion,

@@ -15,7 +15,9 @@ from typing import IO, Any
 
 import yaml
 
-from ral_system.config.schema import STAGES, RunConfig, Stage, SupervisedConfig
+from ral_system.config.base import STAGES, Stage
+from ral_system.config.run import RunConfig
+from ral_system.config.supervised import SupervisedConfig
 from ral_system.errors import ConfigError, SetupError
 from ral_system.observability.jsonl import JsonLines, dump, read_lines, write_atomically
 from ral_system.observability.metrics import COMMANDS_FILE, METRICS_FILE

@@ -6,7 +6,8 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ral_system.config.schema import STAGES, RunConfig
+from ral_system.config.base import STAGES
+from ral_system.config.run import RunConfig
 from ral_system.errors import GATE_COUNTERS, GateError
 from ral_system.observability.jsonl import read_objects, write_atomically
 from ral_system.observability.timeline import idle_shares

@@ -16,7 +16,7 @@ from ral_system.attention.read import AttentionRead
 from ral_system.attention.record import record_attention
 from ral_system.attention.sequence import SequenceAttention
 from ral_system.attention.visual_reward import visual_reward
-from ral_system.config.schema import RunConfig
+from ral_system.config.run import RunConfig
 from ral_system.data.collate import TensorBatch
 from ral_system.models.loading import TORCH_DTYPES
 from ral_system.models.policy import PolicyOutput

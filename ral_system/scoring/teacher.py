@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from ral_system.attention.read import AttentionRead
-from ral_system.config.schema import RunConfig
+from ral_system.config.run import RunConfig
 from ral_system.data.collate import Collator
 from ral_system.errors import DataError, SetupError
 from ral_system.media.store import MediaStore

@@ -10,7 +10,7 @@ from typing import Any
 
 import openai
 
-from ral_system.config.schema import PLACEHOLDER, SynthesisConfig
+from ral_system.config.synthesis import PLACEHOLDER, SynthesisConfig
 from ral_system.errors import ConfigError, SetupError
 from ral_system.media.store import MediaStore
 from ral_system.synthesis.rows import MalformedError, Role, Row, UnansweredError

@@ -16,7 +16,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from ral_system.config.schema import SynthesisConfig
+from ral_system.config.synthesis import SynthesisConfig
 from ral_system.errors import DataError, SetupError
 from ral_system.observability.jsonl import JsonLines, read_objects
 from ral_system.synthesis.checks import check_anchored, check_description, check_reasoning

@@ -12,7 +12,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from ral_system.config.schema import FilesConfig, RunConfig, VideoSearchConfig, VisualSearchConfig
+from ral_system.config.data import FilesConfig, VideoSearchConfig, VisualSearchConfig
+from ral_system.config.run import RunConfig
 from ral_system.data.chat import ChatRenderer
 from ral_system.data.file_prompts import FilePrompts, demonstration_text
 from ral_system.data.preparation import QUARANTINE_FILE, RULES, Preparation, Tally

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ral_system.config.schema import VideoSearchConfig
+from ral_system.config.data import VideoSearchConfig
 from ral_system.tasks.visual_search import COLOURS, COLUMN_NAMES, DIGITS, SHAPES, Cell, draw_alone
 from ral_system.types import Split
 

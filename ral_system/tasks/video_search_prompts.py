@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from ral_system.config.schema import ResponseFormat, VideoSearchConfig
+from ral_system.config.base import ResponseFormat, SupervisedStage
+from ral_system.config.data import VideoSearchConfig
 from ral_system.data.chat import ChatRenderer
-from ral_system.data.prompts import SupervisedStage
 from ral_system.media.store import MediaStore
 from ral_system.tasks.video_search import FRAMES_PER_S, KINDS, VideoRecord, VideoSearch
 from ral_system.types import Prompt, Sample, Split, VideoSampling

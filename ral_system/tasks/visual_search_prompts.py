@@ -7,9 +7,9 @@ from pathlib import Path
 
 import numpy as np
 
-from ral_system.config.schema import ResponseFormat, VisualSearchConfig
+from ral_system.config.base import ResponseFormat, SupervisedStage
+from ral_system.config.data import VisualSearchConfig
 from ral_system.data.chat import ChatRenderer
-from ral_system.data.prompts import SupervisedStage
 from ral_system.errors import DataError
 from ral_system.media.store import MediaStore
 from ral_system.tasks.demonstrations import Demonstration, read_demonstrations

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from datetime import timedelta
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import deepspeed
 import torch
@@ -18,10 +18,11 @@ from deepspeed.utils.tensor_fragment import fragment_address
 from torch import Tensor
 
 from ral_system.attention.read import AttentionRead
-from ral_system.config.schema import LearnerConfig
+from ral_system.config.learner import LearnerConfig
 from ral_system.data.collate import TensorBatch
 from ral_system.errors import CheckpointError, SetupError
 from ral_system.models.policy import PolicyModel, PolicyOutput
+from ral_system.training.engine import Operation
 from ral_system.training.optim import OptimSettings
 
 _PREFIX = "model."
@@ -94,7 +95,7 @@ class DeepSpeedEngine:
     def learning_rate(self) -> float:
         return self._settings.rate(max(0, self._updates - 1))
 
-    def all_reduce(self, values: Tensor, operation: Literal["sum", "max"]) -> Tensor:
+    def all_reduce(self, values: Tensor, operation: Operation) -> Tensor:
         on_device = values.to(self.device)
         reduce = torch.distributed.ReduceOp.SUM if operation == "sum" else torch.distributed.ReduceOp.MAX
         torch.distributed.all_reduce(on_device, reduce)

@@ -13,6 +13,8 @@ from ral_system.attention.read import AttentionRead
 from ral_system.data.collate import TensorBatch
 from ral_system.models.policy import PolicyModel, PolicyOutput
 
+Operation = Literal["sum", "max"]
+
 
 class Engine(Protocol):
     """One rank of the trained policy."""
@@ -36,7 +38,7 @@ class Engine(Protocol):
         """The rate that the last `step` used."""
         ...
 
-    def all_reduce(self, values: Tensor, operation: Literal["sum", "max"]) -> Tensor:
+    def all_reduce(self, values: Tensor, operation: Operation) -> Tensor:
         """Reduce a small float64 tensor over ranks."""
         ...
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,7 +18,7 @@ from ral_system.attention.metrics import visual_maps
 from ral_system.attention.read import QUESTION_AT_ALL_LAYERS, AttentionRead, response_at_all_layers
 from ral_system.attention.selection import row_tokens
 from ral_system.attention.sequence import SequenceAttention
-from ral_system.config.schema import RunConfig
+from ral_system.config.run import RunConfig
 from ral_system.data.collate import Collator, TensorBatch
 from ral_system.media.store import MediaStore
 from ral_system.models.loading import save_model
@@ -26,7 +26,7 @@ from ral_system.models.policy import PolicyModel, PolicyOutput
 from ral_system.scoring.build import build_policy
 from ral_system.scoring.scores import join_versions, mean_over_heads, merge_teachers, to_scores
 from ral_system.training.average import WeightAverage
-from ral_system.training.engine import Engine
+from ral_system.training.engine import Engine, Operation
 from ral_system.training.gradient_share import cap, share, squared_norms
 from ral_system.training.log_prob_gate import check_log_prob_gaps, log_prob_gaps, quantile
 from ral_system.training.objective import Objective, policy_objective
@@ -316,7 +316,7 @@ class LearnerRank:
             return 1.0, metrics
         return cap(squared, limit), metrics | {"attention/gradient_factor": cap(squared, limit)}
 
-    def _over_ranks(self, parts: Sequence[Mapping[str, Tensor]], operation: Literal["sum", "max"]) -> dict[str, float]:
+    def _over_ranks(self, parts: Sequence[Mapping[str, Tensor]], operation: Operation) -> dict[str, float]:
         names = list(parts[0])
         if not names:
             return {}

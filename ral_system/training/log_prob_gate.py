@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from ral_system.config.schema import LogProbGateConfig
+from ral_system.config.rollout import LogProbGateConfig
 from ral_system.errors import LogProbError
 from ral_system.types import MicroBatch, Sample, Scores
 

@@ -21,7 +21,7 @@ from ral_system.algorithms.policy_losses.registry import POLICY_LOSSES
 from ral_system.algorithms.reduction import reduce_rows
 from ral_system.attention.metrics import STATISTICS
 from ral_system.attention.sequence import SequenceAttention
-from ral_system.config.schema import AlgorithmConfig
+from ral_system.config.algorithm import AlgorithmConfig
 from ral_system.data.collate import TensorBatch
 from ral_system.models.policy import PolicyOutput
 from ral_system.training.stacking import (

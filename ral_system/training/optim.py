@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ral_system.config.schema import RunConfig
+from ral_system.config.run import RunConfig
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,7 +11,7 @@ from ral_system.algorithms.attention_guidance import attention_guidance
 from ral_system.attention.mean_attention import log_mean_attention
 from ral_system.attention.provenance import KeyKind
 from ral_system.attention.sequence import SequenceAttention
-from ral_system.config.schema import AttentionGuidanceConfig
+from ral_system.config.supervised import AttentionGuidanceConfig
 from ral_system.data.collate import TensorBatch
 from ral_system.models.policy import PolicyOutput
 from ral_system.training.objective import Objective

@@ -11,7 +11,7 @@ from torch import Tensor
 from ral_system.algorithms.distillation import kept_and_rest, token_divergence
 from ral_system.algorithms.reduction import reduce_rows
 from ral_system.attention.sequence import SequenceAttention
-from ral_system.config.schema import AlgorithmConfig, TokenDistillationConfig
+from ral_system.config.algorithm import AlgorithmConfig, TokenDistillationConfig
 from ral_system.models.policy import PolicyOutput
 from ral_system.training.stacking import stack_divergence
 from ral_system.types import Counts, MicroBatch, Scores

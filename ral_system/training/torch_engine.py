@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Literal
 
 import torch
 from safetensors.torch import load_file, load_model, save_file, save_model
@@ -14,6 +13,7 @@ from torch import Tensor
 from ral_system.attention.read import AttentionRead
 from ral_system.data.collate import TensorBatch
 from ral_system.models.policy import PolicyModel, PolicyOutput
+from ral_system.training.engine import Operation
 from ral_system.training.optim import OptimSettings
 
 
@@ -55,7 +55,7 @@ class TorchEngine:
     def learning_rate(self) -> float:
         return self._settings.rate(max(0, self._updates - 1))
 
-    def all_reduce(self, values: Tensor, operation: Literal["sum", "max"]) -> Tensor:
+    def all_reduce(self, values: Tensor, operation: Operation) -> Tensor:
         return values
 
     def trained_weights(self) -> Mapping[str, Tensor]:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager
 
-from ral_system.config.schema import OnNewWeights
+from ral_system.config.rollout import OnNewWeights
 from ral_system.errors import WeightSyncError
 from ral_system.types import WeightManifest
 from ral_system.weights.transfer.transfer import Offer

@@ -34,7 +34,7 @@ def train(task: Path, rank: int, stage: int) -> dict[str, Any]:
     """The gradient of an update and of each of its parts; then two updates, a checkpoint, and a third."""
     from deepspeed.utils import safe_get_full_grad
 
-    from ral_system.config.schema import RunConfig
+    from ral_system.config.run import RunConfig
     from ral_system.media.store import MediaStore
     from ral_system.training.learner_rank import LearnerRank
     from ral_system.training.plan import plan_updates

@@ -66,7 +66,7 @@ def train(task: Path, rank: int, world_size: int, engine: str, stage: int, micro
     """
     import torch
 
-    from ral_system.config.schema import RunConfig
+    from ral_system.config.run import RunConfig
     from ral_system.media.store import MediaStore
     from ral_system.training.learner_rank import LearnerRank
     from ral_system.training.plan import plan_updates

@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 from playwright.sync_api import Browser, Page, sync_playwright
 
-from ral_system.config.schema import LoggingConfig
+from ral_system.config.logging import LoggingConfig
 from ral_system.media.store import MediaStore
 from ral_system.media.videos import VideoLimits
 from ral_system.observability.metrics import MetricsLog, RolloutLog

@@ -14,7 +14,7 @@ import pytest
 import torch
 from pydantic import TypeAdapter
 
-from ral_system.config.schema import RolloutConfig
+from ral_system.config.rollout import RolloutConfig
 from ral_system.data.chat import ChatRenderer
 from ral_system.data.features import FeatureExtractor
 from ral_system.errors import GateError, WeightSyncError

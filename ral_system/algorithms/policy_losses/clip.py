@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from ral_system.algorithms.policy_losses.inputs import LossInputs, TokenLoss, masked_ratio
-from ral_system.config.schema import ClipLossConfig
+from ral_system.config.policy_loss import ClipLossConfig
 
 
 def clip_loss(inputs: LossInputs, config: ClipLossConfig) -> TokenLoss:

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from ral_system.algorithms.policy_losses.inputs import LossInputs, TokenLoss, masked_ratio
-from ral_system.config.schema import DppoLossConfig
+from ral_system.config.policy_loss import DppoLossConfig
 
 _SMALLEST_LOG = -27.6310211159
 """ln 1e-12: probabilities below it count as this."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from ral_system.algorithms.policy_losses.inputs import LossInputs, TokenLoss
-from ral_system.config.schema import GspoLossConfig
+from ral_system.config.policy_loss import GspoLossConfig
 
 
 def gspo_loss(inputs: LossInputs, config: GspoLossConfig) -> TokenLoss:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from ral_system.algorithms.policy_losses.inputs import LossInputs, TokenLoss, masked_ratio
-from ral_system.config.schema import ReinforceLossConfig
+from ral_system.config.policy_loss import ReinforceLossConfig
 
 
 def reinforce_loss(inputs: LossInputs, config: ReinforceLossConfig) -> TokenLoss:

@@ -16,7 +16,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from ral_system.config.schema import ColumnsConfig
+from ral_system.config.data import ColumnsConfig
 from ral_system.errors import DataError
 
 _ROWS_AT_ONCE = 64

@@ -9,7 +9,7 @@ from pathlib import Path
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError
 
-from ral_system.config.schema import SourceConfig
+from ral_system.config.data import SourceConfig
 from ral_system.data.sources.files import Survey, files_of, survey
 from ral_system.errors import DataError
 

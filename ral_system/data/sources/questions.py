@@ -9,7 +9,7 @@ from pathlib import Path
 from string import ascii_uppercase
 from typing import Any, get_args
 
-from ral_system.config.schema import ColumnsConfig
+from ral_system.config.data import ColumnsConfig
 from ral_system.data.sources.files import path_below, shortened
 from ral_system.errors import DataError
 from ral_system.media.encoded import EncodedMedia

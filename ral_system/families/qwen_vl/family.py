@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PretrainedConfig, PreTrainedModel
 
-from ral_system.config.schema import FilesConfig
+from ral_system.config.data import FilesConfig
 from ral_system.families.family import Family, Features
 from ral_system.families.qwen_vl.pixel_budget import QwenPixelBudget, pixel_budgets
 from ral_system.families.qwen_vl.positions import rope_positions

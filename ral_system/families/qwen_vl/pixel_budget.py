@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ral_system.config.schema import FilesConfig
+from ral_system.config.data import FilesConfig
 from ral_system.errors import ConfigError, DataError
 from ral_system.types import MediaKind
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ral_system.config.schema import RewardConfig
+from ral_system.config.reward import RewardConfig
 
 
 def score(given: str, reference: str, config: RewardConfig) -> float:

@@ -7,7 +7,7 @@ import re
 
 from rouge_score.rouge_scorer import RougeScorer
 
-from ral_system.config.schema import RewardConfig
+from ral_system.config.reward import RewardConfig
 
 _WORD = re.compile(r"[a-z0-9]+")
 _NUMBER = re.compile(r"(?<!\w)[-\N{MINUS SIGN}]?\d+(?:[.,]\d+)*")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 
-from ral_system.config.schema import RewardConfig
+from ral_system.config.reward import RewardConfig
 
 _TIME = re.compile(r"(?:(\d+):)?(\d+):(\d+(?:\.\d*)?)|(\d+(?:\.\d*)?|\.\d+)")
 

@@ -15,7 +15,7 @@ from typing import Any
 
 from math_verify import LatexExtractionConfig, LatexNormalizationConfig, parse, verify
 
-from ral_system.config.schema import RewardConfig
+from ral_system.config.reward import RewardConfig
 from ral_system.rewards.verifiers.exact import same_words
 from ral_system.rewards.verifiers.formula import Formula, read_formula
 from ral_system.rewards.verifiers.markup import bare

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import re
 
-from ral_system.config.schema import RewardConfig
+from ral_system.config.reward import RewardConfig
 from ral_system.rewards.verifiers.exact import same_words
 from ral_system.rewards.verifiers.markup import bare, boxed, undressed
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from rapidfuzz.distance import Levenshtein
 
-from ral_system.config.schema import RewardConfig
+from ral_system.config.reward import RewardConfig
 
 
 def score(given: str, reference: str, config: RewardConfig) -> float:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 from collections.abc import Callable
 
-from ral_system.config.schema import RewardConfig
+from ral_system.config.reward import RewardConfig
 
 Score = Callable[[str, str, RewardConfig], float]
 """(given answer, reference answer, settings) → [0, 1]"""

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from ral_system.config.schema import RunConfig
+from ral_system.config.run import RunConfig
 from ral_system.errors import ConfigError
 from ral_system.registry import Registry
 from ral_system.weights.transfer.transfer import Transfer

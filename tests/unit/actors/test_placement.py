@@ -1,7 +1,7 @@
 import pytest
 
 from ral_system.actors.placement import Bundle, plan, preflight
-from ral_system.config.schema import TeacherRole
+from ral_system.config.teacher import TeacherRole
 from ral_system.errors import SetupError
 from tests.composed import compose_config
 

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ral_system.algorithms.advantages import EPSILON, group_advantages, normalised
-from ral_system.config.schema import Advantage
+from ral_system.config.algorithm import Advantage
 from ral_system.types import RewardResult, RewardStatus
 
 REWARDS = st.lists(st.one_of(st.none(), st.sampled_from([0.0, 0.1, 0.9, 1.0])), min_size=1, max_size=12)

@@ -13,7 +13,7 @@ from transformers import AttentionInterface
 
 from ral_system.attention.intervention import Intervention
 from ral_system.attention.probe import IMPLEMENTATION
-from ral_system.config.schema import RunConfig
+from ral_system.config.run import RunConfig
 from ral_system.data.collate import Collator
 from ral_system.media.store import MediaStore
 from ral_system.models.loading import load_family, load_model

@@ -10,7 +10,8 @@ from ral_system import conf
 from ral_system.algorithms import catalogue
 from ral_system.algorithms.kl import ESTIMATORS
 from ral_system.algorithms.policy_losses.registry import POLICY_LOSSES
-from ral_system.config.schema import AlgorithmConfig, CorrectionConfig, KLConfig, RolloutConfig
+from ral_system.config.algorithm import AlgorithmConfig, CorrectionConfig, KLConfig
+from ral_system.config.rollout import RolloutConfig
 
 PRESETS = {f.stem for f in (Path(conf.__file__).parent / "algorithm" / "policy_loss").glob("*.yaml")}
 

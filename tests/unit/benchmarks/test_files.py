@@ -8,7 +8,7 @@ import pytest
 from ral_system.benchmarks import columns, files, tally
 from ral_system.benchmarks.item import BadItem, Item, MediaFile
 from ral_system.benchmarks.registry import BENCHMARKS, entry, read_items
-from ral_system.config.schema import BENCHMARK_NAMES
+from ral_system.config.evaluation import BENCHMARK_NAMES
 from ral_system.errors import DataError
 from tests.unit.benchmarks.released import PNG, touch, write_json
 

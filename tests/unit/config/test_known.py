@@ -5,7 +5,7 @@ from collections.abc import Callable
 import pytest
 
 from ral_system.config.known import RENAMED, did_you_mean, is_known, known_keys, meant, takes_list
-from ral_system.config.schema import RunConfig
+from ral_system.config.run import RunConfig
 from ral_system.config.validate import parse_config
 from ral_system.errors import ConfigError
 

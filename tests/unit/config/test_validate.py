@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from ral_system.config import validate
-from ral_system.config.schema import ColumnsConfig
+from ral_system.config.data import ColumnsConfig
 from ral_system.config.validate import parse_config
 from ral_system.errors import ConfigError
 

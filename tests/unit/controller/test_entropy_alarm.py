@@ -3,7 +3,7 @@ from io import StringIO
 
 from rich.console import Console
 
-from ral_system.config.schema import RunConfig
+from ral_system.config.run import RunConfig
 from ral_system.controller.stages import entropy_alarm
 from ral_system.observability.progress import StageProgress
 

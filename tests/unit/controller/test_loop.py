@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from ral_system.config.schema import RunConfig
+from ral_system.config.run import RunConfig
 from ral_system.controller.judging import repetition, rollout_metrics
 from ral_system.controller.loop import TrainingLoop, update_metrics
 from ral_system.controller.sampling import has_signal, step_seed

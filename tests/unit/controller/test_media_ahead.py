@@ -9,7 +9,7 @@ from unittest.mock import MagicMock
 
 import pytest
 
-from ral_system.config.schema import RunConfig
+from ral_system.config.run import RunConfig
 from ral_system.controller import stages
 from ral_system.observability.progress import PhaseTimer
 from ral_system.runs.folder import RunFolder

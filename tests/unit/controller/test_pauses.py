@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 import pytest
 
-from ral_system.config.schema import RunConfig
+from ral_system.config.run import RunConfig
 from ral_system.controller.stages import _steps_until_pause
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from ral_system.config.schema import RunConfig
+from ral_system.config.run import RunConfig
 from ral_system.controller.loop import TrainingLoop
 from ral_system.controller.pipeline import PipelinedLoop, StalenessBound
 from ral_system.errors import GateError, WeightSyncError

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from ral_system.config.schema import RewardConfig
+from ral_system.config.reward import RewardConfig
 from ral_system.rewards.pool import RewardPool
 
 

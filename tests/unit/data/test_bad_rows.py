@@ -16,7 +16,8 @@ import pytest
 from av.video.frame import VideoFrame
 from pyarrow import parquet
 
-from ral_system.config.schema import FilesConfig, RunConfig
+from ral_system.config.data import FilesConfig
+from ral_system.config.run import RunConfig
 from ral_system.data import preparation
 from ral_system.data.preparation import read_prepared
 from ral_system.data.sources.files import read_rows

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from ral_system.benchmarks.item import Item
-from ral_system.config.schema import RunConfig
+from ral_system.config.run import RunConfig
 from ral_system.errors import DataError
 from ral_system.evaluation import questions as figures
 from ral_system.evaluation.questions import Figures, Questions

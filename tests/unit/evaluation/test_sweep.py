@@ -9,7 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ral_system.config.schema import FilesConfig, RunConfig, VideoSearchConfig, VisualSearchConfig
+from ral_system.config.data import FilesConfig, VideoSearchConfig, VisualSearchConfig
+from ral_system.config.run import RunConfig
 from ral_system.errors import ConfigError, DataError
 from ral_system.evaluation import sweep
 from ral_system.evaluation.questions import Figures, Questions

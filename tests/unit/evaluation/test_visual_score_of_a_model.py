@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from ral_system.attention.visual_score import VisualScore
-from ral_system.config.schema import VisualSearchConfig
+from ral_system.config.data import VisualSearchConfig
 from ral_system.data.chat import ChatRenderer
 from ral_system.errors import ConfigError
 from ral_system.evaluation.visual_score import measure_visual_score

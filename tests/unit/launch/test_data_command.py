@@ -18,7 +18,7 @@ import pytest
 from huggingface_hub.utils import filter_repo_objects
 from PIL import Image
 
-from ral_system.config.schema import RunConfig
+from ral_system.config.run import RunConfig
 from ral_system.errors import ConfigError, DataError, SetupError
 from ral_system.launch.data import show_data
 from ral_system.models.folders import local_model_folder
@@ -322,4 +322,4 @@ def test_the_command_line_is_read_without_torch(tmp_path: Path, arguments: str, 
     imported = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines() if line.startswith("import time:")}
     told = [line for line in done.stderr.splitlines() if not line.startswith("import time:")]
     assert done.returncode == code and says in done.stdout + "".join(told)
-    assert len(told) <= 1 and "torch" not in imported and "ral_system.config.schema" in imported
+    assert len(told) <= 1 and "torch" not in imported and "ral_system.config.run" in imported

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ral_system.config.schema import LoggingConfig
+from ral_system.config.logging import LoggingConfig
 from ral_system.observability.jsonl import read_lines
 from ral_system.observability.metrics import MetricsLog, RolloutLog, recorded_media
 from ral_system.types import (

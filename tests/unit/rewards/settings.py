@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from ral_system.config.schema import RewardConfig
+from ral_system.config.reward import RewardConfig
 
 DEFAULTS: dict[str, Any] = {
     "verifier": "exact",

@@ -10,7 +10,7 @@ from types import ModuleType
 
 import pytest
 
-from ral_system.config.schema import RewardConfig
+from ral_system.config.reward import RewardConfig
 from ral_system.errors import ActorError, SetupError
 from ral_system.rewards.combine import judge
 from ral_system.rewards.pool import RewardPool, _greeting

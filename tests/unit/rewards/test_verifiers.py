@@ -11,7 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ral_system import conf
-from ral_system.config.schema import RunConfig, Verifier
+from ral_system.config.reward import Verifier
+from ral_system.config.run import RunConfig
 from ral_system.errors import ConfigError
 from ral_system.rewards.combine import judge
 from ral_system.rewards.verifiers.interval import read_interval

@@ -4,7 +4,8 @@ from collections.abc import Callable
 
 import pytest
 
-from ral_system.config.schema import RewardConfig, RunConfig
+from ral_system.config.reward import RewardConfig
+from ral_system.config.run import RunConfig
 from ral_system.rewards.visual import with_visual_reward
 from ral_system.types import RewardResult, RewardStatus
 

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import torch
 
-from ral_system.config.schema import LogProbGateConfig, RolloutConfig
+from ral_system.config.rollout import LogProbGateConfig, RolloutConfig
 from ral_system.data.chat import ChatRenderer
 from ral_system.errors import DataError, GateError, WeightSyncError
 from ral_system.media.store import MediaStore

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import yaml
 
-from ral_system.config.schema import RunConfig
+from ral_system.config.run import RunConfig
 from ral_system.errors import ConfigError, SetupError
 from ral_system.runs.folder import SYNTHESIS, TRAINING, Continuation, RunFolder, differing_fields
 
@@ -170,7 +170,7 @@ def test_two_processes_do_not_write_one_run(make_config: MakeConfig, tmp_path: P
     (tmp_path / "config.json").write_text(make_config().model_dump_json())
     code = f"""
 import pathlib, time
-from ral_system.config.schema import RunConfig
+from ral_system.config.run import RunConfig
 from ral_system.runs.folder import RunFolder
 folder = RunFolder(pathlib.Path({str(tmp_path / "run")!r}))
 folder.open(RunConfig.model_validate_json(pathlib.Path({str(tmp_path / "config.json")!r}).read_text()))

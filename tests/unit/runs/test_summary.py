@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from ral_system.config.schema import RunConfig
+from ral_system.config.run import RunConfig
 from ral_system.errors import GATE_COUNTERS, GateError, WeightSyncError
 from ral_system.runs.folder import RunFolder
 from ral_system.runs.summary import write_summary

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from ral_system.config.schema import RunConfig
+from ral_system.config.run import RunConfig
 from ral_system.errors import DataError, SetupError
 from ral_system.media.store import MediaStore
 from ral_system.models.loading import load_model

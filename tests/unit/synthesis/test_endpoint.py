@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from ral_system.config.schema import RunConfig
+from ral_system.config.run import RunConfig
 from ral_system.errors import ConfigError, SetupError
 from ral_system.media.store import MediaStore
 from ral_system.synthesis.endpoint import EndpointGenerator

@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from ral_system.config.schema import RunConfig, SynthesisConfig
+from ral_system.config.run import RunConfig
+from ral_system.config.synthesis import SynthesisConfig
 from ral_system.errors import DataError, SetupError
 from ral_system.synthesis.pipeline import OUTAGE, Synthesis, Tally
 from ral_system.synthesis.rows import ROLES, Generator, MalformedError, Role, Row, UnansweredError

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from ral_system.config.schema import RunConfig
+from ral_system.config.run import RunConfig
 from ral_system.data.chat import ChatRenderer
 from ral_system.models.loading import load_family
 from ral_system.synthesis.checks import check_anchored, check_description, check_reasoning

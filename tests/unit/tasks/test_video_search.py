@@ -6,7 +6,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ral_system.config.schema import RunConfig, VideoSearchConfig
+from ral_system.config.data import VideoSearchConfig
+from ral_system.config.run import RunConfig
 from ral_system.data.chat import ChatRenderer
 from ral_system.media.store import MediaStore
 from ral_system.models.loading import load_family

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from ral_system.config.schema import RunConfig
+from ral_system.config.run import RunConfig
 from ral_system.data.chat import ChatRenderer
 from ral_system.errors import ConfigError, DataError
 from ral_system.families.family import Family

@@ -10,7 +10,7 @@ import torch
 from ral_system.algorithms.distillation import kept_and_rest, top_tokens
 from ral_system.attention.policy import attention_policy
 from ral_system.attention.record import record_attention
-from ral_system.config.schema import AlgorithmConfig
+from ral_system.config.algorithm import AlgorithmConfig
 from ral_system.scoring.scores import merge_teachers
 from ral_system.types import SampleScores, Scores, TokenRecord
 from tests.unit.training.objectives import PROMPTS, READ, RESPONSES, Case, objective, slow_divergence

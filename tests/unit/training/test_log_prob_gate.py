@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 import pytest
 
-from ral_system.config.schema import LogProbGateConfig
+from ral_system.config.rollout import LogProbGateConfig
 from ral_system.errors import LogProbError
 from ral_system.training.log_prob_gate import check_log_prob_gaps, log_prob_gaps, quantile
 from ral_system.types import Prompt, Sample, SampleScores

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from ral_system.config.schema import AlgorithmConfig
+from ral_system.config.algorithm import AlgorithmConfig
 from ral_system.models.policy import PolicyOutput
 from ral_system.training.supervised import supervised_objective
 from ral_system.types import SampleScores

@@ -2,7 +2,7 @@ from collections.abc import Callable
 
 import pytest
 
-from ral_system.config.schema import RunConfig
+from ral_system.config.run import RunConfig
 from ral_system.training.optim import OptimSettings, optim_settings
 
 

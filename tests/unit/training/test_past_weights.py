@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ral_system.config.schema import RunConfig
+from ral_system.config.run import RunConfig
 from ral_system.data.chat import ChatRenderer
 from ral_system.errors import GateError
 from ral_system.media.store import MediaStore

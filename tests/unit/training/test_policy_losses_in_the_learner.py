@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from ral_system.attention.read import AttentionRead
-from ral_system.config.schema import RunConfig
+from ral_system.config.run import RunConfig
 from ral_system.data.collate import Collator
 from ral_system.media.store import MediaStore
 from ral_system.scoring.build import build_policy

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from ral_system.config.schema import RunConfig
+from ral_system.config.run import RunConfig
 from ral_system.errors import ConfigError, WeightSyncError
 from ral_system.weights.held import ParameterReader, held_manifest, received_manifest
 from ral_system.weights.manifest import verify_loaded

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 from huggingface_hub import constants
 
-from ral_system.config.schema import RunConfig, SourceConfig
+from ral_system.config.data import SourceConfig
+from ral_system.config.run import RunConfig
 from ral_system.data.sources.files import Survey, files_of, read_rows, survey
 from ral_system.data.sources.hub import located
 from ral_system.data.sources.questions import read_question

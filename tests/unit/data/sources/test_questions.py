@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from ral_system.config.schema import ColumnsConfig, RunConfig
+from ral_system.config.data import ColumnsConfig
+from ral_system.config.run import RunConfig
 from ral_system.data.sources.questions import Question, read_question
 from ral_system.errors import DataError
 

@@ -1,5 +1,7 @@
-"""Defaults live in YAML only, and YAML and schema know the same keys. Files and classes are discovered."""
+"""Defaults live in YAML only, and YAML and classes know the same keys. Files and classes are discovered."""
 
+import importlib
+import pkgutil
 import typing
 from pathlib import Path
 from typing import Any
@@ -7,14 +9,21 @@ from typing import Any
 import pytest
 
 from ral_system import conf
-from ral_system.config import schema
-from ral_system.config.schema import Group, RunConfig
+from ral_system import config as package
+from ral_system.config.base import Group
+from ral_system.config.run import RunConfig
 from ral_system.config.validate import parse_config
 
 ROOT = Path(conf.__file__).parent
 OPTIONS = sorted((f.parent.name, f.stem) for f in ROOT.glob("*/*.yaml") if f.parent.name != "experiment")
 EXPERIMENTS = sorted(f.stem for f in (ROOT / "experiment").glob("*.yaml"))
-CLASSES = [c for c in vars(schema).values() if isinstance(c, type) and issubclass(c, Group) and c is not Group]
+MODULES = [importlib.import_module(f"ral_system.config.{m.name}") for m in pkgutil.iter_modules(package.__path__)]
+CLASSES = [
+    c
+    for module in MODULES
+    for c in vars(module).values()
+    if isinstance(c, type) and issubclass(c, Group) and c is not Group and c.__module__ == module.__name__
+]
 
 
 def group_class(annotation: Any, name: str | None = None) -> type[Group] | None:
@@ -31,7 +40,7 @@ def differences(container: Any, model: type[Group], path: str = "") -> list[str]
     """Keys that only one side has, with their full path."""
     yaml_keys, fields = set(container), set(model.model_fields)
     found = [f"{path}{key}: in YAML only" for key in yaml_keys - fields]
-    found += [f"{path}{key}: in the schema only" for key in fields - yaml_keys]
+    found += [f"{path}{key}: in the class only" for key in fields - yaml_keys]
     for key in yaml_keys & fields:
         value, annotation = container[key], model.model_fields[key].annotation
         if not isinstance(value, dict):
@@ -52,7 +61,7 @@ def test_every_group_has_a_folder_and_every_folder_a_group() -> None:
     assert EXPERIMENTS
 
 
-def test_the_defaults_and_the_schema_have_the_same_keys(compose_container) -> None:
+def test_the_defaults_and_the_classes_have_the_same_keys(compose_container) -> None:
     assert differences(compose_container(()), RunConfig) == []
 
 

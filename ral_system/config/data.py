@@ -1,0 +1,166 @@
+"""The `data` group: generated worlds, or questions from files."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, Any, ClassVar, Literal
+
+from pydantic import Field, model_validator
+from pydantic_core import PydanticCustomError
+
+from ral_system.config.base import Fraction, Group, NonNegative, OneOrMore, Positive, PositiveFloat
+
+
+class VisualSearchConfig(Group):
+    """Visual search: generated mosaics and questions."""
+
+    name: Literal["visual_search"]
+    seed: NonNegative
+    """Seed of the generated pictures and questions; apart from the run's seed, so that runs can share the data."""
+    grid: Annotated[tuple[Annotated[int, Field(ge=2, le=8)], ...], Field(min_length=1), OneOrMore]
+    """Cells per side; grid² visual tokens. Of `[2, 4, 8]` records take turns: one of each question kind, then the next
+    size."""
+    objects: Annotated[int, Field(ge=2)]
+    """Filled cells: the target and objects - 1 distractors; all cells of a board with fewer."""
+    train_records: Positive
+    """Training pictures and questions; every stage goes through them again when they run out."""
+    described: Positive
+    """Positions that a demonstration of the perceive stage describes at most: of large boards not all."""
+    search_from: NonNegative
+    """Demonstrations of the perceive stage that describe only; the later ones also say where each thing stands."""
+    digits: bool
+    """Mix real handwritten digits with the drawn shapes."""
+    glance_share: Annotated[float, Field(ge=0, le=1)]
+    """Share of the think-and-answer demonstrations that look nothing up, and guess where several cells matter."""
+    system_prompt: str
+    """Empty: no system turn."""
+    demonstrations: str | None
+    """demonstrations.jsonl of `ral-synthesize`, which sft then imitates, in turn, whatever `glance_share`; null: the
+    generated thoughts."""
+
+
+class VideoSearchConfig(Group):
+    """Video search: generated videos that show another coloured thing every second; questions ask when and what."""
+
+    FRAMES_PER_S: ClassVar[int] = 4
+    """All alike within a second."""
+
+    name: Literal["video_search"]
+    seed: NonNegative
+    seconds: Annotated[tuple[Annotated[int, Field(ge=2, le=8)], ...], Field(min_length=1), OneOrMore]
+    """Length of a video in seconds of four frames, called a to h. Several take turns: one of each question kind, then
+    the next length."""
+    max_frames: Annotated[tuple[Annotated[int, Field(ge=2)], ...], Field(min_length=1), OneOrMore]
+    """Frames that a model sees, evenly spaced; below 2 · seconds some seconds are missed, or share a patch. Several
+    take turns: all of `seconds` with one, then with the next."""
+    described: Positive
+    """Seconds that a demonstration of the perceive stage describes at most, and things that it looks for."""
+    train_records: Positive
+    """Training videos and questions; every stage goes through them again when they run out."""
+    system_prompt: str
+    """Empty: no system turn."""
+
+
+class ColumnsConfig(Group):
+    """Names of a file's columns; dotted names reach into nested ones (`reward_model.ground_truth`,
+    `prompt.0.content`). null: there is none. One of `images` and `videos`, if any is named, must be in some row."""
+
+    question: str
+    """Text, or chat turns of {role, content}, of which the only user turn is the question and a system turn is left to
+    `data.system_prompt`. May say where media stand, by <image> and <video>; without such marks they come before the
+    text."""
+    answer: str
+    """With or without <answer> tags around it."""
+    thought: str | None
+    """What sft imitates before the answer, with or without <think> tags around it."""
+    options: str | None
+    """A list of texts or numbers that follow the question, one per line."""
+    images: str | None
+    """A path, bytes, {bytes, path} as Hugging Face's datasets store pictures, or a list of these."""
+    videos: str | None
+    """Like `images`, for videos."""
+    media_type: str | None
+    """Says image or video, where one column (given as `images`) holds either. null: where that column is given as
+    `videos`, too, the files themselves say it."""
+    kind: str | None
+    """Question kind, for tables, `data.instructions` and `reward.kinds`."""
+    id: str | None
+    """Only repeated in quarantine.jsonl; rows are named by source and number."""
+
+
+class SourceConfig(Group):
+    """One file of questions, several in a folder, or a dataset of the Hugging Face hub."""
+
+    path: str
+    """A .json, .jsonl, .parquet or .arrow file, a folder, or `org/name` on the hub, which is downloaded once."""
+    files: str | None
+    """Which files of a folder or dataset: `data/train-*.parquet`; null: the Arrow files of a dataset saved to disk."""
+    media_files: str | None
+    """Which files of a dataset on the hub are its pictures and videos, fetched with `files`: `images/*`."""
+    revision: str | None
+    """Branch, tag or commit of a dataset on the hub; null: main, as it is when a run starts."""
+    root: str | None
+    """Folder that paths of media start from and may not leave; null: that of `path`, or `path` if it is one."""
+    weight: PositiveFloat
+    """How often each row is seen while a row of weight 1 is seen once."""
+    split: Literal["both", "train", "held_out"]
+    """What its rows are for; both: `data.held_out` of them, chosen by content, are held out."""
+    columns: ColumnsConfig
+
+    @model_validator(mode="before")
+    @classmethod
+    def _whole(cls, given: Any) -> Any:
+        """An experiment's path outlives the columns of the source that it belongs to, with another data=."""
+        if isinstance(given, Mapping) and "path" in given and "columns" not in given:
+            raise PydanticCustomError("half_a_source", "a path and no columns")
+        return given
+
+
+class ImageConfig(Group):
+    """Pixels of a picture as models see it; smaller ones are enlarged, larger ones reduced. null: what the model's own
+    processor allows."""
+
+    min_pixels: Positive | None
+    max_pixels: Positive | None
+
+
+class VideoConfig(Group):
+    """What of a video models see. The paper: 1 frame a second, at most 128, of at most 128·28·28 pixels."""
+
+    fps: PositiveFloat
+    """Frames a second."""
+    max_frames: Annotated[int, Field(ge=2)]
+    """Most frames of a video; a longer one gives fewer frames a second."""
+    min_frames: Positive
+    """Fewest frames of a video; a shorter one gives more a second, as far as it has them."""
+    min_pixels: Positive
+    """Fewest pixels of a frame; smaller ones are enlarged."""
+    max_pixels: Positive
+
+
+class FilesConfig(Group):
+    """Questions from files, with pictures and videos."""
+
+    name: Literal["files"]
+    seed: NonNegative
+    """Seed of the order of the rows and of what is held out; apart from the run's seed."""
+    sources: dict[Annotated[str, Field(pattern=r"^[\w-]+$")], SourceConfig]
+    """By names of your choice, which rows are then called by: main/17."""
+    system_prompt: str
+    """Empty: no system turn."""
+    instructions: dict[str, str]
+    """By question kind, what is added to a question on a line of its own; `default` to all other kinds. Case does not
+    matter."""
+    held_out: Fraction
+    """Share of the rows of sources with split=both."""
+    image: ImageConfig
+    video: VideoConfig
+    max_broken: Fraction
+    """End the preparation when more than this share of the rows cannot be used, from the hundredth row on."""
+    workers: Positive
+    """Processes that decode."""
+    timeout_s: PositiveFloat
+    """For decoding one row's media."""
+
+
+DataConfig = Annotated[VisualSearchConfig | VideoSearchConfig | FilesConfig, Field(discriminator="name")]

@@ -1,0 +1,78 @@
+"""The `evaluation`, `intervention` and `sweep` groups: what is measured, on which model, at which sizes."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from ral_system.config.base import Group, NonNegative, NonNegativeFloat, Positive
+
+BENCHMARK_NAMES = (
+    *("vstar", "mme", "chartqa", "mmmu_pro", "muirbench", "vizwiz", "blink", "cvbench", "longvideobench", "nextqa"),
+    *("video_mme", "video_mmmu", "lvbench", "mvbench", "tempcompass"),
+)
+
+
+Space = Literal["weights", "logits"]
+SweepAxis = Literal["visual_tokens", "frames"]
+
+
+class BenchmarkConfig(Group):
+    """What `ral-evaluate` asks in place of the held-out questions of `data`, with data=files: its pictures and frames
+    are sized, and its system turn worded, as `data` says."""
+
+    name: str | None
+    """One of `BENCHMARK_NAMES`; null: none."""
+    folder: str | None
+    """Folder of its files, as they were released."""
+    limit: Positive | None
+    """Only so many of its questions, as many of every category as far as there are, and one more to have both of a
+    pair."""
+
+
+class EvaluationConfig(Group):
+    """Held-out evaluation: greedy, all question kinds."""
+
+    questions: Positive
+    """Before and after RL."""
+    stage_questions: Positive
+    """At the evaluations inside a supervised stage."""
+    every: NonNegative
+    """RL steps between evaluations; 0 evaluates only before and after."""
+    every_questions: Positive
+    """At the evaluations inside RL."""
+    attention_questions: NonNegative
+    """Questions whose visual attention score `ral-evaluate` measures; 0 none."""
+    samples: Positive
+    """Answers per question in `ral-evaluate`: 1 greedy, more at rollout.temperature, and scores are their mean."""
+    benchmark: BenchmarkConfig
+
+
+class InterventionConfig(Group):
+    """Steering where a model looks in `ral-evaluate`, without training it (AVAR 2.2); compared with the plain model."""
+
+    image: NonNegativeFloat
+    """How much more attention goes to visual tokens (the paper: 0.15)."""
+    system: Annotated[float, Field(ge=0, lt=1)]
+    """How much less goes to the system turn (the paper: 0 to 0.6)."""
+    space: Space
+    """What is changed: attention weights, each row renormalised, or the logits, literally."""
+    layers: Literal["all"] | Annotated[tuple[NonNegative, ...], Field(min_length=1)]
+    heads: Literal["all"] | Annotated[tuple[NonNegative, ...], Field(min_length=1)]
+
+    @property
+    def active(self) -> bool:
+        """Whether it steers at all."""
+        return self.image > 0 or self.system > 0
+
+
+class SweepConfig(Group):
+    """`ral-evaluate` at several sizes of the media, for several models: how much each gains from seeing more."""
+
+    axis: SweepAxis | None
+    """visual_tokens: at most so many of a picture; of visual search the cells of its board, a square number, with
+    `data.objects` of them filled as far as they fit. frames: at most so many of a video."""
+    values: tuple[Positive, ...]
+    models: dict[str, str]
+    """Folders by the names that the table and the chart show; none: start_model alone."""

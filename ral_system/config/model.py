@@ -1,0 +1,23 @@
+"""The `model` group: which model is trained."""
+
+from __future__ import annotations
+
+from ral_system.config.base import Group, Positive
+
+
+class TinyModelConfig(Group):
+    """Architecture of the model that is built from nothing when `model.path` is null."""
+
+    hidden: Positive
+    layers: Positive
+    vision_layers: Positive
+
+
+class ModelConfig(Group):
+    """Which model is trained."""
+
+    path: str | None
+    """Folder or hub name in Hugging Face format; null builds `tiny`."""
+    tiny: TinyModelConfig
+    freeze_vision: bool
+    """Keep the vision encoder and projector fixed."""

@@ -1,0 +1,94 @@
+"""The `algorithm.policy_loss` group: one class per policy loss."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from ral_system.config.base import Group, PositiveFloat
+
+
+class PolicyLossGroup(Group):
+    """Base of the policy losses."""
+
+    @property
+    def top_tokens(self) -> int:
+        """How many of its most likely tokens the rollout engine must report; 0: the sampled one alone."""
+        return 0
+
+
+class ClipLossConfig(PolicyLossGroup):
+    """PPO and GRPO: a clipped ratio; clip-higher (DAPO); dual clip."""
+
+    name: Literal["clip"]
+    clip_low: Annotated[float, Field(gt=0, le=1)]
+    """The ratio counts down to 1 - clip_low."""
+    clip_high: PositiveFloat
+    """The ratio counts up to 1 + clip_high."""
+    dual_clip: Annotated[float, Field(gt=1)] | None
+    """Where A < 0 the ratio counts up to this; null: without bound."""
+
+
+class DppoLossConfig(PolicyLossGroup):
+    """DPPO: tokens whose distribution has moved far enough are left out, whatever their ratio."""
+
+    name: Literal["dppo"]
+    divergence: Literal["binary_tv", "binary_kl", "top_k_tv", "top_k_kl"]
+    """Between the rollout's distribution and the policy's: over the sampled token and all others together, or over the
+    rollout's most likely tokens, one by one."""
+    delta: PositiveFloat
+    """How far is far enough (the paper: 0.15 to 0.2 for tv, 0.05 nats for kl)."""
+    top_k: Annotated[int, Field(ge=2, le=20)]
+    """Tokens that the rollout engine reports per position, for top_k_tv and top_k_kl; vLLM gives up to 20."""
+    anchor: Literal["rollout", "old"]
+    """What the policy is compared with: the log-probs that the rollout engine reported (the paper), or those recomputed
+    at the same weights, with which the paper's runs collapse."""
+    max_ratio: PositiveFloat
+    """Ratios above it weigh as much as it."""
+
+    @property
+    def top_tokens(self) -> int:
+        """`top_k` where the divergence reads them."""
+        return self.top_k if self.divergence.startswith("top_k") else 0
+
+
+class GspoLossConfig(PolicyLossGroup):
+    """GSPO: a clipped ratio per sequence."""
+
+    name: Literal["gspo"]
+    clip_low: Annotated[float, Field(gt=0, le=1)]
+    clip_high: PositiveFloat
+
+
+class CispoLossConfig(PolicyLossGroup):
+    """CISPO: a clipped ratio that weighs the token's gradient and never stops it."""
+
+    name: Literal["cispo"]
+    clip_low: Annotated[float, Field(gt=0, le=1)]
+    """1: no lower bound (the paper)."""
+    clip_high: PositiveFloat
+
+
+class SapoLossConfig(PolicyLossGroup):
+    """SAPO: a soft gate in place of the clip."""
+
+    name: Literal["sapo"]
+    tau_positive: PositiveFloat
+    """How fast the gate closes where A > 0."""
+    tau_negative: PositiveFloat
+    """How fast the gate closes where A < 0."""
+
+
+class ReinforceLossConfig(PolicyLossGroup):
+    """REINFORCE."""
+
+    name: Literal["reinforce"]
+    ratio: bool
+    """Weigh by pi / pi_old."""
+
+
+PolicyLossConfig = Annotated[
+    ClipLossConfig | DppoLossConfig | GspoLossConfig | CispoLossConfig | SapoLossConfig | ReinforceLossConfig,
+    Field(discriminator="name"),
+]

@@ -1,0 +1,75 @@
+"""The `reward` group: what a response is worth."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from ral_system.config.base import Group, NonNegativeFloat, Positive, PositiveFloat
+
+VisualRewardForm = Literal["share", "ratio"]
+
+
+Verifier = Literal[
+    "exact",
+    "multiple_choice",
+    "numeric",
+    "mathematics",
+    "ocr",
+    "free_form",
+    "regression",
+    "box",
+    "interval",
+    "function",
+]
+
+
+class VisualRewardConfig(Group):
+    """Visual-anchored reward (AVAR 2.4): right answers are worth more the more their words look at the picture."""
+
+    weight: NonNegativeFloat
+    """The paper: 0.3; 0 measures nothing."""
+    form: VisualRewardForm
+    """share: of the attention on picture and system turn, the picture's, in [0, 1]. ratio: the one over the other, as
+    the paper writes it; it has no bound and can outweigh correctness."""
+    model: Literal["policy", "reference"]
+    """Model whose attention is read: the policy at the rollout's weights, or the frozen reference on the same words."""
+
+
+class ToleranceConfig(Group):
+    """How far a number may be off, for verifier=numeric: absolute + relative · |reference|."""
+
+    absolute: NonNegativeFloat
+    relative: NonNegativeFloat
+
+
+class RewardConfig(Group):
+    """Weighted sum of the reward parts, each in [0, 1] (visual.form=ratio is not)."""
+
+    verifier: Verifier
+    """What judges the answer: a file of `ral_system/rewards/verifiers`."""
+    kinds: dict[str, Verifier]
+    """By question kind, what judges it in place of `verifier`; case does not matter."""
+    function: Annotated[str, Field(pattern=r"^[\w.]+:[\w.]+$")] | None
+    """For the verifier `function`: `module:name` of one (given, reference) → [0, 1], importable where rewards run."""
+    tolerance: ToleranceConfig
+    correctness: NonNegativeFloat
+    format: NonNegativeFloat
+    visual: VisualRewardConfig
+    workers: Positive
+    """Verifier subprocesses per reward actor."""
+    timeout_s: PositiveFloat
+    """Deadline per completion."""
+    memory_gib: PositiveFloat
+    """Address space of a verifier process; an answer that makes it ask for more is not judged."""
+
+    def of_kind(self, kind: str) -> RewardConfig:
+        """These settings with the verifier of a question kind, whatever its case."""
+        by_kind = {name.strip().lower(): verifier for name, verifier in self.kinds.items()}
+        return self.model_copy(update={"verifier": by_kind.get(kind.strip().lower(), self.verifier)})
+
+    @property
+    def weights(self) -> dict[str, float]:
+        """Weights of the reward parts, by their names in `RewardResult.parts`."""
+        return {"correctness": self.correctness, "format": self.format, "visual": self.visual.weight}

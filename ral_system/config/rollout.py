@@ -1,0 +1,60 @@
+"""The `rollout` group: generation."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from ral_system.config.base import Dtype, Fraction, Group, Positive, PositiveFloat
+
+OnNewWeights = Literal["finish", "continue", "discard"]
+
+
+class LogProbGateConfig(Group):
+    """How far rollout engine and learner may differ: bounds on |Δ log-prob| of a batch's sampled tokens, at the same
+    weights, in nats. A batch beyond any of them ends the run.
+    """
+
+    token: PositiveFloat
+    """A token beyond it is an outlier: the policy loss leaves it out, and `gate/log_prob_outlier_share` counts it."""
+    outliers: Annotated[float, Field(ge=0, lt=1)]
+    """Largest share of the tokens that may be outliers; more than 0 always allows one, 0 none."""
+    mean: PositiveFloat | None
+    """Bound on the mean; null: none."""
+    p999: PositiveFloat | None
+    """Bound on the 99.9 % quantile; null: none."""
+
+
+class RolloutConfig(Group):
+    """Generation."""
+
+    engine: Literal["vllm", "hf"]
+    workers: Positive
+    """Engines; prompts are dealt to them in turn."""
+    temperature: PositiveFloat
+    max_new_tokens: Positive
+    stop_at_answer: bool
+    """End a response at `</answer>`, whatever the model would still say."""
+    max_model_len: Positive
+    """Prompt and response together, in tokens, visual tokens included."""
+    max_sequences: Positive
+    """Sequences an engine decodes at once."""
+    dtype: Dtype
+    tensor_parallel: Positive
+    """Ranks of one engine, all on one node."""
+    memory_gib: PositiveFloat | None
+    """Key-value cache on CPU engines."""
+    gpu_memory_utilization: Fraction
+    weight_transfer: str
+    """How weights travel from learners to engines. object_store: as arrays in Ray's object store, or in memory. files:
+    in a file of the run's folder, which learners and engines must share. Packages can add others."""
+    on_new_weights: OnNewWeights
+    """What becomes of responses under way when new weights are ready, with `algorithm.max_staleness` > 0. finish:
+    weights change between two batches only. continue: at once; the response goes on from its last token with the new
+    ones. discard: at once; the response is begun again."""
+    log_prob_gate: LogProbGateConfig
+
+    def response_limit(self, prompt_tokens: int) -> int:
+        """Tokens at which a response to a prompt of this length is cut: `max_new_tokens`, or the room that is left."""
+        return min(self.max_new_tokens, self.max_model_len - prompt_tokens)

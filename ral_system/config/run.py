@@ -1,0 +1,85 @@
+"""The whole configuration of one run, one field per group."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import AfterValidator, Field
+
+from ral_system.config.algorithm import AlgorithmConfig
+from ral_system.config.base import STAGES, Group, NonNegative, Stage
+from ral_system.config.checkpoint import CheckpointConfig
+from ral_system.config.cluster import ClusterConfig
+from ral_system.config.data import DataConfig
+from ral_system.config.evaluation import EvaluationConfig, InterventionConfig, SweepConfig
+from ral_system.config.learner import LearnerConfig
+from ral_system.config.logging import LoggingConfig
+from ral_system.config.model import ModelConfig
+from ral_system.config.reward import RewardConfig
+from ral_system.config.rollout import RolloutConfig
+from ral_system.config.supervised import SupervisedConfig
+from ral_system.config.synthesis import SynthesisConfig
+from ral_system.config.teacher import TeacherConfig, TeacherRole
+
+
+def _in_order(stages: tuple[Stage, ...]) -> tuple[Stage, ...]:
+    return tuple(stage for stage in STAGES if stage in stages)
+
+
+class RunConfig(Group):
+    """The whole configuration of one run."""
+
+    name: Annotated[str, Field(min_length=1, pattern=r"^[A-Za-z0-9_][A-Za-z0-9._-]*$")]
+    """Folder under `runs_dir`."""
+    runs_dir: str
+    seed: NonNegative
+    resume: Literal["auto", "never"]
+    """auto continues from the newest complete checkpoint; never refuses a folder that has one."""
+    stages: Annotated[tuple[Stage, ...], Field(min_length=1), AfterValidator(_in_order)]
+    """What `ral-train` runs; sorted into the order perceive, sft, rl."""
+    start_model: str | None
+    """Folder to start the first requested stage from, instead of the preceding stage's result in this run."""
+    model: ModelConfig
+    data: DataConfig
+    algorithm: AlgorithmConfig
+    teacher: TeacherConfig
+    reward: RewardConfig
+    rollout: RolloutConfig
+    learner: LearnerConfig
+    perceive: SupervisedConfig
+    sft: SupervisedConfig
+    synthesis: SynthesisConfig
+    evaluation: EvaluationConfig
+    intervention: InterventionConfig
+    sweep: SweepConfig
+    checkpoint: CheckpointConfig
+    cluster: ClusterConfig
+    logging: LoggingConfig
+
+    @property
+    def rollout_top_tokens(self) -> int:
+        """How many of its most likely tokens the rollout engine returns per position; 0: the sampled one alone."""
+        return self.algorithm.policy_loss.top_tokens
+
+    @property
+    def needs_reference(self) -> bool:
+        """Whether the rl stage reads the frozen reference policy: its log-probs, its attention, or where it looks."""
+        attention = self.algorithm.attention
+        return (
+            self.algorithm.kl.coefficient > 0
+            or (attention.weight > 0 and attention.anchor == "reference")
+            or self.visual_reward_by("reference")
+        )
+
+    def visual_reward_by(self, model: Literal["policy", "reference"]) -> bool:
+        """Whether the visual-anchored reward is read from this model's attention."""
+        return self.reward.visual.weight > 0 and self.reward.visual.model == model
+
+    @property
+    def teachers(self) -> tuple[TeacherRole, ...]:
+        """The teachers of the rl stage: none, one for both things it can teach, or one for each."""
+        teaching = self.algorithm.distillation
+        for_tokens = self.teacher.path if teaching.tokens.weight > 0 else None
+        for_attention = (self.teacher.attention_path or self.teacher.path) if teaching.attention.weight > 0 else None
+        paths = dict.fromkeys(path for path in (for_tokens, for_attention) if path is not None)
+        return tuple(TeacherRole(path, path == for_tokens, path == for_attention) for path in paths)

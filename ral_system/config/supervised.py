@@ -1,0 +1,38 @@
+"""The `perceive` and `sft` groups: supervised stages."""
+
+from __future__ import annotations
+
+from ral_system.config.base import Fraction, Group, NonNegative, NonNegativeFloat, Positive, PositiveFloat
+
+
+class AttentionGuidanceConfig(Group):
+    """Attention-guided objective (AVAR 2.3): the question's tokens look more at pictures, less at the system turn."""
+
+    image: NonNegativeFloat
+    """a on L_enh (the paper: 0.15); 0 and 0 leave attention unread."""
+    system: NonNegativeFloat
+    """b on L_sup (the paper: 0.15)."""
+
+    @property
+    def active(self) -> bool:
+        """Whether it adds to the loss."""
+        return self.image > 0 or self.system > 0
+
+
+class SupervisedConfig(Group):
+    """One supervised stage (perceive or sft)."""
+
+    max_steps: Positive
+    batch: Positive
+    """Demonstrations per optimiser update, over all ranks."""
+    learning_rate: PositiveFloat
+    betas: tuple[Fraction, Fraction]
+    weight_decay: NonNegativeFloat
+    warmup_updates: NonNegative
+    evaluate_every: Positive
+    """Steps between held-out evaluations."""
+    evaluate_from: NonNegative
+    """First step that is evaluated."""
+    stop_at: Fraction
+    """Held-out score at which the stage ends."""
+    attention_guidance: AttentionGuidanceConfig

@@ -1,0 +1,50 @@
+"""The `synthesis` group: demonstrations from `ral-synthesize`."""
+
+from __future__ import annotations
+
+import re
+
+from ral_system.config.base import Fraction, Group, NonNegative, NonNegativeFloat, Positive, PositiveFloat
+
+PLACEHOLDER = re.compile(r"\{(question|description|reasoning)\}")
+
+
+class SynthesisRoleConfig(Group):
+    """Who plays one role of `ral-synthesize`: a model behind an OpenAI-compatible server, or the offline templates."""
+
+    endpoint: str | None
+    """Its address, for example http://127.0.0.1:8000/v1; null: the templates."""
+    model: str | None
+    """The model's name at the endpoint."""
+    api_key_env: str | None
+    """Name of the environment variable that holds the key; null: the server wants none."""
+    instruction: str
+    """What is asked; {question}, {description} and {reasoning} are filled in where they are known."""
+    picture: bool
+    """Send the picture, too."""
+    temperature: NonNegativeFloat
+    max_tokens: Positive
+    requests_per_minute: PositiveFloat | None
+    """null: as fast as `concurrency` allows."""
+
+
+class SynthesisConfig(Group):
+    """Visual-anchored demonstrations (AVAR 2.5): describe the picture, reason over the words, anchor the reasoning."""
+
+    rows: Positive
+    """Training questions that get a demonstration, from the first on."""
+    concurrency: Positive
+    """Rows in work at once."""
+    attempts: Positive
+    """Completions per role and row before the row is rejected."""
+    retries: NonNegative
+    """Further tries of a request that failed or timed out."""
+    timeout_s: PositiveFloat
+    """Deadline of one request."""
+    anchor: str
+    """Regular expression of an anchor, in whatever case; a demonstration has one more than its reasoning had."""
+    max_rejected: Fraction
+    """End when more than this share of the rows is rejected, from the twentieth on."""
+    describer: SynthesisRoleConfig
+    reasoner: SynthesisRoleConfig
+    anchorer: SynthesisRoleConfig

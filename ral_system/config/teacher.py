@@ -1,0 +1,28 @@
+"""The `teacher` group: teacher models for `algorithm.distillation`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ral_system.config.base import Dtype, Group, Positive
+
+
+class TeacherConfig(Group):
+    """Teacher models for `algorithm.distillation`, of any size, with the student's tokenizer and visual grid."""
+
+    path: str | None
+    """Folder or hub name in Hugging Face format."""
+    attention_path: str | None
+    """Another teacher for the attention alone; null: the same."""
+    dtype: Dtype
+    micro_batch: Positive
+    """Sequences per forward pass."""
+
+
+@dataclass(frozen=True, slots=True)
+class TeacherRole:
+    """One model that teaches, and what."""
+
+    path: str
+    tokens: bool
+    attention: bool
