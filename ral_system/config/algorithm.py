@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Annotated, Literal
 
 from pydantic import Field
@@ -17,7 +18,7 @@ from ral_system.config.base import (
     ResponseFormat,
     TokenDivergence,
 )
-from ral_system.config.policy_loss import PolicyLossConfig
+from ral_system.config.policy_loss import DppoLossConfig, PolicyLossConfig, ReinforceLossConfig
 
 Advantage = Literal["grpo", "dr_grpo", "rloo", "reinforce_plus_plus", "gdpo"]
 
@@ -34,6 +35,25 @@ class KLConfig(Group):
     own, k3 is never negative and the usual choice."""
     place: Literal["loss", "reward"]
     """Add it to the loss, or take each response's sum, at the rollout's weights, off its reward."""
+
+    def problems(self) -> Iterator[str]:
+        """Refuse settings of a penalty that is off."""
+        if self.coefficient > 0:
+            return
+        for field, value, neutral in (("estimator", self.estimator, "k3"), ("place", self.place, "loss")):
+            if value != neutral:
+                yield (
+                    f"algorithm.kl.{field}={value} has no effect with algorithm.kl.coefficient=0; raise the "
+                    f"coefficient, or set the {field} to {neutral}"
+                )
+
+    def warnings(self) -> Iterator[str]:
+        """Warn of the estimator whose gradient averages to nothing."""
+        if self.coefficient > 0 and self.estimator == "k1" and self.place == "loss":
+            yield (
+                "algorithm.kl.estimator=k1 has a gradient of 0 on average and does not hold the policy back; use k2 "
+                "or k3"
+            )
 
 
 class TokenDistillationConfig(Group):
@@ -134,3 +154,96 @@ class AlgorithmConfig(Group):
     def updates_per_batch(self) -> int:
         """Optimiser updates on one rollout batch, over all its passes."""
         return self.updates_per_step * self.passes_per_step
+
+    def problems(self) -> Iterator[str]:
+        """Refuse objectives that train nothing, and parts that contradict each other."""
+        yield from self._attention_problems()
+        yield from self._distillation_problems()
+        yield from self._policy_loss_problems()
+        yield from self._unweighted_problems()
+        yield from self._reward_problems()
+
+    def _attention_problems(self) -> Iterator[str]:
+        attention = self.attention
+        on_policy = self.updates_per_batch == 1 and self.max_staleness == 0
+        if attention.weight > 0 and attention.anchor == "old" and on_policy:
+            yield (
+                f"algorithm.attention.weight={attention.weight} with algorithm.updates_per_step=1 and "
+                "algorithm.passes_per_step=1 trains nothing: the divergence to the old policy has zero gradient at the "
+                "old policy; set algorithm.updates_per_step or passes_per_step to 2 or more, "
+                "algorithm.attention.anchor to reference or ema, or algorithm.attention.weight=0"
+            )
+        if attention.anchor == "ema" and attention.ema_decay == 0 and self.updates_per_batch == 1:
+            yield (
+                "algorithm.attention.anchor=ema with algorithm.attention.ema_decay=0 and one update per rollout batch "
+                "trains nothing: the average is the policy itself; raise ema_decay"
+            )
+
+    def _distillation_problems(self) -> Iterator[str]:
+        attention, teach = self.attention, self.distillation
+        if teach.attention.weight > 0 and attention.heads != "mean":
+            yield (
+                f"algorithm.attention.heads={attention.heads} cannot be distilled: teacher and student need not have "
+                "as many heads as each other; set it to mean"
+            )
+        if teach.attention.weight > 0 and not isinstance(attention.layers, str) and -1 not in attention.layers:
+            yield (
+                f"algorithm.attention.layers={list(attention.layers)} does not read the last layer, whose attention "
+                "is distilled; add -1, or set it to last"
+            )
+        if not any((self.policy_weight, attention.weight, teach.tokens.weight, teach.attention.weight)):
+            yield "algorithm.policy_weight=0 and every other weight is 0, so nothing is learned; raise one"
+
+    def _policy_loss_problems(self) -> Iterator[str]:
+        loss, kind = self.policy_loss, self.correction.kind
+        if loss.name == "gspo" and kind in ("truncate", "mask"):
+            yield (
+                f"algorithm.correction.kind={kind} weighs single tokens, and algorithm.policy_loss.name=gspo has one "
+                "ratio for a sequence; set the kind to reject_sequence or none"
+            )
+        if isinstance(loss, DppoLossConfig) and loss.anchor == "rollout" and kind != "none":
+            yield (
+                f"algorithm.correction.kind={kind} corrects ratios to the recomputed log-probs, and "
+                "algorithm.policy_loss.anchor=rollout has none; set the kind to none"
+            )
+
+    def _unweighted_problems(self) -> Iterator[str]:
+        if self.policy_weight > 0:
+            return
+        if isinstance(self.policy_loss, DppoLossConfig) and self.policy_loss.top_tokens:
+            yield (
+                f"algorithm.policy_loss.divergence={self.policy_loss.divergence} has no effect with "
+                "algorithm.policy_weight=0; choose algorithm/policy_loss=clip"
+            )
+        share = self.attention.max_gradient_share
+        if share is not None and not (self.kl.coefficient > 0 and self.kl.place == "loss"):
+            yield (
+                f"algorithm.attention.max_gradient_share={share:g} is a share of nothing with "
+                "algorithm.policy_weight=0 and no KL in the loss; set it to null"
+            )
+
+    def _reward_problems(self) -> Iterator[str]:
+        if self.advantage == "gdpo" and self.kl.coefficient > 0 and self.kl.place == "reward":
+            yield (
+                "algorithm.kl.place=reward takes the KL off the whole reward, and algorithm.advantage=gdpo looks at "
+                "its parts; set the place to loss"
+            )
+        if self.advantage == "gdpo" and self.overlong.handling == "penalty":
+            yield (
+                "algorithm.overlong.handling=penalty is taken off the whole reward, and algorithm.advantage=gdpo looks "
+                "at its parts; set the handling to mask or none"
+            )
+
+    def warnings(self) -> Iterator[str]:
+        """Warn of losses that leave their paper's conditions."""
+        off_policy = self.updates_per_batch > 1 or self.max_staleness > 0
+        if isinstance(self.policy_loss, ReinforceLossConfig) and not self.policy_loss.ratio and off_policy:
+            yield (
+                "algorithm.policy_loss.ratio=false is right for the first update of a fresh batch alone, and "
+                f"algorithm.updates_per_step={self.updates_per_step}, algorithm.passes_per_step={self.passes_per_step} "
+                f"and algorithm.max_staleness={self.max_staleness} make others"
+            )
+        if self.policy_loss.name == "gspo" and self.reduction != "sequence_mean":
+            yield (
+                f"algorithm.reduction={self.reduction} is not GSPO's; its gradient is the paper's with sequence_mean"
+            )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Annotated, Literal
 
 from pydantic import Field
@@ -19,6 +20,7 @@ from ral_system.config.base import (
     Positive,
     Reduction,
     Rows,
+    without_effect,
 )
 
 
@@ -61,3 +63,10 @@ class AttentionConfig(Group):
     backend: Backend
     """How divergences are computed; all agree. dense: memory heads · rows · tokens. chunked: linear in tokens. triton:
     the same, fast on CUDA devices. auto: triton on a CUDA device that has it, chunked elsewhere."""
+
+    def problems(self) -> Iterator[str]:
+        """Refuse settings of a term that is off."""
+        path = "algorithm.attention"
+        if self.weight == 0:
+            reason, remedy = f"{path}.weight=0", "raise the weight"
+            yield from without_effect(self, path, reason, remedy, anchor="old", max_gradient_share=None)

@@ -5,7 +5,8 @@ A list of choices that the library needs too is written here or in its group's f
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, get_args
+from collections.abc import Iterator
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
@@ -40,3 +41,29 @@ class Group(BaseModel):
     """Base of every group: immutable, no extra keys."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
+
+    def problems(self) -> Iterator[str]:
+        """What is illegal, or would do nothing, among the values of this group alone: field=value, why, the remedy."""
+        yield from ()
+
+    def warnings(self) -> Iterator[str]:
+        """Legal values of this group alone that are known to go wrong."""
+        yield from ()
+
+    def groups(self) -> Iterator[Group]:
+        """This group and all groups inside it, outer ones first."""
+        yield self
+        for _, value in self:
+            for inner in value.values() if isinstance(value, dict) else (value,):
+                if isinstance(inner, Group):
+                    yield from inner.groups()
+
+
+def without_effect(group: Group, path: str, because: str, remedy: str, **neutral: Any) -> Iterator[str]:
+    """A line for every field that nothing reads and that is not at its neutral value, which is the presets' default."""
+    for field, value in neutral.items():
+        if (given := getattr(group, field)) != value:
+            yield (
+                f"{path}.{field}={given} has no effect with {because}; {remedy}, or set {field} to "
+                f"{'null' if value is None else value}"
+            )

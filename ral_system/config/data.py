@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
@@ -37,6 +37,11 @@ class VisualSearchConfig(Group):
     demonstrations: str | None
     """demonstrations.jsonl of `ral-synthesize`, which sft then imitates, in turn, whatever `glance_share`; null: the
     generated thoughts."""
+
+    def problems(self) -> Iterator[str]:
+        """Refuse more objects than the largest board has cells."""
+        if self.objects > (cells := max(self.grid) ** 2):
+            yield f"data.objects={self.objects} does not fit data.grid={list(self.grid)}; at most {cells}"
 
 
 class VideoSearchConfig(Group):
@@ -123,6 +128,12 @@ class ImageConfig(Group):
     min_pixels: Positive | None
     max_pixels: Positive | None
 
+    def problems(self) -> Iterator[str]:
+        """Refuse an empty range of sizes."""
+        low, high = self.min_pixels, self.max_pixels
+        if low is not None and high is not None and low > high:
+            yield f"data.image.min_pixels={low} is above data.image.max_pixels={high}; lower it"
+
 
 class VideoConfig(Group):
     """What of a video models see. The paper: 1 frame a second, at most 128, of at most 128·28·28 pixels."""
@@ -136,6 +147,17 @@ class VideoConfig(Group):
     min_pixels: Positive
     """Fewest pixels of a frame; smaller ones are enlarged."""
     max_pixels: Positive
+
+    def problems(self) -> Iterator[str]:
+        """Refuse empty ranges of sizes and of frame counts."""
+        if self.min_pixels > self.max_pixels:
+            yield (
+                f"data.video.min_pixels={self.min_pixels} is above data.video.max_pixels={self.max_pixels}; lower it"
+            )
+        if self.min_frames > self.max_frames:
+            yield (
+                f"data.video.min_frames={self.min_frames} is above data.video.max_frames={self.max_frames}; lower it"
+            )
 
 
 class FilesConfig(Group):

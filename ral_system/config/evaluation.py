@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import difflib
+from collections.abc import Iterator
 from typing import Annotated, Literal
 
 from pydantic import Field
@@ -29,6 +31,16 @@ class BenchmarkConfig(Group):
     limit: Positive | None
     """Only so many of its questions, as many of every category as far as there are, and one more to have both of a
     pair."""
+
+    def problems(self) -> Iterator[str]:
+        """Refuse unknown benchmarks, and one without its files."""
+        path = "evaluation.benchmark"
+        if self.name is not None and self.name not in BENCHMARK_NAMES:
+            near = difflib.get_close_matches(self.name.lower(), BENCHMARK_NAMES, n=1)
+            meant = f"did you mean {near[0]}? There are" if near else "there are"
+            yield f"{path}.name={self.name}: no such benchmark; {meant} {', '.join(BENCHMARK_NAMES)}"
+        if (self.name is None) != (self.folder is None):
+            yield (f"{path}.name={self.name} and {path}.folder={self.folder} go together; set both, or both to null")
 
 
 class EvaluationConfig(Group):
@@ -76,3 +88,14 @@ class SweepConfig(Group):
     values: tuple[Positive, ...]
     models: dict[str, str]
     """Folders by the names that the table and the chart show; none: start_model alone."""
+
+    def problems(self) -> Iterator[str]:
+        """Refuse half a sweep, and frame counts that models cannot see."""
+        if self.axis is None:
+            for name, value in (("values", self.values), ("models", self.models)):
+                if value:
+                    yield (f"sweep.{name} has no effect with sweep.axis=null; choose sweep=visual_tokens or frames")
+        elif not self.values:
+            yield f"sweep.values=[] leaves sweep.axis={self.axis} nothing to try; give some"
+        if self.axis == "frames" and (odd := [value for value in self.values if value < 2 or value % 2]):
+            yield f"sweep.values={odd} are no even numbers of frames; models merge two, so round them"

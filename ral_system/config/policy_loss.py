@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Annotated, Literal
 
 from pydantic import Field
@@ -51,6 +52,23 @@ class DppoLossConfig(PolicyLossGroup):
     def top_tokens(self) -> int:
         """`top_k` where the divergence reads them."""
         return self.top_k if self.divergence.startswith("top_k") else 0
+
+    def problems(self) -> Iterator[str]:
+        """Refuse top tokens that the anchor does not have."""
+        if self.anchor == "old" and self.top_tokens:
+            yield (
+                f"algorithm.policy_loss.anchor=old with divergence={self.divergence}: the top tokens are the "
+                "rollout's, and the learner recomputes none; set divergence to binary_tv or binary_kl, or anchor to "
+                "rollout"
+            )
+
+    def warnings(self) -> Iterator[str]:
+        """Warn of the anchor with which the paper's runs collapse."""
+        if self.anchor == "old":
+            yield (
+                "algorithm.policy_loss.anchor=old compares with log-probs that the learner recomputed; DPPO's authors "
+                "see training collapse that way (arXiv 2602.04879); anchor=rollout is their method"
+            )
 
 
 class GspoLossConfig(PolicyLossGroup):

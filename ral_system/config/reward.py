@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Annotated, Literal
 
 from pydantic import Field
 
-from ral_system.config.base import Group, NonNegativeFloat, Positive, PositiveFloat
+from ral_system.config.base import Group, NonNegativeFloat, Positive, PositiveFloat, without_effect
 
 VisualRewardForm = Literal["share", "ratio"]
 
@@ -35,6 +36,13 @@ class VisualRewardConfig(Group):
     the paper writes it; it has no bound and can outweigh correctness."""
     model: Literal["policy", "reference"]
     """Model whose attention is read: the policy at the rollout's weights, or the frozen reference on the same words."""
+
+    def problems(self) -> Iterator[str]:
+        """Refuse settings of a reward that is not given."""
+        if self.weight == 0:
+            path = "reward.visual"
+            reason, remedy = f"{path}.weight=0", "raise the weight"
+            yield from without_effect(self, path, reason, remedy, form="share", model="policy")
 
 
 class ToleranceConfig(Group):
@@ -73,3 +81,13 @@ class RewardConfig(Group):
     def weights(self) -> dict[str, float]:
         """Weights of the reward parts, by their names in `RewardResult.parts`."""
         return {"correctness": self.correctness, "format": self.format, "visual": self.visual.weight}
+
+    def problems(self) -> Iterator[str]:
+        """Refuse rewards that are always 0, and a function that is not there or not called."""
+        if ("function" in (self.verifier, *self.kinds.values())) != (self.function is not None):
+            yield (
+                f"reward.verifier={self.verifier} with reward.function={self.function or 'null'}: set both, "
+                "reward=function reward.function=module:name, or neither"
+            )
+        if self.correctness + self.format <= 0:
+            yield "reward.correctness and reward.format are both 0, so nothing is learned; raise one"

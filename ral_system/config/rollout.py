@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Annotated, Literal
 
 from pydantic import Field
@@ -58,3 +59,11 @@ class RolloutConfig(Group):
     def response_limit(self, prompt_tokens: int) -> int:
         """Tokens at which a response to a prompt of this length is cut: `max_new_tokens`, or the room that is left."""
         return min(self.max_new_tokens, self.max_model_len - prompt_tokens)
+
+    def problems(self) -> Iterator[str]:
+        """Refuse responses that leave no room for a prompt."""
+        if self.max_new_tokens >= self.max_model_len:
+            yield (
+                f"rollout.max_new_tokens={self.max_new_tokens} leaves no room for a prompt in "
+                f"rollout.max_model_len={self.max_model_len}; raise the latter"
+            )

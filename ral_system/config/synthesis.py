@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 
 from ral_system.config.base import Fraction, Group, NonNegative, NonNegativeFloat, Positive, PositiveFloat
 
@@ -27,6 +28,20 @@ class SynthesisRoleConfig(Group):
     requests_per_minute: PositiveFloat | None
     """null: as fast as `concurrency` allows."""
 
+    def problems_at(self, path: str) -> Iterator[str]:
+        """Refuse half an endpoint, and a placeholder that nothing fills; `path` is for example `synthesis.reasoner`."""
+        if self.endpoint is not None and not re.match(r"https?://\S+$", self.endpoint):
+            yield f"{path}.endpoint={self.endpoint!r} is no address; write it like http://127.0.0.1:8000/v1"
+        if (self.endpoint is None) != (self.model is None):
+            yield (
+                f"{path}.endpoint={self.endpoint} and {path}.model={self.model} go together; set both, or both to null"
+            )
+        if unknown := re.findall(r"\{[a-z_]*\}", PLACEHOLDER.sub("", self.instruction)):
+            yield (
+                f"{path}.instruction: {unknown[0]} is never filled in; known: {{question}}, {{description}}, "
+                "{reasoning}"
+            )
+
 
 class SynthesisConfig(Group):
     """Visual-anchored demonstrations (AVAR 2.5): describe the picture, reason over the words, anchor the reasoning."""
@@ -48,3 +63,18 @@ class SynthesisConfig(Group):
     describer: SynthesisRoleConfig
     reasoner: SynthesisRoleConfig
     anchorer: SynthesisRoleConfig
+
+    def problems(self) -> Iterator[str]:
+        """Refuse an anchor that is not a pattern, roles that are half set, and a description that nothing reads."""
+        try:
+            re.compile(self.anchor)
+        except re.error as error:
+            yield f"synthesis.anchor={self.anchor!r} is no regular expression ({error}); correct it"
+        yield from self.describer.problems_at("synthesis.describer")
+        yield from self.reasoner.problems_at("synthesis.reasoner")
+        yield from self.anchorer.problems_at("synthesis.anchorer")
+        if self.describer.endpoint and not self.reasoner.endpoint:
+            yield (
+                "synthesis.describer.endpoint is asked in vain: the template reasoner reads the scene and no "
+                "description; give synthesis.reasoner.endpoint a model, too, or set the describer's to null"
+            )
