@@ -48,7 +48,7 @@ class Bundle:
 def plan(config: RunConfig, stage: Stage) -> list[Bundle]:
     """One bundle per actor of the stage, in the order the actors are started."""
     cluster, rollout = config.cluster, config.rollout
-    if cluster.gpus_per_rollout and cluster.gpus_per_rollout < rollout.tensor_parallel:
+    if rollout.engine == "vllm" and 0 < cluster.gpus_per_rollout < rollout.tensor_parallel:
         raise SetupError(
             f"rollout.tensor_parallel={rollout.tensor_parallel} needs that many GPUs per engine; "
             f"set cluster.gpus_per_rollout={rollout.tensor_parallel}"

@@ -11,6 +11,7 @@ import ray
 
 from ral_system.actors.process import ActorProcess, watched
 from ral_system.config.base import Device
+from ral_system.config.rollout import VllmRolloutConfig
 from ral_system.config.run import RunConfig
 from ral_system.media.store import node_store
 from ral_system.types import Completion, Prompt, Sampling, WeightManifest
@@ -32,6 +33,7 @@ class RolloutActor(ActorProcess):
         from ral_system.rollout.vllm_generator import VllmEngine
         from ral_system.weights.transfer.registry import open_transfer
 
+        assert isinstance(config.rollout, VllmRolloutConfig), "parse_config refuses another engine with cluster=ray"
         device: Device = "cuda" if config.cluster.gpus_per_rollout else "cpu"
         self._engine = VllmEngine(
             model_folder,

@@ -196,20 +196,25 @@ def batches_divide_over_ranks(c: RunConfig) -> Iterator[str]:
 
 
 def engines_fit_the_cluster(c: RunConfig) -> Iterator[str]:
-    """Check that one process runs what one process can."""
+    """Check that one process runs what one process can, and that Ray's actors run vLLM."""
     learner, rollout = c.learner, c.rollout
     if c.cluster.kind == "ray":
+        if rollout.engine == "hf":
+            yield (
+                "rollout.engine=hf runs in the process that calls it, and cluster.kind=ray starts vLLM engines; choose "
+                "rollout=vllm or cluster=local"
+            )
         if learner.engine == "torch" and learner.world_size > 1:
-            yield "learner.engine=torch runs one rank; set learner.world_size=1 or learner.engine=deepspeed"
+            yield "learner.engine=torch runs one rank; set learner.world_size=1 or choose learner=deepspeed"
         return
-    for field, value, remedy in (
-        ("rollout.engine", rollout.engine, "hf"),
-        ("rollout.workers", rollout.workers, 1),
-        ("learner.engine", learner.engine, "torch"),
-        ("learner.world_size", learner.world_size, 1),
+    for field, value, needed, remedy in (
+        ("rollout.engine", rollout.engine, "hf", "choose rollout=hf"),
+        ("rollout.workers", rollout.workers, 1, "set rollout.workers=1"),
+        ("learner.engine", learner.engine, "torch", "choose learner=torch"),
+        ("learner.world_size", learner.world_size, 1, "set learner.world_size=1"),
     ):
-        if value != remedy:
-            yield f"{field}={value} needs cluster=ray; with cluster=local set {field}={remedy}"
+        if value != needed:
+            yield f"{field}={value} needs cluster=ray; with cluster=local {remedy}"
 
 
 def gate_fits_the_dtypes(c: RunConfig) -> Iterator[str]:

@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Literal
+from typing import Annotated, Literal
+
+from pydantic import Field
 
 from ral_system.config.base import Dtype, Fraction, Group, NonNegative, NonNegativeFloat, Positive, PositiveFloat
 
 
-class LearnerConfig(Group):
-    """The trained policy's engine."""
+class LearnerGroup(Group):
+    """What both engines read."""
 
-    engine: Literal["deepspeed", "torch"]
     world_size: Positive
     micro_batch: Positive
     """Sequences per forward-backward on one rank."""
-    zero_stage: Literal[0, 1, 2, 3]
     dtype: Dtype
     gradient_checkpointing: bool
     learning_rate: NonNegativeFloat
@@ -25,12 +25,35 @@ class LearnerConfig(Group):
     warmup_updates: NonNegative
     """Optimiser updates over which the learning rate rises linearly."""
 
+
+class TorchLearnerConfig(LearnerGroup):
+    """Plain torch: one rank."""
+
+    engine: Literal["torch"]
+
+    def problems(self) -> Iterator[str]:
+        """Refuse gradients that would be added up in bfloat16."""
+        if self.dtype == "bfloat16":
+            yield (
+                "learner.engine=torch cannot add up gradients in float32, which learner.dtype=bfloat16 needs; choose "
+                "learner=deepspeed with learner.zero_stage 2 or 3, or set learner.dtype=float32"
+            )
+
+
+class DeepSpeedLearnerConfig(LearnerGroup):
+    """DeepSpeed: weights, gradients and optimiser on several ranks."""
+
+    engine: Literal["deepspeed"]
+    zero_stage: Literal[0, 1, 2, 3]
+
     def problems(self) -> Iterator[str]:
         """Refuse gradients that would be added up in bfloat16."""
         # ZeRO 0 of DeepSpeed 0.19 refuses float32 sums of bfloat16 gradients, and its ZeRO 1 counts them several times.
-        if self.dtype == "bfloat16" and (self.engine == "torch" or self.zero_stage < 2):
-            engine = "engine=torch" if self.engine == "torch" else f"zero_stage={self.zero_stage}"
+        if self.dtype == "bfloat16" and self.zero_stage < 2:
             yield (
-                f"learner.{engine} cannot add up gradients in float32, which learner.dtype=bfloat16 needs; set "
-                "learner.engine=deepspeed and learner.zero_stage to 2 or 3, or learner.dtype=float32"
+                f"learner.zero_stage={self.zero_stage} cannot add up gradients in float32, which learner.dtype="
+                "bfloat16 needs; set learner.zero_stage to 2 or 3, or learner.dtype=float32"
             )
+
+
+LearnerConfig = Annotated[TorchLearnerConfig | DeepSpeedLearnerConfig, Field(discriminator="engine")]

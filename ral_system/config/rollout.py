@@ -27,10 +27,9 @@ class LogProbGateConfig(Group):
     """Bound on the 99.9 % quantile; null: none."""
 
 
-class RolloutConfig(Group):
-    """Generation."""
+class RolloutGroup(Group):
+    """What both engines read."""
 
-    engine: Literal["vllm", "hf"]
     workers: Positive
     """Engines; prompts are dealt to them in turn."""
     temperature: PositiveFloat
@@ -42,11 +41,6 @@ class RolloutConfig(Group):
     max_sequences: Positive
     """Sequences an engine decodes at once."""
     dtype: Dtype
-    tensor_parallel: Positive
-    """Ranks of one engine, all on one node."""
-    memory_gib: PositiveFloat | None
-    """Key-value cache on CPU engines."""
-    gpu_memory_utilization: Fraction
     weight_transfer: str
     """How weights travel from learners to engines. object_store: as arrays in Ray's object store, or in memory. files:
     in a file of the run's folder, which learners and engines must share. Packages can add others."""
@@ -67,3 +61,23 @@ class RolloutConfig(Group):
                 f"rollout.max_new_tokens={self.max_new_tokens} leaves no room for a prompt in "
                 f"rollout.max_model_len={self.max_model_len}; raise the latter"
             )
+
+
+class HfRolloutConfig(RolloutGroup):
+    """A transformers model in the process that calls it."""
+
+    engine: Literal["hf"]
+
+
+class VllmRolloutConfig(RolloutGroup):
+    """vLLM engines."""
+
+    engine: Literal["vllm"]
+    tensor_parallel: Positive
+    """Ranks of one engine, all on one node."""
+    memory_gib: PositiveFloat | None
+    """Key-value cache on CPU engines."""
+    gpu_memory_utilization: Fraction
+
+
+RolloutConfig = Annotated[HfRolloutConfig | VllmRolloutConfig, Field(discriminator="engine")]

@@ -33,7 +33,7 @@ def warnings(config: RunConfig) -> list[str]:
 
 def _one_problem(error: Any) -> str:
     parts = [str(part) for part in error["loc"]]
-    for union in (["algorithm", "policy_loss"], ["data"]):
+    for union in (["algorithm", "policy_loss"], ["data"], ["rollout"], ["learner"]):
         if parts[: len(union)] == union:
             del parts[len(union) : len(union) + 1]  # pydantic puts the choice's name there
     field = ".".join(parts)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ral_system.config.rollout import VllmRolloutConfig
 from ral_system.config.run import RunConfig
 
 if TYPE_CHECKING:
@@ -84,6 +85,7 @@ def _hf_engine(config: RunConfig, model: Path, media: MediaStore, intervention: 
 def _vllm_engine(config: RunConfig, model: Path, media: MediaStore) -> VllmEngine:
     import torch
 
+    assert isinstance(config.rollout, VllmRolloutConfig)
     device: Device = "cuda" if torch.cuda.is_available() else "cpu"
     from ral_system.rollout.vllm_environment import vllm_environment
 

@@ -18,7 +18,7 @@ from deepspeed.utils.tensor_fragment import fragment_address
 from torch import Tensor
 
 from ral_system.attention.read import AttentionRead
-from ral_system.config.learner import LearnerConfig
+from ral_system.config.learner import DeepSpeedLearnerConfig
 from ral_system.data.collate import TensorBatch
 from ral_system.errors import CheckpointError, SetupError
 from ral_system.models.policy import PolicyModel, PolicyOutput
@@ -43,7 +43,7 @@ class DeepSpeedEngine:
         self,
         policy: PolicyModel,
         settings: OptimSettings,
-        config: LearnerConfig,
+        config: DeepSpeedLearnerConfig,
         device: torch.device,
         *,
         collective_timeout_s: float,
@@ -145,7 +145,7 @@ def _without_enums(state: Any) -> Any:
     return {key: _without_enums(value) for key, value in state.items()} if type(state) is dict else state
 
 
-def _deepspeed_config(settings: OptimSettings, config: LearnerConfig) -> dict[str, Any]:
+def _deepspeed_config(settings: OptimSettings, config: DeepSpeedLearnerConfig) -> dict[str, Any]:
     return {
         "train_micro_batch_size_per_gpu": config.micro_batch,
         "gradient_accumulation_steps": 1,  # boundaries are set by hand, update by update

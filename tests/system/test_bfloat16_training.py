@@ -99,9 +99,10 @@ def by_stage(
     """What rank 0 saw at each ZeRO stage."""
     task = tmp_path_factory.mktemp("bfloat16")
     config = make_config(
-        "learner={engine: deepspeed, zero_stage: 3, micro_batch: 1, gradient_checkpointing: true, dtype: bfloat16}",
+        "learner={zero_stage: 3, micro_batch: 1, gradient_checkpointing: true, dtype: bfloat16}",
         f"learner={{world_size: {RANKS}, learning_rate: 1e-3, warmup_updates: 0}}",
-        "rollout.engine=vllm",
+        "rollout=vllm",
+        "learner=deepspeed",
         "rollout.dtype=bfloat16",
         "rollout.log_prob_gate={token: 1e9, outliers: 0.1}",  # there is no rollout engine to agree with
         "algorithm.attention={weight: 5, gradient_share_every: 0}",

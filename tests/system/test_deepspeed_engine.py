@@ -73,8 +73,9 @@ def train(task: Path, rank: int, world_size: int, engine: str, stage: int, micro
 
     folders = json.loads((task / "folders.json").read_text())
     config = RunConfig.model_validate_json((task / "config.json").read_text())
-    learner = {"engine": engine, "zero_stage": stage, "micro_batch": micro_batch, "world_size": world_size}
-    config = config.model_copy(update={"learner": config.learner.model_copy(update=learner)})
+    learner = {"engine": engine, "micro_batch": micro_batch, "world_size": world_size}
+    learner |= {"zero_stage": stage} if engine == "deepspeed" else {}
+    config = RunConfig.model_validate(config.model_dump() | {"learner": config.learner.model_dump() | learner})
     samples = pickle.loads((task / "samples.pickle").read_bytes())  # noqa: S301 (this test wrote it)
     trained = LearnerRank(config, Path(folders["model"]), MediaStore(Path(folders["media"])), rank, world_size, "rl")
 

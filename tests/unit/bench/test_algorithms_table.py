@@ -11,7 +11,7 @@ from ral_system.algorithms import catalogue
 from ral_system.algorithms.kl import ESTIMATORS
 from ral_system.algorithms.policy_losses.registry import POLICY_LOSSES
 from ral_system.config.algorithm import AlgorithmConfig, CorrectionConfig, KLConfig
-from ral_system.config.rollout import RolloutConfig
+from ral_system.config.rollout import RolloutGroup
 
 PRESETS = {f.stem for f in (Path(conf.__file__).parent / "algorithm" / "policy_loss").glob("*.yaml")}
 
@@ -31,7 +31,7 @@ def choices(annotation: object) -> set[str]:
         (catalogue.ADVANTAGES, choices(AlgorithmConfig.model_fields["advantage"].annotation)),
         (catalogue.REDUCTIONS, choices(AlgorithmConfig.model_fields["reduction"].annotation)),
         (catalogue.CORRECTIONS, choices(CorrectionConfig.model_fields["kind"].annotation)),
-        (catalogue.ON_NEW_WEIGHTS, choices(RolloutConfig.model_fields["on_new_weights"].annotation)),
+        (catalogue.ON_NEW_WEIGHTS, choices(RolloutGroup.model_fields["on_new_weights"].annotation)),
         (catalogue.KL_ESTIMATORS, choices(KLConfig.model_fields["estimator"].annotation)),
     ],
 )

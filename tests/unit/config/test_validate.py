@@ -42,6 +42,16 @@ VIDEOS = {
     **{"train_records": 2, "system_prompt": ""},
 }
 
+TORCH = {
+    **{"engine": "torch", "world_size": 1, "micro_batch": 4, "dtype": "float32", "gradient_checkpointing": False},
+    **{"learning_rate": 1e-4, "betas": (0.9, 0.99), "weight_decay": 0.0, "max_grad_norm": 1.0, "warmup_updates": 0},
+}
+HF = {
+    **{"engine": "hf", "workers": 1, "temperature": 1.0, "max_new_tokens": 64, "stop_at_answer": False},
+    **{"max_model_len": 256, "max_sequences": 8, "dtype": "float32", "on_new_weights": "finish"},
+    "log_prob_gate": {"token": 1e-4, "outliers": 0.0, "mean": None, "p999": None},
+}
+
 # overrides; then what the message must contain: fields, values and the remedy
 ILLEGAL: dict[str, tuple[dict[str, Any], list[str]]] = {
     "attention term without a second update": (
@@ -201,21 +211,49 @@ ILLEGAL: dict[str, tuple[dict[str, Any], list[str]]] = {
     "local with everything distributed": (
         {
             "cluster.kind": "local",
-            "rollout.engine": "vllm",
             "rollout.workers": 2,
-            "learner.engine": "deepspeed",
             "learner.world_size": 2,
         },
         [
-            "rollout.engine=vllm needs cluster=ray; with cluster=local set rollout.engine=hf",
+            "rollout.engine=vllm needs cluster=ray; with cluster=local choose rollout=hf",
             "rollout.workers=2 needs cluster=ray; with cluster=local set rollout.workers=1",
-            "learner.engine=deepspeed needs cluster=ray; with cluster=local set learner.engine=torch",
+            "learner.engine=deepspeed needs cluster=ray; with cluster=local choose learner=torch",
             "learner.world_size=2 needs cluster=ray; with cluster=local set learner.world_size=1",
         ],
     ),
     "torch engine on several ranks": (
-        {"learner.engine": "torch", "learner.world_size": 2},
-        ["learner.engine=torch", "set learner.world_size=1 or learner.engine=deepspeed"],
+        {"learner": TORCH | {"world_size": 2}},
+        ["learner.engine=torch", "set learner.world_size=1 or choose learner=deepspeed"],
+    ),
+    "a ZeRO stage of the torch engine": (
+        {"learner": TORCH | {"zero_stage": 2}},
+        ["learner.zero_stage: unknown key here; remove it, or choose another learner=NAME"],
+    ),
+    "the engine alone, in place of the group": (
+        {"learner.engine": "torch", "rollout.engine": "hf"},
+        [
+            "learner.zero_stage: unknown key here",
+            "rollout.tensor_parallel: unknown key here; remove it, or choose another rollout=NAME",
+        ],
+    ),
+    "an engine that does not exist": (
+        {"rollout.engine": "sglang"},
+        ["rollout.engine=sglang: no such choice; use one of 'hf', 'vllm'"],
+    ),
+    "transformers behind Ray": (
+        {"rollout": HF},
+        ["rollout.engine=hf", "cluster.kind=ray", "choose rollout=vllm or cluster=local"],
+    ),
+    **{
+        f"{field} of the transformers engine": (
+            {"cluster.kind": "local", "learner": TORCH, "rollout": HF | {field: value}},
+            [f"rollout.{field}: unknown key here; remove it, or choose another rollout=NAME"],
+        )
+        for field, value in (("tensor_parallel", 2), ("memory_gib", 4.0), ("gpu_memory_utilization", 0.5))
+    },
+    "a frame without pixels": (
+        {"data": FILES | {"video": FILES["video"] | {"min_pixels": 9000}}, "stages": ["rl"]},
+        ["data.video.min_pixels=9000 is above data.video.max_pixels=7840; lower it"],
     ),
     "an average that keeps nothing, with one update": (
         {
@@ -238,13 +276,8 @@ ILLEGAL: dict[str, tuple[dict[str, Any], list[str]]] = {
         ["learner.zero_stage=1", "learner.dtype=bfloat16", "zero_stage to 2 or 3"],
     ),
     "bfloat16 in the torch engine": (
-        {
-            "learner.dtype": "bfloat16",
-            "learner.engine": "torch",
-            "learner.world_size": 1,
-            "rollout.log_prob_gate.token": 2.0,
-        },
-        ["learner.engine=torch", "learner.dtype=bfloat16", "learner.dtype=float32"],
+        {"learner": TORCH | {"dtype": "bfloat16"}, "rollout.log_prob_gate.token": 2.0},
+        ["learner.engine=torch", "learner.dtype=bfloat16", "choose learner=deepspeed", "learner.dtype=float32"],
     ),
     "a gate too tight for bfloat16": (
         {"rollout.dtype": "bfloat16"},

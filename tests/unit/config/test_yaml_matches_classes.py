@@ -24,14 +24,17 @@ CLASSES = [
     for c in vars(module).values()
     if isinstance(c, type) and issubclass(c, Group) and c is not Group and c.__module__ == module.__name__
 ]
+TAGS = ("name", "engine")
+"""Fields by which one class of several is chosen."""
 
 
-def group_class(annotation: Any, name: str | None = None) -> type[Group] | None:
-    """The Group in a field's type, also behind `| None`; of a choice of several, the one of that name."""
+def group_class(annotation: Any, chosen: dict[str, Any] | None = None) -> type[Group] | None:
+    """The Group in a field's type, also behind `| None`; of a choice of several, the one with that name or engine."""
     for candidate in (annotation, *typing.get_args(annotation)):
         if isinstance(candidate, type) and issubclass(candidate, Group):
-            names = candidate.model_fields.get("name")
-            if name is None or names is None or name in typing.get_args(names.annotation):
+            tags = [(chosen or {}).get(key) for key in TAGS if key in candidate.model_fields]
+            types = [candidate.model_fields[key].annotation for key in TAGS if key in candidate.model_fields]
+            if all(tag is None or tag in (typing.get_args(of) or (tag,)) for tag, of in zip(tags, types, strict=True)):
                 return candidate
     return None
 
@@ -49,7 +52,7 @@ def differences(container: Any, model: type[Group], path: str = "") -> list[str]
             inner = group_class(typing.get_args(annotation)[1])
             values = {f"{key}.{name}": item for name, item in value.items()} if inner else {}
         else:
-            inner, values = group_class(annotation, value.get("name")), {key: value}
+            inner, values = group_class(annotation, value), {key: value}
         for name, item in values.items() if inner else ():
             found += differences(item, inner, f"{path}{name}.")
     return found

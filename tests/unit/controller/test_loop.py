@@ -194,7 +194,7 @@ def test_the_first_update_must_attend_as_the_old_policy_did(config: RunConfig) -
 
 def test_the_first_update_may_differ_by_the_rounding_of_its_dtype(make_config: Callable[..., RunConfig]) -> None:
     small = ["algorithm.prompts_per_step=3", f"algorithm.completions_per_prompt={G}", "algorithm.updates_per_step=2"]
-    deepspeed = ["cluster.kind=ray", "learner.engine=deepspeed", "learner.zero_stage=2"]
+    deepspeed = ["cluster.kind=ray", "rollout=vllm", "learner=deepspeed", "learner.world_size=1"]
     bfloat16 = [*deepspeed, "learner.dtype=bfloat16", "rollout.dtype=bfloat16", "rollout.log_prob_gate.token=1.0"]
     roles = Fakes()
     roles.first_jsd = 1e-6

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import torch
 
-from ral_system.config.rollout import LogProbGateConfig, RolloutConfig
+from ral_system.config.rollout import HfRolloutConfig, LogProbGateConfig
 from ral_system.data.chat import ChatRenderer
 from ral_system.errors import DataError, GateError, WeightSyncError
 from ral_system.media.store import MediaStore
@@ -18,7 +18,7 @@ from ral_system.weights.manifest import build_weights, verify_loaded
 from tests.unit.rollout.stopped import check_stopped
 from tests.unit.rollout.top_tokens import check_top_tokens
 
-CONFIG = RolloutConfig(
+CONFIG = HfRolloutConfig(
     engine="hf",
     workers=1,
     temperature=0.8,
@@ -27,9 +27,6 @@ CONFIG = RolloutConfig(
     max_model_len=64,
     max_sequences=8,
     dtype="float32",
-    tensor_parallel=1,
-    memory_gib=None,
-    gpu_memory_utilization=0.5,
     weight_transfer="object_store",
     on_new_weights="finish",
     log_prob_gate=LogProbGateConfig(token=1e-4, outliers=0.0, mean=None, p999=None),

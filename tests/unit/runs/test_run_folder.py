@@ -44,7 +44,8 @@ def test_groups_that_do_not_bind_are_left_out() -> None:
 @pytest.mark.parametrize("rules", [TRAINING, SYNTHESIS], ids=["training", "synthesis"])
 def test_what_may_change_exists(make_config: MakeConfig, rules: Continuation) -> None:
     from_files = make_config("data=video_r1", "data.sources.main.path=rows.json", "stages=[rl]", "model.path=m")
-    known = {path for config in (make_config(), from_files) for path in paths(config.model_dump())}
+    with_ray = make_config("cluster.kind=ray", "rollout=vllm", "learner=deepspeed")
+    known = {path for config in (make_config(), from_files, with_ray) for path in paths(config.model_dump())}
     assert known.issuperset((*rules.may_change, *(rules.bound or ())))
 
 
