@@ -17,6 +17,7 @@ from ral_system.config.base import (
     Reduction,
     ResponseFormat,
     TokenDivergence,
+    without_effect,
 )
 from ral_system.config.policy_loss import DppoLossConfig, PolicyLossConfig, ReinforceLossConfig
 
@@ -68,6 +69,13 @@ class TokenDistillationConfig(Group):
     top_k: Positive | None
     """Tokens that the teacher sends per position, beside the mass of the rest (a lower bound); null: the vocabulary."""
 
+    def problems(self) -> Iterator[str]:
+        """Refuse a mixture that no divergence reads."""
+        if self.divergence != "jsd":
+            path = "algorithm.distillation.tokens"
+            reason, remedy = f"{path}.divergence={self.divergence}", "set the divergence to jsd"
+            yield from without_effect(self, path, reason, remedy, jsd_beta=0.5)
+
 
 class AttentionDistillationConfig(Group):
     """Distillation of a teacher's attention rows (L_AD, Eq 5-6): of the last layer, mean over heads, every row's weight
@@ -95,7 +103,18 @@ class CorrectionConfig(Group):
     """truncate: min(w, high), truncated importance sampling. mask: w inside [low, high], else 0 (IcePop).
     reject_sequence: 0 for sequences whose geometric mean of w lies outside, else 1."""
     low: Annotated[float, Field(gt=0, le=1)]
+    """Read by mask and reject_sequence."""
     high: Annotated[float, Field(ge=1)]
+    """Read by all kinds but none."""
+
+    def problems(self) -> Iterator[str]:
+        """Refuse bounds that the kind does not read."""
+        path = "algorithm.correction"
+        reason = f"{path}.kind={self.kind}"
+        if self.kind in ("none", "truncate"):
+            yield from without_effect(self, path, reason, "set the kind to mask or reject_sequence", low=0.5)
+        if self.kind == "none":
+            yield from without_effect(self, path, reason, "choose another kind", high=2.0)
 
 
 class OverlongConfig(Group):
@@ -106,6 +125,13 @@ class OverlongConfig(Group):
     """mask: a response that was cut gets advantage 0. penalty: take up to 1 off the reward as it nears the limit."""
     buffer: Positive
     """Tokens before the limit over which the penalty grows."""
+
+    def problems(self) -> Iterator[str]:
+        """Refuse the buffer of a penalty that is not taken."""
+        if self.handling != "penalty":
+            path = "algorithm.overlong"
+            reason, remedy = f"{path}.handling={self.handling}", "set the handling to penalty"
+            yield from without_effect(self, path, reason, remedy, buffer=16)
 
 
 class AlgorithmConfig(Group):

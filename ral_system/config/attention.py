@@ -65,8 +65,13 @@ class AttentionConfig(Group):
     the same, fast on CUDA devices. auto: triton on a CUDA device that has it, chunked elsewhere."""
 
     def problems(self) -> Iterator[str]:
-        """Refuse settings of a term that is off."""
+        """Refuse settings of an anchor, a record or a term that is not there."""
         path = "algorithm.attention"
         if self.weight == 0:
             reason, remedy = f"{path}.weight=0", "raise the weight"
             yield from without_effect(self, path, reason, remedy, anchor="old", max_gradient_share=None)
+        if self.anchor != "ema":
+            reason, remedy = f"{path}.anchor={self.anchor}", "set the anchor to ema"
+            yield from without_effect(self, path, reason, remedy, ema_decay=0.99)
+        if self.record == "dense":
+            yield from without_effect(self, path, f"{path}.record=dense", "set record to top_k", top_k=64)

@@ -179,6 +179,11 @@ def lengths_agree(c: RunConfig) -> Iterator[str]:
         yield (
             f"algorithm.overlong.buffer={a.overlong.buffer} is longer than rollout.max_new_tokens={longest}; lower it"
         )
+    if a.reduction != "fixed_length" and a.fixed_length != longest:
+        yield (
+            f"algorithm.fixed_length={a.fixed_length} has no effect with algorithm.reduction={a.reduction}; set the "
+            f"reduction to fixed_length, or fixed_length to rollout.max_new_tokens, {longest}"
+        )
 
 
 def batches_divide_over_ranks(c: RunConfig) -> Iterator[str]:

@@ -251,6 +251,56 @@ ILLEGAL: dict[str, tuple[dict[str, Any], list[str]]] = {
         )
         for field, value in (("tensor_parallel", 2), ("memory_gib", 4.0), ("gpu_memory_utilization", 0.5))
     },
+    "a decay without an average": (
+        {"algorithm.attention.ema_decay": 0.5},
+        [
+            "algorithm.attention.ema_decay=0.5 has no effect with algorithm.attention.anchor=old",
+            "set the anchor to ema, or set ema_decay to 0.99",
+        ],
+    ),
+    "entries of a record that is kept whole": (
+        {"algorithm.attention.top_k": 8},
+        [
+            "algorithm.attention.top_k=8 has no effect with algorithm.attention.record=dense",
+            "set record to top_k, or set top_k to 64",
+        ],
+    ),
+    "a mixture for a divergence without one": (
+        {"algorithm.distillation.tokens.jsd_beta": 0.1},
+        [
+            "algorithm.distillation.tokens.jsd_beta=0.1 has no effect with "
+            "algorithm.distillation.tokens.divergence=reverse_kl",
+            "set the divergence to jsd, or set jsd_beta to 0.5",
+        ],
+    ),
+    "a length that nothing is divided by": (
+        {"algorithm.fixed_length": 100},
+        [
+            "algorithm.fixed_length=100 has no effect with algorithm.reduction=token_mean",
+            "set the reduction to fixed_length, or fixed_length to rollout.max_new_tokens, 64",
+        ],
+    ),
+    **{
+        f"the buffer of no penalty, with {handling}": (
+            {"algorithm.overlong": {"handling": handling, "buffer": 8}},
+            [f"algorithm.overlong.buffer=8 has no effect with algorithm.overlong.handling={handling}", "buffer to 16"],
+        )
+        for handling in ("none", "mask")
+    },
+    "bounds of no correction": (
+        {"algorithm.correction": {"kind": "none", "low": 0.1, "high": 9.0}},
+        [
+            "algorithm.correction.low=0.1 has no effect with algorithm.correction.kind=none",
+            "algorithm.correction.high=9.0 has no effect with algorithm.correction.kind=none",
+        ],
+    ),
+    "a lower bound of a truncated correction": (
+        {"algorithm.correction.low": 0.1},
+        [
+            "algorithm.correction.low=0.1 has no effect with algorithm.correction.kind=truncate",
+            "set the kind to mask or reject_sequence, or set low to 0.5",
+        ],
+    ),
     "a frame without pixels": (
         {"data": FILES | {"video": FILES["video"] | {"min_pixels": 9000}}, "stages": ["rl"]},
         ["data.video.min_pixels=9000 is above data.video.max_pixels=7840; lower it"],

@@ -105,6 +105,12 @@ def test_every_way_to_read_attention_starts_at_zero_acts_and_does_not_depend_on_
             assert torch.allclose(other_gradients[k][name], gradient, rtol=5e-3, atol=1e-4 * largest), name
 
 
+def anchored(anchor: str, decay: float) -> list[str]:
+    """Overrides; only a moving average has a decay."""
+    given = f"algorithm.attention.anchor={anchor}"
+    return [given, f"algorithm.attention.ema_decay={decay}"] if anchor == "ema" else [given]
+
+
 @pytest.mark.parametrize("anchor", ["old", "reference", "ema"])
 def test_what_each_anchor_does_to_the_first_update(
     start_rank: Start, rl_samples: list[Sample], make_config: Callable, anchor: str
@@ -114,8 +120,7 @@ def test_what_each_anchor_does_to_the_first_update(
     for weight in (0, 5):
         config = make_config(
             f"algorithm.attention.weight={weight}",
-            f"algorithm.attention.anchor={anchor if weight else 'old'}",
-            "algorithm.attention.ema_decay=0.5",
+            *anchored(anchor if weight else "old", decay=0.5),
             "learner.learning_rate=1e-3",
             "learner.warmup_updates=0",
             "rollout.log_prob_gate.token=1e9",  # the samples are those of the first weights
@@ -184,8 +189,7 @@ def test_an_average_that_keeps_nothing_is_the_old_policy(
     runs = []
     for anchor in ("old", "ema"):
         config = make_config(
-            f"algorithm.attention.anchor={anchor}",
-            "algorithm.attention.ema_decay=0",
+            *anchored(anchor, decay=0),
             "learner.learning_rate=1e-3",
             "rollout.log_prob_gate.token=1e9",
         )

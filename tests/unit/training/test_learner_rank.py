@@ -108,7 +108,7 @@ def test_saving_and_loading_continues_bit_by_bit(
         "algorithm.kl.coefficient=0",
         "learner.warmup_updates=8",
         f"algorithm.attention.anchor={anchor}",
-        "algorithm.attention.ema_decay=0.5",
+        *(["algorithm.attention.ema_decay=0.5"] if anchor == "ema" else []),
         "rollout.log_prob_gate.token=1e9",
     )
     split = plan(rl_samples, 4, 3)

@@ -97,9 +97,8 @@ def test_a_rollout_without_top_tokens_is_named(
 def test_reductions_differ_by_their_denominators(
     reduction: str, expected: str, start_rank: Start, make_config: Callable[..., RunConfig], rl_samples: list[Sample]
 ) -> None:
-    config = make_config(
-        *COMMON, f"algorithm.reduction={reduction}", "algorithm.fixed_length=7", "algorithm.kl.coefficient=0"
-    )
+    length = ["algorithm.fixed_length=7"] if reduction == "fixed_length" else []
+    config = make_config(*COMMON, f"algorithm.reduction={reduction}", *length, "algorithm.kl.coefficient=0")
     watched = Watched(start_rank(config))
     watched.train(plan(rl_samples, 1, 12))
     summed = Watched(start_rank(make_config(*COMMON, "algorithm.kl.coefficient=0")))
