@@ -16,6 +16,7 @@ from ral_system.config.base import (
     Positive,
     Reduction,
     ResponseFormat,
+    Resumable,
     TokenDivergence,
     without_effect,
 )
@@ -141,7 +142,7 @@ class AlgorithmConfig(Group):
     """Label in reports and run names."""
     response_format: ResponseFormat
     """`<think>…</think><answer>…</answer>`, or the answer alone (RAL-zero)."""
-    steps: Positive
+    steps: Annotated[Positive, Resumable]
     """Rollout batches to train on."""
     prompts_per_step: Positive
     completions_per_prompt: Annotated[int, Field(ge=2)]
@@ -149,7 +150,7 @@ class AlgorithmConfig(Group):
     sampling_rounds: Positive
     """Most rounds of rollouts per step. 1 trains on every group; more replace groups whose rewards are all alike by the
     next prompts' (dynamic sampling), and rewards no longer overlap with scoring."""
-    max_staleness: NonNegative
+    max_staleness: Annotated[NonNegative, Resumable]
     """Weight versions that a batch may lag behind those it trains. 0 generates and trains in turn; N generates up to N
     batches ahead while one trains. Learners keep N + 1 versions of their weights in host memory, to score a batch with
     those that made it; up to N published ones may wait for the engines."""

@@ -6,6 +6,7 @@ A list of choices that the library needs too is written here or in its group's f
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Annotated, Any, Literal, get_args
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
@@ -35,6 +36,21 @@ Rows = Literal["generated", "predicting", "answer", "instruction"]
 Keys = Literal["all", "visual", "prompt", "no_sinks"]
 Layers = Literal["last", "all"]
 Backend = Literal["auto", "dense", "chunked", "triton"]
+
+
+@dataclass(frozen=True, slots=True)
+class MayChange:
+    """Mark of a field or group that may differ when a folder is continued: `Annotated[Positive, Resumable]`."""
+
+    by: Literal["training", "synthesis"]
+
+
+Resumable = MayChange("training")
+"""A run continues with another value: where it ends, what surrounds it, and settings commonly changed after a failure.
+`max_staleness`, `on_new_weights`, `log_prob_gate` and `reward.timeout_s` affect which samples count, and how.
+"""
+ResumableSynthesis = MayChange("synthesis")
+"""`ral-synthesize` continues with another value."""
 
 
 class Group(BaseModel):

@@ -8,7 +8,16 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import Field, model_validator
 from pydantic_core import PydanticCustomError
 
-from ral_system.config.base import Fraction, Group, NonNegative, OneOrMore, Positive, PositiveFloat
+from ral_system.config.base import (
+    Fraction,
+    Group,
+    NonNegative,
+    OneOrMore,
+    Positive,
+    PositiveFloat,
+    Resumable,
+    ResumableSynthesis,
+)
 
 
 class VisualSearchConfig(Group):
@@ -22,7 +31,7 @@ class VisualSearchConfig(Group):
     size."""
     objects: Annotated[int, Field(ge=2)]
     """Filled cells: the target and objects - 1 distractors; all cells of a board with fewer."""
-    train_records: Positive
+    train_records: Annotated[Positive, ResumableSynthesis]
     """Training pictures and questions; every stage goes through them again when they run out."""
     described: Positive
     """Positions that a demonstration of the perceive stage describes at most: of large boards not all."""
@@ -30,11 +39,11 @@ class VisualSearchConfig(Group):
     """Demonstrations of the perceive stage that describe only; the later ones also say where each thing stands."""
     digits: bool
     """Mix real handwritten digits with the drawn shapes."""
-    glance_share: Annotated[float, Field(ge=0, le=1)]
+    glance_share: Annotated[float, Field(ge=0, le=1), ResumableSynthesis]
     """Share of the think-and-answer demonstrations that look nothing up, and guess where several cells matter."""
     system_prompt: str
     """Empty: no system turn."""
-    demonstrations: str | None
+    demonstrations: Annotated[str | None, ResumableSynthesis]
     """demonstrations.jsonl of `ral-synthesize`, which sft then imitates, in turn, whatever `glance_share`; null: the
     generated thoughts."""
 
@@ -60,7 +69,7 @@ class VideoSearchConfig(Group):
     take turns: all of `seconds` with one, then with the next."""
     described: Positive
     """Seconds that a demonstration of the perceive stage describes at most, and things that it looks for."""
-    train_records: Positive
+    train_records: Annotated[Positive, ResumableSynthesis]
     """Training videos and questions; every stage goes through them again when they run out."""
     system_prompt: str
     """Empty: no system turn."""
@@ -179,9 +188,9 @@ class FilesConfig(Group):
     video: VideoConfig
     max_broken: Fraction
     """End the preparation when more than this share of the rows cannot be used, from the hundredth row on."""
-    workers: Positive
+    workers: Annotated[Positive, Resumable]
     """Processes that decode."""
-    timeout_s: PositiveFloat
+    timeout_s: Annotated[PositiveFloat, Resumable]
     """For decoding one row's media."""
 
 

@@ -9,6 +9,7 @@ from functools import cache
 from typing import Any, get_args, get_origin
 
 from pydantic import BaseModel
+from pydantic.fields import FieldInfo
 
 from ral_system.config.run import RunConfig
 
@@ -30,6 +31,12 @@ def known_keys() -> frozenset[str]:
     return frozenset(path for path, _ in _fields(RunConfig, ""))
 
 
+@cache
+def marked_keys(mark: object) -> frozenset[str]:
+    """Every dotted key whose field, in some choice of the groups, carries a mark such as `Resumable`."""
+    return frozenset(path for path, field in _fields(RunConfig, "") if mark in field.metadata)
+
+
 def is_known(key: str) -> bool:
     """Whether some choice of the groups has the key."""
     return any(_filled(known, key) == key for known in known_keys())
@@ -37,7 +44,7 @@ def is_known(key: str) -> bool:
 
 def takes_list(key: str) -> bool:
     """Whether the key holds a list under some choice of the groups."""
-    return any(_filled(path, key) == key and _has_tuple(annotation) for path, annotation in _fields(RunConfig, ""))
+    return any(_filled(path, key) == key and _has_tuple(field.annotation) for path, field in _fields(RunConfig, ""))
 
 
 def meant(key: str, known: Collection[str] | None = None) -> list[str]:
@@ -74,11 +81,11 @@ def did_you_mean(key: str, value: str | None = None, known: Collection[str] | No
     return f"did you mean {', '.join(found[:-1])}{' or ' if found[1:] else ''}{found[-1]}?" if found else ""
 
 
-def _fields(model: type[BaseModel], prefix: str) -> Iterator[tuple[str, Any]]:
-    """Dotted key and annotation of every field, groups included."""
+def _fields(model: type[BaseModel], prefix: str) -> Iterator[tuple[str, FieldInfo]]:
+    """Dotted key and declaration of every field, groups included."""
     for name, field in model.model_fields.items():
         path = f"{prefix}{name}"
-        yield path, field.annotation
+        yield path, field
         for inner, star in _models(field.annotation):
             yield from _fields(inner, f"{path}.{ANY}." if star else f"{path}.")
 

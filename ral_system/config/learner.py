@@ -7,17 +7,26 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from ral_system.config.base import Dtype, Fraction, Group, NonNegative, NonNegativeFloat, Positive, PositiveFloat
+from ral_system.config.base import (
+    Dtype,
+    Fraction,
+    Group,
+    NonNegative,
+    NonNegativeFloat,
+    Positive,
+    PositiveFloat,
+    Resumable,
+)
 
 
 class LearnerGroup(Group):
     """What both engines read."""
 
     world_size: Positive
-    micro_batch: Positive
+    micro_batch: Annotated[Positive, Resumable]
     """Sequences per forward-backward on one rank."""
     dtype: Dtype
-    gradient_checkpointing: bool
+    gradient_checkpointing: Annotated[bool, Resumable]
     learning_rate: NonNegativeFloat
     betas: tuple[Fraction, Fraction]
     weight_decay: NonNegativeFloat

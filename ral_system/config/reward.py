@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from ral_system.config.base import Group, NonNegativeFloat, Positive, PositiveFloat, without_effect
+from ral_system.config.base import Group, NonNegativeFloat, Positive, PositiveFloat, Resumable, without_effect
 
 VisualRewardForm = Literal["share", "ratio"]
 
@@ -65,11 +65,11 @@ class RewardConfig(Group):
     correctness: NonNegativeFloat
     format: NonNegativeFloat
     visual: VisualRewardConfig
-    workers: Positive
+    workers: Annotated[Positive, Resumable]
     """Verifier subprocesses per reward actor."""
-    timeout_s: PositiveFloat
+    timeout_s: Annotated[PositiveFloat, Resumable]
     """Deadline per completion."""
-    memory_gib: PositiveFloat
+    memory_gib: Annotated[PositiveFloat, Resumable]
     """Address space of a verifier process; an answer that makes it ask for more is not judged."""
 
     def of_kind(self, kind: str) -> RewardConfig:

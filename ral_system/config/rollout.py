@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from ral_system.config.base import Dtype, Fraction, Group, Positive, PositiveFloat
+from ral_system.config.base import Dtype, Fraction, Group, Positive, PositiveFloat, Resumable
 
 OnNewWeights = Literal["finish", "continue", "discard"]
 
@@ -30,7 +30,7 @@ class LogProbGateConfig(Group):
 class RolloutGroup(Group):
     """What both engines read."""
 
-    workers: Positive
+    workers: Annotated[Positive, Resumable]
     """Engines; prompts are dealt to them in turn."""
     temperature: PositiveFloat
     max_new_tokens: Positive
@@ -38,17 +38,17 @@ class RolloutGroup(Group):
     """End a response at `</answer>`, whatever the model would still say."""
     max_model_len: Positive
     """Prompt and response together, in tokens, visual tokens included."""
-    max_sequences: Positive
+    max_sequences: Annotated[Positive, Resumable]
     """Sequences an engine decodes at once."""
     dtype: Dtype
-    weight_transfer: str
+    weight_transfer: Annotated[str, Resumable]
     """How weights travel from learners to engines. object_store: as arrays in Ray's object store, or in memory. files:
     in a file of the run's folder, which learners and engines must share. Packages can add others."""
-    on_new_weights: OnNewWeights
+    on_new_weights: Annotated[OnNewWeights, Resumable]
     """What becomes of responses under way when new weights are ready, with `algorithm.max_staleness` > 0. finish:
     weights change between two batches only. continue: at once; the response goes on from its last token with the new
     ones. discard: at once; the response is begun again."""
-    log_prob_gate: LogProbGateConfig
+    log_prob_gate: Annotated[LogProbGateConfig, Resumable]
 
     def response_limit(self, prompt_tokens: int) -> int:
         """Tokens at which a response to a prompt of this length is cut: `max_new_tokens`, or the room that is left."""
@@ -73,11 +73,11 @@ class VllmRolloutConfig(RolloutGroup):
     """vLLM engines."""
 
     engine: Literal["vllm"]
-    tensor_parallel: Positive
+    tensor_parallel: Annotated[Positive, Resumable]
     """Ranks of one engine, all on one node."""
-    memory_gib: PositiveFloat | None
+    memory_gib: Annotated[PositiveFloat | None, Resumable]
     """Key-value cache on CPU engines."""
-    gpu_memory_utilization: Fraction
+    gpu_memory_utilization: Annotated[Fraction, Resumable]
 
 
 RolloutConfig = Annotated[HfRolloutConfig | VllmRolloutConfig, Field(discriminator="engine")]

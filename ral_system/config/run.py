@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 from pydantic import AfterValidator, Field
 
 from ral_system.config.algorithm import AlgorithmConfig
-from ral_system.config.base import STAGES, Group, NonNegative, Stage
+from ral_system.config.base import STAGES, Group, NonNegative, Resumable, Stage
 from ral_system.config.checkpoint import CheckpointConfig
 from ral_system.config.cluster import ClusterConfig
 from ral_system.config.data import DataConfig
@@ -31,13 +31,13 @@ class RunConfig(Group):
 
     name: Annotated[str, Field(min_length=1, pattern=r"^[A-Za-z0-9_][A-Za-z0-9._-]*$")]
     """Folder under `runs_dir`."""
-    runs_dir: str
+    runs_dir: Annotated[str, Resumable]
     seed: NonNegative
-    resume: Literal["auto", "never"]
+    resume: Annotated[Literal["auto", "never"], Resumable]
     """auto continues from the newest complete checkpoint; never refuses a folder that has one."""
-    stages: Annotated[tuple[Stage, ...], Field(min_length=1), AfterValidator(_in_order)]
+    stages: Annotated[tuple[Stage, ...], Field(min_length=1), AfterValidator(_in_order), Resumable]
     """What `ral-train` runs; sorted into the order perceive, sft, rl."""
-    start_model: str | None
+    start_model: Annotated[str | None, Resumable]
     """Folder to start the first requested stage from, instead of the preceding stage's result in this run."""
     model: ModelConfig
     data: DataConfig
@@ -48,13 +48,13 @@ class RunConfig(Group):
     learner: LearnerConfig
     perceive: SupervisedConfig
     sft: SupervisedConfig
-    synthesis: SynthesisConfig
-    evaluation: EvaluationConfig
+    synthesis: Annotated[SynthesisConfig, Resumable]
+    evaluation: Annotated[EvaluationConfig, Resumable]
     intervention: InterventionConfig
-    sweep: SweepConfig
-    checkpoint: CheckpointConfig
-    cluster: ClusterConfig
-    logging: LoggingConfig
+    sweep: Annotated[SweepConfig, Resumable]
+    checkpoint: Annotated[CheckpointConfig, Resumable]
+    cluster: Annotated[ClusterConfig, Resumable]
+    logging: Annotated[LoggingConfig, Resumable]
 
     @property
     def rollout_top_tokens(self) -> int:

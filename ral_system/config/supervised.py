@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from ral_system.config.base import Fraction, Group, NonNegative, NonNegativeFloat, Positive, PositiveFloat
+from typing import Annotated
+
+from ral_system.config.base import Fraction, Group, NonNegative, NonNegativeFloat, Positive, PositiveFloat, Resumable
 
 
 class AttentionGuidanceConfig(Group):
@@ -22,7 +24,7 @@ class AttentionGuidanceConfig(Group):
 class SupervisedConfig(Group):
     """One supervised stage (perceive or sft)."""
 
-    max_steps: Positive
+    max_steps: Annotated[Positive, Resumable]
     batch: Positive
     """Demonstrations per optimiser update, over all ranks."""
     learning_rate: PositiveFloat
@@ -33,6 +35,6 @@ class SupervisedConfig(Group):
     """Steps between held-out evaluations."""
     evaluate_from: NonNegative
     """First step that is evaluated."""
-    stop_at: Fraction
+    stop_at: Annotated[Fraction, Resumable]
     """Held-out score at which the stage ends."""
     attention_guidance: AttentionGuidanceConfig

@@ -4,8 +4,17 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from typing import Annotated
 
-from ral_system.config.base import Fraction, Group, NonNegative, NonNegativeFloat, Positive, PositiveFloat
+from ral_system.config.base import (
+    Fraction,
+    Group,
+    NonNegative,
+    NonNegativeFloat,
+    Positive,
+    PositiveFloat,
+    ResumableSynthesis,
+)
 
 PLACEHOLDER = re.compile(r"\{(question|description|reasoning)\}")
 
@@ -13,11 +22,11 @@ PLACEHOLDER = re.compile(r"\{(question|description|reasoning)\}")
 class SynthesisRoleConfig(Group):
     """Who plays one role of `ral-synthesize`: a model behind an OpenAI-compatible server, or the offline templates."""
 
-    endpoint: str | None
+    endpoint: Annotated[str | None, ResumableSynthesis]
     """Its address, for example http://127.0.0.1:8000/v1; null: the templates."""
     model: str | None
     """The model's name at the endpoint."""
-    api_key_env: str | None
+    api_key_env: Annotated[str | None, ResumableSynthesis]
     """Name of the environment variable that holds the key; null: the server wants none."""
     instruction: str
     """What is asked; {question}, {description} and {reasoning} are filled in where they are known."""
@@ -25,7 +34,7 @@ class SynthesisRoleConfig(Group):
     """Send the picture, too."""
     temperature: NonNegativeFloat
     max_tokens: Positive
-    requests_per_minute: PositiveFloat | None
+    requests_per_minute: Annotated[PositiveFloat | None, ResumableSynthesis]
     """null: as fast as `concurrency` allows."""
 
     def problems_at(self, path: str) -> Iterator[str]:
@@ -46,19 +55,19 @@ class SynthesisRoleConfig(Group):
 class SynthesisConfig(Group):
     """Visual-anchored demonstrations (AVAR 2.5): describe the picture, reason over the words, anchor the reasoning."""
 
-    rows: Positive
+    rows: Annotated[Positive, ResumableSynthesis]
     """Training questions that get a demonstration, from the first on."""
-    concurrency: Positive
+    concurrency: Annotated[Positive, ResumableSynthesis]
     """Rows in work at once."""
-    attempts: Positive
+    attempts: Annotated[Positive, ResumableSynthesis]
     """Completions per role and row before the row is rejected."""
-    retries: NonNegative
+    retries: Annotated[NonNegative, ResumableSynthesis]
     """Further tries of a request that failed or timed out."""
-    timeout_s: PositiveFloat
+    timeout_s: Annotated[PositiveFloat, ResumableSynthesis]
     """Deadline of one request."""
     anchor: str
     """Regular expression of an anchor, in whatever case; a demonstration has one more than its reasoning had."""
-    max_rejected: Fraction
+    max_rejected: Annotated[Fraction, ResumableSynthesis]
     """End when more than this share of the rows is rejected, from the twentieth on."""
     describer: SynthesisRoleConfig
     reasoner: SynthesisRoleConfig

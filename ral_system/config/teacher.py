@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Annotated
 
-from ral_system.config.base import Dtype, Group, Positive
+from ral_system.config.base import Dtype, Group, Positive, Resumable
 
 
 class TeacherConfig(Group):
@@ -15,7 +16,7 @@ class TeacherConfig(Group):
     attention_path: str | None
     """Another teacher for the attention alone; null: the same."""
     dtype: Dtype
-    micro_batch: Positive
+    micro_batch: Annotated[Positive, Resumable]
     """Sequences per forward pass."""
 
 

@@ -6,7 +6,7 @@ import fcntl
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -15,7 +15,8 @@ from typing import IO, Any
 
 import yaml
 
-from ral_system.config.base import STAGES, Stage
+from ral_system.config.base import STAGES, Resumable, ResumableSynthesis, Stage
+from ral_system.config.known import marked_keys
 from ral_system.config.run import RunConfig
 from ral_system.config.supervised import SupervisedConfig
 from ral_system.errors import ConfigError, SetupError
@@ -32,52 +33,14 @@ class Continuation:
     """Files one of which is not empty once there is something to go on with."""
     bound: tuple[str, ...] | None
     """Groups that count; None: all."""
-    may_change: tuple[str, ...]
+    may_change: Collection[str]
+    """Fields and groups, marked so where they are declared."""
 
 
-TRAINING = Continuation(
-    work=(METRICS_FILE,),
-    bound=None,
-    may_change=(
-        "resume",
-        "start_model",
-        "runs_dir",
-        "algorithm.steps",
-        *(f"{stage}.{field}" for stage in ("perceive", "sft") for field in ("max_steps", "stop_at")),
-        "cluster",
-        "logging",
-        "checkpoint",
-        "evaluation",
-        "stages",
-        "sweep",
-        "synthesis",
-        # Settings commonly changed after a failure. Those of the last line affect which samples count, and how.
-        *(f"learner.{field}" for field in ("micro_batch", "gradient_checkpointing")),
-        *(f"rollout.{field}" for field in ("workers", "max_sequences", "memory_gib", "gpu_memory_utilization")),
-        *("rollout.tensor_parallel", "reward.workers", "reward.memory_gib", "teacher.micro_batch"),
-        *("data.workers", "data.timeout_s"),
-        *("algorithm.max_staleness", "rollout.on_new_weights", "rollout.log_prob_gate", "reward.timeout_s"),
-    ),
-)
+TRAINING = Continuation(work=(METRICS_FILE,), bound=None, may_change=marked_keys(Resumable))
 SYNTHESIS = Continuation(
-    work=("outputs.jsonl", "rejected.jsonl"),
-    bound=("data", "synthesis"),
-    may_change=(
-        "data.demonstrations",
-        "data.glance_share",
-        "data.train_records",
-        *(
-            f"synthesis.{field}"
-            for field in ("rows", "concurrency", "attempts", "retries", "timeout_s", "max_rejected")
-        ),
-        *(
-            f"synthesis.{role}.{field}"
-            for role in ("describer", "reasoner", "anchorer")
-            for field in ("endpoint", "api_key_env", "requests_per_minute")
-        ),
-    ),
+    work=("outputs.jsonl", "rejected.jsonl"), bound=("data", "synthesis"), may_change=marked_keys(ResumableSynthesis)
 )
-
 
 CHANGES_FILE = "changes.jsonl"
 """A line for every start that went on with another configuration:

@@ -4,7 +4,8 @@ from collections.abc import Callable
 
 import pytest
 
-from ral_system.config.known import RENAMED, did_you_mean, is_known, known_keys, meant, takes_list
+from ral_system.config.base import Resumable, ResumableSynthesis
+from ral_system.config.known import RENAMED, did_you_mean, is_known, known_keys, marked_keys, meant, takes_list
 from ral_system.config.run import RunConfig
 from ral_system.config.validate import parse_config
 from ral_system.errors import ConfigError
@@ -90,3 +91,10 @@ def test_what_is_refused_says_what_to_write(make_config: Callable[..., RunConfig
     with pytest.raises(ConfigError) as refused:
         parse_config(make_config().model_dump() | change)
     assert says in str(refused.value)
+
+
+def test_marks_are_found_in_fields_groups_and_every_choice_of_a_group() -> None:
+    found = marked_keys(Resumable)
+    assert {"resume", "cluster", "sft.max_steps", "rollout.log_prob_gate", "rollout.memory_gib"} <= found
+    assert found.isdisjoint({"seed", "data.seed", "cluster.kind", "rollout.temperature", "data.train_records"})
+    assert {"data.train_records", "synthesis.reasoner.endpoint"} <= marked_keys(ResumableSynthesis)
