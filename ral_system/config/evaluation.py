@@ -14,8 +14,6 @@ BENCHMARK_NAMES = (
     *("vstar", "mme", "chartqa", "mmmu_pro", "muirbench", "vizwiz", "blink", "cvbench", "longvideobench", "nextqa"),
     *("video_mme", "video_mmmu", "lvbench", "mvbench", "tempcompass"),
 )
-
-
 Space = Literal["weights", "logits"]
 SweepAxis = Literal["visual_tokens", "frames"]
 

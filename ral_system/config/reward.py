@@ -10,8 +10,7 @@ from pydantic import Field
 from ral_system.config.base import Group, NonNegativeFloat, Positive, PositiveFloat, Resumable, without_effect
 
 VisualRewardForm = Literal["share", "ratio"]
-
-
+VisualRewardModel = Literal["policy", "reference"]
 Verifier = Literal[
     "exact",
     "multiple_choice",
@@ -34,7 +33,7 @@ class VisualRewardConfig(Group):
     form: VisualRewardForm
     """share: of the attention on picture and system turn, the picture's, in [0, 1]. ratio: the one over the other, as
     the paper writes it; it has no bound and can outweigh correctness."""
-    model: Literal["policy", "reference"]
+    model: VisualRewardModel
     """Model whose attention is read: the policy at the rollout's weights, or the frozen reference on the same words."""
 
     def problems(self) -> Iterator[str]:

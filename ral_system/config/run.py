@@ -15,7 +15,7 @@ from ral_system.config.evaluation import EvaluationConfig, InterventionConfig, S
 from ral_system.config.learner import LearnerConfig
 from ral_system.config.logging import LoggingConfig
 from ral_system.config.model import ModelConfig
-from ral_system.config.reward import RewardConfig
+from ral_system.config.reward import RewardConfig, VisualRewardModel
 from ral_system.config.rollout import RolloutConfig
 from ral_system.config.supervised import SupervisedConfig
 from ral_system.config.synthesis import SynthesisConfig
@@ -71,7 +71,7 @@ class RunConfig(Group):
             or self.visual_reward_by("reference")
         )
 
-    def visual_reward_by(self, model: Literal["policy", "reference"]) -> bool:
+    def visual_reward_by(self, model: VisualRewardModel) -> bool:
         """Whether the visual-anchored reward is read from this model's attention."""
         return self.reward.visual.weight > 0 and self.reward.visual.model == model
 
