@@ -39,11 +39,8 @@ def _one_problem(error: Any) -> str:
     field = ".".join(parts)
     if error["type"] == "model_attributes_type" and field == "algorithm.policy_loss":
         return f"{field}={error['input']!r}: a loss is chosen as algorithm/policy_loss={error['input']}"
-    if error["type"] == "extra_forbidden" and is_known(field):
-        group = "algorithm/policy_loss" if field.startswith("algorithm.policy_loss.") else field.split(".")[0]
-        return f"{field}: unknown key here; remove it, or choose another {group}=NAME, which has it"
     if error["type"] == "extra_forbidden":
-        return f"{field}: unknown key; remove it; {did_you_mean(field) or '--cfg job shows the known ones'}"
+        return _unknown_key(field, error)
     if error["type"] == "string_pattern_mismatch" and field == "name":
         better = re.sub(r"[^A-Za-z0-9._-]+", "_", error["input"]).lstrip(".-") or "run"
         return f"name={error['input']!r}: a run's name has letters, digits, '_', '.' and '-' only; set name={better}"
@@ -59,6 +56,19 @@ def _one_problem(error: Any) -> str:
     if error["type"] == "half_a_source":
         return f"{field} has a path and no columns: ~{field} removes it"
     return f"{field}={error['input']!r}: {error['msg'][0].lower()}{error['msg'][1:]}"
+
+
+def _unknown_key(field: str, error: Any) -> str:
+    if not is_known(field):
+        return f"{field}: unknown key; remove it; {did_you_mean(field) or '--cfg job shows the known ones'}"
+    group = field.split(".")[0]
+    if group in ("rollout", "learner"):
+        return (
+            f"{field}={error['input']!r}: {group}.engine={error['loc'][1]} has no such setting; remove it (~{field}), or "
+            f"choose the engine as a group, {group}=NAME"
+        )
+    group = "algorithm/policy_loss" if field.startswith("algorithm.policy_loss.") else group
+    return f"{field}: unknown key here; remove it, or choose another {group}=NAME, which has it"
 
 
 def _choice(error: Any) -> str:

@@ -227,13 +227,14 @@ ILLEGAL: dict[str, tuple[dict[str, Any], list[str]]] = {
     ),
     "a ZeRO stage of the torch engine": (
         {"learner": TORCH | {"zero_stage": 2}},
-        ["learner.zero_stage: unknown key here; remove it, or choose another learner=NAME"],
+        ["learner.zero_stage=2: learner.engine=torch has no such setting; remove it (~learner.zero_stage), or choose"],
     ),
     "the engine alone, in place of the group": (
         {"learner.engine": "torch", "rollout.engine": "hf"},
         [
-            "learner.zero_stage: unknown key here",
-            "rollout.tensor_parallel: unknown key here; remove it, or choose another rollout=NAME",
+            "learner.zero_stage=2: learner.engine=torch has no such setting",
+            "rollout.tensor_parallel=1: rollout.engine=hf has no such setting",
+            "choose the engine as a group, rollout=NAME",
         ],
     ),
     "an engine that does not exist": (
@@ -247,7 +248,7 @@ ILLEGAL: dict[str, tuple[dict[str, Any], list[str]]] = {
     **{
         f"{field} of the transformers engine": (
             {"cluster.kind": "local", "learner": TORCH, "rollout": HF | {field: value}},
-            [f"rollout.{field}: unknown key here; remove it, or choose another rollout=NAME"],
+            [f"rollout.{field}={value}: rollout.engine=hf has no such setting; remove it (~rollout.{field})"],
         )
         for field, value in (("tensor_parallel", 2), ("memory_gib", 4.0), ("gpu_memory_utilization", 0.5))
     },
