@@ -12,7 +12,7 @@ import ray
 
 from ral_system.actors.cluster import LOOPBACK
 from ral_system.actors.process import ActorProcess, watched
-from ral_system.config.base import Stage
+from ral_system.config.choices import Stage
 from ral_system.config.run import RunConfig
 from ral_system.media.store import node_store
 from ral_system.types import Sample, Scores, TrainPlan, UpdatePlan, VisualAttention, WeightManifest

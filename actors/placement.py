@@ -11,7 +11,7 @@ from typing import Any
 import ray
 from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
 
-from ral_system.config.base import Stage
+from ral_system.config.choices import Stage
 from ral_system.config.run import RunConfig
 from ral_system.errors import SetupError
 

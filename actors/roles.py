@@ -24,7 +24,7 @@ from ral_system.actors.reward import RewardActor
 from ral_system.actors.rollout import RolloutActor
 from ral_system.actors.scorer import ScorerActor
 from ral_system.actors.teacher import TeacherActor
-from ral_system.config.base import Device, Stage
+from ral_system.config.choices import Device, Stage
 from ral_system.config.run import RunConfig
 from ral_system.models.folders import local_model_folder
 from ral_system.rollout.vllm_environment import vllm_environment

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, ClassVar
 import ray
 
 from ral_system.actors.process import ActorProcess, watched
-from ral_system.config.base import Device
+from ral_system.config.choices import Device
 from ral_system.config.rollout import VllmRolloutConfig
 from ral_system.config.run import RunConfig
 from ral_system.media.store import node_store

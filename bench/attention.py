@@ -78,7 +78,7 @@ def _run(options: argparse.Namespace) -> None:
     from bench.plot import draw
     from bench.stack import measure_stack
     from bench.targets import Records, judge
-    from ral_system.config.base import Device
+    from ral_system.config.choices import Device
 
     cuda = torch.cuda.is_available() if options.device == "auto" else options.device == "cuda"
     device: Device = "cuda" if cuda else "cpu"

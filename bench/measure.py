@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 
 import torch
 
-from ral_system.config.base import Device
+from ral_system.config.choices import Device
 
 Key = TypeVar("Key")
 Call = Callable[[], Any]

@@ -7,7 +7,7 @@ from typing import Literal
 
 import torch
 
-from ral_system.config.base import Device, Dtype
+from ral_system.config.choices import Device, Dtype
 
 Variant = Literal["eager_full", "dense", "chunked", "triton", "sdpa"]
 

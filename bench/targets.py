@@ -10,7 +10,7 @@ from math import log2
 from typing import Any
 
 from bench.plan import LEARNER_LAYERS, Variant
-from ral_system.config.base import Device
+from ral_system.config.choices import Device
 
 COMPUTED = f"computed_for_{LEARNER_LAYERS}_layers"
 _MIB = 2**20

@@ -17,7 +17,7 @@ from torch.nn.functional import scaled_dot_product_attention
 from bench.plan import Plan, Variant
 from ral_system.algorithms.divergences import divergence
 from ral_system.attention.divergence import attention_divergence
-from ral_system.config.base import Backend, Device
+from ral_system.config.choices import Backend, Device
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from datetime import datetime
 
-from ral_system.config.base import STAGES, Stage
+from ral_system.config.choices import STAGES, Stage
 from ral_system.config.run import RunConfig
 from ral_system.runs.folder import RunFolder
 

@@ -14,7 +14,7 @@ from contextlib import ExitStack
 from functools import cache, partial
 from pathlib import Path
 
-from ral_system.config.base import STAGES, Stage
+from ral_system.config.choices import STAGES, Stage
 from ral_system.config.run import RunConfig
 from ral_system.config.validate import warnings
 from ral_system.errors import ConfigError, GateError

@@ -8,7 +8,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from ral_system.algorithms.reduction import reduce_rows
-from ral_system.config.base import Reduction
+from ral_system.config.choices import Reduction
 
 
 def attention_loss(

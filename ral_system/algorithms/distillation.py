@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from ral_system.config.base import TokenDivergence
+from ral_system.config.choices import TokenDivergence
 
 TOKEN_DIVERGENCES: tuple[TokenDivergence, ...] = get_args(TokenDivergence)
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from ral_system.config.base import Divergence
+from ral_system.config.choices import Divergence
 
 DIVERGENCES: tuple[Divergence, ...] = get_args(Divergence)
 

@@ -7,7 +7,7 @@ from typing import get_args
 import torch
 from torch import Tensor
 
-from ral_system.config.base import Reduction
+from ral_system.config.choices import Reduction
 
 
 def reduce_rows(

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from ral_system.attention.policy import visibility
-from ral_system.config.base import Heads
+from ral_system.config.choices import Heads
 
 _BLOCK_BYTES = {"cpu": 8 << 20, "cuda": 128 << 20}
 """Size of one block's logits."""

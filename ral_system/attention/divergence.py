@@ -14,7 +14,7 @@ from ral_system.algorithms.divergences import DIVERGENCES
 from ral_system.attention.chunked import ChunkedKernels
 from ral_system.attention.policy import check_arguments, dense_policy
 from ral_system.attention.record import Target, check_probabilities, check_record
-from ral_system.config.base import Backend, Divergence, Heads
+from ral_system.config.choices import Backend, Divergence, Heads
 from ral_system.types import AttentionRecord
 
 

@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from ral_system.attention import fused_kernels as kernels
-from ral_system.config.base import Heads
+from ral_system.config.choices import Heads
 
 _BLOCK_BYTES = 8 << 20
 """Size of one block's policies."""

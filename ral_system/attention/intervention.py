@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
-from ral_system.config.evaluation import Space
+from ral_system.config.choices import Space
 
 _MORE = 8
 

@@ -11,7 +11,7 @@ from typing import get_args
 import torch
 from torch import Tensor
 
-from ral_system.config.base import Heads
+from ral_system.config.choices import Heads
 
 
 def attention_policy(

@@ -18,7 +18,7 @@ from transformers.masking_utils import sdpa_mask
 from ral_system.attention.intervention import Steering, steered_attention
 from ral_system.attention.policy import check_rows
 from ral_system.attention.sequence import LayerAttention
-from ral_system.config.base import Layers
+from ral_system.config.choices import Layers
 
 IMPLEMENTATION = "probed_sdpa"
 """Load models with `attn_implementation=IMPLEMENTATION` to make them probeable."""

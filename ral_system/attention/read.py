@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from ral_system.config.attention import AttentionConfig
-from ral_system.config.base import Backend, Heads, Keys, Layers, Rows
+from ral_system.config.choices import Backend, Heads, Keys, Layers, Rows
+
+if TYPE_CHECKING:
+    from ral_system.config.attention import AttentionConfig
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ral_system.algorithms.divergences import divergence
-from ral_system.config.base import Divergence
+from ral_system.config.choices import Divergence
 from ral_system.types import AttentionRecord
 
 

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ral_system.attention.metrics import SINK_TOKENS
 from ral_system.attention.provenance import KeyKind, KeyProvenance
-from ral_system.config.base import Keys, Rows
+from ral_system.config.choices import Keys, Rows
 from ral_system.types import Sample
 
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ral_system.attention.divergence import row_divergence, row_policy_blocks
 from ral_system.attention.policy import check_rows
-from ral_system.config.base import Backend, Divergence, Heads
+from ral_system.config.choices import Backend, Divergence, Heads
 from ral_system.types import AttentionRecord
 
 

@@ -9,12 +9,12 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from ral_system.config.base import Group, NonNegative, NonNegativeFloat, Positive
+from ral_system.config.choices import Space
 
 BENCHMARK_NAMES = (
     *("vstar", "mme", "chartqa", "mmmu_pro", "muirbench", "vizwiz", "blink", "cvbench", "longvideobench", "nextqa"),
     *("video_mme", "video_mmmu", "lvbench", "mvbench", "tempcompass"),
 )
-Space = Literal["weights", "logits"]
 SweepAxis = Literal["visual_tokens", "frames"]
 
 

@@ -7,16 +7,8 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from ral_system.config.base import (
-    Dtype,
-    Fraction,
-    Group,
-    NonNegative,
-    NonNegativeFloat,
-    Positive,
-    PositiveFloat,
-    Resumable,
-)
+from ral_system.config.base import Fraction, Group, NonNegative, NonNegativeFloat, Positive, PositiveFloat, Resumable
+from ral_system.config.choices import Dtype
 
 
 class LearnerGroup(Group):

@@ -7,7 +7,8 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from ral_system.config.base import Dtype, Fraction, Group, Positive, PositiveFloat, Resumable
+from ral_system.config.base import Fraction, Group, Positive, PositiveFloat, Resumable
+from ral_system.config.choices import Dtype
 
 OnNewWeights = Literal["finish", "continue", "discard"]
 

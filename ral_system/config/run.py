@@ -7,8 +7,9 @@ from typing import Annotated, Literal
 from pydantic import AfterValidator, Field
 
 from ral_system.config.algorithm import AlgorithmConfig
-from ral_system.config.base import STAGES, Group, NonNegative, Resumable, Stage
+from ral_system.config.base import Group, NonNegative, Resumable
 from ral_system.config.checkpoint import CheckpointConfig
+from ral_system.config.choices import STAGES, Stage
 from ral_system.config.cluster import ClusterConfig
 from ral_system.config.data import DataConfig
 from ral_system.config.evaluation import EvaluationConfig, InterventionConfig, SweepConfig

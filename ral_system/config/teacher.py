@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated
 
-from ral_system.config.base import Dtype, Group, Positive, Resumable
+from ral_system.config.base import Group, Positive, Resumable
+from ral_system.config.choices import Dtype
 
 
 class TeacherConfig(Group):

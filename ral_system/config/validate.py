@@ -64,8 +64,8 @@ def _unknown_key(field: str, error: Any) -> str:
     group = field.split(".")[0]
     if group in ("rollout", "learner"):
         return (
-            f"{field}={error['input']!r}: {group}.engine={error['loc'][1]} has no such setting; remove it (~{field}), or "
-            f"choose the engine as a group, {group}=NAME"
+            f"{field}={error['input']!r}: {group}.engine={error['loc'][1]} has no such setting; remove it (~{field}), "
+            f"or choose the engine as a group, {group}=NAME"
         )
     group = "algorithm/policy_loss" if field.startswith("algorithm.policy_loss.") else group
     return f"{field}: unknown key here; remove it, or choose another {group}=NAME, which has it"

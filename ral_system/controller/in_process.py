@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from ral_system.config.base import Stage
+from ral_system.config.choices import Stage
 from ral_system.config.run import RunConfig
 from ral_system.config.teacher import TeacherRole
 from ral_system.media.store import MediaStore, node_store

@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from ral_system.config.base import Stage, SupervisedStage
+from ral_system.config.choices import Stage, SupervisedStage
 from ral_system.config.logging import LoggingConfig
 from ral_system.config.run import RunConfig
 from ral_system.config.supervised import SupervisedConfig

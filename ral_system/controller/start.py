@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from contextlib import closing
 from pathlib import Path
 
-from ral_system.config.base import STAGES, Stage
+from ral_system.config.choices import STAGES, Stage
 from ral_system.config.run import RunConfig
 from ral_system.controller.stages import StageContext, run_rl, run_supervised
 from ral_system.errors import SetupError

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ral_system.attention.provenance import KeyProvenance, concatenate, key_provenance
 from ral_system.attention.selection import select_rows
-from ral_system.config.base import Rows
+from ral_system.config.choices import Rows
 from ral_system.data.features import FeatureExtractor
 from ral_system.errors import DataError
 from ral_system.families.family import Family, Features

@@ -11,7 +11,7 @@ from typing import Literal
 
 import numpy as np
 
-from ral_system.config.base import ResponseFormat, SupervisedStage
+from ral_system.config.choices import ResponseFormat, SupervisedStage
 from ral_system.config.data import FilesConfig
 from ral_system.data.chat import ChatRenderer
 from ral_system.data.preparation import QUARANTINE_FILE, PreparedQuestion, drawn, read_prepared

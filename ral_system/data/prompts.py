@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Protocol
 
-from ral_system.config.base import SupervisedStage
+from ral_system.config.choices import SupervisedStage
 from ral_system.types import Prompt, Sample, Split
 
 

@@ -13,7 +13,7 @@ from ral_system.config.run import RunConfig
 
 if TYPE_CHECKING:
     from ral_system.attention.intervention import Intervention
-    from ral_system.config.base import Device
+    from ral_system.config.choices import Device
     from ral_system.evaluation.answers import Generate
     from ral_system.media.store import MediaStore
     from ral_system.rollout.hf_generator import HfEngine

@@ -9,7 +9,7 @@ import torch
 
 from ral_system.attention.read import QUESTION_AT_ALL_LAYERS
 from ral_system.attention.visual_score import VisualScore, mean_score, visual_score
-from ral_system.config.base import Dtype
+from ral_system.config.choices import Dtype
 from ral_system.data.collate import Collator
 from ral_system.errors import ConfigError
 from ral_system.media.store import MediaStore

@@ -22,7 +22,7 @@ from transformers.utils import CONFIG_NAME, GENERATION_CONFIG_NAME
 from transformers.utils import logging as transformers_logging
 
 from ral_system.attention.probe import IMPLEMENTATION
-from ral_system.config.base import Dtype
+from ral_system.config.choices import Dtype
 from ral_system.errors import SetupError
 from ral_system.families.family import Family
 from ral_system.families.registry import family_of

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from ral_system.config.base import STAGES, Stage
+from ral_system.config.choices import STAGES, Stage
 
 
 class JsonLines:

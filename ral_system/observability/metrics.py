@@ -21,7 +21,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from ral_system.config.base import Stage
+from ral_system.config.choices import Stage
 from ral_system.config.logging import LoggingConfig
 from ral_system.observability.jsonl import JsonLines
 from ral_system.observability.wandb_sink import WandbSink

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ral_system.config.base import Stage
+from ral_system.config.choices import Stage
 from ral_system.config.logging import LoggingConfig, WandbChoice, WandbMode, WandbRecording
 
 _log = logging.getLogger(__name__)

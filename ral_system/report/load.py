@@ -10,7 +10,7 @@ from typing import Any
 
 import yaml
 
-from ral_system.config.base import STAGES, Stage
+from ral_system.config.choices import STAGES, Stage
 from ral_system.errors import GATE_COUNTERS
 from ral_system.observability.jsonl import read_lines, read_objects
 from ral_system.observability.metrics import COMMANDS_FILE, METRICS_FILE, ROLLOUTS_FILE

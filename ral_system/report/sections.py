@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 
-from ral_system.config.base import Stage
+from ral_system.config.choices import Stage
 from ral_system.report.load import RunData
 from ral_system.report.series import Chart, Interval, Series, Unit
 

@@ -20,7 +20,7 @@ import sys
 from collections.abc import Callable, Iterator
 from typing import Any, BinaryIO, cast
 
-from ral_system.config.base import ResponseFormat
+from ral_system.config.choices import ResponseFormat
 from ral_system.config.reward import RewardConfig
 from ral_system.errors import RalError
 from ral_system.rewards.combine import Verdict

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ral_system.config.base import ResponseFormat
+from ral_system.config.choices import ResponseFormat
 from ral_system.config.reward import RewardConfig
 from ral_system.rewards.format import extract_answer, format_score
 from ral_system.rewards.verifiers.registry import verifier_of

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from ral_system.config.base import ResponseFormat
+from ral_system.config.choices import ResponseFormat
 
 _TEMPLATES: dict[ResponseFormat, tuple[re.Pattern[str], tuple[str, ...]]] = {
     "think_answer": (

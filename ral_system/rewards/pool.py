@@ -22,7 +22,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from ral_system.config.base import ResponseFormat
+from ral_system.config.choices import ResponseFormat
 from ral_system.config.reward import RewardConfig
 from ral_system.errors import ActorError, RalError, SetupError
 from ral_system.rewards.child import Verifier, load_verifier

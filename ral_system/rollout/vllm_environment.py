@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ral_system.config.base import Device
+from ral_system.config.choices import Device
 from ral_system.config.rollout import RolloutConfig
 
 

@@ -18,7 +18,7 @@ from vllm import LLM, SamplingParams
 from vllm.distributed import cleanup_dist_env_and_memory
 from vllm.sampling_params import RequestOutputKind
 
-from ral_system.config.base import Device
+from ral_system.config.choices import Device
 from ral_system.config.rollout import VllmRolloutConfig
 from ral_system.errors import WeightSyncError
 from ral_system.media.store import MediaStore

@@ -15,7 +15,8 @@ from typing import IO, Any
 
 import yaml
 
-from ral_system.config.base import STAGES, Resumable, ResumableSynthesis, Stage
+from ral_system.config.base import Resumable, ResumableSynthesis
+from ral_system.config.choices import STAGES, Stage
 from ral_system.config.known import marked_keys
 from ral_system.config.run import RunConfig
 from ral_system.config.supervised import SupervisedConfig

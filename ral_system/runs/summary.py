@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ral_system.config.base import STAGES
+from ral_system.config.choices import STAGES
 from ral_system.config.run import RunConfig
 from ral_system.errors import GATE_COUNTERS, GateError
 from ral_system.observability.jsonl import read_objects, write_atomically

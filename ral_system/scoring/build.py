@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 
 from ral_system.attention.read import AttentionRead
-from ral_system.config.base import Dtype
+from ral_system.config.choices import Dtype
 from ral_system.config.run import RunConfig
 from ral_system.errors import ConfigError, SetupError
 from ral_system.models.loading import load_family, load_model

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ral_system.config.base import ResponseFormat, SupervisedStage
+from ral_system.config.choices import ResponseFormat, SupervisedStage
 from ral_system.config.data import VideoSearchConfig
 from ral_system.data.chat import ChatRenderer
 from ral_system.media.store import MediaStore

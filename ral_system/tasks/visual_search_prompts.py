@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ral_system.config.base import ResponseFormat, SupervisedStage
+from ral_system.config.choices import ResponseFormat, SupervisedStage
 from ral_system.config.data import VisualSearchConfig
 from ral_system.data.chat import ChatRenderer
 from ral_system.errors import DataError

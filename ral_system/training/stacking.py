@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ral_system.algorithms.distillation import kept_and_rest
 from ral_system.attention.sequence import SequenceAttention
-from ral_system.config.base import Divergence
+from ral_system.config.choices import Divergence
 from ral_system.types import MicroBatch, Scores
 
 

@@ -307,7 +307,7 @@ TARGET = torch.full((2, 4), 0.25)
         ({"query": GOOD["query"].long(), "key": GOOD["key"].long()}, "must share a floating dtype, got torch.int64"),
         ({"heads": "max"}, "heads='max'; known: mean, each"),
         ({"kind": "kl"}, "kind='kl'; known: jsd, forward_kl"),
-        ({"backend": "flash"}, "backend='flash'; known: dense, chunked"),
+        ({"backend": "flash"}, "backend='flash'; known: auto, dense, chunked"),
     ],
 )
 def test_errors_name_the_argument_and_both_shapes(change: dict[str, Any], complaint: str) -> None:

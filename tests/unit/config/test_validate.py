@@ -48,7 +48,13 @@ TORCH = {
 }
 HF = {
     **{"engine": "hf", "workers": 1, "temperature": 1.0, "max_new_tokens": 64, "stop_at_answer": False},
-    **{"max_model_len": 256, "max_sequences": 8, "dtype": "float32", "on_new_weights": "finish"},
+    **{
+        "max_model_len": 256,
+        "max_sequences": 8,
+        "dtype": "float32",
+        "weight_transfer": "object_store",
+        "on_new_weights": "finish",
+    },
     "log_prob_gate": {"token": 1e-4, "outliers": 0.0, "mean": None, "p999": None},
 }
 

@@ -8,7 +8,7 @@ import sys
 import time
 from pathlib import Path
 
-from ral_system.config.base import ResponseFormat
+from ral_system.config.choices import ResponseFormat
 from ral_system.config.reward import RewardConfig
 from ral_system.rewards.combine import Verdict, judge
 

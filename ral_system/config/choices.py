@@ -1,0 +1,28 @@
+"""Lists of choices that the configuration and the library share, each written once.
+
+Imports nothing but the standard library: benchmarks of the attention term run where only torch and transformers are.
+"""
+
+from __future__ import annotations
+
+from typing import Literal, get_args
+
+ResponseFormat = Literal["think_answer", "answer_only"]
+SupervisedStage = Literal["perceive", "sft"]
+Stage = Literal[SupervisedStage, "rl"]
+STAGES: tuple[Stage, ...] = get_args(Stage)
+"""In the order in which a run goes through them."""
+Device = Literal["cpu", "cuda"]
+Dtype = Literal["float32", "bfloat16"]
+
+Divergence = Literal["jsd", "forward_kl", "reverse_kl", "tv", "hellinger"]
+TokenDivergence = Literal["reverse_kl", "forward_kl", "jsd"]
+Reduction = Literal["token_mean", "sequence_mean", "sequence_sum"]
+
+Heads = Literal["mean", "each"]
+Rows = Literal["generated", "predicting", "answer", "instruction"]
+Keys = Literal["all", "visual", "prompt", "no_sinks"]
+Layers = Literal["last", "all"]
+Space = Literal["weights", "logits"]
+"""What an intervention adds to: attention weights, or the logits before the softmax."""
+Backend = Literal["auto", "dense", "chunked", "triton"]
