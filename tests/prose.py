@@ -1,0 +1,98 @@
+"""Refuses the constructions that readers stumble over: `python -m tests.prose`, part of `make lint`.
+
+It reads docstrings, comments and messages of the Python files, and the Markdown and YAML files. In tests, string
+literals are data and are not read. Code in Markdown is not read either.
+"""
+
+import ast
+import io
+import re
+import sys
+import tokenize
+from collections.abc import Iterator
+from pathlib import Path
+
+ROOTS = ("actors", "bench", "docker", "docs", "launch", "ral_system", "tests")
+NOT_YET = ("ral_system/config/", "ral_system/families/", "ral_system/registry.py", "ral_system/rollout/")
+NOT_YET += ("ral_system/weights/", "tests/unit/config/")  # empty NOT_YET to check everything
+OWN_EXAMPLES = ("tests/prose.py", "tests/unit/test_prose.py")
+MAX_COLUMNS = 120
+
+FRAGMENT = re.compile(r"(Of|That|Those|Whose|Whom|And|The same)\b")
+AT_END = r"(?=\s*([.;:)]|\Z|\n\s*\n))"
+WORDS = {
+    r"\bmend(s|ed|ing)?\b": "fix or repair",
+    r"\banew\b": "again",
+    r"\bforeseen\b": "predicted; for a share of tokens: token accuracy",
+    r"\bin vain\b": "has no effect",
+    r"\bto be had\b": "available",
+    r"\b(all|none|one|some|most) of which\b": "start a new sentence",
+    r"\bsee to (the|it|that|a)\b": "check or fix",
+    r", too(?=\s*([.,;:)]|\Z))": "also, before the verb",
+    r"\bas it is" + AT_END: "unchanged, as written, verbatim",
+    r"\b(whoever|whom)\b": "name the person or the part of the system",
+    # "there is no login" and "is no longer" are English; "x is no number" is "x is not a number".
+    r"(?<!there\s)\bis no (?!longer\b|more\b|less\b|\w+er\b(?= than))\w+": "is not a …",
+}
+PATTERNS = {re.compile(pattern.replace(" ", r"\s+"), re.IGNORECASE): hint for pattern, hint in WORDS.items()}
+
+
+def in_text(text: str, line: int) -> Iterator[tuple[int, str]]:
+    """Yield the line and the complaint of every banned construction in a text that begins on `line`."""
+    for pattern, hint in PATTERNS.items():
+        for match in pattern.finditer(text):
+            yield line + text.count("\n", 0, match.start()), f"{' '.join(match[0].split())!r}: write {hint}"
+
+
+def in_python(source: str, literals: bool = True) -> Iterator[tuple[int, str]]:
+    """Check docstrings (including those of attributes), comments, and, if asked to, all other string literals."""
+    nodes = list(ast.walk(ast.parse(source)))
+    docstrings = {id(node.value) for node in nodes if isinstance(node, ast.Expr)}
+    for node in nodes:
+        if isinstance(node, ast.Constant) and isinstance(node.value, str) and (literals or id(node) in docstrings):
+            yield from in_text(node.value, node.lineno)
+            if id(node) in docstrings and (match := FRAGMENT.match(node.value.strip())):
+                yield node.lineno, f"docstring begins with {match[0]!r}: write a phrase that stands alone in hover help"
+    for token in tokenize.generate_tokens(io.StringIO(source).readline):
+        if token.type == tokenize.COMMENT:
+            yield from in_text(token.string, token.start[0])
+
+
+def in_markdown(source: str) -> Iterator[tuple[int, str]]:
+    """Check the words outside code, and the width of lines that are neither code, nor a table row, nor one link."""
+    prose, fenced = [], False
+    for number, text in enumerate(source.split("\n"), 1):
+        fence = text.lstrip().startswith("```")
+        code = fenced or fence or text.startswith("    ")
+        fenced ^= fence
+        prose.append("" if code else re.sub("`[^`]*`", "`x`", text))
+        link = re.fullmatch(r"\W*!?\[[^\]]*\]\(\S+\)\W*|\S+", text)
+        if len(text) > MAX_COLUMNS and not (code or link or text.lstrip().startswith("|")):
+            yield number, f"{len(text)} columns: break the line at {MAX_COLUMNS}"
+    yield from in_text("\n".join(prose), 1)
+
+
+def in_file(path: Path) -> Iterator[tuple[int, str]]:
+    """Check a file by the rules of its kind."""
+    source = path.read_text(encoding="utf-8")
+    if path.suffix == ".py":
+        return in_python(source, literals=path.parts[0] != "tests")
+    return in_markdown(source) if path.suffix == ".md" else in_text(source, 1)
+
+
+def main() -> int:
+    """Print every complaint with its place; 1 if there are any."""
+    found = [*Path().glob("*.md"), *(path for root in ROOTS for path in sorted(Path(root).rglob("*.*")))]
+    paths = [path for path in found if path.suffix in (".py", ".md", ".yaml") and path.is_file()]
+    complaints = [
+        f"{path}:{line}: {complaint}"
+        for path in paths
+        if not str(path).startswith(NOT_YET + OWN_EXAMPLES)
+        for line, complaint in sorted(in_file(path))
+    ]
+    print("\n".join(complaints) or f"prose: {len(paths)} files read, nothing to change")
+    return bool(complaints)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,59 @@
+import pytest
+
+from tests import prose
+
+FINE = '''"""Losses of a batch. There is no reference model here, and a chunk is no slower than the whole."""
+
+STEPS = 3
+"""Updates per batch; none of them is skipped."""
+
+
+def loss(tokens):
+    """Return the mean loss, too small to matter."""
+    raise ValueError(f"steps={tokens}: not a number; give one")  # as it is now, this cannot happen
+'''
+
+
+def test_plain_text_passes():
+    assert list(prose.in_python(FINE)) == []
+    assert list(prose.in_markdown("# Title\n\nText as it is now.\n")) == []
+
+
+@pytest.mark.parametrize(
+    ("source", "line"),
+    [
+        ('"""Of a batch."""', 1),
+        ('"""\n    The same, on another device.\n"""', 1),
+        ('STEPS = 3\n\n"""Whose steps these are."""', 3),
+        ("x = 1\n# mended by hand", 2),
+        ('raise ValueError(f"{name} is no benchmark")', 1),
+        ('"""Begins well.\n\nStops what it started, too."""', 3),
+        ('"""Whatever is no\nnumber."""', 1),
+        ('print("keeps the text as it is")', 1),
+        ('"""A lock; whoever has it may write."""', 1),
+    ],
+)
+def test_a_banned_construction_is_found_on_its_line(source, line):
+    assert [at for at, _ in prose.in_python(source)] == [line]
+
+
+def test_literals_of_tests_are_data():
+    assert list(prose.in_python('text = "to be had"', literals=False)) == []
+    assert len(list(prose.in_python('"""To be had."""', literals=False))) == 1
+
+
+def test_long_lines_of_prose_only():
+    long = "word " * 25 + "end"
+    fine = ["| " + long, "    " + long, "```\n" + long + "\n```", "[" + long + "](https://example.org)", "`is no x`"]
+    assert list(prose.in_markdown("\n".join(fine))) == []
+    assert list(prose.in_markdown("short\n" + long)) == [(2, "128 columns: break the line at 120")]
+
+
+def test_complaints_fail_the_command(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "README.md").write_text("Plain.\n")
+    assert prose.main() == 0
+    (tmp_path / "tests").mkdir()
+    (tmp_path / "tests" / "test_x.py").write_text("# started anew\n")
+    assert prose.main() == 1
+    assert "tests/test_x.py:1: 'anew': write again" in capsys.readouterr().out
