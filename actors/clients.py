@@ -142,7 +142,7 @@ class RayLearner:
         return refs
 
     def visual_rewards(self, scores: Sequence[Ref]) -> Mapping[str, float]:
-        """Those of all ranks' samples together."""
+        """Return the visual rewards of all ranks' samples, by sample id."""
         return _visual_rewards(scores, self._timeout_s)
 
     def kl(self, behaviour: Sequence[Ref], reference: Sequence[Ref]) -> Mapping[str, float]:

@@ -99,9 +99,9 @@ def _explain(address: str | None, error: Exception) -> SetupError:
     reason = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
     lowered = str(error).lower()
     if "unauthenticated" in lowered or "authentication" in lowered:
-        return SetupError(f"the Ray cluster at {address} wants a valid token ({reason}); set RAY_AUTH_MODE=token")
+        return SetupError(f"the Ray cluster at {address} requires a valid token ({reason}); set RAY_AUTH_MODE=token")
     if "in use" in lowered:
-        return SetupError(f"Ray cannot start, a port is taken ({reason}); end the other process or `ray stop`")
+        return SetupError(f"Ray cannot start: a port is in use ({reason}); end the other process, or run `ray stop`")
     if address is None:
         return SetupError(f"Ray cannot start on this machine ({reason}); see /tmp/ray/session_latest/logs")
     return SetupError(

@@ -73,7 +73,7 @@ def table() -> str:
         [
             _HEAD,
             "## Policy loss: `algorithm/policy_loss=NAME`",
-            "Settings are fields of `algorithm.policy_loss`; a choice sets its reduction and correction, too.\n",
+            "Settings are fields of `algorithm.policy_loss`; a choice also sets its reduction and correction.\n",
             *_rows("loss of a token", catalogue.POLICY_LOSSES, _default_loss(), settings=True),
             _ANCHOR,
             "## Advantage: `algorithm.advantage`",

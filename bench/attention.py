@@ -175,7 +175,7 @@ def _versions() -> dict[str, str | None]:
 
 
 def _commit() -> str | None:
-    """The checkout's commit, with `+` if it was changed since; None where this is no checkout."""
+    """Return the checkout's commit, with `+` if it was changed since; None outside a checkout."""
     root = Path(__file__).parents[2]
     command = ["git", "-C", str(root), "describe", "--always", "--dirty=+", "--abbrev=12", "--exclude=*"]
     try:

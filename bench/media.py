@@ -1,6 +1,6 @@
 """`python -m bench.media`: how fast pictures and videos are taken in, decoded, and found decoded already.
 
-Prints a table; with --out it writes the figures as JSON, too.
+Prints a table; --out also writes the figures as JSON.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="decoding processes (%(default)s)")
     parser.add_argument("--pictures", type=int, default=200, help="JPEG, 1024 x 768 (%(default)s)")
     parser.add_argument("--videos", type=int, default=6, help="H.264, 1280 x 720, 30 s at 30 a second (%(default)s)")
-    parser.add_argument("--out", type=Path, help="write the figures as JSON, too")
+    parser.add_argument("--out", type=Path, help="also write the figures as JSON to this file")
     options = parser.parse_args()
     pictures = [EncodedMedia("image", _jpeg(i), None) for i in range(options.pictures)]
     videos = [EncodedMedia("video", _video(i), None) for i in range(options.videos)]

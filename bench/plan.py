@@ -14,7 +14,7 @@ Variant = Literal["eager_full", "dense", "chunked", "triton", "sdpa"]
 TERMS: tuple[Variant, ...] = ("eager_full", "dense", "chunked", "triton")
 """Ways to compute the attention term."""
 VARIANTS: tuple[Variant, ...] = (*TERMS, "sdpa")
-"""And what they are compared with: causal attention of one layer."""
+"""The terms, and the baseline they are compared with: causal attention of one layer."""
 
 LEARNER_LAYERS = 28
 """Layers of the 7B model that computed ratios speak of."""

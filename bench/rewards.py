@@ -1,6 +1,6 @@
 """`python -m bench.rewards`: verdicts per second of each verifier, and a batch in which some hang.
 
-Prints a table; with --out it writes the figures as JSON, too.
+Prints a table; --out also writes the figures as JSON.
 """
 
 from __future__ import annotations
@@ -39,9 +39,11 @@ def main() -> None:
     parser = Parser(prog="python -m bench.rewards", description=__doc__)
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="verifier processes (%(default)s)")
     parser.add_argument("--seconds", type=float, default=4.0, help="about how long to measure each (%(default)s)")
-    parser.add_argument("--samples", type=int, default=10_000, help="of the batch in which some hang (%(default)s)")
+    parser.add_argument(
+        "--samples", type=int, default=10_000, help="samples in the batch in which some hang (%(default)s)"
+    )
     parser.add_argument("--timeout", type=float, default=0.5, help="deadline of each of them, in s (%(default)s)")
-    parser.add_argument("--out", type=Path, help="write the figures as JSON, too")
+    parser.add_argument("--out", type=Path, help="also write the figures as JSON to this file")
     options = parser.parse_args()
     found: dict[str, Any] = {
         "workers": options.workers,

@@ -91,7 +91,7 @@ def _step_peak(plan: Plan, tokens: int, backend: Any, with_term: bool) -> tuple[
 
 
 def step_peak(plan: Plan, tokens: int, backend: Any, with_term: bool) -> int:
-    """The same in this process, which on CPU must be a fresh one."""
+    """Measure the peak in this process, which on CPU must be a fresh one."""
     stack = _Stack(plan, tokens, backend)
     small = stack if plan.device == "cuda" else _Stack(replace(plan, rows=8), 64, backend)
     small.step(with_term=with_term)  # what libraries load or keep does not count

@@ -34,7 +34,7 @@ class Records:
         return statistics.median(times) if (times := self.one(variant, tokens).get(name)) else None
 
     def ratio(self, variant: Variant, to: Variant, tokens: int) -> float | None:
-        """Of median forward and backward times."""
+        """Return the ratio of median forward and backward times."""
         part, whole = self.seconds(variant, tokens), self.seconds(to, tokens)
         return None if part is None or whole is None else part / whole
 

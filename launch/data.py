@@ -53,7 +53,9 @@ def show_data(config: RunConfig) -> None:
     if name is not None:
         check_named("model.path" if config.start_model is None else "start_model", name)
     elif isinstance(config.data, FilesConfig):
-        raise ConfigError("model.path=null: no model; set model.path or start_model to the model that reads the data")
+        raise ConfigError(
+            "model.path=null: no model; set model.path or start_model to the model that will read the data"
+        )
     silence_third_party()
     folder = (Path(config.runs_dir) / config.name).resolve()
     with leaving_nothing(folder):

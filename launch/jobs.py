@@ -131,7 +131,7 @@ def job_name(container: DictConfig, swept: Sequence[Override]) -> str:
     """The run's name with the swept values that it does not contain already; the same values give the same name.
 
     Example: `smoke` with algorithm=ral,grpo and seed=0,1 gives `smoke_algorithm-ral_seed-0` and three others;
-    `${algorithm.name}_${seed}` stays as it is.
+    `${algorithm.name}_${seed}` stays unchanged.
     """
     from omegaconf import OmegaConf
 

@@ -64,14 +64,14 @@ class StudyFile(BaseModel):
     arms: Annotated[dict[str, Words], Field(min_length=1)]
     """A command each, run once per seed, in order; `${seed}` is the seed, so that an arm may go on with another's."""
     common: list[str] = []
-    """What every arm's command is given, too."""
+    """Arguments added to every arm's command."""
     seeds: Annotated[list[int], Field(min_length=1)]
     evaluate: list[str] | None = None
-    """With what `ral-evaluate` is run on every arm's model; null: the table takes what training itself measured."""
+    """Arguments of `ral-evaluate` for every arm's model; null: the table shows the accuracy measured in training."""
     metrics: list[str] = []
-    """Of an arm's metrics.jsonl: shown with their first and last values in training."""
+    """Names from an arm's metrics.jsonl, shown with their first and last values in training."""
     curves: list[str] = []
-    """Of an arm's metrics.jsonl: drawn over the steps."""
+    """Names from an arm's metrics.jsonl, drawn over the steps."""
     conclude: list[Words] = []
     """Commands, run once, in order, after all arms: a sweep over their models."""
 
@@ -153,7 +153,7 @@ def main() -> None:
             if options.dry_run:
                 continue
             if lost := [name for name in failed if run.goes_on_from(folder / name)]:
-                print(f"{run.name} is left out: it goes on from {lost[0]}, which failed", file=sys.stderr, flush=True)
+                print(f"{run.name} is skipped: it starts from {lost[0]}, which failed", file=sys.stderr, flush=True)
                 failed.append(run.name)
             else:
                 failed += attempt(run)
@@ -229,9 +229,9 @@ def evaluation_of(name: str) -> str:
 
 
 def execute(run: Run) -> None:
-    """Run a command to its end, unless it is an evaluation that is there. Raises RunError with its exit code.
+    """Run a command to its end, unless it is an evaluation with results already. Raises RunError with its exit code.
 
-    An interrupt reaches the command, too, from the terminal or from here; it is waited for, since it may have work to
+    An interrupt also reaches the command, from the terminal or from here; we wait for it, since it may have work to
     save.
     """
     if run.evaluated():
@@ -258,16 +258,16 @@ def execute(run: Run) -> None:
 
 
 def attempt(run: Run) -> list[str]:
-    """`execute`, but an arm or its evaluation may fail: its name, to be told of when the others are done.
+    """Run a command like `execute`; if an arm or its evaluation fails, return its name to report at the end.
 
-    Not where its input is wrong (exit code 2), which is likely to be wrong for others, too.
+    Wrong input (exit code 2) still ends the study: it is likely to be wrong for the other arms as well.
     """
     try:
         execute(run)
     except RunError as error:
         if (run.arm is None and run.evaluates is None) or error.exit_code == 2:
             raise
-        print(f"{error}; the study goes on without it", file=sys.stderr, flush=True)
+        print(f"{error}; the study continues without it", file=sys.stderr, flush=True)
         return [run.name]
     return []
 

@@ -17,7 +17,7 @@ _ROUNDS = 50
 
 
 def limit_memory(limit: int) -> None:
-    """Bytes of address space; an allocation beyond it is a MemoryError of whoever asked for it."""
+    """Limit this process's address space to so many bytes; an allocation beyond it raises MemoryError."""
     if sys.platform == "linux":
         resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
 
@@ -38,7 +38,7 @@ def adopt_orphans() -> None:
 
 
 def kill_descendants(pid: int) -> None:
-    """Stop a process, and kill all that it has started, whatever their sessions. It stays stopped: kill it, too."""
+    """Stop a process and kill all its descendants, whatever their sessions. It stays stopped: the caller kills it."""
     with suppress(ProcessLookupError):
         os.kill(pid, signal.SIGSTOP)
     for _ in range(_ROUNDS):  # one that is killed may just have started another

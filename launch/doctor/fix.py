@@ -35,7 +35,7 @@ def remove_broken(name: str) -> str:
         return ""
     command = [sys.executable, "-m", "pip", "uninstall", "--yes", name]
     if sys.prefix == sys.base_prefix:  # other programs may use it: leave the decision to the user
-        return f"{name} does not load, and this is no virtual environment; to remove it: {' '.join(command[1:])}"
+        return f"{name} does not load, and this is not a virtual environment; to remove it: {' '.join(command[1:])}"
     subprocess.run(command, check=True, capture_output=True, timeout=300)
     return f"removed {name}, which does not load: {loaded.error}"
 

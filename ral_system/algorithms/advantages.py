@@ -15,7 +15,7 @@ from ral_system.types import RewardResult, RewardStatus
 EPSILON = 1e-6
 
 Values = Sequence[float | None]
-"""Of one group; None without a verdict."""
+"""Rewards of one group's completions; None without a verdict."""
 
 
 def group_advantages(
@@ -81,7 +81,7 @@ def _known(result: RewardResult, value: float | None) -> float | None:
 
 
 def _weighted_sum(parts: Sequence[tuple[float, Values]]) -> list[float | None]:
-    """Of one group. A part that a completion lacks adds nothing; one that has none has no verdict."""
+    """Sum the parts of each completion of a group. A missing part adds nothing; without any part the sum is None."""
     found: list[float | None] = []
     for of_completion in zip(*(values for _, values in parts), strict=True):
         known = [weight * value for (weight, _), value in zip(parts, of_completion, strict=True) if value is not None]

@@ -23,7 +23,7 @@ POLICY_LOSSES = (
     Choice(
         "clip_higher",
         "DAPO 2503.14476",
-        "the same, ε_high > ε_low",
+        "as above, ε_high > ε_low",
         "Entropy falls too fast: rare tokens may grow further.",
     ),
     Choice(
@@ -41,16 +41,16 @@ POLICY_LOSSES = (
     Choice(
         "dppo_binary_kl",
         "DPPO 2602.04879",
-        "the same with μ ln(μ/π) + (1-μ) ln((1-μ)/(1-π)) > δ",
+        "as above, with μ ln(μ/π) + (1-μ) ln((1-μ)/(1-π)) > δ",
         "As before, stricter on tokens that become unlikely.",
     ),
     Choice(
         "dppo_top_k_tv",
         "DPPO 2602.04879",
-        "the same with ½ Σ |μ - π| > δ over the rollout's top K and all others",
+        "as above, with ½ Σ |μ - π| > δ over the rollout's top K and all others",
         "The distribution moves where the sampled token does not show it; the rollout reports 20 tokens each.",
     ),
-    Choice("dppo_top_k_kl", "DPPO 2602.04879", "the same with Σ μ ln(μ/π) > δ", "As before, in nats."),
+    Choice("dppo_top_k_kl", "DPPO 2602.04879", "as above, with Σ μ ln(μ/π) > δ", "As before, in nats."),
     Choice(
         "gspo",
         "GSPO 2507.18071",
@@ -68,15 +68,17 @@ POLICY_LOSSES = (
     Choice("reinforce_plain", "Williams 1992", "-A ln π", "One update per batch, or to see what the ratio is for."),
 )
 ADVANTAGES = (
-    Choice("grpo", "2402.03300", "(r - mean) / std of the group", "Groups of like spread."),
+    Choice("grpo", "2402.03300", "(r - mean) / std of the group", "Groups with similar spread."),
     Choice("dr_grpo", "2503.20783", "r - mean", "Easy and hard questions should not count as much as others."),
     Choice("rloo", "2402.14740", "r - mean of the others", "Small groups: unbiased."),
-    Choice("reinforce_plus_plus", "2501.03262", "r - mean, normalised over the batch", "Groups of very unlike spread."),
+    Choice(
+        "reinforce_plus_plus", "2501.03262", "r - mean, normalised over the batch", "Groups with very different spread."
+    ),
     Choice(
         "gdpo",
         "2601.05242",
         "Σ w (part - mean) / std of the group, normalised over the batch",
-        "Several reward parts, one of which drowns the others.",
+        "Several reward parts, and one would drown the others.",
     ),
 )
 CORRECTIONS = (
@@ -87,7 +89,7 @@ CORRECTIONS = (
         "reject_sequence",
         "",
         "0 for sequences whose geometric mean of w is outside, else 1",
-        "With sequence ratios (GSPO). Of rollouts that are far off altogether.",
+        "With sequence ratios (GSPO): drops rollouts that are far off as a whole.",
     ),
 )
 KL_ESTIMATORS = (
@@ -97,7 +99,12 @@ KL_ESTIMATORS = (
 )
 ON_NEW_WEIGHTS = (
     Choice("finish", "", "wait for the end of the batch", "Batch k + N has version k, so a run repeats."),
-    Choice("continue", "PipelineRL 2509.19128", "take over at the last token", "Long responses: tokens are fresher."),
+    Choice(
+        "continue",
+        "PipelineRL 2509.19128",
+        "take over at the last token",
+        "Long responses: their tokens come from newer weights.",
+    ),
     Choice("discard", "", "begin again, from the same seed", "Fresh responses of one version; tokens are made twice."),
 )
 REDUCTIONS = (

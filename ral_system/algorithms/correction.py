@@ -19,7 +19,7 @@ class Correction(NamedTuple):
     weights: Tensor
     """[B, R]; 1 where masked, or where nothing is corrected."""
     outside: Tensor
-    """bool [B, R], tokens whose w the correction did not take as it is."""
+    """bool [B, R], tokens whose w the correction changed."""
 
 
 @torch.no_grad()

@@ -16,5 +16,5 @@ def sampling_log_softmax(logits_RV: Tensor, *, temperature: float, banned_token_
 
 
 def entropy(log_softmax_RV: Tensor) -> Tensor:
-    """Shannon entropy per row in nats, differentiable; banned tokens (-inf) contribute 0, to its gradient, too."""
+    """Return the Shannon entropy per row in nats, differentiable; banned tokens (-inf) add 0 to it and its gradient."""
     return -(log_softmax_RV.exp() * log_softmax_RV.masked_fill(log_softmax_RV.isneginf(), 0.0)).sum(-1)

@@ -40,7 +40,7 @@ def _probed_sdpa(
     """sdpa; with `segment_lengths` (a keyword of the model's forward), of sequences that are packed into one.
 
     Each sequence then runs alone, so nothing leaks and no mask is needed; a vision encoder, which separates its
-    pictures itself, is left alone. With `steering` (another), steered at its layers; probes see the layer as it is.
+    pictures itself, is left alone. With `steering` (another), steered at its layers; probes see the unsteered layer.
     """
     captures: tuple[Capture, ...] = getattr(module, _ATTRIBUTE, ())
     for capture in captures:
@@ -154,7 +154,7 @@ class Capture:
         return query
 
     def sequences(self) -> list[LayerAttention]:
-        """Of each packed sequence."""
+        """Return what was captured of each packed sequence."""
         assert self.key is not None and self.row_query is not None and self._rows, "the probed layer did not run"
         queries = self.row_query.split([len(at) for at in self._rows.positions])
         keys = self.key[0].transpose(0, 1).split(self._rows.lengths)

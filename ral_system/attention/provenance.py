@@ -37,22 +37,22 @@ class KeyProvenance:
     media: Tensor
     """Index of the image among the sequence's images, or of the video among its videos."""
     frame: Tensor
-    """Of a video, counted in frames as the language model sees them; 0 in an image."""
+    """Frame of a video, counted as the language model sees them; 0 in an image."""
     row: Tensor
     column: Tensor
 
     def split(self, lengths: Sequence[int]) -> list[KeyProvenance]:
-        """Of each of the sequences that lie one behind the other."""
+        """Split packed sequences into the provenance of each."""
         parts = [getattr(self, f.name).split(tuple(lengths)) for f in fields(self)]
         return [KeyProvenance(*part) for part in zip(*parts, strict=True)]
 
     def to(self, device: torch.device | str) -> KeyProvenance:
-        """The same on another device."""
+        """Copy to another device."""
         return KeyProvenance(*(getattr(self, f.name).to(device) for f in fields(self)))
 
 
 def concatenate(parts: Sequence[KeyProvenance]) -> KeyProvenance:
-    """Of several sequences, one behind the other."""
+    """Join the provenance of several sequences into that of their packing."""
     return KeyProvenance(*(torch.cat([getattr(part, f.name) for part in parts]) for f in fields(KeyProvenance)))
 
 

@@ -132,7 +132,7 @@ def check_probabilities(values: Tensor) -> None:
 
 
 class _Round(torch.autograd.Function):
-    """The nearest values of a lower precision; the gradient passes as it is."""
+    """Round to a lower precision; the gradient passes unchanged."""
 
     @staticmethod
     def forward(ctx: Any, p: Tensor, dtype: torch.dtype) -> Tensor:

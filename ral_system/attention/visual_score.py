@@ -35,7 +35,7 @@ class VisualScore:
 
 @torch.no_grad()
 def visual_score(attention: SequenceAttention, keys: KeyProvenance) -> VisualScore | None:
-    """Of one sequence's rows at every probed layer; None without a system turn, a picture or a row: then undefined.
+    """Score one sequence's rows at every probed layer; None (undefined) without a system turn, a picture or a row.
 
     Masses are of the whole softmax row, the row's own position included. The ratio is taken between log-sums of logits,
     so that no mass is too small to divide by. Memory is linear in the keys.

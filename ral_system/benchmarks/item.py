@@ -80,9 +80,9 @@ class Benchmark(Protocol):
         """Every question below the folder, in the released order. Raises DataError for a file that is missing."""
 
     def score(self, item: Item, response: str) -> float:
-        """Of the final answer, without its tags, in [0, 1]."""
+        """Score the final answer, without its tags, in [0, 1]."""
 
     def summary(self, scores: Scored) -> dict[str, float]:
         """The headline figure under `score` first, then its parts. Percent unless the benchmark counts in points. A sum
-        of which a part was not asked is left out.
+        is left out if one of its parts was not asked.
         """

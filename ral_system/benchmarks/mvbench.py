@@ -82,7 +82,7 @@ def _item(folder: Path, task: str, number: int, fields: files.Fields) -> Item:
 def _stretch(fields: files.Fields) -> tuple[float, float]:
     start, end = fields.get("start"), fields.get("end")
     if not isinstance(start, (int, float)) or not isinstance(end, (int, float)) or not 0 <= start < end:
-        raise DataError(f"start, end: {start} to {end} is no stretch of the video")
+        raise DataError(f"start, end: {start} to {end} is not a part of the video")
     return float(start), float(end)
 
 

@@ -74,7 +74,7 @@ BENCHMARKS: Mapping[str, Entry] = {
 def entry(name: str) -> Entry:
     """The benchmark of this name. Raises DataError that lists the names."""
     if name not in BENCHMARKS:
-        raise DataError(f"{name} is no benchmark; there are {', '.join(BENCHMARKS)}")
+        raise DataError(f"unknown benchmark {name!r}; choose one of {', '.join(BENCHMARKS)}")
     return BENCHMARKS[name]
 
 

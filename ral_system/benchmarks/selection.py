@@ -19,7 +19,7 @@ class Selection:
     """How many there are."""
 
     def of(self, items: Iterable[Item | BadItem]) -> Iterator[Item | BadItem]:
-        """Those of the items, which are all there are."""
+        """Yield the selected items out of all items of the benchmark."""
         return (item for place, item in enumerate(items) if place in self.places)
 
 

@@ -142,7 +142,7 @@ def check_first_update(update: Mapping[str, float], tolerance: float) -> None:
     divergence = update["attention/divergence"]
     if not divergence <= tolerance:
         raise GateError(
-            f"the first update attends unlike the old policy that was just scored (divergence {divergence:.3g}, more "
+            f"the first update's attention differs from that of the old policy (divergence {divergence:.3g}, more "
             f"than {tolerance:g}); scoring and training see different inputs or weights"
         )
 

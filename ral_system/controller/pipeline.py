@@ -100,7 +100,7 @@ class PipelinedLoop(TrainingLoop):
         return self._verified()
 
     def _verified(self) -> int:
-        """Tensors verified by what was loaded between batches, as far as it is; raises what went wrong there."""
+        """Count the tensors verified by finished loads between batches; raises what went wrong in them."""
         verified = 0
         while self._loads and self._loads[0].done():
             verified += self._loads.popleft().result()

@@ -29,7 +29,7 @@ class Batch:
     groups: list[Group]
     """In the order of the prompts; groups that only fill the batch up come last."""
     verdicts: dict[str, RewardResult] | None
-    """Of every prompt drawn, if they were waited for already; None: the verifiers still have them."""
+    """Verdicts on every prompt drawn; None while the verifiers still work on them."""
     version: int
     """The oldest weights that made any of it."""
     drawn: int

@@ -49,7 +49,7 @@ class TensorBatch:
     """int64 [R_b] of each sequence, for every kind of rows: positions in it that attention can be read from."""
 
     def to(self, device: torch.device | str) -> TensorBatch:
-        """The same batch on another device."""
+        """Copy the batch to another device."""
         values = {f.name: getattr(self, f.name) for f in fields(self)}
         return TensorBatch(**{name: _to(value, device) for name, value in values.items()})
 

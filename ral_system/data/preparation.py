@@ -45,7 +45,7 @@ from ral_system.types import (
 QUESTIONS_FILE, QUARANTINE_FILE, REFUSED_FILE = "questions.jsonl", "quarantine.jsonl", "refused"
 MIN_ROWS_TO_JUDGE = 100
 RULES = 3
-"""Counted up with every change of what becomes of a row, so that files are prepared anew."""
+"""Version of the rules that decide over rows; raise it with every change, so that files are prepared again."""
 
 Cause = Literal["broken", "duplicate", "too_long"]
 _AT_ONCE = 128
@@ -75,7 +75,7 @@ class PreparedQuestion:
     thought: str | None
     media: tuple[Media, ...]
     tokens: int
-    """Of the prompt, visual tokens and system turn included."""
+    """Length of the prompt, including visual tokens and the system turn."""
     content: str
     """What duplicates share: a digest of the question and its media."""
 
@@ -98,11 +98,11 @@ class Tally:
     used: Counter[Split] = field(default_factory=Counter)
     left_out: Counter[Cause] = field(default_factory=Counter)
     reasons: Counter[str] = field(default_factory=Counter)
-    """Of broken rows, by `kind_of_reason`."""
+    """Counts of broken rows by `kind_of_reason`."""
     examples: dict[str, str] = field(default_factory=dict)
-    """The first reason of each kind as it is."""
+    """The first reason of each kind, verbatim."""
     absent: list[str] = field(default_factory=list)
-    """Columns that are named and in no row, as `data.sources.main.columns.videos=videos`."""
+    """Configured columns that no row has, as `data.sources.main.columns.videos=videos`."""
 
     @property
     def settled(self) -> int:
@@ -185,8 +185,8 @@ class Preparation:
         self.tally.absent += [f"data.sources.{name}.columns.{field}={named[field]}" for field in absent]
 
     def run(self, show: Callable[[Tally], None]) -> None:
-        """Settle every row that is not settled yet. Raises DataError when too many are broken; the next time all rows
-        are judged anew, since they may have been mended.
+        """Settle every row that is not settled yet. Raises DataError when too many are broken; the next
+        start judges all rows again, since they may have been repaired.
         """
         if (self._folder / REFUSED_FILE).exists():
             self._forget()
@@ -310,7 +310,7 @@ class Preparation:
         """Row id → why its verifier cannot use the answer: it fails on it, or holds it against itself for wrong."""
         verdicts = self._verdicts(rows)
         for row in rows:
-            if verdicts[row.id].status is RewardStatus.TIMEOUT:  # alone: a busy machine is no reason
+            if verdicts[row.id].status is RewardStatus.TIMEOUT:  # alone: the machine may just have been busy
                 verdicts |= self._verdicts([row])
         wrong = {}
         for row in rows:
@@ -345,7 +345,7 @@ class Preparation:
             raise DataError(
                 f"{broken} of {settled} rows cannot be used, more than data.max_broken={self._config.max_broken:g}; "
                 f"{most}{self.tally.examples[kind]}. See {self._folder / QUARANTINE_FILE}; "
-                "mend the rows or data.sources, or raise data.max_broken"
+                "fix the rows or data.sources, or raise data.max_broken"
             )
 
 

@@ -23,10 +23,10 @@ def collect_answers(
     path: Path,
     show: Callable[[int], None],
 ) -> dict[str, list[Completion]]:
-    """Of every prompt its completions by index: those that `path` holds already, and new ones, which are added to it.
+    """Return each prompt's completions by index: those in `path` already, and new ones, which are added to it.
 
-    `start` makes an engine ready, if anything is missing. `show` is told how many prompts are done. A prompt of whose
-    completions some are missing is asked again.
+    `start` makes an engine ready, if anything is missing. `show` is told how many prompts are done. A prompt with
+    missing completions is asked again.
     """
     found = _read(path, sampling.completions)
     missing = [prompt for prompt in prompts if prompt.id not in found]

@@ -78,7 +78,7 @@ def final_answer(text: str) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Results:
-    """Of one model on one benchmark."""
+    """Results of one model on one benchmark."""
 
     scores: Mapping[str, tuple[float, ...]]
     """Item id → score of each of its answers."""

@@ -1,4 +1,4 @@
-"""How far figures may be off because of which questions happened to be asked."""
+"""Bootstrap intervals: how much figures depend on which questions happened to be asked."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from ral_system.types import Prompt
 T = TypeVar("T")
 
 Resampled = Mapping[str, np.ndarray]
-"""Of every figure what it is on each resample; NaN where the resample does not have it."""
+"""Each figure's value on every resample; NaN where the resample does not define it."""
 
 RESAMPLES = 500
 
@@ -39,7 +39,7 @@ def bootstrap(
     resamples: int = RESAMPLES,
     seed: int = 0,
 ) -> dict[str, np.ndarray]:
-    """Of every figure what it is on samples of as many units, drawn with replacement (Efron 1979). Units are what was
+    """Compute every figure on samples of as many units, drawn with replacement (Efron 1979). Units are what was
     drawn independently: a question, or questions that share a picture. The same seed draws the same units, so that two
     models' figures on the same units are paired.
 
@@ -65,8 +65,8 @@ def bootstrap(
 def _varying(
     units: Sequence[T], strata: Sequence[Sequence[int]], figures: Callable[[Sequence[T]], Mapping[str, float]]
 ) -> list[str]:
-    """Figures to which some stratum gives two units. Most are those of a unit alone, too; a figure that no unit has
-    alone is a sum over strata, and missing without any of them.
+    """List the figures to which some stratum gives two units. Most figures exist for a single unit as well; one that
+    does not is a sum over strata, and missing without any of them.
     """
     alone = [Counter(name for place in of for name in figures([units[place]])) for of in strata]
     varying = {name for counts in alone for name, count in counts.items() if count > 1}
@@ -81,7 +81,7 @@ def _varying(
 
 
 def intervals(resampled: Resampled, level: float = 0.95) -> dict[str, tuple[float, float]]:
-    """Of every figure the middle `level` of what it is on the resamples that have it."""
+    """Return the middle `level` of each figure's values on the resamples that define it."""
     return {name: interval(values, level) for name, values in resampled.items()}
 
 

@@ -29,14 +29,14 @@ class Questions:
     total: int
     """Questions that were to be asked, with those that cannot be."""
     available: int
-    """Questions that there are; more than `total` with evaluation.benchmark.limit."""
+    """Questions that exist; more than `total` with evaluation.benchmark.limit."""
     items: Mapping[str, Item] = field(default_factory=dict)
-    """Of a benchmark, by prompt; without their media, which the prompts have."""
+    """Items of a benchmark by prompt, without their media, which the prompts have."""
     bad: Sequence[BadItem] = ()
     """What cannot be asked."""
 
     def only(self, ids: Sequence[str]) -> Questions:
-        """Those of these ids, in their order."""
+        """Keep the questions with these ids, in this order."""
         by_id = {prompt.id: prompt for prompt in self.prompts}
         return replace(self, prompts=[by_id[id] for id in ids])
 
@@ -79,8 +79,8 @@ def figures(
     start: Callable[[], Generate] | None = None,
     label: str = "",
 ) -> Figures:
-    """Of the answers by the subject's engine, or by the one that `start` makes, which is `steered` so. `label` is shown
-    with the progress.
+    """Measure the answers of the subject's engine, or of the one that `start` makes, `steered` as given. `label` is
+    shown with the progress.
     """
     answers = _answers(config, subject, questions.prompts, start or (lambda: subject.generate), label, steered)
     of = _held_out_figures if config.evaluation.benchmark.name is None else _benchmark_figures
@@ -210,7 +210,7 @@ def _answers(
     label: str,
     *engine: object,
 ) -> dict[str, list[Completion]]:
-    """Of every prompt `evaluation.samples`; those of an interrupted evaluation are taken over."""
+    """Collect `evaluation.samples` answers to every prompt; those of an interrupted evaluation are reused."""
     from ral_system.evaluation.answers import answers_file, collect_answers
     from ral_system.observability.progress import StageProgress
 

@@ -89,7 +89,7 @@ def sweep(config: RunConfig, folder: Path) -> None:
 
 
 def in_common(questions: dict[Point, Questions]) -> dict[Point, Questions]:
-    """Of each only the questions that all have, in one order. Raises DataError where there are none."""
+    """Keep only the questions that all points share, in one order. Raises DataError if there are none."""
     ids = [[prompt.id for prompt in of_point.prompts] for of_point in questions.values()]
     in_all, every = set(ids[0]).intersection(*ids), set().union(*ids)
     common = [id for id in ids[0] if id in in_all]
@@ -103,7 +103,10 @@ def in_common(questions: dict[Point, Questions]) -> dict[Point, Questions]:
 
 
 def gains_over_first(found: Mapping[Point, Figures]) -> dict[Point, Gain]:
-    """Of all models but the first, at every value, of the headline figure. All were asked the same in one order."""
+    """Return the gain in the headline figure over the first model, for every other model and value.
+
+    All points were asked the same questions in one order.
+    """
     from ral_system.evaluation.intervals import paired_interval
 
     first, gains = next(iter(found))[0], {}

@@ -21,7 +21,7 @@ from ral_system.types import Prompt, Sample
 def measure_visual_score(
     model_folder: Path, prompts: Sequence[Prompt], media: MediaStore, *, dtype: Dtype, batch: int
 ) -> VisualScore | None:
-    """Of all layers and heads, over the rows of the prompts' questions; None where no prompt defines it.
+    """Measure the score over all layers, heads and rows of the prompts' questions; None where no prompt defines it.
 
     Raises ConfigError for a family that cannot be probed.
     """

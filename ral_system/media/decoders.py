@@ -46,7 +46,7 @@ class Decoders:
     def stored(
         self, items: Iterable[tuple[T, Sequence[EncodedMedia]]]
     ) -> Iterator[tuple[T, tuple[Media, ...] | DataError]]:
-        """Of every item, in order, its label and the references of its media in their own sizes, or why not."""
+        """Yield each item's label, in order, with references to its media in their own sizes, or the error."""
         under_way: deque[tuple[T, Sequence[EncodedMedia], Future[tuple[Media, ...]]]] = deque()
         for label, media in items:
             under_way.append((label, media, self._submit(media)))

@@ -15,7 +15,7 @@ _MAX_FRAMES = 100_000
 
 
 def video_of(folder: Path, frames_per_s: float) -> bytes:
-    """The folder's JPEG files in the order of their names, put together to a video without being encoded anew.
+    """Join the folder's JPEG files, in the order of their names, into a video without encoding them again.
 
     Always the same bytes. Raises DataError for a folder without any, or with too many, and for a first
     picture that cannot be decoded.

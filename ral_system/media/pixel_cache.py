@@ -25,16 +25,16 @@ _PATIENCE_S = 120.0
 _COUNT_FILE = ".used"
 """Bytes of all items, those under way included; absent: the folder is looked at."""
 _KEPT = 0.9
-"""Share of the budget that an eviction leaves, so that the folder is looked at once in a tenth of it."""
+"""Share of the budget that an eviction leaves, so that the folder is listed once for every tenth of it written."""
 _HEADER_BYTES = 128
-"""Of an item's file."""
+"""Bytes before the pixels in an item's file."""
 
 
 class PixelCache:
-    """One file per item in a folder of this node, mapped into memory, so that processes share its pages, too.
+    """One file per item in a folder of this node, mapped into memory, so that processes also share its pages.
 
-    `budget_bytes` of files at most, those under way included; a larger item is not kept. Whoever asks first decodes,
-    others wait.
+    `budget_bytes` of files at most, those under way included; a larger item is not kept. The first process that
+    asks decodes, others wait.
     """
 
     def __init__(self, folder: Path, budget_bytes: int) -> None:
@@ -64,7 +64,7 @@ class PixelCache:
                 with self._locked("room"):
                     self._make_room(size)
                     file = stack.enter_context(partial.open("xb"))
-                    file.truncate(size)  # whoever looks at the folder meanwhile sees how much it will be
+                    file.truncate(size)  # others that list the folder meanwhile count its final size
                 np.save(file, pixels, allow_pickle=False)
             with suppress(FileNotFoundError):  # evicted before it was whole
                 partial.replace(path)
@@ -103,7 +103,7 @@ class PixelCache:
         for _, size, path in sorted(found):
             if used + needed <= _KEPT * self._budget:
                 break
-            Path(path).unlink(missing_ok=True)  # whoever has it mapped keeps it
+            Path(path).unlink(missing_ok=True)  # processes that have it mapped keep it
             used -= size
         return used
 

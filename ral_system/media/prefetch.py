@@ -24,7 +24,7 @@ _MEMORY_BYTES = 6 * 2**30
 class MediaPrefetcher:
     """`workers` processes that fill the cache of the store in `folder`. Use as a context manager.
 
-    What fails here is not reported: whoever needs the medium decodes it again, and says what is wrong.
+    What fails here is not reported: the process that needs the medium decodes it again and reports the error.
     """
 
     def __init__(self, folder: Path, cache_gib: float, *, workers: int, timeout_s: float) -> None:
@@ -53,7 +53,7 @@ class MediaPrefetcher:
         self._lose(medium for medium, future in waited.items() if _lost(future))
 
     def _lose(self, media: Iterable[Media]) -> None:
-        """They were with a process that died. What is lost twice is left to whoever needs it."""
+        """Note the media of a process that died. Media lost twice are left to the process that needs them."""
         for medium in media:
             self._losses[medium] += 1
             if self._losses[medium] > 1:

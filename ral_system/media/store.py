@@ -59,7 +59,7 @@ class MediaStore:
         return self.put_video(encode_frames(frames, fps), sampling, VideoLimits())
 
     def put_image(self, source: bytes | Path, limits: ImageLimits) -> Media:
-        """Store a picture from outside as it is; a file stays where it is: the store links to it, and notices if it
+        """Store a picture from outside unchanged. A file stays where it is: the store links to it and notices if it
         changes. Raises DataError for one that cannot be decoded (`decode_image`).
         """
         encoded = source if isinstance(source, bytes) else _read(source)
@@ -67,7 +67,7 @@ class MediaStore:
         return self._stored(Media(hashlib.sha256(encoded).hexdigest(), *size), source)
 
     def put_video(self, source: bytes | Path, sampling: VideoSampling, limits: VideoLimits) -> Media:
-        """The same of a video, all of whose sampled frames are decoded once (`decode_video`)."""
+        """Store a video like `put_image`; all its sampled frames are decoded once (`decode_video`)."""
         encoded = source if isinstance(source, bytes) else _read(source)
         _, outline = decode_video(encoded, sampling, limits, lambda width, height: (28, 28))  # whether they decode
         clip = Clip(sampling, outline.times_s, outline.duration_s)
@@ -75,8 +75,8 @@ class MediaStore:
         return self._stored(Media(digest, outline.width_px, outline.height_px, clip), source)
 
     def known(self, key: str, source: bytes | Path) -> Media | None:
-        """What `note` was told of a source by its key (letters and digits), stored here, too; None where that takes
-        decoding it again.
+        """Return the medium that `note` recorded for a source's key (letters and digits), and store it here too. None
+        if that takes decoding it again.
         """
         try:
             found = Media.parse(json.loads(self._note(key).read_text(encoding="utf-8")))
@@ -91,7 +91,7 @@ class MediaStore:
         return found
 
     def note(self, key: str, media: Media) -> None:
-        """That the source with this key is that medium: it need not be decoded again to know."""
+        """Record which medium a source key refers to, so that `known` need not decode it again."""
         with _whole(self._note(key)) as partial:
             partial.write_text(json.dumps(asdict(media)), encoding="utf-8")
 
@@ -135,7 +135,9 @@ class MediaStore:
             _link(self.path(media), source.resolve())
             return media
         copy = self._copy(media)
-        if not (copy.exists() if self.shared is None else _holds(copy, media.digest)):  # others' damage is mended
+        if not (
+            copy.exists() if self.shared is None else _holds(copy, media.digest)
+        ):  # a copy that others damaged is written again
             with _whole(copy) as partial:
                 partial.write_bytes(source)
         self._link_to_copy(media)
@@ -167,7 +169,7 @@ class MediaStore:
         found = hashlib.sha256(encoded).hexdigest()
         if found != media.digest:
             linked = f"delete {self.folder.resolve().parent} to prepare the data again"
-            remedy = linked if path.is_symlink() else "delete it to store it anew"
+            remedy = linked if path.is_symlink() else "delete it to store it again"
             raise DataError(
                 f"media {media.digest}: {path.resolve()} has changed since it was stored, or is damaged (its sha256 is "
                 f"{found}); put it back, or {remedy}"

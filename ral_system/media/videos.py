@@ -42,7 +42,7 @@ class VideoLimits:
 
     min_side_px: int = 2
     max_area_px: int = 36_000_000
-    """Of a frame: 8K has 33 million."""
+    """Pixels of a frame; 8K has 33 million."""
     max_ratio: float = 200.0
     max_seconds: float = 4 * 3600.0
     """The benchmarks' longest videos last less than three hours."""
@@ -58,10 +58,10 @@ class VideoOutline:
     height_px: int
     """Upright, before resizing; pixels count as square."""
     duration_s: float
-    """Of the stretch that is looked at: from its first frame to the end of its last, which lasts as long as the median
-    of the video; 0 for a single frame."""
+    """Duration of the part that is used, from its first frame to the end of its last one, which lasts as long as the
+    video's median frame; 0 for a single frame."""
     times_s: tuple[float, ...]
-    """Of the sampled frames, from the video's first frame on. They ascend; a repeated frame repeats its time."""
+    """Times of the sampled frames, from the video's first frame on, ascending; a repeated frame repeats its time."""
 
 
 Size = Callable[[int, int], tuple[int, int]]

@@ -1,7 +1,7 @@
 """Who worked when: every process notes its calls, and a run's notes become one trace and an idle share per process.
 
 `logs/<role>_<rank>.spans.jsonl`, a line `{"name": "update", "start_s": 1732180000.1, "end_s": 1732180001.9}`, in
-seconds of the epoch. The controller's lines are its phases and name their stage, too.
+seconds of the epoch. The controller's lines are its phases, and also name their stage.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ TRACE_FILE = "trace.json"
 CONTROLLER = "controller"
 _SUFFIX = ".spans.jsonl"
 _SHORTEST_S = 1e-3
-"""Calls shorter than this are not noted: handing over a completion is no work."""
+"""Calls shorter than this are not recorded: handing over a completion is not work."""
 
 Span = tuple[float, float]
 """Start and end."""
@@ -86,7 +86,7 @@ def idle_shares(run_folder: Path, stage: str) -> dict[str, float]:
 
 
 def merged(spans: Sequence[Span]) -> list[Span]:
-    """The same time without overlaps, in order."""
+    """Merge overlapping spans, in order."""
     found: list[Span] = []
     for start, end in sorted(spans):
         if found and start <= found[-1][1]:

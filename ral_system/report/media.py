@@ -19,7 +19,7 @@ FramesOf = Callable[[Media], np.ndarray]
 that cannot be had."""
 
 SHOWN_STEPS = 8
-"""Of a video's time steps: a model merges a few frames into one."""
+"""Time steps of a video to show; a model merges a few frames into one."""
 _PICTURE_PX, _FRAME_PX = 168, 84  # the longer side is drawn at about this size
 
 

@@ -20,7 +20,7 @@ PREVIEW_FILE = "preview.html"
 
 @dataclass(frozen=True, slots=True)
 class Spread:
-    """Of a count per prompt. Example: `Spread(median=311, percentile_95=702, largest=1904)`"""
+    """Spread of a count per prompt. Example: `Spread(median=311, percentile_95=702, largest=1904)`"""
 
     median: int
     percentile_95: int
@@ -35,7 +35,7 @@ class Reason:
     """Without what is a row's own."""
     count: int
     example: str
-    """Of the first of these rows, as it is."""
+    """Reason of the first of these rows, verbatim."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,9 +76,9 @@ class Figures:
     judged: Sequence[Judged] = ()
     """The most frequent kind first."""
     drawn: Sequence[Drawn] = ()
-    """Of several sources."""
+    """Sources with their shares, if there are several."""
     absent: Sequence[str] = ()
-    """Columns that are named and in no row, as their fields."""
+    """Fields of configured columns that no row has."""
 
     @property
     def other_broken(self) -> int:
@@ -106,7 +106,7 @@ class ShownMedium:
     """Frames, rows and columns of visual tokens."""
     frames: Sequence[Image.Image]
     times_s: Sequence[float] = ()
-    """Of the shown frames."""
+    """Times of the shown frames."""
     sampled: int = 1
     """Frames that the model sees."""
     duration_s: float = 0.0
@@ -125,12 +125,12 @@ class ShownRow:
 
     @property
     def tokens(self) -> int:
-        """Of the prompt."""
+        """Tokens of the prompt."""
         return sum(piece.tokens for piece in self.prompt)
 
     @property
     def visual_tokens(self) -> int:
-        """Those that stand for media."""
+        """Tokens of the prompt that stand for media."""
         return sum(piece.tokens for piece in self.prompt if piece.kind == "media")
 
 
@@ -146,7 +146,7 @@ class LeftOut:
 
 @dataclass(frozen=True, slots=True)
 class Origin:
-    """Of a preview: the run, the command that made it, and whose eyes it is seen with."""
+    """Origin of a preview: the run, the command that made it, and the model that reads the data."""
 
     name: str
     command: str

@@ -13,7 +13,7 @@ from ral_system.report.svg import short
 Unit = Literal["number", "percent", "seconds", "nats"]
 
 MAX_STEPS = 1500
-"""Of more steps than these only the extremes of neighbours are drawn."""
+"""Most steps that are drawn one by one; of longer runs only the extremes of neighbours are drawn."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -126,7 +126,7 @@ class RewardPool:
             self._fail(ActorError("the reward pool was closed"))
         except SetupError as error:
             self._fail(error)
-        except BaseException as error:  # whoever waits in collect() must hear of it
+        except BaseException as error:  # so that a waiting collect() raises it
             self._fail(ActorError(f"the reward pool failed: {type(error).__name__}: {error}"))
             raise
         finally:

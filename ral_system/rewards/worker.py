@@ -87,7 +87,7 @@ class Worker:
                 del self._outgoing[: os.write(self._to_fd, self._outgoing)]
 
     def receive(self) -> list[tuple[Job, dict[str, Any]]]:
-        """Every verdict that has arrived since the last call, with its job. What is no verdict loses the process.
+        """Return the verdicts that arrived since the last call, with their jobs. Anything else ends the process.
 
         Raises SetupError where the process cannot load its verifier.
         """

@@ -31,7 +31,7 @@ class Continuation:
     """What may differ, by config path, between what filled a folder and what goes on with it."""
 
     work: tuple[str, ...]
-    """Files one of which is not empty once there is something to go on with."""
+    """Files; a stage can be continued as soon as one of them is not empty."""
     bound: tuple[str, ...] | None
     """Groups that count; None: all."""
     may_change: Collection[str]

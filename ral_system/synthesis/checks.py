@@ -35,7 +35,7 @@ def check_reasoning(text: str, answer: str) -> str | None:
 
 
 def check_anchored(text: str, answer: str, reasoning: str, anchor: re.Pattern[str]) -> str | None:
-    """The same response, with an anchor in its thought that was not there before, and hardly a word lost."""
+    """Check that the text is the same response with at least one anchor added and hardly a word lost."""
     if problem := check_reasoning(text, answer):
         return problem
     if len(anchor.findall(_thought(text))) <= len(anchor.findall(_thought(reasoning))):

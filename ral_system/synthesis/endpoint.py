@@ -31,11 +31,11 @@ class EndpointGenerator:
         self._client = openai.AsyncOpenAI(
             base_url=self._settings.endpoint,
             api_key=self._key,
-            organization="",  # otherwise taken from the environment, and sent to whoever the endpoint is
+            organization="",  # otherwise taken from the environment and sent to any endpoint
             project="",
             max_retries=config.retries,
             timeout=config.timeout_s,
-            http_client=openai.DefaultAsyncHttpxClient(event_hooks={"request": [self._pace]}),  # of retries, too
+            http_client=openai.DefaultAsyncHttpxClient(event_hooks={"request": [self._pace]}),  # retries included
         )
         self._next_at = 0.0
         self.prompt_tokens = 0
@@ -54,11 +54,11 @@ class EndpointGenerator:
             self._choice(await self._complete([{"type": "text", "text": "hello"}], 1))
         except UnansweredError as error:
             raise SetupError(
-                f"{self._where} does not answer ({error}); see to the server, or raise synthesis.timeout_s or "
+                f"{self._where} does not answer ({error}); check the server, or raise synthesis.timeout_s or "
                 "synthesis.retries"
             ) from error
         except MalformedError as error:
-            raise ConfigError(f"{self._where} answers no chat completion, even to one word: {error}") from error
+            raise ConfigError(f"{self._where} does not return a chat completion, even for one word: {error}") from error
 
     async def close(self) -> None:
         """Let go of connections."""
@@ -104,7 +104,9 @@ class EndpointGenerator:
         if not (key := os.environ.get(name, "").strip()):
             raise ConfigError(f"synthesis.{self._role}.api_key_env={name}: no such environment variable; export it")
         if not (key.isascii() and key.isprintable()):
-            raise ConfigError(f"synthesis.{self._role}.api_key_env={name}: the key in it has signs that no key has")
+            raise ConfigError(
+                f"synthesis.{self._role}.api_key_env={name}: the key has characters that no key has; export it again"
+            )
         return key
 
     def _content(self, row: Row, texts: Mapping[Role, str]) -> list[Any]:

@@ -98,7 +98,7 @@ class Synthesis:
                 self._silent_in_a_row += 1
                 if self._silent_in_a_row >= OUTAGE:
                     raise SetupError(
-                        f"{OUTAGE} rows in a row got no answer ({error}); see to the endpoint, then run the same "
+                        f"{OUTAGE} rows in a row got no answer ({error}); check the endpoint, then run the same "
                         "command again: nothing that came back is lost"
                     ) from error
             on_row(self.tally)

@@ -14,7 +14,7 @@ _POSITION = re.compile(rf"\b[{COLUMN_NAMES}][1-8]\b")
 
 class TemplateGenerator:
     """The describer tells the scene cell by cell, the reasoner the cells that the answer follows from, and the anchorer
-    puts `look back at` before every cell's name that a reasoning mentions, whoever wrote it.
+    puts `look back at` before every cell's name that a reasoning mentions, also if another model wrote it.
     """
 
     deterministic = True

@@ -28,8 +28,8 @@ def read_demonstrations(path: Path) -> tuple[Demonstration, ...]:
             demonstration = Demonstration(int(line["index"]), str(line["question"]), str(line["response"]))
         except (KeyError, TypeError, ValueError) as error:
             raise DataError(
-                f"data.demonstrations={path}: row {number} is no demonstration ({type(error).__name__}: {error}); make "
-                "the file with ral-synthesize"
+                f"data.demonstrations={path}: row {number} is not a demonstration ({type(error).__name__}: {error}); "
+                "make the file with ral-synthesize"
             ) from error
         found[demonstration.index] = demonstration
     if not found:

@@ -180,10 +180,10 @@ def _say(tally: Tally, folder: Path) -> None:
 
 
 def _say_again(summary: Mapping[str, Any], folder: Path) -> None:
-    """Rows are known by their file, media are not: who mends a picture has to say so."""
+    """Say which rows stay left out: a changed file of rows is noticed, a repaired picture is not."""
     if broken := summary["left_out"].get("broken"):
         print(
             f"data: prepared before; {broken} broken rows stay left out: {folder / QUARANTINE_FILE}. "
-            f"Delete {folder} once their media are mended",
+            f"Delete {folder} once their media are repaired",
             file=sys.stderr,
         )

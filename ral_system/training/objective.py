@@ -172,7 +172,7 @@ def statistics_by_sign(samples: MicroBatch, behaviour: Scores) -> dict[str, tupl
 
 
 def divergence_by_sign(divergence_BR: Tensor, rows_BR: Tensor, samples: MicroBatch) -> dict[str, tuple[Tensor, Tensor]]:
-    """The same of this update's divergences."""
+    """Sum this update's divergences by the sign of the advantage."""
     found = {}
     for suffix, belongs in _SIGNS.items():
         selected_B = torch.tensor([belongs(s.advantage) for s in samples], device=rows_BR.device)

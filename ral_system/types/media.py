@@ -29,7 +29,7 @@ class VideoSampling:
     step: int = 2
     """Frames that a model merges into one patch in time: 2 for Qwen's."""
     start_s: float = 0.0
-    """Of the stretch that is looked at, from the video's first frame on."""
+    """Start of the part that is used, from the video's first frame on."""
     end_s: float | None = None
     """None: to the video's end."""
 
@@ -43,9 +43,9 @@ class Clip:
 
     sampling: VideoSampling
     times_s: tuple[float, ...]
-    """Of the sampled frames, from the video's first frame on."""
+    """Times of the sampled frames, from the video's first frame on."""
     duration_s: float
-    """Of the stretch that is looked at."""
+    """Duration of the part that is used."""
 
     @property
     def seconds_per_grid(self) -> float:
@@ -70,7 +70,7 @@ class Media:
     """As the model sees it."""
     height_px: int
     clip: Clip | None = None
-    """Of a video; None: a picture."""
+    """Frames of a video; None for a picture."""
 
     @classmethod
     def parse(cls, record: Mapping[str, Any]) -> Media:

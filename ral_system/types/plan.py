@@ -44,12 +44,12 @@ class TrainPlan:
         return tuple(micro for update in self.updates for micro in update.shards[rank])
 
     def versions_by_micro_batch(self) -> tuple[frozenset[int], ...]:
-        """Of every micro-batch of `rank_samples`, the weights that made its tokens, on any rank."""
+        """Return for every micro-batch of `rank_samples` the weights that made its tokens, on any rank."""
         together = zip(*(self.rank_samples(rank) for rank in range(len(self.updates[0].shards))), strict=True)
         return tuple(frozenset(v for micro in ranks for s in micro for v in s.weight_versions) for ranks in together)
 
     def with_advantages(self, advantages: Mapping[str, float]) -> TrainPlan:
-        """The same plan of judged samples; `advantages` holds every sample's id."""
+        """Copy the plan with each sample's advantage; `advantages` holds every sample's id."""
 
         def judged(micro: MicroBatch) -> MicroBatch:
             return tuple(replace(sample, advantage=advantages[sample.id]) for sample in micro)

@@ -92,4 +92,4 @@ class VisualAttention:
     """
 
     maps: tuple[np.ndarray, ...]
-    """Of each image, then of each video: float32 [frames, grid height, grid width], shares of the rows' attention."""
+    """A map for each image, then for each video: shares of the rows' attention, float32 [frames, height, width]."""

@@ -45,7 +45,7 @@ class Completion:
     restarts: int = 0
     """With `rollout.on_new_weights=discard`: how often it was begun again, in the engine's queue or out of it."""
     seed: int = 0
-    """Of its own randomness: with the weights, what is needed to make it again."""
+    """Seed of this completion's sampling; with the weights, it is enough to reproduce the completion."""
 
     @property
     def id(self) -> str:
@@ -54,8 +54,8 @@ class Completion:
 
 
 Completions = Generator[Completion, None, None]
-"""A generation under way: yields what is finished. Closed by whoever stops listening: an engine in the same process is
-then free, an actor's goes on to its end."""
+"""A generation under way, which yields what is finished. The consumer closes it to stop early: an engine in the same
+process is then free, an actor's goes on to its end."""
 
 
 class RewardStatus(enum.StrEnum):
@@ -76,7 +76,7 @@ class RewardResult:
 
     completion_id: str
     parts: Mapping[str, float]
-    """Unweighted parts, each in [0, 1] (`visual` in the form `ratio` is not); and `penalty`, taken off as it is."""
+    """Unweighted parts, each in [0, 1] (`visual` in the form `ratio` is not); and `penalty`, subtracted unchanged."""
     total: float
     """Weighted sum of the parts; 0 unless `status` is ok."""
     status: RewardStatus

@@ -119,7 +119,7 @@ def test_a_damaged_picture_is_named(commands, model: Path, tmp_path: Path) -> No
     assert (done.returncode, "Traceback" in done.stderr) == (2, False), done.stderr
     assert error.startswith("error: media ")
     assert "is damaged" in error
-    assert "delete it to store it anew" in error
+    assert "delete it to store it again" in error
     assert any(str(picture) in error for picture in pictures)
     for picture in pictures:
         picture.unlink()

@@ -47,7 +47,7 @@ def write_video_r1(folder: Path, rows: int = 40) -> Path:
 
 
 def overrides(path: Path) -> tuple[str, ...]:
-    """Of a command that trains the tiny model on them."""
+    """Return the overrides of a command that trains the tiny model on them."""
     return (
         "data=video_r1",
         f"data.sources.main.path={path}",

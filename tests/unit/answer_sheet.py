@@ -58,7 +58,7 @@ LETTERS: tuple[tuple[str, str | None, str | None], ...] = (
     ("C) red; D) blue", None, "D"),
     ("A, but maybe B", None, "B"),
     (r"The answer is B. \boxed{A}", "A", "A"),
-    # two letters, or one of which it is said that it is not the answer: benchmarks take the last
+    # two letters, or a letter that the text rejects: benchmarks take the last
     ("(C) red, or (D)", None, "D"),
     ("Either option A or option B", None, "B"),
     ("the answer is A, B", None, "B"),

@@ -46,7 +46,7 @@ class Row:
 
 @dataclass(frozen=True, slots=True)
 class Survey:
-    """Of files, before their rows are read one by one."""
+    """Rows and columns of files, before their rows are read one by one."""
 
     rows: int
     columns: frozenset[str]
@@ -63,7 +63,7 @@ def path_below(root: Path, name: str) -> Path:
         inside = any(path.is_relative_to(home) for home in _homes(root.resolve()))
         exists = path.exists()
     except (OSError, ValueError, RuntimeError):  # a zero byte, a name that no file system takes, a loop of links
-        raise DataError(f"{shown!r} is no path") from None
+        raise DataError(f"{shown!r} is not a valid path") from None
     if not inside:
         raise DataError(f"{shown} leads out of {root.resolve()}")
     if not exists:
@@ -119,13 +119,13 @@ def _without(folder: Path, pattern: str | None, source: str, columns: ColumnsCon
         return f"a folder without {pattern} files; correct {source}.files"
     if splits := sorted({file.parent.name for file in folder.glob("*/data-*.arrow")}):
         one = "train" if "train" in splits else splits[0]
-        return f"holds splits {', '.join(splits)}; say which with {source}.files={one}/data-*.arrow"
+        return f"holds splits {', '.join(splits)}; choose with {source}.files={one}/data-*.arrow"
     suffixes = {file.suffix.lower() for file in islice(folder.rglob("*"), _LOOKED_AT)}
     media = [name for name, known in _MEDIA_SUFFIXES.items() if suffixes & known]
     if media and not suffixes & set(_SUFFIXES):
         asked = f" with {_columns_of(media, source, columns)}" if columns else ""
         return f"holds {' and '.join(media)} and no rows; write rows.jsonl there{asked}, and set {source}.path to it"
-    return f"a folder without data-*.arrow files; say which with {source}.files=, for example train-*.parquet"
+    return f"a folder without data-*.arrow files; choose with {source}.files=, for example train-*.parquet"
 
 
 def _columns_of(media: list[str], source: str, columns: ColumnsConfig) -> str:
@@ -170,7 +170,7 @@ def _check_complete(folder: Path, names: list[str]) -> None:
 
 
 def survey(path: Path, pattern: str | None = None) -> Survey:
-    """Of the rows that `read_rows` gives, undecoded where the format says it. Raises DataError, as it does."""
+    """Survey the rows that `read_rows` yields, without decoding where the format allows. Raises DataError like it."""
     found = [_survey(file) for file in files_of(path, pattern)]
     return Survey(sum(one.rows for one in found), frozenset().union(*(one.columns for one in found)))
 

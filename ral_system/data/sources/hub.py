@@ -24,7 +24,7 @@ def located(name: str, source: SourceConfig) -> Path:
         return path
     field = f"data.sources.{name}.path={source.path}"
     if source.path.startswith((".", "/", "~")) or source.path.count("/") != 1 or path.suffix:
-        raise DataError(f"{field}: not there; correct it")
+        raise DataError(f"{field}: no such file or folder; correct it")
     wanted = None if source.files is None else [one for one in (source.files, source.media_files) if one is not None]
     try:
         return Path(
@@ -32,7 +32,9 @@ def located(name: str, source: SourceConfig) -> Path:
         )
     except (HfHubHTTPError, OSError, ValueError) as error:
         reason = str(error).strip().splitlines()[0][:300]
-        raise DataError(f"{field}: neither a file or folder here nor to be had from the hub ({reason})") from error
+        raise DataError(
+            f"{field}: not a local file or folder, and the download from the hub failed ({reason})"
+        ) from error
 
 
 def source_files(name: str, source: SourceConfig) -> list[Path]:
@@ -43,7 +45,7 @@ def source_files(name: str, source: SourceConfig) -> list[Path]:
 
 
 def source_survey(name: str, source: SourceConfig) -> Survey:
-    """Of its files. Raises DataError that names the field."""
+    """Survey a source's files. Raises DataError that names the field."""
     path = located(name, source)
     with _named(name):
         return survey(path, source.files)

@@ -147,7 +147,7 @@ def _question(value: Any, column: str) -> str:
 
 
 def _joined(content: Any, column: str) -> Any:
-    """Parts of a content as one text, with a mark for each medium; anything else as it is."""
+    """Join the parts of a content into one text, with a mark for each medium; anything else is returned unchanged."""
     if not (isinstance(content, list) and content and all(isinstance(p, Mapping) and "type" in p for p in content)):
         return content
     marks = {kind: mark for mark, kind in MARKS.items()}
@@ -174,7 +174,7 @@ def _answer(value: Any, column: str) -> str:
 
 def _number(value: float, column: str) -> str:
     if abs(value) > _LARGEST or value != value:
-        raise DataError(f"{column}: {'nan' if value != value else 'a number beyond 1e300'} is no answer")
+        raise DataError(f"{column}: {'nan' if value != value else 'a number beyond 1e300'} is not an answer")
     return repr(value)
 
 
@@ -218,7 +218,7 @@ def _choices(options: list[str], answer: str, column: str) -> tuple[list[str], s
 
 
 def _letter(letters: list[str], texts: list[str], answer: str, column: str) -> str:
-    """Of the option that is the answer, as exactly as any is: by its letter, its text, or both."""
+    """Return the letter of the option that matches the answer most exactly: by its letter, its text, or both."""
     folded = [_folded(text) for text in texts]
     letter, both = _LETTER.fullmatch(answer), _LETTERED.fullmatch(answer)
     readings: list[tuple[Sequence[object], object]] = [

@@ -1,4 +1,4 @@
-"""The same words, up to case and whitespace (papers 1.7)."""
+"""Exact match of words, up to case and whitespace (papers 1.7)."""
 
 from __future__ import annotations
 

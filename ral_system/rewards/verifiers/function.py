@@ -14,7 +14,7 @@ from ral_system.errors import ConfigError
 
 
 def score(given: str, reference: str, config: RewardConfig) -> float:
-    """What the function says of the answer and the reference. Raises ConfigError where that is no number in [0, 1]."""
+    """Call the user's function on answer and reference. Raises ConfigError unless it returns a number in [0, 1]."""
     function = _function(config.function or "")
     try:
         found = function(given, reference)
@@ -29,7 +29,7 @@ def score(given: str, reference: str, config: RewardConfig) -> float:
 
 
 def prepare(config: RewardConfig) -> None:
-    """Import the function. Raises ConfigError that says what to mend."""
+    """Import the function. Raises ConfigError that says what to fix."""
     _function(config.function or "")
 
 
@@ -55,7 +55,7 @@ def _function(path: str) -> Callable[[str, str], float]:
 def _why_not_imported(module: str, error: Exception) -> str:
     if isinstance(error, ModuleNotFoundError) and f"{module}.".startswith(f"{error.name}."):
         return f"{error}; put the module into {Path.cwd()}, or install it"
-    return f"importing {module} raised {type(error).__name__}: {error}; mend the module"
+    return f"importing {module} raised {type(error).__name__}: {error}; fix the module"
 
 
 def _number(found: Any) -> float | None:

@@ -47,7 +47,7 @@ _REFERENCE = re.compile(r"\W*([A-Za-z])(?:\W*|\s*[.):\]].*)", re.DOTALL)
 
 
 def score(given: str, reference: str, config: RewardConfig) -> float:
-    """1 for the reference's letter; where the reference is no letter, 1 for its very words."""
+    """Return 1 for the reference's letter; if the reference is not a letter, 1 for its exact words."""
     if (expected := _REFERENCE.fullmatch(reference)) is None:
         given, reference = (bare(given), bare(reference)) if bare(reference) else (given, reference)
         return float(same_words(given, reference))

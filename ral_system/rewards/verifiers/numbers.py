@@ -102,7 +102,7 @@ def read_numbers(text: str, count: int) -> list[float] | None:
 
 
 def compared(given: str, reference: str) -> list[tuple[float, float]]:
-    """Values to compare, given and expected: none where the answer is no number or has another unit than the reference.
+    """Pair given and expected values to compare: none if the answer is not a number, or its unit not the reference's.
 
     A percent sign on one side only gives two pairs, since the other may be meant in percent or as a share; but a
     reference of at most 1 without a sign is a share. Raises ValueError where the reference is not one number.

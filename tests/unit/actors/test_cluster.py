@@ -13,14 +13,14 @@ from ral_system.actors.cluster import _explain, _signal_handlers_kept
         (
             None,
             OSError("[Errno 98] Address already in use"),
-            "a port is taken ([Errno 98] Address already in use)",
+            "a port is in use ([Errno 98] Address already in use)",
         ),
         (None, RuntimeError("no space\nmore"), "Ray cannot start on this machine (no space); see"),
         ("host:6379", ConnectionError("refused"), "no Ray cluster answers at host:6379 (refused); start one with"),
         (
             "host:6379",
             RuntimeError("Unauthenticated: x"),
-            "wants a valid token (Unauthenticated: x); set RAY_AUTH_MODE",
+            "requires a valid token (Unauthenticated: x); set RAY_AUTH_MODE",
         ),
     ],
 )

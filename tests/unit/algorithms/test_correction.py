@@ -9,7 +9,7 @@ from ral_system.algorithms.correction import rollout_correction
 from ral_system.config.algorithm import CorrectionConfig
 
 W = [[1.0, 3.0, 0.25, 1.5], [4.0, 1.0, 1.0, 9.0]]
-"""pi_old / mu. The last token of the second sequence is no token."""
+"""pi_old / mu. The last position of the second sequence is padding."""
 MASK = torch.tensor([[True, True, True, True], [True, True, True, False]])
 
 

@@ -161,9 +161,9 @@ def together(sequences: list[Inputs], pad: str) -> Inputs:
 
 
 def packed(model: PreTrainedModel, sequences: list[Inputs]) -> tuple[Inputs, tuple[int, ...]]:
-    """The same sequences one behind the other, and their lengths; positions start anew in each.
+    """Pack sequences one behind the other, and return their lengths; positions start again in each.
 
-    Of one-dimensional positions transformers itself makes a mask that separates the sequences.
+    From one-dimensional positions transformers itself makes a mask that separates the sequences.
     """
     lengths = tuple(s["input_ids"].shape[1] for s in sequences)
     found = {

@@ -63,7 +63,7 @@ def test_letters_are_read_as_training_rewards_them(answer: str, letter: str | No
 def test_words_of_two_options_choose_none() -> None:
     assert common_letter("Red", ("red", "red.", "blue")) is None
     assert common_letter("-5", ("5", "-5")) == "B"
-    assert common_letter("E. coli", ("red", "e. coli")) == "B"  # the letter E is no option
+    assert common_letter("E. coli", ("red", "e. coli")) == "B"  # the letter E is not an option
 
 
 def test_the_first_capital() -> None:

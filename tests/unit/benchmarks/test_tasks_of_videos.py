@@ -83,7 +83,13 @@ def test_mvbench_rows_that_cannot_be_used(tmp_path: Path) -> None:
     (tmp_path / "video" / "tvqa" / "frames_fps3_hq" / "b.mp4").write_bytes(b"")
     write_json(tmp_path / "json" / "episodic_reasoning.json", [seen("episodic_reasoning", video="b.mp4")])
     reasons = bad("mvbench", tmp_path)
-    says = ("none of the candidates", "9.0 to 2.5 is no stretch", "leads out", "no path|no such", "not an object")
+    says = (
+        "none of the candidates",
+        "9.0 to 2.5 is not a part",
+        "leads out",
+        "not a valid path|no such",
+        "not an object",
+    )
     for number, part in enumerate(says):
         assert any(one in reasons[f"action_sequence.json:{number}"] for one in part.split("|"))
     assert "video/nturgbd/b.avi: no such file" in reasons["fine_grained_pose.json:0"]

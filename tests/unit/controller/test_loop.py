@@ -187,7 +187,7 @@ def test_the_first_update_must_attend_as_the_old_policy_did(config: RunConfig) -
     for wrong in (1e-3, float("nan")):
         roles = Fakes()
         roles.first_jsd = wrong
-        with pytest.raises(GateError, match="attends unlike the old policy that was just scored"):
+        with pytest.raises(GateError, match="attention differs from that of the old policy"):
             start(config, roles).step()
         assert not any(call[0] == "publish" for call in roles.calls)
 

@@ -22,7 +22,7 @@ G = 4
 
 
 class Sleepers(Fakes):
-    """Roles that take their time. `log` is what began and ended, in order, whoever did it."""
+    """Roles that take their time. `log` is what began and ended, in order, in any role."""
 
     def __init__(self, generate_s: float = 0.0, update_s: float = 0.0) -> None:
         super().__init__()
@@ -102,7 +102,7 @@ def test_the_next_batch_is_made_while_one_trains(make: Callable[..., TrainingLoo
 def test_a_batch_is_made_with_the_weights_of_so_many_steps_before(
     make: Callable[..., TrainingLoop], staleness: int, expected: list[int]
 ) -> None:
-    for roles in (Sleepers(0.02, 0.0), Sleepers(0.0, 0.02)):  # whoever has to wait
+    for roles in (Sleepers(0.02, 0.0), Sleepers(0.0, 0.02)):  # either side has to wait
         loop = make(roles, staleness)
         results = [loop.step(until_pause=7 - i) for i in range(7)]
         loop.close()

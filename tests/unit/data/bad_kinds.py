@@ -46,7 +46,7 @@ class Used:
 
 @dataclass(frozen=True, slots=True)
 class Nothing:
-    """Is no row at all."""
+    """Marker for a line that is not a row at all."""
 
 
 REMOVED = object()
@@ -78,7 +78,7 @@ class Source:
     name: str
     suffix: str
     columns: str
-    """Whose names they have, in conf/data/source/."""
+    """Preset in conf/data/source/ that names the columns."""
     kinds: Sequence[Kind]
     good: Callable[[str], Row]
     """A good row, by its name; its picture is `good.png`, as a path or as bytes."""

@@ -16,7 +16,7 @@ CUT, NO_PICTURE, NO_VIDEO = broken("cut short or damaged"), broken("not a pictur
 GONE, OUT, NO_PATH = (
     broken(r"^path(\[1\])?: .*no such file below"),
     broken("^path: .* leads out of"),
-    broken("is no path"),
+    broken("is not a valid path"),
 )
 TOO_LONG = Left("too_long", r"^[\d,]+ tokens, at most 600 .* leave room for a response")
 
@@ -85,19 +85,19 @@ PATHS = [
     at("link to a folder outside", "links/outside/secret.png", OUT),
     at("link to a device", "links/zero.png", OUT),
     at("link to nothing", "links/nothing.png", GONE),
-    at("links in a loop", "links/one.png", broken("is no path|no such file")),
+    at("links in a loop", "links/one.png", broken("is not a valid path|no such file")),
     at("link to inside", "links/inside.png", Used()),
     at("pipe", "pipe.png", GONE),
     at("socket", "socket.png", GONE),
     at("zero byte in a path", "a\0.png", NO_PATH),
     at("surrogate in a path", "a\ud800.png", NO_PATH),
     at("escape sequence in a path", "\x1b[2J\x07gone.png", broken("^path: .*gone.png.*no such file below")),
-    at("path of 5000 letters", "a" * 5000, broken("is no path|no such file")),
-    at("path of 5000 folders", "a/" * 5000, broken("is no path|no such file")),
+    at("path of 5000 letters", "a" * 5000, broken("is not a valid path|no such file")),
+    at("path of 5000 folders", "a/" * 5000, broken("is not a valid path|no such file")),
     at("URL", "https://example.org/a.png", broken("^path: .* is an address; download it first")),
     at("file URL", "file:///etc/passwd", broken("^path: .* is an address")),
-    at("data URI", "data:image/png;base64,iVBORw0KGgo=", broken("^path: .*(no such file|is no path|address)")),
-    at("base64", base64.b64encode(files.png() * 9).decode(), broken("^path: .*(no such file|is no path)")),
+    at("data URI", "data:image/png;base64,iVBORw0KGgo=", broken("^path: .*(no such file|is not a valid path|address)")),
+    at("base64", base64.b64encode(files.png() * 9).decode(), broken("^path: .*(no such file|is not a valid path)")),
     at("number for a path", 7, broken("^path: neither a path nor bytes but int")),
     at("true for a path", True, broken("^path: neither a path nor bytes but bool")),
     at("bytes as a list of numbers", {"bytes": [137, 80, 78, 71]}, broken("^path: neither a path nor bytes but list")),

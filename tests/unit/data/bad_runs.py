@@ -44,7 +44,7 @@ class Outcome:
     prepared: Path
     seconds: float
     ids: dict[tuple[str, str], str | None]
-    """Of rows, by source and kind."""
+    """Ids of rows, by source and kind."""
     good: dict[str, Row]
     used: dict[str, PreparedQuestion]
     left_out: dict[str, dict[str, Any]]

@@ -130,7 +130,7 @@ ANSWERS = [
     Kind("null answer", {"solution": None}, broken("^solution: not an answer but None")),
     Kind("true", {"solution": True}, broken("^solution: not an answer but True")),
     Kind("false", {"solution": False}, broken("^solution: not an answer but False")),
-    Kind("NaN", {"solution": math.nan}, broken("^solution: nan is no answer")),
+    Kind("NaN", {"solution": math.nan}, broken("^solution: nan is not an answer")),
     Kind("Infinity", {"solution": math.inf}, broken("^solution: a number beyond 1e300")),
     Kind("-Infinity", {"solution": -math.inf}, broken("^solution: a number beyond 1e300")),
     Kind("1e999", lambda row: line(row).replace(b'"<answer>red</answer>"', b"1e999"), broken("beyond 1e300")),

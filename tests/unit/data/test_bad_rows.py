@@ -274,7 +274,7 @@ def test_a_nested_id_is_kept(prepare: Prepare, tmp_path: Path) -> None:
 
 
 def test_an_answer_that_cannot_be_imitated_is_left_out(prepare: Prepare, tmp_path: Path) -> None:
-    """Without thoughts sft imitates the answer alone: it, too, must have tokens."""
+    """Without thoughts sft imitates the answer alone: it must also have tokens."""
     rows = [good("one"), good("two") | {"solution": "<|im_end|>"}]
     (tmp_path / "a.json").write_text(json.dumps(rows))
     overrides = ("stages=[sft,rl]", "algorithm.response_format=answer_only")

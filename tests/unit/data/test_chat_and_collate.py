@@ -102,7 +102,7 @@ BEGINS_WITH_A_TOKEN = "<|endoftext|>" + CHAT_TEMPLATE
         (ADDS_A_SYSTEM_TURN, "what is red", 6),
         (AS_QWEN2_5_VL, "", 9),
         (AS_QWEN2_5_VL, "what is red", 6),
-        (BEGINS_WITH_A_TOKEN, "", 0),  # a beginning of sequence is no turn
+        (BEGINS_WITH_A_TOKEN, "", 0),  # a beginning of sequence is not a turn
         (BEGINS_WITH_A_TOKEN, "what is red", 7),
     ],
 )

@@ -291,7 +291,7 @@ def test_other_settings_neither_decode_nor_copy_again(bench: Bench) -> None:
 
 
 def test_missing_files_and_pixels_out_of_bounds_are_named(bench: Bench) -> None:
-    with pytest.raises(DataError, match=r"data.sources.main.path=.*rows.jsonl: not there"):
+    with pytest.raises(DataError, match=r"data.sources.main.path=.*rows.jsonl: no such file"):
         bench.prepare()
     bench.write(rows(bench.folder, 1))
     with pytest.raises(ConfigError, match=r"data.image.max_pixels=9999999 is outside .* 3136 to 1003520 pixels"):

@@ -74,7 +74,7 @@ def test_questions_that_count_together_are_drawn_together() -> None:
 
 
 def test_questions_about_the_same_picture_are_drawn_together() -> None:
-    """Of each picture one question of two is right: whatever is drawn, so are half of all."""
+    """One of two questions is right for each picture: whatever is drawn, half of all are right."""
     items = [
         Asked(chart(id, "1"), Prompt(id, "human", "?", "", (Media(id[0], 56, 56),), (1,)))
         for id in ("p0", "q0", "p1", "q1")

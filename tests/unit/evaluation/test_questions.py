@@ -28,7 +28,7 @@ def said(id: str, text: str) -> Completion:
 
 
 def test_held_out_questions_about_the_same_picture_are_drawn_together(make_config: Make) -> None:
-    """Of each picture one question of two is right: whatever is drawn, so are half of all."""
+    """One of two questions is right for each picture: whatever is drawn, half of all are right."""
     pictures = {id: (Media(id[0], 56, 56),) for id in ("p0", "q0", "p1", "q1")}
     prompts = [Prompt(id, "count", "how many ?", "1", media, (1,)) for id, media in pictures.items()]
     answers = {id: [said(id, "1" if id in ("p0", "q1") else "2")] for id in pictures}

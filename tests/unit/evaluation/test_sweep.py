@@ -132,7 +132,7 @@ def test_a_chart_of_one_point_is_drawn() -> None:
 
 
 def test_a_point_stands_where_it_was_seen() -> None:
-    """Of eight frames that were asked for, four were there."""
+    """Eight frames were asked for, and four were there."""
     few, many = (Figures("t", {"s": 1.0}, "s", {}, {}, {}, ()) for _ in range(2))
     svg = sweep._chart("run", "frames", {("m", 2): few, ("m", 8): many}, {("m", 2): 2.0, ("m", 8): 4.0})
     assert "m at 4: 1 (1 to 1)" in svg and "at 8" not in svg and ">4<" in svg

@@ -43,7 +43,7 @@ def test_very_long_and_thin_is_refused(given: tuple[int, int]) -> None:
 @pytest.mark.parametrize("tokens", [4, 128, 1280])
 @given(st.integers(10, 4000), st.integers(10, 4000))
 def test_bounds_that_are_equal_refuse_no_ordinary_picture(tokens: int, width: int, height: int) -> None:
-    """At both ends of what the processor does, too, which resizes what is a factor beyond them."""
+    """Checked at both ends of the processor's range, where it resizes pictures a factor beyond them."""
     pixels, processor = tokens * 28 * 28, BUDGET.processor
     assume(max(width, height) <= 2 * min(width, height))
     found = QwenPixelBudget(28, pixels, pixels, processor).size(width, height)

@@ -185,7 +185,7 @@ def test_what_is_seldom_looked_at_is_listed(bench: Bench, capsys: pytest.Capture
     ("name", "says"),
     [
         ("rows.csv", r"rows.csv: .csv is not one of .*; save it as JSON lines or parquet"),
-        ("saved", r"saved: holds splits test, train; say which with data.sources.main.files=train/data-\*.arrow"),
+        ("saved", r"saved: holds splits test, train; choose with data.sources.main.files=train/data-\*.arrow"),
         ("clips", r"clips: holds videos and no rows; write rows.jsonl there with problem, solution, .*path, for"),
     ],
 )
@@ -236,7 +236,7 @@ def test_rows_that_are_written_as_the_message_says_are_used(bench: Bench, column
 
 def test_files_that_are_not_there_leave_no_page(bench: Bench) -> None:
     config = bench.config([], f"data.sources.main.path={bench.folder}/none.json")
-    with pytest.raises(DataError, match=r"none\.json: not there"):
+    with pytest.raises(DataError, match=r"none\.json: no such file"):
         show_data(config)
     assert not (bench.folder / "runs" / "look" / "preview.html").exists()
 

@@ -246,7 +246,7 @@ def test_what_goes_on_from_a_failed_arm_is_left_out_and_the_others_run(
         study_module.main()
     captured = capsys.readouterr()
     assert ended.value.code == 1
-    assert "second_seed0 is left out: it goes on from first_seed0, which failed" in captured.err
+    assert "second_seed0 is skipped: it starts from first_seed0, which failed" in captured.err
     assert "| first | failed after nothing |" in captured.out and "| other | 0.700 |" in captured.out
     assert "first_seed0, second_seed0 ended with exit code 1" in captured.err
 

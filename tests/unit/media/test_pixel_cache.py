@@ -43,7 +43,7 @@ def test_what_was_used_longest_ago_leaves_first(tmp_path: Path) -> None:
     cache.get("e", lambda: ITEM)
     cache.get("f", lambda: ITEM)
     assert sum(f.stat().st_size for f in tmp_path.glob("*.npy")) <= 101_000
-    assert np.array_equal(held, ITEM)  # whoever has it keeps it
+    assert np.array_equal(held, ITEM)  # a process that has it keeps it
     cache.get("a", lambda: ITEM)
 
 
@@ -99,7 +99,7 @@ def test_a_count_that_is_wrong_is_put_right(tmp_path: Path, scans: list[Path], c
 def test_writers_at_once_keep_within_the_budget(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """What is being written counts from before its first byte; what leaves meanwhile is no reason to complain."""
+    """What is being written counts from before its first byte; what leaves meanwhile is not reported."""
     budget, writers, save = 3 * 30_128, 6, np.save
     together, most = threading.Barrier(writers), []
 

@@ -187,7 +187,7 @@ def test_processes_die_with_a_parent_that_is_killed(tmp_path: Path) -> None:
 @pytest.mark.parametrize("sent", ["", '{"path', "{greeting}", '{greeting}["half a jo'])
 @pytest.mark.parametrize("answers_are_read", [True, False])
 def test_a_process_whose_parent_is_gone_ends_quietly(sent: str, answers_are_read: bool) -> None:
-    """The end of its pipes may be seen before the kernel's signal: whatever was half sent is no error to report."""
+    """The end of its pipes may be seen before the kernel's signal: a half-sent message is not reported as an error."""
     greeting = _greeting(config(), "think_answer", judge).decode()
     process = subprocess.Popen(
         [sys.executable, "-m", "ral_system.rewards.child", str(os.getpid())],

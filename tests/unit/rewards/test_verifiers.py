@@ -298,7 +298,7 @@ def test_your_own_function(monkeypatch: pytest.MonkeyPatch) -> None:
         "own_verifier:nothing": "own_verifier.py has no nothing; correct the name",
         "no_such_module:f": "No module named 'no_such_module'; put the module into ",
         "own_verifier:WORDS": "WORDS is 3; name a function",
-        "own_broken_verifier:f": "importing own_broken_verifier raised ModuleNotFoundError: .*; mend the module",
+        "own_broken_verifier:f": "importing own_broken_verifier raised ModuleNotFoundError: .*; fix the module",
     }.items():
         with pytest.raises(ConfigError, match=f"reward.function={path}: .*{reason}"):
             scored("function", "a", "b", function=path)

@@ -227,9 +227,9 @@ def test_wrong_settings_are_found_before_any_row(server: Server, ask: Ask) -> No
         (
             (400, {"error": {"message": "no chat"}}),
             ConfigError,
-            "answers no chat completion, even to one word: refused",
+            "does not return a chat completion, even for one word: refused",
         ),
-        ((200, "<html>welcome</html>"), ConfigError, "answers no chat completion"),
+        ((200, "<html>welcome</html>"), ConfigError, "does not return a chat completion"),
     ):
         server.script = [answer]
         with pytest.raises(error, match=says):

@@ -18,7 +18,7 @@ from ral_system.tasks.visual_search import COLOURS, words
 
 
 def colour_of(frame: np.ndarray) -> str:
-    """Of the thing, by the pixels that are no background at all."""
+    """Return the thing's colour, by the pixels that are clearly not background."""
     inside = frame[np.abs(frame.astype(int) - 240).max(-1) > 150].astype(int)
     middle = np.median(inside, axis=0)
     return min(COLOURS, key=lambda name: np.abs(np.array(COLOURS[name]) - middle).sum())

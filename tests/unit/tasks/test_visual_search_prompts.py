@@ -155,7 +155,7 @@ def test_a_file_without_demonstrations_is_one_line(make: Make, tmp_path: Path) -
     with pytest.raises(DataError, match=r"holds no demonstration; see rejected.jsonl"):
         first()
     path.write_text('{"index": 0, "question": "", "response": ""}\n{"index": "x", "question": "", "response": ""}\n')
-    with pytest.raises(DataError, match=r"row 2 is no demonstration \(ValueError"):
+    with pytest.raises(DataError, match=r"row 2 is not a demonstration \(ValueError"):
         first()
 
 

@@ -1,7 +1,7 @@
 """A short run of the tiny model, held to committed numbers: six supervised updates, then four inner RL updates.
 
 It has its own pictures, words and settings, so that it moves only when the training code does. After a change that is
-meant to move it, write it anew and say why in the commit:
+meant to move it, write it again and say why in the commit:
 
     RAL_WRITE_GOLDEN=1 pytest tests/unit/training/test_golden_curve.py
 """

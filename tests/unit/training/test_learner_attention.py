@@ -115,7 +115,7 @@ def anchored(anchor: str, decay: float) -> list[str]:
 def test_what_each_anchor_does_to_the_first_update(
     start_rank: Start, rl_samples: list[Sample], make_config: Callable, anchor: str
 ) -> None:
-    """Of the first batch all anchors are the policy itself; of the second, the old one alone still is."""
+    """On the first batch all anchors are the policy itself; on the second, only the old one still is."""
     runs = []
     for weight in (0, 5):
         config = make_config(

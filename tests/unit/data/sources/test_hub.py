@@ -98,11 +98,11 @@ def test_what_of_a_dataset_is_fetched(source: Source, monkeypatch: pytest.Monkey
     ]
 
 
-def test_what_is_neither_here_nor_there_is_named(source: Source, hub: Path, tmp_path: Path) -> None:
+def test_what_is_neither_local_nor_on_the_hub_is_named(source: Source, hub: Path, tmp_path: Path) -> None:
     for path in ("./rows.json", f"{tmp_path}/rows.json", "folder/rows.json", "rows.json"):
-        with pytest.raises(DataError, match=r"^data.sources.main.path=.*rows.json: not there; correct it"):
+        with pytest.raises(DataError, match=r"^data.sources.main.path=.*rows.json: no such file or folder; correct it"):
             located("main", source(path))
-    with pytest.raises(DataError, match=r"^data.sources.main.path=nobody/nothing: neither a file or folder here nor"):
+    with pytest.raises(DataError, match=r"^data.sources.main.path=nobody/nothing: not a local file or folder, and"):
         located("main", source("nobody/nothing"))
 
 

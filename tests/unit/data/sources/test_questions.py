@@ -105,16 +105,16 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
     "half a character": ({"problem": "a\ud800"}, "problem: holds half a character"),
     "no answer": ({"answer": None}, "answer: not an answer but None"),
     "a yes": ({"answer": True}, "answer: not an answer but True"),
-    "not a number": ({"answer": float("nan")}, "answer: nan is no answer"),
-    "infinity": ({"answer": float("inf")}, "answer: a number beyond 1e300 is no answer"),
-    "four hundred digits": ({"answer": 10**400}, "answer: a number beyond 1e300 is no answer"),
+    "not a number": ({"answer": float("nan")}, "answer: nan is not an answer"),
+    "infinity": ({"answer": float("inf")}, "answer: a number beyond 1e300 is not an answer"),
+    "four hundred digits": ({"answer": 10**400}, "answer: a number beyond 1e300 is not an answer"),
     "an empty answer": ({"answer": ""}, "answer: empty"),
     "an empty tag": ({"answer": "<answer> </answer>"}, "answer: empty"),
     "an open tag": ({"answer": "<answer>B"}, "answer: holds a tag of the response template"),
     "two tags": ({"answer": "<answer>A</answer><answer>B</answer>"}, "answer: holds a tag"),
     "options that are text": ({"options": "A or B"}, "options: not a list of texts"),
     "options that are neither": ({"options": [True, None]}, "options: not a list of texts or numbers"),
-    "an option that is no number": ({"options": [1, float("nan")]}, "options: nan is no answer"),
+    "an option that is not a number": ({"options": [1, float("nan")]}, "options: nan is not an answer"),
     "an empty option": ({"options": ["A. one", " "]}, "options: empty"),
     "options of a megabyte": ({"options": ["a" * 10**6]}, "characters, at most 50,000"),
     "a mark in an option": ({"options": ["<image> <image>"]}, "problem: 2 <image> for 1 images"),
@@ -125,8 +125,8 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
     "an address": ({"image": "https://example.org/a.png"}, "is an address; download it first"),
     "a number for a picture": ({"image": 7}, "image: neither a path nor bytes but int"),
     "an empty picture": ({"image": {"bytes": None, "path": None}}, "image: neither a path nor bytes but NoneType"),
-    "a zero byte in a path": ({"image": "a\x00.png"}, "is no path|no such file"),
-    "a name that is too long": ({"image": "a" * 5000}, "is no path|no such file"),
+    "a zero byte in a path": ({"image": "a\x00.png"}, "is not a valid path|no such file"),
+    "a name that is too long": ({"image": "a" * 5000}, "is not a valid path|no such file"),
     "the second of two": ({"image": ["images/a.png", "b.png"]}, r"^image\[1\]: b.png: no such file below"),
     "more marks than pictures": ({"problem": "<image> <image> ?"}, "problem: 2 <image> for 1 images"),
     "a mark without a picture": ({"problem": "<image> ?", "image": None}, "problem: 1 <image> for 0 images"),
@@ -151,7 +151,7 @@ def test_a_link_out_of_the_root_is_refused(root: Path) -> None:
 def test_links_in_a_loop_are_refused(root: Path) -> None:
     (root / "one.png").symlink_to(root / "two.png")
     (root / "two.png").symlink_to(root / "one.png")
-    with pytest.raises(DataError, match=r"is no path|no such file"):
+    with pytest.raises(DataError, match=r"is not a valid path|no such file"):
         read_question(GOOD | {"image": "one.png"}, PLAIN, root)
 
 
