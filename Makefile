@@ -50,11 +50,12 @@ durations: $(INSTALLED) browser ## run what `make test` runs and print whose CPU
 docs: $(INSTALLED) ## build the documentation into build/site; a broken link fails
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict
 
-lint: $(INSTALLED) ## ruff, mypy, import contracts
+lint: $(INSTALLED) ## ruff, mypy, import contracts, prose
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	$(BIN)/python -m tests.prose
 
 format: $(INSTALLED) ## rewrite the sources in the house style
 	$(BIN)/ruff check --fix .
