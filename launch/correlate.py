@@ -14,11 +14,11 @@ from ral_system.launch.mistakes import fail
 from ral_system.report.scatter import Point, scatter
 
 _EPILOG = """\
-First evaluate each model into a folder of its own, then compare them:
+First evaluate each model into its own folder, then compare them:
   ral-evaluate experiment=quickstart start_model=runs/quickstart/models/sft name=eval_sft
   ral-evaluate experiment=quickstart start_model=runs/quickstart/model name=eval_rl
   ral-correlate runs/eval_*
-Prints Pearson's r between accuracy and the visual attention score and its two masses; draws correlation.svg.
+Prints Pearson's r of accuracy with the visual attention score and with its two masses, and draws correlation.svg.
 """
 FIGURES = ("visual_attention_score", "visual_mass", "system_mass")
 
@@ -36,11 +36,13 @@ def main() -> None:
     """Print the table and the correlations, draw the scatter plot."""
     parser = Parser(
         prog="ral-correlate",
-        description="Accuracy against the visual attention score over models (arXiv 2603.03825, Fig 1).",
+        description="Correlate accuracy with the visual attention score over models (arXiv 2603.03825, Fig 1).",
         epilog=_EPILOG,
     )
-    parser.add_argument("folders", type=Path, nargs="+", metavar="FOLDER", help="with an evaluation.json; at least 3")
-    parser.add_argument("--out", type=Path, default=Path("correlation.svg"), help="the plot (%(default)s)")
+    parser.add_argument(
+        "folders", type=Path, nargs="+", metavar="FOLDER", help="run folder with an evaluation.json; give at least 3"
+    )
+    parser.add_argument("--out", type=Path, default=Path("correlation.svg"), help="file for the plot (%(default)s)")
     options = parser.parse_args()
     try:
         found = sorted((read_evaluation(folder) for folder in options.folders), key=lambda e: e.accuracy)
@@ -82,7 +84,7 @@ def read_evaluation(folder: Path) -> Evaluated:
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise ConfigError(f"{path} is not there; run ral-evaluate … name={folder.name} first") from None
+        raise ConfigError(f"{path} does not exist; run ral-evaluate … name={folder.name} first") from None
     except (OSError, ValueError) as error:
         raise ConfigError(f"{path}: {' '.join(str(error).split())}") from None
     if missing := [name for name in ("eval/accuracy", *FIGURES) if name not in found]:

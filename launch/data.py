@@ -28,7 +28,7 @@ _REASON_CHARS = 80
 
 
 _ABOUT = """
-ral-data [preview]: prepare data.sources as a run does, and show rows as the model reads them: preview.html.
+ral-data [preview]: prepare data.sources as a run does, and write preview.html with rows as the model reads them.
   ral-data preview experiment=video_r1_qwen2_5_vl_7b_8gpu data.sources.main.path=rows.json name=look
   ral-data preview data=files +data/source@data.sources.mine=columns data.sources.mine.path=rows.jsonl 'stages=[rl]' \\
     data.sources.mine.columns.{question=question,answer=answer,images=picture} model.path=MODEL name=look
@@ -88,7 +88,7 @@ def _show(config: RunConfig, name: str | None, folder: Path) -> None:
     page = write_preview(folder, preview)
     console = Console(markup=False, highlight=False)
     console.print(_table(preview.figures))
-    console.print(f"{page} shows them", soft_wrap=True)
+    console.print(f"preview: {page}", soft_wrap=True)
     for warning in preview.warnings:
         print(f"warning: {warning}", file=sys.stderr)
     if error is not None:
@@ -114,7 +114,7 @@ def _table(figures: Figures) -> Table:
     for judged in figures.judged:
         table.add_row(f"{_short(judged.kind) or 'no kind'} → {judge(judged)}", f"{judged.rows:,}")
     for field in figures.absent:
-        table.add_row(_short(field), "in no row")
+        table.add_row(_short(field), "not in any row")
     for name, spread in (("tokens", figures.tokens), ("visual tokens", figures.visual_tokens)):
         if spread:
             figure = f"{spread.median:,} / {spread.percentile_95:,} / {spread.largest:,}"

@@ -32,10 +32,10 @@ VISUAL = ("visual_attention_score", "visual_mass", "system_mass")
 
 
 ABOUT = f"""
-ral-evaluate: accuracy of the model folder start_model on held-out questions or a benchmark, and where it looks.
+ral-evaluate: measure the accuracy of start_model on held-out questions or a benchmark, and where it looks.
   ral-evaluate experiment=quickstart start_model=runs/quickstart/model evaluation.questions=500
   ral-evaluate experiment=video_r1_qwen2_5_vl_7b_8gpu start_model=MODEL evaluation.benchmark.{{name=vstar,folder=DIR}}
-  ral-evaluate … sweep=visual_tokens 'sweep.values=[512,1024]'      the same, at two sizes of the pictures
+  ral-evaluate … sweep=visual_tokens 'sweep.values=[512,1024]'      the benchmark at two picture sizes
 {fill(f"evaluation.benchmark.name is one of {', '.join(BENCHMARK_NAMES)}.", 110, subsequent_indent="  ")}
 """
 
@@ -53,7 +53,7 @@ def evaluate_model(config: RunConfig) -> float | None:
     `visual_score.svg`; or those of a benchmark; or a sweep of either.
     """
     if config.start_model is None and not config.sweep.models:
-        raise ConfigError("start_model=null: say which model folder to evaluate, start_model=runs/quickstart/model")
+        raise ConfigError("start_model=null: no model to evaluate; set it, for example to runs/quickstart/model")
     named = {f"sweep.models.{name}": path for name, path in config.sweep.models.items()}
     for field, name in (named or {"start_model": str(config.start_model)}).items():
         check_named(field, name)
@@ -105,7 +105,7 @@ def _evaluate_held_out(config: RunConfig, subject: Subject) -> Figures:
     measured = {name: attention[name] for name in VISUAL if name in attention}
     print_figures(f"{subject.model}: {found.title}", replace(found, values={**found.values, **measured}), columns)
     if steer.active:
-        print(f"steered {steer.space}; both columns by transformers, since vLLM's attention cannot be steered")
+        print(f"steered {steer.space}; both columns by transformers, because vLLM's attention cannot be steered")
     if attention:
         print(f"{folder}/visual_score.svg: the score by layer and head")
     _write(folder, record)
@@ -120,7 +120,7 @@ def _keep_answers(subject: Subject, found: Figures) -> None:
     path = subject.folder / "answers.html"
     media = ReportMedia(subject.folder / "media", subject.media.frames)
     write_answers_page(path, f"{subject.model.name}: {found.title}", found.answered, media, found.left_out)
-    print(f"{path}: what was answered")
+    print(f"{path}: every question with its answers")
 
 
 def write_scores(folder: Path, found: Figures) -> None:
@@ -172,7 +172,7 @@ def _attention(
         return {}
     found = measure_visual_score(model, prompts, media, dtype=config.learner.dtype, batch=config.learner.micro_batch)
     if found is None:
-        print("no visual attention score: without a system turn, or without pictures, it is not defined")
+        print("no visual attention score: it needs a system turn and pictures in the questions")
         return {}
     note = "Attention of the question's tokens: on pictures / on the system turn."
     title = f"Visual attention score {found.score.mean():.2f}"

@@ -11,8 +11,9 @@ from ral_system.launch.mistakes import fail
 
 def main() -> None:
     """Write `report.html` into a run folder and print its path."""
-    parser = argparse.ArgumentParser(prog="ral-report", description="(Re)write report.html of a run, finished or not.")
-    parser.add_argument("run_folder", type=Path, help="for example runs/quickstart")
+    about = "Write report.html of a run, finished or not; an existing report is replaced."
+    parser = argparse.ArgumentParser(prog="ral-report", description=about)
+    parser.add_argument("run_folder", type=Path, help="folder of the run, for example runs/quickstart")
     folder = parser.parse_args().run_folder
     from ral_system.report.write import write_run_report
 

@@ -36,16 +36,16 @@ MODELS = {"ral-train": "model", "ral-rl": "model", "ral-sft": "models/sft", "ral
 """Where an arm's command leaves what it trained."""
 _NOTE = "evaluated.json"
 _DESCRIPTION = """\
-Runs the commands of a study one after the other, each in a process of its own, and writes what came out: study.md,
-study.json, study.svg and curves.svg in --runs-dir/NAME, where every run has its own folder. The same command again
-continues where an interrupted study stopped: runs that are complete are left alone. An arm that fails does not end the
-study; the table says at which step it did.
+Run the commands of a study one after the other, each in its own process, and write the results to study.md, study.json,
+study.svg and curves.svg in --runs-dir/NAME. Every run has its own folder there. The same command continues an
+interrupted study and skips runs that are complete. An arm that fails does not end the study; the table gives the step
+at which it failed.
 """
 _EPILOG = """\
   ral-study distill_quickstart                        the teacher, the student, three arms of three seeds
   ral-study avar_quickstart                           AVAR rung by rung, with the visual attention score of each
   ral-study visual_tokens_quickstart                  cold start, GRPO and RAL on larger and larger pictures
-  ral-study distill_quickstart --dry-run              the commands alone
+  ral-study distill_quickstart --dry-run              only print the commands
   ral-study my_study.yaml --seeds 0 1 --overrides algorithm.steps=10
 """
 
@@ -132,13 +132,13 @@ def main() -> None:
         epilog=_EPILOG,
     )
     known = ", ".join(sorted(path.stem for path in STUDIES.glob("*.yaml")))
-    parser.add_argument("study", help=f"one of {known}, or the path of a file like those")
+    parser.add_argument("study", help=f"one of {known}, or the path of your own study file")
     parser.add_argument(
-        "--runs-dir", type=Path, default=Path("runs"), help="folder of the study's folder (%(default)s)"
+        "--runs-dir", type=Path, default=Path("runs"), help="where the study's folder is made (%(default)s)"
     )
-    parser.add_argument("--seeds", type=int, nargs="+", help="instead of the study's own")
-    parser.add_argument("--overrides", nargs="+", default=[], metavar="KEY=VALUE", help="added to every run")
-    parser.add_argument("--dry-run", action="store_true", help="print the commands and do nothing")
+    parser.add_argument("--seeds", type=int, nargs="+", help="seeds to run instead of the study's own")
+    parser.add_argument("--overrides", nargs="+", default=[], metavar="KEY=VALUE", help="overrides added to every run")
+    parser.add_argument("--dry-run", action="store_true", help="print the commands without running them")
     options = parser.parse_args()
     signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell leaves it ignored in its background jobs
     from ral_system.launch.study_results import write_results
@@ -195,7 +195,7 @@ def read_study(path: Path, folder: Path, seeds: list[int] | None = None, overrid
 
     for arm, words in found.arms.items():
         if found.evaluate is None and words[0] in ("ral-sft", "ral-perceive"):
-            raise ConfigError(f"study {path}: arms.{arm} has no RL to measure accuracy in; add evaluate: []")
+            raise ConfigError(f"study {path}: arms.{arm} has no RL stage, which measures accuracy; add evaluate: []")
         if words[0] == "ral-train" and any(word.startswith("stages=") and "rl" not in word for word in words):
             raise ConfigError(f"study {path}: arms.{arm} leaves no model of RL; use ral-sft or ral-perceive")
     runs = [Run(_name(words), command(words)) for words in found.prepare]
@@ -276,7 +276,7 @@ class RunError(RalError):
     """A run of the study failed; the study ends with its exit code."""
 
     def __init__(self, name: str, code: int) -> None:
-        super().__init__(f"{name} ended with exit code {code}; the lines above say why")
+        super().__init__(f"{name} ended with exit code {code}; see its output above")
         self.exit_code = code
 
 

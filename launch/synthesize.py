@@ -17,7 +17,7 @@ from ral_system.launch.cli import run_with_config
 from ral_system.launch.refused import leaving_nothing
 
 _ABOUT = """
-ral-synthesize: visual-anchored demonstrations for sft, by models behind OpenAI-compatible servers or by templates.
+ral-synthesize: make visual-anchored demonstrations for sft, with models behind OpenAI-compatible servers or templates.
   ral-synthesize experiment=avar_quickstart name=avar_data
   ral-synthesize experiment=quickstart name=data synthesis.rows=2000; then train with
     data.demonstrations=runs/data/synthesis/demonstrations.jsonl
@@ -76,8 +76,8 @@ def _synthesize(config: RunConfig, data: VisualSearchConfig, root: Path) -> None
     synthesis = Synthesis(folder, settings, generators)
     if synthesis.tally.done > settings.rows:
         raise ConfigError(
-            f"synthesis.rows={settings.rows}, and {folder} holds {synthesis.tally.done} already, which all would be "
-            "trained on; raise it, or set another name"
+            f"synthesis.rows={settings.rows}: {folder} already holds {synthesis.tally.done} rows, and training would "
+            "use all of them; raise it, or set another name"
         )
     with StageProgress("synthesize", settings.rows, start=synthesis.tally.done) as progress:
 
@@ -91,7 +91,7 @@ def _synthesize(config: RunConfig, data: VisualSearchConfig, root: Path) -> None
     for (role, reason), count in tally.rejected.most_common(8):
         table.add_row(f"rejected: the {role}'s text: {reason}", str(count))
     if tally.unanswered:
-        table.add_row("without an answer, to be tried again", str(tally.unanswered))
+        table.add_row("no answer yet, tried again next time", str(tally.unanswered))
     Console().print(table)
     asked = [g for g in generators.values() if isinstance(g, EndpointGenerator)]
     write_atomically(
@@ -112,7 +112,7 @@ def _synthesize(config: RunConfig, data: VisualSearchConfig, root: Path) -> None
     if tally.unanswered:
         raise SetupError(f"{tally.unanswered} rows got no answer; run the same command again to try them")
     if not tally.accepted:
-        raise DataError(f"not one of {tally.done} rows was accepted; {folder}/rejected.jsonl says why")
+        raise DataError(f"none of {tally.done} rows was accepted; {folder}/rejected.jsonl has the reasons")
     print(f"train on them with data.demonstrations={folder}/demonstrations.jsonl")
 
 

@@ -30,17 +30,17 @@ ral-train: train a vision-language model with Reinforced Attention Learning: per
   ral-train experiment=video_r1_qwen2_5_vl_7b_8gpu data.sources.main.path=rows.json       your own questions
 """
 _PERCEIVE = """
-ral-perceive: the first stage alone: learn to see by captioning generated pictures.
+ral-perceive: the first stage only: learn to see by captioning generated pictures.
   ral-perceive experiment=quickstart
   ral-perceive experiment=quickstart perceive.max_steps=2000 name=sees_better
 """
 _SFT = """
-ral-sft: the cold start alone: imitate demonstrations that think and answer; from the perceive model or start_model.
+ral-sft: the cold start only: imitate demonstrations that think and answer; from the perceive model or start_model.
   ral-sft experiment=quickstart
   ral-sft experiment=quickstart start_model=runs/quickstart/models/perceive name=sft_again sft.learning_rate=1e-3
 """
 _RL = """
-ral-rl: Reinforced Attention Learning alone, from the run's sft model, start_model or model.path; then a report.
+ral-rl: Reinforced Attention Learning only, from the run's sft model, start_model or model.path; then a report.
   ral-rl experiment=quickstart algorithm=grpo start_model=runs/quickstart/models/sft name=grpo
   ral-rl -m experiment=quickstart start_model=runs/quickstart/models/sft algorithm.attention.weight=0.5,1,2
 """
@@ -78,7 +78,7 @@ def run_stages(config: RunConfig, stages: Sequence[Stage] = ()) -> float | None:
     if config.intervention.active:
         raise ConfigError(
             f"intervention.image={config.intervention.image:g} and intervention.system={config.intervention.system:g} "
-            "steer ral-evaluate alone; set both to 0 to train"
+            "only apply to ral-evaluate; set both to 0 to train"
         )
     for warning in warnings(config):
         print(f"warning: {warning}", file=sys.stderr)

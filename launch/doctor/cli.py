@@ -1,4 +1,4 @@
-"""The command: runs the checks, prints them, and says which kinds of run can work."""
+"""Check what is installed on this machine, and say which kinds of run can work and how to repair the rest."""
 
 from __future__ import annotations
 

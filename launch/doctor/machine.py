@@ -25,7 +25,7 @@ def _cores() -> Check:
     free = max(0.0, cores - os.getloadavg()[0])
     found = f"{cores}, {free:.1f} free over the last minute"
     if free < 1:
-        return Check("cores", Status.WARNING, found, "leave a core free: on a busy machine vLLM takes minutes to start")
+        return Check("cores", Status.WARNING, found, "free one core: on a busy machine vLLM takes minutes to start")
     return Check("cores", Status.OK, found)
 
 

@@ -55,7 +55,7 @@ def check_packages() -> list[Check]:
         _required("ray", "import ray", "pip install 'ray[default]>=2.50'"),
         _vllm(bool(torch.value.get("gpus"))),
         _required("deepspeed", "import deepspeed", "pip install 'deepspeed>=0.18.4'"),
-        _optional("triton", "torch.compile on GPUs then has no kernels to build"),
+        _optional("triton", "without it, torch.compile cannot build kernels on GPUs"),
         _optional("flash-attn", "not needed: training uses torch's own attention"),
         _wandb(),
         *misfits(),
@@ -110,7 +110,7 @@ def _audio() -> Iterator[Check]:
         if version is not None:
             loaded = probe(f"import {name}")
             if loaded.ok:
-                yield Check(name, Status.OK, f"{version}; not needed")
+                yield Check(name, Status.OK, f"{version}; not required")
             else:
                 yield Check(name, Status.BROKEN, f"{version}: {loaded.error}", FIX, BOTH)
 

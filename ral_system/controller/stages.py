@@ -290,7 +290,7 @@ def entropy_alarm(entropy: float, first: float, logging: LoggingConfig) -> str |
         return None
     return (
         f"attention entropy is {entropy:.3g} nats, below logging.attention_entropy_alarm="
-        f"{logging.attention_entropy_alarm:g} of the first step's {first:.3g}: attention collapses; "
+        f"{logging.attention_entropy_alarm:g} times the first step's {first:.3g}: attention is collapsing; "
         "lower algorithm.attention.weight, or set algorithm.attention.max_gradient_share"
     )
 
@@ -320,8 +320,8 @@ def _resume(context: StageContext, stage: Stage) -> tuple[Checkpoints, int, dict
     started_from = newest.state["started_from"]
     if started_from != context.origin():
         raise ConfigError(
-            f"start_model={context.config.start_model}: {stage} in {context.folder.root} was started from "
-            f"{started_from}; set start_model to that to continue it, or another name"
+            f"start_model={context.config.start_model}: {stage} in {context.folder.root} started from "
+            f"{started_from}; set start_model to that to continue, or set another name"
         )
     _record_config(context)
     context.timer.resume(newest.state["phases_s"])

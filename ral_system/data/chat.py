@@ -33,10 +33,10 @@ class ChatRenderer:
         marks and media differ, and for text that holds one of the tokenizer's special tokens.
         """
         if special := next((token for token in self._special_tokens if token in question), None):
-            raise ValueError(f"prompt {id}: the text holds {special}, which means something else to the model")
+            raise ValueError(f"prompt {id}: the text holds {special}, which has a special meaning to the model")
         for kind_of, most in MAX_MEDIA.items():
             if (count := sum(medium.kind == kind_of for medium in media)) > most:
-                raise ValueError(f"prompt {id}: {count} {kind_of}s, at most {most} are served")
+                raise ValueError(f"prompt {id}: {count} {kind_of}s; at most {most} are supported")
         pieces = _MARK.split(question)
         if len(pieces) == 1:
             pieces = [*(f"<{medium.kind}>" for medium in media), *pieces]
@@ -117,7 +117,7 @@ class ChatRenderer:
     def check(self, text: str) -> None:
         """Raises ValueError for a text of a response that holds one of the tokenizer's special tokens."""
         if special := next((token for token in self._special_tokens if token in text), None):
-            raise ValueError(f"{special} means something else to the model, in {text!r}")
+            raise ValueError(f"the text {text!r} holds {special}, which has a special meaning to the model")
 
     def response(self, text: str) -> tuple[int, ...]:
         """Token ids of an assistant turn, its end-of-turn token included.

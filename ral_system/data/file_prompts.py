@@ -43,7 +43,7 @@ class FilePrompts:
         held_out = [row for row in rows if row.split == "held_out"]
         self._held_out = sorted(held_out, key=lambda row: _place(config.seed, row.content))
         if not rows:
-            raise DataError(f"no row can be used; {folder / QUARANTINE_FILE} says why")
+            raise DataError(f"no row can be used; {folder / QUARANTINE_FILE} has the reasons")
         if not held_out or not any(self._train):
             raise DataError(_lacking(config, rows, "training" if held_out else "evaluation"))
 
@@ -102,12 +102,12 @@ def _lacking(config: FilesConfig, rows: Sequence[PreparedQuestion], purpose: Lit
     draws = [drawn(config.seed, row.subject) for row in rows if config.sources[row.source].split == "both"]
     none = f"none of {len(rows)} questions for {purpose}"
     if not draws:
-        return f"data.sources keeps {none}; set split of one to both, or add a source for them"
+        return f"data.sources keeps {none}; set a source's split to both, or add a source"
     for share in _SHARES:
         kept = sum(draw < share for draw in draws)
         if 0 < kept < len(draws):
-            return f"data.held_out={config.held_out:g} keeps {none}; {share} keeps {kept} for evaluation"
-    return f"data.held_out={config.held_out:g} keeps {none}, which are too few to share out; add more"
+            return f"data.held_out={config.held_out:g} keeps {none}; set it to {share} to keep {kept} for evaluation"
+    return f"data.held_out={config.held_out:g} keeps {none}: too few to split; add rows"
 
 
 class Mix:

@@ -181,7 +181,9 @@ class Preparation:
             remedy = "set it to one of these" if needed else "set it to one of these, or to null"
             if len(wrong) > 1:
                 remedy = "set one to one of these, or both to null"
-            raise DataError(f"{fields}: in no row of {Path(source.path).name}, which has {listed(there)}; {remedy}")
+            raise DataError(
+                f"{fields}: not in any row of {Path(source.path).name}, which has {listed(there)}; {remedy}"
+            )
         self.tally.absent += [f"data.sources.{name}.columns.{field}={named[field]}" for field in absent]
 
     def run(self, show: Callable[[Tally], None]) -> None:

@@ -69,7 +69,7 @@ class PixelCache:
             with suppress(FileNotFoundError):  # evicted before it was whole
                 partial.replace(path)
         except OSError as error:  # no room on the disk: a cache is not worth a run
-            print(f"warning: {self.folder} takes no more pixels ({error.strerror}); decoding goes on", file=sys.stderr)
+            print(f"warning: {self.folder} cannot be written ({error.strerror}); decoding continues", file=sys.stderr)
         finally:
             with suppress(OSError):
                 partial.unlink(missing_ok=True)
@@ -113,7 +113,7 @@ class PixelCache:
             deadline = time.monotonic() + _PATIENCE_S
             while not _locks(lock):
                 if time.monotonic() > deadline:
-                    print(f"warning: {lock.name} is held for {_PATIENCE_S:g} s; going on without", file=sys.stderr)
+                    print(f"warning: {lock.name} was held for {_PATIENCE_S:g} s; continuing without", file=sys.stderr)
                     break
                 time.sleep(0.01)
             try:

@@ -60,7 +60,7 @@ class MediaPrefetcher:
                 self._given_up.add(medium)
 
     def _restart(self) -> None:
-        print("warning: a process that decodes ahead has died; another is started", file=sys.stderr)
+        print("warning: a process that decodes media ahead has died; starting another", file=sys.stderr)
         lost = [medium for medium, future in self._under_way.items() if _lost(future)]
         self._lose(lost)
         for medium in lost:

@@ -324,7 +324,7 @@ def _decode(
         jumped = stretch.first > 1
         for frame in _frames(stream, (packet for _, packet in run)):
             if jumped and frame.pict_type != PictureType.I:
-                raise DataError("damaged: what is marked as a keyframe is none")
+                raise DataError("damaged: a frame marked as a keyframe is not one")
             jumped = False
             yield frame.pts, frame
             if frame.pts is not None and frame.pts >= stretch.last:

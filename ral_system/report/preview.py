@@ -79,7 +79,7 @@ def _unknown_words(rows: Sequence[ShownRow], unknown: str | None) -> list[str]:
         return []
     return [
         f"{count} of the {words} text tokens of {id} are {unknown}: the model's tokenizer does not know these words; "
-        "change data.system_prompt and data.instructions, or the model"
+        "change data.system_prompt, data.instructions or the model"
     ]
 
 

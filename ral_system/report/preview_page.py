@@ -165,9 +165,9 @@ class Preview:
     held_out: Sequence[ShownRow]
     left_out: Sequence[LeftOut]
     error: str | None = None
-    """Why no run can use these data as they are; the rows are then in their files' order."""
+    """The reason why no run can use these data yet; the rows are then in their files' order."""
     warnings: Sequence[str] = ()
-    """What a run would do all the same."""
+    """Problems that do not stop a run."""
 
 
 def write_preview(folder: Path, preview: Preview) -> Path:
@@ -187,11 +187,11 @@ def _head(preview: Preview) -> str:
     return (
         f'<header><h1>{escape(origin.name)}<span class="state">data</span></h1><p class="facts">{escape(facts)}</p>'
         f'<p class="command"><code>{escape(origin.command)}</code></p></header>{error}'
-        '<p class="lead intro">Each question as the model reads it: pictures in the size in which they reach it, '
-        "videos by frames that do, drawn smaller, and the prompt decoded from its token ids. "
-        '<span class="special">Special tokens</span> are marked, and a run of the token that stands for a medium is '
+        '<p class="lead intro">Each question as the model reads it: pictures at the size that it sees, '
+        "videos as the frames that it sees, drawn smaller, and the prompt decoded from its token ids. "
+        '<span class="special">Special tokens</span> are marked. The repeated token that stands for a medium is '
         'written once, <span class="special media">with its length</span>: frames × rows × columns of visual tokens. '
-        "The model sees neither the answer, which responses are judged by, nor the thought, which sft imitates.</p>"
+        "The model sees neither the answer, which judges its responses, nor the thought, which sft imitates.</p>"
     )
 
 
@@ -212,7 +212,7 @@ def _numbers(figures: Figures) -> str:
             if spread
         ),
     ]
-    counted = f'<p class="counted">Tokens are those of {escape(figures.counted)}.</p>' if figures.tokens else ""
+    counted = f'<p class="counted">Tokens are counted over {escape(figures.counted)}.</p>' if figures.tokens else ""
     return f'<div class="headline"><dl class="tiles">{"".join(tiles)}</dl>{counted}</div>'
 
 
@@ -227,7 +227,7 @@ def _mix(figures: Figures) -> str:
         for one in figures.judged
     ]
     absent = [f"<li>{escape(field)}</li>" for field in figures.absent]
-    parts = (("Sources", drawn), ("Verifiers", judged), ("Columns in no row", absent))
+    parts = (("Sources", drawn), ("Verifiers", judged), ("Columns that no row has", absent))
     lists = [f'<h4>{title}</h4><ul class="reasons">{"".join(lines)}</ul>' for title, lines in parts if lines]
     return f'<section id="mix">{"".join(lists)}</section>' if lists else ""
 

@@ -54,13 +54,13 @@ def _attention(run: RunData) -> list[Chart]:
              if key.endswith("_mass")]  # fmt: skip
     return [
         _rl(run, "attention-divergence", "Attention divergence",
-            f"{divergence} to the {_ANCHORS.get(anchor, anchor)}'s rows, by sign of advantage.",
+            f"{divergence} from the {_ANCHORS.get(anchor, anchor)}'s rows, by sign of advantage.",
             _by_sign("divergence")[1:], unit=unit),
         _rl(run, "visual-mass", "Visual mass", "Share of the rows' attention on pictures, by sign of advantage.",
             _by_sign("visual_mass"), unit="percent"),
         _rl(run, "attention-mass", "What rows look at", "Shares of the rows' attention. Sink: on the first tokens.",
             masses, unit="percent"),
-        _rl(run, "attention-entropy", "Attention entropy", "Of the rows; a collapse means staring at few keys.",
+        _rl(run, "attention-entropy", "Attention entropy", "Mean over rows; at a collapse they look at few keys.",
             _by_sign("entropy"), unit="nats", limit=alarm),
         _rl(run, "vas", "Visual attention score", "Visual over system mass, by sign of advantage.", _by_sign("vas")),
         _rl(run, "media-mass", "Mass by picture", "Share of the rows' attention on each picture or video frame.",
@@ -75,9 +75,9 @@ def _distillation(run: RunData) -> list[Chart]:
     of_tokens, unit_of_tokens = _divergence(run, "distillation", "tokens")
     of_rows, unit_of_rows = _divergence(run, "distillation", "attention")
     return [
-        _rl(run, "token-distillation", "Token distillation", f"{of_tokens} of the next token to the teacher's.",
+        _rl(run, "token-distillation", "Token distillation", f"{of_tokens} of next tokens, student to teacher.",
             [("distillation/token_divergence", "divergence")], unit=unit_of_tokens),
-        _rl(run, "attention-distillation", "Attention distillation", f"{of_rows} of the rows to the teacher's.",
+        _rl(run, "attention-distillation", "Attention distillation", f"{of_rows} of rows, student to teacher.",
             [("distillation/attention_divergence", "divergence")], unit=unit_of_rows),
     ]  # fmt: skip
 
@@ -96,7 +96,7 @@ def _policy(run: RunData) -> list[Chart]:
     return [
         _rl(run, "kl", "KL to the reference", "How far the policy has moved from its start.",
             [("policy/kl", "KL")], unit="nats"),
-        _rl(run, "entropy", "Entropy", "Of the next token; a collapse to zero ends exploration.",
+        _rl(run, "entropy", "Entropy", "Entropy of the next token; a collapse to zero ends exploration.",
             [("policy/entropy", "entropy")], unit="nats"),
         _rl(run, "clip-fraction", "Clip fraction", "Share of tokens whose ratio left the trust region.",
             [("policy/clip_fraction", "clipped")], unit="percent"),
@@ -114,7 +114,7 @@ def _system(run: RunData) -> list[Chart]:
         _phases(run),
         _rl(run, "tokens-per-s", "Generated tokens per second", "Over all rollout workers.",
             [("rollout/tokens_per_s", "tokens/s")]),
-        _rl(run, "no-verdict", "Completions without a verdict", "Kept out of the advantage; a rollout below says why.",
+        _rl(run, "no-verdict", "Completions without a verdict", "Their advantage is 0; a rollout below says why.",
             [(key, label) for key, label in (("reward/timeouts", "timeout"), ("reward/errors", "error"))
              if any(value for _, value in run.points("rl", key))]),
         _rl(run, "response-length", "Response length", "Mean over completions, in tokens.",
@@ -125,7 +125,7 @@ def _system(run: RunData) -> list[Chart]:
 def _supervised(run: RunData) -> list[Chart]:
     return [
         _stages(run, "supervised-loss", "Loss", "Negative log-likelihood per token.", "supervised/loss", "nats"),
-        _stages(run, "supervised-token-accuracy", "Token accuracy", "Next token right, on training batches.",
+        _stages(run, "supervised-token-accuracy", "Token accuracy", "Next tokens predicted, on training batches.",
                 "supervised/token_accuracy", "percent", 1.0),
         _stages(run, "supervised-accuracy", "Held-out score",
                 f"Greedy answers; the stage stops at its target. {_asked(run, 'sft')}".strip(),

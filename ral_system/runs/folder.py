@@ -99,8 +99,8 @@ class RunFolder:
         if result is None:
             if newest is not None and newest > steps:
                 raise ConfigError(
-                    f"{field}={steps}: {self.root} is at step {newest} already; set it to {newest} to end there, or "
-                    "to more"
+                    f"{field}={steps}: {self.root} is already at step {newest}; set it to {newest} to end there, or "
+                    "higher to train on"
                 )
             return False
         if result["steps"] >= steps or (stop_at is not None and result["held_out_score"] >= stop_at):
@@ -109,7 +109,7 @@ class RunFolder:
         ended = f"{asked}: {stage} in {self.root} ended at step {result['steps']}"
         for later in STAGES[STAGES.index(stage) + 1 :]:
             if self.result(later) is not None or (self.checkpoints / later).is_dir():
-                raise ConfigError(f"{ended}, and {later} started from its model; set the old values, or another name")
+                raise ConfigError(f"{ended}, and {later} started from its model; restore the old values")
         if newest is None:
             raise ConfigError(
                 f"{ended}, and its last checkpoint is gone; set another name and start_model={self.model(stage)}"
@@ -171,8 +171,8 @@ class RunFolder:
             field, old, new = changed[0]
             others = f" (and {len(changed) - 1} more)" if len(changed) > 1 else ""
             raise ConfigError(
-                f"{self.root} was made with {field}={old!r}, now {new!r}{others}; set another name, or the old values "
-                "to continue it"
+                f"{self.root} was made with {field}={old!r}, now {new!r}{others}; set another name, or restore "
+                "the old values to continue it"
             )
 
     def record(self, config: RunConfig, rules: Continuation = TRAINING) -> list[tuple[str, Any, Any]]:
@@ -208,8 +208,8 @@ class RunFolder:
         """Link the prepared files, and their media, into the folder. Raises ConfigError after work with others."""
         if self.data.is_symlink() and self.data.resolve() != prepared.resolve() and self._holds_work(TRAINING):
             raise ConfigError(
-                f"{self.root} was made with {self.data.resolve()}, and the files of data.sources, the processor or "
-                "what decides over rows has changed since; set another name, or put them back"
+                f"{self.root} was made with {self.data.resolve()}, but since then the files of data.sources, the "
+                "processor or the settings of data have changed; set another name, or restore them"
             )
         if self.media.is_dir() and not self.media.is_symlink():
             if self._holds_work(TRAINING):

@@ -54,8 +54,8 @@ class TeacherScorer:
         mine, students = (family.config.get_text_config().vocab_size for family in (self._family, self._student))
         if mine != students and self._tokens and self._config.algorithm.distillation.tokens.top_k is None:
             raise SetupError(
-                f"teacher {model_folder} has a vocabulary of {mine} tokens, the student one of {students}, and they "
-                "cannot be compared whole; set algorithm.distillation.tokens.top_k"
+                f"teacher {model_folder} has a vocabulary of {mine} tokens, the student one of {students}, so "
+                "whole distributions cannot be compared; set algorithm.distillation.tokens.top_k"
             )
         padding = torch.arange(students, max(mine, students), device=self._device)
         self._policy.banned_token_ids = torch.cat([self._policy.banned_token_ids, padding])
@@ -93,7 +93,7 @@ def check_same_tokenizer(teacher: Any, student: Any, teacher_folder: Path, stude
         return
     token = min(t for t in mine.keys() | students.keys() if mine.get(t) != students.get(t))
     raise SetupError(
-        f"teacher {teacher_folder} has another tokenizer than {student_folder}: token {token!r} is "
+        f"teacher {teacher_folder} has a different tokenizer from {student_folder}: token {token!r} is "
         f"{mine.get(token, 'not there')} to the teacher and {students.get(token, 'not there')} to the student; "
         "choose a teacher with the same tokenizer"
     )

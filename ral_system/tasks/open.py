@@ -116,7 +116,9 @@ def _prepare(
             preparation.run(lambda tally: progress.update(tally.settled, {"data/left_out": tally.left_out.total()}))
     tally = preparation.tally
     if tally.settled != tally.rows:
-        raise DataError(f"{tally.rows} rows, and {tally.settled} are accounted for; did a file change meanwhile?")
+        raise DataError(
+            f"only {tally.settled} of {tally.rows} rows are accounted for; if a file changed meanwhile, start again"
+        )
     return tally
 
 
@@ -167,7 +169,7 @@ def _alone_in(folder: Path) -> Iterator[None]:
             fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise SetupError(
-                f"another run prepares the same files, in {folder}; start again when it is through"
+                f"another run is preparing the same files in {folder}; start again when it has finished"
             ) from None
         yield
 
@@ -183,7 +185,7 @@ def _say_again(summary: Mapping[str, Any], folder: Path) -> None:
     """Say which rows stay left out: a changed file of rows is noticed, a repaired picture is not."""
     if broken := summary["left_out"].get("broken"):
         print(
-            f"data: prepared before; {broken} broken rows stay left out: {folder / QUARANTINE_FILE}. "
-            f"Delete {folder} once their media are repaired",
+            f"data: already prepared; {broken} broken rows are left out: {folder / QUARANTINE_FILE}. "
+            f"To use them, repair their media and delete {folder}",
             file=sys.stderr,
         )

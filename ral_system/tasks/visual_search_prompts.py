@@ -98,16 +98,16 @@ class VisualSearchPrompts:
             try:
                 found.append((demonstration, self._renderer.response(demonstration.response)))
             except ValueError as error:
-                raise DataError(f"data.demonstrations={path}: that of train/{demonstration.index}: {error}") from error
+                raise DataError(f"data.demonstrations={path}: train/{demonstration.index}: {error}") from error
         return found
 
     def _from_file(self, demonstration: Demonstration, token_ids: tuple[int, ...]) -> Sample:
         prompt = self._question(self._record("train", demonstration.index))
         if prompt.question != demonstration.question:
             raise DataError(
-                f"data.demonstrations={self._config.demonstrations}: that of {prompt.id} answers "
-                f"{demonstration.question!r}, and here the question is {prompt.question!r}; set data.seed, data.grid, "
-                "data.objects and data.digits as ral-synthesize had them"
+                f"data.demonstrations={self._config.demonstrations}: the demonstration of {prompt.id} answers "
+                f"{demonstration.question!r}, but here the question is {prompt.question!r}; set data.seed, data.grid, "
+                "data.objects and data.digits as in the run of ral-synthesize"
             )
         return Sample(prompt.id, prompt, token_ids)
 

@@ -47,7 +47,7 @@ class PastWeights:
         """Inside the block the model is that version's. Raises GateError for one that is not kept."""
         if version not in self._versions:
             kept = ", ".join(map(str, sorted(self._versions))) or "none"
-            raise GateError(f"weights {version} are asked for to score a batch, and these are kept: {kept}")
+            raise GateError(f"scoring a batch needs weights {version}, but the learner keeps only: {kept}")
         with in_place(self._engine, self._versions[version]):
             yield
 

@@ -139,7 +139,7 @@ def test_a_gate_that_fails_is_counted_and_another_start_model_is_refused(command
     assert re.search(r'data-headline="?gates_failed"?[^<]*>\s*1\s*<', (folder / "report.html").read_text())
     # the reference policy would silently be another one
     done = commands("ral-rl", *run, f"start_model={other}", cwd=tmp_path)
-    assert_refused(done, f"start_model={other}", f"was started from {model}", "or another name")
+    assert_refused(done, f"start_model={other}", f"started from {model}", "or set another name")
 
 
 def test_run_folders_that_cannot_be_written(commands, tmp_path: Path) -> None:
@@ -253,12 +253,14 @@ def test_a_teacher_that_is_not_there_is_refused_before_any_training(commands, tm
 
 def test_training_is_not_steered(commands, tmp_path: Path) -> None:
     done = commands("ral-train", *LOCAL, "intervention.image=0.15", cwd=tmp_path, timeout_s=120)
-    assert_refused(done, "intervention.image=0.15 and intervention.system=0 steer ral-evaluate alone")
+    assert_refused(done, "intervention.image=0.15 and intervention.system=0 only apply to ral-evaluate")
 
 
 def test_reports_and_evaluations_refuse_in_one_line(commands, tmp_path: Path) -> None:
     assert_refused(commands("ral-report", str(tmp_path / "none"), cwd=tmp_path, timeout_s=120), "none")
-    assert_refused(commands("ral-evaluate", *LOCAL, cwd=tmp_path, timeout_s=120), "start_model=null: say which model")
+    assert_refused(
+        commands("ral-evaluate", *LOCAL, cwd=tmp_path, timeout_s=120), "start_model=null: no model to evaluate"
+    )
     assert_refused(
         commands("ral-evaluate", *LOCAL, f"start_model={tmp_path}", cwd=tmp_path, timeout_s=120), "no config.json there"
     )

@@ -45,14 +45,14 @@ def test_files_are_trained_on_and_every_row_is_accounted_for(
     once = commands("ral-train", *given[:-1], "name=again", "algorithm.steps=2", cwd=tmp_path)
     assert once.returncode == 0, once.stderr
     assert "data: 44 rows" not in once.stderr  # prepared for all runs beside each other
-    assert "data: prepared before; 3 broken rows stay left out: " in once.stderr
+    assert "data: already prepared; 3 broken rows are left out: " in once.stderr
     left(tmp_path / "runs" / "again").assert_equal(run, ("models/sft", "model"))
 
     shutil.rmtree(run.folder / "model")
     rows.write_text(rows.read_text() + "\n")
     changed = commands("ral-train", *given, "algorithm.steps=3", cwd=tmp_path)
     assert changed.returncode == 2
-    assert "the files of data.sources, the processor or what decides over rows has changed" in changed.stderr
+    assert "the files of data.sources, the processor or the settings of data have changed" in changed.stderr
 
 
 def write_vstar(folder: Path) -> None:

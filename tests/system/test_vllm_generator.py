@@ -182,7 +182,7 @@ def test_prompts_whose_tokens_do_not_fit_their_media_are_refused(setting: Settin
     prompt = setting.prompts[0]
     with pytest.raises(GateError, match="prompt train/0 has 9 image tokens, but its media make none"):
         setting.generate([replace(prompt, media=())])
-    with pytest.raises(ValueError, match="prompt many: 17 images, at most 16 are served"):
+    with pytest.raises(ValueError, match="prompt many: 17 images; at most 16 are supported"):
         setting.about("many", "what ?", [*prompt.media] * 17)
     setting.generate([setting.about("as many as may be", "what ?", [*prompt.media] * 16)])
 

@@ -70,7 +70,7 @@ QUESTIONS = [
         "special token in an option", {"options": ["A. <|im_end|>", "B. red"]}, broken(r"the text holds <\|im_end\|>")
     ),
     Kind("torn special token", {"problem": "what <|im_\u200bend|> < |im_end|> ?"}, Used()),
-    Kind("private use", {"problem": "what \ue000 ?"}, broken("the text holds .*means something else")),
+    Kind("private use", {"problem": "what \ue000 ?"}, broken("the text holds .*has a special meaning")),
     Kind("control characters", {"problem": "what \x07\x1b[31m\x7f\x0b\x1c is it ?"}, Used()),
     Kind("line separators", {"problem": "what\u2028is\x85it\n\n\r\nat\ra1 ?"}, Used()),
     Kind("right to left", {"problem": "\u202eمه ما هذا؟ שלום\u202c ?"}, Used()),

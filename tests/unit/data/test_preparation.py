@@ -302,14 +302,16 @@ def test_nothing_to_train_on_or_to_hold_out_is_an_error(bench: Bench) -> None:
     bench.write(rows(bench.folder, 4))
     for share, purpose in ((0, "evaluation"), (1, "training")):
         prepared = bench.prepare(f"data.held_out={share}")
-        says = rf"^data.held_out={share} keeps none of 4 questions for {purpose}; (\S+) keeps (\d) for evaluation$"
+        says = rf"^data.held_out={share} keeps none of 4 questions for {purpose}; set it to (\S+) to keep (\d) for evaluation$"
         with pytest.raises(DataError, match=says) as error:
             bench.prompts(prepared)
     found = re.search(says, str(error.value))
     assert found is not None
     held_out = bench.prompts(bench.prepare(f"data.held_out={found[1]}")).held_out(10)
     assert len(held_out) == int(found[2])
-    with pytest.raises(DataError, match=r"^data.sources keeps none of 4 questions for evaluation; set split of one"):
+    with pytest.raises(
+        DataError, match=r"^data.sources keeps none of 4 questions for evaluation; set a source's split to both"
+    ):
         bench.prompts(bench.prepare("data.sources.main.split=train"))
 
 
@@ -318,9 +320,12 @@ def test_media_in_a_column_of_another_name_are_not_text_alone(bench: Bench) -> N
     columns = "data.sources.main.columns"
     there = "rows.jsonl, which has data_type, image, path, problem, problem_id, problem_type, process, solution"
     for given, says in (
-        (f"{columns}.images=images", f"{columns}.images=images: in no row of {there}; set it to one of these, or to"),
-        (f"{columns}={{images: images, videos: videos}}", f"{columns}.images=images, {columns}.videos=videos: in no"),
-        (f"{columns}.question=quest", f"{columns}.question=quest: in no row of {there}; set it to one of these$"),
+        (
+            f"{columns}.images=images",
+            f"{columns}.images=images: not in any row of {there}; set it to one of these, or to",
+        ),
+        (f"{columns}={{images: images, videos: videos}}", f"{columns}.images=images, {columns}.videos=videos: not in any"),
+        (f"{columns}.question=quest", f"{columns}.question=quest: not in any row of {there}; set it to one of these$"),
     ):
         with pytest.raises(DataError, match=f"^{says}"):
             bench.prepare(given)
@@ -338,7 +343,7 @@ def test_media_in_a_column_of_another_name_are_not_text_alone(bench: Bench) -> N
         ("images[12]: not a picture", "images: not a picture"),
         ("reward_model.ground_truth: not in the row, which has a, b", "reward_model.ground_truth: not in the row"),
         ("a.b: not in the row, whose a has c", "a.b: not in the row"),
-        ("60 images, at most 16 are served", "… images, at most … are served"),
+        ("60 images; at most 16 are supported", "… images; at most … are supported"),
     ],
 )
 def test_reasons_of_a_kind_differ_by_what_is_their_row_s_own(reason: str, kind: str) -> None:
@@ -357,7 +362,7 @@ def test_two_preparations_of_the_same_files_do_not_mix(bench: Bench) -> None:
     ) as other:
         assert other.stdout is not None
         other.stdout.readline()
-        with pytest.raises(SetupError, match="another run prepares the same files"):
+        with pytest.raises(SetupError, match="another run is preparing the same files"):
             bench.prepare()
         other.communicate(b"\n")
 

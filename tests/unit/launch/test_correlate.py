@@ -36,7 +36,7 @@ def test_r_by_hand_and_a_named_point_for_every_model(
 
 @pytest.mark.parametrize(
     ("content", "complaint"),
-    [(None, "is not there; run ral-evaluate"), ("{", "Expecting property name"), ("{}", "has no eval/accuracy")],
+    [(None, "does not exist; run ral-evaluate"), ("{", "Expecting property name"), ("{}", "has no eval/accuracy")],
 )
 def test_a_folder_without_an_evaluation_is_one_line(
     content: str | None,

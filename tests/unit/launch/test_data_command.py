@@ -121,7 +121,7 @@ def test_the_page_shows_what_the_model_reads(bench: Bench, capsys: pytest.Captur
     broken = lines.index("left out: broken")
     assert lines[broken + 1].startswith("path: … no such file"), lines
     assert re.search(r"visual tokens per prompt: median / 95 % / max +│ +9 / 120 / 120 ", out)
-    assert f"{bench.folder}/runs/look/preview.html shows them" in out
+    assert f"{bench.folder}/runs/look/preview.html" in out
 
 
 def test_a_run_finds_what_it_prepared_and_the_folder_is_free(bench: Bench) -> None:
@@ -173,7 +173,7 @@ def test_what_is_seldom_looked_at_is_listed(bench: Bench, capsys: pytest.Capture
         r"multiple choice → multiple_choice +│ +4 ",
         r" → exact \(reward\.verifier\) +│ +\d ",
         r"source more: questions, share of draws +│ +2, \d",
-        r"data\.sources\.more\.columns\.options=options +│ +in no row",
+        r"data\.sources\.more\.columns\.options=options +│ +not in any row",
     ):
         assert re.search(line, out), (line, out)
     page = text_of(bench.page())

@@ -129,7 +129,7 @@ def test_every_study_composes(path: Path, tmp_path: Path, make_config) -> None:
             "prepare.0: List should have at least 1",
         ),
         (SMALL.replace("ral-rl", "rm"), "rm is not one of ral-train"),
-        (SMALL.replace("evaluate: []", ""), r"arms.a has no RL to measure accuracy in; add evaluate: \[\]"),
+        (SMALL.replace("evaluate: []", ""), r"arms.a has no RL stage, which measures accuracy; add evaluate: \[\]"),
         (
             SMALL.replace("b: [ral-rl,", 'b: [ral-train, "stages=[sft]",'),
             "arms.b leaves no model of RL; use ral-sft or ral-perceive",

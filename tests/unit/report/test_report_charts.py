@@ -159,7 +159,7 @@ def test_divergences_have_their_name_and_only_those_with_a_logarithm_are_in_nats
     run = run_data([row], attention={"divergence": divergence}, distillation=teacher)
     for chart_id in ("attention-divergence", "attention-distillation"):
         found = drawn(run, chart_id)
-        assert (found.unit, found.note.split(" to ")[0].removesuffix(" of the rows")) == (unit, name)
+        assert (found.unit, found.note.split(" from ")[0].removesuffix(" of rows, student to teacher.")) == (unit, name)
         assert ("nats" in figure(found)) == (unit == "nats")
     tokens = drawn(run, "token-distillation")
-    assert (tokens.unit, tokens.note) == ("nats", "Forward KL of the next token to the teacher's.")
+    assert (tokens.unit, tokens.note) == ("nats", "Forward KL of next tokens, student to teacher.")

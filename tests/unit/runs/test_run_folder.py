@@ -127,7 +127,7 @@ def test_fewer_steps_than_were_made_are_refused(
     folder = RunFolder(tmp_path)
     (folder.checkpoints / stage / "step_000008").mkdir(parents=True)
     assert not folder.finished(make_config(f"{field}=8"), stage)
-    with pytest.raises(ConfigError, match=rf"{field}=3: .* is at step 8 already; set it to 8 to end there, or to more"):
+    with pytest.raises(ConfigError, match=rf"{field}=3: .* is already at step 8; set it to 8 to end there, or higher"):
         folder.finished(make_config(f"{field}=3"), stage)
 
 
@@ -221,7 +221,7 @@ def test_prepared_files_are_linked_in_and_may_not_change_under_a_run(tmp_path: P
     assert folder.media.resolve() == two / "media"
     (folder.root / "metrics.jsonl").write_text("{}\n")
     folder.use_data(two)
-    with pytest.raises(ConfigError, match="what decides over rows has changed since; set another name"):
+    with pytest.raises(ConfigError, match="the settings of data have changed; set another name"):
         folder.use_data(one)
     generated = RunFolder(tmp_path / "generated")
     generated.media.mkdir(parents=True)

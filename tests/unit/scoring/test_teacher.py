@@ -147,7 +147,7 @@ def test_following_a_teacher_brings_the_student_closer_in_words_and_looks(
 def test_a_teacher_with_another_tokenizer_is_refused(config: Config, taught: Taught, tmp_path: Path) -> None:
     folder = tmp_path / "other"
     build_tiny_model(folder, ["zebra", *words()], hidden=64, layers=1, vision_layers=1, seed=0)
-    with pytest.raises(SetupError, match=r"teacher .*other has another tokenizer than .*: token '.*' is"):
+    with pytest.raises(SetupError, match=r"teacher .*other has a different tokenizer from .*: token '.*' is"):
         taught(config(), folder)
 
 

@@ -127,10 +127,13 @@ def test_demonstrations_of_a_file_take_turns_by_index(make: Make, family: Family
 @pytest.mark.parametrize(
     ("changes", "says"),
     [
-        ({"question": "where ?"}, r"that of train/1 answers 'where \?', and here the question is .*; set data.seed"),
+        (
+            {"question": "where ?"},
+            r"the demonstration of train/1 answers 'where \?', but here the question is .*; set data.seed",
+        ),
         (
             {"response": "<think> zebra </think>"},
-            "that of train/1: the tokenizer has no token for a word of '<think> zebra",
+            "train/1: the tokenizer has no token for a word of '<think> zebra",
         ),
     ],
 )
@@ -164,7 +167,7 @@ def test_a_word_that_nobody_knows_is_found_before_the_first_step(make: Make, tmp
     lines = [{"index": i, "question": make().question("train", i).question, "response": "look"} for i in range(3)]
     lines[2]["response"] = "zebra"
     path.write_text("".join(json.dumps(line) + "\n" for line in lines))
-    with pytest.raises(DataError, match="that of train/2: the tokenizer has no token for a word of 'zebra'"):
+    with pytest.raises(DataError, match="train/2: the tokenizer has no token for a word of 'zebra'"):
         make("think_answer", f"data.demonstrations={path}").demonstration("sft", "train", 0)
 
 

@@ -51,7 +51,7 @@ def test_what_is_older_than_allowed_is_gone(
     rank = start_rank(make_config(*SETTINGS, *LOOSE))
     for version in range(3):
         rank.publish(version)
-    with pytest.raises(GateError, match="weights 0 are asked for to score a batch, and these are kept: 1, 2"):
+    with pytest.raises(GateError, match="scoring a batch needs weights 0, but the learner keeps only: 1, 2"):
         rank.score(plan(rl_samples, 1, 3))
 
 
