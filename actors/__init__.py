@@ -1,1 +1,1 @@
-"""Ray: the only package that imports it. One thin actor per role, their placement, and the protocols on top of them."""
+"""The Ray layer: one thin actor per role, their placement, and the protocols on top. No other package imports Ray."""

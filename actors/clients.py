@@ -26,7 +26,7 @@ from ral_system.types import (
 
 @dataclass(frozen=True, slots=True)
 class RemoteScores:
-    """Scores that some actor holds or is still computing; `done` tells when, with the visual rewards or an error."""
+    """Scores that an actor holds or still computes; `done` resolves to the visual rewards or raises the error."""
 
     done: Call
     scores: Any
@@ -40,7 +40,7 @@ class RayGenerator:
         self._timeout_s = call_timeout_s
 
     def generate(self, prompts: Sequence[Prompt], sampling: Sampling) -> Completions:
-        """Deal the prompts to the engines in turn; completions of all engines as they finish."""
+        """Deal the prompts to the engines in turn, and yield completions of all engines as they finish."""
         shares = [list(prompts[i :: len(self._members)]) for i in range(len(self._members))]
         calls = [
             Call(member, member.handle.generate.remote(share, sampling))
@@ -65,7 +65,7 @@ class RayRewarder:
         self._submitted: list[Call] = []
 
     def submit(self, completion: Completion, prompt: Prompt) -> None:
-        """Start judging; a failure to is raised by `collect`."""
+        """Start judging; `collect` raises if that fails."""
         (member,) = self._members
         self._submitted.append(Call(member, member.handle.submit.remote(completion, prompt)))
 
@@ -93,7 +93,7 @@ class RayScorer:
         return refs
 
     def visual_rewards(self, scores: Sequence[Ref]) -> Mapping[str, float]:
-        """Wait for the scores; those of all samples together."""
+        """Wait for the scores, and return the visual rewards of all samples."""
         return _visual_rewards(scores, self._timeout_s)
 
 
@@ -106,7 +106,7 @@ class RayTeacher:
         self._submitted: list[Call] = []
 
     def submit(self, samples: Sequence[Sample]) -> None:
-        """Start scoring; a failure to is raised by the next call."""
+        """Start scoring; the next call raises if that fails."""
         self._submitted.append(Call(self._member, self._member.handle.score.remote(samples)))
         refs = [call.ref for call in self._submitted]
         ready = set(ray.wait(refs, num_returns=len(refs), timeout=0)[0])
@@ -114,7 +114,7 @@ class RayTeacher:
         self._submitted = [call for call in self._submitted if call.ref not in ready]
 
     def collect(self, plan: TrainPlan) -> Sequence[Ref]:
-        """Wait for what was submitted; the scores stay where they are until a learner asks for them."""
+        """Wait for the submitted samples; the scores stay with the teacher until a learner asks for them."""
         submitted, self._submitted = self._submitted, []
         wait_all(submitted, self._timeout_s, "scoring")
         refs = []
@@ -163,7 +163,7 @@ class RayLearner:
         reference: Sequence[Ref] | None,
         *teachers: Sequence[Ref],
     ) -> Mapping[str, float]:
-        """All ranks update together; a frozen model that is not ready is waited for under its own name."""
+        """Update on all ranks together; a wait for a frozen model's scores is reported under that model's name."""
         for refs in (reference or (), *teachers):
             self._await(refs)
         update = ray.put(plan.updates[index])
@@ -175,12 +175,12 @@ class RayLearner:
         return wait_all(calls, self._timeout_s, "updating")[0]
 
     def fit(self, plan: TrainPlan, index: int) -> Mapping[str, float]:
-        """All ranks update together."""
+        """Update on all ranks together."""
         update = ray.put(plan.updates[index])
         return self._all(lambda rank: rank.fit.remote(update), "updating")
 
     def validate(self, plan: TrainPlan) -> Mapping[str, float]:
-        """All ranks together, each its own share."""
+        """Evaluate on all ranks together, each its own share."""
         update = ray.put(plan.updates[0])
         return self._all(lambda rank: rank.validate.remote(update), "validating")
 
@@ -189,7 +189,7 @@ class RayLearner:
         return self._all(lambda rank: rank.look.remote(samples), "looking at pictures")
 
     def publish(self, version: int) -> tuple[WeightManifest, Ref]:
-        """Rank 0's manifest, and a reference to its arrays."""
+        """Return rank 0's manifest and a reference to its arrays."""
         answers = [member.handle.publish.remote(version) for member in self._members]
         calls = [Call(member, answer[0]) for member, answer in zip(self._members, answers, strict=True)]
         manifest = wait_all(calls, self._timeout_s, "publishing weights")[0]
@@ -222,7 +222,7 @@ class RayLearner:
         wait_all([ref.done for ref in refs], self._timeout_s, "scoring")
 
     def _all(self, call: Callable[[Any], Any], doing: str) -> Any:
-        """Call every rank; rank 0's answer."""
+        """Call every rank, and return rank 0's answer."""
         return wait_all([Call(member, call(member.handle)) for member in self._members], self._timeout_s, doing)[0]
 
 

@@ -1,4 +1,4 @@
-"""Joining the cluster that a run belongs to, or starting one on this machine."""
+"""Join the cluster that a run belongs to, or start one on this machine."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def _connect(config: RunConfig) -> None:
 
 
 def nodes_may_join() -> bool:
-    """Whether the cluster can still grow: not the one that `start_or_join` started on loopback."""
+    """Return whether the cluster can still grow; the one that `start_or_join` started on loopback cannot."""
     return bool(ray_constants.ENABLE_RAY_CLUSTER)
 
 
@@ -70,7 +70,7 @@ def stop() -> None:
 
 @contextmanager
 def _signal_handlers_kept() -> Iterator[None]:
-    """Put this process's handlers back afterwards: Ray's for SIGTERM prints a C++ stack trace and ends the process."""
+    """Restore this process's signal handlers afterwards: Ray's for SIGTERM prints a C++ stack trace and exits."""
     if threading.current_thread() is not threading.main_thread():
         yield  # neither Ray nor we can set any here
         return
@@ -83,7 +83,7 @@ def _signal_handlers_kept() -> Iterator[None]:
 
 
 def _mute() -> None:
-    """Ray's own reports of failed calls and dead actors: `actors.group` raises the same, as errors and in one line."""
+    """Silence Ray's own reports of failed calls and dead actors, which `actors.group` raises as one-line errors."""
     os.environ.setdefault("RAY_IGNORE_UNHANDLED_ERRORS", "1")
     ray_worker.print_to_stdstream = lambda *args, **kwargs: None
 

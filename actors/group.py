@@ -33,7 +33,7 @@ class Member:
 
     @property
     def name(self) -> str:
-        """For example `rollout 0`."""
+        """Role and rank, for example `rollout 0`."""
         return f"{self.role} {self.rank}"
 
 
@@ -84,7 +84,7 @@ def stream(calls: Sequence[Call], timeout_s: float, doing: str) -> Iterator[Any]
 
 
 def log_tail(log: Path) -> str:
-    """The last lines of an actor's log, on one line."""
+    """Return the last lines of an actor's log, on one line."""
     try:
         with log.open("rb") as file:
             file.seek(max(0, log.stat().st_size - _TAIL_BYTES))
@@ -114,7 +114,7 @@ def _explain(error: RayError, call: Call, doing: str, others: Any) -> Exception:
     if isinstance(cause, RalError):
         return cause
     if isinstance(error, RayTaskError) and not isinstance(cause, RayError):
-        return _dead_peer(others, doing) or error  # a rank fails oddly when its peer is gone
+        return _dead_peer(others, doing) or error  # a rank that lost its peer fails with a misleading error
     return _dead(call.member, error, doing)
 
 

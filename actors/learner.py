@@ -25,11 +25,11 @@ class LearnerActor(ActorProcess):
     """Owns one `LearnerRank`. All ranks are called together: most methods are collective."""
 
     def address(self) -> str:
-        """This node's address, as other nodes of the cluster see it."""
+        """Return this node's address, as other nodes of the cluster see it."""
         return str(ray.util.get_node_ip_address())
 
     def free_port(self, host: str) -> int:
-        """A port for the rendezvous, asked of rank 0."""
+        """Return a free port for the rendezvous; called on rank 0."""
         with socket.socket() as probe:
             probe.bind((host, 0))
             return int(probe.getsockname()[1])
@@ -78,7 +78,7 @@ class LearnerActor(ActorProcess):
     @watched
     @ray.method(num_returns=2)
     def score(self, plan: TrainPlan) -> tuple[Mapping[str, float], Scores]:
-        """The samples' visual rewards, and their scores: the caller waits for the first and passes on the second."""
+        """Return the samples' visual rewards and their scores; the caller waits only for the rewards."""
         from ral_system.scoring.scores import visual_rewards
 
         scores = self._learner.score(plan)
@@ -86,29 +86,29 @@ class LearnerActor(ActorProcess):
 
     @watched
     def kl(self, behaviour: Scores, reference: Scores) -> Mapping[str, float]:
-        """Each sample's KL to the reference."""
+        """Return each sample's KL to the reference."""
         return self._learner.kl(behaviour, reference)
 
     @watched
     def update(
         self, update: UpdatePlan, behaviour: Scores, reference: Scores | None, *teachers: Scores
     ) -> Mapping[str, float]:
-        """One optimiser update with the policy objective."""
+        """Make one optimiser update with the policy objective."""
         return self._learner.update(update, behaviour, reference, *teachers)
 
     @watched
     def fit(self, update: UpdatePlan) -> Mapping[str, float]:
-        """One optimiser update with the supervised objective."""
+        """Make one optimiser update with the supervised objective."""
         return self._learner.fit(update)
 
     @watched
     def validate(self, update: UpdatePlan) -> Mapping[str, float]:
-        """The supervised objective without an update."""
+        """Evaluate the supervised objective without an update."""
         return self._learner.validate(update)
 
     @watched
     def look(self, samples: Sequence[Sample]) -> Mapping[str, VisualAttention]:
-        """Where answers look on their pictures."""
+        """Return maps of where answers look on their pictures."""
         return self._learner.look(samples)
 
     @watched

@@ -19,7 +19,7 @@ from ral_system.errors import SetupError
 from ral_system.models.staging import ModelCopy
 
 _TOKEN_WAIT_S = 3.0
-"""A network file system may show a new file late."""
+"""Time to wait for a new file, which a network file system may show late."""
 _REPEAT_S = 30.0
 
 
@@ -35,7 +35,7 @@ class Sight:
 
 
 def nodes_of(group: PlacementGroup) -> list[str]:
-    """The node of each bundle, in the bundles' order."""
+    """Return the node of each bundle, in the bundles' order."""
     by_bundle = placement_group_table(group)["bundles_to_node_id"]
     return [by_bundle[index] for index in sorted(by_bundle)]
 
@@ -114,7 +114,7 @@ def _answers(looks: Mapping[Any, str], timeout_s: float, tell: Callable[[str], N
 
 @contextmanager
 def _token(run_folder: Path) -> Iterator[str]:
-    """A random token in a file of that name, for as long as nodes look for it."""
+    """Keep a random token in a file of that name while nodes look for it."""
     token = secrets.token_hex(16)
     file = _token_file(run_folder, token)
     run_folder.mkdir(parents=True, exist_ok=True)

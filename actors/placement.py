@@ -36,17 +36,17 @@ class Bundle:
 
     @property
     def name(self) -> str:
-        """For example `learner 1`."""
+        """Role and rank, for example `learner 1`."""
         return f"{self.role} {self.rank}"
 
     def resources(self) -> dict[str, float]:
-        """In Ray's terms; never empty, which Ray refuses."""
+        """Resources in Ray's terms; never empty, because Ray refuses that."""
         wanted = {"CPU": self.cpus, "GPU": self.gpus}
         return {kind: amount for kind, amount in wanted.items() if amount > 0} or {"CPU": 0.001}
 
 
 def plan(config: RunConfig, stage: Stage) -> list[Bundle]:
-    """One bundle per actor of the stage, in the order the actors are started."""
+    """Return one bundle per actor of the stage, in the order in which the actors are started."""
     cluster, rollout = config.cluster, config.rollout
     if rollout.engine == "vllm" and 0 < cluster.gpus_per_rollout < rollout.tensor_parallel:
         raise SetupError(
@@ -74,7 +74,7 @@ def plan(config: RunConfig, stage: Stage) -> list[Bundle]:
 
 
 def needs_reference(config: RunConfig, stage: Stage) -> bool:
-    """Whether the stage has a frozen reference policy."""
+    """Return whether the stage has a frozen reference policy."""
     return stage == "rl" and config.needs_reference
 
 
@@ -85,7 +85,7 @@ def preflight(bundles: Sequence[Bundle], nodes: Sequence[Mapping[str, float]]) -
 
 
 def shortage(bundles: Sequence[Bundle], nodes: Sequence[Mapping[str, float]]) -> str | None:
-    """What the nodes lack to hold the bundles, and how much of it; None when they could."""
+    """Describe what the nodes lack to hold the bundles, and how much of it; None if nothing."""
     for kind, unit in _UNITS:
         needed = sum(getattr(bundle, unit) for bundle in bundles)
         total = sum(node.get(kind, 0.0) for node in nodes)
@@ -104,9 +104,9 @@ def shortage(bundles: Sequence[Bundle], nodes: Sequence[Mapping[str, float]]) ->
 def reserve(
     bundles: Sequence[Bundle], timeout_s: float, *, nodes_may_join: bool, tell: Callable[[str], None]
 ) -> PlacementGroup:
-    """A placement group with one bundle per actor, once the cluster has room for it.
+    """Reserve a placement group with one bundle per actor, once the cluster has room for it.
 
-    Until then `tell` hears what is missing, every 30 s. Raises SetupError after `timeout_s`, or at once when the
+    Until then `tell` gets what is missing, every 30 s. Raises SetupError after `timeout_s`, or at once when the
     cluster is too small and no node can join.
     """
     if not nodes_may_join:

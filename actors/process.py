@@ -1,4 +1,4 @@
-"""What every actor process does for itself: writes its own log file, and dumps its stacks before a deadline passes."""
+"""Base of actor processes: each writes its own log file, and dumps its stacks before a deadline passes."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from ral_system.observability.timeline import SpanLog
 P = ParamSpec("P")
 R = TypeVar("R")
 
-_DUMP_AT = 0.9  # of the deadline, so that the stacks are in the log when the caller gives up
+_DUMP_AT = 0.9  # share of the deadline: the stacks are in the log when the caller gives up
 
 
 class ActorProcess:
@@ -70,7 +70,7 @@ class ActorProcess:
                 self._spans.ended(name, time.perf_counter() - began)
 
     def _watch(self, change: Callable[[float], None], deadline: float) -> None:
-        """Dump at the earliest deadline of the calls under way; an actor may have several threads."""
+        """Dump at the earliest deadline of the running calls; an actor may have several threads."""
         with self._lock:
             change(deadline)
             if self._deadlines:

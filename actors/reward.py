@@ -26,5 +26,5 @@ class RewardActor(ActorProcess):
 
     @watched
     def collect(self) -> Mapping[str, RewardResult]:
-        """Wait for all that was submitted since the last call."""
+        """Wait for everything submitted since the last call."""
         return self._pool.collect()

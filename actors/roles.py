@@ -39,7 +39,7 @@ _ACTORS = {
 }
 
 OnPhase = Callable[[str, float], None]
-"""(what was started, seconds it took)."""
+"""Receives what was started and the seconds that it took."""
 
 
 class RayRoles:
@@ -87,7 +87,7 @@ class RayRoles:
 
     @property
     def members(self) -> Sequence[Member]:
-        """Every actor of the stage."""
+        """Return every actor of the stage."""
         return tuple(self._members)
 
     def close(self) -> None:
@@ -107,7 +107,7 @@ class RayRoles:
         return [member for member in self._members if member.role == role]
 
     def _stage(self, bundles: Sequence[Bundle], model_folder: Path, run_folder: Path) -> None:
-        """Find out where each actor's node has its models."""
+        """Find the models on each actor's node."""
 
         def needed(bundle: Bundle) -> list[Path]:
             if bundle.role == "teacher":
@@ -141,7 +141,7 @@ class RayRoles:
         environment = {"HF_HUB_OFFLINE": "1"}  # every node has its models by now
         if device == "cpu":
             environment |= {
-                "CUDA_VISIBLE_DEVICES": "",  # a GPU that was not asked for is not used
+                "CUDA_VISIBLE_DEVICES": "",  # an actor without GPUs must not see any
                 "OMP_NUM_THREADS": str(cluster.threads_per_process),
                 "OMP_WAIT_POLICY": "PASSIVE",  # idle threads sleep instead of spinning on another role's cores
                 "KMP_BLOCKTIME": "0",
@@ -190,7 +190,7 @@ class RayRoles:
         ]
 
     def _at(self, member: Member, model: Path) -> Path:
-        """Where the member's node has a model, by its path here."""
+        """Return a model's path on the member's node, given its path here."""
         return self._folders[member.name][model]
 
 

@@ -46,7 +46,7 @@ class RolloutActor(ActorProcess):
 
     @ray.method(num_returns="streaming")
     def generate(self, prompts: Sequence[Prompt], sampling: Sampling) -> Iterator[list[Completion]]:
-        """Completions as they finish, a few at a time."""
+        """Yield completions as they finish, a few at a time."""
         with self.watched("generate"):
             finished: list[Completion] = []
             flushed = time.monotonic()

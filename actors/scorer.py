@@ -26,7 +26,7 @@ class ScorerActor(ActorProcess):
     @watched
     @ray.method(num_returns=2)
     def score(self, micro_batches: tuple[MicroBatch, ...]) -> tuple[Mapping[str, float], Scores]:
-        """The samples' visual rewards, and their scores: the caller waits for the first and passes on the second."""
+        """Return the samples' visual rewards and their scores; the caller waits only for the rewards."""
         from ral_system.scoring.scores import visual_rewards
 
         scores = self._scorer.score(micro_batches)

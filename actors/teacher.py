@@ -31,12 +31,12 @@ class TeacherActor(ActorProcess):
 
     @watched
     def score(self, samples: Sequence[Sample]) -> None:
-        """Score and hold."""
+        """Score the samples, and hold the scores."""
         self._scorer.score(samples)
 
     @watched
     @ray.method(num_returns=2)
     def take(self, ids: Sequence[str]) -> tuple[int, Scores]:
-        """How many samples were scored, and their scores: the caller waits for the first and passes on the second."""
+        """Return the number of samples and their scores: the caller waits for the first and passes on the second."""
         scores = self._scorer.take(ids)
         return len(scores), scores

@@ -1,4 +1,4 @@
-"""What every command shares: Hydra composes the configuration, mistakes become one line and an exit code."""
+"""Shared start of all commands: Hydra composes the configuration; mistakes become one line and an exit code."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _TRAIN_EXAMPLES = """
   ral-train experiment=quickstart algorithm.attention.weight=4 name=ral_weight4
   ral-train -m experiment=smoke cluster=local algorithm=ral,grpo seed=0,1     four runs, each in a folder of its own
   ray job submit --address http://127.0.0.1:8265 -- ral-train experiment=quickstart runs_dir=/shared/runs"""
-"""Ways to run a training, in the help of `ral-train` only."""
+"""Examples of training runs, shown only in the help of `ral-train`."""
 
 
 def run_with_config(task: Task, *, about: str) -> None:
@@ -41,7 +41,7 @@ def run_with_config(task: Task, *, about: str) -> None:
     for number in (signal.SIGINT, signal.SIGTERM):  # SIGINT too: a shell leaves it ignored in its background jobs
         signal.signal(number, _interrupt)
     parser = get_args_parser()
-    # Hydra parses again, and would answer a wrong option with pages.
+    # Hydra parses again, and would answer a wrong option with pages of text.
     parser.error = lambda message: fail(ConfigError(f"{message}; see {command()} --help"))  # type: ignore[method-assign]
     text = about.strip() + (_TRAIN_EXAMPLES if command() == "ral-train" else "")
     OmegaConf.register_new_resolver("about_command", lambda: text, replace=True)
@@ -53,14 +53,14 @@ def run_with_config(task: Task, *, about: str) -> None:
         print("interrupted; run the same command again to continue", file=sys.stderr)
         sys.exit(130)
     except Exception as error:
-        if isinstance(error, RalError):  # of a job, which a launcher may have run in another process
+        if isinstance(error, RalError):  # a job's failure; a launcher may have run it in another process
             if not entry.outcomes:
                 fail(error, exit_code=1)
         elif isinstance(error, (HydraException, OmegaConfBaseException, YAMLError)) or (
-            isinstance(error, ValueError) and not entry.called  # Hydra's own, of a group set to null
+            isinstance(error, ValueError) and not entry.called  # Hydra's own error for a group set to null
         ):
             fail(ConfigError(one_line(error)))
-        elif not entry.outcomes:  # else the job has printed its traceback
+        elif not entry.outcomes:  # otherwise the job has printed its traceback
             raise
     if entry.outcomes:
         failed = [outcome for outcome in entry.outcomes if outcome.failure]

@@ -1,4 +1,4 @@
-"""`ral-correlate FOLDER…`: does a model that looks more at pictures answer better? From evaluations of several."""
+"""`ral-correlate FOLDER…`: whether models that look more at pictures answer better, from several evaluations."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ FIGURES = ("visual_attention_score", "visual_mass", "system_mass")
 
 @dataclass(frozen=True, slots=True)
 class Evaluated:
-    """What `ral-evaluate` left in one folder."""
+    """Results of `ral-evaluate` in one folder."""
 
     name: str
     accuracy: float
@@ -54,7 +54,7 @@ def main() -> None:
 
 
 def report(found: Sequence[Evaluated], out: Path) -> None:
-    """The table, the correlations, the plot."""
+    """Print the table and the correlations, and draw the plot."""
     from rich.console import Console
     from rich.table import Table
 
@@ -93,7 +93,7 @@ def read_evaluation(folder: Path) -> Evaluated:
 
 
 def correlation(x: Sequence[float], y: Sequence[float]) -> str:
-    """Pearson's r with two digits; of figures that are all equal there is none."""
+    """Format Pearson's r with two digits; it is not defined if all figures are equal."""
     if len(set(x)) < 2 or len(set(y)) < 2:
         return "not defined"
     return f"{statistics.correlation(x, y):.2f}"

@@ -1,4 +1,4 @@
-"""`ral-evaluate`: how well a model folder answers held-out questions or a benchmark, and where its questions look.
+"""`ral-evaluate`: accuracy of a model folder on held-out questions or a benchmark, and where its questions look.
 
 ral-evaluate experiment=quickstart start_model=runs/quickstart/model evaluation.questions=500
 ral-evaluate experiment=video_r1_qwen2_5_vl_7b_8gpu start_model=MODEL name=vstar \\
@@ -47,7 +47,7 @@ def main() -> None:
 
 def evaluate_model(config: RunConfig) -> float | None:
     """Print a table of figures with their 95 % intervals; write `evaluation.json`, the answers and their scores into
-    the run folder. Return the figure that counts, None for a sweep.
+    the run folder. Return the headline figure, None for a sweep.
 
     The held-out questions of `data`, with a column for the steered model if there is an intervention and the map
     `visual_score.svg`; or those of a benchmark; or a sweep of either.
@@ -124,7 +124,7 @@ def _keep_answers(subject: Subject, found: Figures) -> None:
 
 
 def write_scores(folder: Path, found: Figures) -> None:
-    """`scores.jsonl`: of every question its category, its references and the score of each answer."""
+    """Write `scores.jsonl`: each question's category, references and the score of each answer."""
     from ral_system.observability.jsonl import dump, write_atomically
 
     lines = (
@@ -140,7 +140,7 @@ def write_scores(folder: Path, found: Figures) -> None:
 
 
 def print_figures(title: str, found: Figures, columns: Mapping[str, Mapping[str, float]] | None = None) -> None:
-    """A table: every figure, its interval, and what it is in other columns."""
+    """Print a table of every figure, its interval, and its values in other columns."""
     from rich.console import Console
     from rich.table import Table
 
@@ -163,7 +163,7 @@ def _write(folder: Path, found: Mapping[str, Any]) -> None:
 def _attention(
     config: RunConfig, model: Path, prompts: Sequence[Prompt], media: MediaStore, folder: Path
 ) -> dict[str, Any]:
-    """The visual attention score and its masses, overall and by layer and head; nothing where they are not defined."""
+    """Measure the visual attention score and its masses, overall and by layer and head; empty where undefined."""
     from ral_system.evaluation.visual_score import measure_visual_score
     from ral_system.observability.jsonl import write_atomically
     from ral_system.report.heatmap import heatmap
@@ -187,7 +187,7 @@ def _attention(
 
 
 def _check_intervention(config: RunConfig, model: Path) -> None:
-    """Before anything is measured: raises ConfigError for layers or heads that the model does not have."""
+    """Raise ConfigError, before anything is measured, for layers or heads that the model does not have."""
     from transformers import AutoConfig
 
     text = AutoConfig.from_pretrained(model).get_text_config()

@@ -22,14 +22,14 @@ if TYPE_CHECKING:
     from omegaconf import DictConfig
 
 Task = Callable[[RunConfig], float | None]
-"""Does the work and returns what a sweeper optimises, or None."""
+"""Function that does the work and returns the value that a sweeper optimises, or None."""
 
 _SUFFIX_CHARS = 120
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """How one job ended. `failure` is empty for a job that is done."""
+    """Outcome of one job. `failure` is empty for a job that is done."""
 
     job: str
     failure: str
@@ -66,7 +66,7 @@ class HydraTask:
             return self._run_job(container, hydra)
         try:
             return self._run(container)
-        except RalError as error:  # here, since Hydra prints a line of its own about what passes it
+        except RalError as error:  # here, since Hydra prints its own line about errors that reach it
             fail(error)
 
     def _run(self, container: DictConfig) -> float | None:
@@ -123,12 +123,12 @@ class HydraTask:
 
 
 def plain_container(container: Any) -> dict[str, Any]:
-    """A composed configuration without Hydra's own keys."""
+    """Return a composed configuration without Hydra's own keys."""
     return {key: value for key, value in container.items() if key not in ("hydra", "experiment")}
 
 
 def job_name(container: DictConfig, swept: Sequence[Override]) -> str:
-    """The run's name with the swept values that it does not contain already; the same values give the same name.
+    """Add to the run's name the swept values that it does not contain yet; equal values give equal names.
 
     Example: `smoke` with algorithm=ral,grpo and seed=0,1 gives `smoke_algorithm-ral_seed-0` and three others;
     `${algorithm.name}_${seed}` stays unchanged.
@@ -151,7 +151,7 @@ def job_name(container: DictConfig, swept: Sequence[Override]) -> str:
 
 
 def _word(key: str, value: str) -> str:
-    """`key-value` of the characters that a run's name may have; a hash where that leaves some of the value out."""
+    """Format `key-value` with the characters that a run's name may have; a hash where that loses part of the value."""
     safe = re.sub(r"[^A-Za-z0-9._-]+", "-", value)
     changed = "" if safe == value else f"-{_hash(value)}"
     return re.sub(r"[^A-Za-z0-9._-]+", "-", key) + f"-{safe}{changed}"

@@ -1,4 +1,4 @@
-"""One line for what goes wrong between the command line and the task: Hydra's, OmegaConf's and the disk's errors."""
+"""One-line messages for errors between the command line and the task: Hydra's, OmegaConf's and the disk's."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def explain(error: Exception) -> RalError | None:
 
 
 def fail(error: RalError, exit_code: int | None = None) -> NoReturn:
-    """One line on stderr, and the error's exit code unless another is given."""
+    """Print one line on stderr, and exit with the error's code unless another is given."""
     print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
     sys.exit(error.exit_code if exit_code is None else exit_code)
 
@@ -112,5 +112,5 @@ _OF_HYDRA: tuple[tuple[str, Callable[..., str]], ...] = (
 
 
 def command() -> str:
-    """The name this program was called by."""
+    """Return the name by which this program was called."""
     return Path(sys.argv[0]).name

@@ -1,4 +1,4 @@
-"""A start that is refused leaves no empty run folder behind."""
+"""Removal of the run folder that a refused start would leave behind."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def leaving_nothing(root: Path) -> Iterator[None]:
 
 
 def _holds_anything(root: Path) -> bool:
-    """Whether there is more than the lock, the configuration, the command, and files and folders that are empty."""
+    """Return whether a folder holds more than lock, configuration, command, and empty files and folders."""
     started = (root / ".lock", root / "config.yaml", root / COMMANDS_FILE)
     return any(
         path.is_symlink() or (path.is_file() and path.stat().st_size > 0 and path not in started)

@@ -1,4 +1,4 @@
-"""`ral-report RUN_FOLDER`: (re)write the report of a run, finished or not."""
+"""`ral-report RUN_FOLDER`: write the report of a run, finished or not."""
 
 from __future__ import annotations
 

@@ -33,7 +33,7 @@ COMMANDS = {
     "ral-evaluate": "ral_system.launch.evaluate:main",
 }
 MODELS = {"ral-train": "model", "ral-rl": "model", "ral-sft": "models/sft", "ral-perceive": "models/perceive"}
-"""Where an arm's command leaves what it trained."""
+"""Stage whose model an arm's command leaves."""
 _NOTE = "evaluated.json"
 _DESCRIPTION = """\
 Run the commands of a study one after the other, each in its own process, and write the results to study.md, study.json,
@@ -54,7 +54,7 @@ Words = Annotated[list[str], Field(min_length=1)]
 
 
 class StudyFile(BaseModel):
-    """What a study file holds."""
+    """Contents of a study file."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -62,7 +62,7 @@ class StudyFile(BaseModel):
     prepare: list[Words]
     """Commands, run once, in order; `${folder}` is the study's folder."""
     arms: Annotated[dict[str, Words], Field(min_length=1)]
-    """A command each, run once per seed, in order; `${seed}` is the seed, so that an arm may go on with another's."""
+    """A command each, run once per seed, in order; `${seed}` is the seed, so an arm may continue from another's."""
     common: list[str] = []
     """Arguments added to every arm's command."""
     seeds: Annotated[list[int], Field(min_length=1)]
@@ -81,29 +81,29 @@ class Run:
     """One command of a study."""
 
     name: str
-    """Its folder."""
+    """Name of its run folder."""
     command: tuple[str, ...]
     arm: str | None = None
-    """None, like the seed, in a run that prepares or evaluates."""
+    """None, like the seed, for a run that prepares or evaluates."""
     seed: int | None = None
     evaluation: Path | None = None
-    """What a run that evaluates leaves."""
+    """The file that an evaluation writes; None for other runs."""
     evaluates: Path | None = None
-    """The model folder that it evaluates."""
+    """Model folder that the run evaluates."""
 
     def evaluated(self) -> bool:
-        """Whether this very command has evaluated the model that is there now."""
+        """Return whether exactly this command has evaluated the model that is there now."""
         if self.evaluation is None or not self.evaluation.is_file():
             return False
         note = self.evaluation.with_name(_NOTE)
         return note.is_file() and json.loads(note.read_text(encoding="utf-8")) == self._note()
 
     def goes_on_from(self, folder: Path) -> bool:
-        """Whether it starts from, or evaluates, a model of the run in `folder`."""
+        """Return whether the run starts from, or evaluates, a model of the run in `folder`."""
         return any(f"{folder}/" in word for word in self.command)
 
     def note_evaluated(self) -> None:
-        """Write down what was evaluated, and how."""
+        """Record what was evaluated, and how."""
         if self.evaluation is not None:
             self.evaluation.with_name(_NOTE).write_text(json.dumps(self._note()), encoding="utf-8")
 
@@ -114,7 +114,7 @@ class Run:
 
 @dataclass(frozen=True)
 class Study:
-    """A study file, with its folder filled in."""
+    """Read a study file, with its folder filled in."""
 
     title: str
     runs: tuple[Run, ...]
@@ -125,7 +125,7 @@ class Study:
 
 
 def main() -> None:
-    """Run the study, write and print its table."""
+    """Run the study, then write and print its table."""
     parser = Parser(
         prog="ral-study",
         description=_DESCRIPTION,
@@ -169,7 +169,7 @@ def main() -> None:
 
 
 def read_study(path: Path, folder: Path, seeds: list[int] | None = None, overrides: list[str] | None = None) -> Study:
-    """The study's runs in order. Raises ConfigError."""
+    """Return the study's runs in order. Raises ConfigError."""
     import yaml
 
     try:
@@ -224,7 +224,7 @@ def _evaluation(folder: Path, of: str, model: str, command: tuple[str, ...]) -> 
 
 
 def evaluation_of(name: str) -> str:
-    """The folder in which a run's model is evaluated."""
+    """Return the folder in which a run's model is evaluated."""
     return f"{name}_evaluation"
 
 
@@ -273,7 +273,7 @@ def attempt(run: Run) -> list[str]:
 
 
 class RunError(RalError):
-    """A run of the study failed; the study ends with its exit code."""
+    """Failure of a run; the study ends with its exit code."""
 
     def __init__(self, name: str, code: int) -> None:
         super().__init__(f"{name} ended with exit code {code}; see its output above")

@@ -1,4 +1,4 @@
-"""What came out of a study: a table for people, JSON for programs, a picture."""
+"""Results of a study: a table for people, JSON for programs, and charts."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ EVALUATED = {
     "visual_mass": "visual mass",
     "system_mass": "system mass",
 }
-"""What of an evaluation.json is shown."""
+"""Figures of an evaluation.json that are shown."""
 
 
 def write_results(study: Study, folder: Path) -> str:
-    """Held-out accuracy of every arm and seed, what else was measured: study.md, study.json, study.svg, curves.svg."""
+    """Write held-out accuracy and other figures of all arms and seeds: study.md, study.json, study.svg, curves.svg."""
     results: dict[str, list[dict[str, Any]]] = {arm: [] for arm in study.arms}
     for run in study.runs:
         if run.arm is not None:
@@ -64,14 +64,14 @@ def write_results(study: Study, folder: Path) -> str:
 
 
 def _evaluated(folder: Path, name: str) -> dict[str, float]:
-    """What `ral-evaluate` measured of a run's model, without a score where that is not defined; {} of a failed run."""
+    """Return what `ral-evaluate` measured on a run's model, without undefined scores; {} for a failed run."""
     file = folder / evaluation_of(name) / "evaluation.json"
     found = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
     return {name: found[name] for name in EVALUATED if name in found}
 
 
 def _trained(folder: Path) -> dict[str, float]:
-    """What the RL stage itself measured, before and after; {} of a failed run."""
+    """Return what the RL stage itself measured, before and after; {} for a failed run."""
     file = folder / "summary.json"
     summary = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
     if "held_out_accuracy_after_rl" not in summary:
@@ -87,7 +87,7 @@ def _metrics(folder: Path, names: tuple[str, ...]) -> dict[str, list[float] | No
 
 
 def _curve(folder: Path, name: str) -> list[tuple[int, float]]:
-    """(step, value) as far as it went; a figure that was not finite is null in the file, and left out."""
+    """Return (step, value) pairs as far as the run went; figures that were not finite are null and left out."""
     return [(line["step"], line[name]) for line in _rl_lines(folder) if line.get(name) is not None]
 
 

@@ -25,12 +25,12 @@ ral-synthesize: make visual-anchored demonstrations for sft, with models behind 
 
 
 def main() -> None:
-    """Write a demonstration for each of the first training questions."""
+    """Write demonstrations for the first training questions."""
     run_with_config(synthesize, about=_ABOUT)
 
 
 def synthesize(config: RunConfig) -> None:
-    """Fill `synthesis/` in the run folder and print what became of the rows; goes on where it was interrupted."""
+    """Fill `synthesis/` in the run folder and print what became of the rows; continues an interrupted synthesis."""
     settings, data = config.synthesis, config.data
     if not isinstance(data, VisualSearchConfig):
         raise ConfigError(f"data.name={data.name}: demonstrations are made for data=visual_search")

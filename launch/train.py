@@ -47,7 +47,7 @@ ral-rl: Reinforced Attention Learning only, from the run's sft model, start_mode
 
 
 def main() -> None:
-    """The configured stages, by default perceive, sft and rl."""
+    """Run the configured stages, by default perceive, sft and rl."""
     run_with_config(run_stages, about=_TRAIN)
 
 
@@ -57,12 +57,12 @@ def perceive() -> None:
 
 
 def sft() -> None:
-    """The think-and-answer cold start."""
+    """Run the think-and-answer cold start."""
     run_with_config(partial(run_stages, stages=("sft",)), about=_SFT)
 
 
 def rl() -> None:
-    """Reinforced Attention Learning from a cold-started model."""
+    """Run Reinforced Attention Learning from a cold-started model."""
     run_with_config(partial(run_stages, stages=("rl",)), about=_RL)
 
 
@@ -96,7 +96,7 @@ def run_stages(config: RunConfig, stages: Sequence[Stage] = ()) -> float | None:
 
 
 def _check_models(config: RunConfig, folder: RunFolder, stages: Sequence[Stage]) -> None:
-    """Raise SetupError for a model that is not there: in a second, and not after hours of training."""
+    """Raise SetupError for a missing model within a second, and not after hours of training."""
     named: list[tuple[str, str]] = []
     if folder.result(stages[0]) is None:
         if config.start_model is not None:
@@ -120,7 +120,7 @@ def _run(config: RunConfig, folder: RunFolder, stages: Sequence[Stage], unfinish
 
     began = time.monotonic()
     for teacher in config.teachers if "rl" in stages else ():
-        local_model_folder(teacher.path)  # a hub name that is wrong must not be found out after hours of training
+        local_model_folder(teacher.path)  # a wrong hub name must not surface after hours of training
     with ExitStack() as logs:
         metrics = cache(lambda: logs.enter_context(open_metrics(config, folder)))  # all stages are one W&B run
         for stage in stages:
@@ -135,7 +135,7 @@ def _run(config: RunConfig, folder: RunFolder, stages: Sequence[Stage], unfinish
             # Also when the stage was complete already: the run may have been killed just before this.
             for earlier in STAGES[: STAGES.index(stage)]:
                 Checkpoints(folder.checkpoints / earlier, config.checkpoint.keep).clear()
-            Checkpoints(folder.checkpoints / stage, config.checkpoint.keep).prune(1)  # from which more steps go on
+            Checkpoints(folder.checkpoints / stage, config.checkpoint.keep).prune(1)  # to train more steps later
             write_summary(config, folder)
             write_run_report(folder.root, config.cluster.media_cache_gib)
             write_trace(folder.root)
@@ -148,7 +148,7 @@ def _run(config: RunConfig, folder: RunFolder, stages: Sequence[Stage], unfinish
 
 
 def role_factory(config: RunConfig):  # type: ignore[no-untyped-def]
-    """The class that starts a stage's roles on the configured cluster."""
+    """Return the class that starts a stage's roles on the configured cluster."""
     if config.cluster.kind == "local":
         from ral_system.controller.in_process import InProcessRoles
 

@@ -30,14 +30,14 @@ class DataError(RalError):
 
 
 class GateError(RalError):
-    """A check that runs on every step failed; going on would train on corrupt data."""
+    """A check that runs on every step failed; continuing would train on corrupt data."""
 
     counter = "other_failures"
     """Name under which the summary counts the failure."""
 
 
 class PromptIdError(GateError):
-    """An engine saw other prompt tokens than the learner will."""
+    """An engine saw prompt tokens that differ from the learner's."""
 
     counter = "prompt_id_mismatches"
 

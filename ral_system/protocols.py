@@ -1,4 +1,4 @@
-"""What the controller needs from the roles of a run. Each has two implementations: in process, and behind Ray actors.
+"""Protocols of the roles that the controller uses. Each has two implementations: in process, and behind Ray actors.
 
 `Ref` is an opaque reference to a value held elsewhere (a Ray object reference, or the value itself in process). Large
 values (scores, weights) travel as refs from role to role; the controller never opens one.
@@ -56,23 +56,23 @@ class Scorer(Protocol):
     """A frozen model: the reference."""
 
     def score(self, plan: TrainPlan) -> Sequence[Ref]:
-        """Scores of every sample of the plan, one ref (to `Scores`) per learner rank."""
+        """Score every sample of the plan; one ref (to `Scores`) per learner rank."""
         ...
 
     def visual_rewards(self, scores: Sequence[Ref]) -> Mapping[str, float]:
-        """What `score` found of `reward.visual`: sample id → r_vis, without those where it is undefined."""
+        """Return the r_vis of `reward.visual` that `score` found, by sample id; undefined ones are left out."""
         ...
 
 
 class Teacher(Protocol):
-    """A frozen model that the policy learns from. It scores while rollouts and rewards go on."""
+    """A frozen model that the policy learns from. It scores while rollouts are generated and judged."""
 
     def submit(self, samples: Sequence[Sample]) -> None:
         """Start scoring; returns at once."""
         ...
 
     def collect(self, plan: TrainPlan) -> Sequence[Ref]:
-        """Scores of every sample of the plan, all of them submitted before; one ref (to `Scores`) per learner rank."""
+        """Return scores of every sample of the plan, all submitted before; one ref (to `Scores`) per learner rank."""
         ...
 
 
@@ -82,15 +82,15 @@ class Learner(Protocol):
     world_size: int
 
     def score(self, plan: TrainPlan) -> Sequence[Ref]:
-        """Old log-probs and attention, each token's at the weights that made it; one ref (to `Scores`) per rank."""
+        """Score old log-probs and attention, each token at the weights that made it; one ref (to `Scores`) per rank."""
         ...
 
     def visual_rewards(self, scores: Sequence[Ref]) -> Mapping[str, float]:
-        """What `score` found of `reward.visual`: sample id → r_vis, without those where it is undefined."""
+        """Return the r_vis of `reward.visual` that `score` found, by sample id; undefined ones are left out."""
         ...
 
     def kl(self, behaviour: Sequence[Ref], reference: Sequence[Ref]) -> Mapping[str, float]:
-        """Sample id → its response's KL to the reference at the rollout's weights, from what both scored."""
+        """Return each response's KL to the reference at the rollout's weights, by sample id, from both scores."""
         ...
 
     def update(
@@ -101,19 +101,19 @@ class Learner(Protocol):
         reference: Sequence[Ref] | None,
         *teachers: Sequence[Ref],
     ) -> Mapping[str, float]:
-        """The plan's `index`-th optimiser update with the policy objective; metrics of all ranks combined."""
+        """Make the plan's `index`-th optimiser update with the policy objective; return all ranks' combined metrics."""
         ...
 
     def fit(self, plan: TrainPlan, index: int) -> Mapping[str, float]:
-        """The plan's `index`-th optimiser update with the supervised objective (cross-entropy of the responses)."""
+        """Make the plan's `index`-th optimiser update with the supervised objective (the responses' cross-entropy)."""
         ...
 
     def validate(self, plan: TrainPlan) -> Mapping[str, float]:
-        """The supervised objective on held-out demonstrations, without an update: loss and token accuracy."""
+        """Evaluate the supervised objective on held-out demonstrations, without an update: loss and token accuracy."""
         ...
 
     def look(self, samples: Sequence[Sample]) -> Mapping[str, VisualAttention]:
-        """Where the rows of each sample's answer look on its picture; sample id → map. For pictures, not training."""
+        """Return maps of where the rows of each sample's answer look, by sample id; not for training."""
         ...
 
     def publish(self, version: int) -> tuple[WeightManifest, Ref]:

@@ -1,4 +1,4 @@
-"""What processes that handle things from outside do about themselves: end with their parent, and stay small."""
+"""Limits of processes that handle outside data: they end with their parent, and their memory is bounded."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def die_with(parent: int) -> None:
     if sys.platform != "linux":
         return
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != parent:  # it died before the call above
+    if os.getppid() != parent:  # the parent died before the call above
         os._exit(1)
 
 
@@ -52,7 +52,7 @@ def kill_descendants(pid: int) -> None:
 
 
 def _descendants(pid: int) -> list[int]:
-    """Running ones."""
+    """Return the running descendants."""
     children: dict[int, list[int]] = {}
     for stat in Path("/proc").glob("[0-9]*/stat"):
         with suppress(OSError):

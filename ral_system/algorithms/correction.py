@@ -14,7 +14,7 @@ from ral_system.config.algorithm import CorrectionConfig
 
 
 class Correction(NamedTuple):
-    """What tokens weigh. Constants."""
+    """Weights of tokens; constants."""
 
     weights: Tensor
     """[B, R]; 1 where masked, or where nothing is corrected."""

@@ -1,4 +1,4 @@
-"""Attention rows as policies: where a model looks, and how far that is from where it, or another, looked."""
+"""Attention rows as policies: where a model looks, and how far that is from a reference."""
 
 from ral_system.attention.divergence import attention_divergence, policy_blocks
 from ral_system.attention.policy import attention_policy

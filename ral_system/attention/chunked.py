@@ -27,7 +27,7 @@ _BLOCK_BYTES = {"cpu": 8 << 20, "cuda": 128 << 20}
 
 @dataclass
 class _Block:
-    """What the backward pass of one block needs."""
+    """Values that the backward pass of one block needs."""
 
     rows: Tensor
     """[R]"""
@@ -58,7 +58,7 @@ class ChunkedKernels:
         self._heads = heads
 
     def rows_per_block(self, query_heads: int) -> int:
-        """As many rows as fit the block size, at least one."""
+        """Return how many rows fit the block size, at least one."""
         row_bytes = query_heads * self._key_KTD.shape[1] * self._key_KTD.element_size()
         return max(1, _BLOCK_BYTES[self._key_KTD.device.type] // row_bytes)
 

@@ -137,7 +137,7 @@ class Kernels(Protocol):
     """Forward and backward of blocks of rows over the keys of one call."""
 
     def rows_per_block(self, query_heads: int) -> int:
-        """How many rows to hand over at a time."""
+        """Number of rows to pass at a time."""
 
     def policy(self, query_RHD: Tensor, rows_R: Tensor) -> tuple[Tensor, Any]:
         """p [R, T] or [H, R, T] of a block of rows, and what their `gradient` needs."""

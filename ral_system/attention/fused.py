@@ -27,12 +27,12 @@ _ROW_TILE = 64
 SPAN = 2048
 """Keys of a span."""
 KERNELS = ("log_sums", "mixture", "slope_means", "query_gradient", "key_gradient")
-"""In the order of their launch."""
+"""Kernels in the order of their launch."""
 
 
 @dataclass
 class _Block:
-    """What the backward pass of one block needs."""
+    """Values that the backward pass of one block needs."""
 
     rows: Tensor
     """[R]"""

@@ -36,13 +36,13 @@ class Intervention:
     heads: tuple[int, ...] | None = None
 
     def __post_init__(self) -> None:
-        """Refuse what would turn weights negative."""
+        """Refuse settings that would make weights negative."""
         if not (self.image >= 0 and 0 <= self.system < 1):
             raise ValueError(f"image={self.image} must be at least 0, and system={self.system} at least 0 and below 1")
 
     @property
     def active(self) -> bool:
-        """Whether it changes anything; a forward pass is only handed one that does."""
+        """Whether it changes anything; a forward pass only gets one that does."""
         return self.image > 0 or self.system > 0
 
     def check_model(self, layers: int, heads: int) -> None:
@@ -67,11 +67,11 @@ class Steering:
     """bool [B, T]"""
 
     def acts_on(self, layer: int) -> bool:
-        """Whether the layer is one of the chosen."""
+        """Return whether the layer is one of the chosen."""
         return self.intervention.layers is None or layer in self.intervention.layers
 
     def part(self, start: int, length: int) -> Steering:
-        """On one of the sequences that are packed into one."""
+        """Return the steering of one of the packed sequences."""
         window = slice(start, start + length)
         return Steering(self.intervention, self.visual[:, window], self.system[:, window])
 
@@ -108,7 +108,7 @@ def steered_attention(
     scaling: float,
     **kwargs: Any,
 ) -> Tensor:
-    """The layer's own attention, steered: query [B, H, ·, D], key and value [B, K, T, D] → [B, ·, H, D]."""
+    """Run the layer's own attention, steered: query [B, H, ·, D], key and value [B, K, T, D] → [B, ·, H, D]."""
     heads, dim = query.shape[1], query.shape[-1]
     change_BT, chosen_H = steering.change(key.shape[2]), steering.chosen_heads(heads)
     if steering.intervention.space == "weights":

@@ -1,4 +1,4 @@
-"""What attention rows look at, in numbers. Suffixes: R rows, T keys."""
+"""Statistics of what attention rows look at. Suffixes: R rows, T keys."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ SINK_TOKENS = 4
 """The first tokens of a sequence, on which models park attention they have no use for (arXiv 2309.17453)."""
 MEDIA_SHOWN = 4
 FRAMES_SHOWN = 8
-"""Images and frames with a figure of their own; further ones count in the visual mass alone."""
+"""Images and frames with their own figure; further ones only count in the visual mass."""
 VAS_EPSILON = 1e-6
 
 STATISTICS = (

@@ -120,7 +120,7 @@ class PackedRows:
 
 
 class Capture:
-    """What one layer showed in a forward pass, after rotary embedding."""
+    """Query and key of one layer in a forward pass, after rotary embedding."""
 
     def __init__(self, rows: PackedRows | None, whole: bool) -> None:
         self._rows, self._whole = rows, whole
@@ -173,7 +173,7 @@ class AttentionProbe:
         indices = {"last": [-1], "all": range(count)}[layers] if isinstance(layers, str) else layers
         if wrong := [i for i in indices if not -count <= i < count]:
             raise ValueError(f"layers={list(indices)}: the model has {count} layers, so no layer {wrong[0]}")
-        chosen = sorted(i % count for i in indices)  # the deepest last, whose rows are looked at
+        chosen = sorted(i % count for i in indices)  # the deepest last: its rows are measured
         if len(set(chosen)) < len(chosen):
             raise ValueError(f"layers={list(indices)} names a layer of the model's {count} twice")
         self._layers = [attention[i] for i in chosen]

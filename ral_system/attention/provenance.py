@@ -1,4 +1,4 @@
-"""What every key of a sequence is: which turn, which picture and patch, which frame, or the model's own output."""
+"""Provenance of every key of a sequence: its turn, picture and patch, frame, or the model's own output."""
 
 from __future__ import annotations
 

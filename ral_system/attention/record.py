@@ -53,7 +53,7 @@ def record_attention(
 
 
 class Target:
-    """What policies are compared with: a constant policy, or a record. On the policies' device.
+    """Target that policies are compared with: a constant policy, or a record. On the policies' device.
 
     Against a top-k record both sides are merged into K + 1 bins, so an f-divergence is a lower bound of the true one
     (data processing). Against any record the policy is first rounded as the record was, with the gradient passed

@@ -16,7 +16,7 @@ from ral_system.types import AttentionRecord
 
 @dataclass(frozen=True, slots=True)
 class LayerAttention:
-    """What the rows of one sequence are computed from at one layer, after rotary embedding."""
+    """Query and key for the rows of one sequence at one layer, after rotary embedding."""
 
     query: Tensor
     """[R, H, D], of the rows."""

@@ -12,7 +12,7 @@ from ral_system.errors import DataError
 
 
 def text(fields: Fields, column: str) -> str:
-    """A text that is not empty."""
+    """Return a text that is not empty."""
     value = fields.get(column)
     if not isinstance(value, str) or not value.strip():
         raise DataError(f"{column}: not text but {type(value).__name__}" if value else f"{column}: missing or empty")
@@ -26,13 +26,13 @@ def text(fields: Fields, column: str) -> str:
 
 
 def identifier(fields: Fields, column: str) -> str:
-    """A text or a whole number."""
+    """Return a text or a whole number as text."""
     value = fields.get(column)
     return str(value) if isinstance(value, int) and not isinstance(value, bool) else text(fields, column)
 
 
 def texts(fields: Fields, column: str) -> tuple[str, ...]:
-    """A list of texts or numbers, as texts."""
+    """Return a list of texts or numbers as texts."""
     value = fields.get(column)
     if not isinstance(value, list) or not value or not all(isinstance(one, (str, int, float)) for one in value):
         raise DataError(f"{column}: not a list of texts")
@@ -40,12 +40,12 @@ def texts(fields: Fields, column: str) -> tuple[str, ...]:
 
 
 def picture(fields: Fields, column: str, folder: Path) -> MediaFile:
-    """The picture of a column: a path, or `{"bytes", "path"}` as Hugging Face's datasets store pictures."""
+    """Return the picture of a column: a path, or `{"bytes", "path"}` as Hugging Face's datasets store pictures."""
     return _picture(fields.get(column), column, folder)
 
 
 def pictures(fields: Fields, column: str, folder: Path) -> tuple[MediaFile, ...]:
-    """The pictures of a column that holds a list."""
+    """Return the pictures of a column that holds a list."""
     value = fields.get(column)
     if not isinstance(value, list):
         raise DataError(f"{column}: not a list of pictures")
@@ -53,7 +53,7 @@ def pictures(fields: Fields, column: str, folder: Path) -> tuple[MediaFile, ...]
 
 
 def _picture(value: Any, column: str, folder: Path) -> MediaFile:
-    if isinstance(value, Mapping):  # bytes first: the path may be one on somebody else's machine
+    if isinstance(value, Mapping):  # bytes first: the path may be from another machine
         value = value.get("bytes") or value.get("path")
     if isinstance(value, bytes):
         return MediaFile("image", encoded=value)

@@ -26,7 +26,7 @@ def each(rows: Iterable[Row], name: str, build: Callable[[Fields], Item]) -> Ite
 
 
 def attempt(id: str, build: Callable[[Fields], Item], fields: Any) -> Item | BadItem:
-    """The item, or the reason why there is none."""
+    """Build the item, or the bad item with the reason."""
     if not isinstance(fields, Mapping):
         return BadItem(id, f"not an object but {type(fields).__name__}")
     try:
@@ -97,7 +97,7 @@ def _from_link(folder: Path, name: str) -> tuple[Path, str]:
 
 
 def first_file(folder: Path, *names: str) -> Path:
-    """The first of these that exists; it has to be a file."""
+    """Return the first of these that exists; it must be a file."""
     path = first_below(folder, *names)
     if not path.is_file():
         raise DataError(f"{path} is a folder")

@@ -1,4 +1,4 @@
-"""What a benchmark is: questions with media, the score of an answer, and the figures its authors report."""
+"""Parts of a benchmark: questions with media, the score of an answer, and the figures that its authors report."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ class MediaFile:
 
     kind: MediaKind
     encoded: bytes | None = None
-    """The bytes, where the benchmark's table holds them; else `path`."""
+    """Bytes, if the benchmark's table holds them; else `path` is set."""
     path: Path | None = None
     """A file, or with `frames_per_s` a folder of the video's frames in the order of their names."""
     start_s: float | None = None
-    """The question is about the video from here on; None: from its beginning."""
+    """Start of the part of the video that the question is about; None: its beginning."""
     end_s: float | None = None
     frames_per_s: float | None = None
 
@@ -38,21 +38,21 @@ class Item:
     """
 
     id: str
-    """Unique in the benchmark, and the same at every reading."""
+    """Id, unique in the benchmark and stable between readings."""
     category: str
-    """Row of the table of results that it belongs to."""
+    """Row in the table of results."""
     text: str
     """The prompt as the benchmark's authors word it, with one mark (`types.MARKS`) for each of the media."""
     media: tuple[MediaFile, ...]
-    """In the order of the marks."""
+    """Media in the order of the marks."""
     references: tuple[str, ...]
-    """Letter, words, or people's answers."""
+    """References: a letter, words, or people's answers."""
     options: tuple[str, ...] = ()
-    """Without their letters: A is the first."""
+    """Options without their letters; A is the first."""
     part: str = ""
-    """What is summed up apart, beside the categories."""
+    """Parts that are summed up separately, in addition to the categories."""
     together: str = ""
-    """Shared by questions that count together: both about a picture."""
+    """Key shared by questions that count together, such as both about a picture."""
 
     def __post_init__(self) -> None:
         for mark, kind in MARKS.items():

@@ -29,12 +29,12 @@ from ral_system.errors import DataError
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """A benchmark and what a user has to know of it."""
+    """A benchmark, with what users need to know about it."""
 
     benchmark: Benchmark
     about: str
     files: str
-    """What its folder holds."""
+    """Contents of its folder."""
     videos: bool = False
     """Whether its media are videos."""
 
@@ -72,7 +72,7 @@ BENCHMARKS: Mapping[str, Entry] = {
 
 
 def entry(name: str) -> Entry:
-    """The benchmark of this name. Raises DataError that lists the names."""
+    """Return the benchmark of this name. Raises DataError that lists the names."""
     if name not in BENCHMARKS:
         raise DataError(f"unknown benchmark {name!r}; choose one of {', '.join(BENCHMARKS)}")
     return BENCHMARKS[name]

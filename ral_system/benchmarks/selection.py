@@ -1,4 +1,4 @@
-"""Which of a benchmark's questions are asked: all, or as many of every category up to a limit."""
+"""Selection of a benchmark's questions: all, or equally many of every category up to a limit."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from ral_system.benchmarks.item import BadItem, Item
 
 @dataclass(frozen=True, slots=True)
 class Selection:
-    """The chosen ones of a benchmark's questions."""
+    """Chosen questions of a benchmark."""
 
     places: frozenset[int]
-    """Among all, in the released order, bad ones counted."""
+    """Indices among all questions in the released order, including bad ones."""
     available: int
-    """How many there are."""
+    """Number of all questions."""
 
     def of(self, items: Iterable[Item | BadItem]) -> Iterator[Item | BadItem]:
         """Yield the selected items out of all items of the benchmark."""

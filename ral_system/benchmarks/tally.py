@@ -8,7 +8,7 @@ from ral_system.benchmarks.item import Item, Scored
 
 
 def mean(values: Iterable[float]) -> float:
-    """Raises ValueError for none: a part of which nothing was scored has no figure."""
+    """Return the mean. Raises ValueError for an empty list: a part without scores has no figure."""
     figures = list(values)
     if not figures:
         raise ValueError("nothing was scored")
@@ -16,12 +16,12 @@ def mean(values: Iterable[float]) -> float:
 
 
 def percent(scores: Iterable[float]) -> float:
-    """Mean, in percent."""
+    """Return the mean in percent."""
     return 100 * mean(scores)
 
 
 def by(key: Callable[[Item], str], scores: Scored) -> dict[str, float]:
-    """Percent for every value of the key, in the order in which they first come."""
+    """Return percent for every value of the key, in the order of first occurrence."""
     parts: dict[str, list[float]] = {}
     for item, score in scores:
         parts.setdefault(key(item), []).append(score)
@@ -36,5 +36,5 @@ def category(item: Item) -> str:
 
 
 def accuracy(scores: Scored) -> dict[str, float]:
-    """Over all items, then per category."""
+    """Return percent over all items, then per category."""
     return {"score": percent(score for _, score in scores), **by(category, scores)}

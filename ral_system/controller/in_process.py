@@ -1,4 +1,4 @@
-"""All roles in this process: no Ray, vLLM or DeepSpeed. Slow, exact, deterministic; for debugging and bare machines."""
+"""All roles in one process: no Ray, vLLM or DeepSpeed. Slow, exact, deterministic; for debugging."""
 
 from __future__ import annotations
 

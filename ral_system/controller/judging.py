@@ -1,4 +1,4 @@
-"""From verdicts to advantages: what scoring adds to a reward, what length takes off it, and the group's comparison."""
+"""From verdicts to advantages: rewards with scores and length penalties, compared within each group."""
 
 from __future__ import annotations
 
@@ -47,11 +47,11 @@ def judge(
 
 
 NO_VERDICT = (RewardStatus.TIMEOUT, RewardStatus.ERROR)
-"""Kept out of the advantage, and counted."""
+"""Completions without a verdict: kept out of the advantage, and counted."""
 
 
 def rollout_metrics(rollouts: Sequence[Rollout]) -> dict[str, float]:
-    """Means over the batch: reward parts and total over verdicts reached, lengths, share of groups without signal."""
+    """Compute means over the batch: reward parts and total over completed verdicts, lengths, groups without signal."""
     judged = [r.reward for r in rollouts if r.reward.status is RewardStatus.OK]
     parts: dict[str, list[float]] = defaultdict(list)
     for reward in judged:
@@ -75,7 +75,7 @@ def rollout_metrics(rollouts: Sequence[Rollout]) -> dict[str, float]:
 
 
 def repetition(token_ids: Sequence[int], size: int = 4) -> float:
-    """Share of a response's runs of `size` tokens that were there before: 0 of a response without a second copy."""
+    """Return the share of a response's runs of `size` tokens that occurred before; 0 if nothing repeats."""
     runs = Counter(tuple(token_ids[i : i + size]) for i in range(len(token_ids) - size + 1))
     total = runs.total()
     return (total - len(runs)) / total if total else 0.0

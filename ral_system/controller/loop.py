@@ -36,7 +36,7 @@ _SIGNS = ("positive", "negative")
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """What one step did."""
+    """Result of one step."""
 
     rollouts: tuple[Rollout, ...]
     metrics: dict[str, float]
@@ -67,16 +67,16 @@ class TrainingLoop:
             return publish_weights(self._roles.learner, self._roles.generator, self.version)
 
     def step(self, *, until_pause: int = 1) -> Step:
-        """One rollout batch: generate, judge, score, update, publish. It always pauses after that."""
+        """Train on one rollout batch: generate, judge, score, update, publish. It always pauses after that."""
         rollouts, metrics = self._train(self._sampler.draw(self.next_prompt, self.version))
         metrics["gate/tensors_verified"] = float(self.publish())
         return self._finished(rollouts, metrics)
 
     def close(self) -> None:
-        """Nothing is under way between two steps."""
+        """Do nothing: no work is under way between two steps."""
 
     def _train(self, batch: Batch) -> tuple[list[Rollout], dict[str, float]]:
-        """Score and judge the batch, update on it; afterwards the learner is a version on."""
+        """Score and judge the batch and update on it; the learner is then one version further."""
         algorithm, learner = self._config.algorithm, self._roles.learner
         self._sampler.teach(batch)
         plan = plan_updates(
@@ -91,7 +91,7 @@ class TrainingLoop:
             teaching = [teacher.collect(plan) for teacher in self._roles.teachers]
             looks, kl = self._visual_rewards(behaviour, reference), self._kl(behaviour, reference)
         verdicts = batch.verdicts
-        if verdicts is None:  # else the verifiers may be at the next batch already
+        if verdicts is None:  # otherwise the verifiers may already be at the next batch
             with self._timer.phase("reward"):
                 verdicts = dict(self._roles.rewarder.collect())
         rollouts = judge(self._config, batch.groups, verdicts, looks, kl)
@@ -112,7 +112,7 @@ class TrainingLoop:
         self.version, self.next_prompt = self.version + 1, self.next_prompt + batch.drawn
         metrics |= {"prompts/end": float(self.next_prompt), "learner/version": float(self.version)}
         metrics |= batch.times
-        metrics["rollout/tokens_per_s"] = float(batch.tokens)  # by the time that is known when the step ends
+        metrics["rollout/tokens_per_s"] = float(batch.tokens)  # from the times that are known when the step ends
         return rollouts, metrics
 
     def _finished(self, rollouts: Sequence[Rollout], metrics: dict[str, float]) -> Step:
@@ -121,7 +121,7 @@ class TrainingLoop:
         return Step(tuple(rollouts), metrics)
 
     def _visual_rewards(self, behaviour: Sequence[Ref], reference: Sequence[Ref] | None) -> Mapping[str, float]:
-        """Sample id → how much the response looks at pictures; nothing when that is not rewarded."""
+        """Map sample ids to how much the response looks at pictures; empty if that is not rewarded."""
         if self._config.visual_reward_by("policy"):
             return self._roles.learner.visual_rewards(behaviour)
         if self._config.visual_reward_by("reference"):
@@ -130,7 +130,7 @@ class TrainingLoop:
         return {}
 
     def _kl(self, behaviour: Sequence[Ref], reference: Sequence[Ref] | None) -> Mapping[str, float]:
-        """Sample id → KL to the reference; nothing when it does not enter the reward."""
+        """Map sample ids to the KL to the reference; empty if it does not enter the reward."""
         if self._config.algorithm.kl.coefficient == 0 or self._config.algorithm.kl.place == "loss":
             return {}
         assert reference is not None
@@ -138,7 +138,7 @@ class TrainingLoop:
 
 
 def check_first_update(update: Mapping[str, float], tolerance: float) -> None:
-    """The first update sees the weights that were just scored, so its attention is the old policy's (GateError)."""
+    """Raise GateError unless the first update's attention is the old policy's: both have the same weights."""
     divergence = update["attention/divergence"]
     if not divergence <= tolerance:
         raise GateError(

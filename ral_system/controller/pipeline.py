@@ -28,13 +28,13 @@ from ral_system.weights.publish import load_published
 
 
 class StalenessBound:
-    """Raises where data is consumed that is older than allowed."""
+    """Guard that raises when data older than allowed is consumed."""
 
     def __init__(self, max_staleness: int) -> None:
         self._max = max_staleness
 
     def check(self, made: int, now: int) -> int:
-        """How many versions old a batch is that was made with weights `made`."""
+        """Return how many versions old a batch made with weights `made` is."""
         if not 0 <= now - made <= self._max:
             raise GateError(
                 f"a batch made with weights {made} would be trained on at {now}: {now - made} versions, more than "
@@ -82,11 +82,11 @@ class PipelinedLoop(TrainingLoop):
         return self._finished(rollouts, metrics)
 
     def close(self) -> None:
-        """Start nothing more; what is under way ends with the roles."""
+        """Start nothing more; unfinished work ends with the roles."""
         self._thread.shutdown(wait=False, cancel_futures=True)
 
     def _wanted(self, until_pause: int) -> int:
-        """Batches to have begun, the next to train on among them."""
+        """Return how many batches must have begun, including the next one to train on."""
         return min(self._config.algorithm.max_staleness + 1, until_pause)
 
     def _hand_over(self, until_pause: int) -> int:
@@ -95,7 +95,7 @@ class PipelinedLoop(TrainingLoop):
             return self._verified() + self.publish()
         with self._timer.phase("sync"):
             manifest, weights = self._roles.learner.publish(self.version)
-        if len(self._batches) < self._wanted(until_pause - 1):  # else no batch is made with it
+        if len(self._batches) < self._wanted(until_pause - 1):  # otherwise no batch is made with it
             self._loads.append(self._thread.submit(self._load, manifest, weights))
         return self._verified()
 
@@ -109,7 +109,7 @@ class PipelinedLoop(TrainingLoop):
     # In the thread, in the order of submission.
 
     def _draw(self, version: int, loads: list[Future[int]]) -> Batch:
-        for load in loads:  # done; nothing is made with weights that are not what they should be
+        for load in loads:  # done: no batch may be made with wrong weights
             load.result()
         batch = self._sampler.draw(self._next_draw, version)
         self._next_draw += batch.drawn

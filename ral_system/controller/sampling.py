@@ -24,23 +24,23 @@ Group = tuple[Prompt, list[Completion]]
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """What a step trains on; the same whatever order completions finished in."""
+    """Batch that a step trains on; it does not depend on the order in which completions finished."""
 
     groups: list[Group]
     """In the order of the prompts; groups that only fill the batch up come last."""
     verdicts: dict[str, RewardResult] | None
     """Verdicts on every prompt drawn; None while the verifiers still work on them."""
     version: int
-    """The oldest weights that made any of it."""
+    """Oldest version of the weights that made any of its tokens."""
     drawn: int
-    """Prompts taken from the training sequence, dropped ones among them."""
+    """Prompts taken from the training sequence, including dropped ones."""
     rounds: int
     tokens: int
-    """All that were kept: not those of responses begun again."""
+    """Tokens that were kept, without those of responses that were begun again."""
     times: dict[str, float] = field(default_factory=dict)
-    """Seconds by phase, of a batch that was made while something else was timed."""
+    """Seconds by phase, for a batch that was made while something else was timed."""
     taught: bool = False
-    """Whether teachers have it already."""
+    """Whether teachers already have the batch."""
 
 
 class Sampler:
@@ -105,7 +105,7 @@ class Sampler:
 
         Teachers get whole groups in the order of the prompts, so that what they compute together is always the same.
         """
-        with self._timer.phase("data"):  # what is not decoded yet is waited for
+        with self._timer.phase("data"):  # waits for media that are not decoded yet
             prompts = [self._train_prompt(first + i) for i in range(count)]
         by_id = {prompt.id: prompt for prompt in prompts}
         sampling = Sampling(
@@ -154,7 +154,7 @@ def _oldest(groups: Sequence[Group]) -> int:
 
 
 def has_signal(verdicts: Sequence[RewardResult]) -> bool:
-    """Whether the group's rewards differ; verdicts that were not reached do not count."""
+    """Return whether the group's rewards differ; missing verdicts do not count."""
     return differ([v.total for v in verdicts if v.status is RewardStatus.OK])
 
 
@@ -167,7 +167,7 @@ def step_seed(seed: int, version: int) -> int:
 
 
 def sampling_metrics(batch: Batch) -> dict[str, float]:
-    """How many prompts a step took, how many of them it did not train on, and what all of them earned."""
+    """Count the prompts that a step took and dropped, and average the rewards of all of them."""
     judged = [v.total for v in (batch.verdicts or {}).values() if v.status is RewardStatus.OK]
     earned = {"sampling/reward": sum(judged) / len(judged)} if judged else {}
     return earned | {

@@ -38,12 +38,12 @@ SHOWN_QUESTIONS = 10
 
 @dataclass
 class StageContext:
-    """What every stage needs."""
+    """Context that every stage needs."""
 
     config: RunConfig
     folder: RunFolder
     model: Path
-    """What the stage starts from, and in rl the frozen reference."""
+    """Model that the stage starts from; in rl also the frozen reference."""
     prompts: Prompts
     roles: Roles
     metrics: MetricsLog
@@ -52,7 +52,7 @@ class StageContext:
     progress: StageProgress
 
     def evaluate(self, prompts: list[Prompt]) -> Evaluation:
-        """Greedy evaluation with the engines' current weights."""
+        """Evaluate greedily with the engines' current weights."""
         with self.timer.phase("evaluate"):
             return evaluate(
                 self.roles.generator.generate,
@@ -62,7 +62,7 @@ class StageContext:
             )
 
     def origin(self) -> str:
-        """The model the stage starts from, by a path that stays right when the run folder is moved."""
+        """Return the start model's path in a form that stays valid when the run folder is moved."""
         root = self.folder.root
         return str(self.model.relative_to(root) if self.model.is_relative_to(root) else self.model)
 
@@ -150,14 +150,14 @@ def _evaluate_and_keep(
 
 
 def _drop_all_but(folder: RunFolder, stage: Stage, best: Best | None) -> None:
-    """Remove models that were the best once; called when a checkpoint knows the present one."""
+    """Remove earlier best models; called once a checkpoint records the current one."""
     for model in (folder.checkpoints / stage).glob("best_*"):
         if best is None or model != folder.best(stage, best.step):
             shutil.rmtree(model)
 
 
 def _held_out_caption_score(context: StageContext, step: int) -> tuple[float, dict[str, float]]:
-    """Token accuracy on held-out captions."""
+    """Measure token accuracy on held-out captions."""
     config, learner = context.config, context.roles.learner
     count = config.evaluation.stage_questions // learner.world_size * learner.world_size
     captions = [context.prompts.demonstration("perceive", "held_out", i) for i in range(count)]
@@ -168,7 +168,7 @@ def _held_out_caption_score(context: StageContext, step: int) -> tuple[float, di
 
 
 def _held_out_accuracy(context: StageContext, step: int) -> tuple[float, dict[str, float]]:
-    """Accuracy of greedy answers to held-out questions, with the weights of this step in the rollout engines."""
+    """Measure the accuracy of greedy answers to held-out questions, with this step's weights in the rollout engines."""
     with context.timer.phase("sync"):
         publish_weights(context.roles.learner, context.roles.generator, step)
     evaluation = context.evaluate(context.prompts.held_out(context.config.evaluation.stage_questions))
@@ -195,7 +195,7 @@ def _train(
     state: dict[str, Any],
     clock: _StageClock,
 ) -> dict[str, Any]:
-    """From `step` to the end; what the stage came to."""
+    """Train from `step` to the end, and return the stage's result."""
     config = context.config
     loop.version, loop.next_prompt = state.get("version", 0), state.get("next_prompt", 0)
     clock.spent = state.get("wall_s", 0.0)
@@ -257,14 +257,14 @@ def _train(
 
 
 def _steps_until_pause(step: int, config: RunConfig) -> int:
-    """Steps from this one, which counts, to the next that is the last, or before a checkpoint or an evaluation."""
+    """Count the steps from this one, included, to the next pause: a checkpoint, an evaluation, or the end."""
     last = config.algorithm.steps
     pauses = (config.checkpoint.every, config.evaluation.every or last, last)
     return 1 + min(-step % every for every in pauses)
 
 
 def _evaluate_and_look(context: StageContext, step: int, phase: Phase) -> dict[str, float]:
-    """Full evaluation; the first questions go to the rollout log with where their answers look."""
+    """Evaluate on all questions; the first ones go to the rollout log with maps of where their answers look."""
     evaluation = context.evaluate(context.prompts.held_out(context.config.evaluation.questions))
     shown = evaluation.rollouts[:SHOWN_QUESTIONS]
     with context.timer.phase("look"):
@@ -275,7 +275,7 @@ def _evaluate_and_look(context: StageContext, step: int, phase: Phase) -> dict[s
 
 
 def _recorded(rollouts: Sequence[Rollout], groups: int) -> list[Rollout]:
-    """Whole groups: first those with a completion that got no verdict, then the others, in the order of the prompts."""
+    """Order whole groups: first those with a completion without a verdict, then the others, in prompt order."""
     by_prompt: dict[str, list[Rollout]] = {}
     for rollout in rollouts:
         by_prompt.setdefault(rollout.prompt.id, []).append(rollout)
@@ -285,7 +285,7 @@ def _recorded(rollouts: Sequence[Rollout], groups: int) -> list[Rollout]:
 
 
 def entropy_alarm(entropy: float, first: float, logging: LoggingConfig) -> str | None:
-    """What to say when attention has collapsed: its rows' mean entropy is far below the first step's (both in nats)."""
+    """Return the alarm for collapsed attention, when its rows' mean entropy (nats) is far below the first step's."""
     if entropy >= logging.attention_entropy_alarm * first:
         return None
     return (
@@ -333,7 +333,7 @@ def _resume(context: StageContext, stage: Stage) -> tuple[Checkpoints, int, dict
 
 
 def _record_config(context: StageContext) -> None:
-    """Write config.yaml, now that nothing refuses to go on, and say what is different from before."""
+    """Write config.yaml once all checks have passed, and print what has changed."""
     for field, old, new in context.folder.record(context.config):
         context.progress.say(f"continuing with {field}={new} (was {old})")
 
@@ -358,5 +358,5 @@ class _StageClock:
         self.spent = 0.0
 
     def total(self) -> float:
-        """Seconds: this session's and those before the last resume."""
+        """Return seconds of this session and of those before the last resume."""
         return self.spent + self._clock() - self._start

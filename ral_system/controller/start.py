@@ -1,4 +1,4 @@
-"""Starts one stage: finds the model to start from, starts the roles, runs it, ends the roles whatever happens."""
+"""Start of one stage: find the model to start from, start the roles, run the stage, and always end the roles."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from ral_system.tasks.tiny_model import build_tiny_model
 from ral_system.versions import this_command
 
 StartRoles = Callable[[RunConfig, Stage, Path, Path], Roles]
-"""(config, stage, model folder, run folder) → roles, ready to work."""
+"""Maps (config, stage, model folder, run folder) to roles that are ready to work."""
 
 
 def first_model(config: RunConfig, folder: RunFolder, stage: Stage, stages: Sequence[Stage]) -> Path:
@@ -56,7 +56,7 @@ def first_model(config: RunConfig, folder: RunFolder, stage: Stage, stages: Sequ
 
 
 def open_metrics(config: RunConfig, folder: RunFolder) -> MetricsLog:
-    """The log of one command's stages. W&B gets the configuration with the versions and the command that ran it."""
+    """Open the log of one command's stages. W&B gets the configuration, the versions and the command."""
     record = this_command()
     folder.add_command(record)
     return MetricsLog(folder.root, config.logging, config.name, {**config.model_dump(mode="json"), **record})
@@ -73,7 +73,7 @@ def run_stage(
     """Run one stage to its end, continuing from its newest checkpoint. It logs to `metrics()`, and leaves that open."""
     progress = StageProgress(stage, config.algorithm.steps if stage == "rl" else getattr(config, stage).max_steps)
     prompts = open_prompts(config, model, folder)
-    log = metrics()  # not before the data are found to be good
+    log = metrics()  # only after the data have been checked
     with (
         RolloutLog(folder.root) as rollouts,
         closing(SpanLog(folder.logs, CONTROLLER, stage=stage)) as spans,

@@ -12,7 +12,7 @@ from ral_system.types import MARKS, MAX_MEDIA, Media, Prompt
 
 _MARK = re.compile("(" + "|".join(MARKS) + ")")
 _STAND_IN = "\ue000"
-"""For a piece of text while the chat template is filled in, so that nothing in the text can look like a placeholder."""
+"""Replaces a piece of text while the chat template is filled in, so that no text can look like a placeholder."""
 
 
 class ChatRenderer:
@@ -27,7 +27,7 @@ class ChatRenderer:
         self._system_prompt = system_prompt
 
     def prompt(self, *, id: str, kind: str, question: str, answer: str, media: Sequence[Media]) -> Prompt:
-        """System prompt, question with its media, and the opening of the assistant's turn, as one `Prompt`.
+        """Render system prompt, question with media, and the opening of the assistant's turn as one `Prompt`.
 
         Media stand at the question's marks (`types.MARKS`), or before it where it has none. Raises ValueError where
         marks and media differ, and for text that holds one of the tokenizer's special tokens.
@@ -98,7 +98,7 @@ class ChatRenderer:
         return len(ids) if self._tokenizer.decode(ids, skip_special_tokens=True).strip() else 0
 
     def _before_the_user(self) -> str:
-        """What the template renders before a first user turn but not before a later one."""
+        """Return what the template renders before the first user turn but not before a later one."""
         system, asked, said = self._system_turn(), _turn("user"), _turn("assistant")
         before, *_ = self._around_stand_ins([*system, asked])
         *_, ends_assistant = self._around_stand_ins([*system, asked, said])
@@ -107,7 +107,7 @@ class ChatRenderer:
         return before[: max(0, before.rfind(header))]
 
     def _around_stand_ins(self, messages: Sequence[dict[str, Any]]) -> list[str]:
-        """The template's own text around the messages' contents."""
+        """Return the template's own text around the messages' contents."""
         rendered = self._processor.apply_chat_template(messages, add_generation_prompt=False, tokenize=False)
         return rendered.split(_STAND_IN)
 
@@ -115,12 +115,12 @@ class ChatRenderer:
         return [{"role": "system", "content": self._system_prompt}] if self._system_prompt else []
 
     def check(self, text: str) -> None:
-        """Raises ValueError for a text of a response that holds one of the tokenizer's special tokens."""
+        """Raise ValueError if a response's text holds one of the tokenizer's special tokens."""
         if special := next((token for token in self._special_tokens if token in text), None):
             raise ValueError(f"the text {text!r} holds {special}, which has a special meaning to the model")
 
     def response(self, text: str) -> tuple[int, ...]:
-        """Token ids of an assistant turn, its end-of-turn token included.
+        """Return the token ids of an assistant turn, including its end-of-turn token.
 
         Raises ValueError for a word that the tokenizer has no token for, and for text that holds a special token.
         """

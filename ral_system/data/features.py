@@ -1,4 +1,4 @@
-"""From media to what a model's vision encoder reads."""
+"""Conversion of media to the inputs of a model's vision encoder."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from ral_system.types import Media
 
 
 class FeatureExtractor:
-    """A family's vision preprocessing on what a store holds."""
+    """Vision preprocessing of a family, applied to media of a store."""
 
     def __init__(self, family: Family, store: MediaStore) -> None:
         self._family, self._store = family, store

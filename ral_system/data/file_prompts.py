@@ -1,4 +1,4 @@
-"""Questions from files, in an order that is fixed by the seed and goes on for ever."""
+"""Questions from files, in an endless order that the seed fixes."""
 
 from __future__ import annotations
 
@@ -48,8 +48,8 @@ class FilePrompts:
             raise DataError(_lacking(config, rows, "training" if held_out else "evaluation"))
 
     def question(self, split: Split, index: int) -> Prompt:
-        """The `index`-th question of `split`; in training, a row that comes again has the number of the time in its
-        id.
+        """Return the `index`-th question of `split`; in training, the id of a repeated row has the number of the
+        repetition.
         """
         row, again = (self._held_out[index], 0) if split == "held_out" else self._drawn(index)
         return self._renderer.prompt(
@@ -61,11 +61,11 @@ class FilePrompts:
         )
 
     def media(self, split: Split, index: int) -> tuple[Media, ...]:
-        """Pictures and videos of the `index`-th question."""
+        """Return the pictures and videos of the `index`-th question."""
         return (self._held_out[index] if split == "held_out" else self._drawn(index)[0]).media
 
     def held_out(self, count: int) -> list[Prompt]:
-        """The first `count` held-out questions; all where there are fewer."""
+        """Return the first `count` held-out questions, or all if there are fewer."""
         return [self.question("held_out", i) for i in range(min(count, len(self._held_out)))]
 
     def demonstration(self, stage: SupervisedStage, split: Split, index: int, *, seed: int = 0) -> Sample:
@@ -93,12 +93,12 @@ class FilePrompts:
 
 
 def _place(seed: int, content: str) -> bytes:
-    """In the order of held-out questions, which a row more or less does not change."""
+    """Return the sort key of held-out questions, which adding or removing a row does not change."""
     return hashlib.sha256(f"{seed}/{content}".encode()).digest()
 
 
 def _lacking(config: FilesConfig, rows: Sequence[PreparedQuestion], purpose: Literal["training", "evaluation"]) -> str:
-    """Why there are no questions for a purpose, and, by the questions' own draws, a share that has some for both."""
+    """Say why there are no questions for a purpose, and which share would leave some for both."""
     draws = [drawn(config.seed, row.subject) for row in rows if config.sources[row.source].split == "both"]
     none = f"none of {len(rows)} questions for {purpose}"
     if not draws:
@@ -118,11 +118,11 @@ class Mix:
         self._seed = seed
 
     def start(self, number: int) -> int:
-        """Index of the first draw of the `number`-th pass."""
+        """Return the index of the first draw of the `number`-th pass."""
         return sum(math.floor(number * rate) for rate in self._rates)
 
     def draw(self, index: int) -> tuple[int, int]:
-        """The `index`-th."""
+        """Return the `index`-th draw."""
         number = int(index / sum(self._rates))
         while self.start(number) > index:
             number -= 1
@@ -143,6 +143,6 @@ class Mix:
 
 
 def demonstration_text(thought: str | None, answer: str, response_format: ResponseFormat) -> str:
-    """What sft imitates, in the template."""
+    """Format the response that sft imitates."""
     answered = f"<answer>{answer}</answer>"
     return answered if response_format == "answer_only" else f"<think>{thought}</think>\n{answered}"

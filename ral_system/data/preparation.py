@@ -66,33 +66,33 @@ class PreparedQuestion:
     id: str
     """Source and row number."""
     given_id: str | None
-    """In the file, where it has a column for it."""
+    """Id in the file, if it has a column for it."""
     split: Split
     kind: str
     question: str
-    """With marks where media stand, options and the instruction of its kind."""
+    """Question with marks where media stand, options, and the instruction of its kind."""
     answer: str
     thought: str | None
     media: tuple[Media, ...]
     tokens: int
     """Length of the prompt, including visual tokens and the system turn."""
     content: str
-    """What duplicates share: a digest of the question and its media."""
+    """Digest of the question and its media, which duplicates share."""
 
     @property
     def source(self) -> str:
-        """Its name in data.sources."""
+        """Name of the source in data.sources."""
         return self.id.rpartition("/")[0]
 
     @property
     def subject(self) -> str:
-        """What questions on the same side of the split share: their media, or the question where there are none."""
+        """Key of the split between train and held-out: the media, or the question if there are none."""
         return "".join(medium.digest for medium in self.media) or self.content
 
 
 @dataclass
 class Tally:
-    """What has become of the rows so far."""
+    """Counts of what has become of the rows so far."""
 
     rows: int = 0
     used: Counter[Split] = field(default_factory=Counter)
@@ -106,11 +106,11 @@ class Tally:
 
     @property
     def settled(self) -> int:
-        """Rows with a line in either file."""
+        """Rows that have a line in either file."""
         return self.used.total() + self.left_out.total()
 
     def summary(self) -> dict[str, Any]:
-        """As plain values, with the most frequent reasons."""
+        """Return plain values, with the most frequent reasons."""
         counts = {"rows": self.rows, "used": dict(self.used), "left_out": dict(self.left_out)}
         return counts | {"reasons": dict(self.reasons.most_common(20)), "absent": self.absent}
 
@@ -245,7 +245,7 @@ class Preparation:
     def _row(
         self, source: SourceConfig, id: str, question: Question | _Left, found: tuple[Media, ...] | DataError
     ) -> PreparedQuestion | _Left:
-        """Everything but what depends on other rows."""
+        """Settle everything about a row that does not depend on other rows."""
         if isinstance(question, _Left):
             return question
         left = _Left(id, question.id, "broken", "")
@@ -287,7 +287,7 @@ class Preparation:
         return "held_out" if drawn(self._config.seed, subject) < self._config.held_out else "train"
 
     def _settle(self, rows: Sequence[PreparedQuestion | _Left]) -> None:
-        """Write each row's line, after what depends on other rows and on the verifier."""
+        """Write each row's line, after the checks that need other rows and the verifier."""
         usable = [row for row in rows if isinstance(row, PreparedQuestion)]
         wrong = self._misjudged(usable)
         for row in rows:
@@ -309,7 +309,7 @@ class Preparation:
                 self._check_rate(at_least=MIN_ROWS_TO_JUDGE)
 
     def _misjudged(self, rows: Sequence[PreparedQuestion]) -> dict[str, str]:
-        """Row id → why its verifier cannot use the answer: it fails on it, or holds it against itself for wrong."""
+        """Map row ids to why the verifier cannot use the row's answer: it fails on it, or judges it wrong."""
         verdicts = self._verdicts(rows)
         for row in rows:
             if verdicts[row.id].status is RewardStatus.TIMEOUT:  # alone: the machine may just have been busy
@@ -352,7 +352,7 @@ class Preparation:
 
 
 def kind_of_reason(reason: str) -> str:
-    """What reasons of the same kind share: their column, and words without the names and numbers of their row."""
+    """Reduce a reason to its kind: its column and words, without the names and numbers of its row."""
     named = _COLUMN.match(reason)
     column, rest = (named[1], reason[named.end() :]) if named else ("", reason)
     words = ["…" if _OWN.search(word) else word for word in _NAMES.split(rest)[0].split()]
@@ -360,29 +360,29 @@ def kind_of_reason(reason: str) -> str:
 
 
 def drawn(seed: int, subject: str) -> float:
-    """In [0, 1]; below `data.held_out` a question about it is held out."""
+    """Return a number in [0, 1]; questions whose number is below `data.held_out` are held out."""
     return int.from_bytes(hashlib.sha256(f"{seed}/{subject}".encode()).digest()[:8]) / 2**64
 
 
 def _asked_for(columns: ColumnsConfig) -> set[str]:
-    """Top-level columns of the file."""
+    """Return the top-level columns of the file that the configured columns need."""
     return {str(name).partition(".")[0] for name in columns.model_dump().values() if name is not None}
 
 
 def _printable(text: str) -> str:
-    """On one line, without what would steer a terminal."""
+    """Return the text on one line, without terminal control characters."""
     line = " ".join(text.split())
     return "".join(each if each.isprintable() else repr(each)[1:-1] for each in line)
 
 
 def decoders_of(config: FilesConfig, store: MediaStore, frames_per_view: int) -> Decoders:
-    """Processes that decode as `config` says; a video has a multiple of `frames_per_view` frames."""
+    """Start processes that decode as `config` says; a video gets a multiple of `frames_per_view` frames."""
     sampling = VideoSampling(config.video.fps, config.video.max_frames, config.video.min_frames, frames_per_view)
     return Decoders(store, sampling, workers=config.workers, timeout_s=config.timeout_s)
 
 
 def read_prepared(folder: Path) -> list[PreparedQuestion]:
-    """All lines of questions.jsonl."""
+    """Read all lines of questions.jsonl."""
     return [_prepared(line) for line in read_objects(folder / QUESTIONS_FILE)]
 
 

@@ -1,4 +1,4 @@
-"""What a run asks of its data: questions to be answered, and demonstrations to imitate."""
+"""Interface between a run and its data: questions to answer, and demonstrations to imitate."""
 
 from __future__ import annotations
 

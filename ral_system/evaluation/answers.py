@@ -1,4 +1,4 @@
-"""A model's answers to many questions, each written down when it is there: what was asked is not asked again."""
+"""A model's answers to many questions, each written as soon as it exists, so that no question is asked twice."""
 
 from __future__ import annotations
 
@@ -49,8 +49,9 @@ def collect_answers(
 
 
 def answers_file(folder: Path, model: Path, prompts: Sequence[Prompt], sampling: Sampling, *engine: object) -> Path:
-    """Where the answers belong that this model, as it is now, gives to these prompts with this sampling; `engine` is
-    what else decides over them.
+    """Return the file for the current model's answers to these prompts with this sampling.
+
+    `engine` is everything else that decides over them.
     """
     digest = hashlib.sha256(repr((sampling, engine)).encode())
     digest.update(str(model.resolve()).encode())
@@ -63,7 +64,7 @@ def answers_file(folder: Path, model: Path, prompts: Sequence[Prompt], sampling:
 
 
 def _read(path: Path, completions: int) -> dict[str, list[Completion]]:
-    """Whole groups alone; of a completion that is there twice, after an interruption, the later one."""
+    """Keep only whole groups; if an interruption left a completion twice, keep the later one."""
     found: dict[str, dict[int, Completion]] = defaultdict(dict)
     for line in read_objects(path):
         found[line["prompt_id"]][line["index"]] = _completion(line)

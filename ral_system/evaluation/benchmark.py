@@ -34,7 +34,7 @@ def ask(
     max_tokens: int,
     show: Callable[[int], None],
 ) -> tuple[list[Asked], list[BadItem]]:
-    """Prompts in the order of the items, and what cannot be asked, with reasons. `show` is told how many there are."""
+    """Build prompts in the order of the items, and list items that cannot be asked. `show` gets the count so far."""
     asked: list[Asked] = []
     bad: list[BadItem] = []
     with_media = ((item, [] if isinstance(item, BadItem) else [_encoded(m) for m in item.media]) for item in items)
@@ -60,7 +60,7 @@ def ask(
 
 
 def most_often(bad: Sequence[BadItem]) -> str:
-    """Why, of what cannot be asked, at least one."""
+    """Name the most frequent reason why items cannot be asked; there must be at least one."""
     reason, count = Counter(kind_of_reason(item.reason) for item in bad).most_common(1)[0]
     return f"{'most often' if count > 1 else 'for example'}: {reason}"
 
@@ -83,7 +83,7 @@ class Results:
     scores: Mapping[str, tuple[float, ...]]
     """Item id → score of each of its answers."""
     figures: Mapping[str, float]
-    """Mean over the answers to each question of what the authors report."""
+    """The authors' figures, averaged over the answers to each question."""
     resampled: Resampled
     """The figures on resamples of the questions."""
 
@@ -107,7 +107,7 @@ def results(benchmark: Benchmark, asked: Sequence[Asked], answers: Mapping[str, 
 
 
 def _scored(units: Sequence[Sequence[Item]], scores: Mapping[str, tuple[float, ...]], sample: int) -> Scored:
-    """A unit that was drawn twice counts twice, as two."""
+    """Pair the items of drawn units with their scores; a unit drawn twice counts as two."""
     return [
         (replace(item, together=f"{item.together}~{at}") if item.together else item, scores[item.id][sample])
         for at, unit in enumerate(units)

@@ -15,14 +15,14 @@ Generate = Callable[[Sequence[Prompt], Sampling], Completions]
 
 @dataclass(frozen=True, slots=True)
 class Evaluation:
-    """What a policy achieved on a set of prompts."""
+    """Results of a policy on a set of prompts."""
 
     rollouts: tuple[Rollout, ...]
-    """In the prompts' order, of each its answers; advantage 0."""
+    """Answers to each prompt, in the prompts' order; advantage 0."""
 
     @property
     def accuracy(self) -> float:
-        """Share of answers that are right; a verdict that was not reached counts as wrong."""
+        """Share of answers that are right; a missing verdict counts as wrong."""
         return _mean([r.reward.parts.get("correctness", 0.0) for r in self.rollouts])
 
     @property
@@ -31,7 +31,7 @@ class Evaluation:
         return _mean([r.reward.parts.get("format", 0.0) for r in self.rollouts])
 
     def metrics(self) -> dict[str, float]:
-        """Accuracy overall and by question kind, format rate, response length, verdicts not reached."""
+        """Accuracy overall and by question kind, format rate, response length, missing verdicts."""
         by_kind: dict[str, list[float]] = defaultdict(list)
         for rollout in self.rollouts:
             by_kind[rollout.prompt.kind].append(rollout.reward.parts.get("correctness", 0.0))
@@ -46,7 +46,7 @@ class Evaluation:
 
 
 def evaluate(generate: Generate, rewarder: Rewarder, prompts: Sequence[Prompt], *, max_new_tokens: int) -> Evaluation:
-    """Greedy completions of `prompts`, judged like rollouts."""
+    """Complete `prompts` greedily, and judge the completions like rollouts."""
     by_id = {prompt.id: prompt for prompt in prompts}
     sampling = Sampling(completions=1, temperature=0.0, max_new_tokens=max_new_tokens, seed=0)
     completions = {}
@@ -57,7 +57,7 @@ def evaluate(generate: Generate, rewarder: Rewarder, prompts: Sequence[Prompt], 
 
 
 def judged(rewarder: Rewarder, prompts: Sequence[Prompt], answers: Mapping[str, Sequence[Completion]]) -> Evaluation:
-    """What answers by prompt id amount to, once each has its verdict."""
+    """Sum up answers by prompt id, once each has its verdict."""
     verdicts = rewarder.collect()
     return Evaluation(tuple(Rollout(p, c, verdicts[c.id], advantage=0.0) for p in prompts for c in answers[p.id]))
 

@@ -19,12 +19,12 @@ RESAMPLES = 500
 
 
 def unit_of(prompt: Prompt, together: str = "") -> str:
-    """What questions share that are drawn as one: what counts together, or else their pictures and videos."""
+    """Return the key of questions that are drawn as one: those that count together, else those with equal media."""
     return together or "".join(medium.digest for medium in prompt.media) or prompt.id
 
 
 def grouped(keyed: Iterable[tuple[str, T]]) -> list[list[T]]:
-    """What has the same key, in the order in which keys first come."""
+    """Group values by key, in the order in which keys first occur."""
     groups: dict[str, list[T]] = {}
     for key, value in keyed:
         groups.setdefault(key, []).append(value)

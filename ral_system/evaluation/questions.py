@@ -1,4 +1,4 @@
-"""What an evaluation asks, and the figures that the answers come to."""
+"""Questions of an evaluation, and the figures computed from the answers."""
 
 from __future__ import annotations
 
@@ -23,17 +23,17 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Questions:
-    """What is asked."""
+    """Questions of an evaluation."""
 
     prompts: Sequence[Prompt]
     total: int
-    """Questions that were to be asked, with those that cannot be."""
+    """Number of questions, including those that cannot be asked."""
     available: int
     """Questions that exist; more than `total` with evaluation.benchmark.limit."""
     items: Mapping[str, Item] = field(default_factory=dict)
     """Items of a benchmark by prompt, without their media, which the prompts have."""
     bad: Sequence[BadItem] = ()
-    """What cannot be asked."""
+    """Items that cannot be asked."""
 
     def only(self, ids: Sequence[str]) -> Questions:
         """Keep the questions with these ids, in this order."""
@@ -43,21 +43,21 @@ class Questions:
 
 @dataclass(frozen=True)
 class Figures:
-    """What an evaluation came to."""
+    """Figures of an evaluation."""
 
     title: str
     values: Mapping[str, float]
     headline: str
-    """The one of them that counts."""
+    """Name of the headline figure."""
     intervals: Mapping[str, tuple[float, float]]
     resampled: Resampled
-    """The figures on the resamples of the questions that the intervals are from."""
+    """Figures on the resamples of the questions, from which the intervals come."""
     record: Mapping[str, Any]
-    """For evaluation.json."""
+    """Content of evaluation.json."""
     answered: Sequence[Answered]
-    """For answers.html."""
+    """Content of answers.html."""
     left_out: str = ""
-    """How many questions could not be asked, and why most often."""
+    """Number of questions that could not be asked, and the most frequent reason."""
 
 
 def asked(config: RunConfig, subject: Subject, label: str = "") -> Questions:
@@ -235,7 +235,7 @@ def _how(config: RunConfig) -> str:
 
 
 def write_quarantine(folder: Path, bad: Mapping[str, Sequence[BadItem]]) -> None:
-    """All that cannot be asked, by the point of a sweep; an empty label where there is none."""
+    """List items that cannot be asked by point of a sweep; an empty label without a sweep."""
     from ral_system.observability.jsonl import dump, write_atomically
 
     path, lines = folder / "quarantine.jsonl", []

@@ -1,4 +1,4 @@
-"""A model under evaluation and its engine: vLLM, or transformers where it is asked for or something is steered."""
+"""A model under evaluation and its engine: vLLM, or transformers if configured or if attention is steered."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 @dataclass
 class Subject:
-    """A model under evaluation, and its engine, which is started when it is first needed."""
+    """A model under evaluation, and its engine, which starts when it is first needed."""
 
     config: RunConfig
     model: Path
@@ -40,12 +40,12 @@ class Subject:
 
     @property
     def engine(self) -> str:
-        """vllm, or hf where something is steered or where it is asked for."""
+        """Return `hf` if it is configured or attention is steered, else `vllm`."""
         return "hf" if self.config.intervention.active else self.config.rollout.engine
 
     @property
     def generate(self) -> Generate:
-        """The engine, started."""
+        """Return the engine, started if necessary."""
         return self._started.generate
 
     @functools.cached_property
@@ -65,7 +65,7 @@ class Subject:
 
 
 def configured_intervention(config: RunConfig) -> Intervention:
-    """What `config.intervention` asks for."""
+    """Build the steering that `config.intervention` describes."""
     from ral_system.attention.intervention import Intervention
 
     c = config.intervention

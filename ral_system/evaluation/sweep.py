@@ -1,4 +1,4 @@
-"""`ral-evaluate sweep=visual_tokens` and `sweep=frames`: what models make of seeing more (RAL paper, Fig 3)."""
+"""`ral-evaluate sweep=visual_tokens` and `sweep=frames`: accuracy over tokens or frames (RAL paper, Fig 3)."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ Point = tuple[str, int]
 
 @dataclass(frozen=True, slots=True)
 class Gain:
-    """How much better a model is than the first one."""
+    """Gain of a model over the first one."""
 
     value: float
     over: str
-    """The first model's name."""
+    """Name of the first model."""
     interval: tuple[float, float] | None
-    """95 %, of the same questions for both; None where the figures have none."""
+    """95 % interval, paired on the same questions; None if the figures have no interval."""
 
 
 _LABELS: dict[SweepAxis, str] = {
@@ -119,14 +119,14 @@ def gains_over_first(found: Mapping[Point, Figures]) -> dict[Point, Gain]:
 
 
 def mean_seen(axis: SweepAxis, family: Family, prompts: Sequence[Prompt]) -> float:
-    """What models are given: visual tokens per picture, or frames per video; a value of the axis is the most of it.
+    """Compute the mean input: visual tokens per picture, or frames per video; a value of the axis is its upper limit.
 
-    Raises ConfigError where there is neither.
+    Raises ConfigError if the questions have no such medium.
     """
     kind = "video" if axis == "frames" else "image"
     media = [medium for prompt in prompts for medium in prompt.media if medium.kind == kind]
     if not media:
-        raise ConfigError(f"sweep.axis={axis}: the questions are about no {kind}; choose the other axis")
+        raise ConfigError(f"sweep.axis={axis}: the questions have no {kind}s; choose the other axis")
     return sum(medium.frames if axis == "frames" else family.tokens(medium) for medium in media) / len(media)
 
 

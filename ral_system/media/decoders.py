@@ -1,4 +1,4 @@
-"""Processes that decode media from outside and put them into a store, in the order in which they are asked.
+"""Processes that decode media from outside and put them into a store, in the order of the requests.
 
 What hangs, crashes its decoder or asks for too much memory costs its own item: its process ends, and those that shared
 it are decoded again.
@@ -132,7 +132,7 @@ def _store(media: Sequence[EncodedMedia]) -> tuple[Media, ...]:
 
 
 def _named(one: EncodedMedia) -> Media:
-    """Raises DataError that names the medium, where it has a name."""
+    """Raise DataError that names the medium, if it has a name."""
     try:
         return _stored(one)
     except MemoryError:
@@ -155,7 +155,7 @@ def _stored(one: EncodedMedia) -> Media:
 
 
 def _source_key(one: EncodedMedia) -> str:
-    """What decides over a medium: its bytes, or its file as it is now, which frames are asked for, and what it may be.
+    """Return the key of a decoded medium: its bytes or current file, the sampled frames, and the limits.
 
     Not how long it may take: what was decoded once did not hang.
     """

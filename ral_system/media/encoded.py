@@ -1,4 +1,4 @@
-"""A picture or video as it comes from outside, not yet opened."""
+"""A picture or video from outside, not yet opened."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Encoded pictures from outside to RGB pixels, or a reason why not. Nothing is decoded before its size is known."""
+"""Decoding of pictures from outside to RGB pixels, or to an error. Sizes are checked before pixels are decoded."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF")
 
 @dataclass(frozen=True, slots=True)
 class ImageLimits:
-    """What a picture may be. A single pixel shows nothing; areas beyond bounds are bombs or mistakes."""
+    """Limits of a picture. A single pixel shows nothing; areas beyond bounds are bombs or mistakes."""
 
     min_side_px: int = 2
     max_area_px: int = 100_000_000
@@ -90,7 +90,7 @@ def _as_rgb(image: Image.Image) -> Image.Image:
 
 
 def _upright(image: Image.Image) -> Image.Image:
-    """As its EXIF orientation says; as it is where EXIF is damaged."""
+    """Turn the picture as its EXIF orientation says; unchanged if EXIF is damaged."""
     try:
         return ImageOps.exif_transpose(image)
     except Exception:

@@ -1,4 +1,4 @@
-"""Decoded pixels that all processes of a node share, within a budget: what was used longest ago leaves first."""
+"""Cache of decoded pixels for all processes of a node, within a budget; the least recently used leave first."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ import numpy as np
 from ral_system.errors import SetupError
 
 _LOCKS = 64
-"""Items that share one of them wait for each other's decoding."""
+"""Number of locks; items that share one wait for each other's decoding."""
 _PATIENCE_S = 120.0
 """Bound on that wait; then an item is decoded twice."""
 _COUNT_FILE = ".used"
-"""Bytes of all items, those under way included; absent: the folder is looked at."""
+"""File with the bytes of all items, including unfinished ones; if it is missing, the folder is listed."""
 _KEPT = 0.9
 """Share of the budget that an eviction leaves, so that the folder is listed once for every tenth of it written."""
 _HEADER_BYTES = 128
@@ -68,7 +68,7 @@ class PixelCache:
                 np.save(file, pixels, allow_pickle=False)
             with suppress(FileNotFoundError):  # evicted before it was whole
                 partial.replace(path)
-        except OSError as error:  # no room on the disk: a cache is not worth a run
+        except OSError as error:  # a full disk must not end the run
             print(f"warning: {self.folder} cannot be written ({error.strerror}); decoding continues", file=sys.stderr)
         finally:
             with suppress(OSError):
@@ -86,15 +86,15 @@ class PixelCache:
     def _counted(self) -> int | None:
         try:
             return int((self.folder / _COUNT_FILE).read_text(encoding="ascii"))
-        except (OSError, ValueError):  # the first time, or half a number
+        except (OSError, ValueError):  # missing, or an incomplete number
             return None
 
     def _evict(self, needed: int) -> int:
-        """Bytes that are used, after what had to leave for `needed` more."""
+        """Evict until there is room for `needed` more bytes, and return the bytes in use."""
         found = []
         for entry in os.scandir(self.folder):
             with suppress(FileNotFoundError):
-                if entry.name.endswith((".npy", ".partial")):  # a partial one may be what a killed process left
+                if entry.name.endswith((".npy", ".partial")):  # a partial file may be left from a killed process
                     status = entry.stat()
                     found.append((status.st_mtime_ns, status.st_size, entry.path))
         used = sum(size for _, size, _ in found)

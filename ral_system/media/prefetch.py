@@ -1,4 +1,4 @@
-"""Decoding ahead of the step: the next questions' media, in processes of their own, into the cache of this node."""
+"""Decoding ahead: separate processes decode the next questions' media into the cache of this node."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class MediaPrefetcher:
         self._pool = self._start()
 
     def want(self, media: Iterable[Media]) -> None:
-        """Decode them soon, unless that is under way; returns at once."""
+        """Request decoding, unless it has begun; returns at once."""
         for medium in media:
             if medium in self._under_way or medium in self._given_up or not worth_keeping(medium):
                 continue
@@ -46,7 +46,7 @@ class MediaPrefetcher:
                 self._under_way[medium] = self._pool.submit(_decode, medium)
 
     def wait(self, media: Iterable[Media]) -> None:
-        """Until these are decoded, for at most `timeout_s`. They may be wanted again, since a cache forgets."""
+        """Wait until these are decoded, at most `timeout_s`. They may be requested again, since the cache evicts."""
         waited = {medium: self._under_way.pop(medium) for medium in list(media) if medium in self._under_way}
         wait(waited.values(), timeout=self._timeout_s)
         self._given_up |= {medium for medium, future in waited.items() if not future.done()}

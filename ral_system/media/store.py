@@ -123,11 +123,11 @@ class MediaStore:
         return hashlib.sha256(repr((media, status.st_size, status.st_mtime_ns, DECODERS)).encode()).hexdigest()
 
     def fill_cache(self, media: Media) -> None:
-        """Have the pixels in the cache of this node, whatever this process keeps for itself. Raises DataError."""
+        """Put the pixels into this node's cache, even if this process keeps its own copy. Raises DataError."""
         self._pixels(media)
 
     def path(self, media: Media) -> Path:
-        """Where the file is, or would be."""
+        """Return the path that the file has, or would have."""
         return _place(self.folder, media)
 
     def _stored(self, media: Media, source: bytes | Path) -> Media:
@@ -157,7 +157,7 @@ class MediaStore:
         try:
             name = self.pixel_name(media)
         except OSError:
-            return self._decode(media)  # which says what is wrong
+            return self._decode(media)  # this raises the error with its reason
         return self._cache.get(name, lambda: self._decode(media))
 
     def _decode(self, media: Media) -> np.ndarray:
@@ -186,7 +186,7 @@ class MediaStore:
 
 
 def worth_keeping(media: Media) -> bool:
-    """Whether its pixels go to the cache of a node."""
+    """Return whether the medium's pixels go to the cache of a node."""
     return media.frames * media.width_px * media.height_px * 3 > _SMALL_BYTES
 
 
@@ -202,7 +202,7 @@ def _place(folder: Path, media: Media) -> Path:
 
 @contextmanager
 def _whole(path: Path) -> Iterator[Path]:
-    """A name to write under, which becomes `path` at once."""
+    """Yield a name to write under, which becomes `path` in one step."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_suffix(f".{uuid.uuid4().hex}.partial")
     yield partial
@@ -210,7 +210,7 @@ def _whole(path: Path) -> Iterator[Path]:
 
 
 def _link(path: Path, target: Path) -> None:
-    """Make it lead to `target`, which is what was looked at last."""
+    """Link to `target`, the file that was checked last."""
     if not path.is_symlink() or path.readlink() != target:
         with _whole(path) as partial:
             partial.symlink_to(target)

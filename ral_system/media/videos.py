@@ -1,4 +1,4 @@
-"""Encoded videos from outside to sampled RGB frames, or a reason why not. Nothing is decoded before its size is known.
+"""Decoding of videos from outside to sampled RGB frames, or to an error. Sizes are checked before decoding.
 
 A file is read twice. The first pass lists its packets: which frames there are and when each is shown, whatever the
 header declares. The second decodes only the pieces (from a keyframe to the next) that hold a sampled frame, each up to
@@ -38,7 +38,7 @@ _HEAD_BYTES = 189
 
 @dataclass(frozen=True, slots=True)
 class VideoLimits:
-    """What a video may be. Sides and ratio as for pictures; the others bound the work for one file."""
+    """Limits of a video. Sides and ratio as for pictures; the others bound the work for one file."""
 
     min_side_px: int = 2
     max_area_px: int = 36_000_000
@@ -52,11 +52,11 @@ class VideoLimits:
 
 @dataclass(frozen=True, slots=True)
 class VideoOutline:
-    """What a prompt needs to know of a video. Two of 60 frames: `VideoOutline(640, 360, 2.0, (0.0, 1.967))`."""
+    """Facts about a video that a prompt needs. Two of 60 frames: `VideoOutline(640, 360, 2.0, (0.0, 1.967))`."""
 
     width_px: int
     height_px: int
-    """Upright, before resizing; pixels count as square."""
+    """Size of the upright frames before resizing; pixels count as square."""
     duration_s: float
     """Duration of the part that is used, from its first frame to the end of its last one, which lasts as long as the
     video's median frame; 0 for a single frame."""
@@ -68,7 +68,7 @@ Size = Callable[[int, int], tuple[int, int]]
 
 
 def looks_like_video(source: Path | bytes) -> bool:
-    """By its first bytes alone; False for a file that cannot be read."""
+    """Recognise a video by its first bytes; False for a file that cannot be read."""
     if isinstance(source, bytes):
         return _SIGNATURES.match(source) is not None
     try:
@@ -151,15 +151,15 @@ def sample_times(shown: np.ndarray, count: int) -> np.ndarray:
 
 @dataclass(slots=True, eq=False)
 class _Stretch:
-    """Pieces that are decoded together."""
+    """Pieces of a video that are decoded together."""
 
     first: int
-    last: float = -math.inf  # when the last frame that is wanted of it is shown
+    last: float = -math.inf  # when the last wanted frame of the stretch is shown
 
 
 @dataclass(frozen=True, slots=True)
 class _Timeline:
-    """What the packets say. Times are in ticks, the unit of the stream's clock."""
+    """Index of a video from its packets. Times are in ticks, the unit of the stream's clock."""
 
     shown: np.ndarray  # the frames' times, ascending
     coded: np.ndarray  # the packets' times, in the file's order

@@ -1,4 +1,4 @@
-"""Where a named model lies: a local folder, or a download from the Hugging Face Hub. Imports no torch."""
+"""Location of a named model: a local folder, or a download from the Hugging Face Hub. Imports no torch."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 from ral_system.errors import SetupError
 
 _WITHOUT_WEIGHTS = ("*.json", "*.jinja", "*.txt", "*.model", "*.tiktoken")
-"""Configuration, tokenizer and processor of a model on the hub."""
+"""File patterns of a hub model's configuration, tokenizer and processor."""
 
 
 def check_named(field: str, name: str) -> None:
@@ -22,7 +22,7 @@ def check_named(field: str, name: str) -> None:
 
 
 def local_model_folder(name: str, *, weights: bool = True) -> Path:
-    """The folder of a model given by path or by hub name (`org/model`, downloaded once). Raises SetupError.
+    """Return the folder of a model given by path or by hub name (`org/model`, downloaded once). Raises SetupError.
 
     Without `weights` a download has only the configuration, the tokenizer and the processor.
     """
@@ -43,12 +43,12 @@ def local_model_folder(name: str, *, weights: bool = True) -> Path:
 
 
 def check_model_folder(folder: Path) -> None:
-    """Raises SetupError unless the folder holds a model in Hugging Face format."""
+    """Raise SetupError unless the folder holds a model in Hugging Face format."""
     if not (folder / "config.json").is_file():
         raise SetupError(f"model folder {folder}: no config.json there; give a folder in Hugging Face format")
 
 
 def _may_be_hub_name(name: str) -> bool:
-    """Whether a name is like org/model, and neither it nor a folder called org is here."""
+    """Return whether a name is like org/model and neither it nor a folder called org exists here."""
     organisation = name.partition("/")[0]
     return name.count("/") == 1 and not name.startswith((".", "/", "~")) and not Path(organisation).exists()

@@ -1,4 +1,4 @@
-"""Loading models and processors from Hugging Face folders; errors are one line."""
+"""Load models and processors from Hugging Face folders; errors are one line."""
 
 from __future__ import annotations
 

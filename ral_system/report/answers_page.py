@@ -1,4 +1,4 @@
-"""What a model answered in an evaluation: every question with its media, its answers and what they scored."""
+"""Page of an evaluation's answers: every question with its media, its answers and their scores."""
 
 from __future__ import annotations
 
@@ -25,16 +25,16 @@ class Answered:
     """
 
     question: Mapping[str, Any]
-    """As in `rollouts.jsonl`: id, kind, question, answer, media."""
+    """Record as in `rollouts.jsonl`: id, kind, question, answer, media."""
     responses: tuple[str, ...]
     scores: tuple[float, ...]
-    """One per response, in [0, 1]."""
+    """Scores in [0, 1], one per response."""
     notes: tuple[str, ...] = ()
-    """Why a response has no verdict, else empty; one per response, or none at all."""
+    """Reasons why a response has no verdict, empty if it has one; one per response, or none at all."""
 
     @property
     def score(self) -> float:
-        """Mean over the responses."""
+        """Mean score over the responses."""
         return sum(self.scores) / len(self.scores)
 
 

@@ -1,4 +1,4 @@
-"""What the report knows about a run, read from its folder. Nothing is required: a run may still be going."""
+"""Data of a run for its report, read from its folder. Nothing is required: a run may still be in progress."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class RunData:
 
     @property
     def is_empty(self) -> bool:
-        """Nothing has been recorded yet."""
+        """Whether nothing has been recorded yet."""
         return not (self.metrics or self.rollouts or self.summary)
 
     def points(self, stage: Stage, key: str) -> Points:
@@ -57,7 +57,7 @@ class RunData:
 
 @dataclass(frozen=True, slots=True)
 class Headline:
-    """The numbers on top. None where the run has not got that far."""
+    """Return the numbers at the top; None where the run has not reached them."""
 
     accuracy_before: float | None
     accuracy_after: float | None
@@ -72,7 +72,7 @@ class Headline:
 
 
 def read_run(folder: Path) -> RunData:
-    """Read what is there. Damaged lines and files count as absent."""
+    """Read the files that exist. Damaged lines and files count as absent."""
     config_text = _text(folder / "config.yaml")
     return RunData(
         name=folder.resolve().name,

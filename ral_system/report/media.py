@@ -16,7 +16,7 @@ from ral_system.types import Clip, Media
 
 FramesOf = Callable[[Media], np.ndarray]
 """A medium's frames as the model sees them, uint8 [frames, height, width, 3]; of a picture one. Raises RalError for one
-that cannot be had."""
+that is not available."""
 
 SHOWN_STEPS = 8
 """Time steps of a video to show; a model merges a few frames into one."""
@@ -33,7 +33,7 @@ class ReportMedia:
         self._loaded: dict[Media, list[Image.Image] | None] = {}
 
     def plain(self, medium: Media) -> str:
-        """As HTML; of a video, the first frame of each shown step with its time."""
+        """Draw the medium as HTML; for a video, the first frame of each shown step with its time."""
         frames = self._frames(medium)
         if frames is None:
             return _missing(medium)
@@ -60,7 +60,7 @@ class ReportMedia:
         return frame_strip(drawn, "overlay", alt, _note(medium.clip))
 
     def _frames(self, medium: Media) -> list[Image.Image] | None:
-        """The picture, or what is shown of a video; None where it cannot be had."""
+        """Return the picture, or the shown frames of a video; None if they are not available."""
         if medium not in self._loaded:
             self._loaded[medium] = self._load(medium)
         return self._loaded[medium]
@@ -83,7 +83,7 @@ class ReportMedia:
 
 
 def _sized(image: Image.Image, shown_px: int) -> Image.Image:
-    """Small ones enlarged by whole factors so that cells stay sharp, large ones reduced."""
+    """Enlarge small pictures by whole factors, so that cells stay sharp, and reduce large ones."""
     longer = max(image.size)
     if longer > 2 * shown_px:
         image.thumbnail((2 * shown_px, 2 * shown_px))
@@ -93,7 +93,7 @@ def _sized(image: Image.Image, shown_px: int) -> Image.Image:
 
 
 def _total(clip: Clip) -> int:
-    """Time steps."""
+    """Number of time steps."""
     return -(-len(clip.times_s) // clip.sampling.step)
 
 

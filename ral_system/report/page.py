@@ -1,4 +1,4 @@
-"""What every page shares: one file that needs no network, with its style, and pictures inside it."""
+"""Shared parts of all pages: one file that needs no network, with its style and pictures inside."""
 
 from __future__ import annotations
 

@@ -22,7 +22,7 @@ class Plot:
     series: list[Series]
     steps: list[int]
     values: list[dict[int, float | None]]
-    """As recorded."""
+    """Values as recorded."""
     heights: list[dict[int, float]]
     """As drawn: in a stack above the layers below, elsewhere the values that are known."""
     x: Axis
@@ -44,7 +44,7 @@ def place(chart: Chart, series: list[Series]) -> Plot:
 
 
 def draw(plot: Plot) -> str:
-    """The frame and what is in it."""
+    """Draw the frame and its contents."""
     return _frame(plot) + (_layers(plot) if plot.chart.kind == "stack" else _error_bars(plot) + _lines(plot))
 
 
@@ -54,7 +54,7 @@ def _y_axis(chart: Chart, drawn: list[float]) -> Axis:
         positive = [value for value in drawn + limits if value > 0] or [1.0]
         return svg.log_axis(min(positive), max(positive), _BOTTOM, _TOP)
     high = max(0.0, *drawn, chart.top or 0.0)
-    near = [limit for limit in limits if limit <= 3 * high]  # one far above would press the values to the ground
+    near = [limit for limit in limits if limit <= 3 * high]  # a limit far above would flatten the values
     return svg.linear_axis(min(0.0, *drawn), max([high, *near]), _BOTTOM, _TOP)
 
 

@@ -1,4 +1,4 @@
-"""What a run's data look like to its model: the first questions of each split, and what was left out."""
+"""Preview of a run's data as its model reads them: the first questions of each split, and what was left out."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def preview_data(
 
 
 def _unknown_words(rows: Sequence[ShownRow], unknown: str | None) -> list[str]:
-    """A warning about the prompt with the largest share of words that the model does not know."""
+    """Warn about the prompt with the largest share of words that the model does not know."""
     found = []
     for row in rows:
         words = row.tokens - row.visual_tokens

@@ -29,10 +29,10 @@ class Spread:
 
 @dataclass(frozen=True, slots=True)
 class Reason:
-    """Why some rows cannot be used. Example: `Reason("path: … no such file below …", 40, "path: a.png: no such …")`"""
+    """Why rows cannot be used. Example: `Reason("path: … no such file below …", 40, "path: a.png: no such …")`"""
 
     kind: str
-    """Without what is a row's own."""
+    """Reason without the parts that are specific to a row."""
     count: int
     example: str
     """Reason of the first of these rows, verbatim."""
@@ -59,22 +59,22 @@ class Drawn:
 
 @dataclass(frozen=True, slots=True)
 class Figures:
-    """What became of the rows."""
+    """Counts of what became of the rows."""
 
     rows: int
     train: int
     held_out: int
     left_out: Mapping[str, int]
-    """By cause."""
+    """Counts of rows that are left out, by cause."""
     reasons: Sequence[Reason]
-    """Why rows cannot be used, the most frequent first; perhaps not all."""
+    """Reasons why rows cannot be used, the most frequent first; perhaps not all."""
     tokens: Spread | None
-    """Per prompt, visual tokens included; None without prompts."""
+    """Tokens per prompt, including visual tokens; None without prompts."""
     visual_tokens: Spread | None
     counted: str
-    """Which prompts the spreads are of: all rows in use."""
+    """Prompts that the spreads are computed over, in words."""
     judged: Sequence[Judged] = ()
-    """The most frequent kind first."""
+    """Kinds with their verifiers, the most frequent first."""
     drawn: Sequence[Drawn] = ()
     """Sources with their shares, if there are several."""
     absent: Sequence[str] = ()
@@ -82,7 +82,7 @@ class Figures:
 
     @property
     def other_broken(self) -> int:
-        """Rows that cannot be used for none of `reasons`."""
+        """Number of unusable rows whose reason is not among `reasons`."""
         return self.left_out.get("broken", 0) - sum(reason.count for reason in self.reasons)
 
 
@@ -136,7 +136,7 @@ class ShownRow:
 
 @dataclass(frozen=True, slots=True)
 class LeftOut:
-    """A row that is not used. `given_id` is the one that its file has for it."""
+    """A row that is not used. `given_id` is its id in the file."""
 
     id: str
     given_id: str | None
@@ -155,11 +155,11 @@ class Origin:
 
 @dataclass(frozen=True, slots=True)
 class Preview:
-    """All that the page says."""
+    """Contents of the page."""
 
     origin: Origin
     data: str
-    """What they are, or where they are prepared."""
+    """Description of the data, or the folder in which they are prepared."""
     figures: Figures
     train: Sequence[ShownRow]
     held_out: Sequence[ShownRow]
@@ -217,7 +217,7 @@ def _numbers(figures: Figures) -> str:
 
 
 def _mix(figures: Figures) -> str:
-    """Which verifier judges what, what comes from where, and columns without rows."""
+    """List the verifier of each kind, the share of each source, and columns without rows."""
     drawn = [
         f"<li>{escape(one.name)}: <b>{one.rows:,}</b> questions, {one.share:.1%} of the training questions drawn</li>"
         for one in figures.drawn
@@ -233,7 +233,7 @@ def _mix(figures: Figures) -> str:
 
 
 def judge(one: Judged) -> str:
-    """Its verifier, and whether only because it has none of its own."""
+    """Name the kind's verifier, and say if it is only the default."""
     return one.verifier if one.own else f"{one.verifier} (reward.verifier)"
 
 

@@ -86,7 +86,7 @@ def _pair(prompt: str, before: Record | None, after: Record | None, media: Repor
 
 
 def question_cell(record: Record, media: ReportMedia) -> str:
-    """Media, kind, question and what is expected."""
+    """Draw media, kind, question and the expected answer."""
     shown = _media(record)
     return (
         f'<div class="question{_wide(shown)}">{"".join(map(media.plain, shown))}'
@@ -112,19 +112,19 @@ def _answer(record: Record, media: ReportMedia, advantage: bool = False) -> str:
 
 
 def response_text(record: Record) -> str:
-    """With the template's tags set off."""
+    """Format a response with the template's tags highlighted."""
     return _TAG.sub(r'<span class="tag">\1</span>', escape(str(record.get("response", ""))))
 
 
 def chip(name: str, value: Any) -> str:
-    """A part of a verdict."""
+    """Draw a part of a verdict."""
     good = isinstance(value, int | float) and value >= 0.5
     mark = "✓" if value == 1 else "✗" if value == 0 else _number(value)
     return f'<span class="chip {"good" if good else "bad"}">{escape(name)} {mark}</span>'
 
 
 def _overlay(record: Record, media: ReportMedia) -> str:
-    """Every picture and video with where the answer looks on it, all on one scale."""
+    """Draw every picture and video with where the answer looks, all on one scale."""
     try:
         maps = [np.array(found, dtype=np.float64) for found in record.get("overlays") or []]
         peak = max((float(np.nanmax(m)) for m in maps), default=0.0)
@@ -142,7 +142,7 @@ def _media(record: Record) -> list[Media]:
 
 
 def _wide(media: Sequence[Media]) -> str:
-    """A class for what holds a video: its frames stand above the text, not beside it."""
+    """Return the CSS class for a record with a video, whose frames are above the text and not beside it."""
     return " wide" if any(medium.clip for medium in media) else ""
 
 

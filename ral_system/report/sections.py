@@ -16,7 +16,7 @@ _DIVERGENCES: dict[str, tuple[str, Unit]] = {
     "tv": ("Total variation distance", "number"),
     "hellinger": ("Squared Hellinger distance", "number"),
 }
-"""What each is called, and its unit: only those with a logarithm have one."""
+"""Names of the divergences and their units; only those with a logarithm have one."""
 _ANCHORS = {"old": "rollout policy", "reference": "reference policy", "ema": "average policy"}
 _MAX_LAYERS = 7  # of the phase stack; the smallest ones share the last colour
 
@@ -163,7 +163,7 @@ def _stages(run: RunData, chart: str, title: str, note: str, key: str, unit: Uni
 
 
 def _intervals(run: RunData, stage: Stage, key: str) -> Mapping[int, Interval]:
-    """95 % intervals of held-out accuracy, by step; nothing of other metrics."""
+    """Return 95 % intervals of held-out accuracy by step; none for other metrics."""
     if key != "eval/accuracy":
         return {}
     asked = dict(run.points(stage, "eval/questions"))

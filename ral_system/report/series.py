@@ -1,4 +1,4 @@
-"""What a chart of the report shows: series over steps with their units, and which of the steps are drawn."""
+"""Contents of a chart in the report: series over steps, their units, and the steps that are drawn."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ class Series:
 
 @dataclass(frozen=True, slots=True)
 class Chart:
-    """What to draw. `note` is one sentence on how to read it; `limit` a dashed line with its name."""
+    """A chart to draw. `note` is one sentence on how to read it; `limit` a dashed line with its name."""
 
     id: str
     title: str
@@ -95,12 +95,12 @@ def stacked(series: Sequence[Series], steps: Sequence[int]) -> list[dict[int, fl
 
 
 def on_axis(value: float, unit: Unit) -> str:
-    """A tick's number; units other than percent stand elsewhere."""
+    """Format a tick's number; units other than percent are shown elsewhere."""
     return f"{value * 100:.3g}%" if unit == "percent" else short(value)
 
 
 def with_unit(value: float | None, unit: Unit) -> str:
-    """A value as text: `93.4%`, `0.12 nats`."""
+    """Format a value: `93.4%`, `0.12 nats`."""
     if value is None:
         return "n/a"
     if unit == "percent":
@@ -109,7 +109,7 @@ def with_unit(value: float | None, unit: Unit) -> str:
 
 
 def described(series: Series, step: int, value: float | None, unit: Unit) -> str:
-    """A value and, if it has one, its interval."""
+    """Format a value and its interval, if it has one."""
     interval = series.intervals.get(step)
     if interval is None:
         return with_unit(value, unit)

@@ -1,4 +1,4 @@
-"""`report.html`: whether a run learned, what attention did, whether to trust it. One file that needs no network."""
+"""`report.html`: whether a run learned, what attention did, and which checks passed, in one file."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def _fold(title: str, text: str) -> str:
 
 
 def _commands(run: RunData) -> str:
-    """Every command that did part of the run, with its code and packages, oldest first."""
+    """List every command that did part of the run, with its code and packages, oldest first."""
     return "\n\n".join(
         "\n".join(
             [

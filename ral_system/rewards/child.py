@@ -58,7 +58,7 @@ def _serve(lines: Iterator[bytes], answers: BinaryIO) -> None:
     for line in lines:
         text, answer, kind = json.loads(line)
         verdict = _verdict(verifier, of_kind(kind), greeting["response_format"], text, answer)
-        if os.getpid() != own:  # a verifier that forked came back here twice
+        if os.getpid() != own:  # a verifier that forked returned here twice
             os._exit(0)
         _write(answers, verdict)
 
@@ -96,7 +96,7 @@ def _reason(error: BaseException) -> str:
 
 
 def _take_over_standard_streams() -> tuple[BinaryIO, BinaryIO]:
-    """The pipes to the parent, moved away from where a verifier that prints or reads would disturb them."""
+    """Move the pipes to the parent to other descriptors, safe from a verifier that prints or reads."""
     jobs, answers = os.fdopen(os.dup(0), "rb"), os.fdopen(os.dup(1), "wb")
     nothing = os.open(os.devnull, os.O_RDONLY)
     os.dup2(nothing, 0)

@@ -12,13 +12,13 @@ from ral_system.rewards.verifiers.registry import verifier_of
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """What a verifier returns.
+    """Result of a verifier.
 
     Example: `Verdict(parts={"correctness": 1.0, "format": 0.0}, total=0.9)`
     """
 
     parts: dict[str, float]
-    """Unweighted parts, each in [0, 1]."""
+    """Parts of the reward, unweighted, each in [0, 1]."""
     total: float
 
 

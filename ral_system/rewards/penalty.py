@@ -1,4 +1,4 @@
-"""What is taken off a reward."""
+"""Penalties that are subtracted from a reward."""
 
 from __future__ import annotations
 
@@ -9,16 +9,14 @@ from ral_system.types import Completion, RewardResult, RewardStatus
 
 
 def with_penalty(verdict: RewardResult, penalty: float | None) -> RewardResult:
-    """The verdict less `penalty`, which is a part of its own; as it was where none was reached, or None is asked
-    for.
-    """
+    """Subtract `penalty` from the verdict, as a separate part; unchanged without a verdict, or if `penalty` is None."""
     if penalty is None or verdict.status is not RewardStatus.OK:
         return verdict
     return replace(verdict, parts={**verdict.parts, "penalty": penalty}, total=verdict.total - penalty)
 
 
 def length_penalty(completion: Completion, config: OverlongConfig, limit: int) -> float | None:
-    """What a long response loses of its reward; None where nothing is configured to be lost."""
+    """Return the penalty for a long response; None if no penalty is configured."""
     if config.handling != "penalty":
         return None
     return overlong_penalty(len(completion.token_ids), limit=limit, buffer=config.buffer)

@@ -137,14 +137,14 @@ class RewardPool:
         if not worker.ready or len(worker.jobs) > WINDOW // 2:
             return
         with self._changed:
-            share = math.ceil(len(self._queue) / self._worker_count)  # leaves the other processes theirs
+            share = math.ceil(len(self._queue) / self._worker_count)  # so that other processes get jobs as well
             count = min(share, WINDOW - len(worker.jobs))
             jobs = [self._queue.popleft() for _ in range(count)]
         if jobs:
             worker.send(jobs)
 
     def _sleep(self, workers: list[Worker]) -> None:
-        """Until a verdict, a submission, room in a pipe, or the next deadline."""
+        """Wait for a verdict, a submission, room in a pipe, or the next deadline."""
         poll = select.poll()  # not select(): descriptors can be beyond 1024 in a process of a large cluster
         poll.register(self._wake_fd, select.POLLIN)
         for worker in workers:
@@ -198,7 +198,7 @@ def _greeting(config: RewardConfig, response_format: ResponseFormat, verifier: V
     if verifier.__module__ == "__main__" or "<" in verifier.__qualname__ or load_verifier(name) is not verifier:
         raise ValueError(f"verifier {name} cannot be imported by name; define it at the top level of a module")
     greeting = {
-        "path": [*sys.path, str(Path.cwd())],  # a command's own path lacks the folder it is called in
+        "path": [*sys.path, str(Path.cwd())],  # the path of an installed command lacks the current folder
         "verifier": name,
         "config": config.model_dump(mode="json"),
         "response_format": response_format,

@@ -1,4 +1,4 @@
-"""The visual-anchored part of a reward (AVAR, arXiv 2603.03825), which scoring finds and not a verifier."""
+"""The visual-anchored part of a reward (AVAR, arXiv 2603.03825), which comes from scoring and not from a verifier."""
 
 from __future__ import annotations
 

@@ -69,7 +69,7 @@ class Worker:
         self.ready = False
 
     def interests(self) -> list[tuple[int, int]]:
-        """What to poll for: (file descriptor, event mask)."""
+        """Return what to poll for: (file descriptor, event mask)."""
         wanted = [(self._from_fd, select.POLLIN)]
         return [*wanted, (self._to_fd, select.POLLOUT)] if self._outgoing else wanted
 
@@ -109,7 +109,7 @@ class Worker:
         return [(self.jobs.popleft(), message) for message in messages]
 
     def loss(self, timeout_s: float) -> Loss | None:
-        """Why this process is lost, or None. Call after `receive`, so that no verdict that has arrived is missed."""
+        """Return why this process is lost, or None. Call after `receive`, so that no verdict is missed."""
         waited = time.monotonic() - self._progress_at
         if self._garbled:
             return Loss(RewardStatus.ERROR, "the verifier wrote into the pipe of its process")
@@ -122,7 +122,7 @@ class Worker:
         return None
 
     def deadline_in(self, timeout_s: float) -> float | None:
-        """Seconds until `loss` can turn to a timeout, or None when nothing runs."""
+        """Return the seconds until `loss` can become a timeout, or None when nothing runs."""
         if self.ready and not self.jobs:
             return None
         return max(0.0, self._progress_at + (timeout_s if self.ready else START_TIMEOUT_S) - time.monotonic())

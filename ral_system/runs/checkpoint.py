@@ -62,11 +62,11 @@ class Checkpoints:
                 if all(_sha256(folder / name) == digest for name, digest in manifest["files"].items()):
                     return found
             except (ValueError, KeyError, FileNotFoundError):
-                continue  # damaged: an older one may be whole
+                continue  # damaged: an older one may be complete
         return None
 
     def clear(self) -> None:
-        """Remove all of them: a later stage is complete, so this one can no longer go on."""
+        """Remove all checkpoints: a later stage is complete, so this one can no longer continue."""
         shutil.rmtree(self._folder, ignore_errors=True)
 
     def _complete(self) -> list[Path]:

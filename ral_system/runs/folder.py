@@ -1,4 +1,4 @@
-"""What a run leaves under `runs/<name>/`, by name; and the rules for continuing it."""
+"""Files of a run under `runs/<name>/`, and the rules for continuing it."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from ral_system.runs.checkpoint import apply_umask
 
 @dataclass(frozen=True, slots=True)
 class Continuation:
-    """What may differ, by config path, between what filled a folder and what goes on with it."""
+    """Config paths that may differ between the command that filled a folder and one that continues it."""
 
     work: tuple[str, ...]
     """Files; a stage can be continued as soon as one of them is not empty."""
@@ -66,20 +66,20 @@ class RunFolder:
         self._lock: IO[str] | None = None
 
     def model(self, stage: Stage) -> Path:
-        """Where a stage leaves its model: `model/` for the last stage, `models/<stage>/` before it."""
+        """Return the folder of a stage's model: `model/` for the last stage, `models/<stage>/` before it."""
         return self.root / "model" if stage == "rl" else self.root / "models" / stage
 
     def result(self, stage: Stage) -> dict[str, Any] | None:
-        """What a complete stage recorded, or None when it is not complete."""
+        """Return what a complete stage recorded, or None if it is not complete."""
         file = self.model(stage) / "stage.json"
         return json.loads(file.read_text()) if file.is_file() else None
 
     def best(self, stage: Stage, step: int) -> Path:
-        """Where a supervised stage keeps the model of the evaluated step that was best so far."""
+        """Return the folder in which a supervised stage keeps its best model so far."""
         return self.checkpoints / stage / f"best_{step:06d}"
 
     def steps(self, stage: Stage) -> int:
-        """Steps that a complete stage has made."""
+        """Return the number of steps of a complete stage."""
         result = self.result(stage)
         assert result is not None, f"{stage} is not complete"
         return result["steps"]
@@ -129,7 +129,7 @@ class RunFolder:
     @staticmethod
     @contextmanager
     def whole(target: Path) -> Iterator[Path]:
-        """A folder to write into, which becomes `target` at once when the block ends well."""
+        """Yield a folder to write into, which becomes `target` in one step when the block succeeds."""
         partial = target.with_name(f".partial_{target.name}")
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
@@ -234,7 +234,7 @@ class RunFolder:
             ) from None
 
     def _holds_work(self, rules: Continuation) -> bool:
-        """Whether a step was made; a start that failed, say for a misspelt model, does not bind the next one."""
+        """Return whether a step was made; a failed start, say with a misspelt model, does not bind the next."""
         files = [self.root / name for name in rules.work]
         return any(self.result(stage) for stage in STAGES) or any(f.is_file() and f.stat().st_size > 0 for f in files)
 

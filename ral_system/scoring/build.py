@@ -1,4 +1,4 @@
-"""The policy as a run's configuration has it: shared by the learner, the reference and teachers."""
+"""Construction of the policy from a run's configuration, for the learner, the reference and teachers."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A frozen forward pass as values that cross processes: log-probs, attention records, what the rows look at."""
+"""Conversion of a frozen forward pass to values that cross processes: log-probs, attention records, statistics."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def to_scores(
 
 
 def visual_rewards(scores: Scores) -> dict[str, float]:
-    """Sample id → r_vis, of the samples that have one."""
+    """Return r_vis by sample id, for the samples that have one."""
     return {id: s.visual_reward for id, s in scores.items() if s.visual_reward is not None}
 
 
@@ -122,7 +122,7 @@ def to_teaching(
 
 
 def merge_teachers(teachers: Sequence[Scores]) -> Scores:
-    """What all teachers say of each sample: one's distributions, another's attention."""
+    """Merge what all teachers recorded of each sample: one's distributions, another's attention."""
     merged: Scores = {}
     for scores in teachers:
         for id, mine in scores.items():
@@ -144,7 +144,7 @@ def _token_record(log_softmax_RV: Tensor, sample: Sample, top_k: int | None) -> 
 def _read_rows(
     attention: SequenceAttention, keys: KeyProvenance, sample: Sample, config: RunConfig, version: int | None
 ) -> tuple[tuple[AttentionRecord, ...], dict[str, np.ndarray]]:
-    """A record per probed layer, and what the last one's rows look at (among all keys, whichever the policy counts)."""
+    """Make a record per probed layer, and the last layer's row statistics over all keys, including uncounted ones."""
     last, statistics = len(attention.layers) - 1, []
 
     def watched(blocks: Iterator[Tensor]) -> Iterator[Tensor]:

@@ -1,4 +1,4 @@
-"""A frozen model that teaches: what it would say and where it would look on the student's own rollouts."""
+"""A frozen teacher: its token distributions and attention on the student's own rollouts."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ class TeacherScorer:
 
     @torch.no_grad()
     def score(self, samples: Sequence[Sample]) -> None:
-        """Score and hold. Raises DataError when a medium has another grid for the student."""
+        """Score the samples and hold the scores. Raises DataError if a medium has a different grid for the student."""
         size = self._config.teacher.micro_batch
         for sample in samples:
             self._check_grids(sample)

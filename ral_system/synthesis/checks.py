@@ -1,4 +1,4 @@
-"""Whether a role's text can be used. Each check returns the reason why not, one of few, or None."""
+"""Checks of a role's text. Each returns None, or one of a few reasons why the text cannot be used."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _TAG = re.compile(r"</?(?:think|answer)>")
 
 
 def check_description(text: str) -> str | None:
-    """Words, and nothing that a chat template or the response's template would read as its own."""
+    """Check that the text has words, and nothing that a chat or response template would read as its own."""
     if not text.strip():
         return "empty"
     if _TAG.search(text):
@@ -25,7 +25,7 @@ def check_description(text: str) -> str | None:
 
 
 def check_reasoning(text: str, answer: str) -> str | None:
-    """A response in the template that ends in the right answer."""
+    """Check that the text is a response in the template with the right answer."""
     if not format_score(text, "think_answer"):
         return "not <think> … </think> <answer> … </answer>"
     given = extract_answer(text)

@@ -42,14 +42,16 @@ class EndpointGenerator:
         self.completion_tokens = 0
 
     async def generate(self, row: Row, texts: Mapping[Role, str]) -> str:
-        """One completion. Raises MalformedError for one that is cut, empty or none at all, UnansweredError when the
+        """Request one completion.
+
+        Raises MalformedError for one that is cut, empty or none at all, UnansweredError when the
         server was too slow or failed on every try, SetupError when it is not there, ConfigError when it refuses the key
         or does not know the model.
         """
         return self._text(await self._complete(self._content(row, texts), self._settings.max_tokens))
 
     async def check(self) -> None:
-        """Ask for a single token, so that what can never work is found before there is work to lose."""
+        """Ask for a single token, so that a wrong setup is found before there is work to lose."""
         try:
             self._choice(await self._complete([{"type": "text", "text": "hello"}], 1))
         except UnansweredError as error:
@@ -61,7 +63,7 @@ class EndpointGenerator:
             raise ConfigError(f"{self._where} does not return a chat completion, even for one word: {error}") from error
 
     async def close(self) -> None:
-        """Let go of connections."""
+        """Close the connections."""
         await self._client.close()
 
     async def _complete(self, content: list[Any], max_tokens: int) -> Any:
@@ -149,6 +151,6 @@ class EndpointGenerator:
         await asyncio.sleep(at - now)
 
     def _said(self, what: object) -> str:
-        """On one line, without the key, should it be in there."""
+        """Return the error on one line, without the key if it occurs there."""
         text = " ".join(str(what).split())
         return (text if self._key == _NO_KEY else text.replace(self._key, "…"))[:200]

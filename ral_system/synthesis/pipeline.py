@@ -25,12 +25,12 @@ from ral_system.synthesis.rows import ROLES, Generator, MalformedError, Role, Ro
 MIN_ROWS_TO_JUDGE = 20
 """Rows after which `max_rejected` may end the run."""
 OUTAGE = 8
-"""Rows in a row that a server must leave unanswered to be taken for down."""
+"""Consecutive rows without an answer after which a server counts as down."""
 
 
 @dataclass
 class Tally:
-    """What became of the rows, those of earlier runs included."""
+    """Counts of what became of the rows, including those of earlier runs."""
 
     accepted: int = 0
     unanswered: int = 0
@@ -38,7 +38,7 @@ class Tally:
 
     @property
     def done(self) -> int:
-        """Rows that are accepted or rejected."""
+        """Number of rows that are accepted or rejected."""
         return self.accepted + self.rejected.total()
 
 

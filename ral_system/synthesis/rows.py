@@ -1,4 +1,4 @@
-"""What a demonstration is made for, and by: a question about a picture, and three roles (VARD of AVAR, 2603.03825)."""
+"""Rows to demonstrate, questions about pictures, and the three roles that do so (VARD of AVAR, 2603.03825)."""
 
 from __future__ import annotations
 
@@ -10,23 +10,23 @@ from ral_system.tasks.visual_search import Record
 
 Role = Literal["describer", "reasoner", "anchorer"]
 ROLES: tuple[Role, ...] = get_args(Role)
-"""In their order: the picture in words; reasoning over these words; the same with anchors that look back."""
+"""Roles in their order: the picture in words, reasoning over these words, the reasoning with anchors."""
 
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One question that wants a demonstration."""
+    """One question that needs a demonstration."""
 
     record: Record
 
     @property
     def id(self) -> str:
-        """For example `train/17`."""
+        """Id, for example `train/17`."""
         return f"{self.record.split}/{self.record.index}"
 
 
 class MalformedError(Exception):
-    """What came back cannot be used; another attempt may do better. `reason` is one of few, `output` what came."""
+    """The text that came back cannot be used; another attempt may do better. `reason` is one of few."""
 
     def __init__(self, reason: str, output: str = "") -> None:
         super().__init__(f"{reason}: {output}" if output else reason)
@@ -34,14 +34,14 @@ class MalformedError(Exception):
 
 
 class UnansweredError(Exception):
-    """Nothing came back, which says nothing about the row; it is tried again by the next run."""
+    """Nothing came back, which says nothing about the row; the next run tries it again."""
 
 
 class Generator(Protocol):
-    """One role's."""
+    """Generator of one role's texts."""
 
     deterministic: bool
-    """Whether another attempt would give the same."""
+    """Whether another attempt would give the same text."""
 
     async def check(self) -> None:
         """Raise RalError if no row could get an answer."""

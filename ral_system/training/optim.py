@@ -21,12 +21,12 @@ class OptimSettings:
     warmup_updates: int
 
     def rate(self, update: int) -> float:
-        """Learning rate of the `update`-th optimiser update, counted from 0."""
+        """Return the learning rate of the `update`-th optimiser update, counted from 0."""
         return self.learning_rate * min(1.0, (update + 1) / max(1, self.warmup_updates))
 
 
 def optim_settings(config: RunConfig, stage: str) -> OptimSettings:
-    """Settings of `stage`: the learner's own for rl, the stage's for perceive and sft."""
+    """Return the settings of `stage`: the learner's own for rl, the stage's for perceive and sft."""
     learner = config.learner
     source = learner if stage == "rl" else getattr(config, stage)
     return OptimSettings(

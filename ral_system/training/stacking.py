@@ -1,4 +1,4 @@
-"""What frozen policies recorded, sample by sample, as tensors of a micro-batch."""
+"""Records of frozen policies, stacked into tensors of a micro-batch."""
 
 from __future__ import annotations
 

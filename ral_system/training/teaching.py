@@ -1,4 +1,4 @@
-"""What the student learns from its teachers in one micro-batch: their words (L_GKD) and where they look (L_AD)."""
+"""Distillation terms of one micro-batch: the teachers' token distributions (L_GKD) and attention (L_AD)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Other weights in the model's place for a while: an average's, or those that an earlier batch was made with."""
+"""Temporary replacement of the model's weights by an average or by the weights that made an earlier batch."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from ral_system.training.engine import Engine
 
 @contextmanager
 def in_place(engine: Engine, values: Mapping[str, Tensor]) -> Iterator[None]:
-    """Inside the block the model has these weights; afterwards its own again, bit by bit. Every rank calls it."""
+    """Give the model these weights inside the block, and restore its own bit for bit. Every rank calls it."""
     weights = engine.trained_weights()
     own = {name: w.detach().clone() for name, w in weights.items()}
     _copy(engine, weights, values)
@@ -34,7 +34,7 @@ class PastWeights:
         self._versions: dict[int, dict[str, Tensor]] = {}
 
     def remember(self, version: int) -> None:
-        """The current weights are this version's."""
+        """Record the current weights as this version's."""
         if not self._kept:
             return
         weights = self._engine.trained_weights()
@@ -44,7 +44,7 @@ class PastWeights:
 
     @contextmanager
     def at(self, version: int) -> Iterator[None]:
-        """Inside the block the model is that version's. Raises GateError for one that is not kept."""
+        """Give the model that version's weights inside the block. Raises GateError if the version is not kept."""
         if version not in self._versions:
             kept = ", ".join(map(str, sorted(self._versions))) or "none"
             raise GateError(f"scoring a batch needs weights {version}, but the learner keeps only: {kept}")

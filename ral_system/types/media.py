@@ -10,15 +10,15 @@ from typing import Any, Literal
 MediaKind = Literal["image", "video"]
 
 MARKS: Mapping[str, MediaKind] = {"<image>": "image", "<video>": "video"}
-"""Where media stand in a question's text; without marks they come before it."""
+"""Marks that place media in a question's text; without marks media come before it."""
 
 MAX_MEDIA: Mapping[MediaKind, int] = {"image": 16, "video": 4}
-"""In a prompt: rollout engines make room for as many."""
+"""Most media of each kind in a prompt; rollout engines reserve room for as many."""
 
 
 @dataclass(frozen=True, slots=True)
 class VideoSampling:
-    """How many frames stand for a video: `fps` a second within bounds, a multiple of `step`.
+    """Sampling of a video's frames: `fps` a second within bounds, a multiple of `step`.
 
     Example: `VideoSampling(fps=1.0, max_frames=128, min_frames=4)`
     """
@@ -31,12 +31,12 @@ class VideoSampling:
     start_s: float = 0.0
     """Start of the part that is used, from the video's first frame on."""
     end_s: float | None = None
-    """None: to the video's end."""
+    """End of the part that is used; None: the video's end."""
 
 
 @dataclass(frozen=True, slots=True)
 class Clip:
-    """What of a video is looked at.
+    """Part of a video that is used.
 
     Example, two frames of ten seconds: `Clip(VideoSampling(0.2, 128, 2), times_s=(0.0, 9.97), duration_s=10.0)`
     """
@@ -67,7 +67,7 @@ class Media:
     digest: str
     """sha256 of the encoded file, hexadecimal."""
     width_px: int
-    """As the model sees it."""
+    """Width as the model sees it."""
     height_px: int
     clip: Clip | None = None
     """Frames of a video; None for a picture."""
@@ -82,12 +82,12 @@ class Media:
 
     @property
     def kind(self) -> MediaKind:
-        """What it is."""
+        """Kind of the medium."""
         return "image" if self.clip is None else "video"
 
     @property
     def frames(self) -> int:
-        """1 of a picture."""
+        """Number of frames; 1 for a picture."""
         return 1 if self.clip is None else len(self.clip.times_s)
 
 

@@ -17,7 +17,7 @@ class AttentionRecord:
     """
 
     version: int
-    """Weights that made it; for a model that is not the learner, the weights of the rollout that it read."""
+    """Version of the weights that made it; for a model other than the learner, that of the rollout it read."""
     tokens: int
     """T, the length of the key axis."""
     values: np.ndarray

@@ -9,11 +9,11 @@ from dataclasses import dataclass
 from ral_system.types.records import TokenRecord
 
 Switches = tuple[tuple[int, int], ...]
-"""Where weights changed while a response was made: (first token, weight version) of every part but the first."""
+"""Changes of weights during a response: (first token, weight version) of every part but the first."""
 
 
 class FinishReason(enum.StrEnum):
-    """Why generation ended."""
+    """Reason why generation ended."""
 
     STOP = "stop"
     LENGTH = "length"
@@ -37,7 +37,7 @@ class Completion:
     text: str
     finish_reason: FinishReason
     weight_version: int
-    """Weights that made it, or its first tokens."""
+    """Version of the weights that made it, or its first tokens."""
     top: TokenRecord | None = None
     """mu's most likely tokens at every position, when `Sampling.top_tokens` asks for them."""
     switches: Switches = ()
@@ -81,4 +81,4 @@ class RewardResult:
     """Weighted sum of the parts; 0 unless `status` is ok."""
     status: RewardStatus
     detail: str = ""
-    """The reason, when `status` is not ok."""
+    """Reason, if `status` is not ok."""

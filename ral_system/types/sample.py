@@ -1,4 +1,4 @@
-"""What learners and scorers consume."""
+"""Samples that learners and scorers consume."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from ral_system.types.rollout import Completion, RewardResult, Switches
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """What a learner or scorer consumes: a sequence, the rollout's log-probs, and its advantage.
+    """Input of a learner or scorer: a sequence, the rollout's log-probs, and its advantage.
 
     A demonstration (supervised stages) has no rollout log-probs and advantage 0.
     Example: `Sample(id="train/17#3", prompt=Prompt(…), response_token_ids=(7, 21, 2),
@@ -28,11 +28,11 @@ class Sample:
     """[R] or empty."""
     advantage: float = 0.0
     weight_version: int = 0
-    """Weights that made it, or its first tokens."""
+    """Version of the weights that made the response, or its first tokens."""
     rollout_top: TokenRecord | None = None
     """The rollout's most likely tokens at every position, when the policy loss reads them."""
     switches: Switches = ()
-    """Where other weights took over."""
+    """Positions at which other weights took over."""
 
     @classmethod
     def of(cls, prompt: Prompt, completion: Completion, advantage: float = 0.0) -> Sample:

@@ -19,7 +19,7 @@ class TensorDigest:
 
 @dataclass(frozen=True, slots=True)
 class WeightManifest:
-    """What a weight version consists of: Hugging Face parameter name → digest.
+    """Contents of a weight version: Hugging Face parameter name → digest.
 
     Example: `WeightManifest(version=3, tensors={"lm_head.weight": TensorDigest((211, 128), "float32", "ab12…")})`
     """

@@ -1,4 +1,4 @@
-"""What every policy loss reads, and what it returns. Suffixes: B sequences, R response positions (padded)."""
+"""Inputs and result of every policy loss. Suffixes: B sequences, R response positions (padded)."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class LossInputs:
     top_policy: Tensor | None = None
     """log pi of the rollout's K most likely tokens (the sampled one among them) and of all others: [B, R, K + 1]."""
     top_rollout: Tensor | None = None
-    """log mu of the same: [B, R, K + 1]."""
+    """log mu of these tokens and all others: [B, R, K + 1]."""
 
     def advantages_of_tokens(self) -> Tensor:
         """[B, R]."""

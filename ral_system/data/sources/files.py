@@ -38,10 +38,10 @@ class Row:
     """
 
     number: int
-    """From 0, in the file."""
+    """Row number in the file, from 0."""
     fields: Mapping[str, Any] | None
     problem: str = ""
-    """Why there are no fields."""
+    """Reason why there are no fields."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +50,7 @@ class Survey:
 
     rows: int
     columns: frozenset[str]
-    """Top-level ones that any row has."""
+    """Top-level columns that any row has."""
 
 
 def path_below(root: Path, name: str) -> Path:
@@ -80,7 +80,7 @@ def _homes(root: Path) -> Iterator[Path]:
 
 
 def shortened(name: str) -> str:
-    """As messages show it."""
+    """Shorten a name for messages."""
     return name if len(name) <= _SHOWN_CHARS else f"{name[:_SHOWN_CHARS]}…"
 
 
@@ -129,7 +129,7 @@ def _without(folder: Path, pattern: str | None, source: str, columns: ColumnsCon
 
 
 def _columns_of(media: list[str], source: str, columns: ColumnsConfig) -> str:
-    """What rows about such media need, as this source calls it."""
+    """Name the columns that rows about such media need, as this source calls them."""
     names = [columns.question, columns.answer]
     if columns.media_type is not None:
         media, names = ["images"], [*names, f"{columns.media_type} (image or video)"]
@@ -283,7 +283,7 @@ def _decoded(batches: Any) -> Iterator[Row]:
             part = batch.slice(start, _ROWS_AT_ONCE)
             try:
                 rows = [Row(number + i, fields) for i, fields in enumerate(part.to_pylist())]
-            except (ValueError, OverflowError):  # one of them: a text that is not UTF-8, a date beyond the calendar
+            except (ValueError, OverflowError):  # a text that is not UTF-8, a date beyond the calendar
                 rows = [_alone(number + i, part.slice(i, 1)) for i in range(part.num_rows)]
             yield from rows
             number += len(rows)

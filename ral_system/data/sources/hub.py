@@ -1,4 +1,4 @@
-"""Where a source's files are: on disk, or in a dataset of the Hugging Face hub, which is downloaded once."""
+"""Location of a source's files: on disk, or in a dataset of the Hugging Face hub, which is downloaded once."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from ral_system.errors import DataError
 def located(name: str, source: SourceConfig) -> Path:
     """The file or folder of `data.sources.<name>`; of a dataset on the hub `files` and `media_files` are fetched.
 
-    Raises DataError for what is neither here nor there.
+    Raises DataError for files that are neither local nor on the hub.
     """
     path = Path(source.path).expanduser()
     if path.exists():
@@ -38,7 +38,7 @@ def located(name: str, source: SourceConfig) -> Path:
 
 
 def source_files(name: str, source: SourceConfig) -> list[Path]:
-    """Its files of rows. Raises DataError that names the field."""
+    """Return a source's files of rows. Raises DataError that names the field."""
     path = located(name, source)
     with _named(name):
         return files_of(path, source.files, f"data.sources.{name}", source.columns)

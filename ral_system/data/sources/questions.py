@@ -1,4 +1,4 @@
-"""From a row of somebody's file to a question, and what makes a row unusable."""
+"""Conversion of a row from a user's file to a question, or to the reason why the row is unusable."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _MAX_ID_CHARS = 100
 _LISTED = 8
 _LETTER = re.compile(r"\(?([A-Za-z])[.):]*")
 _LETTERED = re.compile(r"\(?([A-Za-z])(?!\.[A-Za-z]\.)[.):]+\s*(.*)", re.DOTALL)
-"""Not a.m., U.S. and the like."""
+"""An option's letter, but not abbreviations such as a.m. and U.S."""
 _EDGES = re.compile(r"^[\s\"']+|[\s\"'.,;:!?]+$")
 _TAGS = ("<think>", "</think>", "<answer>", "</answer>")
 
@@ -37,13 +37,13 @@ class Question:
 
     id: str | None
     kind: str
-    """In small letters."""
+    """Question kind in lower case."""
     text: str
-    """With as many marks (`MARKS`) as there are media of each kind, or none at all."""
+    """Question with as many marks (`MARKS`) as media of each kind, or none at all."""
     answer: str
     thought: str | None
     media: tuple[EncodedMedia, ...]
-    """In the order of the marks; pictures first where there are none."""
+    """Media in the order of the marks; pictures first if there are none."""
 
 
 def read_question(fields: Mapping[str, Any], columns: ColumnsConfig, root: Path, *, thoughts: bool = True) -> Question:
@@ -71,13 +71,13 @@ def read_question(fields: Mapping[str, Any], columns: ColumnsConfig, root: Path,
 
 
 def given_id(fields: Mapping[str, Any], columns: ColumnsConfig) -> str | None:
-    """The row's own id, where it has one; not longer than one reads."""
+    """Return the row's own id, if it has one, shortened to a readable length."""
     id = _value(fields, columns.id, missing=None) if columns.id else None
     return None if id is None else str(id)[:_MAX_ID_CHARS]
 
 
 def _kind(fields: Mapping[str, Any], columns: ColumnsConfig) -> str:
-    """In small letters: kinds are the same whatever their case."""
+    """Return the kind in lower case: kinds are equal whatever their case."""
     kind = _value(fields, columns.kind, missing=None) if columns.kind else None
     if kind is None or kind == "":
         return ""
@@ -96,7 +96,7 @@ _REQUIRED = object()
 
 
 def _value(fields: Any, column: str, missing: Any = _REQUIRED) -> Any:
-    """What a dotted name leads to."""
+    """Look up a dotted column name; `missing` is returned, if given, where there is none."""
     found, parts = fields, column.split(".")
     for at, part in enumerate(parts):
         if isinstance(found, Mapping) and part in found:
@@ -113,7 +113,7 @@ def _value(fields: Any, column: str, missing: Any = _REQUIRED) -> Any:
 
 
 def listed(names: Iterable[str]) -> str:
-    """Names in the order of the alphabet, as messages show them."""
+    """List names alphabetically for messages."""
     every = sorted(map(shortened, names))
     more = [f"{len(every) - _LISTED} others"] if len(every) > _LISTED else []
     return ", ".join([*every[:_LISTED], *more])
@@ -164,7 +164,7 @@ def _joined(content: Any, column: str) -> Any:
 
 
 def _answer(value: Any, column: str) -> str:
-    """Text without the tags that some formats put around it; a number as it is written."""
+    """Return text without the tags that some formats put around it, or a number as written."""
     if isinstance(value, bool) or value is None:
         raise DataError(f"{column}: not an answer but {value}")
     if isinstance(value, (int, float)):
@@ -279,7 +279,7 @@ def _in_order(text: str, media: Sequence[EncodedMedia], column: str) -> tuple[En
 
 
 def _encoded(kind: MediaKind, value: Any, column: str, root: Path) -> EncodedMedia:
-    if isinstance(value, Mapping):  # datasets' Image: bytes first, since its path may be somebody else's
+    if isinstance(value, Mapping):  # datasets' Image: bytes first, since its path may be from another machine
         value = value.get("bytes") or value.get("path")
     if isinstance(value, bytes):
         return EncodedMedia(kind, value, None, name=column)

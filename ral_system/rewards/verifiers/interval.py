@@ -1,4 +1,4 @@
-"""A stretch of time, by its overlap: temporal intersection over union."""
+"""A time interval, by its overlap: temporal intersection over union."""
 
 from __future__ import annotations
 

@@ -15,7 +15,7 @@ _DENIAL_LENGTH = 12
 
 
 def bare(text: str) -> str:
-    """Undressed, and without the marks around it."""
+    """Return the text without markup and without punctuation around it."""
     return undressed(text).strip(_AROUND)
 
 

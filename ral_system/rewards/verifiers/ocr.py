@@ -1,4 +1,4 @@
-"""Text that was to be read off, by its word error rate (Video-R1's OCR reward)."""
+"""Text read from a picture, by its word error rate (Video-R1's OCR reward)."""
 
 from __future__ import annotations
 

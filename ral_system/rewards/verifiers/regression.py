@@ -1,4 +1,4 @@
-"""A number, the better the closer (Video-R1's regression reward)."""
+"""A number, scored by its relative error (Video-R1's regression reward)."""
 
 from __future__ import annotations
 

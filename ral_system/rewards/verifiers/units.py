@@ -51,7 +51,7 @@ _NOT_COUNTED = frozenset(
 
 @dataclass(frozen=True, slots=True)
 class Unit:
-    """What a number measures or counts; of a number alone both are empty.
+    """Unit of a number: what it measures or counts; both are empty for a number alone.
 
     Example: `5 m/s^2` has `Unit(measure=(("m", 1), ("s", -2)))`, `5 red apples` has `Unit(counted={"red", "apple"})`
     """
