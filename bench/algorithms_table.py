@@ -15,23 +15,24 @@ TARGET = Path(__file__).parents[1] / "docs" / "algorithms.md"
 _HEAD = """\
 # The token side
 
-Written by `python -m bench.algorithms_table`; do not edit. Every choice composes with RAL's attention term, with
-distillation, and with the others, unless the configuration says in one line why not.
-r = π / π_old: the policy in training against the same weights as the rollout's, recomputed by the learner. μ: the
-rollout's probabilities as its engine reported them. A: the advantage. sg: a constant. All denominators are global
-counts.
+Written by `python -m bench.algorithms_table`; do not edit. Every choice can be combined with RAL's attention term, with
+distillation, and with the other choices, unless the configuration refuses the combination with a one-line reason.
+
+r = π / π_old is the ratio of the policy in training to the policy at the rollout's weights, recomputed by the learner.
+μ are the rollout's probabilities as its engine reported them. A is the advantage. sg(x) is x as a constant. All
+denominators are global counts.
 """
 _ANCHOR = """
 DPPO compares with the rollout's own probabilities. `algorithm.policy_loss.anchor=old` compares with those that the
-learner recomputed, which its paper sees collapse; such a run warns.
+learner recomputed; runs with it collapse in the paper, so it prints a warning.
 """
 _SAMPLING = """
 ## Sampling
-`algorithm.sampling_rounds` > 1 replaces groups whose rewards are all alike by the next prompts', that many rounds at
-most (dynamic sampling, DAPO); `sampling/groups_dropped` counts them. `algorithm.overlong.handling=mask` leaves
-responses that were cut out of the policy gradient, `penalty` takes up to 1 off the reward of those that come within
-`algorithm.overlong.buffer` tokens of the limit. `rollout.stop_at_answer` ends a response at `</answer>`. Every
-response has a seed of its own, logged with it.
+`algorithm.sampling_rounds` > 1 replaces groups with equal rewards by groups of the next prompts, in at most so many
+rounds (dynamic sampling, DAPO); `sampling/groups_dropped` counts them. `algorithm.overlong.handling=mask` excludes
+truncated responses from the policy gradient; `penalty` subtracts up to 1 from the reward of responses within
+`algorithm.overlong.buffer` tokens of the limit. `rollout.stop_at_answer` ends a response at `</answer>`. Every response
+has its own seed, which is logged with it.
 
 ## Updates: `algorithm.updates_per_step`, `algorithm.passes_per_step`
 A step makes passes_per_step passes over its rollout batch, each of the same updates_per_step optimiser updates on equal
@@ -43,18 +44,18 @@ Group deviations are those of the population. Libraries that divide by G - 1 giv
 √((G - 1) / G), 0.94 for G = 8.
 """
 _STALE = """
-## Stale responses, and those of several weights: `algorithm.max_staleness`, `rollout.on_new_weights`
-The default, max_staleness=0, generates and trains in turn. Else π_old of a token, and the old attention row that
-belongs to it, are those at the weights that made the token: the learner keeps the last max_staleness + 1 versions. A
-batch is as stale as its oldest token; one that is staler than allowed is an error where it would be trained on.
-Checkpoints and evaluations are pauses before which nothing is made ahead, so the batches that follow one are fresher.
+## Stale responses and changing weights: `algorithm.max_staleness`, `rollout.on_new_weights`
+The default, max_staleness=0, generates and trains in turn. With larger values, π_old of a token and its old attention
+row are computed at the weights that made the token: the learner keeps the last max_staleness + 1 versions. A batch is
+as stale as its oldest token, and training on a batch that is staler than allowed is an error. Nothing is generated
+ahead of checkpoints and evaluations, so the batches after them are fresher.
 """
 _MIXED = """
-An engine that continues computes all keys and values of the response again, so that each token comes from one version
-alone, given everything before it. The response is scored at each of its versions, and every token takes its
-log-prob and its attention row from the version that made it; a sequence's ratio is made of its tokens'. The
-visual reward, one figure for all tokens, is that at the last version. With `continue` and `discard` it depends on the
-clock which tokens are made with what, so a run does not repeat.
+With `continue`, the engine computes all keys and values of the response again, so that each token comes from exactly
+one version, given everything before it. The response is scored at each of its versions, and every token takes its
+log-prob and its attention row from the version that made it; a sequence's ratio is computed from those of its tokens.
+The visual reward is one figure for all tokens, and is taken at the last version. With `continue` and `discard`, timing
+decides which version makes a token, so a run cannot be repeated exactly.
 """
 
 
@@ -65,7 +66,7 @@ def main() -> None:
 
 
 def table() -> str:
-    """The whole file."""
+    """Return the whole file."""
     config = _composed()
     algorithm = config.algorithm
     low, high = algorithm.correction.low, algorithm.correction.high
@@ -84,8 +85,8 @@ def table() -> str:
             f"Bounds are `algorithm.correction.low` ({low}) and `algorithm.correction.high` ({high}).\n",
             *_rows("weight of a token", catalogue.CORRECTIONS, algorithm.correction.kind),
             "\n## KL to the reference: `algorithm.kl.estimator`, weight `algorithm.kl.coefficient`",
-            f"The weight is {algorithm.kl.coefficient} unless set; `algorithm.kl.place=loss`, the default, adds it to",
-            "the loss, `reward` takes each response's sum off its reward.\n",
+            f"The default weight is {algorithm.kl.coefficient}. `algorithm.kl.place=loss`, the default, adds the KL to",
+            "the loss; `reward` subtracts each response's sum from its reward.\n",
             *_rows("of a token", catalogue.KL_ESTIMATORS, algorithm.kl.estimator),
             "\nAn entropy bonus is `algorithm.entropy_coefficient`. KL and entropy are always token means.",
             _SAMPLING,
@@ -108,7 +109,7 @@ def _default_loss() -> str:
 
 
 def composed(preset: str | None = None) -> dict[str, Any]:
-    """What a policy loss sets; the default one unless named."""
+    """Return the settings of a policy loss, by default the default one."""
     from omegaconf import OmegaConf
 
     chosen = _composed(*([f"algorithm/policy_loss={preset}"] if preset else [])).algorithm

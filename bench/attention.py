@@ -43,7 +43,7 @@ Exit codes: 0 measured, whatever the targets say; 2 wrong arguments.
 
 
 def main() -> None:
-    """Measure, write, print the verdict."""
+    """Measure, write the figures, and print the verdict."""
     parser = Parser(prog="python -m bench.attention", description=_DESCRIPTION, epilog=_EPILOG)
     parser.add_argument(
         "--device", choices=("auto", "cpu", "cuda"), default="auto", help="auto: cuda where there is one"

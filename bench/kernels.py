@@ -1,4 +1,4 @@
-"""`python -m bench.kernels`: compiles the attention kernels for a GPU that need not be here."""
+"""`python -m bench.kernels`: compile the attention kernels for a GPU that this machine need not have."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ _INTEGERS = {"mixed", "slopes_stride", "width", "row_count", "tokens", "heads", 
 
 @dataclass(frozen=True, slots=True)
 class Usage:
-    """What a program of a compiled kernel takes."""
+    """Resources of a program of a compiled kernel."""
 
     registers: int
     stack: int
@@ -50,7 +50,7 @@ class Usage:
 
 
 def main() -> None:
-    """Compile, print the table."""
+    """Compile, and print the table."""
     parser = Parser(prog="python -m bench.kernels", description=_DESCRIPTION, epilog=_EPILOG)
     parser.add_argument(
         "--capability",

@@ -30,7 +30,7 @@ def measure_layer(plan: Plan, say: Say) -> list[dict[str, Any]]:
                     found[variant] |= {**(figures or {}), "failure": why}
         try:
             _time(plan, tokens, found)
-        except Exception as error:  # the inputs themselves may not fit
+        except Exception as error:  # even the inputs may not fit
             for variant in _usable(found):
                 found[variant]["failure"] = f"inputs: {reason(error)}"
         release()

@@ -1,4 +1,4 @@
-"""Time and peak memory of a call, on either device, whatever the call does to the process."""
+"""Time and peak memory of a call, on either device, even if the call ends its process."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ _M_MMAP_THRESHOLD = -3
 
 
 def available_bytes(device: Device) -> int | None:
-    """Memory that is free now, or None where nothing says so."""
+    """Return the free memory, or None if it is unknown."""
     if device == "cuda":
         return torch.cuda.mem_get_info()[0] + torch.cuda.memory_reserved() - torch.cuda.memory_allocated()
     try:
@@ -64,7 +64,7 @@ def attempt(call: Call) -> str | None:
 
 
 def release() -> None:
-    """Give memory back that nothing refers to."""
+    """Release memory that nothing refers to."""
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
@@ -132,7 +132,7 @@ class PeakMemory:
             self._before = _status_bytes("VmRSS")
 
     def bytes(self) -> int:
-        """The peak so far."""
+        """Return the peak so far."""
         if self._device == "cuda":
             torch.cuda.synchronize()
             return torch.cuda.max_memory_allocated() - self._before
@@ -172,7 +172,9 @@ def in_child(function: Callable[..., Any], *args: Any, timeout_s: float = 120.0)
 
 def _child(sender: Connection, function: Callable[..., Any], args: tuple[Any, ...]) -> None:
     with contextlib.suppress(OSError):
-        Path("/proc/self/oom_score_adj").write_text("1000")  # should memory run out, this process goes, not another
+        Path("/proc/self/oom_score_adj").write_text(
+            "1000"
+        )  # if memory runs out, the kernel kills this process and no other
     answer: list[Any] = []
     why = attempt(lambda: answer.append(function(*args)))
     sender.send((answer[0] if answer else None, why))

@@ -1,4 +1,4 @@
-"""`python -m bench.media`: how fast pictures and videos are taken in, decoded, and found decoded already.
+"""`python -m bench.media`: how fast pictures and videos are stored, decoded, and read from the cache.
 
 Prints a table; --out also writes the figures as JSON.
 """
@@ -28,7 +28,7 @@ from ral_system.media.store import MediaStore
 from ral_system.types import Media, VideoSampling
 
 SAMPLING = VideoSampling(fps=1.0, max_frames=128, min_frames=4)
-"""The RAL paper's."""
+"""The RAL paper's limits."""
 PICTURE_PX, VIDEO_PX, SEEN_PX = (1024, 768), (1280, 720), (364, 196)  # a frame of 91 visual tokens
 FULL = 16_000
 """Items in a full cache."""
@@ -88,7 +88,7 @@ def _good(found: Any) -> tuple[Media, ...]:
 
 
 def _rate(media: Sequence[Media], folder: Path, cache: PixelCache) -> float:
-    """By a store that has nothing in memory."""
+    """Read with a store that has nothing in memory."""
     began = time.perf_counter()
     for medium in media:
         MediaStore(folder, cache).frames(medium).sum()

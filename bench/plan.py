@@ -1,4 +1,4 @@
-"""What to measure on which device."""
+"""Sizes to measure on each device."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ VARIANTS: tuple[Variant, ...] = (*TERMS, "sdpa")
 """The terms, and the baseline they are compared with: causal attention of one layer."""
 
 LEARNER_LAYERS = 28
-"""Layers of the 7B model that computed ratios speak of."""
+"""Layers of the 7B model for which ratios are computed."""
 
 
 @dataclass(frozen=True, slots=True)

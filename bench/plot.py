@@ -19,7 +19,7 @@ _SERIES: dict[Variant, tuple[str, str]] = {
 
 
 def draw(records: Records, title: str) -> str:
-    """The SVG's text."""
+    """Return the SVG's text."""
     drawn = [v for v in VARIANTS if any(records.seconds(v, t) or records.peak(v, t) for t in records.tokens())]
     legend = [svg.legend(60 + 140 * i, _BOTTOM + 44, *_SERIES[variant]) for i, variant in enumerate(drawn)]
     parts = [
@@ -55,7 +55,7 @@ def _count(tokens: float) -> str:
 
 
 def _missing(records: Records) -> str:
-    """What the lines do not show."""
+    """Return a note on what the lines do not show."""
     absent = []
     for variant in VARIANTS:
         gaps = [t for t in records.tokens() if records.one(variant, t).get("failure")]

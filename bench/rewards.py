@@ -65,7 +65,7 @@ def main() -> None:
 
 
 def hang_on_request(given: str, reference: str) -> float:
-    """For `reward=function`: exact, but an answer of `hang` never comes back."""
+    """For `reward=function`: exact, but the answer `hang` never returns."""
     while given == "hang":
         time.sleep(1)
     return float(given == reference)
@@ -86,7 +86,7 @@ def _rate(name: str, workers: int, seconds: float) -> float:
 
 
 def _pairs(name: str) -> Iterator[tuple[str, str]]:
-    """Answers and references without end. No two of mathematics are the same: its verifier remembers."""
+    """Yield answers and references without end. Those of mathematics are all different: its verifier caches."""
     if name != "mathematics":
         yield from repeat(ANSWERS[name])
     for n in count_from(1):

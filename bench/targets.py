@@ -1,4 +1,4 @@
-"""What the term must cost at most, and whether the records show it."""
+"""Targets for the cost of the term, and whether the records meet them."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class Records:
         return next((r for r in self.layer if r["variant"] == variant and r["tokens"] == tokens), {})
 
     def seconds(self, variant: Variant, tokens: int, name: str = "forward_backward_s") -> float | None:
-        """Median time."""
+        """Return the median time."""
         return statistics.median(times) if (times := self.one(variant, tokens).get(name)) else None
 
     def ratio(self, variant: Variant, to: Variant, tokens: int) -> float | None:
@@ -39,7 +39,7 @@ class Records:
         return None if part is None or whole is None else part / whole
 
     def peak(self, variant: Variant, tokens: int, name: str = "forward_backward_peak_bytes") -> int | None:
-        """Peak bytes of forward and backward."""
+        """Return the peak bytes of forward and backward."""
         return self.one(variant, tokens).get(name)
 
     def tokens(self) -> list[int]:
@@ -149,7 +149,7 @@ def _growth(
 
 
 def _worst(of: Callable[[int], float | None], tokens: list[int]) -> float | None:
-    """The largest value, None if any is unknown."""
+    """Return the largest value, or None if any is unknown."""
     values = [of(t) for t in tokens]
     known = [v for v in values if v is not None]
     return max(known) if known and len(known) == len(values) else None

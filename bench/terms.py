@@ -1,4 +1,4 @@
-"""The attention term in every way there is to compute it, and the layer's own attention to compare with.
+"""All ways to compute the attention term, and the layer's own attention as the baseline.
 
 Suffixes: T tokens, H query heads, K key heads, D head dimension, R rows, S keys.
 """
@@ -22,7 +22,7 @@ from ral_system.config.choices import Backend, Device
 
 @dataclass(frozen=True, slots=True)
 class Inputs:
-    """What one layer hands to its attention and to the term; made before a measurement, so never part of it."""
+    """Inputs of a layer's attention and of the term; made before a measurement, so never part of it."""
 
     query: Tensor
     """[T, H, D], like key and value a leaf of autograd."""
@@ -58,7 +58,7 @@ def random_target(rows: Tensor, tokens: int, random: torch.Generator) -> Tensor:
 
 
 def unavailable(variant: Variant, device: Device) -> str | None:
-    """Why a variant cannot run here at all, or None."""
+    """Return why a variant cannot run here, or None."""
     if variant != "triton":
         return None
     if "triton" not in get_args(Backend):

@@ -19,7 +19,7 @@ class Choice:
 
 
 POLICY_LOSSES = (
-    Choice("clip", "GRPO 2402.03300, PPO 1707.06347", "-min(r A, clip(r, 1-ε, 1+ε) A)", "RAL's own."),
+    Choice("clip", "GRPO 2402.03300, PPO 1707.06347", "-min(r A, clip(r, 1-ε, 1+ε) A)", "The default, as in RAL."),
     Choice(
         "clip_higher",
         "DAPO 2503.14476",
@@ -30,7 +30,7 @@ POLICY_LOSSES = (
         "dual_clip",
         "1912.09729",
         "-max(min(…), c A) where A < 0, c > 1",
-        "Bad tokens that became much likelier blow the gradient up.",
+        "Bad tokens that became much likelier make the gradient explode.",
     ),
     Choice(
         "dppo_binary_tv",
@@ -42,15 +42,15 @@ POLICY_LOSSES = (
         "dppo_binary_kl",
         "DPPO 2602.04879",
         "as above, with μ ln(μ/π) + (1-μ) ln((1-μ)/(1-π)) > δ",
-        "As before, stricter on tokens that become unlikely.",
+        "As above, stricter on tokens that become unlikely.",
     ),
     Choice(
         "dppo_top_k_tv",
         "DPPO 2602.04879",
         "as above, with ½ Σ |μ - π| > δ over the rollout's top K and all others",
-        "The distribution moves where the sampled token does not show it; the rollout reports 20 tokens each.",
+        "The distribution changes in tokens that were not sampled; the rollout reports 20 tokens per position.",
     ),
-    Choice("dppo_top_k_kl", "DPPO 2602.04879", "as above, with Σ μ ln(μ/π) > δ", "As before, in nats."),
+    Choice("dppo_top_k_kl", "DPPO 2602.04879", "as above, with Σ μ ln(μ/π) > δ", "As above, in nats."),
     Choice(
         "gspo",
         "GSPO 2507.18071",
@@ -61,9 +61,9 @@ POLICY_LOSSES = (
         "cispo",
         "MiniMax-M1 2506.13585",
         "-sg(clip(r, 1-ε_low, 1+ε_high)) A ln π",
-        "Many updates per batch: rare tokens that decide keep their gradient.",
+        "Many updates per batch: rare but decisive tokens keep their gradient.",
     ),
-    Choice("sapo", "SAPO 2511.20347", "-(4/τ) σ(τ (r - 1)) A", "The hard edge of a clip makes training jerky."),
+    Choice("sapo", "SAPO 2511.20347", "-(4/τ) σ(τ (r - 1)) A", "The hard edge of a clip makes training unstable."),
     Choice("reinforce", "Williams 1992", "-r A", "A baseline: unbiased, without a trust region."),
     Choice("reinforce_plain", "Williams 1992", "-A ln π", "One update per batch, or to see what the ratio is for."),
 )

@@ -19,7 +19,7 @@ class Demonstration:
 
 
 def read_demonstrations(path: Path) -> tuple[Demonstration, ...]:
-    """By index, at least one, whatever order they were made in. Raises ConfigError, DataError that names the line."""
+    """Read at least one demonstration, sorted by index. Raises ConfigError, or DataError that names the line."""
     if not path.is_file():
         raise ConfigError(f"data.demonstrations={path}: no such file; make it with ral-synthesize, or set it to null")
     found = {}

@@ -1,4 +1,4 @@
-"""What a run's data are: generated as they are asked for, or files, prepared once for all runs beside each other."""
+"""Opening of a run's data: generated on request, or files, prepared once for all runs in the same folder."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def open_prompts(config: RunConfig, model: Path, folder: RunFolder) -> Prompts:
 
 @contextmanager
 def media_ahead(config: RunConfig, folder: RunFolder) -> Iterator[MediaPrefetcher | None]:
-    """Processes that decode the media of files before they are needed; generated ones are made when asked for."""
+    """Start processes that decode the media of files ahead; generated media are made on request."""
     if not isinstance(config.data, FilesConfig):
         yield None
         return
@@ -67,7 +67,7 @@ def media_ahead(config: RunConfig, folder: RunFolder) -> Iterator[MediaPrefetche
 
 
 def train_prompts(config: RunConfig, prompts: Prompts, ahead: MediaPrefetcher | None) -> Callable[[int], Prompt]:
-    """The training sequence for a loop; while a batch is trained on, the media of the next are decoded."""
+    """Return the training sequence for a loop; while a batch is trained on, the next one's media are decoded."""
     if ahead is None or not isinstance(prompts, FilePrompts):
         return lambda index: prompts.question("train", index)
     depth = (2 + config.algorithm.max_staleness) * config.algorithm.prompts_per_step
@@ -82,7 +82,7 @@ def train_prompts(config: RunConfig, prompts: Prompts, ahead: MediaPrefetcher | 
 
 
 def prepare_files(config: RunConfig, data: FilesConfig, family: Family, runs: Path) -> Path:
-    """The folder of the prepared files, which are prepared now unless they were; an interrupted preparation goes on."""
+    """Return the folder of the prepared files. Prepares them if necessary, and continues an interrupted preparation."""
     budgets = family.pixel_budgets(data)
     folder = prepared_folder(config, data, family, runs)
     with _alone_in(folder):
@@ -123,7 +123,7 @@ def _prepare(
 
 
 def prepared_folder(config: RunConfig, data: FilesConfig, family: Family, runs: Path) -> Path:
-    """Named after everything that decides what is asked and what is left out."""
+    """Return a folder named after everything that decides what is asked and what is left out."""
     files = {}
     for name, source in data.sources.items():
         found = source_files(name, source)
@@ -144,17 +144,17 @@ def prepared_folder(config: RunConfig, data: FilesConfig, family: Family, runs: 
 
 
 def absent_columns(folder: Path) -> list[str]:
-    """Columns that are named and that no row has, of prepared files; none where the preparation did not go through."""
+    """Return configured columns that no row of prepared files has; none if the preparation was not completed."""
     done = folder / _DONE_FILE
     return list(json.loads(done.read_text(encoding="utf-8"))["absent"]) if done.is_file() else []
 
 
 def _source_of(function: str | None) -> str | None:
-    """Digest of the file that holds the user's verifier, if it can be found from here."""
+    """Return the digest of the file with the user's verifier, if it can be found from here."""
     if function is None:
         return None
     module = function.partition(":")[0].replace(".", "/")
-    for folder in (*sys.path, str(Path.cwd())):  # as the reward pool's processes look for it
+    for folder in (*sys.path, str(Path.cwd())):  # searched like in the reward pool's processes
         for file in (Path(folder) / f"{module}.py", Path(folder) / module / "__init__.py"):
             if file.is_file():
                 return hashlib.sha256(file.read_bytes()).hexdigest()

@@ -19,7 +19,7 @@ from ral_system.types import Split
 FRAMES_PER_S = VideoSearchConfig.FRAMES_PER_S
 FRAME_PX = 56
 SECOND_NAMES = COLUMN_NAMES
-"""A number would be taken for a digit that is shown."""
+"""Names of the seconds: letters, because a number would be taken for a digit that is shown."""
 MAX_SECONDS = len(SECOND_NAMES)
 KINDS = ("when", "what", "colour")
 
@@ -56,14 +56,14 @@ class VideoSearch:
     seed: int
     seconds: int
     described: int = MAX_SECONDS
-    """Seconds that a caption names at most, and things that it looks for."""
+    """Most seconds that a caption names, and most things that it looks for."""
 
     def __post_init__(self) -> None:
         if not 2 <= self.seconds <= MAX_SECONDS:
             raise ValueError(f"seconds must be 2..{MAX_SECONDS}, got {self.seconds}")
 
     def record(self, split: Split, index: int) -> VideoRecord:
-        """The `index`-th record of `split`; question kinds take turns. Seconds are called a, b, c, …"""
+        """Return the `index`-th record of `split`; question kinds take turns. Seconds are called a, b, c, …"""
         rng = np.random.default_rng([self.seed, index, 0 if split == "train" else 1])
         shown = self._shown(rng, split)
         kind, at = KINDS[index % len(KINDS)], int(rng.integers(self.seconds))
@@ -89,7 +89,7 @@ class VideoSearch:
         )
 
     def _shown(self, rng: np.random.Generator, split: Split) -> list[Cell]:
-        """Another thing every second, in any colour."""
+        """Draw a new thing for every second, in any colour."""
         colours = list(COLOURS)
         while True:
             order = rng.permutation(len(_THINGS))[: self.seconds]

@@ -10,7 +10,7 @@ from ral_system.tasks.video_search import FRAMES_PER_S, KINDS, VideoRecord, Vide
 from ral_system.types import Prompt, Sample, Split, VideoSampling
 
 _STRIDE = 7919
-"""Records between where one seed begins and the next: a prime, so that few meet whatever the number of records."""
+"""Distance between the first records of two seeds: a prime, so that few coincide for any number of records."""
 
 
 class VideoSearchRecords:

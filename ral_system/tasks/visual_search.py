@@ -34,7 +34,7 @@ EMPTY = "empty"
 
 _BACKGROUND = (240, 240, 240)
 _HELD_OUT_SHARE = 5  # one scene (and one digit image) in five
-_MAX_SCENES = 20_000  # seconds, not hours, before a board is called impossible
+_MAX_SCENES = 20_000  # a board is called impossible after seconds, not hours
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +46,7 @@ class Cell:
 
     @property
     def words(self) -> str:
-        """For example `circle red`: in `a1 circle red` a thing stands beside both its place and its colour."""
+        """Words of the cell, such as `circle red`: in `a1 circle red` a thing is next to its place and its colour."""
         return f"{self.thing} {self.colour}"
 
 
@@ -61,7 +61,7 @@ class Record:
     thought: str
     answer: str
     glance: str
-    """What one would answer at a glance: right when it is one cell that matters, a guess when it is several."""
+    """Answer at a glance: right if one cell matters, a guess if several do."""
     caption_question: str
     """Names positions in random order: a name must be bound to its place, not to its turn."""
     caption: str
@@ -85,7 +85,7 @@ class VisualSearch:
     objects: int
     digits: bool = True
     described: int = MAX_GRID**2
-    """Positions that a caption names at most, filled ones and empty ones in equal parts as far as there are."""
+    """Most positions that a caption names, half of them filled as far as possible."""
 
     def __post_init__(self) -> None:
         if not 2 <= self.grid <= MAX_GRID:
@@ -206,7 +206,7 @@ class Asked:
 
 
 def _unique_things(cells: dict[str, Cell]) -> list[str]:
-    """Positions of the objects that are the only ones of their kind, whatever their colour."""
+    """Return the positions of objects that are the only ones of their kind, whatever their colour."""
     things = [cell.thing for cell in cells.values()]
     return [position for position, cell in cells.items() if things.count(cell.thing) == 1]
 

@@ -17,10 +17,10 @@ from ral_system.tasks.visual_search import KINDS, Record, VisualSearch
 from ral_system.types import Prompt, Sample, Split
 
 GLANCE = "glance"
-"""The thought of a demonstration that looks nothing up."""
+"""Thought of a demonstration that looks nothing up."""
 
 _STRIDE = 7919
-"""Records between where one seed begins and the next: a prime, so that few meet whatever the number of records."""
+"""Distance between the first records of two seeds: a prime, so that few coincide for any number of records."""
 
 
 class VisualSearchRecords:
@@ -92,7 +92,7 @@ class VisualSearchPrompts:
 
     @functools.cached_property
     def _demonstrations(self) -> list[tuple[Demonstration, tuple[int, ...]]]:
-        """All of the file with their token ids, so that one that cannot be used is found before the first step."""
+        """Read all demonstrations with their token ids, so that an unusable one is found before the first step."""
         path, found = Path(self._config.demonstrations or ""), []
         for demonstration in read_demonstrations(path):
             try:

@@ -1,4 +1,4 @@
-"""An exponential moving average of trained weights, to anchor attention at where the policy has been of late."""
+"""An exponential moving average of trained weights, as an anchor for attention."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ class WeightAverage:
 
     @torch.no_grad()
     def update(self) -> None:
-        """Take in the current weights."""
+        """Add the current weights to the average."""
         for name, weight in self._weights.items():
             self._average[name].lerp_(weight.float(), 1 - self._decay)
 
     @contextmanager
     def in_place(self) -> Iterator[None]:
-        """Inside the block the model has the average's weights; afterwards its own again, bit by bit."""
+        """Give the model the average's weights inside the block, and restore its own bit for bit."""
         with in_place(self._engine, self._average):
             yield
 

@@ -1,4 +1,4 @@
-"""What a learner rank needs from what holds weights, gradients and optimiser. Torch and DeepSpeed implement it."""
+"""Protocol between a learner rank and the engine that holds weights, gradients and optimiser."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class Engine(Protocol):
         ...
 
     def learning_rate(self) -> float:
-        """The rate that the last `step` used."""
+        """Learning rate of the last `step`."""
         ...
 
     def all_reduce(self, values: Tensor, operation: Operation) -> Tensor:
@@ -43,7 +43,7 @@ class Engine(Protocol):
         ...
 
     def trained_weights(self) -> Mapping[str, Tensor]:
-        """What training changes in place, by name: the trained parameters, or this rank's shards of them."""
+        """Return the tensors that training changes in place, by name: trained parameters, or this rank's shards."""
         ...
 
     def weights_replaced(self) -> None:
@@ -51,7 +51,7 @@ class Engine(Protocol):
         ...
 
     def full_state(self) -> Mapping[str, Tensor] | None:
-        """All weights under Hugging Face names on rank 0, None elsewhere; every rank calls it."""
+        """Return all weights under Hugging Face names on rank 0, None elsewhere; every rank calls it."""
         ...
 
     def save(self, folder: Path) -> None:

@@ -1,4 +1,4 @@
-"""How much of the gradient is the attention term's, measured where it enters: at the probed queries and keys."""
+"""The attention term's share of the gradient, measured where the term enters: at the probed queries and keys."""
 
 from __future__ import annotations
 

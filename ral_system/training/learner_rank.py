@@ -1,4 +1,4 @@
-"""One rank of the learner: scores and trains the samples it is handed. Knows nothing of other processes but sums."""
+"""One rank of the learner: scores and trains its samples. It knows other processes only through sums."""
 
 from __future__ import annotations
 
@@ -124,7 +124,7 @@ class LearnerRank:
 
     @contextmanager
     def _at(self, version: int) -> Iterator[None]:
-        """These weights in place for as long as the block: the current ones, or a past version's."""
+        """Put these weights in place during the block: the current ones, or a past version's."""
         if version == self._version:
             yield
             return
@@ -158,7 +158,7 @@ class LearnerRank:
     ) -> dict[str, float]:
         """One optimiser update with the policy objective. Metrics are of all ranks, and equal on all.
 
-        `teachers`: what each of none, one or two teachers has to say.
+        `teachers`: the scores of each of up to two teachers.
         """
         algorithm = self._config.algorithm
         anchor = behaviour
@@ -212,7 +212,7 @@ class LearnerRank:
         return self._update(update, objective, self._read if guidance else None)
 
     def validate(self, update: UpdatePlan) -> dict[str, float]:
-        """The supervised objective without an update: held-out loss and token accuracy."""
+        """Evaluate the supervised objective without an update: held-out loss and token accuracy."""
         shares = []
         for samples in update.shards[self._rank]:
             batch = self._collate(samples).to(self._engine.device)
@@ -223,7 +223,7 @@ class LearnerRank:
         return {name.replace("supervised/", "held_out/"): value for name, value in metrics.items()}
 
     def look(self, samples: Sequence[Sample]) -> dict[str, VisualAttention]:
-        """Where the rows of each sample's answer look on its pictures. All ranks compute the same."""
+        """Return maps of where the rows of each sample's answer look. All ranks compute the same."""
         views, read = {}, replace(self._read, rows="answer", keys="all")
         for sample in samples:
             batch = self._collate((sample,)).to(self._engine.device)
@@ -325,7 +325,7 @@ class LearnerRank:
         return dict(zip(names, self._engine.all_reduce(local, operation).tolist(), strict=True))
 
     def _check_log_probs(self, plan: TrainPlan, scores: Scores) -> None:
-        """All ranks see the gaps of all, so a batch beyond the gate ends them together."""
+        """Check the gaps of all ranks on every rank, so that a batch beyond the gate ends them together."""
         shards = [plan.rank_samples(rank) for rank in range(len(plan.updates[0].shards))]
         samples = [s for shard in shards for micro_batch in shard for s in micro_batch]
         check_log_prob_gaps(samples, self._gaps(shards, scores), self._config.rollout.log_prob_gate)

@@ -1,4 +1,4 @@
-"""Deals a batch to ranks, updates and micro-batches, with the global denominators of each update."""
+"""Split of a batch into ranks, updates and micro-batches, with the global denominators of each update."""
 
 from __future__ import annotations
 

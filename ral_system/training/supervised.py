@@ -25,7 +25,7 @@ def supervised_objective(
     counts: Counts,
     guidance: AttentionGuidanceConfig | None = None,
 ) -> Objective:
-    """Cross-entropy of the response tokens, mean over the update's tokens; with `guidance` the term of `rows` too."""
+    """Cross-entropy of the response tokens, mean over the update's tokens; with `guidance` also the term of `rows`."""
     nll = -output.log_probs.sum()
     sums = {"supervised/loss": nll.detach(), "supervised/token_accuracy": output.top1.sum().float()}
     loss = nll / counts.tokens
@@ -40,7 +40,7 @@ def guide_attention(
 ) -> tuple[Tensor, dict[str, tuple[Tensor, Tensor]]]:
     """AVAR's a · L_enh + b · L_sup, mean over the update's sequences, and the masses that the rows' attention has.
 
-    A sequence none of whose rows sees a picture contributes 0; one without a system turn has no L_sup.
+    A sequence whose rows see no picture contributes 0; one without a system turn has no L_sup.
     """
     loss = torch.zeros((), device=batch.input_ids.device)
     masses = {"image": [0.0, 0.0], "system": [0.0, 0.0]}
