@@ -1,6 +1,6 @@
 """Waiting for actors, always with a bound. A dead or silent one becomes an ActorError that says who and shows its log.
 
-Errors of our own hierarchy that an actor raises come out as they went in; Ray's wrapping is taken off here.
+An actor's errors of our own hierarchy come out unchanged; this module removes Ray's wrapping.
 """
 
 from __future__ import annotations

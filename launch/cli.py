@@ -17,7 +17,7 @@ _TRAIN_EXAMPLES = """
   ral-train experiment=smoke                       every role for a few steps, in a minute or two
   ral-train experiment=smoke cluster=local         one process: no Ray, vLLM or DeepSpeed
   ral-train experiment=quickstart algorithm.attention.weight=4 name=ral_weight4
-  ral-train -m experiment=smoke cluster=local algorithm=ral,grpo seed=0,1     four runs, each in a folder of its own
+  ral-train -m experiment=smoke cluster=local algorithm=ral,grpo seed=0,1     four runs, each in its own folder
   ray job submit --address http://127.0.0.1:8265 -- ral-train experiment=quickstart runs_dir=/shared/runs"""
 """Examples of training runs, shown only in the help of `ral-train`."""
 

@@ -43,7 +43,7 @@ at which it failed.
 """
 _EPILOG = """\
   ral-study distill_quickstart                        the teacher, the student, three arms of three seeds
-  ral-study avar_quickstart                           AVAR rung by rung, with the visual attention score of each
+  ral-study avar_quickstart                           AVAR step by step, with the visual attention score of each
   ral-study visual_tokens_quickstart                  cold start, GRPO and RAL on larger and larger pictures
   ral-study distill_quickstart --dry-run              only print the commands
   ral-study my_study.yaml --seeds 0 1 --overrides algorithm.steps=10

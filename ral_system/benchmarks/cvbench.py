@@ -26,7 +26,7 @@ def items(folder: Path) -> Iterator[Item | BadItem]:
     def build(fields: files.Fields) -> Item:
         options, source = columns.texts(fields, "choices"), columns.text(fields, "source")
         if source not in SOURCES:
-            raise DataError(f"source: {source} is none of {', '.join(SOURCES)}")
+            raise DataError(f"source: {source} is not one of {', '.join(SOURCES)}")
         return Item(
             id=columns.identifier(fields, "idx"),
             category=columns.text(fields, "task"),

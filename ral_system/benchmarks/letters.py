@@ -59,7 +59,7 @@ def checked_letter(answer: str, options: Sequence[str]) -> str:
     """The reference's letter, `(B)` or `B`. Raises DataError where there is no such option."""
     letter = answer.strip().strip("().")
     if len(letter) != 1 or letter not in ascii_uppercase[: len(options)]:
-        raise DataError(f"answer: {answer[:40]!r} is none of the {len(options)} options")
+        raise DataError(f"answer: {answer[:40]!r} is not one of the {len(options)} options")
     return letter
 
 

@@ -26,7 +26,7 @@ def items(folder: Path) -> Iterator[Item | BadItem]:
     def build(fields: files.Fields) -> Item:
         options, choice = columns.texts(fields, "candidates"), fields.get("correct_choice")
         if not isinstance(choice, int) or not 0 <= choice < len(options):
-            raise DataError(f"correct_choice: {choice} is none of the {len(options)} candidates")
+            raise DataError(f"correct_choice: {choice} is not one of the {len(options)} candidates")
         video = files.first_file(folder, f"videos/{columns.text(fields, 'video_path')}")
         return Item(
             id=columns.text(fields, "id"),

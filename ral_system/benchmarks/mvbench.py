@@ -62,7 +62,7 @@ def items(folder: Path) -> Iterator[Item | BadItem]:
 def _item(folder: Path, task: str, number: int, fields: files.Fields) -> Item:
     options, answer = columns.texts(fields, "candidates"), str(fields.get("answer")).strip()
     if answer not in options:
-        raise DataError(f"answer: {answer[:40]!r} is none of the candidates")
+        raise DataError(f"answer: {answer[:40]!r} is not one of the candidates")
     start_s, end_s = _stretch(fields) if task in STRETCHES else (None, None)
     name = f"{FOLDERS[task]}/{columns.text(fields, 'video')}"
     path = files.first_below(folder, f"video/{name}", f"video/data0613/{name}")

@@ -34,9 +34,9 @@ def _item(folder: Path, places: files.Fields, fields: files.Fields) -> Item:
     options = tuple(columns.text(fields, column) for column in OPTIONS)
     kind = "TN" if kind == "TP" else kind
     if kind not in TYPES:
-        raise DataError(f"type: {kind} is none of {', '.join(TYPES)}")
+        raise DataError(f"type: {kind} is not one of {', '.join(TYPES)}")
     if answer not in ("0", "1", "2", "3", "4"):
-        raise DataError(f"answer: {answer[:40]!r} is none of 0 to 4")
+        raise DataError(f"answer: {answer[:40]!r} is not one of 0 to 4")
     path = files.first_file(folder, f"NExTVideo/{video}.mp4", f"NExTVideo/{places.get(video, video)}.mp4")
     return Item(
         id=f"{video}_{columns.text(fields, 'qid')}",

@@ -47,7 +47,7 @@ def _item(folder: Path, task: str, video: str, aspect: str, id: str, fields: fil
     if task == "multi-choice":
         letters.checked_letter(answer[:1], options)
     elif answer not in (options or ("yes", "no")):
-        raise DataError(f"answer: {answer[:40]!r} is none of the options")
+        raise DataError(f"answer: {answer[:40]!r} is not one of the options")
     return Item(
         id=id,
         category=f"{task}/{aspect}",

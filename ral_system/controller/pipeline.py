@@ -44,7 +44,7 @@ class StalenessBound:
 
 
 class PipelinedLoop(TrainingLoop):
-    """`TrainingLoop` that generates ahead, in a thread of its own. `close` it; at a pause nothing is under way."""
+    """`TrainingLoop` that generates ahead in a separate thread. `close` it; at a pause no work is unfinished."""
 
     def __init__(
         self, config: RunConfig, roles: Roles, train_prompt: Callable[[int], Prompt], timer: PhaseTimer

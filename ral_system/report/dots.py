@@ -23,7 +23,7 @@ class Panel:
 
 
 def dots(title: str, panels: Sequence[Panel]) -> str:
-    """Panels side by side, each with an axis of its own around its values.
+    """Panels side by side, each with its own axis around its values.
 
     Logarithmic where these span more than 1 : 100.
     """

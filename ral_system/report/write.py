@@ -26,7 +26,7 @@ def write_report(run_folder: Path, frames_of: FramesOf | None = None) -> Path:
     """Write `<run_folder>/report.html` from what the folder holds now, and return its path.
 
     `frames_of` reads videos; without it they are not shown. Raises SetupError when the folder does not exist. Safe to
-    call while the run goes on.
+    call during the run.
     """
     if not run_folder.is_dir():
         raise SetupError(f"run folder {run_folder} does not exist; pass the folder of a run, for example runs/<name>")
@@ -49,7 +49,7 @@ def _empty(run: RunData) -> str:
     return (
         f'<header><h1>{escape(run.name)}</h1></header><section class="empty" data-empty>'
         "<p>Nothing has been recorded in this run folder yet.</p>"
-        "<p>Metrics appear after the first training step; the report is rewritten as the run goes on.</p></section>"
+        "<p>Metrics appear after the first training step; the report is written again during the run.</p></section>"
     )
 
 

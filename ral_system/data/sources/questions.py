@@ -155,7 +155,7 @@ def _joined(content: Any, column: str) -> Any:
     for part in content:
         if part["type"] not in ("text", *marks):
             raise DataError(
-                f"{column}: a part of the type {shortened(str(part['type']))} is none of text, image, video"
+                f"{column}: a part of the type {shortened(str(part['type']))} is not one of text, image, video"
             )
         texts.append(marks[part["type"]] if part["type"] in marks else part.get("text"))
         if not isinstance(texts[-1], str):
@@ -235,7 +235,7 @@ def _letter(letters: list[str], texts: list[str], answer: str, column: str) -> s
         if meant:
             several = " and ".join(own for own in letters if own in meant)
             raise DataError(f"{column}: {shortened(answer)!r} fits options {several}; give a letter that one has alone")
-    raise DataError(f"{column}: {shortened(answer)!r} is none of the {len(letters)} options")
+    raise DataError(f"{column}: {shortened(answer)!r} is not one of the {len(letters)} options")
 
 
 def _folded(text: str) -> str:
@@ -249,7 +249,7 @@ def _media(fields: Mapping[str, Any], columns: ColumnsConfig, root: Path) -> lis
     said = _value(fields, columns.media_type, missing=None) if columns.media_type else None
     said = said.lower() if isinstance(said, str) else said
     if said not in (None, "", "text", *get_args(MediaKind)):
-        raise DataError(f"{columns.media_type}: {str(said)[:_MAX_KIND_CHARS]!r} is none of image, video and text")
+        raise DataError(f"{columns.media_type}: {str(said)[:_MAX_KIND_CHARS]!r} is not one of image, video and text")
     first: MediaKind = "video" if said == "video" else "image"
     found: list[EncodedMedia] = []
     either = columns.images is not None and columns.images == columns.videos

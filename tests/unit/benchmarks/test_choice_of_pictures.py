@@ -44,7 +44,7 @@ def test_vstar_rows_that_cannot_be_used(tmp_path: Path) -> None:
     reasons = bad("vstar", tmp_path / "bench")
     assert list(reasons) == [f"test_questions.jsonl:{number}" for number in (1, 2, 3, 4)]
     for reason, says in zip(
-        reasons.values(), ("none of the 2", "leads out of", "no such file", "none of the 0"), strict=True
+        reasons.values(), ("not one of the 2", "leads out of", "no such file", "not one of the 0"), strict=True
     ):
         assert says in reason
 
@@ -89,8 +89,8 @@ def test_cvbench_rows_that_cannot_be_used(tmp_path: Path) -> None:
     write_parquet(tmp_path / "test_2d.parquet", rows)
     write_parquet(tmp_path / "test_3d.parquet", [space(2, "Depth", "Omni3D", "(A)")])
     assert bad("cvbench", tmp_path) == {
-        "test_2d.parquet:0": "source: KITTI is none of ADE20K, COCO, Omni3D",
-        "test_2d.parquet:1": "answer: '(C)' is none of the 2 options",
+        "test_2d.parquet:0": "source: KITTI is not one of ADE20K, COCO, Omni3D",
+        "test_2d.parquet:1": "answer: '(C)' is not one of the 2 options",
     }
 
 
@@ -186,7 +186,7 @@ def test_blink_without_a_task_or_an_answer(tmp_path: Path) -> None:
     for task in blink.TASKS:
         write_parquet(tmp_path / task / "val-0.parquet", [styled(task, 0, "hidden")])
     reasons = bad("blink", tmp_path)
-    assert len(reasons) == 14 and reasons["IQ_Test:0"] == "answer: 'hidden' is none of the 2 options"
+    assert len(reasons) == 14 and reasons["IQ_Test:0"] == "answer: 'hidden' is not one of the 2 options"
 
 
 def expert(id: str, question: str, options: str, answer: str, subject: str = "Art", **images: Any) -> dict[str, Any]:
@@ -261,5 +261,5 @@ def test_mmmu_pro_rows_that_cannot_be_used(tmp_path: Path) -> None:
         "standard:0": "image_2: neither a path nor bytes but NoneType",
         "standard:1": "options: not a list as Python writes it",
         "standard:2": "options: not a list as Python writes it",
-        "standard:3": "answer: 'B' is none of the 1 options",
+        "standard:3": "answer: 'B' is not one of the 1 options",
     }

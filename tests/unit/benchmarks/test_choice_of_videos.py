@@ -47,8 +47,8 @@ def test_longvideobench_rows_that_cannot_be_used(tmp_path: Path) -> None:
     rows = [REFERRING | {"correct_choice": 5}, hidden, REFERRING | {"video_path": "../lvb_val.json/x"}]
     write_json(tmp_path / "lvb_val.json", rows)
     reasons = list(bad("longvideobench", tmp_path).values())
-    assert reasons[0] == "correct_choice: 5 is none of the 5 candidates"
-    assert reasons[1] == "correct_choice: None is none of the 5 candidates"
+    assert reasons[0] == "correct_choice: 5 is not one of the 5 candidates"
+    assert reasons[1] == "correct_choice: None is not one of the 5 candidates"
     assert "no such file" in reasons[2]
 
 
@@ -100,7 +100,7 @@ def test_nextqa_rows_that_cannot_be_used(tmp_path: Path) -> None:
     assert list(reasons) == [f"test.csv:{number}" for number in range(5)]
     for reason, says in zip(
         reasons.values(),
-        ("none of 0 to 4", "type: XX", "not as many columns", "no such file", "leads out"),
+        ("not one of 0 to 4", "type: XX", "not as many columns", "no such file", "leads out"),
         strict=True,
     ):
         assert says in reason
@@ -145,7 +145,7 @@ def test_video_mme_rows_that_cannot_be_used(tmp_path: Path) -> None:
     write_parquet(tmp_path / "videomme" / "test-0.parquet", rows)
     reasons = bad("video_mme", tmp_path)
     assert list(reasons) == ["test:1", "test:2"]
-    assert "data/x.mp4: no such file" in reasons["test:1"] and "none of the 4 options" in reasons["test:2"]
+    assert "data/x.mp4: no such file" in reasons["test:1"] and "not one of the 4 options" in reasons["test:2"]
 
 
 def asked(uid: str, *types: str, **changes: Any) -> dict[str, Any]:
@@ -200,9 +200,9 @@ def test_lvbench_rows_that_cannot_be_used(tmp_path: Path) -> None:
     name = "video_info.meta.jsonl"
     assert list(reasons) == [f"{name}:{place}" for place in ("0/0", "0/1", "0/2", "1", "2/0", "3")]
     says = (
-        "none of the 4",
+        "not one of the 4",
         "not an object but int",
-        "none of the 0",
+        "not one of the 0",
         "qa: not a list",
         "no such file",
         "not an object",

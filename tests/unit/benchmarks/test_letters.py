@@ -85,5 +85,5 @@ def test_options_are_written_with_letters_and_read_without() -> None:
 def test_a_reference_is_one_of_the_options() -> None:
     assert checked_letter("(B)", OPTIONS) == "B" and checked_letter("C", OPTIONS) == "C"
     for wrong in ("D", "b", "", "AB", "red"):
-        with pytest.raises(DataError, match="none of the 3 options"):
+        with pytest.raises(DataError, match="not one of the 3 options"):
             checked_letter(wrong, OPTIONS)

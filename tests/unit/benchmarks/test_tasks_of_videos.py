@@ -84,7 +84,7 @@ def test_mvbench_rows_that_cannot_be_used(tmp_path: Path) -> None:
     write_json(tmp_path / "json" / "episodic_reasoning.json", [seen("episodic_reasoning", video="b.mp4")])
     reasons = bad("mvbench", tmp_path)
     says = (
-        "none of the candidates",
+        "not one of the candidates",
         "9.0 to 2.5 is not a part",
         "leads out",
         "not a valid path|no such",
@@ -145,7 +145,9 @@ def test_video_mmmu_rows_that_cannot_be_used(tmp_path: Path) -> None:
     video_mmmu_files(tmp_path / "bench", rows)
     reasons = bad("video_mmmu", tmp_path / "bench")
     assert list(reasons) == ["Adaptation:0", "Adaptation:1", "Adaptation:2"]
-    for reason, says in zip(reasons.values(), ("no such file", "none of the 2 options", "leads out of"), strict=True):
+    for reason, says in zip(
+        reasons.values(), ("no such file", "not one of the 2 options", "leads out of"), strict=True
+    ):
         assert says in reason
 
 
@@ -240,8 +242,8 @@ def test_tempcompass_entries_that_cannot_be_used(tmp_path: Path) -> None:
         *("multi-choice/../x/action/0", "multi-choice/1034_reverse/action", "multi-choice/1034_reverse/speed"),
         *("multi-choice/1035", "yes_no/1034/action/0"),
     ]
-    says = ("none of the 2", "not an object", "no such file", "no such file")
-    says += ("not a list", "not a list", "not lists", "none of the options")
+    says = ("not one of the 2", "not an object", "no such file", "no such file")
+    says += ("not a list", "not a list", "not lists", "not one of the options")
     for reason, part in zip(reasons.values(), says, strict=True):
         assert part in reason
     whole = [one.id for one in read_items("tempcompass", tmp_path) if isinstance(one, Item)]

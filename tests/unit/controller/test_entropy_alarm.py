@@ -13,7 +13,9 @@ def test_it_says_what_collapsed_and_what_to_do(make_config: Callable[..., RunCon
     assert entropy_alarm(1.0, 2.0, half) is None
     message = entropy_alarm(0.9, 2.0, half)
     assert message is not None
-    assert "attention entropy is 0.9 nats, below logging.attention_entropy_alarm=0.5 of the first step's 2" in message
+    assert (
+        "attention entropy is 0.9 nats, below logging.attention_entropy_alarm=0.5 times the first step's 2" in message
+    )
     assert "lower algorithm.attention.weight" in message
     never = make_config("logging.attention_entropy_alarm=0").logging
     assert entropy_alarm(0.0, 2.0, never) is None

@@ -97,12 +97,16 @@ QUESTIONS = [
     Kind("no options", {"options": []}, Used()),
     Kind("null options", {"options": None}, Used()),
     Kind("two options", {"options": ["A. one ", "B. Red"]}, Used(answer="B")),
-    Kind("an answer that is no option", {"options": ["A. one", "B. two"]}, broken("^solution: 'red' is none of the 2")),
+    Kind(
+        "an answer that is not an option",
+        {"options": ["A. one", "B. two"]},
+        broken("^solution: 'red' is not one of the 2"),
+    ),
     Kind("an answer that is two options", {"options": ["A. red", "B. red"]}, broken("^solution: 'red' fits options A")),
     Kind(
         "a letter beyond the options",
         {"options": ["A. red", "B. two"], "solution": "c"},
-        broken("^solution: 'c' is none of the 2 options"),
+        broken("^solution: 'c' is not one of the 2 options"),
     ),
     Kind("kind that is a list", {"problem_type": ["a"]}, broken("^problem_type: not text but list")),
     Kind("kind that is an object", {"problem_type": {"a": 1}}, broken("^problem_type: not text but dict")),

@@ -103,7 +103,7 @@ def test_what_is_seen_is_said_beside_the_most_of_it(family: Family) -> None:
     prompts = [Prompt("p", "kind", "?", "!", (), (1,)), Prompt("q", "kind", "?", "!", tuple(pictures), (1,))]
     assert mean_seen("visual_tokens", family, prompts) == (4 + 8) / 2
     assert mean_seen("frames", family, prompts) == 4
-    with pytest.raises(ConfigError, match="about no video; choose the other axis"):
+    with pytest.raises(ConfigError, match="questions have no videos; choose the other axis"):
         mean_seen("frames", family, prompts[:1])
 
 

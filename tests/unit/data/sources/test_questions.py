@@ -193,7 +193,10 @@ def test_the_question_of_turns_is_the_user_s(read: Read, prompt: Any, asked: str
         ([USER, {"role": "assistant", "content": "3"}], "prompt: holds a turn of the role assistant; one user turn is"),
         ([{"role": "user"}], "prompt: not text but NoneType"),
         ([{"role": "user", "content": " "}], "prompt: empty"),
-        ([{"role": "user", "content": [{"type": "audio"}]}], "prompt: a part of the type audio is none of text, image"),
+        (
+            [{"role": "user", "content": [{"type": "audio"}]}],
+            "prompt: a part of the type audio is not one of text, image",
+        ),
         ([{"role": "user", "content": [{"type": "text"}]}], "prompt: a part of the type text has no text"),
         ([USER, "text"], "prompt: not text but list"),
         ([], "prompt: not text but list"),
@@ -229,12 +232,12 @@ def test_the_letter_of_an_answer_is_one_of_the_options(read: Read) -> None:
     told = read("video_r1", row | {"solution": "y", "options": ["x", "y"]})
     assert (told.text, told.answer) == ("which ?\nx\ny", "y")
     assert read("video_r1", row | {"solution": "I", "options": ["I", "you"]}).text == "which ?\nI\nyou"
-    with pytest.raises(DataError, match="solution: 'C' is none of the 2 options"):
+    with pytest.raises(DataError, match="solution: 'C' is not one of the 2 options"):
         read("video_r1", row | {"solution": "C", "options": ["x", "y"]})
     with pytest.raises(DataError, match="solution: the letter C of 27 options, which have none"):
         read("video_r1", row | {"solution": "C", "options": ["x"] * 27})
     for solution in ("F", "(F)", "<answer>F.</answer>"):
-        with pytest.raises(DataError, match=r"solution: '\(?F[.)]?' is none of the 2 options"):
+        with pytest.raises(DataError, match=r"solution: '\(?F[.)]?' is not one of the 2 options"):
             read("video_r1", row | {"solution": solution})
 
 
@@ -276,9 +279,12 @@ def test_the_text_of_an_option_without_a_letter_stays(root: Path, options: list[
 @pytest.mark.parametrize(
     ("options", "answer", "reason"),
     [
-        *((COLOURS, answer, f"'{answer}' is none of the 2 options") for answer in ("green", "e", "E. green", "B. red")),
-        *((COLOURS, answer, f"'{answer}' is none of the 2 options") for answer in ("A, B", "-red", ".", "E. red")),
-        *((NAKED, answer, f"'{answer}' is none of the 2 options") for answer in ("c", "C. green", "B. red")),
+        *(
+            (COLOURS, answer, f"'{answer}' is not one of the 2 options")
+            for answer in ("green", "e", "E. green", "B. red")
+        ),
+        *((COLOURS, answer, f"'{answer}' is not one of the 2 options") for answer in ("A, B", "-red", ".", "E. red")),
+        *((NAKED, answer, f"'{answer}' is not one of the 2 options") for answer in ("c", "C. green", "B. red")),
         (["A. red", "B. red", "C. blue"], "red", "'red' fits options A and B; give a letter that one has alone"),
         (["A. red", "B. Red.", "C. blue"], "RED", "'RED' fits options A and B; give a letter that one has alone"),
         (["A. red", "A. blue"], "A", "'A' fits options A and A; give a letter that one has alone"),
@@ -307,5 +313,5 @@ def test_what_a_medium_is_said_to_be(read: Read) -> None:
     row = {"problem": "what ?", "solution": "it", "path": "images/a.png", "process": "well"}
     assert read("video_r1", row | {"data_type": "Video"}).media[0].kind == "video"
     assert read("video_r1", row | {"data_type": "IMAGE"}).media[0].kind == "image"
-    with pytest.raises(DataError, match="data_type: 'audio' is none of image, video and text"):
+    with pytest.raises(DataError, match="data_type: 'audio' is not one of image, video and text"):
         read("video_r1", row | {"data_type": "audio"})
