@@ -94,8 +94,8 @@ class ColumnsConfig(Group):
     videos: str | None
     """Like `images`, for videos."""
     media_type: str | None
-    """Says image or video, where one column (given as `images`) holds either. null: where that column is given as
-    `videos`, too, the files themselves say it."""
+    """Column that says image or video, if the one given as `images` holds either. null: if that column is also given as
+    `videos`, each file says it itself."""
     kind: str | None
     """Question kind, for tables, `data.instructions` and `reward.kinds`."""
     id: str | None

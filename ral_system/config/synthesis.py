@@ -31,7 +31,7 @@ class SynthesisRoleConfig(Group):
     instruction: str
     """What is asked; {question}, {description} and {reasoning} are filled in where they are known."""
     picture: bool
-    """Send the picture, too."""
+    """Also send the picture."""
     temperature: NonNegativeFloat
     max_tokens: Positive
     requests_per_minute: Annotated[PositiveFloat | None, ResumableSynthesis]
@@ -40,7 +40,7 @@ class SynthesisRoleConfig(Group):
     def problems_at(self, path: str) -> Iterator[str]:
         """Refuse half an endpoint, and a placeholder that nothing fills; `path` is for example `synthesis.reasoner`."""
         if self.endpoint is not None and not re.match(r"https?://\S+$", self.endpoint):
-            yield f"{path}.endpoint={self.endpoint!r} is no address; write it like http://127.0.0.1:8000/v1"
+            yield f"{path}.endpoint={self.endpoint!r} is not an address; write it like http://127.0.0.1:8000/v1"
         if (self.endpoint is None) != (self.model is None):
             yield (
                 f"{path}.endpoint={self.endpoint} and {path}.model={self.model} go together; set both, or both to null"
@@ -78,12 +78,12 @@ class SynthesisConfig(Group):
         try:
             re.compile(self.anchor)
         except re.error as error:
-            yield f"synthesis.anchor={self.anchor!r} is no regular expression ({error}); correct it"
+            yield f"synthesis.anchor={self.anchor!r} is not a regular expression ({error}); correct it"
         yield from self.describer.problems_at("synthesis.describer")
         yield from self.reasoner.problems_at("synthesis.reasoner")
         yield from self.anchorer.problems_at("synthesis.anchorer")
         if self.describer.endpoint and not self.reasoner.endpoint:
             yield (
-                "synthesis.describer.endpoint is asked in vain: the template reasoner reads the scene and no "
-                "description; give synthesis.reasoner.endpoint a model, too, or set the describer's to null"
+                "synthesis.describer.endpoint has no effect: the template reasoner reads the scene and no description; "
+                "set synthesis.reasoner.endpoint as well, or the describer's to null"
             )

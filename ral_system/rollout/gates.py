@@ -48,7 +48,7 @@ def check_completion(
 ) -> None:
     """A completion must be trainable: non-empty, one finite log-prob per token, no media token, properly ended.
 
-    `stop_text` ends a response, too, as soon as its text holds it.
+    `stop_text` also ends a response, as soon as its text holds it.
     """
     tokens, log_probs = completion.token_ids, completion.log_probs
     label = f"completion {completion.id}"

@@ -11,6 +11,6 @@ _SMALLEST = 1e-12
 
 
 def with_rest(ids_RK: np.ndarray, log_probs_RK: np.ndarray) -> TokenRecord:
-    """Of the reported tokens and, last, of all others together."""
+    """Return the record of the reported tokens and, last, of all others together."""
     rest_R1 = np.log(np.maximum(1 - np.exp(log_probs_RK.astype(np.float64)).sum(-1, keepdims=True), _SMALLEST))
     return TokenRecord(np.concatenate([log_probs_RK, rest_R1], axis=-1).astype(np.float32), ids_RK.astype(np.int32))

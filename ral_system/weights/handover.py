@@ -65,7 +65,10 @@ class Handover:
         return loaded.result()
 
     def take(self) -> bool:
-        """Load what waits, in the thread that generates; whether there was something. A failure is the giver's, too."""
+        """Load what waits, in the thread that generates; return whether there was something.
+
+        A failure is raised here and where the weights were given.
+        """
         with self._lock:
             if self._waiting is None:
                 return False

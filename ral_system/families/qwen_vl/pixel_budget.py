@@ -19,7 +19,7 @@ class QwenPixelBudget:
     min_pixels: int
     max_pixels: int
     processor: tuple[int, int] | None = None
-    """Bounds to which the model's processor resizes what it is given; None: it takes it as it is."""
+    """Bounds to which the model's processor resizes what it is given; None: it resizes nothing."""
 
     def size(self, width: int, height: int) -> tuple[int, int]:
         """Width and height as the model sees them. Raises DataError for pictures too long and thin: for the bounds, or

@@ -435,11 +435,11 @@ ILLEGAL: dict[str, tuple[dict[str, Any], list[str]]] = {
     ),
     "an anchor that is no pattern": (
         {"synthesis.anchor": "look (at"},
-        ["synthesis.anchor='look (at' is no regular expression", "correct it"],
+        ["synthesis.anchor='look (at' is not a regular expression", "correct it"],
     ),
     "a description that nobody reads": (
         {"synthesis.describer.endpoint": "http://127.0.0.1:8000/v1", "synthesis.describer.model": "m"},
-        ["synthesis.describer.endpoint is asked in vain", "give synthesis.reasoner.endpoint a model, too"],
+        ["synthesis.describer.endpoint has no effect", "set synthesis.reasoner.endpoint as well"],
     ),
     "thoughts to imitate where none are wanted": (
         {"data.demonstrations": "d.jsonl", "algorithm.response_format": "answer_only"},
@@ -451,7 +451,7 @@ ILLEGAL: dict[str, tuple[dict[str, Any], list[str]]] = {
     ),
     "an endpoint that is no address": (
         {"synthesis.describer.endpoint": "localhost", "synthesis.describer.model": "m"},
-        ["synthesis.describer.endpoint='localhost' is no address", "http://127.0.0.1:8000/v1"],
+        ["synthesis.describer.endpoint='localhost' is not an address", "http://127.0.0.1:8000/v1"],
     ),
     "an instruction with a misspelt place": (
         {"synthesis.anchorer.instruction": "{reasoning} {desciption}"},
@@ -469,7 +469,7 @@ ILLEGAL: dict[str, tuple[dict[str, Any], list[str]]] = {
 
 
 OPEN = ("reward.kinds", "sweep.models")
-"""Whose keys are the user's."""
+"""Groups with keys that the user chooses."""
 
 
 @pytest.fixture(scope="module")

@@ -236,7 +236,7 @@ def test_the_hook_line_is_silent_after_an_uninstall(tmp_path: Path) -> None:
 
 def test_the_hook_line_installs_the_finder_and_imports_no_torch(tmp_path: Path) -> None:
     (tmp_path / PTH_NAME).write_text(PTH_TEXT)
-    root = Path(fix.__file__).parents[2]
+    root = Path(fix.__file__).parents[3]
     (tmp_path / "a_path.pth").write_text(f"{root}\n")
     shown = "print(type(sys.meta_path[0]).__module__, 'torch' in sys.modules)"
     done = start_interpreter(tmp_path, shown)
