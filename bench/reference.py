@@ -54,7 +54,7 @@ def _group(path: str, field: FieldInfo, composed: list[dict[str, Any]], depth: i
     """Lines about a group: one table for each class that it may be, then its inner groups."""
     chosen = list(_models(field.annotation))
     for model in chosen:
-        values = next((v for v in (_at(c, path) for c in composed) if _fits(model, v)), {})
+        values: dict[str, Any] = next((v for v in (_at(c, path) for c in composed) if _fits(model, v)), {})
         title = f" ({_choice(model)})" if len(chosen) > 1 else ""
         if title or depth:
             yield from ("", f"{'#' * (3 + depth)} {path}{title}")

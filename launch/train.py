@@ -150,7 +150,7 @@ def _run(config: RunConfig, folder: RunFolder, stages: Sequence[Stage], unfinish
 def role_factory(config: RunConfig):  # type: ignore[no-untyped-def]
     """Return the class that starts a stage's roles on the configured cluster."""
     if config.cluster.kind == "local":
-        from ral_system.controller.in_process import InProcessRoles
+        from ral_system.in_process import InProcessRoles
 
         return InProcessRoles
     from ral_system.actors.roles import RayRoles

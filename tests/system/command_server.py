@@ -31,7 +31,7 @@ PRELOADED = (
     "transformers.models.qwen2_vl.video_processing_qwen2_vl",
     "ral_system.controller.start",
     "ral_system.controller.stages",
-    "ral_system.controller.in_process",
+    "ral_system.in_process",
     "ral_system.report.write",
     "ral_system.launch.train",
     "ral_system.launch.evaluate",
