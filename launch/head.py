@@ -16,7 +16,7 @@ def run_head(
     """Format the header of a run's log. `continues`: the folder existed before. `unfinished`: stages with work to do.
 
     Example:
-        16:39:03 run      /work/runs/quickstart (new)
+        16:39:03 run      /data/runs/quickstart (new)
                  model    new tiny model, 4 layers of width 192
                  cluster  ray: 2 vllm engines, 2 deepspeed ranks, 1 reference; 8 GPUs
                  rl       40 steps of 16 prompts × 8 completions, 4 updates each
