@@ -33,6 +33,11 @@ class Registry(Generic[T]):
         """All names, sorted."""
         return tuple(sorted(self._targets))
 
+    def check(self, field: str, name: str) -> None:
+        """Raise ConfigError that names the field and lists the known names, unless `name` is one. Imports nothing."""
+        if name not in self._targets:
+            raise ConfigError(f"{field}={name}: unknown {self._what}; choose one of {', '.join(self.names)}")
+
     def get(self, name: str) -> T:
         """The implementation called `name`. Raises ConfigError that lists the known ones, or says why it fails."""
         if name not in self._targets:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ral_system.config.run import RunConfig
 from ral_system.errors import ConfigError
 from ral_system.registry import Registry
-from ral_system.weights.transfer.transfer import Transfer
+
+if TYPE_CHECKING:
+    from ral_system.weights.transfer.transfer import Transfer
 
 TRANSFERS: Registry[Callable[[Path, int], Transfer[Any]]] = Registry(
     "ral_system.weight_transfers",
