@@ -15,10 +15,10 @@ from ral_system.types import (
     Completion,
     Completions,
     Prompt,
-    RewardResult,
     Sample,
     Sampling,
     TrainPlan,
+    Verdict,
     VisualAttention,
     WeightManifest,
 )
@@ -69,7 +69,7 @@ class RayRewarder:
         (member,) = self._members
         self._submitted.append(Call(member, member.handle.submit.remote(completion, prompt)))
 
-    def collect(self) -> Mapping[str, RewardResult]:
+    def collect(self) -> Mapping[str, Verdict]:
         """Wait for everything submitted since the last call."""
         submitted, self._submitted = self._submitted, []
         (member,) = self._members

@@ -61,7 +61,7 @@ class LearnerActor(ActorProcess):
         import torch
 
         from ral_system.training.learner_rank import LearnerRank
-        from ral_system.weights.transfer.registry import open_transfer
+        from ral_system.weights.transfer.opening import open_transfer
 
         if not torch.cuda.is_available():
             torch.set_num_threads(config.cluster.threads_per_process)

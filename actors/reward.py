@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from ral_system.actors.process import ActorProcess, watched
 from ral_system.config.run import RunConfig
-from ral_system.types import Completion, Prompt, RewardResult
+from ral_system.types import Completion, Prompt, Verdict
 
 
 class RewardActor(ActorProcess):
@@ -25,6 +25,6 @@ class RewardActor(ActorProcess):
         self._pool.submit(completion, prompt)
 
     @watched
-    def collect(self) -> Mapping[str, RewardResult]:
+    def collect(self) -> Mapping[str, Verdict]:
         """Wait for everything submitted since the last call."""
         return self._pool.collect()

@@ -28,7 +28,7 @@ from ral_system.config.choices import Device, Stage
 from ral_system.config.run import RunConfig
 from ral_system.models.folders import local_model_folder
 from ral_system.rollout.vllm_environment import vllm_environment
-from ral_system.weights.transfer.registry import open_transfer
+from ral_system.weights.transfer.opening import open_transfer
 
 _ACTORS = {
     "learner": LearnerActor,

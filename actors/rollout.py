@@ -31,7 +31,7 @@ class RolloutActor(ActorProcess):
     def build(self, config: RunConfig, model_folder: Path, media_folder: Path, rank: int) -> None:
         """Load the model and profile the engine: the slow part of starting."""
         from ral_system.rollout.vllm_generator import VllmEngine
-        from ral_system.weights.transfer.registry import open_transfer
+        from ral_system.weights.transfer.opening import open_transfer
 
         assert isinstance(config.rollout, VllmRolloutConfig), "parse_config refuses another engine with cluster=ray"
         device: Device = "cuda" if config.cluster.gpus_per_rollout else "cpu"

@@ -15,7 +15,7 @@ from annotated_types import Ge, Gt, Le, Lt
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
-from ral_system.config.base import MayChange
+from ral_system.config.base import MayChange, NameIn
 from ral_system.config.run import RunConfig
 
 TARGET = Path(__file__).parents[1] / "docs" / "reference.md"
@@ -106,6 +106,9 @@ def _values(annotation: Any, metadata: list[Any] | tuple[Any, ...] = ()) -> str:
         return f"{_values(arguments[1])} by name"
     if annotation is type(None):
         return "`null`"
+    for meta in metadata:
+        if isinstance(meta, NameIn):
+            return ", ".join(f"`{name}`" for name in meta.registry.names) or f"names of {meta.registry.group}"
     names = {int: "integer", float: "number", str: "text", bool: "`true`, `false`"}
     bounds = [_bound(m) for meta in metadata for m in getattr(meta, "metadata", [meta])]
     return " ".join([names.get(annotation, str(annotation)), ", ".join(filter(None, bounds))]).strip()

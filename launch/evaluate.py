@@ -14,7 +14,6 @@ from pathlib import Path
 from textwrap import fill
 from typing import TYPE_CHECKING, Any
 
-from ral_system.config.evaluation import BENCHMARK_NAMES
 from ral_system.config.run import RunConfig
 from ral_system.errors import ConfigError
 from ral_system.evaluation.questions import Figures, asked, figures, write_quarantine
@@ -22,6 +21,7 @@ from ral_system.evaluation.subject import Subject, configured_intervention
 from ral_system.launch.cli import run_with_config
 from ral_system.launch.refused import leaving_nothing
 from ral_system.models.folders import check_named
+from ral_system.registry import BENCHMARKS
 from ral_system.runs.folder import RunFolder
 from ral_system.types import Prompt
 
@@ -36,7 +36,7 @@ ral-evaluate: measure the accuracy of start_model on held-out questions or a ben
   ral-evaluate experiment=quickstart start_model=runs/quickstart/model evaluation.questions=500
   ral-evaluate experiment=video_r1_qwen2_5_vl_7b_8gpu start_model=MODEL evaluation.benchmark.{{name=vstar,folder=DIR}}
   ral-evaluate … sweep=visual_tokens 'sweep.values=[512,1024]'      the benchmark at two picture sizes
-{fill(f"evaluation.benchmark.name is one of {', '.join(BENCHMARK_NAMES)}.", 110, subsequent_indent="  ")}
+{fill(f"evaluation.benchmark.name is one of {', '.join(BENCHMARKS.names)}.", 110, subsequent_indent="  ")}
 """
 
 

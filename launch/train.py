@@ -23,7 +23,6 @@ from ral_system.launch.head import run_head
 from ral_system.launch.refused import leaving_nothing
 from ral_system.models.folders import check_named
 from ral_system.runs.folder import RunFolder
-from ral_system.weights.transfer.registry import TRANSFERS
 
 _TRAIN = """
 ral-train: train a vision-language model with Reinforced Attention Learning: perceive, sft and rl, then a report.
@@ -81,7 +80,6 @@ def run_stages(config: RunConfig, stages: Sequence[Stage] = ()) -> float | None:
             f"intervention.image={config.intervention.image:g} and intervention.system={config.intervention.system:g} "
             "only apply to ral-evaluate; set both to 0 to train"
         )
-    TRANSFERS.check("rollout.weight_transfer", config.rollout.weight_transfer)
     for warning in warnings(config):
         print(f"warning: {warning}", file=sys.stderr)
     folder = RunFolder((Path(config.runs_dir) / config.name).resolve())

@@ -30,7 +30,7 @@ from ral_system.types import (
     VisualAttention,
     WeightManifest,
 )
-from ral_system.weights.transfer.registry import open_transfer
+from ral_system.weights.transfer.opening import open_transfer
 from ral_system.weights.transfer.transfer import Transfer
 
 

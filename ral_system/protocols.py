@@ -14,10 +14,10 @@ from ral_system.types import (
     Completion,
     Completions,
     Prompt,
-    RewardResult,
     Sample,
     Sampling,
     TrainPlan,
+    Verdict,
     VisualAttention,
     WeightManifest,
 )
@@ -47,7 +47,7 @@ class Rewarder(Protocol):
         """Start judging; returns at once."""
         ...
 
-    def collect(self) -> Mapping[str, RewardResult]:
+    def collect(self) -> Mapping[str, Verdict]:
         """Wait (bounded) for everything submitted since the last call; completion id → verdict."""
         ...
 

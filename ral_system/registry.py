@@ -1,55 +1,139 @@
-"""Implementations by name: those of this package, and those that an installed package adds by an entry point."""
+"""Everything that is chosen by name: this package's own implementations, and those that an installed package adds."""
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Mapping
 from functools import cached_property
 from importlib import import_module
 from importlib.metadata import entry_points
-from typing import Any, Generic, TypeVar, cast
+from typing import Any
 
 from ral_system.errors import ConfigError
 
-T = TypeVar("T")
 
+class Registry:
+    """The implementations of one seam, by name.
 
-class Registry(Generic[T]):
-    """Implementations of one seam.
-
-    `group` is the entry point group, for example `ral_system.families`; `what` names one of them in messages;
+    `group` is the entry point group, for example `ral_system.families`; `what` names one implementation in messages;
     `built_in` maps names to `module:attribute`. A package adds its own under `[project.entry-points."<group>"]` in its
     pyproject.toml, with a line `name = "module:attribute"`. Nothing is imported before it is asked for.
     """
 
     def __init__(self, group: str, what: str, built_in: Mapping[str, str]) -> None:
-        self._group, self._what, self._built_in = group, what, built_in
+        self.group, self._what, self._built_in = group, what, built_in
 
     @cached_property
-    def _targets(self) -> dict[str, str]:
-        return {entry.name: entry.value for entry in entry_points(group=self._group)} | dict(self._built_in)
+    def _added(self) -> dict[str, str]:
+        return {entry.name: entry.value for entry in entry_points(group=self.group)}
+
+    def _target(self, name: str) -> str | None:
+        return self._built_in.get(name) or self._added.get(name)  # the installed packages are read only if necessary
 
     @property
     def names(self) -> tuple[str, ...]:
-        """All names, sorted."""
-        return tuple(sorted(self._targets))
+        """All names: those of this package in their own order, then the others, sorted."""
+        return (*self._built_in, *sorted(self._added.keys() - self._built_in.keys()))
 
-    def check(self, field: str, name: str) -> None:
-        """Raise ConfigError that names the field and lists the known names, unless `name` is one. Imports nothing."""
-        if name not in self._targets:
-            raise ConfigError(f"{field}={name}: unknown {self._what}; choose one of {', '.join(self.names)}")
+    def __contains__(self, name: object) -> bool:
+        return isinstance(name, str) and self._target(name) is not None
 
-    def get(self, name: str) -> T:
-        """The implementation called `name`. Raises ConfigError that lists the known ones, or says why it fails."""
-        if name not in self._targets:
-            raise ConfigError(f"unknown {self._what} {name!r}; choose one of {', '.join(self.names)}")
-        module, _, attribute = self._targets[name].partition(":")
+    def unknown(self, name: str) -> str:
+        """What to say of a name that is not known: the closest one, and all there are."""
+        if not self.names:
+            return f"no such {self._what}; install a package that adds one under {self.group}"
+        near = difflib.get_close_matches(name.lower(), self.names, 1)
+        meant = f"did you mean {near[0]}? There are" if near else "choose one of"
+        return f"no such {self._what}; {meant} {', '.join(self.names)}"
+
+    def get(self, name: str) -> Any:
+        """The implementation called `name`. Raises ConfigError for a name that is not known, or says why it fails."""
+        if (target := self._target(name)) is None:
+            raise ConfigError(f"{name!r}: {self.unknown(name)}")
+        module, _, attribute = target.partition(":")
         try:
-            return cast(T, getattr(import_module(module), attribute))
+            found = import_module(module)
+            return getattr(found, attribute) if attribute else found
         except (ImportError, AttributeError) as error:
             raise ConfigError(
-                f"{self._what} {name!r} is registered as {self._targets[name]}, which cannot be imported: {error}"
+                f"{self._what} {name!r} is registered as {target}, which cannot be imported: {error}"
             ) from error
 
-    def all(self) -> dict[str, Any]:
-        """Every implementation by name."""
-        return {name: self.get(name) for name in self.names}
+
+FAMILIES = Registry(
+    "ral_system.families",
+    "model family",
+    {
+        "qwen_vl": "ral_system.families.qwen_vl.family:QwenVl",
+        "qwen3_vl": "ral_system.families.qwen3_vl:Qwen3Vl",
+    },
+)
+"""Subclasses of `families.family.Family`, chosen by the `model_type` of a model's config.json."""
+
+WEIGHT_TRANSFERS = Registry(
+    "ral_system.weight_transfers",
+    "weight transfer",
+    {
+        "object_store": "ral_system.weights.transfer.object_store:ObjectStore",
+        "files": "ral_system.weights.transfer.files:Files",
+    },
+)
+"""`rollout.weight_transfer`: (folder, how many offers may wait) → `weights.transfer.transfer.Transfer`. The folder is
+one of the run, which learner and engines may share."""
+
+DIVERGENCES = Registry(
+    "ral_system.divergences",
+    "divergence",
+    {
+        "jsd": "ral_system.algorithms.divergences:JSD",
+        "forward_kl": "ral_system.algorithms.divergences:FORWARD_KL",
+        "reverse_kl": "ral_system.algorithms.divergences:REVERSE_KL",
+        "tv": "ral_system.algorithms.divergences:TV",
+        "hellinger": "ral_system.algorithms.divergences:HELLINGER",
+    },
+)
+"""`algorithm.attention.divergence` and `algorithm.distillation.attention.divergence`: values of
+`algorithms.divergences.Divergence`."""
+
+POLICY_LOSSES = Registry(
+    "ral_system.policy_losses",
+    "policy loss",
+    {
+        "clip": "ral_system.algorithms.policy_losses.clip:CLIP",
+        "dppo": "ral_system.algorithms.policy_losses.dppo:DPPO",
+        "gspo": "ral_system.algorithms.policy_losses.gspo:GSPO",
+        "cispo": "ral_system.algorithms.policy_losses.cispo:CISPO",
+        "sapo": "ral_system.algorithms.policy_losses.sapo:SAPO",
+        "reinforce": "ral_system.algorithms.policy_losses.reinforce:REINFORCE",
+    },
+)
+"""`algorithm.policy_loss.name`: values of `algorithms.policy_losses.inputs.PolicyLoss`."""
+
+VERIFIERS = Registry(
+    "ral_system.verifiers",
+    "verifier",
+    {
+        name: f"ral_system.rewards.verifiers.{name}:score"
+        for name in (
+            *("exact", "multiple_choice", "numeric", "mathematics", "ocr", "free_form", "regression", "box"),
+            *("interval", "function"),
+        )
+    },
+)
+"""`reward.verifier` and `reward.kinds`: (given answer, reference answer, `config.reward.RewardConfig`) → [0, 1]."""
+
+REWARD_SIGNALS = Registry("ral_system.reward_signals", "reward signal", {})
+"""`reward.signals`, beside correctness and format: (`rewards.response.Response`, `RewardConfig`) → [0, 1]."""
+
+BENCHMARKS = Registry(
+    "ral_system.benchmarks",
+    "benchmark",
+    {
+        name: f"ral_system.benchmarks.{name}"
+        for name in (
+            *("vstar", "mme", "chartqa", "mmmu_pro", "muirbench", "vizwiz", "blink", "cvbench", "longvideobench"),
+            *("nextqa", "video_mme", "video_mmmu", "lvbench", "mvbench", "tempcompass"),
+        )
+    },
+)
+"""`evaluation.benchmark.name`: modules, or other objects, with what `benchmarks.item.Benchmark` asks for."""

@@ -30,7 +30,7 @@ _TRANSFORMERS = "import transformers; transformers.AutoModelForImageTextToText, 
 _VLLM = "import vllm; vllm.LLM"
 _FAMILIES = """
 import json
-from ral_system.families.registry import known_types
+from ral_system.families.known import known_types
 print(json.dumps({"types": known_types()}))
 """
 _WANDB_MODE = """

@@ -10,11 +10,11 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from ral_system.algorithms.divergences import DIVERGENCES
 from ral_system.attention.chunked import ChunkedKernels
 from ral_system.attention.policy import check_arguments, dense_policy
 from ral_system.attention.record import Target, check_probabilities, check_record
-from ral_system.config.choices import Backend, Divergence, Heads
+from ral_system.config.choices import Backend, Heads
+from ral_system.registry import DIVERGENCES
 from ral_system.types import AttentionRecord
 
 
@@ -25,7 +25,7 @@ def attention_divergence(
     target: Tensor | AttentionRecord,
     *,
     scale: float,
-    kind: Divergence = "jsd",
+    kind: str = "jsd",
     segment_ids: Tensor | None = None,
     key_mask: Tensor | None = None,
     heads: Heads = "mean",
@@ -67,7 +67,7 @@ def row_divergence(
     target: Tensor | AttentionRecord,
     *,
     scale: float,
-    kind: Divergence,
+    kind: str,
     segment_ids: Tensor | None,
     key_mask: Tensor | None,
     heads: Heads,
@@ -79,7 +79,7 @@ def row_divergence(
     if isinstance(target, AttentionRecord) and version is not None and target.version != version:
         raise ValueError(f"target is a record of weights {target.version}, but version={version}")
     if kind not in DIVERGENCES:
-        raise ValueError(f"kind={kind!r}; known: {', '.join(DIVERGENCES)}")
+        raise ValueError(f"kind={kind!r}; known: {', '.join(DIVERGENCES.names)}")
     masks: dict[str, Any] = {"segment_ids": segment_ids, "key_mask": key_mask, "heads": heads}
     if backend == "dense":
         with torch.autocast(key.device.type, enabled=False):
@@ -175,7 +175,7 @@ class _RowDivergence(torch.autograd.Function):
         rows_R: Tensor,
         target: Target,
         kernels: Kernels,
-        kind: Divergence,
+        kind: str,
     ) -> Tensor:
         ctx.save_for_backward(query_RHD, key_TKD, rows_R)
         ctx.target, ctx.kernels, ctx.kind = target, kernels, kind

@@ -13,7 +13,6 @@ import torch
 from torch import Tensor
 
 from ral_system.algorithms.divergences import divergence
-from ral_system.config.choices import Divergence
 from ral_system.types import AttentionRecord
 
 
@@ -73,7 +72,7 @@ class Target:
         else:
             self._values, self._rounded_to = target, None
 
-    def divergence(self, policy: Tensor, rows: slice, kind: Divergence) -> Tensor:
+    def divergence(self, policy: Tensor, rows: slice, kind: str) -> Tensor:
         """D(p, target) of policies [R, T] to the target's rows `rows`; [R], in policy's precision, differentiable."""
         q, p = self._values[..., rows, :].to(policy.dtype), policy
         if self._indices is not None and self._tail is not None:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ral_system.attention.divergence import row_divergence, row_policy_blocks
 from ral_system.attention.policy import check_rows
-from ral_system.config.choices import Backend, Divergence, Heads
+from ral_system.config.choices import Backend, Heads
 from ral_system.types import AttentionRecord
 
 
@@ -58,7 +58,7 @@ class SequenceAttention:
             backend=self.backend,
         )
 
-    def divergence(self, records: Sequence[AttentionRecord], kind: Divergence, version: int | None = None) -> Tensor:
+    def divergence(self, records: Sequence[AttentionRecord], kind: str, version: int | None = None) -> Tensor:
         """D(policy, record) of every row, mean over layers: [R], differentiable.
 
         One record per probed layer, of weights `version` if that is given (ValueError).

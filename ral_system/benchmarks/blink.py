@@ -15,6 +15,9 @@ from string import ascii_uppercase
 from ral_system.benchmarks import columns, files, letters, tally
 from ral_system.benchmarks.item import BadItem, Item, Scored
 
+ABOUT = "14 tasks of perception"
+FILES = "<task>/val-*.parquet for each task"
+
 TASKS = (
     *("Visual_Similarity", "Counting", "Relative_Depth", "Jigsaw", "Art_Style", "Functional_Correspondence"),
     *("Semantic_Correspondence", "Spatial_Relation", "Object_Localization", "Visual_Correspondence"),

@@ -17,6 +17,9 @@ from ral_system.benchmarks import columns, files, tally
 from ral_system.benchmarks.item import BadItem, Item, MediaFile, Scored
 from ral_system.data.sources.files import read_rows
 
+ABOUT = "questions about charts"
+FILES = "test/test_human.json, test/test_augmented.json, test/png/"
+
 TOLERANCE = 0.05
 
 

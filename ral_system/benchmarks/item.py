@@ -74,7 +74,12 @@ Scored = Sequence[tuple[Item, float]]
 
 
 class Benchmark(Protocol):
-    """The functions of a benchmark's file."""
+    """What a benchmark's file defines."""
+
+    ABOUT: str
+    """What it asks about, in a few words."""
+    FILES: str
+    """What its folder holds."""
 
     def items(self, folder: Path) -> Iterator[Item | BadItem]:
         """Every question below the folder, in the released order. Raises DataError for a file that is missing."""

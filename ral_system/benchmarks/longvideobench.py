@@ -17,6 +17,9 @@ from ral_system.benchmarks.item import BadItem, Item, MediaFile, Scored
 from ral_system.data.sources.files import read_rows
 from ral_system.errors import DataError
 
+ABOUT = "referring to long videos"
+FILES = "lvb_val.json, videos/"
+
 REQUEST = "Answer with the option's letter from the given choices directly."
 
 

@@ -18,6 +18,9 @@ from ral_system.benchmarks import columns, files, letters, tally
 from ral_system.benchmarks.item import BadItem, Item, MediaFile, Scored
 from ral_system.data.sources.files import read_rows
 
+ABOUT = "videos of an hour and more"
+FILES = "video_info.meta.jsonl, all_videos/"
+
 _OPTION = re.compile(r"^[ \t]*\([A-Z]\)[ \t]*(.*?)[ \t]*$", re.MULTILINE)
 _BETWEEN = "; "
 

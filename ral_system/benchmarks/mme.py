@@ -17,6 +17,9 @@ from ral_system.benchmarks import files, tally
 from ral_system.benchmarks.item import BadItem, Item, MediaFile, Scored
 from ral_system.errors import DataError
 
+ABOUT = "yes or no in 14 categories"
+FILES = "a folder for each category, or MME_Benchmark with these"
+
 PERCEPTION = (
     *("existence", "count", "position", "color", "posters"),
     *("celebrity", "scene", "landmark", "artwork", "OCR"),

@@ -19,6 +19,9 @@ from ral_system.benchmarks import columns, files, letters, tally
 from ral_system.benchmarks.item import BadItem, Item, Scored
 from ral_system.errors import DataError
 
+ABOUT = "expert questions, ten options"
+FILES = "standard (10 options)/test-*.parquet, vision/test-*.parquet"
+
 DIRECT = "Answer with the option letter from the given choices directly."
 DIRECT_VISION = (
     f"{DIRECT} The last line of your response should be of the following format: 'Answer: $LETTER' (without quotes) "

@@ -14,6 +14,9 @@ from pathlib import Path
 from ral_system.benchmarks import columns, files, letters, tally
 from ral_system.benchmarks.item import BadItem, Item, Scored
 
+ABOUT = "several pictures a question"
+FILES = "data/test-*.parquet"
+
 FORMS: letters.Forms = (("({})", "({})"), (" {} ", " {} "))
 HINT = "Hint: Please provide the correct option letter, such as A, B, C, D, directly."
 

@@ -20,6 +20,9 @@ from ral_system.benchmarks.item import BadItem, Item, MediaFile, Scored
 from ral_system.data.sources.files import read_rows
 from ral_system.errors import DataError
 
+ABOUT = "20 tasks in time"
+FILES = "json/<task>.json for each task, video/"
+
 SYSTEM = (
     "Carefully watch the video and pay attention to the cause and sequence of events, the detail and movement of "
     "objects, and the action and pose of persons. Based on your observations, select the best option that accurately "

@@ -17,6 +17,9 @@ from ral_system.benchmarks import columns, files, letters, tally
 from ral_system.benchmarks.item import BadItem, Item, MediaFile, Scored
 from ral_system.errors import DataError
 
+ABOUT = "why, how and when in short videos"
+FILES = "test.csv, map_vid_vidorID.json, NExTVideo/"
+
 TYPES = ("CW", "CH", "TN", "TC", "DC", "DL", "DO")
 OPTIONS = ("a0", "a1", "a2", "a3", "a4")
 REQUEST = "Answer with the option's letter from the given choices directly."

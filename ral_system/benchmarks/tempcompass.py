@@ -17,6 +17,9 @@ from ral_system.benchmarks import columns, files, letters, tally
 from ral_system.benchmarks.item import BadItem, Item, MediaFile, Scored
 from ral_system.errors import DataError
 
+ABOUT = "action, direction, speed, order, change"
+FILES = "questions/multi-choice.json, questions/yes_no.json, questions/caption_matching.json, videos/"
+
 REQUESTS = {
     "multi-choice": "Please directly give the best option:",
     "yes_no": "Please answer yes or no:",

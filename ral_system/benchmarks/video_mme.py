@@ -15,6 +15,9 @@ from pathlib import Path
 from ral_system.benchmarks import columns, files, letters, tally
 from ral_system.benchmarks.item import BadItem, Item, MediaFile, Scored
 
+ABOUT = "short, medium and long videos"
+FILES = "videomme/test-*.parquet, data/<video>.mp4"
+
 REQUEST = (
     "Select the best answer to the following multiple-choice question based on the video. "
     "Respond with only the letter (A, B, C, or D) of the correct option."

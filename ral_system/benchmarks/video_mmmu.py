@@ -17,6 +17,9 @@ from pathlib import Path
 from ral_system.benchmarks import columns, files, letters, open_answer, tally
 from ral_system.benchmarks.item import BadItem, Item, MediaFile, Scored
 
+ABOUT = "learning from lectures"
+FILES = "<track>/test-*.parquet, <discipline>/<id>.mp4"
+
 TRACKS = ("Perception", "Comprehension", "Adaptation")
 DISCIPLINES = ("Art", "Business", "Science", "Medicine", "Humanities", "Engineering")
 FORMS: letters.Forms = (("{}.", "{}."), ("{}:", "{}:"), ("({})", "({})"), ("{} ", " {} "))

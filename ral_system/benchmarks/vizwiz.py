@@ -16,6 +16,9 @@ from ral_system.benchmarks.item import BadItem, Item, MediaFile, Scored
 from ral_system.data.sources.files import read_rows
 from ral_system.errors import DataError
 
+ABOUT = "photographs of blind people"
+FILES = "Annotations/val.json, val/"
+
 PROMPT = (
     "When the provided information is insufficient, respond with 'Unanswerable'.\n"
     "Answer the question using a single word or phrase."

@@ -16,6 +16,9 @@ from ral_system.benchmarks import columns, files, letters, tally
 from ral_system.benchmarks.item import BadItem, Item, Scored
 from ral_system.data.sources.files import read_rows
 
+ABOUT = "small things in large pictures"
+FILES = "test_questions.jsonl and its folders of pictures"
+
 _OPTION = re.compile(r"^\([A-Z]\)[ \t]*(.+?)[ \t]*$", re.MULTILINE)
 
 

@@ -8,8 +8,16 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from ral_system.config.attention import AttentionConfig
-from ral_system.config.base import Group, NonNegative, NonNegativeFloat, Positive, Resumable, without_effect
-from ral_system.config.choices import Divergence, Reduction, ResponseFormat, TokenDivergence
+from ral_system.config.base import (
+    Divergence,
+    Group,
+    NonNegative,
+    NonNegativeFloat,
+    Positive,
+    Resumable,
+    without_effect,
+)
+from ral_system.config.choices import Reduction, ResponseFormat, TokenDivergence
 from ral_system.config.policy_loss import DppoLossConfig, PolicyLossConfig, ReinforceLossConfig
 
 Advantage = Literal["grpo", "dr_grpo", "rloo", "reinforce_plus_plus", "gdpo"]

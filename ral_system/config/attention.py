@@ -7,8 +7,8 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from ral_system.config.base import Group, NonNegative, NonNegativeFloat, Positive, without_effect
-from ral_system.config.choices import Backend, Divergence, Dtype, Heads, Keys, Layers, Reduction, Rows
+from ral_system.config.base import Divergence, Group, NonNegative, NonNegativeFloat, Positive, without_effect
+from ral_system.config.choices import Backend, Dtype, Heads, Keys, Layers, Reduction, Rows
 
 
 class AttentionConfig(Group):

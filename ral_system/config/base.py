@@ -6,7 +6,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, GetCoreSchemaHandler
+from pydantic_core import CoreSchema, PydanticCustomError, core_schema
+
+from ral_system.registry import DIVERGENCES, Registry
 
 Positive = Annotated[int, Field(gt=0)]
 NonNegative = Annotated[int, Field(ge=0)]
@@ -15,6 +18,24 @@ NonNegativeFloat = Annotated[float, Field(ge=0)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 OneOrMore = BeforeValidator(lambda given: given if isinstance(given, list | tuple) else (given,))
 """Accept a single value for a tuple field."""
+
+
+@dataclass(frozen=True, slots=True)
+class NameIn:
+    """Mark of a text field that names an entry of a registry: `Annotated[str, NameIn(VERIFIERS)]`."""
+
+    registry: Registry
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+        return core_schema.no_info_after_validator_function(self._known, handler(source))
+
+    def _known(self, name: str) -> str:
+        if name not in self.registry:
+            raise PydanticCustomError("unknown_name", "{says}", {"says": self.registry.unknown(name)})
+        return name
+
+
+Divergence = Annotated[str, NameIn(DIVERGENCES)]
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,7 +15,6 @@ STAGES: tuple[Stage, ...] = get_args(Stage)
 Device = Literal["cpu", "cuda"]
 Dtype = Literal["float32", "bfloat16"]
 
-Divergence = Literal["jsd", "forward_kl", "reverse_kl", "tv", "hellinger"]
 TokenDivergence = Literal["reverse_kl", "forward_kl", "jsd"]
 Reduction = Literal["token_mean", "sequence_mean", "sequence_sum"]
 

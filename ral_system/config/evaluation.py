@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterator
 from typing import Annotated, Literal
 
 from pydantic import Field
 
-from ral_system.config.base import Group, NonNegative, NonNegativeFloat, Positive
+from ral_system.config.base import Group, NameIn, NonNegative, NonNegativeFloat, Positive
 from ral_system.config.choices import Space
+from ral_system.registry import BENCHMARKS
 
-BENCHMARK_NAMES = (
-    *("vstar", "mme", "chartqa", "mmmu_pro", "muirbench", "vizwiz", "blink", "cvbench", "longvideobench", "nextqa"),
-    *("video_mme", "video_mmmu", "lvbench", "mvbench", "tempcompass"),
-)
 SweepAxis = Literal["visual_tokens", "frames"]
 
 
@@ -22,8 +18,8 @@ class BenchmarkConfig(Group):
     """What `ral-evaluate` asks in place of the held-out questions of `data`, with data=files: its pictures and frames
     are sized, and its system turn worded, as `data` says."""
 
-    name: str | None
-    """One of `BENCHMARK_NAMES`; null: none."""
+    name: Annotated[str, NameIn(BENCHMARKS)] | None
+    """null: none."""
     folder: str | None
     """Folder of its files, as they were released."""
     limit: Positive | None
@@ -31,12 +27,8 @@ class BenchmarkConfig(Group):
     pair."""
 
     def problems(self) -> Iterator[str]:
-        """Refuse unknown benchmarks, and one without its files."""
+        """Refuse a benchmark without its files."""
         path = "evaluation.benchmark"
-        if self.name is not None and self.name not in BENCHMARK_NAMES:
-            near = difflib.get_close_matches(self.name.lower(), BENCHMARK_NAMES, n=1)
-            meant = f"did you mean {near[0]}? There are" if near else "there are"
-            yield f"{path}.name={self.name}: no such benchmark; {meant} {', '.join(BENCHMARK_NAMES)}"
         if (self.name is None) != (self.folder is None):
             yield (f"{path}.name={self.name} and {path}.folder={self.folder} go together; set both, or both to null")
 

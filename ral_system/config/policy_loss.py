@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Annotated, Literal
+from collections.abc import Iterator, Mapping
+from typing import Annotated, Any, Literal, get_args
 
-from pydantic import Field
+from pydantic import Field, SerializeAsAny, ValidationError, ValidatorFunctionWrapHandler, WrapValidator
+from pydantic_core import PydanticCustomError
 
 from ral_system.config.base import Group, PositiveFloat
+from ral_system.registry import POLICY_LOSSES
 
 
 class PolicyLossGroup(Group):
-    """Base of the policy losses."""
+    """Base of the policy losses' settings."""
+
+    name: str
+    """Name of the loss."""
 
     @property
     def top_tokens(self) -> int:
@@ -106,7 +111,23 @@ class ReinforceLossConfig(PolicyLossGroup):
     """Weigh by pi / pi_old."""
 
 
-PolicyLossConfig = Annotated[
-    ClipLossConfig | DppoLossConfig | GspoLossConfig | CispoLossConfig | SapoLossConfig | ReinforceLossConfig,
-    Field(discriminator="name"),
-]
+_Own = ClipLossConfig | DppoLossConfig | GspoLossConfig | CispoLossConfig | SapoLossConfig | ReinforceLossConfig
+
+_OWN_NAMES = {get_args(loss.model_fields["name"].annotation)[0] for loss in get_args(_Own)}
+
+
+def _of_a_package(given: Any, own: ValidatorFunctionWrapHandler) -> Any:
+    """Settings of a loss that an installed package adds; `own` reads those of this package's."""
+    if isinstance(given, PolicyLossGroup):
+        return given
+    name = given.get("name") if isinstance(given, Mapping) else None
+    if not isinstance(name, str) or name in _OWN_NAMES or name not in POLICY_LOSSES:
+        return own(given)
+    try:
+        return POLICY_LOSSES.get(name).settings.model_validate(given)
+    except ValidationError as error:
+        lines = (f"{'.'.join(map(str, e['loc']))}={e['input']!r}: {e['msg']}" for e in error.errors())
+        raise PydanticCustomError("settings_of_package", "{says}", {"says": "; ".join(lines)}) from None
+
+
+PolicyLossConfig = SerializeAsAny[Annotated[Annotated[_Own, Field(discriminator="name")], WrapValidator(_of_a_package)]]

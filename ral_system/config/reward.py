@@ -7,22 +7,20 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from ral_system.config.base import Group, NonNegativeFloat, Positive, PositiveFloat, Resumable, without_effect
+from ral_system.config.base import (
+    Group,
+    NameIn,
+    NonNegativeFloat,
+    Positive,
+    PositiveFloat,
+    Resumable,
+    without_effect,
+)
+from ral_system.registry import REWARD_SIGNALS, VERIFIERS
 
 VisualRewardForm = Literal["share", "ratio"]
 VisualRewardModel = Literal["policy", "reference"]
-Verifier = Literal[
-    "exact",
-    "multiple_choice",
-    "numeric",
-    "mathematics",
-    "ocr",
-    "free_form",
-    "regression",
-    "box",
-    "interval",
-    "function",
-]
+Verifier = Annotated[str, NameIn(VERIFIERS)]
 
 
 class VisualRewardConfig(Group):
@@ -52,10 +50,10 @@ class ToleranceConfig(Group):
 
 
 class RewardConfig(Group):
-    """Weighted sum of the reward parts, each in [0, 1] (visual.form=ratio is not)."""
+    """Weighted sum of the reward's signals, each in [0, 1] (visual.form=ratio is not)."""
 
     verifier: Verifier
-    """What judges the answer: a file of `ral_system/rewards/verifiers`."""
+    """What judges the answer."""
     kinds: dict[str, Verifier]
     """By question kind, what judges it in place of `verifier`; case does not matter."""
     function: Annotated[str, Field(pattern=r"^[\w.]+:[\w.]+$")] | None
@@ -63,6 +61,8 @@ class RewardConfig(Group):
     tolerance: ToleranceConfig
     correctness: NonNegativeFloat
     format: NonNegativeFloat
+    signals: dict[Annotated[str, NameIn(REWARD_SIGNALS)], PositiveFloat]
+    """Weights of signals that installed packages add, by their names: what else a response's text is worth."""
     visual: VisualRewardConfig
     workers: Annotated[Positive, Resumable]
     """Verifier subprocesses per reward actor."""
@@ -76,11 +76,6 @@ class RewardConfig(Group):
         by_kind = {name.strip().lower(): verifier for name, verifier in self.kinds.items()}
         return self.model_copy(update={"verifier": by_kind.get(kind.strip().lower(), self.verifier)})
 
-    @property
-    def weights(self) -> dict[str, float]:
-        """Weights of the reward parts, by their names in `RewardResult.parts`."""
-        return {"correctness": self.correctness, "format": self.format, "visual": self.visual.weight}
-
     def problems(self) -> Iterator[str]:
         """Refuse rewards that are always 0, and a function that is not there or not called."""
         if ("function" in (self.verifier, *self.kinds.values())) != (self.function is not None):
@@ -88,5 +83,7 @@ class RewardConfig(Group):
                 f"reward.verifier={self.verifier} with reward.function={self.function or 'null'}: set both, "
                 "reward=function reward.function=module:name, or neither"
             )
-        if self.correctness + self.format <= 0:
+        for name in sorted({"correctness", "format", "visual", "overlong", "kl"} & self.signals.keys()):
+            yield f"reward.signals.{name}: a signal of this name is there already; the package must choose another"
+        if self.correctness + self.format <= 0 and not self.signals:
             yield "reward.correctness and reward.format are both 0, so nothing is learned; raise one"

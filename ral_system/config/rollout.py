@@ -7,8 +7,9 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from ral_system.config.base import Fraction, Group, Positive, PositiveFloat, Resumable
+from ral_system.config.base import Fraction, Group, NameIn, Positive, PositiveFloat, Resumable
 from ral_system.config.choices import Dtype
+from ral_system.registry import WEIGHT_TRANSFERS
 
 OnNewWeights = Literal["finish", "continue", "discard"]
 
@@ -42,7 +43,7 @@ class RolloutGroup(Group):
     max_sequences: Annotated[Positive, Resumable]
     """Sequences an engine decodes at once."""
     dtype: Dtype
-    weight_transfer: Annotated[str, Resumable]
+    weight_transfer: Annotated[str, NameIn(WEIGHT_TRANSFERS), Resumable]
     """How weights travel from learners to engines. object_store: as arrays in Ray's object store, or in memory. files:
     in a file of the run's folder, which learners and engines must share. Packages can add others."""
     on_new_weights: Annotated[OnNewWeights, Resumable]

@@ -36,7 +36,7 @@ def _one_problem(error: Any) -> str:
     for union in (["algorithm", "policy_loss"], ["data"], ["rollout"], ["learner"]):
         if parts[: len(union)] == union:
             del parts[len(union) : len(union) + 1]  # pydantic puts the choice's name there
-    field = ".".join(parts)
+    field = ".".join(part for part in parts if part != "[key]")  # pydantic's word for a key of a dictionary
     if error["type"] == "model_attributes_type" and field == "algorithm.policy_loss":
         return f"{field}={error['input']!r}: a loss is chosen as algorithm/policy_loss={error['input']}"
     if error["type"] == "extra_forbidden":
@@ -46,6 +46,10 @@ def _one_problem(error: Any) -> str:
         return f"name={error['input']!r}: a run's name has letters, digits, '_', '.' and '-' only; set name={better}"
     if error["type"] == "string_pattern_mismatch" and field == "reward.function":
         return f"{field}={error['input']!r}: write module:function, such as my_rewards:closeness for my_rewards.py"
+    if error["type"] == "unknown_name":
+        return f"{field}={error['input']}: {error['msg']}" if parts[-1] != "[key]" else f"{field}: {error['msg']}"
+    if error["type"] == "settings_of_package":
+        return f"{field}.{error['msg']}"
     if error["type"] == "missing":
         return f"{field}: missing; set it in the config"
     if error["type"] == "union_tag_not_found":

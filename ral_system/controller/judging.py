@@ -7,17 +7,17 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from ral_system.algorithms.advantages import group_advantages
-from ral_system.config.run import RunConfig
+from ral_system.config.algorithm import AlgorithmConfig
 from ral_system.controller.sampling import Group
-from ral_system.rewards.penalty import length_penalty, with_penalty
-from ral_system.rewards.visual import with_visual_reward
-from ral_system.types import Completion, FinishReason, Prompt, RewardResult, RewardStatus, Rollout
+from ral_system.rewards.total import Rewards
+from ral_system.types import Completion, FinishReason, RewardStatus, Rollout, Verdict
 
 
 def judge(
-    config: RunConfig,
+    algorithm: AlgorithmConfig,
+    rewards: Rewards,
     groups: Sequence[Group],
-    verdicts: Mapping[str, RewardResult],
+    verdicts: Mapping[str, Verdict],
     looks: Mapping[str, float],
     kl: Mapping[str, float],
 ) -> list[Rollout]:
@@ -25,17 +25,11 @@ def judge(
 
     `looks` are the visual rewards and `kl` the divergences to the reference that enter it, by sample id, where they do.
     """
-    algorithm = config.algorithm
-
-    def whole(prompt: Prompt, c: Completion) -> RewardResult:
-        limit = config.rollout.response_limit(len(prompt.token_ids))
-        penalty = length_penalty(c, algorithm.overlong, limit)
-        if c.id in kl:
-            penalty = (penalty or 0.0) + algorithm.kl.coefficient * kl[c.id]
-        return with_penalty(with_visual_reward(config.reward, verdicts[c.id], looks.get(c.id)), penalty)
-
-    results = [[whole(prompt, c) for c in group] for prompt, group in groups]
-    advantages = group_advantages(algorithm.advantage, results, config.reward.weights)
+    results = [
+        [rewards.of(prompt, c, verdicts[c.id], visual=looks.get(c.id), kl=kl.get(c.id)) for c in group]
+        for prompt, group in groups
+    ]
+    advantages = group_advantages(algorithm.advantage, results, rewards.weights)
     rollouts = [
         Rollout(prompt, completion, result, advantage)
         for (prompt, group), of_group in zip(groups, zip(results, advantages, strict=True), strict=True)

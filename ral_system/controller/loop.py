@@ -21,12 +21,14 @@ from ral_system.controller.sampling import Batch, Sampler, sampling_metrics
 from ral_system.errors import GateError
 from ral_system.observability.progress import PhaseTimer
 from ral_system.protocols import Ref, Roles
+from ral_system.registry import DIVERGENCES
+from ral_system.rewards.total import Rewards
 from ral_system.training.plan import plan_updates
 from ral_system.types import Prompt, Rollout, Sample
 from ral_system.weights.publish import publish_weights
 
 FIRST_UPDATE = {"float32": 1e-9, "bfloat16": 1e-4}
-"""Largest mean divergence of the first update by learner dtype; of total variation, which is linear, the root.
+"""Largest mean divergence of the first update by learner dtype; of one that is linear, as total variation is, the root.
 
 The two passes are the same computation and differ by exactly 0 on CPU; this leaves room for kernels whose sums have no
 fixed order."""
@@ -53,7 +55,9 @@ class TrainingLoop:
     ) -> None:
         self._config = config
         self._roles = roles
-        self._sampler = Sampler(config, roles, train_prompt, timer)
+        algorithm = config.algorithm
+        self._rewards = Rewards(config.reward, algorithm.overlong, algorithm.kl, config.rollout.response_limit)
+        self._sampler = Sampler(config, roles, train_prompt, timer, self._rewards)
         self._timer = timer
         self.version = 0
         self.next_prompt = 0
@@ -94,7 +98,7 @@ class TrainingLoop:
         if verdicts is None:  # otherwise the verifiers may already be at the next batch
             with self._timer.phase("reward"):
                 verdicts = dict(self._roles.rewarder.collect())
-        rollouts = judge(self._config, batch.groups, verdicts, looks, kl)
+        rollouts = judge(algorithm, self._rewards, batch.groups, verdicts, looks, kl)
         plan = plan.with_advantages({rollout.completion.id: rollout.advantage for rollout in rollouts})
         with self._timer.phase("update"):
             updates = [
@@ -104,7 +108,8 @@ class TrainingLoop:
             ]
         if algorithm.attention.anchor == "old" and batch.version == self.version:
             exact = FIRST_UPDATE[self._config.learner.dtype]
-            check_first_update(updates[0], exact**0.5 if algorithm.attention.divergence == "tv" else exact)
+            linear = DIVERGENCES.get(algorithm.attention.divergence).linear
+            check_first_update(updates[0], exact**0.5 if linear else exact)
 
         metrics = {**rollout_metrics(rollouts), **sampling_metrics(batch), **update_metrics(updates)}
         metrics["attention/divergence_first_update"] = updates[0]["attention/divergence"]

@@ -51,7 +51,7 @@ class PipelinedLoop(TrainingLoop):
     ) -> None:
         super().__init__(config, roles, train_prompt, timer)
         self._ahead_timer = PhaseTimer()
-        self._sampler = Sampler(config, roles, train_prompt, self._ahead_timer, ahead=True)
+        self._sampler = Sampler(config, roles, train_prompt, self._ahead_timer, self._rewards, ahead=True)
         self._bound = StalenessBound(config.algorithm.max_staleness)
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="generate")
         self._batches: deque[Future[Batch]] = deque()

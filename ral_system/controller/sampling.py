@@ -15,8 +15,8 @@ from ral_system.config.run import RunConfig
 from ral_system.errors import GateError
 from ral_system.observability.progress import PhaseTimer
 from ral_system.protocols import Roles
-from ral_system.rewards.penalty import length_penalty, with_penalty
-from ral_system.types import Completion, Prompt, RewardResult, RewardStatus, Sample, Sampling
+from ral_system.rewards.total import Rewards
+from ral_system.types import Completion, Prompt, RewardResult, RewardStatus, Sample, Sampling, Verdict
 
 Group = tuple[Prompt, list[Completion]]
 """A prompt's completions, by index."""
@@ -28,8 +28,10 @@ class Batch:
 
     groups: list[Group]
     """In the order of the prompts; groups that only fill the batch up come last."""
-    verdicts: dict[str, RewardResult] | None
-    """Verdicts on every prompt drawn; None while the verifiers still work on them."""
+    verdicts: dict[str, Verdict] | None
+    """None while the verifiers still work on them."""
+    reward: float | None
+    """Mean reward over every prompt drawn, as far as it is known before scoring; None before the verdicts."""
     version: int
     """Oldest version of the weights that made any of its tokens."""
     drawn: int
@@ -56,11 +58,12 @@ class Sampler:
         roles: Roles,
         train_prompt: Callable[[int], Prompt],
         timer: PhaseTimer,
+        rewards: Rewards,
         *,
         ahead: bool = False,
     ) -> None:
         self._config, self._roles, self._train_prompt, self._timer = config, roles, train_prompt, timer
-        self._ahead = ahead
+        self._rewards, self._ahead = rewards, ahead
 
     def draw(self, first: int, version: int) -> Batch:
         """`prompts_per_step` groups from the `first` prompt on, made with the weights of `version`.
@@ -72,10 +75,11 @@ class Sampler:
         size, rounds = self._config.algorithm.prompts_per_step, self._config.algorithm.sampling_rounds
         if rounds == 1 and not self._ahead:
             groups = self._generate(first, size, version, teach=True)
-            return Batch(groups, None, _oldest(groups), size, 1, _tokens(groups), taught=True)
+            return Batch(groups, None, None, _oldest(groups), size, 1, _tokens(groups), taught=True)
         kept: list[Group] = []
         alike: list[Group] = []
-        verdicts: dict[str, RewardResult] = {}
+        verdicts: dict[str, Verdict] = {}
+        rewards: list[RewardResult] = []
         drawn = used = tokens = 0
         while used < rounds and len(kept) < size:
             wanted = size - len(kept)
@@ -84,16 +88,13 @@ class Sampler:
             with self._timer.phase("reward"):
                 verdicts |= self._roles.rewarder.collect()
             for prompt, group in groups:
-                informs = rounds == 1 or has_signal([self._punished(verdicts[c.id], prompt, c) for c in group])
-                (kept if informs else alike).append((prompt, group))
+                of_group = [self._rewards.of(prompt, c, verdicts[c.id]) for c in group]
+                rewards += of_group
+                (kept if rounds == 1 or has_signal(of_group) else alike).append((prompt, group))
         times = self._timer.drain() if self._ahead else {}
         times = {name.replace("time/", "ahead/"): seconds for name, seconds in times.items()}
         groups = kept + alike[: size - len(kept)]
-        return Batch(groups, verdicts, _oldest(groups), drawn, used, tokens, times)
-
-    def _punished(self, verdict: RewardResult, prompt: Prompt, completion: Completion) -> RewardResult:
-        limit = self._config.rollout.response_limit(len(prompt.token_ids))
-        return with_penalty(verdict, length_penalty(completion, self._config.algorithm.overlong, limit))
+        return Batch(groups, verdicts, _mean_total(rewards), _oldest(groups), drawn, used, tokens, times)
 
     def teach(self, batch: Batch) -> None:
         """Hand the batch to the teachers, unless they have it already."""
@@ -153,9 +154,14 @@ def _oldest(groups: Sequence[Group]) -> int:
     return min(c.weight_version for _, group in groups for c in group)
 
 
-def has_signal(verdicts: Sequence[RewardResult]) -> bool:
-    """Return whether the group's rewards differ; missing verdicts do not count."""
-    return differ([v.total for v in verdicts if v.status is RewardStatus.OK])
+def has_signal(rewards: Sequence[RewardResult]) -> bool:
+    """Return whether the group's rewards differ; those without a verdict do not count."""
+    return differ([r.total for r in rewards if r.status is RewardStatus.OK])
+
+
+def _mean_total(rewards: Sequence[RewardResult]) -> float | None:
+    totals = [r.total for r in rewards if r.status is RewardStatus.OK]
+    return sum(totals) / len(totals) if totals else None
 
 
 def step_seed(seed: int, version: int) -> int:
@@ -168,8 +174,7 @@ def step_seed(seed: int, version: int) -> int:
 
 def sampling_metrics(batch: Batch) -> dict[str, float]:
     """Count the prompts that a step took and dropped, and average the rewards of all of them."""
-    judged = [v.total for v in (batch.verdicts or {}).values() if v.status is RewardStatus.OK]
-    earned = {"sampling/reward": sum(judged) / len(judged)} if judged else {}
+    earned = {} if batch.reward is None else {"sampling/reward": batch.reward}
     return earned | {
         "sampling/rounds": float(batch.rounds),
         "sampling/prompts_drawn": float(batch.drawn),

@@ -57,6 +57,7 @@ class StageContext:
             return evaluate(
                 self.roles.generator.generate,
                 self.roles.rewarder,
+                self.config.reward,
                 prompts,
                 max_new_tokens=self.config.rollout.max_new_tokens,
             )

@@ -36,9 +36,9 @@ from ral_system.types import (
     Media,
     MediaKind,
     Prompt,
-    RewardResult,
     RewardStatus,
     Split,
+    Verdict,
     VideoSampling,
 )
 
@@ -323,7 +323,7 @@ class Preparation:
                 wrong[row.id] = f"the verifier finds the answer {row.answer[:80]!r} wrong when it is given"
         return wrong
 
-    def _verdicts(self, rows: Sequence[PreparedQuestion]) -> dict[str, RewardResult]:
+    def _verdicts(self, rows: Sequence[PreparedQuestion]) -> dict[str, Verdict]:
         for row in rows:
             prompt = Prompt(row.id, row.kind, "", row.answer, (), ())
             text = f"<answer>{row.answer}</answer>"

@@ -6,7 +6,9 @@ from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
+from ral_system.config.reward import RewardConfig
 from ral_system.protocols import Rewarder
+from ral_system.rewards.total import Measured, judged_signals, total_reward
 from ral_system.types import Completion, Completions, Prompt, RewardStatus, Rollout, Sampling
 
 Generate = Callable[[Sequence[Prompt], Sampling], Completions]
@@ -45,7 +47,9 @@ class Evaluation:
         }
 
 
-def evaluate(generate: Generate, rewarder: Rewarder, prompts: Sequence[Prompt], *, max_new_tokens: int) -> Evaluation:
+def evaluate(
+    generate: Generate, rewarder: Rewarder, reward: RewardConfig, prompts: Sequence[Prompt], *, max_new_tokens: int
+) -> Evaluation:
     """Complete `prompts` greedily, and judge the completions like rollouts."""
     by_id = {prompt.id: prompt for prompt in prompts}
     sampling = Sampling(completions=1, temperature=0.0, max_new_tokens=max_new_tokens, seed=0)
@@ -53,13 +57,21 @@ def evaluate(generate: Generate, rewarder: Rewarder, prompts: Sequence[Prompt], 
     for completion in generate(prompts, sampling):
         rewarder.submit(completion, by_id[completion.prompt_id])
         completions[completion.prompt_id] = completion
-    return judged(rewarder, prompts, {id: [completion] for id, completion in completions.items()})
+    return judged(rewarder, reward, prompts, {id: [completion] for id, completion in completions.items()})
 
 
-def judged(rewarder: Rewarder, prompts: Sequence[Prompt], answers: Mapping[str, Sequence[Completion]]) -> Evaluation:
-    """Sum up answers by prompt id, once each has its verdict."""
-    verdicts = rewarder.collect()
-    return Evaluation(tuple(Rollout(p, c, verdicts[c.id], advantage=0.0) for p in prompts for c in answers[p.id]))
+def judged(
+    rewarder: Rewarder, reward: RewardConfig, prompts: Sequence[Prompt], answers: Mapping[str, Sequence[Completion]]
+) -> Evaluation:
+    """Sum up answers by prompt id, once each has its verdict. Their rewards are what verifiers judge, no more."""
+    verdicts, signals = rewarder.collect(), judged_signals(reward)
+    return Evaluation(
+        tuple(
+            Rollout(prompt, c, total_reward(signals, verdicts[c.id], Measured()), advantage=0.0)
+            for prompt in prompts
+            for c in answers[prompt.id]
+        )
+    )
 
 
 def _mean(values: Sequence[float]) -> float:

@@ -106,7 +106,7 @@ def _held_out_figures(config: RunConfig, questions: Questions, answers: Mapping[
         for prompt in prompts:
             for completion in answers[prompt.id]:
                 rewarder.submit(completion, prompt)
-        rollouts = judged(rewarder, prompts, answers).rollouts
+        rollouts = judged(rewarder, config.reward, prompts, answers).rollouts
 
     def metrics(units: Sequence[Sequence[Rollout]]) -> dict[str, float]:
         return Evaluation(tuple(rollout for unit in units for rollout in unit)).metrics()
@@ -131,7 +131,7 @@ def _held_out_figures(config: RunConfig, questions: Questions, answers: Mapping[
 
 
 def _of_benchmark(config: RunConfig, subject: Subject, label: str) -> Questions:
-    from ral_system.benchmarks.registry import read_items
+    from ral_system.benchmarks.reading import read_items
     from ral_system.benchmarks.selection import select
     from ral_system.data.chat import ChatRenderer
     from ral_system.data.preparation import decoders_of
@@ -169,14 +169,14 @@ def _of_benchmark(config: RunConfig, subject: Subject, label: str) -> Questions:
 
 
 def _benchmark_figures(config: RunConfig, questions: Questions, answers: Mapping[str, Sequence[Completion]]) -> Figures:
-    from ral_system.benchmarks.registry import entry
     from ral_system.evaluation.benchmark import Asked, most_often, results
     from ral_system.evaluation.intervals import intervals
+    from ral_system.registry import BENCHMARKS
     from ral_system.report.answers_page import Answered
 
     name, prompts = config.evaluation.benchmark.name, questions.prompts
     assert name is not None
-    found = results(entry(name).benchmark, [Asked(questions.items[p.id], p) for p in prompts], answers)
+    found = results(BENCHMARKS.get(name), [Asked(questions.items[p.id], p) for p in prompts], answers)
     values = {f"{name}/{part}": value for part, value in found.figures.items()}
     resampled = {f"{name}/{part}": of_part for part, of_part in found.resampled.items()}
     uncertain = intervals(resampled)

@@ -25,7 +25,7 @@ from ral_system.attention.probe import IMPLEMENTATION
 from ral_system.config.choices import Dtype
 from ral_system.errors import SetupError
 from ral_system.families.family import Family
-from ral_system.families.registry import family_of
+from ral_system.families.known import family_of
 from ral_system.models.folders import check_model_folder
 
 transformers_logging.disable_progress_bar()

@@ -3,8 +3,8 @@
 `worker.py` starts it and may kill it at any moment. JSON rather than pickle, so that a verifier that has been taken
 over by what it judges cannot run code in the parent. Imports no torch.
 
-Lines in:  the greeting `{"path", "verifier", "config", "response_format"}`, then jobs `[text, answer, kind]`
-Lines out: `{"ready": true}` or `{"broken": reason}`, then `{"parts", "total"}` or `{"error": reason}` in job order
+Lines in:  the greeting `{"path", "judge", "config", "response_format"}`, then jobs `[text, reference, kind]`
+Lines out: `{"ready": true}` or `{"broken": reason}`, then `{"parts"}` or `{"error": reason}` in job order
 """
 
 from __future__ import annotations
@@ -14,20 +14,18 @@ import functools
 import importlib
 import itertools
 import json
-import math
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, BinaryIO, cast
 
-from ral_system.config.choices import ResponseFormat
 from ral_system.config.reward import RewardConfig
 from ral_system.errors import RalError
-from ral_system.rewards.combine import Verdict
-from ral_system.rewards.verifiers.registry import verifier_of
+from ral_system.rewards.judge import prepare
+from ral_system.rewards.response import Response
 from ral_system.subprocesses import adopt_orphans, die_with, limit_memory
 
-Verifier = Callable[[RewardConfig, ResponseFormat, str, str], Verdict]
+Judge = Callable[[Response, RewardConfig], Mapping[str, float]]
 
 
 def main() -> None:
@@ -47,17 +45,16 @@ def _serve(lines: Iterator[bytes], answers: BinaryIO) -> None:
         sys.path[:] = greeting["path"]
         config = RewardConfig.model_validate(greeting["config"])
         limit_memory(int(config.memory_gib * 2**30))
-        for name in {config.verifier, *config.kinds.values()}:
-            verifier_of(config.model_copy(update={"verifier": name}))  # fails here rather than at the first sample
-        verifier = load_verifier(greeting["verifier"])
+        prepare(config)
+        judge = load_judge(greeting["judge"])
     except Exception as error:
         _write(answers, {"broken": _reason(error)})
         return
     _write(answers, {"ready": True})
     own, of_kind = os.getpid(), functools.cache(config.of_kind)
     for line in lines:
-        text, answer, kind = json.loads(line)
-        verdict = _verdict(verifier, of_kind(kind), greeting["response_format"], text, answer)
+        text, reference, kind = json.loads(line)
+        verdict = _verdict(judge, Response(text, reference, kind, greeting["response_format"]), of_kind(kind))
         if os.getpid() != own:  # a verifier that forked returned here twice
             os._exit(0)
         _write(answers, verdict)
@@ -68,27 +65,23 @@ def _whole_lines(jobs: BinaryIO) -> Iterator[bytes]:
     return itertools.takewhile(lambda line: line.endswith(b"\n"), jobs)
 
 
-def load_verifier(name: str) -> Verifier:
+def load_judge(name: str) -> Judge:
     """The function called `module:qualified.name`."""
     module, _, path = name.partition(":")
     found: Any = importlib.import_module(module)
     for part in path.split("."):
         found = getattr(found, part)
-    return cast(Verifier, found)
+    return cast(Judge, found)
 
 
-def _verdict(
-    verifier: Verifier, config: RewardConfig, response_format: ResponseFormat, text: str, answer: str
-) -> dict[str, Any]:
+def _verdict(judge: Judge, response: Response, config: RewardConfig) -> dict[str, Any]:
     try:
-        verdict = verifier(config, response_format, text, answer)
-        parts = {name: float(value) for name, value in verdict.parts.items()}
-        total = float(verdict.total)
-        if not math.isfinite(total) or not all(0 <= value <= 1 for value in parts.values()):
-            return {"error": f"the verifier returned parts {parts}, total {total}; parts must be in [0, 1]"}
+        parts = {name: float(value) for name, value in judge(response, config).items()}
+        if not all(0 <= value <= 1 for value in parts.values()):  # which NaN is not either
+            return {"error": f"the verifier returned {parts}; every value must be in [0, 1]"}
     except BaseException as error:  # a verifier that calls sys.exit costs its own sample only
         return {"error": _reason(error)}
-    return {"parts": parts, "total": total}
+    return {"parts": parts}
 
 
 def _reason(error: BaseException) -> str:

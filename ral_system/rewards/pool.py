@@ -25,10 +25,10 @@ from typing import Any, Self
 from ral_system.config.choices import ResponseFormat
 from ral_system.config.reward import RewardConfig
 from ral_system.errors import ActorError, RalError, SetupError
-from ral_system.rewards.child import Verifier, load_verifier
-from ral_system.rewards.combine import judge
+from ral_system.rewards.child import Judge, load_judge
+from ral_system.rewards.judge import judge
 from ral_system.rewards.worker import START_TIMEOUT_S, WINDOW, Job, Loss, Worker
-from ral_system.types import Completion, Prompt, RewardResult, RewardStatus
+from ral_system.types import Completion, Prompt, RewardStatus, Verdict
 
 _MAX_FAILED_STARTS = 3
 
@@ -36,18 +36,18 @@ _MAX_FAILED_STARTS = 3
 class RewardPool:
     """A `Rewarder` over `config.workers` verifier processes.
 
-    `verifier` must be a module-level function: the processes import it by name. Use as a context manager, or call
+    `judge` must be a module-level function: the processes import it by name. Use as a context manager, or call
     `close`; the processes also end when this one does, however it does.
     """
 
-    def __init__(self, config: RewardConfig, response_format: ResponseFormat, verifier: Verifier = judge) -> None:
+    def __init__(self, config: RewardConfig, response_format: ResponseFormat, judge: Judge = judge) -> None:
         self._timeout_s = config.timeout_s
         self._worker_count = config.workers
-        self._greeting = _greeting(config, response_format, verifier)
+        self._greeting = _greeting(config, response_format, judge)
         self._changed = threading.Condition()
         self._queue: deque[Job] = deque()
         self._unjudged: set[str] = set()
-        self._results: dict[str, RewardResult] = {}
+        self._results: dict[str, Verdict] = {}
         self._failure: RalError | None = None
         self._failed_starts = 0
         self._closing = False
@@ -69,7 +69,7 @@ class RewardPool:
             self._unjudged.add(job.completion_id)
         self._wake()
 
-    def collect(self) -> Mapping[str, RewardResult]:
+    def collect(self) -> Mapping[str, Verdict]:
         """Wait for everything submitted since the last call; completion id → verdict.
 
         Raises SetupError where no process can start or load its verifier.
@@ -174,10 +174,10 @@ class RewardPool:
             return
         with self._changed:
             culprit = worker.jobs.popleft()
-            self._settle(RewardResult(culprit.completion_id, {}, 0.0, loss.status, loss.detail))
+            self._settle(Verdict(culprit.completion_id, {}, loss.status, loss.detail))
             self._queue.extendleft(reversed(worker.jobs))
 
-    def _settle(self, result: RewardResult) -> None:
+    def _settle(self, result: Verdict) -> None:
         self._unjudged.remove(result.completion_id)
         self._results[result.completion_id] = result
         if not self._unjudged:
@@ -193,20 +193,20 @@ class RewardPool:
             os.write(self._waker_fd, b".")
 
 
-def _greeting(config: RewardConfig, response_format: ResponseFormat, verifier: Verifier) -> bytes:
-    name = f"{verifier.__module__}:{verifier.__qualname__}"
-    if verifier.__module__ == "__main__" or "<" in verifier.__qualname__ or load_verifier(name) is not verifier:
-        raise ValueError(f"verifier {name} cannot be imported by name; define it at the top level of a module")
+def _greeting(config: RewardConfig, response_format: ResponseFormat, judge: Judge) -> bytes:
+    name = f"{judge.__module__}:{judge.__qualname__}"
+    if judge.__module__ == "__main__" or "<" in judge.__qualname__ or load_judge(name) is not judge:
+        raise ValueError(f"judge {name} cannot be imported by name; define it at the top level of a module")
     greeting = {
         "path": [*sys.path, str(Path.cwd())],  # the path of an installed command lacks the current folder
-        "verifier": name,
+        "judge": name,
         "config": config.model_dump(mode="json"),
         "response_format": response_format,
     }
     return json.dumps(greeting).encode() + b"\n"
 
 
-def _result(job: Job, message: Mapping[str, Any]) -> RewardResult:
+def _result(job: Job, message: Mapping[str, Any]) -> Verdict:
     if "error" in message:
-        return RewardResult(job.completion_id, {}, 0.0, RewardStatus.ERROR, message["error"])
-    return RewardResult(job.completion_id, message["parts"], message["total"], RewardStatus.OK)
+        return Verdict(job.completion_id, {}, RewardStatus.ERROR, message["error"])
+    return Verdict(job.completion_id, message["parts"], RewardStatus.OK)

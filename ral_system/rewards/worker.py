@@ -33,7 +33,7 @@ class Job:
 
     completion_id: str
     text: str
-    answer: str
+    reference: str
     kind: str
 
 
@@ -78,7 +78,7 @@ class Worker:
         if not self.jobs:
             self._progress_at = time.monotonic()
         self.jobs.extend(jobs)
-        self._outgoing += b"".join(json.dumps([job.text, job.answer, job.kind]).encode() + b"\n" for job in jobs)
+        self._outgoing += b"".join(json.dumps([job.text, job.reference, job.kind]).encode() + b"\n" for job in jobs)
 
     def flush(self) -> None:
         """Write as much of the queue as the pipe takes."""
@@ -158,10 +158,11 @@ def _message(line: bytes) -> dict[str, Any]:
 
 
 def _is_sound(message: dict[str, Any]) -> bool:
-    if set(message) == {"parts", "total"}:
-        parts, total = message["parts"], message["total"]
-        numbers = [*parts.values(), total] if isinstance(parts, dict) else [None]
-        return all(isinstance(number, float) and math.isfinite(number) for number in numbers)
+    if set(message) == {"parts"}:
+        parts = message["parts"]
+        return isinstance(parts, dict) and all(
+            isinstance(value, float) and math.isfinite(value) for value in parts.values()
+        )
     return message == {"ready": True} or any(
         set(message) == {name} and isinstance(message[name], str) for name in ("error", "broken")
     )

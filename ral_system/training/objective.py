@@ -17,13 +17,13 @@ from ral_system.algorithms.correction import rollout_correction
 from ral_system.algorithms.kl import ESTIMATORS, k3
 from ral_system.algorithms.log_probs import entropy
 from ral_system.algorithms.policy_losses.inputs import LossInputs
-from ral_system.algorithms.policy_losses.registry import POLICY_LOSSES
 from ral_system.algorithms.reduction import reduce_rows
 from ral_system.attention.metrics import STATISTICS
 from ral_system.attention.sequence import SequenceAttention
 from ral_system.config.algorithm import AlgorithmConfig
 from ral_system.data.collate import TensorBatch
 from ral_system.models.policy import PolicyOutput
+from ral_system.registry import POLICY_LOSSES
 from ral_system.training.stacking import (
     stack_divergence,
     stack_log_probs,
@@ -141,7 +141,7 @@ def policy_loss(
     settings, mask = algorithm.policy_loss, batch.response_mask
     top = stack_top_tokens(output.log_softmax, samples, mask) if settings.top_tokens else (None, None)
     inputs = LossInputs(output.log_probs, old_BR, rollout_BR, batch.advantages, mask, *top)
-    tokens = POLICY_LOSSES[settings.name](inputs, settings)
+    tokens = POLICY_LOSSES.get(settings.name).loss(inputs, settings)
     correction = rollout_correction(old_BR, rollout_BR, mask, algorithm.correction)
     reduction = algorithm.reduction
     loss = reduce_rows(

@@ -10,7 +10,6 @@ from torch import Tensor
 
 from ral_system.algorithms.distillation import kept_and_rest
 from ral_system.attention.sequence import SequenceAttention
-from ral_system.config.choices import Divergence
 from ral_system.types import MicroBatch, Scores
 
 
@@ -51,7 +50,7 @@ def _scatter(flat_N: np.ndarray, mask_BR: Tensor) -> Tensor:
 
 
 def stack_divergence(
-    attention: Sequence[SequenceAttention], samples: MicroBatch, anchor: Scores, kind: Divergence
+    attention: Sequence[SequenceAttention], samples: MicroBatch, anchor: Scores, kind: str
 ) -> tuple[Tensor, Tensor]:
     """Divergence of every attention row to the anchor's, padded to [B, R], and bool [B, R]: which are rows.
 

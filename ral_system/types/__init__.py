@@ -7,7 +7,15 @@ from ral_system.types.media import MARKS, MAX_MEDIA, Clip, Layout, Media, MediaK
 from ral_system.types.plan import Counts, MicroBatch, TrainPlan, UpdatePlan
 from ral_system.types.prompt import Prompt, Sampling, Split
 from ral_system.types.records import AttentionRecord, SampleScores, Scores, TokenRecord, VisualAttention
-from ral_system.types.rollout import Completion, Completions, FinishReason, RewardResult, RewardStatus, Switches
+from ral_system.types.rollout import (
+    Completion,
+    Completions,
+    FinishReason,
+    RewardResult,
+    RewardStatus,
+    Switches,
+    Verdict,
+)
 from ral_system.types.sample import Rollout, Sample
 from ral_system.types.weights import TensorDigest, WeightManifest, Weights
 
@@ -38,6 +46,7 @@ __all__ = [
     "TokenRecord",
     "TrainPlan",
     "UpdatePlan",
+    "Verdict",
     "VideoSampling",
     "View",
     "VisualAttention",

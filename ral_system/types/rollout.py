@@ -67,16 +67,30 @@ class RewardStatus(enum.StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
-class RewardResult:
-    """The verdict on one completion.
+class Verdict:
+    """What verifiers say of one completion.
 
-    Example: `RewardResult(completion_id="train/17#3", parts={"correctness": 1.0, "format": 1.0}, total=1.0,
-    status=RewardStatus.OK)`
+    Example: `Verdict("train/17#3", {"correctness": 1.0, "format": 1.0}, RewardStatus.OK)`
     """
 
     completion_id: str
     parts: Mapping[str, float]
-    """Unweighted parts, each in [0, 1] (`visual` in the form `ratio` is not); and `penalty`, subtracted unchanged."""
+    """The judged signals by name, each in [0, 1]; none unless `status` is ok."""
+    status: RewardStatus
+    detail: str = ""
+    """Reason, if `status` is not ok."""
+
+
+@dataclass(frozen=True, slots=True)
+class RewardResult:
+    """One completion's reward.
+
+    Example: `RewardResult("train/17#3", {"correctness": 1.0, "format": 1.0}, total=1.0, status=RewardStatus.OK)`
+    """
+
+    completion_id: str
+    parts: Mapping[str, float]
+    """The signals by name, unweighted, as `rewards.total` defines them; none unless `status` is ok."""
     total: float
     """Weighted sum of the parts; 0 unless `status` is ok."""
     status: RewardStatus

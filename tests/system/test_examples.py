@@ -34,6 +34,14 @@ def test_own_reward(run) -> None:
     assert all(step["reward/errors"] == 0 for step in steps)
 
 
+def test_own_divergence(run, with_signal, tmp_path: Path) -> None:
+    """The first update is at the old policy, later ones are not."""
+    learns = [override for override in with_signal if override.startswith(("algorithm=", "sft."))]
+    found = run("own_divergence", *learns, PYTHONPATH=installed("own_divergence", tmp_path))
+    assert all(step["attention/divergence_first_update"] <= 1e-9 for step in found.rl_steps())
+    assert any(step["attention/divergence"] > 0 for step in found.rl_steps())
+
+
 def test_own_data(run, uninterrupted) -> None:
     found = run("own_data", f"start_model={uninterrupted.folder / 'model'}")
     assert len(found.rl_steps()) == 4

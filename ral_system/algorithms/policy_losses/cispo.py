@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from ral_system.algorithms.policy_losses.inputs import LossInputs, TokenLoss, masked_ratio
+from ral_system.algorithms.policy_losses.inputs import LossInputs, PolicyLoss, TokenLoss, masked_ratio
 from ral_system.config.policy_loss import CispoLossConfig
 
 
@@ -17,3 +17,6 @@ def cispo_loss(inputs: LossInputs, config: CispoLossConfig) -> TokenLoss:
     weight_BR = ratio_BR.clamp(1 - config.clip_low, 1 + config.clip_high) * inputs.advantages_of_tokens()
     log_probs_BR = torch.where(inputs.mask, inputs.log_probs, 0.0)
     return TokenLoss(-weight_BR * log_probs_BR, torch.zeros_like(inputs.mask))
+
+
+CISPO = PolicyLoss(CispoLossConfig, cispo_loss)

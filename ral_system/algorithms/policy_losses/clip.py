@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from ral_system.algorithms.policy_losses.inputs import LossInputs, TokenLoss, masked_ratio
+from ral_system.algorithms.policy_losses.inputs import LossInputs, PolicyLoss, TokenLoss, masked_ratio
 from ral_system.config.policy_loss import ClipLossConfig
 
 
@@ -25,3 +25,6 @@ def clip_loss(inputs: LossInputs, config: ClipLossConfig) -> TokenLoss:
         limited_BR = (advantages_BR < 0) & (objective_BR < floor_BR)
         objective_BR, held_back_BR = torch.where(limited_BR, floor_BR, objective_BR), held_back_BR | limited_BR
     return TokenLoss(-torch.where(inputs.mask, objective_BR, 0.0), held_back_BR & inputs.mask)
+
+
+CLIP = PolicyLoss(ClipLossConfig, clip_loss)

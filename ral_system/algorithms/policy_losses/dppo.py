@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ral_system.algorithms.policy_losses.inputs import LossInputs, TokenLoss, masked_ratio
+from ral_system.algorithms.policy_losses.inputs import LossInputs, PolicyLoss, TokenLoss, masked_ratio
 from ral_system.config.policy_loss import DppoLossConfig
 
 _SMALLEST_LOG = -27.6310211159
@@ -59,3 +59,6 @@ def _with_rest(log_p: Tensor) -> Tensor:
     """[..., 2]: log p and log(1 - p)."""
     rest = torch.log(-torch.expm1(log_p.clamp(max=-1e-12)))
     return torch.stack([log_p, rest], dim=-1)
+
+
+DPPO = PolicyLoss(DppoLossConfig, dppo_loss)

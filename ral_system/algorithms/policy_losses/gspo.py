@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from ral_system.algorithms.policy_losses.inputs import LossInputs, TokenLoss
+from ral_system.algorithms.policy_losses.inputs import LossInputs, PolicyLoss, TokenLoss
 from ral_system.config.policy_loss import GspoLossConfig
 
 
@@ -25,3 +25,6 @@ def gspo_loss(inputs: LossInputs, config: GspoLossConfig) -> TokenLoss:
     held_back_BR = clipped_BR < free_BR
     objective_BR = torch.where(held_back_BR, clipped_BR, free_BR)
     return TokenLoss(-torch.where(mask, objective_BR, 0.0), held_back_BR & mask)
+
+
+GSPO = PolicyLoss(GspoLossConfig, gspo_loss)

@@ -1,12 +1,18 @@
-"""Inputs and result of every policy loss. Suffixes: B sequences, R response positions (padded)."""
+"""What every policy loss is made of: inputs, result, and the function with its settings.
+
+Suffixes: B sequences, R response positions (padded).
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+
+from ral_system.config.policy_loss import PolicyLossGroup
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +46,16 @@ class TokenLoss(NamedTuple):
     """[B, R], 0 where masked."""
     held_back: Tensor
     """bool [B, R], detached: tokens without a gradient because the policy moved far enough."""
+
+
+@dataclass(frozen=True, slots=True)
+class PolicyLoss:
+    """A policy loss, as `registry.POLICY_LOSSES` holds it."""
+
+    settings: type[PolicyLossGroup]
+    """Class of `algorithm.policy_loss`, whose field `name` has the loss's name as its only value."""
+    loss: Callable[[LossInputs, Any], TokenLoss]
+    """(inputs, settings) → loss of every token."""
 
 
 def masked_ratio(log_probs: Tensor, anchor: Tensor, mask: Tensor) -> Tensor:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from ral_system.algorithms.policy_losses.inputs import LossInputs, TokenLoss, masked_ratio
+from ral_system.algorithms.policy_losses.inputs import LossInputs, PolicyLoss, TokenLoss, masked_ratio
 from ral_system.config.policy_loss import ReinforceLossConfig
 
 
@@ -19,3 +19,6 @@ def reinforce_loss(inputs: LossInputs, config: ReinforceLossConfig) -> TokenLoss
     else:
         objective_BR = torch.where(inputs.mask, inputs.log_probs, 0.0) * advantages_BR
     return TokenLoss(-torch.where(inputs.mask, objective_BR, 0.0), torch.zeros_like(inputs.mask))
+
+
+REINFORCE = PolicyLoss(ReinforceLossConfig, reinforce_loss)

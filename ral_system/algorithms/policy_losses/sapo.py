@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from ral_system.algorithms.policy_losses.inputs import LossInputs, TokenLoss, masked_ratio
+from ral_system.algorithms.policy_losses.inputs import LossInputs, PolicyLoss, TokenLoss, masked_ratio
 from ral_system.config.policy_loss import SapoLossConfig
 
 
@@ -18,3 +18,6 @@ def sapo_loss(inputs: LossInputs, config: SapoLossConfig) -> TokenLoss:
     tau_BR = torch.where(advantages_BR > 0, config.tau_positive, config.tau_negative).to(ratio_BR)
     objective_BR = 4 / tau_BR * torch.sigmoid(tau_BR * (ratio_BR - 1)) * advantages_BR
     return TokenLoss(-torch.where(inputs.mask, objective_BR, 0.0), torch.zeros_like(inputs.mask))
+
+
+SAPO = PolicyLoss(SapoLossConfig, sapo_loss)

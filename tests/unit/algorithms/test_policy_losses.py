@@ -15,8 +15,8 @@ from torch import Tensor
 from ral_system.algorithms.distillation import kept_and_rest, top_tokens
 from ral_system.algorithms.policy_losses.dppo import kl_divergence, token_shift, total_variation
 from ral_system.algorithms.policy_losses.inputs import LossInputs, TokenLoss
-from ral_system.algorithms.policy_losses.registry import POLICY_LOSSES
 from ral_system.config.policy_loss import DppoLossConfig, PolicyLossConfig
+from ral_system.registry import POLICY_LOSSES
 
 CLIP = {"name": "clip", "clip_low": 0.2, "clip_high": 0.2, "dual_clip": None}
 DPPO = {"name": "dppo", "divergence": "binary_tv", "delta": 0.15, "top_k": 2, "anchor": "rollout", "max_ratio": 20.0}
@@ -40,7 +40,7 @@ PARSE: TypeAdapter[Any] = TypeAdapter(PolicyLossConfig)
 
 def lost(inputs: LossInputs, config: dict[str, Any]) -> TokenLoss:
     parsed = PARSE.validate_python(config)
-    return POLICY_LOSSES[parsed.name](inputs, parsed)
+    return POLICY_LOSSES.get(parsed.name).loss(inputs, parsed)
 
 
 def inputs_of(pi: list[list[float]], mu: list[list[float]], advantages: list[float], **more: Any) -> LossInputs:

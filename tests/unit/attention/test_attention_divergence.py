@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from ral_system.algorithms.divergences import DIVERGENCES
 from ral_system.attention import attention_divergence, attention_policy, chunked, divergence, fused
 from ral_system.attention.divergence import policy_blocks
+from ral_system.registry import DIVERGENCES
 
 pytestmark = pytest.mark.filterwarnings("ignore:.* encountered in:RuntimeWarning")  # Triton's interpreter
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -106,7 +106,7 @@ def _kinds(*backends: str) -> list[Any]:
     return [
         pytest.param(backend, kind, marks=pytest.mark.long if (backend, kind != "jsd") == ("triton", True) else ())
         for backend in backends
-        for kind in DIVERGENCES
+        for kind in DIVERGENCES.names
     ]
 
 
@@ -114,7 +114,7 @@ def _combinations() -> Iterator[Any]:
     """Blocks, backends, kinds and cases; most of Triton's are long."""
     for blocks in ("many_blocks", "one_block"):
         for name in CASES:
-            yield from (pytest.param(blocks, "chunked", kind, name) for kind in DIVERGENCES)
+            yield from (pytest.param(blocks, "chunked", kind, name) for kind in DIVERGENCES.names)
             quick = name == "packed and masked" if blocks == "many_blocks" else name in TRITON_ALWAYS
             yield pytest.param(blocks, "triton", "jsd", name, marks=() if quick else pytest.mark.long)
 
@@ -258,7 +258,7 @@ class LargestTensor(TorchDispatchMode):
         return result
 
 
-@pytest.mark.parametrize("kind", DIVERGENCES)
+@pytest.mark.parametrize("kind", DIVERGENCES.names)
 def test_no_tensor_is_as_large_as_rows_times_keys(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(chunked._BLOCK_BYTES, DEVICE, 1 << 16)
     case = Case(512, 4, 2, 8, list(range(256, 512)))

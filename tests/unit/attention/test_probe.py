@@ -21,7 +21,7 @@ from transformers import (
 from ral_system.attention import attention_policy
 from ral_system.attention.probe import IMPLEMENTATION, AttentionProbe, Capture, PackedRows
 from ral_system.attention.sequence import LayerAttention, SequenceAttention
-from ral_system.families.registry import family_of
+from ral_system.families.known import family_of
 
 START, END, IMAGE, VIDEO = 1, 2, 3, 4
 TEXT = {

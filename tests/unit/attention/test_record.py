@@ -8,10 +8,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from ral_system.algorithms.divergences import DIVERGENCES, divergence
+from ral_system.algorithms.divergences import divergence
 from ral_system.attention import attention_divergence, attention_policy
 from ral_system.attention.divergence import policy_blocks
 from ral_system.attention.record import Target, record_attention
+from ral_system.registry import DIVERGENCES
 from ral_system.types import AttentionRecord
 
 T, SCALE = 37, 0.3
@@ -75,7 +76,7 @@ def test_no_row_makes_an_empty_record() -> None:
 @pytest.mark.parametrize("backend", ["dense", "chunked"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("top_k", [None, 4, 100])
-@pytest.mark.parametrize("kind", DIVERGENCES)
+@pytest.mark.parametrize("kind", DIVERGENCES.names)
 def test_at_the_recorded_weights_value_and_gradient_are_zero(
     kind: str, top_k: int | None, dtype: torch.dtype, backend: str, heads: str
 ) -> None:
@@ -89,7 +90,7 @@ def test_at_the_recorded_weights_value_and_gradient_are_zero(
         assert not query.grad.any() and not key.grad.any()
 
 
-@pytest.mark.parametrize("kind", DIVERGENCES)
+@pytest.mark.parametrize("kind", DIVERGENCES.names)
 def test_a_compressed_record_gives_a_lower_bound_that_closes(kind: str) -> None:
     """The data-processing inequality, on every row; the gap shrinks to 0 as K grows."""
     query, key = tensors(1)
@@ -116,7 +117,7 @@ def slow_bins(policy: Tensor, of: AttentionRecord) -> tuple[Tensor, Tensor]:
 
 
 @pytest.mark.parametrize("backend", ["dense", "chunked"])
-@pytest.mark.parametrize("kind", DIVERGENCES)
+@pytest.mark.parametrize("kind", DIVERGENCES.names)
 def test_compressed_values_and_gradients_equal_slow_code(kind: str, backend: str) -> None:
     of, slow = record(top_k=4), [t.double().requires_grad_() for t in tensors(1)]
     expected = divergence(*slow_bins(attention_policy(*slow, ROWS, scale=SCALE), of), kind)

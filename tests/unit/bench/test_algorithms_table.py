@@ -9,9 +9,9 @@ from bench.algorithms_table import TARGET, composed, table
 from ral_system import conf
 from ral_system.algorithms import catalogue
 from ral_system.algorithms.kl import ESTIMATORS
-from ral_system.algorithms.policy_losses.registry import POLICY_LOSSES
 from ral_system.config.algorithm import AlgorithmConfig, CorrectionConfig, KLConfig
 from ral_system.config.rollout import RolloutGroup
+from ral_system.registry import POLICY_LOSSES
 
 PRESETS = {f.stem for f in (Path(conf.__file__).parent / "algorithm" / "policy_loss").glob("*.yaml")}
 
@@ -41,5 +41,5 @@ def test_nothing_is_missing_and_nothing_invented(listed: tuple[catalogue.Choice,
 
 
 def test_every_preset_is_of_a_loss_that_exists() -> None:
-    assert {composed(name)["name"] for name in PRESETS} == set(POLICY_LOSSES)
+    assert {composed(name)["name"] for name in PRESETS} == set(POLICY_LOSSES.names)
     assert {choice.name for choice in catalogue.KL_ESTIMATORS} == set(ESTIMATORS)

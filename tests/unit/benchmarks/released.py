@@ -8,7 +8,7 @@ import pyarrow as pa
 from pyarrow import parquet
 
 from ral_system.benchmarks.item import BadItem, Item
-from ral_system.benchmarks.registry import read_items
+from ral_system.benchmarks.reading import read_items
 
 PNG = (
     b"\x89PNG\r\n\x1a\n\x00\x00\x00\rIHDR\x00\x00\x00\x01\x00\x00\x00\x01\x08\x00\x00\x00\x00:~\x9bU"

@@ -7,9 +7,9 @@ import pytest
 
 from ral_system.benchmarks import columns, files, tally
 from ral_system.benchmarks.item import BadItem, Item, MediaFile
-from ral_system.benchmarks.registry import BENCHMARKS, entry, read_items
-from ral_system.config.evaluation import BENCHMARK_NAMES
-from ral_system.errors import DataError
+from ral_system.benchmarks.reading import read_items
+from ral_system.errors import ConfigError, DataError
+from ral_system.registry import BENCHMARKS
 from tests.unit.benchmarks.released import PNG, touch, write_json
 
 
@@ -137,23 +137,20 @@ def test_marks_and_media_go_together() -> None:
             Item("1", "", text, media, ("A",))
 
 
-@pytest.mark.parametrize("name", BENCHMARKS)
+@pytest.mark.parametrize("name", BENCHMARKS.names)
 def test_a_folder_without_the_files_says_what_it_should_hold(tmp_path: Path, name: str) -> None:
     with pytest.raises(DataError) as error:
         list(read_items(name, tmp_path))
     assert str(error.value).startswith(f"evaluation.benchmark.folder={tmp_path}: ")
-    assert str(error.value).endswith(f"; the folder of {name} holds {BENCHMARKS[name].files}")
+    assert str(error.value).endswith(f"; the folder of {name} holds {BENCHMARKS.get(name).FILES}")
     with pytest.raises(ValueError, match="nothing was scored"):
-        entry(name).benchmark.summary([])
+        BENCHMARKS.get(name).summary([])
 
 
 def test_an_unknown_name_is_answered_with_the_names() -> None:
-    assert tuple(BENCHMARKS) == BENCHMARK_NAMES and len(BENCHMARKS) == 15
-    with pytest.raises(DataError, match=r"unknown benchmark .vqa.; choose one of vstar, mme, .*tempcompass"):
-        entry("vqa")
-    assert {name for name, found in BENCHMARKS.items() if found.videos} == {
-        *("longvideobench", "nextqa", "video_mme", "video_mmmu", "lvbench", "mvbench", "tempcompass")
-    }
+    with pytest.raises(ConfigError, match=r"'pope': no such benchmark; choose one of vstar, mme, .*tempcompass"):
+        BENCHMARKS.get("pope")
+    assert "did you mean vstar?" in BENCHMARKS.unknown("vstarr")
 
 
 def test_an_id_counts_once(tmp_path: Path) -> None:

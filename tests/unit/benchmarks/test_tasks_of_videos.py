@@ -7,7 +7,7 @@ import pytest
 
 from ral_system.benchmarks import mvbench, tempcompass, video_mmmu
 from ral_system.benchmarks.item import Item, MediaFile
-from ral_system.benchmarks.registry import read_items
+from ral_system.benchmarks.reading import read_items
 from tests.unit.benchmarks.released import bad, good, touch, write_json, write_parquet
 
 

@@ -7,7 +7,7 @@ import pytest
 
 from ral_system.benchmarks import chartqa, mme, vizwiz
 from ral_system.benchmarks.item import MediaFile
-from ral_system.benchmarks.registry import read_items
+from ral_system.benchmarks.reading import read_items
 from ral_system.errors import DataError
 from tests.unit.benchmarks.released import bad, good, touch, write_json
 

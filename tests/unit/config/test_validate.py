@@ -114,7 +114,7 @@ ILLEGAL: dict[str, tuple[dict[str, Any], list[str]]] = {
     ),
     "a benchmark like no other": (
         {"data": FILES, "stages": ["rl"], "evaluation.benchmark": {"name": "none", "folder": "/v", "limit": None}},
-        ["evaluation.benchmark.name=none: no such benchmark; there are vstar, mme, chartqa"],
+        ["evaluation.benchmark.name=none: no such benchmark; choose one of vstar, mme, chartqa"],
     ),
     "a benchmark of no size": (
         {"evaluation.benchmark.name": "mme", "evaluation.benchmark.folder": "/mme"},
@@ -468,7 +468,7 @@ ILLEGAL: dict[str, tuple[dict[str, Any], list[str]]] = {
 }
 
 
-OPEN = ("reward.kinds", "sweep.models")
+OPEN = ("reward.kinds", "reward.signals", "sweep.models")
 """Groups with keys that the user chooses."""
 
 

@@ -24,8 +24,10 @@ from ral_system.types import (
     Sampling,
     TensorDigest,
     TrainPlan,
+    Verdict,
     WeightManifest,
 )
+from tests.unit.rewards.settings import reward_config
 
 G = 4
 
@@ -97,18 +99,19 @@ class Fakes:
         assert completion.prompt_id == prompt.id
         self.submitted.append(completion)
 
-    def collect(self) -> Mapping[str, RewardResult]:
+    def collect(self) -> Mapping[str, Verdict]:
         self.calls.append(("collect", len(self.submitted)))
         verdicts, self.submitted = {c.id: self.judge(c) for c in self.submitted}, []
         return verdicts
 
-    def judge(self, completion: Completion) -> RewardResult:
+    def judge(self, completion: Completion) -> Verdict:
+        """Odd completions are right. With the weights of `start` completion i is worth i, or 1 for `alike` prompts."""
         status = self.status.get(completion.id, RewardStatus.OK)
         if status is not RewardStatus.OK:
-            return RewardResult(completion.id, {}, 0.0, status, "late")
-        parts = {"correctness": float(completion.index % 2), "format": 1.0}
-        total = 1.0 if completion.prompt_id in self.alike else float(completion.index)
-        return RewardResult(completion.id, parts, total, status)
+            return Verdict(completion.id, {}, status, "late")
+        right = float(completion.index % 2)
+        worth = 1.0 if completion.prompt_id in self.alike else float(completion.index)
+        return Verdict(completion.id, {"correctness": right, "format": worth - right}, status)
 
     # learner and reference
     def score(self, plan: TrainPlan) -> Sequence[str]:
@@ -164,7 +167,8 @@ def config(make_config: Callable[..., RunConfig]) -> RunConfig:
 
 
 def start(config: RunConfig, roles: Fakes) -> TrainingLoop:
-    loop = TrainingLoop(config, roles, prompt, PhaseTimer())  # type: ignore[arg-type]
+    reward = config.reward.model_copy(update={"correctness": 1.0, "format": 1.0})
+    loop = TrainingLoop(config.model_copy(update={"reward": reward}), roles, prompt, PhaseTimer())  # type: ignore[arg-type]
     loop.publish()
     roles.calls.clear()
     return loop
@@ -337,7 +341,7 @@ def test_groups_that_differ_by_their_length_alone_have_a_signal(make_config) -> 
     overlong = ["algorithm.overlong={handling: penalty, buffer: 2}", "rollout.max_new_tokens=3"]
     result = start(make_config(*shape, *overlong, "algorithm.sampling_rounds=2"), roles).step()
     assert result.metrics["sampling/groups_dropped"] == 0
-    assert result.metrics["sampling/reward"] == 1.0
+    assert result.metrics["sampling/reward"] == 1 - (0.5 + 1) / 2
 
 
 def test_rounds_end_as_soon_as_the_batch_is_full(make_config) -> None:
@@ -394,7 +398,7 @@ def test_a_kl_in_the_reward_is_taken_off_what_was_judged(make_config) -> None:
     config = make_config(*shape, "algorithm.kl={coefficient: 2, place: reward}", "algorithm.advantage=dr_grpo")
     result = start(config, roles).step()
     assert ("kl", "scores 2", "scores 1") in roles.calls
-    assert result.metrics["reward/penalty"] == pytest.approx(2 * 0.1 * (3 * 6 - 1) / 11)
+    assert result.metrics["reward/kl"] == pytest.approx(0.1 * (3 * 6 - 1) / 11)
     totals = {r.completion.id: r.reward.total for r in result.rollouts}
     # completion i is worth i, less 2 · 0.1 i
     assert [totals[f"train/1#{i}"] for i in range(G)] == pytest.approx([0, 0.8, 1.6, 2.4])
@@ -542,15 +546,14 @@ def test_evaluation_is_greedy_and_counts_what_was_not_judged_as_wrong() -> None:
     roles.loaded_version = 3
     wrong = {"held_out/1#0": {"correctness": 0.0, "format": 1.0}}
 
-    def judge(completion: Completion) -> RewardResult:
+    def judge(completion: Completion) -> Verdict:
         if completion.id == "held_out/2#0":
-            return RewardResult(completion.id, {}, 0.0, RewardStatus.TIMEOUT)
-        parts = wrong.get(completion.id, {"correctness": 1.0, "format": 1.0})
-        return RewardResult(completion.id, parts, 1.0, RewardStatus.OK)
+            return Verdict(completion.id, {}, RewardStatus.TIMEOUT)
+        return Verdict(completion.id, wrong.get(completion.id, {"correctness": 1.0, "format": 1.0}), RewardStatus.OK)
 
     roles.judge = judge  # type: ignore[method-assign]
     prompts = [Prompt(f"held_out/{i}", ("a", "b")[i % 2], "q", "a", (), (1,)) for i in range(4)]
-    found = evaluate(roles.generate, roles, prompts, max_new_tokens=11)  # type: ignore[arg-type]
+    found = evaluate(roles.generate, roles, reward_config(), prompts, max_new_tokens=11)  # type: ignore[arg-type]
     assert roles.calls[0] == ("generate", [p.id for p in prompts], Sampling(1, 0.0, 11, 0))
     assert [r.prompt.id for r in found.rollouts] == [p.id for p in prompts]
     assert all(r.completion.prompt_id == r.prompt.id and r.advantage == 0.0 for r in found.rollouts)

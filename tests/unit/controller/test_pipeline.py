@@ -68,6 +68,7 @@ def make(make_config: Callable[..., RunConfig]) -> Callable[..., TrainingLoop]:
             f"algorithm.completions_per_prompt={G}",
             "algorithm.updates_per_step=1",
             "algorithm.attention.weight=0",
+            *("reward.correctness=1", "reward.format=1"),
             f"algorithm.max_staleness={staleness}",
             *overrides,
         )

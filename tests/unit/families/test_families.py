@@ -6,7 +6,6 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType, SimpleNamespace
-from typing import Any
 
 import pytest
 import torch
@@ -16,15 +15,15 @@ from ral_system.attention.policy import dense_policy
 from ral_system.attention.read import AttentionRead
 from ral_system.data.chat import ChatRenderer
 from ral_system.data.collate import Collator
-from ral_system.errors import ConfigError, DataError, SetupError
+from ral_system.errors import DataError, SetupError
 from ral_system.families.family import Family, joined, sized
+from ral_system.families.known import family_of, known_types
 from ral_system.families.qwen3_vl import Qwen3Vl
 from ral_system.families.qwen_vl.family import QwenVl
-from ral_system.families.registry import FAMILIES, family_of, known_types
 from ral_system.media.store import MediaStore
 from ral_system.models.loading import load_family, load_model
 from ral_system.models.policy import PolicyModel
-from ral_system.registry import Registry
+from ral_system.registry import FAMILIES
 from ral_system.rollout.hf_generator import HfEngine
 from ral_system.types import Clip, Layout, Media, Sample, Sampling, VideoSampling, View
 from tests.unit.eager import eager_attentions, media_inputs
@@ -69,8 +68,7 @@ def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], 
             (tmp_path / "other_models-1.0.dist-info" / name).write_text(text)
         monkeypatch.syspath_prepend(tmp_path)
         monkeypatch.delitem(sys.modules, "other_models", raising=False)
-        afresh: Registry[Any] = Registry(FAMILIES._group, FAMILIES._what, FAMILIES._built_in)
-        monkeypatch.setattr("ral_system.families.registry.FAMILIES", afresh)
+        monkeypatch.delitem(vars(FAMILIES), "_added", raising=False)  # read the installed packages again
 
     return installed
 
@@ -102,15 +100,6 @@ def test_a_package_whose_family_cannot_be_imported_is_one_line(
     )
     assert str(refused.value).endswith(f"; {broken}")
     assert family_of("qwen2_vl", "m") is QwenVl  # which has nothing to do with it
-
-
-def test_an_unknown_name_of_a_registry_lists_the_known_ones() -> None:
-    registry: Registry[type[QwenVl]] = Registry(
-        "ral_system.tests", "thing", {"b": "ral_system.types:View", "a": "ral_system.types:Layout"}
-    )
-    assert registry.names == ("a", "b") and registry.all() == {"a": Layout, "b": View}
-    with pytest.raises(ConfigError, match=r"^unknown thing 'c'; choose one of a, b$"):
-        registry.get("c")
 
 
 # --- what it says of prompts ---

@@ -11,6 +11,7 @@ DEFAULTS: dict[str, Any] = {
     "tolerance": {"absolute": 1e-6, "relative": 0.0},
     "correctness": 0.9,
     "format": 0.1,
+    "signals": {},
     "visual": {"weight": 0.0, "form": "share", "model": "policy"},
     "workers": 1,
     "timeout_s": 2.0,

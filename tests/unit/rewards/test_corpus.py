@@ -2,7 +2,7 @@
 
 import pytest
 
-from ral_system.rewards.verifiers.registry import verifier_of
+from ral_system.registry import VERIFIERS
 from tests.unit.rewards.corpus import mathematics, multiple_choice, numeric, others
 from tests.unit.rewards.settings import reward_config
 
@@ -21,4 +21,4 @@ CASES = [
 )
 def test_what_an_answer_is_worth(name: str, reference: str, given: str, score: float) -> None:
     config = reward_config(verifier=name)
-    assert verifier_of(config)(given, reference, config) == pytest.approx(score)
+    assert VERIFIERS.get(config.verifier)(given, reference, config) == pytest.approx(score)

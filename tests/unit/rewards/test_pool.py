@@ -12,13 +12,14 @@ import pytest
 
 from ral_system.config.reward import RewardConfig
 from ral_system.errors import ActorError, SetupError
-from ral_system.rewards.combine import judge
+from ral_system.rewards.judge import judge
 from ral_system.rewards.pool import RewardPool, _greeting
-from ral_system.types import Completion, FinishReason, Prompt, RewardResult, RewardStatus
+from ral_system.types import Completion, FinishReason, Prompt, RewardStatus, Verdict
 from tests.unit.rewards.settings import reward_config
 
 IMPORTABLE = Path(__file__).parent / "importable"
 GOOD = "<think>a1</think><answer>red</answer>"
+RIGHT = {"correctness": 1.0, "format": 1.0}
 
 
 def config(workers: int = 1, timeout_s: float = 2.0) -> RewardConfig:
@@ -33,11 +34,15 @@ def submit(pool: RewardPool, texts: list[str]) -> list[str]:
     return [completion.id for completion in completions]
 
 
-def judge_all(pool: RewardPool, texts: list[str]) -> list[RewardResult]:
+def judge_all(pool: RewardPool, texts: list[str]) -> list[Verdict]:
     ids = submit(pool, texts)
     results = pool.collect()
     assert set(results) == set(ids)
     return [results[i] for i in ids]
+
+
+def pid_of(verdict: Verdict) -> int:
+    return round(verdict.parts["pid"] * 2**30)
 
 
 def test_every_question_kind_has_its_own_verifier() -> None:
@@ -76,7 +81,7 @@ def test_collect_returns_everything_since_the_last_call() -> None:
     with RewardPool(config(workers=2), "think_answer") as pool:
         assert pool.collect() == {}
         first = judge_all(pool, [GOOD, "<answer>red</answer>", "blue"] * 50)
-        assert [r.total for r in first] == pytest.approx([1.0, 0.9, 0.0] * 50)
+        assert [r.parts for r in first] == [RIGHT, RIGHT | {"format": 0.0}, dict.fromkeys(RIGHT, 0.0)] * 50
         assert all(r.status is RewardStatus.OK and not r.detail for r in first)
         assert dict(first[0].parts) == {"correctness": 1.0, "format": 1.0}
         assert len(judge_all(pool, [GOOD])) == 1
@@ -85,7 +90,7 @@ def test_collect_returns_everything_since_the_last_call() -> None:
 
 def test_the_response_format_reaches_the_processes() -> None:
     with RewardPool(config(), "answer_only") as pool:
-        assert [r.total for r in judge_all(pool, [GOOD, "<answer>red</answer>"])] == pytest.approx([0.9, 1.0])
+        assert [r.parts["format"] for r in judge_all(pool, [GOOD, "<answer>red</answer>"])] == [0.0, 1.0]
 
 
 @pytest.mark.parametrize("text", ["é 視\u2028\n\x00", "\ud800", "x" * 300_000])
@@ -93,7 +98,7 @@ def test_any_text_crosses_the_pipe(text: str) -> None:
     with RewardPool(config(timeout_s=5), "answer_only") as pool:
         results = judge_all(pool, [text, f"<answer>{text}</answer>", "<answer>red</answer>"])
     assert [r.status for r in results] == [RewardStatus.OK] * 3
-    assert results[2].total == pytest.approx(1.0)
+    assert results[2].parts == RIGHT
 
 
 @pytest.mark.parametrize(
@@ -106,8 +111,8 @@ def test_any_text_crosses_the_pipe(text: str) -> None:
         ("kill", RewardStatus.ERROR, "the verifier process was killed by SIGKILL"),
         ("sys.exit", RewardStatus.ERROR, "SystemExit: 3"),
         ("raise:oh no", RewardStatus.ERROR, "RuntimeError: oh no"),
-        ("nan", RewardStatus.ERROR, "total nan"),
-        ("huge", RewardStatus.ERROR, "parts must be in [0, 1]"),
+        ("nan", RewardStatus.ERROR, "{'correctness': nan}; every value must be in [0, 1]"),
+        ("huge", RewardStatus.ERROR, "every value must be in [0, 1]"),
         ("allocate:10", RewardStatus.ERROR, "MemoryError"),
         ("descriptors:oops\n", RewardStatus.ERROR, "wrote into the pipe"),
         ('descriptors:{"parts": 3}\n', RewardStatus.ERROR, "wrote into the pipe"),
@@ -123,10 +128,10 @@ def test_a_bad_verifier_costs_only_its_sample(
         results = judge_all(pool, [GOOD] * 5 + [text] + [GOOD] * 40)
         assert results[5].status is status
         assert detail in results[5].detail
-        assert results[5].total == 0
+        assert status is RewardStatus.OK or not results[5].parts
         others = results[:5] + results[6:]
-        assert all(r.status is RewardStatus.OK and r.total == pytest.approx(1.0) for r in others)
-        assert judge_all(pool, [GOOD])[0].total == pytest.approx(1.0)
+        assert all(r.status is RewardStatus.OK and r.parts == RIGHT for r in others)
+        assert judge_all(pool, [GOOD])[0].parts == RIGHT
 
 
 def test_many_bad_completions_in_one_batch(naughty: ModuleType) -> None:
@@ -138,7 +143,7 @@ def test_many_bad_completions_in_one_batch(naughty: ModuleType) -> None:
 
 def test_a_process_killed_while_idle_costs_nothing(naughty: ModuleType) -> None:
     with RewardPool(config(), "think_answer", naughty.obedient) as pool:
-        pid = int(judge_all(pool, ["pid"])[0].total)
+        pid = pid_of(judge_all(pool, ["pid"])[0])
         os.kill(pid, signal.SIGKILL)
         wait_until_gone(pid)
         results = judge_all(pool, [GOOD] * 3)
@@ -148,7 +153,7 @@ def test_a_process_killed_while_idle_costs_nothing(naughty: ModuleType) -> None:
 
 def test_close_leaves_no_process_even_in_the_middle_of_work(naughty: ModuleType) -> None:
     pool = RewardPool(config(workers=2, timeout_s=60), "think_answer", naughty.obedient)
-    pids = {int(r.total) for r in judge_all(pool, ["pid"] * 64)}
+    pids = {pid_of(r) for r in judge_all(pool, ["pid"] * 64)}
     submit(pool, ["hang", "hang"])
     pool.close()
     pool.close()
@@ -170,7 +175,7 @@ def test_processes_die_with_a_parent_that_is_killed(tmp_path: Path) -> None:
         f"import sys; sys.path[:0] = [{str(IMPORTABLE)!r}, {str(Path(__file__).parent)!r}]\n"
         "import naughty_verifiers, test_pool\n"
         "pool = test_pool.RewardPool(test_pool.config(timeout_s=3600), 'think_answer', naughty_verifiers.obedient)\n"
-        "print(int(test_pool.judge_all(pool, ['pid'])[0].total), flush=True)\n"
+        "print(test_pool.pid_of(test_pool.judge_all(pool, ['pid'])[0]), flush=True)\n"
         "test_pool.submit(pool, ['spin'])\n"
         "import time; time.sleep(3600)\n"
     )

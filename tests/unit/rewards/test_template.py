@@ -1,7 +1,8 @@
 import pytest
 
-from ral_system.rewards.combine import judge
 from ral_system.rewards.format import extract_answer, format_score
+from ral_system.rewards.judge import judge
+from ral_system.rewards.response import Response
 from tests.unit.rewards.settings import reward_config
 
 GOOD_THINK = "<think> a1 red star </think> <answer> red </answer>"
@@ -53,10 +54,9 @@ def test_template_edges(text: str, think: int, alone: int, answer: str | None) -
 
 
 @pytest.mark.parametrize(
-    ("text", "total"),
-    [(GOOD_THINK, 1.0), (GOOD_ANSWER, 0.9), (GOOD_THINK.replace("> red <", "> blue <"), 0.1), ("nothing", 0.0)],
+    ("text", "correctness", "format"),
+    [(GOOD_THINK, 1, 1), (GOOD_ANSWER, 1, 0), (GOOD_THINK.replace("> red <", "> blue <"), 0, 1), ("nothing", 0, 0)],
 )
-def test_total_is_the_papers_weighted_sum(text: str, total: float) -> None:
-    verdict = judge(reward_config(), "think_answer", text, "red")
-    assert verdict.total == pytest.approx(total)
-    assert verdict.total == pytest.approx(0.9 * verdict.parts["correctness"] + 0.1 * verdict.parts["format"])
+def test_answer_and_template_are_judged_apart(text: str, correctness: int, format: int) -> None:
+    found = judge(Response(text, "red", "", "think_answer"), reward_config())
+    assert found == {"correctness": correctness, "format": format}

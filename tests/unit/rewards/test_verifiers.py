@@ -4,35 +4,34 @@ import importlib
 import math
 from collections.abc import Callable
 from pathlib import Path
-from typing import get_args
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from ral_system import conf
-from ral_system.config.reward import Verifier
 from ral_system.config.run import RunConfig
 from ral_system.errors import ConfigError
-from ral_system.rewards.combine import judge
+from ral_system.registry import VERIFIERS
+from ral_system.rewards.judge import judge
+from ral_system.rewards.response import Response
 from ral_system.rewards.verifiers.interval import read_interval
 from ral_system.rewards.verifiers.multiple_choice import letter
 from ral_system.rewards.verifiers.numbers import read_number
-from ral_system.rewards.verifiers.registry import verifier_of
 from tests.unit.answer_sheet import LETTERS
 from tests.unit.rewards.settings import reward_config
 
-NAMES = get_args(Verifier)
+NAMES = VERIFIERS.names
 
 
 def scored(name: str, given: str, reference: str, **settings: object) -> float:
     config = reward_config(verifier=name, **settings)
-    return verifier_of(config)(given, reference, config)
+    return VERIFIERS.get(config.verifier)(given, reference, config)
 
 
 def test_every_verifier_is_a_file_and_a_choice_of_reward() -> None:
     folder = Path(importlib.import_module("ral_system.rewards.verifiers").__file__ or "").parent
-    helpers = {"__init__", "registry", "numbers", "spelled", "units", "formula", "markup"}
+    helpers = {"__init__", "numbers", "spelled", "units", "formula", "markup"}
     assert {f.stem for f in folder.glob("*.py")} - helpers == set(NAMES)
     choices = {f.stem for f in (Path(conf.__file__).parent / "reward").glob("*.yaml")}
     assert choices == (set(NAMES) - {"exact"}) | {"default", "avar", "video_r1"}
@@ -195,7 +194,7 @@ def test_a_number_within_its_tolerance() -> None:
 
 def test_numbers_of_video_r1_may_be_half_a_hundredth_apart(make_config: Callable[..., RunConfig]) -> None:
     config = make_config("reward=video_r1").reward.of_kind("numerical")
-    judged = verifier_of(config)
+    judged = VERIFIERS.get(config.verifier)
     assert [judged(given, "3.14", config) for given in ("3.1416", "3.144", "3.14", "3.15", "3.1")] == [1, 1, 1, 0, 0]
 
 
@@ -385,11 +384,10 @@ def test_brackets_in_brackets_are_read_to_a_depth(brackets: str) -> None:
 
 def test_an_answer_is_needed_whatever_the_verifier() -> None:
     config = reward_config(verifier="regression")
-    both = judge(config, "answer_only", "<answer> 80 </answer>", "100")
-    assert both.parts == {"correctness": pytest.approx(0.8), "format": 1.0}
-    assert both.total == pytest.approx(0.9 * 0.8 + 0.1)
+    both = judge(Response("<answer> 80 </answer>", "100", "", "answer_only"), config)
+    assert both == {"correctness": pytest.approx(0.8), "format": 1.0}
     for text in ("80", "<answer>80</answer><answer>100</answer>"):
-        assert judge(config, "answer_only", text, "100").parts["correctness"] == 0
+        assert judge(Response(text, "100", "", "answer_only"), config)["correctness"] == 0
 
 
 def test_names_of_coordinates_are_no_numbers() -> None:

@@ -8,13 +8,16 @@ import sys
 import time
 from pathlib import Path
 
-from ral_system.config.choices import ResponseFormat
 from ral_system.config.reward import RewardConfig
-from ral_system.rewards.combine import Verdict, judge
+from ral_system.rewards.judge import judge
+from ral_system.rewards.response import Response
+
+PIDS = 2**30
+"""Every process id is below it."""
 
 
-def obedient(config: RewardConfig, response_format: ResponseFormat, text: str, answer: str) -> Verdict:
-    command, _, argument = text.partition(":")
+def obedient(response: Response, config: RewardConfig) -> dict[str, float]:
+    command, _, argument = response.text.partition(":")
     if command == "hang":
         time.sleep(3600)
     if command == "spin":
@@ -29,12 +32,12 @@ def obedient(config: RewardConfig, response_format: ResponseFormat, text: str, a
     if command == "raise":
         raise RuntimeError(argument)
     if command == "print":
-        print('{"parts": {}, "total": 9.0}')
+        print('{"parts": {"correctness": 0.5}}')
         sys.stdin.read()
     if command == "nan":
-        return Verdict({"correctness": 1.0}, float("nan"))
+        return {"correctness": float("nan")}
     if command == "huge":
-        return Verdict({"correctness": 7.0}, 7.0)
+        return {"correctness": 7.0}
     if command == "child":  # leaves a process of its own behind
         started = subprocess.Popen(["sleep", "3600"])
         Path(argument).write_text(str(started.pid))
@@ -52,5 +55,5 @@ def obedient(config: RewardConfig, response_format: ResponseFormat, text: str, a
     if command == "fork":  # both go on as if they were the only one
         os.fork()
     if command == "pid":
-        return Verdict({"correctness": 1.0}, float(os.getpid()))
-    return judge(config, response_format, text, answer)
+        return {"correctness": 1.0, "pid": os.getpid() / PIDS}
+    return judge(response, config)

@@ -1,19 +1,10 @@
-"""Known families."""
+"""Which family a model belongs to."""
 
 from __future__ import annotations
 
 from ral_system.errors import ConfigError, SetupError
 from ral_system.families.family import Family
-from ral_system.registry import Registry
-
-FAMILIES: Registry[type[Family]] = Registry(
-    "ral_system.families",
-    "model family",
-    {
-        "qwen_vl": "ral_system.families.qwen_vl.family:QwenVl",
-        "qwen3_vl": "ral_system.families.qwen3_vl:Qwen3Vl",
-    },
-)
+from ral_system.registry import FAMILIES
 
 
 def family_of(model_type: str, model: object) -> type[Family]:
@@ -22,7 +13,7 @@ def family_of(model_type: str, model: object) -> type[Family]:
     broken = []
     for name in FAMILIES.names:
         try:
-            family = FAMILIES.get(name)
+            family: type[Family] = FAMILIES.get(name)
         except ConfigError as error:  # of a package that has nothing to do with this model, perhaps
             broken.append(str(error))
         else:
@@ -35,4 +26,4 @@ def family_of(model_type: str, model: object) -> type[Family]:
 
 def known_types() -> list[str]:
     """Every `model_type` that some family serves."""
-    return sorted(model_type for family in FAMILIES.all().values() for model_type in family.model_types)
+    return sorted(model_type for name in FAMILIES.names for model_type in FAMILIES.get(name).model_types)

@@ -1,0 +1,145 @@
+"""What is chosen by name: this package's own, and what an installed package adds by an entry point."""
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from ral_system.algorithms.divergences import divergence
+from ral_system.config.run import RunConfig
+from ral_system.config.validate import parse_config
+from ral_system.errors import ConfigError
+from ral_system.launch.cli import plain_container
+from ral_system.registry import (
+    BENCHMARKS,
+    DIVERGENCES,
+    FAMILIES,
+    POLICY_LOSSES,
+    REWARD_SIGNALS,
+    VERIFIERS,
+    WEIGHT_TRANSFERS,
+    Registry,
+)
+from ral_system.rewards.pool import RewardPool
+from ral_system.types import Completion, FinishReason, Prompt, View
+from tests.composed import compose_container
+from tests.unit.rewards.settings import reward_config
+
+ALL = (BENCHMARKS, DIVERGENCES, FAMILIES, POLICY_LOSSES, REWARD_SIGNALS, VERIFIERS, WEIGHT_TRANSFERS)
+PLUGIN = """
+from typing import Literal
+
+from ral_system.algorithms.divergences import Divergence
+from ral_system.algorithms.policy_losses.inputs import PolicyLoss, TokenLoss
+from ral_system.config.base import PositiveFloat
+from ral_system.config.policy_loss import PolicyLossGroup
+
+SQUARED = Divergence(lambda p, q: ((p - q).square(), 2 * (p - q)))
+
+
+class Settings(PolicyLossGroup):
+    name: Literal["scaled"]
+    scale: PositiveFloat
+
+
+SCALED = PolicyLoss(Settings, lambda x, settings: TokenLoss(-settings.scale * x.log_probs, x.mask & False))
+
+
+def last_word(given, reference, config):
+    return float(given.split()[-1:] == reference.split()[-1:])
+
+
+def brevity(response, config):
+    return 1 / len(response.text.split())
+
+
+class Two:
+    ABOUT, FILES = "two questions", "two.json"
+"""
+ENTRIES = """
+[ral_system.divergences]
+squared = plugin_of_tests:SQUARED
+[ral_system.policy_losses]
+scaled = plugin_of_tests:SCALED
+[ral_system.verifiers]
+last_word = plugin_of_tests:last_word
+[ral_system.reward_signals]
+brevity = plugin_of_tests:brevity
+[ral_system.benchmarks]
+two = plugin_of_tests:Two
+broken = plugin_of_tests:Three
+"""
+
+
+@pytest.fixture
+def plugin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "plugin_of_tests.py").write_text(PLUGIN)
+    info = tmp_path / "plugin_of_tests-1.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: plugin-of-tests\nVersion: 1\n")
+    (info / "entry_points.txt").write_text(ENTRIES)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "plugin_of_tests", raising=False)
+    for registry in ALL:
+        monkeypatch.setitem(vars(registry), "_added", {})  # so that what is read below is forgotten after the test
+        del vars(registry)["_added"]
+
+
+@pytest.fixture
+def defaults() -> dict[str, Any]:
+    return plain_container(compose_container("cluster=local"))
+
+
+@pytest.mark.parametrize("registry", ALL, ids=lambda registry: registry.group)
+def test_everything_that_is_registered_is_there(registry: Registry) -> None:
+    assert all(registry.get(name) is not None and name in registry for name in registry.names)
+
+
+def test_an_unknown_name_is_answered_with_the_closest_and_all_others() -> None:
+    registry = Registry("ral_system.tests", "thing", {"circle": "ral_system.types:View", "square": "ral_system.types"})
+    assert registry.get("circle") is View and registry.get("square").View is View
+    assert registry.names == ("circle", "square") and "triangle" not in registry and 3 not in registry
+    with pytest.raises(ConfigError, match=r"^'triangle': no such thing; choose one of circle, square$"):
+        registry.get("triangle")
+    assert registry.unknown("Circel") == "no such thing; did you mean circle? There are circle, square"
+
+
+def test_what_cannot_be_imported_is_named(plugin: None) -> None:
+    with pytest.raises(
+        ConfigError, match=r"^benchmark 'broken' is registered as plugin_of_tests:Three, which cannot be"
+    ):
+        BENCHMARKS.get("broken")
+
+
+def test_an_installed_package_adds_a_divergence(plugin: None, make_config: Callable[..., RunConfig]) -> None:
+    assert make_config("algorithm.attention.divergence=squared").algorithm.attention.divergence == "squared"
+    p = torch.tensor([0.75, 0.25], requires_grad=True)
+    found = divergence(p, torch.tensor([0.5, 0.5]), "squared")
+    found.backward()
+    assert found.item() == 0.125 and p.grad is not None and p.grad.tolist() == [0.5, -0.5]
+
+
+def test_an_installed_package_adds_a_policy_loss_with_settings_of_its_own(
+    plugin: None, defaults: dict[str, Any]
+) -> None:
+    defaults["algorithm"]["policy_loss"] = {"name": "scaled", "scale": 3}
+    config = parse_config(defaults)
+    settings = config.algorithm.policy_loss
+    assert settings.model_dump() == {"name": "scaled", "scale": 3.0}
+    assert config.model_dump(mode="json")["algorithm"]["policy_loss"] == {"name": "scaled", "scale": 3.0}
+    assert POLICY_LOSSES.get("scaled").settings is type(settings)
+    defaults["algorithm"]["policy_loss"] = {"name": "scaled", "scale": 0, "more": 1}
+    with pytest.raises(ConfigError, match=r"^algorithm\.policy_loss\.scale=0: .* greater than 0; more=1: Extra inputs"):
+        parse_config(defaults)
+
+
+def test_an_installed_package_adds_verifiers_and_signals_which_processes_find(plugin: None) -> None:
+    config = reward_config(verifier="last_word", signals={"brevity": 0.5})
+    prompt = Prompt("p", "k", "?", "a red star", (), (1,))
+    text = "it is <answer>the star</answer>"
+    with RewardPool(config, "answer_only") as pool:
+        pool.submit(Completion("p", 0, (1,), (0.0,), text, FinishReason.STOP, 0), prompt)
+        assert pool.collect()["p#0"].parts == {"correctness": 1.0, "format": 0.0, "brevity": 0.25}
