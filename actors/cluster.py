@@ -11,10 +11,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import ray
-from ray._private import ray_constants
-from ray._private import worker as ray_worker
 from ray.exceptions import AuthenticationError, RaySystemError
 
+from ral_system.actors.ray_internals import bind_to_loopback, bound_to_loopback, mute_reports
 from ral_system.config.run import RunConfig
 from ral_system.errors import SetupError
 
@@ -38,10 +37,8 @@ def _connect(config: RunConfig) -> None:
     address = config.cluster.address or os.environ.get("RAY_ADDRESS")
     try:
         if address is None:
-            # Ray's switch for "this machine only", its default on Windows and macOS: every server binds to loopback.
-            # Giving it the loopback address is not enough, it maps that back to the machine's public one. Token
-            # authentication is on by itself; setting RAY_AUTH_MODE here, after the import, would only half arrive.
-            ray_constants.ENABLE_RAY_CLUSTER = False
+            # Token authentication is on by itself: RAY_AUTH_MODE, set here after the import, would only half arrive.
+            bind_to_loopback(True)
             # Ray runs workers at nice 15, where anything else on the machine starves them.
             os.environ.setdefault("RAY_worker_niceness", "0")
             ray.init(address="local", include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
@@ -59,13 +56,13 @@ def _connect(config: RunConfig) -> None:
 
 def nodes_may_join() -> bool:
     """Return whether the cluster can still grow; the one that `start_or_join` started on loopback cannot."""
-    return bool(ray_constants.ENABLE_RAY_CLUSTER)
+    return not bound_to_loopback()
 
 
 def stop() -> None:
     """Disconnect; ends the cluster if this process started it."""
     ray.shutdown()
-    ray_constants.ENABLE_RAY_CLUSTER = True
+    bind_to_loopback(False)
 
 
 @contextmanager
@@ -85,7 +82,7 @@ def _signal_handlers_kept() -> Iterator[None]:
 def _mute() -> None:
     """Silence Ray's own reports of failed calls and dead actors, which `actors.group` raises as one-line errors."""
     os.environ.setdefault("RAY_IGNORE_UNHANDLED_ERRORS", "1")
-    ray_worker.print_to_stdstream = lambda *args, **kwargs: None
+    mute_reports()
 
 
 def _check_listening(address: str) -> None:

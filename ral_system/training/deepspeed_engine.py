@@ -1,9 +1,8 @@
-"""One ZeRO rank on DeepSpeed: the only file that imports deepspeed."""
+"""One ZeRO rank on DeepSpeed."""
 
 from __future__ import annotations
 
 import os
-import sys
 from collections.abc import Mapping, Sequence
 from datetime import timedelta
 from pathlib import Path
@@ -11,10 +10,6 @@ from typing import Any
 
 import deepspeed
 import torch
-from deepspeed.runtime.checkpoint_engine.torch_checkpoint_engine import TorchCheckpointEngine
-from deepspeed.runtime.fp16.loss_scaler import LossScaler
-from deepspeed.runtime.zero.config import ZeroStageEnum
-from deepspeed.utils.tensor_fragment import fragment_address
 from torch import Tensor
 
 from ral_system.attention.read import AttentionRead
@@ -22,14 +17,13 @@ from ral_system.config.learner import DeepSpeedLearnerConfig
 from ral_system.data.collate import TensorBatch
 from ral_system.errors import CheckpointError, SetupError
 from ral_system.models.policy import PolicyModel, PolicyOutput
+from ral_system.training import deepspeed_internals as internals
 from ral_system.training.engine import Operation
 from ral_system.training.optim import OptimSettings
 
 _PREFIX = "model."
 
-# On CPU DeepSpeed compiles a C++ all-reduce at the first start, for minutes; gloo's serves. (By name, since the
-# attribute `deepspeed.comm.torch` is torch itself.)
-vars(sys.modules["deepspeed.comm.torch"])["build_shm_op"] = lambda: None
+internals.reduce_by_gloo_on_cpu()
 
 
 class DeepSpeedEngine:
@@ -71,7 +65,7 @@ class DeepSpeedEngine:
             config=_deepspeed_config(settings, config),
             dist_init_required=False,
         )
-        self._engine.checkpoint_engine = _WeightsOnlyCheckpoint()
+        internals.read_weights_only(self._engine)
         self._zero_stage = config.zero_stage
         self.policy: PolicyModel = self._engine.module
 
@@ -103,17 +97,16 @@ class DeepSpeedEngine:
 
     def trained_weights(self) -> Mapping[str, Tensor]:
         trained: dict[str, Any] = {name: p for name, p in self.policy.named_parameters() if p.requires_grad}
-        return trained if self._zero_stage < 3 else {name: p.ds_tensor for name, p in trained.items()}
+        return trained if self._zero_stage < 3 else {name: internals.own_partition(p) for name, p in trained.items()}
 
     def weights_replaced(self) -> None:
-        if self._zero_stage == 3 and (whole := self._engine.optimizer.persistent_parameters):
-            whole[0].partition(whole)  # drops the small parameters that ZeRO-3 keeps gathered
-            whole[0].all_gather(whole)
+        if self._zero_stage == 3:
+            internals.gather_small_parameters_again(self._engine)
 
     def full_state(self) -> Mapping[str, Tensor] | None:
         if self._zero_stage < 3:
             return self.policy.model.state_dict() if torch.distributed.get_rank() == 0 else None
-        state = self._engine._zero3_consolidated_16bit_state_dict()  # collective; None except on rank 0
+        state = internals.whole_zero3_state(self._engine)
         return None if state is None else {k.removeprefix(_PREFIX): v for k, v in state.items()}
 
     def save(self, folder: Path) -> None:
@@ -124,25 +117,6 @@ class DeepSpeedEngine:
         if path is None:
             raise CheckpointError(f"{folder}: no DeepSpeed state for this rank; was it saved with other ranks?")
         self._updates = client_state["updates"]
-
-
-class _WeightsOnlyCheckpoint(TorchCheckpointEngine):
-    """DeepSpeed's own checkpoint files, read without unpickling arbitrary objects."""
-
-    def save(self, state_dict: Any, path: str) -> Any:
-        return super().save(_without_enums(state_dict), path)
-
-    def load(self, path: str, map_location: Any = None) -> Any:
-        with torch.serialization.safe_globals([LossScaler, fragment_address]):
-            return torch.load(path, map_location=map_location, weights_only=True)
-
-
-def _without_enums(state: Any) -> Any:
-    """ZeRO stages as plain numbers: Python before 3.11.4 pickles an enum member as a call of `getattr`, which a load of
-    weights only must not allow."""
-    if isinstance(state, ZeroStageEnum):
-        return int(state)
-    return {key: _without_enums(value) for key, value in state.items()} if type(state) is dict else state
 
 
 def _deepspeed_config(settings: OptimSettings, config: DeepSpeedLearnerConfig) -> dict[str, Any]:
