@@ -16,7 +16,7 @@ from ral_system.controller.pipeline import PipelinedLoop, StalenessBound
 from ral_system.errors import GateError, WeightSyncError
 from ral_system.observability.progress import PhaseTimer
 from ral_system.types import Completion, Prompt, Sampling, TrainPlan, WeightManifest
-from tests.unit.controller.test_loop import Fakes, FakeTeacher, prompt, samples_of
+from tests.unit.controller.fakes import Fakes, FakeTeacher, prompt, samples_of
 
 G = 4
 
