@@ -7,6 +7,7 @@ SHELL := /bin/bash
 PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/.installed
+DEVELOPED := .venv/.developed
 # A file's tests stay in one process, because they share what they prepare; those that start Ray clusters run one by one.
 IN_PARALLEL := -n logical --maxprocesses 4 --dist loadfile
 SYSTEM_IN_PARALLEL := -n 2 --dist loadgroup
@@ -18,46 +19,52 @@ apt = { $(SUDO) apt-get update && $(SUDO) apt-get install -y --no-install-recomm
 help: ## list the targets
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## (.*)/\1\t\2/' | expand -t 14
 
-install: $(INSTALLED) ## make .venv with the pinned CPU environment
+install: $(DEVELOPED) ## make .venv with the pinned CPU environment and what tests need
 
 $(INSTALLED): pyproject.toml constraints-cpu.txt
+	@echo "installing torch, vLLM, Ray and DeepSpeed for CPUs into .venv: 4 GB, some minutes, once"
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install -c constraints-cpu.txt -e '.[cpu,dev]'
+	$(BIN)/python -m pip install -c constraints-cpu.txt -e '.[cpu]'
 	@# The one system library that vLLM for CPU links to. No grep -q: it would end ldconfig early, and pipefail with it.
 	@/sbin/ldconfig -p | grep libnuma.so.1 >/dev/null || $(call apt,libnuma1)
 	$(BIN)/ral-doctor --fix
 	touch $@
 
+$(DEVELOPED): $(INSTALLED)
+	@echo "installing what lint, tests and documentation need: 0.4 GB"
+	$(BIN)/python -m pip install -c constraints-cpu.txt -e '.[cpu,dev]'
+	touch $@
+
 quickstart: $(INSTALLED) ## perceive, sft and rl on this machine, then a report
 	$(BIN)/ral-train experiment=quickstart
 
-test: $(INSTALLED) browser lint docs ## lint, then the tests that need no GPU, without the long tail of cases
+test: $(DEVELOPED) browser lint docs ## lint, then the tests that need no GPU, without the long tail of cases
 	$(BIN)/python -m pytest -m "not long" $(IN_PARALLEL) tests/unit
 	$(BIN)/python -m pytest -m "not long" $(SYSTEM_IN_PARALLEL) tests/system
 
-test-all: $(INSTALLED) browser lint docs ## lint, then every test that needs no GPU; before a release
+test-all: $(DEVELOPED) browser lint docs ## lint, then every test that needs no GPU; before a release
 	$(BIN)/python -m pytest $(IN_PARALLEL) tests/unit
 	$(BIN)/python -m pytest $(SYSTEM_IN_PARALLEL) tests/system
 
-unit: $(INSTALLED) ## the unit tests alone, without the long tail of cases
+unit: $(DEVELOPED) ## the unit tests alone, without the long tail of cases
 	$(BIN)/python -m pytest -m "not long" $(IN_PARALLEL) tests/unit
 
-durations: $(INSTALLED) browser ## run what `make test` runs and print whose CPU seconds grew
+durations: $(DEVELOPED) browser ## run what `make test` runs and print whose CPU seconds grew
 	$(BIN)/python -m pytest -q -m "not long" $(IN_PARALLEL) --durations-json=.durations-unit.json tests/unit
 	$(BIN)/python -m pytest -q -m "not long" $(SYSTEM_IN_PARALLEL) --durations-json=.durations-system.json tests/system
 	$(BIN)/python -m tests.durations .durations-unit.json .durations-system.json
 
-docs: $(INSTALLED) ## build the documentation into build/site; a broken link fails
+docs: $(DEVELOPED) ## build the documentation into build/site; a broken link fails
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict
 
-lint: $(INSTALLED) ## ruff, mypy, import contracts, prose
+lint: $(DEVELOPED) ## ruff, mypy, import contracts, prose
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/python -m tests.prose
 
-format: $(INSTALLED) ## rewrite the sources in the house style
+format: $(DEVELOPED) ## rewrite the sources in the house style
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
