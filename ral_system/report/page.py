@@ -58,7 +58,7 @@ def _encoded(image: Image.Image) -> tuple[str, bytes]:
     png, jpeg = io.BytesIO(), io.BytesIO()
     image.save(jpeg, format="JPEG", quality=88, subsampling=0)
     if image.width * image.height <= _LOSSLESS_AREA_PX:
-        image.save(png, format="PNG", optimize=True)
+        image.save(png, format="PNG")
         if png.tell() <= 2 * jpeg.tell():
             return "png", png.getvalue()
     return "jpeg", jpeg.getvalue()
