@@ -1,46 +1,74 @@
-"""What is illegal, or would do nothing, between groups. What concerns one group stands beside its fields."""
+"""What is illegal, or would do nothing, between groups. What concerns one group stands beside its fields.
+
+A check's parameters are the groups that it compares, by their names and classes; it is made of every configuration that
+has them.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
+from types import UnionType
+from typing import Any, Union, get_args, get_origin, get_type_hints
 
-from ral_system.config.data import FilesConfig, VideoSearchConfig, VisualSearchConfig
-from ral_system.config.run import RunConfig
+from ral_system.config.algorithm import AlgorithmConfig
+from ral_system.config.base import Group
+from ral_system.config.checkpoint import CheckpointConfig
+from ral_system.config.choices import Stage
+from ral_system.config.cluster import ClusterConfig
+from ral_system.config.data import DataConfig, FilesConfig, VideoSearchConfig, VisualSearchConfig
+from ral_system.config.evaluation import EvaluationConfig, InterventionConfig, SweepConfig
+from ral_system.config.learner import LearnerConfig
+from ral_system.config.reward import RewardConfig
+from ral_system.config.rollout import RolloutConfig
+from ral_system.config.supervised import SupervisedConfig
+from ral_system.config.teacher import TeacherConfig
+
+Check = Callable[..., Iterator[str]]
 
 
-def problems(c: RunConfig) -> Iterator[str]:
+def problems(config: Group) -> Iterator[str]:
     """Say of every contradiction between groups which values it has and what to change."""
-    for check in (
+    yield from _found(
+        config,
         teachers_are_used,
         visual_reward_has_a_system_turn,
+        files_are_given,
         files_fit_the_stages,
-        generated_data_fits_the_algorithm,
+        generated_questions_last,
+        demonstrations_have_the_format,
         benchmark_has_files,
         sweep_fits_the_subject,
         sweep_fits_the_data,
         staleness_is_reached,
+        staleness_meets_new_weights,
         rewards_are_complete_when_compared,
         lengths_agree,
         batches_divide_over_ranks,
         engines_fit_the_cluster,
         gate_fits_the_dtypes,
-    ):
-        yield from check(c)
+    )
 
 
-def warnings(c: RunConfig) -> Iterator[str]:
+def warnings(config: Group) -> Iterator[str]:
     """Say which legal values are known to go wrong together."""
-    gate = c.rollout.log_prob_gate
-    if "bfloat16" in (c.rollout.dtype, c.learner.dtype) and gate.outliers == 0:
-        yield (
-            "rollout.log_prob_gate.outliers=0 ends a bfloat16 run at its first token beyond "
-            f"rollout.log_prob_gate.token={gate.token:g}; 0.001 leaves such tokens out of the loss instead"
-        )
+    yield from _found(config, gate_allows_outliers)
 
 
-def teachers_are_used(c: RunConfig) -> Iterator[str]:
+def _found(config: Group, *checks: Check) -> Iterator[str]:
+    for check in checks:
+        groups = {name: kind for name, kind in get_type_hints(check).items() if name != "return"}
+        if all(_is(getattr(config, name, None), kind) for name, kind in groups.items()):
+            yield from check(**{name: getattr(config, name) for name in groups})
+
+
+def _is(value: object, kind: Any) -> bool:
+    choices = get_args(kind) if get_origin(kind) in (Union, UnionType) else (kind,)
+    return any(isinstance(value, get_origin(choice) or choice) for choice in choices)
+
+
+def teachers_are_used(algorithm: AlgorithmConfig, teacher: TeacherConfig) -> Iterator[str]:
     """Check that every weight of distillation has a teacher, and every teacher a weight."""
-    teach, path, other = c.algorithm.distillation, c.teacher.path, c.teacher.attention_path
+    teach, path, other = algorithm.distillation, teacher.path, teacher.attention_path
     tokens, attention = teach.tokens.weight, teach.attention.weight
     for part, weight, found in (("tokens", tokens, path), ("attention", attention, other or path)):
         if weight > 0 and found is None:
@@ -58,37 +86,41 @@ def teachers_are_used(c: RunConfig) -> Iterator[str]:
             )
 
 
-def visual_reward_has_a_system_turn(c: RunConfig) -> Iterator[str]:
+def visual_reward_has_a_system_turn(reward: RewardConfig, data: DataConfig) -> Iterator[str]:
     """Check that the visual-anchored reward has two things to compare."""
-    if c.reward.visual.weight > 0 and not c.data.system_prompt:
+    if reward.visual.weight > 0 and not data.system_prompt:
         yield (
-            f"reward.visual.weight={c.reward.visual.weight:g} compares attention on pictures with that on the system "
+            f"reward.visual.weight={reward.visual.weight:g} compares attention on pictures with that on the system "
             "turn, and data.system_prompt is empty; set one, or the weight to 0"
         )
 
 
-def files_fit_the_stages(c: RunConfig) -> Iterator[str]:
-    """Check that files of questions have what the stages imitate."""
-    if not isinstance(c.data, FilesConfig):
-        return
-    if not c.data.sources and c.evaluation.benchmark.name is None:
+def files_are_given(data: DataConfig, evaluation: EvaluationConfig) -> Iterator[str]:
+    """Check that there are questions to ask."""
+    if isinstance(data, FilesConfig) and not data.sources and evaluation.benchmark.name is None:
         yield "data.sources={}: no file; add one, +data/source@data.sources.NAME=video_r1 data.sources.NAME.path=FILE"
-    if "perceive" in c.stages:
+
+
+def files_fit_the_stages(data: DataConfig, stages: Sequence[Stage], algorithm: AlgorithmConfig) -> Iterator[str]:
+    """Check that files of questions have what the stages imitate."""
+    if not isinstance(data, FilesConfig):
+        return
+    if "perceive" in stages:
         yield (
-            f"stages={list(c.stages)}: perceive imitates captions, which data.name=files has none of; set "
+            f"stages={list(stages)}: perceive imitates captions, which data.name=files has none of; set "
             "stages=[sft,rl] or stages=[rl], and model.path or start_model to a model that sees"
         )
-    without = [name for name, source in c.data.sources.items() if source.columns.thought is None]
-    if "sft" in c.stages and c.algorithm.response_format == "think_answer" and without:
+    without = [name for name, source in data.sources.items() if source.columns.thought is None]
+    if "sft" in stages and algorithm.response_format == "think_answer" and without:
         yield (
             f"data.sources.{without[0]}.columns.thought=null leaves sft no thought to imitate; name the column, "
             "set stages=[rl], or algorithm.response_format=answer_only"
         )
 
 
-def generated_data_fits_the_algorithm(c: RunConfig) -> Iterator[str]:
-    """Check that generated questions last for a batch, and that demonstrations have the response format."""
-    a, data = c.algorithm, c.data
+def generated_questions_last(algorithm: AlgorithmConfig, data: DataConfig) -> Iterator[str]:
+    """Check that generated questions last for a batch."""
+    a = algorithm
     if isinstance(data, FilesConfig):
         return
     if a.prompts_per_step * a.sampling_rounds * (1 + a.max_staleness) > data.train_records:
@@ -97,32 +129,35 @@ def generated_data_fits_the_algorithm(c: RunConfig) -> Iterator[str]:
             f"algorithm.max_staleness={a.max_staleness} would draw a question twice with the same weights from "
             f"data.train_records={data.train_records}; raise the latter"
         )
-    if isinstance(data, VisualSearchConfig) and data.demonstrations and a.response_format == "answer_only":
+
+
+def demonstrations_have_the_format(algorithm: AlgorithmConfig, data: DataConfig) -> Iterator[str]:
+    """Check that demonstrations have the response format."""
+    if isinstance(data, VisualSearchConfig) and data.demonstrations and algorithm.response_format == "answer_only":
         yield (
             f"data.demonstrations={data.demonstrations} hold thoughts, and algorithm.response_format=answer_only "
             "wants none; set it to null"
         )
 
 
-def benchmark_has_files(c: RunConfig) -> Iterator[str]:
+def benchmark_has_files(evaluation: EvaluationConfig, data: DataConfig) -> Iterator[str]:
     """Check that a benchmark finds its sizes and its system turn."""
-    name = c.evaluation.benchmark.name
-    if name is not None and not isinstance(c.data, FilesConfig):
+    name = evaluation.benchmark.name
+    if name is not None and not isinstance(data, FilesConfig):
         yield (
             f"evaluation.benchmark.name={name} takes sizes of pictures and the system turn from data=files; "
-            f"data.name={c.data.name} has none; add data=files stages=[rl]"
+            f"data.name={data.name} has none; add data=files stages=[rl]"
         )
 
 
-def sweep_fits_the_subject(c: RunConfig) -> Iterator[str]:
+def sweep_fits_the_subject(sweep: SweepConfig, intervention: InterventionConfig) -> Iterator[str]:
     """Check that a sweep compares models that nothing steers."""
-    if c.sweep.axis is not None and c.intervention.active:
+    if sweep.axis is not None and intervention.active:
         yield "sweep.axis compares models as they are, and intervention steers one; set one of them to none"
 
 
-def sweep_fits_the_data(c: RunConfig) -> Iterator[str]:
+def sweep_fits_the_data(sweep: SweepConfig, data: DataConfig) -> Iterator[str]:
     """Check that generated data can vary as the sweep asks."""
-    sweep, data = c.sweep, c.data
     if isinstance(data, VideoSearchConfig):
         frames = data.FRAMES_PER_S * min(data.seconds)
         if sweep.axis == "frames" and (beyond := [value for value in sweep.values if value > frames]):
@@ -142,28 +177,34 @@ def sweep_fits_the_data(c: RunConfig) -> Iterator[str]:
             )
 
 
-def staleness_is_reached(c: RunConfig) -> Iterator[str]:
-    """Check that batches can be as stale as they may, and that weights can change while one is generated."""
-    staleness = c.algorithm.max_staleness
-    pauses = {"checkpoint.every": c.checkpoint.every, "algorithm.steps": c.algorithm.steps}
-    if c.evaluation.every:
-        pauses["evaluation.every"] = c.evaluation.every
+def staleness_is_reached(
+    algorithm: AlgorithmConfig, checkpoint: CheckpointConfig, evaluation: EvaluationConfig
+) -> Iterator[str]:
+    """Check that batches can be as stale as they may."""
+    staleness = algorithm.max_staleness
+    pauses = {"checkpoint.every": checkpoint.every, "algorithm.steps": algorithm.steps}
+    if evaluation.every:
+        pauses["evaluation.every"] = evaluation.every
     soonest = min(pauses, key=lambda name: pauses[name])
     if staleness >= pauses[soonest]:
         yield (
             f"algorithm.max_staleness={staleness} is never reached with {soonest}={pauses[soonest]}: nothing is "
             f"generated ahead of a checkpoint, an evaluation or the end; lower it below that, or raise {soonest}"
         )
-    if staleness == 0 and c.rollout.on_new_weights != "finish":
+
+
+def staleness_meets_new_weights(algorithm: AlgorithmConfig, rollout: RolloutConfig) -> Iterator[str]:
+    """Check that weights can change while a batch is generated."""
+    if algorithm.max_staleness == 0 and rollout.on_new_weights != "finish":
         yield (
-            f"rollout.on_new_weights={c.rollout.on_new_weights} has no effect with algorithm.max_staleness=0, where "
+            f"rollout.on_new_weights={rollout.on_new_weights} has no effect with algorithm.max_staleness=0, where "
             "nothing is generated while weights change; raise algorithm.max_staleness, or set it to finish"
         )
 
 
-def rewards_are_complete_when_compared(c: RunConfig) -> Iterator[str]:
+def rewards_are_complete_when_compared(algorithm: AlgorithmConfig, reward: RewardConfig) -> Iterator[str]:
     """Check that dynamic sampling compares whole rewards."""
-    a, visual = c.algorithm, c.reward.visual.weight > 0
+    a, visual = algorithm, reward.visual.weight > 0
     if a.sampling_rounds > 1 and (visual or (a.kl.coefficient > 0 and a.kl.place == "reward")):
         late = "reward.visual.weight" if visual else "algorithm.kl.place=reward"
         yield (
@@ -172,9 +213,9 @@ def rewards_are_complete_when_compared(c: RunConfig) -> Iterator[str]:
         )
 
 
-def lengths_agree(c: RunConfig) -> Iterator[str]:
+def lengths_agree(algorithm: AlgorithmConfig, rollout: RolloutConfig) -> Iterator[str]:
     """Check lengths of the algorithm against the longest response."""
-    a, longest = c.algorithm, c.rollout.max_new_tokens
+    a, longest = algorithm, rollout.max_new_tokens
     if a.overlong.handling == "penalty" and a.overlong.buffer > longest:
         yield (
             f"algorithm.overlong.buffer={a.overlong.buffer} is longer than rollout.max_new_tokens={longest}; lower it"
@@ -186,24 +227,25 @@ def lengths_agree(c: RunConfig) -> Iterator[str]:
         )
 
 
-def batches_divide_over_ranks(c: RunConfig) -> Iterator[str]:
+def batches_divide_over_ranks(
+    algorithm: AlgorithmConfig, learner: LearnerConfig, perceive: SupervisedConfig, sft: SupervisedConfig
+) -> Iterator[str]:
     """Check that every update and every supervised batch gives all ranks as much to do."""
-    a, ranks = c.algorithm, c.learner.world_size
+    a, ranks = algorithm, learner.world_size
     batch = a.prompts_per_step * a.completions_per_prompt
     if batch % (a.updates_per_step * ranks):
         yield (
             f"algorithm.prompts_per_step * completions_per_prompt = {batch} is not divisible by "
             f"algorithm.updates_per_step * learner.world_size = {a.updates_per_step} * {ranks}; change one"
         )
-    for stage, size in (("perceive", c.perceive.batch), ("sft", c.sft.batch)):
+    for stage, size in (("perceive", perceive.batch), ("sft", sft.batch)):
         if size % ranks:
             yield f"{stage}.batch={size} is not divisible by learner.world_size={ranks}"
 
 
-def engines_fit_the_cluster(c: RunConfig) -> Iterator[str]:
+def engines_fit_the_cluster(cluster: ClusterConfig, learner: LearnerConfig, rollout: RolloutConfig) -> Iterator[str]:
     """Check that one process runs what one process can, and that Ray's actors run vLLM."""
-    learner, rollout = c.learner, c.rollout
-    if c.cluster.kind == "ray":
+    if cluster.kind == "ray":
         if rollout.engine == "hf":
             yield (
                 "rollout.engine=hf runs in the process that calls it, and cluster.kind=ray starts vLLM engines; choose "
@@ -222,12 +264,22 @@ def engines_fit_the_cluster(c: RunConfig) -> Iterator[str]:
             yield f"{field}={value} needs cluster=ray; with cluster=local {remedy}"
 
 
-def gate_fits_the_dtypes(c: RunConfig) -> Iterator[str]:
+def gate_fits_the_dtypes(rollout: RolloutConfig, learner: LearnerConfig) -> Iterator[str]:
     """Check that the log-prob gate allows for the rounding of bfloat16."""
-    gate = c.rollout.log_prob_gate
-    if "bfloat16" in (c.rollout.dtype, c.learner.dtype) and gate.token < 0.01:
+    gate = rollout.log_prob_gate
+    if "bfloat16" in (rollout.dtype, learner.dtype) and gate.token < 0.01:
         yield (
-            f"rollout.log_prob_gate.token={gate.token:g} cannot hold with rollout.dtype={c.rollout.dtype} and "
-            f"learner.dtype={c.learner.dtype}; set both to float32, or use "
+            f"rollout.log_prob_gate.token={gate.token:g} cannot hold with rollout.dtype={rollout.dtype} and "
+            f"learner.dtype={learner.dtype}; set both to float32, or use "
             "rollout.log_prob_gate={token: 2, outliers: 0.001, mean: 0.1, p999: 1}"
+        )
+
+
+def gate_allows_outliers(rollout: RolloutConfig, learner: LearnerConfig) -> Iterator[str]:
+    """Warn of a bfloat16 run that no token may leave."""
+    gate = rollout.log_prob_gate
+    if "bfloat16" in (rollout.dtype, learner.dtype) and gate.outliers == 0:
+        yield (
+            "rollout.log_prob_gate.outliers=0 ends a bfloat16 run at its first token beyond "
+            f"rollout.log_prob_gate.token={gate.token:g}; 0.001 leaves such tokens out of the loss instead"
         )
