@@ -72,19 +72,28 @@ def _show(config: RunConfig, name: str | None, folder: Path) -> None:
         ) from problem
     from rich.console import Console
 
-    from ral_system.controller.start import first_model
+    from ral_system.controller.start import new_tiny_model
     from ral_system.models.folders import local_model_folder
     from ral_system.report.preview import preview_data
-    from ral_system.report.preview_page import write_preview
+    from ral_system.report.preview_page import Origin, write_preview
     from ral_system.runs.folder import RunFolder
+    from ral_system.tasks.open import QuestionSettings
 
-    command = shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
+    origin = Origin(config.name, shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]), name or "a tiny model")
     with TemporaryDirectory() as scratch:
         if name is None:
-            model = first_model(config, RunFolder(Path(scratch)), "perceive", ("perceive",))
+            model = new_tiny_model(config.model.tiny, config.seed, RunFolder(Path(scratch)))
         else:
             model = local_model_folder(name, weights=False)
-        preview, error = preview_data(config, model, folder.parent, Path(scratch) / "media", command)
+        preview, error = preview_data(
+            QuestionSettings.of(config),
+            origin,
+            model,
+            folder.parent,
+            Path(scratch) / "media",
+            rows=config.logging.preview_rows,
+            held_out=config.evaluation.questions,
+        )
     page = write_preview(folder, preview)
     console = Console(markup=False, highlight=False)
     console.print(_table(preview.figures))

@@ -14,6 +14,8 @@ from pathlib import Path
 from textwrap import fill
 from typing import TYPE_CHECKING, Any
 
+from ral_system.config.evaluation import InterventionConfig
+from ral_system.config.learner import LearnerConfig
 from ral_system.config.run import RunConfig
 from ral_system.errors import ConfigError
 from ral_system.evaluation.questions import Figures, asked, figures, write_quarantine
@@ -26,7 +28,7 @@ from ral_system.runs.folder import RunFolder
 from ral_system.types import Prompt
 
 if TYPE_CHECKING:
-    from ral_system.media.store import MediaStore
+    from ral_system.tasks.open import QuestionSettings
 
 VISUAL = ("visual_attention_score", "visual_mass", "system_mass")
 
@@ -73,32 +75,34 @@ def _evaluate(config: RunConfig, folder: Path) -> float | None:
 
         sweep(config, folder)
         return None
-    subject = Subject.of(config, str(config.start_model), folder)
+    from ral_system.tasks.open import QuestionSettings
+
+    settings, subject = QuestionSettings.of(config), Subject.of(config, str(config.start_model), folder)
     if config.evaluation.benchmark.name is not None:
-        questions = asked(config, subject)
+        questions = asked(config.evaluation, settings, subject)
         write_quarantine(folder, {"": questions.bad})
-        found = figures(config, subject, questions)
+        found = figures(config.evaluation, settings, subject, questions)
         print_figures(f"{subject.model} on {found.title}", found)
         _write(folder, {"model": str(subject.model), **found.record})
         _keep_answers(subject, found)
     else:
-        found = _evaluate_held_out(config, subject)
+        found = _evaluate_held_out(config, settings, subject)
     return found.values.get(found.headline)
 
 
-def _evaluate_held_out(config: RunConfig, subject: Subject) -> Figures:
+def _evaluate_held_out(config: RunConfig, settings: QuestionSettings, subject: Subject) -> Figures:
     from ral_system.tasks.open import open_prompts
 
-    steer, folder = config.intervention, subject.folder
+    steer, folder, evaluation = config.intervention, subject.folder, config.evaluation
     if steer.active:
-        _check_intervention(config, subject.model)
-    shown = open_prompts(config, subject.model, RunFolder(folder)).held_out(config.evaluation.attention_questions)
-    attention = _attention(config, subject.model, shown, subject.media, folder)  # before the engine takes the memory
-    questions, columns = asked(config, subject), {}
-    found = figures(config, subject, questions)
+        _check_intervention(steer, subject.model)
+    shown = open_prompts(settings, subject.model, RunFolder(folder)).held_out(evaluation.attention_questions)
+    attention = _attention(config.learner, subject, shown)  # before the engine takes the memory
+    questions, columns = asked(evaluation, settings, subject), {}
+    found = figures(evaluation, settings, subject, questions)
     record = {"model": str(subject.model), **found.record, **attention}
     if steer.active:
-        steered = dict(figures(config, subject, questions, steer, subject.steered).values)
+        steered = dict(figures(evaluation, settings, subject, questions, steer, subject.steered).values)
         columns = {f"image +{steer.image:g}, system -{steer.system:g}": steered}
         record |= {"intervention": steer.model_dump(mode="json"), "steered": steered}
     _keep_answers(subject, found)
@@ -160,9 +164,7 @@ def _write(folder: Path, found: Mapping[str, Any]) -> None:
     write_atomically(folder / "evaluation.json", json.dumps(found, indent=2))
 
 
-def _attention(
-    config: RunConfig, model: Path, prompts: Sequence[Prompt], media: MediaStore, folder: Path
-) -> dict[str, Any]:
+def _attention(learner: LearnerConfig, subject: Subject, prompts: Sequence[Prompt]) -> dict[str, Any]:
     """Measure the visual attention score and its masses, overall and by layer and head; empty where undefined."""
     from ral_system.evaluation.visual_score import measure_visual_score
     from ral_system.observability.jsonl import write_atomically
@@ -170,13 +172,14 @@ def _attention(
 
     if not prompts:
         return {}
-    found = measure_visual_score(model, prompts, media, dtype=config.learner.dtype, batch=config.learner.micro_batch)
+    dtype, batch = learner.dtype, learner.micro_batch
+    found = measure_visual_score(subject.model, prompts, subject.media, dtype=dtype, batch=batch)
     if found is None:
         print("no visual attention score: it needs a system turn and pictures in the questions")
         return {}
     note = "Attention of the question's tokens: on pictures / on the system turn."
     title = f"Visual attention score {found.score.mean():.2f}"
-    write_atomically(folder / "visual_score.svg", heatmap(found.score.tolist(), title, note))
+    write_atomically(subject.folder / "visual_score.svg", heatmap(found.score.tolist(), title, note))
     parts = {
         "visual_attention_score": found.score,
         "visual_mass": found.visual_mass,
@@ -186,13 +189,13 @@ def _attention(
     return overall | {f"{name}_by_layer_and_head": values.tolist() for name, values in parts.items()}
 
 
-def _check_intervention(config: RunConfig, model: Path) -> None:
+def _check_intervention(steer: InterventionConfig, model: Path) -> None:
     """Raise ConfigError, before anything is measured, for layers or heads that the model does not have."""
     from transformers import AutoConfig
 
     text = AutoConfig.from_pretrained(model).get_text_config()
     try:
-        configured_intervention(config).check_model(text.num_hidden_layers, text.num_attention_heads)
+        configured_intervention(steer).check_model(text.num_hidden_layers, text.num_attention_heads)
     except ValueError as error:
         raise ConfigError(f"intervention.{error}") from error
 

@@ -94,7 +94,11 @@ def run_supervised(context: StageContext, stage: SupervisedStage) -> None:
         )
 
     # While a batch is trained on, the next is drawn, and its media decoded.
-    with media_ahead(config, context.folder) as media, context.progress as progress, ThreadPoolExecutor(1) as ahead:
+    with (
+        media_ahead(config.data, context.folder, config.cluster.media_cache_gib) as media,
+        context.progress as progress,
+        ThreadPoolExecutor(1) as ahead,
+    ):
         upcoming = ahead.submit(draw, step)
         while step < settings.max_steps and score < settings.stop_at:
             with context.timer.phase("data"):
@@ -182,8 +186,8 @@ def run_rl(context: StageContext) -> None:
     clock = _StageClock()
     checkpoints, step, state = _resume(context, "rl")
     kind = PipelinedLoop if config.algorithm.max_staleness else TrainingLoop
-    with media_ahead(config, context.folder) as ahead:
-        loop = kind(config, context.roles, train_prompts(config, context.prompts, ahead), context.timer)
+    with media_ahead(config.data, context.folder, config.cluster.media_cache_gib) as ahead:
+        loop = kind(config, context.roles, train_prompts(config.algorithm, context.prompts, ahead), context.timer)
         outcome = _train(context, loop, checkpoints, step, state, clock)
     context.folder.complete("rl", outcome, context.roles.learner.save_model)
 

@@ -7,6 +7,7 @@ from contextlib import closing
 from pathlib import Path
 
 from ral_system.config.choices import STAGES, Stage
+from ral_system.config.model import TinyModelConfig
 from ral_system.config.run import RunConfig
 from ral_system.controller.stages import StageContext, run_rl, run_supervised
 from ral_system.errors import SetupError
@@ -17,7 +18,7 @@ from ral_system.observability.timeline import CONTROLLER, SpanLog
 from ral_system.protocols import Roles
 from ral_system.runs.folder import RunFolder
 from ral_system.tasks import visual_search
-from ral_system.tasks.open import open_prompts
+from ral_system.tasks.open import QuestionSettings, open_prompts
 from ral_system.tasks.tiny_model import build_tiny_model
 from ral_system.versions import this_command
 
@@ -41,8 +42,12 @@ def first_model(config: RunConfig, folder: RunFolder, stage: Stage, stages: Sequ
             f"{stage} has no model to start from in {folder.root}: run ral-{STAGES[STAGES.index(stage) - 1]} first, "
             "or set start_model to a model folder, or model.path"
         )
+    return new_tiny_model(config.model.tiny, config.seed, folder)
+
+
+def new_tiny_model(tiny: TinyModelConfig, seed: int, folder: RunFolder) -> Path:
+    """Build the start model of a run that is given none, unless it is there already."""
     if not folder.start_model.is_dir():
-        tiny = config.model.tiny
         with folder.whole(folder.start_model) as partial:
             build_tiny_model(
                 partial,
@@ -50,7 +55,7 @@ def first_model(config: RunConfig, folder: RunFolder, stage: Stage, stages: Sequ
                 hidden=tiny.hidden,
                 layers=tiny.layers,
                 vision_layers=tiny.vision_layers,
-                seed=config.seed,
+                seed=seed,
             )
     return folder.start_model
 
@@ -72,7 +77,7 @@ def run_stage(
 ) -> None:
     """Run one stage to its end, continuing from its newest checkpoint. It logs to `metrics()`, and leaves that open."""
     progress = StageProgress(stage, config.algorithm.steps if stage == "rl" else getattr(config, stage).max_steps)
-    prompts = open_prompts(config, model, folder)
+    prompts = open_prompts(QuestionSettings.of(config), model, folder)
     log = metrics()  # only after the data have been checked
     with (
         RolloutLog(folder.root) as rollouts,

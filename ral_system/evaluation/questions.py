@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ral_system.config.data import FilesConfig
-from ral_system.config.run import RunConfig
+from ral_system.config.evaluation import BenchmarkConfig, EvaluationConfig
 from ral_system.errors import DataError
 from ral_system.evaluation.subject import Subject
 from ral_system.types import Completion, Prompt, Rollout, Sampling
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from ral_system.evaluation.answers import Generate
     from ral_system.evaluation.intervals import Resampled
     from ral_system.report.answers_page import Answered
+    from ral_system.tasks.open import QuestionSettings
 
 
 @dataclass(frozen=True)
@@ -60,19 +61,20 @@ class Figures:
     """Number of questions that could not be asked, and the most frequent reason."""
 
 
-def asked(config: RunConfig, subject: Subject, label: str = "") -> Questions:
+def asked(evaluation: EvaluationConfig, settings: QuestionSettings, subject: Subject, label: str = "") -> Questions:
     """The held-out questions of `data`, or those of the configured benchmark, as the subject reads them. Progress is
     shown under `label`.
 
     Raises DataError where none can be asked, or too many cannot be.
     """
-    if config.evaluation.benchmark.name is None:
-        return _held_out(config, subject)
-    return _of_benchmark(config, subject, label)
+    if evaluation.benchmark.name is None:
+        return _held_out(evaluation.questions, settings, subject)
+    return _of_benchmark(evaluation.benchmark, settings, subject, label)
 
 
 def figures(
-    config: RunConfig,
+    evaluation: EvaluationConfig,
+    settings: QuestionSettings,
     subject: Subject,
     questions: Questions,
     steered: object = None,
@@ -82,27 +84,37 @@ def figures(
     """Measure the answers of the subject's engine, or of the one that `start` makes, `steered` as given. `label` is
     shown with the progress.
     """
-    answers = _answers(config, subject, questions.prompts, start or (lambda: subject.generate), label, steered)
-    of = _held_out_figures if config.evaluation.benchmark.name is None else _benchmark_figures
-    return of(config, questions, answers)
+    samples, benchmark, temperature = evaluation.samples, evaluation.benchmark.name, subject.rollout.temperature
+    start = start or (lambda: subject.generate)
+    answers = _answers(samples, subject, questions.prompts, start, label, steered)
+    how = "greedy" if samples == 1 else f"mean of {samples} at temperature {temperature:g}"
+    if benchmark is None:
+        return _held_out_figures(settings, samples, how, questions, answers)
+    return _benchmark_figures(benchmark, samples, how, questions, answers)
 
 
-def _held_out(config: RunConfig, subject: Subject) -> Questions:
+def _held_out(count: int, settings: QuestionSettings, subject: Subject) -> Questions:
     from ral_system.runs.folder import RunFolder
     from ral_system.tasks.open import open_prompts
 
-    prompts = open_prompts(config, subject.model, RunFolder(subject.folder)).held_out(config.evaluation.questions)
+    prompts = open_prompts(settings, subject.model, RunFolder(subject.folder)).held_out(count)
     return Questions(prompts, total=len(prompts), available=len(prompts))
 
 
-def _held_out_figures(config: RunConfig, questions: Questions, answers: Mapping[str, Sequence[Completion]]) -> Figures:
+def _held_out_figures(
+    settings: QuestionSettings,
+    samples: int,
+    how: str,
+    questions: Questions,
+    answers: Mapping[str, Sequence[Completion]],
+) -> Figures:
     from ral_system.evaluation.greedy import Evaluation, judged
     from ral_system.evaluation.intervals import bootstrap, grouped, intervals, unit_of
     from ral_system.report.answers_page import Answered
     from ral_system.rewards.pool import RewardPool
 
     prompts = questions.prompts
-    with RewardPool(config.reward, config.algorithm.response_format) as rewarder:
+    with RewardPool(settings.reward, settings.response_format) as rewarder:
         for prompt in prompts:
             for completion in answers[prompt.id]:
                 rewarder.submit(completion, prompt)
@@ -114,7 +126,6 @@ def _held_out_figures(config: RunConfig, questions: Questions, answers: Mapping[
     resampled = bootstrap(grouped((unit_of(rollout.prompt), rollout) for rollout in rollouts), metrics)
     resampled = {name: values for name, values in resampled.items() if "accuracy" in name or "rate" in name}
     uncertain, values = intervals(resampled), metrics([rollouts])
-    samples = config.evaluation.samples
     per_question = [rollouts[i : i + samples] for i in range(0, len(rollouts), samples)]
     answered = [
         Answered(
@@ -125,12 +136,12 @@ def _held_out_figures(config: RunConfig, questions: Questions, answers: Mapping[
         )
         for of_prompt in per_question
     ]
-    title = f"{len(prompts)} questions, {_how(config)}"
+    title = f"{len(prompts)} questions, {how}"
     record = {**values, "intervals": uncertain}
     return Figures(title, values, "eval/accuracy", uncertain, resampled, record, answered)
 
 
-def _of_benchmark(config: RunConfig, subject: Subject, label: str) -> Questions:
+def _of_benchmark(chosen: BenchmarkConfig, settings: QuestionSettings, subject: Subject, label: str) -> Questions:
     from ral_system.benchmarks.reading import read_items
     from ral_system.benchmarks.selection import select
     from ral_system.data.chat import ChatRenderer
@@ -139,12 +150,11 @@ def _of_benchmark(config: RunConfig, subject: Subject, label: str) -> Questions:
     from ral_system.models.loading import load_family
     from ral_system.observability.progress import StageProgress
 
-    chosen, data, folder = config.evaluation.benchmark, config.data, subject.folder
+    data, folder = settings.data, subject.folder
     assert chosen.name is not None and chosen.folder is not None and isinstance(data, FilesConfig)
     name, files, family = chosen.name, Path(chosen.folder), load_family(subject.model)
     selection = select(read_items(name, files), chosen.limit)
     total = len(selection.places)
-    room = config.rollout.max_model_len - config.rollout.max_new_tokens
     with (
         decoders_of(data, subject.media, family.frames_per_view) as decoders,
         StageProgress(f"{name} {label}".strip(), total) as progress,
@@ -154,7 +164,7 @@ def _of_benchmark(config: RunConfig, subject: Subject, label: str) -> Questions:
             decoders,
             ChatRenderer(family, data.system_prompt),
             family.pixel_budgets(data),
-            room,
+            settings.max_prompt_tokens,
             lambda done: progress.update(done, {}),
         )
     if not found or len(bad) > data.max_broken * total:
@@ -168,14 +178,15 @@ def _of_benchmark(config: RunConfig, subject: Subject, label: str) -> Questions:
     return Questions([a.prompt for a in found], total, selection.available, items, bad)
 
 
-def _benchmark_figures(config: RunConfig, questions: Questions, answers: Mapping[str, Sequence[Completion]]) -> Figures:
+def _benchmark_figures(
+    name: str, samples: int, how: str, questions: Questions, answers: Mapping[str, Sequence[Completion]]
+) -> Figures:
     from ral_system.evaluation.benchmark import Asked, most_often, results
     from ral_system.evaluation.intervals import intervals
     from ral_system.registry import BENCHMARKS
     from ral_system.report.answers_page import Answered
 
-    name, prompts = config.evaluation.benchmark.name, questions.prompts
-    assert name is not None
+    prompts = questions.prompts
     found = results(BENCHMARKS.get(name), [Asked(questions.items[p.id], p) for p in prompts], answers)
     values = {f"{name}/{part}": value for part, value in found.figures.items()}
     resampled = {f"{name}/{part}": of_part for part, of_part in found.resampled.items()}
@@ -186,7 +197,7 @@ def _benchmark_figures(config: RunConfig, questions: Questions, answers: Mapping
         "questions": len(prompts),
         "left_out": left_out,
         "available": questions.available,
-        "samples": config.evaluation.samples,
+        "samples": samples,
         **values,
         "intervals": uncertain,
     }
@@ -197,27 +208,27 @@ def _benchmark_figures(config: RunConfig, questions: Questions, answers: Mapping
     limited = (
         f", limited to {questions.total} of {questions.available}" if questions.total < questions.available else ""
     )
-    title = f"{name}{limited}: {len(prompts)} of {questions.total} questions, {_how(config)}"
+    title = f"{name}{limited}: {len(prompts)} of {questions.total} questions, {how}"
     bad = f"{len(questions.bad)} left out, {most_often(questions.bad)}" if questions.bad else ""
     return Figures(title, values, f"{name}/score", uncertain, resampled, record, answered, bad)
 
 
 def _answers(
-    config: RunConfig,
+    samples: int,
     subject: Subject,
     prompts: Sequence[Prompt],
     start: Callable[[], Generate],
     label: str,
     *engine: object,
 ) -> dict[str, list[Completion]]:
-    """Collect `evaluation.samples` answers to every prompt; those of an interrupted evaluation are reused."""
+    """Collect `samples` answers to every prompt; those of an interrupted evaluation are reused."""
     from ral_system.evaluation.answers import answers_file, collect_answers
     from ral_system.observability.progress import StageProgress
 
-    samples = config.evaluation.samples
-    temperature = 0.0 if samples == 1 else config.rollout.temperature
-    sampling = Sampling(samples, temperature, config.rollout.max_new_tokens, seed=0 if samples == 1 else config.seed)
-    rollout = config.rollout.model_dump(include={"dtype", "stop_at_answer", "max_model_len"})
+    engine_settings = subject.rollout
+    temperature, seed = (0.0, 0) if samples == 1 else (engine_settings.temperature, subject.seed)
+    sampling = Sampling(samples, temperature, engine_settings.max_new_tokens, seed=seed)
+    rollout = engine_settings.model_dump(include={"dtype", "stop_at_answer", "max_model_len"})
     path = answers_file(subject.folder, subject.model, prompts, sampling, subject.engine, rollout, *engine)
     with StageProgress(f"answers {label}".strip(), len(prompts)) as progress:
         return collect_answers(start, prompts, sampling, path, lambda done: progress.update(done, {}))
@@ -227,11 +238,6 @@ def _shown(prompt: Prompt) -> dict[str, Any]:
     media = [asdict(medium) for medium in prompt.media]
     found = {"id": prompt.id, "kind": prompt.kind, "question": prompt.question, "answer": prompt.answer}
     return found | {"media": media}
-
-
-def _how(config: RunConfig) -> str:
-    samples = config.evaluation.samples
-    return "greedy" if samples == 1 else f"mean of {samples} at temperature {config.rollout.temperature:g}"
 
 
 def write_quarantine(folder: Path, bad: Mapping[str, Sequence[BadItem]]) -> None:

@@ -8,12 +8,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ral_system.config.rollout import VllmRolloutConfig
+from ral_system.config.rollout import RolloutConfig, VllmRolloutConfig
 from ral_system.config.run import RunConfig
 
 if TYPE_CHECKING:
     from ral_system.attention.intervention import Intervention
     from ral_system.config.choices import Device
+    from ral_system.config.evaluation import InterventionConfig
     from ral_system.evaluation.answers import Generate
     from ral_system.media.store import MediaStore
     from ral_system.rollout.hf_generator import HfEngine
@@ -24,10 +25,14 @@ if TYPE_CHECKING:
 class Subject:
     """A model under evaluation, and its engine, which starts when it is first needed."""
 
-    config: RunConfig
     model: Path
     folder: Path
     media: MediaStore
+    rollout: RolloutConfig
+    seed: int
+    threads: int
+    """OpenMP threads of the engine on CPU."""
+    intervention: InterventionConfig
 
     @classmethod
     def of(cls, config: RunConfig, model: str, folder: Path) -> Subject:
@@ -35,13 +40,15 @@ class Subject:
         from ral_system.media.store import node_store
         from ral_system.models.folders import local_model_folder
 
-        store = node_store(folder / "media", config.cluster.media_cache_gib)
-        return cls(config, local_model_folder(model), folder, store)
+        cluster = config.cluster
+        store = node_store(folder / "media", cluster.media_cache_gib)
+        engine = (config.rollout, config.seed, cluster.threads_per_process, config.intervention)
+        return cls(local_model_folder(model), folder, store, *engine)
 
     @property
     def engine(self) -> str:
         """Return `hf` if it is configured or attention is steered, else `vllm`."""
-        return "hf" if self.config.intervention.active else self.config.rollout.engine
+        return "hf" if self.intervention.active else self.rollout.engine
 
     @property
     def generate(self) -> Generate:
@@ -50,8 +57,7 @@ class Subject:
 
     @functools.cached_property
     def _started(self) -> HfEngine | VllmEngine:
-        start = _hf_engine if self.engine == "hf" else _vllm_engine
-        return start(self.config, self.model, self.media)
+        return self._hf_engine() if self.engine == "hf" else self._vllm_engine()
 
     def release(self) -> None:
         """End the engine, if it was started; the next use starts another."""
@@ -61,35 +67,32 @@ class Subject:
 
     def steered(self) -> Generate:
         """An engine whose attention is steered as configured."""
-        return _hf_engine(self.config, self.model, self.media, configured_intervention(self.config)).generate
+        return self._hf_engine(configured_intervention(self.intervention)).generate
+
+    def _hf_engine(self, intervention: Intervention | None = None) -> HfEngine:
+        import torch
+
+        from ral_system.rollout.hf_generator import HfEngine
+
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+        return HfEngine(self.model, self.rollout, self.media, self.seed, device, intervention)
+
+    def _vllm_engine(self) -> VllmEngine:
+        import torch
+
+        assert isinstance(self.rollout, VllmRolloutConfig)
+        device: Device = "cuda" if torch.cuda.is_available() else "cpu"
+        from ral_system.rollout.vllm_environment import vllm_environment
+
+        os.environ.update(vllm_environment(self.rollout, self.threads, device))
+        from ral_system.rollout.vllm_generator import VllmEngine
+
+        return VllmEngine(self.model, self.rollout, self.media, self.seed, device)
 
 
-def configured_intervention(config: RunConfig) -> Intervention:
-    """Build the steering that `config.intervention` describes."""
+def configured_intervention(c: InterventionConfig) -> Intervention:
+    """Build the steering that the `intervention` group describes."""
     from ral_system.attention.intervention import Intervention
 
-    c = config.intervention
     layers, heads = (None if chosen == "all" else chosen for chosen in (c.layers, c.heads))
     return Intervention(c.image, c.system, c.space, layers, heads)
-
-
-def _hf_engine(config: RunConfig, model: Path, media: MediaStore, intervention: Intervention | None = None) -> HfEngine:
-    import torch
-
-    from ral_system.rollout.hf_generator import HfEngine
-
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    return HfEngine(model, config.rollout, media, config.seed, device, intervention)
-
-
-def _vllm_engine(config: RunConfig, model: Path, media: MediaStore) -> VllmEngine:
-    import torch
-
-    assert isinstance(config.rollout, VllmRolloutConfig)
-    device: Device = "cuda" if torch.cuda.is_available() else "cpu"
-    from ral_system.rollout.vllm_environment import vllm_environment
-
-    os.environ.update(vllm_environment(config.rollout, config.cluster.threads_per_process, device))
-    from ral_system.rollout.vllm_generator import VllmEngine
-
-    return VllmEngine(model, config.rollout, media, config.seed, device)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +19,7 @@ from ral_system.types import Prompt
 
 if TYPE_CHECKING:
     from ral_system.families.family import Family
+    from ral_system.tasks.open import QuestionSettings
 
 Point = tuple[str, int]
 """A model's name and a value of the axis."""
@@ -47,15 +48,19 @@ def sweep(config: RunConfig, folder: Path) -> None:
     """
     from ral_system.models.loading import load_family
     from ral_system.observability.jsonl import write_atomically
+    from ral_system.tasks.open import QuestionSettings
 
-    axis = config.sweep.axis
+    axis, evaluation, settings = config.sweep.axis, config.evaluation, QuestionSettings.of(config)
     assert axis is not None
     values = sorted(config.sweep.values)
     models = config.sweep.models or {"model": str(config.start_model)}
     subjects = {name: Subject.of(config, model, folder) for name, model in models.items()}  # one engine for all values
     families = {name: load_family(subject.model) for name, subject in subjects.items()}
-    points = {(name, value): at(config, value, families[name]) for name in subjects for value in values}
-    questions = {(name, value): asked(c, subjects[name], f"{name} at {value}") for (name, value), c in points.items()}
+    points = {(name, value): at(settings, axis, value, families[name]) for name in subjects for value in values}
+    questions = {
+        (name, value): asked(evaluation, point, subjects[name], f"{name} at {value}")
+        for (name, value), point in points.items()
+    }
     write_quarantine(folder, {f"{name} at {value}": q.bad for (name, value), q in questions.items()})
     questions = in_common(questions)
     seen = {point: mean_seen(axis, families[point[0]], q.prompts) for point, q in questions.items()}
@@ -63,7 +68,7 @@ def sweep(config: RunConfig, folder: Path) -> None:
     for name, subject in subjects.items():
         for value in values:
             point = (name, value)
-            found[point] = f = figures(points[point], subject, questions[point], label=f"{name} at {value}")
+            found[point] = f = figures(evaluation, points[point], subject, questions[point], label=f"{name} at {value}")
             if f.headline not in f.values:
                 raise DataError(
                     f"{f.headline}: some of its parts were not asked; raise evaluation.benchmark.limit, or correct "
@@ -130,15 +135,15 @@ def mean_seen(axis: SweepAxis, family: Family, prompts: Sequence[Prompt]) -> flo
     return sum(medium.frames if axis == "frames" else family.tokens(medium) for medium in media) / len(media)
 
 
-def at(config: RunConfig, value: int, family: Family) -> RunConfig:
-    """The configuration at one value of the axis. Raises ConfigError for one outside what `data` or the model allow."""
-    data: Any = config.data
+def at(settings: QuestionSettings, axis: SweepAxis, value: int, family: Family) -> QuestionSettings:
+    """The settings at one value of the axis. Raises ConfigError for one outside what `data` or the model allow."""
+    data: Any = settings.data
     changed: Any
     if isinstance(data, VideoSearchConfig):
         changed = data.model_copy(update={"max_frames": (value,)})
     elif not isinstance(data, FilesConfig):
         changed = data.model_copy(update={"grid": (round(value**0.5),)})
-    elif config.sweep.axis == "frames":
+    elif axis == "frames":
         video = {"max_frames": value, "min_frames": min(data.video.min_frames, value)}
         changed = data.model_copy(update={"video": data.video.model_copy(update=video)})
     else:
@@ -150,7 +155,7 @@ def at(config: RunConfig, value: int, family: Family) -> RunConfig:
                 "data.image.min_pixels and the model's processor"
             )
         changed = data.model_copy(update={"image": data.image.model_copy(update={"max_pixels": most})})
-    return config.model_copy(update={"data": changed})
+    return replace(settings, data=changed)
 
 
 def _chart(name: str, axis: SweepAxis, found: Mapping[Point, Figures], seen: Mapping[Point, float]) -> str:

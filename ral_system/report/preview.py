@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from itertools import groupby
 from pathlib import Path
@@ -11,9 +11,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from ral_system.config.choices import ResponseFormat
 from ral_system.config.data import FilesConfig, VideoSearchConfig, VisualSearchConfig
 from ral_system.config.reward import RewardConfig
-from ral_system.config.run import RunConfig
 from ral_system.data.chat import ChatRenderer
 from ral_system.data.file_prompts import FilePrompts
 from ral_system.data.preparation import QUARANTINE_FILE, PreparedQuestion, kind_of_reason, read_prepared
@@ -36,7 +36,7 @@ from ral_system.report.preview_page import (
     ShownRow,
     Spread,
 )
-from ral_system.tasks.open import absent_columns, prepare_files, prepared_folder
+from ral_system.tasks.open import QuestionSettings, absent_columns, prepare_files, prepared_folder
 from ral_system.tasks.video_search_prompts import VideoSearchPrompts, VideoSearchRecords
 from ral_system.tasks.visual_search_prompts import VisualSearchPrompts, VisualSearchRecords
 from ral_system.types import Media, Prompt, Split
@@ -49,20 +49,21 @@ _UNKNOWN_SHARE = 0.2
 
 
 def preview_data(
-    config: RunConfig, model: Path, runs: Path, scratch: Path, command: str
+    settings: QuestionSettings, origin: Origin, model: Path, runs: Path, scratch: Path, *, rows: int, held_out: int
 ) -> tuple[Preview, DataError | None]:
-    """What `model` would read. Files are prepared in `runs`, as by a run; generated pictures are stored in `scratch`.
+    """What `model` would read, with `rows` training rows and `held_out` generated questions in all. Files are prepared
+    in `runs`, as by a run; generated pictures are stored in `scratch`.
 
     With it, the error of a preparation with too many broken rows. Without a question to train on or to hold out the
     preview alone says why no run can use the data. Raises DataError where nothing was read.
     """
-    family, data = load_family(model), config.data
-    origin = Origin(config.name, command, config.start_model or config.model.path or "a tiny model")
-    error = None
+    family, data, error = load_family(model), settings.data, None
+    most: dict[Split, int] = {"train": rows, "held_out": -(-rows // 3)}
     if isinstance(data, FilesConfig):
-        preview, error = _of_files(config, data, family, runs, origin)
+        preview, error = _of_files(settings, data, family, runs, origin, most)
     else:
-        preview = _of_generated(config, data, family, scratch, origin)
+        totals: dict[Split, int] = {"train": data.train_records, "held_out": held_out}
+        preview = _of_generated(data, settings.response_format, family, scratch, origin, most, totals)
     shown = [*preview.train, *preview.held_out]
     return replace(preview, warnings=_unknown_words(shown, family.tokenizer.unk_token)), error
 
@@ -84,10 +85,15 @@ def _unknown_words(rows: Sequence[ShownRow], unknown: str | None) -> list[str]:
 
 
 def _of_generated(
-    config: RunConfig, data: VisualSearchConfig | VideoSearchConfig, family: Family, scratch: Path, origin: Origin
+    data: VisualSearchConfig | VideoSearchConfig,
+    response_format: ResponseFormat,
+    family: Family,
+    scratch: Path,
+    origin: Origin,
+    most: Mapping[Split, int],
+    totals: Mapping[Split, int],
 ) -> Preview:
     store, renderer = MediaStore(scratch), ChatRenderer(family, data.system_prompt)
-    response_format = config.algorithm.response_format
     source: VisualSearchRecords | VideoSearchRecords
     prompts: Prompts
     if isinstance(data, VideoSearchConfig):
@@ -97,11 +103,10 @@ def _of_generated(
         source = VisualSearchRecords(data)
         prompts = VisualSearchPrompts(data, renderer, store, format=response_format)
     look = _Look(family, store)
-    totals: dict[Split, int] = {"train": data.train_records, "held_out": config.evaluation.questions}
     rows = {
         split: [
             look.row(prompts.question(split, i), source.record(split, i).thought)
-            for i in range(min(_shown(config)[split], total))
+            for i in range(min(most[split], total))
         ]
         for split, total in totals.items()
     }
@@ -120,13 +125,18 @@ def _of_generated(
 
 
 def _of_files(
-    config: RunConfig, data: FilesConfig, family: Family, runs: Path, origin: Origin
+    settings: QuestionSettings,
+    data: FilesConfig,
+    family: Family,
+    runs: Path,
+    origin: Origin,
+    most: Mapping[Split, int],
 ) -> tuple[Preview, DataError | None]:
-    folder = prepared_folder(config, data, family, runs)
+    folder = prepared_folder(settings, data, family, runs)
     look, renderer = _Look(family, MediaStore(folder / "media")), ChatRenderer(family, data.system_prompt)
     prompts, error = None, None
     try:
-        prepare_files(config, data, family, runs)
+        prepare_files(settings, data, family, runs)
     except DataError as refusal:
         error = refusal
     kept, left = read_prepared(folder), [LeftOut(**line) for line in read_objects(folder / QUARANTINE_FILE)]
@@ -135,27 +145,22 @@ def _of_files(
     why = str(error) if error else None
     if error is None:
         try:
-            prompts = FilePrompts(data, folder, renderer, response_format=config.algorithm.response_format)
+            prompts = FilePrompts(data, folder, renderer, response_format=settings.response_format)
         except DataError as lack:
             why = str(lack)
-    by_id, count = {row.id: row for row in kept}, _shown(config)
+    by_id = {row.id: row for row in kept}
 
     def first(split: Split) -> list[ShownRow]:
-        rows = [row for row in kept if row.split == split][: count[split]]
+        rows = [row for row in kept if row.split == split][: most[split]]
         if prompts is None:
             asked = [_prompt(row, renderer) for row in rows]
         else:
             asked = [prompts.question(split, i) for i in range(len(rows))]
         return [look.row(prompt, by_id[prompt.id.partition("@")[0]].thought) for prompt in asked]
 
-    figures = _figures(config, data, kept, left, look.family, absent_columns(folder))
-    shown = Preview(origin, str(folder), figures, first("train"), first("held_out"), left[: count["train"]], why)
+    figures = _figures(settings.reward, data, kept, left, look.family, absent_columns(folder))
+    shown = Preview(origin, str(folder), figures, first("train"), first("held_out"), left[: most["train"]], why)
     return shown, error
-
-
-def _shown(config: RunConfig) -> dict[Split, int]:
-    most = config.logging.preview_rows
-    return {"train": most, "held_out": -(-most // 3)}
 
 
 def _prompt(row: PreparedQuestion, renderer: ChatRenderer) -> Prompt:
@@ -163,7 +168,7 @@ def _prompt(row: PreparedQuestion, renderer: ChatRenderer) -> Prompt:
 
 
 def _figures(
-    config: RunConfig,
+    reward: RewardConfig,
     data: FilesConfig,
     kept: Sequence[PreparedQuestion],
     left: Sequence[LeftOut],
@@ -183,7 +188,7 @@ def _figures(
         tokens=_spread([row.tokens for row in kept]),
         visual_tokens=_spread([sum(map(family.tokens, row.media)) for row in kept]),
         counted="all questions in use",
-        judged=_judged(config.reward, kept),
+        judged=_judged(reward, kept),
         drawn=_drawn(data, kept) if len(data.sources) > 1 else (),
         absent=absent,
     )

@@ -8,11 +8,14 @@ import json
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
-from ral_system.config.data import FilesConfig, VideoSearchConfig, VisualSearchConfig
+from ral_system.config.algorithm import AlgorithmConfig
+from ral_system.config.choices import ResponseFormat
+from ral_system.config.data import DataConfig, FilesConfig, VideoSearchConfig, VisualSearchConfig
+from ral_system.config.reward import RewardConfig
 from ral_system.config.run import RunConfig
 from ral_system.data.chat import ChatRenderer
 from ral_system.data.file_prompts import FilePrompts, demonstration_text
@@ -38,39 +41,63 @@ and what is known of media, for all of them."""
 _DONE_FILE = "prepared.json"
 
 
-def open_prompts(config: RunConfig, model: Path, folder: RunFolder) -> Prompts:
+@dataclass(frozen=True, slots=True)
+class QuestionSettings:
+    """What decides which questions are asked, and how they are worded and judged."""
+
+    data: DataConfig
+    response_format: ResponseFormat
+    reward: RewardConfig
+    """Judges the files' own answers while they are prepared; a row whose answer is judged wrong is left out."""
+    max_prompt_tokens: int
+    imitated: bool
+    """Whether sft imitates the files' thoughts, which must then fit the model as well."""
+
+    @classmethod
+    def of(cls, config: RunConfig) -> Self:
+        """The settings of a command."""
+        return cls(
+            config.data,
+            config.algorithm.response_format,
+            config.reward,
+            config.rollout.max_model_len - config.rollout.max_new_tokens,
+            "sft" in config.stages,
+        )
+
+
+def open_prompts(settings: QuestionSettings, model: Path, folder: RunFolder) -> Prompts:
     """The run's questions as `model` sees them; files are prepared first, and linked into the run's folder.
 
     Raises DataError where too many rows cannot be used, ConfigError where files changed under a run.
     """
-    family = load_family(model)
-    renderer = ChatRenderer(family, config.data.system_prompt)
-    response_format = config.algorithm.response_format
-    if isinstance(config.data, VisualSearchConfig):
-        return VisualSearchPrompts(config.data, renderer, MediaStore(folder.media), format=response_format)
-    if isinstance(config.data, VideoSearchConfig):
-        return VideoSearchPrompts(config.data, renderer, MediaStore(folder.media), response_format=response_format)
-    prepared = prepare_files(config, config.data, family, folder.root.parent)
+    data, response_format, family = settings.data, settings.response_format, load_family(model)
+    renderer = ChatRenderer(family, data.system_prompt)
+    if isinstance(data, VisualSearchConfig):
+        return VisualSearchPrompts(data, renderer, MediaStore(folder.media), format=response_format)
+    if isinstance(data, VideoSearchConfig):
+        return VideoSearchPrompts(data, renderer, MediaStore(folder.media), response_format=response_format)
+    prepared = prepare_files(settings, data, family, folder.root.parent)
     folder.use_data(prepared)
-    return FilePrompts(config.data, prepared, renderer, response_format=response_format)
+    return FilePrompts(data, prepared, renderer, response_format=response_format)
 
 
 @contextmanager
-def media_ahead(config: RunConfig, folder: RunFolder) -> Iterator[MediaPrefetcher | None]:
+def media_ahead(data: DataConfig, folder: RunFolder, cache_gib: float) -> Iterator[MediaPrefetcher | None]:
     """Start processes that decode the media of files ahead; generated media are made on request."""
-    if not isinstance(config.data, FilesConfig):
+    if not isinstance(data, FilesConfig):
         yield None
         return
-    workers, timeout_s = config.data.workers, config.data.timeout_s
-    with MediaPrefetcher(folder.media, config.cluster.media_cache_gib, workers=workers, timeout_s=timeout_s) as ahead:
+    with MediaPrefetcher(folder.media, cache_gib, workers=data.workers, timeout_s=data.timeout_s) as ahead:
         yield ahead
 
 
-def train_prompts(config: RunConfig, prompts: Prompts, ahead: MediaPrefetcher | None) -> Callable[[int], Prompt]:
+def train_prompts(
+    algorithm: AlgorithmConfig, prompts: Prompts, ahead: MediaPrefetcher | None
+) -> Callable[[int], Prompt]:
     """Return the training sequence for a loop; while a batch is trained on, the next one's media are decoded."""
     if ahead is None or not isinstance(prompts, FilePrompts):
         return lambda index: prompts.question("train", index)
-    depth = (2 + config.algorithm.max_staleness) * config.algorithm.prompts_per_step
+    depth = (2 + algorithm.max_staleness) * algorithm.prompts_per_step
 
     def prompt(index: int) -> Prompt:
         for i in range(index, index + depth):
@@ -81,35 +108,39 @@ def train_prompts(config: RunConfig, prompts: Prompts, ahead: MediaPrefetcher | 
     return prompt
 
 
-def prepare_files(config: RunConfig, data: FilesConfig, family: Family, runs: Path) -> Path:
+def prepare_files(settings: QuestionSettings, data: FilesConfig, family: Family, runs: Path) -> Path:
     """Return the folder of the prepared files. Prepares them if necessary, and continues an interrupted preparation."""
     budgets = family.pixel_budgets(data)
-    folder = prepared_folder(config, data, family, runs)
+    folder = prepared_folder(settings, data, family, runs)
     with _alone_in(folder):
         if (folder / _DONE_FILE).is_file():
             _say_again(json.loads((folder / _DONE_FILE).read_text(encoding="utf-8")), folder)
         else:
-            tally = _prepare(config, data, family, budgets, folder)
+            tally = _prepare(settings, data, family, budgets, folder)
             write_atomically(folder / _DONE_FILE, json.dumps(tally.summary(), indent=2))
             _say(tally, folder)
     return folder
 
 
 def _prepare(
-    config: RunConfig, data: FilesConfig, family: Family, budgets: Mapping[MediaKind, PixelBudget], folder: Path
+    settings: QuestionSettings,
+    data: FilesConfig,
+    family: Family,
+    budgets: Mapping[MediaKind, PixelBudget],
+    folder: Path,
 ) -> Tally:
-    response_format = config.algorithm.response_format
-    with RewardPool(config.reward, response_format) as judge:
+    response_format = settings.response_format
+    with RewardPool(settings.reward, response_format) as judge:
         preparation = Preparation(
             data,
             folder,
             MediaStore(folder / "media", shared=folder.parent / "media"),
             renderer=ChatRenderer(family, data.system_prompt),
             budgets=budgets,
-            max_tokens=config.rollout.max_model_len - config.rollout.max_new_tokens,
+            max_tokens=settings.max_prompt_tokens,
             judge=judge,
             thought_text=(lambda thought, answer: demonstration_text(thought, answer, response_format))
-            if "sft" in config.stages
+            if settings.imitated
             else None,
         )
         with StageProgress("data", preparation.total()) as progress:
@@ -122,7 +153,7 @@ def _prepare(
     return tally
 
 
-def prepared_folder(config: RunConfig, data: FilesConfig, family: Family, runs: Path) -> Path:
+def prepared_folder(settings: QuestionSettings, data: FilesConfig, family: Family, runs: Path) -> Path:
     """Return a folder named after everything that decides what is asked and what is left out."""
     files = {}
     for name, source in data.sources.items():
@@ -132,10 +163,10 @@ def prepared_folder(config: RunConfig, data: FilesConfig, family: Family, runs: 
         "rules": RULES,
         "data": data.model_dump(mode="json", exclude={"max_broken", "workers"}),
         "files": files,
-        "room": config.rollout.max_model_len - config.rollout.max_new_tokens,
-        "function": _source_of(config.reward.function),
-        "imitated": config.algorithm.response_format if "sft" in config.stages else None,
-        "reward": config.reward.model_dump(mode="json", include={"verifier", "kinds", "function", "tolerance"}),
+        "room": settings.max_prompt_tokens,
+        "function": _source_of(settings.reward.function),
+        "imitated": settings.response_format if settings.imitated else None,
+        "reward": settings.reward.model_dump(mode="json", include={"verifier", "kinds", "function", "tolerance"}),
         "tokenizer": family.tokenizer.backend_tokenizer.to_str(),
         "template": family.processor.chat_template or family.tokenizer.chat_template,
         "budgets": {kind: asdict(budget) for kind, budget in family.pixel_budgets(data).items()},

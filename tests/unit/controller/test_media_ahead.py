@@ -9,6 +9,7 @@ from unittest.mock import MagicMock
 
 import pytest
 
+from ral_system.config.data import DataConfig
 from ral_system.config.run import RunConfig
 from ral_system.controller import stages
 from ral_system.observability.progress import PhaseTimer
@@ -45,7 +46,7 @@ def test_rl_looks_ahead_by_the_batches_that_are_under_way(bench: Bench) -> None:
         bench.prepare("data.held_out=0.2", "algorithm.prompts_per_step=3", "algorithm.max_staleness=1")
     )
     ahead = Ahead()
-    prompt = train_prompts(bench.config, prompts, ahead)  # type: ignore[arg-type]
+    prompt = train_prompts(bench.config.algorithm, prompts, ahead)  # type: ignore[arg-type]
     assert prompt(0) == prompts.question("train", 0)
     expected = [prompts.question("train", i).media[0].digest for i in range(9)]
     assert ahead.wanted == expected and ahead.waited == expected[:1]
@@ -60,7 +61,7 @@ def test_sft_decodes_a_batch_while_the_one_before_is_trained_on(
     ahead, waited_for = Ahead(), []
 
     @contextmanager
-    def recorded(config: RunConfig, folder: RunFolder) -> Iterator[Ahead]:
+    def recorded(data: DataConfig, folder: RunFolder, cache_gib: float) -> Iterator[Ahead]:
         yield ahead
 
     class Learner:
@@ -95,5 +96,5 @@ def test_sft_decodes_a_batch_while_the_one_before_is_trained_on(
 
 def test_generated_pictures_need_no_processes(make_config: Callable[..., RunConfig], tmp_path: Path) -> None:
     config = make_config()
-    with media_ahead(config, RunFolder(tmp_path)) as ahead:
+    with media_ahead(config.data, RunFolder(tmp_path), 1.0) as ahead:
         assert ahead is None

@@ -14,7 +14,7 @@ from ral_system.data.file_prompts import FilePrompts
 from ral_system.data.preparation import PreparedQuestion, read_prepared
 from ral_system.models.loading import load_family
 from ral_system.observability.jsonl import read_objects
-from ral_system.tasks.open import prepare_files
+from ral_system.tasks.open import QuestionSettings, prepare_files
 from ral_system.types import Prompt
 from tests.unit.data.bad_kinds import Row
 from tests.unit.data.bad_media import LIST, TABLE, lay_traps
@@ -75,7 +75,7 @@ def prepare_everything(folder: Path, model: Path, make_config: Callable[..., Run
     assert isinstance(data, FilesConfig)
     family = load_family(model)
     began = time.monotonic()
-    prepared = prepare_files(config, data, family, folder / "runs")
+    prepared = prepare_files(QuestionSettings.of(config), data, family, folder / "runs")
     seconds = time.monotonic() - began
     prompts = FilePrompts(
         data, prepared, ChatRenderer(family, data.system_prompt), response_format=config.algorithm.response_format

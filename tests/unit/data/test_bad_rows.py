@@ -26,7 +26,7 @@ from ral_system.media.store import MediaStore
 from ral_system.media.videos import VideoLimits, VideoSampling, decode_video
 from ral_system.models.loading import load_family
 from ral_system.observability.jsonl import read_objects
-from ral_system.tasks.open import prepare_files
+from ral_system.tasks.open import QuestionSettings, prepare_files
 from tests.unit.data.bad_files import png, video
 from tests.unit.data.bad_kinds import Kind, Left, Nothing, Source, Used
 from tests.unit.data.bad_media import LIST
@@ -177,7 +177,7 @@ def prepare(tmp_path: Path, tiny_model: Path, make_config: Callable[..., RunConf
             *overrides,
         )
         assert isinstance(config.data, FilesConfig)
-        return prepare_files(config, config.data, load_family(tiny_model), tmp_path / "runs")
+        return prepare_files(QuestionSettings.of(config), config.data, load_family(tiny_model), tmp_path / "runs")
 
     return prepared
 

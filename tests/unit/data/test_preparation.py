@@ -21,7 +21,7 @@ from ral_system.errors import ConfigError, DataError, SetupError
 from ral_system.media.store import MediaStore
 from ral_system.models.loading import load_family
 from ral_system.observability.jsonl import read_objects
-from ral_system.tasks.open import absent_columns, prepare_files
+from ral_system.tasks.open import QuestionSettings, absent_columns, prepare_files
 from ral_system.tasks.visual_search import VisualSearch
 
 BOARD = VisualSearch(seed=0, grid=3, objects=5, digits=True)
@@ -79,7 +79,7 @@ class Bench:
             *overrides,
         )
         assert self.config.data.name == "files"
-        return prepare_files(self.config, self.config.data, self.family, self.folder / "runs")
+        return prepare_files(QuestionSettings.of(self.config), self.config.data, self.family, self.folder / "runs")
 
     def prompts(self, prepared: Path) -> FilePrompts:
         assert self.config.data.name == "files"

@@ -18,6 +18,7 @@ from ral_system.evaluation.sweep import Gain, at, gains_over_first, in_common, m
 from ral_system.families.family import Family
 from ral_system.models.loading import load_family
 from ral_system.report.sweep_chart import SweepPoint, sweep_chart
+from ral_system.tasks.open import QuestionSettings
 from ral_system.tasks.visual_search_prompts import VisualSearchRecords
 from ral_system.types import Clip, Media, Prompt, VideoSampling
 
@@ -31,8 +32,8 @@ def family(tiny_model: Path) -> Family:
 
 
 def test_a_board_grows_and_holds_as_many_things(make_config: Make, family: Family) -> None:
-    config = make_config("sweep=visual_tokens", "sweep.values=[4,64]", "data.objects=9")
-    small, large = at(config, 4, family).data, at(config, 64, family).data
+    settings = QuestionSettings.of(make_config("data.objects=9"))
+    small, large = (at(settings, "visual_tokens", cells, family).data for cells in (4, 64))
     assert isinstance(small, VisualSearchConfig) and isinstance(large, VisualSearchConfig)
     assert small.grid == (2,)
     assert large.grid == (8,)
@@ -40,22 +41,21 @@ def test_a_board_grows_and_holds_as_many_things(make_config: Make, family: Famil
 
 
 def test_a_video_is_looked_at_more_closely(make_config: Make, family: Family) -> None:
-    data = at(make_config("data=video_search", "sweep=frames", "sweep.values=[4]"), 4, family).data
+    data = at(QuestionSettings.of(make_config("data=video_search")), "frames", 4, family).data
     assert isinstance(data, VideoSearchConfig) and data.max_frames == (4,)
 
 
 def test_pictures_and_frames_of_files_are_bounded(make_config: Make, family: Family) -> None:
-    config = make_config(*FILES, "sweep=visual_tokens", "sweep.values=[512]")
-    data = at(config, 512, family).data
+    settings = QuestionSettings.of(make_config(*FILES, "data.video.min_frames=4"))
+    data = at(settings, "visual_tokens", 512, family).data
     assert isinstance(data, FilesConfig)
     assert (data.image.min_pixels, data.image.max_pixels) == (128 * 28 * 28, 512 * 28 * 28)
     with pytest.raises(ConfigError, match=r"sweep.values=64 is 50176 pixels; a picture has 100352 to"):
-        at(config, 64, family)
-    least = at(config, 128, family).data
+        at(settings, "visual_tokens", 64, family)
+    least = at(settings, "visual_tokens", 128, family).data
     assert isinstance(least, FilesConfig) and least.image.max_pixels == least.image.min_pixels
     assert family.pixel_budgets(least)["image"].size(1920, 1080) == (420, 224)
-    config = make_config(*FILES, "sweep=frames", "sweep.values=[2,32]", "data.video.min_frames=4")
-    few, many = at(config, 2, family).data, at(config, 32, family).data
+    few, many = (at(settings, "frames", frames, family).data for frames in (2, 32))
     assert isinstance(few, FilesConfig) and isinstance(many, FilesConfig)
     assert (few.video.min_frames, few.video.max_frames) == (2, 2)
     assert (many.video.min_frames, many.video.max_frames) == (4, 32)

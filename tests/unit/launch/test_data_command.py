@@ -23,7 +23,7 @@ from ral_system.errors import ConfigError, DataError, SetupError
 from ral_system.launch.data import show_data
 from ral_system.models.folders import local_model_folder
 from ral_system.models.loading import load_family
-from ral_system.tasks.open import prepare_files
+from ral_system.tasks.open import QuestionSettings, prepare_files
 from ral_system.tasks.visual_search import VisualSearch
 from tests.unit.media.clips import clip, noise
 
@@ -132,7 +132,8 @@ def test_a_run_finds_what_it_prepared_and_the_folder_is_free(bench: Bench) -> No
     prepared = done.parent
     before = (prepared / "prepared.json").stat().st_mtime_ns
     assert config.data.name == "files"
-    assert prepare_files(config, config.data, load_family(bench.model), bench.folder / "runs") == prepared
+    settings = QuestionSettings.of(config)
+    assert prepare_files(settings, config.data, load_family(bench.model), bench.folder / "runs") == prepared
     assert (prepared / "prepared.json").stat().st_mtime_ns == before
 
 
