@@ -14,15 +14,14 @@ import ray
 from ray.exceptions import AuthenticationError, RaySystemError
 
 from ral_system.actors.ray_internals import bind_to_loopback, bound_to_loopback, mute_reports
-from ral_system.config.run import RunConfig
 from ral_system.errors import SetupError
 
 LOOPBACK = "127.0.0.1"
 _CONNECT_TIMEOUT_S = 10.0
 
 
-def start_or_join(config: RunConfig) -> None:
-    """Connect to `cluster.address`, else the cluster of the submitted job (RAY_ADDRESS), else start one on loopback.
+def start_or_join(address: str | None) -> None:
+    """Connect to the cluster at `address`, else to that of the submitted job (RAY_ADDRESS), else start one on loopback.
 
     Does nothing when connected already. Raises SetupError.
     """
@@ -30,11 +29,11 @@ def start_or_join(config: RunConfig) -> None:
         return
     _mute()
     with _signal_handlers_kept():
-        _connect(config)
+        _connect(address)
 
 
-def _connect(config: RunConfig) -> None:
-    address = config.cluster.address or os.environ.get("RAY_ADDRESS")
+def _connect(address: str | None) -> None:
+    address = address or os.environ.get("RAY_ADDRESS")
     try:
         if address is None:
             # Token authentication is on by itself: RAY_AUTH_MODE, set here after the import, would only half arrive.

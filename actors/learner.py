@@ -72,7 +72,7 @@ class LearnerActor(ActorProcess):
             rank,
             world_size,
             stage,
-            open_transfer(config, media_folder.parent),
+            open_transfer(config.rollout.weight_transfer, config.algorithm.max_staleness, media_folder.parent),
         )
 
     @watched

@@ -12,7 +12,9 @@ import ray
 from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
 
 from ral_system.config.choices import Stage
-from ral_system.config.run import RunConfig
+from ral_system.config.cluster import ClusterConfig
+from ral_system.config.learner import LearnerConfig
+from ral_system.config.rollout import RolloutConfig
 from ral_system.errors import SetupError
 
 _UNITS = (("CPU", "cpus"), ("GPU", "gpus"))
@@ -45,9 +47,19 @@ class Bundle:
         return {kind: amount for kind, amount in wanted.items() if amount > 0} or {"CPU": 0.001}
 
 
-def plan(config: RunConfig, stage: Stage) -> list[Bundle]:
-    """Return one bundle per actor of the stage, in the order in which the actors are started."""
-    cluster, rollout = config.cluster, config.rollout
+def plan(
+    cluster: ClusterConfig,
+    rollout: RolloutConfig,
+    learner: LearnerConfig,
+    stage: Stage,
+    *,
+    reference: bool,
+    teachers: int,
+) -> list[Bundle]:
+    """Return one bundle per actor of the stage, in the order in which the actors are started.
+
+    `reference` and `teachers` say which frozen models the rl stage has.
+    """
     if rollout.engine == "vllm" and 0 < cluster.gpus_per_rollout < rollout.tensor_parallel:
         raise SetupError(
             f"rollout.tensor_parallel={rollout.tensor_parallel} needs that many GPUs per engine; "
@@ -55,27 +67,21 @@ def plan(config: RunConfig, stage: Stage) -> list[Bundle]:
         )
     bundles = [
         Bundle("learner", rank, cluster.cpus_per_learner, cluster.gpus_per_learner)
-        for rank in range(config.learner.world_size)
+        for rank in range(learner.world_size)
     ]
     if stage == "perceive":  # judged by the learner itself
         return bundles
     bundles += [
         Bundle("rollout", rank, cluster.cpus_per_rollout, cluster.gpus_per_rollout) for rank in range(rollout.workers)
     ]
-    if needs_reference(config, stage):
+    if stage == "rl" and reference:
         bundles.append(Bundle("reference", 0, cluster.cpus_per_scorer, cluster.gpus_per_scorer))
     if stage == "rl":
         bundles += [
-            Bundle("teacher", rank, cluster.cpus_per_teacher, cluster.gpus_per_teacher)
-            for rank in range(len(config.teachers))
+            Bundle("teacher", rank, cluster.cpus_per_teacher, cluster.gpus_per_teacher) for rank in range(teachers)
         ]
     bundles.append(Bundle("reward", 0, cluster.cpus_per_reward, 0.0))
     return bundles
-
-
-def needs_reference(config: RunConfig, stage: Stage) -> bool:
-    """Return whether the stage has a frozen reference policy."""
-    return stage == "rl" and config.needs_reference
 
 
 def preflight(bundles: Sequence[Bundle], nodes: Sequence[Mapping[str, float]]) -> None:

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from ral_system.actors.process import ActorProcess, watched
-from ral_system.config.run import RunConfig
+from ral_system.config.choices import ResponseFormat
+from ral_system.config.reward import RewardConfig
 from ral_system.types import Completion, Prompt, Verdict
 
 
@@ -13,11 +14,11 @@ class RewardActor(ActorProcess):
     """Owns one `RewardPool`; its verifier processes end with this one."""
 
     @watched
-    def build(self, config: RunConfig) -> None:
+    def build(self, reward: RewardConfig, response_format: ResponseFormat) -> None:
         """Start the verifier processes."""
         from ral_system.rewards.pool import RewardPool
 
-        self._pool = RewardPool(config.reward, config.algorithm.response_format)
+        self._pool = RewardPool(reward, response_format)
 
     @watched
     def submit(self, completion: Completion, prompt: Prompt) -> None:

@@ -63,10 +63,19 @@ class RayRoles:
         self._folders: dict[str, Mapping[Path, Path]] = {}
         self._teachers = [local_model_folder(role.path) for role in config.teachers] if stage == "rl" else []
         self._group: Any = None
-        keeps_offers = open_transfer(config, run_folder).keeps_offers
+        keeps_offers = open_transfer(
+            config.rollout.weight_transfer, config.algorithm.max_staleness, run_folder
+        ).keeps_offers
         began = time.monotonic()
-        bundles = plan(config, stage)
-        start_or_join(config)
+        bundles = plan(
+            config.cluster,
+            config.rollout,
+            config.learner,
+            stage,
+            reference=config.needs_reference,
+            teachers=len(self._teachers),
+        )
+        start_or_join(config.cluster.address)
         on_phase("cluster", time.monotonic() - began)
         try:
             self._group = reserve(bundles, config.cluster.start_timeout_s, nodes_may_join=nodes_may_join(), tell=_tell)
@@ -153,17 +162,21 @@ class RayRoles:
     def _build(self, stage: Stage, model_folder: Path, run_folder: Path, on_phase: OnPhase) -> None:
         """Load all models at once; the first failure of any role ends the start-up."""
         config, media = self._config, run_folder / "media"
+        algorithm = config.algorithm
         began = time.monotonic()
-        calls = [Call(m, m.handle.build.remote(config)) for m in self._of("reward")]
-        for member in self._of("reference"):
-            calls.append(Call(member, member.handle.build.remote(config, self._at(member, model_folder), media)))
+        calls = self._build_frozen(model_folder, media)
+        for member in self._of("reward"):
+            calls.append(Call(member, member.handle.build.remote(config.reward, algorithm.response_format)))
         for member in self._of("rollout"):
-            folder = self._at(member, model_folder)
-            calls.append(Call(member, member.handle.build.remote(config, folder, media, member.rank)))
-        for member in self._of("teacher"):
-            role = config.teachers[member.rank]
-            folders = [self._at(member, folder) for folder in (self._teachers[member.rank], model_folder)]
-            calls.append(Call(member, member.handle.build.remote(config, role, *folders, media)))
+            built = member.handle.build.remote(
+                config.rollout,
+                config.cluster,
+                self._at(member, model_folder),
+                media,
+                seed=config.seed + member.rank,
+                max_staleness=algorithm.max_staleness,
+            )
+            calls.append(Call(member, built))
         calls += self._build_learners(stage, model_folder, media)
         unfinished = Counter(call.member.role for call in calls)
 
@@ -173,6 +186,22 @@ class RayRoles:
                 on_phase(member.role, time.monotonic() - began)
 
         wait_all(calls, config.cluster.start_timeout_s, "starting", on_answer=count_down)
+
+    def _build_frozen(self, model_folder: Path, media: Path) -> list[Call]:
+        """Load the reference and the teachers."""
+        config, calls = self._config, []
+        algorithm, cache_gib = config.algorithm, config.cluster.media_cache_gib
+        shared = {"temperature": config.rollout.temperature, "media_cache_gib": cache_gib}
+        for member in self._of("reference"):
+            folder, dtype = self._at(member, model_folder), config.learner.dtype
+            build = member.handle.build.remote
+            visual = config.reward.visual
+            calls.append(Call(member, build(algorithm.attention, visual, folder, media, dtype=dtype, **shared)))
+        for member in self._of("teacher"):
+            folders = [self._at(member, folder) for folder in (self._teachers[member.rank], model_folder)]
+            build, role = member.handle.build.remote, config.teachers[member.rank]
+            calls.append(Call(member, build(algorithm, config.teacher, role, *folders, media, **shared)))
+        return calls
 
     def _build_learners(self, stage: Stage, model_folder: Path, media: Path) -> list[Call]:
         """Agree on a rendezvous: loopback when all ranks are on one node, else rank 0's address."""

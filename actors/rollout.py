@@ -11,8 +11,8 @@ import ray
 
 from ral_system.actors.process import ActorProcess, watched
 from ral_system.config.choices import Device
-from ral_system.config.rollout import VllmRolloutConfig
-from ral_system.config.run import RunConfig
+from ral_system.config.cluster import ClusterConfig
+from ral_system.config.rollout import RolloutConfig, VllmRolloutConfig
 from ral_system.media.store import node_store
 from ral_system.types import Completion, Prompt, Sampling, WeightManifest
 
@@ -28,20 +28,29 @@ class RolloutActor(ActorProcess):
     THREADS: ClassVar = {"weights": 1}
 
     @watched
-    def build(self, config: RunConfig, model_folder: Path, media_folder: Path, rank: int) -> None:
+    def build(
+        self,
+        rollout: RolloutConfig,
+        cluster: ClusterConfig,
+        model_folder: Path,
+        media_folder: Path,
+        *,
+        seed: int,
+        max_staleness: int,
+    ) -> None:
         """Load the model and profile the engine: the slow part of starting."""
         from ral_system.rollout.vllm_generator import VllmEngine
         from ral_system.weights.transfer.opening import open_transfer
 
-        assert isinstance(config.rollout, VllmRolloutConfig), "parse_config refuses another engine with cluster=ray"
-        device: Device = "cuda" if config.cluster.gpus_per_rollout else "cpu"
+        assert isinstance(rollout, VllmRolloutConfig), "parse_config refuses another engine with cluster=ray"
+        device: Device = "cuda" if cluster.gpus_per_rollout else "cpu"
         self._engine = VllmEngine(
             model_folder,
-            config.rollout,
-            node_store(media_folder, config.cluster.media_cache_gib),
-            config.seed + rank,
+            rollout,
+            node_store(media_folder, cluster.media_cache_gib),
+            seed,
             device,
-            open_transfer(config, media_folder.parent),
+            open_transfer(rollout.weight_transfer, max_staleness, media_folder.parent),
         )
 
     @ray.method(num_returns="streaming")

@@ -8,7 +8,9 @@ from pathlib import Path
 import ray
 
 from ral_system.actors.process import ActorProcess, watched
-from ral_system.config.run import RunConfig
+from ral_system.config.attention import AttentionConfig
+from ral_system.config.choices import Dtype
+from ral_system.config.reward import VisualRewardConfig
 from ral_system.media.store import node_store
 from ral_system.types import MicroBatch, Scores
 
@@ -17,11 +19,22 @@ class ScorerActor(ActorProcess):
     """Owns one `FrozenScorer`."""
 
     @watched
-    def build(self, config: RunConfig, model_folder: Path, media_folder: Path) -> None:
+    def build(
+        self,
+        attention: AttentionConfig,
+        visual: VisualRewardConfig,
+        model_folder: Path,
+        media_folder: Path,
+        *,
+        dtype: Dtype,
+        temperature: float,
+        media_cache_gib: float,
+    ) -> None:
         """Load the model."""
         from ral_system.scoring.reference import FrozenScorer
 
-        self._scorer = FrozenScorer(config, model_folder, node_store(media_folder, config.cluster.media_cache_gib))
+        media = node_store(media_folder, media_cache_gib)
+        self._scorer = FrozenScorer(attention, visual, model_folder, media, dtype=dtype, temperature=temperature)
 
     @watched
     @ray.method(num_returns=2)

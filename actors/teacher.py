@@ -8,8 +8,8 @@ from pathlib import Path
 import ray
 
 from ral_system.actors.process import ActorProcess, watched
-from ral_system.config.run import RunConfig
-from ral_system.config.teacher import TeacherRole
+from ral_system.config.algorithm import AlgorithmConfig
+from ral_system.config.teacher import TeacherConfig, TeacherRole
 from ral_system.media.store import node_store
 from ral_system.types import Sample, Scores
 
@@ -19,14 +19,23 @@ class TeacherActor(ActorProcess):
 
     @watched
     def build(
-        self, config: RunConfig, role: TeacherRole, model_folder: Path, student_folder: Path, media_folder: Path
+        self,
+        algorithm: AlgorithmConfig,
+        teacher: TeacherConfig,
+        role: TeacherRole,
+        model_folder: Path,
+        student_folder: Path,
+        media_folder: Path,
+        *,
+        temperature: float,
+        media_cache_gib: float,
     ) -> None:
         """Load the model."""
         from ral_system.scoring.teacher import TeacherScorer
 
-        media = node_store(media_folder, config.cluster.media_cache_gib)
+        media = node_store(media_folder, media_cache_gib)
         self._scorer = TeacherScorer(
-            config, model_folder, student_folder, media, tokens=role.tokens, attention=role.attention
+            algorithm, teacher, role, model_folder, student_folder, media, temperature=temperature
         )
 
     @watched

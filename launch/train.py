@@ -87,7 +87,7 @@ def run_stages(config: RunConfig, stages: Sequence[Stage] = ()) -> float | None:
     continues = folder.config.is_file()
     with leaving_nothing(folder.root):
         folder.open(config)  # before the slow imports, so that a refusal is quick
-        unfinished = [stage for stage in stages if not folder.finished(config, stage)]
+        unfinished = [stage for stage in stages if not folder.finished(stage, config.of_stage(stage))]
         if unfinished:
             print(run_head(config, folder, stages, unfinished, continues=continues), file=sys.stderr, flush=True)
         _run(config, folder, stages, unfinished)
@@ -119,6 +119,7 @@ def _run(config: RunConfig, folder: RunFolder, stages: Sequence[Stage], unfinish
     from ral_system.runs.summary import write_summary
 
     began = time.monotonic()
+    summarise = partial(write_summary, folder, name=config.name, algorithm=config.algorithm.name, seed=config.seed)
     for teacher in config.teachers if "rl" in stages else ():
         local_model_folder(teacher.path)  # a wrong hub name must not surface after hours of training
     with ExitStack() as logs:
@@ -129,14 +130,14 @@ def _run(config: RunConfig, folder: RunFolder, stages: Sequence[Stage], unfinish
                     model = first_model(config, folder, stage, stages)
                     run_stage(config, folder, stage, model, role_factory(config), metrics)
                 except GateError as error:
-                    write_summary(config, folder, failed=error)
+                    summarise(failed=error)
                     write_run_report(folder.root, config.cluster.media_cache_gib)
                     raise
             # Also when the stage was complete already: the run may have been killed just before this.
             for earlier in STAGES[: STAGES.index(stage)]:
                 Checkpoints(folder.checkpoints / earlier, config.checkpoint.keep).clear()
             Checkpoints(folder.checkpoints / stage, config.checkpoint.keep).prune(1)  # to train more steps later
-            write_summary(config, folder)
+            summarise()
             write_run_report(folder.root, config.cluster.media_cache_gib)
             write_trace(folder.root)
     if unfinished:

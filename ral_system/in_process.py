@@ -9,9 +9,10 @@ from typing import Any
 
 import torch
 
+from ral_system.config.algorithm import AlgorithmConfig
 from ral_system.config.choices import Stage
 from ral_system.config.run import RunConfig
-from ral_system.config.teacher import TeacherRole
+from ral_system.config.teacher import TeacherConfig, TeacherRole
 from ral_system.media.store import MediaStore, node_store
 from ral_system.models.folders import local_model_folder
 from ral_system.protocols import Ref
@@ -42,15 +43,28 @@ class InProcessRoles:
             torch.set_num_threads(config.cluster.threads_per_process)
         media = node_store(run_folder / "media", config.cluster.media_cache_gib)
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        transfer = open_transfer(config, run_folder)
-        self.rewarder = RewardPool(config.reward, config.algorithm.response_format)
-        self.generator = _Generator(
-            HfEngine(model_folder, config.rollout, media, config.seed, device.type, transfer=transfer)
-        )
+        rollout, algorithm = config.rollout, config.algorithm
+        transfer = open_transfer(rollout.weight_transfer, algorithm.max_staleness, run_folder)
+        self.rewarder = RewardPool(config.reward, algorithm.response_format)
+        self.generator = _Generator(HfEngine(model_folder, rollout, media, config.seed, device.type, transfer=transfer))
         self.learner = _Learner(LearnerRank(config, model_folder, media, 0, 1, stage, transfer), transfer)
-        needs_reference = stage == "rl" and config.needs_reference
-        self.reference = _Scorer(FrozenScorer(config, model_folder, media)) if needs_reference else None
-        self.teachers = [_Teacher(config, role, model_folder, media) for role in config.teachers if stage == "rl"]
+        self.reference = None
+        if stage == "rl" and config.needs_reference:
+            self.reference = _Scorer(
+                FrozenScorer(
+                    algorithm.attention,
+                    config.reward.visual,
+                    model_folder,
+                    media,
+                    dtype=config.learner.dtype,
+                    temperature=rollout.temperature,
+                )
+            )
+        self.teachers = [
+            _Teacher(algorithm, config.teacher, role, model_folder, media, rollout.temperature)
+            for role in config.teachers
+            if stage == "rl"
+        ]
 
     def close(self) -> None:
         """End the verifier processes."""
@@ -80,11 +94,17 @@ class _Scorer:
 
 
 class _Teacher:
-    def __init__(self, config: RunConfig, role: TeacherRole, student_folder: Path, media: MediaStore) -> None:
+    def __init__(
+        self,
+        algorithm: AlgorithmConfig,
+        teacher: TeacherConfig,
+        role: TeacherRole,
+        student_folder: Path,
+        media: MediaStore,
+        temperature: float,
+    ) -> None:
         folder = local_model_folder(role.path)
-        self._scorer = TeacherScorer(
-            config, folder, student_folder, media, tokens=role.tokens, attention=role.attention
-        )
+        self._scorer = TeacherScorer(algorithm, teacher, role, folder, student_folder, media, temperature=temperature)
 
     def submit(self, samples: Sequence[Sample]) -> None:
         self._scorer.score(samples)

@@ -102,7 +102,9 @@ def rl_samples(
     from ral_system.data.collate import Collator
     from ral_system.scoring.build import build_policy
 
-    policy = build_policy(make_config(), tiny_model, torch.device("cpu"), AttentionRead())
+    policy = build_policy(
+        tiny_model, torch.device("cpu"), AttentionRead(), dtype="float32", temperature=make_config().rollout.temperature
+    )
     collate = Collator(policy.family, media)
     found = []
     for i, sample in enumerate(draw_samples(12)):

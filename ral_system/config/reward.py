@@ -34,6 +34,10 @@ class VisualRewardConfig(Group):
     model: VisualRewardModel
     """Model whose attention is read: the policy at the rollout's weights, or the frozen reference on the same words."""
 
+    def given_by(self, model: VisualRewardModel) -> bool:
+        """Whether the reward is given, and read from this model's attention."""
+        return self.weight > 0 and self.model == model
+
     def problems(self) -> Iterator[str]:
         """Refuse settings of a reward that is not given."""
         if self.weight == 0:

@@ -9,14 +9,14 @@ from pydantic import AfterValidator, Field
 from ral_system.config.algorithm import AlgorithmConfig
 from ral_system.config.base import Group, NonNegative, Resumable
 from ral_system.config.checkpoint import CheckpointConfig
-from ral_system.config.choices import STAGES, Stage
+from ral_system.config.choices import STAGES, Stage, SupervisedStage
 from ral_system.config.cluster import ClusterConfig
 from ral_system.config.data import DataConfig
 from ral_system.config.evaluation import EvaluationConfig, InterventionConfig, SweepConfig
 from ral_system.config.learner import LearnerConfig
 from ral_system.config.logging import LoggingConfig
 from ral_system.config.model import ModelConfig
-from ral_system.config.reward import RewardConfig, VisualRewardModel
+from ral_system.config.reward import RewardConfig
 from ral_system.config.rollout import RolloutConfig
 from ral_system.config.supervised import SupervisedConfig
 from ral_system.config.synthesis import SynthesisConfig
@@ -57,10 +57,13 @@ class RunConfig(Group):
     cluster: Annotated[ClusterConfig, Resumable]
     logging: Annotated[LoggingConfig, Resumable]
 
-    @property
-    def rollout_top_tokens(self) -> int:
-        """How many of its most likely tokens the rollout engine returns per position; 0: the sampled one alone."""
-        return self.algorithm.policy_loss.top_tokens
+    def of_stage(self, stage: Stage) -> AlgorithmConfig | SupervisedConfig:
+        """The group that says how long a stage trains."""
+        return self.algorithm if stage == "rl" else self.supervised(stage)
+
+    def supervised(self, stage: SupervisedStage) -> SupervisedConfig:
+        """The settings of a supervised stage."""
+        return self.perceive if stage == "perceive" else self.sft
 
     @property
     def needs_reference(self) -> bool:
@@ -69,12 +72,8 @@ class RunConfig(Group):
         return (
             self.algorithm.kl.coefficient > 0
             or (attention.weight > 0 and attention.anchor == "reference")
-            or self.visual_reward_by("reference")
+            or self.reward.visual.given_by("reference")
         )
-
-    def visual_reward_by(self, model: VisualRewardModel) -> bool:
-        """Whether the visual-anchored reward is read from this model's attention."""
-        return self.reward.visual.weight > 0 and self.reward.visual.model == model
 
     @property
     def teachers(self) -> tuple[TeacherRole, ...]:

@@ -127,9 +127,9 @@ class TrainingLoop:
 
     def _visual_rewards(self, behaviour: Sequence[Ref], reference: Sequence[Ref] | None) -> Mapping[str, float]:
         """Map sample ids to how much the response looks at pictures; empty if that is not rewarded."""
-        if self._config.visual_reward_by("policy"):
+        if self._config.reward.visual.given_by("policy"):
             return self._roles.learner.visual_rewards(behaviour)
-        if self._config.visual_reward_by("reference"):
+        if self._config.reward.visual.given_by("reference"):
             assert self._roles.reference is not None and reference is not None
             return self._roles.reference.visual_rewards(reference)
         return {}

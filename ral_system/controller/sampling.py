@@ -114,7 +114,7 @@ class Sampler:
             temperature=self._config.rollout.temperature,
             max_new_tokens=self._config.rollout.max_new_tokens,
             seed=step_seed(self._config.seed, version),
-            top_tokens=self._config.rollout_top_tokens,
+            top_tokens=self._config.algorithm.policy_loss.top_tokens,
         )
         groups: dict[str, list[Completion]] = defaultdict(list)
         unfinished = deque(prompts)

@@ -14,7 +14,6 @@ from typing import Any
 from ral_system.config.choices import Stage, SupervisedStage
 from ral_system.config.logging import LoggingConfig
 from ral_system.config.run import RunConfig
-from ral_system.config.supervised import SupervisedConfig
 from ral_system.controller.judging import NO_VERDICT
 from ral_system.controller.loop import TrainingLoop
 from ral_system.controller.pipeline import PipelinedLoop
@@ -74,7 +73,7 @@ def run_supervised(context: StageContext, stage: SupervisedStage) -> None:
     The score is caption token accuracy for perceive, and the accuracy of greedy answers for sft.
     """
     config, learner = context.config, context.roles.learner
-    settings: SupervisedConfig = getattr(config, stage)
+    settings = config.supervised(stage)
     clock = _StageClock()
     checkpoints, step, state = _resume(context, stage)
     clock.spent = state.get("wall_s", 0.0)

@@ -76,7 +76,7 @@ def run_stage(
     metrics: Callable[[], MetricsLog],
 ) -> None:
     """Run one stage to its end, continuing from its newest checkpoint. It logs to `metrics()`, and leaves that open."""
-    progress = StageProgress(stage, config.algorithm.steps if stage == "rl" else getattr(config, stage).max_steps)
+    progress = StageProgress(stage, config.algorithm.steps if stage == "rl" else config.supervised(stage).max_steps)
     prompts = open_prompts(QuestionSettings.of(config), model, folder)
     log = metrics()  # only after the data have been checked
     with (

@@ -118,7 +118,7 @@ def _held_out_figures(
         for prompt in prompts:
             for completion in answers[prompt.id]:
                 rewarder.submit(completion, prompt)
-        rollouts = judged(rewarder, config.reward, prompts, answers).rollouts
+        rollouts = judged(rewarder, settings.reward, prompts, answers).rollouts
 
     def metrics(units: Sequence[Sequence[Rollout]]) -> dict[str, float]:
         return Evaluation(tuple(rollout for unit in units for rollout in unit)).metrics()

@@ -15,6 +15,7 @@ from typing import IO, Any
 
 import yaml
 
+from ral_system.config.algorithm import AlgorithmConfig
 from ral_system.config.base import Resumable, ResumableSynthesis
 from ral_system.config.choices import STAGES, Stage
 from ral_system.config.known import marked_keys
@@ -84,17 +85,16 @@ class RunFolder:
         assert result is not None, f"{stage} is not complete"
         return result["steps"]
 
-    def finished(self, config: RunConfig, stage: Stage) -> bool:
-        """Whether a stage is complete, and `config` asks for no more of it.
+    def finished(self, stage: Stage, settings: AlgorithmConfig | SupervisedConfig) -> bool:
+        """Whether a stage is complete, and its settings ask for no more of it.
 
-        Raises ConfigError when `config` asks for fewer steps than an incomplete stage has made, and for more of a
+        Raises ConfigError when they ask for fewer steps than an incomplete stage has made, and for more of a
         complete one that cannot go on: a later stage started from it, or its last checkpoint is gone.
         """
         result, newest = self.result(stage), self._newest_step(stage)
-        if stage == "rl":
-            field, steps, stop_at = "algorithm.steps", config.algorithm.steps, None
+        if isinstance(settings, AlgorithmConfig):
+            field, steps, stop_at = "algorithm.steps", settings.steps, None
         else:
-            settings: SupervisedConfig = getattr(config, stage)
             field, steps, stop_at = f"{stage}.max_steps", settings.max_steps, settings.stop_at
         if result is None:
             if newest is not None and newest > steps:

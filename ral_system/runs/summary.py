@@ -7,14 +7,13 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ral_system.config.choices import STAGES
-from ral_system.config.run import RunConfig
 from ral_system.errors import GATE_COUNTERS, GateError
 from ral_system.observability.jsonl import read_objects, write_atomically
 from ral_system.observability.timeline import idle_shares
 from ral_system.runs.folder import RunFolder
 
 
-def write_summary(config: RunConfig, folder: RunFolder, failed: GateError | None = None) -> None:
+def write_summary(folder: RunFolder, *, name: str, algorithm: str, seed: int, failed: GateError | None = None) -> None:
     """Write what the complete stages recorded; fields of stages that have not run are null.
 
     `failed` is the gate that ended the run; it is counted until a resumed run gets past it.
@@ -25,9 +24,9 @@ def write_summary(config: RunConfig, folder: RunFolder, failed: GateError | None
     if failed:
         failures[failed.counter] = 1
     summary: dict[str, Any] = {
-        "name": config.name,
-        "algorithm": config.algorithm.name,
-        "seed": config.seed,
+        "name": name,
+        "algorithm": algorithm,
+        "seed": seed,
         "rl_steps": rl.get("steps"),
         "held_out_questions": rl.get("held_out_questions"),
         "held_out_accuracy_after_sft": rl.get("held_out_accuracy_before"),

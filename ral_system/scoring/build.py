@@ -1,4 +1,4 @@
-"""Construction of the policy from a run's configuration, for the learner, the reference and teachers."""
+"""Construction of the policy, for the learner, the reference and teachers."""
 
 from __future__ import annotations
 
@@ -8,32 +8,24 @@ import torch
 
 from ral_system.attention.read import AttentionRead
 from ral_system.config.choices import Dtype
-from ral_system.config.run import RunConfig
 from ral_system.errors import ConfigError, SetupError
 from ral_system.models.loading import load_family, load_model
 from ral_system.models.policy import PolicyModel
 
 
 def build_policy(
-    config: RunConfig,
-    model_folder: Path,
-    device: torch.device,
-    read: AttentionRead,
-    *,
-    dtype: Dtype | None = None,
-    temperature: float | None = None,
+    model_folder: Path, device: torch.device, read: AttentionRead, *, dtype: Dtype, temperature: float
 ) -> PolicyModel:
-    """Load a model as the policy that rollouts are drawn from: same temperature, same bans.
+    """Load a model as the policy that rollouts are drawn from, at their `temperature` and with their bans.
 
-    `dtype` and `temperature` are those of `learner` and `rollout` unless given. Raises ConfigError for a model whose
-    attention cannot be read as `read` asks.
+    Raises ConfigError for a model whose attention cannot be read as `read` asks.
     """
     if read.backend == "triton" and device.type != "cuda":
         raise SetupError("algorithm.attention.backend=triton needs a CUDA device; set it to auto or chunked")
     family = load_family(model_folder)
-    model = load_model(model_folder, dtype=dtype or config.learner.dtype, device=device)
+    model = load_model(model_folder, dtype=dtype, device=device)
     try:
-        policy = PolicyModel(model, family, temperature=temperature or config.rollout.temperature)
+        policy = PolicyModel(model, family, temperature=temperature)
         policy.check(read)
     except ValueError as error:  # a family or layers that cannot be probed
         raise ConfigError(f"model {model_folder}, algorithm.attention: {error}") from error

@@ -16,7 +16,8 @@ from ral_system.attention.read import AttentionRead
 from ral_system.attention.record import record_attention
 from ral_system.attention.sequence import SequenceAttention
 from ral_system.attention.visual_reward import visual_reward
-from ral_system.config.run import RunConfig
+from ral_system.config.attention import AttentionConfig
+from ral_system.config.reward import VisualRewardConfig
 from ral_system.data.collate import TensorBatch
 from ral_system.models.loading import TORCH_DTYPES
 from ral_system.models.policy import PolicyOutput
@@ -27,7 +28,8 @@ def to_scores(
     output: PolicyOutput,
     batch: TensorBatch,
     samples: MicroBatch,
-    config: RunConfig,
+    attention: AttentionConfig,
+    visual: VisualRewardConfig,
     *,
     read: AttentionRead | None,
     response: AttentionRead | None,
@@ -44,10 +46,10 @@ def to_scores(
         log_probs = output.log_probs[i, : len(sample.response_token_ids)].float().cpu().numpy()
         found = SampleScores(log_probs)
         if read is not None:
-            records, statistics = _read_rows(output.attention[read][i], keys[i], sample, config, version)
+            records, statistics = _read_rows(output.attention[read][i], keys[i], sample, attention, version)
             found = replace(found, attention=records, row_statistics=statistics)
         if response is not None:
-            reward = visual_reward(output.attention[response][i], keys[i], config.reward.visual.form)
+            reward = visual_reward(output.attention[response][i], keys[i], visual.form)
             found = replace(found, visual_reward=reward)
         scores[sample.id] = found
     return scores
@@ -105,17 +107,23 @@ def _pick(at: Mapping[int, np.ndarray], versions: np.ndarray, axis: int) -> np.n
 
 
 def to_teaching(
-    output: PolicyOutput, samples: MicroBatch, config: RunConfig, *, read: AttentionRead | None, tokens: bool
+    output: PolicyOutput,
+    samples: MicroBatch,
+    attention: AttentionConfig,
+    *,
+    read: AttentionRead | None,
+    tokens: bool,
+    top_k: int | None,
 ) -> Scores:
-    """Turn a teacher's forward pass into host arrays: attention records of `read`, and distributions if `tokens`.
+    """Turn a teacher's forward pass into host arrays: attention records of `read`, and distributions if `tokens`, of
+    `top_k` tokens a position or of the vocabulary.
 
     What nobody reads, its log-probs and what its rows look at, is left out.
     """
     counts = [len(s.response_token_ids) for s in samples]
-    top_k = config.algorithm.distillation.tokens.top_k
     scores = {}
     for i, (sample, rows_RV) in enumerate(zip(samples, output.log_softmax.split(counts), strict=True)):
-        records = () if read is None else (_record(output.attention[read][i].policies(0), sample, config, None),)
+        records = () if read is None else (_record(output.attention[read][i].policies(0), sample, attention, None),)
         record = _token_record(rows_RV, sample, top_k) if tokens else None
         scores[sample.id] = SampleScores(np.zeros(0, np.float32), records, tokens=record)
     return scores
@@ -142,10 +150,10 @@ def _token_record(log_softmax_RV: Tensor, sample: Sample, top_k: int | None) -> 
 
 
 def _read_rows(
-    attention: SequenceAttention, keys: KeyProvenance, sample: Sample, config: RunConfig, version: int | None
+    rows: SequenceAttention, keys: KeyProvenance, sample: Sample, attention: AttentionConfig, version: int | None
 ) -> tuple[tuple[AttentionRecord, ...], dict[str, np.ndarray]]:
     """Make a record per probed layer, and the last layer's row statistics over all keys, including uncounted ones."""
-    last, statistics = len(attention.layers) - 1, []
+    last, statistics = len(rows.layers) - 1, []
 
     def watched(blocks: Iterator[Tensor]) -> Iterator[Tensor]:
         for block in blocks:
@@ -153,20 +161,21 @@ def _read_rows(
             yield block
 
     records = []
-    for layer in range(len(attention.layers)):
-        blocks = attention.policies(layer)
-        watch = layer == last and attention.key_mask is None
-        records.append(_record(watched(blocks) if watch else blocks, sample, config, version))
-    if attention.key_mask is not None:
-        for _ in watched(replace(attention, key_mask=None).policies(last)):
+    for layer in range(len(rows.layers)):
+        blocks = rows.policies(layer)
+        watch = layer == last and rows.key_mask is None
+        records.append(_record(watched(blocks) if watch else blocks, sample, attention, version))
+    if rows.key_mask is not None:
+        for _ in watched(replace(rows, key_mask=None).policies(last)):
             pass
     return tuple(records), {
         name: torch.cat([block[name] for block in statistics]).float().cpu().numpy() for name in statistics[0]
     }
 
 
-def _record(blocks: Iterator[Tensor], sample: Sample, config: RunConfig, version: int | None) -> AttentionRecord:
-    settings = config.algorithm.attention
+def _record(
+    blocks: Iterator[Tensor], sample: Sample, settings: AttentionConfig, version: int | None
+) -> AttentionRecord:
     return record_attention(
         blocks,
         version=sample.weight_version if version is None else version,

@@ -10,7 +10,8 @@ from typing import Any
 import torch
 
 from ral_system.attention.read import AttentionRead
-from ral_system.config.run import RunConfig
+from ral_system.config.algorithm import AlgorithmConfig
+from ral_system.config.teacher import TeacherConfig, TeacherRole
 from ral_system.data.collate import Collator
 from ral_system.errors import DataError, SetupError
 from ral_system.media.store import MediaStore
@@ -23,25 +24,27 @@ from ral_system.types import Layout, Media, Sample, Scores
 class TeacherScorer:
     """Scores samples as they come and holds the result until it is taken.
 
-    `tokens` and `attention` say what it teaches. The two models must read the same token ids (SetupError when they are
+    `role` says what it teaches. The two models must read the same token ids (SetupError when they are
     loaded) and lay the same grid of visual tokens over every medium (DataError when one is met).
     """
 
     def __init__(
         self,
-        config: RunConfig,
+        algorithm: AlgorithmConfig,
+        teacher: TeacherConfig,
+        role: TeacherRole,
         model_folder: Path,
         student_folder: Path,
         media: MediaStore,
         *,
-        tokens: bool,
-        attention: bool,
+        temperature: float,
     ) -> None:
         self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        self._config, self._tokens = config, tokens
-        read = replace(AttentionRead.of(config.algorithm.attention), layers="last")
-        self._read = read if attention else None
-        policy = build_policy(config, model_folder, self._device, read, dtype=config.teacher.dtype)
+        self._attention, self._tokens, self._size = algorithm.attention, role.tokens, teacher.micro_batch
+        self._top_k = algorithm.distillation.tokens.top_k
+        read = replace(AttentionRead.of(algorithm.attention), layers="last")
+        self._read = read if role.attention else None
+        policy = build_policy(model_folder, self._device, read, dtype=teacher.dtype, temperature=temperature)
         self._family, self._student = policy.family, load_family(student_folder)
         check_same_tokenizer(self._family.tokenizer, self._student.tokenizer, model_folder, student_folder)
         self._policy = policy.to(self._device).eval().requires_grad_(False)
@@ -52,7 +55,7 @@ class TeacherScorer:
     def _compare_vocabularies(self, model_folder: Path, student_folder: Path) -> None:
         """The width of a vocabulary may be padded; ids that the student does not have are banned from the teacher."""
         mine, students = (family.config.get_text_config().vocab_size for family in (self._family, self._student))
-        if mine != students and self._tokens and self._config.algorithm.distillation.tokens.top_k is None:
+        if mine != students and self._tokens and self._top_k is None:
             raise SetupError(
                 f"teacher {model_folder} has a vocabulary of {mine} tokens, the student one of {students}, so "
                 "whole distributions cannot be compared; set algorithm.distillation.tokens.top_k"
@@ -63,14 +66,15 @@ class TeacherScorer:
     @torch.no_grad()
     def score(self, samples: Sequence[Sample]) -> None:
         """Score the samples and hold the scores. Raises DataError if a medium has a different grid for the student."""
-        size = self._config.teacher.micro_batch
         for sample in samples:
             self._check_grids(sample)
-        for i in range(0, len(samples), size):
-            micro_batch = tuple(samples[i : i + size])
+        for i in range(0, len(samples), self._size):
+            micro_batch = tuple(samples[i : i + self._size])
             batch = self._collate(micro_batch).to(self._device)
             output = self._policy(batch, [self._read] if self._read else [])
-            self._scores |= to_teaching(output, micro_batch, self._config, read=self._read, tokens=self._tokens)
+            self._scores |= to_teaching(
+                output, micro_batch, self._attention, read=self._read, tokens=self._tokens, top_k=self._top_k
+            )
 
     def take(self, ids: Sequence[str]) -> Scores:
         """Hand over these samples' scores and forget them."""

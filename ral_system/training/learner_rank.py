@@ -18,6 +18,8 @@ from ral_system.attention.metrics import visual_maps
 from ral_system.attention.read import QUESTION_AT_ALL_LAYERS, AttentionRead, response_at_all_layers
 from ral_system.attention.selection import row_tokens
 from ral_system.attention.sequence import SequenceAttention
+from ral_system.config.choices import Stage
+from ral_system.config.learner import LearnerConfig
 from ral_system.config.run import RunConfig
 from ral_system.data.collate import Collator, TensorBatch
 from ral_system.media.store import MediaStore
@@ -30,7 +32,7 @@ from ral_system.training.engine import Engine, Operation
 from ral_system.training.gradient_share import cap, share, squared_norms
 from ral_system.training.log_prob_gate import check_log_prob_gaps, log_prob_gaps, quantile
 from ral_system.training.objective import Objective, policy_objective
-from ral_system.training.optim import optim_settings
+from ral_system.training.optim import OptimSettings, optim_settings
 from ral_system.training.supervised import supervised_objective
 from ral_system.training.torch_engine import TorchEngine
 from ral_system.training.weights_in_place import PastWeights
@@ -63,7 +65,7 @@ class LearnerRank:
         media: MediaStore,
         rank: int,
         world_size: int,
-        stage: str,
+        stage: Stage,
         transfer: Transfer[Any] | None = None,
     ) -> None:
         self._transfer: Transfer[Any] = transfer or ObjectStore()
@@ -72,21 +74,23 @@ class LearnerRank:
         self._start = model_folder
         device = torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
         torch.manual_seed(config.seed)
-        guidance = None if stage == "rl" else getattr(config, stage).attention_guidance
-        self._guidance = guidance if guidance is not None and guidance.active else None
+        supervised = None if stage == "rl" else config.supervised(stage)
+        self._guidance = supervised.attention_guidance if supervised and supervised.attention_guidance.active else None
         self._read = QUESTION_AT_ALL_LAYERS if self._guidance else AttentionRead.of(config.algorithm.attention)
         policy = build_policy(
-            config,
             model_folder,
             device,
             self._read,
-            temperature=None if stage == "rl" else 1.0,  # demonstrations are fitted as the saved model is used
+            dtype=config.learner.dtype,
+            # Demonstrations are fitted as the saved model is used.
+            temperature=1.0 if supervised else config.rollout.temperature,
         )
         self._family = policy.family
         self._collate = Collator(self._family, media)
         if config.model.freeze_vision:
             self._family.vision_encoder(policy.model).requires_grad_(False)
-        self._engine = _build_engine(config, policy, stage, device)
+        settings, timeout_s = optim_settings(config.learner, supervised), config.cluster.call_timeout_s
+        self._engine = _build_engine(config.learner, settings, policy, device, timeout_s)
         self._engine.policy.train()  # no dropout anywhere; needed for gradient checkpointing
         attention = config.algorithm.attention
         self._version = 0
@@ -105,7 +109,7 @@ class LearnerRank:
         LogProbError names the sample.
         """
         attention = self._config.algorithm.attention
-        response = response_at_all_layers(attention) if self._config.visual_reward_by("policy") else None
+        response = response_at_all_layers(attention) if self._config.reward.visual.given_by("policy") else None
         mine, made = plan.rank_samples(self._rank), plan.versions_by_micro_batch()
         found: dict[str, dict[int, SampleScores]] = defaultdict(dict)
         for version in sorted(frozenset().union(*made)):
@@ -143,7 +147,8 @@ class LearnerRank:
         batch = self._collate(samples).to(self._engine.device)
         with torch.no_grad():
             output = self._engine.forward(batch, [self._read, response] if response else [self._read])
-        return to_scores(output, batch, samples, self._config, read=self._read, response=response, version=version)
+        settings = (self._config.algorithm.attention, self._config.reward.visual)
+        return to_scores(output, batch, samples, *settings, read=self._read, response=response, version=version)
 
     def kl(self, behaviour: Scores, reference: Scores) -> dict[str, float]:
         """Sum over the response of the configured estimate of KL(pi ‖ reference), sample by sample, in nats."""
@@ -350,10 +355,11 @@ def combine_metrics(
     return metrics
 
 
-def _build_engine(config: RunConfig, policy: PolicyModel, stage: str, device: torch.device) -> Engine:
-    settings = optim_settings(config, stage)
-    if config.learner.engine == "torch":
-        return TorchEngine(policy, settings, device, gradient_checkpointing=config.learner.gradient_checkpointing)
+def _build_engine(
+    learner: LearnerConfig, settings: OptimSettings, policy: PolicyModel, device: torch.device, timeout_s: float
+) -> Engine:
+    if learner.engine == "torch":
+        return TorchEngine(policy, settings, device, gradient_checkpointing=learner.gradient_checkpointing)
     from ral_system.training.deepspeed_engine import DeepSpeedEngine  # optional dependency, slow to import
 
-    return DeepSpeedEngine(policy, settings, config.learner, device, collective_timeout_s=config.cluster.call_timeout_s)
+    return DeepSpeedEngine(policy, settings, learner, device, collective_timeout_s=timeout_s)

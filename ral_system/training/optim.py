@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ral_system.config.run import RunConfig
+from ral_system.config.learner import LearnerConfig
+from ral_system.config.supervised import SupervisedConfig
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,10 +26,9 @@ class OptimSettings:
         return self.learning_rate * min(1.0, (update + 1) / max(1, self.warmup_updates))
 
 
-def optim_settings(config: RunConfig, stage: str) -> OptimSettings:
-    """Return the settings of `stage`: the learner's own for rl, the stage's for perceive and sft."""
-    learner = config.learner
-    source = learner if stage == "rl" else getattr(config, stage)
+def optim_settings(learner: LearnerConfig, supervised: SupervisedConfig | None) -> OptimSettings:
+    """Return the settings of a supervised stage, or the learner's own, for rl."""
+    source = supervised or learner
     return OptimSettings(
         learning_rate=source.learning_rate,
         betas=source.betas,

@@ -173,7 +173,9 @@ def task(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path, media: Any,
         "rollout.log_prob_gate.token=1e9",  # scored again with other weights than the samples were made with
     )
     config = make_config(*settings)
-    policy = build_policy(config, tiny_model, torch.device("cpu"), AttentionRead())
+    policy = build_policy(
+        tiny_model, torch.device("cpu"), AttentionRead(), dtype="float32", temperature=config.rollout.temperature
+    )
     collate, renderer = Collator(policy.family, media), ChatRenderer(policy.family, "answer")
     video = media.put_video(clip(noise(7, 4, 56, 84)), VideoSampling(1.0, 4, 2), VideoLimits())
     samples = []

@@ -34,7 +34,7 @@ SAMPLING = Sampling(completions=4, temperature=1.0, max_new_tokens=12, seed=3)
 
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[None]:
-    start_or_join(compose_config())
+    start_or_join(None)
     yield
     stop()
 
@@ -68,7 +68,7 @@ def kill_soon(member: Member) -> None:
 
 def test_a_cluster_that_does_not_answer_is_one_line() -> None:
     with pytest.raises(SetupError, match=r"no Ray cluster answers at 127.0.0.1:1 ") as caught:
-        start_or_join(compose_config("cluster.address=127.0.0.1:1"))
+        start_or_join("127.0.0.1:1")
     assert "\n" not in str(caught.value)
 
 

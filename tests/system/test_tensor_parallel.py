@@ -55,7 +55,9 @@ def engine(folder: Path) -> Iterator[Member]:
     )
     member = Member(handle, "rollout", 0, log)
     try:
-        wait_all([Call(member, handle.build.remote(CONFIG, folder / "start", folder / "media", 0))], 300, "starting")
+        folders, settings = (folder / "start", folder / "media"), {"seed": CONFIG.seed, "max_staleness": 0}
+        built = handle.build.remote(CONFIG.rollout, CONFIG.cluster, *folders, **settings)
+        wait_all([Call(member, built)], 300, "starting")
         yield member
     finally:
         print(log.read_text()[-3000:])

@@ -1,14 +1,21 @@
 import pytest
 
 from ral_system.actors.placement import Bundle, plan, preflight
+from ral_system.config.choices import Stage
+from ral_system.config.run import RunConfig
 from ral_system.config.teacher import TeacherRole
 from ral_system.errors import SetupError
 from tests.composed import compose_config
 
 
+def planned(config: RunConfig, stage: Stage) -> list[Bundle]:
+    frozen = {"reference": config.needs_reference, "teachers": len(config.teachers)}
+    return plan(config.cluster, config.rollout, config.learner, stage, **frozen)
+
+
 def test_one_bundle_per_actor_of_the_stage() -> None:
     config = compose_config("rollout.workers=2", "learner.world_size=2", "cluster.gpus_per_learner=1")
-    assert plan(config, "rl") == [
+    assert planned(config, "rl") == [
         Bundle("learner", 0, 0.5, 1),
         Bundle("learner", 1, 0.5, 1),
         Bundle("rollout", 0, 0.5, 0),
@@ -16,23 +23,23 @@ def test_one_bundle_per_actor_of_the_stage() -> None:
         Bundle("reference", 0, 0.125, 0),
         Bundle("reward", 0, 0.125, 0),
     ]
-    assert [b.role for b in plan(config, "sft")] == ["learner", "learner", "rollout", "rollout", "reward"]
-    assert "reference" not in {b.role for b in plan(compose_config("algorithm.kl.coefficient=0"), "rl")}
+    assert [b.role for b in planned(config, "sft")] == ["learner", "learner", "rollout", "rollout", "reward"]
+    assert "reference" not in {b.role for b in planned(compose_config("algorithm.kl.coefficient=0"), "rl")}
 
 
 def test_the_quickstart_fits_two_cores() -> None:
-    preflight(plan(compose_config("experiment=quickstart"), "rl"), [{"CPU": 2.0}])
+    preflight(planned(compose_config("experiment=quickstart"), "rl"), [{"CPU": 2.0}])
 
 
 def test_two_teachers_are_two_actors_of_the_rl_stage_and_fit_beside_the_quickstart() -> None:
     config = compose_config("experiment=quickstart", "algorithm=attention_distill", "teacher.path=/a")
-    assert [b.name for b in plan(config, "rl") if b.role == "teacher"] == ["teacher 0"]
+    assert [b.name for b in planned(config, "rl") if b.role == "teacher"] == ["teacher 0"]
     config = compose_config(
         "experiment=quickstart", "algorithm=attention_distill", "teacher.path=/a", "teacher.attention_path=/b"
     )
-    assert [b.name for b in plan(config, "rl") if b.role == "teacher"] == ["teacher 0", "teacher 1"]
-    assert "teacher" not in {b.role for b in plan(config, "sft")}
-    preflight(plan(config, "rl"), [{"CPU": 2.0}])
+    assert [b.name for b in planned(config, "rl") if b.role == "teacher"] == ["teacher 0", "teacher 1"]
+    assert "teacher" not in {b.role for b in planned(config, "sft")}
+    preflight(planned(config, "rl"), [{"CPU": 2.0}])
 
 
 def test_the_paper_set_up_fills_one_node_of_eight_gpus() -> None:
@@ -40,7 +47,7 @@ def test_the_paper_set_up_fills_one_node_of_eight_gpus() -> None:
     assert config.data.glance_share == 0  # no demonstration is careless
     assert (config.algorithm.kl.coefficient, config.algorithm.completions_per_prompt) == (0.04, 8)
     assert (config.learner.learning_rate, config.model.freeze_vision) == (1e-5, True)
-    bundles = plan(config, "rl")
+    bundles = planned(config, "rl")
     assert sum(b.gpus for b in bundles) == 8
     assert [b.role for b in bundles if b.gpus] == ["learner"] * 4 + ["rollout"] * 3 + ["reference"]
     preflight(bundles, [{"CPU": 64.0, "GPU": 8.0}])
@@ -52,7 +59,7 @@ def test_attention_distillation_of_the_paper_fills_one_node_too() -> None:
     config = compose_config("experiment=attention_distill_qwen2_5_vl_32b_to_7b")
     assert config.teachers == (TeacherRole("Qwen/Qwen2.5-VL-32B-Instruct", tokens=True, attention=True),)
     assert (config.teacher.dtype, config.algorithm.distillation.attention.reduction) == ("bfloat16", "sequence_sum")
-    bundles = plan(config, "rl")
+    bundles = planned(config, "rl")
     assert [b.role for b in bundles if b.gpus] == ["learner"] * 4 + ["rollout"] * 2 + ["reference", "teacher"]
     preflight(bundles, [{"CPU": 64.0, "GPU": 8.0}])
 
@@ -60,7 +67,7 @@ def test_attention_distillation_of_the_paper_fills_one_node_too() -> None:
 def test_a_cluster_that_is_too_small_is_told_by_how_much() -> None:
     config = compose_config("learner.world_size=8", "cluster.gpus_per_learner=1", "cluster.gpus_per_rollout=1")
     with pytest.raises(SetupError) as caught:
-        preflight(plan(config, "rl"), [{"CPU": 64.0, "GPU": 4.0}])
+        preflight(planned(config, "rl"), [{"CPU": 64.0, "GPU": 4.0}])
     assert str(caught.value) == (
         "the run needs 9 GPUs (learner 8 x 1, rollout 1 x 1), the cluster has 4 on 1 node(s); "
         "add nodes, or lower cluster.cpus_per_*, cluster.gpus_per_* or worker counts"
@@ -70,9 +77,9 @@ def test_a_cluster_that_is_too_small_is_told_by_how_much() -> None:
 def test_an_actor_does_not_span_nodes() -> None:
     config = compose_config("rollout.tensor_parallel=2", "cluster.gpus_per_rollout=2")
     with pytest.raises(SetupError, match=r"rollout 0 needs 0.5 CPUs, 2 GPUs on one node, and no node has them"):
-        preflight(plan(config, "rl"), [{"CPU": 8.0, "GPU": 1.0}] * 4)
+        preflight(planned(config, "rl"), [{"CPU": 8.0, "GPU": 1.0}] * 4)
     with pytest.raises(SetupError, match=r"set cluster.gpus_per_rollout=2"):
-        plan(compose_config("rollout.tensor_parallel=2", "cluster.gpus_per_rollout=1"), "rl")
+        planned(compose_config("rollout.tensor_parallel=2", "cluster.gpus_per_rollout=1"), "rl")
 
 
 def test_an_actor_without_resources_still_has_a_bundle() -> None:

@@ -11,7 +11,7 @@ from ral_system.runs.folder import RunFolder
 
 def head(make_config: Callable[..., RunConfig], folder: Path, *overrides: str, continues: bool = False) -> list[str]:
     config = make_config(*overrides)
-    unfinished = [stage for stage in config.stages if not RunFolder(folder).finished(config, stage)]
+    unfinished = [stage for stage in config.stages if not RunFolder(folder).finished(stage, config.of_stage(stage))]
     text = run_head(config, RunFolder(folder), config.stages, unfinished, continues=continues)
     assert re.match(r"\d\d:\d\d:\d\d run ", text)
     return [" ".join(line.split()) for line in text[len("HH:MM:SS ") :].splitlines()]

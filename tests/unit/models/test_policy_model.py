@@ -138,11 +138,8 @@ def test_several_reads_of_one_pass_are_what_each_is_alone(bench: Bench) -> None:
     assert of_heads.ndim == 3 and torch.allclose(on_pictures, torch.ones_like(on_pictures))
 
 
-def test_a_policy_is_built_as_rollouts_are_drawn(
-    tiny_model: Path, bench: Bench, make_config: Callable[..., RunConfig]
-) -> None:
-    config = make_config(f"rollout.temperature={TEMPERATURE}")
-    policy = build_policy(config, tiny_model, torch.device("cpu"), GENERATED)
+def test_a_policy_is_built_as_rollouts_are_drawn(tiny_model: Path, bench: Bench) -> None:
+    policy = build_policy(tiny_model, torch.device("cpu"), GENERATED, dtype="float32", temperature=TEMPERATURE)
     tokenizer = policy.family.tokenizer
     for name in ("<|image_pad|>", "<|video_pad|>", "<|vision_start|>", "<|vision_end|>"):
         assert tokenizer.convert_tokens_to_ids(name) in policy.banned_token_ids
@@ -165,8 +162,8 @@ def test_layers_that_the_model_does_not_have_are_one_line(
     tiny_model: Path, make_config: Callable[..., RunConfig], override: str, complaint: str
 ) -> None:
     with pytest.raises(ConfigError, match=complaint):
-        settings = make_config(f"algorithm.attention.{override}")
-        build_policy(settings, tiny_model, torch.device("cpu"), AttentionRead.of(settings.algorithm.attention))
+        settings = make_config(f"algorithm.attention.{override}").algorithm.attention
+        build_policy(tiny_model, torch.device("cpu"), AttentionRead.of(settings), dtype="float32", temperature=1.0)
 
 
 def test_gradients_reach_vision_and_text(bench: Bench) -> None:

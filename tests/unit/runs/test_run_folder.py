@@ -102,22 +102,22 @@ def test_a_stage_is_finished_while_no_more_of_it_is_asked_for(
     make_config: MakeConfig, tmp_path: Path, result: dict[str, float], overrides: list[str], finished: bool
 ) -> None:
     folder, config = RunFolder(tmp_path), make_config(*overrides)
-    assert not folder.finished(config, "sft")
+    assert not folder.finished("sft", config.of_stage("sft"))
     folder.complete("sft", result, lambda path: None)
     (folder.checkpoints / "sft" / f"step_{result['steps']:06d}").mkdir(parents=True)
-    assert folder.finished(config, "sft") == finished
+    assert folder.finished("sft", config.of_stage("sft")) == finished
     folder.complete("rl", {"steps": config.algorithm.steps}, lambda path: None)
-    assert folder.finished(config, "rl")
+    assert folder.finished("rl", config.of_stage("rl"))
     more = make_config("algorithm.steps=999")
     with pytest.raises(ConfigError, match=r"its last checkpoint is gone; set another name and start_model=.*/model$"):
-        folder.finished(more, "rl")
+        folder.finished("rl", more.of_stage("rl"))
     (folder.checkpoints / "rl" / f"step_{config.algorithm.steps:06d}").mkdir(parents=True)
-    assert not folder.finished(more, "rl")
+    assert not folder.finished("rl", more.of_stage("rl"))
     if finished:
-        assert folder.finished(config, "sft")
+        assert folder.finished("sft", config.of_stage("sft"))
     else:
         with pytest.raises(ConfigError, match=r"sft in .* ended at step \d+, and rl started from its model"):
-            folder.finished(config, "sft")
+            folder.finished("sft", config.of_stage("sft"))
 
 
 @pytest.mark.parametrize(("stage", "field"), [("rl", "algorithm.steps"), ("sft", "sft.max_steps")])
@@ -126,9 +126,9 @@ def test_fewer_steps_than_were_made_are_refused(
 ) -> None:
     folder = RunFolder(tmp_path)
     (folder.checkpoints / stage / "step_000008").mkdir(parents=True)
-    assert not folder.finished(make_config(f"{field}=8"), stage)
+    assert not folder.finished(stage, make_config(f"{field}=8").of_stage(stage))
     with pytest.raises(ConfigError, match=rf"{field}=3: .* is already at step 8; set it to 8 to end there, or higher"):
-        folder.finished(make_config(f"{field}=3"), stage)
+        folder.finished(stage, make_config(f"{field}=3").of_stage(stage))
 
 
 def test_a_run_is_not_continued_with_another_config(make_config: MakeConfig, tmp_path: Path) -> None:

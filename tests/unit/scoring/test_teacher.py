@@ -51,7 +51,7 @@ def taught(tiny_model: Path, media: MediaStore) -> Taught:
     def made(config: RunConfig, folder: Path | None = None) -> TeacherScorer:
         (role,) = config.teachers
         folder = folder or Path(role.path)
-        return TeacherScorer(config, folder, tiny_model, media, tokens=role.tokens, attention=role.attention)
+        return TeacherScorer(config.algorithm, config.teacher, role, folder, tiny_model, media, temperature=1.0)
 
     return made
 
@@ -61,7 +61,9 @@ def test_scores_are_held_until_they_are_taken(
 ) -> None:
     compressed = ("algorithm.attention.record=top_k", "algorithm.attention.top_k=5")
     settings = config("algorithm.distillation.tokens.top_k=6", *compressed)
-    teacher, alone = taught(settings), FrozenScorer(settings, larger_model, media).score((tuple(rl_samples),))
+    groups = (settings.algorithm.attention, settings.reward.visual)
+    scorer = FrozenScorer(*groups, larger_model, media, dtype="float32", temperature=1.0)
+    teacher, alone = taught(settings), scorer.score((tuple(rl_samples),))
     teacher.score(rl_samples[:7])
     teacher.score(rl_samples[7:])
     found = teacher.take([s.id for s in rl_samples])

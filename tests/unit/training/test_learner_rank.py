@@ -215,7 +215,7 @@ def test_looking_averages_the_answers_rows_over_the_picture(
 ) -> None:
     found = start_rank(make_config()).look(rl_samples[:3])
     read = AttentionRead()
-    model = build_policy(make_config(), tiny_model, torch.device("cpu"), read)
+    model = build_policy(tiny_model, torch.device("cpu"), read, dtype="float32", temperature=1.0)
     processor = model.family.processor
     for i, sample in enumerate(rl_samples[:3]):
         with torch.no_grad():

@@ -24,7 +24,7 @@ def test_every_stage_has_its_own_settings(make_config: Callable[..., RunConfig])
         "sft.weight_decay=0.3",
         "sft.warmup_updates=7",
     )
-    rl, perceive, sft = (optim_settings(config, stage) for stage in ("rl", "perceive", "sft"))
+    rl, perceive, sft = (optim_settings(config.learner, of) for of in (None, config.perceive, config.sft))
     assert (rl.learning_rate, rl.weight_decay) == (1e-5, 0.1)
     assert (perceive.learning_rate, perceive.weight_decay) == (1e-3, 0.2)
     assert (sft.betas, sft.weight_decay, sft.warmup_updates) == ((0.8, 0.9), 0.3, 7)

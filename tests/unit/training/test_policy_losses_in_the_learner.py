@@ -25,7 +25,9 @@ COMMON = ("learner.engine=torch", "learner.world_size=1", "learner.learning_rate
 
 @pytest.fixture(scope="module")
 def mismatched(tiny_model: Path, media: MediaStore, rl_samples: list[Sample], make_config) -> list[Sample]:
-    policy = build_policy(make_config(), tiny_model, torch.device("cpu"), AttentionRead())
+    policy = build_policy(
+        tiny_model, torch.device("cpu"), AttentionRead(), dtype="float32", temperature=make_config().rollout.temperature
+    )
     return learners.mismatched(policy, Collator(policy.family, media), rl_samples)
 
 

@@ -30,7 +30,9 @@ COMMON = (
 @pytest.fixture
 def direct(tiny_model: Path, media: MediaStore, rl_samples: list[Sample], make_config) -> dict[str, float | None]:
     """Each sample alone."""
-    policy = build_policy(make_config(), tiny_model, torch.device("cpu"), RESPONSE)
+    policy = build_policy(
+        tiny_model, torch.device("cpu"), RESPONSE, dtype="float32", temperature=make_config().rollout.temperature
+    )
     collate = Collator(policy.family, media)
     found = {}
     for sample in rl_samples:
@@ -63,14 +65,18 @@ def test_the_reference_measures_only_what_is_asked_of_it(
     direct: dict[str, float],
     start_rank: Start,
 ) -> None:
+    def frozen(config: RunConfig) -> FrozenScorer:
+        groups = (config.algorithm.attention, config.reward.visual)
+        return FrozenScorer(*groups, tiny_model, media, dtype="float32", temperature=1.0)
+
     asked = make_config(
         *COMMON, "reward.visual.weight=0.3", "reward.visual.model=reference", "algorithm.kl.coefficient=0"
     )
     assert asked.needs_reference
     micro_batches = (tuple(rl_samples[:5]), tuple(rl_samples[5:]))
-    scores = FrozenScorer(asked, tiny_model, media).score(micro_batches)
+    scores = frozen(asked).score(micro_batches)
     assert visual_rewards(scores) == {id: pytest.approx(value, rel=1e-5) for id, value in direct.items()}
     assert all(not s.attention for s in scores.values())
     assert visual_rewards(start_rank(asked).score(plan(rl_samples, 1, 5))) == {}
     other = make_config(*COMMON, "reward.visual.weight=0.3")
-    assert visual_rewards(FrozenScorer(other, tiny_model, media).score(micro_batches)) == {}
+    assert visual_rewards(frozen(other).score(micro_batches)) == {}

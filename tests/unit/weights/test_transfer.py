@@ -1,7 +1,6 @@
 """Ways for weights to travel: what arrives is what was offered, whichever way, and what is damaged is found."""
 
 import pickle
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +8,6 @@ import pytest
 import torch
 from torch import nn
 
-from ral_system.config.run import RunConfig
 from ral_system.errors import ConfigError, WeightSyncError
 from ral_system.registry import WEIGHT_TRANSFERS
 from ral_system.weights.held import ParameterReader, held_manifest, received_manifest
@@ -102,9 +100,9 @@ class SendsAtOnce:
 
 
 def test_one_that_keeps_nothing_serves_no_run_that_generates_ahead(
-    make_config: Callable[..., RunConfig], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(WEIGHT_TRANSFERS, "get", lambda name: SendsAtOnce)
-    assert not open_transfer(make_config(), tmp_path).keeps_offers
+    assert not open_transfer("object_store", 0, tmp_path).keeps_offers
     with pytest.raises(ConfigError, match=r"^rollout.weight_transfer=object_store sends .*staleness=0 \(now 1\)"):
-        open_transfer(make_config("algorithm.max_staleness=1"), tmp_path)
+        open_transfer("object_store", 1, tmp_path)
