@@ -13,7 +13,7 @@ import ray
 from ral_system.actors.cluster import LOOPBACK
 from ral_system.actors.process import ActorProcess, watched
 from ral_system.config.choices import Stage
-from ral_system.config.run import RunConfig
+from ral_system.config.commands import TrainConfig
 from ral_system.media.store import node_store
 from ral_system.types import Sample, Scores, TrainPlan, UpdatePlan, VisualAttention, WeightManifest
 
@@ -37,7 +37,7 @@ class LearnerActor(ActorProcess):
     @watched
     def build(
         self,
-        config: RunConfig,
+        config: TrainConfig,
         stage: Stage,
         model_folder: Path,
         media_folder: Path,

@@ -25,7 +25,7 @@ from ral_system.actors.rollout import RolloutActor
 from ral_system.actors.scorer import ScorerActor
 from ral_system.actors.teacher import TeacherActor
 from ral_system.config.choices import Device, Stage
-from ral_system.config.run import RunConfig
+from ral_system.config.commands import TrainConfig
 from ral_system.models.folders import local_model_folder
 from ral_system.rollout.vllm_environment import vllm_environment
 from ral_system.weights.transfer.opening import open_transfer
@@ -52,7 +52,7 @@ class RayRoles:
 
     def __init__(
         self,
-        config: RunConfig,
+        config: TrainConfig,
         stage: Stage,
         model_folder: Path,
         run_folder: Path,

@@ -16,14 +16,17 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from ral_system.config.base import MayChange, NameIn
-from ral_system.config.run import RunConfig
+from ral_system.config.commands import COMMANDS
+from ral_system.config.known import ANY, is_known, known_keys
 
+KINDS = tuple(dict.fromkeys(COMMANDS.values()))
 TARGET = Path(__file__).parents[1] / "docs" / "reference.md"
 _HEAD = """# Configuration reference
 
 Written by `python -m bench.reference`; do not edit. Every value can be set on the command line as `group.key=value`,
 every group chosen as `group=option`. Defaults are those of the options that are composed without any override. An
-asterisk marks what may change when a run is continued.
+asterisk marks what may change when a run is continued. A command refuses a key that it does not read; "ral-train" here
+stands for ral-perceive, ral-sft and ral-rl as well.
 """
 _OTHERS = {  # choices of groups whose fields the defaults do not have
     "data": ("data=video_search", "data=files"),
@@ -41,47 +44,74 @@ def reference() -> str:
     """Return the text of docs/reference.md."""
     lines = [textwrap.fill(part, 118) if i else part for i, part in enumerate(_HEAD.strip().split("\n\n"))]
     values = _composed()
-    scalars = {n: f for n, f in RunConfig.model_fields.items() if not list(_models(f.annotation))}
-    lines += ["", "## The run", "", *_table("", RunConfig, scalars, values)]
-    for name, field in RunConfig.model_fields.items():
-        if name not in scalars:
-            composed = [values, *(_composed(override) for override in _OTHERS.get(name, ()))]
-            lines += ["", f"## {name}", *_group(name, field, composed)]
+    fields = {name: field for kind in reversed(KINDS) for name, field in kind.model_fields.items()}
+    scalars = {name: fields[name] for name in values if name in fields and not list(_models(fields[name].annotation))}
+    lines += ["", "## The run", "", *_table("", _docs(*KINDS), scalars, values)]
+    for name in values:
+        if name in fields and name not in scalars:
+            lines += ["", f"## {name}", *_section(name, values)]
     return "\n\n".join(lines[:2]) + "\n" + "\n".join(lines[2:]) + "\n"
 
 
-def _group(path: str, field: FieldInfo, composed: list[dict[str, Any]], depth: int = 0) -> Iterator[str]:
-    """Lines about a group: one table for each class that it may be, then its inner groups."""
+def _section(name: str, values: dict[str, Any]) -> Iterator[str]:
+    """Lines about a group as the first command reads it, then what only others read of it."""
+    composed, listed = [values, *(_composed(override) for override in _OTHERS.get(name, ()))], frozenset[str]()
+    for kind in KINDS:
+        if name in kind.model_fields:
+            yield from _group(name, kind.model_fields[name], composed, listed)
+            listed |= known_keys(kind)
+
+
+def _group(
+    path: str, field: FieldInfo, composed: list[dict[str, Any]], listed: frozenset[str], depth: int = 0
+) -> Iterator[str]:
+    """Lines about a group: a table for each class that it may be, then its inner groups; without the keys `listed`."""
     chosen = list(_models(field.annotation))
     for model in chosen:
-        values: dict[str, Any] = next((v for v in (_at(c, path) for c in composed) if _fits(model, v)), {})
-        title = f" ({_choice(model)})" if len(chosen) > 1 else ""
-        if title or depth:
-            yield from ("", f"{'#' * (3 + depth)} {path}{title}")
-        yield from ("", textwrap.fill(" ".join((inspect.getdoc(model) or "").split()), 118), "")
+        values: dict[str, Any] = next((v for c in composed if _fits(model, v := _at(c, path))), {})
         plain = {n: f for n, f in model.model_fields.items() if not list(_models(f.annotation))}
+        plain = {n: f for n, f in plain.items() if f"{path}.{n}".replace("NAME", ANY) not in listed}
+        title = f" ({_choice(model)})" if len(chosen) > 1 else ""
+        if plain and (title or depth or listed):
+            yield from ("", f"{'#' * (3 + depth)} {path}{title}")
+        if plain or not listed:
+            yield from ("", textwrap.fill(" ".join((inspect.getdoc(model) or "").split()), 118), "")
         if plain:
-            yield from _table(path + ".", model, plain, values or {})
+            yield from _table(path + ".", _docs(model), plain, values)
         for name, inner in model.model_fields.items():
-            if name not in plain:
+            if list(_models(inner.annotation)):
                 star = ".NAME" if get_origin(inner.annotation) is dict else ""
-                yield from _group(f"{path}.{name}{star}", inner, composed, min(depth + 1, 1))
+                yield from _group(f"{path}.{name}{star}", inner, composed, listed, min(depth + 1, 1))
 
 
-def _table(prefix: str, model: type[BaseModel], fields: dict[str, FieldInfo], values: dict[str, Any]) -> Iterator[str]:
-    docs = _docs(model)
-    yield from ("| key | values | default | meaning |", "|---|---|---|---|")
+def _table(prefix: str, docs: dict[str, str], fields: dict[str, FieldInfo], values: dict[str, Any]) -> Iterator[str]:
+    readers = {name: _readers(f"{prefix}{name}") for name in fields}
+    alike = len(set(readers.values())) == 1
+    if alike:
+        yield from (f"Read by {next(iter(readers.values()))}.", "")
+    columns = ("key", "values", "default", *(() if alike else ("read by",)), "meaning")
+    yield from (f"| {' | '.join(columns)} |", "|---" * len(columns) + "|")
     for name, field in fields.items():
         mark = "\\*" if any(isinstance(m, MayChange) for m in field.metadata) else ""
         default = f"`{_yaml(values[name])}`" if name in values else ""
-        cells = [f"`{prefix}{name}`{mark}", _values(field.annotation, field.metadata), default, docs.get(name, "")]
+        cells = [f"`{prefix}{name}`{mark}", _values(field.annotation, field.metadata), default]
+        cells += [*(() if alike else (readers[name],)), docs.get(name, "")]
         yield f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |"
 
 
-def _docs(model: type[BaseModel]) -> dict[str, str]:
-    """The docstring below each field, of a class and its bases."""
+def _readers(key: str) -> str:
+    """`ral-train and ral-evaluate`: the commands that read a key, ral-train for the four that train."""
+    found = {kind: command for command, kind in reversed(COMMANDS.items()) if is_known(key, kind)}
+    if len(found) == len(KINDS):
+        return "every command"
+    *others, last = [found[kind] for kind in KINDS if kind in found]
+    return f"{', '.join(others)} and {last}" if others else last
+
+
+def _docs(*models: type[BaseModel]) -> dict[str, str]:
+    """The docstring below each field, of classes and their bases; the first class counts most."""
     found: dict[str, str] = {}
-    for cls in reversed(model.__mro__):
+    for cls in (cls for model in reversed(models) for cls in reversed(model.__mro__)):
         if not (issubclass(cls, BaseModel) and cls.__module__.startswith("ral_system")):
             continue
         (node,) = ast.parse(textwrap.dedent(inspect.getsource(cls))).body
@@ -138,7 +168,11 @@ def _choice(model: type[BaseModel]) -> str:
 
 
 def _fits(model: type[BaseModel], values: Any) -> bool:
-    return isinstance(values, dict) and values.keys() == model.model_fields.keys()
+    """Whether composed values are those of this class, and possibly more, which other commands read."""
+    if not isinstance(values, dict) or not values.keys() >= model.model_fields.keys():
+        return False
+    tags = {name: model.model_fields[name].annotation for name in ("name", "engine") if name in model.model_fields}
+    return all(values[name] in get_args(tag) for name, tag in tags.items() if get_origin(tag) is Literal)
 
 
 def _at(values: Any, path: str) -> Any:

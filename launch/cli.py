@@ -8,22 +8,18 @@ import sys
 from typing import NoReturn
 
 from ral_system import __version__
+from ral_system.config.commands import CommandConfig
 from ral_system.errors import ConfigError, RalError
+from ral_system.launch.foreign import refuse_foreign, show_only
 from ral_system.launch.jobs import HydraTask, Task
 from ral_system.launch.jobs import plain_container as plain_container
 from ral_system.launch.mistakes import command, fail, one_line
 
-_TRAIN_EXAMPLES = """
-  ral-train experiment=smoke                       every role for a few steps, in a minute or two
-  ral-train experiment=smoke cluster=local         one process: no Ray, vLLM or DeepSpeed
-  ral-train experiment=quickstart algorithm.attention.weight=4 name=ral_weight4
-  ral-train -m experiment=smoke cluster=local algorithm=ral,grpo seed=0,1     four runs, each in its own folder
-  ray job submit --address http://127.0.0.1:8265 -- ral-train experiment=quickstart runs_dir=/shared/runs"""
-"""Examples of training runs, shown only in the help of `ral-train`."""
 
-
-def run_with_config(task: Task, *, about: str) -> None:
+def run_with_config(task: Task, kind: type[CommandConfig], *, about: str) -> None:
     """Run `task` with the configuration from the command line, with `-m` once per job. `about` begins the help text.
+
+    `kind` is the class of the configuration, and says what the command reads.
 
     Exit codes: 0 done, 2 wrong input, 1 anything else, also when a job of several failed, 130 interrupted.
     """
@@ -43,10 +39,16 @@ def run_with_config(task: Task, *, about: str) -> None:
     parser = get_args_parser()
     # Hydra parses again, and would answer a wrong option with pages of text.
     parser.error = lambda message: fail(ConfigError(f"{message}; see {command()} --help"))  # type: ignore[method-assign]
-    text = about.strip() + (_TRAIN_EXAMPLES if command() == "ral-train" else "")
-    OmegaConf.register_new_resolver("about_command", lambda: text, replace=True)
+    OmegaConf.register_new_resolver("about_command", about.strip, replace=True)
     OmegaConf.register_new_resolver("command", command, replace=True)
-    entry = HydraTask(task, parser.parse_args().overrides)
+    options = parser.parse_args()
+    entry = HydraTask(task, kind, options.overrides)
+    show_only(kind, resolve=options.resolve)
+    if not (options.help or options.hydra_help or options.shell_completion):
+        try:
+            refuse_foreign(options.overrides, kind)
+        except ConfigError as error:
+            fail(error)
     try:
         hydra.main(version_base=None, config_path="pkg://ral_system.conf", config_name="config")(entry)()
     except KeyboardInterrupt:
@@ -59,7 +61,7 @@ def run_with_config(task: Task, *, about: str) -> None:
         elif isinstance(error, (HydraException, OmegaConfBaseException, YAMLError)) or (
             isinstance(error, ValueError) and not entry.called  # Hydra's own error for a group set to null
         ):
-            fail(ConfigError(one_line(error)))
+            fail(ConfigError(one_line(error, kind)))
         elif not entry.outcomes:  # otherwise the job has printed its traceback
             raise
     if entry.outcomes:

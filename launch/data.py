@@ -12,8 +12,8 @@ from tempfile import TemporaryDirectory
 from textwrap import shorten
 from typing import TYPE_CHECKING
 
+from ral_system.config.commands import DataCommandConfig
 from ral_system.config.data import FilesConfig
-from ral_system.config.run import RunConfig
 from ral_system.errors import ConfigError, SetupError
 from ral_system.launch.cli import run_with_config
 from ral_system.launch.refused import leaving_nothing
@@ -32,6 +32,8 @@ ral-data [preview]: prepare data.sources as a run does, and write preview.html w
   ral-data preview experiment=video_r1_qwen2_5_vl_7b_8gpu data.sources.main.path=rows.json name=look
   ral-data preview data=files +data/source@data.sources.mine=columns data.sources.mine.path=rows.jsonl 'stages=[rl]' \\
     data.sources.mine.columns.{question=question,answer=answer,images=picture} model.path=MODEL name=look
+
+It writes preview.html into runs_dir/name. ral-train with the same settings finds the files prepared.
 """
 
 
@@ -39,10 +41,10 @@ def main() -> None:
     """Prepare a run's data and show them. `preview` is optional and the only subcommand."""
     if sys.argv[1:2] == ["preview"]:
         del sys.argv[1]
-    run_with_config(show_data, about=_ABOUT)
+    run_with_config(show_data, DataCommandConfig, about=_ABOUT)
 
 
-def show_data(config: RunConfig) -> None:
+def show_data(config: DataCommandConfig) -> None:
     """Write `preview.html` into the run folder and print what became of the rows.
 
     Raises DataError where a run would refuse the data, once the page is written.
@@ -62,7 +64,7 @@ def show_data(config: RunConfig) -> None:
         _show(config, name, folder)
 
 
-def _show(config: RunConfig, name: str | None, folder: Path) -> None:
+def _show(config: DataCommandConfig, name: str | None, folder: Path) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as problem:

@@ -14,9 +14,9 @@ from pathlib import Path
 from textwrap import fill
 from typing import TYPE_CHECKING, Any
 
+from ral_system.config.commands import EvaluateConfig
 from ral_system.config.evaluation import InterventionConfig
-from ral_system.config.learner import LearnerConfig
-from ral_system.config.run import RunConfig
+from ral_system.config.learner import ForwardConfig
 from ral_system.errors import ConfigError
 from ral_system.evaluation.questions import Figures, asked, figures, write_quarantine
 from ral_system.evaluation.subject import Subject, configured_intervention
@@ -38,16 +38,20 @@ ral-evaluate: measure the accuracy of start_model on held-out questions or a ben
   ral-evaluate experiment=quickstart start_model=runs/quickstart/model evaluation.questions=500
   ral-evaluate experiment=video_r1_qwen2_5_vl_7b_8gpu start_model=MODEL evaluation.benchmark.{{name=vstar,folder=DIR}}
   ral-evaluate … sweep=visual_tokens 'sweep.values=[512,1024]'      the benchmark at two picture sizes
+  ral-evaluate … intervention.image=0.15 intervention.system=0.4    beside the same model with steered attention
 {fill(f"evaluation.benchmark.name is one of {', '.join(BENCHMARKS.names)}.", 110, subsequent_indent="  ")}
+
+It writes evaluation.json, scores.jsonl and answers.html into runs_dir/name, or sweep.json and sweep.svg.
+The same command again continues an evaluation that was interrupted.
 """
 
 
 def main() -> None:
     """Evaluate `start_model` on held-out questions."""
-    run_with_config(evaluate_model, about=ABOUT)
+    run_with_config(evaluate_model, EvaluateConfig, about=ABOUT)
 
 
-def evaluate_model(config: RunConfig) -> float | None:
+def evaluate_model(config: EvaluateConfig) -> float | None:
     """Print a table of figures with their 95 % intervals; write `evaluation.json`, the answers and their scores into
     the run folder. Return the headline figure, None for a sweep.
 
@@ -69,7 +73,7 @@ def evaluate_model(config: RunConfig) -> float | None:
         return _evaluate(config, folder)
 
 
-def _evaluate(config: RunConfig, folder: Path) -> float | None:
+def _evaluate(config: EvaluateConfig, folder: Path) -> float | None:
     if config.sweep.axis is not None:
         from ral_system.evaluation.sweep import sweep
 
@@ -90,7 +94,7 @@ def _evaluate(config: RunConfig, folder: Path) -> float | None:
     return found.values.get(found.headline)
 
 
-def _evaluate_held_out(config: RunConfig, settings: QuestionSettings, subject: Subject) -> Figures:
+def _evaluate_held_out(config: EvaluateConfig, settings: QuestionSettings, subject: Subject) -> Figures:
     from ral_system.tasks.open import open_prompts
 
     steer, folder, evaluation = config.intervention, subject.folder, config.evaluation
@@ -164,7 +168,7 @@ def _write(folder: Path, found: Mapping[str, Any]) -> None:
     write_atomically(folder / "evaluation.json", json.dumps(found, indent=2))
 
 
-def _attention(learner: LearnerConfig, subject: Subject, prompts: Sequence[Prompt]) -> dict[str, Any]:
+def _attention(learner: ForwardConfig, subject: Subject, prompts: Sequence[Prompt]) -> dict[str, Any]:
     """Measure the visual attention score and its masses, overall and by layer and head; empty where undefined."""
     from ral_system.evaluation.visual_score import measure_visual_score
     from ral_system.observability.jsonl import write_atomically

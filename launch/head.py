@@ -6,12 +6,12 @@ from collections.abc import Sequence
 from datetime import datetime
 
 from ral_system.config.choices import STAGES, Stage
-from ral_system.config.run import RunConfig
+from ral_system.config.commands import TrainConfig
 from ral_system.runs.folder import RunFolder
 
 
 def run_head(
-    config: RunConfig, folder: RunFolder, stages: Sequence[Stage], unfinished: Sequence[Stage], *, continues: bool
+    config: TrainConfig, folder: RunFolder, stages: Sequence[Stage], unfinished: Sequence[Stage], *, continues: bool
 ) -> str:
     """Format the header of a run's log. `continues`: the folder existed before. `unfinished`: stages with work to do.
 
@@ -33,7 +33,7 @@ def run_head(
     return f"{datetime.now():%H:%M:%S} {block}"
 
 
-def _model(config: RunConfig, folder: RunFolder, stages: Sequence[Stage]) -> str:
+def _model(config: TrainConfig, folder: RunFolder, stages: Sequence[Stage]) -> str:
     if config.start_model is not None:
         return config.start_model
     earlier = [stage for stage in STAGES[: STAGES.index(stages[0])] if folder.result(stage)]
@@ -43,7 +43,7 @@ def _model(config: RunConfig, folder: RunFolder, stages: Sequence[Stage]) -> str
     return config.model.path or f"new tiny model, {tiny.layers} layers of width {tiny.hidden}"
 
 
-def _cluster(config: RunConfig, stages: Sequence[Stage]) -> str:
+def _cluster(config: TrainConfig, stages: Sequence[Stage]) -> str:
     cluster, learner, rollout = config.cluster, config.learner, config.rollout
     if cluster.kind == "local":
         return f"local: one process, {rollout.engine} engine, {learner.engine} learner"
@@ -60,7 +60,7 @@ def _cluster(config: RunConfig, stages: Sequence[Stage]) -> str:
     return f"ray{where}: {used}; {f'{gpus:g} GPUs' if gpus else 'CPU'}"
 
 
-def _work(config: RunConfig, stage: Stage) -> str:
+def _work(config: TrainConfig, stage: Stage) -> str:
     if stage != "rl":
         settings = config.perceive if stage == "perceive" else config.sft
         return f"up to {_count(settings.max_steps, 'step')} of {_count(settings.batch, 'demonstration')}"

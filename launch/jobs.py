@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ral_system.config.run import RunConfig
+from ral_system.config.commands import CommandConfig
+from ral_system.config.known import other_readers, read_by
 from ral_system.config.validate import parse_config
 from ral_system.errors import RalError
 from ral_system.launch.mistakes import explain, fail
@@ -21,8 +22,8 @@ if TYPE_CHECKING:
     from hydra.core.override_parser.types import Override
     from omegaconf import DictConfig
 
-Task = Callable[[RunConfig], float | None]
-"""Function that does the work and returns the value that a sweeper optimises, or None."""
+Task = Callable[[Any], float | None]
+"""Function that does the work of a command's configuration and returns the value that a sweeper optimises, or None."""
 
 _SUFFIX_CHARS = 120
 
@@ -50,8 +51,8 @@ class HydraTask:
     next job. `outcomes` has the jobs that ran in this process.
     """
 
-    def __init__(self, task: Task, overrides: Sequence[str]) -> None:
-        self._task, self._overrides = task, tuple(overrides)
+    def __init__(self, task: Task, kind: type[CommandConfig], overrides: Sequence[str]) -> None:
+        self._task, self._kind, self._overrides = task, kind, tuple(overrides)
         self.called = False
         self.outcomes: list[Outcome] = []
 
@@ -70,13 +71,10 @@ class HydraTask:
             fail(error)
 
     def _run(self, container: DictConfig) -> float | None:
-        from omegaconf import OmegaConf
-
         try:
-            resolved = OmegaConf.to_container(container, resolve=True, throw_on_missing=True)
-            return self._task(parse_config(plain_container(resolved)))
+            return self._task(parse_config(plain_container(container, self._kind), self._kind))
         except Exception as error:
-            if (explained := explain(error)) is None:
+            if (explained := explain(error, self._kind)) is None:
                 raise
             raise explained from error
 
@@ -122,9 +120,18 @@ class HydraTask:
         return sorted(swept, key=lambda o: o.get_key_element()), total
 
 
-def plain_container(container: Any) -> dict[str, Any]:
-    """Return a composed configuration without Hydra's own keys."""
-    return {key: value for key, value in container.items() if key not in ("hydra", "experiment")}
+def plain_container(container: DictConfig, kind: type[CommandConfig]) -> dict[str, Any]:
+    """Return the composed values that the command reads. Others may refer to keys that nobody has set."""
+    from omegaconf import OmegaConf
+
+    found: dict[str, Any] = {}
+    for name in map(str, container):
+        if name not in ("hydra", "experiment") and not other_readers(name, kind):
+            value = container[name]
+            if OmegaConf.is_config(value):
+                value = OmegaConf.to_container(value, resolve=True, throw_on_missing=True)
+            found[name] = value
+    return read_by(kind, found)
 
 
 def job_name(container: DictConfig, swept: Sequence[Override]) -> str:

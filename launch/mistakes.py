@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NoReturn
 
+from ral_system.config.commands import CommandConfig
 from ral_system.config.known import did_you_mean, is_known, known_keys, takes_list
 from ral_system.errors import ConfigError, RalError, SetupError
 
@@ -17,14 +18,14 @@ _MACHINE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)
 """Errors of the file system that a user can act on; others are bugs and keep their traceback."""
 
 
-def explain(error: Exception) -> RalError | None:
+def explain(error: Exception, kind: type[CommandConfig]) -> RalError | None:
     """Convert an error the user can fix to a RalError; return None for a bug."""
     from omegaconf.errors import OmegaConfBaseException
 
     if isinstance(error, RalError):
         return error
     if isinstance(error, OmegaConfBaseException):
-        return ConfigError(one_line(error))
+        return ConfigError(one_line(error, kind))
     if isinstance(error, OSError) and error.errno in _MACHINE:
         return SetupError(f"{error.filename or 'the disk'}: {error.strerror}; make room or choose another runs_dir")
     return None
@@ -36,7 +37,7 @@ def fail(error: RalError, exit_code: int | None = None) -> NoReturn:
     sys.exit(error.exit_code if exit_code is None else exit_code)
 
 
-def one_line(error: Exception) -> str:
+def one_line(error: Exception, kind: type[CommandConfig]) -> str:
     """Shorten Hydra's message to one line and add a remedy."""
     from omegaconf.errors import MissingMandatoryValue
 
@@ -45,34 +46,35 @@ def one_line(error: Exception) -> str:
         return f"{error.full_key}=???: must be given; add it"
     for pattern, say in _OF_HYDRA:
         if found := re.search(pattern, text):
-            return say(*found.groups())
+            return say(kind, *found.groups())
     if override := getattr(error, "override", None):
         remedy = "write key=value, and quote it if it contains special characters"
         return f"override {override!r} cannot be read ({text}); {remedy}"
     return text
 
 
-def _unknown(key: str) -> str:
-    if key.startswith("data.sources.") and is_known(key):
+def _unknown(kind: type[CommandConfig], key: str) -> str:
+    if key.startswith("data.sources.") and is_known(key, kind):
         name = key.split(".")[2]
         return f"{key}: no source is called {name}; add it with +data/source@data.sources.{name}=columns"
-    if is_known(key):
+    if is_known(key, kind):
         group = "algorithm/policy_loss" if key.startswith("algorithm.policy_loss.") else key.split(".")[0]
         return f"{key}: unknown key here; choose another {group}=NAME, which has it"
     given = (argument.lstrip("+~").partition("=") for argument in sys.argv[1:])
     value = next((value for name, _, value in given if name == key), None)
-    known = known_keys() - {"algorithm.policy_loss"} | {"algorithm/policy_loss", "experiment"}
-    hint = did_you_mean(key, value or None, known)
+    inner = {"algorithm.policy_loss"} & known_keys(kind)  # a group, which is chosen with a slash
+    known = known_keys(kind) - inner | {one.replace(".", "/") for one in inner} | {"experiment"}
+    hint = did_you_mean(key, known, value or None)
     return f"{key}: unknown key; {hint or f'{command()} --cfg job shows the known ones'}"
 
 
-def _not_there(key: str, rest: str) -> str:
-    if is_known(key) or key == "experiment":
+def _not_there(kind: type[CommandConfig], key: str, rest: str) -> str:
+    if is_known(key, kind) or key == "experiment":
         return f"~{key}{rest}: key not present; remove the override"
-    return _unknown(key)
+    return _unknown(kind, key)
 
 
-def _no_option(group: str, option: str, known: str | None) -> str:
+def _no_option(kind: type[CommandConfig], group: str, option: str, known: str | None) -> str:
     if group == "data" and Path(option).suffix:
         return (
             f"data={option}: no such option; a file is given as data=files +data/source@data.sources.mine=columns "
@@ -84,8 +86,8 @@ def _no_option(group: str, option: str, known: str | None) -> str:
     return f"{group}={option}: no such option; {meant} {', '.join(options)}"
 
 
-def _several(key: str, values: str) -> str:
-    as_list = f", or write {key}=[{values}]" if takes_list(key.lstrip("+")) else ""
+def _several(kind: type[CommandConfig], key: str, values: str) -> str:
+    as_list = f", or write {key}=[{values}]" if takes_list(key.lstrip("+"), kind) else ""
     return f"{key}={values}: several values; add -m to run a job for each{as_list}"
 
 
@@ -96,14 +98,20 @@ _OF_HYDRA: tuple[tuple[str, Callable[..., str]], ...] = (
     (r"Could not find '([^']*)/([^']*)'(?:.*Available options in '[^']*': (.*))?", _no_option),
     (
         r"^Could not append to config\. An item is already at '([^']*)'",
-        lambda key: f"+{key}: the key is there already; write it without the +",
+        lambda _, key: f"+{key}: the key is there already; write it without the +",
     ),
-    (r"^Multiple values for (\S+)\. To", lambda key: f"+{key}: the group is there already; write it without the +"),
+    (
+        r"^Multiple values for (\S+)\. To",
+        lambda _, key: f"+{key}: the group is there already; write it without the +",
+    ),
     (r"^Ambiguous value for argument '([^'=]*)=([^']*)' 1", _several),
-    (r"^Sweep parameters '([^']*)' requires", lambda sweep: f"{sweep}: several values; add -m to run a job for each"),
+    (
+        r"^Sweep parameters '([^']*)' requires",
+        lambda _, sweep: f"{sweep}: several values; add -m to run a job for each",
+    ),
     (
         r"does not support sweep type : INTERVAL_SWEEP",
-        lambda: (
+        lambda _: (
             "interval(…) needs a sweeper that draws from it, such as hydra/sweeper=optuna; or list values as key=1,2"
         ),
     ),

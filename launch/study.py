@@ -19,6 +19,8 @@ from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from ral_system.config import commands as configurations
+from ral_system.config.known import other_readers
 from ral_system.errors import ConfigError, RalError
 from ral_system.launch.arguments import Parser
 from ral_system.launch.mistakes import fail
@@ -137,7 +139,9 @@ def main() -> None:
         "--runs-dir", type=Path, default=Path("runs"), help="where the study's folder is made (%(default)s)"
     )
     parser.add_argument("--seeds", type=int, nargs="+", help="seeds to run instead of the study's own")
-    parser.add_argument("--overrides", nargs="+", default=[], metavar="KEY=VALUE", help="overrides added to every run")
+    parser.add_argument(
+        "--overrides", nargs="+", default=[], metavar="KEY=VALUE", help="overrides added to every run that reads them"
+    )
     parser.add_argument("--dry-run", action="store_true", help="print the commands without running them")
     options = parser.parse_args()
     signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell leaves it ignored in its background jobs
@@ -191,7 +195,8 @@ def read_study(path: Path, folder: Path, seeds: list[int] | None = None, overrid
         filled = [Template(word).safe_substitute(folder=folder, **values) for word in words]
         if filled[0] not in known:
             raise ConfigError(f"study {path}: {filled[0]} is not one of {', '.join(known)}")
-        return (*filled, *extra)
+        kind = configurations.COMMANDS[filled[0]]
+        return (*filled, *(word for word in extra if not other_readers(_key(word), kind)))
 
     for arm, words in found.arms.items():
         if found.evaluate is None and words[0] in ("ral-sft", "ral-perceive"):
@@ -207,6 +212,8 @@ def read_study(path: Path, folder: Path, seeds: list[int] | None = None, overrid
             if found.evaluate is not None:
                 runs.append(_evaluation(folder, name, MODELS[words[0]], command(["ral-evaluate", *found.evaluate])))
     runs += [Run(_name(words), command(words)) for words in found.conclude]
+    if unread := set(extra).difference(*(run.command for run in runs)):
+        raise ConfigError(f"--overrides {min(unread)}: no command of the study reads it; remove it")
     return Study(
         found.title,
         tuple(runs),
@@ -278,6 +285,11 @@ class RunError(RalError):
     def __init__(self, name: str, code: int) -> None:
         super().__init__(f"{name} ended with exit code {code}; see its output above")
         self.exit_code = code
+
+
+def _key(override: str) -> str:
+    """Return the key of `key=value`, `+key=value`, `group@package=option` and the like."""
+    return override.partition("=")[0].lstrip("+~").partition("@")[0].replace("/", ".")
 
 
 def _name(words: list[str]) -> str:

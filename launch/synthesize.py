@@ -10,8 +10,8 @@ import json
 import time
 from pathlib import Path
 
+from ral_system.config.commands import SynthesizeConfig
 from ral_system.config.data import VisualSearchConfig
-from ral_system.config.run import RunConfig
 from ral_system.errors import ConfigError, DataError, SetupError
 from ral_system.launch.cli import run_with_config
 from ral_system.launch.refused import leaving_nothing
@@ -21,15 +21,18 @@ ral-synthesize: make visual-anchored demonstrations for sft, with models behind 
   ral-synthesize experiment=avar_quickstart name=avar_data
   ral-synthesize experiment=quickstart name=data synthesis.rows=2000; then train with
     data.demonstrations=runs/data/synthesis/demonstrations.jsonl
+
+It writes demonstrations.jsonl, rejected.jsonl and summary.json into runs_dir/name/synthesis.
+The same command again continues a synthesis that was interrupted.
 """
 
 
 def main() -> None:
     """Write demonstrations for the first training questions."""
-    run_with_config(synthesize, about=_ABOUT)
+    run_with_config(synthesize, SynthesizeConfig, about=_ABOUT)
 
 
-def synthesize(config: RunConfig) -> None:
+def synthesize(config: SynthesizeConfig) -> None:
     """Fill `synthesis/` in the run folder and print what became of the rows; continues an interrupted synthesis."""
     settings, data = config.synthesis, config.data
     if not isinstance(data, VisualSearchConfig):
@@ -48,7 +51,7 @@ def synthesize(config: RunConfig) -> None:
         _synthesize(config, data, root)
 
 
-def _synthesize(config: RunConfig, data: VisualSearchConfig, root: Path) -> None:
+def _synthesize(config: SynthesizeConfig, data: VisualSearchConfig, root: Path) -> None:
     settings = config.synthesis
     from rich.console import Console
     from rich.table import Table

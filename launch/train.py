@@ -15,9 +15,9 @@ from functools import cache, partial
 from pathlib import Path
 
 from ral_system.config.choices import STAGES, Stage
-from ral_system.config.run import RunConfig
+from ral_system.config.commands import TrainConfig
 from ral_system.config.validate import warnings
-from ral_system.errors import ConfigError, GateError
+from ral_system.errors import GateError
 from ral_system.launch.cli import run_with_config
 from ral_system.launch.head import run_head
 from ral_system.launch.refused import leaving_nothing
@@ -28,6 +28,16 @@ _TRAIN = """
 ral-train: train a vision-language model with Reinforced Attention Learning: perceive, sft and rl, then a report.
   ral-train experiment=quickstart                     the whole system on two CPU cores, in minutes
   ral-train experiment=video_r1_qwen2_5_vl_7b_8gpu data.sources.main.path=rows.json       your own questions
+  ral-train experiment=smoke                          every role for a few steps, in a minute or two
+  ral-train experiment=smoke cluster=local            one process: no Ray, vLLM or DeepSpeed
+  ral-train experiment=quickstart algorithm.attention.weight=4 name=ral_weight4
+  ral-train -m experiment=smoke cluster=local algorithm=ral,grpo seed=0,1     four runs, each in its own folder
+  ray job submit --address http://127.0.0.1:8265 -- ral-train experiment=quickstart runs_dir=/shared/runs
+"""
+_RUN = """
+ral-perceive, ral-sft and ral-rl run one stage each, from the stage before it in the same run folder.
+A run lives in runs_dir/name: config.yaml, metrics.jsonl, rollouts.jsonl, report.html, summary.json, model/, logs/.
+The same command again continues a run that was interrupted.
 """
 _PERCEIVE = """
 ral-perceive: the first stage only: learn to see by captioning generated pictures.
@@ -48,25 +58,25 @@ ral-rl: Reinforced Attention Learning only, from the run's sft model, start_mode
 
 def main() -> None:
     """Run the configured stages, by default perceive, sft and rl."""
-    run_with_config(run_stages, about=_TRAIN)
+    run_with_config(run_stages, TrainConfig, about=_TRAIN + _RUN)
 
 
 def perceive() -> None:
     """Learn to see by dense captioning."""
-    run_with_config(partial(run_stages, stages=("perceive",)), about=_PERCEIVE)
+    run_with_config(partial(run_stages, stages=("perceive",)), TrainConfig, about=_PERCEIVE + _RUN)
 
 
 def sft() -> None:
     """Run the think-and-answer cold start."""
-    run_with_config(partial(run_stages, stages=("sft",)), about=_SFT)
+    run_with_config(partial(run_stages, stages=("sft",)), TrainConfig, about=_SFT + _RUN)
 
 
 def rl() -> None:
     """Run Reinforced Attention Learning from a cold-started model."""
-    run_with_config(partial(run_stages, stages=("rl",)), about=_RL)
+    run_with_config(partial(run_stages, stages=("rl",)), TrainConfig, about=_RL + _RUN)
 
 
-def run_stages(config: RunConfig, stages: Sequence[Stage] = ()) -> float | None:
+def run_stages(config: TrainConfig, stages: Sequence[Stage] = ()) -> float | None:
     """Run the given stages, by default `config.stages`, skipping those that are complete; return the last one's
     held-out accuracy. Heavy imports happen here, after parsing.
     """
@@ -75,11 +85,6 @@ def run_stages(config: RunConfig, stages: Sequence[Stage] = ()) -> float | None:
 
     silence_third_party()
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # threads that spin while idle slow a shared machine tenfold
-    if config.intervention.active:
-        raise ConfigError(
-            f"intervention.image={config.intervention.image:g} and intervention.system={config.intervention.system:g} "
-            "only apply to ral-evaluate; set both to 0 to train"
-        )
     for warning in warnings(config):
         print(f"warning: {warning}", file=sys.stderr)
     folder = RunFolder((Path(config.runs_dir) / config.name).resolve())
@@ -95,7 +100,7 @@ def run_stages(config: RunConfig, stages: Sequence[Stage] = ()) -> float | None:
     return result.get("held_out_accuracy", result.get("held_out_score"))  # of rl; of a supervised stage
 
 
-def _check_models(config: RunConfig, folder: RunFolder, stages: Sequence[Stage]) -> None:
+def _check_models(config: TrainConfig, folder: RunFolder, stages: Sequence[Stage]) -> None:
     """Raise SetupError for a missing model within a second, and not after hours of training."""
     named: list[tuple[str, str]] = []
     if folder.result(stages[0]) is None:
@@ -110,7 +115,7 @@ def _check_models(config: RunConfig, folder: RunFolder, stages: Sequence[Stage])
         check_named(field, name)
 
 
-def _run(config: RunConfig, folder: RunFolder, stages: Sequence[Stage], unfinished: Sequence[Stage]) -> None:
+def _run(config: TrainConfig, folder: RunFolder, stages: Sequence[Stage], unfinished: Sequence[Stage]) -> None:
     from ral_system.controller.start import first_model, open_metrics, run_stage
     from ral_system.models.folders import local_model_folder
     from ral_system.observability.timeline import write_trace
@@ -148,7 +153,7 @@ def _run(config: RunConfig, folder: RunFolder, stages: Sequence[Stage], unfinish
         print(f"{folder.root}: nothing to do, {steps}; raise {more} to train on")
 
 
-def role_factory(config: RunConfig):  # type: ignore[no-untyped-def]
+def role_factory(config: TrainConfig):  # type: ignore[no-untyped-def]
     """Return the class that starts a stage's roles on the configured cluster."""
     if config.cluster.kind == "local":
         from ral_system.in_process import InProcessRoles

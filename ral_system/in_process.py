@@ -11,7 +11,7 @@ import torch
 
 from ral_system.config.algorithm import AlgorithmConfig
 from ral_system.config.choices import Stage
-from ral_system.config.run import RunConfig
+from ral_system.config.commands import TrainConfig
 from ral_system.config.teacher import TeacherConfig, TeacherRole
 from ral_system.media.store import MediaStore, node_store
 from ral_system.models.folders import local_model_folder
@@ -38,7 +38,7 @@ from ral_system.weights.transfer.transfer import Transfer
 class InProcessRoles:
     """`protocols.Roles` for `cluster=local`: a Hugging Face generator, a torch learner, one verifier pool."""
 
-    def __init__(self, config: RunConfig, stage: Stage, model_folder: Path, run_folder: Path) -> None:
+    def __init__(self, config: TrainConfig, stage: Stage, model_folder: Path, run_folder: Path) -> None:
         if not torch.cuda.is_available():
             torch.set_num_threads(config.cluster.threads_per_process)
         media = node_store(run_folder / "media", config.cluster.media_cache_gib)

@@ -5,28 +5,40 @@ from __future__ import annotations
 import functools
 from copy import deepcopy
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar, overload
 
 from ral_system import conf
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
 
-    from ral_system.config.run import RunConfig
+    from ral_system.config.commands import CommandConfig, TrainConfig
+
+    Kind = TypeVar("Kind", bound=CommandConfig)
 
 CONF = Path(conf.__file__).parent
 
 
-def compose_config(*overrides: str) -> RunConfig:
-    """Hydra overrides → `RunConfig`, as entry points make it."""
-    from ral_system.config.validate import parse_config
-    from ral_system.launch.cli import plain_container
+@overload
+def compose_config(*overrides: str) -> TrainConfig: ...
 
-    return parse_config(plain_container(compose_container(*overrides)))
+
+@overload
+def compose_config(*overrides: str, kind: type[Kind]) -> Kind: ...
+
+
+def compose_config(*overrides: str, kind: type[CommandConfig] | None = None) -> CommandConfig:
+    """Hydra overrides → the configuration of a command, by default of `ral-train`, as entry points make it."""
+    from ral_system.config.commands import TrainConfig
+    from ral_system.config.known import read_by
+    from ral_system.config.validate import parse_config
+
+    kind = kind or TrainConfig
+    return parse_config(read_by(kind, compose_container(*overrides)), kind)
 
 
 def compose_container(*overrides: str) -> dict[str, Any]:
-    """Overrides → the plain container that entry points hand to `parse_config`.
+    """Overrides → the plain values of all groups, which entry points reduce to those of a command.
 
     Choices of groups are composed by Hydra, once for all tests; values are then set as Hydra sets them. It takes 0.15 s
     to compose, and thousands of tests want a configuration.
@@ -42,6 +54,7 @@ def compose_container(*overrides: str) -> dict[str, Any]:
         OmegaConf.update(config, override.key_or_group, override.value(), merge=True)
     container = OmegaConf.to_container(config, resolve=True)
     assert isinstance(container, dict)
+    container.pop("experiment", None)
     return container
 
 

@@ -29,7 +29,7 @@ if not Path("/proc/driver/nvidia").exists() and importlib.util.find_spec("triton
 pytest_plugins = ("tests.durations",)
 
 if TYPE_CHECKING:
-    from ral_system.config.run import RunConfig
+    from ral_system.config.commands import TrainConfig
     from ral_system.media.store import MediaStore
     from ral_system.training.learner_rank import LearnerRank
     from ral_system.types import Sample
@@ -40,11 +40,11 @@ ADVANTAGES = (1.0, -0.7, 0.4, -1.3, 0.0, 0.9)
 
 
 @pytest.fixture(scope="session")
-def make_config() -> Callable[..., RunConfig]:
-    """Hydra overrides → `RunConfig`, as entry points make it; one process unless overridden."""
+def make_config() -> Callable[..., TrainConfig]:
+    """Hydra overrides → a command's configuration, by default `TrainConfig`; one process unless overridden."""
     from tests.composed import compose_config
 
-    return lambda *overrides: compose_config("cluster=local", *overrides)
+    return lambda *overrides, **kind: compose_config("cluster=local", *overrides, **kind)
 
 
 @pytest.fixture(scope="session")
@@ -119,7 +119,7 @@ def start_rank(tiny_model: Path, media: MediaStore) -> Callable[..., LearnerRank
     """A learner of one rank on the tiny model's weights."""
     from ral_system.training.learner_rank import LearnerRank
 
-    def started(config: RunConfig, stage: str = "rl") -> LearnerRank:
+    def started(config: TrainConfig, stage: str = "rl") -> LearnerRank:
         return LearnerRank(config, tiny_model, media, rank=0, world_size=1, stage=stage)
 
     return started

@@ -133,13 +133,18 @@ class OverlongConfig(Group):
             yield from without_effect(self, path, reason, remedy, buffer=16)
 
 
-class AlgorithmConfig(Group):
+class ResponseConfig(Group):
+    """How a response is written."""
+
+    response_format: ResponseFormat
+    """`<think>…</think><answer>…</answer>`, or the answer alone (RAL-zero)."""
+
+
+class AlgorithmConfig(ResponseConfig):
     """The training objective and the shape of one step."""
 
     name: str
     """Label in reports and run names."""
-    response_format: ResponseFormat
-    """`<think>…</think><answer>…</answer>`, or the answer alone (RAL-zero)."""
     steps: Annotated[Positive, Resumable]
     """Rollout batches to train on."""
     prompts_per_step: Positive

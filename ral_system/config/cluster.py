@@ -7,7 +7,16 @@ from typing import Literal
 from ral_system.config.base import Group, NonNegativeFloat, Positive, PositiveFloat
 
 
-class ClusterConfig(Group):
+class ProcessConfig(Group):
+    """What a process may use of its node."""
+
+    media_cache_gib: NonNegativeFloat
+    """Disk of each node's temporary folder for decoded pictures and frames, which its processes share."""
+    threads_per_process: Positive
+    """OpenMP threads of each engine process on CPU."""
+
+
+class ClusterConfig(ProcessConfig):
     """Where the roles run."""
 
     kind: Literal["ray", "local"]
@@ -23,10 +32,6 @@ class ClusterConfig(Group):
     gpus_per_learner: NonNegativeFloat
     gpus_per_scorer: NonNegativeFloat
     gpus_per_teacher: NonNegativeFloat
-    media_cache_gib: NonNegativeFloat
-    """Disk of each node's temporary folder for decoded pictures and frames, which its processes share."""
-    threads_per_process: Positive
-    """OpenMP threads of each engine process on CPU."""
     start_timeout_s: PositiveFloat
     """Bound on waiting for nodes and resources; on each node finding the models; and on starting every actor."""
     call_timeout_s: PositiveFloat

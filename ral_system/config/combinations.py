@@ -10,13 +10,19 @@ from collections.abc import Callable, Iterator, Sequence
 from types import UnionType
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
-from ral_system.config.algorithm import AlgorithmConfig
+from ral_system.config.algorithm import AlgorithmConfig, ResponseConfig
 from ral_system.config.base import Group
 from ral_system.config.checkpoint import CheckpointConfig
 from ral_system.config.choices import Stage
 from ral_system.config.cluster import ClusterConfig
 from ral_system.config.data import DataConfig, FilesConfig, VideoSearchConfig, VisualSearchConfig
-from ral_system.config.evaluation import EvaluationConfig, InterventionConfig, SweepConfig
+from ral_system.config.evaluation import (
+    EvaluationConfig,
+    HeldOutConfig,
+    InterventionConfig,
+    MeasurementConfig,
+    SweepConfig,
+)
 from ral_system.config.learner import LearnerConfig
 from ral_system.config.reward import RewardConfig
 from ral_system.config.rollout import RolloutConfig
@@ -95,13 +101,14 @@ def visual_reward_has_a_system_turn(reward: RewardConfig, data: DataConfig) -> I
         )
 
 
-def files_are_given(data: DataConfig, evaluation: EvaluationConfig) -> Iterator[str]:
+def files_are_given(data: DataConfig, evaluation: HeldOutConfig) -> Iterator[str]:
     """Check that there are questions to ask."""
-    if isinstance(data, FilesConfig) and not data.sources and evaluation.benchmark.name is None:
+    benchmark = evaluation.benchmark.name if isinstance(evaluation, MeasurementConfig) else None
+    if isinstance(data, FilesConfig) and not data.sources and benchmark is None:
         yield "data.sources={}: no file; add one, +data/source@data.sources.NAME=video_r1 data.sources.NAME.path=FILE"
 
 
-def files_fit_the_stages(data: DataConfig, stages: Sequence[Stage], algorithm: AlgorithmConfig) -> Iterator[str]:
+def files_fit_the_stages(data: DataConfig, stages: Sequence[Stage], algorithm: ResponseConfig) -> Iterator[str]:
     """Check that files of questions have what the stages imitate."""
     if not isinstance(data, FilesConfig):
         return
@@ -131,7 +138,7 @@ def generated_questions_last(algorithm: AlgorithmConfig, data: DataConfig) -> It
         )
 
 
-def demonstrations_have_the_format(algorithm: AlgorithmConfig, data: DataConfig) -> Iterator[str]:
+def demonstrations_have_the_format(algorithm: ResponseConfig, data: DataConfig) -> Iterator[str]:
     """Check that demonstrations have the response format."""
     if isinstance(data, VisualSearchConfig) and data.demonstrations and algorithm.response_format == "answer_only":
         yield (
@@ -140,7 +147,7 @@ def demonstrations_have_the_format(algorithm: AlgorithmConfig, data: DataConfig)
         )
 
 
-def benchmark_has_files(evaluation: EvaluationConfig, data: DataConfig) -> Iterator[str]:
+def benchmark_has_files(evaluation: MeasurementConfig, data: DataConfig) -> Iterator[str]:
     """Check that a benchmark finds its sizes and its system turn."""
     name = evaluation.benchmark.name
     if name is not None and not isinstance(data, FilesConfig):

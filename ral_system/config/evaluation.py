@@ -33,17 +33,27 @@ class BenchmarkConfig(Group):
             yield (f"{path}.name={self.name} and {path}.folder={self.folder} go together; set both, or both to null")
 
 
-class EvaluationConfig(Group):
-    """Held-out evaluation: greedy, all question kinds."""
+class HeldOutConfig(Group):
+    """The held-out questions."""
 
     questions: Positive
-    """Before and after RL."""
+    """How many there are: for `ral-evaluate`, and in training before and after RL."""
+
+
+class EvaluationConfig(HeldOutConfig):
+    """Held-out evaluation in training: greedy, all question kinds."""
+
     stage_questions: Positive
     """At the evaluations inside a supervised stage."""
     every: NonNegative
     """RL steps between evaluations; 0 evaluates only before and after."""
     every_questions: Positive
     """At the evaluations inside RL."""
+
+
+class MeasurementConfig(HeldOutConfig):
+    """What `ral-evaluate` asks a model, and how often."""
+
     attention_questions: NonNegative
     """Questions whose visual attention score `ral-evaluate` measures; 0 none."""
     samples: Positive

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from functools import cache
 from typing import Any, get_args, get_origin
 
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
-from ral_system.config.run import RunConfig
+from ral_system.config.commands import COMMANDS, CommandConfig
 
 ANY = "*"
 """Stands for a name that the user chooses, as in `data.sources.*.path`."""
@@ -26,33 +26,71 @@ _SHORTEST = 4
 
 
 @cache
-def known_keys() -> frozenset[str]:
+def known_keys(kind: type[BaseModel]) -> frozenset[str]:
     """Every dotted key, of groups and of fields, of all choices: `learner`, `learner.betas`, `data.sources.*.path`."""
-    return frozenset(path for path, _ in _fields(RunConfig, ""))
+    return frozenset(path for path, _ in _fields(kind, ""))
 
 
 @cache
-def marked_keys(mark: object) -> frozenset[str]:
+def marked_keys(kind: type[BaseModel], mark: object) -> frozenset[str]:
     """Every dotted key whose field, in some choice of the groups, carries a mark such as `Resumable`."""
-    return frozenset(path for path, field in _fields(RunConfig, "") if mark in field.metadata)
+    return frozenset(path for path, field in _fields(kind, "") if mark in field.metadata)
 
 
-def is_known(key: str) -> bool:
+@cache
+def choices(kind: type[BaseModel]) -> frozenset[str]:
+    """The keys of groups that are one of several classes."""
+    return frozenset(path for path, field in _fields(kind, "") if field.discriminator)
+
+
+def is_known(key: str, kind: type[BaseModel]) -> bool:
     """Whether some choice of the groups has the key."""
-    return any(_filled(known, key) == key for known in known_keys())
+    return key in known_keys(kind) or any(_filled(known, key) == key for known in known_keys(kind) if ANY in known)
 
 
-def takes_list(key: str) -> bool:
+@cache
+def other_readers(key: str, kind: type[CommandConfig]) -> tuple[str, ...]:
+    """The commands that read a key, or the group that it is in, where `kind` does not; none for any other key. Of the
+    training commands, which share a class, ral-train alone.
+
+    Example: `sweep.axis` → `("ral-evaluate",)` for ral-train, `()` for ral-evaluate; `foo` → `()`
+    """
+    parts = key.split(".")
+    for count in range(1, len(parts) + 1):
+        prefix = ".".join(parts[:count])
+        if not is_known(prefix, kind):
+            found: dict[type[CommandConfig], str] = {}
+            for command, other in COMMANDS.items():
+                if is_known(prefix, other):
+                    found.setdefault(other, command)
+            return tuple(found.values())
+    return ()
+
+
+def read_by(kind: type[CommandConfig], values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """The composed values without those that other commands read and this one does not.
+
+    Keys that no command knows stay, to be refused: somebody has written them.
+    """
+    found = {}
+    for key, value in values.items():
+        path = f"{prefix}{key}"
+        if not other_readers(path, kind):
+            found[key] = read_by(kind, value, f"{path}.") if isinstance(value, Mapping) else value
+    return found
+
+
+def takes_list(key: str, kind: type[BaseModel]) -> bool:
     """Whether the key holds a list under some choice of the groups."""
-    return any(_filled(path, key) == key and _has_tuple(field.annotation) for path, field in _fields(RunConfig, ""))
+    return any(_filled(path, key) == key and _has_tuple(field.annotation) for path, field in _fields(kind, ""))
 
 
-def meant(key: str, known: Collection[str] | None = None) -> list[str]:
+def meant(key: str, known: Collection[str]) -> list[str]:
     """The known keys that a wrong one most likely stands for: three at most, the closest first; often none.
 
     Example: `algorithm.stepz` → `algorithm.steps`, `learner.lr` → `learner.learning_rate`, `wandb` → `logging.wandb`
     """
-    filled = sorted({_filled(one, key) for one in known or known_keys()} - {key})
+    filled = sorted({_filled(one, key) for one in known} - {key})
     parent, leaf = _parent(key), _leaf(key)
     siblings = [one for one in filled if _parent(one) == parent]
     level = [one for one in filled if one.count(".") == key.count(".")]
@@ -72,7 +110,7 @@ def meant(key: str, known: Collection[str] | None = None) -> list[str]:
     return sorted(found, key=lambda one: -difflib.SequenceMatcher(None, key, one).ratio())[:_MOST]
 
 
-def did_you_mean(key: str, value: str | None = None, known: Collection[str] | None = None) -> str:
+def did_you_mean(key: str, known: Collection[str], value: str | None = None) -> str:
     """`did you mean algorithm.steps=5?`, `use NEW instead` for a renamed key, or nothing."""
     if key in RENAMED:
         return f"use {RENAMED[key]} instead"

@@ -11,13 +11,18 @@ from ral_system.config.base import Fraction, Group, NonNegative, NonNegativeFloa
 from ral_system.config.choices import Dtype
 
 
-class LearnerGroup(Group):
+class ForwardConfig(Group):
+    """Forward passes; `ral-evaluate` makes some to measure where a model looks."""
+
+    micro_batch: Annotated[Positive, Resumable]
+    """Sequences per forward pass, and the backward pass that follows in training, on one rank."""
+    dtype: Dtype
+
+
+class LearnerGroup(ForwardConfig):
     """What both engines read."""
 
     world_size: Positive
-    micro_batch: Annotated[Positive, Resumable]
-    """Sequences per forward-backward on one rank."""
-    dtype: Dtype
     gradient_checkpointing: Annotated[bool, Resumable]
     learning_rate: NonNegativeFloat
     betas: tuple[Fraction, Fraction]

@@ -11,6 +11,13 @@ WandbMode = Literal[WandbRecording, "disabled"]
 WandbChoice = Literal["auto", WandbMode]
 
 
+class PreviewConfig(Group):
+    """What the page of `ral-data` shows."""
+
+    preview_rows: Positive
+    """Training rows on the page, as many that were left out, and a third as many held-out ones."""
+
+
 class LoggingConfig(Group):
     """Where metrics go besides `metrics.jsonl`."""
 
@@ -24,7 +31,5 @@ class LoggingConfig(Group):
     `${algorithm.prompts_per_step}` all."""
     report_every: Positive
     """RL steps between rewrites of `report.html`."""
-    preview_rows: Positive
-    """Training rows on the page of `ral-data`, as many that were left out, and a third as many held-out ones."""
     attention_entropy_alarm: Fraction
     """Raise an alarm when the attention rows' mean entropy falls below this share of the first step's; 0 never."""

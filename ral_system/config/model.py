@@ -13,11 +13,16 @@ class TinyModelConfig(Group):
     vision_layers: Positive
 
 
-class ModelConfig(Group):
-    """Which model is trained."""
+class StartModelConfig(Group):
+    """Which model a run starts from."""
 
     path: str | None
     """Folder or hub name in Hugging Face format; null builds `tiny`."""
     tiny: TinyModelConfig
+
+
+class ModelConfig(StartModelConfig):
+    """Which model is trained."""
+
     freeze_vision: bool
     """Keep the vision encoder and projector fixed."""

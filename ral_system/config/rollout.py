@@ -29,28 +29,12 @@ class LogProbGateConfig(Group):
     """Bound on the 99.9 % quantile; null: none."""
 
 
-class RolloutGroup(Group):
-    """What both engines read."""
+class LengthsConfig(Group):
+    """How long prompts and responses may be."""
 
-    workers: Annotated[Positive, Resumable]
-    """Engines; prompts are dealt to them in turn."""
-    temperature: PositiveFloat
     max_new_tokens: Positive
-    stop_at_answer: bool
-    """End a response at `</answer>`, whatever the model would still say."""
     max_model_len: Positive
     """Prompt and response together, in tokens, visual tokens included."""
-    max_sequences: Annotated[Positive, Resumable]
-    """Sequences an engine decodes at once."""
-    dtype: Dtype
-    weight_transfer: Annotated[str, NameIn(WEIGHT_TRANSFERS), Resumable]
-    """How weights travel from learners to engines. object_store: as arrays in Ray's object store, or in memory. files:
-    in a file of the run's folder, which learners and engines must share. Packages can add others."""
-    on_new_weights: Annotated[OnNewWeights, Resumable]
-    """What becomes of responses under way when new weights are ready, with `algorithm.max_staleness` > 0. finish:
-    weights change between two batches only. continue: at once; the response goes on from its last token with the new
-    ones. discard: at once; the response is begun again."""
-    log_prob_gate: Annotated[LogProbGateConfig, Resumable]
 
     def response_limit(self, prompt_tokens: int) -> int:
         """Tokens at which a response to a prompt of this length is cut: `max_new_tokens`, or the room that is left."""
@@ -65,14 +49,29 @@ class RolloutGroup(Group):
             )
 
 
-class HfRolloutConfig(RolloutGroup):
+class EngineGroup(LengthsConfig):
+    """What both engines read."""
+
+    temperature: PositiveFloat
+    stop_at_answer: bool
+    """End a response at `</answer>`, whatever the model would still say."""
+    max_sequences: Annotated[Positive, Resumable]
+    """Sequences an engine decodes at once."""
+    dtype: Dtype
+    on_new_weights: Annotated[OnNewWeights, Resumable]
+    """What becomes of responses under way when new weights are ready, with `algorithm.max_staleness` > 0. finish:
+    weights change between two batches only. continue: at once; the response goes on from its last token with the new
+    ones. discard: at once; the response is begun again."""
+
+
+class HfEngineConfig(EngineGroup):
     """A transformers model in the process that calls it."""
 
     engine: Literal["hf"]
 
 
-class VllmRolloutConfig(RolloutGroup):
-    """vLLM engines."""
+class VllmEngineConfig(EngineGroup):
+    """A vLLM engine."""
 
     engine: Literal["vllm"]
     tensor_parallel: Annotated[Positive, Resumable]
@@ -80,6 +79,28 @@ class VllmRolloutConfig(RolloutGroup):
     memory_gib: Annotated[PositiveFloat | None, Resumable]
     """Key-value cache on CPU engines."""
     gpu_memory_utilization: Annotated[Fraction, Resumable]
+
+
+EngineConfig = Annotated[HfEngineConfig | VllmEngineConfig, Field(discriminator="engine")]
+
+
+class RolloutGroup(EngineGroup):
+    """What training reads of both engines."""
+
+    workers: Annotated[Positive, Resumable]
+    """Engines; prompts are dealt to them in turn."""
+    weight_transfer: Annotated[str, NameIn(WEIGHT_TRANSFERS), Resumable]
+    """How weights travel from learners to engines. object_store: as arrays in Ray's object store, or in memory. files:
+    in a file of the run's folder, which learners and engines must share. Packages can add others."""
+    log_prob_gate: Annotated[LogProbGateConfig, Resumable]
+
+
+class HfRolloutConfig(RolloutGroup, HfEngineConfig):
+    """A transformers model in the process that calls it."""
+
+
+class VllmRolloutConfig(RolloutGroup, VllmEngineConfig):
+    """vLLM engines."""
 
 
 RolloutConfig = Annotated[HfRolloutConfig | VllmRolloutConfig, Field(discriminator="engine")]

@@ -1,46 +1,48 @@
-"""From a plain container to a `RunConfig`: every mistake becomes one line with field, value and remedy."""
+"""From a plain container to a command's configuration: every mistake becomes one line with field, value and remedy."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, TypeVar
 
 from pydantic import ValidationError
 
 from ral_system.config import combinations
-from ral_system.config.known import did_you_mean, is_known
-from ral_system.config.run import RunConfig
+from ral_system.config.commands import CommandConfig
+from ral_system.config.known import choices, did_you_mean, is_known, known_keys
 from ral_system.errors import ConfigError
 
+_Kind = TypeVar("_Kind", bound=CommandConfig)
 
-def parse_config(container: Mapping[str, Any]) -> RunConfig:
+
+def parse_config(container: Mapping[str, Any], kind: type[_Kind]) -> _Kind:
     """Validate types, ranges and combinations. Raises ConfigError."""
     try:
-        config = RunConfig.model_validate(container)
+        config = kind.model_validate(container)
     except ValidationError as error:
-        raise ConfigError("; ".join(_one_problem(e) for e in error.errors())) from None
+        raise ConfigError("; ".join(_one_problem(e, kind) for e in error.errors())) from None
     problems = [*combinations.problems(config), *(line for group in config.groups() for line in group.problems())]
     if problems:
         raise ConfigError("; ".join(problems))
     return config
 
 
-def warnings(config: RunConfig) -> list[str]:
+def warnings(config: CommandConfig) -> list[str]:
     """Legal choices that are known to go wrong, one line each."""
     return [*combinations.warnings(config), *(line for group in config.groups() for line in group.warnings())]
 
 
-def _one_problem(error: Any) -> str:
+def _one_problem(error: Any, kind: type[CommandConfig]) -> str:
     parts = [str(part) for part in error["loc"]]
-    for union in (["algorithm", "policy_loss"], ["data"], ["rollout"], ["learner"]):
+    for union in (key.split(".") for key in choices(kind)):
         if parts[: len(union)] == union:
             del parts[len(union) : len(union) + 1]  # pydantic puts the choice's name there
     field = ".".join(part for part in parts if part != "[key]")  # pydantic's word for a key of a dictionary
     if error["type"] == "model_attributes_type" and field == "algorithm.policy_loss":
         return f"{field}={error['input']!r}: a loss is chosen as algorithm/policy_loss={error['input']}"
     if error["type"] == "extra_forbidden":
-        return _unknown_key(field, error)
+        return _unknown_key(field, error, kind)
     if error["type"] == "string_pattern_mismatch" and field == "name":
         better = re.sub(r"[^A-Za-z0-9._-]+", "_", error["input"]).lstrip(".-") or "run"
         return f"name={error['input']!r}: a run's name has letters, digits, '_', '.' and '-' only; set name={better}"
@@ -62,9 +64,10 @@ def _one_problem(error: Any) -> str:
     return f"{field}={error['input']!r}: {error['msg'][0].lower()}{error['msg'][1:]}"
 
 
-def _unknown_key(field: str, error: Any) -> str:
-    if not is_known(field):
-        return f"{field}: unknown key; remove it; {did_you_mean(field) or '--cfg job shows the known ones'}"
+def _unknown_key(field: str, error: Any, kind: type[CommandConfig]) -> str:
+    if not is_known(field, kind):
+        meant = did_you_mean(field, known_keys(kind))
+        return f"{field}: unknown key; remove it; {meant or '--cfg job shows the known ones'}"
     group = field.split(".")[0]
     if group in ("rollout", "learner"):
         return (

@@ -15,7 +15,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from ral_system.config.run import RunConfig
+from ral_system.config.commands import TrainConfig
 from ral_system.controller.judging import judge, rollout_metrics
 from ral_system.controller.sampling import Batch, Sampler, sampling_metrics
 from ral_system.errors import GateError
@@ -51,7 +51,7 @@ class TrainingLoop:
     """
 
     def __init__(
-        self, config: RunConfig, roles: Roles, train_prompt: Callable[[int], Prompt], timer: PhaseTimer
+        self, config: TrainConfig, roles: Roles, train_prompt: Callable[[int], Prompt], timer: PhaseTimer
     ) -> None:
         self._config = config
         self._roles = roles

@@ -17,7 +17,7 @@ from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 
-from ral_system.config.run import RunConfig
+from ral_system.config.commands import TrainConfig
 from ral_system.controller.loop import Step, TrainingLoop
 from ral_system.controller.sampling import Batch, Sampler
 from ral_system.errors import GateError
@@ -47,7 +47,7 @@ class PipelinedLoop(TrainingLoop):
     """`TrainingLoop` that generates ahead in a separate thread. `close` it; at a pause no work is unfinished."""
 
     def __init__(
-        self, config: RunConfig, roles: Roles, train_prompt: Callable[[int], Prompt], timer: PhaseTimer
+        self, config: TrainConfig, roles: Roles, train_prompt: Callable[[int], Prompt], timer: PhaseTimer
     ) -> None:
         super().__init__(config, roles, train_prompt, timer)
         self._ahead_timer = PhaseTimer()

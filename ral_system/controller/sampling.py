@@ -11,7 +11,7 @@ from contextlib import closing
 from dataclasses import dataclass, field
 
 from ral_system.algorithms.advantages import differ
-from ral_system.config.run import RunConfig
+from ral_system.config.commands import TrainConfig
 from ral_system.errors import GateError
 from ral_system.observability.progress import PhaseTimer
 from ral_system.protocols import Roles
@@ -54,7 +54,7 @@ class Sampler:
 
     def __init__(
         self,
-        config: RunConfig,
+        config: TrainConfig,
         roles: Roles,
         train_prompt: Callable[[int], Prompt],
         timer: PhaseTimer,

@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from ral_system.config.choices import Stage, SupervisedStage
+from ral_system.config.commands import TrainConfig
 from ral_system.config.logging import LoggingConfig
-from ral_system.config.run import RunConfig
 from ral_system.controller.judging import NO_VERDICT
 from ral_system.controller.loop import TrainingLoop
 from ral_system.controller.pipeline import PipelinedLoop
@@ -39,7 +39,7 @@ SHOWN_QUESTIONS = 10
 class StageContext:
     """Context that every stage needs."""
 
-    config: RunConfig
+    config: TrainConfig
     folder: RunFolder
     model: Path
     """Model that the stage starts from; in rl also the frozen reference."""
@@ -260,7 +260,7 @@ def _train(
     }
 
 
-def _steps_until_pause(step: int, config: RunConfig) -> int:
+def _steps_until_pause(step: int, config: TrainConfig) -> int:
     """Count the steps from this one, included, to the next pause: a checkpoint, an evaluation, or the end."""
     last = config.algorithm.steps
     pauses = (config.checkpoint.every, config.evaluation.every or last, last)

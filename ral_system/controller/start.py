@@ -7,8 +7,8 @@ from contextlib import closing
 from pathlib import Path
 
 from ral_system.config.choices import STAGES, Stage
+from ral_system.config.commands import TrainConfig
 from ral_system.config.model import TinyModelConfig
-from ral_system.config.run import RunConfig
 from ral_system.controller.stages import StageContext, run_rl, run_supervised
 from ral_system.errors import SetupError
 from ral_system.models.folders import local_model_folder
@@ -22,11 +22,11 @@ from ral_system.tasks.open import QuestionSettings, open_prompts
 from ral_system.tasks.tiny_model import build_tiny_model
 from ral_system.versions import this_command
 
-StartRoles = Callable[[RunConfig, Stage, Path, Path], Roles]
+StartRoles = Callable[[TrainConfig, Stage, Path, Path], Roles]
 """Maps (config, stage, model folder, run folder) to roles that are ready to work."""
 
 
-def first_model(config: RunConfig, folder: RunFolder, stage: Stage, stages: Sequence[Stage]) -> Path:
+def first_model(config: TrainConfig, folder: RunFolder, stage: Stage, stages: Sequence[Stage]) -> Path:
     """Where `stage` starts from: `start_model` for the first of `stages`, else the preceding stage's result, else the
     configured model, else a new tiny one. Raises SetupError when a needed stage has not run.
     """
@@ -60,7 +60,7 @@ def new_tiny_model(tiny: TinyModelConfig, seed: int, folder: RunFolder) -> Path:
     return folder.start_model
 
 
-def open_metrics(config: RunConfig, folder: RunFolder) -> MetricsLog:
+def open_metrics(config: TrainConfig, folder: RunFolder) -> MetricsLog:
     """Open the log of one command's stages. W&B gets the configuration, the versions and the command."""
     record = this_command()
     folder.add_command(record)
@@ -68,7 +68,7 @@ def open_metrics(config: RunConfig, folder: RunFolder) -> MetricsLog:
 
 
 def run_stage(
-    config: RunConfig,
+    config: TrainConfig,
     folder: RunFolder,
     stage: Stage,
     model: Path,

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ral_system.config.data import FilesConfig
-from ral_system.config.evaluation import BenchmarkConfig, EvaluationConfig
+from ral_system.config.evaluation import BenchmarkConfig, MeasurementConfig
 from ral_system.errors import DataError
 from ral_system.evaluation.subject import Subject
 from ral_system.types import Completion, Prompt, Rollout, Sampling
@@ -61,7 +61,7 @@ class Figures:
     """Number of questions that could not be asked, and the most frequent reason."""
 
 
-def asked(evaluation: EvaluationConfig, settings: QuestionSettings, subject: Subject, label: str = "") -> Questions:
+def asked(evaluation: MeasurementConfig, settings: QuestionSettings, subject: Subject, label: str = "") -> Questions:
     """The held-out questions of `data`, or those of the configured benchmark, as the subject reads them. Progress is
     shown under `label`.
 
@@ -73,7 +73,7 @@ def asked(evaluation: EvaluationConfig, settings: QuestionSettings, subject: Sub
 
 
 def figures(
-    evaluation: EvaluationConfig,
+    evaluation: MeasurementConfig,
     settings: QuestionSettings,
     subject: Subject,
     questions: Questions,

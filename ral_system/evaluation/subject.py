@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ral_system.config.rollout import RolloutConfig, VllmRolloutConfig
-from ral_system.config.run import RunConfig
+from ral_system.config.commands import EvaluateConfig
+from ral_system.config.rollout import EngineConfig, VllmEngineConfig
 
 if TYPE_CHECKING:
     from ral_system.attention.intervention import Intervention
@@ -28,14 +28,14 @@ class Subject:
     model: Path
     folder: Path
     media: MediaStore
-    rollout: RolloutConfig
+    rollout: EngineConfig
     seed: int
     threads: int
     """OpenMP threads of the engine on CPU."""
     intervention: InterventionConfig
 
     @classmethod
-    def of(cls, config: RunConfig, model: str, folder: Path) -> Subject:
+    def of(cls, config: EvaluateConfig, model: str, folder: Path) -> Subject:
         """The model of that folder or hub name, evaluated in `folder`."""
         from ral_system.media.store import node_store
         from ral_system.models.folders import local_model_folder
@@ -80,7 +80,7 @@ class Subject:
     def _vllm_engine(self) -> VllmEngine:
         import torch
 
-        assert isinstance(self.rollout, VllmRolloutConfig)
+        assert isinstance(self.rollout, VllmEngineConfig)
         device: Device = "cuda" if torch.cuda.is_available() else "cpu"
         from ral_system.rollout.vllm_environment import vllm_environment
 

@@ -9,9 +9,9 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ral_system.config.commands import EvaluateConfig
 from ral_system.config.data import FilesConfig, VideoSearchConfig
 from ral_system.config.evaluation import SweepAxis
-from ral_system.config.run import RunConfig
 from ral_system.errors import ConfigError, DataError
 from ral_system.evaluation.questions import Figures, Questions, asked, figures, write_quarantine
 from ral_system.evaluation.subject import Subject
@@ -42,7 +42,7 @@ _LABELS: dict[SweepAxis, str] = {
 }
 
 
-def sweep(config: RunConfig, folder: Path) -> None:
+def sweep(config: EvaluateConfig, folder: Path) -> None:
     """Evaluate every model at every value, on the questions that all of them can be asked at all values; a table,
     `sweep.json` and `sweep.svg` in the run folder.
     """

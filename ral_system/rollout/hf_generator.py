@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from ral_system.algorithms.distillation import top_tokens
 from ral_system.algorithms.log_probs import sampling_log_softmax
 from ral_system.attention.intervention import Intervention
-from ral_system.config.rollout import RolloutGroup
+from ral_system.config.rollout import EngineGroup
 from ral_system.data.features import FeatureExtractor
 from ral_system.families.family import Features
 from ral_system.media.store import MediaStore
@@ -73,7 +73,7 @@ class HfEngine:
     def __init__(
         self,
         model_folder: Path,
-        config: RolloutGroup,
+        config: EngineGroup,
         media: MediaStore,
         seed: int,
         device: torch.device | str = "cpu",

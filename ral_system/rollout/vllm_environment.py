@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from ral_system.config.choices import Device
-from ral_system.config.rollout import RolloutConfig
+from ral_system.config.rollout import EngineConfig
 
 
-def vllm_environment(config: RolloutConfig, threads: int, device: Device) -> dict[str, str]:
+def vllm_environment(config: EngineConfig, threads: int, device: Device) -> dict[str, str]:
     """Variables for one engine process of `threads` OpenMP threads."""
     environment = {
         "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # the engine core in this process: its weights can be read back

@@ -19,7 +19,7 @@ from vllm.distributed import cleanup_dist_env_and_memory
 from vllm.sampling_params import RequestOutputKind
 
 from ral_system.config.choices import Device
-from ral_system.config.rollout import VllmRolloutConfig
+from ral_system.config.rollout import VllmEngineConfig
 from ral_system.errors import WeightSyncError
 from ral_system.media.store import MediaStore
 from ral_system.models.loading import load_family
@@ -58,7 +58,7 @@ class VllmEngine:
     def __init__(
         self,
         model_folder: Path,
-        config: VllmRolloutConfig,
+        config: VllmEngineConfig,
         media: MediaStore,
         seed: int,
         device: Device,

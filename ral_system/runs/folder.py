@@ -18,8 +18,8 @@ import yaml
 from ral_system.config.algorithm import AlgorithmConfig
 from ral_system.config.base import Resumable, ResumableSynthesis
 from ral_system.config.choices import STAGES, Stage
-from ral_system.config.known import marked_keys
-from ral_system.config.run import RunConfig
+from ral_system.config.commands import SynthesizeConfig, TrainConfig
+from ral_system.config.known import marked_keys, read_by
 from ral_system.config.supervised import SupervisedConfig
 from ral_system.errors import ConfigError, SetupError
 from ral_system.observability.jsonl import JsonLines, dump, read_lines, write_atomically
@@ -39,11 +39,15 @@ class Continuation:
     """Fields and groups, marked so where they are declared."""
 
 
-TRAINING = Continuation(work=(METRICS_FILE,), bound=None, may_change=marked_keys(Resumable))
+TRAINING = Continuation(work=(METRICS_FILE,), bound=None, may_change=marked_keys(TrainConfig, Resumable))
 SYNTHESIS = Continuation(
-    work=("outputs.jsonl", "rejected.jsonl"), bound=("data", "synthesis"), may_change=marked_keys(ResumableSynthesis)
+    work=("outputs.jsonl", "rejected.jsonl"),
+    bound=("data", "synthesis"),
+    may_change=marked_keys(SynthesizeConfig, ResumableSynthesis),
 )
 
+Recorded = TrainConfig | SynthesizeConfig
+"""Configurations that a folder is continued with."""
 CHANGES_FILE = "changes.jsonl"
 """A line for every start that went on with another configuration:
 `{"time": "2026-02-12T09:30:00+00:00", "stage": "rl", "step": 40, "changed": {"rollout.workers": [3, 2]}}`, the newest
@@ -142,7 +146,7 @@ class RunFolder:
         partial.replace(target)
         shutil.rmtree(replaced, ignore_errors=True)
 
-    def open(self, config: RunConfig, rules: Continuation = TRAINING) -> None:
+    def open(self, config: Recorded, rules: Continuation = TRAINING) -> None:
         """Create the folder, or check that it may be continued; keep other processes out for as long as this one lives.
 
         Writes `config.yaml` into a folder without work. In any other `record` does, once training goes on.
@@ -157,12 +161,12 @@ class RunFolder:
                 "folder that you may write to, or another name"
             ) from error
 
-    def _open(self, config: RunConfig, rules: Continuation) -> None:
+    def _open(self, config: Recorded, rules: Continuation) -> None:
         self.take()
         if self.config.is_file() and config.resume == "never":
             raise ConfigError(f"{self.root} holds a run already; set another name, or resume=auto to continue it")
         now = config.model_dump(mode="json")
-        changed = differing_fields(self._recorded(), now, rules) if self.config.is_file() else []
+        changed = differing_fields(self._recorded(config), now, rules) if self.config.is_file() else []
         if not self._holds_work(rules):
             if changed:
                 shutil.rmtree(self.start_model, ignore_errors=True)  # was built for the old configuration
@@ -175,14 +179,14 @@ class RunFolder:
                 "the old values to continue it"
             )
 
-    def record(self, config: RunConfig, rules: Continuation = TRAINING) -> list[tuple[str, Any, Any]]:
+    def record(self, config: Recorded, rules: Continuation = TRAINING) -> list[tuple[str, Any, Any]]:
         """Write `config.yaml`. Returns what differs from the one before, after work with it, as (field, old, new).
 
         Such a difference is also appended to `CHANGES_FILE`.
         """
         now, changed = config.model_dump(mode="json"), []
         if self.config.is_file() and self._holds_work(rules):
-            changed = differing_fields(self._recorded(), now, Continuation((), rules.bound, ()))
+            changed = differing_fields(self._recorded(config), now, Continuation((), rules.bound, ()))
         if changed:
             newest = (read_lines(self.root / METRICS_FILE) or [{}])[-1]
             line = {
@@ -193,11 +197,13 @@ class RunFolder:
             }
             with (self.root / CHANGES_FILE).open("a", encoding="utf-8") as file:
                 file.write(dump(line) + "\n")
-        write_atomically(self.config, yaml.safe_dump(now, sort_keys=False))
+        single_first = dict(sorted(now.items(), key=lambda item: isinstance(item[1], dict)))
+        write_atomically(self.config, yaml.safe_dump(single_first, sort_keys=False))
         return changed
 
-    def _recorded(self) -> dict[str, Any]:
-        return yaml.safe_load(self.config.read_text())
+    def _recorded(self, config: Recorded) -> dict[str, Any]:
+        """What config.yaml holds, without what other commands read: earlier versions wrote that too."""
+        return read_by(type(config), yaml.safe_load(self.config.read_text()))
 
     def add_command(self, record: Mapping[str, Any]) -> None:
         """Append what `versions.this_command` says to the commands that made the folder."""

@@ -14,9 +14,9 @@ from typing import Any, Self
 
 from ral_system.config.algorithm import AlgorithmConfig
 from ral_system.config.choices import ResponseFormat
+from ral_system.config.commands import QuestionsConfig
 from ral_system.config.data import DataConfig, FilesConfig, VideoSearchConfig, VisualSearchConfig
 from ral_system.config.reward import RewardConfig
-from ral_system.config.run import RunConfig
 from ral_system.data.chat import ChatRenderer
 from ral_system.data.file_prompts import FilePrompts, demonstration_text
 from ral_system.data.preparation import QUARANTINE_FILE, RULES, Preparation, Tally
@@ -54,7 +54,7 @@ class QuestionSettings:
     """Whether sft imitates the files' thoughts, which must then fit the model as well."""
 
     @classmethod
-    def of(cls, config: RunConfig) -> Self:
+    def of(cls, config: QuestionsConfig) -> Self:
         """The settings of a command."""
         return cls(
             config.data,

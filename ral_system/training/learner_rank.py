@@ -19,8 +19,8 @@ from ral_system.attention.read import QUESTION_AT_ALL_LAYERS, AttentionRead, res
 from ral_system.attention.selection import row_tokens
 from ral_system.attention.sequence import SequenceAttention
 from ral_system.config.choices import Stage
+from ral_system.config.commands import TrainConfig
 from ral_system.config.learner import LearnerConfig
-from ral_system.config.run import RunConfig
 from ral_system.data.collate import Collator, TensorBatch
 from ral_system.media.store import MediaStore
 from ral_system.models.loading import save_model
@@ -60,7 +60,7 @@ class LearnerRank:
 
     def __init__(
         self,
-        config: RunConfig,
+        config: TrainConfig,
         model_folder: Path,
         media: MediaStore,
         rank: int,

@@ -10,13 +10,18 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import yaml
 from safetensors.torch import load_file, save_file
 
+from ral_system.config.commands import COMMANDS
+from ral_system.config.known import is_known
 from ral_system.errors import GATE_COUNTERS
+from tests.composed import CONF
 
 pytestmark = [pytest.mark.system, pytest.mark.timeout(900)]
 
 LOCAL = ("experiment=smoke", "cluster=local", "cluster.threads_per_process=1")
+GROUPS = {str(path.parent.relative_to(CONF)) for path in CONF.rglob("*.yaml")}
 HEAVY = ("torch", "transformers", "ray", "vllm", "deepspeed", "sklearn")
 
 
@@ -203,12 +208,12 @@ def test_help_teaches(commands, tmp_path: Path, program: str) -> None:
         assert text in done.stdout
     examples = re.findall(r"^  +(?:.* -- )?(ral-[a-z]+)(?: preview)? (?:-m )?[a-z_]+=", done.stdout, re.MULTILINE)
     assert set(examples) == {program}  # none of another command
-    for group in (
-        "algorithm: attention_distill, distill, grpo, grpo_zero, ral, ral_zero",
-        "cluster: local, ray",
-        "quickstart",
-    ):
+    for group in ("algorithm: attention_distill, distill, grpo, grpo_zero, ral, ral_zero", "quickstart"):
         assert group in done.stdout
+    listed = set(re.findall(r"^([a-z/_]+): ", done.stdout.partition("Groups:\n")[2], re.MULTILINE))
+    assert listed - {"data/source", "experiment"} == {
+        group for group in GROUPS if is_known(group.replace("/", "."), COMMANDS[program])
+    }
     listed = ("experiment: ", "algorithm/policy_loss: ", "reward: ")  # Hydra lists them in one line
     ours = [line for line in done.stdout.splitlines() if not line.startswith(listed)]
     assert max(map(len, ours)) <= 120
@@ -228,7 +233,7 @@ def test_help_and_the_configuration_are_quick_and_import_no_torch(commands, tmp_
     took = time.monotonic() - began
     assert done.returncode == 0, done.stderr
     imported = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines()}
-    assert "ral_system.config.run" in imported
+    assert "ral_system.config.commands" in imported
     assert sorted(imported & set(HEAVY)) == []
     assert took < 20  # half a second on an idle machine
     assert not list(tmp_path.iterdir())
@@ -253,7 +258,18 @@ def test_a_teacher_that_is_not_there_is_refused_before_any_training(commands, tm
 
 def test_training_is_not_steered(commands, tmp_path: Path) -> None:
     done = commands("ral-train", *LOCAL, "intervention.image=0.15", cwd=tmp_path, timeout_s=120)
-    assert_refused(done, "intervention.image=0.15 and intervention.system=0 only apply to ral-evaluate")
+    assert_refused(done, "intervention.image=0.15: ral-train does not read it; ral-evaluate does; remove it")
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(("program", "kind"), COMMANDS.items())
+def test_the_configuration_that_is_printed_has_the_keys_of_the_command(
+    commands, tmp_path: Path, program: str, kind: type
+) -> None:
+    given = ("--cfg", "job", "--resolve", "experiment=avar_quickstart")
+    done = commands(program, *given, cwd=tmp_path, timeout_s=60)
+    assert done.returncode == 0, done.stderr
+    assert yaml.safe_load(done.stdout).keys() - {"experiment"} == kind.model_fields.keys()
 
 
 def test_reports_and_evaluations_refuse_in_one_line(commands, tmp_path: Path) -> None:

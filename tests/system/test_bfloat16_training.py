@@ -34,14 +34,14 @@ def train(task: Path, rank: int, stage: int) -> dict[str, Any]:
     """The gradient of an update and of each of its parts; then two updates, a checkpoint, and a third."""
     from deepspeed.utils import safe_get_full_grad
 
-    from ral_system.config.run import RunConfig
+    from ral_system.config.commands import TrainConfig
     from ral_system.media.store import MediaStore
     from ral_system.training.learner_rank import LearnerRank
     from ral_system.training.plan import plan_updates
     from ral_system.types import TrainPlan, UpdatePlan
 
     folders = json.loads((task / "folders.json").read_text())
-    config = RunConfig.model_validate_json((task / "config.json").read_text())
+    config = TrainConfig.model_validate_json((task / "config.json").read_text())
     config = config.model_copy(update={"learner": config.learner.model_copy(update={"zero_stage": stage})})
     samples = pickle.loads((task / "samples.pickle").read_bytes())  # noqa: S301 (this test wrote it)
     trained = LearnerRank(config, Path(folders["model"]), MediaStore(Path(folders["media"])), rank, RANKS, "rl")

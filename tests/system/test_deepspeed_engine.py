@@ -66,16 +66,16 @@ def train(task: Path, rank: int, world_size: int, engine: str, stage: int, micro
     """
     import torch
 
-    from ral_system.config.run import RunConfig
+    from ral_system.config.commands import TrainConfig
     from ral_system.media.store import MediaStore
     from ral_system.training.learner_rank import LearnerRank
     from ral_system.training.plan import plan_updates
 
     folders = json.loads((task / "folders.json").read_text())
-    config = RunConfig.model_validate_json((task / "config.json").read_text())
+    config = TrainConfig.model_validate_json((task / "config.json").read_text())
     learner = {"engine": engine, "micro_batch": micro_batch, "world_size": world_size}
     learner |= {"zero_stage": stage} if engine == "deepspeed" else {}
-    config = RunConfig.model_validate(config.model_dump() | {"learner": config.learner.model_dump() | learner})
+    config = TrainConfig.model_validate(config.model_dump() | {"learner": config.learner.model_dump() | learner})
     samples = pickle.loads((task / "samples.pickle").read_bytes())  # noqa: S301 (this test wrote it)
     trained = LearnerRank(config, Path(folders["model"]), MediaStore(Path(folders["media"])), rank, world_size, "rl")
 
@@ -106,7 +106,7 @@ def train(task: Path, rank: int, world_size: int, engine: str, stage: int, micro
     losses, points = {}, {"middle": middle, "last": last, "reloaded": reloaded, "again": again}
     for i, loss in enumerate(sorted(task.glob("loss_*.json")) if stage in LOSSES_AT else ()):
         trained.load(saved)
-        trained._config = RunConfig.model_validate_json(loss.read_text())
+        trained._config = TrainConfig.model_validate_json(loss.read_text())
         losses[loss.stem] = trained.update(off_policy.updates[i % UPDATES], scores, scores)
         points[loss.stem] = trained.publish(4 + i)
 

@@ -163,7 +163,8 @@ def test_an_evaluation_compares_the_steered_model_with_the_plain_one(
 ) -> None:
     model = uninterrupted.folder / "model"
     steer = ("intervention.image=3", "intervention.system=0.9", "intervention.space=logits", "intervention.layers=[1]")
-    given = ("ral-evaluate", *with_signal, f"start_model={model}", "name=steered", "evaluation.questions=10")
+    shared = [override for override in with_signal if not override.startswith("sft.")]
+    given = ("ral-evaluate", *shared, f"start_model={model}", "name=steered", "evaluation.questions=10")
     done = commands(*given, *steer, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert "image +3, system -0.9" in done.stdout and "visual_attention_score" in done.stdout

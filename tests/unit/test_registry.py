@@ -9,10 +9,10 @@ import pytest
 import torch
 
 from ral_system.algorithms.divergences import divergence
-from ral_system.config.run import RunConfig
+from ral_system.config.commands import TrainConfig
+from ral_system.config.known import read_by
 from ral_system.config.validate import parse_config
 from ral_system.errors import ConfigError
-from ral_system.launch.cli import plain_container
 from ral_system.registry import (
     BENCHMARKS,
     DIVERGENCES,
@@ -90,7 +90,7 @@ def plugin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def defaults() -> dict[str, Any]:
-    return plain_container(compose_container("cluster=local"))
+    return read_by(TrainConfig, compose_container("cluster=local"))
 
 
 @pytest.mark.parametrize("registry", ALL, ids=lambda registry: registry.group)
@@ -114,7 +114,7 @@ def test_what_cannot_be_imported_is_named(plugin: None) -> None:
         BENCHMARKS.get("broken")
 
 
-def test_an_installed_package_adds_a_divergence(plugin: None, make_config: Callable[..., RunConfig]) -> None:
+def test_an_installed_package_adds_a_divergence(plugin: None, make_config: Callable[..., TrainConfig]) -> None:
     assert make_config("algorithm.attention.divergence=squared").algorithm.attention.divergence == "squared"
     p = torch.tensor([0.75, 0.25], requires_grad=True)
     found = divergence(p, torch.tensor([0.5, 0.5]), "squared")
@@ -126,14 +126,14 @@ def test_an_installed_package_adds_a_policy_loss_with_settings_of_its_own(
     plugin: None, defaults: dict[str, Any]
 ) -> None:
     defaults["algorithm"]["policy_loss"] = {"name": "scaled", "scale": 3}
-    config = parse_config(defaults)
+    config = parse_config(defaults, TrainConfig)
     settings = config.algorithm.policy_loss
     assert settings.model_dump() == {"name": "scaled", "scale": 3.0}
     assert config.model_dump(mode="json")["algorithm"]["policy_loss"] == {"name": "scaled", "scale": 3.0}
     assert POLICY_LOSSES.get("scaled").settings is type(settings)
     defaults["algorithm"]["policy_loss"] = {"name": "scaled", "scale": 0, "more": 1}
     with pytest.raises(ConfigError, match=r"^algorithm\.policy_loss\.scale=0: .* greater than 0; more=1: Extra inputs"):
-        parse_config(defaults)
+        parse_config(defaults, TrainConfig)
 
 
 def test_an_installed_package_adds_verifiers_and_signals_which_processes_find(plugin: None) -> None:

@@ -2,13 +2,13 @@ import pytest
 
 from ral_system.actors.placement import Bundle, plan, preflight
 from ral_system.config.choices import Stage
-from ral_system.config.run import RunConfig
+from ral_system.config.commands import TrainConfig
 from ral_system.config.teacher import TeacherRole
 from ral_system.errors import SetupError
 from tests.composed import compose_config
 
 
-def planned(config: RunConfig, stage: Stage) -> list[Bundle]:
+def planned(config: TrainConfig, stage: Stage) -> list[Bundle]:
     frozen = {"reference": config.needs_reference, "teachers": len(config.teachers)}
     return plan(config.cluster, config.rollout, config.learner, stage, **frozen)
 

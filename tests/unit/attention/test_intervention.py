@@ -13,7 +13,7 @@ from transformers import AttentionInterface
 
 from ral_system.attention.intervention import Intervention
 from ral_system.attention.probe import IMPLEMENTATION
-from ral_system.config.run import RunConfig
+from ral_system.config.commands import TrainConfig
 from ral_system.data.collate import Collator
 from ral_system.media.store import MediaStore
 from ral_system.models.loading import load_family, load_model
@@ -156,7 +156,7 @@ def test_what_is_generated_has_the_log_probs_that_scoring_gives(
     tiny_model: Path,
     media: MediaStore,
     draw_samples: Callable,
-    make_config: Callable[..., RunConfig],
+    make_config: Callable[..., TrainConfig],
 ) -> None:
     samples: list[Sample] = draw_samples(4)
     config, family = make_config().rollout, load_family(tiny_model)
@@ -180,7 +180,9 @@ def test_what_is_generated_has_the_log_probs_that_scoring_gives(
     assert torch.equal(log_probs(Intervention(0.0, 0.0)), plain)
 
 
-def test_what_cannot_be_is_refused(tiny_model: Path, media: MediaStore, make_config: Callable[..., RunConfig]) -> None:
+def test_what_cannot_be_is_refused(
+    tiny_model: Path, media: MediaStore, make_config: Callable[..., TrainConfig]
+) -> None:
     for image, system in ((-0.1, 0.0), (0.0, 1.0), (0.0, -0.1), (float("nan"), 0.0)):
         with pytest.raises(ValueError, match=r"image=.* must be at least 0, and system=.* below 1"):
             Intervention(image, system)

@@ -5,8 +5,8 @@ import re
 import pytest
 
 from bench.reference import TARGET, reference
+from ral_system.config.commands import COMMANDS
 from ral_system.config.known import ANY, known_keys
-from ral_system.config.run import RunConfig
 
 
 @pytest.fixture(scope="module")
@@ -20,11 +20,25 @@ def test_the_file_is_up_to_date(text: str) -> None:
 
 def test_every_field_is_there(text: str) -> None:
     listed = {name.replace("NAME", ANY) for name in re.findall(r"^[|] `([^`]+)`", text, re.MULTILINE)}
-    groups = {key for key in known_keys() if any(other.startswith(f"{key}.") for other in known_keys())}
-    leaves = known_keys() - groups
+    known = frozenset().union(*map(known_keys, COMMANDS.values()))
+    groups = {key for key in known if any(other.startswith(f"{key}.") for other in known)}
+    leaves = known - groups
     assert len(leaves) > 200
     assert sorted(leaves - listed) == []
-    assert {name for name in RunConfig.model_fields if f"## {name}" in text} == groups & RunConfig.model_fields.keys()
+    fields = {name for kind in COMMANDS.values() for name in kind.model_fields}
+    assert {name for name in fields if f"\n## {name}\n" in text} == groups & fields
+
+
+def test_who_reads_a_key_is_said(text: str) -> None:
+    for line in (
+        "| `seed` | integer ≥ 0 | `0` | ral-train, ral-evaluate and ral-data |",
+        "| `runs_dir`\\* | text | `runs` | every command |",
+        "| `evaluation.samples` | integer > 0 | `1` | Answers",
+        "| `rollout.workers`\\* | integer > 0 | `1` | ral-train |",
+    ):
+        assert line in text
+    (evaluate,) = re.findall(r"\n### evaluation\n\n(.*?)\n\n[|]", text, re.DOTALL)
+    assert evaluate.endswith("Read by ral-evaluate.")
 
 
 def test_defaults_bounds_and_marks_are_those_of_the_field(text: str) -> None:

@@ -5,10 +5,22 @@ from collections.abc import Callable
 import pytest
 
 from ral_system.config.base import Resumable, ResumableSynthesis
-from ral_system.config.known import RENAMED, did_you_mean, is_known, known_keys, marked_keys, meant, takes_list
-from ral_system.config.run import RunConfig
+from ral_system.config.commands import COMMANDS, CommandConfig, EvaluateConfig, SynthesizeConfig, TrainConfig
+from ral_system.config.known import (
+    RENAMED,
+    did_you_mean,
+    is_known,
+    known_keys,
+    marked_keys,
+    meant,
+    other_readers,
+    read_by,
+    takes_list,
+)
 from ral_system.config.validate import parse_config
 from ral_system.errors import ConfigError
+
+KEYS = known_keys(TrainConfig)
 
 
 @pytest.mark.parametrize(
@@ -30,11 +42,11 @@ from ral_system.errors import ConfigError
     ],
 )
 def test_what_a_wrong_key_is_taken_for(key: str, found: list[str]) -> None:
-    assert not is_known(key)
-    assert meant(key) == found
+    assert not is_known(key, TrainConfig)
+    assert meant(key, KEYS) == found
 
 
-def test_every_key_of_a_configuration_is_known(make_config: Callable[..., RunConfig]) -> None:
+def test_every_key_of_a_configuration_is_known(make_config: Callable[..., TrainConfig]) -> None:
     def keys(values: dict, prefix: str = "") -> list[str]:
         inner = [
             key for name, value in values.items() if isinstance(value, dict) for key in keys(value, f"{prefix}{name}.")
@@ -44,15 +56,15 @@ def test_every_key_of_a_configuration_is_known(make_config: Callable[..., RunCon
     for overrides in ((), ("data=video_search", "algorithm/policy_loss=dppo_top_k_kl")):
         found = keys(make_config(*overrides).model_dump())
         assert len(found) > 150
-        assert [key for key in found if not is_known(key)] == []
-    long_names = sorted(key for key in known_keys() if len(key.rpartition(".")[2]) > 6)
-    assert all(meant(f"{key}x") for key in long_names[::10])
+        assert [key for key in found if not is_known(key, TrainConfig)] == []
+    long_names = sorted(key for key in KEYS if len(key.rpartition(".")[2]) > 6)
+    assert all(meant(f"{key}x", KEYS) for key in long_names[::10])
 
 
 def test_a_renamed_key_is_named_by_its_new_name() -> None:
-    assert did_you_mean("logging.rollouts_per_step", "8") == "use logging.groups_per_step instead"
-    assert set(RENAMED.values()) <= known_keys()
-    assert not set(RENAMED) & known_keys()
+    assert did_you_mean("logging.rollouts_per_step", KEYS, "8") == "use logging.groups_per_step instead"
+    assert set(RENAMED.values()) <= KEYS
+    assert not set(RENAMED) & KEYS
 
 
 @pytest.mark.parametrize(
@@ -68,13 +80,13 @@ def test_a_renamed_key_is_named_by_its_new_name() -> None:
     ],
 )
 def test_which_keys_take_a_list(key: str, takes: bool) -> None:
-    assert takes_list(key) == takes
+    assert any(takes_list(key, kind) for kind in COMMANDS.values()) == takes
 
 
 def test_a_suggestion_can_be_typed() -> None:
-    assert did_you_mean("wandb", "offline") == "did you mean logging.wandb=offline?"
-    assert did_you_mean("foo", "1") == ""
-    assert did_you_mean("lr").startswith("did you mean sft.learning_rate, learner.learning_rate or ")
+    assert did_you_mean("wandb", KEYS, "offline") == "did you mean logging.wandb=offline?"
+    assert did_you_mean("foo", KEYS, "1") == ""
+    assert did_you_mean("lr", KEYS).startswith("did you mean sft.learning_rate, learner.learning_rate or ")
 
 
 @pytest.mark.parametrize(
@@ -87,14 +99,40 @@ def test_a_suggestion_can_be_typed() -> None:
         ({"grid": 3}, "grid: unknown key; remove it; did you mean data.grid?"),
     ],
 )
-def test_what_is_refused_says_what_to_write(make_config: Callable[..., RunConfig], change: dict, says: str) -> None:
+def test_what_is_refused_says_what_to_write(make_config: Callable[..., TrainConfig], change: dict, says: str) -> None:
     with pytest.raises(ConfigError) as refused:
-        parse_config(make_config().model_dump() | change)
+        parse_config(make_config().model_dump() | change, TrainConfig)
     assert says in str(refused.value)
 
 
 def test_marks_are_found_in_fields_groups_and_every_choice_of_a_group() -> None:
-    found = marked_keys(Resumable)
+    found = marked_keys(TrainConfig, Resumable)
     assert {"resume", "cluster", "sft.max_steps", "rollout.log_prob_gate", "rollout.memory_gib"} <= found
     assert found.isdisjoint({"seed", "data.seed", "cluster.kind", "rollout.temperature", "data.train_records"})
-    assert {"data.train_records", "synthesis.reasoner.endpoint"} <= marked_keys(ResumableSynthesis)
+    assert {"data.train_records", "synthesis.reasoner.endpoint"} <= marked_keys(SynthesizeConfig, ResumableSynthesis)
+
+
+@pytest.mark.parametrize(
+    ("kind", "key", "readers"),
+    [
+        (TrainConfig, "sweep.axis", ["ral-evaluate"]),
+        (TrainConfig, "sweep.nonsense", ["ral-evaluate"]),  # the group says it
+        (TrainConfig, "evaluation.samples", ["ral-evaluate"]),
+        (TrainConfig, "evaluation.nonsense", []),
+        (TrainConfig, "data.sources.main.path", []),
+        (EvaluateConfig, "algorithm", []),  # it has the response format
+        (EvaluateConfig, "algorithm.policy_loss", ["ral-train"]),
+        (EvaluateConfig, "sft.batch", ["ral-train"]),
+        (SynthesizeConfig, "start_model", ["ral-train", "ral-evaluate", "ral-data"]),
+        (SynthesizeConfig, "experiment", []),
+    ],
+)
+def test_who_else_reads_a_key(kind: type[CommandConfig], key: str, readers: list[str]) -> None:
+    assert list(other_readers(key, kind)) == readers
+
+
+def test_a_command_keeps_its_own_keys_and_those_of_nobody() -> None:
+    data = {"sources": {"main": {"path": "rows"}}, "instructions": {"sweep": "think"}}
+    values = {"data": data, "sweep": {"axis": None}, "evaluation": {"questions": 1, "samples": 2}, "foo": {"bar": 1}}
+    assert read_by(TrainConfig, values) == {"data": data, "evaluation": {"questions": 1}, "foo": {"bar": 1}}
+    assert read_by(EvaluateConfig, values) == values

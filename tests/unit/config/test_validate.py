@@ -8,7 +8,9 @@ from typing import Any
 import pytest
 
 from ral_system.config import validate
+from ral_system.config.commands import COMMANDS, CommandConfig, TrainConfig
 from ral_system.config.data import ColumnsConfig
+from ral_system.config.known import other_readers, read_by
 from ral_system.config.validate import parse_config
 from ral_system.errors import ConfigError
 
@@ -468,6 +470,7 @@ ILLEGAL: dict[str, tuple[dict[str, Any], list[str]]] = {
 }
 
 
+KINDS = tuple(dict.fromkeys(COMMANDS.values()))
 OPEN = ("reward.kinds", "reward.signals", "sweep.models")
 """Groups with keys that the user chooses."""
 
@@ -475,6 +478,10 @@ OPEN = ("reward.kinds", "reward.signals", "sweep.models")
 @pytest.fixture(scope="module")
 def defaults(compose_container) -> dict[str, Any]:
     return compose_container(())
+
+
+def parsed(container: dict[str, Any], kind: type[CommandConfig] = TrainConfig) -> Any:
+    return parse_config(read_by(kind, container), kind)
 
 
 def changed(container: dict[str, Any], overrides: dict[str, Any]) -> dict[str, Any]:
@@ -507,8 +514,9 @@ def groups(node: dict[str, Any], path: str = "") -> Iterator[str]:
 @pytest.mark.parametrize("case", ILLEGAL)
 def test_illegal_combinations_name_field_value_and_remedy(defaults, case: str) -> None:
     overrides, fragments = ILLEGAL[case]
+    readers = (kind for kind in KINDS if not any(other_readers(key, kind) for key in overrides))
     with pytest.raises(ConfigError) as error:
-        parse_config(changed(defaults, overrides))
+        parsed(changed(defaults, overrides), next(readers))
     message = str(error.value)
     assert "\n" not in message
     for fragment in fragments:
@@ -518,30 +526,33 @@ def test_illegal_combinations_name_field_value_and_remedy(defaults, case: str) -
 def test_all_problems_are_reported_at_once(defaults) -> None:
     overrides = {"reward.correctness": 0.0, "reward.format": 0.0, "perceive.batch": 31, "learner.world_size": 2}
     with pytest.raises(ConfigError, match=r"perceive\.batch=31.*; .*reward\.correctness"):
-        parse_config(changed(defaults, overrides))
+        parsed(changed(defaults, overrides))
 
 
-def test_an_unknown_key_is_named_with_its_full_path_in_every_group(defaults) -> None:
-    for path in groups(defaults):
+@pytest.mark.parametrize("kind", KINDS)
+def test_an_unknown_key_is_named_with_its_full_path_in_every_group(defaults, kind: type[CommandConfig]) -> None:
+    for path in groups(read_by(kind, defaults)):
         container = copy.deepcopy(defaults)
         node = container
         for part in path.split(".")[:-1]:
             node = node[part]
         node["no_such_key"] = 1
         with pytest.raises(ConfigError, match=f"^{re.escape(path)}no_such_key: unknown key; remove it"):
-            parse_config(container)
+            parsed(container, kind)
 
 
-def test_a_wrong_type_is_named_with_path_and_value_in_every_field(defaults) -> None:
-    for path in leaves(defaults):
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_wrong_type_is_named_with_path_and_value_in_every_field(defaults, kind: type[CommandConfig]) -> None:
+    for path in leaves(read_by(kind, defaults)):
         with pytest.raises(ConfigError) as error:
-            parse_config(changed(defaults, {path: ["nonsense"]}))
+            parsed(changed(defaults, {path: ["nonsense"]}), kind)
         assert str(error.value).startswith(path)
         assert "nonsense" in str(error.value)
 
 
-def test_a_missing_field_is_named_in_every_place(defaults) -> None:
-    for path in leaves(defaults):
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_missing_field_is_named_in_every_place(defaults, kind: type[CommandConfig]) -> None:
+    for path in leaves(read_by(kind, defaults)):
         container = copy.deepcopy(defaults)
         node = container
         *parents, leaf = path.split(".")
@@ -549,7 +560,7 @@ def test_a_missing_field_is_named_in_every_place(defaults) -> None:
             node = node[part]
         del node[leaf]
         with pytest.raises(ConfigError, match=f"^{re.escape(path)}: missing; set it"):
-            parse_config(container)
+            parsed(container, kind)
 
 
 @pytest.mark.parametrize(
@@ -570,31 +581,29 @@ def test_a_missing_field_is_named_in_every_place(defaults) -> None:
 )
 def test_values_out_of_range_are_named(defaults, path: str, value: Any) -> None:
     with pytest.raises(ConfigError) as error:
-        parse_config(changed(defaults, {path: value}))
+        parsed(changed(defaults, {path: value}))
     assert f"{path}={value!r}: " in str(error.value)
 
 
 def test_a_bfloat16_run_that_one_token_would_end_is_warned_of(defaults) -> None:
     strict = changed(defaults, {"learner.dtype": "bfloat16", "rollout.log_prob_gate.token": 2.0})
-    (warning,) = validate.warnings(parse_config(strict))
+    (warning,) = validate.warnings(parsed(strict))
     assert warning.startswith("rollout.log_prob_gate.outliers=0 ends a bfloat16 run")
-    assert validate.warnings(parse_config(changed(strict, {"rollout.log_prob_gate.outliers": 1e-3}))) == []
+    assert validate.warnings(parsed(changed(strict, {"rollout.log_prob_gate.outliers": 1e-3}))) == []
 
 
 def test_a_second_pass_gives_the_attention_term_a_gradient(defaults) -> None:
     one_update = {"algorithm.attention.weight": 0.5, "algorithm.updates_per_step": 1}
-    assert (
-        parse_config(changed(defaults, one_update | {"algorithm.passes_per_step": 2})).algorithm.updates_per_batch == 2
-    )
+    assert parsed(changed(defaults, one_update | {"algorithm.passes_per_step": 2})).algorithm.updates_per_batch == 2
 
 
 def test_stages_are_sorted_into_the_order_of_a_run(defaults) -> None:
-    assert parse_config(changed(defaults, {"stages": ["rl", "perceive"]})).stages == ("perceive", "rl")
+    assert parsed(changed(defaults, {"stages": ["rl", "perceive"]})).stages == ("perceive", "rl")
 
 
 def test_the_result_cannot_be_changed(defaults) -> None:
     with pytest.raises(ValueError, match="frozen"):
-        parse_config(defaults).seed = 1
+        parsed(defaults).seed = 1
 
 
 @pytest.mark.parametrize(
@@ -617,6 +626,6 @@ def test_what_is_legal_and_known_to_go_wrong_is_warned_of(defaults, overrides: d
     base = changed(defaults, {"algorithm.policy_loss": dppo} if "policy_loss.anchor" in overrides else {})
     if "policy_loss.anchor" in overrides:
         base = changed(base, {"algorithm.correction.kind": "none"})
-    assert validate.warnings(parse_config(defaults)) == []
-    (warning,) = validate.warnings(parse_config(changed(base, {f"algorithm.{k}": v for k, v in overrides.items()})))
+    assert validate.warnings(parsed(defaults)) == []
+    (warning,) = validate.warnings(parsed(changed(base, {f"algorithm.{k}": v for k, v in overrides.items()})))
     assert says in warning

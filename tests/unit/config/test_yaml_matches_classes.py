@@ -11,7 +11,8 @@ import pytest
 from ral_system import conf
 from ral_system import config as package
 from ral_system.config.base import Group
-from ral_system.config.run import RunConfig
+from ral_system.config.commands import COMMANDS, CommandConfig
+from ral_system.config.known import read_by
 from ral_system.config.validate import parse_config
 
 ROOT = Path(conf.__file__).parent
@@ -24,6 +25,7 @@ CLASSES = [
     for c in vars(module).values()
     if isinstance(c, type) and issubclass(c, Group) and c is not Group and c.__module__ == module.__name__
 ]
+KINDS = tuple(dict.fromkeys(COMMANDS.values()))
 TAGS = ("name", "engine")
 """Fields by which one class of several is chosen."""
 
@@ -59,33 +61,38 @@ def differences(container: Any, model: type[Group], path: str = "") -> list[str]
 
 
 def test_every_group_has_a_folder_and_every_folder_a_group() -> None:
-    groups = {name for name, field in RunConfig.model_fields.items() if group_class(field.annotation)}
+    fields = [field for kind in KINDS for field in kind.model_fields.items()]
+    groups = {name for name, field in fields if group_class(field.annotation)}
     assert {group for group, _ in OPTIONS} == groups
     assert EXPERIMENTS
 
 
+def unlike_classes(container: dict[str, Any]) -> list[str]:
+    """Keys that only the classes have, or only YAML, for some command; what no command reads counts for all."""
+    return [line for kind in KINDS for line in differences(read_by(kind, container), kind)]
+
+
 def test_the_defaults_and_the_classes_have_the_same_keys(compose_container) -> None:
-    assert differences(compose_container(()), RunConfig) == []
+    assert unlike_classes(compose_container(())) == []
 
 
 @pytest.mark.parametrize(("group", "option"), OPTIONS, ids="/".join)
 def test_every_option_has_the_keys_of_its_class(compose_container, group: str, option: str) -> None:
-    assert differences(compose_container([f"{group}={option}"]), RunConfig) == []
+    assert unlike_classes(compose_container([f"{group}={option}"])) == []
 
 
 @pytest.mark.parametrize("name", EXPERIMENTS)
-def test_every_experiment_is_legal(compose_container, name: str) -> None:
+def test_every_experiment_is_legal_for_every_command(compose_container, name: str) -> None:
     container = compose_container([f"experiment={name}"])
-    assert differences(container, RunConfig) == []
-    parse_config(container)
+    assert unlike_classes(container) == []
+    for kind in KINDS:
+        parse_config(read_by(kind, container), kind)
 
 
-def test_the_defaults_are_legal(compose_container) -> None:
-    parse_config(compose_container(()))
-
-
-def test_one_process_without_ray_is_legal(compose_container) -> None:
-    parse_config(compose_container(["cluster=local", "rollout=hf", "learner=torch"]))
+@pytest.mark.parametrize("overrides", [(), ("cluster=local", "rollout=hf", "learner=torch")])
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_defaults_are_legal(compose_container, kind: type[CommandConfig], overrides: tuple[str, ...]) -> None:
+    parse_config(read_by(kind, compose_container(overrides)), kind)
 
 
 @pytest.mark.parametrize("model", CLASSES, ids=lambda c: c.__name__)

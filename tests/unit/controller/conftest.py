@@ -4,12 +4,12 @@ from collections.abc import Callable
 
 import pytest
 
-from ral_system.config.run import RunConfig
+from ral_system.config.commands import TrainConfig
 from tests.unit.controller.fakes import G
 
 
 @pytest.fixture
-def config(make_config: Callable[..., RunConfig]) -> RunConfig:
+def config(make_config: Callable[..., TrainConfig]) -> TrainConfig:
     return make_config(
         "algorithm.prompts_per_step=3",
         f"algorithm.completions_per_prompt={G}",

@@ -4,7 +4,7 @@ import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
-from ral_system.config.run import RunConfig
+from ral_system.config.commands import TrainConfig
 from ral_system.controller.loop import TrainingLoop
 from ral_system.observability.progress import PhaseTimer
 from ral_system.types import (
@@ -145,7 +145,7 @@ def prompt(i: int) -> Prompt:
     return Prompt(f"train/{i}", ("count", "compare")[i % 2], "q", "a", (), (1, 2, 3))
 
 
-def start(config: RunConfig, roles: Fakes) -> TrainingLoop:
+def start(config: TrainConfig, roles: Fakes) -> TrainingLoop:
     reward = config.reward.model_copy(update={"correctness": 1.0, "format": 1.0})
     loop = TrainingLoop(config.model_copy(update={"reward": reward}), roles, prompt, PhaseTimer())  # type: ignore[arg-type]
     loop.publish()

@@ -10,7 +10,7 @@ from unittest.mock import MagicMock
 import pytest
 from rich.console import Console
 
-from ral_system.config.run import RunConfig
+from ral_system.config.commands import TrainConfig
 from ral_system.controller import stages
 from ral_system.observability.progress import PhaseTimer, StageProgress
 from ral_system.runs.folder import RunFolder
@@ -50,7 +50,7 @@ class Learner:
 
 @pytest.fixture
 def run_sft(
-    make_config: Callable[..., RunConfig], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    make_config: Callable[..., TrainConfig], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> Callable[..., RunFolder]:
     monkeypatch.setattr(stages, "_held_out_accuracy", lambda context, step: (SCORES[step], {}))
     sample = Sample("s", Prompt("s", "", "?", "", (), (1,)), (2,))

@@ -3,12 +3,12 @@ from io import StringIO
 
 from rich.console import Console
 
-from ral_system.config.run import RunConfig
+from ral_system.config.commands import TrainConfig
 from ral_system.controller.stages import entropy_alarm
 from ral_system.observability.progress import StageProgress
 
 
-def test_it_says_what_collapsed_and_what_to_do(make_config: Callable[..., RunConfig]) -> None:
+def test_it_says_what_collapsed_and_what_to_do(make_config: Callable[..., TrainConfig]) -> None:
     half = make_config("logging.attention_entropy_alarm=0.5").logging
     assert entropy_alarm(1.0, 2.0, half) is None
     message = entropy_alarm(0.9, 2.0, half)

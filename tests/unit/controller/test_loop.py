@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 import pytest
 
-from ral_system.config.run import RunConfig
+from ral_system.config.commands import TrainConfig
 from ral_system.controller.sampling import step_seed
 from ral_system.errors import GateError, WeightSyncError
 from ral_system.types import (
@@ -16,7 +16,7 @@ from ral_system.types import (
 from tests.unit.controller.fakes import Fakes, FakeTeacher, G, start
 
 
-def test_every_pass_takes_the_same_updates_with_the_same_old_scores(make_config: Callable[..., RunConfig]) -> None:
+def test_every_pass_takes_the_same_updates_with_the_same_old_scores(make_config: Callable[..., TrainConfig]) -> None:
     small = ["algorithm.prompts_per_step=3", f"algorithm.completions_per_prompt={G}", "algorithm.updates_per_step=2"]
     roles = Fakes()
     start(make_config(*small, "algorithm.passes_per_step=3"), roles).step()
@@ -27,7 +27,7 @@ def test_every_pass_takes_the_same_updates_with_the_same_old_scores(make_config:
     assert {id(plan) for plan in roles.trained} == {id(roles.trained[0])}
 
 
-def test_the_first_update_must_attend_as_the_old_policy_did(config: RunConfig) -> None:
+def test_the_first_update_must_attend_as_the_old_policy_did(config: TrainConfig) -> None:
     roles = Fakes()
     assert start(config, roles).step().metrics["attention/divergence_first_update"] == 0
     for wrong in (1e-3, float("nan")):
@@ -38,7 +38,7 @@ def test_the_first_update_must_attend_as_the_old_policy_did(config: RunConfig) -
         assert not any(call[0] == "publish" for call in roles.calls)
 
 
-def test_the_first_update_may_differ_by_the_rounding_of_its_dtype(make_config: Callable[..., RunConfig]) -> None:
+def test_the_first_update_may_differ_by_the_rounding_of_its_dtype(make_config: Callable[..., TrainConfig]) -> None:
     small = ["algorithm.prompts_per_step=3", f"algorithm.completions_per_prompt={G}", "algorithm.updates_per_step=2"]
     deepspeed = ["cluster.kind=ray", "rollout=vllm", "learner=deepspeed", "learner.world_size=1"]
     bfloat16 = [*deepspeed, "learner.dtype=bfloat16", "rollout.dtype=bfloat16", "rollout.log_prob_gate.token=1.0"]
@@ -51,7 +51,7 @@ def test_the_first_update_may_differ_by_the_rounding_of_its_dtype(make_config: C
     assert start(make_config(*small, *bfloat16), roles).step().metrics["attention/divergence_first_update"] == 1e-6
 
 
-def test_a_step_is_the_algorithm_in_order(config: RunConfig) -> None:
+def test_a_step_is_the_algorithm_in_order(config: TrainConfig) -> None:
     roles = Fakes()
     loop = start(config, roles)
     loop.step()
@@ -76,7 +76,7 @@ def test_a_step_is_the_algorithm_in_order(config: RunConfig) -> None:
     assert result.metrics["rollout/tokens_per_s"] > 0
 
 
-def test_without_a_reference_there_is_none_to_score(config: RunConfig) -> None:
+def test_without_a_reference_there_is_none_to_score(config: TrainConfig) -> None:
     roles = Fakes()
     roles.reference = None  # type: ignore[assignment]
     start(config, roles).step()
@@ -84,7 +84,7 @@ def test_without_a_reference_there_is_none_to_score(config: RunConfig) -> None:
     assert ("update", 1, "scores 1", None) in roles.calls
 
 
-def test_teachers_score_whole_groups_in_the_order_of_the_prompts_while_rollouts_go_on(config: RunConfig) -> None:
+def test_teachers_score_whole_groups_in_the_order_of_the_prompts_while_rollouts_go_on(config: TrainConfig) -> None:
     for seed in range(4):
         roles = Fakes()
         roles.shuffle = random.Random(seed)
@@ -104,7 +104,7 @@ def test_teachers_score_whole_groups_in_the_order_of_the_prompts_while_rollouts_
         ]
 
 
-def test_a_teacher_gets_a_group_before_the_last_completion_is_there(config: RunConfig) -> None:
+def test_a_teacher_gets_a_group_before_the_last_completion_is_there(config: TrainConfig) -> None:
     roles = Fakes()
     roles.teachers = [teacher := FakeTeacher("teacher", roles)]
     loop, seen = start(config, roles), []
@@ -120,7 +120,7 @@ def test_a_teacher_gets_a_group_before_the_last_completion_is_there(config: RunC
     assert seen == [0] * G + [1] * G + [2] * G
 
 
-def test_the_order_in_which_completions_finish_does_not_matter(config: RunConfig) -> None:
+def test_the_order_in_which_completions_finish_does_not_matter(config: TrainConfig) -> None:
     plans, rollouts = [], []
     for seed in range(4):
         roles = Fakes()
@@ -133,7 +133,7 @@ def test_the_order_in_which_completions_finish_does_not_matter(config: RunConfig
     assert all(r == rollouts[0] for r in rollouts)
 
 
-def test_completions_of_other_weights_are_refused(config: RunConfig) -> None:
+def test_completions_of_other_weights_are_refused(config: TrainConfig) -> None:
     class Watched(Fakes):
         ended = False
 
@@ -154,14 +154,14 @@ def test_completions_of_other_weights_are_refused(config: RunConfig) -> None:
     assert roles.ended and error.tb is not None  # the engine is free although the error holds the frames
 
 
-def test_a_completion_that_is_missing_is_noticed(config: RunConfig) -> None:
+def test_a_completion_that_is_missing_is_noticed(config: TrainConfig) -> None:
     roles = Fakes()
     roles.drop = {"train/1#2"}
     with pytest.raises(GateError, match="prompt train/1: 3 completions came back"):
         start(config, roles).step()
 
 
-def test_an_engine_with_other_weights_stops_the_run(config: RunConfig) -> None:
+def test_an_engine_with_other_weights_stops_the_run(config: TrainConfig) -> None:
     roles = Fakes()
     loop = start(config, roles)
     roles.held_sha256 = "bb"  # the second of two engines

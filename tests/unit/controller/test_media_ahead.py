@@ -9,8 +9,8 @@ from unittest.mock import MagicMock
 
 import pytest
 
+from ral_system.config.commands import TrainConfig
 from ral_system.config.data import DataConfig
-from ral_system.config.run import RunConfig
 from ral_system.controller import stages
 from ral_system.observability.progress import PhaseTimer
 from ral_system.runs.folder import RunFolder
@@ -35,7 +35,7 @@ class Ahead:
 
 
 @pytest.fixture
-def bench(tmp_path: Path, tiny_model: Path, make_config: Callable[..., RunConfig]) -> Bench:
+def bench(tmp_path: Path, tiny_model: Path, make_config: Callable[..., TrainConfig]) -> Bench:
     made = Bench(tmp_path, tiny_model, make_config)
     made.write(rows(tmp_path, 20))
     return made
@@ -94,7 +94,7 @@ def test_sft_decodes_a_batch_while_the_one_before_is_trained_on(
     assert waited_for == [first, first] and len(ahead.waited) == 12  # the third batch was drawn, and not needed
 
 
-def test_generated_pictures_need_no_processes(make_config: Callable[..., RunConfig], tmp_path: Path) -> None:
+def test_generated_pictures_need_no_processes(make_config: Callable[..., TrainConfig], tmp_path: Path) -> None:
     config = make_config()
     with media_ahead(config.data, RunFolder(tmp_path), 1.0) as ahead:
         assert ahead is None

@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 import pytest
 
-from ral_system.config.run import RunConfig
+from ral_system.config.commands import TrainConfig
 from ral_system.controller.stages import _steps_until_pause
 
 
@@ -19,7 +19,7 @@ from ral_system.controller.stages import _steps_until_pause
     ],
 )
 def test_steps_until_the_next_pause(
-    make_config: Callable[..., RunConfig], checkpoint: int, evaluation: int, steps: int, expected: list[int]
+    make_config: Callable[..., TrainConfig], checkpoint: int, evaluation: int, steps: int, expected: list[int]
 ) -> None:
     config = make_config(f"checkpoint.every={checkpoint}", f"evaluation.every={evaluation}", f"algorithm.steps={steps}")
     assert [_steps_until_pause(step, config) for step in range(1, steps + 1)] == expected

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from ral_system.config.run import RunConfig
+from ral_system.config.commands import TrainConfig
 from ral_system.controller.loop import TrainingLoop
 from ral_system.controller.pipeline import PipelinedLoop, StalenessBound
 from ral_system.errors import GateError, WeightSyncError
@@ -61,7 +61,7 @@ class Sleepers(Fakes):
 
 
 @pytest.fixture
-def make(make_config: Callable[..., RunConfig]) -> Callable[..., TrainingLoop]:
+def make(make_config: Callable[..., TrainConfig]) -> Callable[..., TrainingLoop]:
     def made(roles: Fakes, staleness: int, *overrides: str) -> TrainingLoop:
         config = make_config(
             "algorithm.prompts_per_step=3",

@@ -2,7 +2,7 @@
 
 import pytest
 
-from ral_system.config.run import RunConfig
+from ral_system.config.commands import TrainConfig
 from ral_system.controller.judging import repetition
 from ral_system.controller.sampling import has_signal
 from ral_system.types import (
@@ -12,7 +12,7 @@ from ral_system.types import (
 from tests.unit.controller.fakes import Fakes, FakeTeacher, G, samples_of, start
 
 
-def test_advantages_are_of_the_group_and_leave_verdicts_out_that_were_not_reached(config: RunConfig) -> None:
+def test_advantages_are_of_the_group_and_leave_verdicts_out_that_were_not_reached(config: TrainConfig) -> None:
     roles = Fakes()
     roles.status = {"train/0#1": RewardStatus.TIMEOUT, "train/0#2": RewardStatus.ERROR}
     result = start(config, roles).step()
@@ -141,7 +141,7 @@ def test_a_kl_in_the_reward_is_taken_off_what_was_judged(make_config) -> None:
     assert advantages == pytest.approx([-1.2, -0.4, 0.4, 1.2])
 
 
-def test_what_is_not_rewarded_is_not_asked_for(config: RunConfig) -> None:
+def test_what_is_not_rewarded_is_not_asked_for(config: TrainConfig) -> None:
     roles = Fakes()
     assert "reward/visual" not in start(config, roles).step().metrics
     assert not [call for call in roles.calls if call[0] in ("visual_rewards", "kl")]

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ral_system.config.commands import TrainConfig
 from ral_system.config.data import FilesConfig
-from ral_system.config.run import RunConfig
 from ral_system.data.chat import ChatRenderer
 from ral_system.data.file_prompts import FilePrompts
 from ral_system.data.preparation import PreparedQuestion, read_prepared
@@ -52,7 +52,7 @@ class Outcome:
     instructions: dict[str, str]
 
 
-def prepare_everything(folder: Path, model: Path, make_config: Callable[..., RunConfig]) -> Outcome:
+def prepare_everything(folder: Path, model: Path, make_config: Callable[..., TrainConfig]) -> Outcome:
     """Write all sources below `folder` and prepare them in one mix."""
     root = folder / "data"
     root.mkdir()

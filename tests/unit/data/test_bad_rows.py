@@ -16,8 +16,8 @@ import pytest
 from av.video.frame import VideoFrame
 from pyarrow import parquet
 
+from ral_system.config.commands import TrainConfig
 from ral_system.config.data import FilesConfig
-from ral_system.config.run import RunConfig
 from ral_system.data import preparation
 from ral_system.data.preparation import read_prepared
 from ral_system.data.sources.files import read_rows
@@ -39,7 +39,7 @@ MAX_SECONDS = 40
 
 @pytest.fixture(scope="module")
 def outcome(
-    tmp_path_factory: pytest.TempPathFactory, tiny_model: Path, make_config: Callable[..., RunConfig]
+    tmp_path_factory: pytest.TempPathFactory, tiny_model: Path, make_config: Callable[..., TrainConfig]
 ) -> Outcome:
     return prepare_everything(tmp_path_factory.mktemp("bad"), tiny_model, make_config)
 
@@ -165,7 +165,7 @@ Prepare = Callable[..., Path]
 
 
 @pytest.fixture
-def prepare(tmp_path: Path, tiny_model: Path, make_config: Callable[..., RunConfig]) -> Prepare:
+def prepare(tmp_path: Path, tiny_model: Path, make_config: Callable[..., TrainConfig]) -> Prepare:
     (tmp_path / "good.png").write_bytes(png())
 
     def prepared(path: Path, *overrides: str) -> Path:

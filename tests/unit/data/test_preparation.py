@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 from pyarrow import parquet
 
-from ral_system.config.run import RunConfig
+from ral_system.config.commands import TrainConfig
 from ral_system.data.chat import ChatRenderer
 from ral_system.data.file_prompts import FilePrompts
 from ral_system.data.preparation import PreparedQuestion, kind_of_reason, read_prepared
@@ -57,9 +57,9 @@ def rows(folder: Path, count: int, first: int = 0) -> list[dict[str, Any]]:
 class Bench:
     """Files in a folder, and their preparation for the tiny model."""
 
-    def __init__(self, folder: Path, model: Path, make_config: Callable[..., RunConfig]) -> None:
+    def __init__(self, folder: Path, model: Path, make_config: Callable[..., TrainConfig]) -> None:
         self.folder, self.family, self._make_config = folder, load_family(model), make_config
-        self.config: RunConfig
+        self.config: TrainConfig
 
     def write(self, found: list[Any], name: str = "rows.jsonl") -> Path:
         path = self.folder / name
@@ -88,7 +88,7 @@ class Bench:
 
 
 @pytest.fixture
-def bench(tmp_path: Path, tiny_model: Path, make_config: Callable[..., RunConfig]) -> Bench:
+def bench(tmp_path: Path, tiny_model: Path, make_config: Callable[..., TrainConfig]) -> Bench:
     return Bench(tmp_path, tiny_model, make_config)
 
 

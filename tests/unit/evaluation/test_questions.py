@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from ral_system.benchmarks.item import Item
-from ral_system.config.run import RunConfig
+from ral_system.config.commands import EvaluateConfig
 from ral_system.errors import DataError
 from ral_system.evaluation import questions as figures
 from ral_system.evaluation.questions import Figures, Questions
@@ -20,7 +20,7 @@ from ral_system.types import Completion, FinishReason, Media, Prompt
 from tests.unit.benchmarks.released import write_json
 from tests.unit.media.test_decoders import picture
 
-Make = Callable[..., RunConfig]
+Make = Callable[..., EvaluateConfig]
 BENCHMARK = ("data=files", "data.system_prompt=answer", "stages=[rl]")
 
 
@@ -32,7 +32,7 @@ def test_held_out_questions_about_the_same_picture_are_drawn_together(make_confi
     """One of two questions is right for each picture: whatever is drawn, half of all are right."""
     pictures = {id: (Media(id[0], 56, 56),) for id in ("p0", "q0", "p1", "q1")}
     prompts = [Prompt(id, "count", "how many ?", "1", media, (1,)) for id, media in pictures.items()]
-    settings = QuestionSettings.of(make_config("reward.workers=1"))
+    settings = QuestionSettings.of(make_config("reward.workers=1", kind=EvaluateConfig))
     answers = {id: [said(id, "1" if id in ("p0", "q1") else "2")] for id in pictures}
     found = figures._held_out_figures(settings, 1, "greedy", Questions(prompts, 4, 4), answers)
     assert found.values["eval/accuracy"] == pytest.approx(0.5)
@@ -73,7 +73,7 @@ def test_a_benchmark_of_which_too_much_is_broken_is_refused(
     given = (*BENCHMARK, "evaluation.benchmark.name=chartqa", f"evaluation.benchmark.folder={tmp_path}")
 
     def asked(max_broken: float) -> Questions:
-        config = make_config(*given, f"data.max_broken={max_broken}")
+        config = make_config(*given, f"data.max_broken={max_broken}", kind=EvaluateConfig)
         engine = (config.rollout, config.seed, 1, config.intervention)
         subject = Subject(tiny_model, tmp_path / "run", MediaStore(tmp_path / "media"), *engine)
         return figures.asked(config.evaluation, QuestionSettings.of(config), subject)

@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from ral_system.config.commands import TrainConfig
 from ral_system.config.data import FilesConfig, VideoSearchConfig, VisualSearchConfig
-from ral_system.config.run import RunConfig
 from ral_system.errors import ConfigError, DataError
 from ral_system.evaluation import sweep
 from ral_system.evaluation.questions import Figures, Questions
@@ -22,7 +22,7 @@ from ral_system.tasks.open import QuestionSettings
 from ral_system.tasks.visual_search_prompts import VisualSearchRecords
 from ral_system.types import Clip, Media, Prompt, VideoSampling
 
-Make = Callable[..., RunConfig]
+Make = Callable[..., TrainConfig]
 FILES = ("data=video_r1", "data.sources.main.path=rows.json", "stages=[rl]")
 
 

@@ -18,7 +18,7 @@ import pytest
 from huggingface_hub.utils import filter_repo_objects
 from PIL import Image
 
-from ral_system.config.run import RunConfig
+from ral_system.config.commands import DataCommandConfig
 from ral_system.errors import ConfigError, DataError, SetupError
 from ral_system.launch.data import show_data
 from ral_system.models.folders import local_model_folder
@@ -39,7 +39,7 @@ def png(image: Image.Image) -> bytes:
 class Bench:
     """Files in a folder, and the command for them with the tiny model."""
 
-    def __init__(self, folder: Path, model: Path, make_config: Callable[..., RunConfig]) -> None:
+    def __init__(self, folder: Path, model: Path, make_config: Callable[..., DataCommandConfig]) -> None:
         self.folder, self.model, self._make_config = folder, model, make_config
 
     def pictures(self, count: int) -> list[dict[str, Any]]:
@@ -57,7 +57,7 @@ class Bench:
         row = {"problem_id": "v", "problem": "what is in <video> ?", "solution": "red", "process": "a1 red circle"}
         return row | {"data_type": "video", "problem_type": "free-form", "path": "clip.mkv"}
 
-    def config(self, rows: list[dict[str, Any]], *overrides: str) -> RunConfig:
+    def config(self, rows: list[dict[str, Any]], *overrides: str) -> DataCommandConfig:
         (self.folder / "rows.json").write_text(json.dumps(rows))
         return self._make_config(
             "data=video_r1",
@@ -72,6 +72,7 @@ class Bench:
             f"data.sources.main.path={self.folder / 'rows.json'}",
             "data.workers=1",
             *overrides,
+            kind=DataCommandConfig,
         )
 
     def page(self) -> str:
@@ -79,7 +80,7 @@ class Bench:
 
 
 @pytest.fixture
-def bench(tmp_path: Path, tiny_model: Path, make_config: Callable[..., RunConfig]) -> Bench:
+def bench(tmp_path: Path, tiny_model: Path, make_config: Callable[..., DataCommandConfig]) -> Bench:
     return Bench(tmp_path, tiny_model, make_config)
 
 
@@ -242,8 +243,16 @@ def test_files_that_are_not_there_leave_no_page(bench: Bench) -> None:
     assert not (bench.folder / "runs" / "look" / "preview.html").exists()
 
 
-def test_generated_questions_need_no_model(make_config: Callable[..., RunConfig], tmp_path: Path) -> None:
-    show_data(make_config("name=look", f"runs_dir={tmp_path}", "data.train_records=5000", "evaluation.questions=3"))
+def test_generated_questions_need_no_model(make_config: Callable[..., DataCommandConfig], tmp_path: Path) -> None:
+    show_data(
+        make_config(
+            "name=look",
+            f"runs_dir={tmp_path}",
+            "data.train_records=5000",
+            "evaluation.questions=3",
+            kind=DataCommandConfig,
+        )
+    )
     page = (tmp_path / "look" / "preview.html").read_text()
     assert len(re.findall('<article data-row="train/', page)) == 24
     assert len(re.findall('<article data-row="held_out/', page)) == 3
@@ -262,19 +271,21 @@ def test_files_need_a_model_and_a_folder_to_write_to(bench: Bench) -> None:
 
 
 def test_words_that_the_model_does_not_know_are_a_warning(
-    make_config: Callable[..., RunConfig], tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    make_config: Callable[..., DataCommandConfig], tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     given = ("name=look", f"runs_dir={tmp_path}", f"start_model={tiny_model}", "evaluation.questions=3")
-    show_data(make_config(*given))
+    show_data(make_config(*given, kind=DataCommandConfig))
     assert "<unk>" not in capsys.readouterr().err
-    show_data(make_config(*given, "data.system_prompt=Kindly ponder at length before answering"))
+    show_data(
+        make_config(*given, "data.system_prompt=Kindly ponder at length before answering", kind=DataCommandConfig)
+    )
     says = r"\d+ of the \d+ text tokens of train/\d+ are <unk>: the model's tokenizer does not know these words; change"
     assert re.search(f"^warning: {says}", capsys.readouterr().err)
     assert re.search(says, unescape(text_of((tmp_path / "look" / "preview.html").read_text())))
 
 
 def test_a_hub_models_weights_are_not_downloaded(
-    make_config: Callable[..., RunConfig], tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    make_config: Callable[..., DataCommandConfig], tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked = []
 
@@ -288,7 +299,15 @@ def test_a_hub_models_weights_are_not_downloaded(
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", fake)
     monkeypatch.chdir(tmp_path)
-    show_data(make_config("name=look", f"runs_dir={tmp_path}", "start_model=org/model", "evaluation.questions=3"))
+    show_data(
+        make_config(
+            "name=look",
+            f"runs_dir={tmp_path}",
+            "start_model=org/model",
+            "evaluation.questions=3",
+            kind=DataCommandConfig,
+        )
+    )
     assert "as org/model reads it" in (tmp_path / "look" / "preview.html").read_text()
     assert [name for name, _ in asked] == ["org/model"]
     assert (tmp_path / "hub" / "config.json").is_file()
@@ -323,4 +342,4 @@ def test_the_command_line_is_read_without_torch(tmp_path: Path, arguments: str, 
     imported = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines() if line.startswith("import time:")}
     told = [line for line in done.stderr.splitlines() if not line.startswith("import time:")]
     assert done.returncode == code and says in done.stdout + "".join(told)
-    assert len(told) <= 1 and "torch" not in imported and "ral_system.config.run" in imported
+    assert len(told) <= 1 and "torch" not in imported and "ral_system.config.commands" in imported

@@ -6,13 +6,14 @@ import pytest
 
 WAITING = """
 import time
+from ral_system.config.commands import TrainConfig
 from ral_system.launch.cli import run_with_config
 
 def wait(config):
     print("waiting", flush=True)
     time.sleep(60)
 
-run_with_config(wait, about="Wait.")
+run_with_config(wait, TrainConfig, about="Wait.")
 """
 
 

@@ -7,6 +7,7 @@ from hydra import compose, initialize_config_module
 from hydra.errors import HydraException
 from omegaconf.errors import OmegaConfBaseException
 
+from ral_system.config.commands import TrainConfig
 from ral_system.launch.mistakes import one_line
 
 LOSSES = "There are cispo, clip,"
@@ -75,4 +76,4 @@ def refusal(monkeypatch: pytest.MonkeyPatch, override: str) -> str:
         pytest.raises((HydraException, OmegaConfBaseException)) as refused,
     ):
         compose("config", [override])
-    return one_line(refused.value)
+    return one_line(refused.value, TrainConfig)

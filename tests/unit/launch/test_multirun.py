@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from ral_system.config.commands import TrainConfig
 from ral_system.launch.jobs import HydraTask
 from ral_system.launch.train import run_stages
 
@@ -18,6 +19,7 @@ COMMAND = """
 import time
 from pathlib import Path
 
+from ral_system.config.commands import TrainConfig
 from ral_system.launch.cli import run_with_config
 from ral_system.errors import GateError
 
@@ -34,7 +36,7 @@ def task(config):
     return config.seed / 10
 
 if __name__ == "__main__":
-    run_with_config(task, about="Test.")
+    run_with_config(task, TrainConfig, about="Test.")
 """
 
 SWEEPER = """
@@ -146,4 +148,4 @@ def test_a_sweeper_gets_what_the_task_returns(tmp_path: Path) -> None:
 
 
 def test_launchers_can_send_the_task_to_other_processes() -> None:
-    pickle.loads(pickle.dumps(HydraTask(partial(run_stages, stages=("rl",)), ["seed=0,1"])))  # noqa: S301  our own
+    pickle.loads(pickle.dumps(HydraTask(partial(run_stages, stages=("rl",)), TrainConfig, ["seed=0,1"])))  # noqa: S301  our own

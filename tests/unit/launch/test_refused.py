@@ -24,7 +24,7 @@ def test_a_model_that_is_not_there_is_refused_before_torch_is_imported(tmp_path:
         told = [line for line in lines if not line.startswith("import time:")]
         assert (done.returncode, len(told)) == (2, 1), told
         assert told[0].startswith(f"error: start_model={model}: {says}")
-        assert "torch" not in imported and "ral_system.config.run" in imported
+        assert "torch" not in imported and "ral_system.config.commands" in imported
         assert [path.name for path in tmp_path.iterdir()] == ["empty"]
 
 

@@ -4,12 +4,12 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 
-from ral_system.config.run import RunConfig
+from ral_system.config.commands import TrainConfig
 from ral_system.launch.head import run_head
 from ral_system.runs.folder import RunFolder
 
 
-def head(make_config: Callable[..., RunConfig], folder: Path, *overrides: str, continues: bool = False) -> list[str]:
+def head(make_config: Callable[..., TrainConfig], folder: Path, *overrides: str, continues: bool = False) -> list[str]:
     config = make_config(*overrides)
     unfinished = [stage for stage in config.stages if not RunFolder(folder).finished(stage, config.of_stage(stage))]
     text = run_head(config, RunFolder(folder), config.stages, unfinished, continues=continues)
@@ -17,7 +17,7 @@ def head(make_config: Callable[..., RunConfig], folder: Path, *overrides: str, c
     return [" ".join(line.split()) for line in text[len("HH:MM:SS ") :].splitlines()]
 
 
-def test_a_run_says_what_runs_on_what(make_config: Callable[..., RunConfig], tmp_path: Path) -> None:
+def test_a_run_says_what_runs_on_what(make_config: Callable[..., TrainConfig], tmp_path: Path) -> None:
     assert head(make_config, tmp_path, "experiment=smoke") == [
         f"run {tmp_path} (new)",
         "model new tiny model, 2 layers of width 64",
@@ -28,7 +28,7 @@ def test_a_run_says_what_runs_on_what(make_config: Callable[..., RunConfig], tmp
     ]
 
 
-def test_devices_are_counted(make_config: Callable[..., RunConfig], tmp_path: Path) -> None:
+def test_devices_are_counted(make_config: Callable[..., TrainConfig], tmp_path: Path) -> None:
     run = ("cluster=ray", "rollout=vllm", "learner=deepspeed", "stages=[rl]", "start_model=/models/m")
     gpus = (
         "cluster.gpus_per_rollout=2",
@@ -45,7 +45,7 @@ def test_devices_are_counted(make_config: Callable[..., RunConfig], tmp_path: Pa
     assert head(make_config, tmp_path, "cluster=ray", "stages=[perceive]")[2] == "cluster ray: 2 deepspeed ranks; CPU"
 
 
-def test_a_run_that_goes_on_says_what_is_done(make_config: Callable[..., RunConfig], tmp_path: Path) -> None:
+def test_a_run_that_goes_on_says_what_is_done(make_config: Callable[..., TrainConfig], tmp_path: Path) -> None:
     folder = RunFolder(tmp_path)
     folder.complete("sft", {"steps": 4, "held_out_score": 0.5}, lambda partial: None)
     lines = head(make_config, tmp_path, "experiment=smoke", "stages=[sft,rl]", continues=True)
@@ -55,7 +55,7 @@ def test_a_run_that_goes_on_says_what_is_done(make_config: Callable[..., RunConf
 
 
 def test_a_finished_stage_that_is_asked_for_more_is_not_done(
-    make_config: Callable[..., RunConfig], tmp_path: Path
+    make_config: Callable[..., TrainConfig], tmp_path: Path
 ) -> None:
     folder = RunFolder(tmp_path)
     folder.complete("rl", {"steps": 4}, lambda partial: None)

@@ -10,10 +10,13 @@ from pathlib import Path
 
 import pytest
 
+from ral_system.config.commands import COMMANDS as CONFIGS
 from ral_system.errors import ConfigError
 from ral_system.launch import study as study_module
+from ral_system.launch.foreign import refuse_foreign
 from ral_system.launch.study import STUDIES, Run, RunError, Study, read_study
 from ral_system.launch.study_results import write_results
+from tests.composed import compose_config
 
 SMALL = """
 title: Two arms
@@ -47,7 +50,26 @@ def test_prepared_runs_come_first_then_every_seed_of_every_arm(tmp_path: Path) -
     assert trained[4].command[2] == f"{start}/a_seed4/models/sft"
     again = read_study(path, tmp_path / "runs", seeds=[9], overrides=["algorithm.steps=2"])
     assert [run.name for run in again.runs if run.evaluation is None] == ["start", "a_seed9", "b_seed9"]
-    assert all("algorithm.steps=2" in run.command for run in again.runs)
+    assert all(("algorithm.steps=2" in run.command) == (run.evaluation is None) for run in again.runs)
+
+
+def test_overrides_go_to_the_commands_that_read_them(tmp_path: Path) -> None:
+    path = tmp_path / "small.yaml"
+    path.write_text(SMALL)
+
+    def given(override: str) -> set[str]:
+        return {
+            run.command[0] for run in read_study(path, tmp_path, overrides=[override]).runs if override in run.command
+        }
+
+    training = {"ral-train", "ral-sft", "ral-rl"}
+    assert given("algorithm/policy_loss=gspo") == given("+learner.lr=1") - {"ral-evaluate"} == training
+    assert given("evaluation.samples=3") == {"ral-evaluate"}
+    assert given("algorithm.stepz=2") == given("seed=1") == training | {"ral-evaluate"}
+    with pytest.raises(
+        ConfigError, match=r"--overrides synthesis\.rows=3: no command of the study reads it; remove it"
+    ):
+        given("synthesis.rows=3")
 
 
 def test_every_arm_s_model_is_evaluated_where_its_command_leaves_it(tmp_path: Path) -> None:
@@ -106,12 +128,13 @@ def test_the_command_is_waited_for_when_the_study_is_interrupted(tmp_path: Path)
 
 
 @pytest.mark.parametrize("path", sorted(STUDIES.glob("*.yaml")), ids=lambda path: path.stem)
-def test_every_study_composes(path: Path, tmp_path: Path, make_config) -> None:
+def test_every_study_composes(path: Path, tmp_path: Path) -> None:
     runs = read_study(path, tmp_path).runs
     first = min(run.seed for run in runs if run.seed is not None)
     for run in runs:
         if run.seed in (None, first):  # the others differ in a number
-            make_config(*run.command[1:])
+            compose_config(*run.command[1:], kind=CONFIGS[run.command[0]])
+            refuse_foreign(run.command[1:], CONFIGS[run.command[0]])
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ from torch import Tensor
 from ral_system.attention.policy import attention_policy, dense_policy
 from ral_system.attention.probe import AttentionProbe, PackedRows
 from ral_system.attention.read import AttentionRead
-from ral_system.config.run import RunConfig
+from ral_system.config.commands import TrainConfig
 from ral_system.data.collate import Collator
 from ral_system.errors import ConfigError
 from ral_system.media.store import MediaStore
@@ -159,7 +159,7 @@ def test_a_policy_is_built_as_rollouts_are_drawn(tiny_model: Path, bench: Bench)
     ],
 )
 def test_layers_that_the_model_does_not_have_are_one_line(
-    tiny_model: Path, make_config: Callable[..., RunConfig], override: str, complaint: str
+    tiny_model: Path, make_config: Callable[..., TrainConfig], override: str, complaint: str
 ) -> None:
     with pytest.raises(ConfigError, match=complaint):
         settings = make_config(f"algorithm.attention.{override}").algorithm.attention

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from ral_system.config.run import RunConfig
+from ral_system.config.commands import TrainConfig
 from ral_system.rewards.total import Rewards, overlong_penalty
 from ral_system.types import Completion, FinishReason, Prompt, RewardResult, RewardStatus, Verdict
 
@@ -13,7 +13,7 @@ PROMPT = Prompt("p", "k", "q", "a", (), (1, 2, 3))
 
 
 @pytest.fixture
-def rewards(make_config: Callable[..., RunConfig]) -> Callable[..., Rewards]:
+def rewards(make_config: Callable[..., TrainConfig]) -> Callable[..., Rewards]:
     def made(*overrides: str) -> Rewards:
         config = make_config(*overrides)
         a = config.algorithm

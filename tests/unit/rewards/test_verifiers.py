@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ral_system import conf
-from ral_system.config.run import RunConfig
+from ral_system.config.commands import TrainConfig
 from ral_system.errors import ConfigError
 from ral_system.registry import VERIFIERS
 from ral_system.rewards.judge import judge
@@ -192,7 +192,7 @@ def test_a_number_within_its_tolerance() -> None:
     assert scored("numeric", "0.3", "0.30") == 1 and scored("numeric", "0.31", "0.3") == 0
 
 
-def test_numbers_of_video_r1_may_be_half_a_hundredth_apart(make_config: Callable[..., RunConfig]) -> None:
+def test_numbers_of_video_r1_may_be_half_a_hundredth_apart(make_config: Callable[..., TrainConfig]) -> None:
     config = make_config("reward=video_r1").reward.of_kind("numerical")
     judged = VERIFIERS.get(config.verifier)
     assert [judged(given, "3.14", config) for given in ("3.1416", "3.144", "3.14", "3.15", "3.1")] == [1, 1, 1, 0, 0]

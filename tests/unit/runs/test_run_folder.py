@@ -9,14 +9,14 @@ from typing import Any
 import pytest
 import yaml
 
-from ral_system.config.run import RunConfig
+from ral_system.config.commands import SynthesizeConfig, TrainConfig
 from ral_system.errors import ConfigError, SetupError
 from ral_system.runs.folder import SYNTHESIS, TRAINING, Continuation, RunFolder, differing_fields
 
-MakeConfig = Callable[..., RunConfig]
+MakeConfig = Callable[..., TrainConfig]
 
 
-def opened(folder: RunFolder, config: RunConfig) -> list[tuple[str, Any, Any]]:
+def opened(folder: RunFolder, config: TrainConfig) -> list[tuple[str, Any, Any]]:
     """What `ral-train` does with a folder when there is something to do; the fields that it says have changed."""
     folder.open(config)
     return folder.record(config)
@@ -41,11 +41,12 @@ def test_groups_that_do_not_bind_are_left_out() -> None:
     assert [path for path, _, _ in differing_fields(old, new, rules)] == ["data.seed", "data.synthesis"]
 
 
-@pytest.mark.parametrize("rules", [TRAINING, SYNTHESIS], ids=["training", "synthesis"])
-def test_what_may_change_exists(make_config: MakeConfig, rules: Continuation) -> None:
-    from_files = make_config("data=video_r1", "data.sources.main.path=rows.json", "stages=[rl]", "model.path=m")
-    with_ray = make_config("cluster.kind=ray", "rollout=vllm", "learner=deepspeed")
-    known = {path for config in (make_config(), from_files, with_ray) for path in paths(config.model_dump())}
+@pytest.mark.parametrize(("rules", "kind"), [(TRAINING, TrainConfig), (SYNTHESIS, SynthesizeConfig)])
+def test_what_may_change_exists(make_config: Callable[..., Any], rules: Continuation, kind: type) -> None:
+    from_files = ("data=video_r1", "data.sources.main.path=rows.json", "stages=[rl]", "model.path=m")
+    with_ray = ("cluster.kind=ray", "rollout=vllm", "learner=deepspeed")
+    configs = [make_config(*overrides, kind=kind) for overrides in ((), from_files, with_ray)]
+    known = {path for config in configs for path in paths(config.model_dump())}
     assert known.issuperset((*rules.may_change, *(rules.bound or ())))
 
 
@@ -58,7 +59,7 @@ def paths(group: dict[str, Any], prefix: str = "") -> Iterator[str]:
 def test_a_run_is_continued_with_the_same_config(make_config: MakeConfig, tmp_path: Path) -> None:
     folder = RunFolder(tmp_path / "run")
     opened(folder, make_config())
-    assert RunConfig.model_validate(yaml.safe_load(folder.config.read_text())) == make_config()
+    assert TrainConfig.model_validate(yaml.safe_load(folder.config.read_text())) == make_config()
     opened(folder, make_config())
     folder.open(make_config("algorithm.steps=99"))
     assert yaml.safe_load(folder.config.read_text())["algorithm"]["steps"] == 99  # nothing was done with the old ones
@@ -146,6 +147,18 @@ def test_a_run_is_not_continued_with_another_config(make_config: MakeConfig, tmp
     RunFolder(tmp_path / "new").open(make_config("resume=never"))
 
 
+def test_what_other_commands_read_does_not_bind_a_folder_that_has_it(make_config: MakeConfig, tmp_path: Path) -> None:
+    """Earlier versions wrote every group of every command."""
+    folder, config = RunFolder(tmp_path / "run"), make_config()
+    opened(folder, config)
+    folder.complete("perceive", {"steps": 1}, lambda path: None)
+    recorded = config.model_dump(mode="json")
+    recorded |= {"intervention": {"image": 0.1}, "evaluation": recorded["evaluation"] | {"samples": 3}}
+    folder.config.write_text(yaml.safe_dump(recorded | {"synthesis": {"rows": 1}}))
+    assert opened(folder, config) == []
+    assert yaml.safe_load(folder.config.read_text()) == config.model_dump(mode="json")
+
+
 def test_a_start_that_failed_before_its_first_step_does_not_bind_the_next(
     make_config: MakeConfig, tmp_path: Path
 ) -> None:
@@ -171,10 +184,10 @@ def test_two_processes_do_not_write_one_run(make_config: MakeConfig, tmp_path: P
     (tmp_path / "config.json").write_text(make_config().model_dump_json())
     code = f"""
 import pathlib, time
-from ral_system.config.run import RunConfig
+from ral_system.config.commands import SynthesizeConfig, TrainConfig
 from ral_system.runs.folder import RunFolder
 folder = RunFolder(pathlib.Path({str(tmp_path / "run")!r}))
-folder.open(RunConfig.model_validate_json(pathlib.Path({str(tmp_path / "config.json")!r}).read_text()))
+folder.open(TrainConfig.model_validate_json(pathlib.Path({str(tmp_path / "config.json")!r}).read_text()))
 print("open", flush=True)
 time.sleep(60)
 """

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from ral_system.config.run import RunConfig
+from ral_system.config.commands import TrainConfig
 from ral_system.errors import DataError, SetupError
 from ral_system.media.store import MediaStore
 from ral_system.models.loading import load_model
@@ -22,7 +22,7 @@ from tests.unit.training.learners import Start, Watched, equal, plan
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
-Config = Callable[..., RunConfig]
+Config = Callable[..., TrainConfig]
 Taught = Callable[..., TeacherScorer]
 
 
@@ -48,7 +48,7 @@ def config(make_config: Config, larger_model: Path) -> Config:
 
 @pytest.fixture
 def taught(tiny_model: Path, media: MediaStore) -> Taught:
-    def made(config: RunConfig, folder: Path | None = None) -> TeacherScorer:
+    def made(config: TrainConfig, folder: Path | None = None) -> TeacherScorer:
         (role,) = config.teachers
         folder = folder or Path(role.path)
         return TeacherScorer(config.algorithm, config.teacher, role, folder, tiny_model, media, temperature=1.0)

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from ral_system.config.run import RunConfig
+from ral_system.config.commands import SynthesizeConfig
 from ral_system.errors import ConfigError, SetupError
 from ral_system.media.store import MediaStore
 from ral_system.synthesis.endpoint import EndpointGenerator
@@ -80,7 +80,7 @@ Ask = Callable[..., list[str]]
 
 
 @pytest.fixture
-def ask(server: Server, make_config: Callable[..., RunConfig], media: MediaStore) -> Ask:
+def ask(server: Server, make_config: Callable[..., SynthesizeConfig], media: MediaStore) -> Ask:
     """Ask the server once, or `times` at once, as one role; its generator is kept as `ask.generator`."""
 
     def asked(
@@ -92,6 +92,7 @@ def ask(server: Server, make_config: Callable[..., RunConfig], media: MediaStore
             "synthesis.retries=1",
             "synthesis.timeout_s=0.5",
             *(f"synthesis.{o}" for o in overrides),
+            kind=SynthesizeConfig,
         ).synthesis
 
         async def all_of_them() -> list[str]:

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from ral_system.config.run import RunConfig
+from ral_system.config.commands import SynthesizeConfig
 from ral_system.config.synthesis import SynthesisConfig
 from ral_system.errors import DataError, SetupError
 from ral_system.synthesis.pipeline import OUTAGE, Synthesis, Tally
@@ -57,9 +57,11 @@ class Model:
 class Case:
     """One folder and its roles."""
 
-    def __init__(self, folder: Path, make_config: Callable[..., RunConfig], *overrides: str) -> None:
+    def __init__(self, folder: Path, make_config: Callable[..., SynthesizeConfig], *overrides: str) -> None:
         self.folder = folder
-        self.config: SynthesisConfig = make_config(*(f"synthesis.{o}" for o in overrides)).synthesis
+        self.config: SynthesisConfig = make_config(
+            *(f"synthesis.{o}" for o in overrides), kind=SynthesizeConfig
+        ).synthesis
         self.roles: dict[Role, Model] = {role: Model(role) for role in ROLES}
 
     def run(self, rows: list[Row] = ROWS) -> Tally:
@@ -75,7 +77,7 @@ class Case:
 
 
 @pytest.fixture
-def case(tmp_path: Path, make_config: Callable[..., RunConfig]) -> Callable[..., Case]:
+def case(tmp_path: Path, make_config: Callable[..., SynthesizeConfig]) -> Callable[..., Case]:
     return lambda *overrides: Case(tmp_path / "synthesis", make_config, *overrides)
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from ral_system.config.run import RunConfig
+from ral_system.config.commands import SynthesizeConfig
 from ral_system.data.chat import ChatRenderer
 from ral_system.models.loading import load_family
 from ral_system.synthesis.checks import check_anchored, check_description, check_reasoning
@@ -25,9 +25,9 @@ def texts_of(row: Row) -> dict[Role, str]:
 
 @pytest.mark.parametrize("grid", [2, 8])
 def test_every_kind_of_question_passes_every_check(
-    grid: int, make_config: Callable[..., RunConfig], tiny_model: Path
+    grid: int, make_config: Callable[..., SynthesizeConfig], tiny_model: Path
 ) -> None:
-    anchor = re.compile(make_config().synthesis.anchor, re.IGNORECASE)
+    anchor = re.compile(make_config(kind=SynthesizeConfig).synthesis.anchor, re.IGNORECASE)
     renderer = ChatRenderer(load_family(tiny_model), "answer")
     source = VisualSearch(seed=0, grid=grid, objects=4)
     for i in range(2 * len(KINDS)):

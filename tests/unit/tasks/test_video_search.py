@@ -6,8 +6,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from ral_system.config.commands import TrainConfig
 from ral_system.config.data import VideoSearchConfig
-from ral_system.config.run import RunConfig
 from ral_system.data.chat import ChatRenderer
 from ral_system.media.store import MediaStore
 from ral_system.models.loading import load_family
@@ -90,7 +90,9 @@ def test_a_number_of_seconds_that_cannot_be_is_refused() -> None:
 
 
 @pytest.fixture
-def make(make_config: Callable[..., RunConfig], tiny_model: Path, tmp_path: Path) -> Callable[..., VideoSearchPrompts]:
+def make(
+    make_config: Callable[..., TrainConfig], tiny_model: Path, tmp_path: Path
+) -> Callable[..., VideoSearchPrompts]:
     def made(*overrides: str, response_format: str = "think_answer") -> VideoSearchPrompts:
         data = make_config("data=video_search", "data.train_records=40", *overrides).data
         assert isinstance(data, VideoSearchConfig)

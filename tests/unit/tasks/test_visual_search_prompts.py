@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from ral_system.config.run import RunConfig
+from ral_system.config.commands import TrainConfig
 from ral_system.data.chat import ChatRenderer
 from ral_system.errors import ConfigError, DataError
 from ral_system.families.family import Family
@@ -25,7 +25,7 @@ def family(tiny_model: Path) -> Family:
 
 
 @pytest.fixture
-def make(make_config: Callable[..., RunConfig], family: Family, media: MediaStore) -> Make:
+def make(make_config: Callable[..., TrainConfig], family: Family, media: MediaStore) -> Make:
     def made(response_format: Any = "think_answer", *overrides: str) -> VisualSearchPrompts:
         config = make_config("data.train_records=20", *overrides).data
         return VisualSearchPrompts(config, ChatRenderer(family, config.system_prompt), media, format=response_format)

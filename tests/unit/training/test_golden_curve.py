@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from ral_system.config.run import RunConfig
+from ral_system.config.commands import TrainConfig
 from ral_system.data.chat import ChatRenderer
 from ral_system.media.store import MediaStore
 from ral_system.models.loading import load_family
@@ -67,7 +67,7 @@ def draw(renderer: ChatRenderer, media: MediaStore, index: int) -> Sample:
     return Sample(prompt.id, prompt, renderer.response(f"<think> {thought} </think> <answer> {names[asked]} </answer>"))
 
 
-def run(config: RunConfig, folder: Path) -> list[dict[str, float]]:
+def run(config: TrainConfig, folder: Path) -> list[dict[str, float]]:
     words = ["answer", "what", "is", "at", "?", *PLACES, *COLOURS]
     build_tiny_model(folder / "model", words, hidden=64, layers=2, vision_layers=1, seed=0)
     media, renderer = MediaStore(folder / "media"), ChatRenderer(load_family(folder / "model"), "answer")
@@ -90,7 +90,7 @@ def run(config: RunConfig, folder: Path) -> list[dict[str, float]]:
 
 
 @pytest.mark.usefixtures("one_thread")
-def test_curve_is_the_committed_one(make_config: Callable[..., RunConfig], tmp_path: Path) -> None:
+def test_curve_is_the_committed_one(make_config: Callable[..., TrainConfig], tmp_path: Path) -> None:
     found = run(make_config(*SETTINGS), tmp_path)
     if os.environ.get("RAL_WRITE_GOLDEN"):
         GOLDEN.write_text(json.dumps(found, indent=1) + "\n")

@@ -2,7 +2,7 @@ from collections.abc import Callable
 
 import pytest
 
-from ral_system.config.run import RunConfig
+from ral_system.config.commands import TrainConfig
 from ral_system.training.optim import OptimSettings, optim_settings
 
 
@@ -13,7 +13,7 @@ def test_the_rate_rises_linearly_and_stays() -> None:
     assert at_once.rate(0) == 1e-3
 
 
-def test_every_stage_has_its_own_settings(make_config: Callable[..., RunConfig]) -> None:
+def test_every_stage_has_its_own_settings(make_config: Callable[..., TrainConfig]) -> None:
     config = make_config(
         "learner.learning_rate=1e-5",
         "learner.weight_decay=0.1",

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ral_system.config.run import RunConfig
+from ral_system.config.commands import TrainConfig
 from ral_system.data.chat import ChatRenderer
 from ral_system.errors import GateError
 from ral_system.media.store import MediaStore
@@ -22,7 +22,7 @@ LOOSE = ("algorithm.max_staleness=1", "rollout.log_prob_gate.token=1e9")
 
 @pytest.mark.parametrize("anchor", ["old", "ema"])
 def test_a_past_version_scores_as_it_did(
-    start_rank: Start, make_config: Callable[..., RunConfig], rl_samples: list[Sample], anchor: str
+    start_rank: Start, make_config: Callable[..., TrainConfig], rl_samples: list[Sample], anchor: str
 ) -> None:
     watched = Watched(start_rank(make_config(*SETTINGS, *LOOSE, f"algorithm.attention.anchor={anchor}")))
     rank, split = watched.rank, plan(rl_samples, 2, 3)
@@ -46,7 +46,7 @@ def test_a_past_version_scores_as_it_did(
 
 
 def test_what_is_older_than_allowed_is_gone(
-    start_rank: Start, make_config: Callable[..., RunConfig], rl_samples: list[Sample]
+    start_rank: Start, make_config: Callable[..., TrainConfig], rl_samples: list[Sample]
 ) -> None:
     rank = start_rank(make_config(*SETTINGS, *LOOSE))
     for version in range(3):
@@ -58,7 +58,7 @@ def test_what_is_older_than_allowed_is_gone(
 @pytest.mark.parametrize("rows", ["generated", "predicting"])
 @pytest.mark.parametrize("record", ["dense", "top_k"])
 def test_every_token_is_scored_at_the_weights_that_made_it(
-    start_rank: Start, make_config: Callable[..., RunConfig], rl_samples: list[Sample], rows: str, record: str
+    start_rank: Start, make_config: Callable[..., TrainConfig], rl_samples: list[Sample], rows: str, record: str
 ) -> None:
     """Whole batches at each version say what is to be found where: token by token, and row by row of attention."""
     kept = (f"algorithm.attention.rows={rows}", f"algorithm.attention.record={record}")
@@ -92,7 +92,7 @@ def test_every_token_is_scored_at_the_weights_that_made_it(
 
 
 def test_rows_of_a_question_with_a_picture_inside_are_read_at_the_weights_that_began_the_response(
-    start_rank: Start, make_config: Callable[..., RunConfig], tiny_model: Path, media: MediaStore
+    start_rank: Start, make_config: Callable[..., TrainConfig], tiny_model: Path, media: MediaStore
 ) -> None:
     rows = "algorithm.attention.rows=instruction"
     rank = start_rank(make_config(*SETTINGS, *LOOSE, "algorithm.max_staleness=2", rows))

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from ral_system.attention.read import AttentionRead
-from ral_system.config.run import RunConfig
+from ral_system.config.commands import TrainConfig
 from ral_system.data.collate import Collator
 from ral_system.media.store import MediaStore
 from ral_system.scoring.build import build_policy
@@ -31,14 +31,14 @@ def mismatched(tiny_model: Path, media: MediaStore, rl_samples: list[Sample], ma
     return learners.mismatched(policy, Collator(policy.family, media), rl_samples)
 
 
-def preset(make_config: Callable[..., RunConfig], name: str, *overrides: str) -> RunConfig:
+def preset(make_config: Callable[..., TrainConfig], name: str, *overrides: str) -> TrainConfig:
     mismatch = "rollout.log_prob_gate.token=9"
     return make_config(*COMMON, mismatch, f"algorithm/policy_loss={name}", *overrides)
 
 
 @pytest.mark.parametrize("name", CASES)
 def test_accumulation_and_order_do_not_change_the_gradient(
-    name: str, start_rank: Start, make_config: Callable[..., RunConfig], mismatched: list[Sample]
+    name: str, start_rank: Start, make_config: Callable[..., TrainConfig], mismatched: list[Sample]
 ) -> None:
     config = preset(make_config, name, "algorithm.entropy_coefficient=0.1", "algorithm.kl.estimator=k2")
     found = []
@@ -56,7 +56,7 @@ def test_accumulation_and_order_do_not_change_the_gradient(
 
 @pytest.mark.parametrize("name", CASES)
 def test_twice_the_batch_is_the_same_gradient(
-    name: str, start_rank: Start, make_config: Callable[..., RunConfig], mismatched: list[Sample]
+    name: str, start_rank: Start, make_config: Callable[..., TrainConfig], mismatched: list[Sample]
 ) -> None:
     """All counts are scaled, and nothing else is."""
     twice = [*mismatched, *(replace(s, id=f"{s.id}/again") for s in mismatched)]
@@ -71,7 +71,7 @@ def test_twice_the_batch_is_the_same_gradient(
 
 
 def test_no_two_losses_have_the_same_gradient_off_policy(
-    start_rank: Start, make_config: Callable[..., RunConfig], mismatched: list[Sample]
+    start_rank: Start, make_config: Callable[..., TrainConfig], mismatched: list[Sample]
 ) -> None:
     second: dict[str, torch.Tensor] = {}
     losses = ["clip", "dppo_binary_tv", "gspo", "cispo", "sapo", "reinforce", "reinforce_plain"]
@@ -86,7 +86,7 @@ def test_no_two_losses_have_the_same_gradient_off_policy(
 
 @pytest.mark.parametrize("name", ["dppo_top_k_tv", "dppo_top_k_kl"])
 def test_a_rollout_without_top_tokens_is_named(
-    name: str, start_rank: Start, make_config: Callable[..., RunConfig], rl_samples: list[Sample]
+    name: str, start_rank: Start, make_config: Callable[..., TrainConfig], rl_samples: list[Sample]
 ) -> None:
     with pytest.raises(ValueError, match=r"sample .*: the rollout engine returned no top tokens"):
         Watched(start_rank(preset(make_config, name))).train(plan(rl_samples, 1, 4))
@@ -97,7 +97,7 @@ def test_a_rollout_without_top_tokens_is_named(
     [("token_mean", "tokens"), ("sequence_sum", "sequences"), ("fixed_length", "sequences and length")],
 )
 def test_reductions_differ_by_their_denominators(
-    reduction: str, expected: str, start_rank: Start, make_config: Callable[..., RunConfig], rl_samples: list[Sample]
+    reduction: str, expected: str, start_rank: Start, make_config: Callable[..., TrainConfig], rl_samples: list[Sample]
 ) -> None:
     length = ["algorithm.fixed_length=7"] if reduction == "fixed_length" else []
     config = make_config(*COMMON, f"algorithm.reduction={reduction}", *length, "algorithm.kl.coefficient=0")
@@ -115,7 +115,7 @@ def test_reductions_differ_by_their_denominators(
 
 @pytest.mark.parametrize("estimator", ["k1", "k2", "k3"])
 def test_the_kl_of_a_response_is_the_sum_over_its_tokens(
-    estimator: str, start_rank: Start, make_config: Callable[..., RunConfig], rl_samples: list[Sample]
+    estimator: str, start_rank: Start, make_config: Callable[..., TrainConfig], rl_samples: list[Sample]
 ) -> None:
     rank = start_rank(make_config(*COMMON, f"algorithm.kl.estimator={estimator}"))
     behaviour = rank.score(plan(rl_samples, 1, len(rl_samples)))
@@ -133,7 +133,7 @@ def test_the_kl_of_a_response_is_the_sum_over_its_tokens(
 
 
 def test_a_kl_in_the_reward_is_not_in_the_loss(
-    start_rank: Start, make_config: Callable[..., RunConfig], rl_samples: list[Sample]
+    start_rank: Start, make_config: Callable[..., TrainConfig], rl_samples: list[Sample]
 ) -> None:
     found = []
     for kl in ("{coefficient: 5, place: loss}", "{coefficient: 5, place: reward}", "{coefficient: 0}"):

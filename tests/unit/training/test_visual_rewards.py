@@ -8,7 +8,7 @@ import torch
 
 from ral_system.attention.read import AttentionRead
 from ral_system.attention.visual_reward import visual_reward
-from ral_system.config.run import RunConfig
+from ral_system.config.commands import TrainConfig
 from ral_system.data.collate import Collator
 from ral_system.media.store import MediaStore
 from ral_system.scoring.build import build_policy
@@ -44,7 +44,7 @@ def direct(tiny_model: Path, media: MediaStore, rl_samples: list[Sample], make_c
 
 
 def test_the_learner_measures_its_own_as_the_rollout_was_made(
-    start_rank: Start, make_config: Callable[..., RunConfig], rl_samples: list[Sample], direct: dict[str, float]
+    start_rank: Start, make_config: Callable[..., TrainConfig], rl_samples: list[Sample], direct: dict[str, float]
 ) -> None:
     rank, split = start_rank(make_config(*COMMON, "reward.visual.weight=0.3")), plan(rl_samples, 2, 3)
     scores = rank.score(split)
@@ -60,12 +60,12 @@ def test_the_learner_measures_its_own_as_the_rollout_was_made(
 def test_the_reference_measures_only_what_is_asked_of_it(
     tiny_model: Path,
     media: MediaStore,
-    make_config: Callable[..., RunConfig],
+    make_config: Callable[..., TrainConfig],
     rl_samples: list[Sample],
     direct: dict[str, float],
     start_rank: Start,
 ) -> None:
-    def frozen(config: RunConfig) -> FrozenScorer:
+    def frozen(config: TrainConfig) -> FrozenScorer:
         groups = (config.algorithm.attention, config.reward.visual)
         return FrozenScorer(*groups, tiny_model, media, dtype="float32", temperature=1.0)
 

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 from huggingface_hub import constants
 
+from ral_system.config.commands import TrainConfig
 from ral_system.config.data import SourceConfig
-from ral_system.config.run import RunConfig
 from ral_system.data.sources.files import Survey, files_of, read_rows, survey
 from ral_system.data.sources.hub import located
 from ral_system.data.sources.questions import read_question
@@ -18,7 +18,7 @@ Source = Callable[..., SourceConfig]
 
 
 @pytest.fixture
-def source(make_config: Callable[..., RunConfig]) -> Source:
+def source(make_config: Callable[..., TrainConfig]) -> Source:
     def made(path: str, files: str = "null") -> SourceConfig:
         given = (f"data.sources.main.path={path}", f"data.sources.main.files={files}")
         data = make_config("data=easyr1", "stages=[rl]", *given).data

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
+from ral_system.config.commands import TrainConfig
 from ral_system.config.data import ColumnsConfig
-from ral_system.config.run import RunConfig
 from ral_system.data.sources.questions import Question, read_question
 from ral_system.errors import DataError
 
@@ -21,7 +21,7 @@ Read = Callable[[str, dict[str, Any]], Question]
 
 
 @pytest.fixture
-def read(make_config: Callable[..., RunConfig], root: Path) -> Read:
+def read(make_config: Callable[..., TrainConfig], root: Path) -> Read:
     """A row of a published format, with the columns that conf/data/ gives for it."""
 
     def made(name: str, row: dict[str, Any]) -> Question:

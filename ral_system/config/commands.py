@@ -1,4 +1,4 @@
-"""The whole configuration of one run, one field per group."""
+"""The configuration of each command: the groups, and the fields of them, that it reads."""
 
 from __future__ import annotations
 
@@ -6,53 +6,71 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field
 
-from ral_system.config.algorithm import AlgorithmConfig
+from ral_system.config.algorithm import AlgorithmConfig, ResponseConfig
 from ral_system.config.base import Group, NonNegative, Resumable
 from ral_system.config.checkpoint import CheckpointConfig
 from ral_system.config.choices import STAGES, Stage, SupervisedStage
-from ral_system.config.cluster import ClusterConfig
+from ral_system.config.cluster import ClusterConfig, ProcessConfig
 from ral_system.config.data import DataConfig
-from ral_system.config.evaluation import EvaluationConfig, InterventionConfig, SweepConfig
-from ral_system.config.learner import LearnerConfig
-from ral_system.config.logging import LoggingConfig
-from ral_system.config.model import ModelConfig
+from ral_system.config.evaluation import (
+    EvaluationConfig,
+    HeldOutConfig,
+    InterventionConfig,
+    MeasurementConfig,
+    SweepConfig,
+)
+from ral_system.config.learner import ForwardConfig, LearnerConfig
+from ral_system.config.logging import LoggingConfig, PreviewConfig
+from ral_system.config.model import ModelConfig, StartModelConfig
 from ral_system.config.reward import RewardConfig
-from ral_system.config.rollout import RolloutConfig
+from ral_system.config.rollout import EngineConfig, LengthsConfig, RolloutConfig
 from ral_system.config.supervised import SupervisedConfig
 from ral_system.config.synthesis import SynthesisConfig
 from ral_system.config.teacher import TeacherConfig, TeacherRole
+
+Resume = Annotated[Literal["auto", "never"], Resumable]
 
 
 def _in_order(stages: tuple[Stage, ...]) -> tuple[Stage, ...]:
     return tuple(stage for stage in STAGES if stage in stages)
 
 
-class RunConfig(Group):
-    """The whole configuration of one run."""
+class CommandConfig(Group):
+    """What every command reads."""
 
     name: Annotated[str, Field(min_length=1, pattern=r"^[A-Za-z0-9_][A-Za-z0-9._-]*$")]
     """Folder under `runs_dir`."""
     runs_dir: Annotated[str, Resumable]
-    seed: NonNegative
-    resume: Annotated[Literal["auto", "never"], Resumable]
-    """auto continues from the newest complete checkpoint; never refuses a folder that has one."""
-    stages: Annotated[tuple[Stage, ...], Field(min_length=1), AfterValidator(_in_order), Resumable]
-    """What `ral-train` runs; sorted into the order perceive, sft, rl."""
-    start_model: Annotated[str | None, Resumable]
-    """Folder to start the first requested stage from, instead of the preceding stage's result in this run."""
-    model: ModelConfig
     data: DataConfig
+    algorithm: ResponseConfig
+
+
+class QuestionsConfig(CommandConfig):
+    """What the commands read that ask a model questions, or show them."""
+
+    seed: NonNegative
+    stages: Annotated[tuple[Stage, ...], Field(min_length=1), AfterValidator(_in_order), Resumable]
+    """What `ral-train` runs, sorted into the order perceive, sft, rl; other commands prepare files as for these."""
+    start_model: Annotated[str | None, Resumable]
+    """Folder of the model to evaluate, or to start the first requested stage from, instead of the preceding stage's
+    result in this run."""
+    reward: RewardConfig
+    rollout: LengthsConfig
+
+
+class TrainConfig(QuestionsConfig):
+    """Configuration of `ral-train`, `ral-perceive`, `ral-sft` and `ral-rl`."""
+
+    resume: Resume
+    """auto continues from the newest complete checkpoint; never refuses a folder that has one."""
+    model: ModelConfig
     algorithm: AlgorithmConfig
     teacher: TeacherConfig
-    reward: RewardConfig
     rollout: RolloutConfig
     learner: LearnerConfig
     perceive: SupervisedConfig
     sft: SupervisedConfig
-    synthesis: Annotated[SynthesisConfig, Resumable]
     evaluation: Annotated[EvaluationConfig, Resumable]
-    intervention: InterventionConfig
-    sweep: Annotated[SweepConfig, Resumable]
     checkpoint: Annotated[CheckpointConfig, Resumable]
     cluster: Annotated[ClusterConfig, Resumable]
     logging: Annotated[LoggingConfig, Resumable]
@@ -83,3 +101,42 @@ class RunConfig(Group):
         for_attention = (self.teacher.attention_path or self.teacher.path) if teaching.attention.weight > 0 else None
         paths = dict.fromkeys(path for path in (for_tokens, for_attention) if path is not None)
         return tuple(TeacherRole(path, path == for_tokens, path == for_attention) for path in paths)
+
+
+class EvaluateConfig(QuestionsConfig):
+    """Configuration of `ral-evaluate`."""
+
+    rollout: EngineConfig
+    learner: ForwardConfig
+    evaluation: MeasurementConfig
+    intervention: InterventionConfig
+    sweep: SweepConfig
+    cluster: ProcessConfig
+
+
+class DataCommandConfig(QuestionsConfig):
+    """Configuration of `ral-data`."""
+
+    model: StartModelConfig
+    evaluation: HeldOutConfig
+    logging: PreviewConfig
+
+
+class SynthesizeConfig(CommandConfig):
+    """Configuration of `ral-synthesize`."""
+
+    resume: Resume
+    """auto continues an unfinished synthesis; never refuses a folder that has one."""
+    synthesis: SynthesisConfig
+
+
+COMMANDS: dict[str, type[CommandConfig]] = {
+    "ral-train": TrainConfig,
+    "ral-perceive": TrainConfig,
+    "ral-sft": TrainConfig,
+    "ral-rl": TrainConfig,
+    "ral-evaluate": EvaluateConfig,
+    "ral-data": DataCommandConfig,
+    "ral-synthesize": SynthesizeConfig,
+}
+"""Configuration class of every command that takes overrides."""

@@ -1,0 +1,68 @@
+"""What other commands read: refused on the command line, and left out of `--help` and `--cfg job`.
+
+Hydra composes every group for every command, because an experiment describes a setup that several commands share, and
+may choose or set any group.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from ral_system.config.commands import CommandConfig
+from ral_system.config.known import other_readers, read_by
+from ral_system.errors import ConfigError
+from ral_system.launch.mistakes import command
+
+
+def refuse_foreign(overrides: Sequence[str], kind: type[CommandConfig]) -> None:
+    """Raise ConfigError for the first override of a key that other commands read and this one does not."""
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+    from hydra.errors import HydraException
+
+    try:
+        parsed = OverridesParser.create().parse_overrides(list(overrides))
+    except HydraException:
+        return  # Hydra refuses it
+    for override in parsed:
+        if override.is_hydra_override():
+            continue
+        key, value = override.key_or_group.replace("/", "."), override.value()
+        for inner in (key, *_inner_keys(key, value)):
+            if readers := other_readers(inner, kind):
+                given = override.input_line if inner == key else f"{inner} in {override.input_line}"
+                raise ConfigError(f"{given}: {command()} does not read it; {_does(readers)}; remove it")
+
+
+def show_only(kind: type[CommandConfig], *, resolve: bool) -> None:
+    """Let Hydra's `--help` list the groups, and `--cfg job` the keys, that the command reads."""
+    from hydra._internal.hydra import Hydra
+    from omegaconf import OmegaConf
+
+    sanitized, groups = Hydra.get_sanitized_cfg, Hydra.list_all_config_groups
+
+    def own_keys(self: Any, cfg: Any, cfg_type: str) -> Any:
+        found = sanitized(self, cfg, cfg_type)
+        if cfg_type != "job":
+            return found
+        values: Any = OmegaConf.to_container(found, resolve=resolve)
+        return OmegaConf.create(read_by(kind, values))
+
+    def own_groups(self: Any, parent: str = "") -> Sequence[str]:
+        return [group for group in groups(self, parent) if not other_readers(group.replace("/", "."), kind)]
+
+    Hydra.get_sanitized_cfg, Hydra.list_all_config_groups = own_keys, own_groups  # type: ignore[method-assign]
+
+
+def _inner_keys(key: str, value: Any) -> Iterator[str]:
+    """The keys of a value such as `evaluation={questions: 5}`."""
+    if isinstance(value, dict):
+        for name, inner in value.items():
+            yield f"{key}.{name}"
+            yield from _inner_keys(f"{key}.{name}", inner)
+
+
+def _does(readers: Sequence[str]) -> str:
+    """Format `ral-evaluate does`, or `ral-evaluate and ral-data do`."""
+    *others, last = readers
+    return f"{', '.join(others)} and {last} do" if others else f"{last} does"

@@ -1,0 +1,63 @@
+"""Keys that only other commands read are refused on the command line."""
+
+import sys
+
+import pytest
+
+from ral_system.config.commands import COMMANDS
+from ral_system.errors import ConfigError
+from ral_system.launch.foreign import refuse_foreign
+
+
+@pytest.mark.parametrize(
+    ("command", "override", "says"),
+    [
+        ("ral-train", "sweep.axis=frames", "ral-train does not read it; ral-evaluate does; remove it"),
+        ("ral-rl", "sweep=frames", "ral-rl does not read it; ral-evaluate does; remove it"),
+        ("ral-train", "+sweep.models={a: b}", "ral-train does not read it; ral-evaluate does; remove it"),
+        ("ral-train", "intervention.image=0.15", "ral-train does not read it; ral-evaluate does; remove it"),
+        ("ral-evaluate", "algorithm.steps=3", "ral-evaluate does not read it; ral-train does; remove it"),
+        ("ral-evaluate", "algorithm/policy_loss=gspo", "ral-evaluate does not read it; ral-train does; remove it"),
+        ("ral-evaluate", "sft.batch=1,2", "ral-evaluate does not read it; ral-train does; remove it"),
+        ("ral-evaluate", "~rollout.workers", "ral-evaluate does not read it; ral-train does; remove it"),
+        ("ral-data", "cluster=local", "ral-data does not read it; ral-train and ral-evaluate do; remove it"),
+        (
+            "ral-synthesize",
+            "seed=1",
+            "ral-synthesize does not read it; ral-train, ral-evaluate and ral-data do;",
+        ),
+    ],
+)
+def test_a_key_of_another_command_is_refused(
+    monkeypatch: pytest.MonkeyPatch, command: str, override: str, says: str
+) -> None:
+    monkeypatch.setattr(sys, "argv", [f"/bin/{command}"])
+    with pytest.raises(ConfigError) as refused:
+        refuse_foreign(["experiment=smoke", override], COMMANDS[command])
+    assert str(refused.value).startswith(f"{override}: {says}")
+
+
+def test_a_key_inside_a_value_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "argv", ["/bin/ral-train"])
+    given = "evaluation={questions: 5, samples: 3}"
+    with pytest.raises(ConfigError, match=r"^evaluation.samples in evaluation=\{.*: ral-train does not read it; "):
+        refuse_foreign([given], COMMANDS["ral-train"])
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        "experiment=avar_quickstart",
+        "algorithm=ral_zero",  # it has the response format
+        "rollout=hf",
+        "+data/source@data.sources.mine=columns",
+        "data.instructions={sweep: think}",
+        "hydra.sweeper.direction=maximize",
+        "algorithm.stepz=3",  # Hydra refuses what no command knows
+        "evaluation.questions=[1,",
+    ],
+)
+def test_other_overrides_pass(override: str) -> None:
+    for kind in COMMANDS.values():
+        if kind is not COMMANDS["ral-synthesize"] or not override.startswith(("rollout", "evaluation")):
+            refuse_foreign([override], kind)
