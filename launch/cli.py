@@ -27,16 +27,17 @@ def run_with_config(task: Task, kind: type[CommandConfig], *, about: str) -> Non
         print(f"ral-system {__version__}")
         return
     import hydra
-    from hydra._internal.utils import get_args_parser
     from hydra.errors import HydraException
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
     from yaml import YAMLError
 
+    from ral_system.launch.hydra_internals import arguments_parser
+
     os.environ["HYDRA_FULL_ERROR"] = "1"  # errors come to us instead of being printed with a traceback
     for number in (signal.SIGINT, signal.SIGTERM):  # SIGINT too: a shell leaves it ignored in its background jobs
         signal.signal(number, _interrupt)
-    parser = get_args_parser()
+    parser = arguments_parser()
     # Hydra parses again, and would answer a wrong option with pages of text.
     parser.error = lambda message: fail(ConfigError(f"{message}; see {command()} --help"))  # type: ignore[method-assign]
     OmegaConf.register_new_resolver("about_command", about.strip, replace=True)

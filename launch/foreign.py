@@ -36,22 +36,13 @@ def refuse_foreign(overrides: Sequence[str], kind: type[CommandConfig]) -> None:
 
 def show_only(kind: type[CommandConfig], *, resolve: bool) -> None:
     """Let Hydra's `--help` list the groups, and `--cfg job` the keys, that the command reads."""
-    from hydra._internal.hydra import Hydra
-    from omegaconf import OmegaConf
+    from ral_system.launch import hydra_internals
 
-    sanitized, groups = Hydra.get_sanitized_cfg, Hydra.list_all_config_groups
-
-    def own_keys(self: Any, cfg: Any, cfg_type: str) -> Any:
-        found = sanitized(self, cfg, cfg_type)
-        if cfg_type != "job":
-            return found
-        values: Any = OmegaConf.to_container(found, resolve=resolve)
-        return OmegaConf.create(read_by(kind, values))
-
-    def own_groups(self: Any, parent: str = "") -> Sequence[str]:
-        return [group for group in groups(self, parent) if not other_readers(group.replace("/", "."), kind)]
-
-    Hydra.get_sanitized_cfg, Hydra.list_all_config_groups = own_keys, own_groups  # type: ignore[method-assign]
+    hydra_internals.show_only(
+        lambda values: read_by(kind, values),
+        lambda group: not other_readers(group.replace("/", "."), kind),
+        resolve=resolve,
+    )
 
 
 def _inner_keys(key: str, value: Any) -> Iterator[str]:

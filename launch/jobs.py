@@ -105,9 +105,10 @@ class HydraTask:
 
         What the command line gives a single value is fixed, whatever sweeper chooses the rest.
         """
-        from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
         from hydra.core.global_hydra import GlobalHydra
         from hydra.core.override_parser.overrides_parser import OverridesParser
+
+        from ral_system.launch.hydra_internals import job_count
 
         parser = OverridesParser.create(config_loader=GlobalHydra.instance().config_loader())
         basic = hydra.sweeper._target_.endswith(".BasicSweeper")
@@ -116,7 +117,7 @@ class HydraTask:
         fixed = {key for key, override in given.items() if not override.is_sweep_override()}
         swept = [o for o in parser.parse_overrides(list(hydra.overrides.task)) if o.get_key_element() not in fixed]
         asked = [o for o in given.values() if not o.is_hydra_override()]
-        total = len(BasicSweeper.split_arguments(asked, None)[0]) if basic else hydra.sweeper.get("n_trials")
+        total = job_count(asked) if basic else hydra.sweeper.get("n_trials")
         return sorted(swept, key=lambda o: o.get_key_element()), total
 
 

@@ -13,6 +13,7 @@ ROOT = Path(__file__).parents[2]
     [
         ("ray", "actors/ray_internals.py"),
         ("deepspeed", "ral_system/training/deepspeed_internals.py"),
+        ("hydra-core", "launch/hydra_internals.py"),
     ],
 )
 def test_they_were_checked_against_the_version_that_is_pinned(package: str, file: str) -> None:
@@ -23,10 +24,10 @@ def test_they_were_checked_against_the_version_that_is_pinned(package: str, file
 
 
 def test_no_other_file_uses_them() -> None:
-    private = re.compile(r"^\s*(from|import) (ray)\.(_\w+|\w+\._\w+)", re.MULTILINE)
+    private = re.compile(r"^\s*(from|import) (ray|hydra)\.(_\w+|\w+\._\w+)", re.MULTILINE)
     found = {
         str(path.resolve().relative_to(ROOT))
-        for path in [*ROOT.glob("actors/**/*.py"), *ROOT.glob("ral_system/**/*.py")]
+        for path in [*ROOT.glob("actors/**/*.py"), *ROOT.glob("launch/**/*.py"), *ROOT.glob("ral_system/**/*.py")]
         if private.search(path.read_text())
     }
-    assert found == {"actors/ray_internals.py"}
+    assert found == {"actors/ray_internals.py", "launch/hydra_internals.py"}

@@ -1,0 +1,40 @@
+"""What this package uses of Hydra that Hydra does not document. Checked against hydra-core 1.3.8."""
+
+from __future__ import annotations
+
+from argparse import ArgumentParser
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+from hydra._internal.hydra import Hydra
+from hydra._internal.utils import get_args_parser
+
+_SANITIZED, _GROUPS = Hydra.get_sanitized_cfg, Hydra.list_all_config_groups
+
+
+def arguments_parser() -> ArgumentParser:
+    """The parser of Hydra's own command line."""
+    return get_args_parser()
+
+
+def job_count(overrides: Sequence[Any]) -> int:
+    """How many jobs Hydra's own sweeper makes of parsed overrides."""
+    return len(BasicSweeper.split_arguments(list(overrides), None)[0])
+
+
+def show_only(keys: Callable[[dict[str, Any]], dict[str, Any]], group: Callable[[str], bool], *, resolve: bool) -> None:
+    """Let `--cfg job` print what `keys` leaves of a configuration, and `--help` list groups that `group` accepts."""
+    from omegaconf import OmegaConf
+
+    def own_keys(self: Any, cfg: Any, cfg_type: str) -> Any:
+        found = _SANITIZED(self, cfg, cfg_type)
+        if cfg_type != "job":
+            return found
+        values: Any = OmegaConf.to_container(found, resolve=resolve)
+        return OmegaConf.create(keys(values))
+
+    def own_groups(self: Any, parent: str = "") -> Sequence[str]:
+        return list(filter(group, _GROUPS(self, parent)))
+
+    Hydra.get_sanitized_cfg, Hydra.list_all_config_groups = own_keys, own_groups  # type: ignore[method-assign]
