@@ -18,21 +18,35 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import pytest
+from xdist.scheduler import LoadScopeScheduling
 
 _INHERITED = ("RAY_", "WANDB_", "HYDRA_", "VLLM_", "PYTHONPATH", "KILL_")
 _BIN = Path(sys.executable).parent
+_LONGEST = ("ray_", "cluster_nodes", "tensor_parallel", "local_runs", "deepspeed_engine")
 _WITH_CLUSTERS = ("cluster_nodes", "ray_actors", "ray_job_submit", "ray_run", "tensor_parallel")
 
 
-@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Keep a file's tests in one process (with `--dist loadgroup`), and all that start Ray clusters in one after
-    another.
+class ByFile(LoadScopeScheduling):
+    """Keeps a file's tests in one process, because they share what they prepare, and all that start Ray clusters in one
+    after another.
+
+    (Groups by mark, `--dist loadgroup`, are lost between pytest 9 and xdist 3.8, which still writes to `Item._nodeid`.)
     """
-    for item in items:
-        name = item.path.stem.removeprefix("test_")
-        if item.path.parent == Path(__file__).parent:
-            item.add_marker(pytest.mark.xdist_group("clusters" if name in _WITH_CLUSTERS else name))
+
+    def _split_scope(self, nodeid: str) -> str:
+        name = Path(nodeid.partition("::")[0]).stem.removeprefix("test_")
+        return "clusters" if name in _WITH_CLUSTERS else name
+
+
+@pytest.hookimpl
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> ByFile:
+    """Deal the files out to processes."""
+    return ByFile(config, log)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Put the longest files first, so that no process is left with one at the end."""
+    items.sort(key=lambda item: not item.path.stem.removeprefix("test_").startswith(_LONGEST))
 
 
 class Process(Protocol):

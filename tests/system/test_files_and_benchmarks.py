@@ -112,7 +112,7 @@ def test_a_benchmark_is_asked_scored_and_not_asked_again(commands, uninterrupted
     assert again.returncode == 0 and answers.stat().st_mtime_ns == before
     assert json.loads((folder / "evaluation.json").read_text()) == found
     unknown = commands("ral-evaluate", *given, "evaluation.benchmark.name=none", cwd=tmp_path)
-    assert unknown.returncode == 2 and "name=none: no such benchmark; there are vstar, mme" in unknown.stderr
+    assert unknown.returncode == 2 and "name=none: no such benchmark; choose one of vstar, mme" in unknown.stderr
 
     swept = commands(
         "ral-evaluate",

@@ -276,10 +276,12 @@ def test_a_killed_engine_ends_generation_and_names_it(roles: RayRoles, prompts: 
 
 def test_a_killed_teacher_is_named_by_whoever_waits_for_it(roles: RayRoles, prompts: list[Prompt]) -> None:
     victim = next(m for m in roles.members if m.name == "teacher 1")
-    samples = [Sample(f"k{i}", prompts[0], (5, 6)) for i in range(64)]
+    samples = [Sample(f"k{i}", prompts[0], (20, 21)) for i in range(4)]
+    pid = int(victim.log.read_text().rsplit("pid ", 1)[1].split()[0])
+    os.kill(pid, signal.SIGSTOP)  # so that it has not scored them when it dies
     roles.teachers[1].submit(samples)
     began = time.monotonic()
-    os.kill(int(victim.log.read_text().rsplit("pid ", 1)[1].split()[0]), signal.SIGKILL)
+    os.kill(pid, signal.SIGKILL)
     with pytest.raises(ActorError, match=r"^teacher 1 died while scoring .*teacher_1.log"):
         roles.teachers[1].collect(plan_updates(samples, updates=1, world_size=2, micro_batch=4))
     assert time.monotonic() - began < 30

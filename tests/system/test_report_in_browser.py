@@ -44,7 +44,6 @@ LOGGING = LoggingConfig(
     wandb_project="none",
     groups_per_step=2,
     report_every=5,
-    preview_rows=1,
     attention_entropy_alarm=0.5,
 )
 ACCURACY = {"before_rl": 0.715, "after_rl": 0.968}
