@@ -1,0 +1,202 @@
+"""What is refused of the other groups: overrides, then what the message must contain."""
+
+from typing import Any
+
+from tests.unit.config.whole_groups import FILES, HF, TORCH, VIDEOS
+
+SETTINGS: dict[str, tuple[dict[str, Any], list[str]]] = {
+    "a teacher that teaches nothing": (
+        {"teacher.path": "/teacher"},
+        ["teacher.path=/teacher has no effect", "choose algorithm=distill"],
+    ),
+    "captions of files": (
+        {"data": FILES, "stages": ["perceive", "rl"]},
+        ["stages=['perceive', 'rl']: perceive imitates captions", "set stages=[sft,rl]"],
+    ),
+    "thoughts of files that have none": (
+        {"data": FILES, "stages": ["sft"]},
+        ["data.sources.main.columns.thought=null", "name the column"],
+    ),
+    "half of a source, which an experiment left": (
+        {"data": FILES | {"sources": {"main": {"path": "rows.json"}}}, "stages": ["rl"]},
+        ["data.sources.main has a path and no columns: ~data.sources.main removes it"],
+    ),
+    "no pixels at all": (
+        {"data": FILES | {"image": {"min_pixels": 9000, "max_pixels": 8000}}, "stages": ["rl"]},
+        ["data.image.min_pixels=9000 is above data.image.max_pixels=8000"],
+    ),
+    "no number of frames": (
+        {"data": FILES | {"video": FILES["video"] | {"min_frames": 9}}, "stages": ["rl"]},
+        ["data.video.min_frames=9 is above data.video.max_frames=8; lower it"],
+    ),
+    "a benchmark without its files": (
+        {"data": FILES, "stages": ["rl"], "evaluation.benchmark.name": "mme"},
+        ["evaluation.benchmark.name=mme and evaluation.benchmark.folder=None go together"],
+    ),
+    "a benchmark that is none": (
+        {"data": FILES, "stages": ["rl"], "evaluation.benchmark": {"name": "V_Star", "folder": "/v", "limit": None}},
+        ["evaluation.benchmark.name=V_Star: no such benchmark; did you mean vstar? There are vstar, mme, chartqa"],
+    ),
+    "a benchmark like no other": (
+        {"data": FILES, "stages": ["rl"], "evaluation.benchmark": {"name": "none", "folder": "/v", "limit": None}},
+        ["evaluation.benchmark.name=none: no such benchmark; choose one of vstar, mme, chartqa"],
+    ),
+    "a benchmark of no size": (
+        {"evaluation.benchmark.name": "mme", "evaluation.benchmark.folder": "/mme"},
+        ["evaluation.benchmark.name=mme", "data.name=visual_search", "add data=files"],
+    ),
+    "values of no axis": (
+        {"sweep.values": [4], "sweep.models": {"a": "/a"}},
+        ["sweep.values has no effect with sweep.axis=null", "sweep.models has no effect"],
+    ),
+    "an axis without values": ({"sweep.axis": "visual_tokens"}, ["sweep.values=[] leaves sweep.axis=visual_tokens"]),
+    "a sweep of a steered model": (
+        {"sweep.axis": "visual_tokens", "sweep.values": [4], "intervention.image": 0.1},
+        ["sweep.axis compares models as they are"],
+    ),
+    "an odd number of frames": (
+        {"data": VIDEOS, "sweep.axis": "frames", "sweep.values": [2, 3]},
+        ["sweep.values=[3] are no even numbers of frames"],
+    ),
+    "more frames than there are": (
+        {"data": VIDEOS, "sweep.axis": "frames", "sweep.values": [8, 18]},
+        ["sweep.values=[18] are more frames than the 16 of data.seconds"],
+    ),
+    "frames of pictures": (
+        {"sweep.axis": "frames", "sweep.values": [4]},
+        ["sweep.axis=frames needs videos", "choose data=video_search or files"],
+    ),
+    "a board of five cells": (
+        {"sweep.axis": "visual_tokens", "sweep.values": [4, 5]},
+        ["sweep.values=[5] are not the cells of a board", "use 4, 9, 16"],
+    ),
+    "too few videos": (
+        {"data": VIDEOS},
+        ["would draw a question twice with the same weights from data.train_records=2"],
+    ),
+    "visual tokens of videos": (
+        {"data": VIDEOS | {"train_records": 99}, "sweep.axis": "visual_tokens", "sweep.values": [4]},
+        ["data.name=video_search varies in frames; choose sweep=frames"],
+    ),
+    "files without a file": (
+        {"data": FILES | {"sources": {}}, "stages": ["rl"]},
+        ["data.sources={}: no file; add one"],
+    ),
+    "a function that nobody calls": (
+        {"reward.function": "mine:closeness"},
+        ["reward.verifier=exact with reward.function=mine:closeness", "reward=function"],
+    ),
+    "no function to call": (
+        {"reward.verifier": "function"},
+        ["reward.verifier=function with reward.function=null", "reward.function=module:name"],
+    ),
+    "weights that change under what is not under way": (
+        {"rollout.on_new_weights": "continue"},
+        ["rollout.on_new_weights=continue has no effect", "raise algorithm.max_staleness, or set it to finish"],
+    ),
+    "more objects than cells": (
+        {"data.grid": 3, "data.objects": 10},
+        ["data.objects=10", "data.grid=[3]", "at most 9"],
+    ),
+    "perceive batch not divisible": (
+        {"perceive.batch": 31, "learner.world_size": 2},
+        ["perceive.batch=31", "learner.world_size=2"],
+    ),
+    "sft batch not divisible": ({"sft.batch": 33, "learner.world_size": 2}, ["sft.batch=33", "learner.world_size=2"]),
+    "local with everything distributed": (
+        {
+            "cluster.kind": "local",
+            "rollout.workers": 2,
+            "learner.world_size": 2,
+        },
+        [
+            "rollout.engine=vllm needs cluster=ray; with cluster=local choose rollout=hf",
+            "rollout.workers=2 needs cluster=ray; with cluster=local set rollout.workers=1",
+            "learner.engine=deepspeed needs cluster=ray; with cluster=local choose learner=torch",
+            "learner.world_size=2 needs cluster=ray; with cluster=local set learner.world_size=1",
+        ],
+    ),
+    "torch engine on several ranks": (
+        {"learner": TORCH | {"world_size": 2}},
+        ["learner.engine=torch", "set learner.world_size=1 or choose learner=deepspeed"],
+    ),
+    "a ZeRO stage of the torch engine": (
+        {"learner": TORCH | {"zero_stage": 2}},
+        ["learner.zero_stage=2: learner.engine=torch has no such setting; remove it (~learner.zero_stage), or choose"],
+    ),
+    "the engine alone, in place of the group": (
+        {"learner.engine": "torch", "rollout.engine": "hf"},
+        [
+            "learner.zero_stage=2: learner.engine=torch has no such setting",
+            "rollout.tensor_parallel=1: rollout.engine=hf has no such setting",
+            "choose the engine as a group, rollout=NAME",
+        ],
+    ),
+    "an engine that does not exist": (
+        {"rollout.engine": "sglang"},
+        ["rollout.engine=sglang: no such choice; use one of 'hf', 'vllm'"],
+    ),
+    "transformers behind Ray": (
+        {"rollout": HF},
+        ["rollout.engine=hf", "cluster.kind=ray", "choose rollout=vllm or cluster=local"],
+    ),
+    **{
+        f"{field} of the transformers engine": (
+            {"cluster.kind": "local", "learner": TORCH, "rollout": HF | {field: value}},
+            [f"rollout.{field}={value}: rollout.engine=hf has no such setting; remove it (~rollout.{field})"],
+        )
+        for field, value in (("tensor_parallel", 2), ("memory_gib", 4.0), ("gpu_memory_utilization", 0.5))
+    },
+    "a frame without pixels": (
+        {"data": FILES | {"video": FILES["video"] | {"min_pixels": 9000}}, "stages": ["rl"]},
+        ["data.video.min_pixels=9000 is above data.video.max_pixels=7840; lower it"],
+    ),
+    "bfloat16 with ZeRO 1": (
+        {"learner.dtype": "bfloat16", "learner.zero_stage": 1, "rollout.log_prob_gate.token": 2.0},
+        ["learner.zero_stage=1", "learner.dtype=bfloat16", "zero_stage to 2 or 3"],
+    ),
+    "bfloat16 in the torch engine": (
+        {"learner": TORCH | {"dtype": "bfloat16"}, "rollout.log_prob_gate.token": 2.0},
+        ["learner.engine=torch", "learner.dtype=bfloat16", "choose learner=deepspeed", "learner.dtype=float32"],
+    ),
+    "a gate too tight for bfloat16": (
+        {"rollout.dtype": "bfloat16"},
+        ["rollout.log_prob_gate.token=0.0001", "rollout.dtype=bfloat16", "set both to float32, or"],
+    ),
+    "a visual reward without a system turn": (
+        {"reward.visual.weight": 0.3, "data.system_prompt": ""},
+        ["reward.visual.weight=0.3", "data.system_prompt is empty; set one"],
+    ),
+    "the form of a visual reward that is not given": (
+        {"reward.visual.form": "ratio"},
+        ["reward.visual.form=ratio", "reward.visual.weight=0", "set form to share"],
+    ),
+    "an anchor that is no pattern": (
+        {"synthesis.anchor": "look (at"},
+        ["synthesis.anchor='look (at' is not a regular expression", "correct it"],
+    ),
+    "a description that nobody reads": (
+        {"synthesis.describer.endpoint": "http://127.0.0.1:8000/v1", "synthesis.describer.model": "m"},
+        ["synthesis.describer.endpoint has no effect", "set synthesis.reasoner.endpoint as well"],
+    ),
+    "an endpoint without a model": (
+        {"synthesis.reasoner.endpoint": "http://127.0.0.1:8000/v1"},
+        ["synthesis.reasoner.endpoint=http://127.0.0.1:8000/v1 and synthesis.reasoner.model=None go together"],
+    ),
+    "an endpoint that is no address": (
+        {"synthesis.describer.endpoint": "localhost", "synthesis.describer.model": "m"},
+        ["synthesis.describer.endpoint='localhost' is not an address", "http://127.0.0.1:8000/v1"],
+    ),
+    "an instruction with a misspelt place": (
+        {"synthesis.anchorer.instruction": "{reasoning} {desciption}"},
+        ["synthesis.anchorer.instruction: {desciption} is never filled in", "{description}"],
+    ),
+    "no reward": (
+        {"reward.correctness": 0.0, "reward.format": 0.0},
+        ["reward.correctness", "reward.format", "raise one"],
+    ),
+    "no room for a prompt": (
+        {"rollout.max_new_tokens": 256, "rollout.max_model_len": 256},
+        ["rollout.max_new_tokens=256", "rollout.max_model_len=256", "raise the latter"],
+    ),
+}

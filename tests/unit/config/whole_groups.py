@@ -1,0 +1,51 @@
+"""Groups as a whole, for overrides that replace one."""
+
+from typing import Any
+
+from ral_system.config.data import ColumnsConfig
+
+FILES: dict[str, Any] = {
+    "name": "files",
+    "seed": 0,
+    "sources": {
+        "main": {
+            "path": "rows.json",
+            "files": None,
+            "root": None,
+            "media_files": None,
+            "revision": None,
+            "weight": 1.0,
+            "split": "both",
+            "columns": dict.fromkeys(ColumnsConfig.model_fields) | {"question": "problem", "answer": "solution"},
+        }
+    },
+    "system_prompt": "",
+    "instructions": {},
+    "held_out": 0.1,
+    "image": {"min_pixels": None, "max_pixels": None},
+    "video": {"fps": 1.0, "max_frames": 8, "min_frames": 2, "min_pixels": 784, "max_pixels": 7840},
+    "max_broken": 0.1,
+    "workers": 1,
+    "timeout_s": 10.0,
+}
+
+VIDEOS = {
+    **{"name": "video_search", "seed": 0, "seconds": (4,), "max_frames": (8,), "described": 4},
+    **{"train_records": 2, "system_prompt": ""},
+}
+
+TORCH = {
+    **{"engine": "torch", "world_size": 1, "micro_batch": 4, "dtype": "float32", "gradient_checkpointing": False},
+    **{"learning_rate": 1e-4, "betas": (0.9, 0.99), "weight_decay": 0.0, "max_grad_norm": 1.0, "warmup_updates": 0},
+}
+HF = {
+    **{"engine": "hf", "workers": 1, "temperature": 1.0, "max_new_tokens": 64, "stop_at_answer": False},
+    **{
+        "max_model_len": 256,
+        "max_sequences": 8,
+        "dtype": "float32",
+        "weight_transfer": "object_store",
+        "on_new_weights": "finish",
+    },
+    "log_prob_gate": {"token": 1e-4, "outliers": 0.0, "mean": None, "p999": None},
+}
