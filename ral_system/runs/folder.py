@@ -248,13 +248,18 @@ class RunFolder:
 def differing_fields(
     old: Mapping[str, Any], new: Mapping[str, Any], rules: Continuation, prefix: str = ""
 ) -> list[tuple[str, Any, Any]]:
-    """Fields with different values, by dotted path, except those that may change."""
+    """Fields with different values, by dotted path, except those that may change.
+
+    A field that a later version, or a package's, has added is in no old record and differs from nothing.
+    """
     found: list[tuple[str, Any, Any]] = []
     for key in sorted(old.keys() | new.keys()):
         path = f"{prefix}{key}"
         if path in rules.may_change or (not prefix and rules.bound is not None and key not in rules.bound):
             continue
-        a, b = old.get(key), new.get(key)
+        if key not in old:
+            continue
+        a, b = old[key], new.get(key)
         if isinstance(a, Mapping) and isinstance(b, Mapping):
             found += differing_fields(a, b, rules, f"{path}.")
         elif a != b:
