@@ -44,6 +44,15 @@ NO_VERDICT = (RewardStatus.TIMEOUT, RewardStatus.ERROR)
 """Completions without a verdict: kept out of the advantage, and counted."""
 
 
+def missing_verdicts(rollouts: Sequence[Rollout]) -> str | None:
+    """Say why, if half of the responses or more have no verdict; None otherwise."""
+    missing = [r.reward for r in rollouts if r.reward.status in NO_VERDICT]
+    if 2 * len(missing) < max(1, len(rollouts)):
+        return None
+    share = len(missing) / len(rollouts)
+    return f"the share of responses without a verdict is {share:.0%}; of the first: {missing[0].detail}"
+
+
 def rollout_metrics(rollouts: Sequence[Rollout]) -> dict[str, float]:
     """Compute means over the batch: reward parts and total over completed verdicts, lengths, groups without signal."""
     judged = [r.reward for r in rollouts if r.reward.status is RewardStatus.OK]

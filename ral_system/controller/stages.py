@@ -14,7 +14,7 @@ from typing import Any
 from ral_system.config.choices import Stage, SupervisedStage
 from ral_system.config.commands import TrainConfig
 from ral_system.config.logging import LoggingConfig
-from ral_system.controller.judging import NO_VERDICT
+from ral_system.controller.judging import NO_VERDICT, missing_verdicts
 from ral_system.controller.loop import TrainingLoop
 from ral_system.controller.pipeline import PipelinedLoop
 from ral_system.data.prompts import Prompts
@@ -53,13 +53,16 @@ class StageContext:
     def evaluate(self, prompts: list[Prompt]) -> Evaluation:
         """Evaluate greedily with the engines' current weights."""
         with self.timer.phase("evaluate"):
-            return evaluate(
+            found = evaluate(
                 self.roles.generator.generate,
                 self.roles.rewarder,
                 self.config.reward,
                 prompts,
                 max_new_tokens=self.config.rollout.max_new_tokens,
             )
+        if (missing := missing_verdicts(found.rollouts)) is not None:
+            self.progress.warn(missing)
+        return found
 
     def origin(self) -> str:
         """Return the start model's path in a form that stays valid when the run folder is moved."""
@@ -221,8 +224,9 @@ def _train(
             totals.setdefault("first_attention_entropy", entropy)
             alarm = entropy_alarm(entropy, totals["first_attention_entropy"], config.logging)
             metrics["alarm/attention_entropy"] = float(alarm is not None)
-            if alarm is not None:
-                progress.warn(alarm)
+            for line in (alarm, missing_verdicts(result.rollouts)):
+                if line is not None:
+                    progress.warn(line)
             if config.evaluation.every and step % config.evaluation.every == 0 and step < config.algorithm.steps:
                 metrics |= context.evaluate(context.prompts.held_out(config.evaluation.every_questions)).metrics()
                 metrics |= context.timer.drain()

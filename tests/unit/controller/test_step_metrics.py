@@ -2,7 +2,7 @@
 
 import pytest
 
-from ral_system.controller.judging import rollout_metrics
+from ral_system.controller.judging import missing_verdicts, rollout_metrics
 from ral_system.controller.loop import update_metrics
 from ral_system.evaluation.greedy import evaluate
 from ral_system.types import (
@@ -51,6 +51,16 @@ def test_rollout_metrics_by_hand() -> None:
             "rollout/tokens": 16.0,
             "rollout/groups_without_signal": 0.5,
         }
+    )
+
+
+def test_verdicts_that_are_missing_are_told_of_from_half_of_them_on() -> None:
+    good = RewardResult("", {"correctness": 1.0}, 1.0, RewardStatus.OK)
+    broken = RewardResult("", {}, 0.0, RewardStatus.ERROR, "RuntimeError: oh no")
+    of = [rollout(0, i, 1, reward, 0.0, "stop") for i, reward in enumerate((good, broken, good))]
+    assert missing_verdicts(of) is None and missing_verdicts([]) is None
+    assert missing_verdicts(of[:2]) == (
+        "the share of responses without a verdict is 50%; of the first: RuntimeError: oh no"
     )
 
 
