@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from ral_system.config.commands import CommandConfig
-from ral_system.config.known import did_you_mean, is_known, known_keys, takes_list
+from ral_system.config.known import did_you_mean, is_known, known_keys, open_keys, takes_list
 from ral_system.errors import ConfigError, RalError, SetupError
 
 _MACHINE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)
@@ -57,6 +57,10 @@ def _unknown(kind: type[CommandConfig], key: str) -> str:
     if key.startswith("data.sources.") and is_known(key, kind):
         name = key.split(".")[2]
         return f"{key}: no source is called {name}; add it with +data/source@data.sources.{name}=columns"
+    if key in open_keys(kind):
+        return f"{key}: a new entry needs a +, as in +{key}.NAME=VALUE"
+    if key.rpartition(".")[0] in open_keys(kind):
+        return f"{key}: a new entry needs a +; write +{key}=VALUE"
     if is_known(key, kind):
         group = "algorithm/policy_loss" if key.startswith("algorithm.policy_loss.") else key.split(".")[0]
         return f"{key}: unknown key here; choose another {group}=NAME, which has it"

@@ -43,6 +43,16 @@ def choices(kind: type[BaseModel]) -> frozenset[str]:
     return frozenset(path for path, field in _fields(kind, "") if field.discriminator)
 
 
+@cache
+def open_keys(kind: type[BaseModel]) -> frozenset[str]:
+    """The keys of dictionaries of plain values whose names the user chooses, such as `reward.kinds`."""
+    return frozenset(
+        path
+        for path, field in _fields(kind, "")
+        if get_origin(field.annotation) is dict and not list(_models(field.annotation))
+    )
+
+
 def is_known(key: str, kind: type[BaseModel]) -> bool:
     """Whether some choice of the groups has the key."""
     return key in known_keys(kind) or any(_filled(known, key) == key for known in known_keys(kind) if ANY in known)
@@ -50,8 +60,8 @@ def is_known(key: str, kind: type[BaseModel]) -> bool:
 
 @cache
 def other_readers(key: str, kind: type[CommandConfig]) -> tuple[str, ...]:
-    """The commands that read a key, or the group that it is in, where `kind` does not; none for any other key. Of the
-    training commands, which share a class, ral-train alone.
+    """The commands that read a key, or the group that it is in, where `kind` does not; none for any other key. The
+    training commands share a class, so only ral-train is listed.
 
     Example: `sweep.axis` → `("ral-evaluate",)` for ral-train, `()` for ral-evaluate; `foo` → `()`
     """

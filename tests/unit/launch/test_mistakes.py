@@ -69,6 +69,17 @@ def test_a_list_is_suggested_where_it_would_be_accepted(
     assert refusal(monkeypatch, override) == f"{override}: several values; add -m to run a job for each{remedy}"
 
 
+@pytest.mark.parametrize(
+    ("override", "says"),
+    [
+        ("reward.signals.brief=0.2", "reward.signals.brief: a new entry needs a +; write +reward.signals.brief=VALUE"),
+        ("reward.kinds={a: numeric}", "reward.kinds: a new entry needs a +, as in +reward.kinds.NAME=VALUE"),
+    ],
+)
+def test_a_new_name_in_a_dictionary_needs_a_plus(monkeypatch: pytest.MonkeyPatch, override: str, says: str) -> None:
+    assert refusal(monkeypatch, override) == says
+
+
 def refusal(monkeypatch: pytest.MonkeyPatch, override: str) -> str:
     monkeypatch.setattr(sys, "argv", ["/bin/ral-train", "experiment=smoke", override])
     with (
