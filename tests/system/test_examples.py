@@ -6,7 +6,10 @@ from pathlib import Path
 
 import pytest
 
+from ral_system.rewards.judge import judge
+from ral_system.rewards.response import Response
 from tests.examples import EXAMPLES, installed
+from tests.unit.rewards.settings import reward_config
 
 pytestmark = pytest.mark.system
 LOCAL = ("cluster=local", "cluster.threads_per_process=1")
@@ -28,6 +31,15 @@ def run(commands, left, tmp_path: Path):
     return ran
 
 
+def test_half_an_answer_is_worth_half(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(EXAMPLES / "own_reward")
+    config = reward_config(verifier="function", function="own_reward:nearly")
+    answers = {"b3": 1.0, "b4": 0.5, "c4": 0.0}
+    for given, worth in answers.items():
+        response = Response(f"<answer> {given} </answer>", "b3", "position", "answer_only")
+        assert judge(response, config)["correctness"] == worth
+
+
 def test_own_reward(run) -> None:
     steps = run("own_reward", "stages=[perceive,rl]").rl_steps()
     assert [step["step"] for step in steps] == [1, 2, 3, 4]
@@ -40,6 +52,14 @@ def test_own_divergence(run, with_signal, tmp_path: Path) -> None:
     found = run("own_divergence", *learns, PYTHONPATH=installed("own_divergence", tmp_path))
     assert all(step["attention/divergence_first_update"] <= 1e-9 for step in found.rl_steps())
     assert any(step["attention/divergence"] > 0 for step in found.rl_steps())
+
+
+def test_own_policy_loss(run, with_signal, tmp_path: Path) -> None:
+    learns = [override for override in with_signal if override.startswith(("algorithm=", "sft."))]
+    path = installed("own_policy_loss", tmp_path)
+    found = run("own_policy_loss", "algorithm.policy_loss.width=0.1", *learns, PYTHONPATH=path)
+    assert "policy_loss:\n    name: soft\n    width: 0.1\n" in (found.folder / "config.yaml").read_text()
+    assert any(step["learner/grad_norm"] > 0 for step in found.rl_steps())
 
 
 def test_own_data(run, uninterrupted) -> None:
