@@ -1,4 +1,4 @@
-"""What other commands read: refused on the command line, and left out of `--help` and `--cfg job`.
+"""Keys that only other commands read: refused on the command line, hidden from `--help` and `--cfg job`.
 
 Hydra composes every group for every command, because an experiment describes a setup that several commands share, and
 may choose or set any group.

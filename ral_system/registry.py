@@ -1,4 +1,4 @@
-"""Everything that is chosen by name: this package's own implementations, and those that an installed package adds."""
+"""Registries of everything chosen by name: built-in implementations and those that installed packages add."""
 
 from __future__ import annotations
 
@@ -17,7 +17,8 @@ class Registry:
 
     `group` is the entry point group, for example `ral_system.families`; `what` names one implementation in messages;
     `built_in` maps names to `module:attribute`. A package adds its own under `[project.entry-points."<group>"]` in its
-    pyproject.toml, with a line `name = "module:attribute"`. Nothing is imported before it is asked for.
+    pyproject.toml, with a line `name = "module:attribute"`; built-in names cannot be replaced. Nothing is imported
+    before it is asked for.
     """
 
     def __init__(self, group: str, what: str, built_in: Mapping[str, str]) -> None:
@@ -39,7 +40,7 @@ class Registry:
         return isinstance(name, str) and self._target(name) is not None
 
     def unknown(self, name: str) -> str:
-        """What to say of a name that is not known: the closest one, and all there are."""
+        """Message for an unknown name: the closest match and the full list."""
         if not self.names:
             return f"no such {self._what}; install a package that adds one under {self.group}"
         near = difflib.get_close_matches(name.lower(), self.names, 1)

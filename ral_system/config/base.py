@@ -59,7 +59,7 @@ class Group(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     def problems(self) -> Iterator[str]:
-        """What is illegal, or would do nothing, among the values of this group alone: field=value, why, the remedy."""
+        """Yield a line per illegal or ineffective value of this group: field=value, the reason, the remedy."""
         yield from ()
 
     def warnings(self) -> Iterator[str]:

@@ -46,7 +46,7 @@ class CommandConfig(Group):
 
 
 class QuestionsConfig(CommandConfig):
-    """What the commands read that ask a model questions, or show them."""
+    """What commands read that ask a model questions or display them."""
 
     seed: NonNegative
     stages: Annotated[tuple[Stage, ...], Field(min_length=1), AfterValidator(_in_order), Resumable]

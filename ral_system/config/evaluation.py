@@ -98,4 +98,7 @@ class SweepConfig(Group):
         elif not self.values:
             yield f"sweep.values=[] leaves sweep.axis={self.axis} nothing to try; give some"
         if self.axis == "frames" and (odd := [value for value in self.values if value < 2 or value % 2]):
-            yield f"sweep.values={odd} are no even numbers of frames; models merge two, so round them"
+            yield (
+                f"sweep.values={odd}: frame counts must be even and at least 2, since models merge frames in pairs; "
+                "round them"
+            )

@@ -20,7 +20,7 @@ class PolicyLossGroup(Group):
 
     @property
     def top_tokens(self) -> int:
-        """How many of its most likely tokens the rollout engine must report; 0: the sampled one alone."""
+        """Number of most likely tokens that the rollout engine must report per position; 0: only the sampled one."""
         return 0
 
 
@@ -29,9 +29,9 @@ class ClipLossConfig(PolicyLossGroup):
 
     name: Literal["clip"]
     clip_low: Annotated[float, Field(gt=0, le=1)]
-    """The ratio counts down to 1 - clip_low."""
+    """Lower bound of the ratio that counts: 1 - clip_low."""
     clip_high: PositiveFloat
-    """The ratio counts up to 1 + clip_high."""
+    """Upper bound of the ratio that counts: 1 + clip_high."""
     dual_clip: Annotated[float, Field(gt=1)] | None
     """Where A < 0 the ratio counts up to this; null: without bound."""
 
@@ -44,7 +44,7 @@ class DppoLossConfig(PolicyLossGroup):
     """Between the rollout's distribution and the policy's: over the sampled token and all others together, or over the
     rollout's most likely tokens, one by one."""
     delta: PositiveFloat
-    """How far is far enough (the paper: 0.15 to 0.2 for tv, 0.05 nats for kl)."""
+    """Distance beyond which a token is left out (the paper: 0.15 to 0.2 for tv, 0.05 nats for kl)."""
     top_k: Annotated[int, Field(ge=2, le=20)]
     """Tokens that the rollout engine reports per position, for top_k_tv and top_k_kl; vLLM gives up to 20."""
     anchor: Literal["rollout", "old"]

@@ -89,5 +89,5 @@ class RewardConfig(Group):
             )
         for name in sorted({"correctness", "format", "visual", "overlong", "kl"} & self.signals.keys()):
             yield f"reward.signals.{name}: a signal of this name is there already; the package must choose another"
-        if self.correctness + self.format <= 0 and not self.signals:
+        if self.correctness + self.format + self.visual.weight <= 0 and not self.signals:
             yield "reward.correctness and reward.format are both 0, so nothing is learned; raise one"

@@ -1,4 +1,4 @@
-"""A reward is the weighted sum of its signals: those that verifiers judge, and those that the loop measures."""
+"""A reward is the weighted sum of its signals: those judged by verifiers and those measured by the training loop."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from ral_system.types import Completion, Prompt, RewardResult, RewardStatus, Ver
 
 @dataclass(frozen=True, slots=True)
 class Measured:
-    """What is known of a response beside its verdict."""
+    """Measurements of a response other than its verdict."""
 
     tokens: int = 0
     limit: int = 0
@@ -29,7 +29,7 @@ class Signal:
 
     name: str
     weight: float
-    """Negative for what is taken off."""
+    """Negative for penalties."""
     value: Callable[[Verdict, Measured], float | None]
     """None where it is undefined: then it adds nothing."""
 
@@ -41,7 +41,7 @@ def judged_signals(reward: RewardConfig) -> tuple[Signal, ...]:
 
 
 def reward_signals(reward: RewardConfig, overlong: OverlongConfig, kl: KLConfig) -> tuple[Signal, ...]:
-    """All signals of a training run: what is judged, and after it what is configured of
+    """All signals of a training run: the judged ones, then those that the configuration turns on:
 
     `visual`: correctness · r_vis, since only what is correct earns it (AVAR, arXiv 2603.03825).
     `overlong`: taken off, up to 1 as a response nears its limit (DAPO, arXiv 2503.14476).
@@ -82,7 +82,7 @@ class Rewards:
         visual: float | None = None,
         kl: float | None = None,
     ) -> RewardResult:
-        """One completion's reward, from as much as is measured yet."""
+        """One completion's reward, computed from whatever has been measured so far."""
         limit = self._response_limit(len(prompt.token_ids))
         return total_reward(self._signals, verdict, Measured(len(completion.token_ids), limit, visual, kl))
 

@@ -56,7 +56,7 @@ SETTINGS: dict[str, tuple[dict[str, Any], list[str]]] = {
     ),
     "an odd number of frames": (
         {"data": VIDEOS, "sweep.axis": "frames", "sweep.values": [2, 3]},
-        ["sweep.values=[3] are no even numbers of frames"],
+        ["sweep.values=[3]: frame counts must be even and at least 2"],
     ),
     "more frames than there are": (
         {"data": VIDEOS, "sweep.axis": "frames", "sweep.values": [8, 18]},
