@@ -20,7 +20,7 @@ from typing import Annotated
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from ral_system.config import commands as configurations
-from ral_system.config.known import other_readers
+from ral_system.config.known import did_you_mean, is_known, known_keys, other_readers
 from ral_system.errors import ConfigError, RalError
 from ral_system.launch.arguments import Parser
 from ral_system.launch.mistakes import fail
@@ -190,6 +190,8 @@ def read_study(path: Path, folder: Path, seeds: list[int] | None = None, overrid
     except yaml.YAMLError as error:
         raise ConfigError(f"study {path}: {' '.join(str(error).split())}") from None
     extra = [f"runs_dir={folder}", *(overrides or [])]
+    for override in overrides or []:
+        _check_known(override)
 
     def command(words: list[str], known: Collection[str] = COMMANDS, **values: object) -> tuple[str, ...]:
         filled = [Template(word).safe_substitute(folder=folder, **values) for word in words]
@@ -285,6 +287,16 @@ class RunError(RalError):
     def __init__(self, name: str, code: int) -> None:
         super().__init__(f"{name} ended with exit code {code}; see its output above")
         self.exit_code = code
+
+
+def _check_known(override: str) -> None:
+    """Raise ConfigError for a mistyped key; what Hydra reads, or adds and deletes, is left to Hydra."""
+    key, kinds = _key(override), set(configurations.COMMANDS.values())
+    if override.startswith(("+", "~")) or key.split(".")[0] in ("experiment", "hydra"):
+        return
+    if not any(is_known(key, kind) for kind in kinds):
+        meant = did_you_mean(key, {known for kind in kinds for known in known_keys(kind)})
+        raise ConfigError(f"--overrides {override}: unknown key; {meant or 'remove it'}")
 
 
 def _key(override: str) -> str:
