@@ -12,7 +12,7 @@ import tokenize
 from collections.abc import Iterator
 from pathlib import Path
 
-ROOTS = ("actors", "bench", "docker", "docs", "launch", "ral_system", "tests")
+ROOTS = ("actors", "bench", "conf", "docker", "docs", "examples", "launch", "ral_system", "tests")
 OWN_EXAMPLES = ("tests/prose.py", "tests/unit/test_prose.py")
 MAX_COLUMNS = 120
 
@@ -30,7 +30,7 @@ WORDS = {
     r"\bas it is" + AT_END: "unchanged, as written, verbatim",
     r"\b(whoever|whom)\b": "name the person or the part of the system",
     # "there is no login" and "is no longer" are English; "x is no number" is "x is not a number".
-    r"(?<!there\s)\bis no (?!longer\b|more\b|less\b|\w+er\b(?= than))\w+": "is not a …",
+    r"(?<!there\s)\b(?:is|are|was|were) no (?!longer\b|more\b|less\b|\w+er\b(?= than))\w+": "is not a …",
 }
 PATTERNS = {re.compile(pattern.replace(" ", r"\s+"), re.IGNORECASE): hint for pattern, hint in WORDS.items()}
 

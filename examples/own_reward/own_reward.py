@@ -4,7 +4,7 @@
 def nearly(answer: str, reference: str) -> float:
     """Compare two cells such as `b3`: 1 if they are the same, 0.5 if column or row is, else 0.
 
-    Answers that are no cells are right or wrong as a whole.
+    Any other answer is right or wrong as a whole.
     """
     if answer == reference:
         return 1.0

@@ -92,7 +92,7 @@ class ChatRenderer:
     def _system_tokens(self) -> int:
         """Tokens before the user's turn, whether `system_prompt` or the chat template itself put them there.
 
-        Special tokens alone, such as a beginning of sequence, are no turn.
+        Special tokens alone, such as a beginning of sequence, do not make a turn.
         """
         ids = self._tokenizer(self._before_the_user(), add_special_tokens=False)["input_ids"]
         return len(ids) if self._tokenizer.decode(ids, skip_special_tokens=True).strip() else 0

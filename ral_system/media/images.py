@@ -101,7 +101,7 @@ def _scaled_to_8_bits(image: Image.Image) -> Image.Image:
     """16-bit values by their range, anything else by its own extremes."""
     values = np.asarray(image, np.float64)
     if not np.isfinite(values).all():
-        raise DataError("holds pixels that are no numbers")
+        raise DataError("holds pixels that are not finite")
     low, high = float(values.min()), float(values.max())
     if image.mode.startswith("I") and 0 <= low <= high <= 65535:
         low, high = 0.0, 65535.0

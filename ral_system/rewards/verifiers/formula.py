@@ -92,7 +92,7 @@ def _undelimited(text: str) -> str | None:
 
 
 def _letters(word: re.Match[str]) -> str:
-    """Letters side by side in a formula are factors, if they are no function, no unit, and not in `\\text{}`."""
+    """Letters side by side in a formula are factors, unless they name a function or a unit, or stand in `\\text{}`."""
     known = word[0] in _NO_WORDS or unit_at(word[0])[1] == len(word[0]) or word.string[word.start() - 1] == MARK
     return word[0] if known else " ".join(word[0])
 

@@ -30,7 +30,7 @@ _SPEEDS = {"mph": {"mi": 1, "h": -1}, "kmh": {"km": 1, "h": -1}}
 _WORDS = "|".join(sorted((name for name in _NAMES if len(name) > 1), key=len, reverse=True))
 _LETTERS = "".join(name for name in _NAMES if len(name) == 1 and name not in "$%")
 MARK = "\x01"
-r"""Stands before what was in `\text{}`: there letters are no variables."""
+r"""Stands before what was in `\text{}`: there letters are not variables."""
 _FACTOR = re.compile(
     rf"(?:(?P<area>(?i:sq(?:uare)?\b\.?|cubic|cu\b\.?))[ -]?)?{MARK}?"
     rf"(?:(?:(?i:degrees?)|°) ?{MARK}?(?P<scale>[CF]|(?i:celsius|fahrenheit))|\\?(?P<percent>%)|(?P<inch>in(?=\W*$))"

@@ -161,7 +161,7 @@ PICTURES = [
     picture("print colours", files.cmyk(), Used((PICTURE,))),
     picture("16 bits", files.deep(), Used((Seen("image", 84, 56, (128, 128, 128)),))),
     picture("floats", files.floats(1.0), Used((Seen("image", 84, 56, (9, 9, 9)),))),
-    picture("floats with NaN", files.floats(float("nan")), broken("pixels that are no numbers")),
+    picture("floats with NaN", files.floats(float("nan")), broken("pixels that are not finite")),
     picture("grey with alpha", files.encode(files.quarters(first=WHITE).convert("LA")), Used((CLEAR,))),
     picture("one bit", files.encode(files.quarters(first=BLACK).convert("1")), Used((Seen("image", 84, 56, BLACK),))),
     picture("clear palette", files.palette(), Used((CLEAR,))),

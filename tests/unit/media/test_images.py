@@ -106,7 +106,7 @@ def test_pixels_that_are_no_numbers_are_a_reason() -> None:
     values = np.ones((8, 12), np.float32)
     for odd in (np.nan, np.inf):
         values[2, 3] = odd
-        with pytest.raises(DataError, match="holds pixels that are no numbers"):
+        with pytest.raises(DataError, match="holds pixels that are not finite"):
             decode_image(encode(Image.fromarray(values), "TIFF"), LIMITS)
 
 
