@@ -31,8 +31,9 @@ $(INSTALLED): pyproject.toml constraints-cpu.txt
 	touch $@
 
 $(DEVELOPED): $(INSTALLED)
+	@# Without cpu, which would bring back what ral-doctor has removed.
 	@echo "installing what lint, tests and documentation need: 0.4 GB"
-	$(BIN)/python -m pip install -c constraints-cpu.txt -e '.[cpu,dev]'
+	$(BIN)/python -m pip install -c constraints-cpu.txt -e '.[dev]'
 	touch $@
 
 quickstart: $(INSTALLED) ## perceive, sft and rl on this machine, then a report
