@@ -34,7 +34,7 @@ class Family(ABC):
     """One model of a family: its configuration and processor, and what follows from them.
 
     `config` is its transformers configuration, `processor` its Hugging Face processor. Subclasses are listed in
-    `registry.py`, or found by the entry point group `ral_system.families`.
+    `ral_system/registry.py`, or found by the entry point group `ral_system.families`.
     """
 
     model_types: ClassVar[tuple[str, ...]]

@@ -23,7 +23,7 @@ class ImageLimits:
     min_side_px: int = 2
     max_area_px: int = 100_000_000
     max_ratio: float = 200.0
-    """Long side to short side: what Qwen's image processors accept."""
+    """Long side to short side; image processors refuse more."""
 
 
 def decode_image(encoded: bytes, limits: ImageLimits) -> Image.Image:

@@ -95,7 +95,7 @@ def _header(run: RunData, top: Headline) -> str:
     else:
         stage = next((s for s in ("sft", "perceive") if run.last_step(s) is not None), None)
         state = f'<span class="state">{_STAGE_NAMES[stage] if stage else "starting"}</span>'
-    model = run.setting("model", "path") or ("tiny Qwen2.5-VL" if run.setting("model") else None)
+    model = run.setting("model", "path") or ("a tiny model" if run.setting("model") else None)
     weight = run.setting("algorithm", "attention", "weight")
     facts = [
         run.setting("algorithm", "name"),

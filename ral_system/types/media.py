@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -27,7 +26,7 @@ class VideoSampling:
     max_frames: int
     min_frames: int
     step: int = 2
-    """Frames that a model merges into one patch in time: 2 for Qwen's."""
+    """Frames that a model merges into one patch in time."""
     start_s: float = 0.0
     """Start of the part that is used, from the video's first frame on."""
     end_s: float | None = None
@@ -46,15 +45,6 @@ class Clip:
     """Times of the sampled frames, from the video's first frame on."""
     duration_s: float
     """Duration of the part that is used."""
-
-    @property
-    def seconds_per_grid(self) -> float:
-        """What Qwen2.5-VL's rotary positions count in: the time that one merged patch stands for, as qwen-vl-utils
-        reckons it (duration / frames · step); to 8 significant bits, so that it is the same number in any precision.
-        """
-        per_frame = self.duration_s / len(self.times_s) or 1 / self.sampling.fps
-        fraction, exponent = math.frexp(per_frame * self.sampling.step)
-        return math.ldexp(round(fraction * 256), exponent - 8)
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,7 +12,7 @@ from transformers import PretrainedConfig, PreTrainedModel
 from ral_system.config.data import FilesConfig
 from ral_system.families.family import Family, Features
 from ral_system.families.qwen_vl.pixel_budget import QwenPixelBudget, pixel_budgets
-from ral_system.families.qwen_vl.positions import rope_positions
+from ral_system.families.qwen_vl.positions import rope_positions, seconds_per_grid
 from ral_system.families.qwen_vl.vision import encoded_media
 from ral_system.types import Layout, Media, MediaKind, View
 
@@ -58,7 +58,7 @@ class QwenVl(Family):
             width, height = self._budget.size(media.width_px, media.height_px)
             return Layout("image", (View(height // self._factor, width // self._factor),))
         rows, columns = media.height_px // self._factor, media.width_px // self._factor
-        seconds = media.clip.seconds_per_grid
+        seconds = seconds_per_grid(media.clip)
         views = (View(rows, columns, i, i * seconds) for i in range(-(-media.frames // self.frames_per_view)))
         return Layout("video", tuple(views))
 
@@ -106,7 +106,7 @@ class QwenVl(Family):
         if media.clip is None:
             return pixels
         metadata = {
-            "fps": self.frames_per_view / media.clip.seconds_per_grid,  # vLLM turns it into seconds per view again
+            "fps": self.frames_per_view / seconds_per_grid(media.clip),  # vLLM turns it into seconds per view again
             "total_num_frames": len(pixels),
             "frames_indices": list(range(len(pixels))),
         }

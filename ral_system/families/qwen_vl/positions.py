@@ -6,13 +6,14 @@ its length in time. Here as in Qwen2-VL's paper (arXiv 2409.12191), in vLLM and 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 from ral_system.attention.provenance import places
-from ral_system.types import Layout
+from ral_system.types import Clip, Layout
 
 
 def rope_positions(visual: Tensor, layouts: Sequence[Layout], *, positions_per_second: float | None) -> Tensor:
@@ -44,6 +45,15 @@ def _times(layout: Layout, positions_per_second: float | None) -> Tensor:
         return torch.arange(len(layout.views))
     seconds = torch.tensor([view.seconds for view in layout.views], dtype=torch.float64)
     return (seconds * positions_per_second).long()
+
+
+def seconds_per_grid(clip: Clip) -> float:
+    """What Qwen2.5-VL's rotary positions count in: the time that one merged patch stands for, as qwen-vl-utils reckons
+    it (duration / frames · step); to 8 significant bits, so that it is the same number in any precision.
+    """
+    per_frame = clip.duration_s / len(clip.times_s) or 1 / clip.sampling.fps
+    fraction, exponent = math.frexp(per_frame * clip.sampling.step)
+    return math.ldexp(round(fraction * 256), exponent - 8)
 
 
 def _runs(visual: Tensor) -> list[tuple[bool, int]]:

@@ -16,6 +16,7 @@ from ral_system.attention.read import AttentionRead
 from ral_system.data.chat import ChatRenderer
 from ral_system.data.collate import Collator
 from ral_system.errors import DataError
+from ral_system.families.qwen_vl.positions import seconds_per_grid
 from ral_system.media.images import ImageLimits
 from ral_system.media.store import MediaStore
 from ral_system.media.videos import VideoLimits
@@ -65,7 +66,7 @@ def test_a_video_is_its_sampled_frames(bench: Bench) -> None:
 
 def test_seconds_per_grid_survive_any_precision() -> None:
     for duration, frames in ((4.0, 4), (3.0, 2), (10.07, 10), (7.3, 4), (0.0, 2), (3600.0, 128)):
-        found = Clip(SAMPLING, (0.0,) * frames, duration).seconds_per_grid
+        found = seconds_per_grid(Clip(SAMPLING, (0.0,) * frames, duration))
         assert found == float(torch.tensor(found).to(torch.bfloat16))
         assert found == pytest.approx(2 * duration / frames if duration else 2.0, rel=2**-8)
 

@@ -9,6 +9,7 @@ import pytest
 from ral_system.config.commands import TrainConfig
 from ral_system.config.data import VideoSearchConfig
 from ral_system.data.chat import ChatRenderer
+from ral_system.families.qwen_vl.positions import seconds_per_grid
 from ral_system.media.store import MediaStore
 from ral_system.models.loading import load_family
 from ral_system.rewards.format import format_score
@@ -108,7 +109,7 @@ def test_prompts_hold_the_sampled_frames(make: Callable[..., VideoSearchPrompts]
         (medium,) = prompt.media
         shown = min(frames, 32)
         assert medium.frames == shown and medium.clip is not None
-        assert medium.clip.seconds_per_grid == 2 * 8 / shown
+        assert seconds_per_grid(medium.clip) == 2 * 8 / shown
         expected = VideoSearch(0, 8).record("train", 3).frames[np.linspace(0, 31, shown).round().astype(int)]
         assert (MediaStore(tmp_path).frames(medium) == expected).all()
     assert len(list(tmp_path.rglob("*.video"))) == 1  # the same video, however many frames are looked at
