@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from ral_system.actors.process import ActorProcess, watched
 from ral_system.config.choices import ResponseFormat
-from ral_system.config.reward import RewardConfig
+from ral_system.config.reward import JudgeConfig
 from ral_system.types import Completion, Prompt, Verdict
 
 
@@ -14,7 +14,7 @@ class RewardActor(ActorProcess):
     """Owns one `RewardPool`; its verifier processes end with this one."""
 
     @watched
-    def build(self, reward: RewardConfig, response_format: ResponseFormat) -> None:
+    def build(self, reward: JudgeConfig, response_format: ResponseFormat) -> None:
         """Start the verifier processes."""
         from ral_system.rewards.pool import RewardPool
 

@@ -39,6 +39,10 @@ class Registry:
     def __contains__(self, name: object) -> bool:
         return isinstance(name, str) and self._target(name) is not None
 
+    def is_built_in(self, name: str) -> bool:
+        """Whether the name is one of this package's own."""
+        return name in self._built_in
+
     def unknown(self, name: str) -> str:
         """Message for an unknown name: the closest match and the full list."""
         if not self.names:
@@ -121,10 +125,10 @@ VERIFIERS = Registry(
         )
     },
 )
-"""`reward.verifier` and `reward.kinds`: (given answer, reference answer, `config.reward.RewardConfig`) → [0, 1]."""
+"""`reward.verifier` and `reward.kinds`: (given answer, reference answer, `config.reward.JudgeConfig`) → [0, 1]."""
 
 REWARD_SIGNALS = Registry("ral_system.reward_signals", "reward signal", {})
-"""`reward.signals`, beside correctness and format: (`rewards.response.Response`, `RewardConfig`) → [0, 1]."""
+"""`reward.signals`, beside correctness and format: (`rewards.response.Response`, `JudgeConfig`) → [0, 1]."""
 
 BENCHMARKS = Registry(
     "ral_system.benchmarks",

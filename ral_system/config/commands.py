@@ -22,7 +22,7 @@ from ral_system.config.evaluation import (
 from ral_system.config.learner import ForwardConfig, LearnerConfig
 from ral_system.config.logging import LoggingConfig, PreviewConfig
 from ral_system.config.model import ModelConfig, StartModelConfig
-from ral_system.config.reward import RewardConfig
+from ral_system.config.reward import JudgeConfig, RewardConfig
 from ral_system.config.rollout import EngineConfig, LengthsConfig, RolloutConfig
 from ral_system.config.supervised import SupervisedConfig
 from ral_system.config.synthesis import SynthesisConfig
@@ -54,7 +54,7 @@ class QuestionsConfig(CommandConfig):
     start_model: Annotated[str | None, Resumable]
     """Folder of the model to evaluate, or to start the first requested stage from, instead of the preceding stage's
     result in this run."""
-    reward: RewardConfig
+    reward: JudgeConfig
     rollout: LengthsConfig
 
 
@@ -65,6 +65,7 @@ class TrainConfig(QuestionsConfig):
     """auto continues from the newest complete checkpoint; never refuses a folder that has one."""
     model: ModelConfig
     algorithm: AlgorithmConfig
+    reward: RewardConfig
     teacher: TeacherConfig
     rollout: RolloutConfig
     learner: LearnerConfig

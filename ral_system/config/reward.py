@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
 from pydantic import Field
 
@@ -53,8 +53,8 @@ class ToleranceConfig(Group):
     relative: NonNegativeFloat
 
 
-class RewardConfig(Group):
-    """Weighted sum of the reward's signals, each in [0, 1] (visual.form=ratio is not)."""
+class JudgeConfig(Group):
+    """What judges a response's text, and what its signals are worth, each in [0, 1]."""
 
     verifier: Verifier
     """What judges the answer."""
@@ -67,7 +67,6 @@ class RewardConfig(Group):
     format: NonNegativeFloat
     signals: dict[Annotated[str, NameIn(REWARD_SIGNALS)], PositiveFloat]
     """Weights of signals that installed packages add, by their names: what else a response's text is worth."""
-    visual: VisualRewardConfig
     workers: Annotated[Positive, Resumable]
     """Verifier subprocesses per reward actor."""
     timeout_s: Annotated[PositiveFloat, Resumable]
@@ -75,13 +74,19 @@ class RewardConfig(Group):
     memory_gib: Annotated[PositiveFloat, Resumable]
     """Address space of a verifier process; an answer that makes it ask for more is not judged."""
 
-    def of_kind(self, kind: str) -> RewardConfig:
+    def of_kind(self, kind: str) -> Self:
         """These settings with the verifier of a question kind, whatever its case."""
         by_kind = {name.strip().lower(): verifier for name, verifier in self.kinds.items()}
         return self.model_copy(update={"verifier": by_kind.get(kind.strip().lower(), self.verifier)})
 
+    @property
+    def foreign(self) -> bool:
+        """Whether code from outside this package judges."""
+        verifiers = {self.verifier, *self.kinds.values()}
+        return bool(self.function or self.signals) or not all(map(VERIFIERS.is_built_in, verifiers))
+
     def problems(self) -> Iterator[str]:
-        """Refuse rewards that are always 0, and a function that is not there or not called."""
+        """Refuse a function that is not there or not called, and signals under names that are taken."""
         if ("function" in (self.verifier, *self.kinds.values())) != (self.function is not None):
             yield (
                 f"reward.verifier={self.verifier} with reward.function={self.function or 'null'}: set both, "
@@ -89,5 +94,16 @@ class RewardConfig(Group):
             )
         for name in sorted({"correctness", "format", "visual", "overlong", "kl"} & self.signals.keys()):
             yield f"reward.signals.{name}: a signal of this name is there already; the package must choose another"
+
+
+class RewardConfig(JudgeConfig):
+    """Weighted sum of the reward's signals: the judged ones, and where a response looks (visual.form=ratio is not in
+    [0, 1])."""
+
+    visual: VisualRewardConfig
+
+    def problems(self) -> Iterator[str]:
+        """Refuse rewards that are always 0."""
+        yield from super().problems()
         if self.correctness + self.format + self.visual.weight <= 0 and not self.signals:
             yield "reward.correctness and reward.format are both 0, so nothing is learned; raise one"

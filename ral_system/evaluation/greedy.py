@@ -6,7 +6,7 @@ from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from ral_system.config.reward import RewardConfig
+from ral_system.config.reward import JudgeConfig
 from ral_system.protocols import Rewarder
 from ral_system.rewards.total import Measured, judged_signals, total_reward
 from ral_system.types import Completion, Completions, Prompt, RewardStatus, Rollout, Sampling
@@ -33,22 +33,27 @@ class Evaluation:
         return _mean([r.reward.parts.get("format", 0.0) for r in self.rollouts])
 
     def metrics(self) -> dict[str, float]:
-        """Accuracy overall and by question kind, format rate, response length, missing verdicts."""
+        """Accuracy overall and by question kind, format rate, mean reward, signals of packages, response length,
+        missing verdicts.
+        """
         by_kind: dict[str, list[float]] = defaultdict(list)
         for rollout in self.rollouts:
             by_kind[rollout.prompt.kind].append(rollout.reward.parts.get("correctness", 0.0))
+        added = sorted({name for r in self.rollouts for name in r.reward.parts} - {"correctness", "format"})
         return {
             "eval/accuracy": self.accuracy,
             "eval/format_rate": self.format_rate,
+            "eval/reward": _mean([r.reward.total for r in self.rollouts]),
             "eval/questions": float(len({r.prompt.id for r in self.rollouts})),
             "eval/length_mean": _mean([float(len(r.completion.token_ids)) for r in self.rollouts]),
             "eval/unjudged": float(sum(r.reward.status is not RewardStatus.OK for r in self.rollouts)),
+            **{f"eval/signal/{name}": _mean([r.reward.parts.get(name, 0.0) for r in self.rollouts]) for name in added},
             **{f"eval/accuracy/{kind}": _mean(values) for kind, values in sorted(by_kind.items())},
         }
 
 
 def evaluate(
-    generate: Generate, rewarder: Rewarder, reward: RewardConfig, prompts: Sequence[Prompt], *, max_new_tokens: int
+    generate: Generate, rewarder: Rewarder, reward: JudgeConfig, prompts: Sequence[Prompt], *, max_new_tokens: int
 ) -> Evaluation:
     """Complete `prompts` greedily, and judge the completions like rollouts."""
     by_id = {prompt.id: prompt for prompt in prompts}
@@ -61,7 +66,7 @@ def evaluate(
 
 
 def judged(
-    rewarder: Rewarder, reward: RewardConfig, prompts: Sequence[Prompt], answers: Mapping[str, Sequence[Completion]]
+    rewarder: Rewarder, reward: JudgeConfig, prompts: Sequence[Prompt], answers: Mapping[str, Sequence[Completion]]
 ) -> Evaluation:
     """Sum up answers by prompt id, once each has its verdict. Their rewards are what verifiers judge, no more."""
     verdicts, signals = rewarder.collect(), judged_signals(reward)

@@ -13,7 +13,7 @@ from PIL import Image
 
 from ral_system.config.choices import ResponseFormat
 from ral_system.config.data import FilesConfig, VideoSearchConfig, VisualSearchConfig
-from ral_system.config.reward import RewardConfig
+from ral_system.config.reward import JudgeConfig
 from ral_system.data.chat import ChatRenderer
 from ral_system.data.file_prompts import FilePrompts
 from ral_system.data.preparation import QUARANTINE_FILE, PreparedQuestion, kind_of_reason, read_prepared
@@ -168,7 +168,7 @@ def _prompt(row: PreparedQuestion, renderer: ChatRenderer) -> Prompt:
 
 
 def _figures(
-    reward: RewardConfig,
+    reward: JudgeConfig,
     data: FilesConfig,
     kept: Sequence[PreparedQuestion],
     left: Sequence[LeftOut],
@@ -194,7 +194,7 @@ def _figures(
     )
 
 
-def _judged(reward: RewardConfig, kept: Sequence[PreparedQuestion]) -> list[Judged]:
+def _judged(reward: JudgeConfig, kept: Sequence[PreparedQuestion]) -> list[Judged]:
     own = {kind.strip().lower() for kind in reward.kinds}
     return [
         Judged(kind, reward.of_kind(kind).verifier, kind in own, count)

@@ -19,13 +19,13 @@ import sys
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, BinaryIO, cast
 
-from ral_system.config.reward import RewardConfig
+from ral_system.config.reward import JudgeConfig
 from ral_system.errors import RalError
 from ral_system.rewards.judge import prepare
 from ral_system.rewards.response import Response
 from ral_system.subprocesses import adopt_orphans, die_with, limit_memory
 
-Judge = Callable[[Response, RewardConfig], Mapping[str, float]]
+Judge = Callable[[Response, JudgeConfig], Mapping[str, float]]
 
 
 def main() -> None:
@@ -43,7 +43,7 @@ def _serve(lines: Iterator[bytes], answers: BinaryIO) -> None:
     greeting = json.loads(line)
     try:
         sys.path[:] = greeting["path"]
-        config = RewardConfig.model_validate(greeting["config"])
+        config = JudgeConfig.model_validate(greeting["config"])
         limit_memory(int(config.memory_gib * 2**30))
         prepare(config)
         judge = load_judge(greeting["judge"])
@@ -74,7 +74,7 @@ def load_judge(name: str) -> Judge:
     return cast(Judge, found)
 
 
-def _verdict(judge: Judge, response: Response, config: RewardConfig) -> dict[str, Any]:
+def _verdict(judge: Judge, response: Response, config: JudgeConfig) -> dict[str, Any]:
     try:
         parts = {name: float(value) for name, value in judge(response, config).items()}
         if not all(0 <= value <= 1 for value in parts.values()):  # which NaN is not either

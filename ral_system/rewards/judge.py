@@ -5,13 +5,13 @@ Runs in processes that can be killed (`rewards.pool`).
 
 from __future__ import annotations
 
-from ral_system.config.reward import RewardConfig
+from ral_system.config.reward import JudgeConfig
 from ral_system.registry import REWARD_SIGNALS, VERIFIERS
 from ral_system.rewards.format import extract_answer, format_score
 from ral_system.rewards.response import Response
 
 
-def judge(response: Response, config: RewardConfig) -> dict[str, float]:
+def judge(response: Response, config: JudgeConfig) -> dict[str, float]:
     """The signals of one response by name, unweighted, each in [0, 1].
 
     A response without an answer, or with several, has a correctness of 0 whatever the verifier.
@@ -24,7 +24,7 @@ def judge(response: Response, config: RewardConfig) -> dict[str, float]:
     return found | {name: REWARD_SIGNALS.get(name)(response, config) for name in config.signals}
 
 
-def prepare(config: RewardConfig) -> None:
+def prepare(config: JudgeConfig) -> None:
     """Import all that `judge` calls, so that a mistake shows before the first response. Raises what importing raises,
     and ConfigError for a `reward.function` that is not there.
     """

@@ -23,12 +23,12 @@ from types import TracebackType
 from typing import Any, Self
 
 from ral_system.config.choices import ResponseFormat
-from ral_system.config.reward import RewardConfig
+from ral_system.config.reward import JudgeConfig
 from ral_system.errors import ActorError, RalError, SetupError
 from ral_system.rewards.child import Judge, load_judge
 from ral_system.rewards.judge import judge
 from ral_system.rewards.worker import START_TIMEOUT_S, WINDOW, Job, Loss, Worker
-from ral_system.types import Completion, Prompt, RewardStatus, Verdict
+from ral_system.types import Completion, FinishReason, Prompt, RewardStatus, Verdict
 
 _MAX_FAILED_STARTS = 3
 
@@ -40,7 +40,7 @@ class RewardPool:
     `close`; the processes also end when this one does, however it does.
     """
 
-    def __init__(self, config: RewardConfig, response_format: ResponseFormat, judge: Judge = judge) -> None:
+    def __init__(self, config: JudgeConfig, response_format: ResponseFormat, judge: Judge = judge) -> None:
         self._timeout_s = config.timeout_s
         self._worker_count = config.workers
         self._greeting = _greeting(config, response_format, judge)
@@ -193,14 +193,22 @@ class RewardPool:
             os.write(self._waker_fd, b".")
 
 
-def _greeting(config: RewardConfig, response_format: ResponseFormat, judge: Judge) -> bytes:
+def check_loads(config: JudgeConfig, response_format: ResponseFormat) -> None:
+    """Start one verifier process and end it. Raises SetupError where it cannot load what `config` names."""
+    with RewardPool(config.model_copy(update={"workers": 1}), response_format) as pool:
+        nothing = Completion("check", 0, (), (), "", FinishReason.STOP, 0)
+        pool.submit(nothing, Prompt("check", "", "", "", (), ()))
+        pool.collect()
+
+
+def _greeting(config: JudgeConfig, response_format: ResponseFormat, judge: Judge) -> bytes:
     name = f"{judge.__module__}:{judge.__qualname__}"
     if judge.__module__ == "__main__" or "<" in judge.__qualname__ or load_judge(name) is not judge:
         raise ValueError(f"judge {name} cannot be imported by name; define it at the top level of a module")
     greeting = {
         "path": [*sys.path, str(Path.cwd())],  # the path of an installed command lacks the current folder
         "judge": name,
-        "config": config.model_dump(mode="json"),
+        "config": config.model_dump(mode="json", include=set(JudgeConfig.model_fields)),
         "response_format": response_format,
     }
     return json.dumps(greeting).encode() + b"\n"

@@ -16,7 +16,7 @@ from ral_system.config.algorithm import AlgorithmConfig
 from ral_system.config.choices import ResponseFormat
 from ral_system.config.commands import QuestionsConfig
 from ral_system.config.data import DataConfig, FilesConfig, VideoSearchConfig, VisualSearchConfig
-from ral_system.config.reward import RewardConfig
+from ral_system.config.reward import JudgeConfig
 from ral_system.data.chat import ChatRenderer
 from ral_system.data.file_prompts import FilePrompts, demonstration_text
 from ral_system.data.preparation import QUARANTINE_FILE, RULES, Preparation, Tally
@@ -47,7 +47,7 @@ class QuestionSettings:
 
     data: DataConfig
     response_format: ResponseFormat
-    reward: RewardConfig
+    reward: JudgeConfig
     """Judges the files' own answers while they are prepared; a row whose answer is judged wrong is left out."""
     max_prompt_tokens: int
     imitated: bool

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from ral_system.config.reward import RewardConfig
+from ral_system.config.reward import JudgeConfig
 from ral_system.rewards.verifiers.numbers import read_numbers
 
 Box = tuple[float, float, float, float]
 
 
-def score(given: str, reference: str, config: RewardConfig) -> float:
+def score(given: str, reference: str, config: JudgeConfig) -> float:
     """IoU of two boxes [x1, y1, x2, y2], whatever brackets they are written with."""
     expected, found = read_box(reference), read_box(given)
     if expected is None:

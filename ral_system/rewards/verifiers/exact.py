@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from ral_system.config.reward import RewardConfig
+from ral_system.config.reward import JudgeConfig
 
 
-def score(given: str, reference: str, config: RewardConfig) -> float:
+def score(given: str, reference: str, config: JudgeConfig) -> float:
     """1 for the same words, else 0."""
     return float(same_words(given, reference))
 

@@ -7,14 +7,14 @@ import re
 
 from rouge_score.rouge_scorer import RougeScorer
 
-from ral_system.config.reward import RewardConfig
+from ral_system.config.reward import JudgeConfig
 
 _WORD = re.compile(r"[a-z0-9]+")
 _NUMBER = re.compile(r"(?<!\w)[-\N{MINUS SIGN}]?\d+(?:[.,]\d+)*")
 _KINDS = ("rouge1", "rouge2", "rougeL")
 
 
-def score(given: str, reference: str, config: RewardConfig) -> float:
+def score(given: str, reference: str, config: JudgeConfig) -> float:
     """Mean of the F-measures of ROUGE-1, ROUGE-2 and ROUGE-L, words stemmed; ROUGE-2 only where there are two words.
 
     A number is one word with its sign and its decimals: `-5` is not `5`, and `3.5` not `5.3`; `1,000` is `1000`.

@@ -9,11 +9,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, cast
 
-from ral_system.config.reward import RewardConfig
+from ral_system.config.reward import JudgeConfig
 from ral_system.errors import ConfigError
 
 
-def score(given: str, reference: str, config: RewardConfig) -> float:
+def score(given: str, reference: str, config: JudgeConfig) -> float:
     """Call the user's function on answer and reference. Raises ConfigError unless it returns a number in [0, 1]."""
     function = _function(config.function or "")
     try:
@@ -28,7 +28,7 @@ def score(given: str, reference: str, config: RewardConfig) -> float:
     return value
 
 
-def prepare(config: RewardConfig) -> None:
+def prepare(config: JudgeConfig) -> None:
     """Import the function. Raises ConfigError that says what to fix."""
     _function(config.function or "")
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 
-from ral_system.config.reward import RewardConfig
+from ral_system.config.reward import JudgeConfig
 
 _TIME = re.compile(r"(?:(\d+):)?(\d+):(\d+(?:\.\d*)?)|(\d+(?:\.\d*)?|\.\d+)")
 
@@ -13,7 +13,7 @@ _BELOW_ZERO = re.compile(r"(?:\D*[^\w)\]])?[-\N{MINUS SIGN}]\.?\d")
 """A sign at the first time; any other dash stands between two."""
 
 
-def score(given: str, reference: str, config: RewardConfig) -> float:
+def score(given: str, reference: str, config: JudgeConfig) -> float:
     """IoU of two intervals: `3.5 to 10 s`, `[00:03, 00:10]`, `1:02:03-1:02:10`."""
     expected, found = read_interval(reference), read_interval(given)
     if expected is None:

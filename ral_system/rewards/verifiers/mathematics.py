@@ -15,7 +15,7 @@ from typing import Any
 
 from math_verify import LatexExtractionConfig, LatexNormalizationConfig, parse, verify
 
-from ral_system.config.reward import RewardConfig
+from ral_system.config.reward import JudgeConfig
 from ral_system.rewards.verifiers.exact import same_words
 from ral_system.rewards.verifiers.formula import Formula, read_formula
 from ral_system.rewards.verifiers.markup import bare
@@ -34,7 +34,7 @@ _DECIMALS = 6
 """To which decimals are compared, so that 0.333333 is 1/3; of numbers below 1, that many significant digits."""
 
 
-def score(given: str, reference: str, config: RewardConfig) -> float:
+def score(given: str, reference: str, config: JudgeConfig) -> float:
     """1 where the two are equal as expressions, sets, intervals or equations, else 0."""
     return _score(given.strip(), reference.strip())
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import re
 
-from ral_system.config.reward import RewardConfig
+from ral_system.config.reward import JudgeConfig
 from ral_system.rewards.verifiers.exact import same_words
 from ral_system.rewards.verifiers.markup import bare, boxed, undressed
 
@@ -46,7 +46,7 @@ _REFERENCE = re.compile(r"\W*([A-Za-z])(?:\W*|\s*[.):\]].*)", re.DOTALL)
 """No comma after the letter: `I, Claudius` is words."""
 
 
-def score(given: str, reference: str, config: RewardConfig) -> float:
+def score(given: str, reference: str, config: JudgeConfig) -> float:
     """Return 1 for the reference's letter; if the reference is not a letter, 1 for its exact words."""
     if (expected := _REFERENCE.fullmatch(reference)) is None:
         given, reference = (bare(given), bare(reference)) if bare(reference) else (given, reference)

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from rapidfuzz.distance import Levenshtein
 
-from ral_system.config.reward import RewardConfig
+from ral_system.config.reward import JudgeConfig
 
 
-def score(given: str, reference: str, config: RewardConfig) -> float:
+def score(given: str, reference: str, config: JudgeConfig) -> float:
     """1 - word error rate, at least 0: insertions, deletions and substitutions over the reference's words."""
     expected = reference.split()
     if not expected:

@@ -114,6 +114,7 @@ def test_evaluation_is_greedy_and_counts_what_was_not_judged_as_wrong() -> None:
     assert found.metrics() == {
         "eval/accuracy": 0.5,
         "eval/format_rate": 0.75,
+        "eval/reward": pytest.approx((1 + 0.1 + 0 + 1) / 4),
         "eval/questions": 4.0,
         "eval/length_mean": 2.0,
         "eval/unjudged": 1.0,

@@ -13,7 +13,7 @@ import pytest
 from ral_system.config.reward import RewardConfig
 from ral_system.errors import ActorError, SetupError
 from ral_system.rewards.judge import judge
-from ral_system.rewards.pool import RewardPool, _greeting
+from ral_system.rewards.pool import RewardPool, _greeting, check_loads
 from ral_system.types import Completion, FinishReason, Prompt, RewardStatus, Verdict
 from tests.unit.rewards.settings import reward_config
 
@@ -43,6 +43,14 @@ def judge_all(pool: RewardPool, texts: list[str]) -> list[Verdict]:
 
 def pid_of(verdict: Verdict) -> int:
     return round(verdict.parts["pid"] * 2**30)
+
+
+def test_what_cannot_be_loaded_is_found_without_a_response() -> None:
+    foreign = reward_config(verifier="function", function="nope:f")
+    assert foreign.foreign and not reward_config().foreign
+    with pytest.raises(SetupError, match="No module named 'nope'"):
+        check_loads(foreign, "answer_only")
+    check_loads(reward_config(verifier="function", function="math:fmod"), "answer_only")
 
 
 def test_every_question_kind_has_its_own_verifier() -> None:

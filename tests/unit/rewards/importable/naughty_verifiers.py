@@ -8,7 +8,7 @@ import sys
 import time
 from pathlib import Path
 
-from ral_system.config.reward import RewardConfig
+from ral_system.config.reward import JudgeConfig
 from ral_system.rewards.judge import judge
 from ral_system.rewards.response import Response
 
@@ -16,7 +16,7 @@ PIDS = 2**30
 """Every process id is below it."""
 
 
-def obedient(response: Response, config: RewardConfig) -> dict[str, float]:
+def obedient(response: Response, config: JudgeConfig) -> dict[str, float]:
     command, _, argument = response.text.partition(":")
     if command == "hang":
         time.sleep(3600)
