@@ -132,11 +132,13 @@ def test_accuracies_of_unknown_counts_have_no_bars() -> None:
 
 @pytest.mark.parametrize("count", [1, 7, 100])
 @pytest.mark.parametrize("right", [0.0, 0.3, 1.0])
-def test_the_interval_is_scipys(right: float, count: int) -> None:
-    stats = pytest.importorskip("scipy.stats")
+def test_the_interval_is_wilsons(right: float, count: int) -> None:
+    """Its ends are the accuracies from which the share found is 1.96 standard errors away."""
     share = round(right * count) / count
-    expected = stats.binomtest(round(right * count), count).proportion_ci(method="wilson")
-    assert wilson(share, count) == pytest.approx((expected.low, expected.high), abs=1e-4)
+    low, high = wilson(share, count)
+    assert low < high and -1e-9 < low <= share + 1e-9 and share - 1e-9 <= high < 1 + 1e-9
+    for end in (low, high):
+        assert count * (share - end) ** 2 == pytest.approx(1.959964**2 * end * (1 - end), abs=1e-4)
 
 
 @pytest.mark.parametrize(

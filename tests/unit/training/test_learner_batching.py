@@ -35,7 +35,7 @@ def test_micro_batches_change_neither_loss_nor_gradients_nor_weights(
     moved = torch.cat([(after[n] - before[n]).flatten() for n in after]).norm()
     for other_metrics, other_gradients, other_after in outcomes[1:]:
         for k in range(2):
-            assert other_metrics[k] == pytest.approx(metrics[k], rel=1e-4, abs=2e-6)
+            assert other_metrics[k] == pytest.approx(metrics[k], rel=1e-4, abs=5e-6)
             close = 1e-5 if k == 0 else 1e-4  # Adam turns rounding of near-zero gradients into steps
             assert other_metrics[k]["learner/grad_norm"] == pytest.approx(metrics[k]["learner/grad_norm"], rel=close)
             largest = max(g.abs().max().item() for g in gradients[k].values())
