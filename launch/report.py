@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import argparse
 from pathlib import Path
 
 from ral_system.errors import RalError
+from ral_system.launch.arguments import Parser
 from ral_system.launch.mistakes import fail
 
 
 def main() -> None:
     """Write `report.html` into a run folder and print its path."""
     about = "Write report.html of a run, finished or not; an existing report is replaced."
-    parser = argparse.ArgumentParser(prog="ral-report", description=about)
+    parser = Parser(prog="ral-report", description=about)
     parser.add_argument("run_folder", type=Path, help="folder of the run, for example runs/quickstart")
     folder = parser.parse_args().run_folder
     from ral_system.report.write import write_run_report

@@ -26,6 +26,7 @@ from ral_system.runs.folder import RunFolder
 
 _TRAIN = """
 ral-train: train a vision-language model with Reinforced Attention Learning: perceive, sft and rl, then a report.
+Without an experiment it trains the tiny model of the quickstart, with every default.
   ral-train experiment=quickstart                     the whole system on two CPU cores, in minutes
   ral-train experiment=video_r1_qwen2_5_vl_7b_8gpu data.sources.main.path=rows.json       your own questions
   ral-train experiment=smoke                          every role for a few steps, in a minute or two

@@ -18,11 +18,11 @@ class Registry:
     `group` is the entry point group, for example `ral_system.families`; `what` names one implementation in messages;
     `built_in` maps names to `module:attribute`. A package adds its own under `[project.entry-points."<group>"]` in its
     pyproject.toml, with a line `name = "module:attribute"`; built-in names cannot be replaced. Nothing is imported
-    before it is asked for.
+    before it is asked for. `instances_of` names a class, `module:attribute`, that every implementation must be of.
     """
 
-    def __init__(self, group: str, what: str, built_in: Mapping[str, str]) -> None:
-        self.group, self._what, self._built_in = group, what, built_in
+    def __init__(self, group: str, what: str, built_in: Mapping[str, str], *, instances_of: str = "") -> None:
+        self.group, self._what, self._built_in, self._instances_of = group, what, built_in, instances_of
 
     @cached_property
     def _added(self) -> dict[str, str]:
@@ -55,14 +55,24 @@ class Registry:
         """The implementation called `name`. Raises ConfigError for a name that is not known, or says why it fails."""
         if (target := self._target(name)) is None:
             raise ConfigError(f"{name!r}: {self.unknown(name)}")
-        module, _, attribute = target.partition(":")
         try:
-            found = import_module(module)
-            return getattr(found, attribute) if attribute else found
+            found = _imported(target)
         except (ImportError, AttributeError) as error:
             raise ConfigError(
                 f"{self._what} {name!r} is registered as {target}, which cannot be imported: {error}"
             ) from error
+        if self._instances_of and not isinstance(found, expected := _imported(self._instances_of)):
+            raise ConfigError(
+                f"{self._what} {name!r} is registered as {target}, which is a {type(found).__name__}; register a "
+                f"{expected.__name__}"
+            )
+        return found
+
+
+def _imported(target: str) -> Any:
+    module, _, attribute = target.partition(":")
+    found = import_module(module)
+    return getattr(found, attribute) if attribute else found
 
 
 FAMILIES = Registry(
@@ -96,6 +106,7 @@ DIVERGENCES = Registry(
         "tv": "ral_system.algorithms.divergences:TV",
         "hellinger": "ral_system.algorithms.divergences:HELLINGER",
     },
+    instances_of="ral_system.algorithms.divergences:Divergence",
 )
 """`algorithm.attention.divergence` and `algorithm.distillation.attention.divergence`: values of
 `algorithms.divergences.Divergence`."""
@@ -111,6 +122,7 @@ POLICY_LOSSES = Registry(
         "sapo": "ral_system.algorithms.policy_losses.sapo:SAPO",
         "reinforce": "ral_system.algorithms.policy_losses.reinforce:REINFORCE",
     },
+    instances_of="ral_system.algorithms.policy_losses.inputs:PolicyLoss",
 )
 """`algorithm.policy_loss.name`: values of `algorithms.policy_losses.inputs.PolicyLoss`."""
 

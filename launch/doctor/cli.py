@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import json
 import sys
@@ -12,6 +11,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from ral_system.launch.arguments import Parser
 from ral_system.launch.doctor.check import Check, Status
 from ral_system.launch.doctor.fix import fix
 from ral_system.launch.doctor.machine import check_machine
@@ -29,7 +29,7 @@ _RUNS = {"cpu": "CPU run", "gpu": "GPU run"}
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Entry point. Exits with 0 when a CPU run or a GPU run can work, else 1."""
-    parser = argparse.ArgumentParser(prog="ral-doctor", description=__doc__)
+    parser = Parser(prog="ral-doctor", description=__doc__)
     parser.add_argument("--json", action="store_true", help="print the checks as JSON")
     parser.add_argument("--fix", action="store_true", help="repair package mismatches of a CPU environment first")
     options = parser.parse_args(arguments)

@@ -92,6 +92,9 @@ class JudgeConfig(Group):
                 f"reward.verifier={self.verifier} with reward.function={self.function or 'null'}: set both, "
                 "reward=function reward.function=module:name, or neither"
             )
+        names = [name.strip().lower() for name in self.kinds]
+        if twice := sorted({name for name in self.kinds if names.count(name.strip().lower()) > 1}):
+            yield f"reward.kinds={twice}: kinds that differ in case alone are one; keep one of them"
         for name in sorted({"correctness", "format", "visual", "overlong", "kl"} & self.signals.keys()):
             yield f"reward.signals.{name}: a signal of this name is there already; the package must choose another"
 

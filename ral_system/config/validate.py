@@ -41,7 +41,8 @@ def _one_problem(error: Any, kind: type[CommandConfig]) -> str:
             del parts[len(union) : len(union) + 1]  # pydantic puts the choice's name there
     field = ".".join(part for part in parts if part != "[key]")  # pydantic's word for a key of a dictionary
     if error["type"] == "model_attributes_type" and field == "algorithm.policy_loss":
-        return f"{field}={error['input']!r}: a loss is chosen as algorithm/policy_loss={error['input']}"
+        name = error["input"] if isinstance(error["input"], str) else "NAME"
+        return f"{field}={error['input']!r}: a loss is chosen as a group, algorithm/policy_loss={name}"
     if error["type"] == "extra_forbidden":
         return _unknown_key(field, error, kind)
     if error["type"] == "string_pattern_mismatch" and field == "name":

@@ -62,6 +62,7 @@ class Two:
 ENTRIES = """
 [ral_system.divergences]
 squared = plugin_of_tests:SQUARED
+wrong = plugin_of_tests:Two
 [ral_system.policy_losses]
 scaled = plugin_of_tests:SCALED
 [ral_system.verifiers]
@@ -112,6 +113,11 @@ def test_what_cannot_be_imported_is_named(plugin: None) -> None:
         ConfigError, match=r"^benchmark 'broken' is registered as plugin_of_tests:Three, which cannot be"
     ):
         BENCHMARKS.get("broken")
+
+
+def test_what_is_of_the_wrong_kind_is_named(plugin: None) -> None:
+    with pytest.raises(ConfigError, match=r"'wrong' is registered as plugin_of_tests:Two, which is a type; "):
+        DIVERGENCES.get("wrong")
 
 
 def test_an_installed_package_adds_a_divergence(plugin: None, make_config: Callable[..., TrainConfig]) -> None:

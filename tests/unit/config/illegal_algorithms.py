@@ -208,7 +208,7 @@ ALGORITHMS: dict[str, tuple[dict[str, Any], list[str]]] = {
     ),
     "another loss's setting": (
         {"algorithm.policy_loss": "gspo"},
-        ["algorithm.policy_loss='gspo': a loss is chosen as algorithm/policy_loss=gspo"],
+        ["algorithm.policy_loss='gspo': a loss is chosen as a group, algorithm/policy_loss=gspo"],
     ),
     "thoughts to imitate where none are wanted": (
         {"data.demonstrations": "d.jsonl", "algorithm.response_format": "answer_only"},

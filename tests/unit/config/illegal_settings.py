@@ -5,6 +5,10 @@ from typing import Any
 from tests.unit.config.whole_groups import FILES, HF, TORCH, VIDEOS
 
 SETTINGS: dict[str, tuple[dict[str, Any], list[str]]] = {
+    "two kinds that are one": (
+        {"reward.kinds": {"Count": "numeric", "count": "exact"}},
+        ["reward.kinds=['Count', 'count']: kinds that differ in case alone are one"],
+    ),
     "a teacher that teaches nothing": (
         {"teacher.path": "/teacher"},
         ["teacher.path=/teacher has no effect", "choose algorithm=distill"],
