@@ -8,7 +8,7 @@ import os
 import shutil
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import closing, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import IO, Any
@@ -18,8 +18,8 @@ import yaml
 from ral_system.config.algorithm import AlgorithmConfig
 from ral_system.config.base import Resumable, ResumableSynthesis
 from ral_system.config.choices import STAGES, Stage
-from ral_system.config.commands import SynthesizeConfig, TrainConfig
-from ral_system.config.known import marked_keys, read_by
+from ral_system.config.commands import CommandConfig, SynthesizeConfig, TrainConfig
+from ral_system.config.known import is_known, marked_keys, read_by
 from ral_system.config.supervised import SupervisedConfig
 from ral_system.errors import ConfigError, SetupError
 from ral_system.observability.jsonl import JsonLines, dump, read_lines, write_atomically
@@ -37,13 +37,18 @@ class Continuation:
     """Groups that count; None: all."""
     may_change: Collection[str]
     """Fields and groups, marked so where they are declared."""
+    kind: type[CommandConfig]
+    """Configuration that is recorded."""
 
 
-TRAINING = Continuation(work=(METRICS_FILE,), bound=None, may_change=marked_keys(TrainConfig, Resumable))
+TRAINING = Continuation(
+    work=(METRICS_FILE,), bound=None, may_change=marked_keys(TrainConfig, Resumable), kind=TrainConfig
+)
 SYNTHESIS = Continuation(
     work=("outputs.jsonl", "rejected.jsonl"),
     bound=("data", "synthesis"),
     may_change=marked_keys(SynthesizeConfig, ResumableSynthesis),
+    kind=SynthesizeConfig,
 )
 
 Recorded = TrainConfig | SynthesizeConfig
@@ -186,7 +191,7 @@ class RunFolder:
         """
         now, changed = config.model_dump(mode="json"), []
         if self.config.is_file() and self._holds_work(rules):
-            changed = differing_fields(self._recorded(config), now, Continuation((), rules.bound, ()))
+            changed = differing_fields(self._recorded(config), now, replace(rules, may_change=()))
         if changed:
             newest = (read_lines(self.root / METRICS_FILE) or [{}])[-1]
             line = {
@@ -250,16 +255,17 @@ def differing_fields(
 ) -> list[tuple[str, Any, Any]]:
     """Fields with different values, by dotted path, except those that may change.
 
-    A field that a later version, or a package's, has added is in no old record and differs from nothing.
+    A field that a later version has added is in no old record and differs from nothing; an entry that somebody has
+    added to a dictionary, such as `reward.kinds`, differs.
     """
     found: list[tuple[str, Any, Any]] = []
     for key in sorted(old.keys() | new.keys()):
         path = f"{prefix}{key}"
         if path in rules.may_change or (not prefix and rules.bound is not None and key not in rules.bound):
             continue
-        if key not in old:
+        if key not in old and is_known(path, rules.kind):
             continue
-        a, b = old[key], new.get(key)
+        a, b = old.get(key), new.get(key)
         if isinstance(a, Mapping) and isinstance(b, Mapping):
             found += differing_fields(a, b, rules, f"{path}.")
         elif a != b:

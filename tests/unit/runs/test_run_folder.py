@@ -25,7 +25,7 @@ def opened(folder: RunFolder, config: TrainConfig) -> list[tuple[str, Any, Any]]
 def test_fields_that_differ_are_found_by_path() -> None:
     old = {"a": 1, "b": {"c": 2, "d": {"e": [1, 2]}}, "gone": None}
     new = {"a": 1, "b": {"c": 3, "d": {"e": [1, 3]}}, "added": 4}
-    assert differing_fields(old, new, TRAINING) == [("b.c", 2, 3), ("b.d.e", [1, 2], [1, 3])]
+    assert differing_fields(old, new, TRAINING) == [("added", None, 4), ("b.c", 2, 3), ("b.d.e", [1, 2], [1, 3])]
     assert differing_fields(old, old, TRAINING) == []
 
 
@@ -35,9 +35,18 @@ def test_fields_that_may_change_are_left_out_with_all_below_them() -> None:
     assert [path for path, _, _ in differing_fields(old, new, TRAINING)] == ["algorithm.kl", "steps"]
 
 
+def test_a_field_that_a_later_version_added_does_not_bind_but_an_entry_that_somebody_added_does() -> None:
+    old = {"reward": {"kinds": {}}, "data": {"sources": {}}}
+    assert differing_fields(old, {"reward": {"kinds": {}, "signals": {}}, "data": {"sources": {}}}, TRAINING) == []
+    new = {"reward": {"kinds": {"a": "ocr"}}, "data": {"sources": {"more": {}}}}
+    assert [path for path, _, _ in differing_fields(old, new, TRAINING)] == ["data.sources.more", "reward.kinds.a"]
+    signals = [{"reward": {"signals": entries}} for entries in ({}, {"brevity": 0.1})]
+    assert [path for path, _, _ in differing_fields(*signals, TRAINING)] == ["reward.signals.brevity"]
+
+
 def test_groups_that_do_not_bind_are_left_out() -> None:
     old, new = ({"data": {"seed": i, "synthesis": i}, "synthesis": {"rows": i}, "sft": i} for i in (1, 2))
-    rules = Continuation((), ("data", "synthesis"), ("synthesis.rows",))
+    rules = Continuation((), ("data", "synthesis"), ("synthesis.rows",), SynthesizeConfig)
     assert [path for path, _, _ in differing_fields(old, new, rules)] == ["data.seed", "data.synthesis"]
 
 
