@@ -86,7 +86,8 @@ def run_stages(config: TrainConfig, stages: Sequence[Stage] = ()) -> float | Non
 
     silence_third_party()
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # threads that spin while idle slow a shared machine tenfold
-    if config.reward.foreign:  # a mistake in it must not surface after an hour of perceive
+    here = config.cluster.kind == "local" or not (config.cluster.address or os.environ.get("RAY_ADDRESS"))
+    if here and config.reward.foreign:  # a mistake in it must not surface after an hour of perceive
         from ral_system.rewards.pool import check_loads
 
         check_loads(config.reward, config.algorithm.response_format)

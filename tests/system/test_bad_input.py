@@ -80,6 +80,12 @@ def test_a_yaml_file_that_cannot_be_read(commands, tmp_path: Path) -> None:
     assert_refused(done, "mine.yaml", "line 2")
 
 
+def test_a_reward_function_that_is_not_there_is_refused_before_perceive(commands, tmp_path: Path) -> None:
+    mine = ("reward=function", "reward.function=nope:f")
+    assert_refused(commands("ral-train", *LOCAL, *mine, cwd=tmp_path), "No module named 'nope'")
+    assert not list(tmp_path.iterdir())
+
+
 def test_models_that_are_not_there_or_not_whole(commands, model: Path, tmp_path: Path) -> None:
     empty, half, damaged = tmp_path / "empty", tmp_path / "half", tmp_path / "damaged"
     empty.mkdir()
