@@ -4,7 +4,7 @@ import pytest
 
 from ral_system.controller.judging import missing_verdicts, rollout_metrics
 from ral_system.controller.loop import update_metrics
-from ral_system.evaluation.greedy import evaluate
+from ral_system.evaluation.greedy import Evaluation, evaluate
 from ral_system.types import (
     Completion,
     FinishReason,
@@ -121,3 +121,12 @@ def test_evaluation_is_greedy_and_counts_what_was_not_judged_as_wrong() -> None:
         "eval/accuracy/a": 0.5,
         "eval/accuracy/b": 0.5,
     }
+
+
+def test_an_evaluation_reports_the_signals_of_packages() -> None:
+    parts = {"correctness": 1.0, "format": 1.0, "brevity": 0.5}
+    judged = rollout(0, 0, 1, RewardResult("", parts, 1.0, RewardStatus.OK), 0.0, "stop")
+    late = rollout(0, 1, 1, RewardResult("", {}, 0.0, RewardStatus.TIMEOUT), 0.0, "stop")
+    found = Evaluation((judged, late)).metrics()
+    assert (found["eval/signal/brevity"], found["eval/reward"]) == (0.25, 0.5)
+    assert [name for name in found if name.startswith("eval/signal/")] == ["eval/signal/brevity"]
