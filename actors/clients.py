@@ -106,7 +106,7 @@ class RayTeacher:
         self._submitted: list[Call] = []
 
     def submit(self, samples: Sequence[Sample]) -> None:
-        """Start scoring; the next call raises if that fails."""
+        """Start scoring. A failure is raised by the first call that finds it, this one at the earliest."""
         self._submitted.append(Call(self._member, self._member.handle.score.remote(samples)))
         refs = [call.ref for call in self._submitted]
         ready = set(ray.wait(refs, num_returns=len(refs), timeout=0)[0])

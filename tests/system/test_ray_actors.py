@@ -248,16 +248,16 @@ def test_weights_reach_engines_that_generate(roles: RayRoles, prompts: list[Prom
     assert len(roles.learner.visual_rewards(refs)) == len(samples)
 
 
-def test_a_teacher_that_cannot_score_says_so_at_the_next_call(roles: RayRoles, prompts: list[Prompt]) -> None:
+def test_a_teacher_that_cannot_score_says_so_soon_and_when_collected(roles: RayRoles, prompts: list[Prompt]) -> None:
     teacher = roles.teachers[0]
     good = Sample("good", prompts[0], (20, 21))
     bad = Sample("bad", replace(prompts[0], token_ids=prompts[0].token_ids[:3]), (20, 21))
     plan = plan_updates([replace(good, id=f"g{i}") for i in range(2)], updates=1, world_size=2, micro_batch=4)
-    teacher.submit([bad])
     with pytest.raises(DataError, match="sample bad has none, but its media make 4 image tokens"):
+        teacher.submit([bad])  # raises already where the actor is quick
         teacher.collect(plan)
-    teacher.submit([bad])
     with pytest.raises(DataError, match="sample bad"):
+        teacher.submit([bad])
         for _ in range(200):
             time.sleep(0.05)
             teacher.submit([good])
