@@ -14,11 +14,11 @@ from transformers import Qwen2Config, Qwen2Model
 from bench.measure import PeakMemory, in_child, reason, release, time_in_turns
 from bench.plan import LEARNER_LAYERS, Plan
 from bench.terms import forward_backward, make_inputs, random_target, unavailable
+from ral_system.attention.group import GroupAttention
 from ral_system.attention.metrics import row_statistics
 from ral_system.attention.probe import IMPLEMENTATION, AttentionProbe, PackedRows
 from ral_system.attention.provenance import key_provenance
 from ral_system.attention.record import record_attention
-from ral_system.attention.sequence import SequenceAttention
 
 Say = Callable[[str], None]
 
@@ -145,7 +145,7 @@ class _Stack:
         hidden, attention = self._forward(with_attention=with_term)
         outputs, gradients = [hidden], [self._gradient]
         if attention is not None:
-            found = attention.divergence([self._record], "jsd")
+            found = attention.divergence([[self._record]], "jsd")
             outputs.append(found)
             gradients.append(torch.full_like(found, 1 / len(found)))
         torch.autograd.grad(outputs, self._parameters, gradients)
@@ -166,14 +166,14 @@ class _Stack:
 
         record_attention(described(), version=0, tokens=self._tokens, top_k=None, dtype=torch.float32)
 
-    def _forward(self, *, with_attention: bool = True) -> tuple[Tensor, SequenceAttention | None]:
+    def _forward(self, *, with_attention: bool = True) -> tuple[Tensor, GroupAttention | None]:
         rows = PackedRows((self._tokens,), (self._rows,)) if with_attention else None
         with self._probe.capture(rows) as (capture,):
             hidden = self._model(inputs_embeds=self._embeddings, use_cache=False).last_hidden_state
         if not with_attention:
             return hidden, None
-        layers = tuple(capture.sequences())
-        return hidden, SequenceAttention(layers, self._rows, None, "mean", self._backend)
+        layers = tuple(capture.groups())
+        return hidden, GroupAttention.alone(layers, self._rows, backend=self._backend)
 
 
 def _median(times: dict[str, list[float]], name: str) -> float | None:

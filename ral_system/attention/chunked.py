@@ -48,12 +48,12 @@ class ChunkedKernels:
     """Forward and backward of blocks of rows over the keys of one call. Deterministic; computes in ≥ float32."""
 
     def __init__(
-        self, key_TKD: Tensor, *, scale: float, segment_ids: Tensor | None, key_mask: Tensor | None, heads: Heads
+        self, key_TKD: Tensor, *, scale: float, branches: Tensor | None, key_mask: Tensor | None, heads: Heads
     ) -> None:
         precision = torch.promote_types(key_TKD.dtype, torch.float32)
         self._key_KTD = key_TKD.to(precision).transpose(0, 1).contiguous()
         self._scale = scale
-        self._segment_ids = segment_ids
+        self._branches = branches
         self._key_mask = key_mask
         self._heads = heads
 
@@ -72,7 +72,7 @@ class ChunkedKernels:
         query_KND = query_KND.reshape(key_heads, -1, dim) * self._scale
         logits_HRS = torch.bmm(query_KND, key_KSD.transpose(1, 2)).view(heads, rows, span)
 
-        seen_RT, counts_RT = visibility(rows_R, tokens, self._segment_ids, self._key_mask)
+        seen_RT, counts_RT = visibility(rows_R, tokens, self._branches, self._key_mask)
         seen_RS, counts_RS = seen_RT[:, :span], counts_RT[:, :span]
         left_out_logits = self._left_out_logits(logits_HRS, rows_R, seen_RS, counts_RS)
         logits_HRS.masked_fill_(~counts_RS, float("-inf"))

@@ -26,7 +26,7 @@ def attention_divergence(
     *,
     scale: float,
     kind: str = "jsd",
-    segment_ids: Tensor | None = None,
+    branches: Tensor | None = None,
     key_mask: Tensor | None = None,
     heads: Heads = "mean",
     backend: Backend = "auto",
@@ -44,7 +44,10 @@ def attention_divergence(
     with memory linear in T; `triton` has them fast, on CUDA devices, up to float32; `auto` is `triton` where that works
     and `chunked` elsewhere. Raises ValueError that names the argument.
     """
-    check_arguments(query, key, rows, scale, segment_ids, key_mask, heads)
+    check_arguments(query, key, rows, scale, branches, key_mask, heads)
+    _check_target(query[rows], key, target, heads)
+    if isinstance(target, AttentionRecord) and version is not None and target.version != version:
+        raise ValueError(f"target is a record of weights {target.version}, but version={version}")
     return row_divergence(
         query[rows],
         key,
@@ -52,11 +55,10 @@ def attention_divergence(
         target,
         scale=scale,
         kind=kind,
-        segment_ids=segment_ids,
+        branches=branches,
         key_mask=key_mask,
         heads=heads,
         backend=backend,
-        version=version,
     )
 
 
@@ -68,19 +70,15 @@ def row_divergence(
     *,
     scale: float,
     kind: str,
-    segment_ids: Tensor | None,
+    branches: Tensor | None,
     key_mask: Tensor | None,
     heads: Heads,
     backend: Backend,
-    version: int | None,
 ) -> Tensor:
-    """`attention_divergence` of the rows' own queries, which must fit `key` and `rows`."""
-    _check_target(query_RHD, key, target, heads)
-    if isinstance(target, AttentionRecord) and version is not None and target.version != version:
-        raise ValueError(f"target is a record of weights {target.version}, but version={version}")
+    """`attention_divergence` of the rows' own queries; they, `key`, `rows` and `target` must fit."""
     if kind not in DIVERGENCES:
         raise ValueError(f"kind={kind!r}; known: {', '.join(DIVERGENCES.names)}")
-    masks: dict[str, Any] = {"segment_ids": segment_ids, "key_mask": key_mask, "heads": heads}
+    masks: dict[str, Any] = {"branches": branches, "key_mask": key_mask, "heads": heads}
     if backend == "dense":
         with torch.autocast(key.device.type, enabled=False):
             policy = dense_policy(query_RHD, key, rows, scale, **masks)
@@ -95,15 +93,15 @@ def policy_blocks(
     rows: Tensor,
     *,
     scale: float,
-    segment_ids: Tensor | None = None,
+    branches: Tensor | None = None,
     key_mask: Tensor | None = None,
     heads: Heads = "mean",
     backend: Backend = "auto",
 ) -> Iterator[Tensor]:
     """The policies of `rows`, a block of rows at a time, as constants: bit by bit what a divergence compares."""
-    check_arguments(query, key, rows, scale, segment_ids, key_mask, heads)
+    check_arguments(query, key, rows, scale, branches, key_mask, heads)
     _check_backend(backend)
-    masks: dict[str, Any] = {"segment_ids": segment_ids, "key_mask": key_mask, "heads": heads}
+    masks: dict[str, Any] = {"branches": branches, "key_mask": key_mask, "heads": heads}
     return row_policy_blocks(query[rows], key, rows, scale=scale, backend=backend, **masks)
 
 
@@ -114,13 +112,13 @@ def row_policy_blocks(
     rows: Tensor,
     *,
     scale: float,
-    segment_ids: Tensor | None,
+    branches: Tensor | None,
     key_mask: Tensor | None,
     heads: Heads,
     backend: Backend,
 ) -> Iterator[Tensor]:
     """`policy_blocks` of the rows' own queries, which must fit `key` and `rows`."""
-    masks: dict[str, Any] = {"segment_ids": segment_ids, "key_mask": key_mask, "heads": heads}
+    masks: dict[str, Any] = {"branches": branches, "key_mask": key_mask, "heads": heads}
     if backend == "dense" or not len(rows):
         with torch.autocast(key.device.type, enabled=False):
             policy = dense_policy(query_RHD, key, rows, scale, **masks)

@@ -50,7 +50,7 @@ class FusedKernels:
     """`chunked.ChunkedKernels` on a CUDA device, for keys of at most 32 bits; deterministic; computes in float32."""
 
     def __init__(
-        self, key_TKD: Tensor, *, scale: float, segment_ids: Tensor | None, key_mask: Tensor | None, heads: Heads
+        self, key_TKD: Tensor, *, scale: float, branches: Tensor | None, key_mask: Tensor | None, heads: Heads
     ) -> None:
         dtype, dim = key_TKD.dtype, key_TKD.shape[-1]
         if not key_TKD.is_cuda and not kernels.INTERPRETED.value:
@@ -62,7 +62,7 @@ class FusedKernels:
             )
         self._key_KTD = key_TKD.transpose(0, 1).contiguous()
         self._scale = scale
-        self._segment_ids = None if segment_ids is None else segment_ids.contiguous()
+        self._branches = None if branches is None else branches.contiguous()
         self._key_mask = None if key_mask is None else key_mask.contiguous().view(torch.uint8)
         self._heads = heads
         self._spans = _cdiv(key_TKD.shape[0], SPAN)
@@ -138,7 +138,7 @@ class FusedKernels:
                 query_RHD,
                 key_KTD,
                 rows_R,
-                self._segment_ids,
+                self._branches,
                 self._key_mask,
                 self._scale,
                 len(rows_R),

@@ -13,12 +13,10 @@ dimension.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
-from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from ral_system.config.choices import Space
 
@@ -70,11 +68,6 @@ class Steering:
         """Return whether the layer is one of the chosen."""
         return self.intervention.layers is None or layer in self.intervention.layers
 
-    def part(self, start: int, length: int) -> Steering:
-        """Return the steering of one of the packed sequences."""
-        window = slice(start, start + length)
-        return Steering(self.intervention, self.visual[:, window], self.system[:, window])
-
     def change(self, keys: int) -> Tensor:
         """a_img M_img - a_sys M_sys: float32 [B, T] over so many keys, 0 on those that came later."""
         i = self.intervention
@@ -91,24 +84,20 @@ class Steering:
 
 
 @dataclass(frozen=True, slots=True)
-class UngroupedHeads:
-    """Stands in for an attention module whose keys have been given to every query head already."""
+class HeadGroups:
+    """Stands in for an attention module whose number of key heads may have changed."""
 
     is_causal: bool
+    num_key_value_groups: int
 
 
-def steered_attention(
-    module: Any,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    attention_mask: Tensor | None,
-    steering: Steering,
-    *,
-    scaling: float,
-    **kwargs: Any,
-) -> Tensor:
-    """Run the layer's own attention, steered: query [B, H, ·, D], key and value [B, K, T, D] → [B, ·, H, D]."""
+def steered(
+    query: Tensor, key: Tensor, value: Tensor, steering: Steering, scaling: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Query [B, H, ·, D], key and value [B, K, T, D] whose attention is the steered one in its first D values.
+
+    They may be wider, and keys and values may belong to one query head each.
+    """
     heads, dim = query.shape[1], query.shape[-1]
     change_BT, chosen_H = steering.change(key.shape[2]), steering.chosen_heads(heads)
     if steering.intervention.space == "weights":
@@ -118,11 +107,9 @@ def steered_attention(
         key[..., dim] = change_BT.log1p()[:, None].to(key.dtype)
     else:
         if steering.intervention.heads is not None:
-            module = UngroupedHeads(getattr(module, "is_causal", True))
             key, value = (t.repeat_interleave(heads // t.shape[1], dim=1) for t in (key, value))
             factor = 1 + change_BT[:, None] * chosen_H[:, None]
         else:
             factor = 1 + change_BT[:, None]
         key = (key * factor[..., None]).to(value.dtype)
-    found = sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **kwargs)[0]
-    return found[..., :dim]
+    return query, key, value

@@ -59,7 +59,7 @@ def row_statistics(policy_RT: Tensor, keys: KeyProvenance) -> dict[str, Tensor]:
         "system_mass": mass(keys.kind == KeyKind.SYSTEM),
         "text_mass": mass(keys.kind == KeyKind.TEXT),
         "generated_mass": mass(keys.kind == KeyKind.GENERATED),
-        "sink_mass": policy_RT[:, :SINK_TOKENS].sum(-1),
+        "sink_mass": mass(keys.position < SINK_TOKENS),
         "entropy": torch.special.entr(policy_RT).sum(-1),
     }
     if (keys.kind == KeyKind.SYSTEM).any():

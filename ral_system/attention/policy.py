@@ -20,29 +20,30 @@ def attention_policy(
     rows: Tensor,
     *,
     scale: float,
-    segment_ids: Tensor | None = None,
+    branches: Tensor | None = None,
     key_mask: Tensor | None = None,
     heads: Heads = "mean",
 ) -> Tensor:
     """Where each row looks: p [R, T], or [H, R, T] with heads="each".
 
-    With alpha_h = softmax over i ≤ t of scale · q_h,t · k_i within the row's segment, and C_t the keys that count:
-    earlier ones (i < t, the row's own position is left out), of the same segment, in `key_mask`:
+    With alpha_h = softmax over the keys i ≤ t that row t sees of scale · q_h,t · k_i, and C_t the keys that count,
+    which it sees before itself (i < t) and which are in `key_mask`:
 
         p_t(i) = alpha_t(i) / Σ_{j in C_t} alpha_t(j) for i in C_t, else 0;    alpha the mean over heads, or each head's
 
     `query` [T, H, D] and `key` [T, K, D] are after rotary embedding; query head h reads key head h // (H / K). `rows`
-    int64 [R] holds positions in 0..T-1, in any order, repeated if need be; `segment_ids` int64 [T] tells packed
-    sequences apart; `key_mask` bool [T]. Computed in at least float32; differentiable in both; memory H · R · T.
-    Logits must be finite. Autocast does not reach inside. Degenerate case: a row without a key that counts is all
-    zeros. Raises ValueError that names the argument.
+    int64 [R] holds positions in 0..T-1, in any order, repeated if need be. `branches` int64 [T] is for sequences packed
+    into one: a row sees keys of branch 0, which all share, and of its own branch; None: all keys. `key_mask` bool [T].
+    Computed in at least float32; differentiable in both; memory H · R · T. Logits must be finite. Autocast does not
+    reach inside. Degenerate case: a row without a key that counts is all zeros. Raises ValueError that names the
+    argument.
 
     Computed as a mixture Σ_h w_h a_h: a_h is head h's softmax over C_t alone and w_h the share of alpha's mass on C_t
     that is head h's. Nothing is divided by a vanishing mass, however peaked a row is on itself or on masked keys.
     """
-    check_arguments(query, key, rows, scale, segment_ids, key_mask, heads)
+    check_arguments(query, key, rows, scale, branches, key_mask, heads)
     with torch.autocast(query.device.type, enabled=False):
-        return dense_policy(query[rows], key, rows, scale, segment_ids, key_mask, heads)
+        return dense_policy(query[rows], key, rows, scale, branches, key_mask, heads)
 
 
 def dense_policy(
@@ -50,7 +51,7 @@ def dense_policy(
     key: Tensor,
     rows: Tensor,
     scale: float,
-    segment_ids: Tensor | None,
+    branches: Tensor | None,
     key_mask: Tensor | None,
     heads: Heads,
 ) -> Tensor:
@@ -59,7 +60,7 @@ def dense_policy(
     key_THD = key.to(precision).repeat_interleave(query_RHD.shape[1] // key.shape[1], dim=1)
     logits_HRT = torch.einsum("rhd,thd->hrt", query_RHD.to(precision), key_THD) * scale
 
-    seen_RT, counts_RT = visibility(rows, len(key), segment_ids, key_mask)
+    seen_RT, counts_RT = visibility(rows, len(key), branches, key_mask)
     some_R1 = counts_RT.any(-1, keepdim=True)
     kept_HRT = logits_HRT.masked_fill(~counts_RT & some_R1, float("-inf"))
     p = kept_HRT.softmax(-1)
@@ -69,12 +70,12 @@ def dense_policy(
     return torch.where(some_R1, p, 0.0)
 
 
-def visibility(rows: Tensor, tokens: int, segment_ids: Tensor | None, key_mask: Tensor | None) -> tuple[Tensor, Tensor]:
+def visibility(rows: Tensor, tokens: int, branches: Tensor | None, key_mask: Tensor | None) -> tuple[Tensor, Tensor]:
     """bool [R, T] twice: the keys that a row's softmax runs over, and those of them that its policy counts."""
     positions_T = torch.arange(tokens, device=rows.device)
     seen_RT = positions_T <= rows[:, None]
-    if segment_ids is not None:
-        seen_RT = seen_RT & (segment_ids == segment_ids[rows][:, None])
+    if branches is not None:
+        seen_RT = seen_RT & ((branches == 0) | (branches == branches[rows][:, None]))
     counts_RT = seen_RT & (positions_T != rows[:, None])
     return seen_RT, counts_RT if key_mask is None else counts_RT & key_mask
 
@@ -84,7 +85,7 @@ def check_arguments(
     key: Tensor,
     rows: Tensor,
     scale: float,
-    segment_ids: Tensor | None,
+    branches: Tensor | None,
     key_mask: Tensor | None,
     heads: Heads,
 ) -> None:
@@ -103,13 +104,13 @@ def check_arguments(
     if query.shape[1] % key.shape[1]:
         raise ValueError(f"query heads must be a multiple of key heads, got {_shape(query)}, {_shape(key)}")
     check_rows(rows, query.shape[0], f"query {_shape(query)}")
-    for name, tensor, dtype in (("segment_ids", segment_ids, torch.int64), ("key_mask", key_mask, torch.bool)):
+    for name, tensor, dtype in (("branches", branches, torch.int64), ("key_mask", key_mask, torch.bool)):
         if tensor is not None and (tensor.shape != query.shape[:1] or tensor.dtype != dtype):
             raise ValueError(
                 f"{name} must be {str(dtype).removeprefix('torch.')} [T] like query {_shape(query)}, "
                 f"got {tensor.dtype} {_shape(tensor)}"
             )
-    for name, tensor in (("key", key), ("rows", rows), ("segment_ids", segment_ids), ("key_mask", key_mask)):
+    for name, tensor in (("key", key), ("rows", rows), ("branches", branches), ("key_mask", key_mask)):
         if tensor is not None and tensor.device != query.device:
             raise ValueError(
                 f"{name} {_shape(tensor)} must be on the device of query {_shape(query)}, {query.device}, "

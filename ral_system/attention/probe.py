@@ -15,9 +15,11 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
-from ral_system.attention.intervention import Steering, steered_attention
+from ral_system.attention.group import LayerAttention
+from ral_system.attention.intervention import HeadGroups, Steering, steered
+from ral_system.attention.kernels import packed_attention
+from ral_system.attention.packing import Packing
 from ral_system.attention.policy import check_rows
-from ral_system.attention.sequence import LayerAttention
 from ral_system.config.choices import Layers
 
 IMPLEMENTATION = "probed_sdpa"
@@ -33,14 +35,14 @@ def _probed_sdpa(
     value: Tensor,
     attention_mask: Tensor | None,
     *,
-    segment_lengths: tuple[int, ...] | None = None,
+    packing: Packing | None = None,
     steering: Steering | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
-    """sdpa; with `segment_lengths` (a keyword of the model's forward), of sequences that are packed into one.
+    """sdpa; with `packing` (a keyword of the model's forward), the attention of groups that are packed into one stream.
 
-    Each sequence then runs alone, so nothing leaks and no mask is needed; a vision encoder, which separates its
-    pictures itself, is left alone. With `steering` (another), steered at its layers; probes see the unsteered layer.
+    A vision encoder, which separates its pictures itself, is left alone. With `steering` (another), steered at its
+    layers; probes see the unsteered layer.
     """
     captures: tuple[Capture, ...] = getattr(module, _ATTRIBUTE, ())
     for capture in captures:
@@ -49,31 +51,17 @@ def _probed_sdpa(
         return sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)
     if steering is not None and not steering.acts_on(cast(int, module.layer_idx)):
         steering = None
-    if segment_lengths is None:
-        return _attend(module, query, key, value, attention_mask, kwargs, steering), None
-    if attention_mask is not None or kwargs.get("sliding_window") is not None:
-        raise ValueError("packed sequences take no attention mask and no sliding window")
-    found, start = [], 0
-    parts = zip(*(tensor.split(segment_lengths, dim=2) for tensor in (query, key, value)), strict=True)
-    for length, (q, k, v) in zip(segment_lengths, parts, strict=True):
-        here = None if steering is None else steering.part(start, length)
-        found.append(_attend(module, q, k, v, None, kwargs, here))
-        start += length
-    return torch.cat(found, dim=1), None
-
-
-def _attend(
-    module: Any,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    attention_mask: Tensor | None,
-    kwargs: dict[str, Any],
-    steering: Steering | None,
-) -> Tensor:
+    dim = query.shape[-1]
     if steering is not None:
-        return steered_attention(module, query, key, value, attention_mask, steering, **kwargs)
-    return sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)[0]
+        query, key, value = steered(query, key, value, steering, kwargs["scaling"])
+    if packing is None:
+        groups = HeadGroups(getattr(module, "is_causal", True), query.shape[1] // key.shape[1])
+        found = sdpa_attention_forward(cast(Any, groups), query, key, value, attention_mask, **kwargs)[0]
+    elif attention_mask is not None or any(kwargs.get(name) for name in ("sliding_window", "dropout")):
+        raise ValueError("packed sequences take no attention mask, no sliding window and no dropout")
+    else:
+        found = packed_attention(query, key, value, packing, kwargs["scaling"])
+    return found[..., :dim], None
 
 
 AttentionInterface.register(IMPLEMENTATION, _probed_sdpa)
@@ -104,17 +92,17 @@ class _SelectRows(torch.autograd.Function):
 
 @dataclass(frozen=True, slots=True)
 class PackedRows:
-    """Which rows to capture of sequences that are packed into one, in their order."""
+    """Which rows to capture of groups that are packed into one stream, in their order."""
 
     lengths: tuple[int, ...]
-    """Tokens of each sequence."""
+    """Tokens of each group."""
     positions: tuple[Tensor, ...]
-    """int64 [R] of each sequence, positions in it."""
+    """int64 [N] of each group, positions in it."""
 
     def packed(self) -> Tensor:
-        """Their positions in the packed sequence: int64 [N]. Raises ValueError for a row outside of its sequence."""
+        """Their positions in the stream: int64 [N]. Raises ValueError for a row outside of its group."""
         for i, (length, at) in enumerate(zip(self.lengths, self.positions, strict=True)):
-            check_rows(at, length, f"sequence {i}")
+            check_rows(at, length, f"group {i}")
         starts = accumulate(self.lengths[:-1], initial=0)
         return torch.cat([start + at for start, at in zip(starts, self.positions, strict=True)])
 
@@ -147,14 +135,14 @@ class Capture:
         if self._rows is not None:
             if len(query) != 1 or query.shape[2] != sum(self._rows.lengths):
                 raise ValueError(
-                    f"rows are of sequences of {self._rows.lengths} tokens packed into one, but query is "
+                    f"rows are of groups of {self._rows.lengths} tokens packed into one, but query is "
                     f"[B, H, T, D] = {tuple(query.shape)}"
                 )
             query, self.row_query = _SelectRows.apply(query, self._at)
         return query
 
-    def sequences(self) -> list[LayerAttention]:
-        """Return what was captured of each packed sequence."""
+    def groups(self) -> list[LayerAttention]:
+        """Return what was captured of each packed group."""
         assert self.key is not None and self.row_query is not None and self._rows, "the probed layer did not run"
         queries = self.row_query.split([len(at) for at in self._rows.positions])
         keys = self.key[0].transpose(0, 1).split(self._rows.lengths)

@@ -25,11 +25,11 @@ class KeyKind(enum.IntEnum):
 
 @dataclass(frozen=True, slots=True)
 class KeyProvenance:
-    """One sequence's keys, or several sequences' one behind the other. int64 [T] each; -1 where it does not apply.
+    """Keys of a sequence or a group, or of several one behind the other. int64 [T] each; -1 where it does not apply.
 
     Example, a system token, a text token, an image of 1 × 2 visual tokens and a generated token:
     `KeyProvenance(kind=[1, 2, 3, 3, 5], media=[-1, -1, 0, 0, -1], frame=[-1, -1, 0, 0, -1], row=[-1, -1, 0, 0, -1],
-    column=[-1, -1, 0, 1, -1])`
+    column=[-1, -1, 0, 1, -1], position=[0, 1, 2, 3, 4])`
     """
 
     kind: Tensor
@@ -40,9 +40,11 @@ class KeyProvenance:
     """Frame of a video, counted as the language model sees them; 0 in an image."""
     row: Tensor
     column: Tensor
+    position: Tensor
+    """Position in the key's own sequence."""
 
     def split(self, lengths: Sequence[int]) -> list[KeyProvenance]:
-        """Split packed sequences into the provenance of each."""
+        """Split what is packed into the provenance of each part."""
         parts = [getattr(self, f.name).split(tuple(lengths)) for f in fields(self)]
         return [KeyProvenance(*part) for part in zip(*parts, strict=True)]
 
@@ -52,17 +54,23 @@ class KeyProvenance:
 
 
 def concatenate(parts: Sequence[KeyProvenance]) -> KeyProvenance:
-    """Join the provenance of several sequences into that of their packing."""
+    """Join the provenance of several parts into that of their packing."""
     return KeyProvenance(*(torch.cat([getattr(part, f.name) for part in parts]) for f in fields(KeyProvenance)))
 
 
 def key_provenance(
-    visual: Tensor, layouts: Sequence[Layout], *, system_tokens: int, prompt_tokens: int
+    visual: Tensor,
+    layouts: Sequence[Layout],
+    *,
+    system_tokens: int,
+    prompt_tokens: int,
+    positions: Tensor | None = None,
 ) -> KeyProvenance:
-    """Provenance of one sequence: a system turn, the rest of the prompt with its media, the response.
+    """Provenance of one sequence or group: a system turn, the rest of the prompt with its media, the responses.
 
     `visual` bool [T] marks visual tokens; those of the prompt belong to `layouts`, one after the other, whatever text
-    stands between them. Raises ValueError when the layouts do not make as many.
+    stands between them. `positions` are `PackedGroup.positions`; None: of one sequence. Raises ValueError when the
+    layouts do not make as many.
     """
     positions_T = torch.arange(len(visual), device=visual.device)
     kind = torch.full_like(positions_T, KeyKind.TEXT)
@@ -75,7 +83,7 @@ def key_provenance(
     if layouts:
         kind[at], media[at], frame[at], row[at], column[at] = _visual_keys(tuple(layouts)).to(at.device)
     kind[prompt_tokens:] = KeyKind.GENERATED
-    return KeyProvenance(kind, media, frame, row, column)
+    return KeyProvenance(kind, media, frame, row, column, positions_T if positions is None else positions)
 
 
 @functools.lru_cache(maxsize=256)

@@ -5,7 +5,7 @@ Suffixes: R rows, T keys, B bins. With heads="each" a head axis leads everywhere
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from ral_system.algorithms.divergences import divergence
+from ral_system.attention.packing import PackedGroup
 from ral_system.types import AttentionRecord
 
 
@@ -49,6 +50,34 @@ def record_attention(
         indices=None if top_k is None else torch.cat(indices, dim=-2).numpy(),
         tail=None if top_k is None else torch.cat(tails, dim=-1).numpy(),
     )
+
+
+def join_records(records: Sequence[AttentionRecord], group: PackedGroup) -> AttentionRecord:
+    """One record of a group's rows over its T tokens, out of a record for each response over its own sequence.
+
+    Nothing is on other responses' tokens, where a group's policies are 0 as well, so divergences stay what they are.
+    Where a row of a top-k record has fewer keys than others, such tokens fill it up.
+    """
+    if len(records) == 1:
+        return records[0]
+    first, compressed = records[0], records[0].indices is not None
+    rows, width = sum(r.values.shape[-2] for r in records), max(r.values.shape[-1] for r in records)
+    shape = (*first.values.shape[:-2], rows, width if compressed else group.tokens)
+    values = np.zeros(shape, first.values.dtype)
+    indices = np.full(shape, group.starts[int(np.argmax(group.responses))], np.int32) if compressed else None
+    at = 0
+    for record, start in zip(records, group.starts, strict=True):
+        of_rows, own = slice(at, at + record.values.shape[-2]), record.values.shape[-1]
+        at = of_rows.stop
+        if indices is not None and record.indices is not None:
+            values[..., of_rows, :own] = record.values
+            moved = record.indices + (start - group.prompt)
+            indices[..., of_rows, :own] = np.where(record.indices < group.prompt, record.indices, moved)
+            continue
+        values[..., of_rows, : group.prompt] = record.values[..., : group.prompt]
+        values[..., of_rows, start : start + own - group.prompt] = record.values[..., group.prompt :]
+    tail = np.concatenate([r.tail for r in records if r.tail is not None], axis=-1) if compressed else None
+    return AttentionRecord(first.version, group.tokens, values, indices, tail)
 
 
 class Target:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-import torch
 from torch import Tensor
 
 from ral_system.attention.metrics import SINK_TOKENS
@@ -50,9 +49,7 @@ def select_keys(kind: Keys, keys: KeyProvenance) -> Tensor | None:
     if kind == "prompt":
         return keys.kind != KeyKind.GENERATED
     if kind == "no_sinks":
-        mask = torch.ones_like(keys.kind, dtype=torch.bool)
-        mask[:SINK_TOKENS] = False
-        return mask
+        return keys.position >= SINK_TOKENS
     raise ValueError(f"keys={kind!r}; known: all, visual, prompt, no_sinks")
 
 

@@ -14,8 +14,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ral_system.attention.group import GroupAttention
+from ral_system.attention.policy import visibility
 from ral_system.attention.provenance import KeyKind, KeyProvenance
-from ral_system.attention.sequence import SequenceAttention
 
 _BLOCK_BYTES = 64 << 20
 """Size of one block's logits."""
@@ -34,8 +35,8 @@ class VisualScore:
 
 
 @torch.no_grad()
-def visual_score(attention: SequenceAttention, keys: KeyProvenance) -> VisualScore | None:
-    """Score one sequence's rows at every probed layer; None (undefined) without a system turn, a picture or a row.
+def visual_score(attention: GroupAttention, keys: KeyProvenance) -> VisualScore | None:
+    """Score a group's rows at every probed layer; None (undefined) without a system turn, a picture or a row.
 
     Masses are of the whole softmax row, the row's own position included. The ratio is taken between log-sums of logits,
     so that no mass is too small to divide by. Memory is linear in the keys.
@@ -52,8 +53,8 @@ def visual_score(attention: SequenceAttention, keys: KeyProvenance) -> VisualSco
         total_3H = torch.zeros(3, heads, dtype=torch.float64, device=layer.key.device)
         for query_RHD, rows_R in zip(layer.query.split(size), attention.rows.split(size), strict=True):
             logits_HRT = query_RHD.double().transpose(0, 1) @ key_HDT * layer.scale
-            later_RT = torch.arange(tokens, device=rows_R.device) > rows_R[:, None]
-            logits_HRT.masked_fill_(later_RT, float("-inf"))
+            seen_RT, _ = visibility(rows_R, tokens, attention.branches, None)
+            logits_HRT.masked_fill_(~seen_RT, float("-inf"))
             log_all_HR = logits_HRT.logsumexp(-1)
             log_visual_HR = logits_HRT[..., is_visual_T].logsumexp(-1)
             log_system_HR = logits_HRT[..., is_system_T].logsumexp(-1)

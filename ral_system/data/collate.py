@@ -1,4 +1,4 @@
-"""Samples to tensors: one packed micro-batch. Suffixes: B sequences, T tokens of all of them, R response tokens."""
+"""Samples to tensors: one packed micro-batch. Suffixes: B samples, T tokens of the stream, R response tokens."""
 
 from __future__ import annotations
 
@@ -10,43 +10,42 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ral_system.attention.packing import PackedGroup, Packing
 from ral_system.attention.provenance import KeyProvenance, concatenate, key_provenance
 from ral_system.attention.selection import select_rows
 from ral_system.config.choices import Rows
 from ral_system.data.features import FeatureExtractor
 from ral_system.errors import DataError
-from ral_system.families.family import Family, Features
+from ral_system.families.family import Family, Features, Occurrences
 from ral_system.media.store import MediaStore
 from ral_system.types import Layout, MicroBatch, Sample
 
 
 @dataclass(frozen=True, slots=True)
 class TensorBatch:
-    """A micro-batch on one device: sequences one behind the other, without padding.
-
-    Response position r of sequence b sits at token `prompt_lengths[b] + r` of that sequence.
-    """
+    """A micro-batch on one device: groups one behind the other, each a prompt once and then its responses."""
 
     input_ids: Tensor
     """int64 [T]"""
-    lengths: tuple[int, ...]
-    """Tokens of each sequence; they sum to T."""
+    packing: Packing
+    """Which tokens are which group's prompt and responses; the responses are the samples in order."""
     features: Features
-    """Pictures in the order of the sequences, and videos."""
+    """Of the distinct pictures, and videos."""
+    occurrences: Occurrences
+    """Which of them stands where."""
     layouts: tuple[tuple[Layout, ...], ...]
-    """Visual tokens of each sequence's media."""
+    """Visual tokens of the media of each group's prompt."""
     response_ids: Tensor
     """int64 [B, R], padded: what a response holds is small beside its prompt."""
     response_mask: Tensor
     """bool [B, R]"""
-    prompt_lengths: Tensor
-    """int64 [B]"""
     advantages: Tensor
     """float32 [B]"""
     keys: KeyProvenance
     """[T]"""
-    rows: Mapping[Rows, tuple[Tensor, ...]]
-    """int64 [R_b] of each sequence, for every kind of rows: positions in it that attention can be read from."""
+    rows: Mapping[Rows, tuple[tuple[Tensor, ...], ...]]
+    """For every kind of rows and group, int64 [R_b] of each response: positions in the group that attention can be read
+    from."""
 
     def to(self, device: torch.device | str) -> TensorBatch:
         """Copy the batch to another device."""
@@ -67,33 +66,47 @@ class Collator:
         for s in samples:
             if problem := self._family.problem((*s.prompt.token_ids, *s.response_token_ids), s.prompt.media):
                 raise DataError(f"sample {s.id} {problem}")
-        input_ids_T = torch.tensor([i for s in samples for i in (*s.prompt.token_ids, *s.response_token_ids)])
-        response_lengths_B = torch.tensor([len(s.response_token_ids) for s in samples])
+        groups = groups_of(samples)
+        prompts = [group[0].prompt for group in groups]
+        packing = Packing(
+            tuple(PackedGroup(len(g[0].prompt.token_ids), tuple(len(s.response_token_ids) for s in g)) for g in groups)
+        )
+        input_ids_T = torch.tensor(
+            [i for g in groups for ids in (g[0].prompt.token_ids, *(s.response_token_ids for s in g)) for i in ids]
+        )
         response_ids_BR = _pad([s.response_token_ids for s in samples], self._pad_id)
-        lengths = tuple(s.length for s in samples)
-        layouts = tuple(tuple(self._family.layout(m) for m in s.prompt.media) for s in samples)
+        response_lengths_B = torch.tensor([len(s.response_token_ids) for s in samples])
+        layouts = tuple(tuple(self._family.layout(m) for m in prompt.media) for prompt in prompts)
+        features, occurrences = self._extract([medium for prompt in prompts for medium in prompt.media])
         keys = [
             key_provenance(
                 visual_T,
-                of_sample,
-                system_tokens=s.prompt.system_tokens,
-                prompt_tokens=len(s.prompt.token_ids),
+                of_prompt,
+                system_tokens=prompt.system_tokens,
+                prompt_tokens=len(prompt.token_ids),
+                positions=group.positions,
             )
-            for s, visual_T, of_sample in zip(
-                samples, self._family.visual(input_ids_T).split(lengths), layouts, strict=True
+            for prompt, group, visual_T, of_prompt in zip(
+                prompts, packing.groups, self._family.visual(input_ids_T).split(packing.lengths), layouts, strict=True
             )
         ]
         return TensorBatch(
             input_ids=input_ids_T,
-            lengths=lengths,
-            features=self._extract([medium for s in samples for medium in s.prompt.media]),
+            packing=packing,
+            features=features,
+            occurrences=occurrences,
             layouts=layouts,
             response_ids=response_ids_BR,
             response_mask=torch.arange(response_ids_BR.shape[1])[None] < response_lengths_B[:, None],
-            prompt_lengths=torch.tensor([len(s.prompt.token_ids) for s in samples]),
             advantages=torch.tensor([s.advantage for s in samples], dtype=torch.float32),
             keys=concatenate(keys),
-            rows={kind: tuple(self.rows(kind, s) for s in samples) for kind in get_args(Rows)},
+            rows={
+                kind: tuple(
+                    tuple(packed.rows(b, self.rows(kind, s)) for b, s in enumerate(group))
+                    for packed, group in zip(packing.groups, groups, strict=True)
+                )
+                for kind in get_args(Rows)
+            },
         )
 
     def rows(self, kind: Rows, sample: Sample) -> Tensor:
@@ -105,6 +118,17 @@ class Collator:
         if token not in self._texts:
             self._texts[token] = self._family.tokenizer.decode([token])
         return self._texts[token]
+
+
+def groups_of(samples: MicroBatch) -> list[MicroBatch]:
+    """Neighbouring samples with the same prompt."""
+    groups: list[list[Sample]] = []
+    for sample in samples:
+        if groups and (sample.prompt is groups[-1][0].prompt or sample.prompt == groups[-1][0].prompt):
+            groups[-1].append(sample)
+        else:
+            groups.append([sample])
+    return [tuple(group) for group in groups]
 
 
 def _to(value: Any, device: torch.device | str) -> Any:

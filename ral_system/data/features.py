@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from ral_system.families.family import Family, Features, joined
+from ral_system.families.family import Family, Features, Occurrences, joined
 from ral_system.media.store import MediaStore
 from ral_system.types import Media
 
@@ -15,9 +15,11 @@ class FeatureExtractor:
     def __init__(self, family: Family, store: MediaStore) -> None:
         self._family, self._store = family, store
 
-    def __call__(self, media: Sequence[Media]) -> Features:
-        """Features of `media` in order; a medium that occurs again is processed once. Raises DataError."""
+    def __call__(self, media: Sequence[Media]) -> tuple[Features, Occurrences]:
+        """Features of the distinct media among `media`, and where each of `media` finds its own. Raises DataError."""
         unique = list(dict.fromkeys(media))
         pixels = [self._store.open(m) if m.clip is None else self._store.frames(m) for m in unique]
-        found = dict(zip(unique, self._family.features(unique, pixels), strict=True))
-        return joined([found[medium] for medium in media])
+        by_kind = {kind: [m for m in unique if m.kind == kind] for kind in self._family.visual_ids}
+        index = {medium: i for of_kind in by_kind.values() for i, medium in enumerate(of_kind)}
+        occurrences = {kind: tuple(index[m] for m in media if m.kind == kind) for kind in by_kind}
+        return joined(self._family.features(unique, pixels)), occurrences

@@ -38,6 +38,6 @@ def measure_visual_score(
         tensors = collate(samples).to(device)
         with torch.no_grad():
             attention = policy(tensors, [QUESTION_AT_ALL_LAYERS]).attention[QUESTION_AT_ALL_LAYERS]
-        parts = zip(attention, tensors.keys.split(tensors.lengths), strict=True)
+        parts = zip(attention, tensors.keys.split(tensors.packing.lengths), strict=True)
         scores += [score for rows, keys in parts if (score := visual_score(rows, keys)) is not None]
     return mean_score(scores) if scores else None

@@ -20,6 +20,10 @@ Features = dict[str, Tensor]
 dimension: pictures in their order under some names, videos in theirs under others."""
 
 
+Occurrences = dict[MediaKind, tuple[int, ...]]
+"""For every place in a batch where a medium of a kind stands, in order, which of the features of that kind it has."""
+
+
 class PixelBudget(Protocol):
     """The size in which a medium reaches the model. A dataclass: its fields decide which prepared files fit a model."""
 
@@ -103,11 +107,12 @@ class Family(ABC):
         """
 
     @abstractmethod
-    def encode(self, model: Any, features: Features) -> dict[str, Any]:
-        """Keyword arguments for the model without its head: the media, seen by its vision encoder where possible.
+    def encode(self, model: Any, features: Features, occurrences: Occurrences) -> dict[str, Any]:
+        """Keyword arguments for the model without its head: what its vision encoder sees in the media, place by place.
 
-        The encoder runs once for each micro-batch, even without media, because ranks under ZeRO-3 gather the same
-        parameters. Raises ValueError for media that the model cannot take.
+        Each medium is encoded once, however often it occurs. The encoder runs once for each micro-batch, even without
+        media, because ranks under ZeRO-3 gather the same parameters. Raises ValueError for media that the model cannot
+        take.
         """
 
     @abstractmethod

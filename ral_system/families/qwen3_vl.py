@@ -7,13 +7,13 @@ from typing import Any, ClassVar
 import torch.distributed as dist
 
 from ral_system.errors import DataError
-from ral_system.families.family import Features
+from ral_system.families.family import Features, Occurrences
 from ral_system.families.qwen_vl.family import QwenVl
 from ral_system.types import Layout, Media
 
 
 class Qwen3Vl(QwenVl):
-    """Qwen3-VL (arXiv 2511.21631). The model encodes pictures itself, since its layers add what the encoder saw."""
+    """Qwen3-VL (arXiv 2511.21631). Its text layers add what some layers of the encoder saw (DeepStack)."""
 
     model_types: ClassVar[tuple[str, ...]] = ("qwen3_vl",)
     attention_classes: ClassVar[tuple[str, ...]] = ("Qwen3VLTextAttention",)
@@ -24,10 +24,15 @@ class Qwen3Vl(QwenVl):
             raise DataError("videos are not served for qwen3_vl; use Qwen2.5-VL, or questions about pictures")
         return super().layout(media)
 
-    def encode(self, model: Any, features: Features) -> dict[str, Any]:
+    def encode(self, model: Any, features: Features, occurrences: Occurrences) -> dict[str, Any]:
         if not features and dist.is_initialized() and dist.get_world_size() > 1:
             raise ValueError(
                 "text alone on several ranks is not served for qwen3_vl: ranks with pictures would wait for this one; "
                 "leave such questions out"
             )
-        return dict(features)
+        if not features:
+            return {}
+        found = model.get_image_features(features["pixel_values"], features["image_grid_thw"], return_dict=True)
+        found.pooler_output = tuple(found.pooler_output[i] for i in occurrences["image"])
+        found.deepstack_features = [[layer[i] for i in occurrences["image"]] for layer in found.deepstack_features]
+        return {"mm_encoder_outputs": {"image": found}}

@@ -8,22 +8,23 @@ from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import pad
 from transformers import PreTrainedModel
 
 from ral_system.algorithms.log_probs import entropy, sampling_log_softmax
+from ral_system.attention.group import GroupAttention
 from ral_system.attention.intervention import Intervention, Steering
 from ral_system.attention.probe import AttentionProbe, Capture, PackedRows
 from ral_system.attention.provenance import KeyKind
 from ral_system.attention.read import AttentionRead
 from ral_system.attention.selection import select_keys
-from ral_system.attention.sequence import SequenceAttention
 from ral_system.data.collate import TensorBatch
 from ral_system.families.family import Family
 
 
 @dataclass(frozen=True)  # without slots: ZeRO-3 looks for tensors in __dict__
 class PolicyOutput:
-    """Suffixes: B sequences, R response positions (padded), T tokens."""
+    """Suffixes: B samples, R response positions (padded)."""
 
     log_probs: Tensor
     """float32 [B, R] of the response tokens; 0 where padded."""
@@ -31,12 +32,12 @@ class PolicyOutput:
     """float32 [B, R], detached; 0 where padded."""
     top1: Tensor
     """bool [B, R]: the response token is the most likely one."""
-    attention: Mapping[AttentionRead, tuple[SequenceAttention, ...]]
-    """For each read, the rows of every sequence that it asked for (Eq 2)."""
+    attention: Mapping[AttentionRead, tuple[GroupAttention, ...]]
+    """For each read, the rows of every group that it asked for (Eq 2)."""
     log_softmax: Tensor
-    """float32 [N, V] of the distributions that the N response tokens, sequence by sequence, were drawn from."""
+    """float32 [N, V] of the distributions that the N response tokens, sample by sample, were drawn from."""
     probed: list[Tensor] = field(default_factory=list)
-    """Queries and keys, of all sequences together, at the layers of reads with `whole`."""
+    """Queries and keys, of all groups together, at the layers of reads with `whole`."""
 
 
 class PolicyModel(nn.Module):
@@ -68,7 +69,8 @@ class PolicyModel(nn.Module):
 
     def forward(self, batch: TensorBatch, reads: Sequence[AttentionRead] = ()) -> PolicyOutput:
         """One pass over a micro-batch; logits are made for response positions only."""
-        rows = {read: PackedRows(batch.lengths, batch.rows[read.rows]) for read in reads}
+        packing = batch.packing
+        rows = {read: PackedRows(packing.lengths, tuple(map(torch.cat, batch.rows[read.rows]))) for read in reads}
         with ExitStack() as probes:
             captures = {
                 read: probes.enter_context(AttentionProbe(self._layers, read.layers).capture(at, whole=read.whole))
@@ -77,16 +79,13 @@ class PolicyModel(nn.Module):
             hidden_TE = self.model.model(
                 input_ids=batch.input_ids[None],
                 position_ids=self._position_ids(batch),
-                **self.family.encode(self.model.model, batch.features),
-                segment_lengths=batch.lengths,
+                **self.family.encode(self.model.model, batch.features, batch.occurrences),
+                packing=packing,
                 use_cache=False,
                 **self._steering(batch),
             ).last_hidden_state[0]
         mask_BR = batch.response_mask
-        sequence_N, offset_N = mask_BR.nonzero(as_tuple=True)  # N: all response tokens of the micro-batch
-        starts_B = torch.tensor((0, *batch.lengths[:-1]), device=mask_BR.device).cumsum(0)
-        predicting_N = (starts_B + batch.prompt_lengths)[sequence_N] + offset_N - 1
-        logits_NV = self.model.lm_head(hidden_TE[predicting_N])
+        logits_NV = self.model.lm_head(hidden_TE[packing.predicting.to(hidden_TE.device)])
         log_softmax_NV = sampling_log_softmax(
             logits_NV, temperature=self._temperature, banned_token_ids=self.banned_token_ids
         )
@@ -119,19 +118,23 @@ class PolicyModel(nn.Module):
     def _position_ids(self, batch: TensorBatch) -> Tensor:
         """Rotary positions of every token, from 0 in each sequence: int64 [3, 1, T], or [1, T] with one axis."""
         visual_T = self.family.visual(batch.input_ids).cpu()
-        positions = [
-            self.family.positions(visual, layouts)
-            for visual, layouts in zip(visual_T.split(batch.lengths), batch.layouts, strict=True)
-        ]
+        positions = []
+        for group, visual, layouts in zip(
+            batch.packing.groups, visual_T.split(batch.packing.lengths), batch.layouts, strict=True
+        ):
+            longest = pad(visual[: group.prompt], (0, max(group.responses)))  # responses hold no visual tokens
+            positions.append(self.family.positions(longest, layouts)[:, group.positions])
         together = torch.cat(positions, dim=-1).to(batch.input_ids.device)
         return together[:, None] if len(together) > 1 else together
 
 
 def _attention(
     read: AttentionRead, captures: Sequence[Capture], rows: PackedRows, batch: TensorBatch
-) -> tuple[SequenceAttention, ...]:
-    by_sequence = zip(*(capture.sequences() for capture in captures), strict=True)
+) -> tuple[GroupAttention, ...]:
+    groups, keys = batch.packing.groups, batch.keys.split(batch.packing.lengths)
+    counts = [tuple(map(len, of_group)) for of_group in batch.rows[read.rows]]
+    by_group = zip(*(capture.groups() for capture in captures), strict=True)
     return tuple(
-        SequenceAttention(layers, at, select_keys(read.keys, keys), read.heads, read.backend)
-        for layers, at, keys in zip(by_sequence, rows.positions, batch.keys.split(batch.lengths), strict=True)
+        GroupAttention(layers, group, at, of_group, select_keys(read.keys, of_keys), read.heads, read.backend)
+        for layers, group, at, of_group, of_keys in zip(by_group, groups, rows.positions, counts, keys, strict=True)
     )

@@ -21,7 +21,6 @@ from ral_system.algorithms.log_probs import sampling_log_softmax
 from ral_system.attention.intervention import Intervention
 from ral_system.config.rollout import EngineGroup
 from ral_system.data.features import FeatureExtractor
-from ral_system.families.family import Features
 from ral_system.media.store import MediaStore
 from ral_system.models.loading import load_family, load_model
 from ral_system.rollout.gates import check_completion, check_media_tokens, check_prompt_length
@@ -215,7 +214,8 @@ class HfEngine:
                 row.top.append((ids_K, log_probs_K))
         return tokens_B
 
-    def _prefill_inputs(self, rows: Sequence[_Row]) -> tuple[dict[str, Tensor], Tensor, Tensor]:
+    @torch.no_grad()
+    def _prefill_inputs(self, rows: Sequence[_Row]) -> tuple[dict[str, Any], Tensor, Tensor]:
         """Model inputs of what there is so far, their mask [B, T], and what M-RoPE adds to later positions [B, 1]."""
         sequences = [(*row.prompt.token_ids, *row.token_ids) for row in rows]
         length = max(map(len, sequences))
@@ -224,19 +224,21 @@ class HfEngine:
         for at, sequence in enumerate(sequences):
             input_ids_BT[at, length - len(sequence) :] = torch.tensor(sequence)
             mask_BT[at, length - len(sequence) :] = 1
-        features = self._features([row.prompt for row in rows])
+        media = self._encoded_media([row.prompt for row in rows])
         # Positions are made here, not by the model: it would count padding as text.
         position_ABT, rope_shift_B1 = self._positions(rows, sequences, length)
         position_ids = position_ABT if len(position_ABT) > 1 else position_ABT[0]
-        inputs = {"input_ids": input_ids_BT, "position_ids": position_ids, **features}
-        on_device = {name: value.to(self._device) for name, value in inputs.items()}
+        inputs = {"input_ids": input_ids_BT, "position_ids": position_ids}
+        on_device = {name: value.to(self._device) for name, value in inputs.items()} | media
         return on_device, mask_BT.to(self._device), rope_shift_B1.to(self._device)
 
-    def _features(self, prompts: Sequence[Prompt]) -> Features:
-        """Pixels of all media in prompt order."""
+    def _encoded_media(self, prompts: Sequence[Prompt]) -> dict[str, Any]:
+        """What the vision encoder sees in all media, in prompt order; each is encoded once."""
         for prompt in prompts:
             check_media_tokens(prompt, self._family)
-        return self._extract([media for prompt in prompts for media in prompt.media])
+        features, occurrences = self._extract([media for prompt in prompts for media in prompt.media])
+        on_device = {name: value.to(self._device) for name, value in features.items()}
+        return self._family.encode(self._model.model, on_device, occurrences)
 
     def _positions(
         self, rows: Sequence[_Row], sequences: Sequence[tuple[int, ...]], length: int

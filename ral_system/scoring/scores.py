@@ -4,21 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
+from itertools import groupby
+from operator import itemgetter
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from ral_system.algorithms.distillation import kept_and_rest, top_tokens
+from ral_system.attention.group import GroupAttention
 from ral_system.attention.metrics import row_statistics
 from ral_system.attention.provenance import KeyProvenance
 from ral_system.attention.read import AttentionRead
 from ral_system.attention.record import record_attention
-from ral_system.attention.sequence import SequenceAttention
-from ral_system.attention.visual_reward import visual_reward
+from ral_system.attention.visual_reward import response_visual_rewards
 from ral_system.config.attention import AttentionConfig
 from ral_system.config.reward import VisualRewardConfig
-from ral_system.data.collate import TensorBatch
+from ral_system.data.collate import TensorBatch, groups_of
 from ral_system.models.loading import TORCH_DTYPES
 from ral_system.models.policy import PolicyOutput
 from ral_system.types import AttentionRecord, MicroBatch, Sample, SampleScores, Scores, TokenRecord
@@ -40,18 +42,21 @@ def to_scores(
     `read` becomes attention records, `response` the visual reward; either may be None. `version` of the weights that
     made it; None for a model without one, whose records take that of the rollout.
     """
-    keys = batch.keys.split(batch.lengths)
-    scores = {}
-    for i, sample in enumerate(samples):
-        log_probs = output.log_probs[i, : len(sample.response_token_ids)].float().cpu().numpy()
-        found = SampleScores(log_probs)
+    log_probs_BR = output.log_probs.float().cpu().numpy()
+    scores = {
+        s.id: SampleScores(log_probs_R[: len(s.response_token_ids)].copy())
+        for s, log_probs_R in zip(samples, log_probs_BR, strict=True)
+    }
+    keys, groups = batch.keys.split(batch.packing.lengths), groups_of(samples)
+    for i, group in enumerate(groups):
         if read is not None:
-            records, statistics = _read_rows(output.attention[read][i], keys[i], sample, attention, version)
-            found = replace(found, attention=records, row_statistics=statistics)
+            found = _read_rows(output.attention[read][i], keys[i], group, attention, version)
+            for sample, (records, statistics) in zip(group, found, strict=True):
+                scores[sample.id] = replace(scores[sample.id], attention=records, row_statistics=statistics)
         if response is not None:
-            reward = visual_reward(output.attention[response][i], keys[i], visual.form)
-            found = replace(found, visual_reward=reward)
-        scores[sample.id] = found
+            rewards = response_visual_rewards(output.attention[response][i], keys[i], visual.form)
+            for sample, reward in zip(group, rewards, strict=True):
+                scores[sample.id] = replace(scores[sample.id], visual_reward=reward)
     return scores
 
 
@@ -122,10 +127,12 @@ def to_teaching(
     """
     counts = [len(s.response_token_ids) for s in samples]
     scores = {}
-    for i, (sample, rows_RV) in enumerate(zip(samples, output.log_softmax.split(counts), strict=True)):
-        records = () if read is None else (_record(output.attention[read][i].policies(0), sample, attention, None),)
+    for sample, rows_RV in zip(samples, output.log_softmax.split(counts), strict=True):
         record = _token_record(rows_RV, sample, top_k) if tokens else None
-        scores[sample.id] = SampleScores(np.zeros(0, np.float32), records, tokens=record)
+        scores[sample.id] = SampleScores(np.zeros(0, np.float32), tokens=record)
+    for rows, group in zip(output.attention[read], groups_of(samples), strict=True) if read else ():
+        for sample, of_sample in zip(group, _records(rows, rows.policies(0), group, attention, None), strict=True):
+            scores[sample.id] = replace(scores[sample.id], attention=(of_sample,))
     return scores
 
 
@@ -150,9 +157,11 @@ def _token_record(log_softmax_RV: Tensor, sample: Sample, top_k: int | None) -> 
 
 
 def _read_rows(
-    rows: SequenceAttention, keys: KeyProvenance, sample: Sample, attention: AttentionConfig, version: int | None
-) -> tuple[tuple[AttentionRecord, ...], dict[str, np.ndarray]]:
-    """Make a record per probed layer, and the last layer's row statistics over all keys, including uncounted ones."""
+    rows: GroupAttention, keys: KeyProvenance, group: MicroBatch, attention: AttentionConfig, version: int | None
+) -> list[tuple[tuple[AttentionRecord, ...], dict[str, np.ndarray]]]:
+    """For each sample a record per probed layer, and the last layer's row statistics over all keys, including
+    uncounted ones.
+    """
     last, statistics = len(rows.layers) - 1, []
 
     def watched(blocks: Iterator[Tensor]) -> Iterator[Tensor]:
@@ -164,25 +173,39 @@ def _read_rows(
     for layer in range(len(rows.layers)):
         blocks = rows.policies(layer)
         watch = layer == last and rows.key_mask is None
-        records.append(_record(watched(blocks) if watch else blocks, sample, attention, version))
+        records.append(_records(rows, watched(blocks) if watch else blocks, group, attention, version))
     if rows.key_mask is not None:
         for _ in watched(replace(rows, key_mask=None).policies(last)):
             pass
-    return tuple(records), {
-        name: torch.cat([block[name] for block in statistics]).float().cpu().numpy() for name in statistics[0]
+    ends = np.cumsum(rows.counts)[:-1]
+    by_name = {
+        name: np.split(torch.cat([block[name] for block in statistics]).float().cpu().numpy(), ends)
+        for name in statistics[0]
     }
+    return [
+        (of_sample, {name: split[i].copy() for name, split in by_name.items()})
+        for i, of_sample in enumerate(zip(*records, strict=True))
+    ]
 
 
-def _record(
-    blocks: Iterator[Tensor], sample: Sample, settings: AttentionConfig, version: int | None
-) -> AttentionRecord:
-    return record_attention(
-        blocks,
-        version=sample.weight_version if version is None else version,
-        tokens=sample.length,
-        top_k=settings.top_k if settings.record == "top_k" else None,
-        dtype=TORCH_DTYPES[settings.record_dtype],
-    )
+def _records(
+    rows: GroupAttention,
+    blocks: Iterator[Tensor],
+    group: MicroBatch,
+    settings: AttentionConfig,
+    version: int | None,
+) -> list[AttentionRecord]:
+    """One record for each sample, out of blocks of its group's policies."""
+    return [
+        record_attention(
+            (block for _, block in of_sample),
+            version=sample.weight_version if version is None else version,
+            tokens=sample.length,
+            top_k=settings.top_k if settings.record == "top_k" else None,
+            dtype=TORCH_DTYPES[settings.record_dtype],
+        )
+        for sample, (_, of_sample) in zip(group, groupby(rows.by_response(blocks), itemgetter(0)), strict=True)
+    ]
 
 
 def mean_over_heads(policy: Tensor) -> Tensor:

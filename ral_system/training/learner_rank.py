@@ -14,10 +14,10 @@ import torch
 from torch import Tensor
 
 from ral_system.algorithms.kl import ESTIMATORS
+from ral_system.attention.group import GroupAttention
 from ral_system.attention.metrics import visual_maps
 from ral_system.attention.read import QUESTION_AT_ALL_LAYERS, AttentionRead, response_at_all_layers
 from ral_system.attention.selection import row_tokens
-from ral_system.attention.sequence import SequenceAttention
 from ral_system.config.choices import Stage
 from ral_system.config.commands import TrainConfig
 from ral_system.config.learner import LearnerConfig
@@ -49,7 +49,7 @@ from ral_system.types import (
 from ral_system.weights.transfer.object_store import ObjectStore
 from ral_system.weights.transfer.transfer import Offer, Transfer
 
-MakeObjective = Callable[[PolicyOutput, Sequence[SequenceAttention], TensorBatch, MicroBatch], Objective]
+MakeObjective = Callable[[PolicyOutput, Sequence[GroupAttention], TensorBatch, MicroBatch], Objective]
 
 
 class LearnerRank:
@@ -179,7 +179,7 @@ class LearnerRank:
         largest_gap = self._config.rollout.log_prob_gate.token
 
         def objective(
-            output: PolicyOutput, rows: Sequence[SequenceAttention], batch: TensorBatch, samples: MicroBatch
+            output: PolicyOutput, rows: Sequence[GroupAttention], batch: TensorBatch, samples: MicroBatch
         ) -> Objective:
             return policy_objective(
                 output,
@@ -210,7 +210,7 @@ class LearnerRank:
         guidance = self._guidance
 
         def objective(
-            output: PolicyOutput, rows: Sequence[SequenceAttention], batch: TensorBatch, samples: MicroBatch
+            output: PolicyOutput, rows: Sequence[GroupAttention], batch: TensorBatch, samples: MicroBatch
         ) -> Objective:
             return supervised_objective(output, rows, batch, update.counts, guidance)
 

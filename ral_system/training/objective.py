@@ -18,8 +18,8 @@ from ral_system.algorithms.kl import ESTIMATORS, k3
 from ral_system.algorithms.log_probs import entropy
 from ral_system.algorithms.policy_losses.inputs import LossInputs
 from ral_system.algorithms.reduction import reduce_rows
+from ral_system.attention.group import GroupAttention
 from ral_system.attention.metrics import STATISTICS
-from ral_system.attention.sequence import SequenceAttention
 from ral_system.config.algorithm import AlgorithmConfig
 from ral_system.data.collate import TensorBatch
 from ral_system.models.policy import PolicyOutput
@@ -58,7 +58,7 @@ class Objective:
 
 def policy_objective(
     output: PolicyOutput,
-    rows: Sequence[SequenceAttention],
+    rows: Sequence[GroupAttention],
     batch: TensorBatch,
     samples: MicroBatch,
     counts: Counts,
@@ -73,7 +73,7 @@ def policy_objective(
 ) -> Objective:
     """L = L_GRPO + beta · KL(pi || ref) + lambda_attn · L_attn + mu · L_GKD + gamma_attn · L_AD, to be minimised.
 
-    arXiv 2602.04884, Eq 1, 4 and 7. `rows` are the sequences' attention policies. `behaviour` holds the old policy's
+    arXiv 2602.04884, Eq 1, 4 and 7. `rows` are the groups' attention policies. `behaviour` holds the old policy's
     log-probs and what its rows look at, made by the learner at the rollout's weights; `anchor` the records that
     attention is compared with (the paper: also the old policy's); `teaching` what teachers say of the samples, empty
     without one. `attention_rows` is the number of attention rows of the whole update, over all ranks. Tokens whose

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import islice
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from ral_system.algorithms.distillation import kept_and_rest
-from ral_system.attention.sequence import SequenceAttention
+from ral_system.attention.group import GroupAttention
 from ral_system.types import MicroBatch, Scores
 
 
@@ -50,20 +51,24 @@ def _scatter(flat_N: np.ndarray, mask_BR: Tensor) -> Tensor:
 
 
 def stack_divergence(
-    attention: Sequence[SequenceAttention], samples: MicroBatch, anchor: Scores, kind: str
+    attention: Sequence[GroupAttention], samples: MicroBatch, anchor: Scores, kind: str
 ) -> tuple[Tensor, Tensor]:
     """Divergence of every attention row to the anchor's, padded to [B, R], and bool [B, R]: which are rows.
 
     Raises ValueError that names the sample, for a record of other weights than its rollout's or of another shape.
     """
-    found = []
-    for rows, sample in zip(attention, samples, strict=True):
-        records = anchor[sample.id].attention
-        assert records, f"sample {sample.id} has no attention record"
-        try:
-            found.append(rows.divergence(records, kind, sample.weight_version))
-        except ValueError as error:
-            raise ValueError(f"sample {sample.id}: {error}") from error
-    lengths_B = torch.tensor([len(d) for d in found], device=found[0].device)
-    divergence_BR = torch.nn.utils.rnn.pad_sequence(found, batch_first=True)
-    return divergence_BR, torch.arange(divergence_BR.shape[1], device=lengths_B.device) < lengths_B[:, None]
+    found, of_groups = [], iter(samples)
+    for group in attention:
+        records = []
+        for response, sample in enumerate(islice(of_groups, len(group.counts))):
+            records.append(anchor[sample.id].attention)
+            assert records[-1], f"sample {sample.id} has no attention record"
+            try:
+                group.check(response, records[-1], sample.weight_version)
+            except ValueError as error:
+                raise ValueError(f"sample {sample.id}: {error}") from error
+        found.append(group.divergence(records, kind))
+    counts_B = torch.tensor([count for group in attention for count in group.counts], device=found[0].device)
+    rows_BR = torch.arange(int(counts_B.max()), device=counts_B.device) < counts_B[:, None]
+    divergence_N = torch.cat(found)
+    return divergence_N.new_zeros(rows_BR.shape).masked_scatter(rows_BR, divergence_N), rows_BR

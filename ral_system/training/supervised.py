@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
 from ral_system.algorithms.attention_guidance import attention_guidance
+from ral_system.attention.group import GroupAttention, LayerAttention
 from ral_system.attention.mean_attention import log_mean_attention
-from ral_system.attention.provenance import KeyKind
-from ral_system.attention.sequence import SequenceAttention
+from ral_system.attention.provenance import KeyKind, KeyProvenance
 from ral_system.config.supervised import AttentionGuidanceConfig
 from ral_system.data.collate import TensorBatch
 from ral_system.models.policy import PolicyOutput
@@ -20,7 +21,7 @@ from ral_system.types import Counts
 
 def supervised_objective(
     output: PolicyOutput,
-    rows: Sequence[SequenceAttention],
+    rows: Sequence[GroupAttention],
     batch: TensorBatch,
     counts: Counts,
     guidance: AttentionGuidanceConfig | None = None,
@@ -36,7 +37,7 @@ def supervised_objective(
 
 
 def guide_attention(
-    attention: Sequence[SequenceAttention], batch: TensorBatch, counts: Counts, guidance: AttentionGuidanceConfig
+    attention: Sequence[GroupAttention], batch: TensorBatch, counts: Counts, guidance: AttentionGuidanceConfig
 ) -> tuple[Tensor, dict[str, tuple[Tensor, Tensor]]]:
     """AVAR's a · L_enh + b · L_sup, mean over the update's sequences, and the masses that the rows' attention has.
 
@@ -44,16 +45,16 @@ def guide_attention(
     """
     loss = torch.zeros((), device=batch.input_ids.device)
     masses = {"image": [0.0, 0.0], "system": [0.0, 0.0]}
-    for rows, keys in zip(attention, batch.keys.split(batch.lengths), strict=True):
-        if not len(rows.rows):
+    for of_group, keys, layers, rows in _by_response(attention, batch):
+        if not len(rows):
             continue
-        seen_T = torch.arange(len(keys.kind), device=rows.rows.device) <= rows.rows.max()
+        seen_T = torch.arange(len(keys.kind), device=rows.device) <= rows.max()
         image_T = ((keys.kind == KeyKind.IMAGE) | (keys.kind == KeyKind.VIDEO)) & seen_T
         system_T = (keys.kind == KeyKind.SYSTEM) & seen_T
         if not image_T.any():
             continue
         masks = {"image": image_T} | ({"system": system_T} if system_T.any() else {})
-        by_layer = [log_mean_attention(layer, rows.rows, *masks.values()) for layer in rows.layers]
+        by_layer = [log_mean_attention(at, rows, *masks.values(), branches=of_group.branches) for at in layers]
         logs = {name: torch.stack(of) for name, of in zip(masks, zip(*by_layer, strict=True), strict=True)}
         term = attention_guidance(logs["image"], logs.get("system"), image=guidance.image, system=guidance.system)
         loss = loss + term / counts.sequences
@@ -62,3 +63,14 @@ def guide_attention(
             masses[name][1] += 1
     metrics = {f"supervised/{name}_attention": (torch.tensor(m), torch.tensor(n)) for name, (m, n) in masses.items()}
     return loss, metrics
+
+
+def _by_response(
+    attention: Sequence[GroupAttention], batch: TensorBatch
+) -> Iterator[tuple[GroupAttention, KeyProvenance, list[LayerAttention], Tensor]]:
+    """The group, its keys, and of each response the rows with their queries."""
+    for group, keys in zip(attention, batch.keys.split(batch.packing.lengths), strict=True):
+        queries = zip(*(at.query.split(group.counts) for at in group.layers), strict=True)
+        for rows, of_response in zip(group.rows.split(group.counts), queries, strict=True):
+            pairs = zip(group.layers, of_response, strict=True)
+            yield group, keys, [replace(at, query=query) for at, query in pairs], rows

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ral_system.algorithms.distillation import kept_and_rest, token_divergence
 from ral_system.algorithms.reduction import reduce_rows
-from ral_system.attention.sequence import SequenceAttention
+from ral_system.attention.group import GroupAttention
 from ral_system.config.algorithm import AlgorithmConfig, TokenDistillationConfig
 from ral_system.models.policy import PolicyOutput
 from ral_system.training.stacking import stack_divergence
@@ -19,7 +19,7 @@ from ral_system.types import Counts, MicroBatch, Scores
 
 def distillation(
     output: PolicyOutput,
-    rows: Sequence[SequenceAttention],
+    rows: Sequence[GroupAttention],
     samples: MicroBatch,
     teaching: Scores,
     algorithm: AlgorithmConfig,
@@ -34,7 +34,7 @@ def distillation(
         loss = loss + tokens.weight * divergence_N.sum() / counts.tokens
         metrics["distillation/token_divergence"] = _mean_of(divergence_N)
     if attention.weight > 0:
-        last = [replace(of_sequence, layers=of_sequence.layers[-1:]) for of_sequence in rows]
+        last = [replace(of_group, layers=of_group.layers[-1:]) for of_group in rows]
         divergence_BR, rows_BR = stack_divergence(last, samples, teaching, attention.divergence)
         loss = loss + attention.weight * reduce_rows(
             divergence_BR,

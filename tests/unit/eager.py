@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from ral_system.attention.provenance import KeyKind
@@ -16,8 +17,18 @@ def token_types(batch: TensorBatch) -> Tensor:
 
 
 def media_inputs(batch: TensorBatch) -> dict[str, Tensor]:
-    """Pixels, grids and token types of a batch as one row, under the names of transformers' forward pass."""
-    return {"mm_token_type_ids": token_types(batch)[None], **batch.features}
+    """Pixels, grids and token types of a batch as one row, under the names of transformers' forward pass.
+
+    A medium is there as often as it occurs.
+    """
+    found = {"mm_token_type_ids": token_types(batch)[None]}
+    for kind, pixels in (("image", "pixel_values"), ("video", "pixel_values_videos")):
+        grid = f"{kind}_grid_thw"
+        if grid in batch.features:
+            at, grids = list(batch.occurrences[kind]), batch.features[grid]
+            parts = batch.features[pixels].split(grids.prod(-1).tolist())
+            found |= {pixels: torch.cat([parts[i] for i in at]), grid: grids[at]}
+    return found
 
 
 def eager_attentions(model: Any, alone: TensorBatch) -> tuple[Tensor, ...]:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from transformers import PretrainedConfig, PreTrainedModel
 
 from ral_system.config.data import FilesConfig
-from ral_system.families.family import Family, Features
+from ral_system.families.family import Family, Features, Occurrences
 from ral_system.families.qwen_vl.pixel_budget import QwenPixelBudget, pixel_budgets
 from ral_system.families.qwen_vl.positions import rope_positions, seconds_per_grid
 from ral_system.families.qwen_vl.vision import encoded_media
@@ -96,8 +96,8 @@ class QwenVl(Family):
     def positions(self, visual: Tensor, layouts: Sequence[Layout]) -> Tensor:
         return rope_positions(visual, layouts, positions_per_second=self._positions_per_second)
 
-    def encode(self, model: Any, features: Features) -> dict[str, Any]:
-        return encoded_media(model, features)
+    def encode(self, model: Any, features: Features, occurrences: Occurrences) -> dict[str, Any]:
+        return encoded_media(model, features, occurrences)
 
     def vision_encoder(self, model: PreTrainedModel) -> nn.Module:
         return model.model.visual

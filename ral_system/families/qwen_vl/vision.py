@@ -8,11 +8,12 @@ import torch
 from torch import Tensor
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
-from ral_system.families.family import Features
+from ral_system.families.family import Features, Occurrences
 
 
-def encoded_media(model: Any, features: Features) -> dict[str, Any]:
-    """Keyword arguments for a transformers model (without its head): media that its vision encoder has seen.
+def encoded_media(model: Any, features: Features, occurrences: Occurrences) -> dict[str, Any]:
+    """Keyword arguments for a transformers model (without its head): media that its vision encoder has seen, at every
+    place where they occur.
 
     Pictures and videos go through it together. Without either, it sees one black patch, and none of that is used: a
     rank whose micro-batch is text alone takes part in what the others gather and reduce.
@@ -23,7 +24,8 @@ def encoded_media(model: Any, features: Features) -> dict[str, Any]:
     if not features:
         pixels, grids = _black_patch(model)
     found = model.get_image_features(torch.cat(pixels), torch.cat(grids), return_dict=True).pooler_output
-    parts: dict[str, tuple[Tensor, ...]] = {"image": found[:images], "video": found[images:]}
+    of_kind = {"image": found[:images], "video": found[images:]}
+    parts = {kind: tuple(of_kind[kind][i] for i in places) for kind, places in occurrences.items()}
     if not features:
         parts = {"image": (found[0][:0],)}
     outputs = {kind: BaseModelOutputWithPooling(pooler_output=part) for kind, part in parts.items() if part}

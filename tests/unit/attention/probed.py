@@ -18,6 +18,7 @@ from transformers import (
 )
 
 from ral_system.attention import attention_policy
+from ral_system.attention.packing import Packing
 from ral_system.attention.probe import AttentionProbe, Capture, PackedRows
 
 START, END, IMAGE, VIDEO = 1, 2, 3, 4
@@ -160,7 +161,7 @@ def packed(model: PreTrainedModel, sequences: list[Inputs]) -> tuple[Inputs, tup
         else:
             positions.append(torch.arange(length)[None])
     found["position_ids"] = torch.cat(positions, dim=-1)
-    return found | ({"segment_lengths": lengths} if "mm_token_type_ids" in found else {}), lengths
+    return found | ({"packing": Packing.apart(lengths)} if "mm_token_type_ids" in found else {}), lengths
 
 
 def expected_policy(model: PreTrainedModel, inputs: Inputs) -> tuple[Tensor, Tensor]:

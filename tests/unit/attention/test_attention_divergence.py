@@ -42,9 +42,9 @@ class Case:
         def random(*shape: int) -> Tensor:
             return torch.randn(*shape, generator=generator, dtype=torch.float64)
 
-        segment_ids = None
+        branches = None
         if self.segments is not None:
-            segment_ids = torch.repeat_interleave(torch.arange(len(self.segments)), torch.tensor(self.segments))
+            branches = torch.repeat_interleave(torch.arange(len(self.segments)), torch.tensor(self.segments))
         key_mask = None
         if self.key_mask is not None:
             key_mask = torch.tensor([t % 7 in self.key_mask for t in range(self.tokens)])
@@ -54,7 +54,7 @@ class Case:
             "key": random(self.tokens, self.key_heads, self.dim).to(DEVICE, dtype).requires_grad_(),
             "rows": torch.tensor(self.rows, dtype=torch.int64, device=DEVICE),
             "scale": self.dim**-0.5,
-            "segment_ids": None if segment_ids is None else segment_ids.to(DEVICE),
+            "branches": None if branches is None else branches.to(DEVICE),
             "key_mask": None if key_mask is None else key_mask.to(DEVICE),
             "heads": self.mode,
         }
@@ -298,7 +298,7 @@ TARGET = torch.full((2, 4), 0.25)
             r"query and key must share a floating dtype, got torch.float32 \(4, 2, 8\) and torch.bfloat16",
         ),
         ({"key": GOOD["key"].to("meta")}, r"key \(.*\) must be on the device of query \(.*\), cpu, got meta"),
-        ({"segment_ids": torch.zeros(3).long()}, r"segment_ids must be int64 \[T\] like query \(4, 2, 8\), .* \(3,\)"),
+        ({"branches": torch.zeros(3).long()}, r"branches must be int64 \[T\] like query \(4, 2, 8\), .* \(3,\)"),
         ({"key_mask": torch.zeros(4)}, r"key_mask must be bool \[T\] like query \(4, 2, 8\), got torch.float32 \(4,\)"),
         ({"rows": torch.tensor([1, 4])}, r"rows \(2,\) must lie in 0..3 of query \(4, 2, 8\), got 1..4"),
         ({"target": TARGET * 5}, r"target must be probabilities, but a row of \(2, 4\) adds up to 5"),
@@ -335,7 +335,7 @@ def test_triton_refuses_what_it_has_no_kernels_for(monkeypatch: pytest.MonkeyPat
 def test_auto_is_triton_where_that_works_and_chunked_elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
     def chosen(device: str, dtype: torch.dtype, dim: int = 8) -> type:
         key = torch.zeros(4, 1, dim, dtype=dtype, device=device)
-        return type(divergence._kernels("auto", key, scale=1.0, segment_ids=None, key_mask=None, heads="mean"))
+        return type(divergence._kernels("auto", key, scale=1.0, branches=None, key_mask=None, heads="mean"))
 
     assert chosen("cpu", torch.float32) is chunked.ChunkedKernels
     if DEVICE == "cuda":
@@ -374,7 +374,7 @@ def test_strided_arguments_are_read_as_they_are(backend: str) -> None:
     plain = {k: v.detach() if isinstance(v, Tensor) else v for k, v in case.tensors(torch.float32).items()}
     strided = plain | {
         "rows": torch.arange(40)[::3],
-        "segment_ids": plain["segment_ids"].repeat_interleave(2)[::2],
+        "branches": plain["branches"].repeat_interleave(2)[::2],
         "key_mask": plain["key_mask"].repeat_interleave(2)[::2],
         "query": plain["query"].transpose(0, 1).contiguous().transpose(0, 1),
     }

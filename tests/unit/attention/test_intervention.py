@@ -12,6 +12,7 @@ from torch import Tensor
 from transformers import AttentionInterface
 
 from ral_system.attention.intervention import Intervention
+from ral_system.attention.packing import Packing
 from ral_system.attention.probe import IMPLEMENTATION
 from ral_system.config.commands import TrainConfig
 from ral_system.data.collate import Collator
@@ -134,7 +135,7 @@ def test_packed_sequences_are_steered_each_by_its_own_keys() -> None:
     how = Intervention(0.5, 0.4)
     lengths = (5, 3)
     steering = how.on(VISUAL[:1], SYSTEM[:1])
-    packed = attend(*(t[:1] for t in (query, key, value)), None, segment_lengths=lengths, steering=steering)
+    packed = attend(*(t[:1] for t in (query, key, value)), None, packing=Packing.apart(lengths), steering=steering)
     for start, length in ((0, 5), (5, 3)):
         window = slice(start, start + length)
         here = how.on(VISUAL[:1, window], SYSTEM[:1, window])

@@ -8,6 +8,7 @@ from transformers import (
 )
 
 from ral_system.attention import attention_policy
+from ral_system.attention.packing import Packing
 from ral_system.attention.probe import IMPLEMENTATION, AttentionProbe
 from tests.unit.attention.probed import (
     CASES,
@@ -61,7 +62,7 @@ def test_packed_sequences_are_what_they_are_alone(load: Load, family: str) -> No
     inputs, lengths = packed(model, sequences)
     with torch.no_grad(), AttentionProbe(attention_of(model)).capture(every_row(lengths)) as (capture,):
         logits = model(**inputs, use_cache=False).logits
-    parts = zip(capture.sequences(), logits[0].split(lengths), alone, strict=True)
+    parts = zip(capture.groups(), logits[0].split(lengths), alone, strict=True)
     for layer, found_logits, (expected, expected_logits) in parts:
         rows = torch.arange(len(layer.query))
         found = attention_policy(layer.query, layer.key, rows, scale=layer.scale)
@@ -73,7 +74,7 @@ def test_packed_sequences_take_no_mask(load: Load) -> None:
     model = load("qwen2", IMPLEMENTATION)
     ids = torch.tensor([[5, 6, 7, 8]])
     with pytest.raises(ValueError, match="packed sequences take no attention mask"):
-        model(ids, attention_mask=torch.tensor([[0, 1, 1, 1]]), segment_lengths=(2, 2))
+        model(ids, attention_mask=torch.tensor([[0, 1, 1, 1]]), packing=Packing.apart((2, 2)))
 
 
 @pytest.mark.parametrize(("family", "content"), CASES)
@@ -94,7 +95,7 @@ def gradients(model: PreTrainedModel, sequences: list[Inputs]) -> tuple[list[Ten
         logits = model(**inputs, use_cache=False).logits
     generator = torch.Generator().manual_seed(0)
     loss, found = logits.square().mean(), []
-    for layer in capture.sequences():
+    for layer in capture.groups():
         found.append(attention_policy(layer.query, layer.key, torch.arange(len(layer.query)), scale=layer.scale))
         loss = loss + (found[-1] * torch.randn(found[-1].shape, generator=generator)).sum()
     model.zero_grad(set_to_none=True)
@@ -108,7 +109,7 @@ def test_gradients_reach_query_and_key_of_the_last_layer_but_not_its_values(load
     with AttentionProbe(attention_of(model)).capture(every_row((inputs["input_ids"].shape[1],))) as (capture,):
         model(**inputs)
     model.zero_grad(set_to_none=True)
-    (at,) = capture.sequences()
+    (at,) = capture.groups()
     attention_policy(at.query, at.key, torch.arange(1, 9), scale=at.scale)[:, 0].sum().backward()
     last = model.get_decoder().layers[-1].self_attn
     first = model.get_decoder().layers[0].self_attn
@@ -172,4 +173,4 @@ def test_captures_nothing_after_the_block_even_when_it_raises(load: Load) -> Non
     with torch.no_grad():
         model(torch.tensor([[5, 6]]))
     with pytest.raises(AssertionError, match="did not run"):
-        capture.sequences()
+        capture.groups()

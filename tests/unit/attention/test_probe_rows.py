@@ -5,8 +5,8 @@ from typing import Any
 import pytest
 import torch
 
+from ral_system.attention.group import GroupAttention, LayerAttention
 from ral_system.attention.probe import IMPLEMENTATION, AttentionProbe, Capture, PackedRows
-from ral_system.attention.sequence import LayerAttention, SequenceAttention
 from ral_system.families.known import family_of
 from tests.unit.attention.probed import FAMILIES, Load, attention_of, policy, probed, sequence
 
@@ -44,14 +44,14 @@ def test_rows_outside_of_their_sequence_are_refused_and_never_read_from_the_next
     probe = AttentionProbe(attention_of(load("qwen2", IMPLEMENTATION)))
     for position in (6, -1):
         rows = PackedRows((6, 6), (torch.tensor([position]), torch.tensor([0])))
-        with pytest.raises(ValueError, match=r"rows \(1,\) must lie in 0..5 of sequence 0"), probe.capture(rows):
+        with pytest.raises(ValueError, match=r"rows \(1,\) must lie in 0..5 of group 0"), probe.capture(rows):
             pass
 
 
 def test_rows_of_a_batch_that_is_not_packed_are_refused(load: Load) -> None:
     model = load("qwen2", IMPLEMENTATION)
     with (
-        pytest.raises(ValueError, match=r"sequences of \(2,\) tokens packed into one, but query is .* = \(2, "),
+        pytest.raises(ValueError, match=r"groups of \(2,\) tokens packed into one, but query is .* = \(2, "),
         AttentionProbe(attention_of(model)).capture(PackedRows((2,), (torch.tensor([1]),))),
     ):
         model(torch.tensor([[5, 6], [5, 6]]))
@@ -61,9 +61,9 @@ def test_rows_of_a_batch_that_is_not_packed_are_refused(load: Load) -> None:
 def test_rows_that_do_not_fit_their_keys_are_refused(backend: Any) -> None:
     layer = LayerAttention(torch.zeros(2, 2, 16), torch.zeros(6, 1, 16), 0.3)
     with pytest.raises(ValueError, match=r"rows \(2,\) must lie in 0..5 of key \(6, 1, 16\), got 4..9"):
-        SequenceAttention((layer,), torch.tensor([4, 9]), None, "mean", backend)
+        GroupAttention.alone((layer,), torch.tensor([4, 9]), backend=backend)
     with pytest.raises(ValueError, match=r"rows \(3,\) do not fit query \(2, 2, 16\)"):
-        SequenceAttention((layer,), torch.tensor([1, 2, 3]), None, "mean", backend)
+        GroupAttention.alone((layer,), torch.tensor([1, 2, 3]), backend=backend)
 
 
 @pytest.mark.parametrize(("layers", "indices"), [("all", [0, 1]), ((0,), [0]), ((-1, 0), [0, 1])])

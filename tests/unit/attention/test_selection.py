@@ -39,7 +39,7 @@ def test_rows_are_those_named(
         ("answer", list(range(words.index("<answer>") + 1, words.index("</answer>")))),
         ("instruction", list(range(start, start + len(asked)))),
     ):
-        assert [of_sequence.tolist() for of_sequence in batch.rows[rows]] == [expected], rows  # type: ignore[index]
+        assert [r.tolist() for of_group in batch.rows[rows] for r in of_group] == [expected], rows  # type: ignore[index]
     assert batch.rows.keys() == {"generated", "predicting", "answer", "instruction"}
 
 

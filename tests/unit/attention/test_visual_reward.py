@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForImageTextToText
 
+from ral_system.attention.group import GroupAttention, LayerAttention
 from ral_system.attention.provenance import KeyKind, KeyProvenance, key_provenance
 from ral_system.attention.read import AttentionRead
-from ral_system.attention.sequence import LayerAttention, SequenceAttention
-from ral_system.attention.visual_reward import visual_reward
+from ral_system.attention.visual_reward import response_visual_rewards
 from ral_system.data.collate import Collator
 from ral_system.media.store import MediaStore
 from ral_system.models.loading import load_family, load_model
@@ -22,15 +22,22 @@ from tests.unit.eager import eager_attentions
 
 RESPONSE = AttentionRead(layers="all")
 
+
+def visual_reward(attention: GroupAttention, keys: KeyProvenance, form: Literal["share", "ratio"]) -> float | None:
+    """Of a group of one."""
+    (found,) = response_visual_rewards(attention, keys, form)
+    return found
+
+
 VISUAL, PICTURE = torch.tensor([0, 1, 1, 0, 0]).bool(), Layout("image", (View(1, 2),))
 KEYS = key_provenance(VISUAL, [PICTURE], system_tokens=1, prompt_tokens=3)
 
 
-def attention_of(*layers_HRT: Tensor, rows: list[int]) -> SequenceAttention:
+def attention_of(*layers_HRT: Tensor, rows: list[int]) -> GroupAttention:
     """Layers whose heads' logits are given: each key reads one coordinate of the query."""
     keys = torch.eye(layers_HRT[0].shape[-1])[:, None]
     layers = tuple(LayerAttention(logits_HRT.transpose(0, 1), keys, 1.0) for logits_HRT in layers_HRT)
-    return SequenceAttention(layers, torch.tensor(rows), None, "mean", "auto")
+    return GroupAttention.alone(layers, torch.tensor(rows))
 
 
 def test_by_hand() -> None:
@@ -87,7 +94,7 @@ def test_equals_a_loop_over_eager_attentions(
     batch = collate(samples)
     with torch.no_grad():
         read = policy(batch, [other, RESPONSE]).attention[RESPONSE]
-    for sample, attention, keys in zip(samples, read, batch.keys.split(batch.lengths), strict=True):
+    for sample, attention, keys in zip(samples, read, batch.keys.split(batch.packing.lengths), strict=True):
         alone = collate((sample,))
         with torch.no_grad():
             attentions = eager_attentions(eager, alone)

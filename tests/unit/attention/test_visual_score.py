@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForImageTextToText
 
+from ral_system.attention.group import GroupAttention, LayerAttention
 from ral_system.attention.provenance import KeyKind, KeyProvenance, key_provenance
 from ral_system.attention.read import QUESTION_AT_ALL_LAYERS
-from ral_system.attention.sequence import LayerAttention, SequenceAttention
 from ral_system.attention.visual_score import mean_score, visual_score
 from ral_system.data.collate import Collator
 from ral_system.media.store import MediaStore
@@ -20,11 +20,11 @@ from ral_system.types import Layout, Sample, View
 from tests.unit.eager import eager_attentions
 
 
-def attention_of(logits_RT: Tensor, rows: list[int]) -> SequenceAttention:
+def attention_of(logits_RT: Tensor, rows: list[int]) -> GroupAttention:
     """One head whose logits are given: each key reads one coordinate of the query."""
     keys = torch.eye(logits_RT.shape[1])[:, None]
     layer = LayerAttention(logits_RT[:, None], keys, 1.0)
-    return SequenceAttention((layer,), torch.tensor(rows), None, "mean", "auto")
+    return GroupAttention.alone((layer,), torch.tensor(rows))
 
 
 VISUAL, PICTURE = torch.tensor([0, 1, 1, 0, 0]).bool(), Layout("image", (View(1, 2),))
@@ -85,7 +85,7 @@ def test_equals_a_loop_over_eager_attentions(
     batch = collate(samples)
     with torch.no_grad():
         read = policy(batch, [QUESTION_AT_ALL_LAYERS]).attention[QUESTION_AT_ALL_LAYERS]
-    for sample, attention, keys in zip(samples, read, batch.keys.split(batch.lengths), strict=True):
+    for sample, attention, keys in zip(samples, read, batch.keys.split(batch.packing.lengths), strict=True):
         found = visual_score(attention, keys)
         alone = collate((sample,))
         with torch.no_grad():

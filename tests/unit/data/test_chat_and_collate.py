@@ -74,7 +74,7 @@ def test_a_question_s_positions_are_its_words_wherever_its_pictures_stand(
     prompt = bench.render.prompt(id="p", kind="", question=question, answer="", media=bench.media[:images])
     asked = [prompt.token_ids[i] for i in prompt.question_positions]
     assert bench.processor.tokenizer.convert_ids_to_tokens(asked) == ["what", "is", "at", "a1", "?"]
-    (instruction,) = bench.collate((Sample("s", prompt, (3,)),)).rows["instruction"]
+    ((instruction,),) = bench.collate((Sample("s", prompt, (3,)),)).rows["instruction"]
     assert instruction.tolist() == list(prompt.question_positions)
 
 
@@ -136,12 +136,12 @@ def test_a_batch_holds_its_sequences_one_behind_the_other(bench: Bench) -> None:
     )
     batch = bench.collate(samples)
     longest = max(len(s.response_token_ids) for s in samples)
-    assert batch.lengths == tuple(s.length for s in samples)
+    assert batch.packing.lengths == tuple(s.length for s in samples)
     assert [[layout.kind for layout in of_sample] for of_sample in batch.layouts] == [["image"] * 2, [], ["image"]]
-    assert batch.input_ids.shape == batch.keys.kind.shape == (sum(batch.lengths),)
+    assert batch.input_ids.shape == batch.keys.kind.shape == (sum(batch.packing.lengths),)
     assert batch.response_ids.shape == batch.response_mask.shape == (3, longest)
     image = bench.processor.image_token_id
-    ids, types = (tensor.split(batch.lengths) for tensor in (batch.input_ids, token_types(batch)))
+    ids, types = (tensor.split(batch.packing.lengths) for tensor in (batch.input_ids, token_types(batch)))
     for b, sample in enumerate(samples):
         sequence = [*sample.prompt.token_ids, *sample.response_token_ids]
         assert ids[b].tolist() == sequence
@@ -149,7 +149,7 @@ def test_a_batch_holds_its_sequences_one_behind_the_other(bench: Bench) -> None:
         r = len(sample.response_token_ids)
         assert batch.response_ids[b, :r].tolist() == list(sample.response_token_ids)
         assert batch.response_mask[b].tolist() == [True] * r + [False] * (longest - r)
-        start = int(batch.prompt_lengths[b])
+        start = batch.packing.groups[b].prompt
         assert ids[b][start : start + r].tolist() == list(sample.response_token_ids)
     assert batch.advantages.tolist() == [1.5, -0.5, 0.0]
     # pictures in the order of the sequences
@@ -157,7 +157,7 @@ def test_a_batch_holds_its_sequences_one_behind_the_other(bench: Bench) -> None:
     for name in ("pixel_values", "image_grid_thw"):
         assert torch.equal(batch.features[name], torch.cat([p.features[name] for p in parts]))
     on_meta = batch.to("meta")
-    moved = (on_meta.input_ids, on_meta.keys.kind, *on_meta.features.values(), *on_meta.rows["generated"])
+    moved = (on_meta.input_ids, on_meta.keys.kind, *on_meta.features.values(), *sum(on_meta.rows["generated"], ()))
     assert {tensor.device.type for tensor in moved} == {"meta"} and len(moved) == 7
     assert bench.collate((samples[1],)).to("cpu").features == {}
 

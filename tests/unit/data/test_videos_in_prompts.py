@@ -85,7 +85,7 @@ def test_prompts_hold_a_token_for_every_patch(bench: Bench) -> None:
     )
     asked = [blank.token_ids[i] for i in blank.question_positions]
     assert bench.processor.tokenizer.convert_ids_to_tokens(asked) == ["what", "?"]
-    (rows,) = bench.collate((sample,)).rows["instruction"]
+    ((rows,),) = bench.collate((sample,)).rows["instruction"]
     read = [tokens[row] for row in rows.tolist()]
     assert read == ["what", "is", "at", "a1", "<unk>", "?"]  # neither media nor the markers around them
     with pytest.raises(ValueError, match="marks"):
@@ -114,7 +114,7 @@ def test_features_are_the_processors_and_one_medium_is_processed_once(bench: Ben
         bench.sample("c", "what is at a1 ?", [bench.three, bench.four]),
     )
     batch = bench.collate(samples)
-    frames = [bench.store.frames(m) for m in (bench.four, bench.three, bench.four)]
+    frames = [bench.store.frames(m) for m in (bench.four, bench.three)]
     expected = bench.processor.video_processor(
         videos=[torch.from_numpy(f.copy()).permute(0, 3, 1, 2) for f in frames],
         return_tensors="pt",
@@ -122,11 +122,12 @@ def test_features_are_the_processors_and_one_medium_is_processed_once(bench: Ben
         do_resize=False,
     )
     assert torch.equal(batch.features["pixel_values_videos"], expected["pixel_values_videos"])
-    assert batch.features["video_grid_thw"].tolist() == [[2, 4, 6], [1, 6, 4], [2, 4, 6]]
+    assert batch.features["video_grid_thw"].tolist() == [[2, 4, 6], [1, 6, 4]]
     assert batch.features["image_grid_thw"].tolist() == [[1, 4, 4]]
+    assert batch.occurrences == {"image": (0,), "video": (0, 1, 0)}
     videos = [[layout.grid for layout in of_sample if layout.kind == "video"] for of_sample in batch.layouts]
     assert videos == [[(2, 2, 3)], [], [(1, 3, 2), (2, 2, 3)]]
-    kinds = [keys.kind for keys in batch.keys.split(batch.lengths)]
+    kinds = [keys.kind for keys in batch.keys.split(batch.packing.lengths)]
     assert [int((k == KeyKind.VIDEO).sum()) for k in kinds] == [12, 0, 18]
     assert [int((k == KeyKind.IMAGE).sum()) for k in kinds] == [4, 0, 0]
 

@@ -98,7 +98,7 @@ def test_attention_rows_are_those_of_the_response(bench: Bench, rows: Any, shift
         AttentionProbe(bench.family.attention_layers(bench.model)).capture(every_position) as (capture,),
     ):
         bench.model.model(input_ids=batch.input_ids[None], **media_inputs(batch))
-    (at,) = capture.sequences()
+    (at,) = capture.groups()
     every_row = attention_policy(at.query, at.key, torch.arange(sample.length), scale=at.scale)
     asked = AttentionRead(rows=rows)
     found = read(bench.run([sample], asked), 0, asked)
@@ -215,7 +215,7 @@ def test_gradients_are_those_of_a_padded_batch(bench: Bench) -> None:
     loss = output.log_probs.sum()
     for rows in output.attention[GENERATED]:
         (at,) = rows.layers
-        policy_RT = dense_policy(at.query, at.key, rows.rows, at.scale, segment_ids=None, key_mask=None, heads="mean")
+        policy_RT = dense_policy(at.query, at.key, rows.rows, at.scale, branches=None, key_mask=None, heads="mean")
         loss = loss + policy_RT.square().sum()
     bench.model.zero_grad(set_to_none=True)
     loss.backward()
@@ -225,7 +225,7 @@ def test_gradients_are_those_of_a_padded_batch(bench: Bench) -> None:
 
     def padded(packed_T: Tensor) -> Tensor:
         return torch.stack(
-            [torch.nn.functional.pad(part, (0, longest - len(part))) for part in packed_T.split(batch.lengths)]
+            [torch.nn.functional.pad(part, (0, longest - len(part))) for part in packed_T.split(batch.packing.lengths)]
         )
 
     with AttentionProbe(bench.family.attention_layers(bench.model)).capture(whole=True) as (capture,):

@@ -7,11 +7,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ral_system.attention.group import GroupAttention, LayerAttention
+from ral_system.attention.packing import PackedGroup, Packing
 from ral_system.attention.policy import attention_policy
 from ral_system.attention.provenance import concatenate, key_provenance
 from ral_system.attention.read import AttentionRead
 from ral_system.attention.record import record_attention
-from ral_system.attention.sequence import LayerAttention, SequenceAttention
 from ral_system.config.algorithm import AlgorithmConfig
 from ral_system.data.collate import TensorBatch
 from ral_system.models.policy import PolicyOutput
@@ -44,17 +45,17 @@ class Case:
         lengths = tuple(s.length for s in self.samples)
         self.batch = TensorBatch(
             input_ids=torch.zeros(sum(lengths), dtype=torch.int64),
-            lengths=lengths,
+            packing=Packing(tuple(PackedGroup(p, (r,)) for p, r in zip(PROMPTS, RESPONSES, strict=True))),
             features={},
+            occurrences={},
             layouts=((), (), ()),
             response_ids=torch.zeros(3, 4, dtype=torch.int64),
             response_mask=self.mask,
-            prompt_lengths=torch.tensor(PROMPTS),
             advantages=torch.tensor(ADVANTAGES),
             keys=concatenate(
                 [key_provenance(torch.zeros(n).bool(), (), system_tokens=0, prompt_tokens=0) for n in lengths]
             ),
-            rows={"generated": tuple(torch.arange(p, n) for p, n in zip(PROMPTS, lengths, strict=True))},
+            rows={"generated": tuple((torch.arange(p, n),) for p, n in zip(PROMPTS, lengths, strict=True))},
         )
         self.log_probs = torch.where(self.mask, -3 * torch.rand(3, 4, generator=g), 0.0)
         logits = torch.randn(sum(RESPONSES), 7, generator=torch.Generator().manual_seed(seed + 1))
@@ -78,7 +79,7 @@ class Case:
 
     def output(self, log_probs: Tensor | None = None, heads: Any = None) -> PolicyOutput:
         attention = tuple(
-            SequenceAttention((LayerAttention(q[p:], k, 0.7),), torch.arange(p, len(q)), None, "mean", "auto")
+            GroupAttention.alone((LayerAttention(q[p:], k, 0.7),), torch.arange(p, len(q)))
             for (q, k), p in zip(heads or self.heads, PROMPTS, strict=True)
         )
         return PolicyOutput(

@@ -9,10 +9,11 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForImageTextToText
 
+from ral_system.attention.group import GroupAttention, LayerAttention
 from ral_system.attention.mean_attention import _block, log_mean_attention
+from ral_system.attention.packing import Packing
 from ral_system.attention.provenance import KeyKind, key_provenance
 from ral_system.attention.read import QUESTION_AT_ALL_LAYERS
-from ral_system.attention.sequence import LayerAttention, SequenceAttention
 from ral_system.config.supervised import AttentionGuidanceConfig
 from ral_system.data.collate import Collator
 from ral_system.media.store import MediaStore
@@ -89,7 +90,9 @@ def test_keys_that_get_next_to_nothing_give_finite_values_and_gradients() -> Non
     assert found.item() == pytest.approx(-800.0)
     found.backward()
     assert query.grad is not None and torch.isfinite(query.grad).all()
-    first: Tensor = _block(query.detach(), key.detach(), torch.tensor([0, 0]), 1.0, torch.tensor([0, 0, 1]).bool())[0]
+    first: Tensor = _block(
+        query.detach(), key.detach(), torch.tensor([0, 0]), 1.0, None, torch.tensor([0, 0, 1]).bool()
+    )[0]
     assert first.item() < -1e29  # no row sees it, and still no NaN
 
 
@@ -97,8 +100,8 @@ def test_a_question_before_its_picture_is_left_out() -> None:
     visual, picture = torch.tensor([0, 0, 0, 1, 1]).bool(), Layout("image", (View(1, 2),))
     kinds = key_provenance(visual, [picture], system_tokens=1, prompt_tokens=5)
     layer = LayerAttention(torch.ones(2, 1, 4, requires_grad=True), torch.ones(5, 1, 4), 1.0)
-    attention = SequenceAttention((layer,), torch.tensor([1, 2]), None, "mean", "auto")
-    batch = SimpleNamespace(input_ids=torch.zeros(5), keys=kinds, lengths=(5,))
+    attention = GroupAttention.alone((layer,), torch.tensor([1, 2]))
+    batch = SimpleNamespace(input_ids=torch.zeros(5), keys=kinds, packing=Packing.apart((5,)))
     guidance = AttentionGuidanceConfig(image=0.5, system=0.5)
     loss, metrics = guide_attention([attention], batch, Counts(5, 1), guidance)  # type: ignore[arg-type]
     assert loss.item() == 0

@@ -49,7 +49,7 @@ def test_accumulation_and_order_do_not_change_the_gradient(
     for gradients, metrics in found[1:]:
         for parameter, whole in found[0][0].items():
             assert (gradients[parameter] - whole).abs().max() <= 1e-5 * whole.abs().max() + 1e-8
-        assert metrics["policy/loss"] == pytest.approx(found[0][1]["policy/loss"], rel=1e-5, abs=1e-7)
+        assert metrics["policy/loss"] == pytest.approx(found[0][1]["policy/loss"], rel=3e-5, abs=1e-7)
         assert metrics["correction/weight"] == pytest.approx(found[0][1]["correction/weight"], rel=1e-5)
     assert max(float(g.abs().max()) for g in found[0][0].values()) > 1e-4
 

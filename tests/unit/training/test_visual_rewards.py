@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from ral_system.attention.read import AttentionRead
-from ral_system.attention.visual_reward import visual_reward
+from ral_system.attention.visual_reward import response_visual_rewards
 from ral_system.config.commands import TrainConfig
 from ral_system.data.collate import Collator
 from ral_system.media.store import MediaStore
@@ -39,7 +39,7 @@ def direct(tiny_model: Path, media: MediaStore, rl_samples: list[Sample], make_c
         batch = collate((sample,))
         with torch.no_grad():
             (attention,) = policy(batch, [RESPONSE]).attention[RESPONSE]
-        found[sample.id] = visual_reward(attention, batch.keys, "share")
+        (found[sample.id],) = response_visual_rewards(attention, batch.keys, "share")
     return found
 
 

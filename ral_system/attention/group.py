@@ -1,0 +1,128 @@
+"""The attention rows of a group's responses that a training objective reads, not yet computed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import accumulate, pairwise
+
+import torch
+from torch import Tensor
+
+from ral_system.attention.divergence import row_divergence, row_policy_blocks
+from ral_system.attention.packing import PackedGroup
+from ral_system.attention.policy import check_rows
+from ral_system.attention.record import check_record, join_records
+from ral_system.config.choices import Backend, Heads
+from ral_system.types import AttentionRecord
+
+
+@dataclass(frozen=True, slots=True)
+class LayerAttention:
+    """Query and key for the rows of one group at one layer, after rotary embedding."""
+
+    query: Tensor
+    """[N, H, D], of the rows."""
+    key: Tensor
+    """[T, K, D], of all tokens."""
+    scale: float
+
+
+@dataclass(frozen=True, slots=True)
+class GroupAttention:
+    """Rows of one group at the probed layers, response by response. T tokens of the group, N rows."""
+
+    layers: tuple[LayerAttention, ...]
+    group: PackedGroup
+    rows: Tensor
+    """int64 [N], positions in the group."""
+    counts: tuple[int, ...]
+    """Number of rows of each response; they sum to N."""
+    key_mask: Tensor | None
+    """bool [T], keys that count; None: all."""
+    heads: Heads
+    backend: Backend
+
+    @classmethod
+    def alone(
+        cls,
+        layers: tuple[LayerAttention, ...],
+        rows: Tensor,
+        key_mask: Tensor | None = None,
+        heads: Heads = "mean",
+        backend: Backend = "auto",
+    ) -> GroupAttention:
+        """Rows of one sequence that stands alone."""
+        return cls(layers, PackedGroup(0, (len(layers[0].key),)), rows, (len(rows),), key_mask, heads, backend)
+
+    def __post_init__(self) -> None:
+        """Raise ValueError for rows that a layer's query and key do not fit."""
+        for layer in self.layers:
+            check_rows(self.rows, len(layer.key), f"key {tuple(layer.key.shape)}")
+            if len(layer.query) != len(self.rows):
+                raise ValueError(f"rows {tuple(self.rows.shape)} do not fit query {tuple(layer.query.shape)}")
+
+    @property
+    def branches(self) -> Tensor | None:
+        """int64 [T] (see `attention_policy`), on the rows' device."""
+        branches = self.group.branches
+        return None if branches is None else branches.to(self.rows.device)
+
+    def policies(self, layer: int) -> Iterator[Tensor]:
+        """Constant policies of one probed layer, in blocks of rows: [·, T], 0 on other responses' tokens."""
+        at = self.layers[layer]
+        return row_policy_blocks(
+            at.query,
+            at.key,
+            self.rows,
+            scale=at.scale,
+            branches=self.branches,
+            key_mask=self.key_mask,
+            heads=self.heads,
+            backend=self.backend,
+        )
+
+    def by_response(self, blocks: Iterator[Tensor]) -> Iterator[tuple[int, Tensor]]:
+        """Blocks of `policies`, cut up in order: a response's index, and some of its rows over its own sequence's keys.
+
+        A response without rows has a block of none.
+        """
+        ends, at = list(pairwise(accumulate(self.counts, initial=0))), 0
+        for block in blocks:
+            size = block.shape[-2]
+            for response, (first, end) in enumerate(ends):
+                begin, stop = max(first, at) - at, min(end, at + size) - at
+                if begin < stop or (first == end and (at < first <= at + size or at == first == 0)):
+                    yield response, self.group.own(response, block[..., begin:stop, :])
+            at += size
+
+    def check(self, response: int, records: Sequence[AttentionRecord], version: int) -> None:
+        """Raise ValueError unless there is a record of one response for each probed layer, of weights `version`."""
+        rows, tokens = self.counts[response], self.group.prompt + self.group.responses[response]
+        for at, record in zip(self.layers, records, strict=True):
+            shape = (rows, tokens) if self.heads == "mean" else (at.query.shape[1], rows, tokens)
+            check_record(record, shape, "[R, T]" if self.heads == "mean" else "[H, R, T]")
+            if record.version != version:
+                raise ValueError(f"target is a record of weights {record.version}, but version={version}")
+
+    def divergence(self, records: Sequence[Sequence[AttentionRecord]], kind: str) -> Tensor:
+        """D(policy, record) of every row, mean over layers: [N], differentiable.
+
+        `records` holds for each response one per probed layer, which fit (`check`).
+        """
+        found = [
+            row_divergence(
+                at.query,
+                at.key,
+                self.rows,
+                join_records(of_layer, self.group),
+                scale=at.scale,
+                kind=kind,
+                branches=self.branches,
+                key_mask=self.key_mask,
+                heads=self.heads,
+                backend=self.backend,
+            )
+            for at, of_layer in zip(self.layers, zip(*records, strict=True), strict=True)
+        ]
+        return torch.stack(found).mean(0)

@@ -1,0 +1,169 @@
+"""The attention of packed groups: one implementation for each kernel that a machine may have.
+
+All give the same: query [1, H, T, D], key and value [1, K, T, D] of a stream become [1, T, H, D]; a response attends to
+its prompt and itself. Suffixes: T tokens, H query heads, K key heads, D head dimension, S tokens of a sequence.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable
+from functools import lru_cache
+from importlib.util import find_spec
+from typing import cast
+
+import torch
+from torch import Tensor
+from torch.nn.functional import scaled_dot_product_attention
+
+from ral_system.attention.packing import PackedGroup, Packing
+
+MASKED_TOKENS = 512
+"""A group of up to so many tokens is one call with a mask; in longer ones too much of such a mask would be empty."""
+
+Kernel = Callable[[Tensor, Tensor, Tensor, Packing, float], Tensor]
+"""(query, key, value, packing, scale) → attention."""
+
+
+def packed_attention(query: Tensor, key: Tensor, value: Tensor, packing: Packing, scale: float) -> Tensor:
+    """Attention of packed groups, by the fastest kernel for these tensors."""
+    return KERNELS[kernel_for(query.device, query.dtype)](query, key, value, packing, scale)
+
+
+def kernel_for(device: torch.device, dtype: torch.dtype) -> str:
+    """Name of the kernel that runs there: flash_attn where it is installed, else torch's varlen, else sdpa.
+
+    The first two are for CUDA devices and 16 bits.
+    """
+    if device.type != "cuda" or dtype not in (torch.bfloat16, torch.float16):
+        return "sdpa"
+    return "flash_attn" if find_spec("flash_attn") else "varlen"
+
+
+def sdpa(query: Tensor, key: Tensor, value: Tensor, packing: Packing, scale: float) -> Tensor:
+    """torch's scaled_dot_product_attention, a call for each run of equal groups, or for each response of a long one."""
+    sizes = [group.tokens * count for group, count in packing.runs]
+    found = []
+    parts = zip(*(tensor[0].split(sizes, dim=1) for tensor in (query, key, value)), strict=True)
+    for (group, count), part in zip(packing.runs, parts, strict=True):
+        # [count, heads, tokens, D], without a copy
+        q, k, v = (t.unflatten(1, (count, group.tokens)).transpose(0, 1) for t in part)
+        if len(group.responses) == 1:
+            of_run = _sdpa(q, k, v, None, scale)
+        elif group.tokens <= MASKED_TOKENS:
+            of_run = _sdpa(q, k, v, _group_mask(group, q.device, q.dtype), scale)
+        else:
+            of_run = _prompt_and_responses(q, k, v, group, scale)
+        found.append(of_run.transpose(1, 2).flatten(0, 1))
+    return torch.cat(found)[None]
+
+
+def flash_attn(query: Tensor, key: Tensor, value: Tensor, packing: Packing, scale: float) -> Tensor:
+    """flash-attn's kernel for sequences of unequal length (arXiv 2307.08691)."""
+    attention = importlib.import_module("flash_attn").flash_attn_varlen_func
+
+    def attend(q: Tensor, k: Tensor, v: Tensor, ends_q: Tensor, ends_k: Tensor, most_q: int, most_k: int) -> Tensor:
+        return cast(Tensor, attention(q, k, v, ends_q, ends_k, most_q, most_k, softmax_scale=scale, causal=True))
+
+    return _varlen(query, key, value, packing, attend)
+
+
+def varlen(query: Tensor, key: Tensor, value: Tensor, packing: Packing, scale: float) -> Tensor:
+    """torch's own kernel for sequences of unequal length."""
+    from torch.nn.attention.varlen import varlen_attn
+
+    def attend(q: Tensor, k: Tensor, v: Tensor, ends_q: Tensor, ends_k: Tensor, most_q: int, most_k: int) -> Tensor:
+        found = varlen_attn(q, k, v, ends_q, ends_k, most_q, most_k, scale=scale, window_size=(-1, 0), enable_gqa=True)
+        return cast(Tensor, found)
+
+    return _varlen(query, key, value, packing, attend)
+
+
+KERNELS: dict[str, Kernel] = {"flash_attn": flash_attn, "varlen": varlen, "sdpa": sdpa}
+
+Attend = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor, int, int], Tensor]
+"""(query, key, value, their cumulative lengths, their largest lengths) → attention, causal from the last token back."""
+
+
+def _varlen(query: Tensor, key: Tensor, value: Tensor, packing: Packing, attend: Attend) -> Tensor:
+    """One call for all prompts, and one for all responses over copies of [prompt, response].
+
+    Groups of one are sequences as they are: a single call.
+    """
+    q_THD, k_TKD, v_TKD = (tensor[0].transpose(0, 1) for tensor in (query, key, value))
+    calls = _calls(packing, query.device)
+    found = torch.empty_like(q_THD, memory_format=torch.contiguous_format)
+    for at_q, at_k, ends_q, ends_k, most_q, most_k in calls:
+        if at_q is None:
+            return attend(q_THD, k_TKD, v_TKD, ends_q, ends_k, most_q, most_k)[None]
+        part = attend(q_THD[at_q], k_TKD[at_k], v_TKD[at_k], ends_q, ends_k, most_q, most_k)
+        found = found.index_copy(0, at_q, part)
+    return found[None]
+
+
+_Call = tuple[Tensor | None, Tensor | None, Tensor, Tensor, int, int]
+
+
+@lru_cache(maxsize=8)
+def _calls(packing: Packing, device: torch.device) -> list[_Call]:
+    """Which tokens of the stream each call takes as queries and as keys (None: all), and where its sequences end."""
+    if all(len(group.responses) == 1 for group in packing.groups):
+        ends = _ends(list(packing.lengths), device)
+        return [(None, None, ends, ends, max(packing.lengths), max(packing.lengths))]
+    prompts, responses, sequences, at = [], [], [], 0
+    for group in packing.groups:
+        prompt = torch.arange(at, at + group.prompt)
+        prompts.append(prompt)
+        for start, length in zip(group.starts, group.responses, strict=True):
+            responses.append(torch.arange(at + start, at + start + length))
+            sequences.append(torch.cat([prompt, responses[-1]]))
+        at += group.tokens
+    calls: list[_Call] = []
+    for queries, keys in ((prompts, prompts), (responses, sequences)):
+        lengths_q, lengths_k = [len(q) for q in queries], [len(k) for k in keys]
+        at_q, at_k = torch.cat(queries).to(device), torch.cat(keys).to(device)
+        ends_q, ends_k = _ends(lengths_q, device), _ends(lengths_k, device)
+        calls.append((at_q, at_k, ends_q, ends_k, max(lengths_q), max(lengths_k)))
+    return calls
+
+
+def _ends(lengths: list[int], device: torch.device) -> Tensor:
+    """Cumulative lengths from 0 on, int32."""
+    return torch.tensor([0, *lengths]).cumsum(0).int().to(device)
+
+
+def _sdpa(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scale: float) -> Tensor:
+    """[B, H, ·, D], causal without a mask."""
+    if mask is not None and query.is_cuda:  # no fast kernel there takes a mask and shared key heads
+        key, value = (t.repeat_interleave(query.shape[1] // t.shape[1], dim=1) for t in (key, value))
+    return scaled_dot_product_attention(
+        query, key, value, attn_mask=mask, is_causal=mask is None, scale=scale, enable_gqa=key.shape[1] < query.shape[1]
+    )
+
+
+def _prompt_and_responses(query: Tensor, key: Tensor, value: Tensor, group: PackedGroup, scale: float) -> Tensor:
+    sizes = (group.prompt, *group.responses)
+    q, *queries = query.split(sizes, dim=2)
+    k, *keys = key.split(sizes, dim=2)
+    v, *values = value.split(sizes, dim=2)
+    found = [_sdpa(q, k, v, None, scale)]
+    for q_own, k_own, v_own in zip(queries, keys, values, strict=True):
+        mask = _response_mask(group.prompt, q_own.shape[2], q.device, q.dtype)
+        found.append(_sdpa(q_own, torch.cat([k, k_own], dim=2), torch.cat([v, v_own], dim=2), mask, scale))
+    return torch.cat(found, dim=2)
+
+
+@lru_cache(maxsize=64)
+def _group_mask(group: PackedGroup, device: torch.device, dtype: torch.dtype) -> Tensor:
+    """0 where a token of the group (row) attends to one (column), -inf elsewhere: [T, T]."""
+    branches, at = group.branches, torch.arange(group.tokens)
+    assert branches is not None
+    seen = (at <= at[:, None]) & ((branches == 0) | (branches == branches[:, None]))
+    return torch.zeros(seen.shape).masked_fill(~seen, float("-inf")).to(device, dtype)
+
+
+@lru_cache(maxsize=64)
+def _response_mask(prompt: int, response: int, device: torch.device, dtype: torch.dtype) -> Tensor:
+    """The same for the tokens of a response over prompt and response: [response, prompt + response]."""
+    later = torch.ones(response, prompt + response, dtype=torch.bool).triu(prompt + 1)
+    return torch.zeros(later.shape).masked_fill(later, float("-inf")).to(device, dtype)

@@ -1,0 +1,108 @@
+"""Groups of sequences in one stream of tokens: a prompt once, then its responses one behind the other.
+
+A response sees the prompt and itself, as if it stood alone behind it, and nothing of other responses or groups. What a
+prompt's tokens compute does not depend on responses, so log-probs, attention rows and gradients are those of sequences
+apart. Suffixes: T tokens of the stream, N rows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import accumulate, groupby
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class PackedGroup:
+    """One prompt and its responses, by their lengths. A sequence alone is a group of one.
+
+    Example: a prompt of 300 tokens with three responses, `PackedGroup(prompt=300, responses=(9, 12, 10))`
+    """
+
+    prompt: int
+    responses: tuple[int, ...]
+
+    @property
+    def tokens(self) -> int:
+        """Tokens of the group in the stream."""
+        return self.prompt + sum(self.responses)
+
+    @cached_property
+    def starts(self) -> tuple[int, ...]:
+        """Where each response begins in the group."""
+        return tuple(accumulate(self.responses[:-1], initial=self.prompt))
+
+    @cached_property
+    def branches(self) -> Tensor | None:
+        """int64 [T]: 0 for the prompt, 1 for the first response, 2 for the next one. None for a sequence alone."""
+        if len(self.responses) == 1:
+            return None
+        lengths = torch.tensor((self.prompt, *self.responses))
+        return torch.arange(len(lengths)).repeat_interleave(lengths)
+
+    @cached_property
+    def positions(self) -> Tensor:
+        """int64 [T]: each token's position in its own sequence."""
+        return torch.cat([torch.arange(self.prompt), *(torch.arange(n) + self.prompt for n in self.responses)])
+
+    def rows(self, response: int, positions: Tensor) -> Tensor:
+        """Where positions in the sequence of one response lie in the group: int64 [N]."""
+        return torch.where(positions < self.prompt, positions, positions + (self.starts[response] - self.prompt))
+
+    def own(self, response: int, values: Tensor) -> Tensor:
+        """Of values by token of the group, [..., T], those of one response's sequence."""
+        start, length = self.starts[response], self.responses[response]
+        if start == self.prompt:  # the first: behind the prompt already
+            return values[..., : self.prompt + length]
+        return torch.cat([values[..., : self.prompt], values[..., start : start + length]], dim=-1)
+
+
+@dataclass(frozen=True)
+class Packing:
+    """The groups of one stream, in order."""
+
+    groups: tuple[PackedGroup, ...]
+
+    @classmethod
+    def apart(cls, lengths: Sequence[int]) -> Packing:
+        """Sequences of these lengths that share nothing."""
+        return cls(tuple(PackedGroup(0, (length,)) for length in lengths))
+
+    @cached_property
+    def lengths(self) -> tuple[int, ...]:
+        """Tokens of each group."""
+        return tuple(group.tokens for group in self.groups)
+
+    @property
+    def tokens(self) -> int:
+        """Tokens of the stream."""
+        return sum(self.lengths)
+
+    @property
+    def unshared_tokens(self) -> int:
+        """Tokens of all sequences apart, each with its prompt."""
+        return sum(group.prompt * len(group.responses) + sum(group.responses) for group in self.groups)
+
+    @cached_property
+    def predicting(self) -> Tensor:
+        """int64 [N]: for every response token, in order, the token of the stream whose output predicts it.
+
+        The prompt's last token predicts the first one of each response.
+        """
+        found, at = [], 0
+        for group in self.groups:
+            for start, length in zip(group.starts, group.responses, strict=True):
+                rows = torch.arange(start - 1, start + length - 1)
+                rows[:1] = group.prompt - 1
+                found.append(rows + at)
+            at += group.tokens
+        return torch.cat(found)
+
+    @cached_property
+    def runs(self) -> tuple[tuple[PackedGroup, int], ...]:
+        """Neighbouring groups of the same shape, with their number."""
+        return tuple((group, len(list(run))) for group, run in groupby(self.groups))
