@@ -176,8 +176,9 @@ def _attention(learner: ForwardConfig, subject: Subject, prompts: Sequence[Promp
 
     if not prompts:
         return {}
-    dtype, batch = learner.dtype, learner.micro_batch
-    found = measure_visual_score(subject.model, prompts, subject.media, dtype=dtype, batch=batch)
+    found = measure_visual_score(
+        subject.model, prompts, subject.media, dtype=learner.dtype, max_tokens=learner.max_tokens
+    )
     if found is None:
         print("no visual attention score: it needs a system turn and pictures in the questions")
         return {}

@@ -164,6 +164,6 @@ def _group_mask(group: PackedGroup, device: torch.device, dtype: torch.dtype) ->
 
 @lru_cache(maxsize=64)
 def _response_mask(prompt: int, response: int, device: torch.device, dtype: torch.dtype) -> Tensor:
-    """The same for the tokens of a response over prompt and response: [response, prompt + response]."""
+    """Mask of the tokens of a response over prompt and response: [response, prompt + response]."""
     later = torch.ones(response, prompt + response, dtype=torch.bool).triu(prompt + 1)
     return torch.zeros(later.shape).masked_fill(later, float("-inf")).to(device, dtype)

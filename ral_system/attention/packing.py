@@ -54,7 +54,7 @@ class PackedGroup:
         return torch.where(positions < self.prompt, positions, positions + (self.starts[response] - self.prompt))
 
     def own(self, response: int, values: Tensor) -> Tensor:
-        """Of values by token of the group, [..., T], those of one response's sequence."""
+        """Select the values of one response's sequence out of those by token of the group, [..., T]."""
         start, length = self.starts[response], self.responses[response]
         if start == self.prompt:  # the first: behind the prompt already
             return values[..., : self.prompt + length]

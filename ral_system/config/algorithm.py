@@ -17,7 +17,7 @@ from ral_system.config.base import (
     Resumable,
     without_effect,
 )
-from ral_system.config.choices import Reduction, ResponseFormat, TokenDivergence
+from ral_system.config.choices import Deal, Reduction, ResponseFormat, TokenDivergence
 from ral_system.config.policy_loss import DppoLossConfig, PolicyLossConfig, ReinforceLossConfig
 
 Advantage = Literal["grpo", "dr_grpo", "rloo", "reinforce_plus_plus", "gdpo"]
@@ -160,6 +160,10 @@ class AlgorithmConfig(ResponseConfig):
     overlong: OverlongConfig
     updates_per_step: Positive
     """K: optimiser updates per pass over a rollout batch, each on 1/K of it."""
+    deal: Deal
+    """Whether an update takes whole groups, whose prompts are then computed once for all their responses, or one member
+    after the other of every group. With groups, the updates before a response were on other prompts only: its attention
+    differs from the old policy's by what those prompts taught, not by what the rest of its own group did."""
     passes_per_step: Positive
     """Passes over each rollout batch (PPO's epochs): the same K updates in the same order. Old log-probs and attention
     stay those of the rollout's weights, so from the second pass on every sample is off policy."""

@@ -36,8 +36,8 @@ class AttentionConfig(Group):
     """E_t in Eq 3: mean over all rows of the update, mean over sequences of each one's mean, or of each one's sum (as
     Eq 5 writes it)."""
     gradient_share_every: NonNegative
-    """Rollout batches between measurements of the attention term's share of the gradient at the probed layers' queries
-    and keys (of all parameters' it is less); 0 never."""
+    """Rollout batches between measurements of the attention term's share of the gradient at the queries of its rows
+    (of all parameters' it is less); 0 never."""
     max_gradient_share: Annotated[float, Field(gt=0, lt=1)] | None
     """Scale the term down, update by update, to this share of the same where it is larger; costs one more forward pass
     per update. null never."""

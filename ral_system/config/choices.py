@@ -15,6 +15,9 @@ STAGES: tuple[Stage, ...] = get_args(Stage)
 Device = Literal["cpu", "cuda"]
 Dtype = Literal["float32", "bfloat16"]
 
+Deal = Literal["groups", "samples"]
+"""What a rollout batch is dealt by to the updates of a step."""
+
 TokenDivergence = Literal["reverse_kl", "forward_kl", "jsd"]
 Reduction = Literal["token_mean", "sequence_mean", "sequence_sum"]
 

@@ -237,17 +237,22 @@ def lengths_agree(algorithm: AlgorithmConfig, rollout: RolloutConfig) -> Iterato
 def batches_divide_over_ranks(
     algorithm: AlgorithmConfig, learner: LearnerConfig, perceive: SupervisedConfig, sft: SupervisedConfig
 ) -> Iterator[str]:
-    """Check that every update and every supervised batch gives all ranks as much to do."""
+    """Check that updates are equally large, and give every rank something to do."""
     a, ranks = algorithm, learner.world_size
     batch = a.prompts_per_step * a.completions_per_prompt
-    if batch % (a.updates_per_step * ranks):
+    if batch % a.updates_per_step:
         yield (
             f"algorithm.prompts_per_step * completions_per_prompt = {batch} is not divisible by "
-            f"algorithm.updates_per_step * learner.world_size = {a.updates_per_step} * {ranks}; change one"
+            f"algorithm.updates_per_step={a.updates_per_step}; change one"
+        )
+    if batch // a.updates_per_step < ranks:
+        yield (
+            f"an update of {batch} / {a.updates_per_step} samples (algorithm.prompts_per_step, completions_per_prompt, "
+            f"updates_per_step) leaves some of learner.world_size={ranks} ranks without any; lower updates_per_step"
         )
     for stage, size in (("perceive", perceive.batch), ("sft", sft.batch)):
-        if size % ranks:
-            yield f"{stage}.batch={size} is not divisible by learner.world_size={ranks}"
+        if size < ranks:
+            yield f"{stage}.batch={size} is smaller than learner.world_size={ranks}; raise it"
 
 
 def engines_fit_the_cluster(cluster: ClusterConfig, learner: LearnerConfig, rollout: RolloutConfig) -> Iterator[str]:

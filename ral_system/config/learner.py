@@ -14,8 +14,9 @@ from ral_system.config.choices import Dtype
 class ForwardConfig(Group):
     """Forward passes; `ral-evaluate` makes some to measure where a model looks."""
 
-    micro_batch: Annotated[Positive, Resumable]
-    """Sequences per forward pass, and the backward pass that follows in training, on one rank."""
+    max_tokens: Annotated[Positive, Resumable]
+    """Tokens per forward pass, and the backward pass that follows in training, on one rank. A prompt counts once for
+    all its responses in the pass; visual tokens count twice. A single sequence may be longer."""
     dtype: Dtype
 
 

@@ -17,8 +17,8 @@ class TeacherConfig(Group):
     attention_path: str | None
     """Another teacher for the attention alone; null: the same."""
     dtype: Dtype
-    micro_batch: Annotated[Positive, Resumable]
-    """Sequences per forward pass."""
+    max_tokens: Annotated[Positive, Resumable]
+    """Tokens per forward pass, as in `learner.max_tokens`."""
 
 
 @dataclass(frozen=True, slots=True)

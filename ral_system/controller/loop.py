@@ -87,7 +87,8 @@ class TrainingLoop:
             [Sample.of(prompt, c) for prompt, group in batch.groups for c in group],
             updates=algorithm.updates_per_step,
             world_size=learner.world_size,
-            micro_batch=self._config.learner.micro_batch,
+            max_tokens=self._config.learner.max_tokens,
+            deal=algorithm.deal,
         )
         with self._timer.phase("score"):
             reference = self._roles.reference.score(plan) if self._roles.reference else None

@@ -92,7 +92,7 @@ def run_supervised(context: StageContext, stage: SupervisedStage) -> None:
             media.want(wanted)
             media.wait(wanted)
         return plan_updates(
-            demonstrations, updates=1, world_size=learner.world_size, micro_batch=config.learner.micro_batch
+            demonstrations, updates=1, world_size=learner.world_size, max_tokens=config.learner.max_tokens
         )
 
     # While a batch is trained on, the next is drawn, and its media decoded.
@@ -168,7 +168,7 @@ def _held_out_caption_score(context: StageContext, step: int) -> tuple[float, di
     config, learner = context.config, context.roles.learner
     count = config.evaluation.stage_questions // learner.world_size * learner.world_size
     captions = [context.prompts.demonstration("perceive", "held_out", i) for i in range(count)]
-    plan = plan_updates(captions, updates=1, world_size=learner.world_size, micro_batch=config.learner.micro_batch)
+    plan = plan_updates(captions, updates=1, world_size=learner.world_size, max_tokens=config.learner.max_tokens)
     with context.timer.phase("evaluate"):
         metrics = dict(learner.validate(plan))
     return metrics["held_out/token_accuracy"], metrics

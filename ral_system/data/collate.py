@@ -15,6 +15,7 @@ from ral_system.attention.provenance import KeyProvenance, concatenate, key_prov
 from ral_system.attention.selection import select_rows
 from ral_system.config.choices import Rows
 from ral_system.data.features import FeatureExtractor
+from ral_system.data.micro_batches import groups_of
 from ral_system.errors import DataError
 from ral_system.families.family import Family, Features, Occurrences
 from ral_system.media.store import MediaStore
@@ -30,7 +31,7 @@ class TensorBatch:
     packing: Packing
     """Which tokens are which group's prompt and responses; the responses are the samples in order."""
     features: Features
-    """Of the distinct pictures, and videos."""
+    """What the encoder reads of the distinct pictures, and videos."""
     occurrences: Occurrences
     """Which of them stands where."""
     layouts: tuple[tuple[Layout, ...], ...]
@@ -118,17 +119,6 @@ class Collator:
         if token not in self._texts:
             self._texts[token] = self._family.tokenizer.decode([token])
         return self._texts[token]
-
-
-def groups_of(samples: MicroBatch) -> list[MicroBatch]:
-    """Neighbouring samples with the same prompt."""
-    groups: list[list[Sample]] = []
-    for sample in samples:
-        if groups and (sample.prompt is groups[-1][0].prompt or sample.prompt == groups[-1][0].prompt):
-            groups[-1].append(sample)
-        else:
-            groups.append([sample])
-    return [tuple(group) for group in groups]
 
 
 def _to(value: Any, device: torch.device | str) -> Any:

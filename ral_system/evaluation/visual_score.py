@@ -11,6 +11,7 @@ from ral_system.attention.read import QUESTION_AT_ALL_LAYERS
 from ral_system.attention.visual_score import VisualScore, mean_score, visual_score
 from ral_system.config.choices import Dtype
 from ral_system.data.collate import Collator
+from ral_system.data.micro_batches import micro_batches
 from ral_system.errors import ConfigError
 from ral_system.media.store import MediaStore
 from ral_system.models.loading import load_family, load_model
@@ -19,7 +20,7 @@ from ral_system.types import Prompt, Sample
 
 
 def measure_visual_score(
-    model_folder: Path, prompts: Sequence[Prompt], media: MediaStore, *, dtype: Dtype, batch: int
+    model_folder: Path, prompts: Sequence[Prompt], media: MediaStore, *, dtype: Dtype, max_tokens: int
 ) -> VisualScore | None:
     """Measure the score over all layers, heads and rows of the prompts' questions; None where no prompt defines it.
 
@@ -33,8 +34,7 @@ def measure_visual_score(
         raise ConfigError(f"model {model_folder}: {error}; set evaluation.attention_questions=0") from error
     collate = Collator(policy.family, media)
     scores = []
-    for start in range(0, len(prompts), batch):
-        samples = tuple(Sample(prompt.id, prompt, ()) for prompt in prompts[start : start + batch])
+    for samples in micro_batches([(Sample(prompt.id, prompt, ()),) for prompt in prompts], max_tokens):
         tensors = collate(samples).to(device)
         with torch.no_grad():
             attention = policy(tensors, [QUESTION_AT_ALL_LAYERS]).attention[QUESTION_AT_ALL_LAYERS]

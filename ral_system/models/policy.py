@@ -36,8 +36,8 @@ class PolicyOutput:
     """For each read, the rows of every group that it asked for (Eq 2)."""
     log_softmax: Tensor
     """float32 [N, V] of the distributions that the N response tokens, sample by sample, were drawn from."""
-    probed: list[Tensor] = field(default_factory=list)
-    """Queries and keys, of all groups together, at the layers of reads with `whole`."""
+    probed: list[tuple[Tensor, Tensor]] = field(default_factory=list)
+    """For each layer of reads with `whole` the query of all tokens, [1, H, T, D], and which are rows, each once."""
 
 
 class PolicyModel(nn.Module):
@@ -100,11 +100,10 @@ class PolicyModel(nn.Module):
             top1=torch.zeros_like(mask_BR).masked_scatter(mask_BR, top1_N),
             attention={read: _attention(read, captures[read], at, batch) for read, at in rows.items()},
             probed=[
-                tensor
+                (capture.query, rows[read].packed().unique())
                 for read, of_read in captures.items()
                 for capture in of_read
-                for tensor in (capture.query, capture.key)
-                if read.whole and tensor is not None
+                if capture.query is not None
             ],
         )
 

@@ -66,7 +66,7 @@ def _attention(run: RunData) -> list[Chart]:
         _rl(run, "media-mass", "Mass by picture", "Share of the rows' attention on each picture or video frame.",
             [(key, key.removeprefix("attention/").removesuffix("_mass").replace("_", " ")) for key in media]
             if len(media) > 1 else [], unit="percent"),
-        _rl(run, "gradient-share", "Attention's share of the gradient", "At the probed queries and keys.",
+        _rl(run, "gradient-share", "Attention's share of the gradient", "At the queries of its rows.",
             [("attention/gradient_share", "mean"), ("attention/gradient_share_max", "largest")], unit="percent"),
     ]  # fmt: skip
 

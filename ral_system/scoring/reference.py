@@ -45,7 +45,7 @@ class FrozenScorer:
         read = self._read if self._attention.anchor == "reference" else None
         response = response_at_all_layers(self._attention) if self._visual.given_by("reference") else None
         scores: Scores = {}
-        for samples in micro_batches:
+        for samples in filter(None, micro_batches):
             batch = self._collate(samples).to(self._device)
             output = self._policy(batch, [asked for asked in (read, response) if asked])
             scores |= to_scores(output, batch, samples, self._attention, self._visual, read=read, response=response)

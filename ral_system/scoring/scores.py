@@ -20,7 +20,8 @@ from ral_system.attention.record import record_attention
 from ral_system.attention.visual_reward import response_visual_rewards
 from ral_system.config.attention import AttentionConfig
 from ral_system.config.reward import VisualRewardConfig
-from ral_system.data.collate import TensorBatch, groups_of
+from ral_system.data.collate import TensorBatch
+from ral_system.data.micro_batches import groups_of
 from ral_system.models.loading import TORCH_DTYPES
 from ral_system.models.policy import PolicyOutput
 from ral_system.types import AttentionRecord, MicroBatch, Sample, SampleScores, Scores, TokenRecord

@@ -13,6 +13,7 @@ from ral_system.attention.read import AttentionRead
 from ral_system.config.algorithm import AlgorithmConfig
 from ral_system.config.teacher import TeacherConfig, TeacherRole
 from ral_system.data.collate import Collator
+from ral_system.data.micro_batches import groups_of, micro_batches
 from ral_system.errors import DataError, SetupError
 from ral_system.media.store import MediaStore
 from ral_system.models.loading import load_family
@@ -40,7 +41,7 @@ class TeacherScorer:
         temperature: float,
     ) -> None:
         self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        self._attention, self._tokens, self._size = algorithm.attention, role.tokens, teacher.micro_batch
+        self._attention, self._tokens, self._max_tokens = algorithm.attention, role.tokens, teacher.max_tokens
         self._top_k = algorithm.distillation.tokens.top_k
         read = replace(AttentionRead.of(algorithm.attention), layers="last")
         self._read = read if role.attention else None
@@ -68,8 +69,7 @@ class TeacherScorer:
         """Score the samples and hold the scores. Raises DataError if a medium has a different grid for the student."""
         for sample in samples:
             self._check_grids(sample)
-        for i in range(0, len(samples), self._size):
-            micro_batch = tuple(samples[i : i + self._size])
+        for micro_batch in micro_batches(groups_of(samples), self._max_tokens):
             batch = self._collate(micro_batch).to(self._device)
             output = self._policy(batch, [self._read] if self._read else [])
             self._scores |= to_teaching(

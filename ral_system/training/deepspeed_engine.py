@@ -18,7 +18,6 @@ from ral_system.data.collate import TensorBatch
 from ral_system.errors import CheckpointError, SetupError
 from ral_system.models.policy import PolicyModel, PolicyOutput
 from ral_system.training import deepspeed_internals as internals
-from ral_system.training.engine import Operation
 from ral_system.training.optim import OptimSettings
 
 _PREFIX = "model."
@@ -89,10 +88,9 @@ class DeepSpeedEngine:
     def learning_rate(self) -> float:
         return self._settings.rate(max(0, self._updates - 1))
 
-    def all_reduce(self, values: Tensor, operation: Operation) -> Tensor:
+    def sum_over_ranks(self, values: Tensor) -> Tensor:
         on_device = values.to(self.device)
-        reduce = torch.distributed.ReduceOp.SUM if operation == "sum" else torch.distributed.ReduceOp.MAX
-        torch.distributed.all_reduce(on_device, reduce)
+        torch.distributed.all_reduce(on_device)
         return on_device
 
     def trained_weights(self) -> Mapping[str, Tensor]:
@@ -121,7 +119,7 @@ class DeepSpeedEngine:
 
 def _deepspeed_config(settings: OptimSettings, config: DeepSpeedLearnerConfig) -> dict[str, Any]:
     return {
-        "train_micro_batch_size_per_gpu": config.micro_batch,
+        "train_micro_batch_size_per_gpu": 1,  # counts nothing: shares of the loss carry their own denominators
         "gradient_accumulation_steps": 1,  # boundaries are set by hand, update by update
         "gradient_clipping": settings.max_grad_norm,
         "zero_optimization": {

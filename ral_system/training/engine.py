@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -12,8 +12,6 @@ from torch import Tensor
 from ral_system.attention.read import AttentionRead
 from ral_system.data.collate import TensorBatch
 from ral_system.models.policy import PolicyModel, PolicyOutput
-
-Operation = Literal["sum", "max"]
 
 
 class Engine(Protocol):
@@ -38,8 +36,8 @@ class Engine(Protocol):
         """Learning rate of the last `step`."""
         ...
 
-    def all_reduce(self, values: Tensor, operation: Operation) -> Tensor:
-        """Reduce a small float64 tensor over ranks."""
+    def sum_over_ranks(self, values: Tensor) -> Tensor:
+        """Add a small float64 tensor up over ranks."""
         ...
 
     def trained_weights(self) -> Mapping[str, Tensor]:

@@ -1,4 +1,4 @@
-"""The attention term's share of the gradient, measured where the term enters: at the probed queries and keys."""
+"""The attention term's share of the gradient, measured where the term enters: at the queries of its rows."""
 
 from __future__ import annotations
 
@@ -10,17 +10,19 @@ from torch import Tensor
 from ral_system.training.objective import Objective
 
 
-def squared_norms(objective: Objective, probed: Sequence[Tensor]) -> Tensor:
-    """Squared gradient norms of the token loss and the attention term at the probed queries and keys: float64 [2].
+def squared_norms(objective: Objective, probed: Sequence[tuple[Tensor, Tensor]]) -> Tensor:
+    """Squared gradient norms of the token loss and the attention term at the rows' queries: float64 [2].
 
-    They add up over micro-batches and ranks. Partial backward passes, from the losses down to these layers; the graph
-    is kept.
+    `probed` as in `PolicyOutput`. Each response has rows of its own, so the norms add up over micro-batches and ranks
+    whatever shares a prompt; a prompt's keys are shared, and theirs would not. Partial backward passes, from the losses
+    down to these layers; the graph is kept.
     """
-    found = []
+    found, queries = [], [query for query, _ in probed]
     for loss in (objective.loss, objective.attention):
         assert loss is not None, "there is no attention term"
-        gradients = torch.autograd.grad(loss, probed, retain_graph=True, allow_unused=True)
-        found.append(sum((g.double().square().sum() for g in gradients if g is not None), torch.zeros(())))
+        gradients = torch.autograd.grad(loss, queries, retain_graph=True, allow_unused=True)
+        of_rows = (g[:, :, rows] for g, (_, rows) in zip(gradients, probed, strict=True) if g is not None)
+        found.append(sum((g.double().square().sum() for g in of_rows), torch.zeros(())))
     return torch.stack([norm.double().cpu() for norm in found])
 
 

@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from ral_system.algorithms.kl import ESTIMATORS
 from ral_system.attention.group import GroupAttention
@@ -28,9 +27,10 @@ from ral_system.models.policy import PolicyModel, PolicyOutput
 from ral_system.scoring.build import build_policy
 from ral_system.scoring.scores import join_versions, mean_over_heads, merge_teachers, to_scores
 from ral_system.training.average import WeightAverage
-from ral_system.training.engine import Engine, Operation
+from ral_system.training.engine import Engine
 from ral_system.training.gradient_share import cap, share, squared_norms
 from ral_system.training.log_prob_gate import check_log_prob_gaps, log_prob_gaps, quantile
+from ral_system.training.metric_sums import reduced_metrics
 from ral_system.training.objective import Objective, policy_objective
 from ral_system.training.optim import OptimSettings, optim_settings
 from ral_system.training.supervised import supervised_objective
@@ -70,7 +70,7 @@ class LearnerRank:
     ) -> None:
         self._transfer: Transfer[Any] = transfer or ObjectStore()
         self._config = config
-        self._rank = rank
+        self._rank, self._world_size = rank, world_size
         self._start = model_folder
         device = torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
         torch.manual_seed(config.seed)
@@ -115,14 +115,14 @@ class LearnerRank:
         for version in sorted(frozenset().union(*made)):
             with self._at(version):
                 for samples in (samples for samples, versions in zip(mine, made, strict=True) if version in versions):
-                    scores = self._score(samples, version, response)
+                    scores = self._score(mine, samples, version, response)
                     for sample in (sample for sample in samples if version in sample.weight_versions):
                         found[sample.id][version] = scores[sample.id]
         scores_by_id = {s.id: self._join(s, found[s.id]) for samples in mine for s in samples}
         self._check_log_probs(plan, scores_by_id)
         if self._average is not None:
             with self._average.in_place():
-                averages = {id: s for samples in mine for id, s in self._score(samples, None).items()}
+                averages = {id: s for samples in mine for id, s in self._score(mine, samples, None).items()}
             scores_by_id = {id: replace(s, attention=averages[id].attention) for id, s in scores_by_id.items()}
         return scores_by_id
 
@@ -143,10 +143,17 @@ class LearnerRank:
         made = sample.token_versions()
         return join_versions(by_version, made, made[tokens])
 
-    def _score(self, samples: MicroBatch, version: int | None, response: AttentionRead | None = None) -> Scores:
-        batch = self._collate(samples).to(self._engine.device)
+    def _score(
+        self,
+        shard: Sequence[MicroBatch],
+        samples: MicroBatch,
+        version: int | None,
+        response: AttentionRead | None = None,
+    ) -> Scores:
         with torch.no_grad():
-            output = self._engine.forward(batch, [self._read, response] if response else [self._read])
+            batch, output = self._forward(shard, samples, [self._read, response] if response else [self._read])
+        if not samples:
+            return {}
         settings = (self._config.algorithm.attention, self._config.reward.visual)
         return to_scores(output, batch, samples, *settings, read=self._read, response=response, version=version)
 
@@ -170,10 +177,8 @@ class LearnerRank:
         if algorithm.attention.anchor == "reference":
             assert reference is not None, "anchor=reference needs the reference policy's scores"
             anchor = reference
-        mine = [anchor[s.id].attention for samples in update.shards[self._rank] for s in samples]
-        rows = torch.tensor([float(sum(records[0].values.shape[-2] for records in mine))], dtype=torch.float64)
-        attention_rows = max(1, int(self._engine.all_reduce(rows, "sum")))
-
+        everyone = (s for shard in update.shards for samples in shard for s in samples)
+        attention_rows = max(1, sum(len(self._collate.rows(algorithm.attention.rows, s)) for s in everyone))
         teaching = merge_teachers(teachers)
 
         largest_gap = self._config.rollout.log_prob_gate.token
@@ -196,11 +201,11 @@ class LearnerRank:
                 largest_gap=largest_gap,
             )
 
-        shard = update.shards[self._rank]
-        factor, shares = self._attention_share(shard, objective)
-        metrics = self._update(update, objective, self._read, attention_factor=factor)
+        factor, shares = self._attention_share(update.shards[self._rank], objective)
+        own_gaps = log_prob_gaps(update.shards, self._rank, behaviour)
+        metrics, gaps = self._update(update, objective, self._read, own_gaps, attention_factor=factor)
         # Of this update's tokens; the gate bounds that of the whole batch.
-        metrics |= shares | {"gate/log_prob_diff_p999": quantile(self._gaps(update.shards, behaviour))}
+        metrics |= shares | {"gate/log_prob_diff_p999": quantile(gaps)}
         if self._average is not None:
             self._average.update()
         return metrics
@@ -214,17 +219,17 @@ class LearnerRank:
         ) -> Objective:
             return supervised_objective(output, rows, batch, update.counts, guidance)
 
-        return self._update(update, objective, self._read if guidance else None)
+        return self._update(update, objective, self._read if guidance else None)[0]
 
     def validate(self, update: UpdatePlan) -> dict[str, float]:
         """Evaluate the supervised objective without an update: held-out loss and token accuracy."""
-        shares = []
-        for samples in update.shards[self._rank]:
-            batch = self._collate(samples).to(self._engine.device)
+        shares, shard = [], update.shards[self._rank]
+        for samples in shard:
             with torch.no_grad():
-                output = self._engine.forward(batch)
-            shares.append(supervised_objective(output, (), batch, update.counts).sums)
-        metrics = combine_metrics(self._over_ranks(shares, "sum"), {}, {}, update.counts)
+                batch, output = self._forward(shard, samples)
+            if samples:
+                shares.append(supervised_objective(output, (), batch, update.counts))
+        metrics, _ = self._metrics(shares, update.counts)
         return {name.replace("supervised/", "held_out/"): value for name, value in metrics.items()}
 
     def look(self, samples: Sequence[Sample]) -> dict[str, VisualAttention]:
@@ -274,31 +279,43 @@ class LearnerRank:
         update: UpdatePlan,
         objective: MakeObjective,
         read: AttentionRead | None,
+        values: np.ndarray | None = None,
         *,
         attention_factor: float = 1.0,
-    ) -> dict[str, float]:
+    ) -> tuple[dict[str, float], np.ndarray]:
+        """Train on one update. Metrics of all ranks come back, and `values` added up over ranks."""
         shard = update.shards[self._rank]
         objectives = []
         for index, samples in enumerate(shard):
-            found = self._objective(samples, objective, read)[1]
-            loss = found.loss if found.attention is None else found.loss + attention_factor * found.attention
+            batch, output = self._forward(shard, samples, [read] if read else [])
+            if samples:
+                found = objective(output, output.attention[read] if read else (), batch, samples)
+                loss = found.loss if found.attention is None else found.loss + attention_factor * found.attention
+                objectives.append(replace(found, loss=loss.detach(), attention=None))  # a graph holds records and keys
+                del found
+            else:
+                loss = 0.0 * output.log_probs.sum()
+            del output
             self._engine.backward(loss, last=index == len(shard) - 1)
-            objectives.append(replace(found, loss=loss.detach(), attention=None))  # a graph holds records and keys
-            del found, loss
+            del loss
         norm = self._engine.step()
-        sums = self._over_ranks([o.sums for o in objectives], "sum")
-        maxima = self._over_ranks([o.maxima for o in objectives], "max")
-        values = self._over_ranks([{n: v for n, (v, _) in o.weighted.items()} for o in objectives], "sum")
-        weights = self._over_ranks([{n: w for n, (_, w) in o.weighted.items()} for o in objectives], "sum")
-        metrics = combine_metrics(sums, {n: (values[n], weights[n]) for n in values}, maxima, update.counts)
-        return metrics | {"learner/grad_norm": norm, "learner/learning_rate": self._engine.learning_rate()}
+        metrics, values = self._metrics(objectives, update.counts, values)
+        return metrics | {"learner/grad_norm": norm, "learner/learning_rate": self._engine.learning_rate()}, values
 
-    def _objective(
-        self, samples: MicroBatch, objective: MakeObjective, read: AttentionRead | None
-    ) -> tuple[PolicyOutput, Objective]:
-        batch = self._collate(samples).to(self._engine.device)
-        output = self._engine.forward(batch, [read] if read else [])
-        return output, objective(output, output.attention[read] if read else (), batch, samples)
+    def _forward(
+        self, shard: Sequence[MicroBatch], samples: MicroBatch, reads: Sequence[AttentionRead] = ()
+    ) -> tuple[TensorBatch, PolicyOutput]:
+        """Pass a micro-batch of `shard` through the policy.
+
+        In place of an empty one goes a sample of the shard: ranks under ZeRO-3 wait for each other in every pass.
+        """
+        batch = self._collate(samples or next(m for m in shard if m)[:1]).to(self._engine.device)
+        return batch, self._engine.forward(batch, reads)
+
+    def _metrics(
+        self, objectives: Sequence[Objective], counts: Counts, values: np.ndarray | None = None
+    ) -> tuple[dict[str, float], np.ndarray]:
+        return reduced_metrics(objectives, counts, self._engine.sum_over_ranks, self._rank, self._world_size, values)
 
     def _attention_share(
         self, shard: tuple[MicroBatch, ...], objective: MakeObjective
@@ -313,21 +330,15 @@ class LearnerRank:
             return 1.0, {}
         squared = torch.zeros(2, dtype=torch.float64)
         for samples in shard:
-            output, found = self._objective(samples, objective, replace(self._read, whole=True))
-            squared += squared_norms(found, output.probed)
-        squared = self._engine.all_reduce(squared, "sum").cpu()
+            read = replace(self._read, whole=True)
+            batch, output = self._forward(shard, samples, [read])
+            if samples:
+                squared += squared_norms(objective(output, output.attention[read], batch, samples), output.probed)
+        squared = self._engine.sum_over_ranks(squared).cpu()
         metrics = {"attention/gradient_share": share(squared), "attention/gradient_share_max": share(squared)}
         if limit is None:
             return 1.0, metrics
         return cap(squared, limit), metrics | {"attention/gradient_factor": cap(squared, limit)}
-
-    def _over_ranks(self, parts: Sequence[Mapping[str, Tensor]], operation: Operation) -> dict[str, float]:
-        names = list(parts[0])
-        if not names:
-            return {}
-        table = torch.stack([torch.stack([part[name].double().cpu() for name in names]) for part in parts])
-        local = table.sum(0) if operation == "sum" else table.max(0).values
-        return dict(zip(names, self._engine.all_reduce(local, operation).tolist(), strict=True))
 
     def _check_log_probs(self, plan: TrainPlan, scores: Scores) -> None:
         """Check the gaps of all ranks on every rank, so that a batch beyond the gate ends them together."""
@@ -338,21 +349,7 @@ class LearnerRank:
     def _gaps(self, shards: Sequence[Sequence[MicroBatch]], scores: Scores) -> np.ndarray:
         """|rollout - learner| log-probs of all ranks' tokens, in the order of `shards`."""
         own = torch.from_numpy(log_prob_gaps(shards, self._rank, scores))
-        return self._engine.all_reduce(own, "sum").cpu().numpy()
-
-
-def combine_metrics(
-    sums: Mapping[str, float],
-    weighted: Mapping[str, tuple[float, float]],
-    maxima: Mapping[str, float],
-    counts: Counts,
-) -> dict[str, float]:
-    """Global sums to means: per response token, or by their own weights. A mean of nothing is left out, a JSD 0."""
-    metrics = dict(maxima) | {name: value / counts.tokens for name, value in sums.items()}
-    for name, (value, weight) in weighted.items():
-        if weight > 0 or name.startswith("attention/divergence"):
-            metrics[name] = value / max(1.0, weight)
-    return metrics
+        return self._engine.sum_over_ranks(own).cpu().numpy()
 
 
 def _build_engine(

@@ -13,7 +13,6 @@ from torch import Tensor
 from ral_system.attention.read import AttentionRead
 from ral_system.data.collate import TensorBatch
 from ral_system.models.policy import PolicyModel, PolicyOutput
-from ral_system.training.engine import Operation
 from ral_system.training.optim import OptimSettings
 
 
@@ -55,7 +54,7 @@ class TorchEngine:
     def learning_rate(self) -> float:
         return self._settings.rate(max(0, self._updates - 1))
 
-    def all_reduce(self, values: Tensor, operation: Operation) -> Tensor:
+    def sum_over_ranks(self, values: Tensor) -> Tensor:
         return values
 
     def trained_weights(self) -> Mapping[str, Tensor]:

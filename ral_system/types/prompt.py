@@ -33,6 +33,11 @@ class Prompt:
     question_positions: tuple[int, ...] = ()
     """Tokens of the question's text, in order; media inside it, and the markers around them, are left out."""
 
+    @property
+    def visual_tokens(self) -> int:
+        """Tokens that stand for media, with what a family puts between them; 0 if the engine's tokens are not known."""
+        return len(self.token_ids) - len(self.engine_token_ids) + len(self.media) if self.engine_token_ids else 0
+
 
 @dataclass(frozen=True, slots=True)
 class Sampling:

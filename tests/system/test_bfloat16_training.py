@@ -54,7 +54,7 @@ def train(task: Path, rank: int, stage: int) -> dict[str, Any]:
         return step()
 
     def planned(updates: int) -> TrainPlan:
-        return plan_updates(samples, updates=updates, world_size=RANKS, micro_batch=1)
+        return plan_updates(samples, updates=updates, world_size=RANKS, max_tokens=1)
 
     trained.publish(0)
     whole = planned(1)
@@ -99,7 +99,7 @@ def by_stage(
     """What rank 0 saw at each ZeRO stage."""
     task = tmp_path_factory.mktemp("bfloat16")
     config = make_config(
-        "learner={zero_stage: 3, micro_batch: 1, gradient_checkpointing: true, dtype: bfloat16}",
+        "learner={zero_stage: 3, max_tokens: 1, gradient_checkpointing: true, dtype: bfloat16}",
         f"learner={{world_size: {RANKS}, learning_rate: 1e-3, warmup_updates: 0}}",
         "rollout=vllm",
         "learner=deepspeed",

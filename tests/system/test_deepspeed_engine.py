@@ -21,11 +21,11 @@ from tests.system.ranks import become_rank, run_ranks
 pytestmark = pytest.mark.system
 
 UPDATES = 3
-CASES = {  # (ZeRO stage, micro-batch); 12 samples over 3 updates: four a rank alone, two a rank for a pair
-    1: [(0, 4), (0, 1), (1, 4), (1, 1), (2, 4), (2, 1), (3, 4), (3, 1)],
-    2: [(0, 2), (2, 1), (3, 2), (3, 1)],
+CASES = {  # (ZeRO stage, tokens a pass); 6 prompts of 2 responses over 3 updates
+    1: [(0, 400), (0, 1), (1, 400), (1, 1), (2, 400), (2, 1), (3, 400), (3, 1)],
+    2: [(0, 200), (2, 1), (3, 200), (3, 1)],
 }
-ALWAYS = {1: [(0, 4), (3, 1)], 2: [(0, 2), (2, 1), (3, 2)]}
+ALWAYS = {1: [(0, 400), (3, 1)], 2: [(0, 200), (2, 1), (3, 200)]}
 """Cases that `make test` goes through; the others are long."""
 LOSSES_AT = (0, 3)
 """ZeRO stages at which every policy loss is tried."""
@@ -60,7 +60,7 @@ class Planted:
         return Path.touch, (self.trace,)
 
 
-def train(task: Path, rank: int, world_size: int, engine: str, stage: int, micro_batch: int) -> dict[str, Any]:
+def train(task: Path, rank: int, world_size: int, engine: str, stage: int, max_tokens: int) -> dict[str, Any]:
     """Two updates, save, a third; load, and the third again; then one with every policy loss, and a batch that several
     versions made. Metrics, and the published weights at each point.
     """
@@ -73,20 +73,20 @@ def train(task: Path, rank: int, world_size: int, engine: str, stage: int, micro
 
     folders = json.loads((task / "folders.json").read_text())
     config = TrainConfig.model_validate_json((task / "config.json").read_text())
-    learner = {"engine": engine, "micro_batch": micro_batch, "world_size": world_size}
+    learner = {"engine": engine, "max_tokens": max_tokens, "world_size": world_size}
     learner |= {"zero_stage": stage} if engine == "deepspeed" else {}
     config = TrainConfig.model_validate(config.model_dump() | {"learner": config.learner.model_dump() | learner})
     samples = pickle.loads((task / "samples.pickle").read_bytes())  # noqa: S301 (this test wrote it)
     trained = LearnerRank(config, Path(folders["model"]), MediaStore(Path(folders["media"])), rank, world_size, "rl")
 
     def planned(samples: list[Sample]) -> TrainPlan:
-        return plan_updates(samples, updates=UPDATES, world_size=world_size, micro_batch=micro_batch)
+        return plan_updates(samples, updates=UPDATES, world_size=world_size, max_tokens=max_tokens)
 
     plan = planned(samples)
     trained.publish(0)
     scores = trained.score(plan)
     metrics = [trained.update(update, scores, scores) for update in plan.updates[:2]]
-    saved = task / f"{engine}_{world_size}_{stage}_{micro_batch}"
+    saved = task / f"{engine}_{world_size}_{stage}_{max_tokens}"
     middle = trained.publish(2)
     trained.save(saved)
     metrics.append(trained.update(plan.updates[2], scores, scores))
@@ -179,14 +179,16 @@ def task(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path, media: Any,
     collate, renderer = Collator(policy.family, media), ChatRenderer(policy.family, "answer")
     video = media.put_video(clip(noise(7, 4, 56, 84)), VideoSampling(1.0, 4, 2), VideoLimits())
     samples = []
-    for i, sample in enumerate(draw_samples(12)):
+    for i, sample in enumerate(draw_samples(6)):
         p = sample.prompt
         about = [p.media, (), (video,), (*p.media, video)][i % 4]
         prompt = renderer.prompt(id=p.id, kind=p.kind, question=p.question, answer=p.answer, media=about)
-        sample = replace(sample, prompt=prompt)
-        with torch.no_grad():
-            log_probs = policy(collate((sample,))).log_probs[0].tolist()
-        samples.append(replace(sample, rollout_log_probs=tuple(log_probs), advantage=(1.0, -0.7, 0.4, -1.3)[i % 4]))
+        for n, ids in enumerate((sample.response_token_ids, sample.response_token_ids[i + 1 :])):
+            sample = replace(sample, id=f"{p.id}#{n}", prompt=prompt, response_token_ids=ids)
+            with torch.no_grad():
+                log_probs = policy(collate((sample,))).log_probs[0].tolist()
+            advantage = (1.0, -0.7, 0.4, -1.3)[(i + 2 * n) % 4]
+            samples.append(replace(sample, rollout_log_probs=tuple(log_probs), advantage=advantage))
     (folder / "config.json").write_text(config.model_dump_json())
     for name in PRESETS:
         with_loss = make_config(*settings, f"algorithm/policy_loss={name}", "algorithm.entropy_coefficient=0.1")
@@ -223,7 +225,7 @@ def _asked(item: Any) -> tuple[int, tuple[int, int]] | None:
     parameters = item.callspec.params if hasattr(item, "callspec") else {}
     if "case" in parameters:
         return 1, parameters["case"]
-    return (parameters["world_size"], (parameters["stage"], parameters["micro_batch"])) if parameters else None
+    return (parameters["world_size"], (parameters["stage"], parameters["max_tokens"])) if parameters else None
 
 
 def _long_unless(always: bool) -> Any:
@@ -237,11 +239,11 @@ ALL = [
 ]
 
 
-@pytest.mark.parametrize(("world_size", "stage", "micro_batch"), ALL)
+@pytest.mark.parametrize(("world_size", "stage", "max_tokens"), ALL)
 def test_trains_as_the_torch_engine(
-    task: Path, worlds: dict, expected: dict[str, Any], world_size: int, stage: int, micro_batch: int
+    task: Path, worlds: dict, expected: dict[str, Any], world_size: int, stage: int, max_tokens: int
 ) -> None:
-    found = worlds[world_size][stage, micro_batch]
+    found = worlds[world_size][stage, max_tokens]
     for which, apart in (("log_probs", 2e-6), ("mixed_log_probs", 1e-5)):
         for id, log_probs in found[which].items():
             assert np.allclose(log_probs, expected[which][id], atol=apart), (which, id)
@@ -271,9 +273,9 @@ def test_trains_as_the_torch_engine(
             assert distance <= bound * norms[name], (point, name)
 
 
-@pytest.mark.parametrize(("world_size", "stage", "micro_batch"), ALL)
-def test_continues_from_what_it_saved(worlds: dict, world_size: int, stage: int, micro_batch: int) -> None:
-    found = worlds[world_size][stage, micro_batch]
+@pytest.mark.parametrize(("world_size", "stage", "max_tokens"), ALL)
+def test_continues_from_what_it_saved(worlds: dict, world_size: int, stage: int, max_tokens: int) -> None:
+    found = worlds[world_size][stage, max_tokens]
     assert found["metrics"][3] == found["metrics"][2]
     for before, after in (("middle", "reloaded"), ("last", "again")):
         for name, array in found["weights"][before].items():
@@ -284,14 +286,14 @@ def test_continues_from_what_it_saved(worlds: dict, world_size: int, stage: int,
     assert len(moved) == len(found["weights"]["middle"])  # so that loading had something to undo
 
 
-@pytest.mark.parametrize(("world_size", "stage", "micro_batch"), ALL)
+@pytest.mark.parametrize(("world_size", "stage", "max_tokens"), ALL)
 def test_saves_a_model_that_transformers_loads(
-    task: Path, worlds: dict, world_size: int, stage: int, micro_batch: int
+    task: Path, worlds: dict, world_size: int, stage: int, max_tokens: int
 ) -> None:
     from ral_system.models.loading import load_model
 
-    found = worlds[world_size][stage, micro_batch]
-    model = load_model(task / f"model_deepspeed_{world_size}_{stage}_{micro_batch}", dtype="float32")
+    found = worlds[world_size][stage, max_tokens]
+    model = load_model(task / f"model_deepspeed_{world_size}_{stage}_{max_tokens}", dtype="float32")
     state = model.state_dict()
     assert state.keys() == found["weights"]["again"].keys()
     assert all(np.array_equal(state[name].numpy(), array) for name, array in found["weights"]["again"].items())

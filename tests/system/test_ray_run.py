@@ -158,11 +158,11 @@ def test_nothing_outlives_a_run_however_it_ends_and_it_goes_on(
     end_of(mark, 2 * GONE_WITHIN_S)  # nobody is left to tell them
     print(f"driver killed: all ended after {time.monotonic() - began:.1f} s")
 
-    smaller = ("learner.micro_batch=1", "learner.gradient_checkpointing=true", "rollout.max_sequences=4")
+    smaller = ("learner.max_tokens=64", "learner.gradient_checkpointing=true", "rollout.max_sequences=4")
     done = commands(*command, *smaller, cwd=tmp_path, timeout_s=START_WITHIN_S, fresh=True, **environment(mark))
     assert done.returncode == 0, done.stderr
     end_of(mark, GONE_WITHIN_S)
-    assert "continuing with learner.micro_batch=1 (was 16)" in done.stderr
+    assert "continuing with learner.max_tokens=64 (was 4096)" in done.stderr
     (change,) = run.lines("changes.jsonl")
     assert change["changed"].keys() == {override.split("=")[0] for override in smaller} and change["step"] >= 8
     assert [step["step"] for step in run.rl_steps()] == list(range(1, 13))

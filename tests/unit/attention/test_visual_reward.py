@@ -24,7 +24,7 @@ RESPONSE = AttentionRead(layers="all")
 
 
 def visual_reward(attention: GroupAttention, keys: KeyProvenance, form: Literal["share", "ratio"]) -> float | None:
-    """Of a group of one."""
+    """The reward of a group of one."""
     (found,) = response_visual_rewards(attention, keys, form)
     return found
 

@@ -59,6 +59,10 @@ ALGORITHMS: dict[str, tuple[dict[str, Any], list[str]]] = {
         {"algorithm.prompts_per_step": 3, "algorithm.completions_per_prompt": 5},
         ["prompts_per_step * completions_per_prompt = 15", "algorithm.updates_per_step", "change one"],
     ),
+    "an update smaller than the ranks": (
+        {"algorithm.prompts_per_step": 2, "algorithm.completions_per_prompt": 2, "learner.world_size": 2},
+        ["4 / 4 samples", "learner.world_size=2", "lower updates_per_step"],
+    ),
     "a decay without an average": (
         {"algorithm.attention.ema_decay": 0.5},
         [

@@ -102,11 +102,14 @@ SETTINGS: dict[str, tuple[dict[str, Any], list[str]]] = {
         {"data.grid": 3, "data.objects": 10},
         ["data.objects=10", "data.grid=[3]", "at most 9"],
     ),
-    "perceive batch not divisible": (
-        {"perceive.batch": 31, "learner.world_size": 2},
-        ["perceive.batch=31", "learner.world_size=2"],
+    "a perceive batch smaller than the ranks": (
+        {"perceive.batch": 1, "learner.world_size": 2},
+        ["perceive.batch=1", "learner.world_size=2", "raise it"],
     ),
-    "sft batch not divisible": ({"sft.batch": 33, "learner.world_size": 2}, ["sft.batch=33", "learner.world_size=2"]),
+    "an sft batch smaller than the ranks": (
+        {"sft.batch": 1, "learner.world_size": 2},
+        ["sft.batch=1", "learner.world_size=2"],
+    ),
     "local with everything distributed": (
         {
             "cluster.kind": "local",

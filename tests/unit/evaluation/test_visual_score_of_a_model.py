@@ -20,7 +20,7 @@ def measured(model: Path, media: MediaStore, data: VisualSearchConfig, batch: in
     source = VisualSearchPrompts(data, renderer, media, format="think_answer")
     prompts = [source.question("held_out", i) for i in range(5)]
     assert bool(prompts[0].system_tokens) == bool(data.system_prompt)
-    return measure_visual_score(model, prompts, media, dtype="float32", batch=batch)
+    return measure_visual_score(model, prompts, media, dtype="float32", max_tokens=60 * batch)
 
 
 def test_how_prompts_are_batched_does_not_matter(tiny_model: Path, media: MediaStore, make_config) -> None:
@@ -41,8 +41,8 @@ def test_a_family_that_cannot_be_probed_is_one_line_with_the_remedy(
 ) -> None:
     monkeypatch.setattr("ral_system.families.qwen_vl.family.QwenVl.attention_classes", ("Other",))
     with pytest.raises(ConfigError, match=r"does not know Qwen2_5_VLAttention; .*set evaluation.attention_questions=0"):
-        measure_visual_score(tiny_model, [], media, dtype="float32", batch=2)
+        measure_visual_score(tiny_model, [], media, dtype="float32", max_tokens=100)
 
 
 def test_of_no_prompts_there_is_none(tiny_model: Path, media: MediaStore) -> None:
-    assert measure_visual_score(tiny_model, [], media, dtype="float32", batch=2) is None
+    assert measure_visual_score(tiny_model, [], media, dtype="float32", max_tokens=100) is None

@@ -223,7 +223,7 @@ def same(a: np.ndarray, b: np.ndarray) -> bool:
 
 
 def moved(bench: Bench) -> Any:
-    """The same model with weights a little off."""
+    """A model whose weights are a little off."""
     model = in_float64(bench.folder)
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():

@@ -81,20 +81,25 @@ def test_a_run_is_continued_with_the_same_config(make_config: MakeConfig, tmp_pa
 
 def test_what_a_failure_makes_one_change_is_allowed_and_remembered(make_config: MakeConfig, tmp_path: Path) -> None:
     folder = RunFolder(tmp_path / "run")
-    opened(folder, make_config("learner.micro_batch=16"))
+    opened(folder, make_config("learner.max_tokens=4096"))
     folder.root.joinpath("metrics.jsonl").write_text('{"stage": "rl", "step": 7, "time_s": 1.0}\n')
-    smaller = ["learner.micro_batch=2", "rollout.max_sequences=8", "reward.workers=3", "rollout.log_prob_gate.mean=0.1"]
+    smaller = [
+        "learner.max_tokens=2048",
+        "rollout.max_sequences=8",
+        "reward.workers=3",
+        "rollout.log_prob_gate.mean=0.1",
+    ]
     assert opened(folder, make_config(*smaller)) == [
-        ("learner.micro_batch", 16, 2),
+        ("learner.max_tokens", 4096, 2048),
         ("reward.workers", 1, 3),
         ("rollout.log_prob_gate.mean", None, 0.1),
         ("rollout.max_sequences", 64, 8),
     ]
     assert opened(folder, make_config(*smaller)) == []
-    opened(folder, make_config(*smaller, "learner.micro_batch=1"))
+    opened(folder, make_config(*smaller, "learner.max_tokens=1024"))
     first, second = map(json.loads, (folder.root / "changes.jsonl").read_text().splitlines())
-    assert first["changed"]["learner.micro_batch"] == [16, 2] and len(first["changed"]) == 4
-    assert second["changed"] == {"learner.micro_batch": [2, 1]}
+    assert first["changed"]["learner.max_tokens"] == [4096, 2048] and len(first["changed"]) == 4
+    assert second["changed"] == {"learner.max_tokens": [2048, 1024]}
     assert (first["stage"], first["step"]) == ("rl", 7)
     assert datetime.fromisoformat(first["time"]).tzinfo is not None
 

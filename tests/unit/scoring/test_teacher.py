@@ -39,7 +39,7 @@ def config(make_config: Config, larger_model: Path) -> Config:
     return lambda *overrides: make_config(
         "algorithm=attention_distill",
         f"teacher.path={larger_model}",
-        "teacher.micro_batch=4",
+        "teacher.max_tokens=150",
         "learner.learning_rate=1e-3",
         "learner.warmup_updates=0",
         *overrides,
@@ -88,7 +88,9 @@ def test_a_larger_teacher_teaches_and_how_samples_are_batched_does_not_matter(
 ) -> None:
     outcomes = []
     for micro_batch, teachers in ((6, 4), (2, 12)):
-        settings = config(f"teacher.micro_batch={teachers}", "algorithm.policy_weight=0", "algorithm.kl.coefficient=0")
+        settings = config(
+            f"teacher.max_tokens={40 * teachers}", "algorithm.policy_weight=0", "algorithm.kl.coefficient=0"
+        )
         teacher, watched = taught(settings), Watched(start_rank(settings))
         teacher.score(rl_samples)
         teaching = teacher.take([s.id for s in rl_samples])

@@ -11,6 +11,7 @@ from torch import Tensor
 from ral_system import conf
 from ral_system.algorithms.distillation import kept_and_rest, top_tokens
 from ral_system.data.collate import Collator
+from ral_system.data.micro_batches import price
 from ral_system.models.policy import PolicyModel
 from ral_system.training.learner_rank import LearnerRank
 from ral_system.training.plan import plan_updates
@@ -63,8 +64,10 @@ def mismatched(policy: PolicyModel, collate: Collator, samples: list[Sample]) ->
     return found
 
 
-def plan(samples: list[Sample], updates: int, micro_batch: int) -> TrainPlan:
-    return plan_updates(samples, updates=updates, world_size=1, micro_batch=micro_batch)
+def plan(samples: list[Sample], updates: int, at_a_time: int) -> TrainPlan:
+    """In micro-batches with room for so many samples of the most expensive kind."""
+    max_tokens = at_a_time * max(price((sample,)) for sample in samples)
+    return plan_updates(samples, updates=updates, world_size=1, max_tokens=max_tokens)
 
 
 def equal(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:

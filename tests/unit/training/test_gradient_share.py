@@ -6,10 +6,12 @@ from ral_system.training.objective import Objective
 
 
 def test_norms_by_hand() -> None:
-    query, key = torch.tensor([1.0, 2.0], requires_grad=True), torch.tensor([3.0], requires_grad=True)
-    token = (query * torch.tensor([3.0, 0.0])).sum() + 4 * key.sum()  # gradient (3, 0), (4): norm 5
-    attention = 2 * query.sum()  # gradient (2, 2), none for the key: norm √8
-    squared = squared_norms(Objective(token, {}, attention=attention), [query, key])
+    query, other = (torch.ones(1, 1, tokens, 1, requires_grad=True) for tokens in (3, 2))
+    token = (query[0, 0, :, 0] * torch.tensor([3.0, 0.0, 9.0])).sum() + 4 * other[0, 0, 1, 0]
+    attention = 2 * query.sum()
+    # at rows 0 and 1 of one layer and row 1 of the other: (3, 0), (4), norm 5; (2, 2), none, norm √8
+    probed = [(query, torch.tensor([0, 1])), (other, torch.tensor([1]))]
+    squared = squared_norms(Objective(token, {}, attention=attention), probed)
     assert squared.tolist() == pytest.approx([25.0, 8.0])
     assert share(squared) == pytest.approx(8**0.5 / (5 + 8**0.5))
     (token + attention).backward()  # the graph is kept

@@ -14,7 +14,7 @@ from ral_system.errors import GateError
 from ral_system.media.store import MediaStore
 from ral_system.models.loading import load_family, load_model
 from ral_system.scoring.build import build_policy
-from ral_system.training.learner_rank import combine_metrics
+from ral_system.training.metric_sums import combine_metrics
 from ral_system.types import Counts, Sample
 from ral_system.weights.manifest import build_manifest
 from tests.unit.training.learners import Start, Watched, equal, plan

@@ -1,53 +1,121 @@
+"""Who trains on what, and when."""
+
+from __future__ import annotations
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from ral_system.data.micro_batches import groups_of, micro_batches, price
 from ral_system.training.plan import plan_updates
-from ral_system.types import Counts, Prompt, Sample
+from ral_system.types import Counts, Media, Prompt, Sample, UpdatePlan
 
 
-def sample(i: int, length: int = 1) -> Sample:
-    return Sample(f"s{i}", Prompt(f"s{i}", "", "", "", (), (1, 2)), tuple(range(length)))
+def prompt(name: str, tokens: int, visual: int = 0) -> Prompt:
+    """A prompt with one picture of so many tokens among its own."""
+    media = (Media("0", 28, 28),) if visual else ()
+    engine = tuple(range(tokens - visual + 1)) if visual else tuple(range(tokens))
+    return Prompt(name, "", "", "", media, tuple(range(tokens)), engine)
 
 
-@given(
-    st.integers(1, 4), st.integers(1, 3), st.integers(1, 5), st.integers(1, 4), st.lists(st.integers(1, 9), min_size=60)
+def group(name: str, responses: int, tokens: int = 5, length: int = 3) -> list[Sample]:
+    of = prompt(name, tokens)
+    return [Sample(f"{name}#{i}", of, tuple(range(length))) for i in range(responses)]
+
+
+def ids(update: UpdatePlan) -> set[str]:
+    return {s.id for shard in update.shards for micro in shard for s in micro}
+
+
+GROUPS = st.lists(
+    st.tuples(st.integers(1, 40), st.integers(0, 30), st.lists(st.integers(1, 30), min_size=1, max_size=9)),
+    min_size=1,
+    max_size=8,
 )
-def test_every_sample_once_and_all_ranks_equally_often(
-    updates: int, world_size: int, each: int, micro_batch: int, lengths: list[int]
+
+
+@given(GROUPS, st.integers(1, 4), st.integers(1, 3), st.integers(1, 200), st.sampled_from(["groups", "samples"]))
+def test_every_sample_once_within_the_budget_and_all_ranks_equally_often(
+    groups: list[tuple[int, int, list[int]]], updates: int, world_size: int, max_tokens: int, deal: str
 ) -> None:
-    samples = [sample(i, lengths[i]) for i in range(updates * world_size * each)]
-    plan = plan_updates(samples, updates=updates, world_size=world_size, micro_batch=micro_batch)
+    prompts = [prompt(f"p{g}", max(tokens, visual), visual) for g, (tokens, visual, _) in enumerate(groups)]
+    samples = [
+        Sample(f"p{g}#{i}", prompts[g], tuple(range(length)))
+        for g, (_, _, lengths) in enumerate(groups)
+        for i, length in enumerate(lengths)
+    ]
+    samples = samples[: len(samples) // updates * updates]
+    if len(samples) < updates * world_size:
+        return
+    plan = plan_updates(samples, updates=updates, world_size=world_size, max_tokens=max_tokens, deal=deal)  # type: ignore[arg-type]
     assert len(plan.updates) == updates
-    everywhere = [s for rank in range(world_size) for micro in plan.rank_samples(rank) for s in micro]
-    assert sorted(s.id for s in everywhere) == sorted(s.id for s in samples)
+    everywhere = [s.id for rank in range(world_size) for micro in plan.rank_samples(rank) for s in micro]
+    assert sorted(everywhere) == sorted(s.id for s in samples)
     for update in plan.updates:
-        assert len(update.shards) == world_size
-        assert len({tuple(map(len, shard)) for shard in update.shards}) == 1
         mine = [s for shard in update.shards for micro in shard for s in micro]
-        assert all(1 <= len(micro) <= micro_batch for shard in update.shards for micro in shard)
+        assert len(update.shards) == world_size and len(mine) == len(samples) // updates
+        assert len({len(shard) for shard in update.shards}) == 1
+        assert all(any(shard) for shard in update.shards)
         assert update.counts == Counts(sum(len(s.response_token_ids) for s in mine), len(mine))
-        assert len(mine) == world_size * each
-        for shard in update.shards:
-            order = [s.length for micro in shard for s in micro]
-            assert order == sorted(order)
+        for micro in (micro for shard in update.shards for micro in shard):
+            assert len(micro) <= 1 or sum(map(price, groups_of(micro))) <= max_tokens
+        if deal == "samples":
+            assert ids(update) == {s.id for s in samples[plan.updates.index(update) :: updates]}
 
 
-def test_a_group_is_spread_over_the_updates() -> None:
-    samples = [sample(i) for i in range(16)]  # two groups of 8 in a row
-    plan = plan_updates(samples, updates=4, world_size=2, micro_batch=16)
+def test_visual_tokens_cost_twice_and_a_prompt_once() -> None:
+    one = prompt("p", 10, visual=6)
+    assert one.visual_tokens == 6
+    samples = tuple(Sample(f"p#{i}", one, (1, 2, 3)) for i in range(4))
+    assert price(samples) == 10 + 6 + 4 * 3
+    assert Prompt("p", "", "", "", (), (1, 2)).visual_tokens == 0
+    assert [len(micro) for micro in micro_batches([samples], 22)] == [2, 2]
+    assert [len(micro) for micro in micro_batches([samples], 1)] == [1, 1, 1, 1]
+
+
+def test_groups_go_to_updates_whole() -> None:
+    samples = [sample for g in range(8) for sample in group(f"p{g}", 4)]
+    plan = plan_updates(samples, updates=4, world_size=2, max_tokens=1000)
     for u, update in enumerate(plan.updates):
-        assert {s.id for shard in update.shards for micro in shard for s in micro} == {f"s{i}" for i in range(u, 16, 4)}
-        groups = [sorted(int(s.id[1:]) // 8 for micro in shard for s in micro) for shard in update.shards]
-        assert groups == [[0, 1], [0, 1]]
+        assert ids(update) == {f"p{g}#{i}" for g in (u, u + 4) for i in range(4)}
+        assert [len(groups_of(micro)) for shard in update.shards for micro in shard] == [1, 1]
 
 
-def test_is_deterministic_for_equal_lengths() -> None:
-    samples = [sample(i) for i in (3, 1, 2, 0)]
-    (update,) = plan_updates(samples, updates=1, world_size=1, micro_batch=3).updates
-    assert [[s.id for s in micro] for micro in update.shards[0]] == [["s0", "s1", "s2"], ["s3"]]
+def test_dealing_samples_spreads_a_group_over_the_updates() -> None:
+    samples = [sample for g in range(2) for sample in group(f"p{g}", 8)]
+    plan = plan_updates(samples, updates=4, world_size=2, max_tokens=1000, deal="samples")
+    for u, update in enumerate(plan.updates):
+        assert ids(update) == {f"p{g}#{i}" for g in range(2) for i in (u, u + 4)}
+        assert [[s.prompt.id for s in micro] for shard in update.shards for micro in shard] == [["p0"] * 2, ["p1"] * 2]
 
 
-def test_what_cannot_be_dealt_evenly_is_refused() -> None:
-    with pytest.raises(ValueError, match="10 samples do not divide into 2 updates on 3 ranks"):
-        plan_updates([sample(i) for i in range(10)], updates=2, world_size=3, micro_batch=1)
+def test_a_group_is_cut_only_where_that_pays() -> None:
+    three = [sample for g in range(3) for sample in group(f"p{g}", 4, tokens=4, length=10)]
+    (update,) = plan_updates(three, updates=1, world_size=2, max_tokens=1000).updates
+    sizes = [sorted(len(g) for micro in shard for g in groups_of(micro)) for shard in update.shards]
+    assert sorted(sizes) == [[2, 4], [2, 4]]
+    long = [sample for g in range(3) for sample in group(f"p{g}", 4, tokens=1000, length=1)]
+    (update,) = plan_updates(long, updates=1, world_size=2, max_tokens=5000).updates
+    assert sorted(len(g) for shard in update.shards for micro in shard for g in groups_of(micro)) == [4, 4, 4]
+    alone = group("p", 4)
+    (update,) = plan_updates(alone, updates=1, world_size=2, max_tokens=1000).updates
+    assert [len(micro) for shard in update.shards for micro in shard] == [2, 2]
+
+
+def test_a_rank_with_fewer_micro_batches_gets_empty_ones() -> None:
+    long, short = group("long", 1, tokens=100), [s for i in range(4) for s in group(f"short{i}", 1, tokens=20)]
+    (update,) = plan_updates([*long, *short], updates=1, world_size=2, max_tokens=30).updates
+    assert sorted([len(micro) for micro in shard] for shard in update.shards) == [[1, 0, 0, 0], [1, 1, 1, 1]]
+
+
+def test_is_deterministic() -> None:
+    samples = [sample for i in (3, 1, 2, 0) for sample in group(f"s{i}", 1)]
+    (update,) = plan_updates(samples, updates=1, world_size=1, max_tokens=24).updates
+    assert [[s.id for s in micro] for micro in update.shards[0]] == [["s0#0", "s1#0", "s2#0"], ["s3#0"]]
+
+
+def test_what_cannot_be_dealt_is_refused() -> None:
+    for count, updates, ranks in ((9, 2, 3), (4, 2, 3)):
+        message = f"{count} samples do not divide into {updates} updates on {ranks} ranks"
+        with pytest.raises(ValueError, match=message):
+            plan_updates(group("p", count), updates=updates, world_size=ranks, max_tokens=100)

@@ -30,7 +30,7 @@ def tied_model(tiny_model: Path, tmp_path: Path) -> Path:
 def test_tied_weights_are_saved_once_and_loaded_tied(
     tied_model: Path, media: MediaStore, rl_samples: list[Sample], make_config: Callable, tmp_path: Path
 ) -> None:
-    plan = plan_updates(rl_samples, updates=2, world_size=1, micro_batch=6)
+    plan = plan_updates(rl_samples, updates=2, world_size=1, max_tokens=300)
     config = make_config("sft.learning_rate=1e-2")
     rank = LearnerRank(config, tied_model, media, 0, 1, "sft")
     rank.fit(plan.updates[0])

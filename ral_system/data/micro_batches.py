@@ -1,0 +1,56 @@
+"""Which samples pass a model together: groups that share their prompts, up to a budget of tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from ral_system.types import MicroBatch, Sample
+
+
+def groups_of(samples: Sequence[Sample]) -> list[MicroBatch]:
+    """Neighbouring samples with the same prompt."""
+    groups: list[list[Sample]] = []
+    for sample in samples:
+        if groups and (sample.prompt is groups[-1][0].prompt or sample.prompt == groups[-1][0].prompt):
+            groups[-1].append(sample)
+        else:
+            groups.append([sample])
+    return [tuple(group) for group in groups]
+
+
+def price(group: MicroBatch) -> int:
+    """Tokens of a group, its prompt once; visual tokens, which an encoder reads first, count twice."""
+    prompt = group[0].prompt
+    return len(prompt.token_ids) + prompt.visual_tokens + sum(len(s.response_token_ids) for s in group)
+
+
+def micro_batches(groups: Sequence[MicroBatch], max_tokens: int) -> list[MicroBatch]:
+    """Pack groups into micro-batches whose prices add up to at most `max_tokens`, groups of one shape side by side.
+
+    A group that is too expensive is cut up, and its prompt repeated. A single sample that is too expensive is a
+    micro-batch of its own.
+    """
+    found: list[MicroBatch] = []
+    spent = max_tokens
+    for piece in sorted((piece for group in groups for piece in _cut(group, max_tokens)), key=_shape):
+        if spent + price(piece) > max_tokens:
+            found.append(())
+            spent = 0
+        found[-1] += piece
+        spent += price(piece)
+    return found
+
+
+def _cut(group: MicroBatch, max_tokens: int) -> Iterator[MicroBatch]:
+    """The group in pieces that fit, in order."""
+    piece: MicroBatch = ()
+    for sample in group:
+        if piece and price((*piece, sample)) > max_tokens:
+            yield piece
+            piece = ()
+        piece += (sample,)
+    yield piece
+
+
+def _shape(piece: MicroBatch) -> tuple[int, list[int], str]:
+    return price(piece), [len(s.response_token_ids) for s in piece], piece[0].id

@@ -1,0 +1,64 @@
+"""Metrics of an update over all micro-batches and ranks, in one reduction."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ral_system.training.objective import Objective
+from ral_system.types import Counts
+
+SumOverRanks = Callable[[Tensor], Tensor]
+"""Adds a float64 vector up over ranks."""
+
+
+def reduced_metrics(
+    objectives: Sequence[Objective],
+    counts: Counts,
+    sum_over_ranks: SumOverRanks,
+    rank: int,
+    world_size: int,
+    values: np.ndarray | None = None,
+) -> tuple[dict[str, float], np.ndarray]:
+    """Metrics of all ranks, equal on all, from this one's micro-batches, at least one; and `values` [N] added up.
+
+    Sums and weights add up; for a maximum each rank has a place of its own in the vector that is added up.
+    """
+    names = [list(part) for part in (objectives[0].sums, objectives[0].weighted, objectives[0].maxima)]
+    sums = _table([[o.sums[n] for n in names[0]] for o in objectives]).sum(0)
+    weighted = _table([[part for n in names[1] for part in o.weighted[n]] for o in objectives]).sum(0)
+    maxima = torch.zeros(world_size, len(names[2]), dtype=torch.float64)
+    if names[2]:
+        maxima[rank] = _table([[o.maxima[n] for n in names[2]] for o in objectives]).amax(0)
+    extra = torch.from_numpy(np.zeros(0) if values is None else values.astype(np.float64))
+    parts = [sums, weighted, maxima.flatten(), extra]
+    sums, weighted, maxima, extra = sum_over_ranks(torch.cat(parts)).cpu().split([len(part) for part in parts])
+    pairs = [tuple(pair) for pair in weighted.view(-1, 2).tolist()]
+    return combine_metrics(
+        dict(zip(names[0], sums.tolist(), strict=True)),
+        dict(zip(names[1], pairs, strict=True)),
+        dict(zip(names[2], maxima.view(world_size, -1).amax(0).tolist() if names[2] else (), strict=True)),
+        counts,
+    ), extra.numpy()
+
+
+def _table(rows: Sequence[Sequence[Tensor]]) -> Tensor:
+    """float64 on the CPU, with one copy from the device for each row."""
+    return torch.stack([torch.stack([v.double() for v in row]).cpu() if row else torch.zeros(0) for row in rows])
+
+
+def combine_metrics(
+    sums: Mapping[str, float],
+    weighted: Mapping[str, tuple[float, float]],
+    maxima: Mapping[str, float],
+    counts: Counts,
+) -> dict[str, float]:
+    """Global sums to means: per response token, or by their own weights. A mean of nothing is left out, a JSD 0."""
+    metrics = dict(maxima) | {name: value / counts.tokens for name, value in sums.items()}
+    for name, (value, weight) in weighted.items():
+        if weight > 0 or name.startswith("attention/divergence"):
+            metrics[name] = value / max(1.0, weight)
+    return metrics
