@@ -117,7 +117,11 @@ class Family(ABC):
 
     @abstractmethod
     def vision_encoder(self, model: PreTrainedModel) -> nn.Module:
-        """The part of a model that `model.freeze_vision` freezes."""
+        """The module that turns pixels into features; it may contain the projector."""
+
+    @abstractmethod
+    def projector(self, model: PreTrainedModel) -> Sequence[nn.Module]:
+        """The modules between vision encoder and text model, within `vision_encoder` or beside it."""
 
     def attention_layers(self, model: PreTrainedModel) -> list[nn.Module]:
         """The softmax attention of the text layers, by depth. Raises ValueError for a class that is not known."""

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import torch.distributed as dist
+from torch import nn
+from transformers import PreTrainedModel
 
 from ral_system.errors import DataError
 from ral_system.families.family import Features, Occurrences
@@ -36,3 +39,7 @@ class Qwen3Vl(QwenVl):
         found.pooler_output = tuple(found.pooler_output[i] for i in occurrences["image"])
         found.deepstack_features = [[layer[i] for i in occurrences["image"]] for layer in found.deepstack_features]
         return {"mm_encoder_outputs": {"image": found}}
+
+    def projector(self, model: PreTrainedModel) -> Sequence[nn.Module]:
+        visual = model.model.visual
+        return (visual.merger, *visual.deepstack_merger_list)

@@ -88,7 +88,8 @@ class LearnerRank:
         self._family = policy.family
         self._collate = Collator(self._family, media)
         if config.model.freeze_vision:
-            self._family.vision_encoder(policy.model).requires_grad_(False)
+            for module in (self._family.vision_encoder(policy.model), *self._family.projector(policy.model)):
+                module.requires_grad_(False)
         settings, timeout_s = optim_settings(config.learner, supervised), config.cluster.call_timeout_s
         self._engine = _build_engine(config.learner, settings, policy, device, timeout_s)
         self._engine.policy.train()  # no dropout anywhere; needed for gradient checkpointing

@@ -102,6 +102,9 @@ class QwenVl(Family):
     def vision_encoder(self, model: PreTrainedModel) -> nn.Module:
         return model.model.visual
 
+    def projector(self, model: PreTrainedModel) -> Sequence[nn.Module]:
+        return (model.model.visual.merger,)
+
     def engine_media(self, media: Media, pixels: Any) -> Any:
         if media.clip is None:
             return pixels

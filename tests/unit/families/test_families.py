@@ -186,6 +186,12 @@ def test_an_attention_class_it_does_not_know_is_refused_by_name(tiny_model: Path
         family.attention_layers(model)
 
 
+def test_the_projector_is_the_merger(tiny_model: Path) -> None:
+    model, family = load_model(tiny_model, dtype="float32"), load_family(tiny_model)
+    assert family.vision_encoder(model) is model.model.visual
+    assert family.projector(model) == (model.model.visual.merger,)
+
+
 # --- Qwen3-VL ---
 
 
@@ -244,6 +250,12 @@ def test_qwen3_vl_refuses_videos_in_one_line(qwen3: Family) -> None:
     with pytest.raises(DataError, match=refusal):
         ChatRenderer(qwen3, "answer").prompt(id="p", kind="", question="what ?", answer="", media=[VIDEO])
     assert qwen3.layout(PICTURE) == Layout("image", (View(2, 3),))
+
+
+def test_the_projector_of_qwen3_vl_has_a_merger_for_each_depth(qwen3_folder: Path, qwen3: Family) -> None:
+    model = load_model(qwen3_folder, dtype="float32")
+    visual = model.model.visual
+    assert qwen3.projector(model) == (visual.merger, visual.deepstack_merger_list[0])
 
 
 def test_qwen3_vl_reads_pictures_as_transformers_does(
