@@ -50,6 +50,7 @@ def problems(config: Group) -> Iterator[str]:
         rewards_are_complete_when_compared,
         lengths_agree,
         batches_divide_over_ranks,
+        rates_fall_to_an_end,
         engines_fit_the_cluster,
         gate_fits_the_dtypes,
     )
@@ -253,6 +254,12 @@ def batches_divide_over_ranks(
     for stage, size in (("perceive", perceive.batch), ("sft", sft.batch)):
         if size < ranks:
             yield f"{stage}.batch={size} is smaller than learner.world_size={ranks}; raise it"
+
+
+def rates_fall_to_an_end(learner: LearnerConfig, perceive: SupervisedConfig, sft: SupervisedConfig) -> Iterator[str]:
+    """Check that the learning rate of every stage has an end if it falls, and only then."""
+    for stage, group in (("learner", learner), ("perceive", perceive), ("sft", sft)):
+        yield from group.schedule.problems_at(f"{stage}.schedule")
 
 
 def engines_fit_the_cluster(cluster: ClusterConfig, learner: LearnerConfig, rollout: RolloutConfig) -> Iterator[str]:

@@ -9,6 +9,7 @@ from pydantic import Field
 
 from ral_system.config.base import Fraction, Group, NonNegative, NonNegativeFloat, Positive, PositiveFloat, Resumable
 from ral_system.config.choices import Dtype
+from ral_system.config.schedule import ScheduleConfig
 
 
 class ForwardConfig(Group):
@@ -31,6 +32,7 @@ class LearnerGroup(ForwardConfig):
     max_grad_norm: PositiveFloat
     warmup_updates: NonNegative
     """Optimiser updates over which the learning rate rises linearly."""
+    schedule: ScheduleConfig
 
 
 class TorchLearnerConfig(LearnerGroup):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Annotated
 
 from ral_system.config.base import Fraction, Group, NonNegative, NonNegativeFloat, Positive, PositiveFloat, Resumable
+from ral_system.config.schedule import ScheduleConfig
 
 
 class AttentionGuidanceConfig(Group):
@@ -31,6 +32,7 @@ class SupervisedConfig(Group):
     betas: tuple[Fraction, Fraction]
     weight_decay: NonNegativeFloat
     warmup_updates: NonNegative
+    schedule: ScheduleConfig
     evaluate_every: Positive
     """Steps between held-out evaluations."""
     evaluate_from: NonNegative

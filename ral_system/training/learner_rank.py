@@ -90,7 +90,7 @@ class LearnerRank:
         if config.model.freeze_vision:
             for module in (self._family.vision_encoder(policy.model), *self._family.projector(policy.model)):
                 module.requires_grad_(False)
-        settings, timeout_s = optim_settings(config.learner, supervised), config.cluster.call_timeout_s
+        settings, timeout_s = optim_settings(config, stage), config.cluster.call_timeout_s
         self._engine = _build_engine(config.learner, settings, policy, device, timeout_s)
         self._engine.policy.train()  # no dropout anywhere; needed for gradient checkpointing
         attention = config.algorithm.attention

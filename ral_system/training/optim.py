@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
+from ral_system.config.choices import Stage
+from ral_system.config.commands import TrainConfig
 from ral_system.config.learner import LearnerConfig
+from ral_system.config.schedule import ScheduleConfig
 from ral_system.config.supervised import SupervisedConfig
 
 
 @dataclass(frozen=True, slots=True)
 class OptimSettings:
-    """AdamW with linear warm-up to a constant rate.
+    """AdamW with linear warm-up, then a constant rate or a fall to a share of it.
 
-    Example: `OptimSettings(1e-3, betas=(0.9, 0.99), weight_decay=0.0, max_grad_norm=1.0, warmup_updates=20)`
+    Example: `OptimSettings(1e-3, betas=(0.9, 0.99), weight_decay=0.0, max_grad_norm=1.0, warmup_updates=20,
+    schedule=ScheduleConfig(shape="cosine", end=0.1), total_updates=400)`
     """
 
     learning_rate: float
@@ -20,19 +25,54 @@ class OptimSettings:
     weight_decay: float
     max_grad_norm: float
     warmup_updates: int
+    schedule: ScheduleConfig
+    total_updates: int
+    """Optimiser updates until the stage's last step; a supervised stage may end earlier."""
 
     def rate(self, update: int) -> float:
-        """Return the learning rate of the `update`-th optimiser update, counted from 0."""
-        return self.learning_rate * min(1.0, (update + 1) / max(1, self.warmup_updates))
+        """Return the learning rate of the `update`-th of T optimiser updates, counted from 0.
+
+        With W = max(1, warmup_updates), progress p = max(0, update + 1 - W) / (T - W) and e = `schedule.end`:
+
+            rate = learning_rate · min(1, (update + 1) / W) · f(p)
+            constant  f(p) = 1
+            linear    f(p) = 1 - (1 - e) · p
+            cosine    f(p) = e + (1 - e) · (1 + cos(π · p)) / 2
+
+        The full rate is reached at update W - 1, and its share e at the last update, T - 1. With T ≤ W there is only
+        warm-up. The rate depends on nothing but `update` and T: a run that is continued with more steps takes the rates
+        of the longer schedule from there on.
+
+        Example: learning_rate 1, W = 2, T = 6, linear to 0.2 → 0.5, 1, 0.8, 0.6, 0.4, 0.2
+        """
+        warmup = max(1, self.warmup_updates)
+        progress = min(1.0, max(0, update + 1 - warmup) / max(1, self.total_updates - warmup))
+        return self.learning_rate * min(1.0, (update + 1) / warmup) * self._share(progress)
+
+    def _share(self, progress: float) -> float:
+        """Share of the full rate at this progress between the end of the warm-up, 0, and the last update, 1."""
+        end = self.schedule.end
+        if self.schedule.shape == "constant":
+            return 1.0
+        assert end is not None, "a rate that falls has an end"
+        if self.schedule.shape == "linear":
+            return 1 - (1 - end) * progress
+        return end + (1 - end) * (1 + math.cos(math.pi * progress)) / 2
 
 
-def optim_settings(learner: LearnerConfig, supervised: SupervisedConfig | None) -> OptimSettings:
+def optim_settings(config: TrainConfig, stage: Stage) -> OptimSettings:
     """Return the settings of a supervised stage, or the learner's own, for rl."""
-    source = supervised or learner
+    source: LearnerConfig | SupervisedConfig
+    if stage == "rl":
+        source, total = config.learner, config.algorithm.steps * config.algorithm.updates_per_batch
+    else:
+        source, total = config.supervised(stage), config.supervised(stage).max_steps
     return OptimSettings(
         learning_rate=source.learning_rate,
         betas=source.betas,
         weight_decay=source.weight_decay,
-        max_grad_norm=learner.max_grad_norm,
+        max_grad_norm=config.learner.max_grad_norm,
         warmup_updates=source.warmup_updates,
+        schedule=source.schedule,
+        total_updates=total,
     )

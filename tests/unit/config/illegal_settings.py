@@ -123,6 +123,17 @@ SETTINGS: dict[str, tuple[dict[str, Any], list[str]]] = {
             "learner.world_size=2 needs cluster=ray; with cluster=local set learner.world_size=1",
         ],
     ),
+    **{
+        f"the end of a rate that stays, in {group}": (
+            {f"{group}.schedule.end": 0.1},
+            [f"{group}.schedule.end=0.1 has no effect with {group}.schedule.shape=constant; set shape to linear"],
+        )
+        for group in ("learner", "perceive", "sft")
+    },
+    "a rate that falls to nothing known": (
+        {"sft.schedule.shape": "cosine"},
+        ["sft.schedule.end=null: sft.schedule.shape=cosine needs the share", "set end to 0.1"],
+    ),
     "torch engine on several ranks": (
         {"learner": TORCH | {"world_size": 2}},
         ["learner.engine=torch", "set learner.world_size=1 or choose learner=deepspeed"],

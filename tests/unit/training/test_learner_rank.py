@@ -168,6 +168,20 @@ def test_warmup_and_the_reported_rate(start_rank: Start, rl_samples: list[Sample
     assert rates == pytest.approx([1e-3 / 3, 2e-3 / 3, 1e-3, 1e-3, 1e-3])
 
 
+def test_a_continued_stage_follows_the_schedule_of_its_new_length(
+    start_rank: Start, rl_samples: list[Sample], make_config: Callable, tmp_path: Path
+) -> None:
+    update = plan(rl_samples, 1, 12).updates[0]
+    falling = ("sft.learning_rate=1e-3", "sft.warmup_updates=0", "sft.schedule={shape: linear, end: 0}")
+    rank = start_rank(make_config(*falling, "sft.max_steps=3"), "sft")
+    rates = [rank.fit(update)["learner/learning_rate"] for _ in range(3)]
+    assert rates == pytest.approx([1e-3, 5e-4, 0])
+    rank.save(tmp_path / "learner")
+    longer = start_rank(make_config(*falling, "sft.max_steps=5"), "sft")
+    longer.load(tmp_path / "learner")
+    assert [longer.fit(update)["learner/learning_rate"] for _ in range(2)] == pytest.approx([2.5e-4, 0])
+
+
 def test_gradients_are_clipped_by_their_norm(
     start_rank: Start, rl_samples: list[Sample], make_config: Callable
 ) -> None:

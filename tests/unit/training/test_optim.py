@@ -1,16 +1,57 @@
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 
 from ral_system.config.commands import TrainConfig
+from ral_system.config.schedule import ScheduleConfig
 from ral_system.training.optim import OptimSettings, optim_settings
 
 
-def test_the_rate_rises_linearly_and_stays() -> None:
-    settings = OptimSettings(1e-3, betas=(0.9, 0.99), weight_decay=0.0, max_grad_norm=1.0, warmup_updates=4)
-    assert [settings.rate(update) for update in range(6)] == pytest.approx([2.5e-4, 5e-4, 7.5e-4, 1e-3, 1e-3, 1e-3])
-    at_once = OptimSettings(1e-3, betas=(0.9, 0.99), weight_decay=0.0, max_grad_norm=1.0, warmup_updates=0)
-    assert at_once.rate(0) == 1e-3
+def settings(shape: Any = "constant", end: float | None = None, *, warmup: int, total: int) -> OptimSettings:
+    schedule = ScheduleConfig(shape=shape, end=end)
+    return OptimSettings(1e-3, (0.9, 0.99), 0.0, 1.0, warmup_updates=warmup, schedule=schedule, total_updates=total)
+
+
+def rates(settings: OptimSettings, updates: int | None = None) -> list[float]:
+    """Learning rates in thousandths."""
+    return [1e3 * settings.rate(update) for update in range(updates or settings.total_updates)]
+
+
+def test_a_constant_rate_rises_linearly_and_stays() -> None:
+    assert rates(settings(warmup=4, total=6), 8) == pytest.approx([0.25, 0.5, 0.75, 1, 1, 1, 1, 1])
+    assert settings(warmup=0, total=6).rate(0) == 1e-3
+
+
+@pytest.mark.parametrize(
+    ("shape", "end", "warmup", "total", "expected"),
+    [
+        ("linear", 0.2, 2, 6, [0.5, 1, 0.8, 0.6, 0.4, 0.2]),
+        ("linear", 0.0, 0, 5, [1, 0.75, 0.5, 0.25, 0]),
+        ("linear", 0.5, 1, 3, [1, 0.75, 0.5]),  # a warm-up of one update is none
+        ("cosine", 0.0, 2, 6, [0.5, 1, 0.853553, 0.5, 0.146447, 0]),  # (1 + cos 45°) / 2, and so on
+        ("cosine", 0.1, 0, 4, [1, 0.775, 0.325, 0.1]),  # 0.1 + 0.9 · (1 + cos 60°) / 2
+        ("linear", 0.2, 8, 4, [0.125, 0.25, 0.375, 0.5]),  # the run ends within its warm-up
+        ("cosine", 0.2, 4, 4, [0.25, 0.5, 0.75, 1]),
+        ("linear", 0.2, 0, 1, [1]),
+        ("linear", 0.2, 3, 4, [1 / 3, 2 / 3, 1, 0.2]),
+    ],
+)
+def test_a_rate_falls_to_its_end_at_the_last_update(
+    shape: str, end: float, warmup: int, total: int, expected: list[float]
+) -> None:
+    assert rates(settings(shape, end, warmup=warmup, total=total)) == pytest.approx(expected, abs=1e-6)
+
+
+def test_no_rate_is_below_the_end() -> None:
+    falling = settings("cosine", 0.1, warmup=2, total=6)
+    assert falling.rate(9) == pytest.approx(1e-4)
+
+
+def test_a_longer_run_has_the_rates_of_the_longer_schedule() -> None:
+    short, long = (settings("linear", 0.0, warmup=0, total=total) for total in (5, 9))
+    assert 1e3 * short.rate(4) == 0
+    assert 1e3 * long.rate(4) == pytest.approx(0.5)
 
 
 def test_every_stage_has_its_own_settings(make_config: Callable[..., TrainConfig]) -> None:
@@ -18,14 +59,22 @@ def test_every_stage_has_its_own_settings(make_config: Callable[..., TrainConfig
         "learner.learning_rate=1e-5",
         "learner.weight_decay=0.1",
         "learner.max_grad_norm=2",
+        "learner.schedule={shape: linear, end: 0}",
+        "algorithm.steps=7",
+        "algorithm.updates_per_step=2",
+        "algorithm.passes_per_step=3",
         "perceive.learning_rate=1e-3",
         "perceive.weight_decay=0.2",
         "sft.betas=[0.8,0.9]",
         "sft.weight_decay=0.3",
         "sft.warmup_updates=7",
+        "sft.max_steps=11",
+        "sft.schedule={shape: cosine, end: 0.1}",
     )
-    rl, perceive, sft = (optim_settings(config.learner, of) for of in (None, config.perceive, config.sft))
+    rl, perceive, sft = (optim_settings(config, stage) for stage in ("rl", "perceive", "sft"))
     assert (rl.learning_rate, rl.weight_decay) == (1e-5, 0.1)
     assert (perceive.learning_rate, perceive.weight_decay) == (1e-3, 0.2)
     assert (sft.betas, sft.weight_decay, sft.warmup_updates) == ((0.8, 0.9), 0.3, 7)
     assert {s.max_grad_norm for s in (rl, perceive, sft)} == {2.0}
+    assert (rl.total_updates, perceive.total_updates, sft.total_updates) == (42, config.perceive.max_steps, 11)
+    assert [s.schedule.shape for s in (rl, perceive, sft)] == ["linear", "constant", "cosine"]
