@@ -18,7 +18,7 @@ from ral_system.data.collate import TensorBatch
 from ral_system.errors import CheckpointError, SetupError
 from ral_system.models.policy import PolicyModel, PolicyOutput
 from ral_system.training import deepspeed_internals as internals
-from ral_system.training.optim import OptimSettings
+from ral_system.training.optim import OptimSettings, adamw
 
 _PREFIX = "model."
 
@@ -60,7 +60,7 @@ class DeepSpeedEngine:
             policy.model.gradient_checkpointing_enable({"use_reentrant": False})
         self._engine, *_ = deepspeed.initialize(
             model=policy,
-            model_parameters=[p for p in policy.parameters() if p.requires_grad],
+            optimizer=adamw(policy, settings),
             config=_deepspeed_config(settings, config),
             dist_init_required=False,
         )
@@ -125,15 +125,6 @@ def _deepspeed_config(settings: OptimSettings, config: DeepSpeedLearnerConfig) -
         "zero_optimization": {
             "stage": config.zero_stage,
             "stage3_gather_16bit_weights_on_model_save": True,
-        },
-        "optimizer": {
-            "type": "AdamW",
-            "params": {
-                "lr": settings.learning_rate,
-                "betas": list(settings.betas),
-                "weight_decay": settings.weight_decay,
-                "torch_adam": True,  # needs no compiled operator
-            },
         },
         "bf16": {"enabled": config.dtype == "bfloat16"},
         "data_types": {"grad_accum_dtype": "fp32"},  # unset, gradients add up in the model's dtype

@@ -5,11 +5,14 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+import torch
+
 from ral_system.config.choices import Stage
 from ral_system.config.commands import TrainConfig
 from ral_system.config.learner import LearnerConfig
 from ral_system.config.schedule import ScheduleConfig
 from ral_system.config.supervised import SupervisedConfig
+from ral_system.models.policy import PolicyModel
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +61,17 @@ class OptimSettings:
         if self.schedule.shape == "linear":
             return 1 - (1 - end) * progress
         return end + (1 - end) * (1 + math.cos(math.pi * progress)) / 2
+
+
+def adamw(policy: PolicyModel, settings: OptimSettings) -> torch.optim.AdamW:
+    """Build the optimiser of both engines. Its fused step, which CPUs and CUDA devices have, compiles nothing."""
+    return torch.optim.AdamW(
+        [p for p in policy.parameters() if p.requires_grad],
+        lr=settings.learning_rate,
+        betas=settings.betas,
+        weight_decay=settings.weight_decay,
+        fused=True,
+    )
 
 
 def optim_settings(config: TrainConfig, stage: Stage) -> OptimSettings:

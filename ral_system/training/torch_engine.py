@@ -13,7 +13,7 @@ from torch import Tensor
 from ral_system.attention.read import AttentionRead
 from ral_system.data.collate import TensorBatch
 from ral_system.models.policy import PolicyModel, PolicyOutput
-from ral_system.training.optim import OptimSettings
+from ral_system.training.optim import OptimSettings, adamw
 
 
 class TorchEngine:
@@ -28,12 +28,7 @@ class TorchEngine:
         self.policy = policy.to(device)
         self._settings = settings
         self._trained = {name: p for name, p in policy.named_parameters() if p.requires_grad}
-        self._optimizer = torch.optim.AdamW(
-            self._trained.values(),
-            lr=settings.learning_rate,
-            betas=settings.betas,
-            weight_decay=settings.weight_decay,
-        )
+        self._optimizer = adamw(policy, settings)
         self._updates = 0
 
     def forward(self, batch: TensorBatch, reads: Sequence[AttentionRead] = ()) -> PolicyOutput:
@@ -84,7 +79,6 @@ class TorchEngine:
         for name, parameter in self._trained.items():
             if f"{name}/step" in moments:
                 self._optimizer.state[parameter] = {
-                    key: moments[f"{name}/{key}"].to("cpu" if key == "step" else self.device)
-                    for key in ("step", "exp_avg", "exp_avg_sq")
+                    key: moments[f"{name}/{key}"].to(self.device) for key in ("step", "exp_avg", "exp_avg_sq")
                 }
         self._updates = json.loads((folder / "engine.json").read_text())["updates"]
