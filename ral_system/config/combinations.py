@@ -11,7 +11,7 @@ from types import UnionType
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
 from ral_system.config.algorithm import AlgorithmConfig, ResponseConfig
-from ral_system.config.base import Group
+from ral_system.config.base import Group, without_effect
 from ral_system.config.checkpoint import CheckpointConfig
 from ral_system.config.choices import Stage
 from ral_system.config.cluster import ClusterConfig
@@ -24,6 +24,7 @@ from ral_system.config.evaluation import (
     SweepConfig,
 )
 from ral_system.config.learner import LearnerConfig
+from ral_system.config.model import ModelConfig
 from ral_system.config.reward import RewardConfig
 from ral_system.config.rollout import RolloutConfig
 from ral_system.config.supervised import SupervisedConfig
@@ -51,6 +52,7 @@ def problems(config: Group) -> Iterator[str]:
         lengths_agree,
         batches_divide_over_ranks,
         rates_fall_to_an_end,
+        frozen_parts_have_no_rate,
         engines_fit_the_cluster,
         gate_fits_the_dtypes,
     )
@@ -260,6 +262,19 @@ def rates_fall_to_an_end(learner: LearnerConfig, perceive: SupervisedConfig, sft
     """Check that the learning rate of every stage has an end if it falls, and only then."""
     for stage, group in (("learner", learner), ("perceive", perceive), ("sft", sft)):
         yield from group.schedule.problems_at(f"{stage}.schedule")
+
+
+def frozen_parts_have_no_rate(model: ModelConfig, learner: LearnerConfig) -> Iterator[str]:
+    """Check that the factors on learning rates are of parts that train."""
+    if model.freeze_vision:
+        yield from without_effect(
+            learner.rate_factors,
+            "learner.rate_factors",
+            "model.freeze_vision=true",
+            "set model.freeze_vision to false",
+            vision=1.0,
+            projector=1.0,
+        )
 
 
 def engines_fit_the_cluster(cluster: ClusterConfig, learner: LearnerConfig, rollout: RolloutConfig) -> Iterator[str]:

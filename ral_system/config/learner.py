@@ -21,6 +21,24 @@ class ForwardConfig(Group):
     dtype: Dtype
 
 
+class RateFactorsConfig(Group):
+    """Factors on the learning rates of every stage, for parts of the model; the text model's factor is 1."""
+
+    vision: NonNegativeFloat
+    """Vision encoder, without the projector."""
+    projector: NonNegativeFloat
+    """Modules between vision encoder and text model."""
+
+    def problems(self) -> Iterator[str]:
+        """Refuse factors that freeze a part, which is said elsewhere."""
+        for field, factor in self:
+            if factor == 0:
+                yield (
+                    f"learner.rate_factors.{field}=0 leaves weights as they are and computes their gradients; set "
+                    "model.freeze_vision=true, which freezes vision encoder and projector, or a factor above 0"
+                )
+
+
 class LearnerGroup(ForwardConfig):
     """What both engines read."""
 
@@ -33,6 +51,7 @@ class LearnerGroup(ForwardConfig):
     warmup_updates: NonNegative
     """Optimiser updates over which the learning rate rises linearly."""
     schedule: ScheduleConfig
+    rate_factors: RateFactorsConfig
 
 
 class TorchLearnerConfig(LearnerGroup):

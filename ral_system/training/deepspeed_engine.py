@@ -18,7 +18,7 @@ from ral_system.data.collate import TensorBatch
 from ral_system.errors import CheckpointError, SetupError
 from ral_system.models.policy import PolicyModel, PolicyOutput
 from ral_system.training import deepspeed_internals as internals
-from ral_system.training.optim import OptimSettings, adamw
+from ral_system.training.optim import OptimSettings, adamw, parameter_groups, set_rates
 
 _PREFIX = "model."
 
@@ -58,9 +58,10 @@ class DeepSpeedEngine:
         self._updates = 0
         if config.gradient_checkpointing:
             policy.model.gradient_checkpointing_enable({"use_reentrant": False})
+        self._groups = parameter_groups(policy, settings.rate_factors)
         self._engine, *_ = deepspeed.initialize(
             model=policy,
-            optimizer=adamw(policy, settings),
+            optimizer=adamw(self._groups, settings),
             config=_deepspeed_config(settings, config),
             dist_init_required=False,
         )
@@ -76,8 +77,7 @@ class DeepSpeedEngine:
         self._engine.backward(loss * torch.distributed.get_world_size(), scale_wrt_gas=False)
 
     def step(self) -> float:
-        for group in self._engine.optimizer.param_groups:
-            group["lr"] = self._settings.rate(self._updates)
+        set_rates(self._engine.optimizer, self._groups, self._settings.rate(self._updates))
         gradients = [p.grad for p in self.policy.parameters() if p.grad is not None] if self._zero_stage == 0 else []
         norm = torch.nn.utils.get_total_norm(gradients)  # DeepSpeed clips by it without ZeRO, but does not tell it
         self._engine.step()

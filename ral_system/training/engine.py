@@ -33,7 +33,7 @@ class Engine(Protocol):
         ...
 
     def learning_rate(self) -> float:
-        """Learning rate of the last `step`."""
+        """Text model's learning rate at the last `step`."""
         ...
 
     def sum_over_ranks(self, values: Tensor) -> Tensor:

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
+from torch import nn
 
 from ral_system.config.choices import Stage
 from ral_system.config.commands import TrainConfig
-from ral_system.config.learner import LearnerConfig
+from ral_system.config.learner import LearnerConfig, RateFactorsConfig
 from ral_system.config.schedule import ScheduleConfig
 from ral_system.config.supervised import SupervisedConfig
 from ral_system.models.policy import PolicyModel
@@ -20,7 +23,8 @@ class OptimSettings:
     """AdamW with linear warm-up, then a constant rate or a fall to a share of it.
 
     Example: `OptimSettings(1e-3, betas=(0.9, 0.99), weight_decay=0.0, max_grad_norm=1.0, warmup_updates=20,
-    schedule=ScheduleConfig(shape="cosine", end=0.1), total_updates=400)`
+    schedule=ScheduleConfig(shape="cosine", end=0.1), total_updates=400, rate_factors=RateFactorsConfig(vision=0.1,
+    projector=1.0))`
     """
 
     learning_rate: float
@@ -31,9 +35,10 @@ class OptimSettings:
     schedule: ScheduleConfig
     total_updates: int
     """Optimiser updates until the stage's last step; a supervised stage may end earlier."""
+    rate_factors: RateFactorsConfig
 
     def rate(self, update: int) -> float:
-        """Return the learning rate of the `update`-th of T optimiser updates, counted from 0.
+        """Return the text model's learning rate at the `update`-th of T optimiser updates, counted from 0.
 
         With W = max(1, warmup_updates), progress p = max(0, update + 1 - W) / (T - W) and e = `schedule.end`:
 
@@ -63,15 +68,43 @@ class OptimSettings:
         return end + (1 - end) * (1 + math.cos(math.pi * progress)) / 2
 
 
-def adamw(policy: PolicyModel, settings: OptimSettings) -> torch.optim.AdamW:
+@dataclass(frozen=True, slots=True)
+class ParameterGroup:
+    """Trained parameters whose learning rates have the same factor."""
+
+    rate_factor: float
+    parameters: list[nn.Parameter]
+
+
+def parameter_groups(policy: PolicyModel, factors: RateFactorsConfig) -> list[ParameterGroup]:
+    """Group the trained parameters by the factor on their learning rate; parts with equal factors share a group."""
+    model, family = policy.model, policy.family
+    factor_of = dict.fromkeys(family.vision_encoder(model).parameters(), factors.vision)
+    for module in family.projector(model):  # which may be in the vision encoder
+        factor_of |= dict.fromkeys(module.parameters(), factors.projector)
+    groups: dict[float, ParameterGroup] = {}
+    for parameter in policy.parameters():
+        if parameter.requires_grad:
+            factor = factor_of.get(parameter, 1.0)
+            groups.setdefault(factor, ParameterGroup(factor, [])).parameters.append(parameter)
+    return list(groups.values())
+
+
+def adamw(groups: Sequence[ParameterGroup], settings: OptimSettings) -> torch.optim.AdamW:
     """Build the optimiser of both engines. Its fused step, which CPUs and CUDA devices have, compiles nothing."""
     return torch.optim.AdamW(
-        [p for p in policy.parameters() if p.requires_grad],
+        [{"params": group.parameters} for group in groups],
         lr=settings.learning_rate,
         betas=settings.betas,
         weight_decay=settings.weight_decay,
         fused=True,
     )
+
+
+def set_rates(optimizer: Any, groups: Sequence[ParameterGroup], rate: float) -> None:
+    """Give every group of an optimiser, or of DeepSpeed's around it, its share of the text model's learning rate."""
+    for of_optimizer, group in zip(optimizer.param_groups, groups, strict=True):
+        of_optimizer["lr"] = rate * group.rate_factor
 
 
 def optim_settings(config: TrainConfig, stage: Stage) -> OptimSettings:
@@ -89,4 +122,5 @@ def optim_settings(config: TrainConfig, stage: Stage) -> OptimSettings:
         warmup_updates=source.warmup_updates,
         schedule=source.schedule,
         total_updates=total,
+        rate_factors=config.learner.rate_factors,
     )

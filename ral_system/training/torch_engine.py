@@ -13,7 +13,7 @@ from torch import Tensor
 from ral_system.attention.read import AttentionRead
 from ral_system.data.collate import TensorBatch
 from ral_system.models.policy import PolicyModel, PolicyOutput
-from ral_system.training.optim import OptimSettings, adamw
+from ral_system.training.optim import OptimSettings, adamw, parameter_groups, set_rates
 
 
 class TorchEngine:
@@ -28,7 +28,8 @@ class TorchEngine:
         self.policy = policy.to(device)
         self._settings = settings
         self._trained = {name: p for name, p in policy.named_parameters() if p.requires_grad}
-        self._optimizer = adamw(policy, settings)
+        self._groups = parameter_groups(policy, settings.rate_factors)
+        self._optimizer = adamw(self._groups, settings)
         self._updates = 0
 
     def forward(self, batch: TensorBatch, reads: Sequence[AttentionRead] = ()) -> PolicyOutput:
@@ -39,8 +40,7 @@ class TorchEngine:
 
     def step(self) -> float:
         norm = torch.nn.utils.clip_grad_norm_(self._trained.values(), self._settings.max_grad_norm)
-        for group in self._optimizer.param_groups:
-            group["lr"] = self._settings.rate(self._updates)
+        set_rates(self._optimizer, self._groups, self._settings.rate(self._updates))
         self._optimizer.step()
         self._optimizer.zero_grad(set_to_none=True)
         self._updates += 1

@@ -164,6 +164,7 @@ def task(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path, media: Any,
     settings = (
         "learner.learning_rate=1e-3",
         "learner.warmup_updates=4",
+        "learner.rate_factors={vision: 0.5, projector: 2}",
         "learner.max_grad_norm=0.5",  # gradients are larger: clipping takes part
         "algorithm.attention.weight=5",
         "algorithm.attention.anchor=ema",  # at the first scoring the policy itself

@@ -130,6 +130,21 @@ SETTINGS: dict[str, tuple[dict[str, Any], list[str]]] = {
         )
         for group in ("learner", "perceive", "sft")
     },
+    **{
+        f"no rate at all for the {part}": (
+            {f"learner.rate_factors.{part}": 0.0},
+            [f"learner.rate_factors.{part}=0 leaves weights as they are", "set model.freeze_vision=true"],
+        )
+        for part in ("vision", "projector")
+    },
+    "rates of frozen parts": (
+        {"model.freeze_vision": True, "learner.rate_factors": {"vision": 0.1, "projector": 2.0}},
+        [
+            "learner.rate_factors.vision=0.1 has no effect with model.freeze_vision=true",
+            "learner.rate_factors.projector=2.0 has no effect with model.freeze_vision=true; set model.freeze_vision "
+            "to false, or set projector to 1.0",
+        ],
+    ),
     "a rate that falls to nothing known": (
         {"sft.schedule.shape": "cosine"},
         ["sft.schedule.end=null: sft.schedule.shape=cosine needs the share", "set end to 0.1"],

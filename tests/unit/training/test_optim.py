@@ -1,16 +1,20 @@
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from torch import nn
 
 from ral_system.config.commands import TrainConfig
+from ral_system.config.learner import RateFactorsConfig
 from ral_system.config.schedule import ScheduleConfig
-from ral_system.training.optim import OptimSettings, optim_settings
+from ral_system.training.optim import OptimSettings, optim_settings, parameter_groups
 
 
 def settings(shape: Any = "constant", end: float | None = None, *, warmup: int, total: int) -> OptimSettings:
     schedule = ScheduleConfig(shape=shape, end=end)
-    return OptimSettings(1e-3, (0.9, 0.99), 0.0, 1.0, warmup_updates=warmup, schedule=schedule, total_updates=total)
+    factors = RateFactorsConfig(vision=1.0, projector=1.0)
+    return OptimSettings(1e-3, (0.9, 0.99), 0.0, 1.0, warmup, schedule, total, factors)
 
 
 def rates(settings: OptimSettings, updates: int | None = None) -> list[float]:
@@ -52,6 +56,29 @@ def test_a_longer_run_has_the_rates_of_the_longer_schedule() -> None:
     short, long = (settings("linear", 0.0, warmup=0, total=total) for total in (5, 9))
     assert 1e3 * short.rate(4) == 0
     assert 1e3 * long.rate(4) == pytest.approx(0.5)
+
+
+def test_parameters_are_grouped_by_the_factor_of_their_part() -> None:
+    model = nn.ModuleDict({name: nn.Linear(1, 1) for name in ("text", "vision", "projector", "frozen")})
+    model["vision"].register_module("inner", nn.Linear(1, 1))
+    model["frozen"].requires_grad_(False)
+    policy: Any = nn.Module()
+    policy.model = model
+    policy.family = SimpleNamespace(vision_encoder=lambda m: m["vision"], projector=lambda m: [m["projector"]])
+
+    def grouped(vision: float, projector: float) -> dict[float, list[str]]:
+        groups = parameter_groups(policy, RateFactorsConfig(vision=vision, projector=projector))
+        names = {parameter: name for name, parameter in model.named_parameters()}
+        return {group.rate_factor: [names[p] for p in group.parameters] for group in groups}
+
+    text, vision, inner, projector = (
+        [f"{name}.weight", f"{name}.bias"] for name in ("text", "vision", "vision.inner", "projector")
+    )
+    assert grouped(0.1, 3.0) == {1.0: text, 0.1: vision + inner, 3.0: projector}
+    assert grouped(0.1, 0.1) == {1.0: text, 0.1: vision + inner + projector}
+    assert grouped(1.0, 1.0) == {1.0: text + vision + inner + projector}
+    policy.family.projector = lambda m: [m["vision"].inner]
+    assert grouped(0.1, 3.0) == {1.0: text + projector, 0.1: vision, 3.0: inner}
 
 
 def test_every_stage_has_its_own_settings(make_config: Callable[..., TrainConfig]) -> None:

@@ -7,6 +7,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from ral_system.config.choices import Stage
 from ral_system.media.store import MediaStore
 from ral_system.training.learner_rank import LearnerRank
 from ral_system.training.plan import plan_updates
@@ -25,6 +26,33 @@ def tied_model(tiny_model: Path, tmp_path: Path) -> Path:
     del weights["lm_head.weight"]
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
     return folder
+
+
+@pytest.mark.parametrize(("stage", "group"), [("sft", "sft"), ("rl", "learner")])
+def test_every_part_of_the_model_steps_at_its_rate(
+    stage: Stage, group: str, tiny_model: Path, media: MediaStore, rl_samples: list[Sample], make_config: Callable
+) -> None:
+    """Adam's first step is the rate times the gradient's sign, for all but tiny gradients."""
+    plan, steps = plan_updates(rl_samples, updates=1, world_size=1, micro_batch=6), []
+    for factors in ("{vision: 1, projector: 1}", "{vision: 0.25, projector: 4}"):
+        rates = (f"{group}.learning_rate=1e-3", f"{group}.warmup_updates=0", f"learner.rate_factors={factors}")
+        rank = LearnerRank(make_config(*rates), tiny_model, media, 0, 1, stage)
+        parameters = dict(rank._engine.policy.named_parameters())
+        before = {name: p.detach().clone() for name, p in parameters.items()}
+        if stage == "sft":
+            metrics = rank.fit(plan.updates[0])
+        else:
+            scores = rank.score(plan)
+            metrics = rank.update(plan.updates[0], scores, scores)
+        assert metrics["learner/learning_rate"] == 1e-3  # the text model's
+        steps.append({name: p.detach() - before[name] for name, p in parameters.items()})
+    seen = set()
+    for name, step in steps[0].items():
+        factor = 4.0 if ".visual.merger." in name else 0.25 if ".visual." in name else 1.0
+        assert step.abs().max() == pytest.approx(1e-3, rel=1e-2), name
+        assert torch.allclose(steps[1][name], factor * step, rtol=1e-3, atol=1e-7), name
+        seen.add(factor)
+    assert seen == {0.25, 1.0, 4.0}
 
 
 def test_tied_weights_are_saved_once_and_loaded_tied(
