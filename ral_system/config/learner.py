@@ -73,9 +73,24 @@ class DeepSpeedLearnerConfig(LearnerGroup):
 
     engine: Literal["deepspeed"]
     zero_stage: Literal[0, 1, 2, 3]
+    """What ranks share: 0 nothing, 1 the optimiser's state, 2 also gradients, 3 also parameters."""
+    offload: Annotated[Literal["none", "optimizer", "optimizer_and_parameters"], Resumable]
+    """What host memory holds instead of the device's: from ZeRO 1 on the optimiser's state, which the CPU then steps,
+    and with ZeRO 3 also the parameters that no layer is computing with."""
 
     def problems(self) -> Iterator[str]:
-        """Refuse gradients that would be added up in bfloat16."""
+        """Refuse gradients that would be added up in bfloat16, and offloading of what ranks do not share."""
+        if self.offload == "optimizer" and self.zero_stage == 0:
+            yield (
+                "learner.offload=optimizer needs an optimiser that ranks share, and with learner.zero_stage=0 each has "
+                "a whole one; set learner.zero_stage to 1, 2 or 3, or learner.offload=none"
+            )
+        if self.offload == "optimizer_and_parameters" and self.zero_stage < 3:
+            yield (
+                "learner.offload=optimizer_and_parameters needs parameters that ranks share, and with "
+                f"learner.zero_stage={self.zero_stage} each has all of them; set learner.zero_stage=3"
+                f"{', or learner.offload=optimizer' if self.zero_stage else ', or learner.offload=none'}"
+            )
         # ZeRO 0 of DeepSpeed 0.19 refuses float32 sums of bfloat16 gradients, and its ZeRO 1 counts them several times.
         if self.dtype == "bfloat16" and self.zero_stage < 2:
             yield (

@@ -43,5 +43,5 @@ class WeightAverage:
 
     def load(self, file: Path) -> None:
         """Continue from `save`."""
-        device = next(iter(self._average.values())).device
-        self._average = load_file(file, device=str(device))
+        for name, average in load_file(file).items():
+            self._average[name].copy_(average)  # some may be in host memory, others not

@@ -118,6 +118,12 @@ class DeepSpeedEngine:
 
 
 def _deepspeed_config(settings: OptimSettings, config: DeepSpeedLearnerConfig) -> dict[str, Any]:
+    host = {"device": "cpu"}
+    offloaded = {
+        "none": {},
+        "optimizer": {"offload_optimizer": host},
+        "optimizer_and_parameters": {"offload_optimizer": host, "offload_param": host},
+    }
     return {
         "train_micro_batch_size_per_gpu": 1,  # counts nothing: shares of the loss carry their own denominators
         "gradient_accumulation_steps": 1,  # boundaries are set by hand, update by update
@@ -125,7 +131,9 @@ def _deepspeed_config(settings: OptimSettings, config: DeepSpeedLearnerConfig) -
         "zero_optimization": {
             "stage": config.zero_stage,
             "stage3_gather_16bit_weights_on_model_save": True,
+            **offloaded[config.offload],
         },
+        "zero_force_ds_cpu_optimizer": False,  # that is a compiled operator; ours steps in host memory as well
         "bf16": {"enabled": config.dtype == "bfloat16"},
         "data_types": {"grad_accum_dtype": "fp32"},  # unset, gradients add up in the model's dtype
         "steps_per_print": 1 << 30,

@@ -21,14 +21,22 @@ from tests.system.ranks import become_rank, run_ranks
 pytestmark = pytest.mark.system
 
 UPDATES = 3
-CASES = {  # (ZeRO stage, tokens a pass); 6 prompts of 2 responses over 3 updates
-    1: [(0, 400), (0, 1), (1, 400), (1, 1), (2, 400), (2, 1), (3, 400), (3, 1)],
-    2: [(0, 200), (2, 1), (3, 200), (3, 1)],
+Case = tuple[int, int, str]
+ALL_OF_IT = "optimizer_and_parameters"
+CASES: dict[int, list[Case]] = {  # (ZeRO stage, tokens a pass, offload); 6 prompts of 2 responses over 3 updates
+    1: [(stage, max_tokens, "none") for stage in (0, 1, 2, 3) for max_tokens in (400, 1)],
+    2: [
+        *[(0, 200, "none"), (2, 1, "none"), (3, 200, "none"), (3, 1, "none")],
+        *[(1, 200, "optimizer"), (2, 200, "optimizer"), (3, 1, "optimizer"), (3, 1, ALL_OF_IT)],
+    ],
 }
-ALWAYS = {1: [(0, 400), (3, 1)], 2: [(0, 200), (2, 1), (3, 200)]}
+ALWAYS = {
+    1: [(0, 400, "none"), (3, 1, "none")],
+    2: [(0, 200, "none"), (2, 1, "none"), (3, 200, "none"), (2, 200, "optimizer"), (3, 1, ALL_OF_IT)],
+}
 """Cases that `make test` goes through; the others are long."""
-LOSSES_AT = (0, 3)
-"""ZeRO stages at which every policy loss is tried."""
+LOSSES_AT = ((0, "none"), (3, "none"))
+"""ZeRO stages and offloads at which every policy loss is tried."""
 
 
 def test_a_meeting_point_in_use_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -60,9 +68,12 @@ class Planted:
         return Path.touch, (self.trace,)
 
 
-def train(task: Path, rank: int, world_size: int, engine: str, stage: int, max_tokens: int) -> dict[str, Any]:
+def train(
+    task: Path, rank: int, world_size: int, engine: str, stage: int, max_tokens: int, offload: str = "none"
+) -> dict[str, Any]:
     """Two updates, save, a third; load, and the third again; then one with every policy loss, and a batch that several
-    versions made. Metrics, and the published weights at each point.
+    versions made. With offload, the third once more by an engine without it, and by this one from that one's state.
+    Metrics, and the published weights at each point.
     """
     import torch
 
@@ -74,19 +85,22 @@ def train(task: Path, rank: int, world_size: int, engine: str, stage: int, max_t
     folders = json.loads((task / "folders.json").read_text())
     config = TrainConfig.model_validate_json((task / "config.json").read_text())
     learner = {"engine": engine, "max_tokens": max_tokens, "world_size": world_size}
-    learner |= {"zero_stage": stage} if engine == "deepspeed" else {}
-    config = TrainConfig.model_validate(config.model_dump() | {"learner": config.learner.model_dump() | learner})
+    learner |= {"zero_stage": stage, "offload": offload} if engine == "deepspeed" else {}
     samples = pickle.loads((task / "samples.pickle").read_bytes())  # noqa: S301 (this test wrote it)
-    trained = LearnerRank(config, Path(folders["model"]), MediaStore(Path(folders["media"])), rank, world_size, "rl")
+
+    def start(settings: dict[str, Any]) -> LearnerRank:
+        whole = config.model_dump() | {"learner": config.learner.model_dump() | settings}
+        model, media = Path(folders["model"]), MediaStore(Path(folders["media"]))
+        return LearnerRank(TrainConfig.model_validate(whole), model, media, rank, world_size, "rl")
 
     def planned(samples: list[Sample]) -> TrainPlan:
         return plan_updates(samples, updates=UPDATES, world_size=world_size, max_tokens=max_tokens)
 
-    plan = planned(samples)
+    plan, trained = planned(samples), start(learner)
     trained.publish(0)
     scores = trained.score(plan)
     metrics = [trained.update(update, scores, scores) for update in plan.updates[:2]]
-    saved = task / f"{engine}_{world_size}_{stage}_{max_tokens}"
+    saved = task / f"{engine}_{world_size}_{stage}_{max_tokens}_{offload}"
     middle = trained.publish(2)
     trained.save(saved)
     metrics.append(trained.update(plan.updates[2], scores, scores))
@@ -104,7 +118,18 @@ def train(task: Path, rank: int, world_size: int, engine: str, stage: int, max_t
     )
     off_policy = planned(pickle.loads((task / "mismatched.pickle").read_bytes()))  # noqa: S301
     losses, points = {}, {"middle": middle, "last": last, "reloaded": reloaded, "again": again}
-    for i, loss in enumerate(sorted(task.glob("loss_*.json")) if stage in LOSSES_AT else ()):
+    on_host, moved = None, []
+    if offload != "none":
+        inner = trained._engine._engine  # type: ignore[attr-defined]
+        on_host = (inner.zero_use_cpu_optimizer(), getattr(inner.optimizer, "offload_param", False))
+        on_device = start(learner | {"offload": "none"})
+        on_device.load(saved)
+        on_device.save(task / f"moved_{saved.name}")
+        trained.load(task / f"moved_{saved.name}")
+        for learner_rank in (on_device, trained):
+            third = learner_rank.update(plan.updates[2], scores, scores)
+            moved.append((third, learner_rank.publish(3)))
+    for i, loss in enumerate(sorted(task.glob("loss_*.json")) if (stage, offload) in LOSSES_AT else ()):
         trained.load(saved)
         trained._config = TrainConfig.model_validate_json(loss.read_text())
         losses[loss.stem] = trained.update(off_policy.updates[i % UPDATES], scores, scores)
@@ -128,6 +153,8 @@ def train(task: Path, rank: int, world_size: int, engine: str, stage: int, max_t
         "old_rows": {id: s.attention[0].values for id, s in scores.items()},
         "averaged_rows": {id: s.attention[0].values for id, s in averaged.items()},
         "weights": {name: None if w is None else dict(w.arrays) for name, w in points.items()},
+        "on_host": on_host,
+        "moved": [(metrics, None if w is None else dict(w.arrays)) for metrics, w in moved],
         "refusals": refusals,
         "files": sorted(f.name for f in (saved / "state").glob("*.pt")),
     }
@@ -207,7 +234,7 @@ def expected(task: Path) -> dict[str, Any]:
 
 
 @pytest.fixture(scope="module")
-def worlds(task: Path, request: pytest.FixtureRequest) -> dict[int, dict[tuple[int, int], dict[str, Any]]]:
+def worlds(task: Path, request: pytest.FixtureRequest) -> dict[int, dict[Case, dict[str, Any]]]:
     """Results by world size, of the configurations that the chosen tests are about."""
     found = {}
     chosen = {_asked(item) for item in request.session.items if item.path == Path(__file__)}
@@ -221,36 +248,33 @@ def worlds(task: Path, request: pytest.FixtureRequest) -> dict[int, dict[tuple[i
     return found
 
 
-def _asked(item: Any) -> tuple[int, tuple[int, int]] | None:
+def _asked(item: Any) -> tuple[int, Case] | None:
     """World size and case that a test is about."""
     parameters = item.callspec.params if hasattr(item, "callspec") else {}
-    if "case" in parameters:
-        return 1, parameters["case"]
-    return (parameters["world_size"], (parameters["stage"], parameters["max_tokens"])) if parameters else None
+    return (parameters["world_size"], parameters["case"]) if parameters else None
 
 
-def _long_unless(always: bool) -> Any:
-    return () if always else pytest.mark.long
+def _parameter(world_size: int, case: Case) -> Any:
+    marks = () if case in ALWAYS[world_size] else pytest.mark.long
+    return pytest.param(world_size, case, marks=marks, id="-".join(map(str, (world_size, *case))))
 
 
-ALL = [
-    pytest.param(world_size, *case, marks=_long_unless(case in ALWAYS[world_size]))
-    for world_size, cases in CASES.items()
-    for case in cases
-]
+ALL = [_parameter(world_size, case) for world_size, cases in CASES.items() for case in cases]
+ALONE = [_parameter(1, case) for case in CASES[1]]
+OFFLOADED = [_parameter(2, case) for case in CASES[2] if case[2] != "none"]
 
 
-@pytest.mark.parametrize(("world_size", "stage", "max_tokens"), ALL)
+@pytest.mark.parametrize(("world_size", "case"), ALL)
 def test_trains_as_the_torch_engine(
-    task: Path, worlds: dict, expected: dict[str, Any], world_size: int, stage: int, max_tokens: int
+    task: Path, worlds: dict, expected: dict[str, Any], world_size: int, case: Case
 ) -> None:
-    found = worlds[world_size][stage, max_tokens]
+    (stage, _, offload), found = case, worlds[world_size][case]
     for which, apart in (("log_probs", 2e-6), ("mixed_log_probs", 1e-5)):
         for id, log_probs in found[which].items():
             assert np.allclose(log_probs, expected[which][id], atol=apart), (which, id)
     assert len(expected["losses"]) == len(list(task.glob("loss_*.json"))) >= 12
     assert len({metrics["policy/loss"] for metrics in expected["losses"].values()}) >= 9  # three differ in bounds alone
-    assert found["losses"].keys() == (expected["losses"].keys() if stage in LOSSES_AT else set())
+    assert found["losses"].keys() == (expected["losses"].keys() if (stage, offload) in LOSSES_AT else set())
     for loss, ours in found["losses"].items():
         assert ours == pytest.approx(expected["losses"][loss], rel=5e-5, abs=3e-6), loss
     assert expected["metrics"][0]["learner/grad_norm"] > 0.5
@@ -274,9 +298,9 @@ def test_trains_as_the_torch_engine(
             assert distance <= bound * norms[name], (point, name)
 
 
-@pytest.mark.parametrize(("world_size", "stage", "max_tokens"), ALL)
-def test_continues_from_what_it_saved(worlds: dict, world_size: int, stage: int, max_tokens: int) -> None:
-    found = worlds[world_size][stage, max_tokens]
+@pytest.mark.parametrize(("world_size", "case"), ALL)
+def test_continues_from_what_it_saved(worlds: dict, world_size: int, case: Case) -> None:
+    found = worlds[world_size][case]
     assert found["metrics"][3] == found["metrics"][2]
     for before, after in (("middle", "reloaded"), ("last", "again")):
         for name, array in found["weights"][before].items():
@@ -287,22 +311,31 @@ def test_continues_from_what_it_saved(worlds: dict, world_size: int, stage: int,
     assert len(moved) == len(found["weights"]["middle"])  # so that loading had something to undo
 
 
-@pytest.mark.parametrize(("world_size", "stage", "max_tokens"), ALL)
-def test_saves_a_model_that_transformers_loads(
-    task: Path, worlds: dict, world_size: int, stage: int, max_tokens: int
-) -> None:
+@pytest.mark.parametrize(("world_size", "case"), ALL)
+def test_saves_a_model_that_transformers_loads(task: Path, worlds: dict, world_size: int, case: Case) -> None:
     from ral_system.models.loading import load_model
 
-    found = worlds[world_size][stage, max_tokens]
-    model = load_model(task / f"model_deepspeed_{world_size}_{stage}_{max_tokens}", dtype="float32")
+    found = worlds[world_size][case]
+    model = load_model(task / "model_deepspeed_{}_{}_{}_{}".format(world_size, *case), dtype="float32")
     state = model.state_dict()
     assert state.keys() == found["weights"]["again"].keys()
     assert all(np.array_equal(state[name].numpy(), array) for name, array in found["weights"]["again"].items())
 
 
-@pytest.mark.parametrize("case", [pytest.param(case, marks=_long_unless(case in ALWAYS[1])) for case in CASES[1]])
-def test_a_checkpoint_is_read_without_unpickling_objects(task: Path, worlds: dict, case: tuple[int, int]) -> None:
-    found = worlds[1][case]
+@pytest.mark.parametrize(("world_size", "case"), OFFLOADED)
+def test_a_run_continues_with_and_without_offload(worlds: dict, world_size: int, case: Case) -> None:
+    found = worlds[world_size][case]
+    assert found["on_host"] == (True, case[2] == ALL_OF_IT)
+    assert len(found["moved"]) == 2
+    for metrics, weights in found["moved"]:
+        assert metrics == pytest.approx(found["metrics"][2], rel=1e-6)
+        for name, array in found["weights"]["last"].items():
+            assert np.allclose(weights[name], array, rtol=0, atol=1e-7), name
+
+
+@pytest.mark.parametrize(("world_size", "case"), ALONE)
+def test_a_checkpoint_is_read_without_unpickling_objects(task: Path, worlds: dict, world_size: int, case: Case) -> None:
+    found = worlds[world_size][case]
     assert found["files"]
     assert found["refusals"] == [(name, True) for name in found["files"]]
     assert not (task / "trace").exists()

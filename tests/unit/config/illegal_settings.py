@@ -188,6 +188,18 @@ SETTINGS: dict[str, tuple[dict[str, Any], list[str]]] = {
         {"learner.dtype": "bfloat16", "learner.zero_stage": 1, "rollout.log_prob_gate.token": 2.0},
         ["learner.zero_stage=1", "learner.dtype=bfloat16", "zero_stage to 2 or 3"],
     ),
+    "an optimiser that ranks do not share, in host memory": (
+        {"learner.offload": "optimizer", "learner.zero_stage": 0},
+        ["learner.offload=optimizer", "learner.zero_stage=0", "set learner.zero_stage to 1, 2 or 3"],
+    ),
+    "parameters that ranks do not share, in host memory": (
+        {"learner.offload": "optimizer_and_parameters", "learner.zero_stage": 2},
+        ["learner.zero_stage=2 each has all of them; set learner.zero_stage=3, or learner.offload=optimizer"],
+    ),
+    "a model that ranks do not share, in host memory": (
+        {"learner.offload": "optimizer_and_parameters", "learner.zero_stage": 0},
+        ["learner.zero_stage=0 each has all of them; set learner.zero_stage=3, or learner.offload=none"],
+    ),
     "bfloat16 in the torch engine": (
         {"learner": TORCH | {"dtype": "bfloat16"}, "rollout.log_prob_gate.token": 2.0},
         ["learner.engine=torch", "learner.dtype=bfloat16", "choose learner=deepspeed", "learner.dtype=float32"],
