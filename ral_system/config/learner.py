@@ -22,7 +22,9 @@ class ForwardConfig(Group):
 
 
 class RateFactorsConfig(Group):
-    """Factors on the learning rates of every stage, for parts of the model; the text model's factor is 1."""
+    """Factors on the learning rates of every stage, for parts of the model; the text model's factor is 1. Weight decay
+    scales with the rate.
+    """
 
     vision: NonNegativeFloat
     """Vision encoder, without the projector."""

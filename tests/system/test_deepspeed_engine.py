@@ -21,7 +21,6 @@ from tests.system.ranks import become_rank, run_ranks
 pytestmark = pytest.mark.system
 
 UPDATES = 3
-Case = tuple[int, int, str]
 ALL_OF_IT = "optimizer_and_parameters"
 CASES: dict[int, list[Case]] = {  # (ZeRO stage, tokens a pass, offload); 6 prompts of 2 responses over 3 updates
     1: [(stage, max_tokens, "none") for stage in (0, 1, 2, 3) for max_tokens in (400, 1)],
