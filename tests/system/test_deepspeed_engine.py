@@ -21,8 +21,10 @@ from tests.system.ranks import become_rank, run_ranks
 pytestmark = pytest.mark.system
 
 UPDATES = 3
+Case = tuple[int, int, str]
+"""ZeRO stage, tokens a pass and offload."""
 ALL_OF_IT = "optimizer_and_parameters"
-CASES: dict[int, list[Case]] = {  # (ZeRO stage, tokens a pass, offload); 6 prompts of 2 responses over 3 updates
+CASES: dict[int, list[Case]] = {  # 6 prompts of 2 responses over 3 updates
     1: [(stage, max_tokens, "none") for stage in (0, 1, 2, 3) for max_tokens in (400, 1)],
     2: [
         *[(0, 200, "none"), (2, 1, "none"), (3, 200, "none"), (3, 1, "none")],
