@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -162,13 +163,15 @@ def policy_loss(
 
 def statistics_by_sign(samples: MicroBatch, behaviour: Scores) -> dict[str, tuple[Tensor, Tensor]]:
     """Sums over the old policy's attention rows and numbers of rows: of all, of samples with A > 0, and with A < 0."""
-    totals = {f"attention/{name}{suffix}": torch.zeros(2) for name in STATISTICS for suffix in _SIGNS}
+    totals = {f"attention/{name}{suffix}": [0.0, 0] for name in STATISTICS for suffix in _SIGNS}
     for sample in samples:
+        signs = [suffix for suffix, belongs in _SIGNS.items() if belongs(sample.advantage)]
         for name, row in behaviour[sample.id].row_statistics.items():
-            for suffix, belongs in _SIGNS.items():
-                if belongs(sample.advantage):
-                    totals[f"attention/{name}{suffix}"] += torch.tensor([float(row.sum()), float(len(row))])
-    return {name: (total[0], total[1]) for name, total in totals.items()}
+            total = float(row.sum(dtype=np.float64))
+            for suffix in signs:
+                so_far = totals[f"attention/{name}{suffix}"]
+                so_far[0], so_far[1] = so_far[0] + total, so_far[1] + len(row)
+    return {name: (torch.tensor(total), torch.tensor(float(count))) for name, (total, count) in totals.items()}
 
 
 def divergence_by_sign(divergence_BR: Tensor, rows_BR: Tensor, samples: MicroBatch) -> dict[str, tuple[Tensor, Tensor]]:
