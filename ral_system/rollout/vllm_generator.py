@@ -120,17 +120,20 @@ class VllmEngine:
         """
         waiting = ((prompt, index) for prompt in prompts for index in range(sampling.completions))
         running: dict[str, tuple[Prompt, int]] = {}
+        inputs: dict[str, Any] = {}  # the latest prompt, processed once for all its completions
         restarts: Counter[str] = Counter()
         engine = self._llm.llm_engine
         with self._handover.generating(), self._aborting(running):
             while True:
-                if self._handover.take() and self._on_new_weights == "discard":
-                    engine.abort_request(list(running))
-                    restarts.update(running.keys())
-                    for prompt, index in running.values():
-                        self._submit(prompt, index, sampling)
+                if self._handover.take():
+                    inputs.clear()  # the engine has dropped its copies of their media
+                    if self._on_new_weights == "discard":
+                        engine.abort_request(list(running))
+                        restarts.update(running.keys())
+                        for prompt, index in running.values():
+                            self._submit(prompt, index, sampling, inputs)
                 while len(running) < self._max_in_flight and (request := next(waiting, None)) is not None:
-                    running[self._submit(*request, sampling)] = request
+                    running[self._submit(*request, sampling, inputs)] = request
                 if not running:
                     return
                 for output in engine.step():
@@ -176,14 +179,10 @@ class VllmEngine:
         self._llm.llm_engine.reset_mm_cache()
         self._llm.llm_engine.reset_encoder_cache()
 
-    def _submit(self, prompt: Prompt, index: int, sampling: Sampling) -> str:
-        check_prompt_length(prompt, self._max_model_len)
-        check_media_tokens(prompt, self._family)
-        request: dict[str, Any] = {"prompt_token_ids": list(prompt.engine_token_ids)}
-        for kind in MAX_MEDIA:
-            if media := [medium for medium in prompt.media if medium.kind == kind]:
-                request.setdefault("multi_modal_data", {})[kind] = [self._opened(medium) for medium in media]
-                request.setdefault("multi_modal_uuids", {})[kind] = [_uuid(medium) for medium in media]
+    def _submit(self, prompt: Prompt, index: int, sampling: Sampling, inputs: dict[str, Any]) -> str:
+        if prompt.id not in inputs:
+            inputs.clear()
+            inputs[prompt.id] = self._processed(prompt)
         parameters = SamplingParams(
             temperature=sampling.temperature,
             max_tokens=sampling.max_new_tokens,
@@ -196,8 +195,20 @@ class VllmEngine:
             output_kind=RequestOutputKind.FINAL_ONLY,
         )
         request_id = f"{prompt.id}#{index}"
-        self._llm.llm_engine.add_request(request_id, request, parameters)
+        self._llm.llm_engine.add_request(request_id, inputs[prompt.id], parameters)
         return request_id
+
+    def _processed(self, prompt: Prompt) -> Any:
+        """The prompt as vLLM's engine takes it, its media preprocessed."""
+        check_prompt_length(prompt, self._max_model_len)
+        check_media_tokens(prompt, self._family)
+        request: dict[str, Any] = {"prompt_token_ids": list(prompt.engine_token_ids)}
+        for kind in MAX_MEDIA:
+            if media := [medium for medium in prompt.media if medium.kind == kind]:
+                request.setdefault("multi_modal_data", {})[kind] = [self._opened(medium) for medium in media]
+                request.setdefault("multi_modal_uuids", {})[kind] = [_uuid(medium) for medium in media]
+        (processed,) = self._llm.llm_engine.renderer.render_cmpl([request])
+        return processed
 
     def _opened(self, media: Media) -> Any:
         pixels = self._media.open(media) if media.clip is None else self._media.frames(media)

@@ -101,11 +101,11 @@ class Setting:
 
     @torch.no_grad()
     def log_probs(self, prompt: Prompt, completion: Completion, temperature: float) -> np.ndarray:
-        pixels = FeatureExtractor(self.family, self.media)(prompt.media)
+        seen = self.family.encode(self.model.model, *FeatureExtractor(self.family, self.media)(prompt.media))
         ids = torch.tensor([[*prompt.token_ids, *completion.token_ids]])
         layouts = [self.family.layout(medium) for medium in prompt.media]
         positions = self.family.positions(self.family.visual(ids[0]), layouts)
-        logits = self.model(input_ids=ids, position_ids=positions[:, None], **pixels).logits[0]
+        logits = self.model(input_ids=ids, position_ids=positions[:, None], **seen).logits[0]
         logits = logits[len(prompt.token_ids) - 1 : -1] / temperature
         logits[:, list(self.banned)] = -torch.inf
         check_top_tokens(completion, logits.log_softmax(-1), tolerance=1e-4)
