@@ -1,7 +1,7 @@
 """The attention of packed groups: one implementation for each kernel that a machine may have.
 
 All give the same: query [1, H, T, D], key and value [1, K, T, D] of a stream become [1, T, H, D]; a response attends to
-its prompt and itself. Suffixes: T tokens, H query heads, K key heads, D head dimension, S tokens of a sequence.
+its prompt and itself. Suffixes: T tokens, H query heads, K key heads, D head dimension.
 """
 
 from __future__ import annotations
@@ -23,11 +23,25 @@ MASKED_TOKENS = 512
 
 Kernel = Callable[[Tensor, Tensor, Tensor, Packing, float], Tensor]
 """(query, key, value, packing, scale) → attention."""
+Attend = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor, int, int], Tensor]
+"""(query [·, H, D], key and value [·, K, D], their cumulative lengths, their largest lengths) → attention of sequences
+that lie behind each other; if causal, from the last token back."""
 
 
 def packed_attention(query: Tensor, key: Tensor, value: Tensor, packing: Packing, scale: float) -> Tensor:
     """Attention of packed groups, by the fastest kernel for these tensors."""
     return KERNELS[kernel_for(query.device, query.dtype)](query, key, value, packing, scale)
+
+
+def segment_attention(query: Tensor, key: Tensor, value: Tensor, ends: Tensor, longest: int, scale: float) -> Tensor:
+    """Attention in both directions within segments, as a vision encoder's windows have it, in as few calls as there are
+    runs of equal segments, or one. `ends` int32 are their cumulative lengths, from 0 on.
+    """
+    kernel = kernel_for(query.device, query.dtype)
+    if kernel == "sdpa":
+        return sdpa(query, key, value, Packing.apart(tuple(ends.diff().tolist())), scale, causal=False)
+    q, k, v = (tensor[0].transpose(0, 1) for tensor in (query, key, value))
+    return _VARLEN[kernel](scale, causal=False)(q, k, v, ends, ends, longest, longest)[None]
 
 
 def kernel_for(device: torch.device, dtype: torch.dtype) -> str:
@@ -40,8 +54,11 @@ def kernel_for(device: torch.device, dtype: torch.dtype) -> str:
     return "flash_attn" if find_spec("flash_attn") else "varlen"
 
 
-def sdpa(query: Tensor, key: Tensor, value: Tensor, packing: Packing, scale: float) -> Tensor:
-    """torch's scaled_dot_product_attention, a call for each run of equal groups, or for each response of a long one."""
+def sdpa(query: Tensor, key: Tensor, value: Tensor, packing: Packing, scale: float, *, causal: bool = True) -> Tensor:
+    """torch's scaled_dot_product_attention, a call for each run of equal groups, or for each response of a long one.
+
+    Groups of one may attend in both directions, without `causal`.
+    """
     sizes = [group.tokens * count for group, count in packing.runs]
     found = []
     parts = zip(*(tensor[0].split(sizes, dim=1) for tensor in (query, key, value)), strict=True)
@@ -49,7 +66,7 @@ def sdpa(query: Tensor, key: Tensor, value: Tensor, packing: Packing, scale: flo
         # [count, heads, tokens, D], without a copy
         q, k, v = (t.unflatten(1, (count, group.tokens)).transpose(0, 1) for t in part)
         if len(group.responses) == 1:
-            of_run = _sdpa(q, k, v, None, scale)
+            of_run = _sdpa(q, k, v, None, scale, causal=causal)
         elif group.tokens <= MASKED_TOKENS:
             of_run = _sdpa(q, k, v, _group_mask(group, q.device, q.dtype), scale)
         else:
@@ -58,31 +75,43 @@ def sdpa(query: Tensor, key: Tensor, value: Tensor, packing: Packing, scale: flo
     return torch.cat(found)[None]
 
 
-def flash_attn(query: Tensor, key: Tensor, value: Tensor, packing: Packing, scale: float) -> Tensor:
+def _flash_attn(scale: float, *, causal: bool) -> Attend:
     """flash-attn's kernel for sequences of unequal length (arXiv 2307.08691)."""
     attention = importlib.import_module("flash_attn").flash_attn_varlen_func
 
     def attend(q: Tensor, k: Tensor, v: Tensor, ends_q: Tensor, ends_k: Tensor, most_q: int, most_k: int) -> Tensor:
-        return cast(Tensor, attention(q, k, v, ends_q, ends_k, most_q, most_k, softmax_scale=scale, causal=True))
+        return cast(Tensor, attention(q, k, v, ends_q, ends_k, most_q, most_k, softmax_scale=scale, causal=causal))
 
-    return _varlen(query, key, value, packing, attend)
+    return attend
 
 
-def varlen(query: Tensor, key: Tensor, value: Tensor, packing: Packing, scale: float) -> Tensor:
+def _varlen_attn(scale: float, *, causal: bool) -> Attend:
     """torch's own kernel for sequences of unequal length."""
     from torch.nn.attention.varlen import varlen_attn
 
+    window = (-1, 0) if causal else (-1, -1)
+
     def attend(q: Tensor, k: Tensor, v: Tensor, ends_q: Tensor, ends_k: Tensor, most_q: int, most_k: int) -> Tensor:
-        found = varlen_attn(q, k, v, ends_q, ends_k, most_q, most_k, scale=scale, window_size=(-1, 0), enable_gqa=True)
+        found = varlen_attn(q, k, v, ends_q, ends_k, most_q, most_k, scale=scale, window_size=window, enable_gqa=True)
         return cast(Tensor, found)
 
-    return _varlen(query, key, value, packing, attend)
+    return attend
+
+
+_VARLEN = {"flash_attn": _flash_attn, "varlen": _varlen_attn}
+
+
+def flash_attn(query: Tensor, key: Tensor, value: Tensor, packing: Packing, scale: float) -> Tensor:
+    """One or two calls of flash-attn."""
+    return _varlen(query, key, value, packing, _flash_attn(scale, causal=True))
+
+
+def varlen(query: Tensor, key: Tensor, value: Tensor, packing: Packing, scale: float) -> Tensor:
+    """One or two calls of torch's kernel for sequences of unequal length."""
+    return _varlen(query, key, value, packing, _varlen_attn(scale, causal=True))
 
 
 KERNELS: dict[str, Kernel] = {"flash_attn": flash_attn, "varlen": varlen, "sdpa": sdpa}
-
-Attend = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor, int, int], Tensor]
-"""(query, key, value, their cumulative lengths, their largest lengths) → attention, causal from the last token back."""
 
 
 def _varlen(query: Tensor, key: Tensor, value: Tensor, packing: Packing, attend: Attend) -> Tensor:
@@ -132,12 +161,20 @@ def _ends(lengths: list[int], device: torch.device) -> Tensor:
     return torch.tensor([0, *lengths]).cumsum(0).int().to(device)
 
 
-def _sdpa(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scale: float) -> Tensor:
-    """[B, H, ·, D], causal without a mask."""
+def _sdpa(
+    query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scale: float, *, causal: bool = True
+) -> Tensor:
+    """[B, H, ·, D]; a mask takes the place of `causal`."""
     if mask is not None and query.is_cuda:  # no fast kernel there takes a mask and shared key heads
         key, value = (t.repeat_interleave(query.shape[1] // t.shape[1], dim=1) for t in (key, value))
     return scaled_dot_product_attention(
-        query, key, value, attn_mask=mask, is_causal=mask is None, scale=scale, enable_gqa=key.shape[1] < query.shape[1]
+        query,
+        key,
+        value,
+        attn_mask=mask,
+        is_causal=causal and mask is None,
+        scale=scale,
+        enable_gqa=key.shape[1] < query.shape[1],
     )
 
 

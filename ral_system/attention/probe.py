@@ -17,13 +17,16 @@ from transformers.masking_utils import sdpa_mask
 
 from ral_system.attention.group import LayerAttention
 from ral_system.attention.intervention import HeadGroups, Steering, steered
-from ral_system.attention.kernels import packed_attention
+from ral_system.attention.kernels import packed_attention, segment_attention
 from ral_system.attention.packing import Packing
 from ral_system.attention.policy import check_rows
 from ral_system.config.choices import Layers
 
 IMPLEMENTATION = "probed_sdpa"
 """Load models with `attn_implementation=IMPLEMENTATION` to make them probeable."""
+
+VISION_IMPLEMENTATION = "segmented_flash"
+"""For vision encoders: transformers passes all segments in one call to what is called flash, one by one to others."""
 
 _ATTRIBUTE = "_attention_captures"
 
@@ -64,7 +67,24 @@ def _probed_sdpa(
     return found[..., :dim], None
 
 
+def _segmented(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    *,
+    scaling: float,
+    cu_seq_lens_q: Tensor,
+    max_length_q: int,
+    **kwargs: Any,
+) -> tuple[Tensor, None]:
+    """Attention of a vision encoder, which tells its windows and pictures apart by cumulative lengths."""
+    return segment_attention(query, key, value, cu_seq_lens_q, max_length_q, scaling), None
+
+
 AttentionInterface.register(IMPLEMENTATION, _probed_sdpa)
+AttentionInterface.register(VISION_IMPLEMENTATION, _segmented)
 AttentionMaskInterface.register(IMPLEMENTATION, sdpa_mask)
 
 

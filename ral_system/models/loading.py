@@ -27,7 +27,7 @@ from ral_system.errors import SetupError
 from ral_system.families.family import Family
 from ral_system.families.known import family_of
 from ral_system.models.folders import check_model_folder
-from ral_system.models.patches import embed_patches_by_product
+from ral_system.models.patches import attend_to_segments_together, embed_patches_by_product
 
 transformers_logging.disable_progress_bar()
 
@@ -48,6 +48,7 @@ def load_model(folder: Path, *, dtype: Dtype, device: torch.device | str = "cpu"
             f"model folder {folder}: {len(missing)} weights are missing, {missing[0]} first; copy it again"
         )
     embed_patches_by_product(model)
+    attend_to_segments_together(model)
     return model.to(device).eval()
 
 
