@@ -19,12 +19,14 @@ def run_head(
         16:39:03 run      /data/runs/quickstart (new)
                  model    new tiny model, 4 layers of width 192
                  cluster  ray: 2 vllm engines, 2 deepspeed ranks, 1 reference; 8 GPUs
+                 kernel   flash-attn where it is installed, else torch's varlen attention
                  rl       40 steps of 16 prompts × 8 completions, 4 updates each
     """
     lines = [
         ("run", f"{folder.root} ({'continues' if continues else 'new'})"),
         ("model", _model(config, folder, stages)),
         ("cluster", _cluster(config, stages)),
+        ("kernel", _kernel(config)),
         *((stage, _work(config, stage) if stage in unfinished else "done") for stage in stages),
     ]
     width = max(len(name) for name, _ in lines)
@@ -58,6 +60,13 @@ def _cluster(config: TrainConfig, stages: Sequence[Stage]) -> str:
     gpus = sum(count * each for count, _, each in roles)
     where = f" at {cluster.address}" if cluster.address else ""
     return f"ray{where}: {used}; {f'{gpus:g} GPUs' if gpus else 'CPU'}"
+
+
+def _kernel(config: TrainConfig) -> str:
+    """The attention kernel of the learners (`attention.kernels.kernel_for`, on their nodes)."""
+    if config.learner.dtype == "float32" or (config.cluster.kind == "ray" and not config.cluster.gpus_per_learner):
+        return "torch's scaled_dot_product_attention"
+    return "flash-attn where it is installed, else torch's varlen attention"
 
 
 def _work(config: TrainConfig, stage: Stage) -> str:

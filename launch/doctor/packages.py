@@ -56,7 +56,7 @@ def check_packages() -> list[Check]:
         _vllm(bool(torch.value.get("gpus"))),
         _required("deepspeed", "import deepspeed", "pip install 'deepspeed>=0.18.4'"),
         _optional("triton", "without it, torch.compile cannot build kernels on GPUs"),
-        _optional("flash-attn", "not needed: training uses torch's own attention"),
+        _optional("flash-attn", "learners on GPUs use torch's varlen attention; with it: pip install -e '.[flash]'"),
         _wandb(),
         *misfits(),
     ]

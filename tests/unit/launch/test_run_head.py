@@ -22,6 +22,7 @@ def test_a_run_says_what_runs_on_what(make_config: Callable[..., TrainConfig], t
         f"run {tmp_path} (new)",
         "model new tiny model, 2 layers of width 64",
         "cluster local: one process, hf engine, torch learner",
+        "kernel torch's scaled_dot_product_attention",
         "perceive up to 4 steps of 8 demonstrations",
         "sft up to 4 steps of 8 demonstrations",
         "rl 4 steps of 4 prompts × 4 completions, 2 updates each",
@@ -41,6 +42,10 @@ def test_devices_are_counted(make_config: Callable[..., TrainConfig], tmp_path: 
         "model /models/m",
         "cluster ray: 2 deepspeed ranks, 2 vllm engines, 1 reference; 7 GPUs",
     ]
+    assert lines[3] == "kernel torch's scaled_dot_product_attention"
+    half = ("learner.zero_stage=2", "learner.dtype=bfloat16", "rollout.log_prob_gate.token=2.0")
+    (kernel,) = [line for line in head(make_config, tmp_path, *run, *gpus, *half) if line.startswith("kernel")]
+    assert kernel == "kernel flash-attn where it is installed, else torch's varlen attention"
     assert "; CPU" in head(make_config, tmp_path, "experiment=smoke", *run)[2]
     assert head(make_config, tmp_path, "cluster=ray", "stages=[perceive]")[2] == "cluster ray: 2 deepspeed ranks; CPU"
 

@@ -1,0 +1,52 @@
+"""Attention of packed groups by the kernels of a GPU: the same as by scaled_dot_product_attention in float32."""
+
+from importlib.util import find_spec
+
+import pytest
+import torch
+from torch import Tensor
+
+from ral_system.attention.kernels import KERNELS, kernel_for, sdpa, segment_attention
+from ral_system.attention.packing import PackedGroup, Packing
+
+pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
+
+SHARED = Packing((PackedGroup(900, (120, 7, 64)), PackedGroup(300, (1,)), PackedGroup(33, (200,) * 8)))
+APART = Packing.apart((1000, 3, 700))
+INSTALLED = [name for name in ("flash_attn", "varlen") if name == "varlen" or find_spec(name)]
+
+
+def tensors(packing: Packing) -> list[Tensor]:
+    generator = torch.Generator("cuda").manual_seed(0)
+    return [
+        torch.randn(1, heads, packing.tokens, 128, generator=generator, device="cuda").bfloat16().requires_grad_()
+        for heads in (28, 4, 4)
+    ]
+
+
+@pytest.mark.parametrize("kernel", INSTALLED)
+@pytest.mark.parametrize("packing", [SHARED, APART], ids=["shared", "apart"])
+def test_groups_attend_as_in_float32(kernel: str, packing: Packing) -> None:
+    given = tensors(packing)
+    exact = [tensor.detach().float().requires_grad_() for tensor in given]
+    found = []
+    for attend, inputs in ((KERNELS[kernel], given), (sdpa, exact)):
+        attention = attend(*inputs, packing, 128**-0.5)
+        found.append([attention, *torch.autograd.grad(attention.float().square().sum(), inputs)])
+    for one, other in zip(*found, strict=True):
+        assert (one.float() - other).norm() <= 1e-2 * other.norm()
+
+
+@pytest.mark.parametrize("kernel", INSTALLED)
+def test_windows_attend_as_in_float32(kernel: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    given = tensors(APART)
+    given[1:] = [tensor.repeat_interleave(7, dim=1) for tensor in given[1:]]
+    ends = torch.tensor([0, 1000, 1003, 1703], dtype=torch.int32, device="cuda")
+    exact = segment_attention(*(tensor.detach().float() for tensor in given), ends, 1000, 128**-0.5)
+    monkeypatch.setattr("ral_system.attention.kernels.kernel_for", lambda device, dtype: kernel)
+    found = segment_attention(*given, ends, 1000, 128**-0.5)
+    assert (found.float() - exact).norm() <= 1e-2 * exact.norm()
+
+
+def test_the_fastest_one_is_chosen() -> None:
+    assert kernel_for(torch.device("cuda"), torch.bfloat16) == INSTALLED[0]
