@@ -17,9 +17,9 @@ from ral_system.config.choices import Rows
 from ral_system.data.features import FeatureExtractor
 from ral_system.data.micro_batches import groups_of
 from ral_system.errors import DataError
-from ral_system.families.family import Family, Features, Occurrences
+from ral_system.families.family import Encoded, Family, Features, Occurrences
 from ral_system.media.store import MediaStore
-from ral_system.types import Layout, MicroBatch, Sample
+from ral_system.types import Layout, Media, MicroBatch, Sample
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +48,9 @@ class TensorBatch:
     """For every kind of rows and group, int64 [R_b] of each response: positions in the group that attention can be read
     from."""
 
+    encoded: Encoded | None = None
+    """What the vision encoder saw in the distinct media, where that is known already; `features` are then empty."""
+
     def to(self, device: torch.device | str) -> TensorBatch:
         """Copy the batch to another device."""
         values = {f.name: getattr(self, f.name) for f in fields(self)}
@@ -62,8 +65,11 @@ class Collator:
         self._pad_id = family.tokenizer.pad_token_id
         self._texts: dict[int, str] = {}
 
-    def __call__(self, samples: MicroBatch) -> TensorBatch:
-        """Collate at least one sample. Raises DataError when a sample's media tokens do not fit its media."""
+    def __call__(self, samples: MicroBatch, encoded: Mapping[Media, Any] | None = None) -> TensorBatch:
+        """Collate at least one sample. Raises DataError when a sample's media tokens do not fit its media.
+
+        `encoded` holds what the vision encoder saw in all of their media; None: it is still to see them.
+        """
         for s in samples:
             if problem := self._family.problem((*s.prompt.token_ids, *s.response_token_ids), s.prompt.media):
                 raise DataError(f"sample {s.id} {problem}")
@@ -78,7 +84,8 @@ class Collator:
         response_ids_BR = _pad([s.response_token_ids for s in samples], self._pad_id)
         response_lengths_B = torch.tensor([len(s.response_token_ids) for s in samples])
         layouts = tuple(tuple(self._family.layout(m) for m in prompt.media) for prompt in prompts)
-        features, occurrences = self._extract([medium for prompt in prompts for medium in prompt.media])
+        media = [medium for prompt in prompts for medium in prompt.media]
+        unique, occurrences = self._extract.distinct(media)
         keys = [
             key_provenance(
                 visual_T,
@@ -94,7 +101,7 @@ class Collator:
         return TensorBatch(
             input_ids=input_ids_T,
             packing=packing,
-            features=features,
+            features=self._extract(unique) if encoded is None else {},
             occurrences=occurrences,
             layouts=layouts,
             response_ids=response_ids_BR,
@@ -108,6 +115,7 @@ class Collator:
                 )
                 for kind in get_args(Rows)
             },
+            encoded=None if encoded is None else _by_kind(unique, encoded),
         )
 
     def rows(self, kind: Rows, sample: Sample) -> Tensor:
@@ -119,6 +127,13 @@ class Collator:
         if token not in self._texts:
             self._texts[token] = self._family.tokenizer.decode([token])
         return self._texts[token]
+
+
+def _by_kind(media: Sequence[Media], encoded: Mapping[Media, Any]) -> Encoded:
+    found: Encoded = {}
+    for medium in media:
+        found[medium.kind] = (*found.get(medium.kind, ()), encoded[medium])
+    return found
 
 
 def _to(value: Any, device: torch.device | str) -> Any:

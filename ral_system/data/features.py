@@ -15,11 +15,14 @@ class FeatureExtractor:
     def __init__(self, family: Family, store: MediaStore) -> None:
         self._family, self._store = family, store
 
-    def __call__(self, media: Sequence[Media]) -> tuple[Features, Occurrences]:
-        """Features of the distinct media among `media`, and where each of `media` finds its own. Raises DataError."""
+    def distinct(self, media: Sequence[Media]) -> tuple[list[Media], Occurrences]:
+        """The distinct ones of `media`, and where each of `media` finds its own."""
         unique = list(dict.fromkeys(media))
-        pixels = [self._store.open(m) if m.clip is None else self._store.frames(m) for m in unique]
         by_kind = {kind: [m for m in unique if m.kind == kind] for kind in self._family.visual_ids}
         index = {medium: i for of_kind in by_kind.values() for i, medium in enumerate(of_kind)}
-        occurrences = {kind: tuple(index[m] for m in media if m.kind == kind) for kind in by_kind}
-        return joined(self._family.features(unique, pixels)), occurrences
+        return unique, {kind: tuple(index[m] for m in media if m.kind == kind) for kind in by_kind}
+
+    def __call__(self, media: Sequence[Media]) -> Features:
+        """Features of media in order. Raises DataError."""
+        pixels = [self._store.open(m) if m.clip is None else self._store.frames(m) for m in media]
+        return joined(self._family.features(media, pixels))

@@ -20,8 +20,10 @@ Features = dict[str, Tensor]
 dimension: pictures in their order under some names, videos in theirs under others."""
 
 
+Encoded = dict[MediaKind, tuple[Any, ...]]
+"""What a model's vision encoder saw in each medium, by kind: a tensor each, or a tuple of tensors."""
 Occurrences = dict[MediaKind, tuple[int, ...]]
-"""For every place in a batch where a medium of a kind stands, in order, which of the features of that kind it has."""
+"""For every place in a batch where a medium of a kind stands, in order, which one of that kind it is."""
 
 
 class PixelBudget(Protocol):
@@ -107,13 +109,16 @@ class Family(ABC):
         """
 
     @abstractmethod
-    def encode(self, model: Any, features: Features, occurrences: Occurrences) -> dict[str, Any]:
-        """Keyword arguments for the model without its head: what its vision encoder sees in the media, place by place.
+    def encode(self, model: Any, features: Features) -> Encoded:
+        """What the vision encoder of a model (without its head) sees in each medium.
 
-        Each medium is encoded once, however often it occurs. The encoder runs once for each micro-batch, even without
-        media, because ranks under ZeRO-3 gather the same parameters. Raises ValueError for media that the model cannot
-        take.
+        The encoder runs once, even without media, because ranks under ZeRO-3 gather the same parameters; what it saw
+        then is a piece without tokens. Raises ValueError for media that the model cannot take.
         """
+
+    @abstractmethod
+    def inputs(self, encoded: Encoded, occurrences: Occurrences) -> dict[str, Any]:
+        """Keyword arguments for the model without its head: what its encoder saw, place by place."""
 
     @abstractmethod
     def vision_encoder(self, model: PreTrainedModel) -> nn.Module:

@@ -8,9 +8,10 @@ from typing import Any, ClassVar
 import torch.distributed as dist
 from torch import nn
 from transformers import PreTrainedModel
+from transformers.models.qwen3_vl.modeling_qwen3_vl import BaseModelOutputWithDeepstackFeatures
 
 from ral_system.errors import DataError
-from ral_system.families.family import Features, Occurrences
+from ral_system.families.family import Encoded, Features, Occurrences
 from ral_system.families.qwen_vl.family import QwenVl
 from ral_system.types import Layout, Media
 
@@ -27,7 +28,8 @@ class Qwen3Vl(QwenVl):
             raise DataError("videos are not served for qwen3_vl; use Qwen2.5-VL, or questions about pictures")
         return super().layout(media)
 
-    def encode(self, model: Any, features: Features, occurrences: Occurrences) -> dict[str, Any]:
+    def encode(self, model: Any, features: Features) -> Encoded:
+        """What the encoder sees in each picture: a tuple of [tokens, E], for its end and for some of its layers."""
         if not features and dist.is_initialized() and dist.get_world_size() > 1:
             raise ValueError(
                 "text alone on several ranks is not served for qwen3_vl: ranks with pictures would wait for this one; "
@@ -36,9 +38,14 @@ class Qwen3Vl(QwenVl):
         if not features:
             return {}
         found = model.get_image_features(features["pixel_values"], features["image_grid_thw"], return_dict=True)
-        found.pooler_output = tuple(found.pooler_output[i] for i in occurrences["image"])
-        found.deepstack_features = [[layer[i] for i in occurrences["image"]] for layer in found.deepstack_features]
-        return {"mm_encoder_outputs": {"image": found}}
+        return {"image": tuple(zip(found.pooler_output, *found.deepstack_features, strict=True))}
+
+    def inputs(self, encoded: Encoded, occurrences: Occurrences) -> dict[str, Any]:
+        if not encoded:
+            return {}
+        whole, *layers = zip(*(encoded["image"][i] for i in occurrences["image"]), strict=True)
+        output = BaseModelOutputWithDeepstackFeatures(pooler_output=whole, deepstack_features=layers)
+        return {"mm_encoder_outputs": {"image": output}}
 
     def projector(self, model: PreTrainedModel) -> Sequence[nn.Module]:
         visual = model.model.visual

@@ -19,7 +19,7 @@ from ral_system.attention.provenance import KeyKind
 from ral_system.attention.read import AttentionRead
 from ral_system.attention.selection import select_keys
 from ral_system.data.collate import TensorBatch
-from ral_system.families.family import Family
+from ral_system.families.family import Encoded, Family, Features
 
 
 @dataclass(frozen=True)  # without slots: ZeRO-3 looks for tensors in __dict__
@@ -63,6 +63,10 @@ class PolicyModel(nn.Module):
             self._intervention.check_model(text.num_hidden_layers, text.num_attention_heads)
         self.register_buffer("banned_token_ids", torch.tensor(family.banned_ids, dtype=torch.int64), persistent=False)
 
+    def encode(self, features: Features) -> Encoded:
+        """What the vision encoder sees in media, for `TensorBatch.encoded` of batches with them."""
+        return self.family.encode(self.model.model, features)
+
     def check(self, read: AttentionRead) -> None:
         """Raise ValueError for a read of layers that the model does not have."""
         AttentionProbe(self._layers, read.layers)
@@ -79,7 +83,9 @@ class PolicyModel(nn.Module):
             hidden_TE = self.model.model(
                 input_ids=batch.input_ids[None],
                 position_ids=self._position_ids(batch),
-                **self.family.encode(self.model.model, batch.features, batch.occurrences),
+                **self.family.inputs(
+                    self.encode(batch.features) if batch.encoded is None else batch.encoded, batch.occurrences
+                ),
                 packing=packing,
                 use_cache=False,
                 **self._steering(batch),

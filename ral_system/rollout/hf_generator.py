@@ -236,9 +236,9 @@ class HfEngine:
         """What the vision encoder sees in all media, in prompt order; each is encoded once."""
         for prompt in prompts:
             check_media_tokens(prompt, self._family)
-        features, occurrences = self._extract([media for prompt in prompts for media in prompt.media])
-        on_device = {name: value.to(self._device) for name, value in features.items()}
-        return self._family.encode(self._model.model, on_device, occurrences)
+        unique, occurrences = self._extract.distinct([media for prompt in prompts for media in prompt.media])
+        on_device = {name: value.to(self._device) for name, value in self._extract(unique).items()}
+        return self._family.inputs(self._family.encode(self._model.model, on_device), occurrences)
 
     def _positions(
         self, rows: Sequence[_Row], sequences: Sequence[tuple[int, ...]], length: int

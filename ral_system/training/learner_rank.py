@@ -21,6 +21,7 @@ from ral_system.config.choices import Stage
 from ral_system.config.commands import TrainConfig
 from ral_system.config.learner import LearnerConfig
 from ral_system.data.collate import Collator, TensorBatch
+from ral_system.data.features import FeatureExtractor
 from ral_system.media.store import MediaStore
 from ral_system.models.loading import save_model
 from ral_system.models.policy import PolicyModel, PolicyOutput
@@ -28,6 +29,7 @@ from ral_system.scoring.build import build_policy
 from ral_system.scoring.scores import join_versions, mean_over_heads, merge_teachers, to_scores
 from ral_system.training.average import WeightAverage
 from ral_system.training.engine import Engine
+from ral_system.training.frozen_vision import FrozenVision
 from ral_system.training.gradient_share import cap, share, squared_norms
 from ral_system.training.log_prob_gate import check_log_prob_gaps, log_prob_gaps, quantile
 from ral_system.training.metric_sums import reduced_metrics
@@ -93,6 +95,10 @@ class LearnerRank:
         settings, timeout_s = optim_settings(config, stage), config.cluster.call_timeout_s
         self._engine = _build_engine(config.learner, settings, policy, device, timeout_s)
         self._engine.policy.train()  # no dropout anywhere; needed for gradient checkpointing
+        self._vision = None
+        if stage == "rl" and config.model.freeze_vision:
+            extract = FeatureExtractor(self._family, media)
+            self._vision = FrozenVision(self._engine.policy, extract, device, config.learner.max_tokens)
         attention = config.algorithm.attention
         self._version = 0
         staleness = config.algorithm.max_staleness if stage == "rl" else 0
@@ -111,6 +117,8 @@ class LearnerRank:
         """
         attention = self._config.algorithm.attention
         response = response_at_all_layers(attention) if self._config.reward.visual.given_by("policy") else None
+        if self._vision is not None:
+            self._vision.encode([plan.rank_samples(rank) for rank in range(self._world_size)], self._rank)
         mine, made = plan.rank_samples(self._rank), plan.versions_by_micro_batch()
         found: dict[str, dict[int, SampleScores]] = defaultdict(dict)
         for version in sorted(frozenset().union(*made)):
@@ -310,7 +318,8 @@ class LearnerRank:
 
         In place of an empty one goes a sample of the shard: ranks under ZeRO-3 wait for each other in every pass.
         """
-        batch = self._collate(samples or next(m for m in shard if m)[:1]).to(self._engine.device)
+        passing = samples or next(m for m in shard if m)[:1]
+        batch = self._collate(passing, self._vision.encoded if self._vision else None).to(self._engine.device)
         return batch, self._engine.forward(batch, reads)
 
     def _metrics(

@@ -101,7 +101,9 @@ class Setting:
 
     @torch.no_grad()
     def log_probs(self, prompt: Prompt, completion: Completion, temperature: float) -> np.ndarray:
-        seen = self.family.encode(self.model.model, *FeatureExtractor(self.family, self.media)(prompt.media))
+        extract = FeatureExtractor(self.family, self.media)
+        unique, occurrences = extract.distinct(prompt.media)
+        seen = self.family.inputs(self.family.encode(self.model.model, extract(unique)), occurrences)
         ids = torch.tensor([[*prompt.token_ids, *completion.token_ids]])
         layouts = [self.family.layout(medium) for medium in prompt.media]
         positions = self.family.positions(self.family.visual(ids[0]), layouts)

@@ -8,9 +8,10 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 from transformers import PretrainedConfig, PreTrainedModel
+from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from ral_system.config.data import FilesConfig
-from ral_system.families.family import Family, Features, Occurrences
+from ral_system.families.family import Encoded, Family, Features, Occurrences
 from ral_system.families.qwen_vl.pixel_budget import QwenPixelBudget, pixel_budgets
 from ral_system.families.qwen_vl.positions import rope_positions, seconds_per_grid
 from ral_system.families.qwen_vl.vision import encoded_media
@@ -96,8 +97,13 @@ class QwenVl(Family):
     def positions(self, visual: Tensor, layouts: Sequence[Layout]) -> Tensor:
         return rope_positions(visual, layouts, positions_per_second=self._positions_per_second)
 
-    def encode(self, model: Any, features: Features, occurrences: Occurrences) -> dict[str, Any]:
-        return encoded_media(model, features, occurrences)
+    def encode(self, model: Any, features: Features) -> Encoded:
+        return encoded_media(model, features)
+
+    def inputs(self, encoded: Encoded, occurrences: Occurrences) -> dict[str, Any]:
+        parts = {kind: tuple(encoded[kind][i] for i in places) for kind, places in occurrences.items() if places}
+        outputs = {kind: BaseModelOutputWithPooling(pooler_output=part) for kind, part in (parts or encoded).items()}
+        return {"mm_encoder_outputs": outputs}
 
     def vision_encoder(self, model: PreTrainedModel) -> nn.Module:
         return model.model.visual

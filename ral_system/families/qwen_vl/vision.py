@@ -6,14 +6,12 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers.modeling_outputs import BaseModelOutputWithPooling
 
-from ral_system.families.family import Features, Occurrences
+from ral_system.families.family import Encoded, Features
 
 
-def encoded_media(model: Any, features: Features, occurrences: Occurrences) -> dict[str, Any]:
-    """Keyword arguments for a transformers model (without its head): media that its vision encoder has seen, at every
-    place where they occur.
+def encoded_media(model: Any, features: Features) -> Encoded:
+    """What the encoder of a transformers model (without its head) sees: [tokens, E] of each picture and video.
 
     Pictures and videos go through it together. Without either, it sees one black patch, and none of that is used: a
     rank whose micro-batch is text alone takes part in what the others gather and reduce.
@@ -24,12 +22,9 @@ def encoded_media(model: Any, features: Features, occurrences: Occurrences) -> d
     if not features:
         pixels, grids = _black_patch(model)
     found = model.get_image_features(torch.cat(pixels), torch.cat(grids), return_dict=True).pooler_output
-    of_kind = {"image": found[:images], "video": found[images:]}
-    parts = {kind: tuple(of_kind[kind][i] for i in places) for kind, places in occurrences.items()}
     if not features:
-        parts = {"image": (found[0][:0],)}
-    outputs = {kind: BaseModelOutputWithPooling(pooler_output=part) for kind, part in parts.items() if part}
-    return {"mm_encoder_outputs": outputs}
+        return {"image": (found[0][:0],)}
+    return {"image": tuple(found[:images]), "video": tuple(found[images:])}
 
 
 def _black_patch(model: Any) -> tuple[list[Tensor], list[Tensor]]:

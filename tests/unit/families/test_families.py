@@ -313,8 +313,8 @@ def test_qwen3_vl_generates_with_the_log_probs_of_scoring(
 def test_qwen3_vl_refuses_text_alone_where_ranks_wait_for_each_other(
     qwen3: Family, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert qwen3.encode(SimpleNamespace(), {}, {}) == {}
+    assert qwen3.encode(SimpleNamespace(), {}) == {} == qwen3.inputs({}, {"image": ()})
     ranks = SimpleNamespace(is_initialized=lambda: True, get_world_size=lambda: 2)
     monkeypatch.setattr("ral_system.families.qwen3_vl.dist", ranks)
     with pytest.raises(ValueError, match=r"^text alone on several ranks is not served for qwen3_vl"):
-        qwen3.encode(SimpleNamespace(), {}, {})
+        qwen3.encode(SimpleNamespace(), {})
