@@ -10,6 +10,7 @@ from typing import Any
 import ray
 
 from ral_system.actors.group import Call, Member, stream, wait_all
+from ral_system.observability.work import meters
 from ral_system.protocols import Ref
 from ral_system.types import (
     Completion,
@@ -183,6 +184,11 @@ class RayLearner:
         """Evaluate on all ranks together, each its own share."""
         update = ray.put(plan.updates[0])
         return self._all(lambda rank: rank.validate.remote(update), "validating")
+
+    def meters(self) -> Mapping[str, float]:
+        """All ranks' figures as one."""
+        calls = [Call(member, member.handle.work.remote()) for member in self._members]
+        return meters(wait_all(calls, self._timeout_s, "counting"))
 
     def look(self, samples: Sequence[Sample]) -> Mapping[str, VisualAttention]:
         """All ranks compute the same maps."""

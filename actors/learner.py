@@ -15,6 +15,7 @@ from ral_system.actors.process import ActorProcess, watched
 from ral_system.config.choices import Stage
 from ral_system.config.commands import TrainConfig
 from ral_system.media.store import node_store
+from ral_system.observability.work import Work
 from ral_system.types import Sample, Scores, TrainPlan, UpdatePlan, VisualAttention, WeightManifest
 
 if TYPE_CHECKING:
@@ -105,6 +106,11 @@ class LearnerActor(ActorProcess):
     def validate(self, update: UpdatePlan) -> Mapping[str, float]:
         """Evaluate the supervised objective without an update."""
         return self._learner.validate(update)
+
+    @watched
+    def work(self) -> Work:
+        """Return what the rank did in its updates since the last call."""
+        return self._learner.work()
 
     @watched
     def look(self, samples: Sequence[Sample]) -> Mapping[str, VisualAttention]:

@@ -15,6 +15,7 @@ from ral_system.config.commands import TrainConfig
 from ral_system.config.teacher import TeacherConfig, TeacherRole
 from ral_system.media.store import MediaStore, node_store
 from ral_system.models.folders import local_model_folder
+from ral_system.observability.work import meters
 from ral_system.protocols import Ref
 from ral_system.rewards.pool import RewardPool
 from ral_system.rollout.hf_generator import HfEngine
@@ -145,6 +146,9 @@ class _Learner:
 
     def validate(self, plan: TrainPlan) -> Mapping[str, float]:
         return self._rank.validate(plan.updates[0])
+
+    def meters(self) -> Mapping[str, float]:
+        return meters([self._rank.work()])
 
     def look(self, samples: Sequence[Sample]) -> Mapping[str, VisualAttention]:
         return self._rank.look(samples)

@@ -112,6 +112,10 @@ class Learner(Protocol):
         """Evaluate the supervised objective on held-out demonstrations, without an update: loss and token accuracy."""
         ...
 
+    def meters(self) -> Mapping[str, float]:
+        """Return how fast all ranks made the updates since the last call: metrics by name."""
+        ...
+
     def look(self, samples: Sequence[Sample]) -> Mapping[str, VisualAttention]:
         """Return maps of where the rows of each sample's answer look, by sample id; not for training."""
         ...

@@ -113,6 +113,7 @@ class TrainingLoop:
             check_first_update(updates[0], exact**0.5 if linear else exact)
 
         metrics = {**rollout_metrics(rollouts), **sampling_metrics(batch), **update_metrics(updates)}
+        metrics |= learner.meters()
         metrics["attention/divergence_first_update"] = updates[0]["attention/divergence"]
         metrics |= {"gate/prompts_verified": float(len(rollouts)), "prompts/first": float(self.next_prompt)}
         self.version, self.next_prompt = self.version + 1, self.next_prompt + batch.drawn

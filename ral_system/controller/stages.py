@@ -107,7 +107,7 @@ def run_supervised(context: StageContext, stage: SupervisedStage) -> None:
                 plan = upcoming.result()
             upcoming = ahead.submit(draw, step + 1)
             with context.timer.phase("update"):
-                metrics = dict(learner.fit(plan, 0))
+                metrics = dict(learner.fit(plan, 0)) | dict(learner.meters())
             step += 1
             if step == settings.max_steps or (step >= settings.evaluate_from and step % settings.evaluate_every == 0):
                 score, best, held_out_metrics = _evaluate_and_keep(context, stage, step, best)

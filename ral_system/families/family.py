@@ -128,6 +128,17 @@ class Family(ABC):
     def projector(self, model: PreTrainedModel) -> Sequence[nn.Module]:
         """The modules between vision encoder and text model, within `vision_encoder` or beside it."""
 
+    @property
+    @abstractmethod
+    def patches_per_token(self) -> int:
+        """Patches that the vision encoder merges into one visual token."""
+
+    @abstractmethod
+    def vision_attention_flops(self, layout: Layout) -> int:
+        """Floating-point operations of the vision encoder's attention over one medium: 4 · width for each pair of
+        patches that attend to each other, in every layer.
+        """
+
     def attention_layers(self, model: PreTrainedModel) -> list[nn.Module]:
         """The softmax attention of the text layers, by depth. Raises ValueError for a class that is not known."""
         layers = [layer.self_attn for layer in model.get_decoder().layers]

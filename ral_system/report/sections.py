@@ -114,6 +114,8 @@ def _system(run: RunData) -> list[Chart]:
         _phases(run),
         _rl(run, "tokens-per-s", "Generated tokens per second", "Over all rollout workers.",
             [("rollout/tokens_per_s", "tokens/s")]),
+        _rl(run, "trained-per-s", "Trained tokens per second", "Of one learner rank; a prompt counts once a pass.",
+            [("learner/tokens_per_s", "tokens/s")]),
         _rl(run, "no-verdict", "Completions without a verdict", "Their advantage is 0; a rollout below says why.",
             [(key, label) for key, label in (("reward/timeouts", "timeout"), ("reward/errors", "error"))
              if any(value for _, value in run.points("rl", key))]),

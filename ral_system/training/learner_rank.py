@@ -25,6 +25,7 @@ from ral_system.data.features import FeatureExtractor
 from ral_system.media.store import MediaStore
 from ral_system.models.loading import save_model
 from ral_system.models.policy import PolicyModel, PolicyOutput
+from ral_system.observability.work import Work
 from ral_system.scoring.build import build_policy
 from ral_system.scoring.scores import join_versions, mean_over_heads, merge_teachers, to_scores
 from ral_system.training.average import WeightAverage
@@ -32,6 +33,7 @@ from ral_system.training.engine import Engine
 from ral_system.training.frozen_vision import FrozenVision
 from ral_system.training.gradient_share import cap, share, squared_norms
 from ral_system.training.log_prob_gate import check_log_prob_gaps, log_prob_gaps, quantile
+from ral_system.training.meter import Meter
 from ral_system.training.metric_sums import reduced_metrics
 from ral_system.training.objective import Objective, policy_objective
 from ral_system.training.optim import OptimSettings, optim_settings
@@ -93,6 +95,7 @@ class LearnerRank:
             for module in (self._family.vision_encoder(policy.model), *self._family.projector(policy.model)):
                 module.requires_grad_(False)
         settings, timeout_s = optim_settings(config, stage), config.cluster.call_timeout_s
+        self._meter = Meter(policy, device)
         self._engine = _build_engine(config.learner, settings, policy, device, timeout_s)
         self._engine.policy.train()  # no dropout anywhere; needed for gradient checkpointing
         self._vision = None
@@ -241,6 +244,10 @@ class LearnerRank:
         metrics, _ = self._metrics(shares, update.counts)
         return {name.replace("supervised/", "held_out/"): value for name, value in metrics.items()}
 
+    def work(self) -> Work:
+        """What this rank did in the updates since the last call."""
+        return self._meter.take()
+
     def look(self, samples: Sequence[Sample]) -> dict[str, VisualAttention]:
         """Return maps of where the rows of each sample's answer look. All ranks compute the same."""
         views, read = {}, replace(self._read, rows="answer", keys="all")
@@ -295,19 +302,22 @@ class LearnerRank:
         """Train on one update. Metrics of all ranks come back, and `values` added up over ranks."""
         shard = update.shards[self._rank]
         objectives = []
-        for index, samples in enumerate(shard):
-            batch, output = self._forward(shard, samples, [read] if read else [])
-            if samples:
-                found = objective(output, output.attention[read] if read else (), batch, samples)
-                loss = found.loss if found.attention is None else found.loss + attention_factor * found.attention
-                objectives.append(replace(found, loss=loss.detach(), attention=None))  # a graph holds records and keys
-                del found
-            else:
-                loss = 0.0 * output.log_probs.sum()
-            del output
-            self._engine.backward(loss, last=index == len(shard) - 1)
-            del loss
-        norm = self._engine.step()
+        with self._meter.update():
+            for index, samples in enumerate(shard):
+                batch, output = self._forward(shard, samples, [read] if read else [])
+                if samples:
+                    self._meter.count(batch, samples)
+                    found = objective(output, output.attention[read] if read else (), batch, samples)
+                    loss = found.loss if found.attention is None else found.loss + attention_factor * found.attention
+                    # A graph holds records and keys.
+                    objectives.append(replace(found, loss=loss.detach(), attention=None))
+                    del found
+                else:
+                    loss = 0.0 * output.log_probs.sum()
+                del output
+                self._engine.backward(loss, last=index == len(shard) - 1)
+                del loss
+            norm = self._engine.step()
         metrics, values = self._metrics(objectives, update.counts, values)
         return metrics | {"learner/grad_norm": norm, "learner/learning_rate": self._engine.learning_rate()}, values
 

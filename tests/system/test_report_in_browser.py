@@ -67,6 +67,7 @@ EXPECTED = {
     "log-prob-diff": {"gate/log_prob_diff_max": RL_STEPS, "gate/log_prob_diff_mean": RL_STEPS},
     "phase-time": {f"time/{phase}_s": RL_STEPS for phase in PHASES},
     "tokens-per-s": {"rollout/tokens_per_s": RL_STEPS},
+    "trained-per-s": {"learner/tokens_per_s": RL_STEPS},
     "supervised-loss": {"perceive:supervised/loss": SUPERVISED_ROWS, "sft:supervised/loss": SUPERVISED_ROWS},
     "supervised-token-accuracy": {f"{s}:supervised/token_accuracy": SUPERVISED_ROWS for s in ("perceive", "sft")},
     "supervised-accuracy": {"sft:eval/accuracy": 4},

@@ -111,6 +111,22 @@ class QwenVl(Family):
     def projector(self, model: PreTrainedModel) -> Sequence[nn.Module]:
         return (model.model.visual.merger,)
 
+    @property
+    def patches_per_token(self) -> int:
+        return self.config.vision_config.spatial_merge_size**2
+
+    def vision_attention_flops(self, layout: Layout) -> int:
+        """Every view attends to itself; in Qwen2.5-VL most layers do so within windows."""
+        vision, merged = self.config.vision_config, self.patches_per_token**2
+        whole = sum((view.rows * view.columns) ** 2 for view in layout.views)
+        windows, window = whole, getattr(vision, "window_size", None)
+        if window is not None:
+            cells = window // vision.spatial_merge_size // vision.patch_size
+            windows = sum(_windowed_pairs(view.rows, view.columns, cells) for view in layout.views)
+        unwindowed = len(getattr(vision, "fullatt_block_indexes", range(vision.depth)))
+        width = getattr(vision, "embed_dim", None) or vision.hidden_size
+        return 4 * width * merged * (unwindowed * whole + (vision.depth - unwindowed) * windows)
+
     def engine_media(self, media: Media, pixels: Any) -> Any:
         if media.clip is None:
             return pixels
@@ -123,6 +139,15 @@ class QwenVl(Family):
 
     def engine_arguments(self) -> dict[str, Any]:
         return {"mm_processor_kwargs": {"videos_kwargs": FRAMES_AS_THEY_ARE}}
+
+
+def _windowed_pairs(rows: int, columns: int, window: int) -> int:
+    """Pairs within windows of `window` × `window` cells, cut off at the right and the bottom, of a grid of cells."""
+
+    def squares(cells: int) -> int:
+        return cells // window * window**2 + (cells % window) ** 2
+
+    return squares(rows) * squares(columns)
 
 
 def _by_medium(found: Mapping[str, Tensor], pixels: str, grids: str) -> list[Features]:

@@ -118,6 +118,9 @@ class Fakes:
         self.calls.append(("visual_rewards", scores[0]))
         return {s.id: 0.5 for s in samples_of(self.plans[-1]) if s.id.endswith(("#1", "#2"))}
 
+    def meters(self) -> Mapping[str, float]:
+        return {}
+
     def update(
         self, plan: TrainPlan, index: int, behaviour: Sequence[str], reference: Any, *teachers: Sequence[str]
     ) -> Mapping[str, float]:

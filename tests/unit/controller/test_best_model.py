@@ -32,6 +32,9 @@ class Learner:
     def __init__(self, killed_at: int | None = None) -> None:
         self.killed_at = killed_at
 
+    def meters(self) -> dict[str, float]:
+        return {}
+
     def fit(self, plan: TrainPlan, index: int) -> Mapping[str, float]:
         if self.weights == self.killed_at:
             raise KilledError

@@ -1,0 +1,63 @@
+"""Floating-point operations of a model's forward pass, counted from its weights and from who attends to whom.
+
+A multiplication and an addition are two operations. Norms, activations and softmax are left out, as is usual. A
+backward pass takes twice as many as the forward pass of what is trained.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from torch import nn
+from transformers import PreTrainedModel
+
+from ral_system.attention.packing import PackedGroup, Packing
+from ral_system.families.family import Family
+from ral_system.types import Layout
+
+
+class FlopCounter:
+    """Counts for one model. Construct it while the model's weights are whole, before an engine shards them."""
+
+    def __init__(self, model: PreTrainedModel, family: Family) -> None:
+        layers = family.attention_layers(model)
+        text = model.config.get_text_config()
+        width = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
+        self._by_token = 2 * sum(_weights(layer) for layer in model.get_decoder().layers)
+        self._by_pair = 4 * len(layers) * text.num_attention_heads * width
+        self._by_logits = 2 * text.vocab_size * text.hidden_size
+        projector = list(family.projector(model))
+        self._family = family
+        self._by_visual_token = 2 * sum(map(_weights, projector))
+        self._by_patch = 2 * _weights(family.vision_encoder(model)) - self._by_visual_token
+
+    def text(self, packing: Packing, *, shared: bool = True) -> int:
+        """The text layers over a stream; not `shared`: over every sequence with a prompt of its own."""
+        tokens = packing.tokens if shared else packing.unshared_tokens
+        pairs = sum(_pairs(group, shared=shared) for group in packing.groups)
+        return self._by_token * tokens + self._by_pair * pairs
+
+    def head(self, tokens: int) -> int:
+        """Logits of so many tokens."""
+        return self._by_logits * tokens
+
+    def vision(self, layouts: Iterable[Layout]) -> int:
+        """The vision encoder and the projector over media."""
+        return sum(
+            self._by_patch * layout.tokens * self._family.patches_per_token
+            + self._by_visual_token * layout.tokens
+            + self._family.vision_attention_flops(layout)
+            for layout in layouts
+        )
+
+
+def _weights(module: nn.Module) -> int:
+    """Numbers in the matrices that a module's inputs are multiplied with."""
+    kinds = (nn.Linear, nn.Conv2d, nn.Conv3d)
+    return sum(part.weight.numel() for part in module.modules() if isinstance(part, kinds))
+
+
+def _pairs(group: PackedGroup, *, shared: bool) -> int:
+    """Pairs of a token and one that it attends to."""
+    own = sum(length * (length + 1) // 2 + length * group.prompt for length in group.responses)
+    return own + (1 if shared else len(group.responses)) * group.prompt * (group.prompt + 1) // 2

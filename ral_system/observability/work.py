@@ -1,0 +1,49 @@
+"""How fast learners work: tokens and floating-point operations, as executed and as if no prompt were shared."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+
+PEAK_TFLOPS = {"H100": 989.0, "H200": 989.0, "A100": 312.0}
+"""Dense bfloat16 products of a device per second, in 10^12, by what its name contains."""
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """What one rank did in some updates. All but the last two add up, over updates and ranks."""
+
+    seconds: float = 0.0
+    tokens: int = 0
+    unshared_tokens: int = 0
+    """As if every response had a prompt of its own; so are `unshared_flops`, whose media are encoded in every pass."""
+    media: int = 0
+    """Encoded in these updates."""
+    flops: int = 0
+    """Of the model. A backward pass counts twice, recomputation not at all."""
+    unshared_flops: int = 0
+    peak_gib: float = 0.0
+    """Memory: of a GPU at its highest in these updates, on CPU of the process at its highest so far."""
+    device: str = ""
+
+    def __add__(self, other: Work) -> Work:
+        added = {f.name: getattr(self, f.name) + getattr(other, f.name) for f in fields(self)[:-2]}
+        return Work(**added, peak_gib=max(self.peak_gib, other.peak_gib), device=other.device)
+
+
+def meters(ranks: Sequence[Work]) -> dict[str, float]:
+    """Metrics from the work of all ranks. Rates are of one rank, on average; empty without an update."""
+    total = sum(ranks, Work())
+    if not total.seconds:
+        return {}
+    rate = total.flops / total.seconds / 1e12
+    found = {
+        "learner/tokens_per_s": total.tokens / total.seconds,
+        "learner/tflops": rate,
+        "learner/unshared_tflops": total.unshared_flops / total.seconds / 1e12,
+        "learner/shared_tokens": 1 - total.tokens / total.unshared_tokens,
+        "learner/media_encoded": float(total.media),
+        "learner/peak_gib": total.peak_gib,
+    }
+    peaks = [peak for name, peak in PEAK_TFLOPS.items() if name in total.device]
+    return found | ({"learner/mfu": rate / peaks[0]} if peaks else {})

@@ -1,0 +1,62 @@
+"""Counts what a learner does in its updates."""
+
+from __future__ import annotations
+
+import resource
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+
+from ral_system.data.collate import TensorBatch
+from ral_system.models.flops import FlopCounter
+from ral_system.models.policy import PolicyModel
+from ral_system.observability.work import Work
+from ral_system.types import MicroBatch
+
+
+class Meter:
+    """Counts the updates of one rank. To be constructed while weights are whole, before an engine shards them."""
+
+    def __init__(self, policy: PolicyModel, device: torch.device) -> None:
+        self._flops = FlopCounter(policy.model, policy.family)
+        self._family, self._device = policy.family, device
+        encoder = policy.family.vision_encoder(policy.model)
+        self._vision_passes = 3 if any(p.requires_grad for p in encoder.parameters()) else 1
+        self._work = Work()
+
+    @contextmanager
+    def update(self) -> Iterator[None]:
+        """Time the update inside the block."""
+        began = time.perf_counter()
+        if self._device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(self._device)
+        yield
+        if self._device.type == "cuda":
+            peak, name = torch.cuda.max_memory_allocated(self._device) / 2**30, torch.cuda.get_device_name(self._device)
+        else:
+            peak, name = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, "cpu"
+        self._work += Work(time.perf_counter() - began, peak_gib=peak, device=name)
+
+    def count(self, batch: TensorBatch, samples: MicroBatch) -> None:
+        """Count one micro-batch that is trained on."""
+        each = [self._family.layout(medium) for sample in samples for medium in sample.prompt.media]
+        media = dict.fromkeys(medium for sample in samples for medium in sample.prompt.media)
+        encoded = [self._family.layout(medium) for medium in media] if batch.encoded is None else []
+        head = self._flops.head(sum(len(sample.response_token_ids) for sample in samples))
+        text, apart = (self._flops.text(batch.packing, shared=shared) for shared in (True, False))
+        self._work += Work(
+            tokens=batch.packing.tokens,
+            unshared_tokens=batch.packing.unshared_tokens,
+            media=len(encoded),
+            flops=3 * (text + head) + self._vision_passes * self._flops.vision(encoded),
+            unshared_flops=3 * (apart + head) + self._vision_passes * self._flops.vision(each),
+            peak_gib=self._work.peak_gib,
+            device=self._work.device,
+        )
+
+    def take(self) -> Work:
+        """Hand over what was counted since the last call."""
+        work, self._work = self._work, Work()
+        return work
