@@ -20,7 +20,7 @@ class Work:
     media: int = 0
     """Encoded in these updates."""
     flops: int = 0
-    """Of the model. A backward pass counts twice, recomputation not at all."""
+    """The model's operations. A backward pass counts twice, recomputation not at all."""
     unshared_flops: int = 0
     peak_gib: float = 0.0
     """Memory: of a GPU at its highest in these updates, on CPU of the process at its highest so far."""
