@@ -23,7 +23,7 @@ from ral_system.evaluation.greedy import Evaluation, evaluate
 from ral_system.observability.metrics import MetricsLog, Phase, RolloutLog
 from ral_system.observability.progress import PhaseTimer, StageProgress
 from ral_system.protocols import Roles
-from ral_system.report.write import write_run_report
+from ral_system.report.background import ReportWriter
 from ral_system.runs.checkpoint import Checkpoints
 from ral_system.runs.folder import RunFolder
 from ral_system.tasks.open import media_ahead, train_prompts
@@ -210,7 +210,8 @@ def _train(
     before: dict[str, float] | None = state.get("before")
     loop.publish()
 
-    with context.progress as progress, closing(loop):
+    reports = ReportWriter(context.folder.root, config.cluster.media_cache_gib)
+    with context.progress as progress, closing(loop), reports:
         if before is None:
             before = _evaluate_and_look(context, 0, "before_rl")
             context.metrics.write("rl", 0, before | context.timer.drain())
@@ -249,7 +250,7 @@ def _train(
                     },
                 )
             if step % config.logging.report_every == 0:
-                write_run_report(context.folder.root, config.cluster.media_cache_gib)
+                reports.request()
         after = _evaluate_and_look(context, step, "after_rl")
         context.metrics.write("rl", step, after | context.timer.drain())
     return {
