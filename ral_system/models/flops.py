@@ -1,4 +1,4 @@
-"""Floating-point operations of a model's forward pass, counted from its weights and from the pairs of tokens that attend.
+"""Floating-point operations of a model's forward pass, counted from its weights and the pairs of tokens that attend.
 
 A multiplication and an addition are two operations. Norms, activations and softmax are left out, as is usual. A
 backward pass takes twice as many as the forward pass of what is trained.
