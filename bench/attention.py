@@ -6,12 +6,9 @@ Needs torch and transformers only, triton for the fused kernels: it runs on a ma
 from __future__ import annotations
 
 import argparse
-import importlib.metadata
 import json
 import os
-import platform
 import re
-import subprocess
 import time
 from dataclasses import asdict
 from pathlib import Path
@@ -73,6 +70,7 @@ def _run(options: argparse.Namespace) -> None:
     import torch
 
     from bench.layer import measure_layer
+    from bench.machine import commit, processor, versions
     from bench.measure import MEMORY_METHOD, TIME_METHOD
     from bench.plan import plan
     from bench.plot import draw
@@ -87,11 +85,11 @@ def _run(options: argparse.Namespace) -> None:
     began, load = time.perf_counter(), os.getloadavg()[0]
     records = Records(measure_layer(sizes, _say), measure_stack(sizes, _say))
     targets = judge(records, device, quick=options.quick)
-    name = torch.cuda.get_device_name() if cuda else _processor()
+    name = torch.cuda.get_device_name() if cuda else processor()
     found = {
         "device": {"kind": device, "name": name, "threads": torch.get_num_threads()},
-        "versions": _versions(),
-        "commit": _commit(),
+        "versions": versions(("torch", "triton", "transformers")),
+        "commit": commit(),
         "quick": options.quick,
         "seconds": round(time.perf_counter() - began, 1),
         "load_average": {"before": load, "after": os.getloadavg()[0]},
@@ -154,35 +152,6 @@ def _positive(text: str) -> int:
     if not text.isdigit() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text!r} is not a positive number")
     return int(text)
-
-
-def _processor() -> str:
-    try:
-        found = re.search(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text())
-    except OSError:
-        found = None
-    return found[1].strip() if found else platform.machine()
-
-
-def _versions() -> dict[str, str | None]:
-    versions: dict[str, str | None] = {"python": platform.python_version()}
-    for package in ("torch", "triton", "transformers"):
-        try:
-            versions[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            versions[package] = None
-    return versions
-
-
-def _commit() -> str | None:
-    """Return the checkout's commit, with `+` if it was changed since; None outside a checkout."""
-    root = Path(__file__).parents[2]
-    command = ["git", "-C", str(root), "describe", "--always", "--dirty=+", "--abbrev=12", "--exclude=*"]
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=10)
-    except (OSError, subprocess.TimeoutExpired):
-        return None
-    return done.stdout.strip() or None
 
 
 if __name__ == "__main__":
