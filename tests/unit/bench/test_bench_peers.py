@@ -15,6 +15,7 @@ from bench.peers.errors import PeerError
 from bench.peers.model import random_model
 from bench.peers.our_side import batches, overrides
 from bench.peers.questions import Exported, compose, export
+from bench.peers.trl_side import check_prompts
 from bench.peers.workloads import DRY, FULL, WORKLOADS
 
 
@@ -105,7 +106,14 @@ def test_no_response_of_the_random_model_ends_by_itself_and_a_video_becomes_pict
     assert json.loads((model / "generation_config.json").read_text())["eos_token_id"] == ends
     first, _ = map(json.loads, exported.file.read_text().splitlines())
     assert len(first["images"]) == 16 and all((exported.file.parent / name).is_file() for name in first["images"])
-    assert exported.visual_tokens == 64
+    assert (exported.visual_tokens, exported.markers) == (64, 30)
+
+
+def test_other_prompts_than_ours_are_no_comparison(tmp_path: Path) -> None:
+    exported = Exported(tmp_path, 80.0, 64.0, 30.0, ())
+    check_prompts([{"prompt_tokens": 109.0}, {"prompt_tokens": 111.0}], exported)
+    with pytest.raises(PeerError, match=r"prompts have 80\.000 tokens on average, and should have 110\.000"):
+        check_prompts([{"prompt_tokens": 80.0}], exported)
 
 
 def test_the_reward_is_a_signal_of_an_installed_package(tmp_path: Path) -> None:
@@ -134,7 +142,7 @@ def test_without_a_network_it_ends_with_one_line(tmp_path: Path, monkeypatch: py
 
 
 def test_a_failing_side_names_its_log(tmp_path: Path) -> None:
-    exported = Exported(tmp_path / "questions.jsonl", 0.0, 0.0, ())
+    exported = Exported(tmp_path / "questions.jsonl", 0.0, 0.0, 0.0, ())
     missing = tmp_path / "none"
     with pytest.raises(PeerError, match=r"ral-train, cluster=local failed: start_model=.*output.log has its output"):
         our_side.run_ours(
