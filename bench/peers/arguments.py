@@ -48,7 +48,7 @@ def make_parser() -> Parser:
         type=_positive,
         default=32,
         metavar="N",
-        help="sequences that TRL takes through the model at once, at most an update (default 32, faster than 16 and 8)",
+        help="sequences that TRL takes through the model at once, at most an update (default 32)",
     )
     add("--out", type=Path, metavar="FILE", help="(default docs/benchmarks/peers.json; with --dry-run none)")
     return parser
