@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ral_system.attention.divergence import row_divergence, row_policy_blocks
+from ral_system.attention.kernels import MASKED_TOKENS
 from ral_system.attention.packing import PackedGroup
 from ral_system.attention.policy import check_rows
 from ral_system.attention.record import check_record, join_records
@@ -96,6 +97,30 @@ class GroupAttention:
                     yield response, self.group.own(response, block[..., begin:stop, :])
             at += size
 
+    @property
+    def is_mostly_empty(self) -> bool:
+        """Whether rows over all of the group's tokens cost more than copies of the prompt's keys for each response.
+
+        On CPU, in long groups; a GPU does better with few large calls, and its memory is dear.
+        """
+        if len(self.counts) == 1 or self.rows.is_cuda or self.group.tokens <= MASKED_TOKENS:
+            return False
+        own = [self.group.prompt + length for length in self.group.responses]
+        rows = zip(self.counts, own, strict=True)
+        return 4 * len(self.rows) * self.group.tokens > 5 * sum(count * tokens for count, tokens in rows)
+
+    def apart(self) -> Iterator[GroupAttention]:
+        """Each response as a group of one, over its own keys."""
+        positions = self.group.positions.to(self.rows.device)[self.rows].split(self.counts)
+        queries = [at.query.split(self.counts) for at in self.layers]
+        for response, rows in enumerate(positions):
+            layers = []
+            for at, of_layer in zip(self.layers, queries, strict=True):
+                key = self.group.own(response, at.key.movedim(0, -1)).movedim(-1, 0)
+                layers.append(LayerAttention(of_layer[response], key, at.scale))
+            mask = None if self.key_mask is None else self.group.own(response, self.key_mask)
+            yield GroupAttention.alone(tuple(layers), rows, mask, self.heads, self.backend)
+
     def check(self, response: int, records: Sequence[AttentionRecord], version: int) -> None:
         """Raise ValueError unless there is a record of one response for each probed layer, of weights `version`."""
         rows, tokens = self.counts[response], self.group.prompt + self.group.responses[response]
@@ -110,6 +135,9 @@ class GroupAttention:
 
         `records` holds for each response one per probed layer, which fit (`check`).
         """
+        if self.is_mostly_empty:
+            apart = zip(self.apart(), records, strict=True)
+            return torch.cat([one.divergence([of_response], kind) for one, of_response in apart])
         found = [
             row_divergence(
                 at.query,

@@ -10,6 +10,7 @@ from dataclasses import dataclass, fields
 import torch
 from torch import Tensor
 
+from ral_system.attention.packing import PackedGroup
 from ral_system.types import Layout
 
 
@@ -47,6 +48,10 @@ class KeyProvenance:
         """Split what is packed into the provenance of each part."""
         parts = [getattr(self, f.name).split(tuple(lengths)) for f in fields(self)]
         return [KeyProvenance(*part) for part in zip(*parts, strict=True)]
+
+    def own(self, group: PackedGroup, response: int) -> KeyProvenance:
+        """Select the keys of one response's sequence out of its group's."""
+        return KeyProvenance(*(group.own(response, getattr(self, f.name)) for f in fields(self)))
 
     def to(self, device: torch.device | str) -> KeyProvenance:
         """Copy to another device."""

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import groupby
 from operator import itemgetter
+from typing import Any
 
 import numpy as np
 import torch
@@ -51,9 +52,10 @@ def to_scores(
     keys, groups = batch.keys.split(batch.packing.lengths), groups_of(samples)
     for i, group in enumerate(groups):
         if read is not None:
-            found = _read_rows(output.attention[read][i], keys[i], group, attention, version)
-            for sample, (records, statistics) in zip(group, found, strict=True):
-                scores[sample.id] = replace(scores[sample.id], attention=records, row_statistics=statistics)
+            for rows, of_rows, part in _parts(output.attention[read][i], keys[i], group):
+                found = _read_rows(rows, of_rows, part, attention, version)
+                for sample, (records, statistics) in zip(part, found, strict=True):
+                    scores[sample.id] = replace(scores[sample.id], attention=records, row_statistics=statistics)
         if response is not None:
             rewards = response_visual_rewards(output.attention[response][i], keys[i], visual.form)
             for sample, reward in zip(group, rewards, strict=True):
@@ -131,9 +133,10 @@ def to_teaching(
     for sample, rows_RV in zip(samples, output.log_softmax.split(counts), strict=True):
         record = _token_record(rows_RV, sample, top_k) if tokens else None
         scores[sample.id] = SampleScores(np.zeros(0, np.float32), tokens=record)
-    for rows, group in zip(output.attention[read], groups_of(samples), strict=True) if read else ():
-        for sample, of_sample in zip(group, _records(rows, rows.policies(0), group, attention, None), strict=True):
-            scores[sample.id] = replace(scores[sample.id], attention=(of_sample,))
+    for of_group, group in zip(output.attention[read], groups_of(samples), strict=True) if read else ():
+        for rows, _, part in _parts(of_group, None, group):
+            for sample, of_sample in zip(part, _records(rows, rows.policies(0), part, attention, None), strict=True):
+                scores[sample.id] = replace(scores[sample.id], attention=(of_sample,))
     return scores
 
 
@@ -155,6 +158,17 @@ def _token_record(log_softmax_RV: Tensor, sample: Sample, top_k: int | None) -> 
     sampled_R = torch.tensor(sample.response_token_ids, device=log_softmax_RV.device)
     ids_RK = top_tokens(log_softmax_RV, sampled_R, top_k)
     return TokenRecord(kept_and_rest(log_softmax_RV, ids_RK).cpu().numpy(), ids_RK.int().cpu().numpy())
+
+
+def _parts(rows: GroupAttention, keys: Any, group: MicroBatch) -> Iterator[tuple[GroupAttention, Any, MicroBatch]]:
+    """A group as its divergences are computed: together, or each response over its own keys. So records of the same
+    weights differ from it by exactly 0.
+    """
+    if not rows.is_mostly_empty:
+        yield rows, keys, group
+        return
+    for response, (one, sample) in enumerate(zip(rows.apart(), group, strict=True)):
+        yield one, keys.own(rows.group, response) if keys is not None else None, (sample,)
 
 
 def _read_rows(

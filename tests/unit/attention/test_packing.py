@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from ral_system.attention.group import GroupAttention, LayerAttention
 from ral_system.attention.kernels import KERNELS, _varlen, kernel_for, packed_attention
 from ral_system.attention.packing import PackedGroup, Packing
+from ral_system.attention.record import record_attention
 
 GROUP = PackedGroup(3, (2, 1, 4))
 
@@ -106,3 +110,32 @@ def test_the_kernel_follows_from_device_and_precision(monkeypatch: pytest.Monkey
     installed.append("flash_attn")
     assert kernel_for(gpu, torch.bfloat16) == "flash_attn"
     assert set(KERNELS) == {"flash_attn", "varlen", "sdpa"}
+
+
+@pytest.mark.parametrize("heads", ["mean", "each"])
+@pytest.mark.parametrize("masked", [False, True])
+def test_divergences_of_long_groups_are_those_over_all_tokens(
+    heads: Literal["mean", "each"], masked: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    group, generator = PackedGroup(9, (5, 0, 8)), torch.Generator().manual_seed(0)
+    rows = torch.cat(
+        [group.rows(b, torch.arange(8, 9 + n)) for b, n in enumerate(group.responses)]
+    )  # the prompt's last, too
+    counts = (6, 1, 9)
+    mask = torch.arange(group.tokens) % 3 > 0 if masked else None
+    found = []
+    for threshold in (0, 512):
+        monkeypatch.setattr("ral_system.attention.group.MASKED_TOKENS", threshold)
+        generator.manual_seed(1)
+        query, key = (torch.randn(n, h, 8, generator=generator, requires_grad=True) for n, h in ((16, 4), (22, 2)))
+        attention = GroupAttention((LayerAttention(query, key, 0.4),), group, rows, counts, mask, heads, "chunked")
+        assert attention.is_mostly_empty == (threshold == 0)
+        records = []
+        for b, n in enumerate(group.responses):
+            shape = (counts[b], 9 + n) if heads == "mean" else (4, counts[b], 9 + n)
+            policy = torch.rand(shape, generator=generator).softmax(-1)
+            records.append([record_attention([policy], version=0, tokens=9 + n, top_k=None, dtype=torch.float32)])
+        divergence = attention.divergence(records, "jsd")
+        found.append((divergence, *torch.autograd.grad(divergence.square().sum(), (query, key))))
+    for one, other in zip(*found, strict=True):
+        assert one.shape == other.shape and (one - other).abs().max() <= 1e-6

@@ -172,11 +172,19 @@ def test_gradients_of_log_probs_are_those_of_sequences_apart(bench: Bench, seed:
 SETTINGS = ("", "algorithm.attention={record: top_k, top_k: 5}", "algorithm.attention.record_dtype=bfloat16")
 
 
+@pytest.mark.parametrize("long", [False, True])
 @pytest.mark.parametrize("settings", SETTINGS)
 @pytest.mark.parametrize("read", READS)
 def test_scores_and_divergences_are_those_of_sequences_apart(
-    bench: Bench, make_config: Callable[..., TrainConfig], read: AttentionRead, settings: str
+    bench: Bench,
+    make_config: Callable[..., TrainConfig],
+    read: AttentionRead,
+    settings: str,
+    long: bool,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    if long:  # groups are then cut up where they would be mostly empty
+        monkeypatch.setattr("ral_system.attention.group.MASKED_TOKENS", 0)
     config = make_config(*filter(None, [settings]), "reward.visual.weight=0.1")
     attention, visual = config.algorithm.attention, config.reward.visual
     samples, policy = bench.samples(11), bench.policy()
@@ -211,6 +219,13 @@ def test_scores_and_divergences_are_those_of_sequences_apart(
             assert (a.indices is None) == (settings != SETTINGS[1])
         for name, values in other.row_statistics.items():
             assert one.row_statistics[name] == pytest.approx(values, abs=1e-6), name
+    batch = bench.collate(samples)
+    with torch.no_grad():
+        mine = policy(batch, [read])
+    own = to_scores(mine, batch, samples, attention, visual, read=read, response=None, version=0)
+    for rows, group in zip(mine.attention[read], groups_of(samples), strict=True):
+        divergence = rows.divergence([own[s.id].attention for s in group], "jsd")
+        assert not divergence.any() or (settings == SETTINGS[1] and divergence.max() < 1e-15)  # its tail is float32
     for one, other in zip(*divergences, strict=True):
         assert one.shape == other.shape and torch.allclose(one, other, atol=2e-6)
     assert max(float(d.max()) for d in divergences[0] if len(d)) > 1e-5
