@@ -120,7 +120,7 @@ def test_divergences_of_long_groups_are_those_over_all_tokens(
     group, generator = PackedGroup(9, (5, 0, 8)), torch.Generator().manual_seed(0)
     rows = torch.cat(
         [group.rows(b, torch.arange(8, 9 + n)) for b, n in enumerate(group.responses)]
-    )  # the prompt's last, too
+    )  # the prompt's last as well
     counts = (6, 1, 9)
     mask = torch.arange(group.tokens) % 3 > 0 if masked else None
     found = []
