@@ -251,7 +251,7 @@ def test_weights_reach_engines_that_generate(roles: RayRoles, prompts: list[Prom
 def test_a_teacher_that_cannot_score_says_so_soon_and_when_collected(roles: RayRoles, prompts: list[Prompt]) -> None:
     teacher = roles.teachers[0]
     good = Sample("good", prompts[0], (20, 21))
-    bad = Sample("bad", replace(prompts[0], token_ids=prompts[0].token_ids[:3]), (20, 21))
+    bad = Sample("bad", replace(prompts[0], token_ids=prompts[0].token_ids[:3], engine_token_ids=()), (20, 21))
     plan = plan_updates([replace(good, id=f"g{i}") for i in range(2)], updates=1, world_size=2, max_tokens=200)
     with pytest.raises(DataError, match="sample bad has none, but its media make 4 image tokens"):
         teacher.submit([bad])  # raises already where the actor is quick
