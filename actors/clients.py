@@ -78,28 +78,8 @@ class RayRewarder:
         return wait_all([*submitted, verdicts], self._timeout_s, "judging")[-1]
 
 
-class RayScorer:
-    """`Scorer` over one frozen actor. Returns while it is still scoring; users of the refs wait for it."""
-
-    def __init__(self, member: Member, call_timeout_s: float) -> None:
-        self._member = member
-        self._timeout_s = call_timeout_s
-
-    def score(self, plan: TrainPlan) -> Sequence[Ref]:
-        """Start scoring every learner rank's samples."""
-        refs = []
-        for rank in range(len(plan.updates[0].shards)):
-            done, scores = self._member.handle.score.remote(plan.rank_samples(rank))
-            refs.append(RemoteScores(Call(self._member, done), scores))
-        return refs
-
-    def visual_rewards(self, scores: Sequence[Ref]) -> Mapping[str, float]:
-        """Wait for the scores, and return the visual rewards of all samples."""
-        return _visual_rewards(scores, self._timeout_s)
-
-
-class RayTeacher:
-    """`Teacher` over one frozen actor."""
+class RayFrozenModel:
+    """`FrozenModel` over one scorer actor."""
 
     def __init__(self, member: Member, call_timeout_s: float) -> None:
         self._member = member
@@ -115,14 +95,18 @@ class RayTeacher:
         self._submitted = [call for call in self._submitted if call.ref not in ready]
 
     def collect(self, plan: TrainPlan) -> Sequence[Ref]:
-        """Wait for the submitted samples; the scores stay with the teacher until a learner asks for them."""
+        """Wait for the submitted samples; the scores stay with the actor until a learner asks for them."""
         submitted, self._submitted = self._submitted, []
         wait_all(submitted, self._timeout_s, "scoring")
         refs = []
         for rank in range(len(plan.updates[0].shards)):
-            done, scores = self._member.handle.take.remote([s.id for m in plan.rank_samples(rank) for s in m])
+            done, scores = self._member.handle.take.remote(plan.rank_ids(rank))
             refs.append(RemoteScores(Call(self._member, done), scores))
         return refs
+
+    def visual_rewards(self, scores: Sequence[Ref]) -> Mapping[str, float]:
+        """Wait for the scores, and return the visual rewards of all samples."""
+        return _visual_rewards(scores, self._timeout_s)
 
 
 class RayLearner:

@@ -13,7 +13,7 @@ from typing import Any
 import ray
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
-from ral_system.actors.clients import RayGenerator, RayLearner, RayRewarder, RayScorer, RayTeacher
+from ral_system.actors.clients import RayFrozenModel, RayGenerator, RayLearner, RayRewarder
 from ral_system.actors.cluster import LOOPBACK, nodes_may_join, start_or_join
 from ral_system.actors.group import Call, Member, wait_all
 from ral_system.actors.learner import LearnerActor
@@ -23,7 +23,6 @@ from ral_system.actors.process import ActorProcess
 from ral_system.actors.reward import RewardActor
 from ral_system.actors.rollout import RolloutActor
 from ral_system.actors.scorer import ScorerActor
-from ral_system.actors.teacher import TeacherActor
 from ral_system.config.choices import Device, Stage
 from ral_system.config.commands import TrainConfig
 from ral_system.models.folders import local_model_folder
@@ -34,7 +33,7 @@ _ACTORS = {
     "learner": LearnerActor,
     "rollout": RolloutActor,
     "reference": ScorerActor,
-    "teacher": TeacherActor,
+    "teacher": ScorerActor,
     "reward": RewardActor,
 }
 
@@ -91,8 +90,8 @@ class RayRoles:
         self.learner = RayLearner(self._of("learner"), timeout_s, keeps_offers)
         self.rewarder = RayRewarder(self._of("reward"), timeout_s)
         reference = self._of("reference")
-        self.reference = RayScorer(reference[0], timeout_s) if reference else None
-        self.teachers = [RayTeacher(member, timeout_s) for member in self._of("teacher")]
+        self.reference = RayFrozenModel(reference[0], timeout_s) if reference else None
+        self.teachers = [RayFrozenModel(member, timeout_s) for member in self._of("teacher")]
 
     @property
     def members(self) -> Sequence[Member]:
@@ -193,13 +192,13 @@ class RayRoles:
         algorithm, cache_gib = config.algorithm, config.cluster.media_cache_gib
         shared = {"temperature": config.rollout.temperature, "media_cache_gib": cache_gib}
         for member in self._of("reference"):
-            folder, dtype = self._at(member, model_folder), config.learner.dtype
-            build = member.handle.build.remote
-            visual = config.reward.visual
-            calls.append(Call(member, build(algorithm.attention, visual, folder, media, dtype=dtype, **shared)))
+            build, folder = member.handle.build_reference.remote, self._at(member, model_folder)
+            passes = {"dtype": config.learner.dtype, "max_tokens": config.learner.max_tokens}
+            built = build(algorithm.attention, config.reward.visual, folder, media, **passes, **shared)
+            calls.append(Call(member, built))
         for member in self._of("teacher"):
             folders = [self._at(member, folder) for folder in (self._teachers[member.rank], model_folder)]
-            build, role = member.handle.build.remote, config.teachers[member.rank]
+            build, role = member.handle.build_teacher.remote, config.teachers[member.rank]
             calls.append(Call(member, build(algorithm, config.teacher, role, *folders, media, **shared)))
         return calls
 

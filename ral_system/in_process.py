@@ -9,17 +9,16 @@ from typing import Any
 
 import torch
 
-from ral_system.config.algorithm import AlgorithmConfig
 from ral_system.config.choices import Stage
 from ral_system.config.commands import TrainConfig
-from ral_system.config.teacher import TeacherConfig, TeacherRole
-from ral_system.media.store import MediaStore, node_store
+from ral_system.media.store import node_store
 from ral_system.models.folders import local_model_folder
 from ral_system.observability.work import meters
 from ral_system.protocols import Ref
 from ral_system.rewards.pool import RewardPool
 from ral_system.rollout.hf_generator import HfEngine
-from ral_system.scoring.reference import FrozenScorer
+from ral_system.scoring.frozen import FrozenScorer
+from ral_system.scoring.reference import ReferenceScorer
 from ral_system.scoring.scores import visual_rewards
 from ral_system.scoring.teacher import TeacherScorer
 from ral_system.training.learner_rank import LearnerRank
@@ -51,18 +50,29 @@ class InProcessRoles:
         self.learner = _Learner(LearnerRank(config, model_folder, media, 0, 1, stage, transfer), transfer)
         self.reference = None
         if stage == "rl" and config.needs_reference:
-            self.reference = _Scorer(
-                FrozenScorer(
+            self.reference = _FrozenModel(
+                ReferenceScorer(
                     algorithm.attention,
                     config.reward.visual,
                     model_folder,
                     media,
                     dtype=config.learner.dtype,
                     temperature=rollout.temperature,
+                    max_tokens=config.learner.max_tokens,
                 )
             )
         self.teachers = [
-            _Teacher(algorithm, config.teacher, role, model_folder, media, rollout.temperature)
+            _FrozenModel(
+                TeacherScorer(
+                    algorithm,
+                    config.teacher,
+                    role,
+                    local_model_folder(role.path),
+                    model_folder,
+                    media,
+                    temperature=rollout.temperature,
+                )
+            )
             for role in config.teachers
             if stage == "rl"
         ]
@@ -83,35 +93,18 @@ class _Generator:
         return [self._engine.load_weights(weights)]
 
 
-class _Scorer:
+class _FrozenModel:
     def __init__(self, scorer: FrozenScorer) -> None:
         self._scorer = scorer
-
-    def score(self, plan: TrainPlan) -> Sequence[Ref]:
-        return [self._scorer.score(plan.rank_samples(0))]
-
-    def visual_rewards(self, scores: Sequence[Ref]) -> Mapping[str, float]:
-        return visual_rewards(scores[0])
-
-
-class _Teacher:
-    def __init__(
-        self,
-        algorithm: AlgorithmConfig,
-        teacher: TeacherConfig,
-        role: TeacherRole,
-        student_folder: Path,
-        media: MediaStore,
-        temperature: float,
-    ) -> None:
-        folder = local_model_folder(role.path)
-        self._scorer = TeacherScorer(algorithm, teacher, role, folder, student_folder, media, temperature=temperature)
 
     def submit(self, samples: Sequence[Sample]) -> None:
         self._scorer.score(samples)
 
     def collect(self, plan: TrainPlan) -> Sequence[Ref]:
-        return [self._scorer.take([s.id for micro in plan.rank_samples(0) for s in micro])]
+        return [self._scorer.take(plan.rank_ids(0))]
+
+    def visual_rewards(self, scores: Sequence[Ref]) -> Mapping[str, float]:
+        return visual_rewards(scores[0])
 
 
 class _Learner:

@@ -52,20 +52,8 @@ class Rewarder(Protocol):
         ...
 
 
-class Scorer(Protocol):
-    """A frozen model: the reference."""
-
-    def score(self, plan: TrainPlan) -> Sequence[Ref]:
-        """Score every sample of the plan; one ref (to `Scores`) per learner rank."""
-        ...
-
-    def visual_rewards(self, scores: Sequence[Ref]) -> Mapping[str, float]:
-        """Return the r_vis of `reward.visual` that `score` found, by sample id; undefined ones are left out."""
-        ...
-
-
-class Teacher(Protocol):
-    """A frozen model that the policy learns from. It scores while rollouts are generated and judged."""
+class FrozenModel(Protocol):
+    """The reference or a teacher. It scores finished groups while others are generated and judged."""
 
     def submit(self, samples: Sequence[Sample]) -> None:
         """Start scoring; returns at once."""
@@ -73,6 +61,10 @@ class Teacher(Protocol):
 
     def collect(self, plan: TrainPlan) -> Sequence[Ref]:
         """Return scores of every sample of the plan, all submitted before; one ref (to `Scores`) per learner rank."""
+        ...
+
+    def visual_rewards(self, scores: Sequence[Ref]) -> Mapping[str, float]:
+        """Return the r_vis of `reward.visual` that is among the scores, by sample id; undefined ones are left out."""
         ...
 
 
@@ -149,8 +141,8 @@ class Roles(Protocol):
     generator: Generator
     learner: Learner
     rewarder: Rewarder
-    reference: Scorer | None
-    teachers: Sequence[Teacher]
+    reference: FrozenModel | None
+    teachers: Sequence[FrozenModel]
 
     def close(self) -> None:
         """End every process that this stage started."""

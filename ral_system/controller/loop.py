@@ -1,9 +1,9 @@
 """One training step of Reinforced Attention Learning, in the order of the algorithm.
 
     prompts ─► rollout engines (mu) ─► rewards (since the rollout) ─────────────────► group advantages
-                    ▲               └► old log-probs and attention (learner),                │
-                    │                  reference log-probs (scorer), a teacher's             │
-                    │                  distributions and attention (since the rollout)       │
+                    ▲               └► reference log-probs, a teacher's distributions        │
+                    │                  and attention (since the rollout), old log-probs      │
+                    │                  and attention (learner)                               │
                     │                                 │                                      ▼
                     └─ weights, version + 1 ── passes of K updates ◄─────────────────────────┘
 
@@ -82,7 +82,7 @@ class TrainingLoop:
     def _train(self, batch: Batch) -> tuple[list[Rollout], dict[str, float]]:
         """Score and judge the batch and update on it; the learner is then one version further."""
         algorithm, learner = self._config.algorithm, self._roles.learner
-        self._sampler.teach(batch)
+        self._sampler.submit(batch)
         plan = plan_updates(
             [Sample.of(prompt, c) for prompt, group in batch.groups for c in group],
             updates=algorithm.updates_per_step,
@@ -91,8 +91,8 @@ class TrainingLoop:
             deal=algorithm.deal,
         )
         with self._timer.phase("score"):
-            reference = self._roles.reference.score(plan) if self._roles.reference else None
             behaviour = learner.score(plan)
+            reference = self._roles.reference.collect(plan) if self._roles.reference else None
             teaching = [teacher.collect(plan) for teacher in self._roles.teachers]
             looks, kl = self._visual_rewards(behaviour, reference), self._kl(behaviour, reference)
         verdicts = batch.verdicts

@@ -1,4 +1,4 @@
-"""The rollouts of one step: generated, gated, handed on to verifiers and teachers as they finish; drawn again on
+"""The rollouts of one step: generated, gated, handed on to verifiers and frozen models as they finish; drawn again on
 request.
 """
 
@@ -41,15 +41,15 @@ class Batch:
     """Tokens that were kept, without those of responses that were begun again."""
     times: dict[str, float] = field(default_factory=dict)
     """Seconds by phase, for a batch that was made while something else was timed."""
-    taught: bool = False
-    """Whether teachers already have the batch."""
+    submitted: bool = False
+    """Whether the frozen models already have the batch."""
 
 
 class Sampler:
     """Draws batches. `train_prompt(i)` is the i-th prompt of the endless training sequence.
 
     `ahead`: in a thread of its own, while an earlier batch trains. Verdicts are then waited for here, since a
-    verifier's answers to two batches would mix, and teachers get the batch when it is its turn.
+    verifier's answers to two batches would mix, and frozen models get the batch when it is its turn.
     """
 
     def __init__(
@@ -74,8 +74,8 @@ class Sampler:
         """
         size, rounds = self._config.algorithm.prompts_per_step, self._config.algorithm.sampling_rounds
         if rounds == 1 and not self._ahead:
-            groups = self._generate(first, size, version, teach=True)
-            return Batch(groups, None, None, _oldest(groups), size, 1, _tokens(groups), taught=True)
+            groups = self._generate(first, size, version, submit=True)
+            return Batch(groups, None, None, _oldest(groups), size, 1, _tokens(groups), submitted=True)
         kept: list[Group] = []
         alike: list[Group] = []
         verdicts: dict[str, Verdict] = {}
@@ -83,7 +83,7 @@ class Sampler:
         drawn = used = tokens = 0
         while used < rounds and len(kept) < size:
             wanted = size - len(kept)
-            groups = self._generate(first + drawn, wanted, version, teach=False)
+            groups = self._generate(first + drawn, wanted, version, submit=False)
             drawn, used, tokens = drawn + wanted, used + 1, tokens + _tokens(groups)
             with self._timer.phase("reward"):
                 verdicts |= self._roles.rewarder.collect()
@@ -96,15 +96,16 @@ class Sampler:
         groups = kept + alike[: size - len(kept)]
         return Batch(groups, verdicts, _mean_total(rewards), _oldest(groups), drawn, used, tokens, times)
 
-    def teach(self, batch: Batch) -> None:
-        """Hand the batch to the teachers, unless they have it already."""
-        for prompt, group in () if batch.taught else batch.groups:
-            self._teach(prompt, group)
+    def submit(self, batch: Batch) -> None:
+        """Hand the batch to the reference and the teachers, unless they have it already."""
+        for prompt, group in () if batch.submitted else batch.groups:
+            self._submit(prompt, group)
 
-    def _generate(self, first: int, count: int, version: int, *, teach: bool) -> list[Group]:
-        """Rewards are computed, and with `teach` teachers score, while generation goes on.
+    def _generate(self, first: int, count: int, version: int, *, submit: bool) -> list[Group]:
+        """Rewards are computed, and with `submit` frozen models score, while generation goes on.
 
-        Teachers get whole groups in the order of the prompts, so that what they compute together is always the same.
+        Frozen models get whole groups in the order of the prompts, so that what they compute together is always the
+        same.
         """
         with self._timer.phase("data"):  # waits for media that are not decoded yet
             prompts = [self._train_prompt(first + i) for i in range(count)]
@@ -134,16 +135,17 @@ class Sampler:
                 while unfinished and len(groups[unfinished[0].id]) == sampling.completions:
                     prompt = unfinished.popleft()
                     groups[prompt.id].sort(key=lambda c: c.index)
-                    if teach:
-                        self._teach(prompt, groups[prompt.id])
+                    if submit:
+                        self._submit(prompt, groups[prompt.id])
         for prompt in prompts:
             if len(groups[prompt.id]) != sampling.completions:
                 raise GateError(f"prompt {prompt.id}: {len(groups[prompt.id])} completions came back")
         return [(prompt, groups[prompt.id]) for prompt in prompts]
 
-    def _teach(self, prompt: Prompt, group: Sequence[Completion]) -> None:
-        for teacher in self._roles.teachers:
-            teacher.submit([Sample.of(prompt, c) for c in group])
+    def _submit(self, prompt: Prompt, group: Sequence[Completion]) -> None:
+        reference = self._roles.reference
+        for model in [*([reference] if reference else []), *self._roles.teachers]:
+            model.submit([Sample.of(prompt, c) for c in group])
 
 
 def _tokens(groups: Sequence[Group]) -> int:

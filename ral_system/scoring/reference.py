@@ -1,24 +1,26 @@
-"""A frozen model that scores rollouts: the reference policy."""
+"""The reference policy: log-probs, and on request attention, of the frozen start model."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
-import torch
-
 from ral_system.attention.read import AttentionRead, response_at_all_layers
 from ral_system.config.attention import AttentionConfig
 from ral_system.config.choices import Dtype
 from ral_system.config.reward import VisualRewardConfig
-from ral_system.data.collate import Collator
+from ral_system.data.collate import TensorBatch
 from ral_system.media.store import MediaStore
-from ral_system.scoring.build import build_policy
+from ral_system.scoring.frozen import FrozenScorer
 from ral_system.scoring.scores import to_scores
 from ral_system.types import MicroBatch, Scores
 
 
-class FrozenScorer:
-    """Token log-probs of a frozen model under the rollout's sampling distribution."""
+class ReferenceScorer(FrozenScorer):
+    """Token log-probs under the rollout's sampling distribution.
+
+    With anchor=reference also attention rows, with reward.visual.model=reference also how much a response looks at
+    pictures.
+    """
 
     def __init__(
         self,
@@ -29,24 +31,15 @@ class FrozenScorer:
         *,
         dtype: Dtype,
         temperature: float,
+        max_tokens: int,
     ) -> None:
-        self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        read = AttentionRead.of(attention)
+        super().__init__(model_folder, media, read, dtype=dtype, temperature=temperature, max_tokens=max_tokens)
         self._attention, self._visual = attention, visual
-        self._read = AttentionRead.of(attention)
-        policy = build_policy(model_folder, self._device, self._read, dtype=dtype, temperature=temperature)
-        self._policy = policy.to(self._device).eval().requires_grad_(False)
-        self._collate = Collator(policy.family, media)
+        self._read = read if attention.anchor == "reference" else None
+        self._response = response_at_all_layers(attention) if visual.given_by("reference") else None
 
-    @torch.no_grad()
-    def score(self, micro_batches: tuple[MicroBatch, ...]) -> Scores:
-        """Log-probs of every sample's response tokens; with anchor=reference also its attention rows, with
-        reward.visual.model=reference also how much it looks at pictures.
-        """
-        read = self._read if self._attention.anchor == "reference" else None
-        response = response_at_all_layers(self._attention) if self._visual.given_by("reference") else None
-        scores: Scores = {}
-        for samples in filter(None, micro_batches):
-            batch = self._collate(samples).to(self._device)
-            output = self._policy(batch, [asked for asked in (read, response) if asked])
-            scores |= to_scores(output, batch, samples, self._attention, self._visual, read=read, response=response)
-        return scores
+    def _pass(self, batch: TensorBatch, samples: MicroBatch) -> Scores:
+        read, response = self._read, self._response
+        output = self._policy(batch, [asked for asked in (read, response) if asked])
+        return to_scores(output, batch, samples, self._attention, self._visual, read=read, response=response)

@@ -12,21 +12,20 @@ import torch
 from ral_system.attention.read import AttentionRead
 from ral_system.config.algorithm import AlgorithmConfig
 from ral_system.config.teacher import TeacherConfig, TeacherRole
-from ral_system.data.collate import Collator
-from ral_system.data.micro_batches import groups_of, micro_batches
+from ral_system.data.collate import TensorBatch
 from ral_system.errors import DataError, SetupError
 from ral_system.media.store import MediaStore
 from ral_system.models.loading import load_family
-from ral_system.scoring.build import build_policy
+from ral_system.scoring.frozen import FrozenScorer
 from ral_system.scoring.scores import to_teaching
-from ral_system.types import Layout, Media, Sample, Scores
+from ral_system.types import Layout, Media, MicroBatch, Sample, Scores
 
 
-class TeacherScorer:
-    """Scores samples as they come and holds the result until it is taken.
+class TeacherScorer(FrozenScorer):
+    """Token distributions and attention of a teacher; `role` says which of the two it teaches.
 
-    `role` says what it teaches. The two models must read the same token ids (SetupError when they are
-    loaded) and lay the same grid of visual tokens over every medium (DataError when one is met).
+    The two models must read the same token ids (SetupError when they are loaded) and lay the same grid of visual
+    tokens over every medium (DataError when one is met).
     """
 
     def __init__(
@@ -40,18 +39,15 @@ class TeacherScorer:
         *,
         temperature: float,
     ) -> None:
-        self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        self._attention, self._tokens, self._max_tokens = algorithm.attention, role.tokens, teacher.max_tokens
-        self._top_k = algorithm.distillation.tokens.top_k
         read = replace(AttentionRead.of(algorithm.attention), layers="last")
+        dtype, max_tokens = teacher.dtype, teacher.max_tokens
+        super().__init__(model_folder, media, read, dtype=dtype, temperature=temperature, max_tokens=max_tokens)
+        self._attention, self._tokens = algorithm.attention, role.tokens
+        self._top_k = algorithm.distillation.tokens.top_k
         self._read = read if role.attention else None
-        policy = build_policy(model_folder, self._device, read, dtype=teacher.dtype, temperature=temperature)
-        self._family, self._student = policy.family, load_family(student_folder)
+        self._family, self._student = self._policy.family, load_family(student_folder)
         check_same_tokenizer(self._family.tokenizer, self._student.tokenizer, model_folder, student_folder)
-        self._policy = policy.to(self._device).eval().requires_grad_(False)
         self._compare_vocabularies(model_folder, student_folder)
-        self._collate = Collator(policy.family, media)
-        self._scores: Scores = {}
 
     def _compare_vocabularies(self, model_folder: Path, student_folder: Path) -> None:
         """The width of a vocabulary may be padded; ids that the student does not have are banned from the teacher."""
@@ -64,21 +60,17 @@ class TeacherScorer:
         padding = torch.arange(students, max(mine, students), device=self._device)
         self._policy.banned_token_ids = torch.cat([self._policy.banned_token_ids, padding])
 
-    @torch.no_grad()
     def score(self, samples: Sequence[Sample]) -> None:
-        """Score the samples and hold the scores. Raises DataError if a medium has a different grid for the student."""
+        """Score the samples, and hold their scores. Raises DataError if a medium has a different grid for the
+        student.
+        """
         for sample in samples:
             self._check_grids(sample)
-        for micro_batch in micro_batches(groups_of(samples), self._max_tokens):
-            batch = self._collate(micro_batch).to(self._device)
-            output = self._policy(batch, [self._read] if self._read else [])
-            self._scores |= to_teaching(
-                output, micro_batch, self._attention, read=self._read, tokens=self._tokens, top_k=self._top_k
-            )
+        super().score(samples)
 
-    def take(self, ids: Sequence[str]) -> Scores:
-        """Hand over these samples' scores and forget them."""
-        return {id: self._scores.pop(id) for id in ids}
+    def _pass(self, batch: TensorBatch, samples: MicroBatch) -> Scores:
+        output = self._policy(batch, [self._read] if self._read else [])
+        return to_teaching(output, samples, self._attention, read=self._read, tokens=self._tokens, top_k=self._top_k)
 
     def _check_grids(self, sample: Sample) -> None:
         for media in sample.prompt.media:

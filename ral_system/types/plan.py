@@ -43,6 +43,10 @@ class TrainPlan:
         """Every micro-batch that `rank` trains on, in order, for scoring them once beforehand."""
         return tuple(micro for update in self.updates for micro in update.shards[rank])
 
+    def rank_ids(self, rank: int) -> list[str]:
+        """Every sample that `rank` trains on, by id."""
+        return [sample.id for micro in self.rank_samples(rank) for sample in micro]
+
     def versions_by_micro_batch(self) -> tuple[frozenset[int], ...]:
         """Return for every micro-batch of `rank_samples` the weights that made its tokens, on any rank."""
         together = zip(*(self.rank_samples(rank) for rank in range(len(self.updates[0].shards))), strict=True)

@@ -194,14 +194,14 @@ def test_one_training_step_over_real_actors(roles: RayRoles, prompts: list[Promp
         for completion in completions:
             advantage = float(completion.index) - 1.5
             rollouts.append(Rollout(by_id[completion.prompt_id], completion, verdicts[completion.id], advantage))
-        for teacher in roles.teachers:
+        assert roles.reference is not None
+        for model in (roles.reference, *roles.teachers):
             for half in (rollouts[:8], rollouts[8:]):
-                teacher.submit([rollout.sample() for rollout in half])
+                model.submit([rollout.sample() for rollout in half])
         judged = time.monotonic()
         samples = sorted((rollout.sample() for rollout in rollouts), key=lambda s: s.id)
         plan = plan_updates(samples, updates=2, world_size=roles.learner.world_size, max_tokens=200)
-        assert roles.reference is not None
-        reference, behaviour = roles.reference.score(plan), roles.learner.score(plan)
+        behaviour, reference = roles.learner.score(plan), roles.reference.collect(plan)
         looks = roles.learner.visual_rewards(behaviour)
         assert looks.keys() == verdicts.keys() and all(0 < r < 1 for r in looks.values())
         assert roles.reference.visual_rewards(reference) == {}  # it is the policy's that was asked for

@@ -31,7 +31,7 @@ def samples_of(plan: TrainPlan) -> list[Sample]:
     return [s for update in plan.updates for shard in update.shards for micro in shard for s in micro]
 
 
-class FakeTeacher:
+class FakeFrozenModel:
     """Remembers what it was asked, between the other roles' calls."""
 
     def __init__(self, name: str, roles: "Fakes") -> None:
@@ -39,17 +39,21 @@ class FakeTeacher:
         self.submitted: list[list[str]] = []
 
     def submit(self, samples: Sequence[Sample]) -> None:
-        assert all(s.advantage == 0 and s.weight_version == self.roles.loaded_version for s in samples)
+        assert all(s.advantage == 0 and s.weight_version <= self.roles.loaded_version for s in samples)
         self.submitted.append([s.id for s in samples])
 
     def collect(self, plan: TrainPlan) -> Sequence[str]:
         assert plan is self.roles.plans[-1]
+        assert {id for group in self.submitted for id in group} >= {s.id for s in samples_of(plan)}
         self.roles.calls.append(self.name)
         return [f"{self.name} {rank}" for rank in range(2)]
 
+    def visual_rewards(self, scores: Sequence[str]) -> Mapping[str, float]:
+        return self.roles.visual_rewards(scores)
+
 
 class Fakes:
-    """All roles in one. Completion i of a prompt is worth i; `calls` is what happened, in order."""
+    """All roles but frozen models in one. Completion i of a prompt is worth i; `calls` is what happened, in order."""
 
     world_size = 2
 
@@ -65,8 +69,9 @@ class Fakes:
         self.held_sha256 = "aa"
         self.first_jsd = 0.0
         self.submitted: list[Completion] = []
-        self.generator = self.learner = self.rewarder = self.reference = self
-        self.teachers: list[FakeTeacher] = []
+        self.generator = self.learner = self.rewarder = self
+        self.reference: FakeFrozenModel | None = FakeFrozenModel("reference", self)
+        self.teachers: list[FakeFrozenModel] = []
 
     # generator
     def generate(self, prompts: Sequence[Prompt], sampling: Sampling) -> Iterator[Completion]:
@@ -104,7 +109,7 @@ class Fakes:
         worth = 1.0 if completion.prompt_id in self.alike else float(completion.index)
         return Verdict(completion.id, {"correctness": right, "format": worth - right}, status)
 
-    # learner and reference
+    # learner
     def score(self, plan: TrainPlan) -> Sequence[str]:
         self.calls.append("score")
         self.plans.append(plan)

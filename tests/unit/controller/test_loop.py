@@ -13,7 +13,7 @@ from ral_system.types import (
     Prompt,
     Sampling,
 )
-from tests.unit.controller.fakes import Fakes, FakeTeacher, G, start
+from tests.unit.controller.fakes import FakeFrozenModel, Fakes, G, start
 
 
 def test_every_pass_takes_the_same_updates_with_the_same_old_scores(make_config: Callable[..., TrainConfig]) -> None:
@@ -21,7 +21,7 @@ def test_every_pass_takes_the_same_updates_with_the_same_old_scores(make_config:
     roles = Fakes()
     start(make_config(*small, "algorithm.passes_per_step=3"), roles).step()
     updates = [call for call in roles.calls if call[0] == "update"]
-    assert updates == [("update", k, "scores 2", "scores 1") for _ in range(3) for k in range(2)]
+    assert updates == [("update", k, "scores 1", "reference 0") for _ in range(3) for k in range(2)]
     assert roles.calls.index(updates[0]) > roles.calls.index(("collect", 3 * G))
     assert [call[0] for call in roles.calls[-2:]] == ["publish", "load"]
     assert {id(plan) for plan in roles.trained} == {id(roles.trained[0])}
@@ -57,11 +57,11 @@ def test_a_step_is_the_algorithm_in_order(config: TrainConfig) -> None:
     loop.step()
     assert roles.calls == [
         ("generate", ["train/0", "train/1", "train/2"], Sampling(G, 0.7, 9, step_seed(5, 0))),
-        "score",  # the reference's
-        "score",  # the learner's: before any update, at the weights of the rollout
+        "score",  # before any update, at the weights of the rollout
+        "reference",
         ("collect", 3 * G),  # the rewards, which went on meanwhile
-        ("update", 0, "scores 2", "scores 1"),
-        ("update", 1, "scores 2", "scores 1"),
+        ("update", 0, "scores 1", "reference 0"),
+        ("update", 1, "scores 1", "reference 0"),
         ("publish", 1),
         ("load", "weights 1"),
     ]
@@ -78,41 +78,43 @@ def test_a_step_is_the_algorithm_in_order(config: TrainConfig) -> None:
 
 def test_without_a_reference_there_is_none_to_score(config: TrainConfig) -> None:
     roles = Fakes()
-    roles.reference = None  # type: ignore[assignment]
+    roles.reference = None
     start(config, roles).step()
     assert roles.calls.count("score") == 1
     assert ("update", 1, "scores 1", None) in roles.calls
 
 
-def test_teachers_score_whole_groups_in_the_order_of_the_prompts_while_rollouts_go_on(config: TrainConfig) -> None:
+def test_frozen_models_score_whole_groups_in_the_order_of_the_prompts_while_rollouts_go_on(config: TrainConfig) -> None:
     for seed in range(4):
         roles = Fakes()
         roles.shuffle = random.Random(seed)
-        tokens, attention = FakeTeacher("tokens", roles), FakeTeacher("attention", roles)
+        tokens, attention = FakeFrozenModel("tokens", roles), FakeFrozenModel("attention", roles)
         roles.teachers = [tokens, attention]
         start(config, roles).step()
         groups = [[f"train/{p}#{i}" for i in range(G)] for p in range(3)]
-        assert tokens.submitted == attention.submitted == groups
+        assert roles.reference is not None
+        assert roles.reference.submitted == tokens.submitted == attention.submitted == groups
         assert roles.calls[1:-2] == [
             "score",
-            "score",
+            "reference",
             "tokens",
             "attention",
             ("collect", 3 * G),  # rewards
-            ("update", 0, "scores 2", "scores 1", "tokens 1", "attention 1"),
-            ("update", 1, "scores 2", "scores 1", "tokens 1", "attention 1"),
+            ("update", 0, "scores 1", "reference 0", "tokens 1", "attention 1"),
+            ("update", 1, "scores 1", "reference 0", "tokens 1", "attention 1"),
         ]
 
 
-def test_a_teacher_gets_a_group_before_the_last_completion_is_there(config: TrainConfig) -> None:
+def test_a_frozen_model_gets_a_group_before_the_last_completion_is_there(config: TrainConfig) -> None:
     roles = Fakes()
-    roles.teachers = [teacher := FakeTeacher("teacher", roles)]
+    reference = roles.reference
+    assert reference is not None
     loop, seen = start(config, roles), []
     generate = roles.generate
 
     def in_order(prompts: Sequence[Prompt], sampling: Sampling) -> Iterator[Completion]:
         for completion in sorted(generate(prompts, sampling), key=lambda c: c.id):
-            seen.append(len(teacher.submitted))
+            seen.append(len(reference.submitted))
             yield completion
 
     roles.generate = in_order  # type: ignore[method-assign]

@@ -16,7 +16,7 @@ from ral_system.controller.pipeline import PipelinedLoop, StalenessBound
 from ral_system.errors import GateError, WeightSyncError
 from ral_system.observability.progress import PhaseTimer
 from ral_system.types import Completion, Prompt, Sampling, TrainPlan, WeightManifest
-from tests.unit.controller.fakes import Fakes, FakeTeacher, prompt, samples_of
+from tests.unit.controller.fakes import FakeFrozenModel, Fakes, prompt, samples_of
 
 G = 4
 
@@ -247,19 +247,17 @@ def test_groups_that_are_all_alike_are_drawn_again_ahead_too(make: Callable[...,
     assert [r.metrics["pipeline/staleness"] for r in results] == [0, 1]
 
 
-def test_teachers_get_a_batch_when_it_is_its_turn(make: Callable[..., TrainingLoop]) -> None:
-    class LateTeacher(FakeTeacher):
-        def submit(self, samples: Sequence[Any]) -> None:
-            self.submitted.append([s.id for s in samples])
-
+def test_frozen_models_get_a_batch_when_it_is_its_turn(make: Callable[..., TrainingLoop]) -> None:
     roles = Sleepers()
-    roles.teachers = [teacher := LateTeacher("teacher", roles)]
+    roles.teachers = [teacher := FakeFrozenModel("teacher", roles)]
+    assert roles.reference is not None
     loop = make(roles, 1)
     loop.step(until_pause=2)
     assert [ids[0] for ids in teacher.submitted] == [f"train/{i}#0" for i in range(3)]
     loop.step()
     loop.close()
     assert [ids[0] for ids in teacher.submitted] == [f"train/{i}#0" for i in range(6)]
+    assert roles.reference.submitted == teacher.submitted
 
 
 def test_what_fails_while_generating_ahead_is_raised_where_the_batch_is_taken(

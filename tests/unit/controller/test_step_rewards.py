@@ -9,7 +9,7 @@ from ral_system.types import (
     RewardResult,
     RewardStatus,
 )
-from tests.unit.controller.fakes import Fakes, FakeTeacher, G, samples_of, start
+from tests.unit.controller.fakes import FakeFrozenModel, Fakes, G, samples_of, start
 
 
 def test_advantages_are_of_the_group_and_leave_verdicts_out_that_were_not_reached(config: TrainConfig) -> None:
@@ -26,7 +26,7 @@ def test_advantages_are_of_the_group_and_leave_verdicts_out_that_were_not_reache
     assert result.metrics["reward/timeouts"] + result.metrics["reward/errors"] == 2
 
 
-@pytest.mark.parametrize(("model", "scores"), [("policy", "scores 2"), ("reference", "scores 1")])
+@pytest.mark.parametrize(("model", "scores"), [("policy", "scores 1"), ("reference", "reference 0")])
 def test_a_right_answer_that_looks_at_the_picture_is_worth_more(make_config, model: str, scores: str) -> None:
     shape = ["algorithm.prompts_per_step=3", f"algorithm.completions_per_prompt={G}", "algorithm.updates_per_step=2"]
     visual = ["reward.visual.weight=2", f"reward.visual.model={model}", "algorithm.kl.coefficient=0.1"]
@@ -51,7 +51,7 @@ def test_groups_that_are_all_alike_give_way_to_the_next_prompts(
 ) -> None:
     shape = ["algorithm.prompts_per_step=3", f"algorithm.completions_per_prompt={G}", "algorithm.updates_per_step=2"]
     roles = Fakes()
-    roles.teachers = [teacher := FakeTeacher("teacher", roles)]
+    roles.teachers = [teacher := FakeFrozenModel("teacher", roles)]
     roles.alike = {"train/0", "train/2", "train/3"}  # the second round draws 3 and 4, the third 5
     loop = start(make_config(*shape, f"algorithm.sampling_rounds={rounds}"), roles)
     result = loop.step()
@@ -62,6 +62,7 @@ def test_groups_that_are_all_alike_give_way_to_the_next_prompts(
     assert result.metrics["sampling/rounds"] == rounds
     assert (result.metrics["prompts/first"], result.metrics["prompts/end"]) == (0, drawn)
     assert [ids[0].split("#")[0] for ids in teacher.submitted] == [f"train/{i}" for i in trained]
+    assert roles.reference is not None and roles.reference.submitted == teacher.submitted
     roles.calls.clear()
     loop.step()
     assert roles.calls[0][1][0] == f"train/{drawn}"  # no prompt is lost, none is drawn twice
@@ -131,7 +132,7 @@ def test_a_kl_in_the_reward_is_taken_off_what_was_judged(make_config) -> None:
     roles.status = {"train/0#1": RewardStatus.TIMEOUT}
     config = make_config(*shape, "algorithm.kl={coefficient: 2, place: reward}", "algorithm.advantage=dr_grpo")
     result = start(config, roles).step()
-    assert ("kl", "scores 2", "scores 1") in roles.calls
+    assert ("kl", "scores 1", "reference 0") in roles.calls
     assert result.metrics["reward/kl"] == pytest.approx(0.1 * (3 * 6 - 1) / 11)
     totals = {r.completion.id: r.reward.total for r in result.rollouts}
     # completion i is worth i, less 2 · 0.1 i

@@ -13,7 +13,7 @@ from ral_system.config.commands import TrainConfig
 from ral_system.errors import DataError, SetupError
 from ral_system.media.store import MediaStore
 from ral_system.models.loading import load_model
-from ral_system.scoring.reference import FrozenScorer
+from ral_system.scoring.reference import ReferenceScorer
 from ral_system.scoring.teacher import TeacherScorer
 from ral_system.tasks.tiny_model import build_tiny_model
 from ral_system.tasks.visual_search import words
@@ -62,8 +62,9 @@ def test_scores_are_held_until_they_are_taken(
     compressed = ("algorithm.attention.record=top_k", "algorithm.attention.top_k=5")
     settings = config("algorithm.distillation.tokens.top_k=6", *compressed)
     groups = (settings.algorithm.attention, settings.reward.visual)
-    scorer = FrozenScorer(*groups, larger_model, media, dtype="float32", temperature=1.0)
-    teacher, alone = taught(settings), scorer.score((tuple(rl_samples),))
+    reference = ReferenceScorer(*groups, larger_model, media, dtype="float32", temperature=1.0, max_tokens=10**6)
+    reference.score(rl_samples)
+    teacher, alone = taught(settings), reference.take([s.id for s in rl_samples])
     teacher.score(rl_samples[:7])
     teacher.score(rl_samples[7:])
     found = teacher.take([s.id for s in rl_samples])

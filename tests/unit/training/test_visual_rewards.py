@@ -12,9 +12,9 @@ from ral_system.config.commands import TrainConfig
 from ral_system.data.collate import Collator
 from ral_system.media.store import MediaStore
 from ral_system.scoring.build import build_policy
-from ral_system.scoring.reference import FrozenScorer
+from ral_system.scoring.reference import ReferenceScorer
 from ral_system.scoring.scores import visual_rewards
-from ral_system.types import Sample
+from ral_system.types import Sample, Scores
 from tests.unit.training.learners import Start, plan
 
 RESPONSE = AttentionRead(layers="all")
@@ -65,18 +65,20 @@ def test_the_reference_measures_only_what_is_asked_of_it(
     direct: dict[str, float],
     start_rank: Start,
 ) -> None:
-    def frozen(config: TrainConfig) -> FrozenScorer:
+    def frozen(config: TrainConfig) -> Scores:
         groups = (config.algorithm.attention, config.reward.visual)
-        return FrozenScorer(*groups, tiny_model, media, dtype="float32", temperature=1.0)
+        scorer = ReferenceScorer(*groups, tiny_model, media, dtype="float32", temperature=1.0, max_tokens=150)
+        for half in (rl_samples[:5], rl_samples[5:]):
+            scorer.score(half)
+        return scorer.take([s.id for s in rl_samples])
 
     asked = make_config(
         *COMMON, "reward.visual.weight=0.3", "reward.visual.model=reference", "algorithm.kl.coefficient=0"
     )
     assert asked.needs_reference
-    micro_batches = (tuple(rl_samples[:5]), tuple(rl_samples[5:]))
-    scores = frozen(asked).score(micro_batches)
+    scores = frozen(asked)
     assert visual_rewards(scores) == {id: pytest.approx(value, rel=1e-5) for id, value in direct.items()}
     assert all(not s.attention for s in scores.values())
     assert visual_rewards(start_rank(asked).score(plan(rl_samples, 1, 5))) == {}
     other = make_config(*COMMON, "reward.visual.weight=0.3")
-    assert visual_rewards(frozen(other).score(micro_batches)) == {}
+    assert visual_rewards(frozen(other)) == {}

@@ -1,0 +1,55 @@
+"""A frozen model that scores rollouts as they finish: what the reference and teachers have in common."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from ral_system.attention.read import AttentionRead
+from ral_system.config.choices import Dtype
+from ral_system.data.collate import Collator, TensorBatch
+from ral_system.data.micro_batches import groups_of, micro_batches
+from ral_system.media.store import MediaStore
+from ral_system.scoring.build import build_policy
+from ral_system.types import MicroBatch, Sample, Scores
+
+
+class FrozenScorer(ABC):
+    """Scores samples as they come, up to `max_tokens` in a pass, and holds the scores until they are taken.
+
+    `read` is the attention that the model must be able to give.
+    """
+
+    def __init__(
+        self,
+        model_folder: Path,
+        media: MediaStore,
+        read: AttentionRead,
+        *,
+        dtype: Dtype,
+        temperature: float,
+        max_tokens: int,
+    ) -> None:
+        self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        policy = build_policy(model_folder, self._device, read, dtype=dtype, temperature=temperature)
+        self._policy = policy.to(self._device).eval().requires_grad_(False)
+        self._collate = Collator(policy.family, media)
+        self._max_tokens = max_tokens
+        self._scores: Scores = {}
+
+    @torch.no_grad()
+    def score(self, samples: Sequence[Sample]) -> None:
+        """Score the samples, and hold their scores."""
+        for micro_batch in micro_batches(groups_of(samples), self._max_tokens):
+            self._scores |= self._pass(self._collate(micro_batch).to(self._device), micro_batch)
+
+    def take(self, ids: Sequence[str]) -> Scores:
+        """Hand over these samples' scores and forget them."""
+        return {id: self._scores.pop(id) for id in ids}
+
+    @abstractmethod
+    def _pass(self, batch: TensorBatch, samples: MicroBatch) -> Scores:
+        """Score what passes the model together."""
