@@ -10,6 +10,7 @@ from typing import Any
 import ray
 
 from ral_system.actors.group import Call, Member, stream, wait_all
+from ral_system.data.micro_batches import groups_of, price
 from ral_system.observability.work import meters
 from ral_system.protocols import Ref
 from ral_system.types import (
@@ -27,7 +28,10 @@ from ral_system.types import (
 
 @dataclass(frozen=True, slots=True)
 class RemoteScores:
-    """Scores that an actor holds or still computes; `done` resolves to the visual rewards or raises the error."""
+    """Scores that an actor holds or still computes; `done` resolves to the visual rewards or raises the error.
+
+    A rank's scores by a frozen model are a list of these, one for each actor that scored some of its samples.
+    """
 
     done: Call
     scores: Any
@@ -79,34 +83,52 @@ class RayRewarder:
 
 
 class RayFrozenModel:
-    """`FrozenModel` over one scorer actor."""
+    """`FrozenModel` over scorer actors with the same model, which share the groups of a batch.
 
-    def __init__(self, member: Member, call_timeout_s: float) -> None:
-        self._member = member
+    A group goes to the actor that was given the fewest tokens of the batch so far, so the same batch is always shared
+    out in the same way.
+    """
+
+    def __init__(self, members: Sequence[Member], call_timeout_s: float) -> None:
+        self._members = members
         self._timeout_s = call_timeout_s
-        self._submitted: list[Call] = []
+        self._calls: list[Call] = []
+        self._tokens = [0] * len(members)
+        self._scored_by: dict[str, int] = {}
 
     def submit(self, samples: Sequence[Sample]) -> None:
         """Start scoring. A failure is raised by the first call that finds it, this one at the earliest."""
-        self._submitted.append(Call(self._member, self._member.handle.score.remote(samples)))
-        refs = [call.ref for call in self._submitted]
+        index = self._tokens.index(min(self._tokens))
+        self._tokens[index] += sum(map(price, groups_of(samples)))
+        self._scored_by |= dict.fromkeys((sample.id for sample in samples), index)
+        member = self._members[index]
+        self._calls.append(Call(member, member.handle.score.remote(samples)))
+        refs = [call.ref for call in self._calls]
         ready = set(ray.wait(refs, num_returns=len(refs), timeout=0)[0])
-        wait_all([call for call in self._submitted if call.ref in ready], self._timeout_s, "scoring")
-        self._submitted = [call for call in self._submitted if call.ref not in ready]
+        wait_all([call for call in self._calls if call.ref in ready], self._timeout_s, "scoring")
+        self._calls = [call for call in self._calls if call.ref not in ready]
 
     def collect(self, plan: TrainPlan) -> Sequence[Ref]:
-        """Wait for the submitted samples; the scores stay with the actor until a learner asks for them."""
-        submitted, self._submitted = self._submitted, []
-        wait_all(submitted, self._timeout_s, "scoring")
-        refs = []
+        """Wait for the submitted samples; the scores stay with the actors until a learner asks for them."""
+        calls, self._calls = self._calls, []
+        wait_all(calls, self._timeout_s, "scoring")
+        scored_by, self._scored_by = self._scored_by, {}
+        self._tokens = [0] * len(self._members)
+        ranks = []
         for rank in range(len(plan.updates[0].shards)):
-            done, scores = self._member.handle.take.remote(plan.rank_ids(rank))
-            refs.append(RemoteScores(Call(self._member, done), scores))
-        return refs
+            by_member: dict[int, list[str]] = {}
+            for id in plan.rank_ids(rank):
+                by_member.setdefault(scored_by[id], []).append(id)
+            ranks.append([self._take(self._members[index], ids) for index, ids in sorted(by_member.items())])
+        return ranks
+
+    def _take(self, member: Member, ids: Sequence[str]) -> RemoteScores:
+        done, scores = member.handle.take.remote(ids)
+        return RemoteScores(Call(member, done), scores)
 
     def visual_rewards(self, scores: Sequence[Ref]) -> Mapping[str, float]:
         """Wait for the scores, and return the visual rewards of all samples."""
-        return _visual_rewards(scores, self._timeout_s)
+        return _visual_rewards(_parts(scores), self._timeout_s)
 
 
 class RayLearner:
@@ -132,9 +154,9 @@ class RayLearner:
 
     def kl(self, behaviour: Sequence[Ref], reference: Sequence[Ref]) -> Mapping[str, float]:
         """Each rank compares its own samples' scores with the reference's."""
-        self._await(reference)
+        self._await(_parts(reference))
         calls = [
-            Call(member, member.handle.kl.remote(mine.scores, frozen.scores))
+            Call(member, member.handle.kl.remote(mine.scores, *(part.scores for part in frozen)))
             for member, mine, frozen in zip(self._members, behaviour, reference, strict=True)
         ]
         found = wait_all(calls, self._timeout_s, "comparing with the reference")
@@ -150,13 +172,14 @@ class RayLearner:
     ) -> Mapping[str, float]:
         """Update on all ranks together; a wait for a frozen model's scores is reported under that model's name."""
         for refs in (reference or (), *teachers):
-            self._await(refs)
+            self._await(_parts(refs))
         update = ray.put(plan.updates[index])
         calls = []
         for rank, member in enumerate(self._members):
-            old, frozen = behaviour[rank].scores, reference[rank].scores if reference else None
-            taught = [refs[rank].scores for refs in teachers]
-            calls.append(Call(member, member.handle.update.remote(update, old, frozen, *taught)))
+            by_reference = reference[rank] if reference else []
+            frozen = [part.scores for part in (*by_reference, *_parts([refs[rank] for refs in teachers]))]
+            done = member.handle.update.remote(update, behaviour[rank].scores, len(by_reference), *frozen)
+            calls.append(Call(member, done))
         return wait_all(calls, self._timeout_s, "updating")[0]
 
     def fit(self, plan: TrainPlan, index: int) -> Mapping[str, float]:
@@ -214,6 +237,10 @@ class RayLearner:
     def _all(self, call: Callable[[Any], Any], doing: str) -> Any:
         """Call every rank, and return rank 0's answer."""
         return wait_all([Call(member, call(member.handle)) for member in self._members], self._timeout_s, doing)[0]
+
+
+def _parts(ranks: Sequence[Sequence[RemoteScores]]) -> list[RemoteScores]:
+    return [part for rank in ranks for part in rank]
 
 
 def _visual_rewards(scores: Sequence[RemoteScores], timeout_s: float) -> dict[str, float]:

@@ -86,16 +86,19 @@ class LearnerActor(ActorProcess):
         return visual_rewards(scores), scores
 
     @watched
-    def kl(self, behaviour: Scores, reference: Scores) -> Mapping[str, float]:
-        """Return each sample's KL to the reference."""
-        return self._learner.kl(behaviour, reference)
+    def kl(self, behaviour: Scores, *reference: Scores) -> Mapping[str, float]:
+        """Return each sample's KL to the reference, whose scores come in parts."""
+        return self._learner.kl(behaviour, _merged(reference))
 
     @watched
-    def update(
-        self, update: UpdatePlan, behaviour: Scores, reference: Scores | None, *teachers: Scores
-    ) -> Mapping[str, float]:
-        """Make one optimiser update with the policy objective."""
-        return self._learner.update(update, behaviour, reference, *teachers)
+    def update(self, update: UpdatePlan, behaviour: Scores, parts: int, *frozen: Scores) -> Mapping[str, float]:
+        """Make one optimiser update with the policy objective.
+
+        The first `parts` of `frozen` are the reference's scores, none if there is no reference; the others are one
+        teacher's each. They are arguments of their own because Ray fetches only those.
+        """
+        reference = _merged(frozen[:parts]) if parts else None
+        return self._learner.update(update, behaviour, reference, *frozen[parts:])
 
     @watched
     def fit(self, update: UpdatePlan) -> Mapping[str, float]:
@@ -143,3 +146,7 @@ class LearnerActor(ActorProcess):
     def load(self, folder: Path) -> None:
         """Read this rank's training state."""
         self._learner.load(folder)
+
+
+def _merged(parts: Sequence[Scores]) -> Scores:
+    return {id: scores for part in parts for id, scores in part.items()}

@@ -74,9 +74,11 @@ def plan(
     bundles += [
         Bundle("rollout", rank, cluster.cpus_per_rollout, cluster.gpus_per_rollout) for rank in range(rollout.workers)
     ]
-    if stage == "rl" and reference:
-        bundles.append(Bundle("reference", 0, cluster.cpus_per_scorer, cluster.gpus_per_scorer))
     if stage == "rl":
+        bundles += [
+            Bundle("reference", rank, cluster.cpus_per_scorer, cluster.gpus_per_scorer)
+            for rank in range(cluster.scorers if reference else 0)
+        ]
         bundles += [
             Bundle("teacher", rank, cluster.cpus_per_teacher, cluster.gpus_per_teacher) for rank in range(teachers)
         ]

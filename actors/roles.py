@@ -90,8 +90,8 @@ class RayRoles:
         self.learner = RayLearner(self._of("learner"), timeout_s, keeps_offers)
         self.rewarder = RayRewarder(self._of("reward"), timeout_s)
         reference = self._of("reference")
-        self.reference = RayFrozenModel(reference[0], timeout_s) if reference else None
-        self.teachers = [RayFrozenModel(member, timeout_s) for member in self._of("teacher")]
+        self.reference = RayFrozenModel(reference, timeout_s) if reference else None
+        self.teachers = [RayFrozenModel([member], timeout_s) for member in self._of("teacher")]
 
     @property
     def members(self) -> Sequence[Member]:

@@ -23,6 +23,9 @@ class ClusterConfig(ProcessConfig):
     """`local` is one process without Ray, vLLM or DeepSpeed."""
     address: str | None
     """Ray address; null joins the cluster of the submitted job, or starts one on loopback."""
+    scorers: Positive
+    """Processes of the reference, each with `cpus_per_scorer` and `gpus_per_scorer`; they share the groups of a
+    batch."""
     cpus_per_rollout: NonNegativeFloat
     cpus_per_learner: NonNegativeFloat
     cpus_per_scorer: NonNegativeFloat

@@ -54,6 +54,7 @@ def problems(config: Group) -> Iterator[str]:
         rates_fall_to_an_end,
         frozen_parts_have_no_rate,
         engines_fit_the_cluster,
+        scorers_have_a_reference,
         gate_fits_the_dtypes,
     )
 
@@ -293,9 +294,31 @@ def engines_fit_the_cluster(cluster: ClusterConfig, learner: LearnerConfig, roll
         ("rollout.workers", rollout.workers, 1, "set rollout.workers=1"),
         ("learner.engine", learner.engine, "torch", "choose learner=torch"),
         ("learner.world_size", learner.world_size, 1, "set learner.world_size=1"),
+        ("cluster.scorers", cluster.scorers, 1, "set cluster.scorers=1"),
     ):
         if value != needed:
             yield f"{field}={value} needs cluster=ray; with cluster=local {remedy}"
+
+
+def needs_reference(algorithm: AlgorithmConfig, reward: RewardConfig) -> bool:
+    """Return whether the rl stage reads the frozen reference policy: its log-probs, its attention, or where it
+    looks.
+    """
+    attention = algorithm.attention
+    return (
+        algorithm.kl.coefficient > 0
+        or (attention.weight > 0 and attention.anchor == "reference")
+        or reward.visual.given_by("reference")
+    )
+
+
+def scorers_have_a_reference(algorithm: AlgorithmConfig, reward: RewardConfig, cluster: ClusterConfig) -> Iterator[str]:
+    """Check that several processes of the reference have a reference."""
+    if cluster.scorers > 1 and not needs_reference(algorithm, reward):
+        yield (
+            f"cluster.scorers={cluster.scorers} has no effect: algorithm.kl.coefficient=0, and neither "
+            "algorithm.attention nor reward.visual reads the reference; set cluster.scorers=1"
+        )
 
 
 def gate_fits_the_dtypes(rollout: RolloutConfig, learner: LearnerConfig) -> Iterator[str]:

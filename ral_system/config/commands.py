@@ -11,6 +11,7 @@ from ral_system.config.base import Group, NonNegative, Resumable
 from ral_system.config.checkpoint import CheckpointConfig
 from ral_system.config.choices import STAGES, Stage, SupervisedStage
 from ral_system.config.cluster import ClusterConfig, ProcessConfig
+from ral_system.config.combinations import needs_reference
 from ral_system.config.data import DataConfig
 from ral_system.config.evaluation import (
     EvaluationConfig,
@@ -86,13 +87,8 @@ class TrainConfig(QuestionsConfig):
 
     @property
     def needs_reference(self) -> bool:
-        """Whether the rl stage reads the frozen reference policy: its log-probs, its attention, or where it looks."""
-        attention = self.algorithm.attention
-        return (
-            self.algorithm.kl.coefficient > 0
-            or (attention.weight > 0 and attention.anchor == "reference")
-            or self.reward.visual.given_by("reference")
-        )
+        """Whether the rl stage reads the frozen reference policy."""
+        return needs_reference(self.algorithm, self.reward)
 
     @property
     def teachers(self) -> tuple[TeacherRole, ...]:

@@ -1,4 +1,4 @@
-"""The roles of a stage as real Ray actors: vLLM, two DeepSpeed ranks, the reference and the verifiers."""
+"""The roles of a stage as real Ray actors: vLLM, two DeepSpeed ranks, two of the reference and the verifiers."""
 
 import os
 import signal
@@ -8,14 +8,17 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import ray
 
+from ral_system.actors.clients import RayFrozenModel
 from ral_system.actors.cluster import nodes_may_join, start_or_join, stop
 from ral_system.actors.group import Call, Member, stream, wait_all
 from ral_system.actors.placement import Bundle, reserve
 from ral_system.actors.roles import RayRoles
 from ral_system.data.chat import ChatRenderer
+from ral_system.data.micro_batches import groups_of
 from ral_system.errors import ActorError, DataError, GateError, SetupError
 from ral_system.media.store import MediaStore
 from ral_system.models.loading import load_family
@@ -164,6 +167,8 @@ def roles(cluster: None, folder: Path) -> Iterator[RayRoles]:
         "experiment=smoke",
         "rollout.workers=2",
         "cluster.cpus_per_rollout=0.25",
+        "cluster.scorers=2",
+        "cluster.cpus_per_scorer=0.0625",
         "algorithm=attention_distill",
         f"teacher.path={folder}/start",
         f"teacher.attention_path={folder}/larger",
@@ -219,6 +224,26 @@ def test_one_training_step_over_real_actors(roles: RayRoles, prompts: list[Promp
             assert abs(metrics[0]["distillation/token_divergence"]) < 1e-9
         assert metrics[1]["distillation/token_divergence"] > 1e-7
         assert all(m["distillation/attention_divergence"] > 1e-4 for m in metrics)
+
+
+def test_two_processes_of_the_reference_find_the_scores_of_one(roles: RayRoles, prompts: list[Prompt]) -> None:
+    by_id = {p.id: p for p in prompts}
+    samples = sorted(
+        (Sample.of(by_id[c.prompt_id], c) for c in roles.generator.generate(prompts, SAMPLING)), key=lambda s: s.id
+    )
+    plan = plan_updates(samples, updates=2, world_size=2, max_tokens=200, deal="samples")  # groups go to both ranks
+    members = [m for m in roles.members if m.role == "reference"]
+    found = []
+    for count in (1, 2):
+        reference = RayFrozenModel(members[:count], 60.0)
+        for group in groups_of(samples):
+            reference.submit(group)
+        ranks = reference.collect(plan)
+        assert [len(parts) for parts in ranks] == [count] * 2
+        found.append([{k: v for part in parts for k, v in ray.get(part.scores).items()} for parts in ranks])
+    for rank, (one, two) in enumerate(zip(*found, strict=True)):
+        assert one.keys() == two.keys() == set(plan.rank_ids(rank))
+        assert all(np.array_equal(one[id].log_probs, two[id].log_probs) for id in one)
 
 
 def test_a_gate_that_fails_in_a_rank_is_a_gate_error_here(roles: RayRoles, prompts: list[Prompt]) -> None:

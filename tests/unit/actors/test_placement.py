@@ -64,6 +64,16 @@ def test_attention_distillation_of_the_paper_fills_one_node_too() -> None:
     preflight(bundles, [{"CPU": 64.0, "GPU": 8.0}])
 
 
+def test_every_process_of_the_reference_is_planned_if_there_is_one() -> None:
+    config = compose_config("cluster.scorers=2", "cluster.gpus_per_scorer=1")
+    assert [b for b in planned(config, "rl") if b.role == "reference"] == [
+        Bundle("reference", rank, 0.125, 1) for rank in range(2)
+    ]
+    assert "reference" not in {b.role for b in planned(config, "sft")}
+    without = plan(config.cluster, config.rollout, config.learner, "rl", reference=False, teachers=0)
+    assert "reference" not in {b.role for b in without}
+
+
 def test_a_cluster_that_is_too_small_is_told_by_how_much() -> None:
     config = compose_config("learner.world_size=8", "cluster.gpus_per_learner=1", "cluster.gpus_per_rollout=1")
     with pytest.raises(SetupError) as caught:

@@ -115,13 +115,19 @@ SETTINGS: dict[str, tuple[dict[str, Any], list[str]]] = {
             "cluster.kind": "local",
             "rollout.workers": 2,
             "learner.world_size": 2,
+            "cluster.scorers": 2,
         },
         [
             "rollout.engine=vllm needs cluster=ray; with cluster=local choose rollout=hf",
             "rollout.workers=2 needs cluster=ray; with cluster=local set rollout.workers=1",
             "learner.engine=deepspeed needs cluster=ray; with cluster=local choose learner=torch",
             "learner.world_size=2 needs cluster=ray; with cluster=local set learner.world_size=1",
+            "cluster.scorers=2 needs cluster=ray; with cluster=local set cluster.scorers=1",
         ],
+    ),
+    "several processes of no reference": (
+        {"cluster.scorers": 2, "algorithm.kl.coefficient": 0.0},
+        ["cluster.scorers=2 has no effect: algorithm.kl.coefficient=0", "set cluster.scorers=1"],
     ),
     **{
         f"the end of a rate that stays, in {group}": (

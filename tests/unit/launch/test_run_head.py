@@ -46,6 +46,8 @@ def test_devices_are_counted(make_config: Callable[..., TrainConfig], tmp_path: 
     half = ("learner.zero_stage=2", "learner.dtype=bfloat16", "rollout.log_prob_gate.token=2.0")
     (kernel,) = [line for line in head(make_config, tmp_path, *run, *gpus, *half) if line.startswith("kernel")]
     assert kernel == "kernel flash-attn where it is installed, else torch's varlen attention"
+    lines = head(make_config, tmp_path, "experiment=smoke", *run, *gpus, "cluster.scorers=2")
+    assert lines[2] == "cluster ray: 2 deepspeed ranks, 2 vllm engines, 2 references; 8 GPUs"
     assert "; CPU" in head(make_config, tmp_path, "experiment=smoke", *run)[2]
     assert head(make_config, tmp_path, "cluster=ray", "stages=[perceive]")[2] == "cluster ray: 2 deepspeed ranks; CPU"
 

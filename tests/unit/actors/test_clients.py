@@ -1,0 +1,57 @@
+"""What the clients ask of actors, whose handles only count here: how groups are shared out."""
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from ral_system.actors import clients
+from ral_system.actors.clients import RayFrozenModel
+from ral_system.actors.group import Member
+from ral_system.training.plan import plan_updates
+from ral_system.types import Prompt, Sample
+
+
+class Handle:
+    """An actor's handle that remembers its calls, as (method, first argument)."""
+
+    def __init__(self) -> None:
+        self.calls: list[tuple[str, Any]] = []
+
+    def __getattr__(self, method: str) -> Any:
+        def remote(*args: Any) -> Any:
+            self.calls.append((method, args[0] if args else None))
+            return (object(), object()) if method == "take" else object()
+
+        return SimpleNamespace(remote=remote)
+
+
+@pytest.fixture
+def members(monkeypatch: pytest.MonkeyPatch, tmp_path) -> list[Member]:
+    monkeypatch.setattr(clients, "ray", SimpleNamespace(wait=lambda refs, **_: ([], refs)))
+    monkeypatch.setattr(clients, "wait_all", lambda calls, *_: [{} for _ in calls])
+    return [Member(Handle(), "reference", rank, tmp_path) for rank in range(2)]
+
+
+def group(name: str, prompt_tokens: int) -> list[Sample]:
+    prompt = Prompt(name, "", "", "", (), (1,) * prompt_tokens)
+    return [Sample(f"{name}#{i}", prompt, (7,)) for i in range(2)]
+
+
+def test_a_group_goes_to_the_actor_with_the_fewest_tokens_of_the_batch(members: list[Member]) -> None:
+    groups = [group(name, tokens) for name, tokens in (("a", 10), ("b", 3), ("c", 4), ("d", 3), ("e", 1))]
+    samples = [sample for members_of in groups for sample in members_of]
+    plan = plan_updates(samples, updates=1, world_size=2, max_tokens=100)
+    reference = RayFrozenModel(members, 1.0)
+    for _ in range(2):  # the next batch is shared out as the first
+        for of_group in groups:
+            reference.submit(of_group)
+        ranks = reference.collect(plan)
+    # prices 12, 5, 6, 5, 3: the second actor has 5 and then 11 when d comes, and 16 when e comes
+    scored = [[samples[0].id[0] for method, samples in m.handle.calls if method == "score"] for m in members]
+    assert scored == [["a", "e"] * 2, ["b", "c", "d"] * 2]
+    taken = [[ids for method, ids in m.handle.calls if method == "take"][-2:] for m in members]
+    for rank, parts in enumerate(ranks):
+        by_member = {part.done.member.rank: taken[part.done.member.rank][rank] for part in parts}
+        assert sorted(id for ids in by_member.values() for id in ids) == sorted(plan.rank_ids(rank))
+        assert all({id[0] for id in ids} <= set(scored[index]) for index, ids in by_member.items())
