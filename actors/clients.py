@@ -69,10 +69,10 @@ class RayRewarder:
         self._timeout_s = call_timeout_s
         self._submitted: list[Call] = []
 
-    def submit(self, completion: Completion, prompt: Prompt) -> None:
-        """Start judging; `collect` raises if that fails."""
+    def submit(self, completions: Sequence[Completion], prompt: Prompt) -> None:
+        """Start judging, in one call; `collect` raises if that fails."""
         (member,) = self._members
-        self._submitted.append(Call(member, member.handle.submit.remote(completion, prompt)))
+        self._submitted.append(Call(member, member.handle.submit.remote(completions, prompt)))
 
     def collect(self) -> Mapping[str, Verdict]:
         """Wait for everything submitted since the last call."""

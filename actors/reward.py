@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from ral_system.actors.process import ActorProcess, watched
 from ral_system.config.choices import ResponseFormat
@@ -21,9 +21,9 @@ class RewardActor(ActorProcess):
         self._pool = RewardPool(reward, response_format)
 
     @watched
-    def submit(self, completion: Completion, prompt: Prompt) -> None:
+    def submit(self, completions: Sequence[Completion], prompt: Prompt) -> None:
         """Start judging."""
-        self._pool.submit(completion, prompt)
+        self._pool.submit(completions, prompt)
 
     @watched
     def collect(self) -> Mapping[str, Verdict]:

@@ -112,7 +112,7 @@ def _with_hangs(samples: int, workers: int, timeout_s: float) -> dict[str, float
 def _judge(pool: RewardPool, pairs: Sequence[tuple[str, str]]) -> Counter[str]:
     for i, (given, reference) in enumerate(pairs):
         prompt, text = Prompt("p", "bench", "?", reference, (), (1,)), f"<answer> {given} </answer>"
-        pool.submit(Completion("p", i, (1,), (0.0,), text, FinishReason.STOP, 0), prompt)
+        pool.submit([Completion("p", i, (1,), (0.0,), text, FinishReason.STOP, 0)], prompt)
     return Counter(str(result.status) for result in pool.collect().values())
 
 

@@ -43,8 +43,8 @@ class Generator(Protocol):
 class Rewarder(Protocol):
     """A pool of verifiers."""
 
-    def submit(self, completion: Completion, prompt: Prompt) -> None:
-        """Start judging; returns at once."""
+    def submit(self, completions: Sequence[Completion], prompt: Prompt) -> None:
+        """Start judging completions of one prompt; returns at once."""
         ...
 
     def collect(self) -> Mapping[str, Verdict]:

@@ -104,8 +104,8 @@ class Sampler:
     def _generate(self, first: int, count: int, version: int, *, submit: bool) -> list[Group]:
         """Rewards are computed, and with `submit` frozen models score, while generation goes on.
 
-        Frozen models get whole groups in the order of the prompts, so that what they compute together is always the
-        same.
+        Verifiers get a group as soon as it is whole; frozen models in the order of the prompts, so that how several
+        processes share the groups is always the same.
         """
         with self._timer.phase("data"):  # waits for media that are not decoded yet
             prompts = [self._train_prompt(first + i) for i in range(count)]
@@ -130,11 +130,13 @@ class Sampler:
                         f"sample {completion.id}: made with weights {completion.weight_version}, "
                         f"but the engines were given {version}"
                     )
-                self._roles.rewarder.submit(completion, by_id[completion.prompt_id])
-                groups[completion.prompt_id].append(completion)
+                group = groups[completion.prompt_id]
+                group.append(completion)
+                if len(group) == sampling.completions:
+                    group.sort(key=lambda c: c.index)
+                    self._roles.rewarder.submit(group, by_id[completion.prompt_id])
                 while unfinished and len(groups[unfinished[0].id]) == sampling.completions:
                     prompt = unfinished.popleft()
-                    groups[prompt.id].sort(key=lambda c: c.index)
                     if submit:
                         self._submit(prompt, groups[prompt.id])
         for prompt in prompts:

@@ -327,7 +327,7 @@ class Preparation:
         for row in rows:
             prompt = Prompt(row.id, row.kind, "", row.answer, (), ())
             text = f"<answer>{row.answer}</answer>"
-            self._judge.submit(Completion(row.id, 0, (), (), text, FinishReason.STOP, 0), prompt)
+            self._judge.submit([Completion(row.id, 0, (), (), text, FinishReason.STOP, 0)], prompt)
         verdicts = self._judge.collect()
         return {row.id: verdicts[f"{row.id}#0"] for row in rows}
 

@@ -60,7 +60,7 @@ def evaluate(
     sampling = Sampling(completions=1, temperature=0.0, max_new_tokens=max_new_tokens, seed=0)
     completions = {}
     for completion in generate(prompts, sampling):
-        rewarder.submit(completion, by_id[completion.prompt_id])
+        rewarder.submit([completion], by_id[completion.prompt_id])
         completions[completion.prompt_id] = completion
     return judged(rewarder, reward, prompts, {id: [completion] for id, completion in completions.items()})
 

@@ -116,8 +116,7 @@ def _held_out_figures(
     prompts = questions.prompts
     with RewardPool(settings.reward, settings.response_format) as rewarder:
         for prompt in prompts:
-            for completion in answers[prompt.id]:
-                rewarder.submit(completion, prompt)
+            rewarder.submit(answers[prompt.id], prompt)
         rollouts = judged(rewarder, settings.reward, prompts, answers).rollouts
 
     def metrics(units: Sequence[Sequence[Rollout]]) -> dict[str, float]:

@@ -17,7 +17,7 @@ import select
 import sys
 import threading
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -57,16 +57,16 @@ class RewardPool:
         self._thread = threading.Thread(target=self._run, name="reward-pool", daemon=True)
         self._thread.start()
 
-    def submit(self, completion: Completion, prompt: Prompt) -> None:
-        """Queue a completion for judging; returns at once."""
-        job = Job(completion.id, completion.text, prompt.answer, prompt.kind)
+    def submit(self, completions: Sequence[Completion], prompt: Prompt) -> None:
+        """Queue completions of one prompt for judging; returns at once."""
         with self._changed:
             if self._closing:
                 raise ActorError("the reward pool is closed; start a new one")
-            if job.completion_id in self._unjudged or job.completion_id in self._results:
-                raise ValueError(f"completion {job.completion_id} was submitted twice")
-            self._queue.append(job)
-            self._unjudged.add(job.completion_id)
+            for completion in completions:
+                if completion.id in self._unjudged or completion.id in self._results:
+                    raise ValueError(f"completion {completion.id} was submitted twice")
+                self._queue.append(Job(completion.id, completion.text, prompt.answer, prompt.kind))
+                self._unjudged.add(completion.id)
         self._wake()
 
     def collect(self) -> Mapping[str, Verdict]:
@@ -197,7 +197,7 @@ def check_loads(config: JudgeConfig, response_format: ResponseFormat) -> None:
     """Start one verifier process and end it. Raises SetupError where it cannot load what `config` names."""
     with RewardPool(config.model_copy(update={"workers": 1}), response_format) as pool:
         nothing = Completion("check", 0, (), (), "", FinishReason.STOP, 0)
-        pool.submit(nothing, Prompt("check", "", "", "", (), ()))
+        pool.submit([nothing], Prompt("check", "", "", "", (), ()))
         pool.collect()
 
 

@@ -191,9 +191,9 @@ def test_one_training_step_over_real_actors(roles: RayRoles, prompts: list[Promp
         by_id, rollouts = {p.id: p for p in prompts}, []
         completions = list(roles.generator.generate(prompts, SAMPLING))
         generated = time.monotonic()
-        for completion in completions:
-            assert completion.weight_version == version
-            roles.rewarder.submit(completion, by_id[completion.prompt_id])
+        assert {completion.weight_version for completion in completions} == {version}
+        for prompt in prompts:
+            roles.rewarder.submit([c for c in completions if c.prompt_id == prompt.id], prompt)
         verdicts = roles.rewarder.collect()
         assert verdicts.keys() == {f"{p.id}#{i}" for p in prompts for i in range(4)}
         for completion in completions:

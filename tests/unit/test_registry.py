@@ -147,5 +147,5 @@ def test_an_installed_package_adds_verifiers_and_signals_which_processes_find(pl
     prompt = Prompt("p", "k", "?", "a red star", (), (1,))
     text = "it is <answer>the star</answer>"
     with RewardPool(config, "answer_only") as pool:
-        pool.submit(Completion("p", 0, (1,), (0.0,), text, FinishReason.STOP, 0), prompt)
+        pool.submit([Completion("p", 0, (1,), (0.0,), text, FinishReason.STOP, 0)], prompt)
         assert pool.collect()["p#0"].parts == {"correctness": 1.0, "format": 0.0, "brevity": 0.25}

@@ -1,15 +1,19 @@
-"""What the clients ask of actors, whose handles only count here: how groups are shared out."""
+"""What the clients ask of actors, whose handles only count here: how often, and how groups are shared out."""
 
+from collections import Counter
+from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from ral_system.actors import clients
-from ral_system.actors.clients import RayFrozenModel
-from ral_system.actors.group import Member
+from ral_system.actors.clients import RayFrozenModel, RayRewarder
+from ral_system.actors.group import Call, Member
+from ral_system.config.commands import TrainConfig
 from ral_system.training.plan import plan_updates
-from ral_system.types import Prompt, Sample
+from ral_system.types import Completion, Prompt, Sample
+from tests.unit.controller.fakes import Fakes, G, start
 
 
 class Handle:
@@ -55,3 +59,20 @@ def test_a_group_goes_to_the_actor_with_the_fewest_tokens_of_the_batch(members: 
         by_member = {part.done.member.rank: taken[part.done.member.rank][rank] for part in parts}
         assert sorted(id for ids in by_member.values() for id in ids) == sorted(plan.rank_ids(rank))
         assert all({id[0] for id in ids} <= set(scored[index]) for index, ids in by_member.items())
+
+
+def test_a_step_asks_the_verifiers_once_for_each_group(
+    make_config: Callable[..., TrainConfig], members: list[Member], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    roles, handle = Fakes(), members[0].handle
+    config = make_config("algorithm.prompts_per_step=3", f"algorithm.completions_per_prompt={G}")
+    loop = start(config, roles)
+
+    def answered(calls: list[Call], *_: Any) -> list[Any]:
+        submitted: list[Completion] = [c for method, group in handle.calls if method == "submit" for c in group]
+        return [{c.id: roles.judge(c) for c in submitted}]
+
+    monkeypatch.setattr(clients, "wait_all", answered)
+    roles.rewarder = RayRewarder(members[:1], 1.0)  # type: ignore[assignment]
+    assert len(loop.step().rollouts) == 3 * G
+    assert Counter(method for method, _ in handle.calls) == {"submit": 3, "collect": 1}

@@ -91,9 +91,9 @@ class Fakes:
         return [manifest(self.loaded_version), manifest(self.loaded_version, self.held_sha256)]
 
     # rewarder
-    def submit(self, completion: Completion, prompt: Prompt) -> None:
-        assert completion.prompt_id == prompt.id
-        self.submitted.append(completion)
+    def submit(self, completions: Sequence[Completion], prompt: Prompt) -> None:
+        assert [c.id for c in completions] == [f"{prompt.id}#{i}" for i in range(len(completions))]
+        self.submitted += completions
 
     def collect(self) -> Mapping[str, Verdict]:
         self.calls.append(("collect", len(self.submitted)))

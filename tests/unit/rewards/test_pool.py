@@ -29,8 +29,7 @@ def config(workers: int = 1, timeout_s: float = 2.0) -> RewardConfig:
 def submit(pool: RewardPool, texts: list[str]) -> list[str]:
     prompt = Prompt("p", "attribute", "?", "red", (), (1,))
     completions = [Completion("p", i, (1,), (0.0,), text, FinishReason.STOP, 0) for i, text in enumerate(texts)]
-    for completion in completions:
-        pool.submit(completion, prompt)
+    pool.submit(completions, prompt)
     return [completion.id for completion in completions]
 
 
@@ -59,7 +58,7 @@ def test_every_question_kind_has_its_own_verifier() -> None:
     with RewardPool(reward_config(kinds=kinds), "answer_only") as pool:
         for i, (kind, given, reference) in enumerate(answers):
             completion = Completion("p", i, (1,), (0.0,), f"<answer>{given}</answer>", FinishReason.STOP, 0)
-            pool.submit(completion, Prompt("p", kind, "?", reference, (), (1,)))
+            pool.submit([completion], Prompt("p", kind, "?", reference, (), (1,)))
         verdicts = pool.collect()
     assert [verdicts[f"p#{i}"].parts["correctness"] for i in range(4)] == [1, 1, 0, 1]
 
