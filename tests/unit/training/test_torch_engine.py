@@ -33,7 +33,7 @@ def test_every_part_of_the_model_steps_at_its_rate(
     stage: Stage, group: str, tiny_model: Path, media: MediaStore, rl_samples: list[Sample], make_config: Callable
 ) -> None:
     """Adam's first step is the rate times the gradient's sign, for all but tiny gradients."""
-    plan, steps = plan_updates(rl_samples, updates=1, world_size=1, micro_batch=6), []
+    plan, steps = plan_updates(rl_samples, updates=1, world_size=1, max_tokens=300), []
     for factors in ("{vision: 1, projector: 1}", "{vision: 0.25, projector: 4}"):
         rates = (f"{group}.learning_rate=1e-3", f"{group}.warmup_updates=0", f"learner.rate_factors={factors}")
         rank = LearnerRank(make_config(*rates), tiny_model, media, 0, 1, stage)
