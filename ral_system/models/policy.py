@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.functional import pad
 from transformers import PreTrainedModel
 
-from ral_system.algorithms.log_probs import entropy, sampling_log_softmax
+from ral_system.algorithms.token_read import TokenRead, TokenValues
 from ral_system.attention.group import GroupAttention
 from ral_system.attention.intervention import Intervention, Steering
 from ral_system.attention.probe import AttentionProbe, Capture, PackedRows
@@ -20,6 +20,7 @@ from ral_system.attention.read import AttentionRead
 from ral_system.attention.selection import select_keys
 from ral_system.data.collate import TensorBatch
 from ral_system.families.family import Encoded, Family, Features
+from ral_system.models.head import TokenHead
 
 
 @dataclass(frozen=True)  # without slots: ZeRO-3 looks for tensors in __dict__
@@ -29,13 +30,13 @@ class PolicyOutput:
     log_probs: Tensor
     """float32 [B, R] of the response tokens; 0 where padded."""
     entropy: Tensor
-    """float32 [B, R], detached; 0 where padded."""
+    """float32 [B, R], differentiable if the read says so; 0 where padded."""
     top1: Tensor
     """bool [B, R]: the response token is the most likely one."""
     attention: Mapping[AttentionRead, tuple[GroupAttention, ...]]
     """For each read, the rows of every group that it asked for (Eq 2)."""
-    log_softmax: Tensor
-    """float32 [N, V] of the distributions that the N response tokens, sample by sample, were drawn from."""
+    tokens: TokenValues
+    """Values of the distributions that the N response tokens, sample by sample, were drawn from."""
     probed: list[tuple[Tensor, Tensor]] = field(default_factory=list)
     """For each layer of reads with `whole` the query of all tokens, [1, H, T, D], and which are rows, each once."""
 
@@ -54,6 +55,7 @@ class PolicyModel(nn.Module):
     ) -> None:
         super().__init__()
         self.model = model
+        model.lm_head = TokenHead.of(model.lm_head)
         self.family = family
         self._layers = family.attention_layers(model)
         self._temperature = temperature
@@ -67,12 +69,19 @@ class PolicyModel(nn.Module):
         """What the vision encoder sees in media, for `TensorBatch.encoded` of batches with them."""
         return self.family.encode(self.model.model, features)
 
+    @property
+    def vocabulary(self) -> int:
+        """Number of tokens that the head knows."""
+        return self.model.lm_head.out_features
+
     def check(self, read: AttentionRead) -> None:
         """Raise ValueError for a read of layers that the model does not have."""
         AttentionProbe(self._layers, read.layers)
 
-    def forward(self, batch: TensorBatch, reads: Sequence[AttentionRead] = ()) -> PolicyOutput:
-        """One pass over a micro-batch; logits are made for response positions only."""
+    def forward(
+        self, batch: TensorBatch, reads: Sequence[AttentionRead] = (), tokens: TokenRead | None = None
+    ) -> PolicyOutput:
+        """One pass over a micro-batch. `tokens` says what is read of the distributions of response positions."""
         packing = batch.packing
         rows = {read: PackedRows(packing.lengths, tuple(map(torch.cat, batch.rows[read.rows]))) for read in reads}
         with ExitStack() as probes:
@@ -91,19 +100,18 @@ class PolicyModel(nn.Module):
                 **self._steering(batch),
             ).last_hidden_state[0]
         mask_BR = batch.response_mask
-        logits_NV = self.model.lm_head(hidden_TE[packing.predicting.to(hidden_TE.device)])
-        log_softmax_NV = sampling_log_softmax(
-            logits_NV, temperature=self._temperature, banned_token_ids=self.banned_token_ids
+        values = self.model.lm_head(
+            hidden_TE[packing.predicting.to(hidden_TE.device)],
+            batch.response_ids[mask_BR],
+            tokens or TokenRead(),
+            self._temperature,
+            self.banned_token_ids,
         )
-        targets_N = batch.response_ids[mask_BR]
-        log_probs_N = log_softmax_NV.gather(-1, targets_N[:, None])[:, 0]
-        with torch.no_grad():
-            entropy_N, top1_N = entropy(log_softmax_NV), log_softmax_NV.argmax(-1) == targets_N
         return PolicyOutput(
-            log_probs=torch.zeros(mask_BR.shape, device=mask_BR.device).masked_scatter(mask_BR, log_probs_N),
-            entropy=torch.zeros(mask_BR.shape, device=mask_BR.device).masked_scatter(mask_BR, entropy_N),
-            log_softmax=log_softmax_NV,
-            top1=torch.zeros_like(mask_BR).masked_scatter(mask_BR, top1_N),
+            log_probs=torch.zeros(mask_BR.shape, device=mask_BR.device).masked_scatter(mask_BR, values.log_probs),
+            entropy=torch.zeros(mask_BR.shape, device=mask_BR.device).masked_scatter(mask_BR, values.entropy),
+            top1=torch.zeros_like(mask_BR).masked_scatter(mask_BR, values.top1),
+            tokens=values,
             attention={read: _attention(read, captures[read], at, batch) for read, at in rows.items()},
             probed=[
                 (capture.query, rows[read].packed().unique())

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ral_system.algorithms.distillation import kept_and_rest, top_tokens
+from ral_system.algorithms.token_read import TokenValues
 from ral_system.attention.group import GroupAttention
 from ral_system.attention.metrics import row_statistics
 from ral_system.attention.provenance import KeyProvenance
@@ -25,7 +25,7 @@ from ral_system.data.collate import TensorBatch
 from ral_system.data.micro_batches import groups_of
 from ral_system.models.loading import TORCH_DTYPES
 from ral_system.models.policy import PolicyOutput
-from ral_system.types import AttentionRecord, MicroBatch, Sample, SampleScores, Scores, TokenRecord
+from ral_system.types import AttentionRecord, MicroBatch, SampleScores, Scores, TokenRecord
 
 
 def to_scores(
@@ -120,19 +120,18 @@ def to_teaching(
     attention: AttentionConfig,
     *,
     read: AttentionRead | None,
-    tokens: bool,
-    top_k: int | None,
 ) -> Scores:
-    """Turn a teacher's forward pass into host arrays: attention records of `read`, and distributions if `tokens`, of
-    `top_k` tokens a position or of the vocabulary.
+    """Turn a teacher's forward pass into host arrays: attention records of `read`, and the distributions that the pass
+    read, of the most likely tokens or of the vocabulary.
 
     What nobody reads, its log-probs and what its rows look at, is left out.
     """
     counts = [len(s.response_token_ids) for s in samples]
-    scores = {}
-    for sample, rows_RV in zip(samples, output.log_softmax.split(counts), strict=True):
-        record = _token_record(rows_RV, sample, top_k) if tokens else None
-        scores[sample.id] = SampleScores(np.zeros(0, np.float32), tokens=record)
+    records = _token_records(output.tokens, counts)
+    scores = {
+        sample.id: SampleScores(np.zeros(0, np.float32), tokens=record)
+        for sample, record in zip(samples, records, strict=True)
+    }
     for of_group, group in zip(output.attention[read], groups_of(samples), strict=True) if read else ():
         for rows, _, part in _parts(of_group, None, group):
             for sample, of_sample in zip(part, _records(rows, rows.policies(0), part, attention, None), strict=True):
@@ -152,12 +151,15 @@ def merge_teachers(teachers: Sequence[Scores]) -> Scores:
     return merged
 
 
-def _token_record(log_softmax_RV: Tensor, sample: Sample, top_k: int | None) -> TokenRecord:
-    if top_k is None:
-        return TokenRecord(log_softmax_RV.cpu().numpy())
-    sampled_R = torch.tensor(sample.response_token_ids, device=log_softmax_RV.device)
-    ids_RK = top_tokens(log_softmax_RV, sampled_R, top_k)
-    return TokenRecord(kept_and_rest(log_softmax_RV, ids_RK).cpu().numpy(), ids_RK.int().cpu().numpy())
+def _token_records(values: TokenValues, counts: Sequence[int]) -> Sequence[TokenRecord | None]:
+    """Distributions sample by sample; None if the pass read none."""
+    if values.whole is not None:
+        return [TokenRecord(of_sample.numpy()) for of_sample in values.whole.split(counts)]
+    if values.top_ids is None:
+        return [None] * len(counts)
+    ids = values.top_ids.int().cpu().split(counts)
+    log_probs = values.kept["top"].cpu().split(counts)
+    return [TokenRecord(p.numpy(), i.numpy()) for p, i in zip(log_probs, ids, strict=True)]
 
 
 def _parts(rows: GroupAttention, keys: Any, group: MicroBatch) -> Iterator[tuple[GroupAttention, Any, MicroBatch]]:

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from ral_system.algorithms.token_read import TokenRead
 from ral_system.attention.read import AttentionRead
 from ral_system.config.algorithm import AlgorithmConfig
 from ral_system.config.teacher import TeacherConfig, TeacherRole
@@ -42,8 +43,8 @@ class TeacherScorer(FrozenScorer):
         read = replace(AttentionRead.of(algorithm.attention), layers="last")
         dtype, max_tokens = teacher.dtype, teacher.max_tokens
         super().__init__(model_folder, media, read, dtype=dtype, temperature=temperature, max_tokens=max_tokens)
-        self._attention, self._tokens = algorithm.attention, role.tokens
-        self._top_k = algorithm.distillation.tokens.top_k
+        self._attention, top_k = algorithm.attention, algorithm.distillation.tokens.top_k
+        self._tokens = TokenRead(top=top_k, whole=top_k is None) if role.tokens else None
         self._read = read if role.attention else None
         self._family, self._student = self._policy.family, load_family(student_folder)
         check_same_tokenizer(self._family.tokenizer, self._student.tokenizer, model_folder, student_folder)
@@ -52,7 +53,7 @@ class TeacherScorer(FrozenScorer):
     def _compare_vocabularies(self, model_folder: Path, student_folder: Path) -> None:
         """The width of a vocabulary may be padded; ids that the student does not have are banned from the teacher."""
         mine, students = (family.config.get_text_config().vocab_size for family in (self._family, self._student))
-        if mine != students and self._tokens and self._top_k is None:
+        if mine != students and self._tokens and self._tokens.whole:
             raise SetupError(
                 f"teacher {model_folder} has a vocabulary of {mine} tokens, the student one of {students}, so "
                 "whole distributions cannot be compared; set algorithm.distillation.tokens.top_k"
@@ -69,8 +70,8 @@ class TeacherScorer(FrozenScorer):
         super().score(samples)
 
     def _pass(self, batch: TensorBatch, samples: MicroBatch) -> Scores:
-        output = self._policy(batch, [self._read] if self._read else [])
-        return to_teaching(output, samples, self._attention, read=self._read, tokens=self._tokens, top_k=self._top_k)
+        output = self._policy(batch, [self._read] if self._read else [], self._tokens)
+        return to_teaching(output, samples, self._attention, read=self._read)
 
     def _check_grids(self, sample: Sample) -> None:
         for media in sample.prompt.media:

@@ -12,6 +12,7 @@ import deepspeed
 import torch
 from torch import Tensor
 
+from ral_system.algorithms.token_read import TokenRead
 from ral_system.attention.read import AttentionRead
 from ral_system.config.learner import DeepSpeedLearnerConfig
 from ral_system.data.collate import TensorBatch
@@ -69,8 +70,10 @@ class DeepSpeedEngine:
         self._zero_stage = config.zero_stage
         self.policy: PolicyModel = self._engine.module
 
-    def forward(self, batch: TensorBatch, reads: Sequence[AttentionRead] = ()) -> PolicyOutput:
-        return self._engine(batch.to(self.device), reads)
+    def forward(
+        self, batch: TensorBatch, reads: Sequence[AttentionRead] = (), tokens: TokenRead | None = None
+    ) -> PolicyOutput:
+        return self._engine(batch.to(self.device), reads, tokens)
 
     def backward(self, loss: Tensor, *, last: bool) -> None:
         self._engine.set_gradient_accumulation_boundary(is_boundary=last)

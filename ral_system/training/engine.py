@@ -9,6 +9,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from ral_system.algorithms.token_read import TokenRead
 from ral_system.attention.read import AttentionRead
 from ral_system.data.collate import TensorBatch
 from ral_system.models.policy import PolicyModel, PolicyOutput
@@ -20,7 +21,9 @@ class Engine(Protocol):
     device: torch.device
     policy: PolicyModel
 
-    def forward(self, batch: TensorBatch, reads: Sequence[AttentionRead] = ()) -> PolicyOutput:
+    def forward(
+        self, batch: TensorBatch, reads: Sequence[AttentionRead] = (), tokens: TokenRead | None = None
+    ) -> PolicyOutput:
         """Run the policy; all ranks call it equally often."""
         ...
 

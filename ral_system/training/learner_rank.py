@@ -13,6 +13,7 @@ import numpy as np
 import torch
 
 from ral_system.algorithms.kl import ESTIMATORS
+from ral_system.algorithms.token_read import TokenRead
 from ral_system.attention.group import GroupAttention
 from ral_system.attention.metrics import visual_maps
 from ral_system.attention.read import QUESTION_AT_ALL_LAYERS, AttentionRead, response_at_all_layers
@@ -38,6 +39,7 @@ from ral_system.training.metric_sums import reduced_metrics
 from ral_system.training.objective import Objective, policy_objective
 from ral_system.training.optim import OptimSettings, optim_settings
 from ral_system.training.supervised import supervised_objective
+from ral_system.training.token_reads import token_read
 from ral_system.training.torch_engine import TorchEngine
 from ral_system.training.weights_in_place import PastWeights
 from ral_system.types import (
@@ -53,6 +55,7 @@ from ral_system.types import (
 from ral_system.weights.transfer.object_store import ObjectStore
 from ral_system.weights.transfer.transfer import Offer, Transfer
 
+MakeRead = Callable[[MicroBatch], TokenRead]
 MakeObjective = Callable[[PolicyOutput, Sequence[GroupAttention], TensorBatch, MicroBatch], Objective]
 
 
@@ -213,9 +216,12 @@ class LearnerRank:
                 largest_gap=largest_gap,
             )
 
-        factor, shares = self._attention_share(update.shards[self._rank], objective)
+        def tokens(samples: MicroBatch) -> TokenRead:
+            return token_read(samples, teaching, algorithm, self._engine.policy.vocabulary)
+
+        factor, shares = self._attention_share(update.shards[self._rank], objective, tokens)
         own_gaps = log_prob_gaps(update.shards, self._rank, behaviour)
-        metrics, gaps = self._update(update, objective, self._read, own_gaps, attention_factor=factor)
+        metrics, gaps = self._update(update, objective, self._read, own_gaps, tokens, attention_factor=factor)
         # Of this update's tokens; the gate bounds that of the whole batch.
         metrics |= shares | {"gate/log_prob_diff_p999": quantile(gaps)}
         if self._average is not None:
@@ -296,6 +302,7 @@ class LearnerRank:
         objective: MakeObjective,
         read: AttentionRead | None,
         values: np.ndarray | None = None,
+        tokens: MakeRead | None = None,
         *,
         attention_factor: float = 1.0,
     ) -> tuple[dict[str, float], np.ndarray]:
@@ -304,7 +311,7 @@ class LearnerRank:
         objectives = []
         with self._meter.update():
             for index, samples in enumerate(shard):
-                batch, output = self._forward(shard, samples, [read] if read else [])
+                batch, output = self._forward(shard, samples, [read] if read else [], tokens)
                 if samples:
                     self._meter.count(batch, samples)
                     found = objective(output, output.attention[read] if read else (), batch, samples)
@@ -322,7 +329,11 @@ class LearnerRank:
         return metrics | {"learner/grad_norm": norm, "learner/learning_rate": self._engine.learning_rate()}, values
 
     def _forward(
-        self, shard: Sequence[MicroBatch], samples: MicroBatch, reads: Sequence[AttentionRead] = ()
+        self,
+        shard: Sequence[MicroBatch],
+        samples: MicroBatch,
+        reads: Sequence[AttentionRead] = (),
+        tokens: MakeRead | None = None,
     ) -> tuple[TensorBatch, PolicyOutput]:
         """Pass a micro-batch of `shard` through the policy.
 
@@ -330,7 +341,7 @@ class LearnerRank:
         """
         passing = samples or next(m for m in shard if m)[:1]
         batch = self._collate(passing, self._vision.encoded if self._vision else None).to(self._engine.device)
-        return batch, self._engine.forward(batch, reads)
+        return batch, self._engine.forward(batch, reads, tokens(samples) if tokens and samples else None)
 
     def _metrics(
         self, objectives: Sequence[Objective], counts: Counts, values: np.ndarray | None = None
@@ -338,7 +349,7 @@ class LearnerRank:
         return reduced_metrics(objectives, counts, self._engine.sum_over_ranks, self._rank, self._world_size, values)
 
     def _attention_share(
-        self, shard: tuple[MicroBatch, ...], objective: MakeObjective
+        self, shard: tuple[MicroBatch, ...], objective: MakeObjective, tokens: MakeRead
     ) -> tuple[float, dict[str, float]]:
         """The factor that the cap puts on the attention term, and metrics, when it is capped or due to be measured.
 
@@ -351,7 +362,7 @@ class LearnerRank:
         squared = torch.zeros(2, dtype=torch.float64)
         for samples in shard:
             read = replace(self._read, whole=True)
-            batch, output = self._forward(shard, samples, [read])
+            batch, output = self._forward(shard, samples, [read], tokens)
             if samples:
                 squared += squared_norms(objective(output, output.attention[read], batch, samples), output.probed)
         squared = self._engine.sum_over_ranks(squared).cpu()

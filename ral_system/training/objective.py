@@ -16,7 +16,6 @@ from torch import Tensor
 from ral_system.algorithms.attention_loss import attention_loss
 from ral_system.algorithms.correction import rollout_correction
 from ral_system.algorithms.kl import ESTIMATORS, k3
-from ral_system.algorithms.log_probs import entropy
 from ral_system.algorithms.policy_losses.inputs import LossInputs
 from ral_system.algorithms.reduction import reduce_rows
 from ral_system.attention.group import GroupAttention
@@ -88,12 +87,12 @@ def policy_objective(
     loss = algorithm.policy_weight * surrogate
     sums |= {
         "policy/loss": surrogate.detach() * counts.tokens,
-        "policy/entropy": output.entropy.sum(),
+        "policy/entropy": output.entropy.sum().detach(),
         # KL(old ‖ pi): the tokens are the old policy's, and k3 is unbiased for the policy that its tokens come from.
         "policy/approximate_kl_old": torch.where(mask, k3(old_BR, output.log_probs), 0.0).sum().detach(),
     }
     if algorithm.entropy_coefficient > 0:
-        loss = loss - algorithm.entropy_coefficient * entropy(output.log_softmax).sum() / counts.tokens
+        loss = loss - algorithm.entropy_coefficient * output.entropy.sum() / counts.tokens
     if reference is not None:
         estimate = ESTIMATORS[algorithm.kl.estimator]
         kl_BR = torch.where(mask, estimate(output.log_probs, stack_log_probs(samples, reference, mask)), 0.0)
@@ -140,7 +139,7 @@ def policy_loss(
     Outliers weigh 0; the denominators stay.
     """
     settings, mask = algorithm.policy_loss, batch.response_mask
-    top = stack_top_tokens(output.log_softmax, samples, mask) if settings.top_tokens else (None, None)
+    top = stack_top_tokens(output.tokens, samples, mask) if settings.top_tokens else (None, None)
     inputs = LossInputs(output.log_probs, old_BR, rollout_BR, batch.advantages, mask, *top)
     tokens = POLICY_LOSSES.get(settings.name).loss(inputs, settings)
     correction = rollout_correction(old_BR, rollout_BR, mask, algorithm.correction)

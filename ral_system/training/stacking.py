@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ral_system.algorithms.distillation import kept_and_rest
+from ral_system.algorithms.token_read import TokenValues
 from ral_system.attention.group import GroupAttention
 from ral_system.types import MicroBatch, Scores
 
@@ -24,18 +24,13 @@ def stack_rollout_log_probs(samples: MicroBatch, mask_BR: Tensor) -> Tensor:
     return _scatter(np.concatenate([np.asarray(s.rollout_log_probs, dtype=np.float32) for s in samples]), mask_BR)
 
 
-def stack_top_tokens(log_softmax_NV: Tensor, samples: MicroBatch, mask_BR: Tensor) -> tuple[Tensor, Tensor]:
+def stack_top_tokens(values: TokenValues, samples: MicroBatch, mask_BR: Tensor) -> tuple[Tensor, Tensor]:
     """Log-probs of the rollout's most likely tokens and of all others together: the policy's and the rollout's.
 
-    [B, R, K + 1] each, constants; 0 where padded. Raises ValueError for a sample whose rollout engine returned none.
+    [B, R, K + 1] each, constants; 0 where padded.
     """
-    records = [sample.rollout_top for sample in samples]
-    for sample, record in zip(samples, records, strict=True):
-        if record is None or record.ids is None:
-            raise ValueError(f"sample {sample.id}: the rollout engine returned no top tokens")
-    ids_NK = torch.cat([torch.from_numpy(r.ids) for r in records if r is not None and r.ids is not None])
-    rollout_NK = torch.cat([torch.from_numpy(r.log_probs) for r in records if r is not None])
-    policy_NK = kept_and_rest(log_softmax_NV.detach(), ids_NK.long().to(mask_BR.device))
+    rollout_NK = torch.cat([torch.from_numpy(s.rollout_top.log_probs) for s in samples if s.rollout_top is not None])
+    policy_NK = values.kept["rollout"].detach()
 
     def padded(flat_NK: Tensor) -> Tensor:
         found = torch.zeros(*mask_BR.shape, flat_NK.shape[1], device=mask_BR.device)

@@ -8,8 +8,9 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from ral_system.algorithms.distillation import kept_and_rest, token_divergence
+from ral_system.algorithms.distillation import token_divergence
 from ral_system.algorithms.reduction import reduce_rows
+from ral_system.algorithms.token_read import TokenValues
 from ral_system.attention.group import GroupAttention
 from ral_system.config.algorithm import AlgorithmConfig, TokenDistillationConfig
 from ral_system.models.policy import PolicyOutput
@@ -30,7 +31,7 @@ def distillation(
     tokens, attention = algorithm.distillation.tokens, algorithm.distillation.attention
     loss, metrics = output.log_probs.new_zeros(()), {}
     if tokens.weight > 0:
-        divergence_N = distil_tokens(output.log_softmax, samples, teaching, tokens)
+        divergence_N = distil_tokens(output.tokens, samples, teaching, tokens)
         loss = loss + tokens.weight * divergence_N.sum() / counts.tokens
         metrics["distillation/token_divergence"] = _mean_of(divergence_N)
     if attention.weight > 0:
@@ -51,25 +52,15 @@ def distillation(
 
 
 def distil_tokens(
-    log_softmax_NV: Tensor, samples: MicroBatch, teaching: Scores, config: TokenDistillationConfig
+    values: TokenValues, samples: MicroBatch, teaching: Scores, config: TokenDistillationConfig
 ) -> Tensor:
-    """Divergence of every response token's distribution to the teacher's: [N]. A ValueError names the sample."""
-    found, counts = [], [len(s.response_token_ids) for s in samples]
-    for sample, log_p_RV in zip(samples, log_softmax_NV.split(counts), strict=True):
-        record = teaching[sample.id].tokens
-        assert record is not None, f"sample {sample.id} has no teacher's distributions"
-        log_q = torch.tensor(record.log_probs, device=log_p_RV.device)
-        if record.ids is None:
-            if log_q.shape != log_p_RV.shape:
-                raise ValueError(
-                    f"sample {sample.id}: the teacher's distributions are {tuple(log_q.shape)}, the student's "
-                    f"{tuple(log_p_RV.shape)}; set algorithm.distillation.tokens.top_k"
-                )
-            log_p = log_p_RV
-        else:
-            log_p = kept_and_rest(log_p_RV, torch.tensor(record.ids, device=log_p_RV.device).long())
-        found.append(token_divergence(log_p, log_q, config.divergence, config.jsd_beta))
-    return torch.cat(found)
+    """Divergence of every response token's distribution to the teacher's: [N]."""
+    if values.divergence is not None:
+        return values.divergence
+    records = [record for s in samples if (record := teaching[s.id].tokens) is not None]
+    log_p_NK = values.kept["teacher"]
+    log_q_NK = torch.cat([torch.tensor(record.log_probs) for record in records]).to(log_p_NK.device)
+    return token_divergence(log_p_NK, log_q_NK, config.divergence, config.jsd_beta)
 
 
 def _mean_of(values: Tensor) -> tuple[Tensor, Tensor]:

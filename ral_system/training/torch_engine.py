@@ -10,6 +10,7 @@ import torch
 from safetensors.torch import load_file, load_model, save_file, save_model
 from torch import Tensor
 
+from ral_system.algorithms.token_read import TokenRead
 from ral_system.attention.read import AttentionRead
 from ral_system.data.collate import TensorBatch
 from ral_system.models.policy import PolicyModel, PolicyOutput
@@ -32,8 +33,10 @@ class TorchEngine:
         self._optimizer = adamw(self._groups, settings)
         self._updates = 0
 
-    def forward(self, batch: TensorBatch, reads: Sequence[AttentionRead] = ()) -> PolicyOutput:
-        return self.policy(batch.to(self.device), reads)
+    def forward(
+        self, batch: TensorBatch, reads: Sequence[AttentionRead] = (), tokens: TokenRead | None = None
+    ) -> PolicyOutput:
+        return self.policy(batch.to(self.device), reads, tokens)
 
     def backward(self, loss: Tensor, *, last: bool) -> None:
         loss.backward()

@@ -15,6 +15,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from ral_system.algorithms.token_read import TokenRead
 from ral_system.attention.intervention import Intervention
 from ral_system.attention.provenance import key_provenance
 from ral_system.attention.read import AttentionRead
@@ -197,14 +198,14 @@ def test_scores_and_divergences_are_those_of_sequences_apart(
         for part in parts:
             batch = bench.collate(part)
             with torch.no_grad():
-                frozen = teachers(batch, [read, READS[0]])
+                frozen = teachers(batch, [read, READS[0]], TokenRead(top=3))
                 mine = policy(batch, [read])
             records = to_scores(frozen, batch, part, attention, visual, read=read, response=READS[0], version=0)
             of_all |= records
             for rows, group in zip(mine.attention[read], groups_of(part), strict=True):
                 divergence = rows.divergence([records[s.id].attention for s in group], "jsd")
                 found += divergence.split(rows.counts)
-            taught = to_teaching(frozen, part, attention, read=read, tokens=True, top_k=3)
+            taught = to_teaching(frozen, part, attention, read=read)
             for sample in part:
                 assert taught[sample.id].tokens is not None and len(taught[sample.id].attention) == 1
                 assert same(taught[sample.id].attention[0].values, records[sample.id].attention[0].values)

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ral_system import conf
 from ral_system.algorithms.distillation import kept_and_rest, top_tokens
+from ral_system.algorithms.token_read import TokenRead
 from ral_system.data.collate import Collator
 from ral_system.data.micro_batches import price
 from ral_system.models.policy import PolicyModel
@@ -53,7 +54,8 @@ def mismatched(policy: PolicyModel, collate: Collator, samples: list[Sample]) ->
     noise, found = np.random.default_rng(0), []
     for sample in samples:
         with torch.no_grad():
-            log_softmax_RV = policy(collate((sample,))).log_softmax
+            log_softmax_RV = policy(collate((sample,)), tokens=TokenRead(whole=True)).tokens.whole
+        assert log_softmax_RV is not None
         off = torch.from_numpy(noise.uniform(-1, 1, log_softmax_RV.shape)).float()
         reported_RV = (log_softmax_RV + off).log_softmax(-1)
         sampled_R = torch.tensor(sample.response_token_ids)

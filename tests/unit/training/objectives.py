@@ -7,6 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ral_system.algorithms.token_read import TokenRead, TokenValues, dense_values
 from ral_system.attention.group import GroupAttention, LayerAttention
 from ral_system.attention.packing import PackedGroup, Packing
 from ral_system.attention.policy import attention_policy
@@ -17,6 +18,7 @@ from ral_system.config.algorithm import AlgorithmConfig
 from ral_system.data.collate import TensorBatch
 from ral_system.models.policy import PolicyOutput
 from ral_system.training.objective import Objective, policy_objective
+from ral_system.training.token_reads import token_read
 from ral_system.types import Counts, Prompt, Sample, SampleScores, Scores
 
 PROMPTS, RESPONSES = (3, 5, 2), (4, 1, 3)
@@ -60,6 +62,7 @@ class Case:
         self.log_probs = torch.where(self.mask, -3 * torch.rand(3, 4, generator=g), 0.0)
         logits = torch.randn(sum(RESPONSES), 7, generator=torch.Generator().manual_seed(seed + 1))
         self.log_softmax = (2 * logits).log_softmax(-1)
+        self.targets = torch.cat([torch.arange(r) for r in RESPONSES])
         self.entropy = torch.where(self.mask, torch.rand(3, 4, generator=g), 0.0)
         self.heads = [  # query [T, 4, 5] and key [T, 2, 5] of each sequence
             (torch.randn(s.length, 4, 5, generator=g), torch.randn(s.length, 2, 5, generator=g)) for s in self.samples
@@ -77,7 +80,13 @@ class Case:
             found[sample.id] = SampleScores(log_probs, (record,), statistics)
         return found
 
-    def output(self, log_probs: Tensor | None = None, heads: Any = None) -> PolicyOutput:
+    def values(self, read: TokenRead, log_softmax: Tensor | None = None) -> TokenValues:
+        """What is read of the case's distributions, or of others."""
+        return dense_values(self.log_softmax if log_softmax is None else log_softmax, self.targets, read)
+
+    def output(
+        self, log_probs: Tensor | None = None, heads: Any = None, values: TokenValues | None = None
+    ) -> PolicyOutput:
         attention = tuple(
             GroupAttention.alone((LayerAttention(q[p:], k, 0.7),), torch.arange(p, len(q)))
             for (q, k), p in zip(heads or self.heads, PROMPTS, strict=True)
@@ -87,7 +96,7 @@ class Case:
             self.entropy,
             torch.zeros_like(self.mask),
             {READ: attention},
-            self.log_softmax,
+            values or self.values(TokenRead()),
         )
 
     def tokens(self) -> list[tuple[int, int]]:
@@ -112,7 +121,9 @@ def objective(
     largest_gap: float = math.inf,
 ) -> Objective:
     """The case's share of an update with 20 attention rows."""
-    output = output or case.output()
+    if output is None:
+        read = token_read(case.samples, teaching or {}, algorithm, case.log_softmax.shape[1])
+        output = case.output(values=case.values(read))
     return policy_objective(
         output,
         output.attention[READ],

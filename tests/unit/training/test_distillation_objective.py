@@ -12,6 +12,7 @@ from ral_system.attention.policy import attention_policy
 from ral_system.attention.record import record_attention
 from ral_system.config.algorithm import AlgorithmConfig
 from ral_system.scoring.scores import merge_teachers
+from ral_system.training.token_reads import token_read
 from ral_system.types import SampleScores, Scores, TokenRecord
 from tests.unit.training.objectives import PROMPTS, READ, RESPONSES, Case, objective, slow_divergence
 
@@ -106,10 +107,11 @@ def test_a_teacher_that_is_the_student_teaches_exactly_nothing(
     case = Case()
     heads = [(q.clone().requires_grad_(), k.clone().requires_grad_()) for q, k in case.heads]
     logits = case.log_softmax.clone().requires_grad_()
-    output = replace(case.output(heads=heads), log_softmax=logits.log_softmax(-1))
+    log_softmax = logits.log_softmax(-1)
+    output = case.output(heads=heads)
     records: Scores = {}
     for sample, rows, log_p in zip(
-        case.samples, output.attention[READ], output.log_softmax.detach().split(RESPONSES), strict=True
+        case.samples, output.attention[READ], log_softmax.detach().split(RESPONSES), strict=True
     ):
         tokens = TokenRecord(log_p.numpy())
         if top_k is not None:
@@ -118,6 +120,8 @@ def test_a_teacher_that_is_the_student_teaches_exactly_nothing(
         record = record_attention(rows.policies(0), version=0, tokens=sample.length, top_k=None, dtype=torch.float32)
         records[sample.id] = SampleScores(np.zeros(0, np.float32), (record,), tokens=tokens)
     settings = algorithm("tokens.weight=1", f"tokens.divergence={divergence}", "attention.weight=1")
+    read = token_read(case.samples, records, settings, 7)
+    output = replace(output, tokens=case.values(read, log_softmax))
     found = objective(case, settings, output, teaching=records)
     assert found.loss.item() == 0
     found.loss.backward()
@@ -130,10 +134,12 @@ def test_terms_add_up_and_reach_logits_queries_and_keys(algorithm: Algorithm) ->
     records = teaching(case)
     heads = [(q.clone().requires_grad_(), k.clone().requires_grad_()) for q, k in case.heads]
     logits = case.log_softmax.clone().requires_grad_()
-    output = replace(case.output(heads=heads), log_softmax=logits.log_softmax(-1))
 
     def loss(*overrides: str) -> torch.Tensor:
-        return objective(case, algorithm(*overrides), output, teaching=records).loss
+        settings = algorithm(*overrides)
+        read = token_read(case.samples, records, settings, 7)
+        output = case.output(heads=heads, values=case.values(read, logits.log_softmax(-1)))
+        return objective(case, settings, output, teaching=records).loss
 
     both = loss("tokens.weight=0.3", "attention.weight=2")
     assert both.item() == pytest.approx((loss("tokens.weight=0.3") + loss("attention.weight=2")).item(), rel=1e-6)

@@ -7,6 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+from ral_system.algorithms.token_read import TokenRead
 from ral_system.config.algorithm import AlgorithmConfig
 from ral_system.models.policy import PolicyOutput
 from ral_system.training.supervised import supervised_objective
@@ -181,7 +182,7 @@ def test_padding_of_the_responses_does_not_change_shares(algorithm: Callable[...
         torch.nn.functional.pad(plain.entropy, (0, 5)),
         torch.nn.functional.pad(plain.top1, (0, 5)),
         plain.attention,
-        plain.log_softmax,
+        plain.tokens,
     )
     for reduction in ("token_mean", "sequence_mean"):
         settings = algorithm(2.0, reduction)
@@ -203,7 +204,7 @@ def test_the_supervised_objective_is_cross_entropy_per_token() -> None:
     case = Case()
     log_probs = case.log_probs.clone().requires_grad_()
     top1 = torch.tensor([[True, False, True, True], [True, False, False, False], [False] * 4]) & case.mask
-    output = PolicyOutput(log_probs, case.entropy, top1, {}, case.log_softmax)
+    output = PolicyOutput(log_probs, case.entropy, top1, {}, case.values(TokenRead()))
     found = supervised_objective(output, (), case.batch, COUNTS)
     nll = -sum(case.log_probs[b, t].item() for b, t in case.tokens())
     assert found.loss.item() == pytest.approx(nll / 20, rel=1e-6)
