@@ -18,7 +18,8 @@ TOKEN_DIVERGENCES: tuple[TokenDivergence, ...] = get_args(TokenDivergence)
 
 _LOWEST = -80.0
 """Log-probabilities below it count as this: banned tokens, and what float32 cannot tell from them."""
-_LEFT_OUT = -1e4
+LEFT_OUT = -1e4
+"""Log-prob in place of -inf: its probability is 0, and products with it are not nan."""
 
 
 def token_divergence(log_p: Tensor, log_q: Tensor, kind: TokenDivergence, beta: float = 0.5) -> Tensor:
@@ -39,7 +40,7 @@ def token_divergence(log_p: Tensor, log_q: Tensor, kind: TokenDivergence, beta: 
 
 def kept_and_rest(log_softmax_NV: Tensor, ids_NK: Tensor) -> Tensor:
     """Log-probabilities of the kept tokens and, last, of all others together: [N, K + 1]."""
-    rest_N = log_softmax_NV.scatter(-1, ids_NK, _LEFT_OUT).logsumexp(-1)
+    rest_N = log_softmax_NV.scatter(-1, ids_NK, LEFT_OUT).logsumexp(-1)
     return torch.cat([log_softmax_NV.gather(-1, ids_NK), rest_N[:, None]], dim=-1)
 
 
@@ -48,26 +49,34 @@ def top_tokens(log_softmax_NV: Tensor, sampled_N: Tensor, count: int) -> Tensor:
 
     K = min(count, V). So what the student did is always compared one to one.
     """
-    ids_NK = log_softmax_NV.topk(min(count, log_softmax_NV.shape[-1])).indices
+    return with_sampled(log_softmax_NV.topk(min(count, log_softmax_NV.shape[-1])).indices, sampled_N)
+
+
+def with_sampled(ids_NK: Tensor, sampled_N: Tensor) -> Tensor:
+    """Put the sampled token in the last place of rows that lack it; changes `ids_NK`, and returns it."""
     missing_N = (ids_NK != sampled_N[:, None]).all(-1)
     ids_NK[:, -1] = torch.where(missing_N, sampled_N, ids_NK[:, -1])
     return ids_NK
 
 
+def divergence_terms(log_p: Tensor, log_q: Tensor, kind: TokenDivergence, beta: float) -> tuple[Tensor, Tensor]:
+    """Terms of the divergence, one a token of the vocabulary, and their slopes ∂D/∂log p."""
+    log_p, log_q = log_p.clamp(min=_LOWEST), log_q.clamp(min=_LOWEST)
+    p, q, ratio = log_p.exp(), log_q.exp(), log_p - log_q
+    if kind == "reverse_kl":
+        return p * ratio - q * ratio.expm1(), p * ratio
+    if kind == "forward_kl":
+        slopes = q * ratio.expm1()
+        return slopes - q * ratio, slopes
+    log_p_to_m, log_q_to_m = -torch.log1p(beta * (-ratio).expm1()), -torch.log1p((1 - beta) * ratio.expm1())
+    slopes = (1 - beta) * p * log_p_to_m
+    return slopes + beta * q * log_q_to_m, slopes
+
+
 class _TokenDivergence(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, log_p: Tensor, log_q: Tensor, kind: TokenDivergence, beta: float) -> Tensor:
-        log_p, log_q = log_p.clamp(min=_LOWEST), log_q.clamp(min=_LOWEST)
-        p, q, ratio = log_p.exp(), log_q.exp(), log_p - log_q
-        if kind == "reverse_kl":
-            terms, slopes = p * ratio - q * ratio.expm1(), p * ratio
-        elif kind == "forward_kl":
-            slopes = q * ratio.expm1()
-            terms = slopes - q * ratio
-        else:
-            log_p_to_m, log_q_to_m = -torch.log1p(beta * (-ratio).expm1()), -torch.log1p((1 - beta) * ratio.expm1())
-            slopes = (1 - beta) * p * log_p_to_m
-            terms = slopes + beta * q * log_q_to_m
+        terms, slopes = divergence_terms(log_p, log_q, kind, beta)
         ctx.save_for_backward(slopes)
         return terms.sum(-1)
 

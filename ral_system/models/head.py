@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
+from ral_system.algorithms import tiled_head
 from ral_system.algorithms.log_probs import sampling_log_softmax
 from ral_system.algorithms.token_read import TokenRead, TokenValues, dense_values
 
@@ -11,8 +12,8 @@ from ral_system.algorithms.token_read import TokenRead, TokenValues, dense_value
 class TokenHead(nn.Linear):
     """A linear head with a second method of use: called with `read`, it returns token values in place of logits.
 
-    All of the weight's uses lie in this module's forward pass, so ZeRO-3 gathers the weight once for a forward and once
-    for a backward pass.
+    All of the weight's uses, every tile's among them, lie in this module's forward pass, so ZeRO-3 gathers the weight
+    once for a forward and once for a backward pass, however many tokens a rank has.
     """
 
     @classmethod
@@ -36,6 +37,16 @@ class TokenHead(nn.Linear):
         if read is None:
             return super().forward(hidden)
         assert targets_N is not None and banned_token_ids is not None
+        if 4 * len(targets_N) * self.out_features > tiled_head.DENSE_BYTES:
+            return tiled_head.tiled_values(
+                hidden,
+                self.weight,
+                self.bias,
+                targets_N,
+                read,
+                temperature=temperature,
+                banned_token_ids=banned_token_ids,
+            )
         logits_NV = super().forward(hidden)
         log_softmax_NV = sampling_log_softmax(logits_NV, temperature=temperature, banned_token_ids=banned_token_ids)
         return dense_values(log_softmax_NV, targets_N, read)

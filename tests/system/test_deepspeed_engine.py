@@ -161,9 +161,18 @@ def train(
     }
 
 
+def read_in_tiles() -> None:
+    """Let the head read distributions in tiles, not alike on two ranks, where there is too little for them."""
+    from ral_system.algorithms import tiled_head
+
+    tiled_head.DENSE_BYTES, tiled_head.tile_shape = 0, lambda tokens, hidden: (7, 50)
+
+
 def work(task: Path, rank: int, world_size: int, port: int) -> None:
     """One rank: every configuration of its world, one after the other; rank 0 writes the results."""
     become_rank(rank, world_size, port)
+    if world_size > 1:
+        read_in_tiles()
     cases = [tuple(case) for case in json.loads((task / f"world_{world_size}.json").read_text())]
     found = {case: train(task, rank, world_size, "deepspeed", *case) for case in cases}
     if rank == 0:
