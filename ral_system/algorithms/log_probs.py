@@ -17,4 +17,4 @@ def sampling_log_softmax(logits_RV: Tensor, *, temperature: float, banned_token_
 
 def entropy(log_softmax_RV: Tensor) -> Tensor:
     """Return the Shannon entropy per row in nats, differentiable; banned tokens (-inf) add 0 to it and its gradient."""
-    return -(log_softmax_RV.exp() * log_softmax_RV.masked_fill(log_softmax_RV.isneginf(), 0.0)).sum(-1)
+    return -(log_softmax_RV.exp() * log_softmax_RV.clamp(min=-1e4)).sum(-1)  # exp(-1e4) is 0

@@ -81,8 +81,7 @@ def dense_values(log_softmax_NV: Tensor, targets_N: Tensor, read: TokenRead) -> 
         top1_N = log_softmax_NV.argmax(-1) == targets_N
         if read.top is not None:
             kept["top"] = top_tokens(log_softmax_NV, targets_N, read.top)
-    with torch.set_grad_enabled(read.entropy and torch.is_grad_enabled()):
-        entropy_N = entropy(log_softmax_NV)
+    entropy_N = entropy(log_softmax_NV if read.entropy else log_softmax_NV.detach())
     divergence_N = None
     if read.teacher is not None:
         log_q_NV = read.teacher.block(slice(0, len(targets_N)), slice(None), device)
