@@ -224,8 +224,11 @@ class Left:
         assert self.lines("rollouts.jsonl") == other.lines("rollouts.jsonl")
 
 
+SPEEDS = ("learner/tflops", "learner/unshared_tflops", "learner/peak_gib")
+
+
 def _is_time(name: str) -> bool:
-    return name == "time_s" or name.startswith(("time/", "ahead/")) or name.endswith("_per_s")
+    return name == "time_s" or name.startswith(("time/", "ahead/")) or name.endswith("_per_s") or name in SPEEDS
 
 
 @pytest.fixture(scope="session")

@@ -155,6 +155,7 @@ def write_metrics(folder: Path) -> None:
                 "gate/log_prob_diff_max": 5e-7 * abs(1 + noise(0.3)) + 1e-7,
                 "gate/log_prob_diff_mean": 4e-8 * abs(1 + noise(0.2)) + 1e-8,
                 "rollout/tokens_per_s": 2600 + noise(90),
+                "learner/tokens_per_s": 9000 + noise(300),
                 "rollout/length_mean": 14.2 + 2 * share + noise(0.3),
                 "learner/grad_norm": 0.9 + noise(0.12),
             }
