@@ -16,8 +16,10 @@ from ral_system.config.commands import COMMANDS, CommandConfig
 ANY = "*"
 """Stands for a name that the user chooses, as in `data.sources.*.path`."""
 RENAMED = {
+    "learner.micro_batch": "learner.max_tokens",
     "logging.rollouts_per_step": "logging.groups_per_step",
     "rollout.max_log_prob_difference": "rollout.log_prob_gate.token",
+    "teacher.micro_batch": "teacher.max_tokens",
 }
 """Keys of earlier versions, and the keys that replaced them."""
 _MOST = 3

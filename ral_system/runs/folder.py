@@ -19,7 +19,7 @@ from ral_system.config.algorithm import AlgorithmConfig
 from ral_system.config.base import Resumable, ResumableSynthesis
 from ral_system.config.choices import STAGES, Stage
 from ral_system.config.commands import CommandConfig, SynthesizeConfig, TrainConfig
-from ral_system.config.known import is_known, marked_keys, read_by
+from ral_system.config.known import RENAMED, is_known, marked_keys, read_by
 from ral_system.config.supervised import SupervisedConfig
 from ral_system.errors import ConfigError, SetupError
 from ral_system.observability.jsonl import JsonLines, dump, read_lines, write_atomically
@@ -255,8 +255,8 @@ def differing_fields(
 ) -> list[tuple[str, Any, Any]]:
     """Fields with different values, by dotted path, except those that may change.
 
-    A field that a later version has added is in no old record and differs from nothing; an entry that somebody has
-    added to a dictionary, such as `reward.kinds`, differs.
+    A field that a later version has added or replaced is in one record alone and differs from nothing; an entry that
+    somebody has added to a dictionary, such as `reward.kinds`, differs.
     """
     found: list[tuple[str, Any, Any]] = []
     for key in sorted(old.keys() | new.keys()):
@@ -264,6 +264,8 @@ def differing_fields(
         if path in rules.may_change or (not prefix and rules.bound is not None and key not in rules.bound):
             continue
         if key not in old and is_known(path, rules.kind):
+            continue
+        if key not in new and path in RENAMED:
             continue
         a, b = old.get(key), new.get(key)
         if isinstance(a, Mapping) and isinstance(b, Mapping):

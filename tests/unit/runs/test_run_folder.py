@@ -256,3 +256,18 @@ def test_prepared_files_are_linked_in_and_may_not_change_under_a_run(tmp_path: P
     with pytest.raises(ConfigError, match="was made with generated data; set another name"):
         generated.use_data(one)
     assert generated.media.is_dir() and not generated.media.is_symlink()
+
+
+def test_a_run_of_before_a_key_was_replaced_continues(make_config: MakeConfig, tmp_path: Path) -> None:
+    folder, config = RunFolder(tmp_path / "run"), make_config("algorithm.steps=99")
+    opened(folder, config)
+    earlier = yaml.safe_load(folder.config.read_text())
+    del earlier["learner"]["max_tokens"], earlier["teacher"]["max_tokens"], earlier["algorithm"]["deal"]
+    earlier["learner"]["micro_batch"], earlier["teacher"]["micro_batch"] = 16, 8
+    folder.config.write_text(yaml.safe_dump(earlier))
+    folder.root.joinpath("metrics.jsonl").write_text('{"stage": "rl", "step": 7, "time_s": 1.0}\n')
+    assert opened(folder, config) == []
+    earlier["learner"]["unheard_of"] = 1
+    folder.config.write_text(yaml.safe_dump(earlier))
+    with pytest.raises(ConfigError, match=r"learner\.unheard_of"):
+        folder.open(config)
