@@ -9,6 +9,7 @@ from typing import Any, get_args
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from ral_system.attention.packing import PackedGroup, Packing
 from ral_system.attention.provenance import KeyProvenance, concatenate, key_provenance
@@ -34,6 +35,8 @@ class TensorBatch:
     """What the encoder reads of the distinct pictures, and videos."""
     occurrences: Occurrences
     """Which of them stands where."""
+    position_ids: Tensor
+    """int64 [3, 1, T], or [1, T] with one axis: rotary positions of every token, from 0 in each sequence."""
     layouts: tuple[tuple[Layout, ...], ...]
     """Visual tokens of the media of each group's prompt."""
     response_ids: Tensor
@@ -86,6 +89,7 @@ class Collator:
         layouts = tuple(tuple(self._family.layout(m) for m in prompt.media) for prompt in prompts)
         media = [medium for prompt in prompts for medium in prompt.media]
         unique, occurrences = self._extract.distinct(media)
+        visual = self._family.visual(input_ids_T).split(packing.lengths)
         keys = [
             key_provenance(
                 visual_T,
@@ -94,15 +98,14 @@ class Collator:
                 prompt_tokens=len(prompt.token_ids),
                 positions=group.positions,
             )
-            for prompt, group, visual_T, of_prompt in zip(
-                prompts, packing.groups, self._family.visual(input_ids_T).split(packing.lengths), layouts, strict=True
-            )
+            for prompt, group, visual_T, of_prompt in zip(prompts, packing.groups, visual, layouts, strict=True)
         ]
         return TensorBatch(
             input_ids=input_ids_T,
             packing=packing,
             features=self._extract(unique) if encoded is None else {},
             occurrences=occurrences,
+            position_ids=self._position_ids(visual, packing, layouts),
             layouts=layouts,
             response_ids=response_ids_BR,
             response_mask=torch.arange(response_ids_BR.shape[1])[None] < response_lengths_B[:, None],
@@ -121,6 +124,14 @@ class Collator:
     def rows(self, kind: Rows, sample: Sample) -> Tensor:
         """Positions in the sample's sequence that attention is read from: int64 [R]."""
         return torch.tensor(select_rows(kind, sample, self._text), dtype=torch.int64)
+
+    def _position_ids(self, visual: Sequence[Tensor], packing: Packing, layouts: Sequence[Sequence[Layout]]) -> Tensor:
+        positions = []
+        for visual_T, group, of_prompt in zip(visual, packing.groups, layouts, strict=True):
+            longest = pad(visual_T[: group.prompt], (0, max(group.responses)))  # responses hold no visual tokens
+            positions.append(self._family.positions(longest, of_prompt)[:, group.positions])
+        together = torch.cat(positions, dim=-1)
+        return together[:, None] if len(together) > 1 else together
 
     def _text(self, token: int) -> str:
         """Text of one token."""

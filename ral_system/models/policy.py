@@ -8,7 +8,6 @@ from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import pad
 from transformers import PreTrainedModel
 
 from ral_system.algorithms.token_read import TokenRead, TokenValues
@@ -91,7 +90,7 @@ class PolicyModel(nn.Module):
             }
             hidden_TE = self.model.model(
                 input_ids=batch.input_ids[None],
-                position_ids=self._position_ids(batch),
+                position_ids=batch.position_ids,
                 **self.family.inputs(
                     self.encode(batch.features) if batch.encoded is None else batch.encoded, batch.occurrences
                 ),
@@ -127,18 +126,6 @@ class PolicyModel(nn.Module):
         kind_1T = batch.keys.kind[None]
         visual_1T = (kind_1T == KeyKind.IMAGE) | (kind_1T == KeyKind.VIDEO)
         return {"steering": self._intervention.on(visual_1T, kind_1T == KeyKind.SYSTEM)}
-
-    def _position_ids(self, batch: TensorBatch) -> Tensor:
-        """Rotary positions of every token, from 0 in each sequence: int64 [3, 1, T], or [1, T] with one axis."""
-        visual_T = self.family.visual(batch.input_ids).cpu()
-        positions = []
-        for group, visual, layouts in zip(
-            batch.packing.groups, visual_T.split(batch.packing.lengths), batch.layouts, strict=True
-        ):
-            longest = pad(visual[: group.prompt], (0, max(group.responses)))  # responses hold no visual tokens
-            positions.append(self.family.positions(longest, layouts)[:, group.positions])
-        together = torch.cat(positions, dim=-1).to(batch.input_ids.device)
-        return together[:, None] if len(together) > 1 else together
 
 
 def _attention(

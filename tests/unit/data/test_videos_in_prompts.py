@@ -149,7 +149,7 @@ def test_a_sample_alone_is_what_it_is_among_others(bench: Bench) -> None:
         assert (alone.log_probs[0] - together.log_probs[i]).abs().max() <= 3e-6
         by_transformers = model(
             input_ids=batch.input_ids[None],
-            position_ids=policy._position_ids(batch),
+            position_ids=batch.position_ids,
             **batch.features,
         ).logits[0]
         by_transformers[:, list(bench.family.banned_ids)] = -torch.inf

@@ -50,6 +50,7 @@ class Case:
             packing=Packing(tuple(PackedGroup(p, (r,)) for p, r in zip(PROMPTS, RESPONSES, strict=True))),
             features={},
             occurrences={},
+            position_ids=torch.zeros(3, 1, sum(lengths), dtype=torch.int64),
             layouts=((), (), ()),
             response_ids=torch.zeros(3, 4, dtype=torch.int64),
             response_mask=self.mask,
