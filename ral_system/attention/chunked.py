@@ -18,6 +18,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ral_system.attention.device_kind import device_kind
 from ral_system.attention.policy import visibility
 from ral_system.config.choices import Heads
 
@@ -60,7 +61,7 @@ class ChunkedKernels:
     def rows_per_block(self, query_heads: int) -> int:
         """Return how many rows fit the block size, at least one."""
         row_bytes = query_heads * self._key_KTD.shape[1] * self._key_KTD.element_size()
-        return max(1, _BLOCK_BYTES[self._key_KTD.device.type] // row_bytes)
+        return max(1, _BLOCK_BYTES[device_kind(self._key_KTD.device)] // row_bytes)
 
     def policy(self, query_RHD: Tensor, rows_R: Tensor) -> tuple[Tensor, _Block]:
         """p [R, T] or [H, R, T] of a block of rows."""

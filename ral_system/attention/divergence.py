@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from ral_system.attention.chunked import ChunkedKernels
+from ral_system.attention.device_kind import device_kind
 from ral_system.attention.policy import check_arguments, dense_policy
 from ral_system.attention.record import Target, check_probabilities, check_record
 from ral_system.config.choices import Backend, Heads
@@ -80,7 +81,7 @@ def row_divergence(
         raise ValueError(f"kind={kind!r}; known: {', '.join(DIVERGENCES.names)}")
     masks: dict[str, Any] = {"branches": branches, "key_mask": key_mask, "heads": heads}
     if backend == "dense":
-        with torch.autocast(key.device.type, enabled=False):
+        with torch.autocast(device_kind(key.device), enabled=False):
             policy = dense_policy(query_RHD, key, rows, scale, **masks)
         return _over_heads(Target(target, key.device).divergence(policy, slice(None), kind))
     kernels = _kernels(backend, key.detach(), scale=scale, **masks)
@@ -120,13 +121,13 @@ def row_policy_blocks(
     """`policy_blocks` of the rows' own queries, which must fit `key` and `rows`."""
     masks: dict[str, Any] = {"branches": branches, "key_mask": key_mask, "heads": heads}
     if backend == "dense" or not len(rows):
-        with torch.autocast(key.device.type, enabled=False):
+        with torch.autocast(device_kind(key.device), enabled=False):
             policy = dense_policy(query_RHD, key, rows, scale, **masks)
         yield policy
         return
     kernels = _kernels(backend, key, scale=scale, **masks)
     for block in _blocks(query_RHD, kernels):
-        with torch.autocast(key.device.type, enabled=False):
+        with torch.autocast(device_kind(key.device), enabled=False):
             policy, _ = kernels.policy(query_RHD[block], rows[block])
         yield policy
 
@@ -179,7 +180,7 @@ class _RowDivergence(torch.autograd.Function):
         ctx.target, ctx.kernels, ctx.kind = target, kernels, kind
         precision = torch.promote_types(query_RHD.dtype, torch.float32)
         found_R = torch.zeros(rows_R.shape, dtype=precision, device=rows_R.device)
-        with torch.autocast(query_RHD.device.type, enabled=False):
+        with torch.autocast(device_kind(query_RHD.device), enabled=False):
             for block in _blocks(query_RHD, kernels):
                 policy, _ = kernels.policy(query_RHD[block], rows_R[block])
                 found_R[block] = _over_heads(target.divergence(policy, block, kind))
@@ -193,7 +194,7 @@ class _RowDivergence(torch.autograd.Function):
         precision = gradient_R.dtype
         query_gradient_RHD = torch.zeros_like(query_RHD)
         key_gradient_KTD = torch.zeros_like(key_TKD, dtype=precision).transpose(0, 1).contiguous()
-        with torch.autocast(query_RHD.device.type, enabled=False):
+        with torch.autocast(device_kind(query_RHD.device), enabled=False):
             for block in _blocks(query_RHD, kernels):
                 policy, state = kernels.policy(query_RHD[block], rows_R[block])
                 with torch.enable_grad():

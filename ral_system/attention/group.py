@@ -9,6 +9,7 @@ from itertools import accumulate, pairwise
 import torch
 from torch import Tensor
 
+from ral_system.attention.device_kind import device_kind
 from ral_system.attention.divergence import row_divergence, row_policy_blocks
 from ral_system.attention.kernels import MASKED_TOKENS
 from ral_system.attention.packing import PackedGroup
@@ -103,7 +104,11 @@ class GroupAttention:
 
         On CPU, in long groups; a GPU does better with few large calls, and its memory is dear.
         """
-        if len(self.counts) == 1 or self.rows.is_cuda or self.group.tokens <= MASKED_TOKENS:
+        if (
+            len(self.counts) == 1
+            or device_kind(self.layers[0].key.device) == "cuda"
+            or self.group.tokens <= MASKED_TOKENS
+        ):
             return False
         own = [self.group.prompt + length for length in self.group.responses]
         rows = zip(self.counts, own, strict=True)

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
+from ral_system.attention.device_kind import device_kind
 from ral_system.attention.packing import PackedGroup, Packing
 
 MASKED_TOKENS = 512
@@ -49,7 +50,7 @@ def kernel_for(device: torch.device, dtype: torch.dtype) -> str:
 
     The first two are for CUDA devices and 16 bits.
     """
-    if device.type != "cuda" or dtype not in (torch.bfloat16, torch.float16):
+    if device_kind(device) != "cuda" or dtype not in (torch.bfloat16, torch.float16):
         return "sdpa"
     return "flash_attn" if find_spec("flash_attn") else "varlen"
 
@@ -165,7 +166,9 @@ def _sdpa(
     query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scale: float, *, causal: bool = True
 ) -> Tensor:
     """[B, H, ·, D]; a mask takes the place of `causal`."""
-    if mask is not None and query.is_cuda:  # no fast kernel there takes a mask and shared key heads
+    if (
+        mask is not None and device_kind(query.device) == "cuda"
+    ):  # no fast kernel there takes a mask and shared key heads
         key, value = (t.repeat_interleave(query.shape[1] // t.shape[1], dim=1) for t in (key, value))
     return scaled_dot_product_attention(
         query,

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
+from ral_system.attention.device_kind import device_kind
 from ral_system.attention.group import LayerAttention
 from ral_system.attention.policy import visibility
 
@@ -42,7 +43,7 @@ def _block(
 ) -> list[Tensor]:
     """log Σ_q Σ_k A_qk of a block of rows, [H] for each mask."""
     precision = torch.promote_types(query_RHD.dtype, torch.float32)
-    with torch.autocast(key.device.type, enabled=False):
+    with torch.autocast(device_kind(key.device), enabled=False):
         key_HDT = key.to(precision).repeat_interleave(query_RHD.shape[1] // key.shape[1], dim=1).permute(1, 2, 0)
         logits_HRT = query_RHD.to(precision).transpose(0, 1) @ key_HDT * scale
         seen_RT, _ = visibility(rows_R, len(key), branches, None)

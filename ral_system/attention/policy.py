@@ -11,6 +11,7 @@ from typing import get_args
 import torch
 from torch import Tensor
 
+from ral_system.attention.device_kind import device_kind
 from ral_system.config.choices import Heads
 
 
@@ -42,7 +43,7 @@ def attention_policy(
     that is head h's. Nothing is divided by a vanishing mass, however peaked a row is on itself or on masked keys.
     """
     check_arguments(query, key, rows, scale, branches, key_mask, heads)
-    with torch.autocast(query.device.type, enabled=False):
+    with torch.autocast(device_kind(query.device), enabled=False):
         return dense_policy(query[rows], key, rows, scale, branches, key_mask, heads)
 
 
