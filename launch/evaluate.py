@@ -85,7 +85,7 @@ def _evaluate(config: EvaluateConfig, folder: Path) -> float | None:
     if config.evaluation.benchmark.name is not None:
         questions = asked(config.evaluation, settings, subject)
         write_quarantine(folder, {"": questions.bad})
-        found = figures(config.evaluation, settings, subject, questions)
+        found = figures(config, subject, questions)
         print_figures(f"{subject.model} on {found.title}", found)
         _write(folder, {"model": str(subject.model), **found.record})
         _keep_answers(subject, found)
@@ -103,10 +103,10 @@ def _evaluate_held_out(config: EvaluateConfig, settings: QuestionSettings, subje
     shown = open_prompts(settings, subject.model, RunFolder(folder)).held_out(evaluation.attention_questions)
     attention = _attention(config.learner, subject, shown)  # before the engine takes the memory
     questions, columns = asked(evaluation, settings, subject), {}
-    found = figures(evaluation, settings, subject, questions)
+    found = figures(config, subject, questions)
     record = {"model": str(subject.model), **found.record, **attention}
     if steer.active:
-        steered = dict(figures(evaluation, settings, subject, questions, steer, subject.steered).values)
+        steered = dict(figures(config, subject, questions, steer, subject.steered).values)
         columns = {f"image +{steer.image:g}, system -{steer.system:g}": steered}
         record |= {"intervention": steer.model_dump(mode="json"), "steered": steered}
     _keep_answers(subject, found)

@@ -27,7 +27,7 @@ def refuse_foreign(overrides: Sequence[str], kind: type[CommandConfig]) -> None:
     for override in parsed:
         if override.is_hydra_override():
             continue
-        key, value = override.key_or_group.replace("/", "."), override.value()
+        key, value = (override.package or override.key_or_group).replace("/", "."), override.value()
         for inner in (key, *_inner_keys(key, value)):
             if readers := other_readers(inner, kind):
                 given = override.input_line if inner == key else f"{inner} in {override.input_line}"

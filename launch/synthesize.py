@@ -11,7 +11,6 @@ import time
 from pathlib import Path
 
 from ral_system.config.commands import SynthesizeConfig
-from ral_system.config.data import VisualSearchConfig
 from ral_system.errors import ConfigError, DataError, SetupError
 from ral_system.launch.cli import run_with_config
 from ral_system.launch.refused import leaving_nothing
@@ -35,8 +34,6 @@ def main() -> None:
 def synthesize(config: SynthesizeConfig) -> None:
     """Fill `synthesis/` in the run folder and print what became of the rows; continues an interrupted synthesis."""
     settings, data = config.synthesis, config.data
-    if not isinstance(data, VisualSearchConfig):
-        raise ConfigError(f"data.name={data.name}: demonstrations are made for data=visual_search")
     if config.algorithm.response_format != "think_answer":
         raise ConfigError(
             f"algorithm.response_format={config.algorithm.response_format}: demonstrations here have a thought to "
@@ -48,10 +45,10 @@ def synthesize(config: SynthesizeConfig) -> None:
         )
     root = (Path(config.runs_dir) / config.name / "synthesis").resolve()
     with leaving_nothing(root):
-        _synthesize(config, data, root)
+        _synthesize(config, root)
 
 
-def _synthesize(config: SynthesizeConfig, data: VisualSearchConfig, root: Path) -> None:
+def _synthesize(config: SynthesizeConfig, root: Path) -> None:
     settings = config.synthesis
     from rich.console import Console
     from rich.table import Table
@@ -70,7 +67,7 @@ def _synthesize(config: SynthesizeConfig, data: VisualSearchConfig, root: Path) 
     run.open(config, SYNTHESIS)
     run.record(config, SYNTHESIS)
     folder, media, began = run.root, MediaStore(run.media), time.monotonic()
-    source = VisualSearchRecords(data)
+    source = VisualSearchRecords(config.data)
     rows = (Row(source.record("train", i)) for i in range(settings.rows))
     generators: dict[Role, Generator] = {
         role: EndpointGenerator(role, settings, media) if getattr(settings, role).endpoint else TemplateGenerator(role)

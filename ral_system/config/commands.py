@@ -12,7 +12,7 @@ from ral_system.config.checkpoint import CheckpointConfig
 from ral_system.config.choices import STAGES, Stage, SupervisedStage
 from ral_system.config.cluster import ClusterConfig, ProcessConfig
 from ral_system.config.combinations import needs_reference
-from ral_system.config.data import DataConfig
+from ral_system.config.data import DataConfig, ScenesConfig
 from ral_system.config.evaluation import (
     EvaluationConfig,
     HeldOutConfig,
@@ -23,7 +23,7 @@ from ral_system.config.evaluation import (
 from ral_system.config.learner import ForwardConfig, LearnerConfig
 from ral_system.config.logging import LoggingConfig, PreviewConfig
 from ral_system.config.model import ModelConfig, StartModelConfig
-from ral_system.config.reward import JudgeConfig, RewardConfig
+from ral_system.config.reward import JudgeConfig, RewardConfig, SignalsConfig
 from ral_system.config.rollout import EngineConfig, LengthsConfig, RolloutConfig
 from ral_system.config.supervised import SupervisedConfig
 from ral_system.config.synthesis import SynthesisConfig
@@ -42,13 +42,13 @@ class CommandConfig(Group):
     name: Annotated[str, Field(min_length=1, pattern=r"^[A-Za-z0-9_][A-Za-z0-9._-]*$")]
     """Folder under `runs_dir`."""
     runs_dir: Annotated[str, Resumable]
-    data: DataConfig
     algorithm: ResponseConfig
 
 
 class QuestionsConfig(CommandConfig):
     """What commands read that ask a model questions or display them."""
 
+    data: DataConfig
     seed: NonNegative
     stages: Annotated[tuple[Stage, ...], Field(min_length=1), AfterValidator(_in_order), Resumable]
     """What `ral-train` runs, sorted into the order perceive, sft, rl; other commands prepare files as for these."""
@@ -103,6 +103,7 @@ class TrainConfig(QuestionsConfig):
 class EvaluateConfig(QuestionsConfig):
     """Configuration of `ral-evaluate`."""
 
+    reward: SignalsConfig
     rollout: EngineConfig
     learner: ForwardConfig
     evaluation: MeasurementConfig
@@ -124,6 +125,7 @@ class SynthesizeConfig(CommandConfig):
 
     resume: Resume
     """auto continues an unfinished synthesis; never refuses a folder that has one."""
+    data: ScenesConfig
     synthesis: SynthesisConfig
 
 

@@ -20,8 +20,8 @@ from ral_system.config.base import (
 )
 
 
-class VisualSearchConfig(Group):
-    """Visual search: generated mosaics and questions."""
+class ScenesConfig(Group):
+    """Generated mosaics and questions: what `ral-synthesize` makes demonstrations for."""
 
     name: Literal["visual_search"]
     seed: NonNegative
@@ -35,22 +35,37 @@ class VisualSearchConfig(Group):
     """Training pictures and questions; every stage goes through them again when they run out."""
     described: Positive
     """Positions that a demonstration of the perceive stage describes at most: of large boards not all."""
-    search_from: NonNegative
-    """Demonstrations of the perceive stage that describe only; the later ones also say where each thing stands."""
     digits: bool
     """Mix real handwritten digits with the drawn shapes."""
-    glance_share: Annotated[float, Field(ge=0, le=1), ResumableSynthesis]
-    """Share of the think-and-answer demonstrations that look nothing up, and guess where several cells matter."""
-    system_prompt: str
-    """Empty: no system turn."""
-    demonstrations: Annotated[str | None, ResumableSynthesis]
-    """demonstrations.jsonl of `ral-synthesize`, which sft then imitates, in turn, whatever `glance_share`; null: the
-    generated thoughts."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _of_visual_search(cls, given: Any) -> Any:
+        """Say of other data what to choose, and not which fields they lack."""
+        name = given.get("name") if isinstance(given, Mapping) else None
+        if isinstance(name, str) and name != "visual_search":
+            says = f"name={name}: demonstrations are made for data=visual_search; choose it"
+            raise PydanticCustomError("of_field_inside", "{says}", {"says": says})
+        return given
 
     def problems(self) -> Iterator[str]:
         """Refuse more objects than the largest board has cells."""
         if self.objects > (cells := max(self.grid) ** 2):
             yield f"data.objects={self.objects} does not fit data.grid={list(self.grid)}; at most {cells}"
+
+
+class VisualSearchConfig(ScenesConfig):
+    """Visual search: generated mosaics with questions, demonstrations and a system turn."""
+
+    search_from: NonNegative
+    """Demonstrations of the perceive stage that describe only; the later ones also say where each thing stands."""
+    glance_share: Fraction
+    """Share of the think-and-answer demonstrations that look nothing up, and guess where several cells matter."""
+    system_prompt: str
+    """Empty: no system turn."""
+    demonstrations: str | None
+    """demonstrations.jsonl of `ral-synthesize`, which sft then imitates, in turn, whatever `glance_share`; null: the
+    generated thoughts."""
 
 
 class VideoSearchConfig(Group):
@@ -69,7 +84,7 @@ class VideoSearchConfig(Group):
     take turns: all of `seconds` with one, then with the next."""
     described: Positive
     """Seconds that a demonstration of the perceive stage describes at most, and things that it looks for."""
-    train_records: Annotated[Positive, ResumableSynthesis]
+    train_records: Positive
     """Training videos and questions; every stage goes through them again when they run out."""
     system_prompt: str
     """Empty: no system turn."""

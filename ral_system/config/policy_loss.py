@@ -127,7 +127,7 @@ def _of_a_package(given: Any, own: ValidatorFunctionWrapHandler) -> Any:
         return POLICY_LOSSES.get(name).settings.model_validate(given)
     except ValidationError as error:
         lines = (f"{'.'.join(map(str, e['loc']))}={e['input']!r}: {e['msg']}" for e in error.errors())
-        raise PydanticCustomError("settings_of_package", "{says}", {"says": "; ".join(lines)}) from None
+        raise PydanticCustomError("of_field_inside", "{says}", {"says": "; ".join(lines)}) from None
 
 
 PolicyLossConfig = SerializeAsAny[Annotated[Annotated[_Own, Field(discriminator="name")], WrapValidator(_of_a_package)]]

@@ -54,7 +54,7 @@ class ToleranceConfig(Group):
 
 
 class JudgeConfig(Group):
-    """What judges a response's text, and what its signals are worth, each in [0, 1]."""
+    """What judges an answer."""
 
     verifier: Verifier
     """What judges the answer."""
@@ -63,10 +63,6 @@ class JudgeConfig(Group):
     function: Annotated[str, Field(pattern=r"^[\w.]+:[\w.]+$")] | None
     """For the verifier `function`: `module:name` of one (given, reference) → [0, 1], importable where rewards run."""
     tolerance: ToleranceConfig
-    correctness: NonNegativeFloat
-    format: NonNegativeFloat
-    signals: dict[Annotated[str, NameIn(REWARD_SIGNALS)], PositiveFloat]
-    """Weights of signals that installed packages add, by their names: what else a response's text is worth."""
     workers: Annotated[Positive, Resumable]
     """Verifier subprocesses per reward actor."""
     timeout_s: Annotated[PositiveFloat, Resumable]
@@ -80,13 +76,18 @@ class JudgeConfig(Group):
         return self.model_copy(update={"verifier": by_kind.get(kind.strip().lower(), self.verifier)})
 
     @property
+    def signal_names(self) -> tuple[str, ...]:
+        """Names of the signals, of installed packages, that are asked for."""
+        return ()
+
+    @property
     def foreign(self) -> bool:
         """Whether code from outside this package judges."""
         verifiers = {self.verifier, *self.kinds.values()}
-        return bool(self.function or self.signals) or not all(map(VERIFIERS.is_built_in, verifiers))
+        return bool(self.function or self.signal_names) or not all(map(VERIFIERS.is_built_in, verifiers))
 
     def problems(self) -> Iterator[str]:
-        """Refuse a function that is not there or not called, and signals under names that are taken."""
+        """Refuse a function that is not there or not called, and kinds that are given twice."""
         if ("function" in (self.verifier, *self.kinds.values())) != (self.function is not None):
             yield (
                 f"reward.verifier={self.verifier} with reward.function={self.function or 'null'}: set both, "
@@ -95,11 +96,29 @@ class JudgeConfig(Group):
         names = [name.strip().lower() for name in self.kinds]
         if twice := sorted({name for name in self.kinds if names.count(name.strip().lower()) > 1}):
             yield f"reward.kinds={twice}: kinds that differ in case alone are one; keep one of them"
+
+
+class SignalsConfig(JudgeConfig):
+    """What judges a response's text, and what its signals are worth, each in [0, 1]."""
+
+    correctness: NonNegativeFloat
+    format: NonNegativeFloat
+    signals: dict[Annotated[str, NameIn(REWARD_SIGNALS)], PositiveFloat]
+    """Weights of signals that installed packages add, by their names: what else a response's text is worth."""
+
+    @property
+    def signal_names(self) -> tuple[str, ...]:
+        """Names of the signals, of installed packages, that are asked for."""
+        return tuple(self.signals)
+
+    def problems(self) -> Iterator[str]:
+        """Refuse signals under names that are taken."""
+        yield from super().problems()
         for name in sorted({"correctness", "format", "visual", "overlong", "kl"} & self.signals.keys()):
             yield f"reward.signals.{name}: a signal of this name is there already; the package must choose another"
 
 
-class RewardConfig(JudgeConfig):
+class RewardConfig(SignalsConfig):
     """Weighted sum of the reward's signals: the judged ones, and where a response looks (visual.form=ratio is not in
     [0, 1])."""
 

@@ -58,10 +58,11 @@ class EngineGroup(LengthsConfig):
     max_sequences: Annotated[Positive, Resumable]
     """Sequences an engine decodes at once."""
     dtype: Dtype
-    on_new_weights: Annotated[OnNewWeights, Resumable]
-    """What becomes of responses under way when new weights are ready, with `algorithm.max_staleness` > 0. finish:
-    weights change between two batches only. continue: at once; the response goes on from its last token with the new
-    ones. discard: at once; the response is begun again."""
+
+    @property
+    def handover(self) -> OnNewWeights:
+        """When the engine takes new weights; those of an evaluation stay."""
+        return "finish"
 
 
 class HfEngineConfig(EngineGroup):
@@ -92,7 +93,16 @@ class RolloutGroup(EngineGroup):
     weight_transfer: Annotated[str, NameIn(WEIGHT_TRANSFERS), Resumable]
     """How weights travel from learners to engines. object_store: as arrays in Ray's object store, or in memory. files:
     in a file of the run's folder, which learners and engines must share. Packages can add others."""
+    on_new_weights: Annotated[OnNewWeights, Resumable]
+    """What becomes of responses under way when new weights are ready, with `algorithm.max_staleness` > 0. finish:
+    weights change between two batches only. continue: at once; the response goes on from its last token with the new
+    ones. discard: at once; the response is begun again."""
     log_prob_gate: Annotated[LogProbGateConfig, Resumable]
+
+    @property
+    def handover(self) -> OnNewWeights:
+        """When the engine takes new weights."""
+        return self.on_new_weights
 
 
 class HfRolloutConfig(RolloutGroup, HfEngineConfig):

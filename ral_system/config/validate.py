@@ -52,7 +52,7 @@ def _one_problem(error: Any, kind: type[CommandConfig]) -> str:
         return f"{field}={error['input']!r}: write module:function, such as my_rewards:closeness for my_rewards.py"
     if error["type"] == "unknown_name":
         return f"{field}={error['input']}: {error['msg']}" if parts[-1] != "[key]" else f"{field}: {error['msg']}"
-    if error["type"] == "settings_of_package":
+    if error["type"] == "of_field_inside":
         return f"{field}.{error['msg']}"
     if error["type"] == "missing":
         return f"{field}: missing; set it in the config"

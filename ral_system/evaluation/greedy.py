@@ -6,7 +6,7 @@ from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from ral_system.config.reward import JudgeConfig
+from ral_system.config.reward import SignalsConfig
 from ral_system.protocols import Rewarder
 from ral_system.rewards.total import Measured, judged_signals, total_reward
 from ral_system.types import Completion, Completions, Prompt, RewardStatus, Rollout, Sampling
@@ -53,7 +53,7 @@ class Evaluation:
 
 
 def evaluate(
-    generate: Generate, rewarder: Rewarder, reward: JudgeConfig, prompts: Sequence[Prompt], *, max_new_tokens: int
+    generate: Generate, rewarder: Rewarder, reward: SignalsConfig, prompts: Sequence[Prompt], *, max_new_tokens: int
 ) -> Evaluation:
     """Complete `prompts` greedily, and judge the completions like rollouts."""
     by_id = {prompt.id: prompt for prompt in prompts}
@@ -66,7 +66,7 @@ def evaluate(
 
 
 def judged(
-    rewarder: Rewarder, reward: JudgeConfig, prompts: Sequence[Prompt], answers: Mapping[str, Sequence[Completion]]
+    rewarder: Rewarder, reward: SignalsConfig, prompts: Sequence[Prompt], answers: Mapping[str, Sequence[Completion]]
 ) -> Evaluation:
     """Sum up answers by prompt id, once each has its verdict. Their rewards are what verifiers judge, no more."""
     verdicts, signals = rewarder.collect(), judged_signals(reward)

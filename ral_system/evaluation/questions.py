@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ral_system.config.commands import EvaluateConfig
 from ral_system.config.data import FilesConfig
 from ral_system.config.evaluation import BenchmarkConfig, MeasurementConfig
 from ral_system.errors import DataError
@@ -73,8 +74,7 @@ def asked(evaluation: MeasurementConfig, settings: QuestionSettings, subject: Su
 
 
 def figures(
-    evaluation: MeasurementConfig,
-    settings: QuestionSettings,
+    config: EvaluateConfig,
     subject: Subject,
     questions: Questions,
     steered: object = None,
@@ -84,12 +84,12 @@ def figures(
     """Measure the answers of the subject's engine, or of the one that `start` makes, `steered` as given. `label` is
     shown with the progress.
     """
-    samples, benchmark, temperature = evaluation.samples, evaluation.benchmark.name, subject.rollout.temperature
+    samples, benchmark = config.evaluation.samples, config.evaluation.benchmark.name
     start = start or (lambda: subject.generate)
     answers = _answers(samples, subject, questions.prompts, start, label, steered)
-    how = "greedy" if samples == 1 else f"mean of {samples} at temperature {temperature:g}"
+    how = "greedy" if samples == 1 else f"mean of {samples} at temperature {subject.rollout.temperature:g}"
     if benchmark is None:
-        return _held_out_figures(settings, samples, how, questions, answers)
+        return _held_out_figures(config, how, questions, answers)
     return _benchmark_figures(benchmark, samples, how, questions, answers)
 
 
@@ -102,22 +102,18 @@ def _held_out(count: int, settings: QuestionSettings, subject: Subject) -> Quest
 
 
 def _held_out_figures(
-    settings: QuestionSettings,
-    samples: int,
-    how: str,
-    questions: Questions,
-    answers: Mapping[str, Sequence[Completion]],
+    config: EvaluateConfig, how: str, questions: Questions, answers: Mapping[str, Sequence[Completion]]
 ) -> Figures:
     from ral_system.evaluation.greedy import Evaluation, judged
     from ral_system.evaluation.intervals import bootstrap, grouped, intervals, unit_of
     from ral_system.report.answers_page import Answered
     from ral_system.rewards.pool import RewardPool
 
-    prompts = questions.prompts
-    with RewardPool(settings.reward, settings.response_format) as rewarder:
+    prompts, samples = questions.prompts, config.evaluation.samples
+    with RewardPool(config.reward, config.algorithm.response_format) as rewarder:
         for prompt in prompts:
             rewarder.submit(answers[prompt.id], prompt)
-        rollouts = judged(rewarder, settings.reward, prompts, answers).rollouts
+        rollouts = judged(rewarder, config.reward, prompts, answers).rollouts
 
     def metrics(units: Sequence[Sequence[Rollout]]) -> dict[str, float]:
         return Evaluation(tuple(rollout for unit in units for rollout in unit)).metrics()

@@ -68,7 +68,7 @@ def sweep(config: EvaluateConfig, folder: Path) -> None:
     for name, subject in subjects.items():
         for value in values:
             point = (name, value)
-            found[point] = f = figures(evaluation, points[point], subject, questions[point], label=f"{name} at {value}")
+            found[point] = f = figures(config, subject, questions[point], label=f"{name} at {value}")
             if f.headline not in f.values:
                 raise DataError(
                     f"{f.headline}: some of its parts were not asked; raise evaluation.benchmark.limit, or correct "

@@ -3,7 +3,7 @@
 `worker.py` starts it and may kill it at any moment. JSON rather than pickle, so that a verifier that has been taken
 over by what it judges cannot run code in the parent. Imports no torch.
 
-Lines in:  the greeting `{"path", "judge", "config", "response_format"}`, then jobs `[text, reference, kind]`
+Lines in:  the greeting `{"path", "judge", "settings", "config", "response_format"}`, jobs `[text, reference, kind]`
 Lines out: `{"ready": true}` or `{"broken": reason}`, then `{"parts"}` or `{"error": reason}` in job order
 """
 
@@ -17,7 +17,7 @@ import json
 import os
 import sys
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any, BinaryIO, cast
+from typing import Any, BinaryIO
 
 from ral_system.config.reward import JudgeConfig
 from ral_system.errors import RalError
@@ -43,10 +43,10 @@ def _serve(lines: Iterator[bytes], answers: BinaryIO) -> None:
     greeting = json.loads(line)
     try:
         sys.path[:] = greeting["path"]
-        config = JudgeConfig.model_validate(greeting["config"])
+        config: JudgeConfig = load(greeting["settings"]).model_validate(greeting["config"])
         limit_memory(int(config.memory_gib * 2**30))
         prepare(config)
-        judge = load_judge(greeting["judge"])
+        judge: Judge = load(greeting["judge"])
     except Exception as error:
         _write(answers, {"broken": _reason(error)})
         return
@@ -65,13 +65,13 @@ def _whole_lines(jobs: BinaryIO) -> Iterator[bytes]:
     return itertools.takewhile(lambda line: line.endswith(b"\n"), jobs)
 
 
-def load_judge(name: str) -> Judge:
-    """The function called `module:qualified.name`."""
+def load(name: str) -> Any:
+    """The function or class called `module:qualified.name`."""
     module, _, path = name.partition(":")
     found: Any = importlib.import_module(module)
     for part in path.split("."):
         found = getattr(found, part)
-    return cast(Judge, found)
+    return found
 
 
 def _verdict(judge: Judge, response: Response, config: JudgeConfig) -> dict[str, Any]:

@@ -21,7 +21,7 @@ def judge(response: Response, config: JudgeConfig) -> dict[str, float]:
         "correctness": 0.0 if given is None else VERIFIERS.get(config.verifier)(given, response.reference, config),
         "format": format_score(response.text, response.format),
     }
-    return found | {name: REWARD_SIGNALS.get(name)(response, config) for name in config.signals}
+    return found | {name: REWARD_SIGNALS.get(name)(response, config) for name in config.signal_names}
 
 
 def prepare(config: JudgeConfig) -> None:
@@ -30,7 +30,7 @@ def prepare(config: JudgeConfig) -> None:
     """
     for name in {config.verifier, *config.kinds.values()}:
         VERIFIERS.get(name)
-    for name in config.signals:
+    for name in config.signal_names:
         REWARD_SIGNALS.get(name)
     if config.function is not None:
         from ral_system.rewards.verifiers import function

@@ -25,7 +25,7 @@ from typing import Any, Self
 from ral_system.config.choices import ResponseFormat
 from ral_system.config.reward import JudgeConfig
 from ral_system.errors import ActorError, RalError, SetupError
-from ral_system.rewards.child import Judge, load_judge
+from ral_system.rewards.child import Judge, load
 from ral_system.rewards.judge import judge
 from ral_system.rewards.worker import START_TIMEOUT_S, WINDOW, Job, Loss, Worker
 from ral_system.types import Completion, FinishReason, Prompt, RewardStatus, Verdict
@@ -202,16 +202,21 @@ def check_loads(config: JudgeConfig, response_format: ResponseFormat) -> None:
 
 
 def _greeting(config: JudgeConfig, response_format: ResponseFormat, judge: Judge) -> bytes:
-    name = f"{judge.__module__}:{judge.__qualname__}"
-    if judge.__module__ == "__main__" or "<" in judge.__qualname__ or load_judge(name) is not judge:
+    name = _name(judge)
+    if judge.__module__ == "__main__" or "<" in judge.__qualname__ or load(name) is not judge:
         raise ValueError(f"judge {name} cannot be imported by name; define it at the top level of a module")
     greeting = {
         "path": [*sys.path, str(Path.cwd())],  # the path of an installed command lacks the current folder
         "judge": name,
-        "config": config.model_dump(mode="json", include=set(JudgeConfig.model_fields)),
+        "settings": _name(type(config)),
+        "config": config.model_dump(mode="json"),
         "response_format": response_format,
     }
     return json.dumps(greeting).encode() + b"\n"
+
+
+def _name(what: Any) -> str:
+    return f"{what.__module__}:{what.__qualname__}"
 
 
 def _result(job: Job, message: Mapping[str, Any]) -> Verdict:

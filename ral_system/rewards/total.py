@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from ral_system.config.algorithm import KLConfig, OverlongConfig
-from ral_system.config.reward import JudgeConfig, RewardConfig
+from ral_system.config.reward import RewardConfig, SignalsConfig
 from ral_system.types import Completion, Prompt, RewardResult, RewardStatus, Verdict
 
 
@@ -34,7 +34,7 @@ class Signal:
     """None where it is undefined: then it adds nothing."""
 
 
-def judged_signals(reward: JudgeConfig) -> tuple[Signal, ...]:
+def judged_signals(reward: SignalsConfig) -> tuple[Signal, ...]:
     """What verifiers judge: correctness, format, and the signals of installed packages, each in [0, 1]."""
     weights = {"correctness": reward.correctness, "format": reward.format, **reward.signals}
     return tuple(Signal(name, weight, _judged(name)) for name, weight in weights.items())

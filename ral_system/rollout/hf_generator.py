@@ -89,7 +89,7 @@ class HfEngine:
         self._banned = torch.tensor(self._family.banned_ids, dtype=torch.int64, device=self._device)
         self._stop_ids = stop_token_ids(self._tokenizer.eos_token_id, self._model.generation_config.eos_token_id)
         self._version = 0
-        self._handover = Handover(self._load, config.on_new_weights)
+        self._handover = Handover(self._load, config.handover)
         self._intervention = intervention if intervention is not None and intervention.active else None
         if self._intervention is not None:
             text = self._model.config.get_text_config()
@@ -142,7 +142,7 @@ class HfEngine:
             if self._handover.take() or not begun:
                 # All keys and values are computed again: each token then comes from one version of the weights alone.
                 for row in rows:
-                    row.new_weights(self._version, discard=self._config.on_new_weights == "discard")
+                    row.new_weights(self._version, discard=self._config.handover == "discard")
                 inputs, mask_BT, rope_shift_B1 = self._prefill_inputs(rows)
                 visual_BT, system_BT = self._key_kinds(inputs["input_ids"], mask_BT, rows)
                 cache, begun = None, True

@@ -88,7 +88,7 @@ class VllmEngine:
             mm_processor_cache_gb=_MEDIA_CACHE_GIB,
             disable_log_stats=True,
             # With a step in flight, a token of the old weights could be labelled with the new ones.
-            async_scheduling=None if config.on_new_weights == "finish" else False,
+            async_scheduling=None if config.handover == "finish" else False,
             **self._family.engine_arguments(),
         )
         self._media = media
@@ -103,8 +103,8 @@ class VllmEngine:
             self._tokenizer.eos_token_id, model_config.try_get_generation_config().get("eos_token_id")
         )
         self._llm.llm_engine.set_weight_version("0")
-        self._on_new_weights = config.on_new_weights
-        self._handover = Handover(self._load, config.on_new_weights)
+        self._on_new_weights = config.handover
+        self._handover = Handover(self._load, config.handover)
 
     def close(self) -> None:
         """Give the engine's memory back, so that the process can start another. Not to be used afterwards."""

@@ -59,7 +59,7 @@ class QuestionSettings:
         return cls(
             config.data,
             config.algorithm.response_format,
-            config.reward,
+            JudgeConfig.model_validate(config.reward.model_dump(include=set(JudgeConfig.model_fields))),
             config.rollout.max_model_len - config.rollout.max_new_tokens,
             "sft" in config.stages,
         )

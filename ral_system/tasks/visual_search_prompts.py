@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from ral_system.config.choices import ResponseFormat, SupervisedStage
-from ral_system.config.data import VisualSearchConfig
+from ral_system.config.data import ScenesConfig, VisualSearchConfig
 from ral_system.data.chat import ChatRenderer
 from ral_system.errors import DataError
 from ral_system.media.store import MediaStore
@@ -26,7 +26,7 @@ _STRIDE = 7919
 class VisualSearchRecords:
     """The records that `config` asks for. Sizes of boards take turns: one of each question kind, then the next."""
 
-    def __init__(self, config: VisualSearchConfig) -> None:
+    def __init__(self, config: ScenesConfig) -> None:
         self._sizes = [
             VisualSearch(config.seed, n, min(config.objects, n * n), config.digits, config.described)
             for n in config.grid

@@ -24,6 +24,7 @@ from ral_system.registry import (
     Registry,
 )
 from ral_system.rewards.pool import RewardPool
+from ral_system.tasks.open import QuestionSettings
 from ral_system.types import Completion, FinishReason, Prompt, View
 from tests.composed import compose_container
 from tests.unit.rewards.settings import reward_config
@@ -140,6 +141,12 @@ def test_an_installed_package_adds_a_policy_loss_with_settings_of_its_own(
     defaults["algorithm"]["policy_loss"] = {"name": "scaled", "scale": 0, "more": 1}
     with pytest.raises(ConfigError, match=r"^algorithm\.policy_loss\.scale=0: .* greater than 0; more=1: Extra inputs"):
         parse_config(defaults, TrainConfig)
+
+
+def test_the_files_own_answers_earn_no_signals(plugin: None, make_config: Callable[..., TrainConfig]) -> None:
+    config = make_config("+reward.signals.brevity=0.5")
+    assert config.reward.signal_names == ("brevity",)
+    assert QuestionSettings.of(config).reward.signal_names == ()
 
 
 def test_an_installed_package_adds_verifiers_and_signals_which_processes_find(plugin: None) -> None:

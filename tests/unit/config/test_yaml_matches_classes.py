@@ -11,9 +11,10 @@ import pytest
 from ral_system import conf
 from ral_system import config as package
 from ral_system.config.base import Group
-from ral_system.config.commands import COMMANDS, CommandConfig
+from ral_system.config.commands import COMMANDS, CommandConfig, SynthesizeConfig
 from ral_system.config.known import read_by
 from ral_system.config.validate import parse_config
+from ral_system.errors import ConfigError
 
 ROOT = Path(conf.__file__).parent
 OPTIONS = sorted((f.parent.name, f.stem) for f in ROOT.glob("*/*.yaml") if f.parent.name != "experiment")
@@ -86,7 +87,11 @@ def test_every_experiment_is_legal_for_every_command(compose_container, name: st
     container = compose_container([f"experiment={name}"])
     assert unlike_classes(container) == []
     for kind in KINDS:
-        parse_config(read_by(kind, container), kind)
+        if kind is SynthesizeConfig and (data := container["data"]["name"]) != "visual_search":
+            with pytest.raises(ConfigError, match=rf"^data\.name={data}: .* data=visual_search; choose it$"):
+                parse_config(read_by(kind, container), kind)
+        else:
+            parse_config(read_by(kind, container), kind)
 
 
 @pytest.mark.parametrize("overrides", [(), ("cluster=local", "rollout=hf", "learner=torch")])

@@ -32,9 +32,9 @@ def test_held_out_questions_about_the_same_picture_are_drawn_together(make_confi
     """One of two questions is right for each picture: whatever is drawn, half of all are right."""
     pictures = {id: (Media(id[0], 56, 56),) for id in ("p0", "q0", "p1", "q1")}
     prompts = [Prompt(id, "count", "how many ?", "1", media, (1,)) for id, media in pictures.items()]
-    settings = QuestionSettings.of(make_config("reward.workers=1", kind=EvaluateConfig))
+    config = make_config("reward.workers=1", kind=EvaluateConfig)
     answers = {id: [said(id, "1" if id in ("p0", "q1") else "2")] for id in pictures}
-    found = figures._held_out_figures(settings, 1, "greedy", Questions(prompts, 4, 4), answers)
+    found = figures._held_out_figures(config, "greedy", Questions(prompts, 4, 4), answers)
     assert found.values["eval/accuracy"] == pytest.approx(0.5)
     assert found.intervals == {
         "eval/accuracy": (0.5, 0.5),

@@ -21,6 +21,16 @@ from ral_system.launch.foreign import refuse_foreign
         ("ral-evaluate", "sft.batch=1,2", "ral-evaluate does not read it; ral-train does; remove it"),
         ("ral-evaluate", "~rollout.workers", "ral-evaluate does not read it; ral-train does; remove it"),
         ("ral-data", "cluster=local", "ral-data does not read it; ral-train and ral-evaluate do; remove it"),
+        ("ral-data", "reward.correctness=1", "ral-data does not read it; ral-train and ral-evaluate do; remove it"),
+        ("ral-data", "+reward.signals.x=1", "ral-data does not read it; ral-train and ral-evaluate do; remove it"),
+        ("ral-evaluate", "rollout.on_new_weights=discard", "ral-evaluate does not read it; ral-train does; remove it"),
+        *(
+            ("ral-synthesize", given, "ral-synthesize does not read it; ral-train, ral-evaluate and ral-data do;")
+            for given in (
+                *("data.system_prompt=x", "data.glance_share=0.5", "data.search_from=3", "data.demonstrations=a.jsonl"),
+                *("data.seconds=3", "+data/source@data.sources.mine=columns", "data.workers=3"),
+            )
+        ),
         (
             "ral-synthesize",
             "seed=1",
@@ -59,5 +69,6 @@ def test_a_key_inside_a_value_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
 )
 def test_other_overrides_pass(override: str) -> None:
     for kind in COMMANDS.values():
-        if kind is not COMMANDS["ral-synthesize"] or not override.startswith(("rollout", "evaluation")):
+        foreign = ("rollout", "evaluation", "+data/source", "data.instructions")
+        if kind is not COMMANDS["ral-synthesize"] or not override.startswith(foreign):
             refuse_foreign([override], kind)

@@ -1,7 +1,7 @@
 import json
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -50,11 +50,18 @@ def test_groups_that_do_not_bind_are_left_out() -> None:
     assert [path for path, _, _ in differing_fields(old, new, rules)] == ["data.seed", "data.synthesis"]
 
 
-@pytest.mark.parametrize(("rules", "kind"), [(TRAINING, TrainConfig), (SYNTHESIS, SynthesizeConfig)])
-def test_what_may_change_exists(make_config: Callable[..., Any], rules: Continuation, kind: type) -> None:
-    from_files = ("data=video_r1", "data.sources.main.path=rows.json", "stages=[rl]", "model.path=m")
-    with_ray = ("cluster.kind=ray", "rollout=vllm", "learner=deepspeed")
-    configs = [make_config(*overrides, kind=kind) for overrides in ((), from_files, with_ray)]
+FROM_FILES = ("data=video_r1", "data.sources.main.path=rows.json", "stages=[rl]", "model.path=m")
+WITH_RAY = ("cluster.kind=ray", "rollout=vllm", "learner=deepspeed")
+
+
+@pytest.mark.parametrize(
+    ("rules", "kind", "given"),
+    [(TRAINING, TrainConfig, ((), FROM_FILES, WITH_RAY)), (SYNTHESIS, SynthesizeConfig, ((),))],
+)
+def test_what_may_change_exists(
+    make_config: Callable[..., Any], rules: Continuation, kind: type, given: Sequence[Sequence[str]]
+) -> None:
+    configs = [make_config(*overrides, kind=kind) for overrides in given]
     known = {path for config in configs for path in paths(config.model_dump())}
     assert known.issuperset((*rules.may_change, *(rules.bound or ())))
 
