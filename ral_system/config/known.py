@@ -33,10 +33,18 @@ def known_keys(kind: type[BaseModel]) -> frozenset[str]:
     return frozenset(path for path, _ in _fields(kind, ""))
 
 
-@cache
-def marked_keys(kind: type[BaseModel], mark: object) -> frozenset[str]:
-    """Every dotted key whose field, in some choice of the groups, carries a mark such as `Resumable`."""
-    return frozenset(path for path, field in _fields(kind, "") if mark in field.metadata)
+def declared_keys(config: BaseModel, mark: object, prefix: str = "") -> dict[str, bool]:
+    """Every dotted key that the classes of a configuration declare, those of installed packages included, and whether
+    it carries a mark such as `Resumable`.
+    """
+    found = {}
+    for name, field in type(config).model_fields.items():
+        found[f"{prefix}{name}"] = mark in field.metadata
+        value = getattr(config, name)
+        for path, inner in value.items() if isinstance(value, dict) else [("", value)]:
+            if isinstance(inner, BaseModel):
+                found |= declared_keys(inner, mark, ".".join(filter(None, (f"{prefix}{name}", path))) + ".")
+    return found
 
 
 @cache

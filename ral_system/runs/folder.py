@@ -8,7 +8,7 @@ import os
 import shutil
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import closing, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import IO, Any
@@ -16,10 +16,10 @@ from typing import IO, Any
 import yaml
 
 from ral_system.config.algorithm import AlgorithmConfig
-from ral_system.config.base import Resumable, ResumableSynthesis
+from ral_system.config.base import MayChange, Resumable, ResumableSynthesis
 from ral_system.config.choices import STAGES, Stage
-from ral_system.config.commands import CommandConfig, SynthesizeConfig, TrainConfig
-from ral_system.config.known import RENAMED, is_known, marked_keys, read_by
+from ral_system.config.commands import SynthesizeConfig, TrainConfig
+from ral_system.config.known import RENAMED, declared_keys, read_by
 from ral_system.config.supervised import SupervisedConfig
 from ral_system.errors import ConfigError, SetupError
 from ral_system.observability.jsonl import JsonLines, dump, read_lines, write_atomically
@@ -29,27 +29,18 @@ from ral_system.runs.checkpoint import apply_umask
 
 @dataclass(frozen=True, slots=True)
 class Continuation:
-    """Config paths that may differ between the command that filled a folder and one that continues it."""
+    """What may differ between the command that filled a folder and one that continues it."""
 
     work: tuple[str, ...]
     """Files; a stage can be continued as soon as one of them is not empty."""
     bound: tuple[str, ...] | None
     """Groups that count; None: all."""
-    may_change: Collection[str]
-    """Fields and groups, marked so where they are declared."""
-    kind: type[CommandConfig]
-    """Configuration that is recorded."""
+    mark: MayChange
+    """Mark of the fields and groups that may change."""
 
 
-TRAINING = Continuation(
-    work=(METRICS_FILE,), bound=None, may_change=marked_keys(TrainConfig, Resumable), kind=TrainConfig
-)
-SYNTHESIS = Continuation(
-    work=("outputs.jsonl", "rejected.jsonl"),
-    bound=("data", "synthesis"),
-    may_change=marked_keys(SynthesizeConfig, ResumableSynthesis),
-    kind=SynthesizeConfig,
-)
+TRAINING = Continuation(work=(METRICS_FILE,), bound=None, mark=Resumable)
+SYNTHESIS = Continuation(work=("outputs.jsonl", "rejected.jsonl"), bound=("data", "synthesis"), mark=ResumableSynthesis)
 
 Recorded = TrainConfig | SynthesizeConfig
 """Configurations that a folder is continued with."""
@@ -170,8 +161,7 @@ class RunFolder:
         self.take()
         if self.config.is_file() and config.resume == "never":
             raise ConfigError(f"{self.root} holds a run already; set another name, or resume=auto to continue it")
-        now = config.model_dump(mode="json")
-        changed = differing_fields(self._recorded(config), now, rules) if self.config.is_file() else []
+        changed = self._changed(config, rules, rules.mark) if self.config.is_file() else []
         if not self._holds_work(rules):
             if changed:
                 shutil.rmtree(self.start_model, ignore_errors=True)  # was built for the old configuration
@@ -191,7 +181,7 @@ class RunFolder:
         """
         now, changed = config.model_dump(mode="json"), []
         if self.config.is_file() and self._holds_work(rules):
-            changed = differing_fields(self._recorded(config), now, replace(rules, may_change=()))
+            changed = self._changed(config, rules, None)
         if changed:
             newest = (read_lines(self.root / METRICS_FILE) or [{}])[-1]
             line = {
@@ -206,9 +196,12 @@ class RunFolder:
         write_atomically(self.config, yaml.safe_dump(single_first, sort_keys=False))
         return changed
 
-    def _recorded(self, config: Recorded) -> dict[str, Any]:
-        """What config.yaml holds, without what other commands read: earlier versions wrote that too."""
-        return read_by(type(config), yaml.safe_load(self.config.read_text()))
+    def _changed(self, config: Recorded, rules: Continuation, mark: MayChange | None) -> list[tuple[str, Any, Any]]:
+        """What differs from config.yaml and does not carry the mark. Earlier versions also wrote what other commands
+        read there.
+        """
+        old = read_by(type(config), yaml.safe_load(self.config.read_text()))
+        return differing_fields(old, config.model_dump(mode="json"), declared_keys(config, mark), rules.bound)
 
     def add_command(self, record: Mapping[str, Any]) -> None:
         """Append what `versions.this_command` says to the commands that made the folder."""
@@ -251,25 +244,30 @@ class RunFolder:
 
 
 def differing_fields(
-    old: Mapping[str, Any], new: Mapping[str, Any], rules: Continuation, prefix: str = ""
+    old: Mapping[str, Any],
+    new: Mapping[str, Any],
+    declared: Mapping[str, bool],
+    bound: Collection[str] | None = None,
+    prefix: str = "",
 ) -> list[tuple[str, Any, Any]]:
-    """Fields with different values, by dotted path, except those that may change.
+    """Fields with different values, by dotted path, in the groups that count, except those that may change.
 
-    A field that a later version has added or replaced is in one record alone and differs from nothing; an entry that
-    somebody has added to a dictionary, such as `reward.kinds`, differs.
+    `declared` says of every key of the new configuration's classes whether it may. A field that a later version has
+    added or replaced is in one record alone and differs from nothing; an entry that somebody has added to a dictionary,
+    such as `reward.kinds`, differs.
     """
     found: list[tuple[str, Any, Any]] = []
     for key in sorted(old.keys() | new.keys()):
         path = f"{prefix}{key}"
-        if path in rules.may_change or (not prefix and rules.bound is not None and key not in rules.bound):
+        if declared.get(path) or (not prefix and bound is not None and key not in bound):
             continue
-        if key not in old and is_known(path, rules.kind):
+        if key not in old and path in declared:
             continue
         if key not in new and path in RENAMED:
             continue
         a, b = old.get(key), new.get(key)
         if isinstance(a, Mapping) and isinstance(b, Mapping):
-            found += differing_fields(a, b, rules, f"{path}.")
+            found += differing_fields(a, b, declared, bound, f"{path}.")
         elif a != b:
             found.append((path, a, b))
     return found

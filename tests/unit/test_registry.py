@@ -24,6 +24,7 @@ from ral_system.registry import (
     Registry,
 )
 from ral_system.rewards.pool import RewardPool
+from ral_system.runs.folder import RunFolder
 from ral_system.tasks.open import QuestionSettings
 from ral_system.types import Completion, FinishReason, Prompt, View
 from tests.composed import compose_container
@@ -31,11 +32,11 @@ from tests.unit.rewards.settings import reward_config
 
 ALL = (BENCHMARKS, DIVERGENCES, FAMILIES, POLICY_LOSSES, REWARD_SIGNALS, VERIFIERS, WEIGHT_TRANSFERS)
 PLUGIN = """
-from typing import Literal
+from typing import Annotated, Literal
 
 from ral_system.algorithms.divergences import Divergence
 from ral_system.algorithms.policy_losses.inputs import PolicyLoss, TokenLoss
-from ral_system.config.base import PositiveFloat
+from ral_system.config.base import PositiveFloat, Resumable
 from ral_system.config.policy_loss import PolicyLossGroup
 
 SQUARED = Divergence(lambda p, q: ((p - q).square(), 2 * (p - q)))
@@ -44,6 +45,7 @@ SQUARED = Divergence(lambda p, q: ((p - q).square(), 2 * (p - q)))
 class Settings(PolicyLossGroup):
     name: Literal["scaled"]
     scale: PositiveFloat
+    ceiling: Annotated[PositiveFloat | None, Resumable] = None
 
 
 SCALED = PolicyLoss(Settings, lambda x, settings: TokenLoss(-settings.scale * x.log_probs, x.mask & False))
@@ -135,12 +137,32 @@ def test_an_installed_package_adds_a_policy_loss_with_settings_of_its_own(
     defaults["algorithm"]["policy_loss"] = {"name": "scaled", "scale": 3}
     config = parse_config(defaults, TrainConfig)
     settings = config.algorithm.policy_loss
-    assert settings.model_dump() == {"name": "scaled", "scale": 3.0}
-    assert config.model_dump(mode="json")["algorithm"]["policy_loss"] == {"name": "scaled", "scale": 3.0}
+    assert settings.model_dump() == {"name": "scaled", "scale": 3.0, "ceiling": None}
+    assert config.model_dump(mode="json")["algorithm"]["policy_loss"] == settings.model_dump()
     assert POLICY_LOSSES.get("scaled").settings is type(settings)
     defaults["algorithm"]["policy_loss"] = {"name": "scaled", "scale": 0, "more": 1}
     with pytest.raises(ConfigError, match=r"^algorithm\.policy_loss\.scale=0: .* greater than 0; more=1: Extra inputs"):
         parse_config(defaults, TrainConfig)
+
+
+def test_a_run_continues_with_other_values_of_the_fields_that_a_package_marks(
+    plugin: None, defaults: dict[str, Any], tmp_path: Path
+) -> None:
+    def config(**settings: float) -> TrainConfig:
+        defaults["algorithm"]["policy_loss"] = {"name": "scaled", **settings}
+        return parse_config(defaults, TrainConfig)
+
+    run = RunFolder(tmp_path / "run")
+    run.open(config(scale=3))
+    run.root.joinpath("metrics.jsonl").write_text('{"stage": "rl", "step": 7, "time_s": 1.0}\n')
+    run.open(config(scale=3, ceiling=2))
+    assert run.record(config(scale=3, ceiling=2)) == [("algorithm.policy_loss.ceiling", None, 2.0)]
+    recorded = run.config.read_text()
+    run.config.write_text(recorded.replace("    ceiling: 2.0\n", ""))  # as a version without the field wrote it
+    assert run.config.read_text() != recorded
+    assert run.record(config(scale=3, ceiling=2)) == []
+    with pytest.raises(ConfigError, match=r"was made with algorithm\.policy_loss\.scale=3\.0, now 4\.0; set another"):
+        run.open(config(scale=4, ceiling=2))
 
 
 def test_the_files_own_answers_earn_no_signals(plugin: None, make_config: Callable[..., TrainConfig]) -> None:

@@ -8,10 +8,10 @@ from ral_system.config.base import Resumable, ResumableSynthesis
 from ral_system.config.commands import COMMANDS, CommandConfig, EvaluateConfig, SynthesizeConfig, TrainConfig
 from ral_system.config.known import (
     RENAMED,
+    declared_keys,
     did_you_mean,
     is_known,
     known_keys,
-    marked_keys,
     meant,
     other_readers,
     read_by,
@@ -19,6 +19,7 @@ from ral_system.config.known import (
 )
 from ral_system.config.validate import parse_config
 from ral_system.errors import ConfigError
+from tests.composed import compose_config
 
 KEYS = known_keys(TrainConfig)
 
@@ -105,11 +106,17 @@ def test_what_is_refused_says_what_to_write(make_config: Callable[..., TrainConf
     assert says in str(refused.value)
 
 
-def test_marks_are_found_in_fields_groups_and_every_choice_of_a_group() -> None:
-    found = marked_keys(TrainConfig, Resumable)
-    assert {"resume", "cluster", "sft.max_steps", "rollout.log_prob_gate", "rollout.memory_gib"} <= found
-    assert found.isdisjoint({"seed", "data.seed", "cluster.kind", "rollout.temperature", "data.train_records"})
-    assert {"data.train_records", "synthesis.reasoner.endpoint"} <= marked_keys(SynthesizeConfig, ResumableSynthesis)
+def test_marks_are_found_in_fields_groups_and_the_chosen_classes() -> None:
+    sources = ("data=video_r1", "data.sources.main.path=rows.json", "stages=[rl]", "model.path=m")
+    found = declared_keys(compose_config("rollout=vllm", *sources), Resumable)
+    may_change = {path for path, may in found.items() if may}
+    assert {"resume", "cluster", "sft.max_steps", "rollout.log_prob_gate", "rollout.memory_gib"} <= may_change
+    assert {"data.workers", "data.timeout_s"} <= may_change
+    others = {"seed", "data.seed", "data.sources.main.columns.question", "cluster.kind", "rollout.temperature"}
+    assert others <= found.keys() - may_change
+    assert "data.grid" not in found  # of other data
+    synthesis = declared_keys(compose_config(kind=SynthesizeConfig), ResumableSynthesis)
+    assert synthesis["data.train_records"] and synthesis["synthesis.reasoner.endpoint"] and not synthesis["data.seed"]
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,7 @@
 import json
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 import yaml
 
-from ral_system.config.commands import SynthesizeConfig, TrainConfig
+from ral_system.config.commands import TrainConfig
 from ral_system.errors import ConfigError, SetupError
-from ral_system.runs.folder import SYNTHESIS, TRAINING, Continuation, RunFolder, differing_fields
+from ral_system.runs.folder import RunFolder, differing_fields
 
 MakeConfig = Callable[..., TrainConfig]
 
@@ -25,51 +25,31 @@ def opened(folder: RunFolder, config: TrainConfig) -> list[tuple[str, Any, Any]]
 def test_fields_that_differ_are_found_by_path() -> None:
     old = {"a": 1, "b": {"c": 2, "d": {"e": [1, 2]}}, "gone": None}
     new = {"a": 1, "b": {"c": 3, "d": {"e": [1, 3]}}, "added": 4}
-    assert differing_fields(old, new, TRAINING) == [("added", None, 4), ("b.c", 2, 3), ("b.d.e", [1, 2], [1, 3])]
-    assert differing_fields(old, old, TRAINING) == []
+    assert differing_fields(old, new, {}) == [("added", None, 4), ("b.c", 2, 3), ("b.d.e", [1, 2], [1, 3])]
+    assert differing_fields(old, old, {}) == []
 
 
 def test_fields_that_may_change_are_left_out_with_all_below_them() -> None:
     old = {"algorithm": {"steps": 1, "kl": 1}, "cluster": {"kind": "ray"}, "steps": 1}
     new = {"algorithm": {"steps": 2, "kl": 2}, "cluster": {"kind": "local"}, "steps": 2}
-    assert [path for path, _, _ in differing_fields(old, new, TRAINING)] == ["algorithm.kl", "steps"]
+    found = differing_fields(old, new, {"algorithm.steps": True, "algorithm.kl": False, "cluster": True})
+    assert [path for path, _, _ in found] == ["algorithm.kl", "steps"]
 
 
 def test_a_field_that_a_later_version_added_does_not_bind_but_an_entry_that_somebody_added_does() -> None:
+    declared = dict.fromkeys(("reward", "reward.kinds", "reward.signals", "data", "data.sources"), False)
     old = {"reward": {"kinds": {}}, "data": {"sources": {}}}
-    assert differing_fields(old, {"reward": {"kinds": {}, "signals": {}}, "data": {"sources": {}}}, TRAINING) == []
+    assert differing_fields(old, {"reward": {"kinds": {}, "signals": {}}, "data": {"sources": {}}}, declared) == []
     new = {"reward": {"kinds": {"a": "ocr"}}, "data": {"sources": {"more": {}}}}
-    assert [path for path, _, _ in differing_fields(old, new, TRAINING)] == ["data.sources.more", "reward.kinds.a"]
+    assert [path for path, _, _ in differing_fields(old, new, declared)] == ["data.sources.more", "reward.kinds.a"]
     signals = [{"reward": {"signals": entries}} for entries in ({}, {"brevity": 0.1})]
-    assert [path for path, _, _ in differing_fields(*signals, TRAINING)] == ["reward.signals.brevity"]
+    assert [path for path, _, _ in differing_fields(*signals, declared)] == ["reward.signals.brevity"]
 
 
 def test_groups_that_do_not_bind_are_left_out() -> None:
     old, new = ({"data": {"seed": i, "synthesis": i}, "synthesis": {"rows": i}, "sft": i} for i in (1, 2))
-    rules = Continuation((), ("data", "synthesis"), ("synthesis.rows",), SynthesizeConfig)
-    assert [path for path, _, _ in differing_fields(old, new, rules)] == ["data.seed", "data.synthesis"]
-
-
-FROM_FILES = ("data=video_r1", "data.sources.main.path=rows.json", "stages=[rl]", "model.path=m")
-WITH_RAY = ("cluster.kind=ray", "rollout=vllm", "learner=deepspeed")
-
-
-@pytest.mark.parametrize(
-    ("rules", "kind", "given"),
-    [(TRAINING, TrainConfig, ((), FROM_FILES, WITH_RAY)), (SYNTHESIS, SynthesizeConfig, ((),))],
-)
-def test_what_may_change_exists(
-    make_config: Callable[..., Any], rules: Continuation, kind: type, given: Sequence[Sequence[str]]
-) -> None:
-    configs = [make_config(*overrides, kind=kind) for overrides in given]
-    known = {path for config in configs for path in paths(config.model_dump())}
-    assert known.issuperset((*rules.may_change, *(rules.bound or ())))
-
-
-def paths(group: dict[str, Any], prefix: str = "") -> Iterator[str]:
-    for key, value in group.items():
-        yield f"{prefix}{key}"
-        yield from paths(value, f"{prefix}{key}.") if isinstance(value, dict) else ()
+    found = differing_fields(old, new, {"synthesis.rows": True}, ("data", "synthesis"))
+    assert [path for path, _, _ in found] == ["data.seed", "data.synthesis"]
 
 
 def test_a_run_is_continued_with_the_same_config(make_config: MakeConfig, tmp_path: Path) -> None:
@@ -205,7 +185,7 @@ def test_two_processes_do_not_write_one_run(make_config: MakeConfig, tmp_path: P
     (tmp_path / "config.json").write_text(make_config().model_dump_json())
     code = f"""
 import pathlib, time
-from ral_system.config.commands import SynthesizeConfig, TrainConfig
+from ral_system.config.commands import TrainConfig
 from ral_system.runs.folder import RunFolder
 folder = RunFolder(pathlib.Path({str(tmp_path / "run")!r}))
 folder.open(TrainConfig.model_validate_json(pathlib.Path({str(tmp_path / "config.json")!r}).read_text()))
