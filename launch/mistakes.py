@@ -12,6 +12,7 @@ from typing import NoReturn
 
 from ral_system.config.commands import CommandConfig
 from ral_system.config.known import did_you_mean, is_known, known_keys, open_keys, takes_list
+from ral_system.config.variants import which_has
 from ral_system.errors import ConfigError, RalError, SetupError
 
 _MACHINE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)
@@ -61,9 +62,8 @@ def _unknown(kind: type[CommandConfig], key: str) -> str:
         return f"{key}: a new entry needs a +, as in +{key}.NAME=VALUE"
     if key.rpartition(".")[0] in open_keys(kind):
         return f"{key}: a new entry needs a +; write +{key}=VALUE"
-    if is_known(key, kind):
-        group = "algorithm/policy_loss" if key.startswith("algorithm.policy_loss.") else key.split(".")[0]
-        return f"{key}: unknown key here; choose another {group}=NAME, which has it"
+    if elsewhere := which_has(key, kind):
+        return f"{key}: unknown key here; choose {elsewhere}"
     given = (argument.lstrip("+~").partition("=") for argument in sys.argv[1:])
     value = next((value for name, _, value in given if name == key), None)
     inner = {"algorithm.policy_loss"} & known_keys(kind)  # a group, which is chosen with a slash

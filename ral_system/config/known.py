@@ -30,7 +30,21 @@ _SHORTEST = 4
 @cache
 def known_keys(kind: type[BaseModel]) -> frozenset[str]:
     """Every dotted key, of groups and of fields, of all choices: `learner`, `learner.betas`, `data.sources.*.path`."""
-    return frozenset(path for path, _ in _fields(kind, ""))
+    return frozenset(path for path, _ in declared_fields(kind))
+
+
+def declared_fields(model: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, FieldInfo]]:
+    """Dotted key and declaration of every field, groups included, of all choices."""
+    for name, field in model.model_fields.items():
+        path = f"{prefix}{name}"
+        yield path, field
+        for inner, star in _models(field.annotation):
+            yield from declared_fields(inner, f"{path}.{ANY}." if star else f"{path}.")
+
+
+def models_in(field: FieldInfo) -> list[type[BaseModel]]:
+    """Configuration classes in a field's annotation."""
+    return [model for model, _ in _models(field.annotation)]
 
 
 def declared_keys(config: BaseModel, mark: object, prefix: str = "") -> dict[str, bool]:
@@ -48,18 +62,10 @@ def declared_keys(config: BaseModel, mark: object, prefix: str = "") -> dict[str
 
 
 @cache
-def choices(kind: type[BaseModel]) -> frozenset[str]:
-    """The keys of groups that are one of several classes."""
-    return frozenset(path for path, field in _fields(kind, "") if field.discriminator)
-
-
-@cache
 def open_keys(kind: type[BaseModel]) -> frozenset[str]:
     """The keys of dictionaries of plain values whose names the user chooses, such as `reward.kinds`."""
     return frozenset(
-        path
-        for path, field in _fields(kind, "")
-        if get_origin(field.annotation) is dict and not list(_models(field.annotation))
+        path for path, field in declared_fields(kind) if get_origin(field.annotation) is dict and not models_in(field)
     )
 
 
@@ -102,7 +108,7 @@ def read_by(kind: type[CommandConfig], values: Mapping[str, Any], prefix: str = 
 
 def takes_list(key: str, kind: type[BaseModel]) -> bool:
     """Whether the key holds a list under some choice of the groups."""
-    return any(_filled(path, key) == key and _has_tuple(field.annotation) for path, field in _fields(kind, ""))
+    return any(_filled(path, key) == key and _has_tuple(field.annotation) for path, field in declared_fields(kind))
 
 
 def meant(key: str, known: Collection[str]) -> list[str]:
@@ -137,15 +143,6 @@ def did_you_mean(key: str, known: Collection[str], value: str | None = None) -> 
     after = "" if value is None else f"={value}"
     found = [f"{one}{after}" for one in meant(key, known)]
     return f"did you mean {', '.join(found[:-1])}{' or ' if found[1:] else ''}{found[-1]}?" if found else ""
-
-
-def _fields(model: type[BaseModel], prefix: str) -> Iterator[tuple[str, FieldInfo]]:
-    """Dotted key and declaration of every field, groups included."""
-    for name, field in model.model_fields.items():
-        path = f"{prefix}{name}"
-        yield path, field
-        for inner, star in _models(field.annotation):
-            yield from _fields(inner, f"{path}.{ANY}." if star else f"{path}.")
 
 
 def _has_tuple(annotation: Any) -> bool:

@@ -10,7 +10,8 @@ from pydantic import ValidationError
 
 from ral_system.config import combinations
 from ral_system.config.commands import CommandConfig
-from ral_system.config.known import choices, did_you_mean, is_known, known_keys
+from ral_system.config.known import did_you_mean, known_keys
+from ral_system.config.variants import variants, variants_of, which_has
 from ral_system.errors import ConfigError
 from ral_system.registry import POLICY_LOSSES
 
@@ -36,7 +37,7 @@ def warnings(config: CommandConfig) -> list[str]:
 
 def _one_problem(error: Any, kind: type[CommandConfig]) -> str:
     parts = [str(part) for part in error["loc"]]
-    for union in (key.split(".") for key in choices(kind)):
+    for union in (group.path.split(".") for group in variants(kind)):
         if parts[: len(union)] == union:
             del parts[len(union) : len(union) + 1]  # pydantic puts the choice's name there
     field = ".".join(part for part in parts if part != "[key]")  # pydantic's word for a key of a dictionary
@@ -69,17 +70,15 @@ def _one_problem(error: Any, kind: type[CommandConfig]) -> str:
 
 
 def _unknown_key(field: str, error: Any, kind: type[CommandConfig]) -> str:
-    if not is_known(field, kind):
+    group, elsewhere = variants_of(field, kind), which_has(field, kind)
+    if group is None or not elsewhere:
         meant = did_you_mean(field, known_keys(kind))
         return f"{field}: unknown key; remove it; {meant or '--cfg job shows the known ones'}"
-    group = field.split(".")[0]
-    if group in ("rollout", "learner"):
-        return (
-            f"{field}={error['input']!r}: {group}.engine={error['loc'][1]} has no such setting; remove it (~{field}), "
-            f"or choose the engine as a group, {group}=NAME"
-        )
-    group = "algorithm/policy_loss" if field.startswith("algorithm.policy_loss.") else group
-    return f"{field}: unknown key here; remove it, or choose another {group}=NAME, which has it"
+    chosen = error["loc"][len(group.path.split("."))]
+    return (
+        f"{field}={error['input']!r}: {group.path}.{group.tag}={chosen} has no such setting; remove it (~{field}), or "
+        f"choose {group.choice_of([chosen])} as a group, without it, or {elsewhere}"
+    )
 
 
 def _choice(error: Any) -> str:

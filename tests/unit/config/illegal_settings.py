@@ -161,14 +161,17 @@ SETTINGS: dict[str, tuple[dict[str, Any], list[str]]] = {
     ),
     "a ZeRO stage of the torch engine": (
         {"learner": TORCH | {"zero_stage": 2}},
-        ["learner.zero_stage=2: learner.engine=torch has no such setting; remove it (~learner.zero_stage), or choose"],
+        [
+            "learner.zero_stage=2: learner.engine=torch has no such setting; remove it (~learner.zero_stage), or "
+            "choose learner=torch as a group, without it, or learner=deepspeed, which has it",
+        ],
     ),
     "the engine alone, in place of the group": (
         {"learner.engine": "torch", "rollout.engine": "hf"},
         [
             "learner.zero_stage=2: learner.engine=torch has no such setting",
             "rollout.tensor_parallel=1: rollout.engine=hf has no such setting",
-            "choose the engine as a group, rollout=NAME",
+            "or choose rollout=hf as a group, without it, or rollout=vllm, which has it",
         ],
     ),
     "an engine that does not exist": (

@@ -23,7 +23,17 @@ LOSSES = "There are cispo, clip,"
         ("algoritm=ral", "algoritm: unknown key; did you mean algorithm=ral?"),
         ("policy_loss=gspo", "policy_loss: unknown key; did you mean algorithm/policy_loss=gspo?"),
         ("trainer.epochs=1", "trainer.epochs: unknown key; ral-train --cfg job shows the known ones"),
-        ("data.seconds=3", "data.seconds: unknown key here; choose another data=NAME, which has it"),
+        ("data.seconds=3", "data.seconds: unknown key here; choose data=video_search, which has it"),
+        ("data.max_broken=0", "data.max_broken: unknown key here; choose data=files, which has it"),
+        (
+            "algorithm.policy_loss.tau_positive=1",
+            "algorithm.policy_loss.tau_positive: unknown key here; choose algorithm/policy_loss=sapo, which has it",
+        ),
+        (
+            "algorithm.policy_loss.delta=1",
+            "algorithm.policy_loss.delta: unknown key here; choose algorithm/policy_loss=dppo_binary_kl, "
+            "dppo_binary_tv, dppo_top_k_kl or dppo_top_k_tv, which has it",
+        ),
         (
             "data.sources.main.path=x",
             "data.sources.main.path: no source is called main; add it with +data/source@data.sources.main=columns",

@@ -1,0 +1,65 @@
+"""Groups that are one of several classes, whose keys differ: which choice has which."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import get_args
+
+from pydantic import BaseModel
+
+from ral_system import conf
+from ral_system.config.known import declared_fields, is_known, models_in
+
+
+@dataclass(frozen=True, slots=True)
+class Variants:
+    """A group and the classes that it may be."""
+
+    path: str
+    """The group's key: `learner`."""
+    tag: str
+    """The field that says which class it is: `engine`."""
+    classes: dict[str, type[BaseModel]]
+    """The classes by the value of that field: `torch`, `deepspeed`."""
+
+    def choice_of(self, names: Iterable[str]) -> str:
+        """What to write to get one of these classes: `learner=deepspeed`, `algorithm/policy_loss=clip or gspo`."""
+        group = self.path.replace(".", "/")
+        there = sorted(file.stem for file in (Path(conf.__file__).parent / group).glob("*.yaml"))
+        options = [option for name in names for option in _options(name, there)]
+        return f"{group}={' or '.join(filter(None, (', '.join(options[:-1]), options[-1])))}"
+
+
+@cache
+def variants(kind: type[BaseModel]) -> tuple[Variants, ...]:
+    """The groups of a configuration that are one of several classes."""
+    return tuple(
+        Variants(path, tag, {get_args(model.model_fields[tag].annotation)[0]: model for model in models_in(field)})
+        for path, field in declared_fields(kind)
+        if isinstance(tag := field.discriminator, str)
+    )
+
+
+def variants_of(key: str, kind: type[BaseModel]) -> Variants | None:
+    """The group that a key is in, if it is one of several classes."""
+    return next((group for group in variants(kind) if key.startswith(f"{group.path}.")), None)
+
+
+def which_has(key: str, kind: type[BaseModel]) -> str:
+    """`learner=deepspeed, which has it`; nothing for a key that no class of its group has.
+
+    Example: `learner.zero_stage` → `learner=deepspeed, which has it`, `learner.zero_stagee` → ``
+    """
+    if (group := variants_of(key, kind)) is None:
+        return ""
+    inner = key.removeprefix(f"{group.path}.")
+    having = [name for name, model in group.classes.items() if is_known(inner, model)]
+    return f"{group.choice_of(having)}, which has it" if having else ""
+
+
+def _options(name: str, there: list[str]) -> list[str]:
+    """The options that choose a class, of those that are there: the one of its name, or those that begin with it."""
+    return [name] if name in there else [option for option in there if option.startswith(f"{name}_")] or [name]
