@@ -12,7 +12,7 @@ from typing import NoReturn
 
 from ral_system.config.commands import CommandConfig
 from ral_system.config.known import did_you_mean, is_known, known_keys, open_keys, takes_list
-from ral_system.config.variants import which_has
+from ral_system.config.variants import keys_to_suggest, which_has
 from ral_system.errors import ConfigError, RalError, SetupError
 
 _MACHINE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)
@@ -67,13 +67,13 @@ def _unknown(kind: type[CommandConfig], key: str) -> str:
     given = (argument.lstrip("+~").partition("=") for argument in sys.argv[1:])
     value = next((value for name, _, value in given if name == key), None)
     inner = {"algorithm.policy_loss"} & known_keys(kind)  # a group, which is chosen with a slash
-    known = known_keys(kind) - inner | {one.replace(".", "/") for one in inner} | {"experiment"}
+    known = keys_to_suggest(kind) - inner | {one.replace(".", "/") for one in inner} | {"experiment"}
     hint = did_you_mean(key, known, value or None)
     return f"{key}: unknown key; {hint or f'{command()} --cfg job shows the known ones'}"
 
 
 def _not_there(kind: type[CommandConfig], key: str, rest: str) -> str:
-    if is_known(key, kind) or key == "experiment":
+    if is_known(key, kind) or which_has(key, kind) or key == "experiment":
         return f"~{key}{rest}: key not present; remove the override"
     return _unknown(kind, key)
 

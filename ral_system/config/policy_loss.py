@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Annotated, Any, Literal, get_args
 
-from pydantic import Field, SerializeAsAny, ValidationError, ValidatorFunctionWrapHandler, WrapValidator
-from pydantic_core import PydanticCustomError
+from pydantic import Field, SerializeAsAny, TypeAdapter, ValidatorFunctionWrapHandler, WrapValidator
 
 from ral_system.config.base import Group, PositiveFloat
 from ral_system.registry import POLICY_LOSSES
@@ -117,17 +116,16 @@ _OWN_NAMES = {get_args(loss.model_fields["name"].annotation)[0] for loss in get_
 
 
 def _of_a_package(given: Any, own: ValidatorFunctionWrapHandler) -> Any:
-    """Settings of a loss that an installed package adds; `own` reads those of this package's."""
+    """Settings of a loss that an installed package adds; `own` reads those of this package's. Errors of both say after
+    the field which loss it is.
+    """
     if isinstance(given, PolicyLossGroup):
         return given
     name = given.get("name") if isinstance(given, Mapping) else None
     if not isinstance(name, str) or name in _OWN_NAMES or name not in POLICY_LOSSES:
         return own(given)
-    try:
-        return POLICY_LOSSES.get(name).settings.model_validate(given)
-    except ValidationError as error:
-        lines = (f"{'.'.join(map(str, e['loc']))}={e['input']!r}: {e['msg']}" for e in error.errors())
-        raise PydanticCustomError("of_field_inside", "{says}", {"says": "; ".join(lines)}) from None
+    settings: Any = POLICY_LOSSES.get(name).settings
+    return TypeAdapter(dict[str, settings]).validate_python({name: given})[name]
 
 
 PolicyLossConfig = SerializeAsAny[Annotated[Annotated[_Own, Field(discriminator="name")], WrapValidator(_of_a_package)]]

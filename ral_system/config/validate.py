@@ -10,8 +10,8 @@ from pydantic import ValidationError
 
 from ral_system.config import combinations
 from ral_system.config.commands import CommandConfig
-from ral_system.config.known import did_you_mean, known_keys
-from ral_system.config.variants import variants, variants_of, which_has
+from ral_system.config.known import did_you_mean
+from ral_system.config.variants import keys_to_suggest, variants, variants_of, which_has
 from ral_system.errors import ConfigError
 from ral_system.registry import POLICY_LOSSES
 
@@ -72,7 +72,7 @@ def _one_problem(error: Any, kind: type[CommandConfig]) -> str:
 def _unknown_key(field: str, error: Any, kind: type[CommandConfig]) -> str:
     group, elsewhere = variants_of(field, kind), which_has(field, kind)
     if group is None or not elsewhere:
-        meant = did_you_mean(field, known_keys(kind))
+        meant = did_you_mean(field, keys_to_suggest(kind))
         return f"{field}: unknown key; remove it; {meant or '--cfg job shows the known ones'}"
     chosen = error["loc"][len(group.path.split("."))]
     return (

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
 from typing import get_args
@@ -11,7 +12,12 @@ from typing import get_args
 from pydantic import BaseModel
 
 from ral_system import conf
-from ral_system.config.known import declared_fields, is_known, models_in
+from ral_system.config.known import declared_fields, is_known, known_keys, models_in
+from ral_system.errors import ConfigError
+from ral_system.registry import POLICY_LOSSES
+
+_LOSS = "algorithm.policy_loss"
+"""The group that packages add classes to."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,12 +30,14 @@ class Variants:
     """The field that says which class it is: `engine`."""
     classes: dict[str, type[BaseModel]]
     """The classes by the value of that field: `torch`, `deepspeed`."""
+    added: dict[str, type[BaseModel]] = field(default_factory=dict)
+    """The classes that installed packages add, likewise."""
 
     def choice_of(self, names: Iterable[str]) -> str:
         """What to write to get one of these classes: `learner=deepspeed`, `algorithm/policy_loss=clip or gspo`."""
         group = self.path.replace(".", "/")
         there = sorted(file.stem for file in (Path(conf.__file__).parent / group).glob("*.yaml"))
-        options = [option for name in names for option in _options(name, there)]
+        options = [option for name in names for option in ([name] if name in self.added else _options(name, there))]
         return f"{group}={' or '.join(filter(None, (', '.join(options[:-1]), options[-1])))}"
 
 
@@ -37,15 +45,24 @@ class Variants:
 def variants(kind: type[BaseModel]) -> tuple[Variants, ...]:
     """The groups of a configuration that are one of several classes."""
     return tuple(
-        Variants(path, tag, {get_args(model.model_fields[tag].annotation)[0]: model for model in models_in(field)})
-        for path, field in declared_fields(kind)
-        if isinstance(tag := field.discriminator, str)
+        Variants(path, tag, {get_args(model.model_fields[tag].annotation)[0]: model for model in models_in(info)})
+        for path, info in declared_fields(kind)
+        if isinstance(tag := info.discriminator, str)
     )
 
 
 def variants_of(key: str, kind: type[BaseModel]) -> Variants | None:
-    """The group that a key is in, if it is one of several classes."""
-    return next((group for group in variants(kind) if key.startswith(f"{group.path}.")), None)
+    """The group that a key is in, if it is one of several classes. Imports the packages that add to it."""
+    group = next((group for group in variants(kind) if key.startswith(f"{group.path}.")), None)
+    return replace(group, added=_added_losses()) if group is not None and group.path == _LOSS else group
+
+
+def keys_to_suggest(kind: type[BaseModel]) -> frozenset[str]:
+    """The known keys, and those of installed packages, which are imported."""
+    found = known_keys(kind)
+    for model in _added_losses().values() if _LOSS in found else ():
+        found |= {f"{_LOSS}.{key}" for key in known_keys(model)}
+    return found
 
 
 def which_has(key: str, kind: type[BaseModel]) -> str:
@@ -56,8 +73,17 @@ def which_has(key: str, kind: type[BaseModel]) -> str:
     if (group := variants_of(key, kind)) is None:
         return ""
     inner = key.removeprefix(f"{group.path}.")
-    having = [name for name, model in group.classes.items() if is_known(inner, model)]
+    having = [name for name, model in (group.classes | group.added).items() if is_known(inner, model)]
     return f"{group.choice_of(having)}, which has it" if having else ""
+
+
+def _added_losses() -> dict[str, type[BaseModel]]:
+    found = {}
+    for name in POLICY_LOSSES.names:
+        if not POLICY_LOSSES.is_built_in(name):
+            with suppress(ConfigError):  # what cannot be imported is refused when it is chosen
+                found[name] = POLICY_LOSSES.get(name).settings
+    return found
 
 
 def _options(name: str, there: list[str]) -> list[str]:

@@ -28,6 +28,7 @@ from ral_system.runs.folder import RunFolder
 from ral_system.tasks.open import QuestionSettings
 from ral_system.types import Completion, FinishReason, Prompt, View
 from tests.composed import compose_container
+from tests.unit.launch.refusals import refusal
 from tests.unit.rewards.settings import reward_config
 
 ALL = (BENCHMARKS, DIVERGENCES, FAMILIES, POLICY_LOSSES, REWARD_SIGNALS, VERIFIERS, WEIGHT_TRANSFERS)
@@ -140,9 +141,47 @@ def test_an_installed_package_adds_a_policy_loss_with_settings_of_its_own(
     assert settings.model_dump() == {"name": "scaled", "scale": 3.0, "ceiling": None}
     assert config.model_dump(mode="json")["algorithm"]["policy_loss"] == settings.model_dump()
     assert POLICY_LOSSES.get("scaled").settings is type(settings)
-    defaults["algorithm"]["policy_loss"] = {"name": "scaled", "scale": 0, "more": 1}
-    with pytest.raises(ConfigError, match=r"^algorithm\.policy_loss\.scale=0: .* greater than 0; more=1: Extra inputs"):
+    assert loss_refused(defaults, name="scaled", scale=0, foo=1) == (
+        "algorithm.policy_loss.scale=0: input should be greater than 0; "
+        "algorithm.policy_loss.foo: unknown key; remove it; --cfg job shows the known ones"
+    )
+
+
+def loss_refused(defaults: dict[str, Any], **settings: Any) -> str:
+    defaults["algorithm"]["policy_loss"] = settings
+    with pytest.raises(ConfigError) as refused:
         parse_config(defaults, TrainConfig)
+    return str(refused.value)
+
+
+def test_a_misspelt_or_misplaced_setting_of_a_package_is_answered_as_one_of_this_package(
+    plugin: None, defaults: dict[str, Any]
+) -> None:
+    said = loss_refused(defaults, name="scaled", scale=1, cieling=2)
+    assert said == "algorithm.policy_loss.cieling: unknown key; remove it; did you mean algorithm.policy_loss.ceiling?"
+    said = loss_refused(defaults, name="scaled", scale=1, tau_positive=2)
+    assert said == (
+        "algorithm.policy_loss.tau_positive=2: algorithm.policy_loss.name=scaled has no such setting; remove it "
+        "(~algorithm.policy_loss.tau_positive), or choose algorithm/policy_loss=scaled as a group, without it, or "
+        "algorithm/policy_loss=sapo, which has it"
+    )
+    said = loss_refused(defaults, name="reinforce", ratio=True, ceiling=2)
+    assert said.endswith(" without it, or algorithm/policy_loss=scaled, which has it")
+    assert loss_refused(defaults, name="scaled") == "algorithm.policy_loss.scale: missing; set it in the config"
+
+
+@pytest.mark.parametrize(
+    ("override", "says"),
+    [
+        ("algorithm.policy_loss.cieling=2", "unknown key; did you mean algorithm.policy_loss.ceiling=2?"),
+        ("algorithm.policy_loss.ceiling=2", "unknown key here; choose algorithm/policy_loss=scaled, which has it"),
+        ("~algorithm.policy_loss.ceiling", "key not present; remove the override"),
+    ],
+)
+def test_the_command_line_knows_the_settings_of_packages(
+    plugin: None, monkeypatch: pytest.MonkeyPatch, override: str, says: str
+) -> None:
+    assert refusal(monkeypatch, override) == f"{override.partition('=')[0]}: {says}"
 
 
 def test_a_run_continues_with_other_values_of_the_fields_that_a_package_marks(

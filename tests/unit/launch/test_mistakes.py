@@ -1,14 +1,8 @@
 """Hydra's errors in one line each."""
 
-import sys
-
 import pytest
-from hydra import compose, initialize_config_module
-from hydra.errors import HydraException
-from omegaconf.errors import OmegaConfBaseException
 
-from ral_system.config.commands import TrainConfig
-from ral_system.launch.mistakes import one_line
+from tests.unit.launch.refusals import refusal
 
 LOSSES = "There are cispo, clip,"
 
@@ -88,13 +82,3 @@ def test_a_list_is_suggested_where_it_would_be_accepted(
 )
 def test_a_new_name_in_a_dictionary_needs_a_plus(monkeypatch: pytest.MonkeyPatch, override: str, says: str) -> None:
     assert refusal(monkeypatch, override) == says
-
-
-def refusal(monkeypatch: pytest.MonkeyPatch, override: str) -> str:
-    monkeypatch.setattr(sys, "argv", ["/bin/ral-train", "experiment=smoke", override])
-    with (
-        initialize_config_module("ral_system.conf", version_base=None),
-        pytest.raises((HydraException, OmegaConfBaseException)) as refused,
-    ):
-        compose("config", [override])
-    return one_line(refused.value, TrainConfig)
