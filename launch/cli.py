@@ -10,7 +10,7 @@ from typing import NoReturn
 from ral_system import __version__
 from ral_system.config.commands import CommandConfig
 from ral_system.errors import ConfigError, RalError
-from ral_system.launch.foreign import refuse_foreign, show_only
+from ral_system.launch.foreign import refuse_foreign, refuse_foreign_sweeps, show_only
 from ral_system.launch.jobs import HydraTask, Task
 from ral_system.launch.jobs import plain_container as plain_container
 from ral_system.launch.mistakes import command, fail, one_line
@@ -45,6 +45,7 @@ def run_with_config(task: Task, kind: type[CommandConfig], *, about: str) -> Non
     options = parser.parse_args()
     entry = HydraTask(task, kind, options.overrides)
     show_only(kind, resolve=options.resolve)
+    refuse_foreign_sweeps(kind)
     if not (options.help or options.hydra_help or options.shell_completion):
         try:
             refuse_foreign(options.overrides, kind)

@@ -6,17 +6,21 @@ may choose or set any group.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from ral_system.config.commands import CommandConfig
 from ral_system.config.known import other_readers, read_by
 from ral_system.errors import ConfigError
-from ral_system.launch.mistakes import command
+from ral_system.launch.mistakes import command, fail
+
+_SWEPT = "hydra.sweeper.params"
 
 
-def refuse_foreign(overrides: Sequence[str], kind: type[CommandConfig]) -> None:
-    """Raise ConfigError for the first override of a key that other commands read and this one does not."""
+def refuse_foreign(overrides: Sequence[str], kind: type[CommandConfig], written: str = "") -> None:
+    """Raise ConfigError for the first override of a key that other commands read and this one does not, and for swept
+    values in a form that Hydra cannot read on the command line. `written` stands before them where they were found.
+    """
     from hydra.core.override_parser.overrides_parser import OverridesParser
     from hydra.errors import HydraException
 
@@ -25,13 +29,28 @@ def refuse_foreign(overrides: Sequence[str], kind: type[CommandConfig]) -> None:
     except HydraException:
         return  # Hydra refuses it
     for override in parsed:
+        if override.key_or_group.startswith(_SWEPT):
+            raise ConfigError(f"{override.input_line}: {_SWEPT} is for files; here write -m and KEY=1,2 for each key")
         if override.is_hydra_override():
             continue
         key, value = (override.package or override.key_or_group).replace("/", "."), override.value()
         for inner in (key, *_inner_keys(key, value)):
             if readers := other_readers(inner, kind):
                 given = override.input_line if inner == key else f"{inner} in {override.input_line}"
-                raise ConfigError(f"{given}: {command()} does not read it; {_does(readers)}; remove it")
+                raise ConfigError(f"{written}{given}: {command()} does not read it; {_does(readers)}; remove it")
+
+
+def refuse_foreign_sweeps(kind: type[CommandConfig]) -> None:
+    """Let a sweep end before its first job if a file lets it vary a key that the command does not read."""
+    from ral_system.launch import hydra_internals
+
+    def check(params: Mapping[str, Any]) -> None:
+        try:
+            refuse_foreign([f"{key}={value}" for key, value in params.items()], kind, f"{_SWEPT}.")
+        except ConfigError as error:
+            fail(error)
+
+    hydra_internals.before_sweeps(check)
 
 
 def show_only(kind: type[CommandConfig], *, resolve: bool) -> None:

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from argparse import ArgumentParser
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra._internal.hydra import Hydra
 from hydra._internal.utils import get_args_parser
+from hydra.core.plugins import Plugins
 
 _SANITIZED, _GROUPS = Hydra.get_sanitized_cfg, Hydra.list_all_config_groups
+_SWEEPER = Plugins.instantiate_sweeper
 
 
 def arguments_parser() -> ArgumentParser:
@@ -21,6 +23,16 @@ def arguments_parser() -> ArgumentParser:
 def job_count(overrides: Sequence[Any]) -> int:
     """How many jobs Hydra's own sweeper makes of parsed overrides."""
     return len(BasicSweeper.split_arguments(list(overrides), None)[0])
+
+
+def before_sweeps(check: Callable[[Mapping[str, Any]], None]) -> None:
+    """Call `check` with `hydra.sweeper.params`, of whatever sweeper, before a sweep begins."""
+
+    def own_sweeper(self: Any, *, config: Any, **options: Any) -> Any:
+        check(config.hydra.sweeper.get("params") or {})
+        return _SWEEPER(self, config=config, **options)
+
+    Plugins.instantiate_sweeper = own_sweeper  # type: ignore[method-assign]
 
 
 def show_only(keys: Callable[[dict[str, Any]], dict[str, Any]], group: Callable[[str], bool], *, resolve: bool) -> None:

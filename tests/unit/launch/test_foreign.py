@@ -54,6 +54,15 @@ def test_a_key_inside_a_value_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
         refuse_foreign([given], COMMANDS["ral-train"])
 
 
+@pytest.mark.parametrize("override", ["+hydra.sweeper.params.seed=3", "hydra.sweeper.params={seed: '3,4'}"])
+def test_swept_values_are_given_as_other_values(override: str) -> None:
+    with pytest.raises(ConfigError) as refused:
+        refuse_foreign([override], COMMANDS["ral-train"])
+    assert (
+        str(refused.value) == f"{override}: hydra.sweeper.params is for files; here write -m and KEY=1,2 for each key"
+    )
+
+
 @pytest.mark.parametrize(
     "override",
     [

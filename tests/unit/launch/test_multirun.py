@@ -139,6 +139,21 @@ def test_an_interrupt_ends_the_sweep(tmp_path: Path) -> None:
     assert not (tmp_path / "ran").exists()
 
 
+def test_a_file_sweeps_over_keys_that_the_command_reads(tmp_path: Path) -> None:
+    (tmp_path / "experiment").mkdir()
+    for name, key in (("own", "seed"), ("foreign", "sweep.axis"), ("misspelt", "algorithm.stepz")):
+        text = f"# @package _global_\nhydra: {{sweeper: {{params: {{{key}: '1,2'}}}}}}\n"
+        (tmp_path / "experiment" / f"{name}.yaml").write_text(text)
+    given = ("-m", "--config-dir", str(tmp_path), "name=x")
+    code, errors = run(tmp_path, *given, "experiment=foreign")
+    said = "hydra.sweeper.params.sweep.axis=1,2: command.py does not read it; ral-evaluate does; remove it"
+    assert (code, errors) == (2, f"error: {said}\n")
+    code, errors = run(tmp_path, *given, "experiment=misspelt")
+    assert code == 2 and "error: algorithm.stepz: unknown key; did you mean algorithm.steps?" in errors
+    code, errors = run(tmp_path, *given, "experiment=own")
+    assert (code, ran(tmp_path)) == (0, ["x_seed-1", "x_seed-2"]), errors
+
+
 def test_a_sweeper_gets_what_the_task_returns(tmp_path: Path) -> None:
     (tmp_path / "hydra_plugins").mkdir()
     (tmp_path / "hydra_plugins" / "own.py").write_text(SWEEPER)
