@@ -17,19 +17,21 @@ class Registry:
 
     `group` is the entry point group, for example `ral_system.families`; `what` names one implementation in messages;
     `built_in` maps names to `module:attribute`. A package adds its own under `[project.entry-points."<group>"]` in its
-    pyproject.toml, with a line `name = "module:attribute"`; built-in names cannot be replaced. Nothing is imported
-    before it is asked for. `instances_of` names a class, `module:attribute`, that every implementation must be of.
+    pyproject.toml, with a line `name = "module:attribute"`; built-in names cannot be replaced, and a name that two
+    packages register cannot be chosen. Nothing is imported before it is asked for. `instances_of` names a class,
+    `module:attribute`, that every implementation must be of.
     """
 
     def __init__(self, group: str, what: str, built_in: Mapping[str, str], *, instances_of: str = "") -> None:
         self.group, self._what, self._built_in, self._instances_of = group, what, built_in, instances_of
 
     @cached_property
-    def _added(self) -> dict[str, str]:
-        return {entry.name: entry.value for entry in entry_points(group=self.group)}
-
-    def _target(self, name: str) -> str | None:
-        return self._built_in.get(name) or self._added.get(name)  # the installed packages are read only if necessary
+    def _added(self) -> dict[str, dict[str, str]]:
+        """Targets by names and by the packages that register them; read only if a name is not built in."""
+        found: dict[str, dict[str, str]] = {}
+        for entry in entry_points(group=self.group):
+            found.setdefault(entry.name, {})[entry.dist.name if entry.dist else entry.value] = entry.value
+        return found
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -37,7 +39,7 @@ class Registry:
         return (*self._built_in, *sorted(self._added.keys() - self._built_in.keys()))
 
     def __contains__(self, name: object) -> bool:
-        return isinstance(name, str) and self._target(name) is not None
+        return isinstance(name, str) and (name in self._built_in or name in self._added)
 
     def is_built_in(self, name: str) -> bool:
         """Whether the name is one of this package's own."""
@@ -51,10 +53,23 @@ class Registry:
         meant = f"did you mean {near[0]}? There are" if near else "choose one of"
         return f"no such {self._what}; {meant} {', '.join(self.names)}"
 
+    def problem(self, name: str) -> str:
+        """Why a name cannot be chosen; nothing if it can."""
+        if name not in self:
+            return self.unknown(name)
+        packages = [] if name in self._built_in else sorted(self._added[name])
+        if len(packages) < 2:
+            return ""
+        return (
+            f"{' and '.join(packages)} each register a {self._what} of this name; uninstall all of these packages but "
+            "one"
+        )
+
     def get(self, name: str) -> Any:
         """The implementation called `name`. Raises ConfigError for a name that is not known, or says why it fails."""
-        if (target := self._target(name)) is None:
-            raise ConfigError(f"{name!r}: {self.unknown(name)}")
+        if problem := self.problem(name):
+            raise ConfigError(f"{name!r}: {problem}")
+        target = self._built_in.get(name) or next(iter(self._added[name].values()))
         try:
             found = _imported(target)
         except (ImportError, AttributeError) as error:

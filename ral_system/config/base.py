@@ -30,8 +30,8 @@ class NameIn:
         return core_schema.no_info_after_validator_function(self._known, handler(source))
 
     def _known(self, name: str) -> str:
-        if name not in self.registry:
-            raise PydanticCustomError("unknown_name", "{says}", {"says": self.registry.unknown(name)})
+        if problem := self.registry.problem(name):
+            raise PydanticCustomError("unknown_name", "{says}", {"says": problem})
         return name
 
 

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from typing import Annotated, Any, Literal, get_args
 
 from pydantic import Field, SerializeAsAny, TypeAdapter, ValidatorFunctionWrapHandler, WrapValidator
+from pydantic_core import PydanticCustomError
 
 from ral_system.config.base import Group, PositiveFloat
 from ral_system.registry import POLICY_LOSSES
@@ -122,8 +123,10 @@ def _of_a_package(given: Any, own: ValidatorFunctionWrapHandler) -> Any:
     if isinstance(given, PolicyLossGroup):
         return given
     name = given.get("name") if isinstance(given, Mapping) else None
-    if not isinstance(name, str) or name in _OWN_NAMES or name not in POLICY_LOSSES:
+    if not isinstance(name, str) or name in _OWN_NAMES:
         return own(given)
+    if problem := POLICY_LOSSES.problem(name):
+        raise PydanticCustomError("of_field_inside", "{says}", {"says": f"name={name}: {problem}"})
     settings: Any = POLICY_LOSSES.get(name).settings
     return TypeAdapter(dict[str, settings]).validate_python({name: given})[name]
 

@@ -13,7 +13,6 @@ from ral_system.config.commands import CommandConfig
 from ral_system.config.known import did_you_mean
 from ral_system.config.variants import keys_to_suggest, variants, variants_of, which_has
 from ral_system.errors import ConfigError
-from ral_system.registry import POLICY_LOSSES
 
 _Kind = TypeVar("_Kind", bound=CommandConfig)
 
@@ -61,8 +60,6 @@ def _one_problem(error: Any, kind: type[CommandConfig]) -> str:
         return f"{field}.{_choice(error)}: missing; set it in the config"
     if error["type"] == "union_tag_invalid":
         given, known = error["ctx"]["tag"], error["ctx"]["expected_tags"]
-        if field == "algorithm.policy_loss":
-            return f"{field}.name={given}: {POLICY_LOSSES.unknown(given)}"
         return f"{field}.{_choice(error)}={given}: no such choice; use one of {known}"
     if error["type"] == "half_a_source":
         return f"{field} has a path and no columns: ~{field} removes it"

@@ -79,13 +79,17 @@ broken = plugin_of_tests:Three
 """
 
 
+def install(site: Path, name: str, entries: str) -> None:
+    info = site / f"{name.replace('-', '_')}-1.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: 1\n")
+    (info / "entry_points.txt").write_text(entries)
+
+
 @pytest.fixture
 def plugin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "plugin_of_tests.py").write_text(PLUGIN)
-    info = tmp_path / "plugin_of_tests-1.dist-info"
-    info.mkdir()
-    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: plugin-of-tests\nVersion: 1\n")
-    (info / "entry_points.txt").write_text(ENTRIES)
+    install(tmp_path, "plugin-of-tests", ENTRIES)
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.delitem(sys.modules, "plugin_of_tests", raising=False)
     for registry in ALL:
@@ -122,6 +126,20 @@ def test_what_cannot_be_imported_is_named(plugin: None) -> None:
 def test_what_is_of_the_wrong_kind_is_named(plugin: None) -> None:
     with pytest.raises(ConfigError, match=r"'wrong' is registered as plugin_of_tests:Two, which is a type; "):
         DIVERGENCES.get("wrong")
+
+
+def test_a_name_that_two_packages_register_is_refused_with_both(
+    plugin: None, tmp_path: Path, defaults: dict[str, Any]
+) -> None:
+    install(tmp_path, "Another_plugin", "[ral_system.policy_losses]\nscaled = plugin_of_tests:SCALED\n")
+    install(tmp_path, "one-more", "[ral_system.verifiers]\nlast_word = plugin_of_tests:brevity\nexact = nothing:here\n")
+    both = "each register a {} of this name; uninstall all of these packages but one"
+    defaults["reward"]["verifier"] = "last_word"
+    assert loss_refused(defaults, name="scaled", scale=1) == (
+        f"algorithm.policy_loss.name=scaled: Another_plugin and plugin-of-tests {both.format('policy loss')}; "
+        f"reward.verifier=last_word: one-more and plugin-of-tests {both.format('verifier')}"
+    )
+    assert DIVERGENCES.get("squared") and VERIFIERS.get("exact") and VERIFIERS.names[-1] == "last_word"
 
 
 def test_an_installed_package_adds_a_divergence(plugin: None, make_config: Callable[..., TrainConfig]) -> None:
