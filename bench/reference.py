@@ -26,7 +26,7 @@ _HEAD = """# Configuration reference
 Written by `python -m bench.reference`; do not edit. Every value can be set on the command line as `group.key=value`,
 every group chosen as `group=option`. Defaults are those of the options that are composed without any override. An
 asterisk marks what may change when a run is continued. A command refuses a key that it does not read; "ral-train" here
-stands for ral-perceive, ral-sft and ral-rl as well.
+stands for ral-perceive, ral-sft, ral-rl and ral-plan as well.
 """
 _OTHERS = {  # choices of groups whose fields the defaults do not have
     "data": ("data=video_search", "data=files"),
@@ -100,11 +100,12 @@ def _table(prefix: str, docs: dict[str, str], fields: dict[str, FieldInfo], valu
 
 
 def _readers(key: str) -> str:
-    """`ral-train and ral-evaluate`: the commands that read a key, ral-train for the four that train."""
-    found = {kind: command for command, kind in reversed(COMMANDS.items()) if is_known(key, kind)}
-    if len(found) == len(KINDS):
+    """`ral-train and ral-evaluate`: the commands that read a key, ral-train for all whose class is or extends its."""
+    readers = [kind for kind in KINDS if is_known(key, kind)]
+    if len(readers) == len(KINDS):
         return "every command"
-    *others, last = [found[kind] for kind in KINDS if kind in found]
+    first = {kind: command for command, kind in reversed(COMMANDS.items())}
+    *others, last = [first[kind] for kind in readers if not any(base in readers for base in kind.__mro__[1:])]
     return f"{', '.join(others)} and {last}" if others else last
 
 

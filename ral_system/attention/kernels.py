@@ -166,16 +166,18 @@ def _sdpa(
     query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scale: float, *, causal: bool = True
 ) -> Tensor:
     """[B, H, ·, D]; a mask takes the place of `causal`."""
-    if (
-        mask is not None and device_kind(query.device) == "cuda"
-    ):  # no fast kernel there takes a mask and shared key heads
+    causal = causal and mask is None
+    if query.device.type == "meta":  # whose own attention holds all weights, as no other device's does
+        fused = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+        return cast(Tensor, fused(query, key, value, 0.0, causal, attn_mask=mask, scale=scale)[0])
+    if mask is not None and query.is_cuda:  # no fast kernel there takes a mask and shared key heads
         key, value = (t.repeat_interleave(query.shape[1] // t.shape[1], dim=1) for t in (key, value))
     return scaled_dot_product_attention(
         query,
         key,
         value,
         attn_mask=mask,
-        is_causal=causal and mask is None,
+        is_causal=causal,
         scale=scale,
         enable_gqa=key.shape[1] < query.shape[1],
     )

@@ -23,6 +23,7 @@ from ral_system.config.evaluation import (
 from ral_system.config.learner import ForwardConfig, LearnerConfig
 from ral_system.config.logging import LoggingConfig, PreviewConfig
 from ral_system.config.model import ModelConfig, StartModelConfig
+from ral_system.config.plan import PlanConfig
 from ral_system.config.reward import JudgeConfig, RewardConfig, SignalsConfig
 from ral_system.config.rollout import EngineConfig, LengthsConfig, RolloutConfig
 from ral_system.config.supervised import SupervisedConfig
@@ -100,6 +101,12 @@ class TrainConfig(QuestionsConfig):
         return tuple(TeacherRole(path, path == for_tokens, path == for_attention) for path in paths)
 
 
+class PlanCommandConfig(TrainConfig):
+    """Configuration of `ral-plan`."""
+
+    plan: PlanConfig
+
+
 class EvaluateConfig(QuestionsConfig):
     """Configuration of `ral-evaluate`."""
 
@@ -134,6 +141,7 @@ COMMANDS: dict[str, type[CommandConfig]] = {
     "ral-perceive": TrainConfig,
     "ral-sft": TrainConfig,
     "ral-rl": TrainConfig,
+    "ral-plan": PlanCommandConfig,
     "ral-evaluate": EvaluateConfig,
     "ral-data": DataCommandConfig,
     "ral-synthesize": SynthesizeConfig,

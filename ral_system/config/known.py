@@ -76,8 +76,9 @@ def is_known(key: str, kind: type[BaseModel]) -> bool:
 
 @cache
 def other_readers(key: str, kind: type[CommandConfig]) -> tuple[str, ...]:
-    """The commands that read a key, or the group that it is in, where `kind` does not; none for any other key. The
-    training commands share a class, so only ral-train is listed.
+    """The commands that read a key, or the group that it is in, where `kind` does not; none for any other key.
+
+    Of commands that share a class, or whose class extends another's, only the first is listed: ral-train, say.
 
     Example: `sweep.axis` → `("ral-evaluate",)` for ral-train, `()` for ral-evaluate; `foo` → `()`
     """
@@ -87,8 +88,8 @@ def other_readers(key: str, kind: type[CommandConfig]) -> tuple[str, ...]:
         if not is_known(prefix, kind):
             found: dict[type[CommandConfig], str] = {}
             for command, other in COMMANDS.items():
-                if is_known(prefix, other):
-                    found.setdefault(other, command)
+                if is_known(prefix, other) and not issubclass(other, tuple(found)):
+                    found[other] = command
             return tuple(found.values())
     return ()
 

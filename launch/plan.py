@@ -1,0 +1,60 @@
+"""`ral-plan`: what a run will hold, compute and take, before anything starts."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from ral_system.config.commands import PlanCommandConfig
+from ral_system.errors import ConfigError
+from ral_system.launch.cli import run_with_config
+from ral_system.models.folders import check_named
+
+_ABOUT = """
+ral-plan: bytes, operations and seconds of a run's rl stage, on devices that need not be there. Starts nothing.
+  ral-plan experiment=ral_qwen2_5_vl_7b_8gpu plan.device=h200
+  ral-plan experiment=video_r1_qwen2_5_vl_7b_8gpu plan.response_tokens=400
+  ral-plan experiment=quickstart plan.device=cpu
+
+It reads a model's configuration and tokenizer, not its weights; passes run on outlines of tensors. Exit code 2: the run
+does not fit, and a line says which setting to change.
+"""
+
+
+def main() -> None:
+    """Plan a run."""
+    run_with_config(show_plan, PlanCommandConfig, about=_ABOUT)
+
+
+def show_plan(config: PlanCommandConfig) -> None:
+    """Print the plan. Raises ConfigError for a run that does not fit."""
+    name = config.start_model or config.model.path
+    if name is not None:
+        check_named("model.path" if config.start_model is None else "start_model", name)
+    from rich.console import Console
+
+    from ral_system.models.folders import local_model_folder
+    from ral_system.observability.quiet import silence_third_party
+    from ral_system.planning.page import print_plan
+    from ral_system.planning.plan import make_plan
+    from ral_system.tasks import visual_search
+    from ral_system.tasks.tiny_model import build_tiny_model
+
+    silence_third_party()
+    console = Console(width=None if sys.stdout.isatty() else 140, highlight=False)
+    with TemporaryDirectory() as temporary:
+        if name is None:
+            folder = Path(temporary)
+            build_tiny_model(folder, visual_search.words(), seed=config.seed, **config.model.tiny.model_dump())
+        else:
+            folder = local_model_folder(name, weights=False)
+        teachers = [local_model_folder(teacher.path, weights=False) for teacher in config.teachers]
+        plan = make_plan(config, config.plan, folder, teachers)
+    print_plan(config, plan, console)
+    if plan.problems:
+        raise ConfigError("; ".join(plan.problems))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,28 @@
+"""The `plan` group: what `ral-plan` reckons with."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from ral_system.config.base import Group, Positive
+
+Share = Annotated[float, Field(gt=0, le=1)]
+
+
+class PlanConfig(Group):
+    """What a plan is made for, and what it cannot know."""
+
+    device: Literal["h100", "h200", "a100", "cpu"]
+    """H100 with 80 GB, H200 with 141 GB and A100 with 80 GB, all SXM; cpu is this machine, whose speed is measured."""
+    medium: Literal["image", "video", "none"] | None
+    """What every prompt shows, as large as `data` allows; null: the kind that takes more tokens."""
+    text_tokens: Positive
+    """Tokens of a prompt without its media."""
+    response_tokens: Positive | None
+    """Tokens of a response, on average; null: as many as `rollout` allows."""
+    compute: Share
+    """Part of the device's peak rate of products that passes reach. Not read for cpu."""
+    bandwidth: Share
+    """Part of the speed of the device's memory that decoding reaches. Not read for cpu."""

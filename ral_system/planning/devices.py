@@ -1,0 +1,102 @@
+"""What devices can hold, and how fast they compute and move."""
+
+from __future__ import annotations
+
+import os
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+
+from ral_system.config.commands import TrainConfig
+from ral_system.config.plan import PlanConfig
+from ral_system.errors import ConfigError
+from ral_system.models.flops import FlopCounter
+from ral_system.observability.work import PEAK_TFLOPS
+from ral_system.planning.passes import OutlinedPolicy, new_policy, pass_flops, update_pass
+from ral_system.types import MicroBatch
+
+
+@dataclass(frozen=True, slots=True)
+class Device:
+    """One device. Rates are those of a run, not peaks, but for the links'."""
+
+    name: str
+    kind: str
+    """cpu or cuda"""
+    bytes: int
+    """Its memory."""
+    flops_per_s: float
+    """Operations of a pass over a model."""
+    bytes_per_s: float
+    """What decoding moves in its memory."""
+    link_bytes_per_s: float
+    """To another device of the node, one way."""
+    host_bytes_per_s: float
+    """To the host's memory."""
+    decode_s: float
+    """What a decoding step takes beside its arithmetic and its memory: an estimate."""
+
+
+_LARGEST_TRIED = 1_000_000_000
+"""Weights."""
+
+_GPUS = {  # GiB, TB/s of memory, GB/s to a neighbour, GB/s to the host; of the SXM boards, from their data sheets
+    "h100": (79.6, 3.35, 450, 55),
+    "h200": (140.4, 4.8, 450, 55),
+    "a100": (79.3, 2.04, 300, 25),
+}
+
+
+def gpu(plan: PlanConfig) -> Device:
+    """The GPU that a plan is made for."""
+    gib, terabytes, link, host = _GPUS[plan.device]
+    return Device(
+        name=plan.device.upper(),
+        kind="cuda",
+        bytes=int(gib * 2**30),
+        flops_per_s=plan.compute * PEAK_TFLOPS[plan.device.upper()] * 1e12,
+        bytes_per_s=plan.bandwidth * terabytes * 1e12,
+        link_bytes_per_s=link * 1e9,
+        host_bytes_per_s=host * 1e9,
+        decode_s=3e-3,
+    )
+
+
+def this_cpu(config: TrainConfig, policy: OutlinedPolicy, samples: MicroBatch) -> Device:
+    """This machine, whose speed is measured: at an update of `samples`, and at a copy.
+
+    Raises ConfigError for a model too large to try.
+    """
+    weights = sum(p.numel() for p in policy.model.parameters())
+    if weights > _LARGEST_TRIED:
+        raise ConfigError(
+            f"plan.device=cpu: passes are tried on this machine, and a model of {weights / 1e9:.1f}e9 weights is too "
+            "large; set plan.device to h100, h200 or a100"
+        )
+    before = torch.get_num_threads()
+    torch.set_num_threads(config.cluster.threads_per_process)
+    try:
+        cpu = torch.device("cpu")
+        real = new_policy(policy.family, config.learner.dtype, cpu, config, trained=True)
+        batch, scores = policy.collate(samples), {s.id: policy.blank_scores(s) for s in samples}
+        seconds = _median(lambda: update_pass(real, batch, samples, scores, config, policy.read))
+        buffer = torch.empty(1 << 26)
+        copied = 2 * buffer.nbytes / _median(buffer.clone)
+    finally:
+        torch.set_num_threads(before)
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    flops = 3 * pass_flops(FlopCounter(policy.model, policy.family), policy.family, samples)
+    return Device("this CPU", "cpu", memory, flops / seconds, copied, copied, copied, 1e-2)
+
+
+def _median(call: Callable[[], object], times: int = 5) -> float:
+    call()
+    found = []
+    for _ in range(times):
+        began = time.perf_counter()
+        call()
+        found.append(time.perf_counter() - began)
+    return statistics.median(found)

@@ -1,0 +1,174 @@
+"""Bytes of every role, by what holds them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from torch import nn
+
+from ral_system.config.commands import TrainConfig
+from ral_system.config.learner import LearnerConfig
+from ral_system.data.micro_batches import groups_of, micro_batches, price
+from ral_system.models.loading import TORCH_DTYPES
+from ral_system.planning.devices import Device
+from ral_system.planning.passes import OutlinedPolicy
+from ral_system.types import MicroBatch, Sample, TrainPlan
+
+_BUCKET = 500_000_000
+"""Numbers of DeepSpeed's buffer for gradients under way; a GPU holds it whole."""
+_LIVE = 1_050_000_000
+"""Parameters that ZeRO 3 gathers at once, and fetches ahead."""
+
+
+@dataclass(frozen=True, slots=True)
+class Role:
+    """The processes of one role, each with the same memory."""
+
+    name: str
+    processes: int
+    gpus: float
+    """GPUs of each process."""
+    device: Mapping[str, int]
+    """Bytes that stay on its device, by what they are for."""
+    phases: Mapping[str, int]
+    """Bytes of each phase, of which one at a time is held."""
+    host: Mapping[str, int]
+    """Bytes in host memory, by what they are for."""
+
+    @classmethod
+    def frozen(
+        cls,
+        name: str,
+        processes: int,
+        gpus: float,
+        policy: OutlinedPolicy,
+        samples: Sequence[Sample],
+        max_tokens: int,
+    ) -> Role:
+        """A frozen model that scores one group at a time."""
+        group = max(groups_of(samples), key=_tokens)
+        largest = max(micro_batches([group], max_tokens), key=_tokens)
+        weights = Weights.of(policy.model).bytes
+        return cls(name, processes, gpus, {"weights": weights}, {"score": policy.score(largest).peak}, {})
+
+    @property
+    def total(self) -> int:
+        """Bytes on the device at the highest."""
+        return sum(self.device.values()) + max(self.phases.values(), default=0)
+
+
+@dataclass(frozen=True, slots=True)
+class Weights:
+    """Numbers of a model."""
+
+    all: int
+    trained: int
+    bytes_each: int
+
+    @classmethod
+    def of(cls, model: nn.Module) -> Weights:
+        """Count a model's, which may have no memory."""
+        parameters = list(model.parameters())
+        trained = sum(p.numel() for p in parameters if p.requires_grad)
+        return cls(sum(p.numel() for p in parameters), trained, parameters[0].element_size())
+
+    @property
+    def bytes(self) -> int:
+        """Bytes of all."""
+        return self.all * self.bytes_each
+
+
+def states(learner: LearnerConfig, weights: Weights, kind: str) -> tuple[dict[str, int], dict[str, int]]:
+    """What a rank holds of weights, gradients and optimiser (AdamW: two moments, float32): on its device, on its host.
+
+    As DeepSpeed lays them out: with ZeRO 1 and 2 a rank has another set of trained weights' size until its next update;
+    with ZeRO 3 all is shared, and up to 1.05e9 weights are whole at a time.
+    """
+    trained, each = weights.trained, weights.bytes_each
+    stage = learner.zero_stage if learner.engine == "deepspeed" else 0
+    offload = learner.offload if learner.engine == "deepspeed" else "none"
+    bucket = (_BUCKET if kind == "cuda" else min(_BUCKET, trained)) * each
+    if stage == 0:
+        return {"weights": weights.bytes, "gradients": trained * each, "optimiser": 8 * trained}, {}
+    shared = learner.world_size
+    optimiser = {"gradients": 4 * trained // shared, "optimiser": 12 * trained // shared}
+    if stage < 3:
+        device = {"weights": weights.bytes + trained * each, "buffers": bucket}
+        return (device | optimiser, {}) if offload == "none" else (device, optimiser)
+    whole = {"weights": weights.bytes // shared}
+    device = {"buffers": bucket + (min(_LIVE, weights.all) * each if shared > 1 else 0)}
+    if offload == "none":
+        return whole | device | optimiser, {}
+    return (whole | device, optimiser) if offload == "optimizer" else (device, whole | optimiser)
+
+
+def learner_role(config: TrainConfig, policy: OutlinedPolicy, plan: TrainPlan, kind: str) -> Role:
+    """The learner's ranks, and what their passes hold."""
+    weights = Weights.of(policy.model)
+    device, host = states(config.learner, weights, kind)
+    largest = largest_micro_batch(plan)
+    media = list(dict.fromkeys(medium for sample in largest for medium in sample.prompt.media))
+    phases, encoded = {}, None
+    if media:
+        held, outlines = policy.encode(media)
+        if config.model.freeze_vision:
+            encoded, phases["encode"] = outlines, held.peak
+            of_rank = {m for update in plan.updates for part in update.shards[0] for s in part for m in s.prompt.media}
+            device = device | {"media": held.kept * len(of_rank) // len(media)}
+    phases |= {"score": policy.score(largest, encoded).peak, "update": policy.update(largest, encoded).peak}
+    records = sum(policy.blank_scores(s).nbytes for update in plan.updates for part in update.shards[0] for s in part)
+    published = {"published": weights.bytes * (1 + config.algorithm.max_staleness), "gathered": weights.bytes}
+    cluster = config.cluster
+    return Role(
+        "learner",
+        config.learner.world_size,
+        cluster.gpus_per_learner,
+        device,
+        phases,
+        host | published | {"records": records},
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Cache:
+    """The key-value cache of one rollout engine."""
+
+    bytes: int
+    token_bytes: int
+
+    def sequences(self, samples: Sequence[Sample], group: int) -> int:
+        """How many such sequences it holds, if those of a group share their prompt."""
+        prompt, response = len(samples[0].prompt.token_ids), len(samples[0].response_token_ids)
+        return self.bytes * group // (self.token_bytes * (prompt + group * response))
+
+
+def rollout_role(config: TrainConfig, policy: OutlinedPolicy, device: Device, sample: Sample) -> tuple[Role, Cache]:
+    """The rollout engines: weights, a pass over as many tokens as vLLM allows (estimated), and a cache in the rest."""
+    rollout, text = config.rollout, policy.family.config.get_text_config()
+    each = TORCH_DTYPES[rollout.dtype].itemsize
+    width = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
+    ranks = rollout.tensor_parallel if rollout.engine == "vllm" else 1
+    weights = Weights.of(policy.model).all * each // ranks
+    token_bytes = 2 * text.num_hidden_layers * text.num_key_value_heads * width * each // ranks
+    passes = max(4096, rollout.max_model_len) * each * (4 * text.hidden_size + 3 * text.intermediate_size // ranks)
+    passes += 3 * 4 * rollout.max_sequences * text.vocab_size
+    gpus = config.cluster.gpus_per_rollout
+    if rollout.engine == "hf" or (not gpus and rollout.memory_gib is None):
+        held = rollout.max_sequences * token_bytes * sample.length
+    elif gpus:
+        held = int(rollout.gpu_memory_utilization * device.bytes) - weights - passes
+    else:
+        assert rollout.memory_gib is not None
+        held = int(rollout.memory_gib * 2**30)
+    role = Role("rollout", rollout.workers, gpus, {"weights": weights, "cache": max(held, 0)}, {"generate": passes}, {})
+    return role, Cache(held, token_bytes)
+
+
+def largest_micro_batch(plan: TrainPlan) -> MicroBatch:
+    """The micro-batch of a step that has most tokens."""
+    return max((m for update in plan.updates for shard in update.shards for m in shard), key=_tokens)
+
+
+def _tokens(samples: MicroBatch) -> int:
+    return sum(map(price, groups_of(samples)))

@@ -1,0 +1,100 @@
+"""Runs real code on outlines of tensors: numbers with a fraction have a shape and no memory, integers are as always.
+
+What a pass over a micro-batch holds on a device is found so without the device, and without the model's weights.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Iterable
+from functools import partial
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_iter, tree_map_only
+
+OUTLINE = torch.device("meta")
+
+_aten = torch.ops.aten
+_BY_MASK = (_aten.index.Tensor, _aten.index_put.default, _aten.index_put_.default, _aten._index_put_impl_.default)
+
+
+class Outlines(TorchDispatchMode):
+    """Code inside the block computes shapes, and `peak_bytes` is what the tensors that it makes hold at the highest.
+
+    Integers and truth values stay real, on CPU, wherever the code puts them: shapes depend on them; they are not
+    counted. A number that is read out of an outline is 0.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.peak_bytes = self.held_bytes = 0
+        self._counted: dict[int, weakref.ref[Any]] = {}
+        self._constructors = _Constructors()
+
+    def __enter__(self) -> Outlines:
+        self._constructors.__enter__()
+        return cast(Outlines, super().__enter__())
+
+    def __exit__(self, *reason: Any) -> None:
+        super().__exit__(*reason)
+        self._constructors.__exit__(*reason)
+
+    def __torch_dispatch__(
+        self, func: Any, types: Iterable[type], args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        """Run one operation."""
+        kwargs = kwargs or {}
+        if func in _BY_MASK:
+            args = (args[0], _without_masks(args[1]), *args[2:])
+        outlined = [t for t in tree_iter((args, kwargs)) if isinstance(t, Tensor) and t.device == OUTLINE]
+        if kwargs.get("device") is not None:
+            kwargs = {**kwargs, "device": OUTLINE if outlined else torch.device("cpu")}
+        if outlined and func is _aten._local_scalar_dense.default:
+            return 0.0 if args[0].is_floating_point() else 0
+        if outlined:
+            args, kwargs = tree_map_only(Tensor, lambda tensor: tensor.to(OUTLINE), (args, kwargs))
+            return self._count(func(*args, **kwargs), {t.untyped_storage()._cdata for t in outlined})
+        found = func(*args, **kwargs)
+        return self._count(tree_map_only(Tensor, lambda t: t.to(OUTLINE) if t.is_floating_point() else t, found), set())
+
+    def _count(self, found: Any, inputs: set[int]) -> Any:
+        for tensor in tree_iter(found):
+            if not isinstance(tensor, Tensor) or tensor.device != OUTLINE:
+                continue
+            storage = tensor.untyped_storage()
+            key, size = storage._cdata, storage.nbytes()
+            if key in self._counted or key in inputs:
+                continue
+            self._counted[key] = weakref.ref(storage, partial(self._free, key, size))
+            self.held_bytes += size
+            self.peak_bytes = max(self.peak_bytes, self.held_bytes)
+        return found
+
+    def _free(self, key: int, size: int, _: Any) -> None:
+        del self._counted[key]
+        self.held_bytes -= size
+
+
+class _Constructors(TorchFunctionMode):
+    """Tensors of given values, which the meta device would forget before an operation sees them."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None) -> Any:
+        kwargs = kwargs or {}
+        if func is torch.tensor and kwargs.get("device") == OUTLINE:
+            return func(*args, **{**kwargs, "device": "cpu"})
+        return func(*args, **kwargs)
+
+
+def _without_masks(indices: Iterable[Tensor | None]) -> list[Tensor | None]:
+    """Masks as the positions where they are true: only they tell how large a result is."""
+    found: list[Tensor | None] = []
+    for index in indices:
+        if index is not None and index.dtype == torch.bool:
+            found += index.nonzero(as_tuple=True)
+        else:
+            found.append(index)
+    return found

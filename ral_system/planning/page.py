@@ -1,0 +1,84 @@
+"""A plan as tables to read."""
+
+from __future__ import annotations
+
+from rich.console import Console
+from rich.table import Table
+
+from ral_system.config.commands import TrainConfig
+from ral_system.planning.plan import Plan, gib
+from ral_system.planning.seconds import PUBLISH_S_PER_BYTE, WRITE_BYTES_PER_S
+
+_PARTS = ("weights", "gradients", "optimiser", "buffers", "media", "cache")
+
+
+def print_plan(config: TrainConfig, plan: Plan, console: Console) -> None:
+    """Print what the run needs, and what was assumed."""
+    algorithm, sample = config.algorithm, plan.samples[0]
+    visual = sample.prompt.visual_tokens
+    words = len(sample.prompt.token_ids) - visual
+    console.print(
+        f"A step: {algorithm.prompts_per_step} prompts of {visual:,} visual and {words:,} other tokens, "
+        f"{algorithm.completions_per_prompt} responses each of {len(sample.response_token_ids):,} tokens, "
+        f"{algorithm.updates_per_step} updates, on {plan.device.name}"
+    )
+    console.print(_memory(plan))
+    console.print(f"The cache of an engine holds {plan.at_once:,} such sequences.\n")
+    console.print(_time(plan))
+    console.print(
+        f"A step takes {_duration(plan.step_s)}: "
+        f"{'learners and engines side by side' if algorithm.max_staleness else 'learners wait for engines'}, "
+        "frozen models beside the engines."
+    )
+    gpus = sum(role.processes * role.gpus for role in plan.roles)
+    stored = plan.checkpoint_bytes * (config.checkpoint.keep + 1)
+    console.print(
+        f"{algorithm.steps:,} steps take {_duration(plan.run_s)}{f' on {gpus:g} GPUs' if gpus else ''}, and "
+        f"{gib(stored)} GiB of disk for checkpoints of {gib(plan.checkpoint_bytes)} GiB."
+    )
+    device = plan.device
+    console.print(
+        f"Assumed: {device.flops_per_s / 1e12:.3g} TFLOP/s in passes, {device.bytes_per_s / 1e9:,.0f} GB/s "
+        f"in decoding and {device.decode_s * 1e3:g} ms a decoding step beside that, {PUBLISH_S_PER_BYTE * 1e9:.2g} "
+        f"s a published GB, {WRITE_BYTES_PER_S / 1e9:g} GB/s to disk. Not counted: starts, evaluations, rewards, "
+        "preparation of data."
+    )
+    for line in plan.advice:
+        console.print(f"slower than it need be: {line}")
+
+
+def _memory(plan: Plan) -> Table:
+    parts = [part for part in _PARTS if any(role.device.get(part) for role in plan.roles)]
+    table = Table("GiB on a device", *parts, "passes", "together", "of", "host", title_justify="left")
+    for role in plan.roles:
+        most = max(role.phases, key=lambda phase: role.phases[phase]) if role.phases else ""
+        table.add_row(
+            f"{role.name} × {role.processes}",
+            *(gib(role.device[part]) if part in role.device else "" for part in parts),
+            ", ".join(f"{phase} {gib(size)}" for phase, size in role.phases.items()) if most else "",
+            gib(role.total),
+            gib(plan.device.bytes * min(1.0, role.gpus) if role.gpus else plan.device.bytes),
+            ", ".join(f"{part} {gib(size)}" for part, size in role.host.items()),
+        )
+    return table
+
+
+def _time(plan: Plan) -> Table:
+    table = Table("phase of a step", "TFLOP", "seconds", "waits for")
+    for phase in plan.phases:
+        table.add_row(phase.name, _number(phase.flops / 1e12), _number(phase.seconds), phase.bound)
+    return table
+
+
+def _number(value: float) -> str:
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
+
+
+def _duration(seconds: float) -> str:
+    return (
+        f"{seconds:.3g} s"
+        if seconds < 120
+        else f"{seconds / 60:.3g} min"
+        if seconds < 7200
+        else f"{seconds / 3600:.3g} h"
+    )

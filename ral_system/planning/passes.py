@@ -1,0 +1,202 @@
+"""What the passes of a policy hold on a device, found on outlines of the model and of its tensors."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import torch
+from torch import Tensor
+from transformers import AutoModelForImageTextToText
+
+from ral_system.attention.device_kind import meta_stands_for
+from ral_system.attention.packing import PackedGroup, Packing
+from ral_system.attention.probe import IMPLEMENTATION
+from ral_system.attention.read import AttentionRead
+from ral_system.config.choices import Dtype
+from ral_system.config.commands import TrainConfig
+from ral_system.data.collate import Collator, TensorBatch
+from ral_system.data.features import FeatureExtractor
+from ral_system.data.micro_batches import groups_of
+from ral_system.families.family import Family
+from ral_system.media.store import MediaStore
+from ral_system.models.flops import FlopCounter
+from ral_system.models.loading import TORCH_DTYPES, load_family
+from ral_system.models.patches import attend_to_segments_together, embed_patches_by_product
+from ral_system.models.policy import PolicyModel
+from ral_system.planning.outline import OUTLINE, Outlines
+from ral_system.planning.workload import BlankMedia
+from ral_system.training.objective import policy_objective
+from ral_system.training.token_reads import token_read
+from ral_system.types import AttentionRecord, Counts, Media, MicroBatch, Sample, SampleScores, Scores, TokenRecord
+
+
+@dataclass(frozen=True, slots=True)
+class Held:
+    """Bytes that a pass holds beside the model's weights."""
+
+    peak: int
+    """At the highest."""
+    kept: int
+    """Bytes of what it returns."""
+
+
+class OutlinedPolicy:
+    """The outline of a model as a policy, for passes on a `kind` of device: cpu or cuda."""
+
+    def __init__(self, folder: Path, dtype: Dtype, kind: str, config: TrainConfig, *, trained: bool) -> None:
+        self.family = load_family(folder)
+        self._config, self._kind = config, kind
+        self._policy = new_policy(self.family, dtype, OUTLINE, config, trained=trained)
+        self.model = self._policy.model
+        self.collate, self._extract = blank_readers(self.family)
+        self.read = AttentionRead.of(config.algorithm.attention)
+
+    def encode(self, media: Sequence[Media]) -> tuple[Held, Mapping[Media, Any]]:
+        """What it holds to encode media in one pass without gradients, and outlines of what comes of them."""
+        features = self._extract(media)
+        with self._outlined() as outlines, torch.no_grad():
+            seen = {kind: iter(of_kind) for kind, of_kind in self._policy.encode(features).items()}
+        encoded = {medium: next(seen[medium.kind]) for medium in media}
+        return Held(outlines.peak_bytes, outlines.held_bytes), encoded
+
+    def score(self, samples: MicroBatch, encoded: Mapping[Media, Any] | None = None) -> Held:
+        """What it holds to score samples in one pass. `encoded`: media that are encoded already; None: none are."""
+        batch = self.collate(samples, encoded)
+        with self._outlined() as outlines:
+            score_pass(self._policy, batch.to(OUTLINE), self.read)
+        return Held(outlines.peak_bytes, 0)
+
+    def update(self, samples: MicroBatch, encoded: Mapping[Media, Any] | None = None) -> Held:
+        """What it holds to train on samples in one micro-batch, apart from gradients of weights."""
+        batch = self.collate(samples, encoded)
+        scores = {sample.id: self.blank_scores(sample) for sample in samples}
+        with self._outlined() as outlines:
+            update_pass(self._policy, batch.to(OUTLINE), samples, scores, self._config, self.read)
+        return Held(outlines.peak_bytes, 0)
+
+    @contextmanager
+    def _outlined(self) -> Iterator[Outlines]:
+        with meta_stands_for(self._kind), Outlines() as outlines:
+            yield outlines
+
+    def blank_scores(self, sample: Sample) -> SampleScores:
+        """Scores of zeros, as large as those of this policy, a reference and teachers together."""
+        algorithm, responded = self._config.algorithm, len(sample.response_token_ids)
+        settings, top = algorithm.attention, algorithm.distillation.tokens.top_k
+        rows, text = len(self.collate.rows(settings.rows, sample)), self.family.config.get_text_config()
+        kept = sample.length if settings.record == "dense" else min(settings.top_k, sample.length)
+        heads = (text.num_attention_heads,) if settings.heads == "each" else ()
+        values = np.zeros((*heads, rows, kept), np.float32 if settings.record_dtype == "float32" else np.uint16)
+        keys = np.broadcast_to(np.arange(kept, dtype=np.int32), values.shape)
+        compressed = (keys, np.zeros((*heads, rows), np.float32))
+        record = AttentionRecord(0, sample.length, values, *(compressed if settings.record == "top_k" else ()))
+        layers = (
+            text.num_hidden_layers
+            if settings.layers == "all"
+            else 1
+            if settings.layers == "last"
+            else len(settings.layers)
+        )
+        taught = None
+        if self._config.teachers:
+            width = self._policy.vocabulary if top is None else top + 1
+            ids = None if top is None else np.zeros((responded, top), np.int32)
+            taught = TokenRecord(np.zeros((responded, width), np.float32), ids)
+        return SampleScores(np.zeros(responded, np.float32), (record,) * layers, tokens=taught)
+
+
+@torch.no_grad()
+def score_pass(policy: PolicyModel, batch: TensorBatch, read: AttentionRead) -> None:
+    """Pass a micro-batch, and read its attention block by block."""
+    output = policy(batch, [read])
+    for rows in output.attention[read]:
+        for _ in rows.policies(-1):
+            pass
+
+
+def update_pass(
+    policy: PolicyModel,
+    batch: TensorBatch,
+    samples: MicroBatch,
+    scores: Scores,
+    config: TrainConfig,
+    read: AttentionRead,
+) -> None:
+    """Pass a micro-batch, and its objective's gradient back. `scores` stand for those of every frozen model."""
+    algorithm, teaching = config.algorithm, scores if config.teachers else {}
+    counts = Counts(sum(len(s.response_token_ids) for s in samples), len(samples))
+    output = policy(batch, [read], token_read(samples, teaching, algorithm, policy.vocabulary))
+    found = policy_objective(
+        output,
+        output.attention[read],
+        batch,
+        samples,
+        counts,
+        scores,
+        scores if config.needs_reference else None,
+        scores,
+        teaching,
+        algorithm,
+        attention_rows=counts.tokens,
+        largest_gap=1.0,
+    )
+    loss = found.loss if found.attention is None else found.loss + found.attention
+    del output, found
+    loss.backward()
+
+
+def pass_flops(counter: FlopCounter, family: Family, samples: MicroBatch) -> int:
+    """Operations of a forward pass over a micro-batch, every medium encoded once."""
+    media = dict.fromkeys(medium for sample in samples for medium in sample.prompt.media)
+    return text_flops(counter, samples) + counter.vision(family.layout(medium) for medium in media)
+
+
+def text_flops(counter: FlopCounter, samples: MicroBatch) -> int:
+    """Operations of its text layers and its head."""
+    groups = [
+        PackedGroup(len(g[0].prompt.token_ids), tuple(len(s.response_token_ids) for s in g)) for g in groups_of(samples)
+    ]
+    return counter.text(Packing(tuple(groups))) + counter.head(sum(len(s.response_token_ids) for s in samples))
+
+
+def blank_readers(family: Family) -> tuple[Collator, FeatureExtractor]:
+    """What reads prompts and their media, of which every one is black."""
+    store = cast(MediaStore, BlankMedia())
+    return Collator(family, store), FeatureExtractor(family, store)
+
+
+def new_policy(
+    family: Family, dtype: Dtype, device: torch.device, config: TrainConfig, *, trained: bool
+) -> PolicyModel:
+    """A policy with new weights, on the meta device without memory, as a learner or a frozen model sets it up.
+
+    Gradients of weights are dropped as they arrive: engines keep them in places of their own.
+    """
+    family.config._attn_implementation = IMPLEMENTATION
+    with device:
+        model = AutoModelForImageTextToText.from_config(
+            family.config, dtype=TORCH_DTYPES[dtype], attn_implementation=IMPLEMENTATION
+        )
+    embed_patches_by_product(model)
+    attend_to_segments_together(model)
+    policy = PolicyModel(model, family, temperature=config.rollout.temperature)
+    policy.banned_token_ids = policy.banned_token_ids.cpu()
+    policy.requires_grad_(trained).train()
+    if config.model.freeze_vision:
+        for module in (family.vision_encoder(model), *family.projector(model)):
+            module.requires_grad_(False)
+    if trained and config.learner.gradient_checkpointing:
+        model.gradient_checkpointing_enable({"use_reentrant": False})
+    for weight in policy.parameters():
+        if weight.requires_grad:
+            weight.register_post_accumulate_grad_hook(_drop_gradient)
+    return policy
+
+
+def _drop_gradient(weight: Tensor) -> None:
+    weight.grad = None

@@ -1,0 +1,107 @@
+"""The prompts and responses of one rl step, as large as a run's settings and its plan say."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+
+import numpy as np
+from PIL import Image
+
+from ral_system.config.commands import TrainConfig
+from ral_system.config.data import FilesConfig, VideoSearchConfig
+from ral_system.config.plan import PlanConfig
+from ral_system.errors import ConfigError
+from ral_system.families.family import Family
+from ral_system.tasks.video_search import FRAME_PX
+from ral_system.tasks.visual_search import CELL_PX
+from ral_system.types import Clip, Media, Prompt, Sample, TokenRecord, VideoSampling
+
+_VERY_LARGE = (1 << 16, 1 << 15)
+
+
+def step_samples(config: TrainConfig, plan: PlanConfig, family: Family) -> tuple[Sample, ...]:
+    """The samples of a step, group by group; every prompt shows a medium of its own.
+
+    Raises ConfigError where prompt and response do not fit `rollout.max_model_len`.
+    """
+    medium = largest_medium(config, plan, family)
+    visual = (
+        () if medium is None else tuple(family.tokenizer(family.expanded(medium), add_special_tokens=False).input_ids)
+    )
+    text = (family.tokenizer.eos_token_id,) * plan.text_tokens
+    prompt_tokens = len(visual) + len(text)
+    most = config.rollout.response_limit(prompt_tokens)
+    if most < 1:
+        raise ConfigError(
+            f"rollout.max_model_len={config.rollout.max_model_len}: a prompt has {len(visual)} visual tokens and "
+            f"plan.text_tokens={plan.text_tokens}, which leaves nothing for a response; raise it, or lower what data "
+            "allows a medium"
+        )
+    if plan.response_tokens is not None and plan.response_tokens > most:
+        raise ConfigError(
+            f"plan.response_tokens={plan.response_tokens}: a response has at most {most}, by rollout.max_new_tokens "
+            "and rollout.max_model_len; lower it"
+        )
+    response = (family.tokenizer.eos_token_id,) * (plan.response_tokens or most)
+    top = config.algorithm.policy_loss.top_tokens
+    record = TokenRecord(np.zeros((len(response), top + 1), np.float32), np.zeros((len(response), top), np.int32))
+    return tuple(
+        Sample(
+            f"{p}#{i}",
+            Prompt(
+                f"{p}",
+                "",
+                "",
+                "",
+                () if medium is None else (replace(medium, digest=f"{p}"),),
+                visual + text,
+                engine_token_ids=((0,) if visual else ()) + text,
+            ),
+            response,
+            rollout_log_probs=(0.0,) * len(response),
+            advantage=(-1.0) ** i,
+            rollout_top=record if top else None,
+        )
+        for p in range(config.algorithm.prompts_per_step)
+        for i in range(config.algorithm.completions_per_prompt)
+    )
+
+
+def largest_medium(config: TrainConfig, plan: PlanConfig, family: Family) -> Media | None:
+    """The medium of `plan.medium` that takes most tokens of those that `data` allows."""
+    if plan.medium == "none":
+        return None
+    allowed = [m for m in _largest(config, family) if plan.medium in (None, m.kind)]
+    if not allowed:
+        raise ConfigError(f"plan.medium={plan.medium}: data={config.data.name} has none; leave it null")
+    return max(allowed, key=family.tokens)
+
+
+def _largest(config: TrainConfig, family: Family) -> Iterator[Media]:
+    data = config.data
+    if isinstance(data, FilesConfig):
+        sizes = {kind: budget.size(*_VERY_LARGE) for kind, budget in family.pixel_budgets(data).items()}
+        yield Media("", *sizes["image"])
+        yield _video(data.video.max_frames, data.video.fps, *sizes["video"])
+    elif isinstance(data, VideoSearchConfig):
+        yield _video(max(data.max_frames), data.FRAMES_PER_S, FRAME_PX, FRAME_PX)
+    else:
+        yield Media("", max(data.grid) * CELL_PX, max(data.grid) * CELL_PX)
+
+
+def _video(frames: int, fps: float, width: int, height: int) -> Media:
+    times = tuple(i / fps for i in range(frames))
+    return Media("", width, height, Clip(VideoSampling(fps, frames, frames), times, frames / fps))
+
+
+class BlankMedia:
+    """A store that holds every medium, in black."""
+
+    def open(self, medium: Media) -> Image.Image:
+        """A picture."""
+        return Image.new("RGB", (medium.width_px, medium.height_px))
+
+    def frames(self, medium: Media) -> np.ndarray:
+        """The frames of a video: uint8 [F, H, W, 3]."""
+        return np.zeros((medium.frames, medium.height_px, medium.width_px, 3), np.uint8)

@@ -1,0 +1,43 @@
+"""Folders of models without weights, for plans."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+TEXT_OF_7B = {
+    "hidden_size": 3584,
+    "intermediate_size": 18944,
+    "num_attention_heads": 28,
+    "num_key_value_heads": 4,
+    "vocab_size": 152064,
+}
+VISION_OF_7B = {
+    "depth": 32,
+    "hidden_size": 1280,
+    "intermediate_size": 3420,
+    "num_heads": 16,
+    "out_hidden_size": 3584,
+    "window_size": 112,
+    "fullatt_block_indexes": [7, 15, 23, 31],
+}
+
+
+def write_7b(folder: Path, tiny: Path, layers: int = 28) -> Path:
+    """Qwen2.5-VL-7B with so many text layers: the sizes of its configuration, and the tokenizer of a tiny model."""
+    shutil.copytree(tiny, folder, ignore=shutil.ignore_patterns("*.safetensors"))
+    config: dict[str, Any] = json.loads((folder / "config.json").read_text())
+    config["text_config"] |= TEXT_OF_7B | {"num_hidden_layers": layers, "layer_types": ["full_attention"] * layers}
+    config["text_config"]["rope_parameters"]["mrope_section"] = [16, 24, 24]
+    config["text_config"].pop("head_dim", None)
+    config["vision_config"] |= VISION_OF_7B
+    for part in (config, config["text_config"]):
+        part["tie_word_embeddings"] = False
+    (folder / "config.json").write_text(json.dumps(config))
+    processor = json.loads((folder / "processor_config.json").read_text())
+    for name in ("image_processor", "video_processor"):
+        processor[name]["size"] = {"shortest_edge": 56 * 56, "longest_edge": 28 * 28 * 16384}
+    (folder / "processor_config.json").write_text(json.dumps(processor))
+    return folder

@@ -1,0 +1,115 @@
+"""What passes hold, planned on outlines, against what they do hold."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from torch.distributed._tools.mem_tracker import MemTracker
+from torch.profiler import ProfilerActivity, profile
+
+from ral_system.attention.device_kind import meta_stands_for
+from ral_system.config.commands import PlanCommandConfig
+from ral_system.planning.outline import OUTLINE, Outlines
+from ral_system.planning.passes import OutlinedPolicy, new_policy, score_pass, update_pass
+from ral_system.planning.workload import step_samples
+from ral_system.types import Sample
+from tests.composed import compose_config
+from tests.unit.planning.models import write_7b
+
+SHAPES = {
+    "quickstart": (),
+    "one response": ("algorithm.completions_per_prompt=2", "algorithm.prompts_per_step=8", "algorithm.deal=samples"),
+    "no picture": ("plan.medium=none",),
+    "trained on long prompts": ("plan.text_tokens=600",),
+    "frozen vision": ("model.freeze_vision=true",),
+    "checkpoints": ("learner.gradient_checkpointing=true",),
+    "each head, all layers": ("algorithm.attention.heads=each", "algorithm.attention.layers=all"),
+    "top entries": ("algorithm.attention.record=top_k", "algorithm.attention.top_k=16"),
+    "no attention term": ("algorithm=grpo",),
+    "videos": ("data=video_search",),
+}
+
+
+def plan_for(folder: Path, *overrides: str) -> tuple[OutlinedPolicy, PlanCommandConfig]:
+    config = compose_config(*overrides, kind=PlanCommandConfig)
+    kind = "cpu" if config.plan.device == "cpu" else "cuda"
+    return OutlinedPolicy(folder, config.learner.dtype, kind, config, trained=True), config
+
+
+def measured(call: Callable[[], object]) -> int:
+    """Bytes that CPU tensors hold at the highest, beside those from before."""
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+        call()
+    held = most = 0
+    for event in profiler.profiler.kineto_results.events():
+        if event.name() == "[memory]":
+            held += event.nbytes()
+            most = max(most, held)
+    return most
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_a_tiny_models_passes_hold_what_is_planned(tiny_model: Path, shape: str) -> None:
+    common = ("plan.device=cpu", "plan.text_tokens=60", "plan.response_tokens=24", "rollout.max_model_len=1024")
+    outline, config = plan_for(tiny_model, *common, *SHAPES[shape])
+    samples = step_samples(config, config.plan, outline.family)[:8]
+    policy = new_policy(outline.family, "float32", torch.device("cpu"), config, trained=True)
+    scores = {sample.id: outline.blank_scores(sample) for sample in samples}
+    batch = outline.collate(samples)
+    copied = sum(part.nbytes for part in batch.features.values())  # to the device, which here is where they are
+    found = measured(lambda: update_pass(policy, batch, samples, scores, config, outline.read))
+    assert outline.update(samples).peak == pytest.approx(found + copied, rel=0.1)
+    found = measured(lambda: score_pass(policy, batch, outline.read))
+    assert outline.score(samples).peak == pytest.approx(found + copied, rel=0.1)
+
+
+def test_what_was_encoded_is_kept(tiny_model: Path) -> None:
+    outline, config = plan_for(tiny_model, "plan.device=cpu", "plan.text_tokens=20")
+    media = [sample.prompt.media[0] for sample in step_samples(config, config.plan, outline.family)[::8]]
+    held, encoded = outline.encode(media)
+    assert held.kept == sum(part.nbytes for part in encoded.values()) == len(media) * 9 * 64 * 4 < held.peak
+
+
+def check_7b(outline: OutlinedPolicy, config: PlanCommandConfig, samples: tuple[Sample, ...]) -> None:
+    policy = new_policy(outline.family, "bfloat16", OUTLINE, config, trained=True)
+    scores = {sample.id: outline.blank_scores(sample) for sample in samples}
+    batch = outline.collate(samples)
+    with meta_stands_for("cuda"), Outlines(), MemTracker() as tracker:
+        update_pass(policy, batch.to(OUTLINE), samples, scores, config, outline.read)
+    found = tracker.get_tracker_snapshot("peak")[OUTLINE]
+    weights = sum(p.nbytes for p in policy.parameters())
+    assert outline.update(samples).peak == pytest.approx(found["Total"] - weights, rel=0.1)
+
+
+def test_passes_of_7b_layers_hold_what_torchs_tracker_finds(tiny_model: Path, tmp_path: Path) -> None:
+    folder = write_7b(tmp_path / "model", tiny_model, layers=2)
+    overrides = ("model.freeze_vision=false", "plan.medium=none", "plan.text_tokens=900", "plan.response_tokens=32")
+    outline, config = plan_for(folder, "experiment=ral_qwen2_5_vl_7b_8gpu", *overrides)
+    check_7b(outline, config, step_samples(config, config.plan, outline.family)[:8])
+
+
+@pytest.mark.long
+@pytest.mark.timeout(1800)
+def test_a_7bs_passes_hold_what_torchs_tracker_finds(tiny_model: Path, tmp_path: Path) -> None:
+    folder = write_7b(tmp_path / "model", tiny_model)
+    overrides = ("model.freeze_vision=false", "plan.medium=none", "plan.text_tokens=7000")
+    outline, config = plan_for(folder, "experiment=ral_qwen2_5_vl_7b_8gpu", *overrides)
+    check_7b(outline, config, step_samples(config, config.plan, outline.family)[:8])
+
+
+def test_integers_stay_real_and_fractions_have_no_memory() -> None:
+    with Outlines() as outlines:
+        positions = torch.arange(5, device=OUTLINE)
+        weights = torch.zeros(5, 1000)
+        chosen = weights[positions % 2 == 0]
+        flags = torch.tensor([True, False, True], device=OUTLINE)
+        assert positions.tolist() == [0, 1, 2, 3, 4] and flags.tolist() == [True, False, True]
+        assert chosen.shape == (3, 1000) and chosen.device == OUTLINE
+        assert weights.to("cpu").device == OUTLINE and weights[flags.nonzero()[:, 0]].shape == (2, 1000)
+        assert float(weights.sum()) == 0.0
+        assert outlines.peak_bytes >= 4 * 8000
+        del weights, chosen
+        assert outlines.held_bytes == 0

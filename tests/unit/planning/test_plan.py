@@ -1,0 +1,181 @@
+"""Plans of whole runs."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from ral_system.attention.packing import Packing
+from ral_system.config.commands import PlanCommandConfig
+from ral_system.errors import ConfigError
+from ral_system.models.flops import FlopCounter
+from ral_system.planning.devices import gpu
+from ral_system.planning.memory import Cache, Weights, states
+from ral_system.planning.passes import OutlinedPolicy
+from ral_system.planning.plan import Plan, make_plan
+from ral_system.planning.seconds import Clock
+from ral_system.planning.workload import BlankMedia, largest_medium, step_samples
+from ral_system.training.learner_rank import LearnerRank
+from ral_system.training.plan import plan_updates
+from tests.composed import compose_config
+from tests.unit.planning.models import write_7b
+
+VIDEO = ("experiment=video_r1_qwen2_5_vl_7b_8gpu", "data.sources.main.path=rows.json")
+
+
+@pytest.fixture(scope="module")
+def one_layer(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_7b(tmp_path_factory.mktemp("7b") / "model", tiny_model, layers=1)
+
+
+def planned(folder: Path, *overrides: str) -> tuple[Plan, PlanCommandConfig]:
+    config = compose_config(*overrides, kind=PlanCommandConfig)
+    return make_plan(config, config.plan, folder, []), config
+
+
+def test_a_step_is_as_large_as_the_settings_allow(one_layer: Path) -> None:
+    config = compose_config(*VIDEO, "plan.text_tokens=150", kind=PlanCommandConfig)
+    outline = OutlinedPolicy(one_layer, "bfloat16", "cuda", config, trained=True)
+    samples = step_samples(config, config.plan, outline.family)
+    (medium,) = samples[0].prompt.media
+    assert (len(samples), len({s.prompt.media for s in samples})) == (64, 8)
+    assert medium.frames == 128 and medium.width_px * medium.height_px == 128 * 28 * 28
+    assert samples[0].prompt.visual_tokens == 64 * 128 and len(samples[0].prompt.token_ids) == 8192 + 150
+    assert len(samples[0].response_token_ids) == 1024
+    assert outline.family.problem(samples[0].prompt.token_ids, (medium,)) is None
+    picture = config.plan.model_copy(update={"medium": "image"})
+    assert largest_medium(config, picture, outline.family) is not None
+    assert 4900 < step_samples(config, picture, outline.family)[0].prompt.visual_tokens <= 5120
+    none = config.plan.model_copy(update={"medium": "none", "response_tokens": 7})
+    alone = step_samples(config, none, outline.family)
+    assert alone[0].prompt.media == () and len(alone[0].response_token_ids) == 7
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (("rollout.max_model_len=8200", "rollout.max_new_tokens=100"), "rollout.max_model_len=8200: a prompt has 8192"),
+        (("plan.response_tokens=2000",), "plan.response_tokens=2000: a response has at most 1024"),
+        (("plan.device=cpu",), "plan.device=cpu: passes are tried on this machine"),
+    ],
+)
+def test_what_cannot_be_planned_is_one_line(one_layer: Path, overrides: tuple[str, ...], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        planned(one_layer, *VIDEO, *overrides)
+
+
+def test_data_without_videos_has_none_to_plan_for(one_layer: Path) -> None:
+    with pytest.raises(ConfigError, match=r"plan\.medium=video: data=visual_search has none; leave it null"):
+        planned(one_layer, "experiment=ral_qwen2_5_vl_7b_8gpu", "plan.medium=video")
+
+
+def test_roles_that_do_not_fit_are_named_with_what_to_change(one_layer: Path) -> None:
+    small = ("plan.medium=none", "plan.text_tokens=100", "plan.response_tokens=16")
+    fits, _ = planned(one_layer, *VIDEO, *small)
+    assert fits.problems == []
+    crowded, _ = planned(one_layer, *VIDEO, *small, "cluster.gpus_per_learner=0.1", "cluster.gpus_per_scorer=0")
+    learner, reference = crowded.problems
+    assert learner.startswith("the learner needs ") and "GiB of 7.96 on an H100; lower learner.max_tokens" in learner
+    assert reference == "cluster.gpus_per_scorer=0: the reference would run on a CPU; set it to 1"
+    tight, _ = planned(one_layer, *VIDEO, *small, "rollout.gpu_memory_utilization=0.05")
+    assert ["rollout.max_model_len=10240" in problem for problem in tight.problems] == [True]
+
+
+def test_a_group_that_is_cut_is_advised_against(one_layer: Path) -> None:
+    small = ("plan.text_tokens=200", "plan.response_tokens=16")
+    cut, _ = planned(one_layer, *VIDEO, *small, "learner.max_tokens=16600")
+    assert cut.advice[0].startswith("learner.max_tokens=16600: a group takes 16712, visual tokens twice, and is cut")
+    whole, _ = planned(one_layer, *VIDEO, *small, "rollout.workers=4")
+    assert whole.advice == []
+
+
+def test_engines_share_out_weights_gradients_and_optimiser() -> None:
+    weights = Weights(all=1000, trained=800, bytes_each=2)
+
+    def of(*overrides: str) -> tuple[dict[str, int], dict[str, int]]:
+        config = compose_config("experiment=ral_qwen2_5_vl_7b_8gpu", *overrides)
+        return states(config.learner, weights, "cpu")
+
+    shared = {"gradients": 4 * 800 // 4, "optimiser": 12 * 800 // 4}
+    assert of() == ({"weights": 500, "buffers": 2 * 800 + 2 * 1000} | shared, {})
+    assert of("learner.zero_stage=2") == ({"weights": 2000 + 1600, "buffers": 1600} | shared, {})
+    assert of("learner.offload=optimizer") == ({"weights": 500, "buffers": 3600}, shared)
+    assert of("learner.offload=optimizer_and_parameters") == ({"buffers": 3600}, {"weights": 500} | shared)
+    torch_config = compose_config("cluster=local")
+    assert states(torch_config.learner, replace(weights, bytes_each=4), "cpu") == (
+        {"weights": 4000, "gradients": 3200, "optimiser": 6400},
+        {},
+    )
+
+
+def test_a_gpu_holds_deepspeeds_bucket_whole() -> None:
+    learner = compose_config("experiment=ral_qwen2_5_vl_7b_8gpu").learner
+    device, _ = states(learner, Weights(2_000_000_000, 2_000_000_000, 2), "cuda")
+    assert device["buffers"] == 2 * 500_000_000 + 2 * 1_050_000_000
+
+
+@pytest.mark.parametrize("frozen", [False, True])
+def test_operations_are_those_that_a_learner_counts(frozen: bool, tiny_model: Path) -> None:
+    small = ("plan.text_tokens=30", "plan.response_tokens=12", "algorithm.prompts_per_step=4", "plan.medium=image")
+    overrides = (*small, f"model.freeze_vision={str(frozen).lower()}", "rollout.log_prob_gate.token=1e9")
+    config = compose_config("cluster=local", *overrides, kind=PlanCommandConfig)
+    outline = OutlinedPolicy(tiny_model, "float32", "cpu", config, trained=True)
+    samples = step_samples(config, config.plan, outline.family)
+    dealt = plan_updates(samples, updates=config.algorithm.updates_per_step, world_size=1, max_tokens=4096)
+    rank = LearnerRank(config, tiny_model, BlankMedia(), 0, 1, "rl")  # type: ignore[arg-type]
+    scores = rank.score(dealt)
+    for update in dealt.updates:
+        rank.update(update, scores, scores)
+    clock = Clock(config, outline, gpu(config.plan.model_copy(update={"device": "h100"})))
+    assert clock.update(dealt).flops == rank.work().flops
+
+
+def test_decoding_waits_for_memory_or_for_products(one_layer: Path) -> None:
+    small = ("plan.medium=none", "plan.text_tokens=100", "plan.response_tokens=16", "rollout.workers=4")
+    config = compose_config(*VIDEO, *small, kind=PlanCommandConfig)
+    outline = OutlinedPolicy(one_layer, "bfloat16", "cuda", config, trained=True)
+    samples, weights = step_samples(config, config.plan, outline.family), Weights.of(outline.model).bytes
+    slow_memory = replace(gpu(config.plan), flops_per_s=1e30, bytes_per_s=1e9, decode_s=0.5)
+    cache = Cache(bytes=10**12, token_bytes=2000)  # of an engine's 2 prompts it holds all 16 sequences
+    phase = Clock(config, outline, slow_memory).rollout(samples, cache)
+    assert phase.bound == "memory"
+    assert phase.seconds == pytest.approx(16 * (0.5 + (weights + 16 * 2000 * (100 + 8)) / 1e9))
+    full = replace(cache, bytes=2000 * (100 + 8 * 16) // 2)  # half a group: four rounds
+    phase = Clock(config, outline, slow_memory).rollout(samples, full)
+    assert phase.seconds == pytest.approx(4 * 16 * (0.5 + (weights + 4 * 2000 * (100 + 8)) / 1e9))
+    counter = FlopCounter(outline.model, outline.family)
+    token = counter.text(Packing.apart((1,))) + counter.head(1)
+    slow_products = replace(slow_memory, flops_per_s=1e9, bytes_per_s=1e30, decode_s=0.0)
+    phase = Clock(config, outline, slow_products).rollout(samples, cache)
+    prompts = counter.text(Packing.apart((100,)))
+    assert phase.bound == "arithmetic" and phase.flops == 8 * prompts + 64 * 16 * token
+    assert phase.seconds == pytest.approx((2 * prompts + 16 * 16 * token) / 1e9)
+
+
+def test_zero_3_waits_for_weights_in_every_pass(one_layer: Path) -> None:
+    small = ("plan.medium=none", "plan.text_tokens=100", "plan.response_tokens=16")
+    config = compose_config(*VIDEO, *small, kind=PlanCommandConfig)
+    outline = OutlinedPolicy(one_layer, "bfloat16", "cuda", config, trained=True)
+    samples = step_samples(config, config.plan, outline.family)
+    dealt = plan_updates(samples, updates=2, world_size=4, max_tokens=32768)
+    slow = replace(gpu(config.plan), flops_per_s=1e30, link_bytes_per_s=1e9)
+    gathering_s = 0.75 * Weights.of(outline.model).bytes / 1e9
+    clock = Clock(config, outline, slow)
+    assert [len(update.shards[0]) for update in dealt.updates] == [1, 1]
+    assert clock.score(dealt).seconds == pytest.approx(2 * gathering_s)
+    assert clock.update(dealt).seconds == pytest.approx(3 * 2 * gathering_s)
+    assert clock.update(dealt).bound == "links"
+
+
+def test_staleness_lets_learners_and_engines_work_side_by_side(one_layer: Path) -> None:
+    small = ("plan.medium=none", "plan.text_tokens=100", "plan.response_tokens=16")
+    turns, _ = planned(one_layer, *VIDEO, *small)
+    beside, _ = planned(one_layer, *VIDEO, *small, "algorithm.max_staleness=1")
+    rollout, reference, *learning = (phase.seconds for phase in turns.phases)
+    generating = max(rollout, reference) + reference / 8
+    assert turns.step_s == pytest.approx(generating + sum(learning))
+    assert beside.step_s == pytest.approx(max(generating, sum(learning)))
+    (learner, *_) = beside.roles
+    assert learner.host["published"] == 2 * turns.roles[0].host["published"]
