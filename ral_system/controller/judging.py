@@ -73,6 +73,7 @@ def rollout_metrics(rollouts: Sequence[Rollout]) -> dict[str, float]:
         "rollout/repetition": sum(repetition(r.completion.token_ids) for r in rollouts) / len(rollouts),
         "rollout/truncated": sum(_was_cut(r.completion) for r in rollouts) / len(rollouts),
         "rollout/tokens": float(sum(lengths)),
+        "rollout/first_token_s": sum(r.completion.first_token_s for r in rollouts) / len(rollouts),
         "rollout/groups_without_signal": sum(a == {0.0} for a in groups.values()) / len(groups),
     }
 

@@ -1,18 +1,20 @@
-"""Who worked when: every process notes its calls, and a run's notes become one trace and an idle share per process.
+"""Who worked when, and with how much memory: every process notes its calls, and a run's notes become one trace, an
+idle share per process and a peak per call.
 
-`logs/<role>_<rank>.spans.jsonl`, a line `{"name": "update", "start_s": 1732180000.1, "end_s": 1732180001.9}`, in
-seconds of the epoch. The controller's lines are its phases, and also name their stage.
+`logs/<role>_<rank>.spans.jsonl`, a line `{"name": "update", "start_s": 1732180000.1, "end_s": 1732180001.9,
+"peak_gib": 41.2}`, in seconds of the epoch. The controller's lines are its phases, and also name their stage.
 """
 
 from __future__ import annotations
 
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from ral_system.observability.jsonl import dump, read_objects, write_atomically
+from ral_system.observability.memory import take_peak_gib
 
 TRACE_FILE = "trace.json"
 CONTROLLER = "controller"
@@ -36,7 +38,8 @@ class SpanLog:
         """Something that took `seconds` has just ended."""
         if seconds >= _SHORTEST_S:
             now = time.time()
-            line = {"name": name, "start_s": round(now - seconds, 6), "end_s": round(now, 6), **self._labels}
+            times = {"start_s": round(now - seconds, 6), "end_s": round(now, 6)}
+            line = {"name": name, **times, "peak_gib": round(take_peak_gib(), 4), **self._labels}
             self._file.write(dump(line) + "\n")
             self._file.flush()
 
@@ -60,6 +63,7 @@ def write_trace(run_folder: Path) -> None:
                 "tid": number,
                 "ts": round(1e6 * (line["start_s"] - begin)),
                 "dur": round(1e6 * (line["end_s"] - line["start_s"])),
+                "args": {"peak_gib": line.get("peak_gib")},
             }
             for line in lines
         ]
@@ -73,8 +77,8 @@ def idle_shares(run_folder: Path, stage: str) -> dict[str, float]:
     for a stage that left no notes.
     """
     lanes = _lanes(run_folder)
-    phases = [(line["start_s"], line["end_s"]) for line in lanes.pop(CONTROLLER, []) if line.get("stage") == stage]
-    window = merged(phases)
+    window = merged([(line["start_s"], line["end_s"]) for line in _of_stage(lanes, stage)])
+    lanes.pop(CONTROLLER, None)
     total = sum(end - start for start, end in window)
     if not total:
         return {}
@@ -83,6 +87,27 @@ def idle_shares(run_folder: Path, stage: str) -> dict[str, float]:
         for lane, lines in lanes.items()
     }
     return {lane: 1 - seconds / total for lane, seconds in busy.items() if seconds}
+
+
+def peak_memory(run_folder: Path, stage: str) -> dict[str, dict[str, float]]:
+    """The most memory that each process held in each of its calls during the stage, in GiB; the controller's by phase.
+
+    Since the process's call before: what it holds between calls counts for the next one.
+    """
+    lanes = _lanes(run_folder)
+    window = merged([(line["start_s"], line["end_s"]) for line in _of_stage(lanes, stage)])
+    found: dict[str, dict[str, float]] = {}
+    for lane, lines in lanes.items():
+        for line in lines:
+            inside = line.get("stage", stage) == stage and overlap([(line["start_s"], line["end_s"])], window)
+            if inside and "peak_gib" in line:
+                peaks = found.setdefault(lane, {})
+                peaks[line["name"]] = max(line["peak_gib"], peaks.get(line["name"], 0.0))
+    return found
+
+
+def _of_stage(lanes: Mapping[str, Sequence[dict[str, Any]]], stage: str) -> list[dict[str, Any]]:
+    return [line for line in lanes.get(CONTROLLER, []) if line.get("stage") == stage]
 
 
 def merged(spans: Sequence[Span]) -> list[Span]:

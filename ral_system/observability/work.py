@@ -23,7 +23,7 @@ class Work:
     """The model's operations. A backward pass counts twice, recomputation not at all."""
     unshared_flops: int = 0
     peak_gib: float = 0.0
-    """Memory: of a GPU at its highest in these updates, on CPU of the process at its highest so far."""
+    """Memory at its highest in these updates: of the GPU, or on CPU of the process."""
     device: str = ""
 
     def __add__(self, other: Work) -> Work:

@@ -13,6 +13,7 @@ from ral_system.report.charts import figure
 from ral_system.report.load import Headline, RunData, headline, read_run
 from ral_system.report.media import FramesOf, ReportMedia
 from ral_system.report.page import page
+from ral_system.report.processes import processes
 from ral_system.report.rollouts import rollout_sections
 from ral_system.report.sections import sections
 from ral_system.report.svg import scientific
@@ -60,7 +61,7 @@ def _body(run: RunData, media: ReportMedia) -> str:
         drawn = "".join(figure(chart) for chart in charts)
         if drawn:
             parts.append(f'<section><h2>{escape(title)}</h2><div class="charts">{drawn}</div></section>')
-    parts.append(rollout_sections(run, media))
+    parts += [processes(run.summary), rollout_sections(run, media)]
     folds = [("config.yaml", run.config_text), ("Versions and commands", _commands(run))]
     if drawn := "".join(_fold(title, text) for title, text in folds if text):
         parts.append(f"<section><h2>Configuration</h2>{drawn}</section>")

@@ -7,6 +7,7 @@ generation_config.json holds. Suffixes: B sequences, T tokens so far (left-padde
 from __future__ import annotations
 
 import gc
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -50,6 +51,8 @@ class _Row:
     version: int = 0
     switches: list[tuple[int, int]] = field(default_factory=list)
     restarts: int = 0
+    begun_s: float = field(default_factory=time.perf_counter)
+    first_token_s: float = 0.0
 
     def new_weights(self, version: int, *, discard: bool) -> None:
         """Go on, or begin again, with these weights."""
@@ -205,6 +208,7 @@ class HfEngine:
             tokens_B = torch.searchsorted(cumulative_BV, target_B[:, None], right=True)[:, 0]
         log_probs_B = log_p_BV.gather(-1, tokens_B[:, None])[:, 0]
         for row, token, log_prob in zip(rows, tokens_B.tolist(), log_probs_B.tolist(), strict=True):
+            row.first_token_s = row.first_token_s or time.perf_counter() - row.begun_s
             row.token_ids.append(token)
             row.log_probs.append(log_prob)
         if sampling.top_tokens:
@@ -267,6 +271,7 @@ class HfEngine:
             switches=tuple(row.switches),
             restarts=row.restarts,
             seed=row.seed,
+            first_token_s=row.first_token_s,
         )
         banned = frozenset(self._banned.tolist())
         check_completion(

@@ -86,7 +86,7 @@ class VllmEngine:
             logprobs_mode="processed_logprobs",
             limit_mm_per_prompt=dict(MAX_MEDIA),
             mm_processor_cache_gb=_MEDIA_CACHE_GIB,
-            disable_log_stats=True,
+            disable_log_stats=False,
             # With a step in flight, a token of the old weights could be labelled with the new ones.
             async_scheduling=None if config.handover == "finish" else False,
             **self._family.engine_arguments(),
@@ -230,6 +230,7 @@ class VllmEngine:
             top=_top_tokens(token_ids, result.logprobs, sampling.top_tokens) if sampling.top_tokens else None,
             switches=tuple((span.start, int(span.version)) for span in later),
             seed=completion_seed(sampling.seed, prompt.id, index),
+            first_token_s=output.metrics.first_token_latency,
         )
         check_completion(
             prompt,

@@ -9,7 +9,7 @@ from typing import Any
 from ral_system.config.choices import STAGES
 from ral_system.errors import GATE_COUNTERS, GateError
 from ral_system.observability.jsonl import read_objects, write_atomically
-from ral_system.observability.timeline import idle_shares
+from ral_system.observability.timeline import idle_shares, peak_memory
 from ral_system.runs.folder import RunFolder
 
 
@@ -40,6 +40,7 @@ def write_summary(folder: RunFolder, *, name: str, algorithm: str, seed: int, fa
         **failures,
         "rollout_tokens_per_s": rl["rollout_tokens"] / rl["rollout_s"] if rl else None,
         "idle_share": idle_shares(folder.root, "rl") if rl else None,
+        "peak_gib": peak_memory(folder.root, "rl") if rl else None,
         "wall_s": {
             stage: {"total": result.get("wall_s"), **result.get("phases_s", {})} for stage, result in results.items()
         },

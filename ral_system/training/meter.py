@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import resource
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,6 +11,7 @@ import torch
 from ral_system.data.collate import TensorBatch
 from ral_system.models.flops import FlopCounter
 from ral_system.models.policy import PolicyModel
+from ral_system.observability.memory import peak_gib
 from ral_system.observability.work import Work
 from ral_system.types import MicroBatch
 
@@ -30,14 +30,9 @@ class Meter:
     def update(self) -> Iterator[None]:
         """Time the update inside the block."""
         began = time.perf_counter()
-        if self._device.type == "cuda":
-            torch.cuda.reset_peak_memory_stats(self._device)
         yield
-        if self._device.type == "cuda":
-            peak, name = torch.cuda.max_memory_allocated(self._device) / 2**30, torch.cuda.get_device_name(self._device)
-        else:
-            peak, name = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, "cpu"
-        self._work += Work(time.perf_counter() - began, peak_gib=peak, device=name)
+        name = torch.cuda.get_device_name(self._device) if self._device.type == "cuda" else "cpu"
+        self._work += Work(time.perf_counter() - began, peak_gib=peak_gib(), device=name)
 
     def count(self, batch: TensorBatch, samples: MicroBatch) -> None:
         """Count one micro-batch that is trained on."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Generator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from ral_system.types.records import TokenRecord
 
@@ -46,6 +46,8 @@ class Completion:
     """With `rollout.on_new_weights=discard`: how often it was begun again, in the engine's queue or out of it."""
     seed: int = 0
     """Seed of this completion's sampling; with the weights, it is enough to reproduce the completion."""
+    first_token_s: float = field(default=0.0, compare=False)
+    """Seconds from when the engine took it on to its first token, the wait in the engine's queue included."""
 
     @property
     def id(self) -> str:

@@ -224,7 +224,7 @@ class Left:
         assert self.lines("rollouts.jsonl") == other.lines("rollouts.jsonl")
 
 
-SPEEDS = ("learner/tflops", "learner/unshared_tflops", "learner/peak_gib")
+SPEEDS = ("learner/tflops", "learner/unshared_tflops", "learner/peak_gib", "rollout/first_token_s")
 
 
 def _is_time(name: str) -> bool:

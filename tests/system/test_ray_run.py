@@ -62,6 +62,10 @@ def test_every_role_on_ray(commands, left, marked, end_of, mark: str, tmp_path: 
 
     lanes = {"learner_0", "learner_1", "rollout_0", "reference_0", "reward_0"}
     assert summary["idle_share"].keys() == lanes and all(0 < share < 1 for share in summary["idle_share"].values())
+    assert summary["peak_gib"].keys() == lanes | {"controller"}
+    assert {"score", "update", "publish"} <= summary["peak_gib"]["learner_0"].keys()
+    assert all(0.05 < peak < 16 for peaks in summary["peak_gib"].values() for peak in peaks.values())
+    assert "<td>learner 0</td>" in (run.folder / "report.html").read_text()
     events = json.loads((run.folder / "trace.json").read_text())["traceEvents"]
     assert {e["args"]["name"] for e in events if e["ph"] == "M"} == lanes | {"controller"}
     assert {"generate", "score", "update", "load_weights", "publish"} <= {e["name"] for e in events}

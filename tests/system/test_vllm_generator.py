@@ -331,6 +331,7 @@ def test_throughput(setting: Setting) -> None:
     found = setting.generate(sampling=replace(SAMPLING, completions=16, max_new_tokens=48))
     tokens = sum(len(c.token_ids) for c in found.values())
     elapsed = time.perf_counter() - started
+    assert all(0 < c.first_token_s < elapsed for c in found.values())
     print(
         f"{tokens} tokens in {elapsed:.2f} s: {tokens / elapsed:.0f} tokens/s ({os.environ['OMP_NUM_THREADS']} thread)"
     )

@@ -21,7 +21,14 @@ from tests.unit.rewards.settings import reward_config
 
 def rollout(prompt_id: int, index: int, tokens: int, reward: RewardResult, advantage: float, reason: str) -> Rollout:
     completion = Completion(
-        f"train/{prompt_id}", index, (1,) * tokens, (0.0,) * tokens, "", FinishReason(reason), weight_version=0
+        f"train/{prompt_id}",
+        index,
+        (1,) * tokens,
+        (0.0,) * tokens,
+        "",
+        FinishReason(reason),
+        weight_version=0,
+        first_token_s=0.1 + index,
     )
     return Rollout(prompt(prompt_id), completion, reward, advantage)
 
@@ -49,6 +56,7 @@ def test_rollout_metrics_by_hand() -> None:
             "rollout/repetition": 0.5 / 4,  # the five tokens are alike: one of two runs of four was there before
             "rollout/truncated": 0.25,
             "rollout/tokens": 16.0,
+            "rollout/first_token_s": 0.6,
             "rollout/groups_without_signal": 0.5,
         }
     )

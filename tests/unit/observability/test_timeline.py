@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from ral_system.observability.progress import PhaseTimer
-from ral_system.observability.timeline import SpanLog, idle_shares, merged, overlap, write_trace
+from ral_system.observability.timeline import SpanLog, idle_shares, merged, overlap, peak_memory, write_trace
 
 
 def note(folder: Path, lane: str, *spans: tuple[str, float, float], **labels: str) -> None:
@@ -66,6 +66,36 @@ def test_phases_of_a_timer_are_noted_with_what_is_their_own(tmp_path: Path) -> N
     assert all(line["stage"] == "rl" for line in lines)
     for earlier, later in pairwise(lines):
         assert before - 1 < earlier["start_s"] < earlier["end_s"] <= later["start_s"] + 1e-3
+
+
+def test_the_most_memory_of_each_call_in_a_stage(tmp_path: Path) -> None:
+    def line(name: str, start: float, end: float, gib: float, **labels: str) -> str:
+        return json.dumps({"name": name, "start_s": start, "end_s": end, "peak_gib": gib, **labels}) + "\n"
+
+    logs = tmp_path / "logs"
+    logs.mkdir()
+    phases = line("update", 4, 10, 1.0, stage="rl") + line("update", 20, 30, 9.0, stage="sft")
+    (logs / "controller.spans.jsonl").write_text(phases)
+    calls = (
+        line("score", 4, 5, 3.0) + line("update", 5, 7, 5.0) + line("update", 7, 9, 4.0) + line("update", 21, 25, 8.0)
+    )
+    (logs / "learner_0.spans.jsonl").write_text(calls)
+    note(tmp_path, "reward_0", ("judge", 4, 5))  # of an earlier version
+    assert peak_memory(tmp_path, "rl") == {"controller": {"update": 1.0}, "learner_0": {"score": 3.0, "update": 5.0}}
+    assert peak_memory(tmp_path, "perceive") == {}
+
+
+def test_each_call_has_its_own_peak(tmp_path: Path) -> None:
+    spans = SpanLog(tmp_path / "logs", "actor_0")
+    spans.ended("start", 1.0)
+    held = bytearray(300 << 20)
+    del held
+    spans.ended("large", 1.0)
+    spans.ended("small", 1.0)
+    spans.close()
+    lines = [json.loads(line) for line in (tmp_path / "logs" / "actor_0.spans.jsonl").read_text().splitlines()]
+    start, large, small = (line["peak_gib"] for line in lines)
+    assert large > small + 0.25 and large > 0.29 and start > 0
 
 
 def test_merging_and_overlapping() -> None:

@@ -1,3 +1,4 @@
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -122,6 +123,12 @@ def test_sampling_follows_the_distribution(setting: Setting) -> None:
 def test_greedy_takes_the_best_token_and_reports_temperature_one(setting: Setting) -> None:
     found = setting.generate(sampling=replace(SAMPLING, completions=1, temperature=0.0))
     setting.check_parity(found, 1.0)
+
+
+def test_the_first_token_is_timed_with_the_wait_before_it(setting: Setting) -> None:
+    engine, began = setting.new_engine(max_sequences=1), time.perf_counter()
+    first, second = engine.generate(setting.prompts[:1], replace(SAMPLING, completions=2))
+    assert 0 < first.first_token_s < second.first_token_s < time.perf_counter() - began
 
 
 def test_a_response_ends_at_its_stop_token_or_at_the_limit(setting: Setting) -> None:
