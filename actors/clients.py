@@ -10,7 +10,7 @@ from typing import Any
 import ray
 
 from ral_system.actors.group import Call, Member, stream, wait_all
-from ral_system.data.micro_batches import groups_of, price
+from ral_system.data.micro_batches import Bundler, groups_of, price
 from ral_system.observability.work import meters
 from ral_system.protocols import Ref
 from ral_system.types import (
@@ -85,31 +85,40 @@ class RayRewarder:
 class RayFrozenModel:
     """`FrozenModel` over scorer actors with the same model, which share the groups of a batch.
 
-    A group goes to the actor that was given the fewest tokens of the batch so far, so the same batch is always shared
-    out in the same way.
+    Groups go in bundles, each to the actor that was given the fewest tokens of the batch so far, so the same batch is
+    always shared out in the same way. `max_tokens`: those of a pass.
     """
 
-    def __init__(self, members: Sequence[Member], call_timeout_s: float) -> None:
+    def __init__(self, members: Sequence[Member], max_tokens: int, call_timeout_s: float) -> None:
         self._members = members
+        self._bundler = Bundler(max_tokens)
         self._timeout_s = call_timeout_s
         self._calls: list[Call] = []
         self._tokens = [0] * len(members)
         self._scored_by: dict[str, int] = {}
 
     def submit(self, samples: Sequence[Sample]) -> None:
-        """Start scoring. A failure is raised by the first call that finds it, this one at the earliest."""
+        """Start scoring, or wait for more. A failure is raised by the first call that finds it, this one at the
+        earliest.
+        """
+        if bundle := self._bundler.add(samples):
+            self._send(bundle)
+        refs = [call.ref for call in self._calls]
+        ready = set(ray.wait(refs, num_returns=len(refs), timeout=0)[0]) if refs else set()
+        wait_all([call for call in self._calls if call.ref in ready], self._timeout_s, "scoring")
+        self._calls = [call for call in self._calls if call.ref not in ready]
+
+    def _send(self, samples: Sequence[Sample]) -> None:
         index = self._tokens.index(min(self._tokens))
         self._tokens[index] += sum(map(price, groups_of(samples)))
         self._scored_by |= dict.fromkeys((sample.id for sample in samples), index)
         member = self._members[index]
         self._calls.append(Call(member, member.handle.score.remote(samples)))
-        refs = [call.ref for call in self._calls]
-        ready = set(ray.wait(refs, num_returns=len(refs), timeout=0)[0])
-        wait_all([call for call in self._calls if call.ref in ready], self._timeout_s, "scoring")
-        self._calls = [call for call in self._calls if call.ref not in ready]
 
     def collect(self, plan: TrainPlan) -> Sequence[Ref]:
         """Wait for the submitted samples; the scores stay with the actors until a learner asks for them."""
+        if bundle := self._bundler.rest():
+            self._send(bundle)
         calls, self._calls = self._calls, []
         wait_all(calls, self._timeout_s, "scoring")
         scored_by, self._scored_by = self._scored_by, {}

@@ -90,8 +90,9 @@ class RayRoles:
         self.learner = RayLearner(self._of("learner"), timeout_s, keeps_offers)
         self.rewarder = RayRewarder(self._of("reward"), timeout_s)
         reference = self._of("reference")
-        self.reference = RayFrozenModel(reference, timeout_s) if reference else None
-        self.teachers = [RayFrozenModel([member], timeout_s) for member in self._of("teacher")]
+        own, teachers = config.learner.max_tokens, config.teacher.max_tokens
+        self.reference = RayFrozenModel(reference, own, timeout_s) if reference else None
+        self.teachers = [RayFrozenModel([member], teachers, timeout_s) for member in self._of("teacher")]
 
     @property
     def members(self) -> Sequence[Member]:

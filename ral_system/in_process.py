@@ -11,6 +11,7 @@ import torch
 
 from ral_system.config.choices import Stage
 from ral_system.config.commands import TrainConfig
+from ral_system.data.micro_batches import Bundler
 from ral_system.media.store import node_store
 from ral_system.models.folders import local_model_folder
 from ral_system.observability.work import meters
@@ -59,7 +60,8 @@ class InProcessRoles:
                     dtype=config.learner.dtype,
                     temperature=rollout.temperature,
                     max_tokens=config.learner.max_tokens,
-                )
+                ),
+                config.learner.max_tokens,
             )
         self.teachers = [
             _FrozenModel(
@@ -71,7 +73,8 @@ class InProcessRoles:
                     model_folder,
                     media,
                     temperature=rollout.temperature,
-                )
+                ),
+                config.teacher.max_tokens,
             )
             for role in config.teachers
             if stage == "rl"
@@ -94,13 +97,14 @@ class _Generator:
 
 
 class _FrozenModel:
-    def __init__(self, scorer: FrozenScorer) -> None:
-        self._scorer = scorer
+    def __init__(self, scorer: FrozenScorer, max_tokens: int) -> None:
+        self._scorer, self._bundler = scorer, Bundler(max_tokens)
 
     def submit(self, samples: Sequence[Sample]) -> None:
-        self._scorer.score(samples)
+        self._scorer.score(self._bundler.add(samples))
 
     def collect(self, plan: TrainPlan) -> Sequence[Ref]:
+        self._scorer.score(self._bundler.rest())
         return [self._scorer.take(plan.rank_ids(0))]
 
     def visual_rewards(self, scores: Sequence[Ref]) -> Mapping[str, float]:

@@ -9,7 +9,7 @@ from torch import nn
 
 from ral_system.config.commands import TrainConfig
 from ral_system.config.learner import LearnerConfig
-from ral_system.data.micro_batches import groups_of, micro_batches, price
+from ral_system.data.micro_batches import bundles, groups_of, micro_batches, price
 from ral_system.models.loading import TORCH_DTYPES
 from ral_system.planning.devices import Device
 from ral_system.planning.passes import OutlinedPolicy
@@ -46,9 +46,9 @@ class Role:
         samples: Sequence[Sample],
         max_tokens: int,
     ) -> Role:
-        """A frozen model that scores one group at a time."""
-        group = max(groups_of(samples), key=_tokens)
-        largest = max(micro_batches([group], max_tokens), key=_tokens)
+        """A frozen model that scores bundles of groups."""
+        passes = (p for b in bundles(groups_of(samples), max_tokens) for p in micro_batches(groups_of(b), max_tokens))
+        largest = max(passes, key=_tokens)
         weights = Weights.of(policy.model).bytes
         return cls(name, processes, gpus, {"weights": weights}, {"score": policy.score(largest).peak}, {})
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from ral_system.config.commands import TrainConfig
 from ral_system.config.plan import PlanConfig
-from ral_system.data.micro_batches import groups_of, price
+from ral_system.data.micro_batches import bundles, groups_of, price
 from ral_system.planning.devices import Device, gpu, this_cpu
 from ral_system.planning.memory import Role, largest_micro_batch, learner_role, rollout_role
 from ral_system.planning.passes import OutlinedPolicy
@@ -62,7 +62,7 @@ def make_plan(config: TrainConfig, plan: PlanConfig, folder: Path, teachers: Seq
     generating = clock.rollout(samples, cache)
     frozen = list(_frozen(config, kind, folder, teachers, samples, clock))
     learning = [clock.score(dealt), clock.update(dealt), clock.publish()]
-    step_s = _step_seconds(generating, [phase for _, phase in frozen], learning, config)
+    step_s = _step_seconds(config, samples, generating, [phase for _, phase in frozen], learning)
     roles = [learner_role(config, policy, dealt, kind), rollout, *(role for role, _ in frozen)]
     size = clock.checkpoint_bytes()
     return Plan(
@@ -94,10 +94,17 @@ def _frozen(
         yield role, clock.frozen("teacher", outline, samples, 1)
 
 
-def _step_seconds(generating: Phase, frozen: Sequence[Phase], learning: Sequence[Phase], config: TrainConfig) -> float:
-    """Frozen models score groups while others are generated, all but the last; with staleness learners work beside."""
+def _step_seconds(
+    config: TrainConfig,
+    samples: Sequence[Sample],
+    generating: Phase,
+    frozen: Sequence[Phase],
+    learning: Sequence[Phase],
+) -> float:
+    """Frozen models score while engines generate, all but the last bundle; with staleness learners work beside both."""
     scoring_s = max((phase.seconds for phase in frozen), default=0.0)
-    generating_s = max(generating.seconds, scoring_s) + scoring_s / config.algorithm.prompts_per_step
+    last_s = scoring_s / len(bundles(groups_of(samples), config.learner.max_tokens))
+    generating_s = max(generating.seconds, scoring_s) + last_s
     learning_s = sum(phase.seconds for phase in learning)
     return max(generating_s, learning_s) if config.algorithm.max_staleness else generating_s + learning_s
 

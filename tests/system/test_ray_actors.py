@@ -235,7 +235,7 @@ def test_two_processes_of_the_reference_find_the_scores_of_one(roles: RayRoles, 
     members = [m for m in roles.members if m.role == "reference"]
     found = []
     for count in (1, 2):
-        reference = RayFrozenModel(members[:count], 60.0)
+        reference = RayFrozenModel(members[:count], 8, 60.0)
         for group in groups_of(samples):
             reference.submit(group)
         ranks = reference.collect(plan)

@@ -46,7 +46,7 @@ def test_a_group_goes_to_the_actor_with_the_fewest_tokens_of_the_batch(members: 
     groups = [group(name, tokens) for name, tokens in (("a", 10), ("b", 3), ("c", 4), ("d", 3), ("e", 1))]
     samples = [sample for members_of in groups for sample in members_of]
     plan = plan_updates(samples, updates=1, world_size=2, max_tokens=100)
-    reference = RayFrozenModel(members, 1.0)
+    reference = RayFrozenModel(members, 8, 1.0)  # a group is a bundle
     for _ in range(2):  # the next batch is shared out as the first
         for of_group in groups:
             reference.submit(of_group)
@@ -59,6 +59,18 @@ def test_a_group_goes_to_the_actor_with_the_fewest_tokens_of_the_batch(members: 
         by_member = {part.done.member.rank: taken[part.done.member.rank][rank] for part in parts}
         assert sorted(id for ids in by_member.values() for id in ids) == sorted(plan.rank_ids(rank))
         assert all({id[0] for id in ids} <= set(scored[index]) for index, ids in by_member.items())
+
+
+def test_small_groups_are_scored_in_bundles(members: list[Member]) -> None:
+    groups = [group(name, tokens) for name, tokens in (("a", 6), ("b", 3), ("c", 10), ("d", 2), ("e", 1))]
+    plan = plan_updates([s for g in groups for s in g], updates=1, world_size=1, max_tokens=100)
+    reference = RayFrozenModel(members[:1], 8 * 12, 1.0)
+    for _ in range(2):
+        for of_group in groups:  # prices 8, 5, 12, 4, 3
+            reference.submit(of_group)
+        reference.collect(plan)
+    scored = ["".join(s.id[0] for s in samples) for method, samples in members[0].handle.calls if method == "score"]
+    assert scored == ["aabb", "cc", "ddee"] * 2
 
 
 def test_a_step_asks_the_verifiers_once_for_each_group(

@@ -174,7 +174,7 @@ def test_staleness_lets_learners_and_engines_work_side_by_side(one_layer: Path) 
     turns, _ = planned(one_layer, *VIDEO, *small)
     beside, _ = planned(one_layer, *VIDEO, *small, "algorithm.max_staleness=1")
     rollout, reference, *learning = (phase.seconds for phase in turns.phases)
-    generating = max(rollout, reference) + reference / 8
+    generating = max(rollout, reference) + reference  # all groups are one bundle
     assert turns.step_s == pytest.approx(generating + sum(learning))
     assert beside.step_s == pytest.approx(max(generating, sum(learning)))
     (learner, *_) = beside.roles

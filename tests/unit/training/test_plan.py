@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ral_system.data.micro_batches import groups_of, micro_batches, price
+from ral_system.data.micro_batches import bundles, groups_of, micro_batches, price
 from ral_system.training.plan import plan_updates
 from ral_system.types import Counts, Media, Prompt, Sample, UpdatePlan
 
@@ -119,3 +119,15 @@ def test_what_cannot_be_dealt_is_refused() -> None:
         message = f"{count} samples do not divide into {updates} updates on {ranks} ranks"
         with pytest.raises(ValueError, match=message):
             plan_updates(group("p", count), updates=updates, world_size=ranks, max_tokens=100)
+
+
+@given(st.lists(st.integers(1, 40), min_size=1, max_size=12), st.integers(1, 400))
+def test_bundles_hold_groups_in_order_until_a_pass_is_worth_while(sizes: list[int], max_tokens: int) -> None:
+    groups = [tuple(group(f"p{i}", size)) for i, size in enumerate(sizes)]
+    found = bundles(groups, max_tokens)
+    assert [s for bundle in found for s in bundle] == [s for group in groups for s in group]
+    for bundle in found:
+        *earlier, last = groups_of(bundle)
+        assert all(whole in groups for whole in (*earlier, last))  # whole ones
+        assert sum(map(price, earlier)) < max(1, max_tokens // 8)
+        assert bundle == found[-1] or sum(map(price, groups_of(bundle))) >= max_tokens // 8
