@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import functools
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+from PIL import Image
 
 from ral_system.config.choices import ResponseFormat, SupervisedStage
 from ral_system.config.data import ScenesConfig, VisualSearchConfig
@@ -14,10 +16,13 @@ from ral_system.errors import DataError
 from ral_system.media.store import MediaStore
 from ral_system.tasks.demonstrations import Demonstration, read_demonstrations
 from ral_system.tasks.visual_search import KINDS, Record, VisualSearch
-from ral_system.types import Prompt, Sample, Split
+from ral_system.types import Media, Prompt, Sample, Split
 
 GLANCE = "glance"
 """Thought of a demonstration that looks nothing up."""
+
+_STORED = Image.new("RGB", (1, 1))
+"""Stands in for a record's picture once the store has it."""
 
 _STRIDE = 7919
 """Distance between the first records of two seeds: a prime, so that few coincide for any number of records."""
@@ -40,7 +45,7 @@ class VisualSearchRecords:
 class VisualSearchPrompts:
     """Prompt `i` of a split is a pure function of (data seed, split, i); its picture is stored when drawn.
 
-    Records repeat after `config.train_records`, so that pictures are drawn and stored once.
+    Records repeat after `config.train_records`; each is drawn and its picture stored once.
     """
 
     def __init__(
@@ -51,10 +56,11 @@ class VisualSearchPrompts:
         self._renderer = renderer
         self._media = media
         self._format = format
+        self._drawn: dict[tuple[Split, int], tuple[Record, Media]] = {}
 
     def question(self, split: Split, index: int) -> Prompt:
         """The `index`-th question of `split`, to be answered."""
-        return self._question(self._record(split, index))
+        return self._question(*self._record(split, index))
 
     def held_out(self, count: int) -> list[Prompt]:
         """The first `count` held-out questions; kinds take turns."""
@@ -72,12 +78,12 @@ class VisualSearchPrompts:
         at = index + (seed * _STRIDE if split == "train" else 0)
         if stage == "sft" and split == "train" and self._config.demonstrations:
             return self._from_file(*self._demonstrations[at % len(self._demonstrations)])
-        record = self._record(split, at)
+        record, picture = self._record(split, at)
         if stage == "perceive":
             question, answer = record.caption_question, record.caption
             if split == "held_out" or index >= self._config.search_from:
                 question, answer = f"{question} {record.search_question}", f"{answer} {record.search}".strip()
-            prompt = self._prompt(record, "caption", question, answer, suffix="/caption")
+            prompt = self._prompt(record, picture, "caption", question, answer, suffix="/caption")
             response = f"<answer> {answer} </answer>"
         else:
             thought, answer = record.thought, record.answer
@@ -87,7 +93,7 @@ class VisualSearchPrompts:
                 if self._at_a_glance(split, at):
                     thought, answer = GLANCE, record.glance
                 response = f"<think> {thought} </think> <answer> {answer} </answer>"
-            prompt = self._question(record)
+            prompt = self._question(record, picture)
         return Sample(prompt.id, prompt, self._renderer.response(response))
 
     @functools.cached_property
@@ -102,7 +108,7 @@ class VisualSearchPrompts:
         return found
 
     def _from_file(self, demonstration: Demonstration, token_ids: tuple[int, ...]) -> Sample:
-        prompt = self._question(self._record("train", demonstration.index))
+        prompt = self._question(*self._record("train", demonstration.index))
         if prompt.question != demonstration.question:
             raise DataError(
                 f"data.demonstrations={self._config.demonstrations}: the demonstration of {prompt.id} answers "
@@ -116,17 +122,21 @@ class VisualSearchPrompts:
         rng = np.random.default_rng([self._config.seed, index, 2 if split == "train" else 3])
         return bool(rng.random() < self._config.glance_share)
 
-    def _question(self, record: Record) -> Prompt:
-        return self._prompt(record, record.kind, record.question, record.answer, suffix="")
+    def _question(self, record: Record, picture: Media) -> Prompt:
+        return self._prompt(record, picture, record.kind, record.question, record.answer, suffix="")
 
-    def _record(self, split: Split, index: int) -> Record:
-        return self._source.record(split, index % self._config.train_records if split == "train" else index)
+    def _record(self, split: Split, index: int) -> tuple[Record, Media]:
+        at = index % self._config.train_records if split == "train" else index
+        if (split, at) not in self._drawn:
+            record = self._source.record(split, at)
+            self._drawn[split, at] = replace(record, image=_STORED), self._media.put(record.image)
+        return self._drawn[split, at]
 
-    def _prompt(self, record: Record, kind: str, question: str, answer: str, *, suffix: str) -> Prompt:
+    def _prompt(self, record: Record, picture: Media, kind: str, question: str, answer: str, *, suffix: str) -> Prompt:
         return self._renderer.prompt(
             id=f"{record.split}/{record.index}{suffix}",
             kind=kind,
             question=question,
             answer=answer,
-            media=(self._media.put(record.image),),
+            media=(picture,),
         )

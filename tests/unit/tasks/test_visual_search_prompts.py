@@ -84,6 +84,15 @@ def test_training_records_repeat_and_held_out_ones_do_not(make: Make) -> None:
     assert prompts.question("held_out", 20) != prompts.question("held_out", 0)
 
 
+def test_a_record_is_drawn_once(make: Make, media: MediaStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    stored = []
+    monkeypatch.setattr(media, "put", lambda image, put=media.put: stored.append(image.size) or put(image))
+    prompts = make()
+    first = [prompts.demonstration("perceive", "train", i) for i in (3, 23)] + [prompts.question("train", 3)]
+    assert stored == [(3 * CELL_PX, 3 * CELL_PX)]
+    assert [s.media for s in (first[0].prompt, first[1].prompt, first[2])] == 3 * [make().question("train", 3).media]
+
+
 def test_prompts_are_pure_and_ids_tell_splits_and_records_apart(make: Make, media: MediaStore) -> None:
     prompts = make()
     found = [prompts.question(split, i) for split in ("train", "held_out") for i in range(10)]  # type: ignore[arg-type]
