@@ -169,7 +169,7 @@ SETTINGS: dict[str, tuple[dict[str, Any], list[str]]] = {
     "the engine alone, in place of the group": (
         {"learner.engine": "torch", "rollout.engine": "hf"},
         [
-            "learner.zero_stage=2: learner.engine=torch has no such setting",
+            "learner.zero_stage=0: learner.engine=torch has no such setting",
             "rollout.tensor_parallel=1: rollout.engine=hf has no such setting",
             "or choose rollout=hf as a group, without it, or rollout=vllm, which has it",
         ],

@@ -132,7 +132,9 @@ def test_values_out_of_range_are_named(defaults, path: str, value: Any) -> None:
 
 
 def test_a_bfloat16_run_that_one_token_would_end_is_warned_of(defaults) -> None:
-    strict = changed(defaults, {"learner.dtype": "bfloat16", "rollout.log_prob_gate.token": 2.0})
+    strict = changed(
+        defaults, {"learner.dtype": "bfloat16", "learner.zero_stage": 2, "rollout.log_prob_gate.token": 2.0}
+    )
     (warning,) = validate.warnings(parsed(strict))
     assert warning.startswith("rollout.log_prob_gate.outliers=0 ends a bfloat16 run")
     assert validate.warnings(parsed(changed(strict, {"rollout.log_prob_gate.outliers": 1e-3}))) == []
