@@ -8,9 +8,8 @@ s(v) = ∂D/∂log p(v) of a divergence D, the gradient is
     ∂H/∂z(v) = -p(v) (log p(v) + H)            ∂D/∂z(v) = s(v) - p(v) S
 
 so a tile needs nothing of the others. The backward pass goes over the tiles twice, once for the hidden states and once
-for the weight, so that each sum over tiles is a small float32 tensor. Both make the tiles of the forward pass, bit by
-bit. Logits are made in the weight's
-dtype, as the model makes them, everything else in float32.
+for the weight, so that each sum over tiles is a small float32 tensor. Both make the forward pass's tiles again, bit for
+bit. Logits are made in the weight's dtype, as the model makes them, everything else in float32.
 
 Suffixes: N tokens, E hidden size, V vocabulary, K kept tokens; in a tile n tokens, v tokens of the vocabulary.
 """

@@ -204,7 +204,7 @@ def _group_mask(group: PackedGroup, device: torch.device, dtype: torch.dtype) ->
     return torch.zeros(seen.shape).masked_fill(~seen, float("-inf")).to(device, dtype)
 
 
-@lru_cache(maxsize=64)
+@lru_cache(maxsize=8)
 def _response_mask(prompt: int, response: int, device: torch.device, dtype: torch.dtype) -> Tensor:
     """Mask of the tokens of a response over prompt and response: [response, prompt + response]."""
     later = torch.ones(response, prompt + response, dtype=torch.bool).triu(prompt + 1)

@@ -14,8 +14,9 @@ Share = Annotated[float, Field(gt=0, le=1)]
 class PlanConfig(Group):
     """What a plan is made for, and what it cannot know."""
 
-    device: Literal["h100", "h200", "a100", "cpu"]
-    """H100 with 80 GB, H200 with 141 GB and A100 with 80 GB, all SXM; cpu is this machine, whose speed is measured."""
+    device: Literal["h100", "h200", "a100", "cpu"] | None
+    """H100 with 80 GB, H200 with 141 GB and A100 with 80 GB, all SXM; cpu is this machine, whose speed is measured.
+    null: h100, or cpu where `cluster` gives no role a GPU."""
     medium: Literal["image", "video", "none"] | None
     """What every prompt shows, as large as `data` allows; null: the kind that takes more tokens."""
     text_tokens: Positive

@@ -11,11 +11,14 @@ _STATUS, _RESET = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
 
 def peak_gib() -> float:
-    """The most memory since `take_peak_gib`, in GiB: of the process's GPU where it uses one, else of the process."""
+    """The most memory since `take_peak_gib`, in GiB: of the GPU where the process uses one itself, else of the process.
+
+    0 where the system does not tell.
+    """
     if (cuda := _cuda()) is not None:
         return float(cuda.max_memory_allocated()) / 2**30
-    (line,) = (line for line in _STATUS.read_text().splitlines() if line.startswith("VmHWM:"))
-    return int(line.split()[1]) / 2**20
+    found = [line for line in _STATUS.read_text().splitlines() if line.startswith("VmHWM:")]
+    return int(found[0].split()[1]) / 2**20 if found else 0.0
 
 
 def take_peak_gib() -> float:

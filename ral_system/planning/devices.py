@@ -15,7 +15,7 @@ from ral_system.config.plan import PlanConfig
 from ral_system.errors import ConfigError
 from ral_system.models.flops import FlopCounter
 from ral_system.observability.work import PEAK_TFLOPS
-from ral_system.planning.passes import OutlinedPolicy, new_policy, pass_flops, update_pass
+from ral_system.planning.passes import OutlinedPolicy, new_policy, pass_flops, text_flops, update_pass
 from ral_system.types import MicroBatch
 
 
@@ -52,12 +52,13 @@ _GPUS = {  # GiB, TB/s of memory, GB/s to a neighbour, GB/s to the host; of the 
 
 def gpu(plan: PlanConfig) -> Device:
     """The GPU that a plan is made for."""
-    gib, terabytes, link, host = _GPUS[plan.device]
+    name = plan.device or "h100"
+    gib, terabytes, link, host = _GPUS[name]
     return Device(
-        name=plan.device.upper(),
+        name=name.upper(),
         kind="cuda",
         bytes=int(gib * 2**30),
-        flops_per_s=plan.compute * PEAK_TFLOPS[plan.device.upper()] * 1e12,
+        flops_per_s=plan.compute * PEAK_TFLOPS[name.upper()] * 1e12,
         bytes_per_s=plan.bandwidth * terabytes * 1e12,
         link_bytes_per_s=link * 1e9,
         host_bytes_per_s=host * 1e9,
@@ -88,7 +89,10 @@ def this_cpu(config: TrainConfig, policy: OutlinedPolicy, samples: MicroBatch) -
     finally:
         torch.set_num_threads(before)
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    flops = 3 * pass_flops(FlopCounter(policy.model, policy.family), policy.family, samples)
+    counter = FlopCounter(policy.model, policy.family)
+    text, times = text_flops(counter, samples), 4 if config.learner.gradient_checkpointing else 3
+    vision = pass_flops(counter, policy.family, samples) - text
+    flops = times * text + (1 if config.model.freeze_vision else times) * vision
     return Device("this CPU", "cpu", memory, flops / seconds, copied, copied, copied, 1e-2)
 
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from torch import nn
 
+from ral_system.attention.read import AttentionRead, response_at_all_layers
 from ral_system.config.commands import TrainConfig
 from ral_system.config.learner import LearnerConfig
 from ral_system.data.micro_batches import bundles, groups_of, micro_batches, price
@@ -45,12 +46,13 @@ class Role:
         policy: OutlinedPolicy,
         samples: Sequence[Sample],
         max_tokens: int,
+        reads: Sequence[AttentionRead],
     ) -> Role:
         """A frozen model that scores bundles of groups."""
         passes = (p for b in bundles(groups_of(samples), max_tokens) for p in micro_batches(groups_of(b), max_tokens))
         largest = max(passes, key=_tokens)
         weights = Weights.of(policy.model).bytes
-        return cls(name, processes, gpus, {"weights": weights}, {"score": policy.score(largest).peak}, {})
+        return cls(name, processes, gpus, {"weights": weights}, {"score": policy.score(largest, reads).peak}, {})
 
     @property
     def total(self) -> int:
@@ -86,7 +88,7 @@ def states(learner: LearnerConfig, weights: Weights, kind: str) -> tuple[dict[st
     with ZeRO 3 all is shared, and up to 1.05e9 weights are whole at a time.
     """
     trained, each = weights.trained, weights.bytes_each
-    stage = learner.zero_stage if learner.engine == "deepspeed" else 0
+    stage = zero_stage(learner)
     offload = learner.offload if learner.engine == "deepspeed" else "none"
     bucket = (_BUCKET if kind == "cuda" else min(_BUCKET, trained)) * each
     if stage == 0:
@@ -97,10 +99,22 @@ def states(learner: LearnerConfig, weights: Weights, kind: str) -> tuple[dict[st
         device = {"weights": weights.bytes + trained * each, "buffers": bucket}
         return (device | optimiser, {}) if offload == "none" else (device, optimiser)
     whole = {"weights": weights.bytes // shared}
-    device = {"buffers": bucket + (min(_LIVE, weights.all) * each if shared > 1 else 0)}
+    gathers = shared > 1 or offload == "optimizer_and_parameters"
+    device = {"buffers": bucket + (min(_LIVE, weights.all) * each if gathers else 0)}
     if offload == "none":
         return whole | device | optimiser, {}
     return (whole | device, optimiser) if offload == "optimizer" else (device, whole | optimiser)
+
+
+def measures_share(config: TrainConfig) -> bool:
+    """Whether learners measure the attention term's share of the gradient, at least now and then."""
+    attention = config.algorithm.attention
+    return attention.weight > 0 and (attention.max_gradient_share is not None or attention.gradient_share_every > 0)
+
+
+def zero_stage(learner: LearnerConfig) -> int:
+    """What ranks share; 0 of plain torch, which has one."""
+    return learner.zero_stage if learner.engine == "deepspeed" else 0
 
 
 def learner_role(config: TrainConfig, policy: OutlinedPolicy, plan: TrainPlan, kind: str) -> Role:
@@ -116,9 +130,21 @@ def learner_role(config: TrainConfig, policy: OutlinedPolicy, plan: TrainPlan, k
             encoded, phases["encode"] = outlines, held.peak
             of_rank = {m for update in plan.updates for part in update.shards[0] for s in part for m in s.prompt.media}
             device = device | {"media": held.kept * len(of_rank) // len(media)}
-    phases |= {"score": policy.score(largest, encoded).peak, "update": policy.update(largest, encoded).peak}
+    reads = [policy.read]
+    if config.reward.visual.given_by("policy"):
+        reads.append(response_at_all_layers(config.algorithm.attention))
+    phases |= {"score": policy.score(largest, reads, encoded).peak, "update": policy.update(largest, encoded).peak}
+    if measures_share(config):
+        phases["gradient share"] = policy.share(largest, encoded).peak
+    if config.algorithm.attention.anchor == "ema":
+        own = weights.trained // (config.learner.world_size if zero_stage(config.learner) == 3 else 1)
+        device = device | {"average": (4 + weights.bytes_each) * own}
     records = sum(policy.blank_scores(s).nbytes for update in plan.updates for part in update.shards[0] for s in part)
-    published = {"published": weights.bytes * (1 + config.algorithm.max_staleness), "gathered": weights.bytes}
+    staleness = config.algorithm.max_staleness
+    published = {"published": weights.bytes * (1 + staleness), "gathered": weights.bytes}
+    if staleness:
+        shared = config.learner.world_size if zero_stage(config.learner) == 3 else 1
+        published["past weights"] = (staleness + 1) * weights.trained * weights.bytes_each // shared
     cluster = config.cluster
     return Role(
         "learner",
@@ -140,7 +166,7 @@ class Cache:
     def sequences(self, samples: Sequence[Sample], group: int) -> int:
         """How many such sequences it holds, if those of a group share their prompt."""
         prompt, response = len(samples[0].prompt.token_ids), len(samples[0].response_token_ids)
-        return self.bytes * group // (self.token_bytes * (prompt + group * response))
+        return max(0, self.bytes) * group // (self.token_bytes * (prompt + group * response))
 
 
 def rollout_role(config: TrainConfig, policy: OutlinedPolicy, device: Device, sample: Sample) -> tuple[Role, Cache]:

@@ -9,7 +9,7 @@ from ral_system.config.commands import TrainConfig
 from ral_system.planning.plan import Plan, gib
 from ral_system.planning.seconds import PUBLISH_S_PER_BYTE, WRITE_BYTES_PER_S
 
-_PARTS = ("weights", "gradients", "optimiser", "buffers", "media", "cache")
+_PARTS = ("weights", "gradients", "optimiser", "buffers", "average", "media", "cache")
 
 
 def print_plan(config: TrainConfig, plan: Plan, console: Console) -> None:
@@ -24,13 +24,17 @@ def print_plan(config: TrainConfig, plan: Plan, console: Console) -> None:
     )
     console.print(_memory(plan))
     console.print(f"The cache of an engine holds {plan.at_once:,} such sequences.\n")
+    if plan.problems:
+        return  # a run that does not fit takes no time
     console.print(_time(plan))
+    alone = algorithm.max_staleness or algorithm.sampling_rounds > 1
     console.print(
         f"A step takes {_duration(plan.step_s)}: "
         f"{'learners and engines side by side' if algorithm.max_staleness else 'learners wait for engines'}, "
-        "frozen models beside the engines."
+        f"frozen models {'after' if alone else 'beside'} the engines."
     )
-    gpus = sum(role.processes * role.gpus for role in plan.roles)
+    local = config.cluster.kind == "local" and plan.device.kind == "cuda"
+    gpus = 1 if local else sum(role.processes * role.gpus for role in plan.roles)
     stored = plan.checkpoint_bytes * (config.checkpoint.keep + 1)
     console.print(
         f"{algorithm.steps:,} steps take {_duration(plan.run_s)}{f' on {gpus:g} GPUs' if gpus else ''}, and "
@@ -40,11 +44,11 @@ def print_plan(config: TrainConfig, plan: Plan, console: Console) -> None:
     console.print(
         f"Assumed: {device.flops_per_s / 1e12:.3g} TFLOP/s in passes, {device.bytes_per_s / 1e9:,.0f} GB/s "
         f"in decoding and {device.decode_s * 1e3:g} ms a decoding step beside that, {PUBLISH_S_PER_BYTE * 1e9:.2g} "
-        f"s a published GB, {WRITE_BYTES_PER_S / 1e9:g} GB/s to disk. Not counted: starts, evaluations, rewards, "
-        "preparation of data."
+        f"s a published GB, {WRITE_BYTES_PER_S / 1e9:g} GB/s to disk. Not counted: perceive and sft, starts, "
+        "evaluations, rewards, preparation of data."
     )
     for line in plan.advice:
-        console.print(f"slower than it need be: {line}")
+        console.print(f"note: {line}")
 
 
 def _memory(plan: Plan) -> Table:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -27,10 +27,11 @@ from ral_system.media.store import MediaStore
 from ral_system.models.flops import FlopCounter
 from ral_system.models.loading import TORCH_DTYPES, load_family
 from ral_system.models.patches import attend_to_segments_together, embed_patches_by_product
-from ral_system.models.policy import PolicyModel
+from ral_system.models.policy import PolicyModel, PolicyOutput
 from ral_system.planning.outline import OUTLINE, Outlines
 from ral_system.planning.workload import BlankMedia
-from ral_system.training.objective import policy_objective
+from ral_system.training.gradient_share import squared_norms
+from ral_system.training.objective import Objective, policy_objective
 from ral_system.training.token_reads import token_read
 from ral_system.types import AttentionRecord, Counts, Media, MicroBatch, Sample, SampleScores, Scores, TokenRecord
 
@@ -64,11 +65,13 @@ class OutlinedPolicy:
         encoded = {medium: next(seen[medium.kind]) for medium in media}
         return Held(outlines.peak_bytes, outlines.held_bytes), encoded
 
-    def score(self, samples: MicroBatch, encoded: Mapping[Media, Any] | None = None) -> Held:
+    def score(
+        self, samples: MicroBatch, reads: Sequence[AttentionRead] = (), encoded: Mapping[Media, Any] | None = None
+    ) -> Held:
         """What it holds to score samples in one pass. `encoded`: media that are encoded already; None: none are."""
         batch = self.collate(samples, encoded)
         with self._outlined() as outlines:
-            score_pass(self._policy, batch.to(OUTLINE), self.read)
+            score_pass(self._policy, batch.to(OUTLINE), reads)
         return Held(outlines.peak_bytes, 0)
 
     def update(self, samples: MicroBatch, encoded: Mapping[Media, Any] | None = None) -> Held:
@@ -77,6 +80,15 @@ class OutlinedPolicy:
         scores = {sample.id: self.blank_scores(sample) for sample in samples}
         with self._outlined() as outlines:
             update_pass(self._policy, batch.to(OUTLINE), samples, scores, self._config, self.read)
+        return Held(outlines.peak_bytes, 0)
+
+    def share(self, samples: MicroBatch, encoded: Mapping[Media, Any] | None = None) -> Held:
+        """What it holds to measure the attention term's share of the gradient on a micro-batch."""
+        batch, read = self.collate(samples, encoded), replace(self.read, whole=True)
+        scores = {sample.id: self.blank_scores(sample) for sample in samples}
+        with self._outlined() as outlines:
+            found, output = objective_of(self._policy, batch.to(OUTLINE), samples, scores, self._config, read)
+            squared_norms(found, output.probed)
         return Held(outlines.peak_bytes, 0)
 
     @contextmanager
@@ -111,12 +123,13 @@ class OutlinedPolicy:
 
 
 @torch.no_grad()
-def score_pass(policy: PolicyModel, batch: TensorBatch, read: AttentionRead) -> None:
+def score_pass(policy: PolicyModel, batch: TensorBatch, reads: Sequence[AttentionRead]) -> None:
     """Pass a micro-batch, and read its attention block by block."""
-    output = policy(batch, [read])
-    for rows in output.attention[read]:
-        for _ in rows.policies(-1):
-            pass
+    output = policy(batch, reads)
+    for rows in (rows for read in reads for rows in output.attention[read]):
+        for layer in range(len(rows.layers)):
+            for _ in rows.policies(layer):
+                pass
 
 
 def update_pass(
@@ -128,6 +141,21 @@ def update_pass(
     read: AttentionRead,
 ) -> None:
     """Pass a micro-batch, and its objective's gradient back. `scores` stand for those of every frozen model."""
+    found, output = objective_of(policy, batch, samples, scores, config, read)
+    loss = found.loss if found.attention is None else found.loss + found.attention
+    del output, found
+    loss.backward()
+
+
+def objective_of(
+    policy: PolicyModel,
+    batch: TensorBatch,
+    samples: MicroBatch,
+    scores: Scores,
+    config: TrainConfig,
+    read: AttentionRead,
+) -> tuple[Objective, PolicyOutput]:
+    """Pass a micro-batch, and take the configured objective of it."""
     algorithm, teaching = config.algorithm, scores if config.teachers else {}
     counts = Counts(sum(len(s.response_token_ids) for s in samples), len(samples))
     output = policy(batch, [read], token_read(samples, teaching, algorithm, policy.vocabulary))
@@ -145,9 +173,7 @@ def update_pass(
         attention_rows=counts.tokens,
         largest_gap=1.0,
     )
-    loss = found.loss if found.attention is None else found.loss + found.attention
-    del output, found
-    loss.backward()
+    return found, output
 
 
 def pass_flops(counter: FlopCounter, family: Family, samples: MicroBatch) -> int:

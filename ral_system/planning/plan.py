@@ -6,9 +6,11 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from ral_system.attention.read import response_at_all_layers
 from ral_system.config.commands import TrainConfig
 from ral_system.config.plan import PlanConfig
 from ral_system.data.micro_batches import bundles, groups_of, price
+from ral_system.errors import ConfigError
 from ral_system.planning.devices import Device, gpu, this_cpu
 from ral_system.planning.memory import Role, largest_micro_batch, learner_role, rollout_role
 from ral_system.planning.passes import OutlinedPolicy
@@ -37,7 +39,7 @@ class Plan:
     problems: Sequence[str]
     """Why it cannot run, each with the setting to change."""
     advice: Sequence[str]
-    """What makes it slower than it need be."""
+    """What is worth knowing of it: mostly what makes it slower than necessary."""
 
 
 def make_plan(config: TrainConfig, plan: PlanConfig, folder: Path, teachers: Sequence[Path]) -> Plan:
@@ -45,8 +47,11 @@ def make_plan(config: TrainConfig, plan: PlanConfig, folder: Path, teachers: Seq
 
     Raises ConfigError for settings that no prompt fits.
     """
-    learner, algorithm = config.learner, config.algorithm
-    kind = "cpu" if plan.device == "cpu" else "cuda"
+    learner, algorithm, cluster = config.learner, config.algorithm, config.cluster
+    if "rl" not in config.stages:
+        raise ConfigError(f"stages={list(config.stages)}: what is planned is the rl stage; add it")
+    wanted = (cluster.gpus_per_learner, cluster.gpus_per_rollout, cluster.gpus_per_scorer, cluster.gpus_per_teacher)
+    kind = "cpu" if plan.device == "cpu" or (plan.device is None and not any(wanted)) else "cuda"
     policy = OutlinedPolicy(folder, learner.dtype, kind, config, trained=True)
     samples = step_samples(config, plan, policy.family)
     dealt = plan_updates(
@@ -86,12 +91,19 @@ def _frozen(
     cluster, learner, teacher = config.cluster, config.learner, config.teacher
     if config.needs_reference:
         outline = OutlinedPolicy(folder, learner.dtype, kind, config, trained=False)
-        role = Role.frozen("reference", cluster.scorers, cluster.gpus_per_scorer, outline, samples, learner.max_tokens)
-        yield role, clock.frozen("reference", outline, samples, cluster.scorers)
+        attention, reads = config.algorithm.attention, []
+        if attention.anchor == "reference":
+            reads.append(outline.read)
+        if config.reward.visual.given_by("reference"):
+            reads.append(response_at_all_layers(attention))
+        gpus, tokens = cluster.gpus_per_scorer, learner.max_tokens
+        role = Role.frozen("reference", cluster.scorers, gpus, outline, samples, tokens, reads)
+        yield role, clock.frozen("reference", outline, samples, tokens, cluster.scorers)
     for path in teachers:
         outline = OutlinedPolicy(path, teacher.dtype, kind, config, trained=False)
-        role = Role.frozen("teacher", 1, cluster.gpus_per_teacher, outline, samples, teacher.max_tokens)
-        yield role, clock.frozen("teacher", outline, samples, 1)
+        gpus, tokens = cluster.gpus_per_teacher, teacher.max_tokens
+        role = Role.frozen("teacher", 1, gpus, outline, samples, tokens, [outline.read])
+        yield role, clock.frozen("teacher", outline, samples, tokens, 1)
 
 
 def _step_seconds(
@@ -101,12 +113,17 @@ def _step_seconds(
     frozen: Sequence[Phase],
     learning: Sequence[Phase],
 ) -> float:
-    """Frozen models score while engines generate, all but the last bundle; with staleness learners work beside both."""
+    """Frozen models score while engines generate, all but the last bundle; but where batches are picked or made ahead,
+    after that. With staleness learners and engines work side by side.
+    """
     scoring_s = max((phase.seconds for phase in frozen), default=0.0)
-    last_s = scoring_s / len(bundles(groups_of(samples), config.learner.max_tokens))
-    generating_s = max(generating.seconds, scoring_s) + last_s
     learning_s = sum(phase.seconds for phase in learning)
-    return max(generating_s, learning_s) if config.algorithm.max_staleness else generating_s + learning_s
+    if config.algorithm.max_staleness:
+        return max(generating.seconds, scoring_s + learning_s)
+    if config.algorithm.sampling_rounds > 1:
+        return generating.seconds + scoring_s + learning_s
+    last_s = scoring_s / len(bundles(groups_of(samples), config.learner.max_tokens))
+    return max(generating.seconds, scoring_s) + last_s + learning_s
 
 
 def _checkpoints(config: TrainConfig) -> int:
@@ -114,19 +131,26 @@ def _checkpoints(config: TrainConfig) -> int:
 
 
 def _problems(config: TrainConfig, device: Device, roles: Sequence[Role], spare_cache: int) -> Iterator[str]:
-    if device.kind == "cpu":
+    if device.kind == "cpu" or config.cluster.kind == "local":
         needed = sum(role.processes * role.total for role in roles)
+        needed += sum(role.processes * sum(role.host.values()) for role in roles) if device.kind == "cpu" else 0
         if needed > device.bytes:
-            yield f"all roles together need {gib(needed)} GiB of this machine's {gib(device.bytes)}; {_SMALLER}"
+            yield f"all roles together need {gib(needed)} GiB of {gib(device.bytes)} on {device.name}; {_SMALLER}"
         return
     for role in roles:
         if not role.gpus:
-            yield f"cluster.gpus_per_{_setting(role)}=0: the {role.name} would run on a CPU; set it to 1"
+            yield (
+                f"cluster.gpus_per_{_setting(role)}=0: the {role.name} would run on a CPU; set it to 1, or "
+                "plan.device=cpu"
+            )
             continue
         room = int(device.bytes * min(1.0, role.gpus))
         if role.total > room:
             too_much = f"the {role.name} needs {gib(role.total)} GiB of {gib(room)} on an {device.name}"
             yield f"{too_much}; {_REMEDIES[role.name]}"
+    ranks = config.rollout.tensor_parallel if config.rollout.engine == "vllm" else 1
+    if 0 < config.cluster.gpus_per_rollout < ranks:
+        yield (f"rollout.tensor_parallel={ranks} needs that many GPUs per engine; set cluster.gpus_per_rollout={ranks}")
     if spare_cache < 0:
         yield (
             f"a rollout engine's cache holds no sequence of rollout.max_model_len={config.rollout.max_model_len}; "
@@ -140,7 +164,7 @@ _REMEDIES = {
         "lower learner.max_tokens, set learner.gradient_checkpointing=true, learner.zero_stage=3 or learner.offload, "
         "or raise learner.world_size"
     ),
-    "rollout": "raise rollout.tensor_parallel, or lower rollout.max_model_len",
+    "rollout": "raise rollout.tensor_parallel and cluster.gpus_per_rollout, or lower rollout.max_model_len",
     "reference": "lower learner.max_tokens, or raise cluster.gpus_per_scorer",
     "teacher": "lower teacher.max_tokens, or choose a smaller teacher",
 }
@@ -151,7 +175,15 @@ def _setting(role: Role) -> str:
 
 
 def _advice(config: TrainConfig, samples: Sequence[Sample]) -> Iterator[str]:
-    group = groups_of(samples)[0]
+    group, algorithm = groups_of(samples)[0], config.algorithm
+    prompt, most = len(samples[0].prompt.token_ids), config.rollout.max_new_tokens
+    if (room := config.rollout.max_model_len - prompt) < most:
+        yield f"rollout.max_model_len={config.rollout.max_model_len} leaves {room} of rollout.max_new_tokens={most}"
+    if algorithm.sampling_rounds > 1:
+        yield f"algorithm.sampling_rounds={algorithm.sampling_rounds}: one is counted, and each more adds a rollout"
+    scored = len(bundles(groups_of(samples), config.learner.max_tokens))
+    if config.needs_reference and config.cluster.scorers > scored:
+        yield f"cluster.scorers={config.cluster.scorers}: a batch has {scored} bundles to score, so that some are idle"
     if (tokens := price(group)) > config.learner.max_tokens:
         yield (
             f"learner.max_tokens={config.learner.max_tokens}: a group takes {tokens}, visual tokens twice, and is cut: "

@@ -4,20 +4,24 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from ral_system.attention.packing import Packing
 from ral_system.config.commands import TrainConfig
-from ral_system.data.micro_batches import groups_of
+from ral_system.data.micro_batches import bundles, groups_of
 from ral_system.models.flops import FlopCounter
 from ral_system.models.loading import TORCH_DTYPES
 from ral_system.planning.devices import Device
-from ral_system.planning.memory import Cache, Weights
+from ral_system.planning.memory import Cache, Weights, measures_share, zero_stage
 from ral_system.planning.passes import OutlinedPolicy, pass_flops, text_flops
 from ral_system.types import Sample, TrainPlan
 
 PUBLISH_S_PER_BYTE = 4.6e-9
 """Copying, hashing and comparing weights on hosts, learner and engine together, as measured on one thread."""
+HOST_BYTES_PER_S = 2e10
+"""Speed of a host's memory for one rank: an assumption."""
+_ADAMW_BYTES = 28
+"""Read and written for a number: gradient, weight and two moments in float32."""
 WRITE_BYTES_PER_S = 1e9
 """Speed of the run folder's disk: an assumption."""
 
@@ -42,6 +46,7 @@ class Clock:
         self._family = policy.family
         self._flops = FlopCounter(policy.model, policy.family)
         self._weights = Weights.of(policy.model)
+        self._offload = config.learner.offload if config.learner.engine == "deepspeed" else "none"
 
     def rollout(self, samples: Sequence[Sample], cache: Cache) -> Phase:
         """Prompts are read once; then every engine decodes its share, as many sequences at once as it holds."""
@@ -49,7 +54,8 @@ class Clock:
         ranks = rollout.tensor_parallel if rollout.engine == "vllm" else 1
         mine = -(-len(groups) // rollout.workers)
         prompt, response = len(samples[0].prompt.token_ids), len(samples[0].response_token_ids)
-        read = self._vision(samples) + sum(self._flops.text(Packing.apart((prompt,))) for _ in groups)
+        prompts = len(groups) if rollout.engine == "vllm" else len(samples)  # hf reads one for every response
+        read = self._vision(samples) + prompts * self._flops.text(Packing.apart((prompt,)))
         reading_s = read * mine / len(groups) / ranks / device.flops_per_s
         group = len(groups[0])
         at_once = max(1, min(rollout.max_sequences, mine * group, cache.sequences(samples, group)))
@@ -57,29 +63,43 @@ class Clock:
         moved = self._weights.all * TORCH_DTYPES[rollout.dtype].itemsize / ranks + at_once * cache.token_bytes * (
             prompt + response / 2
         )
-        tokens = self._flops.text(Packing.apart((1,))) + self._flops.head(1)
+        half = prompt + response // 2  # tokens that one attends to, on average
+        tokens = self._flops.text(Packing.apart((half,))) - self._flops.text(Packing.apart((half - 1,)))
+        tokens += self._flops.head(1)
         moving_s, computing_s = moved / device.bytes_per_s, at_once * tokens / ranks / device.flops_per_s
         step_s = max(moving_s, computing_s) + device.decode_s
         decoding_s = rounds * response * step_s
         bound = "prompts" if reading_s > decoding_s else "memory" if moving_s > computing_s else "arithmetic"
         return Phase("rollout", read + len(samples) * response * tokens, reading_s + decoding_s, bound)
 
-    def frozen(self, name: str, policy: OutlinedPolicy, samples: Sequence[Sample], processes: int) -> Phase:
-        """A frozen model that scores all groups, shared by its processes."""
+    def frozen(
+        self, name: str, policy: OutlinedPolicy, samples: Sequence[Sample], max_tokens: int, processes: int
+    ) -> Phase:
+        """A frozen model that scores all groups, in bundles that its processes share."""
         counter = FlopCounter(policy.model, policy.family)
-        total = sum(pass_flops(counter, policy.family, group) for group in groups_of(samples))
-        share = math.ceil(len(groups_of(samples)) / processes) / len(groups_of(samples))
-        return Phase(name, total, total * share / self._device.flops_per_s, "arithmetic")
+        each = [pass_flops(counter, policy.family, bundle) for bundle in bundles(groups_of(samples), max_tokens)]
+        loads = [0] * processes
+        for flops in each:
+            loads[loads.index(min(loads))] += flops
+        return Phase(name, sum(each), max(loads) / self._device.flops_per_s, "arithmetic")
 
     def score(self, plan: TrainPlan) -> Phase:
         """Old log-probs and attention; all ranks wait for the busiest."""
-        return self._pass("old log-probs", plan, times=1, encodes=1, passes=1)
+        averaged = self._config.algorithm.attention.anchor == "ema"  # whose attention takes another pass
+        times = 2 if averaged else 1
+        return self._pass("old log-probs", plan, times=times, encodes=1, passes=times)
 
     def update(self, plan: TrainPlan) -> Phase:
-        """All updates: forward, backward, and with checkpoints forward once more."""
+        """All updates of all passes: forward, backward, and with checkpoints forward once more."""
         learner, frozen = self._config.learner, self._config.model.freeze_vision
-        times = 4 if learner.gradient_checkpointing else 3
-        return self._pass("updates", plan, times=times, encodes=0 if frozen else times, passes=3)
+        algorithm, times = self._config.algorithm, 4.0 if learner.gradient_checkpointing else 3.0
+        if measures_share(self._config):
+            every = algorithm.attention.gradient_share_every
+            times += 1.0 if algorithm.attention.max_gradient_share is not None else 1.0 / every
+        found = self._pass("updates", plan, times=times, encodes=0.0 if frozen else times, passes=3)
+        again = algorithm.passes_per_step
+        step_s = again * len(plan.updates) * self._offloaded_step_s()
+        return replace(found, flops=again * found.flops, seconds=again * found.seconds + step_s)
 
     def publish(self) -> Phase:
         """Weights on their way to the engines, through host memory."""
@@ -88,10 +108,12 @@ class Clock:
         return Phase("publish", 0, size * PUBLISH_S_PER_BYTE + moving_s, "host")
 
     def checkpoint_bytes(self) -> int:
-        """Bytes on disk: weights, their float32 copies and two moments."""
-        return self._weights.bytes + 12 * self._weights.trained
+        """Bytes on disk: weights, two moments, with ZeRO float32 copies, and the weights' average if there is one."""
+        copies = 12 if zero_stage(self._config.learner) else 8
+        average = 4 if self._config.algorithm.attention.anchor == "ema" else 0
+        return self._weights.bytes + (copies + average) * self._weights.trained
 
-    def _pass(self, name: str, plan: TrainPlan, *, times: int, encodes: int, passes: int) -> Phase:
+    def _pass(self, name: str, plan: TrainPlan, *, times: float, encodes: float, passes: int) -> Phase:
         ranks = [[update.shards[rank] for update in plan.updates] for rank in range(len(plan.updates[0].shards))]
         each = [
             sum(
@@ -103,14 +125,27 @@ class Clock:
         ]
         computing_s = max(each) / self._device.flops_per_s
         moving_s = passes * sum(len(update.shards[0]) for update in plan.updates) * self._gather_s()
-        return Phase(name, sum(each), computing_s + moving_s, "arithmetic" if computing_s > moving_s else "links")
+        return Phase(
+            name, round(sum(each)), computing_s + moving_s, "arithmetic" if computing_s > moving_s else "links"
+        )
 
     def _gather_s(self) -> float:
-        """Seconds of passing all weights to every rank once, as ZeRO 3 does in every pass."""
+        """Seconds of bringing all weights to every rank once, as ZeRO 3 does in every pass."""
         learner = self._config.learner
-        if learner.engine != "deepspeed" or learner.zero_stage < 3:
+        if zero_stage(learner) < 3:
             return 0.0
-        return self._weights.bytes * (1 - 1 / learner.world_size) / self._device.link_bytes_per_s
+        gathered_s = self._weights.bytes * (1 - 1 / learner.world_size) / self._device.link_bytes_per_s
+        if self._offload != "optimizer_and_parameters":
+            return gathered_s
+        return gathered_s + self._weights.bytes / learner.world_size / self._device.host_bytes_per_s
+
+    def _offloaded_step_s(self) -> float:
+        """Seconds of an optimiser step in host memory: gradients there, weights back, and AdamW on the CPU."""
+        if self._offload == "none":
+            return 0.0
+        own = self._weights.trained / self._config.learner.world_size
+        moved = own * (4 + self._weights.bytes_each)
+        return moved / self._device.host_bytes_per_s + own * _ADAMW_BYTES / HOST_BYTES_PER_S
 
     def _vision(self, samples: Iterable[Sample]) -> int:
         media = dict.fromkeys(medium for sample in samples for medium in sample.prompt.media)

@@ -15,7 +15,8 @@ def processes(summary: Mapping[str, Any]) -> str:
         return ""
     return (
         '<section id="processes"><h2>Processes of the RL stage</h2>'
-        '<p class="lead">Memory is the GPU\'s where a process has one.</p>'
+        '<p class="lead">Memory is the GPU\'s where the process uses one itself. Ranks of an engine with tensor '
+        "parallelism are processes of their own, and not shown.</p>"
         '<div class="scroll"><table><thead><tr><th>Process</th><th>Idle</th><th>Most memory, by call</th></tr></thead>'
         f"<tbody>{rows}</tbody></table></div></section>"
     )

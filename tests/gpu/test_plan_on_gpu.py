@@ -29,12 +29,12 @@ def test_eight_layers_of_the_7b_hold_what_is_planned(tmp_path: Path, tiny_model:
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()
         if score:
-            score_pass(policy, batch, outline.read)
+            score_pass(policy, batch, [outline.read])
         else:
             update_pass(policy, batch, samples, scores, config, outline.read)
         return torch.cuda.max_memory_allocated() - before
 
-    planned = outline.score(samples).peak, outline.update(samples).peak
+    planned = outline.score(samples, [outline.read]).peak, outline.update(samples).peak
     found = measured(True), measured(False)
     print(f"score: planned {planned[0] / 2**30:.2f} GiB, held {found[0] / 2**30:.2f}")
     print(f"update: planned {planned[1] / 2**30:.2f} GiB, held {found[1] / 2**30:.2f}")

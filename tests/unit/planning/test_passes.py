@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,8 +14,9 @@ from torch.profiler import ProfilerActivity, profile
 from ral_system.attention.device_kind import meta_stands_for
 from ral_system.config.commands import PlanCommandConfig
 from ral_system.planning.outline import OUTLINE, Outlines
-from ral_system.planning.passes import OutlinedPolicy, new_policy, score_pass, update_pass
+from ral_system.planning.passes import OutlinedPolicy, new_policy, objective_of, score_pass, update_pass
 from ral_system.planning.workload import step_samples
+from ral_system.training.gradient_share import squared_norms
 from ral_system.types import Sample
 from tests.composed import compose_config
 from tests.unit.planning.models import write_7b
@@ -62,8 +64,26 @@ def test_a_tiny_models_passes_hold_what_is_planned(tiny_model: Path, shape: str)
     copied = sum(part.nbytes for part in batch.features.values())  # to the device, which here is where they are
     found = measured(lambda: update_pass(policy, batch, samples, scores, config, outline.read))
     assert outline.update(samples).peak == pytest.approx(found + copied, rel=0.1)
-    found = measured(lambda: score_pass(policy, batch, outline.read))
-    assert outline.score(samples).peak == pytest.approx(found + copied, rel=0.1)
+    found = measured(lambda: score_pass(policy, batch, [outline.read]))
+    assert outline.score(samples, [outline.read]).peak == pytest.approx(found + copied, rel=0.1)
+
+
+def test_measuring_the_gradients_share_holds_what_is_planned(tiny_model: Path) -> None:
+    settings = ("cluster=local", "learner.gradient_checkpointing=true", "algorithm.attention.weight=5")
+    outline, config = plan_for(
+        tiny_model, *settings, "plan.device=cpu", "plan.text_tokens=60", "plan.response_tokens=40"
+    )
+    samples = step_samples(config, config.plan, outline.family)[:8]
+    policy = new_policy(outline.family, "float32", torch.device("cpu"), config, trained=True)
+    scores, read = {s.id: outline.blank_scores(s) for s in samples}, replace(outline.read, whole=True)
+    batch = outline.collate(samples)
+
+    def share() -> None:
+        found, output = objective_of(policy, batch, samples, scores, config, read)
+        squared_norms(found, output.probed)
+
+    copied = sum(part.nbytes for part in batch.features.values())
+    assert outline.share(samples).peak == pytest.approx(measured(share) + copied, rel=0.1)
 
 
 def test_what_was_encoded_is_kept(tiny_model: Path) -> None:

@@ -78,7 +78,7 @@ def test_roles_that_do_not_fit_are_named_with_what_to_change(one_layer: Path) ->
     crowded, _ = planned(one_layer, *VIDEO, *small, "cluster.gpus_per_learner=0.1", "cluster.gpus_per_scorer=0")
     learner, reference = crowded.problems
     assert learner.startswith("the learner needs ") and "GiB of 7.96 on an H100; lower learner.max_tokens" in learner
-    assert reference == "cluster.gpus_per_scorer=0: the reference would run on a CPU; set it to 1"
+    assert reference == "cluster.gpus_per_scorer=0: the reference would run on a CPU; set it to 1, or plan.device=cpu"
     tight, _ = planned(one_layer, *VIDEO, *small, "rollout.gpu_memory_utilization=0.05")
     assert ["rollout.max_model_len=10240" in problem for problem in tight.problems] == [True]
 
@@ -119,7 +119,12 @@ def test_a_gpu_holds_deepspeeds_bucket_whole() -> None:
 @pytest.mark.parametrize("frozen", [False, True])
 def test_operations_are_those_that_a_learner_counts(frozen: bool, tiny_model: Path) -> None:
     small = ("plan.text_tokens=30", "plan.response_tokens=12", "algorithm.prompts_per_step=4", "plan.medium=image")
-    overrides = (*small, f"model.freeze_vision={str(frozen).lower()}", "rollout.log_prob_gate.token=1e9")
+    overrides = (
+        *small,
+        f"model.freeze_vision={str(frozen).lower()}",
+        "algorithm.attention.gradient_share_every=0",
+        "rollout.log_prob_gate.token=1e9",
+    )
     config = compose_config("cluster=local", *overrides, kind=PlanCommandConfig)
     outline = OutlinedPolicy(tiny_model, "float32", "cpu", config, trained=True)
     samples = step_samples(config, config.plan, outline.family)
@@ -128,8 +133,13 @@ def test_operations_are_those_that_a_learner_counts(frozen: bool, tiny_model: Pa
     scores = rank.score(dealt)
     for update in dealt.updates:
         rank.update(update, scores, scores)
-    clock = Clock(config, outline, gpu(config.plan.model_copy(update={"device": "h100"})))
-    assert clock.update(dealt).flops == rank.work().flops
+    clock, counted = Clock(config, outline, gpu(config.plan)), rank.work().flops
+    assert clock.update(dealt).flops == counted
+    again = config.algorithm.model_copy(update={"passes_per_step": 3})
+    assert (
+        Clock(config.model_copy(update={"algorithm": again}), outline, gpu(config.plan)).update(dealt).flops
+        == 3 * counted
+    )
 
 
 def test_decoding_waits_for_memory_or_for_products(one_layer: Path) -> None:
@@ -146,7 +156,8 @@ def test_decoding_waits_for_memory_or_for_products(one_layer: Path) -> None:
     phase = Clock(config, outline, slow_memory).rollout(samples, full)
     assert phase.seconds == pytest.approx(4 * 16 * (0.5 + (weights + 4 * 2000 * (100 + 8)) / 1e9))
     counter = FlopCounter(outline.model, outline.family)
-    token = counter.text(Packing.apart((1,))) + counter.head(1)
+    pair = 4 * 28 * 128  # one layer, 28 heads of 128
+    token = counter.text(Packing.apart((1,))) + counter.head(1) + pair * (100 + 8 - 1)
     slow_products = replace(slow_memory, flops_per_s=1e9, bytes_per_s=1e30, decode_s=0.0)
     phase = Clock(config, outline, slow_products).rollout(samples, cache)
     prompts = counter.text(Packing.apart((100,)))
@@ -166,16 +177,75 @@ def test_zero_3_waits_for_weights_in_every_pass(one_layer: Path) -> None:
     assert [len(update.shards[0]) for update in dealt.updates] == [1, 1]
     assert clock.score(dealt).seconds == pytest.approx(2 * gathering_s)
     assert clock.update(dealt).seconds == pytest.approx(3 * 2 * gathering_s)
+    offloaded = config.learner.model_copy(update={"offload": "optimizer_and_parameters"})
+    own = Weights.of(outline.model)
+    slow_host = replace(slow, host_bytes_per_s=1e9)
+    clock = Clock(config.model_copy(update={"learner": offloaded}), outline, slow_host)
+    fetching_s = own.bytes / 4 / 1e9
+    assert clock.score(dealt).seconds == pytest.approx(2 * (gathering_s + fetching_s))
+    step_s = own.trained / 4 * (6 / 1e9 + 28 / 2e10)
+    assert clock.update(dealt).seconds == pytest.approx(3 * 2 * (gathering_s + fetching_s) + 2 * step_s)
     assert clock.update(dealt).bound == "links"
 
 
-def test_staleness_lets_learners_and_engines_work_side_by_side(one_layer: Path) -> None:
+def test_frozen_models_work_beside_engines_unless_batches_are_picked_or_made_ahead(one_layer: Path) -> None:
     small = ("plan.medium=none", "plan.text_tokens=100", "plan.response_tokens=16")
     turns, _ = planned(one_layer, *VIDEO, *small)
+    picked, _ = planned(one_layer, *VIDEO, *small, "algorithm.sampling_rounds=2")
     beside, _ = planned(one_layer, *VIDEO, *small, "algorithm.max_staleness=1")
     rollout, reference, *learning = (phase.seconds for phase in turns.phases)
-    generating = max(rollout, reference) + reference  # all groups are one bundle
-    assert turns.step_s == pytest.approx(generating + sum(learning))
-    assert beside.step_s == pytest.approx(max(generating, sum(learning)))
+    assert turns.step_s == pytest.approx(max(rollout, reference) + reference + sum(learning))  # one bundle
+    assert picked.step_s == pytest.approx(rollout + reference + sum(learning))
+    assert "algorithm.sampling_rounds=2: one is counted" in picked.advice[0]
+    assert beside.step_s == pytest.approx(max(rollout, reference + sum(learning)))
     (learner, *_) = beside.roles
     assert learner.host["published"] == 2 * turns.roles[0].host["published"]
+    assert learner.host["past weights"] == pytest.approx(2 * turns.roles[0].device["optimiser"] / 12 * 2, rel=1e-6)
+
+
+def test_processes_of_the_reference_share_bundles(one_layer: Path) -> None:
+    small = ("plan.medium=none", "plan.text_tokens=100", "plan.response_tokens=16")
+    config = compose_config(*VIDEO, *small, kind=PlanCommandConfig)
+    outline = OutlinedPolicy(one_layer, "bfloat16", "cuda", config, trained=False)
+    samples = step_samples(config, config.plan, outline.family)
+    clock = Clock(config, outline, gpu(config.plan))
+
+    def share(processes: int) -> float:
+        of_eight = [clock.frozen("reference", outline, samples, 8 * 400, n).seconds for n in (1, processes)]
+        return of_eight[1] / of_eight[0]  # groups of 228 tokens: two make a bundle, of which there are four
+
+    assert [share(2), share(3), share(4), share(9)] == pytest.approx([0.5, 0.5, 0.25, 0.25])
+    many, _ = planned(one_layer, *VIDEO, *small, "cluster.scorers=2")
+    assert "cluster.scorers=2: a batch has 1 bundles to score" in many.advice[0]
+
+
+def test_what_reads_more_attention_or_keeps_more_weights_needs_more(one_layer: Path) -> None:
+    small = ("plan.medium=none", "plan.text_tokens=300", "plan.response_tokens=64")
+    plain, _ = planned(one_layer, *VIDEO, *small)
+    averaged, _ = planned(one_layer, *VIDEO, *small, "algorithm.attention.anchor=ema")
+    trained = plain.roles[0].device["optimiser"] / 12
+    assert averaged.roles[0].device["average"] == pytest.approx(6 * trained, rel=1e-6)
+    score = {phase.name: phase.flops for phase in plain.phases}["old log-probs"]
+    assert {phase.name: phase.flops for phase in averaged.phases}["old log-probs"] == 2 * score
+    assert averaged.checkpoint_bytes > plain.checkpoint_bytes
+    visual = ("reward.visual.weight=0.5", "reward.visual.model=policy")
+    looked, _ = planned(one_layer, *VIDEO, "plan.text_tokens=300", "plan.response_tokens=64", *visual)
+    assert looked.roles[0].phases["score"] > 0
+
+
+def test_one_process_has_one_gpu_for_all_roles(tiny_model: Path) -> None:
+    small = ("cluster=local", "plan.text_tokens=20", "plan.response_tokens=8", "plan.device=a100")
+    fits, _ = planned(tiny_model, *small)
+    assert fits.problems == []
+    huge, _ = planned(tiny_model, *small, "rollout.max_sequences=100000000")
+    assert huge.problems[0].startswith("all roles together need ") and "on A100" in huge.problems[0]
+
+
+def test_engines_with_too_few_gpus_and_runs_without_rl_are_refused(one_layer: Path) -> None:
+    small = ("plan.medium=none", "plan.text_tokens=100", "plan.response_tokens=16")
+    lacking, _ = planned(one_layer, *VIDEO, *small, "rollout.tensor_parallel=2")
+    assert lacking.problems == [
+        "rollout.tensor_parallel=2 needs that many GPUs per engine; set cluster.gpus_per_rollout=2"
+    ]
+    with pytest.raises(ConfigError, match="what is planned is the rl stage; add it"):
+        planned(one_layer, *VIDEO, *small, "stages=[sft]")
