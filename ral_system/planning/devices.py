@@ -40,8 +40,8 @@ class Device:
     """What a decoding step takes beside its arithmetic and its memory: an estimate."""
 
 
-_LARGEST_TRIED = 1_000_000_000
-"""Weights."""
+_LARGEST_TRIED = 5e11
+"""Operations of an update: some seconds on a CPU."""
 
 _GPUS = {  # GiB, TB/s of memory, GB/s to a neighbour, GB/s to the host; of the SXM boards, from their data sheets
     "h100": (79.6, 3.35, 450, 55),
@@ -69,13 +69,16 @@ def gpu(plan: PlanConfig) -> Device:
 def this_cpu(config: TrainConfig, policy: OutlinedPolicy, samples: MicroBatch) -> Device:
     """This machine, whose speed is measured: at an update of `samples`, and at a copy.
 
-    Raises ConfigError for a model too large to try.
+    Raises ConfigError for an update too large to try.
     """
-    weights = sum(p.numel() for p in policy.model.parameters())
-    if weights > _LARGEST_TRIED:
+    counter = FlopCounter(policy.model, policy.family)
+    text, times = text_flops(counter, samples), 4 if config.learner.gradient_checkpointing else 3
+    vision = pass_flops(counter, policy.family, samples) - text
+    flops = times * text + (1 if config.model.freeze_vision else times) * vision
+    if flops > _LARGEST_TRIED:
         raise ConfigError(
-            f"plan.device=cpu: passes are tried on this machine, and a model of {weights / 1e9:.1f}e9 weights is too "
-            "large; set plan.device to h100, h200 or a100"
+            f"plan.device=cpu: an update is tried on this machine, and one of {flops / 1e12:,.3g} TFLOP is too large; "
+            "set plan.device to h100, h200 or a100"
         )
     before = torch.get_num_threads()
     torch.set_num_threads(config.cluster.threads_per_process)
@@ -89,14 +92,10 @@ def this_cpu(config: TrainConfig, policy: OutlinedPolicy, samples: MicroBatch) -
     finally:
         torch.set_num_threads(before)
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    counter = FlopCounter(policy.model, policy.family)
-    text, times = text_flops(counter, samples), 4 if config.learner.gradient_checkpointing else 3
-    vision = pass_flops(counter, policy.family, samples) - text
-    flops = times * text + (1 if config.model.freeze_vision else times) * vision
     return Device("this CPU", "cpu", memory, flops / seconds, copied, copied, copied, 1e-2)
 
 
-def _median(call: Callable[[], object], times: int = 5) -> float:
+def _median(call: Callable[[], object], times: int = 3) -> float:
     call()
     found = []
     for _ in range(times):

@@ -40,7 +40,13 @@ def test_the_first_update_must_attend_as_the_old_policy_did(config: TrainConfig)
 
 def test_the_first_update_may_differ_by_the_rounding_of_its_dtype(make_config: Callable[..., TrainConfig]) -> None:
     small = ["algorithm.prompts_per_step=3", f"algorithm.completions_per_prompt={G}", "algorithm.updates_per_step=2"]
-    deepspeed = ["cluster.kind=ray", "rollout=vllm", "learner=deepspeed", "learner.world_size=1"]
+    deepspeed = [
+        "cluster.kind=ray",
+        "rollout=vllm",
+        "learner=deepspeed",
+        "learner.world_size=1",
+        "learner.zero_stage=2",
+    ]
     bfloat16 = [*deepspeed, "learner.dtype=bfloat16", "rollout.dtype=bfloat16", "rollout.log_prob_gate.token=1.0"]
     roles = Fakes()
     roles.first_jsd = 1e-6

@@ -12,7 +12,6 @@ TEXT_OF_7B = {
     "intermediate_size": 18944,
     "num_attention_heads": 28,
     "num_key_value_heads": 4,
-    "vocab_size": 152064,
 }
 VISION_OF_7B = {
     "depth": 32,
@@ -25,11 +24,12 @@ VISION_OF_7B = {
 }
 
 
-def write_7b(folder: Path, tiny: Path, layers: int = 28) -> Path:
+def write_7b(folder: Path, tiny: Path, layers: int = 28, vocabulary: int = 152064) -> Path:
     """Qwen2.5-VL-7B with so many text layers: the sizes of its configuration, and the tokenizer of a tiny model."""
     shutil.copytree(tiny, folder, ignore=shutil.ignore_patterns("*.safetensors"))
     config: dict[str, Any] = json.loads((folder / "config.json").read_text())
     config["text_config"] |= TEXT_OF_7B | {"num_hidden_layers": layers, "layer_types": ["full_attention"] * layers}
+    config["text_config"]["vocab_size"] = vocabulary
     config["text_config"]["rope_parameters"]["mrope_section"] = [16, 24, 24]
     config["text_config"].pop("head_dim", None)
     config["vision_config"] |= VISION_OF_7B

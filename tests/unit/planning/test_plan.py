@@ -27,7 +27,7 @@ VIDEO = ("experiment=video_r1_qwen2_5_vl_7b_8gpu", "data.sources.main.path=rows.
 
 @pytest.fixture(scope="module")
 def one_layer(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_7b(tmp_path_factory.mktemp("7b") / "model", tiny_model, layers=1)
+    return write_7b(tmp_path_factory.mktemp("7b") / "model", tiny_model, layers=1, vocabulary=2048)
 
 
 def planned(folder: Path, *overrides: str) -> tuple[Plan, PlanCommandConfig]:
@@ -58,7 +58,7 @@ def test_a_step_is_as_large_as_the_settings_allow(one_layer: Path) -> None:
     [
         (("rollout.max_model_len=8200", "rollout.max_new_tokens=100"), "rollout.max_model_len=8200: a prompt has 8192"),
         (("plan.response_tokens=2000",), "plan.response_tokens=2000: a response has at most 1024"),
-        (("plan.device=cpu",), "plan.device=cpu: passes are tried on this machine"),
+        (("plan.device=cpu",), "plan.device=cpu: an update is tried on this machine"),
     ],
 )
 def test_what_cannot_be_planned_is_one_line(one_layer: Path, overrides: tuple[str, ...], message: str) -> None:
@@ -75,9 +75,9 @@ def test_roles_that_do_not_fit_are_named_with_what_to_change(one_layer: Path) ->
     small = ("plan.medium=none", "plan.text_tokens=100", "plan.response_tokens=16")
     fits, _ = planned(one_layer, *VIDEO, *small)
     assert fits.problems == []
-    crowded, _ = planned(one_layer, *VIDEO, *small, "cluster.gpus_per_learner=0.1", "cluster.gpus_per_scorer=0")
+    crowded, _ = planned(one_layer, *VIDEO, *small, "cluster.gpus_per_learner=0.02", "cluster.gpus_per_scorer=0")
     learner, reference = crowded.problems
-    assert learner.startswith("the learner needs ") and "GiB of 7.96 on an H100; lower learner.max_tokens" in learner
+    assert learner.startswith("the learner needs ") and "GiB of 1.59 on an H100; lower learner.max_tokens" in learner
     assert reference == "cluster.gpus_per_scorer=0: the reference would run on a CPU; set it to 1, or plan.device=cpu"
     tight, _ = planned(one_layer, *VIDEO, *small, "rollout.gpu_memory_utilization=0.05")
     assert ["rollout.max_model_len=10240" in problem for problem in tight.problems] == [True]
