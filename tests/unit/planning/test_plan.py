@@ -79,7 +79,7 @@ def test_roles_that_do_not_fit_are_named_with_what_to_change(one_layer: Path) ->
     learner, reference = crowded.problems
     assert learner.startswith("the learner needs ") and "GiB of 1.59 on an H100; lower learner.max_tokens" in learner
     assert reference == "cluster.gpus_per_scorer=0: the reference would run on a CPU; set it to 1, or plan.device=cpu"
-    tight, _ = planned(one_layer, *VIDEO, *small, "rollout.gpu_memory_utilization=0.05")
+    tight, _ = planned(one_layer, *VIDEO, *small, "rollout.gpu_memory_utilization=0.02")
     assert ["rollout.max_model_len=10240" in problem for problem in tight.problems] == [True]
 
 
