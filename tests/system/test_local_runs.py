@@ -256,7 +256,7 @@ def test_killed_at_every_delicate_moment_it_ends_as_if_nothing_had_happened(
     assert done.returncode == 0, done.stderr
     run.assert_equal(uninterrupted)
     run.assert_no_prompt_lost_or_repeated()
-    timed = ("wall_s", "rollout_tokens_per_s", "commands")
+    timed = ("wall_s", "rollout_tokens_per_s", "commands", "peak_gib")
     assert {k: v for k, v in run.summary().items() if k not in timed} == {
         k: v for k, v in uninterrupted.summary().items() if k not in timed
     }
