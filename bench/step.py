@@ -1,8 +1,9 @@
 """`python -m bench.step`: where the time of the quickstart's step goes.
 
 The learner's part is measured in one process on one thread: scoring 16 × 8 responses, and one of four updates on them,
-with new weights and demonstrations as responses. PyTorch's profiler times the kernels; what a pass takes beside them is
-Python and dispatch. With --run, the phases of a run's steps on Ray stand beside that.
+with new weights and demonstrations as responses. PyTorch's profiler times the kernels; what a pass takes beside them,
+which the profiler makes seem less, is Python and dispatch. With --run, the phases of a run's steps on Ray stand beside
+that.
 """
 
 from __future__ import annotations
