@@ -30,20 +30,7 @@ def step_samples(config: TrainConfig, plan: PlanConfig, family: Family) -> tuple
         () if medium is None else tuple(family.tokenizer(family.expanded(medium), add_special_tokens=False).input_ids)
     )
     text = (family.tokenizer.eos_token_id,) * plan.text_tokens
-    prompt_tokens = len(visual) + len(text)
-    most = config.rollout.response_limit(prompt_tokens)
-    if most < 1:
-        raise ConfigError(
-            f"rollout.max_model_len={config.rollout.max_model_len}: a prompt has {len(visual)} visual tokens and "
-            f"plan.text_tokens={plan.text_tokens}, which leaves nothing for a response; raise it, or lower what data "
-            "allows a medium"
-        )
-    if plan.response_tokens is not None and plan.response_tokens > most:
-        raise ConfigError(
-            f"plan.response_tokens={plan.response_tokens}: a response has at most {most}, by rollout.max_new_tokens "
-            "and rollout.max_model_len; lower it"
-        )
-    response = (family.tokenizer.eos_token_id,) * (plan.response_tokens or most)
+    response = (family.tokenizer.eos_token_id,) * _response_tokens(config, plan, len(visual))
     top = config.algorithm.policy_loss.top_tokens
     record = TokenRecord(np.zeros((len(response), top + 1), np.float32), np.zeros((len(response), top), np.int32))
     return tuple(
@@ -66,6 +53,22 @@ def step_samples(config: TrainConfig, plan: PlanConfig, family: Family) -> tuple
         for p in range(config.algorithm.prompts_per_step)
         for i in range(config.algorithm.completions_per_prompt)
     )
+
+
+def _response_tokens(config: TrainConfig, plan: PlanConfig, visual: int) -> int:
+    most = config.rollout.response_limit(visual + plan.text_tokens)
+    if most < 1:
+        raise ConfigError(
+            f"rollout.max_model_len={config.rollout.max_model_len}: a prompt has {visual} visual tokens and "
+            f"plan.text_tokens={plan.text_tokens}, which leaves nothing for a response; raise it, or lower what data "
+            "allows a medium"
+        )
+    if plan.response_tokens is not None and plan.response_tokens > most:
+        raise ConfigError(
+            f"plan.response_tokens={plan.response_tokens}: a response has at most {most}, by rollout.max_new_tokens "
+            "and rollout.max_model_len; lower it"
+        )
+    return plan.response_tokens or most
 
 
 def largest_medium(config: TrainConfig, plan: PlanConfig, family: Family) -> Media | None:
