@@ -228,9 +228,17 @@ def test_what_reads_more_attention_or_keeps_more_weights_needs_more(one_layer: P
     score = {phase.name: phase.flops for phase in plain.phases}["old log-probs"]
     assert {phase.name: phase.flops for phase in averaged.phases}["old log-probs"] == 2 * score
     assert averaged.checkpoint_bytes > plain.checkpoint_bytes
-    visual = ("reward.visual.weight=0.5", "reward.visual.model=policy")
-    looked, _ = planned(one_layer, *VIDEO, "plan.text_tokens=300", "plan.response_tokens=64", *visual)
-    assert looked.roles[0].phases["score"] > 0
+
+
+def test_visual_rewards_hold_the_attention_of_all_layers(tiny_model: Path) -> None:
+    small = ("cluster=local", "plan.device=a100", "plan.text_tokens=60", "plan.response_tokens=64")
+    plain, _ = planned(tiny_model, *small)
+    policy, _ = planned(tiny_model, *small, "reward.visual.weight=0.5", "reward.visual.model=policy")
+    reference, _ = planned(tiny_model, *small, "reward.visual.weight=0.5", "reward.visual.model=reference")
+    score = [[role.phases["score"] for role in (plan.roles[0], plan.roles[-1])] for plan in (plain, policy, reference)]
+    same = pytest.approx(score[0], rel=0.03)  # whichever pass comes first makes the masks that all share
+    assert score[1][0] > 1.05 * score[0][0] and [score[0][0], score[1][1]] == same
+    assert score[2][1] > 1.05 * score[0][1] and [score[2][0], score[0][1]] == same
 
 
 def test_one_process_has_one_gpu_for_all_roles(tiny_model: Path) -> None:
