@@ -55,8 +55,13 @@ class RayGenerator:
         for finished in stream(calls, self._timeout_s, "generating"):
             yield from finished
 
+    def held(self, published: WeightManifest) -> Sequence[WeightManifest]:
+        """Ask all engines at once."""
+        calls = [Call(member, member.handle.held.remote(published)) for member in self._members]
+        return wait_all(calls, self._timeout_s, "reading weights")
+
     def load_weights(self, weights: Ref) -> Sequence[WeightManifest]:
-        """Load into all engines at once; the arrays go from learner to engines without passing here."""
+        """Load into all engines at once; weights go from learner to engines without passing here."""
         calls = [Call(member, member.handle.load_weights.remote(weights)) for member in self._members]
         return wait_all(calls, self._timeout_s, "loading weights")
 
@@ -210,12 +215,16 @@ class RayLearner:
         """All ranks compute the same maps."""
         return self._all(lambda rank: rank.look.remote(samples), "looking at pictures")
 
-    def publish(self, version: int) -> tuple[WeightManifest, Ref]:
-        """Return rank 0's manifest and a reference to its arrays."""
-        answers = [member.handle.publish.remote(version) for member in self._members]
+    def publish(self, version: int) -> WeightManifest:
+        """Return rank 0's manifest."""
+        return self._all(lambda rank: rank.publish.remote(version), "publishing weights")
+
+    def offer(self, manifest: WeightManifest, names: Sequence[str]) -> Ref:
+        """Return a reference to rank 0's offer, which does not come here."""
+        answers = [member.handle.offer.remote(manifest, names) for member in self._members]
         calls = [Call(member, answer[0]) for member, answer in zip(self._members, answers, strict=True)]
-        manifest = wait_all(calls, self._timeout_s, "publishing weights")[0]
-        return manifest, answers[0][1]
+        wait_all(calls, self._timeout_s, "offering weights")
+        return answers[0][1]
 
     def send(self, offer: Ref) -> Callable[[], None]:
         """All ranks send what was offered; the caller waits for their end with what this returns."""

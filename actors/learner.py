@@ -6,7 +6,7 @@ import os
 import socket
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import ray
 
@@ -19,15 +19,11 @@ from ral_system.observability.work import Work
 from ral_system.types import Sample, Scores, TrainPlan, UpdatePlan, VisualAttention, WeightManifest
 
 if TYPE_CHECKING:
-    from ral_system.weights.transfer.transfer import Offer
+    from ral_system.weights.transfer.transfer import Offer, Setting, Transfer
 
 
 class LearnerActor(ActorProcess):
     """Owns one `LearnerRank`. All ranks are called together: most methods are collective."""
-
-    def address(self) -> str:
-        """Return this node's address, as other nodes of the cluster see it."""
-        return str(ray.util.get_node_ip_address())
 
     def free_port(self, host: str) -> int:
         """Return a free port for the rendezvous; called on rank 0."""
@@ -46,6 +42,8 @@ class LearnerActor(ActorProcess):
         rank: int,
         world_size: int,
         master: tuple[str, int],
+        transfer: type[Transfer[Any]],
+        setting: Setting,
     ) -> None:
         """Meet the other ranks and load the model."""
         host, port = master
@@ -62,7 +60,6 @@ class LearnerActor(ActorProcess):
         import torch
 
         from ral_system.training.learner_rank import LearnerRank
-        from ral_system.weights.transfer.opening import open_transfer
 
         if not torch.cuda.is_available():
             torch.set_num_threads(config.cluster.threads_per_process)
@@ -73,7 +70,7 @@ class LearnerActor(ActorProcess):
             rank,
             world_size,
             stage,
-            open_transfer(config.rollout.weight_transfer, config.algorithm.max_staleness, media_folder.parent),
+            transfer(setting),
         )
 
     @watched
@@ -121,11 +118,15 @@ class LearnerActor(ActorProcess):
         return self._learner.look(samples)
 
     @watched
+    def publish(self, version: int) -> WeightManifest | None:
+        """Rank 0's identity of the current weights, which become `version`."""
+        return self._learner.publish(version)
+
+    @watched
     @ray.method(num_returns=2)
-    def publish(self, version: int) -> tuple[WeightManifest | None, Offer | None]:
-        """Rank 0's offer of the current weights: the manifest for the controller, and all of it for the engines."""
-        offer = self._learner.publish(version)
-        return (None, None) if offer is None else (offer.manifest, offer)
+    def offer(self, manifest: WeightManifest, names: Sequence[str]) -> tuple[None, Offer | None]:
+        """Rank 0's offer of the named tensors, for the engines; the caller waits for the other answer."""
+        return None, self._learner.offer(manifest, names)
 
     @watched
     def send(self, offer: Offer) -> None:

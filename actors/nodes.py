@@ -15,6 +15,7 @@ from ray.exceptions import RayError
 from ray.util.placement_group import PlacementGroup, placement_group_table
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from ral_system.actors.cluster import LOOPBACK
 from ral_system.errors import SetupError
 from ral_system.models.staging import ModelCopy
 
@@ -38,6 +39,11 @@ def nodes_of(group: PlacementGroup) -> list[str]:
     """Return the node of each bundle, in the bundles' order."""
     by_bundle = placement_group_table(group)["bundles_to_node_id"]
     return [by_bundle[index] for index in sorted(by_bundle)]
+
+
+def meeting_host(nodes: Sequence[str]) -> str:
+    """Return the address at which processes on these nodes find one on the first: loopback if there is no other."""
+    return LOOPBACK if len(set(nodes)) == 1 else _address(nodes[0])
 
 
 def stage_models(

@@ -14,10 +14,10 @@ import ray
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from ral_system.actors.clients import RayFrozenModel, RayGenerator, RayLearner, RayRewarder
-from ral_system.actors.cluster import LOOPBACK, nodes_may_join, start_or_join
+from ral_system.actors.cluster import nodes_may_join, start_or_join
 from ral_system.actors.group import Call, Member, wait_all
 from ral_system.actors.learner import LearnerActor
-from ral_system.actors.nodes import nodes_of, stage_models
+from ral_system.actors.nodes import meeting_host, nodes_of, stage_models
 from ral_system.actors.placement import Bundle, plan, release, reserve
 from ral_system.actors.process import ActorProcess
 from ral_system.actors.reward import RewardActor
@@ -25,9 +25,11 @@ from ral_system.actors.rollout import RolloutActor
 from ral_system.actors.scorer import ScorerActor
 from ral_system.config.choices import Device, Stage
 from ral_system.config.commands import TrainConfig
+from ral_system.config.rollout import RolloutConfig
 from ral_system.models.folders import local_model_folder
 from ral_system.rollout.vllm_environment import vllm_environment
-from ral_system.weights.transfer.opening import open_transfer
+from ral_system.weights.transfer.opening import choose_transfer
+from ral_system.weights.transfer.transfer import Setting
 
 _ACTORS = {
     "learner": LearnerActor,
@@ -62,9 +64,9 @@ class RayRoles:
         self._folders: dict[str, Mapping[Path, Path]] = {}
         self._teachers = [local_model_folder(role.path) for role in config.teachers] if stage == "rl" else []
         self._group: Any = None
-        keeps_offers = open_transfer(
-            config.rollout.weight_transfer, config.algorithm.max_staleness, run_folder
-        ).keeps_offers
+        self._transfer = choose_transfer(
+            config.rollout.weight_transfer, config.algorithm.max_staleness, one_process=False
+        )
         began = time.monotonic()
         bundles = plan(
             config.cluster,
@@ -87,7 +89,7 @@ class RayRoles:
             raise
         timeout_s = config.cluster.call_timeout_s
         self.generator = RayGenerator(self._of("rollout"), timeout_s)
-        self.learner = RayLearner(self._of("learner"), timeout_s, keeps_offers)
+        self.learner = RayLearner(self._of("learner"), timeout_s, self._transfer.keeps_offers)
         self.rewarder = RayRewarder(self._of("reward"), timeout_s)
         reference = self._of("reference")
         own, teachers = config.learner.max_tokens, config.teacher.max_tokens
@@ -123,9 +125,10 @@ class RayRoles:
                 return [self._teachers[bundle.rank], model_folder]
             return [] if bundle.role == "reward" else [model_folder]
 
-        models = [needed(bundle) for bundle in bundles]
+        models, nodes = [needed(bundle) for bundle in bundles], nodes_of(self._group)
         timeout_s = self._config.cluster.start_timeout_s
-        found = stage_models(nodes_of(self._group), models, run_folder, timeout_s, _tell)
+        found = stage_models(nodes, models, run_folder, timeout_s, _tell)
+        self._nodes = {bundle.name: node for bundle, node in zip(bundles, nodes, strict=True)}
         self._folders = {bundle.name: folders for bundle, folders in zip(bundles, found, strict=True)}
 
     def _start(self, bundles: Sequence[Bundle], run_folder: Path) -> None:
@@ -174,10 +177,11 @@ class RayRoles:
                 self._at(member, model_folder),
                 media,
                 seed=config.seed + member.rank,
-                max_staleness=algorithm.max_staleness,
+                transfer=self._transfer,
+                setting=self._setting(run_folder, member.rank * _ranks(config.rollout)),
             )
             calls.append(Call(member, built))
-        calls += self._build_learners(stage, model_folder, media)
+        calls += self._build_learners(stage, model_folder, run_folder)
         unfinished = Counter(call.member.role for call in calls)
 
         def count_down(member: Member) -> None:
@@ -203,24 +207,43 @@ class RayRoles:
             calls.append(Call(member, build(algorithm, config.teacher, role, *folders, media, **shared)))
         return calls
 
-    def _build_learners(self, stage: Stage, model_folder: Path, media: Path) -> list[Call]:
-        """Agree on a rendezvous: loopback when all ranks are on one node, else rank 0's address."""
+    def _build_learners(self, stage: Stage, model_folder: Path, run_folder: Path) -> list[Call]:
+        """Agree on a rendezvous, and load the model on all ranks."""
         ranks, timeout_s = self._of("learner"), self._config.cluster.start_timeout_s
-        nodes = wait_all([Call(m, m.handle.address.remote()) for m in ranks], timeout_s, "starting")
-        host = LOOPBACK if len(set(nodes)) == 1 else nodes[0]
+        host = self._host("learner")
         port = wait_all([Call(ranks[0], ranks[0].handle.free_port.remote(host))], timeout_s, "starting")[0]
-        place = {"world_size": len(ranks), "master": (host, port)}
-        return [
-            Call(
-                m,
-                m.handle.build.remote(self._config, stage, self._at(m, model_folder), media, rank=m.rank, **place),
-            )
-            for m in ranks
-        ]
+        place = {"world_size": len(ranks), "master": (host, port), "transfer": self._transfer}
+        calls = []
+        for m in ranks:
+            folders, setting = (self._at(m, model_folder), run_folder / "media"), self._setting(run_folder, m.rank)
+            build = m.handle.build.remote
+            calls.append(Call(m, build(self._config, stage, *folders, rank=m.rank, setting=setting, **place)))
+        return calls
+
+    def _setting(self, run_folder: Path, rank: int) -> Setting:
+        """Where weights travel."""
+        rollout = self._config.rollout
+        return Setting(
+            run_folder / "weights",
+            waiting=self._config.algorithm.max_staleness + 1,
+            rank=rank,
+            receivers=len(self._of("rollout")) * _ranks(rollout),
+            host=self._host("learner", "rollout"),
+            timeout_s=rollout.weight_timeout_s,
+        )
+
+    def _host(self, *roles: str) -> str:
+        """Where actors of these roles find the first one."""
+        return meeting_host([self._nodes[m.name] for role in roles for m in self._of(role)])
 
     def _at(self, member: Member, model: Path) -> Path:
         """Return a model's path on the member's node, given its path here."""
         return self._folders[member.name][model]
+
+
+def _ranks(rollout: RolloutConfig) -> int:
+    """Processes of one engine."""
+    return rollout.tensor_parallel if rollout.engine == "vllm" else 1
 
 
 def _tell(line: str) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import ray
 
@@ -17,7 +17,7 @@ from ral_system.media.store import node_store
 from ral_system.types import Completion, Prompt, Sampling, WeightManifest
 
 if TYPE_CHECKING:
-    from ral_system.weights.transfer.transfer import Offer
+    from ral_system.weights.transfer.transfer import Offer, Setting, Transfer
 
 _FLUSH_S = 0.05  # completions that finish together travel together
 
@@ -36,11 +36,11 @@ class RolloutActor(ActorProcess):
         media_folder: Path,
         *,
         seed: int,
-        max_staleness: int,
+        transfer: type[Transfer[Any]],
+        setting: Setting,
     ) -> None:
         """Load the model and profile the engine: the slow part of starting."""
         from ral_system.rollout.vllm_generator import VllmEngine
-        from ral_system.weights.transfer.opening import open_transfer
 
         assert isinstance(rollout, VllmRolloutConfig), "parse_config refuses another engine with cluster=ray"
         device: Device = "cuda" if cluster.gpus_per_rollout else "cpu"
@@ -50,7 +50,8 @@ class RolloutActor(ActorProcess):
             node_store(media_folder, cluster.media_cache_gib),
             seed,
             device,
-            open_transfer(rollout.weight_transfer, max_staleness, media_folder.parent),
+            transfer,
+            setting,
         )
 
     @ray.method(num_returns="streaming")
@@ -68,7 +69,12 @@ class RolloutActor(ActorProcess):
                 yield finished
 
     @watched
+    def held(self, published: WeightManifest) -> WeightManifest:
+        """What the engine holds under the published names."""
+        return self._engine.held(published)
+
+    @watched
     @ray.method(concurrency_group="weights")
     def load_weights(self, offer: Offer) -> WeightManifest:
-        """Load a published version; what the engine holds afterwards. It may come while `generate` goes on."""
+        """Load what was offered; what the engine then holds of it. It may come while `generate` goes on."""
         return self._engine.load_weights(offer)

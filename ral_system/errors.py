@@ -60,6 +60,10 @@ class WeightSyncError(GateError):
     counter = "weight_checksum_failures"
 
 
+class WeightTransferError(RalError):
+    """Weights did not reach an engine in time; they can be sent again."""
+
+
 GATE_COUNTERS = tuple(e.counter for e in (PromptIdError, MediaTokenError, LogProbError, WeightSyncError, GateError))
 
 

@@ -32,8 +32,8 @@ from ral_system.types import (
     VisualAttention,
     WeightManifest,
 )
-from ral_system.weights.transfer.opening import open_transfer
-from ral_system.weights.transfer.transfer import Transfer
+from ral_system.weights.transfer.opening import choose_transfer
+from ral_system.weights.transfer.transfer import Setting, Transfer
 
 
 class InProcessRoles:
@@ -45,7 +45,8 @@ class InProcessRoles:
         media = node_store(run_folder / "media", config.cluster.media_cache_gib)
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         rollout, algorithm = config.rollout, config.algorithm
-        transfer = open_transfer(rollout.weight_transfer, algorithm.max_staleness, run_folder)
+        kind = choose_transfer(rollout.weight_transfer, algorithm.max_staleness, one_process=True)
+        transfer = kind(Setting.of_one_process(run_folder / "weights", waiting=algorithm.max_staleness + 1))
         self.rewarder = RewardPool(config.reward, algorithm.response_format)
         self.generator = _Generator(HfEngine(model_folder, rollout, media, config.seed, device.type, transfer=transfer))
         self.learner = _Learner(LearnerRank(config, model_folder, media, 0, 1, stage, transfer), transfer)
@@ -91,6 +92,9 @@ class _Generator:
 
     def generate(self, prompts: Sequence[Prompt], sampling: Sampling) -> Completions:
         return self._engine.generate(prompts, sampling)
+
+    def held(self, published: WeightManifest) -> Sequence[WeightManifest]:
+        return [self._engine.held(published)]
 
     def load_weights(self, weights: Ref) -> Sequence[WeightManifest]:
         return [self._engine.load_weights(weights)]
@@ -150,10 +154,13 @@ class _Learner:
     def look(self, samples: Sequence[Sample]) -> Mapping[str, VisualAttention]:
         return self._rank.look(samples)
 
-    def publish(self, version: int) -> tuple[WeightManifest, Ref]:
-        offer = self._rank.publish(version)
-        assert offer is not None, "the only rank is rank 0"
-        return offer.manifest, offer
+    def publish(self, version: int) -> WeightManifest:
+        manifest = self._rank.publish(version)
+        assert manifest is not None, "the only rank is rank 0"
+        return manifest
+
+    def offer(self, manifest: WeightManifest, names: Sequence[str]) -> Ref:
+        return self._rank.offer(manifest, names)
 
     def send(self, offer: Ref) -> Callable[[], None]:
         if self._keeps_offers:

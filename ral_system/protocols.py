@@ -32,8 +32,12 @@ class Generator(Protocol):
         """Yield `sampling.completions` completions of every prompt, each as soon as it is finished, in any order."""
         ...
 
+    def held(self, published: WeightManifest) -> Sequence[WeightManifest]:
+        """What each engine holds under the published names, read from its memory."""
+        ...
+
     def load_weights(self, weights: Ref) -> Sequence[WeightManifest]:
-        """Load published weights into every engine, drop all caches; return what each engine holds afterwards.
+        """Load offered weights into every engine, drop all caches; return what each engine holds afterwards.
 
         Another thread's `generate` may be under way, unless `rollout.on_new_weights` is finish.
         """
@@ -112,12 +116,16 @@ class Learner(Protocol):
         """Return maps of where the rows of each sample's answer look, by sample id; not for training."""
         ...
 
-    def publish(self, version: int) -> tuple[WeightManifest, Ref]:
-        """The current weights as a version: their manifest, and a ref (to an `Offer`) for the engines."""
+    def publish(self, version: int) -> WeightManifest:
+        """Take the current weights as a version; return their identity."""
+        ...
+
+    def offer(self, manifest: WeightManifest, names: Sequence[str]) -> Ref:
+        """Offer the named tensors of the version that was published last: a ref (to an `Offer`) for the engines."""
         ...
 
     def send(self, offer: Ref) -> Callable[[], None]:
-        """Start to send what was published to the engines that receive it now, if the transfer of weights keeps no
+        """Start to send what was offered to the engines that receive it now, if the transfer of weights keeps no
         offers. Returns what waits for the end.
         """
         ...

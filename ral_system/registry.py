@@ -104,12 +104,13 @@ WEIGHT_TRANSFERS = Registry(
     "ral_system.weight_transfers",
     "weight transfer",
     {
+        "broadcast": "ral_system.weights.transfer.broadcast:Broadcast",
+        "shared_memory": "ral_system.weights.transfer.shared_memory:SharedMemory",
         "object_store": "ral_system.weights.transfer.object_store:ObjectStore",
         "files": "ral_system.weights.transfer.files:Files",
     },
 )
-"""`rollout.weight_transfer`: (folder, how many offers may wait) → `weights.transfer.transfer.Transfer`. The folder is
-one of the run, which learner and engines may share."""
+"""`rollout.weight_transfer`: `weights.transfer.transfer.Setting` → `weights.transfer.transfer.Transfer`."""
 
 DIVERGENCES = Registry(
     "ral_system.divergences",

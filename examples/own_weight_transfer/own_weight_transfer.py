@@ -6,18 +6,13 @@ import secrets
 import socket
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 from safetensors.torch import load, save
 from torch import Tensor
 
 from ral_system.errors import WeightSyncError
-from ral_system.types import TensorDigest, WeightManifest
-from ral_system.weights.manifest import digest_array, to_host
-from ral_system.weights.transfer.object_store import differing
-from ral_system.weights.transfer.transfer import FullState
-
-TIMEOUT_S = 60.0
+from ral_system.types import WeightManifest
+from ral_system.weights.transfer.transfer import Setting, WeightStream
 
 
 @dataclass(frozen=True)
@@ -25,6 +20,7 @@ class SocketOffer:
     """Where an engine finds a version, and the secret that it must show."""
 
     manifest: WeightManifest
+    names: Sequence[str]
     port: int
     secret: str
 
@@ -34,55 +30,34 @@ class Socket:
 
     keeps_offers = False
 
-    def __init__(self, folder: Path, waiting: int) -> None:
+    def __init__(self, setting: Setting) -> None:
+        self._rank, self._timeout_s = setting.rank, setting.timeout_s
         self._listener: socket.socket | None = None
-        self._content = b""
 
-    def offer(self, version: int, full_state: FullState) -> SocketOffer | None:
-        """Serialise the weights on rank 0 and listen; training may go on."""
-        state = full_state()
-        if state is None:
+    def offer(self, manifest: WeightManifest, names: Sequence[str], weights: WeightStream) -> SocketOffer | None:
+        """Listen, on rank 0."""
+        if self._rank:
             return None
-        tensors = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in state.items()}
-        manifest = WeightManifest(version, {name: digest_array(*to_host(t)) for name, t in tensors.items()})
-        self._content = save(tensors)
         self._listener = socket.create_server(("127.0.0.1", 0))
-        self._listener.settimeout(TIMEOUT_S)
-        return SocketOffer(manifest, self._listener.getsockname()[1], secrets.token_hex(16))
+        self._listener.settimeout(self._timeout_s)
+        return SocketOffer(manifest, names, self._listener.getsockname()[1], secrets.token_hex(16))
 
-    def send(self, offer: SocketOffer) -> None:
-        """Wait for the engine and send. Ranks that offered nothing have nothing to send."""
+    def send(self, offer: SocketOffer, weights: WeightStream) -> None:
+        """Wait for the engine and send. Other ranks take part in gathering only."""
+        tensors = {name: tensor.to("cpu", copy=True).contiguous() for name, tensor in weights(offer.names)}
         if self._listener is None:
             return
         with self._listener as listener, listener.accept()[0] as engine:
-            engine.settimeout(TIMEOUT_S)
+            engine.settimeout(self._timeout_s)
             if not secrets.compare_digest(engine.recv(64).decode(), offer.secret):
                 raise WeightSyncError(f"weights {offer.manifest.version}: a stranger asked for them")
-            engine.sendall(self._content)
-        self._listener, self._content = None, b""
+            engine.sendall(save(tensors))
 
-    def receive(self, offer: SocketOffer) -> Received:
+    def receive(self, offer: SocketOffer) -> Iterator[tuple[str, Tensor]]:
         """Connect, show the secret, and read until the end."""
         parts = []
-        with socket.create_connection(("127.0.0.1", offer.port), timeout=TIMEOUT_S) as learner:
+        with socket.create_connection(("127.0.0.1", offer.port), timeout=self._timeout_s) as learner:
             learner.sendall(offer.secret.encode())
             while part := learner.recv(1 << 20):
                 parts.append(part)
-        return Received(offer.manifest, load(b"".join(parts)))
-
-
-class Received:
-    """Tensors in memory."""
-
-    def __init__(self, manifest: WeightManifest, tensors: dict[str, Tensor]) -> None:
-        self.manifest, self._tensors = manifest, tensors
-
-    def tensors(self) -> Iterator[tuple[str, Tensor]]:
-        """Published name and tensor."""
-        yield from self._tensors.items()
-
-    def identity(self, name: str, held: Sequence[Tensor]) -> TensorDigest | None:
-        """Digest of what was received, or of a copy in the engine that differs from it."""
-        if (other := differing(held, self._tensors[name])) is not None:
-            return other
-        return digest_array(*to_host(self._tensors[name])) if held else None
+        yield from load(b"".join(parts)).items()

@@ -25,7 +25,7 @@ from ral_system.registry import DIVERGENCES
 from ral_system.rewards.total import Rewards
 from ral_system.training.plan import plan_updates
 from ral_system.types import Prompt, Rollout, Sample
-from ral_system.weights.publish import publish_weights
+from ral_system.weights.publish import Publisher
 
 FIRST_UPDATE = {"float32": 1e-9, "bfloat16": 1e-4}
 """Largest mean divergence of the first update by learner dtype; of one that is linear, as total variation is, the root.
@@ -59,6 +59,7 @@ class TrainingLoop:
         self._rewards = Rewards(config.reward, algorithm.overlong, algorithm.kl, config.rollout.response_limit)
         self._sampler = Sampler(config, roles, train_prompt, timer, self._rewards)
         self._timer = timer
+        self._publisher = Publisher(roles.learner, roles.generator)
         self.version = 0
         self.next_prompt = 0
 
@@ -68,7 +69,7 @@ class TrainingLoop:
         Returns the number of tensors verified.
         """
         with self._timer.phase("sync"):
-            return publish_weights(self._roles.learner, self._roles.generator, self.version)
+            return self._publisher.publish(self.version)
 
     def step(self, *, until_pause: int = 1) -> Step:
         """Train on one rollout batch: generate, judge, score, update, publish. It always pauses after that."""

@@ -22,9 +22,9 @@ from ral_system.controller.loop import Step, TrainingLoop
 from ral_system.controller.sampling import Batch, Sampler
 from ral_system.errors import GateError
 from ral_system.observability.progress import PhaseTimer
-from ral_system.protocols import Ref, Roles
-from ral_system.types import Prompt, WeightManifest
-from ral_system.weights.publish import load_published
+from ral_system.protocols import Roles
+from ral_system.types import Prompt
+from ral_system.weights.publish import Published
 
 
 class StalenessBound:
@@ -94,9 +94,10 @@ class PipelinedLoop(TrainingLoop):
         if until_pause == 1 or self._config.rollout.on_new_weights != "finish":
             return self._verified() + self.publish()
         with self._timer.phase("sync"):
-            manifest, weights = self._roles.learner.publish(self.version)
-        if len(self._batches) < self._wanted(until_pause - 1):  # otherwise no batch is made with it
-            self._loads.append(self._thread.submit(self._load, manifest, weights))
+            if len(self._batches) < self._wanted(until_pause - 1):
+                self._loads.append(self._thread.submit(self._load, self._publisher.offer(self.version)))
+            else:  # no batch is made with it
+                self._roles.learner.publish(self.version)
         return self._verified()
 
     def _verified(self) -> int:
@@ -115,6 +116,6 @@ class PipelinedLoop(TrainingLoop):
         self._next_draw += batch.drawn
         return batch
 
-    def _load(self, manifest: WeightManifest, weights: Ref) -> int:
+    def _load(self, published: Published) -> int:
         with self._ahead_timer.phase("sync"):
-            return load_published(self._roles.learner, self._roles.generator, manifest, weights)
+            return self._publisher.load(published)

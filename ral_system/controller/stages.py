@@ -29,7 +29,7 @@ from ral_system.runs.folder import RunFolder
 from ral_system.tasks.open import media_ahead, train_prompts
 from ral_system.training.plan import plan_updates
 from ral_system.types import Prompt, Rollout, TrainPlan
-from ral_system.weights.publish import publish_weights
+from ral_system.weights.publish import Publisher
 
 SHOWN_QUESTIONS = 10
 """Held-out questions whose attention is drawn in the report before and after RL: two of each kind."""
@@ -49,6 +49,9 @@ class StageContext:
     rollouts: RolloutLog
     timer: PhaseTimer
     progress: StageProgress
+
+    def __post_init__(self) -> None:
+        self.publisher = Publisher(self.roles.learner, self.roles.generator)
 
     def evaluate(self, prompts: list[Prompt]) -> Evaluation:
         """Evaluate greedily with the engines' current weights."""
@@ -177,7 +180,7 @@ def _held_out_caption_score(context: StageContext, step: int) -> tuple[float, di
 def _held_out_accuracy(context: StageContext, step: int) -> tuple[float, dict[str, float]]:
     """Measure the accuracy of greedy answers to held-out questions, with this step's weights in the rollout engines."""
     with context.timer.phase("sync"):
-        publish_weights(context.roles.learner, context.roles.generator, step)
+        context.publisher.publish(step)
     evaluation = context.evaluate(context.prompts.held_out(context.config.evaluation.stage_questions))
     return evaluation.accuracy, evaluation.metrics()
 

@@ -29,10 +29,10 @@ from ral_system.rollout.seeds import completion_seed
 from ral_system.rollout.stopping import ANSWER_END, stop_token_ids
 from ral_system.rollout.top_tokens import with_rest
 from ral_system.types import Completion, Completions, FinishReason, Prompt, Sampling, WeightManifest
+from ral_system.weights.engine_memory import EngineMemory, held_manifest
 from ral_system.weights.handover import Handover
-from ral_system.weights.held import ParameterReader, held_manifest
 from ral_system.weights.transfer.object_store import ObjectStore
-from ral_system.weights.transfer.transfer import Offer, Transfer
+from ral_system.weights.transfer.transfer import Offer, Setting, Transfer
 
 
 @dataclass(slots=True)
@@ -82,9 +82,10 @@ class HfEngine:
         intervention: Intervention | None = None,
         transfer: Transfer[Any] | None = None,
     ) -> None:
-        self._transfer: Transfer[Any] = transfer or ObjectStore()
+        self._transfer: Transfer[Any] = transfer or ObjectStore(Setting.of_one_process())
         self._family = load_family(model_folder)
         self._model: Any = load_model(model_folder, dtype=config.dtype, device=device)
+        self._memory = EngineMemory.same_names(self._model)
         self._tokenizer = self._family.tokenizer
         self._extract = FeatureExtractor(self._family, media)
         self._config = config
@@ -100,7 +101,7 @@ class HfEngine:
 
     def close(self) -> None:
         """Give the model's memory back. Not to be used afterwards."""
-        del self._model, self._handover
+        del self._model, self._memory, self._handover
         gc.collect()
         if self._device.type == "cuda":
             torch.cuda.empty_cache()
@@ -116,21 +117,23 @@ class HfEngine:
                 yield from self._decode(rows[start : start + self._config.max_sequences], sampling)
 
     def load_weights(self, offer: Offer) -> WeightManifest:
-        """Copy a published version into the model; the manifest is read back from the model's memory.
+        """Copy a published version into the model; return what it holds of the tensors that travelled.
 
         Another thread's generation changes to it as `rollout.on_new_weights` says.
         """
         return self._handover.give(offer)
 
-    @torch.no_grad()
+    def held(self, published: WeightManifest) -> WeightManifest:
+        """What the model holds under the published names, read from its memory."""
+        return self._read(published, tuple(published.tensors))
+
     def _load(self, offer: Offer) -> WeightManifest:
-        received = self._transfer.receive(offer)
-        own = dict(self._model.named_parameters(remove_duplicate=False))
-        for name, tensor in received.tensors():
-            if name in own and own[name].shape == tensor.shape:
-                own[name].copy_(tensor)
-        self._version = received.manifest.version
-        return held_manifest(ParameterReader(self._model), received)
+        self._memory.write(self._transfer.receive(offer))
+        self._version = offer.manifest.version
+        return self._read(offer.manifest, offer.names)
+
+    def _read(self, published: WeightManifest, names: Sequence[str]) -> WeightManifest:
+        return held_manifest(published, names, [self._memory.held(names, published.tensors)])
 
     def _row(self, prompt: Prompt, index: int, sampling: Sampling) -> _Row:
         check_prompt_length(prompt, self._config.max_model_len)

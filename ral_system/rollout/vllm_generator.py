@@ -1,4 +1,4 @@
-"""Rollouts from vLLM. The only file that imports it; start its process with `vllm_environment`.
+"""Rollouts from vLLM, which only this file and `vllm_worker` import; start their process with `vllm_environment`.
 
 Differences from plain vLLM use: prompts are token ids and must come back as we sent them; log-probs are of the
 distribution that was sampled from; every completion has its own seed; a weight update is read back from the engine.
@@ -38,10 +38,10 @@ from ral_system.types import (
     TokenRecord,
     WeightManifest,
 )
+from ral_system.weights.engine_memory import held_manifest
 from ral_system.weights.handover import Handover
-from ral_system.weights.held import VllmReader, held_manifest, received_manifest
 from ral_system.weights.transfer.object_store import ObjectStore
-from ral_system.weights.transfer.transfer import Offer, Transfer
+from ral_system.weights.transfer.transfer import Offer, Setting, Transfer
 
 _MEDIA_CACHE_GIB = 1
 _BAN = -100.0  # vLLM clamps biases to ±100; exp(-100) of the best token's probability is below fp32 resolution
@@ -62,9 +62,9 @@ class VllmEngine:
         media: MediaStore,
         seed: int,
         device: Device,
-        transfer: Transfer[Any] | None = None,
+        transfer: type[Transfer[Any]] = ObjectStore,
+        setting: Setting | None = None,
     ) -> None:
-        self._transfer: Transfer[Any] = transfer or ObjectStore()
         self._family = load_family(model_folder)
         on_cpu = device == "cpu"
         cache_bytes = int(config.memory_gib * 2**30) if on_cpu and config.memory_gib is not None else None
@@ -89,13 +89,13 @@ class VllmEngine:
             disable_log_stats=False,
             # With a step in flight, a token of the old weights could be labelled with the new ones.
             async_scheduling=None if config.handover == "finish" else False,
+            worker_extension_cls="ral_system.rollout.vllm_worker.WeightWorker",
             **self._family.engine_arguments(),
         )
         self._media = media
         self._max_in_flight = 2 * config.max_sequences
         self._max_model_len = config.max_model_len
         self._stop_text = ANSWER_END if config.stop_at_answer else None
-        self._reads_back = config.tensor_parallel == 1
         self._banned = frozenset(self._family.banned_ids)
         self._tokenizer = self._llm.get_tokenizer()
         model_config = self._llm.llm_engine.model_config
@@ -103,6 +103,7 @@ class VllmEngine:
             self._tokenizer.eos_token_id, model_config.try_get_generation_config().get("eos_token_id")
         )
         self._llm.llm_engine.set_weight_version("0")
+        self._llm.collective_rpc("ral_open", args=(transfer, setting or Setting.of_one_process()))
         self._on_new_weights = config.handover
         self._handover = Handover(self._load, config.handover)
 
@@ -142,13 +143,19 @@ class VllmEngine:
                         yield replace(completion, restarts=restarts[output.request_id])
 
     def load_weights(self, offer: Offer) -> WeightManifest:
-        """Load a published version in place and drop everything computed with the old one.
+        """Replace weights in place by a published version's, and drop everything computed with the old ones.
 
-        Returns the manifest of what the engine holds, read back from its memory (with tensor parallelism: of what this
-        process received). Another thread's generation changes to it as `rollout.on_new_weights` says; with `finish`
+        Returns the manifest of what the engine then holds of the tensors that travelled, read back from the memory of
+        all its ranks. Another thread's generation changes to it as `rollout.on_new_weights` says; with `finish`
         WeightSyncError is raised while there is one.
         """
         return self._handover.give(offer)
+
+    def held(self, published: WeightManifest) -> WeightManifest:
+        """What the engine holds under the published names, read from the memory of all its ranks."""
+        return held_manifest(
+            published, tuple(published.tensors), self._llm.collective_rpc("ral_held", args=(published,))
+        )
 
     @contextmanager
     def _aborting(self, running: Mapping[str, object]) -> Iterator[None]:
@@ -160,20 +167,14 @@ class VllmEngine:
                 self._llm.llm_engine.abort_request(list(running))
 
     def _load(self, offer: Offer) -> WeightManifest:
-        received = self._transfer.receive(offer)
-        tensors = received.tensors() if self._reads_back else list(received.tensors())
-        self._llm.collective_rpc("reload_weights", kwargs={"weights_iterator": tensors})
+        ranks = self._llm.collective_rpc("ral_load", args=(offer,))
         self._drop_caches()
-        self._llm.llm_engine.set_weight_version(str(received.manifest.version))
-        if self._reads_back:
-            shapes = {name: digest.shape for name, digest in received.manifest.tensors.items()}
-            return self._llm.apply_model(lambda model: held_manifest(VllmReader(model, shapes), received))[0]
-        return received_manifest(received)
+        self._llm.llm_engine.set_weight_version(str(offer.manifest.version))
+        return held_manifest(offer.manifest, offer.names, ranks)
 
     def _drop_caches(self) -> None:
-        # All three, and on the engine: reload_weights clears the worker's media cache only, and the scheduler would
-        # then believe that images are encoded which no longer are ("Encoder cache miss"). Sequences under way are
-        # computed again from their first token, so that each next one comes from the new weights alone.
+        # All three, and on the engine, whose scheduler must know which images are encoded no longer. Sequences under
+        # way are computed again from their first token, so that each next one comes from the new weights alone.
         if not self._llm.reset_prefix_cache(reset_running_requests=True):
             raise WeightSyncError("the engine refused to drop its prefix cache, which holds keys of the old weights")
         self._llm.llm_engine.reset_mm_cache()

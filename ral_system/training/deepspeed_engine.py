@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from datetime import timedelta
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +18,10 @@ from ral_system.attention.read import AttentionRead
 from ral_system.config.learner import DeepSpeedLearnerConfig
 from ral_system.data.collate import TensorBatch
 from ral_system.errors import CheckpointError, SetupError
+from ral_system.models.named_weights import layer_of, named_weights
 from ral_system.models.policy import PolicyModel, PolicyOutput
 from ral_system.training import deepspeed_internals as internals
 from ral_system.training.optim import OptimSettings, adamw, parameter_groups, set_rates
-
-_PREFIX = "model."
 
 internals.reduce_by_gloo_on_cpu()
 
@@ -104,11 +104,15 @@ class DeepSpeedEngine:
         if self._zero_stage == 3:
             internals.gather_small_parameters_again(self._engine)
 
-    def full_state(self) -> Mapping[str, Tensor] | None:
+    def weights(self, names: Collection[str]) -> Iterator[tuple[str, Tensor]]:
+        wanted = {name: w for name, w in named_weights(self.policy.model).items() if name in names}
         if self._zero_stage < 3:
-            return self.policy.model.state_dict() if torch.distributed.get_rank() == 0 else None
-        state = internals.whole_zero3_state(self._engine)
-        return None if state is None else {k.removeprefix(_PREFIX): v for k, v in state.items()}
+            yield from wanted.items()
+            return
+        for _, group in groupby(wanted, layer_of):
+            layer = {name: wanted[name] for name in group}
+            with internals.gathered(list(layer.values())):
+                yield from layer.items()
 
     def save(self, folder: Path) -> None:
         self._engine.save_checkpoint(str(folder), tag="state", client_state={"updates": self._updates})

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from typing import Any
 
 import deepspeed.comm  # noqa: F401  so that the module below is there
@@ -11,6 +12,7 @@ import torch
 from deepspeed.runtime.checkpoint_engine.torch_checkpoint_engine import TorchCheckpointEngine
 from deepspeed.runtime.fp16.loss_scaler import LossScaler
 from deepspeed.runtime.zero.config import ZeroStageEnum
+from deepspeed.runtime.zero.partition_parameters import GatheredParameters
 from deepspeed.utils.tensor_fragment import fragment_address
 from torch import Tensor
 
@@ -33,10 +35,10 @@ def gather_small_parameters_again(engine: Any) -> None:
         whole[0].all_gather(whole)
 
 
-def whole_zero3_state(engine: Any) -> Mapping[str, Tensor] | None:
-    """The full state dict of a ZeRO-3 engine on rank 0, None on the others; collective."""
-    state: Mapping[str, Tensor] | None = engine._zero3_consolidated_16bit_state_dict()
-    return state
+def gathered(parameters: Sequence[Any]) -> AbstractContextManager[None]:
+    """Whole ZeRO-3 parameters on every rank inside the block; collective."""
+    context: AbstractContextManager[None] = GatheredParameters(parameters)
+    return context
 
 
 def read_weights_only(engine: Any) -> None:

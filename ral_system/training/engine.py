@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -51,8 +51,11 @@ class Engine(Protocol):
         """Tell the engine that someone wrote into `trained_weights`; every rank calls it."""
         ...
 
-    def full_state(self) -> Mapping[str, Tensor] | None:
-        """Return all weights under Hugging Face names on rank 0, None elsewhere; every rank calls it."""
+    def weights(self, names: Collection[str]) -> Iterator[tuple[str, Tensor]]:
+        """Yield the named weights whole, in the model's order, on every rank; every rank takes all that comes.
+
+        Each is valid until the next is asked for: no more than a layer's weights are gathered at a time.
+        """
         ...
 
     def save(self, folder: Path) -> None:

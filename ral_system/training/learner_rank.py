@@ -24,7 +24,8 @@ from ral_system.config.learner import LearnerConfig
 from ral_system.data.collate import Collator, TensorBatch
 from ral_system.data.features import FeatureExtractor
 from ral_system.media.store import MediaStore
-from ral_system.models.loading import save_model
+from ral_system.models.loading import TORCH_DTYPES, save_model
+from ral_system.models.named_weights import named_weights
 from ral_system.models.policy import PolicyModel, PolicyOutput
 from ral_system.observability.work import Work
 from ral_system.scoring.build import build_policy
@@ -41,6 +42,7 @@ from ral_system.training.optim import OptimSettings, optim_settings
 from ral_system.training.supervised import supervised_objective
 from ral_system.training.token_reads import token_read
 from ral_system.training.torch_engine import TorchEngine
+from ral_system.training.weight_source import WeightSource
 from ral_system.training.weights_in_place import PastWeights
 from ral_system.types import (
     Counts,
@@ -51,9 +53,10 @@ from ral_system.types import (
     TrainPlan,
     UpdatePlan,
     VisualAttention,
+    WeightManifest,
 )
 from ral_system.weights.transfer.object_store import ObjectStore
-from ral_system.weights.transfer.transfer import Offer, Transfer
+from ral_system.weights.transfer.transfer import Offer, Setting, Transfer
 
 MakeRead = Callable[[MicroBatch], TokenRead]
 MakeObjective = Callable[[PolicyOutput, Sequence[GroupAttention], TensorBatch, MicroBatch], Objective]
@@ -75,7 +78,7 @@ class LearnerRank:
         stage: Stage,
         transfer: Transfer[Any] | None = None,
     ) -> None:
-        self._transfer: Transfer[Any] = transfer or ObjectStore()
+        self._transfer: Transfer[Any] = transfer or ObjectStore(Setting.of_one_process(rank=rank))
         self._config = config
         self._rank, self._world_size = rank, world_size
         self._start = model_folder
@@ -109,6 +112,7 @@ class LearnerRank:
         self._version = 0
         staleness = config.algorithm.max_staleness if stage == "rl" else 0
         self._past = PastWeights(self._engine, staleness)
+        self._source = WeightSource(self._engine, TORCH_DTYPES[config.rollout.dtype], rank)
         self._average = None
         if stage == "rl" and attention.anchor == "ema":
             self._average = WeightAverage(self._engine, attention.ema_decay)
@@ -267,22 +271,28 @@ class LearnerRank:
             views[sample.id] = VisualAttention(tuple(m.float().cpu().numpy() for m in maps))
         return views
 
-    def publish(self, version: int) -> Offer | None:
-        """Offer the current weights as `version`: rank 0's offer, None on the others. Every rank calls it."""
+    def publish(self, version: int) -> WeightManifest | None:
+        """Take the current weights as `version`: their identity on rank 0, None on the others. Every rank calls it."""
         self._version = version
         self._past.remember(version)
-        return self._transfer.offer(version, self._engine.full_state)
+        return self._source.manifest(version)
+
+    def offer(self, manifest: WeightManifest, names: Sequence[str]) -> Offer | None:
+        """Offer the named tensors of the version just published: rank 0's offer, None on the others."""
+        return self._transfer.offer(manifest, names, self._source.stream)
 
     def send(self, offer: Offer) -> None:
         """Send what was offered to the engines that receive it now. Not for transfers that keep offers."""
-        self._transfer.send(offer)
+        self._transfer.send(offer, self._source.stream)
 
     def save_model(self, folder: Path) -> None:
         """Write the model in Hugging Face format (rank 0; every rank calls it)."""
-        state = self._engine.full_state()
+        model, state = self._engine.policy.model, {}
+        for name, weight in self._engine.weights(named_weights(model)):
+            if self._rank == 0:
+                state[name] = weight.detach().to("cpu", copy=True)
         if self._rank == 0:
-            assert state is not None
-            save_model(self._engine.policy.model, state, self._family.processor, folder, self._start)
+            save_model(model, state, self._family.processor, folder, self._start)
 
     def save(self, folder: Path) -> None:
         """Write this rank's share of weights, optimiser and schedule."""
@@ -293,6 +303,7 @@ class LearnerRank:
     def load(self, folder: Path) -> None:
         """Continue exactly from what `save` wrote."""
         self._engine.load(folder)
+        self._source.forget()
         if self._average is not None:
             self._average.load(folder / f"average_{self._rank}.safetensors")
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -13,6 +13,7 @@ from torch import Tensor
 from ral_system.algorithms.token_read import TokenRead
 from ral_system.attention.read import AttentionRead
 from ral_system.data.collate import TensorBatch
+from ral_system.models.named_weights import named_weights
 from ral_system.models.policy import PolicyModel, PolicyOutput
 from ral_system.training.optim import OptimSettings, adamw, parameter_groups, set_rates
 
@@ -61,8 +62,8 @@ class TorchEngine:
     def weights_replaced(self) -> None:
         pass  # they are the parameters themselves
 
-    def full_state(self) -> Mapping[str, Tensor]:
-        return self.policy.model.state_dict()
+    def weights(self, names: Collection[str]) -> Iterator[tuple[str, Tensor]]:
+        yield from ((name, w) for name, w in named_weights(self.policy.model).items() if name in names)
 
     def save(self, folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)

@@ -17,7 +17,7 @@ from ral_system.types.rollout import (
     Verdict,
 )
 from ral_system.types.sample import Rollout, Sample
-from ral_system.types.weights import TensorDigest, WeightManifest, Weights
+from ral_system.types.weights import TensorDigest, WeightManifest
 
 __all__ = [
     "MARKS",
@@ -51,5 +51,4 @@ __all__ = [
     "View",
     "VisualAttention",
     "WeightManifest",
-    "Weights",
 ]

@@ -1,20 +1,18 @@
-"""Published weights and their identity."""
+"""Identity of published weights."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-
-import numpy as np
+from dataclasses import dataclass
 
 
 @dataclass(frozen=True, slots=True)
 class TensorDigest:
-    """Identity of one published tensor."""
+    """Identity of one published tensor. `checksum`: 32 hexadecimal digits, see `weights.digest`."""
 
     shape: tuple[int, ...]
     dtype: str
-    sha256: str
+    checksum: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,11 +24,3 @@ class WeightManifest:
 
     version: int
     tensors: Mapping[str, TensorDigest]
-
-
-@dataclass(frozen=True, slots=True)
-class Weights:
-    """One published weight version: the manifest and the host arrays it describes."""
-
-    manifest: WeightManifest
-    arrays: Mapping[str, np.ndarray] = field(repr=False)

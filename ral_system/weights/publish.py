@@ -2,25 +2,98 @@
 
 from __future__ import annotations
 
+import sys
+import threading
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+
+from ral_system.errors import WeightTransferError
 from ral_system.protocols import Generator, Learner, Ref
-from ral_system.types import WeightManifest
+from ral_system.types import TensorDigest, WeightManifest
 from ral_system.weights.manifest import verify_loaded
 
 
-def publish_weights(learner: Learner, generator: Generator, version: int) -> int:
-    """Make every rollout engine hold the learner's current weights as `version`.
+@dataclass(frozen=True, slots=True)
+class Published:
+    """A version that engines can load: its identity, the tensors that travel, and the learner's offer of them."""
 
-    Gate: what each engine holds afterwards equals what was published, key by key and byte by byte. Returns how
-    many tensors were verified, over all engines. Raises WeightSyncError.
+    manifest: WeightManifest
+    names: tuple[str, ...]
+    offer: Ref
+
+    @property
+    def sent(self) -> WeightManifest:
+        """The identity of what travels."""
+        return WeightManifest(self.manifest.version, {name: self.manifest.tensors[name] for name in self.names})
+
+
+class Publisher:
+    """Makes every rollout engine hold the learner's weights.
+
+    What every engine is known to hold already is not sent: what is frozen travels once, and weights that engines have
+    read from the same disk as the learner not at all.
     """
-    return load_published(learner, generator, *learner.publish(version))
+
+    def __init__(self, learner: Learner, generator: Generator) -> None:
+        self._learner, self._generator = learner, generator
+        self._held: dict[str, TensorDigest] | None = None
+        self._offered: list[Published] = []  # and not loaded yet
+        self._lock = threading.Lock()  # one thread may offer while another loads what was offered before
+
+    def publish(self, version: int) -> int:
+        """Offer and load; return how many tensors were verified, over all engines.
+
+        Gate: what each engine holds afterwards equals what was published, key by key, by checksums computed from both
+        sides' memory. Raises WeightSyncError. A transfer that fails is tried once more, over a new connection.
+        """
+        published = self.offer(version)
+        try:
+            return self.load(published)
+        except WeightTransferError as error:
+            print(f"{error}; sending them again", file=sys.stderr, flush=True)
+            return self.load(self._offer(published.manifest, published.names))
+
+    def offer(self, version: int) -> Published:
+        """The learner's current weights as a version, to be loaded now or, if offers are kept, later."""
+        manifest = self._learner.publish(version)
+        held = self._held
+        if held is None:
+            held = self._held = common([found.tensors for found in self._generator.held(manifest)])
+        names = tuple(name for name, digest in manifest.tensors.items() if held.get(name) != digest)
+        return self._offer(manifest, names)
+
+    def load(self, published: Published) -> int:
+        """The second half of `publish`."""
+        try:
+            sent = self._learner.send(published.offer)
+            try:
+                found = self._generator.load_weights(published.offer)
+            except WeightTransferError:
+                with suppress(WeightTransferError):
+                    sent()  # both sides give up before they connect again
+                raise
+            sent()
+        finally:
+            with self._lock:
+                self._offered.remove(published)
+        for loaded in found:
+            verify_loaded(published.sent, loaded)
+        with self._lock:
+            unsure = {name for later in self._offered for name in later.names}
+            self._held = {name: d for name, d in published.manifest.tensors.items() if name not in unsure}
+        return len(found) * len(published.manifest.tensors)
+
+    def _offer(self, manifest: WeightManifest, names: tuple[str, ...]) -> Published:
+        published = Published(manifest, names, self._learner.offer(manifest, names))
+        with self._lock:
+            self._offered.append(published)
+            # Until it is loaded, which of the two versions an engine holds is not known.
+            self._held = {name: digest for name, digest in (self._held or {}).items() if name not in names}
+        return published
 
 
-def load_published(learner: Learner, generator: Generator, manifest: WeightManifest, offer: Ref) -> int:
-    """The second half of `publish_weights`: from what the learner published on."""
-    sent = learner.send(offer)
-    held = generator.load_weights(offer)
-    sent()
-    for loaded in held:
-        verify_loaded(manifest, loaded)
-    return len(held) * len(manifest.tensors)
+def common(engines: list[Mapping[str, TensorDigest]]) -> dict[str, TensorDigest]:
+    """What all engines hold alike."""
+    first, *others = engines
+    return {name: digest for name, digest in first.items() if all(other.get(name) == digest for other in others)}

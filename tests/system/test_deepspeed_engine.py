@@ -7,6 +7,7 @@ import json
 import pickle
 import socket
 import sys
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -69,6 +70,22 @@ class Planted:
         return Path.touch, (self.trace,)
 
 
+def published(learner: Any, version: int) -> Mapping[str, np.ndarray] | None:
+    """All weights of a version, as rank 0 offers them; None on the others."""
+    import torch
+
+    from ral_system.models.named_weights import named_weights
+    from tests.offered import manifest_of
+
+    names = list(named_weights(learner._engine.policy.model))
+    manifest = learner.publish(version)
+    offer = learner.offer(manifest, names)
+    if manifest is None or offer is None:
+        return None
+    assert manifest == manifest_of(version, {name: torch.from_numpy(array) for name, array in offer.arrays.items()})
+    return dict(offer.arrays)
+
+
 def train(
     task: Path, rank: int, world_size: int, engine: str, stage: int, max_tokens: int, offload: str = "none"
 ) -> dict[str, Any]:
@@ -98,19 +115,19 @@ def train(
         return plan_updates(samples, updates=UPDATES, world_size=world_size, max_tokens=max_tokens)
 
     plan, trained = planned(samples), start(learner)
-    trained.publish(0)
+    published(trained, 0)
     scores = trained.score(plan)
     metrics = [trained.update(update, scores, scores) for update in plan.updates[:2]]
     saved = task / f"{engine}_{world_size}_{stage}_{max_tokens}_{offload}"
-    middle = trained.publish(2)
+    middle = published(trained, 2)
     trained.save(saved)
     metrics.append(trained.update(plan.updates[2], scores, scores))
-    last = trained.publish(3)
+    last = published(trained, 3)
     trained.load(saved)
-    reloaded = trained.publish(2)
+    reloaded = published(trained, 2)
     averaged = trained.score(planned([replace(s, weight_version=2) for s in samples]))
     metrics.append(trained.update(plan.updates[2], scores, scores))
-    again = trained.publish(3)
+    again = published(trained, 3)
     trained.save_model(task / f"model_{saved.name}")
 
     made: list[tuple[int, Switches]] = [(3, ()), (0, ((1, 2),)), (2, ()), (0, ((1, 3),))]  # unlike on the two ranks
@@ -129,12 +146,12 @@ def train(
         trained.load(task / f"moved_{saved.name}")
         for learner_rank in (on_device, trained):
             third = learner_rank.update(plan.updates[2], scores, scores)
-            moved.append((third, learner_rank.publish(3)))
+            moved.append((third, published(learner_rank, 3)))
     for i, loss in enumerate(sorted(task.glob("loss_*.json")) if (stage, offload) in LOSSES_AT else ()):
         trained.load(saved)
         trained._config = TrainConfig.model_validate_json(loss.read_text())
         losses[loss.stem] = trained.update(off_policy.updates[i % UPDATES], scores, scores)
-        points[loss.stem] = trained.publish(4 + i)
+        points[loss.stem] = published(trained, 4 + i)
 
     refusals = []
     if world_size == 1 and engine == "deepspeed":
@@ -153,9 +170,9 @@ def train(
         "log_probs": {id: s.log_probs for id, s in scores.items()},
         "old_rows": {id: s.attention[0].values for id, s in scores.items()},
         "averaged_rows": {id: s.attention[0].values for id, s in averaged.items()},
-        "weights": {name: None if w is None else dict(w.arrays) for name, w in points.items()},
+        "weights": points,
         "on_host": on_host,
-        "moved": [(metrics, None if w is None else dict(w.arrays)) for metrics, w in moved],
+        "moved": moved,
         "refusals": refusals,
         "files": sorted(f.name for f in (saved / "state").glob("*.pt")),
     }

@@ -26,7 +26,7 @@ from ral_system.tasks.tiny_model import build_tiny_model
 from ral_system.tasks.visual_search import VisualSearch, words
 from ral_system.training.plan import plan_updates
 from ral_system.types import Prompt, Rollout, Sample, Sampling
-from ral_system.weights.publish import publish_weights
+from ral_system.weights.publish import Publisher
 from tests.composed import compose_config
 from tests.system.troubled_actor import Troubled
 
@@ -184,9 +184,10 @@ def roles(cluster: None, folder: Path) -> Iterator[RayRoles]:
 
 
 def test_one_training_step_over_real_actors(roles: RayRoles, prompts: list[Prompt]) -> None:
+    publisher = Publisher(roles.learner, roles.generator)
     for version in range(2):
         began = time.monotonic()
-        publish_weights(roles.learner, roles.generator, version)
+        publisher.publish(version)
         synced = time.monotonic()
         by_id, rollouts = {p.id: p for p in prompts}, []
         completions = list(roles.generator.generate(prompts, SAMPLING))
@@ -259,11 +260,12 @@ def test_a_gate_that_fails_in_a_rank_is_a_gate_error_here(roles: RayRoles, promp
 
 def test_weights_reach_engines_that_generate(roles: RayRoles, prompts: list[Prompt]) -> None:
     """Responses go on with them, and two ranks score each token at the weights that made it."""
-    publish_weights(roles.learner, roles.generator, 2)
+    publisher = Publisher(roles.learner, roles.generator)
+    publisher.publish(2)
     long = Sampling(completions=40, temperature=1.0, max_new_tokens=60, seed=4)
     generation = roles.generator.generate(prompts, long)
     first = next(generation)  # so engines are at it, whether or not anybody listens
-    publish_weights(roles.learner, roles.generator, 3)
+    publisher.publish(3)
     completions = [first, *generation]
     by_id = {p.id: p for p in prompts}
     samples = [Rollout(by_id[c.prompt_id], c, None, 1.0).sample() for c in completions]  # type: ignore[arg-type]

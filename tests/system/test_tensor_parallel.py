@@ -19,8 +19,11 @@ from ral_system.rollout.vllm_environment import vllm_environment
 from ral_system.tasks.tiny_model import build_tiny_model
 from ral_system.tasks.visual_search import VisualSearch, words
 from ral_system.types import Completion, Prompt, Sampling
-from ral_system.weights.manifest import build_weights, verify_loaded
+from ral_system.weights.manifest import verify_loaded
+from ral_system.weights.transfer.object_store import ObjectStore
+from ral_system.weights.transfer.transfer import Setting
 from tests.composed import compose_config
+from tests.offered import offered
 
 pytestmark = [pytest.mark.system, pytest.mark.timeout(600), pytest.mark.long]
 
@@ -55,8 +58,9 @@ def engine(folder: Path) -> Iterator[Member]:
     )
     member = Member(handle, "rollout", 0, log)
     try:
-        folders, settings = (folder / "start", folder / "media"), {"seed": CONFIG.seed, "max_staleness": 0}
-        built = handle.build.remote(CONFIG.rollout, CONFIG.cluster, *folders, **settings)
+        transfer = {"transfer": ObjectStore, "setting": Setting.of_one_process()}
+        folders = folder / "start", folder / "media"
+        built = handle.build.remote(CONFIG.rollout, CONFIG.cluster, *folders, seed=CONFIG.seed, **transfer)
         wait_all([Call(member, built)], 300, "starting")
         yield member
     finally:
@@ -75,7 +79,7 @@ def test_two_ranks_generate_and_take_new_weights(engine: Member, folder: Path) -
     model = load_model(folder / "start", dtype="float32")
     for parameter in model.parameters():
         parameter.data.add_(0.01)
-    weights = build_weights(1, model.state_dict())
+    weights = offered(1, model.state_dict())
     (held,) = wait_all([Call(engine, engine.handle.load_weights.remote(weights))], 120, "loading")
     verify_loaded(weights.manifest, held)
     after = generate(engine, prompt)

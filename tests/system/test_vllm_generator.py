@@ -25,8 +25,10 @@ from ral_system.rollout.stopping import ANSWER_END
 from ral_system.rollout.vllm_environment import vllm_environment
 from ral_system.tasks.tiny_model import build_tiny_model
 from ral_system.tasks.visual_search import VisualSearch, words
-from ral_system.types import Completion, Media, Prompt, Sampling, VideoSampling, Weights
-from ral_system.weights.manifest import build_manifest, build_weights, verify_loaded
+from ral_system.types import Completion, Media, Prompt, Sampling, VideoSampling, WeightManifest
+from ral_system.weights.manifest import verify_loaded
+from ral_system.weights.transfer.object_store import Arrays
+from tests.offered import offered
 from tests.unit.media.clips import clip, noise
 from tests.unit.rollout.new_weights import Arrivals
 from tests.unit.rollout.stopped import check_stopped
@@ -47,7 +49,8 @@ CONFIG = TypeAdapter(RolloutConfig).validate_python(
         "tensor_parallel": 1,
         "memory_gib": 0.5,
         "gpu_memory_utilization": 0.5,
-        "weight_transfer": "object_store",
+        "weight_transfer": None,
+        "weight_timeout_s": 60.0,
         "on_new_weights": "finish",
         "log_prob_gate": {"token": 1e-4, "outliers": 0.0, "mean": None, "p999": None},
     }
@@ -81,7 +84,7 @@ class Setting:
         assert len(found) == len(prompts or self.prompts) * sampling.completions
         return found
 
-    def generate_with_arrival(self, weights: Weights) -> dict[str, Completion]:
+    def generate_with_arrival(self, weights: Arrays) -> dict[str, Completion]:
         """`generate`, with weights that arrive after nine of the engine's steps."""
         core, arrivals = self.engine._llm.llm_engine, Arrivals(self.engine, {9: weights})
         with pytest.MonkeyPatch.context() as patch:
@@ -92,12 +95,12 @@ class Setting:
         verify_loaded(weights.manifest, manifest)
         return found
 
-    def perturbed(self, version: int) -> Weights:
+    def perturbed(self, version: int) -> Arrays:
         torch.manual_seed(version)
         with torch.no_grad():
             for parameter in self.model.parameters():
                 parameter.add_(0.02 * torch.randn_like(parameter))
-        return build_weights(version, self.model.state_dict())
+        return offered(version, self.model.state_dict())
 
     @torch.no_grad()
     def log_probs(self, prompt: Prompt, completion: Completion, temperature: float) -> np.ndarray:
@@ -240,7 +243,7 @@ def test_an_abandoned_generation_leaves_the_engine_usable(setting: Setting) -> N
     stream = setting.engine.generate(setting.prompts, SAMPLING)
     next(iter(stream))
     with pytest.raises(WeightSyncError, match="is generating"):
-        setting.engine.load_weights(build_weights(1, {}))
+        setting.engine.load_weights(offered(1, {}))
     stream.close()
     setting.generate()
 
@@ -261,7 +264,7 @@ def test_loaded_weights_are_read_back_and_used(setting: Setting) -> None:
 
 
 def test_a_response_goes_on_with_the_new_weights_alone(setting: Setting, monkeypatch: pytest.MonkeyPatch) -> None:
-    old, old_weights = copy.deepcopy(setting.model), build_weights(8, setting.model.state_dict())
+    old, old_weights = copy.deepcopy(setting.model), offered(8, setting.model.state_dict())
     setting.engine.load_weights(old_weights)
     before = setting.generate()
     take_under_way(setting, monkeypatch, "continue")
@@ -282,7 +285,7 @@ def test_a_response_goes_on_with_the_new_weights_alone(setting: Setting, monkeyp
 
 
 def test_a_response_is_begun_again_with_the_new_weights(setting: Setting, monkeypatch: pytest.MonkeyPatch) -> None:
-    setting.engine.load_weights(build_weights(9, setting.model.state_dict()))
+    setting.engine.load_weights(offered(9, setting.model.state_dict()))
     take_under_way(setting, monkeypatch, "discard")
     found = setting.generate_with_arrival(setting.perturbed(10))
     again = setting.generate()
@@ -318,7 +321,8 @@ def test_a_corrupted_tensor_is_named(setting: Setting, name: str) -> None:
 def test_missing_and_unknown_tensors_are_named(setting: Setting) -> None:
     weights = setting.perturbed(4)
     arrays = {name: array for name, array in weights.arrays.items() if "layers.1.self_attn" not in name}
-    loaded = setting.engine.load_weights(Weights(build_manifest(4, arrays), arrays))
+    known = WeightManifest(4, {name: weights.manifest.tensors[name] for name in arrays})
+    loaded = setting.engine.load_weights(Arrays(known, arrays))
     with pytest.raises(
         WeightSyncError, match=r"missing: model.language_model.layers.1.*unexpected: engine:language_model"
     ):

@@ -15,5 +15,8 @@ def test_the_way_that_weights_travel_changes_nothing(commands, left, with_signal
     assert kept == [3, 4]  # of the last step and the one before
     unknown = commands("ral-train", *with_signal, "rollout.weight_transfer=post", "name=other", cwd=tmp_path)
     assert unknown.returncode == 2
-    assert "rollout.weight_transfer=post: no such weight transfer; choose one of object_store, files" in unknown.stderr
+    assert (
+        "rollout.weight_transfer=post: no such weight transfer; choose one of broadcast, shared_memory, "
+        "object_store, files" in unknown.stderr
+    )
     assert not (tmp_path / "runs" / "other").exists()

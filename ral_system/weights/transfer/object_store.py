@@ -1,69 +1,62 @@
-"""Weights as host arrays in the offer itself: Ray's object store carries them, or the process that holds both sides."""
+"""Weights as host arrays in the offer itself: Ray's object store carries them, or the process that holds both sides.
+
+numpy has no bfloat16: such a tensor travels as the uint16 array of its bit patterns.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from pathlib import Path
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from ral_system.types import TensorDigest, WeightManifest, Weights
-from ral_system.weights.manifest import build_weights, digest_array, from_host, to_host
-from ral_system.weights.transfer.transfer import FullState
+from ral_system.types import WeightManifest
+from ral_system.weights.transfer.transfer import Setting, WeightStream
+
+
+@dataclass(frozen=True, slots=True)
+class Arrays:
+    """A version as host arrays, by published name."""
+
+    manifest: WeightManifest
+    arrays: Mapping[str, np.ndarray] = field(repr=False)
+
+    @property
+    def names(self) -> Sequence[str]:
+        """The tensors that travel."""
+        return tuple(self.arrays)
 
 
 class ObjectStore:
-    """Offers `Weights`, the arrays of all tensors. One copy per node, shared by its engines."""
+    """Offers `Arrays`. One copy per node, shared by its engines."""
 
     keeps_offers = True
 
-    def __init__(self, folder: Path | None = None, waiting: int = 1) -> None:
-        pass
+    def __init__(self, setting: Setting) -> None:
+        self._rank = setting.rank
 
-    def offer(self, version: int, full_state: FullState) -> Weights | None:
+    def offer(self, manifest: WeightManifest, names: Sequence[str], weights: WeightStream) -> Arrays | None:
         """Copy the weights to host memory, on rank 0."""
-        state = full_state()
-        return None if state is None else build_weights(version, state)
+        arrays = {name: to_host(tensor) for name, tensor in weights(names) if self._rank == 0}
+        return Arrays(manifest, arrays) if self._rank == 0 else None
 
-    def send(self, offer: Weights) -> None:
+    def send(self, offer: Arrays, weights: WeightStream) -> None:
         """Do nothing: the offer holds the weights."""
 
-    def receive(self, offer: Weights) -> ReceivedArrays:
-        """Wrap the arrays, which have arrived with the offer."""
-        return ReceivedArrays(offer)
+    def receive(self, offer: Arrays) -> Iterator[tuple[str, Tensor]]:
+        """Tensors over copies of the arrays, which are read-only and may go away."""
+        for name, array in offer.arrays.items():
+            yield name, from_host(array, offer.manifest.tensors[name].dtype)
 
 
-class ReceivedArrays:
-    """Arrays of an object store, which are read-only and may go away: tensors are copies."""
-
-    def __init__(self, weights: Weights) -> None:
-        self._weights = weights
-
-    @property
-    def manifest(self) -> WeightManifest:
-        """The identity of what was published."""
-        return self._weights.manifest
-
-    def tensors(self) -> Iterator[tuple[str, Tensor]]:
-        """Tensors in published order."""
-        for name in self._weights.arrays:
-            yield name, self._tensor(name)
-
-    def identity(self, name: str, held: Sequence[Tensor]) -> TensorDigest | None:
-        """Digest of the published bytes, or of a copy that differs from them."""
-        dtype = self.manifest.tensors[name].dtype
-        if (other := differing(held, self._tensor(name))) is not None:
-            return other
-        return digest_array(self._weights.arrays[name], dtype) if held else None
-
-    def _tensor(self, name: str) -> Tensor:
-        return from_host(self._weights.arrays[name], self.manifest.tensors[name].dtype)
+def to_host(tensor: Tensor) -> np.ndarray:
+    """A contiguous host array of its own with a tensor's content."""
+    host = tensor.detach().to("cpu", copy=True).contiguous()
+    return (host.view(torch.uint16) if host.dtype == torch.bfloat16 else host).numpy()
 
 
-def differing(held: Sequence[Tensor], received: Tensor) -> TensorDigest | None:
-    """Digest of the first copy that is not what was received, rounded to the copy's dtype; None if there is none."""
-    for copy in held:
-        if copy.shape != received.shape or not torch.equal(copy.detach().cpu(), received.to(copy.dtype)):
-            return digest_array(*to_host(copy.to(received.dtype)))
-    return None
+def from_host(array: np.ndarray, dtype: str) -> Tensor:
+    """The inverse of `to_host`; the tensor owns its memory."""
+    return torch.from_numpy(np.array(array)).view(getattr(torch, dtype))

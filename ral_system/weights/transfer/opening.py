@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 from ral_system.errors import ConfigError
@@ -10,9 +9,14 @@ from ral_system.registry import WEIGHT_TRANSFERS
 from ral_system.weights.transfer.transfer import Transfer
 
 
-def open_transfer(name: str, max_staleness: int, run_folder: Path) -> Transfer[Any]:
-    """The transfer of that name. Raises ConfigError for an unknown one, and for one that cannot serve this run."""
-    transfer: Transfer[Any] = WEIGHT_TRANSFERS.get(name)(run_folder / "weights", max_staleness + 1)
+def choose_transfer(name: str | None, max_staleness: int, *, one_process: bool) -> type[Transfer[Any]]:
+    """The transfer of that name, or that which suits the run.
+
+    Raises ConfigError for an unknown name, and for a transfer that cannot serve this run.
+    """
+    if name is None:
+        name = "object_store" if one_process or max_staleness else "broadcast"
+    transfer: type[Transfer[Any]] = WEIGHT_TRANSFERS.get(name)
     if max_staleness and not transfer.keeps_offers:
         raise ConfigError(
             f"rollout.weight_transfer={name} sends weights when they are made and keeps none; set "

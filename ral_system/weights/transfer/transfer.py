@@ -2,15 +2,41 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Protocol, TypeVar
 
 from torch import Tensor
 
-from ral_system.types import TensorDigest, WeightManifest
+from ral_system.types import WeightManifest
 
-FullState = Callable[[], Mapping[str, Tensor] | None]
-"""Gathers all weights under Hugging Face names on rank 0, None elsewhere. Every rank calls it."""
+WeightStream = Callable[[Collection[str]], Iterator[tuple[str, Tensor]]]
+"""The named weights in published form, whole and one at a time: each is valid until the next is asked for. Every
+learner rank calls it with the same names and takes all that comes."""
+
+
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """Where a transfer takes place, and what this process is in it."""
+
+    folder: Path
+    """One of the run, which learner and engines may share."""
+    waiting: int
+    """How many offers may wait to be received."""
+    rank: int
+    """The learner's rank, or the engine process's number among all `receivers`."""
+    receivers: int
+    """Processes that receive: every engine's ranks."""
+    host: str
+    """Address of learner rank 0, as the other processes of the run see it."""
+    timeout_s: float
+    """Bound on any wait for another process."""
+
+    @classmethod
+    def of_one_process(cls, folder: Path = Path(), *, waiting: int = 1, rank: int = 0) -> Setting:
+        """The setting of a learner that hands weights to an engine in its own process."""
+        return cls(folder, waiting, rank, receivers=1, host="127.0.0.1", timeout_s=60.0)
 
 
 class Offer(Protocol):
@@ -18,37 +44,20 @@ class Offer(Protocol):
 
     @property
     def manifest(self) -> WeightManifest:
-        """The identity of what was published."""
+        """The identity of all weights of the version."""
+        ...
+
+    @property
+    def names(self) -> Sequence[str]:
+        """The tensors that travel. Engines hold the others already."""
         ...
 
 
 OfferT = TypeVar("OfferT")
 
 
-class Received(Protocol):
-    """A version that has reached an engine's process."""
-
-    @property
-    def manifest(self) -> WeightManifest:
-        """The identity of what was published."""
-        ...
-
-    def tensors(self) -> Iterator[tuple[str, Tensor]]:
-        """Published name and tensor, one at a time, each once."""
-        ...
-
-    def identity(self, name: str, held: Sequence[Tensor]) -> TensorDigest | None:
-        """What an engine holds under a published name, for comparison with the manifest.
-
-        `held` are all copies of the tensor in the engine's memory, in the engine's dtype. The digest of the published
-        tensor if every copy equals it after rounding to the copy's dtype (-0 equals 0), otherwise the digest of one
-        that differs; None without a copy.
-        """
-        ...
-
-
 class Transfer(Protocol[OfferT]):
-    """One way for weights to travel. Constructed in every learner rank and in every engine's process.
+    """One way for weights to travel. Constructed with a `Setting` in every learner rank and every engine's processes.
 
     A controller calls `offer` on every rank, then hands rank 0's offer to the engines, which `receive` it. If offers
     are not kept, every rank calls `send` while the engines receive.
@@ -57,14 +66,22 @@ class Transfer(Protocol[OfferT]):
     keeps_offers: bool
     """An offer may be received later, while the learner trains on. If not, nothing can be generated ahead of it."""
 
-    def offer(self, version: int, full_state: FullState) -> OfferT | None:
-        """Offer the current weights as `version`: rank 0's offer, None on the others. Training may go on afterwards."""
+    def __init__(self, setting: Setting) -> None: ...
+
+    def offer(self, manifest: WeightManifest, names: Sequence[str], weights: WeightStream) -> OfferT | None:
+        """Offer the named tensors of a version: rank 0's offer, None on the others."""
         ...
 
-    def send(self, offer: OfferT) -> None:
-        """Send what was offered to the engines that receive it now. Not called if offers are kept."""
+    def send(self, offer: OfferT, weights: WeightStream) -> None:
+        """Send what was offered to the engines that receive it now. Not called if offers are kept.
+
+        Raises WeightTransferError if they do not receive it in time.
+        """
         ...
 
-    def receive(self, offer: OfferT) -> Received:
-        """Take an offer into this process. Raises WeightSyncError if it is not there or damaged."""
+    def receive(self, offer: OfferT) -> Iterator[tuple[str, Tensor]]:
+        """Published name and tensor, one at a time, each once and valid until the next is asked for.
+
+        Raises WeightSyncError if the offer is not there or damaged, WeightTransferError if it does not come in time.
+        """
         ...

@@ -23,8 +23,8 @@ from ral_system.types import (
 G = 4
 
 
-def manifest(version: int, sha256: str = "aa") -> WeightManifest:
-    return WeightManifest(version, {"w": TensorDigest((1,), "float32", sha256)})
+def manifest(version: int, checksum: str = "aa") -> WeightManifest:
+    return WeightManifest(version, {"w": TensorDigest((1,), "float32", checksum)})
 
 
 def samples_of(plan: TrainPlan) -> list[Sample]:
@@ -66,7 +66,7 @@ class Fakes:
         self.status: dict[str, RewardStatus] = {}
         self.drop: set[str] = set()
         self.alike: set[str] = set()
-        self.held_sha256 = "aa"
+        self.held_checksum = ""
         self.first_jsd = 0.0
         self.submitted: list[Completion] = []
         self.generator = self.learner = self.rewarder = self
@@ -85,10 +85,14 @@ class Fakes:
         self.shuffle.shuffle(made)
         yield from (c for c in made if c.id not in self.drop)
 
+    def held(self, published: WeightManifest) -> Sequence[WeightManifest]:
+        return [manifest(published.version, "start")] * 2
+
     def load_weights(self, weights: Any) -> Sequence[WeightManifest]:
         self.calls.append(("load", weights))
         self.loaded_version = int(weights.removeprefix("weights "))
-        return [manifest(self.loaded_version), manifest(self.loaded_version, self.held_sha256)]
+        trained = f"trained {self.loaded_version}"
+        return [manifest(self.loaded_version, trained), manifest(self.loaded_version, self.held_checksum or trained)]
 
     # rewarder
     def submit(self, completions: Sequence[Completion], prompt: Prompt) -> None:
@@ -141,9 +145,12 @@ class Fakes:
             "attention/divergence_negative": index / 5,
         }
 
-    def publish(self, version: int) -> tuple[WeightManifest, str]:
+    def publish(self, version: int) -> WeightManifest:
         self.calls.append(("publish", version))
-        return manifest(version), f"weights {version}"
+        return manifest(version, f"trained {version}")
+
+    def offer(self, manifest: WeightManifest, names: Sequence[str]) -> str:
+        return f"weights {manifest.version}"
 
     def send(self, offer: str) -> Callable[[], None]:
         return lambda: None

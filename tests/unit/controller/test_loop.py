@@ -172,7 +172,7 @@ def test_a_completion_that_is_missing_is_noticed(config: TrainConfig) -> None:
 def test_an_engine_with_other_weights_stops_the_run(config: TrainConfig) -> None:
     roles = Fakes()
     loop = start(config, roles)
-    roles.held_sha256 = "bb"  # the second of two engines
+    roles.held_checksum = "bb"  # the second of two engines
     with pytest.raises(WeightSyncError, match="1 different: w"):
         loop.step()
 

@@ -121,7 +121,7 @@ def test_a_batch_is_made_with_the_weights_of_so_many_steps_before(
 def test_no_batch_is_made_with_weights_that_did_not_arrive_whole(make: Callable[..., TrainingLoop]) -> None:
     roles = Sleepers()
     loop = make(roles, 2)
-    roles.held_sha256 = "bb"
+    roles.held_checksum = "bb"
     with pytest.raises(WeightSyncError, match="weights 1: the engine holds other weights"):
         for i in range(7):
             loop.step(until_pause=7 - i)

@@ -6,8 +6,9 @@ import threading
 from collections.abc import Callable
 from typing import Any
 
-from ral_system.types import WeightManifest, Weights
+from ral_system.types import WeightManifest
 from ral_system.weights.handover import Handover
+from ral_system.weights.transfer.transfer import Offer
 
 
 class Arrivals:
@@ -16,7 +17,7 @@ class Arrivals:
     `at`: after how many calls which weights arrive. They wait when the call returns, so the next step finds them.
     """
 
-    def __init__(self, engine: Any, at: dict[int, Weights]) -> None:
+    def __init__(self, engine: Any, at: dict[int, Offer]) -> None:
         self._engine, self._at, self._calls = engine, at, 0
         self.answers: list[WeightManifest] = []
         self._threads: list[threading.Thread] = []
@@ -40,7 +41,7 @@ class Arrivals:
             thread.join(60)
         return self.answers
 
-    def _arrive(self, weights: Weights) -> None:
+    def _arrive(self, weights: Offer) -> None:
         handover: Handover = self._engine._handover
         thread = threading.Thread(target=lambda: self.answers.append(self._engine.load_weights(weights)))
         thread.start()

@@ -15,7 +15,8 @@ from ral_system.rollout.hf_generator import HfEngine
 from ral_system.tasks.tiny_model import build_tiny_model
 from ral_system.tasks.visual_search import VisualSearch, words
 from ral_system.types import Completion, FinishReason, Prompt, Sampling
-from ral_system.weights.manifest import build_weights, verify_loaded
+from ral_system.weights.manifest import verify_loaded
+from tests.offered import offered
 from tests.unit.rollout.stopped import check_stopped
 from tests.unit.rollout.top_tokens import check_top_tokens
 
@@ -28,7 +29,8 @@ CONFIG = HfRolloutConfig(
     max_model_len=64,
     max_sequences=8,
     dtype="float32",
-    weight_transfer="object_store",
+    weight_transfer=None,
+    weight_timeout_s=60.0,
     on_new_weights="finish",
     log_prob_gate=LogProbGateConfig(token=1e-4, outliers=0.0, mean=None, p999=None),
 )
@@ -151,7 +153,7 @@ def test_loaded_weights_are_used_and_read_back(setting: Setting) -> None:
     with torch.no_grad():
         for parameter in setting.model.parameters():
             parameter.add_(0.02 * torch.randn_like(parameter))
-    weights = build_weights(4, dict(setting.model.named_parameters()))
+    weights = offered(4, dict(setting.model.named_parameters()))
     verify_loaded(weights.manifest, setting.engine.load_weights(weights))
     after = setting.generate()
     assert {c.weight_version for c in after.values()} == {4}
@@ -161,10 +163,10 @@ def test_loaded_weights_are_used_and_read_back(setting: Setting) -> None:
 
 def test_missing_and_damaged_weights_are_found(setting: Setting) -> None:
     parameters = dict(setting.model.named_parameters())
-    less = build_weights(5, {name: p for name, p in parameters.items() if name != "lm_head.weight"})
+    less = offered(5, {name: p for name, p in parameters.items() if name != "lm_head.weight"})
     with pytest.raises(WeightSyncError, match=r"1 unexpected: engine:lm_head.weight"):
         verify_loaded(less.manifest, setting.engine.load_weights(less))
-    whole = build_weights(5, parameters)
+    whole = offered(5, parameters)
     damaged = {**whole.arrays, "lm_head.weight": whole.arrays["lm_head.weight"] + np.float32(1)}
     with pytest.raises(WeightSyncError, match=r"1 different: lm_head.weight"):
         verify_loaded(whole.manifest, setting.engine.load_weights(replace(whole, arrays=damaged)))

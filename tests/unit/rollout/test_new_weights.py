@@ -13,14 +13,16 @@ import torch
 
 from ral_system.errors import WeightSyncError
 from ral_system.rollout.hf_generator import HfEngine
-from ral_system.types import Completion, Prompt, WeightManifest, Weights
+from ral_system.types import Completion, Prompt, WeightManifest
 from ral_system.weights.handover import Handover
-from ral_system.weights.manifest import build_weights, verify_loaded
+from ral_system.weights.manifest import verify_loaded
+from ral_system.weights.transfer.object_store import Arrays
+from tests.offered import manifest_of, offered
 from tests.unit.rollout.new_weights import Arrivals
 from tests.unit.rollout.test_hf_generator import SAMPLING, Setting
 
 MANIFEST = WeightManifest(1, {})
-WEIGHTS = Weights(MANIFEST, {})
+WEIGHTS = Arrays(MANIFEST, {})
 STEP = replace(SAMPLING, completions=1)
 
 
@@ -49,7 +51,7 @@ def begin(setting: Setting, models: list[Any]) -> Callable[..., tuple[HfEngine, 
 
     def begun(on_new_weights: str, *at: int) -> tuple[HfEngine, Arrivals]:
         engine = setting.new_engine(on_new_weights=on_new_weights, max_sequences=8)  # type: ignore[arg-type]
-        versions = [build_weights(i, dict(model.named_parameters())) for i, model in enumerate(models)]
+        versions = [offered(i, dict(model.named_parameters())) for i, model in enumerate(models)]
         arrivals = Arrivals(engine, dict(zip(at, versions[1:], strict=False)))
         arrivals.watch(engine, "_sample")
         return engine, arrivals
@@ -71,7 +73,7 @@ def test_a_response_goes_on_with_the_new_weights_alone(
     engine, arrivals = begin("continue", 3, 7)
     found = list(engine.generate(setting.prompts, STEP))
     for version, manifest in enumerate(arrivals.done(), start=1):
-        verify_loaded(build_weights(version, dict(models[version].named_parameters())).manifest, manifest)
+        verify_loaded(manifest_of(version, dict(models[version].named_parameters())), manifest)
     whole = setting.generate(sampling=STEP)
     longest = max(found, key=lambda c: len(c.token_ids))
     assert longest.switches == ((3, 1), (7, 2)) and longest.weight_version == 0 and longest.restarts == 0
@@ -106,7 +108,7 @@ def test_a_response_is_begun_again_with_the_new_weights(
 def test_the_same_weights_change_nothing(setting: Setting, models: list[Any]) -> None:
     engine = setting.new_engine(on_new_weights="continue")  # type: ignore[arg-type]
     expected = {c.id: c for c in engine.generate(setting.prompts, STEP)}
-    arrivals = Arrivals(engine, {4: build_weights(1, dict(models[0].named_parameters()))})
+    arrivals = Arrivals(engine, {4: offered(1, dict(models[0].named_parameters()))})
     arrivals.watch(engine, "_sample")
     found = {c.id: c for c in engine.generate(setting.prompts, STEP)}
     arrivals.done()
@@ -136,8 +138,8 @@ class Giver(threading.Thread):
             assert self.is_alive()
 
 
-def failing(error: Exception) -> Callable[[Weights], WeightManifest]:
-    def load(weights: Weights) -> WeightManifest:
+def failing(error: Exception) -> Callable[[Arrays], WeightManifest]:
+    def load(weights: Arrays) -> WeightManifest:
         raise error
 
     return load

@@ -16,7 +16,7 @@ from ral_system.models.loading import load_family, load_model
 from ral_system.scoring.build import build_policy
 from ral_system.training.metric_sums import combine_metrics
 from ral_system.types import Counts, Sample
-from ral_system.weights.manifest import build_manifest
+from tests.offered import manifest_of, offered
 from tests.unit.training.learners import Start, Watched, equal, plan
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -147,17 +147,21 @@ def test_published_weights_are_the_models_own(
     rank = start_rank(make_config("learner.learning_rate=1e-3"))
     start = rank.publish(0)
     assert start is not None
+    names = [name for name in start.tensors if "q_proj" in name]
+    kept = rank.offer(start, names)
     original = load_model(tiny_model, dtype="float32").state_dict()
-    assert start.manifest == build_manifest(0, {n: t.numpy() for n, t in original.items()})
+    assert start == manifest_of(0, original)
     Watched(rank).train(plan(rl_samples, 2, 6))
     trained = rank.publish(1)
-    assert trained is not None and trained.manifest.version == 1
-    assert all(not np.array_equal(trained.arrays[n], a) for n, a in start.arrays.items() if "q_proj" in n)
-    assert start.manifest == build_manifest(0, start.arrays)  # what was published does not follow training
+    assert trained is not None and trained.version == 1
+    assert all(trained.tensors[name] != start.tensors[name] for name in names)
+    assert kept is not None and [*kept.names] == names  # what was offered does not follow training
+    assert offered(0, {name: original[name] for name in names}).arrays.keys() == kept.arrays.keys()  # type: ignore[attr-defined]
+    assert all(np.array_equal(array, original[name]) for name, array in kept.arrays.items())  # type: ignore[attr-defined]
 
     rank.save_model(tmp_path / "model")
     again = load_model(tmp_path / "model", dtype="float32").state_dict()
-    assert build_manifest(1, {n: t.numpy() for n, t in again.items()}) == trained.manifest
+    assert manifest_of(1, again) == trained
     assert load_family(tmp_path / "model").tokenizer.get_vocab() == load_family(tiny_model).tokenizer.get_vocab()
 
 

@@ -1,108 +1,260 @@
 """Ways for weights to travel: what arrives is what was offered, whichever way, and what is damaged is found."""
 
 import pickle
+import socket
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from ral_system.errors import ConfigError, WeightSyncError
+from ral_system.errors import ConfigError, WeightSyncError, WeightTransferError
 from ral_system.registry import WEIGHT_TRANSFERS
-from ral_system.weights.held import ParameterReader, held_manifest, received_manifest
+from ral_system.types import WeightManifest
+from ral_system.weights.engine_memory import EngineMemory, held_manifest
 from ral_system.weights.manifest import verify_loaded
+from ral_system.weights.transfer import buckets as buckets_module
+from ral_system.weights.transfer.broadcast import Broadcast
+from ral_system.weights.transfer.buckets import buckets
 from ral_system.weights.transfer.files import Files
-from ral_system.weights.transfer.opening import open_transfer
-from ral_system.weights.transfer.transfer import Transfer
+from ral_system.weights.transfer.object_store import ObjectStore, from_host, to_host
+from ral_system.weights.transfer.opening import choose_transfer
+from ral_system.weights.transfer.shared_memory import SharedMemory
+from ral_system.weights.transfer.transfer import Setting, Transfer, WeightStream
+from tests.offered import manifest_of
+
+STREAMED = [Broadcast, SharedMemory]
 
 
 class Model(nn.Module):
-    def __init__(self, dtype: torch.dtype = torch.float32) -> None:
+    def __init__(self, dtype: torch.dtype = torch.float32, seed: int = 0) -> None:
         super().__init__()
-        torch.manual_seed(0)
+        torch.manual_seed(seed)
         self.first, self.second = nn.Linear(5, 3, dtype=dtype), nn.Linear(3, 2, bias=False, dtype=dtype)
 
 
-@pytest.fixture(params=["object_store", "files"])
-def transfer(request: pytest.FixtureRequest, tmp_path: Path) -> Transfer[Any]:
-    return WEIGHT_TRANSFERS.get(request.param)(tmp_path / "weights", 1)
+class Run:
+    """A learner's rank, and engines with a model each, that exchange offers as processes do."""
+
+    def __init__(self, kind: type[Transfer[Any]], folder: Path, engines: int = 2, timeout_s: float = 20.0) -> None:
+        setting = Setting(folder / "weights", 1, 0, engines, "127.0.0.1", timeout_s)
+        self.learner = kind(setting)
+        self.engines = [kind(replace(setting, rank=rank)) for rank in range(engines)]
+        self.threads = ThreadPoolExecutor(engines + 1)
+        self.damage: Callable[[str, Tensor], None] = lambda name, tensor: None
+
+    def exchange(self, offer: Any, weights: WeightStream, models: Sequence[nn.Module]) -> list[WeightManifest]:
+        sent = self.threads.submit(self.learner.send, offer, weights)
+        loads = [self.threads.submit(self.load, *each) for each in zip(self.engines, models, [offer] * 9, strict=False)]
+        found = [load.exception() or load.result() for load in loads]
+        for failed in (*found, sent.exception()):
+            if isinstance(failed, BaseException):
+                raise failed
+        return found  # type: ignore[return-value]
+
+    def load(self, transfer: Transfer[Any], model: nn.Module, offer: Any) -> WeightManifest:
+        offer, memory = pickle.loads(pickle.dumps(offer)), EngineMemory.same_names(model)  # noqa: S301
+        memory.write(self.damaged(transfer.receive(offer)))
+        return held_manifest(offer.manifest, offer.names, [memory.held(offer.names, offer.manifest.tensors)])
+
+    def damaged(self, tensors: Iterator[tuple[str, Tensor]]) -> Iterator[tuple[str, Tensor]]:
+        for name, tensor in tensors:
+            self.damage(name, tensor)
+            yield name, tensor
 
 
-def arrived(transfer: Transfer[Any], offer: Any) -> Any:
-    return transfer.receive(pickle.loads(pickle.dumps(offer)))  # noqa: S301 (as between two processes)
+def stream(state: Mapping[str, Tensor]) -> WeightStream:
+    def named(names: Collection[str]) -> Iterator[tuple[str, Tensor]]:
+        yield from ((name, tensor) for name, tensor in state.items() if name in names)
+
+    return named
+
+
+@pytest.fixture(params=[ObjectStore, Files, *STREAMED])
+def run(request: pytest.FixtureRequest, tmp_path: Path) -> Run:
+    return Run(request.param, tmp_path)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("engine_dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("at_most", [1, 40, 1 << 20])  # bytes of a bucket: a tensor each, two, all
 def test_what_arrives_is_what_was_offered(
-    transfer: Transfer[Any], dtype: torch.dtype, engine_dtype: torch.dtype
+    run: Run, dtype: torch.dtype, at_most: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    learner, engine = Model(dtype), Model(engine_dtype)
-    nn.init.zeros_(engine.first.weight)
-    offer = transfer.offer(3, learner.state_dict)
-    with torch.no_grad():
-        learner.first.weight.add_(1)  # training goes on
-    received = arrived(transfer, offer)
-    state = engine.state_dict()
-    for name, tensor in received.tensors():
-        assert tensor.dtype == dtype
-        state[name].copy_(tensor)
-    assert torch.equal(engine.first.weight.float(), Model(dtype).first.weight.to(engine_dtype).float())
-    verify_loaded(offer.manifest, held_manifest(ParameterReader(engine), received))
-    assert received_manifest(received) == offer.manifest
-    state["first.bias"][1] += 1
+    monkeypatch.setattr(buckets_module.buckets, "__defaults__", (at_most,))
+    engines = [Model(seed=1), Model(torch.bfloat16, seed=2)]
+    for version in (3, 4):
+        learner = Model(dtype, seed=version)
+        manifest, names = manifest_of(version, learner.state_dict()), ("first.weight", "second.weight")
+        offer = run.learner.offer(manifest, names, stream(learner.state_dict()))
+        bias = [engine.first.bias.clone() for engine in engines]
+        expected = learner.first.weight.clone()
+        if run.learner.keeps_offers:
+            with torch.no_grad():
+                learner.first.weight.add_(1)  # training goes on
+        found = run.exchange(offer, stream(learner.state_dict()), engines)
+        sent = WeightManifest(version, {name: manifest.tensors[name] for name in names})
+        verify_loaded(sent, replace(found[0], tensors={n: found[0].tensors[n] for n in names}))
+        assert torch.equal(engines[0].first.weight, expected.float())
+        assert torch.equal(engines[1].first.weight, expected.to(torch.bfloat16))
+        assert all(torch.equal(engine.first.bias, b) for engine, b in zip(engines, bias, strict=True))
+
+
+@pytest.mark.parametrize("kind", [ObjectStore, Files, *STREAMED])
+def test_a_bit_that_flips_on_the_way_is_found(kind: type[Transfer[Any]], tmp_path: Path) -> None:
+    run, learner = Run(kind, tmp_path, engines=1), Model()
+    manifest = manifest_of(1, learner.state_dict())
+
+    def flip(name: str, tensor: Tensor) -> None:
+        if name == "first.bias":
+            tensor.view(torch.int32)[2] ^= 1 << 3
+
+    run.damage = flip
+    offer = run.learner.offer(manifest, tuple(manifest.tensors), stream(learner.state_dict()))
+    (found,) = run.exchange(offer, stream(learner.state_dict()), [Model(seed=1)])
     with pytest.raises(WeightSyncError, match=r"1 different: first.bias"):
-        verify_loaded(offer.manifest, held_manifest(ParameterReader(engine), received))
+        verify_loaded(manifest, found)
 
 
-def test_both_ways_publish_the_same_identity(tmp_path: Path) -> None:
-    state = Model(torch.bfloat16).state_dict
-    first, second = (WEIGHT_TRANSFERS.get(name)(tmp_path, 1).offer(1, state) for name in ("object_store", "files"))
-    assert first.manifest == second.manifest
+def test_nothing_travels_when_nothing_is_new(run: Run) -> None:
+    manifest = manifest_of(1, Model().state_dict())
+    offer = run.learner.offer(manifest, (), stream({}))
+    assert not any(found.tensors for found in run.exchange(offer, stream({}), [nn.Module(), nn.Module()]))
 
 
-def test_ranks_without_the_state_offer_nothing(transfer: Transfer[Any]) -> None:
-    assert transfer.offer(1, lambda: None) is None
+@pytest.mark.parametrize("kind", [ObjectStore, Files, *STREAMED])
+def test_other_ranks_gather_and_offer_nothing(kind: type[Transfer[Any]], tmp_path: Path) -> None:
+    state = Model().state_dict()
+    taken: list[str] = []
+
+    def weights(names: Collection[str]) -> Iterator[tuple[str, Tensor]]:
+        for name in names:
+            taken.append(name)
+            yield name, state[name]
+
+    setting = Setting.of_one_process(tmp_path, rank=1)
+    other, manifest = kind(setting), manifest_of(1, state)
+    assert other.offer(manifest, tuple(state), weights) is None
+    if not kind.keeps_offers:
+        offer = kind(replace(setting, rank=0)).offer(manifest, tuple(state), weights)
+        other.send(offer, weights)
+    assert taken == list(state)
+
+
+@pytest.mark.parametrize("kind", STREAMED)
+def test_a_wait_is_bounded_and_the_next_offer_connects_anew(
+    kind: type[Transfer[Any]], tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    run, state = Run(kind, tmp_path, timeout_s=1.0), Model().state_dict()
+    engines, manifest = [Model(seed=1), Model(seed=2)], manifest_of(5, state)
+    run.exchange(run.learner.offer(manifest, tuple(state), stream(state)), stream(state), engines)
+    offer = run.learner.offer(manifest, tuple(state), stream(state))
+    gathered = []
+
+    def weights(names: Collection[str]) -> Iterator[tuple[str, Tensor]]:
+        for name in names:
+            gathered.append(name)
+            yield name, state[name]
+
+    with pytest.raises(WeightTransferError, match=r"^weights 5 were not sent within 1 s of the last step \(.+\)$"):
+        run.learner.send(offer, weights)  # and nobody listens
+    assert gathered == list(state)  # as the other ranks do
+    assert "most recent call first" in capfd.readouterr().err
+    with pytest.raises(WeightTransferError, match=r"^weights 5 were not received within 1 s of the last step"):
+        run.load(run.engines[0], engines[0], offer)
+    again = run.learner.offer(manifest, tuple(state), stream(state))
+    assert again.meeting != offer.meeting
+    for found in run.exchange(again, stream(state), engines):
+        verify_loaded(manifest, found)
+
+
+def test_a_sender_that_dies_half_way_is_noticed(tmp_path: Path) -> None:
+    run, state = Run(Broadcast, tmp_path, engines=1, timeout_s=2.0), Model().state_dict()
+
+    def breaks(names: Collection[str]) -> Iterator[tuple[str, Tensor]]:
+        yield "first.weight", state["first.weight"]
+        raise RuntimeError("out of memory")
+
+    offer = run.learner.offer(manifest_of(1, state), tuple(state), breaks)
+    with pytest.raises(WeightTransferError, match=r"weights 1 were not received within 2 s"):
+        run.exchange(offer, breaks, [Model(seed=1)])
+
+
+def test_one_address_only_is_listened_on(tmp_path: Path) -> None:
+    learner = Broadcast(Setting.of_one_process(tmp_path))
+    offer = learner.offer(WeightManifest(1, {}), (), stream({}))
+    assert offer is not None
+    socket.create_connection(("127.0.0.1", offer.meeting.port), timeout=5).close()
+    with pytest.raises(ConnectionRefusedError):
+        socket.create_connection(("127.0.0.2", offer.meeting.port), timeout=5)
+
+
+def test_shared_memory_leaves_no_file(tmp_path: Path) -> None:
+    before = set(Path("/dev/shm").glob("ral_weights_*"))
+    run, state = Run(SharedMemory, tmp_path), Model().state_dict()
+    run.exchange(
+        run.learner.offer(manifest_of(1, state), tuple(state), stream(state)), stream(state), [Model(), Model()]
+    )
+    assert set(Path("/dev/shm").glob("ral_weights_*")) <= before
+
+
+def test_buckets_are_full_aligned_and_in_order() -> None:
+    state = {
+        name: torch.zeros(size, dtype=torch.bfloat16) for name, size in zip("abcde", (3, 9, 100, 1, 1), strict=True)
+    }
+    found = buckets(manifest_of(1, state), list(state), at_most=64)
+    assert [[slot.name for slot in bucket.slots] for bucket in found] == [["a", "b"], ["c"], ["d", "e"]]
+    assert [slot.start for slot in found[0].slots] == [0, 16] and [b.size for b in found] == [34, 200, 18]
+    buffer = torch.arange(34, dtype=torch.uint8)
+    assert {name: tensor.view(torch.uint8).tolist() for name, tensor in found[0].views(buffer)} == {
+        "a": list(range(6)),
+        "b": list(range(16, 34)),
+    }
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.int64])
+def test_host_arrays_round_trip(dtype: torch.dtype) -> None:
+    tensor = torch.arange(12).reshape(3, 4).to(dtype).T
+    array = to_host(tensor)
+    array.flags.writeable = False
+    back = from_host(array, str(dtype).removeprefix("torch."))
+    assert back.dtype == dtype and torch.equal(back, tensor)
 
 
 def test_files_that_nobody_waits_for_are_removed(tmp_path: Path) -> None:
-    transfer = Files(tmp_path, waiting=2)
+    transfer, state = Files(Setting.of_one_process(tmp_path, waiting=2)), Model().state_dict()
     (tmp_path / "99.safetensors").touch()  # an interrupted run's
     for version in range(6):
-        transfer.offer(version, Model().state_dict)
+        transfer.offer(manifest_of(version, state), tuple(state), stream(state))
     assert sorted(int(file.stem) for file in tmp_path.iterdir()) == [3, 4, 5]
 
 
 def test_a_file_that_is_gone_damaged_or_another_is_one_line(tmp_path: Path) -> None:
-    transfer = Files(tmp_path)
-    offer = transfer.offer(1, Model().state_dict)
+    transfer, state = Files(Setting.of_one_process(tmp_path)), Model().state_dict()
+    offer = transfer.offer(manifest_of(1, state), tuple(state), stream(state))
     assert offer is not None
     whole = offer.path.read_bytes()
     offer.path.write_bytes(whole[: len(whole) // 2])
     with pytest.raises(WeightSyncError, match=r"^weights 1: .*1.safetensors cannot be read \(.*\); is the folder"):
-        transfer.receive(offer)
-    torch_file = transfer.offer(2, nn.Linear(2, 2).state_dict)
+        list(transfer.receive(offer))
+    other = nn.Linear(2, 2).state_dict()
+    torch_file = transfer.offer(manifest_of(2, other), tuple(other), stream(other))
     assert torch_file is not None
     offer.path.write_bytes(torch_file.path.read_bytes())
     with pytest.raises(WeightSyncError, match=r"^weights 1: .* holds other tensors than published"):
-        transfer.receive(offer)
+        list(transfer.receive(offer))
     offer.path.unlink()
     with pytest.raises(WeightSyncError, match=r"cannot be read"):
-        transfer.receive(offer)
+        list(transfer.receive(offer))
 
 
-class SendsAtOnce:
-    keeps_offers = False
-
-    def __init__(self, folder: Path, waiting: int) -> None:
-        pass
-
-
-def test_one_that_keeps_nothing_serves_no_run_that_generates_ahead(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(WEIGHT_TRANSFERS, "get", lambda name: SendsAtOnce)
-    assert not open_transfer("object_store", 0, tmp_path).keeps_offers
-    with pytest.raises(ConfigError, match=r"^rollout.weight_transfer=object_store sends .*staleness=0 \(now 1\)"):
-        open_transfer("object_store", 1, tmp_path)
+def test_the_one_that_suits_the_run_is_chosen() -> None:
+    assert choose_transfer(None, 0, one_process=False) is Broadcast
+    assert choose_transfer(None, 1, one_process=False) is ObjectStore
+    assert choose_transfer(None, 0, one_process=True) is ObjectStore
+    assert choose_transfer("files", 1, one_process=False) is Files is WEIGHT_TRANSFERS.get("files")
+    with pytest.raises(ConfigError, match=r"^rollout.weight_transfer=broadcast sends .*staleness=0 \(now 1\)"):
+        choose_transfer("broadcast", 1, one_process=False)

@@ -1,0 +1,23 @@
+"""A model's weights under their Hugging Face names."""
+
+from __future__ import annotations
+
+import re
+
+from torch import Tensor, nn
+
+_LAYER = re.compile(r"(.*?\.\d+)\.")
+
+
+def named_weights(model: nn.Module) -> dict[str, Tensor]:
+    """Parameters and saved buffers by name, in the model's order; what modules share (tied embeddings) once."""
+    found: dict[int, tuple[str, Tensor]] = {}
+    for name, weight in model.state_dict(keep_vars=True).items():
+        found.setdefault(id(weight), (name, weight))
+    return dict(found.values())
+
+
+def layer_of(name: str) -> str:
+    """What a weight is a part of: `model.layers.3` for `model.layers.3.mlp.up_proj.weight`, itself outside layers."""
+    match = _LAYER.match(name)
+    return match.group(1) if match else name

@@ -1,0 +1,150 @@
+"""Where an engine keeps each published tensor: weights are written there in place, and read back for the proof.
+
+Engines rename and fuse parameters (q, k, v into one matrix), pad vocabularies and, with tensor parallelism, hold parts
+of them. Nothing here knows their conventions: the engine's own loader is run once on tensors without memory, and what
+it would copy where is noted.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from ral_system.errors import WeightSyncError
+from ral_system.types import TensorDigest, WeightManifest
+from ral_system.weights.digest import Region, as_numbers, digest_of_sums, sums
+
+Sums = tuple[int, int]
+Held = Mapping[str, Sequence[tuple[Region, Sums]]]
+"""What one process of an engine holds: published name → its parts of the tensor, with their share of the checksum."""
+UNPUBLISHED = "engine:"
+"""Prefix of an engine's parameters that nothing published fills."""
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Memory of the engine that holds a region of a published tensor."""
+
+    memory: Tensor
+    region: Region
+
+
+class EngineMemory:
+    """The places of all published tensors in the model of one process."""
+
+    def __init__(self, places: Mapping[str, Sequence[Place]], model: nn.Module) -> None:
+        self._places, self._parameters = places, dict(model.named_parameters())
+
+    @classmethod
+    def same_names(cls, model: nn.Module) -> EngineMemory:
+        """The places in a model that keeps the published names, as transformers does."""
+        parameters = model.named_parameters(remove_duplicate=False)
+        return cls({name: [Place(p.data, Region.whole(p.shape))] for name, p in parameters}, model)
+
+    @classmethod
+    def traced(
+        cls,
+        model: nn.Module,
+        load: Callable[[Iterable[tuple[str, Tensor]]], Any],
+        published: Mapping[str, TensorDigest],
+    ) -> EngineMemory:
+        """The places to which a model's `load` copies published tensors.
+
+        Raises WeightSyncError if it would not copy into the model's own memory.
+        """
+        trace = _Trace({name: digest.shape for name, digest in published.items()})
+        try:
+            with torch.no_grad(), trace:
+                load(trace.tensors())
+        except (KeyError, ValueError) as error:  # vLLM's of a name that it does not know
+            raise WeightSyncError(f"the engine cannot load the published weights: {error}") from error
+        own = {_storage(tensor) for tensor in (*model.parameters(), *model.buffers())}
+        for name, places in trace.places.items():
+            if any(_storage(place.memory) not in own for place in places):
+                raise WeightSyncError(f"the engine keeps {name} in another form than published: it cannot be replaced")
+        return cls(trace.places, model)
+
+    @torch.no_grad()
+    def write(self, tensors: Iterable[tuple[str, Tensor]]) -> None:
+        """Copy published tensors into their places; one that the engine has no place for is dropped."""
+        for name, tensor in tensors:
+            for place in self._places.get(name, ()):
+                if place.region.shape == tuple(tensor.shape):  # of any other shape nothing is held, and the proof fails
+                    place.memory.copy_(place.region.view(tensor.contiguous()))
+
+    def held(self, names: Collection[str], published: Mapping[str, TensorDigest]) -> Held:
+        """What this process holds of the tensors, read from its memory and rounded to the published dtypes."""
+        pending = [
+            (name, place.region, sums(place.memory.to(getattr(torch, published[name].dtype)), place.region))
+            for name in names
+            for place in self._places.get(name, ())
+            if place.region.shape == published[name].shape
+        ]
+        found: dict[str, list[tuple[Region, Sums]]] = {name: [] for name in names}
+        for name, region, sums_2 in pending:  # one after another: each device computes ahead of this loop
+            found[name].append((region, as_numbers(sums_2)))
+        filled = {_storage(place.memory) for name in published for place in self._places.get(name, ())}
+        for name, parameter in self._parameters.items():
+            if _storage(parameter) not in filled:
+                region = Region.whole(parameter.shape)
+                found[f"{UNPUBLISHED}{name}"] = [(region, as_numbers(sums(parameter, region)))]
+        return found
+
+
+def held_manifest(published: WeightManifest, names: Collection[str], processes: Sequence[Held]) -> WeightManifest:
+    """The manifest of what an engine holds under `names`, put together from its processes' parts.
+
+    A tensor that the engine has no place for, or not for all of it, is left out. Parts that two processes hold alike
+    count once; if they differ, the digest is that of the last.
+    """
+    tensors: dict[str, TensorDigest] = {}
+    for name in dict.fromkeys((*names, *(name for held in processes for name in held))):
+        parts = {region: numbers for held in processes for region, numbers in held.get(name, ())}
+        if name.startswith(UNPUBLISHED):
+            ((region, numbers), *_) = parts.items()
+            tensors[name] = digest_of_sums(region.shape, torch.float32, numbers)
+            continue
+        entry = published.tensors[name]
+        if not parts or sum(region.elements for region in parts) != Region.whole(entry.shape).elements:
+            continue
+        alike = all(parts[region] == numbers for held in processes for region, numbers in held.get(name, ()))
+        whole = [sum(share) for share in zip(*parts.values(), strict=True)]
+        found = whole if alike else next(reversed(parts.values()))
+        tensors[name] = digest_of_sums(entry.shape, getattr(torch, entry.dtype), found)
+    return WeightManifest(published.version, tensors)
+
+
+class _Trace(TorchDispatchMode):
+    """Notes the copies of tensors without memory into others, and makes none of them."""
+
+    def __init__(self, shapes: Mapping[str, tuple[int, ...]]) -> None:
+        super().__init__()
+        self._shapes = shapes
+        self._name = ""
+        self.places: dict[str, list[Place]] = {}
+
+    def tensors(self) -> Iterator[tuple[str, Tensor]]:
+        """Published names with tensors that have a shape only."""
+        for name, shape in self._shapes.items():
+            self._name = name
+            yield name, torch.empty(shape, device="meta")
+
+    def __torch_dispatch__(
+        self, function: Any, types: Any, arguments: tuple[Any, ...] = (), named: dict[str, Any] | None = None
+    ) -> Any:
+        if function is not torch.ops.aten.copy_.default or not arguments[1].is_meta:
+            return function(*arguments, **(named or {}))
+        memory, source = arguments[:2]
+        if memory.shape != source.shape:
+            raise WeightSyncError(f"the engine would spread {self._name} over memory of another shape")
+        self.places.setdefault(self._name, []).append(Place(memory, Region.of(source, self._shapes[self._name])))
+        return memory
+
+
+def _storage(tensor: Tensor) -> int:
+    return tensor.untyped_storage().data_ptr()

@@ -1,0 +1,76 @@
+"""From learner rank 0 to all engine processes, one collective per bucket: NCCL between GPUs, gloo between CPUs."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.distributed import Store  # type: ignore[attr-defined]
+
+from ral_system.weights.transfer.streamed import Streamed
+from ral_system.weights.transfer.transfer import Setting
+
+_LOOPBACK = "127.0.0.1"
+
+
+class BroadcastLine:
+    """A process group of its own, beside those of DeepSpeed and vLLM. Rank 0 sends."""
+
+    def __init__(self, store: Store, rank: int, setting: Setting) -> None:
+        timeout = timedelta(seconds=setting.timeout_s)
+        self._device = torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else None
+        self._group: Any = (
+            _gloo(store, rank, 1 + setting.receivers, timeout, setting.host)
+            if self._device is None
+            else _nccl(store, rank, 1 + setting.receivers, timeout)
+        )
+        self._timeout = timeout
+        self._buffer = torch.empty(0, dtype=torch.uint8, device=self._device)
+
+    def buffer(self, size: int) -> Tensor:
+        """The one buffer, large enough."""
+        if self._buffer.numel() < size:
+            self._buffer = torch.empty(size, dtype=torch.uint8, device=self._device)
+        return self._buffer[:size]
+
+    def give(self, size: int) -> None:
+        """Broadcast the buffer."""
+        options = dist.BroadcastOptions()
+        options.rootRank, options.timeout = 0, self._timeout
+        self._group.broadcast([self._buffer[:size]], options).wait(self._timeout)
+
+    def take(self, size: int) -> Tensor:
+        """Receive a broadcast."""
+        buffer = self.buffer(size)
+        self.give(size)
+        return buffer
+
+    def finish(self) -> None:
+        """Give the buffer's memory back."""
+        self._buffer = self._buffer.new_empty(0)
+
+
+class Broadcast(Streamed[BroadcastLine]):
+    """One group of learner rank 0 and all engine processes."""
+
+    def open_line(self, store: Store, *, sender: bool) -> BroadcastLine:
+        """Join the group."""
+        return BroadcastLine(store, 0 if sender else 1 + self._setting.rank, self._setting)
+
+
+def _gloo(store: Store, rank: int, size: int, timeout: timedelta, host: str) -> Any:
+    kind: Any = dist.ProcessGroupGloo
+    options = kind._Options()
+    # Elsewhere GLOO_SOCKET_IFNAME, or the host's name, says which of several networks to use.
+    device = kind.create_device(hostname=host) if host == _LOOPBACK else kind.create_default_device()
+    options._devices, options._timeout = [device], timeout
+    return kind(store, rank, size, options)
+
+
+def _nccl(store: Store, rank: int, size: int, timeout: timedelta) -> Any:
+    options = dist.ProcessGroupNCCL.Options()
+    options._timeout = timeout
+    return dist.ProcessGroupNCCL(store, rank, size, options)

@@ -1,0 +1,109 @@
+"""Through memory that learner and engine processes share: CUDA IPC on one GPU, a file without a name on a CPU."""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.distributed import Store  # type: ignore[attr-defined]
+
+from ral_system.weights.transfer.streamed import Streamed
+from ral_system.weights.transfer.transfer import Setting
+
+_MEMORY = Path("/dev/shm")
+
+
+class SharedLine:
+    """One buffer that the sender writes and the receivers read, in turns that they announce in the store."""
+
+    def __init__(self, store: Store, sender: bool, receivers: list[int], rank: int, timeout_s: float) -> None:
+        self._store, self._sender, self._receivers, self._rank = store, sender, receivers, rank
+        self._timeout = timedelta(seconds=timeout_s)
+        self._turn = 0
+        self._handed_out = -1
+        self._memory = torch.empty(0, dtype=torch.uint8)
+        self._file: Path | None = None
+
+    def buffer(self, size: int) -> Tensor:
+        """The buffer, once every receiver is done with what was in it."""
+        self._wait_for_receivers()
+        if self._memory.numel() < size:
+            self._memory, self._file, handle = _allocate(size)
+            self._handed_out = self._turn
+            self._store.set(f"memory/{self._turn}", handle)
+        return self._memory[:size]
+
+    def give(self, size: int) -> None:
+        """Announce the buffer."""
+        if self._memory.is_cuda:
+            torch.cuda.synchronize()
+        self._store.set(f"given/{self._turn}", str(self._handed_out))
+        self._turn += 1
+
+    def take(self, size: int) -> Tensor:
+        """The announced buffer."""
+        self._done()
+        key = f"given/{self._turn}"
+        self._store.wait([key], self._timeout)
+        if (wanted := int(self._store.get(key))) != self._handed_out:
+            self._memory, self._handed_out = _open(self._store.get(f"memory/{wanted}").decode()), wanted
+        self._turn += 1
+        return self._memory[:size]
+
+    def finish(self) -> None:
+        """Wait for the receivers, or tell the sender; the memory is given back."""
+        if self._sender:
+            self._wait_for_receivers()
+        else:
+            self._done()
+        self._memory = torch.empty(0, dtype=torch.uint8)
+        self._handed_out = -1
+
+    def _wait_for_receivers(self) -> None:
+        if self._turn:
+            self._store.wait([f"taken/{self._turn - 1}/{receiver}" for receiver in self._receivers], self._timeout)
+        if self._file is not None and self._turn > self._handed_out:  # everyone has opened it
+            self._file.unlink(missing_ok=True)
+            self._file = None
+
+    def _done(self) -> None:
+        if self._turn and self._handed_out >= 0:
+            if self._memory.is_cuda:
+                torch.cuda.synchronize()
+            self._store.set(f"taken/{self._turn - 1}/{self._rank}", "")
+
+
+class SharedMemory(Streamed[SharedLine]):
+    """Learner rank 0 serves every engine process, all on its node."""
+
+    def open_line(self, store: Store, *, sender: bool) -> SharedLine:
+        """Connect through the store alone."""
+        setting: Setting = self._setting
+        return SharedLine(store, sender, list(range(setting.receivers)), setting.rank, setting.timeout_s)
+
+
+def _allocate(size: int) -> tuple[Tensor, Path | None, str]:
+    """New memory, the file that names it, and what opens it in another process."""
+    if torch.cuda.is_available():
+        memory = torch.empty(size, dtype=torch.uint8, device="cuda")
+        handle = [part.hex() if isinstance(part, bytes) else part for part in memory.untyped_storage()._share_cuda_()]
+        return memory, None, json.dumps(handle)
+    descriptor, name = tempfile.mkstemp(prefix="ral_weights_", dir=_MEMORY if _MEMORY.is_dir() else None)
+    os.ftruncate(descriptor, size)
+    os.close(descriptor)
+    return torch.from_file(name, shared=True, size=size, dtype=torch.uint8), Path(name), json.dumps(name)
+
+
+def _open(handle: str) -> Tensor:
+    found: Any = json.loads(handle)
+    if isinstance(found, str):
+        return torch.from_file(found, shared=True, size=Path(found).stat().st_size, dtype=torch.uint8)
+    arguments = [bytes.fromhex(part) if isinstance(part, str) else part for part in found]
+    storage = torch.UntypedStorage._new_shared_cuda(*arguments)
+    return torch.empty(0, dtype=torch.uint8, device="cuda").set_(storage)

@@ -1,0 +1,160 @@
+"""Weights from the learner's memory into the engines', bucket by bucket, while both sides wait for each other."""
+
+from __future__ import annotations
+
+import faulthandler
+import secrets
+import socket
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Generic, Protocol, TypeVar
+
+from torch import Tensor
+from torch.distributed import PrefixStore, Store, TCPStore  # type: ignore[attr-defined]
+
+from ral_system.errors import WeightTransferError
+from ral_system.types import WeightManifest
+from ral_system.weights.transfer.buckets import buckets
+from ral_system.weights.transfer.transfer import Setting, WeightStream
+
+
+@dataclass(frozen=True, slots=True)
+class Meeting:
+    """Where the processes of a connection find each other. A new one for each connection."""
+
+    host: str
+    port: int
+    name: str
+
+
+@dataclass(frozen=True, slots=True)
+class StreamOffer:
+    """A version that is sent when it is received."""
+
+    manifest: WeightManifest
+    names: Sequence[str]
+    meeting: Meeting
+
+
+class Line(Protocol):
+    """A connection from a sender to its receivers, which takes one buffer of bytes at a time."""
+
+    def buffer(self, size: int) -> Tensor:
+        """On the sender: memory for the next bytes."""
+        ...
+
+    def give(self, size: int) -> None:
+        """On the sender: pass on what was written into the buffer."""
+        ...
+
+    def take(self, size: int) -> Tensor:
+        """On a receiver: the next bytes, valid until the next call of this or of `finish`."""
+        ...
+
+    def finish(self) -> None:
+        """At the end of a version, on both sides."""
+        ...
+
+
+LineT = TypeVar("LineT", bound=Line)
+
+
+class Streamed(Generic[LineT]):
+    """A transfer over lines. A line that fails is given up, on both sides; the next offer opens another."""
+
+    keeps_offers = False
+
+    def __init__(self, setting: Setting) -> None:
+        self._setting = setting
+        self._line: LineT | None = None
+        self._meeting: Meeting | None = None
+        self._store: Store | None = None
+
+    @property
+    def sends(self) -> bool:
+        """Whether this rank of the learner sends."""
+        return self._setting.rank == 0
+
+    def open_line(self, store: Store, *, sender: bool) -> LineT:
+        """Connect; both sides call it, and wait for each other."""
+        raise NotImplementedError
+
+    def offer(self, manifest: WeightManifest, names: Sequence[str], weights: WeightStream) -> StreamOffer | None:
+        """Say where to meet. Nothing is read yet: the learner must not train on before `send`."""
+        if self._setting.rank:
+            return None
+        if self._line is None:
+            self._meeting, self._store = self._invite()
+        assert self._meeting is not None
+        return StreamOffer(manifest, tuple(names), self._meeting)
+
+    def send(self, offer: StreamOffer, weights: WeightStream) -> None:
+        """Gather the weights, and send them bucket by bucket."""
+        stream = weights(offer.names)
+        try:
+            if offer.names and self.sends:
+                self._send(offer, stream)
+        finally:
+            for _ in stream:  # every rank gathers to the end, also one that sends nothing, or no longer
+                pass
+
+    def receive(self, offer: StreamOffer) -> Iterator[tuple[str, Tensor]]:
+        """Tensors in the memory of one bucket."""
+        if not offer.names:
+            return
+        with self._connected(offer, sender=False) as line:
+            for bucket in buckets(offer.manifest, offer.names):
+                yield from bucket.views(line.take(bucket.size))
+            line.finish()
+
+    def _send(self, offer: StreamOffer, stream: Iterator[tuple[str, Tensor]]) -> None:
+        with self._connected(offer, sender=True) as line:
+            for bucket in buckets(offer.manifest, offer.names):
+                buffer = line.buffer(bucket.size)
+                for slot in bucket.slots:
+                    name, tensor = next(stream)
+                    assert name == slot.name, "weights come in the order of their names"
+                    slot.view(buffer).copy_(tensor)
+                line.give(bucket.size)
+            line.finish()
+
+    def _invite(self) -> tuple[Meeting, Store]:
+        listener = socket.create_server((self._setting.host, 0))
+        port = listener.getsockname()[1]
+        # Bound to one address: by itself, the store would listen on all of them.
+        store = TCPStore(
+            self._setting.host,
+            port,
+            is_master=True,
+            wait_for_workers=False,
+            timeout=self._timeout,
+            master_listen_fd=listener.detach(),
+        )
+        return Meeting(self._setting.host, port, secrets.token_hex(8)), store
+
+    @property
+    def _timeout(self) -> timedelta:
+        return timedelta(seconds=self._setting.timeout_s)
+
+    @contextmanager
+    def _connected(self, offer: StreamOffer, *, sender: bool) -> Iterator[LineT]:
+        """The line of an offer, opened if there is none yet."""
+        try:
+            if self._line is None or self._meeting != offer.meeting:
+                self._line, self._meeting = None, offer.meeting
+                if self._store is None or not sender or self._setting.rank:
+                    self._store = TCPStore(
+                        offer.meeting.host, offer.meeting.port, is_master=False, timeout=self._timeout
+                    )
+                self._line = self.open_line(PrefixStore(offer.meeting.name, self._store), sender=sender)
+            yield self._line
+        except RuntimeError as error:  # torch's of a wait that took too long, or of a connection that broke
+            faulthandler.dump_traceback(file=2)  # the process's log
+            self._line = self._store = None
+            reason = str(error).strip().splitlines()[0].removesuffix(".")
+            raise WeightTransferError(
+                f"weights {offer.manifest.version} were not {'sent' if sender else 'received'} within "
+                f"{self._setting.timeout_s:.0f} s of the last step ({reason})"
+            ) from error

@@ -1,0 +1,121 @@
+"""Checksums against slow arithmetic, the sum of parts, and every kind of damage."""
+
+import math
+
+import hypothesis.strategies as st
+import pytest
+import torch
+from hypothesis import given, settings
+
+from ral_system.errors import WeightSyncError
+from ral_system.weights.digest import Region, as_numbers, digest, digest_of_sums, sums
+
+MASK = (1 << 64) - 1
+
+
+def splitmix(stream: int, index: int) -> int:
+    z = ((stream << 40) + index) * 0x9E3779B97F4A7C15 & MASK
+    z = (z ^ z >> 30) * 0xBF58476D1CE4E5B9 & MASK
+    z = (z ^ z >> 27) * 0x94D049BB133111EB & MASK
+    return (z ^ z >> 31) | 1
+
+
+def slow(tensor: torch.Tensor) -> str:
+    matrix = tensor.reshape(tensor.shape[0], -1) if tensor.ndim > 1 else tensor.reshape(1, -1)
+    size = tensor.element_size()
+    kind = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[size]
+    bits = matrix.contiguous().view(kind).tolist()
+    found = [
+        sum(splitmix(i, r) * splitmix(i + 2, c) * x for r, row in enumerate(bits) for c, x in enumerate(row)) & MASK
+        for i in (0, 1)
+    ]
+    return "".join(f"{number:016x}" for number in found)
+
+
+@pytest.mark.parametrize(
+    "dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float64, torch.int64, torch.uint8]
+)
+@pytest.mark.parametrize("shape", [(), (0,), (1,), (7,), (3, 5), (4, 0), (2, 3, 4), (2, 1, 3, 2)])
+def test_equals_slow_arithmetic(dtype: torch.dtype, shape: tuple[int, ...]) -> None:
+    torch.manual_seed(0)
+    tensor = (100 * torch.randn(shape)).to(dtype)
+    found = digest(tensor)
+    assert (found.shape, found.dtype) == (shape, str(dtype).removeprefix("torch."))
+    assert found.checksum == slow(tensor)
+
+
+def test_is_of_values_not_of_memory_layout() -> None:
+    tensor = torch.randn(5, 4)
+    assert digest(tensor.T) == digest(tensor.T.contiguous()) != digest(tensor)
+
+
+def test_many_rows_are_summed_in_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    tensor = torch.randn(37, 11)
+    whole = digest(tensor)
+    monkeypatch.setattr("ral_system.weights.digest.AT_ONCE", {"cpu": 30})
+    assert digest(tensor) == whole
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.data())
+def test_any_one_flipped_bit_changes_both_sums(data: st.DataObject) -> None:
+    dtype = data.draw(st.sampled_from([torch.float32, torch.bfloat16]))
+    shape = data.draw(st.sampled_from([(6,), (3, 4), (2, 3, 2)]))
+    bits = torch.randint(-(2**15), 2**15, shape).to(torch.int32 if dtype == torch.float32 else torch.int16)
+    before = sums(bits, Region.whole(shape)).tolist()
+    at, bit = data.draw(st.integers(0, bits.numel() - 1)), data.draw(st.integers(0, 8 * bits.element_size() - 1))
+    width = 8 * bits.element_size()
+    flipped = (int(bits.view(-1)[at]) & ((1 << width) - 1)) ^ (1 << bit)
+    bits.view(-1)[at] = flipped - (1 << width) if flipped >> (width - 1) else flipped
+    after = sums(bits, Region.whole(shape)).tolist()
+    assert before[0] != after[0] and before[1] != after[1]
+
+
+def test_exchanged_moved_and_negated_elements_are_seen() -> None:
+    tensor = torch.arange(12.0).reshape(3, 4) + 1
+    others = [
+        tensor.flip(0),
+        tensor.flip(1),
+        tensor.roll(1),
+        tensor.reshape(4, 3),
+        -tensor,
+        tensor[[1, 0, 2]],
+        0 * tensor,
+    ]
+    assert len({digest(t).checksum for t in (tensor, *others)}) == 1 + len(others)
+    assert digest(torch.tensor([0.0])) != digest(torch.tensor([-0.0]))
+
+
+@pytest.mark.parametrize("shape", [(8,), (8, 6), (4, 6, 5)])
+@pytest.mark.parametrize("dim", [0, 1, -1])
+@pytest.mark.parametrize("parts", [1, 2])
+def test_parts_add_up_to_the_whole(shape: tuple[int, ...], dim: int, parts: int) -> None:
+    if dim == 1 and len(shape) == 1:
+        pytest.skip("has one dimension")
+    tensor = torch.randn(shape)
+    shares = [as_numbers(sums(part.clone(), Region.of(part, shape))) for part in tensor.chunk(parts, dim)]
+    assert digest_of_sums(shape, tensor.dtype, [sum(share) for share in zip(*shares, strict=True)]) == digest(tensor)
+
+
+def test_single_rows_steps_and_scalars_are_parts_too() -> None:
+    tensor = torch.randn(6, 4, 2)
+    pieces = [tensor[0], tensor[1:2], tensor[2::2], tensor[3::2, :, 0], tensor[3::2, :3, 1], tensor[3::2, 3, 1]]
+    shares = [as_numbers(sums(part.clone(), Region.of(part, tensor.shape))) for part in pieces]
+    assert sum(math.prod(p.shape) for p in pieces) == tensor.numel()
+    assert digest_of_sums(tensor.shape, tensor.dtype, [sum(share) for share in zip(*shares, strict=True)]) == digest(
+        tensor
+    )
+
+
+def test_a_part_across_rows_is_refused() -> None:
+    tensor = torch.randn(4, 6)
+    with pytest.raises(WeightSyncError, match=r"a part of a tensor of \[4, 6\] that no checksum covers"):
+        sums(tensor, Region.of(tensor.reshape(8, 3)[1:3], tensor.shape))
+
+
+def test_a_region_shows_the_same_elements_of_any_copy() -> None:
+    tensor = torch.randn(2, 5, 4)
+    part = tensor[1, 1:4, ::2]
+    region = Region.of(part, tensor.shape)
+    assert torch.equal(region.view(tensor.clone()), part) and region.elements == part.numel()
+    assert torch.equal(region.view(torch.cat([tensor.new_zeros(3, 5, 4), tensor])[3:]), part)

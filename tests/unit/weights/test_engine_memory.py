@@ -1,0 +1,173 @@
+"""Published tensors in the memory of models that rename, fuse, pad, tie and split them as vLLM does."""
+
+from collections.abc import Callable, Iterable
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from ral_system.errors import WeightSyncError
+from ral_system.types import WeightManifest
+from ral_system.weights.engine_memory import EngineMemory, held_manifest
+from ral_system.weights.manifest import verify_loaded
+from tests.offered import manifest_of
+
+Q, K, WORDS, HIDDEN = 8, 4, 7, 6
+
+
+class Rank(nn.Module):
+    """One of `ranks`: q, k and v are one matrix of its heads, o its columns, the vocabulary is padded and split."""
+
+    def __init__(self, rank: int = 0, ranks: int = 1, dtype: torch.dtype = torch.float32, kv_copies: int = 1) -> None:
+        super().__init__()
+        self.rank, self.ranks, self.kv_copies = rank, ranks, kv_copies
+        self.q, self.k, self.words = Q // ranks, K * kv_copies // ranks, 8 // ranks
+        self.qkv = nn.Linear(HIDDEN, self.q + 2 * self.k, dtype=dtype)
+        self.o = nn.Linear(Q // ranks, HIDDEN, bias=False, dtype=dtype)
+        self.embed = nn.Embedding(self.words, HIDDEN, dtype=dtype)
+        self.head = nn.Linear(HIDDEN, self.words, bias=False)
+        self.head.weight = self.embed.weight
+        self.norm = nn.LayerNorm(HIDDEN, bias=False, dtype=torch.float32)
+
+    def load_weights(self, weights: Iterable[tuple[str, Tensor]]) -> None:
+        for name, weight in weights:
+            part, _, kind = name.removeprefix("model.layer.").partition("_proj.")
+            if part in ("q", "k", "v"):
+                rows, sharers = (self.q, self.ranks) if part == "q" else (self.k, self.ranks // self.kv_copies)
+                start = {"q": 0, "k": self.q, "v": self.q + self.k}[part]
+                own = weight.narrow(0, self.rank % sharers * rows, rows)
+                getattr(self.qkv, kind).data[start : start + rows].copy_(own)
+            elif part == "o":
+                self.o.weight.data.copy_(weight.narrow(1, self.rank * self.q, self.q))
+            elif name == "model.embed.weight":
+                own = weight[self.rank * self.words : (self.rank + 1) * self.words]
+                self.embed.weight[: len(own)].data.copy_(own)
+                self.embed.weight[len(own) :].data.fill_(0)
+            elif name == "model.norm.weight":
+                self.norm.weight.data.copy_(weight)
+            else:
+                raise ValueError(f"no parameter named {name!r}")
+
+
+def tensors(dtype: torch.dtype = torch.float32) -> dict[str, Tensor]:
+    torch.manual_seed(0)
+    shapes = {"q_proj.weight": (Q, HIDDEN), "k_proj.weight": (K, HIDDEN), "v_proj.weight": (K, HIDDEN)}
+    shapes |= {"q_proj.bias": (Q,), "k_proj.bias": (K,), "v_proj.bias": (K,), "o_proj.weight": (HIDDEN, Q)}
+    whole = {f"model.layer.{name}": torch.randn(shape).to(dtype) for name, shape in shapes.items()}
+    embed, norm = torch.randn(WORDS, HIDDEN).to(dtype), torch.randn(HIDDEN).to(dtype)
+    return whole | {"model.embed.weight": embed, "model.norm.weight": norm}
+
+
+def memories(ranks: list[Rank], published: WeightManifest) -> list[EngineMemory]:
+    return [EngineMemory.traced(rank, rank.load_weights, published.tensors) for rank in ranks]
+
+
+def held(found: list[EngineMemory], published: WeightManifest) -> WeightManifest:
+    names = tuple(published.tensors)
+    return held_manifest(published, names, [memory.held(names, published.tensors) for memory in found])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(("ranks", "kv_copies"), [(1, 1), (2, 1), (4, 2)])
+def test_what_is_written_is_what_the_loader_would_have_loaded(dtype: torch.dtype, ranks: int, kv_copies: int) -> None:
+    whole = tensors(dtype)
+    published = manifest_of(3, whole)
+    engine = [Rank(r, ranks, dtype, kv_copies) for r in range(ranks)]
+    expected = [Rank(r, ranks, dtype, kv_copies) for r in range(ranks)]
+    before = [{name: p.clone() for name, p in rank.named_parameters()} for rank in engine]
+    found = memories(engine, published)
+    for rank, old in zip(engine, before, strict=True):  # finding the places writes nothing but padding
+        assert all(torch.equal(p, old[name]) for name, p in rank.named_parameters() if name != "embed.weight")
+    for memory, rank, other in zip(found, engine, expected, strict=True):
+        memory.write(whole.items())
+        with torch.no_grad():
+            other.load_weights(whole.items())
+        assert all(torch.equal(p, q) for p, q in zip(rank.parameters(), other.parameters(), strict=True))
+    verify_loaded(published, held(found, published))
+
+
+def test_an_engine_that_holds_more_precision_has_the_published_digest() -> None:
+    whole = tensors(torch.bfloat16)
+    published = manifest_of(3, whole)
+    found = memories([Rank()], published)
+    found[0].write(whole.items())
+    verify_loaded(published, held(found, published))
+
+
+@pytest.mark.parametrize("ranks", [1, 2])
+@pytest.mark.parametrize(
+    ("name", "place"),
+    [
+        ("model.layer.k_proj.bias", lambda rank: rank.qkv.bias[rank.q :]),
+        ("model.layer.o_proj.weight", lambda rank: rank.o.weight[-1]),
+        ("model.embed.weight", lambda rank: rank.embed.weight[0]),
+    ],
+)
+def test_one_changed_bit_on_any_rank_names_the_tensor(ranks: int, name: str, place: Callable[[Rank], Tensor]) -> None:
+    whole = tensors()
+    published = manifest_of(3, whole)
+    engine = [Rank(r, ranks) for r in range(ranks)]
+    found = memories(engine, published)
+    for memory in found:
+        memory.write(whole.items())
+    place(engine[-1]).data.view(torch.int32)[0] ^= 1
+    with pytest.raises(WeightSyncError, match=rf"1 different: {name} \(checksum \w{{8}}…, published \w{{8}}…\)"):
+        verify_loaded(published, held(found, published))
+
+
+def test_copies_of_a_part_must_be_alike() -> None:
+    whole = tensors()
+    published = manifest_of(3, whole)
+    engine = [Rank(r, 4, kv_copies=2) for r in range(4)]  # ranks 0 and 2 hold the same keys
+    found = memories(engine, published)
+    for memory in found:
+        memory.write(whole.items())
+    engine[0].qkv.bias.data[Q // 4] += 1
+    with pytest.raises(WeightSyncError, match=r"1 different: model.layer.k_proj.bias"):
+        verify_loaded(published, held(found, published))
+
+
+def test_a_tensor_of_which_a_part_is_missing_is_named() -> None:
+    whole = tensors()
+    published = manifest_of(3, whole)
+    found = memories([Rank(r, 2) for r in range(2)], published)
+    for memory in found:
+        memory.write(whole.items())
+    with pytest.raises(WeightSyncError, match=r"8 missing: model.embed.weight, model.layer.k_proj.bias"):
+        verify_loaded(published, held(found[:1], published))
+
+
+def test_what_was_not_published_or_has_no_place_is_named() -> None:
+    whole = tensors()
+    published = manifest_of(3, whole)
+    (memory,) = memories([Rank()], published)
+    memory.write(whole.items())
+    less = replace(published, tensors={name: d for name, d in published.tensors.items() if "norm" not in name})
+    with pytest.raises(WeightSyncError, match=r"1 unexpected: engine:norm.weight"):
+        verify_loaded(less, held([memory], less))
+    more = manifest_of(3, {**whole, "model.extra.weight": torch.zeros(1)})
+    with pytest.raises(WeightSyncError, match=r"1 missing: model.extra.weight"):
+        verify_loaded(more, held([memory], more))
+    with pytest.raises(WeightSyncError, match=r"cannot load the published weights: no parameter named 'model.extra"):
+        memories([Rank()], more)
+
+
+def test_a_loader_that_copies_elsewhere_is_refused() -> None:
+    published = manifest_of(1, {"w": torch.zeros(4)})
+    elsewhere = torch.empty(4)
+
+    def load(weights: Iterable[tuple[str, Tensor]]) -> None:
+        for _, weight in weights:
+            elsewhere.copy_(weight)
+
+    with pytest.raises(WeightSyncError, match="keeps w in another form than published: it cannot be replaced"):
+        EngineMemory.traced(nn.Linear(4, 1), load, published.tensors)
+
+
+def test_a_model_that_keeps_the_names_ties_what_is_tied() -> None:
+    model = nn.ModuleDict({"a": nn.Linear(3, 2, bias=False), "b": nn.Linear(3, 2, bias=False)})
+    model["b"].weight = model["a"].weight
+    memory, published = EngineMemory.same_names(model), manifest_of(1, {"a.weight": torch.ones(2, 3)})
+    memory.write([("a.weight", torch.ones(2, 3)), ("c.weight", torch.ones(1)), ("b.weight", torch.ones(3, 2))])
+    verify_loaded(published, held([memory], published))
