@@ -15,6 +15,8 @@ from ral_system.models.loading import TORCH_DTYPES
 from ral_system.planning.devices import Device
 from ral_system.planning.passes import OutlinedPolicy
 from ral_system.types import MicroBatch, Sample, TrainPlan
+from ral_system.weights.digest import AT_ONCE
+from ral_system.weights.transfer.buckets import BUCKET_BYTES
 
 _BUCKET = 500_000_000
 """Numbers of DeepSpeed's buffer for gradients under way; a GPU holds it whole."""
@@ -106,6 +108,19 @@ def states(learner: LearnerConfig, weights: Weights, kind: str) -> tuple[dict[st
     return (whole | device, optimiser) if offload == "optimizer" else (device, whole | optimiser)
 
 
+def streams_weights(config: TrainConfig) -> bool:
+    """Whether weights travel from device to device rather than through host memory."""
+    chosen = config.rollout.weight_transfer
+    ahead = config.algorithm.max_staleness > 0 or config.cluster.kind == "local"
+    return chosen in ("broadcast", "shared_memory") or (chosen is None and not ahead)
+
+
+def publication(policy: OutlinedPolicy, kind: str) -> int:
+    """Bytes of the buffer through which weights travel, and what their checksums need."""
+    largest = max(p.numel() * p.element_size() for p in policy.model.parameters())
+    return max(BUCKET_BYTES, largest) + 3 * 8 * AT_ONCE[kind]
+
+
 def measures_share(config: TrainConfig) -> bool:
     """Whether learners measure the attention term's share of the gradient, at least now and then."""
     attention = config.algorithm.attention
@@ -141,7 +156,8 @@ def learner_role(config: TrainConfig, policy: OutlinedPolicy, plan: TrainPlan, k
         device = device | {"average": (4 + weights.bytes_each) * own}
     records = sum(policy.blank_scores(s).nbytes for update in plan.updates for part in update.shards[0] for s in part)
     staleness = config.algorithm.max_staleness
-    published = {"published": weights.bytes * (1 + staleness), "gathered": weights.bytes}
+    published = {} if streams_weights(config) else {"published": weights.bytes * (1 + staleness)}
+    phases["publish"] = publication(policy, kind)
     if staleness:
         shared = config.learner.world_size if zero_stage(config.learner) == 3 else 1
         published["past weights"] = (staleness + 1) * weights.trained * weights.bytes_each // shared
@@ -187,7 +203,8 @@ def rollout_role(config: TrainConfig, policy: OutlinedPolicy, device: Device, sa
     else:
         assert rollout.memory_gib is not None
         held = int(rollout.memory_gib * 2**30)
-    role = Role("rollout", rollout.workers, gpus, {"weights": weights, "cache": max(held, 0)}, {"generate": passes}, {})
+    phases = {"generate": passes, "load": publication(policy, device.kind)}
+    role = Role("rollout", rollout.workers, gpus, {"weights": weights, "cache": max(held, 0)}, phases, {})
     return role, Cache(held, token_bytes)
 
 

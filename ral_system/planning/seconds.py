@@ -12,12 +12,16 @@ from ral_system.data.micro_batches import bundles, groups_of
 from ral_system.models.flops import FlopCounter
 from ral_system.models.loading import TORCH_DTYPES
 from ral_system.planning.devices import Device
-from ral_system.planning.memory import Cache, Weights, measures_share, zero_stage
+from ral_system.planning.memory import Cache, Weights, measures_share, streams_weights, zero_stage
 from ral_system.planning.passes import OutlinedPolicy, pass_flops, text_flops
 from ral_system.types import Sample, TrainPlan
 
 PUBLISH_S_PER_BYTE = 4.6e-9
-"""Copying, hashing and comparing weights on hosts, learner and engine together, as measured on one thread."""
+"""Copying and comparing weights on hosts, learner and engine together, as measured on one thread."""
+DIGEST_BYTES = 58
+"""Read and written for a number's share of both checksums: widened to 64 bits, multiplied and added, twice."""
+_COPIES = 4
+"""Readings and writings of weights on their way through a buffer, learner and engine together."""
 HOST_BYTES_PER_S = 2e10
 """Speed of a host's memory for one rank: an assumption."""
 _ADAMW_BYTES = 28
@@ -102,9 +106,14 @@ class Clock:
         return replace(found, flops=again * found.flops, seconds=again * found.seconds + step_s)
 
     def publish(self) -> Phase:
-        """Weights on their way to the engines, through host memory."""
-        size = self._weights.bytes
-        moving_s = 2 * size / self._device.host_bytes_per_s if self._device.kind == "cuda" else 0.0
+        """What is trained on its way to the engines, and its checksums on both sides."""
+        weights, device = self._weights, self._device
+        size = weights.trained * weights.bytes_each
+        if streams_weights(self._config):
+            local_s = (2 * DIGEST_BYTES * weights.trained + _COPIES * size) / device.bytes_per_s
+            gathered_s = 2 * self._gather_s() * weights.trained / weights.all  # for the checksums, and to send
+            return Phase("publish", 0, local_s + gathered_s + size / device.link_bytes_per_s, "memory")
+        moving_s = 2 * size / device.host_bytes_per_s if device.kind == "cuda" else 0.0
         return Phase("publish", 0, size * PUBLISH_S_PER_BYTE + moving_s, "host")
 
     def checkpoint_bytes(self) -> int:
