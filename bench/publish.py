@@ -22,6 +22,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
+from ral_system.errors import RalError
 from ral_system.rollout.vllm_environment import vllm_environment
 from ral_system.weights.transfer.opening import choose_transfer
 from ral_system.weights.transfer.transfer import Setting
@@ -103,7 +104,10 @@ def serve(pipe: Connection, calls: dict[str, Any]) -> None:
             return
         with peak() as most:
             began = time.perf_counter()
-            answer = calls[name](*arguments)
+            try:
+                answer = calls[name](*arguments)
+            except RalError as error:
+                answer = error
             seconds = time.perf_counter() - began
         pipe.send_bytes(pickle.dumps((answer, seconds, most[0])))
 
@@ -144,6 +148,11 @@ class Side:
     def call(self, name: str, *arguments: Any) -> None:
         """Start."""
         self.pipe.send_bytes(pickle.dumps((name, arguments)))
+
+    def ask(self, name: str, *arguments: Any) -> Any:
+        """Start and wait; what the call returned."""
+        self.call(name, *arguments)
+        return self.answer()[0]
 
     def answer(self) -> tuple[Any, float, int]:
         """Wait."""
@@ -188,8 +197,7 @@ def main() -> None:
 
 def measure(ours: Side, theirs: Side) -> dict[str, Any]:
     """Publish several times over each transfer."""
-    ours.call("publish", 0)
-    manifest, _, _ = ours.answer()
+    manifest = ours.ask("publish", 0)
     theirs.call("held", manifest)
     held, read_s, _ = theirs.answer()
     alike = sum(held.tensors.get(name) == digest for name, digest in manifest.tensors.items())
@@ -204,13 +212,10 @@ def measure(ours: Side, theirs: Side) -> dict[str, Any]:
     }
     names = tuple(manifest.tensors)
     for name in TRANSFERS:
-        theirs.call("choose", name)
-        theirs.answer()
+        theirs.ask("choose", name)
         for version in range(1, TIMES + 1):
-            ours.call("copied")
-            found["copy_s"].append(ours.answer()[0])
-            ours.call("changed")
-            ours.answer()
+            found["copy_s"].append(ours.ask("copied"))
+            ours.ask("changed")
             ours.call("publish", version)
             manifest, digest_s, _ = ours.answer()
             began = time.perf_counter()
