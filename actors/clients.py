@@ -196,10 +196,17 @@ class RayLearner:
             calls.append(Call(member, done))
         return wait_all(calls, self._timeout_s, "updating")[0]
 
-    def fit(self, plan: TrainPlan, index: int) -> Mapping[str, float]:
-        """Update on all ranks together."""
+    def fit(self, plan: TrainPlan, index: int) -> Callable[[], Mapping[str, float]]:
+        """Queue an update on all ranks; it begins when they have made those before it."""
         update = ray.put(plan.updates[index])
-        return self._all(lambda rank: rank.fit.remote(update), "updating")
+        calls = [Call(member, member.handle.fit.remote(update)) for member in self._members]
+
+        def wait() -> Mapping[str, float]:
+            answers = wait_all(calls, self._timeout_s, "updating")
+            metrics: Mapping[str, float] = answers[0][0]
+            return {**metrics, **meters([work for _, work in answers])}
+
+        return wait
 
     def validate(self, plan: TrainPlan) -> Mapping[str, float]:
         """Evaluate on all ranks together, each its own share."""

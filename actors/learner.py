@@ -98,9 +98,9 @@ class LearnerActor(ActorProcess):
         return self._learner.update(update, behaviour, reference, *frozen[parts:])
 
     @watched
-    def fit(self, update: UpdatePlan) -> Mapping[str, float]:
-        """Make one optimiser update with the supervised objective."""
-        return self._learner.fit(update)
+    def fit(self, update: UpdatePlan) -> tuple[Mapping[str, float], Work]:
+        """Make one optimiser update with the supervised objective; return its metrics and what the rank did."""
+        return self._learner.fit(update), self._learner.work()
 
     @watched
     def validate(self, update: UpdatePlan) -> Mapping[str, float]:

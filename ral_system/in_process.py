@@ -142,13 +142,13 @@ class _Learner:
         frozen = reference[0] if reference else None
         return self._rank.update(plan.updates[index], behaviour[0], frozen, *(scores[0] for scores in teachers))
 
-    def fit(self, plan: TrainPlan, index: int) -> Mapping[str, float]:
-        return self._rank.fit(plan.updates[index])
+    def fit(self, plan: TrainPlan, index: int) -> Callable[[], Mapping[str, float]]:
+        return lambda: self._rank.fit(plan.updates[index]) | self.meters()
 
     def validate(self, plan: TrainPlan) -> Mapping[str, float]:
         return self._rank.validate(plan.updates[0])
 
-    def meters(self) -> Mapping[str, float]:
+    def meters(self) -> dict[str, float]:
         return meters([self._rank.work()])
 
     def look(self, samples: Sequence[Sample]) -> Mapping[str, VisualAttention]:

@@ -100,8 +100,12 @@ class Learner(Protocol):
         """Make the plan's `index`-th optimiser update with the policy objective; return all ranks' combined metrics."""
         ...
 
-    def fit(self, plan: TrainPlan, index: int) -> Mapping[str, float]:
-        """Make the plan's `index`-th optimiser update with the supervised objective (the responses' cross-entropy)."""
+    def fit(self, plan: TrainPlan, index: int) -> Callable[[], Mapping[str, float]]:
+        """Make the plan's `index`-th optimiser update with the supervised objective (the responses' cross-entropy).
+
+        Returns a function that waits for its metrics and meters. Another update may be started before it is called, but
+        nothing else; the functions are called in the order of the updates, each once.
+        """
         ...
 
     def validate(self, plan: TrainPlan) -> Mapping[str, float]:

@@ -40,3 +40,7 @@ class SupervisedConfig(Group):
     stop_at: Annotated[Fraction, Resumable]
     """Held-out score at which the stage ends."""
     attention_guidance: AttentionGuidanceConfig
+
+    def evaluates(self, step: int) -> bool:
+        """Whether the held-out questions are asked after `step` steps."""
+        return step == self.max_steps or (step >= self.evaluate_from and step % self.evaluate_every == 0)

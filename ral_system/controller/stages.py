@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing
+from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -85,40 +85,24 @@ def run_supervised(context: StageContext, stage: SupervisedStage) -> None:
     clock.spent = state.get("wall_s", 0.0)
     score, best = state.get("score", 0.0), Best(**state["best"]) if "best" in state else None
 
-    def draw(step: int) -> TrainPlan:
-        demonstrations = [
-            context.prompts.demonstration(stage, "train", step * settings.batch + i, seed=config.seed)
-            for i in range(settings.batch)
-        ]
-        if media is not None:
-            wanted = [medium for demonstration in demonstrations for medium in demonstration.prompt.media]
-            media.want(wanted)
-            media.wait(wanted)
-        return plan_updates(
-            demonstrations, updates=1, world_size=learner.world_size, max_tokens=config.learner.max_tokens
-        )
-
-    # While a batch is trained on, the next is drawn, and its media decoded.
-    with (
-        media_ahead(config.data, context.folder, config.cluster.media_cache_gib) as media,
-        context.progress as progress,
-        ThreadPoolExecutor(1) as ahead,
-    ):
-        upcoming = ahead.submit(draw, step)
+    with _batches(context, stage, step) as next_batch, context.progress as progress:
+        answer: Callable[[], Mapping[str, float]] | None = None
         while step < settings.max_steps and score < settings.stop_at:
-            with context.timer.phase("data"):
-                plan = upcoming.result()
-            upcoming = ahead.submit(draw, step + 1)
-            with context.timer.phase("update"):
-                metrics = dict(learner.fit(plan, 0)) | dict(learner.meters())
+            answer = answer or learner.fit(next_batch(), 0)
             step += 1
-            if step == settings.max_steps or (step >= settings.evaluate_from and step % settings.evaluate_every == 0):
+            evaluates = settings.evaluates(step)
+            saves = step == settings.max_steps or step % config.checkpoint.supervised_every == 0
+            # The next update waits at the learner, unless this step's weights are needed first.
+            following = None if evaluates or saves else learner.fit(next_batch(), 0)
+            with context.timer.phase("update"):
+                metrics = dict(answer())
+            answer = following
+            if evaluates:
                 score, best, held_out_metrics = _evaluate_and_keep(context, stage, step, best)
                 metrics |= held_out_metrics
             context.metrics.write(stage, step, metrics | context.timer.drain())
             progress.update(step, metrics)
-            ends = step == settings.max_steps or score >= settings.stop_at
-            if ends or step % config.checkpoint.supervised_every == 0:
+            if saves or score >= settings.stop_at:
                 kept = {"best": asdict(best)} if best is not None else {}
                 _save(context, checkpoints, step, {"score": score, "wall_s": clock.total(), **kept})
                 _drop_all_but(context.folder, stage, best)
@@ -136,6 +120,42 @@ def run_supervised(context: StageContext, stage: SupervisedStage) -> None:
     }
     model = context.folder.best(stage, best.step)
     context.folder.complete(stage, result, lambda folder: shutil.copytree(model, folder, dirs_exist_ok=True))
+
+
+@contextmanager
+def _batches(context: StageContext, stage: SupervisedStage, step: int) -> Iterator[Callable[[], TrainPlan]]:
+    """Yield a function that returns the batches of `step` and the steps after it, in turn.
+
+    While a batch is trained on, the next one is drawn and its media decoded.
+    """
+    config, world_size = context.config, context.roles.learner.world_size
+    size = config.supervised(stage).batch
+    with (
+        media_ahead(config.data, context.folder, config.cluster.media_cache_gib) as media,
+        ThreadPoolExecutor(1) as ahead,
+    ):
+
+        def draw(step: int) -> TrainPlan:
+            demonstrations = [
+                context.prompts.demonstration(stage, "train", step * size + i, seed=config.seed) for i in range(size)
+            ]
+            if media is not None:
+                wanted = [medium for demonstration in demonstrations for medium in demonstration.prompt.media]
+                media.want(wanted)
+                media.wait(wanted)
+            return plan_updates(demonstrations, updates=1, world_size=world_size, max_tokens=config.learner.max_tokens)
+
+        upcoming = ahead.submit(draw, step)
+
+        def next_batch() -> TrainPlan:
+            nonlocal step, upcoming
+            with context.timer.phase("data"):
+                plan = upcoming.result()
+            step += 1
+            upcoming = ahead.submit(draw, step)
+            return plan
+
+        yield next_batch
 
 
 @dataclass(frozen=True, slots=True)

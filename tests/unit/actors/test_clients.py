@@ -8,9 +8,10 @@ from typing import Any
 import pytest
 
 from ral_system.actors import clients
-from ral_system.actors.clients import RayFrozenModel, RayRewarder
+from ral_system.actors.clients import RayFrozenModel, RayLearner, RayRewarder
 from ral_system.actors.group import Call, Member
 from ral_system.config.commands import TrainConfig
+from ral_system.observability.work import Work
 from ral_system.training.plan import plan_updates
 from ral_system.types import Completion, Prompt, Sample
 from tests.unit.controller.fakes import Fakes, G, start
@@ -71,6 +72,25 @@ def test_small_groups_are_scored_in_bundles(members: list[Member]) -> None:
         reference.collect(plan)
     scored = ["".join(s.id[0] for s in samples) for method, samples in members[0].handle.calls if method == "score"]
     assert scored == ["aabb", "cc", "ddee"] * 2
+
+
+def test_an_update_can_be_queued_behind_another(members: list[Member], monkeypatch: pytest.MonkeyPatch) -> None:
+    plan = plan_updates(group("a", 3), updates=1, world_size=2, max_tokens=100)
+    monkeypatch.setattr(clients.ray, "put", lambda update: update, raising=False)
+    waited: list[list[Call]] = []
+
+    def answered(calls: list[Call], *_: Any) -> list[Any]:
+        waited.append(calls)
+        work = Work(seconds=2.0, tokens=6, unshared_tokens=6)
+        return [({"supervised/loss": 0.5}, work) for _ in calls]
+
+    monkeypatch.setattr(clients, "wait_all", answered)
+    learner = RayLearner(members, 1.0, keeps_offers=True)
+    answers = [learner.fit(plan, 0) for _ in range(2)]
+    assert not waited and [m.handle.calls for m in members] == [[("fit", plan.updates[0])] * 2] * 2
+    found = [answer() for answer in answers]
+    assert found[0]["supervised/loss"] == 0.5 and found[0]["learner/tokens_per_s"] == 3.0
+    assert not {call.ref for call in waited[0]} & {call.ref for call in waited[1]}
 
 
 def test_a_step_asks_the_verifiers_once_for_each_group(

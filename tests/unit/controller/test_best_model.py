@@ -27,21 +27,31 @@ class KilledError(Exception):
 class Learner:
     """Its weights are the number of its updates."""
 
-    world_size, weights = 1, 0
+    world_size, weights, under_way, most_under_way = 1, 0, 0, 0
 
     def __init__(self, killed_at: int | None = None) -> None:
         self.killed_at = killed_at
 
-    def meters(self) -> dict[str, float]:
-        return {}
-
-    def fit(self, plan: TrainPlan, index: int) -> Mapping[str, float]:
+    def fit(self, plan: TrainPlan, index: int) -> Callable[[], Mapping[str, float]]:
+        """Change the weights at once: a stage that saves with an update under way saves weights that are too new."""
         if self.weights == self.killed_at:
-            raise KilledError
+
+            def killed() -> Mapping[str, float]:
+                raise KilledError
+
+            return killed
         self.weights += 1
-        return {}
+        self.under_way += 1
+        self.most_under_way = max(self.most_under_way, self.under_way)
+
+        def answer() -> Mapping[str, float]:
+            self.under_way -= 1
+            return {"supervised/loss": 1.0}
+
+        return answer
 
     def save(self, folder: Path) -> None:
+        assert not self.under_way
         folder.mkdir(exist_ok=True)
         (folder / "weights").write_text(str(self.weights))
 
@@ -60,13 +70,13 @@ def run_sft(
 
     said = io.StringIO()
 
-    def run(*overrides: str, killed_at: int | None = None) -> RunFolder:
+    def run(*overrides: str, killed_at: int | None = None, learner: Learner | None = None) -> RunFolder:
         context: Any = SimpleNamespace(
             config=make_config(*SETTINGS, "checkpoint.supervised_every=4", *overrides),
             folder=RunFolder(tmp_path),
             origin=lambda: "model",
             prompts=SimpleNamespace(demonstration=lambda *which, **seed: sample),
-            roles=SimpleNamespace(learner=Learner(killed_at)),
+            roles=SimpleNamespace(learner=learner or Learner(killed_at)),
             metrics=MagicMock(lines=0),
             rollouts=MagicMock(lines=0),
             timer=PhaseTimer(),
@@ -95,6 +105,12 @@ def test_of_the_best_evaluations_the_last_one_s_model_is_the_result(run_sft: Cal
     assert kept(folder) == ["best_000006", "step_000008", "step_000009"]
     said = (folder.root / "said").read_text()
     assert "cold start: keeps the model of step 6, whose held-out score 0.700 is the highest" in said
+
+
+def test_an_update_waits_at_the_learner_while_the_one_before_is_made(run_sft: Callable[..., RunFolder]) -> None:
+    learner = Learner()
+    run_sft("sft.evaluate_from=9", learner=learner)
+    assert (learner.weights, learner.under_way, learner.most_under_way) == (9, 0, 2)
 
 
 def test_a_stage_that_is_good_enough_ends_with_that_model(run_sft: Callable[..., RunFolder]) -> None:

@@ -67,12 +67,9 @@ def test_sft_decodes_a_batch_while_the_one_before_is_trained_on(
     class Learner:
         world_size = 1
 
-        def meters(self) -> dict[str, float]:
-            return {}
-
-        def fit(self, plan: TrainPlan, epoch: int) -> dict[str, float]:
+        def fit(self, plan: TrainPlan, index: int) -> Callable[[], dict[str, float]]:
             waited_for.append(list(ahead.waited[:4]))
-            return {}
+            return dict
 
         def save(self, folder: Path) -> None:
             pass
