@@ -101,7 +101,8 @@ class VisualSearch:
         cells, asked = self._scene_with_question(kind, split, rng)
         image = self._draw(cells, split, rng)
         order = [self._positions()[i] for i in rng.permutation(self.grid**2)]
-        unique = [p for p in order if p in _unique_things(cells)]
+        once = _unique_things(cells)
+        unique = [p for p in order if p in once]
         described = self._described(order, cells)
         return Record(
             index=index,

@@ -32,20 +32,20 @@ class VisualSearchRecords:
     """The records that `config` asks for. Sizes of boards take turns: one of each question kind, then the next."""
 
     def __init__(self, config: ScenesConfig) -> None:
-        self._sizes = [
+        self.sizes = tuple(
             VisualSearch(config.seed, n, min(config.objects, n * n), config.digits, config.described)
             for n in config.grid
-        ]
+        )
 
     def record(self, split: Split, index: int) -> Record:
         """The `index`-th record of `split`."""
-        return self._sizes[index // len(KINDS) % len(self._sizes)].record(split, index)
+        return self.sizes[index // len(KINDS) % len(self.sizes)].record(split, index)
 
 
 class VisualSearchPrompts:
     """Prompt `i` of a split is a pure function of (data seed, split, i); its picture is stored when drawn.
 
-    Records repeat after `config.train_records`; each is drawn and its picture stored once.
+    Records repeat after `config.train_records`; a command draws each and stores its picture once, for all its stages.
     """
 
     def __init__(
@@ -56,7 +56,7 @@ class VisualSearchPrompts:
         self._renderer = renderer
         self._media = media
         self._format = format
-        self._drawn: dict[tuple[Split, int], tuple[Record, Media]] = {}
+        self._drawn = drawn(self._source.sizes, media.folder)
 
     def question(self, split: Split, index: int) -> Prompt:
         """The `index`-th question of `split`, to be answered."""
@@ -140,3 +140,9 @@ class VisualSearchPrompts:
             answer=answer,
             media=(picture,),
         )
+
+
+@functools.lru_cache(maxsize=1)
+def drawn(sizes: tuple[VisualSearch, ...], media: Path) -> dict[tuple[Split, int], tuple[Record, Media]]:
+    """Records of these boards that this process has drawn into a store of media, to be added to."""
+    return {}

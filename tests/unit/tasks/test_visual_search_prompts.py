@@ -13,8 +13,10 @@ from ral_system.media.store import MediaStore
 from ral_system.models.loading import load_family
 from ral_system.rewards.format import extract_answer, format_score
 from ral_system.rewards.verifiers.exact import same_words
+from ral_system.tasks import visual_search_prompts
 from ral_system.tasks.visual_search import CELL_PX, KINDS
 from ral_system.tasks.visual_search_prompts import VisualSearchPrompts
+from ral_system.types import Prompt
 
 Make = Callable[..., VisualSearchPrompts]
 
@@ -27,6 +29,7 @@ def family(tiny_model: Path) -> Family:
 @pytest.fixture
 def make(make_config: Callable[..., TrainConfig], family: Family, media: MediaStore) -> Make:
     def made(response_format: Any = "think_answer", *overrides: str) -> VisualSearchPrompts:
+        visual_search_prompts.drawn.cache_clear()  # as in another process
         config = make_config("data.train_records=20", *overrides).data
         return VisualSearchPrompts(config, ChatRenderer(family, config.system_prompt), media, format=response_format)
 
@@ -91,6 +94,28 @@ def test_a_record_is_drawn_once(make: Make, media: MediaStore, monkeypatch: pyte
     first = [prompts.demonstration("perceive", "train", i) for i in (3, 23)] + [prompts.question("train", 3)]
     assert stored == [(3 * CELL_PX, 3 * CELL_PX)]
     assert [s.media for s in (first[0].prompt, first[1].prompt, first[2])] == 3 * [make().question("train", 3).media]
+
+
+def test_the_stages_of_a_run_draw_a_record_once(
+    make: Make,
+    make_config: Callable[..., TrainConfig],
+    family: Family,
+    media: MediaStore,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    first = make().question("train", 3)
+    config, other, stored = make_config("data.train_records=20").data, MediaStore(tmp_path), []
+    monkeypatch.setattr(
+        MediaStore, "put", lambda self, image, put=MediaStore.put: stored.append(self) or put(self, image)
+    )
+
+    def later_stage(store: MediaStore) -> Prompt:
+        renderer = ChatRenderer(family, config.system_prompt)
+        return VisualSearchPrompts(config, renderer, store, format="think_answer").question("train", 3)
+
+    assert later_stage(media) == first and stored == []
+    assert later_stage(other) == first and stored == [other]  # another run has a store of its own
 
 
 def test_prompts_are_pure_and_ids_tell_splits_and_records_apart(make: Make, media: MediaStore) -> None:
