@@ -51,7 +51,8 @@ class PackedGroup:
 
     def rows(self, response: int, positions: Tensor) -> Tensor:
         """Where positions in the sequence of one response lie in the group: int64 [N]."""
-        return torch.where(positions < self.prompt, positions, positions + (self.starts[response] - self.prompt))
+        shift = self.starts[response] - self.prompt
+        return positions if shift == 0 else torch.where(positions < self.prompt, positions, positions + shift)
 
     def own(self, response: int, values: Tensor) -> Tensor:
         """Select the values of one response's sequence out of those by token of the group, [..., T]."""

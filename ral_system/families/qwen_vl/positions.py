@@ -6,6 +6,7 @@ its length in time. Here as in Qwen2-VL's paper (arXiv 2409.12191), in vLLM and 
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Sequence
 
@@ -22,11 +23,18 @@ def rope_positions(visual: Tensor, layouts: Sequence[Layout], *, positions_per_s
     Text counts up alike in all three. The visual token of frame i, row r and column c of a medium that begins at s is
     at s + (t, r, c); t is 0 in a picture, and in a video the view's seconds · `positions_per_second`, or i where that
     is None (Qwen2-VL). What follows begins one above all that came before. `visual` bool [T], on CPU, marks visual
-    tokens; those of a medium of `layouts` are one run.
+    tokens; those of a medium of `layouts` are one run. Sequences alike share the tensor: do not modify it.
     """
+    return _of_runs(tuple(_runs(visual)), tuple(layouts), positions_per_second)
+
+
+@functools.lru_cache(maxsize=64)
+def _of_runs(
+    runs: tuple[tuple[bool, int], ...], layouts: tuple[Layout, ...], positions_per_second: float | None
+) -> Tensor:
     parts: list[Tensor] = []
     begin, media = 0, iter(layouts)
-    for is_visual, length in _runs(visual):
+    for is_visual, length in runs:
         if not is_visual:
             parts.append(torch.arange(length).expand(3, -1) + begin)
             begin += length
