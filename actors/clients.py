@@ -13,6 +13,7 @@ from ral_system.actors.group import Call, Member, stream, wait_all
 from ral_system.data.micro_batches import Bundler, groups_of, price
 from ral_system.observability.work import meters
 from ral_system.protocols import Ref
+from ral_system.rollout.dealing import deal
 from ral_system.types import (
     Completion,
     Completions,
@@ -45,8 +46,8 @@ class RayGenerator:
         self._timeout_s = call_timeout_s
 
     def generate(self, prompts: Sequence[Prompt], sampling: Sampling) -> Completions:
-        """Deal the prompts to the engines in turn, and yield completions of all engines as they finish."""
-        shares = [list(prompts[i :: len(self._members)]) for i in range(len(self._members))]
+        """Deal the prompts to the engines by load, and yield completions of all engines as they finish."""
+        shares = deal(prompts, sampling, len(self._members))
         calls = [
             Call(member, member.handle.generate.remote(share, sampling))
             for member, share in zip(self._members, shares, strict=True)

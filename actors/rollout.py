@@ -14,7 +14,7 @@ from ral_system.config.choices import Device
 from ral_system.config.cluster import ClusterConfig
 from ral_system.config.rollout import RolloutConfig, VllmRolloutConfig
 from ral_system.media.store import node_store
-from ral_system.types import Completion, Prompt, Sampling, WeightManifest
+from ral_system.types import Completion, Piece, Sampling, WeightManifest
 
 if TYPE_CHECKING:
     from ral_system.weights.transfer.transfer import Offer, Setting, Transfer
@@ -55,12 +55,12 @@ class RolloutActor(ActorProcess):
         )
 
     @ray.method(num_returns="streaming")
-    def generate(self, prompts: Sequence[Prompt], sampling: Sampling) -> Iterator[list[Completion]]:
+    def generate(self, pieces: Sequence[Piece], sampling: Sampling) -> Iterator[list[Completion]]:
         """Yield completions as they finish, a few at a time."""
         with self.watched("generate"):
             finished: list[Completion] = []
             flushed = time.monotonic()
-            for completion in self._engine.generate(prompts, sampling):
+            for completion in self._engine.generate_pieces(pieces, sampling):
                 finished.append(completion)
                 if time.monotonic() - flushed > _FLUSH_S:
                     yield finished

@@ -89,7 +89,7 @@ class RolloutGroup(EngineGroup):
     """What training reads of both engines."""
 
     workers: Annotated[Positive, Resumable]
-    """Engines; prompts are dealt to them in turn."""
+    """Engines. Prompts are dealt to them by load; with too few prompts for all, a prompt's responses are shared out."""
     weight_transfer: Annotated[Annotated[str, NameIn(WEIGHT_TRANSFERS)] | None, Resumable]
     """How weights travel from learners to engines. broadcast: from device to device, by NCCL or gloo. shared_memory:
     through memory of the one node that holds both. object_store: as arrays in Ray's object store, or in memory. files:

@@ -33,6 +33,7 @@ from ral_system.types import (
     Completions,
     FinishReason,
     Media,
+    Piece,
     Prompt,
     Sampling,
     TokenRecord,
@@ -119,7 +120,11 @@ class VllmEngine:
         `log_probs` are of the distribution sampled from; for greedy decoding, of the distribution at temperature 1.
         A completion is a function of the prompt, its index, the seed and the weights, up to the rounding of logits.
         """
-        waiting = ((prompt, index) for prompt in prompts for index in range(sampling.completions))
+        return self.generate_pieces([Piece(prompt, 0, sampling.completions) for prompt in prompts], sampling)
+
+    def generate_pieces(self, pieces: Sequence[Piece], sampling: Sampling) -> Completions:
+        """As `generate`, for parts of groups. Media are processed once for neighbouring pieces of one prompt."""
+        waiting = ((p.prompt, index) for p in pieces for index in range(p.first, p.first + p.completions))
         running: dict[str, tuple[Prompt, int]] = {}
         inputs: dict[str, Any] = {}  # the latest prompt, processed once for all its completions
         restarts: Counter[str] = Counter()

@@ -5,7 +5,7 @@ Token positions: a sequence is `prompt.token_ids + response token_ids`; P prompt
 
 from ral_system.types.media import MARKS, MAX_MEDIA, Clip, Layout, Media, MediaKind, VideoSampling, View
 from ral_system.types.plan import Counts, MicroBatch, TrainPlan, UpdatePlan
-from ral_system.types.prompt import Prompt, Sampling, Split
+from ral_system.types.prompt import Piece, Prompt, Sampling, Split
 from ral_system.types.records import AttentionRecord, SampleScores, Scores, TokenRecord, VisualAttention
 from ral_system.types.rollout import (
     Completion,
@@ -32,6 +32,7 @@ __all__ = [
     "Media",
     "MediaKind",
     "MicroBatch",
+    "Piece",
     "Prompt",
     "RewardResult",
     "RewardStatus",

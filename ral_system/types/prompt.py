@@ -52,3 +52,16 @@ class Sampling:
     seed: int
     top_tokens: int = 0
     """Most likely tokens to report per position, the sampled one among them; 0: the sampled one's log-prob alone."""
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """Some completions of one prompt, which one engine makes: a whole group, or a part of it.
+
+    Example: `Piece(Prompt(…), first=4, completions=4)` is the second half of a group of eight.
+    """
+
+    prompt: Prompt
+    first: int
+    """Index within the group of the first completion."""
+    completions: int

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import ray
 
-from ral_system.actors.clients import RayFrozenModel
+from ral_system.actors.clients import RayFrozenModel, RayGenerator
 from ral_system.actors.cluster import nodes_may_join, start_or_join, stop
 from ral_system.actors.group import Call, Member, stream, wait_all
 from ral_system.actors.placement import Bundle, reserve
@@ -245,6 +245,17 @@ def test_two_processes_of_the_reference_find_the_scores_of_one(roles: RayRoles, 
     for rank, (one, two) in enumerate(zip(*found, strict=True)):
         assert one.keys() == two.keys() == set(plan.rank_ids(rank))
         assert all(np.array_equal(one[id].log_probs, two[id].log_probs) for id in one)
+
+
+def test_two_engines_make_the_completions_of_one(roles: RayRoles, prompts: list[Prompt]) -> None:
+    """Whole groups go to either, and a single one is shared out."""
+    members = [m for m in roles.members if m.role == "rollout"]
+    for some in (prompts, prompts[:1]):
+        one, two = ({c.id: c for c in RayGenerator(members[:count], 60.0).generate(some, SAMPLING)} for count in (1, 2))
+        assert one.keys() == two.keys() == {f"{p.id}#{i}" for p in some for i in range(4)}
+        for id, completion in one.items():
+            assert completion.token_ids == two[id].token_ids
+            assert np.allclose(completion.log_probs, two[id].log_probs, rtol=0, atol=1e-4)
 
 
 def test_a_gate_that_fails_in_a_rank_is_a_gate_error_here(roles: RayRoles, prompts: list[Prompt]) -> None:

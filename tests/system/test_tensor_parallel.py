@@ -18,7 +18,7 @@ from ral_system.models.loading import load_family, load_model
 from ral_system.rollout.vllm_environment import vllm_environment
 from ral_system.tasks.tiny_model import build_tiny_model
 from ral_system.tasks.visual_search import VisualSearch, words
-from ral_system.types import Completion, Prompt, Sampling
+from ral_system.types import Completion, Piece, Prompt, Sampling
 from ral_system.weights.manifest import verify_loaded
 from ral_system.weights.transfer.object_store import ObjectStore
 from ral_system.weights.transfer.transfer import Setting
@@ -90,7 +90,7 @@ def test_two_ranks_generate_and_take_new_weights(engine: Member, folder: Path) -
 
 def generate(engine: Member, prompt: Prompt) -> list[Completion]:
     sampling = Sampling(completions=4, temperature=1.0, max_new_tokens=12, seed=3)
-    call = Call(engine, engine.handle.generate.remote([prompt], sampling))
+    call = Call(engine, engine.handle.generate.remote([Piece(prompt, 0, sampling.completions)], sampling))
     found = sorted((c for batch in stream([call], 120, "generating") for c in batch), key=lambda c: c.index)
     assert [c.index for c in found] == [0, 1, 2, 3]
     return found

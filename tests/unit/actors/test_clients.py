@@ -8,12 +8,13 @@ from typing import Any
 import pytest
 
 from ral_system.actors import clients
-from ral_system.actors.clients import RayFrozenModel, RayLearner, RayRewarder
+from ral_system.actors.clients import RayFrozenModel, RayGenerator, RayLearner, RayRewarder
 from ral_system.actors.group import Call, Member
 from ral_system.config.commands import TrainConfig
 from ral_system.observability.work import Work
+from ral_system.rollout.seeds import completion_seed
 from ral_system.training.plan import plan_updates
-from ral_system.types import Completion, Prompt, Sample
+from ral_system.types import Completion, FinishReason, Piece, Prompt, Sample, Sampling
 from tests.unit.controller.fakes import Fakes, G, start
 
 
@@ -108,3 +109,33 @@ def test_a_step_asks_the_verifiers_once_for_each_group(
     roles.rewarder = RayRewarder(members[:1], 1.0)  # type: ignore[assignment]
     assert len(loop.step().rollouts) == 3 * G
     assert Counter(method for method, _ in handle.calls) == {"submit": 3, "collect": 1}
+
+
+class FakeEngine:
+    """An engine's handle; a completion depends on its prompt, index and seed alone."""
+
+    def __init__(self) -> None:
+        self.generate, self.pieces = SimpleNamespace(remote=self.complete), list[Piece]()
+
+    def complete(self, pieces: list[Piece], sampling: Sampling) -> list[Completion]:
+        self.pieces += pieces
+        return [
+            Completion(p.prompt.id, i, (completion_seed(sampling.seed, p.prompt.id, i),), (0.0,), "", reason, 0)
+            for p in pieces
+            for i in range(p.first, p.first + p.completions)
+            for reason in (FinishReason.LENGTH,)
+        ]
+
+
+@pytest.mark.parametrize("engines", [1, 2, 3, 7])
+def test_completions_do_not_depend_on_the_number_of_engines(
+    engines: int, monkeypatch: pytest.MonkeyPatch, tmp_path
+) -> None:
+    monkeypatch.setattr(clients, "stream", lambda calls, *_: (call.ref for call in calls))
+    handles = [FakeEngine() for _ in range(engines)]
+    generator = RayGenerator([Member(handle, "rollout", i, tmp_path) for i, handle in enumerate(handles)], 1.0)
+    prompts = [Prompt(f"p{i}", "", "", "", (), (1,) * (i + 1)) for i in range(2)]
+    sampling = Sampling(completions=4, temperature=1.0, max_new_tokens=9, seed=3)
+    found = {c.id: c.token_ids for c in generator.generate(prompts, sampling)}
+    assert found == {f"{p.id}#{i}": (completion_seed(3, p.id, i),) for p in prompts for i in range(4)}
+    assert all(handle.pieces for handle in handles)
