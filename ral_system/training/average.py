@@ -9,8 +9,10 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file, save_file
 
+from ral_system.models.host_copies import HostCopies
 from ral_system.training.engine import Engine
 from ral_system.training.weights_in_place import in_place
+from ral_system.types import Held
 
 
 class WeightAverage:
@@ -24,6 +26,7 @@ class WeightAverage:
         self._weights = engine.trained_weights()
         self._decay = decay
         self._average = {name: w.detach().float().clone() for name, w in self._weights.items()}
+        self._host = HostCopies(engine.device)
 
     @torch.no_grad()
     def update(self) -> None:
@@ -36,6 +39,13 @@ class WeightAverage:
         """Give the model the average's weights inside the block, and restore its own bit for bit."""
         with in_place(self._engine, self._average):
             yield
+
+    def hold(self, held: Held) -> None:
+        """Keep the average on the device while all is held there, else in host memory."""
+        if held is Held.ALL:
+            self._host.come_back()
+        else:
+            self._host.leave(self._average)
 
     def save(self, file: Path) -> None:
         """Write the average."""

@@ -18,10 +18,12 @@ from ral_system.attention.read import AttentionRead
 from ral_system.config.learner import DeepSpeedLearnerConfig
 from ral_system.data.collate import TensorBatch
 from ral_system.errors import CheckpointError, SetupError
+from ral_system.models.host_copies import give_back_free_memory
 from ral_system.models.named_weights import layer_of, named_weights
 from ral_system.models.policy import PolicyModel, PolicyOutput
 from ral_system.training import deepspeed_internals as internals
 from ral_system.training.optim import OptimSettings, adamw, parameter_groups, set_rates
+from ral_system.types import Held
 
 internals.reduce_by_gloo_on_cpu()
 
@@ -68,6 +70,7 @@ class DeepSpeedEngine:
         )
         internals.read_weights_only(self._engine)
         self._zero_stage = config.zero_stage
+        self._memory = internals.DeviceMemory(self._engine, config.zero_stage, device)
         self.policy: PolicyModel = self._engine.module
 
     def forward(
@@ -103,6 +106,15 @@ class DeepSpeedEngine:
     def weights_replaced(self) -> None:
         if self._zero_stage == 3:
             internals.gather_small_parameters_again(self._engine)
+
+    def hold(self, held: Held) -> None:
+        if held < Held.ALL:
+            self._memory.states_leave()
+        if held < Held.WEIGHTS:
+            self._memory.weights_leave()
+        if held is Held.ALL:
+            self._memory.all_comes_back()
+        give_back_free_memory(self.device)
 
     def weights(self, names: Collection[str]) -> Iterator[tuple[str, Tensor]]:
         wanted = {name: w for name, w in named_weights(self.policy.model).items() if name in names}

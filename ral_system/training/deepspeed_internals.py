@@ -12,9 +12,14 @@ import torch
 from deepspeed.runtime.checkpoint_engine.torch_checkpoint_engine import TorchCheckpointEngine
 from deepspeed.runtime.fp16.loss_scaler import LossScaler
 from deepspeed.runtime.zero.config import ZeroStageEnum
+from deepspeed.runtime.zero.offload_config import OffloadStateTypeEnum as _State
 from deepspeed.runtime.zero.partition_parameters import GatheredParameters
+from deepspeed.runtime.zero.utils import get_mapping_to_flat_buffer
 from deepspeed.utils.tensor_fragment import fragment_address
 from torch import Tensor
+
+from ral_system.models.host_copies import HostCopies
+from ral_system.training.optim import optimizer_state
 
 
 def reduce_by_gloo_on_cpu() -> None:
@@ -39,6 +44,67 @@ def gathered(parameters: Sequence[Any]) -> AbstractContextManager[None]:
     """Whole ZeRO-3 parameters on every rank inside the block; collective."""
     context: AbstractContextManager[None] = GatheredParameters(parameters)
     return context
+
+
+class DeviceMemory:
+    """What a rank has on its device beside passes, which leaves it in two steps and comes back in one.
+
+    DeepSpeed's `offload_states` moves all of it for ZeRO 1 and 2. For ZeRO 3 it takes no optimiser but its own, and
+    mixes up partitions if a parameter is frozen or has another learning rate; there it moves gradients only.
+    """
+
+    def __init__(self, engine: Any, zero_stage: int, device: torch.device) -> None:
+        self._engine, self._zero_stage, self._host = engine, zero_stage, HostCopies(device)
+        self._partitions_away = False
+
+    def states_leave(self) -> None:
+        """Move optimiser state, float32 weights and gradients to host memory."""
+        if self._zero_stage == 0:
+            self._engine.zero_grad()
+            self._host.leave(optimizer_state(self._engine.optimizer))
+            return
+        zero = self._engine.optimizer
+        if self._zero_stage == 3:
+            self._engine.offload_states(include=[_State.lp_grads, _State.contiguous_grad_buffer])
+            self._host.leave({f"float32 {i}": flat for i, flat in enumerate(zero.fp32_partitioned_groups_flat)})
+        else:
+            self._engine.offload_states(include=[_State.hp_params, _State.lp_grads])
+        self._host.leave(optimizer_state(zero.optimizer))
+
+    def weights_leave(self) -> None:
+        """Move weights to host memory; the states have left before."""
+        parameters = dict(self._engine.module.named_parameters())
+        if self._zero_stage == 0:
+            self._host.leave(parameters)
+            return
+        frozen = {name: parameter for name, parameter in parameters.items() if not parameter.requires_grad}
+        if self._zero_stage < 3:
+            self._engine.offload_states(include=[_State.lp_params])
+            self._host.leave(frozen)
+            return
+        zero = self._engine.optimizer
+        zero.empty_partition_cache()
+        self._host.leave({name: own_partition(parameter) for name, parameter in frozen.items()})
+        self._host.leave({"partitions": zero.lp_param_buffer})
+        zero.fp16_partitioned_groups_flat.clear()
+        self._partitions_moved()
+        self._partitions_away = True
+
+    def all_comes_back(self) -> None:
+        """Undo both."""
+        self._host.come_back()
+        if self._partitions_away:
+            self._engine.optimizer._set_fp16_partitioned_groups_flat()
+            self._partitions_moved()
+            self._partitions_away = False
+        if self._zero_stage:
+            self._engine.reload_states()
+
+    def _partitions_moved(self) -> None:
+        """Point the trained parameters' partitions to where the buffer is that holds them all."""
+        zero = self._engine.optimizer
+        for partition, offset, length in get_mapping_to_flat_buffer(zero._get_parameter_partitions()):
+            partition.data = zero.lp_param_buffer.narrow(0, offset, length)
 
 
 def read_weights_only(engine: Any) -> None:

@@ -13,6 +13,7 @@ from ral_system.algorithms.token_read import TokenRead
 from ral_system.attention.read import AttentionRead
 from ral_system.data.collate import TensorBatch
 from ral_system.models.policy import PolicyModel, PolicyOutput
+from ral_system.types import Held
 
 
 class Engine(Protocol):
@@ -55,6 +56,13 @@ class Engine(Protocol):
         """Yield the named weights whole, in the model's order, on every rank; every rank takes all that comes.
 
         Each is valid until the next is asked for: no more than a layer's weights are gathered at a time.
+        """
+        ...
+
+    def hold(self, held: Held) -> None:
+        """Keep this on the device, the rest in host memory; between updates, on every rank.
+
+        What a rank holds shrinks step by step, and grows to all of it only.
         """
         ...
 

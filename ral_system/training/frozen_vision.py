@@ -35,6 +35,10 @@ class FrozenVision:
             found |= {medium: next(seen[medium.kind]) for medium in media}
         self.encoded = found
 
+    def forget(self) -> None:
+        """Free what was kept; nothing reads it before the next batch is encoded."""
+        self.encoded = {}
+
     def _passes(self, shard: Sequence[MicroBatch]) -> list[list[Media]]:
         """The distinct media of a rank, cut where their visual tokens exceed what a forward pass may hold."""
         distinct = dict.fromkeys(medium for samples in shard for s in samples for medium in s.prompt.media)

@@ -20,32 +20,31 @@ from ral_system.attention.read import QUESTION_AT_ALL_LAYERS, AttentionRead, res
 from ral_system.attention.selection import row_tokens
 from ral_system.config.choices import Stage
 from ral_system.config.commands import TrainConfig
-from ral_system.config.learner import LearnerConfig
 from ral_system.data.collate import Collator, TensorBatch
 from ral_system.data.features import FeatureExtractor
 from ral_system.media.store import MediaStore
 from ral_system.models.loading import TORCH_DTYPES, save_model
 from ral_system.models.named_weights import named_weights
-from ral_system.models.policy import PolicyModel, PolicyOutput
+from ral_system.models.policy import PolicyOutput
 from ral_system.observability.work import Work
 from ral_system.scoring.build import build_policy
 from ral_system.scoring.scores import join_versions, mean_over_heads, merge_teachers, to_scores
 from ral_system.training.average import WeightAverage
-from ral_system.training.engine import Engine
 from ral_system.training.frozen_vision import FrozenVision
 from ral_system.training.gradient_share import cap, share, squared_norms
 from ral_system.training.log_prob_gate import check_log_prob_gaps, log_prob_gaps, quantile
 from ral_system.training.meter import Meter
 from ral_system.training.metric_sums import reduced_metrics
 from ral_system.training.objective import Objective, policy_objective
-from ral_system.training.optim import OptimSettings, optim_settings
+from ral_system.training.opening import open_engine
+from ral_system.training.optim import optim_settings
 from ral_system.training.supervised import supervised_objective
 from ral_system.training.token_reads import token_read
-from ral_system.training.torch_engine import TorchEngine
 from ral_system.training.weight_source import WeightSource
 from ral_system.training.weights_in_place import PastWeights
 from ral_system.types import (
     Counts,
+    Held,
     MicroBatch,
     Sample,
     SampleScores,
@@ -102,14 +101,14 @@ class LearnerRank:
                 module.requires_grad_(False)
         settings, timeout_s = optim_settings(config, stage), config.cluster.call_timeout_s
         self._meter = Meter(policy, device)
-        self._engine = _build_engine(config.learner, settings, policy, device, timeout_s)
+        self._engine = open_engine(config.learner, settings, policy, device, timeout_s)
         self._engine.policy.train()  # no dropout anywhere; needed for gradient checkpointing
         self._vision = None
         if stage == "rl" and config.model.freeze_vision:
             extract = FeatureExtractor(self._family, media)
             self._vision = FrozenVision(self._engine.policy, extract, device, config.learner.max_tokens)
         attention = config.algorithm.attention
-        self._version = 0
+        self._version, self._held = 0, Held.ALL
         staleness = config.algorithm.max_staleness if stage == "rl" else 0
         self._past = PastWeights(self._engine, staleness)
         self._source = WeightSource(self._engine, TORCH_DTYPES[config.rollout.dtype], rank)
@@ -260,6 +259,7 @@ class LearnerRank:
 
     def look(self, samples: Sequence[Sample]) -> dict[str, VisualAttention]:
         """Return maps of where the rows of each sample's answer look. All ranks compute the same."""
+        self._held.require(Held.ALL, "the learner is to compute")
         views, read = {}, replace(self._read, rows="answer", keys="all")
         for sample in samples:
             batch = self._collate((sample,)).to(self._engine.device)
@@ -271,8 +271,18 @@ class LearnerRank:
             views[sample.id] = VisualAttention(tuple(m.float().cpu().numpy() for m in maps))
         return views
 
+    def hold(self, held: Held) -> None:
+        """Keep this on the device; every rank calls it between updates."""
+        if held < Held.ALL and self._vision is not None:
+            self._vision.forget()
+        if self._average is not None:
+            self._average.hold(held)
+        self._engine.hold(held)
+        self._held = held
+
     def publish(self, version: int) -> WeightManifest | None:
         """Take the current weights as `version`: their identity on rank 0, None on the others. Every rank calls it."""
+        self._held.require(Held.WEIGHTS, "the learner is to publish weights")
         self._version = version
         self._past.remember(version)
         return self._source.manifest(version)
@@ -296,6 +306,7 @@ class LearnerRank:
 
     def save(self, folder: Path) -> None:
         """Write this rank's share of weights, optimiser and schedule."""
+        self._held.require(Held.ALL, "the learner is to save its state")
         self._engine.save(folder)
         if self._average is not None:
             self._average.save(folder / f"average_{self._rank}.safetensors")
@@ -350,6 +361,7 @@ class LearnerRank:
 
         In place of an empty one goes a sample of the shard: ranks under ZeRO-3 wait for each other in every pass.
         """
+        self._held.require(Held.ALL, "the learner is to compute")
         passing = samples or next(m for m in shard if m)[:1]
         batch = self._collate(passing, self._vision.encoded if self._vision else None).to(self._engine.device)
         return batch, self._engine.forward(batch, reads, tokens(samples) if tokens and samples else None)
@@ -392,13 +404,3 @@ class LearnerRank:
         """|rollout - learner| log-probs of all ranks' tokens, in the order of `shards`."""
         own = torch.from_numpy(log_prob_gaps(shards, self._rank, scores))
         return self._engine.sum_over_ranks(own).cpu().numpy()
-
-
-def _build_engine(
-    learner: LearnerConfig, settings: OptimSettings, policy: PolicyModel, device: torch.device, timeout_s: float
-) -> Engine:
-    if learner.engine == "torch":
-        return TorchEngine(policy, settings, device, gradient_checkpointing=learner.gradient_checkpointing)
-    from ral_system.training.deepspeed_engine import DeepSpeedEngine  # optional dependency, slow to import
-
-    return DeepSpeedEngine(policy, settings, learner, device, collective_timeout_s=timeout_s)

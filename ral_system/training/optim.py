@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from ral_system.config.choices import Stage
 from ral_system.config.commands import TrainConfig
@@ -105,6 +105,17 @@ def set_rates(optimizer: Any, groups: Sequence[ParameterGroup], rate: float) -> 
     """Give every group of an optimiser, or of DeepSpeed's around it, its share of the text model's learning rate."""
     for of_optimizer, group in zip(optimizer.param_groups, groups, strict=True):
         of_optimizer["lr"] = rate * group.rate_factor
+
+
+def optimizer_state(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """Return the tensors of an optimiser's state, by names that stay the same."""
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    return {
+        f"optimizer {at} {key}": value
+        for at, parameter in enumerate(parameters)
+        for key, value in optimizer.state.get(parameter, {}).items()
+        if isinstance(value, Tensor)
+    }
 
 
 def optim_settings(config: TrainConfig, stage: Stage) -> OptimSettings:

@@ -13,9 +13,11 @@ from torch import Tensor
 from ral_system.algorithms.token_read import TokenRead
 from ral_system.attention.read import AttentionRead
 from ral_system.data.collate import TensorBatch
+from ral_system.models.host_copies import HostCopies, give_back_free_memory
 from ral_system.models.named_weights import named_weights
 from ral_system.models.policy import PolicyModel, PolicyOutput
-from ral_system.training.optim import OptimSettings, adamw, parameter_groups, set_rates
+from ral_system.training.optim import OptimSettings, adamw, optimizer_state, parameter_groups, set_rates
+from ral_system.types import Held
 
 
 class TorchEngine:
@@ -32,6 +34,7 @@ class TorchEngine:
         self._trained = {name: p for name, p in policy.named_parameters() if p.requires_grad}
         self._groups = parameter_groups(policy, settings.rate_factors)
         self._optimizer = adamw(self._groups, settings)
+        self._host = HostCopies(device)
         self._updates = 0
 
     def forward(
@@ -64,6 +67,15 @@ class TorchEngine:
 
     def weights(self, names: Collection[str]) -> Iterator[tuple[str, Tensor]]:
         yield from ((name, w) for name, w in named_weights(self.policy.model).items() if name in names)
+
+    def hold(self, held: Held) -> None:
+        if held < Held.ALL:
+            self._host.leave(optimizer_state(self._optimizer))
+        if held < Held.WEIGHTS:
+            self._host.leave(dict(self.policy.named_parameters()))
+        if held is Held.ALL:
+            self._host.come_back()
+        give_back_free_memory(self.device)
 
     def save(self, folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)

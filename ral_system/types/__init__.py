@@ -3,6 +3,7 @@
 Token positions: a sequence is `prompt.token_ids + response token_ids`; P prompt tokens, R response tokens, T = P + R.
 """
 
+from ral_system.types.held import Held
 from ral_system.types.media import MARKS, MAX_MEDIA, Clip, Layout, Media, MediaKind, VideoSampling, View
 from ral_system.types.plan import Counts, MicroBatch, TrainPlan, UpdatePlan
 from ral_system.types.prompt import Piece, Prompt, Sampling, Split
@@ -28,6 +29,7 @@ __all__ = [
     "Completions",
     "Counts",
     "FinishReason",
+    "Held",
     "Layout",
     "Media",
     "MediaKind",

@@ -38,7 +38,7 @@ def train(task: Path, rank: int, stage: int) -> dict[str, Any]:
     from ral_system.media.store import MediaStore
     from ral_system.training.learner_rank import LearnerRank
     from ral_system.training.plan import plan_updates
-    from ral_system.types import TrainPlan, UpdatePlan
+    from ral_system.types import Held, TrainPlan, UpdatePlan
 
     folders = json.loads((task / "folders.json").read_text())
     config = TrainConfig.model_validate_json((task / "config.json").read_text())
@@ -77,6 +77,10 @@ def train(task: Path, rank: int, stage: int) -> dict[str, Any]:
     last = trained.publish(2)
     trained.load(task / f"saved_{stage}")
     reloaded = trained.publish(1)
+    for held in (Held.WEIGHTS, Held.NOTHING, Held.ALL):
+        trained.hold(held)
+    assert trained._vision is not None
+    trained._vision.encode([plan.rank_samples(other) for other in range(RANKS)], rank)  # forgotten; else score does
     metrics.append(trained.update(plan.updates[2], scores, scores))
     again = trained.publish(2)
     return {

@@ -8,10 +8,11 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from ral_system.config.choices import Stage
+from ral_system.errors import GateError
 from ral_system.media.store import MediaStore
 from ral_system.training.learner_rank import LearnerRank
 from ral_system.training.plan import plan_updates
-from ral_system.types import Sample
+from ral_system.types import Held, Sample
 
 
 @pytest.fixture
@@ -72,3 +73,29 @@ def test_tied_weights_are_saved_once_and_loaded_tied(
     assert "lm_head.weight" not in dict(model.named_parameters())
     assert resumed.fit(plan.updates[1]) == pytest.approx(expected, rel=1e-6)
     assert torch.equal(model.lm_head.weight, rank._engine.policy.model.lm_head.weight)
+
+
+def test_memory_that_leaves_the_device_comes_back_as_it_was(
+    tiny_model: Path, media: MediaStore, rl_samples: list[Sample], make_config: Callable
+) -> None:
+    settings = ("algorithm.attention.anchor=ema", "algorithm.attention.weight=5", "learner.learning_rate=1e-3")
+    plan, ranks = plan_updates(rl_samples, updates=2, world_size=1, max_tokens=300), []
+    for leaves in (False, True):
+        rank = LearnerRank(make_config(*settings), tiny_model, media, 0, 1, "rl")
+        scores = rank.score(plan)
+        metrics = [rank.update(plan.updates[0], scores, scores)]
+        if leaves:
+            rank.hold(Held.WEIGHTS)
+            assert rank.publish(0) is not None
+            with pytest.raises(GateError, match="the learner is to compute while weights of its memory"):
+                rank.score(plan)
+            rank.hold(Held.NOTHING)
+            with pytest.raises(GateError, match="the learner is to publish weights while nothing of its"):
+                rank.publish(0)
+            rank.hold(Held.ALL)
+        metrics += [rank.update(plan.updates[1], scores, scores)]
+        ranks.append((metrics, dict(rank._engine.policy.named_parameters()), rank._average._average))
+    (metrics, weights, average), others = ranks[0], ranks[1]
+    assert others[0] == metrics
+    assert all(torch.equal(others[1][name], weight) for name, weight in weights.items())
+    assert all(torch.equal(others[2][name], tensor) for name, tensor in average.items())
