@@ -17,6 +17,7 @@ from ral_system.rollout.dealing import deal
 from ral_system.types import (
     Completion,
     Completions,
+    Held,
     Prompt,
     Sample,
     Sampling,
@@ -65,6 +66,19 @@ class RayGenerator:
         """Load into all engines at once; weights go from learner to engines without passing here."""
         calls = [Call(member, member.handle.load_weights.remote(weights)) for member in self._members]
         return wait_all(calls, self._timeout_s, "loading weights")
+
+
+class RayHolder:
+    """`Holder` over all actors of one or several roles."""
+
+    def __init__(self, members: Sequence[Member], call_timeout_s: float) -> None:
+        self._members = members
+        self._timeout_s = call_timeout_s
+
+    def hold(self, held: Held) -> None:
+        """All actors at once."""
+        calls = [Call(member, member.handle.hold.remote(held)) for member in self._members]
+        wait_all(calls, self._timeout_s, "moving its memory")
 
 
 class RayRewarder:

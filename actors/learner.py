@@ -16,7 +16,7 @@ from ral_system.config.choices import Stage
 from ral_system.config.commands import TrainConfig
 from ral_system.media.store import node_store
 from ral_system.observability.work import Work
-from ral_system.types import Sample, Scores, TrainPlan, UpdatePlan, VisualAttention, WeightManifest
+from ral_system.types import Held, Sample, Scores, TrainPlan, UpdatePlan, VisualAttention, WeightManifest
 
 if TYPE_CHECKING:
     from ral_system.weights.transfer.transfer import Offer, Setting, Transfer
@@ -121,6 +121,11 @@ class LearnerActor(ActorProcess):
     def publish(self, version: int) -> WeightManifest | None:
         """Rank 0's identity of the current weights, which become `version`."""
         return self._learner.publish(version)
+
+    @watched
+    def hold(self, held: Held) -> None:
+        """Keep this on a shared device."""
+        self._learner.hold(held)
 
     @watched
     @ray.method(num_returns=2)

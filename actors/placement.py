@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import ray
@@ -26,7 +27,7 @@ _REMEDY = "add nodes, or lower cluster.cpus_per_*, cluster.gpus_per_* or worker 
 
 @dataclass(frozen=True, slots=True)
 class Bundle:
-    """The resources of one actor, which lie on one node.
+    """The resources of one actor, or of several that share a GPU, which lie on one node.
 
     Example: `Bundle(role="learner", rank=1, cpus=0.5, gpus=1.0)`
     """
@@ -35,6 +36,8 @@ class Bundle:
     rank: int
     cpus: float
     gpus: float
+    with_learner: int | None = None
+    """Learner rank whose node and GPU it shares, with `cluster.placement=colocated`."""
 
     @property
     def name(self) -> str:
@@ -56,7 +59,8 @@ def plan(
     reference: bool,
     teachers: int,
 ) -> list[Bundle]:
-    """Return one bundle per actor of the stage, in the order in which the actors are started.
+    """Return one bundle per actor of the stage, in the order in which the actors are started; `reserved_together` says
+    which share a GPU.
 
     `reference` and `teachers` say which frozen models the rl stage has.
     """
@@ -82,8 +86,39 @@ def plan(
         bundles += [
             Bundle("teacher", rank, cluster.cpus_per_teacher, cluster.gpus_per_teacher) for rank in range(teachers)
         ]
+    if cluster.placement == "colocated":
+        bundles = _beside_learners(bundles, learner.world_size)
     bundles.append(Bundle("reward", 0, cluster.cpus_per_reward, 0.0))
     return bundles
+
+
+def _beside_learners(bundles: Sequence[Bundle], ranks: int) -> list[Bundle]:
+    """Put engine i, reference i and teacher i on the GPU of learner rank i, each with an equal part of it."""
+    beside = [b if b.role == "learner" else replace(b, with_learner=b.rank % ranks) for b in bundles]
+    users = Counter(_learner(b) for b in beside if b.gpus)
+    # Rounded down: Ray counts in ten-thousandths.
+    return [replace(b, gpus=10_000 // users[_learner(b)] / 10_000) if b.gpus else b for b in beside]
+
+
+def _learner(bundle: Bundle) -> int | None:
+    return bundle.rank if bundle.role == "learner" else bundle.with_learner
+
+
+def reserved_together(bundles: Sequence[Bundle]) -> list[list[int]]:
+    """Group the indices of the bundles that share a GPU; any other is alone."""
+    found: dict[tuple[str, int], list[int]] = {}
+    for index, bundle in enumerate(bundles):
+        rank = _learner(bundle)
+        found.setdefault((bundle.role, bundle.rank) if rank is None else ("learner", rank), []).append(index)
+    return list(found.values())
+
+
+def joined(bundles: Sequence[Bundle]) -> Bundle:
+    """Return the bundle that holds all of these, with whole GPUs if they are several."""
+    if len(bundles) == 1:
+        return bundles[0]
+    gpus = math.ceil(sum(b.gpus for b in bundles))
+    return Bundle(" + ".join(b.role for b in bundles), bundles[0].rank, sum(b.cpus for b in bundles), gpus)
 
 
 def preflight(bundles: Sequence[Bundle], nodes: Sequence[Mapping[str, float]]) -> None:

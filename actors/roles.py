@@ -13,12 +13,12 @@ from typing import Any
 import ray
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
-from ral_system.actors.clients import RayFrozenModel, RayGenerator, RayLearner, RayRewarder
+from ral_system.actors.clients import RayFrozenModel, RayGenerator, RayHolder, RayLearner, RayRewarder
 from ral_system.actors.cluster import nodes_may_join, start_or_join
 from ral_system.actors.group import Call, Member, wait_all
 from ral_system.actors.learner import LearnerActor
 from ral_system.actors.nodes import meeting_host, nodes_of, stage_models
-from ral_system.actors.placement import Bundle, plan, release, reserve
+from ral_system.actors.placement import Bundle, joined, plan, release, reserve, reserved_together
 from ral_system.actors.process import ActorProcess
 from ral_system.actors.reward import RewardActor
 from ral_system.actors.rollout import RolloutActor
@@ -27,7 +27,9 @@ from ral_system.config.choices import Device, Stage
 from ral_system.config.commands import TrainConfig
 from ral_system.config.rollout import RolloutConfig
 from ral_system.models.folders import local_model_folder
+from ral_system.protocols import SharedDevices
 from ral_system.rollout.vllm_environment import vllm_environment
+from ral_system.types import Held
 from ral_system.weights.transfer.opening import choose_transfer
 from ral_system.weights.transfer.transfer import Setting
 
@@ -78,8 +80,11 @@ class RayRoles:
         )
         start_or_join(config.cluster.address)
         on_phase("cluster", time.monotonic() - began)
+        together = reserved_together(bundles)
+        reserved = [joined([bundles[index] for index in indices]) for indices in together]
+        self._reserved = {bundles[index].name: at for at, indices in enumerate(together) for index in indices}
         try:
-            self._group = reserve(bundles, config.cluster.start_timeout_s, nodes_may_join=nodes_may_join(), tell=_tell)
+            self._group = reserve(reserved, config.cluster.start_timeout_s, nodes_may_join=nodes_may_join(), tell=_tell)
             on_phase("placement", time.monotonic() - began)
             self._stage(bundles, model_folder, run_folder)
             self._start(bundles, run_folder)
@@ -95,6 +100,8 @@ class RayRoles:
         own, teachers = config.learner.max_tokens, config.teacher.max_tokens
         self.reference = RayFrozenModel(reference, own, timeout_s) if reference else None
         self.teachers = [RayFrozenModel([member], teachers, timeout_s) for member in self._of("teacher")]
+
+        self.shared_devices = self._shared_devices(timeout_s)
 
     @property
     def members(self) -> Sequence[Member]:
@@ -125,15 +132,17 @@ class RayRoles:
                 return [self._teachers[bundle.rank], model_folder]
             return [] if bundle.role == "reward" else [model_folder]
 
-        models, nodes = [needed(bundle) for bundle in bundles], nodes_of(self._group)
+        models = [needed(bundle) for bundle in bundles]
         timeout_s = self._config.cluster.start_timeout_s
+        by_reserved = nodes_of(self._group)
+        nodes = [by_reserved[self._reserved[bundle.name]] for bundle in bundles]
         found = stage_models(nodes, models, run_folder, timeout_s, _tell)
         self._nodes = {bundle.name: node for bundle, node in zip(bundles, nodes, strict=True)}
         self._folders = {bundle.name: folders for bundle, folders in zip(bundles, found, strict=True)}
 
     def _start(self, bundles: Sequence[Bundle], run_folder: Path) -> None:
         """Start the processes; none of them works yet."""
-        for index, bundle in enumerate(bundles):
+        for bundle in bundles:
             log = run_folder / "logs" / f"{bundle.role}_{bundle.rank}.log"
             handle = (
                 _remote(_ACTORS[bundle.role])
@@ -141,7 +150,7 @@ class RayRoles:
                     num_cpus=bundle.cpus,
                     num_gpus=bundle.gpus,
                     runtime_env={"env_vars": self._environment(bundle)},
-                    scheduling_strategy=PlacementGroupSchedulingStrategy(self._group, index),
+                    scheduling_strategy=PlacementGroupSchedulingStrategy(self._group, self._reserved[bundle.name]),
                 )
                 .remote(bundle.name, log, self._config.cluster.call_timeout_s)
             )
@@ -165,11 +174,11 @@ class RayRoles:
         return environment
 
     def _build(self, stage: Stage, model_folder: Path, run_folder: Path, on_phase: OnPhase) -> None:
-        """Load all models at once; the first failure of any role ends the start-up."""
+        """Load all models at once, or the engines first if they share GPUs; any role's first failure ends the start."""
         config, media = self._config, run_folder / "media"
         algorithm = config.algorithm
         began = time.monotonic()
-        calls = self._build_frozen(model_folder, media)
+        engines, calls = [], []
         for member in self._of("reward"):
             calls.append(Call(member, member.handle.build.remote(config.reward, algorithm.response_format)))
         for member in self._of("rollout"):
@@ -182,16 +191,29 @@ class RayRoles:
                 transfer=self._transfer,
                 setting=self._setting(run_folder, member.rank * _ranks(config.rollout)),
             )
-            calls.append(Call(member, built))
-        calls += self._build_learners(stage, model_folder, run_folder)
-        unfinished = Counter(call.member.role for call in calls)
+            engines.append(Call(member, built))
+        unfinished = Counter(member.role for member in self._members)
 
         def count_down(member: Member) -> None:
             unfinished[member.role] -= 1
             if not unfinished[member.role]:
                 on_phase(member.role, time.monotonic() - began)
 
-        wait_all(calls, config.cluster.start_timeout_s, "starting", on_answer=count_down)
+        timeout_s = config.cluster.start_timeout_s
+        if (shared := self._shared_devices(timeout_s)) is not None:  # an engine measures what is free
+            wait_all(engines, timeout_s, "starting", on_answer=count_down)
+            shared.engines.hold(Held.NOTHING)
+            engines = []
+        calls += [*engines, *self._build_frozen(model_folder, media)]
+        calls += self._build_learners(stage, model_folder, run_folder)
+        wait_all(calls, timeout_s, "starting", on_answer=count_down)
+
+    def _shared_devices(self, timeout_s: float) -> SharedDevices | None:
+        engines, learner = self._of("rollout"), self._of("learner")
+        if self._config.cluster.placement != "colocated" or not engines:
+            return None
+        frozen = [*self._of("reference"), *self._of("teacher")]
+        return SharedDevices(*(RayHolder(members, timeout_s) for members in (engines, learner, frozen)))
 
     def _build_frozen(self, model_folder: Path, media: Path) -> list[Call]:
         """Load the reference and the teachers."""

@@ -14,7 +14,7 @@ from ral_system.config.choices import Device
 from ral_system.config.cluster import ClusterConfig
 from ral_system.config.rollout import RolloutConfig, VllmRolloutConfig
 from ral_system.media.store import node_store
-from ral_system.types import Completion, Piece, Sampling, WeightManifest
+from ral_system.types import Completion, Held, Piece, Sampling, WeightManifest
 
 if TYPE_CHECKING:
     from ral_system.weights.transfer.transfer import Offer, Setting, Transfer
@@ -52,6 +52,7 @@ class RolloutActor(ActorProcess):
             device,
             transfer,
             setting,
+            sleeps=cluster.placement == "colocated",
         )
 
     @ray.method(num_returns="streaming")
@@ -72,6 +73,11 @@ class RolloutActor(ActorProcess):
     def held(self, published: WeightManifest) -> WeightManifest:
         """What the engine holds under the published names."""
         return self._engine.held(published)
+
+    @watched
+    def hold(self, held: Held) -> None:
+        """Keep this on a shared GPU; between two generations."""
+        self._engine.hold(held)
 
     @watched
     @ray.method(concurrency_group="weights")

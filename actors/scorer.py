@@ -15,7 +15,7 @@ from ral_system.config.choices import Dtype
 from ral_system.config.reward import VisualRewardConfig
 from ral_system.config.teacher import TeacherConfig, TeacherRole
 from ral_system.media.store import node_store
-from ral_system.types import Sample, Scores
+from ral_system.types import Held, Sample, Scores
 
 if TYPE_CHECKING:
     from ral_system.scoring.frozen import FrozenScorer
@@ -72,6 +72,11 @@ class ScorerActor(ActorProcess):
     def score(self, samples: Sequence[Sample]) -> None:
         """Score the samples, and hold the scores."""
         self._scorer.score(samples)
+
+    @watched
+    def hold(self, held: Held) -> None:
+        """Keep this of the model on a shared device."""
+        self._scorer.hold(held)
 
     @watched
     @ray.method(num_returns=2)

@@ -50,7 +50,7 @@ class InProcessRoles:
         self.rewarder = RewardPool(config.reward, algorithm.response_format)
         self.generator = _Generator(HfEngine(model_folder, rollout, media, config.seed, device.type, transfer=transfer))
         self.learner = _Learner(LearnerRank(config, model_folder, media, 0, 1, stage, transfer), transfer)
-        self.reference = None
+        self.reference = self.shared_devices = None
         if stage == "rl" and config.needs_reference:
             self.reference = _FrozenModel(
                 ReferenceScorer(

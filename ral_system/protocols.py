@@ -7,12 +7,14 @@ values (scores, weights) travel as refs from role to role; the controller never 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
 from ral_system.types import (
     Completion,
     Completions,
+    Held,
     Prompt,
     Sample,
     Sampling,
@@ -147,6 +149,23 @@ class Learner(Protocol):
         ...
 
 
+class Holder(Protocol):
+    """The processes of a role, on devices that they share with other roles."""
+
+    def hold(self, held: Held) -> None:
+        """Keep this on the devices, and give the rest of their memory to others; returns when that is done."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class SharedDevices:
+    """Roles that share devices, of which each works in its own phase. At the start the engines hold nothing."""
+
+    engines: Holder
+    learner: Holder
+    frozen: Holder
+
+
 class Roles(Protocol):
     """The roles of one stage, started together and shut down together."""
 
@@ -155,6 +174,8 @@ class Roles(Protocol):
     rewarder: Rewarder
     reference: FrozenModel | None
     teachers: Sequence[FrozenModel]
+    shared_devices: SharedDevices | None
+    """With `cluster.placement=colocated`, in a stage that generates."""
 
     def close(self) -> None:
         """End every process that this stage started."""

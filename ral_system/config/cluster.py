@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Literal
 
 from ral_system.config.base import Group, NonNegativeFloat, Positive, PositiveFloat
@@ -23,6 +24,10 @@ class ClusterConfig(ProcessConfig):
     """`local` is one process without Ray, vLLM or DeepSpeed."""
     address: str | None
     """Ray address; null joins the cluster of the submitted job, or starts one on loopback."""
+    placement: Literal["disaggregated", "colocated"]
+    """`disaggregated`: each process has its own share of the cluster. `colocated`: rollout engine i shares the GPU of
+    learner rank i, as do the reference and teachers; engines sleep while learners train, and learners are in host
+    memory while engines generate. `gpus_per_*` are then GPUs that a process uses, not its alone."""
     scorers: Positive
     """Processes of the reference, each with `cpus_per_scorer` and `gpus_per_scorer`; they share the groups of a
     batch."""
@@ -39,3 +44,25 @@ class ClusterConfig(ProcessConfig):
     """Bound on waiting for nodes and resources; on each node finding the models; and on starting every actor."""
     call_timeout_s: PositiveFloat
     """Bound on any one call to an actor."""
+
+    def problems(self) -> Iterator[str]:
+        """Refuse to share what is one process, or GPUs of which processes use several or none."""
+        if self.placement != "colocated":
+            return
+        if self.kind == "local":
+            yield (
+                "cluster.placement=colocated has no effect with cluster.kind=local, where one process holds all roles; "
+                "set it to disaggregated, or choose cluster=ray"
+            )
+        if self.gpus_per_learner not in (0, 1):
+            yield (
+                f"cluster.gpus_per_learner={self.gpus_per_learner:g} with cluster.placement=colocated: a learner rank "
+                "has one GPU, which others share; set it to 1, or to 0 without GPUs"
+            )
+        own = self.gpus_per_learner
+        for field, legal in (("rollout", {own}), ("scorer", {0, own}), ("teacher", {0, own})):
+            if (gpus := getattr(self, f"gpus_per_{field}")) not in legal:
+                yield (
+                    f"cluster.gpus_per_{field}={gpus:g} with cluster.placement=colocated: the process uses the GPU of "
+                    f"a learner rank; set it to {own:g}, as cluster.gpus_per_learner"
+                )

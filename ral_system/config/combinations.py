@@ -25,6 +25,7 @@ from ral_system.config.evaluation import (
 )
 from ral_system.config.learner import LearnerConfig
 from ral_system.config.model import ModelConfig
+from ral_system.config.plan import PlanConfig
 from ral_system.config.reward import RewardConfig
 from ral_system.config.rollout import RolloutConfig
 from ral_system.config.supervised import SupervisedConfig
@@ -54,6 +55,8 @@ def problems(config: Group) -> Iterator[str]:
         rates_fall_to_an_end,
         frozen_parts_have_no_rate,
         engines_fit_the_cluster,
+        engines_sit_beside_learners,
+        plan_knows_the_placement,
         scorers_have_a_reference,
         gate_fits_the_dtypes,
     )
@@ -298,6 +301,50 @@ def engines_fit_the_cluster(cluster: ClusterConfig, learner: LearnerConfig, roll
     ):
         if value != needed:
             yield f"{field}={value} needs cluster=ray; with cluster=local {remedy}"
+
+
+def engines_sit_beside_learners(
+    cluster: ClusterConfig, algorithm: AlgorithmConfig, learner: LearnerConfig, rollout: RolloutConfig
+) -> Iterator[str]:
+    """Check that every learner rank has one engine to take turns with."""
+    if cluster.kind != "ray" or cluster.placement != "colocated":
+        return
+    apart = "cluster.placement=disaggregated"
+    if algorithm.max_staleness:
+        yield (
+            f"algorithm.max_staleness={algorithm.max_staleness} generates while learners train, and with "
+            f"cluster.placement=colocated engines sleep meanwhile; set max_staleness=0, or {apart}"
+        )
+    if rollout.engine == "vllm" and rollout.tensor_parallel > 1:
+        yield (
+            f"rollout.tensor_parallel={rollout.tensor_parallel} with cluster.placement=colocated: an engine shares the "
+            f"GPU of one learner rank; set tensor_parallel=1, or {apart}"
+        )
+    if rollout.workers != learner.world_size:
+        yield (
+            f"rollout.workers={rollout.workers} with cluster.placement=colocated and "
+            f"learner.world_size={learner.world_size}: each engine shares the GPU of one learner rank; set both to the "
+            f"same number, or {apart}"
+        )
+    if cluster.scorers > learner.world_size:
+        yield (
+            f"cluster.scorers={cluster.scorers} with cluster.placement=colocated: there are GPUs for "
+            f"learner.world_size={learner.world_size} of them; lower it"
+        )
+    if learner.engine == "deepspeed" and learner.offload == "optimizer_and_parameters":
+        yield (
+            "learner.offload=optimizer_and_parameters keeps in host memory what cluster.placement=colocated would move "
+            f"there; set offload to optimizer or none, or {apart}"
+        )
+
+
+def plan_knows_the_placement(plan: PlanConfig, cluster: ClusterConfig) -> Iterator[str]:
+    """Check that `ral-plan` counts every role's memory where it is."""
+    if cluster.placement == "colocated":
+        yield (
+            f"cluster.placement=colocated: ral-plan (plan.device={plan.device}) counts the memory of every role on a "
+            "GPU of its own; set it to disaggregated for the plan"
+        )
 
 
 def needs_reference(algorithm: AlgorithmConfig, reward: RewardConfig) -> bool:

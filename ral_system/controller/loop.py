@@ -17,6 +17,7 @@ from dataclasses import dataclass
 
 from ral_system.config.commands import TrainConfig
 from ral_system.controller.judging import judge, rollout_metrics
+from ral_system.controller.residency import Residency
 from ral_system.controller.sampling import Batch, Sampler, sampling_metrics
 from ral_system.errors import GateError
 from ral_system.observability.progress import PhaseTimer
@@ -25,7 +26,6 @@ from ral_system.registry import DIVERGENCES
 from ral_system.rewards.total import Rewards
 from ral_system.training.plan import plan_updates
 from ral_system.types import Prompt, Rollout, Sample
-from ral_system.weights.publish import Publisher
 
 FIRST_UPDATE = {"float32": 1e-9, "bfloat16": 1e-4}
 """Largest mean divergence of the first update by learner dtype; of one that is linear, as total variation is, the root.
@@ -51,15 +51,20 @@ class TrainingLoop:
     """
 
     def __init__(
-        self, config: TrainConfig, roles: Roles, train_prompt: Callable[[int], Prompt], timer: PhaseTimer
+        self,
+        config: TrainConfig,
+        roles: Roles,
+        train_prompt: Callable[[int], Prompt],
+        timer: PhaseTimer,
+        residency: Residency,
     ) -> None:
         self._config = config
         self._roles = roles
+        self._residency = residency
         algorithm = config.algorithm
         self._rewards = Rewards(config.reward, algorithm.overlong, algorithm.kl, config.rollout.response_limit)
         self._sampler = Sampler(config, roles, train_prompt, timer, self._rewards)
         self._timer = timer
-        self._publisher = Publisher(roles.learner, roles.generator)
         self.version = 0
         self.next_prompt = 0
 
@@ -69,11 +74,14 @@ class TrainingLoop:
         Returns the number of tensors verified.
         """
         with self._timer.phase("sync"):
-            return self._publisher.publish(self.version)
+            return self._residency.publish(self.version)
 
     def step(self, *, until_pause: int = 1) -> Step:
         """Train on one rollout batch: generate, judge, score, update, publish. It always pauses after that."""
-        rollouts, metrics = self._train(self._sampler.draw(self.next_prompt, self.version))
+        self._residency.generate()
+        batch = self._sampler.draw(self.next_prompt, self.version)
+        self._residency.train()
+        rollouts, metrics = self._train(batch)
         metrics["gate/tensors_verified"] = float(self.publish())
         return self._finished(rollouts, metrics)
 

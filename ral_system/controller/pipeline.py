@@ -19,6 +19,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 
 from ral_system.config.commands import TrainConfig
 from ral_system.controller.loop import Step, TrainingLoop
+from ral_system.controller.residency import Residency
 from ral_system.controller.sampling import Batch, Sampler
 from ral_system.errors import GateError
 from ral_system.observability.progress import PhaseTimer
@@ -47,9 +48,14 @@ class PipelinedLoop(TrainingLoop):
     """`TrainingLoop` that generates ahead in a separate thread. `close` it; at a pause no work is unfinished."""
 
     def __init__(
-        self, config: TrainConfig, roles: Roles, train_prompt: Callable[[int], Prompt], timer: PhaseTimer
+        self,
+        config: TrainConfig,
+        roles: Roles,
+        train_prompt: Callable[[int], Prompt],
+        timer: PhaseTimer,
+        residency: Residency,
     ) -> None:
-        super().__init__(config, roles, train_prompt, timer)
+        super().__init__(config, roles, train_prompt, timer, residency)
         self._ahead_timer = PhaseTimer()
         self._sampler = Sampler(config, roles, train_prompt, self._ahead_timer, self._rewards, ahead=True)
         self._bound = StalenessBound(config.algorithm.max_staleness)
@@ -95,7 +101,7 @@ class PipelinedLoop(TrainingLoop):
             return self._verified() + self.publish()
         with self._timer.phase("sync"):
             if len(self._batches) < self._wanted(until_pause - 1):
-                self._loads.append(self._thread.submit(self._load, self._publisher.offer(self.version)))
+                self._loads.append(self._thread.submit(self._load, self._residency.publisher.offer(self.version)))
             else:  # no batch is made with it
                 self._roles.learner.publish(self.version)
         return self._verified()
@@ -118,4 +124,4 @@ class PipelinedLoop(TrainingLoop):
 
     def _load(self, published: Published) -> int:
         with self._ahead_timer.phase("sync"):
-            return self._publisher.load(published)
+            return self._residency.publisher.load(published)

@@ -74,8 +74,9 @@ class Sampler:
         """
         size, rounds = self._config.algorithm.prompts_per_step, self._config.algorithm.sampling_rounds
         if rounds == 1 and not self._ahead:
-            groups = self._generate(first, size, version, submit=True)
-            return Batch(groups, None, None, _oldest(groups), size, 1, _tokens(groups), submitted=True)
+            scored = self._roles.shared_devices is None  # otherwise frozen models are not there yet
+            groups = self._generate(first, size, version, submit=scored)
+            return Batch(groups, None, None, _oldest(groups), size, 1, _tokens(groups), submitted=scored)
         kept: list[Group] = []
         alike: list[Group] = []
         verdicts: dict[str, Verdict] = {}

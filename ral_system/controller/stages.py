@@ -17,6 +17,7 @@ from ral_system.config.logging import LoggingConfig
 from ral_system.controller.judging import NO_VERDICT, missing_verdicts
 from ral_system.controller.loop import TrainingLoop
 from ral_system.controller.pipeline import PipelinedLoop
+from ral_system.controller.residency import Residency
 from ral_system.data.prompts import Prompts
 from ral_system.errors import ConfigError
 from ral_system.evaluation.greedy import Evaluation, evaluate
@@ -29,7 +30,6 @@ from ral_system.runs.folder import RunFolder
 from ral_system.tasks.open import media_ahead, train_prompts
 from ral_system.training.plan import plan_updates
 from ral_system.types import Prompt, Rollout, TrainPlan
-from ral_system.weights.publish import Publisher
 
 SHOWN_QUESTIONS = 10
 """Held-out questions whose attention is drawn in the report before and after RL: two of each kind."""
@@ -45,16 +45,15 @@ class StageContext:
     """Model that the stage starts from; in rl also the frozen reference."""
     prompts: Prompts
     roles: Roles
+    residency: Residency
     metrics: MetricsLog
     rollouts: RolloutLog
     timer: PhaseTimer
     progress: StageProgress
 
-    def __post_init__(self) -> None:
-        self.publisher = Publisher(self.roles.learner, self.roles.generator)
-
     def evaluate(self, prompts: list[Prompt]) -> Evaluation:
         """Evaluate greedily with the engines' current weights."""
+        self.residency.generate()
         with self.timer.phase("evaluate"):
             found = evaluate(
                 self.roles.generator.generate,
@@ -88,6 +87,7 @@ def run_supervised(context: StageContext, stage: SupervisedStage) -> None:
     with _batches(context, stage, step) as next_batch, context.progress as progress:
         answer: Callable[[], Mapping[str, float]] | None = None
         while step < settings.max_steps and score < settings.stop_at:
+            context.residency.train()
             answer = answer or learner.fit(next_batch(), 0)
             step += 1
             evaluates = settings.evaluates(step)
@@ -174,6 +174,7 @@ def _evaluate_and_keep(
     score, metrics = score_held_out(context, step)
     if best is not None and score < best.score:
         return score, best, metrics
+    context.residency.train()
     with context.timer.phase("checkpoint"), context.folder.whole(context.folder.best(stage, step)) as folder:
         context.roles.learner.save_model(folder)
     return score, Best(step, score), metrics
@@ -200,7 +201,7 @@ def _held_out_caption_score(context: StageContext, step: int) -> tuple[float, di
 def _held_out_accuracy(context: StageContext, step: int) -> tuple[float, dict[str, float]]:
     """Measure the accuracy of greedy answers to held-out questions, with this step's weights in the rollout engines."""
     with context.timer.phase("sync"):
-        context.publisher.publish(step)
+        context.residency.publish(step)
     evaluation = context.evaluate(context.prompts.held_out(context.config.evaluation.stage_questions))
     return evaluation.accuracy, evaluation.metrics()
 
@@ -212,7 +213,8 @@ def run_rl(context: StageContext) -> None:
     checkpoints, step, state = _resume(context, "rl")
     kind = PipelinedLoop if config.algorithm.max_staleness else TrainingLoop
     with media_ahead(config.data, context.folder, config.cluster.media_cache_gib) as ahead:
-        loop = kind(config, context.roles, train_prompts(config.algorithm, context.prompts, ahead), context.timer)
+        prompt = train_prompts(config.algorithm, context.prompts, ahead)
+        loop = kind(config, context.roles, prompt, context.timer, context.residency)
         outcome = _train(context, loop, checkpoints, step, state, clock)
     context.folder.complete("rl", outcome, context.roles.learner.save_model)
 
@@ -299,6 +301,7 @@ def _evaluate_and_look(context: StageContext, step: int, phase: Phase) -> dict[s
     """Evaluate on all questions; the first ones go to the rollout log with maps of where their answers look."""
     evaluation = context.evaluate(context.prompts.held_out(context.config.evaluation.questions))
     shown = evaluation.rollouts[:SHOWN_QUESTIONS]
+    context.residency.train()
     with context.timer.phase("look"):
         views = context.roles.learner.look([rollout.sample() for rollout in shown])
     for rollout in shown:
@@ -377,6 +380,7 @@ def _save(context: StageContext, checkpoints: Checkpoints, step: int, state: dic
         "metric_lines": context.metrics.lines,
         "rollout_lines": context.rollouts.lines,
     }
+    context.residency.train()
     with context.timer.phase("checkpoint"):
         checkpoints.save(step, state, lambda folder: context.roles.learner.save(folder / "learner"))
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from ral_system.config.choices import STAGES, Stage
 from ral_system.config.commands import TrainConfig
 from ral_system.config.model import TinyModelConfig
+from ral_system.controller.residency import residency
 from ral_system.controller.stages import StageContext, run_rl, run_supervised
 from ral_system.errors import SetupError
 from ral_system.models.folders import local_model_folder
@@ -85,15 +86,17 @@ def run_stage(
     ):
         roles = start_roles(config, stage, model, folder.root)
         try:
+            timer = PhaseTimer(progress.phase, on_end=spans.ended)
             context = StageContext(
                 config=config,
                 folder=folder,
                 model=model.resolve(),
                 prompts=prompts,
                 roles=roles,
+                residency=residency(roles, timer),
                 metrics=log,
                 rollouts=rollouts,
-                timer=PhaseTimer(progress.phase, on_end=spans.ended),
+                timer=timer,
                 progress=progress,
             )
             if stage == "rl":

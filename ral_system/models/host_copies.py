@@ -9,7 +9,7 @@ from torch import Tensor
 
 
 class HostCopies:
-    """Moves tensors of a device to host memory and back, in place: whoever refers to a tensor still does.
+    """Moves tensors of a device to host memory and back, in place: references to a tensor stay valid.
 
     Host memory is page-locked if the device is a GPU, and stays reserved: locking it again takes longer than the copy.
     """

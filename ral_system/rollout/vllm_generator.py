@@ -32,6 +32,7 @@ from ral_system.types import (
     Completion,
     Completions,
     FinishReason,
+    Held,
     Media,
     Piece,
     Prompt,
@@ -53,7 +54,7 @@ class VllmEngine:
 
     Tokens that the model's family bans are never sampled and carry no probability. `seed` is the engine's own;
     completions do not depend on it. The key-value cache takes `config.memory_gib` on CPU and
-    `config.gpu_memory_utilization` on a GPU.
+    `config.gpu_memory_utilization` on a GPU. An engine that `sleeps` can leave a GPU to others (`hold`).
     """
 
     def __init__(
@@ -65,6 +66,8 @@ class VllmEngine:
         device: Device,
         transfer: type[Transfer[Any]] = ObjectStore,
         setting: Setting | None = None,
+        *,
+        sleeps: bool = False,
     ) -> None:
         self._family = load_family(model_folder)
         on_cpu = device == "cpu"
@@ -84,6 +87,7 @@ class VllmEngine:
             kv_cache_memory_bytes=cache_bytes,
             gpu_memory_utilization=config.gpu_memory_utilization,
             enforce_eager=on_cpu,
+            enable_sleep_mode=sleeps and not on_cpu,  # vLLM refuses it on CPU, where calls to sleep are allowed
             logprobs_mode="processed_logprobs",
             limit_mm_per_prompt=dict(MAX_MEDIA),
             mm_processor_cache_gb=_MEDIA_CACHE_GIB,
@@ -107,6 +111,7 @@ class VllmEngine:
         self._llm.collective_rpc("ral_open", args=(transfer, setting or Setting.of_one_process()))
         self._on_new_weights = config.handover
         self._handover = Handover(self._load, config.handover)
+        self._held = Held.ALL
 
     def close(self) -> None:
         """Give the engine's memory back, so that the process can start another. Not to be used afterwards."""
@@ -124,6 +129,7 @@ class VllmEngine:
 
     def generate_pieces(self, pieces: Sequence[Piece], sampling: Sampling) -> Completions:
         """As `generate`, for parts of groups. Media are processed once for neighbouring pieces of one prompt."""
+        self._held.require(Held.ALL, "a rollout engine is to generate")
         waiting = ((p.prompt, index) for p in pieces for index in range(p.first, p.first + p.completions))
         running: dict[str, tuple[Prompt, int]] = {}
         inputs: dict[str, Any] = {}  # the latest prompt, processed once for all its completions
@@ -162,6 +168,19 @@ class VllmEngine:
             published, tuple(published.tensors), self._llm.collective_rpc("ral_held", args=(published,))
         )
 
+    def hold(self, held: Held) -> None:
+        """Keep this on the GPU. What was given up comes back empty: after WEIGHTS, new ones must be loaded.
+
+        On CPU vLLM keeps its memory, and only goes through the states.
+        """
+        if held is Held.NOTHING:
+            self._llm.sleep(level=2)
+        elif held is Held.WEIGHTS:
+            self._llm.wake_up(tags=["weights"])
+        else:
+            self._llm.wake_up(tags=["kv_cache"])
+        self._held = held
+
     @contextmanager
     def _aborting(self, running: Mapping[str, object]) -> Iterator[None]:
         """Leave no request in the engine when the caller stops listening or a gate fails."""
@@ -172,6 +191,7 @@ class VllmEngine:
                 self._llm.llm_engine.abort_request(list(running))
 
     def _load(self, offer: Offer) -> WeightManifest:
+        self._held.require(Held.WEIGHTS, "a rollout engine is to load weights")
         ranks = self._llm.collective_rpc("ral_load", args=(offer,))
         self._drop_caches()
         self._llm.llm_engine.set_weight_version(str(offer.manifest.version))

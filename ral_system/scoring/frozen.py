@@ -13,8 +13,9 @@ from ral_system.config.choices import Dtype
 from ral_system.data.collate import Collator, TensorBatch
 from ral_system.data.micro_batches import groups_of, micro_batches
 from ral_system.media.store import MediaStore
+from ral_system.models.host_copies import HostCopies, give_back_free_memory
 from ral_system.scoring.build import build_policy
-from ral_system.types import MicroBatch, Sample, Scores
+from ral_system.types import Held, MicroBatch, Sample, Scores
 
 
 class FrozenScorer(ABC):
@@ -39,16 +40,27 @@ class FrozenScorer(ABC):
         self._collate = Collator(policy.family, media)
         self._max_tokens = max_tokens
         self._scores: Scores = {}
+        self._host, self._held = HostCopies(self._device), Held.ALL
 
     @torch.no_grad()
     def score(self, samples: Sequence[Sample]) -> None:
         """Score the samples, and hold their scores."""
+        self._held.require(Held.ALL, "a frozen model is to score")
         for micro_batch in micro_batches(groups_of(samples), self._max_tokens):
             self._scores |= self._pass(self._collate(micro_batch).to(self._device), micro_batch)
 
     def take(self, ids: Sequence[str]) -> Scores:
         """Hand over these samples' scores and forget them."""
         return {id: self._scores.pop(id) for id in ids}
+
+    def hold(self, held: Held) -> None:
+        """Keep the model on the device, or else in host memory."""
+        if held is Held.ALL:
+            self._host.come_back()
+        else:
+            self._host.leave(dict(self._policy.named_parameters()))
+        give_back_free_memory(self._device)
+        self._held = held
 
     @abstractmethod
     def _pass(self, batch: TensorBatch, samples: MicroBatch) -> Scores:

@@ -297,6 +297,7 @@ class LearnerRank:
 
     def save_model(self, folder: Path) -> None:
         """Write the model in Hugging Face format (rank 0; every rank calls it)."""
+        self._held.require(Held.WEIGHTS, "the learner is to save its model")
         model, state = self._engine.policy.model, {}
         for name, weight in self._engine.weights(named_weights(model)):
             if self._rank == 0:

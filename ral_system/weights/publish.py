@@ -54,6 +54,10 @@ class Publisher:
             print(f"{error}; sending them again", file=sys.stderr, flush=True)
             return self.load(self._offer(published.manifest, published.names))
 
+    def forget(self) -> None:
+        """Send everything with the next version: engines gave their memory up."""
+        self._held = {}
+
     def offer(self, version: int) -> Published:
         """The learner's current weights as a version, to be loaded now or, if offers are kept, later."""
         manifest = self._learner.publish(version)

@@ -1,6 +1,6 @@
 import pytest
 
-from ral_system.actors.placement import Bundle, plan, preflight
+from ral_system.actors.placement import Bundle, joined, plan, preflight, reserved_together
 from ral_system.config.choices import Stage
 from ral_system.config.commands import TrainConfig
 from ral_system.config.teacher import TeacherRole
@@ -94,3 +94,54 @@ def test_an_actor_does_not_span_nodes() -> None:
 
 def test_an_actor_without_resources_still_has_a_bundle() -> None:
     assert Bundle("reward", 0, 0, 0).resources() == {"CPU": 0.001}
+
+
+def colocated(*overrides: str) -> list[Bundle]:
+    sharing = ("cluster.placement=colocated", "rollout.workers=2", "learner.world_size=2")
+    gpus = ("cluster.gpus_per_learner=1", "cluster.gpus_per_rollout=1", "cluster.gpus_per_scorer=1")
+    return planned(compose_config(*sharing, *gpus, *overrides), "rl")
+
+
+def test_engine_and_learner_of_one_rank_share_a_gpu() -> None:
+    bundles = colocated()
+    assert bundles == [
+        Bundle("learner", 0, 0.5, 0.3333),
+        Bundle("learner", 1, 0.5, 0.5),
+        Bundle("rollout", 0, 0.5, 0.3333, with_learner=0),
+        Bundle("rollout", 1, 0.5, 0.5, with_learner=1),
+        Bundle("reference", 0, 0.125, 0.3333, with_learner=0),
+        Bundle("reward", 0, 0.125, 0),
+    ]
+    together = reserved_together(bundles)
+    assert together == [[0, 2, 4], [1, 3], [5]]
+    reserved = [joined([bundles[i] for i in indices]) for indices in together]
+    assert [(b.name, b.cpus, b.gpus) for b in reserved] == [
+        ("learner + rollout + reference 0", 1.125, 1),
+        ("learner + rollout 1", 1.0, 1),
+        ("reward 0", 0.125, 0.0),
+    ]
+    preflight(reserved, [{"CPU": 4.0, "GPU": 2.0}])
+    with pytest.raises(SetupError, match="the run needs 2 GPUs"):
+        preflight(reserved, [{"CPU": 4.0, "GPU": 1.0}])
+
+
+def test_more_teachers_than_learners_share_their_gpus() -> None:
+    teachers = ("algorithm=attention_distill", "teacher.path=/a", "teacher.attention_path=/b")
+    bundles = colocated(*teachers, "cluster.gpus_per_teacher=1", "cluster.scorers=2")
+    beside = {b.name: b.with_learner for b in bundles if b.with_learner is not None}
+    assert beside == {
+        "rollout 0": 0,
+        "rollout 1": 1,
+        "reference 0": 0,
+        "reference 1": 1,
+        "teacher 0": 0,
+        "teacher 1": 1,
+    }
+    assert {b.gpus for b in bundles if b.role != "reward"} == {0.25}
+
+
+def test_without_gpus_or_engines_nothing_is_shared() -> None:
+    config = compose_config("cluster.placement=colocated", "rollout.workers=2", "learner.world_size=2")
+    assert {b.gpus for b in planned(config, "rl")} == {0}
+    assert all(b.with_learner is None for b in planned(config, "perceive"))
+    assert len(reserved_together(planned(compose_config(), "rl"))) == len(planned(compose_config(), "rl"))

@@ -6,7 +6,9 @@ from typing import Any
 
 from ral_system.config.commands import TrainConfig
 from ral_system.controller.loop import TrainingLoop
+from ral_system.controller.residency import residency
 from ral_system.observability.progress import PhaseTimer
+from ral_system.protocols import SharedDevices
 from ral_system.types import (
     Completion,
     FinishReason,
@@ -72,6 +74,7 @@ class Fakes:
         self.generator = self.learner = self.rewarder = self
         self.reference: FakeFrozenModel | None = FakeFrozenModel("reference", self)
         self.teachers: list[FakeFrozenModel] = []
+        self.shared_devices: SharedDevices | None = None
 
     # generator
     def generate(self, prompts: Sequence[Prompt], sampling: Sampling) -> Iterator[Completion]:
@@ -162,7 +165,8 @@ def prompt(i: int) -> Prompt:
 
 def start(config: TrainConfig, roles: Fakes) -> TrainingLoop:
     reward = config.reward.model_copy(update={"correctness": 1.0, "format": 1.0})
-    loop = TrainingLoop(config.model_copy(update={"reward": reward}), roles, prompt, PhaseTimer())  # type: ignore[arg-type]
+    settings, timer = config.model_copy(update={"reward": reward}), PhaseTimer()
+    loop = TrainingLoop(settings, roles, prompt, timer, residency(roles, timer))  # type: ignore[arg-type]
     loop.publish()
     roles.calls.clear()
     return loop

@@ -77,6 +77,7 @@ def run_sft(
             origin=lambda: "model",
             prompts=SimpleNamespace(demonstration=lambda *which, **seed: sample),
             roles=SimpleNamespace(learner=learner or Learner(killed_at)),
+            residency=MagicMock(),
             metrics=MagicMock(lines=0),
             rollouts=MagicMock(lines=0),
             timer=PhaseTimer(),

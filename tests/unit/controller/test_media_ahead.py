@@ -84,6 +84,7 @@ def test_sft_decodes_a_batch_while_the_one_before_is_trained_on(
         origin=lambda: "model",
         prompts=prompts,
         roles=SimpleNamespace(learner=Learner()),
+        residency=MagicMock(),
         metrics=MagicMock(lines=0),
         rollouts=MagicMock(lines=0),
         timer=PhaseTimer(),

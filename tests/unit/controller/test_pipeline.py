@@ -13,6 +13,7 @@ import pytest
 from ral_system.config.commands import TrainConfig
 from ral_system.controller.loop import TrainingLoop
 from ral_system.controller.pipeline import PipelinedLoop, StalenessBound
+from ral_system.controller.residency import residency
 from ral_system.errors import GateError, WeightSyncError
 from ral_system.observability.progress import PhaseTimer
 from ral_system.types import Completion, Prompt, Sampling, TrainPlan, WeightManifest
@@ -72,7 +73,8 @@ def make(make_config: Callable[..., TrainConfig]) -> Callable[..., TrainingLoop]
             f"algorithm.max_staleness={staleness}",
             *overrides,
         )
-        loop = (PipelinedLoop if staleness else TrainingLoop)(config, roles, prompt, PhaseTimer())  # type: ignore[arg-type]
+        kind, timer = PipelinedLoop if staleness else TrainingLoop, PhaseTimer()
+        loop = kind(config, roles, prompt, timer, residency(roles, timer))  # type: ignore[arg-type]
         loop.publish()
         return loop
 
