@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Mapping
 
 import torch
@@ -23,7 +24,8 @@ class HostCopies:
         """Move those to host memory that are on the device. A name stays that of one tensor, or of its successors."""
         moved = {n: t for n, t in tensors.items() if n not in self._away and t.device.type == self._device.type}
         for name, tensor in moved.items():
-            if name not in self._copies:
+            copy = self._copies.get(name)
+            if copy is None or copy.shape != tensor.shape or copy.dtype != tensor.dtype:
                 self._copies[name] = torch.empty_like(tensor, device="cpu", pin_memory=tensor.is_cuda)
             self._copies[name].copy_(tensor.detach(), non_blocking=True)
         self._wait()
@@ -46,4 +48,5 @@ class HostCopies:
 def give_back_free_memory(device: torch.device) -> None:
     """Return what torch keeps for later allocations to the device, where other processes can use it."""
     if device.type == "cuda":
+        gc.collect()  # of cycles that hold tensors
         torch.cuda.empty_cache()

@@ -108,12 +108,14 @@ def set_rates(optimizer: Any, groups: Sequence[ParameterGroup], rate: float) -> 
 
 
 def optimizer_state(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """Return the tensors of an optimiser's state, by names that stay the same."""
-    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    """Return the tensors of an optimiser's state, by names that stay the same.
+
+    Under ZeRO-3 an optimiser has parameters during its step only, and its state always.
+    """
     return {
         f"optimizer {at} {key}": value
-        for at, parameter in enumerate(parameters)
-        for key, value in optimizer.state.get(parameter, {}).items()
+        for at, state in enumerate(optimizer.state.values())
+        for key, value in state.items()
         if isinstance(value, Tensor)
     }
 

@@ -98,6 +98,7 @@ def train(
     from ral_system.config.commands import TrainConfig
     from ral_system.media.store import MediaStore
     from ral_system.training.learner_rank import LearnerRank
+    from ral_system.training.optim import optimizer_state
     from ral_system.training.plan import plan_updates
 
     folders = json.loads((task / "folders.json").read_text())
@@ -124,6 +125,9 @@ def train(
             trained.hold(Held.WEIGHTS)
             trained.publish(2)
             trained.hold(Held.NOTHING)
+            inner = trained._engine._engine.optimizer  # type: ignore[attr-defined]
+            states = optimizer_state(getattr(inner, "optimizer", inner))
+            assert states and states.keys() <= trained._engine._memory._host._away.keys()  # type: ignore[attr-defined]
             trained.hold(Held.ALL)
     middle = published(trained, 2)
     trained.save(saved)

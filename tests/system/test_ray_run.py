@@ -83,6 +83,33 @@ def test_every_role_on_ray(commands, left, marked, end_of, mark: str, tmp_path: 
     end_of(mark, GONE_WITHIN_S)
 
 
+@pytest.mark.parametrize("ranks", [1, pytest.param(2, marks=pytest.mark.long)])
+def test_engines_and_learners_that_take_turns_train_as_those_apart(
+    commands, left, uninterrupted, tmp_path: Path, ranks: int
+) -> None:
+    """A checkpoint lies between the second step and the third, so that engines lose their weights there."""
+    settings = (
+        *("experiment=smoke", "algorithm.steps=3", f"start_model={uninterrupted.folder / 'models' / 'sft'}"),
+        *(f"learner.world_size={ranks}", f"rollout.workers={ranks}", "cluster.cpus_per_rollout=0.25"),
+        *("learner.zero_stage=3", "evaluation.questions=4"),
+    )
+    steps = {}
+    for placement in ("disaggregated", "colocated"):
+        own = (f"name={placement}", f"cluster.placement={placement}")
+        done = commands("ral-rl", *settings, *own, cwd=tmp_path, fresh=True)
+        assert done.returncode == 0, done.stderr
+        run = left(tmp_path / "runs" / placement)
+        run.assert_no_prompt_lost_or_repeated()
+        assert run.summary()["weight_checksum_failures"] == 0
+        steps[placement] = run.rl_steps()
+    assert len(steps["colocated"]) == 3
+    for apart, together in zip(steps["disaggregated"], steps["colocated"], strict=True):
+        assert together["time/move_s"] > 0
+        names = {name for name in apart if not name.endswith(("_s", "tflops", "peak_gib", "mfu"))}
+        assert names > {"policy/kl", "gate/tensors_verified", "attention/entropy", "reward/total"}
+        assert {name: together[name] for name in names} == {name: apart[name] for name in names}
+
+
 @pytest.mark.long
 def test_rl_in_bfloat16_as_the_7b_recipe_sets_it(commands, left, uninterrupted, tmp_path: Path) -> None:
     """Learners, reference and rollout engine in bfloat16, ZeRO-3, gradient checkpointing, frozen vision."""

@@ -71,7 +71,7 @@ class SharedFakes(Fakes):
         assert self.device.held["learner"] is Held.ALL
         return super().score(plan)
 
-    def publish(self, version: int) -> tuple[WeightManifest, str]:
+    def publish(self, version: int) -> WeightManifest:
         assert self.device.held["learner"] is Held.WEIGHTS
         return super().publish(version)
 
