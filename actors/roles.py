@@ -61,13 +61,16 @@ class RayRoles:
         run_folder: Path,
         on_phase: OnPhase = lambda what, seconds: None,
     ) -> None:
-        self._config = config
+        self._config, self._colocated = config, config.cluster.placement == "colocated"
         self._members: list[Member] = []
         self._folders: dict[str, Mapping[Path, Path]] = {}
         self._teachers = [local_model_folder(role.path) for role in config.teachers] if stage == "rl" else []
         self._group: Any = None
         self._transfer = choose_transfer(
-            config.rollout.weight_transfer, config.algorithm.max_staleness, one_process=False
+            config.rollout.weight_transfer,
+            config.algorithm.max_staleness,
+            one_process=False,
+            colocated=self._colocated,
         )
         began = time.monotonic()
         bundles = plan(
@@ -210,7 +213,7 @@ class RayRoles:
 
     def _shared_devices(self, timeout_s: float) -> SharedDevices | None:
         engines, learner = self._of("rollout"), self._of("learner")
-        if self._config.cluster.placement != "colocated" or not engines:
+        if not self._colocated or not engines:
             return None
         frozen = [*self._of("reference"), *self._of("teacher")]
         return SharedDevices(*(RayHolder(members, timeout_s) for members in (engines, learner, frozen)))
@@ -252,6 +255,7 @@ class RayRoles:
             waiting=self._config.algorithm.max_staleness + 1,
             rank=rank,
             receivers=len(self._of("rollout")) * _ranks(rollout),
+            senders=self._config.learner.world_size if self._colocated else 1,
             host=self._host("learner", "rollout"),
             timeout_s=rollout.weight_timeout_s,
         )

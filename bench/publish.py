@@ -186,7 +186,7 @@ def main() -> None:
         from tests.composed import compose_config
 
         rollout = compose_config("experiment=smoke").rollout
-        setting = Setting(folder / "weights", 1, 0, 1, "127.0.0.1", 120.0)
+        setting = Setting(folder / "weights", 1, 0, 1, 1, "127.0.0.1", 120.0)
         ours = Side(learner, folder / "model", setting)
         theirs = Side(engine, folder / "model", setting, vllm_environment(rollout, 1, "cpu"))
         found = measure(ours, theirs)

@@ -93,8 +93,9 @@ class RolloutGroup(EngineGroup):
     weight_transfer: Annotated[Annotated[str, NameIn(WEIGHT_TRANSFERS)] | None, Resumable]
     """How weights travel from learners to engines. broadcast: from device to device, by NCCL or gloo. shared_memory:
     through memory of the one node that holds both. object_store: as arrays in Ray's object store, or in memory. files:
-    in a file of the run's folder, which learners and engines must share. null: broadcast; object_store with
-    `cluster=local` and with `algorithm.max_staleness` > 0. Packages can add others."""
+    in a file of the run's folder, which learners and engines must share. null: broadcast; shared_memory with
+    `cluster.placement=colocated`; object_store with `cluster=local` and with `algorithm.max_staleness` > 0. Packages
+    can add others."""
     weight_timeout_s: Annotated[PositiveFloat, Resumable]
     """Bound on each wait of learners and engines for one another while weights travel. After it they connect again,
     once, before the run ends."""

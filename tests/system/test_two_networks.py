@@ -66,7 +66,7 @@ class Pair:
 
     def __init__(self, folder: Path, timeout_s: float) -> None:
         first, second = HOSTS
-        setting = Setting(folder / "weights", 1, 0, 1, HOSTS[first], timeout_s)
+        setting = Setting(folder / "weights", 1, 0, 1, 1, HOSTS[first], timeout_s)
         rollout = compose_config("experiment=smoke").rollout
         environment = vllm_environment(rollout, 1, "cpu") | {"VLLM_HOST_IP": HOSTS[second]}
         model = folder / "model"

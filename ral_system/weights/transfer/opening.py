@@ -9,13 +9,16 @@ from ral_system.registry import WEIGHT_TRANSFERS
 from ral_system.weights.transfer.transfer import Transfer
 
 
-def choose_transfer(name: str | None, max_staleness: int, *, one_process: bool) -> type[Transfer[Any]]:
+def choose_transfer(
+    name: str | None, max_staleness: int, *, one_process: bool, colocated: bool = False
+) -> type[Transfer[Any]]:
     """The transfer of that name, or that which suits the run.
 
     Raises ConfigError for an unknown name, and for a transfer that cannot serve this run.
     """
     if name is None:
-        name = "object_store" if one_process or max_staleness else "broadcast"
+        ahead = one_process or max_staleness > 0
+        name = "object_store" if ahead else "shared_memory" if colocated else "broadcast"
     transfer: type[Transfer[Any]] = WEIGHT_TRANSFERS.get(name)
     if max_staleness and not transfer.keeps_offers:
         raise ConfigError(

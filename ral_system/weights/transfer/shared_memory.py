@@ -11,10 +11,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.distributed import Store  # type: ignore[attr-defined]
+from torch.distributed import PrefixStore, Store  # type: ignore[attr-defined]
 
 from ral_system.weights.transfer.streamed import Streamed
-from ral_system.weights.transfer.transfer import Setting
 
 _MEMORY = Path("/dev/shm")
 
@@ -80,12 +79,21 @@ class SharedLine:
 
 
 class SharedMemory(Streamed[SharedLine]):
-    """Learner rank 0 serves every engine process, all on its node."""
+    """Every sending rank serves the engine processes beside it, on its device or node."""
+
+    lines_last = False
+
+    @property
+    def sends(self) -> bool:
+        """Whether this rank of the learner sends."""
+        return self._setting.rank < self._setting.senders
 
     def open_line(self, store: Store, *, sender: bool) -> SharedLine:
         """Connect through the store alone."""
-        setting: Setting = self._setting
-        return SharedLine(store, sender, list(range(setting.receivers)), setting.rank, setting.timeout_s)
+        setting = self._setting
+        own = setting.rank % setting.senders
+        served = [receiver for receiver in range(setting.receivers) if receiver % setting.senders == own]
+        return SharedLine(PrefixStore(str(own), store), sender, served, setting.rank, setting.timeout_s)
 
 
 def _allocate(size: int) -> tuple[Tensor, Path | None, str]:

@@ -65,6 +65,8 @@ class Streamed(Generic[LineT]):
     """A transfer over lines. A line that fails is given up, on both sides; the next offer opens another."""
 
     keeps_offers = False
+    lines_last = True
+    """A line serves one version after another, since connecting takes long."""
 
     def __init__(self, setting: Setting) -> None:
         self._setting = setting
@@ -85,7 +87,8 @@ class Streamed(Generic[LineT]):
         """Say where to meet. Nothing is read yet: the learner must not train on before `send`."""
         if self._setting.rank:
             return None
-        if self._line is None:
+        if self._line is None or not self.lines_last:
+            self._line = None
             self._meeting, self._store = self._invite()
         assert self._meeting is not None
         return StreamOffer(manifest, tuple(names), self._meeting)

@@ -28,6 +28,8 @@ class Setting:
     """The learner's rank, or the engine process's number among all `receivers`."""
     receivers: int
     """Processes that receive: every engine's ranks."""
+    senders: int
+    """Learner ranks beside which the receivers are, in turn: all that share devices with engines, else one."""
     host: str
     """Address of learner rank 0, as the other processes of the run see it."""
     timeout_s: float
@@ -36,7 +38,7 @@ class Setting:
     @classmethod
     def of_one_process(cls, folder: Path = Path(), *, waiting: int = 1, rank: int = 0) -> Setting:
         """The setting of a learner that hands weights to an engine in its own process."""
-        return cls(folder, waiting, rank, receivers=1, host="127.0.0.1", timeout_s=60.0)
+        return cls(folder, waiting, rank, receivers=1, senders=1, host="127.0.0.1", timeout_s=60.0)
 
 
 class Offer(Protocol):

@@ -41,7 +41,7 @@ class Run:
     """A learner's rank, and engines with a model each, that exchange offers as processes do."""
 
     def __init__(self, kind: type[Transfer[Any]], folder: Path, engines: int = 2, timeout_s: float = 20.0) -> None:
-        setting = Setting(folder / "weights", 1, 0, engines, "127.0.0.1", timeout_s)
+        setting = Setting(folder / "weights", 1, 0, engines, 1, "127.0.0.1", timeout_s)
         self.learner = kind(setting)
         self.engines = [kind(replace(setting, rank=rank)) for rank in range(engines)]
         self.threads = ThreadPoolExecutor(engines + 1)
@@ -201,6 +201,27 @@ def test_shared_memory_leaves_no_file(tmp_path: Path) -> None:
     assert set(Path("/dev/shm").glob("ral_weights_*")) <= before
 
 
+def copied(engine: Transfer[Any], offer: Any) -> dict[str, Tensor]:
+    return {name: tensor.clone() for name, tensor in engine.receive(offer)}
+
+
+def test_each_rank_serves_the_engine_beside_it(tmp_path: Path) -> None:
+    setting = Setting(tmp_path, 1, 0, receivers=2, senders=2, host="127.0.0.1", timeout_s=20.0)
+    ranks = [SharedMemory(replace(setting, rank=rank)) for rank in range(2)]
+    engines = [SharedMemory(replace(setting, rank=rank)) for rank in range(2)]
+    for version in (1, 2):
+        states = [Model(seed=version + 10 * rank).state_dict() for rank in range(2)]  # to tell the ranks apart
+        manifest = manifest_of(version, states[0])
+        offer = ranks[0].offer(manifest, tuple(states[0]), stream(states[0]))
+        assert ranks[1].offer(manifest, tuple(states[0]), stream(states[1])) is None and offer is not None
+        with ThreadPoolExecutor(4) as threads:
+            sends = [threads.submit(rank.send, offer, stream(s)) for rank, s in zip(ranks, states, strict=True)]
+            loads = [threads.submit(copied, engine, offer) for engine in engines]
+            found = [load.result(30) for load in loads]
+            assert [send.result(30) for send in sends] == [None, None]
+        assert all(torch.equal(f[name], s[name]) for f, s in zip(found, states, strict=True) for name in s)
+
+
 def test_buckets_are_full_aligned_and_in_order() -> None:
     state = {
         name: torch.zeros(size, dtype=torch.bfloat16) for name, size in zip("abcde", (3, 9, 100, 1, 1), strict=True)
@@ -256,5 +277,6 @@ def test_the_one_that_suits_the_run_is_chosen() -> None:
     assert choose_transfer(None, 1, one_process=False) is ObjectStore
     assert choose_transfer(None, 0, one_process=True) is ObjectStore
     assert choose_transfer("files", 1, one_process=False) is Files is WEIGHT_TRANSFERS.get("files")
+    assert choose_transfer(None, 0, one_process=False, colocated=True) is SharedMemory
     with pytest.raises(ConfigError, match=r"^rollout.weight_transfer=broadcast sends .*staleness=0 \(now 1\)"):
         choose_transfer("broadcast", 1, one_process=False)
