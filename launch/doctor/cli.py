@@ -14,6 +14,7 @@ from rich.table import Table
 from ral_system.launch.arguments import Parser
 from ral_system.launch.doctor.check import Check, Status
 from ral_system.launch.doctor.fix import fix
+from ral_system.launch.doctor.gpus import check_gpus
 from ral_system.launch.doctor.machine import check_machine
 from ral_system.launch.doctor.packages import check_packages
 
@@ -28,13 +29,16 @@ _RUNS = {"cpu": "CPU run", "gpu": "GPU run"}
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Entry point. Exits with 0 when a CPU run or a GPU run can work, else 1."""
+    """Entry point. Exits with 0 when a CPU run or a GPU run can work, with --gpu a GPU run; else with 1."""
     parser = Parser(prog="ral-doctor", description=__doc__)
     parser.add_argument("--json", action="store_true", help="print the checks as JSON")
     parser.add_argument("--fix", action="store_true", help="repair package mismatches of a CPU environment first")
+    parser.add_argument(
+        "--gpu", action="store_true", help="look closer at a GPU node: driver, CUDA, NCCL, free memory, networks"
+    )
     options = parser.parse_args(arguments)
     repairs = fix() if options.fix else []
-    checks = [*check_packages(), *check_machine()]
+    checks = [*check_packages(), *check_machine(), *(check_gpus() if options.gpu else [])]
     obstacles = {run: [check.name for check in checks if run in check.blocks] for run in _RUNS}
     if options.json:
         report = {
@@ -46,7 +50,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         print(json.dumps(report, indent=2))
     else:
         _show(Console(), checks, obstacles, repairs)
-    sys.exit(1 if all(obstacles.values()) else 0)
+    sys.exit(1 if all(obstacles.values()) or (options.gpu and obstacles["gpu"]) else 0)
 
 
 def _show(console: Console, checks: Sequence[Check], obstacles: dict[str, list[str]], repairs: Sequence[str]) -> None:
