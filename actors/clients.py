@@ -160,6 +160,29 @@ class RayFrozenModel:
         return _visual_rewards(_parts(scores), self._timeout_s)
 
 
+class RayWithoutAdapters:
+    """`FrozenModel` over the learner ranks: their model without its adapters is the reference."""
+
+    def __init__(self, members: Sequence[Member], call_timeout_s: float) -> None:
+        self._members, self._timeout_s = members, call_timeout_s
+
+    def submit(self, samples: Sequence[Sample]) -> None:
+        """Do nothing: each rank scores its own samples when the plan deals them."""
+
+    def collect(self, plan: TrainPlan) -> Sequence[Ref]:
+        """Each rank scores its own samples, after `RayLearner.score` of the same plan, and keeps the result."""
+        ranks, whole = [], ray.put(plan)
+        for member in self._members:
+            done, scores = member.handle.score_reference.remote(whole)
+            ranks.append([RemoteScores(Call(member, done), scores)])
+        wait_all([part.done for part in _parts(ranks)], self._timeout_s, "scoring as the reference")
+        return ranks
+
+    def visual_rewards(self, scores: Sequence[Ref]) -> Mapping[str, float]:
+        """Return the visual rewards of all ranks' samples, by sample id."""
+        return _visual_rewards(_parts(scores), self._timeout_s)
+
+
 class RayLearner:
     """`Learner` over the learner ranks. `keeps_offers` is that of their weight transfer."""
 

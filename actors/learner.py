@@ -83,6 +83,15 @@ class LearnerActor(ActorProcess):
         return visual_rewards(scores), scores
 
     @watched
+    @ray.method(num_returns=2)
+    def score_reference(self, plan: TrainPlan) -> tuple[Mapping[str, float], Scores]:
+        """Return what `score` does, of the model without adapters."""
+        from ral_system.scoring.scores import visual_rewards
+
+        scores = self._learner.score_reference(plan)
+        return visual_rewards(scores), scores
+
+    @watched
     def kl(self, behaviour: Scores, *reference: Scores) -> Mapping[str, float]:
         """Return each sample's KL to the reference, whose scores come in parts."""
         return self._learner.kl(behaviour, _merged(reference))

@@ -13,7 +13,14 @@ from typing import Any
 import ray
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
-from ral_system.actors.clients import RayFrozenModel, RayGenerator, RayHolder, RayLearner, RayRewarder
+from ral_system.actors.clients import (
+    RayFrozenModel,
+    RayGenerator,
+    RayHolder,
+    RayLearner,
+    RayRewarder,
+    RayWithoutAdapters,
+)
 from ral_system.actors.cluster import nodes_may_join, start_or_join
 from ral_system.actors.group import Call, Member, wait_all
 from ral_system.actors.learner import LearnerActor
@@ -27,7 +34,7 @@ from ral_system.config.choices import Device, Stage
 from ral_system.config.commands import TrainConfig
 from ral_system.config.rollout import RolloutConfig
 from ral_system.models.folders import local_model_folder
-from ral_system.protocols import SharedDevices
+from ral_system.protocols import FrozenModel, SharedDevices
 from ral_system.rollout.vllm_environment import vllm_environment
 from ral_system.types import Held
 from ral_system.weights.transfer.opening import choose_transfer
@@ -78,7 +85,7 @@ class RayRoles:
             config.rollout,
             config.learner,
             stage,
-            reference=config.needs_reference,
+            reference=config.starts_reference,
             teachers=len(self._teachers),
         )
         start_or_join(config.cluster.address)
@@ -99,9 +106,12 @@ class RayRoles:
         self.generator = RayGenerator(self._of("rollout"), timeout_s)
         self.learner = RayLearner(self._of("learner"), timeout_s, self._transfer.keeps_offers)
         self.rewarder = RayRewarder(self._of("reward"), timeout_s)
-        reference = self._of("reference")
         own, teachers = config.learner.max_tokens, config.teacher.max_tokens
-        self.reference = RayFrozenModel(reference, own, timeout_s) if reference else None
+        self.reference: FrozenModel | None = None
+        if reference := self._of("reference"):
+            self.reference = RayFrozenModel(reference, own, timeout_s)
+        elif stage == "rl" and config.needs_reference:
+            self.reference = RayWithoutAdapters(self._of("learner"), timeout_s)
         self.teachers = [RayFrozenModel([member], teachers, timeout_s) for member in self._of("teacher")]
 
         self.shared_devices = self._shared_devices(timeout_s)

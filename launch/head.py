@@ -53,7 +53,7 @@ def _cluster(config: TrainConfig, stages: Sequence[Stage]) -> str:
     roles = [
         (learner.world_size, f"{learner.engine} rank", cluster.gpus_per_learner),
         (rollout.workers if answers else 0, f"{rollout.engine} engine", cluster.gpus_per_rollout),
-        (cluster.scorers if rl and config.needs_reference else 0, "reference", cluster.gpus_per_scorer),
+        (cluster.scorers if rl and config.starts_reference else 0, "reference", cluster.gpus_per_scorer),
         (len(config.teachers) if rl else 0, "teacher", cluster.gpus_per_teacher),
     ]
     used = ", ".join(f"{count} {role}{'s' if count > 1 else ''}" for count, role, _ in roles if count)

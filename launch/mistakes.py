@@ -62,6 +62,9 @@ def _unknown(kind: type[CommandConfig], key: str) -> str:
         return f"{key}: a new entry needs a +, as in +{key}.NAME=VALUE"
     if key.rpartition(".")[0] in open_keys(kind):
         return f"{key}: a new entry needs a +; write +{key}=VALUE"
+    if key.startswith("learner.lora.") and is_known(key, kind):
+        whole = "learner.lora={rank: 16, alpha: 32, targets: [q_proj, k_proj, v_proj, o_proj], vision: false}"
+        return f"{key}: learner.lora=null has no such key; give all of it, as in '{whole}'"
     if elsewhere := which_has(key, kind):
         return f"{key}: unknown key here; choose {elsewhere}"
     given = (argument.lstrip("+~").partition("=") for argument in sys.argv[1:])

@@ -15,7 +15,7 @@ from ral_system.data.micro_batches import Bundler
 from ral_system.media.store import node_store
 from ral_system.models.folders import local_model_folder
 from ral_system.observability.work import meters
-from ral_system.protocols import Ref
+from ral_system.protocols import FrozenModel, Ref
 from ral_system.rewards.pool import RewardPool
 from ral_system.rollout.hf_generator import HfEngine
 from ral_system.scoring.frozen import FrozenScorer
@@ -49,9 +49,13 @@ class InProcessRoles:
         transfer = kind(Setting.of_one_process(run_folder / "weights", waiting=algorithm.max_staleness + 1))
         self.rewarder = RewardPool(config.reward, algorithm.response_format)
         self.generator = _Generator(HfEngine(model_folder, rollout, media, config.seed, device.type, transfer=transfer))
-        self.learner = _Learner(LearnerRank(config, model_folder, media, 0, 1, stage, transfer), transfer)
-        self.reference = self.shared_devices = None
-        if stage == "rl" and config.needs_reference:
+        rank = LearnerRank(config, model_folder, media, 0, 1, stage, transfer)
+        self.learner = _Learner(rank, transfer)
+        self.shared_devices = None
+        self.reference: FrozenModel | None = None
+        if stage == "rl" and config.needs_reference and not config.starts_reference:
+            self.reference = _WithoutAdapters(rank)
+        elif stage == "rl" and config.needs_reference:
             self.reference = _FrozenModel(
                 ReferenceScorer(
                     algorithm.attention,
@@ -110,6 +114,22 @@ class _FrozenModel:
     def collect(self, plan: TrainPlan) -> Sequence[Ref]:
         self._scorer.score(self._bundler.rest())
         return [self._scorer.take(plan.rank_ids(0))]
+
+    def visual_rewards(self, scores: Sequence[Ref]) -> Mapping[str, float]:
+        return visual_rewards(scores[0])
+
+
+class _WithoutAdapters:
+    """The learner's model without its adapters, which is the reference: scored when the learner scores."""
+
+    def __init__(self, rank: LearnerRank) -> None:
+        self._rank = rank
+
+    def submit(self, samples: Sequence[Sample]) -> None:
+        pass
+
+    def collect(self, plan: TrainPlan) -> Sequence[Ref]:
+        return [self._rank.score_reference(plan)]
 
     def visual_rewards(self, scores: Sequence[Ref]) -> Mapping[str, float]:
         return visual_rewards(scores[0])

@@ -53,6 +53,7 @@ def problems(config: Group) -> Iterator[str]:
         lengths_agree,
         batches_divide_over_ranks,
         rates_fall_to_an_end,
+        adapters_fit_the_model,
         frozen_parts_have_no_rate,
         engines_fit_the_cluster,
         engines_sit_beside_learners,
@@ -268,14 +269,38 @@ def rates_fall_to_an_end(learner: LearnerConfig, perceive: SupervisedConfig, sft
         yield from group.schedule.problems_at(f"{stage}.schedule")
 
 
+def freezes_vision(model: ModelConfig, learner: LearnerConfig) -> bool:
+    """Return whether nothing of the vision encoder and the projector trains."""
+    return model.freeze_vision or (learner.lora is not None and not learner.lora.vision)
+
+
+def adapters_fit_the_model(
+    model: ModelConfig, learner: LearnerConfig, stages: Sequence[Stage], start_model: str | None
+) -> Iterator[str]:
+    """Check that adapters have trained weights beneath them, and an encoder that may change."""
+    if learner.lora is None:
+        return
+    if "perceive" in stages and model.path is None and start_model is None:
+        yield (
+            f"learner.lora.rank={learner.lora.rank} trains adapters on random weights: model.path=null builds a new "
+            "model for perceive; set model.path or start_model to a trained one, or learner.lora=null"
+        )
+    if learner.lora.vision and model.freeze_vision:
+        yield (
+            "learner.lora.vision=true trains adapters in the vision encoder, which model.freeze_vision=true keeps "
+            "fixed; set one of them to false"
+        )
+
+
 def frozen_parts_have_no_rate(model: ModelConfig, learner: LearnerConfig) -> Iterator[str]:
     """Check that the factors on learning rates are of parts that train."""
-    if model.freeze_vision:
+    if freezes_vision(model, learner):
+        by_model = model.freeze_vision
         yield from without_effect(
             learner.rate_factors,
             "learner.rate_factors",
-            "model.freeze_vision=true",
-            "set model.freeze_vision to false",
+            "model.freeze_vision=true" if by_model else "learner.lora.vision=false",
+            "set model.freeze_vision to false" if by_model else "set learner.lora.vision to true",
             vision=1.0,
             projector=1.0,
         )
@@ -359,9 +384,16 @@ def needs_reference(algorithm: AlgorithmConfig, reward: RewardConfig) -> bool:
     )
 
 
-def scorers_have_a_reference(algorithm: AlgorithmConfig, reward: RewardConfig, cluster: ClusterConfig) -> Iterator[str]:
+def scorers_have_a_reference(
+    algorithm: AlgorithmConfig, reward: RewardConfig, cluster: ClusterConfig, learner: LearnerConfig
+) -> Iterator[str]:
     """Check that several processes of the reference have a reference."""
-    if cluster.scorers > 1 and not needs_reference(algorithm, reward):
+    if cluster.scorers > 1 and learner.lora is not None:
+        yield (
+            f"cluster.scorers={cluster.scorers} has no effect with learner.lora.rank={learner.lora.rank}: the learner "
+            "without its adapters is the reference; set cluster.scorers=1"
+        )
+    elif cluster.scorers > 1 and not needs_reference(algorithm, reward):
         yield (
             f"cluster.scorers={cluster.scorers} has no effect: algorithm.kl.coefficient=0, and neither "
             "algorithm.attention nor reward.visual reads the reference; set cluster.scorers=1"

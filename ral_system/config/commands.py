@@ -11,7 +11,7 @@ from ral_system.config.base import Group, NonNegative, Resumable
 from ral_system.config.checkpoint import CheckpointConfig
 from ral_system.config.choices import STAGES, Stage, SupervisedStage
 from ral_system.config.cluster import ClusterConfig, ProcessConfig
-from ral_system.config.combinations import needs_reference
+from ral_system.config.combinations import freezes_vision, needs_reference
 from ral_system.config.data import DataConfig, ScenesConfig
 from ral_system.config.evaluation import (
     EvaluationConfig,
@@ -90,6 +90,16 @@ class TrainConfig(QuestionsConfig):
     def needs_reference(self) -> bool:
         """Whether the rl stage reads the frozen reference policy."""
         return needs_reference(self.algorithm, self.reward)
+
+    @property
+    def starts_reference(self) -> bool:
+        """Whether the reference has processes of its own; with adapters the learner without them is the reference."""
+        return self.needs_reference and self.learner.lora is None
+
+    @property
+    def freezes_vision(self) -> bool:
+        """Whether nothing of the vision encoder and the projector trains."""
+        return freezes_vision(self.model, self.learner)
 
     @property
     def teachers(self) -> tuple[TeacherRole, ...]:

@@ -7,7 +7,16 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from ral_system.config.base import Fraction, Group, NonNegative, NonNegativeFloat, Positive, PositiveFloat, Resumable
+from ral_system.config.base import (
+    Fraction,
+    Group,
+    NonNegative,
+    NonNegativeFloat,
+    OneOrMore,
+    Positive,
+    PositiveFloat,
+    Resumable,
+)
 from ral_system.config.choices import Dtype
 from ral_system.config.schedule import ScheduleConfig
 
@@ -41,6 +50,18 @@ class RateFactorsConfig(Group):
                 )
 
 
+class LoraConfig(Group):
+    """Low-rank adapters, W + alpha / rank · B A, in place of training the model's own weights."""
+
+    rank: Positive
+    """Rows of A and columns of B."""
+    alpha: PositiveFloat
+    targets: Annotated[tuple[str, ...], OneOrMore, Field(min_length=1)]
+    """Names of the adapted matrices: the last part of a module's name, such as q_proj, or more of its end."""
+    vision: bool
+    """Adapt targets in the vision encoder and projector as well, not in the text model alone."""
+
+
 class LearnerGroup(ForwardConfig):
     """What both engines read."""
 
@@ -54,6 +75,8 @@ class LearnerGroup(ForwardConfig):
     """Optimiser updates over which the learning rate rises linearly."""
     schedule: ScheduleConfig
     rate_factors: RateFactorsConfig
+    lora: LoraConfig | None
+    """null trains all weights that are not frozen."""
 
 
 class TorchLearnerConfig(LearnerGroup):

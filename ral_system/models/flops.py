@@ -1,7 +1,7 @@
 """Floating-point operations of a model's forward pass, counted from its weights and the pairs of tokens that attend.
 
 A multiplication and an addition are two operations. Norms, activations and softmax are left out, as is usual. A
-backward pass takes twice as many as the forward pass of what is trained.
+backward pass takes twice as many as the forward pass of what is trained, and once as many where only adapters are.
 """
 
 from __future__ import annotations
@@ -49,6 +49,12 @@ class FlopCounter:
             + self._family.vision_attention_flops(layout)
             for layout in layouts
         )
+
+
+def update_passes(module: nn.Module) -> int:
+    """How many forward passes of a module an update is worth: 3, 2 where only adapters train, 1 where nothing does."""
+    trained = [parameter.requires_grad for parameter in module.parameters()]
+    return 3 if all(trained) else 2 if any(trained) else 1
 
 
 def _weights(module: nn.Module) -> int:

@@ -72,9 +72,10 @@ def this_cpu(config: TrainConfig, policy: OutlinedPolicy, samples: MicroBatch) -
     Raises ConfigError for an update too large to try.
     """
     counter = FlopCounter(policy.model, policy.family)
-    text, times = text_flops(counter, samples), 4 if config.learner.gradient_checkpointing else 3
+    text = text_flops(counter, samples)
     vision = pass_flops(counter, policy.family, samples) - text
-    flops = times * text + (1 if config.model.freeze_vision else times) * vision
+    of_text, of_vision = policy.passes_of_an_update()
+    flops = of_text * text + max(1, of_vision) * vision
     if flops > _LARGEST_TRIED:
         raise ConfigError(
             f"plan.device=cpu: an update is tried on this machine, and one of {flops / 1e12:,.3g} TFLOP is too large; "

@@ -14,6 +14,7 @@ from ral_system.data.micro_batches import bundles, groups_of, micro_batches, pri
 from ral_system.models.loading import TORCH_DTYPES
 from ral_system.planning.devices import Device
 from ral_system.planning.passes import OutlinedPolicy
+from ral_system.scoring.reference import reference_reads
 from ral_system.types import MicroBatch, Sample, TrainPlan
 from ral_system.weights.digest import AT_ONCE
 from ral_system.weights.transfer.buckets import BUCKET_BYTES
@@ -69,18 +70,36 @@ class Weights:
     all: int
     trained: int
     bytes_each: int
+    adapters: int = 0
+    """Numbers that rollout engines do not hold, because they are merged."""
+    adapted: int = 0
+    """Numbers of the matrices that they are merged into."""
 
     @classmethod
     def of(cls, model: nn.Module) -> Weights:
         """Count a model's, which may have no memory."""
         parameters = list(model.parameters())
         trained = sum(p.numel() for p in parameters if p.requires_grad)
-        return cls(sum(p.numel() for p in parameters), trained, parameters[0].element_size())
+        adapters, adapted = (
+            sum(p.numel() for name, p in model.named_parameters() if part in name)
+            for part in (".lora_", ".base_layer.weight")
+        )
+        return cls(sum(p.numel() for p in parameters), trained, parameters[0].element_size(), adapters, adapted)
 
     @property
     def bytes(self) -> int:
         """Bytes of all."""
         return self.all * self.bytes_each
+
+    @property
+    def published(self) -> int:
+        """Numbers that rollout engines hold."""
+        return self.all - self.adapters
+
+    @property
+    def sent(self) -> int:
+        """Numbers that training changes in them."""
+        return self.trained - self.adapters + self.adapted
 
 
 def states(learner: LearnerConfig, weights: Weights, kind: str) -> tuple[dict[str, int], dict[str, int]]:
@@ -141,7 +160,7 @@ def learner_role(config: TrainConfig, policy: OutlinedPolicy, plan: TrainPlan, k
     phases, encoded = {}, None
     if media:
         held, outlines = policy.encode(media)
-        if config.model.freeze_vision:
+        if config.freezes_vision:
             encoded, phases["encode"] = outlines, held.peak
             of_rank = {m for update in plan.updates for part in update.shards[0] for s in part for m in s.prompt.media}
             device = device | {"media": held.kept * len(of_rank) // len(media)}
@@ -149,6 +168,9 @@ def learner_role(config: TrainConfig, policy: OutlinedPolicy, plan: TrainPlan, k
     if config.reward.visual.given_by("policy"):
         reads.append(response_at_all_layers(config.algorithm.attention))
     phases |= {"score": policy.score(largest, reads, encoded).peak, "update": policy.update(largest, encoded).peak}
+    if config.needs_reference and not config.starts_reference:
+        asked = reference_reads(config.algorithm.attention, config.reward.visual)
+        phases["reference"] = policy.score(largest, [read for read in asked if read], encoded).peak
     if measures_share(config):
         phases["gradient share"] = policy.share(largest, encoded).peak
     if config.algorithm.attention.anchor == "ema":
@@ -156,7 +178,8 @@ def learner_role(config: TrainConfig, policy: OutlinedPolicy, plan: TrainPlan, k
         device = device | {"average": (4 + weights.bytes_each) * own}
     records = sum(policy.blank_scores(s).nbytes for update in plan.updates for part in update.shards[0] for s in part)
     staleness = config.algorithm.max_staleness
-    published = {} if streams_weights(config) else {"published": weights.bytes * (1 + staleness)}
+    size = weights.published * weights.bytes_each
+    published = {} if streams_weights(config) else {"published": size * (1 + staleness)}
     phases["publish"] = publication(policy, kind)
     if staleness:
         shared = config.learner.world_size if zero_stage(config.learner) == 3 else 1
@@ -191,7 +214,7 @@ def rollout_role(config: TrainConfig, policy: OutlinedPolicy, device: Device, sa
     each = TORCH_DTYPES[rollout.dtype].itemsize
     width = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
     ranks = rollout.tensor_parallel if rollout.engine == "vllm" else 1
-    weights = Weights.of(policy.model).all * each // ranks
+    weights = Weights.of(policy.model).published * each // ranks
     token_bytes = 2 * text.num_hidden_layers * text.num_key_value_heads * width * each // ranks
     passes = max(4096, rollout.max_model_len) * each * (4 * text.hidden_size + 3 * text.intermediate_size // ranks)
     passes += 3 * 4 * rollout.max_sequences * text.vocab_size

@@ -24,12 +24,13 @@ from ral_system.data.features import FeatureExtractor
 from ral_system.data.micro_batches import groups_of
 from ral_system.families.family import Family
 from ral_system.media.store import MediaStore
-from ral_system.models.flops import FlopCounter
+from ral_system.models.flops import FlopCounter, update_passes
 from ral_system.models.loading import TORCH_DTYPES, load_family
 from ral_system.models.patches import attend_to_segments_together, embed_patches_by_product
 from ral_system.models.policy import PolicyModel, PolicyOutput
 from ral_system.planning.outline import OUTLINE, Outlines
 from ral_system.planning.workload import BlankMedia
+from ral_system.training.build import choose_trained
 from ral_system.training.gradient_share import squared_norms
 from ral_system.training.objective import Objective, policy_objective
 from ral_system.training.token_reads import token_read
@@ -90,6 +91,12 @@ class OutlinedPolicy:
             found, output = objective_of(self._policy, batch.to(OUTLINE), samples, scores, self._config, read)
             squared_norms(found, output.probed)
         return Held(outlines.peak_bytes, 0)
+
+    def passes_of_an_update(self) -> tuple[int, int]:
+        """How many forward passes of text model and vision encoder an update is worth; of a frozen encoder none."""
+        again = 1 if self._config.learner.gradient_checkpointing else 0
+        text, vision = map(update_passes, (self.model.get_decoder(), self.family.vision_encoder(self.model)))
+        return text + again, vision + again if vision > 1 else 0
 
     @contextmanager
     def _outlined(self) -> Iterator[Outlines]:
@@ -213,11 +220,11 @@ def new_policy(
     policy = PolicyModel(model, family, temperature=config.rollout.temperature)
     policy.banned_token_ids = policy.banned_token_ids.cpu()
     policy.requires_grad_(trained).train()
-    if config.model.freeze_vision:
-        for module in (family.vision_encoder(model), *family.projector(model)):
-            module.requires_grad_(False)
-    if trained and config.learner.gradient_checkpointing:
-        model.gradient_checkpointing_enable({"use_reentrant": False})
+    if trained:
+        with device:
+            choose_trained(policy, config)
+        if config.learner.gradient_checkpointing:
+            model.gradient_checkpointing_enable({"use_reentrant": False})
     for weight in policy.parameters():
         if weight.requires_grad:
             weight.register_post_accumulate_grad_hook(_drop_gradient)

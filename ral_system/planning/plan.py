@@ -6,7 +6,6 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from ral_system.attention.read import response_at_all_layers
 from ral_system.config.commands import TrainConfig
 from ral_system.config.plan import PlanConfig
 from ral_system.data.micro_batches import bundles, groups_of, price
@@ -16,6 +15,7 @@ from ral_system.planning.memory import Role, largest_micro_batch, learner_role, 
 from ral_system.planning.passes import OutlinedPolicy
 from ral_system.planning.seconds import WRITE_BYTES_PER_S, Clock, Phase
 from ral_system.planning.workload import step_samples
+from ral_system.scoring.reference import reference_reads
 from ral_system.training.plan import plan_updates
 from ral_system.types import Sample
 
@@ -66,7 +66,9 @@ def make_plan(config: TrainConfig, plan: PlanConfig, folder: Path, teachers: Seq
     rollout, cache = rollout_role(config, policy, device, samples[0])
     generating = clock.rollout(samples, cache)
     frozen = list(_frozen(config, kind, folder, teachers, samples, clock))
-    learning = [clock.score(dealt), clock.update(dealt), clock.publish()]
+    own_reference = config.needs_reference and not config.starts_reference
+    learning = [clock.score(dealt), *([clock.reference(dealt)] if own_reference else [])]
+    learning += [clock.update(dealt), clock.publish()]
     step_s = _step_seconds(config, samples, generating, [phase for _, phase in frozen], learning)
     roles = [learner_role(config, policy, dealt, kind), rollout, *(role for role, _ in frozen)]
     size = clock.checkpoint_bytes()
@@ -89,13 +91,9 @@ def _frozen(
 ) -> Iterator[tuple[Role, Phase]]:
     """The reference and teachers, each with what it scores."""
     cluster, learner, teacher = config.cluster, config.learner, config.teacher
-    if config.needs_reference:
+    if config.starts_reference:
         outline = OutlinedPolicy(folder, learner.dtype, kind, config, trained=False)
-        attention, reads = config.algorithm.attention, []
-        if attention.anchor == "reference":
-            reads.append(outline.read)
-        if config.reward.visual.given_by("reference"):
-            reads.append(response_at_all_layers(attention))
+        reads = [read for read in reference_reads(config.algorithm.attention, config.reward.visual) if read]
         gpus, tokens = cluster.gpus_per_scorer, learner.max_tokens
         role = Role.frozen("reference", cluster.scorers, gpus, outline, samples, tokens, reads)
         yield role, clock.frozen("reference", outline, samples, tokens, cluster.scorers)
@@ -182,7 +180,7 @@ def _advice(config: TrainConfig, samples: Sequence[Sample]) -> Iterator[str]:
     if algorithm.sampling_rounds > 1:
         yield f"algorithm.sampling_rounds={algorithm.sampling_rounds}: one is counted, and each more adds a rollout"
     scored = len(bundles(groups_of(samples), config.learner.max_tokens))
-    if config.needs_reference and config.cluster.scorers > scored:
+    if config.starts_reference and config.cluster.scorers > scored:
         yield f"cluster.scorers={config.cluster.scorers}: a batch has {scored} bundles to score, so that some are idle"
     if (tokens := price(group)) > config.learner.max_tokens:
         yield (

@@ -49,7 +49,7 @@ class Clock:
         self._config, self._device = config, device
         self._family = policy.family
         self._flops = FlopCounter(policy.model, policy.family)
-        self._weights = Weights.of(policy.model)
+        self._weights, self._update_passes = Weights.of(policy.model), policy.passes_of_an_update()
         self._offload = config.learner.offload if config.learner.engine == "deepspeed" else "none"
 
     def rollout(self, samples: Sequence[Sample], cache: Cache) -> Phase:
@@ -64,7 +64,7 @@ class Clock:
         group = len(groups[0])
         at_once = max(1, min(rollout.max_sequences, mine * group, cache.sequences(samples, group)))
         rounds = math.ceil(mine * group / at_once)
-        moved = self._weights.all * TORCH_DTYPES[rollout.dtype].itemsize / ranks + at_once * cache.token_bytes * (
+        moved = self._weights.published * TORCH_DTYPES[rollout.dtype].itemsize / ranks + at_once * cache.token_bytes * (
             prompt + response / 2
         )
         half = prompt + response // 2  # tokens that one attends to, on average
@@ -93,34 +93,40 @@ class Clock:
         times = 2 if averaged else 1
         return self._pass("old log-probs", plan, times=times, encodes=1, passes=times)
 
+    def reference(self, plan: TrainPlan) -> Phase:
+        """The reference's log-probs, where the learner without its adapters is the reference."""
+        return self._pass("reference", plan, times=1, encodes=0.0 if self._config.freezes_vision else 1.0, passes=1)
+
     def update(self, plan: TrainPlan) -> Phase:
         """All updates of all passes: forward, backward, and with checkpoints forward once more."""
-        learner, frozen = self._config.learner, self._config.model.freeze_vision
-        algorithm, times = self._config.algorithm, 4.0 if learner.gradient_checkpointing else 3.0
+        algorithm, measured = self._config.algorithm, 0.0
         if measures_share(self._config):
             every = algorithm.attention.gradient_share_every
-            times += 1.0 if algorithm.attention.max_gradient_share is not None else 1.0 / every
-        found = self._pass("updates", plan, times=times, encodes=0.0 if frozen else times, passes=3)
+            measured = 1.0 if algorithm.attention.max_gradient_share is not None else 1.0 / every
+        text, vision = self._update_passes
+        found = self._pass(
+            "updates", plan, times=text + measured, encodes=vision + measured if vision else 0.0, passes=3
+        )
         again = algorithm.passes_per_step
         step_s = again * len(plan.updates) * self._offloaded_step_s()
         return replace(found, flops=again * found.flops, seconds=again * found.seconds + step_s)
 
     def publish(self) -> Phase:
-        """What is trained on its way to the engines, and its checksums on both sides."""
+        """What training changes on its way to the engines, and its checksums on both sides."""
         weights, device = self._weights, self._device
-        size = weights.trained * weights.bytes_each
+        size = weights.sent * weights.bytes_each
         if streams_weights(self._config):
-            local_s = (2 * DIGEST_BYTES * weights.trained + _COPIES * size) / device.bytes_per_s
-            gathered_s = 2 * self._gather_s() * weights.trained / weights.all  # for the checksums, and to send
+            local_s = (2 * DIGEST_BYTES * weights.sent + _COPIES * size) / device.bytes_per_s
+            gathered_s = 2 * self._gather_s() * weights.sent / weights.all  # for the checksums, and to send
             return Phase("publish", 0, local_s + gathered_s + size / device.link_bytes_per_s, "memory")
         moving_s = 2 * size / device.host_bytes_per_s if device.kind == "cuda" else 0.0
         return Phase("publish", 0, size * PUBLISH_S_PER_BYTE + moving_s, "host")
 
     def checkpoint_bytes(self) -> int:
-        """Bytes on disk: weights, two moments, with ZeRO float32 copies, and the weights' average if there is one."""
+        """Bytes on disk of what trains: weights, two moments, with ZeRO float32 copies, and the average if any."""
         copies = 12 if zero_stage(self._config.learner) else 8
         average = 4 if self._config.algorithm.attention.anchor == "ema" else 0
-        return self._weights.bytes + (copies + average) * self._weights.trained
+        return (self._weights.bytes_each + copies + average) * self._weights.trained
 
     def _pass(self, name: str, plan: TrainPlan, *, times: float, encodes: float, passes: int) -> Phase:
         ranks = [[update.shards[rank] for update in plan.updates] for rank in range(len(plan.updates[0].shards))]

@@ -36,10 +36,17 @@ class ReferenceScorer(FrozenScorer):
         read = AttentionRead.of(attention)
         super().__init__(model_folder, media, read, dtype=dtype, temperature=temperature, max_tokens=max_tokens)
         self._attention, self._visual = attention, visual
-        self._read = read if attention.anchor == "reference" else None
-        self._response = response_at_all_layers(attention) if visual.given_by("reference") else None
+        self._read, self._response = reference_reads(attention, visual)
 
     def _pass(self, batch: TensorBatch, samples: MicroBatch) -> Scores:
         read, response = self._read, self._response
         output = self._policy(batch, [asked for asked in (read, response) if asked])
         return to_scores(output, batch, samples, self._attention, self._visual, read=read, response=response)
+
+
+def reference_reads(
+    attention: AttentionConfig, visual: VisualRewardConfig
+) -> tuple[AttentionRead | None, AttentionRead | None]:
+    """What is read of the reference's attention: for its records, and for its visual reward."""
+    records = AttentionRead.of(attention) if attention.anchor == "reference" else None
+    return records, response_at_all_layers(attention) if visual.given_by("reference") else None

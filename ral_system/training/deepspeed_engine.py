@@ -127,10 +127,11 @@ class DeepSpeedEngine:
                 yield from layer.items()
 
     def save(self, folder: Path) -> None:
-        self._engine.save_checkpoint(str(folder), tag="state", client_state={"updates": self._updates})
+        state = {"updates": self._updates}
+        self._engine.save_checkpoint(str(folder), tag="state", client_state=state, exclude_frozen_parameters=True)
 
     def load(self, folder: Path) -> None:
-        path, client_state = self._engine.load_checkpoint(str(folder), tag="state")
+        path, client_state = self._engine.load_checkpoint(str(folder), tag="state", load_module_strict=False)
         if path is None:
             raise CheckpointError(f"{folder}: no DeepSpeed state for this rank; was it saved with other ranks?")
         self._updates = client_state["updates"]

@@ -55,7 +55,7 @@ class Engine(Protocol):
     def weights(self, names: Collection[str]) -> Iterator[tuple[str, Tensor]]:
         """Yield the named weights whole, in the model's order, on every rank; every rank takes all that comes.
 
-        Each is valid until the next is asked for: no more than a layer's weights are gathered at a time.
+        Each is valid until one of another layer is asked for: no more than a layer's weights are gathered at a time.
         """
         ...
 
@@ -67,7 +67,7 @@ class Engine(Protocol):
         ...
 
     def save(self, folder: Path) -> None:
-        """Write this rank's share of what `load` needs to continue exactly."""
+        """Write this rank's share of what `load` needs to continue exactly. Frozen weights are not in it."""
         ...
 
     def load(self, folder: Path) -> None:

@@ -15,7 +15,6 @@ import torch
 from ral_system.algorithms.kl import ESTIMATORS
 from ral_system.algorithms.token_read import TokenRead
 from ral_system.attention.group import GroupAttention
-from ral_system.attention.metrics import visual_maps
 from ral_system.attention.read import QUESTION_AT_ALL_LAYERS, AttentionRead, response_at_all_layers
 from ral_system.attention.selection import row_tokens
 from ral_system.config.choices import Stage
@@ -23,20 +22,21 @@ from ral_system.config.commands import TrainConfig
 from ral_system.data.collate import Collator, TensorBatch
 from ral_system.data.features import FeatureExtractor
 from ral_system.media.store import MediaStore
-from ral_system.models.loading import TORCH_DTYPES, save_model
-from ral_system.models.named_weights import named_weights
+from ral_system.models.loading import TORCH_DTYPES
 from ral_system.models.policy import PolicyOutput
 from ral_system.observability.work import Work
 from ral_system.scoring.build import build_policy
-from ral_system.scoring.scores import join_versions, mean_over_heads, merge_teachers, to_scores
+from ral_system.scoring.reference import reference_reads
+from ral_system.scoring.scores import join_versions, merge_teachers, to_scores
 from ral_system.training.average import WeightAverage
+from ral_system.training.build import build_engine, choose_trained
 from ral_system.training.frozen_vision import FrozenVision
 from ral_system.training.gradient_share import cap, share, squared_norms
 from ral_system.training.log_prob_gate import check_log_prob_gaps, log_prob_gaps, quantile
+from ral_system.training.looks import looks
 from ral_system.training.meter import Meter
 from ral_system.training.metric_sums import reduced_metrics
 from ral_system.training.objective import Objective, policy_objective
-from ral_system.training.opening import open_engine
 from ral_system.training.optim import optim_settings
 from ral_system.training.supervised import supervised_objective
 from ral_system.training.token_reads import token_read
@@ -96,22 +96,20 @@ class LearnerRank:
         )
         self._family = policy.family
         self._collate = Collator(self._family, media)
-        if config.model.freeze_vision:
-            for module in (self._family.vision_encoder(policy.model), *self._family.projector(policy.model)):
-                module.requires_grad_(False)
+        self._adapters = choose_trained(policy, config)
         settings, timeout_s = optim_settings(config, stage), config.cluster.call_timeout_s
         self._meter = Meter(policy, device)
-        self._engine = open_engine(config.learner, settings, policy, device, timeout_s)
+        self._engine = build_engine(config.learner, settings, policy, device, timeout_s)
         self._engine.policy.train()  # no dropout anywhere; needed for gradient checkpointing
         self._vision = None
-        if stage == "rl" and config.model.freeze_vision:
+        if stage == "rl" and config.freezes_vision:
             extract = FeatureExtractor(self._family, media)
             self._vision = FrozenVision(self._engine.policy, extract, device, config.learner.max_tokens)
         attention = config.algorithm.attention
         self._version, self._held = 0, Held.ALL
         staleness = config.algorithm.max_staleness if stage == "rl" else 0
         self._past = PastWeights(self._engine, staleness)
-        self._source = WeightSource(self._engine, TORCH_DTYPES[config.rollout.dtype], rank)
+        self._source = WeightSource(self._engine, TORCH_DTYPES[config.rollout.dtype], rank, self._adapters)
         self._average = None
         if stage == "rl" and attention.anchor == "ema":
             self._average = WeightAverage(self._engine, attention.ema_decay)
@@ -133,16 +131,24 @@ class LearnerRank:
         for version in sorted(frozenset().union(*made)):
             with self._at(version):
                 for samples in (samples for samples, versions in zip(mine, made, strict=True) if version in versions):
-                    scores = self._score(mine, samples, version, response)
+                    scores = self._score(mine, samples, version, self._read, response)
                     for sample in (sample for sample in samples if version in sample.weight_versions):
                         found[sample.id][version] = scores[sample.id]
         scores_by_id = {s.id: self._join(s, found[s.id]) for samples in mine for s in samples}
         self._check_log_probs(plan, scores_by_id)
         if self._average is not None:
             with self._average.in_place():
-                averages = {id: s for samples in mine for id, s in self._score(mine, samples, None).items()}
+                averages = {id: s for samples in mine for id, s in self._score(mine, samples, None, self._read).items()}
             scores_by_id = {id: replace(s, attention=averages[id].attention) for id, s in scores_by_id.items()}
         return scores_by_id
+
+    def score_reference(self, plan: TrainPlan) -> Scores:
+        """What the model without adapters says of this rank's samples; to be called after `score` of the same plan."""
+        assert self._adapters is not None, "without adapters the reference is a model of its own"
+        mine = plan.rank_samples(self._rank)
+        reads = reference_reads(self._config.algorithm.attention, self._config.reward.visual)
+        with self._adapters.switched_off():
+            return {id: s for samples in mine for id, s in self._score(mine, samples, None, *reads).items()}
 
     @contextmanager
     def _at(self, version: int) -> Iterator[None]:
@@ -166,14 +172,15 @@ class LearnerRank:
         shard: Sequence[MicroBatch],
         samples: MicroBatch,
         version: int | None,
+        read: AttentionRead | None,
         response: AttentionRead | None = None,
     ) -> Scores:
         with torch.no_grad():
-            batch, output = self._forward(shard, samples, [self._read, response] if response else [self._read])
+            batch, output = self._forward(shard, samples, [asked for asked in (read, response) if asked])
         if not samples:
             return {}
         settings = (self._config.algorithm.attention, self._config.reward.visual)
-        return to_scores(output, batch, samples, *settings, read=self._read, response=response, version=version)
+        return to_scores(output, batch, samples, *settings, read=read, response=response, version=version)
 
     def kl(self, behaviour: Scores, reference: Scores) -> dict[str, float]:
         """Sum over the response of the configured estimate of KL(pi ‖ reference), sample by sample, in nats."""
@@ -260,16 +267,7 @@ class LearnerRank:
     def look(self, samples: Sequence[Sample]) -> dict[str, VisualAttention]:
         """Return maps of where the rows of each sample's answer look. All ranks compute the same."""
         self._held.require(Held.ALL, "the learner is to compute")
-        views, read = {}, replace(self._read, rows="answer", keys="all")
-        for sample in samples:
-            batch = self._collate((sample,)).to(self._engine.device)
-            with torch.no_grad():
-                output = self._engine.forward(batch, [read])
-            (rows,) = output.attention[read]
-            policy_RT = torch.cat([mean_over_heads(block) for block in rows.policies(-1)])
-            maps = visual_maps(policy_RT.mean(0), batch.keys)
-            views[sample.id] = VisualAttention(tuple(m.float().cpu().numpy() for m in maps))
-        return views
+        return looks(self._engine, self._collate, samples, replace(self._read, rows="answer", keys="all"))
 
     def hold(self, held: Held) -> None:
         """Keep this on the device; every rank calls it between updates."""
@@ -296,14 +294,9 @@ class LearnerRank:
         self._transfer.send(offer, self._source.stream)
 
     def save_model(self, folder: Path) -> None:
-        """Write the model in Hugging Face format (rank 0; every rank calls it)."""
+        """Write the model in Hugging Face format, and adapters beside it (rank 0; every rank calls it)."""
         self._held.require(Held.WEIGHTS, "the learner is to save its model")
-        model, state = self._engine.policy.model, {}
-        for name, weight in self._engine.weights(named_weights(model)):
-            if self._rank == 0:
-                state[name] = weight.detach().to("cpu", copy=True)
-        if self._rank == 0:
-            save_model(model, state, self._family.processor, folder, self._start)
+        self._source.save(self._family.processor, folder, self._start)
 
     def save(self, folder: Path) -> None:
         """Write this rank's share of weights, optimiser and schedule."""

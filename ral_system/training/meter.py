@@ -9,7 +9,7 @@ from contextlib import contextmanager
 import torch
 
 from ral_system.data.collate import TensorBatch
-from ral_system.models.flops import FlopCounter
+from ral_system.models.flops import FlopCounter, update_passes
 from ral_system.models.policy import PolicyModel
 from ral_system.observability.memory import peak_gib
 from ral_system.observability.work import Work
@@ -22,8 +22,8 @@ class Meter:
     def __init__(self, policy: PolicyModel, device: torch.device) -> None:
         self._flops = FlopCounter(policy.model, policy.family)
         self._family, self._device = policy.family, device
-        encoder = policy.family.vision_encoder(policy.model)
-        self._vision_passes = 3 if any(p.requires_grad for p in encoder.parameters()) else 1
+        self._vision_passes = update_passes(policy.family.vision_encoder(policy.model))
+        self._text_passes = update_passes(policy.model.get_decoder())
         self._work = Work()
 
     @contextmanager
@@ -45,8 +45,8 @@ class Meter:
             tokens=batch.packing.tokens,
             unshared_tokens=batch.packing.unshared_tokens,
             media=len(encoded),
-            flops=3 * (text + head) + self._vision_passes * self._flops.vision(encoded),
-            unshared_flops=3 * (apart + head) + self._vision_passes * self._flops.vision(each),
+            flops=self._text_passes * (text + head) + self._vision_passes * self._flops.vision(encoded),
+            unshared_flops=self._text_passes * (apart + head) + self._vision_passes * self._flops.vision(each),
             peak_gib=self._work.peak_gib,
             device=self._work.device,
         )

@@ -7,7 +7,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file, load_model, save_file, save_model
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from ral_system.algorithms.token_read import TokenRead
@@ -79,7 +79,7 @@ class TorchEngine:
 
     def save(self, folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
-        save_model(self.policy.model, str(folder / "weights.safetensors"))  # tied weights once
+        save_file({name: p.detach() for name, p in self._trained.items()}, folder / "weights.safetensors")
         moments = {
             f"{name}/{key}": self._optimizer.state[parameter][key]
             for name, parameter in self._trained.items()
@@ -90,7 +90,9 @@ class TorchEngine:
         (folder / "engine.json").write_text(json.dumps({"updates": self._updates}))
 
     def load(self, folder: Path) -> None:
-        load_model(self.policy.model, folder / "weights.safetensors")
+        with torch.no_grad():
+            for name, weight in load_file(folder / "weights.safetensors").items():
+                self._trained[name].copy_(weight)
         moments = load_file(folder / "optimizer.safetensors")
         for name, parameter in self._trained.items():
             if f"{name}/step" in moments:

@@ -9,7 +9,7 @@ from tests.composed import compose_config
 
 
 def planned(config: TrainConfig, stage: Stage) -> list[Bundle]:
-    frozen = {"reference": config.needs_reference, "teachers": len(config.teachers)}
+    frozen = {"reference": config.starts_reference, "teachers": len(config.teachers)}
     return plan(config.cluster, config.rollout, config.learner, stage, **frozen)
 
 

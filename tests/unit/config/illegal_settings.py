@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from tests.unit.config.whole_groups import FILES, HF, TORCH, VIDEOS
+from tests.unit.config.whole_groups import FILES, HF, LORA, TORCH, VIDEOS
 
 SETTINGS: dict[str, tuple[dict[str, Any], list[str]]] = {
     "two kinds that are one": (
@@ -150,6 +150,33 @@ SETTINGS: dict[str, tuple[dict[str, Any], list[str]]] = {
             "learner.rate_factors.projector=2.0 has no effect with model.freeze_vision=true; set model.freeze_vision "
             "to false, or set projector to 1.0",
         ],
+    ),
+    "adapters on random weights": (
+        {"learner.lora": LORA},
+        ["learner.lora.rank=4 trains adapters on random weights: model.path=null", "set model.path or start_model"],
+    ),
+    "adapters in a frozen encoder": (
+        {"learner.lora": LORA | {"vision": True}, "model.freeze_vision": True, "stages": ["rl"]},
+        ["learner.lora.vision=true", "which model.freeze_vision=true keeps fixed; set one of them to false"],
+    ),
+    "rates of parts without adapters": (
+        {"learner.lora": LORA, "learner.rate_factors": {"vision": 0.1, "projector": 1.0}, "stages": ["rl"]},
+        [
+            "learner.rate_factors.vision=0.1 has no effect with learner.lora.vision=false; set learner.lora.vision to "
+            "true, or set vision to 1.0"
+        ],
+    ),
+    "several processes of a reference that learners score": (
+        {"learner.lora": LORA, "cluster.scorers": 2, "stages": ["rl"]},
+        ["cluster.scorers=2 has no effect with learner.lora.rank=4", "set cluster.scorers=1"],
+    ),
+    "adapters of no matrix": (
+        {"learner.lora": LORA | {"targets": []}},
+        ["learner.lora.targets=[]"],
+    ),
+    "adapters without a rank": (
+        {"learner.lora": LORA | {"rank": 0}},
+        ["learner.lora.rank=0: input should be greater than 0"],
     ),
     "a rate that falls to nothing known": (
         {"sft.schedule.shape": "cosine"},

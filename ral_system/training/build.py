@@ -1,0 +1,37 @@
+"""Construction of what a learner trains, and of the engine that holds it."""
+
+from __future__ import annotations
+
+import torch
+
+from ral_system.config.commands import TrainConfig
+from ral_system.config.learner import LearnerConfig
+from ral_system.models.lora import Adapters
+from ral_system.models.policy import PolicyModel
+from ral_system.training.engine import Engine
+from ral_system.training.optim import OptimSettings
+from ral_system.training.torch_engine import TorchEngine
+
+
+def choose_trained(policy: PolicyModel, config: TrainConfig) -> Adapters | None:
+    """Let gradients reach what the configuration trains: adapters, which are returned, or all weights but frozen ones.
+
+    To be called before an engine shards the weights.
+    """
+    if config.learner.lora is not None:
+        return Adapters(policy, config.learner.lora)
+    if config.model.freeze_vision:
+        for module in (policy.family.vision_encoder(policy.model), *policy.family.projector(policy.model)):
+            module.requires_grad_(False)
+    return None
+
+
+def build_engine(
+    learner: LearnerConfig, settings: OptimSettings, policy: PolicyModel, device: torch.device, timeout_s: float
+) -> Engine:
+    """Put a policy whose trained parameters are marked into an engine."""
+    if learner.engine == "torch":
+        return TorchEngine(policy, settings, device, gradient_checkpointing=learner.gradient_checkpointing)
+    from ral_system.training.deepspeed_engine import DeepSpeedEngine  # optional dependency, slow to import
+
+    return DeepSpeedEngine(policy, settings, learner, device, collective_timeout_s=timeout_s)

@@ -1,0 +1,65 @@
+"""Runs with adapters: over Ray, vLLM and DeepSpeed without a reference process, and continued bit for bit."""
+
+import filecmp
+import json
+from pathlib import Path
+
+import pytest
+
+pytestmark = [pytest.mark.system, pytest.mark.timeout(900)]
+
+ADAPTERS = (
+    *("experiment=smoke", "stages=[rl]", "learner.learning_rate=1e-2", "learner.warmup_updates=0"),
+    "learner.lora={rank: 4, alpha: 8, targets: [q_proj, k_proj, up_proj], vision: false}",  # parts of what vLLM fuses
+    *("algorithm.attention.anchor=reference", "algorithm.kl.coefficient=0.1"),
+    "algorithm.entropy_coefficient=1",  # random answers earn nothing to learn from
+)
+
+
+def test_adapters_are_trained_by_deepspeed_and_sampled_merged_in_vllm(
+    commands, left, tiny_model: Path, tmp_path: Path
+) -> None:
+    sharded = ("learner.zero_stage=3", "learner.gradient_checkpointing=true", "algorithm.steps=3", "evaluation.every=0")
+    done = commands("ral-train", *ADAPTERS, *sharded, f"start_model={tiny_model}", cwd=tmp_path, fresh=True)
+    assert done.returncode == 0, done.stderr
+    assert "2 deepspeed ranks, 1 vllm engine; CPU" in done.stderr  # and no reference
+    run = left(tmp_path / "runs" / "smoke")
+    assert not list((run.folder / "logs").glob("reference*"))
+    summary, steps = run.summary(), run.rl_steps()
+    assert (summary["prompt_id_mismatches"], summary["weight_checksum_failures"]) == (0, 0)
+    assert summary["max_abs_logprob_diff"] <= 1e-4
+    assert [step["step"] for step in steps] == [1, 2, 3]
+    assert steps[0]["attention/divergence_first_update"] == 0 < steps[2]["attention/divergence_first_update"]
+    assert 0 < steps[0]["policy/kl"] < steps[2]["policy/kl"]
+
+    from peft import PeftModel
+
+    from ral_system.models.loading import load_model
+
+    start = load_model(tiny_model, dtype="float32")
+    assert all(step["gate/tensors_verified"] == len(start.state_dict()) for step in steps)
+    merged = PeftModel.from_pretrained(start, str(run.folder / "model" / "adapter")).merge_and_unload().state_dict()
+    exported = load_model(run.folder / "model", dtype="float32").state_dict()
+    assert all(merged[name].allclose(weight, rtol=1e-5, atol=1e-6) for name, weight in exported.items())
+
+
+def test_a_continued_run_ends_with_the_same_adapters(commands, left, tiny_model: Path, tmp_path: Path) -> None:
+    """The rl stage begins with new ones, on the model that those of sft were merged to."""
+    local = (*ADAPTERS, "cluster=local", "stages=[sft,rl]", f"start_model={tiny_model}", "evaluation.every=0")
+    models = []
+    for name, parts in (("straight", (4,)), ("continued", (2, 4))):
+        for steps in parts:
+            done = commands("ral-train", *local, f"name={name}", f"algorithm.steps={steps}", cwd=tmp_path)
+            assert done.returncode == 0, done.stderr
+        run = left(tmp_path / "runs" / name)
+        models.append(run.folder / "model")
+        saved = list((run.folder / "checkpoints" / "rl").glob("*/learner/weights.safetensors"))
+        assert saved and all(file.stat().st_size < 100_000 for file in saved)
+        for model, start in ((run.folder / "models" / "sft", tiny_model), (models[-1], run.folder / "models" / "sft")):
+            settings = json.loads((model / "adapter" / "adapter_config.json").read_text())
+            assert (settings["r"], settings["lora_alpha"]) == (4, 8)
+            assert Path(settings["base_model_name_or_path"]).resolve() == start.resolve()
+    for file in ("model.safetensors", "adapter/adapter_model.safetensors"):
+        assert filecmp.cmp(*(model / file for model in models), shallow=False), file
+    done = commands("ral-train", *local, "name=straight", "algorithm.steps=5", "learner.lora.rank=2", cwd=tmp_path)
+    assert done.returncode == 2 and "learner.lora.rank" in done.stderr, done.stderr
