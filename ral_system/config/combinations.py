@@ -25,7 +25,6 @@ from ral_system.config.evaluation import (
 )
 from ral_system.config.learner import LearnerConfig
 from ral_system.config.model import ModelConfig
-from ral_system.config.plan import PlanConfig
 from ral_system.config.reward import RewardConfig
 from ral_system.config.rollout import RolloutConfig
 from ral_system.config.supervised import SupervisedConfig
@@ -57,7 +56,6 @@ def problems(config: Group) -> Iterator[str]:
         frozen_parts_have_no_rate,
         engines_fit_the_cluster,
         engines_sit_beside_learners,
-        plan_knows_the_placement,
         scorers_have_a_reference,
         gate_fits_the_dtypes,
     )
@@ -360,15 +358,6 @@ def engines_sit_beside_learners(
         yield (
             "learner.offload=optimizer_and_parameters keeps in host memory what cluster.placement=colocated would move "
             f"there; set offload to optimizer or none, or {apart}"
-        )
-
-
-def plan_knows_the_placement(plan: PlanConfig, cluster: ClusterConfig) -> Iterator[str]:
-    """Check that `ral-plan` counts every role's memory where it is."""
-    if cluster.placement == "colocated":
-        yield (
-            f"cluster.placement=colocated: ral-plan (plan.device={plan.device}) counts the memory of every role on a "
-            "GPU of its own; set it to disaggregated for the plan"
         )
 
 

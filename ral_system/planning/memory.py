@@ -140,6 +140,34 @@ def publication(policy: OutlinedPolicy, kind: str) -> int:
     return max(BUCKET_BYTES, largest) + 3 * 8 * AT_ONCE[kind]
 
 
+MOVED = ("weights", "gradients", "optimiser", "average")
+"""What a role takes to the host when it leaves a device to others."""
+CONTEXT = 2**30
+"""What a process keeps of a GPU while it sleeps: libraries and graphs. An assumption."""
+
+
+def on_shared_device(roles: Sequence[Role]) -> dict[str, int]:
+    """Bytes of each phase on the busiest GPU that engines and learners share: that of learner rank 0.
+
+    The first role is the learner, the second the engine, the others frozen models; one is awake at a time but while
+    weights are published.
+    """
+    learner, engine, *frozen = roles
+    beside = [role for role in frozen if role.gpus]
+    asleep = CONTEXT * (1 + len(beside))
+    published = sum(role.device["weights"] for role in (learner, engine))
+    return {
+        "generate": engine.total + asleep,
+        "train": learner.total + sum(role.total for role in beside) + CONTEXT,
+        "publish": published + learner.phases["publish"] + engine.phases["load"] + CONTEXT * len(beside),
+    }
+
+
+def moved(role: Role) -> int:
+    """Bytes that go to the host when a role leaves its device."""
+    return sum(size for part, size in role.device.items() if part in MOVED)
+
+
 def measures_share(config: TrainConfig) -> bool:
     """Whether learners measure the attention term's share of the gradient, at least now and then."""
     attention = config.algorithm.attention

@@ -6,6 +6,7 @@ from rich.console import Console
 from rich.table import Table
 
 from ral_system.config.commands import TrainConfig
+from ral_system.planning.memory import streams_weights
 from ral_system.planning.plan import Plan, gib
 from ral_system.planning.seconds import PUBLISH_S_PER_BYTE, WRITE_BYTES_PER_S
 
@@ -23,29 +24,35 @@ def print_plan(config: TrainConfig, plan: Plan, console: Console) -> None:
         f"{algorithm.updates_per_step} updates, on {plan.device.name}"
     )
     console.print(_memory(plan))
+    if plan.shared:
+        phases = ", ".join(f"{gib(size)} to {phase}" for phase, size in plan.shared.items())
+        console.print(f"Roles share GPUs, of which each holds {phases} GiB, of {gib(plan.device.bytes)}.")
     console.print(f"The cache of an engine holds {plan.at_once:,} such sequences.\n")
     if plan.problems:
         return  # a run that does not fit takes no time
     console.print(_time(plan))
-    alone = algorithm.max_staleness or algorithm.sampling_rounds > 1
+    alone = algorithm.max_staleness or algorithm.sampling_rounds > 1 or config.cluster.placement == "colocated"
     console.print(
         f"A step takes {_duration(plan.step_s)}: "
         f"{'learners and engines side by side' if algorithm.max_staleness else 'learners wait for engines'}, "
         f"frozen models {'after' if alone else 'beside'} the engines."
     )
     local = config.cluster.kind == "local" and plan.device.kind == "cuda"
-    gpus = 1 if local else sum(role.processes * role.gpus for role in plan.roles)
+    used = plan.roles[:1] if plan.shared else plan.roles
+    gpus = 1 if local else sum(role.processes * role.gpus for role in used)
+    on = f" on {gpus:g} GPU{'s' if gpus != 1 else ''}" if gpus else ""
     stored = plan.checkpoint_bytes * (config.checkpoint.keep + 1)
     console.print(
-        f"{algorithm.steps:,} steps take {_duration(plan.run_s)}{f' on {gpus:g} GPUs' if gpus else ''}, and "
+        f"{algorithm.steps:,} steps take {_duration(plan.run_s)}{on}, and "
         f"{gib(stored)} GiB of disk for checkpoints of {gib(plan.checkpoint_bytes)} GiB."
     )
     device = plan.device
+    publishing = "" if streams_weights(config) else f"{PUBLISH_S_PER_BYTE * 1e9:.2g} s a published GB, "
     console.print(
         f"Assumed: {device.flops_per_s / 1e12:.3g} TFLOP/s in passes, {device.bytes_per_s / 1e9:,.0f} GB/s "
-        f"in decoding and {device.decode_s * 1e3:g} ms a decoding step beside that, {PUBLISH_S_PER_BYTE * 1e9:.2g} "
-        f"s a published GB, {WRITE_BYTES_PER_S / 1e9:g} GB/s to disk. Not counted: perceive and sft, starts, "
-        "evaluations, rewards, preparation of data."
+        f"in decoding and {device.decode_s * 1e3:g} ms a decoding step beside that, {publishing}"
+        f"{WRITE_BYTES_PER_S / 1e9:g} GB/s to disk. Not counted: perceive and sft, starts, evaluations, rewards, "
+        "preparation of data."
     )
     for line in plan.advice:
         console.print(f"note: {line}")

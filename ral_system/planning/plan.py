@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,7 +11,7 @@ from ral_system.config.plan import PlanConfig
 from ral_system.data.micro_batches import bundles, groups_of, price
 from ral_system.errors import ConfigError
 from ral_system.planning.devices import Device, gpu, this_cpu
-from ral_system.planning.memory import Role, largest_micro_batch, learner_role, rollout_role
+from ral_system.planning.memory import Role, largest_micro_batch, learner_role, on_shared_device, rollout_role
 from ral_system.planning.passes import OutlinedPolicy
 from ral_system.planning.seconds import WRITE_BYTES_PER_S, Clock, Phase
 from ral_system.planning.workload import step_samples
@@ -30,6 +30,8 @@ class Plan:
     at_once: int
     """Sequences that the cache of an engine holds."""
     roles: Sequence[Role]
+    shared: Mapping[str, int]
+    """Bytes of each phase on a GPU that engines and learners share; nothing if they share none."""
     phases: Sequence[Phase]
     step_s: float
     """Seconds of a step; what runs side by side counts once."""
@@ -69,8 +71,14 @@ def make_plan(config: TrainConfig, plan: PlanConfig, folder: Path, teachers: Seq
     own_reference = config.needs_reference and not config.starts_reference
     learning = [clock.score(dealt), *([clock.reference(dealt)] if own_reference else [])]
     learning += [clock.update(dealt), clock.publish()]
+    trained = learner_role(config, policy, dealt, kind)
+    shares = cluster.placement == "colocated" and kind == "cuda"
+    if shares:
+        learning.append(clock.move([trained, *(role for role, _ in frozen)]))
     step_s = _step_seconds(config, samples, generating, [phase for _, phase in frozen], learning)
-    roles = [learner_role(config, policy, dealt, kind), rollout, *(role for role, _ in frozen)]
+    roles = [trained, rollout, *(role for role, _ in frozen)]
+    shared = on_shared_device(roles) if shares else {}
+    problems = _problems(config, device, roles, cache.bytes - cache.token_bytes * config.rollout.max_model_len)
     size = clock.checkpoint_bytes()
     return Plan(
         device=device,
@@ -81,7 +89,8 @@ def make_plan(config: TrainConfig, plan: PlanConfig, folder: Path, teachers: Seq
         step_s=step_s,
         checkpoint_bytes=size,
         run_s=algorithm.steps * step_s + _checkpoints(config) * size / WRITE_BYTES_PER_S,
-        problems=list(_problems(config, device, roles, cache.bytes - cache.token_bytes * config.rollout.max_model_len)),
+        shared=shared,
+        problems=[*problems, *_shared_problems(device, shared)],
         advice=list(_advice(config, samples)),
     )
 
@@ -111,14 +120,14 @@ def _step_seconds(
     frozen: Sequence[Phase],
     learning: Sequence[Phase],
 ) -> float:
-    """Frozen models score while engines generate, all but the last bundle; but where batches are picked or made ahead,
-    after that. With staleness learners and engines work side by side.
+    """Frozen models score while engines generate, all but the last bundle; after that where batches are picked or made
+    ahead, or devices shared. With staleness learners and engines work side by side.
     """
     scoring_s = max((phase.seconds for phase in frozen), default=0.0)
     learning_s = sum(phase.seconds for phase in learning)
     if config.algorithm.max_staleness:
         return max(generating.seconds, scoring_s + learning_s)
-    if config.algorithm.sampling_rounds > 1:
+    if config.algorithm.sampling_rounds > 1 or config.cluster.placement == "colocated":
         return generating.seconds + scoring_s + learning_s
     last_s = scoring_s / len(bundles(groups_of(samples), config.learner.max_tokens))
     return max(generating.seconds, scoring_s) + last_s + learning_s
@@ -156,6 +165,20 @@ def _problems(config: TrainConfig, device: Device, roles: Sequence[Role], spare_
         )
 
 
+def _shared_problems(device: Device, shared: Mapping[str, int]) -> Iterator[str]:
+    for phase, needed in shared.items():
+        if needed > device.bytes:
+            yield (
+                f"cluster.placement=colocated: to {phase}, a GPU needs {gib(needed)} GiB of {gib(device.bytes)}; "
+                f"{_SHARED_REMEDIES[phase]}, or set cluster.placement=disaggregated"
+            )
+
+
+_SHARED_REMEDIES = {
+    "generate": "lower rollout.gpu_memory_utilization",
+    "train": "lower learner.max_tokens, set learner.gradient_checkpointing=true or learner.zero_stage=3",
+    "publish": "set learner.zero_stage=3, or choose a smaller model",
+}
 _SMALLER = "lower learner.world_size, rollout.workers, rollout.memory_gib, or choose a smaller model"
 _REMEDIES = {
     "learner": (
@@ -189,8 +212,8 @@ def _advice(config: TrainConfig, samples: Sequence[Sample]) -> Iterator[str]:
         )
     if (prompts := config.algorithm.prompts_per_step) % config.rollout.workers:
         yield (
-            f"algorithm.prompts_per_step={prompts} does not divide by rollout.workers={config.rollout.workers}: some "
-            "engines wait for others"
+            f"algorithm.prompts_per_step={prompts} does not divide by rollout.workers={config.rollout.workers}: groups "
+            "are cut, and their prompts read by several engines"
         )
 
 

@@ -12,9 +12,10 @@ from ral_system.data.micro_batches import bundles, groups_of
 from ral_system.models.flops import FlopCounter
 from ral_system.models.loading import TORCH_DTYPES
 from ral_system.planning.devices import Device
-from ral_system.planning.memory import Cache, Weights, measures_share, streams_weights, zero_stage
+from ral_system.planning.memory import Cache, Role, Weights, measures_share, moved, streams_weights, zero_stage
 from ral_system.planning.passes import OutlinedPolicy, pass_flops, text_flops
-from ral_system.types import Sample, TrainPlan
+from ral_system.rollout.dealing import deal
+from ral_system.types import Sample, Sampling, TrainPlan
 
 PUBLISH_S_PER_BYTE = 4.6e-9
 """Copying and comparing weights on hosts, learner and engine together, as measured on one thread."""
@@ -53,17 +54,20 @@ class Clock:
         self._offload = config.learner.offload if config.learner.engine == "deepspeed" else "none"
 
     def rollout(self, samples: Sequence[Sample], cache: Cache) -> Phase:
-        """Prompts are read once; then every engine decodes its share, as many sequences at once as it holds."""
+        """Every engine reads the prompts of its share, then decodes as many sequences at once as it holds."""
         rollout, groups, device = self._config.rollout, groups_of(samples), self._device
         ranks = rollout.tensor_parallel if rollout.engine == "vllm" else 1
-        mine = -(-len(groups) // rollout.workers)
+        prompts = [group[0].prompt for group in groups]
+        sampling = Sampling(len(groups[0]), 1.0, len(samples[0].response_token_ids), seed=0)
+        busiest = max(deal(prompts, sampling, rollout.workers), key=lambda share: sum(p.completions for p in share))
+        mine = sum(piece.completions for piece in busiest)
         prompt, response = len(samples[0].prompt.token_ids), len(samples[0].response_token_ids)
-        prompts = len(groups) if rollout.engine == "vllm" else len(samples)  # hf reads one for every response
-        read = self._vision(samples) + prompts * self._flops.text(Packing.apart((prompt,)))
-        reading_s = read * mine / len(groups) / ranks / device.flops_per_s
+        reads = len(groups) if rollout.engine == "vllm" else len(samples)  # hf reads a prompt for every response
+        read = self._vision(samples) + reads * self._flops.text(Packing.apart((prompt,)))
+        reading_s = read * len(busiest) / len(groups) / ranks / device.flops_per_s
         group = len(groups[0])
-        at_once = max(1, min(rollout.max_sequences, mine * group, cache.sequences(samples, group)))
-        rounds = math.ceil(mine * group / at_once)
+        at_once = max(1, min(rollout.max_sequences, mine, cache.sequences(samples, group)))
+        rounds = math.ceil(mine / at_once)
         moved = self._weights.published * TORCH_DTYPES[rollout.dtype].itemsize / ranks + at_once * cache.token_bytes * (
             prompt + response / 2
         )
@@ -121,6 +125,11 @@ class Clock:
             return Phase("publish", 0, local_s + gathered_s + size / device.link_bytes_per_s, "memory")
         moving_s = 2 * size / device.host_bytes_per_s if device.kind == "cuda" else 0.0
         return Phase("publish", 0, size * PUBLISH_S_PER_BYTE + moving_s, "host")
+
+    def move(self, roles: Sequence[Role]) -> Phase:
+        """Learner and frozen models to the host and back, where they share devices with engines; for each device."""
+        size = sum(moved(role) for role in roles if role.gpus)
+        return Phase("move", 0, 2 * size / self._device.host_bytes_per_s, "host")
 
     def checkpoint_bytes(self) -> int:
         """Bytes on disk of what trains: weights, two moments, with ZeRO float32 copies, and the average if any."""

@@ -316,8 +316,4 @@ SETTINGS: dict[str, tuple[dict[str, Any], list[str]]] = {
         {"cluster.placement": "colocated", "learner.offload": "optimizer_and_parameters", "learner.zero_stage": 3},
         ["learner.offload=optimizer_and_parameters keeps in host memory", "set offload to optimizer or none"],
     ),
-    "a plan of shared devices": (
-        {"cluster.placement": "colocated", "rollout.workers": 2, "plan.device": "h100"},
-        ["cluster.placement=colocated: ral-plan (plan.device=h100)", "set it to disaggregated for the plan"],
-    ),
 }

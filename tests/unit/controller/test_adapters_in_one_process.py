@@ -8,6 +8,7 @@ import torch
 
 from ral_system.config.commands import TrainConfig
 from ral_system.controller.loop import TrainingLoop
+from ral_system.controller.residency import residency
 from ral_system.in_process import InProcessRoles
 from ral_system.media.store import MediaStore
 from ral_system.models.loading import load_model
@@ -50,7 +51,8 @@ def test_steps_train_adapters_towards_rewards_and_away_from_the_reference(
     tmp_path: Path,
 ) -> None:
     (mine, config), prompts = roles, [sample.prompt for sample in draw_samples(12)]
-    loop = TrainingLoop(config, mine, lambda i: prompts[i], PhaseTimer())
+    timer = PhaseTimer()
+    loop = TrainingLoop(config, mine, lambda i: prompts[i], timer, residency(mine, timer))
     weights = load_model(tiny_model, dtype="float32").state_dict()
     assert loop.publish() == len(weights)
     steps = [loop.step().metrics for _ in range(3)]

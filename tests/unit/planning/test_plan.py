@@ -232,10 +232,56 @@ def test_frozen_models_work_beside_engines_unless_batches_are_picked_or_made_ahe
     assert turns.step_s == pytest.approx(max(rollout, reference) + reference + sum(learning))  # one bundle
     assert picked.step_s == pytest.approx(rollout + reference + sum(learning))
     assert "algorithm.sampling_rounds=2: one is counted" in picked.advice[0]
-    assert beside.step_s == pytest.approx(max(rollout, reference + sum(learning)))
+    rollout, *others = (phase.seconds for phase in beside.phases)
+    assert beside.step_s == pytest.approx(max(rollout, sum(others)))
     (learner, *_) = beside.roles
-    assert learner.host["published"] == 2 * turns.roles[0].host["published"]
+    weights = Weights.of(OutlinedPolicy(one_layer, "bfloat16", "cuda", compose_config(*VIDEO), trained=True).model)
+    assert "published" not in turns.roles[0].host  # there it goes from device to device
+    assert learner.host["published"] == 2 * weights.bytes
     assert learner.host["past weights"] == pytest.approx(2 * turns.roles[0].device["optimiser"] / 12 * 2, rel=1e-6)
+
+
+def test_a_publication_is_bound_by_memory_links_or_the_host(one_layer: Path) -> None:
+    small = ("plan.medium=none", "plan.text_tokens=100", "plan.response_tokens=16")
+    config = compose_config(*VIDEO, *small, kind=PlanCommandConfig)
+    outline = OutlinedPolicy(one_layer, "bfloat16", "cuda", config, trained=True)
+    own = Weights.of(outline.model)
+    assert own.trained < own.all  # vision is frozen, and travels once
+    slow = replace(gpu(config.plan), bytes_per_s=1e9, link_bytes_per_s=1e30)
+    phase = Clock(config, outline, slow).publish()
+    assert phase.seconds == pytest.approx(own.trained * (2 * 58 + 4 * 2) / 1e9)
+    slow = replace(gpu(config.plan), bytes_per_s=1e30, link_bytes_per_s=1e9)
+    gathering_s = 2 * 0.75 * own.trained * 2 / 1e9  # ZeRO 3, for the checksums and to send
+    assert Clock(config, outline, slow).publish().seconds == pytest.approx(own.trained * 2 / 1e9 + gathering_s)
+    kept = config.model_copy(update={"rollout": config.rollout.model_copy(update={"weight_transfer": "files"})})
+    assert Clock(kept, outline, slow).publish().seconds > own.trained * 2 * 4.6e-9
+
+
+def test_roles_that_take_turns_must_fit_phase_by_phase(one_layer: Path) -> None:
+    small = ("plan.medium=none", "plan.text_tokens=100", "plan.response_tokens=16")
+    turns = (
+        *("cluster.placement=colocated", "learner.world_size=3", "rollout.workers=3", "cluster.scorers=3"),
+        "algorithm.prompts_per_step=9",
+    )
+    plan, _ = planned(one_layer, *VIDEO, *small, *turns)
+    learner, engine, reference = plan.roles
+    assert not plan.problems
+    assert plan.shared == {
+        "generate": engine.total + 2 * 2**30,
+        "train": learner.total + reference.total + 2**30,
+        "publish": learner.device["weights"]
+        + engine.device["weights"]
+        + learner.phases["publish"]
+        + engine.phases["load"]
+        + 2**30,
+    }
+    phases = {phase.name: phase.seconds for phase in plan.phases}
+    leaves = sum(learner.device[part] for part in ("weights", "gradients", "optimiser")) + reference.device["weights"]
+    assert phases["move"] == pytest.approx(2 * leaves / 55e9)
+    assert plan.step_s == pytest.approx(sum(phases.values()))  # one after another
+    full, _ = planned(one_layer, *VIDEO, *small, *turns, "rollout.gpu_memory_utilization=0.99")
+    (problem,) = full.problems
+    assert "cluster.placement=colocated: to generate, a GPU needs 80.8 GiB of 79.6; lower rollout.gpu_m" in problem
 
 
 def test_processes_of_the_reference_share_bundles(one_layer: Path) -> None:
