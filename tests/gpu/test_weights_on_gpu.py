@@ -1,0 +1,100 @@
+"""Weights between two processes on one GPU through CUDA IPC, NCCL of one rank, and how fast checksums are."""
+
+import multiprocessing as mp
+import time
+from collections.abc import Collection, Iterator
+from dataclasses import replace
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.distributed import HashStore  # type: ignore[attr-defined]
+
+from ral_system.weights.digest import digest
+from ral_system.weights.transfer.broadcast import _nccl
+from ral_system.weights.transfer.shared_memory import SharedMemory
+from ral_system.weights.transfer.transfer import Setting
+from tests.offered import manifest_of
+
+pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
+
+VERSIONS = 4
+SHAPES = {"embed": (152_064, 3584), **{f"layer.{i}": (18_944, 3584) for i in range(12)}, "norm": (3584,)}
+"""3 GB in bfloat16."""
+
+
+def weights(version: int) -> dict[str, Tensor]:
+    torch.manual_seed(version)
+    return {name: torch.randn(shape, device="cuda", dtype=torch.bfloat16) for name, shape in SHAPES.items()}
+
+
+def engine(offers: Any, answers: Any, setting: Setting) -> None:
+    """A stand-in: it has the weights' memory, and says what it holds and has allocated after each version."""
+    own = {name: torch.zeros(shape, device="cuda", dtype=torch.bfloat16) for name, shape in SHAPES.items()}
+    transfer = SharedMemory(setting)
+    while (offer := offers.get()) is not None:
+        for name, tensor in transfer.receive(offer):
+            own[name].copy_(tensor)
+        answers.put((manifest_of(offer.manifest.version, own), torch.cuda.memory_allocated()))
+
+
+def test_an_engine_on_the_same_gpu_holds_every_version(tmp_path: Path) -> None:
+    setting, context = Setting(tmp_path, 1, 0, 1, 1, "127.0.0.1", 60.0), mp.get_context("spawn")
+    offers, answers = context.Queue(), context.Queue()
+    process = context.Process(target=engine, args=(offers, answers, setting), daemon=True)
+    process.start()
+    learner, allocated, seconds = SharedMemory(replace(setting, rank=0)), [], []
+    for version in range(VERSIONS):
+        state = weights(version)
+
+        def stream(names: Collection[str], state: dict[str, Tensor] = state) -> Iterator[tuple[str, Tensor]]:
+            yield from ((name, tensor) for name, tensor in state.items() if name in names)
+
+        manifest = manifest_of(version, state)
+        began = time.perf_counter()
+        offer = learner.offer(manifest, tuple(state), stream)
+        offers.put(offer)
+        assert offer is not None
+        learner.send(offer, stream)
+        seconds.append(time.perf_counter() - began)
+        held, of_engine = answers.get(timeout=60)
+        assert held == manifest
+        allocated.append(of_engine)
+    offers.put(None)
+    process.join(30)
+    size = sum(tensor.nbytes for tensor in weights(0).values())
+    assert len(set(allocated[1:])) == 1  # no growth
+    print(f"\n{size / 1e9:.2f} GB by CUDA IPC: {min(seconds):.3f} s, {size / min(seconds) / 1e9:.0f} GB/s")
+
+
+def test_checksums_are_bound_by_memory() -> None:
+    state = weights(0)
+    size = sum(tensor.nbytes for tensor in state.values())
+    copies = {name: torch.empty_like(tensor) for name, tensor in state.items()}
+    seconds = {}
+    for what, run in (
+        ("copy", lambda: [copies[name].copy_(tensor) for name, tensor in state.items()]),
+        ("checksums", lambda: [digest(tensor) for tensor in state.values()]),
+    ):
+        run()
+        torch.cuda.synchronize()
+        began = time.perf_counter()
+        run()
+        torch.cuda.synchronize()
+        seconds[what] = time.perf_counter() - began
+    print("\n" + ", ".join(f"{what} of {size / 1e9:.2f} GB: {s * 1e3:.1f} ms" for what, s in seconds.items()))
+    assert digest(state["norm"]) == digest(state["norm"].cpu())
+    assert digest(state["embed"][:999]) == digest(state["embed"][:999].cpu())
+
+
+def test_nccl_of_one_rank_broadcasts() -> None:
+    group = _nccl(HashStore(), 0, 1, timedelta(seconds=30))
+    buffer = torch.arange(1 << 20, dtype=torch.uint8, device="cuda")
+    options = torch.distributed.BroadcastOptions()
+    options.rootRank = 0
+    before = buffer.clone()
+    group.broadcast([buffer], options).wait(timedelta(seconds=30))
+    assert torch.equal(buffer, before)
