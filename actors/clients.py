@@ -11,6 +11,7 @@ import ray
 
 from ral_system.actors.group import Call, Member, stream, wait_all
 from ral_system.data.micro_batches import Bundler, groups_of, price
+from ral_system.errors import WeightTransferError
 from ral_system.observability.work import meters
 from ral_system.protocols import Ref
 from ral_system.rollout.dealing import deal
@@ -65,7 +66,7 @@ class RayGenerator:
     def load_weights(self, weights: Ref) -> Sequence[WeightManifest]:
         """Load into all engines at once; weights go from learner to engines without passing here."""
         calls = [Call(member, member.handle.load_weights.remote(weights)) for member in self._members]
-        return wait_all(calls, self._timeout_s, "loading weights")
+        return _wait_together(calls, self._timeout_s, "loading weights")
 
 
 class RayHolder:
@@ -76,7 +77,7 @@ class RayHolder:
         self._timeout_s = call_timeout_s
 
     def hold(self, held: Held) -> None:
-        """All actors at once."""
+        """Make every actor hold this much memory."""
         calls = [Call(member, member.handle.hold.remote(held)) for member in self._members]
         wait_all(calls, self._timeout_s, "moving its memory")
 
@@ -278,7 +279,7 @@ class RayLearner:
         calls = [Call(member, member.handle.send.remote(offer)) for member in self._members]
 
         def wait() -> None:
-            wait_all(calls, self._timeout_s, "sending weights")
+            _wait_together(calls, self._timeout_s, "sending weights")
 
         return wait
 
@@ -300,6 +301,15 @@ class RayLearner:
     def _all(self, call: Callable[[Any], Any], doing: str) -> Any:
         """Call every rank, and return rank 0's answer."""
         return wait_all([Call(member, call(member.handle)) for member in self._members], self._timeout_s, doing)[0]
+
+
+def _wait_together(calls: Sequence[Call], timeout_s: float, doing: str) -> list[Any]:
+    """As `wait_all`, but when weights do not arrive, all give up before this does."""
+    try:
+        return wait_all(calls, timeout_s, doing)
+    except WeightTransferError:
+        ray.wait([call.ref for call in calls], num_returns=len(calls), timeout=timeout_s)
+        raise
 
 
 def _parts(ranks: Sequence[Sequence[RemoteScores]]) -> list[RemoteScores]:

@@ -133,7 +133,7 @@ class LearnerActor(ActorProcess):
 
     @watched
     def hold(self, held: Held) -> None:
-        """Keep this on a shared device."""
+        """Keep only this on the shared device, between two phases."""
         self._learner.hold(held)
 
     @watched

@@ -76,7 +76,7 @@ class RolloutActor(ActorProcess):
 
     @watched
     def hold(self, held: Held) -> None:
-        """Keep this on a shared GPU; between two generations."""
+        """Keep only this on the shared device, between two phases."""
         self._engine.hold(held)
 
     @watched

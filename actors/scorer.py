@@ -75,7 +75,7 @@ class ScorerActor(ActorProcess):
 
     @watched
     def hold(self, held: Held) -> None:
-        """Keep this of the model on a shared device."""
+        """Keep only this on the shared device, between two phases."""
         self._scorer.hold(held)
 
     @watched

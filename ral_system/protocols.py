@@ -153,7 +153,7 @@ class Holder(Protocol):
     """The processes of a role, on devices that they share with other roles."""
 
     def hold(self, held: Held) -> None:
-        """Keep this on the devices, and give the rest of their memory to others; returns when that is done."""
+        """Keep only this on the shared devices; the rest of their memory is free for others when it returns."""
         ...
 
 

@@ -52,6 +52,9 @@ def _driver_and_memory(smi: str) -> list[Check]:
         return [Check("driver", Status.BROKEN, lines[0] if lines else "no GPUs", remedy, ("gpu",))]
     checks = [Check("driver", Status.OK, rows[0][1])]
     for index, (name, _, total, free) in enumerate(rows):
+        if not (free.isdecimal() and total.isdecimal()):  # [N/A] where the GPU shares the host's memory
+            checks.append(Check(f"GPU {index}", Status.INFO, f"{name}, memory not reported"))
+            continue
         found = f"{name}, {int(free) / 1024:.1f} of {int(total) / 1024:.1f} GiB free"
         used = int(free) < _FREE * int(total)
         remedy = "another process uses it (nvidia-smi names it): end that, or lower rollout.gpu_memory_utilization"

@@ -27,7 +27,7 @@ class ClusterConfig(ProcessConfig):
     placement: Literal["disaggregated", "colocated"]
     """`disaggregated`: each process has its own share of the cluster. `colocated`: rollout engine i shares the GPU of
     learner rank i, as do the reference and teachers; engines sleep while learners train, and learners are in host
-    memory while engines generate. `gpus_per_*` are then GPUs that a process uses, not its alone."""
+    memory while engines generate. `gpus_per_*` then count GPUs that a process shares with others."""
     scorers: Positive
     """Processes of the reference, each with `cpus_per_scorer` and `gpus_per_scorer`; they share the groups of a
     batch."""

@@ -56,6 +56,7 @@ def problems(config: Group) -> Iterator[str]:
         frozen_parts_have_no_rate,
         engines_fit_the_cluster,
         engines_sit_beside_learners,
+        memory_is_shared_on_one_device,
         scorers_have_a_reference,
         gate_fits_the_dtypes,
     )
@@ -324,6 +325,17 @@ def engines_fit_the_cluster(cluster: ClusterConfig, learner: LearnerConfig, roll
     ):
         if value != needed:
             yield f"{field}={value} needs cluster=ray; with cluster=local {remedy}"
+
+
+def memory_is_shared_on_one_device(cluster: ClusterConfig, rollout: RolloutConfig) -> Iterator[str]:
+    """Check that engines can open the learner's memory."""
+    if rollout.weight_transfer != "shared_memory" or cluster.placement == "colocated":
+        return
+    if cluster.gpus_per_rollout or cluster.gpus_per_learner:
+        yield (
+            f"rollout.weight_transfer=shared_memory with cluster.placement={cluster.placement}: engines and learners "
+            "have GPUs of their own, which cannot open each other's memory; set weight_transfer=null"
+        )
 
 
 def engines_sit_beside_learners(

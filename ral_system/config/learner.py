@@ -56,6 +56,7 @@ class LoraConfig(Group):
     rank: Positive
     """Rows of A and columns of B."""
     alpha: PositiveFloat
+    """B A is multiplied by alpha / rank; often the rank or twice it."""
     targets: Annotated[tuple[str, ...], OneOrMore, Field(min_length=1)]
     """Names of the adapted matrices: the last part of a module's name, such as q_proj, or more of its end."""
     vision: bool

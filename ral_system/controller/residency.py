@@ -77,7 +77,8 @@ HELD: Mapping[Phase, tuple[Held, Held, Held]] = {
     Phase.TRAIN: (Held.NOTHING, Held.ALL, Held.ALL),
     Phase.PUBLISH: (Held.WEIGHTS, Held.WEIGHTS, Held.NOTHING),
 }
-"""What engines, learner and frozen models hold in each phase. No two of them hold all but learner and frozen models."""
+"""What engines, learner and frozen models hold in each phase. Of these, only the learner and frozen models ever hold
+everything at once."""
 _NEXT = {Phase.TRAIN: (Phase.PUBLISH,), Phase.PUBLISH: (Phase.GENERATE, Phase.TRAIN), Phase.GENERATE: (Phase.TRAIN,)}
 
 
@@ -91,7 +92,7 @@ class Sharing:
         self._version: int | None = None
 
     def publish(self, version: int) -> int:
-        """Both sides hold weights alone meanwhile."""
+        """Publish while engines and learner hold only their weights."""
         self.train()
         self.enter(Phase.PUBLISH)
         self._version = version
@@ -107,7 +108,7 @@ class Sharing:
         self.enter(Phase.GENERATE)
 
     def train(self) -> None:
-        """Engines sleep."""
+        """Put the engines to sleep and bring the learner back."""
         self.enter(Phase.TRAIN)
 
     def enter(self, phase: Phase) -> None:

@@ -49,4 +49,5 @@ def give_back_free_memory(device: torch.device) -> None:
     """Return what torch keeps for later allocations to the device, where other processes can use it."""
     if device.type == "cuda":
         gc.collect()  # of cycles that hold tensors
+        torch.cuda.ipc_collect()
         torch.cuda.empty_cache()

@@ -51,7 +51,7 @@ class Adapters:
                 layer.enable_adapters(True)
 
     def parts(self, held: Iterable[str]) -> dict[str, tuple[str, ...]]:
-        """Return the names of a plain model's weights, each with those of an adapted model's that it is made of."""
+        """Map each weight of the merged model to the adapted model's weights that it is computed from, by name."""
         found: dict[str, tuple[str, ...]] = {}
         for name in held:
             module = name.removesuffix(f"{_BASE}weight")

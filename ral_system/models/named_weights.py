@@ -6,6 +6,7 @@ import re
 
 from torch import Tensor, nn
 
+_ADAPTED = re.compile(r"\.(base_layer|lora_[AB]\.default)\.weight$")
 _LAYER = re.compile(r"(.*?\.\d+)\.")
 
 
@@ -18,6 +19,9 @@ def named_weights(model: nn.Module) -> dict[str, Tensor]:
 
 
 def layer_of(name: str) -> str:
-    """What a weight is a part of: `model.layers.3` for `model.layers.3.mlp.up_proj.weight`, itself outside layers."""
+    """What a weight is a part of: `model.layers.3` for `model.layers.3.mlp.up_proj.weight`, itself outside layers.
+
+    A matrix and its adapters are together everywhere.
+    """
     match = _LAYER.match(name)
-    return match.group(1) if match else name
+    return match.group(1) if match else _ADAPTED.sub("", name)

@@ -13,7 +13,7 @@ from ral_system.errors import ConfigError
 from ral_system.planning.devices import Device, gpu, this_cpu
 from ral_system.planning.memory import Role, largest_micro_batch, learner_role, on_shared_device, rollout_role
 from ral_system.planning.passes import OutlinedPolicy
-from ral_system.planning.seconds import WRITE_BYTES_PER_S, Clock, Phase
+from ral_system.planning.seconds import WRITE_BYTES_PER_S, Clock, Phase, dealt_to_engines
 from ral_system.planning.workload import step_samples
 from ral_system.scoring.reference import reference_reads
 from ral_system.training.plan import plan_updates
@@ -210,10 +210,11 @@ def _advice(config: TrainConfig, samples: Sequence[Sample]) -> Iterator[str]:
             f"learner.max_tokens={config.learner.max_tokens}: a group takes {tokens}, visual tokens twice, and is cut: "
             "its prompt passes again with each part"
         )
-    if (prompts := config.algorithm.prompts_per_step) % config.rollout.workers:
+    counts = [sum(piece.completions for piece in share) for share in dealt_to_engines(samples, config.rollout.workers)]
+    if max(counts) > min(counts):
         yield (
-            f"algorithm.prompts_per_step={prompts} does not divide by rollout.workers={config.rollout.workers}: groups "
-            "are cut, and their prompts read by several engines"
+            f"algorithm.prompts_per_step={config.algorithm.prompts_per_step} with rollout.workers={len(counts)}: "
+            f"engines have {min(counts)} to {max(counts)} responses, and wait for the one with most"
         )
 
 

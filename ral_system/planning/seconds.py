@@ -15,7 +15,7 @@ from ral_system.planning.devices import Device
 from ral_system.planning.memory import Cache, Role, Weights, measures_share, moved, streams_weights, zero_stage
 from ral_system.planning.passes import OutlinedPolicy, pass_flops, text_flops
 from ral_system.rollout.dealing import deal
-from ral_system.types import Sample, Sampling, TrainPlan
+from ral_system.types import Piece, Sample, Sampling, TrainPlan
 
 PUBLISH_S_PER_BYTE = 4.6e-9
 """Copying and comparing weights on hosts, learner and engine together, as measured on one thread."""
@@ -43,6 +43,13 @@ class Phase:
     """What it waits for most."""
 
 
+def dealt_to_engines(samples: Sequence[Sample], engines: int) -> list[list[Piece]]:
+    """Each engine's share of a step."""
+    groups = groups_of(samples)
+    sampling = Sampling(len(groups[0]), 1.0, len(samples[0].response_token_ids), seed=0)
+    return deal([group[0].prompt for group in groups], sampling, engines)
+
+
 class Clock:
     """Reckons with one model, the learner's, on one kind of device."""
 
@@ -57,9 +64,7 @@ class Clock:
         """Every engine reads the prompts of its share, then decodes as many sequences at once as it holds."""
         rollout, groups, device = self._config.rollout, groups_of(samples), self._device
         ranks = rollout.tensor_parallel if rollout.engine == "vllm" else 1
-        prompts = [group[0].prompt for group in groups]
-        sampling = Sampling(len(groups[0]), 1.0, len(samples[0].response_token_ids), seed=0)
-        busiest = max(deal(prompts, sampling, rollout.workers), key=lambda share: sum(p.completions for p in share))
+        busiest = max(dealt_to_engines(samples, rollout.workers), key=lambda share: sum(p.completions for p in share))
         mine = sum(piece.completions for piece in busiest)
         prompt, response = len(samples[0].prompt.token_ids), len(samples[0].response_token_ids)
         reads = len(groups) if rollout.engine == "vllm" else len(samples)  # hf reads a prompt for every response

@@ -12,7 +12,8 @@ def deal(prompts: Sequence[Prompt], sampling: Sampling, engines: int) -> list[li
     """Return each engine's pieces, in the order of the prompts; they depend on the arguments alone.
 
     Pieces go to the engine with the least to do, the largest first. A group is cut in two, at the price of a second
-    prefill of its prompt, while an engine would have nothing to do, or if the longest share becomes shorter.
+    prefill of its prompt, while an engine would have nothing to do, or if the longest share becomes shorter, or one of
+    several that are equally long.
     """
     pieces = [Piece(prompt, 0, sampling.completions) for prompt in prompts]
     while len(pieces) < engines and (piece := _divisible(pieces)):
@@ -21,7 +22,7 @@ def deal(prompts: Sequence[Prompt], sampling: Sampling, engines: int) -> list[li
     while piece := _divisible(_longest(shares, sampling)):
         finer = _cut(pieces, piece)
         dealt = _fill(finer, sampling, engines)
-        if _load(_longest(dealt, sampling), sampling) >= _load(_longest(shares, sampling), sampling):
+        if _loads(dealt, sampling) >= _loads(shares, sampling):
             break
         pieces, shares = finer, dealt
     return shares
@@ -42,6 +43,11 @@ def _load(pieces: Sequence[Piece], sampling: Sampling) -> int:
     """Tokens to prefill and to decode at most; visual tokens, which an encoder reads first, count twice."""
     prefill = sum(len(p.prompt.token_ids) + p.prompt.visual_tokens for p in pieces)
     return prefill + sum(p.completions for p in pieces) * sampling.max_new_tokens
+
+
+def _loads(shares: Sequence[Sequence[Piece]], sampling: Sampling) -> list[int]:
+    """The loads, the longest first."""
+    return sorted((_load(share, sampling) for share in shares), reverse=True)
 
 
 def _longest(shares: Sequence[Sequence[Piece]], sampling: Sampling) -> Sequence[Piece]:

@@ -20,7 +20,7 @@ from vllm.sampling_params import RequestOutputKind
 
 from ral_system.config.choices import Device
 from ral_system.config.rollout import VllmEngineConfig
-from ral_system.errors import WeightSyncError
+from ral_system.errors import RalError, WeightSyncError
 from ral_system.media.store import MediaStore
 from ral_system.models.loading import load_family
 from ral_system.rollout.gates import check_completion, check_media_tokens, check_prompt_ids, check_prompt_length
@@ -40,6 +40,7 @@ from ral_system.types import (
     TokenRecord,
     WeightManifest,
 )
+from ral_system.weights.engine_memory import Held as HeldParts
 from ral_system.weights.engine_memory import held_manifest
 from ral_system.weights.handover import Handover
 from ral_system.weights.transfer.object_store import ObjectStore
@@ -164,9 +165,7 @@ class VllmEngine:
 
     def held(self, published: WeightManifest) -> WeightManifest:
         """What the engine holds under the published names, read from the memory of all its ranks."""
-        return held_manifest(
-            published, tuple(published.tensors), self._llm.collective_rpc("ral_held", args=(published,))
-        )
+        return held_manifest(published, tuple(published.tensors), self._ask_ranks("ral_held", published))
 
     def hold(self, held: Held) -> None:
         """Keep this on the GPU. What was given up comes back empty: after WEIGHTS, new ones must be loaded.
@@ -192,10 +191,17 @@ class VllmEngine:
 
     def _load(self, offer: Offer) -> WeightManifest:
         self._held.require(Held.WEIGHTS, "a rollout engine is to load weights")
-        ranks = self._llm.collective_rpc("ral_load", args=(offer,))
+        ranks = self._ask_ranks("ral_load", offer)
         self._drop_caches()
         self._llm.llm_engine.set_weight_version(str(offer.manifest.version))
         return held_manifest(offer.manifest, offer.names, ranks)
+
+    def _ask_ranks(self, method: str, *arguments: Any) -> list[HeldParts]:
+        answers = self._llm.collective_rpc(method, args=arguments)
+        for answer in answers:
+            if isinstance(answer, RalError):
+                raise answer
+        return answers
 
     def _drop_caches(self) -> None:
         # All three, and on the engine, whose scheduler must know which images are encoded no longer. Sequences under

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from vllm.model_executor.layers import utils
 
+from ral_system.errors import RalError
 from ral_system.types import WeightManifest
 from ral_system.weights.engine_memory import EngineMemory, Held
 from ral_system.weights.transfer.transfer import Offer, Setting, Transfer
@@ -33,15 +34,21 @@ class WeightWorker:
         """Open the transfer. `setting.rank` counts this engine's first rank."""
         self._ral_transfer = transfer(replace(setting, rank=setting.rank + self.rank))
 
-    def ral_held(self, published: WeightManifest) -> Held:
-        """What this rank holds under the published names."""
-        return self._ral_places(published).held(tuple(published.tensors), published.tensors)
+    def ral_held(self, published: WeightManifest) -> Held | RalError:
+        """What this rank holds under the published names. An error is returned: vLLM would raise it as another."""
+        try:
+            return self._ral_places(published).held(tuple(published.tensors), published.tensors)
+        except RalError as error:
+            return error
 
-    def ral_load(self, offer: Offer) -> Held:
-        """Replace weights in place; what this rank then holds of those that travelled."""
-        memory = self._ral_places(offer.manifest)
-        memory.write(self._ral_transfer.receive(offer))
-        return memory.held(offer.names, offer.manifest.tensors)
+    def ral_load(self, offer: Offer) -> Held | RalError:
+        """Replace weights in place; return what this rank now holds of the tensors sent, or why it holds nothing."""
+        try:
+            memory = self._ral_places(offer.manifest)
+            memory.write(self._ral_transfer.receive(offer))
+            return memory.held(offer.names, offer.manifest.tensors)
+        except RalError as error:
+            return error
 
     def _ral_places(self, published: WeightManifest) -> EngineMemory:
         if self._ral_memory is None:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ral_system.models.loading import save_model
 from ral_system.models.lora import Adapters
@@ -36,7 +36,7 @@ class WeightSource:
         for name, weight in self.stream(unread):
             digests[name] = digest(weight) if self._rank == 0 else TensorDigest(tuple(weight.shape), "", "")
         found = {name: self._frozen.get(name) or digests[name] for name in weights}
-        trained = {name for name, weight in held.items() if weight.requires_grad}
+        trained = {name for name, w in held.items() if w.requires_grad or not isinstance(w, nn.Parameter)}
         self._frozen = {name: found[name] for name, parts in weights.items() if trained.isdisjoint(parts)}
         return WeightManifest(version, found) if self._rank == 0 else None
 

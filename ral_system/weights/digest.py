@@ -5,8 +5,9 @@ With x the bit patterns of a tensor's elements as integers, laid out as a matrix
     S = Σ_rc a_r · b_c · x_rc   (mod 2^64)
 
 for two independent pairs of fixed, odd, random-looking a and b. An odd factor has an inverse modulo 2^64, so one
-changed element changes both sums for sure; of other changes, about one in 2^126 goes unseen. Because S is a sum over
-elements, engines that hold parts of a tensor (tensor parallelism, fused matrices) each compute their part of it.
+changed element changes both sums for sure; of other changes, at most about one in 2^64 goes unseen. Because S is a sum
+over elements, engines that hold parts of a tensor (tensor parallelism, fused matrices) each compute their part of it.
+An element of 8 bytes counts as two of 4, the second with a b of its own.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from torch import Tensor
 from ral_system.errors import WeightSyncError
 from ral_system.types import TensorDigest
 
-_INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+_INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32}
 AT_ONCE = {"cpu": 1 << 15, "cuda": 1 << 23}
 """Elements whose products are in memory together: what fits into a core's cache, or keeps a GPU busy."""
 _BITS = 64
@@ -87,19 +88,22 @@ def sums(part: Tensor, region: Region) -> Tensor:
     total = torch.zeros(2, dtype=torch.int64, device=part.device)
     if not part.numel():
         return total
-    rows_2R, columns_2C = _factors(region, part.device)
-    matrix_RC = part.reshape(rows_2R.shape[1], columns_2C.shape[1])
+    rows_2R, *columns = _factors(region, part.device)
+    matrix_RC = part.reshape(rows_2R.shape[1], columns[0].shape[1])
+    wide, kind = part.element_size() == 8, _INTEGERS[min(4, part.element_size())]
     step = max(1, AT_ONCE[part.device.type] // matrix_RC.shape[1])
     for start in range(0, matrix_RC.shape[0], step):
-        x_RC = matrix_RC[start : start + step].contiguous().view(_INTEGERS[part.element_size()]).to(torch.int64)
-        by_row_2R = (x_RC * columns_2C[:, None]).sum(2)
-        total += (by_row_2R * rows_2R[:, start : start + step]).sum(1)
+        chunk = matrix_RC[start : start + step].contiguous()
+        words = chunk.view(torch.int32).unflatten(1, (-1, 2)).unbind(2) if wide else (chunk.view(kind),)
+        for x_RC, factors_2C in zip(words, columns, strict=False):
+            by_row_2R = (x_RC.to(torch.int64) * factors_2C[:, None]).sum(2)
+            total += (by_row_2R * rows_2R[:, start : start + step]).sum(1)
     return total
 
 
 @cache
-def _factors(region: Region, device: torch.device) -> tuple[Tensor, Tensor]:
-    """a of the region's rows and b of its columns, for both sums: [2, rows] and [2, columns]."""
+def _factors(region: Region, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
+    """a of the region's rows and b of its columns, for both sums: [2, rows], [2, columns]; b of second words."""
     row_length = math.prod(region.shape[1:]) if len(region.shape) > 1 else math.prod(region.shape)
     first_row, first_column = divmod(region.offset, row_length)
     sizes, strides = region.sizes, region.strides
@@ -110,9 +114,11 @@ def _factors(region: Region, device: torch.device) -> tuple[Tensor, Tensor]:
     if last >= row_length:
         raise WeightSyncError(f"an engine keeps a part of a tensor of {list(region.shape)} that no checksum covers")
     rows = _odd(0, first_row + count * apart, device)[:, first_row::apart][:, :count]
-    columns = _odd(2, row_length, device)
-    places = columns.as_strided((2, *inner[0]), (columns.stride(0), *inner[1]), first_column)
-    return rows, places.reshape(2, -1)
+    first, second = (
+        b.as_strided((2, *inner[0]), (b.stride(0), *inner[1]), first_column).reshape(2, -1)
+        for b in (_odd(2, row_length, device), _odd(4, row_length, device))
+    )
+    return rows, first, second
 
 
 def _odd(stream: int, count: int, device: torch.device) -> Tensor:

@@ -43,8 +43,8 @@ class EngineMemory:
     @classmethod
     def same_names(cls, model: nn.Module) -> EngineMemory:
         """The places in a model that keeps the published names, as transformers does."""
-        parameters = model.named_parameters(remove_duplicate=False)
-        return cls({name: [Place(p.data, Region.whole(p.shape))] for name, p in parameters}, model)
+        own = model.state_dict(keep_vars=True)
+        return cls({name: [Place(w.data, Region.whole(w.shape))] for name, w in own.items()}, model)
 
     @classmethod
     def traced(
@@ -74,7 +74,7 @@ class EngineMemory:
         """Copy published tensors into their places; one that the engine has no place for is dropped."""
         for name, tensor in tensors:
             for place in self._places.get(name, ()):
-                if place.region.shape == tuple(tensor.shape):  # of any other shape nothing is held, and the proof fails
+                if place.region.shape == tuple(tensor.shape):  # another shape is skipped, and the proof then fails
                     place.memory.copy_(place.region.view(tensor.contiguous()))
 
     def held(self, names: Collection[str], published: Mapping[str, TensorDigest]) -> Held:
@@ -99,23 +99,26 @@ class EngineMemory:
 def held_manifest(published: WeightManifest, names: Collection[str], processes: Sequence[Held]) -> WeightManifest:
     """The manifest of what an engine holds under `names`, put together from its processes' parts.
 
-    A tensor that the engine has no place for, or not for all of it, is left out. Parts that two processes hold alike
-    count once; if they differ, the digest is that of the last.
+    A tensor that the engine has no place for, or not for all of it, is left out. A part that is held several times
+    counts once; if the copies differ, the tensor's checksum is `copies differ`.
     """
     tensors: dict[str, TensorDigest] = {}
     for name in dict.fromkeys((*names, *(name for held in processes for name in held))):
-        parts = {region: numbers for held in processes for region, numbers in held.get(name, ())}
+        parts: dict[Region, set[Sums]] = {}
+        for region, numbers in (part for held in processes for part in held.get(name, ())):
+            parts.setdefault(region, set()).add(numbers)
         if name.startswith(UNPUBLISHED):
-            ((region, numbers), *_) = parts.items()
-            tensors[name] = digest_of_sums(region.shape, torch.float32, numbers)
+            tensors[name] = TensorDigest(next(iter(parts)).shape, "unpublished", "")
             continue
         entry = published.tensors[name]
         if not parts or sum(region.elements for region in parts) != Region.whole(entry.shape).elements:
             continue
-        alike = all(parts[region] == numbers for held in processes for region, numbers in held.get(name, ()))
-        whole = [sum(share) for share in zip(*parts.values(), strict=True)]
-        found = whole if alike else next(reversed(parts.values()))
-        tensors[name] = digest_of_sums(entry.shape, getattr(torch, entry.dtype), found)
+        if any(len(copies) > 1 for copies in parts.values()):
+            tensors[name] = TensorDigest(entry.shape, entry.dtype, "copies differ")
+        else:
+            shares = [numbers for (numbers,) in parts.values()]
+            whole = [sum(share) for share in zip(*shares, strict=True)]
+            tensors[name] = digest_of_sums(entry.shape, getattr(torch, entry.dtype), whole)
     return WeightManifest(published.version, tensors)
 
 

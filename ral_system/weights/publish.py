@@ -42,10 +42,11 @@ class Publisher:
         self._lock = threading.Lock()  # one thread may offer while another loads what was offered before
 
     def publish(self, version: int) -> int:
-        """Offer and load; return how many tensors were verified, over all engines.
+        """Offer and load; return how many tensors are proved to be in the engines, over all of them.
 
-        Gate: what each engine holds afterwards equals what was published, key by key, by checksums computed from both
-        sides' memory. Raises WeightSyncError. A transfer that fails is tried once more, over a new connection.
+        Gate: every tensor sent is afterwards in each engine, by checksums computed from both sides' memory; the others
+        were proved when they were sent. Raises WeightSyncError. A transfer that fails is tried once more, over a new
+        connection.
         """
         published = self.offer(version)
         try:

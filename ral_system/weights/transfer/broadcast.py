@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import socket
 from datetime import timedelta
 from typing import Any
 
@@ -13,7 +15,7 @@ from torch.distributed import Store  # type: ignore[attr-defined]
 from ral_system.weights.transfer.streamed import Streamed
 from ral_system.weights.transfer.transfer import Setting
 
-_LOOPBACK = "127.0.0.1"
+_INTERFACES = "GLOO_SOCKET_IFNAME"
 
 
 class BroadcastLine:
@@ -64,10 +66,19 @@ class Broadcast(Streamed[BroadcastLine]):
 def _gloo(store: Store, rank: int, size: int, timeout: timedelta, host: str) -> Any:
     kind: Any = dist.ProcessGroupGloo
     options = kind._Options()
-    # Elsewhere GLOO_SOCKET_IFNAME, or the host's name, says which of several networks to use.
-    device = kind.create_device(hostname=host) if host == _LOOPBACK else kind.create_default_device()
-    options._devices, options._timeout = [device], timeout
+    interfaces = [name for name in os.environ.get(_INTERFACES, "").split(",") if name]
+    devices = [kind.create_device(interface=name) for name in interfaces]
+    options._devices = devices or [kind.create_device(hostname=_own_address(host))]
+    options._timeout = timeout
     return kind(store, rank, size, options)
+
+
+def _own_address(host: str) -> str:
+    """This node's address on the network by which it reaches `host`; a datagram socket finds it and sends nothing."""
+    family, kind, protocol, _, address = socket.getaddrinfo(host, 9, type=socket.SOCK_DGRAM)[0]
+    with socket.socket(family, kind, protocol) as probe:
+        probe.connect(address)
+        return str(probe.getsockname()[0])
 
 
 def _nccl(store: Store, rank: int, size: int, timeout: timedelta) -> Any:

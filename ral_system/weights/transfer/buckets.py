@@ -1,4 +1,4 @@
-"""Weights through one buffer after another: so much memory each side needs, however large the model."""
+"""Weights bucket by bucket: each side needs memory for one, whatever the model's size."""
 
 from __future__ import annotations
 

@@ -65,6 +65,7 @@ class Files:
             yield name, file.get_tensor(name)
 
     def _forget(self, version: int) -> None:
-        for file in self._folder.glob("*.safetensors"):
-            if not version - self._waiting <= int(file.stem) <= version:  # later ones are an interrupted run's
-                file.unlink()
+        written = [file for file in self._folder.glob("*.safetensors") if file.stem.isdecimal()]
+        old = [f for f in written if not version - self._waiting <= int(f.stem) <= version]  # or an interrupted run's
+        for file in (*old, *self._folder.glob(".partial_*")):
+            file.unlink()

@@ -6,6 +6,7 @@ from typing import Any
 
 from ral_system.errors import ConfigError
 from ral_system.registry import WEIGHT_TRANSFERS
+from ral_system.weights.transfer.streamed import Streamed
 from ral_system.weights.transfer.transfer import Transfer
 
 
@@ -20,6 +21,11 @@ def choose_transfer(
         ahead = one_process or max_staleness > 0
         name = "object_store" if ahead else "shared_memory" if colocated else "broadcast"
     transfer: type[Transfer[Any]] = WEIGHT_TRANSFERS.get(name)
+    if one_process and issubclass(transfer, Streamed):
+        raise ConfigError(
+            f"rollout.weight_transfer={name} connects processes, and cluster.kind=local is one; set it to null, or "
+            "choose cluster=ray"
+        )
     if max_staleness and not transfer.keeps_offers:
         raise ConfigError(
             f"rollout.weight_transfer={name} sends weights when they are made and keeps none; set "

@@ -1,10 +1,13 @@
-"""Through memory that learner and engine processes share: CUDA IPC on one GPU, a file without a name on a CPU."""
+"""Through memory that learner and engine processes share: CUDA IPC on one GPU, a file without a name on a CPU.
+
+The file is in no folder: it is found through the process that made it, and gone when nobody has it open.
+"""
 
 from __future__ import annotations
 
 import json
 import os
-import tempfile
+import re
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -13,9 +16,11 @@ import torch
 from torch import Tensor
 from torch.distributed import PrefixStore, Store  # type: ignore[attr-defined]
 
+from ral_system.errors import WeightSyncError
 from ral_system.weights.transfer.streamed import Streamed
 
-_MEMORY = Path("/dev/shm")
+_NAME = "ral_weights"
+_OPENED = re.compile(r"/proc/\d+/fd/\d+")
 
 
 class SharedLine:
@@ -27,7 +32,7 @@ class SharedLine:
         self._turn = 0
         self._handed_out = -1
         self._memory = torch.empty(0, dtype=torch.uint8)
-        self._file: Path | None = None
+        self._file: int | None = None
 
     def buffer(self, size: int) -> Tensor:
         """The buffer, once every receiver is done with what was in it."""
@@ -59,23 +64,29 @@ class SharedLine:
         """Wait for the receivers, or tell the sender; the memory is given back."""
         if self._sender:
             self._wait_for_receivers()
+            self._memory = torch.empty(0, dtype=torch.uint8)
         else:
-            self._done()
-        self._memory = torch.empty(0, dtype=torch.uint8)
+            self._done(last=True)
         self._handed_out = -1
 
     def _wait_for_receivers(self) -> None:
         if self._turn:
             self._store.wait([f"taken/{self._turn - 1}/{receiver}" for receiver in self._receivers], self._timeout)
         if self._file is not None and self._turn > self._handed_out:  # everyone has opened it
-            self._file.unlink(missing_ok=True)
+            os.close(self._file)
             self._file = None
 
-    def _done(self) -> None:
+    def _done(self, *, last: bool = False) -> None:
         if self._turn and self._handed_out >= 0:
             if self._memory.is_cuda:
                 torch.cuda.synchronize()
+            if last:  # before the sender gives it back
+                self._memory = torch.empty(0, dtype=torch.uint8)
             self._store.set(f"taken/{self._turn - 1}/{self._rank}", "")
+
+    def __del__(self) -> None:
+        if self._file is not None:
+            os.close(self._file)
 
 
 class SharedMemory(Streamed[SharedLine]):
@@ -96,22 +107,25 @@ class SharedMemory(Streamed[SharedLine]):
         return SharedLine(PrefixStore(str(own), store), sender, served, setting.rank, setting.timeout_s)
 
 
-def _allocate(size: int) -> tuple[Tensor, Path | None, str]:
-    """New memory, the file that names it, and what opens it in another process."""
+def _allocate(size: int) -> tuple[Tensor, int | None, str]:
+    """New memory, the descriptor that keeps it findable, and what opens it in another process."""
     if torch.cuda.is_available():
         memory = torch.empty(size, dtype=torch.uint8, device="cuda")
         handle = [part.hex() if isinstance(part, bytes) else part for part in memory.untyped_storage()._share_cuda_()]
         return memory, None, json.dumps(handle)
-    descriptor, name = tempfile.mkstemp(prefix="ral_weights_", dir=_MEMORY if _MEMORY.is_dir() else None)
+    descriptor = os.memfd_create(_NAME)
     os.ftruncate(descriptor, size)
-    os.close(descriptor)
-    return torch.from_file(name, shared=True, size=size, dtype=torch.uint8), Path(name), json.dumps(name)
+    path = f"/proc/{os.getpid()}/fd/{descriptor}"
+    return torch.from_file(path, shared=True, size=size, dtype=torch.uint8), descriptor, json.dumps(path)
 
 
 def _open(handle: str) -> Tensor:
     found: Any = json.loads(handle)
     if isinstance(found, str):
-        return torch.from_file(found, shared=True, size=Path(found).stat().st_size, dtype=torch.uint8)
+        path = Path(found)
+        if not (_OPENED.fullmatch(found) and path.readlink().name.startswith(f"memfd:{_NAME}")):
+            raise WeightSyncError(f"{found} was announced as the memory of weights, and is something else")
+        return torch.from_file(found, shared=True, size=path.stat().st_size, dtype=torch.uint8)
     arguments = [bytes.fromhex(part) if isinstance(part, str) else part for part in found]
     storage = torch.UntypedStorage._new_shared_cuda(*arguments)
     return torch.empty(0, dtype=torch.uint8, device="cuda").set_(storage)

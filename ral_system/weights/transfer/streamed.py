@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import Generic, Protocol, TypeVar
 
+import torch
 from torch import Tensor
 from torch.distributed import PrefixStore, Store, TCPStore  # type: ignore[attr-defined]
 
@@ -73,6 +74,7 @@ class Streamed(Generic[LineT]):
         self._line: LineT | None = None
         self._meeting: Meeting | None = None
         self._store: Store | None = None
+        self._offered: int | None = None
 
     @property
     def sends(self) -> bool:
@@ -84,13 +86,17 @@ class Streamed(Generic[LineT]):
         raise NotImplementedError
 
     def offer(self, manifest: WeightManifest, names: Sequence[str], weights: WeightStream) -> StreamOffer | None:
-        """Say where to meet. Nothing is read yet: the learner must not train on before `send`."""
+        """Say where to meet. Nothing is read yet: the learner must not train on before `send`.
+
+        A version that is offered twice was not received: it gets a new line.
+        """
         if self._setting.rank:
             return None
-        if self._line is None or not self.lines_last:
+        if self._line is None or not self.lines_last or manifest.version == self._offered:
             self._line = None
             self._meeting, self._store = self._invite()
         assert self._meeting is not None
+        self._offered = manifest.version
         return StreamOffer(manifest, tuple(names), self._meeting)
 
     def send(self, offer: StreamOffer, weights: WeightStream) -> None:
@@ -107,20 +113,28 @@ class Streamed(Generic[LineT]):
         """Tensors in the memory of one bucket."""
         if not offer.names:
             return
-        with self._connected(offer, sender=False) as line:
-            for bucket in buckets(offer.manifest, offer.names):
-                yield from bucket.views(line.take(bucket.size))
+        with self._failing(offer, "received"):
+            line = self._connected(offer, sender=False)
+        for bucket in buckets(offer.manifest, offer.names):
+            with self._failing(offer, "received"):
+                buffer = line.take(bucket.size)
+            yield from bucket.views(buffer)
+        with self._failing(offer, "received"):
             line.finish()
 
     def _send(self, offer: StreamOffer, stream: Iterator[tuple[str, Tensor]]) -> None:
-        with self._connected(offer, sender=True) as line:
-            for bucket in buckets(offer.manifest, offer.names):
+        with self._failing(offer, "sent"):
+            line = self._connected(offer, sender=True)
+        for bucket in buckets(offer.manifest, offer.names):
+            with self._failing(offer, "sent"):
                 buffer = line.buffer(bucket.size)
-                for slot in bucket.slots:
-                    name, tensor = next(stream)
-                    assert name == slot.name, "weights come in the order of their names"
-                    slot.view(buffer).copy_(tensor)
+            for slot in bucket.slots:
+                name, tensor = next(stream)
+                assert name == slot.name, "weights come in the order of their names"
+                slot.view(buffer).copy_(tensor)
+            with self._failing(offer, "sent"):
                 line.give(bucket.size)
+        with self._failing(offer, "sent"):
             line.finish()
 
     def _invite(self) -> tuple[Meeting, Store]:
@@ -141,23 +155,27 @@ class Streamed(Generic[LineT]):
     def _timeout(self) -> timedelta:
         return timedelta(seconds=self._setting.timeout_s)
 
-    @contextmanager
-    def _connected(self, offer: StreamOffer, *, sender: bool) -> Iterator[LineT]:
+    def _connected(self, offer: StreamOffer, *, sender: bool) -> LineT:
         """The line of an offer, opened if there is none yet."""
+        if self._line is None or self._meeting != offer.meeting:
+            self._line, self._meeting = None, offer.meeting
+            if self._store is None or not sender or self._setting.rank:
+                self._store = TCPStore(offer.meeting.host, offer.meeting.port, is_master=False, timeout=self._timeout)
+            self._line = self.open_line(PrefixStore(offer.meeting.name, self._store), sender=sender)
+        return self._line
+
+    @contextmanager
+    def _failing(self, offer: StreamOffer, done: str) -> Iterator[None]:
+        """Give the line up when a wait for the other side takes too long, or the connection breaks."""
         try:
-            if self._line is None or self._meeting != offer.meeting:
-                self._line, self._meeting = None, offer.meeting
-                if self._store is None or not sender or self._setting.rank:
-                    self._store = TCPStore(
-                        offer.meeting.host, offer.meeting.port, is_master=False, timeout=self._timeout
-                    )
-                self._line = self.open_line(PrefixStore(offer.meeting.name, self._store), sender=sender)
-            yield self._line
-        except RuntimeError as error:  # torch's of a wait that took too long, or of a connection that broke
+            yield
+        except torch.OutOfMemoryError:
+            raise
+        except RuntimeError as error:
             faulthandler.dump_traceback(file=2)  # the process's log
             self._line = self._store = None
             reason = str(error).strip().splitlines()[0].removesuffix(".")
             raise WeightTransferError(
-                f"weights {offer.manifest.version} were not {'sent' if sender else 'received'} within "
-                f"{self._setting.timeout_s:.0f} s of the last step ({reason})"
+                f"weights {offer.manifest.version} were not {done}: {reason} "
+                f"(rollout.weight_timeout_s={self._setting.timeout_s:g})"
             ) from error

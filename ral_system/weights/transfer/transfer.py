@@ -21,7 +21,7 @@ class Setting:
     """Where a transfer takes place, and what this process is in it."""
 
     folder: Path
-    """One of the run, which learner and engines may share."""
+    """Folder inside the run that learner and engines may share."""
     waiting: int
     """How many offers may wait to be received."""
     rank: int
@@ -29,7 +29,7 @@ class Setting:
     receivers: int
     """Processes that receive: every engine's ranks."""
     senders: int
-    """Learner ranks beside which the receivers are, in turn: all that share devices with engines, else one."""
+    """Learner ranks that send, each to the receivers beside it: all ranks when devices are shared, else one."""
     host: str
     """Address of learner rank 0, as the other processes of the run see it."""
     timeout_s: float

@@ -40,8 +40,8 @@ def test_eight_prompts_keep_fifteen_engines_busy() -> None:
 
 
 def test_groups_stay_whole_where_no_engine_is_idle() -> None:
-    shares = deal(prompts(*[50] * 8), SAMPLING, 3)
-    assert sorted(len(share) for share in shares) == [2, 3, 3]
+    shares = deal(prompts(*[50] * 9), SAMPLING, 3)
+    assert sorted(len(share) for share in shares) == [3, 3, 3]
     assert {p.completions for share in shares for p in share} == {8}
     assert deal(prompts(*[50] * 8), SAMPLING, 1) == [[Piece(p, 0, 8) for p in prompts(*[50] * 8)]]
 
@@ -65,3 +65,8 @@ def test_fewer_completions_than_engines_leave_some_idle() -> None:
     shares = deal(prompts(10), replace(SAMPLING, completions=2), 3)
     assert sorted(map(len, shares)) == [0, 1, 1]
     assert deal([], SAMPLING, 2) == [[], []]
+
+
+def test_one_of_several_longest_shares_is_cut() -> None:
+    shares = deal(prompts(*[50] * 5), Sampling(8, 1.0, 100, 0), 3)
+    assert sorted(sum(piece.completions for piece in share) for share in shares) == [12, 12, 16]  # whole: 8, 16, 16

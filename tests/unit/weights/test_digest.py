@@ -22,14 +22,24 @@ def splitmix(stream: int, index: int) -> int:
 
 def slow(tensor: torch.Tensor) -> str:
     matrix = tensor.reshape(tensor.shape[0], -1) if tensor.ndim > 1 else tensor.reshape(1, -1)
-    size = tensor.element_size()
-    kind = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[size]
+    kind = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int32}[tensor.element_size()]
+    words = 2 if tensor.element_size() == 8 else 1
     bits = matrix.contiguous().view(kind).tolist()
     found = [
-        sum(splitmix(i, r) * splitmix(i + 2, c) * x for r, row in enumerate(bits) for c, x in enumerate(row)) & MASK
+        sum(
+            splitmix(i, r) * splitmix(i + 2 + 2 * (c % words), c // words) * x
+            for r, row in enumerate(bits)
+            for c, x in enumerate(row)
+        )
+        & MASK
         for i in (0, 1)
     ]
     return "".join(f"{number:016x}" for number in found)
+
+
+def test_top_bits_of_two_wide_elements_are_seen() -> None:
+    tensor = torch.randn(3, 4, dtype=torch.float64)
+    assert digest(tensor) != digest(-tensor)
 
 
 @pytest.mark.parametrize(

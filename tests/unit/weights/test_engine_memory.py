@@ -116,15 +116,23 @@ def test_one_changed_bit_on_any_rank_names_the_tensor(ranks: int, name: str, pla
         verify_loaded(published, held(found, published))
 
 
-def test_copies_of_a_part_must_be_alike() -> None:
+@pytest.mark.parametrize("rank", range(4))
+@pytest.mark.parametrize(
+    ("name", "place"),
+    [
+        ("model.layer.k_proj.bias", lambda rank: rank.qkv.bias[rank.q :]),  # ranks 0 and 2 hold the same keys
+        ("model.norm.weight", lambda rank: rank.norm.weight),  # all ranks hold all of it
+    ],
+)
+def test_copies_of_a_part_must_be_alike(rank: int, name: str, place: Callable[[Rank], Tensor]) -> None:
     whole = tensors()
     published = manifest_of(3, whole)
-    engine = [Rank(r, 4, kv_copies=2) for r in range(4)]  # ranks 0 and 2 hold the same keys
+    engine = [Rank(r, 4, kv_copies=2) for r in range(4)]
     found = memories(engine, published)
     for memory in found:
         memory.write(whole.items())
-    engine[0].qkv.bias.data[Q // 4] += 1
-    with pytest.raises(WeightSyncError, match=r"1 different: model.layer.k_proj.bias"):
+    place(engine[rank]).data[0] += 1
+    with pytest.raises(WeightSyncError, match=f"1 different: {name} .checksum copies d…"):
         verify_loaded(published, held(found, published))
 
 
