@@ -128,6 +128,7 @@ def test_weights_cross_a_network_and_outlast_a_pulled_cable(pair: Callable[[floa
     processes.publish(3)
 
 
+@pytest.mark.long
 def test_after_too_long_a_break_both_sides_connect_again(pair: Callable[[float], Pair]) -> None:
     processes = pair(3.0)
     processes.publish(1)
