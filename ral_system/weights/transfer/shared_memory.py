@@ -123,7 +123,13 @@ def _open(handle: str) -> Tensor:
     found: Any = json.loads(handle)
     if isinstance(found, str):
         path = Path(found)
-        if not (_OPENED.fullmatch(found) and path.readlink().name.startswith(f"memfd:{_NAME}")):
+        try:
+            of_weights = _OPENED.fullmatch(found) and path.readlink().name.startswith(f"memfd:{_NAME}")
+        except OSError as error:
+            raise WeightSyncError(
+                f"the learner's memory {found} is not on this node; set rollout.weight_transfer=broadcast"
+            ) from error
+        if not of_weights:
             raise WeightSyncError(f"{found} was announced as the memory of weights, and is something else")
         return torch.from_file(found, shared=True, size=path.stat().st_size, dtype=torch.uint8)
     arguments = [bytes.fromhex(part) if isinstance(part, str) else part for part in found]

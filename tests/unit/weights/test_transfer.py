@@ -216,6 +216,11 @@ def test_memory_of_something_else_is_not_opened(tmp_path: Path) -> None:
                 shared_memory._open(json.dumps(handle))
 
 
+def test_memory_of_another_node_is_one_line() -> None:
+    with pytest.raises(WeightSyncError, match=r"/proc/4194304/fd/9 is not on this node; set rollout.weight_tr"):
+        shared_memory._open(json.dumps("/proc/4194304/fd/9"))
+
+
 def test_shared_memory_is_gone_with_its_transfer(tmp_path: Path) -> None:
     before = open_files()
     run, state = Run(SharedMemory, tmp_path, timeout_s=1.0), Model().state_dict()
