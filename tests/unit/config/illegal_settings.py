@@ -316,4 +316,8 @@ SETTINGS: dict[str, tuple[dict[str, Any], list[str]]] = {
         {"cluster.placement": "colocated", "learner.offload": "optimizer_and_parameters", "learner.zero_stage": 3},
         ["learner.offload=optimizer_and_parameters keeps in host memory", "set offload to optimizer or none"],
     ),
+    "memory of another GPU": (
+        {"rollout.weight_transfer": "shared_memory", "cluster.gpus_per_rollout": 1},
+        ["rollout.weight_transfer=shared_memory with cluster.placement=disaggregated", "set weight_transfer=null"],
+    ),
 }

@@ -1,0 +1,78 @@
+"""Checks of where engines and learners run together, for `combinations.problems`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from ral_system.config.algorithm import AlgorithmConfig
+from ral_system.config.cluster import ClusterConfig
+from ral_system.config.learner import LearnerConfig
+from ral_system.config.rollout import RolloutConfig
+
+
+def engines_fit_the_cluster(cluster: ClusterConfig, learner: LearnerConfig, rollout: RolloutConfig) -> Iterator[str]:
+    """Check that one process runs what one process can, and that Ray's actors run vLLM."""
+    if cluster.kind == "ray":
+        if rollout.engine == "hf":
+            yield (
+                "rollout.engine=hf runs in the process that calls it, and cluster.kind=ray starts vLLM engines; choose "
+                "rollout=vllm or cluster=local"
+            )
+        if learner.engine == "torch" and learner.world_size > 1:
+            yield "learner.engine=torch runs one rank; set learner.world_size=1 or choose learner=deepspeed"
+        return
+    for field, value, needed, remedy in (
+        ("rollout.engine", rollout.engine, "hf", "choose rollout=hf"),
+        ("rollout.workers", rollout.workers, 1, "set rollout.workers=1"),
+        ("learner.engine", learner.engine, "torch", "choose learner=torch"),
+        ("learner.world_size", learner.world_size, 1, "set learner.world_size=1"),
+        ("cluster.scorers", cluster.scorers, 1, "set cluster.scorers=1"),
+    ):
+        if value != needed:
+            yield f"{field}={value} needs cluster=ray; with cluster=local {remedy}"
+
+
+def memory_is_shared_on_one_device(cluster: ClusterConfig, rollout: RolloutConfig) -> Iterator[str]:
+    """Check that engines can open the learner's memory."""
+    if rollout.weight_transfer != "shared_memory" or cluster.placement == "colocated":
+        return
+    if cluster.gpus_per_rollout or cluster.gpus_per_learner:
+        yield (
+            f"rollout.weight_transfer=shared_memory with cluster.placement={cluster.placement}: engines and learners "
+            "have GPUs of their own, which cannot open each other's memory; set weight_transfer=null"
+        )
+
+
+def engines_sit_beside_learners(
+    cluster: ClusterConfig, algorithm: AlgorithmConfig, learner: LearnerConfig, rollout: RolloutConfig
+) -> Iterator[str]:
+    """Check that every learner rank has one engine to take turns with."""
+    if cluster.kind != "ray" or cluster.placement != "colocated":
+        return
+    apart = "cluster.placement=disaggregated"
+    if algorithm.max_staleness:
+        yield (
+            f"algorithm.max_staleness={algorithm.max_staleness} generates while learners train, and with "
+            f"cluster.placement=colocated engines sleep meanwhile; set max_staleness=0, or {apart}"
+        )
+    if rollout.engine == "vllm" and rollout.tensor_parallel > 1:
+        yield (
+            f"rollout.tensor_parallel={rollout.tensor_parallel} with cluster.placement=colocated: an engine shares the "
+            f"GPU of one learner rank; set tensor_parallel=1, or {apart}"
+        )
+    if rollout.workers != learner.world_size:
+        yield (
+            f"rollout.workers={rollout.workers} with cluster.placement=colocated and "
+            f"learner.world_size={learner.world_size}: each engine shares the GPU of one learner rank; set both to the "
+            f"same number, or {apart}"
+        )
+    if cluster.scorers > learner.world_size:
+        yield (
+            f"cluster.scorers={cluster.scorers} with cluster.placement=colocated: there are GPUs for "
+            f"learner.world_size={learner.world_size} of them; lower it"
+        )
+    if learner.engine == "deepspeed" and learner.offload == "optimizer_and_parameters":
+        yield (
+            "learner.offload=optimizer_and_parameters keeps in host memory what cluster.placement=colocated would move "
+            f"there; set offload to optimizer or none, or {apart}"
+        )
