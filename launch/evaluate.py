@@ -95,12 +95,12 @@ def _evaluate(config: EvaluateConfig, folder: Path) -> float | None:
 
 
 def _evaluate_held_out(config: EvaluateConfig, settings: QuestionSettings, subject: Subject) -> Figures:
-    from ral_system.tasks.open import open_prompts
+    from ral_system.tasks.open import open_questions
 
     steer, folder, evaluation = config.intervention, subject.folder, config.evaluation
     if steer.active:
         _check_intervention(steer, subject.model)
-    shown = open_prompts(settings, subject.model, RunFolder(folder)).held_out(evaluation.attention_questions)
+    shown = open_questions(settings, subject.model, RunFolder(folder)).held_out(evaluation.attention_questions)
     attention = _attention(config.learner, subject, shown)  # before the engine takes the memory
     questions, columns = asked(evaluation, settings, subject), {}
     found = figures(config, subject, questions)

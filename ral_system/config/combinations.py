@@ -15,7 +15,14 @@ from ral_system.config.base import Group, without_effect
 from ral_system.config.checkpoint import CheckpointConfig
 from ral_system.config.choices import Stage
 from ral_system.config.cluster import ClusterConfig
-from ral_system.config.data import DataConfig, FilesConfig, VideoSearchConfig, VisualSearchConfig
+from ral_system.config.data import (
+    AskedBoardsConfig,
+    AskedDataConfig,
+    AskedVideosConfig,
+    DataConfig,
+    FilesConfig,
+    VisualSearchConfig,
+)
 from ral_system.config.evaluation import (
     EvaluationConfig,
     HeldOutConfig,
@@ -113,14 +120,14 @@ def visual_reward_has_a_system_turn(reward: RewardConfig, data: DataConfig) -> I
         )
 
 
-def files_are_given(data: DataConfig, evaluation: HeldOutConfig) -> Iterator[str]:
+def files_are_given(data: AskedDataConfig, evaluation: HeldOutConfig) -> Iterator[str]:
     """Check that there are questions to ask."""
     benchmark = evaluation.benchmark.name if isinstance(evaluation, MeasurementConfig) else None
     if isinstance(data, FilesConfig) and not data.sources and benchmark is None:
         yield "data.sources={}: no file; add one, +data/source@data.sources.NAME=video_r1 data.sources.NAME.path=FILE"
 
 
-def files_fit_the_stages(data: DataConfig, stages: Sequence[Stage], algorithm: ResponseConfig) -> Iterator[str]:
+def files_fit_the_stages(data: AskedDataConfig, stages: Sequence[Stage], algorithm: ResponseConfig) -> Iterator[str]:
     """Check that files of questions have what the stages imitate."""
     if not isinstance(data, FilesConfig):
         return
@@ -159,7 +166,7 @@ def demonstrations_have_the_format(algorithm: ResponseConfig, data: DataConfig) 
         )
 
 
-def benchmark_has_files(evaluation: MeasurementConfig, data: DataConfig) -> Iterator[str]:
+def benchmark_has_files(evaluation: MeasurementConfig, data: AskedDataConfig) -> Iterator[str]:
     """Check that a benchmark finds its sizes and its system turn."""
     name = evaluation.benchmark.name
     if name is not None and not isinstance(data, FilesConfig):
@@ -175,15 +182,15 @@ def sweep_fits_the_subject(sweep: SweepConfig, intervention: InterventionConfig)
         yield "sweep.axis compares models as they are, and intervention steers one; set one of them to none"
 
 
-def sweep_fits_the_data(sweep: SweepConfig, data: DataConfig) -> Iterator[str]:
+def sweep_fits_the_data(sweep: SweepConfig, data: AskedDataConfig) -> Iterator[str]:
     """Check that generated data can vary as the sweep asks."""
-    if isinstance(data, VideoSearchConfig):
+    if isinstance(data, AskedVideosConfig):
         frames = data.FRAMES_PER_S * min(data.seconds)
         if sweep.axis == "frames" and (beyond := [value for value in sweep.values if value > frames]):
             yield f"sweep.values={beyond} are more frames than the {frames} of data.seconds; lower or raise one"
         if sweep.axis == "visual_tokens":
             yield "sweep.axis=visual_tokens: data.name=video_search varies in frames; choose sweep=frames"
-    elif isinstance(data, VisualSearchConfig):
+    elif isinstance(data, AskedBoardsConfig):
         boards = [side**2 for side in range(2, 9)]
         if sweep.axis == "frames":
             yield (

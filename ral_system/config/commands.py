@@ -12,7 +12,7 @@ from ral_system.config.checkpoint import CheckpointConfig
 from ral_system.config.choices import STAGES, Stage, SupervisedStage
 from ral_system.config.cluster import ClusterConfig, ProcessConfig
 from ral_system.config.combinations import freezes_vision, needs_reference
-from ral_system.config.data import DataConfig, ScenesConfig
+from ral_system.config.data import AskedDataConfig, DataConfig, ScenesConfig, ShownDataConfig
 from ral_system.config.evaluation import (
     EvaluationConfig,
     HeldOutConfig,
@@ -49,7 +49,7 @@ class CommandConfig(Group):
 class QuestionsConfig(CommandConfig):
     """What commands read that ask a model questions or display them."""
 
-    data: DataConfig
+    data: AskedDataConfig
     seed: NonNegative
     stages: Annotated[tuple[Stage, ...], Field(min_length=1), AfterValidator(_in_order), Resumable]
     """What `ral-train` runs, sorted into the order perceive, sft, rl; other commands prepare files as for these."""
@@ -65,6 +65,7 @@ class TrainConfig(QuestionsConfig):
 
     resume: Resume
     """auto continues from the newest complete checkpoint; never refuses a folder that has one."""
+    data: DataConfig
     model: ModelConfig
     algorithm: AlgorithmConfig
     reward: RewardConfig
@@ -132,6 +133,7 @@ class EvaluateConfig(QuestionsConfig):
 class DataCommandConfig(QuestionsConfig):
     """Configuration of `ral-data`."""
 
+    data: ShownDataConfig
     model: StartModelConfig
     evaluation: HeldOutConfig
     logging: PreviewConfig

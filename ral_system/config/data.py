@@ -20,8 +20,8 @@ from ral_system.config.base import (
 )
 
 
-class ScenesConfig(Group):
-    """Generated mosaics and questions: what `ral-synthesize` makes demonstrations for."""
+class BoardsConfig(Group):
+    """Generated mosaics: pictures of boards with coloured things."""
 
     name: Literal["visual_search"]
     seed: NonNegative
@@ -31,12 +31,27 @@ class ScenesConfig(Group):
     size."""
     objects: Annotated[int, Field(ge=2)]
     """Filled cells: the target and objects - 1 distractors; all cells of a board with fewer."""
-    train_records: Annotated[Positive, ResumableSynthesis]
-    """Training pictures and questions; every stage goes through them again when they run out."""
-    described: Positive
-    """Positions that a demonstration of the perceive stage describes at most: of large boards not all."""
     digits: bool
     """Mix real handwritten digits with the drawn shapes."""
+
+    def problems(self) -> Iterator[str]:
+        """Refuse more objects than the largest board has cells."""
+        if self.objects > (cells := max(self.grid) ** 2):
+            yield f"data.objects={self.objects} does not fit data.grid={list(self.grid)}; at most {cells}"
+
+
+class AskedBoardsConfig(BoardsConfig):
+    """Questions on generated mosaics, asked and not trained on."""
+
+    system_prompt: str
+    """Empty: no system turn."""
+
+
+class ScenesConfig(BoardsConfig):
+    """Generated mosaics and questions: what `ral-synthesize` makes demonstrations for."""
+
+    train_records: Annotated[Positive, ResumableSynthesis]
+    """Training pictures and questions; every stage goes through them again when they run out."""
 
     @model_validator(mode="before")
     @classmethod
@@ -48,28 +63,27 @@ class ScenesConfig(Group):
             raise PydanticCustomError("of_field_inside", "{says}", {"says": says})
         return given
 
-    def problems(self) -> Iterator[str]:
-        """Refuse more objects than the largest board has cells."""
-        if self.objects > (cells := max(self.grid) ** 2):
-            yield f"data.objects={self.objects} does not fit data.grid={list(self.grid)}; at most {cells}"
+
+class ShownBoardsConfig(ScenesConfig, AskedBoardsConfig):
+    """Generated mosaics with the questions that a run would train on and hold out."""
 
 
-class VisualSearchConfig(ScenesConfig):
+class VisualSearchConfig(ShownBoardsConfig):
     """Visual search: generated mosaics with questions, demonstrations and a system turn."""
 
+    described: Positive
+    """Positions that a demonstration of the perceive stage describes at most: of large boards not all."""
     search_from: NonNegative
     """Demonstrations of the perceive stage that describe only; the later ones also say where each thing stands."""
     glance_share: Fraction
     """Share of the think-and-answer demonstrations that look nothing up, and guess where several cells matter."""
-    system_prompt: str
-    """Empty: no system turn."""
     demonstrations: str | None
     """demonstrations.jsonl of `ral-synthesize`, which sft then imitates, in turn, whatever `glance_share`; null: the
     generated thoughts."""
 
 
-class VideoSearchConfig(Group):
-    """Video search: generated videos that show another coloured thing every second; questions ask when and what."""
+class AskedVideosConfig(Group):
+    """Questions on generated videos that show another coloured thing every second: when, and what."""
 
     FRAMES_PER_S: ClassVar[int] = 4
     """All alike within a second."""
@@ -82,12 +96,22 @@ class VideoSearchConfig(Group):
     max_frames: Annotated[tuple[Annotated[int, Field(ge=2)], ...], Field(min_length=1), OneOrMore]
     """Frames that a model sees, evenly spaced; below 2 · seconds some seconds are missed, or share a patch. Several
     take turns: all of `seconds` with one, then with the next."""
-    described: Positive
-    """Seconds that a demonstration of the perceive stage describes at most, and things that it looks for."""
-    train_records: Positive
-    """Training videos and questions; every stage goes through them again when they run out."""
     system_prompt: str
     """Empty: no system turn."""
+
+
+class ShownVideosConfig(AskedVideosConfig):
+    """Generated videos with the questions that a run would train on and hold out."""
+
+    train_records: Positive
+    """Training videos and questions; every stage goes through them again when they run out."""
+
+
+class VideoSearchConfig(ShownVideosConfig):
+    """Video search: generated videos with questions and demonstrations."""
+
+    described: Positive
+    """Seconds that a demonstration of the perceive stage describes at most, and things that it looks for."""
 
 
 class ColumnsConfig(Group):
@@ -209,4 +233,9 @@ class FilesConfig(Group):
     """For decoding one row's media."""
 
 
+AskedDataConfig = Annotated[AskedBoardsConfig | AskedVideosConfig | FilesConfig, Field(discriminator="name")]
+"""What `ral-evaluate` asks."""
+ShownDataConfig = Annotated[ShownBoardsConfig | ShownVideosConfig | FilesConfig, Field(discriminator="name")]
+"""What `ral-data` shows."""
 DataConfig = Annotated[VisualSearchConfig | VideoSearchConfig | FilesConfig, Field(discriminator="name")]
+"""What a run trains on."""

@@ -8,7 +8,7 @@ from ral_system.config.choices import SupervisedStage
 from ral_system.types import Prompt, Sample, Split
 
 
-class Prompts(Protocol):
+class Questions(Protocol):
     """Every prompt is a function of the data's configuration and its index alone, so that a position resumes a run."""
 
     def question(self, split: Split, index: int) -> Prompt:
@@ -18,6 +18,10 @@ class Prompts(Protocol):
     def held_out(self, count: int) -> list[Prompt]:
         """The first `count` held-out questions; all where there are fewer."""
         ...
+
+
+class Prompts(Questions, Protocol):
+    """Questions, and demonstrations of how to answer them."""
 
     def demonstration(self, stage: SupervisedStage, split: Split, index: int, *, seed: int = 0) -> Sample:
         """The `index`-th example to imitate; `seed` says where in the training examples a run begins."""

@@ -95,9 +95,9 @@ def figures(
 
 def _held_out(count: int, settings: QuestionSettings, subject: Subject) -> Questions:
     from ral_system.runs.folder import RunFolder
-    from ral_system.tasks.open import open_prompts
+    from ral_system.tasks.open import open_questions
 
-    prompts = open_prompts(settings, subject.model, RunFolder(subject.folder)).held_out(count)
+    prompts = open_questions(settings, subject.model, RunFolder(subject.folder)).held_out(count)
     return Questions(prompts, total=len(prompts), available=len(prompts))
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ral_system.config.commands import EvaluateConfig
-from ral_system.config.data import FilesConfig, VideoSearchConfig
+from ral_system.config.data import AskedVideosConfig, FilesConfig
 from ral_system.config.evaluation import SweepAxis
 from ral_system.errors import ConfigError, DataError
 from ral_system.evaluation.questions import Figures, Questions, asked, figures, write_quarantine
@@ -139,7 +139,7 @@ def at(settings: QuestionSettings, axis: SweepAxis, value: int, family: Family) 
     """The settings at one value of the axis. Raises ConfigError for one outside what `data` or the model allow."""
     data: Any = settings.data
     changed: Any
-    if isinstance(data, VideoSearchConfig):
+    if isinstance(data, AskedVideosConfig):
         changed = data.model_copy(update={"max_frames": (value,)})
     elif not isinstance(data, FilesConfig):
         changed = data.model_copy(update={"grid": (round(value**0.5),)})

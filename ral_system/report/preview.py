@@ -11,13 +11,11 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from ral_system.config.choices import ResponseFormat
-from ral_system.config.data import FilesConfig, VideoSearchConfig, VisualSearchConfig
+from ral_system.config.data import FilesConfig, ShownBoardsConfig, ShownVideosConfig
 from ral_system.config.reward import JudgeConfig
 from ral_system.data.chat import ChatRenderer
 from ral_system.data.file_prompts import FilePrompts
 from ral_system.data.preparation import QUARANTINE_FILE, PreparedQuestion, kind_of_reason, read_prepared
-from ral_system.data.prompts import Prompts
 from ral_system.errors import DataError
 from ral_system.families.family import Family
 from ral_system.media.store import MediaStore
@@ -36,9 +34,13 @@ from ral_system.report.preview_page import (
     ShownRow,
     Spread,
 )
-from ral_system.tasks.open import QuestionSettings, absent_columns, prepare_files, prepared_folder
-from ral_system.tasks.video_search_prompts import VideoSearchPrompts, VideoSearchRecords
-from ral_system.tasks.visual_search_prompts import VisualSearchPrompts, VisualSearchRecords
+from ral_system.tasks.open import (
+    QuestionSettings,
+    absent_columns,
+    generated_questions,
+    prepare_files,
+    prepared_folder,
+)
 from ral_system.types import Media, Prompt, Split
 
 SHOWN_FRAMES = 16
@@ -62,8 +64,9 @@ def preview_data(
     if isinstance(data, FilesConfig):
         preview, error = _of_files(settings, data, family, runs, origin, most)
     else:
+        assert isinstance(data, ShownBoardsConfig | ShownVideosConfig)
         totals: dict[Split, int] = {"train": data.train_records, "held_out": held_out}
-        preview = _of_generated(data, settings.response_format, family, scratch, origin, most, totals)
+        preview = _of_generated(data, family, scratch, origin, most, totals)
     shown = [*preview.train, *preview.held_out]
     return replace(preview, warnings=_unknown_words(shown, family.tokenizer.unk_token)), error
 
@@ -85,27 +88,19 @@ def _unknown_words(rows: Sequence[ShownRow], unknown: str | None) -> list[str]:
 
 
 def _of_generated(
-    data: VisualSearchConfig | VideoSearchConfig,
-    response_format: ResponseFormat,
+    data: ShownBoardsConfig | ShownVideosConfig,
     family: Family,
     scratch: Path,
     origin: Origin,
     most: Mapping[Split, int],
     totals: Mapping[Split, int],
 ) -> Preview:
-    store, renderer = MediaStore(scratch), ChatRenderer(family, data.system_prompt)
-    source: VisualSearchRecords | VideoSearchRecords
-    prompts: Prompts
-    if isinstance(data, VideoSearchConfig):
-        source = VideoSearchRecords(data)
-        prompts = VideoSearchPrompts(data, renderer, store, response_format=response_format)
-    else:
-        source = VisualSearchRecords(data)
-        prompts = VisualSearchPrompts(data, renderer, store, format=response_format)
+    store = MediaStore(scratch)
+    questions = generated_questions(data, ChatRenderer(family, data.system_prompt), store)
     look = _Look(family, store)
     rows = {
         split: [
-            look.row(prompts.question(split, i), source.record(split, i).thought)
+            look.row(questions.question(split, i), questions.records.record(split, i).thought)
             for i in range(min(most[split], total))
         ]
         for split, total in totals.items()

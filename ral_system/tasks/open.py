@@ -15,12 +15,20 @@ from typing import Any, Self
 from ral_system.config.algorithm import AlgorithmConfig
 from ral_system.config.choices import ResponseFormat
 from ral_system.config.commands import QuestionsConfig
-from ral_system.config.data import DataConfig, FilesConfig, VideoSearchConfig, VisualSearchConfig
+from ral_system.config.data import (
+    AskedBoardsConfig,
+    AskedDataConfig,
+    AskedVideosConfig,
+    DataConfig,
+    FilesConfig,
+    VideoSearchConfig,
+    VisualSearchConfig,
+)
 from ral_system.config.reward import JudgeConfig
 from ral_system.data.chat import ChatRenderer
 from ral_system.data.file_prompts import FilePrompts, demonstration_text
 from ral_system.data.preparation import QUARANTINE_FILE, RULES, Preparation, Tally
-from ral_system.data.prompts import Prompts
+from ral_system.data.prompts import Prompts, Questions
 from ral_system.data.sources.hub import source_files
 from ral_system.errors import DataError, SetupError
 from ral_system.families.family import Family, PixelBudget
@@ -31,8 +39,8 @@ from ral_system.observability.jsonl import write_atomically
 from ral_system.observability.progress import StageProgress
 from ral_system.rewards.pool import RewardPool
 from ral_system.runs.folder import RunFolder
-from ral_system.tasks.video_search_prompts import VideoSearchPrompts
-from ral_system.tasks.visual_search_prompts import VisualSearchPrompts
+from ral_system.tasks.video_search_prompts import VideoSearchPrompts, VideoSearchQuestions
+from ral_system.tasks.visual_search_prompts import VisualSearchPrompts, VisualSearchQuestions
 from ral_system.types import MediaKind, Prompt
 
 PREPARED_FOLDER = ".prepared"
@@ -45,7 +53,7 @@ _DONE_FILE = "prepared.json"
 class QuestionSettings:
     """What decides which questions are asked, and how they are worded and judged."""
 
-    data: DataConfig
+    data: AskedDataConfig
     response_format: ResponseFormat
     reward: JudgeConfig
     """Judges the files' own answers while they are prepared; a row whose answer is judged wrong is left out."""
@@ -66,19 +74,45 @@ class QuestionSettings:
 
 
 def open_prompts(settings: QuestionSettings, model: Path, folder: RunFolder) -> Prompts:
-    """The run's questions as `model` sees them; files are prepared first, and linked into the run's folder.
+    """The questions and demonstrations of a run as `model` sees them; files are prepared first, and linked into the
+    run's folder.
 
     Raises DataError where too many rows cannot be used, ConfigError where files changed under a run.
     """
     data, response_format, family = settings.data, settings.response_format, load_family(model)
     renderer = ChatRenderer(family, data.system_prompt)
-    if isinstance(data, VisualSearchConfig):
-        return VisualSearchPrompts(data, renderer, MediaStore(folder.media), format=response_format)
+    if isinstance(data, FilesConfig):
+        return _open_files(settings, data, family, renderer, folder)
     if isinstance(data, VideoSearchConfig):
         return VideoSearchPrompts(data, renderer, MediaStore(folder.media), response_format=response_format)
+    assert isinstance(data, VisualSearchConfig), "only a run's own data have demonstrations"
+    return VisualSearchPrompts(data, renderer, MediaStore(folder.media), format=response_format)
+
+
+def open_questions(settings: QuestionSettings, model: Path, folder: RunFolder) -> Questions:
+    """Return the questions alone. Raises the same errors as `open_prompts`."""
+    data, family = settings.data, load_family(model)
+    renderer = ChatRenderer(family, data.system_prompt)
+    if isinstance(data, FilesConfig):
+        return _open_files(settings, data, family, renderer, folder)
+    return generated_questions(data, renderer, MediaStore(folder.media))
+
+
+def generated_questions(
+    data: AskedBoardsConfig | AskedVideosConfig, renderer: ChatRenderer, media: MediaStore
+) -> VisualSearchQuestions | VideoSearchQuestions:
+    """Questions on pictures or videos that are made on request, and stored in `media`."""
+    if isinstance(data, AskedVideosConfig):
+        return VideoSearchQuestions(data, renderer, media)
+    return VisualSearchQuestions(data, renderer, media)
+
+
+def _open_files(
+    settings: QuestionSettings, data: FilesConfig, family: Family, renderer: ChatRenderer, folder: RunFolder
+) -> FilePrompts:
     prepared = prepare_files(settings, data, family, folder.root.parent)
     folder.use_data(prepared)
-    return FilePrompts(data, prepared, renderer, response_format=response_format)
+    return FilePrompts(data, prepared, renderer, response_format=settings.response_format)
 
 
 @contextmanager

@@ -1,12 +1,12 @@
-"""Video-search records as prompts for RL and demonstrations for the supervised stages."""
+"""Video-search records as questions, and as demonstrations for the supervised stages."""
 
 from __future__ import annotations
 
 from ral_system.config.choices import ResponseFormat, SupervisedStage
-from ral_system.config.data import VideoSearchConfig
+from ral_system.config.data import AskedVideosConfig, VideoSearchConfig
 from ral_system.data.chat import ChatRenderer
 from ral_system.media.store import MediaStore
-from ral_system.tasks.video_search import FRAMES_PER_S, KINDS, VideoRecord, VideoSearch
+from ral_system.tasks.video_search import FRAMES_PER_S, KINDS, MAX_SECONDS, VideoRecord, VideoSearch
 from ral_system.types import Prompt, Sample, Split, VideoSampling
 
 _STRIDE = 7919
@@ -16,8 +16,8 @@ _STRIDE = 7919
 class VideoSearchRecords:
     """The records that `config` asks for. Lengths of videos take turns: one of each question kind, then the next."""
 
-    def __init__(self, config: VideoSearchConfig) -> None:
-        self._lengths = [VideoSearch(config.seed, seconds, config.described) for seconds in config.seconds]
+    def __init__(self, config: AskedVideosConfig, described: int = MAX_SECONDS) -> None:
+        self._lengths = [VideoSearch(config.seed, seconds, described) for seconds in config.seconds]
         self.in_a_turn = len(KINDS) * len(self._lengths)
 
     def record(self, split: Split, index: int) -> VideoRecord:
@@ -25,19 +25,14 @@ class VideoSearchRecords:
         return self._lengths[index // len(KINDS) % len(self._lengths)].record(split, index)
 
 
-class VideoSearchPrompts:
-    """Prompt `i` of a split is a pure function of (data seed, split, i); its video is stored when made.
-
-    Records repeat after `config.train_records`.
-    """
+class VideoSearchQuestions:
+    """Question `i` of a split is a pure function of (data seed, split, i); its video is stored when made."""
 
     def __init__(
-        self, config: VideoSearchConfig, renderer: ChatRenderer, media: MediaStore, *, response_format: ResponseFormat
+        self, config: AskedVideosConfig, renderer: ChatRenderer, media: MediaStore, described: int = MAX_SECONDS
     ) -> None:
-        self._source = VideoSearchRecords(config)
+        self.records, self._renderer, self._media = VideoSearchRecords(config, described), renderer, media
         self._samplings = [VideoSampling(FRAMES_PER_S, most, min_frames=2) for most in config.max_frames]
-        self._records, self._renderer, self._media = config.train_records, renderer, media
-        self._format = response_format
 
     def question(self, split: Split, index: int) -> Prompt:
         """The `index`-th question of `split`, to be answered."""
@@ -47,6 +42,29 @@ class VideoSearchPrompts:
     def held_out(self, count: int) -> list[Prompt]:
         """The first `count` held-out questions; kinds take turns."""
         return [self.question("held_out", i) for i in range(count)]
+
+    def _record(self, split: Split, index: int) -> VideoRecord:
+        return self.records.record(split, index)
+
+    def _prompt(self, record: VideoRecord, kind: str, question: str, answer: str, *, suffix: str) -> Prompt:
+        sampling = self._samplings[record.index // self.records.in_a_turn % len(self._samplings)]
+        return self._renderer.prompt(
+            id=f"{record.split}/{record.index}{suffix}",
+            kind=kind,
+            question=question,
+            answer=answer,
+            media=(self._media.put_frames(record.frames, FRAMES_PER_S, sampling),),
+        )
+
+
+class VideoSearchPrompts(VideoSearchQuestions):
+    """The questions, and demonstrations. Training records repeat after `config.train_records`."""
+
+    def __init__(
+        self, config: VideoSearchConfig, renderer: ChatRenderer, media: MediaStore, *, response_format: ResponseFormat
+    ) -> None:
+        super().__init__(config, renderer, media, config.described)
+        self._train_records, self._format = config.train_records, response_format
 
     def demonstration(self, stage: SupervisedStage, split: Split, index: int, *, seed: int = 0) -> Sample:
         """The `index`-th example: perceive says what seconds show, then which second shows what, in the order asked
@@ -66,14 +84,4 @@ class VideoSearchPrompts:
         return Sample(prompt.id, prompt, self._renderer.response(answered))
 
     def _record(self, split: Split, index: int) -> VideoRecord:
-        return self._source.record(split, index % self._records if split == "train" else index)
-
-    def _prompt(self, record: VideoRecord, kind: str, question: str, answer: str, *, suffix: str) -> Prompt:
-        sampling = self._samplings[record.index // self._source.in_a_turn % len(self._samplings)]
-        return self._renderer.prompt(
-            id=f"{record.split}/{record.index}{suffix}",
-            kind=kind,
-            question=question,
-            answer=answer,
-            media=(self._media.put_frames(record.frames, FRAMES_PER_S, sampling),),
-        )
+        return super()._record(split, index % self._train_records if split == "train" else index)

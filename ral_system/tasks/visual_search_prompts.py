@@ -1,4 +1,4 @@
-"""Visual-search records as prompts for RL and demonstrations for the supervised stages."""
+"""Visual-search records as questions, and as demonstrations for the supervised stages."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ import numpy as np
 from PIL import Image
 
 from ral_system.config.choices import ResponseFormat, SupervisedStage
-from ral_system.config.data import ScenesConfig, VisualSearchConfig
+from ral_system.config.data import AskedBoardsConfig, BoardsConfig, VisualSearchConfig
 from ral_system.data.chat import ChatRenderer
 from ral_system.errors import DataError
 from ral_system.media.store import MediaStore
 from ral_system.tasks.demonstrations import Demonstration, read_demonstrations
-from ral_system.tasks.visual_search import KINDS, Record, VisualSearch
+from ral_system.tasks.visual_search import KINDS, MAX_GRID, Record, VisualSearch
 from ral_system.types import Media, Prompt, Sample, Split
 
 GLANCE = "glance"
@@ -31,10 +31,9 @@ _STRIDE = 7919
 class VisualSearchRecords:
     """The records that `config` asks for. Sizes of boards take turns: one of each question kind, then the next."""
 
-    def __init__(self, config: ScenesConfig) -> None:
+    def __init__(self, config: BoardsConfig, described: int = MAX_GRID**2) -> None:
         self.sizes = tuple(
-            VisualSearch(config.seed, n, min(config.objects, n * n), config.digits, config.described)
-            for n in config.grid
+            VisualSearch(config.seed, n, min(config.objects, n * n), config.digits, described) for n in config.grid
         )
 
     def record(self, split: Split, index: int) -> Record:
@@ -42,21 +41,17 @@ class VisualSearchRecords:
         return self.sizes[index // len(KINDS) % len(self.sizes)].record(split, index)
 
 
-class VisualSearchPrompts:
-    """Prompt `i` of a split is a pure function of (data seed, split, i); its picture is stored when drawn.
+class VisualSearchQuestions:
+    """Question `i` of a split is a pure function of (data seed, split, i); its picture is stored when drawn.
 
-    Records repeat after `config.train_records`; a command draws each and stores its picture once, for all its stages.
+    A command draws each record and stores its picture once, for all its stages.
     """
 
     def __init__(
-        self, config: VisualSearchConfig, renderer: ChatRenderer, media: MediaStore, *, format: ResponseFormat
+        self, config: AskedBoardsConfig, renderer: ChatRenderer, media: MediaStore, described: int = MAX_GRID**2
     ) -> None:
-        self._source = VisualSearchRecords(config)
-        self._config = config
-        self._renderer = renderer
-        self._media = media
-        self._format = format
-        self._drawn = drawn(self._source.sizes, media.folder)
+        self.records, self._renderer, self._media = VisualSearchRecords(config, described), renderer, media
+        self._drawn = drawn(self.records.sizes, media.folder)
 
     def question(self, split: Split, index: int) -> Prompt:
         """The `index`-th question of `split`, to be answered."""
@@ -65,6 +60,34 @@ class VisualSearchPrompts:
     def held_out(self, count: int) -> list[Prompt]:
         """The first `count` held-out questions; kinds take turns."""
         return [self.question("held_out", i) for i in range(count)]
+
+    def _question(self, record: Record, picture: Media) -> Prompt:
+        return self._prompt(record, picture, record.kind, record.question, record.answer, suffix="")
+
+    def _record(self, split: Split, index: int) -> tuple[Record, Media]:
+        if (split, index) not in self._drawn:
+            record = self.records.record(split, index)
+            self._drawn[split, index] = replace(record, image=_STORED), self._media.put(record.image)
+        return self._drawn[split, index]
+
+    def _prompt(self, record: Record, picture: Media, kind: str, question: str, answer: str, *, suffix: str) -> Prompt:
+        return self._renderer.prompt(
+            id=f"{record.split}/{record.index}{suffix}",
+            kind=kind,
+            question=question,
+            answer=answer,
+            media=(picture,),
+        )
+
+
+class VisualSearchPrompts(VisualSearchQuestions):
+    """The questions, and demonstrations. Training records repeat after `config.train_records`."""
+
+    def __init__(
+        self, config: VisualSearchConfig, renderer: ChatRenderer, media: MediaStore, *, format: ResponseFormat
+    ) -> None:
+        super().__init__(config, renderer, media, config.described)
+        self._config, self._format = config, format
 
     def demonstration(self, stage: SupervisedStage, split: Split, index: int, *, seed: int = 0) -> Sample:
         """The `index`-th example of a supervised stage: a prompt with the response to imitate.
@@ -122,24 +145,8 @@ class VisualSearchPrompts:
         rng = np.random.default_rng([self._config.seed, index, 2 if split == "train" else 3])
         return bool(rng.random() < self._config.glance_share)
 
-    def _question(self, record: Record, picture: Media) -> Prompt:
-        return self._prompt(record, picture, record.kind, record.question, record.answer, suffix="")
-
     def _record(self, split: Split, index: int) -> tuple[Record, Media]:
-        at = index % self._config.train_records if split == "train" else index
-        if (split, at) not in self._drawn:
-            record = self._source.record(split, at)
-            self._drawn[split, at] = replace(record, image=_STORED), self._media.put(record.image)
-        return self._drawn[split, at]
-
-    def _prompt(self, record: Record, picture: Media, kind: str, question: str, answer: str, *, suffix: str) -> Prompt:
-        return self._renderer.prompt(
-            id=f"{record.split}/{record.index}{suffix}",
-            kind=kind,
-            question=question,
-            answer=answer,
-            media=(picture,),
-        )
+        return super()._record(split, index % self._config.train_records if split == "train" else index)
 
 
 @functools.lru_cache(maxsize=1)

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from tests.unit.config.whole_groups import FILES, HF, LORA, TORCH, VIDEOS
+from tests.unit.config.whole_groups import ASKED_VIDEOS, FILES, HF, LORA, TORCH, VIDEOS
 
 SETTINGS: dict[str, tuple[dict[str, Any], list[str]]] = {
     "two kinds that are one": (
@@ -59,11 +59,11 @@ SETTINGS: dict[str, tuple[dict[str, Any], list[str]]] = {
         ["sweep.axis compares models as they are"],
     ),
     "an odd number of frames": (
-        {"data": VIDEOS, "sweep.axis": "frames", "sweep.values": [2, 3]},
+        {"data": ASKED_VIDEOS, "sweep.axis": "frames", "sweep.values": [2, 3]},
         ["sweep.values=[3]: frame counts must be even and at least 2"],
     ),
     "more frames than there are": (
-        {"data": VIDEOS, "sweep.axis": "frames", "sweep.values": [8, 18]},
+        {"data": ASKED_VIDEOS, "sweep.axis": "frames", "sweep.values": [8, 18]},
         ["sweep.values=[18] are more frames than the 16 of data.seconds"],
     ),
     "frames of pictures": (
@@ -79,7 +79,7 @@ SETTINGS: dict[str, tuple[dict[str, Any], list[str]]] = {
         ["would draw a question twice with the same weights from data.train_records=2"],
     ),
     "visual tokens of videos": (
-        {"data": VIDEOS | {"train_records": 99}, "sweep.axis": "visual_tokens", "sweep.values": [4]},
+        {"data": ASKED_VIDEOS, "sweep.axis": "visual_tokens", "sweep.values": [4]},
         ["data.name=video_search varies in frames; choose sweep=frames"],
     ),
     "files without a file": (

@@ -29,10 +29,8 @@ FILES: dict[str, Any] = {
     "timeout_s": 10.0,
 }
 
-VIDEOS = {
-    **{"name": "video_search", "seed": 0, "seconds": (4,), "max_frames": (8,), "described": 4},
-    **{"train_records": 2, "system_prompt": ""},
-}
+ASKED_VIDEOS = {"name": "video_search", "seed": 0, "seconds": (4,), "max_frames": (8,), "system_prompt": ""}
+VIDEOS = ASKED_VIDEOS | {"described": 4, "train_records": 2}
 
 TORCH = {
     **{"engine": "torch", "world_size": 1, "max_tokens": 400, "dtype": "float32", "gradient_checkpointing": False},

@@ -27,10 +27,18 @@ from ral_system.launch.foreign import refuse_foreign
         *(
             ("ral-synthesize", given, "ral-synthesize does not read it; ral-train, ral-evaluate and ral-data do;")
             for given in (
-                *("data.system_prompt=x", "data.glance_share=0.5", "data.search_from=3", "data.demonstrations=a.jsonl"),
-                *("data.seconds=3", "+data/source@data.sources.mine=columns", "data.workers=3"),
+                *("data.system_prompt=x", "data.seconds=3"),
+                *("+data/source@data.sources.mine=columns", "data.workers=3"),
             )
         ),
+        *(
+            (command, given, f"{command} does not read it; ral-train does; remove it")
+            for command in ("ral-evaluate", "ral-data", "ral-synthesize")
+            for given in (
+                *("data.glance_share=0.5", "data.search_from=3", "data.demonstrations=a.jsonl", "data.described=4"),
+            )
+        ),
+        ("ral-evaluate", "data.train_records=9", "ral-evaluate does not read it; ral-train, "),
         (
             "ral-synthesize",
             "seed=1",
