@@ -73,6 +73,8 @@ class VisualSearchConfig(ShownBoardsConfig):
 
     described: Positive
     """Positions that a demonstration of the perceive stage describes at most: of large boards not all."""
+    small_boards: NonNegative
+    """Demonstrations of the perceive stage on boards of 2 × 2 cells; the later ones are on those of `grid`."""
     search_from: NonNegative
     """Demonstrations of the perceive stage that describe only; the later ones also say where each thing stands."""
     glance_share: Fraction

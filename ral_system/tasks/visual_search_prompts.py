@@ -87,6 +87,8 @@ class VisualSearchPrompts(VisualSearchQuestions):
         self, config: VisualSearchConfig, renderer: ChatRenderer, media: MediaStore, *, format: ResponseFormat
     ) -> None:
         super().__init__(config, renderer, media, config.described)
+        small = config.model_copy(update={"grid": (2,)})
+        self._small = VisualSearchQuestions(small, renderer, media, config.described)
         self._config, self._format = config, format
 
     def demonstration(self, stage: SupervisedStage, split: Split, index: int, *, seed: int = 0) -> Sample:
@@ -94,14 +96,16 @@ class VisualSearchPrompts(VisualSearchQuestions):
 
         A run's `seed` says where in the training records it begins; seed 0 at the first.
         perceive: name what stands at each position, in the order asked for; from the `config.search_from`-th example
-        on, and in the held-out ones, then say where each thing stands. sft: think and answer in the template; a share
+        on, and in the held-out ones, then say where each thing stands. The first `config.small_boards` are on boards of
+        2 × 2 cells. sft: think and answer in the template; a share
         `config.glance_share` of them looks nothing up and answers at a glance. With `config.demonstrations`, sft's are
         those of the file, in turn. Raises DataError for one that does not fit the question or the tokenizer.
         """
         at = index + (seed * _STRIDE if split == "train" else 0)
         if stage == "sft" and split == "train" and self._config.demonstrations:
             return self._from_file(*self._demonstrations[at % len(self._demonstrations)])
-        record, picture = self._record(split, at)
+        small = stage == "perceive" and split == "train" and index < self._config.small_boards
+        record, picture = (self._small if small else self)._record(split, self._wrapped(split, at))
         if stage == "perceive":
             question, answer = record.caption_question, record.caption
             if split == "held_out" or index >= self._config.search_from:
@@ -146,10 +150,13 @@ class VisualSearchPrompts(VisualSearchQuestions):
         return bool(rng.random() < self._config.glance_share)
 
     def _record(self, split: Split, index: int) -> tuple[Record, Media]:
-        return super()._record(split, index % self._config.train_records if split == "train" else index)
+        return super()._record(split, self._wrapped(split, index))
+
+    def _wrapped(self, split: Split, index: int) -> int:
+        return index % self._config.train_records if split == "train" else index
 
 
-@functools.lru_cache(maxsize=1)
+@functools.lru_cache(maxsize=2)  # small boards and those of the run
 def drawn(sizes: tuple[VisualSearch, ...], media: Path) -> dict[tuple[Split, int], tuple[Record, Media]]:
     """Records of these boards that this process has drawn into a store of media, to be added to."""
     return {}

@@ -36,6 +36,7 @@ from ral_system.launch.foreign import refuse_foreign
             for command in ("ral-evaluate", "ral-data", "ral-synthesize")
             for given in (
                 *("data.glance_share=0.5", "data.search_from=3", "data.demonstrations=a.jsonl", "data.described=4"),
+                "data.small_boards=9",
             )
         ),
         ("ral-evaluate", "data.train_records=9", "ral-evaluate does not read it; ral-train, "),

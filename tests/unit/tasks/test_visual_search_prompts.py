@@ -78,6 +78,24 @@ def test_a_perceive_demonstration_is_its_prompts_answer(make: Make, family: Fami
         assert sample.prompt.id != make().question("train", i).id
 
 
+def test_the_first_perceive_demonstrations_are_on_small_boards(make: Make, media: MediaStore) -> None:
+    def cells(prompt: Prompt) -> int:
+        return media.open(prompt.media[0]).width // CELL_PX
+
+    prompts, plain = make("think_answer", "data.small_boards=22", "data.search_from=21"), make()
+    small = [prompts.demonstration("perceive", "train", i).prompt for i in (0, 1, 20, 21)]
+    assert [cells(prompt) for prompt in small] == [2, 2, 2, 2]
+    assert [len(prompt.question.split()) for prompt in small[:3]] == [1 + 4] * 3
+    assert small[2] == small[0], "records repeat after 20"
+    assert small[3].question.startswith(small[1].question + " find"), "the search begins where it is told to"
+    at = [("perceive", "train", 22), ("perceive", "held_out", 0), ("sft", "train", 0)]
+    for stage, split, i in at:
+        demonstration = prompts.demonstration(stage, split, i)  # type: ignore[arg-type]
+        assert cells(demonstration.prompt) == 3
+        if i != 22:  # which begins its search earlier
+            assert demonstration == plain.demonstration(stage, split, i)  # type: ignore[arg-type]
+
+
 def test_training_records_repeat_and_held_out_ones_do_not(make: Make) -> None:
     prompts = make("think_answer", "data.glance_share=0")
     for stage in ("perceive", "sft"):
