@@ -121,6 +121,22 @@ def joined(bundles: Sequence[Bundle]) -> Bundle:
     return Bundle(" + ".join(b.role for b in bundles), bundles[0].rank, sum(b.cpus for b in bundles), gpus)
 
 
+def node_by_node(bundles: Sequence[Bundle], nodes: Sequence[str]) -> list[int]:
+    """Return which reserved place each bundle takes, so that the ranks of a role fill one node after another.
+
+    `nodes` are those of the places. Ray places bundles in an order of its own; rings in the order of the ranks would
+    then cross between nodes more often than there are nodes.
+    """
+    first = {node: at for at, node in reversed(list(enumerate(nodes)))}
+    alike: dict[tuple[str, float, float], list[int]] = {}
+    for at, bundle in enumerate(bundles):
+        alike.setdefault((bundle.role, bundle.cpus, bundle.gpus), []).append(at)
+    taken: dict[int, int] = {}
+    for places in alike.values():
+        taken |= dict(zip(places, sorted(places, key=lambda at: first[nodes[at]]), strict=True))
+    return [taken[at] for at in range(len(bundles))]
+
+
 def preflight(bundles: Sequence[Bundle], nodes: Sequence[Mapping[str, float]]) -> None:
     """Raise SetupError if the bundles cannot fit on the current cluster. `nodes`: total resources of each."""
     if lack := shortage(bundles, nodes):

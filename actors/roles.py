@@ -25,7 +25,15 @@ from ral_system.actors.cluster import nodes_may_join, start_or_join
 from ral_system.actors.group import Call, Member, wait_all
 from ral_system.actors.learner import LearnerActor
 from ral_system.actors.nodes import meeting_host, nodes_of, stage_models
-from ral_system.actors.placement import Bundle, joined, plan, release, reserve, reserved_together
+from ral_system.actors.placement import (
+    Bundle,
+    joined,
+    node_by_node,
+    plan,
+    release,
+    reserve,
+    reserved_together,
+)
 from ral_system.actors.process import ActorProcess
 from ral_system.actors.reward import RewardActor
 from ral_system.actors.rollout import RolloutActor
@@ -92,10 +100,13 @@ class RayRoles:
         on_phase("cluster", time.monotonic() - began)
         together = reserved_together(bundles)
         reserved = [joined([bundles[index] for index in indices]) for indices in together]
-        self._reserved = {bundles[index].name: at for at, indices in enumerate(together) for index in indices}
         try:
             self._group = reserve(reserved, config.cluster.start_timeout_s, nodes_may_join=nodes_may_join(), tell=_tell)
             on_phase("placement", time.monotonic() - began)
+            taken = node_by_node(reserved, nodes_of(self._group))
+            self._reserved = {
+                bundles[index].name: taken[at] for at, indices in enumerate(together) for index in indices
+            }
             self._stage(bundles, model_folder, run_folder)
             self._start(bundles, run_folder)
             self._build(stage, model_folder, run_folder, on_phase)

@@ -23,7 +23,15 @@ from xdist.scheduler import LoadScopeScheduling
 _INHERITED = ("RAY_", "WANDB_", "HYDRA_", "VLLM_", "PYTHONPATH", "KILL_")
 _BIN = Path(sys.executable).parent
 _LONGEST = ("ray_", "cluster_nodes", "tensor_parallel", "local_runs", "deepspeed_engine")
-_WITH_CLUSTERS = ("cluster_nodes", "lora_run", "ray_actors", "ray_job_submit", "ray_run", "tensor_parallel")
+_WITH_CLUSTERS = (
+    "cluster_nodes",
+    "four_nodes",
+    "lora_run",
+    "ray_actors",
+    "ray_job_submit",
+    "ray_run",
+    "tensor_parallel",
+)
 
 
 class ByFile(LoadScopeScheduling):

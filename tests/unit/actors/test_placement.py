@@ -1,6 +1,6 @@
 import pytest
 
-from ral_system.actors.placement import Bundle, joined, plan, preflight, reserved_together
+from ral_system.actors.placement import Bundle, joined, node_by_node, plan, preflight, reserved_together
 from ral_system.config.choices import Stage
 from ral_system.config.commands import TrainConfig
 from ral_system.config.teacher import TeacherRole
@@ -145,3 +145,13 @@ def test_without_gpus_or_engines_nothing_is_shared() -> None:
     assert {b.gpus for b in planned(config, "rl")} == {0}
     assert all(b.with_learner is None for b in planned(config, "perceive"))
     assert len(reserved_together(planned(compose_config(), "rl"))) == len(planned(compose_config(), "rl"))
+
+
+def test_ranks_of_a_role_fill_one_node_after_another() -> None:
+    """Bundles of another role or size keep their places: only what is alike may change."""
+    bundles = [Bundle("learner", rank, 1, 1) for rank in range(5)]
+    bundles += [Bundle("rollout", 0, 1, 2), Bundle("rollout", 1, 1, 1), Bundle("rollout", 2, 1, 2)]
+    nodes = ["b", "a", "c", "a", "b", "a", "c", "b"]
+    taken = node_by_node(bundles, nodes)
+    assert taken == [0, 4, 1, 3, 2, 7, 6, 5]
+    assert [nodes[at] for at in taken] == ["b", "b", "a", "a", "c", "b", "c", "a"]
