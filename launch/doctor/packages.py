@@ -54,7 +54,7 @@ def check_packages() -> list[Check]:
         _families(),
         _required("ray", "import ray", "pip install 'ray[default]>=2.50'"),
         _vllm(bool(torch.value.get("gpus"))),
-        _required("deepspeed", "import deepspeed", "pip install 'deepspeed>=0.18.4'"),
+        _required("deepspeed", "import deepspeed", "pip install 'deepspeed>=0.19.8'"),
         _required("peft", "import peft", "pip install 'peft>=0.19'"),
         _optional("triton", "without it, torch.compile cannot build kernels on GPUs"),
         _optional("flash-attn", "learners on GPUs use torch's varlen attention; with it: pip install -e '.[flash]'"),

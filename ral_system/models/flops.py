@@ -6,6 +6,7 @@ backward pass takes twice as many as the forward pass of what is trained, and on
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 
 from torch import nn
@@ -17,7 +18,7 @@ from ral_system.types import Layout
 
 
 class FlopCounter:
-    """Counts for one model. Construct it while the model's weights are whole, before an engine shards them."""
+    """Counts for one model."""
 
     def __init__(self, model: PreTrainedModel, family: Family) -> None:
         layers = family.attention_layers(model)
@@ -58,9 +59,14 @@ def update_passes(module: nn.Module) -> int:
 
 
 def _weights(module: nn.Module) -> int:
-    """Numbers in the matrices that a module's inputs are multiplied with."""
-    kinds = (nn.Linear, nn.Conv2d, nn.Conv3d)
-    return sum(part.weight.numel() for part in module.modules() if isinstance(part, kinds))
+    """Numbers in the matrices that a module's inputs are multiplied with, by its modules: ranks may share weights."""
+    parts = list(module.modules())
+    linear = sum(part.in_features * part.out_features for part in parts if isinstance(part, nn.Linear))
+    return linear + sum(
+        part.in_channels // part.groups * part.out_channels * math.prod(part.kernel_size)
+        for part in parts
+        if isinstance(part, (nn.Conv2d, nn.Conv3d))
+    )
 
 
 def _pairs(group: PackedGroup, *, shared: bool) -> int:

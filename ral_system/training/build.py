@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
 import torch
 
 from ral_system.config.commands import TrainConfig
@@ -11,6 +14,20 @@ from ral_system.models.policy import PolicyModel
 from ral_system.training.engine import Engine
 from ral_system.training.optim import OptimSettings
 from ral_system.training.torch_engine import TorchEngine
+
+
+def loading(
+    learner: LearnerConfig, settings: OptimSettings, device: torch.device, timeout_s: float
+) -> AbstractContextManager[Any]:
+    """Load the policy as its engine will hold it: with ZeRO 3 the ranks share each weight out as soon as it is read.
+
+    Other engines hold whole models, which need nothing.
+    """
+    if learner.engine == "torch" or learner.zero_stage < 3:
+        return nullcontext()
+    from ral_system.training.deepspeed_engine import loading_by_shards  # optional dependency, slow to import
+
+    return loading_by_shards(settings, learner, device, timeout_s)
 
 
 def choose_trained(policy: PolicyModel, config: TrainConfig) -> Adapters | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from datetime import timedelta
 from itertools import groupby
 from pathlib import Path
@@ -12,6 +13,7 @@ from typing import Any
 import deepspeed
 import torch
 from torch import Tensor
+from transformers.integrations import HfDeepSpeedConfig
 
 from ral_system.algorithms.token_read import TokenRead
 from ral_system.attention.read import AttentionRead
@@ -45,25 +47,14 @@ class DeepSpeedEngine:
         collective_timeout_s: float,
     ) -> None:
         self.device = device
-        if not torch.distributed.is_initialized():
-            try:
-                deepspeed.init_distributed(
-                    dist_backend="nccl" if device.type == "cuda" else "gloo",
-                    timeout=timedelta(seconds=collective_timeout_s),
-                    verbose=False,
-                )
-            except torch.distributed.DistNetworkError as error:
-                raise SetupError(
-                    f"the learner ranks cannot meet at {os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
-                    f" ({str(error).splitlines()[0]}); if the port is in use, the same command takes another one"
-                ) from error
+        _meet(device, collective_timeout_s)
         self._settings = settings
         self._updates = 0
         if config.gradient_checkpointing:
             policy.model.gradient_checkpointing_enable({"use_reentrant": False})
         self._groups = parameter_groups(policy, settings.rate_factors)
         self._engine, *_ = deepspeed.initialize(
-            model=policy,
+            model=policy.to(device),  # which moves buffers: DeepSpeed leaves those of shared-out models where they are
             optimizer=adamw(self._groups, settings),
             config=_deepspeed_config(settings, config),
             dist_init_required=False,
@@ -137,6 +128,39 @@ class DeepSpeedEngine:
         self._updates = client_state["updates"]
 
 
+@contextmanager
+def loading_by_shards(
+    settings: OptimSettings, config: DeepSpeedLearnerConfig, device: torch.device, timeout_s: float
+) -> Iterator[None]:
+    """Let the ranks share out the model that transformers loads inside the block; every rank loads the same one.
+
+    A module's weights are shared out when it is made, and gathered while rank 0 fills them from the model's files.
+    """
+    _meet(device, timeout_s)
+    active = HfDeepSpeedConfig(_deepspeed_config(settings, config))  # transformers refers to it while it lives
+    try:
+        yield
+    finally:
+        del active
+
+
+def _meet(device: torch.device, timeout_s: float) -> None:
+    """Join the group of the learner ranks, unless this process has."""
+    if torch.distributed.is_initialized():
+        return
+    try:
+        deepspeed.init_distributed(
+            dist_backend="nccl" if device.type == "cuda" else "gloo",
+            timeout=timedelta(seconds=timeout_s),
+            verbose=False,
+        )
+    except torch.distributed.DistNetworkError as error:
+        raise SetupError(
+            f"the learner ranks cannot meet at {os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
+            f" ({str(error).splitlines()[0]}); if the port is in use, the same command takes another one"
+        ) from error
+
+
 def _deepspeed_config(settings: OptimSettings, config: DeepSpeedLearnerConfig) -> dict[str, Any]:
     host = {"device": "cpu"}
     offloaded = {
@@ -155,6 +179,9 @@ def _deepspeed_config(settings: OptimSettings, config: DeepSpeedLearnerConfig) -
         },
         "zero_force_ds_cpu_optimizer": False,  # that is a compiled operator; ours steps in host memory as well
         "bf16": {"enabled": config.dtype == "bfloat16"},
-        "data_types": {"grad_accum_dtype": "fp32"},  # unset, gradients add up in the model's dtype
+        "data_types": {
+            "grad_accum_dtype": "fp32",  # unset, gradients add up in the model's dtype
+            "keep_in_fp32_modules": ["*"],  # buffers, such as rotary frequencies
+        },
         "steps_per_print": 1 << 30,
     }

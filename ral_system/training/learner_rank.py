@@ -29,7 +29,7 @@ from ral_system.scoring.build import build_policy
 from ral_system.scoring.reference import reference_reads
 from ral_system.scoring.scores import join_versions, merge_teachers, to_scores
 from ral_system.training.average import WeightAverage
-from ral_system.training.build import build_engine, choose_trained
+from ral_system.training.build import build_engine, choose_trained, loading
 from ral_system.training.frozen_vision import FrozenVision
 from ral_system.training.gradient_share import cap, share, squared_norms
 from ral_system.training.log_prob_gate import check_log_prob_gaps, log_prob_gaps, quantile
@@ -82,22 +82,22 @@ class LearnerRank:
         self._rank, self._world_size = rank, world_size
         self._start = model_folder
         device = torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
-        torch.manual_seed(config.seed)
         supervised = None if stage == "rl" else config.supervised(stage)
         self._guidance = supervised.attention_guidance if supervised and supervised.attention_guidance.active else None
         self._read = QUESTION_AT_ALL_LAYERS if self._guidance else AttentionRead.of(config.algorithm.attention)
-        policy = build_policy(
-            model_folder,
-            device,
-            self._read,
-            dtype=config.learner.dtype,
-            # Demonstrations are fitted as the saved model is used.
-            temperature=1.0 if supervised else config.rollout.temperature,
-        )
+        settings, timeout_s = optim_settings(config, stage), config.cluster.call_timeout_s
+        with loading(config.learner, settings, device, timeout_s):
+            policy = build_policy(
+                model_folder,
+                device,
+                self._read,
+                dtype=config.learner.dtype,
+                temperature=1.0 if supervised else config.rollout.temperature,  # demonstrations fit the model as used
+            )
+        torch.manual_seed(config.seed)  # how a model is loaded may draw numbers
         self._family = policy.family
         self._collate = Collator(self._family, media)
         self._adapters = choose_trained(policy, config)
-        settings, timeout_s = optim_settings(config, stage), config.cluster.call_timeout_s
         self._meter = Meter(policy, device)
         self._engine = build_engine(config.learner, settings, policy, device, timeout_s)
         self._engine.policy.train()  # no dropout anywhere; needed for gradient checkpointing

@@ -17,7 +17,7 @@ from ral_system.types import MicroBatch
 
 
 class Meter:
-    """Counts the updates of one rank. To be constructed while weights are whole, before an engine shards them."""
+    """Counts the updates of one rank."""
 
     def __init__(self, policy: PolicyModel, device: torch.device) -> None:
         self._flops = FlopCounter(policy.model, policy.family)

@@ -1,11 +1,8 @@
-import json
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
 
 from ral_system.config.choices import Stage
 from ral_system.errors import GateError
@@ -13,20 +10,6 @@ from ral_system.media.store import MediaStore
 from ral_system.training.learner_rank import LearnerRank
 from ral_system.training.plan import plan_updates
 from ral_system.types import Held, Sample
-
-
-@pytest.fixture
-def tied_model(tiny_model: Path, tmp_path: Path) -> Path:
-    """The tiny model with the embedding as its output layer, like the smaller published models."""
-    folder = tmp_path / "tied"
-    shutil.copytree(tiny_model, folder)
-    config = json.loads((folder / "config.json").read_text())
-    config["tie_word_embeddings"] = config["text_config"]["tie_word_embeddings"] = True
-    (folder / "config.json").write_text(json.dumps(config))
-    weights = load_file(folder / "model.safetensors")
-    del weights["lm_head.weight"]
-    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
-    return folder
 
 
 @pytest.mark.parametrize(("stage", "group"), [("sft", "sft"), ("rl", "learner")])
