@@ -46,8 +46,9 @@ class ClusterConfig(ProcessConfig):
     """Bound on any one call to an actor."""
 
     def problems(self) -> Iterator[str]:
-        """Refuse to share what is one process, or GPUs of which processes use several or none."""
+        """Refuse GPUs that a process would not use, to share what is one process, and GPUs that several or none use."""
         if self.placement != "colocated":
+            yield from self._unused_gpus()
             return
         if self.kind == "local":
             yield (
@@ -66,3 +67,13 @@ class ClusterConfig(ProcessConfig):
                     f"cluster.gpus_per_{field}={gpus:g} with cluster.placement=colocated: the process uses the GPU of "
                     f"a learner rank; set it to {own:g}, as cluster.gpus_per_learner"
                 )
+
+    def _unused_gpus(self) -> Iterator[str]:
+        remedies = {
+            "learner": "set it to 1 and raise learner.world_size",
+            "scorer": "set it to 1; for speed raise cluster.scorers, for a model beyond one GPU set learner.lora",
+            "teacher": "set it to 1; a teacher that one GPU cannot hold is too large",
+        }
+        for role, remedy in remedies.items():
+            if (gpus := getattr(self, f"gpus_per_{role}")) > 1:
+                yield f"cluster.gpus_per_{role}={gpus:g}: such a process uses one GPU; {remedy}"

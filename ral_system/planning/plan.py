@@ -186,7 +186,7 @@ _REMEDIES = {
         "or raise learner.world_size"
     ),
     "rollout": "raise rollout.tensor_parallel and cluster.gpus_per_rollout, or lower rollout.max_model_len",
-    "reference": "lower learner.max_tokens, or raise cluster.gpus_per_scorer",
+    "reference": "lower learner.max_tokens, give it a whole GPU, or set learner.lora, which needs no reference",
     "teacher": "lower teacher.max_tokens, or choose a smaller teacher",
 }
 

@@ -288,6 +288,18 @@ SETTINGS: dict[str, tuple[dict[str, Any], list[str]]] = {
         {"cluster.placement": "colocated", "cluster.gpus_per_learner": 2, "cluster.gpus_per_rollout": 2},
         ["cluster.gpus_per_learner=2 with cluster.placement=colocated", "set it to 1, or to 0"],
     ),
+    "a learner rank with a GPU to spare": (
+        {"cluster.gpus_per_learner": 2},
+        ["cluster.gpus_per_learner=2: such a process uses one GPU", "raise learner.world_size"],
+    ),
+    "a reference over two GPUs": (
+        {"cluster.gpus_per_scorer": 2},
+        ["cluster.gpus_per_scorer=2: such a process uses one GPU", "raise cluster.scorers", "learner.lora"],
+    ),
+    "a teacher over two GPUs": (
+        {"cluster.gpus_per_teacher": 2},
+        ["cluster.gpus_per_teacher=2: such a process uses one GPU", "is too large"],
+    ),
     "an engine on the CPU beside a learner on a GPU": (
         {"cluster.placement": "colocated", "cluster.gpus_per_learner": 1},
         ["cluster.gpus_per_rollout=0 with cluster.placement=colocated", "set it to 1, as cluster.gpus_per_learner"],
