@@ -32,7 +32,7 @@ $(INSTALLED): pyproject.toml constraints-cpu.txt
 
 $(DEVELOPED): $(INSTALLED)
 	@# Without cpu, which would bring back what ral-doctor has removed.
-	@echo "installing what lint, tests and documentation need: 0.4 GB"
+	@echo "installing what lint, tests and documentation need: 0.5 GB"
 	$(BIN)/python -m pip install -c constraints-cpu.txt -e '.[dev]'
 	touch $@
 

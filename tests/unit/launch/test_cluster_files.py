@@ -87,7 +87,7 @@ def test_the_on_premises_cluster_fits_rays_schema_and_demands_the_token() -> Non
         if "ray start" in command
     ]
     assert len(starts) == 2
-    assert all(command.startswith("RAY_AUTH_MODE=token ") for command in starts)
+    assert all(command.startswith("RAY_AUTH_MODE=token HF_HOME=/shared/huggingface ") for command in starts)
     assert "--dashboard-host=127.0.0.1" in starts[0]
     assert cluster["min_workers"] == cluster["max_workers"] == len(cluster["provider"]["worker_ips"])
 
