@@ -67,26 +67,36 @@ def train(task: Path, rank: int, case: str) -> dict[str, Any]:
     }
 
 
-def peak_of_loading(task: Path, way: str) -> int:
-    """Bytes that loading the large model takes at its highest, without mapped files, which memory can drop."""
+def load(task: Path, way: str, case: str, name: str) -> Any:
+    """A model as a learner of this case loads it."""
     import torch
 
     from ral_system.attention.read import AttentionRead
     from ral_system.config.commands import TrainConfig
-    from ral_system.models.policy import PolicyModel
     from ral_system.scoring.build import build_policy
     from ral_system.training.build import loading
     from ral_system.training.optim import optim_settings
 
-    config = TrainConfig.model_validate_json((task / "tied.json").read_text())
-    folders, cpu = json.loads((task / "folders.json").read_text()), torch.device("cpu")
+    config = TrainConfig.model_validate_json((task / f"{case}.json").read_text())
+    folder, cpu = Path(json.loads((task / "folders.json").read_text())[name]), torch.device("cpu")
+    with loading(config.learner, optim_settings(config, "rl"), cpu, 60.0) if way == BY_SHARDS else nullcontext():
+        return build_policy(folder, cpu, AttentionRead(), dtype=config.learner.dtype, temperature=1.0).model
 
-    def load(name: str) -> PolicyModel:
-        with loading(config.learner, optim_settings(config, "rl"), cpu, 60.0) if way == BY_SHARDS else nullcontext():
-            return build_policy(Path(folders[name]), cpu, AttentionRead(), dtype="float32", temperature=1.0)
 
-    load("model")  # imports what it needs
-    return highest_while(lambda: load("large"))
+def tensors_of(model: Any) -> dict[str, Any]:
+    """A model's whole weights, and its buffers."""
+    from ral_system.training.deepspeed_internals import gathered
+
+    parameters = list(model.parameters())
+    with gathered(parameters) if hasattr(parameters[0], "ds_id") else nullcontext():
+        named = [*model.named_parameters(), *model.named_buffers()]
+        return {name: (str(tensor.dtype), tensor.tolist()) for name, tensor in named}
+
+
+def peak_of_loading(task: Path, way: str) -> int:
+    """Bytes that loading the large model takes at its highest, without mapped files, which memory can drop."""
+    load(task, way, "tied", "model")  # imports what it needs
+    return highest_while(lambda: load(task, way, "tied", "large"))
 
 
 def highest_while(work: Callable[[], Any]) -> int:
@@ -118,13 +128,14 @@ def work(task: Path, rank: int, world_size: int, port: int) -> None:
     for way in (BY_SHARDS, WHOLE):
         with loading_in(way):
             found[way] = {case: train(task, rank, case) for case in CASES}
+        found[way]["qwen3"] = tensors_of(load(task, way, "bfloat16", "qwen3"))
         found[way]["peak"] = peak_of_loading(task, way)
     (task / f"found_{rank}.pickle").write_bytes(pickle.dumps(found))
 
 
 @pytest.fixture(scope="module")
 def folders(
-    tiny_model: Path, tied_model: Path, media: Any, tmp_path_factory: pytest.TempPathFactory
+    tiny_model: Path, tied_model: Path, qwen3_folder: Path, media: Any, tmp_path_factory: pytest.TempPathFactory
 ) -> dict[str, Path]:
     """The models, and the media of the samples. The large one is in bfloat16, as most are published."""
     import torch
@@ -136,7 +147,7 @@ def folders(
     large = tmp_path_factory.mktemp("large")
     build_tiny_model(large, words(), hidden=512, layers=8, vision_layers=2, seed=1)
     Qwen2_5_VLForConditionalGeneration.from_pretrained(large, dtype=torch.bfloat16).save_pretrained(large)
-    return {"model": tiny_model, "tied": tied_model, "large": large, "media": media.folder}
+    return {"model": tiny_model, "tied": tied_model, "qwen3": qwen3_folder, "large": large, "media": media.folder}
 
 
 @pytest.fixture(scope="module")
@@ -168,6 +179,14 @@ def test_it_trains_bit_for_bit_as_after_loading_a_whole_model(by_rank: list[dict
     start, after = by_rank[0][BY_SHARDS][case]["weights"]
     assert len([name for name in start if start[name] != after[name]]) > 5
     assert by_rank[0][BY_SHARDS][case]["flops"] > 0
+
+
+def test_another_family_is_loaded_bit_for_bit(by_rank: list[dict[str, Any]]) -> None:
+    for found in by_rank:
+        assert found[BY_SHARDS]["qwen3"] == found[WHOLE]["qwen3"]
+        dtypes = {name: dtype for name, (dtype, _) in found[BY_SHARDS]["qwen3"].items()}
+        assert set(dtypes.values()) == {"torch.bfloat16", "torch.float32"}
+        assert all((dtype == "torch.float32") == name.endswith("inv_freq") for name, dtype in dtypes.items())
 
 
 def test_a_rank_never_holds_the_whole_model(by_rank: list[dict[str, Any]], folders: dict[str, Path]) -> None:
