@@ -164,8 +164,8 @@ class RayFrozenModel:
 class RayWithoutAdapters:
     """`FrozenModel` over the learner ranks: their model without its adapters is the reference."""
 
-    def __init__(self, members: Sequence[Member], call_timeout_s: float) -> None:
-        self._members, self._timeout_s = members, call_timeout_s
+    def __init__(self, members: Sequence[Member], shards: int, call_timeout_s: float) -> None:
+        self._members, self._shards, self._timeout_s = members, shards, call_timeout_s
 
     def submit(self, samples: Sequence[Sample]) -> None:
         """Do nothing: each rank scores its own samples when the plan deals them."""
@@ -177,7 +177,7 @@ class RayWithoutAdapters:
             done, scores = member.handle.score_reference.remote(whole)
             ranks.append([RemoteScores(Call(member, done), scores)])
         wait_all([part.done for part in _parts(ranks)], self._timeout_s, "scoring as the reference")
-        return ranks
+        return ranks[:: len(ranks) // self._shards]
 
     def visual_rewards(self, scores: Sequence[Ref]) -> Mapping[str, float]:
         """Return the visual rewards of all ranks' samples, by sample id."""
@@ -185,21 +185,24 @@ class RayWithoutAdapters:
 
 
 class RayLearner:
-    """`Learner` over the learner ranks. `keeps_offers` is that of their weight transfer."""
+    """`Learner` over the learner ranks, of which neighbours may have a shard together. `keeps_offers` is that of their
+    weight transfer.
+    """
 
-    def __init__(self, members: Sequence[Member], call_timeout_s: float, keeps_offers: bool) -> None:
+    def __init__(self, members: Sequence[Member], shards: int, call_timeout_s: float, keeps_offers: bool) -> None:
         self._members, self._keeps_offers = members, keeps_offers
         self._timeout_s = call_timeout_s
-        self.world_size = len(members)
+        self.shards = shards
+        self._together = len(members) // shards
 
     def score(self, plan: TrainPlan) -> Sequence[Ref]:
-        """Each rank scores its own samples and keeps the result on its node."""
+        """Each rank scores its shard's samples, and the shard's first one keeps the result on its node."""
         refs, whole = [], ray.put(plan)
         for member in self._members:
             done, scores = member.handle.score.remote(whole)
             refs.append(RemoteScores(Call(member, done), scores))
         self._await(refs)
-        return refs
+        return refs[:: self._together]
 
     def visual_rewards(self, scores: Sequence[Ref]) -> Mapping[str, float]:
         """Return the visual rewards of all ranks' samples, by sample id."""
@@ -210,7 +213,7 @@ class RayLearner:
         self._await(_parts(reference))
         calls = [
             Call(member, member.handle.kl.remote(mine.scores, *(part.scores for part in frozen)))
-            for member, mine, frozen in zip(self._members, behaviour, reference, strict=True)
+            for member, mine, frozen in zip(self._members[:: self._together], behaviour, reference, strict=True)
         ]
         found = wait_all(calls, self._timeout_s, "comparing with the reference")
         return {id: kl for part in found for id, kl in part.items()}
@@ -229,9 +232,10 @@ class RayLearner:
         update = ray.put(plan.updates[index])
         calls = []
         for rank, member in enumerate(self._members):
-            by_reference = reference[rank] if reference else []
-            frozen = [part.scores for part in (*by_reference, *_parts([refs[rank] for refs in teachers]))]
-            done = member.handle.update.remote(update, behaviour[rank].scores, len(by_reference), *frozen)
+            shard = rank // self._together
+            by_reference = reference[shard] if reference else []
+            frozen = [part.scores for part in (*by_reference, *_parts([refs[shard] for refs in teachers]))]
+            done = member.handle.update.remote(update, behaviour[shard].scores, len(by_reference), *frozen)
             calls.append(Call(member, done))
         return wait_all(calls, self._timeout_s, "updating")[0]
 

@@ -115,14 +115,14 @@ class RayRoles:
             raise
         timeout_s = config.cluster.call_timeout_s
         self.generator = RayGenerator(self._of("rollout"), timeout_s)
-        self.learner = RayLearner(self._of("learner"), timeout_s, self._transfer.keeps_offers)
+        self.learner = RayLearner(self._of("learner"), config.learner.shards, timeout_s, self._transfer.keeps_offers)
         self.rewarder = RayRewarder(self._of("reward"), timeout_s)
         own, teachers = config.learner.max_tokens, config.teacher.max_tokens
         self.reference: FrozenModel | None = None
         if reference := self._of("reference"):
             self.reference = RayFrozenModel(reference, own, timeout_s)
         elif stage == "rl" and config.needs_reference:
-            self.reference = RayWithoutAdapters(self._of("learner"), timeout_s)
+            self.reference = RayWithoutAdapters(self._of("learner"), config.learner.shards, timeout_s)
         self.teachers = [RayFrozenModel([member], teachers, timeout_s) for member in self._of("teacher")]
 
         self.shared_devices = self._shared_devices(timeout_s)

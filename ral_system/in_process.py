@@ -136,7 +136,7 @@ class _WithoutAdapters:
 
 
 class _Learner:
-    world_size = 1
+    shards = 1
 
     def __init__(self, rank: LearnerRank, transfer: Transfer[Any]) -> None:
         self._rank, self._keeps_offers = rank, transfer.keeps_offers

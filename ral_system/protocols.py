@@ -66,7 +66,7 @@ class FrozenModel(Protocol):
         ...
 
     def collect(self, plan: TrainPlan) -> Sequence[Ref]:
-        """Return scores of every sample of the plan, all submitted before; one ref (to `Scores`) per learner rank."""
+        """Return scores of every sample of the plan, all submitted before; one ref (to `Scores`) per shard."""
         ...
 
     def visual_rewards(self, scores: Sequence[Ref]) -> Mapping[str, float]:
@@ -77,10 +77,11 @@ class FrozenModel(Protocol):
 class Learner(Protocol):
     """The trained policy, on one or more ranks."""
 
-    world_size: int
+    shards: int
+    """Shards of a plan: ranks, or groups of ranks that hold their micro-batches together."""
 
     def score(self, plan: TrainPlan) -> Sequence[Ref]:
-        """Score old log-probs and attention, each token at the weights that made it; one ref (to `Scores`) per rank."""
+        """Score old log-probs and attention, each token at the weights that made it; a ref (to `Scores`) per shard."""
         ...
 
     def visual_rewards(self, scores: Sequence[Ref]) -> Mapping[str, float]:

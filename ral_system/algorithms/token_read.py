@@ -6,7 +6,7 @@ Suffixes: N response tokens of a micro-batch, sample by sample; V vocabulary; K 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 import torch
@@ -28,13 +28,18 @@ class Teacher:
 
     def block(self, rows: slice, tokens: slice, device: torch.device) -> Tensor:
         """log q of rows of the micro-batch and tokens of the vocabulary, on the device."""
-        parts, start = [], 0
+        parts, start = [self.log_q[0][:0, tokens].to(device)], 0  # of no rows as well
         for of_sample in self.log_q:
             first, last = max(rows.start - start, 0), rows.stop - start
             if first < len(of_sample) and last > 0:
                 parts.append(of_sample[first:last, tokens].to(device))
             start += len(of_sample)
         return torch.cat(parts)
+
+    def of(self, chosen_N: Tensor) -> Teacher:
+        """Select response tokens by a mask, on CPU."""
+        masks = chosen_N.split([len(of_sample) for of_sample in self.log_q])
+        return replace(self, log_q=tuple(q[mask] for q, mask in zip(self.log_q, masks, strict=True)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +58,11 @@ class TokenRead:
     """Read the K most likely tokens, the sampled one among them, as kept tokens "top". For frozen models."""
     whole: bool = False
     """Read all of every distribution, into host memory. For frozen models."""
+
+    def of(self, chosen_N: Tensor) -> TokenRead:
+        """Select response tokens by a mask, on CPU."""
+        kept = {name: ids_NK[chosen_N] for name, ids_NK in self.kept.items()}
+        return replace(self, kept=kept, teacher=None if self.teacher is None else self.teacher.of(chosen_N))
 
 
 class TokenValues(NamedTuple):

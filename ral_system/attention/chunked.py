@@ -20,6 +20,7 @@ from torch import Tensor
 
 from ral_system.attention.device_kind import device_kind
 from ral_system.attention.policy import visibility
+from ral_system.attention.sequence import SequenceGroup, softmax_over_heads, total
 from ral_system.config.choices import Heads
 
 _BLOCK_BYTES = {"cpu": 8 << 20, "cuda": 128 << 20}
@@ -49,7 +50,14 @@ class ChunkedKernels:
     """Forward and backward of blocks of rows over the keys of one call. Deterministic; computes in ≥ float32."""
 
     def __init__(
-        self, key_TKD: Tensor, *, scale: float, branches: Tensor | None, key_mask: Tensor | None, heads: Heads
+        self,
+        key_TKD: Tensor,
+        *,
+        scale: float,
+        branches: Tensor | None,
+        key_mask: Tensor | None,
+        heads: Heads,
+        sequence: SequenceGroup | None = None,
     ) -> None:
         precision = torch.promote_types(key_TKD.dtype, torch.float32)
         self._key_KTD = key_TKD.to(precision).transpose(0, 1).contiguous()
@@ -57,6 +65,7 @@ class ChunkedKernels:
         self._branches = branches
         self._key_mask = key_mask
         self._heads = heads
+        self._sequence = sequence
 
     def rows_per_block(self, query_heads: int) -> int:
         """Return how many rows fit the block size, at least one."""
@@ -89,10 +98,10 @@ class ChunkedKernels:
             log_kept_HR = top_HR + total_HR.log()
             log_left_HR = left_out_logits if left_out_logits.ndim == 2 else left_out_logits.logsumexp(-1)
             log_seen_HR = torch.logaddexp(log_kept_HR, log_left_HR)
-            mixture_HR = torch.where(some_R, (log_kept_HR - log_seen_HR).softmax(0), 0.0)
+            mixture_HR = torch.where(some_R, softmax_over_heads(log_kept_HR - log_seen_HR, self._sequence), 0.0)
             log_seen = log_seen_HR if left_out_logits.ndim == 2 else log_seen_HR[..., None]
             left_out = (left_out_logits - log_seen).exp(), (log_kept_HR - log_seen_HR).exp()
-            p[:, :span] = torch.einsum("hrs,hr->rs", weights_HRS, mixture_HR / total_HR)
+            p[:, :span] = total(torch.einsum("hrs,hr->rs", weights_HRS, mixture_HR / total_HR), self._sequence)
         return p, _Block(rows_R, query_KND, weights_HRS, total_HR, mixture_HR, left_out)
 
     def gradient(self, block: _Block, slopes: Tensor, key_gradient_KTD: Tensor) -> Tensor:
@@ -107,9 +116,10 @@ class ChunkedKernels:
         if block.left_out is None:
             logit_gradient = weights_HRS.mul_((w_HR / total_HR)[..., None]).mul_(slopes - c_HR[..., None])
         else:
-            away_HR = w_HR * (c_HR - (w_HR * c_HR).sum(0))
+            c_R = total((w_HR * c_HR).sum(0), self._sequence)
+            away_HR = w_HR * (c_HR - c_R)
             left_out, kept_share_HR = block.left_out
-            offset_HR = w_HR * (w_HR * c_HR).sum(0) + away_HR * kept_share_HR
+            offset_HR = w_HR * c_R + away_HR * kept_share_HR
             factor_HRS = (w_HR / total_HR)[..., None] * slopes - (offset_HR / total_HR)[..., None]
             logit_gradient = weights_HRS.mul_(factor_HRS)
             if left_out.ndim == 2:

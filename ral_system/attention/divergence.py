@@ -13,7 +13,8 @@ from torch.autograd.function import once_differentiable
 from ral_system.attention.chunked import ChunkedKernels
 from ral_system.attention.device_kind import device_kind
 from ral_system.attention.policy import check_arguments, dense_policy
-from ral_system.attention.record import Target, check_probabilities, check_record
+from ral_system.attention.record import Target, check_probabilities, check_record, record_of_heads
+from ral_system.attention.sequence import SequenceGroup, total
 from ral_system.config.choices import Backend, Heads
 from ral_system.registry import DIVERGENCES
 from ral_system.types import AttentionRecord
@@ -75,17 +76,23 @@ def row_divergence(
     key_mask: Tensor | None,
     heads: Heads,
     backend: Backend,
+    sequence: SequenceGroup | None = None,
 ) -> Tensor:
-    """`attention_divergence` of the rows' own queries; they, `key`, `rows` and `target` must fit."""
+    """`attention_divergence` of the rows' own queries; they, `key`, `rows` and `target` must fit.
+
+    Query and key have this rank's heads of `sequence`, `target`, a record, those of all ranks.
+    """
     if kind not in DIVERGENCES:
         raise ValueError(f"kind={kind!r}; known: {', '.join(DIVERGENCES.names)}")
-    masks: dict[str, Any] = {"branches": branches, "key_mask": key_mask, "heads": heads}
+    options: dict[str, Any] = {"branches": branches, "key_mask": key_mask, "heads": heads, "sequence": sequence}
+    if sequence is not None and heads == "each" and isinstance(target, AttentionRecord):
+        target = record_of_heads(target, sequence.own(len(target.values)))
     if backend == "dense":
         with torch.autocast(device_kind(key.device), enabled=False):
-            policy = dense_policy(query_RHD, key, rows, scale, **masks)
-        return _over_heads(Target(target, key.device).divergence(policy, slice(None), kind))
-    kernels = _kernels(backend, key.detach(), scale=scale, **masks)
-    return _RowDivergence.apply(query_RHD, key, rows, Target(target, key.device), kernels, kind)
+            policy = dense_policy(query_RHD, key, rows, scale, **options)
+        return _over_heads(Target(target, key.device).divergence(policy, slice(None), kind), sequence)
+    kernels = _kernels(backend, key.detach(), scale=scale, **options)
+    return _RowDivergence.apply(query_RHD, key, rows, Target(target, key.device), kernels, kind, sequence)
 
 
 def policy_blocks(
@@ -117,19 +124,23 @@ def row_policy_blocks(
     key_mask: Tensor | None,
     heads: Heads,
     backend: Backend,
+    sequence: SequenceGroup | None = None,
 ) -> Iterator[Tensor]:
-    """`policy_blocks` of the rows' own queries, which must fit `key` and `rows`."""
-    masks: dict[str, Any] = {"branches": branches, "key_mask": key_mask, "heads": heads}
+    """`policy_blocks` of the rows' own queries, which must fit `key` and `rows`.
+
+    Query and key have this rank's heads of `sequence`, the policies those of all ranks.
+    """
+    options: dict[str, Any] = {"branches": branches, "key_mask": key_mask, "heads": heads, "sequence": sequence}
     if backend == "dense" or not len(rows):
         with torch.autocast(device_kind(key.device), enabled=False):
-            policy = dense_policy(query_RHD, key, rows, scale, **masks)
-        yield policy
+            policy = dense_policy(query_RHD, key, rows, scale, **options)
+        yield _all_heads(policy, sequence)
         return
-    kernels = _kernels(backend, key, scale=scale, **masks)
+    kernels = _kernels(backend, key, scale=scale, **options)
     for block in _blocks(query_RHD, kernels):
         with torch.autocast(device_kind(key.device), enabled=False):
             policy, _ = kernels.policy(query_RHD[block], rows[block])
-        yield policy
+        yield _all_heads(policy, sequence)
 
 
 class Kernels(Protocol):
@@ -175,15 +186,16 @@ class _RowDivergence(torch.autograd.Function):
         target: Target,
         kernels: Kernels,
         kind: str,
+        sequence: SequenceGroup | None,
     ) -> Tensor:
         ctx.save_for_backward(query_RHD, key_TKD, rows_R)
-        ctx.target, ctx.kernels, ctx.kind = target, kernels, kind
+        ctx.target, ctx.kernels, ctx.kind, ctx.sequence = target, kernels, kind, sequence
         precision = torch.promote_types(query_RHD.dtype, torch.float32)
         found_R = torch.zeros(rows_R.shape, dtype=precision, device=rows_R.device)
         with torch.autocast(device_kind(query_RHD.device), enabled=False):
             for block in _blocks(query_RHD, kernels):
                 policy, _ = kernels.policy(query_RHD[block], rows_R[block])
-                found_R[block] = _over_heads(target.divergence(policy, block, kind))
+                found_R[block] = _over_heads(target.divergence(policy, block, kind), sequence)
         return found_R
 
     @staticmethod
@@ -191,22 +203,32 @@ class _RowDivergence(torch.autograd.Function):
     def backward(ctx: Any, gradient_R: Tensor) -> tuple[Tensor | None, ...]:
         query_RHD, key_TKD, rows_R = ctx.saved_tensors
         kernels: Kernels = ctx.kernels
-        precision = gradient_R.dtype
+        precision, gradient_R = gradient_R.dtype, total(gradient_R, ctx.sequence)
         query_gradient_RHD = torch.zeros_like(query_RHD)
         key_gradient_KTD = torch.zeros_like(key_TKD, dtype=precision).transpose(0, 1).contiguous()
         with torch.autocast(device_kind(query_RHD.device), enabled=False):
             for block in _blocks(query_RHD, kernels):
                 policy, state = kernels.policy(query_RHD[block], rows_R[block])
                 with torch.enable_grad():
-                    found_R = _over_heads(ctx.target.divergence(policy.requires_grad_(), block, ctx.kind))
+                    found_R = _own_mean(ctx.target.divergence(policy.requires_grad_(), block, ctx.kind), ctx.sequence)
                 (slopes,) = torch.autograd.grad(found_R, policy, gradient_R[block])
                 query_gradient_RHD[block] = kernels.gradient(state, slopes, key_gradient_KTD).to(query_RHD.dtype)
         key_gradient = key_gradient_KTD.transpose(0, 1).to(key_TKD.dtype)
-        return query_gradient_RHD, key_gradient, None, None, None, None
+        return query_gradient_RHD, key_gradient, None, None, None, None, None
 
 
-def _over_heads(found: Tensor) -> Tensor:
-    return found.mean(0) if found.ndim == 2 else found
+def _over_heads(found: Tensor, sequence: SequenceGroup | None) -> Tensor:
+    """Mean over all heads [R] of this rank's [H, R], or [R] of their mean policy unchanged."""
+    return total(_own_mean(found, sequence), sequence) if found.ndim == 2 else found
+
+
+def _own_mean(found: Tensor, sequence: SequenceGroup | None) -> Tensor:
+    """This rank's part of `_over_heads`."""
+    return found if found.ndim == 1 else found.mean(0) if sequence is None else found.mean(0) / sequence.size
+
+
+def _all_heads(policy: Tensor, sequence: SequenceGroup | None) -> Tensor:
+    return policy if sequence is None or policy.ndim == 2 else sequence.gather_heads(policy)
 
 
 def _blocks(query_RHD: Tensor, kernels: Kernels) -> list[slice]:

@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from ral_system.attention import fused_kernels as kernels
+from ral_system.attention.sequence import SequenceGroup, softmax_over_heads, total
 from ral_system.config.choices import Heads
 
 _BLOCK_BYTES = 8 << 20
@@ -50,7 +51,14 @@ class FusedKernels:
     """`chunked.ChunkedKernels` on a CUDA device, for keys of at most 32 bits; deterministic; computes in float32."""
 
     def __init__(
-        self, key_TKD: Tensor, *, scale: float, branches: Tensor | None, key_mask: Tensor | None, heads: Heads
+        self,
+        key_TKD: Tensor,
+        *,
+        scale: float,
+        branches: Tensor | None,
+        key_mask: Tensor | None,
+        heads: Heads,
+        sequence: SequenceGroup | None = None,
     ) -> None:
         dtype, dim = key_TKD.dtype, key_TKD.shape[-1]
         if not key_TKD.is_cuda and not kernels.INTERPRETED.value:
@@ -65,6 +73,7 @@ class FusedKernels:
         self._branches = None if branches is None else branches.contiguous()
         self._key_mask = None if key_mask is None else key_mask.contiguous().view(torch.uint8)
         self._heads = heads
+        self._sequence = sequence
         self._spans = _cdiv(key_TKD.shape[0], SPAN)
         self._tiles = launch_options(dim, dtype)
 
@@ -84,7 +93,9 @@ class FusedKernels:
         seen_HR = torch.logaddexp2(counted_HR, left_out_HR)
         some_R = counted_HR[0] > -math.inf
         log_mass_HR = (counted_HR - seen_HR) * math.log(2)
-        weight_HR = torch.ones_like(seen_HR) if self._heads == "each" else log_mass_HR.softmax(0)
+        weight_HR = (
+            torch.ones_like(seen_HR) if self._heads == "each" else softmax_over_heads(log_mass_HR, self._sequence)
+        )
         block = _Block(
             rows_R,
             query_RHD,
@@ -96,7 +107,7 @@ class FusedKernels:
         p = query_RHD.new_empty((policies, rows, tokens), dtype=torch.float32)
         grid = row_tiles, _cdiv(tokens, self._tiles["BLOCK_S"]), policies
         self._launch(kernels.mixture, grid, query_RHD, rows_R, p, block.counted, block.weight, mixed)
-        return p if self._heads == "each" else p[0], block
+        return p if self._heads == "each" else total(p[0], self._sequence), block
 
     def gradient(self, block: _Block, slopes: Tensor, key_gradient_KTD: Tensor) -> Tensor:
         """Gradient of the block's query rows [R, H, D], from ∂D/∂p; adds the keys' share to `key_gradient`."""
@@ -113,7 +124,7 @@ class FusedKernels:
         if self._heads == "each":
             offset_HR, away_HR = mean_HR, torch.zeros_like(mean_HR)
         else:
-            mean_R = (weight_HR * mean_HR).sum(0)
+            mean_R = total((weight_HR * mean_HR).sum(0), self._sequence)
             away_HR = weight_HR * (mean_HR - mean_R)
             offset_HR = weight_HR * mean_R + away_HR * (block.counted - block.seen).exp2()
         coefficients_5HR = torch.stack([block.counted, block.seen, weight_HR, offset_HR, away_HR])

@@ -15,6 +15,7 @@ from ral_system.attention.kernels import MASKED_TOKENS
 from ral_system.attention.packing import PackedGroup
 from ral_system.attention.policy import check_rows
 from ral_system.attention.record import check_record, join_records
+from ral_system.attention.sequence import SequenceGroup
 from ral_system.config.choices import Backend, Heads
 from ral_system.types import AttentionRecord
 
@@ -44,6 +45,8 @@ class GroupAttention:
     """bool [T], keys that count; None: all."""
     heads: Heads
     backend: Backend
+    sequence: SequenceGroup | None = None
+    """Ranks among which the heads of `layers` are dealt; None: they are all of them."""
 
     @classmethod
     def alone(
@@ -53,9 +56,11 @@ class GroupAttention:
         key_mask: Tensor | None = None,
         heads: Heads = "mean",
         backend: Backend = "auto",
+        sequence: SequenceGroup | None = None,
     ) -> GroupAttention:
         """Rows of one sequence that stands alone."""
-        return cls(layers, PackedGroup(0, (len(layers[0].key),)), rows, (len(rows),), key_mask, heads, backend)
+        group = PackedGroup(0, (len(layers[0].key),))
+        return cls(layers, group, rows, (len(rows),), key_mask, heads, backend, sequence)
 
     def __post_init__(self) -> None:
         """Raise ValueError for rows that a layer's query and key do not fit."""
@@ -70,8 +75,14 @@ class GroupAttention:
         branches = self.group.branches
         return None if branches is None else branches.to(self.rows.device)
 
+    def all_heads(self, values_LH: Tensor) -> Tensor:
+        """Values of every layer and head, from those of this rank's heads."""
+        return values_LH if self.sequence is None else self.sequence.gather_heads(values_LH.t()).t()
+
     def policies(self, layer: int) -> Iterator[Tensor]:
-        """Constant policies of one probed layer, in blocks of rows: [·, T], 0 on other responses' tokens."""
+        """Constant policies of one probed layer, of all ranks' heads, in blocks of rows: [·, T], 0 on other responses'
+        tokens.
+        """
         at = self.layers[layer]
         return row_policy_blocks(
             at.query,
@@ -82,6 +93,7 @@ class GroupAttention:
             key_mask=self.key_mask,
             heads=self.heads,
             backend=self.backend,
+            sequence=self.sequence,
         )
 
     def by_response(self, blocks: Iterator[Tensor]) -> Iterator[tuple[int, Tensor]]:
@@ -124,13 +136,14 @@ class GroupAttention:
                 key = self.group.own(response, at.key.movedim(0, -1)).movedim(-1, 0)
                 layers.append(LayerAttention(of_layer[response], key, at.scale))
             mask = None if self.key_mask is None else self.group.own(response, self.key_mask)
-            yield GroupAttention.alone(tuple(layers), rows, mask, self.heads, self.backend)
+            yield GroupAttention.alone(tuple(layers), rows, mask, self.heads, self.backend, self.sequence)
 
     def check(self, response: int, records: Sequence[AttentionRecord], version: int) -> None:
         """Raise ValueError unless there is a record of one response for each probed layer, of weights `version`."""
         rows, tokens = self.counts[response], self.group.prompt + self.group.responses[response]
         for at, record in zip(self.layers, records, strict=True):
-            shape = (rows, tokens) if self.heads == "mean" else (at.query.shape[1], rows, tokens)
+            heads = at.query.shape[1] * (1 if self.sequence is None else self.sequence.size)
+            shape = (rows, tokens) if self.heads == "mean" else (heads, rows, tokens)
             check_record(record, shape, "[R, T]" if self.heads == "mean" else "[H, R, T]")
             if record.version != version:
                 raise ValueError(f"target is a record of weights {record.version}, but version={version}")
@@ -155,6 +168,7 @@ class GroupAttention:
                 key_mask=self.key_mask,
                 heads=self.heads,
                 backend=self.backend,
+                sequence=self.sequence,
             )
             for at, of_layer in zip(self.layers, zip(*records, strict=True), strict=True)
         ]

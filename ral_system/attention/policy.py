@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from ral_system.attention.device_kind import device_kind
+from ral_system.attention.sequence import SequenceGroup, softmax_over_heads, total
 from ral_system.config.choices import Heads
 
 
@@ -55,8 +56,12 @@ def dense_policy(
     branches: Tensor | None,
     key_mask: Tensor | None,
     heads: Heads,
+    sequence: SequenceGroup | None = None,
 ) -> Tensor:
-    """`attention_policy` of the rows' own queries, without its checks and outside of its reach of autocast."""
+    """`attention_policy` of the rows' own queries, without its checks and outside of its reach of autocast.
+
+    The heads are this rank's of `sequence`; the mean is over those of all ranks.
+    """
     precision = torch.promote_types(query_RHD.dtype, torch.float32)
     key_THD = key.to(precision).repeat_interleave(query_RHD.shape[1] // key.shape[1], dim=1)
     logits_HRT = torch.einsum("rhd,thd->hrt", query_RHD.to(precision), key_THD) * scale
@@ -67,7 +72,7 @@ def dense_policy(
     p = kept_HRT.softmax(-1)
     if heads == "mean":
         log_mass_HR = kept_HRT.logsumexp(-1) - logits_HRT.masked_fill(~seen_RT, float("-inf")).logsumexp(-1)
-        p = (log_mass_HR.softmax(0)[..., None] * p).sum(0)
+        p = total((softmax_over_heads(log_mass_HR, sequence)[..., None] * p).sum(0), sequence)
     return torch.where(some_R1, p, 0.0)
 
 

@@ -20,6 +20,7 @@ from ral_system.attention.intervention import HeadGroups, Steering, steered
 from ral_system.attention.kernels import packed_attention, segment_attention
 from ral_system.attention.packing import Packing
 from ral_system.attention.policy import check_rows
+from ral_system.attention.sequence import SequenceGroup
 from ral_system.config.choices import Layers
 
 IMPLEMENTATION = "probed_sdpa"
@@ -40,13 +41,17 @@ def _probed_sdpa(
     *,
     packing: Packing | None = None,
     steering: Steering | None = None,
+    sequence: SequenceGroup | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
     """sdpa; with `packing` (a keyword of the model's forward), the attention of groups that are packed into one stream.
 
     A vision encoder, which separates its pictures itself, is left alone. With `steering` (another), steered at its
-    layers; probes see the unsteered layer.
+    layers; probes see the unsteered layer. With `sequence` (another) query, key and value are of this rank's tokens;
+    probes see its heads.
     """
+    if sequence is not None and packing is not None:
+        query, key, value = sequence.to_heads(query, key, value, packing.tokens)
     captures: tuple[Capture, ...] = getattr(module, _ATTRIBUTE, ())
     for capture in captures:
         query = capture.take(query, key, float(kwargs["scaling"]))
@@ -64,6 +69,7 @@ def _probed_sdpa(
         raise ValueError("packed sequences take no attention mask, no sliding window and no dropout")
     else:
         found = packed_attention(query, key, value, packing, kwargs["scaling"])
+        found = found if sequence is None else sequence.to_tokens(found)
     return found[..., :dim], None
 
 

@@ -6,6 +6,7 @@ Suffixes: R rows, T keys, B bins. With heads="each" a head axis leads everywhere
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -78,6 +79,13 @@ def join_records(records: Sequence[AttentionRecord], group: PackedGroup) -> Atte
         values[..., of_rows, start : start + own - group.prompt] = record.values[..., group.prompt :]
     tail = np.concatenate([r.tail for r in records if r.tail is not None], axis=-1) if compressed else None
     return AttentionRecord(first.version, group.tokens, values, indices, tail)
+
+
+def record_of_heads(record: AttentionRecord, heads: slice) -> AttentionRecord:
+    """Select some heads of a record that has them."""
+    values, indices, tail = (None if of is None else of[heads] for of in (record.values, record.indices, record.tail))
+    assert values is not None
+    return replace(record, values=values, indices=indices, tail=tail)
 
 
 class Target:

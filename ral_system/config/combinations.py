@@ -257,21 +257,28 @@ def batches_divide_over_ranks(
     algorithm: AlgorithmConfig, learner: LearnerConfig, perceive: SupervisedConfig, sft: SupervisedConfig
 ) -> Iterator[str]:
     """Check that updates are equally large, and give every rank something to do."""
-    a, ranks = algorithm, learner.world_size
+    a, shards = algorithm, learner.shards
     batch = a.prompts_per_step * a.completions_per_prompt
     if batch % a.updates_per_step:
         yield (
             f"algorithm.prompts_per_step * completions_per_prompt = {batch} is not divisible by "
             f"algorithm.updates_per_step={a.updates_per_step}; change one"
         )
-    if batch // a.updates_per_step < ranks:
+    if batch // a.updates_per_step < shards:
         yield (
             f"an update of {batch} / {a.updates_per_step} samples (algorithm.prompts_per_step, completions_per_prompt, "
-            f"updates_per_step) leaves some of learner.world_size={ranks} ranks without any; lower updates_per_step"
+            f"updates_per_step) leaves some of {_shards(learner)} without any; lower updates_per_step"
         )
     for stage, size in (("perceive", perceive.batch), ("sft", sft.batch)):
-        if size < ranks:
-            yield f"{stage}.batch={size} is smaller than learner.world_size={ranks}; raise it"
+        if size < shards:
+            yield f"{stage}.batch={size} is smaller than {_shards(learner)}; raise it"
+
+
+def _shards(learner: LearnerConfig) -> str:
+    if learner.shards == learner.world_size:
+        return f"learner.world_size={learner.world_size}"
+    assert learner.engine == "deepspeed"
+    return f"learner.world_size={learner.world_size} / learner.sequence_parallel={learner.sequence_parallel}"
 
 
 def rates_fall_to_an_end(learner: LearnerConfig, perceive: SupervisedConfig, sft: SupervisedConfig) -> Iterator[str]:

@@ -25,8 +25,9 @@ class ForwardConfig(Group):
     """Forward passes; `ral-evaluate` makes some to measure where a model looks."""
 
     max_tokens: Annotated[Positive, Resumable]
-    """Tokens per forward pass, and the backward pass that follows in training, on one rank. A prompt counts once for
-    all its responses in the pass; visual tokens count twice. A single sequence may be longer."""
+    """Tokens per forward pass, and the backward pass that follows in training, on one rank; ranks that hold a
+    micro-batch together (`learner.sequence_parallel`) add theirs up. A prompt counts once for all its responses in the
+    pass; visual tokens count twice. A single sequence may be longer."""
     dtype: Dtype
 
 
@@ -79,6 +80,16 @@ class LearnerGroup(ForwardConfig):
     lora: LoraConfig | None
     """null trains all weights that are not frozen."""
 
+    @property
+    def shards(self) -> int:
+        """Shares of a batch: one for each rank, or for ranks that hold their micro-batches together."""
+        return self.world_size
+
+    @property
+    def pass_tokens(self) -> int:
+        """What a micro-batch may hold, in the tokens of `max_tokens`."""
+        return self.max_tokens * (self.world_size // self.shards)
+
 
 class TorchLearnerConfig(LearnerGroup):
     """Plain torch: one rank."""
@@ -103,6 +114,14 @@ class DeepSpeedLearnerConfig(LearnerGroup):
     offload: Annotated[Literal["none", "optimizer", "optimizer_and_parameters"], Resumable]
     """What host memory holds instead of the device's: from ZeRO 1 on the optimiser's state, which the CPU then steps,
     and with ZeRO 3 also the parameters that no layer is computing with."""
+    sequence_parallel: Annotated[Positive, Resumable]
+    """Neighbouring ranks that hold each micro-batch together (DeepSpeed-Ulysses, arXiv 2309.14509): a rank has an equal
+    part of its tokens, and in attention an equal part of the heads."""
+
+    @property
+    def shards(self) -> int:
+        """One for each group of ranks."""
+        return self.world_size // self.sequence_parallel
 
     def problems(self) -> Iterator[str]:
         """Refuse gradients that would be added up in bfloat16, and offloading of what ranks do not share."""
@@ -116,6 +135,11 @@ class DeepSpeedLearnerConfig(LearnerGroup):
                 "learner.offload=optimizer_and_parameters needs parameters that ranks share, and with "
                 f"learner.zero_stage={self.zero_stage} each has all of them; set learner.zero_stage=3"
                 f"{', or learner.offload=optimizer' if self.zero_stage else ', or learner.offload=none'}"
+            )
+        if self.world_size % self.sequence_parallel:
+            yield (
+                f"learner.sequence_parallel={self.sequence_parallel} does not divide learner.world_size="
+                f"{self.world_size}; set world_size to a multiple of it, or sequence_parallel to 1"
             )
         # ZeRO 0 of DeepSpeed 0.19 refuses float32 sums of bfloat16 gradients, and its ZeRO 1 counts them several times.
         if self.dtype == "bfloat16" and self.zero_stage < 2:

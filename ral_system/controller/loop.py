@@ -95,8 +95,8 @@ class TrainingLoop:
         plan = plan_updates(
             [Sample.of(prompt, c) for prompt, group in batch.groups for c in group],
             updates=algorithm.updates_per_step,
-            world_size=learner.world_size,
-            max_tokens=self._config.learner.max_tokens,
+            world_size=learner.shards,
+            max_tokens=self._config.learner.pass_tokens,
             deal=algorithm.deal,
         )
         with self._timer.phase("score"):

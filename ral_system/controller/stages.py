@@ -128,7 +128,7 @@ def _batches(context: StageContext, stage: SupervisedStage, step: int) -> Iterat
 
     While a batch is trained on, the next one is drawn and its media decoded.
     """
-    config, world_size = context.config, context.roles.learner.world_size
+    config, shards = context.config, context.roles.learner.shards
     size = config.supervised(stage).batch
     with (
         media_ahead(config.data, context.folder, config.cluster.media_cache_gib) as media,
@@ -143,7 +143,7 @@ def _batches(context: StageContext, stage: SupervisedStage, step: int) -> Iterat
                 wanted = [medium for demonstration in demonstrations for medium in demonstration.prompt.media]
                 media.want(wanted)
                 media.wait(wanted)
-            return plan_updates(demonstrations, updates=1, world_size=world_size, max_tokens=config.learner.max_tokens)
+            return plan_updates(demonstrations, updates=1, world_size=shards, max_tokens=config.learner.pass_tokens)
 
         upcoming = ahead.submit(draw, step)
 
@@ -190,9 +190,9 @@ def _drop_all_but(folder: RunFolder, stage: Stage, best: Best | None) -> None:
 def _held_out_caption_score(context: StageContext, step: int) -> tuple[float, dict[str, float]]:
     """Measure token accuracy on held-out captions."""
     config, learner = context.config, context.roles.learner
-    count = config.evaluation.stage_questions // learner.world_size * learner.world_size
+    count = config.evaluation.stage_questions // learner.shards * learner.shards
     captions = [context.prompts.demonstration("perceive", "held_out", i) for i in range(count)]
-    plan = plan_updates(captions, updates=1, world_size=learner.world_size, max_tokens=config.learner.max_tokens)
+    plan = plan_updates(captions, updates=1, world_size=learner.shards, max_tokens=config.learner.pass_tokens)
     with context.timer.phase("evaluate"):
         metrics = dict(learner.validate(plan))
     return metrics["held_out/token_accuracy"], metrics

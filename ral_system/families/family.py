@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PretrainedConfig, PreTrainedModel
 
+from ral_system.attention.sequence import SequenceGroup
 from ral_system.config.data import FilesConfig
 from ral_system.types import Layout, Media, MediaKind
 
@@ -109,8 +110,10 @@ class Family(ABC):
         """
 
     @abstractmethod
-    def encode(self, model: Any, features: Features) -> Encoded:
+    def encode(self, model: Any, features: Features, sequence: SequenceGroup | None = None) -> Encoded:
         """What the vision encoder of a model (without its head) sees in each medium.
+
+        The ranks of `sequence`, each given all features, share the work, and each returns all of it.
 
         The encoder runs once, even without media, because ranks under ZeRO-3 gather the same parameters; what it saw
         then is a piece without tokens. Raises ValueError for media that the model cannot take.
@@ -138,6 +141,14 @@ class Family(ABC):
         """Floating-point operations of the vision encoder's attention over one medium: 4 · width for each pair of
         patches that attend to each other, in every layer.
         """
+
+    def own_tokens(self, inputs: Mapping[str, Any], own: slice) -> dict[str, Any]:
+        """The inputs of the text model, by their names, that are of a stream's tokens, for a run of these."""
+        # a copy: a view would keep all tokens
+        return {
+            "inputs_embeds": inputs["inputs_embeds"][:, own].clone(),
+            "position_ids": inputs["position_ids"][..., own],
+        }
 
     def attention_layers(self, model: PreTrainedModel) -> list[nn.Module]:
         """The softmax attention of the text layers, by depth. Raises ValueError for a class that is not known."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -13,13 +14,17 @@ from transformers import PreTrainedModel
 from ral_system.algorithms.token_read import TokenRead, TokenValues
 from ral_system.attention.group import GroupAttention
 from ral_system.attention.intervention import Intervention, Steering
+from ral_system.attention.packing import Packing
 from ral_system.attention.probe import AttentionProbe, Capture, PackedRows
 from ral_system.attention.provenance import KeyKind
 from ral_system.attention.read import AttentionRead
 from ral_system.attention.selection import select_keys
+from ral_system.attention.sequence import SequenceGroup
 from ral_system.data.collate import TensorBatch
+from ral_system.errors import ConfigError
 from ral_system.families.family import Encoded, Family, Features
 from ral_system.models.head import TokenHead
+from ral_system.models.own_tokens import OwnTokens
 
 
 @dataclass(frozen=True)  # without slots: ZeRO-3 looks for tensors in __dict__
@@ -48,6 +53,8 @@ class PolicyModel(nn.Module):
     """
 
     banned_token_ids: Tensor
+    sequence: SequenceGroup | None = None
+    """Ranks that hold each micro-batch together; every one is given all of it."""
 
     def __init__(
         self, model: PreTrainedModel, family: Family, *, temperature: float, intervention: Intervention | None = None
@@ -64,9 +71,31 @@ class PolicyModel(nn.Module):
             self._intervention.check_model(text.num_hidden_layers, text.num_attention_heads)
         self.register_buffer("banned_token_ids", torch.tensor(family.banned_ids, dtype=torch.int64), persistent=False)
 
+    def share(self, sequence: SequenceGroup) -> None:
+        """Let the ranks of `sequence` hold each micro-batch together.
+
+        Raises ConfigError for a model whose heads they cannot share equally.
+        """
+        heads = self.model.config.get_text_config().num_attention_heads
+        if heads % sequence.size:
+            legal = ", ".join(str(n) for n in range(1, heads + 1) if heads % n == 0)
+            raise ConfigError(
+                f"learner.sequence_parallel={sequence.size} does not divide the model's {heads} attention heads; "
+                f"set it to one of {legal}"
+            )
+        self.sequence = sequence
+        self.model.get_decoder().register_forward_pre_hook(self._take_own_tokens, with_kwargs=True)
+
+    def _take_own_tokens(
+        self, decoder: nn.Module, positional: tuple[Any, ...], inputs: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        assert self.sequence is not None
+        own = self.sequence.own(inputs["packing"].tokens)
+        return positional, inputs | self.family.own_tokens(inputs, own)
+
     def encode(self, features: Features) -> Encoded:
         """What the vision encoder sees in media, for `TensorBatch.encoded` of batches with them."""
-        return self.family.encode(self.model.model, features)
+        return self.family.encode(self.model.model, features, self.sequence)
 
     @property
     def vocabulary(self) -> int:
@@ -81,7 +110,7 @@ class PolicyModel(nn.Module):
         self, batch: TensorBatch, reads: Sequence[AttentionRead] = (), tokens: TokenRead | None = None
     ) -> PolicyOutput:
         """One pass over a micro-batch. `tokens` says what is read of the distributions of response positions."""
-        packing = batch.packing
+        packing, sequence = batch.packing, self.sequence
         rows = {read: PackedRows(packing.lengths, tuple(map(torch.cat, batch.rows[read.rows]))) for read in reads}
         with ExitStack() as probes:
             captures = {
@@ -97,21 +126,16 @@ class PolicyModel(nn.Module):
                 packing=packing,
                 use_cache=False,
                 **self._steering(batch),
+                **({} if sequence is None else {"sequence": sequence}),
             ).last_hidden_state[0]
         mask_BR = batch.response_mask
-        values = self.model.lm_head(
-            hidden_TE[packing.predicting.to(hidden_TE.device)],
-            batch.response_ids[mask_BR],
-            tokens or TokenRead(),
-            self._temperature,
-            self.banned_token_ids,
-        )
+        values = self._token_values(hidden_TE, batch.response_ids[mask_BR], packing, tokens or TokenRead())
         return PolicyOutput(
             log_probs=torch.zeros(mask_BR.shape, device=mask_BR.device).masked_scatter(mask_BR, values.log_probs),
             entropy=torch.zeros(mask_BR.shape, device=mask_BR.device).masked_scatter(mask_BR, values.entropy),
             top1=torch.zeros_like(mask_BR).masked_scatter(mask_BR, values.top1),
             tokens=values,
-            attention={read: _attention(read, captures[read], at, batch) for read, at in rows.items()},
+            attention={read: _attention(read, captures[read], at, batch, sequence) for read, at in rows.items()},
             probed=[
                 (capture.query, rows[read].packed().unique())
                 for read, of_read in captures.items()
@@ -119,6 +143,17 @@ class PolicyModel(nn.Module):
                 if capture.query is not None
             ],
         )
+
+    def _token_values(self, hidden_TE: Tensor, targets_N: Tensor, packing: Packing, read: TokenRead) -> TokenValues:
+        """Values of all response tokens, from the hidden states of this rank's tokens."""
+        if self.sequence is None:
+            at_N, own = packing.predicting, None
+        else:
+            own = OwnTokens(packing, self.sequence)
+            at_N, targets_N, read = own.predicting, targets_N[own.chosen.to(targets_N.device)], read.of(own.chosen)
+        hidden_NE = hidden_TE[at_N.to(hidden_TE.device)]
+        values = self.model.lm_head(hidden_NE, targets_N, read, self._temperature, self.banned_token_ids)
+        return values if own is None else own.gather(values)
 
     def _steering(self, batch: TensorBatch) -> dict[str, Steering]:
         if self._intervention is None:
@@ -129,12 +164,16 @@ class PolicyModel(nn.Module):
 
 
 def _attention(
-    read: AttentionRead, captures: Sequence[Capture], rows: PackedRows, batch: TensorBatch
+    read: AttentionRead,
+    captures: Sequence[Capture],
+    rows: PackedRows,
+    batch: TensorBatch,
+    sequence: SequenceGroup | None,
 ) -> tuple[GroupAttention, ...]:
     groups, keys = batch.packing.groups, batch.keys.split(batch.packing.lengths)
     counts = [tuple(map(len, of_group)) for of_group in batch.rows[read.rows]]
     by_group = zip(*(capture.groups() for capture in captures), strict=True)
     return tuple(
-        GroupAttention(layers, group, at, of_group, select_keys(read.keys, of_keys), read.heads, read.backend)
+        GroupAttention(layers, group, at, of_group, select_keys(read.keys, of_keys), read.heads, read.backend, sequence)
         for layers, group, at, of_group, of_keys in zip(by_group, groups, rows.positions, counts, keys, strict=True)
     )

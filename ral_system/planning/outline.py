@@ -6,7 +6,7 @@ What a pass over a micro-batch holds on a device is found so without the device,
 from __future__ import annotations
 
 import weakref
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from functools import partial
 from typing import Any, cast
 
@@ -15,6 +15,8 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter, tree_map_only
+
+from ral_system.attention.sequence import SequenceGroup
 
 OUTLINE = torch.device("meta")
 
@@ -77,6 +79,29 @@ class Outlines(TorchDispatchMode):
     def _free(self, key: int, size: int, _: Any) -> None:
         del self._counted[key]
         self.held_bytes -= size
+
+
+class OutlinedRanks(SequenceGroup):
+    """Ranks without the others: what this one receives has a shape."""
+
+    def exchange(self, x: Tensor, received: Sequence[int], sent: Sequence[int]) -> Tensor:
+        """An outline."""
+        return cast(Tensor, _Exchange.apply(x.contiguous(), sum(received)))
+
+    def total(self, x: Tensor) -> Tensor:
+        """Another outline of this shape."""
+        return x.clone()
+
+
+class _Exchange(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, rows: int) -> Tensor:
+        ctx.rows = len(x)
+        return x.new_empty((rows, *x.shape[1:]))
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        return gradient.new_empty((ctx.rows, *gradient.shape[1:])), None
 
 
 class _Constructors(TorchFunctionMode):

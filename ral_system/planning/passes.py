@@ -28,7 +28,7 @@ from ral_system.models.flops import FlopCounter, update_passes
 from ral_system.models.loading import TORCH_DTYPES, load_family
 from ral_system.models.patches import attend_to_segments_together, embed_patches_by_product
 from ral_system.models.policy import PolicyModel, PolicyOutput
-from ral_system.planning.outline import OUTLINE, Outlines
+from ral_system.planning.outline import OUTLINE, OutlinedRanks, Outlines
 from ral_system.planning.workload import BlankMedia
 from ral_system.training.build import choose_trained
 from ral_system.training.gradient_share import squared_norms
@@ -54,6 +54,8 @@ class OutlinedPolicy:
         self.family = load_family(folder)
         self._config, self._kind = config, kind
         self._policy = new_policy(self.family, dtype, OUTLINE, config, trained=trained)
+        if trained and (together := config.learner.world_size // config.learner.shards) > 1:
+            self._policy.share(OutlinedRanks(together - 1, together))  # which has most responses
         self.model = self._policy.model
         self.collate, self._extract = blank_readers(self.family)
         self.read = AttentionRead.of(config.algorithm.attention)
@@ -191,10 +193,19 @@ def pass_flops(counter: FlopCounter, family: Family, samples: MicroBatch) -> int
 
 def text_flops(counter: FlopCounter, samples: MicroBatch) -> int:
     """Operations of its text layers and its head."""
+    return counter.text(_packing(samples)) + counter.head(sum(len(s.response_token_ids) for s in samples))
+
+
+def tokens_of(samples: MicroBatch) -> int:
+    """Tokens of its stream."""
+    return _packing(samples).tokens
+
+
+def _packing(samples: MicroBatch) -> Packing:
     groups = [
         PackedGroup(len(g[0].prompt.token_ids), tuple(len(s.response_token_ids) for s in g)) for g in groups_of(samples)
     ]
-    return counter.text(Packing(tuple(groups))) + counter.head(sum(len(s.response_token_ids) for s in samples))
+    return Packing(tuple(groups))
 
 
 def blank_readers(family: Family) -> tuple[Collator, FeatureExtractor]:

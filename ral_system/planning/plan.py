@@ -59,8 +59,8 @@ def make_plan(config: TrainConfig, plan: PlanConfig, folder: Path, teachers: Seq
     dealt = plan_updates(
         samples,
         updates=algorithm.updates_per_step,
-        world_size=learner.world_size,
-        max_tokens=learner.max_tokens,
+        world_size=learner.shards,
+        max_tokens=learner.pass_tokens,
         deal=algorithm.deal,
     )
     device = this_cpu(config, policy, largest_micro_batch(dealt)) if kind == "cpu" else gpu(plan)
@@ -183,7 +183,7 @@ _SMALLER = "lower learner.world_size, rollout.workers, rollout.memory_gib, or ch
 _REMEDIES = {
     "learner": (
         "lower learner.max_tokens, set learner.gradient_checkpointing=true, learner.zero_stage=3 or learner.offload, "
-        "or raise learner.world_size"
+        "or raise learner.world_size or learner.sequence_parallel"
     ),
     "rollout": "raise rollout.tensor_parallel and cluster.gpus_per_rollout, or lower rollout.max_model_len",
     "reference": "lower learner.max_tokens, give it a whole GPU, or set learner.lora, which needs no reference",
@@ -205,7 +205,7 @@ def _advice(config: TrainConfig, samples: Sequence[Sample]) -> Iterator[str]:
     scored = len(bundles(groups_of(samples), config.learner.max_tokens))
     if config.starts_reference and config.cluster.scorers > scored:
         yield f"cluster.scorers={config.cluster.scorers}: a batch has {scored} bundles to score, so that some are idle"
-    if (tokens := price(group)) > config.learner.max_tokens:
+    if (tokens := price(group)) > config.learner.pass_tokens:
         yield (
             f"learner.max_tokens={config.learner.max_tokens}: a group takes {tokens}, visual tokens twice, and is cut: "
             "its prompt passes again with each part"

@@ -13,7 +13,7 @@ from ral_system.models.flops import FlopCounter
 from ral_system.models.loading import TORCH_DTYPES
 from ral_system.planning.devices import Device
 from ral_system.planning.memory import Cache, Role, Weights, measures_share, moved, streams_weights, zero_stage
-from ral_system.planning.passes import OutlinedPolicy, pass_flops, text_flops
+from ral_system.planning.passes import OutlinedPolicy, pass_flops, text_flops, tokens_of
 from ral_system.rollout.dealing import deal
 from ral_system.types import Piece, Sample, Sampling, TrainPlan
 
@@ -143,7 +143,7 @@ class Clock:
         return (self._weights.bytes_each + copies + average) * self._weights.trained
 
     def _pass(self, name: str, plan: TrainPlan, *, times: float, encodes: float, passes: int) -> Phase:
-        ranks = [[update.shards[rank] for update in plan.updates] for rank in range(len(plan.updates[0].shards))]
+        ranks = [[update.shards[shard] for update in plan.updates] for shard in range(len(plan.updates[0].shards))]
         each = [
             sum(
                 times * sum(text_flops(self._flops, part) for part in shard if part)
@@ -152,11 +152,24 @@ class Clock:
             )
             for shards in ranks
         ]
-        computing_s = max(each) / self._device.flops_per_s
+        together = self._config.learner.world_size // len(ranks)
+        computing_s = max(each) / together / self._device.flops_per_s
         moving_s = passes * sum(len(update.shards[0]) for update in plan.updates) * self._gather_s()
+        tokens = max(sum(tokens_of(part) for shard in shards for part in shard if part) for shards in ranks)
+        moving_s += passes * self._exchange_s(tokens, together)
         return Phase(
             name, round(sum(each)), computing_s + moving_s, "arithmetic" if computing_s > moving_s else "links"
         )
+
+    def _exchange_s(self, tokens: int, together: int) -> float:
+        """Seconds in which ranks that hold so many tokens together bring queries, keys, values and what is attended to
+        the other heads' ranks and back, in every layer once.
+        """
+        text = self._family.config.get_text_config()
+        width = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
+        keys = math.lcm(text.num_key_value_heads, together)
+        numbers = 2 * (text.num_attention_heads + keys) * width * text.num_hidden_layers * tokens / together
+        return numbers * self._weights.bytes_each * (1 - 1 / together) / self._device.link_bytes_per_s
 
     def _gather_s(self) -> float:
         """Seconds of bringing all weights to every rank once, as ZeRO 3 does in every pass."""

@@ -17,6 +17,7 @@ from transformers.integrations import HfDeepSpeedConfig
 
 from ral_system.algorithms.token_read import TokenRead
 from ral_system.attention.read import AttentionRead
+from ral_system.attention.sequence import SequenceRanks
 from ral_system.config.learner import DeepSpeedLearnerConfig
 from ral_system.data.collate import TensorBatch
 from ral_system.errors import CheckpointError, SetupError
@@ -33,8 +34,9 @@ internals.reduce_by_gloo_on_cpu()
 class DeepSpeedEngine:
     """ZeRO 0-3 over the ranks of the default process group (environment variables RANK, WORLD_SIZE, MASTER_*).
 
-    Gradients are summed over ranks, since loss shares already carry global denominators; DeepSpeed averages, so each
-    share is multiplied by the number of ranks first.
+    Gradients are summed over shards of a batch, since loss shares already carry global denominators. DeepSpeed averages
+    over ranks, so each share is multiplied by their number first, and divided by that of the ranks that have it
+    together.
     """
 
     def __init__(
@@ -48,6 +50,8 @@ class DeepSpeedEngine:
     ) -> None:
         self.device = device
         _meet(device, collective_timeout_s)
+        if config.sequence_parallel > 1:
+            policy.share(_sequence_group(config.sequence_parallel, collective_timeout_s))
         self._settings = settings
         self._updates = 0
         if config.gradient_checkpointing:
@@ -71,7 +75,9 @@ class DeepSpeedEngine:
 
     def backward(self, loss: Tensor, *, last: bool) -> None:
         self._engine.set_gradient_accumulation_boundary(is_boundary=last)
-        self._engine.backward(loss * torch.distributed.get_world_size(), scale_wrt_gas=False)
+        sequence = self.policy.sequence
+        shards = torch.distributed.get_world_size() // (1 if sequence is None else sequence.size)
+        self._engine.backward(loss * shards, scale_wrt_gas=False)
 
     def step(self) -> float:
         set_rates(self._engine.optimizer, self._groups, self._settings.rate(self._updates))
@@ -159,6 +165,16 @@ def _meet(device: torch.device, timeout_s: float) -> None:
             f"the learner ranks cannot meet at {os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
             f" ({str(error).splitlines()[0]}); if the port is in use, the same command takes another one"
         ) from error
+
+
+def _sequence_group(size: int, timeout_s: float) -> SequenceRanks:
+    """This rank's group of `size` neighbours; every rank takes part in the making of each."""
+    rank, world_size = torch.distributed.get_rank(), torch.distributed.get_world_size()
+    groups = [
+        torch.distributed.new_group(list(range(first, first + size)), timeout=timedelta(seconds=timeout_s))
+        for first in range(0, world_size, size)
+    ]
+    return SequenceRanks(rank % size, size, groups[rank // size])
 
 
 def _deepspeed_config(settings: OptimSettings, config: DeepSpeedLearnerConfig) -> dict[str, Any]:

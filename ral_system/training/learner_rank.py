@@ -38,6 +38,7 @@ from ral_system.training.meter import Meter
 from ral_system.training.metric_sums import reduced_metrics
 from ral_system.training.objective import Objective, policy_objective
 from ral_system.training.optim import optim_settings
+from ral_system.training.shards import Shards
 from ral_system.training.supervised import supervised_objective
 from ral_system.training.token_reads import token_read
 from ral_system.training.weight_source import WeightSource
@@ -62,7 +63,8 @@ MakeObjective = Callable[[PolicyOutput, Sequence[GroupAttention], TensorBatch, M
 
 
 class LearnerRank:
-    """Owns an engine, a collator and the trained weights. All ranks call each method together, with their own shard.
+    """Owns an engine, a collator and the trained weights. All ranks call each method together, with their own shard;
+    neighbouring ranks may have one together (`learner.sequence_parallel`), and compute the same of it.
 
     `stage` picks the optimiser settings; `model_folder` is where the stage starts from.
     """
@@ -79,7 +81,7 @@ class LearnerRank:
     ) -> None:
         self._transfer: Transfer[Any] = transfer or ObjectStore(Setting.of_one_process(rank=rank))
         self._config = config
-        self._rank, self._world_size = rank, world_size
+        self._rank = rank
         self._start = model_folder
         device = torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
         supervised = None if stage == "rl" else config.supervised(stage)
@@ -100,11 +102,12 @@ class LearnerRank:
         self._adapters = choose_trained(policy, config)
         self._meter = Meter(policy, device)
         self._engine = build_engine(config.learner, settings, policy, device, timeout_s)
+        self._shards = Shards(self._engine, rank, world_size)
         self._engine.policy.train()  # no dropout anywhere; needed for gradient checkpointing
         self._vision = None
         if stage == "rl" and config.freezes_vision:
             extract = FeatureExtractor(self._family, media)
-            self._vision = FrozenVision(self._engine.policy, extract, device, config.learner.max_tokens)
+            self._vision = FrozenVision(self._engine.policy, extract, device, config.learner.pass_tokens)
         attention = config.algorithm.attention
         self._version, self._held = 0, Held.ALL
         staleness = config.algorithm.max_staleness if stage == "rl" else 0
@@ -125,8 +128,8 @@ class LearnerRank:
         attention = self._config.algorithm.attention
         response = response_at_all_layers(attention) if self._config.reward.visual.given_by("policy") else None
         if self._vision is not None:
-            self._vision.encode([plan.rank_samples(rank) for rank in range(self._world_size)], self._rank)
-        mine, made = plan.rank_samples(self._rank), plan.versions_by_micro_batch()
+            self._vision.encode([plan.rank_samples(shard) for shard in range(self._shards.count)], self._shards.own)
+        mine, made = plan.rank_samples(self._shards.own), plan.versions_by_micro_batch()
         found: dict[str, dict[int, SampleScores]] = defaultdict(dict)
         for version in sorted(frozenset().union(*made)):
             with self._at(version):
@@ -145,7 +148,7 @@ class LearnerRank:
     def score_reference(self, plan: TrainPlan) -> Scores:
         """What the model without adapters says of this rank's samples; to be called after `score` of the same plan."""
         assert self._adapters is not None, "without adapters the reference is a model of its own"
-        mine = plan.rank_samples(self._rank)
+        mine = plan.rank_samples(self._shards.own)
         reads = reference_reads(self._config.algorithm.attention, self._config.reward.visual)
         with self._adapters.switched_off():
             return {id: s for samples in mine for id, s in self._score(mine, samples, None, *reads).items()}
@@ -229,8 +232,8 @@ class LearnerRank:
         def tokens(samples: MicroBatch) -> TokenRead:
             return token_read(samples, teaching, algorithm, self._engine.policy.vocabulary)
 
-        factor, shares = self._attention_share(update.shards[self._rank], objective, tokens)
-        own_gaps = log_prob_gaps(update.shards, self._rank, behaviour)
+        factor, shares = self._attention_share(update.shards[self._shards.own], objective, tokens)
+        own_gaps = log_prob_gaps(update.shards, self._shards.own, behaviour)
         metrics, gaps = self._update(update, objective, self._read, own_gaps, tokens, attention_factor=factor)
         # Of this update's tokens; the gate bounds that of the whole batch.
         metrics |= shares | {"gate/log_prob_diff_p999": quantile(gaps)}
@@ -251,7 +254,7 @@ class LearnerRank:
 
     def validate(self, update: UpdatePlan) -> dict[str, float]:
         """Evaluate the supervised objective without an update: held-out loss and token accuracy."""
-        shares, shard = [], update.shards[self._rank]
+        shares, shard = [], update.shards[self._shards.own]
         for samples in shard:
             with torch.no_grad():
                 batch, output = self._forward(shard, samples)
@@ -323,13 +326,14 @@ class LearnerRank:
         attention_factor: float = 1.0,
     ) -> tuple[dict[str, float], np.ndarray]:
         """Train on one update. Metrics of all ranks come back, and `values` added up over ranks."""
-        shard = update.shards[self._rank]
+        shard = update.shards[self._shards.own]
         objectives = []
         with self._meter.update():
             for index, samples in enumerate(shard):
                 batch, output = self._forward(shard, samples, [read] if read else [], tokens)
                 if samples:
-                    self._meter.count(batch, samples)
+                    if self._shards.speaks:
+                        self._meter.count(batch, samples)
                     found = objective(output, output.attention[read] if read else (), batch, samples)
                     loss = found.loss if found.attention is None else found.loss + attention_factor * found.attention
                     # A graph holds records and keys.
@@ -363,7 +367,7 @@ class LearnerRank:
     def _metrics(
         self, objectives: Sequence[Objective], counts: Counts, values: np.ndarray | None = None
     ) -> tuple[dict[str, float], np.ndarray]:
-        return reduced_metrics(objectives, counts, self._engine.sum_over_ranks, self._rank, self._world_size, values)
+        return reduced_metrics(objectives, counts, self._shards, values)
 
     def _attention_share(
         self, shard: tuple[MicroBatch, ...], objective: MakeObjective, tokens: MakeRead
@@ -390,11 +394,7 @@ class LearnerRank:
 
     def _check_log_probs(self, plan: TrainPlan, scores: Scores) -> None:
         """Check the gaps of all ranks on every rank, so that a batch beyond the gate ends them together."""
-        shards = [plan.rank_samples(rank) for rank in range(len(plan.updates[0].shards))]
+        shards = [plan.rank_samples(shard) for shard in range(self._shards.count)]
         samples = [s for shard in shards for micro_batch in shard for s in micro_batch]
-        check_log_prob_gaps(samples, self._gaps(shards, scores), self._config.rollout.log_prob_gate)
-
-    def _gaps(self, shards: Sequence[Sequence[MicroBatch]], scores: Scores) -> np.ndarray:
-        """|rollout - learner| log-probs of all ranks' tokens, in the order of `shards`."""
-        own = torch.from_numpy(log_prob_gaps(shards, self._rank, scores))
-        return self._engine.sum_over_ranks(own).cpu().numpy()
+        gaps = self._shards.sum(torch.from_numpy(log_prob_gaps(shards, self._shards.own, scores))).cpu().numpy()
+        check_log_prob_gaps(samples, gaps, self._config.rollout.log_prob_gate)

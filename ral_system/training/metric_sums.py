@@ -2,45 +2,41 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from ral_system.training.objective import Objective
+from ral_system.training.shards import Shards
 from ral_system.types import Counts
-
-SumOverRanks = Callable[[Tensor], Tensor]
-"""Adds a float64 vector up over ranks."""
 
 
 def reduced_metrics(
     objectives: Sequence[Objective],
     counts: Counts,
-    sum_over_ranks: SumOverRanks,
-    rank: int,
-    world_size: int,
+    shards: Shards,
     values: np.ndarray | None = None,
 ) -> tuple[dict[str, float], np.ndarray]:
     """Metrics of all ranks, equal on all, from this one's micro-batches, at least one; and `values` [N] added up.
 
-    Sums and weights add up; for a maximum each rank has a place of its own in the vector that is added up.
+    Sums and weights add up; for a maximum each shard has a place of its own in the vector that is added up.
     """
     names = [list(part) for part in (objectives[0].sums, objectives[0].weighted, objectives[0].maxima)]
     sums = _table([[o.sums[n] for n in names[0]] for o in objectives]).sum(0)
     weighted = _table([[part for n in names[1] for part in o.weighted[n]] for o in objectives]).sum(0)
-    maxima = torch.zeros(world_size, len(names[2]), dtype=torch.float64)
+    maxima = torch.zeros(shards.count, len(names[2]), dtype=torch.float64)
     if names[2]:
-        maxima[rank] = _table([[o.maxima[n] for n in names[2]] for o in objectives]).amax(0)
+        maxima[shards.own] = _table([[o.maxima[n] for n in names[2]] for o in objectives]).amax(0)
     extra = torch.from_numpy(np.zeros(0) if values is None else values.astype(np.float64))
     parts = [sums, weighted, maxima.flatten(), extra]
-    sums, weighted, maxima, extra = sum_over_ranks(torch.cat(parts)).cpu().split([len(part) for part in parts])
+    sums, weighted, maxima, extra = shards.sum(torch.cat(parts)).cpu().split([len(part) for part in parts])
     pairs = [tuple(pair) for pair in weighted.view(-1, 2).tolist()]
     return combine_metrics(
         dict(zip(names[0], sums.tolist(), strict=True)),
         dict(zip(names[1], pairs, strict=True)),
-        dict(zip(names[2], maxima.view(world_size, -1).amax(0).tolist() if names[2] else (), strict=True)),
+        dict(zip(names[2], maxima.view(shards.count, -1).amax(0).tolist() if names[2] else (), strict=True)),
         counts,
     ), extra.numpy()
 

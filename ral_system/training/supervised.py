@@ -55,7 +55,10 @@ def guide_attention(
             continue
         masks = {"image": image_T} | ({"system": system_T} if system_T.any() else {})
         by_layer = [log_mean_attention(at, rows, *masks.values(), branches=of_group.branches) for at in layers]
-        logs = {name: torch.stack(of) for name, of in zip(masks, zip(*by_layer, strict=True), strict=True)}
+        logs = {
+            name: of_group.all_heads(torch.stack(of))
+            for name, of in zip(masks, zip(*by_layer, strict=True), strict=True)
+        }
         term = attention_guidance(logs["image"], logs.get("system"), image=guidance.image, system=guidance.system)
         loss = loss + term / counts.sequences
         for name, log_mean_LH in logs.items():

@@ -22,23 +22,29 @@ from tests.system.ranks import become_rank, run_ranks
 pytestmark = pytest.mark.system
 
 UPDATES = 3
-Case = tuple[int, int, str]
-"""ZeRO stage, tokens a pass and offload."""
+Case = tuple[int, int, str, int]
+"""ZeRO stage, tokens a pass, offload, and ranks that hold a micro-batch together."""
 ALL_OF_IT = "optimizer_and_parameters"
 CASES: dict[int, list[Case]] = {  # 6 prompts of 2 responses over 3 updates
-    1: [(stage, max_tokens, "none") for stage in (0, 1, 2, 3) for max_tokens in (400, 1)],
+    1: [(stage, max_tokens, "none", 1) for stage in (0, 1, 2, 3) for max_tokens in (400, 1)],
     2: [
-        *[(0, 200, "none"), (2, 1, "none"), (3, 200, "none"), (3, 1, "none")],
-        *[(1, 200, "optimizer"), (2, 200, "optimizer"), (3, 1, "optimizer"), (3, 1, ALL_OF_IT)],
+        *[(0, 200, "none", 1), (2, 1, "none", 1), (3, 200, "none", 1), (3, 1, "none", 1)],
+        *[(1, 200, "optimizer", 1), (2, 200, "optimizer", 1), (3, 1, "optimizer", 1), (3, 1, ALL_OF_IT, 1)],
+        *[(0, 200, "none", 2), (1, 1, "none", 2), (2, 200, "optimizer", 2), (3, 1, "none", 2)],
     ],
+    4: [(0, 200, "none", 2), (3, 1, "none", 2)],
 }
 ALWAYS = {
-    1: [(0, 400, "none"), (3, 1, "none")],
-    2: [(0, 200, "none"), (2, 1, "none"), (3, 200, "none"), (2, 200, "optimizer"), (3, 1, ALL_OF_IT)],
+    1: [(0, 400, "none", 1), (3, 1, "none", 1)],
+    2: [
+        *[(0, 200, "none", 1), (2, 1, "none", 1), (3, 200, "none", 1), (2, 200, "optimizer", 1), (3, 1, ALL_OF_IT, 1)],
+        *[(0, 200, "none", 2), (3, 1, "none", 2)],
+    ],
+    4: [],
 }
 """Cases that `make test` goes through; the others are long."""
-LOSSES_AT = ((0, "none"), (3, "none"))
-"""ZeRO stages and offloads at which every policy loss is tried."""
+LOSSES_AT = ((0, "none", 1), (3, "none", 1), (0, "none", 2))
+"""ZeRO stages, offloads and ranks together with which every policy loss is tried."""
 
 
 def test_a_meeting_point_in_use_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -87,7 +93,14 @@ def published(learner: Any, version: int) -> Mapping[str, np.ndarray] | None:
 
 
 def train(
-    task: Path, rank: int, world_size: int, engine: str, stage: int, max_tokens: int, offload: str = "none"
+    task: Path,
+    rank: int,
+    world_size: int,
+    engine: str,
+    stage: int,
+    max_tokens: int,
+    offload: str = "none",
+    together: int = 1,
 ) -> dict[str, Any]:
     """Two updates, save, a third; load, and the third again; then one with every policy loss, and a batch that several
     versions made. With offload, the third once more by an engine without it, and by this one from that one's state.
@@ -104,7 +117,8 @@ def train(
     folders = json.loads((task / "folders.json").read_text())
     config = TrainConfig.model_validate_json((task / "config.json").read_text())
     learner = {"engine": engine, "max_tokens": max_tokens, "world_size": world_size}
-    learner |= {"zero_stage": stage, "offload": offload} if engine == "deepspeed" else {}
+    if engine == "deepspeed":
+        learner |= {"zero_stage": stage, "offload": offload, "sequence_parallel": together}
     samples = pickle.loads((task / "samples.pickle").read_bytes())  # noqa: S301 (this test wrote it)
 
     def start(settings: dict[str, Any]) -> LearnerRank:
@@ -113,13 +127,15 @@ def train(
         return LearnerRank(TrainConfig.model_validate(whole), model, media, rank, world_size, "rl")
 
     def planned(samples: list[Sample]) -> TrainPlan:
-        return plan_updates(samples, updates=UPDATES, world_size=world_size, max_tokens=max_tokens)
+        return plan_updates(
+            samples, updates=UPDATES, world_size=world_size // together, max_tokens=max_tokens * together
+        )
 
     plan, trained = planned(samples), start(learner)
     published(trained, 0)
     scores = trained.score(plan)
     metrics = [trained.update(update, scores, scores) for update in plan.updates[:2]]
-    saved = task / f"{engine}_{world_size}_{stage}_{max_tokens}_{offload}"
+    saved = task / f"{engine}_{world_size}_{stage}_{max_tokens}_{offload}_{together}"
     if engine == "deepspeed" and offload != ALL_OF_IT:  # memory leaves the device and comes back, twice
         for _ in range(2):
             trained.hold(Held.WEIGHTS)
@@ -157,7 +173,7 @@ def train(
         for learner_rank in (on_device, trained):
             third = learner_rank.update(plan.updates[2], scores, scores)
             moved.append((third, published(learner_rank, 3)))
-    for i, loss in enumerate(sorted(task.glob("loss_*.json")) if (stage, offload) in LOSSES_AT else ()):
+    for i, loss in enumerate(sorted(task.glob("loss_*.json")) if (stage, offload, together) in LOSSES_AT else ()):
         trained.load(saved)
         trained._config = TrainConfig.model_validate_json(loss.read_text())
         losses[loss.stem] = trained.update(off_policy.updates[i % UPDATES], scores, scores)
@@ -305,13 +321,13 @@ OFFLOADED = [_parameter(2, case) for case in CASES[2] if case[2] != "none"]
 def test_trains_as_the_torch_engine(
     task: Path, worlds: dict, expected: dict[str, Any], world_size: int, case: Case
 ) -> None:
-    (stage, _, offload), found = case, worlds[world_size][case]
+    (stage, _, offload, together), found = case, worlds[world_size][case]
     for which, apart in (("log_probs", 2e-6), ("mixed_log_probs", 1e-5)):
         for id, log_probs in found[which].items():
             assert np.allclose(log_probs, expected[which][id], atol=apart), (which, id)
     assert len(expected["losses"]) == len(list(task.glob("loss_*.json"))) >= 12
     assert len({metrics["policy/loss"] for metrics in expected["losses"].values()}) >= 9  # three differ in bounds alone
-    assert found["losses"].keys() == (expected["losses"].keys() if (stage, offload) in LOSSES_AT else set())
+    assert found["losses"].keys() == (expected["losses"].keys() if (stage, offload, together) in LOSSES_AT else set())
     for loss, ours in found["losses"].items():
         assert ours == pytest.approx(expected["losses"][loss], rel=5e-5, abs=3e-6), loss
     assert expected["metrics"][0]["learner/grad_norm"] > 0.5
@@ -353,7 +369,7 @@ def test_saves_a_model_that_transformers_loads(task: Path, worlds: dict, world_s
     from ral_system.models.loading import load_model
 
     found = worlds[world_size][case]
-    model = load_model(task / "model_deepspeed_{}_{}_{}_{}".format(world_size, *case), dtype="float32")
+    model = load_model(task / "model_deepspeed_{}_{}_{}_{}_{}".format(world_size, *case), dtype="float32")
     state = model.state_dict()
     assert state.keys() == found["weights"]["again"].keys()
     assert all(np.array_equal(state[name].numpy(), array) for name, array in found["weights"]["again"].items())

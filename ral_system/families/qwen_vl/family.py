@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from transformers import PretrainedConfig, PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
+from ral_system.attention.sequence import SequenceGroup
 from ral_system.config.data import FilesConfig
 from ral_system.families.family import Encoded, Family, Features, Occurrences
 from ral_system.families.qwen_vl.pixel_budget import QwenPixelBudget, pixel_budgets
@@ -97,8 +98,8 @@ class QwenVl(Family):
     def positions(self, visual: Tensor, layouts: Sequence[Layout]) -> Tensor:
         return rope_positions(visual, layouts, positions_per_second=self._positions_per_second)
 
-    def encode(self, model: Any, features: Features) -> Encoded:
-        return encoded_media(model, features)
+    def encode(self, model: Any, features: Features, sequence: SequenceGroup | None = None) -> Encoded:
+        return encoded_media(model, features, sequence)
 
     def inputs(self, encoded: Encoded, occurrences: Occurrences) -> dict[str, Any]:
         parts = {kind: tuple(encoded[kind][i] for i in places) for kind, places in occurrences.items() if places}

@@ -86,7 +86,7 @@ def test_an_update_can_be_queued_behind_another(members: list[Member], monkeypat
         return [({"supervised/loss": 0.5}, work) for _ in calls]
 
     monkeypatch.setattr(clients, "wait_all", answered)
-    learner = RayLearner(members, 1.0, keeps_offers=True)
+    learner = RayLearner(members, 2, 1.0, keeps_offers=True)
     answers = [learner.fit(plan, 0) for _ in range(2)]
     assert not waited and [m.handle.calls for m in members] == [[("fit", plan.updates[0])] * 2] * 2
     found = [answer() for answer in answers]

@@ -57,7 +57,7 @@ class FakeFrozenModel:
 class Fakes:
     """All roles but frozen models in one. Completion i of a prompt is worth i; `calls` is what happened, in order."""
 
-    world_size = 2
+    shards = 2
 
     def __init__(self) -> None:
         self.calls: list[Any] = []

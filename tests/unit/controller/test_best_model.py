@@ -27,7 +27,7 @@ class KilledError(Exception):
 class Learner:
     """Its weights are the number of its updates."""
 
-    world_size, weights, under_way, most_under_way = 1, 0, 0, 0
+    shards, weights, under_way, most_under_way = 1, 0, 0, 0
 
     def __init__(self, killed_at: int | None = None) -> None:
         self.killed_at = killed_at

@@ -65,7 +65,7 @@ def test_sft_decodes_a_batch_while_the_one_before_is_trained_on(
         yield ahead
 
     class Learner:
-        world_size = 1
+        shards = 1
 
         def fit(self, plan: TrainPlan, index: int) -> Callable[[], dict[str, float]]:
             waited_for.append(list(ahead.waited[:4]))
