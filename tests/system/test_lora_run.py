@@ -16,10 +16,14 @@ ADAPTERS = (
 )
 
 
+@pytest.mark.parametrize("together", [1, pytest.param(2, marks=pytest.mark.long)])
 def test_adapters_are_trained_by_deepspeed_and_sampled_merged_in_vllm(
-    commands, left, tiny_model: Path, tmp_path: Path
+    commands, left, tiny_model: Path, tmp_path: Path, together: int
 ) -> None:
-    sharded = ("learner.zero_stage=3", "learner.gradient_checkpointing=true", "algorithm.steps=3", "evaluation.every=0")
+    sharded = (
+        *("learner.zero_stage=3", "learner.gradient_checkpointing=true", f"learner.sequence_parallel={together}"),
+        *("algorithm.steps=3", "evaluation.every=0"),
+    )
     done = commands("ral-train", *ADAPTERS, *sharded, f"start_model={tiny_model}", cwd=tmp_path, fresh=True)
     assert done.returncode == 0, done.stderr
     assert "2 deepspeed ranks, 1 vllm engine; CPU" in done.stderr  # and no reference

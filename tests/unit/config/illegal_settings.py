@@ -220,6 +220,18 @@ SETTINGS: dict[str, tuple[dict[str, Any], list[str]]] = {
         {"data": FILES | {"video": FILES["video"] | {"min_pixels": 9000}}, "stages": ["rl"]},
         ["data.video.min_pixels=9000 is above data.video.max_pixels=7840; lower it"],
     ),
+    "ranks that are left over": (
+        {"learner.world_size": 3, "learner.sequence_parallel": 2},
+        ["learner.sequence_parallel=2 does not divide learner.world_size=3", "set world_size to a multiple of it"],
+    ),
+    "a batch smaller than the groups of ranks": (
+        {"sft.batch": 1, "learner.world_size": 4, "learner.sequence_parallel": 2},
+        ["sft.batch=1 is smaller than learner.world_size=4 / learner.sequence_parallel=2; raise it"],
+    ),
+    "ranks together in the torch engine": (
+        {"learner": TORCH | {"sequence_parallel": 2}},
+        ["learner.sequence_parallel=2: learner.engine=torch has no such setting"],
+    ),
     "bfloat16 with ZeRO 1": (
         {"learner.dtype": "bfloat16", "learner.zero_stage": 1, "rollout.log_prob_gate.token": 2.0},
         ["learner.zero_stage=1", "learner.dtype=bfloat16", "zero_stage to 2 or 3"],
