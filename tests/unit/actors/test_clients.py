@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from ral_system.actors import clients
-from ral_system.actors.clients import RayFrozenModel, RayGenerator, RayLearner, RayRewarder
+from ral_system.actors.clients import RayFrozenModel, RayGenerator, RayLearner, RayRewarder, RayWithoutAdapters
 from ral_system.actors.group import Call, Member
 from ral_system.config.commands import TrainConfig
 from ral_system.observability.work import Work
@@ -92,6 +92,43 @@ def test_an_update_can_be_queued_behind_another(members: list[Member], monkeypat
     found = [answer() for answer in answers]
     assert found[0]["supervised/loss"] == 0.5 and found[0]["learner/tokens_per_s"] == 3.0
     assert not {call.ref for call in waited[0]} & {call.ref for call in waited[1]}
+
+
+class RankHandle:
+    """A learner rank's handle: what each method was called with, and the scores that it answered with."""
+
+    def __init__(self) -> None:
+        self.calls: dict[str, tuple[Any, ...]] = {}
+        self.scores: list[object] = []
+
+    def __getattr__(self, method: str) -> Any:
+        def remote(*args: Any) -> Any:
+            self.calls[method] = args
+            if not method.startswith("score"):
+                return object()
+            self.scores.append(object())
+            return object(), self.scores[-1]
+
+        return SimpleNamespace(remote=remote)
+
+
+def test_ranks_that_have_a_shard_together_are_given_the_scores_of_one(
+    members: list[Member], monkeypatch: pytest.MonkeyPatch, tmp_path
+) -> None:
+    plan = plan_updates([s for name in "abcd" for s in group(name, 3)], updates=1, world_size=2, max_tokens=100)
+    monkeypatch.setattr(clients.ray, "put", lambda value: value, raising=False)
+    handles = [RankHandle() for _ in range(4)]
+    ranks = [Member(handle, "learner", rank, tmp_path) for rank, handle in enumerate(handles)]
+    learner, reference = RayLearner(ranks, 2, 1.0, keeps_offers=True), RayWithoutAdapters(ranks, 2, 1.0)
+    behaviour, frozen = learner.score(plan), reference.collect(plan)
+    assert learner.shards == len(behaviour) == len(frozen) == 2
+    learner.kl(behaviour, frozen)
+    learner.update(plan, 0, behaviour, frozen)
+    assert all(len(handle.scores) == 2 for handle in handles)  # they compute together
+    assert ["kl" in handle.calls for handle in handles] == [True, False, True, False]
+    given = [handle.calls["update"][1:] for handle in handles]
+    (own, as_reference), (other, other_as_reference) = handles[0].scores, handles[2].scores
+    assert given == [(own, 1, as_reference)] * 2 + [(other, 1, other_as_reference)] * 2
 
 
 def test_a_step_asks_the_verifiers_once_for_each_group(

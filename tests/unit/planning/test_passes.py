@@ -13,6 +13,7 @@ from torch.profiler import ProfilerActivity, profile
 
 from ral_system.attention.device_kind import meta_stands_for
 from ral_system.config.commands import PlanCommandConfig
+from ral_system.errors import ConfigError
 from ral_system.planning.outline import OUTLINE, Outlines
 from ral_system.planning.passes import OutlinedPolicy, new_policy, objective_of, score_pass, update_pass
 from ral_system.planning.workload import step_samples
@@ -90,6 +91,33 @@ def test_measuring_the_gradients_share_holds_what_is_planned(tiny_model: Path) -
 
     copied = sum(part.nbytes for part in batch.features.values())
     assert outline.share(samples).peak == pytest.approx(measured(share) + copied, rel=0.1)
+
+
+@pytest.mark.parametrize("frozen", ["true", "false"])
+def test_ranks_that_share_a_pass_hold_their_part_of_it(tiny_model: Path, frozen: str) -> None:
+    long = ("plan.text_tokens=900", "plan.response_tokens=20", "rollout.max_model_len=1024")
+    overrides = ("data=video_search", "plan.device=cpu", *long, f"model.freeze_vision={frozen}")
+    held = []
+    for together in (1, 2):
+        settings = ("learner.world_size=2", f"learner.sequence_parallel={together}")
+        outline, config = plan_for(tiny_model, *overrides, *settings)
+        samples = step_samples(config, config.plan, outline.family)[:8]
+        media = [samples[0].prompt.media[0]]
+        encode, encoded = outline.encode(media)
+        update = outline.update(samples, encoded if frozen == "true" else None)
+        held.append([encode.peak, encode.kept, outline.score(samples).peak, update.peak])
+    (encode, kept, score, update), (own_encode, own_kept, own_score, own_update) = held
+    assert own_kept == kept and own_encode < 0.9 * encode  # every rank has all pixels and all embeddings
+    for own, whole in ((own_score, score), (own_update, update)):
+        assert whole / 2 < own < 0.75 * whole
+
+
+def test_heads_that_ranks_cannot_share_are_one_line(tiny_model: Path) -> None:
+    with pytest.raises(ConfigError) as refused:
+        plan_for(tiny_model, "learner.world_size=3", "learner.sequence_parallel=3")
+    assert str(refused.value) == (
+        "learner.sequence_parallel=3 does not divide the model's 2 attention heads; set it to one of 1, 2"
+    )
 
 
 def test_what_was_encoded_is_kept(tiny_model: Path) -> None:

@@ -223,6 +223,24 @@ def test_zero_3_waits_for_weights_in_every_pass(one_layer: Path) -> None:
     assert clock.update(dealt).bound == "links"
 
 
+def test_ranks_that_share_passes_send_heads_and_tokens_in_every_layer(one_layer: Path) -> None:
+    small = ("plan.medium=none", "plan.text_tokens=100", "plan.response_tokens=16", "learner.zero_stage=2")
+    together = ("learner.world_size=4", "learner.sequence_parallel=4")
+    config = compose_config(*VIDEO, *small, *together, kind=PlanCommandConfig)
+    outline = OutlinedPolicy(one_layer, "bfloat16", "cuda", config, trained=True)
+    samples = step_samples(config, config.plan, outline.family)
+    dealt = plan_updates(samples, updates=2, world_size=1, max_tokens=config.learner.pass_tokens)
+    clock = Clock(config, outline, replace(gpu(config.plan), flops_per_s=1e30, link_bytes_per_s=1e6))
+    tokens = sum(100 + 8 * 16 for _ in range(8))
+    bytes_each = 2 * 128 * (28 + 4 + 4 + 28)  # one layer, 28 heads of 128 on 4 key heads
+    assert clock.score(dealt).seconds == pytest.approx(tokens / 4 * bytes_each * 0.75 / 1e6)
+    assert clock.update(dealt).seconds == pytest.approx(3 * tokens / 4 * bytes_each * 0.75 / 1e6)
+    slow = replace(gpu(config.plan), flops_per_s=1e9, link_bytes_per_s=1e30)
+    assert Clock(config, outline, slow).score(dealt).seconds == pytest.approx(
+        Clock(config, outline, slow).score(dealt).flops / 4 / 1e9
+    )
+
+
 def test_frozen_models_work_beside_engines_unless_batches_are_picked_or_made_ahead(one_layer: Path) -> None:
     small = ("plan.medium=none", "plan.text_tokens=100", "plan.response_tokens=16")
     turns, _ = planned(one_layer, *VIDEO, *small)
