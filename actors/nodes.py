@@ -46,6 +46,19 @@ def meeting_host(nodes: Sequence[str]) -> str:
     return LOOPBACK if len(set(nodes)) == 1 else _address(nodes[0])
 
 
+def scattered(nodes: Sequence[str], together: int) -> str | None:
+    """Say which of the learner ranks on these nodes, of which so many hold micro-batches together, are on several."""
+    groups = [nodes[first : first + together] for first in range(0, len(nodes), together)]
+    apart = [index for index, group in enumerate(groups) if len(set(group)) > 1]
+    if not apart:
+        return None
+    ranks = f"{apart[0] * together} to {(apart[0] + 1) * together - 1}"
+    return (
+        f"warning: learner.sequence_parallel={together}: learner ranks {ranks} are on several nodes, and exchange "
+        f"every layer's tokens over the network; use nodes that hold a multiple of {together} ranks"
+    )
+
+
 def stage_models(
     nodes: Sequence[str],
     models: Sequence[Sequence[Path]],

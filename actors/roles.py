@@ -24,7 +24,7 @@ from ral_system.actors.clients import (
 from ral_system.actors.cluster import nodes_may_join, start_or_join
 from ral_system.actors.group import Call, Member, wait_all
 from ral_system.actors.learner import LearnerActor
-from ral_system.actors.nodes import meeting_host, nodes_of, stage_models
+from ral_system.actors.nodes import meeting_host, nodes_of, scattered, stage_models
 from ral_system.actors.placement import (
     Bundle,
     joined,
@@ -260,6 +260,9 @@ class RayRoles:
         ranks, timeout_s = self._of("learner"), self._config.cluster.start_timeout_s
         host = self._host("learner")
         port = wait_all([Call(ranks[0], ranks[0].handle.free_port.remote(host))], timeout_s, "starting")[0]
+        learner = self._config.learner
+        if line := scattered([self._nodes[m.name] for m in ranks], learner.world_size // learner.shards):
+            _tell(line)
         place = {"world_size": len(ranks), "master": (host, port), "transfer": self._transfer}
         calls = []
         for m in ranks:

@@ -56,10 +56,12 @@ def _cluster(config: TrainConfig, stages: Sequence[Stage]) -> str:
         (cluster.scorers if rl and config.starts_reference else 0, "reference", cluster.gpus_per_scorer),
         (len(config.teachers) if rl else 0, "teacher", cluster.gpus_per_teacher),
     ]
+    together = learner.world_size // learner.shards
     used = ", ".join(f"{count} {role}{'s' if count > 1 else ''}" for count, role, _ in roles if count)
     gpus = sum(count * each for count, _, each in roles)
+    shared = f"; {together} learner ranks to a micro-batch" if together > 1 else ""
     where = f" at {cluster.address}" if cluster.address else ""
-    return f"ray{where}: {used}; {f'{gpus:g} GPUs' if gpus else 'CPU'}"
+    return f"ray{where}: {used}{shared}; {f'{gpus:g} GPUs' if gpus else 'CPU'}"
 
 
 def _kernel(config: TrainConfig) -> str:

@@ -135,6 +135,7 @@ def train(
     published(trained, 0)
     scores = trained.score(plan)
     metrics = [trained.update(update, scores, scores) for update in plan.updates[:2]]
+    assert (trained.work().tokens > 0) == (rank % together == 0)  # a micro-batch counts once
     saved = task / f"{engine}_{world_size}_{stage}_{max_tokens}_{offload}_{together}"
     if engine == "deepspeed" and offload != ALL_OF_IT:  # memory leaves the device and comes back, twice
         for _ in range(2):

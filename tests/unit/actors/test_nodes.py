@@ -34,3 +34,10 @@ def test_a_model_that_is_not_there_is_the_problem_of_the_node(tmp_path: Path) ->
     with nodes._token(tmp_path) as token:
         sight = nodes.look(tmp_path, token, (ModelCopy(tmp_path / "absent", "00", None, None),))
     assert sight.problem == (f"cannot read model folder {tmp_path}/absent; put it on a volume that every node mounts")
+
+
+def test_ranks_that_hold_micro_batches_together_on_several_nodes_are_named() -> None:
+    assert nodes.scattered(["a", "a", "b", "b"], 2) is None is nodes.scattered(["a", "b", "c"], 1)
+    line = nodes.scattered(["a", "a", "a", "b", "b", "b"], 2)
+    assert line is not None
+    assert line.startswith("warning: learner.sequence_parallel=2: learner ranks 2 to 3 are on several nodes")

@@ -48,6 +48,8 @@ def test_devices_are_counted(make_config: Callable[..., TrainConfig], tmp_path: 
     assert kernel == "kernel flash-attn where it is installed, else torch's varlen attention"
     lines = head(make_config, tmp_path, "experiment=smoke", *run, *gpus, "cluster.scorers=2")
     assert lines[2] == "cluster ray: 2 deepspeed ranks, 2 vllm engines, 2 references; 8 GPUs"
+    together = ("learner.world_size=4", "learner.sequence_parallel=2")
+    assert "; 2 learner ranks to a micro-batch; 9 GPUs" in head(make_config, tmp_path, *run, *gpus, *together)[2]
     assert "; CPU" in head(make_config, tmp_path, "experiment=smoke", *run)[2]
     assert head(make_config, tmp_path, "cluster=ray", "stages=[perceive]")[2] == "cluster ray: 2 deepspeed ranks; CPU"
 
