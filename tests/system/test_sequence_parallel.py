@@ -86,6 +86,7 @@ class Outcome:
         losses = {
             "hidden": self.hidden_loss(hidden[0]),
             "tokens": self.tokens_loss(output.tokens),
+            "records": sum(self.records_loss(i, output.attention[read]) for i, read in enumerate(reads)),
             "attention": sum(self.attention_loss(read, i, output.attention[read]) for i, read in enumerate(reads)),
         }
         for name, loss in losses.items():
@@ -155,6 +156,28 @@ class Outcome:
                     loss = loss + (value * self.like(value)).sum()
         return loss
 
+    def records_loss(self, number: int, groups: Any) -> Any:
+        """Loss of every row's divergence from a record, which is float32; of some reads from their top entries."""
+        import torch
+
+        from ral_system.attention.record import record_attention
+
+        loss: Any = 0.0
+        for g, group in enumerate(groups):
+            records, ranks = [], 1 if self.sequence is None else self.sequence.size
+            for response, (rows, length) in enumerate(zip(group.counts, group.group.responses, strict=True)):
+                tokens = group.group.prompt + length
+                heads = (group.layers[0].query.shape[1] * ranks,) if group.heads == "each" else ()
+                policy = torch.rand(*heads, rows, tokens, generator=self.noise)
+                kept = {"top_k": 5 if number % 2 else None, "dtype": torch.float32}
+                record = record_attention([policy / policy.sum(-1, keepdim=True)], version=0, tokens=tokens, **kept)
+                records.append([record] * len(group.layers))
+                group.check(response, records[-1], 0)
+            values = group.divergence(records, "jsd")
+            self.found[f"single divergence from records {number} {g}"] = values
+            loss = loss + (values * self.like(values)).sum()
+        return loss
+
     def differentiate(self, name: str, loss: Any) -> None:
         """Each rank takes its part of the loss; gradients are added up."""
         import torch
@@ -165,7 +188,7 @@ class Outcome:
             gradient = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
             if self.sequence is not None:
                 torch.distributed.all_reduce(gradient, group=self.sequence.group)
-            kind = "single" if name == "tokens" else "encoder" if "visual" in weight else "exact"
+            kind = "single" if name in ("tokens", "records") else "encoder" if "visual" in weight else "exact"
             self.found[f"{kind} gradient of {name} by {weight}"] = gradient.clone()
 
 
@@ -284,7 +307,7 @@ def test_ranks_together_compute_what_one_does(results: Any, world_size: int, mod
         scales[quantity] = max(scales.get(quantity, 1.0), largest)
     for name, (apart, _) in found.items():
         assert apart <= BOUNDS[name.partition(" ")[0]] * scales[name.partition(" by ")[0]], name
-    for loss, kind in (("hidden", "exact"), ("attention", "exact"), ("tokens", "single")):
+    for loss, kind in (("hidden", "exact"), ("attention", "exact"), ("tokens", "single"), ("records", "single")):
         assert max(largest for name, (_, largest) in found.items() if f"{kind} gradient of {loss}" in name) > 1e-3
 
 
