@@ -6,7 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-TIMEOUT_S = 240
+TIMEOUT_S = 480
 _REPOSITORY = Path(__file__).parents[2]
 
 
