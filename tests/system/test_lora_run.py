@@ -26,7 +26,8 @@ def test_adapters_are_trained_by_deepspeed_and_sampled_merged_in_vllm(
     )
     done = commands("ral-train", *ADAPTERS, *sharded, f"start_model={tiny_model}", cwd=tmp_path, fresh=True)
     assert done.returncode == 0, done.stderr
-    assert "2 deepspeed ranks, 1 vllm engine; CPU" in done.stderr  # and no reference
+    shared = "" if together == 1 else "; 2 learner ranks to a micro-batch"
+    assert f"2 deepspeed ranks, 1 vllm engine{shared}; CPU" in done.stderr  # and no reference
     run = left(tmp_path / "runs" / "smoke")
     assert not list((run.folder / "logs").glob("reference*"))
     summary, steps = run.summary(), run.rl_steps()
