@@ -224,7 +224,9 @@ def _over_heads(found: Tensor, sequence: SequenceGroup | None) -> Tensor:
 
 def _own_mean(found: Tensor, sequence: SequenceGroup | None) -> Tensor:
     """This rank's part of `_over_heads`."""
-    return found if found.ndim == 1 else found.mean(0) if sequence is None else found.mean(0) / sequence.size
+    if found.ndim == 1:
+        return found
+    return found.mean(0) if sequence is None else found.mean(0) / sequence.size
 
 
 def _all_heads(policy: Tensor, sequence: SequenceGroup | None) -> Tensor:

@@ -143,7 +143,7 @@ class Family(ABC):
         """
 
     def own_tokens(self, inputs: Mapping[str, Any], own: slice) -> dict[str, Any]:
-        """The inputs of the text model, by their names, that are of a stream's tokens, for a run of these."""
+        """Return the text model's inputs that hold all tokens of a stream, by name, cut to a run of them."""
         # a copy: a view would keep all tokens
         return {
             "inputs_embeds": inputs["inputs_embeds"][:, own].clone(),
