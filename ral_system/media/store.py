@@ -47,6 +47,7 @@ class MediaStore:
     def __init__(self, folder: Path, cache: PixelCache | None = None, *, shared: Path | None = None) -> None:
         self.folder, self.shared, self._cache = folder, shared, cache
         self._decoded: OrderedDict[Media, np.ndarray] = OrderedDict()
+        self._decoded_bytes = 0
         self._lock = threading.Lock()
 
     def put(self, image: Image.Image) -> Media:
@@ -111,9 +112,9 @@ class MediaStore:
             pixels = self._decoded.get(media)
             if pixels is None:
                 pixels = self._decoded[media] = self._pixels(media)
-                kept = sum(other.nbytes for other in self._decoded.values())
-                while kept > _CACHED_BYTES and len(self._decoded) > 1:
-                    kept -= self._decoded.popitem(last=False)[1].nbytes
+                self._decoded_bytes += pixels.nbytes
+                while self._decoded_bytes > _CACHED_BYTES and len(self._decoded) > 1:
+                    self._decoded_bytes -= self._decoded.popitem(last=False)[1].nbytes
             self._decoded.move_to_end(media)
         return pixels
 
