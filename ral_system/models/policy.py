@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from inspect import signature
 from typing import Any
 
 import torch
@@ -74,8 +75,14 @@ class PolicyModel(nn.Module):
     def share(self, sequence: SequenceGroup) -> None:
         """Let the ranks of `sequence` hold each micro-batch together.
 
-        Raises ConfigError for a model whose heads they cannot share equally.
+        Raises ConfigError for a model whose heads they cannot share equally, and for a family that cannot share its
+        encoder.
         """
+        if "sequence" not in signature(self.family.encode).parameters:
+            raise ConfigError(
+                f"learner.sequence_parallel={sequence.size}: {type(self.family).__name__}.encode takes no `sequence`; "
+                "set it to 1, or add the parameter to the family"
+            )
         heads = self.model.config.get_text_config().num_attention_heads
         if heads % sequence.size:
             legal = ", ".join(str(n) for n in range(1, heads + 1) if heads % n == 0)
@@ -95,7 +102,8 @@ class PolicyModel(nn.Module):
 
     def encode(self, features: Features) -> Encoded:
         """What the vision encoder sees in media, for `TensorBatch.encoded` of batches with them."""
-        return self.family.encode(self.model.model, features, self.sequence)
+        shared = {} if self.sequence is None else {"sequence": self.sequence}
+        return self.family.encode(self.model.model, features, **shared)
 
     @property
     def vocabulary(self) -> int:

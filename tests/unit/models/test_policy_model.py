@@ -1,6 +1,7 @@
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -16,6 +17,7 @@ from ral_system.errors import ConfigError
 from ral_system.media.store import MediaStore
 from ral_system.models.loading import load_family, load_model
 from ral_system.models.policy import PolicyModel, PolicyOutput
+from ral_system.planning.outline import OutlinedRanks
 from ral_system.scoring.build import build_policy
 from ral_system.training.gradient_share import squared_norms
 from ral_system.training.objective import Objective
@@ -164,6 +166,15 @@ def test_layers_that_the_model_does_not_have_are_one_line(
     with pytest.raises(ConfigError, match=complaint):
         settings = make_config(f"algorithm.attention.{override}").algorithm.attention
         build_policy(tiny_model, torch.device("cpu"), AttentionRead.of(settings), dtype="float32", temperature=1.0)
+
+
+def test_a_family_that_cannot_share_its_encoder_works_on_ranks_of_their_own(bench: Bench) -> None:
+    policy = PolicyModel(bench.model, bench.family, temperature=1.0)
+    policy.family = SimpleNamespace(encode=lambda model, features: {"seen": features})  # type: ignore[assignment]
+    assert policy.encode({"image": "pixels"}) == {"seen": {"image": "pixels"}}  # type: ignore[dict-item]
+    message = r"^learner\.sequence_parallel=2: SimpleNamespace\.encode takes no `sequence`; set it to 1"
+    with pytest.raises(ConfigError, match=message):
+        policy.share(OutlinedRanks(0, 2))
 
 
 def test_gradients_reach_vision_and_text(bench: Bench) -> None:
