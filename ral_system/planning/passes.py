@@ -22,7 +22,7 @@ from ral_system.config.commands import TrainConfig
 from ral_system.data.collate import Collator, TensorBatch
 from ral_system.data.features import FeatureExtractor
 from ral_system.data.micro_batches import groups_of
-from ral_system.families.family import Family
+from ral_system.families.family import Family, Features
 from ral_system.media.store import MediaStore
 from ral_system.models.flops import FlopCounter, update_passes
 from ral_system.models.loading import TORCH_DTYPES, load_family
@@ -54,17 +54,27 @@ class OutlinedPolicy:
         self.family = load_family(folder)
         self._config, self._kind = config, kind
         self._policy = new_policy(self.family, dtype, OUTLINE, config, trained=trained)
-        if trained and (together := config.learner.world_size // config.learner.shards) > 1:
-            self._policy.share(OutlinedRanks(together - 1, together))  # which has most responses
+        self._together = config.learner.world_size // config.learner.shards if trained else 1
+        if self._together > 1:
+            self._policy.share(OutlinedRanks(self._together - 1, self._together))  # which has most responses
         self.model = self._policy.model
         self.collate, self._extract = blank_readers(self.family)
         self.read = AttentionRead.of(config.algorithm.attention)
 
     def encode(self, media: Sequence[Media]) -> tuple[Held, Mapping[Media, Any]]:
-        """What it holds to encode media in one pass without gradients, and outlines of what comes of them."""
+        """What it holds to encode media in one pass without gradients, and outlines of what comes of them.
+
+        Of ranks that share the media, what the one with most holds.
+        """
         features = self._extract(media)
+        of_ranks = [self._encode(media, features, rank) for rank in range(self._together)]
+        return max(of_ranks, key=lambda found: found[0].peak)
+
+    def _encode(self, media: Sequence[Media], features: Features, rank: int) -> tuple[Held, Mapping[Media, Any]]:
+        sequence = None if self._together == 1 else OutlinedRanks(rank, self._together)
         with self._outlined() as outlines, torch.no_grad():
-            seen = {kind: iter(of_kind) for kind, of_kind in self._policy.encode(features).items()}
+            found = self.family.encode(self._policy.model.model, features, sequence)
+        seen = {kind: iter(of_kind) for kind, of_kind in found.items()}
         encoded = {medium: next(seen[medium.kind]) for medium in media}
         return Held(outlines.peak_bytes, outlines.held_bytes), encoded
 

@@ -18,7 +18,7 @@ from ral_system.planning.outline import OUTLINE, Outlines
 from ral_system.planning.passes import OutlinedPolicy, new_policy, objective_of, score_pass, update_pass
 from ral_system.planning.workload import step_samples
 from ral_system.training.gradient_share import squared_norms
-from ral_system.types import Sample
+from ral_system.types import Media, Sample
 from tests.composed import compose_config
 from tests.unit.planning.models import write_7b
 
@@ -110,6 +110,13 @@ def test_ranks_that_share_a_pass_hold_their_part_of_it(tiny_model: Path, frozen:
     assert own_kept == kept and own_encode < 0.9 * encode  # every rank has all pixels and all embeddings
     for own, whole in ((own_score, score), (own_update, update)):
         assert whole / 2 < own < 0.75 * whole
+
+
+def test_encoding_is_planned_as_the_rank_with_most_does_it(tiny_model: Path) -> None:
+    outline, _ = plan_for(tiny_model, "plan.device=cpu", "learner.world_size=2", "learner.sequence_parallel=2")
+    large, small = Media("a", 224, 224), Media("b", 28, 28)
+    (first, _), (last, _), (alone, _) = (outline.encode(of) for of in ([large, small], [small, large], [small]))
+    assert first.peak == pytest.approx(last.peak, rel=0.05) and first.peak > 2 * alone.peak
 
 
 def test_heads_that_ranks_cannot_share_are_one_line(tiny_model: Path) -> None:
