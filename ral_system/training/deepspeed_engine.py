@@ -12,6 +12,7 @@ from typing import Any
 
 import deepspeed
 import torch
+from packaging import version
 from torch import Tensor
 from transformers.integrations import HfDeepSpeedConfig
 
@@ -28,6 +29,9 @@ from ral_system.training import deepspeed_internals as internals
 from ral_system.training.optim import OptimSettings, adamw, parameter_groups, set_rates
 from ral_system.types import Held
 
+_SHARES_BUFFERS = "0.19.8"
+"""First DeepSpeed whose `zero.Init` leaves buffers, such as rotary frequencies, in float32."""
+
 internals.reduce_by_gloo_on_cpu()
 
 
@@ -35,8 +39,8 @@ class DeepSpeedEngine:
     """ZeRO 0-3 over the ranks of the default process group (environment variables RANK, WORLD_SIZE, MASTER_*).
 
     Gradients are summed over shards of a batch, since loss shares already carry global denominators. DeepSpeed averages
-    over ranks, so each share is multiplied by their number first, and divided by that of the ranks that have it
-    together.
+    over ranks, so each share is multiplied by their number first, and divided by the number of ranks that compute
+    the same share.
     """
 
     def __init__(
@@ -142,6 +146,11 @@ def loading_by_shards(
 
     A module's weights are shared out when it is made, and gathered while rank 0 fills them from the model's files.
     """
+    if (found := version.parse(deepspeed.__version__)) < version.parse(_SHARES_BUFFERS):
+        raise SetupError(
+            f"learner.zero_stage=3 needs DeepSpeed {_SHARES_BUFFERS}, and {found} is installed; pip install "
+            f"'deepspeed>={_SHARES_BUFFERS}', or set zero_stage=2"
+        )
     _meet(device, timeout_s)
     active = HfDeepSpeedConfig(_deepspeed_config(settings, config))  # transformers refers to it while it lives
     try:

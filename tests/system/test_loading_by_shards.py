@@ -10,10 +10,13 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 
+from ral_system.errors import SetupError
 from tests.system.ranks import become_rank, run_ranks
 
 pytestmark = pytest.mark.system
@@ -53,7 +56,7 @@ def train(task: Path, rank: int, case: str) -> dict[str, Any]:
     samples = pickle.loads((task / "samples.pickle").read_bytes())  # noqa: S301 (this test wrote it)
     model, media = Path(folders["tied" if case == "tied" else "model"]), MediaStore(Path(folders["media"]))
     trained = LearnerRank(config, model, media, rank, RANKS, "rl")
-    plan = plan_updates(samples, updates=1, world_size=RANKS, max_tokens=200)
+    plan = plan_updates(samples, updates=1, shards=RANKS, max_tokens=200)
     start = trained.publish(0)
     scores = trained.score(plan)
     metrics = trained.update(plan.updates[0], scores, scores)
@@ -197,6 +200,16 @@ def test_a_rank_never_holds_the_whole_model(by_rank: list[dict[str, Any]], folde
     for found in by_rank:
         assert 0.95 * sum(sizes) < found[WHOLE]["peak"] < 1.1 * sum(sizes)  # as ranks load that share no weights
         assert found[BY_SHARDS]["peak"] < 0.75 * sum(sizes) + max(sizes)
+
+
+def test_a_deepspeed_that_rounds_buffers_is_refused(monkeypatch: pytest.MonkeyPatch, make_config: Any) -> None:
+    from ral_system.training import deepspeed_engine
+
+    learner = make_config("learner=deepspeed", "learner.zero_stage=3", "rollout=vllm", "cluster.kind=ray").learner
+    monkeypatch.setattr("deepspeed.__version__", "0.19.7+cpu")
+    loading = deepspeed_engine.loading_by_shards(SimpleNamespace(), learner, torch.device("cpu"), 1.0)  # type: ignore[arg-type]
+    with pytest.raises(SetupError, match=r"needs DeepSpeed 0\.19\.8, and 0\.19\.7"), loading:
+        pass
 
 
 if __name__ == "__main__":
