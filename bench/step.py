@@ -73,7 +73,7 @@ def measure(repeats: int) -> dict[str, dict[str, float]]:
             config = _config(weight)
             learner = LearnerRank(config, folder / "model", media, 0, 1, "rl")
             learner.publish(1)  # at version 0 the term's share of the gradient is measured as well
-            plan = plan_updates(samples, updates=4, world_size=1, max_tokens=config.learner.max_tokens)
+            plan = plan_updates(samples, updates=4, shards=1, max_tokens=config.learner.max_tokens)
             old = learner.score(plan)
             found[f"scoring{term}"] = spent(partial(learner.score, plan), repeats)
             found[f"update{term}"] = spent(partial(learner.update, plan.updates[0], old, old), repeats)

@@ -95,7 +95,7 @@ class TrainingLoop:
         plan = plan_updates(
             [Sample.of(prompt, c) for prompt, group in batch.groups for c in group],
             updates=algorithm.updates_per_step,
-            world_size=learner.shards,
+            shards=learner.shards,
             max_tokens=self._config.learner.pass_tokens,
             deal=algorithm.deal,
         )

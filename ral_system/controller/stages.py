@@ -143,7 +143,7 @@ def _batches(context: StageContext, stage: SupervisedStage, step: int) -> Iterat
                 wanted = [medium for demonstration in demonstrations for medium in demonstration.prompt.media]
                 media.want(wanted)
                 media.wait(wanted)
-            return plan_updates(demonstrations, updates=1, world_size=shards, max_tokens=config.learner.pass_tokens)
+            return plan_updates(demonstrations, updates=1, shards=shards, max_tokens=config.learner.pass_tokens)
 
         upcoming = ahead.submit(draw, step)
 
@@ -192,7 +192,7 @@ def _held_out_caption_score(context: StageContext, step: int) -> tuple[float, di
     config, learner = context.config, context.roles.learner
     count = config.evaluation.stage_questions // learner.shards * learner.shards
     captions = [context.prompts.demonstration("perceive", "held_out", i) for i in range(count)]
-    plan = plan_updates(captions, updates=1, world_size=learner.shards, max_tokens=config.learner.pass_tokens)
+    plan = plan_updates(captions, updates=1, shards=learner.shards, max_tokens=config.learner.pass_tokens)
     with context.timer.phase("evaluate"):
         metrics = dict(learner.validate(plan))
     return metrics["held_out/token_accuracy"], metrics

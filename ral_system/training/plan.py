@@ -1,4 +1,4 @@
-"""Split of a batch into updates, ranks and micro-batches, with the global denominators of each update."""
+"""Split of a batch into updates, shards and micro-batches, with the global denominators of each update."""
 
 from __future__ import annotations
 
@@ -11,19 +11,20 @@ from ral_system.types import Counts, MicroBatch, Sample, TrainPlan, UpdatePlan
 
 
 def plan_updates(
-    samples: Sequence[Sample], *, updates: int, world_size: int, max_tokens: int, deal: Deal = "groups"
+    samples: Sequence[Sample], *, updates: int, shards: int, max_tokens: int, deal: Deal = "groups"
 ) -> TrainPlan:
-    """Split `samples` into `updates` optimiser updates of equally many samples, over `world_size` ranks.
+    """Split `samples` into `updates` optimiser updates of equally many samples, over `shards` shards, one for
+    each rank, or for each group of ranks that hold micro-batches together.
 
     Neighbouring samples with one prompt are a group. With `deal="groups"` update u takes every updates-th group from u
     on, and a group is cut where the updates would not be equally large otherwise; with `deal="samples"` it takes every
     updates-th sample, so that the members of a group are spread over the updates. Within an update, groups stay whole
-    on a rank unless cutting one makes the busiest rank's tokens fewer by a sixteenth. Micro-batches hold up to
-    `max_tokens` (`data.micro_batches`). All ranks have equally many, for which some may be empty. Raises ValueError
+    in a shard unless cutting one makes the busiest shard's tokens fewer by a sixteenth. Micro-batches hold up to
+    `max_tokens` (`data.micro_batches`). All shards have equally many, for which some may be empty. Raises ValueError
     when there are too few samples, or they do not divide.
     """
-    if len(samples) % updates or len(samples) < updates * world_size:
-        raise ValueError(f"{len(samples)} samples do not divide into {updates} updates on {world_size} ranks")
+    if len(samples) % updates or len(samples) < updates * shards:
+        raise ValueError(f"{len(samples)} samples do not divide into {updates} updates on {shards} shards")
     if deal == "groups":
         groups = groups_of(samples)
         order = iter([sample for u in range(updates) for group in groups[u::updates] for sample in group])
@@ -32,9 +33,9 @@ def plan_updates(
         dealt = [list(samples[u::updates]) for u in range(updates)]
     plans = []
     for mine in dealt:
-        ranks = [micro_batches(groups, max_tokens) for groups in _over_ranks(groups_of(mine), world_size)]
+        dealt_out = [micro_batches(groups, max_tokens) for groups in _over_ranks(groups_of(mine), shards)]
         counts = Counts(tokens=sum(len(s.response_token_ids) for s in mine), sequences=len(mine))
-        plans.append(UpdatePlan(_equally_many(ranks), counts))
+        plans.append(UpdatePlan(_equally_many(dealt_out), counts))
     return TrainPlan(tuple(plans))
 
 

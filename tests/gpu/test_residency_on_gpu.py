@@ -53,7 +53,7 @@ def test_a_learner_leaves_the_gpu_whole_and_comes_back_whole(
     gate = "rollout.log_prob_gate={token: 1e9, outliers: 0.5, mean: null, p999: null}"
     config = compose_config(*settings, *zero, gate, "algorithm.attention.anchor=ema", "algorithm.attention.weight=5")
     rank = start_rank(config)
-    plan, held = plan_updates(rl_samples, updates=2, world_size=1, max_tokens=400), []
+    plan, held = plan_updates(rl_samples, updates=2, shards=1, max_tokens=400), []
     for _ in range(CYCLES):
         rank.publish(0)
         scores = rank.score(plan)

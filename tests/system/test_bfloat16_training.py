@@ -54,7 +54,7 @@ def train(task: Path, rank: int, stage: int) -> dict[str, Any]:
         return step()
 
     def planned(updates: int) -> TrainPlan:
-        return plan_updates(samples, updates=updates, world_size=RANKS, max_tokens=1)
+        return plan_updates(samples, updates=updates, shards=RANKS, max_tokens=1)
 
     trained.publish(0)
     whole = planned(1)

@@ -127,9 +127,7 @@ def train(
         return LearnerRank(TrainConfig.model_validate(whole), model, media, rank, world_size, "rl")
 
     def planned(samples: list[Sample]) -> TrainPlan:
-        return plan_updates(
-            samples, updates=UPDATES, world_size=world_size // together, max_tokens=max_tokens * together
-        )
+        return plan_updates(samples, updates=UPDATES, shards=world_size // together, max_tokens=max_tokens * together)
 
     plan, trained = planned(samples), start(learner)
     published(trained, 0)

@@ -47,7 +47,7 @@ def train(
     learner |= {"zero_stage": stage, "offload": offload} if engine == "deepspeed" else {}
     whole = TrainConfig.model_validate(config.model_dump() | {"learner": config.learner.model_dump() | learner})
     samples = pickle.loads((task / "samples.pickle").read_bytes())  # noqa: S301 (this test wrote it)
-    plan = plan_updates(samples, updates=3, world_size=world_size, max_tokens=learner_tokens(engine))
+    plan = plan_updates(samples, updates=3, shards=world_size, max_tokens=learner_tokens(engine))
 
     def start() -> LearnerRank:
         return LearnerRank(whole, Path(folders["model"]), MediaStore(Path(folders["media"])), rank, world_size, "rl")

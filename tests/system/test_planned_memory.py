@@ -49,7 +49,7 @@ def measure(model: Path, rank: int, world_size: int, stage: int) -> tuple[int, i
     trained = LearnerRank(config, model, BlankMedia(), rank, world_size, "rl")  # type: ignore[arg-type]
     numbers = sum(getattr(p, "ds_numel", p.numel()) for p in trained._engine.policy.parameters())
     samples = step_samples(config, config.plan, trained._engine.policy.family)[:16]
-    plan = plan_updates(samples, updates=2, world_size=world_size, max_tokens=400)
+    plan = plan_updates(samples, updates=2, shards=world_size, max_tokens=400)
     scores, found, step = trained.score(plan), [], trained._engine.step
 
     def counted_step() -> float:

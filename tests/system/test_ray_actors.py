@@ -206,7 +206,7 @@ def test_one_training_step_over_real_actors(roles: RayRoles, prompts: list[Promp
                 model.submit([rollout.sample() for rollout in half])
         judged = time.monotonic()
         samples = sorted((rollout.sample() for rollout in rollouts), key=lambda s: s.id)
-        plan = plan_updates(samples, updates=2, world_size=roles.learner.world_size, max_tokens=200)
+        plan = plan_updates(samples, updates=2, shards=roles.learner.shards, max_tokens=200)
         behaviour, reference = roles.learner.score(plan), roles.reference.collect(plan)
         looks = roles.learner.visual_rewards(behaviour)
         assert looks.keys() == verdicts.keys() and all(0 < r < 1 for r in looks.values())
@@ -232,7 +232,7 @@ def test_two_processes_of_the_reference_find_the_scores_of_one(roles: RayRoles, 
     samples = sorted(
         (Sample.of(by_id[c.prompt_id], c) for c in roles.generator.generate(prompts, SAMPLING)), key=lambda s: s.id
     )
-    plan = plan_updates(samples, updates=2, world_size=2, max_tokens=200, deal="samples")  # groups go to both ranks
+    plan = plan_updates(samples, updates=2, shards=2, max_tokens=200, deal="samples")  # groups go to both ranks
     members = [m for m in roles.members if m.role == "reference"]
     found = []
     for count in (1, 2):
@@ -264,7 +264,7 @@ def test_a_gate_that_fails_in_a_rank_is_a_gate_error_here(roles: RayRoles, promp
     ]
     by_id = {p.id: p for p in prompts}
     samples = [Rollout(by_id[c.prompt_id], c, None, 1.0).sample() for c in completions]  # type: ignore[arg-type]
-    plan = plan_updates(samples, updates=1, world_size=2, max_tokens=200)
+    plan = plan_updates(samples, updates=1, shards=2, max_tokens=200)
     with pytest.raises(GateError, match="rollout and learner log-probs differ"):
         roles.learner.score(plan)
 
@@ -281,7 +281,7 @@ def test_weights_reach_engines_that_generate(roles: RayRoles, prompts: list[Prom
     by_id = {p.id: p for p in prompts}
     samples = [Rollout(by_id[c.prompt_id], c, None, 1.0).sample() for c in completions]  # type: ignore[arg-type]
     assert {s.weight_versions for s in samples} >= {(2, 3)}
-    plan = plan_updates(samples, updates=1, world_size=2, max_tokens=200)
+    plan = plan_updates(samples, updates=1, shards=2, max_tokens=200)
     refs = roles.learner.score(plan)
     assert len(roles.learner.visual_rewards(refs)) == len(samples)
 
@@ -290,7 +290,7 @@ def test_a_teacher_that_cannot_score_says_so_soon_and_when_collected(roles: RayR
     teacher = roles.teachers[0]
     good = Sample("good", prompts[0], (20, 21))
     bad = Sample("bad", replace(prompts[0], token_ids=prompts[0].token_ids[:3], engine_token_ids=()), (20, 21))
-    plan = plan_updates([replace(good, id=f"g{i}") for i in range(2)], updates=1, world_size=2, max_tokens=200)
+    plan = plan_updates([replace(good, id=f"g{i}") for i in range(2)], updates=1, shards=2, max_tokens=200)
     with pytest.raises(DataError, match="sample bad has none, but its media make 4 image tokens"):
         teacher.submit([bad])  # raises already where the actor is quick
         teacher.collect(plan)
@@ -321,7 +321,7 @@ def test_a_killed_teacher_is_named_by_whoever_waits_for_it(roles: RayRoles, prom
     began = time.monotonic()
     os.kill(pid, signal.SIGKILL)
     with pytest.raises(ActorError, match=r"^teacher 1 died while scoring .*teacher_1.log"):
-        roles.teachers[1].collect(plan_updates(samples, updates=1, world_size=2, max_tokens=200))
+        roles.teachers[1].collect(plan_updates(samples, updates=1, shards=2, max_tokens=200))
     assert time.monotonic() - began < 30
 
 

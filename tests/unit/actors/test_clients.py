@@ -47,7 +47,7 @@ def group(name: str, prompt_tokens: int) -> list[Sample]:
 def test_a_group_goes_to_the_actor_with_the_fewest_tokens_of_the_batch(members: list[Member]) -> None:
     groups = [group(name, tokens) for name, tokens in (("a", 10), ("b", 3), ("c", 4), ("d", 3), ("e", 1))]
     samples = [sample for members_of in groups for sample in members_of]
-    plan = plan_updates(samples, updates=1, world_size=2, max_tokens=100)
+    plan = plan_updates(samples, updates=1, shards=2, max_tokens=100)
     reference = RayFrozenModel(members, 8, 1.0)  # a group is a bundle
     for _ in range(2):  # the next batch is shared out as the first
         for of_group in groups:
@@ -65,7 +65,7 @@ def test_a_group_goes_to_the_actor_with_the_fewest_tokens_of_the_batch(members: 
 
 def test_small_groups_are_scored_in_bundles(members: list[Member]) -> None:
     groups = [group(name, tokens) for name, tokens in (("a", 6), ("b", 3), ("c", 10), ("d", 2), ("e", 1))]
-    plan = plan_updates([s for g in groups for s in g], updates=1, world_size=1, max_tokens=100)
+    plan = plan_updates([s for g in groups for s in g], updates=1, shards=1, max_tokens=100)
     reference = RayFrozenModel(members[:1], 8 * 12, 1.0)
     for _ in range(2):
         for of_group in groups:  # prices 8, 5, 12, 4, 3
@@ -76,7 +76,7 @@ def test_small_groups_are_scored_in_bundles(members: list[Member]) -> None:
 
 
 def test_an_update_can_be_queued_behind_another(members: list[Member], monkeypatch: pytest.MonkeyPatch) -> None:
-    plan = plan_updates(group("a", 3), updates=1, world_size=2, max_tokens=100)
+    plan = plan_updates(group("a", 3), updates=1, shards=2, max_tokens=100)
     monkeypatch.setattr(clients.ray, "put", lambda update: update, raising=False)
     waited: list[list[Call]] = []
 
@@ -115,7 +115,7 @@ class RankHandle:
 def test_ranks_that_have_a_shard_together_are_given_the_scores_of_one(
     members: list[Member], monkeypatch: pytest.MonkeyPatch, tmp_path
 ) -> None:
-    plan = plan_updates([s for name in "abcd" for s in group(name, 3)], updates=1, world_size=2, max_tokens=100)
+    plan = plan_updates([s for name in "abcd" for s in group(name, 3)], updates=1, shards=2, max_tokens=100)
     monkeypatch.setattr(clients.ray, "put", lambda value: value, raising=False)
     handles = [RankHandle() for _ in range(4)]
     ranks = [Member(handle, "learner", rank, tmp_path) for rank, handle in enumerate(handles)]

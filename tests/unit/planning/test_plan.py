@@ -163,7 +163,7 @@ def test_operations_are_those_that_a_learner_counts(trained: str, tiny_model: Pa
     config = compose_config("cluster=local", *overrides, kind=PlanCommandConfig)
     outline = OutlinedPolicy(tiny_model, "float32", "cpu", config, trained=True)
     samples = step_samples(config, config.plan, outline.family)
-    dealt = plan_updates(samples, updates=config.algorithm.updates_per_step, world_size=1, max_tokens=4096)
+    dealt = plan_updates(samples, updates=config.algorithm.updates_per_step, shards=1, max_tokens=4096)
     rank = LearnerRank(config, tiny_model, BlankMedia(), 0, 1, "rl")  # type: ignore[arg-type]
     scores = rank.score(dealt)
     for update in dealt.updates:
@@ -205,7 +205,7 @@ def test_zero_3_waits_for_weights_in_every_pass(one_layer: Path) -> None:
     config = compose_config(*VIDEO, *small, kind=PlanCommandConfig)
     outline = OutlinedPolicy(one_layer, "bfloat16", "cuda", config, trained=True)
     samples = step_samples(config, config.plan, outline.family)
-    dealt = plan_updates(samples, updates=2, world_size=4, max_tokens=32768)
+    dealt = plan_updates(samples, updates=2, shards=4, max_tokens=32768)
     slow = replace(gpu(config.plan), flops_per_s=1e30, link_bytes_per_s=1e9)
     gathering_s = 0.75 * Weights.of(outline.model).bytes / 1e9
     clock = Clock(config, outline, slow)
@@ -229,7 +229,7 @@ def test_ranks_that_share_passes_send_heads_and_tokens_in_every_layer(one_layer:
     config = compose_config(*VIDEO, *small, *together, kind=PlanCommandConfig)
     outline = OutlinedPolicy(one_layer, "bfloat16", "cuda", config, trained=True)
     samples = step_samples(config, config.plan, outline.family)
-    dealt = plan_updates(samples, updates=2, world_size=1, max_tokens=config.learner.pass_tokens)
+    dealt = plan_updates(samples, updates=2, shards=1, max_tokens=config.learner.pass_tokens)
     clock = Clock(config, outline, replace(gpu(config.plan), flops_per_s=1e30, link_bytes_per_s=1e6))
     tokens = sum(100 + 8 * 16 for _ in range(8))
     bytes_each = 2 * 128 * (28 + 4 + 4 + 28)  # one layer, 28 heads of 128 on 4 key heads

@@ -46,7 +46,7 @@ def test_each_medium_is_encoded_once_a_step(
 ) -> None:
     samples = groups(rl_samples)
     rank = start_rank(make_config(*SETTINGS, "model.freeze_vision=true"))
-    plan = plan_updates(samples, updates=3, world_size=1, max_tokens=90)
+    plan = plan_updates(samples, updates=3, shards=1, max_tokens=90)
     assert len(plan.rank_samples(0)) > 3
     patches = encoded_patches(rank)
     distinct = {medium for sample in samples for medium in sample.prompt.media}
@@ -80,7 +80,7 @@ def test_what_is_trained_does_not_change(
         watched = Watched(start_rank(make_config(*SETTINGS, "model.freeze_vision=true")))
         if not frozen:  # the encoder then sees media in every pass
             watched.rank._vision = None
-        plan = plan_updates(samples, updates=2, world_size=1, max_tokens=90)
+        plan = plan_updates(samples, updates=2, shards=1, max_tokens=90)
         found.append((watched.train(plan), watched.gradients, watched.weights()))
     (metrics, gradients, weights), (slow_metrics, slow_gradients, slow_weights) = found
     for one, other in zip(metrics, slow_metrics, strict=True):

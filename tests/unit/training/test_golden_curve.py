@@ -74,7 +74,7 @@ def run(config: TrainConfig, folder: Path) -> list[dict[str, float]]:
 
     learner = LearnerRank(config, folder / "model", media, rank=0, world_size=1, stage="sft")
     demonstrations = [draw(renderer, media, i) for i in range(6 * 8)]
-    plan = plan_updates(demonstrations, updates=6, world_size=1, max_tokens=80)
+    plan = plan_updates(demonstrations, updates=6, shards=1, max_tokens=80)
     curve = [learner.fit(update) for update in plan.updates]
     learner.save_model(folder / "sft")
 
@@ -84,7 +84,7 @@ def run(config: TrainConfig, folder: Path) -> list[dict[str, float]]:
         for i, sample in enumerate(draw(renderer, media, 100 + i) for i in range(16))
     ]
     samples = [replace(s, rollout_log_probs=(-1.0,) * len(s.response_token_ids)) for s in samples]
-    plan = plan_updates(samples, updates=4, world_size=1, max_tokens=80)
+    plan = plan_updates(samples, updates=4, shards=1, max_tokens=80)
     old = learner.score(plan)
     return curve + [learner.update(update, old, old) for update in plan.updates]
 

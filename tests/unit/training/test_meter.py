@@ -22,7 +22,7 @@ def test_an_updates_tokens_and_operations_are_counted(
 ) -> None:
     rank = start_rank(make_config(f"model.freeze_vision={str(frozen).lower()}", "rollout.log_prob_gate.token=1e9"))
     (one, other), again = rl_samples[:2], replace(rl_samples[0], id="again")
-    plan = plan_updates([one, again, other], updates=1, world_size=1, max_tokens=1000)
+    plan = plan_updates([one, again, other], updates=1, shards=1, max_tokens=1000)
     scores = rank.score(plan)
     assert rank.work() == Work()
     rank.update(plan.updates[0], scores, scores)

@@ -47,7 +47,7 @@ def test_every_sample_once_within_the_budget_and_all_ranks_equally_often(
     samples = samples[: len(samples) // updates * updates]
     if len(samples) < updates * world_size:
         return
-    plan = plan_updates(samples, updates=updates, world_size=world_size, max_tokens=max_tokens, deal=deal)  # type: ignore[arg-type]
+    plan = plan_updates(samples, updates=updates, shards=world_size, max_tokens=max_tokens, deal=deal)  # type: ignore[arg-type]
     assert len(plan.updates) == updates
     everywhere = [s.id for rank in range(world_size) for micro in plan.rank_samples(rank) for s in micro]
     assert sorted(everywhere) == sorted(s.id for s in samples)
@@ -75,7 +75,7 @@ def test_visual_tokens_cost_twice_and_a_prompt_once() -> None:
 
 def test_groups_go_to_updates_whole() -> None:
     samples = [sample for g in range(8) for sample in group(f"p{g}", 4)]
-    plan = plan_updates(samples, updates=4, world_size=2, max_tokens=1000)
+    plan = plan_updates(samples, updates=4, shards=2, max_tokens=1000)
     for u, update in enumerate(plan.updates):
         assert ids(update) == {f"p{g}#{i}" for g in (u, u + 4) for i in range(4)}
         assert [len(groups_of(micro)) for shard in update.shards for micro in shard] == [1, 1]
@@ -83,7 +83,7 @@ def test_groups_go_to_updates_whole() -> None:
 
 def test_dealing_samples_spreads_a_group_over_the_updates() -> None:
     samples = [sample for g in range(2) for sample in group(f"p{g}", 8)]
-    plan = plan_updates(samples, updates=4, world_size=2, max_tokens=1000, deal="samples")
+    plan = plan_updates(samples, updates=4, shards=2, max_tokens=1000, deal="samples")
     for u, update in enumerate(plan.updates):
         assert ids(update) == {f"p{g}#{i}" for g in range(2) for i in (u, u + 4)}
         assert [[s.prompt.id for s in micro] for shard in update.shards for micro in shard] == [["p0"] * 2, ["p1"] * 2]
@@ -91,34 +91,34 @@ def test_dealing_samples_spreads_a_group_over_the_updates() -> None:
 
 def test_a_group_is_cut_only_where_that_pays() -> None:
     three = [sample for g in range(3) for sample in group(f"p{g}", 4, tokens=4, length=10)]
-    (update,) = plan_updates(three, updates=1, world_size=2, max_tokens=1000).updates
+    (update,) = plan_updates(three, updates=1, shards=2, max_tokens=1000).updates
     sizes = [sorted(len(g) for micro in shard for g in groups_of(micro)) for shard in update.shards]
     assert sorted(sizes) == [[2, 4], [2, 4]]
     long = [sample for g in range(3) for sample in group(f"p{g}", 4, tokens=1000, length=1)]
-    (update,) = plan_updates(long, updates=1, world_size=2, max_tokens=5000).updates
+    (update,) = plan_updates(long, updates=1, shards=2, max_tokens=5000).updates
     assert sorted(len(g) for shard in update.shards for micro in shard for g in groups_of(micro)) == [4, 4, 4]
     alone = group("p", 4)
-    (update,) = plan_updates(alone, updates=1, world_size=2, max_tokens=1000).updates
+    (update,) = plan_updates(alone, updates=1, shards=2, max_tokens=1000).updates
     assert [len(micro) for shard in update.shards for micro in shard] == [2, 2]
 
 
 def test_a_rank_with_fewer_micro_batches_gets_empty_ones() -> None:
     long, short = group("long", 1, tokens=100), [s for i in range(4) for s in group(f"short{i}", 1, tokens=20)]
-    (update,) = plan_updates([*long, *short], updates=1, world_size=2, max_tokens=30).updates
+    (update,) = plan_updates([*long, *short], updates=1, shards=2, max_tokens=30).updates
     assert sorted([len(micro) for micro in shard] for shard in update.shards) == [[1, 0, 0, 0], [1, 1, 1, 1]]
 
 
 def test_is_deterministic() -> None:
     samples = [sample for i in (3, 1, 2, 0) for sample in group(f"s{i}", 1)]
-    (update,) = plan_updates(samples, updates=1, world_size=1, max_tokens=24).updates
+    (update,) = plan_updates(samples, updates=1, shards=1, max_tokens=24).updates
     assert [[s.id for s in micro] for micro in update.shards[0]] == [["s0#0", "s1#0", "s2#0"], ["s3#0"]]
 
 
 def test_what_cannot_be_dealt_is_refused() -> None:
     for count, updates, ranks in ((9, 2, 3), (4, 2, 3)):
-        message = f"{count} samples do not divide into {updates} updates on {ranks} ranks"
+        message = f"{count} samples do not divide into {updates} updates on {ranks} shards"
         with pytest.raises(ValueError, match=message):
-            plan_updates(group("p", count), updates=updates, world_size=ranks, max_tokens=100)
+            plan_updates(group("p", count), updates=updates, shards=ranks, max_tokens=100)
 
 
 @given(st.lists(st.integers(1, 40), min_size=1, max_size=12), st.integers(1, 400))

@@ -17,7 +17,7 @@ def test_every_part_of_the_model_steps_at_its_rate(
     stage: Stage, group: str, tiny_model: Path, media: MediaStore, rl_samples: list[Sample], make_config: Callable
 ) -> None:
     """Adam's first step is the rate times the gradient's sign, for all but tiny gradients."""
-    plan, steps = plan_updates(rl_samples, updates=1, world_size=1, max_tokens=300), []
+    plan, steps = plan_updates(rl_samples, updates=1, shards=1, max_tokens=300), []
     for factors in ("{vision: 1, projector: 1}", "{vision: 0.25, projector: 4}"):
         rates = (f"{group}.learning_rate=1e-3", f"{group}.warmup_updates=0", f"learner.rate_factors={factors}")
         rank = LearnerRank(make_config(*rates), tiny_model, media, 0, 1, stage)
@@ -42,7 +42,7 @@ def test_every_part_of_the_model_steps_at_its_rate(
 def test_tied_weights_are_saved_once_and_loaded_tied(
     tied_model: Path, media: MediaStore, rl_samples: list[Sample], make_config: Callable, tmp_path: Path
 ) -> None:
-    plan = plan_updates(rl_samples, updates=2, world_size=1, max_tokens=300)
+    plan = plan_updates(rl_samples, updates=2, shards=1, max_tokens=300)
     config = make_config("sft.learning_rate=1e-2")
     rank = LearnerRank(config, tied_model, media, 0, 1, "sft")
     rank.fit(plan.updates[0])
@@ -62,7 +62,7 @@ def test_memory_that_leaves_the_device_comes_back_as_it_was(
     tiny_model: Path, media: MediaStore, rl_samples: list[Sample], make_config: Callable
 ) -> None:
     settings = ("algorithm.attention.anchor=ema", "algorithm.attention.weight=5", "learner.learning_rate=1e-3")
-    plan, ranks = plan_updates(rl_samples, updates=2, world_size=1, max_tokens=300), []
+    plan, ranks = plan_updates(rl_samples, updates=2, shards=1, max_tokens=300), []
     for leaves in (False, True):
         rank = LearnerRank(make_config(*settings), tiny_model, media, 0, 1, "rl")
         scores = rank.score(plan)
