@@ -185,8 +185,9 @@ class RayWithoutAdapters:
 
 
 class RayLearner:
-    """`Learner` over the learner ranks, of which neighbours may have a shard together. `keeps_offers` is that of their
-    weight transfer.
+    """`Learner` over the learner ranks.
+
+    Neighbours may have a shard together: there are `shards` in all. `keeps_offers` is that of their weight transfer.
     """
 
     def __init__(self, members: Sequence[Member], shards: int, call_timeout_s: float, keeps_offers: bool) -> None:

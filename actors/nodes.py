@@ -47,12 +47,12 @@ def meeting_host(nodes: Sequence[str]) -> str:
 
 
 def scattered(nodes: Sequence[str], together: int) -> str | None:
-    """Say which of the learner ranks on these nodes, of which so many hold micro-batches together, are on several."""
+    """Warn if a group of `together` learner ranks, which share micro-batches, spans nodes; None if none does."""
     groups = [nodes[first : first + together] for first in range(0, len(nodes), together)]
     apart = [index for index, group in enumerate(groups) if len(set(group)) > 1]
     if not apart:
         return None
-    ranks = f"{apart[0] * together} to {(apart[0] + 1) * together - 1}"
+    ranks = f"{apart[0] * together} to {(apart[0] + 1) * together - 1}{' and others' if len(apart) > 1 else ''}"
     return (
         f"warning: learner.sequence_parallel={together}: learner ranks {ranks} are on several nodes, and exchange "
         f"every layer's tokens over the network; use nodes that hold a multiple of {together} ranks"

@@ -80,8 +80,9 @@ class GroupAttention:
         return values_LH if self.sequence is None else self.sequence.gather_heads(values_LH.t()).t()
 
     def policies(self, layer: int) -> Iterator[Tensor]:
-        """Constant policies of one probed layer, of all ranks' heads, in blocks of rows: [·, T], 0 on other responses'
-        tokens.
+        """Constant policies of one probed layer, in blocks of rows: [·, T], 0 on other responses' tokens.
+
+        They have all ranks' heads.
         """
         at = self.layers[layer]
         return row_policy_blocks(

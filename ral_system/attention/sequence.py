@@ -1,8 +1,8 @@
 """Sequence parallelism (DeepSpeed-Ulysses, arXiv 2309.14509): neighbouring ranks hold one micro-batch together.
 
 Outside of attention a rank has a run of the stream's tokens with all heads, and inside a run of the heads with all
-tokens; an all-to-all turns one into the other. What no token owns, a loss above all, every rank computes alike. The
-gradient is that of the sum of all ranks' losses, so each rank takes its N-th part of the loss.
+tokens; an all-to-all turns one into the other. Values that belong to no single token, such as the loss, are computed
+identically on every rank. The gradient is that of the sum of all ranks' losses, so that each takes an N-th of the loss.
 
 Suffixes: N ranks, T tokens of the stream, t of this rank, H query heads, K key heads, D head dimension, R rows.
 """

@@ -71,8 +71,9 @@ class ClusterConfig(ProcessConfig):
     def _unused_gpus(self) -> Iterator[str]:
         remedies = {
             "learner": "set it to 1 and raise learner.world_size",
-            "scorer": "set it to 1; for speed raise cluster.scorers, for a model beyond one GPU set learner.lora",
-            "teacher": "set it to 1; a teacher that one GPU cannot hold is too large",
+            "scorer": "set it to 1; for speed raise cluster.scorers; for a model that does not fit one GPU set "
+            "learner.lora, which needs no reference",
+            "teacher": "set it to 1, and choose a teacher that fits one GPU",
         }
         for role, remedy in remedies.items():
             if (gpus := getattr(self, f"gpus_per_{role}")) > 1:

@@ -267,18 +267,19 @@ def batches_divide_over_ranks(
     if batch // a.updates_per_step < shards:
         yield (
             f"an update of {batch} / {a.updates_per_step} samples (algorithm.prompts_per_step, completions_per_prompt, "
-            f"updates_per_step) leaves some of {_shards(learner)} without any; lower updates_per_step"
+            f"updates_per_step) is smaller than {_shards(learner)}; lower updates_per_step"
         )
     for stage, size in (("perceive", perceive.batch), ("sft", sft.batch)):
         if size < shards:
-            yield f"{stage}.batch={size} is smaller than {_shards(learner)}; raise it"
+            yield f"{stage}.batch={size} is smaller than {_shards(learner)}; raise {stage}.batch"
 
 
 def _shards(learner: LearnerConfig) -> str:
     if learner.shards == learner.world_size:
         return f"learner.world_size={learner.world_size}"
     assert learner.engine == "deepspeed"
-    return f"learner.world_size={learner.world_size} / learner.sequence_parallel={learner.sequence_parallel}"
+    groups = f"learner.world_size={learner.world_size} / learner.sequence_parallel={learner.sequence_parallel}"
+    return f"the {learner.shards} groups of ranks ({groups})"
 
 
 def rates_fall_to_an_end(learner: LearnerConfig, perceive: SupervisedConfig, sft: SupervisedConfig) -> Iterator[str]:

@@ -74,7 +74,7 @@ class VisualSearchConfig(ShownBoardsConfig):
     described: Positive
     """Positions that a demonstration of the perceive stage describes at most: of large boards not all."""
     small_boards: NonNegative
-    """Demonstrations of the perceive stage on boards of 2 × 2 cells; the later ones are on those of `grid`."""
+    """How many demonstrations of the perceive stage, the first ones, are on boards of 2 × 2 cells; 0: none."""
     search_from: NonNegative
     """Demonstrations of the perceive stage that describe only; the later ones also say where each thing stands."""
     glance_share: Fraction

@@ -82,14 +82,14 @@ class Outlines(TorchDispatchMode):
 
 
 class OutlinedRanks(SequenceGroup):
-    """Ranks without the others: what this one receives has a shape."""
+    """One rank of a group, for planning: exchanges return tensors of the right shape, without data."""
 
     def exchange(self, x: Tensor, received: Sequence[int], sent: Sequence[int]) -> Tensor:
-        """An outline."""
+        """Return an outline of the rows that this rank receives."""
         return cast(Tensor, _Exchange.apply(x.contiguous(), sum(received)))
 
     def total(self, x: Tensor) -> Tensor:
-        """Another outline of this shape."""
+        """Return an outline of this shape."""
         return x.clone()
 
 

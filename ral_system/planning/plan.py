@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ral_system.config.commands import TrainConfig
+from ral_system.config.learner import LearnerConfig
 from ral_system.config.plan import PlanConfig
 from ral_system.data.micro_batches import bundles, groups_of, price
 from ral_system.errors import ConfigError
@@ -59,7 +60,7 @@ def make_plan(config: TrainConfig, plan: PlanConfig, folder: Path, teachers: Seq
     dealt = plan_updates(
         samples,
         updates=algorithm.updates_per_step,
-        world_size=learner.shards,
+        shards=learner.shards,
         max_tokens=learner.pass_tokens,
         deal=algorithm.deal,
     )
@@ -207,8 +208,8 @@ def _advice(config: TrainConfig, samples: Sequence[Sample]) -> Iterator[str]:
         yield f"cluster.scorers={config.cluster.scorers}: a batch has {scored} bundles to score, so that some are idle"
     if (tokens := price(group)) > config.learner.pass_tokens:
         yield (
-            f"learner.max_tokens={config.learner.max_tokens}: a group takes {tokens}, visual tokens twice, and is cut: "
-            "its prompt passes again with each part"
+            f"learner.max_tokens={config.learner.max_tokens}{_together(config.learner)}: a group takes {tokens}, "
+            "visual tokens twice, and is cut: its prompt passes again with each part"
         )
     counts = [sum(piece.completions for piece in share) for share in dealt_to_engines(samples, config.rollout.workers)]
     if max(counts) > min(counts):
@@ -216,6 +217,11 @@ def _advice(config: TrainConfig, samples: Sequence[Sample]) -> Iterator[str]:
             f"algorithm.prompts_per_step={config.algorithm.prompts_per_step} with rollout.workers={len(counts)}: "
             f"engines have {min(counts)} to {max(counts)} responses, and wait for the one with most"
         )
+
+
+def _together(learner: LearnerConfig) -> str:
+    together = learner.world_size // learner.shards
+    return f" on each of {together} ranks" if together > 1 else ""
 
 
 def gib(size: float) -> str:

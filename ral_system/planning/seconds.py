@@ -162,8 +162,9 @@ class Clock:
         )
 
     def _exchange_s(self, tokens: int, together: int) -> float:
-        """Seconds in which ranks that hold so many tokens together bring queries, keys, values and what is attended to
-        the other heads' ranks and back, in every layer once.
+        """Seconds of the exchanges between ranks that hold `tokens` together.
+
+        In every layer queries, keys and values travel to the ranks of their heads, and what is attended back.
         """
         text = self._family.config.get_text_config()
         width = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads

@@ -63,8 +63,9 @@ MakeObjective = Callable[[PolicyOutput, Sequence[GroupAttention], TensorBatch, M
 
 
 class LearnerRank:
-    """Owns an engine, a collator and the trained weights. All ranks call each method together, with their own shard;
-    neighbouring ranks may have one together (`learner.sequence_parallel`), and compute the same of it.
+    """Owns an engine, a collator and the trained weights. All ranks call each method together, with their own shard.
+
+    Neighbouring ranks may have one together (`learner.sequence_parallel`), and compute the same of it.
 
     `stage` picks the optimiser settings; `model_folder` is where the stage starts from.
     """
@@ -332,7 +333,7 @@ class LearnerRank:
             for index, samples in enumerate(shard):
                 batch, output = self._forward(shard, samples, [read] if read else [], tokens)
                 if samples:
-                    if self._shards.speaks:
+                    if self._shards.is_first:
                         self._meter.count(batch, samples)
                     found = objective(output, output.attention[read] if read else (), batch, samples)
                     loss = found.loss if found.attention is None else found.loss + attention_factor * found.attention

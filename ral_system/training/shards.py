@@ -1,4 +1,4 @@
-"""Which shard of a plan a rank has: its own, or one that it shares with its neighbours."""
+"""Assignment of ranks to the shards of a plan."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ class Shards:
         self._engine = engine
         self.count, self.own = world_size // together, rank // together
         """How many there are, and the index of this rank's."""
-        self.speaks = rank % together == 0
+        self.is_first = rank % together == 0
         """Whether what all ranks of the shard know is taken from this one."""
 
     def sum(self, values: Tensor) -> Tensor:
         """Add a small float64 tensor up over shards."""
-        return self._engine.sum_over_ranks(values if self.speaks else torch.zeros_like(values))
+        return self._engine.sum_over_ranks(values if self.is_first else torch.zeros_like(values))

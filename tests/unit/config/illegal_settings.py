@@ -104,7 +104,7 @@ SETTINGS: dict[str, tuple[dict[str, Any], list[str]]] = {
     ),
     "a perceive batch smaller than the ranks": (
         {"perceive.batch": 1, "learner.world_size": 2},
-        ["perceive.batch=1", "learner.world_size=2", "raise it"],
+        ["perceive.batch=1", "learner.world_size=2", "raise perceive.batch"],
     ),
     "an sft batch smaller than the ranks": (
         {"sft.batch": 1, "learner.world_size": 2},
@@ -226,7 +226,10 @@ SETTINGS: dict[str, tuple[dict[str, Any], list[str]]] = {
     ),
     "a batch smaller than the groups of ranks": (
         {"sft.batch": 1, "learner.world_size": 4, "learner.sequence_parallel": 2},
-        ["sft.batch=1 is smaller than learner.world_size=4 / learner.sequence_parallel=2; raise it"],
+        [
+            "sft.batch=1 is smaller than the 2 groups of ranks (learner.world_size=4 / learner.sequence_parallel=2); "
+            "raise sft.batch"
+        ],
     ),
     "ranks together in the torch engine": (
         {"learner": TORCH | {"sequence_parallel": 2}},
@@ -310,7 +313,7 @@ SETTINGS: dict[str, tuple[dict[str, Any], list[str]]] = {
     ),
     "a teacher over two GPUs": (
         {"cluster.gpus_per_teacher": 2},
-        ["cluster.gpus_per_teacher=2: such a process uses one GPU", "is too large"],
+        ["cluster.gpus_per_teacher=2: such a process uses one GPU", "choose a teacher that fits one GPU"],
     ),
     "an engine on the CPU beside a learner on a GPU": (
         {"cluster.placement": "colocated", "cluster.gpus_per_learner": 1},
