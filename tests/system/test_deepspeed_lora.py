@@ -44,7 +44,8 @@ def train(
     folders = json.loads((task / "folders.json").read_text())
     config = TrainConfig.model_validate_json((task / f"{where}.json").read_text())
     learner = {"engine": engine, "world_size": world_size, "gradient_checkpointing": checkpointing}
-    learner |= {"zero_stage": stage, "offload": offload} if engine == "deepspeed" else {}
+    own = {"zero_stage": stage, "offload": offload, "sequence_parallel": 1}
+    learner |= own if engine == "deepspeed" else {}
     whole = TrainConfig.model_validate(config.model_dump() | {"learner": config.learner.model_dump() | learner})
     samples = pickle.loads((task / "samples.pickle").read_bytes())  # noqa: S301 (this test wrote it)
     plan = plan_updates(samples, updates=3, shards=world_size, max_tokens=learner_tokens(engine))
