@@ -27,7 +27,7 @@ from tests.composed import compose_config
 from tests.system.pretended_actor import PretendedActor
 from tests.unit.models.hub_cache import put_in_cache
 
-pytestmark = pytest.mark.system
+pytestmark = [pytest.mark.system, pytest.mark.long]  # Ray gives a node 30 s to start, too few beside other tests
 
 NODES, GPUS = 4, 8
 PROCESSES = {"learner": 16, "rollout": 15, "reference": 1}
@@ -53,7 +53,7 @@ class Four:
         """Add the next node; the last one has another working folder."""
         at = len(self.nodes)
         home = self.home(at)
-        home.mkdir()
+        home.mkdir(exist_ok=True)
         before = {node["NodeID"] for node in ray.nodes()}
         with pytest.MonkeyPatch.context() as patch:
             patch.chdir(self.folder / ("elsewhere" if at == NODES - 1 else "shared"))
