@@ -209,7 +209,6 @@ class LearnerRank:
         everyone = (s for shard in update.shards for samples in shard for s in samples)
         attention_rows = max(1, sum(len(self._collate.rows(algorithm.attention.rows, s)) for s in everyone))
         teaching = merge_teachers(teachers)
-
         largest_gap = self._config.rollout.log_prob_gate.token
 
         def objective(
