@@ -51,8 +51,10 @@ def serve(address: Path) -> NoReturn:
         importlib.import_module(module)
     gc.freeze()  # shared pages stay shared
     listener = socket.socket(socket.AF_UNIX)
-    listener.bind(str(address))
+    unheard = address.with_suffix(".starting")
+    listener.bind(str(unheard))
     listener.listen()
+    unheard.rename(address)  # who finds the address can connect
     selector = selectors.DefaultSelector()
     selector.register(listener, selectors.EVENT_READ)
     callers: dict[int, socket.socket] = {}
