@@ -14,7 +14,7 @@ class ProcessConfig(Group):
     media_cache_gib: NonNegativeFloat
     """Disk of each node's temporary folder for decoded pictures and frames, which its processes share."""
     threads_per_process: Positive
-    """OpenMP threads of each engine process on CPU."""
+    """OpenMP threads of each engine process on CPU. Two runs are the same to the last bit with 1 only."""
 
 
 class ClusterConfig(ProcessConfig):

@@ -159,7 +159,7 @@ class PolicyModel(nn.Module):
         else:
             own = OwnTokens(packing, self.sequence)
             at_N, targets_N, read = own.predicting, targets_N[own.chosen.to(targets_N.device)], read.of(own.chosen)
-        hidden_NE = hidden_TE[at_N.to(hidden_TE.device)]
+        hidden_NE = read_rows(hidden_TE, at_N.to(hidden_TE.device))
         values = self.model.lm_head(hidden_NE, targets_N, read, self._temperature, self.banned_token_ids)
         return values if own is None else own.gather(values)
 
@@ -169,6 +169,15 @@ class PolicyModel(nn.Module):
         kind_1T = batch.keys.kind[None]
         visual_1T = (kind_1T == KeyKind.IMAGE) | (kind_1T == KeyKind.VIDEO)
         return {"steering": self._intervention.on(visual_1T, kind_1T == KeyKind.SYSTEM)}
+
+
+def read_rows(x_TE: Tensor, rows_N: Tensor) -> Tensor:
+    """Rows of `x` [N, E], some of them several times; their gradient is the same in every run.
+
+    Indexing adds up the gradients of a repeated row in a fixed order on a GPU, but with several threads of a CPU in the
+    order in which these come to it; `index_select` the other way round.
+    """
+    return x_TE[rows_N] if x_TE.is_cuda else x_TE.index_select(0, rows_N)
 
 
 def _attention(

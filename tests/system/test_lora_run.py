@@ -50,21 +50,29 @@ def test_adapters_are_trained_by_deepspeed_and_sampled_merged_in_vllm(
 
 def test_a_continued_run_ends_with_the_same_adapters(commands, left, tiny_model: Path, tmp_path: Path) -> None:
     """The rl stage begins with new ones, on the model that those of sft were merged to."""
-    local = (*ADAPTERS, "cluster=local", "stages=[sft,rl]", f"start_model={tiny_model}", "evaluation.every=0")
-    models = []
+    local = (*ADAPTERS, "cluster=local", "cluster.threads_per_process=1", "stages=[sft,rl]", "evaluation.every=0")
+    local += (f"start_model={tiny_model}",)
+    runs = []
     for name, parts in (("straight", (4,)), ("continued", (2, 4))):
         for steps in parts:
             done = commands("ral-train", *local, f"name={name}", f"algorithm.steps={steps}", cwd=tmp_path)
             assert done.returncode == 0, done.stderr
         run = left(tmp_path / "runs" / name)
-        models.append(run.folder / "model")
+        runs.append(run)
         saved = list((run.folder / "checkpoints" / "rl").glob("*/learner/weights.safetensors"))
         assert saved and all(file.stat().st_size < 100_000 for file in saved)
-        for model, start in ((run.folder / "models" / "sft", tiny_model), (models[-1], run.folder / "models" / "sft")):
+        tuned = run.folder / "models" / "sft"
+        for model, start in ((tuned, tiny_model), (run.folder / "model", tuned)):
             settings = json.loads((model / "adapter" / "adapter_config.json").read_text())
             assert (settings["r"], settings["lora_alpha"]) == (4, 8)
             assert Path(settings["base_model_name_or_path"]).resolve() == start.resolve()
-    for file in ("model.safetensors", "adapter/adapter_model.safetensors"):
-        assert filecmp.cmp(*(model / file for model in models), shallow=False), file
+    straight, continued = runs
+    assert straight.weights("models/sft") == continued.weights("models/sft")
+    for once, again in zip(straight.timeless_metrics(), continued.timeless_metrics(), strict=True):
+        shared = once.keys() & again.keys()  # one of them evaluates after step 2
+        assert {name: once[name] for name in shared} == {name: again[name] for name in shared}
+    assert straight.weights() == continued.weights()
+    adapters = (run.folder / "model" / "adapter" / "adapter_model.safetensors" for run in runs)
+    assert filecmp.cmp(*adapters, shallow=False)
     done = commands("ral-train", *local, "name=straight", "algorithm.steps=5", "learner.lora.rank=2", cwd=tmp_path)
     assert done.returncode == 2 and "learner.lora.rank" in done.stderr, done.stderr

@@ -16,7 +16,7 @@ from ral_system.data.collate import Collator
 from ral_system.errors import ConfigError
 from ral_system.media.store import MediaStore
 from ral_system.models.loading import load_family, load_model
-from ral_system.models.policy import PolicyModel, PolicyOutput
+from ral_system.models.policy import PolicyModel, PolicyOutput, read_rows
 from ral_system.planning.outline import OutlinedRanks
 from ral_system.scoring.build import build_policy
 from ral_system.training.gradient_share import squared_norms
@@ -264,3 +264,22 @@ def test_gradients_are_those_of_a_padded_batch(bench: Bench) -> None:
     for name, parameter in bench.model.named_parameters():
         assert torch.allclose(packed[name], parameter.grad, rtol=1e-3, atol=1e-5 * largest), name  # type: ignore[arg-type]
     bench.model.zero_grad(set_to_none=True)
+
+
+def test_rows_that_are_read_several_times_get_the_same_gradient_each_time() -> None:
+    """Also by several threads of a CPU, where indexing fails."""
+    generator = torch.Generator().manual_seed(0)
+    rows = torch.randint(0, 50, (1024,), generator=generator)
+    weights = torch.randn(1024, 64, generator=generator)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        gradients = []
+        for _ in range(20):
+            x = torch.zeros(50, 64, requires_grad=True)
+            read_rows(x, rows).backward(weights)
+            gradients.append(x.grad)
+    finally:
+        torch.set_num_threads(threads)
+    assert all(torch.equal(gradient, gradients[0]) for gradient in gradients)
+    assert torch.allclose(gradients[0], torch.zeros(50, 64).index_add(0, rows, weights))
