@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from importlib.util import find_spec
-from typing import Any, Protocol, get_args
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from ral_system.attention.chunked import ChunkedKernels
 from ral_system.attention.device_kind import device_kind
 from ral_system.attention.policy import check_arguments, dense_policy
 from ral_system.attention.record import Target, check_probabilities, check_record, record_of_heads
+from ral_system.attention.row_kernels import Kernels, blocks, check_backend, open_kernels
 from ral_system.attention.sequence import SequenceGroup, total
 from ral_system.config.choices import Backend, Heads
 from ral_system.registry import DIVERGENCES
@@ -91,7 +90,7 @@ def row_divergence(
         with torch.autocast(device_kind(key.device), enabled=False):
             policy = dense_policy(query_RHD, key, rows, scale, **options)
         return _over_heads(Target(target, key.device).divergence(policy, slice(None), kind), sequence)
-    kernels = _kernels(backend, key.detach(), scale=scale, **options)
+    kernels = open_kernels(backend, key.detach(), scale=scale, **options)
     return _RowDivergence.apply(query_RHD, key, rows, Target(target, key.device), kernels, kind, sequence)
 
 
@@ -108,7 +107,7 @@ def policy_blocks(
 ) -> Iterator[Tensor]:
     """The policies of `rows`, a block of rows at a time, as constants: bit by bit what a divergence compares."""
     check_arguments(query, key, rows, scale, branches, key_mask, heads)
-    _check_backend(backend)
+    check_backend(backend)
     masks: dict[str, Any] = {"branches": branches, "key_mask": key_mask, "heads": heads}
     return row_policy_blocks(query[rows], key, rows, scale=scale, backend=backend, **masks)
 
@@ -136,42 +135,11 @@ def row_policy_blocks(
             policy = dense_policy(query_RHD, key, rows, scale, **options)
         yield _all_heads(policy, sequence)
         return
-    kernels = _kernels(backend, key, scale=scale, **options)
-    for block in _blocks(query_RHD, kernels):
+    kernels = open_kernels(backend, key, scale=scale, **options)
+    for block in blocks(query_RHD, kernels):
         with torch.autocast(device_kind(key.device), enabled=False):
             policy, _ = kernels.policy(query_RHD[block], rows[block])
         yield _all_heads(policy, sequence)
-
-
-class Kernels(Protocol):
-    """Forward and backward of blocks of rows over the keys of one call."""
-
-    def rows_per_block(self, query_heads: int) -> int:
-        """Number of rows to pass at a time."""
-
-    def policy(self, query_RHD: Tensor, rows_R: Tensor) -> tuple[Tensor, Any]:
-        """p [R, T] or [H, R, T] of a block of rows, and what their `gradient` needs."""
-
-    def gradient(self, block: Any, slopes: Tensor, key_gradient_KTD: Tensor) -> Tensor:
-        """Gradient of the block's query rows [R, H, D], from ∂D/∂p; adds the keys' share to `key_gradient`."""
-
-
-def _kernels(backend: Backend, key: Tensor, **options: Any) -> Kernels:
-    _check_backend(backend)
-    installed = find_spec("triton") is not None
-    if backend == "triton" and not installed:
-        raise ValueError("backend='triton' needs the package triton; install it or use backend='chunked'")
-    fits = key.is_cuda and key.dtype != torch.float64 and key.shape[-1] <= 256
-    if backend == "chunked" or (backend == "auto" and not (fits and installed)):
-        return ChunkedKernels(key, **options)
-    from ral_system.attention.fused import FusedKernels
-
-    return FusedKernels(key, **options)
-
-
-def _check_backend(backend: Backend) -> None:
-    if backend not in get_args(Backend):
-        raise ValueError(f"backend={backend!r}; known: {', '.join(get_args(Backend))}")
 
 
 class _RowDivergence(torch.autograd.Function):
@@ -193,7 +161,7 @@ class _RowDivergence(torch.autograd.Function):
         precision = torch.promote_types(query_RHD.dtype, torch.float32)
         found_R = torch.zeros(rows_R.shape, dtype=precision, device=rows_R.device)
         with torch.autocast(device_kind(query_RHD.device), enabled=False):
-            for block in _blocks(query_RHD, kernels):
+            for block in blocks(query_RHD, kernels):
                 policy, _ = kernels.policy(query_RHD[block], rows_R[block])
                 found_R[block] = _over_heads(target.divergence(policy, block, kind), sequence)
         return found_R
@@ -207,7 +175,7 @@ class _RowDivergence(torch.autograd.Function):
         query_gradient_RHD = torch.zeros_like(query_RHD)
         key_gradient_KTD = torch.zeros_like(key_TKD, dtype=precision).transpose(0, 1).contiguous()
         with torch.autocast(device_kind(query_RHD.device), enabled=False):
-            for block in _blocks(query_RHD, kernels):
+            for block in blocks(query_RHD, kernels):
                 policy, state = kernels.policy(query_RHD[block], rows_R[block])
                 with torch.enable_grad():
                     found_R = _own_mean(ctx.target.divergence(policy.requires_grad_(), block, ctx.kind), ctx.sequence)
@@ -231,11 +199,6 @@ def _own_mean(found: Tensor, sequence: SequenceGroup | None) -> Tensor:
 
 def _all_heads(policy: Tensor, sequence: SequenceGroup | None) -> Tensor:
     return policy if sequence is None or policy.ndim == 2 else sequence.gather_heads(policy)
-
-
-def _blocks(query_RHD: Tensor, kernels: Kernels) -> list[slice]:
-    size = kernels.rows_per_block(query_RHD.shape[1])
-    return [slice(i, i + size) for i in range(0, len(query_RHD), size)]
 
 
 def _check_target(query_RHD: Tensor, key: Tensor, target: Tensor | AttentionRecord, heads: Heads) -> None:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from ral_system.attention import attention_divergence, attention_policy, chunked, divergence, fused
+from ral_system.attention import attention_divergence, attention_policy, chunked, fused, row_kernels
 from ral_system.attention.divergence import policy_blocks
 from ral_system.registry import DIVERGENCES
 
@@ -327,7 +327,7 @@ def test_triton_refuses_what_it_has_no_kernels_for(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(fused.kernels, "INTERPRETED", SimpleNamespace(value=False))
     with pytest.raises(ValueError, match="backend='triton' needs CUDA tensors, got cpu; use backend='chunked'"):
         call()
-    monkeypatch.setattr(divergence, "find_spec", lambda name: None)
+    monkeypatch.setattr(row_kernels, "find_spec", lambda name: None)
     with pytest.raises(ValueError, match="backend='triton' needs the package triton; install it or use"):
         call()
 
@@ -335,14 +335,14 @@ def test_triton_refuses_what_it_has_no_kernels_for(monkeypatch: pytest.MonkeyPat
 def test_auto_is_triton_where_that_works_and_chunked_elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
     def chosen(device: str, dtype: torch.dtype, dim: int = 8) -> type:
         key = torch.zeros(4, 1, dim, dtype=dtype, device=device)
-        return type(divergence._kernels("auto", key, scale=1.0, branches=None, key_mask=None, heads="mean"))
+        return type(row_kernels.open_kernels("auto", key, scale=1.0, branches=None, key_mask=None, heads="mean"))
 
     assert chosen("cpu", torch.float32) is chunked.ChunkedKernels
     if DEVICE == "cuda":
         assert chosen("cuda", torch.bfloat16) is fused.FusedKernels
         assert chosen("cuda", torch.float64) is chunked.ChunkedKernels
         assert chosen("cuda", torch.float32, 257) is chunked.ChunkedKernels
-        monkeypatch.setattr(divergence, "find_spec", lambda name: None)
+        monkeypatch.setattr(row_kernels, "find_spec", lambda name: None)
         assert chosen("cuda", torch.bfloat16) is chunked.ChunkedKernels
 
 
