@@ -12,7 +12,7 @@ from typing import NoReturn
 
 from ral_system.config.commands import CommandConfig
 from ral_system.config.known import did_you_mean, is_known, known_keys, open_keys, takes_list
-from ral_system.config.variants import keys_to_suggest, which_has
+from ral_system.config.variants import CHOSEN_AS_GROUPS, keys_to_suggest, which_has
 from ral_system.errors import ConfigError, RalError, SetupError
 
 _MACHINE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)
@@ -69,7 +69,7 @@ def _unknown(kind: type[CommandConfig], key: str) -> str:
         return f"{key}: unknown key here; choose {elsewhere}"
     given = (argument.lstrip("+~").partition("=") for argument in sys.argv[1:])
     value = next((value for name, _, value in given if name == key), None)
-    inner = {"algorithm.policy_loss"} & known_keys(kind)  # a group, which is chosen with a slash
+    inner = CHOSEN_AS_GROUPS.keys() & known_keys(kind)  # with a slash
     known = keys_to_suggest(kind) - inner | {one.replace(".", "/") for one in inner} | {"experiment"}
     hint = did_you_mean(key, known, value or None)
     return f"{key}: unknown key; {hint or f'{command()} --cfg job shows the known ones'}"

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ral_system.attention.device_kind import device_kind
 from ral_system.attention.divergence import row_divergence, row_policy_blocks
+from ral_system.attention.glances import glance_sums
 from ral_system.attention.kernels import MASKED_TOKENS
 from ral_system.attention.packing import PackedGroup
 from ral_system.attention.policy import check_rows
@@ -174,3 +175,35 @@ class GroupAttention:
             for at, of_layer in zip(self.layers, zip(*records, strict=True), strict=True)
         ]
         return torch.stack(found).mean(0)
+
+    def glances(self, keys: Tensor) -> Tensor:
+        """How much the rows of each response look at each of `keys`: [L, G, n], or [L, H, G, n] with heads="each".
+
+        Sums over rows of their policies over all keys that they see, whatever `key_mask` says; differentiable. `keys`
+        are int64 [n], positions in the prompt.
+        """
+        if self.is_mostly_empty:
+            return torch.cat([one.glances(keys) for one in self.apart()], dim=-2)
+        return torch.stack(
+            [
+                glance_sums(
+                    at.query,
+                    at.key,
+                    self.rows,
+                    self.belongs,
+                    keys,
+                    scale=at.scale,
+                    branches=self.branches,
+                    heads=self.heads,
+                    backend=self.backend,
+                    sequence=self.sequence,
+                )
+                for at in self.layers
+            ]
+        )
+
+    @property
+    def belongs(self) -> Tensor:
+        """bool [G, N]: which rows are each response's."""
+        of_rows = torch.arange(len(self.counts)).repeat_interleave(torch.tensor(self.counts))
+        return (of_rows == torch.arange(len(self.counts))[:, None]).to(self.rows.device)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Literal
 
 from torch import Tensor
 
@@ -51,6 +52,13 @@ def select_keys(kind: Keys, keys: KeyProvenance) -> Tensor | None:
     if kind == "no_sinks":
         return keys.position >= SINK_TOKENS
     raise ValueError(f"keys={kind!r}; known: all, visual, prompt, no_sinks")
+
+
+def shared_keys(kind: Literal["visual", "prompt"], keys: KeyProvenance) -> Tensor:
+    """int64 [N], the positions of keys that all responses of a group have, pictures and videos or the whole prompt."""
+    mask = select_keys(kind, keys)
+    assert mask is not None
+    return mask.nonzero()[:, 0]
 
 
 def answer_rows(pieces: Sequence[str]) -> list[int]:

@@ -200,7 +200,14 @@ class AlgorithmConfig(ResponseConfig):
     def _attention_problems(self) -> Iterator[str]:
         attention = self.attention
         on_policy = self.updates_per_batch == 1 and self.max_staleness == 0
-        if attention.weight > 0 and attention.anchor == "old" and on_policy:
+        if attention.objective.reads_glances and self.completions_per_prompt < 3:
+            yield (
+                f"algorithm.completions_per_prompt={self.completions_per_prompt} with "
+                f"algorithm.attention.objective.name={attention.objective.name}: a response is compared with what the "
+                "others of its group looked at, of which there must be two; set it to 3 or more"
+            )
+        trains_rows = attention.weight > 0 and not attention.objective.reads_glances
+        if trains_rows and attention.anchor == "old" and on_policy:
             yield (
                 f"algorithm.attention.weight={attention.weight} with algorithm.updates_per_step=1 and "
                 "algorithm.passes_per_step=1 trains nothing: the divergence to the old policy has zero gradient at the "
@@ -249,10 +256,11 @@ class AlgorithmConfig(ResponseConfig):
                 f"algorithm.policy_loss.divergence={self.policy_loss.divergence} has no effect with "
                 "algorithm.policy_weight=0; choose algorithm/policy_loss=clip"
             )
-        share = self.attention.max_gradient_share
+        share = self.attention.gradient_share
+        which = "max_gradient_share" if self.attention.target_gradient_share is None else "target_gradient_share"
         if share is not None and not (self.kl.coefficient > 0 and self.kl.place == "loss"):
             yield (
-                f"algorithm.attention.max_gradient_share={share:g} is a share of nothing with "
+                f"algorithm.attention.{which}={share:g} is a share of nothing with "
                 "algorithm.policy_weight=0 and no KL in the loss; set it to null"
             )
 

@@ -1,21 +1,27 @@
-"""The `algorithm.attention` group: the attention policy and its loss."""
+"""The `algorithm.attention` group: the attention policy, and what trains it."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
+from ral_system.config.attention_objective import AttentionObjectiveConfig
 from ral_system.config.base import Divergence, Group, NonNegative, NonNegativeFloat, Positive, without_effect
 from ral_system.config.choices import Backend, Dtype, Heads, Keys, Layers, Reduction, Rows
 
 
 class AttentionConfig(Group):
-    """The attention policy and its loss (RAL, Eq 2-4)."""
+    """The attention policy and its objective (RAL, Eq 2-4)."""
 
     weight: NonNegativeFloat
     """lambda_attn; 0 is plain GRPO."""
+    objective: AttentionObjectiveConfig
+    """What trains attention."""
+    advantages: Literal["own", "permuted", "absolute", "negative_absolute"]
+    """Controls of the attention objective alone. permuted: the advantages of a group change places, so that nothing is
+    learned from them. absolute, of RAL: an anchor for every response; negative_absolute: a repeller."""
     anchor: Literal["old", "reference", "ema"]
     """Which rows the policy's are compared with: its own at the rollout's weights (the paper), the frozen
     reference's, or those of a moving average of the trained weights."""
@@ -41,6 +47,10 @@ class AttentionConfig(Group):
     max_gradient_share: Annotated[float, Field(gt=0, lt=1)] | None
     """Scale the term down, update by update, to this share of the same where it is larger; costs one more forward pass
     per update. null never."""
+    target_gradient_share: Annotated[float, Field(gt=0, lt=1)] | None
+    """Scale the term up or down, update by update, to this share of the same, so that `weight` no longer matters; costs
+    one more forward pass per update. Where the term has no gradient, as RAL's in the first update on policy, nothing
+    makes one; where only the token loss has none, the term is left out. null never."""
     record: Literal["dense", "top_k"]
     """How the anchor's rows are kept: whole, or their largest entries and the mass of the rest (a lower bound)."""
     top_k: Positive
@@ -56,9 +66,45 @@ class AttentionConfig(Group):
         path = "algorithm.attention"
         if self.weight == 0:
             reason, remedy = f"{path}.weight=0", "raise the weight"
-            yield from without_effect(self, path, reason, remedy, anchor="old", max_gradient_share=None)
+            neutral: dict[str, Any] = {"anchor": "old", "advantages": "own", "max_gradient_share": None}
+            yield from without_effect(self, path, reason, remedy, **neutral, target_gradient_share=None)
+        if self.max_gradient_share is not None and self.target_gradient_share is not None:
+            yield (
+                f"{path}.max_gradient_share={self.max_gradient_share:g} has no effect with "
+                f"{path}.target_gradient_share={self.target_gradient_share:g}; set one of them to null"
+            )
+        yield from self._objective_problems(path)
         if self.anchor != "ema":
             reason, remedy = f"{path}.anchor={self.anchor}", "set the anchor to ema"
             yield from without_effect(self, path, reason, remedy, ema_decay=0.99)
         if self.record == "dense":
             yield from without_effect(self, path, f"{path}.record=dense", "set record to top_k", top_k=64)
+
+    def _objective_problems(self, path: str) -> Iterator[str]:
+        """Refuse what the objective does not read, and keys and rows by which a group cannot be compared."""
+        if not self.objective.reads_glances:
+            return
+        reason = f"{path}.objective.name={self.objective.name}"
+        if self.keys not in ("visual", "prompt"):
+            yield (
+                f"{path}.keys={self.keys} with {reason}: responses are compared by the keys that they share; set it to "
+                "visual or prompt"
+            )
+        if self.rows == "instruction":
+            yield f"{path}.rows=instruction with {reason}: all responses have the same; set it to generated"
+        if self.advantages not in ("own", "permuted"):
+            yield f"{path}.advantages={self.advantages} with {reason}: only RAL has that; set it to own or permuted"
+        if not self.objective.trains_divergence:
+            yield from without_effect(
+                self, path, reason, "choose algorithm/attention/objective=ral", anchor="old", reduction="token_mean"
+            )
+
+    @property
+    def glance_keys(self) -> Literal["visual", "prompt"]:
+        """Keys at which the looks of a group's responses are compared."""
+        return "prompt" if self.keys == "prompt" else "visual"
+
+    @property
+    def gradient_share(self) -> float | None:
+        """Share that is held or not exceeded; None without one."""
+        return self.max_gradient_share if self.target_gradient_share is None else self.target_gradient_share

@@ -11,7 +11,7 @@ from pydantic import ValidationError
 from ral_system.config import combinations
 from ral_system.config.commands import CommandConfig
 from ral_system.config.known import did_you_mean
-from ral_system.config.variants import keys_to_suggest, variants, variants_of, which_has
+from ral_system.config.variants import CHOSEN_AS_GROUPS, keys_to_suggest, variants, variants_of, which_has
 from ral_system.errors import ConfigError
 
 _Kind = TypeVar("_Kind", bound=CommandConfig)
@@ -40,9 +40,10 @@ def _one_problem(error: Any, kind: type[CommandConfig]) -> str:
         if parts[: len(union)] == union:
             del parts[len(union) : len(union) + 1]  # pydantic puts the choice's name there
     field = ".".join(part for part in parts if part != "[key]")  # pydantic's word for a key of a dictionary
-    if error["type"] == "model_attributes_type" and field == "algorithm.policy_loss":
+    if error["type"] == "model_attributes_type" and field in CHOSEN_AS_GROUPS:
         name = error["input"] if isinstance(error["input"], str) else "NAME"
-        return f"{field}={error['input']!r}: a loss is chosen as a group, algorithm/policy_loss={name}"
+        group = f"{field.replace('.', '/')}={name}"
+        return f"{field}={error['input']!r}: {CHOSEN_AS_GROUPS[field]} is chosen as a group, {group}"
     if error["type"] == "extra_forbidden":
         return _unknown_key(field, error, kind)
     if error["type"] == "string_pattern_mismatch" and field == "name":

@@ -16,6 +16,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from ral_system.config.commands import TrainConfig
+from ral_system.controller.credit import attention_credit
 from ral_system.controller.judging import judge, rollout_metrics
 from ral_system.controller.residency import Residency
 from ral_system.controller.sampling import Batch, Sampler, sampling_metrics
@@ -109,7 +110,8 @@ class TrainingLoop:
             with self._timer.phase("reward"):
                 verdicts = dict(self._roles.rewarder.collect())
         rollouts = judge(algorithm, self._rewards, batch.groups, verdicts, looks, kl)
-        plan = plan.with_advantages({rollout.completion.id: rollout.advantage for rollout in rollouts})
+        credit = attention_credit(rollouts, algorithm.attention, self._config.seed)
+        plan = plan.with_advantages({rollout.completion.id: rollout.advantage for rollout in rollouts}, credit)
         with self._timer.phase("update"):
             updates = [
                 learner.update(plan, k, behaviour, reference, *teaching)

@@ -171,7 +171,7 @@ def moved(role: Role) -> int:
 def measures_share(config: TrainConfig) -> bool:
     """Whether learners measure the attention term's share of the gradient, at least now and then."""
     attention = config.algorithm.attention
-    return attention.weight > 0 and (attention.max_gradient_share is not None or attention.gradient_share_every > 0)
+    return attention.weight > 0 and (attention.gradient_share is not None or attention.gradient_share_every > 0)
 
 
 def zero_stage(learner: LearnerConfig) -> int:

@@ -138,7 +138,10 @@ class OutlinedPolicy:
             width = self._policy.vocabulary if top is None else top + 1
             ids = None if top is None else np.zeros((responded, top), np.int32)
             taught = TokenRecord(np.zeros((responded, width), np.float32), ids)
-        return SampleScores(np.zeros(responded, np.float32), (record,) * layers, tokens=taught)
+        shared = sum(self.family.layout(medium).tokens for medium in sample.prompt.media)
+        looks = np.zeros((layers, *heads, shared), np.float32)
+        group = np.broadcast_to(looks, (self._config.algorithm.completions_per_prompt, *looks.shape))
+        return SampleScores(np.zeros(responded, np.float32), (record,) * layers, tokens=taught, group_glances=group)
 
 
 @torch.no_grad()

@@ -111,7 +111,7 @@ class Clock:
         algorithm, measured = self._config.algorithm, 0.0
         if measures_share(self._config):
             every = algorithm.attention.gradient_share_every
-            measured = 1.0 if algorithm.attention.max_gradient_share is not None else 1.0 / every
+            measured = 1.0 if algorithm.attention.gradient_share is not None else 1.0 / every
         text, vision = self._update_passes
         found = self._pass(
             "updates", plan, times=text + measured, encodes=vision + measured if vision else 0.0, passes=3

@@ -12,12 +12,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ral_system.algorithms.kl import ESTIMATORS
 from ral_system.algorithms.token_read import TokenValues
 from ral_system.attention.group import GroupAttention
 from ral_system.attention.metrics import row_statistics
 from ral_system.attention.provenance import KeyProvenance
 from ral_system.attention.read import AttentionRead
 from ral_system.attention.record import record_attention
+from ral_system.attention.selection import shared_keys
 from ral_system.attention.visual_reward import response_visual_rewards
 from ral_system.config.attention import AttentionConfig
 from ral_system.config.reward import VisualRewardConfig
@@ -38,11 +40,13 @@ def to_scores(
     read: AttentionRead | None,
     response: AttentionRead | None,
     version: int | None = None,
+    glances: bool = False,
 ) -> Scores:
     """Turn a frozen forward pass into host arrays, sample by sample.
 
-    `read` becomes attention records, `response` the visual reward; either may be None. `version` of the weights that
-    made it; None for a model without one, whose records take that of the rollout.
+    `read` becomes attention records, with `glances` also how much its rows look at what their group shares, `response`
+    the visual reward; either may be None. `version` of the weights that made it; None for a model without one, whose
+    records take that of the rollout.
     """
     log_probs_BR = output.log_probs.float().cpu().numpy()
     scores = {
@@ -53,9 +57,13 @@ def to_scores(
     for i, group in enumerate(groups):
         if read is not None:
             for rows, of_rows, part in _parts(output.attention[read][i], keys[i], group):
-                found = _read_rows(rows, of_rows, part, attention, version)
-                for sample, (records, statistics) in zip(part, found, strict=True):
-                    scores[sample.id] = replace(scores[sample.id], attention=records, row_statistics=statistics)
+                watch = Watch(of_rows, shared_keys(attention.glance_keys, of_rows) if glances else None)
+                records = _read_rows(rows, watch, part, attention, version)
+                found = zip(part, records, watch.statistics(rows.counts), watch.glances(len(part)), strict=True)
+                for sample, of_sample, statistics, looks in found:
+                    scores[sample.id] = replace(
+                        scores[sample.id], attention=of_sample, row_statistics=statistics, glances=looks
+                    )
         if response is not None:
             rewards = response_visual_rewards(output.attention[response][i], keys[i], visual.form)
             for sample, reward in zip(group, rewards, strict=True):
@@ -68,13 +76,22 @@ def visual_rewards(scores: Scores) -> dict[str, float]:
     return {id: s.visual_reward for id, s in scores.items() if s.visual_reward is not None}
 
 
+def kl_sums(estimator: str, behaviour: Scores, reference: Scores) -> dict[str, float]:
+    """Sum over each response of an estimate of KL(pi ‖ reference), by sample id, in nats."""
+    estimate = ESTIMATORS[estimator]
+    return {
+        id: float(estimate(*(torch.from_numpy(s.log_probs).double() for s in (mine, reference[id]))).sum())
+        for id, mine in behaviour.items()
+    }
+
+
 def join_versions(
     by_version: Mapping[int, SampleScores], token_versions: np.ndarray, row_versions: np.ndarray
 ) -> SampleScores:
     """Scores of a sample that several weights made, out of its scores at each of them.
 
     Every token's log-prob, and the attention row that belongs to it, are those at the weights that made the token; the
-    visual reward, which is one figure for all tokens, is that at the last ones.
+    visual reward and the glances, which are figures for all tokens together, are those at the last ones.
     """
 
     def of_tokens(at: Mapping[int, np.ndarray]) -> np.ndarray:
@@ -101,6 +118,7 @@ def join_versions(
         of_tokens({v: s.log_probs for v, s in by_version.items()}),
         tuple(records),
         {name: of_rows({v: s.row_statistics[name] for v, s in by_version.items()}) for name in last.row_statistics},
+        glances=last.glances,
         visual_reward=last.visual_reward,
     )
 
@@ -173,36 +191,61 @@ def _parts(rows: GroupAttention, keys: Any, group: MicroBatch) -> Iterator[tuple
         yield one, keys.own(rows.group, response) if keys is not None else None, (sample,)
 
 
-def _read_rows(
-    rows: GroupAttention, keys: KeyProvenance, group: MicroBatch, attention: AttentionConfig, version: int | None
-) -> list[tuple[tuple[AttentionRecord, ...], dict[str, np.ndarray]]]:
-    """For each sample a record per probed layer, and the last layer's row statistics over all keys, including
-    uncounted ones.
-    """
-    last, statistics = len(rows.layers) - 1, []
+class Watch:
+    """What the rows of a group look at: statistics of the last layer's, and glances of every layer's."""
 
-    def watched(blocks: Iterator[Tensor]) -> Iterator[Tensor]:
-        for block in blocks:
-            statistics.append(row_statistics(mean_over_heads(block), keys))
+    def __init__(self, keys: KeyProvenance, shared_N: Tensor | None) -> None:
+        self._keys, self._shared = keys, shared_N
+        self._statistics: list[dict[str, Tensor]] = []
+        self._glances: list[Tensor] = []
+
+    def layer(self, rows: GroupAttention, layer: int) -> Iterator[Tensor]:
+        """The policies of one layer over all keys, in blocks, watched as they pass."""
+        last, at, found = layer == len(rows.layers) - 1, 0, None
+        for block in rows.policies(layer):
+            if last:
+                self._statistics.append(row_statistics(mean_over_heads(block), self._keys))
+            if self._shared is not None:
+                end = at + block.shape[-2]
+                part = rows.belongs[:, at:end].to(block.dtype) @ block[..., self._shared]
+                found, at = part if found is None else found + part, end
             yield block
+        if found is not None:
+            self._glances.append(found)
 
+    def wants(self, layer: int, rows: GroupAttention) -> bool:
+        """Whether there is something to see in a layer."""
+        return self._shared is not None or layer == len(rows.layers) - 1
+
+    def statistics(self, counts: Sequence[int]) -> list[dict[str, np.ndarray]]:
+        """One figure per row, for each response."""
+        ends = np.cumsum(counts)[:-1]
+        by_name = {
+            name: np.split(torch.cat([block[name] for block in self._statistics]).float().cpu().numpy(), ends)
+            for name in self._statistics[0]
+        }
+        return [{name: split[i].copy() for name, split in by_name.items()} for i in range(len(counts))]
+
+    def glances(self, responses: int) -> list[np.ndarray | None]:
+        """[layers, N] or [layers, H, N] for each response; None unless they were asked for."""
+        if not self._glances:
+            return [None] * responses
+        found = torch.stack(self._glances).movedim(-2, 0).float().cpu().numpy()
+        return [of_response.copy() for of_response in found]
+
+
+def _read_rows(
+    rows: GroupAttention, watch: Watch, group: MicroBatch, attention: AttentionConfig, version: int | None
+) -> Sequence[tuple[AttentionRecord, ...]]:
+    """For each sample a record per probed layer; `watch` sees the policies over all keys, uncounted ones included."""
     records = []
     for layer in range(len(rows.layers)):
-        blocks = rows.policies(layer)
-        watch = layer == last and rows.key_mask is None
-        records.append(_records(rows, watched(blocks) if watch else blocks, group, attention, version))
-    if rows.key_mask is not None:
-        for _ in watched(replace(rows, key_mask=None).policies(last)):
-            pass
-    ends = np.cumsum(rows.counts)[:-1]
-    by_name = {
-        name: np.split(torch.cat([block[name] for block in statistics]).float().cpu().numpy(), ends)
-        for name in statistics[0]
-    }
-    return [
-        (of_sample, {name: split[i].copy() for name, split in by_name.items()})
-        for i, of_sample in enumerate(zip(*records, strict=True))
-    ]
+        blocks = watch.layer(rows, layer) if rows.key_mask is None else rows.policies(layer)
+        records.append(_records(rows, blocks, group, attention, version))
+        if rows.key_mask is not None and watch.wants(layer, rows):
+            for _ in watch.layer(replace(rows, key_mask=None), layer):
+                pass
+    return list(zip(*records, strict=True))
 
 
 def _records(

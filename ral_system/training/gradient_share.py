@@ -36,5 +36,12 @@ def cap(squared: Tensor, limit: float) -> float:
     """The factor in [0, 1] that brings the attention term's share down to `limit`; 1 where it is not larger, 0 where
     the token loss has no gradient at all.
     """
+    return min(1.0, hold(squared, limit))
+
+
+def hold(squared: Tensor, target: float) -> float:
+    """The factor that brings the attention term's share to `target`; 1 where the term has no gradient, 0 where only
+    the token loss has none.
+    """
     token, attention = squared.sqrt().tolist()
-    return min(1.0, limit / (1 - limit) * token / attention) if attention > 0 else 1.0
+    return target / (1 - target) * token / attention if attention > 0 else 1.0

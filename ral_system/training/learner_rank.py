@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 import torch
 
-from ral_system.algorithms.kl import ESTIMATORS
 from ral_system.algorithms.token_read import TokenRead
 from ral_system.attention.group import GroupAttention
 from ral_system.attention.read import QUESTION_AT_ALL_LAYERS, AttentionRead, response_at_all_layers
@@ -27,12 +26,13 @@ from ral_system.models.policy import PolicyOutput
 from ral_system.observability.work import Work
 from ral_system.scoring.build import build_policy
 from ral_system.scoring.reference import reference_reads
-from ral_system.scoring.scores import join_versions, merge_teachers, to_scores
+from ral_system.scoring.scores import join_versions, kl_sums, merge_teachers, to_scores
 from ral_system.training.average import WeightAverage
 from ral_system.training.build import build_engine, choose_trained, loading
 from ral_system.training.frozen_vision import FrozenVision
-from ral_system.training.gradient_share import cap, share, squared_norms
-from ral_system.training.log_prob_gate import check_log_prob_gaps, log_prob_gaps, quantile
+from ral_system.training.gradient_share import cap, hold, share, squared_norms
+from ral_system.training.group_glances import with_group_glances
+from ral_system.training.log_prob_gate import check_all_log_probs, log_prob_gaps, quantile
 from ral_system.training.looks import looks
 from ral_system.training.meter import Meter
 from ral_system.training.metric_sums import reduced_metrics
@@ -128,18 +128,20 @@ class LearnerRank:
         """
         attention = self._config.algorithm.attention
         response = response_at_all_layers(attention) if self._config.reward.visual.given_by("policy") else None
+        by_shard = [plan.rank_samples(shard) for shard in range(self._shards.count)]
         if self._vision is not None:
-            self._vision.encode([plan.rank_samples(shard) for shard in range(self._shards.count)], self._shards.own)
-        mine, made = plan.rank_samples(self._shards.own), plan.versions_by_micro_batch()
+            self._vision.encode(by_shard, self._shards.own)
+        mine, made = by_shard[self._shards.own], plan.versions_by_micro_batch()
         found: dict[str, dict[int, SampleScores]] = defaultdict(dict)
         for version in sorted(frozenset().union(*made)):
             with self._at(version):
                 for samples in (samples for samples, versions in zip(mine, made, strict=True) if version in versions):
-                    scores = self._score(mine, samples, version, self._read, response)
+                    scores = self._score(mine, samples, version, self._read, response, glances=True)
                     for sample in (sample for sample in samples if version in sample.weight_versions):
                         found[sample.id][version] = scores[sample.id]
         scores_by_id = {s.id: self._join(s, found[s.id]) for samples in mine for s in samples}
-        self._check_log_probs(plan, scores_by_id)
+        check_all_log_probs(by_shard, self._shards, scores_by_id, self._config.rollout.log_prob_gate)
+        scores_by_id = with_group_glances(by_shard, self._shards, scores_by_id)
         if self._average is not None:
             with self._average.in_place():
                 averages = {id: s for samples in mine for id, s in self._score(mine, samples, None, self._read).items()}
@@ -178,21 +180,21 @@ class LearnerRank:
         version: int | None,
         read: AttentionRead | None,
         response: AttentionRead | None = None,
+        *,
+        glances: bool = False,
     ) -> Scores:
         with torch.no_grad():
             batch, output = self._forward(shard, samples, [asked for asked in (read, response) if asked])
         if not samples:
             return {}
         settings = (self._config.algorithm.attention, self._config.reward.visual)
-        return to_scores(output, batch, samples, *settings, read=read, response=response, version=version)
+        return to_scores(
+            output, batch, samples, *settings, read=read, response=response, version=version, glances=glances
+        )
 
     def kl(self, behaviour: Scores, reference: Scores) -> dict[str, float]:
         """Sum over the response of the configured estimate of KL(pi ‖ reference), sample by sample, in nats."""
-        estimate = ESTIMATORS[self._config.algorithm.kl.estimator]
-        return {
-            id: float(estimate(*(torch.from_numpy(s.log_probs).double() for s in (mine, reference[id]))).sum())
-            for id, mine in behaviour.items()
-        }
+        return kl_sums(self._config.algorithm.kl.estimator, behaviour, reference)
 
     def update(
         self, update: UpdatePlan, behaviour: Scores, reference: Scores | None, *teachers: Scores
@@ -372,12 +374,12 @@ class LearnerRank:
     def _attention_share(
         self, shard: tuple[MicroBatch, ...], objective: MakeObjective, tokens: MakeRead
     ) -> tuple[float, dict[str, float]]:
-        """The factor that the cap puts on the attention term, and metrics, when it is capped or due to be measured.
+        """The factor on the attention term, and metrics, when its share is bounded, held, or due to be measured.
 
         The norms of the whole update decide, so every micro-batch goes forward once more beforehand.
         """
         settings, version = self._config.algorithm.attention, self._version
-        limit, every = settings.max_gradient_share, settings.gradient_share_every
+        limit, every = settings.gradient_share, settings.gradient_share_every
         if settings.weight == 0 or (limit is None and (every == 0 or version % every)):
             return 1.0, {}
         squared = torch.zeros(2, dtype=torch.float64)
@@ -390,11 +392,5 @@ class LearnerRank:
         metrics = {"attention/gradient_share": share(squared), "attention/gradient_share_max": share(squared)}
         if limit is None:
             return 1.0, metrics
-        return cap(squared, limit), metrics | {"attention/gradient_factor": cap(squared, limit)}
-
-    def _check_log_probs(self, plan: TrainPlan, scores: Scores) -> None:
-        """Check the gaps of all ranks on every rank, so that a batch beyond the gate ends them together."""
-        shards = [plan.rank_samples(shard) for shard in range(self._shards.count)]
-        samples = [s for shard in shards for micro_batch in shard for s in micro_batch]
-        gaps = self._shards.sum(torch.from_numpy(log_prob_gaps(shards, self._shards.own, scores))).cpu().numpy()
-        check_log_prob_gaps(samples, gaps, self._config.rollout.log_prob_gate)
+        factor = cap(squared, limit) if settings.target_gradient_share is None else hold(squared, limit)
+        return factor, metrics | {"attention/gradient_factor": factor}

@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
+import torch
 
 from ral_system.config.rollout import LogProbGateConfig
 from ral_system.errors import LogProbError
+from ral_system.training.shards import Shards
 from ral_system.types import MicroBatch, Sample, Scores
 
 
@@ -27,6 +29,14 @@ def log_prob_gaps(shards: Sequence[Sequence[MicroBatch]], rank: int, scores: Sco
             for s in samples
         ]
     )
+
+
+def check_all_log_probs(
+    by_shard: Sequence[Sequence[MicroBatch]], shards: Shards, scores: Scores, gate: LogProbGateConfig
+) -> None:
+    """Check the gaps of all ranks on every rank, so that a batch beyond the gate ends them together."""
+    gaps = shards.sum(torch.from_numpy(log_prob_gaps(by_shard, shards.own, scores))).cpu().numpy()
+    check_log_prob_gaps([s for of_shard in by_shard for micro in of_shard for s in micro], gaps, gate)
 
 
 def check_log_prob_gaps(samples: Sequence[Sample], gaps_N: np.ndarray, gate: LogProbGateConfig) -> None:

@@ -56,5 +56,5 @@ def combine_metrics(
     metrics = dict(maxima) | {name: value / counts.tokens for name, value in sums.items()}
     for name, (value, weight) in weighted.items():
         if weight > 0 or name.startswith("attention/divergence"):
-            metrics[name] = value / max(1.0, weight)
+            metrics[name] = value / weight if weight > 0 else 0.0
     return metrics

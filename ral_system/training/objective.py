@@ -1,4 +1,4 @@
-"""RAL's objective of one micro-batch: surrogate, KL, attention divergence, and what teachers add.
+"""The objective of one micro-batch: surrogate, KL, what trains attention, and what teachers add.
 
 Shares of the loss and sums of metrics come back. Sums, not means: those of all micro-batches and
 ranks add up, and the learner divides by global counts once.
@@ -8,12 +8,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from ral_system.algorithms.attention_loss import attention_loss
+from ral_system.algorithms.attention_objectives.credit import contrast, credit
+from ral_system.algorithms.attention_objectives.group_anchor import group_anchor
+from ral_system.algorithms.attention_objectives.inputs import AttentionInputs
+from ral_system.algorithms.attention_objectives.ral import ral
 from ral_system.algorithms.correction import rollout_correction
 from ral_system.algorithms.kl import ESTIMATORS, k3
 from ral_system.algorithms.policy_losses.inputs import LossInputs
@@ -25,13 +29,22 @@ from ral_system.data.collate import TensorBatch
 from ral_system.models.policy import PolicyOutput
 from ral_system.registry import POLICY_LOSSES
 from ral_system.training.stacking import (
+    old_glances,
     stack_divergence,
+    stack_glances,
     stack_log_probs,
     stack_rollout_log_probs,
     stack_top_tokens,
 )
 from ral_system.training.teaching import distillation
 from ral_system.types import Counts, MicroBatch, Scores
+
+OBJECTIVES: dict[str, Callable[[AttentionInputs, Any], Tensor]] = {
+    "ral": ral,
+    "credit": credit,
+    "group_anchor": group_anchor,
+}
+"""By `algorithm.attention.objective.name`."""
 
 _SIGNS: dict[str, Callable[[float], bool]] = {
     "": lambda advantage: True,
@@ -45,7 +58,7 @@ class Objective:
     """A micro-batch's share of the update's loss, and metric sums over its response tokens."""
 
     loss: Tensor
-    """Scalar, differentiable: all but RAL's attention term."""
+    """Scalar, differentiable: all but the attention term."""
     sums: dict[str, Tensor]
     """Scalars, detached; add over micro-batches and ranks, and are reported per response token of the update."""
     weighted: dict[str, tuple[Tensor, Tensor]] = field(default_factory=dict)
@@ -100,18 +113,21 @@ def policy_objective(
             loss = loss + algorithm.kl.coefficient * kl_BR.sum() / counts.tokens
         sums["policy/kl"] = kl_BR.sum().detach()
     attention = algorithm.attention
-    with torch.set_grad_enabled(torch.is_grad_enabled() and attention.weight > 0):
+    trained = attention.weight > 0 and attention.objective.trains_divergence
+    with torch.set_grad_enabled(torch.is_grad_enabled() and trained):
         divergence_BR, rows_BR = stack_divergence(rows, samples, anchor, attention.divergence)
     weighted_term = None
     if attention.weight > 0:
-        term = attention_loss(
+        inputs = AttentionInputs(
             divergence_BR,
-            batch.advantages,
+            torch.tensor([s.attention_advantage for s in samples], device=rows_BR.device),
             rows_BR,
-            reduction=attention.reduction,
-            global_tokens=attention_rows,
-            global_sequences=counts.sequences,
+            stack_glances(rows, samples, behaviour, batch, attention) if attention.objective.reads_glances else (),
+            attention.reduction,
+            attention_rows,
+            counts.sequences,
         )
+        term = OBJECTIVES[attention.objective.name](inputs, attention.objective)
         assert term.requires_grad or not loss.requires_grad, "the probed layers' queries carry no gradient"
         weighted_term = attention.weight * term
         sums["attention/loss"] = term.detach() * counts.tokens
@@ -120,6 +136,7 @@ def policy_objective(
     weighted = (
         taught_metrics | statistics_by_sign(samples, behaviour) | divergence_by_sign(divergence_BR, rows_BR, samples)
     )
+    weighted["attention/contrast"] = contrast_of(samples, behaviour)
     sums |= {"gate/log_prob_diff_mean": gap_BR.sum(), "gate/log_prob_outlier_share": outlier_BR.sum().float()}
     return Objective(loss, sums, weighted, {"gate/log_prob_diff_max": gap_BR.max()}, weighted_term)
 
@@ -171,6 +188,15 @@ def statistics_by_sign(samples: MicroBatch, behaviour: Scores) -> dict[str, tupl
                 so_far = totals[f"attention/{name}{suffix}"]
                 so_far[0], so_far[1] = so_far[0] + total, so_far[1] + len(row)
     return {name: (torch.tensor(total), torch.tensor(float(count))) for name, (total, count) in totals.items()}
+
+
+def contrast_of(samples: MicroBatch, behaviour: Scores) -> tuple[Tensor, Tensor]:
+    """Sums over responses of how much the values of what they look at vary, and of the same with shuffled outcomes."""
+    variance = shuffled = torch.zeros(())
+    for glances in old_glances(samples, behaviour):
+        of_response, of_orders = contrast(glances)
+        variance, shuffled = variance + of_response, shuffled + of_orders
+    return variance, shuffled
 
 
 def divergence_by_sign(divergence_BR: Tensor, rows_BR: Tensor, samples: MicroBatch) -> dict[str, tuple[Tensor, Tensor]]:

@@ -9,8 +9,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ral_system.algorithms.attention_objectives.inputs import Glances
 from ral_system.algorithms.token_read import TokenValues
 from ral_system.attention.group import GroupAttention
+from ral_system.attention.selection import shared_keys
+from ral_system.config.attention import AttentionConfig
+from ral_system.data.collate import TensorBatch
 from ral_system.types import MicroBatch, Scores
 
 
@@ -67,3 +71,32 @@ def stack_divergence(
     rows_BR = torch.arange(int(counts_B.max()), device=counts_B.device) < counts_B[:, None]
     divergence_N = torch.cat(found)
     return divergence_N.new_zeros(rows_BR.shape).masked_scatter(rows_BR, divergence_N), rows_BR
+
+
+def stack_glances(
+    attention: Sequence[GroupAttention],
+    samples: MicroBatch,
+    behaviour: Scores,
+    batch: TensorBatch,
+    settings: AttentionConfig,
+) -> tuple[Glances, ...]:
+    """Where each sample looks now, differentiably, beside where its group looked at the rollout's weights."""
+    found: list[Tensor] = []
+    for group, keys in zip(attention, batch.keys.split(batch.packing.lengths), strict=True):
+        found += group.glances(shared_keys(settings.glance_keys, keys)).unbind(-2)
+    return tuple(
+        Glances(own, old.group.to(own), old.outcomes, old.index)
+        for own, old in zip(found, old_glances(samples, behaviour), strict=True)
+    )
+
+
+def old_glances(samples: MicroBatch, behaviour: Scores) -> list[Glances]:
+    """The glances of samples at the rollout's weights, on the host; none for samples whose group's are not known."""
+    found = []
+    for sample in samples:
+        group = behaviour[sample.id].group_glances
+        if group is not None:
+            sums = torch.from_numpy(group)
+            outcomes = (0.0,) * len(group) if sample.credit is None else sample.credit.outcomes
+            found.append(Glances(sums[sample.index], sums, outcomes, sample.index))
+    return found

@@ -17,7 +17,7 @@ from ral_system.types.rollout import (
     Switches,
     Verdict,
 )
-from ral_system.types.sample import Rollout, Sample
+from ral_system.types.sample import Credit, Rollout, Sample
 from ral_system.types.weights import TensorDigest, WeightManifest
 
 __all__ = [
@@ -28,6 +28,7 @@ __all__ = [
     "Completion",
     "Completions",
     "Counts",
+    "Credit",
     "FinishReason",
     "Held",
     "Layout",

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
-from ral_system.types.sample import Sample
+from ral_system.types.sample import Credit, Sample
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,11 +52,11 @@ class TrainPlan:
         together = zip(*(self.rank_samples(rank) for rank in range(len(self.updates[0].shards))), strict=True)
         return tuple(frozenset(v for micro in ranks for s in micro for v in s.weight_versions) for ranks in together)
 
-    def with_advantages(self, advantages: Mapping[str, float]) -> TrainPlan:
-        """Copy the plan with each sample's advantage; `advantages` holds every sample's id."""
+    def with_advantages(self, advantages: Mapping[str, float], credit: Mapping[str, Credit]) -> TrainPlan:
+        """Copy the plan with each sample's advantage and credit; both hold every sample's id."""
 
         def judged(micro: MicroBatch) -> MicroBatch:
-            return tuple(replace(sample, advantage=advantages[sample.id]) for sample in micro)
+            return tuple(replace(s, advantage=advantages[s.id], credit=credit[s.id]) for s in micro)
 
         return TrainPlan(
             tuple(

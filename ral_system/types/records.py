@@ -68,6 +68,11 @@ class SampleScores:
     """What the last probed layer's rows look at (`attention.metrics`); float32, one figure per attention row."""
     tokens: TokenRecord | None = None
     """A teacher's distributions over the vocabulary."""
+    glances: np.ndarray | None = None
+    """float32 [layers, N] or [layers, H, N]: how much its rows look, added up, at each of the N keys that its group
+    shares (`attention.group.GroupAttention.glances`)."""
+    group_glances: np.ndarray | None = None
+    """[G, …], the glances of its whole group, response by response; the group's samples share the array."""
     visual_reward: float | None = None
     """How much the response looks at pictures (`attention.visual_reward`); None where undefined or not asked for."""
 
@@ -75,7 +80,8 @@ class SampleScores:
     def nbytes(self) -> int:
         """Bytes of its arrays."""
         records = (*self.attention, *((self.tokens,) if self.tokens else ()))
-        arrays = (self.log_probs, *self.row_statistics.values())
+        glances = [found for found in (self.glances, self.group_glances) if found is not None]
+        arrays = (self.log_probs, *self.row_statistics.values(), *glances)
         return sum(record.nbytes for record in records) + sum(array.nbytes for array in arrays)
 
 

@@ -12,6 +12,20 @@ from ral_system.types.rollout import Completion, RewardResult, Switches
 
 
 @dataclass(frozen=True, slots=True)
+class Credit:
+    """What a response is worth to the attention objective.
+
+    Example: the second of three, of which only the first was right:
+    `Credit(advantage=-0.71, outcomes=(0.67, -0.33, -0.33))`
+    """
+
+    advantage: float
+    """What RAL weighs its rows with."""
+    outcomes: tuple[float | None, ...]
+    """Reward minus the mean of the group's, for every response of the group; None without a verdict."""
+
+
+@dataclass(frozen=True, slots=True)
 class Sample:
     """Input of a learner or scorer: a sequence, the rollout's log-probs, and its advantage.
 
@@ -33,6 +47,15 @@ class Sample:
     """The rollout's most likely tokens at every position, when the policy loss reads them."""
     switches: Switches = ()
     """Positions at which other weights took over."""
+    index: int = 0
+    """Place in its prompt's group."""
+    credit: Credit | None = None
+    """None: the attention objective takes the advantage."""
+
+    @property
+    def attention_advantage(self) -> float:
+        """What the attention objective weighs its rows with."""
+        return self.advantage if self.credit is None else self.credit.advantage
 
     @classmethod
     def of(cls, prompt: Prompt, completion: Completion, advantage: float = 0.0) -> Sample:
@@ -46,6 +69,7 @@ class Sample:
             weight_version=completion.weight_version,
             rollout_top=completion.top,
             switches=completion.switches,
+            index=completion.index,
         )
 
     @property

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from ral_system.algorithms.attention_loss import attention_loss
+from ral_system.algorithms.attention_objectives.ral import attention_loss
 
 ADVANTAGES = [1.5, -0.5, 0.0, 2.0]
 LENGTHS = [3, 1, 4, 0]

@@ -2,6 +2,8 @@
 
 from typing import Any
 
+CREDIT = {"name": "credit", "proximal": 1.0}
+
 ALGORITHMS: dict[str, tuple[dict[str, Any], list[str]]] = {
     "attention term without a second update": (
         {"algorithm.attention.weight": 0.5, "algorithm.updates_per_step": 1},
@@ -128,6 +130,61 @@ ALGORITHMS: dict[str, tuple[dict[str, Any], list[str]]] = {
     "a cap without a term": (
         {"algorithm.attention.max_gradient_share": 0.2, "algorithm.attention.weight": 0.0},
         ["algorithm.attention.max_gradient_share=0.2", "algorithm.attention.weight=0", "to null"],
+    ),
+    "a target without a term": (
+        {"algorithm.attention.target_gradient_share": 0.2, "algorithm.attention.weight": 0.0},
+        ["algorithm.attention.target_gradient_share=0.2", "algorithm.attention.weight=0", "to null"],
+    ),
+    "a share that is both held and bounded": (
+        {"algorithm.attention.target_gradient_share": 0.2, "algorithm.attention.max_gradient_share": 0.3},
+        ["algorithm.attention.max_gradient_share=0.3", "target_gradient_share=0.2", "set one of them to null"],
+    ),
+    "a control without a term": (
+        {"algorithm.attention.advantages": "permuted", "algorithm.attention.weight": 0.0},
+        ["algorithm.attention.advantages=permuted", "algorithm.attention.weight=0", "set advantages to own"],
+    ),
+    "looks compared at keys of their own": (
+        {"algorithm.attention.objective": CREDIT},
+        ["algorithm.attention.keys=all", "algorithm.attention.objective.name=credit", "set it to visual or prompt"],
+    ),
+    "rows that are the same for the whole group": (
+        {
+            "algorithm.attention.objective": CREDIT,
+            "algorithm.attention.keys": "visual",
+            "algorithm.attention.rows": "instruction",
+        },
+        ["algorithm.attention.rows=instruction", "name=credit", "set it to generated"],
+    ),
+    "a control of another objective": (
+        {
+            "algorithm.attention.objective": CREDIT,
+            "algorithm.attention.keys": "visual",
+            "algorithm.attention.advantages": "absolute",
+        },
+        ["algorithm.attention.advantages=absolute", "name=credit", "set it to own or permuted"],
+    ),
+    "a group of two to compare within": (
+        {
+            "algorithm.attention.objective": CREDIT,
+            "algorithm.attention.keys": "visual",
+            "algorithm.completions_per_prompt": 2,
+        },
+        ["algorithm.completions_per_prompt=2", "name=credit", "set it to 3 or more"],
+    ),
+    "an anchor beside the group's": (
+        {
+            "algorithm.attention.objective": {"name": "group_anchor", "repel": 0.5},
+            "algorithm.attention.keys": "visual",
+            "algorithm.attention.anchor": "reference",
+        },
+        ["algorithm.attention.anchor=reference", "name=group_anchor", "set anchor to old"],
+    ),
+    "a repeller without an optimum": (
+        {
+            "algorithm.attention.objective": {"name": "group_anchor", "repel": 1.0},
+            "algorithm.attention.keys": "visual",
+        },
+        ["algorithm.attention.objective.repel=1.0", "less than 1"],
     ),
     "a sequence ratio whose tokens are weighed one by one": (
         {"algorithm.policy_loss": {"name": "gspo", "clip_low": 3e-4, "clip_high": 4e-4}},

@@ -1,0 +1,1 @@
+"""What trains attention, each objective in a file of its own: `algorithm.attention.objective`."""

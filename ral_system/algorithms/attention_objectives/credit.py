@@ -1,0 +1,83 @@
+"""Credit for where a response looks: the mean advantage of a glance at each key, over the rest of its group."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ral_system.algorithms.attention_objectives.inputs import SMALLEST_MASS, AttentionInputs, Glances, shares
+from ral_system.algorithms.reduction import reduce_rows
+from ral_system.config.attention_objective import CreditObjectiveConfig
+
+
+def credit(inputs: AttentionInputs, settings: CreditObjectiveConfig) -> Tensor:
+    """L = -mean_g Σ_k u_g(k) Q_g(k) + proximal · E_t[ D(p_t ‖ anchor_t) ], to be minimised.
+
+    u_g is how response g shares its look at the keys out (`Glances.shares`), Q_g(k) their value to the others of its
+    group (`key_values`), and the second term, whatever the advantages, holds every row near the anchor: the first is
+    linear and has no optimum of its own. It is the policy gradient of a glance, with the group as its baseline, in
+    expectation over glances. The gradient at the old policy is not 0, and every sequence has one, also one whose own
+    advantage is 0.
+
+    Exactly 0 for a group whose rewards are all alike, or with fewer than two verdicts, and for a prompt without keys.
+    """
+    value = sum((_value(glances) for glances in inputs.glances), torch.zeros(()))
+    loss = -value / inputs.update_sequences
+    if settings.proximal == 0:
+        return loss
+    return loss + settings.proximal * reduce_rows(
+        inputs.divergences,
+        inputs.rows,
+        reduction=inputs.reduction,
+        global_tokens=inputs.update_rows,
+        global_sequences=inputs.update_sequences,
+    )
+
+
+def key_values(group: Tensor, outcomes: tuple[float | None, ...], index: int) -> Tensor:
+    """Q_g(k) = Σ_j A_j u_j(k) / Σ_j u_j(k) over the group's responses j ≠ g with a verdict: [..., N], for g = `index`.
+
+    `group` [G, ..., N] as in `Glances`. It lies between the least and the largest A_j; 0 for a key that the others do
+    not look at.
+    """
+    counts = [outcome is not None and j != index for j, outcome in enumerate(outcomes)]
+    seen = shares(group) * _column(counts, group)
+    mass = seen.sum(0)
+    worth = (seen * _column([outcome or 0.0 for outcome in outcomes], group)).sum(0)
+    return torch.where(mass < SMALLEST_MASS, 0.0, worth / mass.clamp(min=SMALLEST_MASS))
+
+
+def contrast(glances: Glances) -> tuple[Tensor, Tensor]:
+    """Var_u(Q_g) under the response's own shares at the old weights, and its mean over all orders of the group's
+    outcomes: scalars, means over layers and heads.
+
+    Quotients of their sums near 1 say that right and wrong responses look at the same keys, so that there is nothing
+    to learn from where they look. Exact, without drawing orders: Var is a quadratic form Σ A_i A_j B_ij in the
+    outcomes, which sum to 0, so that its mean is (tr B - Σ_{i≠j} B_ij / (n - 1)) Σ A² / n.
+    """
+    known = [j for j, outcome in enumerate(glances.outcomes) if outcome is not None]
+    if glances.index not in known or len(known) < 3:
+        return torch.zeros(()), torch.zeros(())
+    u_JN = shares(glances.group[known].double())
+    me = known.index(glances.index)
+    others = u_JN.clone()
+    others[me] = 0.0
+    mass = others.sum(0)
+    weights = torch.where(mass < SMALLEST_MASS, 0.0, others / mass.clamp(min=SMALLEST_MASS))
+    centred = weights - (u_JN[me] * weights).sum(-1, keepdim=True)
+    form = torch.einsum("i...n,j...n,...n->...ij", centred, centred, u_JN[me])
+    a_J = torch.tensor([glances.outcomes[j] for j in known], dtype=torch.float64, device=form.device)
+    variance = torch.einsum("...ij,i,j->...", form, a_J, a_J)
+    trace = form.diagonal(dim1=-2, dim2=-1).sum(-1)
+    n = len(known)
+    shuffled = a_J.square().mean() * (trace - (form.sum((-2, -1)) - trace) / (n - 1))
+    return variance.mean(), shuffled.mean()
+
+
+def _value(glances: Glances) -> Tensor:
+    values = key_values(glances.group, glances.outcomes, glances.index)
+    return (glances.shares * values).sum(-1).mean()
+
+
+def _column(values: list[float] | list[bool], like: Tensor) -> Tensor:
+    return torch.tensor(values, dtype=like.dtype, device=like.device).view(-1, *[1] * (like.ndim - 1))

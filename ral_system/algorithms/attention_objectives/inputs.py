@@ -1,0 +1,54 @@
+"""What attention objectives are made of. Suffixes: B sequences, R rows (padded), G responses of a group, N keys."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from ral_system.config.choices import Reduction
+
+SMALLEST_MASS = 1e-8
+"""Attention below it, summed over rows or responses, counts as none: nothing is divided by it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Glances:
+    """Where one response looks, and what its group looked at and was worth. Leading dimensions: layers, and heads."""
+
+    own: Tensor
+    """[..., N], how much its rows look at each key, summed over rows; differentiable."""
+    group: Tensor
+    """[G, ..., N], the same of every response of the group at the weights that made them; constant."""
+    outcomes: tuple[float | None, ...]
+    """Reward minus the mean of the group's rewards, response by response; None without a verdict."""
+    index: int
+    """Which of the group's responses it is."""
+
+    @property
+    def shares(self) -> Tensor:
+        """[..., N], of `own`: how a look at these keys is shared out among them. 0 for a response that never looks."""
+        return shares(self.own)
+
+
+@dataclass(frozen=True, slots=True)
+class AttentionInputs:
+    """One micro-batch, and the denominators of the whole update."""
+
+    divergences: Tensor
+    """[B, R], of every row to the anchor's; differentiable where the objective says so."""
+    advantages: Tensor
+    """[B], what the sequences' divergences are weighed with."""
+    rows: Tensor
+    """bool [B, R], which positions are rows."""
+    glances: tuple[Glances, ...]
+    """[B]; empty for objectives that do not read them."""
+    reduction: Reduction
+    update_rows: int
+    update_sequences: int
+
+
+def shares(sums: Tensor) -> Tensor:
+    """Divide by the sum over the last axis; 0 where that is almost 0."""
+    mass = sums.sum(-1, keepdim=True)
+    return sums / mass.clamp(min=SMALLEST_MASS)

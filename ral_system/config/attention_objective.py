@@ -1,0 +1,62 @@
+"""The `algorithm.attention.objective` group: one class for each way to train attention."""
+
+from __future__ import annotations
+
+from typing import Annotated, ClassVar, Literal
+
+from pydantic import Field
+
+from ral_system.config.base import Group, NonNegativeFloat
+
+
+class AttentionObjectiveGroup(Group):
+    """Base of the objectives' settings."""
+
+    reads_glances: ClassVar[bool] = False
+    """Whether it compares where the responses of a group look, and not rows with their anchor."""
+
+    @property
+    def trains_divergence(self) -> bool:
+        """Whether the divergence of rows to their anchor has a gradient."""
+        return True
+
+
+class RalObjectiveConfig(AttentionObjectiveGroup):
+    """RAL: the divergence of every row to its anchor, times the sequence's advantage (the paper)."""
+
+    name: Literal["ral"]
+
+
+class CreditObjectiveConfig(AttentionObjectiveGroup):
+    """Credit: each key is worth the mean advantage of the other responses' glances at it, and a response is to look
+    where the others' glances paid."""
+
+    reads_glances: ClassVar[bool] = True
+    name: Literal["credit"]
+    proximal: NonNegativeFloat
+    """Weight, within the objective, of the mean divergence of all rows to their anchor, which sets how far attention
+    goes."""
+
+    @property
+    def trains_divergence(self) -> bool:
+        """Whether rows are held near their anchor."""
+        return self.proximal > 0
+
+
+class GroupAnchorObjectiveConfig(AttentionObjectiveGroup):
+    """Group anchor: towards where the better responses of the group looked, away from where the worse ones did."""
+
+    reads_glances: ClassVar[bool] = True
+    name: Literal["group_anchor"]
+    repel: Annotated[float, Field(ge=0, lt=1)]
+    """Weight of the worse responses; 0 imitates the better ones alone."""
+
+    @property
+    def trains_divergence(self) -> bool:
+        """The anchors are the group's own."""
+        return False
+
+
+AttentionObjectiveConfig = Annotated[
+    RalObjectiveConfig | CreditObjectiveConfig | GroupAnchorObjectiveConfig, Field(discriminator="name")
+]
