@@ -68,6 +68,8 @@ def _attention(run: RunData) -> list[Chart]:
             if len(media) > 1 else [], unit="percent"),
         _rl(run, "gradient-share", "Attention's share of the gradient", "At the queries of its rows.",
             [("attention/gradient_share", "mean"), ("attention/gradient_share_max", "largest")], unit="percent"),
+        _rl(run, "contrast", "Contrast of looks", "At 1, right and wrong responses look at the same places.",
+            [("attention/contrast", "contrast")], limit=("no signal", 1.0)),
     ]  # fmt: skip
 
 
