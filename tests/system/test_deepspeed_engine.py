@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 from ral_system.errors import SetupError
-from ral_system.types import Held, Sample, Switches, TrainPlan
+from ral_system.types import Credit, Held, Sample, Switches, TrainPlan
 from tests.system.ranks import become_rank, run_ranks
 
 pytestmark = pytest.mark.system
@@ -102,9 +102,9 @@ def train(
     offload: str = "none",
     together: int = 1,
 ) -> dict[str, Any]:
-    """Two updates, save, a third; load, and the third again; then one with every policy loss, and a batch that several
-    versions made. With offload, the third once more by an engine without it, and by this one from that one's state.
-    Metrics, and the published weights at each point.
+    """Two updates, save, a third; load, and the third again; then one with every policy loss and one by the group's
+    anchor, and a batch that several versions made. With offload, the third once more by an engine without it, and by
+    this one from that one's state. Metrics, and the published weights at each point.
     """
     import torch
 
@@ -268,11 +268,16 @@ def task(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path, media: Any,
             with torch.no_grad():
                 log_probs = policy(collate((sample,))).log_probs[0].tolist()
             advantage = (1.0, -0.7, 0.4, -1.3)[(i + 2 * n) % 4]
+            credit = Credit(advantage, (0.5, -0.5))
+            sample = replace(sample, index=n, credit=credit)
             samples.append(replace(sample, rollout_log_probs=tuple(log_probs), advantage=advantage))
     (folder / "config.json").write_text(config.model_dump_json())
     for name in PRESETS:
         with_loss = make_config(*settings, f"algorithm/policy_loss={name}", "algorithm.entropy_coefficient=0.1")
         (folder / f"loss_{name}.json").write_text(with_loss.model_dump_json())
+    own = [setting for setting in settings if "anchor" not in setting and "ema" not in setting]
+    by_looks = make_config("algorithm=group_anchor", *own)  # members of a group are scored by different ranks
+    (folder / "loss_group_anchor.json").write_text(by_looks.model_dump_json())
     (folder / "mismatched.pickle").write_bytes(pickle.dumps(mismatched(policy, collate, samples)))
     (folder / "folders.json").write_text(json.dumps({"model": str(tiny_model), "media": str(media.folder)}))
     (folder / "samples.pickle").write_bytes(pickle.dumps(samples))
