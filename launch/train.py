@@ -17,7 +17,7 @@ from pathlib import Path
 from ral_system.config.choices import STAGES, Stage
 from ral_system.config.commands import TrainConfig
 from ral_system.config.validate import warnings
-from ral_system.errors import GateError
+from ral_system.errors import AlarmError, GateError
 from ral_system.launch.cli import run_with_config
 from ral_system.launch.head import run_head
 from ral_system.launch.refused import leaving_nothing
@@ -140,8 +140,8 @@ def _run(config: TrainConfig, folder: RunFolder, stages: Sequence[Stage], unfini
                 try:
                     model = first_model(config, folder, stage, stages)
                     run_stage(config, folder, stage, model, role_factory(config), metrics)
-                except GateError as error:
-                    summarise(failed=error)
+                except (GateError, AlarmError) as error:
+                    summarise(failed=error if isinstance(error, GateError) else None)
                     write_run_report(folder.root, config.cluster.media_cache_gib)
                     raise
             # Also when the stage was complete already: the run may have been killed just before this.

@@ -67,6 +67,10 @@ class WeightTransferError(RalError):
 GATE_COUNTERS = tuple(e.counter for e in (PromptIdError, MediaTokenError, LogProbError, WeightSyncError, GateError))
 
 
+class AlarmError(RalError):
+    """An alarm rang, and `alarms.action=stop` asks to end the run; its checkpoint can be continued."""
+
+
 class CheckpointError(RalError):
     """A checkpoint is incomplete, damaged or belongs to another run."""
 

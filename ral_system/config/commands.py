@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field
 
+from ral_system.config.alarms import AlarmsConfig
 from ral_system.config.algorithm import AlgorithmConfig, ResponseConfig
 from ral_system.config.base import Group, NonNegative, Resumable
 from ral_system.config.checkpoint import CheckpointConfig
@@ -78,6 +79,7 @@ class TrainConfig(QuestionsConfig):
     checkpoint: Annotated[CheckpointConfig, Resumable]
     cluster: Annotated[ClusterConfig, Resumable]
     logging: Annotated[LoggingConfig, Resumable]
+    alarms: Annotated[AlarmsConfig, Resumable]
 
     def of_stage(self, stage: Stage) -> AlgorithmConfig | SupervisedConfig:
         """The group that says how long a stage trains."""

@@ -17,6 +17,7 @@ ANY = "*"
 """Stands for a name that the user chooses, as in `data.sources.*.path`."""
 RENAMED = {
     "learner.micro_batch": "learner.max_tokens",
+    "logging.attention_entropy_alarm": "alarms.attention_entropy",
     "logging.rollouts_per_step": "logging.groups_per_step",
     "rollout.max_log_prob_difference": "rollout.log_prob_gate.token",
     "teacher.micro_batch": "teacher.max_tokens",

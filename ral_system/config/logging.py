@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from ral_system.config.base import Fraction, Group, NonNegative, Positive
+from ral_system.config.base import Group, NonNegative, Positive
 
 WandbRecording = Literal["online", "offline"]
 WandbMode = Literal[WandbRecording, "disabled"]
@@ -31,5 +31,3 @@ class LoggingConfig(Group):
     `${algorithm.prompts_per_step}` all."""
     report_every: Positive
     """RL steps between rewrites of `report.html`."""
-    attention_entropy_alarm: Fraction
-    """Raise an alarm when the attention rows' mean entropy falls below this share of the first step's; 0 never."""

@@ -69,6 +69,11 @@ class TrainingLoop:
         self.version = 0
         self.next_prompt = 0
 
+    @property
+    def weights(self) -> dict[str, float]:
+        """Weights of the reward's parts by name."""
+        return self._rewards.weights
+
     def publish(self) -> int:
         """Give the rollout engines the learner's weights; call once before the first step and after a resume.
 

@@ -13,13 +13,13 @@ from typing import Any
 
 from ral_system.config.choices import Stage, SupervisedStage
 from ral_system.config.commands import TrainConfig
-from ral_system.config.logging import LoggingConfig
+from ral_system.controller.alarms import Alarms
 from ral_system.controller.judging import NO_VERDICT, missing_verdicts
 from ral_system.controller.loop import TrainingLoop
 from ral_system.controller.pipeline import PipelinedLoop
 from ral_system.controller.residency import Residency
 from ral_system.data.prompts import Prompts
-from ral_system.errors import ConfigError
+from ral_system.errors import AlarmError, ConfigError
 from ral_system.evaluation.greedy import Evaluation, evaluate
 from ral_system.observability.metrics import MetricsLog, Phase, RolloutLog
 from ral_system.observability.progress import PhaseTimer, StageProgress
@@ -233,6 +233,7 @@ def _train(
     clock.spent = state.get("wall_s", 0.0)
     totals: dict[str, float] = state.get("totals", {})
     before: dict[str, float] | None = state.get("before")
+    alarms = Alarms(config.alarms, loop.weights, state.get("alarms"))
     loop.publish()
 
     reports = ReportWriter(context.folder.root, config.cluster.media_cache_gib)
@@ -246,13 +247,11 @@ def _train(
             step += 1
             result = loop.step(until_pause=_steps_until_pause(step, config))
             metrics = result.metrics
-            entropy = metrics["attention/entropy"]
-            totals.setdefault("first_attention_entropy", entropy)
-            alarm = entropy_alarm(entropy, totals["first_attention_entropy"], config.logging)
-            metrics["alarm/attention_entropy"] = float(alarm is not None)
-            for line in (alarm, missing_verdicts(result.rollouts)):
-                if line is not None:
-                    progress.warn(line)
+            for alarm in alarms.check(result.rollouts, metrics):
+                progress.say(alarm)
+            stops = alarms.stopping() if _may_stop(step, config) else None
+            if (missing := missing_verdicts(result.rollouts)) is not None:
+                progress.warn(missing)
             if config.evaluation.every and step % config.evaluation.every == 0 and step < config.algorithm.steps:
                 metrics |= context.evaluate(context.prompts.held_out(config.evaluation.every_questions)).metrics()
                 metrics |= context.timer.drain()
@@ -261,7 +260,7 @@ def _train(
             for rollout in _recorded(result.rollouts, config.logging.groups_per_step):
                 context.rollouts.write("rl", step, "train", rollout)
             progress.update(step, metrics)
-            if step % config.checkpoint.every == 0 or step == config.algorithm.steps:
+            if step % config.checkpoint.every == 0 or step == config.algorithm.steps or stops:
                 _save(
                     context,
                     checkpoints,
@@ -271,11 +270,14 @@ def _train(
                         "next_prompt": loop.next_prompt,
                         "before": before,
                         "totals": totals,
+                        "alarms": alarms.state(),
                         "wall_s": clock.total(),
                     },
                 )
             if step % config.logging.report_every == 0:
                 reports.request()
+            if stops:
+                raise AlarmError(f"{stops}; step {step} is saved")
         after = _evaluate_and_look(context, step, "after_rl")
         context.metrics.write("rl", step, after | context.timer.drain())
     return {
@@ -295,6 +297,12 @@ def _steps_until_pause(step: int, config: TrainConfig) -> int:
     last = config.algorithm.steps
     pauses = (config.checkpoint.every, config.evaluation.every or last, last)
     return 1 + min(-step % every for every in pauses)
+
+
+def _may_stop(step: int, config: TrainConfig) -> bool:
+    """Return whether an alarm may end the stage after this step: more are to come, and nothing is generated ahead."""
+    paused = config.algorithm.max_staleness == 0 or _steps_until_pause(step, config) == 1
+    return paused and step < config.algorithm.steps
 
 
 def _evaluate_and_look(context: StageContext, step: int, phase: Phase) -> dict[str, float]:
@@ -317,17 +325,6 @@ def _recorded(rollouts: Sequence[Rollout], groups: int) -> list[Rollout]:
     judged = {id: all(r.reward.status not in NO_VERDICT for r in group) for id, group in by_prompt.items()}
     chosen = sorted(by_prompt, key=lambda id: judged[id])[:groups]
     return [rollout for id in chosen for rollout in by_prompt[id]]
-
-
-def entropy_alarm(entropy: float, first: float, logging: LoggingConfig) -> str | None:
-    """Return the alarm for collapsed attention, when its rows' mean entropy (nats) is far below the first step's."""
-    if entropy >= logging.attention_entropy_alarm * first:
-        return None
-    return (
-        f"attention entropy is {entropy:.3g} nats, below logging.attention_entropy_alarm="
-        f"{logging.attention_entropy_alarm:g} times the first step's {first:.3g}: attention is collapsing; "
-        "lower algorithm.attention.weight, or set algorithm.attention.max_gradient_share"
-    )
 
 
 def _add_to_totals(totals: dict[str, float], metrics: dict[str, float]) -> dict[str, float]:

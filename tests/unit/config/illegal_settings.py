@@ -2,12 +2,23 @@
 
 from typing import Any
 
+from ral_system.observability.alarms import ALARMS
 from tests.unit.config.whole_groups import ASKED_VIDEOS, FILES, HF, LORA, TORCH, VIDEOS
+
+STOPPING = [alarm.name for alarm in ALARMS if alarm.stops]
 
 SETTINGS: dict[str, tuple[dict[str, Any], list[str]]] = {
     "two kinds that are one": (
         {"reward.kinds": {"Count": "numeric", "count": "exact"}},
         ["reward.kinds=['Count', 'count']: kinds that differ in case alone are one"],
+    ),
+    "accuracy that no alarm looks at": (
+        {"alarms.aux_runaway": None, "alarms.flat_accuracy": 0.1},
+        ["alarms.flat_accuracy=0.1 has no effect with aux_runaway=null; set a limit, or set flat_accuracy to 0.05"],
+    ),
+    "a stop that no alarm asks for": (
+        {"alarms.action": "stop", **{f"alarms.{name}": None for name in STOPPING}},
+        ["alarms.action=stop has no effect with no limit but part_share; set another limit, or action=log"],
     ),
     "a teacher that teaches nothing": (
         {"teacher.path": "/teacher"},

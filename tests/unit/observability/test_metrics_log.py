@@ -32,7 +32,6 @@ def config(mode: str = "disabled") -> LoggingConfig:
             "wandb_project": "none",
             "groups_per_step": 1,
             "report_every": 1,
-            "attention_entropy_alarm": 0.5,
         }
     )
 

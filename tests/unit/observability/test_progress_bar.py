@@ -152,3 +152,11 @@ def test_a_resumed_stage_says_where_it_goes_on() -> None:
         "RL: step 12/16 · held-out token accuracy 0.250, 2m00s, about 4m00s left",
         "RL: stopped at step 12 of 16 · held-out token accuracy 0.250, 2m00s",
     ]
+
+
+def test_a_warning_that_differs_in_its_numbers_alone_is_said_once() -> None:
+    shown = Shown()
+    with shown.progress as progress:
+        progress.warn("the share of responses without a verdict is 50%")
+        progress.warn("the share of responses without a verdict is 75%")
+    assert shown.out.getvalue().count("warning:") == 1

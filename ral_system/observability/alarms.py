@@ -1,0 +1,112 @@
+"""The alarms of a training run: the figure that each watches, what it means, and the remedy."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Alarm:
+    """One alarm. Its limit is the field of its name in the `alarms` group, and `alarm/<name>` is 1 while it rings."""
+
+    name: str
+    figure: str
+    """The metric that is compared with the limit."""
+    what: str
+    """What the figure is, in a noun phrase."""
+    remedy: str
+    below: bool = False
+    """It rings below its limit, and not above."""
+    stops: bool = True
+    """Whether `alarms.action=stop` heeds it."""
+
+    def says(self, value: float, limit: float, steps: int) -> str:
+        """One line: name, value, limit and remedy."""
+        side = "below" if self.below else "above"
+        return (
+            f"alarm {self.name}: {self.what} is {value:.3g}, {side} alarms.{self.name}={limit:g} "
+            f"for {steps} step{'s' * (steps != 1)}; {self.remedy}"
+        )
+
+
+ALARMS = (
+    Alarm(
+        "part_share",
+        "health/aux_share",
+        "the share of auxiliary parts in the rewards' spread",
+        "look at health/part_share/<part> and lower the weight of the largest; alone it does not show a gamed reward",
+        stops=False,
+    ),
+    Alarm(
+        "aux_only",
+        "health/aux_only",
+        "the share of groups that differ in auxiliary parts alone",
+        "lower these parts' weights, pay them for right answers only, or train on questions that the model answers "
+        "sometimes right and sometimes wrong",
+    ),
+    Alarm(
+        "amplification",
+        "health/amplification",
+        "the factor by which groups without a right-or-wrong signal are stretched",
+        "set algorithm.advantage=dr_grpo, which does not divide by the group's deviation, or round the part's values",
+    ),
+    Alarm(
+        "length_corr",
+        "health/length_corr",
+        "the correlation of a paid auxiliary part with length",
+        "look at health/length_corr/<part>; divide that part by length, or remove it",
+    ),
+    Alarm(
+        "length_drift",
+        "health/length_drift",
+        "the growth of responses over their shortest mean length",
+        "read the newest rollouts; if they only pad, set algorithm.overlong.handling=penalty, "
+        "or lower rollout.max_new_tokens",
+    ),
+    Alarm(
+        "duplicates",
+        "health/duplicates",
+        "the share of sentences said twice in a response",
+        "read the newest rollouts; lower learner.learning_rate or raise algorithm.kl.coefficient, and look for a part "
+        "that pays for length",
+    ),
+    Alarm(
+        "truncation",
+        "rollout/truncated",
+        "the share of responses cut at their limit",
+        "raise rollout.max_new_tokens if they are worth it; otherwise set algorithm.overlong.handling=penalty or mask",
+    ),
+    Alarm(
+        "truncation_growth",
+        "health/truncation_growth",
+        "the share of cut responses relative to the first step's",
+        "raise rollout.max_new_tokens if they are worth it; otherwise set algorithm.overlong.handling=penalty or mask",
+    ),
+    Alarm(
+        "entropy",
+        "health/entropy",
+        "token entropy relative to the first step's",
+        "lower learner.learning_rate, choose algorithm/policy_loss=clip_higher, or raise algorithm.kl.coefficient",
+        below=True,
+    ),
+    Alarm(
+        "aux_runaway",
+        "health/aux_runaway",
+        "the growth of what auxiliary parts pay at flat accuracy",
+        "read the newest rollouts; lower the weight of the part that grows, or pay it for right answers only",
+    ),
+    Alarm(
+        "attention_entropy",
+        "health/attention_entropy",
+        "attention entropy relative to the first step's",
+        "attention is collapsing; lower algorithm.attention.weight, or set algorithm.attention.max_gradient_share",
+        below=True,
+    ),
+    Alarm(
+        "attention_gradient_share",
+        "health/attention_gradient_share",
+        "the attention term's share of the gradient",
+        "lower algorithm.attention.weight, or set algorithm.attention.max_gradient_share",
+    ),
+)
+"""All alarms, in the order in which they are reported."""

@@ -1,0 +1,202 @@
+"""Alarms over constructed runs: one for each published failure, when they ring, and that checkpoints continue them."""
+
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ral_system.config.commands import TrainConfig
+from ral_system.controller.alarms import Alarms, growth
+from ral_system.controller.judging import rollout_metrics
+from ral_system.controller.stages import _may_stop
+from ral_system.observability.alarms import ALARMS
+from ral_system.types import Rollout
+from tests.unit.controller.graded import LENGTHS, WEIGHTS, group, parts
+
+RIGHT, STYLE = (1.0, 0.0, 1.0, 0.0), (0.2,) * 4
+SAID = "The red cube is left of the green sphere."
+CALM = {"policy/entropy": 1.0, "attention/entropy": 3.0}
+
+Step = tuple[list[Rollout], dict[str, float]]
+
+
+def step(
+    right: tuple[float, ...] = RIGHT, style: tuple[float, ...] = STYLE, extra: dict[str, float] = CALM, **changes: Any
+) -> Step:
+    """Four groups that differ in correctness, well formatted, with equal style, and what an update measured."""
+    return [r for i in range(4) for r in group(i, parts(right, style), **changes)], extra
+
+
+def mixed(count: int, right: tuple[float, ...], style: tuple[float, ...]) -> Step:
+    """`count` of the four groups are as said, the others healthy."""
+    odd = [r for i in range(count) for r in group(i, parts(right, style))]
+    return [*odd, *(r for i in range(count, 4) for r in group(i, parts(RIGHT, STYLE)))], CALM
+
+
+def play(alarms: Alarms, steps: list[Step]) -> tuple[list[str], list[dict[str, float]]]:
+    """Lines and metrics of steps that are checked as the stage does."""
+    lines, logged = [], []
+    for rollouts, extra in steps:
+        metrics = {**rollout_metrics(rollouts), **extra}
+        lines += alarms.check(rollouts, metrics)
+        logged.append(metrics)
+    return lines, logged
+
+
+CUT_MORE = [step(cut=0), *[step(cut=1)] * 5]
+FAILURES: dict[str, tuple[set[str], list[Step]]] = {
+    "a healthy run": (set(), [step()] * 6),
+    "half of the groups differ in style alone": ({"aux_only"}, [mixed(2, (1.0,) * 4, (0.3, 0.1, 0.1, 0.3))] * 6),
+    "one outlier of a tiny value": ({"amplification"}, [mixed(1, (1.0,) * 4, (0.04, 0.0, 0.0, 0.0))] * 6),
+    "style outweighs correctness": ({"part_share"}, [step(style=(5.0, 0.0, 0.0, 5.0))] * 6),
+    "style is paid for length": ({"length_corr"}, [step(style=(0.1, 0.1, 0.3, 0.3))] * 6),
+    "style is paid for pruning": ({"length_corr"}, [step(style=(0.3, 0.3, 0.1, 0.1))] * 6),
+    "length creeps up": ({"length_drift"}, [step(lengths=[n + 2 * i for n in LENGTHS]) for i in range(6)]),
+    "sentences are repeated": ({"duplicates"}, [step(texts=[f"{SAID} {SAID}"] * 4)] * 6),
+    "responses are cut from the start": ({"truncation"}, [step(cut=1)] * 6),
+    "more responses are cut": ({"truncation"}, CUT_MORE),  # three times none is not a limit
+    "entropy collapses": ({"entropy"}, [step(), *[step(extra={**CALM, "policy/entropy": 0.4})] * 5]),
+    "style runs away at flat accuracy": ({"aux_runaway"}, [step(), *[step(style=(0.6,) * 4)] * 5]),
+    "style runs away, starting from nothing": (
+        {"aux_runaway"},
+        [step(style=(0.0,) * 4, weights=WEIGHTS), *[step(style=(0.6,) * 4)] * 5],
+    ),
+    "style grows with accuracy": (set(), [step(), *[step((1.0, 0.0, 1.0, 1.0), (0.6,) * 4)] * 5]),
+    "attention collapses": ({"attention_entropy"}, [step(), *[step(extra={**CALM, "attention/entropy": 1.4})] * 5]),
+    "attention has most of the gradient": (
+        {"attention_gradient_share"},
+        [step(extra={**CALM, "attention/gradient_share": 0.6})] * 6,
+    ),
+    "attention's share is capped": (
+        set(),
+        [step(extra={**CALM, "attention/gradient_share": 0.6, "attention/gradient_factor": 0.1})] * 6,
+    ),
+}
+
+
+@pytest.mark.parametrize("failure", FAILURES)
+def test_a_failure_rings_its_alarm_and_no_other(make_config: Callable[..., TrainConfig], failure: str) -> None:
+    expected, steps = FAILURES[failure]
+    lines, logged = play(Alarms(make_config("alarms.consecutive=3").alarms, WEIGHTS), steps)
+    assert {line.split(":")[0].removeprefix("alarm ") for line in lines} == expected
+    assert len(lines) == len(expected)
+    assert {name.removeprefix("alarm/") for name, value in logged[-1].items() if value and "alarm/" in name} == expected
+    assert {name for name in logged[0] if name.startswith("alarm/")} == {f"alarm/{alarm.name}" for alarm in ALARMS}
+
+
+def test_cut_responses_are_compared_with_the_first_steps(make_config: Callable[..., TrainConfig]) -> None:
+    config = make_config("alarms.consecutive=1", "alarms.truncation=null").alarms
+    lines, logged = play(Alarms(config, WEIGHTS), [step(cut=1), step(cut=3), step(cut=4)])
+    assert [m["health/truncation_growth"] for m in logged] == [1.0, 3.0, 4.0]
+    assert len(lines) == 1 and lines[0].startswith(
+        "alarm truncation_growth: the share of cut responses relative to the first step's is 4, above "
+        "alarms.truncation_growth=3 for 1 step; raise rollout.max_new_tokens"
+    )
+    assert all("alarm/truncation" not in metrics for metrics in logged)
+
+
+def entropies(*values: float | None) -> list[Step]:
+    return [step(extra={} if v is None else {"policy/entropy": v}) for v in values]
+
+
+def test_it_rings_once_after_steps_in_a_row_and_again_after_a_quiet_one(
+    make_config: Callable[..., TrainConfig],
+) -> None:
+    alarms = Alarms(make_config("alarms.consecutive=2").alarms, WEIGHTS)
+    lines, logged = play(alarms, entropies(1.0, 0.4, 0.6, 0.4, 0.3, 0.2, 0.5, 0.4, 0.4))
+    assert [m["alarm/entropy"] for m in logged] == [0, 0, 0, 0, 1, 1, 0, 0, 1]  # at the limit it is quiet
+    assert [line.split(";")[0] for line in lines] == [
+        f"alarm entropy: token entropy relative to the first step's is {value}, below alarms.entropy=0.5 for 2 steps"
+        for value in (0.3, 0.4)
+    ]
+
+
+def test_a_step_without_the_figure_changes_nothing(make_config: Callable[..., TrainConfig]) -> None:
+    alarms = Alarms(make_config("alarms.consecutive=2").alarms, WEIGHTS)
+    _, logged = play(alarms, entropies(1.0, 0.4, None, 0.4, None, 0.9, None))
+    assert [m["alarm/entropy"] for m in logged] == [0, 0, 0, 1, 1, 0, 0]
+
+
+def test_an_alarm_without_a_limit_is_off(make_config: Callable[..., TrainConfig]) -> None:
+    config = make_config("alarms.consecutive=1", "alarms.entropy=null").alarms
+    ringing = {"beyond": {"entropy": 9}, "ringing": {"entropy": 0.1}}
+    alarms = Alarms(config, WEIGHTS, ringing)
+    lines, logged = play(alarms, entropies(1.0, 0.1))
+    assert lines == [] and "alarm/entropy" not in logged[-1] and logged[-1]["health/entropy"] == 0.1
+    assert (alarms.state()["beyond"], alarms.state()["ringing"]) == ({}, {})
+
+
+RUN = [
+    *entropies(0.9, 0.3, 0.3, 0.8),
+    *[step(style=(0.6,) * 4, cut=1, lengths=[n + 3 for n in LENGTHS])] * 3,
+    *entropies(0.1),
+]
+
+
+@pytest.mark.parametrize("cut", range(1, len(RUN)))
+def test_a_continued_run_equals_an_uninterrupted_one(make_config: Callable[..., TrainConfig], cut: int) -> None:
+    config = make_config("alarms.consecutive=2").alarms
+    whole = play(Alarms(config, WEIGHTS), RUN)
+    first = Alarms(config, WEIGHTS)
+    before = play(first, RUN[:cut])
+    after = play(Alarms(config, WEIGHTS, json.loads(json.dumps(first.state()))), RUN[cut:])
+    assert (before[0] + after[0], before[1] + after[1]) == whole
+    assert len(whole[0]) > 3
+
+
+def test_fewer_steps_in_a_row_ring_in_a_continued_run(make_config: Callable[..., TrainConfig]) -> None:
+    first = Alarms(make_config("alarms.consecutive=20").alarms, WEIGHTS)
+    play(first, entropies(1.0, 0.1, 0.1, 0.1))
+    lines, _ = play(Alarms(make_config("alarms.consecutive=2").alarms, WEIGHTS, first.state()), entropies(0.1, 0.1))
+    assert len(lines) == 1 and "for 4 steps" in lines[0]
+
+
+def test_it_stops_when_asked_to_and_says_how_to_go_on(make_config: Callable[..., TrainConfig]) -> None:
+    collapse = entropies(1.0, 0.2)
+    logs, stops = (Alarms(make_config("alarms.consecutive=1", f"alarms.action={a}").alarms, WEIGHTS)
+                   for a in ("log", "stop"))  # fmt: skip
+    play(logs, collapse)
+    play(stops, collapse[:1])
+    assert logs.stopping() is None and stops.stopping() is None
+    play(stops, collapse[1:])
+    message = stops.stopping()
+    assert message is not None and "\n" not in message
+    assert message.startswith("alarms.action=stop: alarm entropy: token entropy relative to the first step's is 0.2,")
+    assert message.endswith("; to go on, add alarms.action=log or other limits")
+
+
+def test_the_share_of_parts_never_stops_a_run(make_config: Callable[..., TrainConfig]) -> None:
+    alarms = Alarms(make_config("alarms.consecutive=1", "alarms.action=stop").alarms, WEIGHTS)
+    _, logged = play(alarms, FAILURES["style outweighs correctness"][1])
+    assert logged[-1]["alarm/part_share"] == 1 and alarms.stopping() is None
+
+
+@pytest.mark.parametrize(
+    ("staleness", "expected"), [(0, [True, True, True, True, False]), (1, [False, True, True, True, False])]
+)
+def test_a_run_stops_where_nothing_is_generated_ahead(
+    make_config: Callable[..., TrainConfig], staleness: int, expected: list[bool]
+) -> None:
+    config = make_config(
+        "algorithm.steps=5", "checkpoint.every=2", "evaluation.every=3", f"algorithm.max_staleness={staleness}"
+    )
+    assert [_may_stop(i, config) for i in range(1, 6)] == expected
+
+
+def test_growth_by_hand() -> None:
+    assert growth(0.16, 0.1) == pytest.approx(0.6)
+    assert growth(0.24, 0.0, most=0.4) == pytest.approx(0.6)
+    assert growth(0.0, 0.0) == growth(0.3, 0.0) == 0.0
+
+
+def test_every_alarm_has_a_limit_a_metric_and_a_remedy_in_the_docs(make_config: Callable[..., TrainConfig]) -> None:
+    limits = set(make_config().alarms.model_dump()) - {"consecutive", "action", "flat_accuracy"}
+    assert {alarm.name for alarm in ALARMS} == limits
+    _, logged = play(Alarms(make_config().alarms, WEIGHTS), FAILURES["attention has most of the gradient"][1][:1])
+    assert {alarm.figure for alarm in ALARMS} <= logged[0].keys()
+    text = (Path(__file__).parents[3] / "docs" / "troubleshooting.md").read_text()
+    first_cells = " ".join(re.findall(r"^\| (`[^|]*) \|", text, re.MULTILINE))
+    assert set(re.findall(r"`(\w+)`", first_cells)) == limits
