@@ -67,7 +67,7 @@ class Headline:
     log_prob_diff_max: float | None
     gates_failed: int | None
     alarms: int
-    """Steps on which attention entropy was below its alarm."""
+    """Steps on which an alarm rang."""
     finished: bool
 
 
@@ -105,7 +105,7 @@ def headline(run: RunData) -> Headline:
         wall_time_s=sum(wall or end for wall, end in zip(walls, ends, strict=True)) or None,
         log_prob_diff_max=_number(summary.get("max_abs_logprob_diff"), max(gaps, default=None)),
         gates_failed=sum(known_failures) if known_failures else 0 if gaps else None,  # a failure rewrites the summary
-        alarms=sum(value == 1 for _, value in run.points("rl", "alarm/attention_entropy")),
+        alarms=len({step for key in run.keys("rl", "alarm/") for step, value in run.points("rl", key) if value == 1}),
         finished=after is not None,
     )
 

@@ -25,6 +25,7 @@ def sections(run: RunData) -> list[tuple[str, list[Chart]]]:
     """Titled groups of charts, from what matters most to what is looked at when something is wrong."""
     return [
         ("Does it learn?", _learning(run)),
+        ("What is rewarded?", _rewarded(run)),
         ("Attention and policy", [*_attention(run), *_distillation(run), *_policy(run)]),
         ("Trust and speed", _system(run)),
         ("Supervised stages", _supervised(run)),
@@ -43,12 +44,34 @@ def _learning(run: RunData) -> list[Chart]:
     ]  # fmt: skip
 
 
+def _rewarded(run: RunData) -> list[Chart]:
+    shares, correlations = (
+        [(key, key.removeprefix(prefix)) for key in run.keys("rl", prefix)]
+        for prefix in ("health/part_share/", "health/length_corr/")
+    )
+    return [
+        _rl(run, "part-share", "Who decides the advantage",
+            "Share of every part in the spread of rewards, mean over groups.", shares, unit="percent"),
+        _rl(run, "aux-only", "Groups without right and wrong",
+            "Share of groups that differ in auxiliary parts alone.",
+            [("health/aux_only", "groups")], unit="percent", limit=_alarm(run, "aux_only")),
+        _rl(run, "length-corr", "Reward and length", "Correlation of every part with length, within groups.",
+            correlations),
+    ]  # fmt: skip
+
+
+def _alarm(run: RunData, name: str) -> tuple[str, float] | None:
+    """Return the limit of an alarm for a chart; None if it has none."""
+    limit = run.setting("alarms", name)
+    return ("alarm", float(limit)) if isinstance(limit, int | float) and limit > 0 else None
+
+
 def _attention(run: RunData) -> list[Chart]:
     divergence, unit = _divergence(run, "attention")
     anchor = run.setting("algorithm", "attention", "anchor") or "old"
     first = next((value for _, value in run.points("rl", "attention/entropy") if value is not None), None)
-    share = run.setting("logging", "attention_entropy_alarm")
-    alarm = ("alarm", first * share) if first is not None and isinstance(share, int | float) and share > 0 else None
+    share = _alarm(run, "attention_entropy")
+    alarm = ("alarm", first * share[1]) if first is not None and share else None
     masses = [(f"attention/{name}_mass", name) for name in ("visual", "system", "text", "generated", "sink")]
     media = [key for key in run.keys("rl", "attention/image_") + run.keys("rl", "attention/frame_")
              if key.endswith("_mass")]  # fmt: skip

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from datetime import datetime
 from html import escape
 from pathlib import Path
@@ -9,6 +10,7 @@ from pathlib import Path
 from ral_system.errors import SetupError
 from ral_system.media.store import node_store
 from ral_system.observability.jsonl import write_atomically
+from ral_system.report.alarms import alarms
 from ral_system.report.charts import figure
 from ral_system.report.load import Headline, RunData, headline, read_run
 from ral_system.report.media import FramesOf, ReportMedia
@@ -16,6 +18,7 @@ from ral_system.report.page import page
 from ral_system.report.processes import processes
 from ral_system.report.rollouts import rollout_sections
 from ral_system.report.sections import sections
+from ral_system.report.series import Chart
 from ral_system.report.svg import scientific
 
 REPORT_FILE = "report.html"
@@ -57,15 +60,19 @@ def _empty(run: RunData) -> str:
 def _body(run: RunData, media: ReportMedia) -> str:
     top = headline(run)
     parts = [_header(run, top), _headline(run, top)]
-    for title, charts in sections(run):
-        drawn = "".join(figure(chart) for chart in charts)
-        if drawn:
-            parts.append(f'<section><h2>{escape(title)}</h2><div class="charts">{drawn}</div></section>')
+    learning, *others = sections(run)
+    parts += [_charts(*learning), alarms(run), *(_charts(*section) for section in others)]
     parts += [processes(run.summary), rollout_sections(run, media)]
     folds = [("config.yaml", run.config_text), ("Versions and commands", _commands(run))]
     if drawn := "".join(_fold(title, text) for title, text in folds if text):
         parts.append(f"<section><h2>Configuration</h2>{drawn}</section>")
     return "".join(parts)
+
+
+def _charts(title: str, charts: Sequence[Chart]) -> str:
+    """A section of charts; empty without any recorded value."""
+    drawn = "".join(figure(chart) for chart in charts)
+    return f'<section><h2>{escape(title)}</h2><div class="charts">{drawn}</div></section>' if drawn else ""
 
 
 def _fold(title: str, text: str) -> str:
@@ -119,7 +126,7 @@ def _headline(run: RunData, top: Headline) -> str:
         _tile("format_rate", "Format rate", _percent(top.format_rate), "responses in the asked-for format"),
         _tile("log_prob_diff_max", "Max |Δ log-prob|", _scientific(top.log_prob_diff_max), _limit_note(limit)),
         _tile("gates_failed", "Gates failed", _integer(failed), "checks made on every step", bad=bool(failed)),
-        _tile("alarms", "Alarms", _integer(top.alarms or None), "steps of collapsing attention", bad=True),
+        _tile("alarms", "Alarms", _integer(top.alarms or None), "steps on which one rang", bad=True),
         _tile("steps", "RL steps", f"{top.steps['rl']:,}" if "rl" in top.steps else None, steps),
         _tile("wall_time", "Wall time", _duration(top.wall_time_s), "all stages"),
     ]

@@ -44,7 +44,6 @@ LOGGING = LoggingConfig(
     wandb_project="none",
     groups_per_step=2,
     report_every=5,
-    attention_entropy_alarm=0.5,
 )
 ACCURACY = {"before_rl": 0.715, "after_rl": 0.968}
 PHASES = ("rollout", "reward", "score", "update", "publish", "evaluate")
@@ -52,6 +51,9 @@ EXPECTED = {
     "accuracy": {"eval/accuracy": len(EVALUATIONS)},
     "accuracy-by-kind": {f"eval/accuracy/{k}": len(EVALUATIONS) for k in ("attribute", "content", "position", "count")},
     "reward": {f"reward/{part}": RL_STEPS for part in ("total", "correctness", "format")},
+    "part-share": {f"health/part_share/{part}": RL_STEPS for part in ("correctness", "format")},
+    "aux-only": {"health/aux_only": RL_STEPS},
+    "length-corr": {f"health/length_corr/{part}": RL_STEPS for part in ("correctness", "format")},
     "attention-divergence": {"attention/divergence_positive": RL_STEPS, "attention/divergence_negative": RL_STEPS},
     "visual-mass": {f"attention/visual_mass{s}": RL_STEPS for s in ("", "_positive", "_negative")},
     "attention-mass": {f"attention/{m}_mass": RL_STEPS for m in ("visual", "system", "text", "generated", "sink")},
@@ -108,7 +110,7 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "config.yaml").write_text(
         "name: ral_seed0\nseed: 0\nmodel: {path: null}\nrollout: {engine: vllm, log_prob_gate: {token: 1.0e-4}}\n"
         "learner: {engine: deepspeed}\nalgorithm: {name: ral, steps: 20, attention: {weight: 1.0}}\n"
-        "logging: {attention_entropy_alarm: 0.5}\n"
+        "alarms: {attention_entropy: 0.5}\n"
     )
     return write_report(folder)
 
@@ -154,6 +156,12 @@ def write_metrics(folder: Path) -> None:
                 "attention/image_1_mass": 0.1,
                 "attention/contrast": 1.6 + noise(0.3),
                 "alarm/attention_entropy": float(step > 16),
+                "health/part_share/correctness": 1.1 - 0.3 * share,
+                "health/part_share/format": -0.1 + 0.3 * share,
+                "health/aux_only": 0.1 + 0.3 * share,
+                "health/length_corr/correctness": -0.4 + noise(0.02),
+                "health/length_corr/format": 0.1 + noise(0.02),
+                "health/attention_entropy": 1 - 0.6 * share,
                 "gate/log_prob_diff_max": 5e-7 * abs(1 + noise(0.3)) + 1e-7,
                 "gate/log_prob_diff_mean": 4e-8 * abs(1 + noise(0.2)) + 1e-8,
                 "rollout/tokens_per_s": 2600 + noise(90),
@@ -254,6 +262,9 @@ def test_the_headline_is_the_summarys(page: Page) -> None:
     assert page.inner_text("[data-headline=accuracy_after]") == "96.8%"
     assert page.inner_text("[data-headline=gates_failed]") == "0"
     assert page.inner_text("[data-headline=alarms]") == "4"
+    alarm = page.locator("#alarms [data-alarm]")
+    assert alarm.count() == 1
+    assert "0.4, limit 0.5" in alarm.inner_text() and "lower algorithm.attention.weight" in alarm.inner_text()
     assert page.inner_text("[data-headline=log_prob_diff_max]") == "9.4e-7"
 
 

@@ -225,3 +225,27 @@ def test_versions_and_commands_are_in_a_fold(tmp_path: Path) -> None:
         "commit unknown",
         "torch 3</pre>",
     ]
+
+
+def test_alarms_that_rang_are_listed_with_their_remedy(tmp_path: Path) -> None:
+    rang = {"alarm__entropy": 1.0, "health__entropy": 0.42}
+    lines(
+        tmp_path,
+        "metrics.jsonl",
+        row("rl", 1, alarm__entropy=0.0, health__entropy=1.0, alarm__aux_only=0.0),
+        row("rl", 2, **rang, alarm__aux_only=1.0),
+        row("rl", 3, **rang, alarm__aux_only=0.0),
+        row("rl", 4, alarm__entropy=0.0, health__entropy=0.9, alarm__aux_only=0.0),
+    )
+    (tmp_path / "config.yaml").write_text("alarms: {entropy: 0.5, aux_only: null}\n")
+    page = write_report(tmp_path).read_text()
+    assert headline(read_run(tmp_path)).alarms == 2
+    assert re.findall(r'data-alarm="(\w+)"', page) == ["aux_only", "entropy"]
+    entropy = page[page.index('data-alarm="entropy"') :]
+    assert "<td>2, from 2 to 3</td><td>0.42, limit 0.5</td><td>lower learner.learning_rate" in entropy
+
+
+def test_a_run_without_alarms_has_no_table_of_them(tmp_path: Path) -> None:
+    lines(tmp_path, "metrics.jsonl", row("rl", 1, alarm__entropy=0.0, health__entropy=1.0))
+    page = write_report(tmp_path).read_text()
+    assert 'id="alarms"' not in page and "data-headline=alarms" not in page
