@@ -44,6 +44,9 @@ class AlarmsConfig(Group):
     """Mean entropy of the attention rows as a share of the first step's; rings below it."""
     attention_gradient_share: Limit
     """The attention term's share of the gradient, where it is measured and neither capped nor held."""
+    contrast: Limit
+    """Contrast of where right and wrong responses look, `attention/contrast`, with objectives that compare looks; rings
+    below it."""
 
     def problems(self) -> Iterator[str]:
         """Settings that nothing reads."""

@@ -100,6 +100,11 @@ class AttentionConfig(Group):
             )
 
     @property
+    def compares_looks(self) -> bool:
+        """Whether training compares where the responses of a group look."""
+        return self.weight > 0 and self.objective.reads_glances
+
+    @property
     def glance_keys(self) -> Literal["visual", "prompt"]:
         """Keys at which the looks of a group's responses are compared."""
         return "prompt" if self.keys == "prompt" else "visual"

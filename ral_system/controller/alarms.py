@@ -28,9 +28,14 @@ class Alarms:
     """
 
     def __init__(
-        self, config: AlarmsConfig, weights: Mapping[str, float], state: Mapping[str, Any] | None = None
+        self,
+        config: AlarmsConfig,
+        weights: Mapping[str, float],
+        state: Mapping[str, Any] | None = None,
+        *,
+        compares_looks: bool = False,
     ) -> None:
-        self._config, self._weights = config, weights
+        self._config, self._weights, self._compares_looks = config, weights, compares_looks
         state = state or {}
         self._start: dict[str, float] = dict(state.get("start", {}))
         self._shortest: float | None = state.get("shortest")
@@ -114,6 +119,8 @@ class Alarms:
             found |= self._auxiliary(metrics)
         if "attention/gradient_share" in metrics and "attention/gradient_factor" not in metrics:
             found["health/attention_gradient_share"] = metrics["attention/gradient_share"]
+        if self._compares_looks and "attention/contrast" in metrics:
+            found["health/contrast"] = metrics["attention/contrast"]
         return found
 
     def _auxiliary(self, metrics: Mapping[str, float]) -> dict[str, float]:

@@ -18,6 +18,7 @@ from ral_system.controller.judging import NO_VERDICT, missing_verdicts
 from ral_system.controller.loop import TrainingLoop
 from ral_system.controller.pipeline import PipelinedLoop
 from ral_system.controller.residency import Residency
+from ral_system.controller.totals import add_to_totals, mean_contrast
 from ral_system.data.prompts import Prompts
 from ral_system.errors import AlarmError, ConfigError
 from ral_system.evaluation.greedy import Evaluation, evaluate
@@ -233,7 +234,8 @@ def _train(
     clock.spent = state.get("wall_s", 0.0)
     totals: dict[str, float] = state.get("totals", {})
     before: dict[str, float] | None = state.get("before")
-    alarms = Alarms(config.alarms, loop.weights, state.get("alarms"))
+    looks = config.algorithm.attention.compares_looks
+    alarms = Alarms(config.alarms, loop.weights, state.get("alarms"), compares_looks=looks)
     loop.publish()
 
     reports = ReportWriter(context.folder.root, config.cluster.media_cache_gib)
@@ -255,7 +257,7 @@ def _train(
             if config.evaluation.every and step % config.evaluation.every == 0 and step < config.algorithm.steps:
                 metrics |= context.evaluate(context.prompts.held_out(config.evaluation.every_questions)).metrics()
                 metrics |= context.timer.drain()
-            totals |= _add_to_totals(totals, metrics)
+            totals |= add_to_totals(totals, metrics)
             context.metrics.write("rl", step, metrics)
             for rollout in _recorded(result.rollouts, config.logging.groups_per_step):
                 context.rollouts.write("rl", step, "train", rollout)
@@ -280,6 +282,8 @@ def _train(
                 raise AlarmError(f"{stops}; step {step} is saved")
         after = _evaluate_and_look(context, step, "after_rl")
         context.metrics.write("rl", step, after | context.timer.drain())
+        if (contrast := mean_contrast(totals)) is not None:
+            progress.say(f"contrast of where right and wrong responses look: {contrast:.2f} (1: they look alike)")
     return {
         "steps": step,
         "held_out_questions": after["eval/questions"],
@@ -287,6 +291,7 @@ def _train(
         "held_out_accuracy": after["eval/accuracy"],
         "format_rate": after["eval/format_rate"],
         **totals,
+        "contrast": contrast,
         "wall_s": clock.total(),
         "phases_s": context.timer.totals(),
     }
@@ -325,19 +330,6 @@ def _recorded(rollouts: Sequence[Rollout], groups: int) -> list[Rollout]:
     judged = {id: all(r.reward.status not in NO_VERDICT for r in group) for id, group in by_prompt.items()}
     chosen = sorted(by_prompt, key=lambda id: judged[id])[:groups]
     return [rollout for id in chosen for rollout in by_prompt[id]]
-
-
-def _add_to_totals(totals: dict[str, float], metrics: dict[str, float]) -> dict[str, float]:
-    """Running figures of the RL stage for summary.json."""
-    return {
-        "verdict_timeouts": totals.get("verdict_timeouts", 0.0) + metrics["reward/timeouts"],
-        "verdict_errors": totals.get("verdict_errors", 0.0) + metrics["reward/errors"],
-        "max_abs_logprob_diff": max(totals.get("max_abs_logprob_diff", 0.0), metrics["gate/log_prob_diff_max"]),
-        "prompts_verified": totals.get("prompts_verified", 0.0) + metrics["gate/prompts_verified"],
-        "tensors_verified": totals.get("tensors_verified", 0.0) + metrics["gate/tensors_verified"],
-        "rollout_tokens": totals.get("rollout_tokens", 0.0) + metrics["rollout/tokens"],
-        "rollout_s": totals.get("rollout_s", 0.0) + metrics.get("ahead/rollout_s", metrics.get("time/rollout_s", 0.0)),
-    }
 
 
 def _resume(context: StageContext, stage: Stage) -> tuple[Checkpoints, int, dict[str, Any]]:

@@ -108,5 +108,13 @@ ALARMS = (
         "the attention term's share of the gradient",
         "lower algorithm.attention.weight, or set algorithm.attention.max_gradient_share",
     ),
+    Alarm(
+        "contrast",
+        "health/contrast",
+        "the contrast of where right and wrong responses look",
+        "they look at the same places, and an objective that compares looks has nothing to learn from; set "
+        "algorithm.attention.weight=0, or try other rows, layers or keys",
+        below=True,
+    ),
 )
 """All alarms, in the order in which they are reported."""

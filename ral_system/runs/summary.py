@@ -32,6 +32,7 @@ def write_summary(folder: RunFolder, *, name: str, algorithm: str, seed: int, fa
         "held_out_accuracy_after_sft": rl.get("held_out_accuracy_before"),
         "held_out_accuracy_after_rl": rl.get("held_out_accuracy"),
         "format_rate_after_rl": rl.get("format_rate"),
+        "attention_contrast": rl.get("contrast"),
         "max_abs_logprob_diff": rl.get("max_abs_logprob_diff"),
         "prompts_verified": rl.get("prompts_verified"),
         "weight_tensors_verified": rl.get("tensors_verified"),

@@ -57,7 +57,7 @@ def test_every_role_on_ray(commands, left, marked, end_of, mark: str, tmp_path: 
     assert [step["pipeline/staleness"] for step in steps] == [0, 1, 0, 1]  # it pauses for the second step's checkpoint
     run.assert_no_prompt_lost_or_repeated()
     summary = run.summary()
-    assert None not in summary.values()
+    assert {name for name, value in summary.items() if value is None} <= {"attention_contrast"}  # all rewards are alike
     assert (summary["prompt_id_mismatches"], summary["weight_checksum_failures"]) == (0, 0)
 
     lanes = {"learner_0", "learner_1", "rollout_0", "reference_0", "reward_0"}

@@ -55,6 +55,8 @@ FAILURES: dict[str, tuple[set[str], list[Step]]] = {
     "style is paid for length": ({"length_corr"}, [step(style=(0.1, 0.1, 0.3, 0.3))] * 6),
     "style is paid for pruning": ({"length_corr"}, [step(style=(0.3, 0.3, 0.1, 0.1))] * 6),
     "length creeps up": ({"length_drift"}, [step(lengths=[n + 2 * i for n in LENGTHS]) for i in range(6)]),
+    "right and wrong responses look alike": ({"contrast"}, [step(extra=CALM | {"attention/contrast": 1.05})] * 6),
+    "right and wrong responses look elsewhere": (set(), [step(extra=CALM | {"attention/contrast": 1.6})] * 6),
     "sentences are repeated": ({"duplicates"}, [step(texts=[f"{SAID} {SAID}"] * 4)] * 6),
     "responses are cut from the start": ({"truncation"}, [step(cut=1)] * 6),
     "more responses are cut": ({"truncation"}, CUT_MORE),  # three times none is not a limit
@@ -80,7 +82,8 @@ FAILURES: dict[str, tuple[set[str], list[Step]]] = {
 @pytest.mark.parametrize("failure", FAILURES)
 def test_a_failure_rings_its_alarm_and_no_other(make_config: Callable[..., TrainConfig], failure: str) -> None:
     expected, steps = FAILURES[failure]
-    lines, logged = play(Alarms(make_config("alarms.consecutive=3").alarms, WEIGHTS), steps)
+    alarms = Alarms(make_config("alarms.consecutive=3").alarms, WEIGHTS, compares_looks=True)
+    lines, logged = play(alarms, steps)
     assert {line.split(":")[0].removeprefix("alarm ") for line in lines} == expected
     assert len(lines) == len(expected)
     assert {name.removeprefix("alarm/") for name, value in logged[-1].items() if value and "alarm/" in name} == expected
@@ -195,8 +198,15 @@ def test_growth_by_hand() -> None:
 def test_every_alarm_has_a_limit_a_metric_and_a_remedy_in_the_docs(make_config: Callable[..., TrainConfig]) -> None:
     limits = set(make_config().alarms.model_dump()) - {"consecutive", "action", "flat_accuracy"}
     assert {alarm.name for alarm in ALARMS} == limits
-    _, logged = play(Alarms(make_config().alarms, WEIGHTS), FAILURES["attention has most of the gradient"][1][:1])
+    measured = CALM | {"attention/gradient_share": 0.1, "attention/contrast": 2.0}
+    _, logged = play(Alarms(make_config().alarms, WEIGHTS, compares_looks=True), [step(extra=measured)])
     assert {alarm.figure for alarm in ALARMS} <= logged[0].keys()
     text = (Path(__file__).parents[3] / "docs" / "troubleshooting.md").read_text()
     first_cells = " ".join(re.findall(r"^\| (`[^|]*) \|", text, re.MULTILINE))
     assert set(re.findall(r"`(\w+)`", first_cells)) == limits
+
+
+def test_contrast_is_watched_where_looks_are_compared_only(make_config: Callable[..., TrainConfig]) -> None:
+    alarms = Alarms(make_config("alarms.consecutive=1").alarms, WEIGHTS)
+    lines, (metrics,) = play(alarms, [step(extra=CALM | {"attention/contrast": 0.9})])
+    assert not lines and "health/contrast" not in metrics
