@@ -26,6 +26,7 @@ from ral_system.attention.group import GroupAttention
 from ral_system.attention.metrics import STATISTICS
 from ral_system.config.algorithm import AlgorithmConfig
 from ral_system.data.collate import TensorBatch
+from ral_system.data.micro_batches import groups_of
 from ral_system.models.policy import PolicyOutput
 from ral_system.registry import POLICY_LOSSES
 from ral_system.training.stacking import (
@@ -193,9 +194,11 @@ def statistics_by_sign(samples: MicroBatch, behaviour: Scores) -> dict[str, tupl
 def contrast_of(samples: MicroBatch, behaviour: Scores) -> tuple[Tensor, Tensor]:
     """Sums over responses of how much the values of what they look at vary, and of the same with shuffled outcomes."""
     variance = shuffled = torch.zeros(())
-    for glances in old_glances(samples, behaviour):
-        of_response, of_orders = contrast(glances)
-        variance, shuffled = variance + of_response, shuffled + of_orders
+    for group in groups_of(samples):
+        if old := old_glances(group, behaviour):
+            of_responses, of_orders = contrast(old[0].group, old[0].outcomes)
+            own = [glances.index for glances in old]
+            variance, shuffled = variance + of_responses[own].sum(), shuffled + of_orders[own].sum()
     return variance, shuffled
 
 

@@ -47,31 +47,37 @@ def key_values(group: Tensor, outcomes: tuple[float | None, ...], index: int) ->
     return torch.where(mass < SMALLEST_MASS, 0.0, worth / mass.clamp(min=SMALLEST_MASS))
 
 
-def contrast(glances: Glances) -> tuple[Tensor, Tensor]:
-    """Var_u(Q_g) under the response's own shares at the old weights, and its mean over all orders of the group's
-    outcomes: scalars, means over layers and heads.
+def contrast(group: Tensor, outcomes: tuple[float | None, ...]) -> tuple[Tensor, Tensor]:
+    """For each response g: Var(Q_g) under its own shares at the old weights, and the mean of that over all orders of
+    the group's outcomes: [G] each, means over layers and heads. 0 for a response without a verdict, and for groups with
+    fewer than three. `group` [G, ..., N] as in `Glances`.
 
     Quotients of their sums near 1 say that right and wrong responses look at the same keys, so that there is nothing
-    to learn from where they look. Exact, without drawing orders: Var is a quadratic form Σ A_i A_j B_ij in the
+    to learn from where they look. Exact, without drawing orders: Var(Q_g) is a quadratic form Σ A_i A_j B_ij in the
     outcomes, which sum to 0, so that its mean is (tr B - Σ_{i≠j} B_ij / (n - 1)) Σ A² / n.
     """
-    known = [j for j, outcome in enumerate(glances.outcomes) if outcome is not None]
-    if glances.index not in known or len(known) < 3:
-        return torch.zeros(()), torch.zeros(())
-    u_JN = shares(glances.group[known].double())
-    me = known.index(glances.index)
-    others = u_JN.clone()
-    others[me] = 0.0
-    mass = others.sum(0)
-    weights = torch.where(mass < SMALLEST_MASS, 0.0, others / mass.clamp(min=SMALLEST_MASS))
-    centred = weights - (u_JN[me] * weights).sum(-1, keepdim=True)
-    form = torch.einsum("i...n,j...n,...n->...ij", centred, centred, u_JN[me])
-    a_J = torch.tensor([glances.outcomes[j] for j in known], dtype=torch.float64, device=form.device)
-    variance = torch.einsum("...ij,i,j->...", form, a_J, a_J)
-    trace = form.diagonal(dim1=-2, dim2=-1).sum(-1)
+    found = torch.zeros(2, len(outcomes), dtype=torch.float64, device=group.device)
+    known = [j for j, outcome in enumerate(outcomes) if outcome is not None]
     n = len(known)
-    shuffled = a_J.square().mean() * (trace - (form.sum((-2, -1)) - trace) / (n - 1))
-    return variance.mean(), shuffled.mean()
+    if n < 3:
+        return found[0], found[1]
+    u = shares(group[known].double())
+    a = _column([outcome or 0.0 for outcome in outcomes], group.double())[known]
+    others = u.sum(0) - u  # what all but g looked at
+    looked = others >= SMALLEST_MASS
+    per_mass = torch.where(looked, 1 / others.clamp(min=SMALLEST_MASS), 0.0)
+    q = ((a * u).sum(0) - a * u) * per_mass
+    variance = (u * q.square()).sum(-1) - (u * q).sum(-1).square()
+    # B_ij = Cov(w_i, w_j) under u_g, where w_j = u_j / others_g for j ≠ g, which add up to 1 where anyone looked.
+    means = torch.einsum("g...k,j...k->gj...", u * per_mass, u).square()
+    means_of_others = means.sum(1) - means.diagonal(dim1=0, dim2=1).movedim(-1, 0)
+    trace = (u * per_mass.square() * (u.square().sum(0) - u.square())).sum(-1) - means_of_others
+    seen = (u * looked).sum(-1)
+    whole = seen - seen.square()
+    shuffled = a.square().mean() * (trace - (whole - trace) / (n - 1))
+    for row, values in enumerate((variance, shuffled)):
+        found[row, known] = values.flatten(1).mean(1) if values.ndim > 1 else values
+    return found[0], found[1]
 
 
 def _value(glances: Glances) -> Tensor:

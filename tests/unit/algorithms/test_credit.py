@@ -105,20 +105,43 @@ def test_the_contrast_is_that_over_all_orders(looks: list[list[float]], data: st
         u, q = group[index] / group[index].sum(), key_values(group, outcomes, index)
         return float((u * q.square()).sum() - (u * q).sum().square())
 
-    for glances in of_group(looks, centred):
-        found, shuffled = contrast(glances)
-        assert found.item() == pytest.approx(variance(tuple(centred), glances.index), abs=1e-9)
-        orders = [variance(order, glances.index) for order in permutations(centred)]
-        assert shuffled.item() == pytest.approx(sum(orders) / len(orders), abs=1e-9)
+    found, shuffled = contrast(group, tuple(centred))
+    for g in range(len(looks)):
+        assert found[g].item() == pytest.approx(variance(tuple(centred), g), abs=1e-9)
+        orders = [variance(order, g) for order in permutations(centred)]
+        assert shuffled[g].item() == pytest.approx(sum(orders) / len(orders), abs=1e-9)
+
+
+def test_a_key_that_only_one_looks_at_counts_as_in_the_values() -> None:
+    """There the others' weights do not add up to 1."""
+    group = torch.tensor([(0.5, 0.5, 0.0), (1.0, 0.0, 0.0), (0.8, 0.0, 0.2)], dtype=torch.float64)
+    found, shuffled = contrast(group, OUTCOMES)
+    for g in range(3):
+        orders = [
+            group[g] @ key_values(group, o, g) ** 2 - (group[g] @ key_values(group, o, g)) ** 2
+            for o in permutations(OUTCOMES)
+        ]
+        assert found[g].item() == pytest.approx(orders[0].item(), abs=1e-12)
+        assert shuffled[g].item() == pytest.approx(sum(orders).item() / 6, abs=1e-12)
+
+
+def test_layers_and_heads_are_averaged_and_who_has_no_verdict_is_left_out() -> None:
+    torch.manual_seed(0)
+    group = torch.rand(5, 2, 4, 6, dtype=torch.float64)
+    found, shuffled = contrast(group, (0.5, None, -0.5, 0.25, -0.25))
+    assert found[1] == shuffled[1] == 0
+    known = group[[0, 2, 3, 4]]
+    apart = [contrast(known[:, layer, head], (0.5, -0.5, 0.25, -0.25)) for layer in range(2) for head in range(4)]
+    for whole, parts in zip((found, shuffled), zip(*apart, strict=True), strict=True):
+        assert whole[[0, 2, 3, 4]].tolist() == pytest.approx((sum(parts) / 8).tolist())
+    assert contrast(group, (0.5, None, -0.5, None, None))[0].tolist() == [0.0] * 5
 
 
 def test_looks_that_differ_with_the_outcome_have_contrast() -> None:
-    here, there = (0.8, 0.1, 0.1), (0.1, 0.1, 0.8)
-    planted = of_group([here, here, here, there, there, there], [0.5, 0.5, 0.5, -0.5, -0.5, -0.5])
-    mixed = of_group([here, there, here, here, there, there], [0.5, 0.5, 0.5, -0.5, -0.5, -0.5])
+    here, there, outcomes = (0.8, 0.1, 0.1), (0.1, 0.1, 0.8), (0.5, 0.5, 0.5, -0.5, -0.5, -0.5)
 
-    def quotient(glances: tuple) -> float:
-        found = [contrast(one) for one in glances]
-        return float(sum(a for a, _ in found) / sum(b for _, b in found))
+    def quotient(*looks: tuple[float, ...]) -> float:
+        variance, shuffled = contrast(torch.tensor(looks, dtype=torch.float64), outcomes)
+        return float(variance.sum() / shuffled.sum())
 
-    assert quotient(planted) > 2 > 1 > quotient(mixed)
+    assert quotient(here, here, here, there, there, there) > 2 > 1 > quotient(here, there, here, here, there, there)
