@@ -14,7 +14,8 @@ class AlarmsConfig(Group):
     """Limits that tell a reward that is being gamed, or a policy that collapses, from learning; null: no such alarm."""
 
     consecutive: Positive
-    """Steps in a row beyond its limit after which an alarm rings; it rings once until a step is within the limit."""
+    """Steps in a row beyond its limit after which an alarm rings, or measurements of the gradient's share, one in
+    `algorithm.attention.gradient_share_every` steps. It rings once until a step is within the limit."""
     action: Literal["log", "stop"]
     """stop ends the rl stage with a checkpoint and exit code 1 while an alarm rings, `part_share` excepted; with
     `algorithm.max_staleness` at the next checkpoint or evaluation."""

@@ -206,6 +206,14 @@ class AlgorithmConfig(ResponseConfig):
                 f"algorithm.attention.objective.name={attention.objective.name}: a response is compared with what the "
                 "others of its group looked at, of which there must be two; set it to 3 or more"
             )
+        proximal = attention.compares_looks and attention.objective.trains_divergence
+        if proximal and attention.anchor == "old" and on_policy:
+            yield (
+                "algorithm.attention.objective.proximal with algorithm.updates_per_step=1, "
+                "algorithm.passes_per_step=1 and algorithm.attention.anchor=old holds nothing back: the divergence to "
+                "the old policy has zero gradient at the old policy; set algorithm.updates_per_step or passes_per_step "
+                "to 2 or more, the anchor to reference or ema, or proximal to 0"
+            )
         trains_rows = attention.weight > 0 and not attention.objective.reads_glances
         if trains_rows and attention.anchor == "old" and on_policy:
             yield (
@@ -260,7 +268,7 @@ class AlgorithmConfig(ResponseConfig):
         which = "max_gradient_share" if self.attention.target_gradient_share is None else "target_gradient_share"
         if share is not None and not (self.kl.coefficient > 0 and self.kl.place == "loss"):
             yield (
-                f"algorithm.attention.{which}={share:g} is a share of nothing with "
+                f"algorithm.attention.{which}={share:g} has no effect: there is no token gradient with "
                 "algorithm.policy_weight=0 and no KL in the loss; set it to null"
             )
 

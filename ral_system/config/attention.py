@@ -20,8 +20,9 @@ class AttentionConfig(Group):
     objective: AttentionObjectiveConfig
     """What trains attention."""
     advantages: Literal["own", "permuted", "absolute", "negative_absolute"]
-    """Controls of the attention objective alone. permuted: the advantages of a group change places, so that nothing is
-    learned from them. absolute, of RAL: an anchor for every response; negative_absolute: a repeller."""
+    """Controls, for the attention objective alone. permuted: the advantages of a group change places, and nothing can
+    be learned from them. absolute and negative_absolute (RAL only) take |A| and -|A|: every response is pulled towards
+    its anchor, or pushed away."""
     anchor: Literal["old", "reference", "ema"]
     """Which rows the policy's are compared with: its own at the rollout's weights (the paper), the frozen
     reference's, or those of a moving average of the trained weights."""
@@ -48,7 +49,7 @@ class AttentionConfig(Group):
     """Scale the term down, update by update, to this share of the same where it is larger; costs one more forward pass
     per update. null never."""
     target_gradient_share: Annotated[float, Field(gt=0, lt=1)] | None
-    """Scale the term up or down, update by update, to this share of the same, so that `weight` no longer matters; costs
+    """Scale the term up or down, update by update, to this share of the same; `weight` then does not matter. Costs
     one more forward pass per update. Where the term has no gradient, as RAL's in the first update on policy, nothing
     makes one; where only the token loss has none, the term is left out. null never."""
     record: Literal["dense", "top_k"]
@@ -68,6 +69,11 @@ class AttentionConfig(Group):
             reason, remedy = f"{path}.weight=0", "raise the weight"
             neutral: dict[str, Any] = {"anchor": "old", "advantages": "own", "max_gradient_share": None}
             yield from without_effect(self, path, reason, remedy, **neutral, target_gradient_share=None)
+            if self.objective.name != "ral":
+                yield (
+                    f"{path}.objective.name={self.objective.name} has no effect with {reason}; {remedy}, or choose "
+                    "algorithm=grpo"
+                )
         if self.max_gradient_share is not None and self.target_gradient_share is not None:
             yield (
                 f"{path}.max_gradient_share={self.max_gradient_share:g} has no effect with "
@@ -91,9 +97,12 @@ class AttentionConfig(Group):
                 "visual or prompt"
             )
         if self.rows == "instruction":
-            yield f"{path}.rows=instruction with {reason}: all responses have the same; set it to generated"
+            yield f"{path}.rows=instruction with {reason}: all responses have the same rows; set it to generated"
         if self.advantages not in ("own", "permuted"):
-            yield f"{path}.advantages={self.advantages} with {reason}: only RAL has that; set it to own or permuted"
+            yield (
+                f"{path}.advantages={self.advantages} with {reason}: only objective=ral supports it; set it to own or "
+                "permuted"
+            )
         if not self.objective.trains_divergence:
             yield from without_effect(
                 self, path, reason, "choose algorithm/attention/objective=ral", anchor="old", reduction="token_mean"

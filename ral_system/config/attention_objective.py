@@ -28,8 +28,8 @@ class RalObjectiveConfig(AttentionObjectiveGroup):
 
 
 class CreditObjectiveConfig(AttentionObjectiveGroup):
-    """Credit: each key is worth the mean advantage of the other responses' glances at it, and a response is to look
-    where the others' glances paid."""
+    """Credit: each key is worth the mean advantage of the other responses' glances at it, and each response is trained
+    to look where the others' glances paid."""
 
     reads_glances: ClassVar[bool] = True
     name: Literal["credit"]

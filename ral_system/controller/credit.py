@@ -7,29 +7,41 @@ from collections import defaultdict
 from collections.abc import Sequence
 
 from ral_system.algorithms.advantages import centred
-from ral_system.config.attention import AttentionConfig
-from ral_system.controller.judging import NO_VERDICT
+from ral_system.config.algorithm import AlgorithmConfig
+from ral_system.controller.judging import NO_VERDICT, was_cut
 from ral_system.types import Credit, Rollout
 
 
-def attention_credit(rollouts: Sequence[Rollout], settings: AttentionConfig, seed: int) -> dict[str, Credit]:
-    """Credit by completion id. With `advantages=permuted` a group's advantages and outcomes change places, in an order
-    that depends on `seed` and the prompt; absolute and negative_absolute are |A| and -|A| of RAL.
+def attention_credit(rollouts: Sequence[Rollout], algorithm: AlgorithmConfig, seed: int) -> dict[str, Credit]:
+    """Credit by completion id. A response counts if it has a verdict and is not masked as over-long.
+
+    `attention.advantages`: permuted lets the advantages and outcomes of a group's responses that count change places,
+    in an order that depends on `seed` and the prompt; absolute and negative_absolute are |A| and -|A| of RAL.
     """
+    kind = algorithm.attention.advantages
     groups: dict[str, list[Rollout]] = defaultdict(list)
     for rollout in rollouts:
         groups[rollout.prompt.id].append(rollout)
     found = {}
     for prompt, group in groups.items():
         group.sort(key=lambda rollout: rollout.completion.index)
+        judged = tuple(centred([r.reward.total if _counts(r, algorithm) else None for r in group]))
         order = list(range(len(group)))
-        if settings.advantages == "permuted":
-            random.Random(f"{seed}/{prompt}").shuffle(order)
-        rewards = centred([None if r.reward.status in NO_VERDICT else r.reward.total for r in group])
-        outcomes = tuple(rewards[i] for i in order)
+        if kind == "permuted":
+            places = [i for i in order if judged[i] is not None]
+            for place, source in zip(
+                places, random.Random(f"{seed}/{prompt}").sample(places, len(places)), strict=True
+            ):
+                order[place] = source
+        outcomes = tuple(judged[i] for i in order)
         for rollout, source in zip(group, order, strict=True):
             advantage = group[source].advantage
-            if settings.advantages in ("absolute", "negative_absolute"):
-                advantage = abs(advantage) * (1 if settings.advantages == "absolute" else -1)
-            found[rollout.completion.id] = Credit(advantage, outcomes)
+            if kind in ("absolute", "negative_absolute"):
+                advantage = abs(advantage) * (1 if kind == "absolute" else -1)
+            found[rollout.completion.id] = Credit(advantage, outcomes, judged)
     return found
+
+
+def _counts(rollout: Rollout, algorithm: AlgorithmConfig) -> bool:
+    masked = algorithm.overlong.handling == "mask" and was_cut(rollout.completion)
+    return not masked and rollout.reward.status not in NO_VERDICT

@@ -1,4 +1,4 @@
-"""Figures of a step's rollouts that tell a reward that is being gamed from learning. All are numbers, never NaN.
+"""Figures of a step's rollouts that distinguish a gamed reward from learning. All are numbers, never NaN.
 
 k is a part of the reward with weight w_k; r the total. Auxiliary parts are all but correctness; of them those with a
 positive weight are paid. Penalties are not: `overlong` and `kl` grow with length by construction. Groups are a prompt's
@@ -14,6 +14,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from statistics import pstdev
 
 from ral_system.algorithms.advantages import centred, differ
+from ral_system.controller.judging import was_cut
 from ral_system.types import RewardStatus, Rollout
 
 Group = Sequence[Rollout]
@@ -28,7 +29,8 @@ def health(rollouts: Sequence[Rollout], weights: Mapping[str, float]) -> dict[st
     """Metrics of one step, `health/…`. What needs a verdict, `aux_reward`, is left out of a step without any."""
     groups = judged_groups(rollouts)
     shares = part_shares(groups, weights)
-    correlations = {part: length_correlation(groups, part) for part in weights}
+    whole = [uncut for group in groups if len(uncut := [r for r in group if not was_cut(r.completion)]) > 1]
+    correlations = {part: length_correlation(whole, part) for part in weights}  # a cut response lacks its answer
     paid = paid_parts(weights)
     figures = {
         **{f"health/part_share/{part}": share for part, share in shares.items()},

@@ -115,7 +115,7 @@ class TrainingLoop:
             with self._timer.phase("reward"):
                 verdicts = dict(self._roles.rewarder.collect())
         rollouts = judge(algorithm, self._rewards, batch.groups, verdicts, looks, kl)
-        credit = attention_credit(rollouts, algorithm.attention, self._config.seed)
+        credit = attention_credit(rollouts, algorithm, self._config.seed)
         plan = plan.with_advantages({rollout.completion.id: rollout.advantage for rollout in rollouts}, credit)
         with self._timer.phase("update"):
             updates = [

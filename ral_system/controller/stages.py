@@ -18,7 +18,7 @@ from ral_system.controller.judging import NO_VERDICT, missing_verdicts
 from ral_system.controller.loop import TrainingLoop
 from ral_system.controller.pipeline import PipelinedLoop
 from ral_system.controller.residency import Residency
-from ral_system.controller.totals import add_to_totals, mean_contrast
+from ral_system.controller.totals import add_to_totals, mean_contrast, said_of_contrast
 from ral_system.data.prompts import Prompts
 from ral_system.errors import AlarmError, ConfigError
 from ral_system.evaluation.greedy import Evaluation, evaluate
@@ -249,8 +249,8 @@ def _train(
             step += 1
             result = loop.step(until_pause=_steps_until_pause(step, config))
             metrics = result.metrics
-            for alarm in alarms.check(result.rollouts, metrics):
-                progress.say(alarm)
+            for line in (*alarms.check(result.rollouts, metrics), *(said_of_contrast(metrics) if step == 1 else ())):
+                progress.say(line)
             stops = alarms.stopping() if _may_stop(step, config) else None
             if (missing := missing_verdicts(result.rollouts)) is not None:
                 progress.warn(missing)
@@ -282,8 +282,9 @@ def _train(
                 raise AlarmError(f"{stops}; step {step} is saved")
         after = _evaluate_and_look(context, step, "after_rl")
         context.metrics.write("rl", step, after | context.timer.drain())
-        if (contrast := mean_contrast(totals)) is not None:
-            progress.say(f"contrast of where right and wrong responses look: {contrast:.2f} (1: they look alike)")
+        contrast = mean_contrast(totals)
+        for line in said_of_contrast({"attention/contrast": contrast}):
+            progress.say(line)
     return {
         "steps": step,
         "held_out_questions": after["eval/questions"],

@@ -24,3 +24,11 @@ def mean_contrast(totals: Mapping[str, float]) -> float | None:
     """Mean of `attention/contrast` over the steps that have it; None without one."""
     steps = totals.get("contrast_steps", 0.0)
     return totals["contrast_sum"] / steps if steps else None
+
+
+def said_of_contrast(metrics: Mapping[str, float | None]) -> list[str]:
+    """A line on `attention/contrast`; none where it is not known."""
+    contrast = metrics.get("attention/contrast")
+    if contrast is None:
+        return []
+    return [f"contrast of where right and wrong responses look: {contrast:.2f} (near 1 they look alike)"]

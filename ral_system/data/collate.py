@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
-from typing import Any, get_args
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,6 +21,28 @@ from ral_system.errors import DataError
 from ral_system.families.family import Encoded, Family, Features, Occurrences
 from ral_system.media.store import MediaStore
 from ral_system.types import Layout, Media, MicroBatch, Sample
+
+PositionsOfGroups = tuple[tuple[Tensor, ...], ...]
+"""For every group, int64 [R_b] of each response."""
+
+
+class RowPositions:
+    """Positions by kind of rows, found when they are asked for: a pass reads one kind, and the text of answers is slow
+    to search.
+    """
+
+    def __init__(self, find: Callable[[Rows], PositionsOfGroups], device: torch.device | str = "cpu") -> None:
+        self._find, self._device = find, device
+        self._found: dict[Rows, PositionsOfGroups] = {}
+
+    def __getitem__(self, kind: Rows) -> PositionsOfGroups:
+        if kind not in self._found:
+            self._found[kind] = _to(self._find(kind), self._device)
+        return self._found[kind]
+
+    def to(self, device: torch.device | str) -> RowPositions:
+        """Positions on another device."""
+        return RowPositions(self._find, device)
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,9 +69,8 @@ class TensorBatch:
     """float32 [B]"""
     keys: KeyProvenance
     """[T]"""
-    rows: Mapping[Rows, tuple[tuple[Tensor, ...], ...]]
-    """For every kind of rows and group, int64 [R_b] of each response: positions in the group that attention can be read
-    from."""
+    rows: RowPositions
+    """Positions in the group that attention can be read from."""
 
     encoded: Encoded | None = None
     """What the vision encoder saw in the distinct media, where that is known already; `features` are then empty."""
@@ -111,13 +132,12 @@ class Collator:
             response_mask=torch.arange(response_ids_BR.shape[1])[None] < response_lengths_B[:, None],
             advantages=torch.tensor([s.advantage for s in samples], dtype=torch.float32),
             keys=concatenate(keys),
-            rows={
-                kind: tuple(
+            rows=RowPositions(
+                lambda kind: tuple(
                     tuple(packed.rows(b, self.rows(kind, s)) for b, s in enumerate(group))
                     for packed, group in zip(packing.groups, groups, strict=True)
                 )
-                for kind in get_args(Rows)
-            },
+            ),
             encoded=None if encoded is None else _by_kind(unique, encoded),
         )
 
@@ -148,7 +168,7 @@ def _by_kind(media: Sequence[Media], encoded: Mapping[Media, Any]) -> Encoded:
 
 
 def _to(value: Any, device: torch.device | str) -> Any:
-    if isinstance(value, Tensor | KeyProvenance):
+    if isinstance(value, Tensor | KeyProvenance | RowPositions):
         return value.to(device)
     if isinstance(value, dict):
         return {name: _to(v, device) for name, v in value.items()}

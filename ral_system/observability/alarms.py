@@ -19,13 +19,15 @@ class Alarm:
     """It rings below its limit, and not above."""
     stops: bool = True
     """Whether `alarms.action=stop` heeds it."""
+    counts: str = "step"
+    """What `alarms.consecutive` counts."""
 
     def says(self, value: float, limit: float, steps: int) -> str:
         """One line: name, value, limit and remedy."""
         side = "below" if self.below else "above"
         return (
             f"alarm {self.name}: {self.what} is {value:.3g}, {side} alarms.{self.name}={limit:g} "
-            f"for {steps} step{'s' * (steps != 1)}; {self.remedy}"
+            f"for {steps} {self.counts}{'s' * (steps != 1)}; {self.remedy}"
         )
 
 
@@ -107,13 +109,14 @@ ALARMS = (
         "health/attention_gradient_share",
         "the attention term's share of the gradient",
         "lower algorithm.attention.weight, or set algorithm.attention.max_gradient_share",
+        counts="measurement",
     ),
     Alarm(
         "contrast",
         "health/contrast",
         "the contrast of where right and wrong responses look",
-        "they look at the same places, and an objective that compares looks has nothing to learn from; set "
-        "algorithm.attention.weight=0, or try other rows, layers or keys",
+        "they look at the same places, and an objective that compares looks has nothing to learn from; choose "
+        "algorithm=grpo, or try other rows, layers or keys",
         below=True,
     ),
 )

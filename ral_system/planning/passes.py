@@ -138,8 +138,9 @@ class OutlinedPolicy:
             width = self._policy.vocabulary if top is None else top + 1
             ids = None if top is None else np.zeros((responded, top), np.int32)
             taught = TokenRecord(np.zeros((responded, width), np.float32), ids)
-        shared = sum(self.family.layout(medium).tokens for medium in sample.prompt.media)
-        looks = np.zeros((layers, *heads, shared), np.float32)
+        of_media = sum(self.family.layout(medium).tokens for medium in sample.prompt.media)
+        shared = len(sample.prompt.token_ids) if settings.glance_keys == "prompt" else of_media
+        looks = np.zeros((layers, *heads, shared) if settings.compares_looks else (1, shared), np.float32)
         group = np.broadcast_to(looks, (self._config.algorithm.completions_per_prompt, *looks.shape))
         return SampleScores(np.zeros(responded, np.float32), (record,) * layers, tokens=taught, group_glances=group)
 

@@ -50,7 +50,7 @@ def _rewarded(run: RunData) -> list[Chart]:
         for prefix in ("health/part_share/", "health/length_corr/")
     )
     return [
-        _rl(run, "part-share", "Who decides the advantage",
+        _rl(run, "part-share", "Spread of rewards by part",
             "Share of every part in the spread of rewards, mean over groups.", shares, unit="percent"),
         _rl(run, "aux-only", "Groups without right and wrong",
             "Share of groups that differ in auxiliary parts alone.",

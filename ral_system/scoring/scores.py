@@ -57,7 +57,9 @@ def to_scores(
     for i, group in enumerate(groups):
         if read is not None:
             for rows, of_rows, part in _parts(output.attention[read][i], keys[i], group):
-                watch = Watch(of_rows, shared_keys(attention.glance_keys, of_rows) if glances else None)
+                watched = glances and attention.rows != "instruction"  # whose rows are the same for all responses
+                shared = shared_keys(attention.glance_keys, of_rows) if watched else None
+                watch = Watch(of_rows, shared, whole=attention.compares_looks)
                 records = _read_rows(rows, watch, part, attention, version)
                 found = zip(part, records, watch.statistics(rows.counts), watch.glances(len(part)), strict=True)
                 for sample, of_sample, statistics, looks in found:
@@ -192,10 +194,12 @@ def _parts(rows: GroupAttention, keys: Any, group: MicroBatch) -> Iterator[tuple
 
 
 class Watch:
-    """What the rows of a group look at: statistics of the last layer's, and glances of every layer's."""
+    """What the rows of a group look at: statistics of the last layer's, and glances of the same, or, `whole`, of every
+    layer's and head's, as objectives compare them.
+    """
 
-    def __init__(self, keys: KeyProvenance, shared_N: Tensor | None) -> None:
-        self._keys, self._shared = keys, shared_N
+    def __init__(self, keys: KeyProvenance, shared_N: Tensor | None, *, whole: bool) -> None:
+        self._keys, self._shared, self._whole = keys, shared_N, whole
         self._statistics: list[dict[str, Tensor]] = []
         self._glances: list[Tensor] = []
 
@@ -205,9 +209,9 @@ class Watch:
         for block in rows.policies(layer):
             if last:
                 self._statistics.append(row_statistics(mean_over_heads(block), self._keys))
-            if self._shared is not None:
-                end = at + block.shape[-2]
-                part = rows.belongs[:, at:end].to(block.dtype) @ block[..., self._shared]
+            if self._shared is not None and (last or self._whole):
+                end, of_heads = at + block.shape[-2], block if self._whole else mean_over_heads(block)
+                part = rows.belongs[:, at:end].to(block.dtype) @ of_heads[..., self._shared]
                 found, at = part if found is None else found + part, end
             yield block
         if found is not None:
@@ -215,7 +219,7 @@ class Watch:
 
     def wants(self, layer: int, rows: GroupAttention) -> bool:
         """Whether there is something to see in a layer."""
-        return self._shared is not None or layer == len(rows.layers) - 1
+        return (self._shared is not None and self._whole) or layer == len(rows.layers) - 1
 
     def statistics(self, counts: Sequence[int]) -> list[dict[str, np.ndarray]]:
         """One figure per row, for each response."""

@@ -9,6 +9,10 @@ from torch import Tensor
 
 from ral_system.training.objective import Objective
 
+NOISE = 1e-4
+"""A term whose gradient is smaller than this, relative to the token loss's, counts as without one: what differs in
+passes that should be the same, in bfloat16 or in sums without a fixed order, is not to be scaled up."""
+
 
 def squared_norms(objective: Objective, probed: Sequence[tuple[Tensor, Tensor]]) -> Tensor:
     """Squared gradient norms of the token loss and the attention term at the rows' queries: float64 [2].
@@ -36,12 +40,18 @@ def cap(squared: Tensor, limit: float) -> float:
     """The factor in [0, 1] that brings the attention term's share down to `limit`; 1 where it is not larger, 0 where
     the token loss has no gradient at all.
     """
-    return min(1.0, hold(squared, limit))
+    token, attention = squared.sqrt().tolist()
+    return min(1.0, limit / (1 - limit) * token / attention) if attention > 0 else 1.0
 
 
 def hold(squared: Tensor, target: float) -> float:
-    """The factor that brings the attention term's share to `target`; 1 where the term has no gradient, 0 where only
-    the token loss has none.
+    """The factor that brings the attention term's share to `target`; 1 where the term has no gradient but rounding
+    errors, 0 where only the token loss has none.
     """
     token, attention = squared.sqrt().tolist()
-    return target / (1 - target) * token / attention if attention > 0 else 1.0
+    return target / (1 - target) * token / attention if attention > NOISE * token else 1.0
+
+
+def scaled(squared: Tensor, factor: float) -> Tensor:
+    """The norms with the attention term multiplied by `factor`."""
+    return squared * torch.tensor([1.0, factor**2], dtype=squared.dtype)

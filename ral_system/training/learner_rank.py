@@ -30,7 +30,7 @@ from ral_system.scoring.scores import join_versions, kl_sums, merge_teachers, to
 from ral_system.training.average import WeightAverage
 from ral_system.training.build import build_engine, choose_trained, loading
 from ral_system.training.frozen_vision import FrozenVision
-from ral_system.training.gradient_share import cap, hold, share, squared_norms
+from ral_system.training.gradient_share import cap, hold, scaled, share, squared_norms
 from ral_system.training.group_glances import with_group_glances
 from ral_system.training.log_prob_gate import check_all_log_probs, log_prob_gaps, quantile
 from ral_system.training.looks import looks
@@ -388,9 +388,10 @@ class LearnerRank:
             batch, output = self._forward(shard, samples, [read], tokens)
             if samples:
                 squared += squared_norms(objective(output, output.attention[read], batch, samples), output.probed)
-        squared = self._engine.sum_over_ranks(squared).cpu()
-        metrics = {"attention/gradient_share": share(squared), "attention/gradient_share_max": share(squared)}
-        if limit is None:
-            return 1.0, metrics
-        factor = cap(squared, limit) if settings.target_gradient_share is None else hold(squared, limit)
-        return factor, metrics | {"attention/gradient_factor": factor}
+        squared, factor = self._engine.sum_over_ranks(squared).cpu(), 1.0
+        if limit is not None:
+            factor = cap(squared, limit) if settings.target_gradient_share is None else hold(squared, limit)
+        held = share(scaled(squared, factor))
+        metrics = {"attention/gradient_share": held, "attention/gradient_share_max": held}
+        factors = {"attention/gradient_factor": factor, "attention/gradient_factor_max": factor}
+        return factor, metrics if limit is None else metrics | factors

@@ -192,10 +192,10 @@ def statistics_by_sign(samples: MicroBatch, behaviour: Scores) -> dict[str, tupl
 
 
 def contrast_of(samples: MicroBatch, behaviour: Scores) -> tuple[Tensor, Tensor]:
-    """Sums over responses of how much the values of what they look at vary, and of the same with shuffled outcomes."""
+    """Sums over responses of how much the worth of what they look at varies, and of the same with shuffled outcomes."""
     variance = shuffled = torch.zeros(())
     for group in groups_of(samples):
-        if old := old_glances(group, behaviour):
+        if old := [glances for glances in old_glances(group, behaviour, judged=True) if glances is not None]:
             of_responses, of_orders = contrast(old[0].group, old[0].outcomes)
             own = [glances.index for glances in old]
             variance, shuffled = variance + of_responses[own].sum(), shuffled + of_orders[own].sum()

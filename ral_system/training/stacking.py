@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import islice
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from ral_system.algorithms.attention_objectives.inputs import Glances
+from ral_system.algorithms.attention_objectives.inputs import Glances, shares
 from ral_system.algorithms.token_read import TokenValues
 from ral_system.attention.group import GroupAttention
 from ral_system.attention.selection import shared_keys
@@ -84,19 +85,27 @@ def stack_glances(
     found: list[Tensor] = []
     for group, keys in zip(attention, batch.keys.split(batch.packing.lengths), strict=True):
         found += group.glances(shared_keys(settings.glance_keys, keys)).unbind(-2)
-    return tuple(
-        Glances(own, old.group.to(own), old.outcomes, old.index)
-        for own, old in zip(found, old_glances(samples, behaviour), strict=True)
-    )
+    old = old_glances(samples, behaviour)
+    if missing := [s.id for s, glances in zip(samples, old, strict=True) if glances is None]:
+        raise ValueError(f"sample {missing[0]}: nothing is known of where its group looks")
+    return tuple(replace(glances, own=own) for own, glances in zip(found, old, strict=True) if glances is not None)
 
 
-def old_glances(samples: MicroBatch, behaviour: Scores) -> list[Glances]:
-    """The glances of samples at the rollout's weights, on the host; none for samples whose group's are not known."""
-    found = []
+def old_glances(samples: MicroBatch, behaviour: Scores, *, judged: bool = False) -> list[Glances | None]:
+    """The glances of each sample at the rollout's weights, on the host; None where the group's are not known.
+
+    With the outcomes that the objective takes, or, `judged`, with those that rewards gave, whatever a control did.
+    """
+    found: list[Glances | None] = []
+    by_prompt: dict[str, Tensor] = {}
     for sample in samples:
         group = behaviour[sample.id].group_glances
-        if group is not None:
-            sums = torch.from_numpy(group)
-            outcomes = (0.0,) * len(group) if sample.credit is None else sample.credit.outcomes
-            found.append(Glances(sums[sample.index], sums, outcomes, sample.index))
+        if group is None:
+            found.append(None)
+            continue
+        if sample.prompt.id not in by_prompt:
+            by_prompt[sample.prompt.id] = shares(torch.from_numpy(group).double())
+        known, credit = by_prompt[sample.prompt.id], sample.credit
+        outcomes = (0.0,) * len(group) if credit is None else credit.judged if judged else credit.outcomes
+        found.append(Glances(known[sample.index], known, outcomes, sample.index))
     return found

@@ -16,13 +16,16 @@ class Credit:
     """What a response is worth to the attention objective.
 
     Example: the second of three, of which only the first was right:
-    `Credit(advantage=-0.71, outcomes=(0.67, -0.33, -0.33))`
+    `Credit(advantage=-0.71, outcomes=(0.67, -0.33, -0.33), judged=(0.67, -0.33, -0.33))`
     """
 
     advantage: float
     """What RAL weighs its rows with."""
     outcomes: tuple[float | None, ...]
-    """Reward minus the mean of the group's, for every response of the group; None without a verdict."""
+    """Reward minus the mean of the group's, for every response of the group, as the objective takes it; None for one
+    that does not count."""
+    judged: tuple[float | None, ...]
+    """Outcomes before a control changed them."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -268,7 +268,7 @@ def task(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path, media: Any,
             with torch.no_grad():
                 log_probs = policy(collate((sample,))).log_probs[0].tolist()
             advantage = (1.0, -0.7, 0.4, -1.3)[(i + 2 * n) % 4]
-            credit = Credit(advantage, (0.5, -0.5))
+            credit = Credit(advantage, (0.5, -0.5), (0.5, -0.5))
             sample = replace(sample, index=n, credit=credit)
             samples.append(replace(sample, rollout_log_probs=tuple(log_probs), advantage=advantage))
     (folder / "config.json").write_text(config.model_dump_json())

@@ -5,21 +5,25 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ral_system.algorithms.attention_objectives.inputs import SMALLEST_MASS, AttentionInputs, Glances, shares
+from ral_system.algorithms.attention_objectives.inputs import SMALLEST_MASS, AttentionInputs, Glances
 from ral_system.algorithms.reduction import reduce_rows
 from ral_system.config.attention_objective import CreditObjectiveConfig
+
+_ROUNDING = 1e-9
+"""A variance below it, relative to that of the outcomes, is a rounding error."""
 
 
 def credit(inputs: AttentionInputs, settings: CreditObjectiveConfig) -> Tensor:
     """L = -mean_g Σ_k u_g(k) Q_g(k) + proximal · E_t[ D(p_t ‖ anchor_t) ], to be minimised.
 
-    u_g is how response g shares its look at the keys out (`Glances.shares`), Q_g(k) their value to the others of its
-    group (`key_values`), and the second term, whatever the advantages, holds every row near the anchor: the first is
-    linear and has no optimum of its own. It is the policy gradient of a glance, with the group as its baseline, in
-    expectation over glances. The gradient at the old policy is not 0, and every sequence has one, also one whose own
-    advantage is 0.
+    u_g(k) is the share of key k in what response g looks at (`Glances.shares`), Q_g(k) what that key was worth to the
+    others of its group (`key_values`). The second term holds every row near the anchor, whatever the advantages: the
+    first is linear and has no optimum of its own. It is the policy gradient of a glance, with the group as its
+    baseline, in expectation over glances. Its gradient at the old policy is not 0, and every sequence has one, also one
+    whose own advantage is 0.
 
-    Exactly 0 for a group whose rewards are all alike, or with fewer than two verdicts, and for a prompt without keys.
+    The first term is exactly 0 for a group whose rewards are all alike, or with fewer than two verdicts, and for a
+    prompt without keys.
     """
     value = sum((_value(glances) for glances in inputs.glances), torch.zeros(()))
     loss = -value / inputs.update_sequences
@@ -37,11 +41,11 @@ def credit(inputs: AttentionInputs, settings: CreditObjectiveConfig) -> Tensor:
 def key_values(group: Tensor, outcomes: tuple[float | None, ...], index: int) -> Tensor:
     """Q_g(k) = Σ_j A_j u_j(k) / Σ_j u_j(k) over the group's responses j ≠ g with a verdict: [..., N], for g = `index`.
 
-    `group` [G, ..., N] as in `Glances`. It lies between the least and the largest A_j; 0 for a key that the others do
+    `group` [G, ..., N] as in `Glances`. Q lies between the least and the largest A_j; 0 for a key that the others do
     not look at.
     """
     counts = [outcome is not None and j != index for j, outcome in enumerate(outcomes)]
-    seen = shares(group) * _column(counts, group)
+    seen = group * _column(counts, group)
     mass = seen.sum(0)
     worth = (seen * _column([outcome or 0.0 for outcome in outcomes], group)).sum(0)
     return torch.where(mass < SMALLEST_MASS, 0.0, worth / mass.clamp(min=SMALLEST_MASS))
@@ -49,20 +53,20 @@ def key_values(group: Tensor, outcomes: tuple[float | None, ...], index: int) ->
 
 def contrast(group: Tensor, outcomes: tuple[float | None, ...]) -> tuple[Tensor, Tensor]:
     """For each response g: Var(Q_g) under its own shares at the old weights, and the mean of that over all orders of
-    the group's outcomes: [G] each, means over layers and heads. 0 for a response without a verdict, and for groups with
-    fewer than three. `group` [G, ..., N] as in `Glances`.
+    the group's outcomes: [G] each, means over layers and heads. Both are 0 for a response without a verdict, for a
+    group with fewer than three, and where everyone looks at the same keys. `group` [G, ..., N] as in `Glances`.
 
-    Quotients of their sums near 1 say that right and wrong responses look at the same keys, so that there is nothing
-    to learn from where they look. Exact, without drawing orders: Var(Q_g) is a quadratic form Σ A_i A_j B_ij in the
-    outcomes, which sum to 0, so that its mean is (tr B - Σ_{i≠j} B_ij / (n - 1)) Σ A² / n.
+    A quotient of their sums near 1 says that right and wrong responses look at the same keys: there is nothing to learn
+    from where they look. It is exact, without drawing orders. Var(Q_g) is a quadratic form Σ A_i A_j B_ij in the
+    outcomes, which sum to 0; its mean is therefore (tr B - Σ_{i≠j} B_ij / (n - 1)) Σ A² / n.
     """
     found = torch.zeros(2, len(outcomes), dtype=torch.float64, device=group.device)
     known = [j for j, outcome in enumerate(outcomes) if outcome is not None]
     n = len(known)
     if n < 3:
         return found[0], found[1]
-    u = shares(group[known].double())
-    a = _column([outcome or 0.0 for outcome in outcomes], group.double())[known]
+    u = group[known]
+    a = _column([outcome or 0.0 for outcome in outcomes], group)[known]
     others = u.sum(0) - u  # what all but g looked at
     looked = others >= SMALLEST_MASS
     per_mass = torch.where(looked, 1 / others.clamp(min=SMALLEST_MASS), 0.0)
@@ -75,13 +79,15 @@ def contrast(group: Tensor, outcomes: tuple[float | None, ...]) -> tuple[Tensor,
     seen = (u * looked).sum(-1)
     whole = seen - seen.square()
     shuffled = a.square().mean() * (trace - (whole - trace) / (n - 1))
+    alike = shuffled <= _ROUNDING * a.square().mean()
+    variance, shuffled = variance.masked_fill(alike, 0.0), shuffled.masked_fill(alike, 0.0)
     for row, values in enumerate((variance, shuffled)):
         found[row, known] = values.flatten(1).mean(1) if values.ndim > 1 else values
     return found[0], found[1]
 
 
 def _value(glances: Glances) -> Tensor:
-    values = key_values(glances.group, glances.outcomes, glances.index)
+    values = key_values(glances.group, glances.outcomes, glances.index).to(glances.own)
     return (glances.shares * values).sum(-1).mean()
 
 

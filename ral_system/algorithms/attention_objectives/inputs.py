@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from ral_system.config.choices import Reduction
@@ -14,20 +15,24 @@ SMALLEST_MASS = 1e-8
 
 @dataclass(frozen=True, slots=True)
 class Glances:
-    """Where one response looks, and what its group looked at and was worth. Leading dimensions: layers, and heads."""
+    """Where one response looks, and what its group looked at and was worth. Leading dimensions: layers, and heads.
+
+    A glance is attention on one of the keys that the whole group has.
+    """
 
     own: Tensor
-    """[..., N], how much its rows look at each key, summed over rows; differentiable."""
+    """[..., N], the attention on each key, summed over the response's rows; differentiable."""
     group: Tensor
-    """[G, ..., N], the same of every response of the group at the weights that made them; constant."""
+    """float64 [G, ..., N], the shares of every response of the group at the weights that made it (the last of several);
+    constant, on the host."""
     outcomes: tuple[float | None, ...]
-    """Reward minus the mean of the group's rewards, response by response; None without a verdict."""
+    """Reward minus the mean of the group's rewards, response by response; None for one that does not count."""
     index: int
     """Which of the group's responses it is."""
 
     @property
     def shares(self) -> Tensor:
-        """[..., N], of `own`: how a look at these keys is shared out among them. 0 for a response that never looks."""
+        """[..., N], each key's share of `own`."""
         return shares(self.own)
 
 
@@ -49,6 +54,6 @@ class AttentionInputs:
 
 
 def shares(sums: Tensor) -> Tensor:
-    """Divide by the sum over the last axis; 0 where that is almost 0."""
+    """Divide by the sum over the last axis; exactly 0, with a gradient of 0, where that is almost 0."""
     mass = sums.sum(-1, keepdim=True)
-    return sums / mass.clamp(min=SMALLEST_MASS)
+    return torch.where(mass < SMALLEST_MASS, 0.0, sums / mass.clamp(min=SMALLEST_MASS))

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ral_system.algorithms.attention_objectives.inputs import AttentionInputs, Glances
+from ral_system.algorithms.attention_objectives.inputs import AttentionInputs, Glances, shares
 
 LOOKS = ((0.6, 0.3, 0.1), (0.2, 0.3, 0.5), (0.5, 0.3, 0.2))
 OUTCOMES = (0.5, -0.5, 0.0)
@@ -15,9 +15,9 @@ def of_group(
     looks: Sequence[Sequence[float]], outcomes: Sequence[float | None], own: Sequence[Tensor] | None = None
 ) -> tuple[Glances, ...]:
     """One layer's glances of every response; they look as they did, unless `own` says how they look now."""
-    group = torch.tensor(looks, dtype=torch.float64)[:, None]
-    mine = list(group) if own is None else [u[None] for u in own]
-    return tuple(Glances(u, group, tuple(outcomes), i) for i, u in enumerate(mine))
+    sums = torch.tensor(looks, dtype=torch.float64)[:, None]
+    mine = list(sums) if own is None else [u[None] for u in own]
+    return tuple(Glances(u, shares(sums), tuple(outcomes), i) for i, u in enumerate(mine))
 
 
 def inputs_of(glances: Sequence[Glances], divergences: Tensor | None = None) -> AttentionInputs:

@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ral_system.algorithms.attention_objectives.credit import contrast, credit, key_values
+from ral_system.algorithms.attention_objectives.inputs import shares
 from ral_system.config.attention_objective import CreditObjectiveConfig
 from tests.unit.algorithms.glances import LOOKS, OUTCOMES, inputs_of, logits_of, of_group, slopes
 
@@ -99,7 +100,7 @@ def test_the_rows_are_held_near_their_anchor_whatever_the_outcomes() -> None:
 def test_the_contrast_is_that_over_all_orders(looks: list[list[float]], data: st.DataObject) -> None:
     rewards = data.draw(st.lists(st.sampled_from([0.0, 1.0, 0.3]), min_size=len(looks), max_size=len(looks)))
     centred = [r - sum(rewards) / len(rewards) for r in rewards]
-    group = torch.tensor(looks, dtype=torch.float64)
+    group = shares(torch.tensor(looks, dtype=torch.float64))
 
     def variance(outcomes: tuple[float, ...], index: int) -> float:
         u, q = group[index] / group[index].sum(), key_values(group, outcomes, index)
@@ -127,7 +128,7 @@ def test_a_key_that_only_one_looks_at_counts_as_in_the_values() -> None:
 
 def test_layers_and_heads_are_averaged_and_who_has_no_verdict_is_left_out() -> None:
     torch.manual_seed(0)
-    group = torch.rand(5, 2, 4, 6, dtype=torch.float64)
+    group = shares(torch.rand(5, 2, 4, 6, dtype=torch.float64))
     found, shuffled = contrast(group, (0.5, None, -0.5, 0.25, -0.25))
     assert found[1] == shuffled[1] == 0
     known = group[[0, 2, 3, 4]]
@@ -145,3 +146,16 @@ def test_looks_that_differ_with_the_outcome_have_contrast() -> None:
         return float(variance.sum() / shuffled.sum())
 
     assert quotient(here, here, here, there, there, there) > 2 > 1 > quotient(here, there, here, here, there, there)
+
+
+def test_everyone_looking_alike_has_no_contrast_not_one_of_rounding_errors() -> None:
+    group = shares(torch.rand(1, 1, 50, dtype=torch.float64).expand(8, 1, 50))
+    variance, shuffled = contrast(group, (0.5, -0.5) * 4)
+    assert variance.tolist() == shuffled.tolist() == [0.0] * 8
+
+
+def test_almost_no_attention_is_no_share_and_has_no_slope() -> None:
+    sums = torch.tensor([3e-9, 1e-9], dtype=torch.float64, requires_grad=True)
+    found = shares(sums)
+    (slope,) = torch.autograd.grad(found[0], sums)
+    assert found.tolist() == slope.tolist() == [0.0, 0.0]

@@ -179,6 +179,22 @@ ALGORITHMS: dict[str, tuple[dict[str, Any], list[str]]] = {
         },
         ["algorithm.attention.anchor=reference", "name=group_anchor", "set anchor to old"],
     ),
+    "an objective without a term": (
+        {
+            "algorithm.attention.objective": CREDIT,
+            "algorithm.attention.keys": "visual",
+            "algorithm.attention.weight": 0.0,
+        },
+        ["algorithm.attention.objective.name=credit", "algorithm.attention.weight=0", "or choose algorithm=grpo"],
+    ),
+    "nothing to hold back in the only update": (
+        {
+            "algorithm.attention.objective": CREDIT,
+            "algorithm.attention.keys": "visual",
+            "algorithm.updates_per_step": 1,
+        },
+        ["algorithm.attention.objective.proximal", "holds nothing back", "or proximal to 0"],
+    ),
     "a repeller without an optimum": (
         {
             "algorithm.attention.objective": {"name": "group_anchor", "repel": 1.0},

@@ -20,7 +20,7 @@ def rollouts(*rewards: float | None, prompt: str = "a") -> list[Rollout]:
 
 def test_outcomes_are_rewards_minus_their_mean_and_not_normalised(make_config) -> None:
     group = rollouts(1.0, 0.0, None, 0.5)
-    found = attention_credit([*reversed(group), *rollouts(1.0, 1.0, prompt="b")], make_config().algorithm.attention, 0)
+    found = attention_credit([*reversed(group), *rollouts(1.0, 1.0, prompt="b")], make_config().algorithm, 0)
     assert {id: credit.advantage for id, credit in found.items() if id.startswith("a")} == {
         r.completion.id: r.advantage for r in group
     }
@@ -29,7 +29,7 @@ def test_outcomes_are_rewards_minus_their_mean_and_not_normalised(make_config) -
 
 
 def test_permuted_advantages_are_the_groups_own_in_another_order(make_config) -> None:
-    settings = make_config("algorithm.attention.advantages=permuted").algorithm.attention
+    settings = make_config("algorithm.attention.advantages=permuted").algorithm
     group = rollouts(1.0, 0.0, None, 0.5, 0.25, 0.75)
     orders = []
     for seed in range(4):
@@ -37,7 +37,9 @@ def test_permuted_advantages_are_the_groups_own_in_another_order(make_config) ->
         assert found == attention_credit(list(reversed(group)), settings, seed)
         advantages = [found[r.completion.id].advantage for r in group]
         assert sorted(advantages) == [r.advantage for r in group]
-        plain = attention_credit(group, make_config().algorithm.attention, seed)["a#0"].outcomes
+        plain = attention_credit(group, make_config().algorithm, seed)["a#0"].outcomes
+        assert found["a#0"].judged == plain
+        assert (found["a#0"].outcomes[2], advantages[2]) == (None, group[2].advantage)  # who does not count stays
         moved = [found["a#0"].outcomes.index(outcome) for outcome in plain]
         assert [advantages[to] for to in moved] == [r.advantage for r in group]  # both in the same order
         orders.append(tuple(advantages))
@@ -48,6 +50,14 @@ def test_permuted_advantages_are_the_groups_own_in_another_order(make_config) ->
 
 @pytest.mark.parametrize(("kind", "expected"), [("absolute", [10, 0, 10]), ("negative_absolute", [-10, 0, -10])])
 def test_an_anchor_or_a_repeller_for_everyone(make_config, kind: str, expected: list[float]) -> None:
-    settings = make_config(f"algorithm.attention.advantages={kind}").algorithm.attention
+    settings = make_config(f"algorithm.attention.advantages={kind}").algorithm
     found = attention_credit(rollouts(1.0, 0.0, 0.5), settings, 0)
     assert [credit.advantage for credit in found.values()] == expected
+
+
+def test_over_long_responses_that_are_masked_do_not_count(make_config) -> None:
+    group = rollouts(1.0, 0.0, 0.5)
+    group[0] = replace(group[0], completion=replace(group[0].completion, finish_reason=FinishReason.LENGTH))
+    for handling, expected in (("mask", (None, -0.25, 0.25)), ("none", (0.5, -0.5, 0.0))):
+        algorithm = make_config(f"algorithm.overlong.handling={handling}").algorithm
+        assert attention_credit(group, algorithm, 0)["a#1"].outcomes == pytest.approx(expected)

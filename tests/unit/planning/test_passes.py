@@ -38,6 +38,8 @@ SHAPES = {
     "each head, all layers": ("algorithm.attention.heads=each", "algorithm.attention.layers=all"),
     "top entries": ("algorithm.attention.record=top_k", "algorithm.attention.top_k=16"),
     "no attention term": ("algorithm=grpo",),
+    "credit": ("algorithm=attention_credit", "algorithm.attention.heads=each"),
+    "group anchor, of prompts": ("algorithm=group_anchor", "algorithm.attention.keys=prompt"),
     "videos": ("data=video_search",),
 }
 

@@ -37,6 +37,7 @@ def scores(version: int, rows: int, *, top_k: bool, per_head: bool) -> SampleSco
         rng.random(R, np.float32),
         (record(), record()),
         {"entropy": rng.random(rows, np.float32)},
+        glances=np.full((2, 3), version, np.float32),
         visual_reward=float(version),
     )
 
@@ -69,6 +70,7 @@ def test_every_token_and_row_is_its_own_version_s(tokens: list[int], per_head: b
     joined = join_versions(by_version, made, made[tokens])
     assert joined.log_probs.tolist() == [by_version[v].log_probs[t] for t, v in enumerate(made)]
     assert joined.visual_reward == 7.0
+    assert joined.glances is not None and (joined.glances == 7.0).all()
     for layer, record in enumerate(joined.attention):
         assert (record.version, record.tokens) == (4, T)
         assert record.values.shape == by_version[4].attention[layer].values.shape

@@ -33,7 +33,7 @@ def groups(samples: Sequence[Sample], outcomes: Sequence[float | None] = OUTCOME
     for i, sample in enumerate(samples[:count]):
         for n, outcome in enumerate(outcomes):
             ids, log_probs = sample.response_token_ids[n:], sample.rollout_log_probs[n:]
-            credit = Credit(outcome or 0.0, tuple(outcomes))
+            credit = Credit(outcome or 0.0, tuple(outcomes), tuple(outcomes))
             found.append(Sample(f"{i}#{n}", sample.prompt, ids, log_probs, outcome or 0.0, index=n, credit=credit))
     return found
 
@@ -47,7 +47,7 @@ def test_the_first_update_has_a_gradient_whatever_the_packing(
     start_rank: Start, rl_samples: list[Sample], make_config: Callable, options: list[str]
 ) -> None:
     config = make_config(*options, *SETTINGS, "learner.learning_rate=1e-3", "learner.warmup_updates=0")
-    plain = make_config(*options, *SETTINGS[:2], "algorithm.attention.weight=0")
+    plain = make_config("algorithm=grpo", *SETTINGS[:2])
     samples = groups(rl_samples)
     outcomes = []
     for settings, max_tokens in ((config, 10_000), (config, 1), (plain, 10_000)):
@@ -108,7 +108,7 @@ def test_the_contrast_is_reported_of_every_run(
     for options in (["algorithm=grpo"], ["algorithm=ral"], ["algorithm=attention_credit"]):
         metrics = Watched(start_rank(make_config(*options, SETTINGS[0]))).train(plan(groups(rl_samples)))
         assert 0 < metrics[0]["attention/contrast"] < 3
-    alike = [replace(s, credit=Credit(0.0, (0.0, 0.0, 0.0))) for s in groups(rl_samples)]
+    alike = [replace(s, credit=Credit(0.0, *[(0.0, 0.0, 0.0)] * 2)) for s in groups(rl_samples)]
     metrics = Watched(start_rank(make_config("algorithm=grpo", SETTINGS[0]))).train(plan(alike))
     assert "attention/contrast" not in metrics[0]
 
@@ -123,6 +123,7 @@ def test_the_share_of_the_gradient_is_held(start_rank: Start, rl_samples: list[S
         found.append((watched.train(plan(groups(rl_samples)), updates=1)[0], watched.gradients[0]))
     (small, gradients), (large, others) = found
     assert small["attention/gradient_factor"] > 1 > large["attention/gradient_factor"]
+    assert small["attention/gradient_share"] == pytest.approx(0.2) == large["attention/gradient_share"]
     ratio = small["attention/gradient_factor"] / large["attention/gradient_factor"]
     assert ratio == pytest.approx(1e4, rel=1e-3)
     assert all(torch.allclose(others[name], g, rtol=1e-3, atol=1e-6) for name, g in gradients.items())

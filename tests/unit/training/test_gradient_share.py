@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from ral_system.training.gradient_share import cap, share, squared_norms
+from ral_system.training.gradient_share import NOISE, cap, hold, scaled, share, squared_norms
 from ral_system.training.objective import Objective
 
 
@@ -22,11 +22,24 @@ def test_the_cap_brings_the_share_to_its_limit() -> None:
     squared = torch.tensor([4.0, 36.0], dtype=torch.float64)  # norms 2 and 6: share 3/4
     factor = cap(squared, 0.5)
     assert factor == pytest.approx(1 / 3)
-    assert share(squared * torch.tensor([1.0, factor**2])) == pytest.approx(0.5)
+    assert share(scaled(squared, factor)) == pytest.approx(0.5)
     assert cap(squared, 0.8) == 1.0
 
 
 def test_without_gradients_there_is_no_share() -> None:
     nothing = torch.zeros(2, dtype=torch.float64)
-    assert (share(nothing), cap(nothing, 0.1)) == (0.0, 1.0)
+    assert (share(nothing), cap(nothing, 0.1), hold(nothing, 0.1)) == (0.0, 1.0, 1.0)
     assert cap(torch.tensor([0.0, 1.0], dtype=torch.float64), 0.1) == 0.0  # nothing to be a share of
+    assert hold(torch.tensor([0.0, 1.0], dtype=torch.float64), 0.1) == 0.0
+
+
+@pytest.mark.parametrize("attention", [0.01, 6.0])
+def test_a_share_is_held_from_above_and_from_below(attention: float) -> None:
+    squared = torch.tensor([4.0, attention**2], dtype=torch.float64)
+    factor = hold(squared, 0.2)
+    assert factor == pytest.approx(0.25 * 2 / attention)
+    assert share(scaled(squared, factor)) == pytest.approx(0.2)
+
+
+def test_rounding_errors_are_not_scaled_up() -> None:
+    assert hold(torch.tensor([4.0, (1.9 * NOISE) ** 2], dtype=torch.float64), 0.2) == 1.0

@@ -177,6 +177,7 @@ def test_a_capped_term_is_scaled_to_its_share_and_no_smaller_one_is(
     loose, uncapped = run(5, f"algorithm.attention.max_gradient_share={share * 1.01}")
     assert (loose["attention/gradient_factor"], equal(uncapped, full)) == (1.0, True)
     factor = tight["attention/gradient_factor"]
+    assert tight["attention/gradient_share"] == pytest.approx(share / 2, rel=1e-5)
     odds = share / (1 - share)
     assert factor == pytest.approx((share / 2) / (1 - share / 2) / odds, rel=1e-5)
     name = "model.model.language_model.layers.1.self_attn.q_proj.weight"
