@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from ral_system.families.family import Family
-from ral_system.types import MARKS, MAX_MEDIA, Media, Prompt
+from ral_system.types import MARKS, MAX_MEDIA, Media, Prompt, Region
 
 _MARK = re.compile("(" + "|".join(MARKS) + ")")
 _STAND_IN = "\ue000"
@@ -26,11 +26,21 @@ class ChatRenderer:
         self._processor, self._tokenizer = family.processor, family.tokenizer
         self._system_prompt = system_prompt
 
-    def prompt(self, *, id: str, kind: str, question: str, answer: str, media: Sequence[Media]) -> Prompt:
+    def prompt(
+        self,
+        *,
+        id: str,
+        kind: str,
+        question: str,
+        answer: str,
+        media: Sequence[Media],
+        evidence: Sequence[Region] = (),
+    ) -> Prompt:
         """Render system prompt, question with media, and the opening of the assistant's turn as one `Prompt`.
 
         Media stand at the question's marks (`types.MARKS`), or before it where it has none. Raises ValueError where
-        marks and media differ, and for text that holds one of the tokenizer's special tokens.
+        marks and media differ, for evidence that does not fit the media, and for text that holds one of the tokenizer's
+        special tokens.
         """
         if special := next((token for token in self._special_tokens if token in question), None):
             raise ValueError(f"prompt {id}: the text holds {special}, which has a special meaning to the model")
@@ -57,7 +67,18 @@ class ChatRenderer:
         in_text = _inside(spans, encoded["offset_mapping"])
         token_ids = tuple(encoded["input_ids"])
         engine_ids = tuple(self._tokenizer(unexpanded, add_special_tokens=False)["input_ids"])
-        return Prompt(id, kind, question, answer, tuple(media), token_ids, engine_ids, self._system_tokens, in_text)
+        return Prompt(
+            id,
+            kind,
+            question,
+            answer,
+            tuple(media),
+            token_ids,
+            engine_token_ids=engine_ids,
+            system_tokens=self._system_tokens,
+            question_positions=in_text,
+            evidence=tuple(evidence),
+        )
 
     def _filled(
         self, rendered: str, texts: Sequence[str], media: Sequence[Media]

@@ -58,6 +58,7 @@ class FilePrompts:
             question=row.question,
             answer=row.answer,
             media=row.media,
+            evidence=row.evidence,
         )
 
     def media(self, split: Split, index: int) -> tuple[Media, ...]:

@@ -21,6 +21,7 @@ from typing import Any, Literal
 
 from ral_system.config.data import ColumnsConfig, FilesConfig, SourceConfig
 from ral_system.data.chat import ChatRenderer
+from ral_system.data.sources.evidence import to_regions
 from ral_system.data.sources.files import read_rows
 from ral_system.data.sources.hub import located, source_survey
 from ral_system.data.sources.questions import Question, given_id, listed, read_question
@@ -36,6 +37,7 @@ from ral_system.types import (
     Media,
     MediaKind,
     Prompt,
+    Region,
     RewardStatus,
     Split,
     Verdict,
@@ -44,7 +46,7 @@ from ral_system.types import (
 
 QUESTIONS_FILE, QUARANTINE_FILE, REFUSED_FILE = "questions.jsonl", "quarantine.jsonl", "refused"
 MIN_ROWS_TO_JUDGE = 100
-RULES = 3
+RULES = 4
 """Version of the rules that decide over rows; raise it with every change, so that files are prepared again."""
 
 Cause = Literal["broken", "duplicate", "too_long"]
@@ -78,6 +80,8 @@ class PreparedQuestion:
     """Length of the prompt, including visual tokens and the system turn."""
     content: str
     """Digest of the question and its media, which duplicates share."""
+    evidence: tuple[Region, ...] = ()
+    """Where the answer is to be seen, as far as the file says it."""
 
     @property
     def source(self) -> str:
@@ -255,6 +259,7 @@ class Preparation:
         text = f"{question.text}\n{instruction}" if instruction else question.text
         try:
             media = tuple(sized(medium, self._budgets) for medium in found)
+            evidence = to_regions(question.evidence, found)
             prompt = self._renderer.prompt(id=id, kind=question.kind, question=text, answer="", media=media)
             self._renderer.check(question.answer)
             if question.thought is not None and self._thought_text is not None:
@@ -277,6 +282,7 @@ class Preparation:
             media=media,
             tokens=len(prompt.token_ids),
             content=content,
+            evidence=evidence,
         )
         return replace(prepared, split=self._split(source, prepared.subject))
 
@@ -387,4 +393,5 @@ def read_prepared(folder: Path) -> list[PreparedQuestion]:
 
 
 def _prepared(line: dict[str, Any]) -> PreparedQuestion:
-    return PreparedQuestion(**line | {"media": tuple(Media.parse(medium) for medium in line["media"])})
+    media = tuple(Media.parse(medium) for medium in line["media"])
+    return PreparedQuestion(**line | {"media": media, "evidence": tuple(Region(**each) for each in line["evidence"])})

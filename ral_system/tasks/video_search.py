@@ -14,7 +14,7 @@ import numpy as np
 
 from ral_system.config.data import VideoSearchConfig
 from ral_system.tasks.visual_search import COLOURS, COLUMN_NAMES, DIGITS, SHAPES, Cell, draw_alone
-from ral_system.types import Split
+from ral_system.types import Region, Split
 
 FRAMES_PER_S = VideoSearchConfig.FRAMES_PER_S
 FRAME_PX = 56
@@ -47,6 +47,8 @@ class VideoRecord:
     """Every such thing with its second and colour: the way back from content to time."""
     frames: np.ndarray
     """uint8 [FRAMES_PER_S · seconds, FRAME_PX, FRAME_PX, 3]"""
+    evidence: tuple[Region, ...]
+    """Cell and second of the thing that the question is about."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +76,8 @@ class VideoSearch:
             "what": (f"what is at {SECOND_NAMES[at]} ?", shown[at].words),
             "colour": (f"what colour is the {shown[at].thing} ?", shown[at].colour),
         }[kind]
+        drawn, boxes = zip(*(draw_alone(cell, FRAME_PX, split, rng) for cell in shown), strict=True)
+        left, top, right, bottom = boxes[at]
         return VideoRecord(
             index=index,
             split=split,
@@ -85,7 +89,8 @@ class VideoSearch:
             caption=_described(shown, described),
             search_question=f"find {' '.join(shown[i].thing for i in sought)}",
             search=_found(shown, sought),
-            frames=np.repeat([draw_alone(cell, FRAME_PX, split, rng) for cell in shown], FRAMES_PER_S, axis=0),
+            frames=np.repeat(drawn, FRAMES_PER_S, axis=0),
+            evidence=(Region(left, top, right, bottom, start_s=float(at), end_s=float(at + 1)),),
         )
 
     def _shown(self, rng: np.random.Generator, split: Split) -> list[Cell]:

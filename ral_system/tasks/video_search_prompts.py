@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from ral_system.config.choices import ResponseFormat, SupervisedStage
 from ral_system.config.data import AskedVideosConfig, VideoSearchConfig
 from ral_system.data.chat import ChatRenderer
 from ral_system.media.store import MediaStore
 from ral_system.tasks.video_search import FRAMES_PER_S, KINDS, MAX_SECONDS, VideoRecord, VideoSearch
-from ral_system.types import Prompt, Sample, Split, VideoSampling
+from ral_system.types import Prompt, Region, Sample, Split, VideoSampling
 
 _STRIDE = 7919
 """Distance between the first records of two seeds: a prime, so that few coincide for any number of records."""
@@ -37,7 +39,7 @@ class VideoSearchQuestions:
     def question(self, split: Split, index: int) -> Prompt:
         """The `index`-th question of `split`, to be answered."""
         record = self._record(split, index)
-        return self._prompt(record, record.kind, record.question, record.answer, suffix="")
+        return self._asked(record)
 
     def held_out(self, count: int) -> list[Prompt]:
         """The first `count` held-out questions; kinds take turns."""
@@ -46,7 +48,19 @@ class VideoSearchQuestions:
     def _record(self, split: Split, index: int) -> VideoRecord:
         return self.records.record(split, index)
 
-    def _prompt(self, record: VideoRecord, kind: str, question: str, answer: str, *, suffix: str) -> Prompt:
+    def _asked(self, record: VideoRecord) -> Prompt:
+        return self._prompt(record, record.kind, record.question, record.answer, suffix="", evidence=record.evidence)
+
+    def _prompt(
+        self,
+        record: VideoRecord,
+        kind: str,
+        question: str,
+        answer: str,
+        *,
+        suffix: str,
+        evidence: Sequence[Region] = (),
+    ) -> Prompt:
         sampling = self._samplings[record.index // self.records.in_a_turn % len(self._samplings)]
         return self._renderer.prompt(
             id=f"{record.split}/{record.index}{suffix}",
@@ -54,6 +68,7 @@ class VideoSearchQuestions:
             question=question,
             answer=answer,
             media=(self._media.put_frames(record.frames, FRAMES_PER_S, sampling),),
+            evidence=evidence,
         )
 
 
@@ -77,7 +92,7 @@ class VideoSearchPrompts(VideoSearchQuestions):
             prompt = self._prompt(record, "caption", question, answer, suffix="/caption")
             answered = f"<answer> {answer} </answer>"
         else:
-            prompt = self._prompt(record, record.kind, record.question, record.answer, suffix="")
+            prompt = self._asked(record)
             answered = f"<answer> {record.answer} </answer>"
             if self._format == "think_answer":
                 answered = f"<think> {record.thought} </think> {answered}"

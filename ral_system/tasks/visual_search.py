@@ -17,7 +17,7 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from ral_system.errors import DataError
-from ral_system.types import Split
+from ral_system.types import Box, Region, Split
 
 CELL_PX = 28
 COLUMN_NAMES = "abcdefgh"
@@ -72,6 +72,8 @@ class Record:
     search: str
     """Every such thing with its position and colour: the way back from content to place."""
     image: Image.Image
+    evidence: tuple[Region, ...]
+    """The cells that the answer depends on: those of `thought`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,6 +119,7 @@ class VisualSearch:
             search_question=f"find {' '.join(cells[p].thing for p in unique)}",
             search=_locate(cells, unique),
             image=image,
+            evidence=tuple(self._cell(position) for position in asked.cells),
         )
 
     def _scene_with_question(self, kind: str, split: Split, rng: np.random.Generator) -> tuple[dict[str, Cell], Asked]:
@@ -134,6 +137,11 @@ class VisualSearch:
         in_turn = [p for pair in zip_longest(filled, empty) for p in pair if p is not None]
         chosen = in_turn[: self.described]
         return [p for p in order if p in chosen]
+
+    def _cell(self, position: str) -> Region:
+        row, column = int(position[1]) - 1, COLUMN_NAMES.index(position[0])
+        left, top, right, bottom = (edge / self.grid for edge in (column, row, column + 1, row + 1))
+        return Region(left, top, right, bottom)
 
     def _positions(self) -> list[str]:
         return [position_name(row, column) for row in range(self.grid) for column in range(self.grid)]
@@ -199,11 +207,14 @@ def _scene_split(cells: dict[str, Cell]) -> Split:
 
 @dataclass(frozen=True, slots=True)
 class Asked:
-    """A question, what to see before answering it, the answer, and a guess if one glance is not enough for it."""
+    """A question, what to see before answering it, the answer, the cells that it depends on, and a guess if one glance
+    is not enough for it.
+    """
 
     question: str
     thought: str
     answer: str
+    cells: Sequence[str]
     guess: str | None = None
 
 
@@ -219,13 +230,13 @@ def _attribute(cells: dict[str, Cell], board: VisualSearch, rng: np.random.Gener
     if not unique:
         return None
     at = unique[rng.integers(len(unique))]
-    return Asked(f"what colour is the {cells[at].thing} ?", _locate(cells, [at]), cells[at].colour)
+    return Asked(f"what colour is the {cells[at].thing} ?", _locate(cells, [at]), cells[at].colour, [at])
 
 
 def _content(cells: dict[str, Cell], board: VisualSearch, rng: np.random.Generator) -> Asked | None:
     """What stands at a position."""
     at = list(cells)[rng.integers(len(cells))]
-    return Asked(f"what is at {at} ?", _describe(cells, [at]), cells[at].words)
+    return Asked(f"what is at {at} ?", _describe(cells, [at]), cells[at].words, [at])
 
 
 def _position(cells: dict[str, Cell], board: VisualSearch, rng: np.random.Generator) -> Asked | None:
@@ -234,7 +245,7 @@ def _position(cells: dict[str, Cell], board: VisualSearch, rng: np.random.Genera
     if not unique:
         return None
     at = unique[rng.integers(len(unique))]
-    return Asked(f"where is the {cells[at].thing} ?", _locate(cells, [at]), at)
+    return Asked(f"where is the {cells[at].thing} ?", _locate(cells, [at]), at, [at])
 
 
 def _count(cells: dict[str, Cell], board: VisualSearch, rng: np.random.Generator) -> Asked | None:
@@ -251,7 +262,7 @@ def _count(cells: dict[str, Cell], board: VisualSearch, rng: np.random.Generator
         number += hit
         tally.append(f"{position} {'yes' if hit else 'no'} {number}")
     guess = str(rng.integers(board.grid + 1))
-    return Asked(f"how many {noun} are in {where} ?", " ".join(tally), str(number), guess)
+    return Asked(f"how many {noun} are in {where} ?", " ".join(tally), str(number), positions, guess)
 
 
 def _compare(cells: dict[str, Cell], board: VisualSearch, rng: np.random.Generator) -> Asked | None:
@@ -267,6 +278,7 @@ def _compare(cells: dict[str, Cell], board: VisualSearch, rng: np.random.Generat
         f"which is higher the {cells[first].thing} or the {cells[second].thing} ?",
         _locate(cells, [first, second]),
         cells[higher].thing,
+        [first, second],
         guess=cells[first if rng.random() < 0.5 else second].thing,
     )
 
@@ -304,12 +316,13 @@ def _shape_mask(shape: str, rng: np.random.Generator) -> Image.Image:
     return mask
 
 
-def draw_alone(cell: Cell, side_px: int, split: Split, rng: np.random.Generator) -> np.ndarray:
-    """A thing in one of the cells of a square picture: uint8 [side, side, 3]."""
+def draw_alone(cell: Cell, side_px: int, split: Split, rng: np.random.Generator) -> tuple[np.ndarray, Box]:
+    """A thing in one of the cells of a square picture, uint8 [side, side, 3], and where that cell is."""
     image = Image.new("RGB", (side_px, side_px), _BACKGROUND)
     left, top = (CELL_PX * int(rng.integers(side_px // CELL_PX)) for _ in range(2))
     image.paste(COLOURS[cell.colour], (left, top), _mask(cell.thing, split, rng))
-    return np.asarray(image)
+    right, bottom = left + CELL_PX, top + CELL_PX
+    return np.asarray(image), (left / side_px, top / side_px, right / side_px, bottom / side_px)
 
 
 def _digit_mask(digit: str, split: Split, rng: np.random.Generator) -> Image.Image:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,7 +17,7 @@ from ral_system.errors import DataError
 from ral_system.media.store import MediaStore
 from ral_system.tasks.demonstrations import Demonstration, read_demonstrations
 from ral_system.tasks.visual_search import KINDS, MAX_GRID, Record, VisualSearch
-from ral_system.types import Media, Prompt, Sample, Split
+from ral_system.types import Media, Prompt, Region, Sample, Split
 
 GLANCE = "glance"
 """Thought of a demonstration that looks nothing up."""
@@ -62,7 +63,9 @@ class VisualSearchQuestions:
         return [self.question("held_out", i) for i in range(count)]
 
     def _question(self, record: Record, picture: Media) -> Prompt:
-        return self._prompt(record, picture, record.kind, record.question, record.answer, suffix="")
+        return self._prompt(
+            record, picture, record.kind, record.question, record.answer, suffix="", evidence=record.evidence
+        )
 
     def _record(self, split: Split, index: int) -> tuple[Record, Media]:
         if (split, index) not in self._drawn:
@@ -70,13 +73,24 @@ class VisualSearchQuestions:
             self._drawn[split, index] = replace(record, image=_STORED), self._media.put(record.image)
         return self._drawn[split, index]
 
-    def _prompt(self, record: Record, picture: Media, kind: str, question: str, answer: str, *, suffix: str) -> Prompt:
+    def _prompt(
+        self,
+        record: Record,
+        picture: Media,
+        kind: str,
+        question: str,
+        answer: str,
+        *,
+        suffix: str,
+        evidence: Sequence[Region] = (),
+    ) -> Prompt:
         return self._renderer.prompt(
             id=f"{record.split}/{record.index}{suffix}",
             kind=kind,
             question=question,
             answer=answer,
             media=(picture,),
+            evidence=evidence,
         )
 
 

@@ -3,6 +3,7 @@
 Token positions: a sequence is `prompt.token_ids + response token_ids`; P prompt tokens, R response tokens, T = P + R.
 """
 
+from ral_system.types.evidence import Box, Region
 from ral_system.types.held import Held
 from ral_system.types.media import MARKS, MAX_MEDIA, Clip, Layout, Media, MediaKind, VideoSampling, View
 from ral_system.types.plan import Counts, MicroBatch, TrainPlan, UpdatePlan
@@ -24,6 +25,7 @@ __all__ = [
     "MARKS",
     "MAX_MEDIA",
     "AttentionRecord",
+    "Box",
     "Clip",
     "Completion",
     "Completions",
@@ -37,6 +39,7 @@ __all__ = [
     "MicroBatch",
     "Piece",
     "Prompt",
+    "Region",
     "RewardResult",
     "RewardStatus",
     "Rollout",

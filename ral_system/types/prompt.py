@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from ral_system.types.evidence import Region, check_evidence
 from ral_system.types.media import Media
 
 Split = Literal["train", "held_out"]
@@ -32,6 +33,15 @@ class Prompt:
     """Tokens of the system turn, which begins the prompt; a turn that the chat template adds by itself counts."""
     question_positions: tuple[int, ...] = ()
     """Tokens of the question's text, in order; media inside it, and the markers around them, are left out."""
+    evidence: tuple[Region, ...] = ()
+    """Where the answer is to be seen: all of it, as far as it is known; empty: not known."""
+
+    def __post_init__(self) -> None:
+        """Raise ValueError for evidence that does not fit the media."""
+        try:
+            check_evidence(self.evidence, self.media)
+        except ValueError as error:
+            raise ValueError(f"prompt {self.id}: {error}") from None
 
     @property
     def visual_tokens(self) -> int:

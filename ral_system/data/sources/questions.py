@@ -10,6 +10,7 @@ from string import ascii_uppercase
 from typing import Any, get_args
 
 from ral_system.config.data import ColumnsConfig
+from ral_system.data.sources.evidence import StatedBox, read_boxes
 from ral_system.data.sources.files import path_below, shortened
 from ral_system.errors import DataError
 from ral_system.media.encoded import EncodedMedia
@@ -44,6 +45,7 @@ class Question:
     thought: str | None
     media: tuple[EncodedMedia, ...]
     """Media in the order of the marks; pictures first if there are none."""
+    evidence: tuple[StatedBox, ...]
 
 
 def read_question(fields: Mapping[str, Any], columns: ColumnsConfig, root: Path, *, thoughts: bool = True) -> Question:
@@ -67,6 +69,9 @@ def read_question(fields: Mapping[str, Any], columns: ColumnsConfig, root: Path,
         answer=answer,
         thought=_thought(_value(fields, columns.thought), columns.thought) if columns.thought and thoughts else None,
         media=media,
+        evidence=read_boxes(_value(fields, columns.evidence, missing=None), columns.evidence)
+        if columns.evidence
+        else (),
     )
 
 

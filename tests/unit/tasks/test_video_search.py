@@ -58,6 +58,26 @@ def triple(told: str) -> list[tuple[str, ...]]:
     return list(zip(*[iter(told.split())] * 3, strict=True))
 
 
+def test_the_evidence_is_where_and_when_the_thing_is_seen() -> None:
+    for i in range(12):
+        record = VideoSearch(seed=1, seconds=5).record("train", i)
+        (region,) = record.evidence
+        (second,) = (word for word in record.thought.split() if word in "abcde")
+        assert (region.start_s, region.end_s) == ("abcde".index(second), "abcde".index(second) + 1)
+        frame = record.frames[FRAMES_PER_S * "abcde".index(second)]
+        rows, columns = np.nonzero((frame != 240).any(-1))
+        assert region.left * 56 <= columns.min() and columns.max() < region.right * 56 == region.left * 56 + 28
+        assert region.top * 56 <= rows.min() and rows.max() < region.bottom * 56 == region.top * 56 + 28
+
+
+def test_prompts_say_where_their_answer_is_seen(make: Callable[..., VideoSearchPrompts]) -> None:
+    prompts = make("data.seconds=8")
+    record = VideoSearch(0, 8).record("train", 3)
+    assert prompts.question("train", 3).evidence == record.evidence
+    assert prompts.demonstration("sft", "train", 3).prompt.evidence == record.evidence
+    assert prompts.demonstration("perceive", "train", 3).prompt.evidence == ()
+
+
 def content(record: VideoRecord) -> str:
     told = record.caption.split()
     seconds = sorted((told[j], told[j + 1], told[j + 2]) for j in range(0, len(told), 3))

@@ -14,7 +14,7 @@ from ral_system.models.loading import load_family
 from ral_system.rewards.format import extract_answer, format_score
 from ral_system.rewards.verifiers.exact import same_words
 from ral_system.tasks import visual_search_prompts
-from ral_system.tasks.visual_search import CELL_PX, KINDS
+from ral_system.tasks.visual_search import CELL_PX, KINDS, VisualSearch
 from ral_system.tasks.visual_search_prompts import VisualSearchPrompts
 from ral_system.types import Prompt
 
@@ -51,6 +51,14 @@ def test_a_cold_start_demonstration_would_get_the_full_reward(make: Make, family
         assert sample.prompt == prompts.question("train", i)
         assert sample.rollout_log_probs == ()
         assert sample.advantage == 0.0
+
+
+def test_prompts_say_where_their_answer_is_seen(make: Make) -> None:
+    prompts = make("think_answer", "data.grid=3")
+    record = VisualSearch(0, 3, 9).record("train", 3)
+    assert record.kind == "count" and len(record.evidence) == 3
+    assert prompts.question("train", 3).evidence == record.evidence
+    assert prompts.demonstration("perceive", "train", 3).prompt.evidence == ()
 
 
 def test_a_share_of_the_thoughts_is_a_glance(make: Make, family: Family) -> None:

@@ -133,6 +133,17 @@ def test_a_thought_says_what_the_answer_follows_from_and_no_more() -> None:
         assert record.thought == evidence(record.question, scene(record.caption, 9)), record
 
 
+def test_the_evidence_is_the_cells_of_the_thought() -> None:
+    kinds = set()
+    for record in records(3, 6, 50):
+        cells = re.findall("[a-h][1-8]", record.thought)
+        edges = [("abc".index(cell[0]) / 3, (int(cell[1]) - 1) / 3) for cell in cells]
+        assert [(region.left, region.top) for region in record.evidence] == edges, record
+        assert all(r.right - r.left == pytest.approx(1 / 3) == r.bottom - r.top for r in record.evidence)
+        kinds.add((record.kind, len(record.evidence)))
+    assert kinds == {("attribute", 1), ("content", 1), ("position", 1), ("count", 3), ("compare", 2)}
+
+
 def test_a_glance_is_right_about_one_cell_and_a_guess_about_several() -> None:
     right = {kind: [r.glance == r.answer for r in records(3, 9, 400) if r.kind == kind] for kind in KINDS}
     for kind in ("attribute", "content", "position"):
