@@ -112,6 +112,7 @@ def draw_samples(tiny_model: Path, media: MediaStore) -> Callable[[int], list[Sa
             question=record.question,
             answer=record.answer,
             media=[media.put(record.image)],
+            evidence=record.evidence,
         )
         text = f"<think> {record.thought} </think> <answer> {record.answer} </answer>"
         return Sample(prompt.id, prompt, renderer.response(text))

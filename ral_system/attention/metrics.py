@@ -22,6 +22,9 @@ STATISTICS = (
     "sink_mass",
     "vas",
     "entropy",
+    "evidence_mass",
+    "evidence_area",
+    "pointing",
     *(f"image_{i}_mass" for i in range(MEDIA_SHOWN)),
     *(f"frame_{t}_mass" for t in range(FRAMES_SHOWN)),
 )
@@ -47,7 +50,10 @@ def row_statistics(policy_RT: Tensor, keys: KeyProvenance) -> dict[str, Tensor]:
     on the first tokens, whatever they are. `vas`: visual over system mass of this row, large where the latter is
     small, so read it beside both; absent without a system turn. (The score of arXiv 2603.03825 is a mean over all
     layers, heads and the question's rows.) `entropy`: -Σ p ln p, in nats. `image_<i>_mass`, `frame_<t>_mass`: of
-    the sequence's i-th image and its videos' t-th frames, where there are such. A row without keys is 0 everywhere.
+    the sequence's i-th image and its videos' t-th frames, where there are such. `evidence_mass`: share of the visual
+    mass that is on evidence, to which a key adds by the share of it that is covered; `evidence_area`: the same of a row
+    that looks at all visual keys alike; `pointing`: 1 where the visual key that is looked at most shows any evidence,
+    else 0; absent where no key does. A row without keys is 0 everywhere, but for the area.
     """
 
     def mass(chosen_T: Tensor) -> Tensor:
@@ -64,6 +70,8 @@ def row_statistics(policy_RT: Tensor, keys: KeyProvenance) -> dict[str, Tensor]:
     }
     if (keys.kind == KeyKind.SYSTEM).any():
         found["vas"] = found["visual_mass"] / (found["system_mass"] + VAS_EPSILON)
+    if (keys.evidence > 0).any():
+        found |= _of_evidence(policy_RT, is_image | is_video, keys.evidence)
     for i in range(MEDIA_SHOWN):
         if (chosen := is_image & (keys.media == i)).any():
             found[f"image_{i}_mass"] = mass(chosen)
@@ -71,3 +79,13 @@ def row_statistics(policy_RT: Tensor, keys: KeyProvenance) -> dict[str, Tensor]:
         if (chosen := is_video & (keys.frame == t)).any():
             found[f"frame_{t}_mass"] = mass(chosen)
     return found
+
+
+def _of_evidence(policy_RT: Tensor, visual_T: Tensor, evidence_T: Tensor) -> dict[str, Tensor]:
+    looks_RN, shows_N = policy_RT[:, visual_T], evidence_T[visual_T].to(policy_RT.dtype)
+    mass_R = looks_RN.sum(-1)
+    return {
+        "evidence_mass": looks_RN @ shows_N / mass_R.clamp_min(torch.finfo(mass_R.dtype).tiny),
+        "evidence_area": shows_N.mean().expand(len(looks_RN)),
+        "pointing": ((shows_N[looks_RN.argmax(-1)] > 0) & (mass_R > 0)).to(policy_RT.dtype),
+    }

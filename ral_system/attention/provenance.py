@@ -26,11 +26,12 @@ class KeyKind(enum.IntEnum):
 
 @dataclass(frozen=True, slots=True)
 class KeyProvenance:
-    """Keys of a sequence or a group, or of several one behind the other. int64 [T] each; -1 where it does not apply.
+    """Keys of a sequence or a group, or of several one behind the other. [T] each; -1 where it does not apply. int64,
+    but for `evidence`.
 
     Example, a system token, a text token, an image of 1 × 2 visual tokens and a generated token:
     `KeyProvenance(kind=[1, 2, 3, 3, 5], media=[-1, -1, 0, 0, -1], frame=[-1, -1, 0, 0, -1], row=[-1, -1, 0, 0, -1],
-    column=[-1, -1, 0, 1, -1], position=[0, 1, 2, 3, 4])`
+    column=[-1, -1, 0, 1, -1], position=[0, 1, 2, 3, 4], evidence=[-1, -1, 0, 0.5, -1])`
     """
 
     kind: Tensor
@@ -43,6 +44,8 @@ class KeyProvenance:
     column: Tensor
     position: Tensor
     """Position in the key's own sequence."""
+    evidence: Tensor
+    """float32: share of a visual key that shows where the answer is to be seen; -1 also where that is not known."""
 
     def split(self, lengths: Sequence[int]) -> list[KeyProvenance]:
         """Split what is packed into the provenance of each part."""
@@ -70,12 +73,13 @@ def key_provenance(
     system_tokens: int,
     prompt_tokens: int,
     positions: Tensor | None = None,
+    evidence: Tensor | None = None,
 ) -> KeyProvenance:
     """Provenance of one sequence or group: a system turn, the rest of the prompt with its media, the responses.
 
     `visual` bool [T] marks visual tokens; those of the prompt belong to `layouts`, one after the other, whatever text
-    stands between them. `positions` are `PackedGroup.positions`; None: of one sequence. Raises ValueError when the
-    layouts do not make as many.
+    stands between them. `positions` are `PackedGroup.positions`; None: of one sequence. `evidence` is that of these
+    visual tokens (`evidence.covered`); None: not known. Raises ValueError when the layouts do not make as many.
     """
     positions_T = torch.arange(len(visual), device=visual.device)
     kind = torch.full_like(positions_T, KeyKind.TEXT)
@@ -88,7 +92,10 @@ def key_provenance(
     if layouts:
         kind[at], media[at], frame[at], row[at], column[at] = _visual_keys(tuple(layouts)).to(at.device)
     kind[prompt_tokens:] = KeyKind.GENERATED
-    return KeyProvenance(kind, media, frame, row, column, positions_T if positions is None else positions)
+    shows = torch.full(visual.shape, -1.0, device=visual.device)
+    if evidence is not None:
+        shows[at] = evidence.to(at.device)
+    return KeyProvenance(kind, media, frame, row, column, positions_T if positions is None else positions, shows)
 
 
 @functools.lru_cache(maxsize=256)

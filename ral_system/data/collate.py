@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
+from ral_system.attention.evidence import covered
 from ral_system.attention.packing import PackedGroup, Packing
 from ral_system.attention.provenance import KeyProvenance, concatenate, key_provenance
 from ral_system.attention.selection import select_rows
@@ -118,6 +119,7 @@ class Collator:
                 system_tokens=prompt.system_tokens,
                 prompt_tokens=len(prompt.token_ids),
                 positions=group.positions,
+                evidence=covered(prompt.evidence, prompt.media, of_prompt) if prompt.evidence else None,
             )
             for prompt, group, visual_T, of_prompt in zip(prompts, packing.groups, visual, layouts, strict=True)
         ]

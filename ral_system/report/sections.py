@@ -85,6 +85,11 @@ def _attention(run: RunData) -> list[Chart]:
             masses, unit="percent"),
         _rl(run, "attention-entropy", "Attention entropy", "Mean over rows; at a collapse they look at few keys.",
             _by_sign("entropy"), unit="nats", limit=alarm),
+        _rl(run, "evidence-mass", "Mass on evidence",
+            "Share of the attention on pictures that is where the answer is to be seen, by sign of advantage.",
+            [*_by_sign("evidence_mass"), ("attention/evidence_area", "all places alike")], unit="percent", top=1.0),
+        _rl(run, "pointing", "Pointing", "Rows whose most looked-at place in a picture shows the answer.",
+            _by_sign("pointing"), unit="percent", top=1.0),
         _rl(run, "vas", "Visual attention score", "Visual over system mass, by sign of advantage.", _by_sign("vas")),
         _rl(run, "media-mass", "Mass by picture", "Share of the rows' attention on each picture or video frame.",
             [(key, key.removeprefix("attention/").removesuffix("_mass").replace("_", " ")) for key in media]

@@ -4,17 +4,24 @@ import pytest
 import torch
 
 from ral_system.attention.metrics import STATISTICS, row_statistics, visual_maps
-from ral_system.attention.provenance import key_provenance
+from ral_system.attention.provenance import KeyProvenance, key_provenance
 from ral_system.types import Layout, View
 
 CELL = Layout("image", (View(1, 1),))
 
-KEYS = key_provenance(
-    torch.tensor([0, 0, 1, 1, 0, 1, 1, 0, 0]).bool(),
-    [CELL, CELL, Layout("video", (View(1, 1, frame=0), View(1, 1, frame=1)))],
-    system_tokens=2,
-    prompt_tokens=8,
-)  # system ×2, image 0, image 1, text, frame 0, frame 1, text, generated
+
+def keys_with_evidence(evidence: torch.Tensor | None) -> KeyProvenance:
+    """System ×2, image 0, image 1, text, frame 0, frame 1, text, generated."""
+    return key_provenance(
+        torch.tensor([0, 0, 1, 1, 0, 1, 1, 0, 0]).bool(),
+        [CELL, CELL, Layout("video", (View(1, 1, frame=0), View(1, 1, frame=1)))],
+        system_tokens=2,
+        prompt_tokens=8,
+        evidence=evidence,
+    )
+
+
+KEYS = keys_with_evidence(None)
 ROW = [0.1, 0.1, 0.2, 0.05, 0.15, 0.1, 0.1, 0.05, 0.15]
 
 
@@ -37,6 +44,27 @@ def test_by_hand() -> None:
         name: pytest.approx([value, 0.0]) for name, value in expected.items()
     }
     assert set(found) <= set(STATISTICS)
+
+
+def test_mass_on_evidence_by_hand() -> None:
+    """Four visual keys, the second evidence by half and the third as a whole: masses 0.2, 0.05, 0.1, 0.1."""
+    visual = keys_with_evidence(torch.tensor([0.0, 0.5, 1.0, 0.0]))
+    other = [0.0, 0.3, 0.1, 0.2, 0.1, 0.1, 0.1, 0.1, 0.0]  # looks most at the half one
+    found = row_statistics(torch.tensor([ROW, other, [0.0] * 9], dtype=torch.float64), visual)
+    assert found["evidence_mass"].tolist() == pytest.approx([0.125 / 0.45, 0.2 / 0.5, 0.0])
+    assert found["evidence_area"].tolist() == [0.375] * 3
+    assert found["pointing"].tolist() == [0.0, 1.0, 0.0]
+    assert set(found) <= set(STATISTICS)
+    for unknown in (None, torch.zeros(4)):  # not known, and in no frame that was sampled
+        assert not {"evidence_mass", "evidence_area", "pointing"} & set(
+            row_statistics(torch.tensor([ROW]), keys_with_evidence(unknown))
+        )
+
+
+def test_a_row_that_looks_at_no_picture_points_nowhere() -> None:
+    keys = keys_with_evidence(torch.tensor([1.0, 0.0, 0.0, 0.0]))
+    found = row_statistics(torch.tensor([[0.5, 0.5, 0, 0, 0, 0, 0, 0, 0]]), keys)
+    assert found["pointing"].tolist() == found["evidence_mass"].tolist() == [0.0]
 
 
 def test_without_a_system_turn_there_is_no_visual_attention_score() -> None:
