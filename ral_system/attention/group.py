@@ -158,12 +158,25 @@ class GroupAttention:
         if self.is_mostly_empty:
             apart = zip(self.apart(), records, strict=True)
             return torch.cat([one.divergence([of_response], kind) for one, of_response in apart])
+        return self._divergence([join_records(of_layer, self.group) for of_layer in zip(*records, strict=True)], kind)
+
+    def divergence_to(self, target: Tensor, kind: str) -> Tensor:
+        """D(policy, target) of every row, mean over layers: [N], differentiable. `target` [T] is a policy for all rows,
+        with nothing on the responses' tokens.
+        """
+        if self.is_mostly_empty:
+            own = (self.group.own(response, target) for response in range(len(self.counts)))
+            return torch.cat([one.divergence_to(t, kind) for one, t in zip(self.apart(), own, strict=True)])
+        return self._divergence([target.expand(len(self.rows), -1)] * len(self.layers), kind)
+
+    def _divergence(self, targets: Sequence[Tensor | AttentionRecord], kind: str) -> Tensor:
+        """Mean over layers, with a target for each."""
         found = [
             row_divergence(
                 at.query,
                 at.key,
                 self.rows,
-                join_records(of_layer, self.group),
+                of_layer,
                 scale=at.scale,
                 kind=kind,
                 branches=self.branches,
@@ -172,7 +185,7 @@ class GroupAttention:
                 backend=self.backend,
                 sequence=self.sequence,
             )
-            for at, of_layer in zip(self.layers, zip(*records, strict=True), strict=True)
+            for at, of_layer in zip(self.layers, targets, strict=True)
         ]
         return torch.stack(found).mean(0)
 

@@ -214,7 +214,7 @@ class AlgorithmConfig(ResponseConfig):
                 "the old policy has zero gradient at the old policy; set algorithm.updates_per_step or passes_per_step "
                 "to 2 or more, the anchor to reference or ema, or proximal to 0"
             )
-        trains_rows = attention.weight > 0 and not attention.objective.reads_glances
+        trains_rows = attention.weight > 0 and attention.objective.name == "ral"
         if trains_rows and attention.anchor == "old" and on_policy:
             yield (
                 f"algorithm.attention.weight={attention.weight} with algorithm.updates_per_step=1 and "

@@ -87,11 +87,13 @@ class AttentionConfig(Group):
             yield from without_effect(self, path, f"{path}.record=dense", "set record to top_k", top_k=64)
 
     def _objective_problems(self, path: str) -> Iterator[str]:
-        """Refuse what the objective does not read, and keys and rows by which a group cannot be compared."""
-        if not self.objective.reads_glances:
+        """Refuse what the objective does not read, and keys and rows by which it cannot compare."""
+        if not (self.objective.reads_glances or self.objective.reads_evidence):
             return
         reason = f"{path}.objective.name={self.objective.name}"
-        if self.keys not in ("visual", "prompt"):
+        if self.objective.reads_evidence and self.keys != "visual":
+            yield f"{path}.keys={self.keys} with {reason}: its target is over pictures and videos; set it to visual"
+        if self.objective.reads_glances and self.keys not in ("visual", "prompt"):
             yield (
                 f"{path}.keys={self.keys} with {reason}: responses are compared by the keys that they share; set it to "
                 "visual or prompt"

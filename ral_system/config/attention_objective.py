@@ -6,7 +6,7 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
-from ral_system.config.base import Group, NonNegativeFloat
+from ral_system.config.base import Group, NonNegativeFloat, PositiveFloat
 
 
 class AttentionObjectiveGroup(Group):
@@ -14,6 +14,9 @@ class AttentionObjectiveGroup(Group):
 
     reads_glances: ClassVar[bool] = False
     """Whether it compares where the responses of a group look, and not rows with their anchor."""
+
+    reads_evidence: ClassVar[bool] = False
+    """Whether it compares rows with where the answer is to be seen."""
 
     @property
     def trains_divergence(self) -> bool:
@@ -57,6 +60,30 @@ class GroupAnchorObjectiveConfig(AttentionObjectiveGroup):
         return False
 
 
+class EvidenceObjectiveConfig(AttentionObjectiveGroup):
+    """EASE: the rows of right responses, over visual keys, drawn to where the answer is to be seen."""
+
+    reads_evidence: ClassVar[bool] = True
+    name: Literal["evidence"]
+    gate: float
+    """Least reward of the responses whose rows are trained."""
+    spread: PositiveFloat
+    """Standard deviations of the Gaussian on a box, in widths and heights of the box."""
+    smoothing: Annotated[float, Field(gt=0, lt=1)]
+    """Share of the target that is spread evenly over the visual keys."""
+    boxes: Literal["own", "other"]
+    """other, a control: boxes as large as the prompt's own at other places of its pictures, drawn from its id."""
+    missing: Literal["raise", "skip"]
+    """What to do about prompts that do not say where their answer is to be seen: end the run, or leave them out of the
+    objective."""
+
+    @property
+    def trains_divergence(self) -> bool:
+        """The target is the prompt's own."""
+        return False
+
+
 AttentionObjectiveConfig = Annotated[
-    RalObjectiveConfig | CreditObjectiveConfig | GroupAnchorObjectiveConfig, Field(discriminator="name")
+    RalObjectiveConfig | CreditObjectiveConfig | GroupAnchorObjectiveConfig | EvidenceObjectiveConfig,
+    Field(discriminator="name"),
 ]

@@ -11,6 +11,7 @@ from types import UnionType
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
 from ral_system.config.algorithm import AlgorithmConfig, ResponseConfig
+from ral_system.config.attention_objective import EvidenceObjectiveConfig
 from ral_system.config.base import Group, without_effect
 from ral_system.config.checkpoint import CheckpointConfig
 from ral_system.config.choices import Stage
@@ -53,6 +54,7 @@ def problems(config: Group) -> Iterator[str]:
         visual_reward_has_a_system_turn,
         files_are_given,
         files_fit_the_stages,
+        files_say_where_to_look,
         generated_questions_last,
         demonstrations_have_the_format,
         benchmark_has_files,
@@ -141,6 +143,20 @@ def files_fit_the_stages(data: AskedDataConfig, stages: Sequence[Stage], algorit
         yield (
             f"data.sources.{without[0]}.columns.thought=null leaves sft no thought to imitate; name the column, "
             "set stages=[rl], or algorithm.response_format=answer_only"
+        )
+
+
+def files_say_where_to_look(data: DataConfig, algorithm: AlgorithmConfig) -> Iterator[str]:
+    """Check that an objective that draws attention to evidence is given some."""
+    objective = algorithm.attention.objective
+    if not isinstance(data, FilesConfig) or not isinstance(objective, EvidenceObjectiveConfig):
+        return
+    without = [name for name, source in data.sources.items() if source.columns.evidence is None]
+    if without and (objective.missing == "raise" or len(without) == len(data.sources)):
+        remedy = "name it" if len(without) == len(data.sources) else "name it, or set that objective's missing to skip"
+        yield (
+            f"data.sources.{without[0]}.columns.evidence=null: algorithm.attention.objective.name=evidence reads boxes "
+            f"from that column; {remedy}"
         )
 
 

@@ -29,16 +29,16 @@ def attention_credit(rollouts: Sequence[Rollout], algorithm: AlgorithmConfig, se
         order = list(range(len(group)))
         if kind == "permuted":
             places = [i for i in order if judged[i] is not None]
-            for place, source in zip(
-                places, random.Random(f"{seed}/{prompt}").sample(places, len(places)), strict=True
-            ):
+            sources = random.Random(f"{seed}/{prompt}").sample(places, len(places))
+            for place, source in zip(places, sources, strict=True):
                 order[place] = source
         outcomes = tuple(judged[i] for i in order)
         for rollout, source in zip(group, order, strict=True):
             advantage = group[source].advantage
             if kind in ("absolute", "negative_absolute"):
                 advantage = abs(advantage) * (1 if kind == "absolute" else -1)
-            found[rollout.completion.id] = Credit(advantage, outcomes, judged)
+            reward = group[source].reward.total if judged[source] is not None else None
+            found[rollout.completion.id] = Credit(advantage, outcomes, judged, reward)
     return found
 
 

@@ -194,6 +194,7 @@ def objective_of(
         teaching,
         algorithm,
         attention_rows=counts.tokens,
+        evidence_rows=counts.tokens,
         largest_gap=1.0,
     )
     return found, output

@@ -29,6 +29,7 @@ from ral_system.scoring.reference import reference_reads
 from ral_system.scoring.scores import join_versions, kl_sums, merge_teachers, to_scores
 from ral_system.training.average import WeightAverage
 from ral_system.training.build import build_engine, choose_trained, loading
+from ral_system.training.evidence import evidence_rows
 from ral_system.training.frozen_vision import FrozenVision
 from ral_system.training.gradient_share import cap, hold, scaled, share, squared_norms
 from ral_system.training.group_glances import with_group_glances
@@ -208,7 +209,8 @@ class LearnerRank:
         if algorithm.attention.anchor == "reference":
             assert reference is not None, "anchor=reference needs the reference policy's scores"
             anchor = reference
-        everyone = (s for shard in update.shards for samples in shard for s in samples)
+        everyone = [s for shard in update.shards for samples in shard for s in samples]
+        drawn_rows = evidence_rows(everyone, self._collate, self._family, algorithm.attention)
         attention_rows = max(1, sum(len(self._collate.rows(algorithm.attention.rows, s)) for s in everyone))
         teaching = merge_teachers(teachers)
         largest_gap = self._config.rollout.log_prob_gate.token
@@ -228,6 +230,7 @@ class LearnerRank:
                 teaching,
                 algorithm,
                 attention_rows=attention_rows,
+                evidence_rows=drawn_rows,
                 largest_gap=largest_gap,
             )
 

@@ -15,8 +15,9 @@ import torch
 from torch import Tensor
 
 from ral_system.algorithms.attention_objectives.credit import contrast, credit
+from ral_system.algorithms.attention_objectives.evidence import evidence
 from ral_system.algorithms.attention_objectives.group_anchor import group_anchor
-from ral_system.algorithms.attention_objectives.inputs import AttentionInputs
+from ral_system.algorithms.attention_objectives.inputs import AttentionInputs, Evidence
 from ral_system.algorithms.attention_objectives.ral import ral
 from ral_system.algorithms.correction import rollout_correction
 from ral_system.algorithms.kl import ESTIMATORS, k3
@@ -25,6 +26,8 @@ from ral_system.algorithms.reduction import reduce_rows
 from ral_system.attention.group import GroupAttention
 from ral_system.attention.metrics import STATISTICS
 from ral_system.config.algorithm import AlgorithmConfig
+from ral_system.config.attention import AttentionConfig
+from ral_system.config.attention_objective import EvidenceObjectiveConfig
 from ral_system.data.collate import TensorBatch
 from ral_system.data.micro_batches import groups_of
 from ral_system.models.policy import PolicyOutput
@@ -32,6 +35,7 @@ from ral_system.registry import POLICY_LOSSES
 from ral_system.training.stacking import (
     old_glances,
     stack_divergence,
+    stack_evidence,
     stack_glances,
     stack_log_probs,
     stack_rollout_log_probs,
@@ -44,6 +48,7 @@ OBJECTIVES: dict[str, Callable[[AttentionInputs, Any], Tensor]] = {
     "ral": ral,
     "credit": credit,
     "group_anchor": group_anchor,
+    "evidence": evidence,
 }
 """By `algorithm.attention.objective.name`."""
 
@@ -83,6 +88,7 @@ def policy_objective(
     algorithm: AlgorithmConfig,
     *,
     attention_rows: int,
+    evidence_rows: int,
     largest_gap: float,
 ) -> Objective:
     """L = L_GRPO + beta · KL(pi || ref) + lambda_attn · L_attn + mu · L_GKD + gamma_attn · L_AD, to be minimised.
@@ -90,8 +96,9 @@ def policy_objective(
     arXiv 2602.04884, Eq 1, 4 and 7. `rows` are the groups' attention policies. `behaviour` holds the old policy's
     log-probs and what its rows look at, made by the learner at the rollout's weights; `anchor` the records that
     attention is compared with (the paper: also the old policy's); `teaching` what teachers say of the samples, empty
-    without one. `attention_rows` is the number of attention rows of the whole update, over all ranks. Tokens whose
-    log-prob differs by more than `largest_gap` between learner and rollout engine have no part in the policy loss.
+    without one. `attention_rows` is the number of attention rows of the whole update, over all ranks, `evidence_rows`
+    of those that are drawn to evidence. Tokens whose log-prob differs by more than `largest_gap` between learner and
+    rollout engine have no part in the policy loss.
     """
     mask = batch.response_mask
     old_BR, rollout_BR = stack_log_probs(samples, behaviour, mask), stack_rollout_log_probs(samples, mask)
@@ -117,7 +124,7 @@ def policy_objective(
     trained = attention.weight > 0 and attention.objective.trains_divergence
     with torch.set_grad_enabled(torch.is_grad_enabled() and trained):
         divergence_BR, rows_BR = stack_divergence(rows, samples, anchor, attention.divergence)
-    weighted_term = None
+    weighted_term = inputs = None
     if attention.weight > 0:
         inputs = AttentionInputs(
             divergence_BR,
@@ -127,6 +134,7 @@ def policy_objective(
             attention.reduction,
             attention_rows,
             counts.sequences,
+            evidence_of(rows, samples, batch, attention, evidence_rows),
         )
         term = OBJECTIVES[attention.objective.name](inputs, attention.objective)
         assert term.requires_grad or not loss.requires_grad, "the probed layers' queries carry no gradient"
@@ -138,6 +146,8 @@ def policy_objective(
         taught_metrics | statistics_by_sign(samples, behaviour) | divergence_by_sign(divergence_BR, rows_BR, samples)
     )
     weighted["attention/contrast"] = contrast_of(samples, behaviour)
+    if inputs is not None and inputs.evidence is not None:
+        weighted["attention/evidence_gate"] = (inputs.evidence.counted.sum().float(), torch.tensor(float(len(samples))))
     sums |= {"gate/log_prob_diff_mean": gap_BR.sum(), "gate/log_prob_outlier_share": outlier_BR.sum().float()}
     return Objective(loss, sums, weighted, {"gate/log_prob_diff_max": gap_BR.max()}, weighted_term)
 
@@ -189,6 +199,19 @@ def statistics_by_sign(samples: MicroBatch, behaviour: Scores) -> dict[str, tupl
                 so_far = totals[f"attention/{name}{suffix}"]
                 so_far[0], so_far[1] = so_far[0] + total, so_far[1] + len(row)
     return {name: (torch.tensor(total), torch.tensor(float(count))) for name, (total, count) in totals.items()}
+
+
+def evidence_of(
+    rows: Sequence[GroupAttention],
+    samples: MicroBatch,
+    batch: TensorBatch,
+    attention: AttentionConfig,
+    update_rows: int,
+) -> Evidence | None:
+    """How far rows are from evidence, for an objective that asks for it."""
+    if not isinstance(attention.objective, EvidenceObjectiveConfig):
+        return None
+    return stack_evidence(rows, samples, batch, attention.objective, update_rows)
 
 
 def contrast_of(samples: MicroBatch, behaviour: Scores) -> tuple[Tensor, Tensor]:

@@ -10,12 +10,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ral_system.algorithms.attention_objectives.inputs import Glances, shares
+from ral_system.algorithms.attention_objectives.inputs import Evidence, Glances, shares
 from ral_system.algorithms.token_read import TokenValues
 from ral_system.attention.group import GroupAttention
 from ral_system.attention.selection import shared_keys
 from ral_system.config.attention import AttentionConfig
+from ral_system.config.attention_objective import EvidenceObjectiveConfig
 from ral_system.data.collate import TensorBatch
+from ral_system.training.evidence import passes_gate, target_of
 from ral_system.types import MicroBatch, Scores
 
 
@@ -68,10 +70,15 @@ def stack_divergence(
             except ValueError as error:
                 raise ValueError(f"sample {sample.id}: {error}") from error
         found.append(group.divergence(records, kind))
+    return _padded_rows(attention, found)
+
+
+def _padded_rows(attention: Sequence[GroupAttention], found: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+    """Figures of the rows of each group, padded to [B, R], and bool [B, R]: which are rows."""
     counts_B = torch.tensor([count for group in attention for count in group.counts], device=found[0].device)
     rows_BR = torch.arange(int(counts_B.max()), device=counts_B.device) < counts_B[:, None]
-    divergence_N = torch.cat(found)
-    return divergence_N.new_zeros(rows_BR.shape).masked_scatter(rows_BR, divergence_N), rows_BR
+    figures_N = torch.cat(tuple(found))
+    return figures_N.new_zeros(rows_BR.shape).masked_scatter(rows_BR, figures_N), rows_BR
 
 
 def stack_glances(
@@ -89,6 +96,30 @@ def stack_glances(
     if missing := [s.id for s, glances in zip(samples, old, strict=True) if glances is None]:
         raise ValueError(f"sample {missing[0]}: nothing is known of where its group looks")
     return tuple(replace(glances, own=own) for own, glances in zip(found, old, strict=True) if glances is not None)
+
+
+def stack_evidence(
+    attention: Sequence[GroupAttention],
+    samples: MicroBatch,
+    batch: TensorBatch,
+    settings: EvidenceObjectiveConfig,
+    update_rows: int,
+) -> Evidence:
+    """How far every row is from its prompt's target, and which samples count: those with a target and a reward that
+    passes the gate. `update_rows` is the number of rows of all that count in the update.
+    """
+    found, counted, of_groups = [], [], iter(samples)
+    of_keys = batch.keys.split(batch.packing.lengths)
+    for group, keys, layouts in zip(attention, of_keys, batch.layouts, strict=True):
+        members = tuple(islice(of_groups, len(group.counts)))
+        target_N = target_of(members[0].prompt, layouts, settings)
+        counted += [target_N is not None and passes_gate(sample, settings) for sample in members]
+        visual_N = shared_keys("visual", keys)
+        target_T = torch.zeros(keys.kind.shape, device=keys.kind.device)
+        target_T[visual_N] = 1.0 / max(1, len(visual_N)) if target_N is None else target_N.to(target_T.device)
+        found.append(group.divergence_to(target_T, "reverse_kl"))
+    divergence_BR, rows_BR = _padded_rows(attention, found)
+    return Evidence(divergence_BR, torch.tensor(counted, device=rows_BR.device), update_rows)
 
 
 def old_glances(samples: MicroBatch, behaviour: Scores, *, judged: bool = False) -> list[Glances | None]:

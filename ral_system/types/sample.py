@@ -16,7 +16,7 @@ class Credit:
     """What a response is worth to the attention objective.
 
     Example: the second of three, of which only the first was right:
-    `Credit(advantage=-0.71, outcomes=(0.67, -0.33, -0.33), judged=(0.67, -0.33, -0.33))`
+    `Credit(advantage=-0.71, outcomes=(0.67, -0.33, -0.33), judged=(0.67, -0.33, -0.33), reward=0.0)`
     """
 
     advantage: float
@@ -26,6 +26,8 @@ class Credit:
     that does not count."""
     judged: tuple[float | None, ...]
     """Outcomes before a control changed them."""
+    reward: float | None = None
+    """The response's own, or that which a control gave it; None if it does not count."""
 
 
 @dataclass(frozen=True, slots=True)

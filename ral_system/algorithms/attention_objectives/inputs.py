@@ -37,6 +37,18 @@ class Glances:
 
 
 @dataclass(frozen=True, slots=True)
+class Evidence:
+    """How far rows are from where the answer to their question is to be seen."""
+
+    divergences: Tensor
+    """[B, R], of every row to its prompt's target; differentiable."""
+    counted: Tensor
+    """bool [B], which responses count."""
+    update_rows: int
+    """Rows of all responses that count, of the whole update."""
+
+
+@dataclass(frozen=True, slots=True)
 class AttentionInputs:
     """One micro-batch, and the denominators of the whole update."""
 
@@ -51,6 +63,8 @@ class AttentionInputs:
     reduction: Reduction
     update_rows: int
     update_sequences: int
+    evidence: Evidence | None = None
+    """None for objectives that do not read it."""
 
 
 def shares(sums: Tensor) -> Tensor:

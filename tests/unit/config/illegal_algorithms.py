@@ -2,6 +2,8 @@
 
 from typing import Any
 
+from tests.unit.config.whole_groups import EVIDENCE
+
 CREDIT = {"name": "credit", "proximal": 1.0}
 
 ALGORITHMS: dict[str, tuple[dict[str, Any], list[str]]] = {
@@ -194,6 +196,42 @@ ALGORITHMS: dict[str, tuple[dict[str, Any], list[str]]] = {
             "algorithm.updates_per_step": 1,
         },
         ["algorithm.attention.objective.proximal", "holds nothing back", "or proximal to 0"],
+    ),
+    "evidence among keys that are not in pictures": (
+        {"algorithm.attention.objective": EVIDENCE, "algorithm.attention.keys": "prompt"},
+        ["algorithm.attention.keys=prompt", "name=evidence", "set it to visual"],
+    ),
+    "evidence, and rows that are the same for the whole group": (
+        {
+            "algorithm.attention.objective": EVIDENCE,
+            "algorithm.attention.keys": "visual",
+            "algorithm.attention.rows": "instruction",
+        },
+        ["algorithm.attention.rows=instruction", "name=evidence", "set it to generated"],
+    ),
+    "a repeller from evidence": (
+        {
+            "algorithm.attention.objective": EVIDENCE,
+            "algorithm.attention.keys": "visual",
+            "algorithm.attention.advantages": "negative_absolute",
+        },
+        ["algorithm.attention.advantages=negative_absolute", "name=evidence", "set it to own or permuted"],
+    ),
+    "evidence over sequences": (
+        {
+            "algorithm.attention.objective": EVIDENCE,
+            "algorithm.attention.keys": "visual",
+            "algorithm.attention.reduction": "sequence_mean",
+        },
+        ["algorithm.attention.reduction=sequence_mean", "name=evidence", "set reduction to token_mean"],
+    ),
+    "a target that is 0 somewhere": (
+        {"algorithm.attention.objective": EVIDENCE | {"smoothing": 0.0}, "algorithm.attention.keys": "visual"},
+        ["algorithm.attention.objective.smoothing=0.0", "greater than 0"],
+    ),
+    "a target without evidence": (
+        {"algorithm.attention.objective": EVIDENCE | {"smoothing": 1.0}, "algorithm.attention.keys": "visual"},
+        ["algorithm.attention.objective.smoothing=1.0", "less than 1"],
     ),
     "a repeller without an optimum": (
         {

@@ -3,7 +3,7 @@
 from typing import Any
 
 from ral_system.observability.alarms import ALARMS
-from tests.unit.config.whole_groups import ASKED_VIDEOS, FILES, HF, LORA, TORCH, VIDEOS
+from tests.unit.config.whole_groups import ASKED_VIDEOS, EVIDENCE, FILES, HF, LORA, SEEN, TORCH, VIDEOS
 
 STOPPING = [alarm.name for alarm in ALARMS if alarm.stops]
 
@@ -31,6 +31,24 @@ SETTINGS: dict[str, tuple[dict[str, Any], list[str]]] = {
     "thoughts of files that have none": (
         {"data": FILES, "stages": ["sft"]},
         ["data.sources.main.columns.thought=null", "name the column"],
+    ),
+    "evidence from files that have none": (
+        {
+            "data": FILES,
+            "stages": ["rl"],
+            "algorithm.attention.objective": EVIDENCE | {"missing": "skip"},
+            "algorithm.attention.keys": "visual",
+        },
+        ["data.sources.main.columns.evidence=null", "name=evidence", "from that column; name it"],
+    ),
+    "evidence from some files alone": (
+        {
+            "data": FILES | {"sources": FILES["sources"] | {"other": SEEN}},
+            "stages": ["rl"],
+            "algorithm.attention.objective": EVIDENCE,
+            "algorithm.attention.keys": "visual",
+        },
+        ["data.sources.main.columns.evidence=null", "or set that objective's missing to skip"],
     ),
     "half of a source, which an experiment left": (
         {"data": FILES | {"sources": {"main": {"path": "rows.json"}}}, "stages": ["rl"]},

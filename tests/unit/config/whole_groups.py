@@ -29,6 +29,11 @@ FILES: dict[str, Any] = {
     "timeout_s": 10.0,
 }
 
+_MAIN = FILES["sources"]["main"]
+SEEN = _MAIN | {"columns": _MAIN["columns"] | {"evidence": "boxes"}}
+"""A source that says where answers are to be seen."""
+EVIDENCE = {"name": "evidence", "gate": 0.5, "spread": 0.25, "smoothing": 0.1, "boxes": "own", "missing": "raise"}
+
 ASKED_VIDEOS = {"name": "video_search", "seed": 0, "seconds": (4,), "max_frames": (8,), "system_prompt": ""}
 VIDEOS = ASKED_VIDEOS | {"described": 4, "train_records": 2}
 

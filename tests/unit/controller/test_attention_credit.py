@@ -26,6 +26,7 @@ def test_outcomes_are_rewards_minus_their_mean_and_not_normalised(make_config) -
     }
     assert all(found[f"a#{i}"].outcomes == pytest.approx((0.5, -0.5, None, 0.0)) for i in range(4))
     assert found["b#1"].outcomes == (0.0, 0.0)
+    assert [found[f"a#{i}"].reward for i in range(4)] == [1.0, 0.0, None, 0.5]
 
 
 def test_permuted_advantages_are_the_groups_own_in_another_order(make_config) -> None:
@@ -42,6 +43,8 @@ def test_permuted_advantages_are_the_groups_own_in_another_order(make_config) ->
         assert (found["a#0"].outcomes[2], advantages[2]) == (None, group[2].advantage)  # who does not count stays
         moved = [found["a#0"].outcomes.index(outcome) for outcome in plain]
         assert [advantages[to] for to in moved] == [r.advantage for r in group]  # both in the same order
+        rewards = [found[r.completion.id].reward for r in group]
+        assert [rewards[to] for to in moved] == [1.0, 0.0, None, 0.5, 0.25, 0.75]
         orders.append(tuple(advantages))
     assert len(set(orders)) > 2
     other = [replace(r, prompt=replace(r.prompt, id="b")) for r in group]

@@ -37,6 +37,7 @@ SHAPES = {
     "checkpoints": ("learner.gradient_checkpointing=true",),
     "each head, all layers": ("algorithm.attention.heads=each", "algorithm.attention.layers=all"),
     "top entries": ("algorithm.attention.record=top_k", "algorithm.attention.top_k=16"),
+    "evidence": ("algorithm=ease",),
     "no attention term": ("algorithm=grpo",),
     "credit": ("algorithm=attention_credit", "algorithm.attention.heads=each"),
     "group anchor, of prompts": ("algorithm=group_anchor", "algorithm.attention.keys=prompt"),

@@ -137,5 +137,6 @@ def objective(
         teaching or {},
         algorithm,
         attention_rows=20,
+        evidence_rows=20,
         largest_gap=largest_gap,
     )
