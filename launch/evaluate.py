@@ -18,7 +18,7 @@ from ral_system.config.commands import EvaluateConfig
 from ral_system.config.evaluation import InterventionConfig
 from ral_system.config.learner import ForwardConfig
 from ral_system.errors import ConfigError
-from ral_system.evaluation.questions import Figures, asked, figures, write_quarantine
+from ral_system.evaluation.questions import Figures, Questions, asked, figures, write_quarantine
 from ral_system.evaluation.subject import Subject, configured_intervention
 from ral_system.launch.cli import run_with_config
 from ral_system.launch.refused import leaving_nothing
@@ -86,8 +86,9 @@ def _evaluate(config: EvaluateConfig, folder: Path) -> float | None:
         questions = asked(config.evaluation, settings, subject)
         write_quarantine(folder, {"": questions.bad})
         found = figures(config, subject, questions)
-        print_figures(f"{subject.model} on {found.title}", found)
-        _write(folder, {"model": str(subject.model), **found.record})
+        blind = _blind(config, subject, questions)
+        print_figures(f"{subject.model} on {found.title}", found, blind)
+        _write(folder, {"model": str(subject.model), **found.record, **blind})
         _keep_answers(subject, found)
     else:
         found = _evaluate_held_out(config, settings, subject)
@@ -102,12 +103,13 @@ def _evaluate_held_out(config: EvaluateConfig, settings: QuestionSettings, subje
         _check_intervention(steer, subject.model)
     shown = open_questions(settings, subject.model, RunFolder(folder)).held_out(evaluation.attention_questions)
     attention = _attention(config.learner, subject, shown)  # before the engine takes the memory
-    questions, columns = asked(evaluation, settings, subject), {}
+    questions = asked(evaluation, settings, subject)
     found = figures(config, subject, questions)
-    record = {"model": str(subject.model), **found.record, **attention}
+    columns = _blind(config, subject, questions)
+    record = {"model": str(subject.model), **found.record, **attention, **columns}
     if steer.active:
         steered = dict(figures(config, subject, questions, steer, subject.steered).values)
-        columns = {f"image +{steer.image:g}, system -{steer.system:g}": steered}
+        columns |= {f"image +{steer.image:g}, system -{steer.system:g}": steered}
         record |= {"intervention": steer.model_dump(mode="json"), "steered": steered}
     _keep_answers(subject, found)
     measured = {name: attention[name] for name in VISUAL if name in attention}
@@ -118,6 +120,20 @@ def _evaluate_held_out(config: EvaluateConfig, settings: QuestionSettings, subje
         print(f"{folder}/visual_score.svg: the score by layer and head")
     _write(folder, record)
     return found
+
+
+def _blind(config: EvaluateConfig, subject: Subject, questions: Questions) -> dict[str, dict[str, float]]:
+    """Figures without the questions' own pictures, where they are asked for: `black`, and `exchanged` with others'."""
+    if not config.evaluation.blind:
+        return {}
+    from ral_system.evaluation.blind import blackened, exchanged
+
+    without = {"black": blackened(questions.prompts, subject.media), "exchanged": exchanged(questions.prompts)}
+    return {
+        name: dict(figures(config, subject, replace(questions, prompts=prompts), label=name).values)
+        for name, prompts in without.items()
+        if prompts
+    }
 
 
 def _keep_answers(subject: Subject, found: Figures) -> None:

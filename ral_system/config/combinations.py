@@ -30,6 +30,7 @@ from ral_system.config.evaluation import (
     InterventionConfig,
     MeasurementConfig,
     SweepConfig,
+    sweep_is_not_blind,
 )
 from ral_system.config.learner import LearnerConfig
 from ral_system.config.model import ModelConfig
@@ -60,6 +61,7 @@ def problems(config: Group) -> Iterator[str]:
         benchmark_has_files,
         sweep_fits_the_subject,
         sweep_fits_the_data,
+        sweep_is_not_blind,
         staleness_is_reached,
         staleness_meets_new_weights,
         rewards_are_complete_when_compared,

@@ -58,6 +58,9 @@ class MeasurementConfig(HeldOutConfig):
     """Questions whose visual attention score `ral-evaluate` measures; 0 none."""
     samples: Positive
     """Answers per question in `ral-evaluate`: 1 greedy, more at rollout.temperature, and scores are their mean."""
+    blind: bool
+    """Also ask with every picture and frame black, and with the pictures of other questions, and show what is left of
+    each figure: three times as many answers."""
     benchmark: BenchmarkConfig
 
 
@@ -102,3 +105,9 @@ class SweepConfig(Group):
                 f"sweep.values={odd}: frame counts must be even and at least 2, since models merge frames in pairs; "
                 "round them"
             )
+
+
+def sweep_is_not_blind(sweep: SweepConfig, evaluation: MeasurementConfig) -> Iterator[str]:
+    """Check that a sweep is not asked to be blind as well."""
+    if sweep.axis is not None and evaluation.blind:
+        yield f"evaluation.blind=true has no effect with sweep.axis={sweep.axis}; set one of them to false or null"

@@ -165,11 +165,13 @@ def test_an_evaluation_compares_the_steered_model_with_the_plain_one(
     steer = ("intervention.image=3", "intervention.system=0.9", "intervention.space=logits", "intervention.layers=[1]")
     shared = [override for override in with_signal if not override.startswith("sft.")]
     given = ("ral-evaluate", *shared, f"start_model={model}", "name=steered", "evaluation.questions=10")
-    done = commands(*given, *steer, cwd=tmp_path)
+    done = commands(*given, *steer, "evaluation.blind=true", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    assert "image +3, system -0.9" in done.stdout and "visual_attention_score" in done.stdout
+    assert "black" in done.stdout and "image +3, system -0.9" in done.stdout and "visual_attention_score" in done.stdout
     found = json.loads((tmp_path / "runs" / "steered" / "evaluation.json").read_text())
-    assert found["steered"].keys() == {name for name in found if name.startswith("eval/")}
+    measured = {name for name in found if name.startswith("eval/")}
+    assert found["steered"].keys() == found["black"].keys() == found["exchanged"].keys() == measured
+    assert found["black"]["eval/questions"] == found["exchanged"]["eval/questions"] == 10
     assert found["intervention"]["layers"] == [1]
     refused = commands(*given, "intervention.image=1", "intervention.heads=[9]", cwd=tmp_path)
     assert refused.returncode == 2 and "intervention.heads=[9]: the model has 2 heads, so no 9" in refused.stderr

@@ -83,6 +83,10 @@ SETTINGS: dict[str, tuple[dict[str, Any], list[str]]] = {
         ["sweep.values has no effect with sweep.axis=null", "sweep.models has no effect"],
     ),
     "an axis without values": ({"sweep.axis": "visual_tokens"}, ["sweep.values=[] leaves sweep.axis=visual_tokens"]),
+    "a sweep of a model that is blinded": (
+        {"sweep.axis": "visual_tokens", "sweep.values": [4], "evaluation.blind": True},
+        ["evaluation.blind=true has no effect with sweep.axis=visual_tokens", "set one of them to false or null"],
+    ),
     "a sweep of a steered model": (
         {"sweep.axis": "visual_tokens", "sweep.values": [4], "intervention.image": 0.1},
         ["sweep.axis compares models as they are"],

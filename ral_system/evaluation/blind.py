@@ -1,0 +1,57 @@
+"""Questions as a model is asked them that cannot see, or sees the pictures of other questions.
+
+A model that answers them as well does not look. Prompts keep their tokens, since media keep their size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+from PIL import Image
+
+from ral_system.media.store import MediaStore
+from ral_system.types import Clip, Media, Prompt, VideoSampling
+
+_SIDE_PX = 28
+"""Side of the stored black pictures, which are read in the size of those that they stand for."""
+
+
+def blackened(prompts: Sequence[Prompt], store: MediaStore) -> list[Prompt]:
+    """The prompts with every picture black, and every frame of every video."""
+    return [replace(p, media=tuple(_black(medium, store) for medium in p.media)) for p in prompts]
+
+
+def exchanged(prompts: Sequence[Prompt]) -> list[Prompt]:
+    """The prompts with media of other prompts in the place of their own; without those for which there are none.
+
+    A picture is taken from the next prompt, in a circle, that has one which is not the prompt's own, and is read in the
+    size of the one that it replaces. For a video it must have as many frames.
+    """
+    found = []
+    for at, prompt in enumerate(prompts):
+        others = [medium for other in (*prompts[at + 1 :], *prompts[:at]) for medium in other.media]
+        media = [_instead(medium, prompt, others) for medium in prompt.media]
+        whole = tuple(medium for medium in media if medium is not None)
+        if len(whole) == len(media):
+            found.append(replace(prompt, media=whole))
+    return found
+
+
+def _instead(medium: Media, prompt: Prompt, others: Sequence[Media]) -> Media | None:
+    own = {each.digest for each in prompt.media}
+    for other in others:
+        if other.digest not in own and (other.kind, other.frames) == (medium.kind, medium.frames):
+            return replace(other, width_px=medium.width_px, height_px=medium.height_px)
+    return None
+
+
+def _black(medium: Media, store: MediaStore) -> Media:
+    if medium.clip is None:
+        stored = store.put(Image.new("RGB", (_SIDE_PX, _SIDE_PX)))
+        return replace(medium, digest=stored.digest)
+    frames, clip = medium.frames, medium.clip
+    sampling = VideoSampling(1.0, max_frames=frames, min_frames=frames, step=clip.sampling.step)
+    stored = store.put_frames(np.zeros((frames, _SIDE_PX, _SIDE_PX, 3), np.uint8), 1, sampling)
+    return replace(medium, digest=stored.digest, clip=Clip(sampling, clip.times_s, clip.duration_s))
