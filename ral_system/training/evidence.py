@@ -45,10 +45,12 @@ def evidence_rows(samples: Sequence[Sample], collate: Collator, family: Family, 
         layouts = tuple(family.layout(medium) for medium in prompt.media)
         known[prompt.id] = target_of(prompt, layouts, objective) is not None
         if not known[prompt.id] and objective.missing == "raise":
-            what = "no sampled frame shows its evidence" if prompt.evidence else "it does not say where its answer is"
+            what, remedy = "it does not say where its answer is", "give boxes"
+            if prompt.evidence:
+                what, remedy = "no sampled frame shows where its answer is", "sample more frames"
             raise DataError(
-                f"prompt {prompt.id}: {what}, and algorithm.attention.objective.name=evidence needs that; give boxes, "
-                "or set algorithm.attention.objective.missing to skip"
+                f"prompt {prompt.id}: {what}, and algorithm.attention.objective.name=evidence needs that; {remedy}, or "
+                "set algorithm.attention.objective.missing to skip"
             )
     counted = (s for s in samples if known[s.prompt.id] and passes_gate(s, objective))
     return max(1, sum(len(collate.rows(settings.rows, sample)) for sample in counted))

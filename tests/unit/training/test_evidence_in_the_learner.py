@@ -3,13 +3,18 @@
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
 
+from ral_system.data.collate import Collator
 from ral_system.errors import DataError
+from ral_system.media.store import MediaStore
+from ral_system.models.loading import load_family
+from ral_system.training.evidence import evidence_rows
 from ral_system.training.plan import plan_updates
-from ral_system.types import Credit, Region, Sample, TrainPlan
+from ral_system.types import Clip, Credit, Media, Prompt, Region, Sample, TrainPlan, VideoSampling
 from tests.unit.training.learners import Start, Watched, equal
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -144,6 +149,21 @@ def test_a_prompt_without_evidence_is_named_or_skipped(rl_samples: list[Sample],
     skip = "algorithm.attention.objective.missing=skip"
     assert losses([*known, *unknown], skip) == pytest.approx(losses(known), rel=1e-5)
     assert losses(unknown, skip) == 0
+
+
+def test_a_video_whose_sampled_frames_miss_its_evidence_is_named(
+    tiny_model: Path, media: MediaStore, make_config: Callable
+) -> None:
+    video = Media("v", 56, 56, Clip(VideoSampling(1, 2, 2), (0.0, 3.0), 4.0))
+    prompt = Prompt("film", "", "", "", (video,), (1,), evidence=(Region(0, 0, 1, 1, start_s=1.0, end_s=2.0),))
+    family, sample = load_family(tiny_model), Sample("film#0", prompt, (1, 2), credit=Credit(0.0, (0.0,), 1.0))
+    collate = Collator(family, media)
+    with pytest.raises(DataError, match=r"^prompt film: no sampled frame shows where .*sample more frames, or set"):
+        evidence_rows([sample], collate, family, make_config(*EASE).algorithm.attention)
+    skip = make_config(*EASE, "algorithm.attention.objective.missing=skip").algorithm.attention
+    assert evidence_rows([sample], collate, family, skip) == 1
+    shown = replace(sample, prompt=replace(prompt, evidence=(Region(0, 0, 1, 1, end_s=1.0),)))
+    assert evidence_rows([shown, replace(shown, id="film#1")], collate, family, skip) == 4
 
 
 def test_training_brings_attention_to_the_evidence(
