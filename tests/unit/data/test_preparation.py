@@ -23,7 +23,6 @@ from ral_system.models.loading import load_family
 from ral_system.observability.jsonl import read_objects
 from ral_system.tasks.open import QuestionSettings, absent_columns, prepare_files
 from ral_system.tasks.visual_search import VisualSearch
-from ral_system.types import Region
 
 BOARD = VisualSearch(seed=0, grid=3, objects=5, digits=True)
 
@@ -121,27 +120,6 @@ def test_rows_become_prompts_with_their_pictures(bench: Bench) -> None:
     text = bench.family.tokenizer.decode(sample.response_token_ids[:-1])
     assert text.split() == f"<think> {record.thought} </think> <answer> {record.answer} </answer>".split()
     assert prompts.demonstration("sft", "train", 0, seed=2) == prompts.demonstration("sft", "train", 2 * len(train))
-
-
-def test_evidence_goes_with_its_row(bench: Bench) -> None:
-    """Pixels are those of the file, whatever size the model sees."""
-    given = rows(bench.folder, 12)
-    for i, row in enumerate(given):
-        row["boxes"] = [{"box": [28, 0, 84, 42], "unit": "pixel"}, {"box": [0, 0, 0.25, 1], "unit": "fraction"}]
-        row["boxes"] = row["boxes"][: i % 3]
-    given[11]["boxes"] = [{"box": [0, 0, 85, 84], "unit": "pixel"}]
-    bench.write(given)
-    prepared = bench.prepare(
-        "data.sources.main.columns.evidence=boxes", "data.image.min_pixels=20000", "data.held_out=0.3"
-    )
-    prompts = bench.prompts(prepared)
-    held_out = prompts.held_out(100)
-    every = [*held_out, *(prompts.question("train", i) for i in range(11 - len(held_out)))]
-    regions = (Region(1 / 3, 0, 1, 0.5), Region(0, 0, 0.25, 1))
-    assert {p.id: p.evidence for p in every} == {f"main/{i}": regions[: i % 3] for i in range(11)}
-    assert all(p.media[0].width_px > 84 for p in every)
-    ((cause, reason),) = left_out(prepared).values()
-    assert cause == "broken" and reason.startswith("boxes[0]: box=[0.0, 0.0, 85.0, 84.0]: 85 is outside of the image's")
 
 
 def test_what_is_held_out_depends_on_content_and_seed_alone(bench: Bench) -> None:
