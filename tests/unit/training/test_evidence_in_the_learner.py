@@ -156,7 +156,7 @@ def test_a_video_whose_sampled_frames_miss_its_evidence_is_named(
 ) -> None:
     video = Media("v", 56, 56, Clip(VideoSampling(1, 2, 2), (0.0, 3.0), 4.0))
     prompt = Prompt("film", "", "", "", (video,), (1,), evidence=(Region(0, 0, 1, 1, start_s=1.0, end_s=2.0),))
-    family, sample = load_family(tiny_model), Sample("film#0", prompt, (1, 2), credit=Credit(0.0, (0.0,), 1.0))
+    family, sample = load_family(tiny_model), Sample("film#0", prompt, (1, 2), credit=Credit(0.0, (0.0,), (0.0,), 1.0))
     collate = Collator(family, media)
     with pytest.raises(DataError, match=r"^prompt film: no sampled frame shows where .*sample more frames, or set"):
         evidence_rows([sample], collate, family, make_config(*EASE).algorithm.attention)
