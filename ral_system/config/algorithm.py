@@ -18,6 +18,7 @@ from ral_system.config.base import (
     without_effect,
 )
 from ral_system.config.choices import Deal, Reduction, ResponseFormat, TokenDivergence
+from ral_system.config.perception import BlindedGroup, PapoConfig, PerceptionConfig
 from ral_system.config.policy_loss import DppoLossConfig, PolicyLossConfig, ReinforceLossConfig
 
 Advantage = Literal["grpo", "dr_grpo", "rloo", "reinforce_plus_plus", "gdpo"]
@@ -182,6 +183,8 @@ class AlgorithmConfig(ResponseConfig):
     """Bonus on the mean entropy of the next-token distributions over all tokens, in nats."""
     kl: KLConfig
     attention: AttentionConfig
+    perception: PerceptionConfig
+    """What is made of the difference that pictures make to a response's tokens."""
     distillation: DistillationConfig
 
     @property
@@ -196,6 +199,7 @@ class AlgorithmConfig(ResponseConfig):
         yield from self._policy_loss_problems()
         yield from self._unweighted_problems()
         yield from self._reward_problems()
+        yield from self._perception_problems()
 
     def _attention_problems(self) -> Iterator[str]:
         attention = self.attention
@@ -270,6 +274,19 @@ class AlgorithmConfig(ResponseConfig):
             yield (
                 f"algorithm.attention.{which}={share:g} has no effect: there is no token gradient with "
                 "algorithm.policy_weight=0 and no KL in the loss; set it to null"
+            )
+
+    def _perception_problems(self) -> Iterator[str]:
+        perception, path = self.perception, "algorithm.perception"
+        if isinstance(perception, BlindedGroup) and self.policy_weight == 0:
+            yield (
+                f"{path}.name={self.perception.name} with algorithm.policy_weight=0: it guides the policy loss, and "
+                "alone has no optimum or nothing to do; raise the weight, or choose algorithm/perception=none"
+            )
+        if isinstance(perception, PapoConfig) and perception.entropy_weight > 0 and self.entropy_coefficient > 0:
+            yield (
+                f"{path}.entropy_weight={perception.entropy_weight:g} lowers the entropy that "
+                f"algorithm.entropy_coefficient={self.entropy_coefficient:g} raises; set one of them to 0"
             )
 
     def _reward_problems(self) -> Iterator[str]:

@@ -18,7 +18,11 @@ from ral_system.registry import POLICY_LOSSES
 
 _LOSS = "algorithm.policy_loss"
 """The group that packages add classes to."""
-CHOSEN_AS_GROUPS = {"algorithm.policy_loss": "a loss", "algorithm.attention.objective": "an objective"}
+CHOSEN_AS_GROUPS = {
+    "algorithm.policy_loss": "a loss",
+    "algorithm.attention.objective": "an objective",
+    "algorithm.perception": "an objective",
+}
 """Groups inside of others, and what they hold."""
 
 

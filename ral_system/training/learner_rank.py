@@ -18,6 +18,7 @@ from ral_system.attention.read import QUESTION_AT_ALL_LAYERS, AttentionRead, res
 from ral_system.attention.selection import row_tokens
 from ral_system.config.choices import Stage
 from ral_system.config.commands import TrainConfig
+from ral_system.config.perception import BlindedGroup
 from ral_system.data.collate import Collator, TensorBatch
 from ral_system.data.features import FeatureExtractor
 from ral_system.media.store import MediaStore
@@ -28,6 +29,7 @@ from ral_system.scoring.build import build_policy
 from ral_system.scoring.reference import reference_reads
 from ral_system.scoring.scores import join_versions, kl_sums, merge_teachers, to_scores
 from ral_system.training.average import WeightAverage
+from ral_system.training.blinded_view import BlindedView
 from ral_system.training.build import build_engine, choose_trained, loading
 from ral_system.training.evidence import evidence_rows
 from ral_system.training.frozen_vision import FrozenVision
@@ -110,7 +112,9 @@ class LearnerRank:
         if stage == "rl" and config.freezes_vision:
             extract = FeatureExtractor(self._family, media)
             self._vision = FrozenVision(self._engine.policy, extract, device, config.learner.pass_tokens)
-        attention = config.algorithm.attention
+        attention, perception = config.algorithm.attention, config.algorithm.perception
+        view = (self._engine, self._collate, self._shards, config.learner.pass_tokens, config.seed)
+        self._blinded = BlindedView(perception, *view) if isinstance(perception, BlindedGroup) else None
         self._version, self._held = 0, Held.ALL
         staleness = config.algorithm.max_staleness if stage == "rl" else 0
         self._past = PastWeights(self._engine, staleness)
@@ -121,7 +125,7 @@ class LearnerRank:
 
     def score(self, plan: TrainPlan) -> Scores:
         """Old log-probs and attention of this rank's samples, at the weights that made them; with anchor=ema their
-        attention records, with reward.visual.model=policy also how much they look at pictures.
+        attention records, with reward.visual.model=policy also how much they look at pictures; a blinded view's.
 
         A sample that several weights made is scored at each, and every token takes what the weights say that made it.
         Gate: log-probs must match what the rollout engine reported for the same tokens (`log_prob_gate`), else
@@ -143,6 +147,8 @@ class LearnerRank:
         scores_by_id = {s.id: self._join(s, found[s.id]) for samples in mine for s in samples}
         check_all_log_probs(by_shard, self._shards, scores_by_id, self._config.rollout.log_prob_gate)
         scores_by_id = with_group_glances(by_shard, self._shards, scores_by_id)
+        if self._blinded is not None:
+            scores_by_id = self._blinded.added(plan, scores_by_id, self._version, self._at)
         if self._average is not None:
             with self._average.in_place():
                 averages = {id: s for samples in mine for id, s in self._score(mine, samples, None, self._read).items()}
@@ -200,10 +206,7 @@ class LearnerRank:
     def update(
         self, update: UpdatePlan, behaviour: Scores, reference: Scores | None, *teachers: Scores
     ) -> dict[str, float]:
-        """One optimiser update with the policy objective. Metrics are of all ranks, and equal on all.
-
-        `teachers`: the scores of each of up to two teachers.
-        """
+        """One optimiser update with the policy objective; metrics are of all ranks. `teachers`: scores by up to two."""
         algorithm = self._config.algorithm
         anchor = behaviour
         if algorithm.attention.anchor == "reference":

@@ -1,4 +1,4 @@
-"""The objective of one micro-batch: surrogate, KL, what trains attention, and what teachers add.
+"""The objective of one micro-batch: surrogate, KL, what trains attention, what pictures change, what teachers add.
 
 Shares of the loss and sums of metrics come back. Sums, not means: those of all micro-batches and
 ranks add up, and the learner divides by global counts once.
@@ -7,7 +7,7 @@ ranks add up, and the learner divides by global counts once.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -32,6 +32,7 @@ from ral_system.data.collate import TensorBatch
 from ral_system.data.micro_batches import groups_of
 from ral_system.models.policy import PolicyOutput
 from ral_system.registry import POLICY_LOSSES
+from ral_system.training.perception import perception
 from ral_system.training.stacking import (
     old_glances,
     stack_divergence,
@@ -93,19 +94,26 @@ def policy_objective(
 ) -> Objective:
     """L = L_GRPO + beta · KL(pi || ref) + lambda_attn · L_attn + mu · L_GKD + gamma_attn · L_AD, to be minimised.
 
-    arXiv 2602.04884, Eq 1, 4 and 7. `rows` are the groups' attention policies. `behaviour` holds the old policy's
-    log-probs and what its rows look at, made by the learner at the rollout's weights; `anchor` the records that
-    attention is compared with (the paper: also the old policy's); `teaching` what teachers say of the samples, empty
-    without one. `attention_rows` is the number of attention rows of the whole update, over all ranks, `evidence_rows`
-    of those that are drawn to evidence. Tokens whose log-prob differs by more than `largest_gap` between learner and
+    arXiv 2602.04884, Eq 1, 4 and 7; `training.perception` may add a term, or guide L_GRPO. `rows` are the groups'
+    attention policies. `behaviour` holds the old policy's log-probs and what its rows look at, made by the learner at
+    the rollout's weights; `anchor` the records that attention is compared with (the paper: also the old policy's);
+    `teaching` what teachers say of the samples, empty without one. `attention_rows` is the number of attention rows of
+    the whole update, over all ranks, `evidence_rows` of those that are drawn to evidence. Tokens whose log-prob differs
+    by more than `largest_gap` between learner and
     rollout engine have no part in the policy loss.
     """
     mask = batch.response_mask
     old_BR, rollout_BR = stack_log_probs(samples, behaviour, mask), stack_rollout_log_probs(samples, mask)
     gap_BR = torch.where(mask, (old_BR - rollout_BR).abs(), 0.0)
     outlier_BR = gap_BR > largest_gap
-    surrogate, sums = policy_loss(output, batch, samples, counts, old_BR, rollout_BR, algorithm, outlier_BR)
+    perceived = perception(output, samples, behaviour, old_BR, mask, counts, algorithm.perception)
+    guided = replace(batch, advantages=batch.advantages * perceived.factors)
+    left_out_BR = outlier_BR | perceived.left_out
+    surrogate, sums = policy_loss(output, guided, samples, counts, old_BR, rollout_BR, algorithm, left_out_BR)
     loss = algorithm.policy_weight * surrogate
+    if perceived.loss is not None:
+        loss = loss + perceived.loss
+        sums["perception/loss"] = perceived.loss.detach() * counts.tokens
     sums |= {
         "policy/loss": surrogate.detach() * counts.tokens,
         "policy/entropy": output.entropy.sum().detach(),
@@ -142,14 +150,14 @@ def policy_objective(
         sums["attention/loss"] = term.detach() * counts.tokens
     taught, taught_metrics = distillation(output, rows, samples, teaching, algorithm, counts, attention_rows)
     loss = loss + taught
-    weighted = (
-        taught_metrics | statistics_by_sign(samples, behaviour) | divergence_by_sign(divergence_BR, rows_BR, samples)
-    )
+    weighted = taught_metrics | perceived.weighted
+    weighted |= statistics_by_sign(samples, behaviour) | divergence_by_sign(divergence_BR, rows_BR, samples)
     weighted["attention/contrast"] = contrast_of(samples, behaviour)
     if inputs is not None and inputs.evidence is not None:
         weighted["attention/evidence_gate"] = (inputs.evidence.counted.sum().float(), torch.tensor(float(len(samples))))
     sums |= {"gate/log_prob_diff_mean": gap_BR.sum(), "gate/log_prob_outlier_share": outlier_BR.sum().float()}
-    return Objective(loss, sums, weighted, {"gate/log_prob_diff_max": gap_BR.max()}, weighted_term)
+    maxima = {"gate/log_prob_diff_max": gap_BR.max()} | perceived.maxima
+    return Objective(loss, sums, weighted, maxima, weighted_term)
 
 
 def policy_loss(
@@ -160,11 +168,11 @@ def policy_loss(
     old_BR: Tensor,
     rollout_BR: Tensor,
     algorithm: AlgorithmConfig,
-    outlier_BR: Tensor,
+    left_out_BR: Tensor,
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """The configured loss of every token, corrected for the rollout engine and reduced by global counts; its metrics.
 
-    Outliers weigh 0; the denominators stay.
+    Tokens that are left out weigh 0; the denominators stay.
     """
     settings, mask = algorithm.policy_loss, batch.response_mask
     top = stack_top_tokens(output.tokens, samples, mask) if settings.top_tokens else (None, None)
@@ -173,7 +181,7 @@ def policy_loss(
     correction = rollout_correction(old_BR, rollout_BR, mask, algorithm.correction)
     reduction = algorithm.reduction
     loss = reduce_rows(
-        (correction.weights * tokens.values).masked_fill(outlier_BR, 0.0),
+        (correction.weights * tokens.values).masked_fill(left_out_BR, 0.0),
         mask,
         reduction="sequence_sum" if reduction == "fixed_length" else reduction,
         global_tokens=counts.tokens,

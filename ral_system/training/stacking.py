@@ -31,6 +31,21 @@ def stack_rollout_log_probs(samples: MicroBatch, mask_BR: Tensor) -> Tensor:
     return _scatter(np.concatenate([np.asarray(s.rollout_log_probs, dtype=np.float32) for s in samples]), mask_BR)
 
 
+def stack_blinded_log_probs(samples: MicroBatch, behaviour: Scores, mask_BR: Tensor) -> tuple[Tensor, Tensor]:
+    """Log-probs with the blinded view as a padded tensor [B, R], and bool [B, R]: whose prompts have media.
+
+    Raises ValueError for a sample with media that has no such view.
+    """
+    found, seen = [], []
+    for sample in samples:
+        blinded = behaviour[sample.id].blinded_log_probs
+        if sample.prompt.media and blinded is None:
+            raise ValueError(f"sample {sample.id} has media, and was not scored with a blinded view")
+        found.append(np.zeros(len(sample.response_token_ids), np.float32) if blinded is None else blinded)
+        seen.append(blinded is not None)
+    return _scatter(np.concatenate(found), mask_BR), mask_BR & torch.tensor(seen, device=mask_BR.device)[:, None]
+
+
 def stack_top_tokens(values: TokenValues, samples: MicroBatch, mask_BR: Tensor) -> tuple[Tensor, Tensor]:
     """Log-probs of the rollout's most likely tokens and of all others together: the policy's and the rollout's.
 

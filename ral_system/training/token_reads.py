@@ -37,7 +37,8 @@ def token_read(samples: MicroBatch, teaching: Scores, algorithm: AlgorithmConfig
             teacher = _teacher(records, algorithm.distillation.tokens)
         else:
             kept["teacher"] = _ids(records)
-    return TokenRead(entropy=algorithm.entropy_coefficient > 0, kept=kept, teacher=teacher)
+    trains_entropy = algorithm.entropy_coefficient > 0 or algorithm.perception.exact_entropy
+    return TokenRead(entropy=trains_entropy, kept=kept, teacher=teacher)
 
 
 def _ids(records: Sequence[TokenRecord | None]) -> Tensor:

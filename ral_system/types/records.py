@@ -75,13 +75,17 @@ class SampleScores:
     """[G, …], the glances of its whole group, response by response; the group's samples share the array."""
     visual_reward: float | None = None
     """How much the response looks at pictures (`attention.visual_reward`); None where undefined or not asked for."""
+    blinded_log_probs: np.ndarray | None = None
+    """float32 [R], with parts of its media black; None for text alone, or when not asked for."""
+    advantage_factor: float = 1.0
+    """What VPPO multiplies the sample's advantage by."""
 
     @property
     def nbytes(self) -> int:
         """Bytes of its arrays."""
         records = (*self.attention, *((self.tokens,) if self.tokens else ()))
-        glances = [found for found in (self.glances, self.group_glances) if found is not None]
-        arrays = (self.log_probs, *self.row_statistics.values(), *glances)
+        asked = (self.glances, self.group_glances, self.blinded_log_probs)
+        arrays = (self.log_probs, *self.row_statistics.values(), *(found for found in asked if found is not None))
         return sum(record.nbytes for record in records) + sum(array.nbytes for array in arrays)
 
 

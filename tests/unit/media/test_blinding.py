@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -57,7 +58,7 @@ def test_blocks_are_patches_of_the_resized_picture() -> None:
 
 
 def test_the_grid_is_of_patches_and_that_of_the_finest_tiles() -> None:
-    of = {"patches_per_token": 4, "frames_per_view": 1, "masked": 0.5, "seed": ""}
+    of: dict[str, Any] = {"patches_per_token": 4, "frames_per_view": 1, "masked": 0.5, "seed": ""}
     whole = Media("0", 84, 56)
     assert BlindedMedia.of(whole, Layout("image", (View(2, 3),)), **of).grid == (4, 6)
     tiles = (View(2, 2), View(2, 2, box=(0.0, 0.0, 0.5, 1.0)), View(2, 2, box=(0.5, 0.0, 1.0, 1.0)))
@@ -67,7 +68,7 @@ def test_the_grid_is_of_patches_and_that_of_the_finest_tiles() -> None:
 def test_a_store_hands_out_blinded_and_whole_media_apart(tmp_path: Path) -> None:
     store = MediaStore(tmp_path)
     picture = store.put(Image.fromarray(WHITE[0]))
-    of = {"patches_per_token": 4, "frames_per_view": 2, "masked": 0.6, "seed": "a"}
+    of: dict[str, Any] = {"patches_per_token": 4, "frames_per_view": 2, "masked": 0.6, "seed": "a"}
     blind = BlindedMedia.of(picture, Layout("image", (View(2, 3),)), **of)
     assert blocks(np.asarray(store.open(blind))).sum() == 14
     assert np.asarray(store.open(picture)).min() == 255

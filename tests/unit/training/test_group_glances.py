@@ -1,46 +1,17 @@
 """Groups whose members are scored by different ranks."""
 
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
-from threading import Barrier
-from typing import cast
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from ral_system.training.group_glances import with_group_glances
-from ral_system.training.shards import Shards
 from ral_system.types import MicroBatch, Prompt, Sample, SampleScores, Scores
-
-
-@dataclass
-class Rank:
-    """A rank that is a thread: its sums are over those of all that come to the barrier."""
-
-    own: int
-    told: list[Tensor]
-    barrier: Barrier
-
-    def sum(self, values: Tensor) -> Tensor:
-        """In place, as torch.distributed has it."""
-        self.told[self.own] = values.clone()
-        self.barrier.wait(timeout=30)
-        values.copy_(sum(self.told, torch.zeros_like(values)))
-        self.barrier.wait(timeout=30)
-        return values
+from tests.unit.training.thread_ranks import together
 
 
 def exchanged(by_shard: Sequence[Sequence[MicroBatch]], *of_ranks: Scores) -> list[Scores]:
     """What each rank has after the exchange."""
-    told, barrier = [torch.zeros(0)] * len(of_ranks), Barrier(len(of_ranks))
-
-    def of_rank(rank: int) -> Scores:
-        return with_group_glances(by_shard, cast(Shards, Rank(rank, told, barrier)), of_ranks[rank])
-
-    with ThreadPoolExecutor(len(of_ranks)) as pool:
-        return list(pool.map(of_rank, range(len(of_ranks))))
+    return together(len(of_ranks), lambda rank, shards: with_group_glances(by_shard, shards, of_ranks[rank]))
 
 
 def sample(prompt: str, index: int) -> Sample:

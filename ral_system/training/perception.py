@@ -1,0 +1,71 @@
+"""What `algorithm.perception` makes of a micro-batch. Suffixes: B samples, R response positions (padded)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from ral_system.algorithms.perception import MOST_DEPENDENCE, largest_share, papo, visual_dependence
+from ral_system.config.perception import BlindedGroup, PapoConfig, PerceptionGroup, VppoConfig
+from ral_system.models.policy import PolicyOutput
+from ral_system.training.stacking import stack_blinded_log_probs
+from ral_system.types import Counts, MicroBatch, Scores
+
+
+@dataclass(frozen=True, slots=True)
+class Perception:
+    """A term of the loss, and what the policy loss is told."""
+
+    left_out: Tensor
+    """bool [B, R]: tokens without a part in the policy loss, whose denominators stay."""
+    factors: Tensor
+    """[B], on the advantages."""
+    loss: Tensor | None = None
+    """Scalar, differentiable; None without a term."""
+    weighted: dict[str, tuple[Tensor, Tensor]] = field(default_factory=dict)
+    maxima: dict[str, Tensor] = field(default_factory=dict)
+    """Metrics, as in `Objective`."""
+
+
+def perception(
+    output: PolicyOutput,
+    samples: MicroBatch,
+    behaviour: Scores,
+    old_BR: Tensor,
+    mask_BR: Tensor,
+    counts: Counts,
+    settings: PerceptionGroup,
+) -> Perception:
+    """Compare the policy, or for VPPO the old policy, with its blinded view at the rollout's weights.
+
+    Samples without media have no such view: nothing changes for them.
+    """
+    none_BR, ones_B = torch.zeros_like(mask_BR), torch.ones(len(mask_BR), device=mask_BR.device)
+    if not isinstance(settings, BlindedGroup):
+        return Perception(none_BR, ones_B)
+    blinded_BR, seen_BR = stack_blinded_log_probs(samples, behaviour, mask_BR)
+    if isinstance(settings, PapoConfig):
+        dependence_BR = visual_dependence(output.log_probs, blinded_BR)
+        loss = papo(output.log_probs, output.entropy, dependence_BR, seen_BR, settings, counts.tokens)
+        return Perception(none_BR, ones_B, loss, _metrics(dependence_BR, seen_BR))
+    assert isinstance(settings, VppoConfig)
+    dependence_BR = visual_dependence(old_BR, blinded_BR)
+    kept_BR = largest_share(dependence_BR, seen_BR, settings.kept_tokens)
+    factors_B = torch.tensor([behaviour[s.id].advantage_factor for s in samples], device=mask_BR.device)
+    weighted = _metrics(dependence_BR, seen_BR) | {"perception/kl_kept": _mean(dependence_BR, kept_BR)}
+    return Perception(
+        seen_BR & ~kept_BR, factors_B, None, weighted, {"perception/advantage_factor_max": factors_B.max()}
+    )
+
+
+def _metrics(dependence_BR: Tensor, seen_BR: Tensor) -> dict[str, tuple[Tensor, Tensor]]:
+    return {
+        "perception/kl": _mean(dependence_BR, seen_BR),
+        "perception/clamped": _mean((dependence_BR >= MOST_DEPENDENCE).float(), seen_BR),
+    }
+
+
+def _mean(values_BR: Tensor, mask_BR: Tensor) -> tuple[Tensor, Tensor]:
+    return torch.where(mask_BR, values_BR.detach(), 0.0).sum(), mask_BR.sum().float()
