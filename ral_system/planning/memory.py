@@ -14,6 +14,7 @@ from ral_system.data.micro_batches import bundles, groups_of, micro_batches, pri
 from ral_system.models.loading import TORCH_DTYPES
 from ral_system.planning.devices import Device
 from ral_system.planning.passes import OutlinedPolicy
+from ral_system.planning.workload import blinded_plan
 from ral_system.scoring.reference import reference_reads
 from ral_system.types import MicroBatch, Sample, TrainPlan
 from ral_system.weights.digest import AT_ONCE
@@ -196,6 +197,8 @@ def learner_role(config: TrainConfig, policy: OutlinedPolicy, plan: TrainPlan, k
     if config.reward.visual.given_by("policy"):
         reads.append(response_at_all_layers(config.algorithm.attention))
     phases |= {"score": policy.score(largest, reads, encoded).peak, "update": policy.update(largest, encoded).peak}
+    if (blinded := blinded_plan(config, plan, policy.family)) is not None:
+        phases["blinded view"] = policy.score(largest_micro_batch(blinded)).peak
     if config.needs_reference and not config.starts_reference:
         asked = reference_reads(config.algorithm.attention, config.reward.visual)
         phases["reference"] = policy.score(largest, [read for read in asked if read], encoded).peak

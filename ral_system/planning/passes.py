@@ -19,6 +19,7 @@ from ral_system.attention.probe import IMPLEMENTATION
 from ral_system.attention.read import AttentionRead
 from ral_system.config.choices import Dtype
 from ral_system.config.commands import TrainConfig
+from ral_system.config.perception import BlindedGroup
 from ral_system.data.collate import Collator, TensorBatch
 from ral_system.data.features import FeatureExtractor
 from ral_system.data.micro_batches import groups_of
@@ -142,7 +143,12 @@ class OutlinedPolicy:
         shared = len(sample.prompt.token_ids) if settings.glance_keys == "prompt" else of_media
         looks = np.zeros((layers, *heads, shared) if settings.compares_looks else (1, shared), np.float32)
         group = np.broadcast_to(looks, (self._config.algorithm.completions_per_prompt, *looks.shape))
-        return SampleScores(np.zeros(responded, np.float32), (record,) * layers, tokens=taught, group_glances=group)
+        log_probs = np.zeros(responded, np.float32)
+        has_view = isinstance(algorithm.perception, BlindedGroup) and sample.prompt.media
+        blinded = log_probs.copy() if has_view else None
+        return SampleScores(
+            log_probs, (record,) * layers, tokens=taught, group_glances=group, blinded_log_probs=blinded
+        )
 
 
 @torch.no_grad()

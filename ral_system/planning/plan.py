@@ -15,7 +15,7 @@ from ral_system.planning.devices import Device, gpu, this_cpu
 from ral_system.planning.memory import Role, largest_micro_batch, learner_role, on_shared_device, rollout_role
 from ral_system.planning.passes import OutlinedPolicy
 from ral_system.planning.seconds import WRITE_BYTES_PER_S, Clock, Phase, dealt_to_engines
-from ral_system.planning.workload import step_samples
+from ral_system.planning.workload import blinded_plan, step_samples
 from ral_system.scoring.reference import reference_reads
 from ral_system.training.plan import plan_updates
 from ral_system.types import Sample
@@ -70,7 +70,9 @@ def make_plan(config: TrainConfig, plan: PlanConfig, folder: Path, teachers: Seq
     generating = clock.rollout(samples, cache)
     frozen = list(_frozen(config, kind, folder, teachers, samples, clock))
     own_reference = config.needs_reference and not config.starts_reference
-    learning = [clock.score(dealt), *([clock.reference(dealt)] if own_reference else [])]
+    blinded = blinded_plan(config, dealt, policy.family)
+    learning = [clock.score(dealt), *([clock.blinded(blinded)] if blinded else [])]
+    learning += [clock.reference(dealt)] if own_reference else []
     learning += [clock.update(dealt), clock.publish()]
     trained = learner_role(config, policy, dealt, kind)
     shares = cluster.placement == "colocated" and kind == "cuda"

@@ -102,6 +102,10 @@ class Clock:
         times = 2 if averaged else 1
         return self._pass("old log-probs", plan, times=times, encodes=1, passes=times)
 
+    def blinded(self, passes: TrainPlan) -> Phase:
+        """Log-probs with the blinded view, whose media no rank has encoded yet."""
+        return self._pass("blinded view", passes, times=1, encodes=1, passes=1)
+
     def reference(self, plan: TrainPlan) -> Phase:
         """The reference's log-probs, where the learner without its adapters is the reference."""
         return self._pass("reference", plan, times=1, encodes=0.0 if self._config.freezes_vision else 1.0, passes=1)

@@ -10,12 +10,24 @@ from PIL import Image
 
 from ral_system.config.commands import TrainConfig
 from ral_system.config.data import FilesConfig, VideoSearchConfig
+from ral_system.config.perception import BlindedGroup
 from ral_system.config.plan import PlanConfig
 from ral_system.errors import ConfigError
 from ral_system.families.family import Family
 from ral_system.tasks.video_search import FRAME_PX
 from ral_system.tasks.visual_search import CELL_PX
-from ral_system.types import Clip, Media, Prompt, Sample, TokenRecord, VideoSampling
+from ral_system.training.blinded_view import blinded_passes
+from ral_system.types import (
+    Clip,
+    Counts,
+    Media,
+    Prompt,
+    Sample,
+    TokenRecord,
+    TrainPlan,
+    UpdatePlan,
+    VideoSampling,
+)
 
 _VERY_LARGE = (1 << 16, 1 << 15)
 
@@ -49,10 +61,21 @@ def step_samples(config: TrainConfig, plan: PlanConfig, family: Family) -> tuple
             rollout_log_probs=(0.0,) * len(response),
             advantage=(-1.0) ** i,
             rollout_top=record if top else None,
+            index=i,
         )
         for p in range(config.algorithm.prompts_per_step)
         for i in range(config.algorithm.completions_per_prompt)
     )
+
+
+def blinded_plan(config: TrainConfig, plan: TrainPlan, family: Family) -> TrainPlan | None:
+    """The scoring passes of a batch's blinded view, as one update; None where there is none to score."""
+    settings = config.algorithm.perception
+    if not isinstance(settings, BlindedGroup):
+        return None
+    by_shard = [plan.rank_samples(shard) for shard in range(len(plan.updates[0].shards))]
+    passes = blinded_passes(by_shard, 0, settings, family, config.learner.pass_tokens, seed="")
+    return TrainPlan((UpdatePlan(tuple(passes), Counts(0, 0)),)) if any(passes) else None
 
 
 def _response_tokens(config: TrainConfig, plan: PlanConfig, visual: int) -> int:

@@ -16,7 +16,7 @@ from ral_system.planning.memory import Cache, Weights, states
 from ral_system.planning.passes import OutlinedPolicy
 from ral_system.planning.plan import Plan, make_plan
 from ral_system.planning.seconds import Clock
-from ral_system.planning.workload import BlankMedia, largest_medium, step_samples
+from ral_system.planning.workload import BlankMedia, blinded_plan, largest_medium, step_samples
 from ral_system.training.learner_rank import LearnerRank
 from ral_system.training.plan import plan_updates
 from tests.composed import compose_config
@@ -327,6 +327,29 @@ def test_what_reads_more_attention_or_keeps_more_weights_needs_more(one_layer: P
     score = {phase.name: phase.flops for phase in plain.phases}["old log-probs"]
     assert {phase.name: phase.flops for phase in averaged.phases}["old log-probs"] == 2 * score
     assert averaged.checkpoint_bytes > plain.checkpoint_bytes
+
+
+def test_a_blinded_view_is_one_more_pass_and_with_masks_of_their_own_one_for_each_response(tiny_model: Path) -> None:
+    found = {}
+    for name, medium in (("grpo", "image"), ("papo", "image"), ("vppo", "image"), ("papo", "none")):
+        overrides = (f"algorithm={name}", f"plan.medium={medium}", "plan.text_tokens=60", "plan.response_tokens=64")
+        config = compose_config("cluster=local", *overrides, kind=PlanCommandConfig)
+        outline = OutlinedPolicy(tiny_model, "float32", "cpu", config, trained=True)
+        samples = step_samples(config, config.plan, outline.family)
+        dealt = plan_updates(samples, updates=4, shards=1, max_tokens=config.learner.pass_tokens)
+        blinded, clock = blinded_plan(config, dealt, outline.family), Clock(config, outline, gpu(config.plan))
+        found[name, medium] = blinded and clock.blinded(blinded).flops / clock.score(dealt).flops
+    assert found["grpo", "image"] is None and found["papo", "none"] is None
+    assert found["papo", "image"] == 1
+    assert 2 < found["vppo", "image"] < config.algorithm.completions_per_prompt
+
+
+def test_a_blinded_view_has_its_time_and_its_memory_in_the_plan(tiny_model: Path) -> None:
+    small = ("cluster=local", "plan.device=a100", "plan.text_tokens=20", "plan.response_tokens=8")
+    plan, _ = planned(tiny_model, *small, "algorithm=papo", "model.freeze_vision=true")
+    assert [phase.name for phase in plan.phases][2:4] == ["old log-probs", "blinded view"]
+    learner = plan.roles[0].phases
+    assert learner["blinded view"] > learner["encode"]  # which it does once more
 
 
 def test_visual_rewards_hold_the_attention_of_all_layers(tiny_model: Path) -> None:
