@@ -1,4 +1,4 @@
-"""The scoring pass with blinded media: which pictures it sees, that it repeats, and whom it leaves alone."""
+"""The scoring pass with blinded media: which pictures it sees, that it repeats, and what it leaves alone."""
 
 import math
 from collections.abc import Callable, Sequence

@@ -41,7 +41,7 @@ def groups(samples: Sequence[Sample], count: int = 4) -> list[Sample]:
 
 
 def texts(samples: Sequence[Sample]) -> list[Sample]:
-    """The same responses, to questions without a picture."""
+    """These responses, to questions without a picture."""
     return [
         replace(s, id=f"text/{s.id}", prompt=Prompt(f"text/{s.prompt.id}", "", "?", "", (), s.response_token_ids[:2]))
         for s in samples
