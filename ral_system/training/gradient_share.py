@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from ral_system.config.attention import AttentionConfig
 from ral_system.training.objective import Objective
 
 NOISE = 1e-4
@@ -55,3 +56,14 @@ def hold(squared: Tensor, target: float) -> float:
 def scaled(squared: Tensor, factor: float) -> Tensor:
     """The norms with the attention term multiplied by `factor`."""
     return squared * torch.tensor([1.0, factor**2], dtype=squared.dtype)
+
+
+def factor_and_metrics(squared: Tensor, settings: AttentionConfig) -> tuple[float, dict[str, float]]:
+    """The factor that `settings` ask for, 1 if they bound or hold no share, and the share with it."""
+    factor, factors = 1.0, {}
+    if settings.gradient_share is not None:
+        scale = cap if settings.target_gradient_share is None else hold
+        factor = scale(squared, settings.gradient_share)
+        factors = {"attention/gradient_factor": factor, "attention/gradient_factor_max": factor}
+    held = share(scaled(squared, factor))
+    return factor, {"attention/gradient_share": held, "attention/gradient_share_max": held, **factors}

@@ -33,7 +33,7 @@ from ral_system.training.blinded_view import BlindedView
 from ral_system.training.build import build_engine, choose_trained, loading
 from ral_system.training.evidence import evidence_rows
 from ral_system.training.frozen_vision import FrozenVision
-from ral_system.training.gradient_share import cap, hold, scaled, share, squared_norms
+from ral_system.training.gradient_share import factor_and_metrics, squared_norms
 from ral_system.training.group_glances import with_group_glances
 from ral_system.training.log_prob_gate import check_all_log_probs, log_prob_gaps, quantile
 from ral_system.training.looks import looks
@@ -394,10 +394,4 @@ class LearnerRank:
             batch, output = self._forward(shard, samples, [read], tokens)
             if samples:
                 squared += squared_norms(objective(output, output.attention[read], batch, samples), output.probed)
-        squared, factor = self._engine.sum_over_ranks(squared).cpu(), 1.0
-        if limit is not None:
-            factor = cap(squared, limit) if settings.target_gradient_share is None else hold(squared, limit)
-        held = share(scaled(squared, factor))
-        metrics = {"attention/gradient_share": held, "attention/gradient_share_max": held}
-        factors = {"attention/gradient_factor": factor, "attention/gradient_factor_max": factor}
-        return factor, metrics if limit is None else metrics | factors
+        return factor_and_metrics(self._engine.sum_over_ranks(squared).cpu(), settings)
