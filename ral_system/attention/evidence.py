@@ -101,13 +101,15 @@ def elsewhere(evidence: Sequence[Region], media: Sequence[Media], name: str) -> 
     """Regions as large as the given ones at other places of the same media, a function of `name`.
 
     Each is moved by a whole number of its widths, heights and durations, or to an edge, and of 64 such places the first
-    of those that share least with the evidence is taken. What fills its medium at all times stays where it is.
+    of those that share least with the evidence, and with regions already moved, is taken. What fills its medium at all
+    times stays where it is.
     """
     rng = random.Random(name)
-    found = []
+    found: list[Region] = []
     for region in evidence:
         places = [_moved(region, media[region.medium], rng) for _ in range(_PLACES)]
-        found.append(min(places, key=lambda place: sum(_shared(place, other) for other in evidence)))
+        taken = (*evidence, *found)
+        found.append(min(places, key=lambda place: sum(_shared(place, other) for other in taken)))
     return tuple(found)
 
 

@@ -280,8 +280,8 @@ class AlgorithmConfig(ResponseConfig):
         perception, path = self.perception, "algorithm.perception"
         if isinstance(perception, BlindedGroup) and self.policy_weight == 0:
             yield (
-                f"{path}.name={self.perception.name} with algorithm.policy_weight=0: it guides the policy loss, and "
-                "alone has no optimum or nothing to do; raise the weight, or choose algorithm/perception=none"
+                f"{path}.name={self.perception.name} with algorithm.policy_weight=0: it works beside a policy loss "
+                "only; raise the weight, or choose algorithm/perception=none"
             )
         if isinstance(perception, PapoConfig) and perception.entropy_weight > 0 and self.entropy_coefficient > 0:
             yield (

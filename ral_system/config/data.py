@@ -143,8 +143,8 @@ class ColumnsConfig(Group):
     """Only repeated in quarantine.jsonl; rows are named by source and number."""
     evidence: str | None
     """Where the answer is to be seen: a list of {box: [left, top, right, bottom], unit: fraction or pixel}; pixel is of
-    the original size. Optional in each: `medium`, which of the row's media, in the order of the question, from 0 on;
-    and of a video `seconds`: [start, end]."""
+    the picture as shown, before any resizing. Optional in each: `medium`, which of the row's media, in the order of the
+    question, from 0 on; and of a video `seconds`: [start, end]."""
 
 
 class SourceConfig(Group):

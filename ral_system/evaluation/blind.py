@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from itertools import chain, islice
 
 import numpy as np
 from PIL import Image
@@ -26,25 +27,24 @@ def blackened(prompts: Sequence[Prompt], store: MediaStore) -> list[Prompt]:
 def exchanged(prompts: Sequence[Prompt]) -> list[Prompt]:
     """The prompts with media of other prompts in the place of their own; without those for which there are none.
 
-    A picture is taken from the next prompt, in a circle, that has one which is not the prompt's own, and is read in the
-    size of the one that it replaces. For a video it must have as many frames.
+    Each medium is taken from the next prompts, in a circle, that have one of its kind which is not the prompt's own,
+    and is read in the size of the one that it replaces. For a video it must have as many frames. No medium is taken
+    twice for a prompt.
     """
     found = []
     for at, prompt in enumerate(prompts):
-        others = [medium for other in (*prompts[at + 1 :], *prompts[:at]) for medium in other.media]
-        media = [_instead(medium, prompt, others) for medium in prompt.media]
-        whole = tuple(medium for medium in media if medium is not None)
-        if len(whole) == len(media):
-            found.append(replace(prompt, media=whole))
+        used = {each.digest for each in prompt.media}
+        media = []
+        for medium in prompt.media:
+            others = (m for p in chain(islice(prompts, at + 1, None), islice(prompts, at)) for m in p.media)
+            fitting = (m for m in others if m.digest not in used and (m.kind, m.frames) == (medium.kind, medium.frames))
+            if (other := next(fitting, None)) is None:
+                break
+            used.add(other.digest)
+            media.append(replace(other, width_px=medium.width_px, height_px=medium.height_px))
+        else:
+            found.append(replace(prompt, media=tuple(media)))
     return found
-
-
-def _instead(medium: Media, prompt: Prompt, others: Sequence[Media]) -> Media | None:
-    own = {each.digest for each in prompt.media}
-    for other in others:
-        if other.digest not in own and (other.kind, other.frames) == (medium.kind, medium.frames):
-            return replace(other, width_px=medium.width_px, height_px=medium.height_px)
-    return None
 
 
 def _black(medium: Media, store: MediaStore) -> Media:

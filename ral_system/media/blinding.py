@@ -1,4 +1,4 @@
-"""Media of which a share of the encoder's patches is black, chosen by a seed: what a policy sees without its eyes."""
+"""Media with a share of the encoder's patches black, chosen by a seed; at least one patch is."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def blinded(frames: np.ndarray, media: BlindedMedia) -> np.ndarray:
     height, width = frames.shape[1:3]
     random = np.random.default_rng(list(hashlib.sha256(media.seed.encode()).digest()))
     row_of, column_of = _patches(height, rows), _patches(width, columns)
-    found, black = frames.copy(), round(media.masked * rows * columns)
+    found, black = frames.copy(), max(1, round(media.masked * rows * columns))
     for first in range(0, len(frames), media.frames_per_view):
         mask = np.zeros(rows * columns, bool)
         mask[random.permutation(rows * columns)[:black]] = True

@@ -125,7 +125,8 @@ class LearnerRank:
 
     def score(self, plan: TrainPlan) -> Scores:
         """Old log-probs and attention of this rank's samples, at the weights that made them; with anchor=ema their
-        attention records, with reward.visual.model=policy also how much they look at pictures; a blinded view's.
+        attention records, with reward.visual.model=policy also how much they look at pictures, with
+        algorithm.perception log-probs of the blinded view.
 
         A sample that several weights made is scored at each, and every token takes what the weights say that made it.
         Gate: log-probs must match what the rollout engine reported for the same tokens (`log_prob_gate`), else

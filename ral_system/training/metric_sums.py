@@ -42,8 +42,17 @@ def reduced_metrics(
 
 
 def _table(rows: Sequence[Sequence[Tensor]]) -> Tensor:
-    """float64 on the CPU, with one copy from the device for each row."""
-    return torch.stack([torch.stack([v.double() for v in row]).cpu() if row else torch.zeros(0) for row in rows])
+    """float64 on the CPU, with one copy from each device for each row."""
+    return torch.stack([_on_host(row) for row in rows])
+
+
+def _on_host(row: Sequence[Tensor]) -> Tensor:
+    """Scalars of any devices: what is counted on the host is reported beside what a GPU computes."""
+    found = torch.zeros(len(row), dtype=torch.float64)
+    for device in {value.device for value in row}:
+        of_device = [i for i, value in enumerate(row) if value.device == device]
+        found[of_device] = torch.stack([row[i].double() for i in of_device]).cpu()
+    return found
 
 
 def combine_metrics(

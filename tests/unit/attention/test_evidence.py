@@ -136,6 +136,7 @@ def test_other_places_are_as_large_and_as_well_placed() -> None:
         shown = [shares(region, layout=layout) for region in moved]
         assert all(sorted(each) == [0] * 8 + [1] for each in shown)
         assert not any(any(each[3:6]) for each in shown)
+        assert len({each.index(1) for each in shown}) == 3  # as many cells as there were
         places |= {each.index(1) for each in shown}
     assert places == {0, 1, 2, 6, 7, 8}
     large = Region(0.1, 0.2, 0.8, 0.9)
