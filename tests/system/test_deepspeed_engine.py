@@ -241,8 +241,7 @@ def task(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path, media: Any,
 
     folder = tmp_path_factory.mktemp("deepspeed")
     settings = (
-        "learner.learning_rate=1e-3",
-        "learner.warmup_updates=4",
+        *("learner.learning_rate=1e-3", "learner.warmup_updates=4"),
         "learner.rate_factors={vision: 0.5, projector: 2}",
         "learner.max_grad_norm=0.5",  # gradients are larger: clipping takes part
         "algorithm.attention.weight=5",
@@ -268,16 +267,15 @@ def task(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path, media: Any,
             with torch.no_grad():
                 log_probs = policy(collate((sample,))).log_probs[0].tolist()
             advantage = (1.0, -0.7, 0.4, -1.3)[(i + 2 * n) % 4]
-            credit = Credit(advantage, (0.5, -0.5), (0.5, -0.5))
-            sample = replace(sample, index=n, credit=credit)
-            samples.append(replace(sample, rollout_log_probs=tuple(log_probs), advantage=advantage))
+            judged = {"advantage": advantage, "credit": Credit(advantage, *[(0.5, -0.5)] * 2)}
+            samples.append(replace(sample, index=n, rollout_log_probs=tuple(log_probs), **judged))
     (folder / "config.json").write_text(config.model_dump_json())
     for name in PRESETS:
         with_loss = make_config(*settings, f"algorithm/policy_loss={name}", "algorithm.entropy_coefficient=0.1")
         (folder / f"loss_{name}.json").write_text(with_loss.model_dump_json())
     own = [setting for setting in settings if "anchor" not in setting and "ema" not in setting]
-    by_looks = make_config("algorithm=group_anchor", *own)  # members of a group are scored by different ranks
-    (folder / "loss_group_anchor.json").write_text(by_looks.model_dump_json())
+    by_looks = make_config("algorithm=group_anchor", *own).model_dump_json()  # different ranks score a group's members
+    (folder / "loss_group_anchor.json").write_text(by_looks)
     (folder / "mismatched.pickle").write_bytes(pickle.dumps(mismatched(policy, collate, samples)))
     (folder / "folders.json").write_text(json.dumps({"model": str(tiny_model), "media": str(media.folder)}))
     (folder / "samples.pickle").write_bytes(pickle.dumps(samples))
