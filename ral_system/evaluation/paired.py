@@ -61,7 +61,7 @@ def holm(p_by_name: Mapping[str, float]) -> dict[str, float]:
     counts for nothing.
     """
     ordered = sorted((p, name) for name, p in p_by_name.items() if not isnan(p))
-    adjusted, largest = {name: nan for name in p_by_name}, 0.0
+    adjusted, largest = dict.fromkeys(p_by_name, nan), 0.0
     for place, (p, name) in enumerate(ordered):
         largest = max(largest, min(1.0, (len(ordered) - place) * p))
         adjusted[name] = largest

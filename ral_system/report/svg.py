@@ -42,6 +42,7 @@ STYLE = """
 .paper{fill:var(--card)}.ink{color:var(--ink)}.title{fill:var(--ink);font-size:15px}.label{fill:var(--soft)}
 .grid{stroke:var(--grid)}.tick{fill:var(--soft);font-size:10.5px;font-variant-numeric:tabular-nums}
 .limit{stroke:var(--bad);stroke-dasharray:4 3;opacity:.75}.limit-name{fill:var(--bad);font-size:10.5px}
+.band{fill:var(--grid)}.zero{stroke:var(--faint)}
 .line{fill:none;stroke:currentColor;stroke-width:1.9;stroke-linejoin:round;stroke-linecap:round}
 .thin{stroke-width:1;opacity:.6}.interval{fill:none;stroke:currentColor;stroke-width:1.2;opacity:.7}
 .bar{fill:currentColor}.point{fill:currentColor;stroke:var(--card);stroke-width:1.2}

@@ -40,3 +40,15 @@ def slow_to_end() -> None:
         time.sleep(1)
         (folder / "ended").write_text("tidily")
         sys.exit(130)
+
+
+def meet() -> None:
+    """Ends when as many calls as `argv[3]` says have left a file in the folder `argv[1]`, else in failure."""
+    folder = Path(sys.argv[1])
+    (folder / sys.argv[2]).touch()
+    deadline = time.monotonic() + 20
+    while len(list(folder.iterdir())) < int(sys.argv[3]):
+        if time.monotonic() > deadline:
+            sys.exit(1)
+        time.sleep(0.02)
+    print("met")

@@ -13,10 +13,11 @@ import pytest
 
 from ral_system.config.commands import COMMANDS as CONFIGS
 from ral_system.errors import ConfigError
-from ral_system.launch import study as study_module
 from ral_system.launch.foreign import refuse_foreign
-from ral_system.launch.study import STUDIES, Run, RunError, Study, read_study
-from ral_system.launch.study_results import write_results
+from ral_system.launch.study import cli
+from ral_system.launch.study.files import COMMANDS, STUDIES, Run, Study, read_study
+from ral_system.launch.study.processes import RunError, run_all
+from ral_system.launch.study.results import write_results
 from tests.composed import compose_config
 
 SMALL = """
@@ -37,7 +38,7 @@ def test_prepared_runs_come_first_then_every_seed_of_every_arm(tmp_path: Path) -
     path = tmp_path / "small.yaml"
     path.write_text(SMALL)
     study = read_study(path, tmp_path / "runs")
-    trained = [run for run in study.runs if run.evaluation is None]
+    trained = [run for run in study.runs if run.evaluates is None]
     assert [(run.name, run.arm) for run in trained] == [
         ("start", None),
         *((f"{arm}_seed{seed}", arm) for seed in (3, 4) for arm in ("a", "b")),
@@ -50,8 +51,8 @@ def test_prepared_runs_come_first_then_every_seed_of_every_arm(tmp_path: Path) -
     )
     assert trained[4].command[2] == f"{start}/a_seed4/models/sft"
     again = read_study(path, tmp_path / "runs", seeds=[9], overrides=["algorithm.steps=2"])
-    assert [run.name for run in again.runs if run.evaluation is None] == ["start", "a_seed9", "b_seed9"]
-    assert all(("algorithm.steps=2" in run.command) == (run.evaluation is None) for run in again.runs)
+    assert [run.name for run in again.runs if run.evaluates is None] == ["start", "a_seed9", "b_seed9"]
+    assert all(("algorithm.steps=2" in run.command) == (run.evaluates is None) for run in again.runs)
 
 
 @pytest.mark.parametrize(
@@ -101,31 +102,37 @@ def test_every_arm_s_model_is_evaluated_where_its_command_leaves_it(tmp_path: Pa
     assert f"start_model={tmp_path}/runs/b_seed3/model" in rl
 
 
-def test_an_evaluation_of_the_same_model_by_the_same_command_is_left_alone(
+def test_a_run_by_the_same_command_on_the_same_model_is_left_alone(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(study_module.COMMANDS, "ral-evaluate", "tests.unit.launch.commands:count")
-    done, stage, counter = (tmp_path / name for name in ("evaluation.json", "stage.json", "count"))
-    done.write_text("{}")
-    stage.write_text("first")
+    monkeypatch.setitem(COMMANDS, "ral-evaluate", "tests.unit.launch.commands:count")
+    model, folder = tmp_path / "model", tmp_path / "evaluated"
+    model.mkdir()
+    folder.mkdir()
+    (folder / "evaluation.json").write_text("{}")
+    (model / "stage.json").write_text("first")
+    counter = tmp_path / "count"
 
     def times(*words: str) -> int:
-        run = Run("evaluated", ("ral-evaluate", str(counter), *words), evaluation=done, evaluates=tmp_path)
-        study_module.execute(run)
+        command = ("ral-evaluate", str(counter), f"start_model={model}", *words)
+        run_all([Run("evaluated", command, folder=folder, leaves="evaluation.json")], tmp_path)
         return len(counter.read_text())
 
     assert [times(), times()] == [1, 1]
     assert times("evaluation.questions=9") == 2
     assert [times(), times()] == [3, 3]
-    stage.write_text("trained again")
+    (model / "stage.json").write_text("trained again")
     assert times() == 4
+    (folder / "evaluation.json").unlink()
+    assert times() == 5
 
 
 def test_the_command_is_waited_for_when_the_study_is_interrupted(tmp_path: Path) -> None:
     """From the terminal both hear of it; a SIGTERM to the study alone is passed on."""
     code = (
-        "from launch import study; study.COMMANDS['ral-rl'] = 'tests.unit.launch.commands:slow_to_end';"
-        f"study.execute(study.Run('slow', ('ral-rl', {str(tmp_path)!r})))"
+        "from pathlib import Path; from ral_system.launch.study import files, processes;"
+        "files.COMMANDS['ral-rl'] = 'tests.unit.launch.commands:slow_to_end';"
+        f"processes.run_all([files.Run('slow', ('ral-rl', {str(tmp_path)!r}))], Path())"
     )
     for number, to_group in ((signal.SIGINT, True), (signal.SIGTERM, False)):
         process = subprocess.Popen([sys.executable, "-c", code], start_new_session=True, stderr=subprocess.DEVNULL)
@@ -182,7 +189,9 @@ def test_a_file_that_is_no_study_is_one_line(tmp_path: Path, text: str, complain
 
 def write_run(folder: Path, accuracy: float, vas: list[float]) -> None:
     folder.mkdir()
-    (folder / "summary.json").write_text(json.dumps({"held_out_accuracy_after_rl": accuracy}))
+    (folder / "summary.json").write_text(
+        json.dumps({"held_out_accuracy_after_rl": accuracy, "wall_s": {"rl": {"total": 12.5}}})
+    )
     lines = [
         {"stage": "sft", "step": 1, "eval/accuracy": 0.1},
         {"stage": "rl", "step": 0, "eval/accuracy": 0.5},
@@ -203,14 +212,15 @@ def test_the_table_has_every_seed_the_mean_and_metrics_from_first_to_last(tmp_pa
     table = write_results(
         Study("Two arms", runs, ("a", "b"), ("attention/vas",), ("attention/vas",), evaluated=False), tmp_path
     )
-    assert "|  | seed 5 | seed 6 | mean | before | attention/vas |" in table
-    assert "| a | 0.600 | 0.800 | **0.700** | 0.5 | 1.5 → 4 |" in table
-    assert "| b | 0.900 | 0.700 | **0.800** | 0.5 | - |" in table
+    assert "|  | seed 5 | seed 6 | mean | before | seconds | attention/vas |" in table
+    assert "| a | 0.600 | 0.800 | **0.700** | 0.5 | 12.5 | 1.5 → 4 |" in table
+    assert "| b | 0.900 | 0.700 | **0.800** | 0.5 | 12.5 | - |" in table
     assert (tmp_path / "study.md").read_text() == table
     assert "mean 0.8 of 2" in (tmp_path / "study.svg").read_text()
     drawn = (tmp_path / "curves.svg").read_text()
     assert drawn.count('class="line thin"') == 2 and drawn.count('class="line ink"') == 1  # two runs of a, their mean
-    assert json.loads((tmp_path / "study.json").read_text())["a"][0]["metrics"] == {"attention/vas": [1.0, 3.0]}
+    lines = [json.loads(line) for line in (tmp_path / "study.jsonl").read_text().splitlines()]
+    assert lines[0]["metrics"] == {"attention/vas": [1.0, 3.0]} and lines[0]["seconds"] == 12.5
 
 
 def test_evaluations_take_the_place_of_what_training_measured(tmp_path: Path) -> None:
@@ -220,10 +230,10 @@ def test_evaluations_take_the_place_of_what_training_measured(tmp_path: Path) ->
         score_and_masses = {} if score is None else {"visual_attention_score": score, "visual_mass": 0.5}
         found = {"eval/accuracy": accuracy, "eval/length_mean": 7.0, **score_and_masses}
         (tmp_path / f"{run.name}_evaluation" / "evaluation.json").write_text(json.dumps(found))
-    table = write_results(Study("Rungs", runs, ("a", "b"), (), (), evaluated=True), tmp_path)
-    assert "|  | seed 0 | seed 1 | mean | visual attention score | visual mass | system mass |" in table
-    assert "| a | 0.500 | 0.700 | **0.600** | 3 | 0.5 | - |" in table
-    assert "| b | 0.800 | 0.900 | **0.850** | - | - | - |" in table
+    table = write_results(Study("Rungs", runs, ("a", "b")), tmp_path)
+    assert "|  | seed 0 | seed 1 | mean | visual attention score | visual mass | system mass | seconds |" in table
+    assert "| a | 0.500 | 0.700 | **0.600** | 3 | 0.5 | - | - |" in table
+    assert "| b | 0.800 | 0.900 | **0.850** | - | - | - | - |" in table
     assert not (tmp_path / "curves.svg").exists()
     svg = (tmp_path / "study.svg").read_text()
     assert "a: mean 3 of 2" in svg and "b: mean" in svg
@@ -237,20 +247,20 @@ def test_an_arm_that_failed_is_in_the_table_as_far_as_it_went(tmp_path: Path) ->
     (tmp_path / "a_1" / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in metrics))
     study = Study("One arm", runs, ("a",), metrics=("attention/vas",), curves=("attention/vas",), evaluated=False)
     table = write_results(study, tmp_path)
-    assert "| a | 0.600 | failed after rl step 2 | **0.600** | 0.5 | 3 → 4 |" in table
+    assert "| a | 0.600 | failed after rl step 2 | **0.600** | 0.5 | 12.5 | 3 → 4 |" in table
     assert (tmp_path / "curves.svg").read_text().count('class="line thin"') == 2
-    write_results(Study("One arm", runs[1:], ("a",), (), (), evaluated=False), tmp_path)
-    assert "| a | failed after rl step 2 | - | - |" in (tmp_path / "study.md").read_text()
+    write_results(Study("One arm", runs[1:], ("a",), evaluated=False), tmp_path)
+    assert "| a | failed after rl step 2 | - | - | - |" in (tmp_path / "study.md").read_text()
 
 
 def test_an_arm_may_fail_and_what_prepares_may_not(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     for code in (1, 2):
-        monkeypatch.setitem(study_module.COMMANDS, f"exit-{code}", f"tests.unit.launch.commands:exit_{code}")
-    assert study_module.attempt(Run("clip_seed0", ("exit-1",), "clip", 0)) == ["clip_seed0"]
-    assert study_module.attempt(Run("e", ("exit-1",), evaluation=tmp_path / "e.json", evaluates=tmp_path)) == ["e"]
+        monkeypatch.setitem(COMMANDS, f"exit-{code}", f"tests.unit.launch.commands:exit_{code}")
+    arm = Run("clip_seed0", ("exit-1",), "clip", 0)
+    assert run_all([arm, Run("e", ("exit-1",), evaluates=tmp_path)], tmp_path) == ["clip_seed0", "e"]
     for run in (Run("start", ("exit-1",)), Run("clip_seed0", ("exit-2",), "clip", 0)):
-        with pytest.raises(RunError, match=run.name):
-            study_module.attempt(run)
+        with pytest.raises(RunError, match=f"{run.name} ended with exit code {run.command[0][-1]}"):
+            run_all([run], tmp_path)
 
 
 def test_a_study_is_concluded_once_after_all_arms(tmp_path: Path) -> None:
@@ -273,26 +283,18 @@ def test_what_goes_on_from_a_failed_arm_is_left_out_and_the_others_run(
         "title: A chain\nprepare: []\nseeds: [0]\narms:\n"
         "  first: [ral-rl]\n  second: [ral-rl, 'start_model=${folder}/first_seed${seed}/model']\n  other: [ral-train]\n"
     )
-    monkeypatch.setitem(study_module.COMMANDS, "ral-rl", "tests.unit.launch.commands:exit_1")
-    monkeypatch.setitem(study_module.COMMANDS, "ral-train", "tests.unit.launch.commands:exit_0")
+    monkeypatch.setitem(COMMANDS, "ral-rl", "tests.unit.launch.commands:exit_1")
+    monkeypatch.setitem(COMMANDS, "ral-train", "tests.unit.launch.commands:exit_0")
     (tmp_path / "chain").mkdir()
     write_run(tmp_path / "chain" / "other_seed0", 0.7, [1.0])
     monkeypatch.setattr(sys, "argv", ["ral-study", str(tmp_path / "chain.yaml"), "--runs-dir", str(tmp_path)])
     with pytest.raises(SystemExit) as ended:
-        study_module.main()
+        cli.main()
     captured = capsys.readouterr()
     assert ended.value.code == 1
     assert "second_seed0 is skipped: it starts from first_seed0, which failed" in captured.err
     assert "| first | failed after nothing |" in captured.out and "| other | 0.700 |" in captured.out
     assert "first_seed0, second_seed0 ended with exit code 1" in captured.err
-
-
-@pytest.mark.parametrize("code", [1, 2])
-def test_a_run_that_fails_ends_the_study_with_its_code_and_is_named(code: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(study_module.COMMANDS, "ral-rl", f"tests.unit.launch.commands:exit_{code}")
-    with pytest.raises(RunError, match=f"broken ended with exit code {code}") as caught:
-        study_module.execute(Run("broken", ("ral-rl",)))
-    assert caught.value.exit_code == code
 
 
 @pytest.mark.parametrize(
@@ -314,7 +316,7 @@ def test_a_wrong_argument_is_one_line_and_exit_code_2(
     given = [argument.replace("{folder}", f"{tmp_path}/a") for argument in arguments]
     monkeypatch.setattr(sys, "argv", ["ral-study", *given, "--dry-run"])
     with pytest.raises(SystemExit) as ended:
-        study_module.main()
+        cli.main()
     captured = capsys.readouterr()
     assert (ended.value.code, captured.out, captured.err.count("\n")) == (2, "", 1)
     assert captured.err.startswith("error: ") and says in captured.err

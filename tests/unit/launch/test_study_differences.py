@@ -1,0 +1,112 @@
+"""Differences between arms: which runs are paired, what the table and the chart say."""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+from ral_system.errors import ConfigError
+from ral_system.launch.study.differences import differences
+from ral_system.launch.study.files import Compared, Run, Study, read_study
+from ral_system.launch.study.results import read_lines, write_results
+
+
+def line(arm: str, seed: int, **scores: list[float]) -> dict[str, object]:
+    """A line of study.jsonl, as far as differences read it."""
+    return {"arm": arm, "seed": seed, "scores": scores}
+
+
+def test_runs_are_paired_by_seed_and_questions_by_place_and_category() -> None:
+    """In `far`, seed 1 of a is paired with none. `near` is +½ and 0, `far` +1 everywhere."""
+    by_arm = {
+        "base": [line("base", 0, near=[0, 0], far=[0, 0]), line("base", 2, near=[1, 0], far=[0, 0])],
+        "a": [
+            line("a", 0, near=[1, 0], far=[1, 1]),
+            line("a", 1, near=[0, 0], far=[0, 0]),
+            line("a", 2, near=[1, 0], far=[1, 1]),
+        ],
+        "failed": [{"arm": "failed", "seed": 0}],
+    }
+    found = differences(Compared(baseline="base", claims=["a", "failed"]), by_arm)
+    rows = [row for row in found.table.splitlines() if row.startswith("| a − base")]
+    cells = [cell.strip() for cell in rows[0].strip("|").split("|")]
+    assert cells[1] == "2"
+    assert cells[2].startswith("+62.5 (") and cells[3].startswith("+25.0 (")
+    assert cells[4] == "+100.0 (+100.0 to +100.0)"
+    assert "failed" not in found.table and "failed" not in found.chart
+    assert "a − base: +25.00" in found.chart
+
+
+def test_claims_are_corrected_for_their_number_and_controls_are_rows_of_their_own() -> None:
+    by_arm = {
+        arm: [line(arm, seed, q=[0.1 * place * seed + value, 0.2, 0.3 + value]) for seed in range(3)]
+        for place, (arm, value) in enumerate((("base", 0.0), ("a", 0.3), ("b", 0.1), ("null", 0.0)))
+    }
+    found = differences(Compared(baseline="base", claims=["a", "b"], controls={"a": ["null"]}), by_arm)
+    rows = {
+        row.split("|")[1].strip(): [c.strip() for c in row.split("|")[1:-1]] for row in found.table.splitlines()[2:6]
+    }
+    assert list(rows) == ["a − base", "b − base", "null − base", "a − null"]
+    p = {name: float(cells[4].removeprefix("< ")) for name, cells in rows.items()}
+    assert rows["null − base"][5] == rows["a − null"][5] == ""
+    smaller, larger = sorted(("a − base", "b − base"), key=p.__getitem__)
+    assert float(rows[smaller][5]) == pytest.approx(2 * p[smaller], abs=2e-3)
+    assert float(rows[larger][5]) == pytest.approx(max(p[larger], 2 * p[smaller]), abs=2e-3)
+
+
+def write_evaluated(folder: Path, name: str, scores: list[int]) -> None:
+    """What a run and its evaluation leave, as far as a study reads it."""
+    folder.joinpath(name).mkdir()
+    made = folder / f"{name}_evaluation"
+    made.mkdir()
+    found = {"eval/accuracy": sum(scores) / len(scores), "black": {"eval/accuracy": 0.25}}
+    made.joinpath("evaluation.json").write_text(json.dumps(found))
+    lines = [{"id": i, "category": "q", "references": "", "scores": [score]} for i, score in enumerate(scores)]
+    made.joinpath("scores.jsonl").write_text("".join(json.dumps(row) + "\n" for row in lines))
+
+
+def test_a_study_goes_on_with_other_seeds_from_elsewhere(tmp_path: Path) -> None:
+    """The two halves give the table of the whole."""
+    compare = Compared(baseline="a")
+    for folder, seeds in ((tmp_path / "x", (0, 1)), (tmp_path / "y", (2,)), (tmp_path / "all", (0, 1, 2))):
+        folder.mkdir()
+        for seed in seeds:
+            write_evaluated(folder, f"a_seed{seed}", [0, seed == 1, 1])
+            write_evaluated(folder, f"b_seed{seed}", [1, seed == 2, 1])
+
+    def study(*seeds: int) -> Study:
+        runs = tuple(Run(f"{arm}_seed{seed}", (), arm, seed) for seed in seeds for arm in "ab")
+        return Study("Halves", runs, ("a", "b"), figures=("black.eval/accuracy",), compare=compare)
+
+    whole = write_results(study(0, 1, 2), tmp_path / "all")
+    write_results(study(0, 1), tmp_path / "x")
+    elsewhere = tmp_path / "x" / "study.jsonl"
+    assert write_results(study(2), tmp_path / "y", read_lines([elsewhere], study(2))) == whole
+    assert "| b − a | 3 |" in whole and "| black.eval/accuracy |" in whole and "| 0.25 |" in whole
+    assert (tmp_path / "all" / "differences.svg").read_text() == (tmp_path / "y" / "differences.svg").read_text()
+    with pytest.raises(ConfigError, match="seed 0 is run here as well; leave it out of --seeds"):
+        read_lines([elsewhere], study(0))
+    other = Study("Another", (), ("c",))
+    with pytest.raises(ConfigError, match=re.escape(f"--with {elsewhere}: arm 'a' is not one of c")):
+        read_lines([elsewhere], other)
+    with pytest.raises(ConfigError, match="no such file"):
+        read_lines([tmp_path / "nowhere"], other)
+
+
+@pytest.mark.parametrize(
+    ("compare", "says"),
+    [
+        ("{baseline: c}", "compare names c, which is not one of the arms a, b"),
+        ("{baseline: a, claims: [d]}", "compare names d"),
+        ("{baseline: a, controls: {b: [e]}}", "compare names e"),
+        ("{baseline: a}", "compare needs the scores of each question; add evaluate: []"),
+    ],
+)
+def test_comparisons_of_what_is_not_there_are_refused(tmp_path: Path, compare: str, says: str) -> None:
+    evaluate = "" if "evaluate" in says else "evaluate: []\n"
+    path = tmp_path / "bad.yaml"
+    arms = "prepare: []\nseeds: [0]\narms: {a: [ral-rl], b: [ral-rl]}\n"
+    path.write_text(f"title: Bad\n{arms}{evaluate}compare: {compare}\n")
+    with pytest.raises(ConfigError, match=re.escape(says)):
+        read_study(path, tmp_path)

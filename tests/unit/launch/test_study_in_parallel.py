@@ -1,0 +1,62 @@
+"""Runs of a study at the same time, each after those that it needs."""
+
+from pathlib import Path
+
+import pytest
+
+from ral_system.launch.study.files import COMMANDS, Run, read_study
+from ral_system.launch.study.processes import RunError, run_all
+
+CHAIN = """
+title: A chain
+prepare:
+  - [ral-perceive, name=first]
+  - [ral-sft, name=second]
+arms:
+  a: [ral-rl]
+  b: [ral-rl, "start_model=${folder}/a_seed${seed}/model"]
+seeds: [0, 1]
+evaluate: []
+conclude:
+  - [ral-evaluate, sweep=visual_tokens, name=last]
+"""
+
+
+def test_a_run_waits_for_what_prepares_and_for_the_models_that_it_goes_on_from(tmp_path: Path) -> None:
+    path = tmp_path / "chain.yaml"
+    path.write_text(CHAIN)
+    after = {run.name: run.after for run in read_study(path, tmp_path / "runs").runs}
+    prepared = {"first", "second"}
+    assert after["first"] == set() and after["second"] == {"first"}
+    assert after["a_seed1"] == prepared
+    assert after["b_seed1"] == after["a_seed1_evaluation"] == prepared | {"a_seed1"}
+    assert after["b_seed1_evaluation"] == prepared | {"b_seed1"}
+    assert after["last"] == after.keys() - {"last"}
+
+
+def test_two_runs_are_under_way_together_and_a_third_waits(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(COMMANDS, "meet", "tests.unit.launch.commands:meet")
+    both, third = tmp_path / "both", tmp_path / "third"
+    both.mkdir()
+    third.mkdir()
+    runs = [
+        Run("a", ("meet", str(both), "a", "2"), "a", 0),
+        Run("b", ("meet", str(both), "b", "2"), "b", 0),
+        Run("c", ("meet", str(both), "c", "3"), "c", 0, after=frozenset("ab")),
+    ]
+    assert run_all(runs, tmp_path, jobs=2) == []
+    said = capsys.readouterr().out
+    assert "[3/3] meet" in said and "; 1 to start, about 0 min left" in said
+    assert said.index("[3/3]") > said.index("a took") and said.index("[3/3]") > said.index("b took")
+    assert (tmp_path / "logs" / "c.log").read_text() == "met\n"
+
+
+def test_a_failure_shows_the_end_of_its_log(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(COMMANDS, "ral-rl", "tests.unit.launch.commands:nothing_of_the_kind")
+    with pytest.raises(RunError, match="start ended with exit code 1"):
+        run_all([Run("start", ("ral-rl",))], tmp_path, jobs=2)
+    assert "ImportError: cannot import name 'nothing_of_the_kind'" in capsys.readouterr().err

@@ -1,0 +1,21 @@
+"""The forest plot: where intervals are, and which are clear of zero."""
+
+from math import nan
+
+from ral_system.report.forest import Interval, forest
+
+
+def test_every_comparison_has_a_row_and_every_category_a_panel() -> None:
+    panels = {
+        "all": [Interval("a − b", 3.0, 1.0, 5.0), Interval("c − b", 0.5, nan, nan)],
+        "far": [Interval("a − b", 0, -1, 1)],
+    }
+    drawn = forest("Differences", panels, band=2)
+    assert drawn.count('class="point"') == 3 and drawn.count('class="interval"') == 2
+    assert "a − b: +3.00 (+1.00 to +5.00)" in drawn and "c − b: +0.50</title>" in drawn
+    assert drawn.count('class="s1"') == 1, "only an interval that leaves zero out stands out"
+    assert drawn.count('class="band"') == drawn.count('class="zero"') == 2
+
+
+def test_without_any_comparison_there_is_an_empty_chart() -> None:
+    assert "Differences" in forest("Differences", {}, band=2)
