@@ -19,12 +19,12 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
 
-from ral_system.config.data import ColumnsConfig, FilesConfig, SourceConfig
+from ral_system.config.data import FilesConfig, SourceConfig
 from ral_system.data.chat import ChatRenderer
 from ral_system.data.sources.evidence import to_regions
-from ral_system.data.sources.files import read_rows
-from ral_system.data.sources.hub import located, source_survey
-from ral_system.data.sources.questions import Question, given_id, listed, read_question
+from ral_system.data.sources.hub import source_survey
+from ral_system.data.sources.questions import Question, given_id, listed
+from ral_system.data.sources.rows import read_questions
 from ral_system.errors import DataError
 from ral_system.families.family import PixelBudget, sized
 from ral_system.media.decoders import Decoders
@@ -234,17 +234,13 @@ class Preparation:
             (self._folder / name).unlink(missing_ok=True)
 
     def _rows(self, name: str, source: SourceConfig, first: int) -> Iterator[tuple[str, Question | _Left]]:
-        path = located(name, source)
-        root = Path(source.root) if source.root is not None else path if path.is_dir() else path.parent
-        for row in islice(read_rows(path, _asked_for(source.columns), source.files), first, None):
+        for row, question in read_questions(name, source, first=first, thoughts=self._thought_text is not None):
             id = f"{name}/{row.number}"
-            if row.fields is None:
-                yield id, _Left(id, None, "broken", row.problem)
-                continue
-            try:
-                yield id, read_question(row.fields, source.columns, root, thoughts=self._thought_text is not None)
-            except DataError as error:
-                yield id, _Left(id, given_id(row.fields, source.columns), "broken", str(error))
+            if isinstance(question, Question):
+                yield id, question
+            else:
+                given = given_id(row.fields, source.columns) if row.fields is not None else None
+                yield id, _Left(id, given, "broken", question)
 
     def _row(
         self, source: SourceConfig, id: str, question: Question | _Left, found: tuple[Media, ...] | DataError
@@ -368,11 +364,6 @@ def kind_of_reason(reason: str) -> str:
 def drawn(seed: int, subject: str) -> float:
     """Return a number in [0, 1]; questions whose number is below `data.held_out` are held out."""
     return int.from_bytes(hashlib.sha256(f"{seed}/{subject}".encode()).digest()[:8]) / 2**64
-
-
-def _asked_for(columns: ColumnsConfig) -> set[str]:
-    """Return the top-level columns of the file that the configured columns need."""
-    return {str(name).partition(".")[0] for name in columns.model_dump().values() if name is not None}
 
 
 def _printable(text: str) -> str:
