@@ -14,8 +14,8 @@ from ral_system.config.perception import BlindedGroup
 from ral_system.config.plan import PlanConfig
 from ral_system.errors import ConfigError
 from ral_system.families.family import Family
+from ral_system.tasks.cells import CELL_PX
 from ral_system.tasks.video_search import FRAME_PX
-from ral_system.tasks.visual_search import CELL_PX
 from ral_system.training.blinded_view import blinded_passes
 from ral_system.types import (
     Clip,

@@ -13,18 +13,16 @@ from dataclasses import dataclass
 import numpy as np
 
 from ral_system.config.data import VideoSearchConfig
-from ral_system.tasks.visual_search import COLOURS, COLUMN_NAMES, DIGITS, SHAPES, Cell, draw_alone
+from ral_system.tasks.cells import COLOURS, DIGITS, HELD_OUT_SHARE, LETTERS, SHAPES, Cell, draw_alone
 from ral_system.types import Region, Split
 
 FRAMES_PER_S = VideoSearchConfig.FRAMES_PER_S
 FRAME_PX = 56
-SECOND_NAMES = COLUMN_NAMES
-"""Names of the seconds: letters, because a number would be taken for a digit that is shown."""
+SECOND_NAMES = LETTERS[:8]
 MAX_SECONDS = len(SECOND_NAMES)
 KINDS = ("when", "what", "colour")
 
 _THINGS = SHAPES + DIGITS
-_HELD_OUT_SHARE = 5  # one sequence in five
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,7 +98,7 @@ class VideoSearch:
             order = rng.permutation(len(_THINGS))[: self.seconds]
             shown = [Cell(colours[rng.integers(len(colours))], _THINGS[i]) for i in order]
             content = ";".join(cell.words for cell in shown)
-            held_out = hashlib.sha256(content.encode()).digest()[0] % _HELD_OUT_SHARE == 0
+            held_out = hashlib.sha256(content.encode()).digest()[0] % HELD_OUT_SHARE == 0
             if held_out == (split == "held_out"):
                 return shown
 

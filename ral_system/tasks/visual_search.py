@@ -6,49 +6,35 @@ a scene belongs to the split that its own content hashes to, and each handwritte
 
 from __future__ import annotations
 
-import functools
 import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import zip_longest
-from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageDraw
+from PIL import Image
 
 from ral_system.errors import DataError
-from ral_system.types import Box, Region, Split
+from ral_system.tasks.cells import (
+    COLOURS,
+    DIGITS,
+    EMPTY,
+    HELD_OUT_SHARE,
+    LETTERS,
+    SHAPES,
+    Cell,
+    cell_region,
+    draw_board,
+    position_name,
+    positions,
+)
+from ral_system.types import Region, Split
 
-CELL_PX = 28
-COLUMN_NAMES = "abcdefgh"
+COLUMN_NAMES = LETTERS[:8]
 MAX_GRID = len(COLUMN_NAMES)
-COLOURS = {
-    "red": (220, 40, 40),
-    "green": (30, 160, 60),
-    "blue": (40, 80, 220),
-    "yellow": (235, 190, 20),
-}
-SHAPES = ("circle", "square", "triangle", "cross")
-DIGITS = tuple(str(d) for d in range(10))
 KINDS = ("attribute", "content", "position", "count", "compare")
-EMPTY = "empty"
 
-_BACKGROUND = (240, 240, 240)
-_HELD_OUT_SHARE = 5  # one scene (and one digit image) in five
 _MAX_SCENES = 20_000  # a board is called impossible after seconds, not hours
-
-
-@dataclass(frozen=True, slots=True)
-class Cell:
-    """One filled cell: a colour word and an object word (shape or digit)."""
-
-    colour: str
-    thing: str
-
-    @property
-    def words(self) -> str:
-        """Words of the cell, such as `circle red`: in `a1 circle red` a thing is next to its place and its colour."""
-        return f"{self.thing} {self.colour}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,8 +87,9 @@ class VisualSearch:
         rng = np.random.default_rng([self.seed, index, 0 if split == "train" else 1])
         kind = KINDS[index % len(KINDS)]
         cells, asked = self._scene_with_question(kind, split, rng)
-        image = self._draw(cells, split, rng)
-        order = [self._positions()[i] for i in rng.permutation(self.grid**2)]
+        image = draw_board(cells, self.grid, split, rng)
+        places = positions(self.grid)
+        order = [places[i] for i in rng.permutation(self.grid**2)]
         once = _unique_things(cells)
         unique = [p for p in order if p in once]
         described = self._described(order, cells)
@@ -119,7 +106,7 @@ class VisualSearch:
             search_question=f"find {' '.join(cells[p].thing for p in unique)}",
             search=_locate(cells, unique),
             image=image,
-            evidence=tuple(self._cell(position) for position in asked.cells),
+            evidence=tuple(cell_region(position, self.grid) for position in asked.cells),
         )
 
     def _scene_with_question(self, kind: str, split: Split, rng: np.random.Generator) -> tuple[dict[str, Cell], Asked]:
@@ -138,41 +125,18 @@ class VisualSearch:
         chosen = in_turn[: self.described]
         return [p for p in order if p in chosen]
 
-    def _cell(self, position: str) -> Region:
-        row, column = int(position[1]) - 1, COLUMN_NAMES.index(position[0])
-        left, top, right, bottom = (edge / self.grid for edge in (column, row, column + 1, row + 1))
-        return Region(left, top, right, bottom)
-
-    def _positions(self) -> list[str]:
-        return [position_name(row, column) for row in range(self.grid) for column in range(self.grid)]
-
     def _scene(self, rng: np.random.Generator) -> dict[str, Cell]:
         things = SHAPES + DIGITS if self.digits else SHAPES
-        positions = self._positions()
-        chosen = sorted(rng.choice(len(positions), size=self.objects, replace=False).tolist())
+        places = positions(self.grid)
+        chosen = sorted(rng.choice(len(places), size=self.objects, replace=False).tolist())
         weights = np.array([1.0 if t in DIGITS else len(DIGITS) / len(SHAPES) for t in things])
         return {
-            positions[i]: Cell(
+            places[i]: Cell(
                 colour=list(COLOURS)[rng.integers(len(COLOURS))],
                 thing=things[rng.choice(len(things), p=weights / weights.sum())],
             )
             for i in chosen
         }
-
-    def _draw(self, cells: dict[str, Cell], split: Split, rng: np.random.Generator) -> Image.Image:
-        side = self.grid * CELL_PX
-        image = Image.new("RGB", (side, side), _BACKGROUND)
-        for row in range(self.grid):
-            for column in range(self.grid):
-                cell = cells.get(position_name(row, column))
-                if cell is not None:
-                    image.paste(COLOURS[cell.colour], (column * CELL_PX, row * CELL_PX), _mask(cell.thing, split, rng))
-        return image
-
-
-def position_name(row: int, column: int) -> str:
-    """Chess-like name of a cell: column letter, row number from the top. (0, 0) is `a1`."""
-    return f"{COLUMN_NAMES[column]}{row + 1}"
 
 
 def words() -> list[str]:
@@ -199,7 +163,7 @@ def _locate(cells: dict[str, Cell], positions: Sequence[str]) -> str:
 
 def _scene_split(cells: dict[str, Cell]) -> Split:
     content = ";".join(f"{position}={cell.words}" for position, cell in sorted(cells.items()))
-    return "held_out" if hashlib.sha256(content.encode()).digest()[0] % _HELD_OUT_SHARE == 0 else "train"
+    return "held_out" if hashlib.sha256(content.encode()).digest()[0] % HELD_OUT_SHARE == 0 else "train"
 
 
 # --- questions: (cells, board, rng) -> what is asked, or None when the scene does not admit the question --------------
@@ -290,62 +254,3 @@ _QUESTIONS: dict[str, Callable[[dict[str, Cell], VisualSearch, np.random.Generat
     "count": _count,
     "compare": _compare,
 }
-
-# --- glyphs: "L" masks of one cell, jittered in size and place --------------------------------------------------------
-
-
-def _mask(thing: str, split: Split, rng: np.random.Generator) -> Image.Image:
-    return _digit_mask(thing, split, rng) if thing in DIGITS else _shape_mask(thing, rng)
-
-
-def _shape_mask(shape: str, rng: np.random.Generator) -> Image.Image:
-    radius = int(rng.integers(8, 12))
-    cx, cy = (CELL_PX // 2 + int(rng.integers(-2, 3)) for _ in range(2))
-    box = (cx - radius, cy - radius, cx + radius, cy + radius)
-    mask = Image.new("L", (CELL_PX, CELL_PX), 0)
-    draw = ImageDraw.Draw(mask)
-    if shape == "circle":
-        draw.ellipse(box, fill=255)
-    elif shape == "square":
-        draw.rectangle(box, fill=255)
-    elif shape == "triangle":
-        draw.polygon([(cx, cy - radius), (cx - radius, cy + radius), (cx + radius, cy + radius)], fill=255)
-    else:
-        draw.line((box[0], box[1], box[2], box[3]), fill=255, width=5)
-        draw.line((box[0], box[3], box[2], box[1]), fill=255, width=5)
-    return mask
-
-
-def draw_alone(cell: Cell, side_px: int, split: Split, rng: np.random.Generator) -> tuple[np.ndarray, Box]:
-    """A thing in one of the cells of a square picture, uint8 [side, side, 3], and where that cell is."""
-    image = Image.new("RGB", (side_px, side_px), _BACKGROUND)
-    left, top = (CELL_PX * int(rng.integers(side_px // CELL_PX)) for _ in range(2))
-    image.paste(COLOURS[cell.colour], (left, top), _mask(cell.thing, split, rng))
-    right, bottom = left + CELL_PX, top + CELL_PX
-    return np.asarray(image), (left / side_px, top / side_px, right / side_px, bottom / side_px)
-
-
-def _digit_mask(digit: str, split: Split, rng: np.random.Generator) -> Image.Image:
-    sources = _digit_images()[(digit, split)]
-    pixels = sources[rng.integers(len(sources))]
-    side = int(rng.integers(22, 27))
-    left, top = (int(rng.integers(0, CELL_PX - side + 1)) for _ in range(2))
-    mask = Image.new("L", (CELL_PX, CELL_PX), 0)
-    mask.paste(Image.fromarray(pixels).resize((side, side), Image.Resampling.BICUBIC), (left, top))
-    return mask
-
-
-@functools.cache
-def _digit_images() -> dict[tuple[str, Split], list[np.ndarray]]:
-    """1,797 handwritten digits of 8 × 8 pixels in 17 greys, every fifth source held out.
-
-    The test set of "Optical Recognition of Handwritten Digits" by E. Alpaydin and C. Kaynak, UCI Machine Learning
-    Repository, 1998 (doi.org/10.24432/C50P49), licence CC BY 4.0.
-    """
-    with np.load(Path(__file__).with_name("digits.npz"), allow_pickle=False) as bundle:
-        images, labels = bundle["images"], bundle["labels"]
-    sources: dict[tuple[str, Split], list[np.ndarray]] = {(d, s): [] for d in DIGITS for s in ("train", "held_out")}
-    for i, (pixels, label) in enumerate(zip(images, labels, strict=True)):
-        split: Split = "held_out" if i % _HELD_OUT_SHARE == 0 else "train"
-        sources[(str(label), split)].append(np.minimum(pixels * np.uint16(16), 255).astype(np.uint8))
-    return sources

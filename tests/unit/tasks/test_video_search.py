@@ -13,9 +13,10 @@ from ral_system.families.qwen_vl.positions import seconds_per_grid
 from ral_system.media.store import MediaStore
 from ral_system.models.loading import load_family
 from ral_system.rewards.format import format_score
+from ral_system.tasks.cells import COLOURS
 from ral_system.tasks.video_search import FRAMES_PER_S, VideoRecord, VideoSearch
 from ral_system.tasks.video_search_prompts import VideoSearchPrompts
-from ral_system.tasks.visual_search import COLOURS, words
+from ral_system.tasks.visual_search import words
 
 
 def colour_of(frame: np.ndarray) -> str:

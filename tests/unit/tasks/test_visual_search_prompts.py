@@ -14,7 +14,8 @@ from ral_system.models.loading import load_family
 from ral_system.rewards.format import extract_answer, format_score
 from ral_system.rewards.verifiers.exact import same_words
 from ral_system.tasks import visual_search_prompts
-from ral_system.tasks.visual_search import CELL_PX, KINDS, VisualSearch
+from ral_system.tasks.cells import CELL_PX
+from ral_system.tasks.visual_search import KINDS, VisualSearch
 from ral_system.tasks.visual_search_prompts import VisualSearchPrompts
 from ral_system.types import Prompt
 

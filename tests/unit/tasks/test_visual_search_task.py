@@ -8,8 +8,9 @@ from PIL import Image
 
 from ral_system.errors import DataError
 from ral_system.tasks import visual_search
+from ral_system.tasks.cells import CELL_PX, COLOURS, DIGITS, SHAPES, digit_images
 from ral_system.tasks.tiny_model import build_tokenizer
-from ral_system.tasks.visual_search import CELL_PX, COLOURS, DIGITS, KINDS, SHAPES, Record, VisualSearch, words
+from ral_system.tasks.visual_search import KINDS, Record, VisualSearch, words
 from ral_system.types import Split
 
 Scene = dict[str, tuple[str, str] | None]
@@ -180,7 +181,7 @@ def test_train_and_held_out_share_no_scene_whatever_the_seed() -> None:
 
 
 def test_train_and_held_out_share_no_handwritten_digit() -> None:
-    sources = visual_search._digit_images()
+    sources = digit_images()
     train = {pixels.tobytes() for (_, split), images in sources.items() if split == "train" for pixels in images}
     held_out = {pixels.tobytes() for (_, split), images in sources.items() if split == "held_out" for pixels in images}
     assert len(train) > 1400
