@@ -29,7 +29,7 @@ asterisk marks what may change when a run is continued. A command refuses a key 
 stands for ral-perceive, ral-sft, ral-rl and ral-plan as well.
 """
 _OTHERS = {  # choices of groups whose fields the defaults do not have
-    "data": ("data=video_search", "data=files"),
+    "data": ("data=video_search", "data=looking", "data=files"),
     "rollout": ("rollout=hf",),
     "learner": ("learner=torch",),
 }

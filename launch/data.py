@@ -84,7 +84,7 @@ def _show(config: DataCommandConfig, name: str | None, folder: Path) -> None:
     origin = Origin(config.name, shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]), name or "a tiny model")
     with TemporaryDirectory() as scratch:
         if name is None:
-            model = new_tiny_model(config.model.tiny, config.seed, RunFolder(Path(scratch)))
+            model = new_tiny_model(config.model.tiny, config.data, config.seed, RunFolder(Path(scratch)))
         else:
             model = local_model_folder(name, weights=False)
         preview, error = preview_data(

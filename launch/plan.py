@@ -38,15 +38,15 @@ def show_plan(config: PlanCommandConfig) -> None:
     from ral_system.observability.quiet import silence_third_party
     from ral_system.planning.page import print_plan
     from ral_system.planning.plan import make_plan
-    from ral_system.tasks import visual_search
     from ral_system.tasks.tiny_model import build_tiny_model
+    from ral_system.tasks.vocabulary import vocabulary
 
     silence_third_party()
     console = Console(width=None if sys.stdout.isatty() else 140, highlight=False)
     with TemporaryDirectory() as temporary:
         if name is None:
             folder = Path(temporary)
-            build_tiny_model(folder, visual_search.words(), seed=config.seed, **config.model.tiny.model_dump())
+            build_tiny_model(folder, vocabulary(config.data), seed=config.seed, **config.model.tiny.model_dump())
         else:
             folder = local_model_folder(name, weights=False)
         teachers = [local_model_folder(teacher.path, weights=False) for teacher in config.teachers]

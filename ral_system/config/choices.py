@@ -28,3 +28,6 @@ Layers = Literal["last", "all"]
 Space = Literal["weights", "logits"]
 """What an intervention adds to: attention weights, or the logits before the softmax."""
 Backend = Literal["auto", "dense", "chunked", "triton"]
+
+LookingFamily = Literal["search", "detail", "count", "chain", "misleading", "compare", "needle"]
+"""Families of questions of `data=looking`."""

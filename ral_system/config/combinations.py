@@ -19,6 +19,7 @@ from ral_system.config.cluster import ClusterConfig
 from ral_system.config.data import (
     AskedBoardsConfig,
     AskedDataConfig,
+    AskedLookingConfig,
     AskedVideosConfig,
     DataConfig,
     FilesConfig,
@@ -208,6 +209,12 @@ def sweep_fits_the_data(sweep: SweepConfig, data: AskedDataConfig) -> Iterator[s
             yield f"sweep.values={beyond} are more frames than the {frames} of data.seconds; lower or raise one"
         if sweep.axis == "visual_tokens":
             yield "sweep.axis=visual_tokens: data.name=video_search varies in frames; choose sweep=frames"
+    elif isinstance(data, AskedLookingConfig):
+        if sweep.axis is not None:
+            yield (
+                f"sweep.axis={sweep.axis}: data.name=looking varies in data.difficulty, which may be a list; choose "
+                "sweep=none"
+            )
     elif isinstance(data, AskedBoardsConfig):
         boards = [side**2 for side in range(2, 9)]
         if sweep.axis == "frames":

@@ -18,6 +18,7 @@ from ral_system.config.base import (
     Resumable,
     ResumableSynthesis,
 )
+from ral_system.config.choices import LookingFamily
 
 
 class BoardsConfig(Group):
@@ -114,6 +115,43 @@ class VideoSearchConfig(ShownVideosConfig):
 
     described: Positive
     """Seconds that a demonstration of the perceive stage describes at most, and things that it looks for."""
+
+
+class AskedLookingConfig(Group):
+    """Questions on generated pictures and videos whose text does not give the answer, in families and difficulties."""
+
+    name: Literal["looking"]
+    seed: NonNegative
+    families: Annotated[tuple[LookingFamily, ...], Field(min_length=1), OneOrMore]
+    """search: where the only thing of its kind and colour is; detail: which small digit is on it; count: how many are
+    in a rectangle; chain: what is at the end of arrows; misleading: its colour, of which the question suggests one;
+    compare: what a second picture has in its place; needle: detail, in one second of a video. They take turns."""
+    difficulty: Annotated[tuple[Annotated[int, Field(ge=1, le=5)], ...], Field(min_length=1), OneOrMore]
+    """Size of boards, from 4 × 4 to 12 × 12 cells, length of chains, cells that are counted, seconds of videos. Several
+    take turns: one question of each family, then the next difficulty."""
+    system_prompt: str
+    """Empty: no system turn."""
+
+
+class ShownLookingConfig(AskedLookingConfig):
+    """Generated tasks that need looking with the questions that a run would train on and hold out."""
+
+    train_records: Positive
+    """Training scenes and questions; every stage goes through them again when they run out."""
+
+
+class LookingConfig(ShownLookingConfig):
+    """Tasks that need looking: generated questions and demonstrations."""
+
+    described: Positive
+    """Places that a demonstration of the perceive stage describes at most, and things that it looks for."""
+    small_boards: NonNegative
+    """How many demonstrations of the perceive stage, the first ones, show the upper left 2 × 2 cells; 0: none."""
+    search_from: NonNegative
+    """Demonstrations of the perceive stage that describe only; the later ones also say where each thing stands."""
+    glance_share: Fraction
+    """Share of the think-and-answer demonstrations that look nothing up: they guess where several places matter, and
+    believe what a misleading question suggests."""
 
 
 class ColumnsConfig(Group):
@@ -239,9 +277,15 @@ class FilesConfig(Group):
     """For decoding one row's media."""
 
 
-AskedDataConfig = Annotated[AskedBoardsConfig | AskedVideosConfig | FilesConfig, Field(discriminator="name")]
+AskedDataConfig = Annotated[
+    AskedBoardsConfig | AskedVideosConfig | AskedLookingConfig | FilesConfig, Field(discriminator="name")
+]
 """What `ral-evaluate` asks."""
-ShownDataConfig = Annotated[ShownBoardsConfig | ShownVideosConfig | FilesConfig, Field(discriminator="name")]
+ShownDataConfig = Annotated[
+    ShownBoardsConfig | ShownVideosConfig | ShownLookingConfig | FilesConfig, Field(discriminator="name")
+]
 """What `ral-data` shows."""
-DataConfig = Annotated[VisualSearchConfig | VideoSearchConfig | FilesConfig, Field(discriminator="name")]
+DataConfig = Annotated[
+    VisualSearchConfig | VideoSearchConfig | LookingConfig | FilesConfig, Field(discriminator="name")
+]
 """What a run trains on."""

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from ral_system.config.choices import STAGES, Stage
 from ral_system.config.commands import TrainConfig
+from ral_system.config.data import AskedDataConfig
 from ral_system.config.model import TinyModelConfig
 from ral_system.controller.residency import residency
 from ral_system.controller.stages import StageContext, run_rl, run_supervised
@@ -18,9 +19,9 @@ from ral_system.observability.progress import PhaseTimer, StageProgress
 from ral_system.observability.timeline import CONTROLLER, SpanLog
 from ral_system.protocols import Roles
 from ral_system.runs.folder import RunFolder
-from ral_system.tasks import visual_search
 from ral_system.tasks.open import QuestionSettings, open_prompts
 from ral_system.tasks.tiny_model import build_tiny_model
+from ral_system.tasks.vocabulary import vocabulary
 from ral_system.versions import this_command
 
 StartRoles = Callable[[TrainConfig, Stage, Path, Path], Roles]
@@ -43,16 +44,16 @@ def first_model(config: TrainConfig, folder: RunFolder, stage: Stage, stages: Se
             f"{stage} has no model to start from in {folder.root}: run ral-{STAGES[STAGES.index(stage) - 1]} first, "
             "or set start_model to a model folder, or model.path"
         )
-    return new_tiny_model(config.model.tiny, config.seed, folder)
+    return new_tiny_model(config.model.tiny, config.data, config.seed, folder)
 
 
-def new_tiny_model(tiny: TinyModelConfig, seed: int, folder: RunFolder) -> Path:
-    """Build the start model of a run that is given none, unless it is there already."""
+def new_tiny_model(tiny: TinyModelConfig, data: AskedDataConfig, seed: int, folder: RunFolder) -> Path:
+    """Build the start model of a run that is given none, with the words of its data, unless it is there already."""
     if not folder.start_model.is_dir():
         with folder.whole(folder.start_model) as partial:
             build_tiny_model(
                 partial,
-                visual_search.words(),
+                vocabulary(data),
                 hidden=tiny.hidden,
                 layers=tiny.layers,
                 vision_layers=tiny.vision_layers,

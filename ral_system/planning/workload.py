@@ -9,12 +9,14 @@ import numpy as np
 from PIL import Image
 
 from ral_system.config.commands import TrainConfig
-from ral_system.config.data import FilesConfig, VideoSearchConfig
+from ral_system.config.data import FilesConfig, LookingConfig, VideoSearchConfig
 from ral_system.config.perception import BlindedGroup
 from ral_system.config.plan import PlanConfig
 from ral_system.errors import ConfigError
 from ral_system.families.family import Family
+from ral_system.tasks import looking
 from ral_system.tasks.cells import CELL_PX
+from ral_system.tasks.looking import FRAME_GRID, GRIDS, PAIR_GRIDS, SECONDS
 from ral_system.tasks.video_search import FRAME_PX
 from ral_system.training.blinded_view import blinded_passes
 from ral_system.types import (
@@ -112,8 +114,23 @@ def _largest(config: TrainConfig, family: Family) -> Iterator[Media]:
         yield _video(data.video.max_frames, data.video.fps, *sizes["video"])
     elif isinstance(data, VideoSearchConfig):
         yield _video(max(data.max_frames), data.FRAMES_PER_S, FRAME_PX, FRAME_PX)
+    elif isinstance(data, LookingConfig):
+        yield from _looking(data)
     else:
         yield Media("", max(data.grid) * CELL_PX, max(data.grid) * CELL_PX)
+
+
+def _looking(data: LookingConfig) -> Iterator[Media]:
+    """Media as large as those of each family; of two pictures one with the pixels of both."""
+    hardest = max(data.difficulty) - 1
+    for family in data.families:
+        if family == "needle":
+            side = FRAME_GRID * CELL_PX
+            yield _video(looking.FRAMES_PER_S * SECONDS[hardest], looking.FRAMES_PER_S, side, side)
+        elif family == "compare":
+            yield Media("", PAIR_GRIDS[hardest] * CELL_PX, 2 * PAIR_GRIDS[hardest] * CELL_PX)
+        else:
+            yield Media("", GRIDS[hardest] * CELL_PX, GRIDS[hardest] * CELL_PX)
 
 
 def _video(frames: int, fps: float, width: int, height: int) -> Media:

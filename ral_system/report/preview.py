@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from ral_system.config.data import FilesConfig, ShownBoardsConfig, ShownVideosConfig
+from ral_system.config.data import FilesConfig, ShownBoardsConfig, ShownLookingConfig, ShownVideosConfig
 from ral_system.config.reward import JudgeConfig
 from ral_system.data.chat import ChatRenderer
 from ral_system.data.file_prompts import FilePrompts
@@ -64,7 +64,7 @@ def preview_data(
     if isinstance(data, FilesConfig):
         preview, error = _of_files(settings, data, family, runs, origin, most)
     else:
-        assert isinstance(data, ShownBoardsConfig | ShownVideosConfig)
+        assert isinstance(data, ShownBoardsConfig | ShownVideosConfig | ShownLookingConfig)
         totals: dict[Split, int] = {"train": data.train_records, "held_out": held_out}
         preview = _of_generated(data, family, scratch, origin, most, totals)
     shown = [*preview.train, *preview.held_out]
@@ -88,7 +88,7 @@ def _unknown_words(rows: Sequence[ShownRow], unknown: str | None) -> list[str]:
 
 
 def _of_generated(
-    data: ShownBoardsConfig | ShownVideosConfig,
+    data: ShownBoardsConfig | ShownVideosConfig | ShownLookingConfig,
     family: Family,
     scratch: Path,
     origin: Origin,

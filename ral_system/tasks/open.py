@@ -18,9 +18,11 @@ from ral_system.config.commands import QuestionsConfig
 from ral_system.config.data import (
     AskedBoardsConfig,
     AskedDataConfig,
+    AskedLookingConfig,
     AskedVideosConfig,
     DataConfig,
     FilesConfig,
+    LookingConfig,
     VideoSearchConfig,
     VisualSearchConfig,
 )
@@ -39,6 +41,7 @@ from ral_system.observability.jsonl import write_atomically
 from ral_system.observability.progress import StageProgress
 from ral_system.rewards.pool import RewardPool
 from ral_system.runs.folder import RunFolder
+from ral_system.tasks.looking_prompts import LookingPrompts, LookingQuestions
 from ral_system.tasks.video_search_prompts import VideoSearchPrompts, VideoSearchQuestions
 from ral_system.tasks.visual_search_prompts import VisualSearchPrompts, VisualSearchQuestions
 from ral_system.types import MediaKind, Prompt
@@ -85,6 +88,8 @@ def open_prompts(settings: QuestionSettings, model: Path, folder: RunFolder) -> 
         return _open_files(settings, data, family, renderer, folder)
     if isinstance(data, VideoSearchConfig):
         return VideoSearchPrompts(data, renderer, MediaStore(folder.media), response_format=response_format)
+    if isinstance(data, LookingConfig):
+        return LookingPrompts(data, renderer, MediaStore(folder.media), response_format=response_format)
     assert isinstance(data, VisualSearchConfig), "only a run's own data have demonstrations"
     return VisualSearchPrompts(data, renderer, MediaStore(folder.media), format=response_format)
 
@@ -99,11 +104,13 @@ def open_questions(settings: QuestionSettings, model: Path, folder: RunFolder) -
 
 
 def generated_questions(
-    data: AskedBoardsConfig | AskedVideosConfig, renderer: ChatRenderer, media: MediaStore
-) -> VisualSearchQuestions | VideoSearchQuestions:
+    data: AskedBoardsConfig | AskedVideosConfig | AskedLookingConfig, renderer: ChatRenderer, media: MediaStore
+) -> VisualSearchQuestions | VideoSearchQuestions | LookingQuestions:
     """Questions on pictures or videos that are made on request, and stored in `media`."""
     if isinstance(data, AskedVideosConfig):
         return VideoSearchQuestions(data, renderer, media)
+    if isinstance(data, AskedLookingConfig):
+        return LookingQuestions(data, renderer, media)
     return VisualSearchQuestions(data, renderer, media)
 
 

@@ -1,7 +1,7 @@
 """A tiny vision-language model of the Qwen2.5-VL architecture, built from nothing: weights, tokenizer and processor.
 
 Saved in Hugging Face format, so that transformers and vLLM load it as they load the 7B model. Its tokenizer knows the
-words of `data.visual_search` and the Qwen chat markers; a grid cell of 28 px is one visual token.
+words of the generated world that it is built for and the Qwen chat markers; a grid cell of 28 px is one visual token.
 """
 
 from __future__ import annotations

@@ -9,10 +9,8 @@ from ral_system.config.data import AskedVideosConfig, VideoSearchConfig
 from ral_system.data.chat import ChatRenderer
 from ral_system.media.store import MediaStore
 from ral_system.tasks.video_search import FRAMES_PER_S, KINDS, MAX_SECONDS, VideoRecord, VideoSearch
+from ral_system.tasks.visual_search_prompts import STRIDE
 from ral_system.types import Prompt, Region, Sample, Split, VideoSampling
-
-_STRIDE = 7919
-"""Distance between the first records of two seeds: a prime, so that few coincide for any number of records."""
 
 
 class VideoSearchRecords:
@@ -85,7 +83,7 @@ class VideoSearchPrompts(VideoSearchQuestions):
         """The `index`-th example: perceive says what seconds show, then which second shows what, in the order asked
         for; sft thinks and answers in the template.
         """
-        record = self._record(split, index + (seed * _STRIDE if split == "train" else 0))
+        record = self._record(split, index + (seed * STRIDE if split == "train" else 0))
         if stage == "perceive":
             question = f"{record.caption_question} {record.search_question}"
             answer = f"{record.caption} {record.search}"

@@ -25,7 +25,7 @@ GLANCE = "glance"
 _STORED = Image.new("RGB", (1, 1))
 """Stands in for a record's picture once the store has it."""
 
-_STRIDE = 7919
+STRIDE = 7919
 """Distance between the first records of two seeds: a prime, so that few coincide for any number of records."""
 
 
@@ -115,7 +115,7 @@ class VisualSearchPrompts(VisualSearchQuestions):
         `config.glance_share` of them looks nothing up and answers at a glance. With `config.demonstrations`, sft's are
         those of the file, in turn. Raises DataError for one that does not fit the question or the tokenizer.
         """
-        at = index + (seed * _STRIDE if split == "train" else 0)
+        at = index + (seed * STRIDE if split == "train" else 0)
         if stage == "sft" and split == "train" and self._config.demonstrations:
             return self._from_file(*self._demonstrations[at % len(self._demonstrations)])
         small = stage == "perceive" and split == "train" and index < self._config.small_boards

@@ -35,6 +35,8 @@ SEEN = _MAIN | {"columns": _MAIN["columns"] | {"evidence": "boxes"}}
 EVIDENCE = {"name": "evidence", "gate": 0.5, "spread": 0.25, "smoothing": 0.1, "boxes": "own", "missing": "raise"}
 
 ASKED_VIDEOS = {"name": "video_search", "seed": 0, "seconds": (4,), "max_frames": (8,), "system_prompt": ""}
+ASKED_LOOKING = {"name": "looking", "seed": 0, "families": ("chain",), "difficulty": (1,), "system_prompt": ""}
+LOOKING = ASKED_LOOKING | {"described": 4, "small_boards": 0, "search_from": 0, "glance_share": 0.0, "train_records": 2}
 VIDEOS = ASKED_VIDEOS | {"described": 4, "train_records": 2}
 
 TORCH = {
