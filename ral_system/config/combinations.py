@@ -139,7 +139,7 @@ def files_fit_the_stages(data: AskedDataConfig, stages: Sequence[Stage], algorit
     if "perceive" in stages:
         yield (
             f"stages={list(stages)}: perceive imitates captions, which data.name=files has none of; set "
-            "stages=[sft,rl] or stages=[rl], and model.path or start_model to a model that sees"
+            "stages=[sft,rl], with which a tiny model learns their words, or stages=[rl] and a model in start_model"
         )
     without = [name for name, source in data.sources.items() if source.columns.thought is None]
     if "sft" in stages and algorithm.response_format == "think_answer" and without:

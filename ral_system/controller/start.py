@@ -8,7 +8,7 @@ from pathlib import Path
 
 from ral_system.config.choices import STAGES, Stage
 from ral_system.config.commands import TrainConfig
-from ral_system.config.data import AskedDataConfig
+from ral_system.config.data import AskedDataConfig, FilesConfig
 from ral_system.config.model import TinyModelConfig
 from ral_system.controller.residency import residency
 from ral_system.controller.stages import StageContext, run_rl, run_supervised
@@ -39,7 +39,7 @@ def first_model(config: TrainConfig, folder: RunFolder, stage: Stage, stages: Se
             return folder.model(earlier)
     if config.model.path is not None:
         return local_model_folder(config.model.path)
-    if stage != "perceive":
+    if stage != ("sft" if isinstance(config.data, FilesConfig) else "perceive"):
         raise SetupError(
             f"{stage} has no model to start from in {folder.root}: run ral-{STAGES[STAGES.index(stage) - 1]} first, "
             "or set start_model to a model folder, or model.path"
