@@ -206,11 +206,11 @@ class Looking:
 
 
 def words() -> list[str]:
-    """Every word that questions, thoughts, answers and captions are made of, for building a tokenizer."""
+    """Every word of the system turn, of questions, thoughts, answers and captions, for building a tokenizer."""
     questions = (
         "where is the ? which digit on how many are from to follow arrows what at end colour it in describe find"
     )
-    language = f"{questions} glance".split()
+    language = f"{questions} glance answer".split()
     return [*language, *_ORDINALS, *COLOURS, *SHAPES, *DIGITS, *ARROWS, *LETTERS, *positions(max(GRIDS))]
 
 

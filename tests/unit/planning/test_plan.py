@@ -11,6 +11,7 @@ from ral_system.attention.packing import Packing
 from ral_system.config.commands import PlanCommandConfig
 from ral_system.errors import ConfigError
 from ral_system.models.flops import FlopCounter
+from ral_system.models.loading import load_family
 from ral_system.planning.devices import gpu
 from ral_system.planning.memory import Cache, Weights, states
 from ral_system.planning.passes import OutlinedPolicy
@@ -70,6 +71,14 @@ def test_what_cannot_be_planned_is_one_line(one_layer: Path, overrides: tuple[st
 def test_data_without_videos_has_none_to_plan_for(one_layer: Path) -> None:
     with pytest.raises(ConfigError, match=r"plan\.medium=video: data=visual_search has none; leave it null"):
         planned(one_layer, "experiment=ral_qwen2_5_vl_7b_8gpu", "plan.medium=video")
+
+
+@pytest.mark.parametrize(("families", "tokens"), [("[search]", 144), ("[compare,search]", 200), ("[needle]", 48)])
+def test_the_largest_of_the_tasks_that_need_looking_is_planned(tiny_model: Path, families: str, tokens: int) -> None:
+    looking = ("data=looking", f"data.families={families}", "data.difficulty=[5,1]")
+    config, family = compose_config(*looking, kind=PlanCommandConfig), load_family(tiny_model)
+    medium = largest_medium(config, config.plan, family)
+    assert medium is not None and family.tokens(medium) == tokens
 
 
 def test_roles_that_do_not_fit_are_named_with_what_to_change(one_layer: Path) -> None:

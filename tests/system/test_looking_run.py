@@ -1,0 +1,45 @@
+"""Tasks that need looking, every family at once: trained on, shown, asked blind, and refused where they must be."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from ral_system.tasks.looking import FAMILIES
+
+pytestmark = [pytest.mark.system, pytest.mark.timeout(1200)]
+
+SMOKE = ("experiment=smoke", "data=looking")
+LOCAL = (*SMOKE, "cluster=local", "cluster.threads_per_process=1")
+
+
+def test_every_family_is_trained_on_and_asked_without_its_pictures(commands, left, tmp_path: Path) -> None:
+    short = ("perceive.max_steps=2", "sft.max_steps=2", "algorithm.steps=2", "evaluation.questions=14")
+    done = commands("ral-train", *LOCAL, *short, "data.difficulty=[1,2]", "data.small_boards=8", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "Traceback" not in done.stderr
+    run = left(tmp_path / "runs" / "smoke")
+    run.assert_no_prompt_lost_or_repeated()
+    assert run.summary()["max_abs_logprob_diff"] <= 1e-4
+    asked = {f"eval/accuracy/{family}_{difficulty}" for family in FAMILIES for difficulty in (1, 2)}
+    assert asked <= run.lines()[-1].keys()
+
+    given = (*LOCAL, "data.difficulty=1", f"start_model={run.folder / 'model'}", "evaluation.questions=14")
+    done = commands("ral-evaluate", *given, "evaluation.blind=true", "name=blind", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    found = json.loads((tmp_path / "runs" / "blind" / "evaluation.json").read_text())
+    assert {"black", "exchanged"} <= found.keys()
+
+
+def test_the_preview_shows_every_family_with_its_thought(commands, tmp_path: Path) -> None:
+    done = commands("ral-data", *SMOKE, "logging.preview_rows=7", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    page = (tmp_path / "runs" / "smoke" / "preview.html").read_text()
+    assert all(f"{family}_1" in page for family in FAMILIES)
+    assert "follow the arrows from" in page and "&lt;unk&gt;" not in page and "<unk>" not in page
+
+
+def test_demonstrations_are_not_synthesised_for_them(commands, tmp_path: Path) -> None:
+    done = commands("ral-synthesize", *SMOKE, cwd=tmp_path)
+    assert done.returncode == 2
+    assert "data.name=looking: demonstrations are made for data=visual_search; choose it" in done.stderr
