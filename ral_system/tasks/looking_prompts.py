@@ -14,12 +14,12 @@ from ral_system.config.choices import ResponseFormat, SupervisedStage
 from ral_system.config.data import AskedLookingConfig, LookingConfig
 from ral_system.data.chat import ChatRenderer
 from ral_system.media.store import MediaStore
-from ral_system.tasks.looking import FRAMES_PER_S, Looking, LookingRecord, Shown
+from ral_system.tasks.looking import FRAMES_PER_S, Looking, LookingRecord, Scene, Shown
 from ral_system.tasks.visual_search_prompts import GLANCE, STRIDE
 from ral_system.types import Media, Prompt, Sample, Split, VideoSampling
 
-_STORED = np.zeros(0, np.uint8)
-"""Stands in for a record's boards once the store has them."""
+_NO_SCENE, _NO_PIXELS = Scene(1, ()), np.zeros(0, np.uint8)
+"""Stand in for a record's own once the store has its media."""
 
 
 class LookingQuestions:
@@ -45,7 +45,7 @@ class LookingQuestions:
     def _record(self, split: Split, index: int) -> tuple[LookingRecord, tuple[Media, ...]]:
         if (split, index) not in self._drawn:
             record = self.records.record(split, index)
-            kept = replace(record, shown=replace(record.shown, boards=_STORED))
+            kept = replace(record, shown=replace(record.shown, scene=_NO_SCENE, boards=_NO_PIXELS))
             self._drawn[split, index] = kept, self._stored(record.shown)
         return self._drawn[split, index]
 
