@@ -32,5 +32,5 @@ def test_sft_on_generated_pictures_needs_a_model_that_sees(
     make_config: Callable[..., TrainConfig], tmp_path: Path
 ) -> None:
     config = make_config("stages=[sft]")
-    with pytest.raises(SetupError, match="sft has no model to start from in .*: run ral-perceive first"):
+    with pytest.raises(SetupError, match=r"sft has no model to start from in .*: run ral-perceive first"):
         first_model(config, RunFolder(tmp_path), "sft", config.stages)
