@@ -1,4 +1,4 @@
-"""What a forward pass reads of its next-token distributions, and the dense formulas for it.
+"""What a forward pass reads at response tokens, and the dense formulas for their next-token distributions.
 
 Suffixes: N response tokens of a micro-batch, sample by sample; V vocabulary; K kept tokens; R tokens of one sample.
 """
@@ -58,6 +58,8 @@ class TokenRead:
     """Read the K most likely tokens, the sampled one among them, as kept tokens "top". For frozen models."""
     whole: bool = False
     """Read all of every distribution, into host memory. For frozen models."""
+    visual_similarity: bool = False
+    """Read how alike the tokens are to what the policy sees (`models.similarity`)."""
 
     def of(self, chosen_N: Tensor) -> TokenRead:
         """Select response tokens by a mask, on CPU."""

@@ -104,6 +104,17 @@ class Packing:
         return torch.cat(found)
 
     @cached_property
+    def responding(self) -> Tensor:
+        """int64 [N]: the token of the stream that every response token is, in order."""
+        of_groups = [torch.arange(g.prompt, g.tokens) + at for g, at in zip(self.groups, self.starts, strict=True)]
+        return torch.cat(of_groups)
+
+    @cached_property
+    def starts(self) -> tuple[int, ...]:
+        """Where each group begins in the stream."""
+        return tuple(accumulate(self.lengths[:-1], initial=0))
+
+    @cached_property
     def runs(self) -> tuple[tuple[PackedGroup, int], ...]:
         """Neighbouring groups of the same shape, with their number."""
         return tuple((group, len(list(run))) for group, run in groupby(self.groups))

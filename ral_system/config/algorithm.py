@@ -18,7 +18,7 @@ from ral_system.config.base import (
     without_effect,
 )
 from ral_system.config.choices import Deal, Reduction, ResponseFormat, TokenDivergence
-from ral_system.config.perception import BlindedGroup, PapoConfig, PerceptionConfig
+from ral_system.config.perception import NoPerceptionConfig, PapoConfig, PerceptionConfig
 from ral_system.config.policy_loss import DppoLossConfig, PolicyLossConfig, ReinforceLossConfig
 
 Advantage = Literal["grpo", "dr_grpo", "rloo", "reinforce_plus_plus", "gdpo"]
@@ -184,7 +184,7 @@ class AlgorithmConfig(ResponseConfig):
     kl: KLConfig
     attention: AttentionConfig
     perception: PerceptionConfig
-    """What is made of the difference that pictures make to a response's tokens."""
+    """What is made of how much a response's tokens depend on its pictures."""
     distillation: DistillationConfig
 
     @property
@@ -278,7 +278,7 @@ class AlgorithmConfig(ResponseConfig):
 
     def _perception_problems(self) -> Iterator[str]:
         perception, path = self.perception, "algorithm.perception"
-        if isinstance(perception, BlindedGroup) and self.policy_weight == 0:
+        if not isinstance(perception, NoPerceptionConfig) and self.policy_weight == 0:
             yield (
                 f"{path}.name={self.perception.name} with algorithm.policy_weight=0: it works beside a policy loss "
                 "only; raise the weight, or choose algorithm/perception=none"

@@ -1,4 +1,4 @@
-"""The `algorithm.perception` group: one class for each objective that compares responses with a blinded view."""
+"""The `algorithm.perception` group: one class for each objective on how much responses depend on what they see."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
-from ral_system.config.base import Group, NonNegativeFloat, PositiveFloat, without_effect
+from ral_system.config.base import Fraction, Group, NonNegativeFloat, PositiveFloat, without_effect
 
 
 class PerceptionGroup(Group):
@@ -29,7 +29,7 @@ class BlindedGroup(PerceptionGroup):
 
 
 class NoPerceptionConfig(PerceptionGroup):
-    """No blinded view."""
+    """Nothing is made of it."""
 
     name: Literal["none"]
 
@@ -81,4 +81,37 @@ class VppoConfig(BlindedGroup):
             )
 
 
-PerceptionConfig = Annotated[NoPerceptionConfig | PapoConfig | VppoConfig, Field(discriminator="name")]
+class VgpoConfig(PerceptionGroup):
+    """VGPO: more of the advantage to those tokens, and those responses, that are most alike to what the policy sees."""
+
+    name: Literal["vgpo"]
+    late_weight: NonNegativeFloat
+    """beta: weights of chosen late tokens are raised by 1 + beta · t/T, so that a response does not stop looking."""
+    late_share: Annotated[float, Field(gt=0, le=1)]
+    """Share of the tokens in a response's second half that are chosen, those most alike to its pictures."""
+    response_score: Literal["mean", "sum"]
+    """How weights of tokens become the score by which a group's responses are compared; sum (the authors' code) pays
+    length."""
+    least_token_factor: Fraction
+    """Bound below the factor of each token on the advantage."""
+    most_token_factor: Annotated[float, Field(ge=1)]
+    """Bound above it."""
+    least_response_factor: Fraction
+    """Bound below the factor of each response on its advantage."""
+    most_response_factor: Annotated[float, Field(ge=1)]
+    """Bound above it."""
+
+    def problems(self) -> Iterator[str]:
+        """Refuse settings under which every token and response counts the same."""
+        path = "algorithm.perception"
+        bounds = (self.least_token_factor, self.most_token_factor)
+        if (*bounds, self.least_response_factor, self.most_response_factor) == (1, 1, 1, 1):
+            yield (
+                f"{path}.least_token_factor, most_token_factor, least_response_factor and most_response_factor are all "
+                "1, which changes nothing; change one, or choose algorithm/perception=none"
+            )
+        if self.late_weight == 0:
+            yield from without_effect(self, path, f"{path}.late_weight=0", "raise the weight", late_share=0.2)
+
+
+PerceptionConfig = Annotated[NoPerceptionConfig | PapoConfig | VppoConfig | VgpoConfig, Field(discriminator="name")]

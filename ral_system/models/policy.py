@@ -26,6 +26,7 @@ from ral_system.errors import ConfigError
 from ral_system.families.family import Encoded, Family, Features
 from ral_system.models.head import TokenHead
 from ral_system.models.own_tokens import OwnTokens
+from ral_system.models.similarity import visual_similarity
 
 
 @dataclass(frozen=True)  # without slots: ZeRO-3 looks for tensors in __dict__
@@ -42,6 +43,8 @@ class PolicyOutput:
     """For each read, the rows of every group that it asked for (Eq 2)."""
     tokens: TokenValues
     """Values of the distributions that the N response tokens, sample by sample, were drawn from."""
+    visual_similarity: Tensor | None = None
+    """float32 [B, R], detached, 0 where padded; None unless it was asked for (`models.similarity`)."""
     probed: list[tuple[Tensor, Tensor]] = field(default_factory=list)
     """For each layer of reads with `whole` the query of all tokens, [1, H, T, D], and which are rows, each once."""
 
@@ -136,13 +139,16 @@ class PolicyModel(nn.Module):
                 **self._steering(batch),
                 **({} if sequence is None else {"sequence": sequence}),
             ).last_hidden_state[0]
-        mask_BR = batch.response_mask
-        values = self._token_values(hidden_TE, batch.response_ids[mask_BR], packing, tokens or TokenRead())
+        mask_BR, tokens = batch.response_mask, tokens or TokenRead()
+        values = self._token_values(hidden_TE, batch.response_ids[mask_BR], packing, tokens)
+        similarity_N = visual_similarity(hidden_TE, batch.keys, packing, sequence) if tokens.visual_similarity else None
+        zeros_BR = torch.zeros(mask_BR.shape, device=mask_BR.device)
         return PolicyOutput(
-            log_probs=torch.zeros(mask_BR.shape, device=mask_BR.device).masked_scatter(mask_BR, values.log_probs),
-            entropy=torch.zeros(mask_BR.shape, device=mask_BR.device).masked_scatter(mask_BR, values.entropy),
+            log_probs=zeros_BR.masked_scatter(mask_BR, values.log_probs),
+            entropy=zeros_BR.masked_scatter(mask_BR, values.entropy),
             top1=torch.zeros_like(mask_BR).masked_scatter(mask_BR, values.top1),
             tokens=values,
+            visual_similarity=None if similarity_N is None else zeros_BR.masked_scatter(mask_BR, similarity_N),
             attention={read: _attention(read, captures[read], at, batch, sequence) for read, at in rows.items()},
             probed=[
                 (capture.query, rows[read].packed().unique())

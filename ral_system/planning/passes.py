@@ -19,7 +19,7 @@ from ral_system.attention.probe import IMPLEMENTATION
 from ral_system.attention.read import AttentionRead
 from ral_system.config.choices import Dtype
 from ral_system.config.commands import TrainConfig
-from ral_system.config.perception import BlindedGroup
+from ral_system.config.perception import BlindedGroup, VgpoConfig
 from ral_system.data.collate import Collator, TensorBatch
 from ral_system.data.features import FeatureExtractor
 from ral_system.data.micro_batches import groups_of
@@ -146,8 +146,15 @@ class OutlinedPolicy:
         log_probs = np.zeros(responded, np.float32)
         has_view = isinstance(algorithm.perception, BlindedGroup) and sample.prompt.media
         blinded = log_probs.copy() if has_view else None
+        compared = log_probs.copy() if isinstance(algorithm.perception, VgpoConfig) and sample.prompt.media else None
         return SampleScores(
-            log_probs, (record,) * layers, tokens=taught, group_glances=group, blinded_log_probs=blinded
+            log_probs,
+            (record,) * layers,
+            tokens=taught,
+            group_glances=group,
+            blinded_log_probs=blinded,
+            visual_similarity=compared,
+            token_factors=compared,
         )
 
 

@@ -53,6 +53,10 @@ def to_scores(
         s.id: SampleScores(log_probs_R[: len(s.response_token_ids)].copy())
         for s, log_probs_R in zip(samples, log_probs_BR, strict=True)
     }
+    if output.visual_similarity is not None:
+        for sample, row in zip(samples, output.visual_similarity.cpu().numpy(), strict=True):
+            own = row[: len(sample.response_token_ids)].copy() if sample.prompt.media else None
+            scores[sample.id] = replace(scores[sample.id], visual_similarity=own)
     keys, groups = batch.keys.split(batch.packing.lengths), groups_of(samples)
     for i, group in enumerate(groups):
         if read is not None:
@@ -103,6 +107,7 @@ def join_versions(
         return _pick(at, row_versions, axis)
 
     last = by_version[int(token_versions[-1])]
+    similarity = {v: found for v, s in by_version.items() if (found := s.visual_similarity) is not None}
     records = []
     for layer, record in enumerate(last.attention):
         at = {version: scores.attention[layer] for version, scores in by_version.items()}
@@ -122,6 +127,7 @@ def join_versions(
         {name: of_rows({v: s.row_statistics[name] for v, s in by_version.items()}) for name in last.row_statistics},
         glances=last.glances,
         visual_reward=last.visual_reward,
+        visual_similarity=of_tokens(similarity) if similarity else None,
     )
 
 

@@ -18,7 +18,7 @@ from ral_system.attention.read import QUESTION_AT_ALL_LAYERS, AttentionRead, res
 from ral_system.attention.selection import row_tokens
 from ral_system.config.choices import Stage
 from ral_system.config.commands import TrainConfig
-from ral_system.config.perception import BlindedGroup
+from ral_system.config.perception import BlindedGroup, VgpoConfig
 from ral_system.data.collate import Collator, TensorBatch
 from ral_system.data.features import FeatureExtractor
 from ral_system.media.store import MediaStore
@@ -44,10 +44,10 @@ from ral_system.training.optim import optim_settings
 from ral_system.training.shards import Shards
 from ral_system.training.supervised import supervised_objective
 from ral_system.training.token_reads import token_read
+from ral_system.training.visual_factors import with_visual_factors
 from ral_system.training.weight_source import WeightSource
 from ral_system.training.weights_in_place import PastWeights
 from ral_system.types import (
-    Counts,
     Held,
     MicroBatch,
     Sample,
@@ -126,7 +126,7 @@ class LearnerRank:
     def score(self, plan: TrainPlan) -> Scores:
         """Old log-probs and attention of this rank's samples, at the weights that made them; with anchor=ema their
         attention records, with reward.visual.model=policy also how much they look at pictures, with
-        algorithm.perception log-probs of the blinded view.
+        algorithm.perception log-probs of the blinded view, or how alike tokens are to pictures.
 
         A sample that several weights made is scored at each, and every token takes what the weights say that made it.
         Gate: log-probs must match what the rollout engine reported for the same tokens (`log_prob_gate`), else
@@ -142,7 +142,7 @@ class LearnerRank:
         for version in sorted(frozenset().union(*made)):
             with self._at(version):
                 for samples in (samples for samples, versions in zip(mine, made, strict=True) if version in versions):
-                    scores = self._score(mine, samples, version, self._read, response, glances=True)
+                    scores = self._score(mine, samples, version, self._read, response, behaves=True)
                     for sample in (sample for sample in samples if version in sample.weight_versions):
                         found[sample.id][version] = scores[sample.id]
         scores_by_id = {s.id: self._join(s, found[s.id]) for samples in mine for s in samples}
@@ -150,6 +150,8 @@ class LearnerRank:
         scores_by_id = with_group_glances(by_shard, self._shards, scores_by_id)
         if self._blinded is not None:
             scores_by_id = self._blinded.added(plan, scores_by_id, self._version, self._at)
+        if isinstance(perception := self._config.algorithm.perception, VgpoConfig):
+            scores_by_id = with_visual_factors(plan, self._shards, scores_by_id, perception)
         if self._average is not None:
             with self._average.in_place():
                 averages = {id: s for samples in mine for id, s in self._score(mine, samples, None, self._read).items()}
@@ -189,15 +191,19 @@ class LearnerRank:
         read: AttentionRead | None,
         response: AttentionRead | None = None,
         *,
-        glances: bool = False,
+        behaves: bool = False,
     ) -> Scores:
+        """Pass a micro-batch; `behaves` reads what is known of the policy that made it alone."""
+        algorithm = self._config.algorithm
+        tokens = TokenRead(visual_similarity=behaves and isinstance(algorithm.perception, VgpoConfig))
         with torch.no_grad():
-            batch, output = self._forward(shard, samples, [asked for asked in (read, response) if asked])
+            reads = [asked for asked in (read, response) if asked]
+            batch, output = self._forward(shard, samples, reads, lambda _: tokens)
         if not samples:
             return {}
-        settings = (self._config.algorithm.attention, self._config.reward.visual)
+        settings = (algorithm.attention, self._config.reward.visual)
         return to_scores(
-            output, batch, samples, *settings, read=read, response=response, version=version, glances=glances
+            output, batch, samples, *settings, read=read, response=response, version=version, glances=behaves
         )
 
     def kl(self, behaviour: Scores, reference: Scores) -> dict[str, float]:
@@ -269,7 +275,7 @@ class LearnerRank:
                 batch, output = self._forward(shard, samples)
             if samples:
                 shares.append(supervised_objective(output, (), batch, update.counts))
-        metrics, _ = self._metrics(shares, update.counts)
+        metrics, _ = reduced_metrics(shares, update.counts, self._shards)
         return {name.replace("supervised/", "held_out/"): value for name, value in metrics.items()}
 
     def work(self) -> Work:
@@ -354,7 +360,7 @@ class LearnerRank:
                 self._engine.backward(loss, last=index == len(shard) - 1)
                 del loss
             norm = self._engine.step()
-        metrics, values = self._metrics(objectives, update.counts, values)
+        metrics, values = reduced_metrics(objectives, update.counts, self._shards, values)
         return metrics | {"learner/grad_norm": norm, "learner/learning_rate": self._engine.learning_rate()}, values
 
     def _forward(
@@ -372,11 +378,6 @@ class LearnerRank:
         passing = samples or next(m for m in shard if m)[:1]
         batch = self._collate(passing, self._vision.encoded if self._vision else None).to(self._engine.device)
         return batch, self._engine.forward(batch, reads, tokens(samples) if tokens and samples else None)
-
-    def _metrics(
-        self, objectives: Sequence[Objective], counts: Counts, values: np.ndarray | None = None
-    ) -> tuple[dict[str, float], np.ndarray]:
-        return reduced_metrics(objectives, counts, self._shards, values)
 
     def _attention_share(
         self, shard: tuple[MicroBatch, ...], objective: MakeObjective, tokens: MakeRead

@@ -7,7 +7,7 @@ ranks add up, and the learner divides by global counts once.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -99,17 +99,24 @@ def policy_objective(
     the rollout's weights; `anchor` the records that attention is compared with (the paper: also the old policy's);
     `teaching` what teachers say of the samples, empty without one. `attention_rows` is the number of attention rows of
     the whole update, over all ranks, `evidence_rows` of those that are drawn to evidence. Tokens whose log-prob differs
-    by more than `largest_gap` between learner and
-    rollout engine have no part in the policy loss.
+    by more than `largest_gap` between learner and rollout engine have no part in the policy loss.
     """
     mask = batch.response_mask
     old_BR, rollout_BR = stack_log_probs(samples, behaviour, mask), stack_rollout_log_probs(samples, mask)
     gap_BR = torch.where(mask, (old_BR - rollout_BR).abs(), 0.0)
     outlier_BR = gap_BR > largest_gap
     perceived = perception(output, samples, behaviour, old_BR, mask, counts, algorithm.perception)
-    guided = replace(batch, advantages=batch.advantages * perceived.factors)
-    left_out_BR = outlier_BR | perceived.left_out
-    surrogate, sums = policy_loss(output, guided, samples, counts, old_BR, rollout_BR, algorithm, left_out_BR)
+    surrogate, sums = policy_loss(
+        output,
+        batch,
+        samples,
+        counts,
+        old_BR,
+        rollout_BR,
+        algorithm,
+        left_out_BR=outlier_BR | perceived.left_out,
+        factors_BR=perceived.factors,
+    )
     loss = algorithm.policy_weight * surrogate
     if perceived.loss is not None:
         loss = loss + perceived.loss
@@ -168,15 +175,19 @@ def policy_loss(
     old_BR: Tensor,
     rollout_BR: Tensor,
     algorithm: AlgorithmConfig,
+    *,
     left_out_BR: Tensor,
+    factors_BR: Tensor | None,
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """The configured loss of every token, corrected for the rollout engine and reduced by global counts; its metrics.
 
-    Tokens that are left out weigh 0; the denominators stay.
+    Tokens that are left out weigh 0; the denominators stay. The factors are on the tokens' advantages.
     """
     settings, mask = algorithm.policy_loss, batch.response_mask
-    top = stack_top_tokens(output.tokens, samples, mask) if settings.top_tokens else (None, None)
-    inputs = LossInputs(output.log_probs, old_BR, rollout_BR, batch.advantages, mask, *top)
+    top_policy, top_rollout = stack_top_tokens(output.tokens, samples, mask) if settings.top_tokens else (None, None)
+    inputs = LossInputs(
+        output.log_probs, old_BR, rollout_BR, batch.advantages, mask, top_policy, top_rollout, factors_BR
+    )
     tokens = POLICY_LOSSES.get(settings.name).loss(inputs, settings)
     correction = rollout_correction(old_BR, rollout_BR, mask, algorithm.correction)
     reduction = algorithm.reduction

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 
 from ral_system.algorithms.perception import MOST_DEPENDENCE, largest_share, papo, visual_dependence
-from ral_system.config.perception import BlindedGroup, PapoConfig, PerceptionGroup, VppoConfig
+from ral_system.config.perception import NoPerceptionConfig, PapoConfig, PerceptionGroup, VgpoConfig, VppoConfig
 from ral_system.models.policy import PolicyOutput
-from ral_system.training.stacking import stack_blinded_log_probs
+from ral_system.training.stacking import stack_blinded_log_probs, stack_visual_similarity
 from ral_system.types import Counts, MicroBatch, Scores
 
 
@@ -20,8 +20,8 @@ class Perception:
 
     left_out: Tensor
     """bool [B, R]: tokens without a part in the policy loss, whose denominators stay."""
-    factors: Tensor
-    """[B], on the advantages."""
+    factors: Tensor | None = None
+    """[B, R], on the advantages; None: 1."""
     loss: Tensor | None = None
     """Scalar, differentiable; None without a term."""
     weighted: dict[str, tuple[Tensor, Tensor]] = field(default_factory=dict)
@@ -38,26 +38,46 @@ def perception(
     counts: Counts,
     settings: PerceptionGroup,
 ) -> Perception:
-    """Compare the policy, or for VPPO the old policy, with its blinded view at the rollout's weights.
+    """Compare the policy, or for VPPO the old policy, with its blinded view at the rollout's weights; for VGPO take
+    what was found of the old policy's hidden states.
 
-    Samples without media have no such view: nothing changes for them.
+    Samples without media have neither: nothing changes for them.
     """
-    none_BR, ones_B = torch.zeros_like(mask_BR), torch.ones(len(mask_BR), device=mask_BR.device)
-    if not isinstance(settings, BlindedGroup):
-        return Perception(none_BR, ones_B)
+    none_BR = torch.zeros_like(mask_BR)
+    if isinstance(settings, NoPerceptionConfig):
+        return Perception(none_BR)
+    if isinstance(settings, VgpoConfig):
+        return _vgpo(samples, behaviour, mask_BR)
     blinded_BR, seen_BR = stack_blinded_log_probs(samples, behaviour, mask_BR)
     if isinstance(settings, PapoConfig):
         dependence_BR = visual_dependence(output.log_probs, blinded_BR)
         loss = papo(output.log_probs, output.entropy, dependence_BR, seen_BR, settings, counts.tokens)
-        return Perception(none_BR, ones_B, loss, _metrics(dependence_BR, seen_BR))
+        return Perception(none_BR, None, loss, _metrics(dependence_BR, seen_BR))
     assert isinstance(settings, VppoConfig)
     dependence_BR = visual_dependence(old_BR, blinded_BR)
     kept_BR = largest_share(dependence_BR, seen_BR, settings.kept_tokens)
-    factors_B = torch.tensor([behaviour[s.id].advantage_factor for s in samples], device=mask_BR.device)
+    factors_B = _advantage_factors(samples, behaviour, mask_BR)
     weighted = _metrics(dependence_BR, seen_BR) | {"perception/kl_kept": _mean(dependence_BR, kept_BR)}
-    return Perception(
-        seen_BR & ~kept_BR, factors_B, None, weighted, {"perception/advantage_factor_max": factors_B.max()}
-    )
+    return Perception(seen_BR & ~kept_BR, factors_B[:, None].expand(mask_BR.shape), None, weighted, _largest(factors_B))
+
+
+def _vgpo(samples: MicroBatch, behaviour: Scores, mask_BR: Tensor) -> Perception:
+    factors_B = _advantage_factors(samples, behaviour, mask_BR)
+    similarity_BR, of_tokens_BR, seen_BR = stack_visual_similarity(samples, behaviour, mask_BR)
+    factors_BR = factors_B[:, None] * of_tokens_BR
+    weighted = {
+        "perception/similarity": _mean(similarity_BR, seen_BR),
+        "perception/token_factor": _mean(factors_BR, seen_BR),
+    }
+    return Perception(torch.zeros_like(mask_BR), factors_BR, None, weighted, _largest(factors_B))
+
+
+def _advantage_factors(samples: MicroBatch, behaviour: Scores, mask_BR: Tensor) -> Tensor:
+    return torch.tensor([behaviour[s.id].advantage_factor for s in samples], device=mask_BR.device)
+
+
+def _largest(factors_B: Tensor) -> dict[str, Tensor]:
+    return {"perception/advantage_factor_max": factors_B.max()}
 
 
 def _metrics(dependence_BR: Tensor, seen_BR: Tensor) -> dict[str, tuple[Tensor, Tensor]]:

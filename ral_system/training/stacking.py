@@ -46,6 +46,25 @@ def stack_blinded_log_probs(samples: MicroBatch, behaviour: Scores, mask_BR: Ten
     return _scatter(np.concatenate(found), mask_BR), mask_BR & torch.tensor(seen, device=mask_BR.device)[:, None]
 
 
+def stack_visual_similarity(samples: MicroBatch, behaviour: Scores, mask_BR: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """How alike tokens are to pictures and the factors made of that, padded to [B, R], and bool [B, R]: whose prompts
+    have media. Without media the factors are 1.
+
+    Raises ValueError for a sample with media that has none.
+    """
+    similarity, factors, seen = [], [], []
+    for sample in samples:
+        scores = behaviour[sample.id]
+        if sample.prompt.media and scores.token_factors is None:
+            raise ValueError(f"sample {sample.id} has media, and was scored without its similarity to them")
+        nothing = np.zeros(len(sample.response_token_ids), np.float32)
+        similarity.append(nothing if scores.visual_similarity is None else scores.visual_similarity)
+        factors.append(nothing + 1 if scores.token_factors is None else scores.token_factors)
+        seen.append(scores.token_factors is not None)
+    similarity_BR, factors_BR = (_scatter(np.concatenate(values), mask_BR) for values in (similarity, factors))
+    return similarity_BR, factors_BR, mask_BR & torch.tensor(seen, device=mask_BR.device)[:, None]
+
+
 def stack_top_tokens(values: TokenValues, samples: MicroBatch, mask_BR: Tensor) -> tuple[Tensor, Tensor]:
     """Log-probs of the rollout's most likely tokens and of all others together: the policy's and the rollout's.
 

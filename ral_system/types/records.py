@@ -77,14 +77,22 @@ class SampleScores:
     """How much the response looks at pictures (`attention.visual_reward`); None where undefined or not asked for."""
     blinded_log_probs: np.ndarray | None = None
     """float32 [R], with parts of its media black; None for text alone, or when not asked for."""
+    visual_similarity: np.ndarray | None = None
+    """float32 [R], how alike its tokens are to its pictures, from -1 to 1 (`models.similarity`); None for text alone,
+    or when not asked for."""
     advantage_factor: float = 1.0
-    """What VPPO multiplies the sample's advantage by."""
+    """What VPPO or VGPO multiplies the sample's advantage by."""
+    token_factors: np.ndarray | None = None
+    """float32 [R], what VGPO multiplies the advantage of each token by besides; None: 1."""
 
     @property
     def nbytes(self) -> int:
         """Bytes of its arrays."""
         records = (*self.attention, *((self.tokens,) if self.tokens else ()))
-        asked = (self.glances, self.group_glances, self.blinded_log_probs)
+        asked = (
+            *(self.glances, self.group_glances),
+            *(self.blinded_log_probs, self.visual_similarity, self.token_factors),
+        )
         arrays = (self.log_probs, *self.row_statistics.values(), *(found for found in asked if found is not None))
         return sum(record.nbytes for record in records) + sum(array.nbytes for array in arrays)
 

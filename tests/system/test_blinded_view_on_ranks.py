@@ -1,4 +1,4 @@
-"""VPPO on two DeepSpeed ranks: one rank's numbers, whether they share batches or sequences."""
+"""VPPO and VGPO on two DeepSpeed ranks: one rank's numbers, whether they share batches or sequences."""
 
 from __future__ import annotations
 
@@ -19,17 +19,18 @@ from tests.system.ranks import become_rank, run_ranks
 pytestmark = pytest.mark.system
 
 CASES = {"zero 3": {"zero_stage": 3, "sequence_parallel": 1}, "together": {"zero_stage": 0, "sequence_parallel": 2}}
+METHODS = ("vppo", "vgpo")
 
 
-def scored_and_trained(task: Path, rank: int, world_size: int, learner: dict[str, Any]) -> dict[str, Any]:
-    """Scores of this rank's samples with the blinded view, and metrics of two updates."""
+def scored_and_trained(task: Path, method: str, rank: int, world_size: int, learner: dict[str, Any]) -> dict[str, Any]:
+    """What this rank's samples depend on, and metrics of two updates."""
     from ral_system.config.commands import TrainConfig
     from ral_system.media.store import MediaStore
     from ral_system.training.learner_rank import LearnerRank
     from ral_system.training.plan import plan_updates
 
     folders = json.loads((task / "folders.json").read_text())
-    config = TrainConfig.model_validate_json((task / "config.json").read_text())
+    config = TrainConfig.model_validate_json((task / f"{method}.json").read_text())
     whole = config.model_dump() | {"learner": config.learner.model_dump() | learner | {"world_size": world_size}}
     config = TrainConfig.model_validate(whole)
     own = LearnerRank(config, Path(folders["model"]), MediaStore(Path(folders["media"])), rank, world_size, "rl")
@@ -39,18 +40,20 @@ def scored_and_trained(task: Path, rank: int, world_size: int, learner: dict[str
     scores = own.score(plan)
     return {
         "metrics": [own.update(update, scores, None) for update in plan.updates],
-        "views": {id: s.blinded_log_probs for id, s in scores.items()},
+        "views": {id: s.blinded_log_probs if method == "vppo" else s.visual_similarity for id, s in scores.items()},
         "factors": {id: s.advantage_factor for id, s in scores.items()},
+        "token factors": {id: s.token_factors for id, s in scores.items()},
     }
 
 
 def work(task: Path, rank: int, world_size: int, port: int) -> None:
     """One rank; each writes what it found."""
     become_rank(rank, world_size, port)
-    for name, learner in CASES.items():
-        settings = {"engine": "deepspeed", "offload": "none", **learner}
-        found = scored_and_trained(task, rank, world_size, settings)
-        (task / f"{name} {rank}.pickle").write_bytes(pickle.dumps(found))
+    for method in METHODS:
+        for name, learner in CASES.items():
+            settings = {"engine": "deepspeed", "offload": "none", **learner}
+            found = scored_and_trained(task, method, rank, world_size, settings)
+            (task / f"{method} {name} {rank}.pickle").write_bytes(pickle.dumps(found))
 
 
 @pytest.fixture(scope="module")
@@ -70,25 +73,44 @@ def task(
             samples[-1] = replace(samples[-1], rollout_log_probs=log_probs, advantage=(1.0, -0.6)[n])
     config: Callable[..., Any] = make_config
     settings = ("learner.learning_rate=1e-3", "learner.max_tokens=150", "rollout.log_prob_gate.token=1e9")
-    (folder / "config.json").write_text(config("algorithm=vppo", *settings).model_dump_json())
+    for method in METHODS:
+        (folder / f"{method}.json").write_text(config(f"algorithm={method}", *settings).model_dump_json())
     (folder / "folders.json").write_text(json.dumps({"model": str(tiny_model), "media": str(media.folder)}))
     (folder / "samples.pickle").write_bytes(pickle.dumps(samples))
     return folder
 
 
-def test_two_ranks_find_what_one_does(task: Path) -> None:
-    expected = scored_and_trained(task, 0, 1, {"engine": "torch"})
-    assert len(set(expected["factors"].values())) > 8 and sum(v is None for v in expected["views"].values()) == 4
+@pytest.fixture(scope="module")
+def of_ranks(task: Path) -> dict[tuple[str, str], list[dict[str, Any]]]:
+    """What each rank found, by method and case."""
     run_ranks(__file__, task, 2)
+    return {
+        (method, name): [
+            pickle.loads((task / f"{method} {name} {rank}.pickle").read_bytes())  # noqa: S301
+            for rank in range(2)
+        ]
+        for method in METHODS
+        for name in CASES
+    }
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_two_ranks_find_what_one_does(
+    task: Path, of_ranks: dict[tuple[str, str], list[dict[str, Any]]], method: str
+) -> None:
+    expected = scored_and_trained(task, method, 0, 1, {"engine": "torch"})
+    assert len(set(expected["factors"].values())) >= {"vppo": 8, "vgpo": 2}[method]  # of pairs, the lower and higher
+    assert sum(view is None for view in expected["views"].values()) == 4
     for name in CASES:
-        ranks = [pickle.loads((task / f"{name} {rank}.pickle").read_bytes()) for rank in range(2)]  # noqa: S301
+        ranks = of_ranks[method, name]
         found = {id: view for rank in ranks for id, view in rank["views"].items()}
         assert found.keys() == expected["views"].keys()
         for rank in ranks:
-            for id, view in rank["views"].items():
-                theirs = expected["views"][id]
-                assert (view is None) == (theirs is None)
-                assert view is None or np.allclose(view, theirs, atol=2e-6), (name, id)
+            for part, atol in (("views", 2e-6), ("token factors", 1e-4)):
+                for id, values in rank[part].items():
+                    theirs = expected[part][id]
+                    assert (values is None) == (theirs is None)
+                    assert values is None or np.allclose(values, theirs, atol=atol), (name, part, id)
             theirs = {id: expected["factors"][id] for id in rank["factors"]}
             assert rank["factors"] == pytest.approx(theirs, rel=1e-4)
             for ours, one in zip(rank["metrics"], expected["metrics"], strict=True):

@@ -33,10 +33,13 @@ class LossInputs:
     """log pi of the rollout's K most likely tokens (the sampled one among them) and of all others: [B, R, K + 1]."""
     top_rollout: Tensor | None = None
     """log mu of these tokens and all others: [B, R, K + 1]."""
+    factors: Tensor | None = None
+    """[B, R], at least 0, what the advantage of each token is multiplied by; None: 1."""
 
     def advantages_of_tokens(self) -> Tensor:
-        """[B, R]."""
-        return self.advantages[:, None].expand_as(self.log_probs)
+        """[B, R], with the factors."""
+        advantages_BR = self.advantages[:, None].expand_as(self.log_probs)
+        return advantages_BR if self.factors is None else advantages_BR * self.factors
 
 
 class TokenLoss(NamedTuple):

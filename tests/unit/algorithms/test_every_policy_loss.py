@@ -93,6 +93,20 @@ def test_a_sequence_is_its_own_whatever_stands_beside_it(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", EVERY)
+@given(pi=PROBABILITIES, mu=PROBABILITIES, advantage=st.floats(-3, 3).filter(lambda a: abs(a) > 1e-3))
+def test_factors_are_on_the_advantage_of_each_token(
+    name: str, pi: list[float], mu: list[float], advantage: float
+) -> None:
+    """As if each token had that advantage: the losses scale with it, and which tokens are held back stays."""
+    factors = torch.tensor([[0.1, 1.0, 2.0]], dtype=torch.float64)
+    plain = inputs_of([pi], [mu], [advantage])
+    plain = replace(plain, top_policy=top_of(plain.log_probs), top_rollout=top_of(plain.rollout))
+    found, one = (lost(inputs, EVERY[name]) for inputs in (replace(plain, factors=factors), plain))
+    torch.testing.assert_close(found.values, one.values * factors)
+    assert torch.equal(found.held_back, one.held_back)
+
+
+@pytest.mark.parametrize("name", EVERY)
 def test_frozen_log_probs_are_constants(name: str) -> None:
     frozen = torch.tensor([[0.5]]).log().requires_grad_()
     new = torch.tensor([[0.51]]).log().requires_grad_()

@@ -5,8 +5,6 @@ from typing import Any
 from tests.unit.config.whole_groups import EVIDENCE
 
 CREDIT = {"name": "credit", "proximal": 1.0}
-PAPO = {"name": "papo", "weight": 0.02, "masked": 0.6, "entropy_weight": 0.0, "entropy": "sampled"}
-VPPO = {"name": "vppo", "masked": 0.5, "kept_tokens": 0.4, "least_factor": 0.9}
 
 ALGORITHMS: dict[str, tuple[dict[str, Any], list[str]]] = {
     "attention term without a second update": (
@@ -241,44 +239,6 @@ ALGORITHMS: dict[str, tuple[dict[str, Any], list[str]]] = {
             "algorithm.attention.keys": "visual",
         },
         ["algorithm.attention.objective.repel=1.0", "less than 1"],
-    ),
-    "a kind of entropy that nothing weighs": (
-        {"algorithm.perception": PAPO | {"entropy": "exact"}},
-        [
-            "algorithm.perception.entropy=exact has no effect with algorithm.perception.entropy_weight=0",
-            "set entropy to sampled",
-        ],
-    ),
-    "an entropy that is raised and lowered": (
-        {"algorithm.perception": PAPO | {"entropy_weight": 0.03}, "algorithm.entropy_coefficient": 0.01},
-        ["algorithm.perception.entropy_weight=0.03", "algorithm.entropy_coefficient=0.01", "set one of them to 0"],
-    ),
-    "a perception that chooses every token and response": (
-        {"algorithm.perception": VPPO | {"kept_tokens": 1.0, "least_factor": 1.0}},
-        ["algorithm.perception.kept_tokens=1", "least_factor=1", "choose algorithm/perception=none"],
-    ),
-    "a view without a picture": (
-        {"algorithm.perception": VPPO | {"masked": 0.0}},
-        ["algorithm.perception.masked=0.0", "greater than 0"],
-    ),
-    **{
-        f"{perception['name']} without the loss that it guides": (
-            {
-                "algorithm.perception": perception,
-                "algorithm.policy_weight": 0.0,
-                "teacher.path": "/t",
-                "algorithm.distillation.tokens.weight": 1.0,
-            },
-            [
-                f"algorithm.perception.name={perception['name']} with algorithm.policy_weight=0",
-                "raise the weight, or choose algorithm/perception=none",
-            ],
-        )
-        for perception in (PAPO, VPPO)
-    },
-    "a perception by its name alone": (
-        {"algorithm.perception": "papo"},
-        ["algorithm.perception='papo': an objective is chosen as a group, algorithm/perception=papo"],
     ),
     "a sequence ratio whose tokens are weighed one by one": (
         {"algorithm.policy_loss": {"name": "gspo", "clip_low": 3e-4, "clip_high": 4e-4}},

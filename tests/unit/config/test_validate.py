@@ -14,9 +14,10 @@ from ral_system.config.validate import parse_config
 from ral_system.errors import ConfigError
 from tests.unit.config.illegal_algorithms import ALGORITHMS
 from tests.unit.config.illegal_looking import LOOKING_TASKS
+from tests.unit.config.illegal_perception import PERCEPTION
 from tests.unit.config.illegal_settings import SETTINGS
 
-ILLEGAL = ALGORITHMS | SETTINGS | LOOKING_TASKS
+ILLEGAL = ALGORITHMS | PERCEPTION | SETTINGS | LOOKING_TASKS
 KINDS = tuple(dict.fromkeys(COMMANDS.values()))
 OPEN = ("reward.kinds", "reward.signals", "sweep.models")
 """Groups with keys that the user chooses."""
