@@ -118,7 +118,7 @@ def teachers_are_used(algorithm: AlgorithmConfig, teacher: TeacherConfig) -> Ite
 
 def visual_reward_has_a_system_turn(reward: RewardConfig, data: DataConfig) -> Iterator[str]:
     """Check that the visual-anchored reward has two things to compare."""
-    if reward.visual.weight > 0 and not data.system_prompt:
+    if reward.visual.weight > 0 and reward.visual.form != "laser_pays_length" and not data.system_prompt:
         yield (
             f"reward.visual.weight={reward.visual.weight:g} compares attention on pictures with that on the system "
             "turn, and data.system_prompt is empty; set one, or the weight to 0"

@@ -18,7 +18,7 @@ from ral_system.config.base import (
 )
 from ral_system.registry import REWARD_SIGNALS, VERIFIERS
 
-VisualRewardForm = Literal["share", "ratio"]
+VisualRewardForm = Literal["share", "ratio", "laser_pays_length"]
 VisualRewardModel = Literal["policy", "reference"]
 Verifier = Annotated[str, NameIn(VERIFIERS)]
 
@@ -30,7 +30,8 @@ class VisualRewardConfig(Group):
     """The paper: 0.3; 0 measures nothing."""
     form: VisualRewardForm
     """share: of the attention on picture and system turn, the picture's, in [0, 1]. ratio: the one over the other, as
-    the paper writes it; it has no bound and can outweigh correctness."""
+    the paper writes it; it has no bound and can outweigh correctness. laser_pays_length: R_vis of LASER (arXiv
+    2607.01707), a control that is known to be bad: a sum over the response, which pays for its length."""
     model: VisualRewardModel
     """Model whose attention is read: the policy at the rollout's weights, or the frozen reference on the same words."""
 
@@ -44,6 +45,14 @@ class VisualRewardConfig(Group):
             path = "reward.visual"
             reason, remedy = f"{path}.weight=0", "raise the weight"
             yield from without_effect(self, path, reason, remedy, form="share", model="policy")
+
+    def warnings(self) -> Iterator[str]:
+        """Warn of the control."""
+        if self.weight > 0 and self.form == "laser_pays_length":
+            yield (
+                "reward.visual.form=laser_pays_length is a known-bad control: it grows with the length of a response, "
+                "whatever that looks at; use it to see the alarms length_corr, aux_only and amplification ring"
+            )
 
 
 class ToleranceConfig(Group):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from math import prod
 
 from ral_system.config.algorithm import KLConfig, OverlongConfig
 from ral_system.config.reward import RewardConfig, SignalsConfig
@@ -43,13 +44,15 @@ def judged_signals(reward: SignalsConfig) -> tuple[Signal, ...]:
 def reward_signals(reward: RewardConfig, overlong: OverlongConfig, kl: KLConfig) -> tuple[Signal, ...]:
     """All signals of a training run: the judged ones, then those that the configuration turns on:
 
-    `visual`: correctness · r_vis, since only what is correct earns it (AVAR, arXiv 2603.03825).
+    `visual`: correctness · r_vis, since only what is correct earns it (AVAR, arXiv 2603.03825); with
+    form=laser_pays_length also times format.
     `overlong`: taken off, up to 1 as a response nears its limit (DAPO, arXiv 2503.14476).
     `kl`: taken off, the response's KL to the reference, with algorithm.kl.place=reward.
     """
     found = list(judged_signals(reward))
     if reward.visual.weight > 0:
-        found.append(Signal("visual", reward.visual.weight, _visual))
+        gates = ("correctness", "format") if reward.visual.form == "laser_pays_length" else ("correctness",)
+        found.append(Signal("visual", reward.visual.weight, _visual(gates)))
     if overlong.handling == "penalty":
         found.append(
             Signal("overlong", -1.0, lambda _, m: overlong_penalty(m.tokens, limit=m.limit, buffer=overlong.buffer))
@@ -110,5 +113,8 @@ def _judged(name: str) -> Callable[[Verdict, Measured], float]:
     return lambda verdict, _: verdict.parts[name]
 
 
-def _visual(verdict: Verdict, measured: Measured) -> float | None:
-    return None if measured.visual is None else verdict.parts["correctness"] * measured.visual
+def _visual(gates: Sequence[str]) -> Callable[[Verdict, Measured], float | None]:
+    def value(verdict: Verdict, measured: Measured) -> float | None:
+        return None if measured.visual is None else prod(verdict.parts[gate] for gate in gates) * measured.visual
+
+    return value

@@ -1,18 +1,22 @@
-"""The visual-anchored reward against a loop over eager attentions, by hand, and where it is not defined."""
+"""Visual rewards against a loop over eager attentions, by hand, and where they are not defined."""
 
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Literal
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from torch import Tensor
 from transformers import AutoModelForImageTextToText
 
 from ral_system.attention.group import GroupAttention, LayerAttention
 from ral_system.attention.provenance import KeyKind, KeyProvenance, key_provenance
 from ral_system.attention.read import AttentionRead
-from ral_system.attention.visual_reward import response_visual_rewards
+from ral_system.attention.visual_reward import decay_reward, response_visual_rewards
+from ral_system.config.reward import VisualRewardForm
 from ral_system.data.collate import Collator
 from ral_system.media.store import MediaStore
 from ral_system.models.loading import load_family, load_model
@@ -23,7 +27,7 @@ from tests.unit.eager import eager_attentions
 RESPONSE = AttentionRead(layers="all")
 
 
-def visual_reward(attention: GroupAttention, keys: KeyProvenance, form: Literal["share", "ratio"]) -> float | None:
+def visual_reward(attention: GroupAttention, keys: KeyProvenance, form: VisualRewardForm) -> float | None:
     """The reward of a group of one."""
     (found,) = response_visual_rewards(attention, keys, form)
     return found
@@ -80,6 +84,50 @@ def test_rows_that_look_at_neither_are_0() -> None:
 )
 def test_without_one_of_its_two_sides_it_is_undefined(keys: KeyProvenance) -> None:
     assert visual_reward(attention_of(torch.zeros(1, 1, 5), rows=[4]), keys, "share") is None
+
+
+def test_lasers_reward_by_hand() -> None:
+    """Windows of rows 0 to 9 and 5 to 14 with means 0.4 and 0.2; the rows from 15 on fill no window."""
+    visual = torch.tensor([0.6] * 5 + [0.2] * 5 + [0.2] * 5 + [0.9] * 4)
+    assert decay_reward(visual) == pytest.approx(0.1 * (1 - 0.015 + math.exp(-2.5) - 0.015))
+    assert decay_reward(visual[:3]) == pytest.approx(0.1 * (1 - 0.015))  # shorter than a window
+    assert decay_reward(torch.zeros(30)) == 0.0
+
+
+def test_lasers_reward_grows_with_length_and_not_with_attention() -> None:
+    """Responses that look alike at every row: 10 rows more are two windows more, however much they look."""
+    for mass in (0.01, 0.5):
+        found = [decay_reward(torch.full((rows,), mass)) for rows in (10, 20, 40)]
+        assert found == pytest.approx([0.0985, 3 * 0.0985, 7 * 0.0985])
+
+
+@given(st.lists(st.integers(0, 20), min_size=1, max_size=33))
+def test_lasers_reward_the_slow_way(hundredths: list[int]) -> None:
+    visual, rows = [x / 100 for x in hundredths], len(hundredths)
+    starts = [start for start in range(0, rows, 5) if start + 10 <= rows] or [0]
+    means = [sum(visual[start : start + 10]) / min(10, rows) for start in starts]
+    expected = sum(0.1 * (math.exp(-5 * (1 - w / max(means))) - 0.015) for w in means) if max(means) else 0.0
+    assert decay_reward(torch.tensor(visual)) == pytest.approx(expected, rel=1e-4)
+
+
+def test_lasers_reward_takes_the_mean_over_heads_and_layers_and_needs_no_system_turn() -> None:
+    """Two layers of two heads; 12 rows see two visual keys and one of text, then themselves."""
+    generator = torch.Generator().manual_seed(0)
+    layers = [torch.randn(2, 12, 16, generator=generator) for _ in range(2)]
+    visual = torch.tensor([0, 1, 1, *[0] * 13]).bool()
+    keys = key_provenance(visual, [PICTURE], system_tokens=0, prompt_tokens=4)
+    attention = attention_of(*layers, rows=list(range(4, 16)))
+    masses = []
+    for row in range(12):
+        of_layers = []
+        for logits in layers:
+            mean = sum(logits[head, row, : 5 + row].softmax(-1) for head in range(2)) / 2
+            of_layers.append(float(mean[visual[: 5 + row]].sum() / mean[: 4 + row].sum()))
+        masses.append(sum(of_layers) / 2)
+    assert visual_reward(attention, keys, "laser_pays_length") == pytest.approx(
+        decay_reward(torch.tensor(masses)), rel=1e-4
+    )
+    assert visual_reward(attention, keys, "share") is None
 
 
 @pytest.mark.parametrize("form", ["share", "ratio"])

@@ -90,6 +90,11 @@ def test_a_failure_rings_its_alarm_and_no_other(make_config: Callable[..., Train
     assert {name for name in logged[0] if name.startswith("alarm/")} == {f"alarm/{alarm.name}" for alarm in ALARMS}
 
 
+def test_every_alarm_has_its_failure() -> None:
+    rung = set().union(*(expected for expected, _ in FAILURES.values()))
+    assert rung | {"truncation_growth"} == {alarm.name for alarm in ALARMS}  # which has a test below
+
+
 def test_cut_responses_are_compared_with_the_first_steps(make_config: Callable[..., TrainConfig]) -> None:
     config = make_config("alarms.consecutive=1", "alarms.truncation=null").alarms
     lines, logged = play(Alarms(config, WEIGHTS), [step(cut=1), step(cut=3), step(cut=4)])

@@ -49,6 +49,16 @@ def test_a_right_answer_that_looks_at_the_picture_is_worth_more(rewards: Callabl
     assert avar.weights == {"correctness": 1.0, "format": 0.1, "visual": 0.3}
 
 
+def test_lasers_reward_is_for_right_answers_in_the_format(rewards: Callable[..., Rewards]) -> None:
+    laser = rewards("reward=laser_pays_length")
+    found = reward(laser, verdict(1.0), visual=2.0)
+    assert found.total == pytest.approx(0.9 + 0.1 + 0.05 * 2) and found.parts["visual"] == 2.0
+    unformatted = Verdict("p#0", {"correctness": 1.0, "format": 0.0}, RewardStatus.OK, "")
+    assert reward(laser, unformatted, visual=2.0).parts["visual"] == 0
+    assert reward(laser, verdict(0.0), visual=2.0).parts["visual"] == 0
+    assert reward(rewards("reward=avar"), unformatted, visual=0.5).parts["visual"] == 0.5
+
+
 def test_length_and_kl_are_taken_off(rewards: Callable[..., Rewards]) -> None:
     both = rewards(
         "algorithm.overlong={handling: penalty, buffer: 4}",
