@@ -88,6 +88,17 @@ def record_of_heads(record: AttentionRecord, heads: slice) -> AttentionRecord:
     return replace(record, values=values, indices=indices, tail=tail)
 
 
+def sharpened(record: AttentionRecord, power: float) -> AttentionRecord:
+    """Raise a whole record's rows to a power above 0 and normalise them, in float32: sharper ones above 1, flatter ones
+    below. A row without mass stays so. Raises ValueError for a top-k record, which lacks the entries of its tail.
+    """
+    if record.indices is not None:
+        raise ValueError(f"record of {record.values.shape[-1]} entries per row: only whole rows can be sharpened")
+    raised = _to_torch(record.values).double() ** power
+    total = raised.sum(-1, keepdim=True)
+    return replace(record, values=torch.where(total > 0, raised / total, 0.0).float().numpy())
+
+
 class Target:
     """Target that policies are compared with: a constant policy, or a record. On the policies' device.
 

@@ -226,7 +226,8 @@ class AlgorithmConfig(ResponseConfig):
                 "old policy; set algorithm.updates_per_step or passes_per_step to 2 or more, "
                 "algorithm.attention.anchor to reference or ema, or algorithm.attention.weight=0"
             )
-        if attention.anchor == "ema" and attention.ema_decay == 0 and self.updates_per_batch == 1:
+        is_itself = attention.anchor == "ema" and attention.ema_decay == 0 and self.updates_per_batch == 1
+        if is_itself and attention.objective.trains_divergence:
             yield (
                 "algorithm.attention.anchor=ema with algorithm.attention.ema_decay=0 and one update per rollout batch "
                 "trains nothing: the average is the policy itself; raise ema_decay"

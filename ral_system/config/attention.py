@@ -21,8 +21,8 @@ class AttentionConfig(Group):
     """What trains attention."""
     advantages: Literal["own", "permuted", "absolute", "negative_absolute"]
     """Controls, for the attention objective alone. permuted: the advantages of a group change places, and nothing can
-    be learned from them. absolute and negative_absolute (RAL only) take |A| and -|A|: every response is pulled towards
-    its anchor, or pushed away."""
+    be learned from them. absolute and negative_absolute (RAL and sharpening) take |A| and -|A|: every response is
+    pulled towards its anchor or sharpened, or pushed away or flattened."""
     anchor: Literal["old", "reference", "ema"]
     """Which rows the policy's are compared with: its own at the rollout's weights (the paper), the frozen
     reference's, or those of a moving average of the trained weights."""
@@ -88,6 +88,11 @@ class AttentionConfig(Group):
 
     def _objective_problems(self, path: str) -> Iterator[str]:
         """Refuse what the objective does not read, and keys and rows by which it cannot compare."""
+        if self.objective.name == "sharpening" and self.record == "top_k":
+            yield (
+                f"{path}.record=top_k with {path}.objective.name=sharpening: the rest of a row cannot be sharpened, of "
+                "which only the sum is kept; set it to dense"
+            )
         if not (self.objective.reads_glances or self.objective.reads_evidence):
             return
         reason = f"{path}.objective.name={self.objective.name}"
@@ -102,8 +107,8 @@ class AttentionConfig(Group):
             yield f"{path}.rows=instruction with {reason}: all responses have the same rows; set it to generated"
         if self.advantages not in ("own", "permuted"):
             yield (
-                f"{path}.advantages={self.advantages} with {reason}: only objective=ral supports it; set it to own or "
-                "permuted"
+                f"{path}.advantages={self.advantages} with {reason}: only ral and sharpening support it; set it to own "
+                "or permuted"
             )
         if not self.objective.trains_divergence:
             yield from without_effect(

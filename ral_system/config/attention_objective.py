@@ -83,7 +83,24 @@ class EvidenceObjectiveConfig(AttentionObjectiveGroup):
         return False
 
 
+class SharpeningObjectiveConfig(AttentionObjectiveGroup):
+    """Sharpening, a control without a location: rows as sharp as the anchor's to a power, sharper where A > 0."""
+
+    name: Literal["sharpening"]
+    temperature: Annotated[float, Field(gt=0, lt=1)]
+    """tau: targets are the anchor's rows to the power 1/tau where A > 0, and tau where A < 0, normalised."""
+
+    @property
+    def trains_divergence(self) -> bool:
+        """The target is another one than the anchor's row."""
+        return False
+
+
 AttentionObjectiveConfig = Annotated[
-    RalObjectiveConfig | CreditObjectiveConfig | GroupAnchorObjectiveConfig | EvidenceObjectiveConfig,
+    RalObjectiveConfig
+    | CreditObjectiveConfig
+    | GroupAnchorObjectiveConfig
+    | EvidenceObjectiveConfig
+    | SharpeningObjectiveConfig,
     Field(discriminator="name"),
 ]

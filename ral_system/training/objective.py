@@ -19,6 +19,7 @@ from ral_system.algorithms.attention_objectives.evidence import evidence
 from ral_system.algorithms.attention_objectives.group_anchor import group_anchor
 from ral_system.algorithms.attention_objectives.inputs import AttentionInputs, Evidence
 from ral_system.algorithms.attention_objectives.ral import ral
+from ral_system.algorithms.attention_objectives.sharpening import sharpening
 from ral_system.algorithms.correction import rollout_correction
 from ral_system.algorithms.kl import ESTIMATORS, k3
 from ral_system.algorithms.policy_losses.inputs import LossInputs
@@ -27,7 +28,7 @@ from ral_system.attention.group import GroupAttention
 from ral_system.attention.metrics import STATISTICS
 from ral_system.config.algorithm import AlgorithmConfig
 from ral_system.config.attention import AttentionConfig
-from ral_system.config.attention_objective import EvidenceObjectiveConfig
+from ral_system.config.attention_objective import EvidenceObjectiveConfig, SharpeningObjectiveConfig
 from ral_system.data.collate import TensorBatch
 from ral_system.data.micro_batches import groups_of
 from ral_system.models.policy import PolicyOutput
@@ -40,6 +41,7 @@ from ral_system.training.stacking import (
     stack_glances,
     stack_log_probs,
     stack_rollout_log_probs,
+    stack_sharpened,
     stack_top_tokens,
 )
 from ral_system.training.teaching import distillation
@@ -50,6 +52,7 @@ OBJECTIVES: dict[str, Callable[[AttentionInputs, Any], Tensor]] = {
     "credit": credit,
     "group_anchor": group_anchor,
     "evidence": evidence,
+    "sharpening": sharpening,
 }
 """By `algorithm.attention.objective.name`."""
 
@@ -150,6 +153,9 @@ def policy_objective(
             attention_rows,
             counts.sequences,
             evidence_of(rows, samples, batch, attention, evidence_rows),
+            stack_sharpened(rows, samples, anchor, attention.objective)
+            if isinstance(attention.objective, SharpeningObjectiveConfig)
+            else None,
         )
         term = OBJECTIVES[attention.objective.name](inputs, attention.objective)
         assert term.requires_grad or not loss.requires_grad, "the probed layers' queries carry no gradient"

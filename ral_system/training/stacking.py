@@ -13,9 +13,10 @@ from torch import Tensor
 from ral_system.algorithms.attention_objectives.inputs import Evidence, Glances, shares
 from ral_system.algorithms.token_read import TokenValues
 from ral_system.attention.group import GroupAttention
+from ral_system.attention.record import sharpened
 from ral_system.attention.selection import shared_keys
 from ral_system.config.attention import AttentionConfig
-from ral_system.config.attention_objective import EvidenceObjectiveConfig
+from ral_system.config.attention_objective import EvidenceObjectiveConfig, SharpeningObjectiveConfig
 from ral_system.data.collate import TensorBatch
 from ral_system.training.evidence import passes_gate, target_of
 from ral_system.types import MicroBatch, Scores
@@ -105,6 +106,20 @@ def stack_divergence(
                 raise ValueError(f"sample {sample.id}: {error}") from error
         found.append(group.divergence(records, kind))
     return _padded_rows(attention, found)
+
+
+def stack_sharpened(
+    attention: Sequence[GroupAttention], samples: MicroBatch, anchor: Scores, settings: SharpeningObjectiveConfig
+) -> Tensor:
+    """KL(target ‖ row) of every attention row, padded to [B, R]: the anchor's rows are the target, sharpened where the
+    sample's advantage is above 0 and flattened elsewhere.
+    """
+    targets = {}
+    for sample in samples:
+        power = 1 / settings.temperature if sample.attention_advantage > 0 else settings.temperature
+        records = tuple(sharpened(record, power) for record in anchor[sample.id].attention)
+        targets[sample.id] = replace(anchor[sample.id], attention=records)
+    return stack_divergence(attention, samples, targets, "forward_kl")[0]
 
 
 def _padded_rows(attention: Sequence[GroupAttention], found: Sequence[Tensor]) -> tuple[Tensor, Tensor]:

@@ -65,6 +65,9 @@ class AttentionInputs:
     update_sequences: int
     evidence: Evidence | None = None
     """None for objectives that do not read it."""
+    sharpened: Tensor | None = None
+    """[B, R], KL(anchor's row, sharpened or flattened ‖ row), differentiable; None for objectives that do not read it.
+    """
 
 
 def shares(sums: Tensor) -> Tensor:

@@ -5,6 +5,7 @@ from typing import Any
 from tests.unit.config.whole_groups import EVIDENCE
 
 CREDIT = {"name": "credit", "proximal": 1.0}
+SHARPENING = {"name": "sharpening", "temperature": 0.5}
 
 ALGORITHMS: dict[str, tuple[dict[str, Any], list[str]]] = {
     "attention term without a second update": (
@@ -239,6 +240,14 @@ ALGORITHMS: dict[str, tuple[dict[str, Any], list[str]]] = {
             "algorithm.attention.keys": "visual",
         },
         ["algorithm.attention.objective.repel=1.0", "less than 1"],
+    ),
+    "sharpened rows of which only a part is kept": (
+        {"algorithm.attention.objective": SHARPENING, "algorithm.attention.record": "top_k"},
+        ["algorithm.attention.record=top_k", "algorithm.attention.objective.name=sharpening", "set it to dense"],
+    ),
+    "rows sharpened by a power of one": (
+        {"algorithm.attention.objective": SHARPENING | {"temperature": 1.0}},
+        ["algorithm.attention.objective.temperature=1.0", "less than 1"],
     ),
     "a sequence ratio whose tokens are weighed one by one": (
         {"algorithm.policy_loss": {"name": "gspo", "clip_low": 3e-4, "clip_high": 4e-4}},

@@ -1,4 +1,4 @@
-"""Objectives that compare where a group's responses look, in the learner: from the first update on, in any packing."""
+"""Objectives with a gradient at the old policy, in the learner: from the first update on, in any packing."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -23,6 +23,11 @@ OBJECTIVES = {
     "credit alone": ["algorithm=attention_credit", "algorithm.attention.objective.proximal=0"],
     "group anchor": ["algorithm=group_anchor"],
     "group anchor, of answers": ["algorithm=group_anchor", "algorithm.attention.rows=answer"],
+    "sharpening": ["algorithm=sharpening"],
+    "sharpening, of heads and layers": [
+        *("algorithm=sharpening", "algorithm.attention.heads=each", "algorithm.attention.layers=all"),
+        *("algorithm.attention.keys=all", "algorithm.attention.reduction=sequence_mean"),
+    ],
 }
 each_objective = pytest.mark.parametrize("options", OBJECTIVES.values(), ids=OBJECTIVES)
 
