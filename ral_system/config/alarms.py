@@ -40,7 +40,8 @@ class AlarmsConfig(Group):
     aux_runaway: Limit
     """Growth since the first step of what auxiliary parts pay, while accuracy is flat: 0.6 is 60 %."""
     flat_accuracy: NonNegativeFloat
-    """Accuracy is flat while the step's mean correctness is less than this above the first step's."""
+    """Accuracy is flat while the step's mean correctness is less than this above the first step's; what pictures add to
+    held-out accuracy, while it is less than this above what they added before RL."""
     attention_entropy: Fraction | None
     """Mean entropy of the attention rows as a share of the first step's; rings below it."""
     attention_gradient_share: Limit
@@ -49,10 +50,22 @@ class AlarmsConfig(Group):
     """Contrast of where right and wrong responses look, `attention/contrast`, with objectives that compare looks; rings
     below it."""
 
+    advantage_factor: Limit
+    """Largest factor of VPPO, or VGPO, on a response's advantage."""
+    perception_clamped: Limit
+    """Share of tokens whose distributions pictures change beyond a bound, with PAPO or VPPO."""
+    unclosed: Limit
+    """Share of responses, of those that were not cut, without exactly one closed answer, minus the first step's: 0.2 is
+    20 percentage points."""
+    blind_gap: Limit
+    """Growth since the first step of what auxiliary parts pay, while what pictures add to held-out accuracy is flat;
+    with `evaluation.blind`."""
+
     def problems(self) -> Iterator[str]:
         """Settings that nothing reads."""
         heeded = self.model_dump(exclude={"consecutive", "action", "flat_accuracy", "part_share"})
         if self.action == "stop" and all(limit is None for limit in heeded.values()):
             yield "alarms.action=stop has no effect with no limit but part_share; set another limit, or action=log"
-        if self.aux_runaway is None:
-            yield from without_effect(self, "alarms", "aux_runaway=null", "set a limit", flat_accuracy=0.05)
+        if self.aux_runaway is None and self.blind_gap is None:
+            reason, remedy = "aux_runaway=null and blind_gap=null", "set a limit"
+            yield from without_effect(self, "alarms", reason, remedy, flat_accuracy=0.05)

@@ -49,6 +49,8 @@ class EvaluationConfig(HeldOutConfig):
     """RL steps between evaluations; 0 evaluates only before and after."""
     every_questions: Positive
     """At the evaluations inside RL."""
+    blind: bool
+    """Before, inside and after RL also ask with every picture and frame black: twice as many answers."""
 
 
 class MeasurementConfig(HeldOutConfig):

@@ -15,6 +15,8 @@ _FROM_THE_START = (
     "attention/entropy",
     "rollout/truncated",
     "health/aux_reward",
+    "health/unclosed",
+    "eval/blind_gap",
     f"reward/{CORRECTNESS}",
 )
 """Metrics whose first value is kept."""
@@ -33,11 +35,15 @@ class Alarms:
         weights: Mapping[str, float],
         state: Mapping[str, Any] | None = None,
         *,
+        before: Mapping[str, float] | None = None,
         compares_looks: bool = False,
     ) -> None:
+        """Begin, or go on from `state`; `before` are the metrics of the evaluation before the first step."""
         self._config, self._weights, self._compares_looks = config, weights, compares_looks
         state = state or {}
         self._start: dict[str, float] = dict(state.get("start", {}))
+        if before is not None and "eval/blind_gap" in before:
+            self._start.setdefault("eval/blind_gap", before["eval/blind_gap"])
         self._shortest: float | None = state.get("shortest")
         self._beyond: dict[str, int] = dict(state.get("beyond", {}))
         self._ringing: dict[str, float] = dict(state.get("ringing", {}))
@@ -107,7 +113,10 @@ class Alarms:
                 self._start.setdefault(name, metrics[name])
         length = metrics["rollout/length_mean"]
         self._shortest = length if self._shortest is None else min(self._shortest, length)
-        found = {"health/length_drift": growth(length, self._shortest)}
+        found = {
+            "health/length_drift": growth(length, self._shortest),
+            "health/unclosed_growth": metrics["health/unclosed"] - self._start["health/unclosed"],
+        }
         for name, figure, without in (
             ("policy/entropy", "health/entropy", 1.0),
             ("attention/entropy", "health/attention_entropy", 1.0),
@@ -129,11 +138,15 @@ class Alarms:
         most = sum(self._weights[part] for part in paid_parts(self._weights))
         grown = growth(metrics["health/aux_reward"], self._start["health/aux_reward"], most)
         gained = metrics[accuracy] - self._start[accuracy]
-        return {
+        found = {
             "health/aux_growth": grown,
             "health/accuracy_gain": gained,
             "health/aux_runaway": grown if gained < self._config.flat_accuracy else 0.0,
         }
+        if "eval/blind_gap" in metrics:
+            widened = metrics["eval/blind_gap"] - self._start["eval/blind_gap"]
+            found["health/blind_runaway"] = grown if widened < self._config.flat_accuracy else 0.0
+        return found
 
 
 def growth(now: float, start: float, most: float = 0.0) -> float:

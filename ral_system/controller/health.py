@@ -15,6 +15,7 @@ from statistics import pstdev
 
 from ral_system.algorithms.advantages import centred, differ
 from ral_system.controller.judging import was_cut
+from ral_system.rewards.format import extract_answer
 from ral_system.types import RewardStatus, Rollout
 
 Group = Sequence[Rollout]
@@ -40,6 +41,7 @@ def health(rollouts: Sequence[Rollout], weights: Mapping[str, float]) -> dict[st
         **{f"health/length_corr/{part}": correlation for part, correlation in correlations.items()},
         "health/length_corr": max((abs(correlations[part]) for part in paid), default=0.0),
         "health/duplicates": duplicates(rollout.completion.text for rollout in rollouts),
+        "health/unclosed": unclosed(rollouts),
     }
     judged = [rollout for rollout in rollouts if rollout.reward.status is RewardStatus.OK]
     if judged:
@@ -127,6 +129,15 @@ def duplicates(texts: Iterable[str]) -> float:
         said += len(long)
         distinct += len(set(long))
     return (said - distinct) / said if said else 0.0
+
+
+def unclosed(rollouts: Sequence[Rollout]) -> float:
+    """Share of responses without exactly one closed answer, of those that were not cut; 0 without any.
+
+    Their correctness is 0, whatever they say.
+    """
+    whole = [rollout.completion.text for rollout in rollouts if not was_cut(rollout.completion)]
+    return sum(extract_answer(text) is None for text in whole) / max(1, len(whole))
 
 
 def _value(rollout: Rollout, part: str) -> float:

@@ -21,7 +21,9 @@ from ral_system.controller.residency import Residency
 from ral_system.controller.totals import add_to_totals, mean_contrast, said_of_contrast
 from ral_system.data.prompts import Prompts
 from ral_system.errors import AlarmError, ConfigError
+from ral_system.evaluation.blind import blind_gap
 from ral_system.evaluation.greedy import Evaluation, evaluate
+from ral_system.media.store import MediaStore
 from ral_system.observability.metrics import MetricsLog, Phase, RolloutLog
 from ral_system.observability.progress import PhaseTimer, StageProgress
 from ral_system.protocols import Roles
@@ -66,6 +68,12 @@ class StageContext:
         if (missing := missing_verdicts(found.rollouts)) is not None:
             self.progress.warn(missing)
         return found
+
+    def evaluate_rl(self, prompts: list[Prompt]) -> tuple[Evaluation, dict[str, float]]:
+        """Evaluate, with `evaluation.blind` also what pictures add; the metrics of both."""
+        found = self.evaluate(prompts)
+        blind = blind_gap(found, self.evaluate, MediaStore(self.folder.media)) if self.config.evaluation.blind else {}
+        return found, found.metrics() | blind
 
     def origin(self) -> str:
         """Return the start model's path in a form that stays valid when the run folder is moved."""
@@ -234,8 +242,6 @@ def _train(
     clock.spent = state.get("wall_s", 0.0)
     totals: dict[str, float] = state.get("totals", {})
     before: dict[str, float] | None = state.get("before")
-    looks = config.algorithm.attention.compares_looks
-    alarms = Alarms(config.alarms, loop.weights, state.get("alarms"), compares_looks=looks)
     loop.publish()
 
     reports = ReportWriter(context.folder.root, config.cluster.media_cache_gib)
@@ -244,19 +250,21 @@ def _train(
             before = _evaluate_and_look(context, 0, "before_rl")
             context.metrics.write("rl", 0, before | context.timer.drain())
             _save(context, checkpoints, 0, {"before": before, "wall_s": clock.total()})
+        looks = config.algorithm.attention.compares_looks
+        alarms = Alarms(config.alarms, loop.weights, state.get("alarms"), before=before, compares_looks=looks)
         progress.update(step, before)
         while step < config.algorithm.steps:
             step += 1
             result = loop.step(until_pause=_steps_until_pause(step, config))
             metrics = result.metrics
+            if config.evaluation.every and step % config.evaluation.every == 0 and step < config.algorithm.steps:
+                metrics |= context.evaluate_rl(context.prompts.held_out(config.evaluation.every_questions))[1]
+                metrics |= context.timer.drain()
             for line in (*alarms.check(result.rollouts, metrics), *(said_of_contrast(metrics) if step == 1 else ())):
                 progress.say(line)
             stops = alarms.stopping() if _may_stop(step, config) else None
             if (missing := missing_verdicts(result.rollouts)) is not None:
                 progress.warn(missing)
-            if config.evaluation.every and step % config.evaluation.every == 0 and step < config.algorithm.steps:
-                metrics |= context.evaluate(context.prompts.held_out(config.evaluation.every_questions)).metrics()
-                metrics |= context.timer.drain()
             totals |= add_to_totals(totals, metrics)
             context.metrics.write("rl", step, metrics)
             for rollout in _recorded(result.rollouts, config.logging.groups_per_step):
@@ -313,14 +321,14 @@ def _may_stop(step: int, config: TrainConfig) -> bool:
 
 def _evaluate_and_look(context: StageContext, step: int, phase: Phase) -> dict[str, float]:
     """Evaluate on all questions; the first ones go to the rollout log with maps of where their answers look."""
-    evaluation = context.evaluate(context.prompts.held_out(context.config.evaluation.questions))
+    evaluation, metrics = context.evaluate_rl(context.prompts.held_out(context.config.evaluation.questions))
     shown = evaluation.rollouts[:SHOWN_QUESTIONS]
     context.residency.train()
     with context.timer.phase("look"):
         views = context.roles.learner.look([rollout.sample() for rollout in shown])
     for rollout in shown:
         context.rollouts.write("rl", step, phase, rollout, views[rollout.completion.id].maps)
-    return evaluation.metrics()
+    return metrics
 
 
 def _recorded(rollouts: Sequence[Rollout], groups: int) -> list[Rollout]:

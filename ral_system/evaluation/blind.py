@@ -5,18 +5,31 @@ A model that answers them as well does not look. Prompts keep their tokens, sinc
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from itertools import chain, islice
 
 import numpy as np
 from PIL import Image
 
+from ral_system.evaluation.greedy import Evaluation
 from ral_system.media.store import MediaStore
 from ral_system.types import Clip, Media, Prompt, VideoSampling
 
 _SIDE_PX = 28
 """Side of the stored black pictures, which are read in the size of those that they stand for."""
+
+
+def blind_gap(seen: Evaluation, evaluate: Callable[[list[Prompt]], Evaluation], store: MediaStore) -> dict[str, float]:
+    """Ask the questions that have pictures again with black ones: accuracy then, and how much pictures add to it.
+
+    Nothing without such a question.
+    """
+    own = Evaluation(tuple(rollout for rollout in seen.rollouts if rollout.prompt.media))
+    if not own.rollouts:
+        return {}
+    black = evaluate(blackened([rollout.prompt for rollout in own.rollouts], store)).accuracy
+    return {"eval/accuracy_black": black, "eval/blind_gap": own.accuracy - black}
 
 
 def blackened(prompts: Sequence[Prompt], store: MediaStore) -> list[Prompt]:

@@ -119,5 +119,33 @@ ALARMS = (
         "algorithm=grpo, or try other rows, layers or keys",
         below=True,
     ),
+    Alarm(
+        "advantage_factor",
+        "perception/advantage_factor_max",
+        "the largest factor on a response's advantage",
+        "one response decides most of an update; raise algorithm.perception.least_factor, or lower "
+        "algorithm.updates_per_step",
+    ),
+    Alarm(
+        "perception_clamped",
+        "perception/clamped",
+        "the share of tokens that pictures change beyond the bound",
+        "the policy moves away from its blinded view without an end; lower algorithm.perception.weight or "
+        "algorithm.perception.masked",
+    ),
+    Alarm(
+        "unclosed",
+        "health/unclosed_growth",
+        "the growth of the share of responses without one closed answer",
+        "what they answer is not judged, so accuracy says less than before; read the newest rollouts, raise "
+        "reward.format or lower learner.learning_rate",
+    ),
+    Alarm(
+        "blind_gap",
+        "health/blind_runaway",
+        "the growth of what auxiliary parts pay while pictures add no more to accuracy",
+        "lower the weight of the part that grows, or remove it; compare eval/accuracy with eval/accuracy_black",
+        counts="evaluation",
+    ),
 )
 """All alarms, in the order in which they are reported."""

@@ -40,6 +40,8 @@ def _learning(run: RunData) -> list[Chart]:
         _rl(run, "accuracy", "Held-out accuracy", note, [("eval/accuracy", "accuracy")], unit="percent", top=1.0),
         _rl(run, "accuracy-by-kind", "Held-out accuracy by kind", "Which questions improve, and which do not.",
             kinds, unit="percent", top=1.0),
+        _rl(run, "blind", "What pictures add", "Accuracy with black pictures, and how much the questions' own add.",
+            [("eval/accuracy_black", "black"), ("eval/blind_gap", "added")], unit="percent", top=1.0),
         _rl(run, "reward", "Reward", "Mean over the step's sampled completions, by part.", parts, top=1.0),
     ]  # fmt: skip
 
@@ -98,6 +100,15 @@ def _attention(run: RunData) -> list[Chart]:
             [("attention/gradient_share", "mean"), ("attention/gradient_share_max", "largest")], unit="percent"),
         _rl(run, "contrast", "Contrast of looks", "At 1, right and wrong responses look at the same places.",
             [("attention/contrast", "contrast")], limit=("no signal", 1.0)),
+        _rl(run, "perception-kl", "What pictures change", "k3 between a view and its blinded one, mean over tokens.",
+            [("perception/kl", "all tokens"), ("perception/kl_kept", "those trained on")], unit="nats"),
+        _rl(run, "perception-clamped", "Tokens at the bound", "Of what pictures change; they have no gradient.",
+            [("perception/clamped", "tokens")], unit="percent", limit=_alarm(run, "perception_clamped")),
+        _rl(run, "perception-similarity", "Likeness to pictures", "Mean cosine of tokens' hidden states to theirs.",
+            [("perception/similarity", "cosine")]),
+        _rl(run, "advantage-factor", "Factors on the advantage", "By how much responses, or tokens, look.",
+            [("perception/advantage_factor_max", "largest response's"), ("perception/token_factor", "mean token's")],
+            limit=_alarm(run, "advantage_factor")),
     ]  # fmt: skip
 
 

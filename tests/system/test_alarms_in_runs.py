@@ -22,11 +22,16 @@ def test_an_alarm_rings_and_a_run_that_it_stopped_goes_on_like_one_that_it_did_n
         f"start_model={tiny_model}",
         f"alarms.consecutive={consecutive}",
         f"algorithm.max_staleness={staleness}",
+        "evaluation.blind=true",
     ]
     done = commands("ral-rl", *overrides, "name=whole", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     whole, stopped = (left(tmp_path / "runs" / name) for name in ("whole", "stopped"))
     assert [step["alarm/truncation"] for step in whole.rl_steps()] == [step >= consecutive for step in (1, 2, 3, 4)]
+    asked = [line for line in whole.lines() if line["stage"] == "rl" and "eval/accuracy" in line]
+    assert [line["step"] for line in asked] == [0, 2, 4]
+    assert all(line["eval/blind_gap"] == line["eval/accuracy"] - line["eval/accuracy_black"] for line in asked)
+    assert [step.get("health/blind_runaway") is not None for step in whole.rl_steps()] == [False, True, False, False]
     said = re.findall(r"RL: alarm truncation: .* above alarms.truncation=0.015 for \d steps?; raise", done.stderr)
     assert len(said) == 1
     assert 'data-alarm="truncation"' in (whole.folder / "report.html").read_text()

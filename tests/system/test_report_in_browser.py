@@ -39,16 +39,18 @@ pytestmark = pytest.mark.system
 RL_STEPS, EVALUATIONS, SUPERVISED_ROWS = 20, (0, 5, 10, 15, 20), 40
 SIGNS = ("", "_positive", "_negative")
 HOSTILE = "<script>document.title = 'owned'</script><img src=http://example.com/x.png onerror=alert(1)>"
-LOGGING = LoggingConfig(
-    wandb="disabled",
-    wandb_project="none",
-    groups_per_step=2,
-    report_every=5,
-)
+LOGGING = LoggingConfig(wandb="disabled", wandb_project="none", groups_per_step=2, report_every=5)
+PERCEPTION = {
+    **{"perception-kl": ("kl", "kl_kept"), "perception-clamped": ("clamped",)},
+    **{"perception-similarity": ("similarity",), "advantage-factor": ("advantage_factor_max", "token_factor")},
+}
+BLIND = {"eval/accuracy_black": 0.4, "eval/blind_gap": 0.3}
 ACCURACY = {"before_rl": 0.715, "after_rl": 0.968}
 PHASES = ("rollout", "reward", "score", "update", "publish", "evaluate")
 EXPECTED = {
     "accuracy": {"eval/accuracy": len(EVALUATIONS)},
+    "blind": {"eval/accuracy_black": len(EVALUATIONS), "eval/blind_gap": len(EVALUATIONS)},
+    **{chart: {f"perception/{name}": RL_STEPS for name in names} for chart, names in PERCEPTION.items()},
     "accuracy-by-kind": {f"eval/accuracy/{k}": len(EVALUATIONS) for k in ("attribute", "content", "position", "count")},
     "reward": {f"reward/{part}": RL_STEPS for part in ("total", "correctness", "format")},
     "part-share": {f"health/part_share/{part}": RL_STEPS for part in ("correctness", "format")},
@@ -133,7 +135,7 @@ def write_metrics(folder: Path) -> None:
                 if stage == "sft" and i % 10 == 0:
                     row["eval/accuracy"] = 0.72 * share
                 log.write(stage, i * scale, row)  # type: ignore[arg-type]
-        log.write("rl", 0, {"eval/accuracy": ACCURACY["before_rl"], **by_kind(0.0)})
+        log.write("rl", 0, {"eval/accuracy": ACCURACY["before_rl"], **BLIND, **by_kind(0.0)})
         for step in range(1, RL_STEPS + 1):
             share, noise = step / RL_STEPS, lambda size: size * float(rng.standard_normal())
             row = {
@@ -155,6 +157,7 @@ def write_metrics(folder: Path) -> None:
                 "attention/image_0_mass": 0.21 + 0.06 * share,
                 "attention/image_1_mass": 0.1,
                 "attention/contrast": 1.6 + noise(0.3),
+                **{f"perception/{name}": 0.3 + noise(0.02) for names in PERCEPTION.values() for name in names},
                 "alarm/attention_entropy": float(step > 16),
                 "health/part_share/correctness": 1.1 - 0.3 * share,
                 "health/part_share/format": -0.1 + 0.3 * share,
@@ -175,6 +178,7 @@ def write_metrics(folder: Path) -> None:
             row |= {f"time/{phase}_s": s * (1 + 0.05 * rng.random()) for phase, s in seconds}
             if step in EVALUATIONS:
                 row |= {"eval/accuracy": ACCURACY["before_rl"] + 0.253 * share**0.7, **by_kind(share)}
+                row |= BLIND
             log.write("rl", step, row)
 
 

@@ -13,8 +13,8 @@ SETTINGS: dict[str, tuple[dict[str, Any], list[str]]] = {
         ["reward.kinds=['Count', 'count']: kinds that differ in case alone are one"],
     ),
     "accuracy that no alarm looks at": (
-        {"alarms.aux_runaway": None, "alarms.flat_accuracy": 0.1},
-        ["alarms.flat_accuracy=0.1 has no effect with aux_runaway=null; set a limit, or set flat_accuracy to 0.05"],
+        {"alarms.aux_runaway": None, "alarms.blind_gap": None, "alarms.flat_accuracy": 0.1},
+        ["alarms.flat_accuracy=0.1 has no effect with aux_runaway=null and blind_gap=null; set a limit, or set"],
     ),
     "a stop that no alarm asks for": (
         {"alarms.action": "stop", **{f"alarms.{name}": None for name in STOPPING}},

@@ -46,6 +46,16 @@ def play(alarms: Alarms, steps: list[Step]) -> tuple[list[str], list[dict[str, f
     return lines, logged
 
 
+CLOSED = "<think> it is red </think> <answer> red </answer>"
+OPEN = ["<answer> red", "red", "<answer> red </answer> <answer> blue </answer>"]
+CUT_OPEN = ["<think> it is", CLOSED, CLOSED, CLOSED]
+
+
+def seen(gap: float) -> dict[str, float]:
+    """What an update and an evaluation measured."""
+    return CALM | {"eval/blind_gap": gap}
+
+
 CUT_MORE = [step(cut=0), *[step(cut=1)] * 5]
 FAILURES: dict[str, tuple[set[str], list[Step]]] = {
     "a healthy run": (set(), [step()] * 6),
@@ -67,6 +77,22 @@ FAILURES: dict[str, tuple[set[str], list[Step]]] = {
         [step(style=(0.0,) * 4, weights=WEIGHTS), *[step(style=(0.6,) * 4)] * 5],
     ),
     "style grows with accuracy": (set(), [step(), *[step((1.0, 0.0, 1.0, 1.0), (0.6,) * 4)] * 5]),
+    "one response has most of an update": (
+        {"advantage_factor"},
+        [step(extra=CALM | {"perception/advantage_factor_max": 6.4})] * 6,
+    ),
+    "pictures change more than can be": ({"perception_clamped"}, [step(extra=CALM | {"perception/clamped": 0.2})] * 6),
+    "answers are no longer closed": ({"unclosed"}, [step(texts=[CLOSED] * 4), *[step(texts=[CLOSED, *OPEN])] * 5]),
+    "answers become closed": (set(), [step(texts=[CLOSED, *OPEN]), *[step(texts=[CLOSED] * 4)] * 5]),
+    "cut answers are not closed": ({"truncation"}, [step(texts=[CLOSED] * 4), *[step(texts=CUT_OPEN, cut=1)] * 5]),
+    "style is paid and pictures add nothing": (
+        {"blind_gap", "aux_runaway"},
+        [step(extra=seen(0.3)), *[step(style=(0.6,) * 4, extra=seen(0.32))] * 5],
+    ),
+    "style is paid for what makes pictures matter": (
+        {"aux_runaway"},
+        [step(extra=seen(0.3)), *[step(style=(0.6,) * 4, extra=seen(0.4))] * 5],
+    ),
     "attention collapses": ({"attention_entropy"}, [step(), *[step(extra={**CALM, "attention/entropy": 1.4})] * 5]),
     "attention has most of the gradient": (
         {"attention_gradient_share"},
@@ -203,7 +229,8 @@ def test_growth_by_hand() -> None:
 def test_every_alarm_has_a_limit_a_metric_and_a_remedy_in_the_docs(make_config: Callable[..., TrainConfig]) -> None:
     limits = set(make_config().alarms.model_dump()) - {"consecutive", "action", "flat_accuracy"}
     assert {alarm.name for alarm in ALARMS} == limits
-    measured = CALM | {"attention/gradient_share": 0.1, "attention/contrast": 2.0}
+    measured = CALM | {"attention/gradient_share": 0.1, "attention/contrast": 2.0, "eval/blind_gap": 0.3}
+    measured |= {"perception/advantage_factor_max": 1.2, "perception/clamped": 0.0}
     _, logged = play(Alarms(make_config().alarms, WEIGHTS, compares_looks=True), [step(extra=measured)])
     assert {alarm.figure for alarm in ALARMS} <= logged[0].keys()
     text = (Path(__file__).parents[3] / "docs" / "troubleshooting.md").read_text()
@@ -215,3 +242,18 @@ def test_contrast_is_watched_where_looks_are_compared_only(make_config: Callable
     alarms = Alarms(make_config("alarms.consecutive=1").alarms, WEIGHTS)
     lines, (metrics,) = play(alarms, [step(extra=CALM | {"attention/contrast": 0.9})])
     assert not lines and "health/contrast" not in metrics
+
+
+def test_pictures_are_compared_with_what_they_added_before_rl(make_config: Callable[..., TrainConfig]) -> None:
+    """A step without an evaluation changes nothing, and a continued run knows the figure."""
+    config = make_config("alarms.consecutive=2", "alarms.aux_runaway=null").alarms
+    paid = {"style": (0.6,) * 4}
+    steps = [step(), step(**paid, extra=seen(0.31)), step(**paid), step(**paid, extra=seen(0.3))]  # type: ignore[arg-type]
+    alarms = Alarms(config, WEIGHTS, before={"eval/blind_gap": 0.28, "eval/accuracy": 0.7})
+    lines, logged = play(alarms, steps)
+    assert [m.get("health/blind_runaway") for m in logged] == [None, pytest.approx(0.75), None, pytest.approx(0.75)]
+    assert [m["alarm/blind_gap"] for m in logged] == [0, 0, 0, 1]
+    assert len(lines) == 1 and "above alarms.blind_gap=0.6 for 2 evaluations; lower the weight" in lines[0]
+    later = Alarms(config, WEIGHTS, json.loads(json.dumps(alarms.state())), before={"eval/blind_gap": 0.0})
+    _, (metrics,) = play(later, [step(**paid, extra=seen(0.5))])  # type: ignore[arg-type]
+    assert metrics["health/blind_runaway"] == 0 == metrics["alarm/blind_gap"]

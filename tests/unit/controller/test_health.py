@@ -5,7 +5,7 @@ import math
 import pytest
 
 from ral_system.algorithms.advantages import Advantage
-from ral_system.controller.health import amplification, duplicates, health, judged_groups, length_correlation
+from ral_system.controller.health import amplification, duplicates, health, judged_groups, length_correlation, unclosed
 from tests.unit.controller.graded import WEIGHTS, group, parts
 
 PAIR = {"correctness": 1.0, "format": 0.1}
@@ -88,6 +88,14 @@ def test_sentences_are_duplicates_within_their_response() -> None:
     assert duplicates([once, once]) == 0.0
     assert duplicates(["Yes. Yes. Yes.", ""]) == 0.0  # short ones do not count
     assert duplicates([f"{once}  {once.replace(' ', '  ')}"]) == 0.5  # spaces do not matter
+
+
+def test_answers_are_closed_once() -> None:
+    texts = ["<answer> a </answer>", "<answer> a", "a", "<answer> a </answer> <answer> b </answer>"]
+    of = parts((1.0,) * 4, (0.2,) * 4)
+    assert unclosed(group(0, of, texts=texts)) == 0.75
+    assert unclosed(group(0, of, texts=texts[::-1], cut=3)) == 0  # the cut ones lack what they were about to say
+    assert unclosed(group(0, of, texts=texts, cut=4)) == unclosed([]) == 0
 
 
 @pytest.mark.parametrize(

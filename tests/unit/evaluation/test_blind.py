@@ -5,9 +5,10 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from ral_system.evaluation.blind import blackened, exchanged
+from ral_system.evaluation.blind import blackened, blind_gap, exchanged
+from ral_system.evaluation.greedy import Evaluation
 from ral_system.media.store import MediaStore
-from ral_system.types import Media, Prompt, VideoSampling
+from ral_system.types import Completion, FinishReason, Media, Prompt, RewardResult, RewardStatus, Rollout, VideoSampling
 
 
 def noise(store: MediaStore, seed: int, width: int = 84, height: int = 56) -> Media:
@@ -57,3 +58,34 @@ def test_a_question_without_a_partner_is_left_out_and_one_without_media_stays(tm
     alone, short, long = noise(store, 0), video(store, 0), video(store, 1, 32)
     given = [prompt("a", alone), prompt("b", alone), prompt("s", short), prompt("l", long), prompt("text")]
     assert exchanged(given) == [given[-1]]
+
+
+def answered(prompts: list[Prompt], right: list[float]) -> Evaluation:
+    """Greedy answers to these prompts, right or wrong."""
+    return Evaluation(
+        tuple(
+            Rollout(
+                p,
+                Completion(p.id, 0, (1,), (0.0,), "", FinishReason.STOP, 0),
+                RewardResult(p.id, {"correctness": r}, r, RewardStatus.OK),
+                0.0,
+            )
+            for p, r in zip(prompts, right, strict=True)
+        )
+    )
+
+
+def test_what_pictures_add_is_of_the_questions_that_have_some(tmp_path: Path) -> None:
+    """Three of four seen questions are right, and one of them blind; the question without a picture stays out."""
+    store = MediaStore(tmp_path)
+    prompts = [*(prompt(str(i), noise(store, i)) for i in range(4)), prompt("text")]
+    asked: list[Prompt] = []
+
+    def blind(given: list[Prompt]) -> Evaluation:
+        asked.extend(given)
+        return answered(given, [1.0, 0.0, 0.0, 0.0])
+
+    found = blind_gap(answered(prompts, [1.0, 1.0, 1.0, 0.0, 0.0]), blind, store)
+    assert found == {"eval/accuracy_black": 0.25, "eval/blind_gap": 0.5}
+    assert [p.id for p in asked] == ["0", "1", "2", "3"] and not any(store.frames(p.media[0]).any() for p in asked)
+    assert blind_gap(answered(prompts[4:], [1.0]), blind, store) == {}
