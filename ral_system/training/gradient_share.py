@@ -3,19 +3,31 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from ral_system.config.attention import AttentionConfig
-from ral_system.training.objective import Objective
 
 NOISE = 1e-4
 """A term whose gradient is smaller than this, relative to the token loss's, counts as without one: what differs in
 passes that should be the same, in bfloat16 or in sums without a fixed order, is not to be scaled up."""
 
 
-def squared_norms(objective: Objective, probed: Sequence[tuple[Tensor, Tensor]]) -> Tensor:
+class Losses(Protocol):
+    """Two losses that are shared out: those of a `training.objective.Objective`, for example."""
+
+    @property
+    def loss(self) -> Tensor:
+        """The token loss, with all else but the attention term."""
+
+    @property
+    def attention(self) -> Tensor | None:
+        """The attention term, weighted."""
+
+
+def squared_norms(objective: Losses, probed: Sequence[tuple[Tensor, Tensor]]) -> Tensor:
     """Squared gradient norms of the token loss and the attention term at the rows' queries: float64 [2].
 
     `probed` as in `PolicyOutput`. Each response has rows of its own, so the norms add up over micro-batches and ranks
