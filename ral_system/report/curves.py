@@ -29,8 +29,11 @@ class CurveRow:
     groups: Mapping[str, Sequence[Curve]]
 
 
-def curves(title: str, rows: Sequence[CurveRow]) -> str:
-    """Every run as a thin line, and where a group has several the mean of those that reached a step as a bold one."""
+def curves(title: str, rows: Sequence[CurveRow], axis: str = "step") -> str:
+    """Every run as a thin line, and where a group has several the mean of those that reached a step as a bold one.
+
+    `axis` names what steps count.
+    """
     rows = [CurveRow(row.label, {name: list(map(_finite, of)) for name, of in row.groups.items()}) for row in rows]
     names = list(rows[0].groups) if rows else []
     steps = [step for row in rows for of in row.groups.values() for curve in of for step, _ in curve]
@@ -40,7 +43,7 @@ def curves(title: str, rows: Sequence[CurveRow]) -> str:
     for i, row in enumerate(rows):
         parts += _panels(row, columns, _TOP + i * _ROW)
     bottom = _TOP + max(len(rows) - 1, 0) * _ROW + _HEIGHT
-    parts += [svg.steps_below(x_axis, bottom + 16, "step") for x_axis in columns if steps]
+    parts += [svg.steps_below(x_axis, bottom + 16, axis) for x_axis in columns if steps]
     return svg.document(_LEFT + len(lefts) * _COLUMN, bottom + 36, title, parts)
 
 

@@ -40,3 +40,9 @@ def test_what_is_not_finite_or_not_there_is_left_out() -> None:
     assert svg.count("not measured") == 1
     assert [len(path) for path in paths(svg, "thin")] == [1]
     ElementTree.fromstring(curves("nothing", []))
+
+
+def test_what_the_steps_count_is_written_below() -> None:
+    rows = [CurveRow("excess", {"a": [[(1, 0.5), (16, 0.1)]]})]
+    assert ">step<" in curves("", rows)
+    assert ">layers<" in curves("", rows, "layers") and ">step<" not in curves("", rows, "layers")
