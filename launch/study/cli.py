@@ -9,6 +9,7 @@ from pathlib import Path
 from ral_system.errors import RalError
 from ral_system.launch.arguments import Parser
 from ral_system.launch.mistakes import fail
+from ral_system.launch.study import icl
 from ral_system.launch.study.files import STUDIES, known_studies, read_study
 from ral_system.launch.study.processes import RunError, run_all
 
@@ -23,6 +24,7 @@ _EPILOG = """\
   ral-study avar_quickstart                           AVAR step by step, with the visual attention score of each
   ral-study visual_tokens_quickstart                  cold start, GRPO and RAL on larger and larger pictures
   ral-study distill_quickstart --dry-run              only print the commands
+  ral-study icl                                       attention where the right one is known; ral-study icl --help
   ral-study my_study.yaml --seeds 0 1 --overrides algorithm.steps=10
   ral-study my_study.yaml --seeds 2 3 --jobs 2 --with elsewhere/study.jsonl
                                                       other seeds here, two runs at a time; results of both
@@ -31,6 +33,8 @@ _EPILOG = """\
 
 def main() -> None:
     """Run the study, then write and print its table."""
+    if sys.argv[1:2] == ["icl"]:
+        return icl.main(sys.argv[2:])
     parser = Parser(prog="ral-study", description=_DESCRIPTION, epilog=_EPILOG)
     parser.add_argument("study", help=f"one of {known_studies()}, or the path of your own study file")
     parser.add_argument(

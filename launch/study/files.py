@@ -143,7 +143,7 @@ class Study:
 
 def known_studies() -> str:
     """Return the names of the studies that come with the package."""
-    return ", ".join(sorted(path.stem for path in STUDIES.glob("*.yaml")))
+    return ", ".join([*sorted(path.stem for path in STUDIES.glob("*.yaml")), "icl (as the first argument)"])
 
 
 def read_study(path: Path, folder: Path, seeds: list[int] | None = None, overrides: list[str] | None = None) -> Study:
