@@ -125,8 +125,15 @@ def test_factors_have_mean_one_and_the_order_of_their_responses(dependence: list
     if max(dependence) == min(dependence):
         assert (found == 1).all()
     else:
-        assert found.min() == pytest.approx(least)
+        assert found.min() == pytest.approx(least) and found.max() <= least + (1 - least) * len(found) + 1e-9
         assert (found[np.argsort(dependence, kind="stable")] == np.sort(found)).all()
+
+
+def test_one_response_that_depends_alone_takes_as_much_as_the_update_has_responses() -> None:
+    """The factor's only bound is beta + (1 - beta) n: 13.7 for n = 128. The alarm `advantage_factor` tells."""
+    found = advantage_factors(np.array([*[0.0] * 127, 9.0]), 0.9)
+    assert found[-1] == pytest.approx(0.9 + 0.1 * 128) and found[:-1] == pytest.approx(0.9)
+    assert found.mean() == pytest.approx(1)
 
 
 def test_an_update_without_media_has_no_factors() -> None:

@@ -211,6 +211,29 @@ def test_vppo_has_a_policy_loss_on_the_tokens_that_pictures_change_most(
     assert metrics["perception/clamped"] == 0
 
 
+def test_vppo_has_the_gradient_of_the_tokens_and_factors_by_hand(
+    start_rank: Start, rl_samples: list[Sample], make_config: Config
+) -> None:
+    """On policy: -A · factor · d log pi of the tokens that are kept, divided by all, against each sample alone."""
+    samples = [*groups(rl_samples), *texts(groups(rl_samples, 1))]
+    split = plan(samples, updates=1)
+    config = make_config("algorithm=vppo", "algorithm.correction.kind=none", *SETTINGS)
+    watched = Watched(start_rank(config))
+    scores = watched.rank.score(split)
+    watched.rank.update(split.updates[0], scores, None)
+    rank, tokens = start_rank(config), split.updates[0].counts.tokens
+    for sample in samples:
+        kept = np.ones(len(sample.response_token_ids))
+        if scores[sample.id].blinded_log_probs is not None:
+            kept[np.argsort(-dependence(scores, sample), kind="stable")[-(-4 * len(kept) // 10) :]] = 0
+        weights = torch.tensor(sample.advantage * scores[sample.id].advantage_factor * kept)
+        (-(weights * rank._engine.forward(rank._collate((sample,))).log_probs[0]).sum() / tokens).backward()
+    for name, gradient in watched.gradients[0].items():
+        slow = rank._engine.policy.get_parameter(name).grad
+        assert slow is not None
+        torch.testing.assert_close(gradient, slow, rtol=2e-3, atol=2e-6)
+
+
 def test_a_sample_that_was_scored_without_the_view_is_refused(
     start_rank: Start, rl_samples: list[Sample], make_config: Config
 ) -> None:
