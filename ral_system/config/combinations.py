@@ -11,7 +11,6 @@ from types import UnionType
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
 from ral_system.config.algorithm import AlgorithmConfig, ResponseConfig
-from ral_system.config.attention_objective import EvidenceObjectiveConfig
 from ral_system.config.base import Group, without_effect
 from ral_system.config.checkpoint import CheckpointConfig
 from ral_system.config.choices import Stage
@@ -27,11 +26,16 @@ from ral_system.config.data import (
 )
 from ral_system.config.evaluation import (
     EvaluationConfig,
-    HeldOutConfig,
     InterventionConfig,
     MeasurementConfig,
     SweepConfig,
     sweep_is_not_blind,
+)
+from ral_system.config.files import (
+    files_are_given,
+    files_fit_the_stages,
+    files_have_pictures,
+    files_say_where_to_look,
 )
 from ral_system.config.learner import LearnerConfig
 from ral_system.config.model import ModelConfig
@@ -57,6 +61,7 @@ def problems(config: Group) -> Iterator[str]:
         files_are_given,
         files_fit_the_stages,
         files_say_where_to_look,
+        files_have_pictures,
         generated_questions_last,
         demonstrations_have_the_format,
         benchmark_has_files,
@@ -122,44 +127,6 @@ def visual_reward_has_a_system_turn(reward: RewardConfig, data: DataConfig) -> I
         yield (
             f"reward.visual.weight={reward.visual.weight:g} compares attention on pictures with that on the system "
             "turn, and data.system_prompt is empty; set one, or the weight to 0"
-        )
-
-
-def files_are_given(data: AskedDataConfig, evaluation: HeldOutConfig) -> Iterator[str]:
-    """Check that there are questions to ask."""
-    benchmark = evaluation.benchmark.name if isinstance(evaluation, MeasurementConfig) else None
-    if isinstance(data, FilesConfig) and not data.sources and benchmark is None:
-        yield "data.sources={}: no file; add one, +data/source@data.sources.NAME=video_r1 data.sources.NAME.path=FILE"
-
-
-def files_fit_the_stages(data: AskedDataConfig, stages: Sequence[Stage], algorithm: ResponseConfig) -> Iterator[str]:
-    """Check that files of questions have what the stages imitate."""
-    if not isinstance(data, FilesConfig):
-        return
-    if "perceive" in stages:
-        yield (
-            f"stages={list(stages)}: perceive imitates captions, which data.name=files has none of; set "
-            "stages=[sft,rl], with which a tiny model learns their words, or stages=[rl] and a model in start_model"
-        )
-    without = [name for name, source in data.sources.items() if source.columns.thought is None]
-    if "sft" in stages and algorithm.response_format == "think_answer" and without:
-        yield (
-            f"data.sources.{without[0]}.columns.thought=null leaves sft no thought to imitate; name the column, "
-            "set stages=[rl], or algorithm.response_format=answer_only"
-        )
-
-
-def files_say_where_to_look(data: DataConfig, algorithm: AlgorithmConfig) -> Iterator[str]:
-    """Check that an objective that draws attention to evidence is given some."""
-    objective = algorithm.attention.objective
-    if not isinstance(data, FilesConfig) or not isinstance(objective, EvidenceObjectiveConfig):
-        return
-    without = [name for name, source in data.sources.items() if source.columns.evidence is None]
-    if without and (objective.missing == "raise" or len(without) == len(data.sources)):
-        remedy = "name it" if len(without) == len(data.sources) else "name it, or set that objective's missing to skip"
-        yield (
-            f"data.sources.{without[0]}.columns.evidence=null: algorithm.attention.objective.name=evidence reads boxes "
-            f"from that column; {remedy}"
         )
 
 

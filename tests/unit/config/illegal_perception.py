@@ -2,6 +2,8 @@
 
 from typing import Any
 
+from tests.unit.config.whole_groups import FILES
+
 PAPO = {"name": "papo", "weight": 0.02, "masked": 0.6, "entropy_weight": 0.0, "entropy": "sampled"}
 VPPO = {"name": "vppo", "masked": 0.5, "kept_tokens": 0.4, "least_factor": 0.9}
 VGPO = {
@@ -67,5 +69,20 @@ PERCEPTION: dict[str, tuple[dict[str, Any], list[str]]] = {
     "a perception by its name alone": (
         {"algorithm.perception": "papo"},
         ["algorithm.perception='papo': an objective is chosen as a group, algorithm/perception=papo"],
+    ),
+    **{
+        f"{perception['name']} on files of text alone": (
+            {"data": FILES, "stages": ["rl"], "algorithm.perception": perception},
+            [
+                f"algorithm.perception.name={perception['name']} has no effect on text alone",
+                "no data.sources.NAME.columns.images or videos is set",
+                "choose algorithm/perception=none",
+            ],
+        )
+        for perception in (PAPO, VPPO, VGPO)
+    },
+    "files of text alone, asked blind": (
+        {"data": FILES, "stages": ["rl"], "evaluation.blind": True},
+        ["evaluation.blind=true has no effect on text alone", "set it to false"],
     ),
 }
