@@ -67,8 +67,10 @@ class AttentionConfig(Group):
         path = "algorithm.attention"
         if self.weight == 0:
             reason, remedy = f"{path}.weight=0", "raise the weight"
-            neutral: dict[str, Any] = {"anchor": "old", "advantages": "own", "max_gradient_share": None}
-            yield from without_effect(self, path, reason, remedy, **neutral, target_gradient_share=None)
+            neutral: dict[str, Any] = {"anchor": "old", "advantages": "own", "gradient_share_every": 10}
+            yield from without_effect(
+                self, path, reason, remedy, **neutral, max_gradient_share=None, target_gradient_share=None
+            )
             if self.objective.name != "ral":
                 yield (
                     f"{path}.objective.name={self.objective.name} has no effect with {reason}; {remedy}, or choose "
@@ -79,6 +81,10 @@ class AttentionConfig(Group):
                 f"{path}.max_gradient_share={self.max_gradient_share:g} has no effect with "
                 f"{path}.target_gradient_share={self.target_gradient_share:g}; set one of them to null"
             )
+        which = "max_gradient_share" if self.target_gradient_share is None else "target_gradient_share"
+        if self.gradient_share is not None:
+            reason = f"{path}.{which}={self.gradient_share:g}, which measures the share in every update"
+            yield from without_effect(self, path, reason, "set that to null", gradient_share_every=10)
         yield from self._objective_problems(path)
         if self.anchor != "ema":
             reason, remedy = f"{path}.anchor={self.anchor}", "set the anchor to ema"

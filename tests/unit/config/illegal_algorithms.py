@@ -138,6 +138,21 @@ ALGORITHMS: dict[str, tuple[dict[str, Any], list[str]]] = {
         {"algorithm.attention.target_gradient_share": 0.2, "algorithm.attention.weight": 0.0},
         ["algorithm.attention.target_gradient_share=0.2", "algorithm.attention.weight=0", "to null"],
     ),
+    "a measurement without a term": (
+        {"algorithm.attention.gradient_share_every": 5, "algorithm.attention.weight": 0.0},
+        [
+            "algorithm.attention.gradient_share_every=5",
+            "algorithm.attention.weight=0",
+            "set gradient_share_every to 10",
+        ],
+    ),
+    "a share that is measured in every update anyway": (
+        {"algorithm.attention.target_gradient_share": 0.2, "algorithm.attention.gradient_share_every": 5},
+        [
+            "gradient_share_every=5 has no effect with algorithm.attention.target_gradient_share=0.2",
+            "set that to null, or set gradient_share_every to 10",
+        ],
+    ),
     "a share that is both held and bounded": (
         {"algorithm.attention.target_gradient_share": 0.2, "algorithm.attention.max_gradient_share": 0.3},
         ["algorithm.attention.max_gradient_share=0.3", "target_gradient_share=0.2", "set one of them to null"],
