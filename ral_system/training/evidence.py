@@ -12,7 +12,7 @@ from ral_system.config.attention_objective import EvidenceObjectiveConfig
 from ral_system.data.collate import Collator
 from ral_system.errors import DataError
 from ral_system.families.family import Family
-from ral_system.types import Layout, Prompt, Sample
+from ral_system.types import Layout, Prompt, Region, Sample
 
 
 def target_of(prompt: Prompt, layouts: tuple[Layout, ...], settings: EvidenceObjectiveConfig) -> Tensor | None:
@@ -32,6 +32,12 @@ def passes_gate(sample: Sample, settings: EvidenceObjectiveConfig) -> bool:
     return reward is not None and reward >= settings.gate
 
 
+def _is_sampled(region: Region, prompt: Prompt) -> bool:
+    """Whether a frame that the model sees is in the region's time."""
+    clip = prompt.media[region.medium].clip
+    return any(region.holds(time) for time in (clip.times_s if clip is not None else (None,)))
+
+
 def evidence_rows(samples: Sequence[Sample], collate: Collator, family: Family, settings: AttentionConfig) -> int:
     """Number of rows of an update that are drawn to evidence, at least 1.
 
@@ -48,9 +54,11 @@ def evidence_rows(samples: Sequence[Sample], collate: Collator, family: Family, 
             what, remedy = "it does not say where its answer is", "give boxes"
             if prompt.evidence:
                 what, remedy = "no sampled frame shows where its answer is", "sample more frames"
+            if any(_is_sampled(region, prompt) for region in prompt.evidence):
+                what, remedy = "its boxes cover less than a millionth of any visual token", "give larger ones"
             raise DataError(
-                f"prompt {prompt.id}: {what}, and algorithm.attention.objective.name=evidence needs that; {remedy}, or "
-                "set algorithm.attention.objective.missing to skip"
+                f"prompt {prompt.id}: {what}, and algorithm.attention.objective.name=evidence needs to know; {remedy}, "
+                "or set algorithm.attention.objective.missing to skip"
             )
     counted = (s for s in samples if known[s.prompt.id] and passes_gate(s, objective))
     return max(1, sum(len(collate.rows(settings.rows, sample)) for sample in counted))

@@ -166,6 +166,16 @@ def test_a_video_whose_sampled_frames_miss_its_evidence_is_named(
     assert evidence_rows([shown, replace(shown, id="film#1")], collate, family, skip) == 4
 
 
+def test_a_box_that_no_token_notices_is_named(rl_samples: list[Sample], losses: Callable[..., float]) -> None:
+    """One of a ten-thousandth of the width and height; ten times that has a target."""
+    tiny, small = (seen(groups(rl_samples, count=1), Region(0.5, 0.5, 0.5 + s, 0.5 + s)) for s in (1e-4, 1e-3))
+    with pytest.raises(
+        DataError, match=r"^prompt question 0: its boxes cover less than a millionth of .*; give larger ones"
+    ):
+        losses(tiny)
+    assert losses(small) > 0
+
+
 def test_training_brings_attention_to_the_evidence(
     start_rank: Start, rl_samples: list[Sample], make_config: Callable
 ) -> None:
