@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import accumulate, pairwise
 
 import torch
@@ -127,6 +127,15 @@ class GroupAttention:
         own = [self.group.prompt + length for length in self.group.responses]
         rows = zip(self.counts, own, strict=True)
         return 4 * len(self.rows) * self.group.tokens > 5 * sum(count * tokens for count, tokens in rows)
+
+    def of(self, chosen: Sequence[bool]) -> GroupAttention:
+        """The rows of some responses; the others have none."""
+        counts = tuple(count if own else 0 for own, count in zip(chosen, self.counts, strict=True))
+        if counts == self.counts:
+            return self
+        kept = torch.tensor(chosen).repeat_interleave(torch.tensor(self.counts)).nonzero()[:, 0].to(self.rows.device)
+        layers = tuple(replace(at, query=at.query[kept]) for at in self.layers)
+        return replace(self, layers=layers, rows=self.rows[kept], counts=counts)
 
     def apart(self) -> Iterator[GroupAttention]:
         """Each response as a group of one, over its own keys."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import replace
 
@@ -22,8 +23,10 @@ from ral_system.training.blinded_view import blinded_passes
 from ral_system.types import (
     Clip,
     Counts,
+    Credit,
     Media,
     Prompt,
+    Region,
     Sample,
     TokenRecord,
     TrainPlan,
@@ -46,6 +49,9 @@ def step_samples(config: TrainConfig, plan: PlanConfig, family: Family) -> tuple
     text = (family.tokenizer.eos_token_id,) * plan.text_tokens
     response = (family.tokenizer.eos_token_id,) * _response_tokens(config, plan, len(visual))
     top = config.algorithm.policy_loss.top_tokens
+    drawn = medium is not None and config.algorithm.attention.objective.reads_evidence
+    evidence = (Region(0.0, 0.0, 1.0, 1.0),) if drawn else ()
+    others = (0.0,) * config.algorithm.completions_per_prompt
     record = TokenRecord(np.zeros((len(response), top + 1), np.float32), np.zeros((len(response), top), np.int32))
     return tuple(
         Sample(
@@ -58,12 +64,14 @@ def step_samples(config: TrainConfig, plan: PlanConfig, family: Family) -> tuple
                 () if medium is None else (replace(medium, digest=f"{p}"),),
                 visual + text,
                 engine_token_ids=((0,) if visual else ()) + text,
+                evidence=evidence,
             ),
             response,
             rollout_log_probs=(0.0,) * len(response),
             advantage=(-1.0) ** i,
             rollout_top=record if top else None,
             index=i,
+            credit=Credit((-1.0) ** i, others, others, reward=math.inf),  # so that rows count, whatever the objective
         )
         for p in range(config.algorithm.prompts_per_step)
         for i in range(config.algorithm.completions_per_prompt)

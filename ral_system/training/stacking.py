@@ -124,10 +124,14 @@ def stack_sharpened(
 
 def _padded_rows(attention: Sequence[GroupAttention], found: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
     """Figures of the rows of each group, padded to [B, R], and bool [B, R]: which are rows."""
-    counts_B = torch.tensor([count for group in attention for count in group.counts], device=found[0].device)
-    rows_BR = torch.arange(int(counts_B.max()), device=counts_B.device) < counts_B[:, None]
-    figures_N = torch.cat(tuple(found))
+    rows_BR, figures_N = _rows(attention), torch.cat(tuple(found))
     return figures_N.new_zeros(rows_BR.shape).masked_scatter(rows_BR, figures_N), rows_BR
+
+
+def _rows(attention: Sequence[GroupAttention]) -> Tensor:
+    """bool [B, R], which positions are rows of each response."""
+    counts_B = torch.tensor([count for group in attention for count in group.counts])
+    return (torch.arange(int(counts_B.max())) < counts_B[:, None]).to(attention[0].rows.device)
 
 
 def stack_glances(
@@ -154,21 +158,27 @@ def stack_evidence(
     settings: EvidenceObjectiveConfig,
     update_rows: int,
 ) -> Evidence:
-    """How far every row is from its prompt's target, and which samples count: those with a target and a reward that
-    passes the gate. `update_rows` is the number of rows of all that count in the update.
+    """How far rows are from their prompt's target, and which samples count: those with a target and a reward that
+    passes the gate. Only their rows are computed, 0 stands for the others. `update_rows` is the number of rows of all
+    that count in the update.
     """
     found, counted, of_groups = [], [], iter(samples)
     of_keys = batch.keys.split(batch.packing.lengths)
     for group, keys, layouts in zip(attention, of_keys, batch.layouts, strict=True):
         members = tuple(islice(of_groups, len(group.counts)))
         target_N = target_of(members[0].prompt, layouts, settings)
-        counted += [target_N is not None and passes_gate(sample, settings) for sample in members]
-        visual_N = shared_keys("visual", keys)
+        chosen = [target_N is not None and passes_gate(sample, settings) for sample in members]
+        counted += chosen
+        if target_N is None or not any(chosen):
+            found += [at.query[:0].float().sum((1, 2)) for at in group.layers]  # of nothing, but differentiable
+            continue
         target_T = torch.zeros(keys.kind.shape, device=keys.kind.device)
-        target_T[visual_N] = 1.0 / max(1, len(visual_N)) if target_N is None else target_N.to(target_T.device)
-        found.append(group.divergence_to(target_T, "reverse_kl"))
-    divergence_BR, rows_BR = _padded_rows(attention, found)
-    return Evidence(divergence_BR, torch.tensor(counted, device=rows_BR.device), update_rows)
+        target_T[shared_keys("visual", keys)] = target_N.to(target_T.device)
+        found.append(group.of(chosen).divergence_to(target_T, "reverse_kl"))
+    rows_BR = _rows(attention)
+    counted_B, figures_N = torch.tensor(counted, device=rows_BR.device), torch.cat(found)
+    divergence_BR = figures_N.new_zeros(rows_BR.shape).masked_scatter(rows_BR & counted_B[:, None], figures_N)
+    return Evidence(divergence_BR, counted_B, update_rows)
 
 
 def old_glances(samples: MicroBatch, behaviour: Scores, *, judged: bool = False) -> list[Glances | None]:

@@ -41,7 +41,7 @@ class Evidence:
     """How far rows are from where the answer to their question is to be seen."""
 
     divergences: Tensor
-    """[B, R], of every row to its prompt's target; differentiable."""
+    """[B, R], of every row that counts to its prompt's target, 0 elsewhere; differentiable."""
     counted: Tensor
     """bool [B], which responses count."""
     update_rows: int

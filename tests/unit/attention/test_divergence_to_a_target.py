@@ -52,6 +52,35 @@ def test_it_is_that_of_the_policies(backend: Backend, heads: Heads) -> None:
         assert torch.allclose(found, expected, atol=2e-6)
 
 
+@pytest.mark.parametrize("long", [False, True])
+@pytest.mark.parametrize("heads", ["mean", "each"])
+@pytest.mark.parametrize("backend", ["dense", "chunked"])
+def test_rows_of_some_responses_are_as_among_all(
+    monkeypatch: pytest.MonkeyPatch, backend: Backend, heads: Heads, long: bool
+) -> None:
+    """Values and gradients; a long group is computed response by response, also one that has no rows."""
+    if long:
+        monkeypatch.setattr(groups, "MASKED_TOKENS", 8)
+    chosen = [i != 1 for i in range(len(COUNTS))]
+    kept = torch.tensor(chosen).repeat_interleave(torch.tensor(COUNTS))
+    outcomes = []
+    for alone in (True, False):
+        layers = tensors()
+        of_layers = tuple(LayerAttention(query[ROWS], key, 0.3) for query, key in layers)
+        group = GroupAttention(of_layers, GROUP, ROWS, COUNTS, VISUAL, heads, backend)
+        if alone:
+            some = group.of(chosen)
+            assert some.counts == tuple(n if own else 0 for n, own in zip(COUNTS, chosen, strict=True))
+            assert len(some.rows) == len(some.layers[0].query) == int(kept.sum())
+            found = some.divergence_to(TARGET, "reverse_kl")
+        else:
+            found = group.divergence_to(TARGET, "reverse_kl")[kept]
+        (found * WEIGHTS[kept]).sum().backward()
+        outcomes.append([found.detach(), *(x.grad for layer in layers for x in layer)])
+    for one, other in zip(*outcomes, strict=True):
+        assert torch.allclose(one, other, atol=1e-6)
+
+
 @pytest.mark.parametrize("heads", ["mean", "each"])
 def test_responses_of_a_long_group_are_computed_apart_with_the_same_result(
     monkeypatch: pytest.MonkeyPatch, heads: Heads

@@ -353,6 +353,13 @@ def test_a_blinded_view_is_one_more_pass_and_with_masks_of_their_own_one_for_eac
     assert 2 < found["vppo", "image"] < config.algorithm.completions_per_prompt
 
 
+@pytest.mark.parametrize("algorithm", ["ease", "sharpening", "vgpo"])
+def test_objectives_that_read_more_are_planned(tiny_model: Path, algorithm: str) -> None:
+    small = ("cluster=local", "plan.device=a100", "plan.text_tokens=20", "plan.response_tokens=8")
+    plan, _ = planned(tiny_model, *small, f"algorithm={algorithm}")
+    assert {phase.name: phase.flops for phase in plan.phases}["updates"] > 0
+
+
 def test_a_blinded_view_has_its_time_and_its_memory_in_the_plan(tiny_model: Path) -> None:
     small = ("cluster=local", "plan.device=a100", "plan.text_tokens=20", "plan.response_tokens=8")
     plan, _ = planned(tiny_model, *small, "algorithm=papo", "model.freeze_vision=true")

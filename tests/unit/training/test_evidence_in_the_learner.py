@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from ral_system.attention.group import GroupAttention
 from ral_system.data.collate import Collator
 from ral_system.errors import DataError
 from ral_system.media.store import MediaStore
@@ -135,6 +136,23 @@ def test_the_loss_is_the_mean_over_the_rows_that_pass_the_gate(
     assert losses(groups(rl_samples, (0.4, None))) == 0
     lower = losses(groups(rl_samples, (0.4,), count=1), "algorithm.attention.objective.gate=0.3")
     assert lower == pytest.approx(alone, rel=1e-6)
+
+
+def test_rows_of_closed_gates_are_not_computed(
+    rl_samples: list[Sample], losses: Callable[..., float], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two groups, one without a response that counts, and in the other one that does."""
+    computed: list[int] = []
+    whole = GroupAttention.divergence_to
+
+    def counted(self: GroupAttention, target: torch.Tensor, kind: str) -> torch.Tensor:
+        computed.append(len(self.rows))
+        return whole(self, target, kind)
+
+    monkeypatch.setattr(GroupAttention, "divergence_to", counted)
+    (first, *_), closed = groups(rl_samples, (0.0, 1.0), count=2)[1:], groups(rl_samples, (0.1, None), count=2)[2:]
+    losses([*groups(rl_samples, (0.0, 1.0), count=1), *closed], "algorithm.attention.gradient_share_every=0")
+    assert computed == [len(first.response_token_ids)]
 
 
 def test_other_boxes_are_another_target(rl_samples: list[Sample], losses: Callable[..., float]) -> None:
