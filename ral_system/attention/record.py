@@ -94,9 +94,13 @@ def sharpened(record: AttentionRecord, power: float) -> AttentionRecord:
     """
     if record.indices is not None:
         raise ValueError(f"record of {record.values.shape[-1]} entries per row: only whole rows can be sharpened")
-    raised = _to_torch(record.values).double() ** power
-    total = raised.sum(-1, keepdim=True)
-    return replace(record, values=torch.where(total > 0, raised / total, 0.0).float().numpy())
+    values = record.values
+    if values.dtype == np.uint16:  # bfloat16 is the upper half of float32
+        values = (values.astype(np.uint32) << 16).view(np.float32)
+    raised = values.astype(np.float64) ** power
+    total = raised.sum(-1, keepdims=True)
+    rows = np.divide(raised, total, out=np.zeros_like(raised), where=total > 0)
+    return replace(record, values=rows.astype(np.float32))
 
 
 class Target:
