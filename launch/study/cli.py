@@ -76,7 +76,7 @@ def main() -> None:
         if not options.dry_run:
             print(write_results(study, folder, others))
         if failed:
-            raise RunError(", ".join(failed), 1)
+            raise RunError(f"failed or skipped: {', '.join(failed)}", 1)
     except RalError as error:
         fail(error)
     except KeyboardInterrupt:

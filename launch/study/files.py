@@ -79,7 +79,12 @@ class StudyFile(BaseModel):
             return self
         if self.evaluate is None:
             raise ValueError("compare needs the scores of each question; add evaluate: []")
-        named = [self.compare.baseline, *self.compare.claims, *self.compare.controls]
+        claims = self.compare.claims
+        if self.compare.baseline in claims:
+            raise ValueError(f"compare.claims names the baseline {self.compare.baseline}; remove it")
+        if len(set(claims)) < len(claims):
+            raise ValueError(f"compare.claims={claims} names an arm twice; remove one")
+        named = [self.compare.baseline, *claims, *self.compare.controls]
         for arm in (*named, *(arm for arms in self.compare.controls.values() for arm in arms)):
             if arm not in self.arms:
                 raise ValueError(f"compare names {arm}, which is not one of the arms {', '.join(self.arms)}")
@@ -161,9 +166,14 @@ def read_study(path: Path, folder: Path, seeds: list[int] | None = None, overrid
         return (*filled, *(word for word in extra if not other_readers(_key(word), kind)))
 
     _check_arms(path, found)
+    chosen = seeds or found.seeds
+    if twice := [seed for seed in chosen if chosen.count(seed) > 1]:
+        raise ConfigError(
+            f"study {path}: seed {twice[0]} is given twice, and its runs would share a folder; remove one"
+        )
     first = [Run(_name(words), command(words)) for words in found.prepare]
     middle: list[Run] = []
-    for seed in seeds or found.seeds:
+    for seed in chosen:
         for arm, words in found.arms.items():
             name = f"{arm}_seed{seed}"
             given = command([words[0], *found.common, *words[1:]], MODELS, seed=seed)
@@ -173,7 +183,7 @@ def read_study(path: Path, folder: Path, seeds: list[int] | None = None, overrid
             if found.evaluate is not None:
                 middle.append(_evaluation(folder, name, model, command(["ral-evaluate", *found.evaluate])))
     last = [Run(_name(words), command(words)) for words in found.conclude]
-    runs = _ordered(first, middle, last, folder)
+    runs = _ordered(path, first, middle, last, folder)
     if unread := set(extra).difference(*(run.command for run in runs)):
         raise ConfigError(f"--overrides {min(unread)}: no command of the study reads it; remove it")
     return Study(
@@ -224,7 +234,9 @@ def _evaluation(folder: Path, of: str, model: str, command: tuple[str, ...]) -> 
     return Run(name, given, evaluates=evaluated, folder=folder / name, leaves="evaluation.json")
 
 
-def _ordered(first: Sequence[Run], middle: Sequence[Run], last: Sequence[Run], folder: Path) -> tuple[Run, ...]:
+def _ordered(
+    path: Path, first: Sequence[Run], middle: Sequence[Run], last: Sequence[Run], folder: Path
+) -> tuple[Run, ...]:
     """What prepares runs in order, then the arms, each after those that it goes on from, then what concludes."""
     runs: list[Run] = []
     prepared = frozenset(run.name for run in first)
@@ -234,6 +246,11 @@ def _ordered(first: Sequence[Run], middle: Sequence[Run], last: Sequence[Run], f
         else:
             after = frozenset(other.name for other in runs)
         runs.append(replace(run, after=after - {run.name}))
+    ended: set[str] = set()
+    while ready := {run.name for run in runs if run.name not in ended and run.after <= ended}:
+        ended |= ready
+    if waiting := [run.name for run in runs if run.name not in ended]:
+        raise ConfigError(f"study {path}: {', '.join(waiting)} wait for each other; start one from another model")
     return tuple(runs)
 
 

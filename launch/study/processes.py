@@ -21,8 +21,8 @@ _LINES_SHOWN = 15
 class RunError(RalError):
     """Failure of a run; the study ends with its exit code."""
 
-    def __init__(self, name: str, code: int) -> None:
-        super().__init__(f"{name} ended with exit code {code}; see its output above")
+    def __init__(self, message: str, code: int) -> None:
+        super().__init__(message)
         self.exit_code = code
 
 
@@ -40,8 +40,8 @@ def run_all(runs: Sequence[Run], folder: Path, jobs: int = 1, *, dry_run: bool =
     before = signal.signal(signal.SIGTERM, lambda *_: schedule.terminate())
     try:
         schedule.run()
-    except KeyboardInterrupt:
-        schedule.wait()  # an interrupt also reaches the commands, which may have work to save
+    except KeyboardInterrupt:  # which a terminal also sends to the commands; they may have work to save
+        schedule.wait()
         raise
     except RunError:
         schedule.terminate()
@@ -70,10 +70,13 @@ class _Schedule:
     _started: list[_Started] = field(default_factory=list)
     _seconds: list[float] = field(default_factory=list)
     """What each finished run took."""
+    _stopping: bool = False
 
     def run(self) -> None:
         waiting = list(self.runs)
         while waiting or self._started:
+            if self._stopping:
+                raise KeyboardInterrupt
             for run in [run for run in waiting if run.after <= self._ended]:
                 if len(self._started) < self.jobs:
                     waiting.remove(run)
@@ -84,7 +87,8 @@ class _Schedule:
             time.sleep(_POLL_S if self._started else 0)
 
     def terminate(self) -> None:
-        """Ask what runs to save its work and end."""
+        """Ask what runs to save its work and end, and start nothing more."""
+        self._stopping = True
         for started in self._started:
             started.child.terminate()
 
@@ -95,6 +99,9 @@ class _Schedule:
                 time.sleep(_POLL_S)
             except KeyboardInterrupt:
                 continue
+        for started in self._started:
+            if started.child.returncode == 0:
+                started.run.note_complete()
 
     def _begin(self, run: Run) -> None:
         number = self.runs.index(run) + 1
@@ -112,7 +119,8 @@ class _Schedule:
 
     def _end(self, started: _Started, left: int) -> None:
         run, code = started.run, started.child.returncode
-        if code in (130, -signal.SIGINT, -signal.SIGTERM):
+        if code in (130, -signal.SIGINT, -signal.SIGTERM):  # whoever stopped this one did not mean the others to go on
+            self.terminate()
             raise KeyboardInterrupt
         self._ended.add(run.name)
         if code == 0:
@@ -121,7 +129,8 @@ class _Schedule:
             return
         if started.log is not None:
             print(*_last_lines(started.log), sep="\n", file=sys.stderr, flush=True)
-        error = RunError(run.name, code)
+        where = "its output above" if started.log is None else f"{started.log}"
+        error = RunError(f"{run.name} ended with exit code {code}; see {where}", code)
         if code == 2 or (run.arm is None and run.evaluates is None):
             raise error
         print(f"{error}; the study continues without it", file=sys.stderr, flush=True)

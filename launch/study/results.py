@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
@@ -30,22 +31,34 @@ Line = dict[str, Any]
 
 def read_lines(files: Iterable[Path], study: Study) -> list[Line]:
     """Read the lines of other seeds' study.jsonl. Raises ConfigError for one that does not fit the study."""
-    here, found = {run.seed for run in study.runs if run.arm is not None}, []
+    seen: dict[tuple[Any, Any], str] = {}
+    seen |= {(run.arm, run.seed): "run here as well" for run in study.runs if run.arm is not None}
+    found: list[Line] = []
     for file in files:
         if not file.is_file():
             raise ConfigError(f"--with {file}: no such file; give a study.jsonl of the same study")
-        for line in read_objects(file):
-            if line.get("arm") not in study.arms or "seed" not in line:
-                raise ConfigError(f"--with {file}: arm {line.get('arm')!r} is not one of {', '.join(study.arms)}")
-            if line["seed"] in here:
-                raise ConfigError(f"--with {file}: seed {line['seed']} is run here as well; leave it out of --seeds")
+        lines = read_objects(file)
+        if not lines:
+            raise ConfigError(f"--with {file}: holds no line of a study; give a study.jsonl")
+        for line in lines:
+            of = (line.get("arm"), line.get("seed"))
+            if of[0] not in study.arms or of[1] is None:
+                raise ConfigError(f"--with {file}: arm {of[0]!r} is not one of {', '.join(study.arms)}")
+            if of in seen:
+                raise ConfigError(f"--with {file}: {of[0]} with seed {of[1]} is {seen[of]}; keep one of the two")
+            for part, names in (("metrics", study.metrics), ("curves", study.curves)):
+                if missing := [name for name in names if name not in line.get(part, {})]:
+                    raise ConfigError(f"--with {file}: it has no {part} {missing[0]}; it is of another study")
+            seen[of] = f"also in {file}"
             found.append(line)
     return found
 
 
 def write_results(study: Study, folder: Path, others: Sequence[Line] = ()) -> str:
     """Write all arms and seeds, `others` included: study.md, study.jsonl, study.svg, curves.svg, differences.svg."""
-    lines = [*others, *(_line(study, folder, run) for run in study.runs if run.arm is not None)]
+    by_name = {run.name: run for run in study.runs}
+    lines = [*others, *(_line(study, folder, run, by_name) for run in study.runs if run.arm is not None)]
+    _check_questions(lines)
     by_arm = {arm: [line for line in lines if line["arm"] == arm] for arm in study.arms}
     text = f"# {study.title}\n\n{_table(study, by_arm)}"
     if study.compare is not None:
@@ -87,10 +100,23 @@ def _table(study: Study, by_arm: Mapping[str, Sequence[Line]]) -> str:
     return f"{table(header, rows)}\n\n{note}\n"
 
 
-def _line(study: Study, folder: Path, run: Run) -> Line:
+def _check_questions(lines: Sequence[Line]) -> None:
+    """Raise ConfigError for runs that were asked different questions, which cannot be paired."""
+    asked = {line["questions"]: line for line in lines if "questions" in line}
+    if len(asked) > 1:
+        one, other = list(asked.values())[:2]
+        raise ConfigError(f"{one['run']} and {other['run']} were asked different questions; give runs of the same ones")
+
+
+def _line(study: Study, folder: Path, run: Run, by_name: Mapping[str, Run]) -> Line:
     """What a run and its evaluation wrote; of a failed run, how far it came."""
-    made = folder / run.name
-    found = _evaluated(folder, run.name, study.figures) if study.evaluated else _trained(made)
+    made, evaluation = folder / run.name, by_name.get(evaluation_of(run.name))
+    if not study.evaluated:
+        found = _trained(made)
+    elif evaluation is not None and evaluation.complete():
+        found = _evaluated(folder, run.name, study.figures)
+    else:
+        found = {}  # an evaluation.json of an earlier model says nothing about this one
     if not found:
         found = {"failed_after": _last_step(made)}
     curves_ = {name: _curve(made, name) for name in study.curves}
@@ -107,9 +133,13 @@ def _evaluated(folder: Path, name: str, figures: Sequence[str]) -> Line:
     written = json.loads(file.read_text(encoding="utf-8"))
     figures_found = {name: _at(written, name) for name in (*EVALUATED, *figures)}
     scores: dict[str, list[float]] = {}
+    ids = hashlib.sha256()
     for question in read_objects(made / "scores.jsonl"):
+        ids.update(f"{question['id']} {question['references']}\n".encode())
         scores.setdefault(question["category"], []).append(round(statistics.mean(question["scores"]), 4))
-    return {**{name: value for name, value in figures_found.items() if value is not None}, "scores": scores}
+    return {**{name: value for name, value in figures_found.items() if value is not None}, "scores": scores} | {
+        "questions": ids.hexdigest()[:16]
+    }
 
 
 def _at(written: Mapping[str, Any], name: str) -> float | None:

@@ -1,5 +1,6 @@
 """Commands for the tests of what runs commands."""
 
+import os
 import signal
 import sys
 import time
@@ -52,3 +53,11 @@ def meet() -> None:
             sys.exit(1)
         time.sleep(0.02)
     print("met")
+
+
+def ends_well_when_told() -> None:
+    """Writes its process id to the folder `argv[1]`, and ends without an error at a SIGTERM."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+    Path(sys.argv[1], f"pid_{os.getpid()}").touch()
+    time.sleep(60)
+    sys.exit(1)

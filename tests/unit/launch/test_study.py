@@ -171,6 +171,11 @@ def test_every_study_composes(path: Path, tmp_path: Path) -> None:
             SMALL.replace("- [ral-train, experiment=smoke, name=start]", "- []"),
             "prepare.0: List should have at least 1",
         ),
+        (SMALL.replace("[3, 4]", "[3, 4, 3]"), "seed 3 is given twice, and its runs would share a folder"),
+        (
+            SMALL.replace("${folder}/start/models/sft", "${folder}/b_seed${seed}/model"),
+            "a_seed3, a_seed3_evaluation, b_seed3, .* wait for each other; start one from another model",
+        ),
         (SMALL.replace("ral-rl", "rm"), "rm is not one of ral-train"),
         (SMALL.replace("evaluate: []", ""), r"arms.a has no RL stage, which measures accuracy; add evaluate: \[\]"),
         (
@@ -224,13 +229,16 @@ def test_the_table_has_every_seed_the_mean_and_metrics_from_first_to_last(tmp_pa
 
 
 def test_evaluations_take_the_place_of_what_training_measured(tmp_path: Path) -> None:
-    runs = tuple(Run(f"{arm}_{i}", (), arm, i) for arm in "ab" for i in range(2))
-    for run, accuracy, score in zip(runs, (0.5, 0.7, 0.8, 0.9), (2.0, 4.0, None, None), strict=True):
-        (tmp_path / f"{run.name}_evaluation").mkdir()
+    runs = [Run(f"{arm}_{i}", (), arm, i) for arm in "ab" for i in range(2)]
+    for run, accuracy, score in zip(list(runs), (0.5, 0.7, 0.8, 0.9), (2.0, 4.0, None, None), strict=True):
+        folder = tmp_path / f"{run.name}_evaluation"
+        folder.mkdir()
         score_and_masses = {} if score is None else {"visual_attention_score": score, "visual_mass": 0.5}
         found = {"eval/accuracy": accuracy, "eval/length_mean": 7.0, **score_and_masses}
-        (tmp_path / f"{run.name}_evaluation" / "evaluation.json").write_text(json.dumps(found))
-    table = write_results(Study("Rungs", runs, ("a", "b")), tmp_path)
+        (folder / "evaluation.json").write_text(json.dumps(found))
+        runs.append(Run(folder.name, (), evaluates=tmp_path, folder=folder, leaves="evaluation.json"))
+        runs[-1].note_complete()
+    table = write_results(Study("Rungs", tuple(runs), ("a", "b")), tmp_path)
     assert "|  | seed 0 | seed 1 | mean | visual attention score | visual mass | system mass | seconds |" in table
     assert "| a | 0.500 | 0.700 | **0.600** | 3 | 0.5 | - | - |" in table
     assert "| b | 0.800 | 0.900 | **0.850** | - | - | - | - |" in table
@@ -294,7 +302,7 @@ def test_what_goes_on_from_a_failed_arm_is_left_out_and_the_others_run(
     assert ended.value.code == 1
     assert "second_seed0 is skipped: it starts from first_seed0, which failed" in captured.err
     assert "| first | failed after nothing |" in captured.out and "| other | 0.700 |" in captured.out
-    assert "first_seed0, second_seed0 ended with exit code 1" in captured.err
+    assert "error: failed or skipped: first_seed0, second_seed0" in captured.err
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -34,7 +35,10 @@ def test_runs_are_paired_by_seed_and_questions_by_place_and_category() -> None:
     assert cells[1] == "2"
     assert cells[2].startswith("+62.5 (") and cells[3].startswith("+25.0 (")
     assert cells[4] == "+100.0 (+100.0 to +100.0)"
-    assert "failed" not in found.table and "failed" not in found.chart
+    assert "| failed − base | 0 | - | - | - | - | - | - |" in found.table and "failed" not in found.chart
+    alone = differences(Compared(baseline="base", claims=["a"]), by_arm)
+    p = [float(table.splitlines()[2].split("|")[-3]) for table in (alone.table, found.table)]
+    assert p[1] == pytest.approx(2 * p[0], abs=2e-3), "a claim that failed counts as one"
     assert "a − base: +25.00" in found.chart
 
 
@@ -64,6 +68,13 @@ def write_evaluated(folder: Path, name: str, scores: list[int]) -> None:
     made.joinpath("evaluation.json").write_text(json.dumps(found))
     lines = [{"id": i, "category": "q", "references": "", "scores": [score]} for i, score in enumerate(scores)]
     made.joinpath("scores.jsonl").write_text("".join(json.dumps(row) + "\n" for row in lines))
+    evaluation(folder, name).note_complete()
+
+
+def evaluation(folder: Path, name: str) -> Run:
+    """The run that evaluates."""
+    made = folder / f"{name}_evaluation"
+    return Run(made.name, (), evaluates=folder, folder=made, leaves="evaluation.json")
 
 
 def test_a_study_goes_on_with_other_seeds_from_elsewhere(tmp_path: Path) -> None:
@@ -75,23 +86,48 @@ def test_a_study_goes_on_with_other_seeds_from_elsewhere(tmp_path: Path) -> None
             write_evaluated(folder, f"a_seed{seed}", [0, seed == 1, 1])
             write_evaluated(folder, f"b_seed{seed}", [1, seed == 2, 1])
 
-    def study(*seeds: int) -> Study:
-        runs = tuple(Run(f"{arm}_seed{seed}", (), arm, seed) for seed in seeds for arm in "ab")
-        return Study("Halves", runs, ("a", "b"), figures=("black.eval/accuracy",), compare=compare)
+    def study(folder: Path, *seeds: int) -> Study:
+        runs = [Run(f"{arm}_seed{seed}", (), arm, seed) for seed in seeds for arm in "ab"]
+        runs += [evaluation(folder, run.name) for run in runs]
+        return Study("Halves", tuple(runs), ("a", "b"), figures=("black.eval/accuracy",), compare=compare)
 
-    whole = write_results(study(0, 1, 2), tmp_path / "all")
-    write_results(study(0, 1), tmp_path / "x")
-    elsewhere = tmp_path / "x" / "study.jsonl"
-    assert write_results(study(2), tmp_path / "y", read_lines([elsewhere], study(2))) == whole
+    x, y, together = tmp_path / "x", tmp_path / "y", tmp_path / "all"
+    whole = write_results(study(together, 0, 1, 2), together)
+    write_results(study(x, 0, 1), x)
+    elsewhere, second = x / "study.jsonl", study(y, 2)
+    assert write_results(second, y, read_lines([elsewhere], second)) == whole
     assert "| b − a | 3 |" in whole and "| black.eval/accuracy |" in whole and "| 0.25 |" in whole
-    assert (tmp_path / "all" / "differences.svg").read_text() == (tmp_path / "y" / "differences.svg").read_text()
-    with pytest.raises(ConfigError, match="seed 0 is run here as well; leave it out of --seeds"):
-        read_lines([elsewhere], study(0))
+    assert (together / "differences.svg").read_text() == (y / "differences.svg").read_text()
+    with pytest.raises(ConfigError, match="a with seed 0 is run here as well; keep one of the two"):
+        read_lines([elsewhere], study(x, 0))
+    with pytest.raises(ConfigError, match="a with seed 0 is also in"):
+        read_lines([elsewhere, y / "study.jsonl"], study(x, 5))
     other = Study("Another", (), ("c",))
     with pytest.raises(ConfigError, match=re.escape(f"--with {elsewhere}: arm 'a' is not one of c")):
         read_lines([elsewhere], other)
+    with pytest.raises(ConfigError, match="it has no metrics policy/kl; it is of another study"):
+        read_lines([elsewhere], Study("Halves", (), ("a", "b"), metrics=("policy/kl",)))
+    (tmp_path / "empty").write_text("no line\n")
+    with pytest.raises(ConfigError, match="holds no line of a study"):
+        read_lines([tmp_path / "empty"], other)
     with pytest.raises(ConfigError, match="no such file"):
         read_lines([tmp_path / "nowhere"], other)
+
+
+def test_runs_that_were_asked_different_questions_are_not_paired(tmp_path: Path) -> None:
+    write_evaluated(tmp_path, "a_seed0", [0, 1])
+    write_evaluated(tmp_path, "b_seed0", [0, 1, 1])
+    runs = [Run(f"{arm}_seed0", (), arm, 0) for arm in "ab"]
+    runs += [evaluation(tmp_path, run.name) for run in runs]
+    with pytest.raises(ConfigError, match="a_seed0 and b_seed0 were asked different questions"):
+        write_results(Study("Two", tuple(runs), ("a", "b")), tmp_path)
+
+
+def test_an_evaluation_of_an_earlier_model_says_nothing_about_a_run_that_failed(tmp_path: Path) -> None:
+    write_evaluated(tmp_path, "a_seed0", [0, 1])
+    again = replace(evaluation(tmp_path, "a_seed0"), command=("ral-evaluate", "trained=again"))
+    table = write_results(Study("One", (Run("a_seed0", (), "a", 0), again), ("a",)), tmp_path)
+    assert "| a | failed after nothing |" in table
 
 
 @pytest.mark.parametrize(
@@ -100,6 +136,8 @@ def test_a_study_goes_on_with_other_seeds_from_elsewhere(tmp_path: Path) -> None
         ("{baseline: c}", "compare names c, which is not one of the arms a, b"),
         ("{baseline: a, claims: [d]}", "compare names d"),
         ("{baseline: a, controls: {b: [e]}}", "compare names e"),
+        ("{baseline: a, claims: [a]}", "compare.claims names the baseline a; remove it"),
+        ("{baseline: a, claims: [b, b]}", "names an arm twice; remove one"),
         ("{baseline: a}", "compare needs the scores of each question; add evaluate: []"),
     ],
 )

@@ -1,5 +1,10 @@
 """Runs of a study at the same time, each after those that it needs."""
 
+import os
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -60,3 +65,28 @@ def test_a_failure_shows_the_end_of_its_log(
     with pytest.raises(RunError, match="start ended with exit code 1"):
         run_all([Run("start", ("ral-rl",))], tmp_path, jobs=2)
     assert "ImportError: cannot import name 'nothing_of_the_kind'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("target", ["study", "command"])
+def test_a_study_that_is_told_to_stop_starts_nothing_more_and_stops_what_runs(tmp_path: Path, target: str) -> None:
+    """Even if the commands end well; a command that is stopped by itself stops the study, too."""
+    code = (
+        "from pathlib import Path; from ral_system.launch.study import files, processes;"
+        "files.COMMANDS['ral-rl'] = 'tests.unit.launch.commands:ends_well_when_told';"
+        f"runs = [files.Run(name, ('ral-rl', {str(tmp_path)!r})) for name in ('one', 'two', 'three')];"
+        f"processes.run_all(runs, Path({str(tmp_path)!r}), jobs=2)"
+    )
+    study = subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 60
+    while len(pids := [int(file.name.partition("_")[2]) for file in tmp_path.glob("pid_*")]) < 2:
+        assert study.poll() is None and time.monotonic() < deadline
+        time.sleep(0.02)
+    if target == "study":
+        study.terminate()
+    else:
+        os.kill(pids[0], signal.SIGINT)
+    assert "KeyboardInterrupt" in study.communicate(timeout=60)[1]
+    assert len(list(tmp_path.glob("pid_*"))) == 2
+    for pid in pids:
+        with pytest.raises(ProcessLookupError):
+            os.kill(pid, 0)
