@@ -119,7 +119,7 @@ class _Schedule:
 
     def _end(self, started: _Started, left: int) -> None:
         run, code = started.run, started.child.returncode
-        if code in (130, -signal.SIGINT, -signal.SIGTERM):  # whoever stopped this one did not mean the others to go on
+        if code in (130, -signal.SIGINT, -signal.SIGTERM):  # stopped from outside: the others are not to go on
             self.terminate()
             raise KeyboardInterrupt
         self._ended.add(run.name)

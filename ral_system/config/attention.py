@@ -96,8 +96,8 @@ class AttentionConfig(Group):
         """Refuse what the objective does not read, and keys and rows by which it cannot compare."""
         if self.objective.name == "sharpening" and self.record == "top_k":
             yield (
-                f"{path}.record=top_k with {path}.objective.name=sharpening: the rest of a row cannot be sharpened, of "
-                "which only the sum is kept; set it to dense"
+                f"{path}.record=top_k with {path}.objective.name=sharpening: top_k keeps only the sum of a row's tail, "
+                "which cannot be sharpened; set it to dense"
             )
         if not (self.objective.reads_glances or self.objective.reads_evidence):
             return

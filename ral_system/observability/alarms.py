@@ -123,8 +123,8 @@ ALARMS = (
         "advantage_factor",
         "perception/advantage_factor_max",
         "the largest factor on a response's advantage",
-        "one response decides most of an update; raise algorithm.perception.least_factor, or lower "
-        "algorithm.updates_per_step",
+        "one response decides most of an update; with vppo raise algorithm.perception.least_factor, with vgpo lower "
+        "algorithm.perception.most_response_factor, or lower algorithm.updates_per_step",
     ),
     Alarm(
         "perception_clamped",

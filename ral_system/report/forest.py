@@ -22,7 +22,7 @@ class Interval:
 
 
 def forest(title: str, panels: Mapping[str, Sequence[Interval]], band: float) -> str:
-    """Panels side by side, all with the same axis; values between −band and band lie on grey: too small to matter."""
+    """Panels side by side, all with the same axis; a grey band marks differences from −band to band, which are too small to matter."""
     labels = list(dict.fromkeys(i.label for panel in panels.values() for i in panel))
     ends = [v for panel in panels.values() for i in panel for v in (i.value, i.low, i.high) if isfinite(v)]
     bottom = _TOP + _ROW * len(labels)
@@ -34,7 +34,7 @@ def forest(title: str, panels: Mapping[str, Sequence[Interval]], band: float) ->
         axis = svg.linear_axis(min([*ends, -band]), max([*ends, band]), start, start + _WIDTH)
         parts.append(_panel(name, panel, axis, at, bottom, band))
     width = left + len(panels) * (_WIDTH + _GAP)
-    note = f"95 % intervals for new seeds and new questions; grey: within {band:g} points of none"
+    note = f"95 % intervals for new seeds and new questions; grey: within {band:g} points of zero"
     return svg.document(width, bottom + _FOOT, title, parts, note)
 
 

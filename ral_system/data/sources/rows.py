@@ -1,4 +1,4 @@
-"""A source's rows as questions, each or the reason why it is none."""
+"""Reading of a source's rows: each is a question, or comes with the reason why it cannot be used."""
 
 from __future__ import annotations
 

@@ -69,7 +69,7 @@ def test_a_failure_shows_the_end_of_its_log(
 
 @pytest.mark.parametrize("target", ["study", "command"])
 def test_a_study_that_is_told_to_stop_starts_nothing_more_and_stops_what_runs(tmp_path: Path, target: str) -> None:
-    """Even if the commands end well; a command that is stopped by itself stops the study, too."""
+    """Even if the commands end well. A command that is stopped also stops the study."""
     code = (
         "from pathlib import Path; from ral_system.launch.study import files, processes;"
         "files.COMMANDS['ral-rl'] = 'tests.unit.launch.commands:ends_well_when_told';"
