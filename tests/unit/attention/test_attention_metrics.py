@@ -22,6 +22,8 @@ def keys_with_evidence(evidence: torch.Tensor | None) -> KeyProvenance:
 
 
 KEYS = keys_with_evidence(None)
+VISUAL = [0.2, 0.05, 0.1, 0.1]
+"""What of `ROW` is on visual keys."""
 ROW = [0.1, 0.1, 0.2, 0.05, 0.15, 0.1, 0.1, 0.05, 0.15]
 
 
@@ -35,6 +37,7 @@ def test_by_hand() -> None:
         "sink_mass": 0.45,
         "vas": 0.45 / (0.2 + 1e-6),
         "entropy": -sum(p * math.log(p) for p in ROW),
+        "visual_entropy": -sum(p / 0.45 * math.log(p / 0.45) for p in VISUAL),
         "image_0_mass": 0.2,
         "image_1_mass": 0.05,
         "frame_0_mass": 0.1,
@@ -44,6 +47,13 @@ def test_by_hand() -> None:
         name: pytest.approx([value, 0.0]) for name, value in expected.items()
     }
     assert set(found) <= set(STATISTICS)
+
+
+def test_a_row_that_looks_at_all_visual_keys_alike_has_the_entropy_ln_n() -> None:
+    alike = [0.9, 0, 0.01, 0.01, 0.06, 0.01, 0.01, 0, 0]
+    one = [0.9, 0, 0.04, 0, 0.06, 0, 0, 0, 0]
+    found = row_statistics(torch.tensor([alike, one]), KEYS)
+    assert found["visual_entropy"].tolist() == pytest.approx([math.log(4), 0.0], abs=1e-6)
 
 
 def test_mass_on_evidence_by_hand() -> None:
@@ -71,6 +81,12 @@ def test_without_a_system_turn_there_is_no_visual_attention_score() -> None:
     keys = key_provenance(torch.tensor([1, 0]).bool(), [CELL], system_tokens=0, prompt_tokens=2)
     found = row_statistics(torch.tensor([[0.9, 0.1]]), keys)
     assert "vas" not in found and found["system_mass"].tolist() == [0.0]
+
+
+def test_without_pictures_there_is_no_visual_entropy() -> None:
+    keys = key_provenance(torch.tensor([0, 0]).bool(), [], system_tokens=0, prompt_tokens=1)
+    found = row_statistics(torch.tensor([[1.0, 0.0]]), keys)
+    assert "visual_entropy" not in found and found["visual_mass"].tolist() == [0.0]
 
 
 def test_masses_add_up_to_one() -> None:
