@@ -106,13 +106,14 @@ def _evaluate_held_out(config: EvaluateConfig, settings: QuestionSettings, subje
     questions = asked(evaluation, settings, subject)
     found = figures(config, subject, questions)
     columns = _blind(config, subject, questions)
-    record = {"model": str(subject.model), **found.record, **attention, **columns}
+    looks = _looks(config, subject, questions, found)
+    record = {"model": str(subject.model), **found.record, **attention, **looks, **columns}
     if steer.active:
         steered = dict(figures(config, subject, questions, steer, subject.steered).values)
         columns |= {f"image +{steer.image:g}, system -{steer.system:g}": steered}
         record |= {"intervention": steer.model_dump(mode="json"), "steered": steered}
     _keep_answers(subject, found)
-    measured = {name: attention[name] for name in VISUAL if name in attention}
+    measured = {name: attention[name] for name in VISUAL if name in attention} | looks
     print_figures(f"{subject.model}: {found.title}", replace(found, values={**found.values, **measured}), columns)
     if steer.active:
         print(f"steered {steer.space}; both columns by transformers, because vLLM's attention cannot be steered")
@@ -134,6 +135,22 @@ def _blind(config: EvaluateConfig, subject: Subject, questions: Questions) -> di
         for name, prompts in without.items()
         if prompts
     }
+
+
+def _looks(config: EvaluateConfig, subject: Subject, questions: Questions, found: Figures) -> dict[str, float]:
+    """Measure where the answers to the first questions look, if they have pictures or videos. The engine is ended."""
+    from ral_system.evaluation.looks import measure_looks, summary
+    from ral_system.evaluation.questions import scores_of
+    from ral_system.types import Sample
+
+    shown = [prompt for prompt in questions.prompts[: config.evaluation.attention_questions] if prompt.media]
+    if not shown:
+        return {}
+    subject.release()
+    groups = [tuple(Sample.of(prompt, c) for c in found.answers[prompt.id]) for prompt in shown]
+    dtype, max_tokens = config.learner.dtype, config.learner.max_tokens
+    looks = measure_looks(subject.model, groups, subject.media, dtype=dtype, max_tokens=max_tokens)
+    return summary(looks, scores_of(found))
 
 
 def _keep_answers(subject: Subject, found: Figures) -> None:

@@ -57,7 +57,7 @@ class MeasurementConfig(HeldOutConfig):
     """What `ral-evaluate` asks a model, and how often."""
 
     attention_questions: NonNegative
-    """Questions whose visual attention score `ral-evaluate` measures; 0 none."""
+    """Held-out questions whose visual attention score `ral-evaluate` measures, and where their answers look; 0 none."""
     samples: Positive
     """Answers per question in `ral-evaluate`: 1 greedy, more at rollout.temperature, and scores are their mean."""
     blind: bool

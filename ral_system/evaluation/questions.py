@@ -58,8 +58,19 @@ class Figures:
     """Content of evaluation.json."""
     answered: Sequence[Answered]
     """Content of answers.html."""
+    answers: Mapping[str, Sequence[Completion]]
+    """Answers by question."""
     left_out: str = ""
     """Number of questions that could not be asked, and the most frequent reason."""
+
+
+def scores_of(found: Figures) -> dict[str, float]:
+    """Score of every answer, by completion id."""
+    return {
+        completion.id: score
+        for of_question in found.answered
+        for completion, score in zip(found.answers[of_question.question["id"]], of_question.scores, strict=True)
+    }
 
 
 def asked(evaluation: MeasurementConfig, settings: QuestionSettings, subject: Subject, label: str = "") -> Questions:
@@ -133,7 +144,7 @@ def _held_out_figures(
     ]
     title = f"{len(prompts)} questions, {how}"
     record = {**values, "intervals": uncertain}
-    return Figures(title, values, "eval/accuracy", uncertain, resampled, record, answered)
+    return Figures(title, values, "eval/accuracy", uncertain, resampled, record, answered, answers)
 
 
 def _of_benchmark(chosen: BenchmarkConfig, settings: QuestionSettings, subject: Subject, label: str) -> Questions:
@@ -205,7 +216,7 @@ def _benchmark_figures(
     )
     title = f"{name}{limited}: {len(prompts)} of {questions.total} questions, {how}"
     bad = f"{len(questions.bad)} left out, {most_often(questions.bad)}" if questions.bad else ""
-    return Figures(title, values, f"{name}/score", uncertain, resampled, record, answered, bad)
+    return Figures(title, values, f"{name}/score", uncertain, resampled, record, answered, answers, bad)
 
 
 def _answers(

@@ -12,10 +12,8 @@ from ral_system.attention.visual_score import VisualScore, mean_score, visual_sc
 from ral_system.config.choices import Dtype
 from ral_system.data.collate import Collator
 from ral_system.data.micro_batches import micro_batches
-from ral_system.errors import ConfigError
+from ral_system.evaluation.probed import load_probed
 from ral_system.media.store import MediaStore
-from ral_system.models.loading import load_family, load_model
-from ral_system.models.policy import PolicyModel
 from ral_system.types import Prompt, Sample
 
 
@@ -26,12 +24,7 @@ def measure_visual_score(
 
     Raises ConfigError for a family that cannot be probed.
     """
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    model = load_model(model_folder, dtype=dtype, device=device)
-    try:
-        policy = PolicyModel(model, load_family(model_folder), temperature=1.0).to(device)
-    except ValueError as error:
-        raise ConfigError(f"model {model_folder}: {error}; set evaluation.attention_questions=0") from error
+    policy, device = load_probed(model_folder, dtype)
     collate = Collator(policy.family, media)
     scores = []
     for samples in micro_batches([(Sample(prompt.id, prompt, ()),) for prompt in prompts], max_tokens):

@@ -11,6 +11,10 @@ pytestmark = [pytest.mark.system, pytest.mark.timeout(1200)]
 
 SMOKE = ("experiment=smoke", "data=looking")
 LOCAL = (*SMOKE, "cluster=local", "cluster.threads_per_process=1")
+LOOKS = (
+    *("visual_mass", "sink_mass", "visual_entropy", "visual_entropy_share", "decay"),
+    *("evidence_mass", "evidence_area", "pointing"),
+)
 
 
 def test_every_family_is_trained_on_and_asked_without_its_pictures(commands, left, tmp_path: Path) -> None:
@@ -29,6 +33,9 @@ def test_every_family_is_trained_on_and_asked_without_its_pictures(commands, lef
     assert done.returncode == 0, done.stderr
     found = json.loads((tmp_path / "runs" / "blind" / "evaluation.json").read_text())
     assert {"black", "exchanged"} <= found.keys()
+    assert {f"looks/{name}" for name in LOOKS} <= found.keys()
+    assert 0 < found["looks/evidence_area"] < 1 and 0 < found["looks/visual_mass"] < 1
+    assert found["looks/visual_entropy_share"] <= 1 and "looks/pointing" in done.stdout
 
 
 def test_the_preview_shows_every_family_with_its_thought(commands, tmp_path: Path) -> None:

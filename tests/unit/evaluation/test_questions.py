@@ -96,7 +96,7 @@ def test_a_benchmark_of_which_too_much_is_broken_is_refused(
 
 def test_scores_are_kept_by_question(tmp_path: Path) -> None:
     question = {"id": "a", "kind": "human", "question": "?", "answer": "7 | seven", "media": []}
-    found = Figures("", {}, "", {}, {}, {}, [Answered(question, ("7", "8"), (1.0, 0.0))])
+    found = Figures("", {}, "", {}, {}, {}, [Answered(question, ("7", "8"), (1.0, 0.0))], {})
     write_scores(tmp_path, found)
     assert json.loads((tmp_path / "scores.jsonl").read_text()) == {
         "id": "a",

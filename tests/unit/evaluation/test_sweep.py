@@ -81,7 +81,7 @@ def test_a_gain_has_the_interval_of_the_difference() -> None:
     """One model is better by 5 points in every resample, however much those differ."""
 
     def evaluated(score: float, draws: list[float]) -> Figures:
-        return Figures("", {"v/score": score}, "v/score", {}, {"v/score": np.array(draws)}, {}, ())
+        return Figures("", {"v/score": score}, "v/score", {}, {"v/score": np.array(draws)}, {}, (), {})
 
     found = {
         ("one", 4): evaluated(50, [40, 60]),
@@ -133,7 +133,7 @@ def test_a_chart_of_one_point_is_drawn() -> None:
 
 def test_a_point_stands_where_it_was_seen() -> None:
     """Eight frames were asked for, and four were there."""
-    few, many = (Figures("t", {"s": 1.0}, "s", {}, {}, {}, ()) for _ in range(2))
+    few, many = (Figures("t", {"s": 1.0}, "s", {}, {}, {}, (), {}) for _ in range(2))
     svg = sweep._chart("run", "frames", {("m", 2): few, ("m", 8): many}, {("m", 2): 2.0, ("m", 8): 4.0})
     assert "m at 4: 1 (1 to 1)" in svg and "at 8" not in svg and ">4<" in svg
 

@@ -1,0 +1,127 @@
+"""Where answers look: figures by hand, and those of a model."""
+
+import math
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from transformers import AutoModelForImageTextToText
+
+from ral_system.attention.provenance import key_provenance
+from ral_system.data.collate import Collator
+from ral_system.evaluation.looks import Look, look, measure_looks, summary
+from ral_system.media.store import MediaStore
+from ral_system.models.loading import load_family
+from ral_system.types import Layout, Sample, View
+from tests.unit.eager import eager_attentions
+
+FIVE = torch.tensor([0, 1, 1, 1, 0, 0]).bool()
+"""System, three visual tokens, text, generated."""
+
+
+def keys(evidence: list[float] | None = None):
+    shows = None if evidence is None else torch.tensor(evidence)
+    layouts = [Layout("image", (View(1, 3),))]
+    return key_provenance(FIVE, layouts, system_tokens=1, prompt_tokens=5, evidence=shows)
+
+
+ROWS = torch.tensor(
+    [
+        [0.2, 0.2, 0.4, 0.0, 0.1, 0.1],
+        [0.6, 0.3, 0.0, 0.0, 0.1, 0.0],
+        [0.8, 0.0, 0.1, 0.1, 0.0, 0.0],
+    ],
+    dtype=torch.float64,
+)
+
+
+def test_by_hand() -> None:
+    """The first half of three rows is the first, the second half the last."""
+    found = look(ROWS, keys([0.0, 1.0, 0.5]))
+    entropy = (-(math.log(1 / 3) / 3 + math.log(2 / 3) * 2 / 3) + 0 + math.log(2)) / 3
+    assert found.figures == {
+        "visual_mass": pytest.approx((0.6 + 0.3 + 0.2) / 3),
+        "sink_mass": pytest.approx((0.8 + 0.9 + 1.0) / 3),
+        "visual_entropy": pytest.approx(entropy),
+        "visual_entropy_share": pytest.approx(entropy / math.log(3)),
+        "evidence_mass": pytest.approx((2 / 3 + 0 + 0.15 / 0.2) / 3),
+        "evidence_area": pytest.approx(0.5),
+        "pointing": pytest.approx(2 / 3),
+        "decay": pytest.approx(0.2 / 0.6),
+    }
+    assert found.visual == pytest.approx(np.array([0.5, 0.5, 0.1]) / 3)
+
+
+def test_what_is_not_defined_is_left_out() -> None:
+    one_row = look(ROWS[:1], keys()).figures
+    assert not {"decay", "evidence_mass", "evidence_area", "pointing"} & one_row.keys()
+    assert "decay" not in look(torch.eye(6)[[0, 1]].double(), keys()).figures  # the first half sees nothing
+    one_token = key_provenance(
+        torch.tensor([1, 0, 0]).bool(), [Layout("image", (View(1, 1),))], system_tokens=0, prompt_tokens=2
+    )
+    assert "visual_entropy_share" not in look(torch.full((2, 3), 1 / 3), one_token).figures
+
+
+def test_means_are_over_the_answers_that_define_a_figure_and_by_outcome() -> None:
+    nothing = np.zeros(1)
+    looks = {
+        "a#0": Look({"visual_mass": 0.2, "evidence_mass": 0.9}, nothing),
+        "b#0": Look({"visual_mass": 0.4, "evidence_mass": 0.3}, nothing),
+        "c#0": Look({"visual_mass": 0.9, "evidence_mass": 0.1}, nothing),
+        "d#0": Look({"visual_mass": 0.1}, nothing),
+    }
+    found = summary(looks, {"a#0": 1.0, "b#0": 0.5, "c#0": 0.0, "d#0": 1.0, "e#0": 1.0})
+    assert found == {
+        "looks/visual_mass": pytest.approx(0.4),
+        "looks/evidence_mass": pytest.approx(1.3 / 3),
+        "looks/evidence_mass_right": pytest.approx((0.9 + 0.5 * 0.3) / 1.5),
+        "looks/evidence_mass_wrong": pytest.approx((0.5 * 0.3 + 0.1) / 1.5),
+    }
+    all_right = summary(looks, dict.fromkeys(("a#0", "b#0", "c#0", "d#0"), 1.0))
+    assert "looks/evidence_mass_wrong" not in all_right and "looks/evidence_mass_right" in all_right
+
+
+@pytest.fixture(scope="module")
+def groups(draw_samples: Callable[[int], list[Sample]]) -> list[tuple[Sample, ...]]:
+    """Two answers to each of three questions, of different lengths."""
+    return [
+        (sample, replace(sample, id=f"{sample.id}, cut", response_token_ids=sample.response_token_ids[:-3]))
+        for sample in draw_samples(3)
+    ]
+
+
+def test_of_a_model_they_are_those_of_its_last_layer(
+    tiny_model: Path, media: MediaStore, groups: list[tuple[Sample, ...]]
+) -> None:
+    """Against the attention that transformers returns, row by row: a row's own key is left out of its policy."""
+    found = measure_looks(tiny_model, groups, media, dtype="float32", max_tokens=10_000)
+    assert found.keys() == {sample.id for group in groups for sample in group}
+    family = load_family(tiny_model)
+    model = AutoModelForImageTextToText.from_pretrained(tiny_model, attn_implementation="eager")
+    for sample in (groups[0][1], groups[2][0]):
+        batch = Collator(family, media)((sample,))
+        with torch.no_grad():
+            whole_HTT = eager_attentions(model, batch)[-1][0].double()
+        prompt = len(sample.prompt.token_ids)
+        at = torch.arange(prompt, sample.length)
+        rows_HRT = whole_HTT[:, at].clone()
+        rows_HRT[:, torch.arange(len(at)), at] = 0
+        policy_RT = rows_HRT.sum(0) / rows_HRT.sum(0).sum(-1, keepdim=True)
+        expected = look(policy_RT, batch.keys)
+        assert found[sample.id].figures == pytest.approx(expected.figures, abs=1e-5)
+        assert found[sample.id].visual == pytest.approx(expected.visual, abs=1e-6)
+        assert {"evidence_mass", "pointing", "decay"} <= expected.figures.keys()
+
+
+def test_how_answers_are_batched_does_not_matter(
+    tiny_model: Path, media: MediaStore, groups: list[tuple[Sample, ...]]
+) -> None:
+    together = measure_looks(tiny_model, groups, media, dtype="float32", max_tokens=10_000)
+    alone = measure_looks(tiny_model, groups, media, dtype="float32", max_tokens=1)
+    assert together.keys() == alone.keys() and len(alone) == 6
+    for id, of_answer in alone.items():
+        assert together[id].figures == pytest.approx(of_answer.figures, abs=1e-5)
+        assert together[id].visual == pytest.approx(of_answer.visual, abs=1e-6)
