@@ -23,7 +23,7 @@ import PIL
 from PIL import Image
 
 from ral_system.errors import DataError
-from ral_system.media.blinding import BlindedMedia, blinded
+from ral_system.media.blinding import PaintedMedia, painted
 from ral_system.media.images import ImageLimits, decode_image
 from ral_system.media.pixel_cache import PixelCache, node_folder
 from ral_system.media.videos import VideoLimits, decode_video, encode_frames
@@ -109,8 +109,8 @@ class MediaStore:
         """uint8 [frames, height, width, 3], RGB, in the size that the reference says; of a picture one frame. Shared
         with later callers: do not modify it. Raises DataError.
         """
-        if isinstance(media, BlindedMedia):
-            return blinded(self.frames(media.whole), media)
+        if isinstance(media, PaintedMedia):
+            return painted(self.frames(media.whole), media)
         with self._lock:
             pixels = self._decoded.get(media)
             if pixels is None:

@@ -6,6 +6,7 @@ distribution that was sampled from; every completion has its own seed; a weight 
 
 from __future__ import annotations
 
+import hashlib
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -276,7 +277,7 @@ class VllmEngine:
 
 def _uuid(media: Media) -> str:
     """What vLLM's caches know a medium by: all that decides what the encoder sees, and a video's rate."""
-    return f"{media.digest}@{media.width_px}x{media.height_px}" + ("" if media.clip is None else f"@{media.clip}")
+    return hashlib.sha256(repr(media).encode()).hexdigest()
 
 
 def _top_tokens(token_ids: Sequence[int], reported: Sequence[Mapping[int, Any]], count: int) -> TokenRecord:

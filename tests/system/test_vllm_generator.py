@@ -18,6 +18,7 @@ from ral_system.config.rollout import RolloutConfig
 from ral_system.data.chat import ChatRenderer
 from ral_system.data.features import FeatureExtractor
 from ral_system.errors import GateError, WeightSyncError
+from ral_system.media.blinding import MaskedMedia
 from ral_system.media.store import MediaStore
 from ral_system.media.videos import VideoLimits
 from ral_system.models.loading import load_family, load_model
@@ -181,6 +182,19 @@ def test_videos_are_those_of_transformers_at_their_own_rates(setting: Setting) -
         )
         > 1e-2
     )  # so that a wrong rate would have been seen
+
+
+def test_a_picture_with_black_parts_is_not_taken_for_the_whole_one(setting: Setting) -> None:
+    """They are one file of one size, which the engine's caches must tell apart."""
+    (whole,) = setting.prompts[0].media
+    (view,) = setting.family.layout(whole).views
+    black = np.arange(view.rows * view.columns).reshape(1, view.rows, view.columns) % 2 == 0
+    parts = [MaskedMedia.of(whole, mask, frames_per_view=2) for mask in (black, ~black)]
+    prompts = [setting.about(str(i), "what is at a1 ?", [medium]) for i, medium in enumerate([whole, *parts])]
+    found = setting.generate(prompts)
+    assert setting.largest_difference(found, SAMPLING.temperature, prompts) <= 1e-4
+    mistaken = [prompts[0], replace(prompts[0], id="1"), replace(prompts[0], id="2")]
+    assert setting.largest_difference(found, SAMPLING.temperature, mistaken) > 1e-2
 
 
 def test_prompts_whose_tokens_do_not_fit_their_media_are_refused(setting: Setting) -> None:

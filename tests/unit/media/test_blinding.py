@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ral_system.media.blinding import BlindedMedia, blinded
+from ral_system.media.blinding import BlindedMedia, MaskedMedia, painted
 from ral_system.media.store import MediaStore
 from ral_system.types import Layout, Media, VideoSampling, View
 
@@ -30,31 +30,44 @@ def blocks(frame: np.ndarray, rows: int = 4, columns: int = 6) -> np.ndarray:
 
 @pytest.mark.parametrize(("masked", "black"), [(0.6, 14), (0.5, 12), (0.01, 1), (1.0, 24)])
 def test_the_asked_share_of_patches_is_black(masked: float, black: int) -> None:
-    assert blocks(blinded(WHITE[:1], medium(masked=masked))[0]).sum() == black
+    assert blocks(painted(WHITE[:1], medium(masked=masked))[0]).sum() == black
     assert WHITE.min() == 255
 
 
 def test_a_mask_repeats_and_another_seed_makes_another() -> None:
-    once, again, other = (blinded(WHITE[:1], medium(seed=seed)) for seed in ("a", "a", "b"))
+    once, again, other = (painted(WHITE[:1], medium(seed=seed)) for seed in ("a", "a", "b"))
     assert np.array_equal(once, again) and not np.array_equal(once, other)
     assert medium(seed="a") != medium(seed="b") != medium().whole
 
 
 def test_every_view_of_a_video_has_its_own_mask() -> None:
-    masks = [blocks(frame) for frame in blinded(WHITE, medium())]
+    masks = [blocks(frame) for frame in painted(WHITE, medium())]
     assert np.array_equal(masks[0], masks[1]) and np.array_equal(masks[2], masks[3])
     assert not np.array_equal(masks[1], masks[2])
-    apart = [blocks(frame) for frame in blinded(WHITE, medium(frames_per_view=1))]
+    apart = [blocks(frame) for frame in painted(WHITE, medium(frames_per_view=1))]
     assert not any(np.array_equal(apart[i], apart[i + 1]) for i in range(3))
-    assert len(blinded(WHITE[:3], medium())) == 3  # half a view is left at the end
+    assert len(painted(WHITE[:3], medium())) == 3  # half a view is left at the end
 
 
 def test_blocks_are_patches_of_the_resized_picture() -> None:
     """A picture of 50 × 31 pixels that the processor brings to 84 × 56: edges blur by less than a pixel of it."""
-    found = blinded(np.full((1, 31, 50, 3), 255, np.uint8), medium())[0]
+    found = painted(np.full((1, 31, 50, 3), 255, np.uint8), medium())[0]
     resized = np.asarray(Image.fromarray(found).resize((84, 56), Image.Resampling.NEAREST))
     inside = resized.reshape(4, 14, 6, 14, 3)[:, 2:-2, :, 2:-2].reshape(40, 60, 3)
     assert blocks(inside).sum() == 14
+
+
+def test_given_blocks_are_black_in_each_view() -> None:
+    """Three frames are two views of two, of which the second is cut short."""
+    black = np.zeros((2, 4, 6), bool)
+    black[0, 1, 2] = black[0, 3, 5] = black[1, 0, 0] = True
+    whole = Media("0", 84, 56)
+    masked = MaskedMedia.of(whole, black, frames_per_view=2)
+    found = painted(WHITE[:3], masked)
+    assert [blocks(frame).tolist() for frame in found] == [black[0].tolist(), black[0].tolist(), black[1].tolist()]
+    other = MaskedMedia.of(whole, ~black, frames_per_view=2)
+    assert np.array_equal(np.maximum(found, painted(WHITE[:3], other)), WHITE[:3])
+    assert masked != other and masked.whole == whole != masked
 
 
 def test_the_grid_is_of_patches_and_that_of_the_finest_tiles() -> None:
