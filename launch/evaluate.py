@@ -28,6 +28,7 @@ from ral_system.runs.folder import RunFolder
 from ral_system.types import Prompt
 
 if TYPE_CHECKING:
+    from ral_system.evaluation.looks import Look
     from ral_system.tasks.open import QuestionSettings
 
 VISUAL = ("visual_attention_score", "visual_mass", "system_mass")
@@ -86,9 +87,12 @@ def _evaluate(config: EvaluateConfig, folder: Path) -> float | None:
         questions = asked(config.evaluation, settings, subject)
         write_quarantine(folder, {"": questions.bad})
         found = figures(config, subject, questions)
-        blind = _blind(config, subject, questions)
-        print_figures(f"{subject.model} on {found.title}", found, blind)
-        _write(folder, {"model": str(subject.model), **found.record, **blind})
+        columns = _blind(config, subject, questions)
+        if config.evaluation.attended is not None:
+            looks = _looks(config, subject, questions.prompts, found)
+            columns |= _attended(config, subject, questions, found, looks)
+        print_figures(f"{subject.model} on {found.title}", found, columns)
+        _write(folder, {"model": str(subject.model), **found.record, **columns})
         _keep_answers(subject, found)
     else:
         found = _evaluate_held_out(config, settings, subject)
@@ -106,15 +110,19 @@ def _evaluate_held_out(config: EvaluateConfig, settings: QuestionSettings, subje
     questions = asked(evaluation, settings, subject)
     found = figures(config, subject, questions)
     columns = _blind(config, subject, questions)
-    looks = _looks(config, subject, questions, found)
-    record = {"model": str(subject.model), **found.record, **attention, **looks, **columns}
+    first = questions.prompts[: evaluation.attention_questions]
+    looks = _looks(config, subject, first if evaluation.attended is None else questions.prompts, found)
+    columns |= _attended(config, subject, questions, found, looks)
+    looking = _summary(looks, first, found)
+    record = {"model": str(subject.model), **found.record, **attention, **looking, **columns}
     if steer.active:
         steered = dict(figures(config, subject, questions, steer, subject.steered).values)
         columns |= {f"image +{steer.image:g}, system -{steer.system:g}": steered}
         record |= {"intervention": steer.model_dump(mode="json"), "steered": steered}
     _keep_answers(subject, found)
-    measured = {name: attention[name] for name in VISUAL if name in attention} | looks
-    print_figures(f"{subject.model}: {found.title}", replace(found, values={**found.values, **measured}), columns)
+    measured = {f"of questions: {name}": attention[name] for name in VISUAL if name in attention} | looking
+    print_figures(f"{subject.model}: {found.title}", found, columns)
+    _print_looks(measured)
     if steer.active:
         print(f"steered {steer.space}; both columns by transformers, because vLLM's attention cannot be steered")
     if attention:
@@ -137,20 +145,50 @@ def _blind(config: EvaluateConfig, subject: Subject, questions: Questions) -> di
     }
 
 
-def _looks(config: EvaluateConfig, subject: Subject, questions: Questions, found: Figures) -> dict[str, float]:
-    """Measure where the answers to the first questions look, if they have pictures or videos. The engine is ended."""
-    from ral_system.evaluation.looks import measure_looks, summary
-    from ral_system.evaluation.questions import scores_of
+def _looks(config: EvaluateConfig, subject: Subject, prompts: Sequence[Prompt], found: Figures) -> dict[str, Look]:
+    """Measure where the answers to these questions look, if they have pictures or videos. The engine is ended."""
+    from ral_system.evaluation.looks import measure_looks
     from ral_system.types import Sample
 
-    shown = [prompt for prompt in questions.prompts[: config.evaluation.attention_questions] if prompt.media]
-    if not shown:
+    groups = [tuple(Sample.of(prompt, c) for c in found.answers[prompt.id]) for prompt in prompts if prompt.media]
+    if not groups:
         return {}
     subject.release()
-    groups = [tuple(Sample.of(prompt, c) for c in found.answers[prompt.id]) for prompt in shown]
     dtype, max_tokens = config.learner.dtype, config.learner.max_tokens
-    looks = measure_looks(subject.model, groups, subject.media, dtype=dtype, max_tokens=max_tokens)
-    return summary(looks, scores_of(found))
+    return measure_looks(subject.model, groups, subject.media, dtype=dtype, max_tokens=max_tokens)
+
+
+def _summary(looks: Mapping[str, Look], prompts: Sequence[Prompt], found: Figures) -> dict[str, float]:
+    """Figures of where the answers to these questions look."""
+    from ral_system.evaluation.looks import summary
+    from ral_system.evaluation.questions import scores_of
+
+    ids = [completion.id for prompt in prompts for completion in found.answers[prompt.id]]
+    return summary({id: looks[id] for id in ids if id in looks}, scores_of(found))
+
+
+def _attended(
+    config: EvaluateConfig, subject: Subject, questions: Questions, found: Figures, looks: Mapping[str, Look]
+) -> dict[str, dict[str, float]]:
+    """Figures with `only attended` and `without attended` parts of the pictures, where they are asked for."""
+    if config.evaluation.attended is None:
+        return {}
+    import numpy as np
+
+    from ral_system.evaluation.attended import attended_parts
+    from ral_system.models.loading import load_family
+
+    by_question = {
+        prompt.id: np.mean([looks[c.id].visual for c in found.answers[prompt.id]], axis=0)
+        for prompt in questions.prompts
+        if prompt.media
+    }
+    family = load_family(subject.model)
+    parts = attended_parts(questions.prompts, by_question, config.evaluation.attended, family)
+    return {
+        name: dict(figures(config, subject, replace(questions, prompts=prompts), label=name).values)
+        for name, prompts in parts.items()
+    }
 
 
 def _keep_answers(subject: Subject, found: Figures) -> None:
@@ -183,16 +221,28 @@ def write_scores(folder: Path, found: Figures) -> None:
 def print_figures(title: str, found: Figures, columns: Mapping[str, Mapping[str, float]] | None = None) -> None:
     """Print a table of every figure, its interval, and its values in other columns."""
     from rich.console import Console
-    from rich.table import Table
+    from rich.table import Column, Table
 
     more = columns or {}
-    table = Table("", "value", "95 %", *more, title=title)
+    table = Table(Column(no_wrap=True), "value", "95 %", *more, title=title)
     for name, value in found.values.items():
         ends = found.intervals.get(name)
         interval = f"{ends[0]:.3f} to {ends[1]:.3f}" if ends else ""
         others = (f"{column[name]:.3f}" if name in column else "" for column in more.values())
         table.add_row(name.removeprefix("eval/"), f"{value:.3f}", interval, *others)
     Console().print(table)
+
+
+def _print_looks(measured: Mapping[str, float]) -> None:
+    """Print a table of where the model looks, if anything was measured."""
+    from rich.console import Console
+    from rich.table import Table
+
+    if measured:
+        table = Table("", "value", title="where it looks")
+        for name, value in measured.items():
+            table.add_row(name.removeprefix("looks/"), f"{value:.3f}")
+        Console().print(table)
 
 
 def _write(folder: Path, found: Mapping[str, Any]) -> None:

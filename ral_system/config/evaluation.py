@@ -63,6 +63,9 @@ class MeasurementConfig(HeldOutConfig):
     blind: bool
     """Also ask with every picture and frame black, and with the pictures of other questions, and show what is left of
     each figure: three times as many answers."""
+    attended: Annotated[float, Field(gt=0, lt=1)] | None
+    """Also ask with all black but this share of the visual tokens, those that the answers look at most, and with just
+    these black: three times as many answers. null: do not."""
     benchmark: BenchmarkConfig
 
 
@@ -110,6 +113,11 @@ class SweepConfig(Group):
 
 
 def sweep_is_not_blind(sweep: SweepConfig, evaluation: MeasurementConfig) -> Iterator[str]:
-    """Check that a sweep is not asked to be blind as well."""
-    if sweep.axis is not None and evaluation.blind:
+    """Check that a sweep is not asked to be blind as well, or with parts of the pictures."""
+    if sweep.axis is None:
+        return
+    if evaluation.blind:
         yield f"evaluation.blind=true has no effect with sweep.axis={sweep.axis}; set one of them to false or null"
+    if evaluation.attended is not None:
+        value = f"evaluation.attended={evaluation.attended:g}"
+        yield f"{value} has no effect with sweep.axis={sweep.axis}; set one of them to null"

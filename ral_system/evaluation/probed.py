@@ -19,4 +19,5 @@ def load_probed(model_folder: Path, dtype: Dtype) -> tuple[PolicyModel, torch.de
     try:
         return PolicyModel(model, load_family(model_folder), temperature=1.0).to(device), device
     except ValueError as error:
-        raise ConfigError(f"model {model_folder}: {error}; set evaluation.attention_questions=0") from error
+        remedy = "set evaluation.attention_questions=0 and evaluation.attended=null"
+        raise ConfigError(f"model {model_folder}: {error}; {remedy}") from error

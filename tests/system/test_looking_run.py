@@ -29,13 +29,15 @@ def test_every_family_is_trained_on_and_asked_without_its_pictures(commands, lef
     assert asked <= run.lines()[-1].keys()
 
     given = (*LOCAL, "data.difficulty=1", f"start_model={run.folder / 'model'}", "evaluation.questions=14")
-    done = commands("ral-evaluate", *given, "evaluation.blind=true", "name=blind", cwd=tmp_path)
+    added = ("evaluation.blind=true", "evaluation.attended=0.2", "name=blind")
+    done = commands("ral-evaluate", *given, *added, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     found = json.loads((tmp_path / "runs" / "blind" / "evaluation.json").read_text())
-    assert {"black", "exchanged"} <= found.keys()
+    for column in ("black", "exchanged", "only attended", "without attended"):
+        assert found[column]["eval/questions"] == 14 and column.split()[0] in done.stdout
     assert {f"looks/{name}" for name in LOOKS} <= found.keys()
     assert 0 < found["looks/evidence_area"] < 1 and 0 < found["looks/visual_mass"] < 1
-    assert found["looks/visual_entropy_share"] <= 1 and "looks/pointing" in done.stdout
+    assert found["looks/visual_entropy_share"] <= 1 and "visual_entropy_share" in done.stdout
 
 
 def test_the_preview_shows_every_family_with_its_thought(commands, tmp_path: Path) -> None:

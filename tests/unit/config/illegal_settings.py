@@ -87,6 +87,10 @@ SETTINGS: dict[str, tuple[dict[str, Any], list[str]]] = {
         {"sweep.axis": "visual_tokens", "sweep.values": [4], "evaluation.blind": True},
         ["evaluation.blind=true has no effect with sweep.axis=visual_tokens", "set one of them to false or null"],
     ),
+    "a sweep with parts of the pictures": (
+        {"sweep.axis": "visual_tokens", "sweep.values": [4], "evaluation.attended": 0.2},
+        ["evaluation.attended=0.2 has no effect with sweep.axis=visual_tokens; set one of them to null"],
+    ),
     "a sweep of a steered model": (
         {"sweep.axis": "visual_tokens", "sweep.values": [4], "intervention.image": 0.1},
         ["sweep.axis compares models as they are"],
