@@ -146,7 +146,9 @@ def _blind(config: EvaluateConfig, subject: Subject, questions: Questions) -> di
 
 
 def _looks(config: EvaluateConfig, subject: Subject, prompts: Sequence[Prompt], found: Figures) -> dict[str, Look]:
-    """Measure where the answers to these questions look, if they have pictures or videos. The engine is ended."""
+    """Measure where the answers to these questions look, if they have pictures or videos; the gradients of the first
+    answers too, where they are asked for. The engine is ended.
+    """
     from ral_system.evaluation.looks import measure_looks
     from ral_system.types import Sample
 
@@ -154,8 +156,20 @@ def _looks(config: EvaluateConfig, subject: Subject, prompts: Sequence[Prompt], 
     if not groups:
         return {}
     subject.release()
-    dtype, max_tokens = config.learner.dtype, config.learner.max_tokens
-    return measure_looks(subject.model, groups, subject.media, dtype=dtype, max_tokens=max_tokens)
+    learner, first = config.learner, _ids(prompts[: config.evaluation.attention_questions], found)
+    return measure_looks(
+        subject.model,
+        groups,
+        subject.media,
+        dtype=learner.dtype,
+        max_tokens=learner.max_tokens,
+        saliency=first if config.evaluation.saliency else (),
+    )
+
+
+def _ids(prompts: Sequence[Prompt], found: Figures) -> list[str]:
+    """Ids of all answers to these questions."""
+    return [completion.id for prompt in prompts for completion in found.answers[prompt.id]]
 
 
 def _summary(looks: Mapping[str, Look], prompts: Sequence[Prompt], found: Figures) -> dict[str, float]:
@@ -163,8 +177,7 @@ def _summary(looks: Mapping[str, Look], prompts: Sequence[Prompt], found: Figure
     from ral_system.evaluation.looks import summary
     from ral_system.evaluation.questions import scores_of
 
-    ids = [completion.id for prompt in prompts for completion in found.answers[prompt.id]]
-    return summary({id: looks[id] for id in ids if id in looks}, scores_of(found))
+    return summary({id: looks[id] for id in _ids(prompts, found) if id in looks}, scores_of(found))
 
 
 def _attended(

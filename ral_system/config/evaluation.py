@@ -60,6 +60,9 @@ class MeasurementConfig(HeldOutConfig):
     """Held-out questions whose visual attention score `ral-evaluate` measures, and where their answers look; 0 none."""
     samples: Positive
     """Answers per question in `ral-evaluate`: 1 greedy, more at rollout.temperature, and scores are their mean."""
+    saliency: bool
+    """Also measure how far attention agrees with the gradients of the answers, with `attention_questions`: a backward
+    pass for each answer."""
     blind: bool
     """Also ask with every picture and frame black, and with the pictures of other questions, and show what is left of
     each figure: three times as many answers."""
@@ -67,6 +70,15 @@ class MeasurementConfig(HeldOutConfig):
     """Also ask with all black but this share of the visual tokens, those that the answers look at most, and with just
     these black: three times as many answers. null: do not."""
     benchmark: BenchmarkConfig
+
+    def problems(self) -> Iterator[str]:
+        """Refuse to compare gradients with attention that is not read."""
+        value = "evaluation.saliency=true"
+        if self.saliency and self.attention_questions == 0:
+            yield f"{value} has no effect with evaluation.attention_questions=0; raise it, or set saliency to false"
+        if self.saliency and self.benchmark.name is not None:
+            because = f"evaluation.benchmark.name={self.benchmark.name}"
+            yield f"{value} has no effect with {because}: it is of held-out questions; set it to false"
 
 
 class InterventionConfig(Group):
@@ -113,11 +125,13 @@ class SweepConfig(Group):
 
 
 def sweep_is_not_blind(sweep: SweepConfig, evaluation: MeasurementConfig) -> Iterator[str]:
-    """Check that a sweep is not asked to be blind as well, or with parts of the pictures."""
+    """Check that a sweep is not asked to be blind as well, with parts of the pictures, or for gradients."""
     if sweep.axis is None:
         return
     if evaluation.blind:
         yield f"evaluation.blind=true has no effect with sweep.axis={sweep.axis}; set one of them to false or null"
+    if evaluation.saliency:
+        yield f"evaluation.saliency=true has no effect with sweep.axis={sweep.axis}; set one of them to false or null"
     if evaluation.attended is not None:
         value = f"evaluation.attended={evaluation.attended:g}"
         yield f"{value} has no effect with sweep.axis={sweep.axis}; set one of them to null"

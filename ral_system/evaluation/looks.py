@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Container, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +19,7 @@ from ral_system.config.choices import Dtype
 from ral_system.data.collate import Collator
 from ral_system.data.micro_batches import groups_of, micro_batches
 from ral_system.evaluation.probed import load_probed
+from ral_system.evaluation.saliency import rank_correlation, visual_saliency
 from ral_system.media.store import MediaStore
 from ral_system.models.policy import PolicyModel
 from ral_system.types import MicroBatch
@@ -41,17 +42,32 @@ class Look:
 
 
 def measure_looks(
-    model_folder: Path, groups: Sequence[MicroBatch], media: MediaStore, *, dtype: Dtype, max_tokens: int
+    model_folder: Path,
+    groups: Sequence[MicroBatch],
+    media: MediaStore,
+    *,
+    dtype: Dtype,
+    max_tokens: int,
+    saliency: Container[str] = (),
 ) -> dict[str, Look]:
     """Read where answers look, by sample id. A group is the answers to one question with pictures or videos.
 
-    Raises ConfigError for a family that cannot be probed.
+    The answers in `saliency` also have `saliency_agreement`, Spearman's correlation over visual tokens of the attention
+    on them with `visual_saliency`, in a backward pass each; undefined if either is the same for all tokens. Raises
+    ConfigError for a family that cannot be probed.
     """
     policy, device = load_probed(model_folder, dtype)
     collate = Collator(policy.family, media)
     found: dict[str, Look] = {}
     for samples in micro_batches(groups, max_tokens):
         found |= _looks(policy, collate, samples, device)
+    policy.requires_grad_(False).train()  # no dropout anywhere; needed for gradient checkpointing
+    policy.model.gradient_checkpointing_enable({"use_reentrant": False})
+    for sample in (sample for group in groups for sample in group if sample.id in saliency):
+        gradient_N = visual_saliency(policy, collate((sample,)).to(device)).cpu().numpy()
+        of_answer = found[sample.id]
+        if (agreement := rank_correlation(of_answer.visual, gradient_N)) is not None:
+            found[sample.id] = replace(of_answer, figures={**of_answer.figures, "saliency_agreement": agreement})
     return found
 
 

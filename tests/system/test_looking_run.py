@@ -13,7 +13,7 @@ SMOKE = ("experiment=smoke", "data=looking")
 LOCAL = (*SMOKE, "cluster=local", "cluster.threads_per_process=1")
 LOOKS = (
     *("visual_mass", "sink_mass", "visual_entropy", "visual_entropy_share", "decay"),
-    *("evidence_mass", "evidence_area", "pointing"),
+    *("evidence_mass", "evidence_area", "pointing", "saliency_agreement"),
 )
 
 
@@ -29,7 +29,7 @@ def test_every_family_is_trained_on_and_asked_without_its_pictures(commands, lef
     assert asked <= run.lines()[-1].keys()
 
     given = (*LOCAL, "data.difficulty=1", f"start_model={run.folder / 'model'}", "evaluation.questions=14")
-    added = ("evaluation.blind=true", "evaluation.attended=0.2", "name=blind")
+    added = ("evaluation.blind=true", "evaluation.attended=0.2", "evaluation.saliency=true", "name=blind")
     done = commands("ral-evaluate", *given, *added, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     found = json.loads((tmp_path / "runs" / "blind" / "evaluation.json").read_text())
@@ -37,7 +37,11 @@ def test_every_family_is_trained_on_and_asked_without_its_pictures(commands, lef
         assert found[column]["eval/questions"] == 14 and column.split()[0] in done.stdout
     assert {f"looks/{name}" for name in LOOKS} <= found.keys()
     assert 0 < found["looks/evidence_area"] < 1 and 0 < found["looks/visual_mass"] < 1
-    assert found["looks/visual_entropy_share"] <= 1 and "visual_entropy_share" in done.stdout
+    assert (
+        found["looks/visual_entropy_share"] <= 1
+        and abs(found["looks/saliency_agreement"]) < 1
+        and "visual_entropy_share" in done.stdout
+    )
 
 
 def test_the_preview_shows_every_family_with_its_thought(commands, tmp_path: Path) -> None:

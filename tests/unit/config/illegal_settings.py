@@ -91,6 +91,22 @@ SETTINGS: dict[str, tuple[dict[str, Any], list[str]]] = {
         {"sweep.axis": "visual_tokens", "sweep.values": [4], "evaluation.attended": 0.2},
         ["evaluation.attended=0.2 has no effect with sweep.axis=visual_tokens; set one of them to null"],
     ),
+    "a sweep with gradients": (
+        {"sweep.axis": "visual_tokens", "sweep.values": [4], "evaluation.saliency": True},
+        ["evaluation.saliency=true has no effect with sweep.axis=visual_tokens; set one of them to false or null"],
+    ),
+    "gradients of no question": (
+        {"evaluation.saliency": True, "evaluation.attention_questions": 0},
+        ["evaluation.saliency=true has no effect with evaluation.attention_questions=0; raise it, or set saliency"],
+    ),
+    "gradients of a benchmark": (
+        {
+            "data": FILES,
+            "evaluation.saliency": True,
+            "evaluation.benchmark": {"name": "mme", "folder": "/m", "limit": None},
+        },
+        ["evaluation.saliency=true has no effect with evaluation.benchmark.name=mme", "set it to false"],
+    ),
     "a sweep of a steered model": (
         {"sweep.axis": "visual_tokens", "sweep.values": [4], "intervention.image": 0.1},
         ["sweep.axis compares models as they are"],

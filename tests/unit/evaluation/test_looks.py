@@ -13,10 +13,12 @@ from transformers import AutoModelForImageTextToText
 from ral_system.attention.provenance import key_provenance
 from ral_system.data.collate import Collator
 from ral_system.evaluation.looks import Look, look, measure_looks, summary
+from ral_system.evaluation.probed import load_probed
+from ral_system.evaluation.saliency import rank_correlation, visual_saliency
 from ral_system.media.store import MediaStore
 from ral_system.models.loading import load_family
 from ral_system.types import Layout, Sample, View
-from tests.unit.eager import eager_attentions
+from tests.unit.eager import eager_attentions, media_inputs
 
 FIVE = torch.tensor([0, 1, 1, 1, 0, 0]).bool()
 """System, three visual tokens, text, generated."""
@@ -125,3 +127,42 @@ def test_how_answers_are_batched_does_not_matter(
     for id, of_answer in alone.items():
         assert together[id].figures == pytest.approx(of_answer.figures, abs=1e-5)
         assert together[id].visual == pytest.approx(of_answer.visual, abs=1e-6)
+
+
+def test_rank_correlation_by_hand() -> None:
+    one = np.array([0.1, 0.2, 0.3, 0.4])
+    assert rank_correlation(one, np.array([1.0, 7.0, 2.0, 9.0])) == pytest.approx(1 - 6 * 2 / (4 * 15))
+    assert rank_correlation(one, -(one**3)) == pytest.approx(-1.0)
+    tied = np.array([5.0, 5.0, 6.0])  # ranks 1.5, 1.5, 3
+    assert rank_correlation(tied, np.array([1.0, 2.0, 3.0])) == pytest.approx(1.5 / math.sqrt(1.5 * 2))
+    assert rank_correlation(tied, np.ones(3)) is None and rank_correlation(np.ones(1), np.ones(1)) is None
+
+
+def test_agreement_is_with_the_gradients_of_transformers(
+    tiny_model: Path, media: MediaStore, groups: list[tuple[Sample, ...]]
+) -> None:
+    """Against a backward pass of the whole model, and ranks counted one by one; only of the answers asked about."""
+    asked = {groups[0][1].id, groups[1][0].id}
+    found = measure_looks(tiny_model, groups, media, dtype="float32", max_tokens=10_000, saliency=asked)
+    assert {id for id, of_answer in found.items() if "saliency_agreement" in of_answer.figures} == asked
+    policy, _ = load_probed(tiny_model, "float32")
+    family = policy.family
+    model = AutoModelForImageTextToText.from_pretrained(tiny_model, attn_implementation="eager")
+    for sample in (groups[0][1], groups[1][0]):
+        batch = Collator(family, media)((sample,))
+        inputs = media_inputs(batch)
+        seen = model.model.get_image_features(inputs["pixel_values"], inputs["image_grid_thw"]).pooler_output
+        leaf_NE = torch.cat(list(seen)).detach().requires_grad_()
+        embedded_TE = model.get_input_embeddings()(batch.input_ids).detach()
+        embedded_TE[family.visual(batch.input_ids)] = leaf_NE
+        logits_TV = model(inputs_embeds=embedded_TE[None], position_ids=batch.position_ids).logits[0]
+        logits_TV[:, list(family.banned_ids)] = -torch.inf
+        at = range(len(sample.prompt.token_ids) - 1, sample.length - 1)
+        sum(logits_TV[t].log_softmax(-1)[y] for t, y in zip(at, sample.response_token_ids, strict=True)).backward()
+        norms_N = leaf_NE.grad.norm(dim=-1)
+        torch.testing.assert_close(visual_saliency(policy, batch), norms_N, rtol=1e-3, atol=1e-7)
+        ranks = [[sum(other < one for other in of) for one in of] for of in (found[sample.id].visual, norms_N.numpy())]
+        n, squares = len(norms_N), sum((a - b) ** 2 for a, b in zip(*ranks, strict=True))
+        assert n >= 4 and len(set(ranks[0])) == len(set(ranks[1])) == n  # no ties
+        expected = 1 - 6 * squares / (n * (n * n - 1))
+        assert found[sample.id].figures["saliency_agreement"] == pytest.approx(expected)
