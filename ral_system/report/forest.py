@@ -22,7 +22,7 @@ class Interval:
 
 
 def forest(title: str, panels: Mapping[str, Sequence[Interval]], band: float) -> str:
-    """Panels side by side, all with the same axis; a grey band marks differences from −band to band, which are too small to matter."""
+    """Panels side by side, all with one axis. Grey from −band to band: differences that are too small to matter."""
     labels = list(dict.fromkeys(i.label for panel in panels.values() for i in panel))
     ends = [v for panel in panels.values() for i in panel for v in (i.value, i.low, i.high) if isfinite(v)]
     bottom = _TOP + _ROW * len(labels)
