@@ -87,12 +87,13 @@ def _evaluate(config: EvaluateConfig, folder: Path) -> float | None:
         questions = asked(config.evaluation, settings, subject)
         write_quarantine(folder, {"": questions.bad})
         found = figures(config, subject, questions)
-        columns = _blind(config, subject, questions)
+        blind, parts = _blind(config, subject, questions), {}
         if config.evaluation.attended is not None:
             looks = _looks(config, subject, questions.prompts, found)
-            columns |= _attended(config, subject, questions, found, looks)
-        print_figures(f"{subject.model} on {found.title}", found, columns)
-        _write(folder, {"model": str(subject.model), **found.record, **columns})
+            parts = _attended(config, subject, questions, found, looks)
+        print_figures(f"{subject.model} on {found.title}", found, blind)
+        _print_parts(config, found, parts)
+        _write(folder, {"model": str(subject.model), **found.record, **blind, **parts})
         _keep_answers(subject, found)
     else:
         found = _evaluate_held_out(config, settings, subject)
@@ -112,9 +113,9 @@ def _evaluate_held_out(config: EvaluateConfig, settings: QuestionSettings, subje
     columns = _blind(config, subject, questions)
     first = questions.prompts[: evaluation.attention_questions]
     looks = _looks(config, subject, first if evaluation.attended is None else questions.prompts, found)
-    columns |= _attended(config, subject, questions, found, looks)
+    parts = _attended(config, subject, questions, found, looks)
     looking = _summary(looks, first, found)
-    record = {"model": str(subject.model), **found.record, **attention, **looking, **columns}
+    record = {"model": str(subject.model), **found.record, **attention, **looking, **columns, **parts}
     if steer.active:
         steered = dict(figures(config, subject, questions, steer, subject.steered).values)
         columns |= {f"image +{steer.image:g}, system -{steer.system:g}": steered}
@@ -122,6 +123,7 @@ def _evaluate_held_out(config: EvaluateConfig, settings: QuestionSettings, subje
     _keep_answers(subject, found)
     measured = {f"of questions: {name}": attention[name] for name in VISUAL if name in attention} | looking
     print_figures(f"{subject.model}: {found.title}", found, columns)
+    _print_parts(config, found, parts)
     _print_looks(measured)
     if steer.active:
         print(f"steered {steer.space}; both columns by transformers, because vLLM's attention cannot be steered")
@@ -183,7 +185,7 @@ def _summary(looks: Mapping[str, Look], prompts: Sequence[Prompt], found: Figure
 def _attended(
     config: EvaluateConfig, subject: Subject, questions: Questions, found: Figures, looks: Mapping[str, Look]
 ) -> dict[str, dict[str, float]]:
-    """Figures with `only attended` and `without attended` parts of the pictures, where they are asked for."""
+    """Figures with parts of the pictures (`attended_parts`), where they are asked for."""
     if config.evaluation.attended is None:
         return {}
     import numpy as np
@@ -244,6 +246,13 @@ def print_figures(title: str, found: Figures, columns: Mapping[str, Mapping[str,
         others = (f"{column[name]:.3f}" if name in column else "" for column in more.values())
         table.add_row(name.removeprefix("eval/"), f"{value:.3f}", interval, *others)
     Console().print(table)
+
+
+def _print_parts(config: EvaluateConfig, found: Figures, parts: Mapping[str, Mapping[str, float]]) -> None:
+    """Print the figures with parts of the pictures beside those with all of them, if they were asked for."""
+    if parts:
+        title = f"with {config.evaluation.attended:g} of the visual tokens, or the others"
+        print_figures(title, replace(found, intervals={}), parts)
 
 
 def _print_looks(measured: Mapping[str, float]) -> None:

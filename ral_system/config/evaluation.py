@@ -67,8 +67,8 @@ class MeasurementConfig(HeldOutConfig):
     """Also ask with every picture and frame black, and with the pictures of other questions, and show what is left of
     each figure: three times as many answers."""
     attended: Annotated[float, Field(gt=0, lt=1)] | None
-    """Also ask with all black but this share of the visual tokens, those that the answers look at most, and with just
-    these black: three times as many answers. null: do not."""
+    """Also ask with all black but this share of the visual tokens, those that the answers look at most, with just these
+    black, and both with random ones: five times as many answers. null: do not."""
     benchmark: BenchmarkConfig
 
     def problems(self) -> Iterator[str]:

@@ -1,11 +1,13 @@
 """Questions with the part of their pictures that answers look at most, or with all but that part; the rest is black.
 
 Sufficiency and comprehensiveness of attention as an explanation (after ERASER, arXiv 1911.03429): a model whose answers
-depend on where it looks answers as well with the first, and no better than blind with the second.
+depend on where it looks answers about as well with the first, and badly with the second. Any black part costs accuracy,
+so both are compared with a random part of the same size.
 """
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
@@ -20,24 +22,30 @@ from ral_system.types import Layout, Prompt
 def attended_parts(
     prompts: Sequence[Prompt], looks: Mapping[str, np.ndarray], share: float, family: Family
 ) -> dict[str, list[Prompt]]:
-    """The questions twice: `only attended`, and `without attended`.
+    """The questions four times: `only attended`, `without attended`, and as a control with as many random tokens.
 
     `looks` has the attention on each visual token by question (`Look.visual`); those that are not in it stay whole.
+    Random tokens are a function of the question's id.
     """
-    found: dict[str, list[Prompt]] = {"only attended": [], "without attended": []}
+    found: dict[str, list[Prompt]] = {}
     for prompt in prompts:
         layouts = [family.layout(medium) for medium in prompt.media]
-        for keep, parts in zip((True, False), found.values(), strict=True):
-            if prompt.id not in looks:
-                parts.append(prompt)
-                continue
-            seen = seen_blocks(most_attended(looks[prompt.id], layouts, share), layouts)
-            media = tuple(
-                MaskedMedia.of(medium, ~of_medium if keep else of_medium, frames_per_view=family.frames_per_view)
-                for medium, of_medium in zip(prompt.media, seen, strict=True)
-            )
-            parts.append(replace(prompt, media=media))
+        visual_N = looks.get(prompt.id, np.zeros(0))
+        random = np.random.default_rng(list(hashlib.sha256(prompt.id.encode()).digest()))
+        for name, ranking_N in (("attended", visual_N), ("random", random.random(len(visual_N)))):
+            seen = seen_blocks(most_attended(ranking_N, layouts, share), layouts) if len(ranking_N) else []
+            black = [[~of_medium for of_medium in seen], seen]
+            for kept, masks in zip(("only", "without"), black, strict=True):
+                found.setdefault(f"{kept} {name}", []).append(_masked(prompt, masks, family) if masks else prompt)
     return found
+
+
+def _masked(prompt: Prompt, masks: Sequence[np.ndarray], family: Family) -> Prompt:
+    media = (
+        MaskedMedia.of(medium, black, frames_per_view=family.frames_per_view)
+        for medium, black in zip(prompt.media, masks, strict=True)
+    )
+    return replace(prompt, media=tuple(media))
 
 
 def most_attended(visual_N: np.ndarray, layouts: Sequence[Layout], share: float) -> np.ndarray:

@@ -114,6 +114,13 @@ def test_a_benchmark_is_asked_scored_and_not_asked_again(commands, uninterrupted
     unknown = commands("ral-evaluate", *given, "evaluation.benchmark.name=none", cwd=tmp_path)
     assert unknown.returncode == 2 and "name=none: no such benchmark; choose one of vstar, mme" in unknown.stderr
 
+    done = commands("ral-evaluate", *given, "evaluation.samples=3", "evaluation.attended=0.4", cwd=tmp_path)
+    assert done.returncode == 0 and answers.stat().st_mtime_ns == before, done.stderr
+    found = json.loads((folder / "evaluation.json").read_text())
+    columns = ("only attended", "without attended", "only random", "without random")
+    assert all(found[column].keys() == parts for column in columns)
+    assert len(list((folder / "answers").glob("*.jsonl"))) == 5
+
     swept = commands(
         "ral-evaluate",
         *given,

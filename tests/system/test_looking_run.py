@@ -33,7 +33,7 @@ def test_every_family_is_trained_on_and_asked_without_its_pictures(commands, lef
     done = commands("ral-evaluate", *given, *added, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     found = json.loads((tmp_path / "runs" / "blind" / "evaluation.json").read_text())
-    for column in ("black", "exchanged", "only attended", "without attended"):
+    for column in ("black", "exchanged", "only attended", "without attended", "only random", "without random"):
         assert found[column]["eval/questions"] == 14 and column.split()[0] in done.stdout
     assert {f"looks/{name}" for name in LOOKS} <= found.keys()
     assert 0 < found["looks/evidence_area"] < 1 and 0 < found["looks/visual_mass"] < 1

@@ -69,10 +69,10 @@ def test_the_two_parts_are_the_picture_and_leave_text_alone(tiny_model: Path, tm
     prompts = [Prompt("a", "k", "what ?", "7", (picture, film), (1,)), Prompt("text", "k", "what ?", "7", (), (1,))]
     visual = np.array([0, 0, 0, 0, 0.4, 0, 0, 0, 0, 0.3])
     found = attended_parts(prompts, {"a": visual}, 0.2, family)
-    assert list(found) == ["only attended", "without attended"]
-    (only, text), (without, same) = found.values()
-    assert text == same == prompts[1] and (only.id, only.token_ids) == ("a", (1,))
-    for part, kept in ((only, True), (without, False)):
+    assert list(found) == ["only attended", "without attended", "only random", "without random"]
+    assert all(text == prompts[1] and (a.id, a.token_ids) == ("a", (1,)) for a, text in found.values())
+    for name, kept in (("only attended", True), ("without attended", False)):
+        part = found[name][0]
         shown, played = (store.frames(medium) for medium in part.media)
         inside = np.zeros((56, 84), bool)
         inside[28:, 28:56] = True
@@ -80,3 +80,18 @@ def test_the_two_parts_are_the_picture_and_leave_text_alone(tiny_model: Path, tm
         seen = np.zeros((4, 28, 56), bool)
         seen[2:, :, 28:] = True
         assert np.array_equal(played, np.where((seen == kept)[..., None], store.frames(film), 0))
+
+
+def test_the_control_keeps_as_many_tokens_and_is_the_same_for_every_model(tiny_model: Path, tmp_path: Path) -> None:
+    store, family = MediaStore(tmp_path), load_family(tiny_model)
+    picture = store.put(Image.new("RGB", (112, 112), "white"))
+    prompts = [Prompt(id, "k", "what ?", "7", (picture,), (1,)) for id in ("a", "b")]
+    one, other = (
+        attended_parts(prompts, dict.fromkeys("ab", visual), 0.25, family)
+        for visual in (np.arange(16.0), -np.arange(16.0))
+    )
+    assert one["only random"] == other["only random"] and one["only attended"] != other["only attended"]
+    shown = [store.frames(prompt.media[0])[0, ::28, ::28, 0] > 0 for prompt in one["only random"]]
+    assert [int(of.sum()) for of in shown] == [4, 4] and not np.array_equal(*shown)
+    rest = [store.frames(prompt.media[0])[0, ::28, ::28, 0] > 0 for prompt in one["without random"]]
+    assert all(np.array_equal(of, ~others) for of, others in zip(shown, rest, strict=True))
