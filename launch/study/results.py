@@ -136,7 +136,8 @@ def _evaluated(folder: Path, name: str, figures: Sequence[str]) -> Line:
     ids = hashlib.sha256()
     for question in read_objects(made / "scores.jsonl"):
         ids.update(f"{question['id']} {question['references']}\n".encode())
-        scores.setdefault(question["category"], []).append(round(statistics.mean(question["scores"]), 4))
+        score = round(statistics.mean(question["scores"]), 4)
+        scores.setdefault(question["category"], []).append(int(score) if score == int(score) else score)
     return {**{name: value for name, value in figures_found.items() if value is not None}, "scores": scores} | {
         "questions": ids.hexdigest()[:16]
     }
