@@ -8,7 +8,9 @@ from math import isfinite
 
 from ral_system.report import svg
 
-_TOP, _ROW, _WIDTH, _GAP, _FOOT = 92, 22, 170, 26, 34
+_TOP, _ROW, _WIDTH, _GAP, _FOOT = 92, 22, 170, 36, 34
+_BANDS = 6
+"""How many bands the axis shows to either side, at most."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,19 +24,24 @@ class Interval:
 
 
 def forest(title: str, panels: Mapping[str, Sequence[Interval]], band: float) -> str:
-    """Panels side by side, all with one axis. Grey from −band to band: differences that are too small to matter."""
+    """Panels side by side, all with one axis. Grey from −band to band: differences that are too small to matter.
+
+    What lies beyond six bands is drawn at the edge.
+    """
     labels = list(dict.fromkeys(i.label for panel in panels.values() for i in panel))
     ends = [v for panel in panels.values() for i in panel for v in (i.value, i.low, i.high) if isfinite(v)]
+    low, high = max(min([*ends, -band]), -_BANDS * band), min(max([*ends, band]), _BANDS * band)
     bottom = _TOP + _ROW * len(labels)
     left = 24 + max([svg.text_width(label) for label in labels], default=0.0)
     at = {label: _TOP + _ROW * (place + 0.5) for place, label in enumerate(labels)}
     parts = [svg.text(left - 10, y + 4, label, "end") for label, y in at.items()]
     for place, (name, panel) in enumerate(panels.items()):
         start = left + place * (_WIDTH + _GAP)
-        axis = svg.linear_axis(min([*ends, -band]), max([*ends, band]), start, start + _WIDTH)
+        axis = svg.linear_axis(low, high, start, start + _WIDTH)
         parts.append(_panel(name, panel, axis, at, bottom, band))
     width = left + len(panels) * (_WIDTH + _GAP)
     note = f"95 % intervals for new seeds and new questions; grey: within {band:g} points of zero"
+    note += "; what goes further is at the edge" if ends and max(map(abs, ends)) > _BANDS * band else ""
     return svg.document(width, bottom + _FOOT, title, parts, note)
 
 
