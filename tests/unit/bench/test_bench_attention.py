@@ -34,12 +34,14 @@ def quick(tmp_path_factory: pytest.TempPathFactory) -> tuple[subprocess.Complete
     return bench("--quick", "--device", "cpu", "--threads", "1", "--out", str(out), path=path), out
 
 
+@pytest.mark.long
 def test_a_quick_run_needs_torch_and_transformers_only(quick) -> None:
     done, out = quick
     assert done.returncode == 0, done.stdout + done.stderr
     assert {file.name for file in out.iterdir()} == {"attention_cpu_quick.json", "attention_cpu_quick.svg"}
 
 
+@pytest.mark.long
 def test_the_json_holds_every_raw_figure_and_what_made_it(quick) -> None:
     _, out = quick
     found = json.loads((out / "attention_cpu_quick.json").read_text())
@@ -65,12 +67,14 @@ def test_the_json_holds_every_raw_figure_and_what_made_it(quick) -> None:
     assert {t["status"] for t in found["targets"]} == {"not measured"}
 
 
+@pytest.mark.long
 def test_no_path_or_host_name_is_written(quick) -> None:
     _, out = quick
     text = "".join(file.read_text() for file in out.iterdir())
     assert str(ROOT) not in text and str(out) not in text and os.uname().nodename not in text
 
 
+@pytest.mark.long
 def test_the_plot_is_an_svg_with_a_line_for_each_measured_variant(quick) -> None:
     _, out = quick
     svg = ET.parse(out / "attention_cpu_quick.svg").getroot()
@@ -80,6 +84,7 @@ def test_the_plot_is_an_svg_with_a_line_for_each_measured_variant(quick) -> None
     assert any(text.startswith("not measured: triton") for text in texts)
 
 
+@pytest.mark.long
 def test_targets_are_printed_last(quick) -> None:
     done, _ = quick
     lines = done.stdout.strip().splitlines()[-7:]

@@ -5,9 +5,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).parents[3]
 
 
+@pytest.mark.long
 def test_a_dry_run_shows_memory_that_does_not_grow_with_the_tokens(tmp_path: Path) -> None:
     out = tmp_path / "head.json"
     command = [sys.executable, "-m", "bench.head", "--dry-run", "--threads", "1", "--out", str(out)]

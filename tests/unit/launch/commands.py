@@ -57,6 +57,7 @@ def meet() -> None:
 
 def ends_well_when_told() -> None:
     """Writes its process id to the folder `argv[1]`, and ends without an error at a SIGTERM."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs inherit that it is ignored
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     Path(sys.argv[1], f"pid_{os.getpid()}").touch()
     time.sleep(60)

@@ -34,7 +34,7 @@ def test_every_verifier_is_a_file_and_a_choice_of_reward() -> None:
     helpers = {"__init__", "numbers", "spelled", "units", "formula", "markup"}
     assert {f.stem for f in folder.glob("*.py")} - helpers == set(NAMES)
     choices = {f.stem for f in (Path(conf.__file__).parent / "reward").glob("*.yaml")}
-    assert choices == (set(NAMES) - {"exact"}) | {"default", "avar", "video_r1"}
+    assert choices == (set(NAMES) - {"exact"}) | {"default", "avar", "video_r1", "laser_pays_length"}
 
 
 @pytest.mark.parametrize(
