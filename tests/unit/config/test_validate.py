@@ -15,9 +15,10 @@ from ral_system.errors import ConfigError
 from tests.unit.config.illegal_algorithms import ALGORITHMS
 from tests.unit.config.illegal_looking import LOOKING_TASKS
 from tests.unit.config.illegal_perception import PERCEPTION
+from tests.unit.config.illegal_placement import PLACEMENT
 from tests.unit.config.illegal_settings import SETTINGS
 
-ILLEGAL = ALGORITHMS | PERCEPTION | SETTINGS | LOOKING_TASKS
+ILLEGAL = ALGORITHMS | PERCEPTION | SETTINGS | PLACEMENT | LOOKING_TASKS
 KINDS = tuple(dict.fromkeys(COMMANDS.values()))
 OPEN = ("reward.kinds", "reward.signals", "sweep.models")
 """Groups with keys that the user chooses."""

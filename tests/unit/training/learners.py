@@ -1,6 +1,6 @@
 """A learner under observation, for the tests of this folder."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,7 +16,7 @@ from ral_system.data.micro_batches import price
 from ral_system.models.policy import PolicyModel
 from ral_system.training.learner_rank import LearnerRank
 from ral_system.training.plan import plan_updates
-from ral_system.types import Sample, TokenRecord, TrainPlan
+from ral_system.types import Prompt, Sample, TokenRecord, TrainPlan
 
 Start = Callable[..., LearnerRank]
 
@@ -74,3 +74,21 @@ def plan(samples: list[Sample], updates: int, at_a_time: int) -> TrainPlan:
 
 def equal(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
     return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+def three_each(samples: Sequence[Sample], count: int = 4) -> list[Sample]:
+    """Three responses to each of `count` questions."""
+    advantages = (0.9, -0.5, -0.4)
+    return [
+        Sample(f"{s.prompt.id}#{n}", s.prompt, s.response_token_ids[n:], s.rollout_log_probs[n:], a, index=n)
+        for s in samples[:count]
+        for n, a in enumerate(advantages)
+    ]
+
+
+def texts(samples: Sequence[Sample]) -> list[Sample]:
+    """These responses, to questions without a picture."""
+    return [
+        replace(s, id=f"text/{s.id}", prompt=Prompt(f"text/{s.prompt.id}", "", "?", "", (), s.response_token_ids[:2]))
+        for s in samples
+    ]

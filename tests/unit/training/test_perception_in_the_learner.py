@@ -10,8 +10,8 @@ from torch import Tensor
 
 from ral_system.config.commands import TrainConfig
 from ral_system.training.plan import plan_updates
-from ral_system.types import Prompt, Sample, Scores, TrainPlan
-from tests.unit.training.learners import Start, Watched, equal
+from ral_system.types import Sample, Scores, TrainPlan
+from tests.unit.training.learners import Start, Watched, equal, texts, three_each
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -28,24 +28,6 @@ METHODS = {
 }
 each_method = pytest.mark.parametrize("options", METHODS.values(), ids=METHODS)
 Config = Callable[..., TrainConfig]
-
-
-def groups(samples: Sequence[Sample], count: int = 4) -> list[Sample]:
-    """Three responses to each of `count` questions."""
-    advantages = (0.9, -0.5, -0.4)
-    return [
-        Sample(f"{s.prompt.id}#{n}", s.prompt, s.response_token_ids[n:], s.rollout_log_probs[n:], a, index=n)
-        for s in samples[:count]
-        for n, a in enumerate(advantages)
-    ]
-
-
-def texts(samples: Sequence[Sample]) -> list[Sample]:
-    """These responses, to questions without a picture."""
-    return [
-        replace(s, id=f"text/{s.id}", prompt=Prompt(f"text/{s.prompt.id}", "", "?", "", (), s.response_token_ids[:2]))
-        for s in samples
-    ]
 
 
 def plan(samples: Sequence[Sample], max_tokens: int = 10_000, updates: int = 2) -> TrainPlan:
@@ -75,7 +57,7 @@ def test_packing_and_a_frozen_encoder_change_nothing(
         watched = Watched(start_rank(config))
         if not encodes_once:
             watched.rank._vision = None
-        outcomes.append((watched.train(plan(groups(rl_samples), max_tokens)), watched.gradients))
+        outcomes.append((watched.train(plan(three_each(rl_samples), max_tokens)), watched.gradients))
     metrics, gradients = outcomes[0]
     assert metrics[0]["perception/kl"] > 0
     for other_metrics, other_gradients in outcomes[1:]:
@@ -91,7 +73,7 @@ def test_at_learning_rate_zero_every_update_is_the_first(
     start_rank: Start, rl_samples: list[Sample], make_config: Config, options: list[str]
 ) -> None:
     watched = Watched(start_rank(make_config(*options, *SETTINGS, "learner.learning_rate=0")))
-    one = plan(groups(rl_samples))
+    one = plan(three_each(rl_samples))
     scores = watched.rank.score(one)
     first, again = (watched.rank.update(one.updates[0], scores, None) for _ in range(2))
     assert first == again and first["perception/kl"] > 0
@@ -103,7 +85,7 @@ def test_text_alone_trains_as_without(
     start_rank: Start, rl_samples: list[Sample], make_config: Config, options: list[str]
 ) -> None:
     """Bit for bit, in the second update also, where the policy is no longer the one that was scored."""
-    split, found = plan(texts(groups(rl_samples))), []
+    split, found = plan(texts(three_each(rl_samples))), []
     for chosen in (options, [*options, "algorithm/perception=none"]):
         kept = [o for o in chosen if "perception=none" not in chosen[-1] or not o.startswith("algorithm.perception.")]
         watched = Watched(start_rank(make_config(*kept, *SETTINGS, *STEPS)))
@@ -117,7 +99,7 @@ def test_text_alone_trains_as_without(
 def test_papo_changes_the_first_update_in_proportion_to_its_weight(
     start_rank: Start, rl_samples: list[Sample], make_config: Config
 ) -> None:
-    split, found = plan(groups(rl_samples)), []
+    split, found = plan(three_each(rl_samples)), []
     for options in (["algorithm=grpo"], *(["algorithm=papo", f"algorithm.perception.weight={w}"] for w in (0.5, 1.5))):
         watched = Watched(start_rank(make_config(*options, *SETTINGS)))
         found.append((watched.train(split, updates=1)[0], watched.gradients[0]))
@@ -132,7 +114,7 @@ def test_papo_adds_the_gradient_of_the_mean_dependence(
     start_rank: Start, rl_samples: list[Sample], make_config: Config
 ) -> None:
     """Against autograd of a pass with each sample alone, text among them: it counts in the mean."""
-    samples = [*groups(rl_samples), *texts(groups(rl_samples, 1))]
+    samples = [*three_each(rl_samples), *texts(three_each(rl_samples, 1))]
     split = plan(samples, updates=1)
     scores, gradients = {}, []
     for options in (["algorithm=grpo"], ["algorithm=papo", "algorithm.perception.weight=2"]):
@@ -159,7 +141,7 @@ def test_vppo_weighs_advantages_by_what_pictures_change(
     start_rank: Start, rl_samples: list[Sample], make_config: Config
 ) -> None:
     """All tokens kept: the gradient is that of advantages multiplied by hand, whose mean factor is 1 in each update."""
-    split = plan(groups(rl_samples))
+    split = plan(three_each(rl_samples))
     vppo = ("algorithm=vppo", "algorithm.perception.kept_tokens=1", "algorithm.perception.least_factor=0.5", *SETTINGS)
     watched = Watched(start_rank(make_config(*vppo)))
     scores = watched.rank.score(split)
@@ -175,7 +157,7 @@ def test_vppo_weighs_advantages_by_what_pictures_change(
     assert metrics["perception/advantage_factor_max"] == pytest.approx(
         max(scores[s.id].advantage_factor for s in updates[0])
     )
-    by_hand = plan([replace(s, advantage=float(advantages[s.id])) for s in groups(rl_samples)])
+    by_hand = plan([replace(s, advantage=float(advantages[s.id])) for s in three_each(rl_samples)])
     plain = Watched(start_rank(make_config("algorithm=grpo", "algorithm/policy_loss=clip_higher", *SETTINGS)))
     plain.train(by_hand, updates=1)
     for name, gradient in plain.gradients[0].items():
@@ -186,7 +168,7 @@ def test_vppo_has_a_policy_loss_on_the_tokens_that_pictures_change_most(
     start_rank: Start, rl_samples: list[Sample], make_config: Config
 ) -> None:
     """On policy a token's loss is -A: the sum over those that are kept, divided by all."""
-    samples = [*groups(rl_samples), *texts(groups(rl_samples, 1))]
+    samples = [*three_each(rl_samples), *texts(three_each(rl_samples, 1))]
     split = plan(samples, updates=1)
     uncorrected = ("algorithm.perception.least_factor=1", "algorithm.correction.kind=none")
     watched = Watched(start_rank(make_config("algorithm=vppo", *uncorrected, *SETTINGS)))
@@ -215,7 +197,7 @@ def test_vppo_has_the_gradient_of_the_tokens_and_factors_by_hand(
     start_rank: Start, rl_samples: list[Sample], make_config: Config
 ) -> None:
     """On policy: -A · factor · d log pi of the tokens that are kept, divided by all, against each sample alone."""
-    samples = [*groups(rl_samples), *texts(groups(rl_samples, 1))]
+    samples = [*three_each(rl_samples), *texts(three_each(rl_samples, 1))]
     split = plan(samples, updates=1)
     config = make_config("algorithm=vppo", "algorithm.correction.kind=none", *SETTINGS)
     watched = Watched(start_rank(config))
@@ -237,7 +219,7 @@ def test_vppo_has_the_gradient_of_the_tokens_and_factors_by_hand(
 def test_a_sample_that_was_scored_without_the_view_is_refused(
     start_rank: Start, rl_samples: list[Sample], make_config: Config
 ) -> None:
-    split = plan(groups(rl_samples))
+    split = plan(three_each(rl_samples))
     scores = start_rank(make_config("algorithm=grpo", *SETTINGS)).score(split)
     rank = start_rank(make_config("algorithm=papo", *SETTINGS))
     with pytest.raises(ValueError, match=r"sample train/\d#\d has media, and was not scored with a blinded view"):

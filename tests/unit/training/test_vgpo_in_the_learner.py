@@ -13,7 +13,7 @@ from ral_system.config.perception import VgpoConfig
 from ral_system.training.plan import plan_updates
 from ral_system.training.visual_factors import with_visual_factors
 from ral_system.types import Counts, Media, Prompt, Sample, SampleScores, Scores, TrainPlan, UpdatePlan
-from tests.unit.training.learners import Start, Watched, equal
+from tests.unit.training.learners import Start, Watched, equal, texts, three_each
 from tests.unit.training.thread_ranks import together
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -23,24 +23,6 @@ STEPS = ("learner.learning_rate=1e-3", "learner.warmup_updates=0")
 BOUNDS = ("algorithm.perception.least_response_factor=0.2", "algorithm.perception.late_share=0.6")
 VGPO = ("algorithm=vgpo", *BOUNDS, *SETTINGS)
 Config = Callable[..., TrainConfig]
-
-
-def groups(samples: Sequence[Sample], count: int = 4) -> list[Sample]:
-    """Three responses to each of `count` questions."""
-    advantages = (0.9, -0.5, -0.4)
-    return [
-        Sample(f"{s.prompt.id}#{n}", s.prompt, s.response_token_ids[n:], s.rollout_log_probs[n:], a, index=n)
-        for s in samples[:count]
-        for n, a in enumerate(advantages)
-    ]
-
-
-def texts(samples: Sequence[Sample]) -> list[Sample]:
-    """These responses, to questions without a picture."""
-    return [
-        replace(s, id=f"text/{s.id}", prompt=Prompt(f"text/{s.prompt.id}", "", "?", "", (), s.response_token_ids[:2]))
-        for s in samples
-    ]
 
 
 def plan(samples: Sequence[Sample], max_tokens: int = 10_000, deal: str = "groups", updates: int = 2) -> TrainPlan:
@@ -72,7 +54,7 @@ def test_factors_are_those_of_the_old_policy_in_any_packing(
     start_rank: Start, rl_samples: list[Sample], make_config: Config, deal: str
 ) -> None:
     """Neither metrics nor gradients depend on the packing, and no pass is added to GRPO's."""
-    samples, outcomes, calls = [*groups(rl_samples), *texts(groups(rl_samples, 2))], [], []
+    samples, outcomes, calls = [*three_each(rl_samples), *texts(three_each(rl_samples, 2))], [], []
     for max_tokens, algorithm in ((10_000, VGPO), (60, VGPO), (10_000, ("algorithm=grpo", *SETTINGS))):
         config = make_config(*algorithm, *STEPS, "model.freeze_vision=true", f"learner.max_tokens={max_tokens}")
         watched, split = Watched(start_rank(config)), plan(samples, max_tokens, deal)
@@ -112,7 +94,7 @@ def test_the_gradient_is_that_of_tokens_weighed_by_hand(
     start_rank: Start, rl_samples: list[Sample], make_config: Config
 ) -> None:
     """On policy a token's gradient is -A · alpha · psi · d log pi, against autograd of each sample alone."""
-    samples = [*groups(rl_samples), *texts(groups(rl_samples, 1))]
+    samples = [*three_each(rl_samples), *texts(three_each(rl_samples, 1))]
     split = plan(samples, updates=1)
     config = make_config(*VGPO, "algorithm.correction.kind=none")
     watched = Watched(start_rank(config))
@@ -138,7 +120,7 @@ def test_the_gradient_is_that_of_tokens_weighed_by_hand(
 def test_at_learning_rate_zero_every_update_is_the_first(
     start_rank: Start, rl_samples: list[Sample], make_config: Config
 ) -> None:
-    watched, one = Watched(start_rank(make_config(*VGPO, "learner.learning_rate=0"))), plan(groups(rl_samples))
+    watched, one = Watched(start_rank(make_config(*VGPO, "learner.learning_rate=0"))), plan(three_each(rl_samples))
     scores = watched.rank.score(one)
     first, again = (watched.rank.update(one.updates[0], scores, None) for _ in range(2))
     assert first == again and equal(*watched.gradients)
@@ -146,7 +128,7 @@ def test_at_learning_rate_zero_every_update_is_the_first(
 
 def test_text_alone_trains_as_without(start_rank: Start, rl_samples: list[Sample], make_config: Config) -> None:
     """Bit for bit, in the second update also."""
-    split, found = plan(texts(groups(rl_samples))), []
+    split, found = plan(texts(three_each(rl_samples))), []
     for options in (VGPO, ("algorithm=grpo", *SETTINGS)):
         watched = Watched(start_rank(make_config(*options, *STEPS)))
         found.append((watched.train(split), watched.gradients))
@@ -159,7 +141,7 @@ def test_every_token_is_compared_at_the_weights_that_made_it(
     start_rank: Start, rl_samples: list[Sample], make_config: Config
 ) -> None:
     watched = Watched(start_rank(make_config(*VGPO, "learner.learning_rate=0.01", "algorithm.max_staleness=2")))
-    rank, samples = watched.rank, groups(rl_samples)
+    rank, samples = watched.rank, three_each(rl_samples)
     rank.publish(0)
     watched.train(plan(samples))
     rank.publish(1)
@@ -176,7 +158,7 @@ def test_every_token_is_compared_at_the_weights_that_made_it(
 def test_a_sample_that_was_scored_without_is_refused(
     start_rank: Start, rl_samples: list[Sample], make_config: Config
 ) -> None:
-    split = plan(groups(rl_samples))
+    split = plan(three_each(rl_samples))
     scores = start_rank(make_config("algorithm=grpo", *SETTINGS)).score(split)
     with pytest.raises(ValueError, match=r"sample train/\d#\d has media, and was scored without its similarity"):
         start_rank(make_config(*VGPO)).update(split.updates[0], scores, None)

@@ -1,0 +1,58 @@
+"""What is refused of engines and learners that share devices: overrides, then what the message must contain."""
+
+from typing import Any
+
+PLACEMENT: dict[str, tuple[dict[str, Any], list[str]]] = {
+    "shared devices in one process": (
+        {"cluster.kind": "local", "cluster.placement": "colocated"},
+        ["cluster.placement=colocated has no effect with cluster.kind=local", "choose cluster=ray"],
+    ),
+    "learners with two GPUs that engines share": (
+        {"cluster.placement": "colocated", "cluster.gpus_per_learner": 2, "cluster.gpus_per_rollout": 2},
+        ["cluster.gpus_per_learner=2 with cluster.placement=colocated", "set it to 1, or to 0"],
+    ),
+    "a learner rank with a GPU to spare": (
+        {"cluster.gpus_per_learner": 2},
+        ["cluster.gpus_per_learner=2: such a process uses one GPU", "raise learner.world_size"],
+    ),
+    "a reference over two GPUs": (
+        {"cluster.gpus_per_scorer": 2},
+        ["cluster.gpus_per_scorer=2: such a process uses one GPU", "raise cluster.scorers", "learner.lora"],
+    ),
+    "a teacher over two GPUs": (
+        {"cluster.gpus_per_teacher": 2},
+        ["cluster.gpus_per_teacher=2: such a process uses one GPU", "choose a teacher that fits one GPU"],
+    ),
+    "an engine on the CPU beside a learner on a GPU": (
+        {"cluster.placement": "colocated", "cluster.gpus_per_learner": 1},
+        ["cluster.gpus_per_rollout=0 with cluster.placement=colocated", "set it to 1, as cluster.gpus_per_learner"],
+    ),
+    "a reference on a GPU that no learner has": (
+        {"cluster.placement": "colocated", "cluster.gpus_per_scorer": 1},
+        ["cluster.gpus_per_scorer=1 with cluster.placement=colocated", "set it to 0"],
+    ),
+    "engines that sleep while they generate ahead": (
+        {"cluster.placement": "colocated", "algorithm.max_staleness": 1},
+        ["algorithm.max_staleness=1 generates while learners train", "set max_staleness=0"],
+    ),
+    "an engine on the GPUs of two learners": (
+        {"cluster.placement": "colocated", "rollout.tensor_parallel": 2},
+        ["rollout.tensor_parallel=2 with cluster.placement=colocated", "set tensor_parallel=1"],
+    ),
+    "more engines than learners to sit beside": (
+        {"cluster.placement": "colocated", "rollout.workers": 3},
+        ["rollout.workers=3 with cluster.placement=colocated and learner.world_size=2", "the same number"],
+    ),
+    "more processes of the reference than GPUs": (
+        {"cluster.placement": "colocated", "cluster.scorers": 3},
+        ["cluster.scorers=3 with cluster.placement=colocated", "learner.world_size=2", "lower it"],
+    ),
+    "parameters that are never on a shared GPU": (
+        {"cluster.placement": "colocated", "learner.offload": "optimizer_and_parameters", "learner.zero_stage": 3},
+        ["learner.offload=optimizer_and_parameters keeps in host memory", "set offload to optimizer or none"],
+    ),
+    "memory of another GPU": (
+        {"rollout.weight_transfer": "shared_memory", "cluster.gpus_per_rollout": 1},
+        ["rollout.weight_transfer=shared_memory with cluster.placement=disaggregated", "set weight_transfer=null"],
+    ),
+}
