@@ -22,7 +22,7 @@ def parse_config(container: Mapping[str, Any], kind: type[_Kind]) -> _Kind:
     try:
         config = kind.model_validate(container)
     except ValidationError as error:
-        raise ConfigError("; ".join(_one_problem(e, kind) for e in error.errors())) from None
+        raise ConfigError("; ".join(_one_problem(e, kind) for e in _causes(error))) from None
     problems = [*combinations.problems(config), *(line for group in config.groups() for line in group.problems())]
     if problems:
         raise ConfigError("; ".join(problems))
@@ -32,6 +32,13 @@ def parse_config(container: Mapping[str, Any], kind: type[_Kind]) -> _Kind:
 def warnings(config: CommandConfig) -> list[str]:
     """Legal choices that are known to go wrong, one line each."""
     return [*combinations.warnings(config), *(line for group in config.groups() for line in group.warnings())]
+
+
+def _causes(error: ValidationError) -> list[Any]:
+    """Leave out of a list that it is too short, where that is because its entries are wrong."""
+    errors = error.errors()
+    wrong = [e["loc"][:-1] for e in errors if e["loc"]]
+    return [e for e in errors if not (e["type"] == "too_short" and e["loc"] in wrong)]
 
 
 def _one_problem(error: Any, kind: type[CommandConfig]) -> str:

@@ -2,7 +2,7 @@
 
 import copy
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -180,3 +180,11 @@ def test_what_is_legal_and_known_to_go_wrong_is_warned_of(defaults, overrides: d
     assert validate.warnings(parsed(defaults)) == []
     (warning,) = validate.warnings(parsed(changed(base, {f"algorithm.{k}": v for k, v in overrides.items()})))
     assert says in warning
+
+
+def test_a_list_whose_only_entry_is_wrong_is_not_also_called_too_short(make_config: Callable[..., TrainConfig]) -> None:
+    with pytest.raises(ConfigError) as caught:
+        make_config("data=looking", "data.difficulty=6")
+    assert str(caught.value) == "data.difficulty.0=6: input should be less than or equal to 5"
+    with pytest.raises(ConfigError, match=r"^data\.difficulty=\[\]: tuple should have at least 1 item"):
+        make_config("data=looking", "data.difficulty=[]")
