@@ -126,6 +126,7 @@ def run_supervised(context: StageContext, stage: SupervisedStage) -> None:
         "best_step": best.step,
         "wall_s": clock.total(),
         "phases_s": context.timer.totals(),
+        "start_model": context.origin(),
     }
     model = context.folder.best(stage, best.step)
     context.folder.complete(stage, result, lambda folder: shutil.copytree(model, folder, dirs_exist_ok=True))
@@ -225,6 +226,7 @@ def run_rl(context: StageContext) -> None:
         prompt = train_prompts(config.algorithm, context.prompts, ahead)
         loop = kind(config, context.roles, prompt, context.timer, context.residency)
         outcome = _train(context, loop, checkpoints, step, state, clock)
+    outcome |= {"start_model": context.origin()}
     context.folder.complete("rl", outcome, context.roles.learner.save_model)
 
 

@@ -1,0 +1,208 @@
+"""What `ral-export` writes, read by other libraries in an environment that does not have this package."""
+
+import json
+import re
+import subprocess
+import sys
+import sysconfig
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+from ral_system.data.chat import ChatRenderer
+from ral_system.media.store import MediaStore
+from ral_system.models.loading import load_family, load_model
+from ral_system.tasks.visual_search import VisualSearch
+
+pytestmark = [pytest.mark.system, pytest.mark.timeout(900)]
+
+QUESTION = "what is the digit ?"
+HOOK = Path("ral_system/torchvision_hook.py")
+
+LMMS_EVAL = """
+from transformers import AutoProcessor, AutoTokenizer, Qwen2_5_VLForConditionalGeneration
+model = Qwen2_5_VLForConditionalGeneration.from_pretrained("exported", torch_dtype="bfloat16", device_map="cpu").eval()
+processor = AutoProcessor.from_pretrained("exported", max_pixels=1605632, min_pixels=256 * 28 * 28)
+tokenizer = AutoTokenizer.from_pretrained("exported")
+assert type(processor).__name__ == "Qwen2_5_VLProcessor" and tokenizer.eos_token_id is not None
+"""
+"""How the model `qwen2_5_vl` of lmms-eval 0.7.3 loads a folder."""
+
+VLLM = """
+from vllm import LLM, SamplingParams
+from PIL import Image
+llm = LLM("exported", dtype="float32", max_model_len=256, enforce_eager=True, kv_cache_memory_bytes=2**27,
+          limit_mm_per_prompt={"image": 1}, max_num_seqs=4)
+picture = {"type": "image_pil", "image_pil": Image.open("picture.png")}
+messages = [{"role": "system", "content": "answer"},
+            {"role": "user", "content": [picture, {"type": "text", "text": QUESTION}]}]
+sampling = SamplingParams(temperature=0, max_tokens=12, skip_special_tokens=False)
+print(llm.chat(messages, sampling)[0].outputs[0].text)
+"""
+
+
+@pytest.fixture(scope="module")
+def run(commands, tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder in which a run has trained `tiny_model` for a few steps."""
+    folder = tmp_path_factory.mktemp("exports")
+    local = ("experiment=smoke", "cluster=local", "cluster.threads_per_process=1", "algorithm.steps=2")
+    done = commands("ral-rl", *local, f"start_model={tiny_model}", "evaluation.every=0", cwd=folder)
+    assert done.returncode == 0, done.stderr
+    return folder
+
+
+@pytest.fixture(scope="module")
+def bare(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The Python of an environment with all packages of this one but ral_system."""
+    folder = tmp_path_factory.mktemp("bare") / "venv"
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", folder], check=True, timeout=120)
+    packages = folder / Path(sysconfig.get_path("purelib")).relative_to(sys.prefix)
+    # Wheels of torch and torchvision that do not fit each other need what this file does; it knows nothing of us.
+    (packages / "torchvision_hook.py").write_text(HOOK.read_text(encoding="utf-8"), encoding="utf-8")
+    lines = [str(Path(torch.__file__).parents[1]), "import torchvision_hook; torchvision_hook.install()"]
+    (packages / "packages.pth").write_text("\n".join(lines), encoding="utf-8")
+    return folder / "bin" / "python"
+
+
+def read_by(python: Path, code: str, folder: Path, environment: dict[str, str]) -> str:
+    """Run code in the bare environment; returns what it printed."""
+    alone = "import importlib.util\nassert importlib.util.find_spec('ral_system') is None\n"
+    done = subprocess.run(
+        [python, "-P", "-c", alone + code],
+        cwd=folder,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=600,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_an_exported_model_answers_alike_in_libraries_that_do_not_know_us(
+    commands, run: Path, bare: Path, tmp_path: Path
+) -> None:
+    done = commands("ral-export", "runs/smoke", str(tmp_path / "exported"), cwd=run)
+    assert done.returncode == 0, done.stderr
+    assert f"the card is {tmp_path}/exported/README.md" in done.stdout
+    record = VisualSearch(seed=0, grid=3, objects=4).record("train", 0)
+    record.image.save(tmp_path / "picture.png")
+
+    family = load_family(tmp_path / "exported")
+    media = MediaStore(tmp_path / "media")
+    picture = media.put(Image.open(tmp_path / "picture.png"))
+    prompt = ChatRenderer(family, "answer").prompt(id="p", kind="", question=QUESTION, answer="", media=[picture])
+    model = load_model(run / "runs/smoke/model", dtype="float32")
+    features = family.features([picture], [Image.open(tmp_path / "picture.png")])[0]
+    with torch.no_grad():
+        answer = model.generate(
+            input_ids=torch.tensor([prompt.token_ids]),
+            mm_token_type_ids=family.visual(torch.tensor([prompt.token_ids])).long(),
+            max_new_tokens=12,
+            do_sample=False,
+            **features,
+        )[0, len(prompt.token_ids) :]
+
+    card = (tmp_path / "exported" / "README.md").read_text(encoding="utf-8")
+    snippet = re.search(r"```python\n(.*?)```", card, re.DOTALL).group(1).replace("…", QUESTION)
+    environment = commands.environment(VLLM_CPU_OMP_THREADS_BIND="nobind", VLLM_LOGGING_LEVEL="ERROR")
+    by_transformers = read_by(bare, snippet, tmp_path, environment)
+    assert by_transformers.strip() == family.tokenizer.decode(answer).strip()
+    by_vllm = read_by(bare, f"QUESTION = {QUESTION!r}\n{VLLM}", tmp_path, environment).strip()
+    assert by_vllm.splitlines()[-1].strip() in by_transformers
+    read_by(bare, LMMS_EVAL, tmp_path, environment)
+
+
+class Hub(BaseHTTPRequestHandler):
+    """As much of the hub as an upload needs."""
+
+    private = True
+    files: list[str]
+    created: dict[str, object]
+
+    def do_GET(self) -> None:
+        self._answer({"id": "lab/model", "private": self.private, "siblings": [], "tags": [], "sha": "0" * 40})
+
+    def do_POST(self) -> None:
+        body = self.rfile.read(int(self.headers["Content-Length"]))
+        if self.path == "/api/repos/create":
+            type(self).created = json.loads(body)
+            self._answer({"url": f"{self._address}/lab/model"})
+        elif "/preupload/" in self.path:
+            paths = [file["path"] for file in json.loads(body)["files"]]
+            self._answer({"files": [{"path": path, "uploadMode": "regular", "shouldIgnore": False} for path in paths]})
+        elif "/commit/" in self.path:
+            lines = [json.loads(line) for line in body.splitlines()]
+            type(self).files = sorted(line["value"]["path"] for line in lines if line["key"] == "file")
+            commit = f"{self._address}/lab/model/commit/{'0' * 40}"
+            self._answer({"commitUrl": commit, "commitOid": "0" * 40, "pullRequestUrl": None})
+        else:
+            self._answer({})
+
+    @property
+    def _address(self) -> str:
+        return f"http://{self.headers['Host']}"
+
+    def _answer(self, found: dict[str, object]) -> None:
+        body = json.dumps(found).encode()
+        self.send_response(200)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *args: object) -> None:
+        """Say nothing."""
+
+
+@pytest.fixture
+def hub() -> Iterator[str]:
+    """Address of a hub."""
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Hub)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_port}"
+    server.shutdown()
+
+
+def test_an_exported_model_is_uploaded_whole(
+    commands, run: Path, hub: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    export = ("ral-export", "runs/smoke", str(tmp_path / "out"), "--push-to-hub", "lab/model")
+    online = {"HF_ENDPOINT": hub, "HF_TOKEN": "hf_secret", "HF_HUB_OFFLINE": "0"}
+    monkeypatch.setattr(Hub, "private", False)
+    done = commands(*export, cwd=run, fresh=True, **online)
+    assert done.returncode == 2 and "exists and is public; add --public" in done.stderr, done.stderr
+    assert not (tmp_path / "out").exists()
+    monkeypatch.setattr(Hub, "private", True)
+    done = commands(*export, cwd=run, fresh=True, **online)
+    assert done.returncode == 0, done.stderr
+    assert Hub.created["visibility"] == "private"
+    assert Hub.files == sorted(file.name for file in (tmp_path / "out").iterdir())
+    assert "README.md" in Hub.files and "model.safetensors" in Hub.files and "stage.json" not in Hub.files
+    assert "hf_secret" not in done.stdout + done.stderr
+    nobody = {**online, "HF_ENDPOINT": "http://127.0.0.1:9"}
+    export = (*export[:2], str(tmp_path / "other"), *export[3:])
+    done = commands(*export, cwd=run, fresh=True, **nobody)
+    assert done.returncode == 2 and done.stderr.startswith("error: --push-to-hub lab/model: was not created ("), (
+        done.stderr
+    )
+    assert done.stderr.count("\n") == 1
+
+
+def test_mistakes_are_told_in_one_line(commands, run: Path, tmp_path: Path) -> None:
+    for arguments, message in (
+        (("runs/none", "out"), "runs/none has no config.yaml; give the folder of a run, for example runs/quickstart"),
+        (("runs/smoke", "runs"), "runs exists; give a folder that does not"),
+        (("runs/smoke", "out", "--stage", "sft"), "--stage sft: not complete in"),
+        (("runs/smoke", "out", "--adapters"), "trained no adapters; leave it out"),
+        (("runs/smoke", "out", "--public"), "--public says nothing without --push-to-hub"),
+        (("runs/smoke", "out", "--adapters", "--dtype", "bfloat16"), "--dtype is for whole models"),
+    ):
+        done = commands("ral-export", *arguments, cwd=run)
+        assert done.returncode == 2 and message in done.stderr and done.stderr.count("\n") == 1, done.stderr
+        assert not (run / "out").exists()

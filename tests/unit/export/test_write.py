@@ -1,0 +1,61 @@
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from ral_system.config.choices import Dtype
+from ral_system.config.commands import TrainConfig
+from ral_system.errors import ConfigError
+from ral_system.export.lineage import lineage
+from ral_system.export.write import export_adapters, export_model
+from ral_system.models.loading import load_family, load_model
+from tests.unit.export.exported import end_stage
+
+
+@pytest.mark.parametrize("model", ["tiny_model", "tied_model", "qwen3_folder"])
+@pytest.mark.parametrize("dtype", [None, "bfloat16"])
+def test_a_models_weights_are_kept_and_cast(
+    make_config: Callable[..., TrainConfig],
+    tmp_path: Path,
+    request: pytest.FixtureRequest,
+    model: str,
+    dtype: Dtype | None,
+) -> None:
+    source = request.getfixturevalue(model)
+    end_stage(tmp_path / "run", make_config("experiment=smoke"), "rl", source, source)
+    export_model(lineage(tmp_path / "run"), tmp_path / "out", "out", dtype)
+    assert json.loads((tmp_path / "out" / "config.json").read_text())["dtype"] == (dtype or "float32")
+    expected = load_model(source, dtype=dtype or "float32").state_dict()
+    found = load_model(tmp_path / "out", dtype=dtype or "float32").state_dict()
+    assert found.keys() == expected.keys()
+    assert all(torch.equal(found[name], expected[name]) for name in expected)
+    tokenizer, other = (load_family(folder).tokenizer for folder in (tmp_path / "out", source))
+    assert tokenizer.get_vocab() == other.get_vocab() and tokenizer.chat_template == other.chat_template
+    assert not (tmp_path / "out" / "stage.json").exists()
+    assert (tmp_path / "out" / "README.md").read_text().startswith("---\nlibrary_name: transformers")
+    assert (tmp_path / "out" / "training_config.yaml").is_file()
+
+
+def test_adapters_forget_the_folder_they_were_trained_on(
+    make_config: Callable[..., TrainConfig], tmp_path: Path
+) -> None:
+    (adapters := tmp_path / "model" / "adapter").mkdir(parents=True)
+    (adapters / "adapter_config.json").write_text('{"r": 4, "base_model_name_or_path": "/home/somebody/model"}')
+    (adapters / "adapter_model.safetensors").write_bytes(b"matrices")
+    end_stage(tmp_path / "here", make_config("experiment=smoke"), "rl", tmp_path / "base", tmp_path / "model")
+    hub = tmp_path / "models--lab--base" / "snapshots" / "66285546d2b8"
+    end_stage(tmp_path / "hub", make_config("experiment=smoke"), "rl", hub, tmp_path / "model")
+    for run, base in (("here", None), ("hub", "lab/base")):
+        export_adapters(lineage(tmp_path / run), tmp_path / f"{run}_out", "out")
+        config = json.loads((tmp_path / f"{run}_out" / "adapter_config.json").read_text())
+        assert config == {"r": 4, "base_model_name_or_path": base}
+        assert (tmp_path / f"{run}_out" / "adapter_model.safetensors").read_bytes() == b"matrices"
+
+
+def test_a_stage_without_adapters_has_none_to_export(make_config: Callable[..., TrainConfig], tmp_path: Path) -> None:
+    end_stage(tmp_path / "run", make_config("experiment=smoke"), "rl", "models/start")
+    with pytest.raises(ConfigError, match=r"^--adapters: rl of .*run trained no adapters; leave it out$"):
+        export_adapters(lineage(tmp_path / "run"), tmp_path / "out", "out")
+    assert not (tmp_path / "out").exists()
