@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from textwrap import fill
 from typing import TYPE_CHECKING, Any
@@ -32,7 +32,8 @@ if TYPE_CHECKING:
     from ral_system.tasks.open import QuestionSettings
 
 VISUAL = ("visual_attention_score", "visual_mass", "system_mass")
-
+_OF_LAYERS = ("visual_mass", "sink_mass", "visual_entropy_share", "evidence_mass", "pointing", "decay")
+"""Figures that are printed of every layer; evaluation.json has all."""
 
 ABOUT = f"""
 ral-evaluate: measure the accuracy of start_model on held-out questions or a benchmark, and where it looks.
@@ -115,16 +116,26 @@ def _evaluate_held_out(config: EvaluateConfig, settings: QuestionSettings, subje
     looks = _looks(config, subject, first if evaluation.attended is None else questions.prompts, found)
     parts = _attended(config, subject, questions, found, looks)
     looking = _summary(looks, first, found)
-    record = {"model": str(subject.model), **found.record, **attention, **looking, **columns, **parts}
+    record: dict[str, Any] = {
+        "model": str(subject.model),
+        **found.record,
+        **attention,
+        **looking.values,
+        **columns,
+        **parts,
+        "intervals": {**found.intervals, **looking.intervals},
+    }
+    if looking.by_layer:
+        record["looks_by_layer"] = looking.by_layer
     if steer.active:
         steered = dict(figures(config, subject, questions, steer, subject.steered).values)
         columns |= {f"image +{steer.image:g}, system -{steer.system:g}": steered}
         record |= {"intervention": steer.model_dump(mode="json"), "steered": steered}
     _keep_answers(subject, found)
-    measured = {f"of questions: {name}": attention[name] for name in VISUAL if name in attention} | looking
+    of_questions = {f"of questions: {name}": attention[name] for name in VISUAL if name in attention}
     print_figures(f"{subject.model}: {found.title}", found, columns)
     _print_parts(config, found, parts)
-    _print_looks(measured)
+    _print_looks({**of_questions, **looking.values}, looking)
     if steer.active:
         print(f"steered {steer.space}; both columns by transformers, because vLLM's attention cannot be steered")
     if attention:
@@ -174,12 +185,32 @@ def _ids(prompts: Sequence[Prompt], found: Figures) -> list[str]:
     return [completion.id for prompt in prompts for completion in found.answers[prompt.id]]
 
 
-def _summary(looks: Mapping[str, Look], prompts: Sequence[Prompt], found: Figures) -> dict[str, float]:
-    """Figures of where the answers to these questions look."""
-    from ral_system.evaluation.looks import summary
+@dataclass(frozen=True, slots=True)
+class Looking:
+    """Where the answers to some questions look."""
+
+    values: Mapping[str, float]
+    """Figures of the last layer."""
+    intervals: Mapping[str, tuple[float, float]]
+    by_layer: Mapping[str, Sequence[float]]
+
+
+def _summary(looks: Mapping[str, Look], prompts: Sequence[Prompt], found: Figures) -> Looking:
+    """Figures of where the answers to these questions look. Intervals are of the questions drawn."""
+    from ral_system.evaluation.intervals import bootstrap, grouped, intervals, unit_of
+    from ral_system.evaluation.looks import by_layer, summary
     from ral_system.evaluation.questions import scores_of
 
-    return summary({id: looks[id] for id in _ids(prompts, found) if id in looks}, scores_of(found))
+    scores = scores_of(found)
+    units = grouped(
+        (unit_of(prompt), (looks[answer.id], scores[answer.id]))
+        for prompt in prompts
+        for answer in found.answers[prompt.id]
+        if answer.id in looks
+    )
+    scored = [of_answer for unit in units for of_answer in unit]
+    resampled = bootstrap(units, lambda drawn: summary([of_answer for unit in drawn for of_answer in unit]))
+    return Looking(summary(scored), intervals(resampled), by_layer([of_answer for of_answer, _ in scored]))
 
 
 def _attended(
@@ -241,8 +272,7 @@ def print_figures(title: str, found: Figures, columns: Mapping[str, Mapping[str,
     more = columns or {}
     table = Table(Column(no_wrap=True), "value", "95 %", *more, title=title)
     for name, value in found.values.items():
-        ends = found.intervals.get(name)
-        interval = f"{ends[0]:.3f} to {ends[1]:.3f}" if ends else ""
+        interval = _interval(found.intervals.get(name))
         others = (f"{column[name]:.3f}" if name in column else "" for column in more.values())
         table.add_row(name.removeprefix("eval/"), f"{value:.3f}", interval, *others)
     Console().print(table)
@@ -255,16 +285,26 @@ def _print_parts(config: EvaluateConfig, found: Figures, parts: Mapping[str, Map
         print_figures(title, replace(found, intervals={}), parts)
 
 
-def _print_looks(measured: Mapping[str, float]) -> None:
-    """Print a table of where the model looks, if anything was measured."""
+def _print_looks(measured: Mapping[str, float], looking: Looking) -> None:
+    """Print a table of where the model looks, if anything was measured, and one of its layers."""
     from rich.console import Console
     from rich.table import Table
 
     if measured:
-        table = Table("", "value", title="where it looks")
+        table = Table("", "value", "95 %", title="where it looks")
         for name, value in measured.items():
-            table.add_row(name.removeprefix("looks/"), f"{value:.3f}")
+            table.add_row(name.removeprefix("looks/"), f"{value:.3f}", _interval(looking.intervals.get(name)))
         Console().print(table)
+    if looking.by_layer:
+        shown = [name for name in _OF_LAYERS if name in looking.by_layer]
+        table = Table("layer", *shown, title="where it looks, layer by layer")
+        for layer, values in enumerate(zip(*(looking.by_layer[name] for name in shown), strict=True)):
+            table.add_row(str(layer), *(f"{value:.3f}" for value in values))
+        Console().print(table)
+
+
+def _interval(ends: tuple[float, float] | None) -> str:
+    return f"{ends[0]:.3f} to {ends[1]:.3f}" if ends else ""
 
 
 def _write(folder: Path, found: Mapping[str, Any]) -> None:

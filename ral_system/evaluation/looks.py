@@ -1,4 +1,4 @@
-"""Where a model looks while it answers: rows of its own answers at the last layer, heads averaged."""
+"""Where a model looks while it answers: rows of its own answers at every layer, heads averaged."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ral_system.attention.group import GroupAttention
 from ral_system.attention.metrics import row_statistics
 from ral_system.attention.provenance import KeyKind, KeyProvenance
 from ral_system.attention.read import AttentionRead
@@ -32,13 +33,19 @@ MEANS = ("visual_mass", "sink_mass", "visual_entropy", "evidence_mass", "evidenc
 class Look:
     """Where one answer looked.
 
-    Example, at the second of two visual tokens: `Look({"visual_mass": 0.4, …}, visual=array([0.1, 0.3]))`
+    Example of a model of one layer, at the second of two visual tokens:
+    `Look(({"visual_mass": 0.4, …},), visual=array([0.1, 0.3]))`
     """
 
-    figures: Mapping[str, float]
-    """By name, without `looks/`; names that are not defined for this answer are left out."""
+    layers: tuple[Mapping[str, float], ...]
+    """Figures of each layer by name, without `looks/`; names that are not defined for this answer are left out."""
     visual: np.ndarray
-    """float32 [N]: mean over rows of their attention on each visual token of the prompt, in order."""
+    """float32 [N]: mean over rows of the last layer's attention on each visual token of the prompt, in order."""
+
+    @property
+    def figures(self) -> Mapping[str, float]:
+        """Figures of the last layer."""
+        return self.layers[-1]
 
 
 def measure_looks(
@@ -67,13 +74,14 @@ def measure_looks(
         gradient_N = visual_saliency(policy, collate((sample,)).to(device)).cpu().numpy()
         of_answer = found[sample.id]
         if (agreement := rank_correlation(of_answer.visual, gradient_N)) is not None:
-            found[sample.id] = replace(of_answer, figures={**of_answer.figures, "saliency_agreement": agreement})
+            last = {**of_answer.figures, "saliency_agreement": agreement}
+            found[sample.id] = replace(of_answer, layers=(*of_answer.layers[:-1], last))
     return found
 
 
 @torch.no_grad()
 def _looks(policy: PolicyModel, collate: Collator, samples: MicroBatch, device: torch.device) -> dict[str, Look]:
-    read = AttentionRead()
+    read = AttentionRead(layers="all")
     tensors, found = collate(samples).to(device), {}
     by_group = zip(
         policy(tensors, [read]).attention[read],
@@ -82,16 +90,29 @@ def _looks(policy: PolicyModel, collate: Collator, samples: MicroBatch, device: 
         strict=True,
     )
     for rows, keys, group in by_group:
-        blocks: dict[int, list[Tensor]] = defaultdict(list)
-        for response, block in rows.by_response(rows.policies(-1)):
-            blocks[response].append(block)
+        of_layers = [_by_response(rows, layer) for layer in range(len(rows.layers))]
         for response, sample in enumerate(group):
-            found[sample.id] = look(torch.cat(blocks[response]), keys.own(rows.group, response))
+            policies, own = [of[response] for of in of_layers], keys.own(rows.group, response)
+            found[sample.id] = look(policies, own)
     return found
 
 
-def look(policy_RT: Tensor, keys: KeyProvenance) -> Look:
-    """Where an answer looks whose R rows have these policies over the T keys of its sequence.
+def _by_response(rows: GroupAttention, layer: int) -> dict[int, Tensor]:
+    """One layer's policies [R, T] of every response, by index."""
+    blocks: dict[int, list[Tensor]] = defaultdict(list)
+    for response, block in rows.by_response(rows.policies(layer)):
+        blocks[response].append(block)
+    return {response: torch.cat(of) for response, of in blocks.items()}
+
+
+def look(policies: Sequence[Tensor], keys: KeyProvenance) -> Look:
+    """Where an answer looks whose R rows have these policies [R, T], a layer each, over the T keys of its sequence."""
+    visual_N = policies[-1][:, (keys.kind == KeyKind.IMAGE) | (keys.kind == KeyKind.VIDEO)].mean(0)
+    return Look(tuple(_figures(policy_RT, keys) for policy_RT in policies), visual_N.float().cpu().numpy())
+
+
+def _figures(policy_RT: Tensor, keys: KeyProvenance) -> dict[str, float]:
+    """Figures of one layer.
 
     Means over rows of `MEANS`. `visual_entropy_share`: the mean of `visual_entropy` as a share of ln N, its largest
     value. `decay`: visual mass of the second half of the rows over that of the first; the middle one of an odd number
@@ -100,29 +121,39 @@ def look(policy_RT: Tensor, keys: KeyProvenance) -> Look:
     """
     by_row = row_statistics(policy_RT, keys)
     figures = {name: float(by_row[name].mean()) for name in MEANS if name in by_row}
-    visual_N = policy_RT[:, (keys.kind == KeyKind.IMAGE) | (keys.kind == KeyKind.VIDEO)].mean(0)
-    if len(visual_N) > 1:
-        figures["visual_entropy_share"] = figures["visual_entropy"] / math.log(len(visual_N))
+    if (visual := int(((keys.kind == KeyKind.IMAGE) | (keys.kind == KeyKind.VIDEO)).sum())) > 1:
+        figures["visual_entropy_share"] = figures["visual_entropy"] / math.log(visual)
     half = len(policy_RT) // 2
     if half and (first := float(by_row["visual_mass"][:half].mean())) > 0:
         figures["decay"] = float(by_row["visual_mass"][-half:].mean()) / first
-    return Look(figures, visual_N.float().cpu().numpy())
+    return figures
 
 
-def summary(looks: Mapping[str, Look], scores: Mapping[str, float]) -> dict[str, float]:
-    """Mean of each figure over the answers that define it, `looks/<name>`.
+def summary(scored: Sequence[tuple[Look, float]]) -> dict[str, float]:
+    """Mean of each figure of the last layer over the answers that define it, `looks/<name>`. Answers have their scores.
 
     `evidence_mass` and `pointing` also by outcome, `_right` and `_wrong`: means with the answers' scores in [0, 1], and
     with one minus these, as weights; left out where the weights are all 0.
     """
     found = {}
-    for name in dict.fromkeys(name for of_answer in looks.values() for name in of_answer.figures):
-        with_it = {id: of_answer.figures[name] for id, of_answer in looks.items() if name in of_answer.figures}
-        right = np.array([scores[id] for id in with_it])
-        weights = {"": np.ones(len(with_it))}
+    for name in dict.fromkeys(name for of_answer, _ in scored for name in of_answer.figures):
+        with_it = [(of_answer.figures[name], score) for of_answer, score in scored if name in of_answer.figures]
+        values, right = np.array(with_it).T
+        weights = {"": np.ones(len(values))}
         if name in ("evidence_mass", "pointing"):
             weights |= {"_right": right, "_wrong": 1 - right}
         for suffix, weight in weights.items():
             if weight.sum() > 0:
-                found[f"looks/{name}{suffix}"] = float(np.average(list(with_it.values()), weights=weight))
+                found[f"looks/{name}{suffix}"] = float(np.average(values, weights=weight))
+    return found
+
+
+def by_layer(looks: Sequence[Look]) -> dict[str, list[float]]:
+    """Mean of each figure over the answers that define it, layer by layer; left out where some layer has none."""
+    found = {}
+    for name in dict.fromkeys(name for of_answer in looks for name in of_answer.layers[0]):
+        of_layers = zip(*(of_answer.layers for of_answer in looks), strict=True)
+        values = [[figures[name] for figures in of_layer if name in figures] for of_layer in of_layers]
+        if all(values):
+            found[name] = [float(np.mean(of_layer)) for of_layer in values]
     return found

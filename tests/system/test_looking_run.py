@@ -42,6 +42,10 @@ def test_every_family_is_trained_on_and_asked_without_its_pictures(commands, lef
         and abs(found["looks/saliency_agreement"]) < 1
         and "visual_entropy_share" in done.stdout
     )
+    layers = found["looks_by_layer"]["evidence_mass"]
+    assert len(layers) == 2 and layers[-1] == pytest.approx(found["looks/evidence_mass"])
+    low, high = found["intervals"]["looks/evidence_mass"]
+    assert low < found["looks/evidence_mass"] < high and "where it looks, layer by layer" in done.stdout
 
 
 def test_the_preview_shows_every_family_with_its_thought(commands, tmp_path: Path) -> None:

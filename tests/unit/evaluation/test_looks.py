@@ -12,7 +12,7 @@ from transformers import AutoModelForImageTextToText
 
 from ral_system.attention.provenance import key_provenance
 from ral_system.data.collate import Collator
-from ral_system.evaluation.looks import Look, look, measure_looks, summary
+from ral_system.evaluation.looks import Look, by_layer, look, measure_looks, summary
 from ral_system.evaluation.probed import load_probed
 from ral_system.evaluation.saliency import rank_correlation, visual_saliency
 from ral_system.media.store import MediaStore
@@ -42,7 +42,7 @@ ROWS = torch.tensor(
 
 def test_by_hand() -> None:
     """The first half of three rows is the first, the second half the last."""
-    found = look(ROWS, keys([0.0, 1.0, 0.5]))
+    found = look([ROWS.flip(0), ROWS], keys([0.0, 1.0, 0.5]))
     entropy = (-(math.log(1 / 3) / 3 + math.log(2 / 3) * 2 / 3) + 0 + math.log(2)) / 3
     assert found.figures == {
         "visual_mass": pytest.approx((0.6 + 0.3 + 0.2) / 3),
@@ -55,35 +55,39 @@ def test_by_hand() -> None:
         "decay": pytest.approx(0.2 / 0.6),
     }
     assert found.visual == pytest.approx(np.array([0.5, 0.5, 0.1]) / 3)
+    assert found.layers[0] == pytest.approx({**found.figures, "decay": 0.6 / 0.2})
 
 
 def test_what_is_not_defined_is_left_out() -> None:
-    one_row = look(ROWS[:1], keys()).figures
+    one_row = look([ROWS[:1]], keys()).figures
     assert not {"decay", "evidence_mass", "evidence_area", "pointing"} & one_row.keys()
-    assert "decay" not in look(torch.eye(6)[[0, 1]].double(), keys()).figures  # the first half sees nothing
+    assert "decay" not in look([torch.eye(6)[[0, 1]].double()], keys()).figures  # the first half sees nothing
     one_token = key_provenance(
         torch.tensor([1, 0, 0]).bool(), [Layout("image", (View(1, 1),))], system_tokens=0, prompt_tokens=2
     )
-    assert "visual_entropy_share" not in look(torch.full((2, 3), 1 / 3), one_token).figures
+    assert "visual_entropy_share" not in look([torch.full((2, 3), 1 / 3)], one_token).figures
 
 
 def test_means_are_over_the_answers_that_define_a_figure_and_by_outcome() -> None:
     nothing = np.zeros(1)
-    looks = {
-        "a#0": Look({"visual_mass": 0.2, "evidence_mass": 0.9}, nothing),
-        "b#0": Look({"visual_mass": 0.4, "evidence_mass": 0.3}, nothing),
-        "c#0": Look({"visual_mass": 0.9, "evidence_mass": 0.1}, nothing),
-        "d#0": Look({"visual_mass": 0.1}, nothing),
-    }
-    found = summary(looks, {"a#0": 1.0, "b#0": 0.5, "c#0": 0.0, "d#0": 1.0, "e#0": 1.0})
+    first = {"visual_mass": 0.7}
+    looks = [
+        Look((first, {"visual_mass": 0.2, "evidence_mass": 0.9}), nothing),
+        Look((first, {"visual_mass": 0.4, "evidence_mass": 0.3}), nothing),
+        Look((first, {"visual_mass": 0.9, "evidence_mass": 0.1}), nothing),
+        Look(({"visual_mass": 0.3}, {"visual_mass": 0.1}), nothing),
+    ]
+    found = summary(list(zip(looks, (1.0, 0.5, 0.0, 1.0), strict=True)))
     assert found == {
         "looks/visual_mass": pytest.approx(0.4),
         "looks/evidence_mass": pytest.approx(1.3 / 3),
         "looks/evidence_mass_right": pytest.approx((0.9 + 0.5 * 0.3) / 1.5),
         "looks/evidence_mass_wrong": pytest.approx((0.5 * 0.3 + 0.1) / 1.5),
     }
-    all_right = summary(looks, dict.fromkeys(("a#0", "b#0", "c#0", "d#0"), 1.0))
+    all_right = summary([(of_answer, 1.0) for of_answer in looks])
     assert "looks/evidence_mass_wrong" not in all_right and "looks/evidence_mass_right" in all_right
+    assert by_layer(looks) == {"visual_mass": pytest.approx([0.6, 0.4])}
+    assert summary([]) == {} == by_layer([])
 
 
 @pytest.fixture(scope="module")
@@ -95,7 +99,7 @@ def groups(draw_samples: Callable[[int], list[Sample]]) -> list[tuple[Sample, ..
     ]
 
 
-def test_of_a_model_they_are_those_of_its_last_layer(
+def test_of_a_model_they_are_those_of_its_layers(
     tiny_model: Path, media: MediaStore, groups: list[tuple[Sample, ...]]
 ) -> None:
     """Against the attention that transformers returns, row by row: a row's own key is left out of its policy."""
@@ -106,14 +110,17 @@ def test_of_a_model_they_are_those_of_its_last_layer(
     for sample in (groups[0][1], groups[2][0]):
         batch = Collator(family, media)((sample,))
         with torch.no_grad():
-            whole_HTT = eager_attentions(model, batch)[-1][0].double()
-        prompt = len(sample.prompt.token_ids)
-        at = torch.arange(prompt, sample.length)
-        rows_HRT = whole_HTT[:, at].clone()
-        rows_HRT[:, torch.arange(len(at)), at] = 0
-        policy_RT = rows_HRT.sum(0) / rows_HRT.sum(0).sum(-1, keepdim=True)
-        expected = look(policy_RT, batch.keys)
-        assert found[sample.id].figures == pytest.approx(expected.figures, abs=1e-5)
+            layers = [whole_1HTT[0].double() for whole_1HTT in eager_attentions(model, batch)]
+        at, policies = torch.arange(len(sample.prompt.token_ids), sample.length), []
+        for whole_HTT in layers:
+            rows_HRT = whole_HTT[:, at].clone()
+            rows_HRT[:, torch.arange(len(at)), at] = 0
+            policies.append(rows_HRT.sum(0) / rows_HRT.sum(0).sum(-1, keepdim=True))
+        expected = look(policies, batch.keys)
+        assert len(expected.layers) == len(found[sample.id].layers) == 2
+        for one, other in zip(found[sample.id].layers, expected.layers, strict=True):
+            assert one == pytest.approx(other, abs=1e-5)
+        assert expected.layers[0]["visual_mass"] != pytest.approx(expected.figures["visual_mass"], abs=1e-3)
         assert found[sample.id].visual == pytest.approx(expected.visual, abs=1e-6)
         assert {"evidence_mass", "pointing", "decay"} <= expected.figures.keys()
 
