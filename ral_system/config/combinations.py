@@ -64,6 +64,7 @@ def problems(config: Group) -> Iterator[str]:
         files_have_pictures,
         generated_questions_last,
         demonstrations_have_the_format,
+        guidance_has_pictures,
         benchmark_has_files,
         sweep_fits_the_subject,
         sweep_fits_the_data,
@@ -149,6 +150,15 @@ def demonstrations_have_the_format(algorithm: ResponseConfig, data: DataConfig) 
         yield (
             f"data.demonstrations={data.demonstrations} hold thoughts, and algorithm.response_format=answer_only "
             "wants none; set it to null"
+        )
+
+
+def guidance_has_pictures(sft: SupervisedConfig, data: DataConfig) -> Iterator[str]:
+    """Check that an objective on attention to pictures has some."""
+    if isinstance(data, VisualSearchConfig) and data.sft_in_words and sft.attention_guidance.active:
+        yield (
+            "data.sft_in_words=true leaves sft no pictures for sft.attention_guidance to guide attention to; set "
+            "sft.attention_guidance.{image=0,system=0}"
         )
 
 

@@ -83,6 +83,18 @@ class VisualSearchConfig(ShownBoardsConfig):
     demonstrations: str | None
     """demonstrations.jsonl of `ral-synthesize`, which sft then imitates, in turn, whatever `glance_share`; null: the
     generated thoughts."""
+    sft_in_words: bool
+    """Demonstrations of sft describe the board in the question, place by place, and show no picture: a cold start on
+    text alone, as a control. Held-out questions keep their pictures."""
+
+    def problems(self) -> Iterator[str]:
+        """Refuse words in place of pictures to which the demonstrations of a file refer."""
+        yield from super().problems()
+        if self.sft_in_words and self.demonstrations:
+            yield (
+                f"data.sft_in_words=true has no effect on data.demonstrations={self.demonstrations}, which are of "
+                "pictures; set one to its default"
+            )
 
 
 class AskedVideosConfig(Group):

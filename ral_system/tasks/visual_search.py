@@ -57,6 +57,8 @@ class Record:
     """Names all things that occur once, in random order."""
     search: str
     """Every such thing with its position and colour: the way back from content to place."""
+    board: str
+    """Every position with its content, in random order: the picture in words."""
     image: Image.Image
     evidence: tuple[Region, ...]
     """The cells that the answer depends on: those of `thought`."""
@@ -105,6 +107,7 @@ class VisualSearch:
             caption=_describe(cells, described),
             search_question=f"find {' '.join(cells[p].thing for p in unique)}",
             search=_locate(cells, unique),
+            board=_describe(cells, order),
             image=image,
             evidence=tuple(cell_region(position, self.grid) for position in asked.cells),
         )

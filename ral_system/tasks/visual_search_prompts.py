@@ -113,7 +113,8 @@ class VisualSearchPrompts(VisualSearchQuestions):
         on, and in the held-out ones, then say where each thing stands. The first `config.small_boards` are on boards of
         2 × 2 cells. sft: think and answer in the template; a share
         `config.glance_share` of them looks nothing up and answers at a glance. With `config.demonstrations`, sft's are
-        those of the file, in turn. Raises DataError for one that does not fit the question or the tokenizer.
+        those of the file, in turn; with `config.sft_in_words` they have the board in words in place of the picture.
+        Raises DataError for one that does not fit the question or the tokenizer.
         """
         at = index + (seed * STRIDE if split == "train" else 0)
         if stage == "sft" and split == "train" and self._config.demonstrations:
@@ -134,8 +135,17 @@ class VisualSearchPrompts(VisualSearchQuestions):
                 if self._at_a_glance(split, at):
                     thought, answer = GLANCE, record.glance
                 response = f"<think> {thought} </think> <answer> {answer} </answer>"
-            prompt = self._question(record, picture)
+            prompt = self._in_words(record) if self._config.sft_in_words else self._question(record, picture)
         return Sample(prompt.id, prompt, self._renderer.response(response))
+
+    def _in_words(self, record: Record) -> Prompt:
+        return self._renderer.prompt(
+            id=f"{record.split}/{record.index}/words",
+            kind=record.kind,
+            question=f"{record.board} {record.question}",
+            answer=record.answer,
+            media=(),
+        )
 
     @functools.cached_property
     def _demonstrations(self) -> list[tuple[Demonstration, tuple[int, ...]]]:

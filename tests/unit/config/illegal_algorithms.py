@@ -353,6 +353,14 @@ ALGORITHMS: dict[str, tuple[dict[str, Any], list[str]]] = {
         {"data.demonstrations": "d.jsonl", "algorithm.response_format": "answer_only"},
         ["data.demonstrations=d.jsonl hold thoughts", "set it to null"],
     ),
+    "words in place of pictures that a file's demonstrations speak of": (
+        {"data.demonstrations": "d.jsonl", "data.sft_in_words": True},
+        ["data.sft_in_words=true has no effect on data.demonstrations=d.jsonl", "set one to its default"],
+    ),
+    "words in place of pictures that attention is guided to": (
+        {"data.sft_in_words": True, "sft.attention_guidance.image": 0.15},
+        ["data.sft_in_words=true leaves sft no pictures", "set sft.attention_guidance.{image=0,system=0}"],
+    ),
     "the name of another loss alone, in place of the group": (
         {"algorithm.policy_loss.name": "gspo"},
         [

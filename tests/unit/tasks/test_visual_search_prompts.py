@@ -1,4 +1,5 @@
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -60,6 +61,25 @@ def test_prompts_say_where_their_answer_is_seen(make: Make) -> None:
     assert record.kind == "count" and len(record.evidence) == 3
     assert prompts.question("train", 3).evidence == record.evidence
     assert prompts.demonstration("perceive", "train", 3).prompt.evidence == ()
+
+
+def test_a_cold_start_in_words_shows_the_board_in_the_question(make: Make) -> None:
+    shown, told = make("think_answer", "data.grid=3"), make("think_answer", "data.grid=3", "data.sft_in_words=true")
+    for i in range(10):
+        picture, words = (prompts.demonstration("sft", "train", i) for prompts in (shown, told))
+        assert words.response_token_ids == picture.response_token_ids
+        assert words.prompt.media == () == words.prompt.evidence and picture.prompt.media
+        board, question = words.prompt.question[: -len(picture.prompt.question)], picture.prompt.question
+        assert words.prompt.question.endswith(f" {question}")
+        record = VisualSearch(0, 3, 9).record("train", i)
+        described = dict(pair.split(" ", 1) for pair in re.split(r" (?=[a-c][1-3])", board.strip()))
+        assert len(described) == 9
+        captioned = re.split(r" (?=[a-c][1-3])", record.caption)
+        assert all(described[place] == content for place, content in (pair.split(" ", 1) for pair in captioned))
+    assert told.held_out(5) == shown.held_out(5)
+    for i in range(5):
+        perceived = [prompts.demonstration("perceive", "train", i) for prompts in (shown, told)]
+        assert perceived[0] == perceived[1]
 
 
 def test_a_share_of_the_thoughts_is_a_glance(make: Make, family: Family) -> None:
