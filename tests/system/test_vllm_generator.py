@@ -11,124 +11,29 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
-from pydantic import TypeAdapter
 
-from ral_system.config.rollout import RolloutConfig
-from ral_system.data.chat import ChatRenderer
-from ral_system.data.features import FeatureExtractor
 from ral_system.errors import GateError, WeightSyncError
 from ral_system.media.blinding import MaskedMedia
-from ral_system.media.store import MediaStore
 from ral_system.media.videos import VideoLimits
-from ral_system.models.loading import load_family, load_model
 from ral_system.rollout.stopping import ANSWER_END
 from ral_system.rollout.vllm_environment import vllm_environment
 from ral_system.tasks.tiny_model import build_tiny_model
 from ral_system.tasks.visual_search import VisualSearch, words
-from ral_system.types import Completion, Media, Prompt, Sampling, VideoSampling, WeightManifest
+from ral_system.types import Sampling, VideoSampling, WeightManifest
 from ral_system.weights.manifest import verify_loaded
 from ral_system.weights.transfer.object_store import Arrays
 from tests.offered import offered
+from tests.system.vllm_setting import CONFIG, SAMPLING, Setting
 from tests.unit.media.clips import clip, noise
-from tests.unit.rollout.new_weights import Arrivals
 from tests.unit.rollout.stopped import check_stopped
-from tests.unit.rollout.top_tokens import check_top_tokens
 
 pytestmark = pytest.mark.system
 
-CONFIG = TypeAdapter(RolloutConfig).validate_python(
-    {
-        "engine": "vllm",
-        "workers": 1,
-        "temperature": 0.8,
-        "max_new_tokens": 24,
-        "stop_at_answer": False,
-        "max_model_len": 512,
-        "max_sequences": 32,
-        "dtype": "float32",
-        "tensor_parallel": 1,
-        "memory_gib": 0.5,
-        "gpu_memory_utilization": 0.5,
-        "weight_transfer": None,
-        "weight_timeout_s": 60.0,
-        "on_new_weights": "finish",
-        "log_prob_gate": {"token": 1e-4, "outliers": 0.0, "mean": None, "p999": None},
-    }
-)
-SAMPLING = Sampling(completions=4, temperature=0.8, max_new_tokens=24, seed=11)
 
-
-class Setting:
-    """The engine, and a transformers model with the weights that the engine should hold."""
-
-    def __init__(self, folder: Path) -> None:
-        build_tiny_model(folder / "model", words(), hidden=128, layers=4, vision_layers=2, seed=1)
-        self.media = MediaStore(folder / "media")
-        self.model = load_model(folder / "model", dtype="float32")
-        self.family = load_family(folder / "model")
-        self.processor, self.banned = self.family.processor, self.family.banned_ids
-        renderer = ChatRenderer(self.family, "answer")
-        source = VisualSearch(seed=0, grid=3, objects=4)
-        self.prompts = []
-        for index in range(6):
-            record = source.record("train", index)
-            stored = (self.media.put(record.image),)
-            prompt = renderer.prompt(id=f"train/{index}", kind="", question=record.question, answer="", media=stored)
-            self.prompts.append(prompt)
-        from ral_system.rollout.vllm_generator import VllmEngine
-
-        self.engine = VllmEngine(folder / "model", CONFIG, self.media, seed=0, device="cpu")
-
-    def generate(self, prompts: list[Prompt] | None = None, sampling: Sampling = SAMPLING) -> dict[str, Completion]:
-        found = {c.id: c for c in self.engine.generate(prompts or self.prompts, sampling)}
-        assert len(found) == len(prompts or self.prompts) * sampling.completions
-        return found
-
-    def generate_with_arrival(self, weights: Arrays) -> dict[str, Completion]:
-        """`generate`, with weights that arrive after nine of the engine's steps."""
-        core, arrivals = self.engine._llm.llm_engine, Arrivals(self.engine, {9: weights})
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(core, "step", core.step)  # to be taken back
-            arrivals.watch(core, "step")
-            found = self.generate()
-        (manifest,) = arrivals.done()
-        verify_loaded(weights.manifest, manifest)
-        return found
-
-    def perturbed(self, version: int) -> Arrays:
-        torch.manual_seed(version)
-        with torch.no_grad():
-            for parameter in self.model.parameters():
-                parameter.add_(0.02 * torch.randn_like(parameter))
-        return offered(version, self.model.state_dict())
-
-    @torch.no_grad()
-    def log_probs(self, prompt: Prompt, completion: Completion, temperature: float) -> np.ndarray:
-        extract = FeatureExtractor(self.family, self.media)
-        unique, occurrences = extract.distinct(prompt.media)
-        seen = self.family.inputs(self.family.encode(self.model.model, extract(unique)), occurrences)
-        ids = torch.tensor([[*prompt.token_ids, *completion.token_ids]])
-        layouts = [self.family.layout(medium) for medium in prompt.media]
-        positions = self.family.positions(self.family.visual(ids[0]), layouts)
-        logits = self.model(input_ids=ids, position_ids=positions[:, None], **seen).logits[0]
-        logits = logits[len(prompt.token_ids) - 1 : -1] / temperature
-        logits[:, list(self.banned)] = -torch.inf
-        check_top_tokens(completion, logits.log_softmax(-1), tolerance=1e-4)
-        return logits.log_softmax(-1).gather(-1, torch.tensor(completion.token_ids)[:, None])[:, 0].numpy()
-
-    def about(self, id: str, question: str, media: list[Media]) -> Prompt:
-        renderer = ChatRenderer(self.family, "answer")
-        return renderer.prompt(id=id, kind="", question=question, answer="", media=media)
-
-    def largest_difference(
-        self, found: dict[str, Completion], temperature: float, prompts: list[Prompt] | None = None
-    ) -> float:
-        prompts = {p.id: p for p in prompts or self.prompts}
-        return max(
-            np.abs(self.log_probs(prompts[c.prompt_id], c, temperature) - np.array(c.log_probs)).max()
-            for c in found.values()
-        )
+def tiny_setting(folder: Path) -> Setting:
+    """On a tiny Qwen2.5-VL that is written to the folder."""
+    build_tiny_model(folder / "model", words(), hidden=128, layers=4, vision_layers=2, seed=1)
+    return Setting(folder / "model", folder)
 
 
 def take_under_way(setting: Setting, monkeypatch: pytest.MonkeyPatch, on_new_weights: str) -> None:
@@ -141,7 +46,7 @@ def setting(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Setting]:
     with pytest.MonkeyPatch.context() as patch:
         for name, value in vllm_environment(CONFIG, threads=1, device="cpu").items():
             patch.setenv(name, value)
-        yield Setting(tmp_path_factory.mktemp("vllm"))
+        yield tiny_setting(tmp_path_factory.mktemp("vllm"))
 
 
 def test_log_probs_are_those_of_transformers(setting: Setting) -> None:
@@ -374,5 +279,5 @@ def test_a_closed_engine_makes_room_for_the_next(setting: Setting, tmp_path: Pat
     setting.engine.close()
     gc.collect()
     assert held() is None
-    following = Setting(tmp_path)
+    following = tiny_setting(tmp_path)
     assert following.largest_difference(following.generate(), SAMPLING.temperature) <= 1e-4
