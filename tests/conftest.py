@@ -77,12 +77,12 @@ def tied_model(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Pa
 
 
 @pytest.fixture(scope="session")
-def qwen3_folder(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A tiny random Qwen3-VL, with the processor of the tiny Qwen2.5-VL. Do not write to it."""
+def qwen3_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny random Qwen3-VL, its tokenizer and processor. Do not write to it."""
     from tests.qwen3_model import build_qwen3_vl
 
     folder = tmp_path_factory.mktemp("qwen3")
-    build_qwen3_vl(tiny_model, folder)
+    build_qwen3_vl(folder)
     return folder
 
 

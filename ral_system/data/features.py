@@ -20,7 +20,7 @@ class FeatureExtractor:
         unique = list(dict.fromkeys(media))
         by_kind = {kind: [m for m in unique if m.kind == kind] for kind in self._family.visual_ids}
         index = {medium: i for of_kind in by_kind.values() for i, medium in enumerate(of_kind)}
-        return unique, {kind: tuple(index[m] for m in media if m.kind == kind) for kind in by_kind}
+        return unique, tuple((medium.kind, index[medium]) for medium in media)
 
     def __call__(self, media: Sequence[Media]) -> Features:
         """Features of media in order. Raises DataError."""

@@ -23,8 +23,8 @@ dimension: pictures in their order under some names, videos in theirs under othe
 
 Encoded = dict[MediaKind, tuple[Any, ...]]
 """What a model's vision encoder saw in each medium, by kind: a tensor each, or a tuple of tensors."""
-Occurrences = dict[MediaKind, tuple[int, ...]]
-"""For every place in a batch where a medium of a kind stands, in order, which one of that kind it is."""
+Occurrences = tuple[tuple[MediaKind, int], ...]
+"""For every place in a batch where a medium stands, in order, its kind and which one of that kind it is."""
 
 
 class PixelBudget(Protocol):

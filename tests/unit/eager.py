@@ -25,7 +25,7 @@ def media_inputs(batch: TensorBatch) -> dict[str, Tensor]:
     for kind, pixels in (("image", "pixel_values"), ("video", "pixel_values_videos")):
         grid = f"{kind}_grid_thw"
         if grid in batch.features:
-            at, grids = list(batch.occurrences[kind]), batch.features[grid]
+            at, grids = [i for of, i in batch.occurrences if of == kind], batch.features[grid]
             parts = batch.features[pixels].split(grids.prod(-1).tolist())
             found |= {pixels: torch.cat([parts[i] for i in at]), grid: grids[at]}
     return found

@@ -15,8 +15,9 @@ from ral_system.config.data import FilesConfig
 from ral_system.families.family import Encoded, Family, Features, Occurrences
 from ral_system.families.qwen_vl.pixel_budget import QwenPixelBudget, pixel_budgets
 from ral_system.families.qwen_vl.positions import rope_positions, seconds_per_grid
-from ral_system.families.qwen_vl.vision import encoded_media
+from ral_system.families.qwen_vl.vision import encoded_media, in_places
 from ral_system.types import Layout, Media, MediaKind, View
+
 
 FRAMES_AS_THEY_ARE = {"do_sample_frames": False, "do_resize": False, "cap_pixels_per_frame": False}
 """Frames come sampled and resized from the store."""
@@ -99,11 +100,12 @@ class QwenVl(Family):
         return rope_positions(visual, layouts, positions_per_second=self._positions_per_second)
 
     def encode(self, model: Any, features: Features, sequence: SequenceGroup | None = None) -> Encoded:
-        return encoded_media(model, features, sequence)
+        encoded = encoded_media(model, features, sequence, lambda found: (found.pooler_output,))
+        return {kind: tuple(whole for (whole,) in of_kind) for kind, of_kind in encoded.items()}
 
     def inputs(self, encoded: Encoded, occurrences: Occurrences) -> dict[str, Any]:
-        parts = {kind: tuple(encoded[kind][i] for i in places) for kind, places in occurrences.items() if places}
-        outputs = {kind: BaseModelOutputWithPooling(pooler_output=part) for kind, part in (parts or encoded).items()}
+        parts = in_places(encoded, occurrences)
+        outputs = {kind: BaseModelOutputWithPooling(pooler_output=part) for kind, part in parts.items()}
         return {"mm_encoder_outputs": outputs}
 
     def vision_encoder(self, model: PreTrainedModel) -> nn.Module:

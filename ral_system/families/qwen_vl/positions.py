@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -22,10 +23,18 @@ def rope_positions(visual: Tensor, layouts: Sequence[Layout], *, positions_per_s
 
     Text counts up alike in all three. The visual token of frame i, row r and column c of a medium that begins at s is
     at s + (t, r, c); t is 0 in a picture, and in a video the view's seconds · `positions_per_second`, or i where that
-    is None (Qwen2-VL). What follows begins one above all that came before. `visual` bool [T], on CPU, marks visual
-    tokens; those of a medium of `layouts` are one run. Sequences alike share the tensor: do not modify it.
+    is None (Qwen2-VL). A view that stands apart from the others is as a picture. What follows begins one above all that
+    came before. `visual` bool [T], on CPU, marks the visual tokens. Sequences alike share the tensor: do not modify it.
     """
-    return _of_runs(tuple(_runs(visual)), tuple(layouts), positions_per_second)
+    pieces = tuple(piece for layout in layouts for piece in _pieces(layout))
+    return _of_runs(tuple(_runs(visual)), pieces, positions_per_second)
+
+
+def _pieces(layout: Layout) -> tuple[Layout, ...]:
+    """The parts of a medium that are one run of tokens each; time begins in each."""
+    if not layout.separated:
+        return (layout,)
+    return tuple(Layout(layout.kind, (replace(view, frame=0, seconds=0.0),)) for view in layout.views)
 
 
 @functools.lru_cache(maxsize=64)

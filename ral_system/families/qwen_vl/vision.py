@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import accumulate, pairwise
 from typing import Any
 
@@ -10,11 +10,14 @@ import torch
 from torch import Tensor
 
 from ral_system.attention.sequence import SequenceGroup, own_run
-from ral_system.families.family import Encoded, Features
+from ral_system.families.family import Encoded, Features, Occurrences
+
+Streams = Callable[[Any], Sequence[Sequence[Tensor]]]
+"""From an encoder's output to what the text model reads of it: once or several times, [tokens, E] of each medium."""
 
 
-def encoded_media(model: Any, features: Features, sequence: SequenceGroup | None) -> Encoded:
-    """What the encoder of a transformers model (without its head) sees: [tokens, E] of each picture and video.
+def encoded_media(model: Any, features: Features, sequence: SequenceGroup | None, streams: Streams) -> Encoded:
+    """What the encoder of a transformers model (without its head) sees in each picture and video, in every stream.
 
     Pictures and videos go through it together. Without either, it sees one black patch, and none of that is used: a
     rank whose micro-batch is text alone takes part in what the others gather and reduce.
@@ -25,11 +28,21 @@ def encoded_media(model: Any, features: Features, sequence: SequenceGroup | None
     if not features:
         pixels, grids = _black_patch(model)
     views = DealtViews(torch.cat(grids), model.visual.spatial_merge_size, sequence if features else None)
-    found = model.get_image_features(views.own(torch.cat(pixels)), views.own_grids, return_dict=True).pooler_output
+    found = model.get_video_features(views.own(torch.cat(pixels)), views.own_grids, return_dict=True)
+    media = list(zip(*(views.of_media(stream) for stream in streams(found)), strict=True))
     if not features:
-        return {"image": (found[0][:0],)}
-    media = views.of_media(found)
+        return {"image": (tuple(stream[:0] for stream in media[0]),)}
     return {"image": tuple(media[:images]), "video": tuple(media[images:])}
+
+
+def in_places(encoded: Encoded, occurrences: Occurrences) -> Encoded:
+    """What was seen place by place, by kind; without media, the piece without tokens that the encoder made."""
+    if not occurrences:
+        return encoded
+    found: Encoded = {}
+    for kind, i in occurrences:
+        found[kind] = (*found.get(kind, ()), encoded[kind][i])
+    return found
 
 
 def _black_patch(model: Any) -> tuple[list[Tensor], list[Tensor]]:

@@ -5,27 +5,19 @@ import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from types import MappingProxyType, SimpleNamespace
+from types import MappingProxyType
 
 import pytest
 import torch
 
-from ral_system.attention.policy import dense_policy
-from ral_system.attention.read import AttentionRead
-from ral_system.data.chat import ChatRenderer
-from ral_system.data.collate import Collator
 from ral_system.errors import DataError, SetupError
-from ral_system.families.family import Family, joined, sized
+from ral_system.families.family import joined, sized
 from ral_system.families.known import family_of, known_types
 from ral_system.families.qwen3_vl import Qwen3Vl
 from ral_system.families.qwen_vl.family import QwenVl
-from ral_system.media.store import MediaStore
 from ral_system.models.loading import load_family, load_model
-from ral_system.models.policy import PolicyModel
 from ral_system.registry import FAMILIES
-from ral_system.rollout.hf_generator import HfEngine
-from ral_system.types import Clip, Layout, Media, Sample, Sampling, VideoSampling, View
-from tests.unit.eager import eager_attentions, media_inputs
+from ral_system.types import Clip, Layout, Media, VideoSampling, View
 
 PICTURE = Media("a" * 64, 84, 56)
 VIDEO = Media("b" * 64, 56, 28, Clip(VideoSampling(1.0, 8, 2), (0.0, 1.0, 2.0, 3.0), 6.0))
@@ -189,89 +181,3 @@ def test_the_projector_is_the_merger(tiny_model: Path) -> None:
     model, family = load_model(tiny_model, dtype="float32"), load_family(tiny_model)
     assert family.vision_encoder(model) is model.model.visual
     assert family.projector(model) == (model.model.visual.merger,)
-
-
-# --- Qwen3-VL ---
-
-
-@pytest.fixture(scope="module")
-def qwen3(qwen3_folder: Path) -> Family:
-    return load_family(qwen3_folder)
-
-
-def test_qwen3_vl_refuses_videos_in_one_line(qwen3: Family) -> None:
-    assert type(qwen3) is Qwen3Vl
-    refusal = "^videos are not served for qwen3_vl; use Qwen2.5-VL, or questions about pictures$"
-    with pytest.raises(DataError, match=refusal):
-        qwen3.layout(VIDEO)
-    with pytest.raises(DataError, match=refusal):
-        ChatRenderer(qwen3, "answer").prompt(id="p", kind="", question="what ?", answer="", media=[VIDEO])
-    assert qwen3.layout(PICTURE) == Layout("image", (View(2, 3),))
-
-
-def test_the_projector_of_qwen3_vl_has_a_merger_for_each_depth(qwen3_folder: Path, qwen3: Family) -> None:
-    model = load_model(qwen3_folder, dtype="float32")
-    visual = model.model.visual
-    assert qwen3.projector(model) == (visual.merger, visual.deepstack_merger_list[0])
-
-
-def test_qwen3_vl_reads_pictures_as_transformers_does(
-    qwen3_folder: Path, qwen3: Family, media: MediaStore, draw_samples: Callable[[int], list[Sample]]
-) -> None:
-    """Log-probs and attention of packed sequences, against each sequence alone by transformers itself."""
-    model = load_model(qwen3_folder, dtype="float32")
-    (sample, other), renderer = draw_samples(2), ChatRenderer(qwen3, "answer")
-    both = renderer.prompt(
-        id="both", kind="", question="what <image> and <image> ?", answer="", media=[*sample.prompt.media] * 2
-    )
-    samples = (sample, replace(other, id="both", prompt=both))
-    collate, read = Collator(qwen3, media), AttentionRead(layers="all")
-    with torch.no_grad():
-        output = PolicyModel(model, qwen3, temperature=1.0)(collate(samples), [read])
-    model.set_attn_implementation("eager")
-    for i, one in enumerate(samples):
-        alone, prompt = collate((one,)), len(one.prompt.token_ids)
-        with torch.no_grad():
-            logits = model(input_ids=alone.input_ids[None], **media_inputs(alone)).logits[0, prompt - 1 : -1]
-            attentions = eager_attentions(model, alone)
-        logits[:, list(qwen3.banned_ids)] = -torch.inf
-        expected = logits.log_softmax(-1).gather(-1, torch.tensor(one.response_token_ids)[:, None])[:, 0]
-        assert torch.allclose(output.log_probs[i, : len(expected)], expected, atol=1e-5)
-        for layer, attention in zip(output.attention[read][i].layers, attentions, strict=True):
-            rows = torch.arange(prompt, one.length)
-            found = dense_policy(layer.query, layer.key, rows, layer.scale, None, None, "mean")
-            others = attention[0].mean(0).tril(-1)[rows]
-            assert torch.allclose(found, others / others.sum(-1, keepdim=True), atol=2e-6)
-
-
-def test_qwen3_vl_generates_with_the_log_probs_of_scoring(
-    qwen3_folder: Path,
-    qwen3: Family,
-    media: MediaStore,
-    draw_samples: Callable[[int], list[Sample]],
-    make_config: Callable,
-) -> None:
-    """Prompts of several lengths in one batch, one of them without a picture."""
-    prompts = [sample.prompt for sample in draw_samples(3)]
-    renderer = ChatRenderer(qwen3, "answer")
-    prompts.append(renderer.prompt(id="text", kind="", question="what is there ?", answer="", media=()))
-    engine = HfEngine(qwen3_folder, make_config().rollout, media, seed=0)
-    found = list(engine.generate(prompts, Sampling(completions=2, temperature=1.0, max_new_tokens=6, seed=5)))
-    assert len(found) == 8
-    policy = PolicyModel(load_model(qwen3_folder, dtype="float32"), qwen3, temperature=1.0)
-    of, collate = {prompt.id: prompt for prompt in prompts}, Collator(qwen3, media)
-    for completion in found:
-        batch = collate((Sample(completion.id, of[completion.prompt_id], completion.token_ids),))
-        with torch.no_grad():
-            scored = policy(batch).log_probs[0].tolist()
-        assert scored == pytest.approx(completion.log_probs, abs=2e-5)
-
-
-def test_qwen3_vl_refuses_text_alone_where_ranks_wait_for_each_other(
-    qwen3: Family, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    assert qwen3.encode(SimpleNamespace(), {}) == {} == qwen3.inputs({}, {"image": ()})
-    ranks = SimpleNamespace(is_initialized=lambda: True, get_world_size=lambda: 2)
-    monkeypatch.setattr("ral_system.families.qwen3_vl.dist", ranks)
-    with pytest.raises(ValueError, match=r"^text alone on several ranks is not served for qwen3_vl"):
-        qwen3.encode(SimpleNamespace(), {})

@@ -49,7 +49,7 @@ class Case:
             input_ids=torch.zeros(sum(lengths), dtype=torch.int64),
             packing=Packing(tuple(PackedGroup(p, (r,)) for p, r in zip(PROMPTS, RESPONSES, strict=True))),
             features={},
-            occurrences={},
+            occurrences=(),
             position_ids=torch.zeros(3, 1, sum(lengths), dtype=torch.int64),
             layouts=((), (), ()),
             response_ids=torch.zeros(3, 4, dtype=torch.int64),
