@@ -87,6 +87,16 @@ def qwen3_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def glm4v_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny random GLM-4.1V, its tokenizer and processor. Do not write to it."""
+    from tests.glm4v_model import build_glm4v
+
+    folder = tmp_path_factory.mktemp("glm4v")
+    build_glm4v(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
 def media(tmp_path_factory: pytest.TempPathFactory) -> MediaStore:
     """One store of pictures for all tests."""
     from ral_system.media.store import MediaStore

@@ -11,8 +11,8 @@ from transformers import (
     Qwen3VLVideoProcessor,
 )
 
+from ral_system.tasks import looking, visual_search
 from ral_system.tasks.tiny_model import CHAT_TEMPLATE, build_tokenizer
-from ral_system.tasks.visual_search import words
 
 MARKERS = {
     "image_token_id": "<|image_pad|>",
@@ -23,11 +23,13 @@ MARKERS = {
 
 
 def build_qwen3_vl(folder: Path) -> None:
-    """Write one that knows the words of visual search and times below 64 seconds; 28 px a token.
+    """Write one that knows the words of the generated tasks and times below 64 seconds; 28 px a token.
 
     Its heads are as wide as vLLM serves them at least.
     """
-    tokenizer = build_tokenizer([*words(), "<", ".", ">", "seconds", *map(str, range(64))])
+    tokenizer = build_tokenizer(
+        [*visual_search.words(), *looking.words(), "<", ".", ">", "seconds", *map(str, range(64))]
+    )
     config = Qwen3VLConfig(
         text_config={
             "vocab_size": len(tokenizer),

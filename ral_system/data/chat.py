@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from ral_system.families.family import Family
-from ral_system.types import MARKS, MAX_MEDIA, Media, Prompt, Region
+from ral_system.types import MARKS, Media, Prompt, Region
 
 _MARK = re.compile("(" + "|".join(MARKS) + ")")
 _STAND_IN = "\ue000"
@@ -44,7 +44,7 @@ class ChatRenderer:
         """
         if special := next((token for token in self._special_tokens if token in question), None):
             raise ValueError(f"prompt {id}: the text holds {special}, which has a special meaning to the model")
-        for kind_of, most in MAX_MEDIA.items():
+        for kind_of, most in self.family.max_media.items():
             if (count := sum(medium.kind == kind_of for medium in media)) > most:
                 raise ValueError(f"prompt {id}: {count} {kind_of}s; at most {most} are supported")
         pieces = _MARK.split(question)

@@ -14,7 +14,7 @@ from transformers import PretrainedConfig, PreTrainedModel
 
 from ral_system.attention.sequence import SequenceGroup
 from ral_system.config.data import FilesConfig
-from ral_system.types import Layout, Media, MediaKind
+from ral_system.types import MAX_MEDIA, Layout, Media, MediaKind
 
 Features = dict[str, Tensor]
 """What a model's vision encoder reads, under the names of its forward pass. Media lie behind each other along the first
@@ -51,6 +51,8 @@ class Family(ABC):
     embedding."""
     frames_per_view: ClassVar[int] = 1
     """Frames of a video that the vision encoder merges into one."""
+    max_media: ClassVar[Mapping[MediaKind, int]] = MAX_MEDIA
+    """Most media of each kind in a prompt; `MAX_MEDIA` bounds it."""
 
     def __init__(self, config: PretrainedConfig, processor: Any) -> None:
         self.config, self.processor, self.tokenizer = config, processor, processor.tokenizer

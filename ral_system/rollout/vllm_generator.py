@@ -91,7 +91,7 @@ class VllmEngine:
             enforce_eager=on_cpu,
             enable_sleep_mode=sleeps and not on_cpu,  # vLLM refuses it on CPU, where calls to sleep are allowed
             logprobs_mode="processed_logprobs",
-            limit_mm_per_prompt=dict(MAX_MEDIA),
+            limit_mm_per_prompt=dict(self._family.max_media),
             mm_processor_cache_gb=_MEDIA_CACHE_GIB,
             disable_log_stats=False,
             # With a step in flight, a token of the old weights could be labelled with the new ones.

@@ -18,8 +18,8 @@ pytestmark = pytest.mark.system
 
 Together = tuple[float, float]
 """The largest difference of what ranks compute together from what one does, and the largest value of it."""
-MODELS = {"one key head": 64, "three key heads": 192, "Qwen3-VL": 65}
-"""Widths, by which folders are named. Qwen2.5-VL has a query head for each 32, and half as many key heads."""
+MODELS = {"one key head": 64, "three key heads": 192, "Qwen3-VL": None, "GLM-4V": None}
+"""Widths of Qwen2.5-VL, which has a query head for each 32 and half as many key heads; and other families."""
 PROMPTS = {
     "packed groups": [("pictures", (5, 1, 7)), ("text", (2, 6)), ("picture", (4,))],
     "a video": [("video", (3, 4)), ("both", (6,))],
@@ -27,13 +27,13 @@ PROMPTS = {
     "one response token": [("picture", (1,))],
     "recomputed": [("pictures", (5, 2)), ("picture", (3,))],
 }
-WORLDS = {2: ["one key head", "three key heads", "Qwen3-VL"], 3: ["three key heads"]}
+WORLDS = {2: list(MODELS), 3: ["three key heads"]}
 CASES = [
     pytest.param(size, model, prompts, marks=pytest.mark.long if size == 3 else ())
     for size, models in WORLDS.items()
     for model in models
     for prompts in PROMPTS
-    if model != "Qwen3-VL" or prompts in ("packed groups", "recomputed")  # without videos, or text alone
+    if model != "GLM-4V" or prompts in ("a video", "recomputed")  # whose encoder and deals are Qwen3-VL's
 ]
 BOUNDS = {"exact": 1e-10, "encoder": 1e-7, "single": 2e-5}
 """Largest difference, relative to the largest value: in float64; for weights of the encoder, whose rotary embedding
@@ -199,8 +199,8 @@ def compare(model: str, prompts: str, task: Path, group: Any) -> dict[str, Toget
     from ral_system.media.store import MediaStore
     from ral_system.models.loading import load_family
 
-    folder = task / str(MODELS[model])
-    samples = pickle.loads((task / "samples.pickle").read_bytes())[prompts]  # noqa: S301 (this test wrote it)
+    folder = task / model
+    samples = pickle.loads((task / f"{model}.pickle").read_bytes())[prompts]  # noqa: S301 (this test wrote it)
     store = MediaStore(task / "media")
     batch = Collator(load_family(folder), store)(samples)
     reads = [
@@ -245,13 +245,17 @@ def results(
     from ral_system.media.store import MediaStore
     from ral_system.tasks.tiny_model import build_tiny_model
     from ral_system.tasks.visual_search import words
+    from tests.glm4v_model import build_glm4v
     from tests.qwen3_model import build_qwen3_vl
 
     task = tmp_path_factory.mktemp("sequence")
-    for width in (64, 192):
-        build_tiny_model(task / str(width), words(), hidden=width, layers=2, vision_layers=1, seed=3)
-    build_qwen3_vl(task / "64", task / "65")
-    (task / "samples.pickle").write_bytes(pickle.dumps(draw(task / "64", MediaStore(task / "media"))))
+    for model, width in MODELS.items():
+        if width is not None:
+            build_tiny_model(task / model, words(), hidden=width, layers=2, vision_layers=1, seed=3)
+    build_qwen3_vl(task / "Qwen3-VL")
+    build_glm4v(task / "GLM-4V")
+    for model in MODELS:
+        (task / f"{model}.pickle").write_bytes(pickle.dumps(draw(task / model, MediaStore(task / "media"))))
     items = [item for item in request.session.items if item.path == Path(__file__)]
     chosen = [tuple(item.callspec.params[name] for name in ("world_size", "model", "prompts")) for item in items]  # type: ignore[attr-defined]
     found = {}

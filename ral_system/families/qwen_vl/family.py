@@ -19,25 +19,34 @@ from ral_system.families.qwen_vl.vision import encoded_media, in_places
 from ral_system.types import Layout, Media, MediaKind, View
 
 
-FRAMES_AS_THEY_ARE = {"do_sample_frames": False, "do_resize": False, "cap_pixels_per_frame": False}
-"""Frames come sampled and resized from the store."""
-
-
 class QwenVl(Family):
     """Qwen2-VL and Qwen2.5-VL (arXiv 2409.12191, 2502.13923)."""
 
     model_types: ClassVar[tuple[str, ...]] = ("qwen2_vl", "qwen2_5_vl")
     attention_classes: ClassVar[tuple[str, ...]] = ("Qwen2VLAttention", "Qwen2_5_VLAttention", "Qwen2Attention")
     frames_per_view = 2
+    pixel_budget: ClassVar[type[QwenPixelBudget]] = QwenPixelBudget
+    """The rule by which the processor resizes pictures."""
+    frame_settings: ClassVar[Mapping[str, Any]] = {
+        "do_sample_frames": False,
+        "do_resize": False,
+        "cap_pixels_per_frame": False,
+    }
+    """The video processor's, for frames that come sampled and resized from the store."""
 
     def __init__(self, config: PretrainedConfig, processor: Any) -> None:
         super().__init__(config, processor)
         images = processor.image_processor
         self._factor = images.patch_size * images.merge_size
-        self._bounds = images.size["shortest_edge"], images.size["longest_edge"]
-        self._budget = QwenPixelBudget(self._factor, *self._bounds)
+        self._bounds = self.bounds(images.size)
+        self._budget = self.pixel_budget(self._factor, *self._bounds)
         # What a second is worth in positions; Qwen2-VL does not count in seconds.
         self._positions_per_second: float | None = getattr(config.vision_config, "tokens_per_second", None)
+
+    @staticmethod
+    def bounds(size: Mapping[str, int]) -> tuple[int, int]:
+        """Smallest and largest number of pixels that the processor's `size` leaves a picture."""
+        return size["shortest_edge"], size["longest_edge"]
 
     @property
     def visual_ids(self) -> Mapping[MediaKind, int]:
@@ -74,7 +83,7 @@ class QwenVl(Family):
         return self._bounds
 
     def pixel_budgets(self, data: FilesConfig) -> dict[MediaKind, QwenPixelBudget]:
-        return pixel_budgets(data, self._factor, self._bounds)
+        return pixel_budgets(data, self._factor, self._bounds, self.pixel_budget)
 
     def features(self, media: Sequence[Media], pixels: Sequence[Any]) -> list[Features]:
         pairs = list(zip(media, pixels, strict=True))
@@ -92,7 +101,7 @@ class QwenVl(Family):
         if not videos:
             return []
         found = self.processor.video_processor(
-            videos=videos, input_data_format="channels_last", return_tensors="pt", **FRAMES_AS_THEY_ARE
+            videos=videos, input_data_format="channels_last", return_tensors="pt", **self.frame_settings
         )
         return _by_medium(found, "pixel_values_videos", "video_grid_thw")
 
@@ -141,7 +150,7 @@ class QwenVl(Family):
         return pixels, metadata
 
     def engine_arguments(self) -> dict[str, Any]:
-        return {"mm_processor_kwargs": {"videos_kwargs": FRAMES_AS_THEY_ARE}}
+        return {"mm_processor_kwargs": {"videos_kwargs": dict(self.frame_settings)}}
 
 
 def _windowed_pairs(rows: int, columns: int, window: int) -> int:

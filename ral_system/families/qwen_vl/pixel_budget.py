@@ -25,22 +25,29 @@ class QwenPixelBudget:
         """Width and height as the model sees them. Raises DataError for pictures too long and thin: for the bounds, or
         for the model's processor, which would not leave them so.
         """
-        from transformers.models.qwen2_vl.image_processing_qwen2_vl import smart_resize
-
         try:
-            tall, wide = smart_resize(height, width, self.factor, self.min_pixels, self.max_pixels)
+            wide, tall = self.resized(width, height, self.min_pixels, self.max_pixels)
             fits = tall * wide <= self.max_pixels or min(tall, wide) > self.factor
             if self.processor is not None:
-                tall, wide = smart_resize(tall, wide, self.factor, *self.processor)
-                fits = fits and smart_resize(tall, wide, self.factor, *self.processor) == (tall, wide)
+                wide, tall = self.resized(wide, tall, *self.processor)
+                fits = fits and self.resized(wide, tall, *self.processor) == (wide, tall)
         except ValueError:
             fits = False
         if not fits:
             raise DataError(f"too long and thin: {width}x{height} px")
         return wide, tall
 
+    def resized(self, width: int, height: int, low: int, high: int) -> tuple[int, int]:
+        """Width and height within bounds of pixels. Raises ValueError for a picture too long and thin."""
+        from transformers.models.qwen2_vl.image_processing_qwen2_vl import smart_resize
 
-def pixel_budgets(data: FilesConfig, factor: int, processor: tuple[int, int]) -> dict[MediaKind, QwenPixelBudget]:
+        tall, wide = smart_resize(height, width, self.factor, low, high)
+        return wide, tall
+
+
+def pixel_budgets(
+    data: FilesConfig, factor: int, processor: tuple[int, int], of_pictures: type[QwenPixelBudget] = QwenPixelBudget
+) -> dict[MediaKind, QwenPixelBudget]:
     """The configured bounds of pictures, each the image processor's own where it is null, and of frames.
 
     Raises ConfigError for a bound of pictures outside the processor's: it would resize them again, as it does not
@@ -53,7 +60,7 @@ def pixel_budgets(data: FilesConfig, factor: int, processor: tuple[int, int]) ->
                 f"data.image.{name}={value} is outside what the model's processor leaves alone, {low} to {high} "
                 "pixels; set it inside, to null, or change preprocessor_config.json of the model"
             )
-    pictures = QwenPixelBudget(
+    pictures = of_pictures(
         factor,
         low if config.min_pixels is None else config.min_pixels,
         high if config.max_pixels is None else config.max_pixels,

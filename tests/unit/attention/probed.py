@@ -6,6 +6,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from transformers import (
+    Glm4vConfig,
+    Glm4vForConditionalGeneration,
     PreTrainedModel,
     Qwen2_5_VLConfig,
     Qwen2_5_VLForConditionalGeneration,
@@ -74,6 +76,14 @@ def build_qwen3_vl() -> PreTrainedModel:
     return Qwen3VLForConditionalGeneration(Qwen3VLConfig(text_config=text, vision_config=vision, **TOKENS))
 
 
+def build_glm4v() -> PreTrainedModel:
+    """Rotary embedding turns half of each head."""
+    vision = VISION | {"image_size": 112, "hidden_size": 32, "intermediate_size": 64, "out_hidden_size": 64}
+    text = TEXT | {"rope_parameters": ROPE | {"mrope_section": [1, 1, 2], "partial_rotary_factor": 0.5}}
+    tokens = TOKENS | {"image_start_token_id": START, "image_end_token_id": END, "pad_token_id": 0}
+    return Glm4vForConditionalGeneration(Glm4vConfig(text_config=text, vision_config=vision, **tokens))
+
+
 def build_qwen2() -> PreTrainedModel:
     return Qwen2ForCausalLM(Qwen2Config(**TEXT))
 
@@ -82,6 +92,7 @@ FAMILIES: dict[str, Callable[[], PreTrainedModel]] = {
     "qwen2_vl": build_qwen2_vl,
     "qwen2_5_vl": build_qwen2_5_vl,
     "qwen3_vl": build_qwen3_vl,
+    "glm4v": build_glm4v,
     "qwen2": build_qwen2,
 }
 CONTENTS: dict[str, list[tuple[int, tuple[int, int, int]]]] = {  # media token, grid of patches (time, height, width)
@@ -91,7 +102,17 @@ CONTENTS: dict[str, list[tuple[int, tuple[int, int, int]]]] = {  # media token, 
     "video": [(VIDEO, (3, 4, 4))],
     "image and video": [(IMAGE, (1, 2, 4)), (VIDEO, (2, 4, 2))],
 }
+
+
+def contents(family: str, *names: str) -> list[str]:
+    """Drop of `names` what a family does not take: all but text for Qwen2, videos beside pictures for GLM."""
+    if family == "qwen2":
+        return ["text"] * 2
+    return [name for name in names if family != "glm4v" or "video" not in name]
+
+
 CASES = [(family, content) for family in FAMILIES for content in CONTENTS if family != "qwen2" or content == "text"]
+CASES.remove(("glm4v", "image and video"))  # transformers' GLM takes one kind at a time
 
 Inputs = dict[str, Any]
 
@@ -108,16 +129,19 @@ def sequence(family: str, content: str, seed: int = 0) -> Inputs:
         return torch.randint(5, 40, (count,), generator=generator).tolist()
 
     ids, pixels, grids = words(3 + seed), {IMAGE: [], VIDEO: []}, {IMAGE: [], VIDEO: []}
+    kinds = [0] * len(ids)
     for token, (time, height, width) in CONTENTS[content]:
-        frames, cells = (time, height * width // 4) if family == "qwen3_vl" else (1, time * height * width // 4)
-        for _ in range(frames):  # Qwen3-VL writes a time stamp before each frame
-            ids += [*words(1), START, *[token] * cells, END]
+        apart = family in ("qwen3_vl", "glm4v")
+        frames, cells = (time, height * width // 4) if apart else (1, time * height * width // 4)
+        for _ in range(frames):  # these families write a time beside each frame, and GLM the token of pictures
+            ids += [*words(1), START, *[IMAGE if family == "glm4v" else token] * cells, END]
+            kinds += [0, 0, *[1 if token == IMAGE else 2] * cells, 0]
         pixels[token].append(torch.randn(time * height * width, 3 * 2 * 14 * 14, generator=generator))
         grids[token].append([time, height, width])
     ids += words(9)
     found: Inputs = {"input_ids": torch.tensor([ids])}
     if family != "qwen2":
-        found["mm_token_type_ids"] = (found["input_ids"] == IMAGE).int() + 2 * (found["input_ids"] == VIDEO).int()
+        found["mm_token_type_ids"] = torch.tensor([kinds + [0] * 9], dtype=torch.int32)
     for token, pixel_name, grid_name in (
         (IMAGE, "pixel_values", "image_grid_thw"),
         (VIDEO, "pixel_values_videos", "video_grid_thw"),

@@ -16,6 +16,7 @@ from tests.unit.attention.probed import (
     Inputs,
     Load,
     attention_of,
+    contents,
     every_row,
     expected_policy,
     packed,
@@ -41,8 +42,8 @@ def test_equals_eager_attention_of_the_last_layer(load: Load, family: str, conte
 @pytest.mark.parametrize("side", ["left", "right"])
 @pytest.mark.parametrize("family", FAMILIES)
 def test_is_right_beside_padding(load: Load, family: str, side: str) -> None:
-    contents = ["text", "text"] if family == "qwen2" else ["images", "text", "image and video"]
-    sequences = [sequence(family, content, seed) for seed, content in enumerate(contents)]
+    chosen = contents(family, "images", "text", "image and video")
+    sequences = [sequence(family, content, seed) for seed, content in enumerate(chosen)]
     capture, _ = probed(load(family, IMPLEMENTATION), together(sequences, side))
     assert capture.query is not None and capture.key is not None
     for b, inputs in enumerate(sequences):
@@ -55,8 +56,8 @@ def test_is_right_beside_padding(load: Load, family: str, side: str) -> None:
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_packed_sequences_are_what_they_are_alone(load: Load, family: str) -> None:
-    contents = ["text", "text"] if family == "qwen2" else ["images", "text", "image and video", "image"]
-    sequences = [sequence(family, content, seed) for seed, content in enumerate(contents)]
+    chosen = contents(family, "images", "text", "image and video", "image")
+    sequences = [sequence(family, content, seed) for seed, content in enumerate(chosen)]
     alone = [expected_policy(load(family, "eager"), inputs) for inputs in sequences]
     model = load(family, IMPLEMENTATION)
     inputs, lengths = packed(model, sequences)

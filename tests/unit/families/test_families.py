@@ -12,6 +12,7 @@ import torch
 
 from ral_system.errors import DataError, SetupError
 from ral_system.families.family import joined, sized
+from ral_system.families.glm4v import Glm4v
 from ral_system.families.known import family_of, known_types
 from ral_system.families.qwen3_vl import Qwen3Vl
 from ral_system.families.qwen_vl.family import QwenVl
@@ -33,12 +34,13 @@ def test_a_model_of_no_known_family_is_one_line(tmp_path: Path, model_type: str)
     assert str(refused.value) == (
         f"model {tmp_path}: model_type={model_type} belongs to no known family; known are {', '.join(known_types())}"
     )
-    assert {"qwen2_vl", "qwen2_5_vl", "qwen3_vl"} <= set(known_types())
+    assert {"qwen2_vl", "qwen2_5_vl", "qwen3_vl", "glm4v"} <= set(known_types())
 
 
 def test_each_type_has_its_family(tiny_model: Path) -> None:
     assert type(load_family(tiny_model)) is QwenVl is family_of("qwen2_vl", "m")
     assert family_of("qwen3_vl", "m") is Qwen3Vl
+    assert family_of("glm4v", "m") is Glm4v
 
 
 @pytest.fixture
@@ -69,7 +71,7 @@ def test_an_installed_package_adds_a_family(install: Callable[[str], None]) -> N
         family_of("other_vl", "m")
     install("other_models:OtherVl")
     assert family_of("other_vl", "m").__name__ == "OtherVl"
-    assert known_types() == sorted(["other_vl", "qwen2_vl", "qwen2_5_vl", "qwen3_vl"])
+    assert known_types() == sorted(["other_vl", "qwen2_vl", "qwen2_5_vl", "qwen3_vl", "glm4v"])
 
 
 @pytest.mark.parametrize(
@@ -87,7 +89,7 @@ def test_a_package_whose_family_cannot_be_imported_is_one_line(
         family_of("other_vl", "m")
     broken = f"model family 'other' is registered as {target}, which cannot be imported: {why}"
     assert str(refused.value).startswith(
-        "model m: model_type=other_vl belongs to no known family; known are qwen2_5_vl"
+        "model m: model_type=other_vl belongs to no known family; known are glm4v, qwen2_5_vl"
     )
     assert str(refused.value).endswith(f"; {broken}")
     assert family_of("qwen2_vl", "m") is QwenVl  # which has nothing to do with it

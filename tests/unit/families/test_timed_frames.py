@@ -79,9 +79,9 @@ class Bench:
         )
 
 
-@pytest.fixture(scope="module", params=["qwen3_vl"])
-def bench(request: pytest.FixtureRequest, qwen3_folder: Path, media: MediaStore) -> Bench:
-    return Bench({"qwen3_vl": qwen3_folder}[request.param], media)
+@pytest.fixture(scope="module", params=["qwen3_vl", "glm4v"])
+def bench(request: pytest.FixtureRequest, qwen3_folder: Path, glm4v_folder: Path, media: MediaStore) -> Bench:
+    return Bench({"qwen3_vl": qwen3_folder, "glm4v": glm4v_folder}[request.param], media)
 
 
 @pytest.mark.parametrize("chosen", ["", "p", "qp", "v", "w", "pv", "wqp"])

@@ -22,6 +22,17 @@ def family(tiny_model: Path) -> Family:
     return load_family(tiny_model)
 
 
+@pytest.mark.parametrize("name", ["qwen3_folder", "glm4v_folder"])
+def test_products_of_other_families_are_those_that_torch_counts(name: str, request: pytest.FixtureRequest) -> None:
+    folder = request.getfixturevalue(name)
+    model, family = load_model(folder, dtype="float32"), load_family(folder)
+    picture = Layout("image", (View(3, 2),))
+    with torch.no_grad(), FlopCounterMode(display=False) as counted:
+        model.model.get_image_features(torch.randn(24, 1176), torch.tensor([[1, 6, 4]]), return_dict=True)
+    counter = FlopCounter(model, family)
+    assert counter.vision([picture]) - family.vision_attention_flops(picture) == counted.get_total_flops()
+
+
 def test_products_are_those_that_torch_counts(tiny_model: Path, family: Family) -> None:
     model = load_model(tiny_model, dtype="float32")
     counter = FlopCounter(model, family)

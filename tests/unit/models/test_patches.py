@@ -30,7 +30,7 @@ def test_a_convolution_whose_windows_overlap_is_left_alone() -> None:
     assert type(model[0]) is nn.Conv3d
 
 
-@pytest.mark.parametrize("family", ["qwen2_vl", "qwen2_5_vl", "qwen3_vl"])
+@pytest.mark.parametrize("family", ["qwen2_vl", "qwen2_5_vl", "qwen3_vl", "glm4v"])
 def test_segments_in_one_call_are_what_they_are_one_by_one(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
     model = FAMILIES[family]().eval()
     pixels = torch.randn(12 * 12 + 4 * 6 + 2 * 4 * 4, 3 * 2 * 14 * 14, generator=torch.Generator().manual_seed(0))
@@ -49,7 +49,7 @@ def test_segments_in_one_call_are_what_they_are_one_by_one(family: str, monkeypa
         if together:
             attend_to_segments_together(model)
         calls.append(0)
-        output = model.model.get_image_features(pixels, grids, return_dict=True)
+        output = model.model.get_video_features(pixels, grids, return_dict=True)
         model.zero_grad(set_to_none=True)
         torch.cat(output.pooler_output).square().sum().backward()
         gradients = {n: p.grad for n, p in model.named_parameters() if p.grad is not None}
