@@ -63,10 +63,20 @@ def measured(call: Callable[[], object]) -> int:
     return most
 
 
+@pytest.mark.parametrize("family", ["qwen3", "glm4v"])
+def test_passes_of_other_families_hold_what_is_planned(request: pytest.FixtureRequest, family: str) -> None:
+    folder = request.getfixturevalue(f"{family}_folder")
+    check_passes(folder, "data=video_search")
+
+
 @pytest.mark.parametrize("shape", SHAPES)
 def test_a_tiny_models_passes_hold_what_is_planned(tiny_model: Path, shape: str) -> None:
+    check_passes(tiny_model, *SHAPES[shape])
+
+
+def check_passes(folder: Path, *overrides: str) -> None:
     common = ("plan.device=cpu", "plan.text_tokens=60", "plan.response_tokens=24", "rollout.max_model_len=1024")
-    outline, config = plan_for(tiny_model, *common, *SHAPES[shape])
+    outline, config = plan_for(folder, *common, *overrides)
     samples = step_samples(config, config.plan, outline.family)[:8]
     policy = new_policy(outline.family, "float32", torch.device("cpu"), config, trained=True)
     scores = {sample.id: outline.blank_scores(sample) for sample in samples}
