@@ -65,12 +65,24 @@ def _probed_sdpa(
     if packing is None:
         groups = HeadGroups(getattr(module, "is_causal", True), query.shape[1] // key.shape[1])
         found = sdpa_attention_forward(cast(Any, groups), query, key, value, attention_mask, **kwargs)[0]
-    elif attention_mask is not None or any(kwargs.get(name) for name in ("sliding_window", "dropout")):
+    elif not _is_no_mask(attention_mask) or any(kwargs.get(name) for name in ("sliding_window", "dropout")):
         raise ValueError("packed sequences take no attention mask, no sliding window and no dropout")
     else:
         found = packed_attention(query, key, value, packing, kwargs["scaling"])
         found = found if sequence is None else sequence.to_tokens(found)
     return found[..., :dim], None
+
+
+def no_mask() -> Tensor:
+    """The `attention_mask` for a model's forward with `packing`: [0, 0, 0, 0], which transformers passes on unchanged.
+
+    Without it, transformers makes a mask of [T, T] itself where positions of one axis begin again and again.
+    """
+    return torch.empty(0, 0, 0, 0)
+
+
+def _is_no_mask(mask: Tensor | None) -> bool:
+    return mask is None or mask.numel() == 0
 
 
 def _segmented(

@@ -16,7 +16,7 @@ from ral_system.algorithms.token_read import TokenRead, TokenValues
 from ral_system.attention.group import GroupAttention
 from ral_system.attention.intervention import Intervention, Steering
 from ral_system.attention.packing import Packing
-from ral_system.attention.probe import AttentionProbe, Capture, PackedRows
+from ral_system.attention.probe import AttentionProbe, Capture, PackedRows, no_mask
 from ral_system.attention.provenance import KeyKind
 from ral_system.attention.read import AttentionRead
 from ral_system.attention.selection import select_keys
@@ -135,6 +135,7 @@ class PolicyModel(nn.Module):
                     self.encode(batch.features) if batch.encoded is None else batch.encoded, batch.occurrences
                 ),
                 packing=packing,
+                attention_mask=no_mask(),
                 use_cache=False,
                 **self._steering(batch),
                 **({} if sequence is None else {"sequence": sequence}),
