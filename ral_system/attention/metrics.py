@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
 from ral_system.attention.provenance import KeyKind, KeyProvenance
+from ral_system.types import Layout
 
 SINK_TOKENS = 4
 """The first tokens of a sequence, on which models park attention they have no use for (arXiv 2309.17453)."""
@@ -32,16 +35,34 @@ STATISTICS = (
 """Every name that `row_statistics` may return."""
 
 
-def visual_maps(mass_T: Tensor, keys: KeyProvenance) -> list[Tensor]:
-    """Mass per visual token of one sequence: of each image, then of each video, [frames, grid height, grid width]."""
-    found = []
-    for kind in (KeyKind.IMAGE, KeyKind.VIDEO):
-        of_kind = keys.kind == kind
-        for index in range(int(keys.media[of_kind].max()) + 1 if of_kind.any() else 0):
-            at = (of_kind & (keys.media == index)).nonzero()[:, 0]
-            grid = [int(axis[at].max()) + 1 for axis in (keys.frame, keys.row, keys.column)]
-            found.append(mass_T[at].view(grid))
+def visual_maps(mass_T: Tensor, keys: KeyProvenance, layouts: Sequence[Layout]) -> list[Tensor]:
+    """Mass on the places of one sequence's media, in order: of each image, then of each video, [frames, rows, columns].
+
+    The places are those of a medium's finest view. A token of a coarser one, such as a thumbnail, divides its mass
+    among the places that it covers; a token that ends a line has none and is left out.
+    """
+    of_media = mass_T[(keys.kind == KeyKind.IMAGE) | (keys.kind == KeyKind.VIDEO)].split([m.tokens for m in layouts])
+    images_first = sorted(zip(of_media, layouts, strict=True), key=lambda pair: pair[1].kind)
+    return [_map(mass_N, layout) for mass_N, layout in images_first]
+
+
+def _map(mass_N: Tensor, layout: Layout) -> Tensor:
+    rows, columns = layout.finest_grid
+    found = mass_N.new_zeros((max(view.frame for view in layout.views) + 1, rows, columns))
+    for view, own in zip(layout.views, mass_N.split([view.tokens for view in layout.views]), strict=True):
+        left, top, right, bottom = view.box
+        placed = own.view(view.rows, view.columns + view.line_end)[:, : view.columns]
+        down, across = _shares(view.rows, top, bottom, rows), _shares(view.columns, left, right, columns)
+        found[view.frame] += down.to(placed) @ placed @ across.to(placed).T
     return found
+
+
+def _shares(tokens: int, start: float, end: float, places: int) -> Tensor:
+    """Along one side, the share of each token of a view from `start` to `end` on each place: [places, tokens]."""
+    of_tokens = start + (end - start) * torch.arange(tokens + 1, dtype=torch.float64) / tokens
+    of_places = torch.arange(places + 1, dtype=torch.float64)[:, None] / places
+    shared = torch.minimum(of_tokens[1:], of_places[1:]) - torch.maximum(of_tokens[:-1], of_places[:-1])
+    return (shared.clamp_min(0) * tokens / (end - start)).round(decimals=9)  # exactly 1 where they coincide
 
 
 def row_statistics(policy_RT: Tensor, keys: KeyProvenance) -> dict[str, Tensor]:

@@ -15,7 +15,7 @@ import numpy as np
 
 from ral_system.attention.provenance import places
 from ral_system.families.family import Family
-from ral_system.media.blinding import MaskedMedia, finest_grid
+from ral_system.media.blinding import MaskedMedia
 from ral_system.types import Layout, Prompt
 
 
@@ -71,7 +71,7 @@ def seen_blocks(chosen_N: np.ndarray, layouts: Sequence[Layout]) -> list[np.ndar
 
 
 def _seen(chosen_N: np.ndarray, layout: Layout) -> np.ndarray:
-    rows, columns = finest_grid(layout)
+    rows, columns = layout.finest_grid
     seen = np.zeros((max(view.frame for view in layout.views) + 1, rows, columns), bool)
     ends = np.cumsum([view.tokens for view in layout.views])
     for own, view in zip(np.split(chosen_N, ends[:-1]), layout.views, strict=True):

@@ -49,7 +49,7 @@ class BlindedMedia(PaintedMedia):
     ) -> BlindedMedia:
         """Blind a medium whose visual tokens are `layout`, each of them a square of so many patches."""
         side = isqrt(patches_per_token)
-        rows, columns = finest_grid(layout)
+        rows, columns = layout.finest_grid
         return cls(
             whole.digest,
             whole.width_px,
@@ -100,13 +100,6 @@ class MaskedMedia(PaintedMedia):
         shape = (views, *self.grid)
         bits = np.unpackbits(np.frombuffer(self.black, np.uint8), count=int(np.prod(shape)))
         return bits.astype(bool).reshape(shape)
-
-
-def finest_grid(layout: Layout) -> tuple[int, int]:
-    """Rows and columns of visual tokens over the whole picture; tiles cover parts of it, and the finest decide."""
-    rows = max(round(view.rows / (view.box[3] - view.box[1])) for view in layout.views)
-    columns = max(round(view.columns / (view.box[2] - view.box[0])) for view in layout.views)
-    return rows, columns
 
 
 def painted(frames: np.ndarray, media: PaintedMedia) -> np.ndarray:

@@ -238,16 +238,16 @@ class _Look:
         return text
 
     def _medium(self, medium: Media) -> ShownMedium:
-        size, grid, frames = (
+        size, layout, frames = (
             (medium.width_px, medium.height_px),
-            self.family.layout(medium).grid,
+            self.family.layout(medium),
             self._store.frames(medium),
         )
         if medium.clip is None:
-            return ShownMedium("image", size, grid, [Image.fromarray(frames[0])])
+            return ShownMedium("image", size, layout, [Image.fromarray(frames[0])])
         at = np.linspace(0, len(frames) - 1, min(len(frames), SHOWN_FRAMES)).round().astype(int).tolist()
         pictures = [Image.fromarray(frames[i]) for i in at]
         for frame in pictures:
             frame.thumbnail((_FRAME_PX, _FRAME_PX))
         times = [medium.clip.times_s[i] for i in at]
-        return ShownMedium("video", size, grid, pictures, times, len(frames), medium.clip.duration_s)
+        return ShownMedium("video", size, layout, pictures, times, len(frames), medium.clip.duration_s)

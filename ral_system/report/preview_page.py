@@ -13,7 +13,7 @@ from PIL import Image
 
 from ral_system.observability.jsonl import write_atomically
 from ral_system.report.page import frame_strip, page, picture, seconds
-from ral_system.types import MediaKind
+from ral_system.types import Layout, MediaKind
 
 PREVIEW_FILE = "preview.html"
 
@@ -102,8 +102,8 @@ class ShownMedium:
     kind: MediaKind
     size: tuple[int, int]
     """Width and height in px, as the model sees it."""
-    grid: tuple[int, int, int]
-    """Frames, rows and columns of visual tokens."""
+    layout: Layout
+    """Its visual tokens."""
     frames: Sequence[Image.Image]
     times_s: Sequence[float] = ()
     """Times of the shown frames."""
@@ -288,8 +288,8 @@ def _piece(piece: Piece) -> str:
 
 
 def _medium(medium: ShownMedium) -> str:
-    (width, height), (frames, rows, columns) = medium.size, medium.grid
-    grid = f"{frames} × {rows} × {columns} = {frames * rows * columns:,} visual tokens"
+    width, height = medium.size
+    grid = f"{medium.layout} = {medium.layout.tokens:,} visual tokens"
     if medium.kind == "image":
         facts = f"{width} × {height} px · {grid}"
         return f"<figure>{picture(medium.frames[0], 'picture', 'the picture')}<figcaption>{facts}</figcaption></figure>"

@@ -19,7 +19,7 @@ from ral_system.media.store import MediaStore
 from ral_system.models.loading import load_family
 from ral_system.scoring.frozen import FrozenScorer
 from ral_system.scoring.scores import to_teaching
-from ral_system.types import Layout, Media, MicroBatch, Sample, Scores
+from ral_system.types import Media, MicroBatch, Sample, Scores
 
 
 class TeacherScorer(FrozenScorer):
@@ -78,8 +78,8 @@ class TeacherScorer(FrozenScorer):
             mine, students = (family.layout(media) for family in (self._family, self._student))
             if mine != students:
                 raise DataError(
-                    f"sample {sample.id}: {media.kind} of {_by(media)} px has visual tokens {_times(students)} for the "
-                    f"student but {_times(mine)} for the teacher; choose one with the same patches and pixel limits"
+                    f"sample {sample.id}: {media.kind} of {_by(media)} px has visual tokens {students} for the "
+                    f"student but {mine} for the teacher; choose one with the same patches and pixel limits"
                 )
 
 
@@ -98,7 +98,3 @@ def check_same_tokenizer(teacher: Any, student: Any, teacher_folder: Path, stude
 
 def _by(media: Media) -> str:
     return f"{media.width_px} x {media.height_px}"
-
-
-def _times(layout: Layout) -> str:
-    return " x ".join(map(str, layout.grid))

@@ -24,6 +24,6 @@ def looks(
         batch = collate((sample,)).to(engine.device)
         (rows,) = engine.forward(batch, [read]).attention[read]
         policy_RT = torch.cat([mean_over_heads(block) for block in rows.policies(-1)])
-        maps = visual_maps(policy_RT.mean(0), batch.keys)
+        maps = visual_maps(policy_RT.mean(0), batch.keys, batch.layouts[0])
         views[sample.id] = VisualAttention(tuple(m.float().cpu().numpy() for m in maps))
     return views

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import groupby
 from typing import Any, Literal
 
 MediaKind = Literal["image", "video"]
@@ -128,7 +129,13 @@ class Layout:
         return tuple(view.tokens for view in self.views) if self.separated else (self.tokens,)
 
     @property
-    def grid(self) -> tuple[int, int, int]:
-        """Frames, rows and columns, for a medium whose views are equally large and lie behind each other in time."""
-        first = self.views[0]
-        return len(self.views), first.rows, first.columns
+    def finest_grid(self) -> tuple[int, int]:
+        """Rows and columns of visual tokens over the whole picture; tiles cover parts of it, and the finest decide."""
+        rows = max(round(view.rows / (view.box[3] - view.box[1])) for view in self.views)
+        columns = max(round(view.columns / (view.box[2] - view.box[0])) for view in self.views)
+        return rows, columns
+
+    def __str__(self) -> str:
+        """Number of views, rows and columns, for example `3 × 16 × 16`; views of other sizes follow behind a plus."""
+        sizes = groupby(f"{view.rows} × {view.columns}" + " and line ends" * view.line_end for view in self.views)
+        return " + ".join(f"{len(list(run))} × {size}" for size, run in sizes)

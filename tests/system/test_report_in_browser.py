@@ -31,7 +31,17 @@ from ral_system.report.preview_page import (
 )
 from ral_system.report.write import write_report, write_run_report
 from ral_system.tasks.visual_search import Record, VisualSearch
-from ral_system.types import Completion, FinishReason, Prompt, RewardResult, RewardStatus, Rollout, VideoSampling
+from ral_system.types import (
+    Completion,
+    FinishReason,
+    Layout,
+    Prompt,
+    RewardResult,
+    RewardStatus,
+    Rollout,
+    VideoSampling,
+    View,
+)
 from tests.unit.media.clips import clip, noise
 
 pytestmark = pytest.mark.system
@@ -343,8 +353,12 @@ def preview(folder: Path) -> Path:
     pieces = [Piece("special", "<|im_start|>", 1), Piece("text", f"user\n{HOSTILE} {long}{'x' * 300}", 500)]
     frames = [Image.new("RGB", (224, 126), (9 * i, 90, 120)) for i in range(16)]
     media = [
-        ShownMedium("image", (1400, 700), (1, 25, 50), [Image.new("RGB", (1400, 700), (200, 40, 40))]),
-        ShownMedium("video", (448, 252), (64, 9, 16), frames, [float(i) for i in range(16)], 128, 128.0),
+        ShownMedium(
+            "image", (1400, 700), Layout("image", (View(25, 50),)), [Image.new("RGB", (1400, 700), (200, 40, 40))]
+        ),
+        ShownMedium(
+            "video", (448, 252), Layout("video", (View(9, 16),) * 64), frames, [float(i) for i in range(16)], 128, 128.0
+        ),
     ]
     row = ShownRow("main/1", "free-form", [*pieces, Piece("media", "<|video_pad|>", 9216)], media, "red", long)
     figures = Figures(
@@ -375,7 +389,9 @@ def test_a_preview_is_offline_and_fits_any_screen(browser: Browser, tmp_path: Pa
 
 
 def test_a_preview_shows_pictures_in_their_size(browser: Browser, tmp_path: Path) -> None:
-    picture = ShownMedium("image", (84, 56), (1, 2, 3), [Image.new("RGB", (84, 56), (200, 40, 40))])
+    picture = ShownMedium(
+        "image", (84, 56), Layout("image", (View(2, 3),)), [Image.new("RGB", (84, 56), (200, 40, 40))]
+    )
     row = ShownRow("main/1", "k", [Piece("text", "what", 1)], [picture], "red", None)
     figures = Figures(1, 1, 0, {}, [], Spread(1, 1, 1), Spread(0, 0, 0), "all")
     page = browser.new_page()

@@ -97,13 +97,22 @@ def test_masses_add_up_to_one() -> None:
 
 
 def test_maps_have_the_shape_of_their_media() -> None:
-    keys = key_provenance(
-        torch.tensor([1, 1, 0, 1, 1, 1, 1]).bool(),
-        [Layout("image", (View(2, 1),)), Layout("video", (View(1, 2, frame=0), View(1, 2, frame=1)))],
-        system_tokens=0,
-        prompt_tokens=7,
-    )
-    image, video = visual_maps(torch.arange(7), keys)
-    assert image.tolist() == [[[0], [1]]]
-    assert video.tolist() == [[[3, 4]], [[5, 6]]]
-    assert visual_maps(torch.ones(1), key_provenance(torch.zeros(1).bool(), [], system_tokens=0, prompt_tokens=1)) == []
+    layouts = [Layout("video", (View(1, 2, frame=0), View(1, 2, frame=1))), Layout("image", (View(2, 1),))]
+    visual = torch.tensor([1, 1, 1, 1, 0, 1, 1]).bool()
+    keys = key_provenance(visual, layouts, system_tokens=0, prompt_tokens=7)
+    image, video = visual_maps(torch.arange(7.0), keys, layouts)
+    assert image.tolist() == [[[5], [6]]]
+    assert video.tolist() == [[[0, 1]], [[2, 3]]]
+    none = key_provenance(torch.zeros(1).bool(), [], system_tokens=0, prompt_tokens=1)
+    assert visual_maps(torch.ones(1), none, []) == []
+
+
+def test_a_map_adds_up_tiles_and_a_thumbnail() -> None:
+    """Two tiles of 1 × 2 tokens beside each other, and the whole picture in 2 × 1, each on two of the four places; the
+    tiles end lines, which have no place.
+    """
+    tiles = View(1, 2, box=(0.0, 0.0, 0.5, 1.0), line_end=True), View(1, 2, box=(0.5, 0.0, 1.0, 1.0), line_end=True)
+    layouts = [Layout("image", (*tiles, View(2, 1)))]
+    keys = key_provenance(torch.ones(8).bool(), layouts, system_tokens=0, prompt_tokens=8)
+    (found,) = visual_maps(torch.tensor([1.0, 2, 100, 3, 4, 100, 40, 80]), keys, layouts)
+    assert found.tolist() == [[[10.5, 11, 11.5, 12], [20.5, 21, 21.5, 22]]]

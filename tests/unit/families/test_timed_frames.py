@@ -108,7 +108,7 @@ def test_a_video_is_a_run_of_tokens_for_each_two_frames(bench: Bench) -> None:
     layout = bench.family.layout(bench.media["v"])
     seconds = {"qwen3_vl": (0.45, 2.65, 11.675), "glm4v": (0.0, 2.3, 10.6)}[bench.family.config.model_type]
     assert layout == Layout("video", tuple(View(2, 3, i, s) for i, s in enumerate(seconds)), separated=True)
-    assert layout.runs == (6, 6, 6) and layout.grid == (3, 2, 3)
+    assert layout.runs == (6, 6, 6) and str(layout) == "3 × 2 × 3"
     sample = bench.sample("s", *CONTENTS["video"])
     keys = bench.collate((sample,)).keys
     video = keys.kind == KeyKind.VIDEO

@@ -20,6 +20,7 @@ from ral_system.report.preview_page import (
     Spread,
     write_preview,
 )
+from ral_system.types import Layout, View
 
 HOSTILE = "<script>alert('\"')</script>"
 FIGURES = Figures(
@@ -47,9 +48,15 @@ def row(text: str = "what moves ?") -> ShownRow:
         Piece("text", f"user\n{text}", 4),
         Piece("media", "<|video_pad|>", 1360),
     ]
-    picture = ShownMedium("image", (84, 56), (1, 2, 3), [grey(84, 56)])
+    picture = ShownMedium("image", (84, 56), Layout("image", (View(2, 3),)), [grey(84, 56)])
     video = ShownMedium(
-        "video", (112, 84), (20, 3, 4), [grey(112, 84)] * 2, times_s=(0.0, 19.5), sampled=40, duration_s=20.0
+        "video",
+        (112, 84),
+        Layout("video", (View(3, 4),) * 20),
+        [grey(112, 84)] * 2,
+        times_s=(0.0, 19.5),
+        sampled=40,
+        duration_s=20.0,
     )
     return ShownRow(f"main/{text}", f"kind {text}", pieces, [picture, video], f"red {text}", f"it is {text}")
 

@@ -189,6 +189,6 @@ def test_a_teacher_with_another_grid_is_refused_with_both_grids_named(
         path.write_text(path.read_text().replace(json.dumps(56 * 56), json.dumps(224 * 224)))
     with pytest.raises(
         DataError,
-        match=r"sample train/0: image of 56 x 56 px has visual tokens 1 x 2 x 2 for the student but 1 x 8 x 8 for",
+        match=r"sample train/0: image of 56 x 56 px has visual tokens 1 × 2 × 2 for the student but 1 × 8 × 8 for",
     ):
         taught(config(), folder).score(rl_samples)
