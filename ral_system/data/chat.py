@@ -42,7 +42,8 @@ class ChatRenderer:
         marks and media differ, for evidence that does not fit the media, and for text that holds one of the tokenizer's
         special tokens.
         """
-        if special := next((token for token in self._special_tokens if token in question), None):
+        around_marks = _MARK.split(question)[::2]  # a mark may be a special token of the model
+        if special := next((t for t in self._special_tokens if any(t in text for text in around_marks)), None):
             raise ValueError(f"prompt {id}: the text holds {special}, which has a special meaning to the model")
         for kind_of, most in self.family.max_media.items():
             if (count := sum(medium.kind == kind_of for medium in media)) > most:

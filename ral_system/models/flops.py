@@ -29,8 +29,10 @@ class FlopCounter:
         self._by_logits = 2 * text.vocab_size * text.hidden_size
         projector = list(family.projector(model))
         self._family = family
+        encoder = family.vision_encoder(model)
+        inside = set(encoder.modules())
         self._by_visual_token = 2 * sum(map(_weights, projector))
-        self._by_patch = 2 * _weights(family.vision_encoder(model)) - self._by_visual_token
+        self._by_patch = 2 * (_weights(encoder) - sum(_weights(part) for part in projector if part in inside))
 
     def text(self, packing: Packing, *, shared: bool = True) -> int:
         """The text layers over a stream; not `shared`: over every sequence with a prompt of its own."""

@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image
 
 from ral_system.config.commands import TrainConfig
-from ral_system.config.data import FilesConfig, LookingConfig, VideoSearchConfig
+from ral_system.config.data import FilesConfig, LookingConfig, VideoSearchConfig, VisualSearchConfig
 from ral_system.config.perception import BlindedGroup
 from ral_system.config.plan import PlanConfig
 from ral_system.errors import ConfigError
@@ -25,6 +25,7 @@ from ral_system.types import (
     Counts,
     Credit,
     Media,
+    MediaKind,
     Prompt,
     Region,
     Sample,
@@ -108,42 +109,49 @@ def largest_medium(config: TrainConfig, plan: PlanConfig, family: Family) -> Med
     """The medium of `plan.medium` that takes most tokens of those that `data` allows."""
     if plan.medium == "none":
         return None
-    allowed = [m for m in _largest(config, family) if plan.medium in (None, m.kind)]
+    kinds = family.visual_ids if plan.medium is None else (plan.medium,)
+    allowed = [medium for kind in kinds for medium in _largest(config, family, kind)]
     if not allowed:
         raise ConfigError(f"plan.medium={plan.medium}: data={config.data.name} has none; leave it null")
     return max(allowed, key=family.tokens)
 
 
-def _largest(config: TrainConfig, family: Family) -> Iterator[Media]:
+def _largest(config: TrainConfig, family: Family, kind: MediaKind) -> list[Media]:
     data = config.data
     if isinstance(data, FilesConfig):
-        sizes = {kind: budget.size(*_VERY_LARGE) for kind, budget in family.pixel_budgets(data).items()}
-        yield Media("", *sizes["image"])
-        yield _video(data.video.max_frames, data.video.fps, *sizes["video"])
-    elif isinstance(data, VideoSearchConfig):
-        yield _video(max(data.max_frames), data.FRAMES_PER_S, FRAME_PX, FRAME_PX)
+        size = family.pixel_budgets(data)[kind].size(*_VERY_LARGE)
+        if kind == "image":
+            return [Media("", *size)]
+        return [_video(data.video.max_frames, data.video.fps, *size, step=family.frames_per_view)]
+    return [medium for medium in _generated(config, family.frames_per_view) if medium.kind == kind]
+
+
+def _generated(config: TrainConfig, step: int) -> Iterator[Media]:
+    data = config.data
+    if isinstance(data, VideoSearchConfig):
+        yield _video(max(data.max_frames), data.FRAMES_PER_S, FRAME_PX, FRAME_PX, step=step)
     elif isinstance(data, LookingConfig):
-        yield from _looking(data)
-    else:
+        yield from _looking(data, step)
+    elif isinstance(data, VisualSearchConfig):
         yield Media("", max(data.grid) * CELL_PX, max(data.grid) * CELL_PX)
 
 
-def _looking(data: LookingConfig) -> Iterator[Media]:
+def _looking(data: LookingConfig, step: int) -> Iterator[Media]:
     """Media as large as those of each family; of two pictures one with the pixels of both."""
     hardest = max(data.difficulty) - 1
     for family in data.families:
         if family == "needle":
             side = FRAME_GRID * CELL_PX
-            yield _video(looking.FRAMES_PER_S * SECONDS[hardest], looking.FRAMES_PER_S, side, side)
+            yield _video(looking.FRAMES_PER_S * SECONDS[hardest], looking.FRAMES_PER_S, side, side, step=step)
         elif family == "compare":
             yield Media("", PAIR_GRIDS[hardest] * CELL_PX, 2 * PAIR_GRIDS[hardest] * CELL_PX)
         else:
             yield Media("", GRIDS[hardest] * CELL_PX, GRIDS[hardest] * CELL_PX)
 
 
-def _video(frames: int, fps: float, width: int, height: int) -> Media:
+def _video(frames: int, fps: float, width: int, height: int, *, step: int) -> Media:
     times = tuple(i / fps for i in range(frames))
-    return Media("", width, height, Clip(VideoSampling(fps, frames, frames), times, frames / fps))
+    return Media("", width, height, Clip(VideoSampling(fps, frames, frames, step), times, frames / fps))
 
 
 class BlankMedia:

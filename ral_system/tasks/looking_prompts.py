@@ -53,7 +53,8 @@ class LookingQuestions:
         if not shown.scene.video:
             return tuple(self._media.put(Image.fromarray(board)) for board in shown.boards)
         frames = np.repeat(shown.boards, FRAMES_PER_S, axis=0)
-        return (self._media.put_frames(frames, FRAMES_PER_S, VideoSampling(FRAMES_PER_S, len(frames), min_frames=2)),)
+        sampling = VideoSampling(FRAMES_PER_S, len(frames), 2, self._renderer.family.frames_per_view)
+        return (self._media.put_frames(frames, FRAMES_PER_S, sampling),)
 
     def _question(self, record: LookingRecord, media: tuple[Media, ...]) -> Prompt:
         return self._renderer.prompt(

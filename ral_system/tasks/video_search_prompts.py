@@ -32,7 +32,8 @@ class VideoSearchQuestions:
         self, config: AskedVideosConfig, renderer: ChatRenderer, media: MediaStore, described: int = MAX_SECONDS
     ) -> None:
         self.records, self._renderer, self._media = VideoSearchRecords(config, described), renderer, media
-        self._samplings = [VideoSampling(FRAMES_PER_S, most, min_frames=2) for most in config.max_frames]
+        step = renderer.family.frames_per_view
+        self._samplings = [VideoSampling(FRAMES_PER_S, most, 2, step) for most in config.max_frames]
 
     def question(self, split: Split, index: int) -> Prompt:
         """The `index`-th question of `split`, to be answered."""
