@@ -168,6 +168,10 @@ class Family(ABC):
     def engine_media(self, media: Media, pixels: Any) -> Any:
         """One medium as vLLM's request holds it."""
 
+    def seen_ids(self, engine_ids: Sequence[int]) -> tuple[int, ...]:
+        """The prompt that vLLM reports in this family's own tokens, where the engine puts others for media."""
+        return tuple(engine_ids)
+
     def engine_arguments(self) -> dict[str, Any]:
         """Arguments for vLLM's engine that this family needs."""
         return {}

@@ -248,7 +248,7 @@ class VllmEngine:
         return self._family.engine_media(media, pixels)
 
     def _completion(self, prompt: Prompt, index: int, output: Any, sampling: Sampling) -> Completion:
-        check_prompt_ids(prompt, output.prompt_token_ids)
+        check_prompt_ids(prompt, self._family.seen_ids(output.prompt_token_ids))
         result = output.outputs[0]
         token_ids = tuple(result.token_ids)
         first, *later = result.weight_versions

@@ -93,7 +93,8 @@ class Setting:
         ids = torch.tensor([[*prompt.token_ids, *completion.token_ids]])
         layouts = [self.family.layout(medium) for medium in prompt.media]
         positions = self.family.positions(self.family.visual(ids[0]), layouts)
-        logits = self.model(input_ids=ids, position_ids=positions[:, None], **seen).logits[0]
+        position_ids = positions[:, None] if len(positions) > 1 else positions
+        logits = self.model(input_ids=ids, position_ids=position_ids, **seen).logits[0]
         logits = logits[len(prompt.token_ids) - 1 : -1] / temperature
         logits[:, list(self.banned)] = -torch.inf
         check_top_tokens(completion, logits.log_softmax(-1), tolerance=1e-4)

@@ -71,7 +71,7 @@ def test_an_installed_package_adds_a_family(install: Callable[[str], None]) -> N
         family_of("other_vl", "m")
     install("other_models:OtherVl")
     assert family_of("other_vl", "m").__name__ == "OtherVl"
-    assert known_types() == sorted(["other_vl", "qwen2_vl", "qwen2_5_vl", "qwen3_vl", "glm4v"])
+    assert known_types() == sorted(["other_vl", "qwen2_vl", "qwen2_5_vl", "qwen3_vl", "glm4v", "internvl"])
 
 
 @pytest.mark.parametrize(
@@ -89,7 +89,7 @@ def test_a_package_whose_family_cannot_be_imported_is_one_line(
         family_of("other_vl", "m")
     broken = f"model family 'other' is registered as {target}, which cannot be imported: {why}"
     assert str(refused.value).startswith(
-        "model m: model_type=other_vl belongs to no known family; known are glm4v, qwen2_5_vl"
+        "model m: model_type=other_vl belongs to no known family; known are glm4v, internvl, qwen2_5_vl"
     )
     assert str(refused.value).endswith(f"; {broken}")
     assert family_of("qwen2_vl", "m") is QwenVl  # which has nothing to do with it
@@ -149,7 +149,7 @@ def test_the_layout_of_qwen_is_known_without_pixels(tiny_model: Path) -> None:
     assert family.layout(Media("c" * 64, 28, 28)) == Layout("image", (View(2, 2),))
     assert family.layout(VIDEO) == Layout("video", (View(1, 2, frame=0), View(1, 2, frame=1, seconds=3.0)))
     assert (family.tokens(PICTURE), family.tokens(VIDEO)) == (6, 4)
-    assert family.layout(VIDEO).grid == (2, 1, 2)
+    assert str(family.layout(VIDEO)) == "2 × 1 × 2"
     assert family.frames_per_view == 2 and family.pixels_per_token == 28 * 28
     assert family.picture_bounds == (56 * 56, 28 * 28 * 1280)
 
