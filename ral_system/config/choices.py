@@ -8,6 +8,8 @@ from __future__ import annotations
 from typing import Literal, get_args
 
 ResponseFormat = Literal["think_answer", "answer_only"]
+TAGS = ("<think>", "</think>", "<answer>", "</answer>")
+"""Tags of the response formats."""
 SupervisedStage = Literal["perceive", "sft"]
 Stage = Literal[SupervisedStage, "rl"]
 STAGES: tuple[Stage, ...] = get_args(Stage)

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import re
 
-from ral_system.config.choices import ResponseFormat
+from ral_system.config.choices import TAGS, ResponseFormat
 
 _TEMPLATES: dict[ResponseFormat, tuple[re.Pattern[str], tuple[str, ...]]] = {
     "think_answer": (
         re.compile(r"\s*<think>(.+)</think>\s*<answer>(.+)</answer>\s*", re.DOTALL),
-        ("<think>", "</think>", "<answer>", "</answer>"),
+        TAGS,
     ),
     "answer_only": (re.compile(r"\s*<answer>(.+)</answer>\s*", re.DOTALL), ("<answer>", "</answer>")),
 }
-_ALL_TAGS = ("<think>", "</think>", "<answer>", "</answer>")
 
 
 def format_score(text: str, response_format: ResponseFormat) -> float:
@@ -24,7 +23,7 @@ def format_score(text: str, response_format: ResponseFormat) -> float:
     """
     pattern, tags = _TEMPLATES[response_format]
     # Counting first keeps the match linear: with every tag unique there is nothing to backtrack over.
-    if any(text.count(tag) != (tag in tags) for tag in _ALL_TAGS):
+    if any(text.count(tag) != (tag in tags) for tag in TAGS):
         return 0.0
     match = pattern.fullmatch(text)
     return float(match is not None and all(block.strip() for block in match.groups()))

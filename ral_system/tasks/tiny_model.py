@@ -20,6 +20,8 @@ from transformers import (
     Qwen2VLVideoProcessor,
 )
 
+from ral_system.config.choices import TAGS
+
 SPECIAL_TOKENS = (
     "<|endoftext|>",
     "<|im_start|>",
@@ -29,7 +31,6 @@ SPECIAL_TOKENS = (
     "<|image_pad|>",
     "<|video_pad|>",
 )
-TAGS = ("<think>", "</think>", "<answer>", "</answer>")
 ROLES = ("system", "user", "assistant")
 
 # The light background of the mosaics maps to 0 and every glyph to one sign, so that shapes show regardless of colour.

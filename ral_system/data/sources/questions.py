@@ -9,6 +9,7 @@ from pathlib import Path
 from string import ascii_uppercase
 from typing import Any, get_args
 
+from ral_system.config.choices import TAGS
 from ral_system.config.data import ColumnsConfig
 from ral_system.data.sources.evidence import StatedBox, read_boxes
 from ral_system.data.sources.files import path_below, shortened
@@ -29,7 +30,6 @@ _LETTER = re.compile(r"\(?([A-Za-z])[.):]*")
 _LETTERED = re.compile(r"\(?([A-Za-z])(?!\.[A-Za-z]\.)[.):]+\s*(.*)", re.DOTALL)
 """An option's letter, but not abbreviations such as a.m. and U.S."""
 _EDGES = re.compile(r"^[\s\"']+|[\s\"'.,;:!?]+$")
-_TAGS = ("<think>", "</think>", "<answer>", "</answer>")
 
 
 @dataclass(frozen=True, slots=True)
@@ -196,7 +196,7 @@ def _unwrapped(value: Any, tag: str, column: str) -> str:
     opening, closing = f"<{tag}>", f"</{tag}>"
     if text.startswith(opening) and text.endswith(closing):
         text = _text(text.removeprefix(opening).removesuffix(closing), column)
-    if any(other in text for other in _TAGS):
+    if any(other in text for other in TAGS):
         raise DataError(f"{column}: holds a tag of the response template, unbalanced or in the middle")
     return text
 
