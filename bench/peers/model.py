@@ -21,6 +21,7 @@ def random_model(folder: Path, hidden: int) -> Path:
     partial = folder.with_name(f"{folder.name}.partial")
     build_tiny_model(partial, visual_search.words(), hidden=hidden, layers=4, vision_layers=2, seed=0)
     processor = AutoProcessor.from_pretrained(partial)
+    processor.chat_template = processor.chat_template.replace(processor.tokenizer.eos_token, NEVER_SAMPLED)
     processor.tokenizer.eos_token = NEVER_SAMPLED
     processor.save_pretrained(partial)
     end = processor.tokenizer.eos_token_id

@@ -10,6 +10,8 @@ from typing import Literal, get_args
 ResponseFormat = Literal["think_answer", "answer_only"]
 TAGS = ("<think>", "</think>", "<answer>", "</answer>")
 """Tags of the response formats."""
+ThinkTags = Literal["special", "text"]
+"""How tags become token ids: as the tokenizer has them, or as other text."""
 SupervisedStage = Literal["perceive", "sft"]
 Stage = Literal[SupervisedStage, "rl"]
 STAGES: tuple[Stage, ...] = get_args(Stage)

@@ -7,24 +7,46 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
+from ral_system.config.choices import TAGS, ResponseFormat, ThinkTags
+from ral_system.errors import ConfigError
+from ral_system.families.chat_template import STAND_IN, ChatTemplate, turn
 from ral_system.families.family import Family
 from ral_system.types import MARKS, Media, Prompt, Region
 
 _MARK = re.compile("(" + "|".join(MARKS) + ")")
-_STAND_IN = "\ue000"
-"""Replaces a piece of text while the chat template is filled in, so that no text can look like a placeholder."""
+_OPENS_A_THOUGHT = re.compile(r"<think>\s*\Z")
 
 
 class ChatRenderer:
     """Renders conversations with a model's own chat template. Media placeholders are expanded here and nowhere else.
 
-    An empty `system_prompt` sends no system turn.
+    An empty `system_prompt` sends no system turn. Raises ConfigError for one that holds special tokens, and for a chat
+    template that opens a thought where the response format has none.
     """
 
-    def __init__(self, family: Family, system_prompt: str) -> None:
-        self.family = family
-        self._processor, self._tokenizer = family.processor, family.tokenizer
-        self._system_prompt = system_prompt
+    def __init__(
+        self,
+        family: Family,
+        system_prompt: str,
+        *,
+        response_format: ResponseFormat = "think_answer",
+        think_tags: ThinkTags = "special",
+    ) -> None:
+        self.family, self._system_prompt = family, system_prompt
+        self._template = ChatTemplate(family.processor, thinks=response_format == "think_answer")
+        self._tokenizer = family.tags_as_text if think_tags == "text" else family.tokenizer.backend_tokenizer
+        self._tokenizer.no_truncation()  # which a published tokenizer.json may ask for
+        if special := self._special_in(system_prompt):
+            raise ConfigError(
+                f"data.system_prompt={system_prompt}: {special} has a special meaning to the model; remove it"
+            )
+        opened = _OPENS_A_THOUGHT.search(self._template.render([*self._system_turn(), turn("user")], answers=True))
+        self._opening = opened[0] if opened else ""
+        if opened and response_format == "answer_only":
+            raise ConfigError(
+                "algorithm.response_format=answer_only: the model's chat template begins every response with <think>; "
+                "set it to think_answer, or take a model whose template leaves the thought out"
+            )
 
     def prompt(
         self,
@@ -42,9 +64,6 @@ class ChatRenderer:
         marks and media differ, for evidence that does not fit the media, and for text that holds one of the tokenizer's
         special tokens.
         """
-        around_marks = _MARK.split(question)[::2]  # a mark may be a special token of the model
-        if special := next((t for t in self._special_tokens if any(t in text for text in around_marks)), None):
-            raise ValueError(f"prompt {id}: the text holds {special}, which has a special meaning to the model")
         for kind_of, most in self.family.max_media.items():
             if (count := sum(medium.kind == kind_of for medium in media)) > most:
                 raise ValueError(f"prompt {id}: {count} {kind_of}s; at most {most} are supported")
@@ -54,20 +73,22 @@ class ChatRenderer:
         elif [MARKS[mark] for mark in pieces[1::2]] != [medium.kind for medium in media]:
             raise ValueError(f"prompt {id}: marks {pieces[1::2]} for {[medium.kind for medium in media]}")
         texts = [piece for piece in pieces if piece not in MARKS and piece]
+        if special := next(filter(None, map(self._special_in, texts)), None):
+            raise ValueError(f"prompt {id}: the text holds {special}, which has a special meaning to the model")
         content = [
-            {"type": MARKS[piece]} if piece in MARKS else {"type": "text", "text": _STAND_IN}
+            {"type": MARKS[piece]} if piece in MARKS else {"type": "text", "text": STAND_IN}
             for piece in pieces
             if piece
         ]
-        messages = [*self._system_turn(), {"role": "user", "content": content}]
-        rendered = self._processor.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
-        unexpanded, expanded, spans = self._filled(rendered, texts, media)
-        encoded = self._tokenizer(expanded, add_special_tokens=False, return_offsets_mapping=True)
-        if problem := self.family.problem(encoded["input_ids"], media):
+        rendered = self._template.render([*self._system_turn(), {"role": "user", "content": content}], answers=True)
+        try:
+            unexpanded, expanded, spans = self._filled(rendered, texts, media)
+        except ValueError as error:
+            raise ValueError(f"prompt {id}: {error}") from None
+        encoded = self._tokenizer.encode(expanded, add_special_tokens=False)
+        token_ids = tuple(encoded.ids)
+        if problem := self.family.problem(token_ids, media):
             raise ValueError(f"prompt {id} {problem}; the chat template and the processor do not fit each other")
-        in_text = _inside(spans, encoded["offset_mapping"])
-        token_ids = tuple(encoded["input_ids"])
-        engine_ids = tuple(self._tokenizer(unexpanded, add_special_tokens=False)["input_ids"])
         return Prompt(
             id,
             kind,
@@ -75,9 +96,10 @@ class ChatRenderer:
             answer,
             tuple(media),
             token_ids,
-            engine_token_ids=engine_ids,
-            system_tokens=self._system_tokens,
-            question_positions=in_text,
+            engine_token_ids=tuple(self._ids(unexpanded)),
+            system_tokens=sum(begin < self._system_characters for begin, _ in encoded.offsets),
+            question_positions=_inside(spans, encoded.offsets),
+            opening=self._opening,
             evidence=tuple(evidence),
         )
 
@@ -86,75 +108,76 @@ class ChatRenderer:
     ) -> tuple[str, str, list[tuple[int, int]]]:
         """The text with a placeholder for each medium; the text with the media expanded; in that, the first and end
         character of each piece of the question.
+
+        Raises ValueError where the template left something out, or put media of different kinds into another order.
         """
-        placeholders = tuple(self.family.placeholders.values())
-        next_text, next_medium = iter(texts), iter(media)
+        placeholders = set(self.family.placeholders.values())
+        system = [self._system_prompt] if self._system_prompt else []
+        parts = re.split(f"({'|'.join(map(re.escape, placeholders))}|{STAND_IN})", rendered)
+        if parts.count(STAND_IN) != len(system) + len(texts):
+            raise ValueError(
+                "the model's chat template leaves out data.system_prompt, or the question; empty the former"
+            )
+        if [part for part in parts if part in placeholders] != [
+            self.family.placeholders[medium.kind] for medium in media
+        ]:
+            raise ValueError("the model's chat template reorders pictures and videos; ask about one kind")
+        next_text, next_medium = iter([*system, *texts]), iter(media)
         unexpanded, expanded, spans = "", "", []
-        for part in re.split(f"({'|'.join(map(re.escape, placeholders))}|{_STAND_IN})", rendered):
+        for part in parts:
             if part in placeholders:
                 unexpanded += part
                 expanded += self.family.expanded(next(next_medium))
-            elif part == _STAND_IN:
-                text = next(next_text)
-                if text.strip():
-                    spans.append((len(expanded), len(expanded) + len(text)))
-                unexpanded += text
-                expanded += text
-            else:
-                unexpanded += part
-                expanded += part
-        return unexpanded, expanded, spans
+                continue
+            text = next(next_text) if part == STAND_IN else part
+            if part == STAND_IN:
+                spans.append((len(expanded), len(expanded) + len(text)))
+            unexpanded += text
+            expanded += text
+        return unexpanded, expanded, [(a, b) for a, b in spans[len(system) :] if expanded[a:b].strip()]
 
     @functools.cached_property
-    def _special_tokens(self) -> tuple[str, ...]:
-        added = self._tokenizer.added_tokens_decoder.values()
-        return tuple({*self._tokenizer.all_special_tokens, *(t.content for t in added if t.special), _STAND_IN})
-
-    @functools.cached_property
-    def _system_tokens(self) -> int:
-        """Tokens before the user's turn, whether `system_prompt` or the chat template itself put them there.
+    def _system_characters(self) -> int:
+        """Length of the text before the user's turn, whether `system_prompt` or the template itself put it there.
 
         Special tokens alone, such as a beginning of sequence, do not make a turn.
         """
-        ids = self._tokenizer(self._before_the_user(), add_special_tokens=False)["input_ids"]
-        return len(ids) if self._tokenizer.decode(ids, skip_special_tokens=True).strip() else 0
-
-    def _before_the_user(self) -> str:
-        """Return what the template renders before the first user turn but not before a later one."""
-        system, asked, said = self._system_turn(), _turn("user"), _turn("assistant")
-        before, *_ = self._around_stand_ins([*system, asked])
-        *_, ends_assistant = self._around_stand_ins([*system, asked, said])
-        *_, between, _ = self._around_stand_ins([*system, asked, said, asked])
-        header = between.removeprefix(ends_assistant).strip()
-        return before[: max(0, before.rfind(header))]
-
-    def _around_stand_ins(self, messages: Sequence[dict[str, Any]]) -> list[str]:
-        """Return the template's own text around the messages' contents."""
-        rendered = self._processor.apply_chat_template(messages, add_generation_prompt=False, tokenize=False)
-        return rendered.split(_STAND_IN)
+        before = self._template.before_the_question(self._system_prompt)
+        return len(before) if self.family.text(self._ids(before)).strip() else 0
 
     def _system_turn(self) -> list[dict[str, Any]]:
-        return [{"role": "system", "content": self._system_prompt}] if self._system_prompt else []
+        return [turn("system")] if self._system_prompt else []
+
+    def _ids(self, text: str) -> list[int]:
+        ids: list[int] = self._tokenizer.encode(text, add_special_tokens=False).ids
+        return ids
+
+    def _special_in(self, text: str) -> str | None:
+        """The first special token in a text, if any. Tags of the response template are text, whatever the tokenizer."""
+        special = [token for token in (*self.family.special.values(), STAND_IN) if token not in TAGS]
+        return next((token for token in special if token in text), None)
 
     def check(self, text: str) -> None:
         """Raise ValueError if a response's text holds one of the tokenizer's special tokens."""
-        if special := next((token for token in self._special_tokens if token in text), None):
+        if special := self._special_in(text):
             raise ValueError(f"the text {text!r} holds {special}, which has a special meaning to the model")
 
     def response(self, text: str) -> tuple[int, ...]:
-        """Return the token ids of an assistant turn, including its end-of-turn token.
+        """Return the token ids of an assistant turn, including its end-of-turn token, without what the chat template
+        writes of it.
 
-        Raises ValueError for a word that the tokenizer has no token for, and for text that holds a special token.
+        Raises ValueError for a word that the tokenizer has no token for, for text that holds a special token, and for
+        one without a thought where the template opens it.
         """
         self.check(text)
-        ids = self._tokenizer(text, add_special_tokens=False)["input_ids"]
-        if self._tokenizer.unk_token_id is not None and self._tokenizer.unk_token_id in ids:
+        if self._opening:
+            if not text.lstrip().startswith("<think>"):
+                raise ValueError(f"the model's chat template opens <think>, and {text[:80]!r} does not begin with it")
+            text = text.lstrip().removeprefix("<think>").lstrip()
+        ids, unknown = self._ids(text), self.family.tokenizer.unk_token_id
+        if unknown is not None and unknown in ids:
             raise ValueError(f"the tokenizer has no token for a word of {text!r}")
-        return (*ids, self._tokenizer.eos_token_id)
-
-
-def _turn(role: str) -> dict[str, Any]:
-    return {"role": role, "content": [{"type": "text", "text": _STAND_IN}]}
+        return (*ids, self.family.end_of_turn)
 
 
 def _inside(spans: Sequence[tuple[int, int]], offsets: Sequence[tuple[int, int]]) -> tuple[int, ...]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
@@ -9,11 +10,15 @@ from dataclasses import replace
 from typing import Any, ClassVar, Protocol
 
 import torch
+from tokenizers import Tokenizer
 from torch import Tensor, nn
 from transformers import PretrainedConfig, PreTrainedModel
 
 from ral_system.attention.sequence import SequenceGroup
+from ral_system.config.choices import TAGS
 from ral_system.config.data import FilesConfig
+from ral_system.families.chat_template import ChatTemplate
+from ral_system.families.tags import with_tags_as_text
 from ral_system.types import MAX_MEDIA, Layout, Media, MediaKind
 
 Features = dict[str, Tensor]
@@ -177,6 +182,33 @@ class Family(ABC):
         return {}
 
     # --- what follows -------------------------------------------------------------------------------------------------
+
+    @functools.cached_property
+    def tags_as_text(self) -> Tokenizer:
+        """The tokenizer without tokens of its own for <think>, </think>, <answer> and </answer>."""
+        return with_tags_as_text(self.tokenizer.backend_tokenizer)
+
+    @functools.cached_property
+    def special(self) -> Mapping[int, str]:
+        """The tokenizer's special tokens, by id."""
+        added = {id: token.content for id, token in self.tokenizer.added_tokens_decoder.items() if token.special}
+        return added | dict(zip(self.tokenizer.all_special_ids, self.tokenizer.all_special_tokens, strict=True))
+
+    @functools.cached_property
+    def end_of_turn(self) -> int:
+        """Token that ends a response.
+
+        It is the first special one that the chat template writes after an assistant's words when the user goes on; the
+        tokenizer's end of sequence if there is none.
+        """
+        after = self.tokenizer(ChatTemplate(self.processor).after_an_answer, add_special_tokens=False)["input_ids"]
+        return next((token for token in after if token in self.special), self.tokenizer.eos_token_id)
+
+    def text(self, token_ids: Sequence[int]) -> str:
+        """Return the text of a response, without special tokens, except for tags of the response template."""
+        read = [token for token in token_ids if token not in self.special or self.special[token] in TAGS]
+        text: str = self.tokenizer.decode(read)
+        return text
 
     def tokens(self, media: Media) -> int:
         """Number of visual tokens of a medium."""

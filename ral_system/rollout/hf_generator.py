@@ -91,7 +91,7 @@ class HfEngine:
         self._config = config
         self._device = torch.device(device)
         self._banned = torch.tensor(self._family.banned_ids, dtype=torch.int64, device=self._device)
-        self._stop_ids = stop_token_ids(self._tokenizer.eos_token_id, self._model.generation_config.eos_token_id)
+        self._stop_ids = stop_token_ids(self._family, self._model.generation_config.eos_token_id)
         self._version = 0
         self._handover = Handover(self._load, config.handover)
         self._intervention = intervention if intervention is not None and intervention.active else None
@@ -187,7 +187,7 @@ class HfEngine:
         return self._config.stop_at_answer and ANSWER_END in self._text(row)
 
     def _text(self, row: _Row) -> str:
-        return self._tokenizer.decode(row.token_ids, skip_special_tokens=True)
+        return row.prompt.opening + self._family.text(row.token_ids)
 
     def _key_kinds(self, input_ids_BT: Tensor, mask_BT: Tensor, rows: list[_Row]) -> tuple[Tensor, Tensor]:
         """bool [B, T] twice: the prompts' visual tokens, and those of their system turns."""

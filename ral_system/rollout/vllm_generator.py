@@ -104,11 +104,8 @@ class VllmEngine:
         self._max_model_len = config.max_model_len
         self._stop_text = ANSWER_END if config.stop_at_answer else None
         self._banned = frozenset(self._family.banned_ids)
-        self._tokenizer = self._llm.get_tokenizer()
         model_config = self._llm.llm_engine.model_config
-        self._stop_ids = stop_token_ids(
-            self._tokenizer.eos_token_id, model_config.try_get_generation_config().get("eos_token_id")
-        )
+        self._stop_ids = stop_token_ids(self._family, model_config.try_get_generation_config().get("eos_token_id"))
         self._llm.llm_engine.set_weight_version("0")
         self._llm.collective_rpc("ral_open", args=(transfer, setting or Setting.of_one_process()))
         self._on_new_weights = config.handover
@@ -224,6 +221,8 @@ class VllmEngine:
             logit_bias=dict.fromkeys(self._banned, _BAN),
             detokenize=self._stop_text is not None,
             stop=self._stop_text,
+            stop_token_ids=sorted(self._stop_ids),
+            skip_special_tokens=False,  # the tag that ends an answer may be one
             include_stop_str_in_output=True,
             output_kind=RequestOutputKind.FINAL_ONLY,
         )
@@ -257,7 +256,7 @@ class VllmEngine:
             index=index,
             token_ids=token_ids,
             log_probs=tuple(at[token].logprob for token, at in zip(token_ids, result.logprobs, strict=True)),
-            text=self._tokenizer.decode(token_ids, skip_special_tokens=True),
+            text=prompt.opening + self._family.text(token_ids),
             finish_reason=FinishReason(result.finish_reason),
             weight_version=int(first.version),
             top=_top_tokens(token_ids, result.logprobs, sampling.top_tokens) if sampling.top_tokens else None,

@@ -33,6 +33,8 @@ class Prompt:
     """Tokens of the system turn, which begins the prompt; a turn that the chat template adds by itself counts."""
     question_positions: tuple[int, ...] = ()
     """Tokens of the question's text, in order; media inside it, and the markers around them, are left out."""
+    opening: str = ""
+    """Beginning of the response that the chat template writes itself: `<think>` and a line end, or nothing."""
     evidence: tuple[Region, ...] = ()
     """Where the answer is to be seen: all of it, as far as it is known; empty: not known."""
 

@@ -35,6 +35,7 @@ class Completion:
     log_probs: tuple[float, ...]
     """[R] natural log, of the distribution sampled from: temperature applied, banned tokens removed."""
     text: str
+    """With the prompt's `opening`, without special tokens other than tags."""
     finish_reason: FinishReason
     weight_version: int
     """Version of the weights that made it, or its first tokens."""
