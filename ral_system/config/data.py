@@ -18,7 +18,17 @@ from ral_system.config.base import (
     Resumable,
     ResumableSynthesis,
 )
-from ral_system.config.choices import LookingFamily
+from ral_system.config.choices import LookingFamily, ThinkTags
+
+
+class WordsConfig(Group):
+    """How a question becomes a conversation."""
+
+    system_prompt: str
+    """Empty: no system turn, unless the model's chat template adds its own."""
+    think_tags: ThinkTags
+    """How <think>, </think>, <answer> and </answer> reach the model. special: by the tokenizer's own tokens for them,
+    if it has any. text: as other text, also then; for models that were not trained on these tokens."""
 
 
 class BoardsConfig(Group):
@@ -41,11 +51,8 @@ class BoardsConfig(Group):
             yield f"data.objects={self.objects} does not fit data.grid={list(self.grid)}; at most {cells}"
 
 
-class AskedBoardsConfig(BoardsConfig):
+class AskedBoardsConfig(BoardsConfig, WordsConfig):
     """Questions on generated mosaics, asked and not trained on."""
-
-    system_prompt: str
-    """Empty: no system turn."""
 
 
 class ScenesConfig(BoardsConfig):
@@ -97,7 +104,7 @@ class VisualSearchConfig(ShownBoardsConfig):
             )
 
 
-class AskedVideosConfig(Group):
+class AskedVideosConfig(WordsConfig):
     """Questions on generated videos that show another coloured thing every second: when, and what."""
 
     FRAMES_PER_S: ClassVar[int] = 4
@@ -111,8 +118,6 @@ class AskedVideosConfig(Group):
     max_frames: Annotated[tuple[Annotated[int, Field(ge=2)], ...], Field(min_length=1), OneOrMore]
     """Frames that a model sees, evenly spaced; below 2 · seconds some seconds are missed, or share a patch. Several
     take turns: all of `seconds` with one, then with the next."""
-    system_prompt: str
-    """Empty: no system turn."""
 
 
 class ShownVideosConfig(AskedVideosConfig):
@@ -129,7 +134,7 @@ class VideoSearchConfig(ShownVideosConfig):
     """Seconds that a demonstration of the perceive stage describes at most, and things that it looks for."""
 
 
-class AskedLookingConfig(Group):
+class AskedLookingConfig(WordsConfig):
     """Questions on generated pictures and videos whose text does not give the answer, in families and difficulties."""
 
     name: Literal["looking"]
@@ -141,8 +146,6 @@ class AskedLookingConfig(Group):
     difficulty: Annotated[tuple[Annotated[int, Field(ge=1, le=5)], ...], Field(min_length=1), OneOrMore]
     """Size of boards, from 4 × 4 to 12 × 12 cells, length of chains, cells that are counted, seconds of videos. Several
     take turns: one question of each family, then the next difficulty."""
-    system_prompt: str
-    """Empty: no system turn."""
 
 
 class ShownLookingConfig(AskedLookingConfig):
@@ -264,7 +267,7 @@ class VideoConfig(Group):
             )
 
 
-class FilesConfig(Group):
+class FilesConfig(WordsConfig):
     """Questions from files, with pictures and videos."""
 
     name: Literal["files"]
@@ -272,8 +275,6 @@ class FilesConfig(Group):
     """Seed of the order of the rows and of what is held out; apart from the run's seed."""
     sources: dict[Annotated[str, Field(pattern=r"^[\w-]+$")], SourceConfig]
     """By names of your choice, which rows are then called by: main/17."""
-    system_prompt: str
-    """Empty: no system turn."""
     instructions: dict[str, str]
     """By question kind, what is added to a question on a line of its own; `default` to all other kinds. Case does not
     matter."""

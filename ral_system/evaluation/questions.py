@@ -150,7 +150,6 @@ def _held_out_figures(
 def _of_benchmark(chosen: BenchmarkConfig, settings: QuestionSettings, subject: Subject, label: str) -> Questions:
     from ral_system.benchmarks.reading import read_items
     from ral_system.benchmarks.selection import select
-    from ral_system.data.chat import ChatRenderer
     from ral_system.data.preparation import decoders_of
     from ral_system.evaluation.benchmark import ask, most_often
     from ral_system.models.loading import load_family
@@ -168,7 +167,7 @@ def _of_benchmark(chosen: BenchmarkConfig, settings: QuestionSettings, subject: 
         found, bad = ask(
             selection.of(read_items(name, files)),
             decoders,
-            ChatRenderer(family, data.system_prompt),
+            settings.renderer(family),
             family.pixel_budgets(data),
             settings.max_prompt_tokens,
             lambda done: progress.update(done, {}),

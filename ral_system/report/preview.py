@@ -66,7 +66,7 @@ def preview_data(
     else:
         assert isinstance(data, ShownBoardsConfig | ShownVideosConfig | ShownLookingConfig)
         totals: dict[Split, int] = {"train": data.train_records, "held_out": held_out}
-        preview = _of_generated(data, family, scratch, origin, most, totals)
+        preview = _of_generated(data, settings.renderer(family), scratch, origin, most, totals)
     shown = [*preview.train, *preview.held_out]
     return replace(preview, warnings=_unknown_words(shown, family.tokenizer.unk_token)), error
 
@@ -89,15 +89,15 @@ def _unknown_words(rows: Sequence[ShownRow], unknown: str | None) -> list[str]:
 
 def _of_generated(
     data: ShownBoardsConfig | ShownVideosConfig | ShownLookingConfig,
-    family: Family,
+    renderer: ChatRenderer,
     scratch: Path,
     origin: Origin,
     most: Mapping[Split, int],
     totals: Mapping[Split, int],
 ) -> Preview:
     store = MediaStore(scratch)
-    questions = generated_questions(data, ChatRenderer(family, data.system_prompt), store)
-    look = _Look(family, store)
+    questions = generated_questions(data, renderer, store)
+    look = _Look(renderer.family, store)
     rows = {
         split: [
             look.row(questions.question(split, i), questions.records.record(split, i).thought)
@@ -128,7 +128,7 @@ def _of_files(
     most: Mapping[Split, int],
 ) -> tuple[Preview, DataError | None]:
     folder = prepared_folder(settings, data, family, runs)
-    look, renderer = _Look(family, MediaStore(folder / "media")), ChatRenderer(family, data.system_prompt)
+    look, renderer = _Look(family, MediaStore(folder / "media")), settings.renderer(family)
     prompts, error = None, None
     try:
         prepare_files(settings, data, family, runs)
@@ -216,15 +216,13 @@ class _Look:
 
     def __init__(self, family: Family, store: MediaStore) -> None:
         self.family, self._store, self._tokenizer = family, store, family.tokenizer
-        added = self._tokenizer.added_tokens_decoder.items()
-        self._special = {*self._tokenizer.all_special_ids, *(token for token, what in added if what.special)}
 
     def row(self, prompt: Prompt, thought: str | None) -> ShownRow:
         pieces, media = list(self._pieces(prompt.token_ids)), [self._medium(medium) for medium in prompt.media]
         return ShownRow(prompt.id, prompt.kind, pieces, media, prompt.answer, thought)
 
     def _pieces(self, token_ids: Sequence[int]) -> Iterable[Piece]:
-        for token, run in groupby(token_ids, lambda token: token if token in self._special else None):
+        for token, run in groupby(token_ids, lambda token: token if token in self.family.special else None):
             ids = list(run)
             if token is None:
                 yield Piece("text", self._decoded(ids), len(ids))

@@ -75,6 +75,15 @@ class QuestionSettings:
             "sft" in config.stages,
         )
 
+    def renderer(self, family: Family) -> ChatRenderer:
+        """Return what turns these questions into a model's tokens. Raises ConfigError where the two do not fit."""
+        return ChatRenderer(
+            family,
+            self.data.system_prompt,
+            response_format=self.response_format,
+            think_tags=self.data.think_tags,
+        )
+
 
 def open_prompts(settings: QuestionSettings, model: Path, folder: RunFolder) -> Prompts:
     """The questions and demonstrations of a run as `model` sees them; files are prepared first, and linked into the
@@ -83,7 +92,7 @@ def open_prompts(settings: QuestionSettings, model: Path, folder: RunFolder) -> 
     Raises DataError where too many rows cannot be used, ConfigError where files changed under a run.
     """
     data, response_format, family = settings.data, settings.response_format, load_family(model)
-    renderer = ChatRenderer(family, data.system_prompt)
+    renderer = settings.renderer(family)
     if isinstance(data, FilesConfig):
         return _open_files(settings, data, family, renderer, folder)
     if isinstance(data, VideoSearchConfig):
@@ -97,7 +106,7 @@ def open_prompts(settings: QuestionSettings, model: Path, folder: RunFolder) -> 
 def open_questions(settings: QuestionSettings, model: Path, folder: RunFolder) -> Questions:
     """Return the questions alone. Raises the same errors as `open_prompts`."""
     data, family = settings.data, load_family(model)
-    renderer = ChatRenderer(family, data.system_prompt)
+    renderer = settings.renderer(family)
     if isinstance(data, FilesConfig):
         return _open_files(settings, data, family, renderer, folder)
     return generated_questions(data, renderer, MediaStore(folder.media))
@@ -176,7 +185,7 @@ def _prepare(
             data,
             folder,
             MediaStore(folder / "media", shared=folder.parent / "media"),
-            renderer=ChatRenderer(family, data.system_prompt),
+            renderer=settings.renderer(family),
             budgets=budgets,
             max_tokens=settings.max_prompt_tokens,
             judge=judge,

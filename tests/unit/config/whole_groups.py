@@ -20,6 +20,7 @@ FILES: dict[str, Any] = {
         }
     },
     "system_prompt": "",
+    "think_tags": "special",
     "instructions": {},
     "held_out": 0.1,
     "image": {"min_pixels": None, "max_pixels": None},
@@ -34,8 +35,9 @@ SEEN = _MAIN | {"columns": _MAIN["columns"] | {"evidence": "boxes"}}
 """A source that says where answers are to be seen."""
 EVIDENCE = {"name": "evidence", "gate": 0.5, "spread": 0.25, "smoothing": 0.1, "boxes": "own", "missing": "raise"}
 
-ASKED_VIDEOS = {"name": "video_search", "seed": 0, "seconds": (4,), "max_frames": (8,), "system_prompt": ""}
-ASKED_LOOKING = {"name": "looking", "seed": 0, "families": ("chain",), "difficulty": (1,), "system_prompt": ""}
+_WORDS = {"system_prompt": "", "think_tags": "special"}
+ASKED_VIDEOS = {"name": "video_search", "seed": 0, "seconds": (4,), "max_frames": (8,), **_WORDS}
+ASKED_LOOKING = {"name": "looking", "seed": 0, "families": ("chain",), "difficulty": (1,), **_WORDS}
 LOOKING = ASKED_LOOKING | {"described": 4, "small_boards": 0, "search_from": 0, "glance_share": 0.0, "train_records": 2}
 VIDEOS = ASKED_VIDEOS | {"described": 4, "train_records": 2}
 
