@@ -57,7 +57,6 @@ def problems(config: Group) -> Iterator[str]:
     yield from _found(
         config,
         teachers_are_used,
-        visual_reward_has_a_system_turn,
         files_are_given,
         files_fit_the_stages,
         files_say_where_to_look,
@@ -120,15 +119,6 @@ def teachers_are_used(algorithm: AlgorithmConfig, teacher: TeacherConfig) -> Ite
                 f"teacher.{field}={given} has no effect: no weight of algorithm.distillation asks for it; "
                 "choose algorithm=distill or attention_distill, or set it to null"
             )
-
-
-def visual_reward_has_a_system_turn(reward: RewardConfig, data: DataConfig) -> Iterator[str]:
-    """Check that the visual-anchored reward has two things to compare."""
-    if reward.visual.weight > 0 and reward.visual.form != "laser_pays_length" and not data.system_prompt:
-        yield (
-            f"reward.visual.weight={reward.visual.weight:g} compares attention on pictures with that on the system "
-            "turn, and data.system_prompt is empty; set one, or the weight to 0"
-        )
 
 
 def generated_questions_last(algorithm: AlgorithmConfig, data: DataConfig) -> Iterator[str]:

@@ -12,7 +12,8 @@ from ral_system.config.data import AskedDataConfig, FilesConfig
 from ral_system.config.model import TinyModelConfig
 from ral_system.controller.residency import residency
 from ral_system.controller.stages import StageContext, run_rl, run_supervised
-from ral_system.errors import SetupError
+from ral_system.data.prompts import Prompts
+from ral_system.errors import ConfigError, SetupError
 from ral_system.models.folders import local_model_folder
 from ral_system.observability.metrics import MetricsLog, RolloutLog
 from ral_system.observability.progress import PhaseTimer, StageProgress
@@ -80,6 +81,7 @@ def run_stage(
     """Run one stage to its end, continuing from its newest checkpoint. It logs to `metrics()`, and leaves that open."""
     progress = StageProgress(stage, config.algorithm.steps if stage == "rl" else config.supervised(stage).max_steps)
     prompts = open_prompts(QuestionSettings.of(config), model, folder)
+    _check_system_turn(config, prompts)
     log = metrics()  # only after the data have been checked
     with (
         RolloutLog(folder.root) as rollouts,
@@ -106,3 +108,13 @@ def run_stage(
                 run_supervised(context, stage)
         finally:
             roles.close()
+
+
+def _check_system_turn(config: TrainConfig, prompts: Prompts) -> None:
+    """Raise ConfigError if the visual-anchored reward would lack the system turn, which a chat template may add."""
+    visual = config.reward.visual
+    if visual.weight > 0 and visual.form != "laser_pays_length" and not prompts.question("train", 0).system_tokens:
+        raise ConfigError(
+            f"reward.visual.weight={visual.weight:g} compares attention on pictures with that on the system turn: "
+            "data.system_prompt is empty, and the model's chat template adds none; set one, or the weight to 0"
+        )

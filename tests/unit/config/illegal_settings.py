@@ -312,10 +312,6 @@ SETTINGS: dict[str, tuple[dict[str, Any], list[str]]] = {
         {"rollout.dtype": "bfloat16"},
         ["rollout.log_prob_gate.token=0.0001", "rollout.dtype=bfloat16", "set both to float32, or"],
     ),
-    "a visual reward without a system turn": (
-        {"reward.visual.weight": 0.3, "data.system_prompt": ""},
-        ["reward.visual.weight=0.3", "data.system_prompt is empty; set one"],
-    ),
     "the form of a visual reward that is not given": (
         {"reward.visual.form": "ratio"},
         ["reward.visual.form=ratio", "reward.visual.weight=0", "set form to share"],
