@@ -154,8 +154,11 @@ class ChatRenderer:
 
     def _special_in(self, text: str) -> str | None:
         """The first special token in a text, if any. Tags of the response template are text, whatever the tokenizer."""
-        special = [token for token in (*self.family.special.values(), STAND_IN) if token not in TAGS]
-        return next((token for token in special if token in text), None)
+        return next((token for token in self._special_texts if token in text), None)
+
+    @functools.cached_property
+    def _special_texts(self) -> tuple[str, ...]:
+        return tuple(token for token in (*self.family.special.values(), STAND_IN) if token not in TAGS)
 
     def check(self, text: str) -> None:
         """Raise ValueError if a response's text holds one of the tokenizer's special tokens."""
