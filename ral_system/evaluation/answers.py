@@ -55,7 +55,7 @@ def answers_file(folder: Path, model: Path, prompts: Sequence[Prompt], sampling:
     """
     digest = hashlib.sha256(repr((sampling, engine)).encode())
     digest.update(str(model.resolve()).encode())
-    for file in sorted([*model.glob("*.safetensors"), *model.glob("*.bin"), *model.glob("config.json")]):
+    for file in sorted([*model.glob("*.safetensors"), *model.glob("*.bin"), *model.glob("*config.json")]):
         status = file.stat()
         digest.update(f"{file.resolve()} {status.st_size} {status.st_mtime_ns}".encode())
     for prompt in prompts:

@@ -82,4 +82,6 @@ def test_what_decides_over_answers_names_their_file(tmp_path: Path) -> None:
     }
     (tmp_path / "model.safetensors").write_bytes(b"another")
     others.add(answers_file(tmp_path, tmp_path, PROMPTS, SAMPLING))
-    assert len(others | {first}) == 5
+    (tmp_path / "generation_config.json").write_text('{"eos_token_id": [7, 2]}')
+    others.add(answers_file(tmp_path, tmp_path, PROMPTS, SAMPLING))
+    assert len(others | {first}) == 6
