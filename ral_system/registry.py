@@ -98,6 +98,7 @@ FAMILIES = Registry(
         "qwen3_vl": "ral_system.families.qwen3_vl:Qwen3Vl",
         "glm4v": "ral_system.families.glm4v:Glm4v",
         "internvl": "ral_system.families.internvl:InternVl",
+        "llava_onevision": "ral_system.families.llava_onevision:LlavaOneVision",
     },
 )
 """Subclasses of `families.family.Family`, chosen by the `model_type` of a model's config.json."""

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from tests.internvl_model import build_internvl
+from tests.llava_onevision_model import build_llava_onevision
 
 
 @dataclass(frozen=True)
@@ -15,4 +16,7 @@ class Tiled:
     videos: bool
 
 
-TILED = {"internvl": Tiled(build_internvl, videos=True)}
+TILED = {
+    "internvl": Tiled(build_internvl, videos=True),
+    "llava_onevision": Tiled(build_llava_onevision, videos=True),
+}

@@ -49,7 +49,7 @@ def times_of(view: View, medium: Media) -> tuple[float | None, ...]:
 def edges(view: View) -> tuple[np.ndarray, np.ndarray]:
     """Edges of a view's columns [columns + 1] and rows [rows + 1], as fractions of the medium."""
     left, top, right, bottom = view.box
-    x = left + (right - left) * np.arange(view.columns + 1) / view.columns
+    x = left + (right - left) * np.arange(view.columns + 1) / max(1, view.columns)  # a line end alone has none
     return x, top + (bottom - top) * np.arange(view.rows + 1) / view.rows
 
 

@@ -59,7 +59,7 @@ def _map(mass_N: Tensor, layout: Layout) -> Tensor:
 
 def _shares(tokens: int, start: float, end: float, places: int) -> Tensor:
     """Along one side, the share of each token of a view from `start` to `end` on each place: [places, tokens]."""
-    of_tokens = start + (end - start) * torch.arange(tokens + 1, dtype=torch.float64) / tokens
+    of_tokens = start + (end - start) * torch.arange(tokens + 1, dtype=torch.float64) / max(1, tokens)
     of_places = torch.arange(places + 1, dtype=torch.float64)[:, None] / places
     shared = torch.minimum(of_tokens[1:], of_places[1:]) - torch.maximum(of_tokens[:-1], of_places[:-1])
     return (shared.clamp_min(0) * tokens / (end - start)).round(decimals=9)  # exactly 1 where they coincide

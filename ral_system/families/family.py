@@ -19,7 +19,7 @@ from ral_system.config.choices import TAGS
 from ral_system.config.data import FilesConfig
 from ral_system.families.chat_template import ChatTemplate
 from ral_system.families.tags import with_tags_as_text
-from ral_system.types import MAX_MEDIA, Layout, Media, MediaKind
+from ral_system.types import MAX_MEDIA, EngineNames, Layout, Media, MediaKind
 
 Features = dict[str, Tensor]
 """What a model's vision encoder reads, under the names of its forward pass. Media lie behind each other along the first
@@ -58,6 +58,9 @@ class Family(ABC):
     """Frames of a video that the vision encoder merges into one."""
     max_media: ClassVar[Mapping[MediaKind, int]] = MAX_MEDIA
     """Most media of each kind in a prompt; `MAX_MEDIA` bounds it."""
+
+    engine_names: ClassVar[EngineNames] = EngineNames()
+    """What vLLM's loader calls the weights."""
 
     def __init__(self, config: PretrainedConfig, processor: Any) -> None:
         self.config, self.processor, self.tokenizer = config, processor, processor.tokenizer

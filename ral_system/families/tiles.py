@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -68,6 +69,45 @@ def tile_grid(width: int, height: int, tile_px: int, min_tiles: int, max_tiles: 
 
     columns, rows = get_optimal_tiled_canvas((height, width), (tile_px, tile_px), min_tiles, max_tiles)
     return columns, rows
+
+
+@dataclass(frozen=True, slots=True)
+class ResolutionBudget:
+    """Pictures become as large as fits the best of some resolutions, in their own shape."""
+
+    allowed: tuple[tuple[int, int], ...]
+    """Heights and widths."""
+    processor: tuple[tuple[int, int], ...]
+    """All resolutions of the model's processor."""
+
+    def size(self, width: int, height: int) -> tuple[int, int]:
+        """Width and height as the model sees them. Raises DataError where the model's processor would choose another
+        resolution for a picture of that size.
+        """
+        from transformers.image_processing_utils import select_best_resolution
+
+        tall, wide = select_best_resolution((height, width), list(self.allowed))
+        scale = min(wide / width, tall / height)
+        found = min(math.ceil(width * scale), wide), min(math.ceil(height * scale), tall)
+        if select_best_resolution(found[::-1], list(self.processor)) != (tall, wide):
+            raise DataError(f"too long and thin: {width}x{height} px")
+        return found
+
+
+def resolution_budget(data: FilesConfig, processor: tuple[tuple[int, int], ...]) -> ResolutionBudget:
+    """The processor's resolutions, heights and widths, within the configured bounds of pictures.
+
+    Raises ConfigError for bounds that hold none.
+    """
+    least, most = data.image.min_pixels or 0, data.image.max_pixels or math.inf
+    allowed = tuple(size for size in processor if least <= size[0] * size[1] <= most)
+    if not allowed:
+        areas = [height * width for height, width in processor]
+        raise ConfigError(
+            f"data.image.min_pixels={data.image.min_pixels} and data.image.max_pixels={data.image.max_pixels} allow no "
+            f"resolution of the model's processor, which has {min(areas)} to {max(areas)} pixels; move them apart"
+        )
+    return ResolutionBudget(allowed, processor)
 
 
 def tile_budget(data: FilesConfig, tile_px: int, processor: tuple[int, int]) -> TileBudget:

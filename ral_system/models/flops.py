@@ -47,7 +47,7 @@ class FlopCounter:
     def vision(self, layouts: Iterable[Layout]) -> int:
         """The vision encoder and the projector over media."""
         return sum(
-            self._by_patch * layout.tokens * self._family.patches_per_token
+            self._by_patch * (layout.patches or layout.tokens * self._family.patches_per_token)
             + self._by_visual_token * layout.tokens
             + self._family.vision_attention_flops(layout)
             for layout in layouts

@@ -107,7 +107,9 @@ class VllmEngine:
         model_config = self._llm.llm_engine.model_config
         self._stop_ids = stop_token_ids(self._family, model_config.try_get_generation_config().get("eos_token_id"))
         self._llm.llm_engine.set_weight_version("0")
-        self._llm.collective_rpc("ral_open", args=(transfer, setting or Setting.of_one_process()))
+        self._llm.collective_rpc(
+            "ral_open", args=(transfer, setting or Setting.of_one_process(), self._family.engine_names)
+        )
         self._on_new_weights = config.handover
         self._handover = Handover(self._load, config.handover)
         self._held = Held.ALL
@@ -163,7 +165,7 @@ class VllmEngine:
 
     def held(self, published: WeightManifest) -> WeightManifest:
         """What the engine holds under the published names, read from the memory of all its ranks."""
-        return held_manifest(published, tuple(published.tensors), self._ask_ranks("ral_held", published))
+        return self._manifest(published, tuple(published.tensors), self._ask_ranks("ral_held", published))
 
     def hold(self, held: Held) -> None:
         """Keep this on the GPU. What was given up comes back empty: after WEIGHTS, new ones must be loaded.
@@ -192,7 +194,13 @@ class VllmEngine:
         ranks = self._ask_ranks("ral_load", offer)
         self._drop_caches()
         self._llm.llm_engine.set_weight_version(str(offer.manifest.version))
-        return held_manifest(offer.manifest, offer.names, ranks)
+        return self._manifest(offer.manifest, offer.names, ranks)
+
+    def _manifest(self, published: WeightManifest, names: Sequence[str], ranks: Sequence[HeldParts]) -> WeightManifest:
+        """What the ranks hold; what vLLM has no use for, and no place, counts as held."""
+        unused = {name: published.tensors[name] for name in names if self._family.engine_names.of(name) is None}
+        found = held_manifest(published, [name for name in names if name not in unused], ranks)
+        return replace(found, tensors={**found.tensors, **unused})
 
     def _ask_ranks(self, method: str, *arguments: Any) -> list[HeldParts]:
         answers = self._llm.collective_rpc(method, args=arguments)

@@ -9,7 +9,7 @@ import torch
 from vllm.model_executor.layers import utils
 
 from ral_system.errors import RalError
-from ral_system.types import WeightManifest
+from ral_system.types import EngineNames, WeightManifest
 from ral_system.weights.engine_memory import EngineMemory, Held
 from ral_system.weights.transfer.transfer import Offer, Setting, Transfer
 
@@ -28,10 +28,12 @@ class WeightWorker:
     rank: int
     model_runner: Any
     _ral_transfer: Transfer[Any]
+    _ral_names: EngineNames
     _ral_memory: EngineMemory | None = None
 
-    def ral_open(self, transfer: type[Transfer[Any]], setting: Setting) -> None:
+    def ral_open(self, transfer: type[Transfer[Any]], setting: Setting, names: EngineNames) -> None:
         """Open the transfer. `setting.rank` counts this engine's first rank."""
+        self._ral_names = names
         self._ral_transfer = transfer(replace(setting, rank=setting.rank + self.rank))
 
     def ral_held(self, published: WeightManifest) -> Held | RalError:
@@ -53,5 +55,5 @@ class WeightWorker:
     def _ral_places(self, published: WeightManifest) -> EngineMemory:
         if self._ral_memory is None:
             model = self.model_runner.get_model()
-            self._ral_memory = EngineMemory.traced(model, model.load_weights, published.tensors)
+            self._ral_memory = EngineMemory.traced(model, model.load_weights, published.tensors, self._ral_names)
         return self._ral_memory

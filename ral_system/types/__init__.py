@@ -19,7 +19,7 @@ from ral_system.types.rollout import (
     Verdict,
 )
 from ral_system.types.sample import Credit, Rollout, Sample
-from ral_system.types.weights import TensorDigest, WeightManifest
+from ral_system.types.weights import EngineNames, TensorDigest, WeightManifest
 
 __all__ = [
     "MARKS",
@@ -31,6 +31,7 @@ __all__ = [
     "Completions",
     "Counts",
     "Credit",
+    "EngineNames",
     "FinishReason",
     "Held",
     "Layout",

@@ -117,6 +117,8 @@ class Layout:
     views: tuple[View, ...]
     separated: bool = False
     """Whether other tokens stand between the views; otherwise they are one run of tokens."""
+    patches: int | None = None
+    """Patches that the vision encoder sees, where this does not follow from the number of tokens."""
 
     @property
     def tokens(self) -> int:

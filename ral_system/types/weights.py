@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,3 +24,25 @@ class WeightManifest:
 
     version: int
     tensors: Mapping[str, TensorDigest]
+
+
+@dataclass(frozen=True, slots=True)
+class EngineNames:
+    """What a rollout engine's loader calls weights that are published under other names.
+
+    Example: `EngineNames({"model.vision_tower.": "model.vision_tower.vision_model."}, unused=("model.tail.",))`
+    """
+
+    prefixes: Mapping[str, str] = field(default_factory=dict)
+    """Beginnings of published names, and what takes their place."""
+    unused: tuple[str, ...] = ()
+    """Beginnings of the published names of weights that the engine's model does not have, and nothing reads."""
+
+    def of(self, name: str) -> str | None:
+        """The engine's name for a published one; None for a weight that it does not have."""
+        if name.startswith(self.unused):
+            return None
+        for prefix, own in self.prefixes.items():
+            if name.startswith(prefix):
+                return own + name.removeprefix(prefix)
+        return name

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from ral_system.errors import WeightSyncError
-from ral_system.types import TensorDigest, WeightManifest
+from ral_system.types import EngineNames, TensorDigest, WeightManifest
 from ral_system.weights.digest import Region, as_numbers, digest_of_sums, sums
 
 Sums = tuple[int, int]
@@ -52,12 +52,13 @@ class EngineMemory:
         model: nn.Module,
         load: Callable[[Iterable[tuple[str, Tensor]]], Any],
         published: Mapping[str, TensorDigest],
+        names: EngineNames,
     ) -> EngineMemory:
-        """The places to which a model's `load` copies published tensors.
+        """The places to which a model's `load` copies published tensors, which it is given under its own `names`.
 
         Raises WeightSyncError if it would not copy into the model's own memory.
         """
-        trace = _Trace({name: digest.shape for name, digest in published.items()})
+        trace = _Trace({name: digest.shape for name, digest in published.items()}, names)
         try:
             with torch.no_grad(), trace:
                 load(trace.tensors())
@@ -125,17 +126,18 @@ def held_manifest(published: WeightManifest, names: Collection[str], processes: 
 class _Trace(TorchDispatchMode):
     """Notes the copies of tensors without memory into others, and makes none of them."""
 
-    def __init__(self, shapes: Mapping[str, tuple[int, ...]]) -> None:
+    def __init__(self, shapes: Mapping[str, tuple[int, ...]], names: EngineNames) -> None:
         super().__init__()
-        self._shapes = shapes
+        self._shapes, self._names = shapes, names
         self._name = ""
         self.places: dict[str, list[Place]] = {}
 
     def tensors(self) -> Iterator[tuple[str, Tensor]]:
-        """Published names with tensors that have a shape only."""
+        """Names that the engine knows with tensors that have a shape only."""
         for name, shape in self._shapes.items():
             self._name = name
-            yield name, torch.empty(shape, device="meta")
+            if (own := self._names.of(name)) is not None:
+                yield own, torch.empty(shape, device="meta")
 
     def __torch_dispatch__(
         self, function: Any, types: Any, arguments: tuple[Any, ...] = (), named: dict[str, Any] | None = None

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from ral_system.attention.policy import dense_policy
 from ral_system.attention.read import AttentionRead
+from ral_system.attention.sequence import SequenceGroup
 from ral_system.data.chat import ChatRenderer
 from ral_system.data.collate import Collator
 from ral_system.media.store import MediaStore
@@ -173,3 +174,35 @@ def box_of(bench: Bench, medium: Media, token: int) -> tuple[float, float, float
             return left + column * wide, top + row * tall, left + (column + 1) * wide, top + (row + 1) * tall
         token -= view.tokens
     raise AssertionError(token)
+
+
+@dataclass(frozen=True)
+class OneByOne(SequenceGroup):
+    """Ranks that come one after the other: the last finds what all saw."""
+
+    told: list[Tensor]
+
+    def exchange(self, x: Tensor, received: Sequence[int], sent: Sequence[int]) -> Tensor:
+        self.told.append(x[: sent[0]])
+        whole = torch.cat(self.told)
+        return whole if len(whole) == sum(received) else x.new_zeros(sum(received), *x.shape[1:])
+
+    def total(self, x: Tensor) -> Tensor:
+        raise AssertionError
+
+
+@torch.no_grad()
+def check_shared_tiles(bench: Bench) -> None:
+    """Two ranks encode a part of the tiles and frames each, and have what one sees in all of them."""
+    media = [medium for prompt in (bench.prompts[1], bench.prompts[4]) for medium in prompt.media]
+    unique, _ = bench.collate._extract.distinct(media)
+    features = bench.collate._extract(unique)
+    told: list[Tensor] = []
+    whole = bench.family.encode(bench.model.model, features)
+    bench.family.encode(bench.model.model, features, OneByOne(0, 2, told))
+    assert 0 < len(told[0]) < int(features["tiles"].sum() + features["frames"].sum())
+    found = bench.family.encode(bench.model.model, features, OneByOne(1, 2, told))
+    for kind, seen in whole.items():
+        for one, other in zip(seen, found[kind], strict=True):
+            assert torch.allclose(one, other, atol=1e-6) and one.shape == other.shape
+    assert {kind: len(seen) for kind, seen in found.items()} == {"image": 3, "video": 2}

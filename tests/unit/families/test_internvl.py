@@ -2,18 +2,16 @@
 
 import shutil
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from ral_system.attention.evidence import times_of
-from ral_system.attention.sequence import SequenceGroup
 from ral_system.config.commands import PlanCommandConfig
 from ral_system.data.chat import ChatRenderer
 from ral_system.errors import ConfigError, DataError, SetupError
@@ -29,7 +27,13 @@ from ral_system.tasks.visual_search import words
 from ral_system.types import Layout, Media, Sample, View
 from tests.composed import compose_config
 from tests.internvl_model import TILE_PX, build_internvl
-from tests.unit.families.of_transformers import Bench, check_generation_is_scored, check_packed_is_alone, check_places
+from tests.unit.families.of_transformers import (
+    Bench,
+    check_generation_is_scored,
+    check_packed_is_alone,
+    check_places,
+    check_shared_tiles,
+)
 
 
 @pytest.fixture(scope="module")
@@ -129,34 +133,8 @@ def test_text_alone_runs_the_encoder_and_has_gradients_of_zero(folder: Path, ben
     assert any(p.grad is not None and p.grad.any() for p in policy.model.get_decoder().parameters())
 
 
-@dataclass(frozen=True)
-class OneByOne(SequenceGroup):
-    """Ranks that come one after the other: the last finds what all saw."""
-
-    told: list[Tensor]
-
-    def exchange(self, x: Tensor, received: Any, sent: Any) -> Tensor:
-        self.told.append(x[: sent[0]])
-        whole = torch.cat(self.told)
-        return whole if len(whole) == sum(received) else x.new_zeros(sum(received), *x.shape[1:])
-
-    def total(self, x: Tensor) -> Tensor:
-        raise AssertionError
-
-
-@torch.no_grad()
 def test_ranks_share_the_tiles(bench: Bench) -> None:
-    media = [medium for prompt in (bench.prompts[1], bench.prompts[4]) for medium in prompt.media]
-    unique, _ = bench.collate._extract.distinct(media)
-    features, told = bench.collate._extract(unique), []  # type: ignore[var-annotated]
-    whole = bench.family.encode(bench.model.model, features)
-    bench.family.encode(bench.model.model, features, OneByOne(0, 2, told))
-    assert 0 < len(told[0]) < int(features["tiles"].sum() + features["frames"].sum())
-    found = bench.family.encode(bench.model.model, features, OneByOne(1, 2, told))
-    for kind, seen in whole.items():
-        for one, other in zip(seen, found[kind], strict=True):
-            assert torch.allclose(one, other, atol=1e-6) and one.shape == other.shape
-    assert {kind: len(seen) for kind, seen in found.items()} == {"image": 3, "video": 2}
+    check_shared_tiles(bench)
 
 
 def test_operations_of_the_encoder_are_those_that_torch_counts(folder: Path, bench: Bench) -> None:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from ral_system.errors import WeightSyncError
-from ral_system.types import WeightManifest
+from ral_system.types import EngineNames, WeightManifest
 from ral_system.weights.engine_memory import EngineMemory, held_manifest
 from ral_system.weights.manifest import verify_loaded
 from tests.offered import manifest_of
@@ -50,6 +50,9 @@ class Rank(nn.Module):
                 raise ValueError(f"no parameter named {name!r}")
 
 
+SAME_NAMES = EngineNames()
+
+
 def tensors(dtype: torch.dtype = torch.float32) -> dict[str, Tensor]:
     torch.manual_seed(0)
     shapes = {"q_proj.weight": (Q, HIDDEN), "k_proj.weight": (K, HIDDEN), "v_proj.weight": (K, HIDDEN)}
@@ -59,8 +62,8 @@ def tensors(dtype: torch.dtype = torch.float32) -> dict[str, Tensor]:
     return whole | {"model.embed.weight": embed, "model.norm.weight": norm}
 
 
-def memories(ranks: list[Rank], published: WeightManifest) -> list[EngineMemory]:
-    return [EngineMemory.traced(rank, rank.load_weights, published.tensors) for rank in ranks]
+def memories(ranks: list[Rank], published: WeightManifest, names: EngineNames = SAME_NAMES) -> list[EngineMemory]:
+    return [EngineMemory.traced(rank, rank.load_weights, published.tensors, names) for rank in ranks]
 
 
 def held(found: list[EngineMemory], published: WeightManifest) -> WeightManifest:
@@ -93,6 +96,17 @@ def test_an_engine_that_holds_more_precision_has_the_published_digest() -> None:
     found = memories([Rank()], published)
     found[0].write(whole.items())
     verify_loaded(published, held(found, published))
+
+
+def test_an_engine_may_know_weights_by_other_names_and_lack_some() -> None:
+    whole = {name.replace("model.", "model.own."): tensor for name, tensor in tensors().items()}
+    whole["tail.weight"] = torch.ones(3)
+    published = manifest_of(3, whole)
+    engine = [Rank(0, 1)]
+    found = memories(engine, published, EngineNames({"model.own.": "model."}, unused=("tail.",)))
+    found[0].write(whole.items())
+    assert torch.equal(engine[0].norm.weight, whole["model.own.norm.weight"])
+    assert held(found, published).tensors == {n: d for n, d in published.tensors.items() if n != "tail.weight"}
 
 
 @pytest.mark.parametrize("ranks", [1, 2])
@@ -170,7 +184,7 @@ def test_a_loader_that_copies_elsewhere_is_refused() -> None:
             elsewhere.copy_(weight)
 
     with pytest.raises(WeightSyncError, match="keeps w in another form than published: it cannot be replaced"):
-        EngineMemory.traced(nn.Linear(4, 1), load, published.tensors)
+        EngineMemory.traced(nn.Linear(4, 1), load, published.tensors, EngineNames())
 
 
 def test_a_model_that_keeps_the_names_ties_what_is_tied() -> None:
