@@ -1,5 +1,7 @@
 """Rotary positions, by hand and against slow code."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from hypothesis import given
@@ -31,6 +33,15 @@ def test_by_hand() -> None:
         [0, 1, 2, 2, 4, 5, 5, 5, 5, 9],
         [0, 1, 2, 3, 4, 5, 6, 5, 6, 9],
     ]
+
+
+def test_views_that_stand_apart_are_as_pictures() -> None:
+    """A word, two frames of 1 x 2 with a time between them that is not counted in, and a word."""
+    visual = torch.tensor([0, 1, 1, 0, 1, 1, 0]).bool()
+    apart = replace(video(2, 1, 2, 1.5), separated=True)
+    for per_second in (None, 2.0):
+        found = rope_positions(visual, [apart], positions_per_second=per_second)
+        assert found.tolist() == [[0, 1, 1, 3, 4, 4, 6], [0, 1, 1, 3, 4, 4, 6], [0, 1, 2, 3, 4, 5, 6]]
 
 
 def test_a_model_that_counts_no_seconds_counts_frames() -> None:
