@@ -17,9 +17,11 @@ from ral_system.errors import ConfigError
 from ral_system.planning.outline import OUTLINE, Outlines
 from ral_system.planning.passes import OutlinedPolicy, new_policy, objective_of, score_pass, update_pass
 from ral_system.planning.workload import step_samples
+from ral_system.tasks.visual_search import words
 from ral_system.training.gradient_share import squared_norms
 from ral_system.types import Media, Sample
 from tests.composed import compose_config
+from tests.tiled_models import TILED
 from tests.unit.planning.models import write_7b
 
 LORA = "learner.lora={{rank: 4, alpha: 8, targets: {}, vision: {}}}"
@@ -67,6 +69,13 @@ def measured(call: Callable[[], object]) -> int:
 def test_passes_of_other_families_hold_what_is_planned(request: pytest.FixtureRequest, family: str) -> None:
     folder = request.getfixturevalue(f"{family}_folder")
     check_passes(folder, "data=video_search")
+
+
+@pytest.mark.parametrize("data", ["visual_search", "video_search"])
+@pytest.mark.parametrize("family", list(TILED))
+def test_passes_over_tiles_hold_what_is_planned(tmp_path: Path, family: str, data: str) -> None:
+    TILED[family].build(tmp_path, words())
+    check_passes(tmp_path, f"data={data}")
 
 
 @pytest.mark.parametrize("shape", SHAPES)
