@@ -16,6 +16,8 @@ from ral_system.report.svg import Axis
 
 _LEFT, _TOP, _WIDTH, _HEIGHT = 64, 76, 180, 130
 _COLUMN, _ROW = _WIDTH + 16, _HEIGHT + 26
+_COLUMNS, _BETWEEN = 6, 72
+"""Groups side by side, and what lies between them and the next."""
 
 Curve = Sequence[tuple[int, float]]
 """One run: (step, value), in order."""
@@ -32,30 +34,38 @@ class CurveRow:
 def curves(title: str, rows: Sequence[CurveRow], axis: str = "step") -> str:
     """Every run as a thin line, and where a group has several the mean of those that reached a step as a bold one.
 
-    `axis` names what steps count.
+    Groups without any value are left out; more than six go on below. `axis` names what steps count.
     """
     rows = [CurveRow(row.label, {name: list(map(_finite, of)) for name, of in row.groups.items()}) for row in rows]
-    names = list(rows[0].groups) if rows else []
+    names = [name for name in (rows[0].groups if rows else ()) if any(any(row.groups.get(name, ())) for row in rows)]
     steps = [step for row in rows for of in row.groups.values() for curve in of for step, _ in curve]
-    lefts = [_LEFT + i * _COLUMN for i in range(max((len(row.groups) for row in rows), default=0))]
+    lefts = [_LEFT + i * _COLUMN for i in range(min(len(names), _COLUMNS))]
     columns = [Axis(min(steps, default=0), max(steps, default=0), left, left + _WIDTH) for left in lefts]
-    parts = [svg.text(left + _WIDTH / 2, _TOP - 22, name, "middle") for left, name in zip(lefts, names, strict=False)]
-    for i, row in enumerate(rows):
-        parts += _panels(row, columns, _TOP + i * _ROW)
-    bottom = _TOP + max(len(rows) - 1, 0) * _ROW + _HEIGHT
-    parts += [svg.steps_below(x_axis, bottom + 16, axis) for x_axis in columns if steps]
-    return svg.document(_LEFT + len(lefts) * _COLUMN, bottom + 36, title, parts)
+    parts, top = [], _TOP
+    for first in range(0, max(len(names), 1), _COLUMNS):
+        shown = names[first : first + _COLUMNS]
+        for x_axis, name in zip(columns, shown, strict=False):
+            parts.append(svg.text(x_axis.start + _WIDTH / 2, top - 22, name, "middle"))
+        for row in rows:
+            parts += _panels(row, shown, columns, top)
+            top += _ROW
+        bottom = max(top - _ROW, _TOP) + _HEIGHT
+        parts += [svg.steps_below(x_axis, bottom + 16, axis) for x_axis, _ in zip(columns, shown, strict=False)]
+        top = bottom + _BETWEEN
+    return svg.document(_LEFT + max(len(lefts), 1) * _COLUMN, top - _BETWEEN + 36, title, parts)
 
 
-def _panels(row: CurveRow, columns: Sequence[Axis], top: float) -> list[str]:
+def _panels(row: CurveRow, names: Sequence[str], columns: Sequence[Axis], top: float) -> list[str]:
+    """One metric of some groups."""
     values = [value for of in row.groups.values() for curve in of for _, value in curve]
     parts = [svg.text(_LEFT, top - 6, row.label)]
     if not values:
         return [*parts, svg.text(_LEFT + 12, top + 16, "not measured")]
     y_axis = svg.linear_axis(min(values), max(values), top + _HEIGHT, top)
-    for i, ((name, of), x_axis) in enumerate(zip(row.groups.items(), columns, strict=False)):
+    for i, (name, x_axis) in enumerate(zip(names, columns, strict=False)):
         grid = svg.grid(y_axis, x_axis.start, x_axis.end, None if i else svg.short)
-        parts.append(svg.with_tooltip(f"{name}, {row.label}", grid, _lines(of, x_axis, y_axis), class_=svg.colour(0)))
+        lines = _lines(row.groups.get(name, ()), x_axis, y_axis)
+        parts.append(svg.with_tooltip(f"{name}, {row.label}", grid, lines, class_=svg.colour(0)))
     return parts
 
 

@@ -9,7 +9,7 @@ from math import isfinite
 from ral_system.report import svg
 
 _TOP, _ROW, _WIDTH, _GAP, _FOOT = 92, 22, 170, 36, 34
-_BANDS = 6
+_BANDS = 2
 """How many bands the axis shows to either side, at most."""
 
 
@@ -26,7 +26,7 @@ class Interval:
 def forest(title: str, panels: Mapping[str, Sequence[Interval]], band: float) -> str:
     """Panels side by side, all with one axis. Grey from −band to band: differences that are too small to matter.
 
-    What lies beyond six bands is drawn at the edge.
+    What lies beyond two bands is drawn at the edge.
     """
     labels = list(dict.fromkeys(i.label for panel in panels.values() for i in panel))
     ends = [v for panel in panels.values() for i in panel for v in (i.value, i.low, i.high) if isfinite(v)]
