@@ -90,10 +90,14 @@ def _looks(policy: PolicyModel, collate: Collator, samples: MicroBatch, device: 
         strict=True,
     )
     for rows, keys, group in by_group:
-        of_layers = [_by_response(rows, layer) for layer in range(len(rows.layers))]
+        own = [keys.own(rows.group, response) for response in range(len(group))]
+        figures: list[list[dict[str, float]]] = [[] for _ in group]
+        for layer in range(len(rows.layers)):  # one at a time: the policies of all take much memory
+            policies = _by_response(rows, layer)
+            for response, of_response in enumerate(figures):
+                of_response.append(figures_of(policies[response], own[response]))
         for response, sample in enumerate(group):
-            policies, own = [of[response] for of in of_layers], keys.own(rows.group, response)
-            found[sample.id] = look(policies, own)
+            found[sample.id] = Look(tuple(figures[response]), on_visual(policies[response], own[response]))
     return found
 
 
@@ -105,14 +109,14 @@ def _by_response(rows: GroupAttention, layer: int) -> dict[int, Tensor]:
     return {response: torch.cat(of) for response, of in blocks.items()}
 
 
-def look(policies: Sequence[Tensor], keys: KeyProvenance) -> Look:
-    """Where an answer looks whose R rows have these policies [R, T], a layer each, over the T keys of its sequence."""
-    visual_N = policies[-1][:, (keys.kind == KeyKind.IMAGE) | (keys.kind == KeyKind.VIDEO)].mean(0)
-    return Look(tuple(_figures(policy_RT, keys) for policy_RT in policies), visual_N.float().cpu().numpy())
+def on_visual(policy_RT: Tensor, keys: KeyProvenance) -> np.ndarray:
+    """Mean over rows of their attention on each visual token, float32 [N]."""
+    visual_N = policy_RT[:, (keys.kind == KeyKind.IMAGE) | (keys.kind == KeyKind.VIDEO)].mean(0)
+    return visual_N.float().cpu().numpy()
 
 
-def _figures(policy_RT: Tensor, keys: KeyProvenance) -> dict[str, float]:
-    """Figures of one layer.
+def figures_of(policy_RT: Tensor, keys: KeyProvenance) -> dict[str, float]:
+    """Figures of one layer, from its R rows' policies over the T keys of their sequence.
 
     Means over rows of `MEANS`. `visual_entropy_share`: the mean of `visual_entropy` as a share of ln N, its largest
     value. `decay`: visual mass of the second half of the rows over that of the first; the middle one of an odd number

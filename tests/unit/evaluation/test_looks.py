@@ -10,9 +10,9 @@ import pytest
 import torch
 from transformers import AutoModelForImageTextToText
 
-from ral_system.attention.provenance import key_provenance
+from ral_system.attention.provenance import KeyProvenance, key_provenance
 from ral_system.data.collate import Collator
-from ral_system.evaluation.looks import Look, by_layer, look, measure_looks, summary
+from ral_system.evaluation.looks import Look, by_layer, figures_of, measure_looks, on_visual, summary
 from ral_system.evaluation.probed import load_probed
 from ral_system.evaluation.saliency import rank_correlation, visual_saliency
 from ral_system.media.store import MediaStore
@@ -28,6 +28,10 @@ def keys(evidence: list[float] | None = None):
     shows = None if evidence is None else torch.tensor(evidence)
     layouts = [Layout("image", (View(1, 3),))]
     return key_provenance(FIVE, layouts, system_tokens=1, prompt_tokens=5, evidence=shows)
+
+
+def look(policies: list[torch.Tensor], of: KeyProvenance) -> Look:
+    return Look(tuple(figures_of(policy, of) for policy in policies), on_visual(policies[-1], of))
 
 
 ROWS = torch.tensor(
