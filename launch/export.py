@@ -38,7 +38,7 @@ def main() -> None:
     parser.add_argument("--public", action="store_true", help="the repository on the hub may be public")
     options = parser.parse_args()
     if options.public and options.push_to_hub is None:
-        parser.error("--public says nothing without --push-to-hub")
+        parser.error("--public has no effect without --push-to-hub")
     if options.adapters and options.dtype is not None:
         parser.error("--dtype is for whole models; adapters stay as they were saved")
     try:
@@ -46,7 +46,7 @@ def main() -> None:
     except RalError as error:
         fail(error)
     except OSError as error:
-        fail(SetupError(f"{error.filename or options.target}: {error.strerror}; make room, or give another TARGET"))
+        fail(SetupError(f"{error.filename or options.target}: {error.strerror or error}"))
 
 
 def export(options: Namespace) -> None:
@@ -55,11 +55,13 @@ def export(options: Namespace) -> None:
         raise ConfigError(f"{options.target} exists; give a folder that does not")
     from ral_system.export.hub import HubRepository
     from ral_system.export.lineage import lineage
-    from ral_system.export.write import export_adapters, export_model
+    from ral_system.export.write import check_adapters, export_adapters, export_model
     from ral_system.observability.quiet import silence_third_party
 
     silence_third_party()
     found = lineage(options.run_folder.resolve(), options.stage)
+    if options.adapters:
+        check_adapters(found)
     hub = HubRepository(options.push_to_hub, public=options.public) if options.push_to_hub else None
     name = options.push_to_hub or options.target.name
     print(f"exporting the {'adapters' if options.adapters else 'model'} of {found.last.stage} in {options.run_folder}")

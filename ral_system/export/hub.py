@@ -13,7 +13,7 @@ from ral_system.errors import ConfigError, SetupError
 
 
 class HubRepository:
-    """A model repository on the hub. Its construction creates it, so that what forbids an upload is known beforehand.
+    """A model repository on the hub. Its construction creates it, before there is anything to upload.
 
     The token is the one of `hf auth login` or HF_TOKEN. Raises ConfigError for a name that cannot be, and for a public
     repository that is to be private; SetupError without a token, and when the hub refuses.
@@ -21,6 +21,8 @@ class HubRepository:
 
     def __init__(self, name: str, *, public: bool) -> None:
         self.name, self._api = name, HfApi()
+        if name.count("/") != 1:
+            raise ConfigError(f"--push-to-hub {name}: give it as ORGANISATION/NAME, or USER/NAME")
         if get_token() is None:
             raise SetupError("--push-to-hub: no token; set HF_TOKEN, or run: hf auth login")
         with self._explained("was not created"):

@@ -53,6 +53,8 @@ class Lineage:
     stages: tuple[TrainedStage, ...]
     base: Base | None
     """None where the oldest of these runs did not record it."""
+    start: Base | None
+    """What the last stage began with, on which its adapters belong; None where it did not record it."""
 
     @property
     def last(self) -> TrainedStage:
@@ -74,16 +76,15 @@ def lineage(run: Path, stage: Stage | None = None) -> Lineage:
     if stage is not None and stage not in complete:
         raise ConfigError(f"--stage {stage}: not complete in {run}; complete: {', '.join(complete)}")
     found: list[TrainedStage] = []
-    base = None
+    bases: list[Base | None] = []
     at: tuple[Path, Stage] | None = (run, stage or complete[-1])
-    while at is not None:
+    while at is not None and at not in [(trained.run, trained.stage) for trained in found]:  # a name was used again
         found.append(trained := _trained(*at))
         start = trained.result.get("start_model")  # runs of earlier versions do not say
-        base, at = None, None
-        if start is not None:
-            model = trained.run / start  # absolute paths stay unchanged
-            base, at = _base(model), _made_by(model)
-    return Lineage(tuple(reversed(found)), base)
+        model = None if start is None else trained.run / start  # absolute paths stay unchanged
+        bases.append(None if model is None else _base(model))
+        at = None if model is None else _made_by(model)
+    return Lineage(tuple(reversed(found)), bases[-1], bases[0])
 
 
 def _trained(run: Path, stage: Stage) -> TrainedStage:
@@ -117,4 +118,4 @@ def _base(start: Path) -> Base:
     for part, revision in zip(start.parts, start.parts[2:], strict=False):
         if part.startswith(_HUB_FOLDER):
             return Base(part.removeprefix(_HUB_FOLDER).replace("--", "/"), revision)
-    return Base(start.name)
+    return Base("a local model")

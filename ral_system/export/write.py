@@ -33,15 +33,21 @@ def export_model(lineage: Lineage, target: Path, name: str, dtype: Dtype | None 
         _describe(lineage, partial, name, adapters=False)
 
 
-def export_adapters(lineage: Lineage, target: Path, name: str) -> None:
-    """Write the adapters of the last stage in peft's format, with a card. Raises ConfigError for a stage without."""
+def check_adapters(lineage: Lineage) -> Path:
+    """The folder of the last stage's adapters. Raises ConfigError for a stage without."""
     adapters = _source(lineage) / "adapter"
     if not adapters.is_dir():
         raise ConfigError(f"--adapters: {lineage.last.stage} of {lineage.last.run} trained no adapters; leave it out")
+    return adapters
+
+
+def export_adapters(lineage: Lineage, target: Path, name: str) -> None:
+    """Write the adapters of the last stage in peft's format, with a card. Raises ConfigError for a stage without."""
+    adapters = check_adapters(lineage)
     with RunFolder.whole(target) as partial:
         shutil.copytree(adapters, partial, dirs_exist_ok=True)
         settings = json.loads((partial / _ADAPTER_CONFIG).read_text(encoding="utf-8"))
-        base = lineage.base
+        base = lineage.start
         # Without a name on the hub the user must say what the base is: a path of this machine says nothing to others.
         settings["base_model_name_or_path"] = base.name if base is not None and base.on_hub else None
         (partial / _ADAPTER_CONFIG).write_text(json.dumps(settings, indent=2), encoding="utf-8")

@@ -200,7 +200,7 @@ def test_mistakes_are_told_in_one_line(commands, run: Path, tmp_path: Path) -> N
         (("runs/smoke", "runs"), "runs exists; give a folder that does not"),
         (("runs/smoke", "out", "--stage", "sft"), "--stage sft: not complete in"),
         (("runs/smoke", "out", "--adapters"), "trained no adapters; leave it out"),
-        (("runs/smoke", "out", "--public"), "--public says nothing without --push-to-hub"),
+        (("runs/smoke", "out", "--public"), "--public has no effect without --push-to-hub"),
         (("runs/smoke", "out", "--adapters", "--dtype", "bfloat16"), "--dtype is for whole models"),
     ):
         done = commands("ral-export", *arguments, cwd=run)

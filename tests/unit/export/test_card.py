@@ -27,12 +27,15 @@ def test_the_card_says_what_the_model_is_and_how_it_was_made(
     }
     assert body.startswith("\n# looker\n")
     assert "It started from Qwen/Qwen2.5-VL-3B at 66285546d2b8." in body and "licence of Qwen/Qwen2.5-VL-3B" in body
-    assert "name = 'lab/looker'" in body and """{"role": "system", "content": 'answer'}""" in body
+    assert (
+        "name = 'lab/looker'" in body
+        and """{"role": "system", "content": [{"type": "text", "text": 'answer'}]}""" in body
+    )
     assert "| cold start | 4 | 8 demonstrations a step, data=visual_search |" in body
     assert "| RL | 3 | attention_credit, 4 prompts × 4 responses a step in 2 updates" in body
     assert "credit on attention (20% of the gradient), data=visual_search |" in body
     assert "| before RL | 0.400 | 0.309 to 0.498 | 100 |\n| after RL | 0.700 | 0.604 to 0.781 | 100 |" in body
-    assert "Of one run, seed 7," in body
+    assert "Seed 7, with greedy answers." in body
     assert body.endswith("ral_system 0.1.0, torch 2.13.0, commit 0123456789ab.\n")
 
 
@@ -42,8 +45,8 @@ def test_adapters_name_what_they_are_put_on(make_config: Callable[..., TrainConf
     end_stage(tmp_path / "run", config, "rl", tmp_path / "some" / "folder")
     text = card(lineage(tmp_path / "run"), "adapters", adapters=True)
     assert text.startswith("---\nlibrary_name: peft\n") and "base_model" not in text
-    assert "LoRA adapters of a vision-language model, trained with ral_system. It started from folder." in text
-    assert "puts them on folder, which is `base`" in text and ", LoRA, data=" in text
+    assert "LoRA adapters of a vision-language model, trained with ral_system. It started from a local model." in text
+    assert "which is not on the hub. Share it as well" in text and ", LoRA, data=" in text
     assert '"role": "system"' not in card(lineage(tmp_path / "run"), "whole", adapters=False)
 
 
@@ -57,9 +60,15 @@ def test_sizes_of_pictures_that_were_set_are_told(make_config: Callable[..., Tra
 
 def test_what_is_shown_of_the_settings_names_no_folder_of_this_machine(make_config: Callable[..., TrainConfig]) -> None:
     source = ("data=files", "+data/source@data.sources.mine=columns", "data.sources.mine.path=/home/somebody/rows.json")
-    config = make_config(*source, "start_model=/home/somebody/model", "runs_dir=/home/somebody", "stages=[rl]")
+    own = (
+        "start_model=/home/somebody/model",
+        "runs_dir=/home/somebody",
+        "algorithm=distill",
+        "teacher.path=runs/somebody/model",
+    )
+    config = make_config(*source, *own, "stages=[rl]", "data.system_prompt='/no_think ./answer'")
     shown = shown_config(config.model_dump(mode="json"))
-    assert shown["data"]["sources"]["mine"]["path"] == "rows.json"
-    assert "somebody" not in yaml.safe_dump(shown)
+    assert "somebody" not in yaml.safe_dump(shown) and "mine" not in yaml.safe_dump(shown["data"])
+    assert shown["data"]["system_prompt"] == "/no_think ./answer"
     assert shown["algorithm"] == config.model_dump(mode="json")["algorithm"]
     assert not shown.keys() & {"logging", "cluster", "runs_dir", "name"}

@@ -40,7 +40,16 @@ def test_a_model_of_another_run_brings_that_runs_stages(
     assert found.base == Base("Qwen/Qwen2.5-VL-3B", "66285546d2b8") and found.base.on_hub
     shutil.rmtree(tmp_path / "cold")
     found = lineage(tmp_path / "second")
-    assert stages(found) == [("first", "rl"), ("second", "rl")] and found.base == Base("sft")
+    assert stages(found) == [("first", "rl"), ("second", "rl")] and found.base == Base("a local model")
+
+
+def test_a_name_that_was_used_again_does_not_go_round_for_ever(
+    make_config: Callable[..., TrainConfig], tmp_path: Path
+) -> None:
+    config = make_config()
+    end_stage(tmp_path / "a", config, "rl", tmp_path / "b" / "model")
+    end_stage(tmp_path / "b", config, "rl", tmp_path / "a" / "model")
+    assert stages(lineage(tmp_path / "a")) == [("b", "rl"), ("a", "rl")]
 
 
 def test_a_run_that_did_not_record_its_start_ends_there(

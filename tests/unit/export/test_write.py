@@ -47,7 +47,9 @@ def test_adapters_forget_the_folder_they_were_trained_on(
     end_stage(tmp_path / "here", make_config("experiment=smoke"), "rl", tmp_path / "base", tmp_path / "model")
     hub = tmp_path / "models--lab--base" / "snapshots" / "66285546d2b8"
     end_stage(tmp_path / "hub", make_config("experiment=smoke"), "rl", hub, tmp_path / "model")
-    for run, base in (("here", None), ("hub", "lab/base")):
+    cold = end_stage(tmp_path / "twice", make_config("experiment=smoke"), "sft", hub, tmp_path / "model")
+    end_stage(tmp_path / "twice", make_config("experiment=smoke"), "rl", cold, tmp_path / "model")
+    for run, base in (("here", None), ("hub", "lab/base"), ("twice", None)):  # which belong on the cold start
         export_adapters(lineage(tmp_path / run), tmp_path / f"{run}_out", "out")
         config = json.loads((tmp_path / f"{run}_out" / "adapter_config.json").read_text())
         assert config == {"r": 4, "base_model_name_or_path": base}
