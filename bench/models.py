@@ -41,11 +41,12 @@ ones with random weights; {versions}.
 **No model of any family has run here at full size, or on a GPU.** `rollout.log_prob_gate` measures the same difference
 in every step of a run and ends one that trains on other probabilities than it sampled from.
 
-Nothing outside `ral_system/families/` knows a family, so that everything else works alike: all options of attention,
-policy losses, distillation, packing, shared prompts, LoRA, ZeRO 0 to 3. Tests compare each family with transformers
-(attention that is read with eager attention, packed sequences with single ones, positions, expanded prompts, features)
-and train it on two ranks under ZeRO-3, with text alone on some. LoRA, offloading, frozen vision encoders and teachers
-of another size are tested with Qwen2.5-VL.
+The families are behind one protocol (`ral_system/families/family.py`), so that options of attention, policy losses,
+distillation, packing, shared prompts, LoRA and ZeRO should work alike. What tests have seen: each family beside
+transformers (attention that is read, packed sequences, positions, expanded prompts, features; of Qwen2-VL only the
+first), and all but Qwen2-VL in vLLM and in updates on two ranks under ZeRO-3, with text alone on some. Whole runs over
+Ray, vLLM and DeepSpeed: Qwen2.5-VL, Qwen3-VL, GLM-4.1V. LoRA, offloading, frozen vision encoders and teachers of
+another size: Qwen2.5-VL alone.
 """
 
 
