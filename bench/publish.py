@@ -90,7 +90,9 @@ def engine(pipe: Connection, model: Path, setting: Setting, environment: dict[st
     vllm = VllmEngine(model, config, MediaStore(model.parent / "media"), 0, "cpu", setting=setting)  # type: ignore[arg-type]
 
     def choose(name: str) -> None:
-        vllm._llm.collective_rpc("ral_open", args=(choose_transfer(name, 0, one_process=False), setting))
+        vllm._llm.collective_rpc(
+            "ral_open", args=(choose_transfer(name, 0, one_process=False), setting, vllm._family.engine_names)
+        )
 
     serve(pipe, {"held": vllm.held, "choose": choose, "load": vllm.load_weights})
 
