@@ -82,7 +82,7 @@ class ChatRenderer:
         ]
         rendered = self._template.render([*self._system_turn(), {"role": "user", "content": content}], answers=True)
         try:
-            unexpanded, expanded, spans = self._filled(rendered, texts, media)
+            unexpanded, expanded, spans = self._filled(rendered, list(filter(None, pieces)), media)
         except ValueError as error:
             raise ValueError(f"prompt {id}: {error}") from None
         encoded = self._tokenizer.encode(expanded, add_special_tokens=False)
@@ -104,14 +104,14 @@ class ChatRenderer:
         )
 
     def _filled(
-        self, rendered: str, texts: Sequence[str], media: Sequence[Media]
+        self, rendered: str, pieces: Sequence[str], media: Sequence[Media]
     ) -> tuple[str, str, list[tuple[int, int]]]:
         """The text with a placeholder for each medium; the text with the media expanded; in that, the first and end
         character of each piece of the question.
 
-        Raises ValueError where the template left something out, or put media of different kinds into another order.
+        `pieces` are texts and marks. Raises ValueError where the template left something out or changed the order.
         """
-        placeholders = set(self.family.placeholders.values())
+        placeholders, texts = set(self.family.placeholders.values()), [p for p in pieces if p not in MARKS]
         system = [self._system_prompt] if self._system_prompt else []
         parts = re.split(f"({'|'.join(map(re.escape, placeholders))}|{STAND_IN})", rendered)
         if parts.count(STAND_IN) != len(system) + len(texts):
@@ -122,6 +122,11 @@ class ChatRenderer:
             self.family.placeholders[medium.kind] for medium in media
         ]:
             raise ValueError("the model's chat template reorders pictures and videos; ask about one kind")
+        order = [self.family.placeholders[MARKS[p]] if p in MARKS else STAND_IN for p in pieces]
+        if [part for part in parts if part in {*placeholders, STAND_IN}][len(system) :] != order:
+            raise ValueError(
+                "the model's chat template moves pictures and videos before the text; write their marks first"
+            )
         next_text, next_medium = iter([*system, *texts]), iter(media)
         unexpanded, expanded, spans = "", "", []
         for part in parts:

@@ -1,6 +1,7 @@
 """Questions and answers in Qwen's byte-level tokenizer, and in published chat templates."""
 
 import json
+import re
 import unicodedata
 from pathlib import Path
 
@@ -331,6 +332,7 @@ PICTURES_FIRST = chat_templates.QWEN3_VL.replace(
     [
         (WITHOUT_SYSTEM, "What?", "prompt p: the model's chat template leaves out data.system_prompt"),
         (PICTURES_FIRST, "<video> and <image>", "prompt p: the model's chat template reorders pictures and videos"),
+        (PICTURES_FIRST, "Is <image> like <image>?", "prompt p: the model's chat template moves pictures and videos"),
     ],
 )
 def test_what_a_template_leaves_out_or_reorders_is_one_line(
@@ -338,7 +340,7 @@ def test_what_a_template_leaves_out_or_reorders_is_one_line(
 ) -> None:
     renderer = ChatRenderer(real_family(qwen, template), "Look.")
     with pytest.raises(ValueError, match=says):
-        asked(renderer, question, *([VIDEO, picture] if "<" in question else []))
+        asked(renderer, question, *(VIDEO if kind == "video" else picture for kind in re.findall(r"<(\w+)>", question)))
 
 
 def test_a_long_prompt_is_refused_in_one_line_and_never_cut(qwen2_5_vl: QwenVl) -> None:
