@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -22,7 +23,7 @@ _USE = """\
 from PIL import Image
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
-name = {name!r}
+name = {name}
 model = AutoModelForImageTextToText.from_pretrained(name, dtype="auto")
 processor = AutoProcessor.from_pretrained(name)
 messages = [
@@ -92,9 +93,9 @@ def _at(revision: str | None) -> str:
 
 def _use(config: Mapping[str, Any], name: str) -> str:
     prompt = config["data"]["system_prompt"]
-    turn = f'{{"role": "system", "content": [{{"type": "text", "text": {prompt!r}}}]}}'
+    turn = f'{{"role": "system", "content": [{{"type": "text", "text": {_quoted(prompt)}}}]}}'
     system = f"    {turn},\n" if prompt else ""
-    text = _USE.format(name=name, system=system, max_new_tokens=config["rollout"]["max_new_tokens"])
+    text = _USE.format(name=_quoted(name), system=system, max_new_tokens=config["rollout"]["max_new_tokens"])
     if config["algorithm"]["response_format"] == "think_answer":
         text += "\nThe model thinks between `<think>` and `</think>`, and answers between `<answer>` and `</answer>`."
     if config["data"].get("think_tags") == "text":
@@ -102,6 +103,11 @@ def _use(config: Mapping[str, Any], name: str) -> str:
     if bounds := _bounds(config):
         text += f"\n{bounds}"
     return text
+
+
+def _quoted(text: str) -> str:
+    """A string of Python in double quotes, as formatters have it."""
+    return json.dumps(text, ensure_ascii=False)
 
 
 def _bounds(config: Mapping[str, Any]) -> str:
@@ -112,7 +118,7 @@ def _bounds(config: Mapping[str, Any]) -> str:
 
 
 def _use_adapters(lineage: Lineage, name: str) -> str:
-    load = f"`PeftModel.from_pretrained(base, {name!r})` of peft puts them on their base"
+    load = f"`PeftModel.from_pretrained(base, {_quoted(name)})` of peft puts them on their base"
     if lineage.start is not None and lineage.start.on_hub:
         return f"{load}, {lineage.start.name}{_at(lineage.start.revision)}."
     return (

@@ -28,8 +28,8 @@ def test_the_card_says_what_the_model_is_and_how_it_was_made(
     assert body.startswith("\n# looker\n")
     assert "It started from Qwen/Qwen2.5-VL-3B at 66285546d2b8." in body and "licence of Qwen/Qwen2.5-VL-3B" in body
     assert (
-        "name = 'lab/looker'" in body
-        and """{"role": "system", "content": [{"type": "text", "text": 'answer'}]}""" in body
+        'name = "lab/looker"' in body
+        and """{"role": "system", "content": [{"type": "text", "text": "answer"}]}""" in body
     )
     assert "| cold start | 4 | 8 demonstrations a step, data=visual_search |" in body
     assert "| RL | 3 | attention_credit, 4 prompts × 4 responses a step in 2 updates" in body
