@@ -10,38 +10,24 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
 from playwright.sync_api import Browser, Page, sync_playwright
 
 from ral_system.config.logging import LoggingConfig
 from ral_system.media.store import MediaStore
 from ral_system.media.videos import VideoLimits
 from ral_system.observability.metrics import MetricsLog, RolloutLog
-from ral_system.report.preview_page import (
-    Figures,
-    LeftOut,
-    Origin,
-    Piece,
-    Preview,
-    Reason,
-    ShownMedium,
-    ShownRow,
-    Spread,
-    write_preview,
-)
 from ral_system.report.write import write_report, write_run_report
 from ral_system.tasks.visual_search import Record, VisualSearch
 from ral_system.types import (
     Completion,
     FinishReason,
-    Layout,
     Prompt,
     RewardResult,
     RewardStatus,
     Rollout,
     VideoSampling,
-    View,
 )
+from tests.system.previews import preview, preview_of_a_small_picture
 from tests.unit.media.clips import clip, noise
 
 pytestmark = pytest.mark.system
@@ -348,33 +334,12 @@ def report_of_videos(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_run_report(folder)
 
 
-def preview(folder: Path) -> Path:
-    long = "word " * 400
-    pieces = [Piece("special", "<|im_start|>", 1), Piece("text", f"user\n{HOSTILE} {long}{'x' * 300}", 500)]
-    frames = [Image.new("RGB", (224, 126), (9 * i, 90, 120)) for i in range(16)]
-    media = [
-        ShownMedium(
-            "image", (1400, 700), Layout("image", (View(25, 50),)), [Image.new("RGB", (1400, 700), (200, 40, 40))]
-        ),
-        ShownMedium(
-            "video", (448, 252), Layout("video", (View(9, 16),) * 64), frames, [float(i) for i in range(16)], 128, 128.0
-        ),
-    ]
-    row = ShownRow("main/1", "free-form", [*pieces, Piece("media", "<|video_pad|>", 9216)], media, "red", long)
-    figures = Figures(
-        1204, 1000, 2, {"broken": 202}, [Reason(HOSTILE, 9, "x" * 300)], Spread(9, 99, 999), Spread(8, 88, 888), "all"
-    )
-    left = [LeftOut(f"main/{i}", "x" * 100, "broken", "/a/path" * 40) for i in range(3)]
-    origin = Origin("run", f"ral-data data.sources.main.path={'x' * 200}", "org/model")
-    return write_preview(folder, Preview(origin, "/tmp" * 40, figures, [row] * 3, [row], left, HOSTILE))
-
-
 @pytest.mark.parametrize("width", [360, 420, 1280])
 def test_a_preview_is_offline_and_fits_any_screen(browser: Browser, tmp_path: Path, width: int) -> None:
     page, said, asked = browser.new_page(viewport={"width": width, "height": 800}), [], []
     page.on("console", lambda message: said.append(message.text))
     page.on("request", lambda request: asked.append(request.url))
-    path = preview(tmp_path)
+    path = preview(tmp_path, HOSTILE)
     page.goto(path.as_uri())
     page.wait_for_load_state("networkidle")
     assert (page.title(), said) == ("run · data", [])
@@ -389,13 +354,8 @@ def test_a_preview_is_offline_and_fits_any_screen(browser: Browser, tmp_path: Pa
 
 
 def test_a_preview_shows_pictures_in_their_size(browser: Browser, tmp_path: Path) -> None:
-    picture = ShownMedium(
-        "image", (84, 56), Layout("image", (View(2, 3),)), [Image.new("RGB", (84, 56), (200, 40, 40))]
-    )
-    row = ShownRow("main/1", "k", [Piece("text", "what", 1)], [picture], "red", None)
-    figures = Figures(1, 1, 0, {}, [], Spread(1, 1, 1), Spread(0, 0, 0), "all")
     page = browser.new_page()
-    page.goto(write_preview(tmp_path, Preview(Origin("r", "c", "m"), "d", figures, [row], [], [])).as_uri())
+    page.goto(preview_of_a_small_picture(tmp_path).as_uri())
     assert page.evaluate("(image => [image.width, image.height])(document.images[0])") == [84, 56]
     page.close()
 
