@@ -13,6 +13,7 @@ from ral_system.config.choices import Dtype
 from ral_system.errors import ConfigError
 from ral_system.export.card import card, shown_config
 from ral_system.export.lineage import Lineage
+from ral_system.models.folders import check_model_folder
 from ral_system.models.loading import load_family, load_model, save_model
 from ral_system.models.named_weights import named_weights
 from ral_system.runs.folder import RunFolder
@@ -27,6 +28,7 @@ def export_model(lineage: Lineage, target: Path, name: str, dtype: Dtype | None 
     model folder.
     """
     source = _source(lineage)
+    check_model_folder(source)
     model = load_model(source, dtype=dtype or _dtype(source))
     with RunFolder.whole(target) as partial:
         save_model(model, named_weights(model), load_family(source).processor, partial, source)
