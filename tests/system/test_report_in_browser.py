@@ -285,13 +285,22 @@ def test_a_hostile_response_is_text(page: Page) -> None:
     assert page.title() == "ral_seed0 · RAL report"
 
 
+def after_scrolling(page: Page) -> None:
+    """Scrolling hides the tooltip, and its event comes before the next frame is drawn: not yet when a call returns."""
+    page.evaluate("() => new Promise(drawn => requestAnimationFrame(() => requestAnimationFrame(drawn)))")
+
+
 def test_hover_and_arrow_keys_tell_the_values(page: Page) -> None:
-    page.locator("[data-chart=reward] svg").hover()
     tip = page.locator("#tip")
-    assert tip.is_visible()
+    page.locator("[data-chart=reward] svg").scroll_into_view_if_needed()
+    after_scrolling(page)
+    page.locator("[data-chart=reward] svg").hover()
+    tip.wait_for(state="visible")
     assert all(name in tip.inner_text() for name in ("RL step", "total", "correctness", "format"))
     page.locator("[data-chart=accuracy] svg").focus()
+    after_scrolling(page)
     page.keyboard.press("Home")
+    tip.wait_for(state="visible")
     assert tip.inner_text().split() == ["RL", "step", "0", "accuracy", "71.5%"]
 
 
