@@ -126,13 +126,14 @@ def meant(key: str, known: Collection[str]) -> list[str]:
     def close(word: str, others: Iterable[str], cutoff: float) -> list[str]:
         return difflib.get_close_matches(word, sorted(set(others)), 1, cutoff) if len(leaf) >= _SHORTEST else []
 
+    alike_here, alike_anywhere = close(leaf, map(_leaf, siblings), 0.7), close(leaf, map(_leaf, filled), 0.8)
     rules = (
         close(key, level, 0.85),
         [one for one in siblings if _is_short_for(leaf, _leaf(one))],
         [one for one in filled if _leaf(one) == leaf],
-        [one for one in siblings if _leaf(one) in close(leaf, map(_leaf, siblings), 0.7)],
+        [one for one in siblings if _leaf(one) in alike_here],
         [one for one in filled if _is_short_for(leaf, _leaf(one))],
-        [one for one in filled if _leaf(one) in close(leaf, map(_leaf, filled), 0.8)],
+        [one for one in filled if _leaf(one) in alike_anywhere],
     )
     found = next(filter(None, rules), [])
     return sorted(found, key=lambda one: -difflib.SequenceMatcher(None, key, one).ratio())[:_MOST]
