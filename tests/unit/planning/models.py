@@ -14,25 +14,27 @@ TEXT_OF_7B = {
     "num_key_value_heads": 4,
 }
 VISION_OF_7B = {
-    "depth": 32,
     "hidden_size": 1280,
     "intermediate_size": 3420,
     "num_heads": 16,
     "out_hidden_size": 3584,
     "window_size": 112,
-    "fullatt_block_indexes": [7, 15, 23, 31],
 }
 
 
-def write_7b(folder: Path, tiny: Path, layers: int = 28, vocabulary: int = 152064) -> Path:
-    """Qwen2.5-VL-7B with so many text layers: the sizes of its configuration, and the tokenizer of a tiny model."""
+def write_7b(folder: Path, tiny: Path, layers: int = 28, vocabulary: int = 152064, depth: int = 32) -> Path:
+    """Qwen2.5-VL-7B with so many layers, and `depth` of them in its encoder, a multiple of eight or less than eight.
+
+    It has the sizes of the model's configuration, and the tokenizer of a tiny one.
+    """
     shutil.copytree(tiny, folder, ignore=shutil.ignore_patterns("*.safetensors"))
     config: dict[str, Any] = json.loads((folder / "config.json").read_text())
     config["text_config"] |= TEXT_OF_7B | {"num_hidden_layers": layers, "layer_types": ["full_attention"] * layers}
     config["text_config"]["vocab_size"] = vocabulary
     config["text_config"]["rope_parameters"]["mrope_section"] = [16, 24, 24]
     config["text_config"].pop("head_dim", None)
-    config["vision_config"] |= VISION_OF_7B
+    whole = [*range(7, depth, 8)] or [depth - 1]
+    config["vision_config"] |= VISION_OF_7B | {"depth": depth, "fullatt_block_indexes": whole}
     for part in (config, config["text_config"]):
         part["tie_word_embeddings"] = False
     (folder / "config.json").write_text(json.dumps(config))

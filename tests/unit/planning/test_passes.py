@@ -168,7 +168,7 @@ def check_7b(outline: OutlinedPolicy, config: PlanCommandConfig, samples: tuple[
 
 
 def test_passes_of_7b_layers_hold_what_torchs_tracker_finds(tiny_model: Path, tmp_path: Path) -> None:
-    folder = write_7b(tmp_path / "model", tiny_model, layers=2, vocabulary=32768)
+    folder = write_7b(tmp_path / "model", tiny_model, layers=2, vocabulary=32768, depth=8)
     overrides = ("model.freeze_vision=false", "plan.medium=none", "plan.text_tokens=900", "plan.response_tokens=32")
     outline, config = plan_for(folder, "experiment=ral_qwen2_5_vl_7b_8gpu", *overrides)
     check_7b(outline, config, step_samples(config, config.plan, outline.family)[:8])

@@ -29,7 +29,7 @@ VIDEO = ("experiment=video_r1_qwen2_5_vl_7b_8gpu", "data.sources.main.path=rows.
 
 @pytest.fixture(scope="module")
 def one_layer(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_7b(tmp_path_factory.mktemp("7b") / "model", tiny_model, layers=1, vocabulary=2048)
+    return write_7b(tmp_path_factory.mktemp("7b") / "model", tiny_model, layers=1, vocabulary=2048, depth=2)
 
 
 def planned(folder: Path, *overrides: str) -> tuple[Plan, PlanCommandConfig]:
