@@ -1,4 +1,5 @@
-"""Runs the installed commands in forks of a process that has imported torch, transformers and the library already.
+"""Runs the installed commands, and files of tests as programs, in forks of a process that has imported torch,
+transformers, DeepSpeed and the library already.
 
 A command takes most of its time to import them. What runs is the command's own entry point, in a process and session
 of its own, with the arguments, folder and environment that it is given; only the interpreter's start is shared.
@@ -23,6 +24,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 PRELOADED = (
+    "deepspeed",
     "hydra",
     "rich.progress",
     "transformers.models.qwen2_5_vl.modeling_qwen2_5_vl",
@@ -100,8 +102,11 @@ def _run(request: dict[str, Any], output: list[int]) -> NoReturn:
         for folder in filter(None, os.environ.get("PYTHONPATH", "").split(":")):
             if (start := Path(folder) / "sitecustomize.py").is_file():  # as an interpreter would at its start
                 runpy.run_path(str(start))
-        (command,) = entry_points(group="console_scripts", name=Path(request["program"]).name)
-        command.load()()
+        if request["program"].endswith(".py"):
+            runpy.run_path(request["program"], run_name="__main__")
+        else:
+            (command,) = entry_points(group="console_scripts", name=Path(request["program"]).name)
+            command.load()()
         code = 0
     except SystemExit as ended:
         code = ended.code if isinstance(ended.code, int) else int(ended.code is not None)

@@ -150,9 +150,9 @@ class Commands:
         return kept | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "COLUMNS": "120"} | extra
 
     def start(self, program: str, *args: str, cwd: Path, fresh: bool = False, **extra: str) -> Process:
-        """In a session of its own, so that a signal to its group reaches nothing else."""
+        """In a session of its own, so that a signal to its group reaches nothing else; a Python file is a program."""
         command, environment = [str(_BIN / program), *args], self.environment(**extra)
-        if program.startswith("ral-") and not fresh:
+        if (program.startswith("ral-") or program.endswith(".py")) and not fresh:
             deadline = time.monotonic() + 60
             while not self._address.exists():
                 assert self._server.poll() is None and time.monotonic() < deadline, "the command server did not start"

@@ -1,32 +1,32 @@
 """Start the ranks of a distributed test as processes on this machine, and make one of them."""
 
+from __future__ import annotations
+
 import os
 import socket
-import subprocess
-import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from tests.system.conftest import Commands
 
 TIMEOUT_S = 480
-_REPOSITORY = Path(__file__).parents[2]
 
 
-def run_ranks(file: str, task: Path, world_size: int) -> None:
-    """Run `python file task rank world_size port` once for each rank, and wait; a rank that fails fails the test."""
+def run_ranks(commands: Commands, file: str, task: Path, world_size: int, *own: str, **extra: str) -> None:
+    """Run `file task rank world_size port` once for each rank, and wait; a rank that fails fails the test.
+
+    In forks of the command server, unless the ranks need an interpreter of their own: `own` is its command then.
+    """
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     ranks = [
-        subprocess.Popen(
-            [sys.executable, file, str(task), str(rank), str(world_size), str(port)],
-            env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(_REPOSITORY)},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
+        commands.start(*own, file, str(task), str(rank), str(world_size), str(port), cwd=task, **extra)
         for rank in range(world_size)
     ]
     try:
-        outputs = [rank.communicate(timeout=TIMEOUT_S)[0] for rank in ranks]
+        outputs = ["".join(rank.communicate(timeout=TIMEOUT_S)) for rank in ranks]
     finally:
         for rank in ranks:
             rank.kill()

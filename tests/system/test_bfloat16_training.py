@@ -94,6 +94,7 @@ def train(task: Path, rank: int, stage: int) -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def by_stage(
+    commands: Any,
     tmp_path_factory: pytest.TempPathFactory,
     tiny_model: Path,
     media: Any,
@@ -122,7 +123,7 @@ def by_stage(
     (task / "config.json").write_text(config.model_dump_json())
     (task / "folders.json").write_text(json.dumps({"model": str(tiny_model), "media": str(media.folder)}))
     (task / "samples.pickle").write_bytes(pickle.dumps(samples))
-    run_ranks(__file__, task, RANKS)
+    run_ranks(commands, __file__, task, RANKS)
     return pickle.loads((task / "found.pickle").read_bytes())  # noqa: S301
 
 

@@ -81,9 +81,9 @@ def task(
 
 
 @pytest.fixture(scope="module")
-def of_ranks(task: Path) -> dict[tuple[str, str], list[dict[str, Any]]]:
+def of_ranks(commands: Any, task: Path) -> dict[tuple[str, str], list[dict[str, Any]]]:
     """What each rank found, by method and case."""
-    run_ranks(__file__, task, 2)
+    run_ranks(commands, __file__, task, 2)
     return {
         (method, name): [
             pickle.loads((task / f"{method} {name} {rank}.pickle").read_bytes())  # noqa: S301

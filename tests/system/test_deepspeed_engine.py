@@ -289,7 +289,7 @@ def expected(task: Path) -> dict[str, Any]:
 
 
 @pytest.fixture(scope="module")
-def worlds(task: Path, request: pytest.FixtureRequest) -> dict[int, dict[Case, dict[str, Any]]]:
+def worlds(commands: Any, task: Path, request: pytest.FixtureRequest) -> dict[int, dict[Case, dict[str, Any]]]:
     """Results by world size, of the configurations that the chosen tests are about."""
     found = {}
     chosen = {_asked(item) for item in request.session.items if item.path == Path(__file__)}
@@ -298,7 +298,7 @@ def worlds(task: Path, request: pytest.FixtureRequest) -> dict[int, dict[Case, d
         if not asked:
             continue
         (task / f"world_{world_size}.json").write_text(json.dumps(asked))
-        run_ranks(__file__, task, world_size)
+        run_ranks(commands, __file__, task, world_size)
         found[world_size] = pickle.loads((task / f"world_{world_size}.pickle").read_bytes())  # noqa: S301
     return found
 

@@ -127,12 +127,12 @@ def expected(task: Path) -> dict[str, dict[str, Any]]:
 
 
 @pytest.fixture(scope="module")
-def world(task: Path, request: pytest.FixtureRequest) -> dict[tuple, dict[str, Any]]:
+def world(commands: Any, task: Path, request: pytest.FixtureRequest) -> dict[tuple, dict[str, Any]]:
     """Results of the cases that the chosen tests are about."""
     items = [item for item in request.session.items if item.path == Path(__file__)]
     chosen = [case for case in CASES if any(item.callspec.params["case"] == case for item in items)]  # type: ignore[attr-defined]
     (task / "cases.json").write_text(json.dumps(chosen))
-    run_ranks(__file__, task, 2)
+    run_ranks(commands, __file__, task, 2)
     return pickle.loads((task / "found.pickle").read_bytes())  # noqa: S301
 
 

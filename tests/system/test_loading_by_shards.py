@@ -155,7 +155,11 @@ def folders(
 
 @pytest.fixture(scope="module")
 def by_rank(
-    folders: dict[str, Path], tmp_path_factory: pytest.TempPathFactory, rl_samples: Any, make_config: Any
+    commands: Any,
+    folders: dict[str, Path],
+    tmp_path_factory: pytest.TempPathFactory,
+    rl_samples: Any,
+    make_config: Any,
 ) -> list[dict[str, Any]]:
     """What each rank saw."""
     task = tmp_path_factory.mktemp("loading")
@@ -169,9 +173,8 @@ def by_rank(
         (task / f"{case}.json").write_text(config.model_dump_json())
     (task / "folders.json").write_text(json.dumps({name: str(folder) for name, folder in folders.items()}))
     (task / "samples.pickle").write_bytes(pickle.dumps(rl_samples))
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("MALLOC_MMAP_THRESHOLD_", str(2**20))  # what is freed is given back, as it is of larger models
-        run_ranks(__file__, task, RANKS)
+    given_back = {"MALLOC_MMAP_THRESHOLD_": str(2**20)}  # what is freed, as it is of larger models
+    run_ranks(commands, __file__, task, RANKS, "python", PYTHONPATH=str(Path(__file__).parents[2]), **given_back)
     return [pickle.loads((task / f"found_{rank}.pickle").read_bytes()) for rank in range(RANKS)]  # noqa: S301
 
 

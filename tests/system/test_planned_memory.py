@@ -4,6 +4,7 @@ import gc
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -66,9 +67,9 @@ def measure(model: Path, rank: int, world_size: int, stage: int) -> tuple[int, i
 
 
 @pytest.mark.parametrize("world_size", [1, pytest.param(2, marks=pytest.mark.long)])
-def test_ranks_hold_what_is_planned(tmp_path: Path, tiny_model: Path, world_size: int) -> None:
+def test_ranks_hold_what_is_planned(commands: Any, tmp_path: Path, tiny_model: Path, world_size: int) -> None:
     (tmp_path / "model.json").write_text(json.dumps(str(tiny_model)))
-    run_ranks(__file__, tmp_path, world_size)
+    run_ranks(commands, __file__, tmp_path, world_size)
     for stage, (found, planned) in json.loads((tmp_path / "held.json").read_text()).items():
         assert found == pytest.approx(planned, rel=0.1), f"ZeRO {stage}"
 

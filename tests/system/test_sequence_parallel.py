@@ -239,7 +239,7 @@ def work(task: Path, rank: int, world_size: int, port: int) -> None:
 
 @pytest.fixture(scope="module")
 def results(
-    tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest
+    commands: Any, tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest
 ) -> dict[tuple[int, str, str], dict[str, Together]]:
     """Results of the chosen cases."""
     from ral_system.media.store import MediaStore
@@ -264,7 +264,7 @@ def results(
         if not cases:
             continue
         (task / f"world_{world_size}.json").write_text(json.dumps(cases))
-        run_ranks(__file__, task, world_size)
+        run_ranks(commands, __file__, task, world_size)
         of_world = pickle.loads((task / f"world_{world_size}.pickle").read_bytes())  # noqa: S301
         found |= {(world_size, *case): differences for case, differences in of_world.items()}
     return found

@@ -127,8 +127,8 @@ def task(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     return folder
 
 
-def test_two_ranks_train_as_one_does(task: Path) -> None:
-    run_ranks(__file__, task, 2)
+def test_two_ranks_train_as_one_does(commands: Any, task: Path) -> None:
+    run_ranks(commands, __file__, task, 2)
     for method in METHODS:
         expected = scored_and_trained(task, method, 0, 1, {"engine": "torch"})
         assert (method == "vppo") == any(values is not None for values in expected["blinded"].values())
