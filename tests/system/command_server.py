@@ -99,7 +99,8 @@ def _run(request: dict[str, Any], output: list[int]) -> NoReturn:
     sys.argv = [request["program"], *request["arguments"]]
     code = 1
     try:
-        for folder in filter(None, os.environ.get("PYTHONPATH", "").split(":")):
+        sys.path[:0] = folders = [*filter(None, os.environ.get("PYTHONPATH", "").split(":"))]
+        for folder in folders:
             if (start := Path(folder) / "sitecustomize.py").is_file():  # as an interpreter would at its start
                 runpy.run_path(str(start))
         if request["program"].endswith(".py"):

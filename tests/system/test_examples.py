@@ -23,7 +23,7 @@ def run(commands, left, tmp_path: Path):
         folder = EXAMPLES / name
         done = commands(
             "ral-train", "--config-dir", str(folder), f"experiment={name}", *LOCAL, f"runs_dir={tmp_path}", *overrides,
-            cwd=folder, fresh=True, **environment,
+            cwd=folder, **environment,
         )  # fmt: skip
         assert done.returncode == 0, done.stderr
         return left(tmp_path / name)
