@@ -110,7 +110,9 @@ def test_an_exported_model_answers_alike_in_libraries_that_do_not_know_us(
 
     card = (tmp_path / "exported" / "README.md").read_text(encoding="utf-8")
     snippet = re.search(r"```python\n(.*?)```", card, re.DOTALL).group(1).replace("…", QUESTION)
-    environment = commands.environment(VLLM_CPU_OMP_THREADS_BIND="nobind", VLLM_LOGGING_LEVEL="ERROR")
+    environment = commands.environment(
+        VLLM_CPU_OMP_THREADS_BIND="nobind", VLLM_ENABLE_V1_MULTIPROCESSING="0", VLLM_LOGGING_LEVEL="ERROR"
+    )
     by_transformers = read_by(bare, snippet, tmp_path, environment)
     assert by_transformers.strip() == family.tokenizer.decode(answer).strip()
     by_vllm = read_by(bare, f"QUESTION = {QUESTION!r}\n{VLLM}", tmp_path, environment).strip()

@@ -23,7 +23,7 @@ def test_pictures_and_videos_are_trained_on(
     commands, left, request: pytest.FixtureRequest, tmp_path: Path, family: str
 ) -> None:
     start = request.getfixturevalue(f"{family}_folder")
-    done = commands("ral-train", *RUN, f"start_model={start}", cwd=tmp_path, fresh=True)
+    done = commands("ral-train", *RUN, f"start_model={start}", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert "2 deepspeed ranks, 1 vllm engine" in done.stderr
     run = left(tmp_path / "runs" / "smoke")

@@ -24,7 +24,7 @@ def test_adapters_are_trained_by_deepspeed_and_sampled_merged_in_vllm(
         *("learner.zero_stage=3", "learner.gradient_checkpointing=true", f"learner.sequence_parallel={together}"),
         *("algorithm.steps=3", "evaluation.every=0"),
     )
-    done = commands("ral-train", *ADAPTERS, *sharded, f"start_model={tiny_model}", cwd=tmp_path, fresh=True)
+    done = commands("ral-train", *ADAPTERS, *sharded, f"start_model={tiny_model}", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     shared = "" if together == 1 else "; 2 learner ranks to a micro-batch"
     assert f"2 deepspeed ranks, 1 vllm engine{shared}; CPU" in done.stderr  # and no reference

@@ -96,7 +96,7 @@ def test_engines_and_learners_that_take_turns_train_as_those_apart(
     steps = {}
     for placement in ("disaggregated", "colocated"):
         own = (f"name={placement}", f"cluster.placement={placement}")
-        done = commands("ral-rl", *settings, *own, cwd=tmp_path, fresh=True)
+        done = commands("ral-rl", *settings, *own, cwd=tmp_path)
         assert done.returncode == 0, done.stderr
         run = left(tmp_path / "runs" / placement)
         run.assert_no_prompt_lost_or_repeated()
@@ -119,7 +119,7 @@ def test_rl_in_bfloat16_as_the_7b_recipe_sets_it(commands, left, uninterrupted, 
         *("model.freeze_vision=true", "learner.learning_rate=1e-3", "learner.warmup_updates=0"),
         *("rollout.dtype=bfloat16", "rollout.log_prob_gate={token: 2, outliers: 0.001, mean: 0.1, p999: 1}"),
     )
-    done = commands("ral-rl", *settings, cwd=tmp_path, fresh=True)
+    done = commands("ral-rl", *settings, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert "warning" not in done.stderr
     run = left(tmp_path / "runs" / "smoke")
