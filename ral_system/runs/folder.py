@@ -21,7 +21,7 @@ from ral_system.config.choices import STAGES, Stage
 from ral_system.config.commands import SynthesizeConfig, TrainConfig
 from ral_system.config.known import RENAMED, declared_keys, read_by
 from ral_system.config.supervised import SupervisedConfig
-from ral_system.errors import ConfigError, SetupError
+from ral_system.errors import CheckpointError, ConfigError, SetupError
 from ral_system.observability.jsonl import JsonLines, dump, read_lines, write_atomically
 from ral_system.observability.metrics import COMMANDS_FILE, METRICS_FILE
 from ral_system.runs.checkpoint import apply_umask
@@ -71,9 +71,15 @@ class RunFolder:
         return self.root / "model" if stage == "rl" else self.root / "models" / stage
 
     def result(self, stage: Stage) -> dict[str, Any] | None:
-        """Return what a complete stage recorded, or None if it is not complete."""
+        """Return what a complete stage recorded, or None if it is not complete. Raises CheckpointError if damaged."""
         file = self.model(stage) / "stage.json"
-        return json.loads(file.read_text()) if file.is_file() else None
+        if not file.is_file():
+            return None
+        try:
+            return json.loads(file.read_text(encoding="utf-8"))
+        except ValueError as error:
+            remedy = f"remove {file.parent} to train its stage again"
+            raise CheckpointError(f"{file} is damaged ({error}); {remedy}") from None
 
     def best(self, stage: Stage, step: int) -> Path:
         """Return the folder in which a supervised stage keeps its best model so far."""

@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from ral_system.config.commands import TrainConfig
-from ral_system.errors import ConfigError, SetupError
+from ral_system.errors import CheckpointError, ConfigError, SetupError
 from ral_system.runs.folder import RunFolder, differing_fields
 
 MakeConfig = Callable[..., TrainConfig]
@@ -220,6 +220,16 @@ def test_a_stage_is_complete_all_at_once(tmp_path: Path) -> None:
     assert folder.result("sft") == {"steps": 2}
     assert sorted(f.name for f in folder.model("sft").iterdir()) == ["config.json", "stage.json"]
     assert folder.model("rl") == tmp_path / "model"
+
+
+def test_a_damaged_record_of_a_stage_is_one_line(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path)
+    folder.complete("sft", {"steps": 2}, lambda path: None)
+    (file := folder.model("sft") / "stage.json").write_text('{"steps"')
+    with pytest.raises(CheckpointError, match=r"stage.json is damaged \(.*\); remove .*/models/sft to train its stage"):
+        folder.result("sft")
+    file.unlink()
+    assert folder.result("sft") is None
 
 
 def test_prepared_files_are_linked_in_and_may_not_change_under_a_run(tmp_path: Path) -> None:
