@@ -87,7 +87,6 @@ class Collator:
 
     def __init__(self, family: Family, store: MediaStore) -> None:
         self._family, self._extract = family, FeatureExtractor(family, store)
-        self._pad_id = family.tokenizer.pad_token_id
         self._texts: dict[int, str] = {}
 
     def __call__(self, samples: MicroBatch, encoded: Mapping[Media, Any] | None = None) -> TensorBatch:
@@ -106,7 +105,7 @@ class Collator:
         input_ids_T = torch.tensor(
             [i for g in groups for ids in (g[0].prompt.token_ids, *(s.response_token_ids for s in g)) for i in ids]
         )
-        response_ids_BR = _pad([s.response_token_ids for s in samples], self._pad_id)
+        response_ids_BR = _pad([s.response_token_ids for s in samples])
         response_lengths_B = torch.tensor([len(s.response_token_ids) for s in samples])
         layouts = tuple(tuple(self._family.layout(m) for m in prompt.media) for prompt in prompts)
         media = [medium for prompt in prompts for medium in prompt.media]
@@ -177,8 +176,9 @@ def _to(value: Any, device: torch.device | str) -> Any:
     return tuple(_to(v, device) for v in value) if isinstance(value, tuple) else value
 
 
-def _pad(sequences: Sequence[Sequence[int]], pad_id: int) -> Tensor:
-    padded = np.full((len(sequences), max(map(len, sequences))), pad_id, dtype=np.int64)
+def _pad(sequences: Sequence[Sequence[int]]) -> Tensor:
+    """With zeros, which a mask tells apart: a tokenizer need not have a token for padding."""
+    padded = np.zeros((len(sequences), max(map(len, sequences))), dtype=np.int64)
     for row, sequence in zip(padded, sequences, strict=True):
         row[: len(sequence)] = sequence
     return torch.from_numpy(padded)

@@ -86,7 +86,6 @@ class HfEngine:
         self._family = load_family(model_folder)
         self._model: Any = load_model(model_folder, dtype=config.dtype, device=device)
         self._memory = EngineMemory.same_names(self._model)
-        self._tokenizer = self._family.tokenizer
         self._extract = FeatureExtractor(self._family, media)
         self._config = config
         self._device = torch.device(device)
@@ -226,7 +225,7 @@ class HfEngine:
         """Model inputs of what there is so far, their mask [B, T], and what M-RoPE adds to later positions [B, 1]."""
         sequences = [(*row.prompt.token_ids, *row.token_ids) for row in rows]
         length = max(map(len, sequences))
-        input_ids_BT = torch.full((len(rows), length), self._tokenizer.pad_token_id)
+        input_ids_BT = torch.zeros(len(rows), length, dtype=torch.int64)
         mask_BT = torch.zeros_like(input_ids_BT)
         for at, sequence in enumerate(sequences):
             input_ids_BT[at, length - len(sequence) :] = torch.tensor(sequence)

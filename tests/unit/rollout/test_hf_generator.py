@@ -109,6 +109,12 @@ def test_neighbours_and_padding_do_not_matter(setting: Setting) -> None:
             assert np.allclose(alone.log_probs, together[id].log_probs, atol=1e-4)
 
 
+def test_a_tokenizer_need_not_have_a_token_for_padding(setting: Setting) -> None:
+    engine = setting.new_engine()
+    engine._family.tokenizer.pad_token = None
+    assert {c.id: c for c in engine.generate(setting.prompts, SAMPLING)} == setting.generate()
+
+
 def test_sampling_follows_the_distribution(setting: Setting) -> None:
     prompt = setting.prompts[0]
     sampling = Sampling(completions=1200, temperature=0.5, max_new_tokens=1, seed=0)
