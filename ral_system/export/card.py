@@ -33,7 +33,7 @@ messages = [
     }},
 ]
 inputs = processor.apply_chat_template(
-    messages, add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt"
+    messages, add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt"{options}
 ).to(model.device)
 answers = model.generate(**inputs, max_new_tokens={max_new_tokens}, do_sample=False)
 print(processor.batch_decode(answers[:, inputs["input_ids"].shape[1] :])[0])
@@ -41,11 +41,14 @@ print(processor.batch_decode(answers[:, inputs["input_ids"].shape[1] :])[0])
 """
 
 
-def card(lineage: Lineage, name: str, *, adapters: bool) -> str:
-    """The text of README.md. `name` is what others load the model by: a name on the hub, or a folder's."""
+def card(lineage: Lineage, name: str, *, adapters: bool, options: Mapping[str, bool] | None = None) -> str:
+    """The text of README.md. `name` is what others load the model by: a name on the hub, or a folder's.
+
+    `options` are those of the chat template in training.
+    """
     last = lineage.last
     parts = [f"# {name.rpartition('/')[2]}", *_introduction(lineage, adapters=adapters)]
-    parts += ["## Use", _use(last.config, name) if not adapters else _use_adapters(lineage, name)]
+    parts += ["## Use", _use(last.config, name, options or {}) if not adapters else _use_adapters(lineage, name)]
     parts += ["## Training", _training(lineage)]
     parts += _results(lineage)
     parts += ["## Made with", _made_with(last)]
@@ -91,11 +94,16 @@ def _at(revision: str | None) -> str:
     return "" if revision is None else f" at {revision[:12]}"
 
 
-def _use(config: Mapping[str, Any], name: str) -> str:
+def _use(config: Mapping[str, Any], name: str, options: Mapping[str, bool]) -> str:
     prompt = config["data"]["system_prompt"]
     turn = f'{{"role": "system", "content": [{{"type": "text", "text": {_quoted(prompt)}}}]}}'
     system = f"    {turn},\n" if prompt else ""
-    text = _USE.format(name=_quoted(name), system=system, max_new_tokens=config["rollout"]["max_new_tokens"])
+    text = _USE.format(
+        name=_quoted(name),
+        system=system,
+        max_new_tokens=config["rollout"]["max_new_tokens"],
+        options="".join(f", {option}={value}" for option, value in options.items()),
+    )
     if config["algorithm"]["response_format"] == "think_answer":
         text += "\nThe model thinks between `<think>` and `</think>`, and answers between `<answer>` and `</answer>`."
     if config["data"].get("think_tags") == "text":

@@ -13,6 +13,7 @@ from ral_system.config.choices import Dtype
 from ral_system.errors import ConfigError
 from ral_system.export.card import card, shown_config
 from ral_system.export.lineage import Lineage
+from ral_system.families.chat_template import ChatTemplate
 from ral_system.models.folders import check_model_folder
 from ral_system.models.loading import load_family, load_model, save_model
 from ral_system.models.named_weights import named_weights
@@ -29,10 +30,12 @@ def export_model(lineage: Lineage, target: Path, name: str, dtype: Dtype | None 
     """
     source = _source(lineage)
     check_model_folder(source)
-    model = load_model(source, dtype=dtype or _dtype(source))
+    model, processor = load_model(source, dtype=dtype or _dtype(source)), load_family(source).processor
+    thinks = lineage.last.config["algorithm"]["response_format"] == "think_answer"
+    text = card(lineage, name, adapters=False, options=ChatTemplate(processor, thinks=thinks).options)
     with RunFolder.whole(target) as partial:
-        save_model(model, named_weights(model), load_family(source).processor, partial, source)
-        _describe(lineage, partial, name, adapters=False)
+        save_model(model, named_weights(model), processor, partial, source)
+        _describe(lineage, partial, text)
 
 
 def check_adapters(lineage: Lineage) -> Path:
@@ -53,7 +56,7 @@ def export_adapters(lineage: Lineage, target: Path, name: str) -> None:
         # Without a name on the hub the user must say what the base is: a path of this machine says nothing to others.
         settings["base_model_name_or_path"] = base.name if base is not None and base.on_hub else None
         (partial / _ADAPTER_CONFIG).write_text(json.dumps(settings, indent=2), encoding="utf-8")
-        _describe(lineage, partial, name, adapters=True)
+        _describe(lineage, partial, card(lineage, name, adapters=True))
 
 
 def _source(lineage: Lineage) -> Path:
@@ -66,7 +69,7 @@ def _dtype(folder: Path) -> Dtype:
     return cast(Dtype, config["dtype"])
 
 
-def _describe(lineage: Lineage, folder: Path, name: str, *, adapters: bool) -> None:
-    (folder / "README.md").write_text(card(lineage, name, adapters=adapters), encoding="utf-8")
+def _describe(lineage: Lineage, folder: Path, text: str) -> None:
+    (folder / "README.md").write_text(text, encoding="utf-8")
     shown = yaml.safe_dump(shown_config(lineage.last.config), sort_keys=False, allow_unicode=True)
     (folder / "training_config.yaml").write_text(shown, encoding="utf-8")

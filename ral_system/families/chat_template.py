@@ -20,12 +20,13 @@ class ChatTemplate:
         self._processor = processor
         # transformers takes what a template does not know for an option of the processor
         choice = "enable_thinking" in str(processor.chat_template)
-        self._options = {"enable_thinking": thinks} if choice else {}
+        self.options = {"enable_thinking": thinks} if choice else {}
+        """What the template is rendered with, as keyword arguments of `apply_chat_template`."""
 
     def render(self, messages: Sequence[dict[str, Any]], *, answers: bool) -> str:
         """Return the conversation as text; `answers` opens the assistant's next turn."""
         text: str = self._processor.apply_chat_template(
-            list(messages), add_generation_prompt=answers, tokenize=False, **self._options
+            list(messages), add_generation_prompt=answers, tokenize=False, **self.options
         )
         return text
 

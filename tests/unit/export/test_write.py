@@ -1,4 +1,5 @@
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -36,6 +37,19 @@ def test_a_models_weights_are_kept_and_cast(
     assert not (tmp_path / "out" / "stage.json").exists()
     assert (tmp_path / "out" / "README.md").read_text().startswith("---\nlibrary_name: transformers")
     assert (tmp_path / "out" / "training_config.yaml").is_file()
+
+
+@pytest.mark.parametrize(("response_format", "thinks"), [("think_answer", True), ("answer_only", False)])
+def test_the_card_thinks_as_the_model_did_in_training(
+    make_config: Callable[..., TrainConfig], tmp_path: Path, qwen3_folder: Path, response_format: str, thinks: bool
+) -> None:
+    shutil.copytree(qwen3_folder, tmp_path / "model")
+    template = tmp_path / "model" / "chat_template.jinja"
+    template.write_text(template.read_text() + "{% if enable_thinking is false %}<think></think>{% endif %}")
+    config = make_config("experiment=smoke", f"algorithm.response_format={response_format}")
+    end_stage(tmp_path / "run", config, "rl", tmp_path / "model", tmp_path / "model")
+    export_model(lineage(tmp_path / "run"), tmp_path / "out", "out")
+    assert f'return_tensors="pt", enable_thinking={thinks}\n' in (tmp_path / "out" / "README.md").read_text()
 
 
 def test_adapters_forget_the_folder_they_were_trained_on(
