@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import signal
 import sys
 from pathlib import Path
@@ -17,7 +18,7 @@ _DESCRIPTION = """\
 Run the commands of a study, each in its own process, and write the results to study.md, study.jsonl, study.svg,
 differences.svg and curves.svg in --runs-dir/NAME. Every run has its own folder there. The same command continues an
 interrupted study and skips runs that are complete. An arm that fails does not end the study; the table gives the step
-at which it failed.
+at which it ended.
 """
 _EPILOG = """\
   ral-study distill_quickstart                        the teacher, the student, three arms of three seeds
@@ -60,10 +61,19 @@ def main() -> None:
         metavar="FILE",
         help="study.jsonl files of other seeds, from other machines or earlier days, that the results include",
     )
+    parser.add_argument(
+        "--time-limit",
+        type=float,
+        default=math.inf,
+        metavar="MINUTES",
+        help="end what runs after so long, and write the results of what is complete; the same command continues",
+    )
     parser.add_argument("--dry-run", action="store_true", help="print the commands without running them")
     options = parser.parse_args()
     if options.jobs < 1:
         parser.error(f"--jobs {options.jobs} must be 1 or more")
+    if not options.time_limit > 0:
+        parser.error(f"--time-limit {options.time_limit:g} must be above 0")
     signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell leaves it ignored in its background jobs
     from ral_system.launch.study.results import read_lines, write_results
 
@@ -72,7 +82,8 @@ def main() -> None:
         folder = (options.runs_dir / path.stem).resolve()
         study = read_study(path, folder, options.seeds, options.overrides)
         others = read_lines(options.others, study)
-        failed = run_all(study.runs, folder, options.jobs, dry_run=options.dry_run)
+        limit_s = 60 * options.time_limit
+        failed = run_all(study.runs, folder, options.jobs, dry_run=options.dry_run, limit_s=limit_s)
         if not options.dry_run:
             print(write_results(study, folder, others))
         if failed:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shlex
 import signal
 import subprocess
@@ -26,17 +27,20 @@ class RunError(RalError):
         self.exit_code = code
 
 
-def run_all(runs: Sequence[Run], folder: Path, jobs: int = 1, *, dry_run: bool = False) -> list[str]:
+def run_all(
+    runs: Sequence[Run], folder: Path, jobs: int = 1, *, dry_run: bool = False, limit_s: float = math.inf
+) -> list[str]:
     """Run every command that is not complete, `jobs` at a time, and return the names of those that failed.
 
-    What goes on from a failed arm is skipped. Raises RunError at once where a run that prepares or concludes fails, or
+    What goes on from a failed arm is skipped. After `limit_s` seconds what runs is asked to save its work and end, and
+    nothing more is started. Raises RunError at once where a run that prepares or concludes fails, or
     any with wrong input (exit code 2), which is likely to be wrong for the others as well.
     """
     if dry_run:
         for number, run in enumerate(runs, 1):
             print(f"[{number}/{len(runs)}] {shlex.join(run.command)}", flush=True)
         return []
-    schedule = _Schedule(runs, folder, jobs)
+    schedule = _Schedule(runs, folder, jobs, time.monotonic() + limit_s)
     before = signal.signal(signal.SIGTERM, lambda *_: schedule.terminate())
     try:
         schedule.run()
@@ -65,6 +69,8 @@ class _Schedule:
     runs: Sequence[Run]
     folder: Path
     jobs: int
+    until: float
+    """When to end, by the monotonic clock."""
     failed: list[str] = field(default_factory=list)
     _ended: set[str] = field(default_factory=set)
     _started: list[_Started] = field(default_factory=list)
@@ -77,6 +83,12 @@ class _Schedule:
         while waiting or self._started:
             if self._stopping:
                 raise KeyboardInterrupt
+            if time.monotonic() > self.until:
+                self.terminate()
+                self.wait()
+                left = len(waiting) + sum(started.child.returncode != 0 for started in self._started)
+                print(f"out of time with {left} of {len(self.runs)} runs to go", file=sys.stderr, flush=True)
+                return
             for run in [run for run in waiting if run.after <= self._ended]:
                 if len(self._started) < self.jobs:
                     waiting.remove(run)

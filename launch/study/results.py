@@ -109,7 +109,7 @@ def _check_questions(lines: Sequence[Line]) -> None:
 
 
 def _line(study: Study, folder: Path, run: Run, by_name: Mapping[str, Run]) -> Line:
-    """What a run and its evaluation wrote; of a failed run, how far it came."""
+    """What a run and its evaluation wrote; of one that did not end, how far it came."""
     made, evaluation = folder / run.name, by_name.get(evaluation_of(run.name))
     if not study.evaluated:
         found = _trained(made)
@@ -118,7 +118,7 @@ def _line(study: Study, folder: Path, run: Run, by_name: Mapping[str, Run]) -> L
     else:
         found = {}  # an evaluation.json of an earlier model says nothing about this one
     if not found:
-        found = {"failed_after": _last_step(made)}
+        found = {"ended": _last_step(made)}
     curves_ = {name: _curve(made, name) for name in study.curves}
     about = {"arm": run.arm, "seed": run.seed, "run": run.name, "seconds": _seconds(made)}
     return {**about, **found, "metrics": _metrics(made, study.metrics), "curves": curves_}
@@ -183,13 +183,13 @@ def _curve(folder: Path, name: str) -> list[tuple[int, float]]:
 
 def _last_step(folder: Path) -> str:
     lines = read_objects(folder / "metrics.jsonl")
-    return f"{lines[-1].get('stage')} step {lines[-1].get('step')}" if lines else "nothing"
+    return f"after {lines[-1].get('stage')} step {lines[-1].get('step')}" if lines else "before its first step"
 
 
 def _accuracy(result: Mapping[str, Any]) -> str:
     if "eval/accuracy" in result:
         return f"{result['eval/accuracy']:.3f}"
-    return f"failed after {result['failed_after']}"
+    return f"ended {result['ended']}"
 
 
 def _rl_lines(folder: Path) -> list[Line]:

@@ -255,10 +255,10 @@ def test_an_arm_that_failed_is_in_the_table_as_far_as_it_went(tmp_path: Path) ->
     (tmp_path / "a_1" / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in metrics))
     study = Study("One arm", runs, ("a",), metrics=("attention/vas",), curves=("attention/vas",), evaluated=False)
     table = write_results(study, tmp_path)
-    assert "| a | 0.600 | failed after rl step 2 | **0.600** | 0.5 | 12.5 | 3 → 4 |" in table
+    assert "| a | 0.600 | ended after rl step 2 | **0.600** | 0.5 | 12.5 | 3 → 4 |" in table
     assert (tmp_path / "curves.svg").read_text().count('class="line thin"') == 2
     write_results(Study("One arm", runs[1:], ("a",), evaluated=False), tmp_path)
-    assert "| a | failed after rl step 2 | - | - | - |" in (tmp_path / "study.md").read_text()
+    assert "| a | ended after rl step 2 | - | - | - |" in (tmp_path / "study.md").read_text()
 
 
 def test_an_arm_may_fail_and_what_prepares_may_not(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -301,7 +301,7 @@ def test_what_goes_on_from_a_failed_arm_is_left_out_and_the_others_run(
     captured = capsys.readouterr()
     assert ended.value.code == 1
     assert "second_seed0 is skipped: it starts from first_seed0, which failed" in captured.err
-    assert "| first | failed after nothing |" in captured.out and "| other | 0.700 |" in captured.out
+    assert "| first | ended before its first step |" in captured.out and "| other | 0.700 |" in captured.out
     assert "error: failed or skipped: first_seed0, second_seed0" in captured.err
 
 
@@ -309,7 +309,7 @@ def test_what_goes_on_from_a_failed_arm_is_left_out_and_the_others_run(
     ("arguments", "says"),
     [
         (["distill_quickstart", "--seeds", "one"], "argument --seeds: invalid int value: 'one'"),
-        (["nobody"], "no such file; known studies: attention, attention_tuning, avar_quickstart"),
+        (["nobody"], "no such file; known studies: attention, attention_large, attention_tuning, avar_quickstart"),
         (["{folder}.yaml"], "Is a directory"),
     ],
 )

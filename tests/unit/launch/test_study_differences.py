@@ -127,7 +127,7 @@ def test_an_evaluation_of_an_earlier_model_says_nothing_about_a_run_that_failed(
     write_evaluated(tmp_path, "a_seed0", [0, 1])
     again = replace(evaluation(tmp_path, "a_seed0"), command=("ral-evaluate", "trained=again"))
     table = write_results(Study("One", (Run("a_seed0", (), "a", 0), again), ("a",)), tmp_path)
-    assert "| a | failed after nothing |" in table
+    assert "| a | ended before its first step |" in table
 
 
 @pytest.mark.parametrize(

@@ -58,6 +58,23 @@ def test_two_runs_are_under_way_together_and_a_third_waits(
     assert (tmp_path / "logs" / "c.log").read_text() == "met\n"
 
 
+def test_out_of_time_what_runs_is_ended_and_the_same_command_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(COMMANDS, "slow", "tests.unit.launch.commands:slow_to_end")
+    monkeypatch.setitem(COMMANDS, "quick", "tests.unit.launch.commands:exit_0")
+    runs = [
+        Run("slow", ("slow", str(tmp_path)), "slow", 0),
+        Run("waits", ("quick",), "waits", 0, after=frozenset(["slow"])),
+    ]
+    assert run_all(runs, tmp_path, jobs=2, limit_s=1.5) == []
+    said = capsys.readouterr()
+    assert said.err == "out of time with 2 of 2 runs to go\n" and "[2/2]" not in said.out
+    assert not (tmp_path / "started").exists() or (tmp_path / "ended").read_text() == "tidily"
+    monkeypatch.setitem(COMMANDS, "slow", "tests.unit.launch.commands:exit_0")
+    assert run_all(runs, tmp_path, jobs=2) == [] and "[2/2]" in capsys.readouterr().out
+
+
 def test_a_failure_shows_the_end_of_its_log(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
