@@ -1,0 +1,110 @@
+"""`python -m bench.gpu`: all that needs a GPU to be seen, in at most eight minutes, with a table last.
+
+Runs the tests in tests/gpu, the attention benchmark, and eight layers of Qwen2.5-VL-7B at 9k and 16k tokens with and
+without shared prompts. Each part is a process with a limit of its own; one that fails or runs out of time does not end
+the others. Needs PyTorch, transformers, Triton and pytest; tests of what is not installed are skipped.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from bench.machine import commit, processor, versions
+from ral_system.launch.arguments import Parser
+
+_PYTHON = (sys.executable, "-u", "-m")
+_SHOWN = 3
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """One command, for how long it may run, and what it takes to run it in seconds."""
+
+    name: str
+    limit_s: float
+    command: tuple[str, ...]
+    quick: tuple[str, ...] = ()
+    writes: bool = False
+    """Whether it takes `--out`, the folder of its figures."""
+
+
+PARTS = (
+    Part("tests", 150, (*_PYTHON, "pytest", "-q", "-m", "gpu", "-p", "no:cacheprovider", "tests/gpu")),
+    Part("attention", 180, (*_PYTHON, "bench.attention"), ("--quick",), writes=True),
+    Part("shared prompts", 120, (*_PYTHON, "bench.shared_prompts"), ("--quick",), writes=True),
+)
+"""Their limits together leave half a minute of the eight for the rest."""
+
+
+def main() -> None:
+    """Run the parts one after another; write gpu.json, a log for each, and print the table."""
+    parser = Parser(prog="python -m bench.gpu", description=__doc__)
+    parser.add_argument("--quick", action="store_true", help="tiny sizes, also without a GPU; figures mean nothing")
+    parser.add_argument("--out", type=Path, default=Path("docs/benchmarks/gpu"), help="folder (%(default)s)")
+    options = parser.parse_args()
+    if not (options.quick or torch.cuda.is_available()):
+        parser.error("torch finds no CUDA device; --quick tries the parts without one")
+    options.out.mkdir(parents=True, exist_ok=True)
+    found = [run(part, options.out, quick=options.quick) for part in PARTS]
+    about = {"commit": commit(), "device": _device(), "versions": versions(("torch", "triton", "transformers"))}
+    text = json.dumps({**about, "quick": options.quick, "parts": found}, indent=1)
+    (options.out / "gpu.json").write_text(f"{text}\n", encoding="utf-8")
+    print(f"\n{about['device']}, commit {about['commit']}\n\n{table(found)}")
+    sys.exit(any(part["exit_code"] != 0 for part in found))
+
+
+def run(part: Part, out: Path, *, quick: bool) -> dict[str, Any]:
+    """Run one part to its end or its limit. Its output goes to this process's and to a log in `out`."""
+    command = [*part.command, *(part.quick if quick else ()), *(("--out", str(out)) if part.writes else ())]
+    log = out / f"{part.name.replace(' ', '_')}.log"
+    print(f"{part.name}: {' '.join(command[2:])}; at most {part.limit_s:.0f} s, log {log}", flush=True)
+    began = time.monotonic()
+    with log.open("w", encoding="utf-8") as file:
+        process = subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT, start_new_session=True)
+        try:
+            code: int | None = process.wait(part.limit_s)
+        except subprocess.TimeoutExpired:
+            code = None
+        finally:
+            if process.poll() is None:
+                os.killpg(process.pid, signal.SIGKILL)
+                process.wait()
+    lines = [line for line in log.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
+    print("\n".join(lines[-_SHOWN:]), flush=True)
+    return {
+        "part": part.name,
+        "command": command[1:],
+        "seconds": round(time.monotonic() - began, 1),
+        "exit_code": code,
+        "last_lines": lines[-_SHOWN:],
+    }
+
+
+def table(found: Sequence[dict[str, Any]]) -> str:
+    """What became of every part."""
+    rows = ["| part | seconds | outcome | last line |", "|---|---|---|---|"]
+    for part in found:
+        code = part["exit_code"]
+        outcome = "out of time" if code is None else "done" if code == 0 else f"exit code {code}"
+        last = part["last_lines"][-1].strip("| ") if part["last_lines"] else ""
+        rows.append(f"| {part['part']} | {part['seconds']:.0f} | {outcome} | {last.replace('|', '/')} |")
+    return "\n".join(rows)
+
+
+def _device() -> str:
+    return torch.cuda.get_device_name() if torch.cuda.is_available() else processor()
+
+
+if __name__ == "__main__":
+    main()
