@@ -153,7 +153,7 @@ class Commands:
         """In a session of its own, so that a signal to its group reaches nothing else; a Python file is a program."""
         command, environment = [str(_BIN / program), *args], self.environment(**extra)
         if (program.startswith("ral-") or program.endswith(".py")) and not fresh:
-            deadline = time.monotonic() + 60
+            deadline = time.monotonic() + 120
             while not self._address.exists():
                 assert self._server.poll() is None and time.monotonic() < deadline, "the command server did not start"
                 time.sleep(0.05)
