@@ -193,7 +193,7 @@ class RayRoles:
             }
             if bundle.role == "learner":  # activations in huge pages: 6 % less CPU time for an update of the tiny model
                 environment["GLIBC_TUNABLES"] = "glibc.malloc.hugetlb=1"
-        if bundle.role == "rollout":
+        if bundle.role == "rollout" and self._config.rollout.engine == "vllm":
             environment |= vllm_environment(self._config.rollout, cluster.threads_per_process, device)
         return environment
 

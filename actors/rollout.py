@@ -1,29 +1,31 @@
-"""A rollout engine behind Ray: vLLM in its own process."""
+"""A rollout engine behind Ray: vLLM or transformers in its own process."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 import ray
 
 from ral_system.actors.process import ActorProcess, watched
 from ral_system.config.choices import Device
 from ral_system.config.cluster import ClusterConfig
-from ral_system.config.rollout import RolloutConfig, VllmRolloutConfig
+from ral_system.config.rollout import HfRolloutConfig, RolloutConfig
 from ral_system.media.store import node_store
 from ral_system.types import Completion, Held, Piece, Sampling, WeightManifest
 
 if TYPE_CHECKING:
+    from ral_system.rollout.hf_generator import HfEngine
+    from ral_system.rollout.vllm_generator import VllmEngine
     from ral_system.weights.transfer.transfer import Offer, Setting, Transfer
 
 _FLUSH_S = 0.05  # completions that finish together travel together
 
 
 class RolloutActor(ActorProcess):
-    """Owns one `VllmEngine`. Its process must be started with `vllm_environment`."""
+    """Owns one `VllmEngine`, whose process must be started with `vllm_environment`, or one `HfEngine`."""
 
     THREADS: ClassVar = {"weights": 1}
 
@@ -40,20 +42,18 @@ class RolloutActor(ActorProcess):
         setting: Setting,
     ) -> None:
         """Load the model and profile the engine: the slow part of starting."""
+        device: Device = "cuda" if cluster.gpus_per_rollout else "cpu"
+        media = node_store(media_folder, cluster.media_cache_gib)
+        self._engine: HfEngine | VllmEngine
+        if isinstance(rollout, HfRolloutConfig):
+            from ral_system.rollout.hf_generator import HfEngine
+
+            self._engine = HfEngine(model_folder, rollout, media, seed, device, transfer=transfer(setting))
+            return
         from ral_system.rollout.vllm_generator import VllmEngine
 
-        assert isinstance(rollout, VllmRolloutConfig), "parse_config refuses another engine with cluster=ray"
-        device: Device = "cuda" if cluster.gpus_per_rollout else "cpu"
-        self._engine = VllmEngine(
-            model_folder,
-            rollout,
-            node_store(media_folder, cluster.media_cache_gib),
-            seed,
-            device,
-            transfer,
-            setting,
-            sleeps=cluster.placement == "colocated",
-        )
+        sleeps = cluster.placement == "colocated"
+        self._engine = VllmEngine(model_folder, rollout, media, seed, device, transfer, setting, sleeps=sleeps)
 
     @ray.method(num_returns="streaming")
     def generate(self, pieces: Sequence[Piece], sampling: Sampling) -> Iterator[list[Completion]]:
@@ -76,8 +76,8 @@ class RolloutActor(ActorProcess):
 
     @watched
     def hold(self, held: Held) -> None:
-        """Keep only this on the shared device, between two phases."""
-        self._engine.hold(held)
+        """Keep only this on the shared device, between two phases. `parse_config` allows vLLM alone there."""
+        cast("VllmEngine", self._engine).hold(held)
 
     @watched
     @ray.method(concurrency_group="weights")

@@ -11,12 +11,12 @@ from ral_system.config.rollout import RolloutConfig
 
 
 def engines_fit_the_cluster(cluster: ClusterConfig, learner: LearnerConfig, rollout: RolloutConfig) -> Iterator[str]:
-    """Check that one process runs what one process can, and that Ray's actors run vLLM."""
+    """Check that one process runs what one process can, and that every GPU of an engine is used."""
     if cluster.kind == "ray":
-        if rollout.engine == "hf":
+        if rollout.engine == "hf" and cluster.gpus_per_rollout > 1:
             yield (
-                "rollout.engine=hf runs in the process that calls it, and cluster.kind=ray starts vLLM engines; choose "
-                "rollout=vllm or cluster=local"
+                f"cluster.gpus_per_rollout={cluster.gpus_per_rollout:g}: rollout.engine=hf uses one GPU; set it to 1 "
+                "and raise rollout.workers, or choose rollout=vllm"
             )
         if learner.engine == "torch" and learner.world_size > 1:
             yield "learner.engine=torch runs one rank; set learner.world_size=1 or choose learner=deepspeed"
@@ -50,6 +50,11 @@ def engines_sit_beside_learners(
     if cluster.kind != "ray" or cluster.placement != "colocated":
         return
     apart = "cluster.placement=disaggregated"
+    if rollout.engine == "hf":
+        yield (
+            "rollout.engine=hf with cluster.placement=colocated: the transformers engine keeps its weights on the GPU "
+            f"while learners train; choose rollout=vllm, or {apart}"
+        )
     if algorithm.max_staleness:
         yield (
             f"algorithm.max_staleness={algorithm.max_staleness} generates while learners train, and with "

@@ -66,7 +66,7 @@ class EngineGroup(LengthsConfig):
 
 
 class HfEngineConfig(EngineGroup):
-    """A transformers model in the process that calls it."""
+    """A transformers model in one process: slow and exact."""
 
     engine: Literal["hf"]
 
@@ -112,7 +112,7 @@ class RolloutGroup(EngineGroup):
 
 
 class HfRolloutConfig(RolloutGroup, HfEngineConfig):
-    """A transformers model in the process that calls it."""
+    """Transformers engines."""
 
 
 class VllmRolloutConfig(RolloutGroup, VllmEngineConfig):

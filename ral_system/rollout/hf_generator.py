@@ -1,4 +1,4 @@
-"""Rollouts from transformers, in the calling process: slow, exact, and bitwise repeatable on CPU.
+"""Rollouts from transformers, in one process: slow, exact, and bitwise repeatable on CPU.
 
 Its own sampling loop instead of `generate`, which would apply whatever penalties and cut-offs the model's
 generation_config.json holds. Suffixes: B sequences, T tokens so far (left-padded), V vocabulary, N new tokens.
@@ -28,7 +28,7 @@ from ral_system.rollout.gates import check_completion, check_media_tokens, check
 from ral_system.rollout.seeds import completion_seed
 from ral_system.rollout.stopping import ANSWER_END, stop_token_ids
 from ral_system.rollout.top_tokens import with_rest
-from ral_system.types import Completion, Completions, FinishReason, Prompt, Sampling, WeightManifest
+from ral_system.types import Completion, Completions, FinishReason, Piece, Prompt, Sampling, WeightManifest
 from ral_system.weights.engine_memory import EngineMemory, held_manifest
 from ral_system.weights.handover import Handover
 from ral_system.weights.transfer.object_store import ObjectStore
@@ -110,7 +110,15 @@ class HfEngine:
 
         `log_probs` are of the distribution sampled from; for greedy decoding, of the distribution at temperature 1.
         """
-        rows = [self._row(prompt, index, sampling) for prompt in prompts for index in range(sampling.completions)]
+        return self.generate_pieces([Piece(prompt, 0, sampling.completions) for prompt in prompts], sampling)
+
+    def generate_pieces(self, pieces: Sequence[Piece], sampling: Sampling) -> Completions:
+        """As `generate`, for parts of groups. Log-probs are rounded otherwise in a batch of other rows."""
+        rows = [
+            self._row(piece.prompt, index, sampling)
+            for piece in pieces
+            for index in range(piece.first, piece.first + piece.completions)
+        ]
         with self._handover.generating():
             for start in range(0, len(rows), self._config.max_sequences):
                 yield from self._decode(rows[start : start + self._config.max_sequences], sampling)

@@ -26,6 +26,7 @@ _LONGEST = ("ray_", "cluster_nodes", "tensor_parallel", "local_runs", "deepspeed
 _WITH_CLUSTERS = (
     "cluster_nodes",
     "four_nodes",
+    "hf_over_ray",
     "lora_run",
     "ray_actors",
     "ray_job_submit",

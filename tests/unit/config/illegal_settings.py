@@ -258,9 +258,16 @@ SETTINGS: dict[str, tuple[dict[str, Any], list[str]]] = {
         {"rollout.engine": "sglang"},
         ["rollout.engine=sglang: no such choice; use one of 'hf', 'vllm'"],
     ),
-    "transformers behind Ray": (
-        {"rollout": HF},
-        ["rollout.engine=hf", "cluster.kind=ray", "choose rollout=vllm or cluster=local"],
+    "a transformers engine on two GPUs": (
+        {"rollout": HF, "cluster.gpus_per_rollout": 2},
+        ["cluster.gpus_per_rollout=2: rollout.engine=hf uses one GPU; set it to 1 and raise rollout.workers"],
+    ),
+    "a transformers engine on a learner's GPU": (
+        {"rollout": HF | {"workers": 2}, "cluster.placement": "colocated"},
+        [
+            "rollout.engine=hf with cluster.placement=colocated: the transformers engine keeps its weights on the GPU",
+            "choose rollout=vllm, or cluster.placement=disaggregated",
+        ],
     ),
     **{
         f"{field} of the transformers engine": (

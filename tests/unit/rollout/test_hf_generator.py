@@ -14,7 +14,7 @@ from ral_system.models.loading import load_family, load_model
 from ral_system.rollout.hf_generator import HfEngine
 from ral_system.tasks.tiny_model import build_tiny_model
 from ral_system.tasks.visual_search import VisualSearch, words
-from ral_system.types import Completion, FinishReason, Prompt, Sampling
+from ral_system.types import Completion, FinishReason, Piece, Prompt, Sampling
 from ral_system.weights.manifest import verify_loaded
 from tests.offered import offered
 from tests.unit.rollout.stopped import check_stopped
@@ -109,6 +109,16 @@ def test_neighbours_and_padding_do_not_matter(setting: Setting) -> None:
             assert np.allclose(alone.log_probs, together[id].log_probs, atol=1e-4)
 
 
+def test_pieces_of_a_group_are_those_of_the_group(setting: Setting) -> None:
+    """As engines that share a group make them."""
+    first, second = setting.prompts[:2]
+    together = setting.generate([first, second])
+    pieces = [Piece(second, 1, 2), Piece(first, 2, 1)]
+    found = list(setting.engine.generate_pieces(pieces, SAMPLING))
+    assert {c.id for c in found} == {"p1#1", "p1#2", "p0#2"}
+    for completion in found:
+        assert completion.token_ids == together[completion.id].token_ids
+        assert np.allclose(completion.log_probs, together[completion.id].log_probs, atol=1e-4)
 def test_a_tokenizer_need_not_have_a_token_for_padding(setting: Setting) -> None:
     engine = setting.new_engine()
     engine._family.tokenizer.pad_token = None
