@@ -30,8 +30,11 @@ SPILL_LIMIT = 64
 """Bytes of stack per thread that are still called fitting: a few of them cost nothing that can be measured."""
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
 _ELEMENT = {"bfloat16": "*bf16", "float16": "*fp16", "float32": "*fp32"}
-_TYPES = {"rows_R": "*i64", "last_row": "*i64", "branches": "*i64", "key_mask": "*u8", "scale": "fp32"}
-_INTEGERS = {"mixed", "slopes_stride", "width", "row_count", "tokens", "heads", "group"}
+_TYPES = {
+    **{"rows_R": "*i64", "last_row": "*i64", "branches": "*i64", "key_mask": "*u8", "positions": "*i32"},
+    "scale": "fp32",
+}
+_INTEGERS = {"window", "mixed", "slopes_stride", "width", "row_count", "tokens", "heads", "group"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +84,7 @@ def main() -> None:
 
 
 def compiled(capability: int, dim: int, dtype: str) -> Iterator[tuple[str, Usage]]:
-    """Every kernel as `FusedKernels` launches it, with branches and a key mask."""
+    """Every kernel as `FusedKernels` launches it, with branches, a key mask and a window."""
     import triton
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource

@@ -21,6 +21,7 @@ from torch import Tensor
 from ral_system.attention.device_kind import device_kind
 from ral_system.attention.policy import visibility
 from ral_system.attention.sequence import SequenceGroup, softmax_over_heads, total
+from ral_system.attention.window import Window
 from ral_system.config.choices import Heads
 
 _BLOCK_BYTES = {"cpu": 8 << 20, "cuda": 128 << 20}
@@ -58,6 +59,7 @@ class ChunkedKernels:
         key_mask: Tensor | None,
         heads: Heads,
         sequence: SequenceGroup | None = None,
+        window: Window | None = None,
     ) -> None:
         precision = torch.promote_types(key_TKD.dtype, torch.float32)
         self._key_KTD = key_TKD.to(precision).transpose(0, 1).contiguous()
@@ -66,6 +68,7 @@ class ChunkedKernels:
         self._key_mask = key_mask
         self._heads = heads
         self._sequence = sequence
+        self._window = window
 
     def rows_per_block(self, query_heads: int) -> int:
         """Return how many rows fit the block size, at least one."""
@@ -82,7 +85,7 @@ class ChunkedKernels:
         query_KND = query_KND.reshape(key_heads, -1, dim) * self._scale
         logits_HRS = torch.bmm(query_KND, key_KSD.transpose(1, 2)).view(heads, rows, span)
 
-        seen_RT, counts_RT = visibility(rows_R, tokens, self._branches, self._key_mask)
+        seen_RT, counts_RT = visibility(rows_R, tokens, self._branches, self._key_mask, self._window)
         seen_RS, counts_RS = seen_RT[:, :span], counts_RT[:, :span]
         left_out_logits = self._left_out_logits(logits_HRS, rows_R, seen_RS, counts_RS)
         logits_HRS.masked_fill_(~counts_RS, float("-inf"))

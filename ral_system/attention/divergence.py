@@ -14,6 +14,7 @@ from ral_system.attention.policy import check_arguments, dense_policy
 from ral_system.attention.record import Target, check_probabilities, check_record, record_of_heads
 from ral_system.attention.row_kernels import Kernels, blocks, check_backend, open_kernels
 from ral_system.attention.sequence import SequenceGroup, total
+from ral_system.attention.window import Window
 from ral_system.config.choices import Backend, Heads
 from ral_system.registry import DIVERGENCES
 from ral_system.types import AttentionRecord
@@ -31,6 +32,7 @@ def attention_divergence(
     key_mask: Tensor | None = None,
     heads: Heads = "mean",
     backend: Backend = "auto",
+    window: Window | None = None,
     version: int | None = None,
 ) -> Tensor:
     """D(p_r, target_r) of every row's attention policy p (see `attention_policy`) to its target: [R].
@@ -45,7 +47,7 @@ def attention_divergence(
     with memory linear in T; `triton` has them fast, on CUDA devices, up to float32; `auto` is `triton` where that works
     and `chunked` elsewhere. Raises ValueError that names the argument.
     """
-    check_arguments(query, key, rows, scale, branches, key_mask, heads)
+    check_arguments(query, key, rows, scale, branches, key_mask, heads, window)
     _check_target(query[rows], key, target, heads)
     if isinstance(target, AttentionRecord) and version is not None and target.version != version:
         raise ValueError(f"target is a record of weights {target.version}, but version={version}")
@@ -60,6 +62,7 @@ def attention_divergence(
         key_mask=key_mask,
         heads=heads,
         backend=backend,
+        window=window,
     )
 
 
@@ -76,6 +79,7 @@ def row_divergence(
     heads: Heads,
     backend: Backend,
     sequence: SequenceGroup | None = None,
+    window: Window | None = None,
 ) -> Tensor:
     """`attention_divergence` of the rows' own queries; they, `key`, `rows` and `target` must fit.
 
@@ -83,7 +87,8 @@ def row_divergence(
     """
     if kind not in DIVERGENCES:
         raise ValueError(f"kind={kind!r}; known: {', '.join(DIVERGENCES.names)}")
-    options: dict[str, Any] = {"branches": branches, "key_mask": key_mask, "heads": heads, "sequence": sequence}
+    masks: dict[str, Any] = {"branches": branches, "key_mask": key_mask, "window": window}
+    options: dict[str, Any] = {**masks, "heads": heads, "sequence": sequence}
     if sequence is not None and heads == "each" and isinstance(target, AttentionRecord):
         target = record_of_heads(target, sequence.own(len(target.values)))
     if backend == "dense":
@@ -104,11 +109,12 @@ def policy_blocks(
     key_mask: Tensor | None = None,
     heads: Heads = "mean",
     backend: Backend = "auto",
+    window: Window | None = None,
 ) -> Iterator[Tensor]:
     """The policies of `rows`, a block of rows at a time, as constants: bit by bit what a divergence compares."""
-    check_arguments(query, key, rows, scale, branches, key_mask, heads)
+    check_arguments(query, key, rows, scale, branches, key_mask, heads, window)
     check_backend(backend)
-    masks: dict[str, Any] = {"branches": branches, "key_mask": key_mask, "heads": heads}
+    masks: dict[str, Any] = {"branches": branches, "key_mask": key_mask, "heads": heads, "window": window}
     return row_policy_blocks(query[rows], key, rows, scale=scale, backend=backend, **masks)
 
 
@@ -124,12 +130,14 @@ def row_policy_blocks(
     heads: Heads,
     backend: Backend,
     sequence: SequenceGroup | None = None,
+    window: Window | None = None,
 ) -> Iterator[Tensor]:
     """`policy_blocks` of the rows' own queries, which must fit `key` and `rows`.
 
     Query and key have this rank's heads of `sequence`, the policies those of all ranks.
     """
-    options: dict[str, Any] = {"branches": branches, "key_mask": key_mask, "heads": heads, "sequence": sequence}
+    masks: dict[str, Any] = {"branches": branches, "key_mask": key_mask, "window": window}
+    options: dict[str, Any] = {**masks, "heads": heads, "sequence": sequence}
     if backend == "dense" or not len(rows):
         with torch.autocast(device_kind(key.device), enabled=False):
             policy = dense_policy(query_RHD, key, rows, scale, **options)

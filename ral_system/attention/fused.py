@@ -19,6 +19,7 @@ from torch.nn.functional import pad
 
 from ral_system.attention import fused_kernels as kernels
 from ral_system.attention.sequence import SequenceGroup, softmax_over_heads, total
+from ral_system.attention.window import Window
 from ral_system.config.choices import Heads
 
 _BLOCK_BYTES = 8 << 20
@@ -59,6 +60,7 @@ class FusedKernels:
         key_mask: Tensor | None,
         heads: Heads,
         sequence: SequenceGroup | None = None,
+        window: Window | None = None,
     ) -> None:
         dtype, dim = key_TKD.dtype, key_TKD.shape[-1]
         if not key_TKD.is_cuda and not kernels.INTERPRETED.value:
@@ -74,6 +76,8 @@ class FusedKernels:
         self._key_mask = None if key_mask is None else key_mask.contiguous().view(torch.uint8)
         self._heads = heads
         self._sequence = sequence
+        self._positions = None if window is None else window.positions.int().contiguous()
+        self._window = 0 if window is None else window.size
         self._spans = _cdiv(key_TKD.shape[0], SPAN)
         self._tiles = launch_options(dim, dtype)
 
@@ -151,6 +155,8 @@ class FusedKernels:
                 rows_R,
                 self._branches,
                 self._key_mask,
+                self._positions,
+                self._window,
                 self._scale,
                 len(rows_R),
                 key_KTD.shape[1],

@@ -2,8 +2,8 @@
 
 Suffixes: T tokens, H query heads, K key heads, D head dimension, R rows of a block, N spans of keys. A program has
 BLOCK_R rows, numbered `at`, and goes through keys `key_at` BLOCK_S at a time; `row` holds the rows' positions.
-Tensors are contiguous, a row of slopes `width` ≥ T long; `branches` and `key_mask` may be None. Logarithms are to
-base 2.
+Tensors are contiguous, a row of slopes `width` ≥ T long; `branches`, `key_mask` and the `positions` that a window of
+`window` tokens is counted in may be None. Logarithms are to base 2.
 """
 
 from __future__ import annotations
@@ -52,13 +52,17 @@ def _rows(rows, at, row_count):
 
 
 @triton.jit
-def _visibility(row, key_at, branches, key_mask, tokens):
+def _visibility(row, key_at, branches, key_mask, positions, window, tokens):
     """As `policy.visibility`, for positions that broadcast to a tile in either order."""
     seen = key_at <= row
     if branches is not None:
         row_branch = tl.load(branches + row, mask=row >= 0, other=0)
         key_branch = tl.load(branches + key_at, mask=key_at < tokens, other=-1)
         seen &= (key_branch == 0) | (key_branch == row_branch)
+    if positions is not None:
+        row_position = tl.load(positions + row, mask=row >= 0, other=0)
+        key_position = tl.load(positions + key_at, mask=key_at < tokens, other=0)
+        seen &= key_position > row_position - window
     counts = seen & (key_at < row)
     if key_mask is not None:
         counts &= tl.load(key_mask + key_at, mask=key_at < tokens, other=0) != 0
@@ -73,7 +77,8 @@ def _probability(logits, log_sum):
 
 @triton.jit
 def log_sums(
-    counted_NHR, left_out_NHR, query_RHD, key_KTD, rows_R, branches, key_mask, scale, row_count, tokens, heads, group,
+    counted_NHR, left_out_NHR, query_RHD, key_KTD, rows_R, branches, key_mask, positions, window, scale, row_count,
+    tokens, heads, group,
     D: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_S: tl.constexpr, SPAN: tl.constexpr,
 ):  # fmt: skip
     """Log-sum-exp of a head's logits over the keys of a span that count, and over the other seen ones."""
@@ -88,7 +93,7 @@ def log_sums(
         key_at = start + tl.arange(0, BLOCK_S)
         key = _tile(keys, key_at, key_at < tokens, D, D, BLOCK_D)
         logits = _dot(query, tl.trans(key)) * (scale * _LOG2_E)
-        seen, counts = _visibility(row[:, None], key_at[None, :], branches, key_mask, tokens)
+        seen, counts = _visibility(row[:, None], key_at[None, :], branches, key_mask, positions, window, tokens)
         left = seen & ~counts
         new_top = tl.maximum(top, tl.max(tl.where(counts, logits, _LOWEST), 1))
         new_left_top = tl.maximum(left_top, tl.max(tl.where(left, logits, _LOWEST), 1))
@@ -103,8 +108,8 @@ def log_sums(
 
 @triton.jit
 def mixture(
-    policy, counted_HR, weight_HR, mixed, query_RHD, key_KTD, rows_R, branches, key_mask, scale, row_count, tokens,
-    heads, group,
+    policy, counted_HR, weight_HR, mixed, query_RHD, key_KTD, rows_R, branches, key_mask, positions, window, scale,
+    row_count, tokens, heads, group,
     D: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_S: tl.constexpr,
 ):  # fmt: skip
     """A tile of one policy: Σ_h w_h a_h over `mixed` heads."""
@@ -124,7 +129,7 @@ def mixture(
                 counted = tl.load(counted_HR + head * row_count + at, mask=at < row_count, other=0.0)
                 weight = tl.load(weight_HR + head * row_count + at, mask=at < row_count, other=0.0)
                 found += weight[:, None] * _probability(logits, counted[:, None])
-        _, counts = _visibility(row[:, None], key_at[None, :], branches, key_mask, tokens)
+        _, counts = _visibility(row[:, None], key_at[None, :], branches, key_mask, positions, window, tokens)
         found = tl.where(counts, found, 0.0)
     to = policy + index.to(tl.int64) * row_count * tokens + at[:, None] * tokens + key_at[None, :]
     tl.store(to, found, mask=(at < row_count)[:, None] & (key_at < tokens)[None, :])
@@ -132,8 +137,8 @@ def mixture(
 
 @triton.jit
 def slope_means(
-    means_NHR, slopes, slopes_stride, width, counted_HR, query_RHD, key_KTD, rows_R, branches, key_mask, scale,
-    row_count, tokens, heads, group,
+    means_NHR, slopes, slopes_stride, width, counted_HR, query_RHD, key_KTD, rows_R, branches, key_mask, positions,
+    window, scale, row_count, tokens, heads, group,
     D: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_S: tl.constexpr, SPAN: tl.constexpr,
 ):  # fmt: skip
     """A span's share of c_h."""
@@ -150,7 +155,7 @@ def slope_means(
         key = _tile(keys, key_at, key_at < tokens, D, D, BLOCK_D)
         slope = tl.load(slopes_RT + key_at[None, :], mask=(row >= 0)[:, None] & (key_at < width)[None, :], other=0.0)
         logits = _dot(query, tl.trans(key)) * (scale * _LOG2_E)
-        _, counts = _visibility(row[:, None], key_at[None, :], branches, key_mask, tokens)
+        _, counts = _visibility(row[:, None], key_at[None, :], branches, key_mask, positions, window, tokens)
         mean += tl.sum(tl.where(counts, _probability(logits, counted[:, None]) * slope, 0.0), 1)
     tl.store(means_NHR + (span * heads + head) * row_count + at, mean, mask=at < row_count)
 
@@ -175,7 +180,7 @@ def _logit_gradient(logits, slope, seen, counts, log_counted, log_seen, weight, 
 @triton.jit
 def query_gradient(
     gradient_NHRD, slopes, slopes_stride, width, coefficients_5HR, query_RHD, key_KTD, rows_R, branches, key_mask,
-    scale, row_count, tokens, heads, group,
+    positions, window, scale, row_count, tokens, heads, group,
     D: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_S: tl.constexpr, SPAN: tl.constexpr,
 ):  # fmt: skip
     """A span's share of ∂D/∂query of a tile of rows of one head."""
@@ -192,7 +197,7 @@ def query_gradient(
         key = _tile(keys, key_at, key_at < tokens, D, D, BLOCK_D)
         slope = tl.load(slopes_RT + key_at[None, :], mask=(row >= 0)[:, None] & (key_at < width)[None, :], other=0.0)
         logits = _dot(query, tl.trans(key)) * (scale * _LOG2_E)
-        seen, counts = _visibility(row[:, None], key_at[None, :], branches, key_mask, tokens)
+        seen, counts = _visibility(row[:, None], key_at[None, :], branches, key_mask, positions, window, tokens)
         by_logit = _logit_gradient(
             logits, slope, seen, counts, counted[:, None], seen_sum[:, None], weight[:, None], offset[:, None],
             away[:, None],
@@ -206,7 +211,7 @@ def query_gradient(
 @triton.jit
 def key_gradient(
     gradient_KTD, last_row, slopes, slopes_stride, width, coefficients_5HR, query_RHD, key_KTD, rows_R, branches,
-    key_mask, scale, row_count, tokens, heads, group,
+    key_mask, positions, window, scale, row_count, tokens, heads, group,
     D: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_S: tl.constexpr,
 ):  # fmt: skip
     """Adds the rows' share to ∂D/∂key of a tile of keys of one key head."""
@@ -226,7 +231,7 @@ def key_gradient(
         slope = tl.load(slopes_TR + key_at[:, None], mask=(key_at < width)[:, None] & (row >= 0)[None, :], other=0.0)
         counted, seen_sum, weight, offset, away = _coefficients(coefficients_5HR, head, at, heads, row_count)
         logits = _dot(key, tl.trans(query)) * (scale * _LOG2_E)
-        seen, counts = _visibility(row[None, :], key_at[:, None], branches, key_mask, tokens)
+        seen, counts = _visibility(row[None, :], key_at[:, None], branches, key_mask, positions, window, tokens)
         by_logit = _logit_gradient(
             logits, slope, seen, counts, counted[None, :], seen_sum[None, :], weight[None, :], offset[None, :],
             away[None, :],

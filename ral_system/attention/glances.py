@@ -12,6 +12,7 @@ from ral_system.attention.device_kind import device_kind
 from ral_system.attention.policy import dense_policy
 from ral_system.attention.row_kernels import Kernels, blocks, open_kernels
 from ral_system.attention.sequence import SequenceGroup, total
+from ral_system.attention.window import Window
 from ral_system.config.choices import Backend, Heads
 
 
@@ -27,6 +28,7 @@ def glance_sums(
     heads: Heads,
     backend: Backend,
     sequence: SequenceGroup | None = None,
+    window: Window | None = None,
 ) -> Tensor:
     """Sum_r belongs[g, r] · p_r(k): [G, N], or [H, G, N] with heads="each"; differentiable in query and key.
 
@@ -34,7 +36,8 @@ def glance_sums(
     g, else 0, and `keys` int64 [N] are the keys k. Query and key have this rank's heads of `sequence`; the sums have
     those of all ranks.
     """
-    options: dict[str, Any] = {"branches": branches, "key_mask": None, "heads": heads, "sequence": sequence}
+    masks: dict[str, Any] = {"branches": branches, "key_mask": None, "window": window}
+    options: dict[str, Any] = {**masks, "heads": heads, "sequence": sequence}
     if backend == "dense":
         with torch.autocast(device_kind(key.device), enabled=False):
             policy = dense_policy(query_RHD, key, rows, scale, **options)

@@ -17,6 +17,7 @@ from ral_system.attention.packing import PackedGroup
 from ral_system.attention.policy import check_rows
 from ral_system.attention.record import check_record, join_records
 from ral_system.attention.sequence import SequenceGroup
+from ral_system.attention.window import Window, window_over
 from ral_system.config.choices import Backend, Heads
 from ral_system.types import AttentionRecord
 
@@ -30,6 +31,8 @@ class LayerAttention:
     key: Tensor
     """[T, K, D], of all tokens."""
     scale: float
+    window: int | None = None
+    """How many tokens back a row sees, itself included; None: all."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +79,10 @@ class GroupAttention:
         branches = self.group.branches
         return None if branches is None else branches.to(self.rows.device)
 
+    def window(self, layer: LayerAttention) -> Window | None:
+        """Return how far back the layer's rows see, on their device."""
+        return window_over(layer.window, self.group.positions.to(self.rows.device))
+
     def all_heads(self, values_LH: Tensor) -> Tensor:
         """Values of every layer and head, from those of this rank's heads."""
         return values_LH if self.sequence is None else self.sequence.gather_heads(values_LH.t()).t()
@@ -96,6 +103,7 @@ class GroupAttention:
             heads=self.heads,
             backend=self.backend,
             sequence=self.sequence,
+            window=self.window(at),
         )
 
     def by_response(self, blocks: Iterator[Tensor]) -> Iterator[tuple[int, Tensor]]:
@@ -145,7 +153,7 @@ class GroupAttention:
             layers = []
             for at, of_layer in zip(self.layers, queries, strict=True):
                 key = self.group.own(response, at.key.movedim(0, -1)).movedim(-1, 0)
-                layers.append(LayerAttention(of_layer[response], key, at.scale))
+                layers.append(LayerAttention(of_layer[response], key, at.scale, at.window))
             mask = None if self.key_mask is None else self.group.own(response, self.key_mask)
             yield GroupAttention.alone(tuple(layers), rows, mask, self.heads, self.backend, self.sequence)
 
@@ -193,6 +201,7 @@ class GroupAttention:
                 heads=self.heads,
                 backend=self.backend,
                 sequence=self.sequence,
+                window=self.window(at),
             )
             for at, of_layer in zip(self.layers, targets, strict=True)
         ]
@@ -219,6 +228,7 @@ class GroupAttention:
                     heads=self.heads,
                     backend=self.backend,
                     sequence=self.sequence,
+                    window=self.window(at),
                 )
                 for at in self.layers
             ]

@@ -1,7 +1,8 @@
 """The attention of packed groups: one implementation for each kernel that a machine may have.
 
 All give the same: query [1, H, T, D], key and value [1, K, T, D] of a stream become [1, T, H, D]; a response attends to
-its prompt and itself. Suffixes: T tokens, H query heads, K key heads, D head dimension.
+its prompt and itself. Pictures whose tokens attend in both directions, and sliding windows, need masks, which only sdpa
+takes. Suffixes: T tokens, H query heads, K key heads, D head dimension.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from ral_system.attention.device_kind import device_kind
 from ral_system.attention.packing import PackedGroup, Packing
+from ral_system.attention.window import Window
 
 MASKED_TOKENS = 512
 """A group of up to so many tokens is one call with a mask; in longer ones too much of such a mask would be empty."""
@@ -29,8 +31,16 @@ Attend = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor, int, int], Tensor]
 that lie behind each other; if causal, from the last token back."""
 
 
-def packed_attention(query: Tensor, key: Tensor, value: Tensor, packing: Packing, scale: float) -> Tensor:
-    """Attention of packed groups, by the fastest kernel for these tensors."""
+def packed_attention(
+    query: Tensor, key: Tensor, value: Tensor, packing: Packing, scale: float, window: int | None = None
+) -> Tensor:
+    """Attention of packed groups, by the fastest kernel for these tensors. With `window` a token sees that many, itself
+    and those before it in its own sequence.
+    """
+    if window is not None and window > max(group.longest for group in packing.groups):
+        window = None
+    if window is not None or any(group.pictures for group in packing.groups):
+        return sdpa(query, key, value, packing, scale, window=window)
     return KERNELS[kernel_for(query.device, query.dtype)](query, key, value, packing, scale)
 
 
@@ -55,7 +65,16 @@ def kernel_for(device: torch.device, dtype: torch.dtype) -> str:
     return "flash_attn" if find_spec("flash_attn") else "varlen"
 
 
-def sdpa(query: Tensor, key: Tensor, value: Tensor, packing: Packing, scale: float, *, causal: bool = True) -> Tensor:
+def sdpa(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    packing: Packing,
+    scale: float,
+    *,
+    causal: bool = True,
+    window: int | None = None,
+) -> Tensor:
     """torch's scaled_dot_product_attention, a call for each run of equal groups, or for each response of a long one.
 
     Groups of one may attend in both directions, without `causal`.
@@ -66,12 +85,13 @@ def sdpa(query: Tensor, key: Tensor, value: Tensor, packing: Packing, scale: flo
     for (group, count), part in zip(packing.runs, parts, strict=True):
         # [count, heads, tokens, D], without a copy
         q, k, v = (t.unflatten(1, (count, group.tokens)).transpose(0, 1) for t in part)
-        if len(group.responses) == 1:
+        own = None if window is None or window > group.longest else window
+        if len(group.responses) == 1 and own is None and not group.pictures:
             of_run = _sdpa(q, k, v, None, scale, causal=causal)
-        elif group.tokens <= MASKED_TOKENS:
-            of_run = _sdpa(q, k, v, _group_mask(group, q.device, q.dtype), scale)
+        elif group.tokens <= MASKED_TOKENS or not group.prompt:
+            of_run = _sdpa(q, k, v, _group_mask(group, own, q.device, q.dtype), scale)
         else:
-            of_run = _prompt_and_responses(q, k, v, group, scale)
+            of_run = _prompt_and_responses(q, k, v, group, own, scale)
         found.append(of_run.transpose(1, 2).flatten(0, 1))
     return torch.cat(found)[None]
 
@@ -183,29 +203,41 @@ def _sdpa(
     )
 
 
-def _prompt_and_responses(query: Tensor, key: Tensor, value: Tensor, group: PackedGroup, scale: float) -> Tensor:
+def _prompt_and_responses(
+    query: Tensor, key: Tensor, value: Tensor, group: PackedGroup, window: int | None, scale: float
+) -> Tensor:
     sizes = (group.prompt, *group.responses)
     q, *queries = query.split(sizes, dim=2)
     k, *keys = key.split(sizes, dim=2)
     v, *values = value.split(sizes, dim=2)
-    found = [_sdpa(q, k, v, None, scale)]
+    masked = window is not None or group.pictures
+    alone = PackedGroup(group.prompt, (0,), group.pictures)
+    found = [_sdpa(q, k, v, _group_mask(alone, window, q.device, q.dtype) if masked else None, scale)]
     for q_own, k_own, v_own in zip(queries, keys, values, strict=True):
-        mask = _response_mask(group.prompt, q_own.shape[2], q.device, q.dtype)
+        mask = _response_mask(group.prompt, q_own.shape[2], window, q.device, q.dtype)
         found.append(_sdpa(q_own, torch.cat([k, k_own], dim=2), torch.cat([v, v_own], dim=2), mask, scale))
     return torch.cat(found, dim=2)
 
 
 @lru_cache(maxsize=64)
-def _group_mask(group: PackedGroup, device: torch.device, dtype: torch.dtype) -> Tensor:
-    """0 where a token of the group (row) attends to one (column), -inf elsewhere: [T, T]."""
-    branches, at = group.branches, torch.arange(group.tokens)
-    assert branches is not None
-    seen = (at <= at[:, None]) & ((branches == 0) | (branches == branches[:, None]))
+def _group_mask(group: PackedGroup, window: int | None, device: torch.device, dtype: torch.dtype) -> Tensor:
+    """0 where a token of the group (row) attends to one (column), -inf elsewhere: [T, T].
+
+    A window also holds within pictures: a token sees what is behind it in its own.
+    """
+    branches, at, picture = group.branches, torch.arange(group.tokens), group.picture_of
+    seen = (at <= at[:, None]) | ((picture > 0) & (picture == picture[:, None]))
+    if branches is not None:
+        seen &= (branches == 0) | (branches == branches[:, None])
+    if window is not None:
+        seen &= Window(window, group.positions).reaches(at)
     return torch.zeros(seen.shape).masked_fill(~seen, float("-inf")).to(device, dtype)
 
 
 @lru_cache(maxsize=8)
-def _response_mask(prompt: int, response: int, device: torch.device, dtype: torch.dtype) -> Tensor:
+def _response_mask(prompt: int, response: int, window: int | None, device: torch.device, dtype: torch.dtype) -> Tensor:
     """Mask of the tokens of a response over prompt and response: [response, prompt + response]."""
-    later = torch.ones(response, prompt + response, dtype=torch.bool).triu(prompt + 1)
-    return torch.zeros(later.shape).masked_fill(later, float("-inf")).to(device, dtype)
+    hidden = torch.ones(response, prompt + response, dtype=torch.bool).triu(prompt + 1)
+    if window is not None:
+        hidden |= torch.ones_like(hidden).tril(prompt - window)
+    return torch.zeros(hidden.shape).masked_fill(hidden, float("-inf")).to(device, dtype)

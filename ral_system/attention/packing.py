@@ -25,11 +25,18 @@ class PackedGroup:
 
     prompt: int
     responses: tuple[int, ...]
+    pictures: tuple[tuple[int, int], ...] = ()
+    """First and end of each run of prompt tokens that attend to each other in both directions."""
 
     @property
     def tokens(self) -> int:
         """Tokens of the group in the stream."""
         return self.prompt + sum(self.responses)
+
+    @property
+    def longest(self) -> int:
+        """Tokens of the longest sequence."""
+        return self.prompt + max(self.responses)
 
     @cached_property
     def starts(self) -> tuple[int, ...]:
@@ -48,6 +55,14 @@ class PackedGroup:
     def positions(self) -> Tensor:
         """int64 [T]: each token's position in its own sequence."""
         return torch.cat([torch.arange(self.prompt), *(torch.arange(n) + self.prompt for n in self.responses)])
+
+    @cached_property
+    def picture_of(self) -> Tensor:
+        """int64 [T]: for a token of `pictures` the number of its run, from 1 on; 0 for the others."""
+        found = torch.zeros(self.tokens, dtype=torch.int64)
+        for number, (first, end) in enumerate(self.pictures, start=1):
+            found[first:end] = number
+        return found
 
     def rows(self, response: int, positions: Tensor) -> Tensor:
         """Where positions in the sequence of one response lie in the group: int64 [N]."""

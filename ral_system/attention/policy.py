@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ral_system.attention.device_kind import device_kind
 from ral_system.attention.sequence import SequenceGroup, softmax_over_heads, total
+from ral_system.attention.window import Window
 from ral_system.config.choices import Heads
 
 
@@ -25,6 +26,7 @@ def attention_policy(
     branches: Tensor | None = None,
     key_mask: Tensor | None = None,
     heads: Heads = "mean",
+    window: Window | None = None,
 ) -> Tensor:
     """Where each row looks: p [R, T], or [H, R, T] with heads="each".
 
@@ -36,6 +38,7 @@ def attention_policy(
     `query` [T, H, D] and `key` [T, K, D] are after rotary embedding; query head h reads key head h // (H / K). `rows`
     int64 [R] holds positions in 0..T-1, in any order, repeated if need be. `branches` int64 [T] is for sequences packed
     into one: a row sees keys of branch 0, which all share, and of its own branch; None: all keys. `key_mask` bool [T].
+    `window` says how far back rows see, in the softmax and so in C_t; None: to the first token.
     Computed in at least float32; differentiable in both; memory H · R · T. Logits must be finite. Autocast does not
     reach inside. Degenerate case: a row without a key that counts is all zeros. Raises ValueError that names the
     argument.
@@ -43,9 +46,9 @@ def attention_policy(
     Computed as a mixture Σ_h w_h a_h: a_h is head h's softmax over C_t alone and w_h the share of alpha's mass on C_t
     that is head h's. Nothing is divided by a vanishing mass, however peaked a row is on itself or on masked keys.
     """
-    check_arguments(query, key, rows, scale, branches, key_mask, heads)
+    check_arguments(query, key, rows, scale, branches, key_mask, heads, window)
     with torch.autocast(device_kind(query.device), enabled=False):
-        return dense_policy(query[rows], key, rows, scale, branches, key_mask, heads)
+        return dense_policy(query[rows], key, rows, scale, branches, key_mask, heads, window=window)
 
 
 def dense_policy(
@@ -57,6 +60,7 @@ def dense_policy(
     key_mask: Tensor | None,
     heads: Heads,
     sequence: SequenceGroup | None = None,
+    window: Window | None = None,
 ) -> Tensor:
     """`attention_policy` of the rows' own queries, without its checks and outside of its reach of autocast.
 
@@ -66,7 +70,7 @@ def dense_policy(
     key_THD = key.to(precision).repeat_interleave(query_RHD.shape[1] // key.shape[1], dim=1)
     logits_HRT = torch.einsum("rhd,thd->hrt", query_RHD.to(precision), key_THD) * scale
 
-    seen_RT, counts_RT = visibility(rows, len(key), branches, key_mask)
+    seen_RT, counts_RT = visibility(rows, len(key), branches, key_mask, window)
     some_R1 = counts_RT.any(-1, keepdim=True)
     kept_HRT = logits_HRT.masked_fill(~counts_RT & some_R1, float("-inf"))
     p = kept_HRT.softmax(-1)
@@ -76,12 +80,16 @@ def dense_policy(
     return torch.where(some_R1, p, 0.0)
 
 
-def visibility(rows: Tensor, tokens: int, branches: Tensor | None, key_mask: Tensor | None) -> tuple[Tensor, Tensor]:
+def visibility(
+    rows: Tensor, tokens: int, branches: Tensor | None, key_mask: Tensor | None, window: Window | None = None
+) -> tuple[Tensor, Tensor]:
     """bool [R, T] twice: the keys that a row's softmax runs over, and those of them that its policy counts."""
     positions_T = torch.arange(tokens, device=rows.device)
     seen_RT = positions_T <= rows[:, None]
     if branches is not None:
         seen_RT = seen_RT & ((branches == 0) | (branches == branches[rows][:, None]))
+    if window is not None:
+        seen_RT = seen_RT & window.reaches(rows)
     counts_RT = seen_RT & (positions_T != rows[:, None])
     return seen_RT, counts_RT if key_mask is None else counts_RT & key_mask
 
@@ -94,6 +102,7 @@ def check_arguments(
     branches: Tensor | None,
     key_mask: Tensor | None,
     heads: Heads,
+    window: Window | None = None,
 ) -> None:
     """Raise ValueError for the first argument that does not fit the others."""
     if query.ndim != 3 or key.ndim != 3 or query.shape[0] != key.shape[0] or query.shape[2] != key.shape[2]:
@@ -122,6 +131,8 @@ def check_arguments(
                 f"{name} {_shape(tensor)} must be on the device of query {_shape(query)}, {query.device}, "
                 f"got {tensor.device}"
             )
+    if window is not None:
+        window.check(query.shape[0], query.device)
     if heads not in get_args(Heads):
         raise ValueError(f"heads={heads!r}; known: {', '.join(get_args(Heads))}")
 

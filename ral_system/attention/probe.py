@@ -54,7 +54,7 @@ def _probed_sdpa(
         query, key, value = sequence.to_heads(query, key, value, packing.tokens)
     captures: tuple[Capture, ...] = getattr(module, _ATTRIBUTE, ())
     for capture in captures:
-        query = capture.take(query, key, float(kwargs["scaling"]))
+        query = capture.take(query, key, float(kwargs["scaling"]), kwargs.get("sliding_window"))
     if not getattr(module, "is_causal", True):
         return sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)
     if steering is not None and not steering.acts_on(cast(int, module.layer_idx)):
@@ -65,10 +65,10 @@ def _probed_sdpa(
     if packing is None:
         groups = HeadGroups(getattr(module, "is_causal", True), query.shape[1] // key.shape[1])
         found = sdpa_attention_forward(cast(Any, groups), query, key, value, attention_mask, **kwargs)[0]
-    elif not _is_no_mask(attention_mask) or any(kwargs.get(name) for name in ("sliding_window", "dropout")):
-        raise ValueError("packed sequences take no attention mask, no sliding window and no dropout")
+    elif not _is_no_mask(attention_mask) or kwargs.get("dropout"):
+        raise ValueError("packed sequences take no attention mask and no dropout")
     else:
-        found = packed_attention(query, key, value, packing, kwargs["scaling"])
+        found = packed_attention(query, key, value, packing, kwargs["scaling"], kwargs.get("sliding_window"))
         found = found if sequence is None else sequence.to_tokens(found)
     return found[..., :dim], None
 
@@ -158,8 +158,10 @@ class Capture:
         self.key: Tensor | None = None
         """[B, K, T, D]"""
         self.scale = 1.0
+        self.window: int | None = None
+        """How many tokens back a row sees, itself included; None: all."""
 
-    def take(self, query: Tensor, key: Tensor, scale: float) -> Tensor:
+    def take(self, query: Tensor, key: Tensor, scale: float, window: int | None = None) -> Tensor:
         """Note them; returns the query that the layer shall go on with.
 
         Only the first pass counts: a checkpointed layer is computed once more in a backward pass. Raises ValueError for
@@ -167,7 +169,7 @@ class Capture:
         """
         if self.key is not None:
             return query
-        self.key, self.scale = key, scale
+        self.key, self.scale, self.window = key, scale, window
         if self._whole:
             self.query = query
         if self._rows is not None:
@@ -184,7 +186,7 @@ class Capture:
         assert self.key is not None and self.row_query is not None and self._rows, "the probed layer did not run"
         queries = self.row_query.split([len(at) for at in self._rows.positions])
         keys = self.key[0].transpose(0, 1).split(self._rows.lengths)
-        return [LayerAttention(query, key, self.scale) for query, key in zip(queries, keys, strict=True)]
+        return [LayerAttention(query, key, self.scale, self.window) for query, key in zip(queries, keys, strict=True)]
 
 
 class AttentionProbe:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 
 import torch
@@ -12,8 +12,10 @@ from ral_system.algorithms.attention_guidance import attention_guidance
 from ral_system.attention.group import GroupAttention, LayerAttention
 from ral_system.attention.mean_attention import log_mean_attention
 from ral_system.attention.provenance import KeyKind, KeyProvenance
+from ral_system.attention.window import Window
 from ral_system.config.supervised import AttentionGuidanceConfig
 from ral_system.data.collate import TensorBatch
+from ral_system.errors import ConfigError
 from ral_system.models.policy import PolicyOutput
 from ral_system.training.objective import Objective
 from ral_system.types import Counts
@@ -54,7 +56,13 @@ def guide_attention(
         if not image_T.any():
             continue
         masks = {"image": image_T} | ({"system": system_T} if system_T.any() else {})
-        by_layer = [log_mean_attention(at, rows, *masks.values(), branches=of_group.branches) for at in layers]
+        windows = [of_group.window(at) for at in layers]
+        for layer, window in enumerate(windows):
+            _check_reach(layer, window, rows, masks)
+        by_layer = [
+            log_mean_attention(at, rows, *masks.values(), branches=of_group.branches, window=window)
+            for at, window in zip(layers, windows, strict=True)
+        ]
         logs = {
             name: of_group.all_heads(torch.stack(of))
             for name, of in zip(masks, zip(*by_layer, strict=True), strict=True)
@@ -66,6 +74,16 @@ def guide_attention(
             masses[name][1] += 1
     metrics = {f"supervised/{name}_attention": (torch.tensor(m), torch.tensor(n)) for name, (m, n) in masses.items()}
     return loss, metrics
+
+
+def _check_reach(layer: int, window: Window | None, rows: Tensor, masks_T: Mapping[str, Tensor]) -> None:
+    """Raise ConfigError where a layer's window ends before the keys that rows are guided to or away from."""
+    for name, mask_T in masks_T.items():
+        if window is not None and not (window.reaches(rows).any(0) & mask_T).any():
+            raise ConfigError(
+                f"sft.attention_guidance.{name}: layer {layer} sees {window.size} tokens back, and the question is "
+                f"further from all {name} tokens of its prompt; set it to 0, or ask shorter questions"
+            )
 
 
 def _by_response(

@@ -14,6 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from ral_system.attention import attention_divergence, attention_policy, chunked, fused, row_kernels
 from ral_system.attention.divergence import policy_blocks
+from ral_system.attention.window import Window
 from ral_system.registry import DIVERGENCES
 
 pytestmark = pytest.mark.filterwarnings("ignore:.* encountered in:RuntimeWarning")  # Triton's interpreter
@@ -35,6 +36,7 @@ class Case:
     """Keys that count, by position modulo 7."""
     sharpness: float = 1.0
     mode: str = "mean"
+    window: int | None = None
 
     def tensors(self, dtype: torch.dtype = torch.float64) -> dict[str, Any]:
         generator = torch.Generator().manual_seed(self.tokens * 1000 + self.heads * 10 + self.dim)
@@ -48,6 +50,11 @@ class Case:
         key_mask = None
         if self.key_mask is not None:
             key_mask = torch.tensor([t % 7 in self.key_mask for t in range(self.tokens)])
+        window = None
+        if self.window is not None:
+            prompt, *others = self.segments or [self.tokens]
+            own = [torch.arange(prompt), *(torch.arange(length) + prompt for length in others)]
+            window = Window(self.window, torch.cat(own).to(DEVICE))
         query = random(self.tokens, self.heads, self.dim) * self.sharpness
         return {
             "query": query.to(DEVICE, dtype).requires_grad_(),
@@ -57,6 +64,7 @@ class Case:
             "branches": None if branches is None else branches.to(DEVICE),
             "key_mask": None if key_mask is None else key_mask.to(DEVICE),
             "heads": self.mode,
+            "window": window,
         }
 
     def target(self) -> Tensor:
@@ -85,6 +93,10 @@ CASES = {
     "each head": Case(61, 4, 2, 32, [0, 1, 30, 60], mode="each"),
     "each head, packed and masked": Case(61, 4, 2, 32, [0, 5, 22, 60], [20, 1, 33, 7], [1, 5], mode="each"),
     "several tiles of rows and keys": Case(139, 2, 1, 16, list(range(138, 68, -1)), key_mask=[0, 1, 2]),
+    "window": Case(61, 4, 2, 32, [0, 3, 20, 40, 60], window=7),
+    "window, packed and masked": Case(61, 4, 2, 32, [0, 5, 19, 20, 22, 53, 60], [20, 1, 33, 7], [1, 5], window=9),
+    "window of the row alone": Case(23, 4, 2, 32, [0, 5, 22], window=1),
+    "each head, window": Case(61, 4, 2, 32, [0, 5, 22, 60], [20, 1, 33, 7], mode="each", window=9),
     "sharp": Case(43, 4, 2, 32, list(range(0, 43, 3)), sharpness=12.0),
 }
 
@@ -94,6 +106,8 @@ TRITON_ALWAYS = (
     "no row",
     "any order, repeated",
     "packed and masked",
+    "window, packed and masked",
+    "each head, window",
     "each head, packed and masked",
     "wide",
 )

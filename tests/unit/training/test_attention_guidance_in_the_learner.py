@@ -91,7 +91,7 @@ def test_keys_that_get_next_to_nothing_give_finite_values_and_gradients() -> Non
     found.backward()
     assert query.grad is not None and torch.isfinite(query.grad).all()
     first: Tensor = _block(
-        query.detach(), key.detach(), torch.tensor([0, 0]), 1.0, None, torch.tensor([0, 0, 1]).bool()
+        query.detach(), key.detach(), torch.tensor([0, 0]), 1.0, None, None, torch.tensor([0, 0, 1]).bool()
     )[0]
     assert first.item() < -1e29  # no row sees it, and still no NaN
 
