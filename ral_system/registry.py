@@ -99,6 +99,7 @@ FAMILIES = Registry(
         "glm4v": "ral_system.families.glm4v:Glm4v",
         "internvl": "ral_system.families.internvl:InternVl",
         "llava_onevision": "ral_system.families.llava_onevision:LlavaOneVision",
+        "gemma3": "ral_system.families.gemma3:Gemma3",
     },
 )
 """Subclasses of `families.family.Family`, chosen by the `model_type` of a model's config.json."""

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from tests.gemma3_model import build_gemma3
 from tests.internvl_model import build_internvl
 from tests.llava_onevision_model import build_llava_onevision
 
@@ -14,9 +15,12 @@ class Tiled:
 
     build: Callable[..., Any]
     videos: bool
+    in_vllm: bool = True
+    """Whether vLLM computes the same on a CPU."""
 
 
 TILED = {
     "internvl": Tiled(build_internvl, videos=True),
     "llava_onevision": Tiled(build_llava_onevision, videos=True),
+    "gemma3": Tiled(build_gemma3, videos=False, in_vllm=False),
 }

@@ -66,7 +66,8 @@ class ChatRenderer:
         """
         for kind_of, most in self.family.max_media.items():
             if (count := sum(medium.kind == kind_of for medium in media)) > most:
-                raise ValueError(f"prompt {id}: {count} {kind_of}s; at most {most} are supported")
+                why = f"at most {most} are supported" if most else f"the model reads no {kind_of}s"
+                raise ValueError(f"prompt {id}: {count} {kind_of}s; {why}")
         pieces = _MARK.split(question)
         if len(pieces) == 1:
             pieces = [*(f"<{medium.kind}>" for medium in media), *pieces]

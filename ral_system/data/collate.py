@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from ral_system.attention.evidence import covered
-from ral_system.attention.packing import PackedGroup, Packing
+from ral_system.attention.packing import Packing
 from ral_system.attention.provenance import KeyProvenance, concatenate, key_provenance
 from ral_system.attention.selection import select_rows
 from ral_system.config.choices import Rows
@@ -100,7 +100,7 @@ class Collator:
         groups = groups_of(samples)
         prompts = [group[0].prompt for group in groups]
         packing = Packing(
-            tuple(PackedGroup(len(g[0].prompt.token_ids), tuple(len(s.response_token_ids) for s in g)) for g in groups)
+            tuple(self._family.packed(g[0].prompt.token_ids, [len(s.response_token_ids) for s in g]) for g in groups)
         )
         input_ids_T = torch.tensor(
             [i for g in groups for ids in (g[0].prompt.token_ids, *(s.response_token_ids for s in g)) for i in ids]

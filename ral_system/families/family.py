@@ -14,9 +14,11 @@ from tokenizers import Tokenizer
 from torch import Tensor, nn
 from transformers import PretrainedConfig, PreTrainedModel
 
+from ral_system.attention.packing import PackedGroup
 from ral_system.attention.sequence import SequenceGroup
-from ral_system.config.choices import TAGS
+from ral_system.config.choices import TAGS, Device
 from ral_system.config.data import FilesConfig
+from ral_system.errors import DataError
 from ral_system.families.chat_template import ChatTemplate
 from ral_system.families.tags import with_tags_as_text
 from ral_system.types import MAX_MEDIA, EngineNames, Layout, Media, MediaKind
@@ -57,7 +59,10 @@ class Family(ABC):
     frames_per_view: ClassVar[int] = 1
     """Frames of a video that the vision encoder merges into one."""
     max_media: ClassVar[Mapping[MediaKind, int]] = MAX_MEDIA
-    """Most media of each kind in a prompt; `MAX_MEDIA` bounds it."""
+    """Most media of each kind in a prompt, 0 of one that the models do not read; `MAX_MEDIA` bounds it."""
+
+    bidirectional: ClassVar[bool] = False
+    """Whether the visual tokens of a picture attend to each other in both directions."""
 
     engine_names: ClassVar[EngineNames] = EngineNames()
     """What vLLM's loader calls the weights."""
@@ -170,6 +175,15 @@ class Family(ABC):
                 )
         return layers
 
+    def packed(self, prompt: Sequence[int], responses: Sequence[int]) -> PackedGroup:
+        """A prompt, by its tokens, and responses of these lengths in one stream."""
+        pictures, at, ids = [], 0, set(self.visual_ids.values()) if self.bidirectional else set()
+        for visual, run in itertools.groupby(prompt, ids.__contains__):
+            first, at = at, at + len(list(run))
+            if visual:
+                pictures.append((first, at))
+        return PackedGroup(len(prompt), tuple(responses), tuple(pictures))
+
     # --- the rollout engine -------------------------------------------------------------------------------------------
 
     @abstractmethod
@@ -179,6 +193,10 @@ class Family(ABC):
     def seen_ids(self, engine_ids: Sequence[int]) -> tuple[int, ...]:
         """The prompt that vLLM reports in this family's own tokens, where the engine puts others for media."""
         return tuple(engine_ids)
+
+    def engine_problem(self, device: Device) -> str | None:
+        """Why vLLM would compute something else on this device, and what to do; None if it does not."""
+        return None
 
     def engine_arguments(self) -> dict[str, Any]:
         """Arguments for vLLM's engine that this family needs."""
@@ -240,6 +258,8 @@ class Family(ABC):
 
 def sized(medium: Media, budgets: Mapping[MediaKind, PixelBudget]) -> Media:
     """A medium in the size that the model sees. Raises DataError."""
+    if medium.kind not in budgets:
+        raise DataError(f"the model reads no {medium.kind}s")
     width, height = budgets[medium.kind].size(medium.width_px, medium.height_px)
     return replace(medium, width_px=width, height_px=height)
 

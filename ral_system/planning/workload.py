@@ -111,6 +111,11 @@ def largest_medium(config: TrainConfig, plan: PlanConfig, family: Family) -> Med
         return None
     kinds = family.visual_ids if plan.medium is None else (plan.medium,)
     allowed = [medium for kind in kinds for medium in _largest(config, family, kind)]
+    if not allowed and plan.medium is None:
+        raise ConfigError(
+            f"data={config.data.name} has no pictures or videos that the model reads; choose other data, or "
+            "plan.medium=none"
+        )
     if not allowed:
         raise ConfigError(f"plan.medium={plan.medium}: data={config.data.name} has none; leave it null")
     return max(allowed, key=family.tokens)
@@ -119,7 +124,10 @@ def largest_medium(config: TrainConfig, plan: PlanConfig, family: Family) -> Med
 def _largest(config: TrainConfig, family: Family, kind: MediaKind) -> list[Media]:
     data = config.data
     if isinstance(data, FilesConfig):
-        size = family.pixel_budgets(data)[kind].size(*_VERY_LARGE)
+        budgets = family.pixel_budgets(data)
+        if kind not in budgets:
+            return []
+        size = budgets[kind].size(*_VERY_LARGE)
         if kind == "image":
             return [Media("", *size)]
         return [_video(data.video.max_frames, data.video.fps, *size, step=family.frames_per_view)]

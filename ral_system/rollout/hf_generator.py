@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from transformers import DynamicCache
 
 from ral_system.algorithms.distillation import top_tokens
 from ral_system.algorithms.log_probs import sampling_log_softmax
@@ -158,7 +159,8 @@ class HfEngine:
                     row.new_weights(self._version, discard=self._config.handover == "discard")
                 inputs, mask_BT, rope_shift_B1 = self._prefill_inputs(rows)
                 visual_BT, system_BT = self._key_kinds(inputs["input_ids"], mask_BT, rows)
-                cache, begun = None, True
+                # Without the configuration: by that, layers with a window would drop keys that positions count.
+                cache, begun = DynamicCache(), True
             steering = {"steering": self._intervention.on(visual_BT, system_BT)} if self._intervention else {}
             with torch.no_grad():
                 output = self._model(
@@ -243,6 +245,8 @@ class HfEngine:
         position_ABT, rope_shift_B1 = self._positions(rows, sequences, length)
         position_ids = position_ABT if len(position_ABT) > 1 else position_ABT[0]
         inputs = {"input_ids": input_ids_BT, "position_ids": position_ids}
+        if self._family.bidirectional:
+            inputs["token_type_ids"] = self._family.visual(input_ids_BT).long()
         on_device = {name: value.to(self._device) for name, value in inputs.items()} | media
         return on_device, mask_BT.to(self._device), rope_shift_B1.to(self._device)
 

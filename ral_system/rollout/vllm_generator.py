@@ -21,7 +21,7 @@ from vllm.sampling_params import RequestOutputKind
 
 from ral_system.config.choices import Device
 from ral_system.config.rollout import VllmEngineConfig
-from ral_system.errors import RalError, WeightSyncError
+from ral_system.errors import RalError, SetupError, WeightSyncError
 from ral_system.media.store import MediaStore
 from ral_system.models.loading import load_family
 from ral_system.rollout.gates import check_completion, check_media_tokens, check_prompt_ids, check_prompt_length
@@ -72,6 +72,8 @@ class VllmEngine:
         sleeps: bool = False,
     ) -> None:
         self._family = load_family(model_folder)
+        if problem := self._family.engine_problem(device):
+            raise SetupError(problem)
         on_cpu = device == "cpu"
         cache_bytes = int(config.memory_gib * 2**30) if on_cpu and config.memory_gib is not None else None
         self._llm = LLM(

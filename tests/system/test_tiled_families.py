@@ -26,7 +26,7 @@ SIZES = [(84, 56), (28, 28), (61, 100)]
 # --- the rollout engine ---
 
 
-@pytest.fixture(scope="module", params=list(TILED))
+@pytest.fixture(scope="module", params=[name for name, tiled in TILED.items() if tiled.in_vllm])
 def setting(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     """The engine, the transformers model with its weights, and questions about pictures, videos and neither."""
     from ral_system.rollout.vllm_environment import vllm_environment
