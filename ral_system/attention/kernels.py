@@ -210,17 +210,17 @@ def _prompt_and_responses(
     q, *queries = query.split(sizes, dim=2)
     k, *keys = key.split(sizes, dim=2)
     v, *values = value.split(sizes, dim=2)
-    masked = window is not None or group.pictures
-    alone = PackedGroup(group.prompt, (0,), group.pictures)
-    found = [_sdpa(q, k, v, _group_mask(alone, window, q.device, q.dtype) if masked else None, scale)]
+    own = None
+    if window is not None or group.pictures:
+        own = _prompt_mask(group.prompt, group.pictures, window, q.device, q.dtype)
+    found = [_sdpa(q, k, v, own, scale)]
     for q_own, k_own, v_own in zip(queries, keys, values, strict=True):
         mask = _response_mask(group.prompt, q_own.shape[2], window, q.device, q.dtype)
         found.append(_sdpa(q_own, torch.cat([k, k_own], dim=2), torch.cat([v, v_own], dim=2), mask, scale))
     return torch.cat(found, dim=2)
 
 
-@lru_cache(maxsize=64)
-def _group_mask(group: PackedGroup, window: int | None, device: torch.device, dtype: torch.dtype) -> Tensor:
+def _mask(group: PackedGroup, window: int | None, device: torch.device, dtype: torch.dtype) -> Tensor:
     """0 where a token of the group (row) attends to one (column), -inf elsewhere: [T, T].
 
     A window also holds within pictures: a token sees what is behind it in its own.
@@ -232,6 +232,17 @@ def _group_mask(group: PackedGroup, window: int | None, device: torch.device, dt
     if window is not None:
         seen &= Window(window, group.positions).reaches(at)
     return torch.zeros(seen.shape).masked_fill(~seen, float("-inf")).to(device, dtype)
+
+
+_group_mask = lru_cache(maxsize=64)(_mask)
+
+
+@lru_cache(maxsize=8)
+def _prompt_mask(
+    prompt: int, pictures: tuple[tuple[int, int], ...], window: int | None, device: torch.device, dtype: torch.dtype
+) -> Tensor:
+    """Mask of a prompt alone: [prompt, prompt]. Few are kept, because they are large."""
+    return _mask(PackedGroup(prompt, (0,), pictures), window, device, dtype)
 
 
 @lru_cache(maxsize=8)

@@ -150,5 +150,5 @@ class Gemma3(Family):
             return None
         return (
             "rollout.engine=vllm on a CPU: its attention is causal within pictures, where gemma3 attends in both "
-            "directions, and log-probs would be wrong by 0.1 nats and more; choose rollout=hf, or engines on GPUs"
+            "directions, so log-probs would be those of another model; choose rollout=hf, or engines on GPUs"
         )

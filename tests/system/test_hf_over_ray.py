@@ -11,14 +11,17 @@ from tests.gemma3_model import build_gemma3
 pytestmark = [pytest.mark.system, pytest.mark.timeout(900)]
 
 
+@pytest.mark.parametrize(
+    "ends", [pytest.param((4,), id="straight"), pytest.param((2, 4), id="continued", marks=pytest.mark.long)]
+)
 def test_a_run_over_ray_repeats_the_one_in_one_process(
-    commands, left, with_signal, uninterrupted, tmp_path: Path
+    commands, left, with_signal, uninterrupted, tmp_path: Path, ends: tuple[int, ...]
 ) -> None:
-    """Bit for bit, although it ends after two steps and goes on with new processes."""
+    """Bit for bit, also if it ends after two steps and goes on with new processes."""
     over_ray = ("cluster=ray", "rollout=hf", "learner=torch")
     rl = [override for override in with_signal if override != "cluster=local" and not override.startswith("sft.")]
     start = f"start_model={uninterrupted.folder / 'models' / 'sft'}"
-    for steps in (2, 4):
+    for steps in ends:
         settings = (*rl, *over_ray, start, "evaluation.every=0", f"algorithm.steps={steps}")
         done = commands("ral-rl", *settings, cwd=tmp_path, fresh=True)
         assert done.returncode == 0, done.stderr
@@ -40,7 +43,7 @@ def test_a_run_over_ray_repeats_the_one_in_one_process(
 
 
 def test_a_model_that_vllm_reads_otherwise_is_trained_by_deepspeed(commands, left, tmp_path: Path) -> None:
-    """Gemma 3 on a CPU: refused with vLLM, trained with two transformers engines and two ranks under ZeRO-3."""
+    """Gemma 3 on a CPU: trained with two transformers engines and two ranks under ZeRO-3."""
     build_gemma3(tmp_path / "start", words())
     run_of = (
         *("experiment=smoke", "stages=[rl]", f"start_model={tmp_path / 'start'}", "algorithm.steps=2"),
@@ -63,7 +66,3 @@ def test_a_model_that_vllm_reads_otherwise_is_trained_by_deepspeed(commands, lef
     began, ended = (load_model(at, dtype="float32").state_dict() for at in (tmp_path / "start", run.folder / "model"))
     assert any(not ended[name].equal(weight) for name, weight in began.items() if "vision_tower" in name)
     assert not ended["lm_head.weight"].equal(began["lm_head.weight"])
-    refused = commands("ral-train", *run_of, "name=refused", cwd=tmp_path, fresh=True)
-    assert refused.returncode != 0
-    assert "rollout.engine=vllm on a CPU: its attention is causal within pictures" in refused.stderr
-    assert "Traceback" not in refused.stderr
