@@ -17,7 +17,7 @@ from ral_system.attention.packing import PackedGroup
 from ral_system.attention.policy import check_rows
 from ral_system.attention.record import check_record, join_records
 from ral_system.attention.sequence import SequenceGroup
-from ral_system.attention.window import Window, window_over
+from ral_system.attention.window import Window
 from ral_system.config.choices import Backend, Heads
 from ral_system.types import AttentionRecord
 
@@ -80,8 +80,10 @@ class GroupAttention:
         return None if branches is None else branches.to(self.rows.device)
 
     def window(self, layer: LayerAttention) -> Window | None:
-        """Return how far back the layer's rows see, on their device."""
-        return window_over(layer.window, self.group.positions.to(self.rows.device))
+        """Return how far back the layer's rows see, on their device; None where they see all of their sequences."""
+        if layer.window is None or layer.window >= self.group.longest:
+            return None
+        return Window(layer.window, self.group.positions.to(self.rows.device))
 
     def all_heads(self, values_LH: Tensor) -> Tensor:
         """Values of every layer and head, from those of this rank's heads."""

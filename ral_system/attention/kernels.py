@@ -37,7 +37,7 @@ def packed_attention(
     """Attention of packed groups, by the fastest kernel for these tensors. With `window` a token sees that many, itself
     and those before it in its own sequence.
     """
-    if window is not None and window > max(group.longest for group in packing.groups):
+    if window is not None and window >= max(group.longest for group in packing.groups):
         window = None
     if window is not None or any(group.pictures for group in packing.groups):
         return sdpa(query, key, value, packing, scale, window=window)
@@ -85,7 +85,7 @@ def sdpa(
     for (group, count), part in zip(packing.runs, parts, strict=True):
         # [count, heads, tokens, D], without a copy
         q, k, v = (t.unflatten(1, (count, group.tokens)).transpose(0, 1) for t in part)
-        own = None if window is None or window > group.longest else window
+        own = None if window is None or window >= group.longest else window
         if len(group.responses) == 1 and own is None and not group.pictures:
             of_run = _sdpa(q, k, v, None, scale, causal=causal)
         elif group.tokens <= MASKED_TOKENS or not group.prompt:

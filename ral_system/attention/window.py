@@ -34,8 +34,3 @@ class Window:
                 f"window must have a size of at least 1 and positions int64 [{tokens}] on {device}, got {self.size}, "
                 f"{at.dtype} {list(at.shape)} on {at.device}"
             )
-
-
-def window_over(size: int | None, positions: Tensor) -> Window | None:
-    """The window of a layer over tokens at these positions; None where it sees all, or they are all within it."""
-    return None if size is None or not len(positions) or size > int(positions.max()) else Window(size, positions)

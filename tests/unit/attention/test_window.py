@@ -14,7 +14,7 @@ from ral_system.attention.kernels import packed_attention
 from ral_system.attention.mean_attention import log_mean_attention
 from ral_system.attention.packing import PackedGroup, Packing
 from ral_system.attention.policy import attention_policy
-from ral_system.attention.window import Window, window_over
+from ral_system.attention.window import Window
 
 GROUP = PackedGroup(4, (3, 5))
 WINDOW = 4
@@ -85,9 +85,13 @@ def test_the_mean_attention_of_keys_within_the_window() -> None:
 
 
 def test_a_window_that_holds_all_tokens_is_none() -> None:
-    assert window_over(8, torch.arange(8)) is None and window_over(None, torch.arange(8)) is None
-    assert window_over(5, GROUP.positions) is not None  # the longest sequence has nine tokens
-    assert window_over(3, torch.arange(0)) is None
+    def of(window: int | None) -> Window | None:
+        layer = LayerAttention(torch.zeros(1, 2, 16), torch.zeros(12, 2, 16), 0.4, window)
+        return GroupAttention((layer,), GROUP, torch.tensor([4]), (1, 0), None, "mean", "auto").window(layer)
+
+    assert of(None) is None and of(9) is None  # the longest sequence has nine tokens
+    found = of(8)
+    assert found is not None and found.size == 8 and torch.equal(found.positions, GROUP.positions)
 
 
 @pytest.mark.parametrize("size", [0, 4])

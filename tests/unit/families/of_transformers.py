@@ -15,7 +15,7 @@ from torch import Tensor
 from ral_system.attention.policy import dense_policy
 from ral_system.attention.read import AttentionRead
 from ral_system.attention.sequence import SequenceGroup
-from ral_system.attention.window import window_over
+from ral_system.attention.window import Window
 from ral_system.data.chat import ChatRenderer
 from ral_system.data.collate import Collator
 from ral_system.media.store import MediaStore
@@ -120,7 +120,7 @@ def check_packed_is_alone(bench: Bench) -> None:
         assert torch.allclose(output.log_probs[i, : len(found.log_probs)], found.log_probs, atol=2e-5), sample.id
         rows = torch.arange(len(sample.prompt.token_ids), sample.length)
         for layer, attention in zip(output.attention[read][i].layers, found.attentions, strict=True):
-            window = window_over(layer.window, torch.arange(len(layer.key)))
+            window = None if layer.window is None else Window(layer.window, torch.arange(len(layer.key)))
             policy_RT = dense_policy(layer.query, layer.key, rows, layer.scale, None, None, "mean", window=window)
             others_RT = attention[0].mean(0).tril(-1)[rows]
             assert torch.allclose(policy_RT, others_RT / others_RT.sum(-1, keepdim=True), atol=3e-6), sample.id
