@@ -23,7 +23,7 @@ def test_a_run_over_ray_repeats_the_one_in_one_process(
     start = f"start_model={uninterrupted.folder / 'models' / 'sft'}"
     for steps in ends:
         settings = (*rl, *over_ray, start, "evaluation.every=0", f"algorithm.steps={steps}")
-        done = commands("ral-rl", *settings, cwd=tmp_path, fresh=True)
+        done = commands("ral-rl", *settings, cwd=tmp_path)
         assert done.returncode == 0, done.stderr
     assert "1 torch rank, 1 hf engine" in done.stderr
     run = left(tmp_path / "runs" / "smoke")
@@ -53,7 +53,7 @@ def test_a_model_that_vllm_reads_otherwise_is_trained_by_deepspeed(commands, lef
         *("algorithm.attention.layers=all", "algorithm.entropy_coefficient=1"),  # random answers earn nothing
     )
     engines = ("rollout=hf", "rollout.workers=2", "cluster.cpus_per_rollout=0.25")
-    done = commands("ral-train", *run_of, *engines, cwd=tmp_path, fresh=True)
+    done = commands("ral-train", *run_of, *engines, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert "2 deepspeed ranks, 2 hf engines" in done.stderr
     run = left(tmp_path / "runs" / "smoke")

@@ -119,6 +119,8 @@ def test_pieces_of_a_group_are_those_of_the_group(setting: Setting) -> None:
     for completion in found:
         assert completion.token_ids == together[completion.id].token_ids
         assert np.allclose(completion.log_probs, together[completion.id].log_probs, atol=1e-4)
+
+
 def test_a_tokenizer_need_not_have_a_token_for_padding(setting: Setting) -> None:
     engine = setting.new_engine()
     engine._family.tokenizer.pad_token = None
