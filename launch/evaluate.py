@@ -340,12 +340,15 @@ def _attention(learner: ForwardConfig, subject: Subject, prompts: Sequence[Promp
 
 
 def _check_intervention(steer: InterventionConfig, model: Path) -> None:
-    """Raise ConfigError, before anything is measured, for layers or heads that the model does not have."""
-    from transformers import AutoConfig
+    """Raise ConfigError, before anything is measured, for layers or heads that cannot be steered."""
+    from ral_system.models.loading import load_family
 
-    text = AutoConfig.from_pretrained(model).get_text_config()
+    family = load_family(model)
+    text = family.config.get_text_config()
     try:
-        configured_intervention(steer).check_model(text.num_hidden_layers, text.num_attention_heads)
+        configured_intervention(steer).check_model(
+            text.num_hidden_layers, text.num_attention_heads, family.linear_layers
+        )
     except ValueError as error:
         raise ConfigError(f"intervention.{error}") from error
 

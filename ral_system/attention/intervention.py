@@ -12,6 +12,7 @@ dimension.
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 
 import torch
@@ -43,11 +44,17 @@ class Intervention:
         """Whether it changes anything; a forward pass only gets one that does."""
         return self.image > 0 or self.system > 0
 
-    def check_model(self, layers: int, heads: int) -> None:
-        """Raise ValueError for a layer or head that the model does not have."""
+    def check_model(self, layers: int, heads: int, linear: Collection[int] = ()) -> None:
+        """Raise ValueError for a layer or head that the model does not have, and for a layer of linear attention."""
         for name, chosen, count in (("layers", self.layers, layers), ("heads", self.heads, heads)):
             if wrong := [i for i in chosen or () if not 0 <= i < count]:
                 raise ValueError(f"{name}={list(chosen or ())}: the model has {count} {name}, so no {wrong[0]}")
+        if wrong := [i for i in self.layers or () if i in linear]:
+            softmax = ", ".join(str(i) for i in range(layers) if i not in linear)
+            raise ValueError(
+                f"layers={list(self.layers or ())}: layer {wrong[0]} has linear attention, which cannot be steered; "
+                f"layers with softmax attention are {softmax}"
+            )
 
     def on(self, visual_BT: Tensor, system_BT: Tensor) -> Steering:
         """For one forward pass over keys of these kinds, bool [B, T]; later keys are of neither."""

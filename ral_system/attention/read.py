@@ -24,7 +24,7 @@ class AttentionRead:
     keys: Keys = "all"
     """Keys that count (`selection.select_keys`)."""
     layers: Layers | tuple[int, ...] = "last"
-    """Text layers, by depth; negative ones count from the end."""
+    """Text layers, by depth, negative ones from the end; or the last or all of those with softmax attention."""
     heads: Heads = "mean"
     """One policy for the mean over heads, or one for each head."""
     backend: Backend = "auto"

@@ -31,7 +31,8 @@ class AttentionConfig(Group):
     divergence: Divergence
     """Policy against anchor (the paper: jsd); forward_kl is KL(anchor ‖ policy)."""
     layers: Layers | Annotated[tuple[int, ...], Field(min_length=1)]
-    """Decoder layers whose attention is read, by index (negative from the end); the loss is their mean."""
+    """Decoder layers whose attention is read, by index (negative from the end), or the last or all of those with
+    softmax attention; the loss is their mean."""
     heads: Heads
     """One policy from the mean over heads (the paper), or one per head, whose divergences are averaged."""
     rows: Rows

@@ -165,15 +165,44 @@ class Family(ABC):
             "position_ids": inputs["position_ids"][..., own],
         }
 
-    def attention_layers(self, model: PreTrainedModel) -> list[nn.Module]:
-        """The softmax attention of the text layers, by depth. Raises ValueError for a class that is not known."""
-        layers = [layer.self_attn for layer in model.get_decoder().layers]
+    @property
+    def linear_layers(self) -> frozenset[int]:
+        """Text layers, by depth, with linear attention: a state in place of attention weights and of keys to cache."""
+        return frozenset()
+
+    @property
+    def softmax_layers(self) -> int:
+        """Number of text layers with softmax attention."""
+        layers: int = self.config.get_text_config().num_hidden_layers
+        return layers - len(self.linear_layers)
+
+    @property
+    def linear_attention_flops(self) -> int:
+        """Operations of a token in all layers with linear attention, beside those of their matrices."""
+        return 0
+
+    @property
+    def state_bytes(self) -> int:
+        """Bytes of a sequence's states in all layers with linear attention, in a rollout engine."""
+        return 0
+
+    def attention_layers(self, model: PreTrainedModel) -> list[nn.Module | None]:
+        """The softmax attention of the text layers, by depth; None at one with linear attention.
+
+        Raises ValueError for a class that is not known.
+        """
+        layers = [
+            None if i in self.linear_layers else layer.self_attn for i, layer in enumerate(model.get_decoder().layers)
+        ]
         for layer in layers:
-            if type(layer).__name__ not in self.attention_classes:
+            if layer is not None and type(layer).__name__ not in self.attention_classes:
                 raise ValueError(
                     f"attention probe does not know {type(layer).__name__}; known: {', '.join(self.attention_classes)}"
                 )
         return layers
+
+    def prepare(self, model: PreTrainedModel) -> None:  # noqa: B027 (most families need nothing)
+        """Let layers with linear attention take the `packing` of a forward pass, which softmax attention takes."""
 
     def packed(self, prompt: Sequence[int], responses: Sequence[int]) -> PackedGroup:
         """A prompt, by its tokens, and responses of these lengths in one stream."""

@@ -23,12 +23,13 @@ class FlopCounter:
     """Counts for one model."""
 
     def __init__(self, model: PreTrainedModel, family: Family) -> None:
-        layers = family.attention_layers(model)
         text = model.config.get_text_config()
         width = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
-        self._by_token = 2 * sum(_weights(layer) for layer in model.get_decoder().layers)
+        by_matrices = 2 * sum(_weights(layer) for layer in model.get_decoder().layers)
+        self._by_token = by_matrices + family.linear_attention_flops
         self._by_pair = 4 * text.num_attention_heads * width
-        self._windows = Counter(getattr(layer, "sliding_window", None) for layer in layers)
+        softmax = [layer for layer in family.attention_layers(model) if layer is not None]
+        self._windows = Counter(getattr(layer, "sliding_window", None) for layer in softmax)
         self._by_logits = 2 * text.vocab_size * text.hidden_size
         projector = list(family.projector(model))
         self._family = family

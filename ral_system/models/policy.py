@@ -68,23 +68,29 @@ class PolicyModel(nn.Module):
         model.lm_head = TokenHead.of(model.lm_head)
         self.family = family
         self._layers = family.attention_layers(model)
+        family.prepare(model)
         self._temperature = temperature
         self._intervention = intervention if intervention is not None and intervention.active else None
         if self._intervention is not None:
             text = model.config.get_text_config()
-            self._intervention.check_model(text.num_hidden_layers, text.num_attention_heads)
+            self._intervention.check_model(text.num_hidden_layers, text.num_attention_heads, family.linear_layers)
         self.register_buffer("banned_token_ids", torch.tensor(family.banned_ids, dtype=torch.int64), persistent=False)
 
     def share(self, sequence: SequenceGroup) -> None:
         """Let the ranks of `sequence` hold each micro-batch together.
 
-        Raises ConfigError for a model whose heads they cannot share equally, and for a family that cannot share its
-        encoder.
+        Raises ConfigError for a model with linear attention, for one whose heads they cannot share equally, and for a
+        family that cannot share its encoder.
         """
         if "sequence" not in signature(self.family.encode).parameters:
             raise ConfigError(
                 f"learner.sequence_parallel={sequence.size}: {type(self.family).__name__}.encode takes no `sequence`; "
                 "set it to 1, or add the parameter to the family"
+            )
+        if self.family.linear_layers:
+            raise ConfigError(
+                f"learner.sequence_parallel={sequence.size}: {type(self.family).__name__} has layers with linear "
+                "attention, whose state runs through a whole sequence, so ranks cannot share one; set it to 1"
             )
         heads = self.model.config.get_text_config().num_attention_heads
         if heads % sequence.size:

@@ -232,11 +232,14 @@ class Cache:
 
     bytes: int
     token_bytes: int
+    state_bytes: int = 0
+    """Bytes of a sequence, however long it is."""
 
     def sequences(self, samples: Sequence[Sample], group: int) -> int:
         """How many such sequences it holds, if those of a group share their prompt."""
         prompt, response = len(samples[0].prompt.token_ids), len(samples[0].response_token_ids)
-        return max(0, self.bytes) * group // (self.token_bytes * (prompt + group * response))
+        of_group = self.token_bytes * (prompt + group * response) + group * self.state_bytes
+        return max(0, self.bytes) * group // of_group
 
 
 def rollout_role(config: TrainConfig, policy: OutlinedPolicy, device: Device, sample: Sample) -> tuple[Role, Cache]:
@@ -246,12 +249,13 @@ def rollout_role(config: TrainConfig, policy: OutlinedPolicy, device: Device, sa
     width = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
     ranks = rollout.tensor_parallel if rollout.engine == "vllm" else 1
     weights = Weights.of(policy.model).published * each // ranks
-    token_bytes = 2 * text.num_hidden_layers * text.num_key_value_heads * width * each // ranks
+    token_bytes = 2 * policy.family.softmax_layers * text.num_key_value_heads * width * each // ranks
+    state_bytes = policy.family.state_bytes // ranks
     passes = max(4096, rollout.max_model_len) * each * (4 * text.hidden_size + 3 * text.intermediate_size // ranks)
     passes += 3 * 4 * rollout.max_sequences * text.vocab_size
     gpus = config.cluster.gpus_per_rollout
     if rollout.engine == "hf" or (not gpus and rollout.memory_gib is None):
-        held = rollout.max_sequences * token_bytes * sample.length
+        held = rollout.max_sequences * (token_bytes * sample.length + state_bytes)
     elif gpus:
         held = int(rollout.gpu_memory_utilization * device.bytes) - weights - passes
     else:
@@ -259,7 +263,7 @@ def rollout_role(config: TrainConfig, policy: OutlinedPolicy, device: Device, sa
         held = int(rollout.memory_gib * 2**30)
     phases = {"generate": passes, "load": publication(policy, device.kind)}
     role = Role("rollout", rollout.workers, gpus, {"weights": weights, "cache": max(held, 0)}, phases, {})
-    return role, Cache(held, token_bytes)
+    return role, Cache(held, token_bytes, state_bytes)
 
 
 def largest_micro_batch(plan: TrainPlan) -> MicroBatch:

@@ -73,9 +73,8 @@ class Clock:
         group = len(groups[0])
         at_once = max(1, min(rollout.max_sequences, mine, cache.sequences(samples, group)))
         rounds = math.ceil(mine / at_once)
-        moved = self._weights.published * TORCH_DTYPES[rollout.dtype].itemsize / ranks + at_once * cache.token_bytes * (
-            prompt + response / 2
-        )
+        moved = self._weights.published * TORCH_DTYPES[rollout.dtype].itemsize / ranks
+        moved += at_once * (cache.token_bytes * (prompt + response / 2) + 2 * cache.state_bytes)
         half = prompt + response // 2  # tokens that one attends to, on average
         tokens = self._flops.text(Packing.apart((half,))) - self._flops.text(Packing.apart((half - 1,)))
         tokens += self._flops.head(1)

@@ -97,7 +97,8 @@ class HfEngine:
         self._intervention = intervention if intervention is not None and intervention.active else None
         if self._intervention is not None:
             text = self._model.config.get_text_config()
-            self._intervention.check_model(text.num_hidden_layers, text.num_attention_heads)
+            linear = self._family.linear_layers
+            self._intervention.check_model(text.num_hidden_layers, text.num_attention_heads, linear)
 
     def close(self) -> None:
         """Give the model's memory back. Not to be used afterwards."""
@@ -184,7 +185,7 @@ class HfEngine:
                 rows = [rows[at] for at in going]
                 tokens_B, mask_BT, rope_shift_B1 = tokens_B[keep], mask_BT[keep], rope_shift_B1[keep]
                 visual_BT, system_BT = visual_BT[keep], system_BT[keep]
-                cache.batch_select_indices(keep)
+                cache.reorder_cache(keep)  # which states of linear attention also have
             mask_BT = torch.cat([mask_BT, mask_BT.new_ones(len(rows), 1)], dim=1)
             position_B1 = mask_BT.sum(-1, keepdim=True) - 1 + rope_shift_B1
             position_ids = position_B1.expand(3, -1, -1) if inputs["position_ids"].ndim == 3 else position_B1
