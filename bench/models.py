@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ral_system.config.choices import Dtype
 from ral_system.families.known import family_of
 from ral_system.versions import package_versions
 
@@ -38,6 +39,16 @@ transformers in float32, over sampled tokens of answers to questions about a pic
 some, and text alone: with weights as loaded, and with those of an update that vLLM takes in place. The models are tiny
 ones with random weights; {versions}.
 
+Qwen3.5 is the exception: on CPU vLLM computes linear attention in bfloat16 only, and `rollout.dtype=float32` is refused
+there. In bfloat16 it is as far from transformers in float32 as transformers in bfloat16 is (a test compares both);
+`rollout=hf` is exact. Most of its text layers have linear attention, which has no attention weights. `last` and `all`
+in `algorithm.attention.layers` are of the others, indices count all layers, and a layer with linear attention is
+refused by name; so is `learner.sequence_parallel` above 1, because the layers' states run through whole sequences.
+Packed groups and shared prompts are exact: each response begins with the state that its prompt left. Without the
+packages `flash-linear-attention` and `causal-conv1d` transformers runs its reference code, by its own account more than
+ten times slower on an H100. With them the same calls, one for each prompt and one for its responses, go to their
+kernels; that has not been run here.
+
 **No model of any family has run here at full size, or on a GPU.** `rollout.log_prob_gate` measures the same difference
 in every step of a run and ends one that trains on other probabilities than it sampled from.
 
@@ -54,9 +65,9 @@ The families are behind one protocol (`ral_system/families/family.py`), so that 
 distillation, packing, shared prompts, LoRA and ZeRO should work alike. What tests have seen: each family beside
 transformers (attention that is read, packed sequences, positions, expanded prompts, features; of Qwen2-VL only the
 first), and all but Qwen2-VL in vLLM and in updates on two ranks under ZeRO-3, with text alone on some. Whole runs over
-Ray, vLLM and DeepSpeed: Qwen2.5-VL, Qwen3-VL, GLM-4.1V; with transformers engines in vLLM's place: Gemma 3. LoRA and
-frozen vision encoders: Qwen2.5-VL, and Gemma 3 in a few updates. Offloading and teachers of another size: Qwen2.5-VL
-alone.
+Ray, vLLM and DeepSpeed: Qwen2.5-VL, Qwen3-VL, Qwen3.5, GLM-4.1V; with transformers engines in vLLM's place: Gemma 3.
+LoRA and frozen vision encoders: Qwen2.5-VL, and Gemma 3 and Qwen3.5 in a few updates. Offloading and teachers of
+another size: Qwen2.5-VL alone.
 """
 
 
@@ -68,6 +79,8 @@ class Served:
     model_type: str
     build: Callable[[Path], object] | None
     """Writes a tiny one; None: not measured."""
+    dtype: Dtype = "float32"
+    """What vLLM computes it in; transformers is in float32."""
 
 
 def served() -> list[Served]:
@@ -77,6 +90,7 @@ def served() -> list[Served]:
     from tests.glm4v_model import build_glm4v
     from tests.internvl_model import build_internvl
     from tests.llava_onevision_model import build_llava_onevision
+    from tests.qwen3_5_model import build_qwen3_5
     from tests.qwen3_model import build_qwen3_vl
 
     def qwen2_5_vl(folder: Path) -> None:
@@ -86,6 +100,7 @@ def served() -> list[Served]:
         Served("Qwen2-VL", "qwen2_vl", None),
         Served("Qwen2.5-VL", "qwen2_5_vl", qwen2_5_vl),
         Served("Qwen3-VL", "qwen3_vl", build_qwen3_vl),
+        Served("Qwen3.5, dense", "qwen3_5", build_qwen3_5, "bfloat16"),
         Served("GLM-4.1V", "glm4v", build_glm4v),
         Served("InternVL3, InternVL3.5 (Hugging Face format)", "internvl", lambda to: build_internvl(to, words())),
         Served("LLaVA-OneVision", "llava_onevision", lambda to: build_llava_onevision(to, words())),
@@ -123,7 +138,8 @@ def page() -> str:
 def _row(of: Served, found: dict[str, float] | None) -> str:
     most = family_of(of.model_type, of.title).max_media
     counts = (str(most[kind]) if most[kind] else "no" for kind in ("image", "video"))
-    ends = ("not measured",) * 2 if found is None else (f"{found[name]:.0e}" for name in ("loaded", "updated"))
+    note = "" if of.dtype == "float32" else f" ({of.dtype})"
+    ends = ("not measured",) * 2 if found is None else (f"{found[name]:.0e}{note}" for name in ("loaded", "updated"))
     return f"| {' | '.join([of.title, f'`{of.model_type}`', *counts, *ends])} |\n"
 
 
@@ -150,7 +166,7 @@ def measured(of: Served) -> dict[str, float]:
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
         of.build(folder / "model")
-        setting = Setting(folder / "model", folder)
+        setting = Setting(folder / "model", folder, of.dtype)
         prompts = list(_questions(setting))
         loaded = setting.largest_difference(setting.generate(prompts), SAMPLING.temperature, prompts)
         weights = setting.perturbed(1)

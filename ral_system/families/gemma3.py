@@ -11,7 +11,7 @@ from transformers import PretrainedConfig, PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from ral_system.attention.sequence import SequenceGroup
-from ral_system.config.choices import Device
+from ral_system.config.choices import Device, Dtype
 from ral_system.config.data import FilesConfig
 from ral_system.errors import SetupError
 from ral_system.families.family import Encoded, Family, Features, Occurrences, PixelBudget
@@ -144,7 +144,7 @@ class Gemma3(Family):
     def engine_media(self, media: Media, pixels: Any) -> Any:
         return pixels
 
-    def engine_problem(self, device: Device) -> str | None:
+    def engine_problem(self, device: Device, dtype: Dtype) -> str | None:
         """On CPU vLLM's attention is causal within pictures."""
         if device == "cuda":
             return None

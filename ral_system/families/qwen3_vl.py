@@ -19,11 +19,8 @@ _DEEPSTACK = "visual_pos_masks", "deepstack_visual_embeds"
 """The text model's inputs for what some layers of the encoder saw."""
 
 
-class Qwen3Vl(TimedFrames):
-    """Qwen3-VL (arXiv 2511.21631). Its text layers add what some layers of the encoder saw (DeepStack)."""
-
-    model_types: ClassVar[tuple[str, ...]] = ("qwen3_vl",)
-    attention_classes: ClassVar[tuple[str, ...]] = ("Qwen3VLTextAttention",)
+class Qwen3Frames(TimedFrames):
+    """Videos as Qwen3-VL's processor writes them."""
 
     def time_of(self, times_s: Sequence[float]) -> float:
         """The middle between the first frame and the last one."""
@@ -37,6 +34,13 @@ class Qwen3Vl(TimedFrames):
             self.processor.vision_end_token,
         )
         return f"<{view.seconds:.1f} seconds>{start}{token * view.tokens}{end}"
+
+
+class Qwen3Vl(Qwen3Frames):
+    """Qwen3-VL (arXiv 2511.21631). Its text layers add what some layers of the encoder saw (DeepStack)."""
+
+    model_types: ClassVar[tuple[str, ...]] = ("qwen3_vl",)
+    attention_classes: ClassVar[tuple[str, ...]] = ("Qwen3VLTextAttention",)
 
     def encode(self, model: Any, features: Features, sequence: SequenceGroup | None = None) -> Encoded:
         """What the encoder sees in each medium: a tuple of [tokens, E], for its end and for some of its layers."""

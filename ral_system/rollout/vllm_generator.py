@@ -56,7 +56,8 @@ class VllmEngine:
 
     Tokens that the model's family bans are never sampled and carry no probability. `seed` is the engine's own;
     completions do not depend on it. The key-value cache takes `config.memory_gib` on CPU and
-    `config.gpu_memory_utilization` on a GPU. An engine that `sleeps` can leave a GPU to others (`hold`).
+    `config.gpu_memory_utilization` on a GPU. An engine that `sleeps` can leave a GPU to others (`hold`). Raises
+    ConfigError for a dtype in which vLLM cannot compute the model.
     """
 
     def __init__(
@@ -72,9 +73,9 @@ class VllmEngine:
         sleeps: bool = False,
     ) -> None:
         self._family = load_family(model_folder)
-        if problem := self._family.engine_problem(device):
+        if problem := self._family.engine_problem(device, config.dtype):
             raise SetupError(problem)
-        on_cpu = device == "cpu"
+        on_cpu, linear = device == "cpu", bool(self._family.linear_layers)
         cache_bytes = int(config.memory_gib * 2**30) if on_cpu and config.memory_gib is not None else None
         self._llm = LLM(
             model=str(model_folder),
@@ -88,6 +89,7 @@ class VllmEngine:
             max_num_batched_tokens=max(4096, config.max_model_len),
             # A prompt cut in two takes back its first part's random number, which torch cannot do on CPU.
             enable_chunked_prefill=False if on_cpu else None,
+            enable_prefix_caching=False if on_cpu and linear else None,  # it would cut prompts where it keeps states
             kv_cache_memory_bytes=cache_bytes,
             gpu_memory_utilization=config.gpu_memory_utilization,
             enforce_eager=on_cpu,

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from vllm.model_executor.layers import utils
+from vllm.platforms import current_platform
 
 from ral_system.errors import RalError
 from ral_system.types import EngineNames, WeightManifest
@@ -20,6 +21,22 @@ def _multiply_by_what_is_loaded(layer: Any, remove_weight: bool) -> None:
 
 # On CPU, vLLM would pack each matrix for oneDNN and drop the original, which then could not be replaced in place.
 utils.dispatch_cpu_unquantized_gemm = _multiply_by_what_is_loaded
+
+
+def _convolve_by_what_is_loaded(convolve: Any) -> Any:
+    """The convolution of linear attention, [C, 1, W], by a matrix [C, W] that is not packed for it."""
+
+    def convolve_loaded(*, weight: torch.Tensor, **others: Any) -> torch.Tensor:
+        return convolve(weight=weight.squeeze(1), **others | {"is_weight_packed": False})
+
+    return convolve_loaded
+
+
+if current_platform.is_cpu():  # where it is also packed with the others, and read so on some processors
+    from vllm.model_executor.layers.mamba.ops.cpu import gdn_attention
+
+    for _name in ("_causal_conv1d_fwd_cpu", "_causal_conv1d_update_cpu"):
+        setattr(gdn_attention, _name, _convolve_by_what_is_loaded(getattr(gdn_attention, _name)))
 
 
 class WeightWorker:

@@ -17,7 +17,7 @@ from tests.system.ranks import become_rank, run_ranks
 
 pytestmark = pytest.mark.system
 
-FAMILIES = ("qwen3_vl", "glm4v")
+FAMILIES = ("qwen3_vl", "qwen3_5", "glm4v")
 
 
 def trained(task: Path, family: str, rank: int, world_size: int, learner: dict[str, Any]) -> dict[str, Any]:
@@ -54,7 +54,12 @@ def work(task: Path, rank: int, world_size: int, port: int) -> None:
 
 @pytest.fixture(scope="module")
 def task(
-    tmp_path_factory: pytest.TempPathFactory, qwen3_folder: Path, glm4v_folder: Path, media: Any, make_config: Any
+    tmp_path_factory: pytest.TempPathFactory,
+    qwen3_folder: Path,
+    qwen3_5_folder: Path,
+    glm4v_folder: Path,
+    media: Any,
+    make_config: Any,
 ) -> Path:
     """A folder with all that ranks need. Of four prompts one is text, one about pictures, one a video, one both."""
     import torch
@@ -72,7 +77,7 @@ def task(
     settings = ("algorithm=vppo", "algorithm.attention.weight=5", "learner.learning_rate=1e-3", "learner.max_tokens=1")
     config = make_config(*settings)
     (folder / "config.json").write_text(config.model_dump_json())
-    folders = {"qwen3_vl": qwen3_folder, "glm4v": glm4v_folder}
+    folders = {"qwen3_vl": qwen3_folder, "qwen3_5": qwen3_5_folder, "glm4v": glm4v_folder}
     (folder / "folders.json").write_text(
         json.dumps({name: str(path) for name, path in {**folders, "media": media.folder}.items()})
     )

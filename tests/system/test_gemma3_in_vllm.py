@@ -53,7 +53,7 @@ def setting(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gemma]:
             patch.setenv(name, value)
         with pytest.raises(SetupError, match=r"rollout\.engine=vllm on a CPU: its attention is causal within pictures"):
             Gemma(folder / "model", folder)
-        patch.setattr(Gemma3, "engine_problem", lambda self, device: None)
+        patch.setattr(Gemma3, "engine_problem", lambda self, device, dtype: None)
         setting = Gemma(folder / "model", folder)
         setting.bench = Bench(folder / "model", setting.media, [(84, 56), (28, 28), (61, 100)])
         yield setting

@@ -7,11 +7,12 @@ import pytest
 import torch
 from pydantic import TypeAdapter
 
+from ral_system.config.choices import Dtype
 from ral_system.config.rollout import RolloutConfig
 from ral_system.data.chat import ChatRenderer
 from ral_system.data.features import FeatureExtractor
 from ral_system.media.store import MediaStore
-from ral_system.models.loading import load_family, load_model
+from ral_system.models.loading import TORCH_DTYPES, load_family, load_model
 from ral_system.tasks.visual_search import VisualSearch
 from ral_system.types import Completion, Media, Prompt, Sampling
 from ral_system.weights.manifest import verify_loaded
@@ -43,9 +44,9 @@ SAMPLING = Sampling(completions=4, temperature=0.8, max_new_tokens=24, seed=11)
 
 
 class Setting:
-    """The engine, and a transformers model with the weights that the engine should hold."""
+    """The engine, and a transformers model with the weights that the engine should hold, in float32."""
 
-    def __init__(self, model: Path, folder: Path) -> None:
+    def __init__(self, model: Path, folder: Path, dtype: Dtype = "float32") -> None:
         self.media = MediaStore(folder / "media")
         self.model = load_model(model, dtype="float32")
         self.family = load_family(model)
@@ -60,7 +61,9 @@ class Setting:
             self.prompts.append(prompt)
         from ral_system.rollout.vllm_generator import VllmEngine
 
-        self.engine = VllmEngine(model, CONFIG, self.media, seed=0, device="cpu")
+        self._published = TORCH_DTYPES[dtype]
+        config = CONFIG.model_copy(update={"dtype": dtype})
+        self.engine = VllmEngine(model, config, self.media, seed=0, device="cpu")
 
     def generate(self, prompts: list[Prompt] | None = None, sampling: Sampling = SAMPLING) -> dict[str, Completion]:
         found = {c.id: c for c in self.engine.generate(prompts or self.prompts, sampling)}
@@ -83,7 +86,7 @@ class Setting:
         with torch.no_grad():
             for parameter in self.model.parameters():
                 parameter.add_(0.02 * torch.randn_like(parameter))
-        return offered(version, self.model.state_dict())
+        return offered(version, {name: w.to(self._published) for name, w in self.model.state_dict().items()})
 
     @torch.no_grad()
     def log_probs(self, prompt: Prompt, completion: Completion, temperature: float) -> np.ndarray:
@@ -94,7 +97,7 @@ class Setting:
         layouts = [self.family.layout(medium) for medium in prompt.media]
         positions = self.family.positions(self.family.visual(ids[0]), layouts)
         position_ids = positions[:, None] if len(positions) > 1 else positions
-        logits = self.model(input_ids=ids, position_ids=position_ids, **seen).logits[0]
+        logits = self.model(input_ids=ids, position_ids=position_ids, **seen).logits[0].float()
         logits = logits[len(prompt.token_ids) - 1 : -1] / temperature
         logits[:, list(self.banned)] = -torch.inf
         check_top_tokens(completion, logits.log_softmax(-1), tolerance=1e-4)

@@ -71,7 +71,7 @@ def test_an_installed_package_adds_a_family(install: Callable[[str], None]) -> N
         family_of("other_vl", "m")
     install("other_models:OtherVl")
     assert family_of("other_vl", "m").__name__ == "OtherVl"
-    own = ["qwen2_vl", "qwen2_5_vl", "qwen3_vl", "glm4v", "internvl", "llava_onevision", "gemma3"]
+    own = ["qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_5", "glm4v", "internvl", "llava_onevision", "gemma3"]
     assert known_types() == sorted(["other_vl", *own])
 
 

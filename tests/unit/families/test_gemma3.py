@@ -318,11 +318,11 @@ def test_videos_are_refused_by_name(bench: Bench) -> None:
 
 
 def test_vllm_is_refused_on_cpu(bench: Bench) -> None:
-    problem = bench.family.engine_problem("cpu")
+    problem = bench.family.engine_problem("cpu", "float32")
     assert problem is not None and "\n" not in problem
     assert problem.startswith("rollout.engine=vllm on a CPU: its attention is causal within pictures")
     assert "choose rollout=hf" in problem
-    assert bench.family.engine_problem("cuda") is None
+    assert bench.family.engine_problem("cuda", "float32") is None
 
 
 @pytest.mark.parametrize(

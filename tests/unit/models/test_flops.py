@@ -22,7 +22,7 @@ def family(tiny_model: Path) -> Family:
     return load_family(tiny_model)
 
 
-@pytest.mark.parametrize("name", ["qwen3_folder", "glm4v_folder"])
+@pytest.mark.parametrize("name", ["qwen3_folder", "qwen3_5_folder", "glm4v_folder"])
 def test_products_of_other_families_are_those_that_torch_counts(name: str, request: pytest.FixtureRequest) -> None:
     folder = request.getfixturevalue(name)
     model, family = load_model(folder, dtype="float32"), load_family(folder)

@@ -65,7 +65,7 @@ def measured(call: Callable[[], object]) -> int:
     return most
 
 
-@pytest.mark.parametrize("family", ["qwen3", "glm4v"])
+@pytest.mark.parametrize("family", ["qwen3", "qwen3_5", "glm4v"])
 def test_passes_of_other_families_hold_what_is_planned(request: pytest.FixtureRequest, family: str) -> None:
     folder = request.getfixturevalue(f"{family}_folder")
     check_passes(folder, "data=video_search")
