@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -98,6 +99,26 @@ def test_vllm_is_as_near_as_rounding_before_and_after_an_update(
     assert any("conv1d" in name for name in held.tensors)
     after = check_agreement(setting, qwen3_5_folder, prompts)
     assert sum(after[id].token_ids != before[id].token_ids for id in before) > len(before) / 2
+
+
+def test_responses_under_way_go_on_from_states_of_the_new_weights(
+    setting: Setting, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for owner in (setting.engine, setting.engine._handover):
+        monkeypatch.setattr(owner, "_on_new_weights", "continue")
+    of, before = {prompt.id: prompt for prompt in setting.prompts}, copy.deepcopy(setting.model)
+    found = setting.generate_with_arrival(setting.perturbed(2))
+    gaps: dict[str, list[np.ndarray]] = {"own": [], "old": []}
+    for completion in (c for c in found.values() if c.switches):
+        ((first, _),) = completion.switches
+        later = np.array(completion.log_probs)[first:]
+        for name, model in (("own", setting.model), ("old", before)):
+            one = {completion.id: completion}
+            exact = of_transformers(setting, model, [of[completion.prompt_id]], one)[first:]
+            gaps[name].append(np.abs(later - exact))
+    own, old = (np.concatenate(gaps[name]).mean() for name in ("own", "old"))
+    print(f"mean difference to the new weights {own:.1e}, to the old ones {old:.1e}")
+    assert own < 0.02 and old > 5 * own
 
 
 def test_float32_is_refused_on_cpu(setting: Setting, qwen3_5_folder: Path) -> None:
