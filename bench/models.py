@@ -44,11 +44,10 @@ there. In bfloat16 it is as far from transformers in float32 as transformers in 
 `rollout=hf` is exact. Most of its text layers have linear attention, which has no attention weights. `last` and `all`
 in `algorithm.attention.layers` are of the others, indices count all layers, and a layer with linear attention is
 refused by name; so is `learner.sequence_parallel` above 1, because the layers' states run through whole sequences.
-Figures by layer number the layers with softmax attention only. Packed groups and shared prompts are exact: each
-response begins with the state that its prompt left. Without the packages `flash-linear-attention` and `causal-conv1d`
-transformers runs its reference code, by its own account more than ten times slower on an H100. With them the same
-calls, one for each prompt and one for its responses, go to their kernels, whose source has gradients for first and last
-states; that has not been run here.
+Packed groups and shared prompts are exact: each response begins with the state that its prompt left. Without the
+packages `flash-linear-attention` and `causal-conv1d` transformers runs its reference code, by its own account more than
+ten times slower on an H100. With them the same calls, one for each prompt and one for its responses, go to their
+kernels, whose source has gradients for first and last states; that has not been run here.
 
 **No model of any family has run here at full size, or on a GPU.** `rollout.log_prob_gate` measures the same difference
 in every step of a run and ends one that trains on other probabilities than it sampled from.

@@ -115,7 +115,7 @@ def _evaluate_held_out(config: EvaluateConfig, settings: QuestionSettings, subje
     first = questions.prompts[: evaluation.attention_questions]
     looks = _looks(config, subject, first if evaluation.attended is None else questions.prompts, found)
     parts = _attended(config, subject, questions, found, looks)
-    looking = _summary(looks, first, found)
+    looking = _summary(looks, first, found, _softmax_layers(subject.model))
     record: dict[str, Any] = {
         "model": str(subject.model),
         **found.record,
@@ -126,7 +126,7 @@ def _evaluate_held_out(config: EvaluateConfig, settings: QuestionSettings, subje
         "intervals": {**found.intervals, **looking.intervals},
     }
     if looking.by_layer:
-        record["looks_by_layer"] = looking.by_layer
+        record |= {"looks_by_layer": looking.by_layer, "layers": looking.layers}
     if steer.active:
         steered = dict(figures(config, subject, questions, steer, subject.steered).values)
         columns |= {f"image +{steer.image:g}, system -{steer.system:g}": steered}
@@ -193,9 +193,11 @@ class Looking:
     """Figures of the last layer."""
     intervals: Mapping[str, tuple[float, float]]
     by_layer: Mapping[str, Sequence[float]]
+    layers: Sequence[int]
+    """Numbers of the layers in `by_layer`."""
 
 
-def _summary(looks: Mapping[str, Look], prompts: Sequence[Prompt], found: Figures) -> Looking:
+def _summary(looks: Mapping[str, Look], prompts: Sequence[Prompt], found: Figures, layers: Sequence[int]) -> Looking:
     """Figures of where the answers to these questions look. Intervals are of the questions drawn."""
     from ral_system.evaluation.intervals import bootstrap, grouped, intervals, unit_of
     from ral_system.evaluation.looks import by_layer, summary
@@ -210,7 +212,7 @@ def _summary(looks: Mapping[str, Look], prompts: Sequence[Prompt], found: Figure
     )
     scored = [of_answer for unit in units for of_answer in unit]
     resampled = bootstrap(units, lambda drawn: summary([of_answer for unit in drawn for of_answer in unit]))
-    return Looking(summary(scored), intervals(resampled), by_layer([of_answer for of_answer, _ in scored]))
+    return Looking(summary(scored), intervals(resampled), by_layer([of_answer for of_answer, _ in scored]), layers)
 
 
 def _attended(
@@ -298,9 +300,17 @@ def _print_looks(measured: Mapping[str, float], looking: Looking) -> None:
     if looking.by_layer:
         shown = [name for name in _OF_LAYERS if name in looking.by_layer]
         table = Table("layer", *shown, title="where it looks, layer by layer")
-        for layer, values in enumerate(zip(*(looking.by_layer[name] for name in shown), strict=True)):
+        of_layers = zip(*(looking.by_layer[name] for name in shown), strict=True)
+        for layer, values in zip(looking.layers, of_layers, strict=True):
             table.add_row(str(layer), *(f"{value:.3f}" for value in values))
         Console().print(table)
+
+
+def _softmax_layers(model: Path) -> Sequence[int]:
+    """Layers of a model whose attention is read, by depth."""
+    from ral_system.models.loading import load_family
+
+    return load_family(model).softmax_layers
 
 
 def _interval(ends: tuple[float, float] | None) -> str:
@@ -328,8 +338,8 @@ def _attention(learner: ForwardConfig, subject: Subject, prompts: Sequence[Promp
         print("no visual attention score: it needs a system turn and pictures in the questions")
         return {}
     note = "Attention of the question's tokens: on pictures / on the system turn."
-    title = f"Visual attention score {found.score.mean():.2f}"
-    write_atomically(subject.folder / "visual_score.svg", heatmap(found.score.tolist(), title, note))
+    title, layers = f"Visual attention score {found.score.mean():.2f}", _softmax_layers(subject.model)
+    write_atomically(subject.folder / "visual_score.svg", heatmap(found.score.tolist(), title, note, layers))
     parts = {
         "visual_attention_score": found.score,
         "visual_mass": found.visual_mass,

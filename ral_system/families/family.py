@@ -171,10 +171,10 @@ class Family(ABC):
         return frozenset()
 
     @property
-    def softmax_layers(self) -> int:
-        """Number of text layers with softmax attention."""
-        layers: int = self.config.get_text_config().num_hidden_layers
-        return layers - len(self.linear_layers)
+    def softmax_layers(self) -> tuple[int, ...]:
+        """Text layers, by depth, with softmax attention."""
+        layers = range(self.config.get_text_config().num_hidden_layers)
+        return tuple(i for i in layers if i not in self.linear_layers)
 
     @property
     def linear_attention_flops(self) -> int:

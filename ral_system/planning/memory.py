@@ -249,7 +249,7 @@ def rollout_role(config: TrainConfig, policy: OutlinedPolicy, device: Device, sa
     width = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
     ranks = rollout.tensor_parallel if rollout.engine == "vllm" else 1
     weights = Weights.of(policy.model).published * each // ranks
-    token_bytes = 2 * policy.family.softmax_layers * text.num_key_value_heads * width * each // ranks
+    token_bytes = 2 * len(policy.family.softmax_layers) * text.num_key_value_heads * width * each // ranks
     state_bytes = policy.family.state_bytes // ranks
     passes = max(4096, rollout.max_model_len) * each * (4 * text.hidden_size + 3 * text.intermediate_size // ranks)
     passes += 3 * 4 * rollout.max_sequences * text.vocab_size

@@ -128,7 +128,7 @@ class OutlinedPolicy:
         compressed = (keys, np.zeros((*heads, rows), np.float32))
         record = AttentionRecord(0, sample.length, values, *(compressed if settings.record == "top_k" else ()))
         layers = (
-            self.family.softmax_layers
+            len(self.family.softmax_layers)
             if settings.layers == "all"
             else 1
             if settings.layers == "last"

@@ -11,14 +11,14 @@ _LEAST, _MOST = (0xEE, 0xF3, 0xFB), (0x14, 0x3C, 0x86)
 """Colours of the smallest and the largest value, in light and in dark."""
 
 
-def heatmap(values: Sequence[Sequence[float]], title: str, note: str) -> str:
+def heatmap(values: Sequence[Sequence[float]], title: str, note: str, layers: Sequence[int]) -> str:
     """One row per layer, the last on top, one column per head. Values that span more than 1 : 100 have logarithmic
-    colours."""
+    colours. `layers` are the numbers of the rows."""
     flat = [value for row in values for value in row]
     scale = svg.Axis(min(flat), max(flat), 0.0, 1.0, log=svg.wide_span(flat))
     parts, bottom = [], _TOP + len(values) * _CELL
-    for layer, row in enumerate(values):
-        y = bottom - (layer + 1) * _CELL
+    for i, (layer, row) in enumerate(zip(layers, values, strict=True)):
+        y = bottom - (i + 1) * _CELL
         parts.append(svg.text(_LEFT - 8, y + 21, f"layer {layer}", "end"))
         parts += [_cell(layer, head, value, scale.share(value), y) for head, value in enumerate(row)]
     for head in range(len(values[0])):

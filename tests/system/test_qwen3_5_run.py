@@ -1,5 +1,6 @@
 """A whole run of Qwen3.5 in one process, in float32, with a frozen encoder, adapters and attention of all layers."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -33,6 +34,34 @@ def test_attention_is_trained_where_it_is_softmax(commands, left, qwen3_5_folder
     )
     changed = {name.split(".")[-2] for name, weight in began.items() if not ended[name].equal(weight)}
     assert changed == {"q_proj", "in_proj_qkv", "in_proj_a", "out_proj"}
+
+
+EVALUATION = (
+    *("experiment=smoke", "rollout=hf", "data=looking", "data.families=[search]", "data.difficulty=1"),
+    *("rollout.max_new_tokens=6", "rollout.max_model_len=512", "evaluation.questions=2", "intervention.image=1"),
+)
+
+
+def test_layers_have_their_own_numbers_in_an_evaluation(commands, qwen3_5_folder: Path, tmp_path: Path) -> None:
+    given = (*EVALUATION, f"start_model={qwen3_5_folder}")
+    done = commands("ral-evaluate", *given, "intervention.layers=[3]", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    folder = tmp_path / "runs" / "smoke"
+    found = json.loads((folder / "evaluation.json").read_text())
+    assert found["layers"] == [1, 3] and len(found["looks_by_layer"]["visual_mass"]) == 2
+    assert [
+        text for text in ("layer 0", "layer 1", "layer 3") if text in (folder / "visual_score.svg").read_text()
+    ] == [
+        "layer 1",
+        "layer 3",
+    ]
+    table = done.stdout.partition("layer by layer")[2]
+    assert [line.split()[1] for line in table.splitlines() if line.startswith("│")] == ["1", "3"]
+    refused = commands("ral-evaluate", *given, "intervention.layers=[0]", cwd=tmp_path)
+    assert refused.returncode == 2 and refused.stderr.splitlines()[-1] == (
+        "error: intervention.layers=[0]: layer 0 has linear attention, which cannot be steered; layers with softmax "
+        "attention are 1, 3"
+    )
 
 
 def test_a_layer_with_linear_attention_is_refused(commands, qwen3_5_folder: Path, tmp_path: Path) -> None:

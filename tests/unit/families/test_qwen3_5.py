@@ -220,7 +220,7 @@ def test_an_index_counts_all_layers_and_a_name_those_with_softmax(
 ) -> None:
     build_qwen3_5(tmp_path, (LINEAR, SOFTMAX, SOFTMAX, LINEAR))
     family, model = load_family(tmp_path), load_model(tmp_path, dtype="float32")
-    assert family.linear_layers == {0, 3} and family.softmax_layers == 2
+    assert family.linear_layers == {0, 3} and family.softmax_layers == (1, 2)
     read, seen = AttentionRead(layers=layers), []
     for i in (1, 2):
         attention = model.get_decoder().layers[i].self_attn
