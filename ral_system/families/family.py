@@ -227,8 +227,8 @@ class Family(ABC):
         """Why vLLM would compute something else on this device in this type, and what to do; None if it does not."""
         if device == "cpu" and self.linear_layers and dtype != "bfloat16":
             return (
-                f"rollout.dtype={dtype}: on a CPU vLLM computes linear attention, which the model has, in bfloat16 only; "
-                "set it to bfloat16, or choose rollout=hf"
+                f"rollout.dtype={dtype}: on a CPU vLLM computes linear attention, which the model has, in bfloat16 "
+                "only; set it to bfloat16, or choose rollout=hf"
             )
         return None
 
