@@ -160,8 +160,7 @@ class HfEngine:
                     row.new_weights(self._version, discard=self._config.handover == "discard")
                 inputs, mask_BT, rope_shift_B1 = self._prefill_inputs(rows)
                 visual_BT, system_BT = self._key_kinds(inputs["input_ids"], mask_BT, rows)
-                # Without the configuration: by that, layers with a window would drop keys that positions count.
-                cache, begun = DynamicCache(), True
+                cache, begun = self._new_cache(), True
             steering = {"steering": self._intervention.on(visual_BT, system_BT)} if self._intervention else {}
             with torch.no_grad():
                 output = self._model(
@@ -230,6 +229,10 @@ class HfEngine:
             for row, ids_K, log_probs_K in zip(rows, ids_BK.cpu().numpy(), found_BK.cpu().numpy(), strict=True):
                 row.top.append((ids_K, log_probs_K))
         return tokens_B
+
+    def _new_cache(self) -> DynamicCache:
+        """Of the model's configuration only where layers have states: by it, windows would drop keys that count."""
+        return DynamicCache(config=self._model.config) if self._family.linear_layers else DynamicCache()
 
     @torch.no_grad()
     def _prefill_inputs(self, rows: Sequence[_Row]) -> tuple[dict[str, Any], Tensor, Tensor]:
