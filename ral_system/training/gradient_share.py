@@ -8,7 +8,10 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from ral_system.attention.group import GroupAttention
 from ral_system.config.attention import AttentionConfig
+from ral_system.models.policy import PolicyOutput
+from ral_system.training.objective import Objective
 
 NOISE = 1e-4
 """A term whose gradient is smaller than this, relative to the token loss's, counts as without one: what differs in
@@ -25,6 +28,16 @@ class Losses(Protocol):
     @property
     def attention(self) -> Tensor | None:
         """The attention term, weighted."""
+
+
+def without_weight(output: PolicyOutput, groups: Sequence[GroupAttention], *others: object) -> Objective:
+    """Losses of 0 whose gradients go the way that others' do, for a rank that has no samples in a micro-batch.
+
+    Ranks under ZeRO-3 gather each layer's weights together, in partial backward passes as well. `output` is any
+    sample's, with the rows of its `groups`.
+    """
+    parts = [part.sum() for group in groups for layer in group.layers for part in (layer.query, layer.key)]
+    return Objective(0.0 * output.log_probs.sum(), {}, attention=0.0 * torch.stack(parts).sum())
 
 
 def squared_norms(objective: Losses, probed: Sequence[tuple[Tensor, Tensor]]) -> Tensor:

@@ -33,7 +33,7 @@ from ral_system.training.blinded_view import BlindedView
 from ral_system.training.build import build_engine, choose_trained, loading
 from ral_system.training.evidence import evidence_rows
 from ral_system.training.frozen_vision import FrozenVision
-from ral_system.training.gradient_share import factor_and_metrics, squared_norms
+from ral_system.training.gradient_share import factor_and_metrics, squared_norms, without_weight
 from ral_system.training.group_glances import with_group_glances
 from ral_system.training.log_prob_gate import check_all_log_probs, log_prob_gaps, quantile
 from ral_system.training.looks import looks
@@ -394,6 +394,6 @@ class LearnerRank:
         for samples in shard:
             read = replace(self._read, whole=True)
             batch, output = self._forward(shard, samples, [read], tokens)
-            if samples:
-                squared += squared_norms(objective(output, output.attention[read], batch, samples), output.probed)
+            make = objective if samples else without_weight
+            squared += squared_norms(make(output, output.attention[read], batch, samples), output.probed)
         return factor_and_metrics(self._engine.sum_over_ranks(squared).cpu(), settings)

@@ -1,7 +1,11 @@
+from types import SimpleNamespace
+
 import pytest
 import torch
+from torch import Tensor, nn
 
-from ral_system.training.gradient_share import NOISE, cap, hold, scaled, share, squared_norms
+from ral_system.attention.group import GroupAttention, LayerAttention
+from ral_system.training.gradient_share import NOISE, cap, hold, scaled, share, squared_norms, without_weight
 from ral_system.training.objective import Objective
 
 
@@ -43,3 +47,23 @@ def test_a_share_is_held_from_above_and_from_below(attention: float) -> None:
 
 def test_rounding_errors_are_not_scaled_up() -> None:
     assert hold(torch.tensor([4.0, (1.9 * NOISE) ** 2], dtype=torch.float64), 0.2) == 1.0
+
+
+def test_without_weight_all_layers_are_gone_through_and_nothing_is_found() -> None:
+    """As ranks under ZeRO-3 do: what a rank without samples leaves out, the others wait for."""
+    torch.manual_seed(0)
+    first, second, head = (nn.Linear(4, 4) for _ in range(3))
+    passed: list[str] = []
+    for name, layer in (("second", second), ("head", head)):
+        layer.register_full_backward_hook(lambda module, gave, took, name=name: passed.append(name))
+    query = first(torch.randn(1, 1, 3, 4)).requires_grad_()
+    deeper = second(query)
+    rows = torch.tensor([1, 2])
+
+    def seen(of: Tensor) -> LayerAttention:
+        return LayerAttention(of[0].transpose(0, 1)[rows], of[0].transpose(0, 1), 1.0)
+
+    group = GroupAttention.alone((seen(query), seen(deeper)), rows)
+    losses = without_weight(SimpleNamespace(log_probs=head(deeper).sum(-1)[0, :, 1:]), [group])
+    assert squared_norms(losses, [(query, rows), (deeper, rows)]).tolist() == [0.0, 0.0]
+    assert passed == ["head", "second", "second"]  # the token loss through both, the attention of the deeper layer
