@@ -203,6 +203,11 @@ def _sdpa(
     )
 
 
+def whole_attention(query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
+    """Attention of all tokens to all, as in pictures: [B, T, H, D] from [B, H, T, D]."""
+    return _sdpa(query, key, value, None, scale, causal=False).transpose(1, 2)
+
+
 def _prompt_and_responses(
     query: Tensor, key: Tensor, value: Tensor, group: PackedGroup, window: int | None, scale: float
 ) -> Tensor:

@@ -17,7 +17,7 @@ from transformers.masking_utils import sdpa_mask
 
 from ral_system.attention.group import LayerAttention
 from ral_system.attention.intervention import HeadGroups, Steering, steered
-from ral_system.attention.kernels import packed_attention, segment_attention
+from ral_system.attention.kernels import packed_attention, segment_attention, whole_attention
 from ral_system.attention.packing import Packing
 from ral_system.attention.policy import check_rows
 from ral_system.attention.sequence import SequenceGroup
@@ -56,6 +56,8 @@ def _probed_sdpa(
     for capture in captures:
         query = capture.take(query, key, float(kwargs["scaling"]), kwargs.get("sliding_window"))
     if not getattr(module, "is_causal", True):
+        if attention_mask is None and not kwargs.get("dropout"):
+            return whole_attention(query, key, value, kwargs["scaling"]), None
         return sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)
     if steering is not None and not steering.acts_on(cast(int, module.layer_idx)):
         steering = None
