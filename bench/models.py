@@ -92,6 +92,7 @@ def served() -> list[Served]:
     from tests.llava_onevision_model import build_llava_onevision
     from tests.qwen3_5_model import build_qwen3_5
     from tests.qwen3_model import build_qwen3_vl
+    from tests.smolvlm_model import build_smolvlm
 
     def qwen2_5_vl(folder: Path) -> None:
         build_tiny_model(folder, words(), hidden=128, layers=4, vision_layers=2, seed=1)
@@ -105,6 +106,8 @@ def served() -> list[Served]:
         Served("InternVL3, InternVL3.5 (Hugging Face format)", "internvl", lambda to: build_internvl(to, words())),
         Served("LLaVA-OneVision", "llava_onevision", lambda to: build_llava_onevision(to, words())),
         Served("Gemma 3", "gemma3", None),
+        Served("SmolVLM, SmolVLM2", "smolvlm", lambda to: build_smolvlm(to, words())),
+        Served("Idefics3", "idefics3", lambda to: build_smolvlm(to, words(), model_type="idefics3")),
     ]
 
 

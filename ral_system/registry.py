@@ -101,6 +101,7 @@ FAMILIES = Registry(
         "internvl": "ral_system.families.internvl:InternVl",
         "llava_onevision": "ral_system.families.llava_onevision:LlavaOneVision",
         "gemma3": "ral_system.families.gemma3:Gemma3",
+        "smolvlm": "ral_system.families.smolvlm:SmolVlm",
     },
 )
 """Subclasses of `families.family.Family`, chosen by the `model_type` of a model's config.json."""

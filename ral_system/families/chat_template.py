@@ -26,7 +26,11 @@ class ChatTemplate:
     def render(self, messages: Sequence[dict[str, Any]], *, answers: bool) -> str:
         """Return the conversation as text; `answers` opens the assistant's next turn."""
         text: str = self._processor.apply_chat_template(
-            list(messages), add_generation_prompt=answers, tokenize=False, **self.options
+            list(messages),
+            add_generation_prompt=answers,
+            tokenize=False,
+            processor_kwargs={"padding": False},  # without any, SmolVLM's processor warns of its own at every call
+            **self.options,
         )
         return text
 

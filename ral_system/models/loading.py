@@ -74,7 +74,7 @@ def load_family(folder: Path) -> Family:
     family = family_of(_model_type(folder), folder)
     try:
         return family(AutoConfig.from_pretrained(folder), AutoProcessor.from_pretrained(folder))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, ImportError) as error:  # SmolVLM's wants a package of its own
         raise SetupError(f"cannot load a processor from {folder}: {_first_line(error)}") from error
 
 

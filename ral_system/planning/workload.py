@@ -109,7 +109,7 @@ def largest_medium(config: TrainConfig, plan: PlanConfig, family: Family) -> Med
     """The medium of `plan.medium` that takes most tokens of those that `data` allows."""
     if plan.medium == "none":
         return None
-    kinds = family.visual_ids if plan.medium is None else (plan.medium,)
+    kinds = [kind for kind in family.visual_ids if plan.medium in (None, kind)]
     allowed = [medium for kind in kinds for medium in _largest(config, family, kind)]
     if not allowed and plan.medium is None:
         raise ConfigError(
@@ -117,7 +117,11 @@ def largest_medium(config: TrainConfig, plan: PlanConfig, family: Family) -> Med
             "plan.medium=none"
         )
     if not allowed:
-        raise ConfigError(f"plan.medium={plan.medium}: data={config.data.name} has none; leave it null")
+        model, name = family.config.model_type, config.data.name
+        if plan.medium is None:
+            raise ConfigError(f"data={name} has no media that {model} models take; choose other data")
+        why = f"data={name} has none" if plan.medium in family.visual_ids else f"{model} models take none"
+        raise ConfigError(f"plan.medium={plan.medium}: {why}; leave it null")
     return max(allowed, key=family.tokens)
 
 
