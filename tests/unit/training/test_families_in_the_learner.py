@@ -1,0 +1,155 @@
+"""Every family with adapters, with a frozen encoder and with a teacher of its own kind."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from ral_system.config.commands import TrainConfig
+from ral_system.media.store import MediaStore
+from ral_system.models.loading import load_family, load_model, save_model
+from ral_system.scoring.teacher import TeacherScorer
+from ral_system.tasks.visual_search import words
+from ral_system.training.learner_rank import LearnerRank
+from ral_system.training.plan import plan_updates
+from ral_system.types import Scores
+from tests.glm4v_model import build_glm4v
+from tests.internvl_model import build_internvl
+from tests.llava_onevision_model import build_llava_onevision
+from tests.perturbed import perturb
+from tests.qwen3_model import build_qwen3_vl
+from tests.smolvlm_model import build_smolvlm
+from tests.unit.families.of_transformers import Bench
+from tests.unit.training.learners import Watched
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+FAMILIES: dict[str, Callable[[Path], object]] = {
+    "qwen3_vl": build_qwen3_vl,
+    "glm4v": build_glm4v,
+    "internvl": lambda folder: build_internvl(folder, words()),
+    "llava_onevision": lambda folder: build_llava_onevision(folder, words()),
+    "smolvlm": lambda folder: build_smolvlm(folder, words()),
+}
+ALONE = (
+    *("stages=[rl]", "algorithm.attention.weight=5", "algorithm.attention.anchor=reference"),
+    *("algorithm.policy_weight=0", "algorithm.kl.coefficient=0", "rollout.log_prob_gate.token=1e9"),
+)
+LORA = "learner.lora={rank: 4, alpha: 8, targets: [q_proj, k_proj, v_proj], vision: false}"
+
+
+class Case(Bench):
+    """A model of a family with responses to questions about a picture, two others, and none."""
+
+    def __init__(self, build: Callable[[Path], object], folder: Path, store: MediaStore) -> None:
+        build(folder)
+        super().__init__(folder, store, [(84, 56), (56, 56), (61, 100)])
+        self.judged = [
+            replace(sample, rollout_log_probs=(0.0,) * len(sample.response_token_ids), advantage=(0.7, -1.1)[i % 2])
+            for i, sample in enumerate(self.samples(2))
+        ]
+        self.plan = plan_updates(self.judged, updates=1, shards=1, max_tokens=10**4)
+
+    def rank(self, config: TrainConfig) -> LearnerRank:
+        return LearnerRank(config, self.folder, self.store, 0, 1, "rl")
+
+
+@pytest.fixture(scope="module", params=list(FAMILIES))
+def case(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, media: MediaStore) -> Case:
+    return Case(FAMILIES[request.param], tmp_path_factory.mktemp(request.param), media)
+
+
+def test_the_attention_term_trains_adapters_that_merge_under_the_models_names(
+    case: Case, make_config: Callable[..., TrainConfig], media: MediaStore, tmp_path: Path
+) -> None:
+    """All names and shapes are those of the plain model, which the tests of vLLM read back; outputs are kept."""
+    rank, noise = case.rank(make_config(*ALONE, LORA)), torch.Generator().manual_seed(7)
+    with torch.no_grad():
+        for name, weight in rank._engine.trained_weights().items():
+            if "lora_B" in name:
+                weight.copy_(0.1 * torch.randn(weight.shape, generator=noise))
+    behaviour, reference, watched = rank.score(case.plan), rank.score_reference(case.plan), Watched(rank)
+    manifest = rank.publish(1)
+    assert manifest is not None
+    plain = load_model(case.folder, dtype="float32").state_dict()
+    assert {name: tuple(w.shape) for name, w in plain.items()} == {n: d.shape for n, d in manifest.tensors.items()}
+    rank.save_model(tmp_path / "merged")
+    merged = LearnerRank(make_config(*ALONE), tmp_path / "merged", media, 0, 1, "rl").score(case.plan)
+    for id, scores in behaviour.items():
+        assert np.allclose(scores.log_probs, merged[id].log_probs, atol=2e-5)
+        assert not np.allclose(scores.log_probs, reference[id].log_probs, atol=1e-3)
+    rank.update(case.plan.updates[0], behaviour, reference)
+    (gradients,) = watched.gradients
+    assert all("lora_" in name for name in gradients)
+    last = f"layers.{len(rank._engine.policy._layers) - 1}.self_attn."
+    reached = {name.split(last)[1] for name, gradient in gradients.items() if last in name and gradient.any()}
+    assert {f"{of}.lora_{part}.default.weight" for of in ("q_proj", "k_proj") for part in "AB"} <= reached
+
+
+def test_a_frozen_encoder_sees_each_medium_once_and_is_not_trained(
+    case: Case, make_config: Callable[..., TrainConfig]
+) -> None:
+    config = make_config(*ALONE, "model.freeze_vision=true", "algorithm.attention.gradient_share_every=1")
+    rank = case.rank(config)
+    policy, seen = rank._engine.policy, []
+    encode = policy.family.encode
+
+    def counted(model: Any, features: Any, *rest: Any) -> Any:
+        found = encode(model, features, *rest)
+        seen.append(sum(map(len, found.values())) if features else 0)
+        return found
+
+    policy.family.encode = counted  # type: ignore[method-assign]
+    scores, watched = rank.score(case.plan), Watched(rank)
+    rank.update(case.plan.updates[0], scores, moved(scores))
+    assert seen == [len({medium for sample in case.judged for medium in sample.prompt.media})] == [3]
+    (gradients,) = watched.gradients
+    modules = (policy.family.vision_encoder(policy.model), *policy.family.projector(policy.model))
+    frozen = {p for module in modules for p in module.parameters()}
+    trained = {name for name, p in policy.named_parameters() if p not in frozen}
+    assert frozen and not any(p.requires_grad for p in frozen) and gradients.keys() <= trained
+    assert any(gradient.any() for gradient in gradients.values())
+
+
+def moved(scores: Scores) -> Scores:
+    """Scores whose attention looks elsewhere."""
+    return {
+        id: replace(s, attention=tuple(replace(a, values=a.values[:, ::-1].copy()) for a in s.attention))
+        for id, s in scores.items()
+    }
+
+
+def test_a_teacher_of_the_same_family_tells_its_own_log_probs(
+    case: Case, make_config: Callable[..., TrainConfig], media: MediaStore, tmp_path: Path
+) -> None:
+    """Each token's, of all tokens, by transformers without packing or probe."""
+    model = load_model(case.folder, dtype="float32")
+    torch.manual_seed(3)
+    perturb(model, 0.3)
+    save_model(model, model.state_dict(), case.family.processor, tmp_path / "teacher", case.folder)
+    config = make_config("algorithm=attention_distill", f"teacher.path={tmp_path / 'teacher'}")
+    (role,) = config.teachers
+    teacher = TeacherScorer(
+        config.algorithm, config.teacher, role, tmp_path / "teacher", case.folder, media, temperature=1.0
+    )
+    teacher.score(case.judged)
+    found = teacher.take([sample.id for sample in case.judged])
+    plain, banned = load_model(tmp_path / "teacher", dtype="float32"), list(load_family(case.folder).banned_ids)
+    plain.set_attn_implementation("eager")
+    for sample in case.judged[::2]:
+        inputs = case.processed(sample.prompt)
+        ids = torch.tensor([[*sample.prompt.token_ids, *sample.response_token_ids]])
+        inputs |= {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+        if (kinds := inputs.get("mm_token_type_ids")) is not None:
+            inputs["mm_token_type_ids"] = torch.nn.functional.pad(kinds, (0, len(sample.response_token_ids)))
+        with torch.no_grad():
+            logits = plain(**inputs).logits[0, len(sample.prompt.token_ids) - 1 : -1]
+        logits[:, banned] = -torch.inf
+        expected, tokens = logits.log_softmax(-1), found[sample.id].tokens
+        assert tokens is not None and tokens.ids is not None
+        of_ids = expected.gather(-1, torch.from_numpy(tokens.ids.astype(np.int64)))
+        assert np.allclose(tokens.log_probs[:, :-1], of_ids, atol=3e-5)
