@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from ral_system.errors import SetupError
+from ral_system.types import EngineNames
 
 _WITHOUT_WEIGHTS = ("*.json", "*.jinja", "*.txt", "*.model", "*.tiktoken")
 """File patterns of a hub model's configuration, tokenizer and processor."""
@@ -46,6 +47,27 @@ def check_model_folder(folder: Path) -> None:
     """Raise SetupError unless the folder holds a model in Hugging Face format."""
     if not (folder / "config.json").is_file():
         raise SetupError(f"model folder {folder}: no config.json there; give a folder in Hugging Face format")
+
+
+def check_engine_names(folder: Path, names: EngineNames) -> None:
+    """Raise SetupError if weights of the folder have names that vLLM does not know, as transformers gives to those of
+    a model that was built in it and not downloaded.
+
+    Files leave out a `model.` that published names begin with.
+    """
+    from safetensors import safe_open
+
+    prefixes = {old.removeprefix("model."): new.removeprefix("model.") for old, new in names.prefixes.items()}
+    for file in sorted(folder.glob("*.safetensors")):
+        with safe_open(file, "np") as weights:
+            for name in weights.keys():  # noqa: SIM118 (it cannot be iterated over)
+                for old, new in prefixes.items():
+                    if name.removeprefix("model.").startswith(old) and new not in name:
+                        raise SetupError(
+                            f"model folder {folder}: {file.name} has {name}, which vLLM knows as "
+                            f"{name.replace(old, new)}; rename all {old}… in the safetensors files, which transformers "
+                            "loads as well, or take the published model"
+                        )
 
 
 def _may_be_hub_name(name: str) -> bool:

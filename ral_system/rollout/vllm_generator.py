@@ -23,6 +23,7 @@ from ral_system.config.choices import Device
 from ral_system.config.rollout import VllmEngineConfig
 from ral_system.errors import RalError, SetupError, WeightSyncError
 from ral_system.media.store import MediaStore
+from ral_system.models.folders import check_engine_names
 from ral_system.models.loading import load_family
 from ral_system.rollout.gates import check_completion, check_media_tokens, check_prompt_ids, check_prompt_length
 from ral_system.rollout.seeds import completion_seed
@@ -75,6 +76,7 @@ class VllmEngine:
         self._family = load_family(model_folder)
         if problem := self._family.engine_problem(device, config.dtype):
             raise SetupError(problem)
+        check_engine_names(model_folder, self._family.engine_names)
         on_cpu, linear = device == "cpu", bool(self._family.linear_layers)
         cache_bytes = int(config.memory_gib * 2**30) if on_cpu and config.memory_gib is not None else None
         self._llm = LLM(

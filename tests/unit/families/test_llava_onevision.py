@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from ral_system.attention.evidence import covered
 from ral_system.errors import ConfigError, DataError, SetupError
@@ -16,6 +16,7 @@ from ral_system.families.llava_onevision import LlavaOneVision
 from ral_system.families.tiles import FrameBudget, ResolutionBudget
 from ral_system.media.store import MediaStore
 from ral_system.models.flops import FlopCounter
+from ral_system.models.folders import check_engine_names
 from ral_system.models.loading import load_family, load_model, save_model
 from ral_system.models.policy import PolicyModel
 from ral_system.tasks.visual_search import words
@@ -144,6 +145,21 @@ def test_a_saved_model_has_the_names_that_the_engine_reads(folder: Path, bench: 
     names = LlavaOneVision.engine_names
     assert names.of("model.vision_tower.encoder.a") == "model.vision_tower.vision_model.encoder.a"
     assert names.of("model.vision_tower.post_layernorm.bias") is None and names.of("lm_head.weight") == "lm_head.weight"
+
+
+def test_a_model_with_names_that_the_engine_does_not_know_is_one_line(folder: Path, tmp_path: Path) -> None:
+    """As transformers saves one that it made: vLLM stops at `vision_tower.embeddings`, in a paragraph."""
+    check_engine_names(folder, LlavaOneVision.engine_names)
+    weights = load_file(folder / "model.safetensors")
+    fresh = {name.replace("vision_tower.vision_model.", "vision_tower."): w for name, w in weights.items()}
+    save_file(fresh, tmp_path / "model.safetensors")
+    with pytest.raises(SetupError) as refused:
+        check_engine_names(tmp_path, LlavaOneVision.engine_names)
+    assert str(refused.value) == (
+        f"model folder {tmp_path}: model.safetensors has vision_tower.embeddings.patch_embedding.bias, which vLLM "
+        "knows as vision_tower.vision_model.embeddings.patch_embedding.bias; rename all vision_tower.… in the safetensors "
+        "files, which transformers loads as well, or take the published model"
+    )
 
 
 # --- sizes ---
