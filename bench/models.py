@@ -15,7 +15,7 @@ import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from ral_system.config.choices import Dtype
 from ral_system.families.known import family_of
@@ -61,13 +61,27 @@ Five of six layers see 1024 tokens back, and so does the last one of the 4B and 
 window](attention.md#layers-with-a-sliding-window). Packing and shared prompts work, by torch's attention with masks in
 place of flash attention; that was not timed.
 
-The families are behind one protocol (`ral_system/families/family.py`), so that options of attention, policy losses,
-distillation, packing, shared prompts, LoRA and ZeRO should work alike. What tests have seen: each family beside
-transformers (attention that is read, packed sequences, positions, expanded prompts, features; of Qwen2-VL only the
-first), and all but Qwen2-VL in vLLM and in updates on two ranks under ZeRO-3, with text alone on some. Whole runs over
-Ray, vLLM and DeepSpeed: Qwen2.5-VL, Qwen3-VL, Qwen3.5, GLM-4.1V; with transformers engines in vLLM's place: Gemma 3.
-LoRA and frozen vision encoders: Qwen2.5-VL, and Gemma 3 and Qwen3.5 in a few updates. Offloading and teachers of
-another size: Qwen2.5-VL alone.
+## What was tried with which
+The families are behind one protocol (`ral_system/families/family.py`), so that all options should work alike. A cell
+says what a test goes through with a tiny model, on CPU (some only in `make test-all`); *not tested* may work.
+
+{tried}
+- *Attention options, packing, LoRA, frozen encoder, teacher*: `tests/unit/training/test_families_in_the_learner.py`.
+  Rows {rows}; keys {keys}; heads as a mean and each
+  alone; the last layer, all, and some. The backends `dense` and `chunked` agree; `triton` is refused without a GPU and
+  was not run. Sequences that are packed behind shared prompts have the log-probs that each has alone. The attention
+  term reaches adapters of q and k, and merged weights have the plain model's names. A frozen encoder sees each medium
+  once a step. A teacher of the same family has the log-probs that transformers computes; teachers of another size were
+  tried for Qwen2.5-VL alone (`tests/unit/scoring/test_teacher.py`).
+- *ZeRO*: two ranks that share micro-batches of pictures, videos and text train as one does, in
+  `tests/system/test_deepspeed_engine.py` (also with offloading), `test_families_on_ranks.py` and
+  `test_tiled_families.py`.
+- *Sequence parallelism*: two ranks that hold each micro-batch together, in `tests/system/test_sequence_parallel.py` and
+  `test_tiled_families.py`. `learner.sequence_parallel` must divide the model's attention heads, or it is refused.
+- vLLM, prompt ids and weights that are replaced in place and read back: `tests/system/test_vllm_generator.py`,
+  `test_families_in_vllm.py` and `test_tiled_families.py`; Idefics3 by `python -m bench.models --measure` alone.
+- Whole runs over Ray, vLLM and DeepSpeed: Qwen2.5-VL (`tests/system/test_ray_run.py`), Qwen3-VL and GLM-4.1V
+  (`test_families_in_runs.py`).
 """
 
 
@@ -81,6 +95,7 @@ class Served:
     """Writes a tiny one; None: not measured."""
     dtype: Dtype = "float32"
     """What vLLM computes it in; transformers is in float32."""
+    full_size: str = "never run"
 
 
 def served() -> list[Served]:
@@ -135,7 +150,44 @@ def page() -> str:
     record = json.loads(MEASURED.read_text(encoding="utf-8"))
     rows = "".join(_row(of, record["models"].get(of.model_type)) for of in served())
     versions = ", ".join(f"{name} {version}" for name, version in record["versions"].items())
-    return _HEAD + rows + _TAIL.format(versions=versions)
+    return _HEAD + rows + _TAIL.format(versions=versions, tried=_tried(), **_choices())
+
+
+def _tried() -> str:
+    """The table of what tests try each model with, from what the tests go through."""
+    from tests.system import test_deepspeed_engine, test_families_on_ranks, test_sequence_parallel, test_tiled_families
+    from tests.tiled_models import TILED
+
+    tiled = test_tiled_families.CASES.values()
+    stages = {"qwen2_5_vl": {stage for cases in test_deepspeed_engine.CASES.values() for stage, *_ in cases}}
+    stages |= {name: {3} for name in test_families_on_ranks.FAMILIES}
+    stages |= {name: {case["zero_stage"] for case in tiled} for name in TILED}
+    together = {_SHARED.get(name, "qwen2_5_vl") for name in test_sequence_parallel.MODELS}
+    together |= {name for name in TILED for case in tiled if case["sequence_parallel"] > 1}
+    rows = f"| {' | '.join(_OPTIONS)} |\n{'|---' * len(_OPTIONS)}|\n"
+    for of in served():
+        in_the_learner = [
+            "not tested" if of.build is None else "yes"
+        ] * 5  # its test goes through all that can be built
+        zero = ", ".join(map(str, sorted(stages.get(of.model_type, ())))) or "not tested"
+        shared = "yes" if of.model_type in together else "not tested"
+        rows += f"| {' | '.join([of.title, *in_the_learner, zero, shared, of.full_size])} |\n"
+    return rows
+
+
+_OPTIONS = (
+    *("models", "attention options", "packed, shared prompts", "LoRA", "frozen encoder", "teacher"),
+    *("ZeRO stages", "sequence parallelism", "full size"),
+)
+_SHARED = {"Qwen3-VL": "qwen3_vl", "GLM-4V": "glm4v"}
+"""Names of other models than Qwen2.5-VL in the test of sequence parallelism."""
+
+
+def _choices() -> dict[str, str]:
+    """Rows and keys that a policy may have."""
+    from ral_system.config.choices import Keys, Rows
+
+    return {"rows": ", ".join(get_args(Rows)), "keys": ", ".join(get_args(Keys))}
 
 
 def _row(of: Served, found: dict[str, float] | None) -> str:

@@ -157,8 +157,8 @@ def test_a_model_with_names_that_the_engine_does_not_know_is_one_line(folder: Pa
         check_engine_names(tmp_path, LlavaOneVision.engine_names)
     assert str(refused.value) == (
         f"model folder {tmp_path}: model.safetensors has vision_tower.embeddings.patch_embedding.bias, which vLLM "
-        "knows as vision_tower.vision_model.embeddings.patch_embedding.bias; rename all vision_tower.… in the safetensors "
-        "files, which transformers loads as well, or take the published model"
+        "knows as vision_tower.vision_model.embeddings.patch_embedding.bias; rename all vision_tower.… in the "
+        "safetensors files, which transformers loads as well, or take the published model"
     )
 
 

@@ -9,32 +9,22 @@ import numpy as np
 import pytest
 import torch
 
+from bench.models import served
 from ral_system.config.commands import TrainConfig
 from ral_system.media.store import MediaStore
 from ral_system.models.loading import load_family, load_model, save_model
+from ral_system.models.policy import PolicyModel
 from ral_system.scoring.teacher import TeacherScorer
-from ral_system.tasks.visual_search import words
 from ral_system.training.learner_rank import LearnerRank
 from ral_system.training.plan import plan_updates
 from ral_system.types import Scores
-from tests.glm4v_model import build_glm4v
-from tests.internvl_model import build_internvl
-from tests.llava_onevision_model import build_llava_onevision
 from tests.perturbed import perturb
-from tests.qwen3_model import build_qwen3_vl
-from tests.smolvlm_model import build_smolvlm
 from tests.unit.families.of_transformers import Bench
 from tests.unit.training.learners import Watched
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
-FAMILIES: dict[str, Callable[[Path], object]] = {
-    "qwen3_vl": build_qwen3_vl,
-    "glm4v": build_glm4v,
-    "internvl": lambda folder: build_internvl(folder, words()),
-    "llava_onevision": lambda folder: build_llava_onevision(folder, words()),
-    "smolvlm": lambda folder: build_smolvlm(folder, words()),
-}
+FAMILIES = {of.model_type: of.build for of in served() if of.build is not None}
 ALONE = (
     *("stages=[rl]", "algorithm.attention.weight=5", "algorithm.attention.anchor=reference"),
     *("algorithm.policy_weight=0", "algorithm.kl.coefficient=0", "rollout.log_prob_gate.token=1e9"),
@@ -48,10 +38,12 @@ class Case(Bench):
     def __init__(self, build: Callable[[Path], object], folder: Path, store: MediaStore) -> None:
         build(folder)
         super().__init__(folder, store, [(84, 56), (56, 56), (61, 100)])
-        self.judged = [
-            replace(sample, rollout_log_probs=(0.0,) * len(sample.response_token_ids), advantage=(0.7, -1.1)[i % 2])
-            for i, sample in enumerate(self.samples(2))
-        ]
+        answer = self.family.tokenizer.convert_tokens_to_ids(["<answer>", "red", "</answer>"])
+        self.judged = []
+        for i, sample in enumerate(self.samples(2)):
+            ids = (*sample.response_token_ids, *answer)
+            judged = {"rollout_log_probs": (0.0,) * len(ids), "advantage": (0.7, -1.1)[i % 2]}
+            self.judged.append(replace(sample, response_token_ids=ids, **judged))
         self.plan = plan_updates(self.judged, updates=1, shards=1, max_tokens=10**4)
 
     def rank(self, config: TrainConfig) -> LearnerRank:
@@ -61,6 +53,17 @@ class Case(Bench):
 @pytest.fixture(scope="module", params=list(FAMILIES))
 def case(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, media: MediaStore) -> Case:
     return Case(FAMILIES[request.param], tmp_path_factory.mktemp(request.param), media)
+
+
+@torch.no_grad()
+def test_packed_behind_shared_prompts_each_sequence_is_alone(case: Case) -> None:
+    policy = PolicyModel(load_model(case.folder, dtype="float32"), case.family, temperature=1.0)
+    batch = case.collate(case.judged)
+    assert batch.packing.tokens < batch.packing.unshared_tokens
+    together = policy(batch).log_probs
+    for row, sample in zip(together, case.judged, strict=True):
+        alone = policy(case.collate((sample,))).log_probs[0]
+        assert torch.allclose(row[: len(alone)], alone, atol=2e-5), sample.id
 
 
 def test_the_attention_term_trains_adapters_that_merge_under_the_models_names(
@@ -88,6 +91,38 @@ def test_the_attention_term_trains_adapters_that_merge_under_the_models_names(
     last = f"layers.{len(rank._engine.policy._layers) - 1}.self_attn."
     reached = {name.split(last)[1] for name, gradient in gradients.items() if last in name and gradient.any()}
     assert {f"{of}.lora_{part}.default.weight" for of in ("q_proj", "k_proj") for part in "AB"} <= reached
+
+
+CHOICES = (
+    *("backend=dense", "backend=chunked"),  # generated rows, all keys, mean of the heads, last layer
+    *("rows=predicting", "rows=answer", "rows=instruction", "keys=visual", "keys=prompt", "keys=no_sinks"),
+    *("heads=each", "layers=all", "layers=[0,2]"),
+)
+"""Settings of `algorithm.attention` that every family is trained with."""
+
+
+def test_every_choice_of_rows_keys_heads_layers_and_backends_trains(
+    case: Case, make_config: Callable[..., TrainConfig]
+) -> None:
+    """The term is there and reaches q and k of the layers that are read; both backends agree."""
+    found: dict[str, float] = {}
+    for choice in CHOICES:
+        rank = case.rank(make_config(*ALONE, f"algorithm.attention.{choice}"))
+        reference = rank.score(case.plan)
+        torch.manual_seed(4)
+        with torch.no_grad():
+            for weight in rank._engine.policy.model.get_decoder().parameters():
+                weight.add_(0.05 * torch.randn_like(weight))
+        watched = Watched(rank)
+        found[choice] = rank.update(case.plan.updates[0], rank.score(case.plan), reference)["attention/divergence"]
+        depth = len(rank._engine.policy._layers)
+        for layer in {"layers=all": range(depth), "layers=[0,2]": (0, 2)}.get(choice, (depth - 1,)):
+            at = f"layers.{layer}.self_attn."
+            moving = [n for n, g in watched.gradients[0].items() if at in n and n.endswith(".weight") and g.any()]
+            assert any("q_proj" in name for name in moving) and any("k_proj" in name for name in moving), choice
+    assert all(divergence > 1e-5 for divergence in found.values()), found
+    assert found.pop("backend=dense") == pytest.approx(found["backend=chunked"], rel=1e-4)
+    assert len(set(found.values())) == len(CHOICES) - 1  # no choice is without effect
 
 
 def test_a_frozen_encoder_sees_each_medium_once_and_is_not_trained(
