@@ -79,7 +79,7 @@ says what a test goes through with a tiny model, on CPU (some only in `make test
 - *Sequence parallelism*: two ranks that hold each micro-batch together, in `tests/system/test_sequence_parallel.py` and
   `test_tiled_families.py`. `learner.sequence_parallel` must divide the model's attention heads, or it is refused.
 - vLLM, prompt ids and weights that are replaced in place and read back: `tests/system/test_vllm_generator.py`,
-  `test_families_in_vllm.py` and `test_tiled_families.py`; Idefics3 by `python -m bench.models --measure` alone.
+  `test_families_in_vllm.py` and `test_tiled_families.py`; Qwen2-VL and Idefics3 by `python -m bench.models --measure`.
 - Whole runs over Ray, vLLM and DeepSpeed: Qwen2.5-VL (`tests/system/test_ray_run.py`), Qwen3-VL and GLM-4.1V
   (`test_families_in_runs.py`).
 """
@@ -105,6 +105,7 @@ def served() -> list[Served]:
     from tests.glm4v_model import build_glm4v
     from tests.internvl_model import build_internvl
     from tests.llava_onevision_model import build_llava_onevision
+    from tests.qwen2_model import build_qwen2_vl
     from tests.qwen3_5_model import build_qwen3_5
     from tests.qwen3_model import build_qwen3_vl
     from tests.smolvlm_model import build_smolvlm
@@ -113,7 +114,7 @@ def served() -> list[Served]:
         build_tiny_model(folder, words(), hidden=128, layers=4, vision_layers=2, seed=1)
 
     return [
-        Served("Qwen2-VL", "qwen2_vl", None),
+        Served("Qwen2-VL", "qwen2_vl", lambda to: build_qwen2_vl(to, words())),
         Served("Qwen2.5-VL", "qwen2_5_vl", qwen2_5_vl),
         Served("Qwen3-VL", "qwen3_vl", build_qwen3_vl),
         Served("Qwen3.5, dense", "qwen3_5", build_qwen3_5, "bfloat16"),
