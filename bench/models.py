@@ -67,9 +67,10 @@ says what a test goes through with a tiny model, on CPU (some only in `make test
 
 {tried}
 - *Attention options, packing, LoRA, frozen encoder, teacher*: `tests/unit/training/test_families_in_the_learner.py`.
-  Rows {rows}; keys {keys}; heads as a mean and each
-  alone; the last layer, all, and some. The backends `dense` and `chunked` agree; `triton` is refused without a GPU and
-  was not run. Sequences that are packed behind shared prompts have the log-probs that each has alone. The attention
+  Rows {rows};
+  keys {keys}; heads as a mean and each alone; the last layer, all, and some,
+  of Qwen3.5 those with softmax attention. The backends `dense` and `chunked` agree; `triton` is refused without a GPU
+  and was not run. Sequences that are packed behind shared prompts have the log-probs that each has alone. The attention
   term reaches adapters of q and k, and merged weights have the plain model's names. A frozen encoder sees each medium
   once a step. A teacher of the same family has the log-probs that transformers computes; teachers of another size were
   tried for Qwen2.5-VL alone (`tests/unit/scoring/test_teacher.py`).
@@ -77,11 +78,13 @@ says what a test goes through with a tiny model, on CPU (some only in `make test
   `tests/system/test_deepspeed_engine.py` (also with offloading), `test_families_on_ranks.py` and
   `test_tiled_families.py`.
 - *Sequence parallelism*: two ranks that hold each micro-batch together, in `tests/system/test_sequence_parallel.py` and
-  `test_tiled_families.py`. `learner.sequence_parallel` must divide the model's attention heads, or it is refused.
+  `test_tiled_families.py`. `learner.sequence_parallel` must divide the model's attention heads, or it is refused. Ranks
+  cannot share sequences of layers with linear attention.
 - vLLM, prompt ids and weights that are replaced in place and read back: `tests/system/test_vllm_generator.py`,
-  `test_families_in_vllm.py` and `test_tiled_families.py`; Qwen2-VL and Idefics3 by `python -m bench.models --measure`.
-- Whole runs over Ray, vLLM and DeepSpeed: Qwen2.5-VL (`tests/system/test_ray_run.py`), Qwen3-VL and GLM-4.1V
-  (`test_families_in_runs.py`).
+  `test_families_in_vllm.py`, `test_tiled_families.py` and `test_qwen3_5_in_vllm.py`; Qwen2-VL and Idefics3 by
+  `python -m bench.models --measure`.
+- Whole runs over Ray, vLLM and DeepSpeed: Qwen2.5-VL (`tests/system/test_ray_run.py`), Qwen3-VL, Qwen3.5 and GLM-4.1V
+  (`test_families_in_runs.py`); with transformers engines in vLLM's place: Gemma 3 (`test_hf_over_ray.py`).
 """
 
 
@@ -91,10 +94,14 @@ class Served:
 
     title: str
     model_type: str
-    build: Callable[[Path], object] | None
-    """Writes a tiny one; None: not measured."""
+    build: Callable[[Path], object]
+    """Writes a tiny one."""
     dtype: Dtype = "float32"
     """What vLLM computes it in; transformers is in float32."""
+    in_vllm: bool = True
+    """Whether vLLM computes it on a CPU."""
+    splits: bool = True
+    """Whether ranks can share its sequences."""
     full_size: str = "never run"
 
 
@@ -102,6 +109,7 @@ def served() -> list[Served]:
     """All rows, with the models that tests build."""
     from ral_system.tasks.tiny_model import build_tiny_model
     from ral_system.tasks.visual_search import words
+    from tests.gemma3_model import build_gemma3
     from tests.glm4v_model import build_glm4v
     from tests.internvl_model import build_internvl
     from tests.llava_onevision_model import build_llava_onevision
@@ -117,11 +125,11 @@ def served() -> list[Served]:
         Served("Qwen2-VL", "qwen2_vl", lambda to: build_qwen2_vl(to, words())),
         Served("Qwen2.5-VL", "qwen2_5_vl", qwen2_5_vl),
         Served("Qwen3-VL", "qwen3_vl", build_qwen3_vl),
-        Served("Qwen3.5, dense", "qwen3_5", build_qwen3_5, "bfloat16"),
+        Served("Qwen3.5, dense", "qwen3_5", build_qwen3_5, "bfloat16", splits=False),
         Served("GLM-4.1V", "glm4v", build_glm4v),
         Served("InternVL3, InternVL3.5 (Hugging Face format)", "internvl", lambda to: build_internvl(to, words())),
         Served("LLaVA-OneVision", "llava_onevision", lambda to: build_llava_onevision(to, words())),
-        Served("Gemma 3", "gemma3", None),
+        Served("Gemma 3", "gemma3", lambda to: build_gemma3(to, words(), window=64), in_vllm=False),
         Served("SmolVLM, SmolVLM2", "smolvlm", lambda to: build_smolvlm(to, words())),
         Served("Idefics3", "idefics3", lambda to: build_smolvlm(to, words(), model_type="idefics3")),
     ]
@@ -137,7 +145,7 @@ def main() -> None:
         print(json.dumps(measured(next(of for of in served() if of.model_type == options.one))))
         return
     if options.measure:
-        found = {of.model_type: _in_a_process(of.model_type) for of in served() if of.build is not None}
+        found = {of.model_type: _in_a_process(of.model_type) for of in served() if of.in_vllm}
         versions = {name: version for name, version in package_versions().items() if name in _VERSIONS}
         MEASURED.write_text(json.dumps({"versions": versions, "models": found}, indent=1) + "\n", encoding="utf-8")
     TARGET.write_text(page(), encoding="utf-8")
@@ -167,11 +175,9 @@ def _tried() -> str:
     together |= {name for name in TILED for case in tiled if case["sequence_parallel"] > 1}
     rows = f"| {' | '.join(_OPTIONS)} |\n{'|---' * len(_OPTIONS)}|\n"
     for of in served():
-        in_the_learner = [
-            "not tested" if of.build is None else "yes"
-        ] * 5  # its test goes through all that can be built
+        in_the_learner = ["yes"] * 5  # its test goes through all of them
         zero = ", ".join(map(str, sorted(stages.get(of.model_type, ())))) or "not tested"
-        shared = "yes" if of.model_type in together else "not tested"
+        shared = "yes" if of.model_type in together else "not tested" if of.splits else "refused"
         rows += f"| {' | '.join([of.title, *in_the_learner, zero, shared, of.full_size])} |\n"
     return rows
 
@@ -218,7 +224,6 @@ def measured(of: Served) -> dict[str, float]:
     from ral_system.weights.manifest import verify_loaded
     from tests.system.vllm_setting import SAMPLING, Setting
 
-    assert of.build is not None
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
         of.build(folder / "model")

@@ -53,7 +53,7 @@ def build_gemma_tokenizer(words: Iterable[str]) -> PreTrainedTokenizerFast:
     )
 
 
-def build_gemma3(folder: Path, words: Iterable[str], *, side: int = 2, layers: int = 3) -> None:
+def build_gemma3(folder: Path, words: Iterable[str], *, side: int = 2, layers: int = 3, window: int = WINDOW) -> None:
     """Write one whose pictures of 28 px are `side` × `side` tokens, of 2 × 2 patches each; every third layer has no
     window. The head is the embedding, and the encoder's names are those of the published models.
     """
@@ -68,7 +68,7 @@ def build_gemma3(folder: Path, words: Iterable[str], *, side: int = 2, layers: i
             "num_key_value_heads": 1,
             "head_dim": 32,
             "query_pre_attn_scalar": 24,
-            "sliding_window": WINDOW,
+            "sliding_window": window,
             "layer_types": ["sliding_attention" if i % 3 else "full_attention" for i in range(layers)],
             "max_position_embeddings": 4096,
             "initializer_range": 0.1,
