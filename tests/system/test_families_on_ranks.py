@@ -46,10 +46,13 @@ def trained(task: Path, family: str, rank: int, world_size: int, learner: dict[s
 def work(task: Path, rank: int, world_size: int, port: int) -> None:
     """One rank; each writes what it found."""
     become_rank(rank, world_size, port)
+    import torch
+
     for family in FAMILIES:
         settings = {"engine": "deepspeed", "offload": "none", "zero_stage": 3, "sequence_parallel": 1}
         found = trained(task, family, rank, world_size, settings)
         (task / f"{family} {rank}.pickle").write_bytes(pickle.dumps(found))
+    torch.distributed.destroy_process_group()  # or torch's threads may end the process with an error
 
 
 @pytest.fixture(scope="module")

@@ -91,11 +91,14 @@ def scored_and_trained(task: Path, method: str, rank: int, world_size: int, lear
 def work(task: Path, rank: int, world_size: int, port: int) -> None:
     """One rank; each writes what it found."""
     become_rank(rank, world_size, port)
+    import torch
+
     for method in METHODS:
         for name, learner in CASES.items():
             settings = {"engine": "deepspeed", "offload": "none", **learner}
             found = scored_and_trained(task, method, rank, world_size, settings)
             (task / f"{method} {name} {rank}.pickle").write_bytes(pickle.dumps(found))
+    torch.distributed.destroy_process_group()  # or torch's threads may end the process with an error
 
 
 @pytest.fixture(scope="module", params=list(TILED))
