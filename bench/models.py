@@ -34,46 +34,65 @@ packages' included ([Extensions](extending.md)). A model of another type is refu
 |---|---|---|---|---|---|
 """
 _TAIL = """
-Pictures and videos: the most that a prompt may hold. The differences are of log-probs, between vLLM and
-transformers in float32, over sampled tokens of answers to questions about a picture, several, a video where there are
-some, and text alone: with weights as loaded, and with those of an update that vLLM takes in place. The models are tiny
-ones with random weights; {versions}.
-
-Qwen3.5 is the exception: on CPU vLLM computes linear attention in bfloat16 only, and `rollout.dtype=float32` is refused
-there. In bfloat16 it is as far from transformers in float32 as transformers in bfloat16 is (a test compares both);
-`rollout=hf` is exact. Most of its text layers have linear attention, which has no attention weights. `last` and `all`
-in `algorithm.attention.layers` are of the others, indices count all layers, and a layer with linear attention is
-refused by name; so is `learner.sequence_parallel` above 1, because the layers' states run through whole sequences.
-Packed groups and shared prompts are exact: each response begins with the state that its prompt left. Without the
-packages `flash-linear-attention` and `causal-conv1d` transformers runs its reference code, by its own account more than
-ten times slower on an H100. With them the same calls, one for each prompt and one for its responses, go to their
-kernels, whose source has gradients for first and last states; that has not been run here.
+Pictures and videos: the most that a prompt may hold. The differences are of log-probs, between vLLM and the learner's
+model (transformers, pictures encoded as in training) in float32, over sampled tokens of answers to questions about a
+picture, several, a video where there are some, and text alone: with weights as loaded, and with those of an update that
+vLLM takes in place. The models are tiny ones with random weights.
+Measured with {versions}.
 
 **No model of any family has run here at full size, or on a GPU.** `rollout.log_prob_gate` measures the same difference
 in every step of a run and ends one that trains on other probabilities than it sampled from.
 
-**Gemma 3 needs `rollout=hf` on a CPU.** Its picture tokens attend to each other in both directions. vLLM's attention on
-CPU is causal there, so that log-probs of tiny random weights differ by 0.001 to 0.2 nats, and vLLM is refused in one
-line. With causal pictures in transformers as well, the difference is at most 2e-06, before and after an update: prompt
-ids, windows and names of weights agree (`tests/system/test_gemma3_in_vllm.py`). On GPUs vLLM is allowed, since several
-of its kernels there declare support for it; none was run here, and `rollout.log_prob_gate` would find a difference.
-Five of six layers see 1024 tokens back, and so does the last one of the 4B and 27B models: see [layers with a
+A model is named by its name on the Hugging Face Hub or by its folder; [your own rows](data.md) are `data=files`:
+
+    ral-train data=files +data/source@data.sources.mine=columns data.sources.mine.path=rows.jsonl stages=[rl] \\
+        start_model=Qwen/Qwen3-VL-2B-Instruct
+    # on a CPU: Gemma 3 with transformers as its engine, Qwen3.5 in bfloat16
+    ral-train … start_model=google/gemma-3-4b-it rollout=hf
+    ral-train … start_model=Qwen/Qwen3.5-2B rollout.dtype=bfloat16
+
+## Qwen3.5
+On a CPU vLLM computes linear attention in bfloat16 only, and refuses `rollout.dtype=float32`. In bfloat16 it is as far
+from transformers in float32 as transformers in bfloat16 is (a test compares both); `rollout=hf` is exact.
+
+Most text layers have linear attention, which has no attention weights. `last` and `all` in `algorithm.attention.layers`
+skip them, indices count all layers, and a layer with linear attention is refused by name. So is
+`learner.sequence_parallel` above 1, because the layers' states run through whole sequences. Packed groups and shared
+prompts are exact: each response begins with the state that its prompt left.
+
+Without the packages `flash-linear-attention` and `causal-conv1d` transformers runs its slower reference code. With them
+the same calls, one for each prompt and one for its responses, go to their kernels. That has not been run here.
+
+## Gemma 3
+Picture tokens attend to each other in both directions. vLLM's attention on a CPU is causal there, which changes
+log-probs by up to 0.2 nats in a tiny model, so vLLM is refused and `rollout=hf` takes its place. With causal pictures
+on both sides the two agree, before and after an update (`tests/system/test_gemma3_in_vllm.py`). On GPUs vLLM is
+allowed: several of its kernels there declare support for two-way pictures. None was run here.
+
+Five of six layers see 1,024 tokens back, and so does the last one of the 4B and 27B models: see [layers with a
 window](attention.md#layers-with-a-sliding-window). Packing and shared prompts work, by torch's attention with masks in
 place of flash attention; that was not timed.
 
+## SmolVLM2, SmolVLM and Idefics3
+The learner gives patches the position embeddings that vLLM gives them. transformers rounds the places of some patches
+otherwise where 27 stand along a side, as in SmolVLM2-2.2B, and in bfloat16 also with other numbers: log-probs of a tiny
+model then differ by up to 0.08 ([decisions](decisions.md#model-families)). A shared model answers in transformers with
+that difference; its card says so. Their processor needs `pip install 'ral-system[smolvlm]'`.
+
 ## What was tried with which
-The families are behind one protocol (`ral_system/families/family.py`), so that all options should work alike. A cell
+The families share one protocol (`ral_system/families/family.py`), and all options should work alike. A cell
 says what a test goes through with a tiny model, on CPU (some only in `make test-all`); *not tested* may work.
 
 {tried}
 - *Attention options, packing, LoRA, frozen encoder, teacher*: `tests/unit/training/test_families_in_the_learner.py`.
   Rows {rows};
-  keys {keys}; heads as a mean and each alone; the last layer, all, and some,
-  of Qwen3.5 those with softmax attention. The backends `dense` and `chunked` agree; `triton` is refused without a GPU
-  and was not run. Sequences that are packed behind shared prompts have the log-probs that each has alone. The attention
-  term reaches adapters of q and k, and merged weights have the plain model's names. A frozen encoder sees each medium
-  once a step. A teacher of the same family has the log-probs that transformers computes; teachers of another size were
-  tried for Qwen2.5-VL alone (`tests/unit/scoring/test_teacher.py`).
+  keys {keys}; heads as a mean and each alone; the last layer, all, and some, of Qwen3.5
+  those with softmax attention. The backends `dense` and `chunked` agree; `triton` is refused without a GPU and was not
+  run. The objectives `attention_credit`, `group_anchor`, `papo` and `vgpo` change the update. Sequences that are packed
+  after shared prompts have the log-probs that each has alone. The attention term reaches adapters of q and k, and
+  merged weights have the plain model's names. A frozen encoder sees each medium once a step. A teacher of the same
+  family has the log-probs that transformers computes; teachers of another size were tried for Qwen2.5-VL alone
+  (`tests/unit/scoring/test_teacher.py`).
 - *ZeRO*: two ranks that share micro-batches of pictures, videos and text train as one does, in
   `tests/system/test_deepspeed_engine.py` (also with offloading), `test_families_on_ranks.py` and
   `test_tiled_families.py`.
@@ -129,9 +148,9 @@ def served() -> list[Served]:
         Served("GLM-4.1V", "glm4v", build_glm4v),
         Served("InternVL3, InternVL3.5 (Hugging Face format)", "internvl", lambda to: build_internvl(to, words())),
         Served("LLaVA-OneVision", "llava_onevision", lambda to: build_llava_onevision(to, words())),
-        Served("Gemma 3", "gemma3", lambda to: build_gemma3(to, words(), window=64), in_vllm=False),
-        Served("SmolVLM, SmolVLM2", "smolvlm", lambda to: build_smolvlm(to, words())),
-        Served("Idefics3", "idefics3", lambda to: build_smolvlm(to, words(), model_type="idefics3")),
+        Served("Gemma 3", "gemma3", lambda to: build_gemma3(to, words(), window=24), in_vllm=False),
+        Served("SmolVLM2", "smolvlm", lambda to: build_smolvlm(to, words())),
+        Served("Idefics3, SmolVLM", "idefics3", lambda to: build_smolvlm(to, words(), model_type="idefics3")),
     ]
 
 

@@ -28,7 +28,7 @@ Kernel = Callable[[Tensor, Tensor, Tensor, Packing, float], Tensor]
 """(query, key, value, packing, scale) → attention."""
 Attend = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor, int, int], Tensor]
 """(query [·, H, D], key and value [·, K, D], their cumulative lengths, their largest lengths) → attention of sequences
-that lie behind each other; if causal, from the last token back."""
+that follow one another; if causal, from the last token back."""
 
 
 def packed_attention(
@@ -228,7 +228,7 @@ def _prompt_and_responses(
 def _mask(group: PackedGroup, window: int | None, device: torch.device, dtype: torch.dtype) -> Tensor:
     """0 where a token of the group (row) attends to one (column), -inf elsewhere: [T, T].
 
-    A window also holds within pictures: a token sees what is behind it in its own.
+    A window also holds within pictures: a token sees what comes after it in its own.
     """
     branches, at, picture = group.branches, torch.arange(group.tokens), group.picture_of
     seen = (at <= at[:, None]) | ((picture > 0) & (picture == picture[:, None]))

@@ -1,6 +1,6 @@
-"""Groups of sequences in one stream of tokens: a prompt once, then its responses one behind the other.
+"""Groups of sequences in one stream of tokens: a prompt once, then its responses one after another.
 
-A response sees the prompt and itself, as if it stood alone behind it, and nothing of other responses or groups. What a
+A response sees the prompt and itself, as if it alone followed it, and nothing of other responses or groups. What a
 prompt's tokens compute does not depend on responses, so log-probs, attention rows and gradients are those of sequences
 apart. Suffixes: T tokens of the stream, N rows.
 """
@@ -72,7 +72,7 @@ class PackedGroup:
     def own(self, response: int, values: Tensor) -> Tensor:
         """Select the values of one response's sequence out of those by token of the group, [..., T]."""
         start, length = self.starts[response], self.responses[response]
-        if start == self.prompt:  # the first: behind the prompt already
+        if start == self.prompt:  # the first: it follows the prompt already
             return values[..., : self.prompt + length]
         return torch.cat([values[..., : self.prompt], values[..., start : start + length]], dim=-1)
 

@@ -26,7 +26,7 @@ class KeyKind(enum.IntEnum):
 
 @dataclass(frozen=True, slots=True)
 class KeyProvenance:
-    """Keys of a sequence or a group, or of several one behind the other. [T] each; -1 where it does not apply. int64,
+    """Keys of a sequence or a group, or of several one after another. [T] each; -1 where it does not apply. int64,
     but for `evidence`.
 
     Example, a system token, a text token, an image of 1 × 2 visual tokens and a generated token:

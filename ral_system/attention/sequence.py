@@ -32,7 +32,7 @@ class SequenceGroup(ABC):
 
     @abstractmethod
     def exchange(self, x: Tensor, received: Sequence[int], sent: Sequence[int]) -> Tensor:
-        """Send `sent[n]` rows of `x` to rank n, one rank behind the other; returns `received[n]` of each, in order."""
+        """Send `sent[n]` rows of `x` to rank n, one rank after another; returns `received[n]` of each, in order."""
 
     @abstractmethod
     def total(self, x: Tensor) -> Tensor:

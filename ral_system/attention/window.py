@@ -23,7 +23,7 @@ class Window:
     """int64 [T], each token's position in its own sequence."""
 
     def reaches(self, rows: Tensor) -> Tensor:
-        """bool [R, T]: keys that are not too far before a row, or behind it."""
+        """bool [R, T]: keys that are not too far before a row, or that follow it."""
         return self.positions > self.positions[rows][:, None] - self.size
 
     def check(self, tokens: int, device: torch.device) -> None:

@@ -48,7 +48,7 @@ class RowPositions:
 
 @dataclass(frozen=True, slots=True)
 class TensorBatch:
-    """A micro-batch on one device: groups one behind the other, each a prompt once and then its responses."""
+    """A micro-batch on one device: groups one after another, each a prompt once and then its responses."""
 
     input_ids: Tensor
     """int64 [T]"""

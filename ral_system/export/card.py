@@ -41,14 +41,17 @@ print(processor.batch_decode(answers[:, inputs["input_ids"].shape[1] :])[0])
 """
 
 
-def card(lineage: Lineage, name: str, *, adapters: bool, options: Mapping[str, bool] | None = None) -> str:
+def card(
+    lineage: Lineage, name: str, *, adapters: bool, options: Mapping[str, bool] | None = None, note: str = ""
+) -> str:
     """The text of README.md. `name` is what others load the model by: a name on the hub, or a folder's.
 
-    `options` are those of the chat template in training.
+    `options` are those of the chat template in training, `note` what the model's family has to say.
     """
     last = lineage.last
     parts = [f"# {name.rpartition('/')[2]}", *_introduction(lineage, adapters=adapters)]
     parts += ["## Use", _use(last.config, name, options or {}) if not adapters else _use_adapters(lineage, name)]
+    parts += [note] if note else []
     parts += ["## Training", _training(lineage)]
     parts += _results(lineage)
     parts += ["## Made with", _made_with(last)]

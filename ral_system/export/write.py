@@ -30,11 +30,12 @@ def export_model(lineage: Lineage, target: Path, name: str, dtype: Dtype | None 
     """
     source = _source(lineage)
     check_model_folder(source)
-    model, processor = load_model(source, dtype=dtype or _dtype(source)), load_family(source).processor
+    model, family = load_model(source, dtype=dtype or _dtype(source)), load_family(source)
     thinks = lineage.last.config["algorithm"]["response_format"] == "think_answer"
-    text = card(lineage, name, adapters=False, options=ChatTemplate(processor, thinks=thinks).options)
+    options = ChatTemplate(family.processor, thinks=thinks).options
+    text = card(lineage, name, adapters=False, options=options, note=family.card_note)
     with RunFolder.whole(target) as partial:
-        save_model(model, named_weights(model), processor, partial, source)
+        save_model(model, named_weights(model), family.processor, partial, source)
         _describe(lineage, partial, text)
 
 

@@ -24,7 +24,7 @@ from ral_system.families.tags import with_tags_as_text
 from ral_system.types import MAX_MEDIA, EngineNames, Layout, Media, MediaKind
 
 Features = dict[str, Tensor]
-"""What a model's vision encoder reads, under the names of its forward pass. Media lie behind each other along the first
+"""What a model's vision encoder reads, under the names of its forward pass. Media follow one another along the first
 dimension: pictures in their order under some names, videos in theirs under others."""
 
 
@@ -64,6 +64,8 @@ class Family(ABC):
     bidirectional: ClassVar[bool] = False
     """Whether the visual tokens of a picture attend to each other in both directions."""
 
+    card_note: ClassVar[str] = ""
+    """Sentences for those who load a trained model elsewhere, in its card."""
     engine_names: ClassVar[EngineNames] = EngineNames()
     """What vLLM's loader calls the weights."""
 
@@ -224,7 +226,7 @@ class Family(ABC):
         return tuple(engine_ids)
 
     def engine_problem(self, device: Device, dtype: Dtype) -> str | None:
-        """Why vLLM would compute something else on this device in this type, and what to do; None if it does not."""
+        """Why vLLM computes the model differently on this device in this type, and what to do; None if it does not."""
         if device == "cpu" and self.linear_layers and dtype != "bfloat16":
             return (
                 f"rollout.dtype={dtype}: on a CPU vLLM computes linear attention, which the model has, in bfloat16 "
@@ -299,6 +301,6 @@ def sized(medium: Media, budgets: Mapping[MediaKind, PixelBudget]) -> Media:
 
 
 def joined(features: Sequence[Features]) -> Features:
-    """Features of several media, one behind the other."""
+    """Features of several media, one after another."""
     names = dict.fromkeys(name for one in features for name in one)
     return {name: torch.cat([one[name] for one in features if name in one]) for name in names}

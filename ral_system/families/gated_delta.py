@@ -4,7 +4,7 @@
 
 q and k, of unit length, and v come from a causal convolution over the last few tokens. A prompt's first token begins
 with S = 0 and nothing before it, and each of its responses with the prompt's last S and last tokens: as if it stood
-alone behind the prompt.
+alone after the prompt.
 
 Suffixes: B sequences, T tokens, C channels of q, k and v together, V value heads, K and D sizes of keys and values.
 """
@@ -66,7 +66,7 @@ class PackedGatedDeltaNet(Qwen3_5GatedDeltaNet):
             found.append(attended[0])
             context_TC = of_prompt[0][max(0, prompt + 1 - self.conv_kernel_size) :]
             state = state.expand(len(responses), -1, -1, -1)
-        # behind a shorter response: beta = 0, so its state does not change, and what comes out is cut off
+        # after a shorter response: beta = 0, so its state does not change, and what comes out is cut off
         padded = (pad_sequence(list(x.split(responses)), batch_first=True) for x in of_responses)
         attended, _ = self._sequences(context_TC.expand(len(responses), -1, -1), state, *padded)
         return torch.cat([*found, *(one[:length] for one, length in zip(attended, responses, strict=True))])
@@ -74,7 +74,7 @@ class PackedGatedDeltaNet(Qwen3_5GatedDeltaNet):
     def _sequences(
         self, context_BTC: Tensor, state_BVKD: Tensor | None, qkv_BTC: Tensor, g_BTV: Tensor, beta_BTV: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """Outputs [B, T, V, D] and last states [B, V, K, D], behind up to kernel - 1 tokens of context and a state."""
+        """Outputs [B, T, V, D] and last states [B, V, K, D], after up to kernel - 1 tokens of context and a state."""
         weight, context = self.conv1d.weight.squeeze(1), context_BTC.shape[1]
         seen_BCT = torch.cat([context_BTC, qkv_BTC], dim=1).transpose(1, 2)
         convolved_BTC = causal_conv1d_fn(seen_BCT, weight, self.conv1d.bias, self.activation).transpose(1, 2)

@@ -53,6 +53,10 @@ class SmolVlm(Family):
     """
 
     model_types: ClassVar[tuple[str, ...]] = ("smolvlm", "idefics3")
+    card_note = (
+        "Its processor needs the package num2words. In training, patches of pictures had the position embeddings that "
+        "vLLM gives them. transformers rounds the places of some patches otherwise, and its answers can differ."
+    )
     attention_classes: ClassVar[tuple[str, ...]] = ("LlamaAttention",)
     max_media: ClassVar[Mapping[MediaKind, int]] = {**Family.max_media, "video": 0}  # as vLLM has it
 

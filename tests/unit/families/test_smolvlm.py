@@ -272,7 +272,7 @@ def test_bounds_of_pixels_hold_all_that_the_processor_makes(bench: Bench, make_c
 
 
 def test_videos_are_refused_by_name(bench: Bench, make_config: Callable) -> None:
-    with pytest.raises(ValueError, match=r"^prompt p: 1 videos; smolvlm models take none; leave them out$"):
+    with pytest.raises(ValueError, match=r"^prompt p: 1 videos; the model reads no videos$"):
         ChatRenderer(bench.family, "").prompt(id="p", kind="", question="what ?", answer="", media=(VIDEO,))
     own = "data.image={min_pixels: null, max_pixels: null}"
     settings = ("data=video_r1", "data.sources.main.path=rows.json", "stages=[rl]", own)

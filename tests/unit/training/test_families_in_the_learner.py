@@ -3,13 +3,14 @@
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pytest
 import torch
 
 from bench.models import served
+from ral_system.config.choices import Keys, Rows
 from ral_system.config.commands import TrainConfig
 from ral_system.media.store import MediaStore
 from ral_system.models.loading import load_family, load_model, save_model
@@ -18,7 +19,7 @@ from ral_system.models.policy import PolicyModel
 from ral_system.scoring.teacher import TeacherScorer
 from ral_system.training.learner_rank import LearnerRank
 from ral_system.training.plan import plan_updates
-from ral_system.types import Scores
+from ral_system.types import Credit, Scores
 from tests.perturbed import perturb
 from tests.unit.families.of_transformers import Bench
 from tests.unit.training.learners import Watched
@@ -30,6 +31,7 @@ ALONE = (
     *("stages=[rl]", "algorithm.attention.weight=5", "algorithm.attention.anchor=reference"),
     *("algorithm.policy_weight=0", "algorithm.kl.coefficient=0", "rollout.log_prob_gate.token=1e9"),
 )
+OUTCOMES = (0.7, -1.1)
 LORA = "learner.lora={rank: 4, alpha: 8, targets: [q_proj, k_proj, v_proj], vision: false}"
 
 
@@ -43,8 +45,10 @@ class Case(Bench):
         self.judged = []
         for i, sample in enumerate(self.samples(2)):
             ids = (*sample.response_token_ids, *answer)
-            judged = {"rollout_log_probs": (0.0,) * len(ids), "advantage": (0.7, -1.1)[i % 2]}
+            judged = {"rollout_log_probs": (0.0,) * len(ids), "advantage": OUTCOMES[i % 2], "index": i % 2}
+            judged["credit"] = Credit(OUTCOMES[i % 2], OUTCOMES, OUTCOMES)
             self.judged.append(replace(sample, response_token_ids=ids, **judged))
+        assert max(len(s.prompt.token_ids) + len(s.response_token_ids) for s in self.judged) > 24  # Gemma's window
         self.plan = plan_updates(self.judged, updates=1, shards=1, max_tokens=10**4)
 
     def rank(self, config: TrainConfig) -> LearnerRank:
@@ -102,6 +106,11 @@ CHOICES = (
 """Settings of `algorithm.attention` that every family is trained with."""
 
 
+def test_no_choice_of_rows_and_keys_is_left_out() -> None:
+    expected = {f"rows={rows}" for rows in get_args(Rows)} | {f"keys={keys}" for keys in get_args(Keys)}
+    assert expected - {*CHOICES} == {"rows=generated", "keys=all"}  # which the other choices are trained with
+
+
 def test_every_choice_of_rows_keys_heads_layers_and_backends_trains(
     case: Case, make_config: Callable[..., TrainConfig]
 ) -> None:
@@ -125,6 +134,26 @@ def test_every_choice_of_rows_keys_heads_layers_and_backends_trains(
     assert all(divergence > 1e-5 for divergence in found.values()), found
     assert found.pop("backend=dense") == pytest.approx(found["backend=chunked"], rel=1e-4)
     assert len(set(found.values())) == len(CHOICES) - 1  # no choice is without effect
+
+
+OBJECTIVES = {
+    **dict.fromkeys(("attention_credit", "group_anchor"), ("algorithm.attention.weight=1e5",)),
+    **dict.fromkeys(("papo", "vgpo"), ()),
+}
+"""Other objectives than RAL's divergence, each with what makes it large enough to see."""
+
+
+def test_every_other_objective_changes_the_update(case: Case, make_config: Callable[..., TrainConfig]) -> None:
+    def gradient(algorithm: str, *overrides: str) -> torch.Tensor:
+        settings = ("stages=[rl]", f"algorithm={algorithm}", "algorithm.kl.coefficient=0", *overrides)
+        rank = case.rank(make_config(*settings, "rollout.log_prob_gate.token=1e9"))
+        watched = Watched(rank)
+        rank.update(case.plan.updates[0], rank.score(case.plan), None)
+        return torch.cat([g.flatten() for g in watched.gradients[0].values()])
+
+    plain = gradient("grpo")
+    for name, overrides in OBJECTIVES.items():
+        assert (gradient(name, *overrides) - plain).norm() > 1e-3 * plain.norm(), name
 
 
 def test_a_frozen_encoder_sees_each_medium_once_and_is_not_trained(
