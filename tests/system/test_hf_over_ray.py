@@ -42,7 +42,8 @@ def test_a_run_over_ray_repeats_the_one_in_one_process(
         assert {name: ours[name] for name in names} == {name: theirs[name] for name in names}
 
 
-def test_a_model_that_vllm_reads_otherwise_is_trained_by_deepspeed(commands, left, tmp_path: Path) -> None:
+@pytest.mark.long
+def test_a_model_that_vllm_computes_differently_is_trained_by_deepspeed(commands, left, tmp_path: Path) -> None:
     """Gemma 3 on a CPU: trained with two transformers engines and two ranks under ZeRO-3."""
     build_gemma3(tmp_path / "start", words())
     run_of = (

@@ -58,7 +58,7 @@ def setting(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Setting]:
 
 
 def test_either_end_of_a_sequence_ends_a_response(setting: Setting, monkeypatch: pytest.MonkeyPatch) -> None:
-    sampling = Sampling(completions=120, temperature=1.0, max_new_tokens=6, seed=1)
+    sampling = Sampling(completions=300, temperature=1.0, max_new_tokens=6, seed=1)
     for stop_text in (None, ANSWER_END):
         monkeypatch.setattr(setting.engine, "_stop_text", stop_text)
         found = list(setting.engine.generate([setting.prompt("What?")], sampling))
