@@ -28,7 +28,7 @@ if not Path("/proc/driver/nvidia").exists() and importlib.util.find_spec("triton
         patch.setitem(os.environ, "TRITON_INTERPRET", "1")
         importlib.import_module("triton.language")
 
-pytest_plugins = ("tests.durations",)
+pytest_plugins = ("tests.durations", "tests.hub")
 
 if TYPE_CHECKING:
     from ral_system.config.commands import TrainConfig
