@@ -45,11 +45,11 @@ in every step of a run and ends one that trains on other probabilities than it s
 
 A model is named by its name on the Hugging Face Hub or by its folder; [your own rows](data.md) are `data=files`:
 
-    ral-train data=files +data/source@data.sources.mine=columns data.sources.mine.path=rows.jsonl stages=[rl] \\
+    ral-train stages=[rl] data=files +data/source@data.sources.mine=columns data.sources.mine.path=rows.jsonl \\
+        "data.sources.mine.columns={{question: question, answer: answer, images: picture}}" \\
         start_model=Qwen/Qwen3-VL-2B-Instruct
-    # on a CPU: Gemma 3 with transformers as its engine, Qwen3.5 in bfloat16
-    ral-train … start_model=google/gemma-3-4b-it rollout=hf
-    ral-train … start_model=Qwen/Qwen3.5-2B rollout.dtype=bfloat16
+    ral-train … start_model=google/gemma-3-4b-it rollout=hf              # Gemma 3 without GPUs
+    ral-train … start_model=FOLDER rollout.dtype=bfloat16                # Qwen3.5 without GPUs
 
 ## Qwen3.5
 On a CPU vLLM computes linear attention in bfloat16 only, and refuses `rollout.dtype=float32`. In bfloat16 it is as far
