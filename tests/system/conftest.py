@@ -25,6 +25,7 @@ _BIN = Path(sys.executable).parent
 _LONGEST = ("ray_", "cluster_nodes", "tensor_parallel", "local_runs", "deepspeed_engine")
 _WITH_CLUSTERS = (
     "cluster_nodes",
+    "families_in_runs",
     "four_nodes",
     "hf_over_ray",
     "lora_run",

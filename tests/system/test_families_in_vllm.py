@@ -1,4 +1,4 @@
-"""Every family in the real vLLM against transformers: prompt ids, log-probs, and weights that are replaced in place."""
+"""Qwen3-VL and GLM-4.1V in the real vLLM against transformers: prompt ids, log-probs, weights replaced in place."""
 
 from collections.abc import Iterator
 from dataclasses import replace

@@ -1,4 +1,4 @@
-"""Every family on two DeepSpeed ranks under ZeRO-3, whose micro-batches are unlike: one rank's numbers and weights."""
+"""Qwen3-VL, Qwen3.5 and GLM-4.1V on two ranks under ZeRO-3, whose micro-batches are unlike, against one rank."""
 
 from __future__ import annotations
 
