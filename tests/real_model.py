@@ -9,16 +9,10 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import (
-    PreTrainedTokenizerFast,
-    Qwen2_5_VLForConditionalGeneration,
-    Qwen2_5_VLProcessor,
-    Qwen2VLImageProcessor,
-    Qwen2VLVideoProcessor,
-)
+from transformers import PreTrainedTokenizerFast, Qwen2_5_VLForConditionalGeneration
 
 from ral_system.families.qwen_vl.family import QwenVl
-from ral_system.tasks.tiny_model import build_config
+from ral_system.tasks.tiny_model import build_config, build_processor
 from ral_system.types import Completion, FinishReason
 
 VOCABULARY = 151_936
@@ -28,7 +22,7 @@ END_OF_TURN, END_OF_TEXT = 151_645, 151_643
 
 def real_family(tokenizer: PreTrainedTokenizerFast, chat_template: str) -> QwenVl:
     """Return the family of a model with this tokenizer and template, without the model."""
-    return QwenVl(_config(tokenizer), _processor(tokenizer, chat_template))
+    return QwenVl(_config(tokenizer), build_processor(tokenizer, chat_template))
 
 
 def build_real_model(
@@ -51,23 +45,13 @@ def build_real_model(
     model.generation_config.eos_token_id = [END_OF_TURN, END_OF_TEXT]
     model.generation_config.pad_token_id = END_OF_TEXT
     model.save_pretrained(folder)
-    _processor(tokenizer, chat_template).save_pretrained(folder)
+    build_processor(tokenizer, chat_template).save_pretrained(folder)
 
 
 def _config(tokenizer: PreTrainedTokenizerFast, hidden: int = 32) -> Any:
     config = build_config(tokenizer, hidden=hidden, layers=2, vision_layers=1)
     config.text_config.vocab_size = VOCABULARY
     return config
-
-
-def _processor(tokenizer: PreTrainedTokenizerFast, chat_template: str) -> Qwen2_5_VLProcessor:
-    size = {"shortest_edge": 56 * 56, "longest_edge": 28 * 28 * 1280}
-    return Qwen2_5_VLProcessor(
-        image_processor=Qwen2VLImageProcessor(size=size),
-        video_processor=Qwen2VLVideoProcessor(size=size),
-        tokenizer=tokenizer,
-        chat_template=chat_template,
-    )
 
 
 @torch.no_grad()

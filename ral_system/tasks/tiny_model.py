@@ -1,7 +1,8 @@
 """A tiny vision-language model of the Qwen2.5-VL architecture, built from nothing: weights, tokenizer and processor.
 
 Saved in Hugging Face format, so that transformers and vLLM load it as they load the 7B model. Its tokenizer knows the
-words of the generated world that it is built for and the Qwen chat markers; a grid cell of 28 px is one visual token.
+words of the data that it is built for and the Qwen chat markers, or is a given one; a grid cell of 28 px is one visual
+token.
 """
 
 from __future__ import annotations
@@ -78,7 +79,7 @@ def build_config(
     heads = hidden // 32
     token_id = tokenizer.convert_tokens_to_ids
     text = {
-        "vocab_size": len(tokenizer),
+        "vocab_size": 1 + max(tokenizer.get_vocab().values()),  # ids may have gaps
         "hidden_size": hidden,
         "intermediate_size": 3 * hidden,
         "num_hidden_layers": layers,
@@ -111,11 +112,29 @@ def build_config(
     )
 
 
+def build_processor(tokenizer: PreTrainedTokenizerFast, chat_template: str) -> Qwen2_5_VLProcessor:
+    """Qwen2.5-VL's processor, for pictures from 2 × 2 to 1,280 visual tokens."""
+    size = {"shortest_edge": 56 * 56, "longest_edge": 28 * 28 * 1280}
+    return Qwen2_5_VLProcessor(
+        image_processor=Qwen2VLImageProcessor(size=size, image_mean=PIXEL_MEAN, image_std=PIXEL_STD),
+        video_processor=Qwen2VLVideoProcessor(size=size, image_mean=PIXEL_MEAN, image_std=PIXEL_STD),
+        tokenizer=tokenizer,
+        chat_template=chat_template,
+    )
+
+
 def build_tiny_model(
     folder: Path, words: Iterable[str], *, hidden: int, layers: int, vision_layers: int, seed: int
 ) -> None:
-    """Write randomly initialised weights, tokenizer, processor and chat template to `folder`."""
-    tokenizer = build_tokenizer(words)
+    """Write a model that knows `words` to `folder`."""
+    sizes = {"hidden": hidden, "layers": layers, "vision_layers": vision_layers}
+    write_tiny_model(folder, build_tokenizer(words), **sizes, seed=seed)
+
+
+def write_tiny_model(
+    folder: Path, tokenizer: PreTrainedTokenizerFast, *, hidden: int, layers: int, vision_layers: int, seed: int
+) -> None:
+    """Write randomly initialised weights, tokenizer, processor and the tokenizer's chat template to `folder`."""
     config = build_config(tokenizer, hidden=hidden, layers=layers, vision_layers=vision_layers)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -123,11 +142,4 @@ def build_tiny_model(
     model.generation_config.eos_token_id = tokenizer.eos_token_id
     model.generation_config.pad_token_id = tokenizer.pad_token_id
     model.save_pretrained(folder)
-    size = {"shortest_edge": 56 * 56, "longest_edge": 28 * 28 * 1280}
-    processor = Qwen2_5_VLProcessor(
-        image_processor=Qwen2VLImageProcessor(size=size, image_mean=PIXEL_MEAN, image_std=PIXEL_STD),
-        video_processor=Qwen2VLVideoProcessor(size=size, image_mean=PIXEL_MEAN, image_std=PIXEL_STD),
-        tokenizer=tokenizer,
-        chat_template=CHAT_TEMPLATE,
-    )
-    processor.save_pretrained(folder)
+    build_processor(tokenizer, tokenizer.chat_template).save_pretrained(folder)
