@@ -42,7 +42,8 @@ def _model(config: TrainConfig, folder: RunFolder, stages: Sequence[Stage]) -> s
     if earlier:
         return f"{folder.model(earlier[-1])}, from {earlier[-1]}"
     tiny = config.model.tiny
-    return config.model.path or f"new tiny model, {tiny.layers} layers of width {tiny.hidden}"
+    knows = "" if tiny.tokenizer is None else f", with the tokenizer of {tiny.tokenizer}"
+    return config.model.path or f"new tiny model, {tiny.layers} layers of width {tiny.hidden}{knows}"
 
 
 def _cluster(config: TrainConfig, stages: Sequence[Stage]) -> str:

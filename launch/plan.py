@@ -38,15 +38,16 @@ def show_plan(config: PlanCommandConfig) -> None:
     from ral_system.observability.quiet import silence_third_party
     from ral_system.planning.page import print_plan
     from ral_system.planning.plan import make_plan
-    from ral_system.tasks.tiny_model import build_tiny_model
-    from ral_system.tasks.vocabulary import vocabulary
+    from ral_system.tasks.tiny_model import write_tiny_model
+    from ral_system.tasks.vocabulary import tiny_tokenizer
 
     silence_third_party()
     console = Console(width=None if sys.stdout.isatty() else 140, highlight=False)
     with TemporaryDirectory() as temporary:
         if name is None:
             folder = Path(temporary)
-            build_tiny_model(folder, vocabulary(config.data), seed=config.seed, **config.model.tiny.model_dump())
+            tiny = config.model.tiny
+            write_tiny_model(folder, tiny_tokenizer(tiny, config.data), seed=config.seed, **tiny.sizes)
         else:
             folder = local_model_folder(name, weights=False)
         teachers = [local_model_folder(teacher.path, weights=False) for teacher in config.teachers]

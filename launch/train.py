@@ -21,7 +21,7 @@ from ral_system.errors import AlarmError, GateError
 from ral_system.launch.cli import run_with_config
 from ral_system.launch.head import run_head
 from ral_system.launch.refused import leaving_nothing
-from ral_system.models.folders import check_named
+from ral_system.models.folders import check_named, check_tokenizer_folder
 from ral_system.runs.folder import RunFolder
 
 _TRAIN = """
@@ -110,10 +110,13 @@ def _check_models(config: TrainConfig, folder: RunFolder, stages: Sequence[Stage
     """Raise SetupError for a missing model within a second, and not after hours of training."""
     named: list[tuple[str, str]] = []
     if folder.result(stages[0]) is None:
+        first = not any(map(folder.result, STAGES[: STAGES.index(stages[0])]))
         if config.start_model is not None:
             named.append(("start_model", config.start_model))
-        elif config.model.path is not None and not any(map(folder.result, STAGES[: STAGES.index(stages[0])])):
+        elif config.model.path is not None and first:
             named.append(("model.path", config.model.path))
+        elif config.model.tiny.tokenizer is not None and first:
+            check_tokenizer_folder("model.tiny.tokenizer", config.model.tiny.tokenizer)
     for teacher in config.teachers if "rl" in stages else ():
         field = "path" if teacher.path == config.teacher.path else "attention_path"
         named.append((f"teacher.{field}", teacher.path))

@@ -38,7 +38,7 @@ from ral_system.config.files import (
     files_say_where_to_look,
 )
 from ral_system.config.learner import LearnerConfig
-from ral_system.config.model import ModelConfig
+from ral_system.config.model import ModelConfig, StartModelConfig
 from ral_system.config.placement import (
     engines_fit_the_cluster,
     engines_sit_beside_learners,
@@ -75,6 +75,7 @@ def problems(config: Group) -> Iterator[str]:
         batches_divide_over_ranks,
         rates_fall_to_an_end,
         adapters_fit_the_model,
+        tokenizers_are_used,
         frozen_parts_have_no_rate,
         engines_fit_the_cluster,
         engines_sit_beside_learners,
@@ -301,6 +302,15 @@ def adapters_fit_the_model(
             "learner.lora.vision=true trains adapters in the vision encoder, which model.freeze_vision=true keeps "
             "fixed; set one of them to false"
         )
+
+
+def tokenizers_are_used(model: StartModelConfig, start_model: str | None) -> Iterator[str]:
+    """Check that a tokenizer for the tiny model is given only where one may be built."""
+    for field, given in (("model.path", model.path), ("start_model", start_model)):
+        if given is not None:
+            yield from without_effect(
+                model.tiny, "model.tiny", f"{field}={given}, a model with its own", "remove the model", tokenizer=None
+            )
 
 
 def frozen_parts_have_no_rate(model: ModelConfig, learner: LearnerConfig) -> Iterator[str]:

@@ -11,6 +11,14 @@ class TinyModelConfig(Group):
     hidden: Positive
     layers: Positive
     vision_layers: Positive
+    tokenizer: str | None
+    """Folder of a Hugging Face tokenizer with Qwen2.5-VL's special tokens; null builds one of the data's words. Its
+    chat template is used if it places pictures and videos."""
+
+    @property
+    def sizes(self) -> dict[str, int]:
+        """Width and depths."""
+        return self.model_dump(exclude={"tokenizer"})
 
 
 class StartModelConfig(Group):

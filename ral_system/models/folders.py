@@ -49,6 +49,16 @@ def check_model_folder(folder: Path) -> None:
         raise SetupError(f"model folder {folder}: no config.json there; give a folder in Hugging Face format")
 
 
+def check_tokenizer_folder(field: str, name: str) -> Path:
+    """Return the local folder of a tokenizer. Raises SetupError unless it holds one in Hugging Face format."""
+    folder, remedy = Path(name).expanduser(), "give a local folder with a tokenizer.json"
+    if not folder.is_dir():
+        raise SetupError(f"{field}={name}: no such folder; {remedy}")
+    if not (folder / "tokenizer.json").is_file():
+        raise SetupError(f"{field}={name}: no tokenizer.json there; {remedy}")
+    return folder
+
+
 def check_engine_names(folder: Path, names: EngineNames) -> None:
     """Raise SetupError if weights of the folder have names that vLLM does not know, as transformers gives to those of
     a model that was built in it and not downloaded.

@@ -232,6 +232,17 @@ class RunFolder:
             aside.symlink_to(target)
             aside.replace(link)
 
+    def drop_start_model(self, setting: str, part: str) -> None:
+        """Remove the start model, which was built with another `part` than the setting now names. Raises ConfigError
+        after work with it.
+        """
+        if self._holds_work(TRAINING):
+            raise ConfigError(
+                f"{setting}: {part} there is not the one that {self.root} was made with; set another name, or restore "
+                f"{part}"
+            )
+        shutil.rmtree(self.start_model)
+
     def take(self) -> None:
         """Lock the folder until this process ends, however it ends; forked children do not inherit a record lock."""
         self.root.mkdir(parents=True, exist_ok=True)

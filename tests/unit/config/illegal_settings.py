@@ -343,6 +343,14 @@ SETTINGS: dict[str, tuple[dict[str, Any], list[str]]] = {
         {"synthesis.anchorer.instruction": "{reasoning} {desciption}"},
         ["synthesis.anchorer.instruction: {desciption} is never filled in", "{description}"],
     ),
+    "a tokenizer for a model that is given": (
+        {"model.tiny.tokenizer": "/qwen", "model.path": "/model"},
+        ["model.tiny.tokenizer=/qwen has no effect with model.path=/model, a model with its own; remove the model, or"],
+    ),
+    "a tokenizer for a model that is not built": (
+        {"model.tiny.tokenizer": "/qwen", "start_model": "/model"},
+        ["model.tiny.tokenizer=/qwen has no effect with start_model=/model", "or set tokenizer to null"],
+    ),
     "no reward": (
         {"reward.correctness": 0.0, "reward.format": 0.0},
         ["reward.correctness", "reward.format", "raise one"],

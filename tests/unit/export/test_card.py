@@ -72,3 +72,5 @@ def test_what_is_shown_of_the_settings_names_no_folder_of_this_machine(make_conf
     assert shown["data"]["system_prompt"] == "/no_think ./answer"
     assert shown["algorithm"] == config.model_dump(mode="json")["algorithm"]
     assert not shown.keys() & {"logging", "cluster", "runs_dir", "name"}
+    given = shown_config(make_config("model.tiny.tokenizer=/home/somebody/qwen").model_dump(mode="json"))
+    assert "somebody" not in yaml.safe_dump(given) and given["model"]["tiny"]["layers"] > 0

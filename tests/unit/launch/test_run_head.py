@@ -27,6 +27,8 @@ def test_a_run_says_what_runs_on_what(make_config: Callable[..., TrainConfig], t
         "sft up to 4 steps of 8 demonstrations",
         "rl 4 steps of 4 prompts × 4 completions, 2 updates each",
     ]
+    given = head(make_config, tmp_path, "experiment=smoke", "model.tiny.tokenizer=/qwen")
+    assert given[1] == "model new tiny model, 2 layers of width 64, with the tokenizer of /qwen"
 
 
 def test_devices_are_counted(make_config: Callable[..., TrainConfig], tmp_path: Path) -> None:
