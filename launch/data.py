@@ -54,9 +54,10 @@ def show_data(config: DataCommandConfig) -> None:
     name = config.start_model or config.model.path
     if name is not None:
         check_named("model.path" if config.start_model is None else "start_model", name)
-    elif isinstance(config.data, FilesConfig):
+    elif isinstance(config.data, FilesConfig) and "sft" not in config.stages:
         raise ConfigError(
-            "model.path=null: no model; set model.path or start_model to the model that will read the data"
+            f"model.path=null: no model for stages={list(config.stages)}; set model.path or start_model to the model "
+            "that will read the data, or stages=[sft,rl], with which a tiny model does"
         )
     silence_third_party()
     folder = (Path(config.runs_dir) / config.name).resolve()

@@ -19,12 +19,15 @@ from huggingface_hub.utils import filter_repo_objects
 from PIL import Image
 
 from ral_system.config.commands import DataCommandConfig
+from ral_system.controller.start import new_tiny_model
 from ral_system.errors import ConfigError, DataError, SetupError
 from ral_system.launch.data import show_data
 from ral_system.models.folders import local_model_folder
 from ral_system.models.loading import load_family
-from ral_system.tasks.open import QuestionSettings, prepare_files
-from ral_system.tasks.visual_search import VisualSearch
+from ral_system.runs.folder import RunFolder
+from ral_system.tasks.open import QuestionSettings, prepare_files, prepared_folder
+from ral_system.tasks.tiny_model import build_tokenizer
+from ral_system.tasks.visual_search import VisualSearch, words
 from tests.unit.media.clips import clip, noise
 
 BOARD = VisualSearch(seed=0, grid=3, objects=5, digits=True)
@@ -263,11 +266,28 @@ def test_generated_questions_need_no_model(make_config: Callable[..., DataComman
 
 
 def test_files_need_a_model_and_a_folder_to_write_to(bench: Bench) -> None:
-    with pytest.raises(ConfigError, match=r"model\.path=null"):
-        show_data(bench.config([], "model.path=null"))
+    with pytest.raises(
+        ConfigError, match=r"model\.path=null: no model for stages=\['rl'\]; set .* or stages=\[sft,rl\]"
+    ):
+        show_data(bench.config([], "model.path=null", "stages=[rl]"))
     (bench.folder / "file").touch()
     with pytest.raises(SetupError, match="cannot be written"):
         show_data(bench.config([], f"runs_dir={bench.folder}/file"))
+
+
+@pytest.mark.parametrize("given", [False, True])
+def test_files_are_prepared_for_the_tiny_model_that_a_run_builds(bench: Bench, given: bool) -> None:
+    tokenizer = bench.folder / "tokenizer"
+    build_tokenizer(words()).save_pretrained(tokenizer)
+    rows = [row | {"problem": f"{row['problem']} 這是"} for row in bench.pictures(6)]
+    own = ("model.path=null", "data.held_out=0.5", *([f"model.tiny.tokenizer={tokenizer}"] if given else []))
+    config = bench.config(rows, *own)
+    show_data(config)
+    assert "as a tiny model reads it" in bench.page() and ("<unk>" in unescape(bench.page())) == given
+    (prepared,) = (path for path in (bench.folder / "runs" / ".prepared").iterdir() if path.name != "media")
+    start = new_tiny_model(config.model.tiny, config.data, config.seed, RunFolder(bench.folder / "runs" / "run"))
+    settings = QuestionSettings.of(config)
+    assert prepared_folder(settings, config.data, load_family(start), bench.folder / "runs") == prepared
 
 
 def test_words_that_the_model_does_not_know_are_a_warning(
