@@ -62,6 +62,7 @@ def assert_refused(done, *says: str) -> None:
         ("experiment=nope", "experiment=nope: no such option; use one of"),
         ("algorithm=null", "override must be a string"),
         ("name=${nope}", "'nope' not found"),
+        ("model.tiny.tokenizer=qwen", "model.tiny.tokenizer=qwen: no such folder; give a local folder"),
         ("foo", "override 'foo' cannot be read"),
         ("algorithm.steps=[1,", "override 'algorithm.steps=[1,' cannot be read"),
         ("--bogus", "unrecognized arguments: --bogus; see ral-train --help"),
