@@ -125,7 +125,7 @@ def _check_models(config: TrainConfig, folder: RunFolder, stages: Sequence[Stage
 
 
 def _run(config: TrainConfig, folder: RunFolder, stages: Sequence[Stage], unfinished: Sequence[Stage]) -> None:
-    from ral_system.controller.start import first_model, open_metrics, run_stage
+    from ral_system.controller.start import check_model, first_model, open_metrics, run_stage
     from ral_system.models.folders import local_model_folder
     from ral_system.observability.timeline import write_trace
     from ral_system.report.write import write_run_report
@@ -136,6 +136,8 @@ def _run(config: TrainConfig, folder: RunFolder, stages: Sequence[Stage], unfini
     summarise = partial(write_summary, folder, name=config.name, algorithm=config.algorithm.name, seed=config.seed)
     for teacher in config.teachers if "rl" in stages else ():
         local_model_folder(teacher.path)  # a wrong hub name must not surface after hours of training
+    if unfinished:
+        check_model(config, first_model(config, folder, unfinished[0], stages), unfinished)
     with ExitStack() as logs:
         metrics = cache(lambda: logs.enter_context(open_metrics(config, folder)))  # all stages are one W&B run
         for stage in stages:

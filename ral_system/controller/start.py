@@ -1,4 +1,4 @@
-"""Start of one stage: find the model to start from, start the roles, run the stage, and always end the roles."""
+"""Start of one stage: find and check the model to start from, start the roles, run the stage, always end the roles."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from contextlib import closing
 from pathlib import Path
 
-from ral_system.config.choices import STAGES, Stage
+from ral_system.config.choices import STAGES, Device, Stage
 from ral_system.config.commands import TrainConfig
 from ral_system.config.data import AskedDataConfig, FilesConfig
 from ral_system.config.model import TinyModelConfig
@@ -15,10 +15,12 @@ from ral_system.controller.stages import StageContext, run_rl, run_supervised
 from ral_system.data.prompts import Prompts
 from ral_system.errors import ConfigError, SetupError
 from ral_system.models.folders import local_model_folder
+from ral_system.models.loading import load_family
 from ral_system.observability.metrics import MetricsLog, RolloutLog
 from ral_system.observability.progress import PhaseTimer, StageProgress
 from ral_system.observability.timeline import CONTROLLER, SpanLog
 from ral_system.protocols import Roles
+from ral_system.rollout.servable import check_servable
 from ral_system.runs.folder import RunFolder
 from ral_system.tasks.given_tokenizer import given_tokenizer, is_tokenizer_of
 from ral_system.tasks.open import QuestionSettings, open_prompts
@@ -61,6 +63,14 @@ def new_tiny_model(tiny: TinyModelConfig, data: AskedDataConfig, seed: int, fold
         with folder.whole(folder.start_model) as partial:
             write_tiny_model(partial, tiny_tokenizer(tiny, data), seed=seed, **tiny.sizes)
     return folder.start_model
+
+
+def check_model(config: TrainConfig, model: Path, stages: Sequence[Stage]) -> None:
+    """Raise SetupError, before anything starts, for a model that the rollout engines of these stages cannot serve."""
+    family = load_family(model)
+    if config.rollout.engine == "vllm" and any(stage != "perceive" for stage in stages):  # which starts no engine
+        device: Device = "cuda" if config.cluster.gpus_per_rollout else "cpu"
+        check_servable(model, family, device, config.rollout.dtype)
 
 
 def open_metrics(config: TrainConfig, folder: RunFolder) -> MetricsLog:

@@ -36,14 +36,21 @@ class Subject:
 
     @classmethod
     def of(cls, config: EvaluateConfig, model: str, folder: Path) -> Subject:
-        """The model of that folder or hub name, evaluated in `folder`."""
+        """The model of that folder or hub name, evaluated in `folder`. Raises SetupError for one that the engine cannot
+        serve.
+        """
         from ral_system.media.store import node_store
         from ral_system.models.folders import local_model_folder
+        from ral_system.models.loading import load_family
+        from ral_system.rollout.servable import check_servable
 
         cluster = config.cluster
         store = node_store(folder / "media", cluster.media_cache_gib)
         engine = (config.rollout, config.seed, cluster.threads_per_process, config.intervention)
-        return cls(local_model_folder(model), folder, store, *engine)
+        subject = cls(local_model_folder(model), folder, store, *engine)
+        if subject.engine == "vllm":
+            check_servable(subject.model, load_family(subject.model), _device(), subject.rollout.dtype)
+        return subject
 
     @property
     def engine(self) -> str:
@@ -70,24 +77,25 @@ class Subject:
         return self._hf_engine(configured_intervention(self.intervention)).generate
 
     def _hf_engine(self, intervention: Intervention | None = None) -> HfEngine:
-        import torch
-
         from ral_system.rollout.hf_generator import HfEngine
 
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-        return HfEngine(self.model, self.rollout, self.media, self.seed, device, intervention)
+        return HfEngine(self.model, self.rollout, self.media, self.seed, _device(), intervention)
 
     def _vllm_engine(self) -> VllmEngine:
-        import torch
-
         assert isinstance(self.rollout, VllmEngineConfig)
-        device: Device = "cuda" if torch.cuda.is_available() else "cpu"
+        device = _device()
         from ral_system.rollout.vllm_environment import vllm_environment
 
         os.environ.update(vllm_environment(self.rollout, self.threads, device))
         from ral_system.rollout.vllm_generator import VllmEngine
 
         return VllmEngine(self.model, self.rollout, self.media, self.seed, device)
+
+
+def _device() -> Device:
+    import torch
+
+    return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def configured_intervention(c: InterventionConfig) -> Intervention:

@@ -21,12 +21,12 @@ from vllm.sampling_params import RequestOutputKind
 
 from ral_system.config.choices import Device
 from ral_system.config.rollout import VllmEngineConfig
-from ral_system.errors import RalError, SetupError, WeightSyncError
+from ral_system.errors import RalError, WeightSyncError
 from ral_system.media.store import MediaStore
-from ral_system.models.folders import check_engine_names
 from ral_system.models.loading import load_family
 from ral_system.rollout.gates import check_completion, check_media_tokens, check_prompt_ids, check_prompt_length
 from ral_system.rollout.seeds import completion_seed
+from ral_system.rollout.servable import check_servable
 from ral_system.rollout.stopping import ANSWER_END, stop_token_ids
 from ral_system.rollout.top_tokens import with_rest
 from ral_system.types import (
@@ -58,7 +58,7 @@ class VllmEngine:
     Tokens that the model's family bans are never sampled and carry no probability. `seed` is the engine's own;
     completions do not depend on it. The key-value cache takes `config.memory_gib` on CPU and
     `config.gpu_memory_utilization` on a GPU. An engine that `sleeps` can leave a GPU to others (`hold`). Raises
-    ConfigError for a dtype in which vLLM cannot compute the model.
+    SetupError for a model that vLLM cannot serve (`check_servable`).
     """
 
     def __init__(
@@ -74,9 +74,7 @@ class VllmEngine:
         sleeps: bool = False,
     ) -> None:
         self._family = load_family(model_folder)
-        if problem := self._family.engine_problem(device, config.dtype):
-            raise SetupError(problem)
-        check_engine_names(model_folder, self._family.engine_names)
+        check_servable(model_folder, self._family, device, config.dtype)
         on_cpu, linear = device == "cpu", bool(self._family.linear_layers)
         cache_bytes = int(config.memory_gib * 2**30) if on_cpu and config.memory_gib is not None else None
         self._llm = LLM(

@@ -16,7 +16,10 @@ from safetensors.torch import load_file, save_file
 from ral_system.config.commands import COMMANDS
 from ral_system.config.known import is_known
 from ral_system.errors import GATE_COUNTERS
+from ral_system.tasks.visual_search import words
 from tests.composed import CONF
+from tests.gemma3_model import build_gemma3
+from tests.llava_onevision_model import build_llava_onevision
 
 pytestmark = [pytest.mark.system, pytest.mark.timeout(900)]
 
@@ -200,6 +203,28 @@ def test_a_cluster_that_is_not_there(commands, model: Path, tmp_path: Path, nobo
         commands(*run, cwd=tmp_path, timeout_s=120, RAY_ADDRESS=address),
     ):
         assert_refused(done, f"no Ray cluster answers at {address}", "start one with `ray start --head`")
+
+
+def test_models_that_vllm_cannot_serve_are_refused_before_a_cluster_is_looked_for(
+    commands, tmp_path: Path, nobody: int
+) -> None:
+    two_way, fresh = tmp_path / "two_way", tmp_path / "fresh"
+    build_gemma3(two_way, words())
+    build_llava_onevision(fresh, words())
+    weights = fresh / "model.safetensors"
+    renamed = {n.replace("vision_tower.vision_model.", "vision_tower."): w for n, w in load_file(weights).items()}
+    save_file(renamed, weights, metadata={"format": "pt"})
+    run = ("experiment=smoke", "rollout=vllm")
+    for program, model, says in (
+        ("ral-rl", two_way, "rollout.engine=vllm on a CPU: its attention is causal within pictures"),
+        ("ral-rl", fresh, f"model folder {fresh}: model.safetensors has vision_tower.embeddings"),
+        ("ral-sft", two_way, "choose rollout=hf, or engines on GPUs"),
+        ("ral-evaluate", two_way, "choose rollout=hf, or engines on GPUs"),
+    ):
+        trains = () if program == "ral-evaluate" else ("cluster=ray", f"cluster.address=127.0.0.1:{nobody}")
+        done = commands(program, *run, *trains, f"start_model={model}", cwd=tmp_path, timeout_s=120)
+        assert_refused(done, says)
+        assert not (tmp_path / "runs").exists(), program
 
 
 @pytest.mark.parametrize(
