@@ -137,7 +137,9 @@ def _run(config: TrainConfig, folder: RunFolder, stages: Sequence[Stage], unfini
     for teacher in config.teachers if "rl" in stages else ():
         local_model_folder(teacher.path)  # a wrong hub name must not surface after hours of training
     if unfinished:
-        check_model(config, first_model(config, folder, unfinished[0], stages), unfinished)
+        first = first_model(config, folder, unfinished[0], stages)
+        if warning := check_model(config, first, unfinished):
+            print(f"warning: {warning}", file=sys.stderr)
     with ExitStack() as logs:
         metrics = cache(lambda: logs.enter_context(open_metrics(config, folder)))  # all stages are one W&B run
         for stage in stages:

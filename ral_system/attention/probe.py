@@ -20,6 +20,7 @@ from ral_system.attention.intervention import HeadGroups, Steering, steered
 from ral_system.attention.kernels import packed_attention, segment_attention, whole_attention
 from ral_system.attention.packing import Packing
 from ral_system.attention.policy import check_rows
+from ral_system.attention.selection import select_layers
 from ral_system.attention.sequence import SequenceGroup
 from ral_system.config.choices import Layers
 
@@ -195,24 +196,13 @@ class AttentionProbe:
     """A probe on some of a model's text layers.
 
     `attention` holds the layers' attention modules by depth, None for linear attention (`Family.attention_layers`).
-    An index counts all layers; "last" and "all" are of those with softmax attention. Raises ValueError for layers that
-    are not there, that have no attention weights, or that run another attention than `IMPLEMENTATION`.
+    `layers` is as in `select_layers`. Raises ValueError as that does, and for layers that run another attention than
+    `IMPLEMENTATION`.
     """
 
     def __init__(self, attention: Sequence[nn.Module | None], layers: Layers | Sequence[int] = "last") -> None:
-        count = len(attention)
         softmax = [i for i, layer in enumerate(attention) if layer is not None]
-        indices = {"last": softmax[-1:], "all": softmax}[layers] if isinstance(layers, str) else layers
-        if wrong := [i for i in indices if not -count <= i < count]:
-            raise ValueError(f"layers={list(indices)}: the model has {count} layers, so no layer {wrong[0]}")
-        chosen = sorted(i % count for i in indices)  # the deepest last: its rows are measured
-        if len(set(chosen)) < len(chosen):
-            raise ValueError(f"layers={list(indices)} names a layer of the model's {count} twice")
-        if linear := [i for i in indices if attention[i] is None]:
-            raise ValueError(
-                f"layers={list(indices)}: layer {linear[0]} has linear attention, which has no weights to read; layers "
-                f"with softmax attention are {', '.join(map(str, softmax))}"
-            )
+        chosen = select_layers(layers, softmax, len(attention))  # the deepest last: its rows are measured
         self._layers = [cast(nn.Module, attention[i]) for i in chosen]
         for layer in self._layers:
             implementation = cast(Any, layer).config._attn_implementation

@@ -1,4 +1,4 @@
-"""Which rows of a sequence an attention policy is read from, and which keys count."""
+"""Which layers, and which rows of a sequence, an attention policy is read from, and which keys count."""
 
 from __future__ import annotations
 
@@ -9,8 +9,28 @@ from torch import Tensor
 
 from ral_system.attention.metrics import SINK_TOKENS
 from ral_system.attention.provenance import KeyKind, KeyProvenance
-from ral_system.config.choices import Keys, Rows
+from ral_system.config.choices import Keys, Layers, Rows
 from ral_system.types import Sample
+
+
+def select_layers(kind: Layers | Sequence[int], softmax: Sequence[int], count: int) -> list[int]:
+    """Text layers by depth, the deepest last.
+
+    An index counts all `count` layers, from the end if it is negative; "last" and "all" are of those with `softmax`
+    attention. Raises ValueError for layers that are not there, are named twice, or have no attention weights.
+    """
+    indices = {"last": softmax[-1:], "all": softmax}[kind] if isinstance(kind, str) else kind
+    if wrong := [i for i in indices if not -count <= i < count]:
+        raise ValueError(f"layers={list(indices)}: the model has {count} layers, so no layer {wrong[0]}")
+    chosen = sorted(i % count for i in indices)
+    if len(set(chosen)) < len(chosen):
+        raise ValueError(f"layers={list(indices)} names a layer of the model's {count} twice")
+    if linear := [i for i in indices if i % count not in softmax]:
+        raise ValueError(
+            f"layers={list(indices)}: layer {linear[0]} has linear attention, which has no weights to read; layers "
+            f"with softmax attention are {', '.join(map(str, softmax))}"
+        )
+    return chosen
 
 
 def select_rows(kind: Rows, sample: Sample, text: Callable[[int], str]) -> list[int]:

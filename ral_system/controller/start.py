@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from contextlib import closing
 from pathlib import Path
 
+from ral_system.attention.selection import select_layers
 from ral_system.config.choices import STAGES, Device, Stage
 from ral_system.config.commands import TrainConfig
 from ral_system.config.data import AskedDataConfig, FilesConfig
@@ -14,6 +15,7 @@ from ral_system.controller.residency import residency
 from ral_system.controller.stages import StageContext, run_rl, run_supervised
 from ral_system.data.prompts import Prompts
 from ral_system.errors import ConfigError, SetupError
+from ral_system.families.family import Family
 from ral_system.models.folders import local_model_folder
 from ral_system.models.loading import load_family
 from ral_system.observability.metrics import MetricsLog, RolloutLog
@@ -65,12 +67,44 @@ def new_tiny_model(tiny: TinyModelConfig, data: AskedDataConfig, seed: int, fold
     return folder.start_model
 
 
-def check_model(config: TrainConfig, model: Path, stages: Sequence[Stage]) -> None:
-    """Raise SetupError, before anything starts, for a model that the rollout engines of these stages cannot serve."""
+def check_model(config: TrainConfig, model: Path, stages: Sequence[Stage]) -> str | None:
+    """Check, before anything starts, what a stage would refuse in its actors; return a warning where there is one.
+
+    Raises SetupError for a model that the rollout engines of these stages cannot serve, ConfigError for attention that
+    cannot be read.
+    """
     family = load_family(model)
     if config.rollout.engine == "vllm" and any(stage != "perceive" for stage in stages):  # which starts no engine
         device: Device = "cuda" if config.cluster.gpus_per_rollout else "cpu"
         check_servable(model, family, device, config.rollout.dtype)
+    if "rl" not in stages:
+        return None
+    depth = family.config.get_text_config().num_hidden_layers
+    try:
+        layers = select_layers(config.algorithm.attention.layers, family.softmax_layers, depth)
+    except ValueError as error:
+        raise ConfigError(f"model {model}, algorithm.attention: {error}") from error
+    return _short_windows(config, family, layers)
+
+
+def _short_windows(config: TrainConfig, family: Family, layers: Sequence[int]) -> str | None:
+    """What to know of trained layers that do not see a whole sequence; None without one."""
+    attention, longest = config.algorithm.attention, config.rollout.max_model_len
+    distilled = config.algorithm.distillation.attention.weight > 0
+    short = [i for i in layers if family.windows.get(i, longest) < longest]
+    if not short or not (attention.weight > 0 or distilled):
+        return None
+    whole = [i for i in family.softmax_layers if family.windows.get(i, longest) >= longest]
+    window, better = family.windows[short[0]], [i for i in layers if i in whole] or whole[-1:]
+    remedy = f"algorithm.attention.layers=[{','.join(map(str, better))}], without a window"
+    if distilled or not better:  # the last layer is distilled
+        remedy = f"rollout.max_model_len={window}"
+    given = attention.layers if isinstance(attention.layers, str) else list(attention.layers)
+    return (
+        f"algorithm.attention.layers={given}: rows of layer {', '.join(map(str, short))} see {window} tokens back, of "
+        f"up to rollout.max_model_len={longest}: keys further back get nothing, and a row that sees none of the keys "
+        f"that count adds 0 to the attention term; set {remedy}"
+    )
 
 
 def open_metrics(config: TrainConfig, folder: RunFolder) -> MetricsLog:

@@ -179,6 +179,16 @@ class Family(ABC):
         return tuple(i for i in layers if i not in self.linear_layers)
 
     @property
+    def windows(self) -> Mapping[int, int]:
+        """How many tokens back the rows of a text layer see, themselves included, by depth; not of layers that see all.
+
+        It is what transformers passes to those layers' attention as `sliding_window`.
+        """
+        text = self.config.get_text_config()
+        kinds = getattr(text, "layer_types", None) or ()
+        return {i: text.sliding_window for i, kind in enumerate(kinds) if kind == "sliding_attention"}
+
+    @property
     def linear_attention_flops(self) -> int:
         """Operations of a token in all layers with linear attention, beside those of their matrices."""
         return 0

@@ -105,7 +105,10 @@ def alone(bench: Bench, model: Any, sample: Sample) -> Alone:
 
 @torch.no_grad()
 def check_packed_is_alone(bench: Bench) -> None:
-    """Packed sequences against each by transformers: log-probs and attention, and log-probs with shared prompts."""
+    """Packed sequences against each by transformers: log-probs and attention, and log-probs with shared prompts.
+
+    Layers have the windows that the family says.
+    """
     policy, read = PolicyModel(bench.model, bench.family, temperature=1.0), AttentionRead(layers="all")
     eager = load_model(bench.folder, dtype="float32")
     eager.set_attn_implementation("eager")
@@ -114,6 +117,8 @@ def check_packed_is_alone(bench: Bench) -> None:
     shared = policy(bench.collate(samples)).log_probs
     first = samples[::2]
     output = policy(bench.collate(first), [read])
+    captured = zip(bench.family.softmax_layers, output.attention[read][0].layers, strict=True)
+    assert bench.family.windows == {i: layer.window for i, layer in captured if layer.window is not None}
     for i, (sample, found) in enumerate(zip(samples, expected, strict=True)):
         assert torch.allclose(shared[i, : len(found.log_probs)], found.log_probs, atol=2e-5), sample.id
     for i, (sample, found) in enumerate(zip(first, expected[::2], strict=True)):
