@@ -34,6 +34,14 @@ QWEN3_5 = (
     "{% else %}<think>\n\n</think>\n\n{% endif %}{% endif %}"
 )
 """Qwen3.5's, of the small models: it opens the thought if asked to, and otherwise writes an empty one."""
+INTERNVL = (
+    "{% for message in messages %}<|im_start|>{{ message.role }}\n"
+    "{% if message.content is string %}{{ message.content }}{% else %}"
+    "{% for part in message.content %}{% if part.type == 'image' %}<IMG_CONTEXT>\n"
+    "{% elif part.type == 'video' %}<video>\n{% else %}{{ part.text }}{% endif %}{% endfor %}{% endif %}"
+    "<|im_end|>\n{% endfor %}" + _OPENS
+)
+"""InternVL3's, in Hugging Face format."""
 GLM_4V = (
     _VISION + "[gMASK]<sop>{% for message in messages %}<|{{ message.role }}|>\n{{ said(message.content) }}"
     "{% endfor %}{% if add_generation_prompt %}<|assistant|>\n{% endif %}"

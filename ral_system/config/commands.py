@@ -26,7 +26,7 @@ from ral_system.config.logging import LoggingConfig, PreviewConfig
 from ral_system.config.model import ModelConfig, StartModelConfig
 from ral_system.config.plan import PlanConfig
 from ral_system.config.reward import JudgeConfig, RewardConfig, SignalsConfig
-from ral_system.config.rollout import EngineConfig, LengthsConfig, RolloutConfig
+from ral_system.config.rollout import AskedRolloutConfig, EngineConfig, RolloutConfig
 from ral_system.config.supervised import SupervisedConfig
 from ral_system.config.synthesis import SynthesisConfig
 from ral_system.config.teacher import TeacherConfig, TeacherRole
@@ -58,7 +58,7 @@ class QuestionsConfig(CommandConfig):
     """Folder of the model to evaluate, or to start the first requested stage from, instead of the preceding stage's
     result in this run."""
     reward: JudgeConfig
-    rollout: LengthsConfig
+    rollout: AskedRolloutConfig
 
 
 class TrainConfig(QuestionsConfig):

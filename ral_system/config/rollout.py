@@ -29,9 +29,10 @@ class LogProbGateConfig(Group):
     """Bound on the 99.9 % quantile; null: none."""
 
 
-class LengthsConfig(Group):
-    """How long prompts and responses may be."""
+class AskedRolloutConfig(Group):
+    """How long prompts and responses may be, and what reads them."""
 
+    engine: Literal["hf", "vllm"]
     max_new_tokens: Positive
     max_model_len: Positive
     """Prompt and response together, in tokens, visual tokens included."""
@@ -49,7 +50,7 @@ class LengthsConfig(Group):
             )
 
 
-class EngineGroup(LengthsConfig):
+class EngineGroup(AskedRolloutConfig):
     """What both engines read."""
 
     temperature: PositiveFloat
@@ -111,11 +112,11 @@ class RolloutGroup(EngineGroup):
         return self.on_new_weights
 
 
-class HfRolloutConfig(RolloutGroup, HfEngineConfig):
+class HfRolloutConfig(HfEngineConfig, RolloutGroup):
     """Transformers engines."""
 
 
-class VllmRolloutConfig(RolloutGroup, VllmEngineConfig):
+class VllmRolloutConfig(VllmEngineConfig, RolloutGroup):
     """vLLM engines."""
 
 

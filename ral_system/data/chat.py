@@ -21,7 +21,8 @@ class ChatRenderer:
     """Renders conversations with a model's own chat template. Media placeholders are expanded here and nowhere else.
 
     An empty `system_prompt` sends no system turn. Raises ConfigError for one that holds special tokens, and for a chat
-    template that opens a thought where the response format has none.
+    template that opens a thought where the response format has none. With `engine_expands` a rollout engine expands
+    media by itself, as vLLM does, and must make the same tokens.
     """
 
     def __init__(
@@ -31,8 +32,9 @@ class ChatRenderer:
         *,
         response_format: ResponseFormat = "think_answer",
         think_tags: ThinkTags = "special",
+        engine_expands: bool = True,
     ) -> None:
-        self.family, self._system_prompt = family, system_prompt
+        self.family, self._system_prompt, self._engine_expands = family, system_prompt, engine_expands
         self._template = ChatTemplate(family.processor, thinks=response_format == "think_answer")
         self._tokenizer = family.tags_as_text if think_tags == "text" else family.tokenizer.backend_tokenizer
         self._tokenizer.no_truncation()  # which a published tokenizer.json may ask for
@@ -61,8 +63,8 @@ class ChatRenderer:
         """Render system prompt, question with media, and the opening of the assistant's turn as one `Prompt`.
 
         Media stand at the question's marks (`types.MARKS`), or before it where it has none. Raises ValueError where
-        marks and media differ, for evidence that does not fit the media, and for text that holds one of the tokenizer's
-        special tokens.
+        marks and media differ, for evidence that does not fit the media, for text that holds one of the tokenizer's
+        special tokens, and for text beside a medium that vLLM would not make the same tokens of.
         """
         for kind_of, most in self.family.max_media.items():
             if (count := sum(medium.kind == kind_of for medium in media)) > most:
@@ -90,6 +92,9 @@ class ChatRenderer:
         token_ids = tuple(encoded.ids)
         if problem := self.family.problem(token_ids, media):
             raise ValueError(f"prompt {id} {problem}; the chat template and the processor do not fit each other")
+        engine_ids = tuple(self._ids(unexpanded))
+        if self._engine_expands and (problem := self.family.expansion_problem(token_ids, engine_ids, media)):
+            raise ValueError(f"prompt {id}: {problem}, or choose rollout=hf")
         return Prompt(
             id,
             kind,
@@ -97,7 +102,7 @@ class ChatRenderer:
             answer,
             tuple(media),
             token_ids,
-            engine_token_ids=tuple(self._ids(unexpanded)),
+            engine_token_ids=engine_ids,
             system_tokens=sum(begin < self._system_characters for begin, _ in encoded.offsets),
             question_positions=_inside(spans, encoded.offsets),
             opening=self._opening,

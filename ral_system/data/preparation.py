@@ -46,7 +46,7 @@ from ral_system.types import (
 
 QUESTIONS_FILE, QUARANTINE_FILE, REFUSED_FILE = "questions.jsonl", "quarantine.jsonl", "refused"
 MIN_ROWS_TO_JUDGE = 100
-RULES = 5
+RULES = 6
 """Version of the rules that decide over rows; raise it with every change, so that files are prepared again."""
 
 Cause = Literal["broken", "duplicate", "too_long"]

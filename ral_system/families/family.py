@@ -64,6 +64,9 @@ class Family(ABC):
     bidirectional: ClassVar[bool] = False
     """Whether the visual tokens of a picture attend to each other in both directions."""
 
+    joins_text: ClassVar[bool] = False
+    """Whether text beside a medium may share tokens with the text that takes the medium's place."""
+
     card_note: ClassVar[str] = ""
     """Sentences for those who load a trained model elsewhere, in its card."""
     engine_names: ClassVar[EngineNames] = EngineNames()
@@ -234,6 +237,28 @@ class Family(ABC):
     def seen_ids(self, engine_ids: Sequence[int]) -> tuple[int, ...]:
         """The prompt that vLLM reports in this family's own tokens, where the engine puts others for media."""
         return tuple(engine_ids)
+
+    def expansion_problem(
+        self, token_ids: Sequence[int], engine_ids: Sequence[int], media: Sequence[Media]
+    ) -> str | None:
+        """Why vLLM would not make a prompt's `token_ids` of `engine_ids`, and what to do; None if it does.
+
+        The engine turns what takes a placeholder's place into tokens by itself, where the processor turns the whole
+        text into tokens. It is the same where special tokens enclose it, as in families without `joins_text`.
+        """
+        return None
+
+    def expanded_apart(self, engine_ids: Sequence[int], media: Sequence[Media]) -> list[int]:
+        """`engine_ids` with the tokens of each medium's text by itself in the place of its placeholder, one token."""
+        placeholders = set(self.tokenizer.convert_tokens_to_ids(list(self.placeholders.values())))
+        texts = iter([self.expanded(medium) for medium in media])
+        found: list[int] = []
+        for token in engine_ids:
+            if token in placeholders:
+                found += self.tokenizer(next(texts), add_special_tokens=False)["input_ids"]
+            else:
+                found.append(token)
+        return found
 
     def engine_problem(self, device: Device, dtype: Dtype) -> str | None:
         """Why vLLM computes the model differently on this device in this type, and what to do; None if it does not."""

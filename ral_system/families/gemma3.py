@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
@@ -30,6 +31,7 @@ class Gemma3(Family):
     attention_classes: ClassVar[tuple[str, ...]] = ("Gemma3Attention",)
     max_media: ClassVar[Mapping[MediaKind, int]] = {**Family.max_media, "video": 0}
     bidirectional: ClassVar[bool] = True
+    joins_text: ClassVar[bool] = True
     engine_names: ClassVar[EngineNames] = EngineNames(
         prefixes={"model.vision_tower.": "model.vision_tower.vision_model."}
     )
@@ -144,6 +146,26 @@ class Gemma3(Family):
     def engine_media(self, media: Media, pixels: Any) -> Any:
         return pixels
 
+    def expansion_problem(
+        self, token_ids: Sequence[int], engine_ids: Sequence[int], media: Sequence[Media]
+    ) -> str | None:
+        """The newlines around a picture merge with those of the text. vLLM merges two tokens once, up to four
+        newlines, and then looks for two behind a picture, which it does not see in three.
+        """
+        if not media:
+            return None
+        found = self.expanded_apart(engine_ids, media)
+        one, two, three, four = self.tokenizer.convert_tokens_to_ids(["\n" * count for count in range(1, 5)])
+        for first, second, merged in ((one, two, three), (two, one, three), (two, two, four)):
+            found = _merged(found, first, second, merged)
+        lost = (self.tokenizer.eoi_token_id, three) in itertools.pairwise(found)
+        if found == [*token_ids] and not lost:
+            return None
+        return (
+            "vLLM reads the newlines beside a picture otherwise, since they merge with those that the model adds; "
+            "write words behind <image> on its line, and no empty line before it"
+        )
+
     def engine_problem(self, device: Device, dtype: Dtype) -> str | None:
         """On CPU vLLM's attention is causal within pictures."""
         if device == "cuda":
@@ -152,3 +174,14 @@ class Gemma3(Family):
             "rollout.engine=vllm on a CPU: its attention is causal within pictures, where gemma3 attends in both "
             "directions, so log-probs would be those of another model; choose rollout=hf, or engines on GPUs"
         )
+
+
+def _merged(token_ids: Sequence[int], first: int, second: int, merged: int) -> list[int]:
+    """The tokens with each `first` before a `second`, from the left, as one `merged`."""
+    found: list[int] = []
+    for token in token_ids:
+        if found and (found[-1], token) == (first, second):
+            found[-1] = merged
+        else:
+            found.append(token)
+    return found

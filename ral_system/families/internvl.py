@@ -33,6 +33,7 @@ class InternVl(Family):
 
     model_types: ClassVar[tuple[str, ...]] = ("internvl",)
     attention_classes: ClassVar[tuple[str, ...]] = ("Qwen2Attention", "Qwen3Attention")
+    joins_text: ClassVar[bool] = True
 
     def __init__(self, config: PretrainedConfig, processor: Any) -> None:
         super().__init__(config, processor)
@@ -168,6 +169,17 @@ class InternVl(Family):
 
     def engine_media(self, media: Media, pixels: Any) -> Any:
         return pixels
+
+    def expansion_problem(
+        self, token_ids: Sequence[int], engine_ids: Sequence[int], media: Sequence[Media]
+    ) -> str | None:
+        """A video begins with text, the number of its first frame."""
+        if all(medium.clip is None for medium in media) or self.expanded_apart(engine_ids, media) == [*token_ids]:
+            return None
+        return (
+            "the text before a video shares a token with the number of its first frame, which vLLM splits; put "
+            "<video> at the start of the question or of a line"
+        )
 
     def seen_ids(self, engine_ids: Sequence[int]) -> tuple[int, ...]:
         """vLLM repeats the placeholder of a video where the processor has visual tokens."""

@@ -34,7 +34,8 @@ def check_prompt_ids(prompt: Prompt, engine_ids: Sequence[int]) -> None:
     at = next((i for i, (a, b) in pairs if a != b), min(ours, theirs))
     detail = f"at token {at} ours is {_token(prompt.token_ids, at)}, the engine's {_token(engine_ids, at)}"
     raise PromptIdError(
-        f"prompt {prompt.id}: the engine expanded it to {theirs} tokens, the data pipeline to {ours}; {detail}"
+        f"prompt {prompt.id}: the engine expanded it to {theirs} tokens, the data pipeline to {ours}; {detail}; change "
+        "the text there or leave the row out, or choose rollout=hf, which takes the tokens as they are"
     )
 
 

@@ -63,6 +63,8 @@ class QuestionSettings:
     max_prompt_tokens: int
     imitated: bool
     """Whether sft imitates the files' thoughts, which must then fit the model as well."""
+    engine_expands: bool
+    """Whether the rollout engine expands media by itself, and must make the same tokens."""
 
     @classmethod
     def of(cls, config: QuestionsConfig) -> Self:
@@ -73,6 +75,7 @@ class QuestionSettings:
             JudgeConfig.model_validate(config.reward.model_dump(include=set(JudgeConfig.model_fields))),
             config.rollout.max_model_len - config.rollout.max_new_tokens,
             "sft" in config.stages,
+            config.rollout.engine == "vllm",
         )
 
     def renderer(self, family: Family) -> ChatRenderer:
@@ -82,6 +85,7 @@ class QuestionSettings:
             self.data.system_prompt,
             response_format=self.response_format,
             think_tags=self.data.think_tags,
+            engine_expands=self.engine_expands,
         )
 
 
@@ -215,6 +219,7 @@ def prepared_folder(settings: QuestionSettings, data: FilesConfig, family: Famil
         "files": files,
         "room": settings.max_prompt_tokens,
         "function": _source_of(settings.reward.function),
+        "expands": settings.engine_expands and family.joins_text,
         "imitated": settings.response_format if settings.imitated else None,
         "reward": settings.reward.model_dump(mode="json", include={"verifier", "kinds", "function", "tolerance"}),
         "tokenizer": family.tokenizer.backend_tokenizer.to_str(),

@@ -60,6 +60,19 @@ def setting(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gemma]:
         setting.engine.close()
 
 
+def test_newlines_that_vllm_merges_otherwise_are_refused(setting: Gemma) -> None:
+    """The template's own two newlines stand before what a question begins with; the picture brings two on either side,
+    and none more than once can merge with them. It loses a picture with one newline behind it.
+    """
+    media = [setting.bench.picture(i, 28, 28) for i in range(2)]
+    first, inside = ["\n" * n + "<image>what" for n in range(2)], ["what" + "\n" * n + "<image>what" for n in range(5)]
+    assert setting.check_expansions([*first, *inside], media[:1]) == [True, False, True, True, True, False, False]
+    behind = ["what<image>" + "\n" * n + "what" for n in range(5)]
+    assert setting.check_expansions([*behind, "<image>\n"], media[:1]) == [True, False, True, False, False, False]
+    between = [f"<image>{text}<image>" for text in ("", "\n", "\n\n", " ", "what")]
+    assert setting.check_expansions(between, media) == [True, False, False, True, True]
+
+
 def test_all_but_attention_within_pictures_is_that_of_transformers(setting: Gemma) -> None:
     """Prompt ids (or generation raises), windows, names, and the head, which is the new embedding after an update."""
     prompts, sampling = setting.bench.prompts, replace(SAMPLING, completions=2, max_new_tokens=8)

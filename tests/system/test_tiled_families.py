@@ -63,6 +63,17 @@ def test_vllm_agrees_before_and_after_new_weights(setting: Any) -> None:
     assert setting.largest_difference(greedy, 1.0) <= 1e-4
 
 
+def test_prompts_of_which_vllm_makes_other_tokens_are_refused(setting: Any) -> None:
+    """Only a video of InternVL begins with text, which shares a token with a word before it."""
+    family, (picture, *_) = setting.family, [m for p in setting.prompts for m in p.media if m.clip is None]
+    around = ["what{}", "what {}", "what\n{}\n\n", "what{}what"]
+    assert all(setting.check_expansions([text.format("<image>") for text in around], [picture]))
+    if videos := [m for p in setting.prompts for m in p.media if m.clip is not None]:
+        same = setting.check_expansions([text.format("<video>") for text in around], videos[:1])
+        apart = "internvl" not in family.model_types
+        assert same == [apart, True, True, apart]
+
+
 # --- ranks ---
 
 

@@ -107,6 +107,26 @@ class Setting:
         renderer = ChatRenderer(self.family, "answer")
         return renderer.prompt(id=id, kind="", question=question, answer="", media=media)
 
+    def check_expansions(self, questions: list[str], media: list[Media]) -> list[bool]:
+        """Whether vLLM makes each question's tokens as the processor does; where it does not, the prompt is refused."""
+        same = []
+        for question in questions:
+            with pytest.MonkeyPatch.context() as patch:
+                patch.setattr(type(self.family), "expansion_problem", lambda *_: None)
+                prompt = self.about("p", question, media)
+            try:
+                made = self.engine._processed(prompt)["prompt_token_ids"]
+            except RuntimeError:  # it does not find a picture in its own tokens
+                made = ()
+            same.append(self.family.seen_ids(made) == prompt.token_ids)
+            if same[-1]:
+                assert self.about("p", question, media) == prompt
+            else:
+                with pytest.raises(ValueError, match=r"^prompt p: .*vLLM.*; (put <video>|write words).*rollout=hf$"):
+                    self.about("p", question, media)
+        self.engine._drop_caches()  # its core never got the media that it processed
+        return same
+
     def largest_difference(
         self, found: dict[str, Completion], temperature: float, prompts: list[Prompt] | None = None
     ) -> float:

@@ -26,7 +26,9 @@ COMPLETION = Completion("train/1", 0, (7, STOP), (-0.5, -0.1), "seven", FinishRe
 )
 def test_prompt_ids_must_come_back_unchanged(engine_ids: tuple[int, ...], complaint: str) -> None:
     check_prompt_ids(PROMPT, list(PROMPT.token_ids))
-    with pytest.raises(GateError, match=f"prompt train/1: .*{complaint}"):
+    with pytest.raises(
+        GateError, match=f"prompt train/1: .*{complaint}.*; change the text there .* or choose rollout=hf"
+    ):
         check_prompt_ids(PROMPT, engine_ids)
 
 
