@@ -18,6 +18,7 @@ from tests.hub import Hub
 
 pytestmark = [pytest.mark.system, pytest.mark.timeout(900)]
 
+MARK = "what vLLM says:"
 QUESTION = "what is the digit ?"
 HOOK = Path("ral_system/torchvision_hook.py")
 
@@ -110,12 +111,12 @@ def test_an_exported_model_answers_alike_in_libraries_that_do_not_know_us(
     environment = commands.environment(
         VLLM_CPU_OMP_THREADS_BIND="nobind", VLLM_ENABLE_V1_MULTIPROCESSING="0", VLLM_LOGGING_LEVEL="ERROR"
     )
-    by_transformers = read_by(bare, snippet, tmp_path, environment)
+    code = f"{snippet}\n{LMMS_EVAL}\nprint({MARK!r})\nQUESTION = {QUESTION!r}\n{VLLM}"
+    by_transformers, by_vllm = read_by(bare, code, tmp_path, environment).split(MARK)
     assert by_transformers.strip() == family.tokenizer.decode(answer).strip()
-    by_vllm = read_by(bare, f"QUESTION = {QUESTION!r}\n{VLLM}", tmp_path, environment).splitlines()[-1]
     end = family.tokenizer.eos_token  # which vLLM leaves out
-    assert len(answer) > 1 and by_vllm.strip() == by_transformers.strip().removesuffix(end).strip()
-    read_by(bare, LMMS_EVAL, tmp_path, environment)
+    assert len(answer) > 1
+    assert by_vllm.splitlines()[-1].strip() == by_transformers.strip().removesuffix(end).strip()
 
 
 def test_an_exported_model_is_uploaded_whole(commands, run: Path, hub: str, tmp_path: Path) -> None:

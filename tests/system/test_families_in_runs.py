@@ -49,7 +49,8 @@ ALIKE = ("qwen3_vl", "glm4v")
 ASKED = ("experiment=smoke", "name=asked", "cluster=local", "rollout=hf", "evaluation.questions=3")
 
 
-@pytest.mark.parametrize("family", [pytest.param(f, marks=[pytest.mark.long] * (f != "qwen3_vl")) for f in BUILD])
+@pytest.mark.long  # what is of a family, `make test` tries in vLLM and on ranks
+@pytest.mark.parametrize("family", list(BUILD))
 def test_a_family_goes_from_a_cold_start_to_a_shared_folder(commands, left, tmp_path: Path, family: str) -> None:
     BUILD[family](tmp_path / "start")
     videos = family_of(family, family).max_media["video"]
