@@ -17,7 +17,7 @@ from ral_system.attention.sequence import SequenceGroup
 from ral_system.config.data import FilesConfig
 from ral_system.errors import ConfigError, SetupError
 from ral_system.families.family import Encoded, Family, Features, Occurrences, PixelBudget
-from ral_system.families.tiles import NoVideos, seen_tiles
+from ral_system.families.tiles import seen_tiles
 from ral_system.types import Layout, Media, MediaKind, View
 
 _TILE_MARKER = re.compile(r"<row_\d+_col_\d+>")
@@ -146,7 +146,7 @@ class SmolVlm(Family):
                 f"data.image.{name}={value}: the model's processor makes {least} to {most} pixels of any picture; set "
                 "it to null, or change size.longest_edge in preprocessor_config.json of the model"
             )
-        return {"image": self._budget, "video": NoVideos(self.config.model_type)}
+        return {"image": self._budget}
 
     def features(self, media: Sequence[Media], pixels: Sequence[Any]) -> list[Features]:
         return [self._tiles(picture) for picture in pixels]

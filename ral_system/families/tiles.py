@@ -63,17 +63,6 @@ class FrameBudget:
         return self.tile_px, self.tile_px
 
 
-@dataclass(frozen=True, slots=True)
-class NoVideos:
-    """Stands for the frames of videos where a family has none."""
-
-    model_type: str
-
-    def size(self, width: int, height: int) -> tuple[int, int]:
-        """Raises DataError, whatever the frame."""
-        raise DataError(f"a video: {self.model_type} models take pictures only")
-
-
 def tile_grid(width: int, height: int, tile_px: int, min_tiles: int, max_tiles: int) -> tuple[int, int]:
     """Columns and rows of a picture's tiles, as InternVL's processors have them (arXiv 2404.16821, section 3.2)."""
     from transformers.models.got_ocr2.image_processing_got_ocr2 import get_optimal_tiled_canvas

@@ -117,10 +117,7 @@ def largest_medium(config: TrainConfig, plan: PlanConfig, family: Family) -> Med
             "plan.medium=none"
         )
     if not allowed:
-        model, name = family.config.model_type, config.data.name
-        if plan.medium is None:
-            raise ConfigError(f"data={name} has no media that {model} models take; choose other data")
-        why = f"data={name} has none" if plan.medium in family.visual_ids else f"{model} models take none"
+        why = f"data={config.data.name} has none" if plan.medium in family.visual_ids else "the model reads none"
         raise ConfigError(f"plan.medium={plan.medium}: {why}; leave it null")
     return max(allowed, key=family.tokens)
 

@@ -277,17 +277,15 @@ def test_videos_are_refused_by_name(bench: Bench, make_config: Callable) -> None
     own = "data.image={min_pixels: null, max_pixels: null}"
     settings = ("data=video_r1", "data.sources.main.path=rows.json", "stages=[rl]", own)
     budgets = bench.family.pixel_budgets(make_config(*settings).data)
-    with pytest.raises(DataError, match=r"^a video: smolvlm models take pictures only$"):
+    with pytest.raises(DataError, match=r"^the model reads no videos$"):
         sized(VIDEO, budgets)
     config = compose_config(*settings, kind=PlanCommandConfig)
     picture = largest_medium(config, config.plan, bench.family)
     assert picture is not None and bench.family.tokens(picture) == 28  # 3 × 2 tiles and the whole
-    with pytest.raises(ConfigError, match=r"^plan\.medium=video: smolvlm models take none; leave it null$"):
+    with pytest.raises(ConfigError, match=r"^plan\.medium=video: the model reads none; leave it null$"):
         largest_medium(config, config.plan.model_copy(update={"medium": "video"}), bench.family)
     config = compose_config("data=video_search", "stages=[rl]", kind=PlanCommandConfig)
-    with pytest.raises(
-        ConfigError, match=r"^data=video_search has no media that smolvlm models take; choose other data$"
-    ):
+    with pytest.raises(ConfigError, match=r"^data=video_search has no pictures or videos that the model reads; choose"):
         largest_medium(config, config.plan, bench.family)
 
 
