@@ -102,11 +102,11 @@ says what a test goes through with a tiny model, on CPU (some only in `make test
 - vLLM, prompt ids and weights that are replaced in place and read back: `tests/system/test_vllm_generator.py`,
   `test_families_in_vllm.py`, `test_tiled_families.py` and `test_qwen3_5_in_vllm.py`; Qwen2-VL and Idefics3 by
   `python -m bench.models --measure`.
-- Whole runs over Ray, vLLM and DeepSpeed: every family but Gemma 3. Each has a cold start, two steps of RL, an
-  evaluation by transformers, and an export that transformers loads, with the run's weights
-  (`tests/system/test_families_in_runs.py`); Qwen2.5-VL runs in `test_ray_run.py` and is exported in
-  `test_exported_models.py`. Gemma 3 has RL alone, with transformers engines in vLLM's place (`test_hf_over_ray.py`).
-  Qwen2-VL and Idefics3 ran under ZeRO-3 there alone, and no test compares that with one rank.
+- Whole runs over Ray, vLLM and DeepSpeed: every family, Gemma 3 with transformers engines in vLLM's place. Each has a
+  cold start, two steps of RL, an evaluation by transformers, and an export that transformers loads, with the run's
+  weights (`tests/system/test_families_in_runs.py`); Qwen2.5-VL runs in `test_ray_run.py` and is exported in
+  `test_exported_models.py`. Qwen2-VL and Idefics3 ran under ZeRO-3 there alone, and no test compares that with one
+  rank.
 """
 
 
