@@ -79,6 +79,7 @@ def test_a_command_is_one_wandb_run_and_a_later_one_continues_it(commands, left,
     assert len({file.stat().st_mode for file in (run.folder / "model").iterdir() if file.is_file()}) == 1
 
 
+@pytest.mark.long
 def test_a_multirun_trains_every_job_in_its_own_folder_and_goes_on_with_it(commands, tmp_path: Path) -> None:
     run = ("-m", "experiment=smoke", "cluster=local", "stages=[perceive,sft]", "perceive.max_steps=2", "seed=0,1")
     done = commands("ral-train", *run, cwd=tmp_path)
@@ -352,7 +353,7 @@ def test_the_overlapped_loop_ends_the_same_when_it_was_interrupted(
     assert whole.weights() != uninterrupted.weights()
 
 
-@pytest.mark.parametrize("on_new_weights", ["continue", "discard"])
+@pytest.mark.parametrize("on_new_weights", ["continue", pytest.param("discard", marks=pytest.mark.long)])
 def test_weights_change_under_way_on_request(
     commands, left, with_signal, uninterrupted, tmp_path: Path, on_new_weights: str
 ) -> None:

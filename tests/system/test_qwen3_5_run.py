@@ -19,6 +19,7 @@ RUN = (
 )
 
 
+@pytest.mark.long
 def test_attention_is_trained_where_it_is_softmax(commands, left, qwen3_5_folder: Path, tmp_path: Path) -> None:
     done = commands("ral-train", *RUN, f"start_model={qwen3_5_folder}", cwd=tmp_path)
     assert done.returncode == 0, done.stderr

@@ -127,16 +127,17 @@ def submit(commands, head: Head, cwd: Path, *entrypoint: str, options: tuple[str
 
 def test_a_job_trains_and_leaves_its_record(commands, left, uninterrupted, head: Head, tmp_path: Path) -> None:
     start = uninterrupted.folder / "models" / "sft"
-    overrides = ("experiment=smoke", f"start_model={start}", f"runs_dir={tmp_path}/shared")
+    smaller = ("algorithm.steps=2", "learner.world_size=1", "algorithm.attention.anchor=old", "evaluation.questions=2")
+    overrides = ("experiment=smoke", *smaller, f"start_model={start}", f"runs_dir={tmp_path}/shared")
     done = submit(commands, head, tmp_path, "ral-rl", *overrides)
     assert done.returncode == 0, (done.stdout[-5000:], done.stderr[-3000:])
-    assert "RL: ended at step 4 of 4" in done.stdout  # the logs of the job, followed
+    assert "RL: ended at step 2 of 2" in done.stdout  # the logs of the job, followed
     assert "succeeded" in done.stdout
     run = left(tmp_path / "shared" / "smoke")
     assert str(run.folder) in done.stdout
     for name in ("config.yaml", "metrics.jsonl", "rollouts.jsonl", "report.html", "summary.json"):
         assert (run.folder / name).stat().st_size > 0, name
-    assert run.summary()["rl_steps"] == 4
+    assert run.summary()["rl_steps"] == 2
     assert all(step["gate/log_prob_diff_max"] <= 1e-4 for step in run.rl_steps())
     run.assert_no_prompt_lost_or_repeated()
     assert run.weights()

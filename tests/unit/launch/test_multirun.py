@@ -89,11 +89,15 @@ def test_every_job_has_its_own_folder_a_first_line_and_a_result(tmp_path: Path) 
     ("overrides", "names"),
     [
         (["seed=0,1"], ["ral_seed0", "ral_seed1"]),  # which the default name has
-        (["seed=0", "algorithm.steps=1,2"], ["ral_seed0_algorithm.steps-1", "ral_seed0_algorithm.steps-2"]),
+        pytest.param(
+            ["seed=0", "algorithm.steps=1,2"],
+            ["ral_seed0_algorithm.steps-1", "ral_seed0_algorithm.steps-2"],
+            marks=pytest.mark.long,
+        ),
         (["name=mine", "seed=0,1"], ["mine_seed-0", "mine_seed-1"]),
-        (["name=a,b"], ["a", "b"]),
+        pytest.param(["name=a,b"], ["a", "b"], marks=pytest.mark.long),
         (["name=x_${seed}", "algorithm=ral,grpo", "seed=0"], ["x_0_algorithm-ral", "x_0_algorithm-grpo"]),
-        (["name=x_${hydra:job.num}", "algorithm=ral,grpo"], ["x_0", "x_1"]),
+        pytest.param(["name=x_${hydra:job.num}", "algorithm=ral,grpo"], ["x_0", "x_1"], marks=pytest.mark.long),
         (
             ["algorithm/policy_loss=clip,gspo", "name=x"],
             ["x_algorithm-policy_loss-clip", "x_algorithm-policy_loss-gspo"],

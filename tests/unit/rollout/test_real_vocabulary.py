@@ -146,6 +146,7 @@ def after_mask(real: Real, samples: list[Sample]) -> torch.Tensor:
     return real.collate(tuple(samples)).response_mask
 
 
+@pytest.mark.long  # `make test` has it with vLLM
 def test_either_end_of_a_sequence_ends_a_response(media: MediaStore, make_config: Callable, tmp_path: Path) -> None:
     tokenizer = qwen_tokenizer(special=TAGS)
     build_real_model(tmp_path, tokenizer, chat_templates.QWEN2_5_VL, hidden=HIDDEN, logits=ending_logits(tokenizer))
