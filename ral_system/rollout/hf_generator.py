@@ -231,7 +231,7 @@ class HfEngine:
         return tokens_B
 
     def _new_cache(self) -> DynamicCache:
-        """A cache by the model's configuration only where layers have states: by it, windows would drop keys."""
+        """An empty cache. By the model's configuration, which linear attention needs, windows would drop keys."""
         return DynamicCache(config=self._model.config) if self._family.linear_layers else DynamicCache()
 
     @torch.no_grad()
