@@ -71,6 +71,8 @@ def main() -> None:
     """Measure, write the figures and a picture, and print a table."""
     parser = Parser(prog="python -m bench.shared_prompts", description=__doc__)
     parser.add_argument("--quick", action="store_true", help="tiny sizes, seconds; its figures mean nothing")
+    parser.add_argument("--hidden", type=int, default=128, help="width of the model on a CPU (%(default)s)")
+    parser.add_argument("--layers", type=int, default=4, help="its layers (%(default)s)")
     parser.add_argument("--repeats", type=int, default=3, help="timed turns of each side (%(default)s)")
     parser.add_argument("--threads", type=int, default=1, help="CPU threads (%(default)s)")
     parser.add_argument("--out", type=Path, default=Path("docs/benchmarks"), help="folder (%(default)s)")
@@ -79,7 +81,7 @@ def main() -> None:
     cuda = torch.cuda.is_available()
     shapes = QUICK_SHAPES if options.quick else GPU_SHAPES if cuda else CPU_SHAPES
     with tempfile.TemporaryDirectory() as folder:
-        bench = Bench(Path(folder), cuda=cuda and not options.quick)
+        bench = Bench(Path(folder), options, cuda=cuda and not options.quick)
         found = []
         for shape in shapes:
             found.append(bench.measure(shape, options.repeats))
@@ -88,11 +90,12 @@ def main() -> None:
 
 
 def _write(found: list[dict[str, Any]], options: argparse.Namespace, bench: Bench) -> None:
-    name = "shared_prompts_" + ("gpu" if bench.device.type == "cuda" else "cpu")
+    cuda = bench.device.type == "cuda"
+    name = f"shared_prompts_{'gpu' if cuda else 'cpu' if options.hidden == 128 else f'cpu_{options.hidden}'}"
     if not options.quick:
         about = {
             "commit": commit(),
-            "device": torch.cuda.get_device_name() if bench.device.type == "cuda" else processor(),
+            "device": torch.cuda.get_device_name() if cuda else processor(),
             "threads": options.threads,
             "versions": versions(["torch", "transformers", "flash-attn"]),
         }
@@ -120,9 +123,10 @@ def _row(row: Mapping[str, Any]) -> str:
 class Bench:
     """A model and groups of random words."""
 
-    def __init__(self, folder: Path, *, cuda: bool) -> None:
+    def __init__(self, folder: Path, options: argparse.Namespace, *, cuda: bool) -> None:
         self.device = torch.device("cuda" if cuda else "cpu")
-        build_tiny_model(folder / "model", words(), seed=0, hidden=128, layers=4, vision_layers=2)
+        size = {"hidden": options.hidden, "layers": options.layers}
+        build_tiny_model(folder / "model", words(), seed=0, vision_layers=2, **size)
         self.family: Family = load_family(folder / "model")
         config = self.family.config
         config._attn_implementation = IMPLEMENTATION
