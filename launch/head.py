@@ -75,7 +75,8 @@ def _kernel(config: TrainConfig) -> str:
 def _work(config: TrainConfig, stage: Stage) -> str:
     if stage != "rl":
         settings = config.perceive if stage == "perceive" else config.sft
-        return f"up to {_count(settings.max_steps, 'step')} of {_count(settings.batch, 'demonstration')}"
+        cast = "" if settings.autocast == "none" else f", autocast {settings.autocast}"
+        return f"up to {_count(settings.max_steps, 'step')} of {_count(settings.batch, 'demonstration')}{cast}"
     a = config.algorithm
     batch = f"{a.prompts_per_step} prompts × {a.completions_per_prompt} completions"
     return f"{_count(a.steps, 'step')} of {batch}, {_count(a.updates_per_batch, 'update')} each"

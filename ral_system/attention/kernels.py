@@ -187,6 +187,10 @@ def _sdpa(
 ) -> Tensor:
     """[B, H, ·, D]; a mask takes the place of `causal`."""
     causal = causal and mask is None
+    if query.device.type == "cpu" and torch.is_autocast_enabled("cpu"):  # short sequences take longer in 16 bits there
+        with torch.autocast("cpu", enabled=False):
+            query, key, value = query.float(), key.float(), value.float()
+            return _sdpa(query, key, value, None if mask is None else mask.float(), scale, causal=causal)
     if query.device.type == "meta":  # whose own attention holds all weights, as no other device's does
         fused = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
         return cast(Tensor, fused(query, key, value, 0.0, causal, attn_mask=mask, scale=scale)[0])

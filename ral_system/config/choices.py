@@ -18,6 +18,7 @@ STAGES: tuple[Stage, ...] = get_args(Stage)
 """In the order in which a run goes through them."""
 Device = Literal["cpu", "cuda"]
 Dtype = Literal["float32", "bfloat16"]
+Autocast = Literal["none", "bfloat16", "auto"]
 
 Deal = Literal["groups", "samples"]
 """What a rollout batch is dealt by to the updates of a step."""

@@ -64,6 +64,7 @@ def problems(config: Group) -> Iterator[str]:
         generated_questions_last,
         demonstrations_have_the_format,
         guidance_has_pictures,
+        autocast_has_an_effect,
         benchmark_has_files,
         sweep_fits_the_subject,
         sweep_fits_the_data,
@@ -151,6 +152,16 @@ def guidance_has_pictures(sft: SupervisedConfig, data: DataConfig) -> Iterator[s
             "data.sft_in_words=true leaves sft no pictures for sft.attention_guidance to guide attention to; set "
             "sft.attention_guidance.{image=0,system=0}"
         )
+
+
+def autocast_has_an_effect(perceive: SupervisedConfig, sft: SupervisedConfig, learner: LearnerConfig) -> Iterator[str]:
+    """Check that weights have another data type than what they are to be multiplied in."""
+    for name, stage in (("perceive", perceive), ("sft", sft)):
+        if stage.autocast == "bfloat16" and learner.dtype == "bfloat16":
+            yield (
+                f"{name}.autocast=bfloat16 has no effect with learner.dtype=bfloat16, whose weights are multiplied in "
+                "it as they are; set it to none"
+            )
 
 
 def benchmark_has_files(evaluation: MeasurementConfig, data: AskedDataConfig) -> Iterator[str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Annotated
 
 from ral_system.config.base import Fraction, Group, NonNegative, NonNegativeFloat, Positive, PositiveFloat, Resumable
+from ral_system.config.choices import Autocast
 from ral_system.config.schedule import ScheduleConfig
 
 
@@ -40,6 +41,11 @@ class SupervisedConfig(Group):
     stop_at: Annotated[Fraction, Resumable]
     """Held-out score at which the stage ends."""
     attention_guidance: AttentionGuidanceConfig
+    autocast: Autocast
+    """Data type that the text model and the vision encoder multiply matrices in while weights, sums and the rest stay
+    in float32 (`torch.autocast`). none: theirs. auto: bfloat16 where the learner's device multiplies it in hardware:
+    CPUs with AVX-512 BF16 or AMX, or their likes on ARM, and CUDA devices from Ampere on. It has no effect with
+    `learner.dtype=bfloat16`."""
 
     def evaluates(self, step: int) -> bool:
         """Whether the held-out questions are asked after `step` steps."""

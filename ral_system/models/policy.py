@@ -59,6 +59,8 @@ class PolicyModel(nn.Module):
     banned_token_ids: Tensor
     sequence: SequenceGroup | None = None
     """Ranks that hold each micro-batch together; every one is given all of it."""
+    autocast: torch.dtype | None = None
+    """What text model and vision encoder multiply matrices in; None: the dtype of their weights. The head keeps its."""
 
     def __init__(
         self, model: PreTrainedModel, family: Family, *, temperature: float, intervention: Intervention | None = None
@@ -130,6 +132,7 @@ class PolicyModel(nn.Module):
         packing, sequence = batch.packing, self.sequence
         rows = {read: PackedRows(packing.lengths, tuple(map(torch.cat, batch.rows[read.rows]))) for read in reads}
         with ExitStack() as probes:
+            probes.enter_context(self._autocast(batch.input_ids.device))
             captures = {
                 read: probes.enter_context(AttentionProbe(self._layers, read.layers).capture(at, whole=read.whole))
                 for read, at in rows.items()
@@ -164,6 +167,9 @@ class PolicyModel(nn.Module):
                 if capture.query is not None
             ],
         )
+
+    def _autocast(self, device: torch.device) -> torch.autocast:
+        return torch.autocast(device.type, self.autocast, enabled=self.autocast is not None)
 
     def _token_values(self, hidden_TE: Tensor, targets_N: Tensor, packing: Packing, read: TokenRead) -> TokenValues:
         """Values of all response tokens, from the hidden states of this rank's tokens."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ from ral_system.config.perception import BlindedGroup, VgpoConfig
 from ral_system.data.collate import Collator, TensorBatch
 from ral_system.data.features import FeatureExtractor
 from ral_system.media.store import MediaStore
+from ral_system.models.autocast import autocast_dtype
 from ral_system.models.loading import TORCH_DTYPES
 from ral_system.models.policy import PolicyOutput
 from ral_system.observability.work import Work
@@ -101,6 +102,7 @@ class LearnerRank:
                 temperature=1.0 if supervised else config.rollout.temperature,  # demonstrations fit the model as used
             )
         torch.manual_seed(config.seed)  # how a model is loaded may draw numbers
+        policy.autocast = autocast_dtype(supervised.autocast, device, config.learner.dtype) if supervised else None
         self._family = policy.family
         self._collate = Collator(self._family, media)
         self._adapters = choose_trained(policy, config)
@@ -169,10 +171,7 @@ class LearnerRank:
     @contextmanager
     def _at(self, version: int) -> Iterator[None]:
         """Put these weights in place during the block: the current ones, or a past version's."""
-        if version == self._version:
-            yield
-            return
-        with self._past.at(version):
+        with nullcontext() if version == self._version else self._past.at(version):
             yield
 
     def _join(self, sample: Sample, by_version: Mapping[int, SampleScores]) -> SampleScores:
@@ -394,6 +393,6 @@ class LearnerRank:
         for samples in shard:
             read = replace(self._read, whole=True)
             batch, output = self._forward(shard, samples, [read], tokens)
-            make = objective if samples else without_weight
-            squared += squared_norms(make(output, output.attention[read], batch, samples), output.probed)
+            found = (objective if samples else without_weight)(output, output.attention[read], batch, samples)
+            squared += squared_norms(found, output.probed)
         return factor_and_metrics(self._engine.sum_over_ranks(squared).cpu(), settings)

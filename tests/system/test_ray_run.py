@@ -29,7 +29,7 @@ def environment(mark: str) -> dict[str, str]:
 
 
 def test_every_role_on_ray(commands, left, marked, end_of, mark: str, tmp_path: Path) -> None:
-    overlapped = ("experiment=smoke", "algorithm.max_staleness=1")
+    overlapped = ("experiment=smoke", "algorithm.max_staleness=1", "sft.autocast=bfloat16")
     process = commands.start("ral-train", *overlapped, cwd=tmp_path, fresh=True, **environment(mark))
     most: dict[int, str] = {}
     deadline = time.monotonic() + 900

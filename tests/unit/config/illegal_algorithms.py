@@ -361,6 +361,10 @@ ALGORITHMS: dict[str, tuple[dict[str, Any], list[str]]] = {
         {"data.sft_in_words": True, "sft.attention_guidance.image": 0.15},
         ["data.sft_in_words=true leaves sft no pictures", "set sft.attention_guidance.{image=0,system=0}"],
     ),
+    "weights in bfloat16 that are to be multiplied in bfloat16": (
+        {"learner.dtype": "bfloat16", "sft.autocast": "bfloat16"},
+        ["sft.autocast=bfloat16 has no effect with learner.dtype=bfloat16", "set it to none"],
+    ),
     "the name of another loss alone, in place of the group": (
         {"algorithm.policy_loss.name": "gspo"},
         [

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from bench.models import served
-from ral_system.config.choices import Keys, Rows
+from ral_system.config.choices import Keys, Rows, Stage
 from ral_system.config.commands import TrainConfig
 from ral_system.media.store import MediaStore
 from ral_system.models.loading import load_family, load_model, save_model
@@ -51,8 +51,8 @@ class Case(Bench):
         assert max(len(s.prompt.token_ids) + len(s.response_token_ids) for s in self.judged) > 24  # Gemma's window
         self.plan = plan_updates(self.judged, updates=1, shards=1, max_tokens=10**4)
 
-    def rank(self, config: TrainConfig) -> LearnerRank:
-        return LearnerRank(config, self.folder, self.store, 0, 1, "rl")
+    def rank(self, config: TrainConfig, stage: Stage = "rl") -> LearnerRank:
+        return LearnerRank(config, self.folder, self.store, 0, 1, stage)
 
 
 @pytest.fixture(scope="module", params=list(FAMILIES))
@@ -179,6 +179,17 @@ def test_a_frozen_encoder_sees_each_medium_once_and_is_not_trained(
     trained = {name for name, p in policy.named_parameters() if p not in frozen}
     assert frozen and not any(p.requires_grad for p in frozen) and gradients.keys() <= trained
     assert any(gradient.any() for gradient in gradients.values())
+
+
+def test_products_in_bfloat16_give_nearly_the_same_update(case: Case, make_config: Callable[..., TrainConfig]) -> None:
+    guided = "sft.attention_guidance={image: 0.15, system: 0.15}"
+    found = {}
+    for choice in ("none", "bfloat16"):
+        rank = case.rank(make_config(f"sft.autocast={choice}", guided), "sft")
+        found[choice] = rank.fit(case.plan.updates[0])
+    rough, exact = found["bfloat16"], found["none"]
+    assert 0 < abs(rough["supervised/loss"] - exact["supervised/loss"]) < 0.02
+    assert rough["learner/grad_norm"] == pytest.approx(exact["learner/grad_norm"], rel=0.05)
 
 
 def moved(scores: Scores) -> Scores:
