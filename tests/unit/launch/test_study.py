@@ -309,7 +309,7 @@ def test_what_goes_on_from_a_failed_arm_is_left_out_and_the_others_run(
     ("arguments", "says"),
     [
         (["distill_quickstart", "--seeds", "one"], "argument --seeds: invalid int value: 'one'"),
-        (["nobody"], "no such file; known studies: attention, attention_large, attention_tuning, avar_quickstart"),
+        (["nobody"], "no such file; known studies: attention, attention_choices, attention_large, attention_tuning"),
         (["{folder}.yaml"], "Is a directory"),
     ],
 )
