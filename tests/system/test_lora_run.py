@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.system.placements import trained_alike
+
 pytestmark = [pytest.mark.system, pytest.mark.timeout(900)]
 
 ADAPTERS = (
@@ -16,19 +18,30 @@ ADAPTERS = (
 )
 
 
-@pytest.mark.parametrize("together", [1, pytest.param(2, marks=pytest.mark.long)])
-def test_adapters_are_trained_by_deepspeed_and_sampled_merged_in_vllm(
-    commands, left, tiny_model: Path, tmp_path: Path, together: int
+SHARDED = ("learner.zero_stage=3", "learner.gradient_checkpointing=true", "algorithm.steps=3", "evaluation.every=0")
+
+
+def test_adapters_are_trained_by_deepspeed_and_sampled_merged_in_vllm_apart_and_in_turns(
+    commands, left, tiny_model: Path, tmp_path: Path
 ) -> None:
-    sharded = (
-        *("learner.zero_stage=3", "learner.gradient_checkpointing=true", f"learner.sequence_parallel={together}"),
-        *("algorithm.steps=3", "evaluation.every=0"),
-    )
-    done = commands("ral-train", *ADAPTERS, *sharded, f"start_model={tiny_model}", cwd=tmp_path)
+    """A checkpoint lies between the second step and the third, where engines that take turns lose their weights."""
+    one = ("learner.world_size=1", "cluster.cpus_per_rollout=0.25", f"start_model={tiny_model}")
+    for run in trained_alike(commands, left, tmp_path, "ral-train", *ADAPTERS, *SHARDED, *one):
+        assert_adapters_were_trained(run, tiny_model)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("together", [1, 2])
+def test_two_ranks_train_adapters(commands, left, tiny_model: Path, tmp_path: Path, together: int) -> None:
+    two = (f"learner.sequence_parallel={together}", f"start_model={tiny_model}")
+    done = commands("ral-train", *ADAPTERS, *SHARDED, *two, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     shared = "" if together == 1 else "; 2 learner ranks to a micro-batch"
     assert f"2 deepspeed ranks, 1 vllm engine{shared}; CPU" in done.stderr  # and no reference
-    run = left(tmp_path / "runs" / "smoke")
+    assert_adapters_were_trained(left(tmp_path / "runs" / "smoke"), tiny_model)
+
+
+def assert_adapters_were_trained(run, tiny_model: Path) -> None:
     assert not list((run.folder / "logs").glob("reference*"))
     summary, steps = run.summary(), run.rl_steps()
     assert (summary["prompt_id_mismatches"], summary["weight_checksum_failures"]) == (0, 0)

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.system.placements import trained_alike
 from tests.system.video_r1_files import overrides, write_video_r1
 
 pytestmark = [pytest.mark.system, pytest.mark.timeout(1800)]
@@ -83,31 +84,18 @@ def test_every_role_on_ray(commands, left, marked, end_of, mark: str, tmp_path: 
     end_of(mark, GONE_WITHIN_S)
 
 
-@pytest.mark.parametrize("ranks", [1, pytest.param(2, marks=pytest.mark.long)])
+@pytest.mark.long
+@pytest.mark.parametrize("ranks", [1, 2])
 def test_engines_and_learners_that_take_turns_train_as_those_apart(
     commands, left, uninterrupted, tmp_path: Path, ranks: int
 ) -> None:
-    """A checkpoint lies between the second step and the third, so that engines lose their weights there."""
+    """With a reference, which takes turns, too. `test_lora_run` has the case that is always run."""
     settings = (
         *("experiment=smoke", "algorithm.steps=3", f"start_model={uninterrupted.folder / 'models' / 'sft'}"),
         *(f"learner.world_size={ranks}", f"rollout.workers={ranks}", "cluster.cpus_per_rollout=0.25"),
         *("learner.zero_stage=3", "evaluation.questions=4"),
     )
-    steps = {}
-    for placement in ("disaggregated", "colocated"):
-        own = (f"name={placement}", f"cluster.placement={placement}")
-        done = commands("ral-rl", *settings, *own, cwd=tmp_path)
-        assert done.returncode == 0, done.stderr
-        run = left(tmp_path / "runs" / placement)
-        run.assert_no_prompt_lost_or_repeated()
-        assert run.summary()["weight_checksum_failures"] == 0
-        steps[placement] = run.rl_steps()
-    assert len(steps["colocated"]) == 3
-    for apart, together in zip(steps["disaggregated"], steps["colocated"], strict=True):
-        assert together["time/move_s"] > 0
-        names = {name for name in apart if not name.endswith(("_s", "tflops", "peak_gib", "mfu"))}
-        assert names > {"policy/kl", "gate/tensors_verified", "attention/entropy", "reward/total"}
-        assert {name: together[name] for name in names} == {name: apart[name] for name in names}
+    trained_alike(commands, left, tmp_path, "ral-rl", *settings)
 
 
 @pytest.mark.long

@@ -24,7 +24,8 @@ from tests.qwen_tokenizer import qwen_tokenizer
 from tests.real_model import build_real_model, check_endings, ending_logits
 from tests.system.test_vllm_generator import CONFIG
 
-pytestmark = [pytest.mark.system, pytest.mark.timeout(1800)]
+# Unit tests ask the same of transformers' engine; vLLM takes 20 s to start with so many tokens.
+pytestmark = [pytest.mark.system, pytest.mark.long, pytest.mark.timeout(1800)]
 
 ROLLOUT = CONFIG.model_copy(update={"temperature": 1.0, "max_sequences": 64})
 HIDDEN = 64

@@ -1,0 +1,24 @@
+"""Runs that differ in nothing but where engines and learners sit."""
+
+from pathlib import Path
+from typing import Any
+
+
+def trained_alike(commands: Any, left: Any, folder: Path, *command: str) -> list[Any]:
+    """Train three steps on devices of their own and on shared ones: the same metrics, bit for bit. What they left."""
+    runs, steps = [], {}
+    for placement in ("disaggregated", "colocated"):
+        done = commands(*command, f"name={placement}", f"cluster.placement={placement}", cwd=folder)
+        assert done.returncode == 0, done.stderr
+        run = left(folder / "runs" / placement)
+        run.assert_no_prompt_lost_or_repeated()
+        assert run.summary()["weight_checksum_failures"] == 0
+        runs.append(run)
+        steps[placement] = run.rl_steps()
+    assert len(steps["colocated"]) == 3
+    for apart, together in zip(steps["disaggregated"], steps["colocated"], strict=True):
+        assert together["time/move_s"] > 0
+        names = {name for name in apart if not name.endswith(("_s", "tflops", "peak_gib", "mfu"))}
+        assert names > {"policy/kl", "gate/tensors_verified", "attention/entropy", "reward/total"}
+        assert {name: together[name] for name in names} == {name: apart[name] for name in names}
+    return runs
