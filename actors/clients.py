@@ -226,8 +226,8 @@ class RayLearner:
         behaviour: Sequence[Ref],
         reference: Sequence[Ref] | None,
         *teachers: Sequence[Ref],
-    ) -> Mapping[str, float]:
-        """Update on all ranks together; a wait for a frozen model's scores is reported under that model's name."""
+    ) -> Callable[[], Mapping[str, float]]:
+        """Queue an update on all ranks; a wait for a frozen model's scores is reported under that model's name."""
         for refs in (reference or (), *teachers):
             self._await(_parts(refs))
         update = ray.put(plan.updates[index])
@@ -238,7 +238,7 @@ class RayLearner:
             frozen = [part.scores for part in (*by_reference, *_parts([refs[shard] for refs in teachers]))]
             done = member.handle.update.remote(update, behaviour[shard].scores, len(by_reference), *frozen)
             calls.append(Call(member, done))
-        return wait_all(calls, self._timeout_s, "updating")[0]
+        return lambda: wait_all(calls, self._timeout_s, "updating")[0]
 
     def fit(self, plan: TrainPlan, index: int) -> Callable[[], Mapping[str, float]]:
         """Queue an update on all ranks; it begins when they have made those before it."""

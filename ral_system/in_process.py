@@ -158,9 +158,9 @@ class _Learner:
         behaviour: Sequence[Ref],
         reference: Sequence[Ref] | None,
         *teachers: Sequence[Ref],
-    ) -> Mapping[str, float]:
-        frozen = reference[0] if reference else None
-        return self._rank.update(plan.updates[index], behaviour[0], frozen, *(scores[0] for scores in teachers))
+    ) -> Callable[[], Mapping[str, float]]:
+        frozen, teaching = reference[0] if reference else None, [scores[0] for scores in teachers]
+        return lambda: self._rank.update(plan.updates[index], behaviour[0], frozen, *teaching)
 
     def fit(self, plan: TrainPlan, index: int) -> Callable[[], Mapping[str, float]]:
         return lambda: self._rank.fit(plan.updates[index]) | self.meters()

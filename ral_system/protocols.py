@@ -99,15 +99,18 @@ class Learner(Protocol):
         behaviour: Sequence[Ref],
         reference: Sequence[Ref] | None,
         *teachers: Sequence[Ref],
-    ) -> Mapping[str, float]:
-        """Make the plan's `index`-th optimiser update with the policy objective; return all ranks' combined metrics."""
+    ) -> Callable[[], Mapping[str, float]]:
+        """Make the plan's `index`-th optimiser update with the policy objective.
+
+        Returns a function that waits for all ranks' combined metrics. Other updates may be started before it is called,
+        but nothing else; the functions are called in the order of the updates, each once.
+        """
         ...
 
     def fit(self, plan: TrainPlan, index: int) -> Callable[[], Mapping[str, float]]:
         """Make the plan's `index`-th optimiser update with the supervised objective (the responses' cross-entropy).
 
-        Returns a function that waits for its metrics and meters. Another update may be started before it is called, but
-        nothing else; the functions are called in the order of the updates, each once.
+        Returns what `update` does; the metrics have the meters of this update with them.
         """
         ...
 

@@ -118,11 +118,12 @@ class TrainingLoop:
         credit = attention_credit(rollouts, algorithm, self._config.seed)
         plan = plan.with_advantages({rollout.completion.id: rollout.advantage for rollout in rollouts}, credit)
         with self._timer.phase("update"):
-            updates = [
+            queued = [
                 learner.update(plan, k, behaviour, reference, *teaching)
                 for _ in range(algorithm.passes_per_step)
                 for k in range(algorithm.updates_per_step)
             ]
+            updates = [metrics() for metrics in queued]
         if algorithm.attention.anchor == "old" and batch.version == self.version:
             exact = FIRST_UPDATE[self._config.learner.dtype]
             linear = DIVERGENCES.get(algorithm.attention.divergence).linear

@@ -89,7 +89,7 @@ def test_every_role_on_ray(commands, left, marked, end_of, mark: str, tmp_path: 
 def test_engines_and_learners_that_take_turns_train_as_those_apart(
     commands, left, uninterrupted, tmp_path: Path, ranks: int
 ) -> None:
-    """With a reference, which takes turns, too. `test_lora_run` has the case that is always run."""
+    """With a reference, which also takes turns. `test_lora_run` has the case that is always run."""
     settings = (
         *("experiment=smoke", "algorithm.steps=3", f"start_model={uninterrupted.folder / 'models' / 'sft'}"),
         *(f"learner.world_size={ranks}", f"rollout.workers={ranks}", "cluster.cpus_per_rollout=0.25"),

@@ -8,7 +8,14 @@ from typing import Any
 import pytest
 
 from ral_system.actors import clients
-from ral_system.actors.clients import RayFrozenModel, RayGenerator, RayLearner, RayRewarder, RayWithoutAdapters
+from ral_system.actors.clients import (
+    RayFrozenModel,
+    RayGenerator,
+    RayLearner,
+    RayRewarder,
+    RayWithoutAdapters,
+    RemoteScores,
+)
 from ral_system.actors.group import Call, Member
 from ral_system.config.commands import TrainConfig
 from ral_system.observability.work import Work
@@ -92,6 +99,13 @@ def test_an_update_can_be_queued_behind_another(members: list[Member], monkeypat
     found = [answer() for answer in answers]
     assert found[0]["supervised/loss"] == 0.5 and found[0]["learner/tokens_per_s"] == 3.0
     assert not {call.ref for call in waited[0]} & {call.ref for call in waited[1]}
+
+    monkeypatch.setattr(clients, "wait_all", lambda calls, *_: waited.append(calls) or [{"policy/loss": 0.5}])
+    scores = [RemoteScores(Call(member, object()), object()) for member in members]
+    waited.clear()
+    updates = [learner.update(plan, 0, scores, None) for _ in range(2)]
+    assert not any(waited) and [[name for name, *_ in m.handle.calls[2:]] for m in members] == [["update"] * 2] * 2
+    assert all(metrics() == {"policy/loss": 0.5} for metrics in updates)
 
 
 class RankHandle:

@@ -135,13 +135,13 @@ class Fakes:
 
     def update(
         self, plan: TrainPlan, index: int, behaviour: Sequence[str], reference: Any, *teachers: Sequence[str]
-    ) -> Mapping[str, float]:
+    ) -> Callable[[], Mapping[str, float]]:
         credit = {s.id: s.credit for s in samples_of(plan) if s.credit is not None}
         scored = self.plans[-1].with_advantages({s.id: s.advantage for s in samples_of(plan)}, credit)
         assert plan == scored != self.plans[-1]
         self.trained.append(plan)
         self.calls.append(("update", index, behaviour[0], reference and reference[0], *(t[1] for t in teachers)))
-        return {
+        return lambda: {
             "policy/loss": float(index),
             "gate/log_prob_diff_max": float(-index),
             "attention/divergence": max(index / 10 or self.first_jsd, index / 5),

@@ -55,7 +55,7 @@ class Sleepers(Fakes):
         time.sleep(self.score_s)
         return super().score(plan)
 
-    def update(self, plan: TrainPlan, *args: Any) -> Mapping[str, float]:
+    def update(self, plan: TrainPlan, *args: Any) -> Callable[[], Mapping[str, float]]:
         self.log.append(f"update on {min(s.weight_version for s in samples_of(plan))}")
         time.sleep(self.update_s)
         return super().update(plan, *args)
@@ -190,7 +190,7 @@ class Meeting(Sleepers):
             self.both.wait()
         return super().generate(prompts, sampling)
 
-    def update(self, plan: TrainPlan, *args: Any) -> Mapping[str, float]:
+    def update(self, plan: TrainPlan, *args: Any) -> Callable[[], Mapping[str, float]]:
         if self.met < self.meetings:  # nothing is generated while the last batch trains
             self.both.wait()
             self.met += 1
