@@ -12,10 +12,15 @@ from bench.peers.questions import Exported
 from bench.peers.reward import SIGNAL, register
 from bench.peers.workloads import Shape, Workload
 
+ENGINES = 2
+"""Rollout engines of cluster=ray: as many as learner ranks, since each has a thread and they take turns."""
+
 
 def overrides(workload: Workload, shape: Shape, cluster: str, threads: int) -> list[str]:
     """Return what decides about the work, as `ral-train` takes it."""
-    return [*workload.overrides, *shape.our_overrides(), f"cluster={cluster}", f"cluster.threads_per_process={threads}"]
+    engines = [f"rollout.workers={ENGINES}", f"cluster.cpus_per_rollout={0.5 / ENGINES}"] if cluster == "ray" else []
+    place = [f"cluster={cluster}", f"cluster.threads_per_process={threads}", *engines]
+    return [*workload.overrides, *shape.our_overrides(), *place]
 
 
 def run_ours(

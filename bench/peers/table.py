@@ -26,7 +26,7 @@ NOT_HELD_EQUAL = (
     "takes --peer-micro-batch sequences through the model",
     "videos: TRL has no videos and reads each pair of frames as a picture, which is as many visual tokens and patches, "
     "and two markers more for each picture",
-    "cluster=ray uses vLLM and two DeepSpeed ranks; TRL generates with transformers in its only process",
+    "cluster=ray uses two vLLM engines and two DeepSpeed ranks; TRL generates with transformers in its only process",
 )
 
 

@@ -91,6 +91,8 @@ def test_the_clock_splits_a_batch_of_the_peer(monkeypatch: pytest.MonkeyPatch) -
 
 @pytest.mark.parametrize("name", WORKLOADS)
 def test_every_workload_is_a_configuration_with_the_attention_term(name: str) -> None:
+    spread = compose(overrides(WORKLOADS[name], FULL, "ray", 1))
+    assert spread.rollout.workers == spread.learner.world_size == 2
     config = compose(overrides(WORKLOADS[name], FULL, "local", 2))
     assert config.algorithm.attention.weight == 1.0 and not config.needs_reference
     assert config.algorithm.steps == FULL.batches + 1
