@@ -43,15 +43,15 @@ def print_plan(config: TrainConfig, plan: Plan, console: Console) -> None:
     on = f" on {gpus:g} GPU{'s' if gpus != 1 else ''}" if gpus else ""
     stored = plan.checkpoint_bytes * (config.checkpoint.keep + 1)
     console.print(
-        f"{algorithm.steps:,} steps take {_duration(plan.run_s)}{on}, and "
-        f"{gib(stored)} GiB of disk for checkpoints of {gib(plan.checkpoint_bytes)} GiB."
+        f"{algorithm.steps:,} steps take {_duration(plan.run_s)}{on}, {_duration(plan.evaluations_s)} of them "
+        f"evaluations, and {gib(stored)} GiB of disk for checkpoints of {gib(plan.checkpoint_bytes)} GiB."
     )
     device = plan.device
     publishing = "" if streams_weights(config) else f"{PUBLISH_S_PER_BYTE * 1e9:.2g} s a published GB, "
     console.print(
         f"Assumed: {device.flops_per_s / 1e12:.3g} TFLOP/s in passes, {device.bytes_per_s / 1e9:,.0f} GB/s "
         f"in decoding and {device.decode_s * 1e3:g} ms a decoding step beside that, {publishing}"
-        f"{WRITE_BYTES_PER_S / 1e9:g} GB/s to disk. Not counted: perceive and sft, starts, evaluations, rewards, "
+        f"{WRITE_BYTES_PER_S / 1e9:g} GB/s to disk. Not counted: perceive and sft, starts, rewards, "
         "preparation of data."
     )
     for line in plan.advice:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +16,7 @@ from ral_system.planning.devices import Device, gpu, this_cpu
 from ral_system.planning.memory import Role, largest_micro_batch, learner_role, on_shared_device, rollout_role
 from ral_system.planning.passes import OutlinedPolicy
 from ral_system.planning.seconds import WRITE_BYTES_PER_S, Clock, Phase, dealt_to_engines
-from ral_system.planning.workload import blinded_plan, step_samples
+from ral_system.planning.workload import asked, blinded_plan, step_samples
 from ral_system.scoring.reference import reference_reads
 from ral_system.training.plan import plan_updates
 from ral_system.types import Sample
@@ -36,9 +37,11 @@ class Plan:
     phases: Sequence[Phase]
     step_s: float
     """Seconds of a step; what runs side by side counts once."""
+    evaluations_s: float
+    """Seconds of all evaluations: before the first step, inside, and after the last."""
     checkpoint_bytes: int
     run_s: float
-    """Seconds of all steps and checkpoints."""
+    """Seconds of all steps, evaluations and checkpoints."""
     problems: Sequence[str]
     """Why it cannot run, each with the setting to change."""
     advice: Sequence[str]
@@ -83,6 +86,10 @@ def make_plan(config: TrainConfig, plan: PlanConfig, folder: Path, teachers: Seq
     shared = on_shared_device(roles) if shares else {}
     problems = _problems(config, device, roles, cache.bytes - cache.token_bytes * config.rollout.max_model_len)
     size = clock.checkpoint_bytes()
+    evaluations_s = sum(
+        times * clock.rollout(asked(samples, questions), cache).seconds
+        for questions, times in _evaluations(config).items()
+    )
     return Plan(
         device=device,
         samples=samples,
@@ -90,8 +97,9 @@ def make_plan(config: TrainConfig, plan: PlanConfig, folder: Path, teachers: Seq
         roles=roles,
         phases=[generating, *(phase for _, phase in frozen), *learning],
         step_s=step_s,
+        evaluations_s=evaluations_s,
         checkpoint_bytes=size,
-        run_s=algorithm.steps * step_s + _checkpoints(config) * size / WRITE_BYTES_PER_S,
+        run_s=algorithm.steps * step_s + evaluations_s + _checkpoints(config) * size / WRITE_BYTES_PER_S,
         shared=shared,
         problems=[*problems, *_shared_problems(device, shared)],
         advice=list(_advice(config, samples)),
@@ -134,6 +142,14 @@ def _step_seconds(
         return generating.seconds + scoring_s + learning_s
     last_s = scoring_s / len(bundles(groups_of(samples), config.learner.max_tokens))
     return max(generating.seconds, scoring_s) + last_s + learning_s
+
+
+def _evaluations(config: TrainConfig) -> Counter[int]:
+    """How often so many held-out questions are asked; with evaluation.blind they are asked twice each time."""
+    evaluation = config.evaluation
+    inside = (config.algorithm.steps - 1) // evaluation.every if evaluation.every else 0
+    each = 2 if evaluation.blind else 1
+    return Counter({evaluation.questions: 2 * each}) + Counter({evaluation.every_questions: inside * each})
 
 
 def _checkpoints(config: TrainConfig) -> int:

@@ -120,7 +120,7 @@ class Clock:
             "updates", plan, times=text + measured, encodes=vision + measured if vision else 0.0, passes=3
         )
         again = algorithm.passes_per_step
-        step_s = again * len(plan.updates) * self._offloaded_step_s()
+        step_s = again * len(plan.updates) * (self._sum_s() + self._offloaded_step_s())
         return replace(found, flops=again * found.flops, seconds=again * found.seconds + step_s)
 
     def publish(self) -> Phase:
@@ -184,6 +184,14 @@ class Clock:
         if self._offload != "optimizer_and_parameters":
             return gathered_s
         return gathered_s + self._weights.bytes / learner.world_size / self._device.host_bytes_per_s
+
+    def _sum_s(self) -> float:
+        """Seconds of adding up gradients over ranks once, or with ZeRO 1 and 2 of their sum and the new weights."""
+        learner = self._config.learner
+        if zero_stage(learner) == 3:  # whose passes bring gradients to their owners
+            return 0.0
+        sent = self._weights.trained * self._weights.bytes_each * (1 - 1 / learner.world_size)
+        return 2 * sent / self._device.link_bytes_per_s
 
     def _offloaded_step_s(self) -> float:
         """Seconds of an optimiser step in host memory: gradients there, weights back, and AdamW on the CPU."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -76,6 +76,22 @@ def step_samples(config: TrainConfig, plan: PlanConfig, family: Family) -> tuple
         )
         for p in range(config.algorithm.prompts_per_step)
         for i in range(config.algorithm.completions_per_prompt)
+    )
+
+
+def asked(samples: Sequence[Sample], questions: int) -> tuple[Sample, ...]:
+    """So many held-out questions, each answered once, as large as the samples of a step."""
+    first = samples[0]
+    media = first.prompt.media
+    return tuple(
+        replace(
+            first,
+            id=f"held out {q}",
+            prompt=replace(
+                first.prompt, id=f"held out {q}", media=tuple(replace(m, digest=f"held out {q}") for m in media)
+            ),
+        )
+        for q in range(questions)
     )
 
 

@@ -1,4 +1,4 @@
-"""Folders of models without weights, for plans."""
+"""Folders of models without weights, and plans for them."""
 
 from __future__ import annotations
 
@@ -7,6 +7,12 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+from ral_system.config.commands import PlanCommandConfig
+from ral_system.planning.plan import Plan, make_plan
+from tests.composed import compose_config
+
+VIDEO = ("experiment=video_r1_qwen2_5_vl_7b_8gpu", "data.sources.main.path=rows.json")
+LORA = "learner.lora={rank: 4, alpha: 8, targets: [q_proj, k_proj, v_proj, o_proj], vision: false}"
 TEXT_OF_7B = {
     "hidden_size": 3584,
     "intermediate_size": 18944,
@@ -43,3 +49,9 @@ def write_7b(folder: Path, tiny: Path, layers: int = 28, vocabulary: int = 15206
         processor[name]["size"] = {"shortest_edge": 56 * 56, "longest_edge": 28 * 28 * 16384}
     (folder / "processor_config.json").write_text(json.dumps(processor))
     return folder
+
+
+def planned(folder: Path, *overrides: str) -> tuple[Plan, PlanCommandConfig]:
+    """A plan and the configuration that it is of."""
+    config = compose_config(*overrides, kind=PlanCommandConfig)
+    return make_plan(config, config.plan, folder, []), config
