@@ -11,7 +11,7 @@ from ral_system.config.commands import PlanCommandConfig
 from ral_system.errors import ConfigError
 from ral_system.models.loading import load_family
 from ral_system.planning.devices import gpu
-from ral_system.planning.memory import Weights, states
+from ral_system.planning.memory import Weights, rollout_role, states
 from ral_system.planning.passes import OutlinedPolicy
 from ral_system.planning.seconds import Clock
 from ral_system.planning.workload import asked, blinded_plan, largest_medium, step_samples
@@ -251,18 +251,16 @@ def test_engines_with_too_few_gpus_and_runs_without_rl_are_refused(one_layer: Pa
 
 def test_evaluations_are_counted_before_inside_and_after(one_layer: Path) -> None:
     small = ("plan.medium=none", "plan.text_tokens=100", "plan.response_tokens=16", "algorithm.steps=11")
-    asking = ("evaluation.questions=40", "evaluation.every_questions=10")
-    config = compose_config(*VIDEO, *small, *asking, kind=PlanCommandConfig)
+    asking = ("evaluation.questions=40", "evaluation.every_questions=10", "evaluation.every=2", "evaluation.blind=true")
+    plan, config = planned(one_layer, *VIDEO, *small, *asking)
     outline = OutlinedPolicy(one_layer, "bfloat16", "cuda", config, trained=True)
-    found = asked(step_samples(config, config.plan, outline.family), 40)
-    assert len({sample.prompt.id for sample in found}) == len({sample.id for sample in found}) == 40
+    device, samples = gpu(config.plan), step_samples(config, config.plan, outline.family)
+    _, cache = rollout_role(config, outline, device, samples[0])
 
-    def evaluating_s(*more: str) -> float:
-        plan, settings = planned(one_layer, *VIDEO, *small, *asking, *more)
-        assert plan.run_s >= settings.algorithm.steps * plan.step_s + plan.evaluations_s
-        return plan.evaluations_s
+    def seconds(questions: int) -> float:
+        found = asked(samples, questions)
+        assert len({s.id for s in found}) == len({s.prompt.id for s in found}) == questions
+        return Clock(config, outline, device).rollout(found, cache).seconds
 
-    ends = evaluating_s("evaluation.every=0")
-    twice, five = evaluating_s("evaluation.every=5"), evaluating_s("evaluation.every=2")  # step 10 is not the last
-    assert ends > 0 and five - ends == pytest.approx(5 * (twice - ends) / 2)
-    assert evaluating_s("evaluation.every=5", "evaluation.blind=true") == pytest.approx(2 * twice)
+    assert plan.evaluations_s == pytest.approx(2 * (2 * seconds(40) + 5 * seconds(10)))  # step 10 is not the last
+    assert plan.run_s == pytest.approx(11 * plan.step_s + plan.evaluations_s)  # too short for a checkpoint
