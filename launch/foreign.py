@@ -21,14 +21,15 @@ def refuse_foreign(overrides: Sequence[str], kind: type[CommandConfig], written:
     """Raise ConfigError for the first override of a key that other commands read and this one does not, and for swept
     values in a form that Hydra cannot read on the command line. `written` stands before them where they were found.
     """
-    from hydra.core.override_parser.overrides_parser import OverridesParser
     from hydra.errors import HydraException
 
+    from ral_system.launch.hydra_internals import parsed
+
     try:
-        parsed = OverridesParser.create().parse_overrides(list(overrides))
+        found = parsed(overrides)
     except HydraException:
         return  # Hydra refuses it
-    for override in parsed:
+    for override in found:
         if override.key_or_group.startswith(_SWEPT):
             raise ConfigError(f"{override.input_line}: {_SWEPT} is for files; here write -m and KEY=1,2 for each key")
         if override.is_hydra_override():

@@ -9,6 +9,9 @@ from typing import Any
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra._internal.hydra import Hydra
 from hydra._internal.utils import get_args_parser
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override as Override
 from hydra.core.plugins import Plugins
 
 _SANITIZED, _GROUPS = Hydra.get_sanitized_cfg, Hydra.list_all_config_groups
@@ -18,6 +21,15 @@ _SWEEPER = Plugins.instantiate_sweeper
 def arguments_parser() -> ArgumentParser:
     """The parser of Hydra's own command line."""
     return get_args_parser()
+
+
+def parsed(overrides: Sequence[str], *, in_task: bool = False) -> list[Override]:
+    """Parse overrides. In a task that Hydra runs, sweeps over groups by pattern (`glob(*)`) can be expanded as well.
+
+    Raises HydraException for one that is not well-formed.
+    """
+    loader = GlobalHydra.instance().config_loader() if in_task else None
+    return OverridesParser.create(config_loader=loader).parse_overrides(list(overrides))
 
 
 def job_count(overrides: Sequence[Any]) -> int:

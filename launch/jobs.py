@@ -19,8 +19,9 @@ from ral_system.errors import RalError
 from ral_system.launch.mistakes import explain, fail
 
 if TYPE_CHECKING:
-    from hydra.core.override_parser.types import Override
     from omegaconf import DictConfig
+
+    from ral_system.launch.hydra_internals import Override
 
 Task = Callable[[Any], float | None]
 """Function that does the work of a command's configuration and returns the value that a sweeper optimises, or None."""
@@ -105,17 +106,14 @@ class HydraTask:
 
         What the command line gives a single value is fixed, whatever sweeper chooses the rest.
         """
-        from hydra.core.global_hydra import GlobalHydra
-        from hydra.core.override_parser.overrides_parser import OverridesParser
+        from ral_system.launch.hydra_internals import job_count, parsed
 
-        from ral_system.launch.hydra_internals import job_count
-
-        parser = OverridesParser.create(config_loader=GlobalHydra.instance().config_loader())
         basic = hydra.sweeper._target_.endswith(".BasicSweeper")
         params = [f"{key}={value}" for key, value in (hydra.sweeper.get("params") or {}).items()] if basic else []
-        given = {o.get_key_element(): o for o in parser.parse_overrides([*params, *self._overrides])}
+        given = {o.get_key_element(): o for o in parsed([*params, *self._overrides], in_task=True)}
         fixed = {key for key, override in given.items() if not override.is_sweep_override()}
-        swept = [o for o in parser.parse_overrides(list(hydra.overrides.task)) if o.get_key_element() not in fixed]
+        now = parsed(hydra.overrides.task, in_task=True)
+        swept = [o for o in now if o.get_key_element() not in fixed]
         asked = [o for o in given.values() if not o.is_hydra_override()]
         total = job_count(asked) if basic else hydra.sweeper.get("n_trials")
         return sorted(swept, key=lambda o: o.get_key_element()), total

@@ -43,13 +43,14 @@ def compose_container(*overrides: str) -> dict[str, Any]:
     Choices of groups are composed by Hydra, once for all tests; values are then set as Hydra sets them. It takes 0.15 s
     to compose, and thousands of tests want a configuration.
     """
-    from hydra.core.override_parser.overrides_parser import OverridesParser
     from omegaconf import OmegaConf
 
-    parsed = OverridesParser.create().parse_overrides(list(overrides))
-    plain = all(not (o.is_add() or o.is_delete() or o.is_sweep_override() or o.package) for o in parsed)
-    values = [o for o in parsed if plain and not (isinstance(o.value(), str) and (CONF / o.key_or_group).is_dir())]
-    config = deepcopy(_composed(tuple(str(o.input_line) for o in parsed if o not in values)))
+    from ral_system.launch.hydra_internals import parsed
+
+    found = parsed(overrides)
+    plain = all(not (o.is_add() or o.is_delete() or o.is_sweep_override() or o.package) for o in found)
+    values = [o for o in found if plain and not (isinstance(o.value(), str) and (CONF / o.key_or_group).is_dir())]
+    config = deepcopy(_composed(tuple(str(o.input_line) for o in found if o not in values)))
     for override in values:
         OmegaConf.update(config, override.key_or_group, override.value(), merge=True)
     container = OmegaConf.to_container(config, resolve=True)
