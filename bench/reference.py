@@ -26,7 +26,8 @@ _HEAD = """# Configuration reference
 Written by `python -m bench.reference`; do not edit. Every value can be set on the command line as `group.key=value`,
 every group chosen as `group=option`. Defaults are those of the options that are composed without any override. An
 asterisk marks what may change when a run is continued. A command refuses a key that it does not read; "ral-train" here
-stands for ral-perceive, ral-sft, ral-rl and ral-plan as well.
+stands for ral-perceive, ral-sft, ral-rl and ral-plan as well. What packages can add, such as a divergence or a
+verifier, is chosen by name: `ral_system/registry.py` has our own, and `key=help` lists all that are installed.
 """
 _OTHERS = {  # choices of groups whose fields the defaults do not have
     "data": ("data=video_search", "data=looking", "data=files"),
@@ -139,7 +140,7 @@ def _values(annotation: Any, metadata: list[Any] | tuple[Any, ...] = ()) -> str:
         return "`null`"
     for meta in metadata:
         if isinstance(meta, NameIn):
-            return ", ".join(f"`{name}`" for name in meta.registry.names) or f"names of {meta.registry.group}"
+            return f"a {meta.registry.what}"
     names = {int: "integer", float: "number", str: "text", bool: "`true`, `false`"}
     bounds = [_bound(m) for meta in metadata for m in getattr(meta, "metadata", [meta])]
     return " ".join([names.get(annotation, str(annotation)), ", ".join(filter(None, bounds))]).strip()

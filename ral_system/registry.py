@@ -23,7 +23,7 @@ class Registry:
     """
 
     def __init__(self, group: str, what: str, built_in: Mapping[str, str], *, instances_of: str = "") -> None:
-        self.group, self._what, self._built_in, self._instances_of = group, what, built_in, instances_of
+        self.group, self.what, self._built_in, self._instances_of = group, what, built_in, instances_of
 
     @cached_property
     def _added(self) -> dict[str, dict[str, str]]:
@@ -48,10 +48,10 @@ class Registry:
     def unknown(self, name: str) -> str:
         """Message for an unknown name: the closest match and the full list."""
         if not self.names:
-            return f"no such {self._what}; install a package that adds one under {self.group}"
+            return f"no such {self.what}; install a package that adds one under {self.group}"
         near = difflib.get_close_matches(name.lower(), self.names, 1)
         meant = f"did you mean {near[0]}? There are" if near else "choose one of"
-        return f"no such {self._what}; {meant} {', '.join(self.names)}"
+        return f"no such {self.what}; {meant} {', '.join(self.names)}"
 
     def problem(self, name: str) -> str:
         """Why a name cannot be chosen; nothing if it can."""
@@ -61,7 +61,7 @@ class Registry:
         if len(packages) < 2:
             return ""
         return (
-            f"{' and '.join(packages)} each register a {self._what} of this name; uninstall all of these packages but "
+            f"{' and '.join(packages)} each register a {self.what} of this name; uninstall all of these packages but "
             "one"
         )
 
@@ -74,11 +74,11 @@ class Registry:
             found = _imported(target)
         except (ImportError, AttributeError) as error:
             raise ConfigError(
-                f"{self._what} {name!r} is registered as {target}, which cannot be imported: {error}"
+                f"{self.what} {name!r} is registered as {target}, which cannot be imported: {error}"
             ) from error
         if self._instances_of and not isinstance(found, expected := _imported(self._instances_of)):
             raise ConfigError(
-                f"{self._what} {name!r} is registered as {target}, which is a {type(found).__name__}; register a "
+                f"{self.what} {name!r} is registered as {target}, which is a {type(found).__name__}; register a "
                 f"{expected.__name__}"
             )
         return found

@@ -7,6 +7,7 @@ import pytest
 from bench.reference import TARGET, reference
 from ral_system.config.commands import COMMANDS
 from ral_system.config.known import ANY, known_keys
+from ral_system.registry import VERIFIERS
 
 
 @pytest.fixture(scope="module")
@@ -16,6 +17,11 @@ def text() -> str:
 
 def test_the_file_is_up_to_date(text: str) -> None:
     assert text == reference(), "run python -m bench.reference"
+
+
+def test_a_new_implementation_does_not_change_it(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(vars(VERIFIERS), "_built_in", {"another": "nowhere:at_all"})
+    assert text == reference()
 
 
 def test_every_field_is_there(text: str) -> None:
@@ -47,5 +53,8 @@ def test_defaults_bounds_and_marks_are_those_of_the_field(text: str) -> None:
         "| `algorithm.steps`\\* | integer > 0 | `40` |",
         "| `rollout.tensor_parallel`\\* | integer > 0 | `1` |",
         "| `algorithm.attention.anchor` | `old`, `reference`, `ema` | `old` |",
+        "| `algorithm.attention.divergence` | a divergence | `jsd` |",
+        "| `rollout.weight_transfer`\\* | a weight transfer or `null` | `null` |",
+        "| `reward.kinds` | a verifier by name | `{}` |",
     ):
         assert line in text
