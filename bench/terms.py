@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
 from bench.plan import Plan, Variant
-from ral_system.algorithms.divergences import divergence
+from ral_system.algorithms.divergence_sum import divergence
 from ral_system.attention.divergence import attention_divergence
 from ral_system.config.choices import Backend, Device
 

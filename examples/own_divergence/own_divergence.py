@@ -12,4 +12,4 @@ def terms_and_slopes(p: Tensor, q: Tensor) -> tuple[Tensor, Tensor]:
     return (p - q) * share, share * (p + 3 * q) / total
 
 
-TRIANGULAR = Divergence(terms_and_slopes)
+TRIANGULAR = Divergence(terms_and_slopes, title="Triangular discrimination")

@@ -2,19 +2,18 @@
 
 Each is Σ_i f(p_i, q_i) with f ≥ 0 and f(x, x) = 0: to p ln(p/q) the Kullback-Leibler terms add q - p, which sums to 0
 over distributions. So at p = q value and slope are exactly 0, term by term, and no rounding error is left to train on.
+
+They are written with tensors' own methods: reports, which show title and unit, begin without the import of torch.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Literal
 
-import torch
-from torch import Tensor
-from torch.autograd.function import once_differentiable
-
-from ral_system.registry import DIVERGENCES
+if TYPE_CHECKING:
+    from torch import Tensor
 
 _FLOOR = 1e-30
 """Probabilities below it count as this in logarithms and quotients, which keeps both finite."""
@@ -28,30 +27,10 @@ class Divergence:
     """(p, q) → f(p, q) and ∂f/∂p, elementwise, finite for all p, q ≥ 0, and exactly 0 at p = q."""
     linear: bool = False
     """Whether it grows with the distance from p = q, as total variation does, and not with its square."""
-
-
-def divergence(p: Tensor, q: Tensor, kind: str) -> Tensor:
-    """D(p, q) over the last axis, in nats where it has a unit; differentiable once in p, q is a constant.
-
-    jsd: ½ KL(p ‖ m) + ½ KL(q ‖ m), m = (p+q)/2, at most ln 2. forward_kl: KL(q ‖ p). reverse_kl: KL(p ‖ q).
-    tv: ½ Σ |p - q|. hellinger: ½ Σ (√p - √q)². These are f-divergences: merging bins can only lower them.
-    p = q gives exactly 0, value and gradient, so does a pair of all-zero rows. Raises ConfigError for an unknown kind.
-    """
-    return _Sum.apply(p, q, DIVERGENCES.get(kind))
-
-
-class _Sum(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, p: Tensor, q: Tensor, kind: Divergence) -> Tensor:
-        terms, slopes = kind.terms_and_slopes(p, q)
-        ctx.save_for_backward(slopes)
-        return terms.sum(-1)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
-        (slopes,) = ctx.saved_tensors
-        return gradient[..., None] * slopes, None, None
+    title: str = "Divergence"
+    """Its name in reports."""
+    unit: Literal["nats", "number"] = "number"
+    """Its unit in reports: nats for sums of logarithms."""
 
 
 def _jsd(p: Tensor, q: Tensor) -> tuple[Tensor, Tensor]:
@@ -60,8 +39,8 @@ def _jsd(p: Tensor, q: Tensor) -> tuple[Tensor, Tensor]:
     total = (p + q).clamp(min=_FLOOR)
     d = (p - q) / total
     log_p, log_q = _log_ratio(p, 0.5 * total, d), _log_ratio(q, 0.5 * total, -d)
-    near = 0.25 * total * (torch.log1p(-d * d) + d * (log_p - log_q))
-    return torch.where(d.abs() < 0.5, near, 0.5 * (p * log_p + q * log_q)), 0.5 * log_p
+    near = 0.25 * total * ((-d * d).log1p() + d * (log_p - log_q))
+    return near.where(d.abs() < 0.5, 0.5 * (p * log_p + q * log_q)), 0.5 * log_p
 
 
 def _reverse_kl(p: Tensor, q: Tensor) -> tuple[Tensor, Tensor]:
@@ -86,12 +65,12 @@ def _hellinger(p: Tensor, q: Tensor) -> tuple[Tensor, Tensor]:
 
 def _log_ratio(a: Tensor, b: Tensor, excess: Tensor) -> Tensor:
     """ln(a/b), where `excess` is (a-b)/b: with full precision where a is close to b."""
-    direct = torch.log(a.clamp(min=_FLOOR) / b.clamp(min=_FLOOR))
-    return torch.where(excess.abs() < 0.5, torch.log1p(excess), direct)
+    direct = (a.clamp(min=_FLOOR) / b.clamp(min=_FLOOR)).log()
+    return excess.log1p().where(excess.abs() < 0.5, direct)
 
 
-JSD = Divergence(_jsd)
-FORWARD_KL = Divergence(_forward_kl)
-REVERSE_KL = Divergence(_reverse_kl)
-TV = Divergence(_tv, linear=True)
-HELLINGER = Divergence(_hellinger)
+JSD = Divergence(_jsd, title="Jensen-Shannon divergence", unit="nats")
+FORWARD_KL = Divergence(_forward_kl, title="Forward KL", unit="nats")
+REVERSE_KL = Divergence(_reverse_kl, title="Reverse KL", unit="nats")
+TV = Divergence(_tv, linear=True, title="Total variation distance")
+HELLINGER = Divergence(_hellinger, title="Squared Hellinger distance")

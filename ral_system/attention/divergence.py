@@ -40,7 +40,7 @@ def attention_divergence(
     `target` is a constant policy [R, T] ([H, R, T] with heads="each", where the mean over heads is returned), or a
     record of one (see `record.Target` for what its compression and precision mean), which must be of weights `version`
     if that is given. Differentiable in query and key; at p = target value and gradient are exactly 0, and so they are
-    for a row without a key that counts, whatever its target. `kind` is defined in `algorithms.divergences`. Autocast
+    for a row without a key that counts, whatever its target. `kind` is a name in `registry.DIVERGENCES`. Autocast
     does not reach inside.
 
     Backends: `dense` is the definition, in autograd's own operations, memory H · R · T; `chunked` has the same results

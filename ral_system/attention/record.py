@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ral_system.algorithms.divergences import divergence
+from ral_system.algorithms.divergence_sum import divergence
 from ral_system.attention.packing import PackedGroup
 from ral_system.types import AttentionRecord
 

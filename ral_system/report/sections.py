@@ -5,18 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 
+from ral_system.algorithms.divergences import Divergence
 from ral_system.config.choices import Stage
+from ral_system.errors import ConfigError
+from ral_system.registry import DIVERGENCES
 from ral_system.report.load import RunData
 from ral_system.report.series import Chart, Interval, Series, Unit
 
-_DIVERGENCES: dict[str, tuple[str, Unit]] = {
-    "jsd": ("Jensen-Shannon divergence", "nats"),
-    "forward_kl": ("Forward KL", "nats"),
-    "reverse_kl": ("Reverse KL", "nats"),
-    "tv": ("Total variation distance", "number"),
-    "hellinger": ("Squared Hellinger distance", "number"),
-}
-"""Names of the divergences and their units; only those with a logarithm have one."""
 _ANCHORS = {"old": "rollout policy", "reference": "reference policy", "ema": "average policy"}
 _MAX_LAYERS = 7  # of the phase stack; the smallest ones share the last colour
 
@@ -127,8 +122,14 @@ def _distillation(run: RunData) -> list[Chart]:
 
 
 def _divergence(run: RunData, *part: str) -> tuple[str, Unit]:
-    """Name and unit of the divergence that a part of the algorithm uses; without a unit if the run does not tell."""
-    return _DIVERGENCES.get(str(run.setting("algorithm", *part, "divergence")), ("Divergence", "number"))
+    """Title and unit of the divergence that a part of the algorithm uses; the general ones if the run does not tell,
+    or if its package is not installed here.
+    """
+    try:
+        found: Divergence = DIVERGENCES.get(str(run.setting("algorithm", *part, "divergence")))
+    except ConfigError:
+        return "Divergence", "number"
+    return found.title, found.unit
 
 
 def _by_sign(name: str) -> list[tuple[str, str]]:

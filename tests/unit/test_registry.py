@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from ral_system.algorithms.divergences import divergence
+from ral_system.algorithms.divergence_sum import divergence
 from ral_system.config.commands import TrainConfig
 from ral_system.config.known import read_by
 from ral_system.config.validate import parse_config
@@ -23,6 +23,8 @@ from ral_system.registry import (
     WEIGHT_TRANSFERS,
     Registry,
 )
+from ral_system.report.load import RunData
+from ral_system.report.sections import sections
 from ral_system.rewards.pool import RewardPool
 from ral_system.runs.folder import RunFolder
 from ral_system.tasks.open import QuestionSettings
@@ -40,7 +42,7 @@ from ral_system.algorithms.policy_losses.inputs import PolicyLoss, TokenLoss
 from ral_system.config.base import PositiveFloat, Resumable
 from ral_system.config.policy_loss import PolicyLossGroup
 
-SQUARED = Divergence(lambda p, q: ((p - q).square(), 2 * (p - q)))
+SQUARED = Divergence(lambda p, q: ((p - q).square(), 2 * (p - q)), title="Squared distance", unit="nats")
 
 
 class Settings(PolicyLossGroup):
@@ -148,6 +150,11 @@ def test_an_installed_package_adds_a_divergence(plugin: None, make_config: Calla
     found = divergence(p, torch.tensor([0.5, 0.5]), "squared")
     found.backward()
     assert found.item() == 0.125 and p.grad is not None and p.grad.tolist() == [0.5, -0.5]
+    recorded = {"algorithm": {"attention": {"divergence": "squared"}}}
+    rows = [{"stage": "rl", "step": 1, "attention/divergence_positive": 0.5}]
+    run = RunData("name", rows, [], {}, recorded, "", [])
+    (chart,) = (chart for _, charts in sections(run) for chart in charts if chart.id == "attention-divergence")
+    assert (chart.unit, chart.note.partition(" from ")[0]) == ("nats", "Squared distance")
 
 
 def test_an_installed_package_adds_a_policy_loss_with_settings_of_its_own(

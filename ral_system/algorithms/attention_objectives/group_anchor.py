@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from ral_system.algorithms.attention_objectives.inputs import SMALLEST_MASS, AttentionInputs, Glances
-from ral_system.algorithms.divergences import divergence
+from ral_system.algorithms.divergence_sum import divergence
 from ral_system.config.attention_objective import GroupAnchorObjectiveConfig
 
 

@@ -20,7 +20,7 @@ from ral_system.algorithms.attention_objectives.evidence import evidence
 from ral_system.algorithms.attention_objectives.group_anchor import group_anchor
 from ral_system.algorithms.attention_objectives.inputs import AttentionInputs, Evidence, Glances
 from ral_system.algorithms.attention_objectives.ral import ral
-from ral_system.algorithms.divergences import divergence
+from ral_system.algorithms.divergence_sum import divergence
 from ral_system.algorithms.policy_losses.clip import clip_loss
 from ral_system.algorithms.policy_losses.inputs import LossInputs
 from ral_system.algorithms.reduction import reduce_rows

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from ral_system.algorithms.divergences import divergence
+from ral_system.algorithms.divergence_sum import divergence
 from ral_system.errors import ConfigError
 from ral_system.registry import DIVERGENCES
 

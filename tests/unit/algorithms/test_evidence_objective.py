@@ -7,7 +7,7 @@ import torch
 
 from ral_system.algorithms.attention_objectives.evidence import evidence
 from ral_system.algorithms.attention_objectives.inputs import AttentionInputs, Evidence
-from ral_system.algorithms.divergences import divergence
+from ral_system.algorithms.divergence_sum import divergence
 from ral_system.config.attention_objective import EvidenceObjectiveConfig
 
 SETTINGS = EvidenceObjectiveConfig(name="evidence", gate=0.5, spread=0.25, smoothing=0.1, boxes="own", missing="raise")

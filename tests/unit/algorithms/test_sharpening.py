@@ -6,7 +6,7 @@ import torch
 
 from ral_system.algorithms.attention_objectives.inputs import AttentionInputs
 from ral_system.algorithms.attention_objectives.sharpening import sharpening
-from ral_system.algorithms.divergences import divergence
+from ral_system.algorithms.divergence_sum import divergence
 from ral_system.attention.record import record_attention, sharpened
 from ral_system.config.attention_objective import SharpeningObjectiveConfig
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from ral_system.algorithms.divergences import divergence
+from ral_system.algorithms.divergence_sum import divergence
 from ral_system.attention import group as groups
 from ral_system.attention.group import GroupAttention, LayerAttention
 from ral_system.attention.policy import attention_policy

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from ral_system.algorithms.divergences import divergence
+from ral_system.algorithms.divergence_sum import divergence
 from ral_system.attention import attention_divergence, attention_policy
 from ral_system.attention.divergence import policy_blocks
 from ral_system.attention.record import Target, record_attention

@@ -3,6 +3,9 @@ from __future__ import annotations
 import json
 import math
 import re
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 
@@ -150,6 +153,7 @@ def test_the_interval_is_wilsons(right: float, count: int) -> None:
         ("tv", "number", "Total variation distance"),
         ("hellinger", "number", "Squared Hellinger distance"),
         (None, "number", "Divergence"),
+        ("of_a_package_elsewhere", "number", "Divergence"),
     ],
 )
 def test_divergences_have_their_name_and_only_those_with_a_logarithm_are_in_nats(
@@ -165,3 +169,13 @@ def test_divergences_have_their_name_and_only_those_with_a_logarithm_are_in_nats
         assert ("nats" in figure(found)) == (unit == "nats")
     tokens = drawn(run, "token-distillation")
     assert (tokens.unit, tokens.note) == ("nats", "Forward KL of next tokens, student to teacher.")
+
+
+def test_a_report_with_divergences_is_written_without_torch(tmp_path: Path) -> None:
+    (tmp_path / "config.yaml").write_text("algorithm: {attention: {divergence: hellinger}}\n")
+    rows = [{"stage": "rl", "step": step, "attention/divergence_positive": 0.5} for step in (1, 2)]
+    (tmp_path / "metrics.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    code = "import sys; from ral_system.launch.report import main; main(); assert 'torch' not in sys.modules"
+    done = subprocess.run([sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, timeout=120)
+    assert (done.stdout, done.stderr) == (f"{tmp_path}/report.html\n", "")
+    assert "Squared Hellinger distance from the rollout policy" in (tmp_path / "report.html").read_text()
