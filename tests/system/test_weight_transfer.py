@@ -2,6 +2,8 @@
 
 import pytest
 
+from ral_system.registry import WEIGHT_TRANSFERS
+
 pytestmark = pytest.mark.system
 
 
@@ -16,7 +18,7 @@ def test_the_way_that_weights_travel_changes_nothing(commands, left, with_signal
     unknown = commands("ral-train", *with_signal, "rollout.weight_transfer=post", "name=other", cwd=tmp_path)
     assert unknown.returncode == 2
     assert (
-        "rollout.weight_transfer=post: no such weight transfer; choose one of broadcast, shared_memory, "
-        "object_store, files" in unknown.stderr
+        f"rollout.weight_transfer=post: no such weight transfer; choose one of {', '.join(WEIGHT_TRANSFERS.names)}"
+        in unknown.stderr
     )
     assert not (tmp_path / "runs" / "other").exists()

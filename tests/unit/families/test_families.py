@@ -26,7 +26,7 @@ VIDEO = Media("b" * 64, 56, 28, Clip(VideoSampling(1.0, 8, 2), (0.0, 1.0, 2.0, 3
 # --- which family ---
 
 
-@pytest.mark.parametrize("model_type", ["gpt2", "llava"])
+@pytest.mark.parametrize("model_type", ["gpt2", "no_such_vl"])
 def test_a_model_of_no_known_family_is_one_line(tmp_path: Path, model_type: str) -> None:
     (tmp_path / "config.json").write_text(json.dumps({"model_type": model_type}))
     with pytest.raises(SetupError) as refused:
@@ -69,10 +69,9 @@ def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], 
 def test_an_installed_package_adds_a_family(install: Callable[[str], None]) -> None:
     with pytest.raises(SetupError, match="model_type=other_vl belongs to no known family"):
         family_of("other_vl", "m")
+    own = known_types()
     install("other_models:OtherVl")
     assert family_of("other_vl", "m").__name__ == "OtherVl"
-    own = ["qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_5", "glm4v", "internvl", "llava_onevision", "gemma3"]
-    own += ["smolvlm", "idefics3"]
     assert known_types() == sorted(["other_vl", *own])
 
 
@@ -86,12 +85,13 @@ def test_an_installed_package_adds_a_family(install: Callable[[str], None]) -> N
 def test_a_package_whose_family_cannot_be_imported_is_one_line(
     install: Callable[[str], None], target: str, why: str
 ) -> None:
+    own = known_types()
     install(target)
     with pytest.raises(SetupError) as refused:
         family_of("other_vl", "m")
     broken = f"model family 'other' is registered as {target}, which cannot be imported: {why}"
     assert str(refused.value).startswith(
-        "model m: model_type=other_vl belongs to no known family; known are gemma3, glm4v, ide"
+        f"model m: model_type=other_vl belongs to no known family; known are {', '.join(own)}; "
     )
     assert str(refused.value).endswith(f"; {broken}")
     assert family_of("qwen2_vl", "m") is QwenVl  # which has nothing to do with it
