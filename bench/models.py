@@ -28,7 +28,8 @@ _HEAD = """\
 # Models
 
 Written by `python -m bench.models`; do not edit. `ral-doctor` lists the types that an installation serves, your own
-packages' included ([Extensions](extending.md)). A model of another type is refused by name.
+packages' included ([Extensions](extending.md)). Types that it lists and this page does not are registered and untested.
+A model of any other type is refused by name.
 
 | models | `model_type` | pictures | videos | largest difference | after an update |
 |---|---|---|---|---|---|
@@ -80,8 +81,9 @@ model then differ by up to 0.08 ([decisions](decisions.md#model-families)). A sh
 that difference; its card says so. Their processor needs `pip install 'ral-system[smolvlm]'`.
 
 ## What was tried with which
-The families share one protocol (`ral_system/families/family.py`), and all options should work alike. A cell
-says what a test goes through with a tiny model, on CPU (some only in `make test-all`); *not tested* may work.
+The families share one protocol (`ral_system/families/family.py`), and all options should work alike. A *yes*, or a
+stage, means that the tests named below run with a tiny model of this type, on CPU, in `make test` or `make test-all`,
+which fails where one of them does. *Not tested* may work.
 
 {tried}
 - *Attention options, packing, LoRA, frozen encoder, teacher*: `tests/unit/training/test_families_in_the_learner.py`.
@@ -102,9 +104,9 @@ says what a test goes through with a tiny model, on CPU (some only in `make test
 - vLLM, prompt ids and weights that are replaced in place and read back: `tests/system/test_vllm_generator.py`,
   `test_families_in_vllm.py`, `test_tiled_families.py` and `test_qwen3_5_in_vllm.py`; Qwen2-VL and Idefics3 by
   `python -m bench.models --measure`.
-- Whole runs over Ray, vLLM and DeepSpeed: every family, Gemma 3 with transformers engines in vLLM's place. Each has a
-  cold start, two steps of RL, an evaluation by transformers, and an export that transformers loads, with the run's
-  weights (`tests/system/test_families_in_runs.py`); Qwen2.5-VL runs in `test_ray_run.py` and is exported in
+- *Whole run*: over Ray, vLLM and DeepSpeed, Gemma 3 with transformers engines in vLLM's place. Each has a cold start,
+  two steps of RL, an evaluation by transformers, and an export that transformers loads, with the run's weights
+  (`tests/system/test_families_in_runs.py`); Qwen2.5-VL runs in `test_ray_run.py` and is exported in
   `test_exported_models.py`. Qwen2-VL and Idefics3 ran under ZeRO-3 there alone, and no test compares that with one
   rank.
 """
@@ -187,7 +189,9 @@ def page() -> str:
 def _tried() -> str:
     """The table of what tests try each model with, from what the tests go through."""
     from tests.system import test_deepspeed_engine, test_families_on_ranks, test_sequence_parallel, test_tiled_families
+    from tests.system.test_families_in_runs import test_a_family_goes_from_a_cold_start_to_a_shared_folder as whole_run
     from tests.tiled_models import TILED
+    from tests.unit.training import test_families_in_the_learner as learner
 
     tiled = test_tiled_families.CASES.values()
     stages = {"qwen2_5_vl": {stage for cases in test_deepspeed_engine.CASES.values() for stage, *_ in cases}}
@@ -195,19 +199,41 @@ def _tried() -> str:
     stages |= {name: {case["zero_stage"] for case in tiled if case["sequence_parallel"] == 1} for name in TILED}
     together = {_SHARED.get(name, "qwen2_5_vl") for name in test_sequence_parallel.MODELS}
     together |= {name for name in TILED for case in tiled if case["sequence_parallel"] > 1}
-    rows = f"| {' | '.join(_OPTIONS)} |\n{'|---' * len(_OPTIONS)}|\n"
+    runs = models_of(whole_run, "family") | {"qwen2_5_vl"}
+    tried = {
+        option: set[str].intersection(*(models_of(getattr(learner, test), "case") for test in tests))
+        for option, tests in _IN_THE_LEARNER.items()
+    }
+    options = ("models", *tried, "ZeRO stages", "sequence parallelism", "whole run", "full size")
+    rows = f"| {' | '.join(options)} |\n{'|---' * len(options)}|\n"
     for of in served():
-        in_the_learner = ["yes"] * 5  # its test goes through all of them
+        cells = ["yes" if of.model_type in models else "not tested" for models in (*tried.values(), runs)]
         zero = ", ".join(map(str, sorted(stages.get(of.model_type, ())))) or "not tested"
         shared = "yes" if of.model_type in together else "not tested" if of.splits else "refused"
-        rows += f"| {' | '.join([of.title, *in_the_learner, zero, shared, of.full_size])} |\n"
+        rows += f"| {' | '.join([of.title, *cells[:-1], zero, shared, cells[-1], of.full_size])} |\n"
     return rows
 
 
-_OPTIONS = (
-    *("models", "attention options", "packed, shared prompts", "LoRA", "frozen encoder", "teacher"),
-    *("ZeRO stages", "sequence parallelism", "full size"),
-)
+def models_of(test: Callable[..., object], argument: str) -> set[str]:
+    """Models that a test is parametrised with by name; none if it may be skipped or may fail."""
+    marks: list[Any] = getattr(test, "pytestmark", [])
+    if any(mark.name in ("skip", "skipif", "xfail") for mark in marks):
+        return set()
+    found = (mark.args[1] for mark in marks if mark.name == "parametrize" and mark.args[0] == argument)
+    return {name for names in found for name in names if isinstance(name, str)}  # others have marks of their own
+
+
+_IN_THE_LEARNER = {
+    "attention options": (
+        "test_every_choice_of_rows_keys_heads_layers_and_backends_trains",
+        "test_every_other_objective_changes_the_update",
+    ),
+    "packed, shared prompts": ("test_packed_behind_shared_prompts_each_sequence_is_alone",),
+    "LoRA": ("test_the_attention_term_trains_adapters_that_merge_under_the_models_names",),
+    "frozen encoder": ("test_a_frozen_encoder_sees_each_medium_once_and_is_not_trained",),
+    "teacher": ("test_a_teacher_of_the_same_family_tells_its_own_log_probs",),
+}
+"""Columns, and the tests of `test_families_in_the_learner` that a model must go through for a yes."""
 _SHARED = {"Qwen3-VL": "qwen3_vl", "GLM-4V": "glm4v"}
 """Names of other models than Qwen2.5-VL in the test of sequence parallelism."""
 

@@ -55,11 +55,16 @@ class Case(Bench):
         return LearnerRank(config, self.folder, self.store, 0, 1, stage)
 
 
-@pytest.fixture(scope="module", params=list(FAMILIES))
+every_family = pytest.mark.parametrize("case", list(FAMILIES), indirect=True, scope="module")
+"""Mark of a test, from which `bench.models` takes what docs/models.md says of a family."""
+
+
+@pytest.fixture(scope="module")
 def case(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, media: MediaStore) -> Case:
     return Case(FAMILIES[request.param], tmp_path_factory.mktemp(request.param), media)
 
 
+@every_family
 @torch.no_grad()
 def test_packed_behind_shared_prompts_each_sequence_is_alone(case: Case) -> None:
     policy = PolicyModel(load_model(case.folder, dtype="float32"), case.family, temperature=1.0)
@@ -71,6 +76,7 @@ def test_packed_behind_shared_prompts_each_sequence_is_alone(case: Case) -> None
         assert torch.allclose(row[: len(alone)], alone, atol=2e-5), sample.id
 
 
+@every_family
 def test_the_attention_term_trains_adapters_that_merge_under_the_models_names(
     case: Case, make_config: Callable[..., TrainConfig], media: MediaStore, tmp_path: Path
 ) -> None:
@@ -111,6 +117,7 @@ def test_no_choice_of_rows_and_keys_is_left_out() -> None:
     assert expected - {*CHOICES} == {"rows=generated", "keys=all"}  # which the other choices are trained with
 
 
+@every_family
 def test_every_choice_of_rows_keys_heads_layers_and_backends_trains(
     case: Case, make_config: Callable[..., TrainConfig]
 ) -> None:
@@ -143,6 +150,7 @@ OBJECTIVES = {
 """Other objectives than RAL's divergence, each with what makes it large enough to see."""
 
 
+@every_family
 def test_every_other_objective_changes_the_update(case: Case, make_config: Callable[..., TrainConfig]) -> None:
     def gradient(algorithm: str, *overrides: str) -> torch.Tensor:
         settings = ("stages=[rl]", f"algorithm={algorithm}", "algorithm.kl.coefficient=0", *overrides)
@@ -156,6 +164,7 @@ def test_every_other_objective_changes_the_update(case: Case, make_config: Calla
         assert (gradient(name, *overrides) - plain).norm() > 1e-3 * plain.norm(), name
 
 
+@every_family
 def test_a_frozen_encoder_sees_each_medium_once_and_is_not_trained(
     case: Case, make_config: Callable[..., TrainConfig]
 ) -> None:
@@ -181,6 +190,7 @@ def test_a_frozen_encoder_sees_each_medium_once_and_is_not_trained(
     assert any(gradient.any() for gradient in gradients.values())
 
 
+@every_family
 def test_products_in_bfloat16_give_nearly_the_same_update(case: Case, make_config: Callable[..., TrainConfig]) -> None:
     guided = "sft.attention_guidance={image: 0.15, system: 0.15}"
     found = {}
@@ -200,6 +210,7 @@ def moved(scores: Scores) -> Scores:
     }
 
 
+@every_family
 def test_a_teacher_of_the_same_family_tells_its_own_log_probs(
     case: Case, make_config: Callable[..., TrainConfig], media: MediaStore, tmp_path: Path
 ) -> None:
