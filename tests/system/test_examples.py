@@ -2,6 +2,8 @@
 
 import subprocess
 import sys
+from dataclasses import replace
+from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -31,19 +33,33 @@ def run(commands, left, tmp_path: Path):
     return ran
 
 
-def test_half_an_answer_is_worth_half(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_half_an_answer_is_worth_half_and_few_words_are_worth_more(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(EXAMPLES / "own_reward")
-    config = reward_config(verifier="function", function="own_reward:nearly")
+    own_reward = import_module("own_reward")
+    config = reward_config(verifier="function", function="own_reward:half_right")
     answers = {"b3": 1.0, "b4": 0.5, "c4": 0.0}
     for given, worth in answers.items():
         response = Response(f"<answer> {given} </answer>", "b3", "position", "answer_only")
-        assert judge(response, config)["correctness"] == worth
+        assert judge(response, config)["correctness"] == own_reward.nearly(given, "b3", config) == worth
+        assert own_reward.brevity(response, config) == pytest.approx(1 / 3)
+    assert own_reward.brevity(replace(response, text=""), config) == 1
 
 
-def test_own_reward(run) -> None:
-    steps = run("own_reward", "stages=[perceive,rl]").rl_steps()
+def test_own_reward(run, tmp_path: Path) -> None:
+    found = run("own_reward", "stages=[perceive,rl]", PYTHONPATH=installed("own_reward", tmp_path))
+    steps = found.rl_steps()
     assert [step["step"] for step in steps] == [1, 2, 3, 4]
     assert all(step["reward/errors"] == 0 for step in steps)
+    assert all(0 < step["reward/brevity"] <= 1 for step in steps)
+    assert "  verifier: nearly\n" in (found.folder / "config.yaml").read_text()
+
+
+@pytest.mark.long
+def test_a_reward_function_without_a_package(run) -> None:
+    function = ("reward.verifier=function", "reward.function=own_reward:half_right", "~reward.signals.brevity")
+    steps = run("own_reward", "stages=[perceive,rl]", *function).rl_steps()
+    assert [step["step"] for step in steps] == [1, 2, 3, 4]
+    assert all(step["reward/errors"] == 0 and "reward/brevity" not in step for step in steps)
 
 
 def test_own_divergence(run, with_signal, tmp_path: Path) -> None:
