@@ -92,8 +92,8 @@ class JudgeConfig(Group):
     @property
     def foreign(self) -> bool:
         """Whether code from outside this package judges."""
-        verifiers = {self.verifier, *self.kinds.values()}
-        return bool(self.function or self.signal_names) or not all(map(VERIFIERS.is_built_in, verifiers))
+        ours = all(map(VERIFIERS.is_built_in, {self.verifier, *self.kinds.values()}))
+        return self.function is not None or not (ours and all(map(REWARD_SIGNALS.is_built_in, self.signal_names)))
 
     def problems(self) -> Iterator[str]:
         """Refuse a function that is not there or not called, and kinds that are given twice."""

@@ -229,6 +229,11 @@ def test_a_run_continues_with_other_values_of_the_fields_that_a_package_marks(
         run.open(config(scale=4, ceiling=2))
 
 
+def test_a_signal_of_our_own_is_not_foreign(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(vars(REWARD_SIGNALS), "_built_in", {"tidy": "ral_system.rewards.format:format_score"})
+    assert not reward_config(signals={"tidy": 0.5}).foreign
+
+
 def test_the_files_own_answers_earn_no_signals(plugin: None, make_config: Callable[..., TrainConfig]) -> None:
     config = make_config("+reward.signals.brevity=0.5")
     assert config.reward.signal_names == ("brevity",)
@@ -237,6 +242,7 @@ def test_the_files_own_answers_earn_no_signals(plugin: None, make_config: Callab
 
 def test_an_installed_package_adds_verifiers_and_signals_which_processes_find(plugin: None) -> None:
     config = reward_config(verifier="last_word", signals={"brevity": 0.5})
+    assert reward_config(verifier="last_word").foreign and reward_config(signals={"brevity": 0.5}).foreign
     prompt = Prompt("p", "k", "?", "a red star", (), (1,))
     text = "it is <answer>the star</answer>"
     with RewardPool(config, "answer_only") as pool:
