@@ -77,8 +77,8 @@ place of flash attention; that was not timed.
 ## SmolVLM2, SmolVLM and Idefics3
 The learner gives patches the position embeddings that vLLM gives them. transformers rounds the places of some patches
 otherwise where 27 stand along a side, as in SmolVLM2-2.2B, and in bfloat16 also with other numbers: log-probs of a tiny
-model then differ by up to 0.08 ([decisions](decisions.md#model-families)). A shared model answers in transformers with
-that difference; its card says so. Their processor needs `pip install 'ral-system[smolvlm]'`.
+model then differ by up to 0.08 ([decisions](decisions.md#shape-of-the-system)). A shared model answers in transformers
+with that difference; its card says so. Their processor needs `pip install 'ral-system[smolvlm]'`.
 
 ## What was tried with which
 The families share one protocol (`ral_system/families/family.py`), and all options should work alike. A *yes*, or a
