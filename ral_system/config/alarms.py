@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Literal
 
-from ral_system.config.base import Fraction, Group, NonNegativeFloat, Positive, PositiveFloat, without_effect
+from ral_system.config.base import Fraction, Group, NonNegativeFloat, Positive, PositiveFloat
+from ral_system.config.inert import without_effect
 
 Limit = PositiveFloat | None
 
@@ -68,4 +69,4 @@ class AlarmsConfig(Group):
             yield "alarms.action=stop has no effect with no limit but part_share; set another limit, or action=log"
         if self.aux_runaway is None and self.blind_gap is None:
             reason, remedy = "aux_runaway=null and blind_gap=null", "set a limit"
-            yield from without_effect(self, "alarms", reason, remedy, flat_accuracy=0.05)
+            yield from without_effect(self, "alarms", reason, remedy, "flat_accuracy")

@@ -15,11 +15,12 @@ from ral_system.config.base import (
     NonNegativeFloat,
     Positive,
     Resumable,
-    without_effect,
 )
 from ral_system.config.choices import Deal, Reduction, ResponseFormat, TokenDivergence
+from ral_system.config.inert import without_effect
 from ral_system.config.perception import NoPerceptionConfig, PapoConfig, PerceptionConfig
 from ral_system.config.policy_loss import DppoLossConfig, PolicyLossConfig, ReinforceLossConfig
+from ral_system.registry import POLICY_LOSSES
 
 Advantage = Literal["grpo", "dr_grpo", "rloo", "reinforce_plus_plus", "gdpo"]
 
@@ -39,14 +40,11 @@ class KLConfig(Group):
 
     def problems(self) -> Iterator[str]:
         """Refuse settings of a penalty that is off."""
-        if self.coefficient > 0:
-            return
-        for field, value, neutral in (("estimator", self.estimator, "k3"), ("place", self.place, "loss")):
-            if value != neutral:
-                yield (
-                    f"algorithm.kl.{field}={value} has no effect with algorithm.kl.coefficient=0; raise the "
-                    f"coefficient, or set the {field} to {neutral}"
-                )
+        if self.coefficient == 0:
+            path = "algorithm.kl"
+            yield from without_effect(
+                self, path, f"{path}.coefficient=0", "raise the coefficient", "estimator", "place"
+            )
 
     def warnings(self) -> Iterator[str]:
         """Warn of the estimator whose gradient averages to nothing."""
@@ -70,11 +68,14 @@ class TokenDistillationConfig(Group):
     """Tokens that the teacher sends per position, beside the mass of the rest (a lower bound); null: the vocabulary."""
 
     def problems(self) -> Iterator[str]:
-        """Refuse a mixture that no divergence reads."""
-        if self.divergence != "jsd":
-            path = "algorithm.distillation.tokens"
+        """Refuse settings of a distillation that is off, and a mixture that no divergence reads."""
+        path = "algorithm.distillation.tokens"
+        if self.weight == 0:
+            fields = ("divergence", "jsd_beta", "top_k")
+            yield from without_effect(self, path, f"{path}.weight=0", "raise the weight", *fields)
+        elif self.divergence != "jsd":
             reason, remedy = f"{path}.divergence={self.divergence}", "set the divergence to jsd"
-            yield from without_effect(self, path, reason, remedy, jsd_beta=0.5)
+            yield from without_effect(self, path, reason, remedy, "jsd_beta")
 
 
 class AttentionDistillationConfig(Group):
@@ -87,6 +88,13 @@ class AttentionDistillationConfig(Group):
     """Student against teacher (the paper: jsd)."""
     reduction: Reduction
     """The paper: sequence_sum."""
+
+    def problems(self) -> Iterator[str]:
+        """Refuse settings of a distillation that is off."""
+        if self.weight == 0:
+            path = "algorithm.distillation.attention"
+            reason, remedy = f"{path}.weight=0", "raise the weight"
+            yield from without_effect(self, path, reason, remedy, "divergence", "reduction")
 
 
 class DistillationConfig(Group):
@@ -112,9 +120,9 @@ class CorrectionConfig(Group):
         path = "algorithm.correction"
         reason = f"{path}.kind={self.kind}"
         if self.kind in ("none", "truncate"):
-            yield from without_effect(self, path, reason, "set the kind to mask or reject_sequence", low=0.5)
+            yield from without_effect(self, path, reason, "set the kind to mask or reject_sequence", "low")
         if self.kind == "none":
-            yield from without_effect(self, path, reason, "choose another kind", high=2.0)
+            yield from without_effect(self, path, reason, "choose another kind", "high")
 
 
 class OverlongConfig(Group):
@@ -131,7 +139,7 @@ class OverlongConfig(Group):
         if self.handling != "penalty":
             path = "algorithm.overlong"
             reason, remedy = f"{path}.handling={self.handling}", "set the handling to penalty"
-            yield from without_effect(self, path, reason, remedy, buffer=16)
+            yield from without_effect(self, path, reason, remedy, "buffer")
 
 
 class ResponseConfig(Group):
@@ -269,6 +277,10 @@ class AlgorithmConfig(ResponseConfig):
                 f"algorithm.policy_loss.divergence={self.policy_loss.divergence} has no effect with "
                 "algorithm.policy_weight=0; choose algorithm/policy_loss=clip"
             )
+        if POLICY_LOSSES.is_built_in(self.policy_loss.name):  # conf/ has no preset of others
+            path, remedy = "algorithm.policy_loss", "raise the weight"
+            settings = [field for field in type(self.policy_loss).model_fields if field != "name"]
+            yield from without_effect(self.policy_loss, path, "algorithm.policy_weight=0", remedy, *settings)
         share = self.attention.gradient_share
         which = "max_gradient_share" if self.attention.target_gradient_share is None else "target_gradient_share"
         if share is not None and not (self.kl.coefficient > 0 and self.kl.place == "loss"):

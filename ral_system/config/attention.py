@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import Field
 
 from ral_system.config.attention_objective import AttentionObjectiveConfig
-from ral_system.config.base import Divergence, Group, NonNegative, NonNegativeFloat, Positive, without_effect
+from ral_system.config.base import Divergence, Group, NonNegative, NonNegativeFloat, Positive
 from ral_system.config.choices import Backend, Dtype, Heads, Keys, Layers, Reduction, Rows
+from ral_system.config.inert import without_effect
 
 
 class AttentionConfig(Group):
@@ -68,10 +69,8 @@ class AttentionConfig(Group):
         path = "algorithm.attention"
         if self.weight == 0:
             reason, remedy = f"{path}.weight=0", "raise the weight"
-            neutral: dict[str, Any] = {"anchor": "old", "advantages": "own", "gradient_share_every": 10}
-            yield from without_effect(
-                self, path, reason, remedy, **neutral, max_gradient_share=None, target_gradient_share=None
-            )
+            shares = ("gradient_share_every", "max_gradient_share", "target_gradient_share")
+            yield from without_effect(self, path, reason, remedy, "anchor", "advantages", *shares)
             if self.objective.name != "ral":
                 yield (
                     f"{path}.objective.name={self.objective.name} has no effect with {reason}; {remedy}, or choose "
@@ -85,13 +84,13 @@ class AttentionConfig(Group):
         which = "max_gradient_share" if self.target_gradient_share is None else "target_gradient_share"
         if self.gradient_share is not None:
             reason = f"{path}.{which}={self.gradient_share:g}, which measures the share in every update"
-            yield from without_effect(self, path, reason, "set that to null", gradient_share_every=10)
+            yield from without_effect(self, path, reason, "set that to null", "gradient_share_every")
         yield from self._objective_problems(path)
         if self.anchor != "ema":
             reason, remedy = f"{path}.anchor={self.anchor}", "set the anchor to ema"
-            yield from without_effect(self, path, reason, remedy, ema_decay=0.99)
+            yield from without_effect(self, path, reason, remedy, "ema_decay")
         if self.record == "dense":
-            yield from without_effect(self, path, f"{path}.record=dense", "set record to top_k", top_k=64)
+            yield from without_effect(self, path, f"{path}.record=dense", "set record to top_k", "top_k")
 
     def _objective_problems(self, path: str) -> Iterator[str]:
         """Refuse what the objective does not read, and keys and rows by which it cannot compare."""
@@ -118,9 +117,8 @@ class AttentionConfig(Group):
                 "or permuted"
             )
         if not self.objective.trains_divergence:
-            yield from without_effect(
-                self, path, reason, "choose algorithm/attention/objective=ral", anchor="old", reduction="token_mean"
-            )
+            remedy = "choose algorithm/attention/objective=ral"
+            yield from without_effect(self, path, reason, remedy, "anchor", "reduction")
 
     @property
     def compares_looks(self) -> bool:

@@ -73,13 +73,3 @@ class Group(BaseModel):
             for inner in value.values() if isinstance(value, dict) else (value,):
                 if isinstance(inner, Group):
                     yield from inner.groups()
-
-
-def without_effect(group: Group, path: str, because: str, remedy: str, **neutral: Any) -> Iterator[str]:
-    """A line for every field that nothing reads and that is not at its neutral value, which is the presets' default."""
-    for field, value in neutral.items():
-        if (given := getattr(group, field)) != value:
-            yield (
-                f"{path}.{field}={given} has no effect with {because}; {remedy}, or set {field} to "
-                f"{'null' if value is None else value}"
-            )

@@ -11,7 +11,7 @@ from types import UnionType
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
 from ral_system.config.algorithm import AlgorithmConfig, ResponseConfig
-from ral_system.config.base import Group, without_effect
+from ral_system.config.base import Group
 from ral_system.config.checkpoint import CheckpointConfig
 from ral_system.config.choices import Stage
 from ral_system.config.cluster import ClusterConfig
@@ -37,17 +37,20 @@ from ral_system.config.files import (
     files_have_pictures,
     files_say_where_to_look,
 )
+from ral_system.config.inert import without_effect
 from ral_system.config.learner import LearnerConfig
 from ral_system.config.model import ModelConfig, StartModelConfig
 from ral_system.config.placement import (
     engines_fit_the_cluster,
     engines_sit_beside_learners,
+    memory_is_of_the_device,
     memory_is_shared_on_one_device,
+    weights_travel,
 )
 from ral_system.config.reward import RewardConfig
 from ral_system.config.rollout import RolloutConfig
 from ral_system.config.supervised import SupervisedConfig
-from ral_system.config.teacher import TeacherConfig
+from ral_system.config.teacher import teachers_are_used
 
 Check = Callable[..., Iterator[str]]
 
@@ -76,11 +79,13 @@ def problems(config: Group) -> Iterator[str]:
         batches_divide_over_ranks,
         rates_fall_to_an_end,
         adapters_fit_the_model,
-        tokenizers_are_used,
+        tiny_models_are_built,
         frozen_parts_have_no_rate,
         engines_fit_the_cluster,
         engines_sit_beside_learners,
         memory_is_shared_on_one_device,
+        memory_is_of_the_device,
+        weights_travel,
         scorers_have_a_reference,
         gate_fits_the_dtypes,
     )
@@ -101,26 +106,6 @@ def _found(config: Group, *checks: Check) -> Iterator[str]:
 def _is(value: object, kind: Any) -> bool:
     choices = get_args(kind) if get_origin(kind) in (Union, UnionType) else (kind,)
     return any(isinstance(value, get_origin(choice) or choice) for choice in choices)
-
-
-def teachers_are_used(algorithm: AlgorithmConfig, teacher: TeacherConfig) -> Iterator[str]:
-    """Check that every weight of distillation has a teacher, and every teacher a weight."""
-    teach, path, other = algorithm.distillation, teacher.path, teacher.attention_path
-    tokens, attention = teach.tokens.weight, teach.attention.weight
-    for part, weight, found in (("tokens", tokens, path), ("attention", attention, other or path)):
-        if weight > 0 and found is None:
-            yield (
-                f"algorithm.distillation.{part}.weight={weight:g} needs a teacher; set teacher.path to a model folder"
-            )
-    for field, given, uses in (
-        ("path", path, tokens > 0 or (attention > 0 and not other)),
-        ("attention_path", other, attention > 0),
-    ):
-        if given is not None and not uses:
-            yield (
-                f"teacher.{field}={given} has no effect: no weight of algorithm.distillation asks for it; "
-                "choose algorithm=distill or attention_distill, or set it to null"
-            )
 
 
 def generated_questions_last(algorithm: AlgorithmConfig, data: DataConfig) -> Iterator[str]:
@@ -315,13 +300,15 @@ def adapters_fit_the_model(
         )
 
 
-def tokenizers_are_used(model: StartModelConfig, start_model: str | None) -> Iterator[str]:
-    """Check that a tokenizer for the tiny model is given only where one may be built."""
-    for field, given in (("model.path", model.path), ("start_model", start_model)):
+def tiny_models_are_built(model: StartModelConfig, start_model: str | None) -> Iterator[str]:
+    """Check that the tiny model is described only where one is built. A run that starts from another run's model may
+    keep the sizes that its experiment gives to the model of perceive.
+    """
+    fields = tuple(type(model.tiny).model_fields)
+    for name, given, unread in (("model.path", model.path, fields), ("start_model", start_model, ("tokenizer",))):
         if given is not None:
-            yield from without_effect(
-                model.tiny, "model.tiny", f"{field}={given}, a model with its own", "remove the model", tokenizer=None
-            )
+            reason = f"{name}={given}, a model with its own"
+            yield from without_effect(model.tiny, "model.tiny", reason, "remove the model", *unread)
 
 
 def frozen_parts_have_no_rate(model: ModelConfig, learner: LearnerConfig) -> Iterator[str]:
@@ -333,8 +320,8 @@ def frozen_parts_have_no_rate(model: ModelConfig, learner: LearnerConfig) -> Ite
             "learner.rate_factors",
             "model.freeze_vision=true" if by_model else "learner.lora.vision=false",
             "set model.freeze_vision to false" if by_model else "set learner.lora.vision to true",
-            vision=1.0,
-            projector=1.0,
+            "vision",
+            "projector",
         )
 
 

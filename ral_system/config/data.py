@@ -19,6 +19,7 @@ from ral_system.config.base import (
     ResumableSynthesis,
 )
 from ral_system.config.choices import LookingFamily, ThinkTags
+from ral_system.config.inert import without_effect
 
 
 class WordsConfig(Group):
@@ -95,8 +96,11 @@ class VisualSearchConfig(ShownBoardsConfig):
     text alone, as a control. Held-out questions keep their pictures."""
 
     def problems(self) -> Iterator[str]:
-        """Refuse words in place of pictures to which the demonstrations of a file refer."""
+        """Refuse what the demonstrations of a file leave unread, and words in place of their pictures."""
         yield from super().problems()
+        if self.demonstrations:
+            reason, remedy = f"data.demonstrations={self.demonstrations}", "set demonstrations to null"
+            yield from without_effect(self, "data", reason, remedy, "glance_share")
         if self.sft_in_words and self.demonstrations:
             yield (
                 f"data.sft_in_words=true has no effect on data.demonstrations={self.demonstrations}, which are of "

@@ -9,6 +9,7 @@ from pydantic import Field
 
 from ral_system.config.base import Group, NameIn, NonNegative, NonNegativeFloat, Positive
 from ral_system.config.choices import Space
+from ral_system.config.inert import without_effect
 from ral_system.registry import BENCHMARKS
 
 SweepAxis = Literal["visual_tokens", "frames"]
@@ -27,10 +28,12 @@ class BenchmarkConfig(Group):
     pair."""
 
     def problems(self) -> Iterator[str]:
-        """Refuse a benchmark without its files."""
+        """Refuse a benchmark without its files, and a limit without a benchmark."""
         path = "evaluation.benchmark"
         if (self.name is None) != (self.folder is None):
             yield (f"{path}.name={self.name} and {path}.folder={self.folder} go together; set both, or both to null")
+        if self.name is None:
+            yield from without_effect(self, path, f"{path}.name=null", "set name and folder", "limit")
 
 
 class HeldOutConfig(Group):
@@ -51,6 +54,12 @@ class EvaluationConfig(HeldOutConfig):
     """At the evaluations inside RL."""
     blind: bool
     """Before, inside and after RL also ask with every picture and frame black: twice as many answers."""
+
+    def problems(self) -> Iterator[str]:
+        """Refuse the number of questions of evaluations that do not take place."""
+        if self.every == 0:
+            path = "evaluation"
+            yield from without_effect(self, path, f"{path}.every=0", "raise every", "every_questions")
 
 
 class MeasurementConfig(HeldOutConfig):
@@ -97,6 +106,12 @@ class InterventionConfig(Group):
     def active(self) -> bool:
         """Whether it steers at all."""
         return self.image > 0 or self.system > 0
+
+    def problems(self) -> Iterator[str]:
+        """Refuse settings of steering that is off."""
+        if not self.active:
+            reason = "intervention.image=0 and intervention.system=0"
+            yield from without_effect(self, "intervention", reason, "raise one", "space", "layers", "heads")
 
 
 class SweepConfig(Group):

@@ -7,7 +7,8 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
-from ral_system.config.base import Fraction, Group, NonNegativeFloat, PositiveFloat, without_effect
+from ral_system.config.base import Fraction, Group, NonNegativeFloat, PositiveFloat
+from ral_system.config.inert import without_effect
 
 
 class PerceptionGroup(Group):
@@ -58,7 +59,7 @@ class PapoConfig(BlindedGroup):
         if self.entropy_weight == 0:
             path = "algorithm.perception"
             reason, remedy = f"{path}.entropy_weight=0", "raise the weight"
-            yield from without_effect(self, path, reason, remedy, entropy="sampled")
+            yield from without_effect(self, path, reason, remedy, "entropy")
 
 
 class VppoConfig(BlindedGroup):
@@ -111,7 +112,7 @@ class VgpoConfig(PerceptionGroup):
                 "1, which changes nothing; change one, or choose algorithm/perception=none"
             )
         if self.late_weight == 0:
-            yield from without_effect(self, path, f"{path}.late_weight=0", "raise the weight", late_share=0.2)
+            yield from without_effect(self, path, f"{path}.late_weight=0", "raise the weight", "late_share")
 
 
 PerceptionConfig = Annotated[NoPerceptionConfig | PapoConfig | VppoConfig | VgpoConfig, Field(discriminator="name")]

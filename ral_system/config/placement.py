@@ -6,8 +6,9 @@ from collections.abc import Iterator
 
 from ral_system.config.algorithm import AlgorithmConfig
 from ral_system.config.cluster import ClusterConfig
+from ral_system.config.inert import without_effect
 from ral_system.config.learner import LearnerConfig
-from ral_system.config.rollout import RolloutConfig
+from ral_system.config.rollout import HfRolloutConfig, RolloutConfig, VllmRolloutConfig
 
 
 def engines_fit_the_cluster(cluster: ClusterConfig, learner: LearnerConfig, rollout: RolloutConfig) -> Iterator[str]:
@@ -41,6 +42,20 @@ def memory_is_shared_on_one_device(cluster: ClusterConfig, rollout: RolloutConfi
             f"rollout.weight_transfer=shared_memory with cluster.placement={cluster.placement}: engines and learners "
             "have GPUs of their own, which cannot open each other's memory; set weight_transfer=null"
         )
+
+
+def memory_is_of_the_device(cluster: ClusterConfig, rollout: VllmRolloutConfig) -> Iterator[str]:
+    """Check that the bound on an engine's memory is that of its device."""
+    gpus = cluster.gpus_per_rollout
+    unread, read = ("memory_gib", "gpu_memory_utilization") if gpus else ("gpu_memory_utilization", "memory_gib")
+    reason = f"cluster.gpus_per_rollout={gpus:g}"
+    yield from without_effect(rollout, "rollout", reason, f"set rollout.{read} instead", unread)
+
+
+def weights_travel(cluster: ClusterConfig, rollout: HfRolloutConfig) -> Iterator[str]:
+    """Check that the wait for another process is bounded only where there is one."""
+    if cluster.kind == "local":
+        yield from without_effect(rollout, "rollout", "cluster.kind=local", "choose cluster=ray", "weight_timeout_s")
 
 
 def engines_sit_beside_learners(

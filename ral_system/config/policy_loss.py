@@ -9,6 +9,7 @@ from pydantic import Field, SerializeAsAny, TypeAdapter, ValidatorFunctionWrapHa
 from pydantic_core import PydanticCustomError
 
 from ral_system.config.base import Group, PositiveFloat
+from ral_system.config.inert import without_effect
 from ral_system.registry import POLICY_LOSSES
 
 
@@ -59,7 +60,11 @@ class DppoLossConfig(PolicyLossGroup):
         return self.top_k if self.divergence.startswith("top_k") else 0
 
     def problems(self) -> Iterator[str]:
-        """Refuse top tokens that the anchor does not have."""
+        """Refuse top tokens that the anchor does not have, and their number where the divergence reads none."""
+        path = "algorithm.policy_loss"
+        if not self.top_tokens:
+            reason, remedy = f"{path}.divergence={self.divergence}", "set the divergence to top_k_tv or top_k_kl"
+            yield from without_effect(self, path, reason, remedy, "top_k")
         if self.anchor == "old" and self.top_tokens:
             yield (
                 f"algorithm.policy_loss.anchor=old with divergence={self.divergence}: the top tokens are the "

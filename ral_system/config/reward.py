@@ -14,8 +14,8 @@ from ral_system.config.base import (
     Positive,
     PositiveFloat,
     Resumable,
-    without_effect,
 )
+from ral_system.config.inert import without_effect
 from ral_system.registry import REWARD_SIGNALS, VERIFIERS
 
 VisualRewardForm = Literal["share", "ratio", "laser_pays_length"]
@@ -44,7 +44,7 @@ class VisualRewardConfig(Group):
         if self.weight == 0:
             path = "reward.visual"
             reason, remedy = f"{path}.weight=0", "raise the weight"
-            yield from without_effect(self, path, reason, remedy, form="share", model="policy")
+            yield from without_effect(self, path, reason, remedy, "form", "model")
 
     def warnings(self) -> Iterator[str]:
         """Warn of the control."""
@@ -96,7 +96,7 @@ class JudgeConfig(Group):
         return self.function is not None or not (ours and all(map(REWARD_SIGNALS.is_built_in, self.signal_names)))
 
     def problems(self) -> Iterator[str]:
-        """Refuse a function that is not there or not called, and kinds that are given twice."""
+        """Refuse a function that is not there or not called, kinds that are given twice, and an unread tolerance."""
         if ("function" in (self.verifier, *self.kinds.values())) != (self.function is not None):
             yield (
                 f"reward.verifier={self.verifier} with reward.function={self.function or 'null'}: set both, "
@@ -105,6 +105,11 @@ class JudgeConfig(Group):
         names = [name.strip().lower() for name in self.kinds]
         if twice := sorted({name for name in self.kinds if names.count(name.strip().lower()) > 1}):
             yield f"reward.kinds={twice}: kinds that differ in case alone are one; keep one of them"
+        verifiers = {self.verifier, *self.kinds.values()}
+        if "numeric" not in verifiers and all(map(VERIFIERS.is_built_in, verifiers)):
+            reason = f"reward.verifier={self.verifier}{' and these reward.kinds' if self.kinds else ''}"
+            remedy = "choose reward=numeric"
+            yield from without_effect(self.tolerance, "reward.tolerance", reason, remedy, *ToleranceConfig.model_fields)
 
 
 class SignalsConfig(JudgeConfig):

@@ -25,6 +25,9 @@ RESERVED_SLACK = 64 * 2**20
 """Bytes of blocks that cannot go because something small is in them."""
 
 
+SMALL_ENGINE = ("experiment=smoke", "cluster.gpus_per_rollout=1", "rollout.gpu_memory_utilization=0.2")
+
+
 @pytest.fixture(scope="module", autouse=True)
 def only_rank() -> None:
     with socket.socket() as probe:
@@ -82,7 +85,7 @@ def test_an_engine_sleeps_wakes_and_generates_the_same(
     rl_samples: list[Sample],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    rollout = compose_config("experiment=smoke", "rollout.gpu_memory_utilization=0.2").rollout
+    rollout = compose_config(*SMALL_ENGINE).rollout
     for name, value in vllm_environment(rollout, threads=1, device="cuda").items():  # type: ignore[arg-type]
         monkeypatch.setenv(name, value)
     from ral_system.rollout.vllm_generator import VllmEngine

@@ -83,7 +83,7 @@ ALGORITHMS: dict[str, tuple[dict[str, Any], list[str]]] = {
         ],
     ),
     "a mixture for a divergence without one": (
-        {"algorithm.distillation.tokens.jsd_beta": 0.1},
+        {"algorithm.distillation.tokens.jsd_beta": 0.1, "algorithm.distillation.tokens.weight": 1.0},
         [
             "algorithm.distillation.tokens.jsd_beta=0.1 has no effect with "
             "algorithm.distillation.tokens.divergence=reverse_kl",
@@ -283,11 +283,11 @@ ALGORITHMS: dict[str, tuple[dict[str, Any], list[str]]] = {
     ),
     "an estimator of what is not penalised": (
         {"algorithm.kl.coefficient": 0.0, "algorithm.kl.estimator": "k2"},
-        ["algorithm.kl.estimator=k2", "algorithm.kl.coefficient=0", "set the estimator to k3"],
+        ["algorithm.kl.estimator=k2", "algorithm.kl.coefficient=0", "set estimator to k3"],
     ),
     "a place for what is not penalised": (
         {"algorithm.kl.coefficient": 0.0, "algorithm.kl.place": "reward"},
-        ["algorithm.kl.place=reward", "set the place to loss"],
+        ["algorithm.kl.place=reward", "or set place to loss"],
     ),
     "a penalty that no part of the reward has": (
         {"algorithm.kl.place": "reward", "algorithm.advantage": "gdpo"},

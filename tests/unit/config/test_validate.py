@@ -13,12 +13,13 @@ from ral_system.config.known import other_readers, read_by
 from ral_system.config.validate import parse_config
 from ral_system.errors import ConfigError
 from tests.unit.config.illegal_algorithms import ALGORITHMS
+from tests.unit.config.illegal_inert import INERT
 from tests.unit.config.illegal_looking import LOOKING_TASKS
 from tests.unit.config.illegal_perception import PERCEPTION
 from tests.unit.config.illegal_placement import PLACEMENT
 from tests.unit.config.illegal_settings import SETTINGS
 
-ILLEGAL = ALGORITHMS | PERCEPTION | SETTINGS | PLACEMENT | LOOKING_TASKS
+ILLEGAL = ALGORITHMS | PERCEPTION | SETTINGS | INERT | PLACEMENT | LOOKING_TASKS
 KINDS = tuple(dict.fromkeys(COMMANDS.values()))
 OPEN = ("reward.kinds", "reward.signals", "sweep.models")
 """Groups with keys that the user chooses."""

@@ -197,7 +197,7 @@ def write_demonstrations(path: Path, prompts: VisualSearchPrompts, *indices: int
 
 def test_demonstrations_of_a_file_take_turns_by_index(make: Make, family: Family, tmp_path: Path) -> None:
     given = write_demonstrations(tmp_path / "d.jsonl", make(), 4, 1, 2)
-    prompts = make("think_answer", given, "data.glance_share=1")
+    prompts = make("think_answer", given, "data.glance_share=0.7")
     found = [prompts.demonstration("sft", "train", i) for i in range(4)]
     assert [s.prompt for s in found] == [prompts.question("train", i) for i in (1, 2, 4, 1)]
     texts = [family.tokenizer.decode(s.response_token_ids[:-1]) for s in found]
