@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
+from ral_system.config.algorithm import AlgorithmConfig
+from ral_system.config.cluster import ClusterConfig
+from ral_system.config.rollout import RolloutConfig
 from ral_system.errors import ConfigError
 from ral_system.registry import WEIGHT_TRANSFERS
 from ral_system.weights.transfer.streamed import Streamed
@@ -32,3 +35,9 @@ def choose_transfer(
             f"algorithm.max_staleness=0 (now {max_staleness}), or choose another transfer"
         )
     return transfer
+
+
+def check_transfer(rollout: RolloutConfig, algorithm: AlgorithmConfig, cluster: ClusterConfig) -> None:
+    """Raise ConfigError, before anything starts, for a transfer that cannot serve the run."""
+    local, colocated = cluster.kind == "local", cluster.placement == "colocated"
+    choose_transfer(rollout.weight_transfer, algorithm.max_staleness, one_process=local, colocated=colocated)

@@ -8,9 +8,14 @@ from pathlib import Path
 
 import pytest
 
-from ral_system.errors import SetupError
+from ral_system.config.commands import PlanCommandConfig
+from ral_system.errors import ConfigError, SetupError
+from ral_system.launch.plan import show_plan
 from ral_system.launch.refused import leaving_nothing
+from ral_system.launch.train import run_stages
 from ral_system.models.folders import check_named
+from ral_system.observability import quiet
+from tests.composed import compose_config
 
 
 @pytest.mark.parametrize("module", ["ral_system.launch.train", "ral_system.launch.evaluate", "ral_system.launch.data"])
@@ -26,6 +31,26 @@ def test_a_model_that_is_not_there_is_refused_before_torch_is_imported(tmp_path:
         assert told[0].startswith(f"error: start_model={model}: {says}")
         assert "torch" not in imported and "ral_system.config.commands" in imported
         assert [path.name for path in tmp_path.iterdir()] == ["empty"]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "says"),
+    [
+        (("cluster=local", "rollout.weight_transfer=broadcast"), "rollout.weight_transfer=broadcast "),
+        (("rollout.weight_transfer=broadcast", "algorithm.max_staleness=1"), r".* algorithm.max_staleness=0 \(now 1\)"),
+    ],
+)
+def test_a_transfer_that_cannot_serve_the_run_is_refused_before_there_is_a_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, overrides: tuple[str, ...], says: str
+) -> None:
+    monkeypatch.setenv("OMP_WAIT_POLICY", "PASSIVE")  # which the command sets for its process, and
+    monkeypatch.setattr(quiet, "silence_third_party", lambda: None)
+    given = ("experiment=smoke", *overrides, f"runs_dir={tmp_path}/runs")
+    with pytest.raises(ConfigError, match=f"^{says}"):
+        run_stages(compose_config(*given))
+    with pytest.raises(ConfigError, match=f"^{says}"):
+        show_plan(compose_config(*given, kind=PlanCommandConfig))
+    assert not list(tmp_path.iterdir())
 
 
 def refused(root: Path, *files: str) -> None:
