@@ -49,9 +49,9 @@ def assert_refused(done, *says: str) -> None:
         ("+algorithm.clip=1", "algorithm.clip: unknown key; remove it"),
         ("+extra.key=1", "extra: unknown key; remove it"),
         ("nogroup=x", "nogroup: unknown key"),
-        ("algorithm.steps=abc", "algorithm.steps='abc': input should be a valid integer"),
-        ("algorithm.steps=0", "algorithm.steps=0: input should be greater than 0"),
-        ("algorithm.kl=3", "algorithm.kl=3: input should be"),
+        ("algorithm.steps=abc", "algorithm.steps='abc': not an integer; write one in digits"),
+        ("algorithm.steps=0", "algorithm.steps=0: out of range; set it above 0"),
+        ("algorithm.kl=3", "algorithm.kl=3: not a group of settings; set its keys"),
         (
             "algorithm.updates_per_step=1",
             "set algorithm.updates_per_step or passes_per_step to 2 or more",

@@ -167,7 +167,7 @@ def test_an_installed_package_adds_a_policy_loss_with_settings_of_its_own(
     assert config.model_dump(mode="json")["algorithm"]["policy_loss"] == settings.model_dump()
     assert POLICY_LOSSES.get("scaled").settings is type(settings)
     assert loss_refused(defaults, name="scaled", scale=0, foo=1) == (
-        "algorithm.policy_loss.scale=0: input should be greater than 0; "
+        "algorithm.policy_loss.scale=0: out of range; set it above 0; "
         "algorithm.policy_loss.foo: unknown key; remove it; --cfg job shows the known ones"
     )
 

@@ -243,18 +243,18 @@ ALGORITHMS: dict[str, tuple[dict[str, Any], list[str]]] = {
     ),
     "a target that is 0 somewhere": (
         {"algorithm.attention.objective": EVIDENCE | {"smoothing": 0.0}, "algorithm.attention.keys": "visual"},
-        ["algorithm.attention.objective.smoothing=0.0", "greater than 0"],
+        ["algorithm.attention.objective.smoothing=0.0: out of range; set it above 0"],
     ),
     "a target without evidence": (
         {"algorithm.attention.objective": EVIDENCE | {"smoothing": 1.0}, "algorithm.attention.keys": "visual"},
-        ["algorithm.attention.objective.smoothing=1.0", "less than 1"],
+        ["algorithm.attention.objective.smoothing=1.0: out of range; set it below 1"],
     ),
     "a repeller without an optimum": (
         {
             "algorithm.attention.objective": {"name": "group_anchor", "repel": 1.0},
             "algorithm.attention.keys": "visual",
         },
-        ["algorithm.attention.objective.repel=1.0", "less than 1"],
+        ["algorithm.attention.objective.repel=1.0: out of range; set it below 1"],
     ),
     "sharpened rows of which only a part is kept": (
         {"algorithm.attention.objective": SHARPENING, "algorithm.attention.record": "top_k"},
@@ -262,7 +262,7 @@ ALGORITHMS: dict[str, tuple[dict[str, Any], list[str]]] = {
     ),
     "rows sharpened by a power of one": (
         {"algorithm.attention.objective": SHARPENING | {"temperature": 1.0}},
-        ["algorithm.attention.objective.temperature=1.0", "less than 1"],
+        ["algorithm.attention.objective.temperature=1.0: out of range; set it below 1"],
     ),
     "a sequence ratio whose tokens are weighed one by one": (
         {"algorithm.policy_loss": {"name": "gspo", "clip_low": 3e-4, "clip_high": 4e-4}},

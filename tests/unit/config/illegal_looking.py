@@ -15,7 +15,7 @@ LOOKING_TASKS: dict[str, tuple[dict[str, Any], list[str]]] = {
     ),
     "a family that is none": (
         {"data": LOOKING | {"families": ("chain", "maze")}},
-        ["data.families.1='maze': input should be 'search', 'detail'", "'compare' or 'needle'"],
+        ["data.families.1='maze': no such choice; use 'search', 'detail'", "'compare' or 'needle'"],
     ),
     "no family": ({"data": LOOKING | {"families": ()}}, ["data.families=()"]),
     "a sixth difficulty": ({"data": LOOKING | {"difficulty": (1, 6)}}, ["data.difficulty.1=6", "5"]),

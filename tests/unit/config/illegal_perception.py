@@ -38,7 +38,7 @@ PERCEPTION: dict[str, tuple[dict[str, Any], list[str]]] = {
     ),
     "bounds without 1 between them": (
         {"algorithm.perception": VGPO | {"least_token_factor": 1.1}},
-        ["algorithm.perception.least_token_factor=1.1", "less than or equal to 1"],
+        ["algorithm.perception.least_token_factor=1.1: out of range; set it to 1 or less"],
     ),
     "late tokens that nothing raises": (
         {"algorithm.perception": VGPO | {"late_weight": 0.0, "late_share": 0.5}},
@@ -49,7 +49,7 @@ PERCEPTION: dict[str, tuple[dict[str, Any], list[str]]] = {
     ),
     "a view without a picture": (
         {"algorithm.perception": VPPO | {"masked": 0.0}},
-        ["algorithm.perception.masked=0.0", "greater than 0"],
+        ["algorithm.perception.masked=0.0: out of range; set it above 0"],
     ),
     **{
         f"{perception['name']} without the loss that it guides": (

@@ -229,7 +229,7 @@ SETTINGS: dict[str, tuple[dict[str, Any], list[str]]] = {
     ),
     "adapters without a rank": (
         {"learner.lora": LORA | {"rank": 0}},
-        ["learner.lora.rank=0: input should be greater than 0"],
+        ["learner.lora.rank=0: out of range; set it above 0"],
     ),
     "a rate that falls to nothing known": (
         {"sft.schedule.shape": "cosine"},

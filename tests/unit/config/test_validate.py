@@ -114,6 +114,47 @@ def test_a_missing_field_is_named_in_every_place(defaults, kind: type[CommandCon
 
 
 @pytest.mark.parametrize(
+    ("path", "value", "says"),
+    [
+        ("algorithm.steps", -1, "-1: out of range; set it above 0"),
+        ("algorithm.completions_per_prompt", 1, "1: out of range; set it to 2 or more"),
+        ("algorithm.attention.ema_decay", 1.0, "1.0: out of range; set it below 1"),
+        ("data.glance_share", 1.5, "1.5: out of range; set it to 1 or less"),
+        ("alarms.entropy", 2, "2: out of range; set it to 1 or less, or null"),
+        ("learner.world_size", "two", "'two': not an integer; write one in digits, such as 2"),
+        ("learner.world_size", 2.5, "2.5: not an integer; write one in digits, such as 2"),
+        ("learner.world_size", None, "null: not an integer; write one in digits, such as 2"),
+        ("learner.learning_rate", "fast", "'fast': not a number; write one in digits, such as 0.5"),
+        ("learner.learning_rate", None, "null: not a number; write one in digits, such as 0.5"),
+        ("rollout.stop_at_answer", "maybe", "'maybe': neither true nor false; set one of them"),
+        ("rollout.stop_at_answer", None, "null: neither true nor false; set one of them"),
+        ("learner.betas", 0.9, "0.9: not a list; write one in brackets, [A,B]"),
+        ("learner.betas", (0.9, 0.9, 0.9), "(0.9, 0.9, 0.9): too many values; give at most 2"),
+        ("stages", [], "[]: too few values; give at least 1"),
+        ("algorithm.deal", "turns", "'turns': no such choice; use 'groups' or 'samples'"),
+        ("checkpoint", 3, "3: not a group of settings; set its keys one by one, checkpoint.KEY=VALUE"),
+        (
+            "runs_dir",
+            True,
+            "true: not text; write it in quotes, on a command line within those of the shell: \"runs_dir='TEXT'\"",
+        ),
+        (
+            "algorithm.attention.layers",
+            "first",
+            "'first': no such choice; use 'last' or 'all'; algorithm.attention.layers='first': not a list; write one "
+            "in brackets, [A,B]",
+        ),
+    ],
+)
+def test_a_value_of_another_type_or_out_of_range_has_what_is_allowed(
+    defaults, path: str, value: Any, says: str
+) -> None:
+    with pytest.raises(ConfigError) as error:
+        parsed(changed(defaults, {path: value}))
+    assert str(error.value) == f"{path}={says}"
+
+
+@pytest.mark.parametrize(
     ("path", "value"),
     [
         ("reward.workers", 0),
@@ -186,6 +227,6 @@ def test_what_is_legal_and_known_to_go_wrong_is_warned_of(defaults, overrides: d
 def test_a_list_whose_only_entry_is_wrong_is_not_also_called_too_short(make_config: Callable[..., TrainConfig]) -> None:
     with pytest.raises(ConfigError) as caught:
         make_config("data=looking", "data.difficulty=6")
-    assert str(caught.value) == "data.difficulty.0=6: input should be less than or equal to 5"
-    with pytest.raises(ConfigError, match=r"^data\.difficulty=\[\]: tuple should have at least 1 item"):
+    assert str(caught.value) == "data.difficulty.0=6: out of range; set it to 5 or less"
+    with pytest.raises(ConfigError, match=r"^data\.difficulty=\[\]: too few values; give at least 1$"):
         make_config("data=looking", "data.difficulty=[]")
