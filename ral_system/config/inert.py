@@ -64,7 +64,9 @@ def _presets() -> dict[str, list[Preset]]:
     composed = yaml.load((_ROOT / "config.yaml").read_text(encoding="utf-8"), _Loader)["defaults"]
     options = [(group, option) for one in composed if isinstance(one, dict) for group, option in one.items()]
     defaults = [_ROOT / group / f"{option}.yaml" for group, option in options]
-    files = sorted(_ROOT.glob("*/**/*.yaml"), key=lambda file: (file not in defaults, "experiment" in file.parts, file))
+    files = sorted(
+        _ROOT.glob("*/**/*.yaml"), key=lambda file: (file not in defaults, _ROOT / "experiment" in file.parents, file)
+    )
     found: dict[str, list[Preset]] = {}
     for file in files:
         _add(*_read(file), found)
