@@ -210,11 +210,10 @@ def staleness_is_reached(
 
 def staleness_meets_new_weights(algorithm: AlgorithmConfig, rollout: RolloutConfig) -> Iterator[str]:
     """Check that weights can change while a batch is generated."""
-    if algorithm.max_staleness == 0 and rollout.on_new_weights != "finish":
-        yield (
-            f"rollout.on_new_weights={rollout.on_new_weights} has no effect with algorithm.max_staleness=0, where "
-            "nothing is generated while weights change; raise algorithm.max_staleness, or set it to finish"
-        )
+    if algorithm.max_staleness == 0:
+        reason = "algorithm.max_staleness=0, where nothing is generated while weights change"
+        remedy = "raise algorithm.max_staleness"
+        yield from without_effect(rollout, "rollout", reason, remedy, "on_new_weights")
 
 
 def rewards_are_complete_when_compared(algorithm: AlgorithmConfig, reward: RewardConfig) -> Iterator[str]:

@@ -59,7 +59,7 @@ class EvaluationConfig(HeldOutConfig):
         """Refuse the number of questions of evaluations that do not take place."""
         if self.every == 0:
             path = "evaluation"
-            yield from without_effect(self, path, f"{path}.every=0", "raise every", "every_questions")
+            yield from without_effect(self, path, f"{path}.every=0", f"raise {path}.every", "every_questions")
 
 
 class MeasurementConfig(HeldOutConfig):

@@ -83,7 +83,7 @@ INERT: dict[str, tuple[dict[str, Any], list[str]]] = {
     ),
     "questions of evaluations that do not take place": (
         {"evaluation.every": 0, "evaluation.every_questions": 7},
-        ["evaluation.every_questions=7 has no effect with evaluation.every=0; raise every, or set every_questions to"],
+        ["evaluation.every_questions=7 has no effect with evaluation.every=0; raise evaluation.every, or set"],
     ),
     **{
         f"{field} of steering that is off": (

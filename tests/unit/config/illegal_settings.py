@@ -149,7 +149,10 @@ SETTINGS: dict[str, tuple[dict[str, Any], list[str]]] = {
     ),
     "weights that change under what is not under way": (
         {"rollout.on_new_weights": "continue"},
-        ["rollout.on_new_weights=continue has no effect", "raise algorithm.max_staleness, or set it to finish"],
+        [
+            "rollout.on_new_weights=continue has no effect",
+            "raise algorithm.max_staleness, or set on_new_weights to finish",
+        ],
     ),
     "more objects than cells": (
         {"data.grid": 3, "data.objects": 10},
