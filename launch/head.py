@@ -5,8 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from datetime import datetime
 
+from ral_system.config.algorithm import AlgorithmConfig
 from ral_system.config.choices import STAGES, Stage
+from ral_system.config.cluster import ClusterConfig
 from ral_system.config.commands import TrainConfig
+from ral_system.config.learner import LearnerConfig
+from ral_system.config.model import ModelConfig
+from ral_system.config.supervised import SupervisedConfig
 from ral_system.runs.folder import RunFolder
 
 
@@ -24,10 +29,10 @@ def run_head(
     """
     lines = [
         ("run", f"{folder.root} ({'continues' if continues else 'new'})"),
-        ("model", _model(config, folder, stages)),
+        ("model", _model(config.start_model, config.model, folder, stages)),
         ("cluster", _cluster(config, stages)),
-        ("kernel", _kernel(config)),
-        *((stage, _work(config, stage) if stage in unfinished else "done") for stage in stages),
+        ("kernel", _kernel(config.learner, config.cluster)),
+        *((stage, _work(config.of_stage(stage)) if stage in unfinished else "done") for stage in stages),
     ]
     width = max(len(name) for name, _ in lines)
     indent = " " * len("HH:MM:SS ")
@@ -35,15 +40,15 @@ def run_head(
     return f"{datetime.now():%H:%M:%S} {block}"
 
 
-def _model(config: TrainConfig, folder: RunFolder, stages: Sequence[Stage]) -> str:
-    if config.start_model is not None:
-        return config.start_model
+def _model(start_model: str | None, model: ModelConfig, folder: RunFolder, stages: Sequence[Stage]) -> str:
+    if start_model is not None:
+        return start_model
     earlier = [stage for stage in STAGES[: STAGES.index(stages[0])] if folder.result(stage)]
     if earlier:
         return f"{folder.model(earlier[-1])}, from {earlier[-1]}"
-    tiny = config.model.tiny
+    tiny = model.tiny
     knows = "" if tiny.tokenizer is None else f", with the tokenizer of {tiny.tokenizer}"
-    return config.model.path or f"new tiny model, {tiny.layers} layers of width {tiny.hidden}{knows}"
+    return model.path or f"new tiny model, {tiny.layers} layers of width {tiny.hidden}{knows}"
 
 
 def _cluster(config: TrainConfig, stages: Sequence[Stage]) -> str:
@@ -65,19 +70,18 @@ def _cluster(config: TrainConfig, stages: Sequence[Stage]) -> str:
     return f"ray{where}: {used}{shared}; {f'{gpus:g} GPUs' if gpus else 'CPU'}"
 
 
-def _kernel(config: TrainConfig) -> str:
+def _kernel(learner: LearnerConfig, cluster: ClusterConfig) -> str:
     """The attention kernel of the learners (`attention.kernels.kernel_for`, on their nodes)."""
-    if config.learner.dtype == "float32" or (config.cluster.kind == "ray" and not config.cluster.gpus_per_learner):
+    if learner.dtype == "float32" or (cluster.kind == "ray" and not cluster.gpus_per_learner):
         return "torch's scaled_dot_product_attention"
     return "flash-attn where it is installed, else torch's varlen attention"
 
 
-def _work(config: TrainConfig, stage: Stage) -> str:
-    if stage != "rl":
-        settings = config.perceive if stage == "perceive" else config.sft
+def _work(settings: AlgorithmConfig | SupervisedConfig) -> str:
+    if isinstance(settings, SupervisedConfig):
         cast = "" if settings.autocast == "none" else f", autocast {settings.autocast}"
         return f"up to {_count(settings.max_steps, 'step')} of {_count(settings.batch, 'demonstration')}{cast}"
-    a = config.algorithm
+    a = settings
     batch = f"{a.prompts_per_step} prompts × {a.completions_per_prompt} completions"
     return f"{_count(a.steps, 'step')} of {batch}, {_count(a.updates_per_batch, 'update')} each"
 

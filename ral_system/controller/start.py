@@ -7,10 +7,13 @@ from contextlib import closing
 from pathlib import Path
 
 from ral_system.attention.selection import select_layers
+from ral_system.config.algorithm import AlgorithmConfig
 from ral_system.config.choices import STAGES, Device, Stage
 from ral_system.config.commands import TrainConfig
 from ral_system.config.data import AskedDataConfig, FilesConfig
 from ral_system.config.model import TinyModelConfig
+from ral_system.config.reward import VisualRewardConfig
+from ral_system.config.rollout import RolloutConfig
 from ral_system.controller.residency import residency
 from ral_system.controller.stages import StageContext, run_rl, run_supervised
 from ral_system.data.prompts import Prompts
@@ -84,13 +87,15 @@ def check_model(config: TrainConfig, model: Path, stages: Sequence[Stage]) -> st
         layers = select_layers(config.algorithm.attention.layers, family.softmax_layers, depth)
     except ValueError as error:
         raise ConfigError(f"model {model}, algorithm.attention: {error}") from error
-    return _short_windows(config, family, layers)
+    return _short_windows(config.algorithm, config.rollout, family, layers)
 
 
-def _short_windows(config: TrainConfig, family: Family, layers: Sequence[int]) -> str | None:
+def _short_windows(
+    algorithm: AlgorithmConfig, rollout: RolloutConfig, family: Family, layers: Sequence[int]
+) -> str | None:
     """What to know of trained layers that do not see a whole sequence; None without one."""
-    attention, longest = config.algorithm.attention, config.rollout.max_model_len
-    distilled = config.algorithm.distillation.attention.weight > 0
+    attention, longest = algorithm.attention, rollout.max_model_len
+    distilled = algorithm.distillation.attention.weight > 0
     short = [i for i in layers if family.windows.get(i, longest) < longest]
     if not short or not (attention.weight > 0 or distilled):
         return None
@@ -125,7 +130,7 @@ def run_stage(
     """Run one stage to its end, continuing from its newest checkpoint. It logs to `metrics()`, and leaves that open."""
     progress = StageProgress(stage, config.algorithm.steps if stage == "rl" else config.supervised(stage).max_steps)
     prompts = open_prompts(QuestionSettings.of(config), model, folder)
-    _check_system_turn(config, prompts)
+    _check_system_turn(config.reward.visual, prompts)
     log = metrics()  # only after the data have been checked
     with (
         RolloutLog(folder.root) as rollouts,
@@ -154,9 +159,8 @@ def run_stage(
             roles.close()
 
 
-def _check_system_turn(config: TrainConfig, prompts: Prompts) -> None:
+def _check_system_turn(visual: VisualRewardConfig, prompts: Prompts) -> None:
     """Raise ConfigError if the visual-anchored reward would lack the system turn, which a chat template may add."""
-    visual = config.reward.visual
     if visual.weight > 0 and visual.form != "laser_pays_length" and not prompts.question("train", 0).system_tokens:
         raise ConfigError(
             f"reward.visual.weight={visual.weight:g} compares attention on pictures with that on the system turn: "

@@ -8,8 +8,10 @@ from dataclasses import dataclass
 from torch import nn
 
 from ral_system.attention.read import AttentionRead, response_at_all_layers
+from ral_system.config.attention import AttentionConfig
 from ral_system.config.commands import TrainConfig
 from ral_system.config.learner import LearnerConfig
+from ral_system.config.rollout import RolloutConfig
 from ral_system.data.micro_batches import bundles, groups_of, micro_batches, price
 from ral_system.models.loading import TORCH_DTYPES
 from ral_system.planning.devices import Device
@@ -169,9 +171,8 @@ def moved(role: Role) -> int:
     return sum(size for part, size in role.device.items() if part in MOVED)
 
 
-def measures_share(config: TrainConfig) -> bool:
+def measures_share(attention: AttentionConfig) -> bool:
     """Whether learners measure the attention term's share of the gradient, at least now and then."""
-    attention = config.algorithm.attention
     return attention.weight > 0 and (attention.gradient_share is not None or attention.gradient_share_every > 0)
 
 
@@ -197,12 +198,12 @@ def learner_role(config: TrainConfig, policy: OutlinedPolicy, plan: TrainPlan, k
     if config.reward.visual.given_by("policy"):
         reads.append(response_at_all_layers(config.algorithm.attention))
     phases |= {"score": policy.score(largest, reads, encoded).peak, "update": policy.update(largest, encoded).peak}
-    if (blinded := blinded_plan(config, plan, policy.family)) is not None:
+    if (blinded := blinded_plan(config.algorithm.perception, config.learner, plan, policy.family)) is not None:
         phases["blinded view"] = policy.score(largest_micro_batch(blinded)).peak
     if config.needs_reference and not config.starts_reference:
         asked = reference_reads(config.algorithm.attention, config.reward.visual)
         phases["reference"] = policy.score(largest, [read for read in asked if read], encoded).peak
-    if measures_share(config):
+    if measures_share(config.algorithm.attention):
         phases["gradient share"] = policy.share(largest, encoded).peak
     if config.algorithm.attention.anchor == "ema":
         own = weights.trained // (config.learner.world_size if zero_stage(config.learner) == 3 else 1)
@@ -242,9 +243,13 @@ class Cache:
         return max(0, self.bytes) * group // of_group
 
 
-def rollout_role(config: TrainConfig, policy: OutlinedPolicy, device: Device, sample: Sample) -> tuple[Role, Cache]:
-    """The rollout engines: weights, a pass over as many tokens as vLLM allows (estimated), and a cache in the rest."""
-    rollout, text = config.rollout, policy.family.config.get_text_config()
+def rollout_role(
+    rollout: RolloutConfig, gpus: float, policy: OutlinedPolicy, device: Device, sample: Sample
+) -> tuple[Role, Cache]:
+    """The rollout engines with so many GPUs each: weights, a pass over as many tokens as vLLM allows (estimated), and a
+    cache in the rest.
+    """
+    text = policy.family.config.get_text_config()
     each = TORCH_DTYPES[rollout.dtype].itemsize
     width = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
     ranks = rollout.tensor_parallel if rollout.engine == "vllm" else 1
@@ -253,7 +258,6 @@ def rollout_role(config: TrainConfig, policy: OutlinedPolicy, device: Device, sa
     state_bytes = policy.family.state_bytes // ranks
     passes = max(4096, rollout.max_model_len) * each * (4 * text.hidden_size + 3 * text.intermediate_size // ranks)
     passes += 3 * 4 * rollout.max_sequences * text.vocab_size
-    gpus = config.cluster.gpus_per_rollout
     if rollout.engine == "hf" or (not gpus and rollout.memory_gib is None):
         held = rollout.max_sequences * (token_bytes * sample.length + state_bytes)
     elif gpus:

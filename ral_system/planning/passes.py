@@ -261,7 +261,7 @@ def new_policy(
     policy.requires_grad_(trained).train()
     if trained:
         with device:
-            choose_trained(policy, config)
+            choose_trained(policy, config.model, config.learner)
         if config.learner.gradient_checkpointing:
             model.gradient_checkpointing_enable({"use_reentrant": False})
     for weight in policy.parameters():

@@ -7,9 +7,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from ral_system.config.checkpoint import CheckpointConfig
+from ral_system.config.cluster import ClusterConfig
 from ral_system.config.commands import TrainConfig
+from ral_system.config.evaluation import EvaluationConfig
 from ral_system.config.learner import LearnerConfig
 from ral_system.config.plan import PlanConfig
+from ral_system.config.rollout import RolloutConfig
 from ral_system.data.micro_batches import bundles, groups_of, price
 from ral_system.errors import ConfigError
 from ral_system.planning.devices import Device, gpu, this_cpu
@@ -69,11 +73,11 @@ def make_plan(config: TrainConfig, plan: PlanConfig, folder: Path, teachers: Seq
     )
     device = this_cpu(config, policy, largest_micro_batch(dealt)) if kind == "cpu" else gpu(plan)
     clock = Clock(config, policy, device)
-    rollout, cache = rollout_role(config, policy, device, samples[0])
+    rollout, cache = rollout_role(config.rollout, cluster.gpus_per_rollout, policy, device, samples[0])
     generating = clock.rollout(samples, cache)
     frozen = list(_frozen(config, kind, folder, teachers, samples, clock))
     own_reference = config.needs_reference and not config.starts_reference
-    blinded = blinded_plan(config, dealt, policy.family)
+    blinded = blinded_plan(algorithm.perception, learner, dealt, policy.family)
     learning = [clock.score(dealt), *([clock.blinded(blinded)] if blinded else [])]
     learning += [clock.reference(dealt)] if own_reference else []
     learning += [clock.update(dealt), clock.publish()]
@@ -84,11 +88,12 @@ def make_plan(config: TrainConfig, plan: PlanConfig, folder: Path, teachers: Seq
     step_s = _step_seconds(config, samples, generating, [phase for _, phase in frozen], learning)
     roles = [trained, rollout, *(role for role, _ in frozen)]
     shared = on_shared_device(roles) if shares else {}
-    problems = _problems(config, device, roles, cache.bytes - cache.token_bytes * config.rollout.max_model_len)
+    spare = cache.bytes - cache.token_bytes * config.rollout.max_model_len
+    problems = _problems(cluster, config.rollout, device, roles, spare)
     size = clock.checkpoint_bytes()
     evaluations_s = sum(
         times * clock.rollout(asked(samples, questions), cache).seconds
-        for questions, times in _evaluations(config).items()
+        for questions, times in _evaluations(algorithm.steps, config.evaluation).items()
     )
     return Plan(
         device=device,
@@ -99,7 +104,9 @@ def make_plan(config: TrainConfig, plan: PlanConfig, folder: Path, teachers: Seq
         step_s=step_s,
         evaluations_s=evaluations_s,
         checkpoint_bytes=size,
-        run_s=algorithm.steps * step_s + evaluations_s + _checkpoints(config) * size / WRITE_BYTES_PER_S,
+        run_s=algorithm.steps * step_s
+        + evaluations_s
+        + _checkpoints(algorithm.steps, config.checkpoint) * size / WRITE_BYTES_PER_S,
         shared=shared,
         problems=[*problems, *_shared_problems(device, shared)],
         advice=list(_advice(config, samples)),
@@ -144,20 +151,21 @@ def _step_seconds(
     return max(generating.seconds, scoring_s) + last_s + learning_s
 
 
-def _evaluations(config: TrainConfig) -> Counter[int]:
+def _evaluations(steps: int, evaluation: EvaluationConfig) -> Counter[int]:
     """How often so many held-out questions are asked; with evaluation.blind they are asked twice each time."""
-    evaluation = config.evaluation
-    inside = (config.algorithm.steps - 1) // evaluation.every if evaluation.every else 0
+    inside = (steps - 1) // evaluation.every if evaluation.every else 0
     each = 2 if evaluation.blind else 1
     return Counter({evaluation.questions: 2 * each}) + Counter({evaluation.every_questions: inside * each})
 
 
-def _checkpoints(config: TrainConfig) -> int:
-    return config.algorithm.steps // config.checkpoint.every if config.checkpoint.every else 0
+def _checkpoints(steps: int, checkpoint: CheckpointConfig) -> int:
+    return steps // checkpoint.every if checkpoint.every else 0
 
 
-def _problems(config: TrainConfig, device: Device, roles: Sequence[Role], spare_cache: int) -> Iterator[str]:
-    if device.kind == "cpu" or config.cluster.kind == "local":
+def _problems(
+    cluster: ClusterConfig, rollout: RolloutConfig, device: Device, roles: Sequence[Role], spare_cache: int
+) -> Iterator[str]:
+    if device.kind == "cpu" or cluster.kind == "local":
         needed = sum(role.processes * role.total for role in roles)
         needed += sum(role.processes * sum(role.host.values()) for role in roles) if device.kind == "cpu" else 0
         if needed > device.bytes:
@@ -174,12 +182,12 @@ def _problems(config: TrainConfig, device: Device, roles: Sequence[Role], spare_
         if role.total > room:
             too_much = f"the {role.name} needs {gib(role.total)} GiB of {gib(room)} on an {device.name}"
             yield f"{too_much}; {_REMEDIES[role.name]}"
-    ranks = config.rollout.tensor_parallel if config.rollout.engine == "vllm" else 1
-    if 0 < config.cluster.gpus_per_rollout < ranks:
+    ranks = rollout.tensor_parallel if rollout.engine == "vllm" else 1
+    if 0 < cluster.gpus_per_rollout < ranks:
         yield (f"rollout.tensor_parallel={ranks} needs that many GPUs per engine; set cluster.gpus_per_rollout={ranks}")
     if spare_cache < 0:
         yield (
-            f"a rollout engine's cache holds no sequence of rollout.max_model_len={config.rollout.max_model_len}; "
+            f"a rollout engine's cache holds no sequence of rollout.max_model_len={rollout.max_model_len}; "
             "lower it, raise rollout.gpu_memory_utilization or rollout.tensor_parallel"
         )
 

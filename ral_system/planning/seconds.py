@@ -112,7 +112,7 @@ class Clock:
     def update(self, plan: TrainPlan) -> Phase:
         """All updates of all passes: forward, backward, and with checkpoints forward once more."""
         algorithm, measured = self._config.algorithm, 0.0
-        if measures_share(self._config):
+        if measures_share(self._config.algorithm.attention):
             every = algorithm.attention.gradient_share_every
             measured = 1.0 if algorithm.attention.gradient_share is not None else 1.0 / every
         text, vision = self._update_passes

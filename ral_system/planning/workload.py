@@ -10,9 +10,11 @@ import numpy as np
 from PIL import Image
 
 from ral_system.config.commands import TrainConfig
-from ral_system.config.data import FilesConfig, LookingConfig, VideoSearchConfig, VisualSearchConfig
-from ral_system.config.perception import BlindedGroup
+from ral_system.config.data import DataConfig, FilesConfig, LookingConfig, VideoSearchConfig, VisualSearchConfig
+from ral_system.config.learner import LearnerConfig
+from ral_system.config.perception import BlindedGroup, PerceptionConfig
 from ral_system.config.plan import PlanConfig
+from ral_system.config.rollout import RolloutConfig
 from ral_system.errors import ConfigError
 from ral_system.families.family import Family
 from ral_system.tasks import looking
@@ -43,12 +45,12 @@ def step_samples(config: TrainConfig, plan: PlanConfig, family: Family) -> tuple
 
     Raises ConfigError where prompt and response do not fit `rollout.max_model_len`.
     """
-    medium = largest_medium(config, plan, family)
+    medium = largest_medium(config.data, plan, family)
     visual = (
         () if medium is None else tuple(family.tokenizer(family.expanded(medium), add_special_tokens=False).input_ids)
     )
     text = (family.tokenizer.eos_token_id,) * plan.text_tokens
-    response = (family.tokenizer.eos_token_id,) * _response_tokens(config, plan, len(visual))
+    response = (family.tokenizer.eos_token_id,) * _response_tokens(config.rollout, plan, len(visual))
     top = config.algorithm.policy_loss.top_tokens
     drawn = medium is not None and config.algorithm.attention.objective.reads_evidence
     evidence = (Region(0.0, 0.0, 1.0, 1.0),) if drawn else ()
@@ -95,21 +97,22 @@ def asked(samples: Sequence[Sample], questions: int) -> tuple[Sample, ...]:
     )
 
 
-def blinded_plan(config: TrainConfig, plan: TrainPlan, family: Family) -> TrainPlan | None:
+def blinded_plan(
+    settings: PerceptionConfig, learner: LearnerConfig, plan: TrainPlan, family: Family
+) -> TrainPlan | None:
     """The scoring passes of a batch's blinded view, as one update; None where there is none to score."""
-    settings = config.algorithm.perception
     if not isinstance(settings, BlindedGroup):
         return None
     by_shard = [plan.rank_samples(shard) for shard in range(len(plan.updates[0].shards))]
-    passes = blinded_passes(by_shard, 0, settings, family, config.learner.pass_tokens, seed="")
+    passes = blinded_passes(by_shard, 0, settings, family, learner.pass_tokens, seed="")
     return TrainPlan((UpdatePlan(tuple(passes), Counts(0, 0)),)) if any(passes) else None
 
 
-def _response_tokens(config: TrainConfig, plan: PlanConfig, visual: int) -> int:
-    most = config.rollout.response_limit(visual + plan.text_tokens)
+def _response_tokens(rollout: RolloutConfig, plan: PlanConfig, visual: int) -> int:
+    most = rollout.response_limit(visual + plan.text_tokens)
     if most < 1:
         raise ConfigError(
-            f"rollout.max_model_len={config.rollout.max_model_len}: a prompt has {visual} visual tokens and "
+            f"rollout.max_model_len={rollout.max_model_len}: a prompt has {visual} visual tokens and "
             f"plan.text_tokens={plan.text_tokens}, which leaves nothing for a response; raise it, or lower what data "
             "allows a medium"
         )
@@ -121,25 +124,23 @@ def _response_tokens(config: TrainConfig, plan: PlanConfig, visual: int) -> int:
     return plan.response_tokens or most
 
 
-def largest_medium(config: TrainConfig, plan: PlanConfig, family: Family) -> Media | None:
+def largest_medium(data: DataConfig, plan: PlanConfig, family: Family) -> Media | None:
     """The medium of `plan.medium` that takes most tokens of those that `data` allows."""
     if plan.medium == "none":
         return None
     kinds = [kind for kind in family.visual_ids if plan.medium in (None, kind)]
-    allowed = [medium for kind in kinds for medium in _largest(config, family, kind)]
+    allowed = [medium for kind in kinds for medium in _largest(data, family, kind)]
     if not allowed and plan.medium is None:
         raise ConfigError(
-            f"data={config.data.name} has no pictures or videos that the model reads; choose other data, or "
-            "plan.medium=none"
+            f"data={data.name} has no pictures or videos that the model reads; choose other data, or plan.medium=none"
         )
     if not allowed:
-        why = f"data={config.data.name} has none" if plan.medium in family.visual_ids else "the model reads none"
+        why = f"data={data.name} has none" if plan.medium in family.visual_ids else "the model reads none"
         raise ConfigError(f"plan.medium={plan.medium}: {why}; leave it null")
     return max(allowed, key=family.tokens)
 
 
-def _largest(config: TrainConfig, family: Family, kind: MediaKind) -> list[Media]:
-    data = config.data
+def _largest(data: DataConfig, family: Family, kind: MediaKind) -> list[Media]:
     if isinstance(data, FilesConfig):
         budgets = family.pixel_budgets(data)
         if kind not in budgets:
@@ -148,11 +149,10 @@ def _largest(config: TrainConfig, family: Family, kind: MediaKind) -> list[Media
         if kind == "image":
             return [Media("", *size)]
         return [_video(data.video.max_frames, data.video.fps, *size, step=family.frames_per_view)]
-    return [medium for medium in _generated(config, family.frames_per_view) if medium.kind == kind]
+    return [medium for medium in _generated(data, family.frames_per_view) if medium.kind == kind]
 
 
-def _generated(config: TrainConfig, step: int) -> Iterator[Media]:
-    data = config.data
+def _generated(data: DataConfig, step: int) -> Iterator[Media]:
     if isinstance(data, VideoSearchConfig):
         yield _video(max(data.max_frames), data.FRAMES_PER_S, FRAME_PX, FRAME_PX, step=step)
     elif isinstance(data, LookingConfig):

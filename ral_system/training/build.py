@@ -7,8 +7,8 @@ from typing import Any
 
 import torch
 
-from ral_system.config.commands import TrainConfig
 from ral_system.config.learner import LearnerConfig
+from ral_system.config.model import ModelConfig
 from ral_system.models.lora import Adapters
 from ral_system.models.policy import PolicyModel
 from ral_system.training.engine import Engine
@@ -30,14 +30,14 @@ def loading(
     return loading_by_shards(settings, learner, device, timeout_s)
 
 
-def choose_trained(policy: PolicyModel, config: TrainConfig) -> Adapters | None:
-    """Let gradients reach what the configuration trains: adapters, which are returned, or all weights but frozen ones.
+def choose_trained(policy: PolicyModel, model: ModelConfig, learner: LearnerConfig) -> Adapters | None:
+    """Let gradients reach what the settings train: adapters, which are returned, or all weights but frozen ones.
 
     To be called before an engine shards the weights.
     """
-    if config.learner.lora is not None:
-        return Adapters(policy, config.learner.lora)
-    if config.model.freeze_vision:
+    if learner.lora is not None:
+        return Adapters(policy, learner.lora)
+    if model.freeze_vision:
         for module in (policy.family.vision_encoder(policy.model), *policy.family.projector(policy.model)):
             module.requires_grad_(False)
     return None

@@ -105,7 +105,7 @@ class LearnerRank:
         policy.autocast = autocast_dtype(supervised.autocast, device, config.learner.dtype) if supervised else None
         self._family = policy.family
         self._collate = Collator(self._family, media)
-        self._adapters = choose_trained(policy, config)
+        self._adapters = choose_trained(policy, config.model, config.learner)
         self._meter = Meter(policy, device)
         self._engine = build_engine(config.learner, settings, policy, device, timeout_s)
         self._shards = Shards(self._engine, rank, world_size)

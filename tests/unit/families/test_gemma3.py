@@ -312,7 +312,7 @@ def test_videos_are_refused_by_name(bench: Bench) -> None:
         ChatRenderer(bench.family, "").prompt(id="p", kind="", question="what ?", answer="", media=[video])
     config = compose_config("data=video_search", kind=PlanCommandConfig)
     with pytest.raises(ConfigError, match=r"^data=video_search has no pictures or videos that the model reads; choose"):
-        largest_medium(config, config.plan, bench.family)
+        largest_medium(config.data, config.plan, bench.family)
     with pytest.raises(DataError, match=r"^the model reads no videos$"):
         sized(video, {"image": TileBudget(SIDE_PX, 1, 1, (1, 1))})
 

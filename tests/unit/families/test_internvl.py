@@ -197,10 +197,10 @@ def test_only_a_plan_with_videos_asks_for_frames_that_the_model_has(bench: Bench
         *("data.image={min_pixels: null, max_pixels: null}", "data.video.max_pixels=500", "data.video.min_pixels=1"),
     )
     config = compose_config(*settings, kind=PlanCommandConfig)
-    picture = largest_medium(config, config.plan.model_copy(update={"medium": "image"}), bench.family)
+    picture = largest_medium(config.data, config.plan.model_copy(update={"medium": "image"}), bench.family)
     assert picture is not None and str(bench.family.layout(picture)) == "9 × 2 × 2"  # 2 × 4 tiles, whose shape it has
     with pytest.raises(ConfigError, match=r"^data\.video\.max_pixels=500: the model sees every frame in 28x28 px"):
-        largest_medium(config, config.plan, bench.family)
+        largest_medium(config.data, config.plan, bench.family)
 
 
 def test_generated_videos_have_a_view_for_every_frame(bench: Bench, make_config: Callable) -> None:

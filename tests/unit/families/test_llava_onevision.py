@@ -123,7 +123,8 @@ def test_text_alone_runs_the_encoder_and_has_gradients_of_zero(folder: Path, ben
 
 def test_the_end_of_line_is_frozen_with_vision(folder: Path, bench: Bench, make_config: Callable) -> None:
     policy = PolicyModel(load_model(folder, dtype="float32"), bench.family, temperature=1.0)
-    choose_trained(policy, make_config("model.freeze_vision=true"))
+    config = make_config("model.freeze_vision=true")
+    choose_trained(policy, config.model, config.learner)
     frozen = {name for name, parameter in policy.model.named_parameters() if not parameter.requires_grad}
     assert "model.image_newline" in frozen and all("language_model" not in name for name in frozen)
 

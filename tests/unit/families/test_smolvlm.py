@@ -280,13 +280,13 @@ def test_videos_are_refused_by_name(bench: Bench, make_config: Callable) -> None
     with pytest.raises(DataError, match=r"^the model reads no videos$"):
         sized(VIDEO, budgets)
     config = compose_config(*settings, kind=PlanCommandConfig)
-    picture = largest_medium(config, config.plan, bench.family)
+    picture = largest_medium(config.data, config.plan, bench.family)
     assert picture is not None and bench.family.tokens(picture) == 28  # 3 × 2 tiles and the whole
     with pytest.raises(ConfigError, match=r"^plan\.medium=video: the model reads none; leave it null$"):
-        largest_medium(config, config.plan.model_copy(update={"medium": "video"}), bench.family)
+        largest_medium(config.data, config.plan.model_copy(update={"medium": "video"}), bench.family)
     config = compose_config("data=video_search", "stages=[rl]", kind=PlanCommandConfig)
     with pytest.raises(ConfigError, match=r"^data=video_search has no pictures or videos that the model reads; choose"):
-        largest_medium(config, config.plan, bench.family)
+        largest_medium(config.data, config.plan, bench.family)
 
 
 def change(file: Path, old: str, new: str) -> None:

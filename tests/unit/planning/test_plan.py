@@ -31,7 +31,7 @@ def test_a_step_is_as_large_as_the_settings_allow(one_layer: Path) -> None:
     assert len(samples[0].response_token_ids) == 1024
     assert outline.family.problem(samples[0].prompt.token_ids, (medium,)) is None
     picture = config.plan.model_copy(update={"medium": "image"})
-    assert largest_medium(config, picture, outline.family) is not None
+    assert largest_medium(config.data, picture, outline.family) is not None
     assert 4900 < step_samples(config, picture, outline.family)[0].prompt.visual_tokens <= 5120
     none = config.plan.model_copy(update={"medium": "none", "response_tokens": 7})
     alone = step_samples(config, none, outline.family)
@@ -60,7 +60,7 @@ def test_data_without_videos_has_none_to_plan_for(one_layer: Path) -> None:
 def test_the_largest_of_the_tasks_that_need_looking_is_planned(tiny_model: Path, families: str, tokens: int) -> None:
     looking = ("data=looking", f"data.families={families}", "data.difficulty=[5,1]")
     config, family = compose_config(*looking, kind=PlanCommandConfig), load_family(tiny_model)
-    medium = largest_medium(config, config.plan, family)
+    medium = largest_medium(config.data, config.plan, family)
     assert medium is not None and family.tokens(medium) == tokens
 
 
@@ -198,7 +198,10 @@ def test_a_blinded_view_is_one_more_pass_and_with_masks_of_their_own_one_for_eac
         outline = OutlinedPolicy(tiny_model, "float32", "cpu", config, trained=True)
         samples = step_samples(config, config.plan, outline.family)
         dealt = plan_updates(samples, updates=4, shards=1, max_tokens=config.learner.pass_tokens)
-        blinded, clock = blinded_plan(config, dealt, outline.family), Clock(config, outline, gpu(config.plan))
+        blinded, clock = (
+            blinded_plan(config.algorithm.perception, config.learner, dealt, outline.family),
+            Clock(config, outline, gpu(config.plan)),
+        )
         found[name, medium] = blinded and clock.blinded(blinded).flops / clock.score(dealt).flops
     assert found["grpo", "image"] is found["vgpo", "image"] is found["papo", "none"] is None
     assert found["papo", "image"] == 1
