@@ -258,7 +258,7 @@ def test_evaluations_are_counted_before_inside_and_after(one_layer: Path) -> Non
     plan, config = planned(one_layer, *VIDEO, *small, *asking)
     outline = OutlinedPolicy(one_layer, "bfloat16", "cuda", config, trained=True)
     device, samples = gpu(config.plan), step_samples(config, config.plan, outline.family)
-    _, cache = rollout_role(config, outline, device, samples[0])
+    _, cache = rollout_role(config.rollout, config.cluster.gpus_per_rollout, outline, device, samples[0])
 
     def seconds(questions: int) -> float:
         found = asked(samples, questions)
