@@ -24,8 +24,8 @@ def files_fit_the_stages(data: AskedDataConfig, stages: Sequence[Stage], algorit
         return
     if "perceive" in stages:
         yield (
-            f"stages={list(stages)}: perceive imitates captions, which data.name=files has none of; set "
-            "stages=[sft,rl], with which a tiny model learns their words, or stages=[rl] and a model in start_model"
+            f"stages={list(stages)}: perceive needs captions, and data=files has none; set stages=[sft,rl], and sft "
+            "begins with a tiny model that knows the words of the rows, or stages=[rl] and a model in start_model"
         )
     without = [name for name, source in data.sources.items() if source.columns.thought is None]
     if "sft" in stages and algorithm.response_format == "think_answer" and without:

@@ -16,7 +16,7 @@ from ral_system.weights.transfer.transfer import Transfer
 def choose_transfer(
     name: str | None, max_staleness: int, *, one_process: bool, colocated: bool = False
 ) -> type[Transfer[Any]]:
-    """The transfer of that name, or that which suits the run.
+    """Return the transfer of that name, or the one that suits the run.
 
     Raises ConfigError for an unknown name, and for a transfer that cannot serve this run.
     """
@@ -26,7 +26,7 @@ def choose_transfer(
     transfer: type[Transfer[Any]] = WEIGHT_TRANSFERS.get(name)
     if one_process and issubclass(transfer, Streamed):
         raise ConfigError(
-            f"rollout.weight_transfer={name} connects processes, and cluster.kind=local is one; set it to null, or "
+            f"rollout.weight_transfer={name}: needs several processes, and cluster=local has one; set it to null, or "
             "choose cluster=ray"
         )
     if max_staleness and not transfer.keeps_offers:

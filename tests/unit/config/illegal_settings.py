@@ -26,7 +26,7 @@ SETTINGS: dict[str, tuple[dict[str, Any], list[str]]] = {
     ),
     "captions of files": (
         {"data": FILES, "stages": ["perceive", "rl"]},
-        ["stages=['perceive', 'rl']: perceive imitates captions", "set stages=[sft,rl]"],
+        ["stages=['perceive', 'rl']: perceive needs captions, and data=files has none", "set stages=[sft,rl]"],
     ),
     "thoughts of files that have none": (
         {"data": FILES, "stages": ["sft"]},
