@@ -13,13 +13,13 @@ from ral_system.algorithms.catalogue import Choice
 
 TARGET = Path(__file__).parents[1] / "docs" / "algorithms.md"
 _HEAD = """\
-# The token side
+# Algorithms
 
 Written by `python -m bench.algorithms_table`; do not edit. Every choice can be combined with RAL's attention term, with
 distillation, and with the other choices, unless the configuration refuses the combination with a one-line reason.
 
 r = π / π_old is the ratio of the policy in training to the policy at the rollout's weights, recomputed by the learner.
-μ are the rollout's probabilities as its engine reported them. A is the advantage. sg(x) is x as a constant. All
+μ are the probabilities that the rollout engine reported. A is the advantage. sg(x) is x as a constant. All
 denominators are global counts.
 """
 _ANCHOR = """
@@ -28,7 +28,7 @@ learner recomputed; runs with it collapse in the paper, so it prints a warning.
 """
 _SAMPLING = """
 ## Sampling
-`algorithm.sampling_rounds` > 1 replaces groups with equal rewards by groups of the next prompts, in at most so many
+`algorithm.sampling_rounds` > 1 replaces groups with equal rewards by groups of the next prompts, in at most that many
 rounds (dynamic sampling, DAPO); `sampling/groups_dropped` counts them. `algorithm.overlong.handling=mask` excludes
 truncated responses from the policy gradient; `penalty` subtracts up to 1 from the reward of responses within
 `algorithm.overlong.buffer` tokens of the limit. `rollout.stop_at_answer` ends a response at `</answer>`. Every response
@@ -37,25 +37,25 @@ has its own seed, which is logged with it.
 ## Updates: `algorithm.updates_per_step`, `algorithm.passes_per_step`
 A step makes passes_per_step passes over its rollout batch, each of the same updates_per_step optimiser updates on equal
 parts of it. π_old and the old attention rows stay those of the rollout's weights, so only the first update of the first
-pass is on policy. RAL's attention term has no gradient there: with one update and one pass it would train nothing, and
-the configuration says so.
+pass is on policy. RAL's attention term has no gradient there: with one update and one pass it would train nothing,
+so that combination is refused.
 
 Group deviations are those of the population. Libraries that divide by G - 1 give advantages smaller by
 √((G - 1) / G), 0.94 for G = 8.
 """
 _STALE = """
 ## Stale responses and changing weights: `algorithm.max_staleness`, `rollout.on_new_weights`
-The default, max_staleness=0, generates and trains in turn. With larger values, π_old of a token and its old attention
-row are computed at the weights that made the token: the learner keeps the last max_staleness + 1 versions. A batch is
-as stale as its oldest token, and training on a batch that is staler than allowed is an error. Nothing is generated
-ahead of checkpoints and evaluations, so the batches after them are fresher.
+The default, max_staleness=0, alternates between generating and training. With larger values, π_old of a token and its
+old attention row are computed at the weights that generated the token: the learner keeps the last max_staleness + 1
+versions. A batch is as stale as its oldest token, and training on a batch that is staler than allowed is an error.
+Nothing is generated ahead of checkpoints and evaluations, so the batches after them are fresher.
 """
 _MIXED = """
 With `continue`, the engine computes all keys and values of the response again, so that each token comes from exactly
 one version, given everything before it. The response is scored at each of its versions, and every token takes its
-log-prob and its attention row from the version that made it; a sequence's ratio is computed from those of its tokens.
-The visual reward is one figure for all tokens, and is taken at the last version. With `continue` and `discard`, timing
-decides which version makes a token, so a run cannot be repeated exactly.
+log-prob and its attention row from the version that generated it; a sequence's ratio is computed from the ratios of its
+tokens. The visual reward is a single value per response, computed at the last version. With `continue` and `discard`,
+timing decides which version generates a token, so a run cannot be repeated exactly.
 """
 
 
@@ -91,7 +91,7 @@ def table() -> str:
             "\nAn entropy bonus is `algorithm.entropy_coefficient`. KL and entropy are always token means.",
             _SAMPLING,
             _STALE,
-            *_rows("new weights under way", catalogue.ON_NEW_WEIGHTS, config.rollout.on_new_weights),
+            *_rows("when new weights arrive", catalogue.ON_NEW_WEIGHTS, config.rollout.on_new_weights),
             _MIXED,
         ]
     )

@@ -27,24 +27,24 @@ TARGET, MEASURED = DOCS / "models.md", DOCS / "benchmarks" / "models.json"
 _HEAD = """\
 # Models
 
-Written by `python -m bench.models`; do not edit. `ral-doctor` lists the types that an installation serves, your own
-packages' included ([Extensions](extending.md)). Types that it lists and this page does not are registered and untested.
-A model of any other type is refused by name.
+Written by `python -m bench.models`; do not edit. `ral-doctor` lists the types that an installation supports, including
+those of your own packages ([Extensions](extending.md)). Types that it lists and this page does not are registered and
+untested. A model of any other type is refused with an error that names it.
 
 | models | `model_type` | pictures | videos | largest difference | after an update |
 |---|---|---|---|---|---|
 """
 _TAIL = """
-Pictures and videos: the most that a prompt may hold. The differences are of log-probs, between vLLM and the learner's
-model (transformers, pictures encoded as in training) in float32, over sampled tokens of answers to questions about a
-picture, several, a video where there are some, and text alone: with weights as loaded, and with those of an update that
-vLLM takes in place. The models are tiny ones with random weights.
+Pictures and videos: the largest number in a prompt. The differences are between log-probs of vLLM and of the learner's
+model (transformers, pictures encoded as in training) in float32. They are over sampled tokens of answers to questions
+about one picture, several pictures, a video if the model reads videos, and text alone: first with the loaded weights,
+then after an update that vLLM applies in place. The models are tiny and have random weights.
 Measured with {versions}.
 
 **No model of any family has run here at full size, or on a GPU.** `rollout.log_prob_gate` measures the same difference
-in every step of a run and ends one that trains on other probabilities than it sampled from.
+in every step, and ends a run whose training probabilities differ from those it sampled from.
 
-A model is named by its name on the Hugging Face Hub or by its folder; [your own rows](data.md) are `data=files`:
+Give a model by its name on the Hugging Face Hub or by its folder. For [your own rows](data.md) use `data=files`:
 
     ral-train stages=[rl] data=files +data/source@data.sources.mine=columns data.sources.mine.path=rows.jsonl \\
         "data.sources.mine.columns={{question: question, answer: answer, images: picture}}" \\
@@ -53,62 +53,65 @@ A model is named by its name on the Hugging Face Hub or by its folder; [your own
     ral-train … start_model=FOLDER rollout.dtype=bfloat16                # Qwen3.5 without GPUs
 
 ## Qwen3.5
-On a CPU vLLM computes linear attention in bfloat16 only, and refuses `rollout.dtype=float32`. In bfloat16 it is as far
-from transformers in float32 as transformers in bfloat16 is (a test compares both); `rollout=hf` is exact.
+On a CPU vLLM computes linear attention in bfloat16 only, and refuses `rollout.dtype=float32`. In bfloat16 its
+difference from transformers in float32 is as large as that of transformers in bfloat16 (a test compares both).
+`rollout=hf` is exact.
 
 Most text layers have linear attention, which has no attention weights. `last` and `all` in `algorithm.attention.layers`
-skip them, indices count all layers, and a layer with linear attention is refused by name. So is
-`learner.sequence_parallel` above 1, because the layers' states run through whole sequences. Packed groups and shared
-prompts are exact: each response begins with the state that its prompt left.
+skip these layers. Indices count all layers, and the index of a layer with linear attention is refused.
+`learner.sequence_parallel` above 1 is refused as well, because the states of these layers run through whole sequences.
+Packed groups and shared prompts are exact: each response begins with the state that its prompt left.
 
-Without the packages `flash-linear-attention` and `causal-conv1d` transformers runs its slower reference code. With them
-the same calls, one for each prompt and one for its responses, go to their kernels. That has not been run here.
+Without the packages `flash-linear-attention` and `causal-conv1d`, transformers runs its slower reference code. With
+them, the same calls, one for each prompt and one for its responses, use the kernels of these packages. That has not
+been run here.
 
 ## Gemma 3
 Picture tokens attend to each other in both directions. vLLM's attention on a CPU is causal there, which changes
-log-probs by up to 0.2 nats in a tiny model, so vLLM is refused and `rollout=hf` takes its place. With causal pictures
-on both sides the two agree, before and after an update (`tests/system/test_gemma3_in_vllm.py`). On GPUs vLLM is
-allowed: several of its kernels there declare support for two-way pictures. None was run here.
+log-probs by up to 0.2 nats in a tiny model, so vLLM is refused there; use `rollout=hf`. With causal pictures on both
+sides the two agree, before and after an update (`tests/system/test_gemma3_in_vllm.py`). On GPUs vLLM is allowed:
+several of its kernels there declare support for bidirectional attention among picture tokens. None has been run here.
 
-Five of six layers see 1,024 tokens back, and so does the last one of the 4B and 27B models: see [layers with a
-window](attention.md#layers-with-a-sliding-window). Packing and shared prompts work, by torch's attention with masks in
-place of flash attention; that was not timed.
+Five of six layers attend to the last 1,024 tokens only, and the last layer of the 4B and 27B models is one of them: see
+[layers with a window](attention.md#layers-with-a-sliding-window). Packing and shared prompts work with masks in torch's
+attention, without flash attention; this has not been timed.
 
 ## SmolVLM2, SmolVLM and Idefics3
-The learner gives patches the position embeddings that vLLM gives them. transformers rounds the places of some patches
-otherwise where 27 stand along a side, as in SmolVLM2-2.2B, and in bfloat16 also with other numbers: log-probs of a tiny
-model then differ by up to 0.08 ([decisions](decisions.md#shape-of-the-system)). A shared model answers in transformers
-with that difference; its card says so. Their processor needs `pip install 'ral-system[smolvlm]'`.
+The learner gives patches the same position embeddings as vLLM. transformers rounds the positions of some patches
+differently if there are 27 along a side, as in SmolVLM2-2.2B, and in bfloat16 also for other numbers. Log-probs of a
+tiny model then differ by up to 0.08 ([decisions](decisions.md#shape-of-the-system)). An exported model has that
+difference in transformers; its card says so. Their processor needs `pip install 'ral-system[smolvlm]'`.
 
-## What was tried with which
+## Options tested with each model
 The families share one protocol (`ral_system/families/family.py`), and all options should work alike. A *yes*, or a
-stage, means that the tests named below run with a tiny model of this type, on CPU, in `make test` or `make test-all`,
-which fails where one of them does. *Not tested* may work.
+stage, means that the tests named below run with a tiny model of this type on CPU, in `make test` or `make test-all`,
+which fails if one of them does. *Not tested* may work.
 
 {tried}
 - *Attention options, packing, LoRA, frozen encoder, teacher*: `tests/unit/training/test_families_in_the_learner.py`.
   Rows {rows};
-  keys {keys}; heads as a mean and each alone; the last layer, all, and some, of Qwen3.5
-  those with softmax attention. The backends `dense` and `chunked` agree; `triton` is refused without a GPU and was not
-  run. The objectives `attention_credit`, `group_anchor`, `papo` and `vgpo` change the update. Sequences that are packed
-  after shared prompts have the log-probs that each has alone. The attention term reaches adapters of q and k, and
-  merged weights have the plain model's names. A frozen encoder sees each medium once a step. A teacher of the same
-  family has the log-probs that transformers computes; teachers of another size were tried for Qwen2.5-VL alone
+  keys {keys}; the mean over heads and each head alone;
+  the last layer, all layers, and some (in Qwen3.5, those with softmax attention). The backends `dense` and `chunked`
+  agree; `triton` is refused without a GPU and was not run. The objectives `attention_credit`, `group_anchor`, `papo`
+  and `vgpo` change the update. Sequences packed after shared prompts have the same log-probs as alone. The attention
+  term trains adapters of q and k, and merged weights have the plain model's names. A frozen encoder sees each medium
+  once a step. A teacher of the same family has the log-probs that transformers computes; a teacher of another size was
+  tested only for Qwen2.5-VL
   (`tests/unit/scoring/test_teacher.py`).
-- *ZeRO*: two ranks that share micro-batches of pictures, videos and text train as one does, in
+- *ZeRO*: two ranks that divide micro-batches of pictures, videos and text among them train like a single rank, in
   `tests/system/test_deepspeed_engine.py` (also with offloading), `test_families_on_ranks.py` and
   `test_tiled_families.py`.
-- *Sequence parallelism*: two ranks that hold each micro-batch together, in `tests/system/test_sequence_parallel.py` and
-  `test_tiled_families.py`. `learner.sequence_parallel` must divide the model's attention heads, or it is refused. Ranks
-  cannot share sequences of layers with linear attention.
+- *Sequence parallelism*: two ranks that split each micro-batch between them, in
+  `tests/system/test_sequence_parallel.py` and `test_tiled_families.py`. `learner.sequence_parallel` is refused unless
+  it divides the number of the model's attention heads. Sequences cannot be split in layers with linear attention.
 - vLLM, prompt ids and weights that are replaced in place and read back: `tests/system/test_vllm_generator.py`,
   `test_families_in_vllm.py`, `test_tiled_families.py` and `test_qwen3_5_in_vllm.py`; Qwen2-VL and Idefics3 by
   `python -m bench.models --measure`.
-- *Whole run*: over Ray, vLLM and DeepSpeed, Gemma 3 with transformers engines in vLLM's place. Each has a cold start,
+- *Whole run*: over Ray, vLLM and DeepSpeed; Gemma 3 with transformers engines instead of vLLM. Each has a cold start,
   two steps of RL, an evaluation by transformers, and an export that transformers loads, with the run's weights
-  (`tests/system/test_families_in_runs.py`); Qwen2.5-VL runs in `test_ray_run.py` and is exported in
-  `test_exported_models.py`. Qwen2-VL and Idefics3 ran under ZeRO-3 there alone, and no test compares that with one
-  rank.
+  (`tests/system/test_families_in_runs.py`). Qwen2.5-VL runs in `test_ray_run.py` and is exported in
+  `test_exported_models.py`. Only these runs test Qwen2-VL and Idefics3 under ZeRO 3, and no test compares them with a
+  single rank.
 """
 
 

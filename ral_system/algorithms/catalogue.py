@@ -1,6 +1,6 @@
 """Every choice of the token side: name in the configuration, paper, formula, and when to use it.
 
-`python -m bench.algorithms_table` makes docs/algorithms.md of it; a test holds it against the configuration's choices.
+`python -m bench.algorithms_table` writes docs/algorithms.md from it; a test compares it with the configuration.
 """
 
 from __future__ import annotations
@@ -24,19 +24,19 @@ POLICY_LOSSES = (
         "clip_higher",
         "DAPO 2503.14476",
         "as above, ε_high > ε_low",
-        "Entropy falls too fast: rare tokens may grow further.",
+        "Entropy falls too fast: the probability of rare tokens may rise further.",
     ),
     Choice(
         "dual_clip",
         "1912.09729",
         "-max(min(…), c A) where A < 0, c > 1",
-        "Bad tokens that became much likelier make the gradient explode.",
+        "Bad tokens that have become much more likely make the gradient explode.",
     ),
     Choice(
         "dppo_binary_tv",
         "DPPO 2602.04879",
-        "-M sg(min(r, C)) A ln π, r = π/μ; M = 0 where π moved away, the way A points, and |μ - π| > δ, else 1",
-        "Rollout and learner differ (bfloat16, stale weights), large vocabularies; costs nothing more.",
+        "-M sg(min(r, C)) A ln π, r = π/μ; M = 0 where π has moved in the direction of A and |μ - π| > δ, else 1",
+        "Rollout and learner differ (bfloat16, stale weights), large vocabularies; no extra cost.",
     ),
     Choice(
         "dppo_binary_kl",
@@ -47,7 +47,7 @@ POLICY_LOSSES = (
     Choice(
         "dppo_top_k_tv",
         "DPPO 2602.04879",
-        "as above, with ½ Σ |μ - π| > δ over the rollout's top K and all others",
+        "as above, with ½ Σ |μ - π| > δ over the rollout's top K tokens and the rest",
         "The distribution changes in tokens that were not sampled; the rollout reports 20 tokens per position.",
     ),
     Choice("dppo_top_k_kl", "DPPO 2602.04879", "as above, with Σ μ ln(μ/π) > δ", "As above, in nats."),
@@ -55,7 +55,7 @@ POLICY_LOSSES = (
         "gspo",
         "GSPO 2507.18071",
         "-min(s A, clip(s, 1-ε_low, 1+ε_high) A), s = (π(y)/π_old(y))^(1/|y|)",
-        "Mixture-of-experts models, long responses: single ratios are noise there.",
+        "Mixture-of-experts models, long responses: ratios of single tokens are noise there.",
     ),
     Choice(
         "cispo",
@@ -65,11 +65,13 @@ POLICY_LOSSES = (
     ),
     Choice("sapo", "SAPO 2511.20347", "-(4/τ) σ(τ (r - 1)) A", "The hard edge of a clip makes training unstable."),
     Choice("reinforce", "Williams 1992", "-r A", "A baseline: unbiased, without a trust region."),
-    Choice("reinforce_plain", "Williams 1992", "-A ln π", "One update per batch, or to see what the ratio is for."),
+    Choice(
+        "reinforce_plain", "Williams 1992", "-A ln π", "One update per batch, or to measure the effect of the ratio."
+    ),
 )
 ADVANTAGES = (
     Choice("grpo", "2402.03300", "(r - mean) / std of the group", "Groups with similar spread."),
-    Choice("dr_grpo", "2503.20783", "r - mean", "Easy and hard questions should not count as much as others."),
+    Choice("dr_grpo", "2503.20783", "r - mean", "Easy and hard questions should count less than others."),
     Choice("rloo", "2402.14740", "r - mean of the others", "Small groups: unbiased."),
     Choice(
         "reinforce_plus_plus", "2501.03262", "r - mean, normalised over the batch", "Groups with very different spread."
@@ -78,7 +80,7 @@ ADVANTAGES = (
         "gdpo",
         "2601.05242",
         "Σ w (part - mean) / std of the group, normalised over the batch",
-        "Several reward parts, and one would drown the others.",
+        "Several reward parts, and one would dominate the others.",
     ),
 )
 CORRECTIONS = (
@@ -98,14 +100,16 @@ KL_ESTIMATORS = (
     Choice("k3", "Schulman 2020", "e^d - d - 1, d = ln ref - ln π", "Unbiased and never negative."),
 )
 ON_NEW_WEIGHTS = (
-    Choice("finish", "", "wait for the end of the batch", "Batch k + N has version k, so a run repeats."),
+    Choice("finish", "", "wait for the end of the batch", "Batch k + N uses version k, so a run can be repeated."),
     Choice(
         "continue",
         "PipelineRL 2509.19128",
-        "take over at the last token",
+        "continue from the last token",
         "Long responses: their tokens come from newer weights.",
     ),
-    Choice("discard", "", "begin again, from the same seed", "Fresh responses of one version; tokens are made twice."),
+    Choice(
+        "discard", "", "begin again with the same seed", "Fresh responses of one version; tokens are generated twice."
+    ),
 )
 REDUCTIONS = (
     Choice("token_mean", "DAPO", "Σ / tokens", "Every token counts the same."),
