@@ -2,6 +2,8 @@
 
 import io
 import json
+import re
+import shlex
 import shutil
 from pathlib import Path
 from typing import Any
@@ -10,6 +12,7 @@ import pytest
 from PIL import Image
 
 from ral_system.tasks.visual_search import VisualSearch
+from tests.examples import EXAMPLES
 from tests.system.video_r1_files import BAD, overrides, write_video_r1
 
 pytestmark = [pytest.mark.system, pytest.mark.timeout(1200)]
@@ -150,3 +153,34 @@ def test_videos_are_looked_at_more_closely(commands, uninterrupted, tmp_path: Pa
     (values,) = json.loads((tmp_path / "runs" / "frames" / "sweep.json").read_text())["models"].values()
     assert {value: found["frames_seen"] for value, found in values.items()} == {"2": 2, "8": 8}
     assert "frames of a video, mean seen" in (tmp_path / "runs" / "frames" / "sweep.svg").read_text()
+
+
+def test_the_readme_shows_how_to_train_on_files(commands, left, tmp_path: Path) -> None:
+    """Its overlay and its three commands, on the rows of an example and with few steps."""
+    readme = (EXAMPLES.parent / "README.md").read_text(encoding="utf-8")
+    (overlay,) = re.findall(r"```yaml\n(.*?)```", readme, re.DOTALL)
+    lines = [
+        shlex.split(line, comments=True) for line in re.findall("^ +(ral-.* --config-dir .*)$", readme, re.MULTILINE)
+    ]
+    assert [name for name, *_ in lines] == ["ral-data", "ral-train", "ral-evaluate"]
+    (tmp_path / "mine" / "experiment").mkdir(parents=True)
+    (tmp_path / "mine" / "experiment" / "mine.yaml").write_text(overlay, encoding="utf-8")
+    shutil.copy(EXAMPLES / "own_data" / "rows.jsonl", tmp_path)
+    shutil.copytree(EXAMPLES / "own_data" / "pictures", tmp_path / "pictures")
+    short = "rollout.max_new_tokens=8"
+    tiny = {
+        "ral-data": (),
+        "ral-train": (
+            *(short, "logging.wandb=disabled", "evaluation.every=2", "evaluation.stage_questions=3"),
+            *("sft.max_steps=2", "sft.batch=4", "sft.evaluate_every=2", "sft.evaluate_from=2"),
+            *("algorithm.steps=2", "algorithm.prompts_per_step=2", "algorithm.completions_per_prompt=2"),
+            "algorithm.updates_per_step=2",
+        ),
+        "ral-evaluate": (short,),
+    }
+    for name, *given in lines:
+        done = commands(name, *given, *tiny[name], cwd=tmp_path)
+        assert done.returncode == 0, done.stderr
+    assert (tmp_path / "runs" / "preview" / "preview.html").is_file()
+    assert len(left(tmp_path / "runs" / "mine").rl_steps()) == 2
+    assert json.loads((tmp_path / "runs" / "evaluation" / "evaluation.json").read_text())["eval/questions"] == 5
