@@ -16,7 +16,7 @@ def bind_to_loopback(only: bool) -> None:
 
 
 def bound_to_loopback() -> bool:
-    """Whether `bind_to_loopback` is in force."""
+    """Return whether `bind_to_loopback` is in force."""
     return not ray_constants.ENABLE_RAY_CLUSTER
 
 

@@ -272,7 +272,7 @@ class RayRoles:
         return calls
 
     def _setting(self, run_folder: Path, rank: int) -> Setting:
-        """Where weights travel."""
+        """Return the setting in which weights travel."""
         rollout = self._config.rollout
         return Setting(
             run_folder / "weights",
@@ -285,7 +285,7 @@ class RayRoles:
         )
 
     def _host(self, *roles: str) -> str:
-        """Where actors of these roles find the first one."""
+        """Return the address at which actors of these roles find the first one."""
         return meeting_host([self._nodes[m.name] for role in roles for m in self._of(role)])
 
     def _at(self, member: Member, model: Path) -> Path:

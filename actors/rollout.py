@@ -71,7 +71,7 @@ class RolloutActor(ActorProcess):
 
     @watched
     def held(self, published: WeightManifest) -> WeightManifest:
-        """What the engine holds under the published names."""
+        """Return what the engine holds under the published names."""
         return self._engine.held(published)
 
     @watched

@@ -92,7 +92,7 @@ def run(part: Part, out: Path, *, quick: bool) -> dict[str, Any]:
 
 
 def table(found: Sequence[dict[str, Any]]) -> str:
-    """What became of every part."""
+    """Write the result of every part."""
     rows = ["| part | seconds | outcome | last line |", "|---|---|---|---|"]
     for part in found:
         code = part["exit_code"]

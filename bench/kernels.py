@@ -48,7 +48,7 @@ class Usage:
     """Bytes per program."""
 
     def fits(self, capability: int) -> bool:
-        """Whether a GPU of that capability runs it without spilling to speak of."""
+        """Return whether a GPU of that capability runs it with almost no spilling."""
         return self.stack <= SPILL_LIMIT and self.shared <= SHARED_LIMIT[capability] * 1024
 
 

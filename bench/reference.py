@@ -170,7 +170,7 @@ def _choice(model: type[BaseModel]) -> str:
 
 
 def _fits(model: type[BaseModel], values: Any) -> bool:
-    """Whether composed values are those of this class, and possibly more, which other commands read."""
+    """Return whether composed values include those of this class; other commands may read further ones."""
     if not isinstance(values, dict) or not values.keys() >= model.model_fields.keys():
         return False
     tags = {name: model.model_fields[name].annotation for name in ("name", "engine") if name in model.model_fields}

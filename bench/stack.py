@@ -141,7 +141,7 @@ class _Stack:
             self._attention = self._forward()[1]
 
     def step(self, *, with_term: bool) -> None:
-        """What a learner does for one sequence: forward, and gradients of all weights."""
+        """Do a learner's work for one sequence: the forward pass, and gradients of all weights."""
         hidden, attention = self._forward(with_attention=with_term)
         outputs, gradients = [hidden], [self._gradient]
         if attention is not None:

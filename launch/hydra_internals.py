@@ -33,7 +33,7 @@ def parsed(overrides: Sequence[str], *, in_task: bool = False) -> list[Override]
 
 
 def job_count(overrides: Sequence[Any]) -> int:
-    """How many jobs Hydra's own sweeper makes of parsed overrides."""
+    """Return the number of jobs that Hydra's own sweeper makes from parsed overrides."""
     return len(BasicSweeper.split_arguments(list(overrides), None)[0])
 
 

@@ -35,7 +35,7 @@ class Generator(Protocol):
         ...
 
     def held(self, published: WeightManifest) -> Sequence[WeightManifest]:
-        """What each engine holds under the published names, read from its memory."""
+        """Return what each engine holds under the published names, read from its memory."""
         ...
 
     def load_weights(self, weights: Ref) -> Sequence[WeightManifest]:

@@ -42,7 +42,7 @@ class Registry:
         return isinstance(name, str) and (name in self._built_in or name in self._added)
 
     def is_built_in(self, name: str) -> bool:
-        """Whether the name is one of this package's own."""
+        """Return whether the name is one of this package's own."""
         return name in self._built_in
 
     def unknown(self, name: str) -> str:
@@ -54,7 +54,7 @@ class Registry:
         return f"no such {self.what}; {meant} {', '.join(self.names)}"
 
     def problem(self, name: str) -> str:
-        """Why a name cannot be chosen; nothing if it can."""
+        """Say why a name cannot be chosen; empty if it can."""
         if name not in self:
             return self.unknown(name)
         packages = [] if name in self._built_in else sorted(self._added[name])

@@ -23,7 +23,7 @@ _CREDENTIALS_IN_URL = re.compile(r"(://)[^/@\s]+@")
 
 
 def this_command() -> dict[str, Any]:
-    """What this process is, as JSON.
+    """Describe this process, as JSON.
 
     Example: `{"started": "2026-11-28T16:20:00+00:00", "command": "ral-train experiment=quickstart", "git_commit":
     "0502692…", "git_dirty": false, "versions": {"ral_system": "0.1.0", "python": "3.11.7", "torch": "2.13.0", …}}`.

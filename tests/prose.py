@@ -11,12 +11,14 @@ import sys
 import tokenize
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TypeGuard
 
 ROOTS = ("actors", "bench", "conf", "docker", "docs", "examples", "launch", "ral_system", "tests")
 OWN_EXAMPLES = ("tests/prose.py", "tests/unit/test_prose.py")
 MAX_COLUMNS = 120
 
 FRAGMENT = re.compile(r"(Of|That|Those|Whose|Whom|And|The same)\b")
+CLAUSE = re.compile(r"(What|How|Whether|Which|Where|Why|When|Who)\b")
 AT_END = r"(?=\s*([.;:)]|\Z|\n\s*\n))"
 WORDS = {
     r"\bmend(s|ed|ing)?\b": "fix or repair",
@@ -46,14 +48,24 @@ def in_python(source: str, literals: bool = True) -> Iterator[tuple[int, str]]:
     """Check docstrings (including those of attributes), comments, and, if asked to, all other string literals."""
     nodes = list(ast.walk(ast.parse(source)))
     docstrings = {id(node.value) for node in nodes if isinstance(node, ast.Expr)}
+    verbs = {id(node.body[0].value) for node in nodes if _is_called(node) and isinstance(node.body[0], ast.Expr)}
     for node in nodes:
         if isinstance(node, ast.Constant) and isinstance(node.value, str) and (literals or id(node) in docstrings):
             yield from in_text(node.value, node.lineno)
             if id(node) in docstrings and (match := FRAGMENT.match(node.value.strip())):
                 yield node.lineno, f"docstring begins with {match[0]!r}: write a phrase that stands alone in hover help"
+            if id(node) in verbs and (match := CLAUSE.match(node.value.strip())):
+                yield node.lineno, f"docstring begins with {match[0]!r}: begin with a verb, as in 'Return whether …'"
     for token in tokenize.generate_tokens(io.StringIO(source).readline):
         if token.type == tokenize.COMMENT:
             yield from in_text(token.string, token.start[0])
+
+
+def _is_called(node: ast.AST) -> TypeGuard[ast.FunctionDef | ast.AsyncFunctionDef]:
+    """Return whether a node defines a function that is called with parentheses, and not a property."""
+    return isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and not any(
+        "property" in ast.unparse(decorator) for decorator in node.decorator_list
+    )
 
 
 def in_markdown(source: str) -> Iterator[tuple[int, str]]:

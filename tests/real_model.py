@@ -85,7 +85,7 @@ def _said(tokenizer: PreTrainedTokenizerFast) -> dict[int, str]:
 
 
 def check_endings(completions: Sequence[Completion], tokenizer: PreTrainedTokenizerFast, *, at_answer: bool) -> None:
-    """What a model of `ending_logits` said: each response must end where it should, and be the text of its tokens."""
+    """Check that each response of a model of `ending_logits` ends where it should, and is the text of its tokens."""
     texts, logits, ended_by = _said(tokenizer), ending_logits(tokenizer), set()
     log_sum = math.log(sum(map(math.exp, logits.values())))
     for completion in completions:

@@ -41,7 +41,7 @@ def seconds(batches: Sequence[Mapping[str, float]], key: str = "seconds") -> flo
 
 
 def ratios(rounds: Sequence[Mapping[str, Any]], side: str) -> list[float]:
-    """How many times as fast as the peer a side was in each round."""
+    """Return a side's speed relative to the peer in each round."""
     return [seconds(one[PEER]["batches"]) / seconds(one[side]["batches"]) for one in rounds]
 
 
@@ -74,7 +74,7 @@ def table(workloads: Mapping[str, Mapping[str, Any]]) -> str:
 
 
 def caption(found: Mapping[str, Any]) -> str:
-    """What the figures are, what was held equal, and what was not."""
+    """Describe the figures, what was held equal, and what was not."""
     shape, threads = found["shape"], found["threads"]
     of_threads = ", ".join(f"{NAMES[side]}: {count}" for side, count in threads.items())
     return "\n".join(

@@ -237,7 +237,7 @@ def _evaluation(folder: Path, of: str, model: str, command: tuple[str, ...]) -> 
 def _ordered(
     path: Path, first: Sequence[Run], middle: Sequence[Run], last: Sequence[Run], folder: Path
 ) -> tuple[Run, ...]:
-    """What prepares runs in order, then the arms, each after those that it goes on from, then what concludes."""
+    """Order the runs: the preparing ones, then each arm after those that it continues, then the concluding ones."""
     runs: list[Run] = []
     prepared = frozenset(run.name for run in first)
     for run in (*first, *middle, *last):

@@ -109,7 +109,7 @@ def _check_questions(lines: Sequence[Line]) -> None:
 
 
 def _line(study: Study, folder: Path, run: Run, by_name: Mapping[str, Run]) -> Line:
-    """What a run and its evaluation wrote; of one that did not end, how far it came."""
+    """Read what a run and its evaluation wrote; for one that did not end, how far it came."""
     made, evaluation = folder / run.name, by_name.get(evaluation_of(run.name))
     if not study.evaluated:
         found = _trained(made)
@@ -159,7 +159,7 @@ def _trained(folder: Path) -> Line:
 
 
 def _seconds(folder: Path) -> float | None:
-    """What the stages of a run took, without the start of its process."""
+    """Return the time of a run's stages, without the start of its process."""
     stages = _summary(folder).get("wall_s", {}).values()
     known = [stage["total"] for stage in stages if stage.get("total") is not None]
     return round(sum(known), 1) if known else None

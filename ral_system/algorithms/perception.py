@@ -55,7 +55,7 @@ def largest_share(values_BR: Tensor, mask_BR: Tensor, share: float) -> Tensor:
 
 
 def advantage_factors(dependence: np.ndarray, least: float) -> np.ndarray:
-    """What VPPO multiplies the advantages of an update by, from the mean dependence of each of its responses.
+    """Return VPPO's factors on the advantages of an update, from the mean dependence of each of its responses.
 
     beta + n (beta_max - beta), n = dependence scaled to [0, 1], beta_max = beta + (1 - beta) / mean(n): from beta =
     `least` upwards, with mean 1. Exactly 1 where all are alike.

@@ -150,7 +150,7 @@ def _moved(region: Region, medium: Media, rng: random.Random) -> Region:
 
 
 def _starts(low: float, high: float) -> list[float]:
-    """Where a stretch of this length may begin within [0, 1]: whole lengths away, or at an edge."""
+    """List where a stretch of this length may begin within [0, 1]: whole lengths away, or at an edge."""
     size = high - low
     steps = range(-math.floor(low / size), math.floor((1 - high) / size) + 1)
     return sorted({round(start, 9) for start in (0.0, *(low + step * size for step in steps), 1 - size)})

@@ -210,7 +210,7 @@ class GroupAttention:
         return torch.stack(found).mean(0)
 
     def glances(self, keys: Tensor) -> Tensor:
-        """How much the rows of each response look at each of `keys`: [L, G, n], or [L, H, G, n] with heads="each".
+        """Sum how much each response looks at each of `keys`: [L, G, n], or [L, H, G, n] with heads="each".
 
         Sums over rows of their policies over all keys that they see, whatever `key_mask` says; differentiable. `keys`
         are int64 [n], positions in the prompt.

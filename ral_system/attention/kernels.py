@@ -156,7 +156,7 @@ _Call = tuple[Tensor | None, Tensor | None, Tensor, Tensor, int, int]
 
 @lru_cache(maxsize=8)
 def _calls(packing: Packing, device: torch.device) -> list[_Call]:
-    """Which tokens of the stream each call takes as queries and as keys (None: all), and where its sequences end."""
+    """List which tokens of the stream each call takes as queries and keys (None: all), and where its sequences end."""
     if all(len(group.responses) == 1 for group in packing.groups):
         ends = _ends(list(packing.lengths), device)
         return [(None, None, ends, ends, max(packing.lengths), max(packing.lengths))]

@@ -65,7 +65,7 @@ class PackedGroup:
         return found
 
     def rows(self, response: int, positions: Tensor) -> Tensor:
-        """Where positions in the sequence of one response lie in the group: int64 [N]."""
+        """Map positions in the sequence of one response to rows of the group: int64 [N]."""
         shift = self.starts[response] - self.prompt
         return positions if shift == 0 else torch.where(positions < self.prompt, positions, positions + shift)
 

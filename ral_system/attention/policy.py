@@ -28,7 +28,7 @@ def attention_policy(
     heads: Heads = "mean",
     window: Window | None = None,
 ) -> Tensor:
-    """Where each row looks: p [R, T], or [H, R, T] with heads="each".
+    """Compute the attention policy of each row: p [R, T], or [H, R, T] with heads="each".
 
     With alpha_h = softmax over the keys i ≤ t that row t sees of scale · q_h,t · k_i, and C_t the keys that count,
     which it sees before itself (i < t) and which are in `key_mask`:

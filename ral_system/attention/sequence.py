@@ -39,7 +39,7 @@ class SequenceGroup(ABC):
         """Sum over ranks."""
 
     def lengths(self, count: int) -> list[int]:
-        """How many of `count` tokens, or heads, each rank has; they differ by one at most."""
+        """Divide `count` tokens, or heads, among the ranks; their numbers differ by one at most."""
         ends = [count * n // self.size for n in range(self.size + 1)]
         return [end - start for start, end in pairwise(ends)]
 
@@ -100,7 +100,7 @@ class SequenceRanks(SequenceGroup):
 
 
 def own_run(lengths: Sequence[int], rank: int) -> slice:
-    """Where a rank's run lies among runs of these lengths."""
+    """Return the place of a rank's run among runs of these lengths."""
     start, end = list(accumulate(lengths, initial=0))[rank : rank + 2]
     return slice(start, end)
 

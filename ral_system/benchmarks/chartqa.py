@@ -48,7 +48,7 @@ def score(item: Item, response: str) -> float:
 
 
 def relaxed(given: str, gold: str) -> bool:
-    """Whether an answer is right by relaxed accuracy."""
+    """Return whether an answer is right by relaxed accuracy."""
     x, y = _number(given), _number(gold)
     if x is None or not y:
         return given.lower() == gold.lower()

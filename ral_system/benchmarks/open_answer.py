@@ -23,7 +23,7 @@ _NUMBERS = (  # none begins within a row of digits: that would change nothing, a
 
 
 def right(response: str, reference: str) -> bool:
-    """Whether an open answer is right."""
+    """Return whether an open answer is right."""
     texts = _results(response.strip().strip(".").lower())
     numbers = [number for text in texts for pattern in _NUMBERS for number in pattern.findall(text)]
     found = [one for text in (*texts, *numbers) for one in _forms(text)]

@@ -71,7 +71,7 @@ def open_keys(kind: type[BaseModel]) -> frozenset[str]:
 
 
 def is_known(key: str, kind: type[BaseModel]) -> bool:
-    """Whether some choice of the groups has the key."""
+    """Return whether some choice of the groups has the key."""
     return key in known_keys(kind) or any(_filled(known, key) == key for known in known_keys(kind) if ANY in known)
 
 
@@ -109,7 +109,7 @@ def read_by(kind: type[CommandConfig], values: Mapping[str, Any], prefix: str = 
 
 
 def takes_list(key: str, kind: type[BaseModel]) -> bool:
-    """Whether the key holds a list under some choice of the groups."""
+    """Return whether the key holds a list under some choice of the groups."""
     return any(_filled(path, key) == key and _has_tuple(field.annotation) for path, field in declared_fields(kind))
 
 
@@ -149,7 +149,7 @@ def did_you_mean(key: str, known: Collection[str], value: str | None = None) -> 
 
 
 def _has_tuple(annotation: Any) -> bool:
-    """Whether an annotation is a tuple or offers one, as in `Literal["all"] | tuple[int, ...]`."""
+    """Return whether an annotation is a tuple or offers one, as in `Literal["all"] | tuple[int, ...]`."""
     return get_origin(annotation) is tuple or any(map(_has_tuple, get_args(annotation)))
 
 

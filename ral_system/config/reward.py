@@ -36,7 +36,7 @@ class VisualRewardConfig(Group):
     """Model whose attention is read: the policy at the rollout's weights, or the frozen reference on the same words."""
 
     def given_by(self, model: VisualRewardModel) -> bool:
-        """Whether the reward is given, and read from this model's attention."""
+        """Return whether the reward is given, and read from this model's attention."""
         return self.weight > 0 and self.model == model
 
     def problems(self) -> Iterator[str]:

@@ -48,5 +48,5 @@ class SupervisedConfig(Group):
     `learner.dtype=bfloat16`."""
 
     def evaluates(self, step: int) -> bool:
-        """Whether the held-out questions are asked after `step` steps."""
+        """Return whether the held-out questions are asked after `step` steps."""
         return step == self.max_steps or (step >= self.evaluate_from and step % self.evaluate_every == 0)

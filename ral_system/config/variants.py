@@ -40,7 +40,7 @@ class Variants:
     """The classes that installed packages add, likewise."""
 
     def choice_of(self, names: Iterable[str]) -> str:
-        """What to write to get one of these classes: `learner=deepspeed`, `algorithm/policy_loss=clip or gspo`."""
+        """Return the override for one of these classes: `learner=deepspeed`, `algorithm/policy_loss=clip or gspo`."""
         group = self.path.replace(".", "/")
         there = sorted(file.stem for file in (Path(conf.__file__).parent / group).glob("*.yaml"))
         options = [option for name in names for option in ([name] if name in self.added else _options(name, there))]

@@ -133,7 +133,7 @@ class Alarms:
         return found
 
     def _auxiliary(self, metrics: Mapping[str, float]) -> dict[str, float]:
-        """What auxiliary parts pay and how accurate responses are, beside the first step's."""
+        """Compare auxiliary rewards and accuracy with those of the first step."""
         accuracy = f"reward/{CORRECTNESS}"
         most = sum(self._weights[part] for part in paid_parts(self._weights))
         grown = growth(metrics["health/aux_reward"], self._start["health/aux_reward"], most)

@@ -38,8 +38,10 @@ StartRoles = Callable[[TrainConfig, Stage, Path, Path], Roles]
 
 
 def first_model(config: TrainConfig, folder: RunFolder, stage: Stage, stages: Sequence[Stage]) -> Path:
-    """Where `stage` starts from: `start_model` for the first of `stages`, else the preceding stage's result, else the
-    configured model, else a new tiny one. Raises SetupError when a needed stage has not run.
+    """Return the model that `stage` starts from. Raises SetupError when a needed stage has not run.
+
+    It is `start_model` for the first of `stages`, else the preceding stage's result, else the configured model, else a
+    new tiny one.
     """
     if config.start_model is not None and stage == stages[0]:
         return local_model_folder(config.start_model)
@@ -93,7 +95,7 @@ def check_model(config: TrainConfig, model: Path, stages: Sequence[Stage]) -> st
 def _short_windows(
     algorithm: AlgorithmConfig, rollout: RolloutConfig, family: Family, layers: Sequence[int]
 ) -> str | None:
-    """What to know of trained layers that do not see a whole sequence; None without one."""
+    """Warn of trained layers whose window is shorter than a sequence; None without one."""
     attention, longest = algorithm.attention, rollout.max_model_len
     distilled = algorithm.distillation.attention.weight > 0
     short = [i for i in layers if family.windows.get(i, longest) < longest]

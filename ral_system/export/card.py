@@ -122,7 +122,7 @@ def _quoted(text: str) -> str:
 
 
 def _bounds(config: Mapping[str, Any]) -> str:
-    """What to tell of the size of pictures in training, where it was set."""
+    """Describe the size of pictures in training, where it was set."""
     image = config["data"].get("image") or {}
     given = [f"{key}={image[key]}" for key in ("min_pixels", "max_pixels") if image.get(key) is not None]
     return f"\nPictures were resized to {', '.join(given)} in training; give the processor the same." if given else ""

@@ -49,7 +49,7 @@ class ChatTemplate:
         return own.replace(STAND_IN, system)
 
     def _header(self, system: Sequence[dict[str, Any]]) -> str:
-        """What begins a user turn."""
+        """Return the beginning of a user turn."""
         ends_assistant = self._pieces([*system, turn("user"), turn("assistant")])[-1]
         return self._after_an_answer(system).removeprefix(ends_assistant).strip()
 

@@ -131,7 +131,7 @@ class Family(ABC):
 
     @abstractmethod
     def encode(self, model: Any, features: Features, sequence: SequenceGroup | None = None) -> Encoded:
-        """What the vision encoder of a model (without its head) sees in each medium.
+        """Encode each medium with the vision encoder of a model (without its head).
 
         The ranks of `sequence`, each given all features, share the work, and each returns all of it.
 
@@ -241,7 +241,7 @@ class Family(ABC):
     def expansion_problem(
         self, token_ids: Sequence[int], engine_ids: Sequence[int], media: Sequence[Media]
     ) -> str | None:
-        """Why vLLM would not make a prompt's `token_ids` of `engine_ids`, and what to do; None if it does.
+        """Say why vLLM would not expand `engine_ids` to a prompt's `token_ids`, and what to do; None if it does.
 
         The engine turns what takes a placeholder's place into tokens by itself, where the processor turns the whole
         text into tokens. It is the same where special tokens enclose it, as in families without `joins_text`.
@@ -261,7 +261,7 @@ class Family(ABC):
         return found
 
     def engine_problem(self, device: Device, dtype: Dtype) -> str | None:
-        """Why vLLM computes the model differently on this device in this type, and what to do; None if it does not."""
+        """Say why vLLM's results differ on this device in this dtype, and what to do; None if they do not."""
         if device == "cpu" and self.linear_layers and dtype != "bfloat16":
             return (
                 f"rollout.dtype={dtype}: on a CPU vLLM computes linear attention, which the model has, in bfloat16 "
@@ -307,11 +307,11 @@ class Family(ABC):
         return self.layout(media).tokens
 
     def visual(self, token_ids: Tensor) -> Tensor:
-        """Which tokens are visual: bool, in the shape of `token_ids`."""
+        """Mark the visual tokens: bool, in the shape of `token_ids`."""
         return torch.isin(token_ids, torch.tensor(list(self.visual_ids.values()), device=token_ids.device))
 
     def problem(self, token_ids: Sequence[int], media: Sequence[Media]) -> str | None:
-        """What is wrong with a sequence, if anything: its runs of visual tokens must be its media, in order."""
+        """Check that a sequence's runs of visual tokens are its media, in order; return the problem, if any."""
         ids = set(self.visual_ids.values())
         runs = [(token, len(list(run))) for token, run in itertools.groupby(token_ids) if token in ids]
         layouts = [self.layout(medium) for medium in media]

@@ -111,7 +111,7 @@ class Gemma3(Family):
         return torch.arange(len(visual))[None]
 
     def encode(self, model: Any, features: Features, sequence: SequenceGroup | None = None) -> Encoded:
-        """What the encoder sees in each picture: [tokens, E]. Without any it sees a black one."""
+        """Encode each picture: [tokens, E]. Without any, a black one is encoded."""
         if not features:
             device = next(model.vision_tower.parameters()).device
             black = torch.zeros(1, 3, self._side_px, self._side_px, device=device)

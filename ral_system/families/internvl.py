@@ -128,7 +128,7 @@ class InternVl(Family):
         return torch.arange(len(visual))[None]
 
     def encode(self, model: Any, features: Features, sequence: SequenceGroup | None = None) -> Encoded:
-        """What the encoder sees in each medium: [tokens, E]. Without any it sees one black tile."""
+        """Encode each medium: [tokens, E]. Without any, one black tile is encoded."""
         names = [of_kind for of_kind in _FEATURES.values() if of_kind[0] in features]
         if not names:
             device = next(model.vision_tower.parameters()).device

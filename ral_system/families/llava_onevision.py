@@ -146,7 +146,7 @@ class LlavaOneVision(Family):
         return torch.arange(len(visual))[None]
 
     def encode(self, model: Any, features: Features, sequence: SequenceGroup | None = None) -> Encoded:
-        """What the encoder sees in each medium: [tokens, E]. Without any it sees one black tile."""
+        """Encode each medium: [tokens, E]. Without any, one black tile is encoded."""
         names = [pair for pair in (("pixel_values", "tiles"), ("pixel_values_videos", "frames")) if pair[0] in features]
         if not names:
             device = next(model.vision_tower.parameters()).device

@@ -43,7 +43,7 @@ class Qwen3Vl(Qwen3Frames):
     attention_classes: ClassVar[tuple[str, ...]] = ("Qwen3VLTextAttention",)
 
     def encode(self, model: Any, features: Features, sequence: SequenceGroup | None = None) -> Encoded:
-        """What the encoder sees in each medium: a tuple of [tokens, E], for its end and for some of its layers."""
+        """Encode each medium: a tuple of [tokens, E], for the encoder's end and for some of its layers."""
         return encoded_media(model, features, sequence, lambda found: (found.pooler_output, *found.deepstack_features))
 
     def inputs(self, encoded: Encoded, occurrences: Occurrences) -> dict[str, Any]:

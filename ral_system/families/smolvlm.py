@@ -159,7 +159,7 @@ class SmolVlm(Family):
         return torch.arange(len(visual))[None]
 
     def encode(self, model: Any, features: Features, sequence: SequenceGroup | None = None) -> Encoded:
-        """What the encoder sees in each picture: [views, tokens, E]. Without any it sees one black tile."""
+        """Encode each picture: [views, tokens, E]. Without any, one black tile is encoded."""
         if not features:
             device, tile_px = next(model.vision_model.parameters()).device, self._budget.tile_px
             return {"image": (self._seen(model, torch.zeros(1, 3, tile_px, tile_px, device=device))[:0],)}

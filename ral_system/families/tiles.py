@@ -136,7 +136,7 @@ def tile_budget(data: FilesConfig, tile_px: int, processor: tuple[int, int]) -> 
 def seen_tiles(
     see: Callable[[Tensor], Tensor], tiles: Tensor, counts: Tensor, sequence: SequenceGroup | None
 ) -> Sequence[Tensor]:
-    """What a model sees in the tiles of each medium: [n, patches, E].
+    """Encode the tiles of each medium: [n, patches, E].
 
     `tiles` [N, 3, H, W] are those of all media in order, `counts` [media, 1] of each. `see` turns tiles into [N,
     patches, E]; the ranks of `sequence` do so for a part of them each.

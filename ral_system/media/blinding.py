@@ -28,7 +28,7 @@ class PaintedMedia(Media, ABC):
 
     @abstractmethod
     def masks(self, views: int) -> np.ndarray:
-        """Which blocks are black: bool [views, rows, columns]; a picture has one view."""
+        """Return which blocks are black: bool [views, rows, columns]; a picture has one view."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -131,7 +131,7 @@ def _locks(lock: IO[str]) -> bool:
 
 
 def node_folder() -> Path:
-    """Where this user's processes on this node keep pixels, of whatever store: their names say what they are."""
+    """Return the folder where this user's processes on this node keep pixels of all stores, named by content."""
     return Path(tempfile.gettempdir()) / f"ral-pixels-{os.getuid()}"
 
 

@@ -122,7 +122,7 @@ def encode_frames(frames: np.ndarray, fps: int) -> bytes:
 
 
 def sample_count(duration_s: float, total: int, sampling: VideoSampling) -> int:
-    """How many of `total` frames are looked at: the rule of qwen-vl-utils' `smart_nframes`.
+    """Return how many of `total` frames are sampled, by the rule of qwen-vl-utils' `smart_nframes`.
 
     `duration_s * fps` within the bounds and `total`, down to a multiple of `step`, but `step` at least. Containers
     round their clocks, so a duration counts to a hundredth of a second: 9.9997 s are ten.

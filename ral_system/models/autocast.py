@@ -21,7 +21,7 @@ def autocast_dtype(choice: Autocast, device: torch.device, dtype: Dtype) -> torc
 
 
 def multiplies_bfloat16(device: torch.device) -> bool:
-    """Whether the device multiplies matrices of bfloat16 in hardware."""
+    """Return whether the device multiplies matrices of bfloat16 in hardware."""
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
     found = torch.cpu.get_capabilities()

@@ -63,7 +63,7 @@ class FlopCounter:
 
 
 def update_passes(module: nn.Module) -> int:
-    """How many forward passes of a module an update is worth: 3, 2 where only adapters train, 1 where nothing does."""
+    """Return the cost of an update in forward passes of a module: 3, 2 if only adapters train, 1 if nothing does."""
     trained = [parameter.requires_grad for parameter in module.parameters()]
     return 3 if all(trained) else 2 if any(trained) else 1
 

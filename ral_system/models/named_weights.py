@@ -19,7 +19,7 @@ def named_weights(model: nn.Module) -> dict[str, Tensor]:
 
 
 def layer_of(name: str) -> str:
-    """What a weight is a part of: `model.layers.3` for `model.layers.3.mlp.up_proj.weight`, itself outside layers.
+    """Return the layer of a weight: `model.layers.3` for `model.layers.3.mlp.up_proj.weight`; outside layers, its name.
 
     A matrix and its adapters are together everywhere.
     """

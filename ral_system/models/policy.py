@@ -112,7 +112,7 @@ class PolicyModel(nn.Module):
         return positional, inputs | self.family.own_tokens(inputs, own)
 
     def encode(self, features: Features) -> Encoded:
-        """What the vision encoder sees in media, for `TensorBatch.encoded` of batches with them."""
+        """Encode media for `TensorBatch.encoded` of batches with them."""
         shared = {} if self.sequence is None else {"sequence": self.sequence}
         return self.family.encode(self.model.model, features, **shared)
 

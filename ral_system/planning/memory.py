@@ -106,7 +106,7 @@ class Weights:
 
 
 def states(learner: LearnerConfig, weights: Weights, kind: str) -> tuple[dict[str, int], dict[str, int]]:
-    """What a rank holds of weights, gradients and optimiser (AdamW: two moments, float32): on its device, on its host.
+    """Return a rank's bytes of weights, gradients and optimiser (AdamW: two float32 moments), on its device and host.
 
     As DeepSpeed lays them out: with ZeRO 1 and 2 a rank has another set of trained weights' size until its next update;
     with ZeRO 3 all is shared, and up to 1.05e9 weights are whole at a time.
@@ -131,7 +131,7 @@ def states(learner: LearnerConfig, weights: Weights, kind: str) -> tuple[dict[st
 
 
 def streams_weights(config: TrainConfig) -> bool:
-    """Whether weights travel from device to device rather than through host memory."""
+    """Return whether weights travel from device to device rather than through host memory."""
     chosen = config.rollout.weight_transfer
     ahead = config.algorithm.max_staleness > 0 or config.cluster.kind == "local"
     return chosen in ("broadcast", "shared_memory") or (chosen is None and not ahead)
@@ -172,12 +172,12 @@ def moved(role: Role) -> int:
 
 
 def measures_share(attention: AttentionConfig) -> bool:
-    """Whether learners measure the attention term's share of the gradient, at least now and then."""
+    """Return whether learners measure the attention term's share of the gradient, at least now and then."""
     return attention.weight > 0 and (attention.gradient_share is not None or attention.gradient_share_every > 0)
 
 
 def zero_stage(learner: LearnerConfig) -> int:
-    """What ranks share; 0 of plain torch, which has one."""
+    """Return the ZeRO stage; 0 for plain torch, which has one rank."""
     return learner.zero_stage if learner.engine == "deepspeed" else 0
 
 
@@ -237,7 +237,7 @@ class Cache:
     """Bytes of a sequence, however long it is."""
 
     def sequences(self, samples: Sequence[Sample], group: int) -> int:
-        """How many such sequences it holds, if those of a group share their prompt."""
+        """Return how many such sequences fit into the cache, if those of a group share their prompt."""
         prompt, response = len(samples[0].prompt.token_ids), len(samples[0].response_token_ids)
         of_group = self.token_bytes * (prompt + group * response) + group * self.state_bytes
         return max(0, self.bytes) * group // of_group

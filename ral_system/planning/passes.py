@@ -63,7 +63,7 @@ class OutlinedPolicy:
         self.read = AttentionRead.of(config.algorithm.attention)
 
     def encode(self, media: Sequence[Media]) -> tuple[Held, Mapping[Media, Any]]:
-        """What it holds to encode media in one pass without gradients, and outlines of what comes of them.
+        """Return the memory of encoding media in one pass without gradients, and outlines of the results.
 
         Of ranks that share the media, what the one with most holds.
         """
@@ -82,14 +82,14 @@ class OutlinedPolicy:
     def score(
         self, samples: MicroBatch, reads: Sequence[AttentionRead] = (), encoded: Mapping[Media, Any] | None = None
     ) -> Held:
-        """What it holds to score samples in one pass. `encoded`: media that are encoded already; None: none are."""
+        """Return the memory of scoring samples in one pass. `encoded`: media encoded already; None: none are."""
         batch = self.collate(samples, encoded)
         with self._outlined() as outlines:
             score_pass(self._policy, batch.to(OUTLINE), reads)
         return Held(outlines.peak_bytes, 0)
 
     def update(self, samples: MicroBatch, encoded: Mapping[Media, Any] | None = None) -> Held:
-        """What it holds to train on samples in one micro-batch, apart from gradients of weights."""
+        """Return the memory of training on samples in one micro-batch, without the gradients of weights."""
         batch = self.collate(samples, encoded)
         scores = {sample.id: self.blank_scores(sample) for sample in samples}
         with self._outlined() as outlines:
@@ -97,7 +97,7 @@ class OutlinedPolicy:
         return Held(outlines.peak_bytes, 0)
 
     def share(self, samples: MicroBatch, encoded: Mapping[Media, Any] | None = None) -> Held:
-        """What it holds to measure the attention term's share of the gradient on a micro-batch."""
+        """Return the memory of measuring the attention term's share of the gradient on a micro-batch."""
         batch, read = self.collate(samples, encoded), replace(self.read, whole=True)
         scores = {sample.id: self.blank_scores(sample) for sample in samples}
         with self._outlined() as outlines:
@@ -106,7 +106,7 @@ class OutlinedPolicy:
         return Held(outlines.peak_bytes, 0)
 
     def passes_of_an_update(self) -> tuple[int, int]:
-        """How many forward passes of text model and vision encoder an update is worth; of a frozen encoder none."""
+        """Return the cost of an update in forward passes of text model and vision encoder; 0 for a frozen encoder."""
         again = 1 if self._config.learner.gradient_checkpointing else 0
         text, vision = map(update_passes, (self.model.get_decoder(), self.family.vision_encoder(self.model)))
         return text + again, vision + again if vision > 1 else 0
@@ -237,7 +237,7 @@ def _packing(samples: MicroBatch) -> Packing:
 
 
 def blank_readers(family: Family) -> tuple[Collator, FeatureExtractor]:
-    """What reads prompts and their media, of which every one is black."""
+    """Return readers of prompts and of their media; every medium is black."""
     store = cast(MediaStore, BlankMedia())
     return Collator(family, store), FeatureExtractor(family, store)
 

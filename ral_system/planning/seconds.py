@@ -124,7 +124,7 @@ class Clock:
         return replace(found, flops=again * found.flops, seconds=again * found.seconds + step_s)
 
     def publish(self) -> Phase:
-        """What training changes on its way to the engines, and its checksums on both sides."""
+        """Time a weight update: the trained tensors' way to the engines, and their checksums on both sides."""
         weights, device = self._weights, self._device
         size = weights.sent * weights.bytes_each
         if streams_weights(self._config):

@@ -77,5 +77,5 @@ def colours(values: np.ndarray) -> np.ndarray:
 
 
 def _cell_of(pixels: int, cells: int) -> np.ndarray:
-    """Which cell each pixel along one side belongs to."""
+    """Map each pixel along one side to its cell."""
     return np.arange(pixels) * cells // pixels

@@ -53,8 +53,9 @@ _UNKNOWN_SHARE = 0.2
 def preview_data(
     settings: QuestionSettings, origin: Origin, model: Path, runs: Path, scratch: Path, *, rows: int, held_out: int
 ) -> tuple[Preview, DataError | None]:
-    """What `model` would read, with `rows` training rows and `held_out` generated questions in all. Files are prepared
-    in `runs`, as by a run; generated pictures are stored in `scratch`.
+    """Show what `model` would read, with `rows` training rows and `held_out` generated questions in all.
+
+    Files are prepared in `runs`, as by a run; generated pictures are stored in `scratch`.
 
     With it, the error of a preparation with too many broken rows. Without a question to train on or to hold out the
     preview alone says why no run can use the data. Raises DataError where nothing was read.

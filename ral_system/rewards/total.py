@@ -36,7 +36,7 @@ class Signal:
 
 
 def judged_signals(reward: SignalsConfig) -> tuple[Signal, ...]:
-    """What verifiers judge: correctness, format, and the signals of installed packages, each in [0, 1]."""
+    """List the signals that verifiers judge: correctness, format, and those of installed packages, each in [0, 1]."""
     weights = {"correctness": reward.correctness, "format": reward.format, **reward.signals}
     return tuple(Signal(name, weight, _judged(name)) for name, weight in weights.items())
 

@@ -133,7 +133,7 @@ class HfEngine:
         return self._handover.give(offer)
 
     def held(self, published: WeightManifest) -> WeightManifest:
-        """What the model holds under the published names, read from its memory."""
+        """Return what the model holds under the published names, read from its memory."""
         return self._read(published, tuple(published.tensors))
 
     def _load(self, offer: Offer) -> WeightManifest:
@@ -255,7 +255,7 @@ class HfEngine:
         return on_device, mask_BT.to(self._device), rope_shift_B1.to(self._device)
 
     def _encoded_media(self, prompts: Sequence[Prompt]) -> dict[str, Any]:
-        """What the vision encoder sees in all media, in prompt order; each is encoded once."""
+        """Encode all media in prompt order, each once."""
         for prompt in prompts:
             check_media_tokens(prompt, self._family)
         unique, occurrences = self._extract.distinct([media for prompt in prompts for media in prompt.media])

@@ -168,7 +168,7 @@ class VllmEngine:
         return self._handover.give(offer)
 
     def held(self, published: WeightManifest) -> WeightManifest:
-        """What the engine holds under the published names, read from the memory of all its ranks."""
+        """Return what the engine holds under the published names, read from the memory of all its ranks."""
         return self._manifest(published, tuple(published.tensors), self._ask_ranks("ral_held", published))
 
     def hold(self, held: Held) -> None:
@@ -201,7 +201,7 @@ class VllmEngine:
         return self._manifest(offer.manifest, offer.names, ranks)
 
     def _manifest(self, published: WeightManifest, names: Sequence[str], ranks: Sequence[HeldParts]) -> WeightManifest:
-        """What the ranks hold; what vLLM has no use for, and no place, counts as held."""
+        """Return what the ranks hold; tensors that vLLM does not use and has no place for count as held."""
         unused = {name: published.tensors[name] for name in names if self._family.engine_names.of(name) is None}
         found = held_manifest(published, [name for name in names if name not in unused], ranks)
         return replace(found, tensors={**found.tensors, **unused})
@@ -287,7 +287,7 @@ class VllmEngine:
 
 
 def _uuid(media: Media) -> str:
-    """What vLLM's caches know a medium by: all that decides what the encoder sees, and a video's rate."""
+    """Return the key of a medium in vLLM's caches: all that determines the encoder's input, and a video's rate."""
     return hashlib.sha256(repr(media).encode()).hexdigest()
 
 

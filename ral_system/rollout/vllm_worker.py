@@ -54,7 +54,7 @@ class WeightWorker:
         self._ral_transfer = transfer(replace(setting, rank=setting.rank + self.rank))
 
     def ral_held(self, published: WeightManifest) -> Held | RalError:
-        """What this rank holds under the published names. An error is returned: vLLM would raise it as another."""
+        """Return what this rank holds under the published names, or the error, which vLLM would replace by its own."""
         try:
             return self._ral_places(published).held(tuple(published.tensors), published.tensors)
         except RalError as error:

@@ -92,7 +92,7 @@ class RunFolder:
         return result["steps"]
 
     def finished(self, stage: Stage, settings: AlgorithmConfig | SupervisedConfig) -> bool:
-        """Whether a stage is complete, and its settings ask for no more of it.
+        """Return whether a stage is complete, and its settings ask for no more of it.
 
         Raises ConfigError when they ask for fewer steps than an incomplete stage has made, and for more of a
         complete one that cannot go on: a later stage started from it, or its last checkpoint is gone.
@@ -203,8 +203,9 @@ class RunFolder:
         return changed
 
     def _changed(self, config: Recorded, rules: Continuation, mark: MayChange | None) -> list[tuple[str, Any, Any]]:
-        """What differs from config.yaml and does not carry the mark. Earlier versions also wrote what other commands
-        read there.
+        """List the fields that differ from config.yaml and do not carry the mark.
+
+        Earlier versions also wrote what other commands read there.
         """
         old = read_by(type(config), yaml.safe_load(self.config.read_text()))
         return differing_fields(old, config.model_dump(mode="json"), declared_keys(config, mark), rules.bound)

@@ -47,6 +47,6 @@ class ReferenceScorer(FrozenScorer):
 def reference_reads(
     attention: AttentionConfig, visual: VisualRewardConfig
 ) -> tuple[AttentionRead | None, AttentionRead | None]:
-    """What is read of the reference's attention: for its records, and for its visual reward."""
+    """Return the reads of the reference's attention: for its records, and for its visual reward."""
     records = AttentionRead.of(attention) if attention.anchor == "reference" else None
     return records, response_at_all_layers(attention) if visual.given_by("reference") else None

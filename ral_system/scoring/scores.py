@@ -224,7 +224,7 @@ class Watch:
             self._glances.append(found)
 
     def wants(self, layer: int, rows: GroupAttention) -> bool:
-        """Whether there is something to see in a layer."""
+        """Return whether there is something to see in a layer."""
         return (self._shared is not None and self._whole) or layer == len(rows.layers) - 1
 
     def statistics(self, counts: Sequence[int]) -> list[dict[str, np.ndarray]]:

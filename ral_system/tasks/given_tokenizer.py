@@ -55,7 +55,7 @@ def given_tokenizer(name: str) -> PreTrainedTokenizerFast:
 
 
 def is_tokenizer_of(model: Path, tokenizer: PreTrainedTokenizerFast) -> bool:
-    """Whether a model's folder holds this tokenizer, with its chat template and its end of sequence."""
+    """Return whether a model's folder holds this tokenizer, with its chat template and its end of sequence."""
     saved = load_family(model).processor
     return _identity(saved.tokenizer, saved.chat_template) == _identity(tokenizer, tokenizer.chat_template)
 
@@ -76,7 +76,7 @@ def _load(name: str) -> PreTrainedTokenizerFast:
 
 
 def _template_problem(tokenizer: PreTrainedTokenizerFast) -> str | None:
-    """Why questions about a picture and a video cannot be rendered with the tokenizer's chat template, if so."""
+    """Say why the tokenizer's chat template cannot render questions about a picture and a video, if it cannot."""
     config = build_config(tokenizer, hidden=32, layers=1, vision_layers=1)
     family = family_of(config.model_type, FIELD)(config, build_processor(tokenizer, tokenizer.chat_template))
     try:

@@ -60,7 +60,7 @@ class Scene:
     video: bool = False
 
     def cell(self, place: Place) -> Cell:
-        """What stands there."""
+        """Return the cell at a place."""
         return self.boards[place[0]][place[1]]
 
     def corner(self) -> Scene:
@@ -237,7 +237,7 @@ def _occurring_once(scene: Scene) -> list[tuple[str, Place]]:
 
 
 def _search(difficulty: int, rng: np.random.Generator) -> tuple[Scene, Asked]:
-    """Where the only thing of its kind and colour is; every other cell shares its kind or its colour."""
+    """Ask where the only thing of its kind and colour is; every other cell shares its kind or its colour."""
     target = _any_cell(_THINGS, rng)
     scene, at = _one_among(GRIDS[difficulty - 1], target, lambda: _near(target, _THINGS, rng), rng)
     place = scene.name(at)
@@ -245,7 +245,7 @@ def _search(difficulty: int, rng: np.random.Generator) -> tuple[Scene, Asked]:
 
 
 def _detail(difficulty: int, rng: np.random.Generator) -> tuple[Scene, Asked]:
-    """Which small digit is on a shape that has to be found first."""
+    """Ask which small digit is on a shape that has to be found first."""
     target = replace(_any_cell(MARKED, rng), mark=_one_of(DIGITS, rng))
 
     def distractor() -> Cell:
@@ -256,7 +256,7 @@ def _detail(difficulty: int, rng: np.random.Generator) -> tuple[Scene, Asked]:
 
 
 def _count(difficulty: int, rng: np.random.Generator) -> tuple[Scene, Asked]:
-    """How many things of one kind and colour are in a rectangle; others share the kind or the colour."""
+    """Ask how many things of one kind and colour are in a rectangle; others share the kind or the colour."""
     grid, target = GRIDS[difficulty - 1], _any_cell(_THINGS, rng)
     height, width = (COUNTED[difficulty - 1][i] for i in rng.permutation(2))
     top, left = (int(rng.integers(grid - side + 1)) for side in (height, width))
@@ -275,7 +275,7 @@ def _count(difficulty: int, rng: np.random.Generator) -> tuple[Scene, Asked]:
 
 
 def _chain(difficulty: int, rng: np.random.Generator) -> tuple[Scene, Asked]:
-    """What is at the end of `difficulty + 1` arrows, the first of which is named."""
+    """Ask what is at the end of `difficulty + 1` arrows; the question names the first."""
     grid = GRIDS[difficulty - 1]
     path, directions = _walk(grid, difficulty + 1, rng)
     cells = {p: _any_cell(tuple(ARROWS) if rng.random() < 0.5 else _THINGS, rng) for p in positions(grid)}
@@ -291,7 +291,7 @@ def _chain(difficulty: int, rng: np.random.Generator) -> tuple[Scene, Asked]:
 
 
 def _misleading(difficulty: int, rng: np.random.Generator) -> tuple[Scene, Asked]:
-    """What colour a thing has. The question suggests one, drawn apart from the true one: right in a quarter of them."""
+    """Ask for the colour of a thing. The question suggests one, drawn independently: right in a quarter of them."""
     target, suggested = _any_cell(_THINGS, rng), _one_of(tuple(COLOURS), rng)
     others = tuple(thing for thing in _THINGS if thing != target.thing)
     scene, at = _one_among(GRIDS[difficulty - 1], target, lambda: _any_cell(others, rng), rng)
@@ -300,7 +300,7 @@ def _misleading(difficulty: int, rng: np.random.Generator) -> tuple[Scene, Asked
 
 
 def _compare(difficulty: int, rng: np.random.Generator) -> tuple[Scene, Asked]:
-    """What the second picture has where the only thing of its kind and colour is in the first one."""
+    """Ask what the second picture has where the only thing of its kind and colour is in the first one."""
     grid, target = PAIR_GRIDS[difficulty - 1], _any_cell(_THINGS, rng)
     first, (_, position) = _one_among(grid, target, lambda: _near(target, _THINGS, rng), rng)
     second = {p: _any_cell(_THINGS, rng) for p in positions(grid)}
@@ -312,7 +312,7 @@ def _compare(difficulty: int, rng: np.random.Generator) -> tuple[Scene, Asked]:
 
 
 def _needle(difficulty: int, rng: np.random.Generator) -> tuple[Scene, Asked]:
-    """Which small digit is on a shape that is shown for one second; the others share its kind or its colour."""
+    """Ask which small digit is on a shape that is shown for one second; the others share its kind or its colour."""
     seconds, target = SECONDS[difficulty - 1], replace(_any_cell(MARKED, rng), mark=_one_of(DIGITS, rng))
     needle, boards = int(rng.integers(seconds)), []
     for second in range(seconds):

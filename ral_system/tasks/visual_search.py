@@ -201,7 +201,7 @@ def _attribute(cells: dict[str, Cell], board: VisualSearch, rng: np.random.Gener
 
 
 def _content(cells: dict[str, Cell], board: VisualSearch, rng: np.random.Generator) -> Asked | None:
-    """What stands at a position."""
+    """Ask what is at a position."""
     at = list(cells)[rng.integers(len(cells))]
     return Asked(f"what is at {at} ?", _describe(cells, [at]), cells[at].words, [at])
 
@@ -216,7 +216,7 @@ def _position(cells: dict[str, Cell], board: VisualSearch, rng: np.random.Genera
 
 
 def _count(cells: dict[str, Cell], board: VisualSearch, rng: np.random.Generator) -> Asked | None:
-    """How many digits (on boards without digits: circles) a row or a column holds; 0 is an answer."""
+    """Ask how many digits (on boards without digits: circles) a row or a column holds; 0 is an answer."""
     noun, counted = ("digits", DIGITS) if board.digits else ("circles", SHAPES[:1])
     line = int(rng.integers(board.grid))
     if rng.random() < 0.5:
@@ -233,7 +233,7 @@ def _count(cells: dict[str, Cell], board: VisualSearch, rng: np.random.Generator
 
 
 def _compare(cells: dict[str, Cell], board: VisualSearch, rng: np.random.Generator) -> Asked | None:
-    """Which of two objects, each the only one of its kind, stands in the higher row."""
+    """Ask which of two objects, each the only one of its kind, is in the higher row."""
     unique = _unique_things(cells)
     if len(unique) < 2:
         return None

@@ -16,7 +16,7 @@ from ral_system.types import Layout, Prompt, Region, Sample
 
 
 def target_of(prompt: Prompt, layouts: tuple[Layout, ...], settings: EvidenceObjectiveConfig) -> Tensor | None:
-    """Where rows of this prompt's responses are to look, over its visual tokens [n]; None without evidence.
+    """Compute the target of rows of this prompt's responses, over its visual tokens [n]; None without evidence.
 
     With `boxes=other` the boxes are as large as the prompt's own, at places that depend on the prompt's id.
     """
@@ -27,13 +27,13 @@ def target_of(prompt: Prompt, layouts: tuple[Layout, ...], settings: EvidenceObj
 
 
 def passes_gate(sample: Sample, settings: EvidenceObjectiveConfig) -> bool:
-    """Whether the sample's reward is large enough; not without a verdict."""
+    """Return whether the sample's reward reaches the gate; False without a verdict."""
     reward = None if sample.credit is None else sample.credit.reward
     return reward is not None and reward >= settings.gate
 
 
 def _is_sampled(region: Region, prompt: Prompt) -> bool:
-    """Whether a frame that the model sees is in the region's time."""
+    """Return whether a frame that the model sees is in the region's time."""
     clip = prompt.media[region.medium].clip
     return any(region.holds(time) for time in (clip.times_s if clip is not None else (None,)))
 

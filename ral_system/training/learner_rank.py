@@ -161,7 +161,7 @@ class LearnerRank:
         return scores_by_id
 
     def score_reference(self, plan: TrainPlan) -> Scores:
-        """What the model without adapters says of this rank's samples; to be called after `score` of the same plan."""
+        """Score this rank's samples with the model without adapters; call it after `score` of the same plan."""
         assert self._adapters is not None, "without adapters the reference is a model of its own"
         mine = plan.rank_samples(self._shards.own)
         reads = reference_reads(self._config.algorithm.attention, self._config.reward.visual)
@@ -278,7 +278,7 @@ class LearnerRank:
         return {name.replace("supervised/", "held_out/"): value for name, value in metrics.items()}
 
     def work(self) -> Work:
-        """What this rank did in the updates since the last call."""
+        """Report the work of this rank in the updates since the last call."""
         return self._meter.take()
 
     def look(self, samples: Sequence[Sample]) -> dict[str, VisualAttention]:

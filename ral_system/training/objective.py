@@ -233,7 +233,7 @@ def evidence_of(
     attention: AttentionConfig,
     update_rows: int,
 ) -> Evidence | None:
-    """How far rows are from evidence, for an objective that asks for it."""
+    """Return the rows' distances from evidence, for an objective that asks for them."""
     if not isinstance(attention.objective, EvidenceObjectiveConfig):
         return None
     return stack_evidence(rows, samples, batch, attention.objective, update_rows)

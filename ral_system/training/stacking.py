@@ -28,7 +28,7 @@ def stack_log_probs(samples: MicroBatch, scores: Scores, mask_BR: Tensor) -> Ten
 
 
 def stack_rollout_log_probs(samples: MicroBatch, mask_BR: Tensor) -> Tensor:
-    """What the rollout engine reported, as a padded tensor [B, R]; 0 where padded."""
+    """Stack the log-probs that the rollout engine reported into a padded tensor [B, R]; 0 where padded."""
     return _scatter(np.concatenate([np.asarray(s.rollout_log_probs, dtype=np.float32) for s in samples]), mask_BR)
 
 
@@ -48,8 +48,9 @@ def stack_blinded_log_probs(samples: MicroBatch, behaviour: Scores, mask_BR: Ten
 
 
 def stack_visual_similarity(samples: MicroBatch, behaviour: Scores, mask_BR: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """How alike tokens are to pictures and the factors made of that, padded to [B, R], and bool [B, R]: whose prompts
-    have media. Without media the factors are 1.
+    """Stack tokens' similarities to pictures and the factors from them, padded to [B, R], and whose prompts have media.
+
+    The last is bool [B, R]. Without media the factors are 1.
 
     Raises ValueError for a sample with media that has none.
     """
@@ -141,7 +142,7 @@ def stack_glances(
     batch: TensorBatch,
     settings: AttentionConfig,
 ) -> tuple[Glances, ...]:
-    """Where each sample looks now, differentiably, beside where its group looked at the rollout's weights."""
+    """Return where each sample looks now, differentiably, with where its group looked at the rollout's weights."""
     found: list[Tensor] = []
     for group, keys in zip(attention, batch.keys.split(batch.packing.lengths), strict=True):
         found += group.glances(shared_keys(settings.glance_keys, keys)).unbind(-2)
@@ -158,7 +159,7 @@ def stack_evidence(
     settings: EvidenceObjectiveConfig,
     update_rows: int,
 ) -> Evidence:
-    """How far rows are from their prompt's target, and which samples count: those with a target and a reward that
+    """Return rows' distances from their prompt's target, and which samples count: those with a target and a reward that
     passes the gate. Only their rows are computed, 0 stands for the others. `update_rows` is the number of rows of all
     that count in the update.
     """

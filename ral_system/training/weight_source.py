@@ -66,7 +66,7 @@ class WeightSource:
             self._adapters.save(own, folder / "adapter", start)
 
     def _parts(self, held: Mapping[str, Tensor]) -> Mapping[str, Sequence[str]]:
-        """What is published, each with the names of the engine's weights that it is made of."""
+        """Map each published name to the names of the engine's weights that make it up."""
         return {name: (name,) for name in held} if self._adapters is None else self._adapters.parts(held)
 
     def forget(self) -> None:

@@ -48,7 +48,7 @@ class Region:
         return self.left, self.top, self.right, self.bottom
 
     def holds(self, time_s: float | None) -> bool:
-        """Whether it is about this time of its medium; None: about the only picture."""
+        """Return whether it is about this time of its medium; None: about the only picture."""
         after = self.start_s is None or (time_s is not None and time_s >= self.start_s)
         return after and (self.end_s is None or (time_s is not None and time_s < self.end_s))
 

@@ -79,7 +79,7 @@ class EngineMemory:
                     place.memory.copy_(place.region.view(tensor.contiguous()))
 
     def held(self, names: Collection[str], published: Mapping[str, TensorDigest]) -> Held:
-        """What this process holds of the tensors, read from its memory and rounded to the published dtypes."""
+        """Return this process's parts of the tensors, read from its memory and rounded to the published dtypes."""
         pending = [
             (name, place.region, sums(place.memory.to(getattr(torch, published[name].dtype)), place.region))
             for name in names

@@ -99,6 +99,6 @@ class Publisher:
 
 
 def common(engines: list[Mapping[str, TensorDigest]]) -> dict[str, TensorDigest]:
-    """What all engines hold alike."""
+    """Return the tensors that all engines hold with equal digests."""
     first, *others = engines
     return {name: digest for name, digest in first.items() if all(other.get(name) == digest for other in others)}

@@ -22,7 +22,7 @@ class PretendedActor(ActorProcess):
 
     @ray.method(num_returns="streaming")
     def generate(self, pieces: Sequence[Any], sampling: Any) -> Iterator[list[tuple[Place, str, int]]]:
-        """Where each completion is made, its prompt, and its index in the group."""
+        """Report where each completion is made, its prompt, and its index in the group."""
         for piece in pieces:
             indices = range(piece.first, piece.first + piece.completions)
             yield [(self.place(), piece.prompt.id, index) for index in indices]

@@ -101,7 +101,7 @@ def by_stage(
     draw_samples: Callable[[int], list[Sample]],
     make_config: Any,
 ) -> dict[int, dict[str, Any]]:
-    """What rank 0 saw at each ZeRO stage."""
+    """Train at each ZeRO stage; the results of rank 0."""
     task = tmp_path_factory.mktemp("bfloat16")
     config = make_config(
         "learner={zero_stage: 3, max_tokens: 1, gradient_checkpointing: true, dtype: bfloat16}",

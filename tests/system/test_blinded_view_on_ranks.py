@@ -23,7 +23,7 @@ METHODS = ("vppo", "vgpo")
 
 
 def scored_and_trained(task: Path, method: str, rank: int, world_size: int, learner: dict[str, Any]) -> dict[str, Any]:
-    """What this rank's samples depend on, and metrics of two updates."""
+    """Return what this rank's samples depend on, and metrics of two updates."""
     from ral_system.config.commands import TrainConfig
     from ral_system.media.store import MediaStore
     from ral_system.training.learner_rank import LearnerRank
@@ -82,7 +82,7 @@ def task(
 
 @pytest.fixture(scope="module")
 def of_ranks(commands: Any, task: Path) -> dict[tuple[str, str], list[dict[str, Any]]]:
-    """What each rank found, by method and case."""
+    """Run all ranks; the results of each, by method and case."""
     run_ranks(commands, __file__, task, 2)
     return {
         (method, name): [

@@ -89,7 +89,7 @@ def test_a_node_that_never_joins_is_missed_at_the_bound(cluster: Cluster) -> Non
 def test_each_node_finds_the_model_in_its_own_cache(
     cluster: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What the driver's node has under a path is renamed before the other nodes look, since they share this disk."""
+    """The driver's copy is renamed before the other nodes look, since they share this disk."""
     here = ray.get_runtime_context().get_node_id()
     chosen, own, run = put_in_cache(tmp_path / "driver"), put_in_cache(tmp_path / "node"), tmp_path / "run"
     copy = ModelCopy.of(chosen)

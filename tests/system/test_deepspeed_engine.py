@@ -284,7 +284,7 @@ def task(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path, media: Any,
 
 @pytest.fixture(scope="module")
 def expected(task: Path) -> dict[str, Any]:
-    """What the torch engine makes of the same samples."""
+    """Train the torch engine on the same samples."""
     return train(task, 0, 1, "torch", 0, 4)
 
 

@@ -122,7 +122,7 @@ def task(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path, media: Any,
 
 @pytest.fixture(scope="module")
 def expected(task: Path) -> dict[str, dict[str, Any]]:
-    """What the torch engine makes of the same samples, by where the adapters are."""
+    """Train the torch engine on the same samples, by where the adapters are."""
     return {where: train(task, 0, 1, "torch", 0, where, False, "none") for where in ("text", "vision")}
 
 

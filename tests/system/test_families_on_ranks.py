@@ -104,7 +104,7 @@ def task(
 
 @pytest.fixture(scope="module")
 def of_ranks(commands: Any, task: Path) -> dict[str, list[dict[str, Any]]]:
-    """What each rank found, by family."""
+    """Run all ranks; the results of each, by family."""
     run_ranks(commands, __file__, task, 2)
     return {
         family: [pickle.loads((task / f"{family} {rank}.pickle").read_bytes()) for rank in range(2)]  # noqa: S301

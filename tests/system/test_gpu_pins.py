@@ -18,7 +18,7 @@ NO_INDEX = re.compile(r"dns error|Connection refused|Network is unreachable|oper
 
 
 def resolve(constraints: Path, python: str) -> subprocess.CompletedProcess[str]:
-    """What `pip install -c CONSTRAINTS '.[gpu]'` would install on Linux x86-64 under that Python."""
+    """Resolve what `pip install -c CONSTRAINTS '.[gpu]'` would install on Linux x86-64 under that Python."""
     uv = shutil.which("uv", path=f"{Path(sys.executable).parent}:{os.environ['PATH']}")
     assert uv is not None, "uv is not installed: pip install -c constraints-cpu.txt -e '.[cpu,dev]'"
     done = subprocess.run(

@@ -45,7 +45,7 @@ def loading_in(way: str) -> Iterator[None]:
 
 
 def train(task: Path, rank: int, case: str) -> dict[str, Any]:
-    """What a learner publishes at its start and after an update, what the update says, and its buffers."""
+    """Return what a learner publishes at its start and after an update, the update's metrics, and its buffers."""
     from ral_system.config.commands import TrainConfig
     from ral_system.media.store import MediaStore
     from ral_system.training.learner_rank import LearnerRank
@@ -161,7 +161,7 @@ def by_rank(
     rl_samples: Any,
     make_config: Any,
 ) -> list[dict[str, Any]]:
-    """What each rank saw."""
+    """Run all ranks; the results of each."""
     task = tmp_path_factory.mktemp("loading")
     for case, overrides in CASES.items():
         config = make_config(

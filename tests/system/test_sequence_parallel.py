@@ -94,7 +94,7 @@ class Outcome:
         return {name: value.detach() for name, value in self.found.items()}
 
     def encoded(self, samples: Any, store: Any) -> dict[str, Any]:
-        """What a frozen encoder sees, in passes of few tokens."""
+        """Encode media with a frozen encoder, in passes of few tokens."""
         import torch
 
         from ral_system.data.features import FeatureExtractor

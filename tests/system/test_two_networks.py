@@ -37,7 +37,7 @@ def ip(*arguments: str) -> None:
 
 
 def on_host(pipe: Any, name: str, target: Callable[..., None], *arguments: Any) -> None:
-    """What `target` does, on that host: its loopback is its own, and it reaches the other by the cable alone."""
+    """Run `target` on that host: its loopback is its own, and it reaches the other by the cable alone."""
     with Path("/run/netns", name).open() as namespace:
         assert ctypes.CDLL(None, use_errno=True).setns(namespace.fileno(), CLONE_NEWNET) == 0
     os.environ |= {"GLOO_SOCKET_IFNAME": CABLE}

@@ -108,7 +108,7 @@ class Setting:
         return renderer.prompt(id=id, kind="", question=question, answer="", media=media)
 
     def check_expansions(self, questions: list[str], media: list[Media]) -> list[bool]:
-        """Whether vLLM makes each question's tokens as the processor does; where it does not, the prompt is refused."""
+        """Check whether vLLM tokenises each question like the processor; where it does not, the prompt is refused."""
         same = []
         for question in questions:
             with pytest.MonkeyPatch.context() as patch:

@@ -31,10 +31,19 @@ def test_plain_text_passes():
         ('"""Whatever is no\nnumber."""', 1),
         ('print("keeps the text as it is")', 1),
         ('"""A lock; whoever has it may write."""', 1),
+        ('def fits(x):\n    """Whether it fits."""', 2),
+        ('class A:\n    async def held(self):\n        """\n        What it holds."""', 3),
     ],
 )
 def test_a_banned_construction_is_found_on_its_line(source, line):
     assert [at for at, _ in prose.in_python(source)] == [line]
+
+
+def test_a_property_may_be_a_clause():
+    assert (
+        list(prose.in_python('class A:\n    @cached_property\n    def fits(self):\n        """Whether it fits."""'))
+        == []
+    )
 
 
 def test_literals_of_tests_are_data():

@@ -114,7 +114,7 @@ def files_of(
 
 
 def _without(folder: Path, pattern: str | None, source: str, columns: ColumnsConfig | None) -> str:
-    """Why a folder has no files of rows, and what to do."""
+    """Say why a folder has no files of rows, and what to do."""
     if pattern is not None:
         return f"a folder without {pattern} files; correct {source}.files"
     if splits := sorted({file.parent.name for file in folder.glob("*/data-*.arrow")}):

@@ -163,6 +163,6 @@ def _windowed_pairs(rows: int, columns: int, window: int) -> int:
 
 
 def _by_medium(found: Mapping[str, Tensor], pixels: str, grids: str) -> list[Features]:
-    """What a processor makes of several media, apart: patches [N, F] and the grid of patches [1, 3] of each."""
+    """Split a processor's output by medium: patches [N, F] and the grid of patches [1, 3] of each."""
     parts = found[pixels].split(found[grids].prod(-1).tolist())
     return [{pixels: part, grids: torch.atleast_2d(grid)} for part, grid in zip(parts, found[grids], strict=True)]

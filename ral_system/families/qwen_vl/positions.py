@@ -65,8 +65,9 @@ def _times(layout: Layout, positions_per_second: float | None) -> Tensor:
 
 
 def seconds_per_grid(clip: Clip) -> float:
-    """What Qwen2.5-VL's rotary positions count in: the time that one merged patch stands for, as qwen-vl-utils reckons
-    it (duration / frames · step); to 8 significant bits, so that it is the same number in any precision.
+    """Return the unit of Qwen2.5-VL's rotary positions: the time that one merged patch covers.
+
+    As qwen-vl-utils computes it (duration / frames · step); to 8 significant bits, which every dtype holds exactly.
     """
     per_frame = clip.duration_s / len(clip.times_s) or 1 / clip.sampling.fps
     fraction, exponent = math.frexp(per_frame * clip.sampling.step)

@@ -17,7 +17,7 @@ Streams = Callable[[Any], Sequence[Sequence[Tensor]]]
 
 
 def encoded_media(model: Any, features: Features, sequence: SequenceGroup | None, streams: Streams) -> Encoded:
-    """What the encoder of a transformers model (without its head) sees in each picture and video, in every stream.
+    """Encode each picture and video with a transformers model (without its head), in every stream.
 
     Pictures and videos go through it together. Without either, it sees one black patch, and none of that is used: a
     rank whose micro-batch is text alone takes part in what the others gather and reduce.
@@ -36,7 +36,7 @@ def encoded_media(model: Any, features: Features, sequence: SequenceGroup | None
 
 
 def in_places(encoded: Encoded, occurrences: Occurrences) -> Encoded:
-    """What was seen place by place, by kind; without media, the piece without tokens that the encoder made."""
+    """Return encodings place by place, by kind; without media, the piece without tokens that the encoder made."""
     if not occurrences:
         return encoded
     found: Encoded = {}
@@ -80,7 +80,7 @@ class DealtViews:
         return pixels if self._sequence is None else pixels[self._patches]
 
     def of_media(self, found: Sequence[Tensor]) -> Sequence[Tensor]:
-        """What all ranks saw, medium by medium, from what this one saw in its own: [tokens, E] each."""
+        """Gather the encodings of all ranks, medium by medium, from this rank's own: [tokens, E] each."""
         if self._sequence is None:
             return found
         own = torch.cat(tuple(found))[: self._lengths[self._sequence.rank]]

@@ -11,5 +11,5 @@ def score(given: str, reference: str, config: JudgeConfig) -> float:
 
 
 def same_words(a: str, b: str) -> bool:
-    """Whether two texts are the same up to case and whitespace."""
+    """Return whether two texts are the same up to case and whitespace."""
     return a.casefold().split() == b.casefold().split()

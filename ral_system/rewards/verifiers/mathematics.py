@@ -99,7 +99,7 @@ def _parsed(latex: str) -> list[Any]:
 
 
 def _consistent(latex: str) -> bool:
-    """Whether the sides of an equation that are numbers are the same one."""
+    """Return whether all sides of an equation that are numbers are equal."""
     numbers = [side for side in _EQUALS.split(latex) if _is_number(side)]
     return "," in latex or all(_same(numbers[0], other) for other in numbers[1:])
 

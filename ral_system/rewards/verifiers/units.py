@@ -65,7 +65,7 @@ _DEGREE, _TEMPERATURES = Unit((("°", 1),)), (Unit((("°C", 1),)), Unit((("°F",
 
 
 def agree(a: Unit, b: Unit) -> bool:
-    """Whether two units are the same; no unit agrees with any, `°` with `°C`, `red apples` with `apples`."""
+    """Return whether two units are the same; no unit agrees with any, `°` with `°C`, `red apples` with `apples`."""
     if NONE in (a, b) or a == b or not a.counted.isdisjoint(b.counted):
         return True
     return (a == _DEGREE and b in _TEMPERATURES) or (b == _DEGREE and a in _TEMPERATURES)
@@ -86,7 +86,7 @@ def unit_at(text: str, place: int = 0) -> tuple[Unit, int]:
 
 
 def counted_at(text: str) -> Unit:
-    """What is counted, by the words with which a text begins: `red apples`; none of `is the answer`."""
+    """Return the counted objects, from the words with which a text begins: `red apples`; none of `is the answer`."""
     found = _COUNTED.match(text)
     words = [] if found is None else found[1].lower().split()
     stop = next((i for i, word in enumerate(words) if word in _NOT_COUNTED), len(words))

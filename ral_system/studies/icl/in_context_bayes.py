@@ -41,7 +41,7 @@ def posterior_mean(context: Context, queries_BMQD: Tensor) -> Tensor:
 
 
 def strength_nodes(examples: int) -> int:
-    """How many nodes the integral over |a|² needs: what is known of |a|² narrows with the root of the examples."""
+    """Return how many nodes the integral over |a|² needs: its posterior narrows with the root of `examples`."""
     return max(24, math.ceil(3 * math.sqrt(examples)))
 
 

@@ -237,7 +237,7 @@ def losses(reader: Reader, world: World, batch: Batch, chosen: Tensor, arm: Arm,
 
 
 def attention_inputs(world: World, batch: Batch, chosen: Tensor, rows_SN: Tensor) -> AttentionInputs:
-    """What the system's objectives read, of the responses to the prompts `chosen`: one row each, one head."""
+    """Return the inputs of the system's objectives for responses to the prompts `chosen`: one row each, one head."""
     group = batch.plans.shape[1]
     old_SN = batch.old_rows[chosen].flatten(0, 1)
     one_row_S1 = torch.ones(len(rows_SN), 1, dtype=torch.bool)

@@ -85,7 +85,7 @@ def regression_tables(measured: Sequence[Measured]) -> list[str]:
 
 
 def policy_table(arms: Mapping[str, Sequence[Curve]]) -> str:
-    """Where every arm ended, and differences to GRPO paired by seed."""
+    """Tabulate where every arm ended, and differences to GRPO paired by seed."""
     rows = []
     for name, runs in arms.items():
         differences = ["", ""]
@@ -106,7 +106,7 @@ def policy_table(arms: Mapping[str, Sequence[Curve]]) -> str:
 
 
 def alone_table(arms: Mapping[str, Sequence[Curve]]) -> str:
-    """How far from the right attention every arm ended, and differences to its permuted control, paired by seed."""
+    """Tabulate every arm's final distance from the right attention, and differences to its permuted control by seed."""
     rows = []
     for name, runs in arms.items():
         cells = [_at(run[-1][figure] for run in runs) for figure in ("reward", "clear", "noisy")]

@@ -75,7 +75,7 @@ def test_attention_is_that_of_sequences_apart(masked_tokens: int, groups: list[P
 
 
 def slow_varlen(q: Tensor, k: Tensor, v: Tensor, ends_q: Tensor, ends_k: Tensor, most_q: int, most_k: int) -> Tensor:
-    """What flash-attn's varlen kernel computes, causal from the last token back."""
+    """Compute the result of flash-attn's varlen kernel, causal from the last token back."""
     assert most_q == int(ends_q.diff().max()) and most_k == int(ends_k.diff().max())
     found = []
     for q0, q1, k0, k1 in zip(ends_q, ends_q[1:], ends_k, ends_k[1:], strict=False):

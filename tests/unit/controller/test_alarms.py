@@ -52,7 +52,7 @@ CUT_OPEN = ["<think> it is", CLOSED, CLOSED, CLOSED]
 
 
 def seen(gap: float) -> dict[str, float]:
-    """What an update and an evaluation measured."""
+    """Return the metrics of an update and an evaluation."""
     return CALM | {"eval/blind_gap": gap}
 
 

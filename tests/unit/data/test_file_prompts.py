@@ -10,7 +10,7 @@ from ral_system.data.file_prompts import Mix
 
 
 def slow_mix(sizes: list[int], weights: list[float], passes: int) -> list[Counter[tuple[int, int]]]:
-    """What each pass holds, in whatever order: the next `weight · size` of every source's own sequence."""
+    """Return what each pass holds, in any order: the next `weight · size` of every source's own sequence."""
     found, taken = [], [0] * len(sizes)
     for number in range(1, passes + 1):
         of_pass: Counter[tuple[int, int]] = Counter()

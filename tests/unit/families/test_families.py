@@ -45,7 +45,7 @@ def test_each_type_has_its_family(tiny_model: Path) -> None:
 
 @pytest.fixture
 def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
-    """What pip leaves behind of a package `other_models` with one entry point."""
+    """Write what pip leaves of a package `other_models` with one entry point."""
 
     def installed(target: str) -> None:
         (tmp_path / "other_models.py").write_text(

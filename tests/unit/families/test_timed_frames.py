@@ -61,7 +61,7 @@ class Bench:
         return Sample(id, prompt, self.render.response("<think> a1 red circle </think> <answer> red </answer>"))
 
     def by_the_processor(self, media: tuple[Media, ...], question: str) -> Any:
-        """What transformers makes of media before a question."""
+        """Process media and a question with transformers."""
         pictures = [self.store.open(m) for m in media if m.clip is None]
         videos = [m for m in media if m.clip is not None]
         content = [*({"type": m.kind} for m in media), {"type": "text", "text": question}]

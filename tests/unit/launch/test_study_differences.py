@@ -60,7 +60,7 @@ def test_claims_are_corrected_for_their_number_and_controls_are_rows_of_their_ow
 
 
 def write_evaluated(folder: Path, name: str, scores: list[int]) -> None:
-    """What a run and its evaluation leave, as far as a study reads it."""
+    """Write what a run and its evaluation leave, as far as a study reads it."""
     folder.joinpath(name).mkdir()
     made = folder / f"{name}_evaluation"
     made.mkdir()

@@ -99,7 +99,7 @@ def test_a_count_that_is_wrong_is_put_right(tmp_path: Path, scans: list[Path], c
 def test_writers_at_once_keep_within_the_budget(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """What is being written counts from before its first byte; what leaves meanwhile is not reported."""
+    """A file counts from before its first byte is written; evictions meanwhile are not reported."""
     budget, writers, save = 3 * 30_128, 6, np.save
     together, most = threading.Barrier(writers), []
 

@@ -25,7 +25,7 @@ class Uploaded:
         ]
 
     def status(self) -> dict[str, Any] | None:
-        """What a client that may resume asks for; None of a run that has not begun."""
+        """Answer a client that may resume; None for a run that has not begun."""
         if not self.history:
             return None
         last = json.dumps(self.history[max(self.history)])

@@ -36,7 +36,7 @@ class Arrivals:
         setattr(owner, method, counted)
 
     def done(self) -> list[WeightManifest]:
-        """What the engine said it holds, each time."""
+        """List what the engine said it holds, each time."""
         for thread in self._threads:
             thread.join(60)
         return self.answers

@@ -66,7 +66,7 @@ class Real:
             return replace(sample, rollout_log_probs=tuple(self.policy(self.collate((sample,))).log_probs[0].tolist()))
 
     def samples(self) -> list[Sample]:
-        """What was said; a whole answer; a response of one token, which is empty."""
+        """Return what was said; a whole answer; a response of one token, which is empty."""
         said = [Sample.of(self.prompts[c.prompt_id], c, 1.0 - 0.5 * i) for i, c in enumerate(self.completions)]
         answer = self.renderer.response("<think>It is 龘.</think>\n<answer>B</answer>")
         prompt = self.prompts["train/0"]

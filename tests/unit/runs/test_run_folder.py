@@ -17,7 +17,7 @@ MakeConfig = Callable[..., TrainConfig]
 
 
 def opened(folder: RunFolder, config: TrainConfig) -> list[tuple[str, Any, Any]]:
-    """What `ral-train` does with a folder when there is something to do; the fields that it says have changed."""
+    """Open a folder as `ral-train` does when there is something to do; return the fields that it says have changed."""
     folder.open(config)
     return folder.record(config)
 

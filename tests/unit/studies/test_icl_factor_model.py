@@ -34,7 +34,7 @@ def covariance(loadings_BMD: torch.Tensor) -> torch.Tensor:
 
 
 def linear_weights(model: torch.nn.Module, loadings_BMD: torch.Tensor) -> torch.Tensor:
-    """What a model makes of each unit vector, with infinite context: [B, P]."""
+    """Compute a model's output for each unit vector, with infinite context: [B, P]."""
     units = torch.eye(FEATURES, dtype=torch.float64).view(FEATURES, MODALITIES, WIDTH).transpose(0, 1)
     return model(infinite_context(loadings_BMD), units.expand(len(loadings_BMD), -1, -1, -1)).predictions.detach()
 

@@ -107,7 +107,7 @@ def test_the_caption_follows_the_order_asked_for() -> None:
 
 
 def evidence(question: str, board: Scene) -> str:
-    """What a thought has to say, written again from the caption's scene."""
+    """Return what a thought has to say, computed again from the caption's scene."""
     at = {thing_of(cell): p for p, cell in board.items() if cell}
     match question.removesuffix(" ?").split():
         case ["what", "is", "at", position]:

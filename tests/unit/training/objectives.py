@@ -82,7 +82,7 @@ class Case:
         return found
 
     def values(self, read: TokenRead, log_softmax: Tensor | None = None) -> TokenValues:
-        """What is read of the case's distributions, or of others."""
+        """Read the case's distributions, or others."""
         return dense_values(self.log_softmax if log_softmax is None else log_softmax, self.targets, read)
 
     def output(

@@ -35,7 +35,7 @@ def algorithm(make_config: Callable) -> Algorithm:
 
 
 def teaching(case: Case, top_k: int | None = None, seed: int = 5) -> Scores:
-    """What a teacher of other weights says of the case."""
+    """Score the case with a teacher of other weights."""
     g = torch.Generator().manual_seed(seed)
     found = {}
     for sample, p in zip(case.samples, PROMPTS, strict=True):

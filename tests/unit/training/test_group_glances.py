@@ -10,7 +10,7 @@ from tests.unit.training.thread_ranks import together
 
 
 def exchanged(by_shard: Sequence[Sequence[MicroBatch]], *of_ranks: Scores) -> list[Scores]:
-    """What each rank has after the exchange."""
+    """Exchange scores; return those of each rank afterwards."""
     return together(len(of_ranks), lambda rank, shards: with_group_glances(by_shard, shards, of_ranks[rank]))
 
 

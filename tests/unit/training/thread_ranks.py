@@ -32,7 +32,7 @@ class Rank:
 
 
 def together(count: int, of_rank: Callable[[int, Shards], Found]) -> list[Found]:
-    """What each of `count` ranks finds, which call it at the same time."""
+    """Call `of_rank` in `count` ranks at the same time; return what each finds."""
     told, barrier = [torch.zeros(0)] * count, Barrier(count)
     with ThreadPoolExecutor(count) as pool:
         return list(pool.map(lambda rank: of_rank(rank, cast(Shards, Rank(rank, told, barrier))), range(count)))
