@@ -122,7 +122,7 @@ def joined(bundles: Sequence[Bundle]) -> Bundle:
 
 
 def node_by_node(bundles: Sequence[Bundle], nodes: Sequence[str]) -> list[int]:
-    """Return which reserved place each bundle takes, so that the ranks of a role fill one node after another.
+    """Return which reserved place each bundle takes, so the ranks of a role fill one node after another.
 
     `nodes` are those of the places. Ray places bundles in an order of its own; rings in the order of the ranks would
     then cross between nodes more often than there are nodes.

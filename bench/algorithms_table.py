@@ -38,7 +38,7 @@ has its own seed, which is logged with it.
 A step makes passes_per_step passes over its rollout batch, each of the same updates_per_step optimiser updates on equal
 parts of it. π_old and the old attention rows stay those of the rollout's weights, so only the first update of the first
 pass is on policy. RAL's attention term has no gradient there: with one update and one pass it would train nothing,
-so that combination is refused.
+and the combination is refused.
 
 Group deviations are those of the population. Libraries that divide by G - 1 give advantages smaller by
 √((G - 1) / G), 0.94 for G = 8.
@@ -51,7 +51,7 @@ versions. A batch is as stale as its oldest token, and training on a batch that 
 Nothing is generated ahead of checkpoints and evaluations, so the batches after them are fresher.
 """
 _MIXED = """
-With `continue`, the engine computes all keys and values of the response again, so that each token comes from exactly
+With `continue`, the engine computes all keys and values of the response again, so each token comes from exactly
 one version, given everything before it. The response is scored at each of its versions, and every token takes its
 log-prob and its attention row from the version that generated it; a sequence's ratio is computed from the ratios of its
 tokens. The visual reward is a single value per response, computed at the last version. With `continue` and `discard`,

@@ -86,7 +86,7 @@ def _memory(plan: Plan, tokens: int, variant: Variant, backward: bool) -> tuple[
 def peaks(plan: Plan, tokens: int, variant: Variant, backward: bool) -> dict[str, int]:
     """Peak bytes of one variant beyond its inputs.
 
-    Runs once before, so that what libraries load or keep does not count; on CUDA at full size, since workspaces and the
+    Runs once before, so what libraries load or keep does not count; on CUDA at full size, since workspaces and the
     tuning of kernels depend on it, on CPU at a small one, since freed memory would be used again unseen.
     """
     x = terms.make_inputs(plan, tokens)

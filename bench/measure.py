@@ -73,7 +73,7 @@ def release() -> None:
 def time_in_turns(
     calls: dict[Key, Call], device: Device, *, min_repeats: int, max_repeats: int, seconds: float
 ) -> tuple[dict[Key, list[float]], dict[Key, str]]:
-    """Seconds of every repeat of each call, and why calls failed. Calls take turns, so that all see the same machine.
+    """Seconds of every repeat of each call, and why calls failed. Calls take turns, so all see the same machine.
 
     Calls are repeated together until `seconds` are spent, but between `min_repeats` and `max_repeats` times.
     """

@@ -108,7 +108,7 @@ def _put_ms(folder: Path) -> float:
 
 
 def _scene(seed: int, size: tuple[int, int]) -> Image.Image:
-    """Soft shapes and some grain, so that it compresses as photographs do."""
+    """Soft shapes and some grain, so it compresses as photographs do."""
     rng = np.random.default_rng(seed)
     small = Image.fromarray(rng.integers(0, 256, (12, 16, 3), np.uint8)).resize(size, Image.Resampling.BICUBIC)
     grain = rng.integers(-8, 9, (size[1], size[0], 1))

@@ -22,7 +22,7 @@ LEARNER_LAYERS = 28
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """Sizes of one benchmark. The stack's layers have the term's head counts, so that its term is the same work."""
+    """Sizes of one benchmark. The stack's layers have the term's head counts, so its term is the same work."""
 
     device: Device
     dtype: Dtype

@@ -57,7 +57,7 @@ def main() -> None:
         print(f"| {name} | {rate:,.0f} |", flush=True)
     found["hangs"] = hangs = _with_hangs(options.samples, options.workers, options.timeout)
     print(
-        f"\n{options.samples:,} samples of which 1 % hang, {options.timeout:g} s each: {hangs['seconds']:.1f} s, "
+        f"\n{options.samples:,} samples, 1 % of them hang, {options.timeout:g} s each: {hangs['seconds']:.1f} s, "
         f"{hangs['ok']:,} verdicts, {hangs['timeout']:,} timeouts, {hangs['error']:,} errors"
     )
     if options.out:

@@ -2,7 +2,7 @@
 
 Scores and trains on one group, on the attention term as on the tokens, once with the prompt shared and once with a
 prompt for each response, in turn. On a GPU: eight layers of Qwen2.5-VL-7B in bfloat16 at 9k and 16k tokens; on CPU a
-tiny model over prompt lengths and group sizes. Prompts are text, so that the ideal is the quotient of tokens.
+tiny model over prompt lengths and group sizes. Prompts are text, so the ideal is the quotient of tokens.
 """
 
 from __future__ import annotations

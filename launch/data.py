@@ -45,7 +45,7 @@ def main() -> None:
 
 
 def show_data(config: DataCommandConfig) -> None:
-    """Write `preview.html` into the run folder and print what became of the rows.
+    """Write `preview.html` into the run folder and print the counts of used and rejected rows.
 
     Raises DataError where a run would refuse the data, once the page is written.
     """

@@ -32,7 +32,7 @@ def main() -> None:
 
 
 def synthesize(config: SynthesizeConfig) -> None:
-    """Fill `synthesis/` in the run folder and print what became of the rows; continues an interrupted synthesis."""
+    """Fill `synthesis/` in the run folder and print the counts of rows; continue an interrupted synthesis."""
     settings, data = config.synthesis, config.data
     if config.algorithm.response_format != "think_answer":
         raise ConfigError(

@@ -101,7 +101,7 @@ def run_stages(config: TrainConfig, stages: Sequence[Stage] = ()) -> float | Non
     _check_models(config, folder, stages)
     continues = folder.config.is_file()
     with leaving_nothing(folder.root):
-        folder.open(config)  # before the slow imports, so that a refusal is quick
+        folder.open(config)  # before the slow imports, so a refusal is quick
         unfinished = [stage for stage in stages if not folder.finished(stage, config.of_stage(stage))]
         if unfinished:
             print(run_head(config, folder, stages, unfinished, continues=continues), file=sys.stderr, flush=True)

@@ -163,7 +163,7 @@ class Holder(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class SharedDevices:
-    """Roles that share devices, of which each works in its own phase. At the start the engines hold nothing."""
+    """Roles that share devices, each in a phase of its own. At the start the engines hold nothing."""
 
     engines: Holder
     learner: Holder

@@ -32,7 +32,7 @@ def die_with(parent: int) -> None:
 
 
 def adopt_orphans() -> None:
-    """Have what this process's descendants leave behind become its children, so that `kill_descendants` finds them."""
+    """Have what this process's descendants leave behind become its children, so `kill_descendants` finds them."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1)
 

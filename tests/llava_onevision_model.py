@@ -31,7 +31,7 @@ CHAT_TEMPLATE = (
 
 
 def build_llava_onevision(folder: Path, words: Iterable[str]) -> None:
-    """Write one whose tiles of 42 px are 3 × 3 tokens, with up to 4 × 4 tiles, of which more than 9 are reduced."""
+    """Write one whose tiles of 42 px are 3 × 3 tokens, with up to 4 × 4 tiles; more than 9 are reduced."""
     build_tokenizer(words).save_pretrained(folder)
     tokenizer = PreTrainedTokenizerFast.from_pretrained(folder, extra_special_tokens=MARKERS)
     config = LlavaOnevisionConfig(

@@ -25,7 +25,7 @@ NOT_SPECIAL = (
     *("<tool_call>", "</tool_call>", "<|fim_prefix|>", "<|fim_middle|>", "<|fim_suffix|>", "<|fim_pad|>"),
     *("<|repo_name|>", "<|file_sep|>"),
 )
-"""Added tokens that are text all the same, of Qwen2.5 and Qwen3."""
+"""Added tokens of Qwen2.5 and Qwen3 that count as text."""
 QWEN3 = ("<tool_response>", "</tool_response>", "<think>", "</think>")
 """The further ones of Qwen3."""
 

@@ -69,7 +69,7 @@ def _fix(model: Any, logits: Mapping[int, float]) -> None:
 
 
 SAID = ("</", "answer", ">", ">B", "</answer>")
-"""Parts of a tag, of which one also begins what follows; the whole tag, where the tokenizer has a token for it."""
+"""Parts of a tag, one with the start of the next text; the whole tag, where the tokenizer has a token for it."""
 BEYOND = VOCABULARY - 1
 """A token of the model that its tokenizer does not have."""
 

@@ -1,4 +1,4 @@
-"""Seconds of batches and their phases, by what a trainer says of its progress."""
+"""Seconds of batches and their phases, from what a trainer reports of its progress."""
 
 from __future__ import annotations
 

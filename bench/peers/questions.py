@@ -28,7 +28,7 @@ class Exported:
 
 
 def compose(overrides: Sequence[str]) -> TrainConfig:
-    """Return the configuration that `ral-train` makes of overrides."""
+    """Return the configuration that `ral-train` composes from overrides."""
     from hydra import compose as hydra_compose
     from hydra import initialize_config_module
     from omegaconf import OmegaConf

@@ -80,7 +80,7 @@ def caption(found: Mapping[str, Any]) -> str:
     return "\n".join(
         (
             f"A batch: {shape['prompts']} prompts × {shape['completions']} responses and {shape['updates']} updates. "
-            f"Each side is a process of {shape['batches']} + 1 batches, of which the first is not counted. Sides take "
+            f"Each side is a process of {shape['batches']} + 1 batches; the first is not counted. Sides take "
             "turns; medians over rounds. Seconds run from batch to batch; what the phases leave is publishing, metrics "
             "and the like. TRL's data include its logging. Tokens: prompt + response, means.",
             f"Threads per process: {of_threads}. {found['cores']} cores, {found['cpu']}; load {_loads(found)}.",

@@ -18,7 +18,7 @@ class SoftLossConfig(PolicyLossGroup):
 
 
 def soft_loss(inputs: LossInputs, config: SoftLossConfig) -> TokenLoss:
-    """-sg(exp(-|Δ| / width)) A ln pi with Δ = ln pi - ln pi_old, so that at Δ = 0 it is the plain policy gradient."""
+    """-sg(exp(-|Δ| / width)) A ln pi with Δ = ln pi - ln pi_old, so at Δ = 0 it is the plain policy gradient."""
     log_probs_BR = torch.where(inputs.mask, inputs.log_probs, 0.0)
     moved_BR = (log_probs_BR - torch.where(inputs.mask, inputs.old, 0.0)).detach().abs()
     weight_BR = torch.exp(-moved_BR / config.width) * inputs.advantages_of_tokens()

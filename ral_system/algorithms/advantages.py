@@ -26,7 +26,7 @@ def group_advantages(
     grpo: (r - mean) / (std + 1e-6) of its group (arXiv 2402.03300). dr_grpo: r - mean (2503.20783). rloo: r - mean of
     the others (2402.14740). reinforce_plus_plus: r - mean, then normalised over the batch (REINFORCE++ with baseline,
     2501.03262). gdpo: each reward part normalised in its group, summed with `weights`, then normalised over the batch
-    (2601.05242), so that a part that hardly varies counts as much as its weight says.
+    (2601.05242), so a part that hardly varies counts as much as its weight says.
     """
     totals = [[_known(r, r.total) for r in group] for group in groups]
     if kind == "grpo":

@@ -12,7 +12,7 @@ from torch import Tensor
 from ral_system.config.perception import PapoConfig
 
 _MOST_NATS = 20.0
-"""Bound of the difference of log-probs, so that its exponential is finite."""
+"""Bound of the difference of log-probs, so its exponential is finite."""
 MOST_DEPENDENCE = 10.0
 """Bound of the dependence of a token; beyond it there is no gradient."""
 _ROUNDING = 1e-9

@@ -8,7 +8,7 @@ s(v) = ∂D/∂log p(v) of a divergence D, the gradient is
     ∂H/∂z(v) = -p(v) (log p(v) + H)            ∂D/∂z(v) = s(v) - p(v) S
 
 so a tile needs nothing of the others. The backward pass goes over the tiles twice, once for the hidden states and once
-for the weight, so that each sum over tiles is a small float32 tensor. Both make the forward pass's tiles again, bit for
+for the weight, so each sum over tiles is a small float32 tensor. Both make the forward pass's tiles again, bit for
 bit. Logits are made in the weight's dtype, as the model makes them, everything else in float32.
 
 Suffixes: N tokens, E hidden size, V vocabulary, K kept tokens; in a tile n tokens, v tokens of the vocabulary.
@@ -36,7 +36,7 @@ TILE_BYTES = 8 << 20
 _SUM_BYTES = 16 << 20
 """Size of a float32 sum over tiles, of a block of the hidden states' or of the weight's gradient."""
 _LOWEST = -1e30
-"""Stands for -inf as a maximum, so that differences from it are not nan."""
+"""Stands for -inf as a maximum, so differences from it are not nan."""
 
 
 def tiled_values(

@@ -111,7 +111,7 @@ def policy_blocks(
     backend: Backend = "auto",
     window: Window | None = None,
 ) -> Iterator[Tensor]:
-    """The policies of `rows`, a block of rows at a time, as constants: bit by bit what a divergence compares."""
+    """The policies of `rows`, a block of rows at a time, as constants: bit for bit what a divergence compares."""
     check_arguments(query, key, rows, scale, branches, key_mask, heads, window)
     check_backend(backend)
     masks: dict[str, Any] = {"branches": branches, "key_mask": key_mask, "heads": heads, "window": window}

@@ -107,7 +107,7 @@ def row_statistics(policy_RT: Tensor, keys: KeyProvenance) -> dict[str, Tensor]:
 
 
 def _of_visual(looks_RN: Tensor, shows_N: Tensor) -> dict[str, Tensor]:
-    """Statistics of the rows' parts on the N visual keys, of which each shows so much evidence."""
+    """Statistics of the rows' parts on the N visual keys; `shows_N` is the evidence that each shows."""
     mass_R = looks_RN.sum(-1)
     shares_RN = looks_RN / mass_R[:, None].clamp_min(torch.finfo(mass_R.dtype).tiny)
     found = {"visual_entropy": torch.special.entr(shares_RN).sum(-1)}

@@ -2,7 +2,7 @@
 
 Outside of attention a rank has a run of the stream's tokens with all heads, and inside a run of the heads with all
 tokens; an all-to-all turns one into the other. Values that belong to no single token, such as the loss, are computed
-identically on every rank. The gradient is that of the sum of all ranks' losses, so that each takes an N-th of the loss.
+identically on every rank. The gradient is that of the sum of all ranks' losses, so each takes an N-th of the loss.
 
 Suffixes: N ranks, T tokens of the stream, t of this rank, H query heads, K key heads, D head dimension, R rows.
 """
@@ -111,7 +111,7 @@ def total(x: Tensor, sequence: SequenceGroup | None) -> Tensor:
 
 
 def softmax_over_heads(logits_HR: Tensor, sequence: SequenceGroup | None) -> Tensor:
-    """Softmax over all heads, of which these are this rank's."""
+    """Softmax over all heads; these are this rank's."""
     if sequence is None:
         return logits_HR.softmax(0)
     whole_HR = sequence.gather_heads(logits_HR)

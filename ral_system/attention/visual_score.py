@@ -39,7 +39,7 @@ def visual_score(attention: GroupAttention, keys: KeyProvenance) -> VisualScore 
     """Score a group's rows at every probed layer; None (undefined) without a system turn, a picture or a row.
 
     Masses are of the whole softmax row, the row's own position included. The ratio is taken between log-sums of logits,
-    so that no mass is too small to divide by. Memory is linear in the keys.
+    so no mass is too small to divide by. Memory is linear in the keys.
     """
     is_visual_T = (keys.kind == KeyKind.IMAGE) | (keys.kind == KeyKind.VIDEO)
     is_system_T = keys.kind == KeyKind.SYSTEM

@@ -5,7 +5,7 @@ texts side by side, or in `images/` and `questions_answers_YN/`; a text has two 
 Rule (the authors' `calculation.py`): an answer is yes or no by its first four characters; that full stops are passed
 over, and `y` and `n` count, is lmms-eval's. A category has 200 points: percent of right questions plus percent of
 pictures with both questions right. Perception is the sum of ten categories (2,000 points), cognition of four (800).
-Score: the sum of both. A sum of which a category was not asked is left out.
+Score: the sum of both. A sum is left out if one of its categories was not asked.
 """
 
 from __future__ import annotations

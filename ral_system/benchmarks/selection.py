@@ -27,7 +27,7 @@ def select(items: Iterable[Item | BadItem], limit: int | None) -> Selection:
     """`limit` of all questions, None: all: one of each category and part in turn, the first ones first. Questions that
     count together are chosen together, even if they are one more than `limit`.
 
-    What cannot be read takes its turn in the category of the question before it, so that it is not passed over.
+    What cannot be read takes its turn in the category of the question before it, so it is not passed over.
     """
     available, category = 0, ("", "")
     categories: dict[tuple[str, str], dict[str, list[int]]] = {}

@@ -1,7 +1,7 @@
 """Video-MMMU: what a lecture teaches, in three tracks (Hu et al., arXiv 2501.13826; lmms-lab/VideoMMMU).
 
 Released as parquet `<track>/test-*.parquet` (id, question, options, answer, question_type) with the videos in a folder
-for each discipline. A video ends with the picture of its adaptation question, so that no other is given. Prompts and
+for each discipline. A video ends with the picture of its adaptation question, so no other is given. Prompts and
 rule are those of the authors' task in lmms-eval: the letter by MMMU's rule in the order `A.`, `A:`, `(A)`, `A `; the
 few open questions of the adaptation track by MMMU's rule for open answers, without a language model. As there, a
 question whose type is not `multiple-choice` is open, and its options are not shown. The authors leave an empty open

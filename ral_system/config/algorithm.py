@@ -215,8 +215,8 @@ class AlgorithmConfig(ResponseConfig):
         if attention.objective.reads_glances and self.completions_per_prompt < 3:
             yield (
                 f"algorithm.completions_per_prompt={self.completions_per_prompt} with "
-                f"algorithm.attention.objective.name={attention.objective.name}: a response is compared with what the "
-                "others of its group looked at, of which there must be two; set it to 3 or more"
+                f"algorithm.attention.objective.name={attention.objective.name}: a response is compared with at "
+                "least two others of its group; set it to 3 or more"
             )
         proximal = attention.compares_looks and attention.objective.trains_divergence
         if proximal and attention.anchor == "old" and on_policy:

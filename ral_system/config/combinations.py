@@ -56,7 +56,7 @@ Check = Callable[..., Iterator[str]]
 
 
 def problems(config: Group) -> Iterator[str]:
-    """Say of every contradiction between groups which values it has and what to change."""
+    """Name the values of every contradiction between groups, and what to change."""
     yield from _found(
         config,
         teachers_are_used,

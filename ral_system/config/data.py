@@ -37,7 +37,7 @@ class BoardsConfig(Group):
 
     name: Literal["visual_search"]
     seed: NonNegative
-    """Seed of the generated pictures and questions; apart from the run's seed, so that runs can share the data."""
+    """Seed of the generated pictures and questions; apart from the run's seed, so runs can share the data."""
     grid: Annotated[tuple[Annotated[int, Field(ge=2, le=8)], ...], Field(min_length=1), OneOrMore]
     """Cells per side; grid² visual tokens. Of `[2, 4, 8]` records take turns: one of each question kind, then the next
     size."""
@@ -65,7 +65,7 @@ class ScenesConfig(BoardsConfig):
     @model_validator(mode="before")
     @classmethod
     def _of_visual_search(cls, given: Any) -> Any:
-        """Say of other data what to choose, and not which fields they lack."""
+        """For other data, say what to choose, not which fields are missing."""
         name = given.get("name") if isinstance(given, Mapping) else None
         if isinstance(name, str) and name != "visual_search":
             says = f"name={name}: demonstrations are made for data=visual_search; choose it"
@@ -144,9 +144,10 @@ class AskedLookingConfig(WordsConfig):
     name: Literal["looking"]
     seed: NonNegative
     families: Annotated[tuple[LookingFamily, ...], Field(min_length=1), OneOrMore]
-    """search: where the only thing of its kind and colour is; detail: which small digit is on it; count: how many are
-    in a rectangle; chain: what is at the end of arrows; misleading: its colour, of which the question suggests one;
-    compare: what a second picture has in its place; needle: detail, in one second of a video. They take turns."""
+    """Families of questions, which take turns. search: where the only object of its kind and colour is; detail: which
+    small digit is on it; count: how many objects are in a rectangle; chain: what is at the end of arrows; misleading:
+    the object's colour, after the question suggests one; compare: what a second picture has in its place; needle:
+    detail, in one second of a video."""
     difficulty: Annotated[tuple[Annotated[int, Field(ge=1, le=5)], ...], Field(min_length=1), OneOrMore]
     """Size of boards, from 4 × 4 to 12 × 12 cells, length of chains, cells that are counted, seconds of videos. Several
     take turns: one question of each family, then the next difficulty."""
@@ -178,8 +179,8 @@ class ColumnsConfig(Group):
     `prompt.0.content`). null: there is none. One of `images` and `videos`, if any is named, must be in some row."""
 
     question: str
-    """Text, or chat turns of {role, content}, of which the only user turn is the question and a system turn is left to
-    `data.system_prompt`. May say where media stand, by <image> and <video>; without such marks they come before the
+    """Text, or chat turns of {role, content}: the only user turn is the question, and a system turn is ignored; set
+    `data.system_prompt`. <image> and <video> mark the places of media; without such marks they come before the
     text."""
     answer: str
     """With or without <answer> tags around it."""

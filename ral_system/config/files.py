@@ -1,4 +1,4 @@
-"""What files of questions must have for what a command makes of them; `combinations` asks."""
+"""Checks that files of questions have what a command needs; `combinations` calls them."""
 
 from __future__ import annotations
 

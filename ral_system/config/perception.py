@@ -87,7 +87,7 @@ class VgpoConfig(PerceptionGroup):
 
     name: Literal["vgpo"]
     late_weight: NonNegativeFloat
-    """beta: weights of chosen late tokens are raised by 1 + beta · t/T, so that a response does not stop looking."""
+    """beta: weights of chosen late tokens are raised by 1 + beta · t/T, to keep a response looking."""
     late_share: Annotated[float, Field(gt=0, le=1)]
     """Share of the tokens in a response's second half that are chosen, those most alike to its pictures."""
     response_score: Literal["mean", "sum"]

@@ -101,7 +101,7 @@ class RolloutGroup(EngineGroup):
     """Bound on each wait of learners and engines for one another while weights travel. After it they connect again,
     once, before the run ends."""
     on_new_weights: Annotated[OnNewWeights, Resumable]
-    """What becomes of responses under way when new weights are ready, with `algorithm.max_staleness` > 0. finish:
+    """Treatment of unfinished responses when new weights are ready, with `algorithm.max_staleness` > 0. finish:
     weights change between two batches only. continue: at once; the response goes on from its last token with the new
     ones. discard: at once; the response is begun again."""
     log_prob_gate: Annotated[LogProbGateConfig, Resumable]

@@ -4,8 +4,8 @@
     engines      generate and judge batches k + 1 … k + N, one after the other
 
 N is `algorithm.max_staleness`. With `rollout.on_new_weights=finish` weights change between two batches only: batch
-k + N is made with version k, so the run repeats bit by bit. With `continue` and `discard` engines take a new version at
-once, in the middle of a response, and what they were at when it came depends on the clock.
+k + N is made with version k, so the run repeats bit for bit. With `continue` and `discard` engines take a new version
+at once, in the middle of a response, at a token that depends on timing.
 
 Old log-probs and attention are those of the weights that made a token, which the learner keeps for that: a response of
 several versions is scored at each of them.

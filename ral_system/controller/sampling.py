@@ -105,8 +105,8 @@ class Sampler:
     def _generate(self, first: int, count: int, version: int, *, submit: bool) -> list[Group]:
         """Rewards are computed, and with `submit` frozen models score, while generation goes on.
 
-        Verifiers get a group as soon as it is whole; frozen models in the order of the prompts, so that how several
-        processes share the groups is always the same.
+        Verifiers get a group as soon as it is whole; frozen models in the order of the prompts, so several processes
+        always share the groups in the same way.
         """
         with self._timer.phase("data"):  # waits for media that are not decoded yet
             prompts = [self._train_prompt(first + i) for i in range(count)]

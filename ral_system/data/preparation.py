@@ -3,7 +3,7 @@
     rows ─► question ─► media decoded, stored ─► duplicate? fits? its answer judged right? ─► questions.jsonl
                  └──────────────┴──────────────────────────────┴─ no ────────────────────► quarantine.jsonl
 
-Rows are settled in order, each by one line in one file, so that an interrupted preparation goes on where it stopped and
+Rows are settled in order, each by one line in one file, so an interrupted preparation goes on where it stopped and
 the counts add up to the input.
 """
 
@@ -47,7 +47,7 @@ from ral_system.types import (
 QUESTIONS_FILE, QUARANTINE_FILE, REFUSED_FILE = "questions.jsonl", "quarantine.jsonl", "refused"
 MIN_ROWS_TO_JUDGE = 100
 RULES = 6
-"""Version of the rules that decide over rows; raise it with every change, so that files are prepared again."""
+"""Version of the rules that decide over rows; raise it with every change, so files are prepared again."""
 
 Cause = Literal["broken", "duplicate", "too_long"]
 _AT_ONCE = 128
@@ -96,7 +96,7 @@ class PreparedQuestion:
 
 @dataclass
 class Tally:
-    """Counts of what has become of the rows so far."""
+    """Counts of used and rejected rows so far."""
 
     rows: int = 0
     used: Counter[Split] = field(default_factory=Counter)

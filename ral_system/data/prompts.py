@@ -9,7 +9,7 @@ from ral_system.types import Prompt, Sample, Split
 
 
 class Questions(Protocol):
-    """Every prompt is a function of the data's configuration and its index alone, so that a position resumes a run."""
+    """Every prompt is a function of the data's configuration and its index alone, so a position resumes a run."""
 
     def question(self, split: Split, index: int) -> Prompt:
         """The `index`-th question to be answered. Training questions have no end; ids are unique within a batch."""

@@ -1,4 +1,4 @@
-"""A model's answers to many questions, each written as soon as it exists, so that no question is asked twice."""
+"""A model's answers to many questions, each written as soon as it exists, so no question is asked twice."""
 
 from __future__ import annotations
 

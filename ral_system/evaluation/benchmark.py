@@ -67,7 +67,7 @@ def most_often(bad: Sequence[BadItem]) -> str:
 
 def final_answer(text: str) -> str:
     """Return the text to score: the content of the only answer block; without any, all after the thought. Several
-    blocks, or a thought without an end, do not make an answer.
+    blocks, or an unclosed thought, do not make an answer.
     """
     if (answer := extract_answer(text)) is not None:
         return answer

@@ -38,7 +38,7 @@ def blackened(prompts: Sequence[Prompt], store: MediaStore) -> list[Prompt]:
 
 
 def exchanged(prompts: Sequence[Prompt]) -> list[Prompt]:
-    """The prompts with media of other prompts in the place of their own; without those for which there are none.
+    """The prompts with media of other prompts instead of their own; without those for which there are none.
 
     Each medium is taken from the next prompts, in a circle, that have one of its kind which is not the prompt's own,
     and is read in the size of the one that it replaces. For a video it must have as many frames. No medium is taken

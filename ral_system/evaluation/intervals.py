@@ -40,7 +40,7 @@ def bootstrap(
     seed: int = 0,
 ) -> dict[str, np.ndarray]:
     """Compute every figure on samples of as many units, drawn with replacement (Efron 1979). Units are what was
-    drawn independently: a question, or questions that share a picture. The same seed draws the same units, so that two
+    drawn independently: a question, or questions that share a picture. The same seed draws the same units, so two
     models' figures on the same units are paired.
 
     With `strata`, one per unit, each sample has as many units of every stratum as there are. A figure to which no
@@ -94,6 +94,6 @@ def interval(values: np.ndarray, level: float = 0.95) -> tuple[float, float]:
 
 def paired_interval(of: Resampled, over: Resampled, name: str, level: float = 0.95) -> tuple[float, float] | None:
     """The interval of how much better one model's figure is than another's on the same units in the same order: both
-    are drawn the same, so that how hard the questions are cancels out. None where the figure has no interval.
+    are drawn the same, so the difficulty of the questions cancels out. None where the figure has no interval.
     """
     return interval(of[name] - over[name], level) if name in of and name in over else None

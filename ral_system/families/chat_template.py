@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 STAND_IN = "\ue000"
-"""Replaces a piece of text while the template is filled in, so that no text can look like a part of the template."""
+"""Replaces a piece of text while the template is filled in, so no text can look like a part of the template."""
 
 
 class ChatTemplate:

@@ -1,4 +1,4 @@
-"""What a family of vision-language models must say of itself, from pixels to rotary positions."""
+"""The interface of a family of vision-language models, from pixels to rotary positions."""
 
 from __future__ import annotations
 
@@ -249,7 +249,7 @@ class Family(ABC):
         return None
 
     def expanded_apart(self, engine_ids: Sequence[int], media: Sequence[Media]) -> list[int]:
-        """`engine_ids` with the tokens of each medium's text by itself in the place of its placeholder, one token."""
+        """Replace each medium's placeholder, one token, in `engine_ids` by the tokens of its text alone."""
         placeholders = set(self.tokenizer.convert_tokens_to_ids(list(self.placeholders.values())))
         texts = iter([self.expanded(medium) for medium in media])
         found: list[int] = []

@@ -29,7 +29,7 @@ from ral_system.attention.packing import Packing
 class PackedGatedDeltaNet(Qwen3_5GatedDeltaNet):
     """A layer of transformers whose forward pass may take `packing`.
 
-    Its matrices multiply the whole stream at once, whatever is packed into it, so that ranks under ZeRO-3 gather the
+    Its matrices multiply the whole stream at once, whatever is packed into it, so ranks under ZeRO-3 gather the
     same parameters equally often.
     """
 

@@ -203,8 +203,9 @@ class LlavaOneVision(Family):
 
 
 def _unpadded(tokens: int, of_picture: float) -> tuple[int, float, float]:
-    """Tokens along one side that are kept of `tokens`, of which the picture fills so many in the middle, and where in
-    the picture they begin and end.
+    """Kept tokens along one side of `tokens`, and where in the picture they begin and end.
+
+    The picture fills `of_picture` tokens in the middle.
     """
     padding = (tokens - int(round(of_picture, 7))) // 2
     kept = tokens - 2 * padding

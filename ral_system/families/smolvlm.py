@@ -167,7 +167,7 @@ class SmolVlm(Family):
         return {"image": tuple(seen_tiles(lambda own: self._seen(model, own), tiles, counts, sequence))}
 
     def _seen(self, model: Any, tiles: Tensor) -> Tensor:
-        """[tiles, tokens, E]. Tiles are squares of the model's own size, so that nothing is masked."""
+        """[tiles, tokens, E]. Tiles are squares of the model's own size, so nothing is masked."""
         tower = model.vision_model
         patches = tower.embeddings.patch_embedding(tiles.to(model.dtype)).flatten(2).transpose(1, 2)
         places = tower.embeddings.position_embedding(patch_places(self._patches, tiles.device))

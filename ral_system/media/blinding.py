@@ -75,7 +75,7 @@ class BlindedMedia(PaintedMedia):
 class MaskedMedia(PaintedMedia):
     """A medium with given blocks black.
 
-    Example, a picture of 1 × 2 blocks of which the second is black: `MaskedMedia("9f86d0…", 56, 28, grid=(1, 2),
+    Example, a picture of 1 × 2 blocks, the second one black: `MaskedMedia("9f86d0…", 56, 28, grid=(1, 2),
     frames_per_view=2, black=bytes([0b01000000]))`
     """
 

@@ -25,13 +25,13 @@ _PATIENCE_S = 120.0
 _COUNT_FILE = ".used"
 """File with the bytes of all items, including unfinished ones; if it is missing, the folder is listed."""
 _KEPT = 0.9
-"""Share of the budget that an eviction leaves, so that the folder is listed once for every tenth of it written."""
+"""Share of the budget that an eviction leaves, so the folder is listed once for every tenth of it written."""
 _HEADER_BYTES = 128
 """Bytes before the pixels in an item's file."""
 
 
 class PixelCache:
-    """One file per item in a folder of this node, mapped into memory, so that processes also share its pages.
+    """One file per item in a folder of this node, mapped into memory, so processes also share its pages.
 
     `budget_bytes` of files at most, those under way included; a larger item is not kept. The first process that
     asks decodes, others wait.

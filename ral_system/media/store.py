@@ -93,7 +93,7 @@ class MediaStore:
         return found
 
     def note(self, key: str, media: Media) -> None:
-        """Record which medium a source key refers to, so that `known` need not decode it again."""
+        """Record which medium a source key refers to, so `known` need not decode it again."""
         with _whole(self._note(key)) as partial:
             partial.write_text(json.dumps(asdict(media)), encoding="utf-8")
 

@@ -84,7 +84,7 @@ def decode_video(
     """Sampled frames as RGB, uint8 [T, H, W, 3], upright as the display matrix says, without alpha.
 
     Each is resized (bicubic) to `size(width, height)` px as it is decoded; without `size`, to the first one's size.
-    `sample_count` and `sample_times` say which. Decoding takes one thread, so that many files can be read at once.
+    `sample_count` and `sample_times` say which. Decoding takes one thread, so many files can be read at once.
 
     Raises DataError with a reason: cannot be read, empty, not a video, no video stream, no frames, cut short, damaged,
     too small, too large, too long and thin, too long, too many frames.

@@ -7,7 +7,7 @@ import torch
 from ral_system.config.choices import Autocast, Dtype
 
 _IN_HARDWARE = ("avx512_bf16", "amx_bf16", "bf16")
-"""Names that torch gives to what CPUs can do, of which one is enough."""
+"""Names that torch gives to instructions of CPUs; one is enough."""
 
 
 def autocast_dtype(choice: Autocast, device: torch.device, dtype: Dtype) -> torch.dtype | None:

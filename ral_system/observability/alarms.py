@@ -130,7 +130,7 @@ ALARMS = (
         "perception_clamped",
         "perception/clamped",
         "the share of tokens that pictures change beyond the bound",
-        "the policy moves away from its blinded view without an end; lower algorithm.perception.weight or "
+        "the policy moves further and further from its blinded view; lower algorithm.perception.weight or "
         "algorithm.perception.masked",
     ),
     Alarm(

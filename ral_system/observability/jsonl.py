@@ -35,7 +35,7 @@ class JsonLines:
         self.last = dict(record)
 
     def replace_last(self, record: Mapping[str, Any]) -> None:
-        """Write one object in the place of the last one, which must exist."""
+        """Replace the last object, which must exist."""
         assert self.last is not None
         self._rewrite([*read_lines(self.path)[:-1], dict(record)])
 
@@ -87,7 +87,7 @@ def dump(record: Mapping[str, Any]) -> str:
 
 
 def write_atomically(path: Path, text: str) -> None:
-    """Replace `path` in one step, so that a reader sees the old or the new text and never half of one."""
+    """Replace `path` in one step, so a reader sees the old or the new text and never half of one."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         with temporary.open("w", encoding="utf-8") as file:

@@ -174,7 +174,7 @@ class StageProgress:
         self._say(f"{self._title}: {message}")
 
     def warn(self, message: str) -> None:
-        """Print a line that stays, once per text up to its first number, so that a lasting alarm is shown once."""
+        """Print a line that stays, once per text up to its first number, so a lasting alarm is shown once."""
         about = message.split(" is ")[0]
         if about not in self._warned:
             self._warned.add(about)

@@ -73,7 +73,7 @@ def write_trace(run_folder: Path) -> None:
 def idle_shares(run_folder: Path, stage: str) -> dict[str, float]:
     """Share of the stage in which each process had nothing to do, all sessions of the run together.
 
-    A stage is when the controller is in one of its phases, so that time between two sessions counts for nobody. Empty
+    A stage is when the controller is in one of its phases, so time between two sessions counts for nobody. Empty
     for a stage that left no notes.
     """
     lanes = _lanes(run_folder)

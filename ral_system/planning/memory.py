@@ -39,7 +39,7 @@ class Role:
     device: Mapping[str, int]
     """Bytes that stay on its device, by what they are for."""
     phases: Mapping[str, int]
-    """Bytes of each phase, of which one at a time is held."""
+    """Bytes of each phase; one at a time is held."""
     host: Mapping[str, int]
     """Bytes in host memory, by what they are for."""
 

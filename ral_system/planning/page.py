@@ -26,7 +26,7 @@ def print_plan(config: TrainConfig, plan: Plan, console: Console) -> None:
     console.print(_memory(plan))
     if plan.shared:
         phases = ", ".join(f"{gib(size)} to {phase}" for phase, size in plan.shared.items())
-        console.print(f"Roles share GPUs, of which each holds {phases} GiB, of {gib(plan.device.bytes)}.")
+        console.print(f"Roles share GPUs: each holds {phases} GiB, of {gib(plan.device.bytes)}.")
     console.print(f"The cache of an engine holds {plan.at_once:,} such sequences.\n")
     if plan.problems:
         return  # a run that does not fit takes no time

@@ -53,7 +53,7 @@ class Plan:
 
 
 def make_plan(config: TrainConfig, plan: PlanConfig, folder: Path, teachers: Sequence[Path]) -> Plan:
-    """Plan the rl stage of a run, for the model in `folder`, of which only the configuration and tokenizer are read.
+    """Plan the rl stage of a run, for the model in `folder`; only its configuration and tokenizer are read.
 
     Raises ConfigError for settings that no prompt fits.
     """
@@ -231,7 +231,7 @@ def _advice(config: TrainConfig, samples: Sequence[Sample]) -> Iterator[str]:
         yield f"algorithm.sampling_rounds={algorithm.sampling_rounds}: one is counted, and each more adds a rollout"
     scored = len(bundles(groups_of(samples), config.learner.max_tokens))
     if config.starts_reference and config.cluster.scorers > scored:
-        yield f"cluster.scorers={config.cluster.scorers}: a batch has {scored} bundles to score, so that some are idle"
+        yield f"cluster.scorers={config.cluster.scorers}: a batch has {scored} bundles to score, so some are idle"
     if (tokens := price(group)) > config.learner.pass_tokens:
         yield (
             f"learner.max_tokens={config.learner.max_tokens}{_together(config.learner)}: a group takes {tokens}, "

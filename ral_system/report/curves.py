@@ -1,6 +1,6 @@
 """Curves over training, a column per group of runs and a row per metric, as an SVG file that needs nothing else.
 
-All panels share their steps and those of a row their values, so that groups can be compared by eye.
+All panels share their steps and those of a row their values, so groups can be compared by eye.
 """
 
 from __future__ import annotations

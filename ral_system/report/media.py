@@ -83,7 +83,7 @@ class ReportMedia:
 
 
 def _sized(image: Image.Image, shown_px: int) -> Image.Image:
-    """Enlarge small pictures by whole factors, so that cells stay sharp, and reduce large ones."""
+    """Enlarge small pictures by whole factors, so cells stay sharp, and reduce large ones."""
     longer = max(image.size)
     if longer > 2 * shown_px:
         image.thumbnail((2 * shown_px, 2 * shown_px))

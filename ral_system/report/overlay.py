@@ -8,7 +8,7 @@ import numpy as np
 from PIL import Image
 
 # Plasma at nine even stops: perceptually uniform, so equal steps of mass look like equal steps of colour.
-# It begins at blue and ends at a strong yellow, so that both ends show on light and on dark pictures.
+# It begins at blue and ends at a strong yellow, so both ends show on light and on dark pictures.
 _COLOURMAP = np.array(
     [
         (13, 8, 135),
@@ -31,7 +31,7 @@ _GRID_ALPHA = 0.35
 def overlay_frames(frames: Sequence[Image.Image], mass: np.ndarray, peak: float | None = None) -> list[Image.Image]:
     """Frames of a video, or one picture, each with its part of `mass` [frames, h, w] blended over it.
 
-    All share one scale, up to `peak` (default: the largest entry), so that frames can be compared. Raises ValueError
+    All share one scale, up to `peak` (default: the largest entry), so frames can be compared. Raises ValueError
     unless there is one picture per frame of the map.
     """
     if mass.ndim != 3 or len(frames) != len(mass) or not frames:

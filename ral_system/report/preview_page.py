@@ -59,7 +59,7 @@ class Drawn:
 
 @dataclass(frozen=True, slots=True)
 class Figures:
-    """Counts of what became of the rows."""
+    """Counts of used and rejected rows."""
 
     rows: int
     train: int

@@ -67,7 +67,7 @@ class Chart:
 
 
 def steps_to_draw(series: Sequence[Series]) -> list[int]:
-    """All steps, or each bucket's extremes of every series, so that no spike is lost."""
+    """All steps, or each bucket's extremes of every series, so no spike is lost."""
     steps = sorted({step for s in series for step, _ in s.points})
     if len(steps) <= MAX_STEPS:
         return steps

@@ -1,6 +1,6 @@
 """The verifier process: reads jobs from its standard input, one JSON line each, and answers each with one line.
 
-`worker.py` starts it and may kill it at any moment. JSON rather than pickle, so that a verifier that has been taken
+`worker.py` starts it and may kill it at any moment. JSON rather than pickle, so a verifier that has been taken
 over by what it judges cannot run code in the parent. Imports no torch.
 
 Lines in:  the greeting `{"path", "judge", "settings", "config", "response_format"}`, jobs `[text, reference, kind]`

@@ -32,7 +32,7 @@ def format_score(text: str, response_format: ResponseFormat) -> float:
 def extract_answer(text: str) -> str | None:
     """Content of the only `<answer>` block, stripped; None when there is no such block, or more than one.
 
-    Independent of the template, so that a right answer in a wrong frame still earns its correctness. Several blocks
+    Independent of the template, so a right answer in a wrong frame still earns its correctness. Several blocks
     are refused, since otherwise the policy could hedge.
     """
     if text.count("<answer>") != 1 or text.count("</answer>") != 1:

@@ -25,7 +25,7 @@ def judge(response: Response, config: JudgeConfig) -> dict[str, float]:
 
 
 def prepare(config: JudgeConfig) -> None:
-    """Import all that `judge` calls, so that a mistake shows before the first response. Raises what importing raises,
+    """Import all that `judge` calls, so a mistake shows before the first response. Raises what importing raises,
     and ConfigError for a `reward.function` that is not there.
     """
     for name in {config.verifier, *config.kinds.values()}:

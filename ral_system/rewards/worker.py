@@ -24,7 +24,7 @@ START_TIMEOUT_S = 120.0
 """Bound on a process's start: importing pydantic and the verifier, on a machine whose cores may all be busy."""
 _MAX_LINE_BYTES = 2**20
 WINDOW = 32
-"""Jobs that a process holds at once, so that it need not wait for the parent between two."""
+"""Jobs that a process holds at once, so it need not wait for the parent between two."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +53,7 @@ class Worker:
             [sys.executable, "-m", "ral_system.rewards.child", str(os.getpid())],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            start_new_session=True,  # its own process group, so that what a verifier starts is killed with it
+            start_new_session=True,  # its own process group, so what a verifier starts is killed with it
             env={**os.environ, "OMP_NUM_THREADS": "1"},
         )
         assert self._process.stdin is not None and self._process.stdout is not None
@@ -109,7 +109,7 @@ class Worker:
         return [(self.jobs.popleft(), message) for message in messages]
 
     def loss(self, timeout_s: float) -> Loss | None:
-        """Return why this process is lost, or None. Call after `receive`, so that no verdict is missed."""
+        """Return why this process is lost, or None. Call after `receive`, so no verdict is missed."""
         waited = time.monotonic() - self._progress_at
         if self._garbled:
             return Loss(RewardStatus.ERROR, "the verifier wrote into the pipe of its process")

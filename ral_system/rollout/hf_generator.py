@@ -215,7 +215,7 @@ class HfEngine:
         else:
             cumulative_BV = log_p_BV.double().exp().cumsum(-1)
             uniform_B = torch.stack([row.uniforms[len(row.token_ids)] for row in rows]).to(self._device)
-            # Strictly below the total, so that the first larger entry exists and is a token of positive probability.
+            # Strictly below the total, so the first larger entry exists and is a token of positive probability.
             target_B = uniform_B.clamp(max=1 - 2**-52) * cumulative_BV[:, -1]
             tokens_B = torch.searchsorted(cumulative_BV, target_B[:, None], right=True)[:, 0]
         log_probs_B = log_p_BV.gather(-1, tokens_B[:, None])[:, 0]

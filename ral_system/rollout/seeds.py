@@ -1,4 +1,4 @@
-"""Where the randomness of a completion comes from: its own seed, so that it does not depend on its neighbours."""
+"""Where the randomness of a completion comes from: its own seed, so it does not depend on its neighbours."""
 
 from __future__ import annotations
 

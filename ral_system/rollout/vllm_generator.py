@@ -119,7 +119,7 @@ class VllmEngine:
         self._held = Held.ALL
 
     def close(self) -> None:
-        """Give the engine's memory back, so that the process can start another. Not to be used afterwards."""
+        """Give the engine's memory back, so the process can start another. Not to be used afterwards."""
         self._llm.llm_engine.engine_core.shutdown()
         del self._llm, self._handover
         cleanup_dist_env_and_memory()
@@ -215,7 +215,7 @@ class VllmEngine:
 
     def _drop_caches(self) -> None:
         # All three, and on the engine, whose scheduler must know which images are encoded no longer. Sequences under
-        # way are computed again from their first token, so that each next one comes from the new weights alone.
+        # way are computed again from their first token, so each next one comes from the new weights alone.
         if not self._llm.reset_prefix_cache(reset_running_requests=True):
             raise WeightSyncError("the engine refused to drop its prefix cache, which holds keys of the old weights")
         self._llm.llm_engine.reset_mm_cache()

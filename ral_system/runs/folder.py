@@ -270,7 +270,7 @@ def differing_fields(
 ) -> list[tuple[str, Any, Any]]:
     """Fields with different values, by dotted path, in the groups that count, except those that may change.
 
-    `declared` says of every key of the new configuration's classes whether it may. A field that a later version has
+    `declared` says whether each key of the new configuration's classes may. A field that a later version has
     added or replaced is in one record alone and differs from nothing; an entry that somebody has added to a dictionary,
     such as `reward.kinds`, differs.
     """

@@ -48,7 +48,7 @@ def check_anchored(text: str, answer: str, reasoning: str, anchor: re.Pattern[st
 def kept_words(before: str, after: str) -> float:
     """Share of the words of `before` that `after` still has, in their order: their longest common subsequence.
 
-    By bits, one per word of `before` (Hyyrö 2004), so that thousands of words take milliseconds.
+    By bits, one per word of `before` (Hyyrö 2004), so thousands of words take milliseconds.
     """
     words = before.split()
     places: dict[str, int] = defaultdict(int)

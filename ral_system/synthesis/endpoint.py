@@ -51,7 +51,7 @@ class EndpointGenerator:
         return self._text(await self._complete(self._content(row, texts), self._settings.max_tokens))
 
     async def check(self) -> None:
-        """Ask for a single token, so that a wrong setup is found before there is work to lose."""
+        """Ask for a single token, so a wrong setup is found before there is work to lose."""
         try:
             self._choice(await self._complete([{"type": "text", "text": "hello"}], 1))
         except UnansweredError as error:

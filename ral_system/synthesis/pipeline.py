@@ -1,6 +1,6 @@
 """Rows through the three roles, many at once. Whatever is accepted is on disk before anything else happens to it.
 
-outputs.jsonl         every role's accepted text, so that an interrupted row goes on where it was
+outputs.jsonl         every role's accepted text, so an interrupted row goes on where it was
 demonstrations.jsonl  rows that came through
 rejected.jsonl        rows that did not, with role, reason and what was said last
 """
@@ -30,7 +30,7 @@ OUTAGE = 8
 
 @dataclass
 class Tally:
-    """Counts of what became of the rows, including those of earlier runs."""
+    """Counts of accepted and rejected rows, including those of earlier runs."""
 
     accepted: int = 0
     unanswered: int = 0

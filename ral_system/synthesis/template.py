@@ -1,4 +1,4 @@
-"""The offline generators: what the three roles would say of a scene that is known."""
+"""The offline generators: what the three roles would say about a known scene."""
 
 from __future__ import annotations
 

@@ -47,7 +47,7 @@ from ral_system.tasks.visual_search_prompts import VisualSearchPrompts, VisualSe
 from ral_system.types import MediaKind, Prompt
 
 PREPARED_FOLDER = ".prepared"
-"""Beside the runs; one folder for each set of files and settings that decide what becomes of them, and `media`: copies,
+"""Beside the runs; one folder for each set of files and settings that decide which rows are used, and `media`: copies,
 and what is known of media, for all of them."""
 _DONE_FILE = "prepared.json"
 

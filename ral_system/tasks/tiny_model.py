@@ -1,6 +1,6 @@
 """A tiny vision-language model of the Qwen2.5-VL architecture, built from nothing: weights, tokenizer and processor.
 
-Saved in Hugging Face format, so that transformers and vLLM load it as they load the 7B model. Its tokenizer knows the
+Saved in Hugging Face format, so transformers and vLLM load it as they load the 7B model. Its tokenizer knows the
 words of the data that it is built for and the Qwen chat markers, or is a given one; a grid cell of 28 px is one visual
 token.
 """
@@ -34,7 +34,7 @@ SPECIAL_TOKENS = (
 )
 ROLES = ("system", "user", "assistant")
 
-# The light background of the mosaics maps to 0 and every glyph to one sign, so that shapes show regardless of colour.
+# The light background of the mosaics maps to 0 and every glyph to one sign, so shapes show regardless of colour.
 PIXEL_MEAN = [0.94, 0.94, 0.94]
 PIXEL_STD = [0.25, 0.25, 0.25]
 

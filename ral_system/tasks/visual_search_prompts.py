@@ -26,7 +26,7 @@ _STORED = Image.new("RGB", (1, 1))
 """Stands in for a record's picture once the store has it."""
 
 STRIDE = 7919
-"""Distance between the first records of two seeds: a prime, so that few coincide for any number of records."""
+"""Distance between the first records of two seeds: a prime, so few coincide for any number of records."""
 
 
 class VisualSearchRecords:
@@ -149,7 +149,7 @@ class VisualSearchPrompts(VisualSearchQuestions):
 
     @functools.cached_property
     def _demonstrations(self) -> list[tuple[Demonstration, tuple[int, ...]]]:
-        """Read all demonstrations with their token ids, so that an unusable one is found before the first step."""
+        """Read all demonstrations with their token ids, so an unusable one is found before the first step."""
         path, found = Path(self._config.demonstrations or ""), []
         for demonstration in read_demonstrations(path):
             try:

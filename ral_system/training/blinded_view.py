@@ -37,7 +37,7 @@ class BlindedView:
         self._engine, self._collate, self._shards, self._max_tokens = engine, collate, shards, max_tokens
 
     def added(self, plan: TrainPlan, scores: Scores, step: int, at: AtVersion) -> Scores:
-        """Add the blinded log-probs to this rank's scores, and what they make of the advantages. All ranks call it.
+        """Add the blinded log-probs to this rank's scores, and the advantages that follow. All ranks call it.
 
         `step` is the version that the batch trains, `at` puts a version's weights in place. Tokens that different
         weights made have their log-probs at these, like those of the whole view.
@@ -63,7 +63,7 @@ class BlindedView:
 
     @torch.no_grad()
     def _log_probs(self, samples: MicroBatch, shard: Sequence[MicroBatch]) -> list[tuple[Sample, np.ndarray]]:
-        """Pass a micro-batch; in place of an empty one goes a sample of the shard, and nothing comes of it.
+        """Pass a micro-batch; for an empty one, pass a sample of the shard and drop the result.
 
         What a frozen encoder saw in the whole media is of no use here.
         """
@@ -94,7 +94,7 @@ def blinded_passes(
 
 
 def blinded_sample(sample: Sample, settings: BlindedGroup, family: Family, seed: str) -> Sample:
-    """Put blinded media in the place of a sample's."""
+    """Replace a sample's media by blinded ones."""
     own = f"/{sample.index}" if settings.masks == "response" else ""
     media = tuple(
         BlindedMedia.of(

@@ -34,7 +34,7 @@ def log_prob_gaps(shards: Sequence[Sequence[MicroBatch]], rank: int, scores: Sco
 def check_all_log_probs(
     by_shard: Sequence[Sequence[MicroBatch]], shards: Shards, scores: Scores, gate: LogProbGateConfig
 ) -> None:
-    """Check the gaps of all ranks on every rank, so that a batch beyond the gate ends them together."""
+    """Check the gaps of all ranks on every rank, so a batch beyond the gate ends them together."""
     gaps = shards.sum(torch.from_numpy(log_prob_gaps(by_shard, shards.own, scores))).cpu().numpy()
     check_log_prob_gaps([s for of_shard in by_shard for micro in of_shard for s in micro], gaps, gate)
 

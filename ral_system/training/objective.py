@@ -100,9 +100,9 @@ def policy_objective(
     arXiv 2602.04884, Eq 1, 4 and 7; `training.perception` may add a term, or guide L_GRPO. `rows` are the groups'
     attention policies. `behaviour` holds the old policy's log-probs and what its rows look at, made by the learner at
     the rollout's weights; `anchor` the records that attention is compared with (the paper: also the old policy's);
-    `teaching` what teachers say of the samples, empty without one. `attention_rows` is the number of attention rows of
-    the whole update, over all ranks, `evidence_rows` of those that are drawn to evidence. Tokens whose log-prob differs
-    by more than `largest_gap` between learner and rollout engine have no part in the policy loss.
+    `teaching` the teachers' scores of the samples, empty without one. `attention_rows` is the number of attention rows
+    of the whole update, over all ranks, and `evidence_rows` that of the rows that are drawn to evidence. Tokens whose
+    log-prob differs by more than `largest_gap` between learner and rollout engine have no part in the policy loss.
     """
     mask = batch.response_mask
     old_BR, rollout_BR = stack_log_probs(samples, behaviour, mask), stack_rollout_log_probs(samples, mask)

@@ -1,4 +1,4 @@
-"""What `algorithm.perception` makes of a micro-batch. Suffixes: B samples, R response positions (padded)."""
+"""The part of `algorithm.perception` in a micro-batch. Suffixes: B samples, R response positions (padded)."""
 
 from __future__ import annotations
 

@@ -18,7 +18,7 @@ def plan_updates(
 
     Neighbouring samples with one prompt are a group. With `deal="groups"` update u takes every updates-th group from u
     on, and a group is cut where the updates would not be equally large otherwise; with `deal="samples"` it takes every
-    updates-th sample, so that the members of a group are spread over the updates. Within an update, groups stay whole
+    updates-th sample, so the members of a group are spread over the updates. Within an update, groups stay whole
     in a shard unless cutting one makes the busiest shard's tokens fewer by a sixteenth. Micro-batches hold up to
     `max_tokens` (`data.micro_batches`). All shards have equally many, for which some may be empty. Raises ValueError
     when there are too few samples, or they do not divide.

@@ -71,7 +71,7 @@ class RewardStatus(enum.StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """What verifiers say of one completion.
+    """Verdicts of the verifiers on one completion.
 
     Example: `Verdict("train/17#3", {"correctness": 1.0, "format": 1.0}, RewardStatus.OK)`
     """

@@ -15,7 +15,7 @@ from ral_system.types.rollout import Completion, RewardResult, Switches
 class Credit:
     """What a response is worth to the attention objective.
 
-    Example: the second of three, of which only the first was right:
+    Example: the second of three responses; only the first was right:
     `Credit(advantage=-0.71, outcomes=(0.67, -0.33, -0.33), judged=(0.67, -0.33, -0.33), reward=0.0)`
     """
 

@@ -55,7 +55,7 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> ByFile:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Put the longest files first, so that no process is left with one at the end."""
+    """Put the longest files first, so no process is left with one at the end."""
     items.sort(key=lambda item: not item.path.stem.removeprefix("test_").startswith(_LONGEST))
 
 
@@ -152,7 +152,7 @@ class Commands:
         return kept | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "COLUMNS": "120"} | extra
 
     def start(self, program: str, *args: str, cwd: Path, fresh: bool = False, **extra: str) -> Process:
-        """In a session of its own, so that a signal to its group reaches nothing else; a Python file is a program."""
+        """In a session of its own, so a signal to its group reaches nothing else; a Python file is a program."""
         command, environment = [str(_BIN / program), *args], self.environment(**extra)
         if (program.startswith("ral-") or program.endswith(".py")) and not fresh:
             deadline = time.monotonic() + 120
@@ -296,7 +296,7 @@ def left() -> type[Left]:
 
 @pytest.fixture(scope="session")
 def with_signal() -> tuple[str, ...]:
-    """A run whose cold start gets far enough for rewards to differ, so that RL has gradients; in one process."""
+    """A run whose cold start gets far enough for rewards to differ, so RL has gradients; in one process."""
     return (
         "experiment=smoke",
         "cluster=local",

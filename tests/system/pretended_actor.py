@@ -1,4 +1,4 @@
-"""Any actor of a run, which says where it is. In a module of its own, so that its process imports little."""
+"""Any actor of a run, which says where it is. In a module of its own, so its process imports little."""
 
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple

@@ -190,7 +190,7 @@ def test_a_cluster_that_is_too_small(commands, model: Path, tmp_path: Path) -> N
 
 @pytest.fixture
 def nobody() -> Iterator[int]:
-    """A port that nobody listens on: bound, so that nobody takes it meanwhile."""
+    """A port that nobody listens on: bound, so nobody takes it meanwhile."""
     with socket.socket() as bound:
         bound.bind(("127.0.0.1", 0))
         yield bound.getsockname()[1]

@@ -91,7 +91,7 @@ def published(learner: Any, version: int) -> dict[str, np.ndarray] | None:
 
 
 def learner_tokens(engine: str) -> int:
-    """Tokens per pass: fewer for one of the engines, so that its micro-batches are others."""
+    """Tokens per pass: fewer for one of the engines, so its micro-batches are others."""
     return 400 if engine == "torch" else 200
 
 

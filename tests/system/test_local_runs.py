@@ -357,7 +357,7 @@ def test_the_overlapped_loop_ends_the_same_when_it_was_interrupted(
 def test_weights_change_under_way_on_request(
     commands, left, with_signal, uninterrupted, tmp_path: Path, on_new_weights: str
 ) -> None:
-    """Six steps without a pause, and long responses one at a time, so that new weights find some of them under way."""
+    """Six steps without a pause, and long responses one at a time, so new weights find some of them under way."""
     start = uninterrupted.folder / "models" / "sft"
     overrides = [
         *with_signal,

@@ -33,7 +33,7 @@ class Head:
 
 
 def free_ports(count: int) -> list[int]:
-    """All bound at once, so that they differ."""
+    """All bound at once, so they differ."""
     with ExitStack() as stack:
         sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
         for each in sockets:

@@ -40,7 +40,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def engine(folder: Path) -> Iterator[Member]:
-    # GPUs in name only, so that Ray deals them out as it does real ones; vLLM runs on the CPU.
+    # GPUs in name only, so Ray deals them out as it does real ones; vLLM runs on the CPU.
     ray.init(num_cpus=2, num_gpus=4, include_dashboard=False, log_to_driver=False)
     learner = Bundle("learner", 0, 0.125, 1)  # its bundle comes first, and the engine must leave it alone
     group = reserve([learner, Bundle("rollout", 0, 1, 2)], 60, nodes_may_join=False, tell=print)

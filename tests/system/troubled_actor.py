@@ -1,4 +1,4 @@
-"""An actor that fails in every way. In a module of its own, so that its process imports little."""
+"""An actor that fails in every way. In a module of its own, so its process imports little."""
 
 import time
 from collections.abc import Iterator

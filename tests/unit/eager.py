@@ -1,4 +1,4 @@
-"""What transformers itself makes of a batch, for tests to compare with."""
+"""Results of transformers itself for a batch, for tests to compare with."""
 
 from __future__ import annotations
 

@@ -1,3 +1,5 @@
+from pathlib import Path
+
 import pytest
 
 from tests import prose
@@ -31,6 +33,8 @@ def test_plain_text_passes():
         ('"""Whatever is no\nnumber."""', 1),
         ('print("keeps the text as it is")', 1),
         ('"""A lock; whoever has it may write."""', 1),
+        ('"""Prompts are text, so\n    that the ideal is known."""', 1),
+        ("x = 1  # groups, of which one is empty", 1),
         ('def fits(x):\n    """Whether it fits."""', 2),
         ('class A:\n    async def held(self):\n        """\n        What it holds."""', 3),
     ],
@@ -56,6 +60,15 @@ def test_long_lines_of_prose_only():
     fine = ["| " + long, "    " + long, "```\n" + long + "\n```", "[" + long + "](https://example.org)", "`is no x`"]
     assert list(prose.in_markdown("\n".join(fine))) == []
     assert list(prose.in_markdown("short\n" + long)) == [(2, "128 columns: break the line at 120")]
+
+
+def test_records_keep_the_words_of_their_time(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "docs").mkdir()
+    for name in ("results.md", "data.md"):
+        (tmp_path / "docs" / name).write_text("Calls take turns, so that all see\nthe same machine, mended.\n")
+    results, data = ([at for at, _ in prose.in_file(Path("docs") / name)] for name in ("results.md", "data.md"))
+    assert (results, sorted(data)) == ([2], [1, 2])
 
 
 def test_complaints_fail_the_command(tmp_path, monkeypatch, capsys):

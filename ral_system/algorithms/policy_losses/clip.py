@@ -12,7 +12,7 @@ def clip_loss(inputs: LossInputs, config: ClipLossConfig) -> TokenLoss:
     """-min(r A, clip(r, 1 - clip_low, 1 + clip_high) A) with r = pi / pi_old (PPO, arXiv 1707.06347).
 
     clip_high > clip_low is DAPO's clip-higher (arXiv 2503.14476). With `dual_clip` = c > 1 the objective of a token
-    with A < 0 is at least c A (arXiv 1912.09729), so that a token that has become much likelier pushes no harder
+    with A < 0 is at least c A (arXiv 1912.09729), so a token that has become much more likely pushes no harder
     than c. r = 1 gives the plain policy gradient.
     """
     advantages_BR = inputs.advantages_of_tokens()

@@ -1,4 +1,4 @@
-"""The vision encoder, once per micro-batch whatever it holds, so that ranks under ZeRO-3 gather the same parameters."""
+"""The vision encoder, once per micro-batch whatever it holds, so ranks under ZeRO-3 gather the same parameters."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def _black_patch(model: Any) -> tuple[list[Tensor], list[Tensor]]:
 class DealtViews:
     """The pictures of media and frames of videos, dealt to ranks in runs of about equally many patches.
 
-    None of them attends to another. A rank without any encodes the first, so that it gathers and reduces what the
+    None of them attends to another. A rank without any encodes the first, so it gathers and reduces what the
     others do, and hands over none of it. `grids` int64 [media, 3]: frames, rows and columns of patches.
     """
 

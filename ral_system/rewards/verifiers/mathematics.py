@@ -31,7 +31,7 @@ _EQUALS = re.compile(r"(?<![\\<>!])=")
 _COMMAND = re.compile(r"\\[A-Za-z]+")
 _LETTER = re.compile(r"[A-Za-z]")
 _DECIMALS = 6
-"""To which decimals are compared, so that 0.333333 is 1/3; of numbers below 1, that many significant digits."""
+"""To which decimals are compared, so 0.333333 is 1/3; of numbers below 1, that many significant digits."""
 
 
 def score(given: str, reference: str, config: JudgeConfig) -> float:

@@ -1,7 +1,7 @@
 r"""The letter of an option: `B`, `(b)`, `**B.** a red cube`, `B - red`, `The answer is B`, `\boxed{\text{B}}`.
 
 Strict: an answer is a letter, perhaps announced in words that say nothing else, and then either ends or goes on as an
-option does. Of other prose no letter is read, so that a wrong one is hardly ever rewarded. Nor is one read where
+option does. Of other prose no letter is read, so a wrong one is hardly ever rewarded. Nor is one read where
 another letter follows or the first is taken back (`C - wait, D`): a policy that is paid for the last of several letters
 would learn to try several.
 """

@@ -14,7 +14,7 @@ from ral_system.studies.icl.factor_model import FEATURES, WIDTH, Context
 
 
 class Read(NamedTuple):
-    """What a model says of its queries, and where it looked."""
+    """A model's outputs for its queries, and where it looked."""
 
     predictions: Tensor
     """[B, Q]."""

@@ -69,4 +69,4 @@ def test_a_head_that_the_better_ones_do_not_look_with_has_no_target() -> None:
     both = torch.stack([looks, blind], dim=1)
     two = [Glances(both[i], both, outcomes, i) for i in range(3)]
     found, expected = (group_anchor(inputs_of(glances), REPELS).item() for glances in (two, one))
-    assert found == pytest.approx(expected / 2) != 0  # the mean over two heads, of which one has nothing to say
+    assert found == pytest.approx(expected / 2) != 0  # the mean over two heads; one is zero

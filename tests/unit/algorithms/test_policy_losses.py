@@ -17,7 +17,7 @@ from tests.unit.algorithms.losses import CLIP, DPPO, EVERY, by_hand, inputs_of, 
         # min(r A, clip(r, 0.8, 1.2) A); slope r A where the free branch counts, else 0
         ({}, 1.5, 2.0, 2.4, 0.0),  # min(3.0, 1.2 · 2): a good token is 1.5 times as likely already
         ({}, 0.5, 2.0, 1.0, 1.0),  # min(1.0, 0.8 · 2): a good token has become rarer, pulled up
-        ({}, 1.5, -2.0, -3.0, -3.0),  # min(-3.0, -2.4): a bad token has become likelier, pushed down
+        ({}, 1.5, -2.0, -3.0, -3.0),  # min(-3.0, -2.4): a bad token has become more likely, pushed down
         ({}, 0.5, -2.0, -1.6, 0.0),  # min(-1.0, -1.6): a bad token is halved already
         ({}, 1.1, 2.0, 2.2, 2.2),
         ({}, 0.9, -2.0, -1.8, -1.8),

@@ -19,7 +19,7 @@ SHAPES = [(3, 5), (4, 37), (11, 8), (1, 1), (64, 64)]
 
 
 class Case:
-    """Hidden states, a head, and what a rollout engine and a teacher say of the tokens."""
+    """Hidden states, a head, and the log-probs of a rollout engine and a teacher."""
 
     def __init__(self, dtype: torch.dtype = torch.float32, scale: float = 2.0) -> None:
         g = torch.Generator().manual_seed(0)

@@ -44,7 +44,7 @@ def test_line_ends_have_no_place_in_their_picture() -> None:
     assert row == [0, 0, -1, 1, 1, -1, 0, 0, 0, -1, 0, 0]
     assert column == [0, 1, -1, 0, 1, -1, 0, 1, 2, -1, 0, 1]
     found = key_provenance(torch.tensor([0, *[1] * 12]).bool(), [layout], system_tokens=0, prompt_tokens=13)
-    assert found.kind.tolist() == [TEXT, *[IMAGE] * 12]  # a line end is a token of its picture all the same
+    assert found.kind.tolist() == [TEXT, *[IMAGE] * 12]  # a line end is also a token of its picture
     assert found.media.tolist() == [-1, *[0] * 12]
     assert found.row.tolist() == [-1, *row] and found.column.tolist() == [-1, *column]
 

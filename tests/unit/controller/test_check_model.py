@@ -1,4 +1,4 @@
-"""What a run says of its start model before anything starts: engines cannot serve it, layers have short windows."""
+"""Refusals and warnings about a start model: engines cannot serve it, layers have short windows."""
 
 from collections.abc import Callable
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""One run of the preparation over every kind of row, and what became of them."""
+"""One run of the preparation over every kind of row, and the results."""
 
 import os
 import time
@@ -38,7 +38,7 @@ SETTINGS = (
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of the three files."""
+    """Results for the three files."""
 
     root: Path
     prepared: Path

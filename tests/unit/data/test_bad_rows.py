@@ -110,7 +110,7 @@ def test_the_summary_counts_the_same(outcome: Outcome) -> None:
 
 
 def test_reasons_are_one_printable_line(outcome: Outcome) -> None:
-    """They are shown in terminals, and counted: what they say of a row may not differ by its number."""
+    """They are shown in terminals, and counted: the text about a row may not depend on its number."""
     for line in outcome.left_out.values():
         assert line["reason"].isprintable() and 0 < len(line["reason"]) <= 400, line["reason"]
 

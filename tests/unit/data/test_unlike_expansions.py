@@ -1,4 +1,4 @@
-"""Prompts of which vLLM makes other tokens than the processor, in tokenizers as models have them, are refused."""
+"""Prompts that vLLM tokenises differently from the processor are refused, with tokenizers as models have them."""
 
 import json
 from collections.abc import Callable

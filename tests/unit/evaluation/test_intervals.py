@@ -85,7 +85,7 @@ def test_a_gain_is_paired() -> None:
     worse, better = (bootstrap(values.tolist(), mean) for values in (first, first + 0.1))
     assert paired_interval(better, worse, "mean") == pytest.approx((0.1, 0.1))
     assert paired_interval(better, worse, "count") is None
-    # One question of ten is better by 1: it is drawn Binomial(10, 1/10) times, of which 2.5 % are 0 and 97.5 % to 3.
+    # One question of ten is better by 1: it is drawn Binomial(10, 1/10) times: quantiles 0 and 3.
     one = bootstrap([1.0] + [0.0] * 9, mean, resamples=4000)
     assert paired_interval(one, bootstrap([0.0] * 10, mean, resamples=4000), "mean") == pytest.approx((0.0, 0.3))
 

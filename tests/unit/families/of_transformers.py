@@ -82,7 +82,7 @@ class Bench:
 
 @dataclass
 class Alone:
-    """What transformers makes of one sample."""
+    """Results of transformers for one sample."""
 
     log_probs: Tensor
     attentions: tuple[Tensor, ...]

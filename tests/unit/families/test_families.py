@@ -1,4 +1,4 @@
-"""Which family a model belongs to, what a family says of prompts and models, and families from elsewhere."""
+"""The family of a model, a family's checks of prompts and models, and families from other packages."""
 
 import json
 import sys
@@ -97,7 +97,7 @@ def test_a_package_whose_family_cannot_be_imported_is_one_line(
     assert family_of("qwen2_vl", "m") is QwenVl  # which has nothing to do with it
 
 
-# --- what it says of prompts ---
+# --- checks of prompts ---
 
 
 class Framed(QwenVl):

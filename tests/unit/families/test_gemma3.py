@@ -197,7 +197,7 @@ def test_operations_are_those_that_torch_counts(bench: Bench) -> None:
 
 @pytest.fixture
 def judged(bench: Bench) -> list[Sample]:
-    """Two responses to every question with their log-probs, of which one is better than the other."""
+    """Two responses to every question with their log-probs, one better than the other."""
     samples = bench.samples(2)
     with torch.no_grad():
         log_probs = PolicyModel(bench.model, bench.family, temperature=1.0)(bench.collate(samples)).log_probs

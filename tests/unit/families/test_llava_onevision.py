@@ -82,7 +82,7 @@ def test_text_and_pixels_are_the_processors(bench: Bench) -> None:
 
 
 def test_a_whole_view_and_rows_without_padding(bench: Bench) -> None:
-    """84 × 42 px are two tiles beside each other; of 84 × 30 px, 3 rows of which 42 - 30 px are padding, all are kept
+    """84 × 42 px are two tiles beside each other; of 84 × 30 px, 3 rows with 42 - 30 px of padding, all are kept
     but where a whole row is padding.
     """
     assert bench.family.layout(Media("", 84, 42)) == Layout(

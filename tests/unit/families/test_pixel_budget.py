@@ -52,7 +52,7 @@ def test_bounds_that_are_equal_refuse_no_ordinary_picture(tokens: int, width: in
 
 
 def test_equal_bounds_by_hand() -> None:
-    """640x480 is 3.06 budgets: 13.06 x 9.8 factors, of which 13 x 9 are whole ones."""
+    """640x480 is 3.06 budgets: 13.06 x 9.8 factors, 13 x 9 whole ones."""
     assert QwenPixelBudget(28, 100352, 100352, BUDGET.processor).size(640, 480) == (364, 252)
 
 

@@ -1,4 +1,4 @@
-"""What the command line says of an override that Hydra refuses."""
+"""Errors of the command line for overrides that Hydra refuses."""
 
 import sys
 

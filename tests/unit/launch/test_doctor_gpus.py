@@ -1,4 +1,4 @@
-"""What `ral-doctor --gpu` says of nodes whose nvidia-smi, torch and adapters are played."""
+"""`ral-doctor --gpu` on nodes with simulated nvidia-smi, torch and adapters."""
 
 import json
 from pathlib import Path

@@ -79,7 +79,7 @@ def check(job: dict[str, Any]) -> None:
 
 
 def pods(job: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    """The pods that the operator makes of the templates."""
+    """The pods that the operator creates from the templates."""
     cluster = job["spec"]["rayClusterSpec"]
     for group in (cluster["headGroupSpec"], *cluster["workerGroupSpecs"]):
         yield {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "pod"}, **group["template"]}
@@ -87,7 +87,7 @@ def pods(job: dict[str, Any]) -> Iterator[dict[str, Any]]:
 
 @pytest.fixture
 def job() -> dict[str, Any]:
-    # Through text, so that YAML's anchors become copies that a test can change alone.
+    # Through text, so YAML's anchors become copies that a test can change alone.
     return copy.deepcopy(yaml.safe_load((CLUSTER / "kuberay.yaml").read_text()))
 
 

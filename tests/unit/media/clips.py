@@ -22,6 +22,6 @@ def clip(frames: Sequence[np.ndarray], fps: float = 1.0) -> bytes:
 
 
 def noise(seed: int, frames: int, height: int, width: int) -> list[np.ndarray]:
-    """Blocks of 14 px, so that neighbouring patches differ."""
+    """Blocks of 14 px, so neighbouring patches differ."""
     cells = np.random.default_rng(seed).integers(0, 256, (frames, -(-height // 14), -(-width // 14), 3), np.uint8)
     return list(cells.repeat(14, 1).repeat(14, 2)[:, :height, :width])

@@ -58,7 +58,7 @@ def test_blocks_are_patches_of_the_resized_picture() -> None:
 
 
 def test_given_blocks_are_black_in_each_view() -> None:
-    """Three frames are two views of two, of which the second is cut short."""
+    """Three frames are two views of two; the second is cut short."""
     black = np.zeros((2, 4, 6), bool)
     black[0, 1, 2] = black[0, 3, 5] = black[1, 0, 0] = True
     whole = Media("0", 84, 56)

@@ -98,7 +98,7 @@ def quarters(width: int = 64, height: int = 32) -> np.ndarray:
 
 
 def edited(video: bytes, hidden: int, duration: int) -> bytes:
-    """An mp4 of which `hidden` frames at the beginning are left out, and what follows after `duration` ms."""
+    """An mp4 without `hidden` frames at the beginning, and without the rest after `duration` ms."""
     at = video.find(b"elst") + 12
     (start,) = struct.unpack(">i", video[at + 4 : at + 8])
     return video[:at] + struct.pack(">Ii", duration, start + hidden * 512) + video[at + 8 :]  # a frame: 512/15360 s

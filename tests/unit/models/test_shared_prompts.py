@@ -1,4 +1,4 @@
-"""What a policy makes of groups that share their prompt: the same as of every sequence with a prompt of its own."""
+"""Groups that share their prompt have the results of sequences that each have their own prompt."""
 
 from __future__ import annotations
 

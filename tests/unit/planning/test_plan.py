@@ -130,7 +130,7 @@ def test_adapters_alone_have_gradients_and_learners_are_the_reference(one_layer:
     assert own.sent == 2 * 3584 * 3584 + 2 * 3584 * 512 and own.adapters == own.trained == numbers
     share = config.algorithm.attention.gradient_share_every
     measured = 1 / share if share else 0
-    expected = (3 + measured) / (4 + measured)  # weights' gradients, of which only adapters have some
+    expected = (3 + measured) / (4 + measured)  # only adapters have gradients of weights
     assert seconds["updates"].flops / before["updates"].flops == pytest.approx(expected, rel=0.01)
 
 

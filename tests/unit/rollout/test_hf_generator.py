@@ -47,7 +47,7 @@ class Setting:
         self.model = load_model(self.folder, dtype="float32")
         renderer = ChatRenderer(family, "answer")
         self.prompts = []
-        for index, grid in enumerate((2, 3, 2, 3)):  # several sizes, so that batches are padded
+        for index, grid in enumerate((2, 3, 2, 3)):  # several sizes, so batches are padded
             record = VisualSearch(seed=0, grid=grid, objects=3).record("train", index)
             image = (self.media.put(record.image),)
             prompt = renderer.prompt(id=f"p{index}", kind="", question=record.question, answer="", media=image)

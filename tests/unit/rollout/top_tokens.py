@@ -1,4 +1,4 @@
-"""What an engine says of the most likely tokens, against the whole distribution."""
+"""The most likely tokens that an engine reports, against the whole distribution."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A role behind a server on loopback that answers what a test tells it: what is sent, and what becomes of answers."""
+"""A role behind a server on loopback that answers what a test tells it: requests, and how answers are used."""
 
 import asyncio
 import base64

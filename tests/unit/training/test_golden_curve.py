@@ -1,6 +1,6 @@
 """A short run of the tiny model, held to committed numbers: six supervised updates, then four inner RL updates.
 
-It has its own pictures, words and settings, so that it moves only when the training code does. After a change that is
+It has its own pictures, words and settings, so it moves only when the training code does. After a change that is
 meant to move it, write it again and say why in the commit:
 
     RAL_WRITE_GOLDEN=1 pytest tests/unit/training/test_golden_curve.py
@@ -50,7 +50,7 @@ SETTINGS = (
 
 
 def draw(renderer: ChatRenderer, media: MediaStore, index: int) -> Sample:
-    """Four coloured cells; what colour is one of them? Every third response names all cells, so that lengths differ."""
+    """Four coloured cells; what colour is one of them? Every third response names all cells, so lengths differ."""
     names = [list(COLOURS)[(index * step + step // 2) % 3] for step in (1, 2, 5, 7)]
     picture = Image.new("RGB", (56, 56))
     for n, name in enumerate(names):

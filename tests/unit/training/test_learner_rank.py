@@ -65,7 +65,7 @@ def test_rollout_log_probs_that_do_not_fit_raise_with_the_samples_id(
 def test_a_token_that_the_engines_disagree_on_is_left_out_and_counted(
     start_rank: Start, rl_samples: list[Sample], make_config: Callable
 ) -> None:
-    """Whatever the rollout engine said of it: the gradient is that of another absurd value."""
+    """The rollout engine's value does not matter: the gradient is that of another absurd value."""
     gate = "rollout.log_prob_gate={token: 1e-3, outliers: 0.01}"
     found = []
     for absurd in (-90.0, -40.0):
