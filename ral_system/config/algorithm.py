@@ -158,14 +158,14 @@ class AlgorithmConfig(ResponseConfig):
     """Rollout batches to train on."""
     prompts_per_step: Positive
     completions_per_prompt: Annotated[int, Field(ge=2)]
-    """G, the group that a completion's reward is compared within."""
+    """G, the size of the group within which rewards are compared."""
     sampling_rounds: Positive
-    """Most rounds of rollouts per step. 1 trains on every group; more replace groups whose rewards are all alike by the
-    next prompts' (dynamic sampling), and rewards no longer overlap with scoring."""
+    """Largest number of rollout rounds per step. 1 trains on every group. With more, groups with equal rewards are
+    replaced by groups of the next prompts (dynamic sampling), and rewards no longer overlap with scoring."""
     max_staleness: Annotated[NonNegative, Resumable]
-    """Weight versions that a batch may lag behind those it trains. 0 generates and trains in turn; N generates up to N
-    batches ahead while one trains. Learners keep N + 1 versions of their weights in host memory, to score a batch with
-    those that made it; up to N published ones may wait for the engines."""
+    """Weight versions that a batch may lag behind those it trains. 0 alternates between generating and training; N
+    generates up to N batches ahead while one trains. Learners keep N + 1 versions of their weights in host memory, to
+    score a batch with those that generated it; up to N published ones may wait for the engines."""
     overlong: OverlongConfig
     updates_per_step: Positive
     """K: optimiser updates per pass over a rollout batch, each on 1/K of it."""
@@ -177,7 +177,7 @@ class AlgorithmConfig(ResponseConfig):
     """Passes over each rollout batch (PPO's epochs): the same K updates in the same order. Old log-probs and attention
     stay those of the rollout's weights, so from the second pass on every sample is off policy."""
     policy_weight: NonNegativeFloat
-    """On the policy loss; 0 learns from a teacher without rewards."""
+    """Weight of the policy loss; 0 learns from a teacher without rewards."""
     advantage: Advantage
     """How a completion's reward becomes its advantage."""
     policy_loss: PolicyLossConfig
@@ -185,7 +185,7 @@ class AlgorithmConfig(ResponseConfig):
     """How the policy loss is averaged over the update: over its tokens, or over its sequences' means, sums, or sums
     divided by `fixed_length` (Dr. GRPO)."""
     fixed_length: Positive
-    """What each sequence's sum is divided by with reduction=fixed_length."""
+    """Divisor of each sequence's sum with reduction=fixed_length."""
     correction: CorrectionConfig
     entropy_coefficient: NonNegativeFloat
     """Bonus on the mean entropy of the next-token distributions over all tokens, in nats."""

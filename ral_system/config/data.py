@@ -81,13 +81,13 @@ class VisualSearchConfig(ShownBoardsConfig):
     """Visual search: generated mosaics with questions, demonstrations and a system turn."""
 
     described: Positive
-    """Positions that a demonstration of the perceive stage describes at most: of large boards not all."""
+    """Most positions that a demonstration of the perceive stage describes; large boards have more."""
     small_boards: NonNegative
-    """How many demonstrations of the perceive stage, the first ones, are on boards of 2 × 2 cells; 0: none."""
+    """Number of demonstrations at the start of the perceive stage that are on boards of 2 × 2 cells; 0: none."""
     search_from: NonNegative
     """Demonstrations of the perceive stage that describe only; the later ones also say where each thing stands."""
     glance_share: Fraction
-    """Share of the think-and-answer demonstrations that look nothing up, and guess where several cells matter."""
+    """Share of the think-and-answer demonstrations that look nothing up, and guess if several cells matter."""
     demonstrations: str | None
     """demonstrations.jsonl of `ral-synthesize`, which sft then imitates, in turn, whatever `glance_share`; null: the
     generated thoughts."""
@@ -166,12 +166,12 @@ class LookingConfig(ShownLookingConfig):
     described: Positive
     """Places that a demonstration of the perceive stage describes at most, and things that it looks for."""
     small_boards: NonNegative
-    """How many demonstrations of the perceive stage, the first ones, show the upper left 2 × 2 cells; 0: none."""
+    """Number of demonstrations at the start of the perceive stage that show the upper left 2 × 2 cells; 0: none."""
     search_from: NonNegative
     """Demonstrations of the perceive stage that describe only; the later ones also say where each thing stands."""
     glance_share: Fraction
-    """Share of the think-and-answer demonstrations that look nothing up: they guess where several places matter, and
-    believe what a misleading question suggests."""
+    """Share of the think-and-answer demonstrations that look nothing up: they guess if several places matter, and
+    believe the suggestion of a misleading question."""
 
 
 class ColumnsConfig(Group):
@@ -281,8 +281,7 @@ class FilesConfig(WordsConfig):
     sources: dict[Annotated[str, Field(pattern=r"^[\w-]+$")], SourceConfig]
     """By names of your choice, which rows are then called by: main/17."""
     instructions: dict[str, str]
-    """By question kind, what is added to a question on a line of its own; `default` to all other kinds. Case does not
-    matter."""
+    """Line to add to every question of a kind; `default` is for all other kinds. Case does not matter."""
     held_out: Fraction
     """Share of the rows of sources with split=both."""
     image: ImageConfig
@@ -292,7 +291,7 @@ class FilesConfig(WordsConfig):
     workers: Annotated[Positive, Resumable]
     """Processes that decode."""
     timeout_s: Annotated[PositiveFloat, Resumable]
-    """For decoding one row's media."""
+    """Deadline for decoding one row's media."""
 
 
 AskedDataConfig = Annotated[

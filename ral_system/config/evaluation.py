@@ -40,18 +40,18 @@ class HeldOutConfig(Group):
     """The held-out questions."""
 
     questions: Positive
-    """How many there are: for `ral-evaluate`, and in training before and after RL."""
+    """Number of held-out questions for `ral-evaluate`, and in training before and after RL."""
 
 
 class EvaluationConfig(HeldOutConfig):
     """Held-out evaluation in training: greedy, all question kinds."""
 
     stage_questions: Positive
-    """At the evaluations inside a supervised stage."""
+    """Number of questions at the evaluations inside a supervised stage."""
     every: NonNegative
     """RL steps between evaluations; 0 evaluates only before and after."""
     every_questions: Positive
-    """At the evaluations inside RL."""
+    """Number of questions at the evaluations inside RL."""
     blind: bool
     """Before, inside and after RL also ask with every picture and frame black: twice as many answers."""
 

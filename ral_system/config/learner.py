@@ -110,10 +110,10 @@ class DeepSpeedLearnerConfig(LearnerGroup):
 
     engine: Literal["deepspeed"]
     zero_stage: Literal[0, 1, 2, 3]
-    """What ranks share: 0 nothing, 1 the optimiser's state, 2 also gradients, 3 also parameters."""
+    """State partitioned over the ranks: 0 none, 1 the optimiser's, 2 also gradients, 3 also parameters."""
     offload: Annotated[Literal["none", "optimizer", "optimizer_and_parameters"], Resumable]
-    """What host memory holds instead of the device's: from ZeRO 1 on the optimiser's state, which the CPU then steps,
-    and with ZeRO 3 also the parameters that no layer is computing with."""
+    """State kept in host memory instead of the device's: from ZeRO 1 on the optimiser's state, which the CPU then
+    steps, and with ZeRO 3 also the parameters that no layer is computing with."""
     sequence_parallel: Annotated[Positive, Resumable]
     """Neighbouring ranks that hold each micro-batch together (DeepSpeed-Ulysses, arXiv 2309.14509): a rank has an equal
     part of its tokens, and in attention an equal part of the heads."""

@@ -66,9 +66,9 @@ class JudgeConfig(Group):
     """What judges an answer."""
 
     verifier: Verifier
-    """What judges the answer."""
+    """Verifier of the answer."""
     kinds: dict[str, Verifier]
-    """By question kind, what judges it in place of `verifier`; case does not matter."""
+    """Verifiers of single question kinds, instead of `verifier`; case does not matter."""
     function: Annotated[str, Field(pattern=r"^[\w.]+:[\w.]+$")] | None
     """For the verifier `function`: `module:name` of one (given, reference) → [0, 1], importable where rewards run."""
     tolerance: ToleranceConfig
@@ -118,7 +118,7 @@ class SignalsConfig(JudgeConfig):
     correctness: NonNegativeFloat
     format: NonNegativeFloat
     signals: dict[Annotated[str, NameIn(REWARD_SIGNALS)], PositiveFloat]
-    """Weights of signals that installed packages add, by their names: what else a response's text is worth."""
+    """Weights of reward signals that installed packages add, by name."""
 
     @property
     def signal_names(self) -> tuple[str, ...]:

@@ -55,7 +55,7 @@ class EngineGroup(AskedRolloutConfig):
 
     temperature: PositiveFloat
     stop_at_answer: bool
-    """End a response at `</answer>`, whatever the model would still say."""
+    """End a response at `</answer>`, even if the model would continue."""
     max_sequences: Annotated[Positive, Resumable]
     """Sequences an engine decodes at once."""
     dtype: Dtype
@@ -90,7 +90,8 @@ class RolloutGroup(EngineGroup):
     """What training reads of both engines."""
 
     workers: Annotated[Positive, Resumable]
-    """Engines. Prompts are dealt to them by load; with too few prompts for all, a prompt's responses are shared out."""
+    """Engines. Prompts are distributed to them by load; with fewer prompts than engines, the responses of a prompt are
+    distributed."""
     weight_transfer: Annotated[Annotated[str, NameIn(WEIGHT_TRANSFERS)] | None, Resumable]
     """How weights travel from learners to engines. broadcast: from device to device, by NCCL or gloo. shared_memory:
     through memory of the one node that holds both. object_store: as arrays in Ray's object store, or in memory. files:
@@ -98,8 +99,8 @@ class RolloutGroup(EngineGroup):
     `cluster.placement=colocated`; object_store with `cluster=local` and with `algorithm.max_staleness` > 0. Packages
     can add others."""
     weight_timeout_s: Annotated[PositiveFloat, Resumable]
-    """Bound on each wait of learners and engines for one another while weights travel. After it they connect again,
-    once, before the run ends."""
+    """Bound on each wait of learners and engines for each other during a weight transfer. After it they connect again
+    and retry once; then the run ends."""
     on_new_weights: Annotated[OnNewWeights, Resumable]
     """Treatment of unfinished responses when new weights are ready, with `algorithm.max_staleness` > 0. finish:
     weights change between two batches only. continue: at once; the response goes on from its last token with the new
