@@ -152,7 +152,7 @@ def _step_seconds(
 
 
 def _evaluations(steps: int, evaluation: EvaluationConfig) -> Counter[int]:
-    """How often so many held-out questions are asked; with evaluation.blind they are asked twice each time."""
+    """Count the evaluations by their number of held-out questions; with evaluation.blind each counts twice."""
     inside = (steps - 1) // evaluation.every if evaluation.every else 0
     each = 2 if evaluation.blind else 1
     return Counter({evaluation.questions: 2 * each}) + Counter({evaluation.every_questions: inside * each})

@@ -1,4 +1,4 @@
-"""docs/models.md says of a model what the tests go through with it."""
+"""docs/models.md reports for each model what the tests run with it."""
 
 from collections.abc import Callable
 

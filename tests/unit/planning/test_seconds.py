@@ -159,7 +159,7 @@ def test_processes_of_the_reference_share_bundles(one_layer: Path) -> None:
 
     def share(processes: int) -> float:
         of_eight = [clock.frozen("reference", outline, samples, 8 * 400, n).seconds for n in (1, processes)]
-        return of_eight[1] / of_eight[0]  # groups of 228 tokens: two make a bundle, of which there are four
+        return of_eight[1] / of_eight[0]  # groups of 228 tokens: two make a bundle, and there are four
 
     assert [share(2), share(3), share(4), share(9)] == pytest.approx([0.5, 0.5, 0.25, 0.25])
     many, _ = planned(one_layer, *VIDEO, *small, "cluster.scorers=2")

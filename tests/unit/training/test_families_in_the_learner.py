@@ -56,7 +56,7 @@ class Case(Bench):
 
 
 every_family = pytest.mark.parametrize("case", list(FAMILIES), indirect=True, scope="module")
-"""Mark of a test, from which `bench.models` takes what docs/models.md says of a family."""
+"""Mark of a test, from which `bench.models` takes the claims of docs/models.md about a family."""
 
 
 @pytest.fixture(scope="module")
