@@ -45,7 +45,7 @@ def without_effect(group: Group, path: str, because: str, remedy: str, *fields: 
 
 
 def presets_of(group: Group, path: str) -> list[Preset]:
-    """What the files of `conf/` set of the group at `path`, the default first; tuples in place of lists.
+    """Return what the files of `conf/` set of the group at `path`, the default first; tuples in place of lists.
 
     Of a group that is one of several classes, files that choose another do not count.
     """
@@ -60,7 +60,7 @@ def presets_of(group: Group, path: str) -> list[Preset]:
 
 @cache
 def _presets() -> dict[str, list[Preset]]:
-    """What the files of `conf/` set, by the group's path: default options first, then the others, then experiments."""
+    """Read what `conf/` sets, by the group's path: default options first, then the others, then experiments."""
     composed = yaml.load((_ROOT / "config.yaml").read_text(encoding="utf-8"), _Loader)["defaults"]
     options = [(group, option) for one in composed if isinstance(one, dict) for group, option in one.items()]
     defaults = [_ROOT / group / f"{option}.yaml" for group, option in options]
