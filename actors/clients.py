@@ -10,7 +10,7 @@ from typing import Any
 import ray
 
 from ral_system.actors.group import Call, Member, stream, wait_all
-from ral_system.data.micro_batches import Bundler, groups_of, price
+from ral_system.batches.micro_batches import Bundler, groups_of, price
 from ral_system.errors import WeightTransferError
 from ral_system.observability.work import meters
 from ral_system.protocols import Ref

@@ -28,8 +28,8 @@ from bench.plot_shared import draw
 from ral_system.attention.probe import IMPLEMENTATION
 from ral_system.attention.read import AttentionRead
 from ral_system.attention.record import record_attention
-from ral_system.data.collate import Collator
-from ral_system.data.micro_batches import groups_of, micro_batches
+from ral_system.batches.collate import Collator
+from ral_system.batches.micro_batches import groups_of, micro_batches
 from ral_system.families.family import Family
 from ral_system.launch.arguments import Parser
 from ral_system.media.store import MediaStore

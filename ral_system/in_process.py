@@ -9,9 +9,9 @@ from typing import Any
 
 import torch
 
+from ral_system.batches.micro_batches import Bundler
 from ral_system.config.choices import Stage
 from ral_system.config.commands import TrainConfig
-from ral_system.data.micro_batches import Bundler
 from ral_system.media.store import node_store
 from ral_system.models.folders import local_model_folder
 from ral_system.observability.work import meters

@@ -148,7 +148,7 @@ def rl_samples(
     import torch
 
     from ral_system.attention.read import AttentionRead
-    from ral_system.data.collate import Collator
+    from ral_system.batches.collate import Collator
     from ral_system.scoring.build import build_policy
 
     policy = build_policy(

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 from ral_system.algorithms.advantages import centred
 from ral_system.config.algorithm import AlgorithmConfig
-from ral_system.controller.judging import NO_VERDICT, was_cut
+from ral_system.controller.judging import NO_VERDICT
 from ral_system.types import Credit, Rollout
 
 
@@ -43,5 +43,5 @@ def attention_credit(rollouts: Sequence[Rollout], algorithm: AlgorithmConfig, se
 
 
 def _counts(rollout: Rollout, algorithm: AlgorithmConfig) -> bool:
-    masked = algorithm.overlong.handling == "mask" and was_cut(rollout.completion)
+    masked = algorithm.overlong.handling == "mask" and rollout.completion.was_cut
     return not masked and rollout.reward.status not in NO_VERDICT

@@ -10,7 +10,7 @@ from ral_system.algorithms.advantages import group_advantages
 from ral_system.config.algorithm import AlgorithmConfig
 from ral_system.controller.sampling import Group
 from ral_system.rewards.total import Rewards
-from ral_system.types import Completion, FinishReason, RewardStatus, Rollout, Verdict
+from ral_system.types import RewardStatus, Rollout, Verdict
 
 
 def judge(
@@ -36,7 +36,7 @@ def judge(
         for completion, result, advantage in zip(group, *of_group, strict=True)
     ]
     if algorithm.overlong.handling == "mask":
-        return [replace(r, advantage=0.0) if was_cut(r.completion) else r for r in rollouts]
+        return [replace(r, advantage=0.0) if r.completion.was_cut else r for r in rollouts]
     return rollouts
 
 
@@ -71,7 +71,7 @@ def rollout_metrics(rollouts: Sequence[Rollout]) -> dict[str, float]:
         "rollout/length_mean": sum(lengths) / len(lengths),
         "rollout/length_max": float(max(lengths)),
         "rollout/repetition": sum(repetition(r.completion.token_ids) for r in rollouts) / len(rollouts),
-        "rollout/truncated": sum(was_cut(r.completion) for r in rollouts) / len(rollouts),
+        "rollout/truncated": sum(r.completion.was_cut for r in rollouts) / len(rollouts),
         "rollout/tokens": float(sum(lengths)),
         "rollout/first_token_s": sum(r.completion.first_token_s for r in rollouts) / len(rollouts),
         "rollout/groups_without_signal": sum(a == {0.0} for a in groups.values()) / len(groups),
@@ -83,8 +83,3 @@ def repetition(token_ids: Sequence[int], size: int = 4) -> float:
     runs = Counter(tuple(token_ids[i : i + size]) for i in range(len(token_ids) - size + 1))
     total = runs.total()
     return (total - len(runs)) / total if total else 0.0
-
-
-def was_cut(completion: Completion) -> bool:
-    """Return whether the response was cut at its limit."""
-    return completion.finish_reason is FinishReason.LENGTH

@@ -11,9 +11,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from ral_system.alarms.watch import Alarms
 from ral_system.config.choices import Stage, SupervisedStage
 from ral_system.config.commands import TrainConfig
-from ral_system.controller.alarms import Alarms
 from ral_system.controller.judging import NO_VERDICT, missing_verdicts
 from ral_system.controller.loop import TrainingLoop
 from ral_system.controller.pipeline import PipelinedLoop

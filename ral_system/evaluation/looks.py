@@ -16,9 +16,9 @@ from ral_system.attention.group import GroupAttention
 from ral_system.attention.metrics import row_statistics
 from ral_system.attention.provenance import KeyKind, KeyProvenance
 from ral_system.attention.read import AttentionRead
+from ral_system.batches.collate import Collator
+from ral_system.batches.micro_batches import groups_of, micro_batches
 from ral_system.config.choices import Dtype
-from ral_system.data.collate import Collator
-from ral_system.data.micro_batches import groups_of, micro_batches
 from ral_system.evaluation.probed import load_probed
 from ral_system.evaluation.saliency import rank_correlation, visual_saliency
 from ral_system.media.store import MediaStore

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ral_system.attention.provenance import KeyKind
-from ral_system.data.collate import TensorBatch
+from ral_system.batches.collate import TensorBatch
 from ral_system.models.policy import PolicyModel
 
 

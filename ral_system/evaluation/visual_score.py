@@ -9,9 +9,9 @@ import torch
 
 from ral_system.attention.read import QUESTION_AT_ALL_LAYERS
 from ral_system.attention.visual_score import VisualScore, mean_score, visual_score
+from ral_system.batches.collate import Collator
+from ral_system.batches.micro_batches import micro_batches
 from ral_system.config.choices import Dtype
-from ral_system.data.collate import Collator
-from ral_system.data.micro_batches import micro_batches
 from ral_system.evaluation.probed import load_probed
 from ral_system.media.store import MediaStore
 from ral_system.types import Prompt, Sample

@@ -21,7 +21,7 @@ from ral_system.attention.provenance import KeyKind
 from ral_system.attention.read import AttentionRead
 from ral_system.attention.selection import select_keys
 from ral_system.attention.sequence import SequenceGroup
-from ral_system.data.collate import TensorBatch
+from ral_system.batches.collate import TensorBatch
 from ral_system.errors import ConfigError
 from ral_system.families.family import Encoded, Family, Features
 from ral_system.models.head import TokenHead

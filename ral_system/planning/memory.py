@@ -8,11 +8,11 @@ from dataclasses import dataclass
 from torch import nn
 
 from ral_system.attention.read import AttentionRead, response_at_all_layers
+from ral_system.batches.micro_batches import bundles, groups_of, micro_batches, price
 from ral_system.config.attention import AttentionConfig
 from ral_system.config.commands import TrainConfig
 from ral_system.config.learner import LearnerConfig
 from ral_system.config.rollout import RolloutConfig
-from ral_system.data.micro_batches import bundles, groups_of, micro_batches, price
 from ral_system.models.loading import TORCH_DTYPES
 from ral_system.planning.devices import Device
 from ral_system.planning.passes import OutlinedPolicy

@@ -17,12 +17,12 @@ from ral_system.attention.device_kind import meta_stands_for
 from ral_system.attention.packing import PackedGroup, Packing
 from ral_system.attention.probe import IMPLEMENTATION
 from ral_system.attention.read import AttentionRead
+from ral_system.batches.collate import Collator, TensorBatch
+from ral_system.batches.features import FeatureExtractor
+from ral_system.batches.micro_batches import groups_of
 from ral_system.config.choices import Dtype
 from ral_system.config.commands import TrainConfig
 from ral_system.config.perception import BlindedGroup, VgpoConfig
-from ral_system.data.collate import Collator, TensorBatch
-from ral_system.data.features import FeatureExtractor
-from ral_system.data.micro_batches import groups_of
 from ral_system.families.family import Family, Features
 from ral_system.media.store import MediaStore
 from ral_system.models.flops import FlopCounter, update_passes

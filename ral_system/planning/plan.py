@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from ral_system.batches.micro_batches import bundles, groups_of, price
 from ral_system.config.checkpoint import CheckpointConfig
 from ral_system.config.cluster import ClusterConfig
 from ral_system.config.commands import TrainConfig
@@ -14,7 +15,6 @@ from ral_system.config.evaluation import EvaluationConfig
 from ral_system.config.learner import LearnerConfig
 from ral_system.config.plan import PlanConfig
 from ral_system.config.rollout import RolloutConfig
-from ral_system.data.micro_batches import bundles, groups_of, price
 from ral_system.errors import ConfigError
 from ral_system.planning.devices import Device, gpu, this_cpu
 from ral_system.planning.memory import Role, largest_micro_batch, learner_role, on_shared_device, rollout_role

@@ -7,8 +7,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 from ral_system.attention.packing import Packing
+from ral_system.batches.micro_batches import bundles, groups_of
 from ral_system.config.commands import TrainConfig
-from ral_system.data.micro_batches import bundles, groups_of
 from ral_system.models.flops import FlopCounter
 from ral_system.models.loading import TORCH_DTYPES
 from ral_system.planning.devices import Device

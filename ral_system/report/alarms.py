@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from html import escape
 
-from ral_system.observability.alarms import ALARMS, Alarm
+from ral_system.alarms.known import ALARMS, Alarm
 from ral_system.report.load import RunData
 from ral_system.report.svg import short
 

@@ -21,8 +21,8 @@ from transformers import DynamicCache
 from ral_system.algorithms.distillation import top_tokens
 from ral_system.algorithms.log_probs import sampling_log_softmax
 from ral_system.attention.intervention import Intervention
+from ral_system.batches.features import FeatureExtractor
 from ral_system.config.rollout import EngineGroup
-from ral_system.data.features import FeatureExtractor
 from ral_system.media.store import MediaStore
 from ral_system.models.loading import load_family, load_model
 from ral_system.rollout.gates import check_completion, check_media_tokens, check_prompt_length

@@ -9,9 +9,9 @@ from pathlib import Path
 import torch
 
 from ral_system.attention.read import AttentionRead
+from ral_system.batches.collate import Collator, TensorBatch
+from ral_system.batches.micro_batches import groups_of, micro_batches
 from ral_system.config.choices import Dtype
-from ral_system.data.collate import Collator, TensorBatch
-from ral_system.data.micro_batches import groups_of, micro_batches
 from ral_system.media.store import MediaStore
 from ral_system.models.host_copies import HostCopies, give_back_free_memory
 from ral_system.scoring.build import build_policy

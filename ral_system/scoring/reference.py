@@ -5,10 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 from ral_system.attention.read import AttentionRead, response_at_all_layers
+from ral_system.batches.collate import TensorBatch
 from ral_system.config.attention import AttentionConfig
 from ral_system.config.choices import Dtype
 from ral_system.config.reward import VisualRewardConfig
-from ral_system.data.collate import TensorBatch
 from ral_system.media.store import MediaStore
 from ral_system.scoring.frozen import FrozenScorer
 from ral_system.scoring.scores import to_scores

@@ -21,10 +21,10 @@ from ral_system.attention.read import AttentionRead
 from ral_system.attention.record import record_attention
 from ral_system.attention.selection import shared_keys
 from ral_system.attention.visual_reward import response_visual_rewards
+from ral_system.batches.collate import TensorBatch
+from ral_system.batches.micro_batches import groups_of
 from ral_system.config.attention import AttentionConfig
 from ral_system.config.reward import VisualRewardConfig
-from ral_system.data.collate import TensorBatch
-from ral_system.data.micro_batches import groups_of
 from ral_system.models.loading import TORCH_DTYPES
 from ral_system.models.policy import PolicyOutput
 from ral_system.types import AttentionRecord, MicroBatch, SampleScores, Scores, TokenRecord

@@ -11,9 +11,9 @@ import torch
 
 from ral_system.algorithms.token_read import TokenRead
 from ral_system.attention.read import AttentionRead
+from ral_system.batches.collate import TensorBatch
 from ral_system.config.algorithm import AlgorithmConfig
 from ral_system.config.teacher import TeacherConfig, TeacherRole
-from ral_system.data.collate import TensorBatch
 from ral_system.errors import DataError, SetupError
 from ral_system.media.store import MediaStore
 from ral_system.models.loading import load_family

@@ -11,9 +11,9 @@ import numpy as np
 import torch
 
 from ral_system.algorithms.perception import advantage_factors, visual_dependence
+from ral_system.batches.collate import Collator
+from ral_system.batches.micro_batches import groups_of, micro_batches
 from ral_system.config.perception import BlindedGroup, VppoConfig
-from ral_system.data.collate import Collator
-from ral_system.data.micro_batches import groups_of, micro_batches
 from ral_system.families.family import Family
 from ral_system.media.blinding import BlindedMedia
 from ral_system.training.engine import Engine

@@ -19,8 +19,8 @@ from transformers.integrations import HfDeepSpeedConfig
 from ral_system.algorithms.token_read import TokenRead
 from ral_system.attention.read import AttentionRead
 from ral_system.attention.sequence import SequenceRanks
+from ral_system.batches.collate import TensorBatch
 from ral_system.config.learner import DeepSpeedLearnerConfig
-from ral_system.data.collate import TensorBatch
 from ral_system.errors import CheckpointError, SetupError
 from ral_system.models.host_copies import give_back_free_memory
 from ral_system.models.named_weights import layer_of, named_weights

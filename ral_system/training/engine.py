@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ral_system.algorithms.token_read import TokenRead
 from ral_system.attention.read import AttentionRead
-from ral_system.data.collate import TensorBatch
+from ral_system.batches.collate import TensorBatch
 from ral_system.models.policy import PolicyModel, PolicyOutput
 from ral_system.types import Held
 

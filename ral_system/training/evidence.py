@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from ral_system.attention.evidence import elsewhere, target
+from ral_system.batches.collate import Collator
 from ral_system.config.attention import AttentionConfig
 from ral_system.config.attention_objective import EvidenceObjectiveConfig
-from ral_system.data.collate import Collator
 from ral_system.errors import DataError
 from ral_system.families.family import Family
 from ral_system.types import Layout, Prompt, Region, Sample

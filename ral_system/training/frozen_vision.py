@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from ral_system.data.features import FeatureExtractor
+from ral_system.batches.features import FeatureExtractor
 from ral_system.models.policy import PolicyModel
 from ral_system.types import Media, MicroBatch
 

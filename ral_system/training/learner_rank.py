@@ -16,11 +16,11 @@ from ral_system.algorithms.token_read import TokenRead
 from ral_system.attention.group import GroupAttention
 from ral_system.attention.read import QUESTION_AT_ALL_LAYERS, AttentionRead, response_at_all_layers
 from ral_system.attention.selection import row_tokens
+from ral_system.batches.collate import Collator, TensorBatch
+from ral_system.batches.features import FeatureExtractor
 from ral_system.config.choices import Stage
 from ral_system.config.commands import TrainConfig
 from ral_system.config.perception import BlindedGroup, VgpoConfig
-from ral_system.data.collate import Collator, TensorBatch
-from ral_system.data.features import FeatureExtractor
 from ral_system.media.store import MediaStore
 from ral_system.models.autocast import autocast_dtype
 from ral_system.models.loading import TORCH_DTYPES

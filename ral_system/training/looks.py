@@ -8,7 +8,7 @@ import torch
 
 from ral_system.attention.metrics import visual_maps
 from ral_system.attention.read import AttentionRead
-from ral_system.data.collate import Collator
+from ral_system.batches.collate import Collator
 from ral_system.scoring.scores import mean_over_heads
 from ral_system.training.engine import Engine
 from ral_system.types import Sample, VisualAttention

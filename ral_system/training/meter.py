@@ -8,7 +8,7 @@ from contextlib import contextmanager
 
 import torch
 
-from ral_system.data.collate import TensorBatch
+from ral_system.batches.collate import TensorBatch
 from ral_system.models.flops import FlopCounter, update_passes
 from ral_system.models.policy import PolicyModel
 from ral_system.observability.memory import peak_gib

@@ -26,11 +26,11 @@ from ral_system.algorithms.policy_losses.inputs import LossInputs
 from ral_system.algorithms.reduction import reduce_rows
 from ral_system.attention.group import GroupAttention
 from ral_system.attention.metrics import STATISTICS
+from ral_system.batches.collate import TensorBatch
+from ral_system.batches.micro_batches import groups_of
 from ral_system.config.algorithm import AlgorithmConfig
 from ral_system.config.attention import AttentionConfig
 from ral_system.config.attention_objective import EvidenceObjectiveConfig, SharpeningObjectiveConfig
-from ral_system.data.collate import TensorBatch
-from ral_system.data.micro_batches import groups_of
 from ral_system.models.policy import PolicyOutput
 from ral_system.registry import POLICY_LOSSES
 from ral_system.training.perception import perception

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from itertools import islice
 
+from ral_system.batches.micro_batches import groups_of, micro_batches, price
 from ral_system.config.choices import Deal
-from ral_system.data.micro_batches import groups_of, micro_batches, price
 from ral_system.types import Counts, MicroBatch, Sample, TrainPlan, UpdatePlan
 
 

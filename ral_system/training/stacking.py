@@ -15,9 +15,9 @@ from ral_system.algorithms.token_read import TokenValues
 from ral_system.attention.group import GroupAttention
 from ral_system.attention.record import sharpened
 from ral_system.attention.selection import shared_keys
+from ral_system.batches.collate import TensorBatch
 from ral_system.config.attention import AttentionConfig
 from ral_system.config.attention_objective import EvidenceObjectiveConfig, SharpeningObjectiveConfig
-from ral_system.data.collate import TensorBatch
 from ral_system.training.evidence import passes_gate, target_of
 from ral_system.types import MicroBatch, Scores
 

@@ -13,8 +13,8 @@ from ral_system.attention.group import GroupAttention, LayerAttention
 from ral_system.attention.mean_attention import log_mean_attention
 from ral_system.attention.provenance import KeyKind, KeyProvenance
 from ral_system.attention.window import Window
+from ral_system.batches.collate import TensorBatch
 from ral_system.config.supervised import AttentionGuidanceConfig
-from ral_system.data.collate import TensorBatch
 from ral_system.errors import ConfigError
 from ral_system.models.policy import PolicyOutput
 from ral_system.training.objective import Objective

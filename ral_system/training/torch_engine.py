@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ral_system.algorithms.token_read import TokenRead
 from ral_system.attention.read import AttentionRead
-from ral_system.data.collate import TensorBatch
+from ral_system.batches.collate import TensorBatch
 from ral_system.models.host_copies import HostCopies, give_back_free_memory
 from ral_system.models.named_weights import named_weights
 from ral_system.models.policy import PolicyModel, PolicyOutput

@@ -51,6 +51,11 @@ class Completion:
     """Seconds from when the engine took it on to its first token, the wait in the engine's queue included."""
 
     @property
+    def was_cut(self) -> bool:
+        """Whether the response was cut at its limit."""
+        return self.finish_reason is FinishReason.LENGTH
+
+    @property
     def id(self) -> str:
         """Unique within a step: `<prompt id>#<index>`."""
         return f"{self.prompt_id}#{self.index}"

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import torch
 
+from ral_system.batches.collate import Collator
 from ral_system.data.chat import ChatRenderer
-from ral_system.data.collate import Collator
 from ral_system.media.store import MediaStore
 from ral_system.models.loading import load_family, load_model
 from ral_system.models.policy import PolicyModel

@@ -231,8 +231,8 @@ def task(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path, media: Any,
     import torch
 
     from ral_system.attention.read import AttentionRead
+    from ral_system.batches.collate import Collator
     from ral_system.data.chat import ChatRenderer
-    from ral_system.data.collate import Collator
     from ral_system.media.videos import VideoLimits
     from ral_system.scoring.build import build_policy
     from ral_system.types import VideoSampling

@@ -69,8 +69,8 @@ def task(
     from PIL import Image
 
     from ral_system.attention.read import AttentionRead
+    from ral_system.batches.collate import Collator
     from ral_system.data.chat import ChatRenderer
-    from ral_system.data.collate import Collator
     from ral_system.media.videos import VideoLimits
     from ral_system.scoring.build import build_policy
     from ral_system.types import VideoSampling

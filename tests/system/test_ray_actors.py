@@ -17,8 +17,8 @@ from ral_system.actors.cluster import nodes_may_join, start_or_join, stop
 from ral_system.actors.group import Call, Member, stream, wait_all
 from ral_system.actors.placement import Bundle, reserve
 from ral_system.actors.roles import RayRoles
+from ral_system.batches.micro_batches import groups_of
 from ral_system.data.chat import ChatRenderer
-from ral_system.data.micro_batches import groups_of
 from ral_system.errors import ActorError, DataError, GateError, SetupError
 from ral_system.media.store import MediaStore
 from ral_system.models.loading import load_family

@@ -9,9 +9,9 @@ import torch
 from PIL import Image
 
 from ral_system.attention.read import AttentionRead
+from ral_system.batches.collate import Collator
 from ral_system.config.choices import TAGS
 from ral_system.data.chat import ChatRenderer
-from ral_system.data.collate import Collator
 from ral_system.media.store import MediaStore
 from ral_system.rollout.stopping import ANSWER_END
 from ral_system.rollout.vllm_environment import vllm_environment

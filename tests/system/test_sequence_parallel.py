@@ -97,7 +97,7 @@ class Outcome:
         """Encode media with a frozen encoder, in passes of few tokens."""
         import torch
 
-        from ral_system.data.features import FeatureExtractor
+        from ral_system.batches.features import FeatureExtractor
         from ral_system.training.frozen_vision import FrozenVision
 
         vision = FrozenVision(self.policy, FeatureExtractor(self.policy.family, store), torch.device("cpu"), 20)
@@ -195,7 +195,7 @@ class Outcome:
 def compare(model: str, prompts: str, task: Path, group: Any) -> dict[str, Together]:
     """Compare one rank with the ranks of `group`, which all call this."""
     from ral_system.attention.read import AttentionRead
-    from ral_system.data.collate import Collator
+    from ral_system.batches.collate import Collator
     from ral_system.media.store import MediaStore
     from ral_system.models.loading import load_family
 

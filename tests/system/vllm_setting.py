@@ -7,10 +7,10 @@ import pytest
 import torch
 from pydantic import TypeAdapter
 
+from ral_system.batches.features import FeatureExtractor
 from ral_system.config.choices import Dtype
 from ral_system.config.rollout import RolloutConfig
 from ral_system.data.chat import ChatRenderer
-from ral_system.data.features import FeatureExtractor
 from ral_system.media.store import MediaStore
 from ral_system.models.loading import TORCH_DTYPES, load_family, load_model
 from ral_system.tasks.visual_search import VisualSearch

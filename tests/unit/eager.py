@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ral_system.attention.provenance import KeyKind
-from ral_system.data.collate import TensorBatch
+from ral_system.batches.collate import TensorBatch
 
 
 def token_types(batch: TensorBatch) -> Tensor:

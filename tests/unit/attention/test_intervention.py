@@ -14,8 +14,8 @@ from transformers import AttentionInterface
 from ral_system.attention.intervention import Intervention
 from ral_system.attention.packing import Packing
 from ral_system.attention.probe import IMPLEMENTATION
+from ral_system.batches.collate import Collator
 from ral_system.config.commands import TrainConfig
-from ral_system.data.collate import Collator
 from ral_system.media.store import MediaStore
 from ral_system.models.loading import load_family, load_model
 from ral_system.models.policy import PolicyModel

@@ -8,7 +8,7 @@ import torch
 
 from ral_system.attention.provenance import KeyKind
 from ral_system.attention.selection import answer_rows, select_keys, select_rows
-from ral_system.data.collate import Collator, TensorBatch
+from ral_system.batches.collate import Collator, TensorBatch
 from ral_system.media.store import MediaStore
 from ral_system.models.loading import load_family
 from ral_system.types import Sample

@@ -16,8 +16,8 @@ from ral_system.attention.group import GroupAttention, LayerAttention
 from ral_system.attention.provenance import KeyKind, KeyProvenance, key_provenance
 from ral_system.attention.read import AttentionRead
 from ral_system.attention.visual_reward import decay_reward, response_visual_rewards
+from ral_system.batches.collate import Collator
 from ral_system.config.reward import VisualRewardForm
-from ral_system.data.collate import Collator
 from ral_system.media.store import MediaStore
 from ral_system.models.loading import load_family, load_model
 from ral_system.models.policy import PolicyModel

@@ -12,7 +12,7 @@ from ral_system.attention.group import GroupAttention, LayerAttention
 from ral_system.attention.provenance import KeyKind, KeyProvenance, key_provenance
 from ral_system.attention.read import QUESTION_AT_ALL_LAYERS
 from ral_system.attention.visual_score import mean_score, visual_score
-from ral_system.data.collate import Collator
+from ral_system.batches.collate import Collator
 from ral_system.media.store import MediaStore
 from ral_system.models.loading import load_family, load_model
 from ral_system.models.policy import PolicyModel

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from ral_system.observability.alarms import ALARMS
+from ral_system.alarms.known import ALARMS
 from tests.unit.config.whole_groups import ASKED_VIDEOS, EVIDENCE, FILES, HF, LORA, SEEN, TORCH, VIDEOS
 
 STOPPING = [alarm.name for alarm in ALARMS if alarm.stops]

@@ -6,10 +6,10 @@ from statistics import correlation, fmean
 import numpy as np
 import torch
 
+from ral_system.alarms.watch import Alarms
 from ral_system.algorithms.advantages import group_advantages
 from ral_system.attention.visual_reward import decay_reward
 from ral_system.config.commands import TrainConfig
-from ral_system.controller.alarms import Alarms
 from ral_system.controller.judging import rollout_metrics
 from ral_system.rewards.total import Rewards
 from ral_system.types import Completion, FinishReason, RewardStatus, Rollout, Verdict

@@ -8,8 +8,8 @@ import pytest
 import torch
 from PIL import Image
 
+from ral_system.batches.collate import Collator
 from ral_system.data.chat import ChatRenderer
-from ral_system.data.collate import Collator
 from ral_system.errors import DataError
 from ral_system.media.store import MediaStore
 from ral_system.models.loading import load_family

@@ -12,9 +12,9 @@ from transformers import PreTrainedTokenizerFast
 
 from ral_system.attention.provenance import KeyKind
 from ral_system.attention.selection import answer_rows
+from ral_system.batches.collate import Collator
 from ral_system.config.choices import TAGS
 from ral_system.data.chat import ChatRenderer
-from ral_system.data.collate import Collator
 from ral_system.errors import ConfigError, DataError
 from ral_system.families.qwen_vl.family import QwenVl
 from ral_system.media.store import MediaStore

@@ -13,8 +13,8 @@ from PIL import Image
 
 from ral_system.attention.provenance import KeyKind
 from ral_system.attention.read import AttentionRead
+from ral_system.batches.collate import Collator
 from ral_system.data.chat import ChatRenderer
-from ral_system.data.collate import Collator
 from ral_system.errors import DataError
 from ral_system.families.qwen_vl.positions import seconds_per_grid
 from ral_system.media.images import ImageLimits

@@ -11,7 +11,7 @@ import torch
 from transformers import AutoModelForImageTextToText
 
 from ral_system.attention.provenance import KeyProvenance, key_provenance
-from ral_system.data.collate import Collator
+from ral_system.batches.collate import Collator
 from ral_system.evaluation.looks import Look, by_layer, figures_of, measure_looks, on_visual, summary
 from ral_system.evaluation.probed import load_probed
 from ral_system.evaluation.saliency import rank_correlation, visual_saliency

@@ -16,8 +16,8 @@ from ral_system.attention.policy import dense_policy
 from ral_system.attention.read import AttentionRead
 from ral_system.attention.sequence import SequenceGroup
 from ral_system.attention.window import Window
+from ral_system.batches.collate import Collator
 from ral_system.data.chat import ChatRenderer
-from ral_system.data.collate import Collator
 from ral_system.media.store import MediaStore
 from ral_system.media.videos import VideoLimits
 from ral_system.models.loading import load_family, load_model

@@ -18,9 +18,9 @@ from torch.nn.functional import silu, softplus
 from ral_system.attention.intervention import Intervention
 from ral_system.attention.packing import PackedGroup, Packing
 from ral_system.attention.read import AttentionRead
+from ral_system.batches.collate import Collator
 from ral_system.config.learner import LoraConfig
 from ral_system.data.chat import ChatRenderer
-from ral_system.data.collate import Collator
 from ral_system.errors import ConfigError
 from ral_system.families.family import Family
 from ral_system.families.gated_delta import PackedGatedDeltaNet

@@ -14,8 +14,8 @@ from ral_system.attention.evidence import covered
 from ral_system.attention.policy import dense_policy
 from ral_system.attention.provenance import KeyKind
 from ral_system.attention.read import AttentionRead
+from ral_system.batches.collate import Collator
 from ral_system.data.chat import ChatRenderer
-from ral_system.data.collate import Collator
 from ral_system.media.blinding import MaskedMedia
 from ral_system.media.store import MediaStore
 from ral_system.media.videos import VideoLimits

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from ral_system.attention.kernels import sdpa, whole_attention
 from ral_system.attention.packing import PackedGroup, Packing
 from ral_system.attention.read import AttentionRead
+from ral_system.batches.collate import Collator
 from ral_system.config.choices import Autocast, Dtype
-from ral_system.data.collate import Collator
 from ral_system.media.store import MediaStore
 from ral_system.models import autocast
 from ral_system.models.autocast import autocast_dtype

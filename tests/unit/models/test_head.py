@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from ral_system.algorithms import tiled_head
 from ral_system.algorithms.token_read import TokenRead, TokenValues
-from ral_system.data.collate import Collator
+from ral_system.batches.collate import Collator
 from ral_system.media.store import MediaStore
 from ral_system.models.head import TokenHead
 from ral_system.models.loading import load_family, load_model

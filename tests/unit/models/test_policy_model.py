@@ -11,8 +11,8 @@ from torch import Tensor
 from ral_system.attention.policy import attention_policy, dense_policy
 from ral_system.attention.probe import AttentionProbe, PackedRows
 from ral_system.attention.read import AttentionRead
+from ral_system.batches.collate import Collator
 from ral_system.config.commands import TrainConfig
-from ral_system.data.collate import Collator
 from ral_system.errors import ConfigError
 from ral_system.media.store import MediaStore
 from ral_system.models.loading import load_family, load_model

@@ -19,10 +19,10 @@ from ral_system.algorithms.token_read import TokenRead
 from ral_system.attention.intervention import Intervention
 from ral_system.attention.provenance import key_provenance
 from ral_system.attention.read import AttentionRead
+from ral_system.batches.collate import Collator, groups_of
 from ral_system.config.commands import TrainConfig
 from ral_system.config.reward import VisualRewardConfig
 from ral_system.data.chat import ChatRenderer
-from ral_system.data.collate import Collator, groups_of
 from ral_system.media.store import MediaStore
 from ral_system.models.loading import load_family, load_model
 from ral_system.models.policy import PolicyModel, PolicyOutput

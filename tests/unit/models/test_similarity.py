@@ -15,7 +15,7 @@ from ral_system.algorithms.token_read import TokenRead
 from ral_system.attention.packing import PackedGroup, Packing
 from ral_system.attention.provenance import KeyProvenance, concatenate, key_provenance
 from ral_system.attention.sequence import SequenceGroup
-from ral_system.data.collate import Collator
+from ral_system.batches.collate import Collator
 from ral_system.media.store import MediaStore
 from ral_system.models.loading import load_family, load_model
 from ral_system.models.policy import PolicyModel

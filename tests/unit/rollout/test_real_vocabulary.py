@@ -14,9 +14,9 @@ from transformers import PreTrainedTokenizerFast
 
 from ral_system.attention.read import AttentionRead
 from ral_system.attention.visual_reward import response_visual_rewards
+from ral_system.batches.collate import Collator
 from ral_system.config.choices import TAGS
 from ral_system.data.chat import ChatRenderer
-from ral_system.data.collate import Collator
 from ral_system.media.store import MediaStore
 from ral_system.rollout.hf_generator import HfEngine
 from ral_system.scoring.build import build_policy

@@ -11,8 +11,8 @@ from torch import Tensor
 from ral_system import conf
 from ral_system.algorithms.distillation import kept_and_rest, top_tokens
 from ral_system.algorithms.token_read import TokenRead
-from ral_system.data.collate import Collator
-from ral_system.data.micro_batches import price
+from ral_system.batches.collate import Collator
+from ral_system.batches.micro_batches import price
 from ral_system.models.policy import PolicyModel
 from ral_system.training.learner_rank import LearnerRank
 from ral_system.training.plan import plan_updates

@@ -14,8 +14,8 @@ from ral_system.attention.policy import attention_policy
 from ral_system.attention.provenance import concatenate, key_provenance
 from ral_system.attention.read import AttentionRead
 from ral_system.attention.record import record_attention
+from ral_system.batches.collate import TensorBatch
 from ral_system.config.algorithm import AlgorithmConfig
-from ral_system.data.collate import TensorBatch
 from ral_system.models.policy import PolicyOutput
 from ral_system.training.objective import Objective, policy_objective
 from ral_system.training.token_reads import token_read

@@ -14,8 +14,8 @@ from ral_system.attention.mean_attention import _block, log_mean_attention
 from ral_system.attention.packing import Packing
 from ral_system.attention.provenance import KeyKind, key_provenance
 from ral_system.attention.read import QUESTION_AT_ALL_LAYERS
+from ral_system.batches.collate import Collator
 from ral_system.config.supervised import AttentionGuidanceConfig
-from ral_system.data.collate import Collator
 from ral_system.media.store import MediaStore
 from ral_system.models.loading import load_family, load_model
 from ral_system.models.policy import PolicyModel

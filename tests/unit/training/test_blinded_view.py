@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 import torch
 
+from ral_system.batches.micro_batches import price
 from ral_system.config.commands import TrainConfig
 from ral_system.data.chat import ChatRenderer
-from ral_system.data.micro_batches import price
 from ral_system.media.blinding import BlindedMedia
 from ral_system.media.store import MediaStore
 from ral_system.models.loading import load_family

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from ral_system.attention.read import AttentionRead
-from ral_system.data.collate import Collator
+from ral_system.batches.collate import Collator
 from ral_system.errors import GateError
 from ral_system.media.store import MediaStore
 from ral_system.models.loading import load_family, load_model

@@ -7,8 +7,8 @@ from dataclasses import replace
 
 import pytest
 
+from ral_system.batches.collate import Collator
 from ral_system.config.commands import TrainConfig
-from ral_system.data.collate import Collator
 from ral_system.models.flops import FlopCounter
 from ral_system.observability.work import Work, meters
 from ral_system.training.plan import plan_updates

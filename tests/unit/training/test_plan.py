@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ral_system.data.micro_batches import bundles, groups_of, micro_batches, price
+from ral_system.batches.micro_batches import bundles, groups_of, micro_batches, price
 from ral_system.training.plan import plan_updates
 from ral_system.types import Counts, Media, Prompt, Sample, UpdatePlan
 

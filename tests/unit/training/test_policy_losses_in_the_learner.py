@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from ral_system.attention.read import AttentionRead
+from ral_system.batches.collate import Collator
 from ral_system.config.commands import TrainConfig
-from ral_system.data.collate import Collator
 from ral_system.media.store import MediaStore
 from ral_system.scoring.build import build_policy
 from ral_system.types import Sample

@@ -8,8 +8,8 @@ import torch
 
 from ral_system.attention.read import AttentionRead
 from ral_system.attention.visual_reward import response_visual_rewards
+from ral_system.batches.collate import Collator
 from ral_system.config.commands import TrainConfig
-from ral_system.data.collate import Collator
 from ral_system.media.store import MediaStore
 from ral_system.scoring.build import build_policy
 from ral_system.scoring.reference import ReferenceScorer

@@ -14,7 +14,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from statistics import pstdev
 
 from ral_system.algorithms.advantages import centred, differ
-from ral_system.controller.judging import was_cut
 from ral_system.rewards.format import extract_answer
 from ral_system.types import RewardStatus, Rollout
 
@@ -30,7 +29,7 @@ def health(rollouts: Sequence[Rollout], weights: Mapping[str, float]) -> dict[st
     """Metrics of one step, `health/…`. What needs a verdict, `aux_reward`, is left out of a step without any."""
     groups = judged_groups(rollouts)
     shares = part_shares(groups, weights)
-    whole = [uncut for group in groups if len(uncut := [r for r in group if not was_cut(r.completion)]) > 1]
+    whole = [uncut for group in groups if len(uncut := [r for r in group if not r.completion.was_cut]) > 1]
     correlations = {part: length_correlation(whole, part) for part in weights}  # a cut response lacks its answer
     paid = paid_parts(weights)
     figures = {
@@ -136,7 +135,7 @@ def unclosed(rollouts: Sequence[Rollout]) -> float:
 
     Their correctness is 0, whatever they say.
     """
-    whole = [rollout.completion.text for rollout in rollouts if not was_cut(rollout.completion)]
+    whole = [rollout.completion.text for rollout in rollouts if not rollout.completion.was_cut]
     return sum(extract_answer(text) is None for text in whole) / max(1, len(whole))
 
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from ral_system.alarms.health import CORRECTNESS, health, paid_parts
+from ral_system.alarms.known import ALARMS, Alarm
 from ral_system.config.alarms import AlarmsConfig
-from ral_system.controller.health import CORRECTNESS, health, paid_parts
-from ral_system.observability.alarms import ALARMS, Alarm
 from ral_system.types import Rollout
 
 _FROM_THE_START = (

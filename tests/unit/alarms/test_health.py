@@ -4,8 +4,8 @@ import math
 
 import pytest
 
+from ral_system.alarms.health import amplification, duplicates, health, judged_groups, length_correlation, unclosed
 from ral_system.algorithms.advantages import Advantage
-from ral_system.controller.health import amplification, duplicates, health, judged_groups, length_correlation, unclosed
 from tests.unit.controller.graded import WEIGHTS, group, parts
 
 PAIR = {"correctness": 1.0, "format": 0.1}

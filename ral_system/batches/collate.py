@@ -15,9 +15,9 @@ from ral_system.attention.evidence import covered
 from ral_system.attention.packing import Packing
 from ral_system.attention.provenance import KeyProvenance, concatenate, key_provenance
 from ral_system.attention.selection import select_rows
+from ral_system.batches.features import FeatureExtractor
+from ral_system.batches.micro_batches import groups_of
 from ral_system.config.choices import Rows
-from ral_system.data.features import FeatureExtractor
-from ral_system.data.micro_batches import groups_of
 from ral_system.errors import DataError
 from ral_system.families.family import Encoded, Family, Features, Occurrences
 from ral_system.media.store import MediaStore

@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 
+from ral_system.alarms.known import ALARMS
+from ral_system.alarms.watch import Alarms, growth
 from ral_system.config.commands import TrainConfig
-from ral_system.controller.alarms import Alarms, growth
 from ral_system.controller.judging import rollout_metrics
 from ral_system.controller.stages import _may_stop
-from ral_system.observability.alarms import ALARMS
 from ral_system.types import Rollout
 from tests.unit.controller.graded import LENGTHS, WEIGHTS, group, parts
 
