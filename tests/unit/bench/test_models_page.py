@@ -22,7 +22,7 @@ def test_what_no_test_goes_through_is_said_to_be_untested(monkeypatch: pytest.Mo
     fewer = pytest.mark.parametrize("case", ["glm4v"], indirect=True)
     test = learner.test_a_frozen_encoder_sees_each_medium_once_and_is_not_trained
     monkeypatch.setattr(test, "pytestmark", [fewer.mark])
-    table = page().partition("## What was tried with which")[2]
+    table = page().partition("## Options tested with each model")[2]
     cells = {row.split(" | ")[0]: row.split(" | ")[4] for row in table.splitlines() if row.startswith("| ")}
     assert cells.pop("| models") == "frozen encoder" and cells.pop("| GLM-4.1V") == "yes"
     assert len(cells) == len(served()) - 1 and set(cells.values()) == {"not tested"}
