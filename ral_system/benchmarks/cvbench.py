@@ -16,7 +16,7 @@ from ral_system.benchmarks.item import BadItem, Item, Scored
 from ral_system.data.sources.files import read_rows
 from ral_system.errors import DataError
 
-ABOUT = "space in 2D and 3D"
+ABOUT = "spatial relations in 2D and 3D"
 FILES = "test_2d.parquet, test_3d.parquet"
 
 SOURCES = {"ADE20K": "2D", "COCO": "2D", "Omni3D": "3D"}

@@ -20,7 +20,7 @@ from ral_system.benchmarks.item import BadItem, Item, MediaFile, Scored
 from ral_system.data.sources.files import read_rows
 from ral_system.errors import DataError
 
-ABOUT = "20 tasks in time"
+ABOUT = "20 temporal tasks"
 FILES = "json/<task>.json for each task, video/"
 
 SYSTEM = (

@@ -16,7 +16,7 @@ from ral_system.benchmarks.item import BadItem, Item, MediaFile, Scored
 from ral_system.data.sources.files import read_rows
 from ral_system.errors import DataError
 
-ABOUT = "photographs of blind people"
+ABOUT = "photographs taken by blind people"
 FILES = "Annotations/val.json, val/"
 
 PROMPT = (

@@ -1,4 +1,4 @@
-"""V* Bench: small things in large pictures (Wu and Xie, arXiv 2312.14135; craigwu/vstar_bench).
+"""V* Bench: small objects in large pictures (Wu and Xie, arXiv 2312.14135; craigwu/vstar_bench).
 
 Released as `test_questions.jsonl` (image, text, category, label, question_id) beside the folders of pictures
 `direct_attributes/` and `relative_position/`; a text holds its options `(A) red` and the request for a letter.
@@ -16,7 +16,7 @@ from ral_system.benchmarks import columns, files, letters, tally
 from ral_system.benchmarks.item import BadItem, Item, Scored
 from ral_system.data.sources.files import read_rows
 
-ABOUT = "small things in large pictures"
+ABOUT = "small objects in large pictures"
 FILES = "test_questions.jsonl and its folders of pictures"
 
 _OPTION = re.compile(r"^\([A-Z]\)[ \t]*(.+?)[ \t]*$", re.MULTILINE)
