@@ -7,28 +7,25 @@ ral-evaluate experiment=video_r1_qwen2_5_vl_7b_8gpu start_model=MODEL name=vstar
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from textwrap import fill
 from typing import TYPE_CHECKING, Any
 
 from ral_system.config.commands import EvaluateConfig
 from ral_system.config.evaluation import InterventionConfig
-from ral_system.config.learner import ForwardConfig
 from ral_system.errors import ConfigError
-from ral_system.evaluation.questions import Figures, Questions, asked, figures, write_quarantine
+from ral_system.evaluation.questions import Figures, asked, figures, write_quarantine
 from ral_system.evaluation.subject import Subject, configured_intervention
 from ral_system.launch.cli import run_with_config
 from ral_system.launch.refused import leaving_nothing
 from ral_system.models.folders import check_named
 from ral_system.registry import BENCHMARKS
 from ral_system.runs.folder import RunFolder
-from ral_system.types import Prompt
 
 if TYPE_CHECKING:
-    from ral_system.evaluation.looks import Look
+    from ral_system.evaluation.looking import Looking
     from ral_system.tasks.open import QuestionSettings
 
 VISUAL = ("visual_attention_score", "visual_mass", "system_mass")
@@ -81,6 +78,9 @@ def _evaluate(config: EvaluateConfig, folder: Path) -> float | None:
 
         sweep(config, folder)
         return None
+    from ral_system.evaluation.looking import looks_of_answers
+    from ral_system.evaluation.partial import with_parts, without_own_pictures
+    from ral_system.evaluation.written import write_record
     from ral_system.tasks.open import QuestionSettings
 
     settings, subject = QuestionSettings.of(config), Subject.of(config, str(config.start_model), folder)
@@ -88,13 +88,13 @@ def _evaluate(config: EvaluateConfig, folder: Path) -> float | None:
         questions = asked(config.evaluation, settings, subject)
         write_quarantine(folder, {"": questions.bad})
         found = figures(config, subject, questions)
-        blind, parts = _blind(config, subject, questions), {}
+        blind, parts = without_own_pictures(config, subject, questions), {}
         if config.evaluation.attended is not None:
-            looks = _looks(config, subject, questions.prompts, found)
-            parts = _attended(config, subject, questions, found, looks)
+            looks = looks_of_answers(config.evaluation, config.learner, subject, questions.prompts, found)
+            parts = with_parts(config, subject, questions, found, looks)
         print_figures(f"{subject.model} on {found.title}", found, blind)
         _print_parts(config, found, parts)
-        _write(folder, {"model": str(subject.model), **found.record, **blind, **parts})
+        write_record(folder, {"model": str(subject.model), **found.record, **blind, **parts})
         _keep_answers(subject, found)
     else:
         found = _evaluate_held_out(config, settings, subject)
@@ -102,20 +102,26 @@ def _evaluate(config: EvaluateConfig, folder: Path) -> float | None:
 
 
 def _evaluate_held_out(config: EvaluateConfig, settings: QuestionSettings, subject: Subject) -> Figures:
+    from ral_system.evaluation.looking import attention_of_questions, looks_of_answers, summarise
+    from ral_system.evaluation.partial import with_parts, without_own_pictures
+    from ral_system.evaluation.written import write_record
     from ral_system.tasks.open import open_questions
 
     steer, folder, evaluation = config.intervention, subject.folder, config.evaluation
     if steer.active:
         _check_intervention(steer, subject.model)
     shown = open_questions(settings, subject.model, RunFolder(folder)).held_out(evaluation.attention_questions)
-    attention = _attention(config.learner, subject, shown)  # before the engine takes the memory
+    attention = attention_of_questions(config.learner, subject, shown) if shown else {}  # before the engine starts
+    if shown and not attention:
+        print("no visual attention score: it needs a system turn and pictures in the questions")
     questions = asked(evaluation, settings, subject)
     found = figures(config, subject, questions)
-    columns = _blind(config, subject, questions)
+    columns = without_own_pictures(config, subject, questions)
     first = questions.prompts[: evaluation.attention_questions]
-    looks = _looks(config, subject, first if evaluation.attended is None else questions.prompts, found)
-    parts = _attended(config, subject, questions, found, looks)
-    looking = _summary(looks, first, found, _softmax_layers(subject.model))
+    looked = first if evaluation.attended is None else questions.prompts
+    looks = looks_of_answers(evaluation, config.learner, subject, looked, found)
+    parts = with_parts(config, subject, questions, found, looks)
+    looking = summarise(subject, looks, first, found)
     record: dict[str, Any] = {
         "model": str(subject.model),
         **found.record,
@@ -140,130 +146,16 @@ def _evaluate_held_out(config: EvaluateConfig, settings: QuestionSettings, subje
         print(f"steered {steer.space}; both columns by transformers, because vLLM's attention cannot be steered")
     if attention:
         print(f"{folder}/visual_score.svg: the score by layer and head")
-    _write(folder, record)
+    write_record(folder, record)
     return found
 
 
-def _blind(config: EvaluateConfig, subject: Subject, questions: Questions) -> dict[str, dict[str, float]]:
-    """Figures without the questions' own pictures, where they are asked for: `black`, and `exchanged` with others'."""
-    if not config.evaluation.blind:
-        return {}
-    from ral_system.evaluation.blind import blackened, exchanged
-
-    without = {"black": blackened(questions.prompts, subject.media), "exchanged": exchanged(questions.prompts)}
-    return {
-        name: dict(figures(config, subject, replace(questions, prompts=prompts), label=name).values)
-        for name, prompts in without.items()
-        if prompts
-    }
-
-
-def _looks(config: EvaluateConfig, subject: Subject, prompts: Sequence[Prompt], found: Figures) -> dict[str, Look]:
-    """Measure where the answers to these questions look, if they have pictures or videos; the gradients of the first
-    answers too, where they are asked for. The engine is ended.
-    """
-    from ral_system.evaluation.looks import measure_looks
-    from ral_system.types import Sample
-
-    groups = [tuple(Sample.of(prompt, c) for c in found.answers[prompt.id]) for prompt in prompts if prompt.media]
-    if not groups:
-        return {}
-    subject.release()
-    learner, first = config.learner, _ids(prompts[: config.evaluation.attention_questions], found)
-    return measure_looks(
-        subject.model,
-        groups,
-        subject.media,
-        dtype=learner.dtype,
-        max_tokens=learner.max_tokens,
-        saliency=first if config.evaluation.saliency else (),
-    )
-
-
-def _ids(prompts: Sequence[Prompt], found: Figures) -> list[str]:
-    """Ids of all answers to these questions."""
-    return [completion.id for prompt in prompts for completion in found.answers[prompt.id]]
-
-
-@dataclass(frozen=True, slots=True)
-class Looking:
-    """Where the answers to some questions look."""
-
-    values: Mapping[str, float]
-    """Figures of the last layer."""
-    intervals: Mapping[str, tuple[float, float]]
-    by_layer: Mapping[str, Sequence[float]]
-    layers: Sequence[int]
-    """Numbers of the layers in `by_layer`."""
-
-
-def _summary(looks: Mapping[str, Look], prompts: Sequence[Prompt], found: Figures, layers: Sequence[int]) -> Looking:
-    """Figures of where the answers to these questions look. Intervals are of the questions drawn."""
-    from ral_system.evaluation.intervals import bootstrap, grouped, intervals, unit_of
-    from ral_system.evaluation.looks import by_layer, summary
-    from ral_system.evaluation.questions import scores_of
-
-    scores = scores_of(found)
-    units = grouped(
-        (unit_of(prompt), (looks[answer.id], scores[answer.id]))
-        for prompt in prompts
-        for answer in found.answers[prompt.id]
-        if answer.id in looks
-    )
-    scored = [of_answer for unit in units for of_answer in unit]
-    resampled = bootstrap(units, lambda drawn: summary([of_answer for unit in drawn for of_answer in unit]))
-    return Looking(summary(scored), intervals(resampled), by_layer([of_answer for of_answer, _ in scored]), layers)
-
-
-def _attended(
-    config: EvaluateConfig, subject: Subject, questions: Questions, found: Figures, looks: Mapping[str, Look]
-) -> dict[str, dict[str, float]]:
-    """Figures with parts of the pictures (`attended_parts`), where they are asked for."""
-    if config.evaluation.attended is None:
-        return {}
-    import numpy as np
-
-    from ral_system.evaluation.attended import attended_parts
-    from ral_system.models.loading import load_family
-
-    by_question = {
-        prompt.id: np.mean([looks[c.id].visual for c in found.answers[prompt.id]], axis=0)
-        for prompt in questions.prompts
-        if prompt.media
-    }
-    family = load_family(subject.model)
-    parts = attended_parts(questions.prompts, by_question, config.evaluation.attended, family)
-    return {
-        name: dict(figures(config, subject, replace(questions, prompts=prompts), label=name).values)
-        for name, prompts in parts.items()
-    }
-
-
 def _keep_answers(subject: Subject, found: Figures) -> None:
-    from ral_system.report.answers_page import write_answers_page
-    from ral_system.report.media import ReportMedia
+    """Write the answers and their scores, and say where."""
+    from ral_system.evaluation.written import write_answers, write_scores
 
     write_scores(subject.folder, found)
-    path = subject.folder / "answers.html"
-    media = ReportMedia(subject.folder / "media", subject.media.frames)
-    write_answers_page(path, f"{subject.model.name}: {found.title}", found.answered, media, found.left_out)
-    print(f"{path}: every question with its answers")
-
-
-def write_scores(folder: Path, found: Figures) -> None:
-    """Write `scores.jsonl`: each question's category, references and the score of each answer."""
-    from ral_system.observability.jsonl import dump, write_atomically
-
-    lines = (
-        {
-            "id": a.question["id"],
-            "category": a.question["kind"],
-            "references": a.question["answer"],
-            "scores": list(a.scores),
-        }
-        for a in found.answered
-    )
-    write_atomically(folder / "scores.jsonl", "".join(dump(line) + "\n" for line in lines))
+    print(f"{write_answers(subject, found)}: every question with its answers")
 
 
 def print_figures(title: str, found: Figures, columns: Mapping[str, Mapping[str, float]] | None = None) -> None:
@@ -306,47 +198,8 @@ def _print_looks(measured: Mapping[str, float], looking: Looking) -> None:
         Console().print(table)
 
 
-def _softmax_layers(model: Path) -> Sequence[int]:
-    """Layers of a model whose attention is read, by depth."""
-    from ral_system.models.loading import load_family
-
-    return load_family(model).softmax_layers
-
-
 def _interval(ends: tuple[float, float] | None) -> str:
     return f"{ends[0]:.3f} to {ends[1]:.3f}" if ends else ""
-
-
-def _write(folder: Path, found: Mapping[str, Any]) -> None:
-    from ral_system.observability.jsonl import write_atomically
-
-    write_atomically(folder / "evaluation.json", json.dumps(found, indent=2))
-
-
-def _attention(learner: ForwardConfig, subject: Subject, prompts: Sequence[Prompt]) -> dict[str, Any]:
-    """Measure the visual attention score and its masses, overall and by layer and head; empty where undefined."""
-    from ral_system.evaluation.visual_score import measure_visual_score
-    from ral_system.observability.jsonl import write_atomically
-    from ral_system.report.heatmap import heatmap
-
-    if not prompts:
-        return {}
-    found = measure_visual_score(
-        subject.model, prompts, subject.media, dtype=learner.dtype, max_tokens=learner.max_tokens
-    )
-    if found is None:
-        print("no visual attention score: it needs a system turn and pictures in the questions")
-        return {}
-    note = "Attention of the question's tokens: on pictures / on the system turn."
-    title, layers = f"Visual attention score {found.score.mean():.2f}", _softmax_layers(subject.model)
-    write_atomically(subject.folder / "visual_score.svg", heatmap(found.score.tolist(), title, note, layers))
-    parts = {
-        "visual_attention_score": found.score,
-        "visual_mass": found.visual_mass,
-        "system_mass": found.system_mass,
-    }
-    overall = {name: float(values.mean()) for name, values in parts.items()}
-    return overall | {f"{name}_by_layer_and_head": values.tolist() for name, values in parts.items()}
 
 
 def _check_intervention(steer: InterventionConfig, model: Path) -> None:
