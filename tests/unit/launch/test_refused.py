@@ -36,7 +36,10 @@ def test_a_model_that_is_not_there_is_refused_before_torch_is_imported(tmp_path:
 @pytest.mark.parametrize(
     ("overrides", "says"),
     [
-        (("cluster=local", "rollout.weight_transfer=broadcast"), "rollout.weight_transfer=broadcast "),
+        (
+            ("cluster=local", "rollout.weight_transfer=broadcast"),
+            "rollout.weight_transfer=broadcast: needs several processes",
+        ),
         (("rollout.weight_transfer=broadcast", "algorithm.max_staleness=1"), r".* algorithm.max_staleness=0 \(now 1\)"),
     ],
 )
