@@ -393,6 +393,6 @@ class LearnerRank:
         for samples in shard:
             read = replace(self._read, whole=True)
             batch, output = self._forward(shard, samples, [read], tokens)
-            found = (objective if samples else without_weight)(output, output.attention[read], batch, samples)
-            squared += squared_norms(found, output.probed)
+            make = objective if samples else without_weight
+            squared += squared_norms(make(output, output.attention[read], batch, samples), output.probed)
         return factor_and_metrics(self._engine.sum_over_ranks(squared).cpu(), settings)
