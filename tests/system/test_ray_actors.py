@@ -216,7 +216,8 @@ def test_one_training_step_over_real_actors(roles: RayRoles, prompts: list[Promp
         assert all(value < 1e-9 for value in kl.values()) == (version == 0)  # then the policy is the reference
         scored = time.monotonic()
         teaching = [teacher.collect(plan) for teacher in roles.teachers]
-        metrics = [roles.learner.update(plan, k, behaviour, reference, *teaching) for k in range(2)]
+        queued = [roles.learner.update(plan, k, behaviour, reference, *teaching) for k in range(2)]
+        metrics = [answer() for answer in queued]
         updated = time.monotonic()
         times = (synced - began, generated - synced, judged - generated, scored - judged, updated - scored)
         print("sync, generate, judge, score, update:", " ".join(f"{t:.2f}" for t in times), "s")
