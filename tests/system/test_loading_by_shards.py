@@ -112,7 +112,9 @@ def highest_while(work: Callable[[], Any]) -> int:
 
     thread = threading.Thread(target=watch)
     thread.start()
-    work()
+    made = work()
+    seen.append(own_bytes())  # the thread may have been kept from looking since
+    del made
     ended.set()
     thread.join()
     return max(seen) - before
