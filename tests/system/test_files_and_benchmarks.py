@@ -155,6 +155,7 @@ def test_videos_are_looked_at_more_closely(commands, uninterrupted, tmp_path: Pa
     assert "frames of a video, mean seen" in (tmp_path / "runs" / "frames" / "sweep.svg").read_text()
 
 
+@pytest.mark.long
 def test_the_readme_shows_how_to_train_on_files(commands, left, tmp_path: Path) -> None:
     """Its overlay and its three commands, on the rows of an example and with few steps."""
     readme = (EXAMPLES.parent / "README.md").read_text(encoding="utf-8")
