@@ -9,8 +9,7 @@ BIN := .venv/bin
 INSTALLED := .venv/.installed
 DEVELOPED := .venv/.developed
 # A file's tests stay in one process, because they share what they prepare; those that start Ray clusters run one by one.
-# One process more than there are cores, because some tests wait for a deadline to pass.
-IN_PARALLEL := -n $(shell echo $$(($$(nproc) + 1))) --maxprocesses 5 --dist loadfile
+IN_PARALLEL := -n logical --maxprocesses 4 --dist loadfile
 SYSTEM_IN_PARALLEL := -n 2 --dist loadscope --no-loadscope-reorder
 SUDO := $(if $(filter 0,$(shell id -u)),,sudo)
 apt = { $(SUDO) apt-get update && $(SUDO) apt-get install -y --no-install-recommends $(1); }

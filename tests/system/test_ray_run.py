@@ -75,13 +75,21 @@ def test_every_role_on_ray(commands, left, marked, end_of, mark: str, tmp_path: 
 
     AutoModelForImageTextToText.from_pretrained(run.folder / "model")
     AutoProcessor.from_pretrained(run.folder / "model")
-    overrides = ("experiment=smoke", "name=evaluated", f"start_model={run.folder / 'model'}", "evaluation.questions=5")
-    done = commands("ral-evaluate", *overrides, cwd=tmp_path, **environment(mark))  # in vLLM
+
+
+@pytest.mark.long
+def test_an_evaluation_asks_vllm_and_reads_attention_beside_it(commands, uninterrupted, tmp_path: Path) -> None:
+    overrides = (
+        "experiment=smoke",
+        "name=evaluated",
+        f"start_model={uninterrupted.folder / 'model'}",
+        "evaluation.questions=5",
+    )
+    done = commands("ral-evaluate", *overrides, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     evaluated = json.loads((tmp_path / "runs" / "evaluated" / "evaluation.json").read_text())
     assert evaluated["visual_attention_score"] > 0 and len(evaluated["visual_mass_by_layer_and_head"]) == 2
     assert (tmp_path / "runs" / "evaluated" / "visual_score.svg").is_file()
-    end_of(mark, GONE_WITHIN_S)
 
 
 @pytest.mark.long

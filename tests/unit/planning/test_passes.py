@@ -174,6 +174,7 @@ def check_7b(outline: OutlinedPolicy, config: PlanCommandConfig, samples: tuple[
     assert outline.update(samples).peak == pytest.approx(found["Total"] - weights, rel=0.1)
 
 
+@pytest.mark.long
 def test_passes_of_7b_layers_hold_what_torchs_tracker_finds(tiny_model: Path, tmp_path: Path) -> None:
     folder = write_7b(tmp_path / "model", tiny_model, layers=2, vocabulary=32768, depth=8)
     overrides = ("model.freeze_vision=false", "plan.medium=none", "plan.text_tokens=900", "plan.response_tokens=32")

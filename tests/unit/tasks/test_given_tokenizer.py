@@ -37,6 +37,7 @@ def qwen3(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.long
 def test_the_tiny_model_has_its_ids_and_rows_and_tags_are_as_asked_for(
     qwen3: Path, make_config: Callable[..., TrainConfig], tmp_path: Path
 ) -> None:
