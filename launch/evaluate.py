@@ -25,7 +25,7 @@ from ral_system.registry import BENCHMARKS
 from ral_system.runs.folder import RunFolder
 
 if TYPE_CHECKING:
-    from ral_system.evaluation.looking import Looking
+    from ral_system.evaluation.attention_record import Looking
     from ral_system.tasks.open import QuestionSettings
 
 VISUAL = ("visual_attention_score", "visual_mass", "system_mass")
@@ -78,9 +78,9 @@ def _evaluate(config: EvaluateConfig, folder: Path) -> float | None:
 
         sweep(config, folder)
         return None
-    from ral_system.evaluation.looking import looks_of_answers
-    from ral_system.evaluation.partial import with_parts, without_own_pictures
-    from ral_system.evaluation.written import write_record
+    from ral_system.evaluation.attention_record import looks_of_answers
+    from ral_system.evaluation.other_pictures import with_parts, without_own_pictures
+    from ral_system.evaluation.record_files import write_record
     from ral_system.tasks.open import QuestionSettings
 
     settings, subject = QuestionSettings.of(config), Subject.of(config, str(config.start_model), folder)
@@ -102,9 +102,9 @@ def _evaluate(config: EvaluateConfig, folder: Path) -> float | None:
 
 
 def _evaluate_held_out(config: EvaluateConfig, settings: QuestionSettings, subject: Subject) -> Figures:
-    from ral_system.evaluation.looking import attention_of_questions, looks_of_answers, summarise
-    from ral_system.evaluation.partial import with_parts, without_own_pictures
-    from ral_system.evaluation.written import write_record
+    from ral_system.evaluation.attention_record import attention_of_questions, looks_of_answers, summarise
+    from ral_system.evaluation.other_pictures import with_parts, without_own_pictures
+    from ral_system.evaluation.record_files import write_record
     from ral_system.tasks.open import open_questions
 
     steer, folder, evaluation = config.intervention, subject.folder, config.evaluation
@@ -152,7 +152,7 @@ def _evaluate_held_out(config: EvaluateConfig, settings: QuestionSettings, subje
 
 def _keep_answers(subject: Subject, found: Figures) -> None:
     """Write the answers and their scores, and say where."""
-    from ral_system.evaluation.written import write_answers, write_scores
+    from ral_system.evaluation.record_files import write_answers, write_scores
 
     write_scores(subject.folder, found)
     print(f"{write_answers(subject, found)}: every question with its answers")

@@ -11,8 +11,8 @@ from ral_system.config.commands import EvaluateConfig
 from ral_system.errors import DataError
 from ral_system.evaluation import questions as figures
 from ral_system.evaluation.questions import Figures, Questions
+from ral_system.evaluation.record_files import write_scores
 from ral_system.evaluation.subject import Subject
-from ral_system.evaluation.written import write_scores
 from ral_system.media.store import MediaStore
 from ral_system.report.answers_page import Answered
 from ral_system.tasks.open import QuestionSettings
