@@ -3,13 +3,19 @@
 from pathlib import Path
 from typing import Any
 
+from tests.system.marks import marking, new_mark
 
-def trained_alike(commands: Any, left: Any, folder: Path, *command: str) -> list[Any]:
-    """Train three steps on devices of their own and on shared ones: the same metrics, bit for bit. What they left."""
-    runs, steps = [], {}
+
+def trained_alike(commands: Any, left: Any, end_of: Any, folder: Path, *command: str) -> list[Any]:
+    """Train three steps on devices of their own and on shared ones: the same metrics, bit for bit. What they left.
+
+    Nothing of Ray, vLLM or DeepSpeed outlives either.
+    """
+    runs, steps, mark = [], {}, new_mark()
     for placement in ("disaggregated", "colocated"):
-        done = commands(*command, f"name={placement}", f"cluster.placement={placement}", cwd=folder)
+        done = commands(*command, f"name={placement}", f"cluster.placement={placement}", cwd=folder, **marking(mark))
         assert done.returncode == 0, done.stderr
+        end_of(mark, 60.0)
         run = left(folder / "runs" / placement)
         run.assert_no_prompt_lost_or_repeated()
         assert run.summary()["weight_checksum_failures"] == 0

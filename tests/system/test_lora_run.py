@@ -22,11 +22,11 @@ SHARDED = ("learner.zero_stage=3", "learner.gradient_checkpointing=true", "algor
 
 
 def test_adapters_are_trained_by_deepspeed_and_sampled_merged_in_vllm_apart_and_in_turns(
-    commands, left, tiny_model: Path, tmp_path: Path
+    commands, left, end_of, tiny_model: Path, tmp_path: Path
 ) -> None:
     """A checkpoint lies between the second step and the third, where engines that take turns lose their weights."""
     one = ("learner.world_size=1", "cluster.cpus_per_rollout=0.25", f"start_model={tiny_model}")
-    for run in trained_alike(commands, left, tmp_path, "ral-train", *ADAPTERS, *SHARDED, *one):
+    for run in trained_alike(commands, left, end_of, tmp_path, "ral-train", *ADAPTERS, *SHARDED, *one):
         assert_adapters_were_trained(run, tiny_model)
 
 

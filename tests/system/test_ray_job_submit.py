@@ -3,7 +3,9 @@
 The head has no CPUs, as on Kubernetes: the driver runs there, and every actor on the second node.
 """
 
+import json
 import os
+import re
 import secrets
 import shutil
 import signal
@@ -21,6 +23,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+
+from tests.system.marks import marking, new_mark
 
 pytestmark = [pytest.mark.system, pytest.mark.timeout(1800)]
 
@@ -51,9 +55,15 @@ def head(commands, marked, end_of, tmp_path_factory: pytest.TempPathFactory) -> 
     token = home / ".ray" / "auth_token"
     token.touch(mode=0o600)
     token.write_text(secrets.token_hex(32))
-    mark = {"RAL_TEST": uuid.uuid4().hex}
+    mark = new_mark()
     path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"  # as on a node whose environment is activated
-    environment = {"HOME": str(home), "PATH": path, "RAY_AUTH_MODE": "token", "RAY_worker_niceness": "0", **mark}
+    environment = {
+        "HOME": str(home),
+        "PATH": path,
+        "RAY_AUTH_MODE": "token",
+        "RAY_worker_niceness": "0",
+        **marking(mark),
+    }
     sessions = tempfile.mkdtemp(prefix="ral_", dir="/tmp")  # short: Ray puts sockets into it
     port, dashboard, agent, client, metrics, second_agent = free_ports(6)
     process = commands.start(
@@ -74,7 +84,6 @@ def head(commands, marked, end_of, tmp_path_factory: pytest.TempPathFactory) -> 
         cwd=home,
         **environment,
     )
-    name, value = next(iter(mark.items()))
     address = f"http://127.0.0.1:{dashboard}"
     started = [process]
     try:
@@ -91,17 +100,17 @@ def head(commands, marked, end_of, tmp_path_factory: pytest.TempPathFactory) -> 
             **environment,
         )  # not waited for: the first job does
         started.insert(0, second)
-        yield Head(address, environment, f"{name}={value}")
+        yield Head(address, environment, mark)
     finally:
         try:
             for each in started:
                 each.terminate()
                 each.communicate(timeout=60)
         finally:
-            for pid in marked(f"{name}={value}"):
+            for pid in marked(mark):
                 with suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGTERM)
-            end_of(f"{name}={value}", 60.0)
+            end_of(mark, 60.0)
             shutil.rmtree(sessions, ignore_errors=True)
 
 
@@ -125,23 +134,57 @@ def submit(commands, head: Head, cwd: Path, *entrypoint: str, options: tuple[str
     return commands(*command, cwd=cwd, timeout_s=600, **head.environment | changed)
 
 
-def test_a_job_trains_and_leaves_its_record(commands, left, uninterrupted, head: Head, tmp_path: Path) -> None:
-    start = uninterrupted.folder / "models" / "sft"
-    smaller = ("algorithm.steps=2", "learner.world_size=1", "algorithm.attention.anchor=old", "evaluation.questions=2")
-    overrides = ("experiment=smoke", *smaller, f"start_model={start}", f"runs_dir={tmp_path}/shared")
-    done = submit(commands, head, tmp_path, "ral-rl", *overrides)
+def test_every_role_in_a_job(commands, left, marked, head: Head, tmp_path: Path) -> None:
+    """All stages, submitted as one job: its log is followed, it leaves a record, and nobody stays behind."""
+    overlapped = ("experiment=smoke", "algorithm.max_staleness=1", "sft.autocast=bfloat16")
+    done = submit(commands, head, tmp_path, "ral-train", *overlapped, f"runs_dir={tmp_path}/shared")
     assert done.returncode == 0, (done.stdout[-5000:], done.stderr[-3000:])
-    assert "RL: ended at step 2 of 2" in done.stdout  # the logs of the job, followed
+    assert "RL: ended at step 4 of 4" in done.stdout
     assert "succeeded" in done.stdout
+    assert "Traceback" not in done.stdout
+    assert len(done.stdout.splitlines()) < 60, done.stdout  # our progress and Ray's word about the job, no warnings
+    wait_for_the_end_of_actors(marked, head)
+
     run = left(tmp_path / "shared" / "smoke")
+    assert not (tmp_path / "runs").exists()
     assert str(run.folder) in done.stdout
     for name in ("config.yaml", "metrics.jsonl", "rollouts.jsonl", "report.html", "summary.json"):
         assert (run.folder / name).stat().st_size > 0, name
-    assert run.summary()["rl_steps"] == 2
-    assert all(step["gate/log_prob_diff_max"] <= 1e-4 for step in run.rl_steps())
+    for role in ("learner_0", "learner_1", "rollout_0", "reference_0", "reward_0"):
+        assert (run.folder / "logs" / f"{role}.log").is_file()
+    steps = run.rl_steps()
+    assert [step["step"] for step in steps] == [1, 2, 3, 4]
+    assert all(step["gate/log_prob_diff_max"] <= 1e-4 for step in steps)
+    assert [step["pipeline/staleness"] for step in steps] == [0, 1, 0, 1]  # it pauses for the second step's checkpoint
     run.assert_no_prompt_lost_or_repeated()
-    assert run.weights()
-    assert not (tmp_path / "runs").exists()
+    assert_summary_and_timeline(run)
+
+    from transformers import AutoModelForImageTextToText, AutoProcessor
+
+    AutoModelForImageTextToText.from_pretrained(run.folder / "model")
+    AutoProcessor.from_pretrained(run.folder / "model")
+
+
+def wait_for_the_end_of_actors(marked, head: Head) -> None:
+    deadline = time.monotonic() + 60
+    while alive := {pid: name for pid, name in marked(head.mark).items() if re.search(r"ray::\w*Actor|VLLM", name)}:
+        assert time.monotonic() < deadline, f"still there 60 s after the job's end: {alive}"
+        time.sleep(0.2)
+
+
+def assert_summary_and_timeline(run) -> None:
+    summary = run.summary()
+    assert {name for name, value in summary.items() if value is None} <= {"attention_contrast"}  # all rewards are alike
+    assert (summary["prompt_id_mismatches"], summary["weight_checksum_failures"]) == (0, 0)
+    lanes = {"learner_0", "learner_1", "rollout_0", "reference_0", "reward_0"}
+    assert summary["idle_share"].keys() == lanes and all(0 < share < 1 for share in summary["idle_share"].values())
+    assert summary["peak_gib"].keys() == lanes | {"controller"}
+    assert {"score", "update", "publish"} <= summary["peak_gib"]["learner_0"].keys()
+    assert all(0.05 < peak < 16 for peaks in summary["peak_gib"].values() for peak in peaks.values())
+    assert "<td>learner 0</td>" in (run.folder / "report.html").read_text()
+    events = json.loads((run.folder / "trace.json").read_text())["traceEvents"]
+    assert {e["args"]["name"] for e in events if e["ph"] == "M"} == lanes | {"controller"}
+    assert {"generate", "score", "update", "load_weights", "publish"} <= {e["name"] for e in events}
 
 
 @pytest.mark.long

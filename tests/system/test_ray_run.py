@@ -1,15 +1,18 @@
-"""Whole runs on real Ray, vLLM and DeepSpeed: what they leave, and that nothing outlives them however they end."""
+"""Whole runs on real Ray, vLLM and DeepSpeed: rare settings, and that nothing outlives them however they end.
+
+`test_ray_job_submit` has the one with every role.
+"""
 
 import json
 import os
 import signal
 import subprocess
 import time
-import uuid
 from pathlib import Path
 
 import pytest
 
+from tests.system.marks import marking, new_mark
 from tests.system.placements import trained_alike
 from tests.system.video_r1_files import overrides, write_video_r1
 
@@ -17,64 +20,6 @@ pytestmark = [pytest.mark.system, pytest.mark.timeout(1800)]
 
 GONE_WITHIN_S = 60.0
 START_WITHIN_S = 500.0
-
-
-@pytest.fixture
-def mark() -> str:
-    """Marks every process that a test starts, directly or not."""
-    return f"RAL_TEST={uuid.uuid4().hex}"
-
-
-def environment(mark: str) -> dict[str, str]:
-    return dict([mark.split("=")])
-
-
-def test_every_role_on_ray(commands, left, marked, end_of, mark: str, tmp_path: Path) -> None:
-    overlapped = ("experiment=smoke", "algorithm.max_staleness=1", "sft.autocast=bfloat16")
-    process = commands.start("ral-train", *overlapped, cwd=tmp_path, fresh=True, **environment(mark))
-    most: dict[int, str] = {}
-    deadline = time.monotonic() + 900
-    while process.poll() is None and time.monotonic() < deadline:
-        most |= marked(mark)
-        time.sleep(0.5)
-    if process.poll() is None:
-        os.killpg(process.pid, signal.SIGKILL)
-    out, err = process.communicate(timeout=60)
-    end_of(mark, GONE_WITHIN_S)
-    assert process.returncode == 0, err
-    assert "Traceback" not in err
-    assert len(err.splitlines()) < 40, err  # our progress, nobody's warnings
-
-    run = left(tmp_path / "runs" / "smoke")
-    assert str(run.folder) in out
-    for name in ("config.yaml", "metrics.jsonl", "rollouts.jsonl", "report.html", "summary.json"):
-        assert (run.folder / name).stat().st_size > 0, name
-    for role in ("learner_0", "learner_1", "rollout_0", "reference_0", "reward_0"):
-        assert (run.folder / "logs" / f"{role}.log").is_file()
-    assert any("RolloutActor" in command or "raylet" in command for command in most.values()), most
-    steps = run.rl_steps()
-    assert [step["step"] for step in steps] == [1, 2, 3, 4]
-    assert all(step["gate/log_prob_diff_max"] <= 1e-4 for step in steps)
-    assert [step["pipeline/staleness"] for step in steps] == [0, 1, 0, 1]  # it pauses for the second step's checkpoint
-    run.assert_no_prompt_lost_or_repeated()
-    summary = run.summary()
-    assert {name for name, value in summary.items() if value is None} <= {"attention_contrast"}  # all rewards are alike
-    assert (summary["prompt_id_mismatches"], summary["weight_checksum_failures"]) == (0, 0)
-
-    lanes = {"learner_0", "learner_1", "rollout_0", "reference_0", "reward_0"}
-    assert summary["idle_share"].keys() == lanes and all(0 < share < 1 for share in summary["idle_share"].values())
-    assert summary["peak_gib"].keys() == lanes | {"controller"}
-    assert {"score", "update", "publish"} <= summary["peak_gib"]["learner_0"].keys()
-    assert all(0.05 < peak < 16 for peaks in summary["peak_gib"].values() for peak in peaks.values())
-    assert "<td>learner 0</td>" in (run.folder / "report.html").read_text()
-    events = json.loads((run.folder / "trace.json").read_text())["traceEvents"]
-    assert {e["args"]["name"] for e in events if e["ph"] == "M"} == lanes | {"controller"}
-    assert {"generate", "score", "update", "load_weights", "publish"} <= {e["name"] for e in events}
-
-    from transformers import AutoModelForImageTextToText, AutoProcessor
-
-    AutoModelForImageTextToText.from_pretrained(run.folder / "model")
-    AutoProcessor.from_pretrained(run.folder / "model")
 
 
 @pytest.mark.long
@@ -95,7 +40,7 @@ def test_an_evaluation_asks_vllm_and_reads_attention_beside_it(commands, uninter
 @pytest.mark.long
 @pytest.mark.parametrize("ranks", [1, 2])
 def test_engines_and_learners_that_take_turns_train_as_those_apart(
-    commands, left, uninterrupted, tmp_path: Path, ranks: int
+    commands, left, end_of, uninterrupted, tmp_path: Path, ranks: int
 ) -> None:
     """With a reference, which also takes turns. `test_lora_run` has the case that is always run."""
     settings = (
@@ -103,7 +48,7 @@ def test_engines_and_learners_that_take_turns_train_as_those_apart(
         *(f"learner.world_size={ranks}", f"rollout.workers={ranks}", "cluster.cpus_per_rollout=0.25"),
         *("learner.zero_stage=3", "evaluation.questions=4"),
     )
-    trained_alike(commands, left, tmp_path, "ral-rl", *settings)
+    trained_alike(commands, left, end_of, tmp_path, "ral-rl", *settings)
 
 
 @pytest.mark.long
@@ -141,16 +86,16 @@ def wait_for_step(process: subprocess.Popen, run, step: int) -> None:
 
 @pytest.mark.long
 def test_nothing_outlives_a_run_however_it_ends_and_it_goes_on(
-    commands, left, uninterrupted, marked, end_of, mark: str, tmp_path: Path
+    commands, left, uninterrupted, end_of, tmp_path: Path
 ) -> None:
     """With questions from files, about pictures, videos and nothing."""
-    start = uninterrupted.folder / "models" / "sft"
+    start, mark = uninterrupted.folder / "models" / "sft", new_mark()
     run = left(tmp_path / "runs" / "smoke")
     files = (*overrides(write_video_r1(tmp_path / "released")), "stages=[rl]")
     command = ("ral-rl", "experiment=smoke", *files, f"start_model={start}", "algorithm.steps=12")
 
     def started(step: int) -> subprocess.Popen:
-        process = commands.start(*command, cwd=tmp_path, fresh=True, **environment(mark))
+        process = commands.start(*command, cwd=tmp_path, fresh=True, **marking(mark))
         wait_for_step(process, run, step)
         return process
 
@@ -186,7 +131,7 @@ def test_nothing_outlives_a_run_however_it_ends_and_it_goes_on(
     print(f"driver killed: all ended after {time.monotonic() - began:.1f} s")
 
     smaller = ("learner.max_tokens=64", "learner.gradient_checkpointing=true", "rollout.max_sequences=4")
-    done = commands(*command, *smaller, cwd=tmp_path, timeout_s=START_WITHIN_S, fresh=True, **environment(mark))
+    done = commands(*command, *smaller, cwd=tmp_path, timeout_s=START_WITHIN_S, fresh=True, **marking(mark))
     assert done.returncode == 0, done.stderr
     end_of(mark, GONE_WITHIN_S)
     assert "continuing with learner.max_tokens=64 (was 4096)" in done.stderr
