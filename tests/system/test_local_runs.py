@@ -32,7 +32,7 @@ def without_nulls(value: Any) -> bool:
 
 
 def test_a_run_leaves_its_record_and_a_model(commands, left, tmp_path: Path) -> None:
-    done = commands("ral-train", "experiment=smoke", "cluster=local", cwd=tmp_path)
+    done = commands("ral-train", "experiment=smoke", "cluster=local", "cluster.threads_per_process=1", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     run = left(tmp_path / "runs" / "smoke")
     assert str(run.folder) in done.stdout
@@ -58,7 +58,8 @@ def test_a_run_leaves_its_record_and_a_model(commands, left, tmp_path: Path) -> 
 
 
 def test_a_command_is_one_wandb_run_and_a_later_one_continues_it(commands, left, tmp_path: Path) -> None:
-    common = ("experiment=smoke", "cluster=local", "logging.wandb=offline")
+    common = ("experiment=smoke", "cluster=local", "cluster.threads_per_process=1", "logging.wandb=offline")
+    settings = " ".join(common)
     run, uploads = left(tmp_path / "runs" / "smoke"), []
     for command, stages in (("ral-train", "stages=[perceive,sft]"), ("ral-rl", "seed=0"), ("ral-rl", "seed=0")):
         done = commands(command, *common, stages, cwd=tmp_path)
@@ -68,10 +69,7 @@ def test_a_command_is_one_wandb_run_and_a_later_one_continues_it(commands, left,
     files = sorted((run.folder / "wandb").glob("offline-run-*/run-*.wandb"))
     assert [file.name for file in files] == [f"run-{(run.folder / 'wandb-run-id').read_text()}.wandb"] * 2
     recorded = [line["command"] for line in run.lines("commands.jsonl")]
-    assert recorded == [
-        "ral-train experiment=smoke cluster=local logging.wandb=offline 'stages=[perceive,sft]'",
-        "ral-rl experiment=smoke cluster=local logging.wandb=offline seed=0",
-    ]
+    assert recorded == [f"ral-train {settings} 'stages=[perceive,sft]'", f"ral-rl {settings} seed=0"]
     assert run.summary()["commands"] == recorded
     assert {"ral_system", "python", "torch", "transformers", "wandb"} <= run.summary()["versions"].keys()
     start, end = (run.folder / name / "generation_config.json" for name in ("models/start", "model"))

@@ -29,7 +29,8 @@ def test_what_no_test_goes_through_is_said_to_be_untested(monkeypatch: pytest.Mo
 
 
 def test_a_model_that_may_be_skipped_or_may_fail_is_not_gone_through() -> None:
-    names = pytest.mark.parametrize("case", ["a", pytest.param("b", marks=pytest.mark.xfail), "c"])
+    cases = ["a", case("b", "xfail"), case("c", "long"), case("d", "long", "skip")]
+    names = pytest.mark.parametrize("case", cases)
 
     def marked(*marks: pytest.MarkDecorator) -> Callable[..., object]:
         def test(case: str) -> None: ...
@@ -42,3 +43,7 @@ def test_a_model_that_may_be_skipped_or_may_fail_is_not_gone_through() -> None:
     assert models_of(marked(names), "family") == models_of(marked(), "case") == set()
     for mark in (pytest.mark.skip, pytest.mark.skipif(True, reason=""), pytest.mark.xfail):
         assert models_of(marked(names, mark), "case") == set()
+
+
+def case(name: str, *marks: str) -> object:
+    return pytest.param(name, marks=[getattr(pytest.mark, mark) for mark in marks])

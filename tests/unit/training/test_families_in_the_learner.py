@@ -55,7 +55,14 @@ class Case(Bench):
         return LearnerRank(config, self.folder, self.store, 0, 1, stage)
 
 
-every_family = pytest.mark.parametrize("case", list(FAMILIES), indirect=True, scope="module")
+LIKE_ANOTHER = ("qwen2_vl", "idefics3")
+"""Served by the code for qwen2_5_vl and smolvlm."""
+every_family = pytest.mark.parametrize(
+    "case",
+    [pytest.param(name, marks=pytest.mark.long) if name in LIKE_ANOTHER else name for name in FAMILIES],
+    indirect=True,
+    scope="module",
+)
 """Mark of a test, from which `bench.models` takes the claims of docs/models.md about a family."""
 
 
