@@ -34,6 +34,7 @@ from ral_system.planning.workload import BlankMedia
 from ral_system.training.build import choose_trained
 from ral_system.training.gradient_share import squared_norms
 from ral_system.training.objective import Objective, policy_objective
+from ral_system.training.scores import UpdateScores
 from ral_system.training.token_reads import token_read
 from ral_system.types import AttentionRecord, Counts, Media, MicroBatch, Sample, SampleScores, Scores, TokenRecord
 
@@ -193,7 +194,8 @@ def objective_of(
 ) -> tuple[Objective, PolicyOutput]:
     """Pass a micro-batch, and take the configured objective of it."""
     algorithm, teaching = config.algorithm, scores if config.teachers else {}
-    counts = Counts(sum(len(s.response_token_ids) for s in samples), len(samples))
+    tokens = sum(len(s.response_token_ids) for s in samples)
+    counts = Counts(tokens, len(samples), attention_rows=tokens, evidence_rows=tokens)
     output = policy(batch, [read], token_read(samples, teaching, algorithm, policy.vocabulary))
     found = policy_objective(
         output,
@@ -201,13 +203,8 @@ def objective_of(
         batch,
         samples,
         counts,
-        scores,
-        scores if config.needs_reference else None,
-        scores,
-        teaching,
+        UpdateScores(scores, scores if config.needs_reference else None, scores, teaching),
         algorithm,
-        attention_rows=counts.tokens,
-        evidence_rows=counts.tokens,
         largest_gap=1.0,
     )
     return found, output

@@ -42,6 +42,7 @@ from ral_system.training.meter import Meter
 from ral_system.training.metric_sums import reduced_metrics
 from ral_system.training.objective import Objective, policy_objective
 from ral_system.training.optim import optim_settings
+from ral_system.training.scores import UpdateScores
 from ral_system.training.shards import Shards
 from ral_system.training.supervised import supervised_objective
 from ral_system.training.token_reads import token_read
@@ -219,32 +220,21 @@ class LearnerRank:
             assert reference is not None, "anchor=reference needs the reference policy's scores"
             anchor = reference
         everyone = [s for shard in update.shards for samples in shard for s in samples]
-        drawn_rows = evidence_rows(everyone, self._collate, self._family, algorithm.attention)
-        attention_rows = max(1, sum(len(self._collate.rows(algorithm.attention.rows, s)) for s in everyone))
-        teaching = merge_teachers(teachers)
+        counts = replace(
+            update.counts,
+            attention_rows=max(1, sum(len(self._collate.rows(algorithm.attention.rows, s)) for s in everyone)),
+            evidence_rows=evidence_rows(everyone, self._collate, self._family, algorithm.attention),
+        )
+        scores = UpdateScores(behaviour, reference, anchor, merge_teachers(teachers))
         largest_gap = self._config.rollout.log_prob_gate.token
 
         def objective(
             output: PolicyOutput, rows: Sequence[GroupAttention], batch: TensorBatch, samples: MicroBatch
         ) -> Objective:
-            return policy_objective(
-                output,
-                rows,
-                batch,
-                samples,
-                update.counts,
-                behaviour,
-                reference,
-                anchor,
-                teaching,
-                algorithm,
-                attention_rows=attention_rows,
-                evidence_rows=drawn_rows,
-                largest_gap=largest_gap,
-            )
+            return policy_objective(output, rows, batch, samples, counts, scores, algorithm, largest_gap=largest_gap)
 
         def tokens(samples: MicroBatch) -> TokenRead:
-            return token_read(samples, teaching, algorithm, self._engine.policy.vocabulary)
+            return token_read(samples, scores.teaching, algorithm, self._engine.policy.vocabulary)
 
         factor, shares = self._attention_share(update.shards[self._shards.own], objective, tokens)
         own_gaps = log_prob_gaps(update.shards, self._shards.own, behaviour)

@@ -25,7 +25,6 @@ def distillation(
     teaching: Scores,
     algorithm: AlgorithmConfig,
     counts: Counts,
-    attention_rows: int,
 ) -> tuple[Tensor, dict[str, tuple[Tensor, Tensor]]]:
     """mu · L_GKD + gamma_attn · L_AD (Eq 5-7), with the metrics of what is on; exactly 0 where student = teacher."""
     tokens, attention = algorithm.distillation.tokens, algorithm.distillation.attention
@@ -41,7 +40,7 @@ def distillation(
             divergence_BR,
             rows_BR,
             reduction=attention.reduction,
-            global_tokens=attention_rows,
+            global_tokens=counts.attention_rows,
             global_sequences=counts.sequences,
         )
         metrics["distillation/attention_divergence"] = _mean_of(divergence_BR[rows_BR])

@@ -17,6 +17,10 @@ class Counts:
 
     tokens: int
     sequences: int
+    attention_rows: int = 0
+    """Attention rows that the attention term reads; 0 for an objective without one."""
+    evidence_rows: int = 0
+    """Attention rows that are drawn to evidence."""
 
 
 MicroBatch = tuple[Sample, ...]

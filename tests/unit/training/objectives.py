@@ -18,12 +18,15 @@ from ral_system.batches.collate import TensorBatch
 from ral_system.config.algorithm import AlgorithmConfig
 from ral_system.models.policy import PolicyOutput
 from ral_system.training.objective import Objective, policy_objective
+from ral_system.training.scores import UpdateScores
 from ral_system.training.token_reads import token_read
 from ral_system.types import Counts, Prompt, Sample, SampleScores, Scores
 
 PROMPTS, RESPONSES = (3, 5, 2), (4, 1, 3)
 ADVANTAGES = (1.5, -0.8, -0.4)
-COUNTS = Counts(tokens=20, sequences=6)  # of the whole update; this micro-batch has 8 and 3
+COUNTS = Counts(
+    tokens=20, sequences=6, attention_rows=20, evidence_rows=20
+)  # of the update; here are 8 tokens, 3 sequences
 READ = AttentionRead()
 """What the made-up attention is a reading of."""
 
@@ -131,12 +134,7 @@ def objective(
         batch or case.batch,
         case.samples,
         COUNTS,
-        case.behaviour,
-        reference,
-        case.behaviour,
-        teaching or {},
+        UpdateScores(case.behaviour, reference, case.behaviour, teaching or {}),
         algorithm,
-        attention_rows=20,
-        evidence_rows=20,
         largest_gap=largest_gap,
     )
