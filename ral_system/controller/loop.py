@@ -58,13 +58,16 @@ class TrainingLoop:
         train_prompt: Callable[[int], Prompt],
         timer: PhaseTimer,
         residency: Residency,
+        *,
+        ahead: PhaseTimer | None = None,
     ) -> None:
+        """`ahead` takes the times of sampling where that goes on beside training."""
         self._config = config
         self._roles = roles
         self._residency = residency
         algorithm = config.algorithm
         self._rewards = Rewards(config.reward, algorithm.overlong, algorithm.kl, config.rollout.response_limit)
-        self._sampler = Sampler(config, roles, train_prompt, timer, self._rewards)
+        self._sampler = Sampler(config, roles, train_prompt, ahead or timer, self._rewards, ahead=ahead is not None)
         self._timer = timer
         self.version = 0
         self.next_prompt = 0

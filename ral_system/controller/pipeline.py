@@ -20,7 +20,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from ral_system.config.commands import TrainConfig
 from ral_system.controller.loop import Step, TrainingLoop
 from ral_system.controller.residency import Residency
-from ral_system.controller.sampling import Batch, Sampler
+from ral_system.controller.sampling import Batch
 from ral_system.errors import GateError
 from ral_system.observability.progress import PhaseTimer
 from ral_system.protocols import Roles
@@ -55,9 +55,8 @@ class PipelinedLoop(TrainingLoop):
         timer: PhaseTimer,
         residency: Residency,
     ) -> None:
-        super().__init__(config, roles, train_prompt, timer, residency)
         self._ahead_timer = PhaseTimer()
-        self._sampler = Sampler(config, roles, train_prompt, self._ahead_timer, self._rewards, ahead=True)
+        super().__init__(config, roles, train_prompt, timer, residency, ahead=self._ahead_timer)
         self._bound = StalenessBound(config.algorithm.max_staleness)
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="generate")
         self._batches: deque[Future[Batch]] = deque()

@@ -15,7 +15,9 @@ from ral_system.config.model import TinyModelConfig
 from ral_system.config.reward import VisualRewardConfig
 from ral_system.config.rollout import RolloutConfig
 from ral_system.controller.residency import residency
-from ral_system.controller.stages import StageContext, run_rl, run_supervised
+from ral_system.controller.rl import run_rl
+from ral_system.controller.stage import StageContext
+from ral_system.controller.supervised import run_supervised
 from ral_system.data.prompts import Prompts
 from ral_system.errors import ConfigError, SetupError
 from ral_system.families.family import Family

@@ -12,7 +12,6 @@ from ral_system.alarms.known import ALARMS
 from ral_system.alarms.watch import Alarms, growth
 from ral_system.config.commands import TrainConfig
 from ral_system.controller.judging import rollout_metrics
-from ral_system.controller.stages import _may_stop
 from ral_system.types import Rollout
 from tests.unit.controller.graded import LENGTHS, WEIGHTS, group, parts
 
@@ -206,18 +205,6 @@ def test_the_share_of_parts_never_stops_a_run(make_config: Callable[..., TrainCo
     alarms = Alarms(make_config("alarms.consecutive=1", "alarms.action=stop").alarms, WEIGHTS)
     _, logged = play(alarms, FAILURES["style outweighs correctness"][1])
     assert logged[-1]["alarm/part_share"] == 1 and alarms.stopping() is None
-
-
-@pytest.mark.parametrize(
-    ("staleness", "expected"), [(0, [True, True, True, True, False]), (1, [False, True, True, True, False])]
-)
-def test_a_run_stops_where_nothing_is_generated_ahead(
-    make_config: Callable[..., TrainConfig], staleness: int, expected: list[bool]
-) -> None:
-    config = make_config(
-        "algorithm.steps=5", "checkpoint.every=2", "evaluation.every=3", f"algorithm.max_staleness={staleness}"
-    )
-    assert [_may_stop(i, config) for i in range(1, 6)] == expected
 
 
 def test_growth_by_hand() -> None:

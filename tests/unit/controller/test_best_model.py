@@ -11,7 +11,7 @@ import pytest
 from rich.console import Console
 
 from ral_system.config.commands import TrainConfig
-from ral_system.controller import stages
+from ral_system.controller import supervised
 from ral_system.observability.progress import PhaseTimer, StageProgress
 from ral_system.runs.folder import RunFolder
 from ral_system.types import Prompt, Sample, TrainPlan
@@ -65,7 +65,7 @@ class Learner:
 def run_sft(
     make_config: Callable[..., TrainConfig], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> Callable[..., RunFolder]:
-    monkeypatch.setattr(stages, "_held_out_accuracy", lambda context, step: (SCORES[step], {}))
+    monkeypatch.setattr(supervised, "_held_out_accuracy", lambda context, step: (SCORES[step], {}))
     sample = Sample("s", Prompt("s", "", "?", "", (), (1,)), (2,))
 
     said = io.StringIO()
@@ -83,7 +83,7 @@ def run_sft(
             timer=PhaseTimer(),
             progress=StageProgress("sft", 9, console=Console(file=said, width=200)),
         )
-        stages.run_supervised(context, "sft")
+        supervised.run_supervised(context, "sft")
         (tmp_path / "said").write_text(said.getvalue())
         return context.folder
 
@@ -138,6 +138,6 @@ def test_more_steps_keep_the_best_until_there_is_a_better_one(
     run_sft: Callable[..., RunFolder], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run_sft()
-    monkeypatch.setattr(stages, "_held_out_accuracy", lambda context, step: ({10: 0.6, 12: 0.6}.get(step, 0.9), {}))
+    monkeypatch.setattr(supervised, "_held_out_accuracy", lambda context, step: ({10: 0.6, 12: 0.6}.get(step, 0.9), {}))
     assert model_and_result(run_sft("sft.max_steps=12")) == ("6", 6, 0.7)
     assert model_and_result(run_sft("sft.max_steps=14", "sft.stop_at=0.8")) == ("14", 14, 0.9)

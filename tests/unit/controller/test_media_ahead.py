@@ -11,7 +11,7 @@ import pytest
 
 from ral_system.config.commands import TrainConfig
 from ral_system.config.data import DataConfig
-from ral_system.controller import stages
+from ral_system.controller import supervised
 from ral_system.observability.progress import PhaseTimer
 from ral_system.runs.folder import RunFolder
 from ral_system.tasks.open import media_ahead, train_prompts
@@ -76,8 +76,8 @@ def test_sft_decodes_a_batch_while_the_one_before_is_trained_on(
 
         save_model = save
 
-    monkeypatch.setattr(stages, "media_ahead", recorded)
-    monkeypatch.setattr(stages, "_held_out_accuracy", lambda context, step: (0.0, {}))
+    monkeypatch.setattr(supervised, "media_ahead", recorded)
+    monkeypatch.setattr(supervised, "_held_out_accuracy", lambda context, step: (0.0, {}))
     context: Any = SimpleNamespace(
         config=bench.config,
         folder=RunFolder(tmp_path),
@@ -90,7 +90,7 @@ def test_sft_decodes_a_batch_while_the_one_before_is_trained_on(
         timer=PhaseTimer(),
         progress=MagicMock(),
     )
-    stages.run_supervised(context, "sft")
+    supervised.run_supervised(context, "sft")
     first = [prompts.demonstration("sft", "train", i).prompt.media[0].digest for i in range(4)]
     assert waited_for == [first, first] and len(ahead.waited) == 12  # the third batch was drawn, and not needed
 

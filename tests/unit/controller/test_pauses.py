@@ -1,11 +1,8 @@
 """Before a checkpoint, an evaluation and the end nothing is generated ahead."""
 
-from collections.abc import Callable
-
 import pytest
 
-from ral_system.config.commands import TrainConfig
-from ral_system.controller.stages import _steps_until_pause
+from ral_system.controller.pauses import Pauses
 
 
 @pytest.mark.parametrize(
@@ -18,8 +15,14 @@ from ral_system.controller.stages import _steps_until_pause
         (2, 5, 6, [2, 1, 2, 1, 1, 1]),
     ],
 )
-def test_steps_until_the_next_pause(
-    make_config: Callable[..., TrainConfig], checkpoint: int, evaluation: int, steps: int, expected: list[int]
-) -> None:
-    config = make_config(f"checkpoint.every={checkpoint}", f"evaluation.every={evaluation}", f"algorithm.steps={steps}")
-    assert [_steps_until_pause(step, config) for step in range(1, steps + 1)] == expected
+def test_steps_until_the_next_pause(checkpoint: int, evaluation: int, steps: int, expected: list[int]) -> None:
+    pauses = Pauses(steps, checkpoint, evaluation, max_staleness=1)
+    assert [pauses.steps_until(step) for step in range(1, steps + 1)] == expected
+
+
+@pytest.mark.parametrize(
+    ("staleness", "expected"), [(0, [True, True, True, True, False]), (1, [False, True, True, True, False])]
+)
+def test_an_alarm_stops_a_run_where_nothing_is_generated_ahead(staleness: int, expected: list[bool]) -> None:
+    pauses = Pauses(5, checkpoint_every=2, evaluate_every=3, max_staleness=staleness)
+    assert [pauses.may_stop(step) for step in range(1, 6)] == expected

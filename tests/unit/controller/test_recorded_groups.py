@@ -2,7 +2,7 @@
 
 import pytest
 
-from ral_system.controller.stages import _recorded
+from ral_system.controller.rl import _recorded
 from ral_system.types import Completion, FinishReason, Prompt, RewardResult, RewardStatus, Rollout
 
 
