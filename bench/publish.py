@@ -23,11 +23,11 @@ from pathlib import Path
 from typing import Any
 
 from ral_system.errors import RalError
+from ral_system.registry import WEIGHT_TRANSFERS
 from ral_system.rollout.vllm_environment import vllm_environment
 from ral_system.weights.transfer.opening import choose_transfer
 from ral_system.weights.transfer.transfer import Setting
 
-TRANSFERS = ("broadcast", "shared_memory", "object_store", "files")
 TIMES = 4
 
 
@@ -49,7 +49,7 @@ def learner(pipe: Connection, model: Path, setting: Setting) -> None:
             yield from ((name, w) for name, w in named_weights(trained).items() if name in names)
 
     source = WeightSource(Engine(), torch.float32, 0)  # type: ignore[arg-type]
-    transfers = {name: choose_transfer(name, 0, one_process=False)(setting) for name in TRANSFERS}
+    transfers = {name: choose_transfer(name, 0, one_process=False)(setting) for name in WEIGHT_TRANSFERS.names}
 
     def copied() -> float:
         weights = list(named_weights(trained).values())
@@ -210,10 +210,10 @@ def measure(ours: Side, theirs: Side) -> dict[str, Any]:
         "largest_tensor": largest,
         "first": {"alike": alike, "of": len(manifest.tensors), "engine_reads_s": read_s},
         "copy_s": [],
-        "transfers": {name: [] for name in TRANSFERS},
+        "transfers": {name: [] for name in WEIGHT_TRANSFERS.names},
     }
     names = tuple(manifest.tensors)
-    for name in TRANSFERS:
+    for name in WEIGHT_TRANSFERS.names:
         theirs.ask("choose", name)
         for version in range(1, TIMES + 1):
             found["copy_s"].append(ours.ask("copied"))

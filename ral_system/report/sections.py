@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from typing import get_args
 
 from ral_system.algorithms.divergences import Divergence
-from ral_system.config.choices import Stage
+from ral_system.config.choices import STAGE_TITLES, Stage, SupervisedStage
 from ral_system.errors import ConfigError
 from ral_system.registry import DIVERGENCES
 from ral_system.report.load import RunData
@@ -201,10 +202,9 @@ def _rl(
 
 
 def _stages(run: RunData, chart: str, title: str, note: str, key: str, unit: Unit, top: float | None = None) -> Chart:
-    named: list[tuple[Stage, str]] = [("perceive", "perceive"), ("sft", "cold start")]
     series = [
-        Series(f"{stage}:{key}", label, run.points(stage, key), i, _intervals(run, stage, key))
-        for i, (stage, label) in enumerate(named)
+        Series(f"{stage}:{key}", STAGE_TITLES[stage], run.points(stage, key), i, _intervals(run, stage, key))
+        for i, stage in enumerate(get_args(SupervisedStage))
     ]
     return Chart(chart, title, note, series, unit=unit, top=top, axis="step")
 

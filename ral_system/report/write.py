@@ -7,6 +7,7 @@ from datetime import datetime
 from html import escape
 from pathlib import Path
 
+from ral_system.config.choices import STAGE_TITLES
 from ral_system.errors import SetupError
 from ral_system.media.store import node_store
 from ral_system.observability.jsonl import write_atomically
@@ -22,8 +23,6 @@ from ral_system.report.series import Chart
 from ral_system.report.svg import scientific
 
 REPORT_FILE = "report.html"
-
-_STAGE_NAMES = {"perceive": "perceive", "sft": "cold start", "rl": "RL"}
 
 
 def write_report(run_folder: Path, frames_of: FramesOf | None = None) -> Path:
@@ -102,7 +101,7 @@ def _header(run: RunData, top: Headline) -> str:
         state = f'<span class="state">RL step {step}{f" of {total}" if total else ""}</span>'
     else:
         stage = next((s for s in ("sft", "perceive") if run.last_step(s) is not None), None)
-        state = f'<span class="state">{_STAGE_NAMES[stage] if stage else "starting"}</span>'
+        state = f'<span class="state">{STAGE_TITLES[stage] if stage else "starting"}</span>'
     model = run.setting("model", "path") or ("a tiny model" if run.setting("model") else None)
     weight = run.setting("algorithm", "attention", "weight")
     facts = [
@@ -120,7 +119,7 @@ def _header(run: RunData, top: Headline) -> str:
 
 def _headline(run: RunData, top: Headline) -> str:
     limit = run.setting("rollout", "log_prob_gate", "token")
-    steps = " · ".join(f"{_STAGE_NAMES.get(s, s)} {n:,}" for s, n in top.steps.items())
+    steps = " · ".join(f"{STAGE_TITLES.get(s, s)} {n:,}" for s, n in top.steps.items())
     failed = top.gates_failed
     tiles = [
         _tile("format_rate", "Format rate", _percent(top.format_rate), "responses in the asked-for format"),
