@@ -148,17 +148,17 @@ class TrainingLoop:
         return Step(tuple(rollouts), metrics)
 
     def _visual_rewards(self, behaviour: Sequence[Ref], reference: Sequence[Ref] | None) -> Mapping[str, float]:
-        """Map sample ids to how much the response looks at pictures; empty if that is not rewarded."""
+        """Map sample ids to how much the response looks at pictures; empty if no signal needs that."""
+        if not self._rewards.need("visual"):
+            return {}
         if self._config.reward.visual.given_by("policy"):
             return self._roles.learner.visual_rewards(behaviour)
-        if self._config.reward.visual.given_by("reference"):
-            assert self._roles.reference is not None and reference is not None
-            return self._roles.reference.visual_rewards(reference)
-        return {}
+        assert self._roles.reference is not None and reference is not None
+        return self._roles.reference.visual_rewards(reference)
 
     def _kl(self, behaviour: Sequence[Ref], reference: Sequence[Ref] | None) -> Mapping[str, float]:
-        """Map sample ids to the KL to the reference; empty if it does not enter the reward."""
-        if self._config.algorithm.kl.coefficient == 0 or self._config.algorithm.kl.place == "loss":
+        """Map sample ids to the KL to the reference; empty if no signal needs it."""
+        if not self._rewards.need("kl"):
             return {}
         assert reference is not None
         return self._roles.learner.kl(behaviour, reference)

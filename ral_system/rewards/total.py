@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from math import prod
+from typing import Literal
 
 from ral_system.config.algorithm import KLConfig, OverlongConfig
 from ral_system.config.reward import RewardConfig, SignalsConfig
@@ -33,6 +34,8 @@ class Signal:
     """Negative for penalties."""
     value: Callable[[Verdict, Measured], float | None]
     """None where it is undefined: then it adds nothing."""
+    needs: Literal["visual", "kl"] | None = None
+    """What the learner or the reference must measure for it; the verdict and the length are always known."""
 
 
 def judged_signals(reward: SignalsConfig) -> tuple[Signal, ...]:
@@ -52,13 +55,13 @@ def reward_signals(reward: RewardConfig, overlong: OverlongConfig, kl: KLConfig)
     found = list(judged_signals(reward))
     if reward.visual.weight > 0:
         gates = ("correctness", "format") if reward.visual.form == "laser_pays_length" else ("correctness",)
-        found.append(Signal("visual", reward.visual.weight, _visual(gates)))
+        found.append(Signal("visual", reward.visual.weight, _visual(gates), needs="visual"))
     if overlong.handling == "penalty":
         found.append(
             Signal("overlong", -1.0, lambda _, m: overlong_penalty(m.tokens, limit=m.limit, buffer=overlong.buffer))
         )
     if kl.coefficient > 0 and kl.place == "reward":
-        found.append(Signal("kl", -kl.coefficient, lambda _, m: m.kl))
+        found.append(Signal("kl", -kl.coefficient, lambda _, m: m.kl, needs="kl"))
     return tuple(found)
 
 
@@ -75,6 +78,10 @@ class Rewards:
     def weights(self) -> dict[str, float]:
         """Weights of the signals by name."""
         return {signal.name: signal.weight for signal in self._signals}
+
+    def need(self, measurement: Literal["visual", "kl"]) -> bool:
+        """Return whether a signal needs this measurement."""
+        return any(signal.needs == measurement for signal in self._signals)
 
     def of(
         self,

@@ -73,6 +73,22 @@ def test_length_and_kl_are_taken_off(rewards: Callable[..., Rewards]) -> None:
     assert "kl" not in reward(rewards("algorithm.kl={coefficient: 0.5, place: loss}"), verdict(1.0), kl=0.2).parts
 
 
+@pytest.mark.parametrize(
+    ("overrides", "visual", "kl"),
+    [
+        ((), False, False),
+        (("reward=avar",), True, False),
+        (("algorithm.kl={coefficient: 0.5, place: reward}",), False, True),
+        (("algorithm.kl={coefficient: 0.5, place: loss}",), False, False),
+    ],
+)
+def test_signals_name_what_must_be_measured_for_them(
+    rewards: Callable[..., Rewards], overrides: tuple[str, ...], visual: bool, kl: bool
+) -> None:
+    found = rewards(*overrides)
+    assert (found.need("visual"), found.need("kl")) == (visual, kl)
+
+
 @pytest.mark.parametrize("status", [RewardStatus.TIMEOUT, RewardStatus.ERROR])
 def test_without_a_verdict_there_is_no_reward(rewards: Callable[..., Rewards], status: RewardStatus) -> None:
     found = reward(rewards("reward=avar"), verdict(1.0, status), visual=0.8)
