@@ -13,8 +13,10 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from functools import cache, partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ral_system.config.choices import STAGES, Stage
+from ral_system.config.cluster import ClusterConfig
 from ral_system.config.commands import TrainConfig
 from ral_system.config.validate import warnings
 from ral_system.errors import AlarmError, GateError
@@ -23,6 +25,9 @@ from ral_system.launch.head import run_head
 from ral_system.launch.refused import leaving_nothing
 from ral_system.models.folders import check_named, check_tokenizer_folder
 from ral_system.runs.folder import RunFolder
+
+if TYPE_CHECKING:
+    from ral_system.controller.start import StartRoles
 
 _TRAIN = """
 ral-train: train a vision-language model with Reinforced Attention Learning: perceive, sft and rl, then a report.
@@ -150,7 +155,7 @@ def _run(config: TrainConfig, folder: RunFolder, stages: Sequence[Stage], unfini
             if stage in unfinished:
                 try:
                     model = first_model(config, folder, stage, stages)
-                    run_stage(config, folder, stage, model, role_factory(config), metrics)
+                    run_stage(config, folder, stage, model, role_factory(config.cluster), metrics)
                 except (GateError, AlarmError) as error:
                     summarise(failed=error if isinstance(error, GateError) else None)
                     write_run_report(folder.root, config.cluster.media_cache_gib)
@@ -170,9 +175,9 @@ def _run(config: TrainConfig, folder: RunFolder, stages: Sequence[Stage], unfini
         print(f"{folder.root}: nothing to do, {steps}; raise {more} to train on")
 
 
-def role_factory(config: TrainConfig):  # type: ignore[no-untyped-def]
+def role_factory(cluster: ClusterConfig) -> StartRoles:
     """Return the class that starts a stage's roles on the configured cluster."""
-    if config.cluster.kind == "local":
+    if cluster.kind == "local":
         from ral_system.in_process import InProcessRoles
 
         return InProcessRoles

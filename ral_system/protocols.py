@@ -173,13 +173,35 @@ class SharedDevices:
 class Roles(Protocol):
     """The roles of one stage, started together and shut down together."""
 
-    generator: Generator
-    learner: Learner
-    rewarder: Rewarder
-    reference: FrozenModel | None
-    teachers: Sequence[FrozenModel]
-    shared_devices: SharedDevices | None
-    """With `cluster.placement=colocated`, in a stage that generates."""
+    @property
+    def generator(self) -> Generator:
+        """The rollout engines."""
+        ...
+
+    @property
+    def learner(self) -> Learner:
+        """All ranks of the learner."""
+        ...
+
+    @property
+    def rewarder(self) -> Rewarder:
+        """The verifiers."""
+        ...
+
+    @property
+    def reference(self) -> FrozenModel | None:
+        """The frozen start model, in a stage that compares with it."""
+        ...
+
+    @property
+    def teachers(self) -> Sequence[FrozenModel]:
+        """The teachers to distil from; none outside rl."""
+        ...
+
+    @property
+    def shared_devices(self) -> SharedDevices | None:
+        """What takes turns, with `cluster.placement=colocated`, in a stage that generates."""
+        ...
 
     def close(self) -> None:
         """End every process that this stage started."""

@@ -8,9 +8,11 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ral_system.config.choices import ResponseFormat
 from ral_system.config.commands import EvaluateConfig
 from ral_system.config.data import FilesConfig
 from ral_system.config.evaluation import BenchmarkConfig, MeasurementConfig
+from ral_system.config.reward import SignalsConfig
 from ral_system.errors import DataError
 from ral_system.evaluation.subject import Subject
 from ral_system.types import Completion, Prompt, Rollout, Sampling
@@ -64,6 +66,24 @@ class Figures:
     """Number of questions that could not be asked, and the most frequent reason."""
 
 
+@dataclass(frozen=True, slots=True)
+class Judging:
+    """How answers are drawn and judged."""
+
+    samples: int
+    """Answers to a question: 1 is greedy, more are drawn."""
+    benchmark: str | None
+    """Benchmark by whose rules answers are judged; None: by the rewards of training."""
+    reward: SignalsConfig
+    response_format: ResponseFormat
+
+    @classmethod
+    def of(cls, config: EvaluateConfig) -> Judging:
+        """Take it from the configuration of `ral-evaluate`."""
+        evaluation = config.evaluation
+        return cls(evaluation.samples, evaluation.benchmark.name, config.reward, config.algorithm.response_format)
+
+
 def scores_of(found: Figures) -> dict[str, float]:
     """Score of every answer, by completion id."""
     return {
@@ -85,7 +105,7 @@ def asked(evaluation: MeasurementConfig, settings: QuestionSettings, subject: Su
 
 
 def figures(
-    config: EvaluateConfig,
+    judging: Judging,
     subject: Subject,
     questions: Questions,
     steered: object = None,
@@ -95,13 +115,13 @@ def figures(
     """Measure the answers of the subject's engine, or of the one that `start` makes, `steered` as given. `label` is
     shown with the progress.
     """
-    samples, benchmark = config.evaluation.samples, config.evaluation.benchmark.name
+    samples = judging.samples
     start = start or (lambda: subject.generate)
     answers = _answers(samples, subject, questions.prompts, start, label, steered)
     how = "greedy" if samples == 1 else f"mean of {samples} at temperature {subject.rollout.temperature:g}"
-    if benchmark is None:
-        return _held_out_figures(config, how, questions, answers)
-    return _benchmark_figures(benchmark, samples, how, questions, answers)
+    if judging.benchmark is None:
+        return _held_out_figures(judging, how, questions, answers)
+    return _benchmark_figures(judging.benchmark, samples, how, questions, answers)
 
 
 def _held_out(count: int, settings: QuestionSettings, subject: Subject) -> Questions:
@@ -113,18 +133,18 @@ def _held_out(count: int, settings: QuestionSettings, subject: Subject) -> Quest
 
 
 def _held_out_figures(
-    config: EvaluateConfig, how: str, questions: Questions, answers: Mapping[str, Sequence[Completion]]
+    judging: Judging, how: str, questions: Questions, answers: Mapping[str, Sequence[Completion]]
 ) -> Figures:
     from ral_system.evaluation.greedy import Evaluation, judged
     from ral_system.evaluation.intervals import bootstrap, grouped, intervals, unit_of
     from ral_system.report.answers_page import Answered
     from ral_system.rewards.pool import RewardPool
 
-    prompts, samples = questions.prompts, config.evaluation.samples
-    with RewardPool(config.reward, config.algorithm.response_format) as rewarder:
+    prompts, samples = questions.prompts, judging.samples
+    with RewardPool(judging.reward, judging.response_format) as rewarder:
         for prompt in prompts:
             rewarder.submit(answers[prompt.id], prompt)
-        rollouts = judged(rewarder, config.reward, prompts, answers).rollouts
+        rollouts = judged(rewarder, judging.reward, prompts, answers).rollouts
 
     def metrics(units: Sequence[Sequence[Rollout]]) -> dict[str, float]:
         return Evaluation(tuple(rollout for unit in units for rollout in unit)).metrics()

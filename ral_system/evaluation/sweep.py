@@ -13,7 +13,7 @@ from ral_system.config.commands import EvaluateConfig
 from ral_system.config.data import AskedVideosConfig, FilesConfig
 from ral_system.config.evaluation import SweepAxis
 from ral_system.errors import ConfigError, DataError
-from ral_system.evaluation.questions import Figures, Questions, asked, figures, write_quarantine
+from ral_system.evaluation.questions import Figures, Judging, Questions, asked, figures, write_quarantine
 from ral_system.evaluation.subject import Subject
 from ral_system.types import Prompt
 
@@ -51,6 +51,7 @@ def sweep(config: EvaluateConfig, folder: Path) -> None:
     from ral_system.tasks.open import QuestionSettings
 
     axis, evaluation, settings = config.sweep.axis, config.evaluation, QuestionSettings.of(config)
+    judging = Judging.of(config)
     assert axis is not None
     values = sorted(config.sweep.values)
     models = config.sweep.models or {"model": str(config.start_model)}
@@ -68,7 +69,7 @@ def sweep(config: EvaluateConfig, folder: Path) -> None:
     for name, subject in subjects.items():
         for value in values:
             point = (name, value)
-            found[point] = f = figures(config, subject, questions[point], label=f"{name} at {value}")
+            found[point] = f = figures(judging, subject, questions[point], label=f"{name} at {value}")
             if f.headline not in f.values:
                 raise DataError(
                     f"{f.headline}: some of its parts were not asked; raise evaluation.benchmark.limit, or correct "

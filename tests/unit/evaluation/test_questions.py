@@ -34,7 +34,7 @@ def test_held_out_questions_about_the_same_picture_are_drawn_together(make_confi
     prompts = [Prompt(id, "count", "how many ?", "1", media, (1,)) for id, media in pictures.items()]
     config = make_config("reward.workers=1", kind=EvaluateConfig)
     answers = {id: [said(id, "1" if id in ("p0", "q1") else "2")] for id in pictures}
-    found = figures._held_out_figures(config, "greedy", Questions(prompts, 4, 4), answers)
+    found = figures._held_out_figures(figures.Judging.of(config), "greedy", Questions(prompts, 4, 4), answers)
     assert found.values["eval/accuracy"] == pytest.approx(0.5)
     assert found.intervals == {
         "eval/accuracy": (0.5, 0.5),
