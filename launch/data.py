@@ -75,12 +75,12 @@ def _show(config: DataCommandConfig, name: str | None, folder: Path) -> None:
         ) from problem
     from rich.console import Console
 
-    from ral_system.controller.start import new_tiny_model
     from ral_system.models.folders import local_model_folder
     from ral_system.report.preview import preview_data
     from ral_system.report.preview_page import Origin, write_preview
     from ral_system.runs.folder import RunFolder
     from ral_system.tasks.open import QuestionSettings
+    from ral_system.tasks.start_model import new_tiny_model
 
     origin = Origin(config.name, shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]), name or "a tiny model")
     with TemporaryDirectory() as scratch:

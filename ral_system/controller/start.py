@@ -10,8 +10,7 @@ from ral_system.attention.selection import select_layers
 from ral_system.config.algorithm import AlgorithmConfig
 from ral_system.config.choices import STAGES, Device, Stage
 from ral_system.config.commands import TrainConfig
-from ral_system.config.data import AskedDataConfig, FilesConfig
-from ral_system.config.model import TinyModelConfig
+from ral_system.config.data import FilesConfig
 from ral_system.config.reward import VisualRewardConfig
 from ral_system.config.rollout import RolloutConfig
 from ral_system.controller.residency import residency
@@ -29,10 +28,8 @@ from ral_system.observability.timeline import CONTROLLER, SpanLog
 from ral_system.protocols import Roles
 from ral_system.rollout.servable import check_servable
 from ral_system.runs.folder import RunFolder
-from ral_system.tasks.given_tokenizer import given_tokenizer, is_tokenizer_of
 from ral_system.tasks.open import QuestionSettings, open_prompts
-from ral_system.tasks.tiny_model import write_tiny_model
-from ral_system.tasks.vocabulary import tiny_tokenizer
+from ral_system.tasks.start_model import new_tiny_model
 from ral_system.versions import this_command
 
 StartRoles = Callable[[TrainConfig, Stage, Path, Path], Roles]
@@ -58,20 +55,6 @@ def first_model(config: TrainConfig, folder: RunFolder, stage: Stage, stages: Se
             "or set start_model to a model folder, or model.path"
         )
     return new_tiny_model(config.model.tiny, config.data, config.seed, folder)
-
-
-def new_tiny_model(tiny: TinyModelConfig, data: AskedDataConfig, seed: int, folder: RunFolder) -> Path:
-    """Build the start model of a run that is given none, with a given tokenizer or the words of its data, unless it is
-    there already. Raises ConfigError where another tokenizer is given after work with it.
-    """
-    if tiny.tokenizer is not None and folder.start_model.is_dir():
-        given = given_tokenizer(tiny.tokenizer)
-        if not is_tokenizer_of(folder.start_model, given):
-            folder.drop_start_model(f"model.tiny.tokenizer={tiny.tokenizer}", "the tokenizer")
-    if not folder.start_model.is_dir():
-        with folder.whole(folder.start_model) as partial:
-            write_tiny_model(partial, tiny_tokenizer(tiny, data), seed=seed, **tiny.sizes)
-    return folder.start_model
 
 
 def check_model(config: TrainConfig, model: Path, stages: Sequence[Stage]) -> str | None:

@@ -19,13 +19,13 @@ from huggingface_hub.utils import filter_repo_objects
 from PIL import Image
 
 from ral_system.config.commands import DataCommandConfig
-from ral_system.controller.start import new_tiny_model
 from ral_system.errors import ConfigError, DataError, SetupError
 from ral_system.launch.data import show_data
 from ral_system.models.folders import local_model_folder
 from ral_system.models.loading import load_family
 from ral_system.runs.folder import RunFolder
 from ral_system.tasks.open import QuestionSettings, prepare_files, prepared_folder
+from ral_system.tasks.start_model import new_tiny_model
 from ral_system.tasks.tiny_model import build_tokenizer
 from ral_system.tasks.visual_search import VisualSearch, words
 from tests.unit.media.clips import clip, noise
