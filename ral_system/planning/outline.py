@@ -6,7 +6,7 @@ What a pass over a micro-batch holds on a device is found so without the device,
 from __future__ import annotations
 
 import weakref
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from functools import partial
 from typing import Any, cast
 
@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_iter, tree_map_only
+from torch.utils._pytree import tree_map_only
 
 from ral_system.attention.sequence import SequenceGroup
 
@@ -52,20 +52,22 @@ class Outlines(TorchDispatchMode):
         kwargs = kwargs or {}
         if func in _BY_MASK:
             args = (args[0], _without_masks(args[1]), *args[2:])
-        outlined = [t for t in tree_iter((args, kwargs)) if isinstance(t, Tensor) and t.device == OUTLINE]
+        tensors = [*_tensors(args), *_tensors(kwargs.values())]
+        outlined = [tensor for tensor in tensors if tensor.is_meta]
         if kwargs.get("device") is not None:
             kwargs = {**kwargs, "device": OUTLINE if outlined else torch.device("cpu")}
         if outlined and func is _aten._local_scalar_dense.default:
             return 0.0 if args[0].is_floating_point() else 0
         if outlined:
-            args, kwargs = tree_map_only(Tensor, lambda tensor: tensor.to(OUTLINE), (args, kwargs))
-            return self._count(func(*args, **kwargs), {t.untyped_storage()._cdata for t in outlined})
+            if len(outlined) < len(tensors):
+                args, kwargs = tree_map_only(Tensor, lambda tensor: tensor.to(OUTLINE), (args, kwargs))
+            return self._count(*_outline(func, args, kwargs, outlined))
         found = func(*args, **kwargs)
         return self._count(tree_map_only(Tensor, lambda t: t.to(OUTLINE) if t.is_floating_point() else t, found), set())
 
-    def _count(self, found: Any, inputs: set[int]) -> Any:
-        for tensor in tree_iter(found):
-            if not isinstance(tensor, Tensor) or tensor.device != OUTLINE:
+    def _count(self, found: Any, inputs: Collection[int]) -> Any:
+        for tensor in _tensors((found,)):
+            if not tensor.is_meta:
                 continue
             storage = tensor.untyped_storage()
             key, size = storage._cdata, storage.nbytes()
@@ -112,6 +114,50 @@ class _Constructors(TorchFunctionMode):
         if func is torch.tensor and kwargs.get("device") == OUTLINE:
             return func(*args, **{**kwargs, "device": "cpu"})
         return func(*args, **kwargs)
+
+
+def _tensors(values: Iterable[Any]) -> Iterator[Tensor]:
+    """Tensors of an operation's arguments or results, which are themselves or in a list."""
+    for value in values:
+        if isinstance(value, Tensor):
+            yield value
+        elif isinstance(value, (list, tuple)):
+            yield from (part for part in value if isinstance(part, Tensor))
+
+
+_made: dict[Any, tuple[Sequence[int], Sequence[int], torch.dtype]] = {}
+"""Shape, stride and data type of an operation's result, by the operation and the shapes of its arguments."""
+
+
+def _outline(
+    func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], outlined: Sequence[Tensor]
+) -> tuple[Any, Collection[int]]:
+    """Return what an operation on outlines makes, and the storages that were there before.
+
+    PyTorch works shapes out in Python, slowly, and layers and passes repeat each other. What is a tensor with memory of
+    its own is remembered.
+    """
+    key = (func, _shapes(args), _shapes(kwargs.items()))
+    if (known := _made.get(key)) is not None:
+        return torch.empty_strided(known[0], known[1], dtype=known[2], device=OUTLINE), ()
+    found, inputs = func(*args, **kwargs), {t.untyped_storage()._cdata for t in outlined}
+    if isinstance(found, Tensor) and not func._schema.is_mutable:
+        storage = found.untyped_storage()
+        if storage._cdata not in inputs and storage.nbytes() == found.nbytes:
+            _made[key] = found.shape, found.stride(), found.dtype
+    return found, inputs
+
+
+def _shapes(values: Iterable[Any]) -> tuple[Any, ...]:
+    """Arguments in a form that compares equal where results have the same shape."""
+    return tuple(
+        (value.shape, value.stride(), value.dtype)
+        if isinstance(value, Tensor)
+        else _shapes(value)
+        if isinstance(value, (list, tuple))
+        else (type(value), value)
+        for value in values
+    )
 
 
 def _without_masks(indices: Iterable[Tensor | None]) -> list[Tensor | None]:

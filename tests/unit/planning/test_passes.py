@@ -204,3 +204,29 @@ def test_integers_stay_real_and_fractions_have_no_memory() -> None:
         assert outlines.peak_bytes >= 4 * 8000
         del weights, chosen
         assert outlines.held_bytes == 0
+
+
+def test_repeated_operations_make_what_they_made_before() -> None:
+    def run() -> list[torch.Tensor]:
+        x = torch.zeros(4, 6)
+        y = x.t() + 1.0
+        return [
+            x,
+            y,
+            x[:, 1:],
+            x.view(6, 4),
+            x.double() * 2,
+            x > 0.5,
+            torch.cat([x, x]),
+            y.add_(1),
+            x @ y,
+            x.split(2)[1],
+        ]
+
+    expected = [(t.shape, t.stride(), t.dtype) for t in run()]
+    for _ in range(3):
+        with Outlines() as outlines:
+            made = run()
+        assert [(t.shape, t.stride(), t.dtype) for t in made] == expected
+        assert made[2].untyped_storage()._cdata == made[3].untyped_storage()._cdata == made[0].untyped_storage()._cdata
+        assert outlines.held_bytes == 4 * 24 * 2 + 8 * 24 + 24 + 4 * 48 + 4 * 16  # views have no memory
