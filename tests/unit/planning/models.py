@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import shutil
 from pathlib import Path
@@ -13,6 +14,9 @@ from tests.composed import compose_config
 
 VIDEO = ("experiment=video_r1_qwen2_5_vl_7b_8gpu", "data.sources.main.path=rows.json")
 LORA = "learner.lora={rank: 4, alpha: 8, targets: [q_proj, k_proj, v_proj, o_proj], vision: false}"
+SMALL_STEP = ("stages=[rl]", "plan.medium=none", "plan.text_tokens=100", "plan.response_tokens=16")
+FEW = ("algorithm.prompts_per_step=4", "algorithm.completions_per_prompt=4")
+"""Samples enough for four updates on one rank."""
 TEXT_OF_7B = {
     "hidden_size": 3584,
     "intermediate_size": 18944,
@@ -51,7 +55,8 @@ def write_7b(folder: Path, tiny: Path, layers: int = 28, vocabulary: int = 15206
     return folder
 
 
+@functools.cache
 def planned(folder: Path, *overrides: str) -> tuple[Plan, PlanCommandConfig]:
-    """A plan and the configuration that it is of."""
+    """A plan and the configuration that it is of, made once for all tests."""
     config = compose_config(*overrides, kind=PlanCommandConfig)
     return make_plan(config, config.plan, folder, []), config

@@ -74,7 +74,7 @@ def test_passes_of_other_families_hold_what_is_planned(request: pytest.FixtureRe
 @pytest.mark.parametrize(
     ("family", "data"),
     [
-        (family, data)
+        pytest.param(family, data, marks=[] if data == "visual_search" or family == "internvl" else pytest.mark.long)
         for family, tiled in TILED.items()
         for data in ("visual_search", "video_search")
         if tiled.videos or data == "visual_search"

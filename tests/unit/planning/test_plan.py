@@ -17,7 +17,7 @@ from ral_system.planning.seconds import Clock
 from ral_system.planning.workload import asked, blinded_plan, largest_medium, step_samples
 from ral_system.training.plan import plan_updates
 from tests.composed import compose_config
-from tests.unit.planning.models import LORA, VIDEO, planned
+from tests.unit.planning.models import FEW, LORA, SMALL_STEP, VIDEO, planned
 
 
 def test_a_step_is_as_large_as_the_settings_allow(one_layer: Path) -> None:
@@ -65,21 +65,20 @@ def test_the_largest_of_the_tasks_that_need_looking_is_planned(tiny_model: Path,
 
 
 def test_roles_that_do_not_fit_are_named_with_what_to_change(one_layer: Path) -> None:
-    small = ("plan.medium=none", "plan.text_tokens=100", "plan.response_tokens=16")
-    fits, _ = planned(one_layer, *VIDEO, *small)
+    fits, _ = planned(one_layer, *VIDEO, *SMALL_STEP)
     assert fits.problems == []
-    crowded, _ = planned(one_layer, *VIDEO, *small, "cluster.gpus_per_learner=0.02", "cluster.gpus_per_scorer=0")
+    crowded, _ = planned(one_layer, *VIDEO, *SMALL_STEP, "cluster.gpus_per_learner=0.02", "cluster.gpus_per_scorer=0")
     learner, reference = crowded.problems
     assert learner.startswith("the learner needs ") and "GiB of 1.59 on an H100; lower learner.max_tokens" in learner
     assert reference == "cluster.gpus_per_scorer=0: the reference would run on a CPU; set it to 1, or plan.device=cpu"
-    tight, _ = planned(one_layer, *VIDEO, *small, "rollout.gpu_memory_utilization=0.02")
+    tight, _ = planned(one_layer, *VIDEO, *SMALL_STEP, "rollout.gpu_memory_utilization=0.02")
     assert ["rollout.max_model_len=10240" in problem for problem in tight.problems] == [True]
 
 
 def test_a_group_that_is_cut_is_advised_against(one_layer: Path) -> None:
-    small = ("plan.text_tokens=200", "plan.response_tokens=16")
-    cut, _ = planned(one_layer, *VIDEO, *small, "learner.max_tokens=16600")
-    assert cut.advice[0].startswith("learner.max_tokens=16600: a group takes 16712, visual tokens twice, and is cut")
+    small = ("stages=[rl]", "plan.medium=video", "data.video.max_frames=8", "plan.response_tokens=16")
+    cut, _ = planned(one_layer, *VIDEO, *small, "learner.max_tokens=1300")
+    assert cut.advice[0].startswith("learner.max_tokens=1300: a group takes 1352, visual tokens twice, and is cut")
     whole, _ = planned(one_layer, *VIDEO, *small, "rollout.workers=4")
     assert whole.advice == []
 
@@ -110,9 +109,8 @@ def test_a_gpu_holds_deepspeeds_bucket_whole() -> None:
 
 
 def test_adapters_alone_have_gradients_and_learners_are_the_reference(one_layer: Path) -> None:
-    small = ("plan.medium=none", "plan.text_tokens=100", "plan.response_tokens=16")
-    whole, config = planned(one_layer, *VIDEO, *small)
-    adapted, with_adapters = planned(one_layer, *VIDEO, *small, LORA)
+    whole, config = planned(one_layer, *VIDEO, *SMALL_STEP)
+    adapted, with_adapters = planned(one_layer, *VIDEO, *SMALL_STEP, LORA)
     assert [role.name for role in whole.roles] == ["learner", "rollout", "reference"]
     assert [role.name for role in adapted.roles] == ["learner", "rollout"]
     numbers = 4 * sum(3584 + width for width in (3584, 512, 512, 3584))
@@ -135,10 +133,9 @@ def test_adapters_alone_have_gradients_and_learners_are_the_reference(one_layer:
 
 
 def test_frozen_models_work_beside_engines_unless_batches_are_picked_or_made_ahead(one_layer: Path) -> None:
-    small = ("plan.medium=none", "plan.text_tokens=100", "plan.response_tokens=16")
-    turns, _ = planned(one_layer, *VIDEO, *small)
-    picked, _ = planned(one_layer, *VIDEO, *small, "algorithm.sampling_rounds=2")
-    beside, _ = planned(one_layer, *VIDEO, *small, "algorithm.max_staleness=1")
+    turns, _ = planned(one_layer, *VIDEO, *SMALL_STEP)
+    picked, _ = planned(one_layer, *VIDEO, *SMALL_STEP, "algorithm.sampling_rounds=2")
+    beside, _ = planned(one_layer, *VIDEO, *SMALL_STEP, "algorithm.max_staleness=1")
     rollout, reference, *learning = (phase.seconds for phase in turns.phases)
     assert turns.step_s == pytest.approx(max(rollout, reference) + reference + sum(learning))  # one bundle
     assert picked.step_s == pytest.approx(rollout + reference + sum(learning))
@@ -153,12 +150,11 @@ def test_frozen_models_work_beside_engines_unless_batches_are_picked_or_made_ahe
 
 
 def test_roles_that_take_turns_must_fit_phase_by_phase(one_layer: Path) -> None:
-    small = ("plan.medium=none", "plan.text_tokens=100", "plan.response_tokens=16")
     turns = (
         *("cluster.placement=colocated", "learner.world_size=3", "rollout.workers=3", "cluster.scorers=3"),
         "algorithm.prompts_per_step=9",
     )
-    plan, _ = planned(one_layer, *VIDEO, *small, *turns)
+    plan, _ = planned(one_layer, *VIDEO, *SMALL_STEP, *turns)
     learner, engine, reference = plan.roles
     assert not plan.problems
     assert plan.shared == {
@@ -174,13 +170,13 @@ def test_roles_that_take_turns_must_fit_phase_by_phase(one_layer: Path) -> None:
     leaves = sum(learner.device[part] for part in ("weights", "gradients", "optimiser")) + reference.device["weights"]
     assert phases["move"] == pytest.approx(2 * leaves / 55e9)
     assert plan.step_s == pytest.approx(sum(phases.values()))  # one after another
-    full, _ = planned(one_layer, *VIDEO, *small, *turns, "rollout.gpu_memory_utilization=0.99")
+    full, _ = planned(one_layer, *VIDEO, *SMALL_STEP, *turns, "rollout.gpu_memory_utilization=0.99")
     (problem,) = full.problems
     assert "cluster.placement=colocated: to generate, a GPU needs 80.8 GiB of 79.6; lower rollout.gpu_m" in problem
 
 
 def test_what_reads_more_attention_or_keeps_more_weights_needs_more(one_layer: Path) -> None:
-    small = ("plan.medium=none", "plan.text_tokens=300", "plan.response_tokens=64")
+    small = ("stages=[rl]", "plan.medium=none", "plan.text_tokens=300", "plan.response_tokens=64")
     plain, _ = planned(one_layer, *VIDEO, *small)
     averaged, _ = planned(one_layer, *VIDEO, *small, "algorithm.attention.anchor=ema")
     trained = plain.roles[0].device["optimiser"] / 12
@@ -210,13 +206,13 @@ def test_a_blinded_view_is_one_more_pass_and_with_masks_of_their_own_one_for_eac
 
 @pytest.mark.parametrize("algorithm", ["ease", "sharpening", "vgpo"])
 def test_objectives_that_read_more_are_planned(tiny_model: Path, algorithm: str) -> None:
-    small = ("cluster=local", "plan.device=a100", "plan.text_tokens=20", "plan.response_tokens=8")
+    small = ("cluster=local", "stages=[rl]", *FEW, "plan.device=a100", "plan.text_tokens=20", "plan.response_tokens=8")
     plan, _ = planned(tiny_model, *small, f"algorithm={algorithm}")
     assert {phase.name: phase.flops for phase in plan.phases}["updates"] > 0
 
 
 def test_a_blinded_view_has_its_time_and_its_memory_in_the_plan(tiny_model: Path) -> None:
-    small = ("cluster=local", "plan.device=a100", "plan.text_tokens=20", "plan.response_tokens=8")
+    small = ("cluster=local", "stages=[rl]", *FEW, "plan.device=a100", "plan.text_tokens=20", "plan.response_tokens=8")
     plan, _ = planned(tiny_model, *small, "algorithm=papo", "model.freeze_vision=true")
     assert [phase.name for phase in plan.phases][2:4] == ["old log-probs", "blinded view"]
     learner = plan.roles[0].phases
@@ -224,7 +220,8 @@ def test_a_blinded_view_has_its_time_and_its_memory_in_the_plan(tiny_model: Path
 
 
 def test_visual_rewards_hold_the_attention_of_all_layers(tiny_model: Path) -> None:
-    small = ("cluster=local", "plan.device=a100", "plan.text_tokens=60", "plan.response_tokens=64")
+    small = ("cluster=local", "stages=[rl]", "plan.device=a100", "algorithm.prompts_per_step=4", "plan.text_tokens=60")
+    small = (*small, "plan.response_tokens=64")
     plain, _ = planned(tiny_model, *small)
     policy, _ = planned(tiny_model, *small, "reward.visual.weight=0.5", "reward.visual.model=policy")
     reference, _ = planned(tiny_model, *small, "reward.visual.weight=0.5", "reward.visual.model=reference")
@@ -235,7 +232,7 @@ def test_visual_rewards_hold_the_attention_of_all_layers(tiny_model: Path) -> No
 
 
 def test_one_process_has_one_gpu_for_all_roles(tiny_model: Path) -> None:
-    small = ("cluster=local", "plan.text_tokens=20", "plan.response_tokens=8", "plan.device=a100")
+    small = ("cluster=local", "stages=[rl]", *FEW, "plan.text_tokens=20", "plan.response_tokens=8", "plan.device=a100")
     fits, _ = planned(tiny_model, *small)
     assert fits.problems == []
     huge, _ = planned(tiny_model, *small, "rollout.max_sequences=100000000")
@@ -243,17 +240,16 @@ def test_one_process_has_one_gpu_for_all_roles(tiny_model: Path) -> None:
 
 
 def test_engines_with_too_few_gpus_and_runs_without_rl_are_refused(one_layer: Path) -> None:
-    small = ("plan.medium=none", "plan.text_tokens=100", "plan.response_tokens=16")
-    lacking, _ = planned(one_layer, *VIDEO, *small, "rollout.tensor_parallel=2")
+    lacking, _ = planned(one_layer, *VIDEO, *SMALL_STEP, "rollout.tensor_parallel=2")
     assert lacking.problems == [
         "rollout.tensor_parallel=2 needs that many GPUs per engine; set cluster.gpus_per_rollout=2"
     ]
     with pytest.raises(ConfigError, match="what is planned is the rl stage; add it"):
-        planned(one_layer, *VIDEO, *small, "stages=[sft]")
+        planned(one_layer, *VIDEO, *SMALL_STEP, "stages=[sft]")
 
 
 def test_evaluations_are_counted_before_inside_and_after(one_layer: Path) -> None:
-    small = ("plan.medium=none", "plan.text_tokens=100", "plan.response_tokens=16", "algorithm.steps=11")
+    small = (*SMALL_STEP, "algorithm.steps=11")
     asking = ("evaluation.questions=40", "evaluation.every_questions=10", "evaluation.every=2", "evaluation.blind=true")
     plan, config = planned(one_layer, *VIDEO, *small, *asking)
     outline = OutlinedPolicy(one_layer, "bfloat16", "cuda", config, trained=True)

@@ -18,7 +18,7 @@ from ral_system.planning.workload import BlankMedia, step_samples
 from ral_system.training.learner_rank import LearnerRank
 from ral_system.training.plan import plan_updates
 from tests.composed import compose_config
-from tests.unit.planning.models import LORA, VIDEO, planned
+from tests.unit.planning.models import LORA, SMALL_STEP, VIDEO, planned
 
 
 @pytest.mark.parametrize(
@@ -57,7 +57,7 @@ def test_operations_are_those_that_a_learner_counts(trained: str, tiny_model: Pa
 
 
 def test_decoding_waits_for_memory_or_for_products(one_layer: Path) -> None:
-    small = ("plan.medium=none", "plan.text_tokens=100", "plan.response_tokens=16", "rollout.workers=4")
+    small = (*SMALL_STEP, "rollout.workers=4")
     config = compose_config(*VIDEO, *small, kind=PlanCommandConfig)
     outline = OutlinedPolicy(one_layer, "bfloat16", "cuda", config, trained=True)
     samples, weights = step_samples(config, config.plan, outline.family), Weights.of(outline.model).bytes
@@ -80,8 +80,7 @@ def test_decoding_waits_for_memory_or_for_products(one_layer: Path) -> None:
 
 
 def test_zero_3_waits_for_weights_in_every_pass(one_layer: Path) -> None:
-    small = ("plan.medium=none", "plan.text_tokens=100", "plan.response_tokens=16")
-    config = compose_config(*VIDEO, *small, kind=PlanCommandConfig)
+    config = compose_config(*VIDEO, *SMALL_STEP, kind=PlanCommandConfig)
     outline = OutlinedPolicy(one_layer, "bfloat16", "cuda", config, trained=True)
     samples = step_samples(config, config.plan, outline.family)
     dealt = plan_updates(samples, updates=2, shards=4, max_tokens=32768)
@@ -103,7 +102,7 @@ def test_zero_3_waits_for_weights_in_every_pass(one_layer: Path) -> None:
 
 
 def test_ranks_that_share_passes_send_heads_and_tokens_in_every_layer(one_layer: Path) -> None:
-    small = ("plan.medium=none", "plan.text_tokens=100", "plan.response_tokens=16", "learner.zero_stage=2")
+    small = (*SMALL_STEP, "learner.zero_stage=2")
     together = ("learner.world_size=4", "learner.sequence_parallel=4")
     config = compose_config(*VIDEO, *small, *together, kind=PlanCommandConfig)
     outline = OutlinedPolicy(one_layer, "bfloat16", "cuda", config, trained=True)
@@ -123,7 +122,7 @@ def test_ranks_that_share_passes_send_heads_and_tokens_in_every_layer(one_layer:
 
 @pytest.mark.parametrize(("zero_stage", "sums"), [(2, 1), (3, 0)])
 def test_every_update_adds_up_gradients_over_ranks(one_layer: Path, zero_stage: int, sums: int) -> None:
-    small = ("plan.medium=none", "plan.text_tokens=100", "plan.response_tokens=16", "learner.max_tokens=32768")
+    small = (*SMALL_STEP, "learner.max_tokens=32768")
     config = compose_config(*VIDEO, *small, f"learner.zero_stage={zero_stage}", kind=PlanCommandConfig)
     outline = OutlinedPolicy(one_layer, "bfloat16", "cuda", config, trained=True)
     dealt = plan_updates(step_samples(config, config.plan, outline.family), updates=2, shards=4, max_tokens=32768)
@@ -135,8 +134,7 @@ def test_every_update_adds_up_gradients_over_ranks(one_layer: Path, zero_stage: 
 
 
 def test_a_publication_is_bound_by_memory_links_or_the_host(one_layer: Path) -> None:
-    small = ("plan.medium=none", "plan.text_tokens=100", "plan.response_tokens=16")
-    config = compose_config(*VIDEO, *small, kind=PlanCommandConfig)
+    config = compose_config(*VIDEO, *SMALL_STEP, kind=PlanCommandConfig)
     outline = OutlinedPolicy(one_layer, "bfloat16", "cuda", config, trained=True)
     own = Weights.of(outline.model)
     assert own.trained < own.all  # vision is frozen, and travels once
@@ -151,8 +149,7 @@ def test_a_publication_is_bound_by_memory_links_or_the_host(one_layer: Path) -> 
 
 
 def test_processes_of_the_reference_share_bundles(one_layer: Path) -> None:
-    small = ("plan.medium=none", "plan.text_tokens=100", "plan.response_tokens=16")
-    config = compose_config(*VIDEO, *small, kind=PlanCommandConfig)
+    config = compose_config(*VIDEO, *SMALL_STEP, kind=PlanCommandConfig)
     outline = OutlinedPolicy(one_layer, "bfloat16", "cuda", config, trained=False)
     samples = step_samples(config, config.plan, outline.family)
     clock = Clock(config, outline, gpu(config.plan))
@@ -162,5 +159,5 @@ def test_processes_of_the_reference_share_bundles(one_layer: Path) -> None:
         return of_eight[1] / of_eight[0]  # groups of 228 tokens: two make a bundle, and there are four
 
     assert [share(2), share(3), share(4), share(9)] == pytest.approx([0.5, 0.5, 0.25, 0.25])
-    many, _ = planned(one_layer, *VIDEO, *small, "cluster.scorers=2")
+    many, _ = planned(one_layer, *VIDEO, *SMALL_STEP, "cluster.scorers=2")
     assert "cluster.scorers=2: a batch has 1 bundles to score" in many.advice[0]
