@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from ral_system.config.base import Group, Positive
+from ral_system.config.base import Group, Positive, PositiveFloat
 
 Share = Annotated[float, Field(gt=0, le=1)]
 
@@ -27,3 +27,9 @@ class PlanConfig(Group):
     """Part of the device's peak rate of products that passes reach. Not read for cpu."""
     bandwidth: Share
     """Part of the speed of the device's memory that decoding reaches. Not read for cpu."""
+    node_gpus: Positive
+    """GPUs of a node, which the processes fill one after another. Not read for cpu."""
+    host_gib: PositiveFloat | None
+    """Host memory of a node. null: for each of its GPUs an eighth of what the smallest of AWS', Azure's and Google's
+    nodes with eight has: 1,740 GiB with H100, 1,850 with H200, 1,150 with A100. Not read for cpu, which is this
+    machine with its memory."""

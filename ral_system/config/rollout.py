@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
@@ -74,6 +74,9 @@ class HfEngineConfig(EngineGroup):
 
 class VllmEngineConfig(EngineGroup):
     """A vLLM engine."""
+
+    MEDIA_CACHE_GIB: ClassVar[int] = 1
+    """Processed media that an engine keeps in host memory."""
 
     engine: Literal["vllm"]
     tensor_parallel: Annotated[Positive, Resumable]

@@ -38,6 +38,8 @@ class Device:
     """To the host's memory."""
     decode_s: float
     """What a decoding step takes beside its arithmetic and its memory: an estimate."""
+    node_bytes: int
+    """What processes may hold of a node's host memory."""
 
 
 _LARGEST_TRIED = 5e11
@@ -48,6 +50,10 @@ _GPUS = {  # GiB, TB/s of memory, GB/s to a neighbour, GB/s to the host; of the 
     "h200": (140.4, 4.8, 450, 55),
     "a100": (79.3, 2.04, 300, 25),
 }
+_HOST_GIB = {"h100": 1740 / 8, "h200": 1850 / 8, "a100": 1150 / 8}
+"""A GPU's share of its host: a3-highgpu-8g, ND96isr_H200_v5 and p4de.24xlarge have least among nodes with eight."""
+LEFT_BY_RAY = 0.95
+"""Share of a node's memory beyond which Ray ends processes, by its default."""
 
 
 def gpu(plan: PlanConfig) -> Device:
@@ -63,6 +69,7 @@ def gpu(plan: PlanConfig) -> Device:
         link_bytes_per_s=link * 1e9,
         host_bytes_per_s=host * 1e9,
         decode_s=3e-3,
+        node_bytes=int(LEFT_BY_RAY * (plan.host_gib or plan.node_gpus * _HOST_GIB[name]) * 2**30),
     )
 
 
@@ -93,7 +100,7 @@ def this_cpu(config: TrainConfig, policy: OutlinedPolicy, samples: MicroBatch) -
     finally:
         torch.set_num_threads(before)
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    return Device("this CPU", "cpu", memory, flops / seconds, copied, copied, copied, 1e-2)
+    return Device("this CPU", "cpu", memory, flops / seconds, copied, copied, copied, 1e-2, memory)
 
 
 def _median(call: Callable[[], object], times: int = 3) -> float:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from torch import nn
 
@@ -42,6 +42,10 @@ class Role:
     """Bytes of each phase; one at a time is held."""
     host: Mapping[str, int]
     """Bytes in host memory, by what they are for."""
+    once: Mapping[str, int] = field(default_factory=dict)
+    """Bytes in host memory that all processes of a node share."""
+    away: int = 0
+    """Page-locked bytes in host memory for what leaves a shared device."""
 
     @classmethod
     def frozen(
@@ -58,7 +62,9 @@ class Role:
         passes = (p for b in bundles(groups_of(samples), max_tokens) for p in micro_batches(groups_of(b), max_tokens))
         largest = max(passes, key=_tokens)
         weights = Weights.of(policy.model).bytes
-        return cls(name, processes, gpus, {"weights": weights}, {"score": policy.score(largest, reads).peak}, {})
+        away = sum(page_locked(p.nbytes) for p in policy.model.parameters())
+        phases = {"score": policy.score(largest, reads).peak}
+        return cls(name, processes, gpus, {"weights": weights}, phases, {}, away=away)
 
     @property
     def total(self) -> int:
@@ -171,6 +177,11 @@ def moved(role: Role) -> int:
     return sum(size for part, size in role.device.items() if part in MOVED)
 
 
+def page_locked(size: int) -> int:
+    """Bytes that page-locked host memory for a tensor takes: PyTorch rounds them up to a power of two."""
+    return 1 << (size - 1).bit_length() if size else 0
+
+
 def measures_share(attention: AttentionConfig) -> bool:
     """Return whether learners measure the attention term's share of the gradient, at least now and then."""
     return attention.weight > 0 and (attention.gradient_share is not None or attention.gradient_share_every > 0)
@@ -211,11 +222,11 @@ def learner_role(config: TrainConfig, policy: OutlinedPolicy, plan: TrainPlan, k
     records = sum(policy.blank_scores(s).nbytes for update in plan.updates for part in update.shards[0] for s in part)
     staleness = config.algorithm.max_staleness
     size = weights.published * weights.bytes_each
-    published = {} if streams_weights(config) else {"published": size * (1 + staleness)}
+    versions = 1 if config.rollout.weight_transfer == "files" else 1 + staleness
     phases["publish"] = publication(policy, kind)
     if staleness:
         shared = config.learner.world_size if zero_stage(config.learner) == 3 else 1
-        published["past weights"] = (staleness + 1) * weights.trained * weights.bytes_each // shared
+        host = host | {"past weights": (staleness + 1) * weights.trained * weights.bytes_each // shared}
     cluster = config.cluster
     return Role(
         "learner",
@@ -223,8 +234,24 @@ def learner_role(config: TrainConfig, policy: OutlinedPolicy, plan: TrainPlan, k
         cluster.gpus_per_learner,
         device,
         phases,
-        host | published | {"records": records},
+        host | {"records": records},
+        {} if streams_weights(config) else {"published": size * versions},
+        _away(config.learner, policy.model, device),
     )
+
+
+def _away(learner: LearnerConfig, model: nn.Module, device: Mapping[str, int]) -> int:
+    """Page-locked bytes for a rank that leaves its device: with ZeRO a buffer for each kind of what is trained, tensor
+    by tensor what is frozen, and without ZeRO everything.
+    """
+    stage = zero_stage(learner)
+    ranks = learner.world_size if stage == 3 else 1
+    apart = [p.nbytes // ranks for p in model.parameters() if stage == 0 or not p.requires_grad]
+    if stage == 0:
+        apart += [4 * p.numel() for p in model.parameters() if p.requires_grad] * 2
+        return sum(map(page_locked, apart))
+    buffers = [max(0, device.get("weights", 0) - sum(apart)), device.get("gradients", 0), device.get("average", 0)]
+    return sum(map(page_locked, apart + buffers + [device.get("optimiser", 0) // 3] * 3))
 
 
 @dataclass(frozen=True, slots=True)
@@ -266,7 +293,8 @@ def rollout_role(
         assert rollout.memory_gib is not None
         held = int(rollout.memory_gib * 2**30)
     phases = {"generate": passes, "load": publication(policy, device.kind)}
-    role = Role("rollout", rollout.workers, gpus, {"weights": weights, "cache": max(held, 0)}, phases, {})
+    host = {"media": rollout.MEDIA_CACHE_GIB * 2**30} if rollout.engine == "vllm" and device.kind == "cuda" else {}
+    role = Role("rollout", rollout.workers, gpus, {"weights": weights, "cache": max(held, 0)}, phases, host)
     return role, Cache(held, token_bytes, state_bytes)
 
 
@@ -277,3 +305,8 @@ def largest_micro_batch(plan: TrainPlan) -> MicroBatch:
 
 def _tokens(samples: MicroBatch) -> int:
     return sum(map(price, groups_of(samples)))
+
+
+def gib(size: float) -> str:
+    """Bytes in GiB, to three digits or more."""
+    return f"{size / 2**30:.3g}" if size < 1000 * 2**30 else f"{size / 2**30:,.0f}"

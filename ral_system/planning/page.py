@@ -6,8 +6,8 @@ from rich.console import Console
 from rich.table import Table
 
 from ral_system.config.commands import TrainConfig
-from ral_system.planning.memory import streams_weights
-from ral_system.planning.plan import Plan, gib
+from ral_system.planning.memory import gib, streams_weights
+from ral_system.planning.plan import Plan
 from ral_system.planning.seconds import PUBLISH_S_PER_BYTE, WRITE_BYTES_PER_S
 
 _PARTS = ("weights", "gradients", "optimiser", "buffers", "average", "media", "cache")
@@ -24,6 +24,8 @@ def print_plan(config: TrainConfig, plan: Plan, console: Console) -> None:
         f"{algorithm.updates_per_step} updates, on {plan.device.name}"
     )
     console.print(_memory(plan))
+    if plan.host:
+        console.print(_host(plan))
     if plan.shared:
         phases = ", ".join(f"{gib(size)} to {phase}" for phase, size in plan.shared.items())
         console.print(f"Roles share GPUs: each holds {phases} GiB, of {gib(plan.device.bytes)}.")
@@ -69,8 +71,16 @@ def _memory(plan: Plan) -> Table:
             ", ".join(f"{phase} {gib(size)}" for phase, size in role.phases.items()) if most else "",
             gib(role.total),
             gib(plan.device.bytes * min(1.0, role.gpus) if role.gpus else plan.device.bytes),
-            ", ".join(f"{part} {gib(size)}" for part, size in role.host.items()),
+            ", ".join(f"{part} {gib(size)}" for part, size in (*role.host.items(), *role.once.items())),
         )
+    return table
+
+
+def _host(plan: Plan) -> Table:
+    holders = list(dict.fromkeys(holder for holder, _ in plan.host))
+    table = Table("GiB of host memory", *holders, "together", "of")
+    by_holder = [sum(size for (holder, _), size in plan.host.items() if holder == name) for name in holders]
+    table.add_row("fullest node", *map(gib, (*by_holder, plan.host.total(), plan.device.node_bytes)))
     return table
 
 

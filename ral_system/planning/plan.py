@@ -17,7 +17,8 @@ from ral_system.config.plan import PlanConfig
 from ral_system.config.rollout import RolloutConfig
 from ral_system.errors import ConfigError
 from ral_system.planning.devices import Device, gpu, this_cpu
-from ral_system.planning.memory import Role, largest_micro_batch, learner_role, on_shared_device, rollout_role
+from ral_system.planning.host import HostBytes, fullest_node, host_problems
+from ral_system.planning.memory import Role, gib, largest_micro_batch, learner_role, on_shared_device, rollout_role
 from ral_system.planning.passes import OutlinedPolicy
 from ral_system.planning.seconds import WRITE_BYTES_PER_S, Clock, Phase, dealt_to_engines
 from ral_system.planning.workload import asked, blinded_plan, step_samples
@@ -36,6 +37,8 @@ class Plan:
     at_once: int
     """Sequences that the cache of an engine holds."""
     roles: Sequence[Role]
+    host: HostBytes
+    """Host memory of the node that holds most; nothing for a CPU, where roles have no other."""
     shared: Mapping[str, int]
     """Bytes of each phase on a GPU that engines and learners share; nothing if they share none."""
     phases: Sequence[Phase]
@@ -90,6 +93,7 @@ def make_plan(config: TrainConfig, plan: PlanConfig, folder: Path, teachers: Seq
     shared = on_shared_device(roles) if shares else {}
     spare = cache.bytes - cache.token_bytes * config.rollout.max_model_len
     problems = _problems(cluster, config.rollout, device, roles, spare)
+    host = fullest_node(roles, plan.node_gpus, shared=shares) if kind == "cuda" else HostBytes()
     size = clock.checkpoint_bytes()
     evaluations_s = sum(
         times * clock.rollout(asked(samples, questions), cache).seconds
@@ -107,8 +111,9 @@ def make_plan(config: TrainConfig, plan: PlanConfig, folder: Path, teachers: Seq
         run_s=algorithm.steps * step_s
         + evaluations_s
         + _checkpoints(algorithm.steps, config.checkpoint) * size / WRITE_BYTES_PER_S,
+        host=host,
         shared=shared,
-        problems=[*problems, *_shared_problems(device, shared)],
+        problems=[*problems, *_shared_problems(device, shared), *host_problems(host, plan, device)],
         advice=list(_advice(config, samples)),
     )
 
@@ -167,7 +172,8 @@ def _problems(
 ) -> Iterator[str]:
     if device.kind == "cpu" or cluster.kind == "local":
         needed = sum(role.processes * role.total for role in roles)
-        needed += sum(role.processes * sum(role.host.values()) for role in roles) if device.kind == "cpu" else 0
+        if device.kind == "cpu":
+            needed += sum(role.processes * sum(role.host.values()) + sum(role.once.values()) for role in roles)
         if needed > device.bytes:
             yield f"all roles together need {gib(needed)} GiB of {gib(device.bytes)} on {device.name}; {_SMALLER}"
         return
@@ -248,8 +254,3 @@ def _advice(config: TrainConfig, samples: Sequence[Sample]) -> Iterator[str]:
 def _together(learner: LearnerConfig) -> str:
     together = learner.world_size // learner.shards
     return f" on each of {together} ranks" if together > 1 else ""
-
-
-def gib(size: float) -> str:
-    """Bytes in GiB, to three digits."""
-    return f"{size / 2**30:.3g}"

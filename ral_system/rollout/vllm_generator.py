@@ -48,7 +48,6 @@ from ral_system.weights.handover import Handover
 from ral_system.weights.transfer.object_store import ObjectStore
 from ral_system.weights.transfer.transfer import Offer, Setting, Transfer
 
-_MEDIA_CACHE_GIB = 1
 _BAN = -100.0  # vLLM clamps biases to ±100; exp(-100) of the best token's probability is below fp32 resolution
 
 
@@ -96,7 +95,7 @@ class VllmEngine:
             enable_sleep_mode=sleeps and not on_cpu,  # vLLM refuses it on CPU, where calls to sleep are allowed
             logprobs_mode="processed_logprobs",
             limit_mm_per_prompt=dict(self._family.max_media),
-            mm_processor_cache_gb=_MEDIA_CACHE_GIB,
+            mm_processor_cache_gb=config.MEDIA_CACHE_GIB,
             disable_log_stats=False,
             # With a step in flight, a token of the old weights could be labelled with the new ones.
             async_scheduling=None if config.handover == "finish" else False,

@@ -69,7 +69,7 @@ def test_roles_that_do_not_fit_are_named_with_what_to_change(one_layer: Path) ->
     assert fits.problems == []
     crowded, _ = planned(one_layer, *VIDEO, *SMALL_STEP, "cluster.gpus_per_learner=0.02", "cluster.gpus_per_scorer=0")
     learner, reference = crowded.problems
-    assert learner.startswith("the learner needs ") and "GiB of 1.59 on an H100; lower learner.max_tokens" in learner
+    assert learner.startswith("the learner") and "GiB of 1.59 on an H100; lower learner.max_tokens" in learner
     assert reference == "cluster.gpus_per_scorer=0: the reference would run on a CPU; set it to 1, or plan.device=cpu"
     tight, _ = planned(one_layer, *VIDEO, *SMALL_STEP, "rollout.gpu_memory_utilization=0.02")
     assert ["rollout.max_model_len=10240" in problem for problem in tight.problems] == [True]
@@ -144,8 +144,8 @@ def test_frozen_models_work_beside_engines_unless_batches_are_picked_or_made_ahe
     assert beside.step_s == pytest.approx(max(rollout, sum(others)))
     (learner, *_) = beside.roles
     weights = Weights.of(OutlinedPolicy(one_layer, "bfloat16", "cuda", compose_config(*VIDEO), trained=True).model)
-    assert "published" not in turns.roles[0].host  # there it goes from device to device
-    assert learner.host["published"] == 2 * weights.bytes
+    assert "published" not in turns.roles[0].once  # there it goes from device to device
+    assert learner.once["published"] == 2 * weights.bytes
     assert learner.host["past weights"] == pytest.approx(2 * turns.roles[0].device["optimiser"] / 12 * 2, rel=1e-6)
 
 

@@ -1,0 +1,76 @@
+"""Host memory of nodes, beside GPUs."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+
+from ral_system.config.plan import PlanConfig
+from ral_system.planning.devices import Device
+from ral_system.planning.memory import Role, gib
+
+PROCESS = 4 * 2**30
+"""Interpreter, libraries, CUDA's context and decoded media of a process: an assumption."""
+STORE = "object store"
+
+HostBytes = Counter[tuple[str, str]]
+"""Bytes by role, or object store, and by what they are for."""
+
+
+def fullest_node(roles: Sequence[Role], node_gpus: int, *, shared: bool) -> HostBytes:
+    """Return what processes hold on the node where they hold most. `shared`: process i of every role has the GPU of
+    learner rank i.
+    """
+    nodes = [_held(roles, processes, shared) for processes in _placed(roles, node_gpus, shared)]
+    return max(nodes, key=HostBytes.total)
+
+
+def _placed(roles: Sequence[Role], node_gpus: int, shared: bool) -> list[Counter[str]]:
+    """Count each node's processes. One goes to the first node with GPUs left for it: Ray takes as few as it can."""
+    nodes: list[Counter[str]] = []
+    free: list[float] = []
+    for role in roles:
+        taken = 0.0 if shared and role is not roles[0] else role.gpus
+        for index in range(role.processes):
+            fitting = (at for at, gpus in enumerate(free) if gpus >= taken - 1e-6)
+            at = index // node_gpus if shared else next(fitting, len(nodes))
+            if at == len(nodes):
+                nodes.append(Counter())
+                free.append(float(node_gpus))
+            nodes[at][role.name] += 1
+            free[at] -= taken
+    return nodes
+
+
+def _held(roles: Sequence[Role], processes: Counter[str], shared: bool) -> HostBytes:
+    held = HostBytes()
+    for role in roles:
+        own = {"process": PROCESS} if role.gpus or role is roles[0] else {}  # without GPUs one process has all roles
+        for part, size in (own | dict(role.host) | ({"off its GPU": role.away} if shared else {})).items():
+            held[role.name, part] = processes[role.name] * size
+        held += {(STORE, part): size for part, size in role.once.items()}
+    return held
+
+
+def host_problems(host: HostBytes, plan: PlanConfig, device: Device) -> Iterator[str]:
+    """Say if a node holds more than it may, and which setting lowers what takes most."""
+    if host.total() > device.node_bytes:
+        role, part = max(host, key=lambda at: host[at])
+        given = "null" if plan.host_gib is None else f"{plan.host_gib:g}"
+        yield (
+            f"plan.host_gib={given}: a node with plan.node_gpus={plan.node_gpus} needs {gib(host.total())} GiB of host "
+            f"memory, of {gib(device.node_bytes)} that Ray lets it use, {gib(host[role, part])} of them for {role} "
+            f"({part}); {_REMEDIES[part]}"
+        )
+
+
+_OFFLOADED = "set learner.offload to what takes less, or raise learner.world_size beyond the GPUs of a node"
+_VERSIONS = "lower algorithm.max_staleness, or set rollout.weight_transfer=null"
+_REMEDIES = dict.fromkeys(("weights", "gradients", "optimiser"), _OFFLOADED) | {
+    "off its GPU": "set cluster.placement=disaggregated",
+    "published": _VERSIONS,
+    "past weights": _VERSIONS,
+    "records": "set algorithm.attention.record=top_k",
+    "media": "lower rollout.workers",
+    "process": "lower rollout.workers or learner.world_size, or set plan.host_gib to what your nodes have",
+}
