@@ -12,7 +12,7 @@ from ral_system.launch.cli import run_with_config
 from ral_system.models.folders import check_named
 
 _ABOUT = """
-ral-plan: bytes, operations and seconds of a run's rl stage, on devices that need not be there. Starts nothing.
+ral-plan: bytes, operations and seconds of a run's stages, on devices that need not be there. Starts nothing.
   ral-plan experiment=ral_qwen2_5_vl_7b_8gpu plan.device=h200
   ral-plan experiment=video_r1_qwen2_5_vl_7b_8gpu plan.response_tokens=400
   ral-plan experiment=quickstart plan.device=cpu

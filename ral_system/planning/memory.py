@@ -155,11 +155,11 @@ CONTEXT = 2**30
 """What a process keeps of a GPU while it sleeps: libraries and graphs. An assumption."""
 
 
-def on_shared_device(roles: Sequence[Role]) -> dict[str, int]:
+def on_shared_device(roles: Sequence[Role], supervised: Sequence[Role]) -> dict[str, int]:
     """Bytes of each phase on the busiest GPU that engines and learners share: that of learner rank 0.
 
     The first role is the learner, the second the engine, the others frozen models; one is awake at a time but while
-    weights are published.
+    weights are published. `supervised`: the learner of other stages, which have no frozen models.
     """
     learner, engine, *frozen = roles
     beside = [role for role in frozen if role.gpus]
@@ -167,7 +167,8 @@ def on_shared_device(roles: Sequence[Role]) -> dict[str, int]:
     published = sum(role.device["weights"] for role in (learner, engine))
     return {
         "generate": engine.total + asleep,
-        "train": learner.total + sum(role.total for role in beside) + CONTEXT,
+        "train": CONTEXT
+        + max(learner.total + sum(role.total for role in beside), *(other.total for other in supervised), 0),
         "publish": published + learner.phases["publish"] + engine.phases["load"] + CONTEXT * len(beside),
     }
 

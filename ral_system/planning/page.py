@@ -48,13 +48,19 @@ def print_plan(config: TrainConfig, plan: Plan, console: Console) -> None:
         f"{algorithm.steps:,} steps take {_duration(plan.run_s)}{on}, {_duration(plan.evaluations_s)} of them "
         f"evaluations, and {gib(stored)} GiB of disk for checkpoints of {gib(plan.checkpoint_bytes)} GiB."
     )
+    if plan.supervised:
+        console.print(_supervised(plan))
+        each = ", ".join(f"{stage.name} {_duration(stage.run_s)}" for stage in plan.supervised)
+        console.print(
+            f"With {each}, all stages take {_duration(plan.all_s)}: supervised ones at most, since stop_at may end "
+            "them earlier, and not every evaluation saves a model."
+        )
     device = plan.device
     publishing = "" if streams_weights(config) else f"{PUBLISH_S_PER_BYTE * 1e9:.2g} s a published GB, "
     console.print(
         f"Assumed: {device.flops_per_s / 1e12:.3g} TFLOP/s in passes, {device.bytes_per_s / 1e9:,.0f} GB/s "
         f"in decoding and {device.decode_s * 1e3:g} ms a decoding step beside that, {publishing}"
-        f"{WRITE_BYTES_PER_S / 1e9:g} GB/s to disk. Not counted: perceive and sft, starts, rewards, "
-        "preparation of data."
+        f"{WRITE_BYTES_PER_S / 1e9:g} GB/s to disk. Not counted: starts, rewards, preparation of data."
     )
     for line in plan.advice:
         console.print(f"note: {line}")
@@ -63,7 +69,7 @@ def print_plan(config: TrainConfig, plan: Plan, console: Console) -> None:
 def _memory(plan: Plan) -> Table:
     parts = [part for part in _PARTS if any(role.device.get(part) for role in plan.roles)]
     table = Table("GiB on a device", *parts, "passes", "together", "of", "host", title_justify="left")
-    for role in plan.roles:
+    for role in (*plan.roles, *(stage.learner for stage in plan.supervised)):
         most = max(role.phases, key=lambda phase: role.phases[phase]) if role.phases else ""
         table.add_row(
             f"{role.name} × {role.processes}",
@@ -81,6 +87,23 @@ def _host(plan: Plan) -> Table:
     table = Table("GiB of host memory", *holders, "together", "of")
     by_holder = [sum(size for (holder, _), size in plan.host.items() if holder == name) for name in holders]
     table.add_row("fullest node", *map(gib, (*by_holder, plan.host.total(), plan.device.node_bytes)))
+    return table
+
+
+def _supervised(plan: Plan) -> Table:
+    table = Table("stage", "demonstrations a step", "TFLOP a step", "seconds a step", "steps", "evaluations")
+    for stage in plan.supervised:
+        visual = sum(sample.prompt.visual_tokens for sample in stage.samples)
+        tokens = sum(sample.length for sample in stage.samples)
+        table.add_row(
+            stage.name,
+            f"{len(stage.samples)} of {tokens / len(stage.samples):,.0f} tokens, {visual / tokens:.0%} visual, "
+            f"{'drawn' if stage.drawn else 'assumed'}",
+            _number(stage.step.flops / 1e12),
+            _number(stage.step.seconds),
+            f"{stage.steps:,}",
+            _duration(stage.evaluations_s),
+        )
     return table
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,13 +16,14 @@ from transformers import AutoModelForImageTextToText
 from ral_system.attention.device_kind import meta_stands_for
 from ral_system.attention.packing import PackedGroup, Packing
 from ral_system.attention.probe import IMPLEMENTATION
-from ral_system.attention.read import AttentionRead
+from ral_system.attention.read import QUESTION_AT_ALL_LAYERS, AttentionRead
 from ral_system.batches.collate import Collator, TensorBatch
 from ral_system.batches.features import FeatureExtractor
 from ral_system.batches.micro_batches import groups_of
 from ral_system.config.choices import Dtype
 from ral_system.config.commands import TrainConfig
 from ral_system.config.perception import BlindedGroup, VgpoConfig
+from ral_system.config.supervised import AttentionGuidanceConfig
 from ral_system.families.family import Family, Features
 from ral_system.media.store import MediaStore
 from ral_system.models.flops import FlopCounter, update_passes
@@ -35,6 +36,7 @@ from ral_system.training.build import choose_trained
 from ral_system.training.gradient_share import squared_norms
 from ral_system.training.objective import Objective, policy_objective
 from ral_system.training.scores import UpdateScores
+from ral_system.training.supervised import supervised_objective
 from ral_system.training.token_reads import token_read
 from ral_system.types import AttentionRecord, Counts, Media, MicroBatch, Sample, SampleScores, Scores, TokenRecord
 
@@ -84,18 +86,19 @@ class OutlinedPolicy:
         self, samples: MicroBatch, reads: Sequence[AttentionRead] = (), encoded: Mapping[Media, Any] | None = None
     ) -> Held:
         """Return the memory of scoring samples in one pass. `encoded`: media encoded already; None: none are."""
-        batch = self.collate(samples, encoded)
-        with self._outlined() as outlines:
-            score_pass(self._policy, batch.to(OUTLINE), reads)
-        return Held(outlines.peak_bytes, 0)
+        return self._peak(samples, encoded, lambda batch: score_pass(self._policy, batch, reads))
 
     def update(self, samples: MicroBatch, encoded: Mapping[Media, Any] | None = None) -> Held:
         """Return the memory of training on samples in one micro-batch, without the gradients of weights."""
-        batch = self.collate(samples, encoded)
+        policy, read = self._policy, self.read
         scores = {sample.id: self.blank_scores(sample) for sample in samples}
-        with self._outlined() as outlines:
-            update_pass(self._policy, batch.to(OUTLINE), samples, scores, self._config, self.read)
-        return Held(outlines.peak_bytes, 0)
+        return self._peak(
+            samples, encoded, lambda batch: update_pass(policy, batch, samples, scores, self._config, read)
+        )
+
+    def fit(self, samples: MicroBatch, guidance: AttentionGuidanceConfig) -> Held:
+        """Return the memory of imitating demonstrations in one micro-batch, without the gradients of weights."""
+        return self._peak(samples, None, lambda batch: fit_pass(self._policy, batch, samples, guidance))
 
     def share(self, samples: MicroBatch, encoded: Mapping[Media, Any] | None = None) -> Held:
         """Return the memory of measuring the attention term's share of the gradient on a micro-batch."""
@@ -104,6 +107,14 @@ class OutlinedPolicy:
         with self._outlined() as outlines:
             found, output = objective_of(self._policy, batch.to(OUTLINE), samples, scores, self._config, read)
             squared_norms(found, output.probed)
+        return Held(outlines.peak_bytes, 0)
+
+    def _peak(
+        self, samples: MicroBatch, encoded: Mapping[Media, Any] | None, run: Callable[[TensorBatch], None]
+    ) -> Held:
+        batch = self.collate(samples, encoded)
+        with self._outlined() as outlines:
+            run(batch.to(OUTLINE))
         return Held(outlines.peak_bytes, 0)
 
     def passes_of_an_update(self) -> tuple[int, int]:
@@ -184,6 +195,17 @@ def update_pass(
     loss.backward()
 
 
+def fit_pass(policy: PolicyModel, batch: TensorBatch, samples: MicroBatch, guidance: AttentionGuidanceConfig) -> None:
+    """Pass demonstrations, and the gradient of the supervised objective back."""
+    reads = [QUESTION_AT_ALL_LAYERS] if guidance.active else []
+    output = policy(batch, reads)
+    rows = [rows for read in reads for rows in output.attention[read]]
+    found = supervised_objective(output, rows, batch, counts_of(samples), guidance if guidance.active else None)
+    loss = found.loss
+    del output, rows, found
+    loss.backward()
+
+
 def objective_of(
     policy: PolicyModel,
     batch: TensorBatch,
@@ -194,8 +216,7 @@ def objective_of(
 ) -> tuple[Objective, PolicyOutput]:
     """Pass a micro-batch, and take the configured objective of it."""
     algorithm, teaching = config.algorithm, scores if config.teachers else {}
-    tokens = sum(len(s.response_token_ids) for s in samples)
-    counts = Counts(tokens, len(samples), attention_rows=tokens, evidence_rows=tokens)
+    counts = counts_of(samples)
     output = policy(batch, [read], token_read(samples, teaching, algorithm, policy.vocabulary))
     found = policy_objective(
         output,
@@ -208,6 +229,12 @@ def objective_of(
         largest_gap=1.0,
     )
     return found, output
+
+
+def counts_of(samples: MicroBatch) -> Counts:
+    """The denominators of an update with these samples alone."""
+    tokens = sum(len(s.response_token_ids) for s in samples)
+    return Counts(tokens, len(samples), attention_rows=tokens, evidence_rows=tokens)
 
 
 def pass_flops(counter: FlopCounter, family: Family, samples: MicroBatch) -> int:

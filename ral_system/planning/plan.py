@@ -21,6 +21,7 @@ from ral_system.planning.host import HostBytes, fullest_node, host_problems
 from ral_system.planning.memory import Role, gib, largest_micro_batch, learner_role, on_shared_device, rollout_role
 from ral_system.planning.passes import OutlinedPolicy
 from ral_system.planning.seconds import WRITE_BYTES_PER_S, Clock, Phase, dealt_to_engines
+from ral_system.planning.supervised import StagePlan, plan_stage
 from ral_system.planning.workload import asked, blinded_plan, step_samples
 from ral_system.scoring.reference import reference_reads
 from ral_system.training.plan import plan_updates
@@ -29,7 +30,7 @@ from ral_system.types import Sample
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What a run's rl stage needs."""
+    """What a run needs; the fields are of its rl stage where they do not say otherwise."""
 
     device: Device
     samples: Sequence[Sample]
@@ -39,8 +40,10 @@ class Plan:
     roles: Sequence[Role]
     host: HostBytes
     """Host memory of the node that holds most; nothing for a CPU, where roles have no other."""
+    supervised: Sequence[StagePlan]
+    """Stages before rl."""
     shared: Mapping[str, int]
-    """Bytes of each phase on a GPU that engines and learners share; nothing if they share none."""
+    """Bytes of each phase on a GPU that engines and learners share, in all stages; nothing if they share none."""
     phases: Sequence[Phase]
     step_s: float
     """Seconds of a step; what runs side by side counts once."""
@@ -54,9 +57,14 @@ class Plan:
     advice: Sequence[str]
     """What is worth knowing of it: mostly what makes it slower than necessary."""
 
+    @property
+    def all_s(self) -> float:
+        """Seconds of all stages."""
+        return self.run_s + sum(stage.run_s for stage in self.supervised)
+
 
 def make_plan(config: TrainConfig, plan: PlanConfig, folder: Path, teachers: Sequence[Path]) -> Plan:
-    """Plan the rl stage of a run, for the model in `folder`; only its configuration and tokenizer are read.
+    """Plan the stages of a run, for the model in `folder`; only its configuration and tokenizer are read.
 
     Raises ConfigError for settings that no prompt fits.
     """
@@ -90,14 +98,21 @@ def make_plan(config: TrainConfig, plan: PlanConfig, folder: Path, teachers: Seq
         learning.append(clock.move([trained, *(role for role, _ in frozen)]))
     step_s = _step_seconds(config, samples, generating, [phase for _, phase in frozen], learning)
     roles = [trained, rollout, *(role for role, _ in frozen)]
-    shared = on_shared_device(roles) if shares else {}
+
+    def asking(questions: int) -> float:
+        return clock.rollout(asked(samples, questions), cache).seconds
+
+    stages = (stage for stage in config.stages if stage != "rl")
+    supervised = [plan_stage(stage, config, policy, folder, clock, trained, asking, samples) for stage in stages]
+    learners = [stage.learner for stage in supervised]
+    shared = on_shared_device(roles, learners) if shares else {}
     spare = cache.bytes - cache.token_bytes * config.rollout.max_model_len
-    problems = _problems(cluster, config.rollout, device, roles, spare)
+    largest = max((trained, *learners), key=lambda role: role.total + sum(role.host.values()))
+    problems = _problems(cluster, config.rollout, device, [largest, *roles[1:]], spare)
     host = fullest_node(roles, plan.node_gpus, shared=shares) if kind == "cuda" else HostBytes()
     size = clock.checkpoint_bytes()
     evaluations_s = sum(
-        times * clock.rollout(asked(samples, questions), cache).seconds
-        for questions, times in _evaluations(algorithm.steps, config.evaluation).items()
+        times * asking(questions) for questions, times in _evaluations(algorithm.steps, config.evaluation).items()
     )
     return Plan(
         device=device,
@@ -112,6 +127,7 @@ def make_plan(config: TrainConfig, plan: PlanConfig, folder: Path, teachers: Seq
         + evaluations_s
         + _checkpoints(algorithm.steps, config.checkpoint) * size / WRITE_BYTES_PER_S,
         host=host,
+        supervised=supervised,
         shared=shared,
         problems=[*problems, *_shared_problems(device, shared), *host_problems(host, plan, device)],
         advice=list(_advice(config, samples)),
@@ -187,7 +203,7 @@ def _problems(
         room = int(device.bytes * min(1.0, role.gpus))
         if role.total > room:
             too_much = f"the {role.name} needs {gib(role.total)} GiB of {gib(room)} on an {device.name}"
-            yield f"{too_much}; {_REMEDIES[role.name]}"
+            yield f"{too_much}; {_REMEDIES[role.name.partition(' ')[0]]}"
     ranks = rollout.tensor_parallel if rollout.engine == "vllm" else 1
     if 0 < cluster.gpus_per_rollout < ranks:
         yield (f"rollout.tensor_parallel={ranks} needs that many GPUs per engine; set cluster.gpus_per_rollout={ranks}")

@@ -123,6 +123,16 @@ class Clock:
         step_s = again * len(plan.updates) * (self._sum_s() + self._offloaded_step_s())
         return replace(found, flops=again * found.flops, seconds=again * found.seconds + step_s)
 
+    def fit(self, plan: TrainPlan) -> Phase:
+        """One update with demonstrations, whose media a frozen encoder passes in every one."""
+        text, vision = self._update_passes
+        found = self._pass("update", plan, times=text, encodes=vision or 1, passes=3)
+        return replace(found, seconds=found.seconds + self._sum_s() + self._offloaded_step_s())
+
+    def validate(self, plan: TrainPlan) -> Phase:
+        """The objective of demonstrations without an update."""
+        return self._pass("validate", plan, times=1, encodes=1, passes=1)
+
     def publish(self) -> Phase:
         """Time a weight update: the trained tensors' way to the engines, and their checksums on both sides."""
         weights, device = self._weights, self._device
@@ -144,6 +154,10 @@ class Clock:
         copies = 12 if zero_stage(self._config.learner) else 8
         average = 4 if self._config.algorithm.attention.anchor == "ema" else 0
         return (self._weights.bytes_each + copies + average) * self._weights.trained
+
+    def model_bytes(self) -> int:
+        """Bytes on disk of a model."""
+        return self._weights.published * self._weights.bytes_each
 
     def _pass(self, name: str, plan: TrainPlan, *, times: float, encodes: float, passes: int) -> Phase:
         ranks = [[update.shards[shard] for update in plan.updates] for shard in range(len(plan.updates[0].shards))]

@@ -67,6 +67,7 @@ def step_samples(config: TrainConfig, plan: PlanConfig, family: Family) -> tuple
                 () if medium is None else (replace(medium, digest=f"{p}"),),
                 visual + text,
                 engine_token_ids=((0,) if visual else ()) + text,
+                question_positions=tuple(range(len(visual), len(visual) + len(text))),
                 evidence=evidence,
             ),
             response,
