@@ -45,7 +45,7 @@ from ral_system.models.folders import local_model_folder
 from ral_system.protocols import FrozenModel, SharedDevices
 from ral_system.rollout.vllm_environment import vllm_environment
 from ral_system.types import Held
-from ral_system.weights.transfer.opening import choose_transfer
+from ral_system.weights.transfer.opening import configured_transfer
 from ral_system.weights.transfer.transfer import Setting
 
 _ACTORS = {
@@ -81,12 +81,7 @@ class RayRoles:
         self._folders: dict[str, Mapping[Path, Path]] = {}
         self._teachers = [local_model_folder(role.path) for role in config.teachers] if stage == "rl" else []
         self._group: Any = None
-        self._transfer = choose_transfer(
-            config.rollout.weight_transfer,
-            config.algorithm.max_staleness,
-            one_process=False,
-            colocated=self._colocated,
-        )
+        self._transfer = configured_transfer(config.rollout, config.algorithm, config.cluster)
         began = time.monotonic()
         bundles = plan(
             config.cluster,

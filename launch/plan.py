@@ -40,10 +40,10 @@ def show_plan(config: PlanCommandConfig) -> None:
     from ral_system.planning.plan import make_plan
     from ral_system.tasks.tiny_model import write_tiny_model
     from ral_system.tasks.vocabulary import tiny_tokenizer
-    from ral_system.weights.transfer.opening import check_transfer
+    from ral_system.weights.transfer.opening import configured_transfer
 
     silence_third_party()
-    check_transfer(config.rollout, config.algorithm, config.cluster)
+    configured_transfer(config.rollout, config.algorithm, config.cluster)
     console = Console(width=None if sys.stdout.isatty() else 140, highlight=False)
     with TemporaryDirectory() as temporary:
         if name is None:

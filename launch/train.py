@@ -97,9 +97,9 @@ def run_stages(config: TrainConfig, stages: Sequence[Stage] = ()) -> float | Non
 
         check_loads(config.reward, config.algorithm.response_format)
     if config.rollout.weight_transfer is not None:  # null suits every run; to look at another imports torch
-        from ral_system.weights.transfer.opening import check_transfer
+        from ral_system.weights.transfer.opening import configured_transfer
 
-        check_transfer(config.rollout, config.algorithm, config.cluster)
+        configured_transfer(config.rollout, config.algorithm, config.cluster)
     for warning in warnings(config):
         print(f"warning: {warning}", file=sys.stderr)
     folder = RunFolder((Path(config.runs_dir) / config.name).resolve())

@@ -32,7 +32,7 @@ from ral_system.types import (
     VisualAttention,
     WeightManifest,
 )
-from ral_system.weights.transfer.opening import choose_transfer
+from ral_system.weights.transfer.opening import configured_transfer
 from ral_system.weights.transfer.transfer import Setting, Transfer
 
 
@@ -45,7 +45,7 @@ class InProcessRoles:
         media = node_store(run_folder / "media", config.cluster.media_cache_gib)
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         rollout, algorithm = config.rollout, config.algorithm
-        kind = choose_transfer(rollout.weight_transfer, algorithm.max_staleness, one_process=True)
+        kind = configured_transfer(rollout, algorithm, config.cluster)
         transfer = kind(Setting.of_one_process(run_folder / "weights", waiting=algorithm.max_staleness + 1))
         self.rewarder = RewardPool(config.reward, algorithm.response_format)
         self.generator = _Generator(HfEngine(model_folder, rollout, media, config.seed, device.type, transfer=transfer))

@@ -21,6 +21,8 @@ from ral_system.scoring.reference import reference_reads
 from ral_system.types import MicroBatch, Sample, TrainPlan
 from ral_system.weights.digest import AT_ONCE
 from ral_system.weights.transfer.buckets import BUCKET_BYTES
+from ral_system.weights.transfer.opening import configured_transfer
+from ral_system.weights.transfer.streamed import Streamed
 
 _BUCKET = 500_000_000
 """Numbers of DeepSpeed's buffer for gradients under way; a GPU holds it whole."""
@@ -138,9 +140,7 @@ def states(learner: LearnerConfig, weights: Weights, kind: str) -> tuple[dict[st
 
 def streams_weights(config: TrainConfig) -> bool:
     """Return whether weights travel from device to device rather than through host memory."""
-    chosen = config.rollout.weight_transfer
-    ahead = config.algorithm.max_staleness > 0 or config.cluster.kind == "local"
-    return chosen in ("broadcast", "shared_memory") or (chosen is None and not ahead)
+    return issubclass(configured_transfer(config.rollout, config.algorithm, config.cluster), Streamed)
 
 
 def publication(policy: OutlinedPolicy, kind: str) -> int:

@@ -37,7 +37,9 @@ def choose_transfer(
     return transfer
 
 
-def check_transfer(rollout: RolloutConfig, algorithm: AlgorithmConfig, cluster: ClusterConfig) -> None:
-    """Raise ConfigError, before anything starts, for a transfer that cannot serve the run."""
+def configured_transfer(
+    rollout: RolloutConfig, algorithm: AlgorithmConfig, cluster: ClusterConfig
+) -> type[Transfer[Any]]:
+    """Return the transfer of a configured run. Raises ConfigError, as `choose_transfer` does."""
     local, colocated = cluster.kind == "local", cluster.placement == "colocated"
-    choose_transfer(rollout.weight_transfer, algorithm.max_staleness, one_process=local, colocated=colocated)
+    return choose_transfer(rollout.weight_transfer, algorithm.max_staleness, one_process=local, colocated=colocated)
