@@ -66,9 +66,9 @@ class OwnVl(QwenVl):
         return {"image": OneSize(), "video": OneSize()}
 
     def features(self, media: Sequence[Media], pixels: Sequence[Any]) -> list[Features]:
-        """Squash pictures before the processor sees them."""
+        """Resize pictures before the processor sees them."""
         return super().features(media, [picture.resize((SIDE_PX, SIDE_PX)) for picture in pixels])
 
     def engine_media(self, media: Media, pixels: Any) -> Any:
-        """A rollout engine gets them squashed as well."""
+        """Resize the picture for the rollout engine as well."""
         return pixels.resize((SIDE_PX, SIDE_PX))

@@ -1,4 +1,4 @@
-"""A verifier that gives half of its worth to an answer that is half right, and a signal that pays for few words."""
+"""A verifier that scores 0.5 for an answer that is half right, and a signal that rewards few words."""
 
 from ral_system.config.reward import JudgeConfig
 from ral_system.rewards.response import Response

@@ -1,5 +1,7 @@
 """Every package in examples/ works from outside the library, as its README says."""
 
+import re
+import shlex
 import subprocess
 import sys
 from dataclasses import replace
@@ -31,6 +33,24 @@ def run(commands, left, tmp_path: Path):
         return left(tmp_path / name)
 
     return ran
+
+
+def test_the_guide_shows_a_whole_package(commands, left, uninterrupted, tmp_path: Path) -> None:
+    """The files in docs/extending.md can be installed, and their signal pays in a run."""
+    guide = (EXAMPLES.parent / "docs" / "extending.md").read_text(encoding="utf-8")
+    package, site = tmp_path / "package", tmp_path / "site"
+    package.mkdir()
+    for name, text in re.findall(r"```\w+\n# (\S+)\n(.*?)```", guide, re.DOTALL):
+        (package / name).write_text(text, encoding="utf-8")
+    install = [sys.executable, "-m", "pip", "install", "--no-deps", "--no-build-isolation", "--no-index", "--target"]
+    subprocess.run([*install, str(site), str(package)], check=True, timeout=120)
+    (line,) = re.findall("^ +pip install .* && ral-train (.*)$", guide, re.MULTILINE)
+    short = ("experiment=smoke", *LOCAL, f"start_model={uninterrupted.folder / 'model'}", "algorithm.steps=2")
+    done = commands("ral-rl", *shlex.split(line), *short, cwd=tmp_path, PYTHONPATH=str(site))
+    assert done.returncode == 0, done.stderr
+    steps = left(tmp_path / "runs" / "smoke").rl_steps()
+    assert len(steps) == 2
+    assert all(0 < step["reward/concise"] <= 1 and step["reward/errors"] == 0 for step in steps)
 
 
 def test_half_an_answer_is_worth_half_and_few_words_are_worth_more(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -78,8 +98,9 @@ def test_own_policy_loss(run, with_signal, tmp_path: Path) -> None:
     assert any(step["learner/grad_norm"] > 0 for step in found.rl_steps())
 
 
-def test_own_data(run, uninterrupted) -> None:
-    found = run("own_data", f"start_model={uninterrupted.folder / 'model'}")
+def test_own_data(run) -> None:
+    found = run("own_data")
+    assert {line["stage"] for line in found.lines()} == {"sft", "rl"}
     assert len(found.rl_steps()) == 4
     rows = (found.folder / "data" / "questions.jsonl").read_text().splitlines()
     assert len(rows) == 12 and not (found.folder / "data" / "quarantine.jsonl").read_text()
