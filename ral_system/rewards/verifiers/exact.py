@@ -1,4 +1,4 @@
-"""Exact match of words, up to case and whitespace (papers 1.7)."""
+"""The exact words, up to case and whitespace."""
 
 from __future__ import annotations
 

@@ -14,7 +14,10 @@ from ral_system.errors import ConfigError
 
 
 def score(given: str, reference: str, config: JudgeConfig) -> float:
-    """Call the user's function on answer and reference. Raises ConfigError unless it returns a number in [0, 1]."""
+    """Return the value of the user's function of (answer, reference), a number in [0, 1].
+
+    Raises ConfigError for any other value, and if the function cannot be imported or fails.
+    """
     function = _function(config.function or "")
     try:
         found = function(given, reference)

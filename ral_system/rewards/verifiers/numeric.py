@@ -1,4 +1,4 @@
-"""A number within a tolerance."""
+"""A number within `reward.tolerance`."""
 
 from __future__ import annotations
 
