@@ -1,4 +1,4 @@
-"""The `alarms` group: which figures of a training run ring, and what follows."""
+"""The `alarms` group: limits on figures of a training run, and what an alarm does."""
 
 from __future__ import annotations
 
@@ -12,58 +12,66 @@ Limit = PositiveFloat | None
 
 
 class AlarmsConfig(Group):
-    """Limits that tell a reward that is being gamed, or a policy that collapses, from learning; null: no such alarm."""
+    """Limits that detect a gamed reward or a collapsing policy. null turns an alarm off."""
 
     consecutive: Positive
-    """Steps in a row beyond its limit after which an alarm rings, or measurements of the gradient's share, one in
-    `algorithm.attention.gradient_share_every` steps. It rings once until a step is within the limit."""
+    """Number of consecutive steps beyond its limit after which an alarm rings. For `attention_gradient_share` they are
+    measurements, one every `algorithm.attention.gradient_share_every` steps. An alarm rings once, and again only after
+    a step within the limit."""
     action: Literal["log", "stop"]
-    """stop ends the rl stage with a checkpoint and exit code 1 while an alarm rings, `part_share` excepted; with
-    `algorithm.max_staleness` at the next checkpoint or evaluation."""
+    """log reports an alarm. stop also saves a checkpoint and ends the rl stage with exit code 1 when an alarm other
+    than `part_share` rings; with `algorithm.max_staleness` > 0 it does so at the next checkpoint or evaluation."""
     part_share: Limit
-    """Share of the rewards' spread within groups that comes from all parts but correctness. For context."""
+    """Upper limit on the share of the variance of rewards within groups that comes from parts other than correctness.
+    It never stops a run."""
     aux_only: Limit
-    """Share of groups whose rewards differ although their correctness does not."""
+    """Upper limit on the share of groups whose rewards differ although their correctness does not."""
     amplification: Limit
-    """Factor by which the advantage stretches the rewards of such groups: its 95 % quantile."""
+    """Upper limit on the standard deviation of advantages divided by that of rewards in the groups of `aux_only` (their
+    95 % quantile)."""
     length_corr: Limit
-    """Correlation with response length, within groups and of either sign, of an auxiliary part that is paid."""
+    """Upper limit on the absolute correlation, within groups, of response length with any auxiliary part that has a
+    positive weight."""
     length_drift: Limit
-    """Growth of the mean response length over the shortest mean so far: 0.2 is 20 %."""
+    """Upper limit on the growth of the mean response length over the shortest mean so far: 0.2 is 20 %."""
     duplicates: Limit
-    """Share of sentences above 25 characters that their response has said before."""
+    """Upper limit on the share of sentences with more than 25 characters that repeat an earlier one of their
+    response."""
     truncation: Limit
-    """Share of responses cut at their limit."""
+    """Upper limit on the share of responses cut at their length limit."""
     truncation_growth: Limit
-    """Share of responses cut at their limit, as a multiple of the first step's."""
+    """Upper limit on the share of responses cut at their length limit, as a multiple of that of the first step."""
     entropy: Fraction | None
-    """Token entropy as a share of the first step's; rings below it."""
+    """Lower limit on token entropy, as a share of that of the first step."""
     aux_runaway: Limit
-    """Growth since the first step of what auxiliary parts pay, while accuracy is flat: 0.6 is 60 %."""
+    """Upper limit on the growth since the first step of the reward from auxiliary parts, while accuracy is flat: 0.6 is
+    60 %."""
     flat_accuracy: NonNegativeFloat
-    """Accuracy is flat while the step's mean correctness is less than this above the first step's; what pictures add to
-    held-out accuracy, while it is less than this above what they added before RL."""
+    """Smallest gain that counts as progress. For `aux_runaway` accuracy is flat while mean correctness is less than
+    this above that of the first step; for `blind_gap`, while `eval/blind_gap` is less than this above its value before
+    RL."""
     attention_entropy: Fraction | None
-    """Mean entropy of the attention rows as a share of the first step's; rings below it."""
+    """Lower limit on the mean entropy of the attention rows, as a share of that of the first step."""
     attention_gradient_share: Limit
-    """The attention term's share of the gradient, where it is measured and neither capped nor held."""
+    """Upper limit on the attention term's share of the gradient, if it is measured without `max_gradient_share` or
+    `target_gradient_share`."""
     contrast: Limit
-    """Contrast of where right and wrong responses look, `attention/contrast`, with objectives that compare looks; rings
-    below it."""
+    """Lower limit on `attention/contrast`, the difference between where right and wrong responses look, with the
+    objectives credit and group_anchor."""
 
     advantage_factor: Limit
-    """Largest factor of VPPO, or VGPO, on a response's advantage."""
+    """Upper limit on the largest factor by which VPPO or VGPO multiplies the advantage of a response."""
     perception_clamped: Limit
-    """Share of tokens whose distributions pictures change beyond a bound, with PAPO or VPPO."""
+    """Upper limit on the share of tokens whose k3 to the blinded view is at its bound, with PAPO or VPPO."""
     unclosed: Limit
-    """Share of responses, of those that were not cut, without exactly one closed answer, minus the first step's: 0.2 is
-    20 percentage points."""
+    """Upper limit on the rise, since the first step, of the share of uncut responses that do not contain exactly one
+    closed answer: 0.2 is 20 percentage points."""
     blind_gap: Limit
-    """Growth since the first step of what auxiliary parts pay, while what pictures add to held-out accuracy is flat;
-    with `evaluation.blind`."""
+    """Upper limit on the growth since the first step of the reward from auxiliary parts, while the accuracy that
+    pictures add (`eval/blind_gap`) is flat. Needs `evaluation.blind`."""
 
     def problems(self) -> Iterator[str]:
-        """Settings that nothing reads."""
+        """Refuse settings that have no effect."""
         heeded = self.model_dump(exclude={"consecutive", "action", "flat_accuracy", "part_share"})
         if self.action == "stop" and all(limit is None for limit in heeded.values()):
             yield "alarms.action=stop has no effect with no limit but part_share; set another limit, or action=log"

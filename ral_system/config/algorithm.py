@@ -29,14 +29,14 @@ class KLConfig(Group):
     """Penalty towards the frozen reference policy."""
 
     coefficient: NonNegativeFloat
-    """beta, on the mean over tokens whatever `reduction`; 0 starts no reference scorer unless something else needs
-    it.
-    """
+    """Weight of the KL penalty (beta). The KL is always averaged over tokens, independently of `reduction`. With 0 no
+    reference model is started unless something else needs it."""
     estimator: Literal["k1", "k2", "k3"]
-    """Estimate of KL(pi ‖ reference) from the sampled tokens (Schulman): k1 has no gradient on average, k2 has KL's
-    own, k3 is never negative and the usual choice."""
+    """Estimator of KL(pi ‖ reference) from the sampled tokens (Schulman). k1 has zero expected gradient, k2 has the
+    gradient of the KL, and k3 is never negative and the usual choice."""
     place: Literal["loss", "reward"]
-    """Add it to the loss, or take each response's sum, at the rollout's weights, off its reward."""
+    """loss adds the penalty to the loss. reward subtracts each response's sum, computed with the weights that generated
+    it, from its reward."""
 
     def problems(self) -> Iterator[str]:
         """Refuse settings of a penalty that is off."""
@@ -59,13 +59,15 @@ class TokenDistillationConfig(Group):
     """Distillation of a teacher's next-token distributions on the student's own rollouts (L_GKD, Eq 7)."""
 
     weight: NonNegativeFloat
-    """mu, on the mean over response tokens."""
+    """Weight of the token distillation loss (mu), which is a mean over response tokens. 0 turns it off."""
     divergence: TokenDivergence
-    """Student against teacher: KL(student ‖ teacher), KL(teacher ‖ student), or their generalised JSD."""
+    """Divergence between student and teacher: reverse_kl is KL(student ‖ teacher), forward_kl is KL(teacher ‖ student),
+    and jsd the generalised Jensen-Shannon divergence."""
     jsd_beta: Annotated[float, Field(gt=0, lt=1)]
-    """Teacher's share of the mixture, with divergence=jsd."""
+    """Weight of the teacher in the mixture, with divergence=jsd."""
     top_k: Positive | None
-    """Tokens that the teacher sends per position, beside the mass of the rest (a lower bound); null: the vocabulary."""
+    """Number of most likely tokens that the teacher sends per position, together with the remaining probability mass;
+    the divergence is then a lower bound. null sends the whole vocabulary."""
 
     def problems(self) -> Iterator[str]:
         """Refuse settings of a distillation that is off, and a mixture that no divergence reads."""
@@ -79,15 +81,15 @@ class TokenDistillationConfig(Group):
 
 
 class AttentionDistillationConfig(Group):
-    """Distillation of a teacher's attention rows (L_AD, Eq 5-6): of the last layer, mean over heads, every row's weight
-    the same whatever the advantage. Rows, keys and the record's form are those of `algorithm.attention`."""
+    """Distillation of a teacher's attention (L_AD, Eq 5-6): the mean over heads of the last layer. All rows have the
+    same weight; advantages are not used. `algorithm.attention` sets rows, keys and the form of the record."""
 
     weight: NonNegativeFloat
-    """gamma_attn."""
+    """Weight of the attention distillation loss (gamma_attn). 0 turns it off."""
     divergence: Divergence
-    """Student against teacher (the paper: jsd)."""
+    """Divergence between the student's and the teacher's rows (the paper: jsd)."""
     reduction: Reduction
-    """The paper: sequence_sum."""
+    """How the divergences of rows are averaged, as in `algorithm.attention.reduction` (the paper: sequence_sum)."""
 
     def problems(self) -> Iterator[str]:
         """Refuse settings of a distillation that is off."""
@@ -98,22 +100,26 @@ class AttentionDistillationConfig(Group):
 
 
 class DistillationConfig(Group):
-    """Learning from a teacher on the student's own rollouts; 0 and 0 start none."""
+    """Distillation from a teacher on the student's own rollouts. No teacher is started if both weights are 0."""
 
     tokens: TokenDistillationConfig
+    """Distillation of next-token distributions."""
     attention: AttentionDistillationConfig
+    """Distillation of attention."""
 
 
 class CorrectionConfig(Group):
-    """For what the rollout engine and the learner compute differently: tokens weighed by w = pi_old / mu."""
+    """Correction for the mismatch between rollout engine and learner: tokens are weighted by w = pi_old / mu, with the
+    learner's probability pi_old and the engine's mu at the same weights."""
 
     kind: Literal["none", "truncate", "mask", "reject_sequence"]
-    """truncate: min(w, high), truncated importance sampling. mask: w inside [low, high], else 0 (IcePop).
-    reject_sequence: 0 for sequences whose geometric mean of w lies outside, else 1."""
+    """none: weight 1. truncate: min(w, high), truncated importance sampling. mask: w inside [low, high] and 0 outside
+    (IcePop). reject_sequence: 0 for all tokens of a sequence whose geometric mean of w is outside [low, high],
+    otherwise 1."""
     low: Annotated[float, Field(gt=0, le=1)]
-    """Read by mask and reject_sequence."""
+    """Lower bound on w, for mask and reject_sequence."""
     high: Annotated[float, Field(ge=1)]
-    """Read by all kinds but none."""
+    """Upper bound on w, for truncate, mask and reject_sequence."""
 
     def problems(self) -> Iterator[str]:
         """Refuse bounds that the kind does not read."""
@@ -126,13 +132,14 @@ class CorrectionConfig(Group):
 
 
 class OverlongConfig(Group):
-    """Responses that were cut, or nearly, at rollout.max_new_tokens or the end of rollout.max_model_len (DAPO,
+    """Responses that reach, or nearly reach, `rollout.max_new_tokens` or the end of `rollout.max_model_len` (DAPO,
     arXiv 2503.14476)."""
 
     handling: Literal["none", "mask", "penalty"]
-    """mask: a response that was cut gets advantage 0. penalty: take up to 1 off the reward as it nears the limit."""
+    """none: no special treatment. mask: a response that was cut gets advantage 0. penalty: subtract up to 1 from the
+    reward as the response approaches the limit."""
     buffer: Positive
-    """Tokens before the limit over which the penalty grows."""
+    """Number of tokens before the limit over which the penalty grows from 0 to 1."""
 
     def problems(self) -> Iterator[str]:
         """Refuse the buffer of a penalty that is not taken."""
@@ -143,57 +150,69 @@ class OverlongConfig(Group):
 
 
 class ResponseConfig(Group):
-    """How a response is written."""
+    """Format of responses."""
 
     response_format: ResponseFormat
-    """`<think>…</think><answer>…</answer>`, or the answer alone (RAL-zero)."""
+    """think_answer: `<think>…</think><answer>…</answer>`. answer_only: the answer without a thought (RAL-zero)."""
 
 
 class AlgorithmConfig(ResponseConfig):
     """The training objective and the shape of one step."""
 
     name: str
-    """Label in reports and run names."""
+    """Name of the algorithm in reports and in the default name of the run."""
     steps: Annotated[Positive, Resumable]
-    """Rollout batches to train on."""
+    """Number of RL steps: rollout batches to train on."""
     prompts_per_step: Positive
+    """Number of prompts in a rollout batch."""
     completions_per_prompt: Annotated[int, Field(ge=2)]
-    """G, the size of the group within which rewards are compared."""
+    """Number of responses to each prompt: the group within which rewards are compared (G)."""
     sampling_rounds: Positive
-    """Largest number of rollout rounds per step. 1 trains on every group. With more, groups with equal rewards are
-    replaced by groups of the next prompts (dynamic sampling), and rewards no longer overlap with scoring."""
+    """Largest number of rollout rounds per step. 1 trains on every group. With more, groups whose rewards are all equal
+    are replaced by groups from the next prompts (dynamic sampling), and rewards no longer overlap with scoring."""
     max_staleness: Annotated[NonNegative, Resumable]
-    """Weight versions that a batch may lag behind those it trains. 0 alternates between generating and training; N
-    generates up to N batches ahead while one trains. Learners keep N + 1 versions of their weights in host memory, to
-    score a batch with those that generated it; up to N published ones may wait for the engines."""
+    """How many versions older than the trained weights the weights that generated a batch may be. 0 alternates between
+    generating and training. N generates up to N batches ahead while one trains: learners keep N + 1 versions of their
+    weights in host memory, to score a batch with the version that generated it, and up to N published versions may wait
+    for the engines."""
     overlong: OverlongConfig
+    """Responses that are too long."""
     updates_per_step: Positive
-    """K: optimiser updates per pass over a rollout batch, each on 1/K of it."""
+    """Number of optimiser updates per pass over a rollout batch, each on an equal part of it (K)."""
     deal: Deal
-    """Whether an update takes whole groups, whose prompts are then computed once for all their responses, or one member
-    after the other of every group. With groups, the updates before a response were on other prompts only: its attention
-    differs from the old policy's by what those prompts taught, not by what the rest of its own group did."""
+    """How a rollout batch is divided among its updates. groups: an update gets whole groups, and each prompt is
+    computed once for all its responses. samples: the members of a group are spread over the updates. With groups, the
+    earlier updates of a step were on other prompts only, so a response's attention has changed by what those prompts
+    taught and not by the rest of its own group."""
     passes_per_step: Positive
-    """Passes over each rollout batch (PPO's epochs): the same K updates in the same order. Old log-probs and attention
-    stay those of the rollout's weights, so from the second pass on every sample is off policy."""
+    """Number of passes over each rollout batch (PPO's epochs), each with the same K updates in the same order. Old
+    log-probs and attention are always those of the weights that generated the batch, so from the second pass on every
+    sample is off policy."""
     policy_weight: NonNegativeFloat
-    """Weight of the policy loss; 0 learns from a teacher without rewards."""
+    """Weight of the policy loss. With 0 only the other terms train, for example distillation from a teacher without
+    rewards."""
     advantage: Advantage
-    """How a completion's reward becomes its advantage."""
+    """Estimator of the advantage of a response from the rewards of its group."""
     policy_loss: PolicyLossConfig
+    """Policy loss, and its settings."""
     reduction: Literal[Reduction, "fixed_length"]
-    """How the policy loss is averaged over the update: over its tokens, or over its sequences' means, sums, or sums
-    divided by `fixed_length` (Dr. GRPO)."""
+    """How the policy loss is averaged over an update. token_mean: over all its tokens. The others average over
+    sequences: sequence_mean the mean of each, sequence_sum the sum of each, fixed_length the sum of each divided by
+    `fixed_length` (Dr. GRPO)."""
     fixed_length: Positive
-    """Divisor of each sequence's sum with reduction=fixed_length."""
+    """Divisor of each sequence's sum, with reduction=fixed_length."""
     correction: CorrectionConfig
+    """Correction for the mismatch between rollout engine and learner."""
     entropy_coefficient: NonNegativeFloat
-    """Bonus on the mean entropy of the next-token distributions over all tokens, in nats."""
+    """Weight of a bonus on the entropy of the next-token distributions, in nats, averaged over all tokens."""
     kl: KLConfig
+    """Penalty towards the reference policy."""
     attention: AttentionConfig
+    """Attention objective."""
     perception: PerceptionConfig
-    """What is made of how much a response's tokens depend on its pictures."""
+    """Objective on how much a response's tokens depend on its pictures."""
     distillation: DistillationConfig
+    """Distillation from a teacher."""
 
     @property
     def updates_per_batch(self) -> int:

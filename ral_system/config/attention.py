@@ -1,4 +1,4 @@
-"""The `algorithm.attention` group: the attention policy, and what trains it."""
+"""The `algorithm.attention` group: the attention policy and its objective."""
 
 from __future__ import annotations
 
@@ -17,52 +17,57 @@ class AttentionConfig(Group):
     """The attention policy and its objective (RAL, Eq 2-4)."""
 
     weight: NonNegativeFloat
-    """lambda_attn; 0 is plain GRPO."""
+    """Weight of the attention objective (lambda_attn). With 0 it is not trained, as in plain GRPO."""
     objective: AttentionObjectiveConfig
-    """What trains attention."""
+    """Objective that trains attention."""
     advantages: Literal["own", "permuted", "absolute", "negative_absolute"]
-    """Controls, for the attention objective alone. permuted: the advantages of a group change places, and nothing can
-    be learned from them. absolute and negative_absolute (RAL and sharpening) take |A| and -|A|: every response is
-    pulled towards its anchor or sharpened, or pushed away or flattened."""
+    """Advantages that the attention objective uses; all but own are controls. permuted: those of a group are given to
+    other members of it, so they carry no information. absolute and negative_absolute (for ral and sharpening): |A| and
+    -|A|, so every response is pulled towards its anchor or sharpened, or pushed away or flattened."""
     anchor: Literal["old", "reference", "ema"]
-    """Which rows the policy's are compared with: its own at the rollout's weights (the paper), the frozen
-    reference's, or those of a moving average of the trained weights."""
+    """Model whose rows the policy's rows are compared with. old: the policy with the weights that generated the rollout
+    (the paper). reference: the frozen reference. ema: a moving average of the trained weights."""
     ema_decay: Annotated[float, Field(ge=0, lt=1)]
-    """Share of the average that an optimiser update leaves, with anchor=ema."""
+    """Decay of the moving average per optimiser update, with anchor=ema."""
     divergence: Divergence
-    """Policy against anchor (the paper: jsd); forward_kl is KL(anchor ‖ policy)."""
+    """Divergence between the rows of policy and anchor (the paper: jsd). forward_kl is KL(anchor ‖ policy)."""
     layers: Layers | Annotated[tuple[int, ...], Field(min_length=1)]
-    """Decoder layers whose attention is read, by index (negative from the end), or the last or all of those with
-    softmax attention; the loss is their mean."""
+    """Decoder layers whose attention is read: a list of indices (negative ones count from the end), or the last or all
+    layers with softmax attention. The loss is their mean."""
     heads: Heads
-    """One policy from the mean over heads (the paper), or one per head, whose divergences are averaged."""
+    """mean: one attention policy, the mean over heads (the paper). each: one policy per head; their divergences are
+    averaged."""
     rows: Rows
-    """Rows of the policy: those whose input is a generated token (the paper), those that chose one, those inside the
-    answer (all of a response that has none), or those of the question's text."""
+    """Rows of the attention policy. generated: those whose input is a generated token (the paper). predicting: those
+    that predict one. answer: those inside the answer, or all of a response without an answer. instruction: those of the
+    question's text."""
     keys: Keys
-    """Keys that count: all earlier ones (the paper), visual tokens, the prompt's, or all but the first four tokens."""
+    """Keys over which rows are normalised. all: every earlier position (the paper). visual: visual tokens. prompt: the
+    prompt. no_sinks: all but the first four tokens."""
     reduction: Reduction
-    """E_t in Eq 3: mean over all rows of the update, mean over sequences of each one's mean, or of each one's sum (as
-    Eq 5 writes it)."""
+    """E_t in Eq 3. token_mean: mean over all rows of the update. sequence_mean and sequence_sum: mean over sequences of
+    the mean, or the sum (as in Eq 5), of each."""
     gradient_share_every: NonNegative
-    """Rollout batches between measurements of the attention term's share of the gradient at the queries of its rows
-    (of all parameters' it is less); 0 never."""
+    """Number of rollout batches between measurements of the attention term's share of the gradient at the queries of
+    its rows; its share of the gradient of all parameters is smaller. 0: never."""
     max_gradient_share: Annotated[float, Field(gt=0, lt=1)] | None
-    """Scale the term down, update by update, to this share of the same where it is larger; costs one more forward pass
-    per update. null never."""
+    """Upper limit on this share: an update with a larger one scales the term down to it. Costs one more forward pass
+    per update. null: no limit."""
     target_gradient_share: Annotated[float, Field(gt=0, lt=1)] | None
-    """Scale the term up or down, update by update, to this share of the same; `weight` then does not matter. Costs
-    one more forward pass per update. Where the term has no gradient, as RAL's in the first update on policy, nothing
-    makes one; where only the token loss has none, the term is left out. null never."""
+    """Share to which every update scales the term, up or down; the size of `weight` then has no effect. Costs one more
+    forward pass per update. A term without a gradient, such as RAL's in the first on-policy update, stays without one;
+    if only the token loss has no gradient, the term is left out. null: no scaling."""
     record: Literal["dense", "top_k"]
-    """How the anchor's rows are kept: whole, or their largest entries and the mass of the rest (a lower bound)."""
+    """Form in which the anchor's rows are stored. dense: whole rows. top_k: the largest entries and the sum of the
+    rest; divergences are then lower bounds."""
     top_k: Positive
-    """Entries kept per row with record=top_k."""
+    """Number of entries stored per row, with record=top_k."""
     record_dtype: Dtype
-    """Precision of the entries; bfloat16 halves them and adds noise of about 6e-7 nats to a JSD."""
+    """Data type of the stored entries. bfloat16 halves the memory and adds noise of about 6e-7 nats to a JSD."""
     backend: Backend
-    """How divergences are computed; all agree. dense: memory heads · rows · tokens. chunked: linear in tokens. triton:
-    the same, fast on CUDA devices. auto: triton on a CUDA device that has it, chunked elsewhere."""
+    """Implementation of the divergences; all give the same values. dense: memory grows with heads · rows · tokens.
+    chunked: memory is linear in tokens. triton: chunked as a kernel, fast on CUDA devices. auto: triton on CUDA devices
+    where Triton is installed, otherwise chunked."""
 
     def problems(self) -> Iterator[str]:
         """Refuse settings of an anchor, a record or a term that is not there."""

@@ -1,4 +1,4 @@
-"""The `algorithm.attention.objective` group: one class for each way to train attention."""
+"""The `algorithm.attention.objective` group: one class per attention objective."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ class AttentionObjectiveGroup(Group):
     """Base of the objectives' settings."""
 
     reads_glances: ClassVar[bool] = False
-    """Whether it compares where the responses of a group look, and not rows with their anchor."""
+    """Whether it compares where the responses of a group look, instead of rows with their anchor."""
 
     reads_evidence: ClassVar[bool] = False
-    """Whether it compares rows with where the answer is to be seen."""
+    """Whether it compares rows with the place that shows the answer."""
 
     @property
     def trains_divergence(self) -> bool:
@@ -25,20 +25,20 @@ class AttentionObjectiveGroup(Group):
 
 
 class RalObjectiveConfig(AttentionObjectiveGroup):
-    """RAL: the divergence of every row to its anchor, times the sequence's advantage (the paper)."""
+    """RAL: the divergence of every row to its anchor, multiplied by the advantage of the response (the paper)."""
 
     name: Literal["ral"]
 
 
 class CreditObjectiveConfig(AttentionObjectiveGroup):
-    """Credit: each key is worth the mean advantage of the other responses' glances at it, and each response is trained
-    to look where the others' glances paid."""
+    """Credit: the value of a key is the mean advantage of the other responses' glances at it. Each response is trained
+    to look at keys of high value."""
 
     reads_glances: ClassVar[bool] = True
     name: Literal["credit"]
     proximal: NonNegativeFloat
-    """Weight, within the objective, of the mean divergence of all rows to their anchor, which sets how far attention
-    goes."""
+    """Weight, within the objective, of the mean divergence of all rows to their anchor. It limits how far attention
+    moves."""
 
     @property
     def trains_divergence(self) -> bool:
@@ -47,52 +47,55 @@ class CreditObjectiveConfig(AttentionObjectiveGroup):
 
 
 class GroupAnchorObjectiveConfig(AttentionObjectiveGroup):
-    """Group anchor: towards where the better responses of the group looked, away from where the worse ones did."""
+    """Group anchor: attention moves towards where the better responses of the group looked, and away from where the
+    worse ones looked."""
 
     reads_glances: ClassVar[bool] = True
     name: Literal["group_anchor"]
     repel: Annotated[float, Field(ge=0, lt=1)]
-    """Weight of the worse responses; 0 imitates the better ones alone."""
+    """Weight of the worse responses. 0 only imitates the better ones."""
 
     @property
     def trains_divergence(self) -> bool:
-        """The anchors are the group's own."""
+        """Whether the divergence of rows to their anchor has a gradient: no, the targets come from the group."""
         return False
 
 
 class EvidenceObjectiveConfig(AttentionObjectiveGroup):
-    """EASE: the rows of right responses, over visual keys, drawn to where the answer is to be seen."""
+    """EASE: in right responses, attention on visual tokens is trained towards the boxes that show the answer."""
 
     reads_evidence: ClassVar[bool] = True
     name: Literal["evidence"]
     gate: float
-    """Least reward of the responses whose rows are trained."""
+    """Smallest reward of a response whose rows are trained."""
     spread: PositiveFloat
-    """Standard deviations of the Gaussian on a box, in widths and heights of the box."""
+    """Standard deviations of the Gaussian on a box, as multiples of its width and height."""
     smoothing: Annotated[float, Field(gt=0, lt=1)]
-    """Share of the target that is spread evenly over the visual keys."""
+    """Share of the target that is distributed evenly over the visual tokens."""
     boxes: Literal["own", "other"]
-    """other, a control: boxes as large as the prompt's own at other places of its pictures, drawn from its id."""
+    """own: the prompt's boxes. other, a control: boxes of the same size at other places of the same pictures, drawn
+    from the prompt's id."""
     missing: Literal["raise", "skip"]
-    """What to do about prompts that do not say where their answer is to be seen: end the run, or leave them out of the
-    objective."""
+    """Treatment of prompts without boxes. raise ends the run; skip leaves them out of the objective."""
 
     @property
     def trains_divergence(self) -> bool:
-        """The target is the prompt's own."""
+        """Whether the divergence of rows to their anchor has a gradient: no, the targets are the prompt's boxes."""
         return False
 
 
 class SharpeningObjectiveConfig(AttentionObjectiveGroup):
-    """Sharpening, a control without a location: rows as sharp as the anchor's to a power, sharper where A > 0."""
+    """Sharpening, a control without a target location: attention gets sharper where A > 0 and flatter where A < 0."""
 
     name: Literal["sharpening"]
     temperature: Annotated[float, Field(gt=0, lt=1)]
-    """tau: targets are the anchor's rows to the power 1/tau where A > 0, and tau where A < 0, normalised."""
+    """Exponent of the targets (tau): the anchor's rows to the power 1/tau where A > 0 and tau where A < 0,
+    normalised."""
 
     @property
     def trains_divergence(self) -> bool:
-        """The target is another one than the anchor's row."""
+        """Whether the divergence of rows to their anchor has a gradient: no, the targets are powers of the anchor's
+        rows."""
         return False
 
 

@@ -1,4 +1,4 @@
-"""What the groups of the configuration share: their base class and types of numbers. Imports no torch."""
+"""Base class of all configuration groups, and the types of their numbers. Imports no torch."""
 
 from __future__ import annotations
 
@@ -40,17 +40,18 @@ Divergence = Annotated[str, NameIn(DIVERGENCES)]
 
 @dataclass(frozen=True, slots=True)
 class MayChange:
-    """Mark of a field or group that may differ when a folder is continued: `Annotated[Positive, Resumable]`."""
+    """Mark of a field or group that may change when a folder is continued: `Annotated[Positive, Resumable]`."""
 
     by: Literal["training", "synthesis"]
 
 
 Resumable = MayChange("training")
-"""A run continues with another value: where it ends, what surrounds it, and settings commonly changed after a failure.
-`max_staleness`, `on_new_weights`, `log_prob_gate` and `reward.timeout_s` affect which samples count, and how.
+"""A run can continue with another value. This holds for the number of steps, the environment of a run, and settings
+that are often changed after a failure. Of these, `max_staleness`, `on_new_weights`, `log_prob_gate` and
+`reward.timeout_s` affect which samples count, and how.
 """
 ResumableSynthesis = MayChange("synthesis")
-"""`ral-synthesize` continues with another value."""
+"""`ral-synthesize` can continue with another value."""
 
 
 class Group(BaseModel):

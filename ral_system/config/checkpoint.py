@@ -1,4 +1,4 @@
-"""The `checkpoint` group: what is saved and when."""
+"""The `checkpoint` group: how often checkpoints are saved, and how many are kept."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ from ral_system.config.base import Group, Positive
 
 
 class CheckpointConfig(Group):
-    """What is saved and when."""
+    """How often checkpoints are saved, and how many are kept."""
 
     every: Positive
-    """RL steps between checkpoints."""
+    """Number of RL steps between checkpoints."""
     supervised_every: Positive
-    """Steps between checkpoints in the supervised stages, whose steps are short."""
+    """Number of steps between checkpoints in the supervised stages, whose steps are shorter."""
     keep: Positive
-    """Newest complete checkpoints kept per stage."""
+    """Number of complete checkpoints kept per stage, the newest ones."""

@@ -1,4 +1,4 @@
-"""The `cluster` group: where the roles run."""
+"""The `cluster` group: processes, their placement, and their resources."""
 
 from __future__ import annotations
 
@@ -9,41 +9,51 @@ from ral_system.config.base import Group, NonNegativeFloat, Positive, PositiveFl
 
 
 class ProcessConfig(Group):
-    """What a process may use of its node."""
+    """Resources of a node that a process may use."""
 
     media_cache_gib: NonNegativeFloat
-    """Disk of each node's temporary folder for decoded pictures and frames, which its processes share."""
+    """Disk space, in GiB, for decoded pictures and frames in each node's temporary folder. All processes of a node
+    share it."""
     threads_per_process: Positive
-    """OpenMP threads of each engine process on CPU. Two runs are the same to the last bit with 1 only."""
+    """OpenMP threads of each engine process on CPU. Only with 1 are two runs bit-identical."""
 
 
 class ClusterConfig(ProcessConfig):
-    """Where the roles run."""
+    """Processes of a run, their placement, and their resources."""
 
     kind: Literal["ray", "local"]
-    """`local` is one process without Ray, vLLM or DeepSpeed."""
+    """ray runs each role as Ray actors. local runs everything in one process, without Ray, vLLM or DeepSpeed."""
     address: str | None
-    """Ray address; null joins the cluster of the submitted job, or starts one on loopback."""
+    """Address of a Ray cluster. null joins the cluster of a submitted job, or else starts one on this machine."""
     placement: Literal["disaggregated", "colocated"]
-    """`disaggregated`: each process has its own share of the cluster. `colocated`: rollout engine i shares the GPU of
-    learner rank i, as do the reference and teachers; engines sleep while learners train, and learners are in host
-    memory while engines generate. `gpus_per_*` then count GPUs that a process shares with others."""
+    """disaggregated: each process has resources of its own. colocated: rollout engine i, the reference and the teachers
+    share the GPU of learner rank i. Engines sleep while learners train, and learners move to host memory while engines
+    generate; `gpus_per_*` then count GPUs that a process shares with others."""
     scorers: Positive
-    """Processes of the reference, each with `cpus_per_scorer` and `gpus_per_scorer`; they share the groups of a
-    batch."""
+    """Number of processes of the reference model, among which the groups of a batch are divided."""
     cpus_per_rollout: NonNegativeFloat
+    """CPU cores that Ray reserves for each rollout engine."""
     cpus_per_learner: NonNegativeFloat
+    """CPU cores that Ray reserves for each learner rank."""
     cpus_per_scorer: NonNegativeFloat
+    """CPU cores that Ray reserves for each process of the reference model."""
     cpus_per_teacher: NonNegativeFloat
+    """CPU cores that Ray reserves for each teacher."""
     cpus_per_reward: NonNegativeFloat
+    """CPU cores that Ray reserves for the reward actor."""
     gpus_per_rollout: NonNegativeFloat
+    """GPUs of each rollout engine; 0 runs it on CPU."""
     gpus_per_learner: NonNegativeFloat
+    """GPUs of each learner rank; 0 runs it on CPU."""
     gpus_per_scorer: NonNegativeFloat
+    """GPUs of each process of the reference model; 0 runs it on CPU."""
     gpus_per_teacher: NonNegativeFloat
+    """GPUs of each teacher; 0 runs it on CPU."""
     start_timeout_s: PositiveFloat
-    """Bound on waiting for nodes and resources; on each node finding the models; and on starting every actor."""
+    """Time limit, in seconds, for each part of the start: waiting for nodes and resources, checking that every node
+    finds the models, and starting the actors."""
     call_timeout_s: PositiveFloat
-    """Bound on any one call to an actor."""
+    """Time limit, in seconds, for a call to an actor."""
 
     def problems(self) -> Iterator[str]:
         """Refuse GPUs that a process would not use, to share what is one process, and GPUs that several or none use."""

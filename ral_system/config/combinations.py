@@ -1,7 +1,7 @@
-"""What is illegal, or would do nothing, between groups. What concerns one group stands beside its fields.
+"""Checks of several groups together: combinations that are illegal or have no effect.
 
-A check's parameters are the groups that it compares, by their names and classes; it is made of every configuration that
-has them.
+Checks of a single group are methods of its class. The parameters of a check are the groups that it compares, by name
+and class; it runs for every configuration that has them.
 """
 
 from __future__ import annotations
@@ -109,7 +109,7 @@ def _is(value: object, kind: Any) -> bool:
 
 
 def generated_questions_last(algorithm: AlgorithmConfig, data: DataConfig) -> Iterator[str]:
-    """Check that generated questions last for a batch."""
+    """Check that there are enough generated questions for a batch."""
     a = algorithm
     if isinstance(data, FilesConfig):
         return
@@ -131,7 +131,7 @@ def demonstrations_have_the_format(algorithm: ResponseConfig, data: DataConfig) 
 
 
 def guidance_has_pictures(sft: SupervisedConfig, data: DataConfig) -> Iterator[str]:
-    """Check that an objective on attention to pictures has some."""
+    """Check that an objective on attention to pictures has pictures."""
     if isinstance(data, VisualSearchConfig) and data.sft_in_words and sft.attention_guidance.active:
         yield (
             "data.sft_in_words=true leaves sft no pictures for sft.attention_guidance to guide attention to; set "
@@ -140,7 +140,7 @@ def guidance_has_pictures(sft: SupervisedConfig, data: DataConfig) -> Iterator[s
 
 
 def autocast_has_an_effect(perceive: SupervisedConfig, sft: SupervisedConfig, learner: LearnerConfig) -> Iterator[str]:
-    """Check that weights have another data type than what they are to be multiplied in."""
+    """Check that autocast changes the data type of products."""
     for name, stage in (("perceive", perceive), ("sft", sft)):
         if stage.autocast == "bfloat16" and learner.dtype == "bfloat16":
             yield (
@@ -150,7 +150,7 @@ def autocast_has_an_effect(perceive: SupervisedConfig, sft: SupervisedConfig, le
 
 
 def benchmark_has_files(evaluation: MeasurementConfig, data: AskedDataConfig) -> Iterator[str]:
-    """Check that a benchmark finds its sizes and its system turn."""
+    """Check that a benchmark comes with data that set the size of its media and its system turn."""
     name = evaluation.benchmark.name
     if name is not None and not isinstance(data, FilesConfig):
         yield (
@@ -160,7 +160,7 @@ def benchmark_has_files(evaluation: MeasurementConfig, data: AskedDataConfig) ->
 
 
 def sweep_fits_the_subject(sweep: SweepConfig, intervention: InterventionConfig) -> Iterator[str]:
-    """Check that a sweep compares models that nothing steers."""
+    """Check that a sweep is not combined with an intervention."""
     if sweep.axis is not None and intervention.active:
         yield "sweep.axis compares models as they are, and intervention steers one; set one of them to none"
 
@@ -195,7 +195,7 @@ def sweep_fits_the_data(sweep: SweepConfig, data: AskedDataConfig) -> Iterator[s
 def staleness_is_reached(
     algorithm: AlgorithmConfig, checkpoint: CheckpointConfig, evaluation: EvaluationConfig
 ) -> Iterator[str]:
-    """Check that batches can be as stale as they may."""
+    """Check that batches can become as stale as allowed."""
     staleness = algorithm.max_staleness
     pauses = {"checkpoint.every": checkpoint.every, "algorithm.steps": algorithm.steps}
     if evaluation.every:
@@ -277,14 +277,14 @@ def rates_fall_to_an_end(learner: LearnerConfig, perceive: SupervisedConfig, sft
 
 
 def freezes_vision(model: ModelConfig, learner: LearnerConfig) -> bool:
-    """Return whether nothing of the vision encoder and the projector trains."""
+    """Return whether the vision encoder and the projector are frozen."""
     return model.freeze_vision or (learner.lora is not None and not learner.lora.vision)
 
 
 def adapters_fit_the_model(
     model: ModelConfig, learner: LearnerConfig, stages: Sequence[Stage], start_model: str | None
 ) -> Iterator[str]:
-    """Check that adapters have trained weights beneath them, and an encoder that may change."""
+    """Check that adapters are added to trained weights, and not to a frozen vision encoder."""
     if learner.lora is None:
         return
     if "perceive" in stages and model.path is None and start_model is None:
@@ -311,7 +311,7 @@ def tiny_models_are_built(model: StartModelConfig, start_model: str | None) -> I
 
 
 def frozen_parts_have_no_rate(model: ModelConfig, learner: LearnerConfig) -> Iterator[str]:
-    """Check that the factors on learning rates are of parts that train."""
+    """Check that only parts that train have factors on their learning rates."""
     if freezes_vision(model, learner):
         by_model = model.freeze_vision
         yield from without_effect(
@@ -339,7 +339,7 @@ def needs_reference(algorithm: AlgorithmConfig, reward: RewardConfig) -> bool:
 def scorers_have_a_reference(
     algorithm: AlgorithmConfig, reward: RewardConfig, cluster: ClusterConfig, learner: LearnerConfig
 ) -> Iterator[str]:
-    """Check that several processes of the reference have a reference."""
+    """Check that there is a reference model if it has several processes."""
     if cluster.scorers > 1 and learner.lora is not None:
         yield (
             f"cluster.scorers={cluster.scorers} has no effect with learner.lora.rank={learner.lora.rank}: the learner "
@@ -364,7 +364,7 @@ def gate_fits_the_dtypes(rollout: RolloutConfig, learner: LearnerConfig) -> Iter
 
 
 def gate_allows_outliers(rollout: RolloutConfig, learner: LearnerConfig) -> Iterator[str]:
-    """Warn of a bfloat16 run that no token may leave."""
+    """Warn of a bfloat16 run whose gate allows no outliers."""
     gate = rollout.log_prob_gate
     if "bfloat16" in (rollout.dtype, learner.dtype) and gate.outliers == 0:
         yield (

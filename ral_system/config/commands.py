@@ -1,4 +1,4 @@
-"""The configuration of each command: the groups, and the fields of them, that it reads."""
+"""The configuration of each command: the groups and fields that it reads."""
 
 from __future__ import annotations
 
@@ -39,24 +39,27 @@ def _in_order(stages: tuple[Stage, ...]) -> tuple[Stage, ...]:
 
 
 class CommandConfig(Group):
-    """What every command reads."""
+    """Settings of every command."""
 
     name: Annotated[str, Field(min_length=1, pattern=r"^[A-Za-z0-9_][A-Za-z0-9._-]*$")]
-    """Folder under `runs_dir`."""
+    """Name of the run, and of its folder in `runs_dir`."""
     runs_dir: Annotated[str, Resumable]
+    """Folder of all runs."""
     algorithm: ResponseConfig
 
 
 class QuestionsConfig(CommandConfig):
-    """What commands read that ask a model questions or display them."""
+    """Settings of commands that ask a model questions or display them."""
 
     data: AskedDataConfig
     seed: NonNegative
+    """Seed of everything that is random in a run, such as new weights and sampling, except the data (`data.seed`)."""
     stages: Annotated[tuple[Stage, ...], Field(min_length=1), AfterValidator(_in_order), Resumable]
-    """What `ral-train` runs, sorted into the order perceive, sft, rl; other commands prepare files as for these."""
+    """Stages that `ral-train` runs, always in the order perceive, sft, rl. Other commands prepare the data that these
+    stages would read."""
     start_model: Annotated[str | None, Resumable]
-    """Folder of the model to evaluate, or to start the first requested stage from, instead of the preceding stage's
-    result in this run."""
+    """Folder of the model to evaluate, or from which the first requested stage starts. null: the result of the
+    preceding stage of this run."""
     reward: JudgeConfig
     rollout: AskedRolloutConfig
 
@@ -65,7 +68,7 @@ class TrainConfig(QuestionsConfig):
     """Configuration of `ral-train`, `ral-perceive`, `ral-sft` and `ral-rl`."""
 
     resume: Resume
-    """auto continues from the newest complete checkpoint; never refuses a folder that has one."""
+    """auto continues from the newest complete checkpoint. never refuses to run in a folder that has one."""
     data: DataConfig
     model: ModelConfig
     algorithm: AlgorithmConfig
@@ -82,7 +85,7 @@ class TrainConfig(QuestionsConfig):
     alarms: Annotated[AlarmsConfig, Resumable]
 
     def of_stage(self, stage: Stage) -> AlgorithmConfig | SupervisedConfig:
-        """The group that says how long a stage trains."""
+        """Return the group that sets how long a stage trains."""
         return self.algorithm if stage == "rl" else self.supervised(stage)
 
     def supervised(self, stage: SupervisedStage) -> SupervisedConfig:
@@ -101,12 +104,12 @@ class TrainConfig(QuestionsConfig):
 
     @property
     def freezes_vision(self) -> bool:
-        """Whether nothing of the vision encoder and the projector trains."""
+        """Whether the vision encoder and the projector are frozen."""
         return freezes_vision(self.model, self.learner)
 
     @property
     def teachers(self) -> tuple[TeacherRole, ...]:
-        """The teachers of the rl stage: none, one for both things it can teach, or one for each."""
+        """The teachers of the rl stage: none, one for both tokens and attention, or one for each."""
         teaching = self.algorithm.distillation
         for_tokens = self.teacher.path if teaching.tokens.weight > 0 else None
         for_attention = (self.teacher.attention_path or self.teacher.path) if teaching.attention.weight > 0 else None
@@ -145,7 +148,7 @@ class SynthesizeConfig(CommandConfig):
     """Configuration of `ral-synthesize`."""
 
     resume: Resume
-    """auto continues an unfinished synthesis; never refuses a folder that has one."""
+    """auto continues an unfinished synthesis. never refuses to run in a folder that has one."""
     data: ScenesConfig
     synthesis: SynthesisConfig
 

@@ -23,28 +23,29 @@ from ral_system.config.inert import without_effect
 
 
 class WordsConfig(Group):
-    """How a question becomes a conversation."""
+    """Conversion of a question to a conversation."""
 
     system_prompt: str
-    """Empty: no system turn, unless the model's chat template adds its own."""
+    """Text of the system turn. If empty, there is none, unless the model's chat template adds its own."""
     think_tags: ThinkTags
-    """How <think>, </think>, <answer> and </answer> reach the model. special: by the tokenizer's own tokens for them,
-    if it has any. text: as other text, also then; for models that were not trained on these tokens."""
+    """How `<think>`, `</think>`, `<answer>` and `</answer>` are tokenised. special: as the tokenizer's special tokens
+    for them, if it has any. text: always as ordinary text, for models that were not trained on these tokens."""
 
 
 class BoardsConfig(Group):
-    """Generated mosaics: pictures of boards with coloured things."""
+    """Generated pictures of boards with coloured things."""
 
     name: Literal["visual_search"]
     seed: NonNegative
-    """Seed of the generated pictures and questions; apart from the run's seed, so runs can share the data."""
+    """Seed of the generated pictures and questions. It is separate from the run's seed, so runs with different seeds
+    can share the data."""
     grid: Annotated[tuple[Annotated[int, Field(ge=2, le=8)], ...], Field(min_length=1), OneOrMore]
-    """Cells per side; grid² visual tokens. Of `[2, 4, 8]` records take turns: one of each question kind, then the next
-    size."""
+    """Cells per side of a board, which has grid² visual tokens. With a list such as `[2, 4, 8]` the sizes take turns,
+    in each turn one question of each kind."""
     objects: Annotated[int, Field(ge=2)]
-    """Filled cells: the target and objects - 1 distractors; all cells of a board with fewer."""
+    """Number of filled cells: the target and objects - 1 distractors. Smaller boards are filled completely."""
     digits: bool
-    """Mix real handwritten digits with the drawn shapes."""
+    """Use real handwritten digits as well as drawn shapes."""
 
     def problems(self) -> Iterator[str]:
         """Refuse more objects than the largest board has cells."""
@@ -53,19 +54,19 @@ class BoardsConfig(Group):
 
 
 class AskedBoardsConfig(BoardsConfig, WordsConfig):
-    """Questions on generated mosaics, asked and not trained on."""
+    """Questions on generated boards for commands that do not train."""
 
 
 class ScenesConfig(BoardsConfig):
-    """Generated mosaics and questions: what `ral-synthesize` makes demonstrations for."""
+    """Generated boards and questions for which `ral-synthesize` writes demonstrations."""
 
     train_records: Annotated[Positive, ResumableSynthesis]
-    """Training pictures and questions; every stage goes through them again when they run out."""
+    """Number of training questions, each with its picture. A stage that needs more starts again with the first."""
 
     @model_validator(mode="before")
     @classmethod
     def _of_visual_search(cls, given: Any) -> Any:
-        """For other data, say what to choose, not which fields are missing."""
+        """Reject other data with the choice to make instead of a list of missing fields."""
         name = given.get("name") if isinstance(given, Mapping) else None
         if isinstance(name, str) and name != "visual_search":
             says = f"name={name}: demonstrations are made for data=visual_search; choose it"
@@ -74,26 +75,28 @@ class ScenesConfig(BoardsConfig):
 
 
 class ShownBoardsConfig(ScenesConfig, AskedBoardsConfig):
-    """Generated mosaics with the questions that a run would train on and hold out."""
+    """Generated boards with the training and held-out questions of a run."""
 
 
 class VisualSearchConfig(ShownBoardsConfig):
-    """Visual search: generated mosaics with questions, demonstrations and a system turn."""
+    """Visual search: generated boards with questions, demonstrations and a system turn."""
 
     described: Positive
-    """Most positions that a demonstration of the perceive stage describes; large boards have more."""
+    """Largest number of positions that a demonstration of the perceive stage describes. Large boards have more."""
     small_boards: NonNegative
-    """Number of demonstrations at the start of the perceive stage that are on boards of 2 × 2 cells; 0: none."""
+    """Number of demonstrations at the start of the perceive stage that show boards of 2 × 2 cells."""
     search_from: NonNegative
-    """Demonstrations of the perceive stage that describe only; the later ones also say where each thing stands."""
+    """Number of demonstrations at the start of the perceive stage that only describe. Later ones also locate each
+    thing."""
     glance_share: Fraction
-    """Share of the think-and-answer demonstrations that look nothing up, and guess if several cells matter."""
+    """Share of the think-and-answer demonstrations whose thought looks nothing up. Where several cells matter, their
+    answer is a guess."""
     demonstrations: str | None
-    """demonstrations.jsonl of `ral-synthesize`, which sft then imitates, in turn, whatever `glance_share`; null: the
-    generated thoughts."""
+    """Path of a `demonstrations.jsonl` of `ral-synthesize`. sft then imitates these demonstrations in order, and
+    `glance_share` is not used. null: generated thoughts."""
     sft_in_words: bool
-    """Demonstrations of sft describe the board in the question, place by place, and show no picture: a cold start on
-    text alone, as a control. Held-out questions keep their pictures."""
+    """Train sft on text alone, as a control: demonstrations show no picture, and their question describes the board
+    position by position. Held-out questions keep their pictures."""
 
     def problems(self) -> Iterator[str]:
         """Refuse what the demonstrations of a file leave unread, and words in place of their pictures."""
@@ -109,136 +112,147 @@ class VisualSearchConfig(ShownBoardsConfig):
 
 
 class AskedVideosConfig(WordsConfig):
-    """Questions on generated videos that show another coloured thing every second: when, and what."""
+    """Questions on generated videos that show a different coloured thing every second: what is shown, and when."""
 
     FRAMES_PER_S: ClassVar[int] = 4
-    """All alike within a second."""
+    """Frames per second of the generated videos; those within a second are identical."""
 
     name: Literal["video_search"]
     seed: NonNegative
+    """Seed of the generated videos and questions, separate from the run's seed."""
     seconds: Annotated[tuple[Annotated[int, Field(ge=2, le=8)], ...], Field(min_length=1), OneOrMore]
-    """Length of a video in seconds of four frames, called a to h. Several take turns: one of each question kind, then
-    the next length."""
+    """Length of a video in seconds, which questions call a to h; each second has four frames. With a list the lengths
+    take turns, in each turn one question of each kind."""
     max_frames: Annotated[tuple[Annotated[int, Field(ge=2)], ...], Field(min_length=1), OneOrMore]
-    """Frames that a model sees, evenly spaced; below 2 · seconds some seconds are missed, or share a patch. Several
-    take turns: all of `seconds` with one, then with the next."""
+    """Number of evenly spaced frames that the model sees. With fewer than 2 · seconds, some seconds are missed or share
+    a patch. With a list the numbers take turns, in each turn all of `seconds`."""
 
 
 class ShownVideosConfig(AskedVideosConfig):
-    """Generated videos with the questions that a run would train on and hold out."""
+    """Generated videos with the training and held-out questions of a run."""
 
     train_records: Positive
-    """Training videos and questions; every stage goes through them again when they run out."""
+    """Number of training questions, each with its video. A stage that needs more starts again with the first."""
 
 
 class VideoSearchConfig(ShownVideosConfig):
     """Video search: generated videos with questions and demonstrations."""
 
     described: Positive
-    """Seconds that a demonstration of the perceive stage describes at most, and things that it looks for."""
+    """Largest number of seconds that a demonstration of the perceive stage describes, and of things that it locates."""
 
 
 class AskedLookingConfig(WordsConfig):
-    """Questions on generated pictures and videos whose text does not give the answer, in families and difficulties."""
+    """Questions on generated pictures and videos that cannot be answered from their text, by family and difficulty."""
 
     name: Literal["looking"]
     seed: NonNegative
+    """Seed of the generated scenes and questions, separate from the run's seed."""
     families: Annotated[tuple[LookingFamily, ...], Field(min_length=1), OneOrMore]
-    """Families of questions, which take turns. search: where the only object of its kind and colour is; detail: which
-    small digit is on it; count: how many objects are in a rectangle; chain: what is at the end of arrows; misleading:
-    the object's colour, after the question suggests one; compare: what a second picture has in its place; needle:
-    detail, in one second of a video."""
+    """Families of questions, which take turns. search: where the only object of its kind and colour is. detail: which
+    small digit is on it. count: how many objects are in a rectangle. chain: what is at the end of a chain of arrows.
+    misleading: the colour of an object, in a question that suggests one. compare: what a second picture shows in the
+    same place. needle: detail, in one second of a video."""
     difficulty: Annotated[tuple[Annotated[int, Field(ge=1, le=5)], ...], Field(min_length=1), OneOrMore]
-    """Size of boards, from 4 × 4 to 12 × 12 cells, length of chains, cells that are counted, seconds of videos. Several
-    take turns: one question of each family, then the next difficulty."""
+    """Difficulty from 1 to 5. It sets the size of boards (4 × 4 to 12 × 12 cells), the length of chains, the number of
+    cells to count and the seconds of a video. With a list the difficulties take turns, in each turn one question of
+    each family."""
 
 
 class ShownLookingConfig(AskedLookingConfig):
-    """Generated tasks that need looking with the questions that a run would train on and hold out."""
+    """Generated tasks that need looking, with the training and held-out questions of a run."""
 
     train_records: Positive
-    """Training scenes and questions; every stage goes through them again when they run out."""
+    """Number of training questions, each with its scene. A stage that needs more starts again with the first."""
 
 
 class LookingConfig(ShownLookingConfig):
     """Tasks that need looking: generated questions and demonstrations."""
 
     described: Positive
-    """Places that a demonstration of the perceive stage describes at most, and things that it looks for."""
+    """Largest number of places that a demonstration of the perceive stage describes, and of things that it locates."""
     small_boards: NonNegative
-    """Number of demonstrations at the start of the perceive stage that show the upper left 2 × 2 cells; 0: none."""
+    """Number of demonstrations at the start of the perceive stage that show only the upper left 2 × 2 cells."""
     search_from: NonNegative
-    """Demonstrations of the perceive stage that describe only; the later ones also say where each thing stands."""
+    """Number of demonstrations at the start of the perceive stage that only describe. Later ones also locate each
+    thing."""
     glance_share: Fraction
-    """Share of the think-and-answer demonstrations that look nothing up: they guess if several places matter, and
-    believe the suggestion of a misleading question."""
+    """Share of the think-and-answer demonstrations whose thought looks nothing up. Where several places matter, their
+    answer is a guess; in misleading questions it is the colour that the question suggests."""
 
 
 class ColumnsConfig(Group):
-    """Names of a file's columns; dotted names reach into nested ones (`reward_model.ground_truth`,
-    `prompt.0.content`). null: there is none. One of `images` and `videos`, if any is named, must be in some row."""
+    """Names of a file's columns. Dotted names refer to nested values (`reward_model.ground_truth`, `prompt.0.content`).
+    null: the file has no such column. If `images` or `videos` is set, at least one row must have one of them."""
 
     question: str
-    """Text, or chat turns of {role, content}: the only user turn is the question, and a system turn is ignored; set
-    `data.system_prompt`. <image> and <video> mark the places of media; without such marks they come before the
-    text."""
+    """Column of the question: a text, or a list of chat turns {role, content} with exactly one user turn. A system turn
+    is ignored in favour of `data.system_prompt`. `<image>` and `<video>` mark where media belong; without marks they
+    come before the text."""
     answer: str
-    """With or without <answer> tags around it."""
+    """Column of the reference answer, with or without `<answer>` tags."""
     thought: str | None
-    """What sft imitates before the answer, with or without <think> tags around it."""
+    """Column of the thought that sft imitates before the answer, with or without `<think>` tags."""
     options: str | None
-    """A list of texts or numbers that follow the question, one per line."""
+    """Column with a list of texts or numbers that are appended to the question, one per line."""
     images: str | None
-    """A path, bytes, {bytes, path} as Hugging Face's datasets store pictures, or a list of these."""
+    """Column of pictures: a path, bytes, {bytes, path} as Hugging Face datasets store pictures, or a list of these."""
     videos: str | None
-    """Like `images`, for videos."""
+    """Column of videos, in the forms of `images`."""
     media_type: str | None
-    """Column that says image or video, if the one given as `images` holds either. null: if that column is also given as
-    `videos`, each file says it itself."""
+    """Column with the word image or video, if the column named as `images` can hold either. null: if one column is
+    named as both `images` and `videos`, the type of each file decides."""
     kind: str | None
-    """Question kind, for tables, `data.instructions` and `reward.kinds`."""
+    """Column of the question kind, which tables, `data.instructions` and `reward.kinds` refer to."""
     id: str | None
-    """Only repeated in quarantine.jsonl; rows are named by source and number."""
+    """Column of an identifier that is copied to `quarantine.jsonl`. Everywhere else rows are named by source and
+    number."""
     evidence: str | None
-    """Where the answer is to be seen: a list of {box: [left, top, right, bottom], unit: fraction or pixel}; pixel is of
-    the picture as shown, before any resizing. Optional in each: `medium`, which of the row's media, in the order of the
-    question, from 0 on; and of a video `seconds`: [start, end]."""
+    """Column with the boxes that show the answer: a list of {box: [left, top, right, bottom], unit: fraction or pixel}.
+    Pixels are those of the picture before any resizing. Each box may also have `medium`, the index of the medium in the
+    question (from 0), and for a video `seconds`: [start, end]."""
 
 
 class SourceConfig(Group):
-    """One file of questions, several in a folder, or a dataset of the Hugging Face hub."""
+    """A file of questions, several files in a folder, or a dataset on the Hugging Face Hub."""
 
     path: str
-    """A .json, .jsonl, .parquet or .arrow file, a folder, or `org/name` on the hub, which is downloaded once."""
+    """A .json, .jsonl, .parquet or .arrow file, a folder, or the name of a dataset on the Hub (`org/name`), which is
+    downloaded once."""
     files: str | None
-    """Which files of a folder or dataset: `data/train-*.parquet`; null: the Arrow files of a dataset saved to disk."""
+    """Pattern of the files to read from a folder or dataset, such as `data/train-*.parquet`. null: the Arrow files of a
+    dataset saved to disk."""
     media_files: str | None
-    """Which files of a dataset on the hub are its pictures and videos, fetched with `files`: `images/*`."""
+    """Pattern of the pictures and videos to download along with `files` from the Hub, such as `images/*`."""
     revision: str | None
-    """Branch, tag or commit of a dataset on the hub; null: main, as it is when a run starts."""
+    """Branch, tag or commit of a dataset on the Hub. null: the state of `main` when the run starts."""
     root: str | None
-    """Folder that paths of media start from and may not leave; null: that of `path`, or `path` if it is one."""
+    """Folder that paths of media are relative to and must stay inside. null: `path` if it is a folder, otherwise the
+    folder of `path`."""
     weight: PositiveFloat
-    """How often each row is seen while a row of weight 1 is seen once."""
+    """How often each row is used, relative to a row of weight 1."""
     split: Literal["both", "train", "held_out"]
-    """What its rows are for; both: `data.held_out` of them, chosen by content, are held out."""
+    """Use of the rows: train, held_out, or both, where the share `data.held_out`, chosen by content, is held out."""
     columns: ColumnsConfig
+    """Names of the columns."""
 
     @model_validator(mode="before")
     @classmethod
     def _whole(cls, given: Any) -> Any:
-        """An experiment's path outlives the columns of the source that it belongs to, with another data=."""
+        """Reject a path without columns: it is left over from an experiment whose source another `data=` has
+        replaced."""
         if isinstance(given, Mapping) and "path" in given and "columns" not in given:
             raise PydanticCustomError("half_a_source", "a path and no columns")
         return given
 
 
 class ImageConfig(Group):
-    """Pixels of a picture as models see it; smaller ones are enlarged, larger ones reduced. null: what the model's own
-    processor allows."""
+    """Size of pictures as the model sees them. null: the limit of the model's own processor."""
 
     min_pixels: Positive | None
+    """Smallest number of pixels; smaller pictures are enlarged."""
     max_pixels: Positive | None
+    """Largest number of pixels; larger pictures are reduced."""
 
     def problems(self) -> Iterator[str]:
         """Refuse an empty range of sizes."""
@@ -248,17 +262,19 @@ class ImageConfig(Group):
 
 
 class VideoConfig(Group):
-    """What of a video models see. The paper: 1 frame a second, at most 128, of at most 128·28·28 pixels."""
+    """Frames of a video that the model sees. The paper: 1 frame per second, at most 128 frames of at most 128·28·28
+    pixels."""
 
     fps: PositiveFloat
-    """Frames a second."""
+    """Frames per second."""
     max_frames: Annotated[int, Field(ge=2)]
-    """Most frames of a video; a longer one gives fewer frames a second."""
+    """Largest number of frames; longer videos are sampled at fewer frames per second."""
     min_frames: Positive
-    """Fewest frames of a video; a shorter one gives more a second, as far as it has them."""
+    """Smallest number of frames; shorter videos are sampled at more frames per second, if they have them."""
     min_pixels: Positive
-    """Fewest pixels of a frame; smaller ones are enlarged."""
+    """Smallest number of pixels of a frame; smaller frames are enlarged."""
     max_pixels: Positive
+    """Largest number of pixels of a frame; larger frames are reduced."""
 
     def problems(self) -> Iterator[str]:
         """Refuse empty ranges of sizes and of frame counts."""
@@ -277,32 +293,35 @@ class FilesConfig(WordsConfig):
 
     name: Literal["files"]
     seed: NonNegative
-    """Seed of the order of the rows and of what is held out; apart from the run's seed."""
+    """Seed of the order of the rows and of the choice of held-out rows, separate from the run's seed."""
     sources: dict[Annotated[str, Field(pattern=r"^[\w-]+$")], SourceConfig]
-    """By names of your choice, which rows are then called by: main/17."""
+    """Sources by names of your choice, by which rows are then called: `main/17`."""
     instructions: dict[str, str]
-    """Line to add to every question of a kind; `default` is for all other kinds. Case does not matter."""
+    """Instruction to append to every question of a kind, by kind. `default` is for all other kinds. Case does not
+    matter."""
     held_out: Fraction
-    """Share of the rows of sources with split=both."""
+    """Share of the rows to hold out, for sources with split=both."""
     image: ImageConfig
+    """Size of pictures."""
     video: VideoConfig
+    """Frames of videos."""
     max_broken: Fraction
-    """End the preparation when more than this share of the rows cannot be used, from the hundredth row on."""
+    """Largest share of unusable rows. Preparation ends with an error if it is exceeded after the first hundred rows."""
     workers: Annotated[Positive, Resumable]
-    """Processes that decode."""
+    """Number of processes that decode media."""
     timeout_s: Annotated[PositiveFloat, Resumable]
-    """Deadline for decoding one row's media."""
+    """Time limit, in seconds, for decoding the media of a row."""
 
 
 AskedDataConfig = Annotated[
     AskedBoardsConfig | AskedVideosConfig | AskedLookingConfig | FilesConfig, Field(discriminator="name")
 ]
-"""What `ral-evaluate` asks."""
+"""Data of `ral-evaluate`."""
 ShownDataConfig = Annotated[
     ShownBoardsConfig | ShownVideosConfig | ShownLookingConfig | FilesConfig, Field(discriminator="name")
 ]
-"""What `ral-data` shows."""
+"""Data of `ral-data`."""
 DataConfig = Annotated[
     VisualSearchConfig | VideoSearchConfig | LookingConfig | FilesConfig, Field(discriminator="name")
 ]
-"""What a run trains on."""
+"""Data of a training run."""

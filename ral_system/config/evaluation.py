@@ -1,4 +1,4 @@
-"""The `evaluation`, `intervention` and `sweep` groups: what is measured, on which model, at which sizes."""
+"""The `evaluation`, `intervention` and `sweep` groups: what is measured, on which models, at which sizes."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ SweepAxis = Literal["visual_tokens", "frames"]
 
 
 class BenchmarkConfig(Group):
-    """What `ral-evaluate` asks in place of the held-out questions of `data`, with data=files: its pictures and frames
-    are sized, and its system turn worded, as `data` says."""
+    """Benchmark that `ral-evaluate` asks instead of the held-out questions. Needs data=files: `data` sets the size of
+    pictures and frames, and the system turn."""
 
     name: Annotated[str, NameIn(BENCHMARKS)] | None
-    """null: none."""
+    """Name of the benchmark. null: the held-out questions."""
     folder: str | None
-    """Folder of its files, as they were released."""
+    """Folder with the files of the benchmark as released."""
     limit: Positive | None
-    """Only so many of its questions, as many of every category as far as there are, and one more to have both of a
-    pair."""
+    """Ask at most this many questions, spread evenly over the categories. A pair is never split, so there may be one
+    more. null: all."""
 
     def problems(self) -> Iterator[str]:
         """Refuse a benchmark without its files, and a limit without a benchmark."""
@@ -37,23 +37,24 @@ class BenchmarkConfig(Group):
 
 
 class HeldOutConfig(Group):
-    """The held-out questions."""
+    """Held-out questions."""
 
     questions: Positive
-    """Number of held-out questions for `ral-evaluate`, and in training before and after RL."""
+    """Number of held-out questions in `ral-evaluate`, and in training before and after RL."""
 
 
 class EvaluationConfig(HeldOutConfig):
-    """Held-out evaluation in training: greedy, all question kinds."""
+    """Held-out evaluation during training, with greedy answers to all question kinds."""
 
     stage_questions: Positive
-    """Number of questions at the evaluations inside a supervised stage."""
+    """Number of questions in evaluations during a supervised stage."""
     every: NonNegative
-    """RL steps between evaluations; 0 evaluates only before and after."""
+    """Number of RL steps between evaluations. 0 evaluates only before and after RL."""
     every_questions: Positive
-    """Number of questions at the evaluations inside RL."""
+    """Number of questions in evaluations during RL."""
     blind: bool
-    """Before, inside and after RL also ask with every picture and frame black: twice as many answers."""
+    """Also ask every question with black pictures and frames, before, during and after RL. This doubles the number of
+    answers."""
 
     def problems(self) -> Iterator[str]:
         """Refuse the number of questions of evaluations that do not take place."""
@@ -63,22 +64,26 @@ class EvaluationConfig(HeldOutConfig):
 
 
 class MeasurementConfig(HeldOutConfig):
-    """What `ral-evaluate` asks a model, and how often."""
+    """Questions that `ral-evaluate` asks a model, and measurements on its answers."""
 
     attention_questions: NonNegative
-    """Held-out questions whose visual attention score `ral-evaluate` measures, and where their answers look; 0 none."""
+    """Number of held-out questions for which `ral-evaluate` measures where the answers look, and the visual attention
+    score. 0: none."""
     samples: Positive
-    """Answers per question in `ral-evaluate`: 1 greedy, more at rollout.temperature, and scores are their mean."""
+    """Number of answers per question. A single answer is greedy; several are sampled at `rollout.temperature`, and the
+    score is their mean."""
     saliency: bool
-    """Also measure how far attention agrees with the gradients of the answers, with `attention_questions`: a backward
-    pass for each answer."""
+    """Also measure how well attention agrees with the gradients of the answers, for `attention_questions` questions.
+    This takes a backward pass per answer."""
     blind: bool
-    """Also ask with every picture and frame black, and with the pictures of other questions, and show what is left of
-    each figure: three times as many answers."""
+    """Also ask every question with black pictures and frames, and with the pictures of another question, and report how
+    much of each figure remains. This triples the number of answers."""
     attended: Annotated[float, Field(gt=0, lt=1)] | None
-    """Also ask with all black but this share of the visual tokens, those that the answers look at most, with just these
-    black, and both with random ones: five times as many answers. null: do not."""
+    """Test whether the answers use the visual tokens that they look at. Take this share of the visual tokens, those
+    with the most attention. Ask once with everything else black and once with only these black, and repeat both with as
+    many random tokens. This makes five times as many answers. null: off."""
     benchmark: BenchmarkConfig
+    """Benchmark to ask instead of held-out questions."""
 
     def problems(self) -> Iterator[str]:
         """Refuse to compare gradients with attention that is not read."""
@@ -91,20 +96,24 @@ class MeasurementConfig(HeldOutConfig):
 
 
 class InterventionConfig(Group):
-    """Steering where a model looks in `ral-evaluate`, without training it (AVAR 2.2); compared with the plain model."""
+    """Steering of a model's attention in `ral-evaluate`, without training (AVAR 2.2), compared with the same model
+    without steering. It is off if `image` and `system` are 0."""
 
     image: NonNegativeFloat
-    """How much more attention goes to visual tokens (the paper: 0.15)."""
+    """Increase of the attention on visual tokens (the paper: 0.15)."""
     system: Annotated[float, Field(ge=0, lt=1)]
-    """How much less goes to the system turn (the paper: 0 to 0.6)."""
+    """Decrease of the attention on the system turn (the paper: 0 to 0.6)."""
     space: Space
-    """What is changed: attention weights, each row renormalised, or the logits, literally."""
+    """Where the change is made. weights: in the attention weights, after which each row is renormalised. logits: in the
+    logits before the softmax, as the paper's formula is written."""
     layers: Literal["all"] | Annotated[tuple[NonNegative, ...], Field(min_length=1)]
+    """Layers to steer, by index from 0."""
     heads: Literal["all"] | Annotated[tuple[NonNegative, ...], Field(min_length=1)]
+    """Heads to steer, by index from 0."""
 
     @property
     def active(self) -> bool:
-        """Whether it steers at all."""
+        """Whether attention is changed."""
         return self.image > 0 or self.system > 0
 
     def problems(self) -> Iterator[str]:
@@ -115,14 +124,16 @@ class InterventionConfig(Group):
 
 
 class SweepConfig(Group):
-    """`ral-evaluate` at several sizes of the media, for several models: how much each gains from seeing more."""
+    """`ral-evaluate` at several sizes of pictures or videos, for several models: how much each model gains from seeing
+    more."""
 
     axis: SweepAxis | None
-    """visual_tokens: at most so many of a picture; of visual search the cells of its board, a square number, with
-    `data.objects` of them filled as far as they fit. frames: at most so many of a video."""
+    """Quantity that varies. visual_tokens: the largest number per picture, or the cells of a board of visual search, a
+    square number. frames: the largest number per video. null: no sweep."""
     values: tuple[Positive, ...]
+    """Values of the axis."""
     models: dict[str, str]
-    """Folders by the names that the table and the chart show; none: start_model alone."""
+    """Folders of the models to compare, by the names that the table and the chart show. Empty: only `start_model`."""
 
     def problems(self) -> Iterator[str]:
         """Refuse half a sweep, and frame counts that models cannot see."""

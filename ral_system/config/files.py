@@ -19,7 +19,7 @@ def files_are_given(data: AskedDataConfig, evaluation: HeldOutConfig) -> Iterato
 
 
 def files_fit_the_stages(data: AskedDataConfig, stages: Sequence[Stage], algorithm: ResponseConfig) -> Iterator[str]:
-    """Check that files of questions have what the stages imitate."""
+    """Check that files of questions have the columns that the stages imitate."""
     if not isinstance(data, FilesConfig):
         return
     if "perceive" in stages:
@@ -36,7 +36,7 @@ def files_fit_the_stages(data: AskedDataConfig, stages: Sequence[Stage], algorit
 
 
 def files_say_where_to_look(data: DataConfig, algorithm: AlgorithmConfig) -> Iterator[str]:
-    """Check that an objective that draws attention to evidence is given some."""
+    """Check that an objective on evidence has data with evidence."""
     objective = algorithm.attention.objective
     if not isinstance(data, FilesConfig) or not isinstance(objective, EvidenceObjectiveConfig):
         return
@@ -50,7 +50,7 @@ def files_say_where_to_look(data: DataConfig, algorithm: AlgorithmConfig) -> Ite
 
 
 def files_have_pictures(data: DataConfig, algorithm: AlgorithmConfig, evaluation: EvaluationConfig) -> Iterator[str]:
-    """Check that what compares with pictures has some, of any source."""
+    """Check that settings which need pictures have a source with pictures or videos."""
     if not isinstance(data, FilesConfig) or not data.sources:
         return
     if any(source.columns.images or source.columns.videos for source in data.sources.values()):

@@ -1,7 +1,7 @@
-"""Values that nothing reads: refused, unless a file of `conf/` sets them.
+"""Values without effect: refused, unless a file of `conf/` sets them.
 
-YAML gives every field a value, so a parsed configuration does not tell what its user has set. What an option or an
-experiment of `conf/` sets may be there without anybody's doing; any other value is the user's own.
+YAML gives every field a value, so a parsed configuration does not tell which ones the user has set. A value that an
+option or an experiment of `conf/` sets may be there without the user having set it; any other value is the user's own.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ from ral_system import conf
 from ral_system.config.base import Group
 
 Preset = Mapping[str, Any]
-"""What one file of `conf/` sets of one group."""
+"""Values that a file of `conf/` sets in a group."""
 _ROOT = Path(conf.__file__).parent
 _Loader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # the one in C takes 8 ms for conf/, the other 130
 
 
 def without_effect(group: Group, path: str, because: str, remedy: str, *fields: str) -> Iterator[str]:
-    """A line for each of the fields, which nothing reads, that has neither its default nor a preset's value.
+    """Yield a line for each of the fields without effect that has neither its default nor the value of a preset.
 
     A preset counts if the group has all that it sets of these fields: dtype=bfloat16 alone is not from the experiment
     that sets dtype=bfloat16 and max_tokens=12288.
@@ -45,9 +45,9 @@ def without_effect(group: Group, path: str, because: str, remedy: str, *fields: 
 
 
 def presets_of(group: Group, path: str) -> list[Preset]:
-    """Return what the files of `conf/` set of the group at `path`, the default first; tuples in place of lists.
+    """Return the values that files of `conf/` set in the group at `path`, the default first, with tuples for lists.
 
-    Of a group that is one of several classes, files that choose another do not count.
+    For a group that is one of several classes, files that choose another class do not count.
     """
     chosen = {
         name: getattr(group, name)
@@ -60,7 +60,7 @@ def presets_of(group: Group, path: str) -> list[Preset]:
 
 @cache
 def _presets() -> dict[str, list[Preset]]:
-    """Read what `conf/` sets, by the group's path: default options first, then the others, then experiments."""
+    """Read the values that `conf/` sets, by the group's path: default options, then other options, then experiments."""
     composed = yaml.load((_ROOT / "config.yaml").read_text(encoding="utf-8"), _Loader)["defaults"]
     options = [(group, option) for one in composed if isinstance(one, dict) for group, option in one.items()]
     defaults = [_ROOT / group / f"{option}.yaml" for group, option in options]

@@ -114,7 +114,7 @@ def takes_list(key: str, kind: type[BaseModel]) -> bool:
 
 
 def meant(key: str, known: Collection[str]) -> list[str]:
-    """The known keys that a wrong one most likely stands for: three at most, the closest first; often none.
+    """Return the known keys that a wrong one most likely stands for, the closest first: at most three, often none.
 
     Example: `algorithm.stepz` → `algorithm.steps`, `learner.lr` → `learner.learning_rate`, `wandb` → `logging.wandb`
     """

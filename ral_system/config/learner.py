@@ -1,4 +1,4 @@
-"""The `learner` group: the trained policy's engine."""
+"""The `learner` group: the engine that trains the policy."""
 
 from __future__ import annotations
 
@@ -22,24 +22,25 @@ from ral_system.config.schedule import ScheduleConfig
 
 
 class ForwardConfig(Group):
-    """Forward passes; `ral-evaluate` makes some to measure where a model looks."""
+    """Settings of forward passes. `ral-evaluate` needs some to measure where a model looks."""
 
     max_tokens: Annotated[Positive, Resumable]
-    """Tokens per forward pass, and the backward pass that follows in training, on one rank; ranks that hold a
-    micro-batch together (`learner.sequence_parallel`) add theirs up. A prompt counts once for all its responses in the
-    pass; visual tokens count twice. A single sequence may be longer."""
+    """Largest number of tokens per forward pass (and its backward pass) on one rank. Ranks that share a micro-batch
+    (`learner.sequence_parallel`) add up theirs. A prompt counts once for all its responses in the pass, and visual
+    tokens count twice. A single sequence may be longer."""
     dtype: Dtype
+    """Data type of the weights and of computation."""
 
 
 class RateFactorsConfig(Group):
-    """Factors on the learning rates of every stage, for parts of the model; the text model's factor is 1. Weight decay
-    scales with the rate.
+    """Factors on the learning rates of every stage, for parts of the model; that of the text model is 1. Weight decay
+    scales with the learning rate.
     """
 
     vision: NonNegativeFloat
-    """Vision encoder, without the projector."""
+    """Factor for the vision encoder, without the projector."""
     projector: NonNegativeFloat
-    """Modules between vision encoder and text model."""
+    """Factor for the projector: the modules between vision encoder and text model."""
 
     def problems(self) -> Iterator[str]:
         """Refuse factors that freeze a part, which is said elsewhere."""
@@ -52,47 +53,56 @@ class RateFactorsConfig(Group):
 
 
 class LoraConfig(Group):
-    """Low-rank adapters, W + alpha / rank · B A, in place of training the model's own weights."""
+    """Low-rank adapters, W + alpha / rank · B A, trained instead of the model's own weights."""
 
     rank: Positive
     """Rows of A and columns of B."""
     alpha: PositiveFloat
-    """B A is multiplied by alpha / rank; often the rank or twice it."""
+    """Scale: B A is multiplied by alpha / rank. Often the rank or twice the rank."""
     targets: Annotated[tuple[str, ...], OneOrMore, Field(min_length=1)]
-    """Names of the adapted matrices: the last part of a module's name, such as q_proj, or more of its end."""
+    """Names of the modules to adapt: the end of a module's name, such as `q_proj` or `self_attn.q_proj`."""
     vision: bool
-    """Adapt targets in the vision encoder and projector as well, not in the text model alone."""
+    """Also adapt targets in the vision encoder and projector, not only in the text model."""
 
 
 class LearnerGroup(ForwardConfig):
-    """What both engines read."""
+    """Settings of both engines."""
 
     world_size: Positive
+    """Number of ranks: processes that train together."""
     gradient_checkpointing: Annotated[bool, Resumable]
+    """Recompute activations in the backward pass instead of storing them."""
     learning_rate: NonNegativeFloat
+    """Learning rate of RL after the warm-up."""
     betas: tuple[Fraction, Fraction]
+    """Decay rates of AdamW's moment estimates, in RL."""
     weight_decay: NonNegativeFloat
+    """Weight decay of AdamW, in RL."""
     max_grad_norm: PositiveFloat
+    """Norm to which gradients are clipped, in all stages."""
     warmup_updates: NonNegative
-    """Optimiser updates over which the learning rate rises linearly."""
+    """Number of optimiser updates over which the learning rate rises linearly."""
     schedule: ScheduleConfig
+    """Learning rate after the warm-up."""
     rate_factors: RateFactorsConfig
+    """Learning rates of parts of the model."""
     lora: LoraConfig | None
-    """null trains all weights that are not frozen."""
+    """Low-rank adapters. null trains all weights that are not frozen."""
 
     @property
     def shards(self) -> int:
-        """Shares of a batch: one for each rank, or for ranks that hold their micro-batches together."""
+        """Number of parts that a batch is divided into: one per rank, or per group of ranks that share
+        micro-batches."""
         return self.world_size
 
     @property
     def pass_tokens(self) -> int:
-        """What a micro-batch may hold, in the tokens of `max_tokens`."""
+        """Largest number of tokens of a micro-batch, counted as for `max_tokens`."""
         return self.max_tokens * (self.world_size // self.shards)
 
 
 class TorchLearnerConfig(LearnerGroup):
-    """Plain torch: one rank."""
+    """Plain PyTorch with one rank."""
 
     engine: Literal["torch"]
 
@@ -106,21 +116,22 @@ class TorchLearnerConfig(LearnerGroup):
 
 
 class DeepSpeedLearnerConfig(LearnerGroup):
-    """DeepSpeed: weights, gradients and optimiser on several ranks."""
+    """DeepSpeed, which can partition weights, gradients and optimiser state over ranks."""
 
     engine: Literal["deepspeed"]
     zero_stage: Literal[0, 1, 2, 3]
-    """State partitioned over the ranks: 0 none, 1 the optimiser's, 2 also gradients, 3 also parameters."""
+    """ZeRO stage: what is partitioned over the ranks. 0: nothing, 1: optimiser state, 2: also gradients, 3: also
+    parameters."""
     offload: Annotated[Literal["none", "optimizer", "optimizer_and_parameters"], Resumable]
-    """State kept in host memory instead of the device's: from ZeRO 1 on the optimiser's state, which the CPU then
-    steps, and with ZeRO 3 also the parameters that no layer is computing with."""
+    """State kept in host memory. optimizer (from ZeRO 1 on): the optimiser state; the CPU then updates it.
+    optimizer_and_parameters (ZeRO 3): also parameters while no layer uses them."""
     sequence_parallel: Annotated[Positive, Resumable]
-    """Neighbouring ranks that hold each micro-batch together (DeepSpeed-Ulysses, arXiv 2309.14509): a rank has an equal
-    part of its tokens, and in attention an equal part of the heads."""
+    """Number of neighbouring ranks that share each micro-batch (DeepSpeed-Ulysses, arXiv 2309.14509). Each has an equal
+    part of the tokens and, in attention, an equal part of the heads."""
 
     @property
     def shards(self) -> int:
-        """One for each group of ranks."""
+        """Number of parts that a batch is divided into: one per group of ranks."""
         return self.world_size // self.sequence_parallel
 
     def problems(self) -> Iterator[str]:

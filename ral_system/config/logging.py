@@ -12,22 +12,25 @@ WandbChoice = Literal["auto", WandbMode]
 
 
 class PreviewConfig(Group):
-    """What the page of `ral-data` shows."""
+    """Contents of the page of `ral-data`."""
 
     preview_rows: Positive
-    """Training rows on the page, as many that were left out, and a third as many held-out ones."""
+    """Number of training rows on the page. It also shows up to as many rows that were left out, and a third as many
+    held-out rows."""
 
 
 class LoggingConfig(Group):
     """Where metrics go besides `metrics.jsonl`."""
 
     wandb: WandbChoice
-    """auto: online where W&B finds a login, offline elsewhere. W&B's own settings (WANDB_MODE, WANDB_DISABLED, `wandb
-    offline`) count too, and of all of them the one that uploads less: WANDB_MODE=offline keeps online runs offline."""
+    """Mode of W&B. auto: online if W&B finds a login, otherwise offline. W&B's own settings (`WANDB_MODE`,
+    `WANDB_DISABLED`, `wandb offline`) also apply, and the most restrictive one wins: `WANDB_MODE=offline` keeps an
+    online run offline."""
     wandb_project: str
-    """WANDB_PROJECT takes its place, as WANDB_NAME does for the run's name and WANDB_DIR for its folder."""
+    """Project in W&B. `WANDB_PROJECT` replaces it, as `WANDB_NAME` replaces the name of the run and `WANDB_DIR` its
+    folder."""
     groups_per_step: NonNegative
-    """Prompts per step whose rollouts, the whole group, are kept with text in `rollouts.jsonl`; 0 keeps none,
-    `${algorithm.prompts_per_step}` all."""
+    """Number of prompts per step whose rollouts, the whole group, are stored with their text in `rollouts.jsonl`. 0
+    stores none, `${algorithm.prompts_per_step}` all."""
     report_every: Positive
-    """RL steps between rewrites of `report.html`."""
+    """Number of RL steps between updates of `report.html`."""

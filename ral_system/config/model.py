@@ -6,14 +6,17 @@ from ral_system.config.base import Group, Positive
 
 
 class TinyModelConfig(Group):
-    """Architecture of the model that is built from nothing when `model.path` is null."""
+    """Architecture of the model that is built with random weights if `model.path` is null."""
 
     hidden: Positive
+    """Width of the text model and of the vision encoder."""
     layers: Positive
+    """Number of layers of the text model."""
     vision_layers: Positive
+    """Number of layers of the vision encoder."""
     tokenizer: str | None
-    """Folder of a Hugging Face tokenizer with Qwen2.5-VL's special tokens; null builds one of the data's words. Its
-    chat template is used if it places pictures and videos."""
+    """Folder of a Hugging Face tokenizer with the special tokens of Qwen2.5-VL. Its chat template is used if it has
+    places for pictures and videos. null: a tokenizer built from the words of the data."""
 
     @property
     def sizes(self) -> dict[str, int]:
@@ -22,15 +25,16 @@ class TinyModelConfig(Group):
 
 
 class StartModelConfig(Group):
-    """Which model a run starts from."""
+    """Model that a run starts from."""
 
     path: str | None
-    """Folder or hub name in Hugging Face format; null builds `tiny`."""
+    """Folder or Hub name of a model in Hugging Face format. null builds `model.tiny`."""
     tiny: TinyModelConfig
+    """Architecture of a new model."""
 
 
 class ModelConfig(StartModelConfig):
-    """Which model is trained."""
+    """Model that is trained."""
 
     freeze_vision: bool
-    """Keep the vision encoder and projector fixed."""
+    """Do not train the vision encoder and the projector."""

@@ -21,32 +21,32 @@ class PerceptionGroup(Group):
 
 
 class BlindedGroup(PerceptionGroup):
-    """Base of those that compare with a blinded view."""
+    """Base of the objectives that compare with a blinded view."""
 
     masks: ClassVar[Literal["prompt", "response"]]
-    """Whether the responses to a prompt share their masks, or each has its own."""
+    """prompt: all responses to a prompt share their masks. response: each response has its own."""
     masked: Annotated[float, Field(gt=0, le=1)]
-    """Share of the vision encoder's patches that is black."""
+    """Share of the vision encoder's patches that are black in the blinded view."""
 
 
 class NoPerceptionConfig(PerceptionGroup):
-    """Nothing is made of it."""
+    """No perception objective."""
 
     name: Literal["none"]
 
 
 class PapoConfig(BlindedGroup):
-    """PAPO: a bonus on how far the policy's distributions are from those with the blinded view."""
+    """PAPO: a bonus for token distributions that differ from those with the blinded view."""
 
     masks: ClassVar[Literal["prompt", "response"]] = "prompt"
     name: Literal["papo"]
     weight: PositiveFloat
-    """gamma, on the mean over response tokens of k3 between the policy and the blinded view."""
+    """Weight of k3 between the policy and its blinded view, averaged over response tokens (gamma)."""
     entropy_weight: NonNegativeFloat
-    """eta_1, on the mean entropy of response tokens, which it lowers. (eta_2 of the paper has no gradient in its
-    authors' code, and is not here.)"""
+    """Weight of the mean entropy of response tokens, which this term lowers (eta_1). The paper's eta_2 has no gradient
+    in the authors' code and is not implemented."""
     entropy: Literal["sampled", "exact"]
-    """sampled: -log pi of the sampled tokens (the authors' code), whose gradient is 0 on average at the old policy, and
+    """sampled: -log pi of the sampled tokens (the authors' code). Its expected gradient is 0 at the old policy, and
     later that of KL(old ‖ pi). exact: the entropy of the distributions."""
 
     @property
@@ -63,15 +63,16 @@ class PapoConfig(BlindedGroup):
 
 
 class VppoConfig(BlindedGroup):
-    """VPPO: the policy loss on those tokens, and more on those responses, that depend on what the policy sees."""
+    """VPPO: the policy loss is restricted to the tokens that depend most on pictures, and responses that depend more on
+    them get a larger advantage."""
 
     masks: ClassVar[Literal["prompt", "response"]] = "response"
     name: Literal["vppo"]
     kept_tokens: Annotated[float, Field(gt=0, le=1)]
-    """Share of a response's tokens, those that depend most on pictures, that the policy loss has a gradient on."""
+    """Share of the tokens of a response, those that depend most on pictures, to which the policy loss is applied."""
     least_factor: Annotated[float, Field(gt=0, le=1)]
-    """beta, what the advantage of the response that depends least on pictures is multiplied by; the mean factor over an
-    update is 1."""
+    """Factor on the advantage of the response that depends least on pictures (beta). The mean factor over an update is
+    1."""
 
     def problems(self) -> Iterator[str]:
         """Refuse settings under which every token and response counts the same."""
@@ -83,24 +84,25 @@ class VppoConfig(BlindedGroup):
 
 
 class VgpoConfig(PerceptionGroup):
-    """VGPO: more of the advantage to those tokens, and those responses, that are most alike to what the policy sees."""
+    """VGPO: tokens and responses whose hidden states are more similar to those of the pictures get a larger
+    advantage."""
 
     name: Literal["vgpo"]
     late_weight: NonNegativeFloat
-    """beta: weights of chosen late tokens are raised by 1 + beta · t/T, to keep a response looking."""
+    """Boost of late tokens (beta): their weights are multiplied by 1 + beta · t/T. This keeps a response looking."""
     late_share: Annotated[float, Field(gt=0, le=1)]
-    """Share of the tokens in a response's second half that are chosen, those most alike to its pictures."""
+    """Share of the tokens in the second half of a response that are boosted, those most similar to its pictures."""
     response_score: Literal["mean", "sum"]
-    """How weights of tokens become the score by which a group's responses are compared; sum (the authors' code) pays
-    length."""
+    """How the weights of tokens are combined into the score by which the responses of a group are compared. sum (the
+    authors' code) rewards length."""
     least_token_factor: Fraction
-    """Bound below the factor of each token on the advantage."""
+    """Smallest factor of a token on its advantage."""
     most_token_factor: Annotated[float, Field(ge=1)]
-    """Bound above it."""
+    """Largest factor of a token on its advantage."""
     least_response_factor: Fraction
-    """Bound below the factor of each response on its advantage."""
+    """Smallest factor of a response on its advantage."""
     most_response_factor: Annotated[float, Field(ge=1)]
-    """Bound above it."""
+    """Largest factor of a response on its advantage."""
 
     def problems(self) -> Iterator[str]:
         """Refuse settings under which every token and response counts the same."""

@@ -1,4 +1,4 @@
-"""Checks of where engines and learners run together, for `combinations.problems`."""
+"""Checks of the placement of engines and learners, for `combinations.problems`."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from ral_system.config.rollout import HfRolloutConfig, RolloutConfig, VllmRollou
 
 
 def engines_fit_the_cluster(cluster: ClusterConfig, learner: LearnerConfig, rollout: RolloutConfig) -> Iterator[str]:
-    """Check that one process runs what one process can, and that every GPU of an engine is used."""
+    """Check that settings of a single process fit one process, and that an engine uses all its GPUs."""
     if cluster.kind == "ray":
         if rollout.engine == "hf" and cluster.gpus_per_rollout > 1:
             yield (
@@ -45,7 +45,7 @@ def memory_is_shared_on_one_device(cluster: ClusterConfig, rollout: RolloutConfi
 
 
 def memory_is_of_the_device(cluster: ClusterConfig, rollout: VllmRolloutConfig) -> Iterator[str]:
-    """Check that the bound on an engine's memory is that of its device."""
+    """Check that the memory limit of an engine is the one for its device."""
     gpus = cluster.gpus_per_rollout
     unread, read = ("memory_gib", "gpu_memory_utilization") if gpus else ("gpu_memory_utilization", "memory_gib")
     reason = f"cluster.gpus_per_rollout={gpus:g}"
@@ -53,7 +53,7 @@ def memory_is_of_the_device(cluster: ClusterConfig, rollout: VllmRolloutConfig) 
 
 
 def weights_travel(cluster: ClusterConfig, rollout: HfRolloutConfig) -> Iterator[str]:
-    """Check that the wait for another process is bounded only where there is one."""
+    """Check that the time limit of a weight transfer is set only if there is another process."""
     if cluster.kind == "local":
         yield from without_effect(rollout, "rollout", "cluster.kind=local", "choose cluster=ray", "weight_timeout_s")
 
@@ -61,7 +61,7 @@ def weights_travel(cluster: ClusterConfig, rollout: HfRolloutConfig) -> Iterator
 def engines_sit_beside_learners(
     cluster: ClusterConfig, algorithm: AlgorithmConfig, learner: LearnerConfig, rollout: RolloutConfig
 ) -> Iterator[str]:
-    """Check that every learner rank has one engine to take turns with."""
+    """Check that with colocated placement every learner rank has one engine."""
     if cluster.kind != "ray" or cluster.placement != "colocated":
         return
     apart = "cluster.placement=disaggregated"

@@ -26,33 +26,33 @@ class PolicyLossGroup(Group):
 
 
 class ClipLossConfig(PolicyLossGroup):
-    """PPO and GRPO: a clipped ratio; clip-higher (DAPO); dual clip."""
+    """Clipped ratio of PPO and GRPO, with clip-higher (DAPO) and dual clip as options."""
 
     name: Literal["clip"]
     clip_low: Annotated[float, Field(gt=0, le=1)]
-    """Lower bound of the ratio that counts: 1 - clip_low."""
+    """Ratios are clipped below 1 - clip_low."""
     clip_high: PositiveFloat
-    """Upper bound of the ratio that counts: 1 + clip_high."""
+    """Ratios are clipped above 1 + clip_high."""
     dual_clip: Annotated[float, Field(gt=1)] | None
-    """Where A < 0 the ratio counts up to this; null: without bound."""
+    """Upper bound on the ratio where A < 0 (dual clip). null: no bound."""
 
 
 class DppoLossConfig(PolicyLossGroup):
-    """DPPO: tokens whose distribution has moved far enough are left out, whatever their ratio."""
+    """DPPO: tokens whose distribution has moved too far are left out, independently of their ratio."""
 
     name: Literal["dppo"]
     divergence: Literal["binary_tv", "binary_kl", "top_k_tv", "top_k_kl"]
-    """Between the rollout's distribution and the policy's: over the sampled token and all others together, or over the
-    rollout's most likely tokens, one by one."""
+    """Distance between the distributions of rollout and policy, total variation or KL. binary: over the sampled token
+    and all others as one. top_k: over the most likely tokens of the rollout, each by itself."""
     delta: PositiveFloat
-    """Distance beyond which a token is left out (the paper: 0.15 to 0.2 for tv, 0.05 nats for kl)."""
+    """Distance above which a token is left out (the paper: 0.15 to 0.2 for tv, 0.05 nats for kl)."""
     top_k: Annotated[int, Field(ge=2, le=20)]
-    """Tokens that the rollout engine reports per position, for top_k_tv and top_k_kl; vLLM gives up to 20."""
+    """Number of tokens that the rollout engine reports per position, for top_k_tv and top_k_kl. vLLM gives up to 20."""
     anchor: Literal["rollout", "old"]
-    """What the policy is compared with: the log-probs that the rollout engine reported (the paper), or those recomputed
-    at the same weights, with which the paper's runs collapse."""
+    """Log-probs that the policy is compared with. rollout: those that the rollout engine reported (the paper). old:
+    those that the learner recomputed at the same weights; the paper's runs collapse with these."""
     max_ratio: PositiveFloat
-    """Ratios above it weigh as much as it."""
+    """Largest weight of a token: larger ratios are cut to it."""
 
     @property
     def top_tokens(self) -> int:
@@ -86,34 +86,37 @@ class GspoLossConfig(PolicyLossGroup):
 
     name: Literal["gspo"]
     clip_low: Annotated[float, Field(gt=0, le=1)]
+    """Ratios of sequences are clipped below 1 - clip_low."""
     clip_high: PositiveFloat
+    """Ratios of sequences are clipped above 1 + clip_high."""
 
 
 class CispoLossConfig(PolicyLossGroup):
-    """CISPO: a clipped ratio that weighs the token's gradient and never stops it."""
+    """CISPO: the gradient of every token is weighted by its clipped ratio, and none is dropped."""
 
     name: Literal["cispo"]
     clip_low: Annotated[float, Field(gt=0, le=1)]
-    """1: no lower bound (the paper)."""
+    """Weights are at least 1 - clip_low; 1 means no lower bound (the paper)."""
     clip_high: PositiveFloat
+    """Weights are at most 1 + clip_high."""
 
 
 class SapoLossConfig(PolicyLossGroup):
-    """SAPO: a soft gate in place of the clip."""
+    """SAPO: a soft gate instead of clipping."""
 
     name: Literal["sapo"]
     tau_positive: PositiveFloat
-    """How fast the gate closes where A > 0."""
+    """Temperature of the gate where A > 0; the gate closes faster with a larger one."""
     tau_negative: PositiveFloat
-    """How fast the gate closes where A < 0."""
+    """Temperature of the gate where A < 0."""
 
 
 class ReinforceLossConfig(PolicyLossGroup):
-    """REINFORCE."""
+    """REINFORCE, with or without an importance ratio."""
 
     name: Literal["reinforce"]
     ratio: bool
-    """Weigh by pi / pi_old."""
+    """Weight every token by pi / pi_old."""
 
 
 _Own = ClipLossConfig | DppoLossConfig | GspoLossConfig | CispoLossConfig | SapoLossConfig | ReinforceLossConfig
@@ -122,9 +125,7 @@ _OWN_NAMES = {get_args(loss.model_fields["name"].annotation)[0] for loss in get_
 
 
 def _of_a_package(given: Any, own: ValidatorFunctionWrapHandler) -> Any:
-    """Settings of a loss that an installed package adds; `own` reads those of this package's. Errors of both say after
-    the field which loss it is.
-    """
+    """Validate the settings of a loss, by `own` for those of this package. Errors name the loss after the field."""
     if isinstance(given, PolicyLossGroup):
         return given
     name = given.get("name") if isinstance(given, Mapping) else None

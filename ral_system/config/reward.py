@@ -1,4 +1,4 @@
-"""The `reward` group: what a response is worth."""
+"""The `reward` group: signals of a response and their weights."""
 
 from __future__ import annotations
 
@@ -24,16 +24,18 @@ Verifier = Annotated[str, NameIn(VERIFIERS)]
 
 
 class VisualRewardConfig(Group):
-    """Visual-anchored reward (AVAR 2.4): right answers are worth more the more their words look at the picture."""
+    """Visual-anchored reward (AVAR 2.4): right answers get more reward the more they look at the pictures."""
 
     weight: NonNegativeFloat
-    """The paper: 0.3; 0 measures nothing."""
+    """Weight of the signal (the paper: 0.3). With 0 it is not measured."""
     form: VisualRewardForm
-    """share: of the attention on picture and system turn, the picture's, in [0, 1]. ratio: the one over the other, as
-    the paper writes it; it has no bound and can outweigh correctness. laser_pays_length: R_vis of LASER (arXiv
-    2607.01707), a control that is known to be bad: a sum over the response, which pays for its length."""
+    """share: attention on pictures as a share of that on pictures and the system turn, in [0, 1]. ratio: attention on
+    pictures divided by that on the system turn, as in the paper; it is unbounded and can outweigh correctness.
+    laser_pays_length: R_vis of LASER (arXiv 2607.01707), a control that is known to be bad: a sum over the response,
+    which rewards length."""
     model: VisualRewardModel
-    """Model whose attention is read: the policy at the rollout's weights, or the frozen reference on the same words."""
+    """Model whose attention is measured: the policy with the weights that generated the response, or the frozen
+    reference on the same response."""
 
     def given_by(self, model: VisualRewardModel) -> bool:
         """Return whether the reward is given, and read from this model's attention."""
@@ -56,37 +58,41 @@ class VisualRewardConfig(Group):
 
 
 class ToleranceConfig(Group):
-    """How far a number may be off, for verifier=numeric: absolute + relative · |reference|."""
+    """Tolerance of verifier=numeric: a number may differ by absolute + relative · |reference|."""
 
     absolute: NonNegativeFloat
+    """Allowed absolute difference."""
     relative: NonNegativeFloat
+    """Allowed difference as a share of the reference."""
 
 
 class JudgeConfig(Group):
-    """What judges an answer."""
+    """Judgement of answers."""
 
     verifier: Verifier
-    """Verifier of the answer."""
+    """Verifier that compares an answer with the reference."""
     kinds: dict[str, Verifier]
-    """Verifiers of single question kinds, instead of `verifier`; case does not matter."""
+    """Verifiers for particular question kinds, instead of `verifier`. Case does not matter."""
     function: Annotated[str, Field(pattern=r"^[\w.]+:[\w.]+$")] | None
-    """For the verifier `function`: `module:name` of one (given, reference) → [0, 1], importable where rewards run."""
+    """Python function for verifier=function, as `module:name`. It maps (given answer, reference) to [0, 1] and must be
+    importable where rewards run."""
     tolerance: ToleranceConfig
+    """Tolerance of verifier=numeric."""
     workers: Annotated[Positive, Resumable]
-    """Verifier subprocesses per reward actor."""
+    """Number of verifier processes."""
     timeout_s: Annotated[PositiveFloat, Resumable]
-    """Deadline per completion."""
+    """Time limit, in seconds, for judging a response."""
     memory_gib: Annotated[PositiveFloat, Resumable]
-    """Address space of a verifier process; an answer that makes it ask for more is not judged."""
+    """Largest address space of a verifier process, in GiB. An answer that needs more gets no verdict."""
 
     def of_kind(self, kind: str) -> Self:
-        """These settings with the verifier of a question kind, whatever its case."""
+        """Return these settings with the verifier of a question kind; case does not matter."""
         by_kind = {name.strip().lower(): verifier for name, verifier in self.kinds.items()}
         return self.model_copy(update={"verifier": by_kind.get(kind.strip().lower(), self.verifier)})
 
     @property
     def signal_names(self) -> tuple[str, ...]:
-        """Names of the signals, of installed packages, that are asked for."""
+        """Names of the signals of installed packages in use."""
         return ()
 
     @property
@@ -113,16 +119,18 @@ class JudgeConfig(Group):
 
 
 class SignalsConfig(JudgeConfig):
-    """What judges a response's text, and what its signals are worth, each in [0, 1]."""
+    """Judgement of answers, and the weights of the signals, each in [0, 1]."""
 
     correctness: NonNegativeFloat
+    """Weight of correctness: the verdict of the verifier."""
     format: NonNegativeFloat
+    """Weight of the format: 1 for a response in `algorithm.response_format`, otherwise 0."""
     signals: dict[Annotated[str, NameIn(REWARD_SIGNALS)], PositiveFloat]
     """Weights of reward signals that installed packages add, by name."""
 
     @property
     def signal_names(self) -> tuple[str, ...]:
-        """Names of the signals, of installed packages, that are asked for."""
+        """Names of the signals of installed packages in use."""
         return tuple(self.signals)
 
     def problems(self) -> Iterator[str]:
@@ -133,10 +141,11 @@ class SignalsConfig(JudgeConfig):
 
 
 class RewardConfig(SignalsConfig):
-    """Weighted sum of the reward's signals: the judged ones, and where a response looks (visual.form=ratio is not in
-    [0, 1])."""
+    """Reward: the weighted sum of the judged signals and of the visual signal, which measures where a response
+    looks."""
 
     visual: VisualRewardConfig
+    """Signal that measures where a response looks."""
 
     def problems(self) -> Iterator[str]:
         """Refuse rewards that are always 0."""

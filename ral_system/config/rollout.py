@@ -1,4 +1,4 @@
-"""The `rollout` group: generation."""
+"""The `rollout` group: generation of responses."""
 
 from __future__ import annotations
 
@@ -15,30 +15,32 @@ OnNewWeights = Literal["finish", "continue", "discard"]
 
 
 class LogProbGateConfig(Group):
-    """How far rollout engine and learner may differ: bounds on |Δ log-prob| of a batch's sampled tokens, at the same
-    weights, in nats. A batch beyond any of them ends the run.
-    """
+    """Bounds on the difference between rollout engine and learner: |Δ log-prob| of the sampled tokens of a batch, at
+    the same weights, in nats. A batch beyond a bound ends the run."""
 
     token: PositiveFloat
-    """A token beyond it is an outlier: the policy loss leaves it out, and `gate/log_prob_outlier_share` counts it."""
+    """Bound for a single token. A token beyond it is an outlier: the policy loss leaves it out, and
+    `gate/log_prob_outlier_share` counts it."""
     outliers: Annotated[float, Field(ge=0, lt=1)]
-    """Largest share of the tokens that may be outliers; more than 0 always allows one, 0 none."""
+    """Largest share of tokens that may be outliers. 0 allows none; any larger value allows at least one."""
     mean: PositiveFloat | None
-    """Bound on the mean; null: none."""
+    """Bound on the mean. null: no bound."""
     p999: PositiveFloat | None
-    """Bound on the 99.9 % quantile; null: none."""
+    """Bound on the 99.9 % quantile. null: no bound."""
 
 
 class AskedRolloutConfig(Group):
-    """How long prompts and responses may be, and what reads them."""
+    """Engine, and the lengths of prompts and responses."""
 
     engine: Literal["hf", "vllm"]
+    """Engine that generates responses."""
     max_new_tokens: Positive
+    """Largest number of tokens of a response."""
     max_model_len: Positive
-    """Prompt and response together, in tokens, visual tokens included."""
+    """Largest number of tokens of prompt and response together, including visual tokens."""
 
     def response_limit(self, prompt_tokens: int) -> int:
-        """Tokens at which a response to a prompt of this length is cut: `max_new_tokens`, or the room that is left."""
+        """Return the number of tokens at which a response to a prompt of this length is cut."""
         return min(self.max_new_tokens, self.max_model_len - prompt_tokens)
 
     def problems(self) -> Iterator[str]:
@@ -51,23 +53,25 @@ class AskedRolloutConfig(Group):
 
 
 class EngineGroup(AskedRolloutConfig):
-    """What both engines read."""
+    """Settings of both engines."""
 
     temperature: PositiveFloat
+    """Sampling temperature."""
     stop_at_answer: bool
     """End a response at `</answer>`, even if the model would continue."""
     max_sequences: Annotated[Positive, Resumable]
-    """Sequences an engine decodes at once."""
+    """Largest number of sequences that an engine decodes at once."""
     dtype: Dtype
+    """Data type of the engine's weights and of computation."""
 
     @property
     def handover(self) -> OnNewWeights:
-        """When the engine takes new weights; those of an evaluation stay."""
+        """When the engine takes new weights; in an evaluation they do not change."""
         return "finish"
 
 
 class HfEngineConfig(EngineGroup):
-    """A transformers model in one process: slow and exact."""
+    """A transformers model in one process, slow and exact."""
 
     engine: Literal["hf"]
 
@@ -80,21 +84,22 @@ class VllmEngineConfig(EngineGroup):
 
     engine: Literal["vllm"]
     tensor_parallel: Annotated[Positive, Resumable]
-    """Ranks of one engine, all on one node."""
+    """Number of ranks of an engine, all on one node."""
     memory_gib: Annotated[PositiveFloat | None, Resumable]
-    """Key-value cache on CPU engines."""
+    """Size of the key-value cache, in GiB, of an engine on CPU. null: vLLM chooses it."""
     gpu_memory_utilization: Annotated[Fraction, Resumable]
+    """Share of the GPU's memory that an engine may use for weights, activations and key-value cache."""
 
 
 EngineConfig = Annotated[HfEngineConfig | VllmEngineConfig, Field(discriminator="engine")]
 
 
 class RolloutGroup(EngineGroup):
-    """What training reads of both engines."""
+    """Settings of both engines in training."""
 
     workers: Annotated[Positive, Resumable]
-    """Engines. Prompts are distributed to them by load; with fewer prompts than engines, the responses of a prompt are
-    distributed."""
+    """Number of engines. Prompts are distributed to them by load. With fewer prompts than engines, the responses of a
+    prompt are also distributed."""
     weight_transfer: Annotated[Annotated[str, NameIn(WEIGHT_TRANSFERS)] | None, Resumable]
     """How weights travel from learners to engines. broadcast: from device to device, by NCCL or gloo. shared_memory:
     through memory of the one node that holds both. object_store: as arrays in Ray's object store, or in memory. files:
@@ -102,13 +107,14 @@ class RolloutGroup(EngineGroup):
     `cluster.placement=colocated`; object_store with `cluster=local` and with `algorithm.max_staleness` > 0. Packages
     can add others."""
     weight_timeout_s: Annotated[PositiveFloat, Resumable]
-    """Bound on each wait of learners and engines for each other during a weight transfer. After it they connect again
-    and retry once; then the run ends."""
+    """Time limit, in seconds, for each wait of learners and engines for each other during a weight transfer. When it
+    expires, they connect again and retry once; then the run ends."""
     on_new_weights: Annotated[OnNewWeights, Resumable]
-    """Treatment of unfinished responses when new weights are ready, with `algorithm.max_staleness` > 0. finish:
-    weights change between two batches only. continue: at once; the response goes on from its last token with the new
-    ones. discard: at once; the response is begun again."""
+    """Treatment of unfinished responses when new weights are ready, with `algorithm.max_staleness` > 0. finish: weights
+    change only between two batches. continue: they change at once, and a response continues from its last token with
+    the new weights. discard: they change at once, and a response starts again."""
     log_prob_gate: Annotated[LogProbGateConfig, Resumable]
+    """Bounds on the difference between rollout engine and learner."""
 
     @property
     def handover(self) -> OnNewWeights:

@@ -1,4 +1,4 @@
-"""How a stage's learning rate changes: part of the groups `learner`, `perceive` and `sft`."""
+"""The learning rate schedule of a stage: part of the groups `learner`, `perceive` and `sft`."""
 
 from __future__ import annotations
 
@@ -12,10 +12,11 @@ class ScheduleConfig(Group):
     """Learning rate after the warm-up."""
 
     shape: Literal["constant", "linear", "cosine"]
-    """linear and cosine fall until the stage's last optimiser update: that of `algorithm.steps` or `max_steps`. A stage
-    that `stop_at` ends earlier stays above `end`, and with more steps a continued run follows the longer schedule."""
+    """Shape of the schedule. linear and cosine fall until the last optimiser update of the stage, which
+    `algorithm.steps` or `max_steps` determines. A stage that `stop_at` ends earlier does not reach `end`. A run
+    continued with more steps follows the longer schedule."""
     end: Fraction | None
-    """Share of the learning rate at the last update; null with constant."""
+    """Learning rate at the last update, as a share of that after the warm-up. null for constant."""
 
     def problems_at(self, path: str) -> Iterator[str]:
         """Refuse an end that nothing reads, and a fall without one."""

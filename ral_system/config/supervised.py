@@ -10,12 +10,13 @@ from ral_system.config.schedule import ScheduleConfig
 
 
 class AttentionGuidanceConfig(Group):
-    """Attention-guided objective (AVAR 2.3): the question's tokens look more at pictures, less at the system turn."""
+    """Attention-guided objective (AVAR 2.3): train the question's tokens to look more at pictures and less at the
+    system turn. With both weights 0, attention is not measured."""
 
     image: NonNegativeFloat
-    """a on L_enh (the paper: 0.15); 0 and 0 leave attention unread."""
+    """Weight of L_enh, which raises the attention on pictures (the paper: 0.15)."""
     system: NonNegativeFloat
-    """b on L_sup (the paper: 0.15)."""
+    """Weight of L_sup, which lowers the attention on the system turn (the paper: 0.15)."""
 
     @property
     def active(self) -> bool:
@@ -24,27 +25,34 @@ class AttentionGuidanceConfig(Group):
 
 
 class SupervisedConfig(Group):
-    """One supervised stage (perceive or sft)."""
+    """Settings of a supervised stage, perceive or sft."""
 
     max_steps: Annotated[Positive, Resumable]
+    """Largest number of steps; each is one optimiser update."""
     batch: Positive
-    """Demonstrations per optimiser update, over all ranks."""
+    """Number of demonstrations per optimiser update, over all ranks."""
     learning_rate: PositiveFloat
+    """Learning rate after the warm-up."""
     betas: tuple[Fraction, Fraction]
+    """Decay rates of AdamW's moment estimates."""
     weight_decay: NonNegativeFloat
+    """Weight decay of AdamW."""
     warmup_updates: NonNegative
+    """Number of optimiser updates over which the learning rate rises linearly."""
     schedule: ScheduleConfig
+    """Learning rate after the warm-up."""
     evaluate_every: Positive
-    """Steps between held-out evaluations."""
+    """Number of steps between held-out evaluations."""
     evaluate_from: NonNegative
-    """First step that is evaluated."""
+    """First step after which an evaluation may take place."""
     stop_at: Annotated[Fraction, Resumable]
     """Held-out score at which the stage ends."""
     attention_guidance: AttentionGuidanceConfig
+    """Attention-guided objective."""
     autocast: Autocast
-    """Data type that the text model and the vision encoder multiply matrices in while weights, sums and the rest stay
-    in float32 (`torch.autocast`). none: theirs. auto: bfloat16 where the learner's device multiplies it in hardware:
-    CPUs with AVX-512 BF16 or AMX, or their likes on ARM, and CUDA devices from Ampere on. It has no effect with
+    """Data type of matrix products in the text model and the vision encoder; weights, sums and everything else stay in
+    float32 (`torch.autocast`). none: no autocast. auto: bfloat16 if the learner's device has instructions for it (CPUs
+    with AVX-512 BF16 or AMX, or the equivalents on ARM, and CUDA devices from Ampere on). It has no effect with
     `learner.dtype=bfloat16`."""
 
     def evaluates(self, step: int) -> bool:

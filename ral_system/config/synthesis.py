@@ -20,22 +20,24 @@ PLACEHOLDER = re.compile(r"\{(question|description|reasoning)\}")
 
 
 class SynthesisRoleConfig(Group):
-    """Who plays one role of `ral-synthesize`: a model behind an OpenAI-compatible server, or the offline templates."""
+    """One role of `ral-synthesize`: a model on an OpenAI-compatible server, or an offline template."""
 
     endpoint: Annotated[str | None, ResumableSynthesis]
-    """Its address, for example http://127.0.0.1:8000/v1; null: the templates."""
+    """Address of the server, for example `http://127.0.0.1:8000/v1`. null: an offline template."""
     model: str | None
-    """The model's name at the endpoint."""
+    """Name of the model on the server."""
     api_key_env: Annotated[str | None, ResumableSynthesis]
-    """Name of the environment variable that holds the key; null: the server wants none."""
+    """Name of the environment variable that holds the API key. null: the server needs none."""
     instruction: str
-    """What is asked; {question}, {description} and {reasoning} are filled in where they are known."""
+    """Text of a request. `{question}`, `{description}` and `{reasoning}` are filled in if they are known."""
     picture: bool
     """Also send the picture."""
     temperature: NonNegativeFloat
+    """Sampling temperature."""
     max_tokens: Positive
+    """Largest number of tokens of a reply."""
     requests_per_minute: Annotated[PositiveFloat | None, ResumableSynthesis]
-    """null: as fast as `concurrency` allows."""
+    """Largest number of requests per minute. null: as many as `synthesis.concurrency` allows."""
 
     def problems_at(self, path: str) -> Iterator[str]:
         """Refuse half an endpoint, and a placeholder that nothing fills; `path` is for example `synthesis.reasoner`."""
@@ -53,25 +55,30 @@ class SynthesisRoleConfig(Group):
 
 
 class SynthesisConfig(Group):
-    """Visual-anchored demonstrations (AVAR 2.5): describe the picture, reason over the words, anchor the reasoning."""
+    """Visual-anchored demonstrations (AVAR 2.5): describe the picture, reason over the description, and anchor the
+    reasoning in the picture."""
 
     rows: Annotated[Positive, ResumableSynthesis]
-    """Training questions that get a demonstration, from the first on."""
+    """Number of training questions, from the first on, to write demonstrations for."""
     concurrency: Annotated[Positive, ResumableSynthesis]
-    """Rows in work at once."""
+    """Number of rows processed at once."""
     attempts: Annotated[Positive, ResumableSynthesis]
-    """Completions per role and row before the row is rejected."""
+    """Largest number of completions per role and row; after the last unusable one, the row is rejected."""
     retries: Annotated[NonNegative, ResumableSynthesis]
-    """Further tries of a request that failed or timed out."""
+    """Number of retries of a request that failed or timed out."""
     timeout_s: Annotated[PositiveFloat, ResumableSynthesis]
-    """Deadline of one request."""
+    """Time limit, in seconds, for a request."""
     anchor: str
-    """Regular expression of an anchor, in whatever case; a demonstration has one more than its reasoning had."""
+    """Regular expression of an anchor; case does not matter. A demonstration must contain more anchors than the
+    reasoning from which it was made."""
     max_rejected: Annotated[Fraction, ResumableSynthesis]
-    """End when more than this share of the rows is rejected, from the twentieth on."""
+    """Largest share of rejected rows. The command ends with an error if it is exceeded after the first twenty rows."""
     describer: SynthesisRoleConfig
+    """Describes the picture."""
     reasoner: SynthesisRoleConfig
+    """Reasons over the description."""
     anchorer: SynthesisRoleConfig
+    """Adds anchors to the reasoning."""
 
     def problems(self) -> Iterator[str]:
         """Refuse an anchor that is not a pattern, roles that are half set, and a description that nothing reads."""

@@ -13,20 +13,22 @@ from ral_system.config.inert import without_effect
 
 
 class TeacherConfig(Group):
-    """Teacher models for `algorithm.distillation`, of any size, with the student's tokenizer and visual grid."""
+    """Teacher models for `algorithm.distillation`. They may have any size, and need the student's tokenizer and visual
+    grid."""
 
     path: str | None
-    """Folder or hub name in Hugging Face format."""
+    """Folder or Hub name of the teacher in Hugging Face format."""
     attention_path: str | None
-    """Another teacher for the attention alone; null: the same."""
+    """Folder or Hub name of a separate teacher for attention. null: the same teacher."""
     dtype: Dtype
+    """Data type of the weights and of computation."""
     max_tokens: Annotated[Positive, Resumable]
-    """Tokens per forward pass, as in `learner.max_tokens`."""
+    """Largest number of tokens per forward pass, counted as for `learner.max_tokens`."""
 
 
 @dataclass(frozen=True, slots=True)
 class TeacherRole:
-    """One model that teaches, and what."""
+    """A teacher model, and which of tokens and attention it teaches."""
 
     path: str
     tokens: bool

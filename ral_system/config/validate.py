@@ -1,4 +1,4 @@
-"""From a plain container to a command's configuration: every mistake becomes one line with field, value and remedy."""
+"""Validation of a plain container as a command's configuration. Mistakes become lines with field, value and remedy."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def warnings(config: CommandConfig) -> list[str]:
 
 
 def _causes(error: ValidationError) -> list[Any]:
-    """Leave out of a list that it is too short, where that is because its entries are wrong."""
+    """Return the errors of a validation, without lists that are too short only because their entries are wrong."""
     errors = error.errors()
     wrong = [e["loc"][:-1] for e in errors if e["loc"]]
     return [e for e in errors if not (e["type"] == "too_short" and e["loc"] in wrong)]

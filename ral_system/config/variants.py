@@ -1,4 +1,4 @@
-"""Groups that are one of several classes, whose keys differ: which choice has which."""
+"""Groups that are one of several classes with different keys, and which class has which key."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from ral_system.errors import ConfigError
 from ral_system.registry import POLICY_LOSSES
 
 _LOSS = "algorithm.policy_loss"
-"""The group that packages add classes to."""
+"""The group to which packages add classes."""
 CHOSEN_AS_GROUPS = {
     "algorithm.policy_loss": "a loss",
     "algorithm.attention.objective": "an objective",
     "algorithm.perception": "an objective",
 }
-"""Groups inside of others, and what they hold."""
+"""Groups inside others, and the kind of thing that each chooses."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,5 +93,5 @@ def _added_losses() -> dict[str, type[BaseModel]]:
 
 
 def _options(name: str, there: list[str]) -> list[str]:
-    """The options that choose a class, of those that are there: the one of its name, or those that begin with it."""
+    """Return the existing options that choose a class: the one with its name, or else those that begin with it."""
     return [name] if name in there else [option for option in there if option.startswith(f"{name}_")] or [name]
