@@ -309,7 +309,7 @@ class RayLearner:
 
 
 def _wait_together(calls: Sequence[Call], timeout_s: float, doing: str) -> list[Any]:
-    """As `wait_all`, but when weights do not arrive, all give up before this does."""
+    """Wait like `wait_all`; if weights do not arrive, every call gives up before this does."""
     try:
         return wait_all(calls, timeout_s, doing)
     except WeightTransferError:

@@ -65,7 +65,7 @@ def main() -> None:
 
 
 def hang_on_request(given: str, reference: str) -> float:
-    """For `reward=function`: exact, but the answer `hang` never returns."""
+    """Compare exactly, as a `reward.function` that never returns for the answer `hang`."""
     while given == "hang":
         time.sleep(1)
     return float(given == reference)

@@ -99,7 +99,7 @@ def forward_backward(variant: Variant, x: Inputs, after_term: Callable[[], None]
 
 
 def eager_bytes(plan: Plan, tokens: int) -> int:
-    """About what `eager_full` needs: four tensors [H, T, T] of float32 in its backward pass."""
+    """Estimate the memory of `eager_full`: four float32 tensors [H, T, T] in its backward pass."""
     return 4 * 4 * plan.query_heads * tokens**2
 
 

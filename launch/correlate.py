@@ -79,7 +79,7 @@ def report(found: Sequence[Evaluated], out: Path) -> None:
 
 
 def read_evaluation(folder: Path) -> Evaluated:
-    """Raises ConfigError when the folder has no evaluation, or one without the score."""
+    """Read the evaluation of a folder. Raises ConfigError if there is none, or one without the score."""
     path = folder / "evaluation.json"
     try:
         found = json.loads(path.read_text(encoding="utf-8"))

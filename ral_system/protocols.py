@@ -200,7 +200,7 @@ class Roles(Protocol):
 
     @property
     def shared_devices(self) -> SharedDevices | None:
-        """What takes turns, with `cluster.placement=colocated`, in a stage that generates."""
+        """Devices that roles share, with `cluster.placement=colocated` in a stage that generates; otherwise None."""
         ...
 
     def close(self) -> None:

@@ -6,6 +6,7 @@ literals are data and are not read. Code in Markdown is not read either.
 
 import ast
 import io
+import itertools
 import re
 import sys
 import tokenize
@@ -18,6 +19,9 @@ OWN_EXAMPLES = ("tests/prose.py", "tests/unit/test_prose.py")
 MAX_COLUMNS = 120
 
 FRAGMENT = re.compile(r"(Of|That|Those|Whose|Whom|And|The same)\b")
+ADVERBIAL = re.compile(
+    r"(As|By|For|From|In|On|With|Without|At|Under|Over|Per|About|To|Before|After|Against|So many|Raises|It)\b"
+)
 CLAUSE = re.compile(r"(What|How|Whether|Which|Where|Why|When|Who)\b")
 AT_END = r"(?=\s*([.;:)]|\Z|\n\s*\n))"
 WORDS = {
@@ -72,6 +76,7 @@ def in_python(source: str, literals: bool = True) -> Iterator[tuple[int, str]]:
     nodes = list(ast.walk(ast.parse(source)))
     docstrings = {id(node.value) for node in nodes if isinstance(node, ast.Expr)}
     verbs = {id(node.body[0].value) for node in nodes if _is_called(node) and isinstance(node.body[0], ast.Expr)}
+    members = set(_members(nodes))
     for node in nodes:
         if isinstance(node, ast.Constant) and isinstance(node.value, str) and (literals or id(node) in docstrings):
             yield from in_text(node.value, node.lineno)
@@ -79,9 +84,23 @@ def in_python(source: str, literals: bool = True) -> Iterator[tuple[int, str]]:
                 yield node.lineno, f"docstring begins with {match[0]!r}: write a phrase that stands alone in hover help"
             if id(node) in verbs and (match := CLAUSE.match(node.value.strip())):
                 yield node.lineno, f"docstring begins with {match[0]!r}: begin with a verb, as in 'Return whether …'"
+            if id(node) in members and (match := ADVERBIAL.match(node.value.strip())):
+                yield node.lineno, f"docstring begins with {match[0]!r}: begin with a verb, or with a noun for a field"
     for token in tokenize.generate_tokens(io.StringIO(source).readline):
         if token.type == tokenize.COMMENT:
             yield from in_text(token.string, token.start[0])
+
+
+def _members(nodes: list[ast.AST]) -> Iterator[int]:
+    """Yield the ids of the docstrings of functions and class fields; the name of a test may begin its docstring."""
+    for node in nodes:
+        function = isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and not node.name.startswith("test_")
+        if function and isinstance(node.body[0], ast.Expr):
+            yield id(node.body[0].value)
+        if isinstance(node, ast.ClassDef):
+            for field, after in itertools.pairwise(node.body):
+                if isinstance(field, ast.AnnAssign) and isinstance(after, ast.Expr):
+                    yield id(after.value)
 
 
 def _is_called(node: ast.AST) -> TypeGuard[ast.FunctionDef | ast.AsyncFunctionDef]:

@@ -55,7 +55,7 @@ class OwnVl(QwenVl):
     model_types: ClassVar[tuple[str, ...]] = ("own_vl",)
 
     def layout(self, media: Media) -> Layout:
-        """Raises DataError for a video."""
+        """Lay out a picture as one square of tokens. Raises DataError for a video."""
         if media.clip is not None:
             raise DataError("own_vl reads no videos; leave such questions out")
         side = SIDE_PX // self.processor.image_processor.patch_size // self.processor.image_processor.merge_size

@@ -42,7 +42,7 @@ class Compared(BaseModel):
     claims: list[str] = []
     """Arms that a claim was registered for before the study ran: their p-values are corrected for their number."""
     controls: dict[str, list[str]] = {}
-    """By arm, other arms that it is compared with besides the baseline."""
+    """Arms that an arm is compared with besides the baseline, by arm."""
     difference: PositiveFloat = 0.02
     """Difference in accuracy that is worth finding; the table gives the seeds that this takes with a power of 0.8."""
 
@@ -65,7 +65,7 @@ class StudyFile(BaseModel):
     compare: Compared | None = None
     """Differences in the scores of `evaluate`; null: none."""
     figures: list[str] = []
-    """Further names from evaluation.json that the table shows; dotted names reach into nested ones."""
+    """Names of more figures from evaluation.json for the table; dotted names refer to nested ones."""
     metrics: list[str] = []
     """Names from an arm's metrics.jsonl, shown with their first and last values in training."""
     curves: list[str] = []

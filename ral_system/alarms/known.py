@@ -16,7 +16,7 @@ class Alarm:
     """What the figure is, in a noun phrase."""
     remedy: str
     below: bool = False
-    """It rings below its limit, and not above."""
+    """Whether it rings below its limit instead of above."""
     stops: bool = True
     """Whether `alarms.action=stop` heeds it."""
     counts: str = "step"

@@ -233,7 +233,7 @@ class _Slopes:
     picked: tuple[Tensor, Tensor] | None
     """[N, S] each: tokens, and what is added to their gradient."""
     rests: list[tuple[Tensor, Tensor, Tensor]]
-    """For each set of kept tokens [N, K] the log-prob of the others and the gradient of it, [N] each."""
+    """Log-prob of the other tokens and its gradient, [N] each, for each set of kept tokens [N, K]."""
     divergence: tuple[Any, Tensor] | None
     """The teacher, and the gradient of the divergence from it [N]."""
 

@@ -43,8 +43,8 @@ class _Block:
     mixture: Tensor
     """[H, R] w_h; 0 where a row has no key that counts. With heads="each": 1."""
     left_out: tuple[Tensor, Tensor] | None
-    """With heads="mean": exp(logit - L) of seen keys that do not count ([H, R, S], or [H, R] for the row alone), and
-    exp(E - L) [H, R]."""
+    """Values for heads="mean", otherwise None: exp(logit - L) of seen keys that do not count ([H, R, S], or [H, R] for
+    the row alone), and exp(E - L) [H, R]."""
 
 
 class ChunkedKernels:

@@ -82,7 +82,7 @@ class FusedKernels:
         self._tiles = launch_options(dim, dtype)
 
     def rows_per_block(self, query_heads: int) -> int:
-        """As many rows as fit the block size, in whole tiles, at least one."""
+        """Return the number of rows that fit the block size, in whole tiles, at least one."""
         row_bytes = 4 * self._key_KTD.shape[1] * (query_heads if self._heads == "each" else 1)
         return max(1, _BLOCK_BYTES // row_bytes // _ROW_TILE) * _ROW_TILE
 

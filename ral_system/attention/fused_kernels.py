@@ -53,7 +53,7 @@ def _rows(rows, at, row_count):
 
 @triton.jit
 def _visibility(row, key_at, branches, key_mask, positions, window, tokens):
-    """As `policy.visibility`, for positions that broadcast to a tile in either order."""
+    """Compute `policy.visibility` for positions that broadcast to a tile in either order."""
     seen = key_at <= row
     if branches is not None:
         row_branch = tl.load(branches + row, mask=row >= 0, other=0)

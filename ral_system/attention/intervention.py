@@ -57,7 +57,7 @@ class Intervention:
             )
 
     def on(self, visual_BT: Tensor, system_BT: Tensor) -> Steering:
-        """For one forward pass over keys of these kinds, bool [B, T]; later keys are of neither."""
+        """Apply it to one forward pass over keys of these kinds, bool [B, T]; later keys are of neither kind."""
         return Steering(self, visual_BT, system_BT)
 
 

@@ -66,7 +66,7 @@ def _shares(tokens: int, start: float, end: float, places: int) -> Tensor:
 
 
 def row_statistics(policy_RT: Tensor, keys: KeyProvenance) -> dict[str, Tensor]:
-    """Per row, [R] each, of a policy over all earlier keys.
+    """Compute the statistics of each row, [R] each, of a policy over all earlier keys.
 
     `visual_mass`, `system_mass`, `text_mass`, `generated_mass`: shares of the row, which add up to 1. `sink_mass`: on
     the first tokens, whatever they are. `vas`: visual over system mass of this row, large where the latter is small, so

@@ -66,7 +66,7 @@ def visual_score(attention: GroupAttention, keys: KeyProvenance) -> VisualScore 
 
 
 def mean_score(scores: Sequence[VisualScore]) -> VisualScore:
-    """Over the rows of several sequences, at least one."""
+    """Average scores over the rows of several sequences, at least one."""
     rows = sum(s.rows for s in scores)
 
     def mean(name: str) -> Tensor:

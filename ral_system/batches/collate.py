@@ -177,7 +177,7 @@ def _to(value: Any, device: torch.device | str) -> Any:
 
 
 def _pad(sequences: Sequence[Sequence[int]]) -> Tensor:
-    """With zeros, which a mask tells apart: a tokenizer need not have a token for padding."""
+    """Pad sequences with zeros, which are masked: a tokenizer need not have a padding token."""
     padded = np.zeros((len(sequences), max(map(len, sequences))), dtype=np.int64)
     for row, sequence in zip(padded, sequences, strict=True):
         row[: len(sequence)] = sequence

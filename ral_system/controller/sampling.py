@@ -27,7 +27,7 @@ class Batch:
     """Batch that a step trains on; it does not depend on the order in which completions finished."""
 
     groups: list[Group]
-    """In the order of the prompts; groups that only fill the batch up come last."""
+    """Groups in the order of the prompts; those that only fill up the batch come last."""
     verdicts: dict[str, Verdict] | None
     """None while the verifiers still work on them."""
     reward: float | None

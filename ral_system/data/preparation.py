@@ -171,7 +171,7 @@ class Preparation:
         return self.tally.rows
 
     def _check_columns(self, name: str, source: SourceConfig, there: Collection[str]) -> None:
-        """Raises DataError for a needed column, or all of media, in no row; notes others."""
+        """Raise DataError if no row has a needed column, or any media column; note other missing columns."""
         named = {field: str(column) for field, column in source.columns.model_dump().items() if column is not None}
         if self._thought_text is None:
             named.pop("thought", None)

@@ -62,7 +62,7 @@ def most_attended(visual_N: np.ndarray, layouts: Sequence[Layout], share: float)
 
 
 def seen_blocks(chosen_N: np.ndarray, layouts: Sequence[Layout]) -> list[np.ndarray]:
-    """For each medium which blocks of its finest grid the chosen tokens show: bool [views, rows, columns].
+    """Find the blocks of each medium's finest grid that the chosen tokens show: bool [views, rows, columns].
 
     Tiles and the whole picture may show the same place: it is seen if any token that shows it is chosen.
     """

@@ -59,7 +59,8 @@ class Family(ABC):
     frames_per_view: ClassVar[int] = 1
     """Frames of a video that the vision encoder merges into one."""
     max_media: ClassVar[Mapping[MediaKind, int]] = MAX_MEDIA
-    """Most media of each kind in a prompt, 0 of one that the models do not read; `MAX_MEDIA` bounds it."""
+    """Largest number of media of each kind in a prompt, at most `MAX_MEDIA`; 0 for a kind that the models do not
+    read."""
 
     bidirectional: ClassVar[bool] = False
     """Whether the visual tokens of a picture attend to each other in both directions."""

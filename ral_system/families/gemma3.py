@@ -167,7 +167,7 @@ class Gemma3(Family):
         )
 
     def engine_problem(self, device: Device, dtype: Dtype) -> str | None:
-        """On CPU vLLM's attention is causal within pictures."""
+        """Refuse vLLM on CPU, whose attention is causal within pictures."""
         if device == "cuda":
             return None
         return (

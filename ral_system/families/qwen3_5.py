@@ -24,14 +24,15 @@ class Qwen35(Qwen3Frames):
 
     @property
     def linear_attention_flops(self) -> int:
-        """In each the convolution, and per value head the products of its state with k, k and q."""
+        """Operations of the linear layers: in each the convolution, and per value head the products of its state with
+        k, k and q."""
         text = self.config.get_text_config()
         convolved = 2 * text.linear_conv_kernel_dim * self._linear_channels
         return len(self.linear_layers) * (convolved + 6 * self._linear_state)
 
     @property
     def state_bytes(self) -> int:
-        """In float32, with the last tokens' q, k and v before the convolution."""
+        """Size of the states in float32, with the q, k and v of the last tokens before the convolution."""
         kept = self.config.get_text_config().linear_conv_kernel_dim - 1
         return 4 * len(self.linear_layers) * (self._linear_state + kept * self._linear_channels)
 

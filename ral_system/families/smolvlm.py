@@ -137,7 +137,7 @@ class SmolVlm(Family):
         return tile_px * edge_px, edge_px**2
 
     def pixel_budgets(self, data: FilesConfig) -> dict[MediaKind, PixelBudget]:
-        """Raises ConfigError for bounds of pictures that leave out any that the processor makes."""
+        """Return the processor's budget for pictures. Raises ConfigError if bounds exclude a size that it makes."""
         least, most = self.picture_bounds
         low, high = data.image.min_pixels, data.image.max_pixels
         if (low is not None and low > least) or (high is not None and high < most):

@@ -122,7 +122,7 @@ class MediaStore:
         return pixels
 
     def pixel_name(self, media: Media) -> str:
-        """In the cache. Of an original that has changed another: its digest is checked. Raises OSError without one."""
+        """Return the name of the pixels in the cache. It changes with the original file. Raises OSError without one."""
         status = self.path(media).stat()
         return hashlib.sha256(repr((media, status.st_size, status.st_mtime_ns, DECODERS)).encode()).hexdigest()
 

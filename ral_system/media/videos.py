@@ -341,7 +341,7 @@ def _frames(stream: VideoStream, packets: Iterable[av.Packet[VideoStream]]) -> I
 def _nearest(
     decoded: Iterable[tuple[int, VideoFrame]], wanted: list[int], timeline: _Timeline
 ) -> Iterator[tuple[int, VideoFrame]]:
-    """For each of the ascending times `wanted` the frame nearest to it. Holds two frames at a time.
+    """Yield the frame nearest to each of the ascending times `wanted`. Holds two frames at a time.
 
     Raises DataError where none is as near as its neighbours would be, or one would serve twice.
     """

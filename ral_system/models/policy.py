@@ -40,13 +40,13 @@ class PolicyOutput:
     top1: Tensor
     """bool [B, R]: the response token is the most likely one."""
     attention: Mapping[AttentionRead, tuple[GroupAttention, ...]]
-    """For each read, the rows of every group that it asked for (Eq 2)."""
+    """Rows that each read asked for, of every group (Eq 2)."""
     tokens: TokenValues
     """Values of the distributions that the N response tokens, sample by sample, were drawn from."""
     visual_similarity: Tensor | None = None
     """float32 [B, R], detached, 0 where padded; None unless it was asked for (`models.similarity`)."""
     probed: list[tuple[Tensor, Tensor]] = field(default_factory=list)
-    """For each layer of reads with `whole` the query of all tokens, [1, H, T, D], and which are rows, each once."""
+    """Query of all tokens, [1, H, T, D], and the tokens that are rows, once for each layer of reads with `whole`."""
 
 
 class PolicyModel(nn.Module):

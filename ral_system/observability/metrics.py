@@ -77,9 +77,9 @@ class MetricsLog:
         return self._lines.lines
 
     def truncate(self, stage: Stage, step: int, lines: int | None = None) -> None:
-        """Before resuming `stage` after `step`: drop what came after the checkpoint, at which there were `lines`.
+        """Drop the lines after the checkpoint at `step`, which had `lines`, before `stage` resumes.
 
-        Its clock goes on from its last kept line.
+        The clock of the stage continues from its last kept line.
         """
         kept = self._lines.truncate(stage, step, lines)
         spent_s = max((record["time_s"] for record in kept if record["stage"] == stage), default=0.0)
@@ -143,7 +143,7 @@ class RolloutLog:
         return self._lines.lines
 
     def truncate(self, stage: Stage, step: int, lines: int | None = None) -> None:
-        """Before resuming `stage` after `step`: drop what came after the checkpoint, at which there were `lines`."""
+        """Drop the lines after the checkpoint at `step`, which had `lines`, before `stage` resumes."""
         self._lines.truncate(stage, step, lines)
 
     def close(self) -> None:

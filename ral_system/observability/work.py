@@ -16,7 +16,8 @@ class Work:
     seconds: float = 0.0
     tokens: int = 0
     unshared_tokens: int = 0
-    """As if every response had a prompt of its own; so are `unshared_flops`, whose media are encoded in every pass."""
+    """Tokens if every response had a prompt of its own, as in `unshared_flops`, where media are encoded in every
+    pass."""
     media: int = 0
     """Encoded in these updates."""
     flops: int = 0

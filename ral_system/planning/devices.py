@@ -33,9 +33,9 @@ class Device:
     bytes_per_s: float
     """What decoding moves in its memory."""
     link_bytes_per_s: float
-    """To another device of the node, one way."""
+    """Bandwidth to another device of the node, one way."""
     host_bytes_per_s: float
-    """To the host's memory."""
+    """Bandwidth to the host's memory."""
     decode_s: float
     """What a decoding step takes beside its arithmetic and its memory: an estimate."""
     node_bytes: int

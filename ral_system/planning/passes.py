@@ -46,7 +46,7 @@ class Held:
     """Bytes that a pass holds beside the model's weights."""
 
     peak: int
-    """At the highest."""
+    """Largest number of bytes held at once."""
     kept: int
     """Bytes of what it returns."""
 

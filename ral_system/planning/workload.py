@@ -83,7 +83,7 @@ def step_samples(config: TrainConfig, plan: PlanConfig, family: Family) -> tuple
 
 
 def asked(samples: Sequence[Sample], questions: int) -> tuple[Sample, ...]:
-    """So many held-out questions, each answered once, as large as the samples of a step."""
+    """Return a number of held-out questions, each with one answer, as large as the samples of a step."""
     first = samples[0]
     media = first.prompt.media
     return tuple(

@@ -86,7 +86,7 @@ def read_run(folder: Path) -> RunData:
 
 
 def headline(run: RunData) -> Headline:
-    """From `summary.json` where it has a figure (see `controller.summary`), otherwise from the metrics so far."""
+    """Read the headline figures from `summary.json` (see `controller.summary`), or else from the metrics so far."""
     summary = run.summary
     accuracy = [value for _, value in run.points("rl", "eval/accuracy")]
     cold_start = [value for _, value in run.points("sft", "eval/accuracy")]

@@ -42,9 +42,9 @@ class ReportMedia:
         return frame_strip(zip(frames, _times(medium.clip), strict=True), "picture", "video", _note(medium.clip))
 
     def overlaid(self, medium: Media, mass: np.ndarray, peak: float) -> str:
-        """With `mass` [steps, h, w] over it, relative to `peak`; of a video, with each step's share of all attention.
+        """Draw `mass` [steps, h, w], relative to `peak`, over a medium; for a video also the share of each step.
 
-        Raises ValueError where the mass does not fit the medium.
+        Raises ValueError if the mass does not fit the medium.
         """
         alt, frames = "where the answer looks", self._frames(medium)
         if frames is None:

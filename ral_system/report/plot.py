@@ -24,7 +24,7 @@ class Plot:
     values: list[dict[int, float | None]]
     """Values as recorded."""
     heights: list[dict[int, float]]
-    """As drawn: in a stack above the layers below, elsewhere the values that are known."""
+    """Heights at which values are drawn: in a stack on top of the layers below, otherwise the known values."""
     x: Axis
     y: Axis
     bar_width: float

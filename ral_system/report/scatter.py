@@ -22,7 +22,7 @@ class Point:
 
 
 def scatter(points: Sequence[Point], title: str, x_label: str, y_label: str) -> str:
-    """At least one point; axes around the values, x logarithmic if these span more than 1 : 100."""
+    """Draw at least one point. Axes surround the values; x is logarithmic if they span more than 1 : 100."""
     ys = [p.y for p in points]
     x_axis = svg.axis_around([p.x for p in points], _LEFT + _INSET, _RIGHT - _INSET)
     y_axis = svg.linear_axis(min(ys), max(ys), _BOTTOM, _TOP)

@@ -164,7 +164,7 @@ class Axis:
 
 
 def linear_axis(low: float, high: float, start: float, end: float, intervals: int = 4) -> Axis:
-    """From about a round number to about a round number, with about as many intervals between ticks."""
+    """Make an axis that begins and ends near round numbers, with about `intervals` intervals between ticks."""
     if high <= low:
         low, high = (low - abs(low) / 2, low + abs(low) / 2) if low else (0.0, 1.0)
     ticks = _round_ticks(low, high, intervals)
@@ -172,7 +172,7 @@ def linear_axis(low: float, high: float, start: float, end: float, intervals: in
 
 
 def log_axis(low: float, high: float, start: float, end: float, most_ticks: int = 6) -> Axis:
-    """From the power of ten below `low` to the one above `high`, which are positive."""
+    """Make an axis from the power of ten below `low` to the one above `high`; both are positive."""
     first, last = math.floor(math.log10(low) + 1e-9), math.ceil(math.log10(high) - 1e-9)
     last = max(last, first + 1)
     every = math.ceil((last - first) / (most_ticks - 1))

@@ -18,7 +18,7 @@ class Measured:
 
     tokens: int = 0
     limit: int = 0
-    """Most tokens that it could have had."""
+    """Largest number of tokens that the response could have had."""
     visual: float | None = None
     """r_vis: how much its words look at the picture; None if undefined, or not measured yet."""
     kl: float | None = None

@@ -48,7 +48,7 @@ class _Row:
     token_ids: list[int] = field(default_factory=list)
     log_probs: list[float] = field(default_factory=list)
     top: list[tuple[np.ndarray, np.ndarray]] = field(default_factory=list)
-    """Per token the ids and log-probs of the most likely ones, if they are asked for."""
+    """Ids and log-probs of the most likely tokens at each position, if requested."""
     version: int = 0
     switches: list[tuple[int, int]] = field(default_factory=list)
     restarts: int = 0
@@ -115,7 +115,7 @@ class HfEngine:
         return self.generate_pieces([Piece(prompt, 0, sampling.completions) for prompt in prompts], sampling)
 
     def generate_pieces(self, pieces: Sequence[Piece], sampling: Sampling) -> Completions:
-        """As `generate`, for parts of groups. Log-probs are rounded otherwise in a batch of other rows."""
+        """Generate parts of groups. Log-probs are rounded differently in a batch of other rows."""
         rows = [
             self._row(piece.prompt, index, sampling)
             for piece in pieces

@@ -132,7 +132,7 @@ class VllmEngine:
         return self.generate_pieces([Piece(prompt, 0, sampling.completions) for prompt in prompts], sampling)
 
     def generate_pieces(self, pieces: Sequence[Piece], sampling: Sampling) -> Completions:
-        """As `generate`, for parts of groups. Media are processed once for neighbouring pieces of one prompt."""
+        """Generate parts of groups. Media are processed once for neighbouring pieces of one prompt."""
         self._held.require(Held.ALL, "a rollout engine is to generate")
         waiting = ((p.prompt, index) for p in pieces for index in range(p.first, p.first + p.completions))
         running: dict[str, tuple[Prompt, int]] = {}

@@ -247,7 +247,8 @@ class Watch:
 def _read_rows(
     rows: GroupAttention, watch: Watch, group: MicroBatch, attention: AttentionConfig, version: int | None
 ) -> Sequence[tuple[AttentionRecord, ...]]:
-    """For each sample a record per probed layer; `watch` sees the policies over all keys, uncounted ones included."""
+    """Record each sample's attention per probed layer; `watch` sees policies over all keys, including those not
+    counted."""
     records = []
     for layer in range(len(rows.layers)):
         blocks = watch.layer(rows, layer) if rows.key_mask is None else rows.policies(layer)

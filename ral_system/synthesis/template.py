@@ -23,7 +23,7 @@ class TemplateGenerator:
         self._role = role
 
     async def check(self) -> None:
-        """It is always there."""
+        """Do nothing: a template is always available."""
 
     async def generate(self, row: Row, texts: Mapping[Role, str]) -> str:
         """This role's text. Raises MalformedError for a reasoning to anchor that has no thought."""

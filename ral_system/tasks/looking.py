@@ -149,7 +149,7 @@ class Looking:
     families: tuple[LookingFamily, ...]
     difficulty: tuple[int, ...]
     described: int
-    """Most places that a caption names, and most things that it looks for."""
+    """Largest number of places that a caption describes, and of things that it locates."""
 
     def record(self, split: Split, index: int) -> LookingRecord:
         """Return the `index`-th record of `split`."""

@@ -56,7 +56,7 @@ class VideoSearch:
     seed: int
     seconds: int
     described: int = MAX_SECONDS
-    """Most seconds that a caption names, and most things that it looks for."""
+    """Largest number of seconds that a caption describes, and of things that it locates."""
 
     def __post_init__(self) -> None:
         if not 2 <= self.seconds <= MAX_SECONDS:

@@ -76,7 +76,7 @@ class VisualSearch:
     objects: int
     digits: bool = True
     described: int = MAX_GRID**2
-    """Most positions that a caption names, half of them filled as far as possible."""
+    """Largest number of positions that a caption describes, half of them filled as far as possible."""
 
     def __post_init__(self) -> None:
         if not 2 <= self.grid <= MAX_GRID:

@@ -65,7 +65,8 @@ class Media:
 
     @classmethod
     def parse(cls, record: Mapping[str, Any]) -> Media:
-        """From what `dataclasses.asdict` made of it, through JSON. Raises KeyError or TypeError for anything else."""
+        """Read a medium from its `dataclasses.asdict`, also after JSON. Raises KeyError or TypeError for anything
+        else."""
         clip = record["clip"]
         if clip is not None:
             clip = Clip(VideoSampling(**clip["sampling"]), tuple(clip["times_s"]), clip["duration_s"])

@@ -28,7 +28,7 @@ class Prompt:
     token_ids: tuple[int, ...]
     """[P] chat-rendered, with every media placeholder expanded to one token per visual token."""
     engine_token_ids: tuple[int, ...] = ()
-    """With one placeholder for each medium, as a rollout engine takes it that expands them itself."""
+    """Token ids with one placeholder per medium, for rollout engines that expand them."""
     system_tokens: int = 0
     """Tokens of the system turn, which begins the prompt; a turn that the chat template adds by itself counts."""
     question_positions: tuple[int, ...] = ()
@@ -63,7 +63,8 @@ class Sampling:
     max_new_tokens: int
     seed: int
     top_tokens: int = 0
-    """Most likely tokens to report per position, the sampled one among them; 0: the sampled one's log-prob alone."""
+    """Number of most likely tokens to report per position, including the sampled one; 0: only the sampled one's
+    log-prob."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -35,16 +35,16 @@ class Completion:
     log_probs: tuple[float, ...]
     """[R] natural log, of the distribution sampled from: temperature applied, banned tokens removed."""
     text: str
-    """With the prompt's `opening`, without special tokens other than tags."""
+    """Text of the response with the prompt's `opening`, without special tokens other than tags."""
     finish_reason: FinishReason
     weight_version: int
     """Version of the weights that made it, or its first tokens."""
     top: TokenRecord | None = None
     """mu's most likely tokens at every position, when `Sampling.top_tokens` asks for them."""
     switches: Switches = ()
-    """With `rollout.on_new_weights=continue`: where other weights took over."""
+    """Places where new weights took over, with `rollout.on_new_weights=continue`."""
     restarts: int = 0
-    """With `rollout.on_new_weights=discard`: how often it was begun again, in the engine's queue or out of it."""
+    """Number of times that it started again, with `rollout.on_new_weights=discard`, also while it was queued."""
     seed: int = 0
     """Seed of this completion's sampling; with the weights, it is enough to reproduce the completion."""
     first_token_s: float = field(default=0.0, compare=False)

@@ -152,7 +152,7 @@ class Commands:
         return kept | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "COLUMNS": "120"} | extra
 
     def start(self, program: str, *args: str, cwd: Path, fresh: bool = False, **extra: str) -> Process:
-        """In a session of its own, so a signal to its group reaches nothing else; a Python file is a program."""
+        """Start a program, or a Python file, in its own session: signals to its group reach nothing else."""
         command, environment = [str(_BIN / program), *args], self.environment(**extra)
         if (program.startswith("ral-") or program.endswith(".py")) and not fresh:
             deadline = time.monotonic() + 120

@@ -30,7 +30,7 @@ def setting(
 
 
 def questions(setting: Setting) -> list[Prompt]:
-    """About pictures and videos, several and none; two videos differ in their times alone."""
+    """Ask about one, several and no pictures and videos; two videos differ only in their times."""
     sampling = VideoSampling(fps=1.0, max_frames=6, min_frames=2)
     (first,), (second,) = setting.prompts[0].media, setting.prompts[1].media
     wide = setting.media.put_video(clip(noise(1, 6, 56, 84)), sampling, VideoLimits())

@@ -38,7 +38,7 @@ def setting(qwen3_5_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> I
 
 @pytest.fixture(scope="module")
 def prompts(setting: Setting) -> list[Prompt]:
-    """About pictures, a video, both and neither."""
+    """Ask about pictures, a video, both and neither."""
     first, second = (setting.media.put(Image.fromarray(noise(i, 1, 56, 84 + 28 * i)[0])) for i in range(2))
     video = setting.media.put_video(clip(noise(2, 4, 56, 84)), VideoSampling(1.0, 8, 2), VideoLimits())
     return [

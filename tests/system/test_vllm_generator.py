@@ -31,7 +31,7 @@ pytestmark = pytest.mark.system
 
 
 def tiny_setting(folder: Path) -> Setting:
-    """On a tiny Qwen2.5-VL that is written to the folder."""
+    """Write a tiny Qwen2.5-VL to the folder."""
     build_tiny_model(folder / "model", words(), hidden=128, layers=4, vision_layers=2, seed=1)
     return Setting(folder / "model", folder)
 

@@ -37,6 +37,10 @@ def test_plain_text_passes():
         ("x = 1  # groups, of which one is empty", 1),
         ('def fits(x):\n    """Whether it fits."""', 2),
         ('class A:\n    async def held(self):\n        """\n        What it holds."""', 3),
+        ('def pad(rows):\n    """With zeros at the end."""', 2),
+        ('def check(row):\n    """Raises ValueError for an empty row."""', 2),
+        ('class A:\n    @property\n    def flops(self):\n        """In each layer, the products."""', 4),
+        ('class Held:\n    peak: int\n    """At the highest."""', 3),
     ],
 )
 def test_a_banned_construction_is_found_on_its_line(source, line):
@@ -48,6 +52,14 @@ def test_a_property_may_be_a_clause():
         list(prose.in_python('class A:\n    @cached_property\n    def fits(self):\n        """Whether it fits."""'))
         == []
     )
+
+
+def test_the_name_of_a_test_may_begin_its_docstring():
+    assert list(prose.in_python('def test_shares():\n    """By hand: a quarter each."""')) == []
+
+
+def test_a_constant_may_begin_with_a_preposition():
+    assert list(prose.in_python('LIMIT = 3\n"""In seconds."""')) == []
 
 
 def test_literals_of_tests_are_data():

@@ -52,13 +52,13 @@ def key_values(group: Tensor, outcomes: tuple[float | None, ...], index: int) ->
 
 
 def contrast(group: Tensor, outcomes: tuple[float | None, ...]) -> tuple[Tensor, Tensor]:
-    """For each response g: Var(Q_g) under its own shares at the old weights, and the mean of that over all orders of
-    the group's outcomes: [G] each, means over layers and heads. Both are 0 for a response without a verdict, for a
-    group with fewer than three, and where everyone looks at the same keys. `group` [G, ..., N] as in `Glances`.
+    """Compute Var(Q_g) of each response g under its own shares at the old weights, and its mean over all permutations
+    of the group's outcomes: [G] each, averaged over layers and heads. Both are 0 for a response without a verdict, for
+    a group with fewer than three, and if all responses look at the same keys. `group` [G, ..., N] as in `Glances`.
 
-    A quotient of their sums near 1 says that right and wrong responses look at the same keys: there is nothing to learn
-    from where they look. It is exact, without drawing orders. Var(Q_g) is a quadratic form Σ A_i A_j B_ij in the
-    outcomes, which sum to 0; its mean is therefore (tr B - Σ_{i≠j} B_ij / (n - 1)) Σ A² / n.
+    If the ratio of their sums is near 1, right and wrong responses look at the same keys, and there is nothing to learn
+    from where they look. The mean is exact: no permutations are sampled. Var(Q_g) is a quadratic form Σ A_i A_j B_ij in
+    the outcomes, which sum to 0; its mean is therefore (tr B - Σ_{i≠j} B_ij / (n - 1)) Σ A² / n.
     """
     found = torch.zeros(2, len(outcomes), dtype=torch.float64, device=group.device)
     known = [j for j, outcome in enumerate(outcomes) if outcome is not None]

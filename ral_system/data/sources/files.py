@@ -162,7 +162,7 @@ def _read_file(path: Path, columns: Collection[str] | None) -> Iterator[Row]:
 
 
 def _check_complete(folder: Path, names: list[str]) -> None:
-    """Raises DataError where the names count to more shards than there are."""
+    """Raise DataError if shards that the file names count are missing."""
     for match in filter(None, map(re.compile(r"(.*-)\d{5}-of-(\d{5})(\.\w+)").fullmatch, names)):
         for number in range(int(match[2])):
             if (name := f"{match[1]}{number:05}-of-{match[2]}{match[3]}") not in names:

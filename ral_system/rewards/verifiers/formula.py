@@ -64,7 +64,7 @@ class Formula:
     latex: str
     unit: Unit = NONE
     with_letter: str = ""
-    """For a letter directly behind a number, as in `4s`, which may be seconds or a variable: the LaTeX with it."""
+    """LaTeX with the letter directly behind a number, as in `4s`, which may mean seconds or a variable."""
 
 
 def read_formula(text: str) -> Formula | None:
@@ -82,7 +82,7 @@ def read_formula(text: str) -> Formula | None:
 
 
 def _undelimited(text: str) -> str | None:
-    """Without the marks of formulas; a comma between two that stand side by side. None for marks without a partner."""
+    """Remove the marks of formulas, with a comma between adjacent formulas. None if a mark has no partner."""
     parts = _DELIMITER.split(text)
     if len(parts) % 2 == 0:
         return None

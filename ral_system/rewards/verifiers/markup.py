@@ -20,13 +20,13 @@ def bare(text: str) -> str:
 
 
 def undressed(text: str) -> str:
-    """Without Markdown, HTML emphasis, and LaTeX that only dresses words."""
+    """Remove Markdown, HTML emphasis, and LaTeX that only formats words."""
     text = without_html(text).translate(_MARKDOWN)
     return _LATEX.sub(" ", text) if "\\" in text else text
 
 
 def without_html(text: str) -> str:
-    """Without HTML emphasis: `<b>42</b>` is `42`. Other tags stay."""
+    """Remove HTML emphasis: `<b>42</b>` becomes `42`. Other tags stay."""
     return _HTML.sub(r"\2", text) if "</" in text else text
 
 

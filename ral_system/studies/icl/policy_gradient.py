@@ -83,7 +83,7 @@ class Schedule:
     prompts: int
     responses: int
     updates: int
-    """Per step; each takes whole groups, an equal share of the batch."""
+    """Updates per step; each takes whole groups, an equal share of the batch."""
     learning_rate: float
     """Adam's, with betas 0.9 and 0.99."""
     spread: float

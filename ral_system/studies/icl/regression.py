@@ -41,7 +41,7 @@ class Regression:
     prompts: int
     """Tasks per update."""
     queries: int
-    """Per task."""
+    """Number of queries per task."""
     learning_rate: float
     """Adam's; falls linearly to 0."""
     test_prompts: int
@@ -60,16 +60,16 @@ class Measured:
     """What one seed gave. Excess risks are over the Bayes predictor that knows the task."""
 
     excess: dict[str, dict[int, float]]
-    """By architecture and depth, with infinite context."""
+    """Excess risk with infinite context, by architecture and depth."""
     learned: dict[int, tuple[float, float]]
     """alpha and beta of cross-attention, by depth."""
     one_layer: float
     """The least excess of one layer (`one_layer_optimum`) on the same test tasks."""
     best_step: dict[int, float]
-    """By depth, the excess of cross-attention with alpha = -beta at its best on the same test tasks (`best_step`)."""
+    """Excess of cross-attention with the best alpha = -beta for the same test tasks (`best_step`), by depth."""
     by_context: dict[str, dict[int, float]]
-    """By predictor and number of examples: one layer, the deepest cross-attention, and the Bayes predictor of the
-    context, than which none is better."""
+    """Excess by predictor and number of examples: one layer, the deepest cross-attention, and the Bayes predictor of
+    the context, which is optimal."""
 
 
 def run(settings: Regression, seed: int) -> Measured:

@@ -34,9 +34,9 @@ class Results:
     schedule: Schedule
     regression: tuple[Measured, ...]
     policy_gradient: Mapping[str, tuple[Curve, ...]]
-    """By arm of `policy_gradient.ARMS`."""
+    """Curves by arm of `policy_gradient.ARMS`."""
     alone: Mapping[str, tuple[Curve, ...]]
-    """By arm of `policy_gradient.ALONE`."""
+    """Curves by arm of `policy_gradient.ALONE`."""
 
 
 def write(results: Results, folder: Path) -> str:

@@ -43,19 +43,19 @@ class Line(Protocol):
     """A connection from a sender to its receivers, which takes one buffer of bytes at a time."""
 
     def buffer(self, size: int) -> Tensor:
-        """On the sender: memory for the next bytes."""
+        """Return the sender's memory for the next bytes."""
         ...
 
     def give(self, size: int) -> None:
-        """On the sender: pass on what was written into the buffer."""
+        """Send the bytes that were written into the buffer."""
         ...
 
     def take(self, size: int) -> Tensor:
-        """On a receiver: the next bytes, valid until the next call of this or of `finish`."""
+        """Receive the next bytes, valid until the next call of this or of `finish`."""
         ...
 
     def finish(self) -> None:
-        """At the end of a version, on both sides."""
+        """End a version, on both sides."""
         ...
 
 

@@ -36,7 +36,7 @@ def lost(inputs: LossInputs, config: dict[str, Any]) -> TokenLoss:
 
 
 def inputs_of(pi: list[list[float]], mu: list[list[float]], advantages: list[float], **more: Any) -> LossInputs:
-    """From probabilities, pi differentiable; pi_old = mu unless given."""
+    """Build inputs from probabilities, with pi differentiable; pi_old = mu unless given."""
     log_mu = torch.tensor(mu, dtype=torch.float64).log()
     found = LossInputs(
         log_probs=torch.tensor(pi, dtype=torch.float64).log().requires_grad_(),

@@ -189,7 +189,7 @@ def packed(model: PreTrainedModel, sequences: list[Inputs]) -> tuple[Inputs, tup
 
 
 def expected_policy(model: PreTrainedModel, inputs: Inputs) -> tuple[Tensor, Tensor]:
-    """From eager attention of the last layer: p [B, T, T], and the logits."""
+    """Compute p [B, T, T] from eager attention of the last layer, and the logits."""
     with torch.no_grad():
         output = model(**inputs, output_attentions=True, use_cache=False)
     alpha = output.attentions[-1].mean(1)

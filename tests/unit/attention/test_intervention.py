@@ -40,7 +40,7 @@ def attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, **key
 
 
 def dense(query: Tensor, key: Tensor, value: Tensor, allowed: Tensor, how: Intervention) -> Tensor:
-    """As the definition has it, in float64, one head at a time."""
+    """Compute the definition in float64, one head at a time."""
     out = torch.zeros(*query.shape, dtype=torch.float64)
     for b in range(2):
         for h in range(4):

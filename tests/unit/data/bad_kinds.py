@@ -63,7 +63,7 @@ class Kind:
     given: Row | Callable[[Row], Any]
     end: Left | Used | Nothing
     files: Mapping[str, bytes] = field(default_factory=dict)
-    """To be written below the data's root."""
+    """Files to write below the data's root."""
 
     def built(self, good: Row) -> Any:
         if not isinstance(self.given, dict):
@@ -110,7 +110,7 @@ class Source:
 
 
 def line(value: Any) -> bytes:
-    """As it stands in a file of JSON lines; bytes as they are."""
+    """Encode a value as a line of a JSON Lines file; bytes stay unchanged."""
     return value if isinstance(value, bytes) else json.dumps(value).encode()
 
 

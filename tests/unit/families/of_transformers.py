@@ -61,7 +61,7 @@ class Bench:
         return self.store.put_video(clip(noise(seed, frames, height, width)), sampling, VideoLimits())
 
     def samples(self, each: int) -> tuple[Sample, ...]:
-        """So many responses to every question, of unlike lengths."""
+        """Return `each` responses to every question, of different lengths."""
         words = self.family.tokenizer.convert_tokens_to_ids(["red", "what", "is", "at"])
         draw = np.random.default_rng(5)
         return tuple(
@@ -90,7 +90,7 @@ class Alone:
 
 
 def alone(bench: Bench, model: Any, sample: Sample) -> Alone:
-    """By eager attention and transformers' own positions; `model` has `eager` set."""
+    """Compute a sample with eager attention and transformers' own positions; `model` has `eager` set."""
     inputs = bench.processed(sample.prompt)
     assert tuple(inputs["input_ids"][0].tolist()) == sample.prompt.token_ids
     response = torch.tensor([sample.response_token_ids])

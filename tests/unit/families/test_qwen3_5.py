@@ -127,7 +127,7 @@ def token_by_token(layer: Any, x_TE: Tensor) -> Tensor:
 
 
 def sequences(packing: Packing, x_TE: Tensor) -> list[tuple[int, int, Tensor]]:
-    """For every response where it begins in the stream, its prompt's length, and the stream's rows of its sequence."""
+    """Find each response's start in the stream, its prompt's length, and its sequence's rows of the stream."""
     found = []
     for start, group in zip(packing.starts, packing.groups, strict=True):
         for at, length in zip(group.starts, group.responses, strict=True):

@@ -62,7 +62,7 @@ def raw_avi(width: int, height: int) -> bytes:
 
 
 def flipped(video: bytes, start: float, stop: float) -> bytes:
-    """With the bits of a part of it inverted."""
+    """Invert the bits of a part of a video."""
     low, high = int(len(video) * start), int(len(video) * stop)
     return video[:low] + bytes(byte ^ 255 for byte in video[low:high]) + video[high:]
 

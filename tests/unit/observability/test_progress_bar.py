@@ -82,7 +82,7 @@ class Shown:
             self.progress.update(step, metrics)
 
     def lines(self) -> list[str]:
-        """Without the time of day, which each must begin with."""
+        """Return the lines without the time of day, with which each must begin."""
         stamped = [re.fullmatch(r"\d\d:\d\d:\d\d (.*)", line) for line in self.out.getvalue().splitlines()]
         assert all(stamped), self.out.getvalue()
         return [line[1] for line in stamped if line]

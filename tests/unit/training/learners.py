@@ -67,7 +67,7 @@ def mismatched(policy: PolicyModel, collate: Collator, samples: list[Sample]) ->
 
 
 def plan(samples: list[Sample], updates: int, at_a_time: int) -> TrainPlan:
-    """In micro-batches with room for so many samples of the most expensive kind."""
+    """Plan micro-batches with room for `at_a_time` samples of the most expensive kind."""
     max_tokens = at_a_time * max(price((sample,)) for sample in samples)
     return plan_updates(samples, updates=updates, shards=1, max_tokens=max_tokens)
 

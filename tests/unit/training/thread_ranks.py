@@ -23,7 +23,7 @@ class Rank:
     barrier: Barrier
 
     def sum(self, values: Tensor) -> Tensor:
-        """In place, as torch.distributed has it."""
+        """Sum in place, like torch.distributed."""
         self.told[self.own] = values.clone()
         self.barrier.wait(timeout=30)
         values.copy_(sum(self.told, torch.zeros_like(values)))
