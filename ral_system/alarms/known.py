@@ -35,40 +35,41 @@ ALARMS = (
     Alarm(
         "part_share",
         "health/aux_share",
-        "the share of auxiliary parts in the rewards' spread",
-        "look at health/part_share/<part> and lower the weight of the largest; alone it does not show a gamed reward",
+        "the share of auxiliary parts in the variance of rewards",
+        "look at health/part_share/<part> and lower the weight of the largest; this alarm alone does not show a gamed "
+        "reward",
         stops=False,
     ),
     Alarm(
         "aux_only",
         "health/aux_only",
-        "the share of groups that differ in auxiliary parts alone",
+        "the share of groups that differ only in auxiliary parts",
         "lower these parts' weights, pay them for right answers only, or train on questions that the model answers "
         "sometimes right and sometimes wrong",
     ),
     Alarm(
         "amplification",
         "health/amplification",
-        "the factor by which groups without a right-or-wrong signal are stretched",
+        "the factor by which advantages amplify rewards in groups with equal correctness",
         "set algorithm.advantage=dr_grpo, which does not divide by the group's deviation, or round the part's values",
     ),
     Alarm(
         "length_corr",
         "health/length_corr",
-        "the correlation of a paid auxiliary part with length",
+        "the correlation of an auxiliary part with length",
         "look at health/length_corr/<part>; divide that part by length, or remove it",
     ),
     Alarm(
         "length_drift",
         "health/length_drift",
-        "the growth of responses over their shortest mean length",
+        "the growth of the mean response length over its smallest value",
         "read the newest rollouts; if they only pad, set algorithm.overlong.handling=penalty, "
         "or lower rollout.max_new_tokens",
     ),
     Alarm(
         "duplicates",
         "health/duplicates",
-        "the share of sentences said twice in a response",
+        "the share of sentences that repeat an earlier one",
         "read the newest rollouts; lower learner.learning_rate or raise algorithm.kl.coefficient, and look for a part "
         "that pays for length",
     ),
@@ -76,13 +77,15 @@ ALARMS = (
         "truncation",
         "rollout/truncated",
         "the share of responses cut at their limit",
-        "raise rollout.max_new_tokens if they are worth it; otherwise set algorithm.overlong.handling=penalty or mask",
+        "raise rollout.max_new_tokens if long responses are useful; otherwise set algorithm.overlong.handling="
+        "penalty or mask",
     ),
     Alarm(
         "truncation_growth",
         "health/truncation_growth",
         "the share of cut responses relative to the first step's",
-        "raise rollout.max_new_tokens if they are worth it; otherwise set algorithm.overlong.handling=penalty or mask",
+        "raise rollout.max_new_tokens if long responses are useful; otherwise set algorithm.overlong.handling="
+        "penalty or mask",
     ),
     Alarm(
         "entropy",
@@ -94,7 +97,7 @@ ALARMS = (
     Alarm(
         "aux_runaway",
         "health/aux_runaway",
-        "the growth of what auxiliary parts pay at flat accuracy",
+        "the growth of the reward from auxiliary parts at flat accuracy",
         "read the newest rollouts; lower the weight of the part that grows, or pay it for right answers only",
     ),
     Alarm(
@@ -114,8 +117,8 @@ ALARMS = (
     Alarm(
         "contrast",
         "health/contrast",
-        "the contrast of where right and wrong responses look",
-        "they look at the same places, and an objective that compares looks has nothing to learn from; choose "
+        "the contrast between where right and wrong responses look",
+        "responses look at the same places, so an objective that compares them has nothing to learn; choose "
         "algorithm=grpo, or try other rows, layers or keys",
         below=True,
     ),
@@ -129,21 +132,21 @@ ALARMS = (
     Alarm(
         "perception_clamped",
         "perception/clamped",
-        "the share of tokens that pictures change beyond the bound",
+        "the share of tokens at the bound on k3",
         "the policy moves further and further from its blinded view; lower algorithm.perception.weight or "
         "algorithm.perception.masked",
     ),
     Alarm(
         "unclosed",
         "health/unclosed_growth",
-        "the growth of the share of responses without one closed answer",
-        "what they answer is not judged, so accuracy says less than before; read the newest rollouts, raise "
+        "the growth of the share of responses without exactly one closed answer",
+        "such answers are not judged, so accuracy is less reliable; read the newest rollouts, raise "
         "reward.format or lower learner.learning_rate",
     ),
     Alarm(
         "blind_gap",
         "health/blind_runaway",
-        "the growth of what auxiliary parts pay while pictures add no more to accuracy",
+        "the growth of the reward from auxiliary parts while pictures add no more accuracy",
         "lower the weight of the part that grows, or remove it; compare eval/accuracy with eval/accuracy_black",
         counts="evaluation",
     ),

@@ -10,13 +10,13 @@ from ral_system.report.svg import short
 
 
 def alarms(run: RunData) -> str:
-    """A section with a row per alarm that rang; empty without any."""
+    """Return a section with a row per alarm that rang; empty if none did."""
     rows = "".join(_row(run, alarm) for alarm in ALARMS)
     if not rows:
         return ""
     return (
         '<section id="alarms"><h2>Alarms of the RL stage</h2>'
-        '<p class="lead">What each figure means, and more about remedies: docs/troubleshooting.md.</p>'
+        '<p class="lead">docs/troubleshooting.md explains each figure and its remedies.</p>'
         '<div class="scroll"><table><thead><tr><th>Alarm</th><th>Steps</th><th>Value</th><th>Remedy</th></tr></thead>'
         f"<tbody>{rows}</tbody></table></div></section>"
     )

@@ -41,9 +41,9 @@ class Answered:
 def write_answers_page(
     path: Path, title: str, answered: Sequence[Answered], media: ReportMedia, left_out: str = ""
 ) -> None:
-    """The questions with the lowest scores first, `SHOWN` at most; as many with the highest if there is room.
+    """Write at most `SHOWN` questions: half of them those with the lowest scores, the others those with the highest.
 
-    `left_out` says what was not asked.
+    `left_out` says which questions were not asked.
     """
     by_score = sorted(answered, key=lambda a: a.score)
     wrong = [a for a in by_score if a.score < 1]

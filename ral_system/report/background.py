@@ -1,4 +1,4 @@
-"""The report of a run under way, written beside its training."""
+"""Reports of a run in progress, written during training."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from ral_system.report.write import write_run_report
 
 
 class ReportWriter:
-    """Writes a run's report in a thread of its own: it reads everything that was logged, so it takes ever longer.
+    """Writes a run's report in a separate thread: it reads everything that was logged, so it takes longer and longer.
 
     Leaving the context waits for a report under way. An error in one is raised by the next request, or at the end.
     """

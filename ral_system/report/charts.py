@@ -11,7 +11,7 @@ from ral_system.report.svg import colour
 
 
 def figure(chart: Chart) -> str:
-    """The chart as an HTML `<figure>`; empty when no series has a value to draw."""
+    """Return the chart as an HTML `<figure>`; empty if no series has a value to draw."""
     series = [s for s in chart.series if s.known]
     if not series:
         return ""
@@ -37,7 +37,7 @@ def _caption(chart: Chart, series: list[Series]) -> str:
 
 
 def _hover(plot: Plot) -> str:
-    """Pixels and texts by step, which report.js reads."""
+    """Return pixels and texts by step, for report.js."""
     series = [
         {
             "label": s.label,

@@ -17,24 +17,24 @@ from ral_system.report.svg import Axis
 _LEFT, _TOP, _WIDTH, _HEIGHT = 64, 76, 180, 130
 _COLUMN, _ROW = _WIDTH + 16, _HEIGHT + 26
 _COLUMNS, _BETWEEN = 6, 72
-"""Groups side by side, and what lies between them and the next."""
+"""Number of groups side by side, and pixels between rows of groups."""
 
 Curve = Sequence[tuple[int, float]]
-"""One run: (step, value), in order."""
+"""Values of one run: (step, value), in order."""
 
 
 @dataclass(frozen=True, slots=True)
 class CurveRow:
-    """One metric: of each group, in order, the curves of its runs. Values that are not finite are left out."""
+    """Curves of one metric: those of the runs of each group, in order. Values that are not finite are left out."""
 
     label: str
     groups: Mapping[str, Sequence[Curve]]
 
 
 def curves(title: str, rows: Sequence[CurveRow], axis: str = "step") -> str:
-    """Every run as a thin line, and where a group has several the mean of those that reached a step as a bold one.
+    """Draw every run as a thin line, and of a group of several the mean of those that reached a step as a bold one.
 
-    Groups without any value are left out; more than six go on below. `axis` names what steps count.
+    Groups without any value are left out; after six, groups continue below. `axis` is the name of the steps.
     """
     rows = [CurveRow(row.label, {name: list(map(_finite, of)) for name, of in row.groups.items()}) for row in rows]
     names = [name for name in (rows[0].groups if rows else ()) if any(any(row.groups.get(name, ())) for row in rows)]
@@ -56,7 +56,7 @@ def curves(title: str, rows: Sequence[CurveRow], axis: str = "step") -> str:
 
 
 def _panels(row: CurveRow, names: Sequence[str], columns: Sequence[Axis], top: float) -> list[str]:
-    """One metric of some groups."""
+    """Draw a metric of several groups."""
     values = [value for of in row.groups.values() for curve in of for _, value in curve]
     parts = [svg.text(_LEFT, top - 6, row.label)]
     if not values:

@@ -1,4 +1,4 @@
-"""Dots by group, one panel per figure, as an SVG file that needs nothing else: every run is seen, and the mean."""
+"""Dots by group, one panel per figure, as an SVG file that needs nothing else: every run, and their mean."""
 
 from __future__ import annotations
 
@@ -14,18 +14,17 @@ _LEFT, _TOP, _RIGHT, _GROUP, _BOTTOM, _FOOT = 64, 76, 40, 108, 336, 36
 
 @dataclass(frozen=True, slots=True)
 class Panel:
-    """One figure: of each group, in order, the values of its runs; a group may have none, and infinite ones are left
-    out.
-    """
+    """Values of one figure: those of the runs of each group, in order. A group may have none; infinite ones are left
+    out."""
 
     label: str
     groups: Mapping[str, Sequence[float]]
 
 
 def dots(title: str, panels: Sequence[Panel]) -> str:
-    """Panels side by side, each with its own axis around its values.
+    """Draw panels side by side, each with its own axis around its values.
 
-    Logarithmic where these span more than 1 : 100.
+    An axis is logarithmic if its values span more than 1 : 100.
     """
     parts, left = [], 0
     for panel in panels:

@@ -10,7 +10,7 @@ from ral_system.report import svg
 
 _TOP, _ROW, _WIDTH, _GAP, _FOOT = 92, 22, 170, 36, 34
 _BANDS = 2
-"""How many bands the axis shows to either side, at most."""
+"""Largest number of bands that the axis shows on each side."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,9 +24,9 @@ class Interval:
 
 
 def forest(title: str, panels: Mapping[str, Sequence[Interval]], band: float) -> str:
-    """Panels side by side, all with one axis. Grey from −band to band: differences that are too small to matter.
+    """Draw panels side by side with a common axis. Grey marks −band to band: differences that are too small to matter.
 
-    What lies beyond two bands is drawn at the edge.
+    Values beyond two bands are drawn at the edge.
     """
     labels = list(dict.fromkeys(i.label for panel in panels.values() for i in panel))
     ends = [v for panel in panels.values() for i in panel for v in (i.value, i.low, i.high) if isfinite(v)]
@@ -41,7 +41,7 @@ def forest(title: str, panels: Mapping[str, Sequence[Interval]], band: float) ->
         parts.append(_panel(name, panel, axis, at, bottom, band))
     width = left + len(panels) * (_WIDTH + _GAP)
     note = f"95 % intervals for new seeds and new questions; grey: within {band:g} points of zero"
-    note += "; what goes further is at the edge" if ends and max(map(abs, ends)) > _BANDS * band else ""
+    note += "; larger differences are at the edge" if ends and max(map(abs, ends)) > _BANDS * band else ""
     return svg.document(width, bottom + _FOOT, title, parts, note)
 
 

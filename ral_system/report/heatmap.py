@@ -12,8 +12,8 @@ _LEAST, _MOST = (0xEE, 0xF3, 0xFB), (0x14, 0x3C, 0x86)
 
 
 def heatmap(values: Sequence[Sequence[float]], title: str, note: str, layers: Sequence[int]) -> str:
-    """One row per layer, the last on top, one column per head. Values that span more than 1 : 100 have logarithmic
-    colours. `layers` are the numbers of the rows."""
+    """Draw one row per layer, the last on top, and one column per head. Values that span more than 1 : 100 have
+    logarithmic colours. `layers` are the numbers of the rows."""
     flat = [value for row in values for value in row]
     scale = svg.Axis(min(flat), max(flat), 0.0, 1.0, log=svg.wide_span(flat))
     parts, bottom = [], _TOP + len(values) * _CELL

@@ -37,27 +37,27 @@ class RunData:
         return not (self.metrics or self.rollouts or self.summary)
 
     def points(self, stage: Stage, key: str) -> Points:
-        """The series of one metric in one stage. A step recorded twice counts once, by its last value."""
+        """Return the series of a metric in a stage. If a step is recorded twice, its last value counts."""
         found = {row["step"]: row[key] for row in self.metrics if row["stage"] == stage and key in row}
         return sorted(found.items())
 
     def keys(self, stage: Stage, prefix: str) -> list[str]:
-        """Metric names of `stage` under `prefix`, in order of first appearance."""
+        """Return the names of metrics of `stage` with a prefix, in order of first appearance."""
         names = (key for row in self.metrics if row["stage"] == stage for key in row if key.startswith(prefix))
         return list(dict.fromkeys(names))
 
     def last_step(self, stage: Stage) -> int | None:
-        """The newest step of `stage`, or None when it has not begun."""
+        """Return the newest step of `stage`, or None if it has not begun."""
         return max((row["step"] for row in self.metrics if row["stage"] == stage), default=None)
 
     def setting(self, *path: str) -> Any:
-        """One value of config.yaml, or None."""
+        """Return a value of config.yaml, or None."""
         return _dig(self.config, *path)
 
 
 @dataclass(frozen=True, slots=True)
 class Headline:
-    """Return the numbers at the top; None where the run has not reached them."""
+    """Numbers at the top of the report; None if the run has not reached them yet."""
 
     accuracy_before: float | None
     accuracy_after: float | None

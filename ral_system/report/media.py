@@ -1,4 +1,4 @@
-"""Pictures and videos of the report, with or without where an answer looks."""
+"""Pictures and videos of the report, with or without the attention of an answer."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ class ReportMedia:
 
         Raises ValueError if the mass does not fit the medium.
         """
-        alt, frames = "where the answer looks", self._frames(medium)
+        alt, frames = "attention of the answer", self._frames(medium)
         if frames is None:
             return _missing(medium)
         if medium.clip is None:

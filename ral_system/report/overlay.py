@@ -1,4 +1,4 @@
-"""Where the answer's rows look: attention mass per visual token, drawn over the picture."""
+"""Attention mass per visual token, drawn over a picture."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Shared parts of all pages: one file that needs no network, with its style and pictures inside."""
+"""Shared parts of all pages, each one file that needs no network: style and pictures are embedded."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _LOSSLESS_AREA_PX = 512 * 512
 
 
 def page(title: str, body: str, *, styles: Sequence[str] = ("report.css",), script: str | None = None) -> str:
-    """A document around `body`, which is HTML; `styles` and `script` are files of this package."""
+    """Return a document around `body`, which is HTML; `styles` and `script` are files of this package."""
     assets = files("ral_system.report")
     style = variables() + STYLE + "".join(assets.joinpath(name).read_text(encoding="utf-8") for name in styles)
     code = f"<script>{assets.joinpath(script).read_text(encoding='utf-8')}</script>" if script else ""
@@ -33,7 +33,8 @@ def page(title: str, body: str, *, styles: Sequence[str] = ("report.css",), scri
 
 
 def picture(image: Image.Image, kind: str, alt: str) -> str:
-    """An `img` of class `kind` that holds the picture: drawings pixel by pixel, photographs and large ones as JPEG."""
+    """Return an `img` of class `kind` that embeds the picture: drawings as PNG, photographs and large pictures as
+    JPEG."""
     mime, encoded = _encoded(image)
     source = f"data:image/{mime};base64,{base64.b64encode(encoded).decode('ascii')}"
     size = f'width="{image.width}" height="{image.height}"'
@@ -41,7 +42,7 @@ def picture(image: Image.Image, kind: str, alt: str) -> str:
 
 
 def frame_strip(frames: Iterable[tuple[Image.Image, str]], kind: str, alt: str, note: str = "") -> str:
-    """Frames of a video beside each other, each above its caption; `note` below them."""
+    """Draw frames of a video side by side, each above its caption, with `note` below them."""
     drawn = "".join(
         f'<span class="frame">{picture(image, kind, f"{alt}, {caption}")}<small>{escape(caption)}</small></span>'
         for image, caption in frames
@@ -50,7 +51,7 @@ def frame_strip(frames: Iterable[tuple[Image.Image, str]], kind: str, alt: str, 
 
 
 def seconds(time_s: float) -> str:
-    """A time within a video."""
+    """Format a time within a video."""
     return f"{time_s:.1f} s"
 
 

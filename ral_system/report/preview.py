@@ -1,4 +1,4 @@
-"""Preview of a run's data as its model reads them: the first questions of each split, and what was left out."""
+"""Preview of a run's data as its model reads them: the first questions of each split, and rows that were left out."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`preview.html`: questions as the model reads them, and what was left out and why. One file that needs no network."""
+"""`preview.html`: questions as the model reads them, and rows that were left out. One file that needs no network."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class Reason:
 
 @dataclass(frozen=True, slots=True)
 class Judged:
-    """Questions of a kind, and the verifier that judges them: their kind's own, or that of all others."""
+    """Questions of a kind, and the verifier that judges them: one for this kind, or the default."""
 
     kind: str
     verifier: str
@@ -50,7 +50,7 @@ class Judged:
 
 @dataclass(frozen=True, slots=True)
 class Drawn:
-    """A source's questions in use, and its share of the training questions that are drawn, by weight."""
+    """Number of questions of a source in use, and its share, by weight, of the training questions drawn."""
 
     name: str
     rows: int
@@ -180,7 +180,7 @@ def write_preview(folder: Path, preview: Preview) -> Path:
 
 def _head(preview: Preview) -> str:
     origin, error = preview.origin, ""
-    facts = " · ".join((f"as {origin.model} reads it", preview.data, f"written {datetime.now():%Y-%m-%d %H:%M}"))
+    facts = " · ".join((f"as read by {origin.model}", preview.data, f"written {datetime.now():%Y-%m-%d %H:%M}"))
     if preview.error:
         error = f'<p class="error" role="alert"><b>No run can use these data yet.</b> {escape(preview.error)}</p>'
     error += "".join(f'<p class="error" role="status">{escape(warning)}</p>' for warning in preview.warnings)
@@ -188,10 +188,10 @@ def _head(preview: Preview) -> str:
         f'<header><h1>{escape(origin.name)}<span class="state">data</span></h1><p class="facts">{escape(facts)}</p>'
         f'<p class="command"><code>{escape(origin.command)}</code></p></header>{error}'
         '<p class="lead intro">Each question as the model reads it: pictures at the size that it sees, '
-        "videos as the frames that it sees, drawn smaller, and the prompt decoded from its token ids. "
+        "videos as the frames that it sees (reduced), and the prompt decoded from its token ids. "
         '<span class="special">Special tokens</span> are marked. The repeated token that stands for a medium is '
         'written once, <span class="special media">with its length</span>: frames × rows × columns of visual tokens. '
-        "The model sees neither the answer, which judges its responses, nor the thought, which sft imitates.</p>"
+        "The model sees neither the answer, which is for the verifier, nor the thought, which sft imitates.</p>"
     )
 
 
@@ -207,7 +207,7 @@ def _numbers(figures: Figures) -> str:
             _tile(name, label, f"{spread.median:,}", f"median · 95 % {spread.percentile_95:,} · max {spread.largest:,}")
             for name, label, spread in (
                 ("tokens", "Tokens per prompt", figures.tokens),
-                ("visual_tokens", "of them visual", figures.visual_tokens),
+                ("visual_tokens", "Visual tokens", figures.visual_tokens),
             )
             if spread
         ),
@@ -227,7 +227,7 @@ def _mix(figures: Figures) -> str:
         for one in figures.judged
     ]
     absent = [f"<li>{escape(field)}</li>" for field in figures.absent]
-    parts = (("Sources", drawn), ("Verifiers", judged), ("Columns that no row has", absent))
+    parts = (("Sources", drawn), ("Verifiers", judged), ("Columns without values", absent))
     lists = [f'<h4>{title}</h4><ul class="reasons">{"".join(lines)}</ul>' for title, lines in parts if lines]
     return f'<section id="mix">{"".join(lists)}</section>' if lists else ""
 
@@ -309,7 +309,7 @@ def _left_out(preview: Preview) -> str:
     often = "".join(map(_often, preview.figures.reasons))
     if others := preview.figures.other_broken:
         often += f"<li>… and <b>{others:,}</b> others</li>"
-    reasons = f'<h4>Most often</h4><ul class="reasons">{often}</ul>' if preview.figures.reasons else ""
+    reasons = f'<h4>Most frequent reasons</h4><ul class="reasons">{often}</ul>' if preview.figures.reasons else ""
     rows = "".join(map(_left_row, preview.left_out))
     return (
         f'<section id="left-out"><h2>Left out</h2><p class="lead">{lead}</p>'

@@ -1,4 +1,4 @@
-"""A table of a run's processes: how long each had nothing to do, and the memory of its calls."""
+"""A table of a run's processes with their idle time and the peak memory of their calls."""
 
 from __future__ import annotations
 
@@ -8,16 +8,16 @@ from typing import Any
 
 
 def processes(summary: Mapping[str, Any]) -> str:
-    """A section from `summary.json`; empty until the rl stage has ended."""
+    """Return a section from `summary.json`; empty until the rl stage has ended."""
     idle, peaks = summary.get("idle_share") or {}, summary.get("peak_gib") or {}
     rows = "".join(_row(lane, idle.get(lane), peaks.get(lane) or {}) for lane in {**peaks, **idle})
     if not rows:
         return ""
     return (
         '<section id="processes"><h2>Processes of the RL stage</h2>'
-        '<p class="lead">Memory is the GPU\'s where the process uses one itself. Ranks of an engine with tensor '
-        "parallelism are processes of their own, and not shown.</p>"
-        '<div class="scroll"><table><thead><tr><th>Process</th><th>Idle</th><th>Most memory, by call</th></tr></thead>'
+        '<p class="lead">Memory is GPU memory for processes that use a GPU themselves, otherwise host '
+        "memory. The ranks of an engine with tensor parallelism are separate processes and are not shown.</p>"
+        '<div class="scroll"><table><thead><tr><th>Process</th><th>Idle</th><th>Peak memory by call</th></tr></thead>'
         f"<tbody>{rows}</tbody></table></div></section>"
     )
 

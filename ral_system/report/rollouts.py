@@ -1,4 +1,4 @@
-"""The rollouts of the report: the same prompts before and after RL side by side, and the newest training rollouts."""
+"""Rollouts in the report: the same prompts before and after RL side by side, and the newest training rollouts."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ Record = Mapping[str, Any]
 
 
 def rollout_sections(run: RunData, media: ReportMedia) -> str:
-    """Both tables; each is left out when it would be empty."""
+    """Return both tables; an empty one is left out."""
     return _before_after(run, media) + _training(run, media)
 
 
@@ -37,9 +37,9 @@ def _before_after(run: RunData, media: ReportMedia) -> str:
     gained = sum(_right(new) and not _right(old) for old, new in both)
     lost = sum(_right(old) and not _right(new) for old, new in both)
     if both:
-        note = f"{len(both)} held-out prompts: {gained} turned right, {lost} turned wrong; changed ones first. "
+        note = f"{len(both)} held-out prompts: {gained} became right, {lost} became wrong; changed ones first. "
     else:
-        note = "Held-out prompts before RL; the answers after RL follow when it ends. "
+        note = "Held-out prompts before RL. The answers after RL are added when it ends. "
     note += _legend([*before.values(), *after.values()])
     return (
         f'<section id="before-after"><h2>Before and after RL</h2><p class="lead">{note}</p>'
@@ -62,8 +62,8 @@ def _training(run: RunData, media: ReportMedia) -> str:
         for r in newest
     )
     return (
-        '<section id="training-rollouts"><h2>Newest training rollouts</h2><p class="lead">Sampled, not greedy; of '
-        "every group the responses with the lowest and the highest reward. "
+        '<section id="training-rollouts"><h2>Newest training rollouts</h2><p class="lead">Sampled responses: those '
+        "with the lowest and the highest reward of each group. "
         f'{_legend(newest)}</p><div class="scroll"><table class="training">'
         "<thead><tr><th>Question</th><th>Step</th><th>Response</th></tr></thead>"
         f"<tbody>{rows}</tbody></table></div></section>"
@@ -71,7 +71,7 @@ def _training(run: RunData, media: ReportMedia) -> str:
 
 
 def _extremes(group: Sequence[Record]) -> list[Record]:
-    """The records with the lowest and the highest reward; the first alone where all are alike."""
+    """Return the records with the lowest and the highest reward; only the first if all are equal."""
     lowest, highest = (choose(group, key=lambda r: r.get("reward") or 0.0) for choose in (min, max))
     return [lowest, highest] if lowest is not highest else [lowest]
 
@@ -124,7 +124,7 @@ def chip(name: str, value: Any) -> str:
 
 
 def _overlay(record: Record, media: ReportMedia) -> str:
-    """Draw every picture and video with where the answer looks, all on one scale."""
+    """Draw the attention of an answer over its pictures and videos, all on one scale."""
     try:
         maps = [np.array(found, dtype=np.float64) for found in record.get("overlays") or []]
         peak = max((float(np.nanmax(m)) for m in maps), default=0.0)
@@ -142,7 +142,7 @@ def _media(record: Record) -> list[Media]:
 
 
 def _wide(media: Sequence[Media]) -> str:
-    """Return the CSS class for a record with a video, whose frames are above the text and not beside it."""
+    """Return the CSS class for a record with a video, whose frames are above the text instead of beside it."""
     return " wide" if any(medium.clip for medium in media) else ""
 
 
@@ -150,8 +150,8 @@ def _legend(records: Sequence[Record]) -> str:
     if not any(record.get("overlays") for record in records):
         return ""
     videos = any(_wide(_media(record)) for record in records)
-    shares = " Below a frame: its time, and its share of all attention." if videos else ""
-    return f'Overlay: where the answer\'s rows look, <span class="ramp"></span> none to most.{shares}'
+    shares = " Below each frame: its time and its share of all attention." if videos else ""
+    return f'Overlay: attention of the answer, <span class="ramp"></span> from none to most.{shares}'
 
 
 def _by_prompt(run: RunData, phase: str) -> dict[str, Record]:

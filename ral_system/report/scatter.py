@@ -14,7 +14,7 @@ _INSET = 16
 
 @dataclass(frozen=True, slots=True)
 class Point:
-    """One point and what it is called."""
+    """A point and its name."""
 
     x: float
     y: float

@@ -1,4 +1,4 @@
-"""Which charts the report shows, in which order, from which metrics. A chart without recorded values is left out."""
+"""The charts of the report, in order, and their metrics. A chart without recorded values is left out."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _MAX_LAYERS = 7  # of the phase stack; the smallest ones share the last colour
 
 
 def sections(run: RunData) -> list[tuple[str, list[Chart]]]:
-    """Titled groups of charts, from what matters most to what is looked at when something is wrong."""
+    """Return titled groups of charts, from the most important figures to those that help to find a problem."""
     return [
         ("Does it learn?", _learning(run)),
         ("What is rewarded?", _rewarded(run)),
@@ -31,14 +31,14 @@ def sections(run: RunData) -> list[tuple[str, list[Chart]]]:
 def _learning(run: RunData) -> list[Chart]:
     kinds = [(key, key.removeprefix("eval/accuracy/")) for key in run.keys("rl", "eval/accuracy/")]
     parts = [(f"reward/{name}", name) for name in ("total", "correctness", "format", "visual")]
-    note = f"Greedy answers to questions never trained on. {_asked(run, 'rl')}".strip()
+    note = f"Greedy answers to questions that are not trained on. {_asked(run, 'rl')}".strip()
     return [
         _rl(run, "accuracy", "Held-out accuracy", note, [("eval/accuracy", "accuracy")], unit="percent", top=1.0),
-        _rl(run, "accuracy-by-kind", "Held-out accuracy by kind", "Which questions improve, and which do not.",
+        _rl(run, "accuracy-by-kind", "Held-out accuracy by kind", "Accuracy of each kind of question.",
             kinds, unit="percent", top=1.0),
-        _rl(run, "blind", "What pictures add", "Accuracy with black pictures, and how much the questions' own add.",
-            [("eval/accuracy_black", "black"), ("eval/blind_gap", "added")], unit="percent", top=1.0),
-        _rl(run, "reward", "Reward", "Mean over the step's sampled completions, by part.", parts, top=1.0),
+        _rl(run, "blind", "Effect of pictures", "Accuracy with black pictures, and the gain from the real ones.",
+            [("eval/accuracy_black", "black"), ("eval/blind_gap", "gain")], unit="percent", top=1.0),
+        _rl(run, "reward", "Reward", "Mean over the step's sampled responses, by part.", parts, top=1.0),
     ]  # fmt: skip
 
 
@@ -48,12 +48,12 @@ def _rewarded(run: RunData) -> list[Chart]:
         for prefix in ("health/part_share/", "health/length_corr/")
     )
     return [
-        _rl(run, "part-share", "Spread of rewards by part",
-            "Share of every part in the spread of rewards, mean over groups.", shares, unit="percent"),
-        _rl(run, "aux-only", "Groups without right and wrong",
-            "Share of groups that differ in auxiliary parts alone.",
+        _rl(run, "part-share", "Variance of rewards by part",
+            "Share of each part in the variance of rewards within a group, mean over groups.", shares, unit="percent"),
+        _rl(run, "aux-only", "Groups with the same correctness",
+            "Share of groups whose rewards differ only in auxiliary parts.",
             [("health/aux_only", "groups")], unit="percent", limit=_alarm(run, "aux_only")),
-        _rl(run, "length-corr", "Reward and length", "Correlation of every part with length, within groups.",
+        _rl(run, "length-corr", "Reward and length", "Correlation of each part with response length, within groups.",
             correlations),
     ]  # fmt: skip
 
@@ -75,38 +75,45 @@ def _attention(run: RunData) -> list[Chart]:
              if key.endswith("_mass")]  # fmt: skip
     return [
         _rl(run, "attention-divergence", "Attention divergence",
-            f"{divergence} from the {_ANCHORS.get(anchor, anchor)}'s rows, by sign of advantage.",
+            f"{divergence} between the rows of the policy and the {_ANCHORS.get(anchor, anchor)}, by sign of A.",
             _by_sign("divergence")[1:], unit=unit),
-        _rl(run, "visual-mass", "Visual mass", "Share of the rows' attention on pictures, by sign of advantage.",
+        _rl(run, "visual-mass", "Visual mass", "Share of attention on pictures and videos, by sign of advantage.",
             _by_sign("visual_mass"), unit="percent"),
-        _rl(run, "attention-mass", "What rows look at", "Shares of the rows' attention. Sink: on the first tokens.",
+        _rl(run, "attention-mass", "Attention by target", "Shares of attention. Sink: the first four tokens.",
             masses, unit="percent"),
-        _rl(run, "attention-entropy", "Attention entropy", "Mean over rows; at a collapse they look at few keys.",
+        _rl(run, "attention-entropy", "Attention entropy",
+            "Mean over rows; low entropy means that rows look at few keys.",
             _by_sign("entropy"), unit="nats", limit=alarm),
         _rl(run, "visual-entropy", "Entropy over pictures",
-            "Of the rows' attention on visual tokens alone, by sign of advantage; 0 where a row looks at a single one.",
+            "Entropy of the attention within visual tokens, by sign of advantage; 0 for a row on a single token.",
             _by_sign("visual_entropy"), unit="nats"),
         _rl(run, "evidence-mass", "Mass on evidence",
-            "Share of the attention on pictures that is where the answer is to be seen, by sign of advantage.",
-            [*_by_sign("evidence_mass"), ("attention/evidence_area", "all places alike")], unit="percent", top=1.0),
-        _rl(run, "pointing", "Pointing", "Rows whose most looked-at place in a picture shows the answer.",
+            "Share of the attention on pictures that is on the boxes that show the answer, by sign of advantage.",
+            [*_by_sign("evidence_mass"), ("attention/evidence_area", "uniform attention")], unit="percent", top=1.0),
+        _rl(run, "pointing", "Pointing", "Share of rows whose most attended visual token shows the answer.",
             _by_sign("pointing"), unit="percent", top=1.0),
-        _rl(run, "vas", "Visual attention score", "Visual over system mass, by sign of advantage.", _by_sign("vas")),
-        _rl(run, "media-mass", "Mass by picture", "Share of the rows' attention on each picture or video frame.",
+        _rl(run, "vas", "Visual attention score",
+            "Visual mass divided by system mass, by sign of advantage.", _by_sign("vas")),
+        _rl(run, "media-mass", "Mass by picture", "Share of attention on each picture or video frame.",
             [(key, key.removeprefix("attention/").removesuffix("_mass").replace("_", " ")) for key in media]
             if len(media) > 1 else [], unit="percent"),
-        _rl(run, "gradient-share", "Attention's share of the gradient", "At the queries of its rows.",
+        _rl(run, "gradient-share", "Attention's share of the gradient",
+            "Measured at the queries of the attention rows.",
             [("attention/gradient_share", "mean"), ("attention/gradient_share_max", "largest")], unit="percent"),
-        _rl(run, "contrast", "Contrast of looks", "At 1, right and wrong responses look at the same places.",
+        _rl(run, "contrast", "Attention contrast", "Near 1, right and wrong responses look at the same places.",
             [("attention/contrast", "contrast")], limit=("no signal", 1.0)),
-        _rl(run, "perception-kl", "What pictures change", "k3 between a view and its blinded one, mean over tokens.",
-            [("perception/kl", "all tokens"), ("perception/kl_kept", "those trained on")], unit="nats"),
-        _rl(run, "perception-clamped", "Tokens at the bound", "Of what pictures change; they have no gradient.",
+        _rl(run, "perception-kl", "Dependence on pictures",
+            "k3 between the policy and its blinded view, mean over tokens.",
+            [("perception/kl", "all tokens"), ("perception/kl_kept", "trained tokens")], unit="nats"),
+        _rl(run, "perception-clamped", "Tokens at the bound",
+            "Share of tokens at the bound on k3; they get no gradient.",
             [("perception/clamped", "tokens")], unit="percent", limit=_alarm(run, "perception_clamped")),
-        _rl(run, "perception-similarity", "Likeness to pictures", "Mean cosine of tokens' hidden states to theirs.",
+        _rl(run, "perception-similarity", "Similarity to pictures",
+            "Mean cosine similarity between the hidden states of tokens and of pictures.",
             [("perception/similarity", "cosine")]),
-        _rl(run, "advantage-factor", "Factors on the advantage", "By how much responses, or tokens, look.",
-            [("perception/advantage_factor_max", "largest response's"), ("perception/token_factor", "mean token's")],
+        _rl(run, "advantage-factor", "Factors on the advantage",
+            "Larger for responses, or tokens, that depend more on their pictures.",
+            [("perception/advantage_factor_max", "largest, responses"), ("perception/token_factor", "mean, tokens")],
             limit=_alarm(run, "advantage_factor")),
     ]  # fmt: skip
 
@@ -115,17 +122,18 @@ def _distillation(run: RunData) -> list[Chart]:
     of_tokens, unit_of_tokens = _divergence(run, "distillation", "tokens")
     of_rows, unit_of_rows = _divergence(run, "distillation", "attention")
     return [
-        _rl(run, "token-distillation", "Token distillation", f"{of_tokens} of next tokens, student to teacher.",
+        _rl(run, "token-distillation", "Token distillation",
+            f"{of_tokens} between the next-token distributions of student and teacher.",
             [("distillation/token_divergence", "divergence")], unit=unit_of_tokens),
-        _rl(run, "attention-distillation", "Attention distillation", f"{of_rows} of rows, student to teacher.",
+        _rl(run, "attention-distillation", "Attention distillation",
+            f"{of_rows} between the attention rows of student and teacher.",
             [("distillation/attention_divergence", "divergence")], unit=unit_of_rows),
     ]  # fmt: skip
 
 
 def _divergence(run: RunData, *part: str) -> tuple[str, Unit]:
-    """Title and unit of the divergence that a part of the algorithm uses; the general ones if the run does not tell,
-    or if its package is not installed here.
-    """
+    """Return title and unit of the divergence that a part of the algorithm uses; general ones if the run does not
+    record it, or if its package is not installed here."""
     try:
         found: Divergence = DIVERGENCES.get(str(run.setting("algorithm", *part, "divergence")))
     except ConfigError:
@@ -140,13 +148,13 @@ def _by_sign(name: str) -> list[tuple[str, str]]:
 
 def _policy(run: RunData) -> list[Chart]:
     return [
-        _rl(run, "kl", "KL to the reference", "How far the policy has moved from its start.",
+        _rl(run, "kl", "KL to the reference", "Distance of the policy from the reference policy.",
             [("policy/kl", "KL")], unit="nats"),
-        _rl(run, "entropy", "Entropy", "Entropy of the next token; a collapse to zero ends exploration.",
+        _rl(run, "entropy", "Entropy", "Entropy of the next-token distribution; near 0, sampling no longer explores.",
             [("policy/entropy", "entropy")], unit="nats"),
-        _rl(run, "clip-fraction", "Clip fraction", "Share of tokens whose ratio left the trust region.",
+        _rl(run, "clip-fraction", "Clip fraction", "Share of tokens whose gradient the loss limits.",
             [("policy/clip_fraction", "clipped")], unit="percent"),
-        _rl(run, "grad-norm", "Gradient norm", "Before clipping.", [("learner/grad_norm", "norm")]),
+        _rl(run, "grad-norm", "Gradient norm", "Norm before clipping.", [("learner/grad_norm", "norm")]),
     ]  # fmt: skip
 
 
@@ -155,17 +163,19 @@ def _system(run: RunData) -> list[Chart]:
     bounds = (("max", "max"), ("p999", "99.9 %"), ("mean", "mean"))
     gap = [(f"gate/log_prob_diff_{key}", label) for key, label in bounds]
     return [
-        _rl(run, "log-prob-diff", "Log-prob mismatch", "Rollout engine against learner, same weights.",
+        _rl(run, "log-prob-diff", "Log-prob mismatch",
+            "Difference between rollout engine and learner at the same weights.",
             gap, unit="nats", log=True, limit=("limit", float(limit)) if isinstance(limit, int | float) else None),
         _phases(run),
-        _rl(run, "tokens-per-s", "Generated tokens per second", "Over all rollout workers.",
+        _rl(run, "tokens-per-s", "Generated tokens per second", "Sum over all rollout engines.",
             [("rollout/tokens_per_s", "tokens/s")]),
-        _rl(run, "trained-per-s", "Trained tokens per second", "Of one learner rank; a prompt counts once a pass.",
+        _rl(run, "trained-per-s", "Trained tokens per second", "Of one learner rank; a prompt counts once per pass.",
             [("learner/tokens_per_s", "tokens/s")]),
-        _rl(run, "no-verdict", "Completions without a verdict", "Their advantage is 0; a rollout below says why.",
+        _rl(run, "no-verdict", "Responses without a verdict",
+            "Their advantage is 0. The rollouts below give the reasons.",
             [(key, label) for key, label in (("reward/timeouts", "timeout"), ("reward/errors", "error"))
              if any(value for _, value in run.points("rl", key))]),
-        _rl(run, "response-length", "Response length", "Mean over completions, in tokens.",
+        _rl(run, "response-length", "Response length", "Mean over responses, in tokens.",
             [("rollout/length_mean", "tokens")]),
     ]  # fmt: skip
 
@@ -173,12 +183,13 @@ def _system(run: RunData) -> list[Chart]:
 def _supervised(run: RunData) -> list[Chart]:
     return [
         _stages(run, "supervised-loss", "Loss", "Negative log-likelihood per token.", "supervised/loss", "nats"),
-        _stages(run, "supervised-token-accuracy", "Token accuracy", "Next tokens predicted, on training batches.",
+        _stages(run, "supervised-token-accuracy", "Token accuracy",
+            "Share of next tokens that are predicted correctly, on training batches.",
                 "supervised/token_accuracy", "percent", 1.0),
         _stages(run, "supervised-accuracy", "Held-out score",
-                f"Greedy answers; the stage stops at its target. {_asked(run, 'sft')}".strip(),
+                f"Greedy answers; the stage ends at its target score. {_asked(run, 'sft')}".strip(),
                 "eval/accuracy", "percent", 1.0),
-        _stages(run, "supervised-grad-norm", "Gradient norm", "Before clipping.", "learner/grad_norm", "number"),
+        _stages(run, "supervised-grad-norm", "Gradient norm", "Norm before clipping.", "learner/grad_norm", "number"),
     ]  # fmt: skip
 
 
@@ -227,11 +238,11 @@ def _asked(run: RunData, stage: Stage) -> str:
     if not counts:
         return ""
     of = " or ".join(map(str, counts)) if len(counts) < 3 else f"{counts[0]} to {counts[-1]}"
-    return f"Bars: 95\u00a0% intervals of {of} questions."
+    return f"Bars: 95\u00a0% intervals over {of} questions."
 
 
 def wilson(share: float, count: float, z: float = 1.96) -> tuple[float, float]:
-    """The 95 % score interval (Wilson 1927) of a share of `count` independent questions that are right."""
+    """Return the 95 % score interval (Wilson 1927) of the share of right answers to `count` independent questions."""
     share = min(max(share, 0.0), 1.0)
     middle = share + z * z / (2 * count)
     half = z * math.sqrt(share * (1 - share) / count + (z / (2 * count)) ** 2)
@@ -253,5 +264,5 @@ def _phases(run: RunData) -> Chart:
             rest[step] = (rest.get(step) or 0.0) + (value or 0.0)
     if rest:
         series.append(Series("time/other_s", "other", sorted(rest.items()), _MAX_LAYERS))
-    note = "Where a step's wall time goes; the legend gives means."
+    note = "Wall time of a step by phase; the legend shows means."
     return Chart("phase-time", "Time per step", note, series, kind="stack", unit="seconds")

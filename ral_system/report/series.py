@@ -1,4 +1,4 @@
-"""Contents of a chart in the report: series over steps, their units, and the steps that are drawn."""
+"""Contents of a chart in the report: series over steps, their units, and the steps to draw."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from ral_system.report.svg import short
 Unit = Literal["number", "percent", "seconds", "nats"]
 
 MAX_STEPS = 1500
-"""Most steps that are drawn one by one; of longer runs only the extremes of neighbours are drawn."""
+"""Largest number of steps drawn one by one; for longer runs only the extremes of neighbouring steps are drawn."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +41,7 @@ class Series:
 
     @property
     def known(self) -> list[float]:
-        """The values, in step order, without those that were not finite."""
+        """Finite values in step order."""
         return [value for _, value in self.points if value is not None]
 
 
@@ -61,13 +61,13 @@ class Chart:
     axis: str = "RL step"
 
     def summary(self, series: Series) -> str:
-        """The legend's number: the newest value of a line, the mean of a layer."""
+        """Return the number in the legend: the newest value of a line, the mean of a layer."""
         known = series.known
         return with_unit(known[-1] if self.kind == "line" else sum(known) / len(known), self.unit)
 
 
 def steps_to_draw(series: Sequence[Series]) -> list[int]:
-    """All steps, or each bucket's extremes of every series, so no spike is lost."""
+    """Return all steps, or the extremes of every series in each bucket, so no spike is lost."""
     steps = sorted({step for s in series for step, _ in s.points})
     if len(steps) <= MAX_STEPS:
         return steps
@@ -83,7 +83,7 @@ def steps_to_draw(series: Sequence[Series]) -> list[int]:
 
 
 def stacked(series: Sequence[Series], steps: Sequence[int]) -> list[dict[int, float]]:
-    """Upper edge of each layer: the layers below it and its own value."""
+    """Return the upper edge of each layer: its own value on top of the layers below."""
     height = dict.fromkeys(steps, 0.0)
     edges = []
     for s in series:

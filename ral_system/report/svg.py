@@ -1,4 +1,4 @@
-"""What charts are made of, as SVG text: palette, page head, axes with round ticks, grid, lines, points, bars.
+"""Elements of charts as SVG text: palette, page head, axes with round ticks, grid, lines, points, bars.
 
 Coordinates are pixels from the upper left corner. Colours are CSS classes: `s0` to `s7` for series, `ink` for text.
 Only the standard library is imported, since a benchmark draws where little else is installed.
@@ -47,7 +47,7 @@ STYLE = """
 .thin{stroke-width:1;opacity:.6}.interval{fill:none;stroke:currentColor;stroke-width:1.2;opacity:.7}
 .bar{fill:currentColor}.point{fill:currentColor;stroke:var(--card);stroke-width:1.2}
 """ + "".join(f".s{i}{{color:var(--s{i})}}" for i in range(_SERIES_COLOURS))
-"""What the classes look like, in the palette's CSS variables."""
+"""Style of the classes, in the CSS variables of the palette."""
 
 
 def variables() -> str:

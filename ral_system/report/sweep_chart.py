@@ -13,7 +13,7 @@ _INSET = 14
 
 @dataclass(frozen=True, slots=True)
 class SweepPoint:
-    """One model at one value, placed at what it saw on average. `low` and `high` are the ends of its interval."""
+    """A model at one value of the axis, placed at its mean input. `low` and `high` are the ends of its interval."""
 
     x: float
     y: float
@@ -22,7 +22,7 @@ class SweepPoint:
 
 
 def sweep_chart(title: str, x_label: str, y_label: str, lines: Mapping[str, Sequence[SweepPoint]]) -> str:
-    """A line per model, in the order given; x logarithmic. At least one point."""
+    """Draw a line per model, in the order given, with a logarithmic x axis. Needs at least one point."""
     points = [p for line in lines.values() for p in line]
     xs = sorted({p.x for p in points})
     x_axis = svg.Axis(xs[0], xs[-1], _LEFT + _INSET, _RIGHT - _INSET, log=True)
@@ -33,7 +33,7 @@ def sweep_chart(title: str, x_label: str, y_label: str, lines: Mapping[str, Sequ
         svg.text((_LEFT + _RIGHT) / 2, _HEIGHT - 12, x_label, "middle"),
     ]
     for i, (name, line) in enumerate(lines.items()):
-        aside = 3.0 * (i - (len(lines) - 1) / 2)  # so that bars do not hide bars
+        aside = 3.0 * (i - (len(lines) - 1) / 2)  # bars must not hide each other
         parts.append(svg.legend(_RIGHT + 12, _TOP + 12 + 18 * i, name, svg.colour(i)))
         parts.append(_line(name, sorted(line, key=lambda p: p.x), svg.colour(i), aside, x_axis, y_axis))
     width = _RIGHT + 52 + max(svg.text_width(name) for name in lines)

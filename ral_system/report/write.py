@@ -1,4 +1,4 @@
-"""`report.html`: whether a run learned, what attention did, and which checks passed, in one file."""
+"""`report.html`: the learning curves, attention and checks of a run, in one file."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def _body(run: RunData, media: ReportMedia) -> str:
 
 
 def _charts(title: str, charts: Sequence[Chart]) -> str:
-    """A section of charts; empty without any recorded value."""
+    """Return a section of charts; empty if no value is recorded."""
     drawn = "".join(figure(chart) for chart in charts)
     return f'<section><h2>{escape(title)}</h2><div class="charts">{drawn}</div></section>' if drawn else ""
 
@@ -122,10 +122,10 @@ def _headline(run: RunData, top: Headline) -> str:
     steps = " · ".join(f"{STAGE_TITLES.get(s, s)} {n:,}" for s, n in top.steps.items())
     failed = top.gates_failed
     tiles = [
-        _tile("format_rate", "Format rate", _percent(top.format_rate), "responses in the asked-for format"),
+        _tile("format_rate", "Format rate", _percent(top.format_rate), "responses in the required format"),
         _tile("log_prob_diff_max", "Max |Δ log-prob|", _scientific(top.log_prob_diff_max), _limit_note(limit)),
-        _tile("gates_failed", "Gates failed", _integer(failed), "checks made on every step", bad=bool(failed)),
-        _tile("alarms", "Alarms", _integer(top.alarms or None), "steps on which one rang", bad=True),
+        _tile("gates_failed", "Gates failed", _integer(failed), "checks on every step", bad=bool(failed)),
+        _tile("alarms", "Alarms", _integer(top.alarms or None), "steps with an alarm", bad=True),
         _tile("steps", "RL steps", f"{top.steps['rl']:,}" if "rl" in top.steps else None, steps),
         _tile("wall_time", "Wall time", _duration(top.wall_time_s), "all stages"),
     ]

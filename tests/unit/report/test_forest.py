@@ -20,7 +20,7 @@ def test_every_comparison_has_a_row_and_every_category_a_panel() -> None:
 def test_what_is_far_away_does_not_flatten_the_rest() -> None:
     near, far = Interval("a − b", 1.0, -1.0, 3.0), Interval("c − b", -45.0, -65.0, -25.0)
     drawn = forest("Differences", {"all": [near, far]}, band=2)
-    assert "c − b: -45.00 (-65.00 to -25.00)" in drawn and "what goes further is at the edge" in drawn
+    assert "c − b: -45.00 (-65.00 to -25.00)" in drawn and "larger differences are at the edge" in drawn
     assert ">-50<" not in drawn and ">-4<" in drawn
     assert "at the edge" not in forest("Differences", {"all": [near]}, band=2)
 

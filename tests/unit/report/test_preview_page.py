@@ -92,7 +92,7 @@ def test_the_page_says_what_there_is(tmp_path: Path) -> None:
         "190 × answer: empty 10 × path: …; for example: path: a.png … and 2 others",
         "main: 700 questions, 25.0% of the training questions drawn",
         "number → numeric , 901 questions no kind → exact (reward.verifier) , 100 questions",
-        "Columns that no row has data.sources.geo.columns.videos=videos",
+        "Columns without values data.sources.geo.columns.videos=videos",
         "main/10 broken answer: empty",
     ):
         assert part in said, part

@@ -112,7 +112,7 @@ def test_an_accuracy_shows_how_far_it_may_be_off_and_on_how_many_questions() -> 
     ]
     for name, key in (("accuracy", "eval/accuracy"), ("supervised-accuracy", "sft:eval/accuracy")):
         found = drawn(run_data(rows), name)
-        assert found.note.endswith("Bars: 95\u00a0% intervals of 100 or 500 questions.")
+        assert found.note.endswith("Bars: 95\u00a0% intervals over 100 or 500 questions.")
         html = figure(found)
         assert hover(html)["series"][0]["text"] == [
             "72.0% (67.9% to 75.8%, 500 questions)",
@@ -165,10 +165,13 @@ def test_divergences_have_their_name_and_only_those_with_a_logarithm_are_in_nats
     run = run_data([row], attention={"divergence": divergence}, distillation=teacher)
     for chart_id in ("attention-divergence", "attention-distillation"):
         found = drawn(run, chart_id)
-        assert (found.unit, found.note.split(" from ")[0].removesuffix(" of rows, student to teacher.")) == (unit, name)
+        assert (found.unit, found.note.split(" between ")[0]) == (unit, name)
         assert ("nats" in figure(found)) == (unit == "nats")
     tokens = drawn(run, "token-distillation")
-    assert (tokens.unit, tokens.note) == ("nats", "Forward KL of next tokens, student to teacher.")
+    assert (tokens.unit, tokens.note) == (
+        "nats",
+        "Forward KL between the next-token distributions of student and teacher.",
+    )
 
 
 def test_a_report_with_divergences_is_written_without_torch(tmp_path: Path) -> None:
@@ -178,4 +181,7 @@ def test_a_report_with_divergences_is_written_without_torch(tmp_path: Path) -> N
     code = "import sys; from ral_system.launch.report import main; main(); assert 'torch' not in sys.modules"
     done = subprocess.run([sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, timeout=120)
     assert (done.stdout, done.stderr) == (f"{tmp_path}/report.html\n", "")
-    assert "Squared Hellinger distance from the rollout policy" in (tmp_path / "report.html").read_text()
+    assert (
+        "Squared Hellinger distance between the rows of the policy and the rollout policy"
+        in (tmp_path / "report.html").read_text()
+    )

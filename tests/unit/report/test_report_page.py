@@ -136,7 +136,7 @@ def test_pairs_join_on_the_prompt_and_changed_ones_come_first(tmp_path: Path) ->
     page = write_report(tmp_path).read_text()
     order = [page.index(f'data-rollout="{prompt}"') for prompt in ("fixed", "broken", "same")]
     assert order == sorted(order)
-    assert "3 held-out prompts: 1 turned right, 1 turned wrong" in page
+    assert "3 held-out prompts: 1 became right, 1 became wrong" in page
     assert "newest" in page
     assert "stale" not in page
 
@@ -173,7 +173,7 @@ def test_a_video_is_its_time_steps_and_where_the_answer_looks_on_each(tmp_path: 
     assert captions(page, "picture") == ["0.0 s", "2.0 s"]
     assert captions(page, "overlay") == ["0.0 s · 25.0%", "2.0 s · 12.5%"]
     assert len(re.findall('class="overlay"', page)) == 3 and len(re.findall('class="picture"', page)) == 3
-    assert "its time, and its share of all attention" in page
+    assert "its time and its share of all attention" in page
 
 
 def test_of_a_long_video_some_steps_are_shown(tmp_path: Path) -> None:
