@@ -50,8 +50,12 @@ PARTS = (
 def main() -> None:
     """Run the parts one after another; write gpu.json, a log for each, and print the table."""
     parser = Parser(prog="python -m bench.gpu", description=__doc__)
-    parser.add_argument("--quick", action="store_true", help="tiny sizes, also without a GPU; figures mean nothing")
-    parser.add_argument("--out", type=Path, default=Path("docs/benchmarks/gpu"), help="folder (%(default)s)")
+    parser.add_argument(
+        "--quick", action="store_true", help="tiny sizes, also without a GPU; the figures are meaningless"
+    )
+    parser.add_argument(
+        "--out", type=Path, default=Path("docs/benchmarks/gpu"), help="folder for the results (%(default)s)"
+    )
     options = parser.parse_args()
     if not (options.quick or torch.cuda.is_available()):
         parser.error("torch finds no CUDA device; --quick tries the parts without one")

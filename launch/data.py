@@ -28,12 +28,12 @@ _REASON_CHARS = 80
 
 
 _ABOUT = """
-ral-data [preview]: prepare data.sources as a run does, and write preview.html with rows as the model reads them.
+ral-data [preview]: prepare data.sources like a run, and write preview.html with rows as the model reads them.
   ral-data preview experiment=video_r1_qwen2_5_vl_7b_8gpu data.sources.main.path=rows.json name=look
   ral-data preview data=files +data/source@data.sources.mine=columns data.sources.mine.path=rows.jsonl 'stages=[rl]' \\
     data.sources.mine.columns.{question=question,answer=answer,images=picture} model.path=MODEL name=look
 
-It writes preview.html into runs_dir/name. ral-train with the same settings finds the files prepared.
+It writes preview.html into runs_dir/name. ral-train with the same settings uses the prepared files.
 """
 
 

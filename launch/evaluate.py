@@ -19,11 +19,11 @@ from ral_system.registry import BENCHMARKS
 from ral_system.runs.folder import RunFolder
 
 ABOUT = f"""
-ral-evaluate: measure the accuracy of start_model on held-out questions or a benchmark, and where it looks.
+ral-evaluate: measure the accuracy of start_model on held-out questions or a benchmark, and where its answers look.
   ral-evaluate experiment=quickstart start_model=runs/quickstart/model evaluation.questions=500
   ral-evaluate experiment=video_r1_qwen2_5_vl_7b_8gpu start_model=MODEL evaluation.benchmark.{{name=vstar,folder=DIR}}
   ral-evaluate … sweep=visual_tokens 'sweep.values=[512,1024]'      the benchmark at two picture sizes
-  ral-evaluate … intervention.image=0.15 intervention.system=0.4    beside the same model with steered attention
+  ral-evaluate … intervention.image=0.15 intervention.system=0.4    also with steered attention, for comparison
 {fill(f"evaluation.benchmark.name is one of {', '.join(BENCHMARKS.names)}.", 110, subsequent_indent="  ")}
 
 It writes evaluation.json, scores.jsonl and answers.html into runs_dir/name, or sweep.json and sweep.svg.

@@ -20,9 +20,9 @@ _EPILOG = """\
   ral-export runs/7b exported --dtype bfloat16 --push-to-hub ORGANISATION/NAME
   ral-export runs/lora adapters --adapters
 
-The model of the last complete stage is taken. Paths and names of this machine are left out of the card, and so are
-the commands of the run. A repository on the hub is private unless --public is given; the token is that of HF_TOKEN or
-of hf auth login. Read the card before you publish: it does not know the licence of your data.
+It exports the model of the last complete stage. The card contains no paths or names of this machine and no commands of
+the run. A repository on the Hub is private unless --public is given; the token comes from HF_TOKEN or hf auth login.
+Read the card before you publish it: it does not state the licence of your data.
 """
 
 
@@ -31,11 +31,13 @@ def main() -> None:
     parser = Parser(prog="ral-export", description=_DESCRIPTION, epilog=_EPILOG)
     parser.add_argument("run_folder", type=Path, metavar="RUN_FOLDER", help="folder of the run")
     parser.add_argument("target", type=Path, metavar="TARGET", help="folder to write, which must not exist")
-    parser.add_argument("--stage", choices=STAGES, help="take this stage's model")
-    parser.add_argument("--dtype", choices=("float32", "bfloat16"), help="type of the weights (as they were saved)")
-    parser.add_argument("--adapters", action="store_true", help="write the last stage's LoRA adapters alone")
-    parser.add_argument("--push-to-hub", metavar="NAME", help="also upload it as ORGANISATION/NAME")
-    parser.add_argument("--public", action="store_true", help="the repository on the hub may be public")
+    parser.add_argument(
+        "--stage", choices=STAGES, help="export the model of this stage (default: the last complete one)"
+    )
+    parser.add_argument("--dtype", choices=("float32", "bfloat16"), help="data type of the weights (default: as saved)")
+    parser.add_argument("--adapters", action="store_true", help="write only the LoRA adapters of the last stage")
+    parser.add_argument("--push-to-hub", metavar="NAME", help="also upload it to the Hub as ORGANISATION/NAME")
+    parser.add_argument("--public", action="store_true", help="make the repository on the Hub public")
     options = parser.parse_args()
     if options.public and options.push_to_hub is None:
         parser.error("--public has no effect without --push-to-hub")

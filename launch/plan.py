@@ -1,4 +1,4 @@
-"""`ral-plan`: what a run will hold, compute and take, before anything starts."""
+"""`ral-plan`: estimates of the memory, operations and time of a run, before anything starts."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from ral_system.launch.cli import run_with_config
 from ral_system.models.folders import check_named
 
 _ABOUT = """
-ral-plan: bytes, operations and seconds of a run's stages, on devices that need not be there. Starts nothing.
+ral-plan: estimate the memory, operations and time of a run's stages on this or another device. It starts nothing.
   ral-plan experiment=ral_qwen2_5_vl_7b_8gpu plan.device=h200
   ral-plan experiment=video_r1_qwen2_5_vl_7b_8gpu plan.response_tokens=400
   ral-plan experiment=quickstart plan.device=cpu
 
-It reads a model's configuration and tokenizer, not its weights; passes run on outlines of tensors. Exit code 2: the run
-does not fit, and a line says which setting to change.
+It reads the model's configuration and tokenizer, not its weights; passes run on tensors without data. Exit code 2: the
+run does not fit, and a line says which setting to change.
 """
 
 

@@ -11,7 +11,7 @@ from ral_system.launch.mistakes import fail
 
 def main() -> None:
     """Write `report.html` into a run folder and print its path."""
-    about = "Write report.html of a run, finished or not; an existing report is replaced."
+    about = "Write report.html for a run, finished or not, and replace an existing report."
     parser = Parser(prog="ral-report", description=about)
     parser.add_argument("run_folder", type=Path, help="folder of the run, for example runs/quickstart")
     folder = parser.parse_args().run_folder

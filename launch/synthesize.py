@@ -16,7 +16,7 @@ from ral_system.launch.cli import run_with_config
 from ral_system.launch.refused import leaving_nothing
 
 _ABOUT = """
-ral-synthesize: make visual-anchored demonstrations for sft, with models behind OpenAI-compatible servers or templates.
+ral-synthesize: write visual-anchored demonstrations for sft, with models on OpenAI-compatible servers or templates.
   ral-synthesize experiment=avar_quickstart name=avar_data
   ral-synthesize experiment=quickstart name=data synthesis.rows=2000; then train with
     data.demonstrations=runs/data/synthesis/demonstrations.jsonl

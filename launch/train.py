@@ -30,8 +30,8 @@ if TYPE_CHECKING:
     from ral_system.controller.start import StartRoles
 
 _TRAIN = """
-ral-train: train a vision-language model with Reinforced Attention Learning: perceive, sft and rl, then a report.
-Without an experiment it trains the tiny model of the quickstart, with every default.
+ral-train: train a vision-language model with Reinforced Attention Learning: perceive, sft, rl and a report.
+Without an experiment it trains the tiny model with all defaults.
   ral-train experiment=quickstart                     the whole system on two CPU cores, in minutes
   ral-train experiment=video_r1_qwen2_5_vl_7b_8gpu data.sources.main.path=rows.json       your own questions
   ral-train experiment=smoke                          every role for a few steps, in a minute or two
@@ -41,22 +41,22 @@ Without an experiment it trains the tiny model of the quickstart, with every def
   ray job submit --address http://127.0.0.1:8265 -- ral-train experiment=quickstart runs_dir=/shared/runs
 """
 _RUN = """
-ral-perceive, ral-sft and ral-rl run one stage each, from the stage before it in the same run folder.
-A run lives in runs_dir/name: config.yaml, metrics.jsonl, rollouts.jsonl, report.html, summary.json, model/, logs/.
+ral-perceive, ral-sft and ral-rl run one stage each, starting from the previous stage in the same run folder.
+A run writes to runs_dir/name: config.yaml, metrics.jsonl, rollouts.jsonl, report.html, summary.json, model/, logs/.
 The same command again continues a run that was interrupted.
 """
 _PERCEIVE = """
-ral-perceive: the first stage only: learn to see by captioning generated pictures.
+ral-perceive: run only the first stage, which learns to see by captioning generated pictures.
   ral-perceive experiment=quickstart
   ral-perceive experiment=quickstart perceive.max_steps=2000 name=sees_better
 """
 _SFT = """
-ral-sft: the cold start only: imitate demonstrations that think and answer; from the perceive model or start_model.
+ral-sft: run only the cold start, which imitates demonstrations, from the perceive model or start_model.
   ral-sft experiment=quickstart
   ral-sft experiment=quickstart start_model=runs/quickstart/models/perceive name=sft_again sft.learning_rate=1e-3
 """
 _RL = """
-ral-rl: Reinforced Attention Learning only, from the run's sft model, start_model or model.path; then a report.
+ral-rl: run only the RL stage, from the run's sft model, start_model or model.path, and write a report.
   ral-rl experiment=quickstart algorithm=grpo start_model=runs/quickstart/models/sft name=grpo
   ral-rl -m experiment=quickstart start_model=runs/quickstart/models/sft algorithm.attention.weight=0.5,1,2
 """

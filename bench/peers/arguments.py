@@ -34,11 +34,11 @@ def make_parser() -> Parser:
     """Return the parser of the command line."""
     parser = Parser(prog="python -m bench.peers", description=_DESCRIPTION + _LISTED, epilog=_EPILOG)
     add = parser.add_argument
-    add("--dry-run", action="store_true", help="one round of one small batch each: is everything in place?")
+    add("--dry-run", action="store_true", help="check the set-up with one round of one small batch each")
     add("--workloads", nargs="+", choices=WORKLOADS, default=list(WORKLOADS), metavar="NAME", help="(default all)")
     add("--ours", nargs="+", choices=("local", "ray"), default=["local"], help="cluster of ral_system (default local)")
-    add("--rounds", type=_positive, default=3, metavar="N", help="turns of each side (default 3)")
-    add("--batches", type=_positive, metavar="N", help="measured batches of a process (default 10)")
+    add("--rounds", type=_positive, default=3, metavar="N", help="number of turns of each side (default 3)")
+    add("--batches", type=_positive, metavar="N", help="number of measured batches per process (default 10)")
     add("--model", type=_folder, metavar="FOLDER", help="trained model to start from (default random weights)")
     add("--kl", type=float, default=0.0, metavar="BETA", help="KL to a reference, on both sides (default 0: none)")
     add("--threads", type=_positive, metavar="N", help="threads of a process (default all cores; cluster=ray 1)")
@@ -48,7 +48,7 @@ def make_parser() -> Parser:
         type=_positive,
         default=32,
         metavar="N",
-        help="sequences that TRL takes through the model at once, at most an update (default 32)",
+        help="largest number of sequences in a forward pass of TRL, at most an update (default 32)",
     )
     add("--out", type=Path, metavar="FILE", help="(default docs/benchmarks/peers.json; with --dry-run none)")
     return parser

@@ -1,4 +1,4 @@
-"""Check what is installed on this machine, and say which kinds of run can work and how to repair the rest."""
+"""Check the installation on this machine, and say which kinds of run can work and how to repair the others."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--json", action="store_true", help="print the checks as JSON")
     parser.add_argument("--fix", action="store_true", help="repair package mismatches of a CPU environment first")
     parser.add_argument(
-        "--gpu", action="store_true", help="look closer at a GPU node: driver, CUDA, NCCL, free memory, networks"
+        "--gpu", action="store_true", help="check a GPU node in detail: driver, CUDA, NCCL, free memory, networks"
     )
     options = parser.parse_args(arguments)
     repairs = fix() if options.fix else []

@@ -22,10 +22,10 @@ at which it ended.
 """
 _EPILOG = """\
   ral-study distill_quickstart                        the teacher, the student, three arms of three seeds
-  ral-study avar_quickstart                           AVAR step by step, with the visual attention score of each
+  ral-study avar_quickstart                           AVAR step by step, with the visual attention score of each step
   ral-study visual_tokens_quickstart                  cold start, GRPO and RAL on larger and larger pictures
   ral-study distill_quickstart --dry-run              only print the commands
-  ral-study icl                                       attention where the right one is known; ral-study icl --help
+  ral-study icl                                       attention on a task with a known optimum; see ral-study icl --help
   ral-study my_study.yaml --seeds 0 1 --overrides algorithm.steps=10
   ral-study my_study.yaml --seeds 2 3 --jobs 2 --with elsewhere/study.jsonl
                                                       other seeds here, two runs at a time; results of both
@@ -39,18 +39,18 @@ def main() -> None:
     parser = Parser(prog="ral-study", description=_DESCRIPTION, epilog=_EPILOG)
     parser.add_argument("study", help=f"one of {known_studies()}, or the path of your own study file")
     parser.add_argument(
-        "--runs-dir", type=Path, default=Path("runs"), help="where the study's folder is made (%(default)s)"
+        "--runs-dir", type=Path, default=Path("runs"), help="folder for the study's folder (%(default)s)"
     )
     parser.add_argument("--seeds", type=int, nargs="+", help="seeds to run instead of the study's own")
     parser.add_argument(
-        "--overrides", nargs="+", default=[], metavar="KEY=VALUE", help="overrides added to every run that reads them"
+        "--overrides", nargs="+", default=[], metavar="KEY=VALUE", help="overrides for every run that reads them"
     )
     parser.add_argument(
         "--jobs",
         type=int,
         default=1,
-        help="runs at a time (%(default)s); above 1 their output goes to logs/NAME.log. For runs of cluster=local, "
-        "with cluster.threads_per_process so that all fit the cores",
+        help="number of runs at a time (%(default)s); above 1 their output goes to logs/NAME.log. For "
+        "cluster=local; choose cluster.threads_per_process so that all runs fit the cores",
     )
     parser.add_argument(
         "--with",
@@ -59,14 +59,14 @@ def main() -> None:
         nargs="+",
         default=[],
         metavar="FILE",
-        help="study.jsonl files of other seeds, from other machines or earlier days, that the results include",
+        help="study.jsonl files with other seeds, for example from other machines, to include in the results",
     )
     parser.add_argument(
         "--time-limit",
         type=float,
         default=math.inf,
         metavar="MINUTES",
-        help="end what runs after so long, and write the results of what is complete; the same command continues",
+        help="stop after this many minutes and write the results of complete runs; the same command continues",
     )
     parser.add_argument("--dry-run", action="store_true", help="print the commands without running them")
     options = parser.parse_args()

@@ -148,7 +148,7 @@ class Study:
 
 def known_studies() -> str:
     """Return the names of the studies that come with the package."""
-    return ", ".join([*sorted(path.stem for path in STUDIES.glob("*.yaml")), "icl (as the first argument)"])
+    return ", ".join([*sorted(path.stem for path in STUDIES.glob("*.yaml")), "icl (must come first)"])
 
 
 def read_study(path: Path, folder: Path, seeds: list[int] | None = None, overrides: list[str] | None = None) -> Study:

@@ -14,7 +14,7 @@ SEEDS = (0, 1, 2, 3, 4)
 _DESCRIPTION = """\
 Train linear attention on multimodal in-context regression, whose Bayes predictor is known (arXiv 2602.04872): one layer
 cannot reach it, depth can. Then train softmax attention by policy gradient with the attention objectives of this
-system, and measure how far it is from the right one. Writes icl.md, icl.json, icl_depth.svg, icl_attention.svg and
+system, and measure its distance from the optimum. Writes icl.md, icl.json, icl_depth.svg, icl_attention.svg and
 icl_alone.svg to --runs-dir/icl. One process, one thread, about a minute.
 """
 
@@ -23,11 +23,13 @@ def main(arguments: Sequence[str]) -> None:
     """Run the study, then write and print its tables."""
     parser = Parser(prog="ral-study icl", description=_DESCRIPTION)
     parser.add_argument(
-        "--runs-dir", type=Path, default=Path("runs"), help="where the study's folder is made (%(default)s)"
+        "--runs-dir", type=Path, default=Path("runs"), help="folder for the study's folder (%(default)s)"
     )
     own = " ".join(map(str, SEEDS))
     parser.add_argument("--seeds", type=int, nargs="+", default=list(SEEDS), help=f"seeds to run ({own})")
-    parser.add_argument("--quick", action="store_true", help="fewer updates and layers: a few seconds, rough figures")
+    parser.add_argument(
+        "--quick", action="store_true", help="fewer updates and layers: takes a few seconds and gives rough figures"
+    )
     options = parser.parse_args(arguments)
     try:
         print(run(options.runs_dir / "icl", options.seeds, options.quick))

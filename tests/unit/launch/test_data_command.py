@@ -283,7 +283,7 @@ def test_files_are_prepared_for_the_tiny_model_that_a_run_builds(bench: Bench, g
     own = ("model.path=null", "data.held_out=0.5", *([f"model.tiny.tokenizer={tokenizer}"] if given else []))
     config = bench.config(rows, *own)
     show_data(config)
-    assert "as a tiny model reads it" in bench.page() and ("<unk>" in unescape(bench.page())) == given
+    assert "as read by a tiny model" in bench.page() and ("<unk>" in unescape(bench.page())) == given
     (prepared,) = (path for path in (bench.folder / "runs" / ".prepared").iterdir() if path.name != "media")
     start = new_tiny_model(config.model.tiny, config.data, config.seed, RunFolder(bench.folder / "runs" / "run"))
     settings = QuestionSettings.of(config)
@@ -328,7 +328,7 @@ def test_a_hub_models_weights_are_not_downloaded(
             kind=DataCommandConfig,
         )
     )
-    assert "as org/model reads it" in (tmp_path / "look" / "preview.html").read_text()
+    assert "as read by org/model" in (tmp_path / "look" / "preview.html").read_text()
     assert [name for name, _ in asked] == ["org/model"]
     assert (tmp_path / "hub" / "config.json").is_file()
     assert not [path for path in (tmp_path / "hub").iterdir() if "safetensors" in path.name]

@@ -70,4 +70,4 @@ def test_the_list_of_studies_has_it(monkeypatch: pytest.MonkeyPatch, capsys: pyt
     with pytest.raises(SystemExit):
         cli.main()
     said = capsys.readouterr().err
-    assert "known studies: " in said and said.strip().endswith(", icl (as the first argument)")
+    assert "known studies: " in said and said.strip().endswith(", icl (must come first)")
