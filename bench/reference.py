@@ -34,7 +34,8 @@ A key marked \\* may change when a run is continued, and one marked † when `ra
 keys that it does not read. "ral-train" also stands for ral-perceive, ral-sft, ral-rl and ral-plan.
 
 Packages can add implementations of some things, such as divergences and verifiers. They are chosen by name:
-`ral_system/registry.py` lists ours, and the error for an unknown name lists all that are installed.
+`ral_system/registry.py` lists ours, and the error for an unknown name lists all that are installed. "The
+paper" is that of RAL (arXiv 2602.04884), or the one that the group names.
 """
 _MARKS = {"training": "\\*", "synthesis": "†"}
 _EXAMPLES = {  # groups that no default has: what to compose to see values of their fields
@@ -67,7 +68,8 @@ def _section(name: str) -> Iterator[str]:
     listed = frozenset[str]()
     for kind in KINDS:
         if name in kind.model_fields:
-            yield from _group(name, kind.model_fields[name], listed, command=_first_command(kind) if listed else "")
+            command = _first_command(kind) if listed else ""
+            yield from _group(name, kind.model_fields[name], listed, about=_about(kind, name), command=command)
             listed |= known_keys(kind)
 
 
@@ -85,9 +87,9 @@ def _group(
     classes, mark, overrides = models_in(field), mark or _mark(field), _EXAMPLES.get(path, overrides)
     if len(classes) == 1:
         heading = f"{'#' * (level + bool(command))} {path}{command and f' in {command}'}"
-        yield from _class(path, classes[0], listed, heading, mark, overrides, about=about * path.endswith(".NAME"))
+        yield from _class(path, classes[0], listed, heading, mark, overrides, about=about)
         return
-    group, docs = _unions()[path], _docs(*classes)
+    group = _unions()[path]
     shared = {
         name: inner for name, inner in classes[0].model_fields.items() if all(_has(c, name, inner) for c in classes)
     }
@@ -96,7 +98,7 @@ def _group(
         heading = f"{'#' * (level + 1)} {path} ({group.tag}={name})"
         parts += _class(path, model, listed, heading, mark, (_preset(group, name),), shared)
     for name, inner in shared.items():
-        parts += _group(f"{path}.{name}", inner, listed, level + 1, mark, docs.get(name, ""))
+        parts += _group(f"{path}.{name}", inner, listed, level + 1, mark)
     if parts:
         yield from ("", f"{'#' * level} {path}", *(("", _wrapped(about)) if about else ()), *parts)
 
@@ -116,7 +118,7 @@ def _class(
     plain = {n: f for n, f in model.model_fields.items() if not models_in(f) or type(None) in get_args(f.annotation)}
     plain = {n: f for n, f in plain.items() if f"{path}.{n}".replace("NAME", ANY) not in listed}
     if plain or not listed:
-        yield from ("", heading, "", _wrapped(f"{inspect.getdoc(model)} {about}"))
+        yield from ("", heading, "", _wrapped(f"{about} {inspect.getdoc(model)}"))
     if plain:
         if overrides:
             yield from ("", f"Defaults: those of `{' '.join(overrides)}`.")
@@ -125,7 +127,17 @@ def _class(
         if models_in(inner) and name not in elsewhere:
             star = ".NAME" if get_origin(inner.annotation) is dict else ""
             below = min(level + 1, 4)
-            yield from _group(f"{path}.{name}{star}", inner, listed, below, mark, docs.get(name, ""), overrides)
+            yield from _group(f"{path}.{name}{star}", inner, listed, below, mark, _about(model, name), overrides)
+
+
+def _about(model: type[BaseModel], name: str) -> str:
+    """The docstring of an inner group where its class does not say what it is for: it is one of several, or another
+    group has the same class, or the user names groups of this class.
+    """
+    annotation = model.model_fields[name].annotation
+    twins = [field.annotation for field in model.model_fields.values()].count(annotation) > 1
+    several = len(models_in(model.model_fields[name])) > 1 or get_origin(annotation) is dict
+    return _docs(model).get(name, "") if several or twins else ""
 
 
 def _has(model: type[BaseModel], name: str, group: FieldInfo) -> bool:

@@ -51,12 +51,12 @@ class AttentionConfig(Group):
     """Number of rollout batches between measurements of the attention term's share of the gradient at the queries of
     its rows; its share of the gradient of all parameters is smaller. 0: never."""
     max_gradient_share: Annotated[float, Field(gt=0, lt=1)] | None
-    """Upper limit on this share: an update with a larger one scales the term down to it. Costs one more forward pass
-    per update. null: no limit."""
+    """Upper limit on the attention term's share of that gradient: an update with a larger share scales the term down to
+    it. Costs one more forward pass per update. null: no limit."""
     target_gradient_share: Annotated[float, Field(gt=0, lt=1)] | None
-    """Share to which every update scales the term, up or down; the size of `weight` then has no effect. Costs one more
-    forward pass per update. A term without a gradient, such as RAL's in the first on-policy update, stays without one;
-    if only the token loss has no gradient, the term is left out. null: no scaling."""
+    """Share of that gradient to which every update scales the term, up or down; the size of `weight` then has no
+    effect. Costs one more forward pass per update. A term without a gradient, such as RAL's in the first on-policy
+    update, stays without one; if only the token loss has no gradient, the term is left out. null: no scaling."""
     record: Literal["dense", "top_k"]
     """Form in which the anchor's rows are stored. dense: whole rows. top_k: the largest entries and the sum of the
     rest; divergences are then lower bounds."""

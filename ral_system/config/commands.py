@@ -77,7 +77,9 @@ class TrainConfig(QuestionsConfig):
     rollout: RolloutConfig
     learner: LearnerConfig
     perceive: SupervisedConfig
+    """First stage: learn to see by describing generated pictures."""
     sft: SupervisedConfig
+    """Second stage, the cold start: imitate demonstrations of responses."""
     evaluation: Annotated[EvaluationConfig, Resumable]
     checkpoint: Annotated[CheckpointConfig, Resumable]
     cluster: Annotated[ClusterConfig, Resumable]

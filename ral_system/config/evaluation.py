@@ -54,7 +54,7 @@ class EvaluationConfig(HeldOutConfig):
     """Number of questions in evaluations during RL."""
     blind: bool
     """Also ask every question with black pictures and frames, before, during and after RL. This doubles the number of
-    answers."""
+    answers. `ral-evaluate` also asks with the pictures of another question, which triples it."""
 
     def problems(self) -> Iterator[str]:
         """Refuse the number of questions of evaluations that do not take place."""
@@ -129,7 +129,8 @@ class SweepConfig(Group):
 
     axis: SweepAxis | None
     """Quantity that varies. visual_tokens: the largest number per picture, or the cells of a board of visual search, a
-    square number. frames: the largest number per video. null: no sweep."""
+    square number, with `data.objects` of them filled as far as they fit. frames: the largest number per video. null: no
+    sweep."""
     values: tuple[Positive, ...]
     """Values of the axis."""
     models: dict[str, str]

@@ -81,7 +81,7 @@ class LearnerGroup(ForwardConfig):
     max_grad_norm: PositiveFloat
     """Norm to which gradients are clipped, in all stages."""
     warmup_updates: NonNegative
-    """Number of optimiser updates over which the learning rate rises linearly."""
+    """Number of optimiser updates over which the learning rate of RL rises linearly."""
     schedule: ScheduleConfig
     """Learning rate after the warm-up."""
     rate_factors: RateFactorsConfig

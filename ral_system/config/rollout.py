@@ -101,11 +101,11 @@ class RolloutGroup(EngineGroup):
     """Number of engines. Prompts are distributed to them by load. With fewer prompts than engines, the responses of a
     prompt are also distributed."""
     weight_transfer: Annotated[Annotated[str, NameIn(WEIGHT_TRANSFERS)] | None, Resumable]
-    """How weights travel from learners to engines. broadcast: from device to device, by NCCL or gloo. shared_memory:
-    through memory of the one node that holds both. object_store: as arrays in Ray's object store, or in memory. files:
-    in a file of the run's folder, which learners and engines must share. null: broadcast; shared_memory with
-    `cluster.placement=colocated`; object_store with `cluster=local` and with `algorithm.max_staleness` > 0. Packages
-    can add others."""
+    """How weights are transferred from learners to engines. broadcast: from device to device, by NCCL or gloo.
+    shared_memory: through memory of the one node that holds both. object_store: as arrays in Ray's object store, or in
+    memory. files: in a file of the run's folder, which learners and engines must share. null: broadcast; shared_memory
+    with `cluster.placement=colocated`; object_store with `cluster=local` and with `algorithm.max_staleness` > 0.
+    Packages can add others."""
     weight_timeout_s: Annotated[PositiveFloat, Resumable]
     """Time limit, in seconds, for each wait of learners and engines for each other during a weight transfer. When it
     expires, they connect again and retry once; then the run ends."""
@@ -123,11 +123,11 @@ class RolloutGroup(EngineGroup):
 
 
 class HfRolloutConfig(HfEngineConfig, RolloutGroup):
-    """Transformers engines."""
+    """Rollouts by transformers models, slow and exact."""
 
 
 class VllmRolloutConfig(VllmEngineConfig, RolloutGroup):
-    """vLLM engines."""
+    """Rollouts by vLLM."""
 
 
 RolloutConfig = Annotated[HfRolloutConfig | VllmRolloutConfig, Field(discriminator="engine")]

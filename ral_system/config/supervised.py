@@ -25,7 +25,7 @@ class AttentionGuidanceConfig(Group):
 
 
 class SupervisedConfig(Group):
-    """Settings of a supervised stage, perceive or sft."""
+    """A supervised stage, which ends at a held-out score or after a number of steps."""
 
     max_steps: Annotated[Positive, Resumable]
     """Largest number of steps; each is one optimiser update."""

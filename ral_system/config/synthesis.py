@@ -20,7 +20,7 @@ PLACEHOLDER = re.compile(r"\{(question|description|reasoning)\}")
 
 
 class SynthesisRoleConfig(Group):
-    """One role of `ral-synthesize`: a model on an OpenAI-compatible server, or an offline template."""
+    """A role of `ral-synthesize` is a model on an OpenAI-compatible server, or an offline template."""
 
     endpoint: Annotated[str | None, ResumableSynthesis]
     """Address of the server, for example `http://127.0.0.1:8000/v1`. null: an offline template."""
@@ -74,11 +74,11 @@ class SynthesisConfig(Group):
     max_rejected: Annotated[Fraction, ResumableSynthesis]
     """Largest share of rejected rows. The command ends with an error if it is exceeded after the first twenty rows."""
     describer: SynthesisRoleConfig
-    """Describes the picture."""
+    """The role that describes the picture."""
     reasoner: SynthesisRoleConfig
-    """Reasons over the description."""
+    """The role that reasons over the description."""
     anchorer: SynthesisRoleConfig
-    """Adds anchors to the reasoning."""
+    """The role that adds anchors to the reasoning."""
 
     def problems(self) -> Iterator[str]:
         """Refuse an anchor that is not a pattern, roles that are half set, and a description that nothing reads."""
