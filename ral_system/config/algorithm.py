@@ -47,7 +47,7 @@ class KLConfig(Group):
             )
 
     def warnings(self) -> Iterator[str]:
-        """Warn of the estimator whose gradient averages to nothing."""
+        """Warn about the estimator whose expected gradient is 0."""
         if self.coefficient > 0 and self.estimator == "k1" and self.place == "loss":
             yield (
                 "algorithm.kl.estimator=k1 has a gradient of 0 on average and does not hold the policy back; use k2 "
@@ -142,7 +142,7 @@ class OverlongConfig(Group):
     """Number of tokens before the limit over which the penalty grows from 0 to 1."""
 
     def problems(self) -> Iterator[str]:
-        """Refuse the buffer of a penalty that is not taken."""
+        """Refuse the buffer of a penalty that is off."""
         if self.handling != "penalty":
             path = "algorithm.overlong"
             reason, remedy = f"{path}.handling={self.handling}", "set the handling to penalty"
@@ -334,7 +334,7 @@ class AlgorithmConfig(ResponseConfig):
             )
 
     def warnings(self) -> Iterator[str]:
-        """Warn of losses that leave their paper's conditions."""
+        """Warn about losses outside the conditions of their paper."""
         off_policy = self.updates_per_batch > 1 or self.max_staleness > 0
         if isinstance(self.policy_loss, ReinforceLossConfig) and not self.policy_loss.ratio and off_policy:
             yield (

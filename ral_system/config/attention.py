@@ -70,7 +70,7 @@ class AttentionConfig(Group):
     where Triton is installed, otherwise chunked."""
 
     def problems(self) -> Iterator[str]:
-        """Refuse settings of an anchor, a record or a term that is not there."""
+        """Refuse settings of an anchor, a record or a term that is not used."""
         path = "algorithm.attention"
         if self.weight == 0:
             reason, remedy = f"{path}.weight=0", "raise the weight"
@@ -98,7 +98,7 @@ class AttentionConfig(Group):
             yield from without_effect(self, path, f"{path}.record=dense", "set record to top_k", "top_k")
 
     def _objective_problems(self, path: str) -> Iterator[str]:
-        """Refuse what the objective does not read, and keys and rows by which it cannot compare."""
+        """Refuse settings that the objective does not read, and keys and rows that it cannot compare."""
         if self.objective.name == "sharpening" and self.record == "top_k":
             yield (
                 f"{path}.record=top_k with {path}.objective.name=sharpening: top_k keeps only the sum of a row's tail, "
@@ -132,10 +132,10 @@ class AttentionConfig(Group):
 
     @property
     def glance_keys(self) -> Literal["visual", "prompt"]:
-        """Keys at which the looks of a group's responses are compared."""
+        """Keys at which the attention of a group's responses is compared."""
         return "prompt" if self.keys == "prompt" else "visual"
 
     @property
     def gradient_share(self) -> float | None:
-        """Share that is held or not exceeded; None without one."""
+        """Target or limit of the share of the gradient; None without one."""
         return self.max_gradient_share if self.target_gradient_share is None else self.target_gradient_share

@@ -55,7 +55,7 @@ ResumableSynthesis = MayChange("synthesis")
 
 
 class Group(BaseModel):
-    """Base of every group: immutable, no extra keys."""
+    """Base of every group: immutable and without extra keys."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -64,11 +64,11 @@ class Group(BaseModel):
         yield from ()
 
     def warnings(self) -> Iterator[str]:
-        """Legal values of this group alone that are known to go wrong."""
+        """Yield a line per legal value of this group that is known to cause trouble."""
         yield from ()
 
     def groups(self) -> Iterator[Group]:
-        """This group and all groups inside it, outer ones first."""
+        """Yield this group and all groups inside it, outer ones first."""
         yield self
         for _, value in self:
             for inner in value.values() if isinstance(value, dict) else (value,):

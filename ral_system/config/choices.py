@@ -1,4 +1,4 @@
-"""Lists of choices that the configuration and the library share, each written once.
+"""Lists of choices that the configuration and the library share.
 
 Imports nothing but the standard library: benchmarks of the attention term run where only torch and transformers are.
 """

@@ -56,7 +56,7 @@ class ClusterConfig(ProcessConfig):
     """Time limit, in seconds, for a call to an actor."""
 
     def problems(self) -> Iterator[str]:
-        """Refuse GPUs that a process would not use, to share what is one process, and GPUs that several or none use."""
+        """Refuse GPUs that a process would not use, and colocated placement that does not fit the processes."""
         if self.placement != "colocated":
             yield from self._unused_gpus()
             return

@@ -56,7 +56,7 @@ Check = Callable[..., Iterator[str]]
 
 
 def problems(config: Group) -> Iterator[str]:
-    """Name the values of every contradiction between groups, and what to change."""
+    """Yield a line per contradiction between groups, with the values and what to change."""
     yield from _found(
         config,
         teachers_are_used,
@@ -92,7 +92,7 @@ def problems(config: Group) -> Iterator[str]:
 
 
 def warnings(config: Group) -> Iterator[str]:
-    """Say which legal values are known to go wrong together."""
+    """Yield a line per combination of legal values that is known to cause trouble."""
     yield from _found(config, gate_allows_outliers)
 
 
@@ -217,7 +217,7 @@ def staleness_meets_new_weights(algorithm: AlgorithmConfig, rollout: RolloutConf
 
 
 def rewards_are_complete_when_compared(algorithm: AlgorithmConfig, reward: RewardConfig) -> Iterator[str]:
-    """Check that dynamic sampling compares whole rewards."""
+    """Check that dynamic sampling compares complete rewards."""
     a, visual = algorithm, reward.visual.weight > 0
     if a.sampling_rounds > 1 and (visual or (a.kl.coefficient > 0 and a.kl.place == "reward")):
         late = "reward.visual.weight" if visual else "algorithm.kl.place=reward"
@@ -364,7 +364,7 @@ def gate_fits_the_dtypes(rollout: RolloutConfig, learner: LearnerConfig) -> Iter
 
 
 def gate_allows_outliers(rollout: RolloutConfig, learner: LearnerConfig) -> Iterator[str]:
-    """Warn of a bfloat16 run whose gate allows no outliers."""
+    """Warn about a bfloat16 run whose gate allows no outliers."""
     gate = rollout.log_prob_gate
     if "bfloat16" in (rollout.dtype, learner.dtype) and gate.outliers == 0:
         yield (

@@ -91,7 +91,7 @@ class TrainConfig(QuestionsConfig):
         return self.algorithm if stage == "rl" else self.supervised(stage)
 
     def supervised(self, stage: SupervisedStage) -> SupervisedConfig:
-        """The settings of a supervised stage."""
+        """Return the settings of a supervised stage."""
         return self.perceive if stage == "perceive" else self.sft
 
     @property
@@ -101,7 +101,7 @@ class TrainConfig(QuestionsConfig):
 
     @property
     def starts_reference(self) -> bool:
-        """Whether the reference has processes of its own; with adapters the learner without them is the reference."""
+        """Whether the reference has its own processes; with LoRA the learner without adapters is the reference."""
         return self.needs_reference and self.learner.lora is None
 
     @property

@@ -99,7 +99,7 @@ class VisualSearchConfig(ShownBoardsConfig):
     position by position. Held-out questions keep their pictures."""
 
     def problems(self) -> Iterator[str]:
-        """Refuse what the demonstrations of a file leave unread, and words in place of their pictures."""
+        """Refuse settings that demonstrations from a file do not read, and sft in words with such demonstrations."""
         yield from super().problems()
         if self.demonstrations:
             reason, remedy = f"data.demonstrations={self.demonstrations}", "set demonstrations to null"

@@ -86,7 +86,7 @@ class MeasurementConfig(HeldOutConfig):
     """Benchmark to ask instead of held-out questions."""
 
     def problems(self) -> Iterator[str]:
-        """Refuse to compare gradients with attention that is not read."""
+        """Refuse to compare gradients with attention that is not measured."""
         value = "evaluation.saliency=true"
         if self.saliency and self.attention_questions == 0:
             yield f"{value} has no effect with evaluation.attention_questions=0; raise it, or set saliency to false"
@@ -137,7 +137,7 @@ class SweepConfig(Group):
     """Folders of the models to compare, by the names that the table and the chart show. Empty: only `start_model`."""
 
     def problems(self) -> Iterator[str]:
-        """Refuse half a sweep, and frame counts that models cannot see."""
+        """Refuse incomplete sweeps, and frame counts that models cannot process."""
         if self.axis is None:
             for name, value in (("values", self.values), ("models", self.models)):
                 if value:
@@ -152,7 +152,7 @@ class SweepConfig(Group):
 
 
 def sweep_is_not_blind(sweep: SweepConfig, evaluation: MeasurementConfig) -> Iterator[str]:
-    """Check that a sweep is not asked to be blind as well, with parts of the pictures, or for gradients."""
+    """Check that a sweep is not combined with blind questions, parts of pictures, or gradients."""
     if sweep.axis is None:
         return
     if evaluation.blind:

@@ -74,8 +74,8 @@ def _presets() -> dict[str, list[Preset]]:
 
 
 def _read(file: Path) -> tuple[str, dict[str, Any]]:
-    """The group that a file sets, which its first line names or else its folder, and what it and the files beside it
-    that it extends set.
+    """Return the group that a file sets, named by its first line or else its folder, and the values that it sets,
+    including those of files beside it that it extends.
     """
     text = file.read_text(encoding="utf-8")
     package = re.match(r"# @package (\S+)", text)

@@ -30,12 +30,13 @@ _SHORTEST = 4
 
 @cache
 def known_keys(kind: type[BaseModel]) -> frozenset[str]:
-    """Every dotted key, of groups and of fields, of all choices: `learner`, `learner.betas`, `data.sources.*.path`."""
+    """Return every dotted key of groups and fields, for all choices: `learner`, `learner.betas`,
+    `data.sources.*.path`."""
     return frozenset(path for path, _ in declared_fields(kind))
 
 
 def declared_fields(model: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, FieldInfo]]:
-    """Dotted key and declaration of every field, groups included, of all choices."""
+    """Yield the dotted key and declaration of every field, including groups, for all choices."""
     for name, field in model.model_fields.items():
         path = f"{prefix}{name}"
         yield path, field
@@ -44,13 +45,13 @@ def declared_fields(model: type[BaseModel], prefix: str = "") -> Iterator[tuple[
 
 
 def models_in(field: FieldInfo) -> list[type[BaseModel]]:
-    """Configuration classes in a field's annotation."""
+    """Return the configuration classes in a field's annotation."""
     return [model for model, _ in _models(field.annotation)]
 
 
 def declared_keys(config: BaseModel, mark: object, prefix: str = "") -> dict[str, bool]:
-    """Every dotted key that the classes of a configuration declare, those of installed packages included, and whether
-    it carries a mark such as `Resumable`.
+    """Return every dotted key that the classes of a configuration declare, including those of installed packages, and
+    whether it carries a mark such as `Resumable`.
     """
     found = {}
     for name, field in type(config).model_fields.items():
@@ -64,7 +65,7 @@ def declared_keys(config: BaseModel, mark: object, prefix: str = "") -> dict[str
 
 @cache
 def open_keys(kind: type[BaseModel]) -> frozenset[str]:
-    """The keys of dictionaries of plain values whose names the user chooses, such as `reward.kinds`."""
+    """Return the keys of dictionaries of plain values whose names the user chooses, such as `reward.kinds`."""
     return frozenset(
         path for path, field in declared_fields(kind) if get_origin(field.annotation) is dict and not models_in(field)
     )
@@ -77,9 +78,9 @@ def is_known(key: str, kind: type[BaseModel]) -> bool:
 
 @cache
 def other_readers(key: str, kind: type[CommandConfig]) -> tuple[str, ...]:
-    """The commands that read a key, or the group that it is in, where `kind` does not; none for any other key.
+    """Return the commands that read a key, or the group that it is in, if `kind` does not; none for any other key.
 
-    Of commands that share a class, or whose class extends another's, only the first is listed: ral-train, say.
+    Of commands that share a class, or whose class extends another's, only the first is listed, such as ral-train.
 
     Example: `sweep.axis` → `("ral-evaluate",)` for ral-train, `()` for ral-evaluate; `foo` → `()`
     """
@@ -96,9 +97,9 @@ def other_readers(key: str, kind: type[CommandConfig]) -> tuple[str, ...]:
 
 
 def read_by(kind: type[CommandConfig], values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """The composed values without those that other commands read and this one does not.
+    """Return the composed values without those that only other commands read.
 
-    Keys that no command knows stay, to be refused: somebody has written them.
+    Keys that no command knows stay, and are refused later: somebody has written them.
     """
     found = {}
     for key, value in values.items():
@@ -154,7 +155,7 @@ def _has_tuple(annotation: Any) -> bool:
 
 
 def _models(annotation: Any, star: bool = False) -> Iterator[tuple[type[BaseModel], bool]]:
-    """Configuration classes in an annotation, and whether each is the value of a dictionary."""
+    """Yield the configuration classes in an annotation, and whether each is the value of a dictionary."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         yield annotation, star
     else:

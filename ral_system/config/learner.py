@@ -43,7 +43,7 @@ class RateFactorsConfig(Group):
     """Factor for the projector: the modules between vision encoder and text model."""
 
     def problems(self) -> Iterator[str]:
-        """Refuse factors that freeze a part, which is said elsewhere."""
+        """Refuse factors of 0: `model.freeze_vision` is the setting to freeze a part."""
         for field, factor in self:
             if factor == 0:
                 yield (
@@ -135,7 +135,7 @@ class DeepSpeedLearnerConfig(LearnerGroup):
         return self.world_size // self.sequence_parallel
 
     def problems(self) -> Iterator[str]:
-        """Refuse gradients that would be added up in bfloat16, and offloading of what ranks do not share."""
+        """Refuse gradients that would be added up in bfloat16, and offloading of state that is not partitioned."""
         if self.offload == "optimizer" and self.zero_stage == 0:
             yield (
                 "learner.offload=optimizer needs an optimiser that ranks share, and with learner.zero_stage=0 each has "

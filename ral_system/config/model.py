@@ -1,4 +1,4 @@
-"""The `model` group: which model is trained."""
+"""The `model` group: the model that is trained."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class TinyModelConfig(Group):
 
     @property
     def sizes(self) -> dict[str, int]:
-        """Width and depths."""
+        """Width and depths of the model."""
         return self.model_dump(exclude={"tokenizer"})
 
 

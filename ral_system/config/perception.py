@@ -1,4 +1,4 @@
-"""The `algorithm.perception` group: one class for each objective on how much responses depend on what they see."""
+"""The `algorithm.perception` group: one class per objective on how much responses depend on their pictures."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ class PapoConfig(BlindedGroup):
         return self.entropy_weight > 0 and self.entropy == "exact"
 
     def problems(self) -> Iterator[str]:
-        """Refuse a kind of entropy that has no weight."""
+        """Refuse a kind of entropy whose weight is 0."""
         if self.entropy_weight == 0:
             path = "algorithm.perception"
             reason, remedy = f"{path}.entropy_weight=0", "raise the weight"

@@ -56,11 +56,12 @@ class DppoLossConfig(PolicyLossGroup):
 
     @property
     def top_tokens(self) -> int:
-        """`top_k` where the divergence reads them."""
+        """`top_k` if the divergence reads the most likely tokens, otherwise 0."""
         return self.top_k if self.divergence.startswith("top_k") else 0
 
     def problems(self) -> Iterator[str]:
-        """Refuse top tokens that the anchor does not have, and their number where the divergence reads none."""
+        """Refuse divergences over top tokens that the anchor does not have, and a `top_k` that the divergence does not
+        read."""
         path = "algorithm.policy_loss"
         if not self.top_tokens:
             reason, remedy = f"{path}.divergence={self.divergence}", "set the divergence to top_k_tv or top_k_kl"
@@ -73,7 +74,7 @@ class DppoLossConfig(PolicyLossGroup):
             )
 
     def warnings(self) -> Iterator[str]:
-        """Warn of the anchor with which the paper's runs collapse."""
+        """Warn about the anchor with which the paper's runs collapse."""
         if self.anchor == "old":
             yield (
                 "algorithm.policy_loss.anchor=old compares with log-probs that the learner recomputed; DPPO's authors "

@@ -38,18 +38,18 @@ class VisualRewardConfig(Group):
     reference on the same response."""
 
     def given_by(self, model: VisualRewardModel) -> bool:
-        """Return whether the reward is given, and read from this model's attention."""
+        """Return whether the signal is on and measured on this model's attention."""
         return self.weight > 0 and self.model == model
 
     def problems(self) -> Iterator[str]:
-        """Refuse settings of a reward that is not given."""
+        """Refuse settings of a signal that is off."""
         if self.weight == 0:
             path = "reward.visual"
             reason, remedy = f"{path}.weight=0", "raise the weight"
             yield from without_effect(self, path, reason, remedy, "form", "model")
 
     def warnings(self) -> Iterator[str]:
-        """Warn of the control."""
+        """Warn about the control that is known to be bad."""
         if self.weight > 0 and self.form == "laser_pays_length":
             yield (
                 "reward.visual.form=laser_pays_length is a known-bad control: it grows with the length of a response, "
@@ -97,12 +97,12 @@ class JudgeConfig(Group):
 
     @property
     def foreign(self) -> bool:
-        """Whether code from outside this package judges."""
+        """Whether verifiers or signals come from outside this package."""
         ours = all(map(VERIFIERS.is_built_in, {self.verifier, *self.kinds.values()}))
         return self.function is not None or not (ours and all(map(REWARD_SIGNALS.is_built_in, self.signal_names)))
 
     def problems(self) -> Iterator[str]:
-        """Refuse a function that is not there or not called, kinds that are given twice, and an unread tolerance."""
+        """Refuse a missing or unused function, kinds that are given twice, and an unused tolerance."""
         if ("function" in (self.verifier, *self.kinds.values())) != (self.function is not None):
             yield (
                 f"reward.verifier={self.verifier} with reward.function={self.function or 'null'}: set both, "

@@ -19,7 +19,7 @@ class ScheduleConfig(Group):
     """Learning rate at the last update, as a share of that after the warm-up. null for constant."""
 
     def problems_at(self, path: str) -> Iterator[str]:
-        """Refuse an end that nothing reads, and a fall without one."""
+        """Refuse an end for a constant rate, and a falling rate that has none."""
         if self.shape == "constant" and self.end is not None:
             yield (
                 f"{path}.end={self.end:g} has no effect with {path}.shape=constant; set shape to linear or cosine, or "

@@ -20,7 +20,7 @@ class AttentionGuidanceConfig(Group):
 
     @property
     def active(self) -> bool:
-        """Whether it adds to the loss."""
+        """Whether the objective is on."""
         return self.image > 0 or self.system > 0
 
 

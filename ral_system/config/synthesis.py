@@ -40,7 +40,7 @@ class SynthesisRoleConfig(Group):
     """Largest number of requests per minute. null: as many as `synthesis.concurrency` allows."""
 
     def problems_at(self, path: str) -> Iterator[str]:
-        """Refuse half an endpoint, and a placeholder that nothing fills; `path` is for example `synthesis.reasoner`."""
+        """Refuse an endpoint without a model and unknown placeholders; `path` is for example `synthesis.reasoner`."""
         if self.endpoint is not None and not re.match(r"https?://\S+$", self.endpoint):
             yield f"{path}.endpoint={self.endpoint!r} is not an address; write it like http://127.0.0.1:8000/v1"
         if (self.endpoint is None) != (self.model is None):
@@ -81,7 +81,7 @@ class SynthesisConfig(Group):
     """The role that adds anchors to the reasoning."""
 
     def problems(self) -> Iterator[str]:
-        """Refuse an anchor that is not a pattern, roles that are half set, and a description that nothing reads."""
+        """Refuse an anchor that is not a pattern, incomplete roles, and a description that nothing reads."""
         try:
             re.compile(self.anchor)
         except re.error as error:

@@ -51,7 +51,7 @@ def parse_config(container: Mapping[str, Any], kind: type[_Kind]) -> _Kind:
 
 
 def warnings(config: CommandConfig) -> list[str]:
-    """Legal choices that are known to go wrong, one line each."""
+    """Return a line per legal choice that is known to cause trouble."""
     return [*combinations.warnings(config), *(line for group in config.groups() for line in group.warnings())]
 
 
@@ -119,5 +119,5 @@ def _unknown_key(field: str, error: Any, kind: type[CommandConfig]) -> str:
 
 
 def _choice(error: Any) -> str:
-    """The field by which pydantic chooses a union's class."""
+    """Return the field by which pydantic chooses a union's class."""
     return error["ctx"]["discriminator"].strip("'")

@@ -49,7 +49,7 @@ class Variants:
 
 @cache
 def variants(kind: type[BaseModel]) -> tuple[Variants, ...]:
-    """The groups of a configuration that are one of several classes."""
+    """Return the groups of a configuration that are one of several classes."""
     return tuple(
         Variants(path, tag, {get_args(model.model_fields[tag].annotation)[0]: model for model in models_in(info)})
         for path, info in declared_fields(kind)
@@ -58,13 +58,13 @@ def variants(kind: type[BaseModel]) -> tuple[Variants, ...]:
 
 
 def variants_of(key: str, kind: type[BaseModel]) -> Variants | None:
-    """The group that a key is in, if it is one of several classes. Imports the packages that add to it."""
+    """Return the group that a key is in, if it is one of several classes. Imports the packages that add to it."""
     group = next((group for group in variants(kind) if key.startswith(f"{group.path}.")), None)
     return replace(group, added=_added_losses()) if group is not None and group.path == _LOSS else group
 
 
 def keys_to_suggest(kind: type[BaseModel]) -> frozenset[str]:
-    """The known keys, and those of installed packages, which are imported."""
+    """Return the known keys and those of installed packages, which are imported."""
     found = known_keys(kind)
     for model in _added_losses().values() if _LOSS in found else ():
         found |= {f"{_LOSS}.{key}" for key in known_keys(model)}

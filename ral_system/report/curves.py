@@ -1,4 +1,4 @@
-"""Curves over training, a column per group of runs and a row per metric, as an SVG file that needs nothing else.
+"""Curves over training, with a column per group of runs and a row per metric, as a self-contained SVG file.
 
 All panels share their steps and those of a row their values, so groups can be compared by eye.
 """

@@ -1,4 +1,4 @@
-"""Dots by group, one panel per figure, as an SVG file that needs nothing else: every run, and their mean."""
+"""Dots by group, one panel per figure, as a self-contained SVG file: every run, and their mean."""
 
 from __future__ import annotations
 

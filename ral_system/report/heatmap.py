@@ -1,4 +1,4 @@
-"""A map of one figure by layer and head, as an SVG file that needs nothing else."""
+"""A map of one figure by layer and head, as a self-contained SVG file."""
 
 from __future__ import annotations
 

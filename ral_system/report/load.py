@@ -16,12 +16,12 @@ from ral_system.observability.jsonl import read_lines, read_objects
 from ral_system.observability.metrics import COMMANDS_FILE, METRICS_FILE, ROLLOUTS_FILE
 
 Points = list[tuple[int, float | None]]
-"""(step, value) in step order; None where the recorded value was not finite."""
+"""Pairs (step, value) in step order; None if the recorded value was not finite."""
 
 
 @dataclass(frozen=True, slots=True)
 class RunData:
-    """One run folder's files, parsed."""
+    """Parsed files of a run folder."""
 
     name: str
     metrics: list[dict[str, Any]]

@@ -24,8 +24,8 @@ _PICTURE_PX, _FRAME_PX = 168, 84  # the longer side is drawn at about this size
 
 
 class ReportMedia:
-    """The media in a run's `folder`, at report size. Without `frames_of` pictures are read as plain files, and videos
-    not at all.
+    """Media in a run's `folder`, at report size. Without `frames_of` pictures are read as plain files, and videos are
+    not read.
     """
 
     def __init__(self, folder: Path, frames_of: FramesOf | None = None) -> None:
@@ -93,12 +93,12 @@ def _sized(image: Image.Image, shown_px: int) -> Image.Image:
 
 
 def _total(clip: Clip) -> int:
-    """Number of time steps."""
+    """Return the number of time steps."""
     return -(-len(clip.times_s) // clip.sampling.step)
 
 
 def _shown(clip: Clip) -> list[int]:
-    """All steps, or as many as there is room for, evenly spaced, the first and the last among them."""
+    """Choose all steps, or as many as there is room for, evenly spaced and including the first and the last."""
     total = _total(clip)
     return [round(step) for step in np.linspace(0, total - 1, min(total, SHOWN_STEPS)).tolist()]
 

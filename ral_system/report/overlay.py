@@ -29,7 +29,7 @@ _GRID_ALPHA = 0.35
 
 
 def overlay_frames(frames: Sequence[Image.Image], mass: np.ndarray, peak: float | None = None) -> list[Image.Image]:
-    """Frames of a video, or one picture, each with its part of `mass` [frames, h, w] blended over it.
+    """Blend `mass` [frames, h, w] over the frames of a video, or over one picture.
 
     All share one scale, up to `peak` (default: the largest entry), so frames can be compared. Raises ValueError
     unless there is one picture per frame of the map.
@@ -60,7 +60,7 @@ def overlay(image: Image.Image, mass: np.ndarray, peak: float | None = None) -> 
 
 
 def normalised(mass: np.ndarray, peak: float | None = None) -> np.ndarray:
-    """`mass` over `peak` (default: its maximum), in [0, 1]; all zero when there is none."""
+    """Divide `mass` by `peak` (default: its maximum); in [0, 1], and all zero if there is no mass."""
     clean = _clean(mass)
     peak = clean.max(initial=0.0) if peak is None else peak
     return (clean / peak).clip(max=1.0) if peak > 0 else clean
@@ -71,7 +71,7 @@ def _clean(mass: np.ndarray) -> np.ndarray:
 
 
 def colours(values: np.ndarray) -> np.ndarray:
-    """Values in [0, 1], any shape […] → colours in [0, 255], float [..., 3]."""
+    """Map values in [0, 1], of any shape […], to colours in [0, 255], float [..., 3]."""
     stops = np.linspace(0, 1, len(_COLOURMAP))
     return np.stack([np.interp(values, stops, _COLOURMAP[:, channel]) for channel in range(3)], axis=-1)
 

@@ -1,4 +1,4 @@
-"""The drawing of one chart of the report: axes, grid, lines with error bars or stacked bars."""
+"""Drawing of a chart of the report: axes, grid, lines with error bars or stacked bars."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ _MOST_DOTS = 16
 
 @dataclass(frozen=True, slots=True)
 class Plot:
-    """Where the values of a chart are drawn. The lists have an entry per series, the dicts one per step."""
+    """Positions of the values of a chart. Lists have an entry per series, dicts one per step."""
 
     chart: Chart
     series: list[Series]
     steps: list[int]
     values: list[dict[int, float | None]]
-    """Values as recorded."""
+    """Recorded values."""
     heights: list[dict[int, float]]
     """Heights at which values are drawn: in a stack on top of the layers below, otherwise the known values."""
     x: Axis

@@ -29,7 +29,8 @@ class Spread:
 
 @dataclass(frozen=True, slots=True)
 class Reason:
-    """Why rows cannot be used. Example: `Reason("path: … no such file below …", 40, "path: a.png: no such …")`"""
+    """A reason why rows cannot be used. Example: `Reason("path: … no such file below …", 40, "path: a.png: no such
+    …")`"""
 
     kind: str
     """Reason without the parts that are specific to a row."""

@@ -155,7 +155,7 @@ def _legend(records: Sequence[Record]) -> str:
 
 
 def _by_prompt(run: RunData, phase: str) -> dict[str, Record]:
-    """Prompt id → its newest record of `phase`. A completion's id is `<prompt>#<index>`."""
+    """Map each prompt's id to its newest record of `phase`. A completion's id is `<prompt>#<index>`."""
     return {_prompt_id(r): r for r in run.rollouts if r.get("phase") == phase}
 
 

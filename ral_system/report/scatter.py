@@ -1,4 +1,4 @@
-"""A scatter plot with a name at every point, as an SVG file that needs nothing else."""
+"""A scatter plot with a name at every point, as a self-contained SVG file."""
 
 from __future__ import annotations
 

@@ -30,7 +30,7 @@ class Interval:
 
 @dataclass(frozen=True, slots=True)
 class Series:
-    """One line, or one layer of a stack. `colour` is the index of a colour of the page's palette."""
+    """A line, or a layer of a stack. `colour` is the index of a colour of the page's palette."""
 
     key: str
     label: str
@@ -95,7 +95,7 @@ def stacked(series: Sequence[Series], steps: Sequence[int]) -> list[dict[int, fl
 
 
 def on_axis(value: float, unit: Unit) -> str:
-    """Format a tick's number; units other than percent are shown elsewhere."""
+    """Format the number of a tick; only percent has its unit here."""
     return f"{value * 100:.3g}%" if unit == "percent" else short(value)
 
 

@@ -51,18 +51,18 @@ STYLE = """
 
 
 def variables() -> str:
-    """The palette as CSS variables of an HTML page, in light and in dark."""
+    """Return the palette as CSS variables of an HTML page, in light and in dark."""
     light, dark = ("".join(f"--{name}:{pair[i]};" for name, pair in PALETTE.items()) for i in (0, 1))
     return f":root{{{light}}}{_DARK}{{:root{{{dark}}}}}"
 
 
 def colour(index: int) -> str:
-    """Class of the series with this index, also the name of its CSS variable."""
+    """Return the class of the series with this index, which is also the name of its CSS variable."""
     return f"s{index % _SERIES_COLOURS}"
 
 
 def document(width: float, height: float, title: str, parts: Iterable[str], note: str = "") -> str:
-    """An SVG file that needs nothing else, at least as wide as its title and note; they take the upper 50 pixels.
+    """Return a self-contained SVG file, at least as wide as its title and note, which take the upper 50 pixels.
 
     Its colours stand in it as such, since viewers other than browsers do not know CSS variables.
     """
@@ -77,7 +77,7 @@ def document(width: float, height: float, title: str, parts: Iterable[str], note
 
 
 def element(name: str, content: str = "", /, **attributes: object) -> str:
-    """One element around `content`, which is SVG. `class_` is written `class`, `text_anchor` `text-anchor`."""
+    """Return an element around `content`, which is SVG. `class_` is written `class`, `text_anchor` `text-anchor`."""
     written = "".join(
         f' {key.rstrip("_").replace("_", "-")}="{_px(value) if isinstance(value, float) else escape(str(value))}"'
         for key, value in attributes.items()
@@ -89,22 +89,22 @@ def element(name: str, content: str = "", /, **attributes: object) -> str:
 def text(
     x: float, y: float, words: str, anchor: str = "start", class_: str | None = "label", **attributes: object
 ) -> str:
-    """One line of text, escaped."""
+    """Draw a line of text, escaped."""
     return element("text", escape(words), class_=class_, x=x, y=y, **attributes, text_anchor=anchor)
 
 
 def text_width(words: str, font_size: float = 11) -> float:
-    """Pixels that a line of text takes, rather too many than too few: fonts differ."""
+    """Estimate the width of a line of text in pixels, on the high side because fonts differ."""
     return 0.6 * font_size * len(words)
 
 
 def with_tooltip(tooltip: str, *parts: str, class_: str | None = None) -> str:
-    """A group that a browser describes under the pointer."""
+    """Return a group with a tooltip."""
     return element("g", f"<title>{escape(tooltip)}</title>{''.join(parts)}", class_=class_)
 
 
 def line(pixels: Iterable[Pixel | None], class_: str = "line", **attributes: object) -> str:
-    """A line through pixels, with a gap where one is None."""
+    """Draw a line through pixels, with a gap where one is None."""
     drawn, command = [], "M"
     for pixel in pixels:
         if pixel is not None:
@@ -114,18 +114,18 @@ def line(pixels: Iterable[Pixel | None], class_: str = "line", **attributes: obj
 
 
 def point(pixel: Pixel, radius: float) -> str:
-    """A dot with a rim in the colour of the paper."""
+    """Draw a dot with a rim in the colour of the paper."""
     return element("circle", class_="point", cx=pixel[0], cy=pixel[1], r=radius)
 
 
 def bars(boxes: Iterable[tuple[float, float, float]], width: float, **attributes: object) -> str:
-    """Bars of one width, each with its centre, upper and lower edge."""
+    """Draw bars of one width, each given by its centre, upper and lower edge."""
     drawn = (f"M{_px(x - width / 2)} {_px(low)}V{_px(high)}h{_px(width)}V{_px(low)}z" for x, high, low in boxes)
     return element("path", class_="bar", **attributes, d="".join(drawn))
 
 
 def error_bars(ends: Iterable[tuple[float, float, float]], cap: float, **attributes: object) -> str:
-    """Intervals, each with its x, upper and lower end, which have a dash of `cap` pixels to both sides."""
+    """Draw intervals, each given by its x, upper and lower end. Ends have a dash of `cap` pixels to both sides."""
     drawn = []
     for x, high, low in ends:
         drawn.append(f"M{_px(x)} {_px(high)}V{_px(low)}")
@@ -134,13 +134,13 @@ def error_bars(ends: Iterable[tuple[float, float, float]], cap: float, **attribu
 
 
 def legend(x: float, y: float, label: str, class_: str) -> str:
-    """A piece of a series' line and its name."""
+    """Draw a piece of a series' line and its name."""
     return element("g", line([(x, y - 4), (x + 18, y - 4)]) + text(x + 24, y, label), class_=class_)
 
 
 @dataclass(frozen=True, slots=True)
 class Axis:
-    """Where values are drawn: `low` at pixel `start`, `high` at pixel `end`.
+    """Axis that places `low` at pixel `start` and `high` at pixel `end`.
 
     Example: `Axis(1, 100, 50, 250, ticks=[1, 10, 100], log=True)` draws 10 at 150.
     """
@@ -153,13 +153,13 @@ class Axis:
     log: bool = False
 
     def share(self, value: float) -> float:
-        """Position between the ends, 0 to 1. Values beyond an end are drawn there; on an axis of one value all are in
-        the middle."""
+        """Return the position between the ends, 0 to 1. Values beyond an end are drawn there; on an axis of one value
+        all are in the middle."""
         low, high, at = (math.log10(max(v, self.low)) if self.log else v for v in (self.low, self.high, value))
         return min(max((at - low) / (high - low), 0.0), 1.0) if high > low else 0.5
 
     def px(self, value: float) -> float:
-        """Position in pixels."""
+        """Return the position in pixels."""
         return round(self.start + self.share(value) * (self.end - self.start), 2)
 
 
@@ -181,17 +181,17 @@ def log_axis(low: float, high: float, start: float, end: float, most_ticks: int 
 
 
 def axis_around(values: Sequence[float], start: float, end: float) -> Axis:
-    """Logarithmic if `wide_span`."""
+    """Make an axis around values, logarithmic if `wide_span`."""
     return (log_axis if wide_span(values) else linear_axis)(min(values), max(values), start, end)
 
 
 def wide_span(values: Sequence[float]) -> bool:
-    """Positive values that span more than 1 : 100, which only a logarithmic axis tells apart."""
+    """Return whether values are positive and span more than 1 : 100, which needs a logarithmic axis."""
     return min(values) > 0 and max(values) / min(values) > 100
 
 
 def grid(y_axis: Axis, left: float, right: float, number: Callable[[float], str] | None) -> str:
-    """A line across the panel for every tick, with its number on the left if `number` writes it."""
+    """Draw a line across the panel for every tick, with the number on the left that `number` returns, if any."""
     parts = []
     for tick in y_axis.ticks:
         y = y_axis.px(tick)
@@ -201,7 +201,7 @@ def grid(y_axis: Axis, left: float, right: float, number: Callable[[float], str]
 
 
 def numbers_below(x_axis: Axis, y: float, values: Iterable[float], number: Callable[[float], str]) -> str:
-    """Numbers under an axis, from left to right; those that would run into the one before are left out."""
+    """Draw numbers below an axis, from left to right; those that would overlap the previous one are left out."""
     parts, free_from = [], -math.inf
     for value in values:
         words, x = number(value), x_axis.px(value)
@@ -213,7 +213,7 @@ def numbers_below(x_axis: Axis, y: float, values: Iterable[float], number: Calla
 
 
 def steps_below(x_axis: Axis, y: float, name: str) -> str:
-    """The first and the last step under an axis, and its name between them."""
+    """Draw the first and the last step below an axis, and its name between them."""
     first, last, middle = x_axis.low, x_axis.high, (x_axis.start + x_axis.end) / 2
     if first == last:
         return text(middle, y, f"{name} {first:,.0f}", "middle", "tick")
@@ -226,20 +226,21 @@ def steps_below(x_axis: Axis, y: float, name: str) -> str:
 
 
 def short(value: float) -> str:
-    """A number in three digits or fewer, or with thousands separated: `0.025`, `1,500`, `2.4e-7`."""
+    """Format a number in three digits or fewer, or with thousands separated: `0.025`, `1,500`, `2.4e-7`."""
     if value and (abs(value) < 1e-3 or abs(value) >= 1e5):
         return scientific(value)
     return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
 
 
 def scientific(value: float) -> str:
-    """A number in two digits and a power of ten: `2.4e-7`, `1e5`."""
+    """Format a number as two digits and a power of ten: `2.4e-7`, `1e5`."""
     mantissa, exponent = f"{value:.1e}".split("e")
     return f"{mantissa.removesuffix('.0')}e{int(exponent)}"
 
 
 def _round_ticks(low: float, high: float, intervals: int) -> list[float]:
-    """Multiples of 1, 2, 2.5 or 5 times a power of ten around both; a tenth of an interval is not worth another."""
+    """Return multiples of 1, 2, 2.5 or 5 times a power of ten around both ends. An end may exceed the last
+    tick by a tenth of an interval."""
     least = max((high - low) / intervals, 1e-300)
     power = 10.0 ** math.floor(math.log10(least))
     step = next(factor * power for factor in (1, 2, 2.5, 5, 10) if factor * power >= least * 0.999)
@@ -247,10 +248,10 @@ def _round_ticks(low: float, high: float, intervals: int) -> list[float]:
 
 
 def _style(shade: int) -> str:
-    """STYLE with the colours of light, 0, or dark, 1."""
+    """Return STYLE with the colours of light (0) or dark (1)."""
     return re.sub(r"var\(--([\w-]+)\)", lambda name: PALETTE[name[1]][shade], STYLE)
 
 
 def _px(value: float) -> str:
-    """A coordinate to a hundredth of a pixel."""
+    """Format a coordinate to a hundredth of a pixel."""
     return f"{value:.2f}".rstrip("0").rstrip(".")

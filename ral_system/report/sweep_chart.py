@@ -1,4 +1,4 @@
-"""A figure of several models over one axis, with intervals, as an SVG file that needs nothing else."""
+"""A figure of several models over one axis, with intervals, as a self-contained SVG file."""
 
 from __future__ import annotations
 
