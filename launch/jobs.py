@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from ral_system.config.commands import CommandConfig
 from ral_system.config.known import other_readers, read_by
 from ral_system.config.validate import parse_config
-from ral_system.errors import RalError
+from ral_system.errors import ConfigError, RalError
 from ral_system.launch.mistakes import explain, fail
 
 if TYPE_CHECKING:
@@ -120,9 +120,14 @@ class HydraTask:
 
 
 def plain_container(container: DictConfig, kind: type[CommandConfig]) -> dict[str, Any]:
-    """Return the composed values that the command reads. Others may refer to keys that nobody has set."""
+    """Return the composed values that the command reads. Others may refer to keys that nobody has set.
+
+    Raises ConfigError for an experiment whose keys are below `experiment`, where nothing reads them.
+    """
     from omegaconf import OmegaConf
 
+    if unread := container.get("experiment"):
+        raise ConfigError(_misplaced(unread))
     found: dict[str, Any] = {}
     for name in map(str, container):
         if name not in ("hydra", "experiment") and not other_readers(name, kind):
@@ -131,6 +136,19 @@ def plain_container(container: DictConfig, kind: type[CommandConfig]) -> dict[st
                 value = OmegaConf.to_container(value, resolve=True, throw_on_missing=True)
             found[name] = value
     return read_by(kind, found)
+
+
+def _misplaced(unread: Any) -> str:
+    from hydra.core.hydra_config import HydraConfig
+
+    overrides, keys = HydraConfig.get().overrides.task, ", ".join(map(str, unread))
+    chosen = next(
+        (given.lstrip("+") for given in overrides if given.lstrip("+").startswith("experiment=")), "experiment"
+    )
+    return (
+        f"{chosen}: its keys ({keys}) are below the key experiment, where nothing reads them; make "
+        '"# @package _global_" the first line of the file'
+    )
 
 
 def job_name(container: DictConfig, swept: Sequence[Override]) -> str:

@@ -84,6 +84,23 @@ def test_a_yaml_file_that_cannot_be_read(commands, tmp_path: Path) -> None:
     assert_refused(done, "mine.yaml", "line 2")
 
 
+def test_an_experiment_that_would_set_nothing(commands, tmp_path: Path) -> None:
+    """Without its first line Hydra puts a user's file below the key `experiment`, and every default would train."""
+    mine = tmp_path / "mine" / "experiment" / "bad.yaml"
+    mine.parent.mkdir(parents=True)
+    run = ("ral-train", "--config-dir", str(tmp_path / "mine"))
+    remedy = 'make "# @package _global_" the first line of the file'
+    mine.write_text("name: x\nalgorithm: {stepz: 3}\n")
+    done = commands(*run, "experiment=bad", cwd=tmp_path, timeout_s=120)
+    assert_refused(done, "experiment=bad: its keys (name, algorithm) are below the key experiment", remedy)
+    jobs = commands(*run, "-m", "experiment=bad", "seed=0,1", cwd=tmp_path, timeout_s=120)
+    assert (jobs.returncode, jobs.stderr.count(remedy)) == (1, 4), jobs.stderr  # each job's end, and the summary
+    mine.write_text("# @package _global_\nname: x\nalgorithm: {stepz: 3}\n")
+    done = commands(*run, "experiment=bad", cwd=tmp_path, timeout_s=120)
+    assert_refused(done, "algorithm.stepz: unknown key; remove it; did you mean algorithm.steps?")
+    assert not (tmp_path / "runs" / "x").exists()
+
+
 def test_a_reward_function_that_is_not_there_is_refused_before_perceive(commands, tmp_path: Path) -> None:
     mine = ("reward=function", "reward.function=nope:f")
     assert_refused(commands("ral-train", *LOCAL, *mine, cwd=tmp_path), "No module named 'nope'")
