@@ -13,7 +13,7 @@ import ray
 from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
 
 from ral_system.config.choices import Stage
-from ral_system.config.cluster import ClusterConfig
+from ral_system.config.cluster import RayClusterConfig
 from ral_system.config.learner import LearnerConfig
 from ral_system.config.rollout import RolloutConfig
 from ral_system.errors import SetupError
@@ -51,7 +51,7 @@ class Bundle:
 
 
 def plan(
-    cluster: ClusterConfig,
+    cluster: RayClusterConfig,
     rollout: RolloutConfig,
     learner: LearnerConfig,
     stage: Stage,

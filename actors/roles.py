@@ -76,7 +76,9 @@ class RayRoles:
         run_folder: Path,
         on_phase: OnPhase = lambda what, seconds: None,
     ) -> None:
-        self._config, self._colocated = config, config.cluster.placement == "colocated"
+        assert config.cluster.kind == "ray"
+        self._config, self._cluster = config, config.cluster
+        self._colocated = config.cluster.placement == "colocated"
         self._members: list[Member] = []
         self._folders: dict[str, Mapping[Path, Path]] = {}
         self._teachers = [local_model_folder(role.path) for role in config.teachers] if stage == "rl" else []
@@ -152,7 +154,7 @@ class RayRoles:
             return [] if bundle.role == "reward" else [model_folder]
 
         models = [needed(bundle) for bundle in bundles]
-        timeout_s = self._config.cluster.start_timeout_s
+        timeout_s = self._cluster.start_timeout_s
         by_reserved = nodes_of(self._group)
         nodes = [by_reserved[self._reserved[bundle.name]] for bundle in bundles]
         found = stage_models(nodes, models, run_folder, timeout_s, _tell)
@@ -171,12 +173,12 @@ class RayRoles:
                     runtime_env={"env_vars": self._environment(bundle)},
                     scheduling_strategy=PlacementGroupSchedulingStrategy(self._group, self._reserved[bundle.name]),
                 )
-                .remote(bundle.name, log, self._config.cluster.call_timeout_s)
+                .remote(bundle.name, log, self._cluster.call_timeout_s)
             )
             self._members.append(Member(handle, bundle.role, bundle.rank, log))
 
     def _environment(self, bundle: Bundle) -> dict[str, str]:
-        cluster = self._config.cluster
+        cluster = self._cluster
         device: Device = "cuda" if bundle.gpus else "cpu"
         environment = {"HF_HUB_OFFLINE": "1"}  # every node has its models by now
         if device == "cpu":
@@ -203,7 +205,7 @@ class RayRoles:
         for member in self._of("rollout"):
             built = member.handle.build.remote(
                 config.rollout,
-                config.cluster,
+                self._cluster,
                 self._at(member, model_folder),
                 media,
                 seed=config.seed + member.rank,
@@ -218,7 +220,7 @@ class RayRoles:
             if not unfinished[member.role]:
                 on_phase(member.role, time.monotonic() - began)
 
-        timeout_s = config.cluster.start_timeout_s
+        timeout_s = self._cluster.start_timeout_s
         if (shared := self._shared_devices(timeout_s)) is not None:  # an engine measures what is free
             wait_all(engines, timeout_s, "starting", on_answer=count_down)
             shared.engines.hold(Held.NOTHING)
@@ -252,7 +254,7 @@ class RayRoles:
 
     def _build_learners(self, stage: Stage, model_folder: Path, run_folder: Path) -> list[Call]:
         """Agree on a rendezvous, and load the model on all ranks."""
-        ranks, timeout_s = self._of("learner"), self._config.cluster.start_timeout_s
+        ranks, timeout_s = self._of("learner"), self._cluster.start_timeout_s
         host = self._host("learner")
         port = wait_all([Call(ranks[0], ranks[0].handle.free_port.remote(host))], timeout_s, "starting")[0]
         learner = self._config.learner

@@ -11,7 +11,7 @@ import ray
 
 from ral_system.actors.process import ActorProcess, watched
 from ral_system.config.choices import Device
-from ral_system.config.cluster import ClusterConfig
+from ral_system.config.cluster import RayClusterConfig
 from ral_system.config.rollout import HfRolloutConfig, RolloutConfig
 from ral_system.media.store import node_store
 from ral_system.types import Completion, Held, Piece, Sampling, WeightManifest
@@ -33,7 +33,7 @@ class RolloutActor(ActorProcess):
     def build(
         self,
         rollout: RolloutConfig,
-        cluster: ClusterConfig,
+        cluster: RayClusterConfig,
         model_folder: Path,
         media_folder: Path,
         *,

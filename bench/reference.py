@@ -42,6 +42,8 @@ _EXAMPLES = {  # groups that no default has: what to compose to see values of th
     "data.sources.NAME": ("data=files", "+data/source@data.sources.NAME=columns"),
     "learner.lora": ("experiment=ral_qwen2_5_vl_7b_1gpu",),
 }
+_TAGS = ("name", "engine", "kind")
+"""Fields that tell the classes of a group from each other."""
 
 
 def main() -> None:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
-from typing import Literal
+from typing import Annotated, ClassVar, Literal
+
+from pydantic import Field
 
 from ral_system.config.base import Group, NonNegativeFloat, Positive, PositiveFloat
 
@@ -18,11 +21,25 @@ class ProcessConfig(Group):
     """OpenMP threads of each engine process on CPU. Only with 1 are two runs bit-identical."""
 
 
-class ClusterConfig(ProcessConfig):
-    """Processes of a run, their placement, and their resources."""
+class LocalClusterConfig(ProcessConfig):
+    """One process without Ray, vLLM or DeepSpeed."""
 
-    kind: Literal["ray", "local"]
-    """ray runs each role as Ray actors. local runs everything in one process, without Ray, vLLM or DeepSpeed."""
+    kind: Literal["local"]
+
+    # What one process cannot choose, for code that reads it of either class.
+    placement: ClassVar[Literal["disaggregated"]] = "disaggregated"
+    scorers: ClassVar[int] = 1
+    gpus_per_rollout: ClassVar[float] = 0.0
+    gpus_per_learner: ClassVar[float] = 0.0
+    gpus_per_scorer: ClassVar[float] = 0.0
+    gpus_per_teacher: ClassVar[float] = 0.0
+    call_timeout_s: ClassVar[float] = math.inf
+
+
+class RayClusterConfig(ProcessConfig):
+    """A process for each role, on the nodes of a Ray cluster."""
+
+    kind: Literal["ray"]
     address: str | None
     """Address of a Ray cluster. null joins the cluster of a submitted job, or else starts one on this machine."""
     placement: Literal["disaggregated", "colocated"]
@@ -56,15 +73,10 @@ class ClusterConfig(ProcessConfig):
     """Time limit, in seconds, for a call to an actor."""
 
     def problems(self) -> Iterator[str]:
-        """Refuse GPUs that a process would not use, and colocated placement that does not fit the processes."""
+        """Refuse GPUs that a process would not use, and shared ones that are not those of a learner rank."""
         if self.placement != "colocated":
             yield from self._unused_gpus()
             return
-        if self.kind == "local":
-            yield (
-                "cluster.placement=colocated has no effect with cluster.kind=local, where one process holds all roles; "
-                "set it to disaggregated, or choose cluster=ray"
-            )
         if self.gpus_per_learner not in (0, 1):
             yield (
                 f"cluster.gpus_per_learner={self.gpus_per_learner:g} with cluster.placement=colocated: a learner rank "
@@ -88,3 +100,6 @@ class ClusterConfig(ProcessConfig):
         for role, remedy in remedies.items():
             if (gpus := getattr(self, f"gpus_per_{role}")) > 1:
                 yield f"cluster.gpus_per_{role}={gpus:g}: such a process uses one GPU; {remedy}"
+
+
+ClusterConfig = Annotated[LocalClusterConfig | RayClusterConfig, Field(discriminator="kind")]

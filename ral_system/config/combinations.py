@@ -14,7 +14,7 @@ from ral_system.config.algorithm import AlgorithmConfig, ResponseConfig
 from ral_system.config.base import Group
 from ral_system.config.checkpoint import CheckpointConfig
 from ral_system.config.choices import Stage
-from ral_system.config.cluster import ClusterConfig
+from ral_system.config.cluster import RayClusterConfig
 from ral_system.config.data import (
     AskedBoardsConfig,
     AskedDataConfig,
@@ -337,7 +337,7 @@ def needs_reference(algorithm: AlgorithmConfig, reward: RewardConfig) -> bool:
 
 
 def scorers_have_a_reference(
-    algorithm: AlgorithmConfig, reward: RewardConfig, cluster: ClusterConfig, learner: LearnerConfig
+    algorithm: AlgorithmConfig, reward: RewardConfig, cluster: RayClusterConfig, learner: LearnerConfig
 ) -> Iterator[str]:
     """Check that there is a reference model if it has several processes."""
     if cluster.scorers > 1 and learner.lora is not None:

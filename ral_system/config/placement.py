@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from ral_system.config.algorithm import AlgorithmConfig
-from ral_system.config.cluster import ClusterConfig
+from ral_system.config.cluster import ClusterConfig, LocalClusterConfig, RayClusterConfig
 from ral_system.config.inert import without_effect
 from ral_system.config.learner import LearnerConfig
 from ral_system.config.rollout import HfRolloutConfig, RolloutConfig, VllmRolloutConfig
@@ -27,13 +27,12 @@ def engines_fit_the_cluster(cluster: ClusterConfig, learner: LearnerConfig, roll
         ("rollout.workers", rollout.workers, 1, "set rollout.workers=1"),
         ("learner.engine", learner.engine, "torch", "choose learner=torch"),
         ("learner.world_size", learner.world_size, 1, "set learner.world_size=1"),
-        ("cluster.scorers", cluster.scorers, 1, "set cluster.scorers=1"),
     ):
         if value != needed:
             yield f"{field}={value} needs cluster=ray; with cluster=local {remedy}"
 
 
-def memory_is_shared_on_one_device(cluster: ClusterConfig, rollout: RolloutConfig) -> Iterator[str]:
+def memory_is_shared_on_one_device(cluster: RayClusterConfig, rollout: RolloutConfig) -> Iterator[str]:
     """Check that engines can open the learner's memory."""
     if rollout.weight_transfer != "shared_memory" or cluster.placement == "colocated":
         return
@@ -44,7 +43,7 @@ def memory_is_shared_on_one_device(cluster: ClusterConfig, rollout: RolloutConfi
         )
 
 
-def memory_is_of_the_device(cluster: ClusterConfig, rollout: VllmRolloutConfig) -> Iterator[str]:
+def memory_is_of_the_device(cluster: RayClusterConfig, rollout: VllmRolloutConfig) -> Iterator[str]:
     """Check that the memory limit of an engine is the one for its device."""
     gpus = cluster.gpus_per_rollout
     unread, read = ("memory_gib", "gpu_memory_utilization") if gpus else ("gpu_memory_utilization", "memory_gib")
@@ -52,17 +51,17 @@ def memory_is_of_the_device(cluster: ClusterConfig, rollout: VllmRolloutConfig) 
     yield from without_effect(rollout, "rollout", reason, f"set rollout.{read} instead", unread)
 
 
-def weights_travel(cluster: ClusterConfig, rollout: HfRolloutConfig) -> Iterator[str]:
+def weights_travel(cluster: LocalClusterConfig, rollout: HfRolloutConfig) -> Iterator[str]:
     """Check that the time limit of a weight transfer is set only if there is another process."""
-    if cluster.kind == "local":
-        yield from without_effect(rollout, "rollout", "cluster.kind=local", "choose cluster=ray", "weight_timeout_s")
+    reason = f"cluster.kind={cluster.kind}"
+    yield from without_effect(rollout, "rollout", reason, "choose cluster=ray", "weight_timeout_s")
 
 
 def engines_sit_beside_learners(
-    cluster: ClusterConfig, algorithm: AlgorithmConfig, learner: LearnerConfig, rollout: RolloutConfig
+    cluster: RayClusterConfig, algorithm: AlgorithmConfig, learner: LearnerConfig, rollout: RolloutConfig
 ) -> Iterator[str]:
-    """Check that with colocated placement every learner rank has one engine."""
-    if cluster.kind != "ray" or cluster.placement != "colocated":
+    """Check that every learner rank has one engine to take turns with."""
+    if cluster.placement != "colocated":
         return
     apart = "cluster.placement=disaggregated"
     if rollout.engine == "hf":

@@ -114,7 +114,7 @@ def by_stage(
         "algorithm.kl.coefficient=0",
         "algorithm.correction.kind=none",
         "model.freeze_vision=true",
-        "cluster.kind=ray",
+        "cluster=ray",
     )
     samples = [
         replace(s, rollout_log_probs=(-1.0,) * len(s.response_token_ids), advantage=(1.0, -0.7, 0.4, -1.3)[i % 4])

@@ -168,7 +168,7 @@ def by_rank(
     for case, overrides in CASES.items():
         config = make_config(
             *("learner=deepspeed", "learner.zero_stage=3", f"learner.world_size={RANKS}", "rollout=vllm"),
-            *("learner.learning_rate=1e-3", "learner.warmup_updates=0", "cluster.kind=ray", "stages=[rl]"),
+            *("learner.learning_rate=1e-3", "learner.warmup_updates=0", "cluster=ray", "stages=[rl]"),
             *("algorithm.attention.weight=5", "rollout.log_prob_gate={token: 1e9, outliers: 0.9}"),
             *overrides,
         )
@@ -210,7 +210,7 @@ def test_a_rank_never_holds_the_whole_model(by_rank: list[dict[str, Any]], folde
 def test_a_deepspeed_that_rounds_buffers_is_refused(monkeypatch: pytest.MonkeyPatch, make_config: Any) -> None:
     from ral_system.training import deepspeed_engine
 
-    learner = make_config("learner=deepspeed", "learner.zero_stage=3", "rollout=vllm", "cluster.kind=ray").learner
+    learner = make_config("learner=deepspeed", "learner.zero_stage=3", "rollout=vllm", "cluster=ray").learner
     monkeypatch.setattr("deepspeed.__version__", "0.19.7+cpu")
     loading = deepspeed_engine.loading_by_shards(SimpleNamespace(), learner, torch.device("cpu"), 1.0)  # type: ignore[arg-type]
     with pytest.raises(SetupError, match=r"needs DeepSpeed 0\.19\.8, and 0\.19\.7"), loading:

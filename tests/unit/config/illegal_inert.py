@@ -2,11 +2,11 @@
 
 from typing import Any
 
-from tests.unit.config.whole_groups import HF, TORCH
+from tests.unit.config.whole_groups import HF, LOCAL, TORCH
 
 _DPPO = {"name": "dppo", "divergence": "binary_tv", "delta": 0.15, "top_k": 5, "anchor": "rollout", "max_ratio": 20.0}
 _NO_POLICY_LOSS = {"algorithm.policy_weight": 0.0, "algorithm.attention.weight": 1.0}
-_LOCAL = {"cluster.kind": "local", "learner": TORCH}
+_LOCAL = {"cluster": LOCAL, "learner": TORCH}
 
 INERT: dict[str, tuple[dict[str, Any], list[str]]] = {
     **{

@@ -2,11 +2,22 @@
 
 from typing import Any
 
+from tests.unit.config.whole_groups import HF, LOCAL, TORCH
+
 PLACEMENT: dict[str, tuple[dict[str, Any], list[str]]] = {
-    "shared devices in one process": (
-        {"cluster.kind": "local", "cluster.placement": "colocated"},
-        ["cluster.placement=colocated has no effect with cluster.kind=local", "choose cluster=ray"],
-    ),
+    **{
+        f"{field} of one process": (
+            {"cluster": LOCAL | {field: value}, "learner": TORCH, "rollout": HF},
+            [
+                f"cluster.{field}={value!r}: cluster.kind=local has no such setting; remove it (~cluster.{field}), or "
+                "choose cluster=local as a group, without it, or cluster=ray, which has it"
+            ],
+        )
+        for field, value in (
+            *(("address", "1.2.3.4"), ("placement", "colocated"), ("scorers", 2), ("start_timeout_s", 5)),
+            *(("call_timeout_s", 5), ("cpus_per_rollout", 3), ("gpus_per_rollout", 1)),
+        )
+    },
     "learners with two GPUs that engines share": (
         {"cluster.placement": "colocated", "cluster.gpus_per_learner": 2, "cluster.gpus_per_rollout": 2},
         ["cluster.gpus_per_learner=2 with cluster.placement=colocated", "set it to 1, or to 0"],

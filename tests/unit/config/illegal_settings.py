@@ -3,7 +3,7 @@
 from typing import Any
 
 from ral_system.alarms.known import ALARMS
-from tests.unit.config.whole_groups import ASKED_VIDEOS, EVIDENCE, FILES, HF, LORA, SEEN, TORCH, VIDEOS
+from tests.unit.config.whole_groups import ASKED_VIDEOS, EVIDENCE, FILES, HF, LOCAL, LORA, SEEN, TORCH, VIDEOS
 
 STOPPING = [alarm.name for alarm in ALARMS if alarm.stops]
 
@@ -167,18 +167,12 @@ SETTINGS: dict[str, tuple[dict[str, Any], list[str]]] = {
         ["sft.batch=1", "learner.world_size=2"],
     ),
     "local with everything distributed": (
-        {
-            "cluster.kind": "local",
-            "rollout.workers": 2,
-            "learner.world_size": 2,
-            "cluster.scorers": 2,
-        },
+        {"cluster": LOCAL, "rollout.workers": 2, "learner.world_size": 2},
         [
             "rollout.engine=vllm needs cluster=ray; with cluster=local choose rollout=hf",
             "rollout.workers=2 needs cluster=ray; with cluster=local set rollout.workers=1",
             "learner.engine=deepspeed needs cluster=ray; with cluster=local choose learner=torch",
             "learner.world_size=2 needs cluster=ray; with cluster=local set learner.world_size=1",
-            "cluster.scorers=2 needs cluster=ray; with cluster=local set cluster.scorers=1",
         ],
     ),
     "several processes of no reference": (
@@ -274,7 +268,7 @@ SETTINGS: dict[str, tuple[dict[str, Any], list[str]]] = {
     ),
     **{
         f"{field} of the transformers engine": (
-            {"cluster.kind": "local", "learner": TORCH, "rollout": HF | {field: value}},
+            {"cluster": LOCAL, "learner": TORCH, "rollout": HF | {field: value}},
             [f"rollout.{field}={value}: rollout.engine=hf has no such setting; remove it (~rollout.{field})"],
         )
         for field, value in (("tensor_parallel", 2), ("memory_gib", 4.0), ("gpu_memory_utilization", 0.5))

@@ -27,7 +27,7 @@ CLASSES = [
     if isinstance(c, type) and issubclass(c, Group) and c is not Group and c.__module__ == module.__name__
 ]
 KINDS = tuple(dict.fromkeys(COMMANDS.values()))
-TAGS = ("name", "engine")
+TAGS = ("name", "engine", "kind")
 """Fields by which one class of several is chosen."""
 
 

@@ -48,6 +48,7 @@ TORCH = {
     "rate_factors": {"vision": 1.0, "projector": 1.0},
     "lora": None,
 }
+LOCAL = {"kind": "local", "media_cache_gib": 8.0, "threads_per_process": 2}
 LORA = {"rank": 4, "alpha": 8.0, "targets": ["q_proj", "k_proj"], "vision": False}
 HF = {
     **{"engine": "hf", "workers": 1, "temperature": 1.0, "max_new_tokens": 64, "stop_at_answer": False},

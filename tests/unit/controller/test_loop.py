@@ -41,7 +41,7 @@ def test_the_first_update_must_attend_as_the_old_policy_did(config: TrainConfig)
 def test_the_first_update_may_differ_by_the_rounding_of_its_dtype(make_config: Callable[..., TrainConfig]) -> None:
     small = ["algorithm.prompts_per_step=3", f"algorithm.completions_per_prompt={G}", "algorithm.updates_per_step=2"]
     deepspeed = [
-        "cluster.kind=ray",
+        "cluster=ray",
         "rollout=vllm",
         "learner=deepspeed",
         "learner.world_size=1",
