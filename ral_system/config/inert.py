@@ -1,13 +1,14 @@
 """Values without effect: refused, unless a file of `conf/` sets them.
 
-YAML gives every field a value, so a parsed configuration does not tell which ones the user has set. A value that an
-option or an experiment of `conf/` sets may be there without the user having set it; any other value is the user's own.
+YAML gives every field a value, so a parsed configuration does not tell which ones the user has set. A value that a chosen
+option or experiment of `conf/` sets may be there without the user having set it; any other value is the user's own.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
@@ -17,8 +18,22 @@ import yaml
 from ral_system import conf
 from ral_system.config.base import Group
 
-Preset = Mapping[str, Any]
-"""Values that a file of `conf/` sets in a group."""
+
+@dataclass(frozen=True, slots=True)
+class Preset:
+    """What one file of `conf/` sets of one group."""
+
+    values: Mapping[str, Any]
+    of_experiment: bool
+
+    def may_be_chosen(self, group: Group, named: tuple[str, ...]) -> bool:
+        """Return whether the group may have its values from here: all that an option sets, or those of the fields
+        named that an experiment does. Of an experiment a run commonly switches parts off.
+        """
+        compared = named if self.of_experiment else type(group).model_fields
+        return all(_is(getattr(group, field), self.values[field]) for field in compared if field in self.values)
+
+
 _ROOT = Path(conf.__file__).parent
 _Loader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # the one in C takes 8 ms for conf/, the other 130
 
@@ -26,18 +41,15 @@ _Loader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # the one in C tak
 def without_effect(group: Group, path: str, because: str, remedy: str, *fields: str) -> Iterator[str]:
     """Yield a line for each of the fields without effect that has neither its default nor the value of a preset.
 
-    A preset counts if the group has all that it sets of these fields: dtype=bfloat16 alone is not from the experiment
-    that sets dtype=bfloat16 and max_tokens=12288.
+    dtype=bfloat16 alone is not from the experiment that sets dtype=bfloat16 and max_tokens=12288, and
+    form=laser_pays_length at weight 0 not from the option that sets it with a weight.
     """
     presets = presets_of(group, path)
-    own = [
-        preset
-        for preset in presets
-        if all(getattr(group, field) == preset[field] for field in fields if field in preset)
-    ]
+    own = [preset.values for preset in presets if preset.may_be_chosen(group, fields)]
     for field in fields:
-        given, default = getattr(group, field), next(preset[field] for preset in presets if field in preset)
-        if given != default and not any(field in preset for preset in own):
+        given = getattr(group, field)
+        default = next(preset.values[field] for preset in presets if field in preset.values)
+        if not _is(given, default) and not any(field in values for values in own):
             yield (
                 f"{path}.{field}={_as_yaml(given)} has no effect with {because}; {remedy}, or set {field} to "
                 f"{_as_yaml(default)}"
@@ -54,8 +66,8 @@ def presets_of(group: Group, path: str) -> list[Preset]:
         for name, info in type(group).model_fields.items()
         if get_origin(info.annotation) is Literal and len(get_args(info.annotation)) == 1
     }.items()
-    fitting = [preset for preset in _presets()[path] if chosen <= {**dict(chosen), **preset}.items()]
-    return sorted(fitting, key=lambda preset: not chosen <= preset.items())  # those that only change others last
+    fitting = [preset for preset in _presets()[path] if chosen <= {**dict(chosen), **preset.values}.items()]
+    return sorted(fitting, key=lambda preset: not chosen <= preset.values.items())  # those that only change others last
 
 
 @cache
@@ -69,7 +81,7 @@ def _presets() -> dict[str, list[Preset]]:
     )
     found: dict[str, list[Preset]] = {}
     for file in files:
-        _add(*_read(file), found)
+        _add(*_read(file), _ROOT / "experiment" in file.parents, found)
     return found
 
 
@@ -93,11 +105,17 @@ def _merged(node: Any, over: Any) -> Any:
     return node | {key: _merged(node.get(key), value) for key, value in over.items()}
 
 
-def _add(path: str, node: dict[str, Any], found: dict[str, list[Preset]]) -> None:
-    found.setdefault(path, []).append({k: tuple(v) if isinstance(v, list) else v for k, v in node.items()})
+def _add(path: str, node: dict[str, Any], of_experiment: bool, found: dict[str, list[Preset]]) -> None:
+    plain = {key: tuple(v) if isinstance(v, list) else v for key, v in node.items() if not isinstance(v, dict)}
+    found.setdefault(path, []).append(Preset(plain, of_experiment))
     for key, value in node.items():
         if isinstance(value, dict):
-            _add(f"{path}.{key}".removeprefix("."), value, found)
+            _add(f"{path}.{key}".removeprefix("."), value, of_experiment, found)
+
+
+def _is(given: Any, written: Any) -> bool:
+    """Return whether YAML's value becomes the given one; a list may be written as its only value."""
+    return given in (written, (written,))
 
 
 def _as_yaml(value: Any) -> Any:

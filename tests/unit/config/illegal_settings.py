@@ -320,6 +320,10 @@ SETTINGS: dict[str, tuple[dict[str, Any], list[str]]] = {
         {"reward.visual.form": "ratio"},
         ["reward.visual.form=ratio", "reward.visual.weight=0", "set form to share"],
     ),
+    "the form of an option that sets a weight as well": (
+        {"reward.visual.form": "laser_pays_length"},
+        ["reward.visual.form=laser_pays_length has no effect with reward.visual.weight=0", "set form to share"],
+    ),
     "an anchor that is no pattern": (
         {"synthesis.anchor": "look (at"},
         ["synthesis.anchor='look (at' is not a regular expression", "correct it"],

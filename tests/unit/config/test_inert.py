@@ -10,6 +10,7 @@ from ral_system.config.inert import presets_of, without_effect
 from ral_system.config.known import read_by
 from ral_system.config.model import TinyModelConfig
 from ral_system.config.policy_loss import ClipLossConfig, GspoLossConfig
+from ral_system.config.reward import VisualRewardConfig
 from ral_system.config.validate import parse_config
 from ral_system.errors import ConfigError
 from tests.composed import compose_config
@@ -59,9 +60,20 @@ def test_other_presets_of_the_chosen_class_count_and_those_of_another_do_not() -
         "algorithm.policy_loss.clip_low=1.0 has no effect with WEIGHT=0; raise it, or set clip_low to 0.2"
     ]
     gspo = GspoLossConfig(name="gspo", clip_low=3e-4, clip_high=4e-4)
-    assert [preset["clip_low"] for preset in presets_of(gspo, "algorithm.policy_loss") if "clip_low" in preset] == [
-        3e-4
+    found = [preset.values for preset in presets_of(gspo, "algorithm.policy_loss")]
+    assert [values["clip_low"] for values in found if "clip_low" in values] == [3e-4]
+
+
+def test_an_option_counts_as_a_whole_and_an_experiment_by_the_fields_named() -> None:
+    def lines(**given: object) -> list[str]:
+        visual = VisualRewardConfig(**{"weight": 0.0, "form": "share", "model": "policy", **given})
+        return list(without_effect(visual, "reward.visual", "WEIGHT", "raise it", "form", "model"))
+
+    assert lines() == []
+    assert lines(form="laser_pays_length") == [  # the option with this form sets a weight as well
+        "reward.visual.form=laser_pays_length has no effect with WEIGHT; raise it, or set form to share"
     ]
+    assert lines(form="laser_pays_length", weight=0.05) == []
 
 
 @pytest.mark.parametrize("kind", tuple(dict.fromkeys(COMMANDS.values())))
@@ -71,8 +83,8 @@ def test_the_first_of_a_fields_values_is_what_hydra_composes(
     compared = 0
     for path, group in with_paths(parse_config(read_by(kind, compose_container(())), kind)):
         for field, given in group if path else ():
-            found = [preset[field] for preset in presets_of(group, path) if field in preset]
-            if found and not isinstance(given, Group | dict) and not str(found[0]).startswith("${"):
+            found = [preset.values[field] for preset in presets_of(group, path) if field in preset.values]
+            if found and not str(found[0]).startswith("${"):
                 assert given in (found[0], (found[0],)), f"{path}.{field}"  # a list may be written as its only value
                 compared += 1
     assert compared >= 10
