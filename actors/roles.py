@@ -81,7 +81,9 @@ class RayRoles:
         self._colocated = config.cluster.placement == "colocated"
         self._members: list[Member] = []
         self._folders: dict[str, Mapping[Path, Path]] = {}
-        self._teachers = [local_model_folder(role.path) for role in config.teachers] if stage == "rl" else []
+        self._teachers = (
+            [local_model_folder(role.field, role.path) for role in config.teachers] if stage == "rl" else []
+        )
         self._group: Any = None
         self._transfer = configured_transfer(config.rollout, config.algorithm, config.cluster)
         began = time.monotonic()

@@ -13,7 +13,7 @@ from ral_system.errors import ConfigError, RalError
 from ral_system.launch.foreign import refuse_foreign, refuse_foreign_sweeps, show_only
 from ral_system.launch.jobs import HydraTask, Task
 from ral_system.launch.jobs import plain_container as plain_container
-from ral_system.launch.mistakes import command, fail, one_line
+from ral_system.launch.mistakes import command, fail, one_line, wrong_option
 
 
 def run_with_config(task: Task, kind: type[CommandConfig], *, about: str) -> None:
@@ -39,7 +39,8 @@ def run_with_config(task: Task, kind: type[CommandConfig], *, about: str) -> Non
         signal.signal(number, _interrupt)
     parser = arguments_parser()
     # Hydra parses again, and would answer a wrong option with pages of text.
-    parser.error = lambda message: fail(ConfigError(f"{message}; see {command()} --help"))  # type: ignore[method-assign]
+    parser.error = lambda message: fail(ConfigError(wrong_option(message)))  # type: ignore[method-assign]
+    parser.allow_abbrev = False  # --experiment would be --experimental-rerun
     OmegaConf.register_new_resolver("about_command", about.strip, replace=True)
     OmegaConf.register_new_resolver("command", command, replace=True)
     options = parser.parse_args()

@@ -51,9 +51,9 @@ def show_data(config: DataCommandConfig) -> None:
     """
     from ral_system.observability.quiet import silence_third_party
 
-    name = config.start_model or config.model.path
+    name, field = config.start_model or config.model.path, "start_model" if config.start_model else "model.path"
     if name is not None:
-        check_named("model.path" if config.start_model is None else "start_model", name)
+        check_named(field, name)
     elif isinstance(config.data, FilesConfig) and "sft" not in config.stages:
         raise ConfigError(
             f"model.path=null: no model for stages={list(config.stages)}; set model.path or start_model to the model "
@@ -62,10 +62,10 @@ def show_data(config: DataCommandConfig) -> None:
     silence_third_party()
     folder = (Path(config.runs_dir) / config.name).resolve()
     with leaving_nothing(folder):
-        _show(config, name, folder)
+        _show(config, field, name, folder)
 
 
-def _show(config: DataCommandConfig, name: str | None, folder: Path) -> None:
+def _show(config: DataCommandConfig, field: str, name: str | None, folder: Path) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as problem:
@@ -87,7 +87,7 @@ def _show(config: DataCommandConfig, name: str | None, folder: Path) -> None:
         if name is None:
             model = new_tiny_model(config.model.tiny, config.data, config.seed, RunFolder(Path(scratch)))
         else:
-            model = local_model_folder(name, weights=False)
+            model = local_model_folder(field, name, weights=False)
         preview, error = preview_data(
             QuestionSettings.of(config),
             origin,

@@ -10,9 +10,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NoReturn
 
+from ral_system import conf
 from ral_system.config.commands import CommandConfig
 from ral_system.config.known import did_you_mean, is_known, known_keys, open_keys, takes_list
-from ral_system.config.variants import CHOSEN_AS_GROUPS, keys_to_suggest, which_has
+from ral_system.config.variants import CHOSEN_AS_GROUPS, GIVEN_WHOLE, keys_to_suggest, which_has
 from ral_system.errors import ConfigError, RalError, SetupError
 
 _MACHINE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)
@@ -54,17 +55,25 @@ def one_line(error: Exception, kind: type[CommandConfig]) -> str:
     return text
 
 
+def wrong_option(message: str) -> str:
+    """Add to argparse's message that settings have no dashes, where one was given as an option."""
+    settings = message.startswith("unrecognized arguments: --")
+    return f"{message}; {'a setting is KEY=VALUE, without dashes; ' if settings else ''}see {command()} --help"
+
+
 def _unknown(kind: type[CommandConfig], key: str) -> str:
     if key.startswith("data.sources.") and is_known(key, kind):
         name = key.split(".")[2]
         return f"{key}: no source is called {name}; add it with +data/source@data.sources.{name}=columns"
+    group = key.rpartition(".")[0]
     if key in open_keys(kind):
         return f"{key}: a new entry needs a +, as in +{key}.NAME=VALUE"
-    if key.rpartition(".")[0] in open_keys(kind):
+    if group in open_keys(kind):
         return f"{key}: a new entry needs a +; write +{key}=VALUE"
-    if key.startswith("learner.lora.") and is_known(key, kind):
-        whole = "learner.lora={rank: 16, alpha: 32, targets: [q_proj, k_proj, v_proj, o_proj], vision: false}"
-        return f"{key}: learner.lora=null has no such key; give all of it, as in '{whole}'"
+    if group in GIVEN_WHOLE and is_known(key, kind):
+        return f"{key}: {group}=null has no such key; give all of it, as in {GIVEN_WHOLE[group]}"
+    if "@" in key:
+        return f"{key}: {_no_group(key.partition('@')[0].lstrip('+'))}"
     if elsewhere := which_has(key, kind):
         return f"{key}: unknown key here; choose {elsewhere}"
     given = (argument.lstrip("+~").partition("=") for argument in sys.argv[1:])
@@ -88,9 +97,50 @@ def _no_option(kind: type[CommandConfig], group: str, option: str, known: str | 
             f"data.sources.mine.path={option}"
         )
     options = (known or "").split()
+    if not options:
+        return f"{group}={option}: {_no_group(group)}"
     near = difflib.get_close_matches(option, options, 1)
     meant = f"did you mean {group}={near[0]}? There are" if near else "use one of"
     return f"{group}={option}: no such option; {meant} {', '.join(options)}"
+
+
+def _no_text(kind: type[CommandConfig]) -> str:
+    """Name the group, which Hydra does not, as it stands on the command line."""
+    given = [argument.partition("=") for argument in sys.argv[1:] if _is_group(argument.partition("=")[0].lstrip("+"))]
+    wrong = next((f"{group}={value}" for group, _, value in given if value in ("", "null", "~") or value.isdigit()), "")
+    group = wrong.partition("=")[0] or "GROUP"
+    return f"{wrong or 'a group'}: not the name of an option; write {group}=OPTION, or leave it out"
+
+
+def _override_in_file(kind: type[CommandConfig], file: str, given: str) -> str:
+    group = given.partition("@")[0].removeprefix("experiment/")
+    if _is_group(group):
+        return (
+            f"{file}.yaml: override {group} finds no such group below experiment; write override /{group}, with a "
+            'slash, in a file that begins with "# @package _global_"'
+        )
+    return f"{file}.yaml: override /{group}: {_no_group(group)}"
+
+
+def _no_group(group: str) -> str:
+    groups = sorted({str(file.parent.relative_to(_CONF)) for file in _CONF.glob("*/**/*.yaml")})
+    near = difflib.get_close_matches(group, groups, 1)
+    return f"no such group; did you mean {near[0]}?" if near else f"no such group; use one of {', '.join(groups)}"
+
+
+def _is_group(name: str) -> bool:
+    return bool(name) and (_CONF / name).is_dir()
+
+
+def _twice(kind: type[CommandConfig], group: str) -> str:
+    if any(argument.startswith(f"+{group}=") for argument in sys.argv[1:]):
+        return f"+{group}: the group is there already; write it without the +"
+    return f"{group}: a file chooses the group a second time; write override /{group} there"
+
+
+def _unresolved(kind: type[CommandConfig], says: str, key: str) -> str:
+    says = re.sub(r"^\w+ raised while resolving interpolation: ", "", says).strip('"')
+    return f"{key}: {says}; correct what stands between ${{ and }}"
 
 
 def _several(kind: type[CommandConfig], key: str, values: str) -> str:
@@ -98,6 +148,7 @@ def _several(kind: type[CommandConfig], key: str, values: str) -> str:
     return f"{key}={values}: several values; add -m to run a job for each{as_list}"
 
 
+_CONF = Path(conf.__file__).parent
 _OF_HYDRA: tuple[tuple[str, Callable[..., str]], ...] = (
     (r"^Could not override '([^'@]*)", _unknown),
     (r"^Could not delete (?:from config\. )?'([^'=@]*)([^']*)'(?: does not exist|\. No match)", _not_there),
@@ -107,10 +158,14 @@ _OF_HYDRA: tuple[tuple[str, Callable[..., str]], ...] = (
         r"^Could not append to config\. An item is already at '([^']*)'",
         lambda _, key: f"+{key}: the key is there already; write it without the +",
     ),
+    (r"^Multiple values for (\S+)\. To", _twice),
+    (r"^In '([^']*)': Could not override '([^']*)'", _override_in_file),
+    (r"^Config group override must be a string or a list\.", _no_text),
     (
-        r"^Multiple values for (\S+)\. To",
-        lambda _, key: f"+{key}: the group is there already; write it without the +",
+        r"^Interpolation key '([^']*)' not found full_key: (\S+)",
+        lambda _, missing, key: f"{key}=${{{missing}}}: there is no key {missing}; correct it",
     ),
+    (r"^(.*interpolation.*) full_key: (\S+)", _unresolved),
     (r"^Ambiguous value for argument '([^'=]*)=([^']*)' 1", _several),
     (
         r"^Sweep parameters '([^']*)' requires",

@@ -29,9 +29,9 @@ def main() -> None:
 
 def show_plan(config: PlanCommandConfig) -> None:
     """Print the plan. Raises ConfigError for a run that does not fit."""
-    name = config.start_model or config.model.path
+    name, field = config.start_model or config.model.path, "start_model" if config.start_model else "model.path"
     if name is not None:
-        check_named("model.path" if config.start_model is None else "start_model", name)
+        check_named(field, name)
     from rich.console import Console
 
     from ral_system.models.folders import local_model_folder
@@ -51,8 +51,8 @@ def show_plan(config: PlanCommandConfig) -> None:
             tiny = config.model.tiny
             write_tiny_model(folder, tiny_tokenizer(tiny, config.data), seed=config.seed, **tiny.sizes)
         else:
-            folder = local_model_folder(name, weights=False)
-        teachers = [local_model_folder(teacher.path, weights=False) for teacher in config.teachers]
+            folder = local_model_folder(field, name, weights=False)
+        teachers = [local_model_folder(teacher.field, teacher.path, weights=False) for teacher in config.teachers]
         plan = make_plan(config, config.plan, folder, teachers)
     print_plan(config, plan, console)
     if plan.problems:

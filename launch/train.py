@@ -126,9 +126,7 @@ def _check_models(config: TrainConfig, folder: RunFolder, stages: Sequence[Stage
             named.append(("model.path", config.model.path))
         elif config.model.tiny.tokenizer is not None and first:
             check_tokenizer_folder("model.tiny.tokenizer", config.model.tiny.tokenizer)
-    for teacher in config.teachers if "rl" in stages else ():
-        field = "path" if teacher.path == config.teacher.path else "attention_path"
-        named.append((f"teacher.{field}", teacher.path))
+    named += [(teacher.field, teacher.path) for teacher in config.teachers if "rl" in stages]
     for field, name in named:
         check_named(field, name)
 
@@ -144,7 +142,7 @@ def _run(config: TrainConfig, folder: RunFolder, stages: Sequence[Stage], unfini
     began = time.monotonic()
     summarise = partial(write_summary, folder, name=config.name, algorithm=config.algorithm.name, seed=config.seed)
     for teacher in config.teachers if "rl" in stages else ():
-        local_model_folder(teacher.path)  # a wrong hub name must not surface after hours of training
+        local_model_folder(teacher.field, teacher.path)  # a wrong hub name must not surface after hours of training
     if unfinished:
         first = first_model(config, folder, unfinished[0], stages)
         if warning := check_model(config, first, unfinished):

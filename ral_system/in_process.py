@@ -74,7 +74,7 @@ class InProcessRoles:
                     algorithm,
                     config.teacher,
                     role,
-                    local_model_folder(role.path),
+                    local_model_folder(role.field, role.path),
                     model_folder,
                     media,
                     temperature=rollout.temperature,

@@ -162,7 +162,10 @@ def benchmark_has_files(evaluation: MeasurementConfig, data: AskedDataConfig) ->
 def sweep_fits_the_subject(sweep: SweepConfig, intervention: InterventionConfig) -> Iterator[str]:
     """Check that a sweep is not combined with an intervention."""
     if sweep.axis is not None and intervention.active:
-        yield "sweep.axis compares models as they are, and intervention steers one; set one of them to none"
+        yield (
+            f"sweep.axis={sweep.axis} compares models as they are, and intervention.image={intervention.image:g} and "
+            f"intervention.system={intervention.system:g} steer one; set both to 0, or choose sweep=none"
+        )
 
 
 def sweep_fits_the_data(sweep: SweepConfig, data: AskedDataConfig) -> Iterator[str]:

@@ -116,7 +116,15 @@ class TrainConfig(QuestionsConfig):
         for_tokens = self.teacher.path if teaching.tokens.weight > 0 else None
         for_attention = (self.teacher.attention_path or self.teacher.path) if teaching.attention.weight > 0 else None
         paths = dict.fromkeys(path for path in (for_tokens, for_attention) if path is not None)
-        return tuple(TeacherRole(path, path == for_tokens, path == for_attention) for path in paths)
+        return tuple(
+            TeacherRole(
+                "teacher.path" if path == self.teacher.path else "teacher.attention_path",
+                path,
+                tokens=path == for_tokens,
+                attention=path == for_attention,
+            )
+            for path in paths
+        )
 
 
 class PlanCommandConfig(TrainConfig):

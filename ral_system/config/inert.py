@@ -1,7 +1,8 @@
 """Values without effect: refused, unless a file of `conf/` sets them.
 
-YAML gives every field a value, so a parsed configuration does not tell which ones the user has set. A value that a chosen
-option or experiment of `conf/` sets may be there without the user having set it; any other value is the user's own.
+YAML gives every field a value, so a parsed configuration does not tell which ones the user has set. A value that a
+chosen option or experiment of `conf/` sets may be there without the user having set it; any other value is the user's
+own.
 """
 
 from __future__ import annotations

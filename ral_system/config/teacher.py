@@ -30,6 +30,8 @@ class TeacherConfig(Group):
 class TeacherRole:
     """A teacher model, and which of tokens and attention it teaches."""
 
+    field: str
+    """Key that names it: `teacher.path`."""
     path: str
     tokens: bool
     attention: bool

@@ -24,6 +24,10 @@ CHOSEN_AS_GROUPS = {
     "algorithm.perception": "an objective",
 }
 """Groups inside others, and the kind of thing that each chooses."""
+GIVEN_WHOLE = {
+    "learner.lora": "'learner.lora={rank: 16, alpha: 32, targets: [q_proj, k_proj, v_proj, o_proj], vision: false}'",
+}
+"""Groups that are null by default, and how they are given."""
 
 
 @dataclass(frozen=True, slots=True)

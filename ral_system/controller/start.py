@@ -43,12 +43,12 @@ def first_model(config: TrainConfig, folder: RunFolder, stage: Stage, stages: Se
     new tiny one.
     """
     if config.start_model is not None and stage == stages[0]:
-        return local_model_folder(config.start_model)
+        return local_model_folder("start_model", config.start_model)
     for earlier in reversed(STAGES[: STAGES.index(stage)]):
         if folder.result(earlier) is not None:
             return folder.model(earlier)
     if config.model.path is not None:
-        return local_model_folder(config.model.path)
+        return local_model_folder("model.path", config.model.path)
     if stage != ("sft" if isinstance(config.data, FilesConfig) else "perceive"):
         raise SetupError(
             f"{stage} has no model to start from in {folder.root}: run ral-{STAGES[STAGES.index(stage) - 1]} first, "

@@ -47,7 +47,8 @@ class Subject:
         cluster = config.cluster
         store = node_store(folder / "media", cluster.media_cache_gib)
         engine = (config.rollout, config.seed, cluster.threads_per_process, config.intervention)
-        subject = cls(local_model_folder(model), folder, store, *engine)
+        given = [f"sweep.models.{name}" for name, path in config.sweep.models.items() if path == model]
+        subject = cls(local_model_folder(next(iter(given), "start_model"), model), folder, store, *engine)
         if subject.engine == "vllm":
             check_servable(subject.model, load_family(subject.model), _device(), subject.rollout.dtype)
         return subject

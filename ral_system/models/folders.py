@@ -22,8 +22,9 @@ def check_named(field: str, name: str) -> None:
         raise SetupError(f"{field}={name}: no config.json there; give a folder in Hugging Face format")
 
 
-def local_model_folder(name: str, *, weights: bool = True) -> Path:
-    """Return the folder of a model given by path or by hub name (`org/model`, downloaded once). Raises SetupError.
+def local_model_folder(field: str, name: str, *, weights: bool = True) -> Path:
+    """Return the folder of a model given by path or by hub name (`org/model`, downloaded once). Raises SetupError that
+    names the field, such as `start_model`, that the model was given in.
 
     Without `weights` a download has only the configuration, the tokenizer and the processor.
     """
@@ -37,9 +38,10 @@ def local_model_folder(name: str, *, weights: bool = True) -> Path:
     try:
         return Path(snapshot_download(name, allow_patterns=None if weights else list(_WITHOUT_WEIGHTS)))
     except (HfHubHTTPError, OSError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0][:300].rstrip(".")
         raise SetupError(
-            f"model {name}: not a local folder, and the download from the Hugging Face Hub failed "
-            f"({str(error).strip().splitlines()[0][:300]})"
+            f"{field}={name}: not a local folder, and the download from the Hugging Face Hub failed ({reason}); give a "
+            "local folder, or give this machine access to the hub"
         ) from error
 
 

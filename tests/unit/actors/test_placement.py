@@ -57,7 +57,9 @@ def test_the_paper_set_up_fills_one_node_of_eight_gpus() -> None:
 
 def test_attention_distillation_of_the_paper_fills_one_node_too() -> None:
     config = compose_config("experiment=attention_distill_qwen2_5_vl_32b_to_7b")
-    assert config.teachers == (TeacherRole("Qwen/Qwen2.5-VL-32B-Instruct", tokens=True, attention=True),)
+    assert config.teachers == (
+        TeacherRole("teacher.path", "Qwen/Qwen2.5-VL-32B-Instruct", tokens=True, attention=True),
+    )
     assert (config.teacher.dtype, config.algorithm.distillation.attention.reduction) == ("bfloat16", "sequence_sum")
     bundles = planned(config, "rl")
     assert [b.role for b in bundles if b.gpus] == ["learner"] * 4 + ["rollout"] * 2 + ["reference", "teacher"]

@@ -11,11 +11,11 @@ from ral_system.config.commands import TrainConfig
 from ral_system.launch.mistakes import one_line
 
 
-def refusal(monkeypatch: pytest.MonkeyPatch, override: str) -> str:
-    monkeypatch.setattr(sys, "argv", ["/bin/ral-train", "experiment=smoke", override])
+def refusal(monkeypatch: pytest.MonkeyPatch, *overrides: str) -> str:
+    monkeypatch.setattr(sys, "argv", ["/bin/ral-train", "experiment=smoke", *overrides])
     with (
         initialize_config_module("ral_system.conf", version_base=None),
-        pytest.raises((HydraException, OmegaConfBaseException)) as refused,
+        pytest.raises((HydraException, OmegaConfBaseException, ValueError)) as refused,
     ):
-        compose("config", [override])
+        compose("config", list(overrides))
     return one_line(refused.value, TrainConfig)

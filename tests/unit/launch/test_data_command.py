@@ -332,7 +332,7 @@ def test_a_hub_models_weights_are_not_downloaded(
     assert [name for name, _ in asked] == ["org/model"]
     assert (tmp_path / "hub" / "config.json").is_file()
     assert not [path for path in (tmp_path / "hub").iterdir() if "safetensors" in path.name]
-    local_model_folder("org/model")
+    local_model_folder("start_model", "org/model")
     assert (tmp_path / "hub" / "model.safetensors").is_file()
 
 

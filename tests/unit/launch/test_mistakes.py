@@ -1,7 +1,14 @@
 """Hydra's errors in one line each."""
 
-import pytest
+from pathlib import Path
 
+import pytest
+from hydra import compose, initialize_config_module
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from ral_system.config.commands import TrainConfig
+from ral_system.launch.mistakes import one_line
 from tests.unit.launch.refusals import refusal
 
 LOSSES = "There are cispo, clip,"
@@ -47,6 +54,9 @@ LOSSES = "There are cispo, clip,"
             "rollout.max_log_prob_difference=1",
             "rollout.max_log_prob_difference: unknown key; use rollout.log_prob_gate.",
         ),
+        ("algorithm=null", "algorithm=null: not the name of an option; write algorithm=OPTION, or leave it out"),
+        ("cluster=3", "cluster=3: not the name of an option; write cluster=OPTION, or leave it out"),
+        ("+data/sourc@data.sources.a=columns", "+data/sourc@data.sources.a: no such group; did you mean data/source?"),
         ("seed=range(1,3)", "seed=range(1,3): several values; add -m to run a job for each"),
     ],
 )
@@ -54,6 +64,70 @@ def test_a_mistake_says_what_to_write(monkeypatch: pytest.MonkeyPatch, override:
     line = refusal(monkeypatch, override)
     assert line.startswith(says), line
     assert "\n" not in line
+
+
+@pytest.mark.parametrize(
+    ("override", "says"),
+    [
+        ("name=${nope}", "name=${nope}: there is no key nope; correct it"),
+        (
+            "algorithm.steps=${oc.env:NOPE}",
+            "algorithm.steps: Environment variable 'NOPE' not found; correct what stands between ${ and }",
+        ),
+        (
+            "algorithm.steps=${foo:1}",
+            "algorithm.steps: Unsupported interpolation type foo; correct what stands between ${ and }",
+        ),
+        (
+            "algorithm.steps=${seed.x}",
+            "algorithm.steps: Error trying to access seed.x: node `seed` is not a container and thus cannot contain `x`"
+            "; correct what stands between ${ and }",
+        ),
+    ],
+)
+def test_a_reference_to_nothing_is_named_with_its_key(override: str, says: str) -> None:
+    with (
+        initialize_config_module("ral_system.conf", version_base=None),
+        pytest.raises(OmegaConfBaseException) as refused,
+    ):
+        OmegaConf.to_container(compose("config", [override]), resolve=True)
+    assert one_line(refused.value, TrainConfig) == says
+
+
+SLASH = 'write override /algorithm, with a slash, in a file that begins with "# @package _global_"'
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        (
+            "# @package _global_\ndefaults:\n  - override /algorithms: grpo\n",
+            "experiment/mine.yaml: override /algorithms: no such group; did you mean algorithm?",
+        ),
+        (
+            "# @package _global_\ndefaults:\n  - override algorithm: grpo\n",
+            f"experiment/mine.yaml: override algorithm finds no such group below experiment; {SLASH}",
+        ),
+        (
+            "defaults:\n  - override /algorithm: grpo\n",
+            f"experiment/mine.yaml: override algorithm finds no such group below experiment; {SLASH}",
+        ),
+        (
+            "# @package _global_\ndefaults:\n  - /algorithm: grpo\n",
+            "algorithm: a file chooses the group a second time; write override /algorithm there",
+        ),
+        (
+            "# @package _global_\ndefaults:\n  - /data/sourc@data.sources.a: columns\n",
+            "data/sourc=columns: no such group; did you mean data/source?",
+        ),
+    ],
+)
+def test_mistakes_in_a_users_file(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, text: str, says: str) -> None:
+    (tmp_path / "experiment").mkdir()
+    (tmp_path / "experiment" / "mine.yaml").write_text(text)
+    mine = f"hydra.searchpath=[file://{tmp_path}]"
+    line = refusal(monkeypatch, "experiment=mine", mine)
+    assert line.startswith(says), line
 
 
 @pytest.mark.parametrize(
