@@ -91,7 +91,8 @@ class HydraTask:
         except Exception as error:
             if not isinstance(error, RalError):
                 traceback.print_exc()
-            failure = " ".join(str(error).split()) or type(error).__name__
+            lines = error.lines if isinstance(error, RalError) else str(error).split()
+            failure = ("; " if isinstance(error, RalError) else " ").join(lines) or type(error).__name__
             self._ended(Outcome(job, failure, None, time.monotonic() - began))
             raise
         self._ended(Outcome(job, "", value, time.monotonic() - began))

@@ -34,8 +34,9 @@ def explain(error: Exception, kind: type[CommandConfig]) -> RalError | None:
 
 
 def fail(error: RalError, exit_code: int | None = None) -> NoReturn:
-    """Print one line on stderr, and exit with the error's code unless another is given."""
-    print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+    """Print a line per problem on stderr, and exit with the error's code unless another is given."""
+    for line in error.lines:
+        print(f"error: {line}", file=sys.stderr)
     sys.exit(error.exit_code if exit_code is None else exit_code)
 
 

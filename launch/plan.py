@@ -56,7 +56,7 @@ def show_plan(config: PlanCommandConfig) -> None:
         plan = make_plan(config, config.plan, folder, teachers)
     print_plan(config, plan, console)
     if plan.problems:
-        raise ConfigError("; ".join(plan.problems))
+        raise ConfigError(*plan.problems)
 
 
 if __name__ == "__main__":

@@ -4,11 +4,23 @@ A `RalError` is a condition a user can act on: entry points print it as one line
 Anything else that escapes is a bug and keeps its traceback.
 """
 
+_MOST_LINES = 3
+
 
 class RalError(Exception):
-    """Base class. The message is one line that names the field or sample, the value and the remedy."""
+    """Base class. Each argument is a problem: a line that names the field or sample, the value and the remedy."""
 
     exit_code = 1
+
+    def __str__(self) -> str:
+        return "; ".join(map(str, self.args))
+
+    @property
+    def lines(self) -> tuple[str, ...]:
+        """The first problems, a line each, and how many others there are."""
+        found = [" ".join(str(problem).split()) for problem in self.args]
+        others = len(found) - _MOST_LINES
+        return (*found[:_MOST_LINES], *([f"and {others} more; correct these first"] if others > 0 else ()))
 
 
 class ConfigError(RalError):

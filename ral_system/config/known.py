@@ -130,7 +130,7 @@ def meant(key: str, known: Collection[str]) -> list[str]:
     alike_here, alike_anywhere = close(leaf, map(_leaf, siblings), 0.7), close(leaf, map(_leaf, filled), 0.8)
     rules = (
         close(key, level, 0.85),
-        [one for one in siblings if _is_short_for(leaf, _leaf(one))],
+        [one for one in siblings if _is_short_for(leaf, _leaf(one)) or f"{leaf}s" == _leaf(one)],
         [one for one in filled if _leaf(one) == leaf],
         [one for one in siblings if _leaf(one) in alike_here],
         [one for one in filled if _is_short_for(leaf, _leaf(one))],

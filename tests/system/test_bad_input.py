@@ -63,12 +63,15 @@ def assert_refused(done, *says: str) -> None:
         ("seed=0,1", "seed=0,1: several values; add -m to run a job for each"),
         ("cluster=nope", "cluster=nope: no such option; use one of local, ray"),
         ("experiment=nope", "experiment=nope: no such option; use one of"),
-        ("algorithm=null", "override must be a string"),
-        ("name=${nope}", "'nope' not found"),
+        ("algorithm=null", "algorithm=null: not the name of an option; write algorithm=OPTION, or leave it out"),
+        ("name=${nope}", "name=${nope}: there is no key nope; correct it"),
         ("model.tiny.tokenizer=qwen", "model.tiny.tokenizer=qwen: no such folder; give a local folder"),
         ("foo", "override 'foo' cannot be read"),
         ("algorithm.steps=[1,", "override 'algorithm.steps=[1,' cannot be read"),
-        ("--bogus", "unrecognized arguments: --bogus; see ral-train --help"),
+        ("--bogus", "unrecognized arguments: --bogus; a setting is KEY=VALUE, without dashes; see ral-train --help"),
+        ("--experiment=smoke", "unrecognized arguments: --experiment=smoke; a setting is KEY=VALUE, without dashes"),
+        ("learner.lora=true", "learner.lora=true: not a group of settings; give all of it, as in 'learner.lora={rank:"),
+        ("learner.engine=torch", "learner.engine=torch has no zero_stage, offload and sequence_parallel; choose"),
     ],
 )
 def test_mistakes_in_the_configuration(commands, tmp_path: Path, override: str, says: str) -> None:

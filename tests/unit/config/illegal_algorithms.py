@@ -368,7 +368,7 @@ ALGORITHMS: dict[str, tuple[dict[str, Any], list[str]]] = {
     "the name of another loss alone, in place of the group": (
         {"algorithm.policy_loss.name": "gspo"},
         [
-            "algorithm.policy_loss.dual_clip=None: algorithm.policy_loss.name=gspo has no such setting; remove it",
+            "algorithm.policy_loss.dual_clip=null: algorithm.policy_loss.name=gspo has no such setting; remove it",
             "algorithm/policy_loss=gspo as a group, without it, or algorithm/policy_loss=clip, which has it",
         ],
     ),

@@ -15,8 +15,14 @@ LOOKING_TASKS: dict[str, tuple[dict[str, Any], list[str]]] = {
     ),
     "a family that is none": (
         {"data": LOOKING | {"families": ("chain", "maze")}},
-        ["data.families.1='maze': no such choice; use 'search', 'detail'", "'compare' or 'needle'"],
+        [
+            "data.families=['chain', 'maze'], entry 'maze': no such choice; use 'search', 'detail'",
+            "'compare' or 'needle'",
+        ],
     ),
     "no family": ({"data": LOOKING | {"families": ()}}, ["data.families=()"]),
-    "a sixth difficulty": ({"data": LOOKING | {"difficulty": (1, 6)}}, ["data.difficulty.1=6", "5"]),
+    "a sixth difficulty": (
+        {"data": LOOKING | {"difficulty": (1, 6)}},
+        ["data.difficulty=[1, 6], entry 6: out of range; set it to 5 or less"],
+    ),
 }

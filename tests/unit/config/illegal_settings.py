@@ -109,7 +109,10 @@ SETTINGS: dict[str, tuple[dict[str, Any], list[str]]] = {
     ),
     "a sweep of a steered model": (
         {"sweep.axis": "visual_tokens", "sweep.values": [4], "intervention.image": 0.1},
-        ["sweep.axis compares models as they are"],
+        [
+            "sweep.axis=visual_tokens compares models as they are, and intervention.image=0.1 and",
+            "intervention.system=0 steer one; set both to 0, or choose sweep=none",
+        ],
     ),
     "an odd number of frames": (
         {"data": ASKED_VIDEOS, "sweep.axis": "frames", "sweep.values": [2, 3]},
@@ -246,9 +249,8 @@ SETTINGS: dict[str, tuple[dict[str, Any], list[str]]] = {
     "the engine alone, in place of the group": (
         {"learner.engine": "torch", "rollout.engine": "hf"},
         [
-            "learner.zero_stage=0: learner.engine=torch has no such setting",
-            "rollout.tensor_parallel=1: rollout.engine=hf has no such setting",
-            "or choose rollout=hf as a group, without it, or rollout=vllm, which has it",
+            "learner.engine=torch has no zero_stage, offload and sequence_parallel; choose learner=torch as a",
+            "rollout.engine=hf has no tensor_parallel, memory_gib and gpu_memory_utilization; choose rollout=hf as",
         ],
     ),
     "an engine that does not exist": (

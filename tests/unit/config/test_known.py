@@ -38,6 +38,8 @@ KEYS = known_keys(TrainConfig)
         ("data.sources.mine.columns.questin", ["data.sources.mine.columns.question"]),
         ("algorithm.policy_loss.delte", ["algorithm.policy_loss.delta"]),  # of another loss than the default
         ("trainer.total_epochs", []),
+        ("evaluation.question", ["evaluation.questions"]),
+        ("learner.beta", ["learner.betas"]),
         ("rollout.n", []),
         ("foo", []),
     ],
@@ -143,3 +145,9 @@ def test_a_command_keeps_its_own_keys_and_those_of_nobody() -> None:
     values = {"data": data, "sweep": {"axis": None}, "evaluation": {"questions": 1, "samples": 2}, "foo": {"bar": 1}}
     assert read_by(TrainConfig, values) == {"data": data, "evaluation": {"questions": 1}, "foo": {"bar": 1}}
     assert read_by(EvaluateConfig, values) == values
+
+
+def test_a_short_word_without_its_s_is_recognised() -> None:
+    known = known_keys(SynthesizeConfig)
+    assert meant("synthesis.row", known) == ["synthesis.rows"]
+    assert meant("synthesis.ro", known) == []

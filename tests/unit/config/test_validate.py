@@ -1,6 +1,7 @@
 """Every mistake is refused with the field, its value and the remedy. Paths are discovered from the defaults."""
 
 import copy
+import pickle
 import re
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -18,6 +19,7 @@ from tests.unit.config.illegal_looking import LOOKING_TASKS
 from tests.unit.config.illegal_perception import PERCEPTION
 from tests.unit.config.illegal_placement import PLACEMENT
 from tests.unit.config.illegal_settings import SETTINGS
+from tests.unit.config.whole_groups import HF
 
 ILLEGAL = ALGORITHMS | PERCEPTION | SETTINGS | INERT | PLACEMENT | LOOKING_TASKS
 KINDS = tuple(dict.fromkeys(COMMANDS.values()))
@@ -141,8 +143,16 @@ def test_a_missing_field_is_named_in_every_place(defaults, kind: type[CommandCon
         (
             "algorithm.attention.layers",
             "first",
-            "'first': no such choice; use 'last' or 'all'; algorithm.attention.layers='first': not a list; write one "
-            "in brackets, [A,B]",
+            "'first': no such choice; use 'last' or 'all', or a list in brackets, [A,B]",
+        ),
+        ("algorithm.attention.layers", ["x"], "'x': not an integer; write one in digits, such as 2"),
+        ("learner.betas", (2, 0.9), "[2, 0.9], entry 2: out of range; set it to 1 or less"),
+        ("stages", ["rl", "foo"], "['rl', 'foo'], entry 'foo': no such choice; use 'perceive', 'sft' or 'rl'"),
+        (
+            "learner.lora",
+            True,
+            "true: not a group of settings; give all of it, as in 'learner.lora={rank: 16, alpha: 32, targets: "
+            "[q_proj, k_proj, v_proj, o_proj], vision: false}', or null",
         ),
     ],
 )
@@ -194,6 +204,52 @@ def test_stages_are_sorted_into_the_order_of_a_run(defaults) -> None:
     assert parsed(changed(defaults, {"stages": ["rl", "perceive"]})).stages == ("perceive", "rl")
 
 
+@pytest.mark.parametrize(
+    ("overrides", "says"),
+    [
+        (
+            {"learner.engine": "torch"},
+            "learner.engine=torch has no zero_stage, offload and sequence_parallel; choose learner=torch as a group, "
+            "or remove those keys (~learner.zero_stage)",
+        ),
+        (
+            {"rollout": HF | {"engine": "vllm"}},
+            "rollout.engine=vllm needs tensor_parallel, memory_gib and gpu_memory_utilization; choose rollout=vllm "
+            "as a group",
+        ),
+        (
+            {"data.name": "looking"},
+            "data.name=looking has no grid, objects, digits and 2 more, and needs families and difficulty; choose "
+            "data=looking as a group",
+        ),
+        (
+            {"cluster.kind": "local"},
+            "cluster.kind=local has no address, placement, scorers and 11 more; choose cluster=local as a group, or "
+            "remove those keys (~cluster.address)",
+        ),
+        (
+            {"learner.lora": {"rank": 16}},
+            "learner.lora: without alpha, targets and vision; give all of it, as in 'learner.lora={rank: 16, alpha: 32",
+        ),
+    ],
+)
+def test_what_is_one_mistake_has_one_line(defaults, overrides: dict[str, Any], says: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        parsed(changed(defaults, overrides))
+    (line,) = caught.value.args
+    assert line.startswith(says)
+
+
+def test_the_first_problems_have_a_line_each_and_the_others_are_counted(defaults) -> None:
+    wrong = {"seed": -1, "perceive.batch": 0, "sft.batch": 0, "algorithm.steps": 0, "checkpoint.every": -1}
+    with pytest.raises(ConfigError) as caught:
+        parsed(changed(defaults, wrong))
+    assert len(caught.value.args) == 5
+    assert caught.value.lines == (*caught.value.args[:3], "and 2 more; correct these first")
+    assert pickle.loads(pickle.dumps(caught.value)).lines == caught.value.lines  # noqa: S301
+    assert ConfigError("one", "two").lines == ("one", "two")
+
+
 def test_the_result_cannot_be_changed(defaults) -> None:
     with pytest.raises(ValueError, match="frozen"):
         parsed(defaults).seed = 1
@@ -227,6 +283,8 @@ def test_what_is_legal_and_known_to_go_wrong_is_warned_of(defaults, overrides: d
 def test_a_list_whose_only_entry_is_wrong_is_not_also_called_too_short(make_config: Callable[..., TrainConfig]) -> None:
     with pytest.raises(ConfigError) as caught:
         make_config("data=looking", "data.difficulty=6")
-    assert str(caught.value) == "data.difficulty.0=6: out of range; set it to 5 or less"
+    assert str(caught.value) == "data.difficulty=6: out of range; set it to 5 or less"
+    with pytest.raises(ConfigError, match=r"^data\.families='chains': no such choice; use 'search', "):
+        make_config("data=looking", "data.families=chains")
     with pytest.raises(ConfigError, match=r"^data\.difficulty=\[\]: too few values; give at least 1$"):
         make_config("data=looking", "data.difficulty=[]")
