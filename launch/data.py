@@ -14,10 +14,11 @@ from typing import TYPE_CHECKING
 
 from ral_system.config.commands import DataCommandConfig
 from ral_system.config.data import FilesConfig
+from ral_system.data.sources.hub import check_sources
 from ral_system.errors import ConfigError, SetupError
 from ral_system.launch.cli import run_with_config
 from ral_system.launch.refused import leaving_nothing
-from ral_system.models.folders import check_named
+from ral_system.models.folders import check_family, check_named
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -60,6 +61,10 @@ def show_data(config: DataCommandConfig) -> None:
             "that will read the data, or stages=[sft,rl], with which a tiny model does"
         )
     silence_third_party()
+    if isinstance(config.data, FilesConfig):
+        check_sources(config.data.sources)
+    if name is not None:
+        check_family(field, name)
     folder = (Path(config.runs_dir) / config.name).resolve()
     with leaving_nothing(folder):
         _show(config, field, name, folder)

@@ -11,10 +11,12 @@ from pathlib import Path
 from textwrap import fill
 
 from ral_system.config.commands import EvaluateConfig
+from ral_system.config.data import FilesConfig
+from ral_system.data.sources.hub import check_sources
 from ral_system.errors import ConfigError
 from ral_system.launch.cli import run_with_config
 from ral_system.launch.refused import leaving_nothing
-from ral_system.models.folders import check_named
+from ral_system.models.folders import check_family, check_named
 from ral_system.registry import BENCHMARKS
 from ral_system.runs.folder import RunFolder
 
@@ -46,11 +48,16 @@ def evaluate_model(config: EvaluateConfig) -> float | None:
     if config.start_model is None and not config.sweep.models:
         raise ConfigError("start_model=null: no model to evaluate; set it, for example to runs/quickstart/model")
     named = {f"sweep.models.{name}": path for name, path in config.sweep.models.items()}
-    for field, name in (named or {"start_model": str(config.start_model)}).items():
+    named = named or {"start_model": str(config.start_model)}
+    for field, name in named.items():
         check_named(field, name)
     from ral_system.observability.quiet import silence_third_party
 
     silence_third_party()
+    if isinstance(config.data, FilesConfig) and config.evaluation.benchmark.name is None:
+        check_sources(config.data.sources)
+    for field, name in named.items():
+        check_family(field, name)
     from ral_system.evaluation.run import evaluate
 
     folder = (Path(config.runs_dir) / config.name).resolve()

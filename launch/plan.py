@@ -9,7 +9,7 @@ from tempfile import TemporaryDirectory
 from ral_system.config.commands import PlanCommandConfig
 from ral_system.errors import ConfigError
 from ral_system.launch.cli import run_with_config
-from ral_system.models.folders import check_named
+from ral_system.models.folders import check_family, check_named
 
 _ABOUT = """
 ral-plan: estimate the memory, operations and time of a run's stages on this or another device. It starts nothing.
@@ -43,6 +43,8 @@ def show_plan(config: PlanCommandConfig) -> None:
     from ral_system.weights.transfer.opening import configured_transfer
 
     silence_third_party()
+    if name is not None:
+        check_family(field, name)
     configured_transfer(config.rollout, config.algorithm, config.cluster)
     console = Console(width=None if sys.stdout.isatty() else 140, highlight=False)
     with TemporaryDirectory() as temporary:

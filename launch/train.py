@@ -18,12 +18,14 @@ from typing import TYPE_CHECKING
 from ral_system.config.choices import STAGES, Stage
 from ral_system.config.cluster import ClusterConfig
 from ral_system.config.commands import TrainConfig
+from ral_system.config.data import FilesConfig
 from ral_system.config.validate import warnings
+from ral_system.data.sources.hub import check_sources
 from ral_system.errors import AlarmError, GateError
 from ral_system.launch.cli import run_with_config
 from ral_system.launch.head import run_head
 from ral_system.launch.refused import leaving_nothing
-from ral_system.models.folders import check_named, check_tokenizer_folder
+from ral_system.models.folders import check_family, check_named, check_tokenizer_folder
 from ral_system.runs.folder import RunFolder
 
 if TYPE_CHECKING:
@@ -103,20 +105,25 @@ def run_stages(config: TrainConfig, stages: Sequence[Stage] = ()) -> float | Non
     for warning in warnings(config):
         print(f"warning: {warning}", file=sys.stderr)
     folder = RunFolder((Path(config.runs_dir) / config.name).resolve())
-    _check_models(config, folder, stages)
+    named = _named_models(config, folder, stages)
+    for field, name in named:
+        check_named(field, name)
     continues = folder.config.is_file()
     with leaving_nothing(folder.root):
         folder.open(config)  # before the slow imports, so a refusal is quick
         unfinished = [stage for stage in stages if not folder.finished(stage, config.of_stage(stage))]
         if unfinished:
+            _check_contents(config, named)
             print(run_head(config, folder, stages, unfinished, continues=continues), file=sys.stderr, flush=True)
         _run(config, folder, stages, unfinished)
     result = folder.result(stages[-1]) or {}
     return result.get("held_out_accuracy", result.get("held_out_score"))  # of rl; of a supervised stage
 
 
-def _check_models(config: TrainConfig, folder: RunFolder, stages: Sequence[Stage]) -> None:
-    """Raise SetupError for a missing model within a second, and not after hours of training."""
+def _named_models(config: TrainConfig, folder: RunFolder, stages: Sequence[Stage]) -> list[tuple[str, str]]:
+    """Return field and value of each model that is named and needed: a wrong one is refused within a second, and not
+    after hours of training. Raises SetupError for a tokenizer that is not there.
+    """
     named: list[tuple[str, str]] = []
     if folder.result(stages[0]) is None:
         first = not any(map(folder.result, STAGES[: STAGES.index(stages[0])]))
@@ -127,8 +134,17 @@ def _check_models(config: TrainConfig, folder: RunFolder, stages: Sequence[Stage
         elif config.model.tiny.tokenizer is not None and first:
             check_tokenizer_folder("model.tiny.tokenizer", config.model.tiny.tokenizer)
     named += [(teacher.field, teacher.path) for teacher in config.teachers if "rl" in stages]
+    return named
+
+
+def _check_contents(config: TrainConfig, named: Sequence[tuple[str, str]]) -> None:
+    """Refuse files that are not there and models of unknown families, before a model is downloaded or anything else
+    starts.
+    """
+    if isinstance(config.data, FilesConfig):
+        check_sources(config.data.sources)
     for field, name in named:
-        check_named(field, name)
+        check_family(field, name)
 
 
 def _run(config: TrainConfig, folder: RunFolder, stages: Sequence[Stage], unfinished: Sequence[Stage]) -> None:

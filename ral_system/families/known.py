@@ -7,8 +7,10 @@ from ral_system.families.family import Family
 from ral_system.registry import FAMILIES
 
 
-def family_of(model_type: str, model: object) -> type[Family]:
-    """The family that `model_type` belongs to. Raises SetupError for one that is not known."""
+def family_of(model_type: str, model: str) -> type[Family]:
+    """The family that `model_type` belongs to. Raises SetupError for one that is not known, which begins with `model`,
+    such as `start_model=/model`.
+    """
     known: dict[str, type[Family]] = {}
     broken = []
     for name in FAMILIES.names:
@@ -19,8 +21,8 @@ def family_of(model_type: str, model: object) -> type[Family]:
         else:
             known |= dict.fromkeys(family.model_types, family)
     if model_type not in known:
-        reasons = "; ".join([f"known are {', '.join(sorted(known))}", *broken])
-        raise SetupError(f"model {model}: model_type={model_type} belongs to no known family; {reasons}")
+        remedy = f"choose one of {', '.join(sorted(known))}, or add a family (docs/extending.md)"
+        raise SetupError("; ".join([f"{model}: model_type={model_type} belongs to no known family", remedy, *broken]))
     return known[model_type]
 
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 from ral_system.errors import SetupError
 from ral_system.types import EngineNames
 
+_CONFIG = "config.json"
 _WITHOUT_WEIGHTS = ("*.json", "*.jinja", "*.txt", "*.model", "*.tiktoken")
 """File patterns of a hub model's configuration, tokenizer and processor."""
 
@@ -18,8 +20,28 @@ def check_named(field: str, name: str) -> None:
         return
     if not folder.exists():
         raise SetupError(f"{field}={name}: no such folder; correct the path, or give a hub name like org/model")
-    if not (folder / "config.json").is_file():
-        raise SetupError(f"{field}={name}: no config.json there; give a folder in Hugging Face format")
+    if not (folder / _CONFIG).is_file():
+        raise SetupError(f"{field}={name}: no {_CONFIG} there; give a folder in Hugging Face format")
+
+
+def check_family(field: str, name: str) -> None:
+    """Raise SetupError for a local model whose family is not known; a hub name is not looked up. Imports the families,
+    and torch with them.
+    """
+    from ral_system.families.known import family_of
+
+    if not _may_be_hub_name(name):
+        family_of(model_type(Path(name).expanduser(), f"{field}={name}"), f"{field}={name}")
+
+
+def model_type(folder: Path, model: str) -> str:
+    """Return what the model's configuration calls its kind. Raises SetupError, which begins with `model`, for one that
+    does not.
+    """
+    try:
+        return str(json.loads((folder / _CONFIG).read_text(encoding="utf-8"))["model_type"])
+    except (OSError, ValueError, KeyError) as error:
+        raise SetupError(f"{model}: {_CONFIG} names no model_type; copy it again") from error
 
 
 def local_model_folder(field: str, name: str, *, weights: bool = True) -> Path:
@@ -47,8 +69,8 @@ def local_model_folder(field: str, name: str, *, weights: bool = True) -> Path:
 
 def check_model_folder(folder: Path) -> None:
     """Raise SetupError unless the folder holds a model in Hugging Face format."""
-    if not (folder / "config.json").is_file():
-        raise SetupError(f"model folder {folder}: no config.json there; give a folder in Hugging Face format")
+    if not (folder / _CONFIG).is_file():
+        raise SetupError(f"model folder {folder}: no {_CONFIG} there; give a folder in Hugging Face format")
 
 
 def check_tokenizer_folder(field: str, name: str) -> Path:

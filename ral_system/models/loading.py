@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -18,7 +17,7 @@ from transformers import (
     GenerationConfig,
     PreTrainedModel,
 )
-from transformers.utils import CONFIG_NAME, GENERATION_CONFIG_NAME
+from transformers.utils import GENERATION_CONFIG_NAME
 from transformers.utils import logging as transformers_logging
 
 from ral_system.attention.probe import IMPLEMENTATION
@@ -26,7 +25,7 @@ from ral_system.config.choices import Dtype
 from ral_system.errors import SetupError
 from ral_system.families.family import Family
 from ral_system.families.known import family_of
-from ral_system.models.folders import check_model_folder
+from ral_system.models.folders import check_model_folder, model_type
 from ral_system.models.patches import attend_to_segments_together, embed_patches_by_product
 
 transformers_logging.disable_progress_bar()
@@ -71,18 +70,11 @@ def load_family(folder: Path) -> Family:
     Raises SetupError, also for a family that is not known.
     """
     check_model_folder(folder)
-    family = family_of(_model_type(folder), folder)
+    family = family_of(model_type(folder, f"model folder {folder}"), f"model {folder}")
     try:
         return family(AutoConfig.from_pretrained(folder), AutoProcessor.from_pretrained(folder))
     except (OSError, ValueError, ImportError) as error:  # SmolVLM's wants a package of its own
         raise SetupError(f"cannot load a processor from {folder}: {_first_line(error)}") from error
-
-
-def _model_type(folder: Path) -> str:
-    try:
-        return str(json.loads((folder / CONFIG_NAME).read_text(encoding="utf-8"))["model_type"])
-    except (OSError, ValueError, KeyError) as error:
-        raise SetupError(f"model folder {folder}: {CONFIG_NAME} names no model_type; copy it again") from error
 
 
 def _first_line(error: Exception) -> str:

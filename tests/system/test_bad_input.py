@@ -302,6 +302,37 @@ def test_folders_of_the_user_with_our_folders_names_hide_nothing(commands, tmp_p
     assert "runs_dir: runs" in done.stdout
 
 
+def test_a_model_of_an_unknown_family_is_refused_before_anything_is_said(commands, model: Path, tmp_path: Path) -> None:
+    other = shutil.copytree(model, tmp_path / "other")
+    (other / "config.json").write_text('{"model_type": "pixtral"}')
+    for program, field in (
+        ("ral-rl", "start_model"),
+        ("ral-rl", "model.path"),
+        ("ral-evaluate", "start_model"),
+        ("ral-data", "model.path"),
+        ("ral-plan", "start_model"),
+    ):
+        place = ("experiment=smoke",) if program == "ral-data" else LOCAL
+        done = commands(program, *place, f"{field}={other}", cwd=tmp_path, timeout_s=120)
+        assert_refused(done, f"{field}={other}: model_type=pixtral belongs to no known family; choose one of ")
+        assert len(done.stderr.splitlines()) == 1, done.stderr  # no head of a run
+        assert not (tmp_path / "runs").exists(), program
+
+
+def test_files_that_are_not_there_are_refused_before_a_model_is_downloaded(commands, tmp_path: Path) -> None:
+    given = ("experiment=video_r1_qwen2_5_vl_7b_8gpu", "start_model=org/model")
+    for program in ("ral-train", "ral-evaluate", "ral-data"):
+        done = commands(program, *given, cwd=tmp_path, timeout_s=120, HF_HUB_OFFLINE="1")
+        assert_refused(done, "data.sources.main.path=Video-R1-260k.json: no such file or folder; correct it")
+        assert len(done.stderr.splitlines()) == 1, done.stderr
+        assert not (tmp_path / "runs").exists(), program
+
+
+def test_a_model_that_cannot_be_downloaded_is_named_by_its_field(commands, tmp_path: Path) -> None:
+    done = commands("ral-plan", "experiment=smoke", "start_model=org/model", cwd=tmp_path, HF_HUB_OFFLINE="1")
+    assert_refused(done, "start_model=org/model: not a local folder, and the download", "give a local folder, or give")
+
+
 def test_a_teacher_that_is_not_there_is_refused_before_any_training(commands, tmp_path: Path) -> None:
     teacher = ("algorithm=distill", f"teacher.path={tmp_path}/nobody")
     done = commands("ral-train", *LOCAL, *teacher, cwd=tmp_path, timeout_s=120)

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-
-from huggingface_hub import snapshot_download
-from huggingface_hub.errors import HfHubHTTPError
 
 from ral_system.config.data import SourceConfig
 from ral_system.data.sources.files import Survey, files_of, survey
 from ral_system.errors import DataError
+
+
+def check_sources(sources: Mapping[str, SourceConfig]) -> None:
+    """Raise DataError for a file that is neither here nor named like a dataset of the hub, which is not looked up."""
+    for name, source in sources.items():
+        _found_here(name, source)
 
 
 def located(name: str, source: SourceConfig) -> Path:
@@ -19,12 +22,11 @@ def located(name: str, source: SourceConfig) -> Path:
 
     Raises DataError for files that are neither local nor on the hub.
     """
-    path = Path(source.path).expanduser()
-    if path.exists():
+    if (path := _found_here(name, source)) is not None:
         return path
-    field = f"data.sources.{name}.path={source.path}"
-    if source.path.startswith((".", "/", "~")) or source.path.count("/") != 1 or path.suffix:
-        raise DataError(f"{field}: no such file or folder; correct it")
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError
+
     wanted = None if source.files is None else [one for one in (source.files, source.media_files) if one is not None]
     try:
         return Path(
@@ -33,8 +35,22 @@ def located(name: str, source: SourceConfig) -> Path:
     except (HfHubHTTPError, OSError, ValueError) as error:
         reason = str(error).strip().splitlines()[0][:300]
         raise DataError(
-            f"{field}: not a local file or folder, and the download from the hub failed ({reason})"
+            f"{_path_field(name, source)}: not a local file or folder, and the download from the hub failed ({reason})"
         ) from error
+
+
+def _found_here(name: str, source: SourceConfig) -> Path | None:
+    """Return the local file or folder; None for what may be a dataset's name."""
+    path = Path(source.path).expanduser()
+    if path.exists():
+        return path
+    if source.path.startswith((".", "/", "~")) or source.path.count("/") != 1 or path.suffix:
+        raise DataError(f"{_path_field(name, source)}: no such file or folder; correct it")
+    return None
+
+
+def _path_field(name: str, source: SourceConfig) -> str:
+    return f"data.sources.{name}.path={source.path}"
 
 
 def source_files(name: str, source: SourceConfig) -> list[Path]:

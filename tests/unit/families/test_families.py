@@ -32,7 +32,8 @@ def test_a_model_of_no_known_family_is_one_line(tmp_path: Path, model_type: str)
     with pytest.raises(SetupError) as refused:
         load_family(tmp_path)
     assert str(refused.value) == (
-        f"model {tmp_path}: model_type={model_type} belongs to no known family; known are {', '.join(known_types())}"
+        f"model {tmp_path}: model_type={model_type} belongs to no known family; choose one of "
+        f"{', '.join(known_types())}, or add a family (docs/extending.md)"
     )
     assert {"qwen2_vl", "qwen2_5_vl", "qwen3_vl", "glm4v"} <= set(known_types())
 
@@ -88,10 +89,10 @@ def test_a_package_whose_family_cannot_be_imported_is_one_line(
     own = known_types()
     install(target)
     with pytest.raises(SetupError) as refused:
-        family_of("other_vl", "m")
+        family_of("other_vl", "start_model=/m")
     broken = f"model family 'other' is registered as {target}, which cannot be imported: {why}"
     assert str(refused.value).startswith(
-        f"model m: model_type=other_vl belongs to no known family; known are {', '.join(own)}; "
+        f"start_model=/m: model_type=other_vl belongs to no known family; choose one of {', '.join(own)}, or add a "
     )
     assert str(refused.value).endswith(f"; {broken}")
     assert family_of("qwen2_vl", "m") is QwenVl  # which has nothing to do with it

@@ -87,7 +87,7 @@ def test_what_of_a_dataset_is_fetched(source: Source, monkeypatch: pytest.Monkey
         asked.append((name, repo_type, revision, allow_patterns))
         return "/downloaded"
 
-    monkeypatch.setattr("ral_system.data.sources.hub.snapshot_download", snapshot)
+    monkeypatch.setattr("huggingface_hub.snapshot_download", snapshot)
     with_media = source("org/name", "rows.jsonl").model_copy(update={"media_files": "images/*", "revision": "v1"})
     for given in (source("org/name"), source("org/name", "rows.jsonl"), with_media):
         assert located("main", given) == Path("/downloaded")
