@@ -4,15 +4,17 @@ import copy
 import pickle
 import re
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 
 from ral_system.config import validate
-from ral_system.config.commands import COMMANDS, CommandConfig, TrainConfig
-from ral_system.config.known import other_readers, read_by
+from ral_system.config.base import NameIn
+from ral_system.config.commands import COMMANDS, CommandConfig, EvaluateConfig, TrainConfig
+from ral_system.config.known import declared_fields, other_readers, read_by
 from ral_system.config.validate import parse_config
 from ral_system.errors import ConfigError
+from ral_system.registry import Registry
 from tests.unit.config.illegal_algorithms import ALGORITHMS
 from tests.unit.config.illegal_inert import INERT
 from tests.unit.config.illegal_looking import LOOKING_TASKS
@@ -288,3 +290,24 @@ def test_a_list_whose_only_entry_is_wrong_is_not_also_called_too_short(make_conf
         make_config("data=looking", "data.families=chains")
     with pytest.raises(ConfigError, match=r"^data\.difficulty=\[\]: too few values; give at least 1$"):
         make_config("data=looking", "data.difficulty=[]")
+
+
+def naming(kind: type[CommandConfig]) -> Iterator[tuple[str, Registry]]:
+    """Fields that hold the name of an implementation, and the registry."""
+    for path, info in declared_fields(kind):
+        for marks in (info.metadata, *(getattr(part, "__metadata__", ()) for part in get_args(info.annotation))):
+            yield from ((path, mark.registry) for mark in marks if isinstance(mark, NameIn))
+
+
+@pytest.mark.parametrize("kind", [TrainConfig, EvaluateConfig])
+def test_an_unknown_name_is_refused_with_all_that_are_there(defaults, kind: type[CommandConfig]) -> None:
+    fields = [(path, registry) for path, registry in naming(kind) if "reward.signals" not in path]
+    assert len(fields) >= 3
+    for path, registry in fields:
+        wrong = {path: {"number": "help"} if path == "reward.kinds" else "help"}
+        with pytest.raises(ConfigError) as caught:
+            parsed(changed(defaults, wrong), kind)
+        assert caught.value.args[0].startswith(path)
+        assert caught.value.args[0].endswith(
+            f"=help: no such {registry.what}; choose one of {', '.join(registry.names)}"
+        )
