@@ -1,6 +1,6 @@
 """`ral-data`: a page that shows the data as the model reads them; files are prepared as the run that follows would.
 
-ral-data [preview] experiment=video_r1_qwen2_5_vl_7b_8gpu data.sources.main.path=rows.json name=NAME
+ral-data experiment=video_r1_qwen2_5_vl_7b_8gpu data.sources.main.path=rows.json name=NAME
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ _REASON_CHARS = 80
 
 
 _ABOUT = """
-ral-data [preview]: prepare data.sources like a run, and write preview.html with rows as the model reads them.
-  ral-data preview experiment=video_r1_qwen2_5_vl_7b_8gpu data.sources.main.path=rows.json name=look
-  ral-data preview data=files +data/source@data.sources.mine=columns data.sources.mine.path=rows.jsonl 'stages=[rl]' \\
+ral-data: prepare data.sources as a run does, and write preview.html with rows as the model reads them.
+  ral-data experiment=video_r1_qwen2_5_vl_7b_8gpu data.sources.main.path=rows.json name=look
+  ral-data data=files +data/source@data.sources.mine=columns data.sources.mine.path=rows.jsonl 'stages=[rl]' \\
     data.sources.mine.columns.{question=question,answer=answer,images=picture} model.path=MODEL name=look
 
 It writes preview.html into runs_dir/name. ral-train with the same settings uses the prepared files.
@@ -39,9 +39,7 @@ It writes preview.html into runs_dir/name. ral-train with the same settings uses
 
 
 def main() -> None:
-    """Prepare a run's data and show them. `preview` is optional and the only subcommand."""
-    if sys.argv[1:2] == ["preview"]:
-        del sys.argv[1]
+    """Prepare a run's data and show them."""
     run_with_config(show_data, DataCommandConfig, about=_ABOUT)
 
 

@@ -1,4 +1,4 @@
-"""Pages of `ral-data preview` for a browser to open."""
+"""Pages of `ral-data` for a browser to open."""
 
 from pathlib import Path
 

@@ -258,7 +258,7 @@ def test_help_teaches(commands, tmp_path: Path, program: str) -> None:
     assert sum(line.startswith(f"  {program} ") for line in own[1:]) >= 2  # examples of its own
     for text in ("--cfg job", "--config-dir DIR", f'eval "$({program} -sc install=bash)"'):
         assert text in done.stdout
-    examples = re.findall(r"^  +(?:.* -- )?(ral-[a-z]+)(?: preview)? (?:-m )?[a-z_]+=", done.stdout, re.MULTILINE)
+    examples = re.findall(r"^  +(?:.* -- )?(ral-[a-z]+) (?:-m )?[a-z_]+=", done.stdout, re.MULTILINE)
     assert set(examples) == {program}  # none of another command
     algorithms = sorted(file.stem for file in (CONF / "algorithm").glob("*.yaml"))
     for group in (f"algorithm: {', '.join(algorithms)}", "quickstart"):

@@ -342,13 +342,11 @@ SOURCE = "data=files +data/source@data.sources.mine=columns"
 @pytest.mark.parametrize(
     ("arguments", "code", "says"),
     [
-        ("--help", 0, "ral-data [preview]"),
-        ("preview --help", 0, "ral-data [preview]"),
+        ("--help", 0, "ral-data: prepare"),
         ("data.nope=1", 2, "data.nope: unknown key"),
-        ("preview data.nope=1", 2, "data.nope: unknown key"),
-        ("preview preview", 2, "override 'preview' cannot be read"),
+        ("preview", 2, "override 'preview' cannot be read"),
         ("show", 2, "override 'show' cannot be read"),
-        (f"preview {SOURCE}", 2, "data.sources.mine.path=???: must be given; add it"),
+        (SOURCE, 2, "data.sources.mine.path=???: must be given; add it"),
         (
             f"{SOURCE} data.sources.mine.path=rows.json",
             2,
