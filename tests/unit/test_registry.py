@@ -154,7 +154,7 @@ def test_an_installed_package_adds_a_divergence(plugin: None, make_config: Calla
     rows = [{"stage": "rl", "step": 1, "attention/divergence_positive": 0.5}]
     run = RunData("name", rows, [], {}, recorded, "", [])
     (chart,) = (chart for _, charts in sections(run) for chart in charts if chart.id == "attention-divergence")
-    assert (chart.unit, chart.note.partition(" from ")[0]) == ("nats", "Squared distance")
+    assert (chart.unit, chart.note.partition(" between ")[0]) == ("nats", "Squared distance")
 
 
 def test_an_installed_package_adds_a_policy_loss_with_settings_of_its_own(
