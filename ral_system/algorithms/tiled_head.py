@@ -9,7 +9,8 @@ s(v) = ∂D/∂log p(v) of a divergence D, the gradient is
 
 so a tile needs nothing of the others. The backward pass goes over the tiles twice, once for the hidden states and once
 for the weight, so each sum over tiles is a small float32 tensor. Both make the forward pass's tiles again, bit for
-bit. Logits are made in the weight's dtype, as the model makes them, everything else in float32.
+bit. Logits and all that is made of them are float32, also those of 16-bit weights, whose products are added up in
+float32 and never rounded. Only a tile's gradient is rounded to the weight's dtype, to be multiplied.
 
 Suffixes: N tokens, E hidden size, V vocabulary, K kept tokens; in a tile n tokens, v tokens of the vocabulary.
 """
@@ -24,10 +25,10 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
-from torch.nn.functional import linear
 
 from ral_system.algorithms.distillation import LEFT_OUT, divergence_terms, with_sampled
 from ral_system.algorithms.token_read import TokenRead, TokenValues
+from ral_system.device_kind import device_kind
 
 DENSE_BYTES = 8 << 20
 """Float32 log-probs [N, V] of at most this size are not worth tiles."""
@@ -98,8 +99,9 @@ class _Head:
 
     def logits(self, rows: slice, columns: slice) -> Tensor:
         """Scaled logits of a tile, banned tokens at -inf: float32 [n, v], to be written to."""
-        bias_v = None if self.bias is None else self.bias[columns]
-        logits_nv = linear(self.hidden[rows], self.weight[columns], bias_v).float()
+        logits_nv = _product(self.hidden[rows], self.weight[columns].t())
+        if self.bias is not None:
+            logits_nv += self.bias[columns]
         return logits_nv.div_(self.temperature).add_(self.ban_V[columns])
 
 
@@ -339,11 +341,18 @@ def _at(ids_nk: Tensor, columns: slice, width: int) -> tuple[Tensor, Tensor]:
     return at.clamp(0, width - 1), (at >= 0) & (at < width)
 
 
+def _product(left: Tensor, right: Tensor) -> Tensor:
+    """left @ right in float32. Tensor cores take 16-bit factors; other devices get copies, as large as a sum may be."""
+    if left.dtype in (torch.bfloat16, torch.float16) and device_kind(left.device) == "cuda":
+        return torch.mm(left, right, out_dtype=torch.float32)
+    return left.float() @ right.float()
+
+
 def _add_product(total: Tensor, left: Tensor, right: Tensor) -> None:
     if right.dtype == total.dtype:
         total.addmm_(left, right)
     else:
-        total += left @ right
+        total += _product(left, right)
 
 
 def _blocks(length: int, size: int) -> Iterator[slice]:

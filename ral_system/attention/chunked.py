@@ -18,11 +18,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ral_system.attention.device_kind import device_kind
 from ral_system.attention.policy import visibility
 from ral_system.attention.sequence import SequenceGroup, softmax_over_heads, total
 from ral_system.attention.window import Window
 from ral_system.config.choices import Heads
+from ral_system.device_kind import device_kind
 
 _BLOCK_BYTES = {"cpu": 8 << 20, "cuda": 128 << 20}
 """Size of one block's logits."""

@@ -9,13 +9,13 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from ral_system.attention.device_kind import device_kind
 from ral_system.attention.policy import check_arguments, dense_policy
 from ral_system.attention.record import Target, check_probabilities, check_record, record_of_heads
 from ral_system.attention.row_kernels import Kernels, blocks, check_backend, open_kernels
 from ral_system.attention.sequence import SequenceGroup, total
 from ral_system.attention.window import Window
 from ral_system.config.choices import Backend, Heads
+from ral_system.device_kind import device_kind
 from ral_system.registry import DIVERGENCES
 from ral_system.types import AttentionRecord
 

@@ -8,12 +8,12 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from ral_system.attention.device_kind import device_kind
 from ral_system.attention.policy import dense_policy
 from ral_system.attention.row_kernels import Kernels, blocks, open_kernels
 from ral_system.attention.sequence import SequenceGroup, total
 from ral_system.attention.window import Window
 from ral_system.config.choices import Backend, Heads
+from ral_system.device_kind import device_kind
 
 
 def glance_sums(

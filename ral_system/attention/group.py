@@ -9,7 +9,6 @@ from itertools import accumulate, pairwise
 import torch
 from torch import Tensor
 
-from ral_system.attention.device_kind import device_kind
 from ral_system.attention.divergence import row_divergence, row_policy_blocks
 from ral_system.attention.glances import glance_sums
 from ral_system.attention.kernels import MASKED_TOKENS
@@ -19,6 +18,7 @@ from ral_system.attention.record import check_record, join_records
 from ral_system.attention.sequence import SequenceGroup
 from ral_system.attention.window import Window
 from ral_system.config.choices import Backend, Heads
+from ral_system.device_kind import device_kind
 from ral_system.types import AttentionRecord
 
 

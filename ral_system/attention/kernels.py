@@ -17,9 +17,9 @@ import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
-from ral_system.attention.device_kind import device_kind
 from ral_system.attention.packing import PackedGroup, Packing
 from ral_system.attention.window import Window
+from ral_system.device_kind import device_kind
 
 MASKED_TOKENS = 512
 """A group of up to so many tokens is one call with a mask; in longer ones too much of such a mask would be empty."""

@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from ral_system.attention.device_kind import device_kind
 from ral_system.attention.group import LayerAttention
 from ral_system.attention.policy import visibility
 from ral_system.attention.window import Window
+from ral_system.device_kind import device_kind
 
 _BLOCK_BYTES = 32 << 20
 """Size of one block's logits."""

@@ -11,10 +11,10 @@ from typing import get_args
 import torch
 from torch import Tensor
 
-from ral_system.attention.device_kind import device_kind
 from ral_system.attention.sequence import SequenceGroup, softmax_over_heads, total
 from ral_system.attention.window import Window
 from ral_system.config.choices import Heads
+from ral_system.device_kind import device_kind
 
 
 def attention_policy(

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, nn
 
 from ral_system.algorithms import tiled_head
 from ral_system.algorithms.log_probs import sampling_log_softmax
 from ral_system.algorithms.token_read import TokenRead, TokenValues, dense_values
+
+_ROUNDED = (torch.bfloat16, torch.float16)
+"""Dtypes that a dense product would round logits to. Tiles keep them in float32."""
 
 
 class TokenHead(nn.Linear):
@@ -37,7 +41,7 @@ class TokenHead(nn.Linear):
         if read is None:
             return super().forward(hidden)
         assert targets_N is not None and banned_token_ids is not None
-        if 4 * len(targets_N) * self.out_features > tiled_head.DENSE_BYTES:
+        if self.weight.dtype in _ROUNDED or 4 * len(targets_N) * self.out_features > tiled_head.DENSE_BYTES:
             return tiled_head.tiled_values(
                 hidden,
                 self.weight,

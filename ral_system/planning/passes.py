@@ -13,7 +13,6 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForImageTextToText
 
-from ral_system.attention.device_kind import meta_stands_for
 from ral_system.attention.packing import PackedGroup, Packing
 from ral_system.attention.probe import IMPLEMENTATION
 from ral_system.attention.read import QUESTION_AT_ALL_LAYERS, AttentionRead
@@ -24,6 +23,7 @@ from ral_system.config.choices import Dtype
 from ral_system.config.commands import TrainConfig
 from ral_system.config.perception import BlindedGroup, VgpoConfig
 from ral_system.config.supervised import AttentionGuidanceConfig
+from ral_system.device_kind import meta_stands_for
 from ral_system.families.family import Family, Features
 from ral_system.media.store import MediaStore
 from ral_system.models.flops import FlopCounter, update_passes

@@ -76,6 +76,7 @@ class VllmEngine:
         check_servable(model_folder, self._family, device, config.dtype)
         on_cpu, linear = device == "cpu", bool(self._family.linear_layers)
         cache_bytes = int(config.memory_gib * 2**30) if on_cpu and config.memory_gib is not None else None
+        arguments = self._family.engine_arguments()
         self._llm = LLM(
             model=str(model_folder),
             dtype=config.dtype,
@@ -100,7 +101,9 @@ class VllmEngine:
             # With a step in flight, a token of the old weights could be labelled with the new ones.
             async_scheduling=None if config.handover == "finish" else False,
             worker_extension_cls="ral_system.rollout.vllm_worker.WeightWorker",
-            **self._family.engine_arguments(),
+            # As the learner, the engine keeps logits of 16-bit weights in float32.
+            hf_overrides={"head_dtype": "float32"} | arguments.pop("hf_overrides", {}),
+            **arguments,
         )
         self._media = media
         self._max_in_flight = 2 * config.max_sequences

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from ral_system.errors import SetupError
@@ -88,6 +89,7 @@ def check_agreement(setting: Setting, folder: Path, prompts: list[Prompt]) -> di
 def test_vllm_is_as_near_as_rounding_before_and_after_an_update(
     setting: Setting, qwen3_5_folder: Path, prompts: list[Prompt]
 ) -> None:
+    assert setting.engine._llm.llm_engine.model_config.head_dtype == torch.float32  # not the weights' bfloat16
     before = check_agreement(setting, qwen3_5_folder, prompts)
     picture = {id: replace(c, prompt_id="pictures") for id, c in before.items() if c.prompt_id == "picture"}
     mistaken = of_transformers(setting, setting.model, prompts, picture)

@@ -1,17 +1,20 @@
 """Values of tiles, and their gradients, against the dense formulas in float64 at awkward sizes."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Self
 
 import pytest
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from ral_system.algorithms import tiled_head
 from ral_system.algorithms.distillation import kept_and_rest, token_divergence, top_tokens
-from ral_system.algorithms.log_probs import entropy, sampling_log_softmax
+from ral_system.algorithms.log_probs import entropy
 from ral_system.algorithms.tiled_head import tiled_values
 from ral_system.algorithms.token_read import Teacher, TokenRead, TokenValues
+from ral_system.device_kind import meta_stands_for
+from ral_system.planning.outline import Outlines
 
 N, E, V, TEMPERATURE = 11, 6, 37, 0.7
 BANNED = torch.tensor([5, 6, 7, 8, 9, 30])  # tokens 5 to 9 are a whole tile of the narrow shape
@@ -151,18 +154,56 @@ def test_large_logits_stay_finite() -> None:
     assert all(torch.isfinite(gradient).all() for gradient in case.gradients(found))
 
 
-@pytest.mark.usefixtures("shape")
-def test_bfloat16_adds_up_in_float32() -> None:
-    """Logits are rounded to bfloat16 as the model rounds them, and so is each product of a tile; nothing else is."""
-    case = Case(torch.bfloat16, scale=0.5)
-    logits = torch.nn.functional.linear(*case.parameters)
-    log_p = sampling_log_softmax(logits, temperature=TEMPERATURE, banned_token_ids=BANNED)
-    values = case.tiled(TokenRead())
-    expected = log_p.gather(-1, case.targets[:, None])[:, 0]
-    torch.testing.assert_close(values.log_probs, expected, rtol=1e-5, atol=1e-5)
-    found = case.gradients(values.log_probs)
-    assert {gradient.dtype for gradient in found} == {torch.bfloat16}
-    same(found, [g.double() for g in case.gradients(expected)], rtol=2e-2)
+@pytest.mark.parametrize("name", READS)
+def test_bfloat16_logits_are_not_rounded(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Values are those of float64 logits to float32 rounding; gradients are rounded twice, a tile's and the result."""
+    monkeypatch.setattr(tiled_head, "tile_shape", lambda tokens, hidden: (4, 10))
+    case = Case(torch.bfloat16)
+    read, pick, dense = READS[name]
+    found, expected = pick(case.tiled(read(case))), dense(case, case.dense())
+    torch.testing.assert_close(found.double(), expected, rtol=1e-5, atol=1e-5)
+    gradients = case.gradients(found)
+    assert {gradient.dtype for gradient in gradients} == {torch.bfloat16}
+    same(gradients, [gradient.double() for gradient in case.gradients(expected)], rtol=2**-7)
+
+
+def test_tensor_cores_are_given_16_bits_and_return_float32() -> None:
+    """Tensors without memory stand for those of a GPU, whose product no CPU has."""
+    left, right = (torch.empty(*shape, dtype=torch.bfloat16, device="meta") for shape in ((3, 5), (5, 4)))
+    with meta_stands_for("cuda"), Operations() as on_gpu:
+        product = tiled_head._product(left, right)
+    assert on_gpu.names == ["aten::mm.dtype"]
+    assert (product.dtype, product.shape) == (torch.float32, (3, 4))
+    with Operations() as on_cpu:
+        tiled_head._product(left, right)
+    assert on_cpu.names == ["aten::_to_copy", "aten::_to_copy", "aten::mm"]
+
+
+class Operations(TorchDispatchMode):
+    """Names of the operations that run inside the block."""
+
+    def __enter__(self) -> Self:
+        self.names: list[str] = []
+        return super().__enter__()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.names.append(func._schema.name + ("." + func._overloadname).replace(".default", ""))
+        return func(*args, **kwargs or {})
+
+
+@pytest.mark.parametrize("kind", ["cpu", "cuda"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_pass_holds_no_more_than_64_mib(dtype: torch.dtype, kind: str) -> None:
+    """At a 7B's width, beside the inputs and their gradients. More tiles, of each kind of block, add nothing."""
+    tokens, hidden, vocabulary = 2000, 3584, 3000
+    assert all(size < n for size, n in zip(tiled_head.tile_shape(tokens, hidden), (tokens, vocabulary), strict=True))
+    x, weight = (torch.empty(n, hidden, dtype=dtype, device="meta", requires_grad=True) for n in (tokens, vocabulary))
+    with meta_stands_for(kind), Outlines() as outlines:
+        targets, banned = torch.zeros(tokens, dtype=torch.int64), torch.tensor([0, 1])
+        read = TokenRead(entropy=True)
+        values = tiled_values(x, weight, None, targets, read, temperature=0.7, banned_token_ids=banned)
+        torch.autograd.grad(values.log_probs.sum() + values.entropy.sum(), [x, weight])
+    assert outlines.peak_bytes - x.nbytes - weight.nbytes <= 64 << 20
 
 
 def test_many_tiles_lose_nothing_of_a_bfloat16_weights_gradient(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -48,6 +48,20 @@ def test_tiles_are_for_what_exceeds_the_bound(monkeypatch: pytest.MonkeyPatch) -
     assert used == [2049]
 
 
+def test_a_head_of_16_bits_reads_float32_logits_however_few() -> None:
+    """At logits of some ten, bfloat16 has steps of 0.06."""
+    torch.manual_seed(0)
+    head, hidden = TokenHead(64, 50, bias=False, dtype=torch.bfloat16), torch.randn(3, 64, dtype=torch.bfloat16)
+    with torch.no_grad():
+        head.weight *= 40
+    targets = torch.tensor([4, 0, 49])
+    exact = (hidden.double() @ head.weight.double().t()).log_softmax(-1).gather(-1, targets[:, None])[:, 0]
+    values = head(hidden, targets, TokenRead(), 1.0, NONE)
+    torch.testing.assert_close(values.log_probs.double(), exact, rtol=1e-5, atol=1e-5)
+    rounded = head(hidden).double().log_softmax(-1).gather(-1, targets[:, None])[:, 0]
+    assert (rounded - exact).abs().max() > 1e-2
+
+
 @pytest.mark.parametrize("tied", [False, True])
 def test_a_policy_in_tiles_is_the_dense_one(
     tiny_model: Path,

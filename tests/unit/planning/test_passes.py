@@ -11,8 +11,8 @@ import torch
 from torch.distributed._tools.mem_tracker import MemTracker
 from torch.profiler import ProfilerActivity, profile
 
-from ral_system.attention.device_kind import meta_stands_for
 from ral_system.config.commands import PlanCommandConfig
+from ral_system.device_kind import meta_stands_for
 from ral_system.errors import ConfigError
 from ral_system.planning.outline import OUTLINE, Outlines
 from ral_system.planning.passes import OutlinedPolicy, new_policy, objective_of, score_pass, update_pass
