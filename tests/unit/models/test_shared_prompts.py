@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -24,10 +24,13 @@ from ral_system.config.commands import TrainConfig
 from ral_system.config.reward import VisualRewardConfig
 from ral_system.data.chat import ChatRenderer
 from ral_system.media.store import MediaStore
+from ral_system.media.videos import VideoLimits
 from ral_system.models.loading import load_family, load_model
 from ral_system.models.policy import PolicyModel, PolicyOutput
 from ral_system.scoring.scores import to_scores, to_teaching
-from ral_system.types import Prompt, Sample, Scores
+from ral_system.types import Prompt, Sample, Scores, VideoSampling
+from tests.unit.media.clips import clip
+from tests.unit.media.clips import noise as noise_frames
 
 READS = (
     AttentionRead(),
@@ -51,7 +54,7 @@ def rms_norm(weight: Tensor, epsilon: float, x: Tensor) -> Tensor:
 
 
 class Bench:
-    """The tiny model in float64, and random groups of responses to questions with and without pictures."""
+    """The tiny model in float64, and random groups of responses to questions about pictures, videos and neither."""
 
     def __init__(self, folder: Path, media: MediaStore) -> None:
         self.folder, self.family = folder, load_family(folder)
@@ -62,6 +65,8 @@ class Bench:
             media.put(Image.fromarray(noise.integers(0, 255, (height, width, 3), dtype=np.uint8)))
             for height, width in ((56, 56), (84, 56), (28, 84))
         ]
+        frames = clip(noise_frames(0, 4, 56, 84))
+        video = media.put_video(frames, VideoSampling(1.0, 8, 2), VideoLimits())
         renderer = ChatRenderer(self.family, "answer")
         self.prompts = [
             renderer.prompt(id=f"p{i}", kind="", question=question, answer="red", media=of_question)
@@ -71,6 +76,7 @@ class Bench:
                     ("what <image> is at <image> a1 and b1 ?", pictures[1:]),
                     ("what is red ?", []),
                     ("is red at b1 ?", pictures[:1]),
+                    ("where is <video> red ?", [video]),
                 ]
             )
         ]
@@ -78,7 +84,7 @@ class Bench:
     def samples(self, seed: int) -> tuple[Sample, ...]:
         """Groups of one to four responses, in an order of their own."""
         draw = random.Random(seed)
-        chosen = draw.sample(self.prompts, draw.randint(1, 4))
+        chosen = draw.sample(self.prompts, draw.randint(1, 5))
         return tuple(self._sample(prompt, i, draw) for prompt in chosen for i in range(draw.randint(1, 4)))
 
     def _sample(self, prompt: Prompt, index: int, draw: random.Random) -> Sample:
@@ -106,7 +112,7 @@ def runs(bench: Bench, samples: tuple[Sample, ...], policy: PolicyModel) -> list
 
 def gradients(bench: Bench, loss: Tensor) -> dict[str, Tensor]:
     bench.model.zero_grad(set_to_none=True)
-    loss.backward()
+    loss.backward(retain_graph=True)
     return {name: p.grad for name, p in bench.model.named_parameters() if p.grad is not None}
 
 
@@ -158,16 +164,55 @@ def differentiable(group: Any, layer: int) -> list[Tensor]:
     return [dense_policy(at.query, at.key, group.rows, at.scale, group.branches, group.key_mask, group.heads)]
 
 
+@pytest.mark.parametrize("recomputed", [False, True])
 @pytest.mark.parametrize("seed", range(4))
-def test_gradients_of_log_probs_are_those_of_sequences_apart(bench: Bench, seed: int) -> None:
-    samples = bench.samples(seed)
-    (together, *_), *alone = runs(bench, samples, bench.policy())
+def test_hidden_states_and_log_probs_have_the_gradients_of_sequences_apart(
+    bench: Bench, seed: int, recomputed: bool
+) -> None:
+    """Hidden states in float64; log-probs through the head's float32. With gradient checkpointing as well."""
+    samples, states = bench.samples(seed), HeadInputs(bench.model)
+    policy = bench.policy()
+    if recomputed:
+        bench.model.gradient_checkpointing_enable({"use_reentrant": False})
+    policy.train()
+    (together, *_), *alone = runs(bench, samples, policy)
+    states.hook.remove()
+    shared, *apart = states.found
+    assert len(shared) == sum(len(s.response_token_ids) for s in samples)
+    of_each = shared.split([len(s.response_token_ids) for s in samples])
+    for one, other in zip(of_each, apart, strict=True):
+        assert (one - other).abs().max() <= 1e-10
+    noise = [torch.randn(of.shape, generator=torch.Generator().manual_seed(i)).double() for i, of in enumerate(apart)]
     advantages = torch.tensor([s.advantage for s in samples])
-    a = gradients(bench, (together.log_probs.sum(-1) * advantages).sum())
-    b = gradients(bench, sum(advantages[i] * output.log_probs.sum() for i, (output, *_) in enumerate(alone)))
-    largest = max(float(g.abs().max()) for g in a.values())
-    for name, gradient in a.items():  # through a float32 softmax
-        assert (gradient - b[name]).abs().max() <= 1e-5 * largest, name
+    losses = [
+        (sum_of_products(of_each, noise), sum_of_products(apart, noise), 1e-10),
+        (
+            (together.log_probs.sum(-1) * advantages).sum(),
+            sum(advantages[i] * output.log_probs.sum() for i, (output, *_) in enumerate(alone)),
+            1e-5,
+        ),
+    ]
+    for ours, theirs, bound in losses:
+        a, b = (gradients(bench, loss) for loss in (ours, theirs))
+        assert a.keys() == b.keys()
+        largest = max(float(g.abs().max()) for g in a.values())
+        for name, gradient in a.items():
+            exact = max(bound, 1e-8) if "visual" in name else bound  # the encoder's rotary embedding is float32
+            assert (gradient - b[name]).abs().max() <= exact * largest, name
+    bench.model.gradient_checkpointing_disable()
+    bench.model.eval()
+
+
+class HeadInputs:
+    """Hidden states that the head reads in each pass, while the hook is on."""
+
+    def __init__(self, model: Any) -> None:
+        self.found: list[Tensor] = []
+        self.hook = model.lm_head.register_forward_pre_hook(lambda _, given: self.found.append(given[0]))
+
+
+def sum_of_products(values: Sequence[Tensor], weights: Sequence[Tensor]) -> Any:
+    return sum((value * weight).sum() for value, weight in zip(values, weights, strict=True))
 
 
 SETTINGS = ("", "algorithm.attention={record: top_k, top_k: 5}", "algorithm.attention.record_dtype=bfloat16")

@@ -6,17 +6,20 @@ import pytest
 import torch
 
 from ral_system.types import Sample
-from tests.unit.training.learners import Start, Watched, plan
+from tests.unit.training.learners import Start, Watched, plan, three_each
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
-@pytest.mark.parametrize("reduction", ["token_mean", "sequence_mean"])
+@pytest.mark.parametrize(("reduction", "grouped"), [("token_mean", False), ("sequence_mean", True)])
 def test_micro_batches_change_neither_loss_nor_gradients_nor_weights(
-    start_rank: Start, rl_samples: list[Sample], make_config: Callable, reduction: str
+    start_rank: Start, rl_samples: list[Sample], make_config: Callable, reduction: str, grouped: bool
 ) -> None:
+    """Of one response to each prompt, and of groups, which small micro-batches cut up."""
+    samples = three_each(rl_samples) if grouped else rl_samples
     config = make_config(
         "algorithm.updates_per_step=2",
+        "rollout.log_prob_gate.token=1e9",  # parts of responses have other log-probs
         "algorithm.attention.weight=5",
         "algorithm.attention.max_gradient_share=0.05",
         f"algorithm.attention.reduction={reduction}",
@@ -27,7 +30,7 @@ def test_micro_batches_change_neither_loss_nor_gradients_nor_weights(
     for micro_batch in (6, 3, 1):
         watched = Watched(start_rank(config))
         before = watched.weights()
-        metrics = watched.train(plan(rl_samples, 2, micro_batch))
+        metrics = watched.train(plan(samples, 2, micro_batch))
         outcomes.append((metrics, watched.gradients, watched.weights()))
     metrics, gradients, after = outcomes[0]
     assert metrics[1]["attention/divergence_positive"] > 1e-6  # the attention loss took part in the second update
