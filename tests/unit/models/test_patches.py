@@ -55,7 +55,8 @@ def test_segments_in_one_call_are_what_they_are_one_by_one(family: str, monkeypa
         gradients = {n: p.grad for n, p in model.named_parameters() if p.grad is not None}
         found.append((torch.cat(output.pooler_output).detach(), gradients))
     (one_by_one, slow), (at_once, fast) = found
-    assert calls[1] < calls[0]
+    # Two layers over frames of 144, 24, 16 and 16 patches; one of Qwen2.5-VL's is over windows of 10 × 16, 8, 2 × 16.
+    assert calls == ([13 + 4, 3 + 3] if family == "qwen2_5_vl" else [2 * 4, 2 * 3])
     assert torch.allclose(one_by_one, at_once, atol=1e-5)
     assert slow.keys() == fast.keys()
     largest = max(float(g.abs().max()) for g in slow.values())

@@ -168,6 +168,31 @@ def test_the_share_of_the_gradient_is_measured_without_touching_it(
     assert measured["attention/gradient_share_max"] == one
 
 
+@pytest.mark.parametrize(("every", "sums"), [(0, [1, 1]), (1, [2, 2])])
+def test_an_update_sums_over_ranks_once_and_once_more_where_its_share_is_due(
+    start_rank: Start, rl_samples: list[Sample], make_config: Callable, every: int, sums: list[int]
+) -> None:
+    """However many micro-batches and metrics there are. The engine's own sums of gradients are not counted."""
+    rank = start_rank(
+        make_config(
+            "algorithm.attention.weight=5",
+            f"algorithm.attention.gradient_share_every={every}",
+            "algorithm.kl.coefficient=0.1",
+        )
+    )
+    split, counted = plan(rl_samples, 2, 2), []
+    scores, reference = rank.score(split), rank.score(split)
+    total = rank._engine.sum_over_ranks
+    rank._engine.sum_over_ranks = lambda values: counted.append(len(values)) or total(values)  # type: ignore
+    found = []
+    for update in split.updates:
+        assert len(update.shards[0]) > 1
+        rank.update(update, scores, reference)
+        found.append(len(counted))
+        counted.clear()
+    assert found == sums
+
+
 def test_a_capped_term_is_scaled_to_its_share_and_no_smaller_one_is(
     start_rank: Start, rl_samples: list[Sample], make_config: Callable
 ) -> None:
