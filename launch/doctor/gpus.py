@@ -7,7 +7,7 @@ import shutil
 import subprocess
 from pathlib import Path
 
-from ral_system.launch.doctor.check import Check, Status, probe, version_of
+from ral_system.launch.doctor.check import Check, Status, probe
 
 _FREE = 0.95
 """Share of a GPU's memory that is free when nobody uses it."""
@@ -33,7 +33,7 @@ def check_gpus(devices: Path = Path("/sys/class/infiniband")) -> list[Check]:
     if smi is None:
         remedy = "install the NVIDIA driver; in a container, start it with --gpus all (NVIDIA container toolkit)"
         return [Check("driver", Status.MISSING, "no nvidia-smi", remedy, ("gpu",))]
-    return [*_driver_and_memory(smi), *_cuda(), _flash_attention(), _networks(devices), _locked_memory()]
+    return [*_driver_and_memory(smi), *_cuda(), _networks(devices), _locked_memory()]
 
 
 def _driver_and_memory(smi: str) -> list[Check]:
@@ -81,12 +81,6 @@ def _cuda() -> list[Check]:
         remedy = "weights between GPUs go through host memory: expect publications to take several times as long"
         checks.append(Check("peer access", Status.WARNING, "not between all GPUs", remedy))
     return checks
-
-
-def _flash_attention() -> Check:
-    if found := version_of("flash-attn"):
-        return Check("flash-attn", Status.OK, found)
-    return Check("flash-attn", Status.INFO, "not installed", "learners use torch's varlen attention instead")
 
 
 def _networks(devices: Path) -> Check:

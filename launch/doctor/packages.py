@@ -33,6 +33,12 @@ import json
 from ral_system.families.known import known_types
 print(json.dumps({"types": known_types()}))
 """
+_KERNEL = """
+import json, torch
+from ral_system.attention.kernels import TITLES, kernel_for
+kernel = kernel_for(torch.device("cuda" if torch.cuda.is_available() else "cpu"), torch.bfloat16)
+print(json.dumps({"kernel": TITLES[kernel]}))
+"""
 _WANDB_MODE = """
 import dataclasses, json
 from ral_system.observability.wandb_sink import resolve_mode
@@ -57,7 +63,8 @@ def check_packages() -> list[Check]:
         _required("deepspeed", "import deepspeed", "pip install 'deepspeed>=0.19.8'"),
         _required("peft", "import peft", "pip install 'peft>=0.19'"),
         _optional("triton", "without it, torch.compile cannot build kernels on GPUs"),
-        _optional("flash-attn", "learners on GPUs use torch's varlen attention; with it: pip install -e '.[flash]'"),
+        _flash_attention(),
+        *_attention_kernel(),
         _wandb(),
         *misfits(),
     ]
@@ -161,6 +168,20 @@ def _vllm(has_gpu: bool) -> Check:
 def _optional(name: str, otherwise: str) -> Check:
     version = version_of(name)
     return Check(name, Status.OK, version) if version else Check(name, Status.INFO, f"not installed; {otherwise}")
+
+
+def _flash_attention() -> Check:
+    found = _optional("flash-attn", "with it: pip install -e '.[flash]'")
+    if found.status is Status.OK and not (loaded := probe("import flash_attn")).ok:
+        remedy = "reinstall it for this version of torch, or: pip uninstall flash-attn"
+        return Check("flash-attn", Status.BROKEN, f"{found.found}: {loaded.error}", remedy, ("gpu",))
+    return found
+
+
+def _attention_kernel() -> Iterator[Check]:
+    """Name the kernel that learners use here in bfloat16."""
+    if version_of("torch") is not None and version_of("transformers") is not None and (used := probe(_KERNEL)).ok:
+        yield Check("attention kernel", Status.OK, used.value["kernel"])
 
 
 def _wandb() -> Check:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Callable
-from functools import lru_cache
+from functools import cache, lru_cache
 from importlib.util import find_spec
 from typing import cast
 
@@ -20,6 +20,7 @@ from torch.nn.functional import scaled_dot_product_attention
 from ral_system.attention.packing import PackedGroup, Packing
 from ral_system.attention.window import Window
 from ral_system.device_kind import device_kind
+from ral_system.errors import SetupError
 
 MASKED_TOKENS = 512
 """A group of up to so many tokens is one call with a mask; in longer ones too much of such a mask would be empty."""
@@ -62,7 +63,25 @@ def kernel_for(device: torch.device, dtype: torch.dtype) -> str:
     """
     if device_kind(device) != "cuda" or dtype not in (torch.bfloat16, torch.float16):
         return "sdpa"
-    return "flash_attn" if find_spec("flash_attn") else "varlen"
+    return "flash_attn" if flash_attention() else "varlen"
+
+
+@cache
+def flash_attention() -> Callable[..., Tensor] | None:
+    """flash-attn's kernel for sequences of unequal length (arXiv 2307.08691); None where it is not installed.
+
+    Raises SetupError where it is installed and does not import, as after another version of torch was installed.
+    """
+    if find_spec("flash_attn") is None:
+        return None
+    try:
+        return cast(Callable[..., Tensor], importlib.import_module("flash_attn").flash_attn_varlen_func)
+    except (ImportError, OSError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise SetupError(
+            f"flash-attn is installed and does not import ({reason}): reinstall it for this version of torch, or "
+            "uninstall it to use torch's varlen attention"
+        ) from error
 
 
 def sdpa(
@@ -97,11 +116,12 @@ def sdpa(
 
 
 def _flash_attn(scale: float, *, causal: bool) -> Attend:
-    """flash-attn's kernel for sequences of unequal length (arXiv 2307.08691)."""
-    attention = importlib.import_module("flash_attn").flash_attn_varlen_func
+    """flash-attn's kernel."""
+    attention = flash_attention()
+    assert attention is not None
 
     def attend(q: Tensor, k: Tensor, v: Tensor, ends_q: Tensor, ends_k: Tensor, most_q: int, most_k: int) -> Tensor:
-        return cast(Tensor, attention(q, k, v, ends_q, ends_k, most_q, most_k, softmax_scale=scale, causal=causal))
+        return attention(q, k, v, ends_q, ends_k, most_q, most_k, softmax_scale=scale, causal=causal)
 
     return attend
 
@@ -133,6 +153,13 @@ def varlen(query: Tensor, key: Tensor, value: Tensor, packing: Packing, scale: f
 
 
 KERNELS: dict[str, Kernel] = {"flash_attn": flash_attn, "varlen": varlen, "sdpa": sdpa}
+
+
+TITLES = {
+    "flash_attn": "flash-attn",
+    "varlen": "torch's varlen attention",
+    "sdpa": "torch's scaled_dot_product_attention",
+}
 
 
 def _varlen(query: Tensor, key: Tensor, value: Tensor, packing: Packing, attend: Attend) -> Tensor:

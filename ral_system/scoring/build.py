@@ -6,10 +6,11 @@ from pathlib import Path
 
 import torch
 
+from ral_system.attention.kernels import kernel_for
 from ral_system.attention.read import AttentionRead
 from ral_system.config.choices import Dtype
 from ral_system.errors import ConfigError, SetupError
-from ral_system.models.loading import load_family, load_model
+from ral_system.models.loading import TORCH_DTYPES, load_family, load_model
 from ral_system.models.policy import PolicyModel
 
 
@@ -22,6 +23,7 @@ def build_policy(
     """
     if read.backend == "triton" and device.type != "cuda":
         raise SetupError("algorithm.attention.backend=triton needs a CUDA device; set it to auto or chunked")
+    kernel_for(device, TORCH_DTYPES[dtype])  # whether it can be used, before the model is loaded
     family = load_family(model_folder)
     model = load_model(model_folder, dtype=dtype, device=device)
     try:

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from ral_system.attention.group import GroupAttention, LayerAttention
-from ral_system.attention.kernels import KERNELS, _varlen, kernel_for, packed_attention
+from ral_system.attention.kernels import _varlen, packed_attention
 from ral_system.attention.packing import PackedGroup, Packing
 from ral_system.attention.record import record_attention
 
@@ -99,17 +99,6 @@ def test_calls_of_unequal_lengths_are_the_same_attention(groups: list[PackedGrou
         found.append([attention, *torch.autograd.grad(attention.square().sum(), tensors)])
     for one, other in zip(*found, strict=True):
         assert (one - other).abs().max() <= 1e-10
-
-
-def test_the_kernel_follows_from_device_and_precision(monkeypatch: pytest.MonkeyPatch) -> None:
-    installed: list[str] = []
-    monkeypatch.setattr("ral_system.attention.kernels.find_spec", lambda name: name in installed or None)
-    cpu, gpu = torch.device("cpu"), torch.device("cuda")
-    assert kernel_for(cpu, torch.bfloat16) == kernel_for(gpu, torch.float32) == "sdpa"
-    assert kernel_for(gpu, torch.bfloat16) == "varlen"
-    installed.append("flash_attn")
-    assert kernel_for(gpu, torch.bfloat16) == "flash_attn"
-    assert set(KERNELS) == {"flash_attn", "varlen", "sdpa"}
 
 
 @pytest.mark.parametrize("heads", ["mean", "each"])

@@ -47,6 +47,7 @@ OFFLINE = {"name": "offline", "reason": "no login", "remedy": "wandb login", "pr
 CPU_TORCH = {
     "get_device_properties": Probe(True, {"cuda": None, "gpus": []}),
     "resolve_mode": Probe(True, OFFLINE),
+    "kernel_for": Probe(True, {"kernel": "torch's scaled_dot_product_attention"}),
     "known_types": Probe(True, {"types": ["qwen2_vl", "qwen3_vl"]}),
 }
 GPU_TORCH = CPU_TORCH | {"get_device_properties": Probe(True, {"cuda": "13.0", "gpus": ["H200 140 GiB"] * 2})}
@@ -125,6 +126,15 @@ def test_flash_attn_and_triton_are_optional(pretend) -> None:
     pretend({k: v for k, v in CPU_MACHINE.items() if k not in ("flash-attn", "triton")}, CPU_TORCH)
     found = by_name(packages.check_packages())
     assert found["flash-attn"].status is found["triton"].status is Status.INFO
+    assert found["attention kernel"].found == "torch's scaled_dot_product_attention"
+    assert obstacles("cpu") == []
+
+
+def test_a_flash_attn_that_does_not_import_ends_gpu_runs_only(pretend) -> None:
+    pretend(CPU_MACHINE, {**CPU_TORCH, "import flash_attn": FAILS, "kernel_for": FAILS})
+    found = by_name(packages.check_packages())
+    assert found["flash-attn"].status is Status.BROKEN and "pip uninstall flash-attn" in found["flash-attn"].remedy
+    assert found["flash-attn"].blocks == ("gpu",) and "attention kernel" not in found
     assert obstacles("cpu") == []
 
 
