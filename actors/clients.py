@@ -190,8 +190,17 @@ class RayLearner:
     Neighbours may have a shard together: there are `shards` in all. `keeps_offers` is that of their weight transfer.
     """
 
-    def __init__(self, members: Sequence[Member], shards: int, call_timeout_s: float, keeps_offers: bool) -> None:
+    def __init__(
+        self,
+        members: Sequence[Member],
+        shards: int,
+        call_timeout_s: float,
+        *,
+        keeps_offers: bool,
+        attention_kernel: str,
+    ) -> None:
         self._members, self._keeps_offers = members, keeps_offers
+        self.attention_kernel = attention_kernel
         self._timeout_s = call_timeout_s
         self.shards = shards
         self._together = len(members) // shards

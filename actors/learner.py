@@ -44,8 +44,8 @@ class LearnerActor(ActorProcess):
         master: tuple[str, int],
         transfer: type[Transfer[Any]],
         setting: Setting,
-    ) -> None:
-        """Meet the other ranks and load the model."""
+    ) -> str:
+        """Meet the other ranks and load the model; return the name of its attention kernel."""
         host, port = master
         os.environ |= {
             "RANK": str(rank),
@@ -72,6 +72,7 @@ class LearnerActor(ActorProcess):
             stage,
             transfer(setting),
         )
+        return self._learner.attention_kernel
 
     @watched
     @ray.method(num_returns=2)

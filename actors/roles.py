@@ -114,7 +114,13 @@ class RayRoles:
             raise
         timeout_s = config.cluster.call_timeout_s
         self.generator = RayGenerator(self._of("rollout"), timeout_s)
-        self.learner = RayLearner(self._of("learner"), config.learner.shards, timeout_s, self._transfer.keeps_offers)
+        self.learner = RayLearner(
+            self._of("learner"),
+            config.learner.shards,
+            timeout_s,
+            keeps_offers=self._transfer.keeps_offers,
+            attention_kernel=self._attention_kernel,
+        )
         self.rewarder = RayRewarder(self._of("reward"), timeout_s)
         own, teachers = config.learner.max_tokens, config.teacher.max_tokens
         self.reference: FrozenModel | None = None
@@ -229,7 +235,7 @@ class RayRoles:
             engines = []
         calls += [*engines, *self._build_frozen(model_folder, media)]
         calls += self._build_learners(stage, model_folder, run_folder)
-        wait_all(calls, timeout_s, "starting", on_answer=count_down)
+        self._attention_kernel = str(wait_all(calls, timeout_s, "starting", on_answer=count_down)[-1])  # of a learner
 
     def _shared_devices(self, timeout_s: float) -> SharedDevices | None:
         engines, learner = self._of("rollout"), self._of("learner")

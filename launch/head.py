@@ -7,9 +7,7 @@ from datetime import datetime
 
 from ral_system.config.algorithm import AlgorithmConfig
 from ral_system.config.choices import STAGES, Stage
-from ral_system.config.cluster import ClusterConfig
 from ral_system.config.commands import TrainConfig
-from ral_system.config.learner import LearnerConfig
 from ral_system.config.model import ModelConfig
 from ral_system.config.supervised import SupervisedConfig
 from ral_system.runs.folder import RunFolder
@@ -24,14 +22,12 @@ def run_head(
         16:39:03 run      /data/runs/quickstart (new)
                  model    new tiny model, 4 layers of width 192
                  cluster  ray: 2 vllm engines, 2 deepspeed ranks, 1 reference; 8 GPUs
-                 kernel   flash-attn where it is installed, else torch's varlen attention
                  rl       40 steps of 16 prompts × 8 completions, 4 updates each
     """
     lines = [
         ("run", f"{folder.root} ({'continues' if continues else 'new'})"),
         ("model", _model(config.start_model, config.model, folder, stages)),
         ("cluster", _cluster(config, stages)),
-        ("kernel", _kernel(config.learner, config.cluster)),
         *((stage, _work(config.of_stage(stage)) if stage in unfinished else "done") for stage in stages),
     ]
     width = max(len(name) for name, _ in lines)
@@ -68,13 +64,6 @@ def _cluster(config: TrainConfig, stages: Sequence[Stage]) -> str:
     shared = f"; {together} learner ranks to a micro-batch" if together > 1 else ""
     where = f" at {cluster.address}" if cluster.address else ""
     return f"ray{where}: {used}{shared}; {f'{gpus:g} GPUs' if gpus else 'CPU'}"
-
-
-def _kernel(learner: LearnerConfig, cluster: ClusterConfig) -> str:
-    """The attention kernel of the learners (`attention.kernels.kernel_for`, on their nodes)."""
-    if learner.dtype == "float32" or (cluster.kind == "ray" and not cluster.gpus_per_learner):
-        return "torch's scaled_dot_product_attention"
-    return "flash-attn where it is installed, else torch's varlen attention"
 
 
 def _work(settings: AlgorithmConfig | SupervisedConfig) -> str:

@@ -140,6 +140,7 @@ class _Learner:
 
     def __init__(self, rank: LearnerRank, transfer: Transfer[Any]) -> None:
         self._rank, self._keeps_offers = rank, transfer.keeps_offers
+        self.attention_kernel = rank.attention_kernel
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="send")
 
     def score(self, plan: TrainPlan) -> Sequence[Ref]:

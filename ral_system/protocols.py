@@ -79,6 +79,8 @@ class Learner(Protocol):
 
     shards: int
     """Shards of a plan: ranks, or groups of ranks that hold their micro-batches together."""
+    attention_kernel: str
+    """What computes the text layers' attention."""
 
     def score(self, plan: TrainPlan) -> Sequence[Ref]:
         """Score old log-probs and attention, each token at the weights that made it; a ref (to `Scores`) per shard."""

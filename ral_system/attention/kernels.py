@@ -155,6 +155,14 @@ def varlen(query: Tensor, key: Tensor, value: Tensor, packing: Packing, scale: f
 KERNELS: dict[str, Kernel] = {"flash_attn": flash_attn, "varlen": varlen, "sdpa": sdpa}
 
 
+def in_words(kernel: str, *, pictures: bool, windows: bool) -> str:
+    """Name a kernel, and what needs masks instead: pictures whose tokens attend in both directions, or windows."""
+    masked = [what for what, there in (("pictures", pictures), ("sliding windows", windows)) if there]
+    if kernel == "sdpa" or not masked:
+        return TITLES[kernel]
+    return f"{TITLES[kernel]}; for {' and '.join(masked)} {TITLES['sdpa']} with masks"
+
+
 TITLES = {
     "flash_attn": "flash-attn",
     "varlen": "torch's varlen attention",

@@ -125,6 +125,7 @@ def run_stage(
     ):
         roles = start_roles(config, stage, model, folder.root)
         try:
+            progress.say(f"attention by {roles.learner.attention_kernel}")
             timer = PhaseTimer(progress.phase, on_end=spans.ended)
             context = StageContext(
                 config=config,

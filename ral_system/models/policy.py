@@ -15,6 +15,7 @@ from transformers import PreTrainedModel
 from ral_system.algorithms.token_read import TokenRead, TokenValues
 from ral_system.attention.group import GroupAttention
 from ral_system.attention.intervention import Intervention, Steering
+from ral_system.attention.kernels import in_words, kernel_for
 from ral_system.attention.packing import Packing
 from ral_system.attention.probe import AttentionProbe, Capture, PackedRows, no_mask
 from ral_system.attention.provenance import KeyKind
@@ -120,6 +121,12 @@ class PolicyModel(nn.Module):
     def vocabulary(self) -> int:
         """Number of tokens that the head knows."""
         return self.model.lm_head.out_features
+
+    def attention_kernel(self) -> str:
+        """Name the kernels of the text layers' softmax attention. Raises SetupError for one that cannot be used."""
+        dtype = self.autocast or self.model.lm_head.weight.dtype
+        kernel = kernel_for(self.banned_token_ids.device, dtype)
+        return in_words(kernel, pictures=self.family.bidirectional, windows=bool(self.family.windows))
 
     def check(self, read: AttentionRead) -> None:
         """Raise ValueError for a read of layers that the model does not have."""

@@ -104,6 +104,7 @@ class LearnerRank:
             )
         torch.manual_seed(config.seed)  # how a model is loaded may draw numbers
         policy.autocast = autocast_dtype(supervised.autocast, device, config.learner.dtype) if supervised else None
+        self.attention_kernel = policy.attention_kernel()
         self._family = policy.family
         self._collate = Collator(self._family, media)
         self._adapters = choose_trained(policy, config.model, config.learner)

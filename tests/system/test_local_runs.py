@@ -37,6 +37,7 @@ def test_a_run_leaves_its_record_and_a_model(commands, left, tmp_path: Path) -> 
     run = left(tmp_path / "runs" / "smoke")
     assert str(run.folder) in done.stdout
     assert "Traceback" not in done.stderr
+    assert done.stderr.count("attention by torch's scaled_dot_product_attention") == 3  # once a stage
     for name in ("config.yaml", "metrics.jsonl", "rollouts.jsonl", "report.html", "summary.json"):
         assert (run.folder / name).stat().st_size > 0, name
     assert [path.name for path in run.folder.rglob(".*")] == [".lock"]  # nothing half-written

@@ -93,7 +93,7 @@ def test_an_update_can_be_queued_behind_another(members: list[Member], monkeypat
         return [({"supervised/loss": 0.5}, work) for _ in calls]
 
     monkeypatch.setattr(clients, "wait_all", answered)
-    learner = RayLearner(members, 2, 1.0, keeps_offers=True)
+    learner = RayLearner(members, 2, 1.0, keeps_offers=True, attention_kernel="sdpa")
     answers = [learner.fit(plan, 0) for _ in range(2)]
     assert not waited and [m.handle.calls for m in members] == [[("fit", plan.updates[0])] * 2] * 2
     found = [answer() for answer in answers]
@@ -133,7 +133,8 @@ def test_ranks_that_have_a_shard_together_are_given_the_scores_of_one(
     monkeypatch.setattr(clients.ray, "put", lambda value: value, raising=False)
     handles = [RankHandle() for _ in range(4)]
     ranks = [Member(handle, "learner", rank, tmp_path) for rank, handle in enumerate(handles)]
-    learner, reference = RayLearner(ranks, 2, 1.0, keeps_offers=True), RayWithoutAdapters(ranks, 2, 1.0)
+    learner = RayLearner(ranks, 2, 1.0, keeps_offers=True, attention_kernel="sdpa")
+    reference = RayWithoutAdapters(ranks, 2, 1.0)
     behaviour, frozen = learner.score(plan), reference.collect(plan)
     assert learner.shards == len(behaviour) == len(frozen) == 2
     learner.kl(behaviour, frozen)

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn.attention import varlen as of_torch
 
-from ral_system.attention.kernels import KERNELS, flash_attention, kernel_for, sdpa, segment_attention
+from ral_system.attention.kernels import KERNELS, flash_attention, in_words, kernel_for, sdpa, segment_attention
 from ral_system.attention.packing import PackedGroup, Packing
 from ral_system.errors import SetupError
 
@@ -132,6 +132,13 @@ def test_the_kernel_follows_from_device_and_precision(
     assert kernel_for(torch.device("cpu"), torch.bfloat16) == kernel_for(GPU, torch.float32) == "sdpa"
     assert kernel_for(GPU, torch.bfloat16) == ("flash_attn" if installed else "varlen")
     assert set(KERNELS) == {"flash_attn", "varlen", "sdpa"}
+
+
+def test_a_report_says_what_needs_masks() -> None:
+    assert in_words("flash_attn", pictures=False, windows=False) == "flash-attn"
+    assert in_words("sdpa", pictures=True, windows=True) == "torch's scaled_dot_product_attention"
+    masked = "flash-attn; for sliding windows torch's scaled_dot_product_attention with masks"
+    assert in_words("flash_attn", pictures=False, windows=True) == masked
 
 
 def test_a_flash_attn_that_does_not_import_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

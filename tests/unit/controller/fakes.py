@@ -58,6 +58,7 @@ class Fakes:
     """All roles but frozen models in one. Completion i of a prompt is worth i; `calls` is what happened, in order."""
 
     shards = 2
+    attention_kernel = "loops"
 
     def __init__(self) -> None:
         self.calls: list[Any] = []

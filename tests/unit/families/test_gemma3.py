@@ -17,6 +17,7 @@ from ral_system.attention.packing import PackedGroup, Packing
 from ral_system.config.commands import PlanCommandConfig, TrainConfig
 from ral_system.config.supervised import AttentionGuidanceConfig
 from ral_system.data.chat import ChatRenderer
+from ral_system.device_kind import meta_stands_for
 from ral_system.errors import ConfigError, DataError, SetupError
 from ral_system.families.family import sized
 from ral_system.families.gemma3 import Gemma3
@@ -67,6 +68,16 @@ def test_a_picture_longer_than_the_window_is_that_of_transformers(tmp_path: Path
     build_gemma3(tmp_path, words(), side=4)
     assert WINDOW < 4**2
     check_packed_is_alone(Bench(tmp_path, media, [(84, 56), (28, 28)]))
+
+
+def test_its_kernel_on_a_gpu_is_named_with_what_needs_masks(folder: Path) -> None:
+    policy = PolicyModel(load_model(folder, dtype="bfloat16"), load_family(folder), temperature=1.0)
+    assert policy.attention_kernel() == "torch's scaled_dot_product_attention"
+    policy.to("meta")
+    with meta_stands_for("cuda"):
+        assert policy.attention_kernel() == (
+            "torch's varlen attention; for pictures and sliding windows torch's scaled_dot_product_attention with masks"
+        )
 
 
 def test_generation_has_the_log_probs_of_scoring(bench: Bench, make_config: Callable) -> None:

@@ -15,7 +15,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 def test_micro_batches_change_neither_loss_nor_gradients_nor_weights(
     start_rank: Start, rl_samples: list[Sample], make_config: Callable, reduction: str, grouped: bool
 ) -> None:
-    """Of one response to each prompt, and of groups, which small micro-batches cut up."""
+    """With one response to each prompt, and with groups, which small micro-batches cut up."""
     samples = three_each(rl_samples) if grouped else rl_samples
     config = make_config(
         "algorithm.updates_per_step=2",
