@@ -27,18 +27,21 @@ def price(group: MicroBatch) -> int:
 def micro_batches(groups: Sequence[MicroBatch], max_tokens: int) -> list[MicroBatch]:
     """Pack groups into micro-batches whose prices add up to at most `max_tokens`, groups of one shape side by side.
 
-    A group that is too expensive is cut up, and its prompt repeated. A single sample that is too expensive is a
-    micro-batch of its own.
+    Each goes, the most expensive first, to the first micro-batch with room for it. A group that is too expensive is
+    cut up, and its prompt repeated. A single sample that is too expensive is a micro-batch of its own.
     """
-    found: list[MicroBatch] = []
-    spent = max_tokens
-    for piece in sorted((piece for group in groups for piece in _cut(group, max_tokens)), key=_shape):
-        if spent + price(piece) > max_tokens:
-            found.append(())
-            spent = 0
-        found[-1] += piece
-        spent += price(piece)
-    return found
+    pieces = sorted((piece for group in groups for piece in _cut(group, max_tokens)), key=_shape)
+    prices = [price(piece) for piece in pieces]
+    packed: list[list[int]] = []
+    spent: list[int] = []
+    for piece in sorted(range(len(pieces)), key=lambda i: -prices[i]):
+        at = next((at for at, tokens in enumerate(spent) if tokens + prices[piece] <= max_tokens), len(packed))
+        if at == len(packed):
+            packed.append([])
+            spent.append(0)
+        packed[at].append(piece)
+        spent[at] += prices[piece]
+    return [tuple(sample for i in mine for sample in pieces[i]) for mine in sorted(map(sorted, packed))]
 
 
 class Bundler:

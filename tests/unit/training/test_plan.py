@@ -73,6 +73,25 @@ def test_visual_tokens_cost_twice_and_a_prompt_once() -> None:
     assert [len(micro) for micro in micro_batches([samples], 1)] == [1, 1, 1, 1]
 
 
+@given(st.lists(st.integers(1, 60), min_size=1, max_size=12), st.integers(1, 100))
+def test_no_two_micro_batches_would_fit_together(sizes: list[int], max_tokens: int) -> None:
+    groups = [tuple(group(f"p{i}", 1, tokens=size)) for i, size in enumerate(sizes)]
+    found = [groups_of(micro) for micro in micro_batches(groups, max_tokens)]
+    assert sorted(one[0].id for micro in found for one in micro) == sorted(one[0].id for one in groups)
+    assert all(micro == sorted(micro, key=price) for micro in found)
+    smallest = sorted(sum(map(price, micro)) for micro in found)[:2]
+    assert len(found) == 1 or sum(smallest) > max_tokens
+
+
+def test_small_groups_fill_what_large_ones_leave() -> None:
+    groups = [tuple(group(f"p{size}{i}", 1, tokens=size - 3)) for i in range(4) for size in (30, 70)]
+    found = micro_batches(groups, 100)
+    assert [[price(one) for one in groups_of(micro)] for micro in found] == [[30, 70]] * 4
+    groups += [tuple(group(f"q{i}", 1, tokens=17)) for i in range(9)]
+    found = micro_batches(groups, 100)
+    assert [[price(one) for one in groups_of(micro)] for micro in found] == [[20] * 5, [20] * 4, *([[30, 70]] * 4)]
+
+
 def test_groups_go_to_updates_whole() -> None:
     samples = [sample for g in range(8) for sample in group(f"p{g}", 4)]
     plan = plan_updates(samples, updates=4, shards=2, max_tokens=1000)
