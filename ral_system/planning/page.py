@@ -8,7 +8,7 @@ from rich.table import Table
 from ral_system.config.commands import TrainConfig
 from ral_system.planning.memory import gib, streams_weights
 from ral_system.planning.plan import Plan
-from ral_system.planning.seconds import PUBLISH_S_PER_BYTE, WRITE_BYTES_PER_S
+from ral_system.planning.seconds import PREPROCESS_S_PER_PIXEL, PUBLISH_S_PER_BYTE, WRITE_BYTES_PER_S
 
 _PARTS = ("weights", "gradients", "optimiser", "buffers", "average", "media", "cache")
 
@@ -60,7 +60,8 @@ def print_plan(config: TrainConfig, plan: Plan, console: Console) -> None:
     console.print(
         f"Assumed: {device.flops_per_s / 1e12:.3g} TFLOP/s in passes, {device.bytes_per_s / 1e9:,.0f} GB/s "
         f"in decoding and {device.decode_s * 1e3:g} ms a decoding step beside that, {publishing}"
-        f"{WRITE_BYTES_PER_S / 1e9:g} GB/s to disk. Not counted: starts, rewards, preparation of data."
+        f"{PREPROCESS_S_PER_PIXEL * 1e9:g} ns to preprocess a pixel, {WRITE_BYTES_PER_S / 1e9:g} GB/s to disk. Not "
+        "counted: starts, rewards, decoding of media, preparation of data."
     )
     for line in plan.advice:
         console.print(f"note: {line}")

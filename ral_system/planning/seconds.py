@@ -25,6 +25,8 @@ _COPIES = 4
 """Readings and writings of weights on their way through a buffer, learner and engine together."""
 HOST_BYTES_PER_S = 2e10
 """Speed of a host's memory for one rank: an assumption."""
+PREPROCESS_S_PER_PIXEL = 3e-8
+"""One CPU thread that turns pixels into what an encoder reads: 0.3 to 0.5 s for a video of 128 frames, measured."""
 _ADAMW_BYTES = 28
 """Read and written for a number: gradient, weight and two moments in float32."""
 WRITE_BYTES_PER_S = 1e9
@@ -50,6 +52,12 @@ def dealt_to_engines(samples: Sequence[Sample], engines: int) -> list[list[Piece
     return deal([group[0].prompt for group in groups], sampling, engines)
 
 
+def preprocess_s(samples: Iterable[Sample]) -> float:
+    """Return the seconds of one process that preprocesses the distinct media of samples."""
+    media = {medium for sample in samples for medium in sample.prompt.media}
+    return PREPROCESS_S_PER_PIXEL * sum(medium.width_px * medium.height_px * medium.frames for medium in media)
+
+
 class Clock:
     """Reckons with one model, the learner's, on one kind of device."""
 
@@ -69,7 +77,8 @@ class Clock:
         prompt, response = len(samples[0].prompt.token_ids), len(samples[0].response_token_ids)
         reads = len(groups) if rollout.engine == "vllm" else len(samples)  # hf reads a prompt for every response
         read = self._vision(samples) + reads * self._flops.text(Packing.apart((prompt,)))
-        reading_s = read * len(busiest) / len(groups) / ranks / device.flops_per_s
+        preprocessing_s = preprocess_s(samples) * len(busiest) / len(groups)
+        reading_s = preprocessing_s + read * len(busiest) / len(groups) / ranks / device.flops_per_s
         group = len(groups[0])
         at_once = max(1, min(rollout.max_sequences, mine, cache.sequences(samples, group)))
         rounds = math.ceil(mine / at_once)
@@ -89,25 +98,27 @@ class Clock:
     ) -> Phase:
         """A frozen model that scores all groups, in bundles that its processes share."""
         counter = FlopCounter(policy.model, policy.family)
-        each = [pass_flops(counter, policy.family, bundle) for bundle in bundles(groups_of(samples), max_tokens)]
-        loads = [0] * processes
-        for flops in each:
-            loads[loads.index(min(loads))] += flops
-        return Phase(name, sum(each), max(loads) / self._device.flops_per_s, "arithmetic")
+        flops, loads = 0, [0.0] * processes
+        for bundle in bundles(groups_of(samples), max_tokens):
+            of_bundle = pass_flops(counter, policy.family, bundle)
+            loads[loads.index(min(loads))] += of_bundle / self._device.flops_per_s + preprocess_s(bundle)
+            flops += of_bundle
+        return Phase(name, flops, max(loads), "arithmetic")
 
     def score(self, plan: TrainPlan) -> Phase:
         """Old log-probs and attention; all ranks wait for the busiest."""
         averaged = self._config.algorithm.attention.anchor == "ema"  # whose attention takes another pass
         times = 2 if averaged else 1
-        return self._pass("old log-probs", plan, times=times, encodes=1, passes=times)
+        return self._pass("old log-probs", plan, text_passes=times, weight_gathers=times)
 
     def blinded(self, passes: TrainPlan) -> Phase:
         """Log-probs with the blinded view, whose media no rank has encoded yet."""
-        return self._pass("blinded view", passes, times=1, encodes=1, passes=1)
+        return self._pass("blinded view", passes)
 
     def reference(self, plan: TrainPlan) -> Phase:
         """The reference's log-probs, where the learner without its adapters is the reference."""
-        return self._pass("reference", plan, times=1, encodes=0.0 if self._config.freezes_vision else 1.0, passes=1)
+        reads = 0.0 if self._config.freezes_vision else 1.0
+        return self._pass("reference", plan, encoder_passes=reads, media_reads=reads)
 
     def update(self, plan: TrainPlan) -> Phase:
         """All updates of all passes: forward, backward, and with checkpoints forward once more."""
@@ -117,7 +128,12 @@ class Clock:
             measured = 1.0 if algorithm.attention.gradient_share is not None else 1.0 / every
         text, vision = self._update_passes
         found = self._pass(
-            "updates", plan, times=text + measured, encodes=vision + measured if vision else 0.0, passes=3
+            "updates",
+            plan,
+            text_passes=text + measured,
+            encoder_passes=vision + measured if vision else 0.0,
+            weight_gathers=3,
+            media_reads=1 + measured if vision else 0.0,
         )
         again = algorithm.passes_per_step
         step_s = again * len(plan.updates) * (self._sum_s() + self._offloaded_step_s())
@@ -126,12 +142,12 @@ class Clock:
     def fit(self, plan: TrainPlan) -> Phase:
         """One update with demonstrations, whose media a frozen encoder passes in every one."""
         text, vision = self._update_passes
-        found = self._pass("update", plan, times=text, encodes=vision or 1, passes=3)
+        found = self._pass("update", plan, text_passes=text, encoder_passes=vision or 1, weight_gathers=3)
         return replace(found, seconds=found.seconds + self._sum_s() + self._offloaded_step_s())
 
     def validate(self, plan: TrainPlan) -> Phase:
         """The objective of demonstrations without an update."""
-        return self._pass("validate", plan, times=1, encodes=1, passes=1)
+        return self._pass("validate", plan)
 
     def publish(self) -> Phase:
         """Time a weight update: the trained tensors' way to the engines, and their checksums on both sides."""
@@ -159,24 +175,41 @@ class Clock:
         """Bytes on disk of a model."""
         return self._weights.published * self._weights.bytes_each
 
-    def _pass(self, name: str, plan: TrainPlan, *, times: float, encodes: float, passes: int) -> Phase:
+    def _pass(
+        self,
+        name: str,
+        plan: TrainPlan,
+        *,
+        text_passes: float = 1,
+        encoder_passes: float = 1,
+        weight_gathers: float = 1,
+        media_reads: float = 1,
+    ) -> Phase:
+        """Passes over every micro-batch of a plan, as long as the busiest rank takes.
+
+        `text_passes` and `encoder_passes` count forward passes, `weight_gathers` passes in which ranks gather weights
+        and exchange tokens. `media_reads`: how often a rank preprocesses its media.
+        """
         ranks = [[update.shards[shard] for update in plan.updates] for shard in range(len(plan.updates[0].shards))]
         each = [
             sum(
-                times * sum(text_flops(self._flops, part) for part in shard if part)
-                + encodes * self._vision([s for part in shard for s in part])
+                text_passes * sum(text_flops(self._flops, part) for part in shard if part)
+                + encoder_passes * self._vision([s for part in shard for s in part])
                 for shard in shards
             )
             for shards in ranks
         ]
         together = self._config.learner.world_size // len(ranks)
-        computing_s = max(each) / together / self._device.flops_per_s
-        moving_s = passes * sum(len(update.shards[0]) for update in plan.updates) * self._gather_s()
+        moving_s = weight_gathers * sum(len(update.shards[0]) for update in plan.updates) * self._gather_s()
         tokens = max(sum(tokens_of(part) for shard in shards for part in shard if part) for shards in ranks)
-        moving_s += passes * self._exchange_s(tokens, together)
-        return Phase(
-            name, round(sum(each)), computing_s + moving_s, "arithmetic" if computing_s > moving_s else "links"
-        )
+        moving_s += weight_gathers * self._exchange_s(tokens, together)
+        media_s = max(sum(preprocess_s(s for part in shard for s in part) for shard in shards) for shards in ranks)
+        waits = {
+            "arithmetic": max(each) / together / self._device.flops_per_s,
+            "links": moving_s,
+            "media": media_reads * media_s,
+        }
+        return Phase(name, round(sum(each)), sum(waits.values()), max(waits, key=lambda wait: waits[wait]))
 
     def _exchange_s(self, tokens: int, together: int) -> float:
         """Seconds of the exchanges between ranks that hold `tokens` together.

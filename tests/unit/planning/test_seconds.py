@@ -14,7 +14,7 @@ from ral_system.planning.devices import gpu
 from ral_system.planning.memory import Cache, Weights
 from ral_system.planning.passes import OutlinedPolicy
 from ral_system.planning.seconds import Clock
-from ral_system.planning.workload import BlankMedia, step_samples
+from ral_system.planning.workload import BlankMedia, asked, step_samples
 from ral_system.training.learner_rank import LearnerRank
 from ral_system.training.plan import plan_updates
 from tests.composed import compose_config
@@ -146,6 +146,27 @@ def test_a_publication_is_bound_by_memory_links_or_the_host(one_layer: Path) -> 
     assert Clock(config, outline, slow).publish().seconds == pytest.approx(own.trained * 2 / 1e9 + gathering_s)
     kept = config.model_copy(update={"rollout": config.rollout.model_copy(update={"weight_transfer": "files"})})
     assert Clock(kept, outline, slow).publish().seconds > own.trained * 2 * 4.6e-9
+
+
+@pytest.mark.parametrize(("frozen", "again"), [("true", 0.0), ("false", 1.1)])
+def test_each_process_preprocesses_its_media_once_or_in_every_pass(one_layer: Path, frozen: str, again: float) -> None:
+    small = ("plan.medium=video", "data.video.max_frames=8", "plan.response_tokens=16", f"model.freeze_vision={frozen}")
+    config = compose_config(*VIDEO, *small, kind=PlanCommandConfig)
+    outline = OutlinedPolicy(one_layer, "bfloat16", "cuda", config, trained=True)
+    samples = step_samples(config, config.plan, outline.family)
+    (video,) = samples[0].prompt.media
+    video_s = 3e-8 * 8 * video.width_px * video.height_px  # 8 prompts have one each
+    dealt = plan_updates(samples, updates=2, shards=4, max_tokens=32768)
+    swift = replace(gpu(config.plan), flops_per_s=1e30, bytes_per_s=1e30, link_bytes_per_s=1e30, decode_s=0.0)
+    clock = Clock(config, outline, swift)
+    assert clock.score(dealt).seconds == pytest.approx(2 * video_s) and clock.score(dealt).bound == "media"
+    assert clock.update(dealt).seconds == pytest.approx(again * 2 * video_s)
+    assert clock.reference(dealt).seconds == pytest.approx(2 * video_s if again else 0.0)
+    assert clock.fit(plan_updates(samples, updates=1, shards=4, max_tokens=32768)).seconds == pytest.approx(2 * video_s)
+    assert clock.frozen("reference", outline, samples, 32768, 1).seconds == pytest.approx(8 * video_s)
+    assert clock.rollout(samples, Cache(10**12, 2000)).seconds == pytest.approx(3 * video_s)  # of three engines
+    several = asked(samples, 30)
+    assert clock.rollout(several, Cache(10**12, 2000)).seconds == pytest.approx(10 * video_s)
 
 
 def test_processes_of_the_reference_share_bundles(one_layer: Path) -> None:

@@ -14,7 +14,7 @@ from ral_system.models.flops import FlopCounter
 from ral_system.planning.devices import gpu
 from ral_system.planning.memory import CONTEXT, Role, largest_micro_batch, on_shared_device, rollout_role
 from ral_system.planning.passes import OutlinedPolicy, fit_pass, new_policy, text_flops
-from ral_system.planning.seconds import WRITE_BYTES_PER_S, Clock
+from ral_system.planning.seconds import WRITE_BYTES_PER_S, Clock, preprocess_s
 from ral_system.planning.supervised import StagePlan
 from ral_system.planning.workload import BlankMedia, asked
 from ral_system.training.learner_rank import LearnerRank
@@ -123,7 +123,7 @@ def test_demonstrations_in_files_are_as_large_as_samples_and_a_frozen_encoder_pa
     text = sum(text_flops(counter, part) for shard in dealt.updates[0].shards for part in shard)
     vision = counter.vision(outline.family.layout(medium) for s in sft.samples for medium in s.prompt.media)
     assert clock.fit(dealt).flops == 4 * text + vision  # with checkpoints once more forward
-    assert clock.fit(dealt).seconds == pytest.approx((4 * text + vision) / 4 / 1e9)
+    assert clock.fit(dealt).seconds == pytest.approx((4 * text + vision) / 4 / 1e9 + preprocess_s(sft.samples) / 4)
 
 
 def test_the_learner_of_the_stage_that_needs_most_is_refused(one_layer: Path) -> None:
