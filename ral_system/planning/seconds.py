@@ -132,7 +132,7 @@ class Clock:
             plan,
             text_passes=text + measured,
             encoder_passes=vision + measured if vision else 0.0,
-            weight_gathers=3,
+            weight_gathers=3 + measured,
             media_reads=1 + measured if vision else 0.0,
         )
         again = algorithm.passes_per_step

@@ -20,6 +20,9 @@ from ral_system.training.plan import plan_updates
 from tests.composed import compose_config
 from tests.unit.planning.models import LORA, SMALL_STEP, VIDEO, planned
 
+_UPDATE = 3 + 1 / 10
+"""Passes of an update: forward, once more, backward, and in every tenth step that of the gradient's share."""
+
 
 @pytest.mark.parametrize(
     "trained",
@@ -89,7 +92,10 @@ def test_zero_3_waits_for_weights_in_every_pass(one_layer: Path) -> None:
     clock = Clock(config, outline, slow)
     assert [len(update.shards[0]) for update in dealt.updates] == [1, 1]
     assert clock.score(dealt).seconds == pytest.approx(2 * gathering_s)
-    assert clock.update(dealt).seconds == pytest.approx(3 * 2 * gathering_s)
+    assert clock.update(dealt).seconds == pytest.approx(_UPDATE * 2 * gathering_s)
+    bounded = compose_config(*VIDEO, *SMALL_STEP, "algorithm.attention.max_gradient_share=0.1", kind=PlanCommandConfig)
+    every = Clock(bounded, outline, slow)
+    assert every.update(dealt).seconds == pytest.approx((3 + 1) * 2 * gathering_s)  # measured in every update
     offloaded = config.learner.model_copy(update={"offload": "optimizer_and_parameters"})
     own = Weights.of(outline.model)
     slow_host = replace(slow, host_bytes_per_s=1e9)
@@ -97,7 +103,7 @@ def test_zero_3_waits_for_weights_in_every_pass(one_layer: Path) -> None:
     fetching_s = own.bytes / 4 / 1e9
     assert clock.score(dealt).seconds == pytest.approx(2 * (gathering_s + fetching_s))
     step_s = own.trained / 4 * (6 / 1e9 + 28 / 2e10)
-    assert clock.update(dealt).seconds == pytest.approx(3 * 2 * (gathering_s + fetching_s) + 2 * step_s)
+    assert clock.update(dealt).seconds == pytest.approx(_UPDATE * 2 * (gathering_s + fetching_s) + 2 * step_s)
     assert clock.update(dealt).bound == "links"
 
 
@@ -113,7 +119,7 @@ def test_ranks_that_share_passes_send_heads_and_tokens_in_every_layer(one_layer:
     bytes_each = 2 * 128 * (28 + 4 + 4 + 28)  # one layer, 28 heads of 128 on 4 key heads
     assert clock.score(dealt).seconds == pytest.approx(tokens / 4 * bytes_each * 0.75 / 1e6)
     summed_s = 2 * 2 * 0.75 * 2 * Weights.of(outline.model).trained / 1e6  # two updates, there and back
-    assert clock.update(dealt).seconds == pytest.approx(3 * tokens / 4 * bytes_each * 0.75 / 1e6 + summed_s)
+    assert clock.update(dealt).seconds == pytest.approx(_UPDATE * tokens / 4 * bytes_each * 0.75 / 1e6 + summed_s)
     slow = replace(gpu(config.plan), flops_per_s=1e9, link_bytes_per_s=1e30)
     assert Clock(config, outline, slow).score(dealt).seconds == pytest.approx(
         Clock(config, outline, slow).score(dealt).flops / 4 / 1e9
@@ -128,7 +134,7 @@ def test_every_update_adds_up_gradients_over_ranks(one_layer: Path, zero_stage: 
     dealt = plan_updates(step_samples(config, config.plan, outline.family), updates=2, shards=4, max_tokens=32768)
     slow = replace(gpu(config.plan), flops_per_s=1e30, link_bytes_per_s=1e9)
     weights = Weights.of(outline.model)
-    gathered_s = 3 * 0.75 * weights.bytes / 1e9 if zero_stage == 3 else 0.0
+    gathered_s = _UPDATE * 0.75 * weights.bytes / 1e9 if zero_stage == 3 else 0.0
     summed_s = sums * 2 * 0.75 * 2 * weights.trained / 1e9
     assert Clock(config, outline, slow).update(dealt).seconds == pytest.approx(2 * (gathered_s + summed_s))
 
