@@ -14,7 +14,7 @@ from ral_system.models.folders import check_family, check_named
 _ABOUT = """
 ral-plan: estimate the memory, operations and time of a run's stages on this or another device. It starts nothing.
   ral-plan experiment=ral_qwen2_5_vl_7b_8gpu plan.device=h200
-  ral-plan experiment=video_r1_qwen2_5_vl_7b_8gpu plan.response_tokens=400
+  ral-plan experiment=video_r1_qwen2_5_vl_7b_8gpu data.sources.main.path=rows.json
   ral-plan experiment=quickstart plan.device=cpu
 
 It reads the model's configuration and tokenizer, not its weights; passes run on tensors without data. Exit code 2: the

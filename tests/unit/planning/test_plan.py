@@ -28,7 +28,9 @@ def test_a_step_is_as_large_as_the_settings_allow(one_layer: Path) -> None:
     assert (len(samples), len({s.prompt.media for s in samples})) == (64, 8)
     assert medium.frames == 128 and medium.width_px * medium.height_px == 128 * 28 * 28
     assert samples[0].prompt.visual_tokens == 64 * 128 and len(samples[0].prompt.token_ids) == 8192 + 150
-    assert len(samples[0].response_token_ids) == 1024
+    assert len(samples[0].response_token_ids) == 400  # the experiment's assumption
+    longest = config.plan.model_copy(update={"response_tokens": None})
+    assert len(step_samples(config, longest, outline.family)[0].response_token_ids) == 1024
     assert outline.family.problem(samples[0].prompt.token_ids, (medium,)) is None
     picture = config.plan.model_copy(update={"medium": "image"})
     assert largest_medium(config.data, picture, outline.family) is not None
