@@ -66,7 +66,8 @@ class Role:
         weights = Weights.of(policy.model).bytes
         away = sum(page_locked(p.nbytes) for p in policy.model.parameters())
         phases = {"score": policy.score(largest, reads).peak}
-        return cls(name, processes, gpus, {"weights": weights}, phases, {}, away=away)
+        device = {"weights": weights} | context(policy.kind, gpus)
+        return cls(name, processes, gpus, device, phases, {}, away=away)
 
     @property
     def total(self) -> int:
@@ -152,7 +153,21 @@ def publication(policy: OutlinedPolicy, kind: str) -> int:
 MOVED = ("weights", "gradients", "optimiser", "average")
 """What a role takes to the host when it leaves a device to others."""
 CONTEXT = 2**30
-"""What a process keeps of a GPU while it sleeps: libraries and graphs. An assumption."""
+"""What a process holds of a GPU beside tensors, asleep as well: libraries, graphs, NCCL. An assumption."""
+USABLE = 0.95
+"""Part of a GPU that a plan may fill: PyTorch's allocator leaves gaps between tensors. An assumption."""
+
+
+def context(kind: str, gpus: float) -> dict[str, int]:
+    """Return what a process holds of its GPUs, if it has any, beside tensors."""
+    return {"context": CONTEXT} if kind == "cuda" and gpus else {}
+
+
+def room(device: Device, role: Role) -> int:
+    """Bytes that a process of a role may hold on its device; engines limit themselves."""
+    if device.kind == "cpu" or not role.gpus:
+        return device.bytes
+    return int(device.bytes * min(1.0, role.gpus) * (1.0 if role.name == "rollout" else USABLE))
 
 
 def on_shared_device(roles: Sequence[Role], supervised: Sequence[Role]) -> dict[str, int]:
@@ -164,7 +179,7 @@ def on_shared_device(roles: Sequence[Role], supervised: Sequence[Role]) -> dict[
     learner, engine, *frozen = roles
     beside = [role for role in frozen if role.gpus]
     asleep = CONTEXT * (1 + len(beside))
-    published = sum(role.device["weights"] for role in (learner, engine))
+    published = sum(role.device["weights"] + CONTEXT for role in (learner, engine))
     return {
         "generate": engine.total + asleep,
         "train": CONTEXT
@@ -196,7 +211,9 @@ def zero_stage(learner: LearnerConfig) -> int:
 def learner_role(config: TrainConfig, policy: OutlinedPolicy, plan: TrainPlan, kind: str) -> Role:
     """The learner's ranks, and what their passes hold."""
     weights = Weights.of(policy.model)
+    cluster = config.cluster
     device, host = states(config.learner, weights, kind)
+    device = device | context(kind, cluster.gpus_per_learner)
     largest = largest_micro_batch(plan)
     media = list(dict.fromkeys(medium for sample in largest for medium in sample.prompt.media))
     phases, encoded = {}, None
@@ -228,7 +245,6 @@ def learner_role(config: TrainConfig, policy: OutlinedPolicy, plan: TrainPlan, k
     if staleness:
         shared = config.learner.world_size if zero_stage(config.learner) == 3 else 1
         host = host | {"past weights": (staleness + 1) * weights.trained * weights.bytes_each // shared}
-    cluster = config.cluster
     return Role(
         "learner",
         config.learner.world_size,
@@ -289,13 +305,14 @@ def rollout_role(
     if rollout.engine == "hf" or (not gpus and rollout.memory_gib is None):
         held = rollout.max_sequences * (token_bytes * sample.length + state_bytes)
     elif gpus:
-        held = int(rollout.gpu_memory_utilization * device.bytes) - weights - passes
+        held = int(rollout.gpu_memory_utilization * device.bytes) - weights - passes - CONTEXT
     else:
         assert rollout.memory_gib is not None
         held = int(rollout.memory_gib * 2**30)
     phases = {"generate": passes, "load": publication(policy, device.kind)}
     host = {"media": rollout.MEDIA_CACHE_GIB * 2**30} if rollout.engine == "vllm" and device.kind == "cuda" else {}
-    role = Role("rollout", rollout.workers, gpus, {"weights": weights, "cache": max(held, 0)}, phases, host)
+    own = {"weights": weights, "cache": max(held, 0)} | context(device.kind, gpus)
+    role = Role("rollout", rollout.workers, gpus, own, phases, host)
     return role, Cache(held, token_bytes, state_bytes)
 
 

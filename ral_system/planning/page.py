@@ -6,11 +6,11 @@ from rich.console import Console
 from rich.table import Table
 
 from ral_system.config.commands import TrainConfig
-from ral_system.planning.memory import gib, streams_weights
+from ral_system.planning.memory import USABLE, gib, room, streams_weights
 from ral_system.planning.plan import Plan
 from ral_system.planning.seconds import PREPROCESS_S_PER_PIXEL, PUBLISH_S_PER_BYTE, WRITE_BYTES_PER_S
 
-_PARTS = ("weights", "gradients", "optimiser", "buffers", "average", "media", "cache")
+_PARTS = ("weights", "gradients", "optimiser", "buffers", "average", "media", "cache", "context")
 
 
 def print_plan(config: TrainConfig, plan: Plan, console: Console) -> None:
@@ -28,7 +28,7 @@ def print_plan(config: TrainConfig, plan: Plan, console: Console) -> None:
         console.print(_host(plan))
     if plan.shared:
         phases = ", ".join(f"{gib(size)} to {phase}" for phase, size in plan.shared.items())
-        console.print(f"Roles share GPUs: each holds {phases} GiB, of {gib(plan.device.bytes)}.")
+        console.print(f"Roles share GPUs: each holds {phases} GiB, of {gib(USABLE * plan.device.bytes)}.")
     console.print(f"The cache of an engine holds {plan.at_once:,} such sequences.\n")
     if plan.problems:
         return  # a run that does not fit takes no time
@@ -77,7 +77,7 @@ def _memory(plan: Plan) -> Table:
             *(gib(role.device[part]) if part in role.device else "" for part in parts),
             ", ".join(f"{phase} {gib(size)}" for phase, size in role.phases.items()) if most else "",
             gib(role.total),
-            gib(plan.device.bytes * min(1.0, role.gpus) if role.gpus else plan.device.bytes),
+            gib(room(plan.device, role)),
             ", ".join(f"{part} {gib(size)}" for part, size in (*role.host.items(), *role.once.items())),
         )
     return table

@@ -56,7 +56,7 @@ class OutlinedPolicy:
 
     def __init__(self, folder: Path, dtype: Dtype, kind: str, config: TrainConfig, *, trained: bool) -> None:
         self.family = load_family(folder)
-        self._config, self._kind = config, kind
+        self.kind, self._config = kind, config
         self._policy = new_policy(self.family, dtype, OUTLINE, config, trained=trained)
         self._together = config.learner.world_size // config.learner.shards if trained else 1
         if self._together > 1:
@@ -125,7 +125,7 @@ class OutlinedPolicy:
 
     @contextmanager
     def _outlined(self) -> Iterator[Outlines]:
-        with meta_stands_for(self._kind), Outlines() as outlines:
+        with meta_stands_for(self.kind), Outlines() as outlines:
             yield outlines
 
     def blank_scores(self, sample: Sample) -> SampleScores:

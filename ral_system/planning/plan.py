@@ -18,7 +18,17 @@ from ral_system.config.rollout import RolloutConfig
 from ral_system.errors import ConfigError
 from ral_system.planning.devices import Device, gpu, this_cpu
 from ral_system.planning.host import HostBytes, fullest_node, host_problems
-from ral_system.planning.memory import Role, gib, largest_micro_batch, learner_role, on_shared_device, rollout_role
+from ral_system.planning.memory import (
+    CONTEXT,
+    USABLE,
+    Role,
+    gib,
+    largest_micro_batch,
+    learner_role,
+    on_shared_device,
+    rollout_role,
+    room,
+)
 from ral_system.planning.passes import OutlinedPolicy
 from ral_system.planning.seconds import WRITE_BYTES_PER_S, Clock, Phase, dealt_to_engines
 from ral_system.planning.supervised import StagePlan, plan_stage
@@ -190,8 +200,11 @@ def _problems(
         needed = sum(role.processes * role.total for role in roles)
         if device.kind == "cpu":
             needed += sum(role.processes * sum(role.host.values()) + sum(role.once.values()) for role in roles)
-        if needed > device.bytes:
-            yield f"all roles together need {gib(needed)} GiB of {gib(device.bytes)} on {device.name}; {_SMALLER}"
+        else:
+            needed += CONTEXT
+        most = device.bytes * (1.0 if device.kind == "cpu" else USABLE)
+        if needed > most:
+            yield f"all roles together need {gib(needed)} GiB of {gib(most)} on {device.name}; {_SMALLER}"
         return
     for role in roles:
         if not role.gpus:
@@ -200,9 +213,8 @@ def _problems(
                 "plan.device=cpu"
             )
             continue
-        room = int(device.bytes * min(1.0, role.gpus))
-        if role.total > room:
-            too_much = f"the {role.name} needs {gib(role.total)} GiB of {gib(room)} on an {device.name}"
+        if role.total > (most := room(device, role)):
+            too_much = f"the {role.name} needs {gib(role.total)} GiB of {gib(most)} on an {device.name}"
             yield f"{too_much}; {_REMEDIES[role.name.partition(' ')[0]]}"
     ranks = rollout.tensor_parallel if rollout.engine == "vllm" else 1
     if 0 < cluster.gpus_per_rollout < ranks:
@@ -216,9 +228,9 @@ def _problems(
 
 def _shared_problems(device: Device, shared: Mapping[str, int]) -> Iterator[str]:
     for phase, needed in shared.items():
-        if needed > device.bytes:
+        if needed > (most := USABLE * device.bytes):
             yield (
-                f"cluster.placement=colocated: to {phase}, a GPU needs {gib(needed)} GiB of {gib(device.bytes)}; "
+                f"cluster.placement=colocated: to {phase}, a GPU needs {gib(needed)} GiB of {gib(most)}; "
                 f"{_SHARED_REMEDIES[phase]}, or set cluster.placement=disaggregated"
             )
 

@@ -36,7 +36,7 @@ def test_a_run_that_does_not_fit_is_printed_and_refused(commands: Any, tmp_path:
     done = commands("ral-plan", *recipe, *small, cwd=tmp_path)
     assert done.returncode == 2 and "learner × 4" in done.stdout
     assert done.stderr.startswith("error: the learner in sft needs ") and done.stderr.count("\n") == 1
-    assert "GiB of 3.98 on an H100; lower learner.max_tokens" in done.stderr
+    assert "GiB of 3.78 on an H100; lower learner.max_tokens" in done.stderr
     elsewhere = commands("ral-train", *recipe, "plan.device=h200", cwd=tmp_path)
     assert elsewhere.returncode == 2
     assert "ral-train does not read it; ral-plan does; remove it" in elsewhere.stderr
