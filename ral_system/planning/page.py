@@ -34,10 +34,10 @@ def print_plan(config: TrainConfig, plan: Plan, console: Console) -> None:
         return  # a run that does not fit takes no time
     console.print(_time(plan))
     alone = algorithm.max_staleness or algorithm.sampling_rounds > 1 or config.cluster.placement == "colocated"
+    frozen = f", frozen models {'after' if alone else 'beside'} the engines" if len(plan.roles) > 2 else ""
     console.print(
         f"A step takes {_duration(plan.step_s)}: "
-        f"{'learners and engines side by side' if algorithm.max_staleness else 'learners wait for engines'}, "
-        f"frozen models {'after' if alone else 'beside'} the engines."
+        f"{'learners and engines side by side' if algorithm.max_staleness else 'learners wait for engines'}{frozen}."
     )
     local = config.cluster.kind == "local" and plan.device.kind == "cuda"
     used = plan.roles[:1] if plan.shared else plan.roles

@@ -265,7 +265,7 @@ def _advice(config: TrainConfig, samples: Sequence[Sample]) -> Iterator[str]:
         yield f"algorithm.sampling_rounds={algorithm.sampling_rounds}: one is counted, and each more adds a rollout"
     scored = len(bundles(groups_of(samples), config.learner.max_tokens))
     if config.starts_reference and config.cluster.scorers > scored:
-        yield f"cluster.scorers={config.cluster.scorers}: a batch has {scored} bundles to score, so some are idle"
+        yield f"cluster.scorers={config.cluster.scorers}: a batch has {scored} bundle{'s' * (scored > 1)} to score, so some are idle"
     if (tokens := price(group)) > config.learner.pass_tokens:
         yield (
             f"learner.max_tokens={config.learner.max_tokens}{_together(config.learner)}: a group takes {tokens}, "

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import io
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
 from ral_system.config.commands import PlanCommandConfig
 from ral_system.errors import ConfigError
 from ral_system.models.loading import load_family
 from ral_system.planning.devices import gpu
 from ral_system.planning.memory import Weights, rollout_role, states
+from ral_system.planning.page import print_plan
 from ral_system.planning.passes import OutlinedPolicy
 from ral_system.planning.seconds import Clock
 from ral_system.planning.workload import asked, blinded_plan, largest_medium, step_samples
@@ -138,6 +141,17 @@ def test_adapters_alone_have_gradients_and_learners_are_the_reference(one_layer:
     measured = 1 / share if share else 0
     expected = (3 + measured) / (4 + measured)  # only adapters have gradients of weights
     assert seconds["updates"].flops / before["updates"].flops == pytest.approx(expected, rel=0.01)
+
+
+def test_a_page_says_when_frozen_models_work_if_there_are_any(one_layer: Path) -> None:
+    def page(*overrides: str) -> str:
+        plan, config = planned(one_layer, *VIDEO, *SMALL_STEP, *overrides)
+        console = Console(file=io.StringIO(), width=200)
+        print_plan(config, plan, console)
+        return " ".join(console.file.getvalue().split())  # type: ignore[attr-defined]
+
+    assert "learners wait for engines, frozen models beside the engines. " in page()
+    assert "learners wait for engines. " in page(LORA)
 
 
 def test_frozen_models_work_beside_engines_unless_batches_are_picked_or_made_ahead(one_layer: Path) -> None:

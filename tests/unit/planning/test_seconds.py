@@ -187,4 +187,4 @@ def test_processes_of_the_reference_share_bundles(one_layer: Path) -> None:
 
     assert [share(2), share(3), share(4), share(9)] == pytest.approx([0.5, 0.5, 0.25, 0.25])
     many, _ = planned(one_layer, *VIDEO, *SMALL_STEP, "cluster.scorers=2")
-    assert "cluster.scorers=2: a batch has 1 bundles to score" in many.advice[0]
+    assert "cluster.scorers=2: a batch has 1 bundle to score" in many.advice[0]
