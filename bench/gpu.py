@@ -2,7 +2,8 @@
 
 Runs the tests in tests/gpu, the attention benchmark, and eight layers of Qwen2.5-VL-7B at 9k and 16k tokens with and
 without shared prompts. Each part is a process with a limit of its own; one that fails or runs out of time does not end
-the others. Needs PyTorch, transformers, Triton and pytest; tests of what is not installed are skipped.
+the others. Lines of a part that begin with a bar are its figures; gpu.json has all of them. Needs PyTorch,
+transformers, Triton and pytest; tests of what is not installed are skipped.
 """
 
 from __future__ import annotations
@@ -40,7 +41,7 @@ class Part:
 
 
 PARTS = (
-    Part("tests", 150, (*_PYTHON, "pytest", "-q", "-m", "gpu", "-p", "no:cacheprovider", "tests/gpu")),
+    Part("tests", 150, (*_PYTHON, "pytest", "-q", "-rP", "-m", "gpu", "-p", "no:cacheprovider", "tests/gpu")),
     Part("attention", 180, (*_PYTHON, "bench.attention"), ("--quick",), writes=True),
     Part("shared prompts", 120, (*_PYTHON, "bench.shared_prompts"), ("--quick",), writes=True),
 )
@@ -64,6 +65,8 @@ def main() -> None:
     about = {"commit": commit(), "device": _device(), "versions": versions(("torch", "triton", "transformers"))}
     text = json.dumps({**about, "quick": options.quick, "parts": found}, indent=1)
     (options.out / "gpu.json").write_text(f"{text}\n", encoding="utf-8")
+    for part in found:
+        print("\n".join(("", part["part"], *part["figures"])))
     print(f"\n{about['device']}, commit {about['commit']}\n\n{table(found)}")
     sys.exit(any(part["exit_code"] != 0 for part in found))
 
@@ -92,7 +95,14 @@ def run(part: Part, out: Path, *, quick: bool) -> dict[str, Any]:
         "seconds": round(time.monotonic() - began, 1),
         "exit_code": code,
         "last_lines": lines[-_SHOWN:],
+        "figures": figures(lines),
     }
+
+
+def figures(lines: Sequence[str]) -> list[str]:
+    """Return the rows of a log's tables, once each although they are also printed as they come; else its end."""
+    rows = dict.fromkeys(line for line in reversed(lines) if line.startswith("|"))
+    return [*reversed(rows)] or [*lines[-4 * _SHOWN :]]
 
 
 def table(found: Sequence[dict[str, Any]]) -> str:

@@ -25,6 +25,7 @@ from transformers import AutoModelForImageTextToText
 
 from bench.machine import commit, processor, versions
 from bench.plot_shared import draw
+from ral_system.attention.device_kind import meta_stands_for
 from ral_system.attention.probe import IMPLEMENTATION
 from ral_system.attention.read import AttentionRead
 from ral_system.attention.record import record_attention
@@ -37,6 +38,7 @@ from ral_system.models.flops import FlopCounter
 from ral_system.models.loading import load_family
 from ral_system.models.policy import PolicyModel
 from ral_system.observability.work import PEAK_TFLOPS
+from ral_system.planning.outline import OUTLINE, Outlines
 from ral_system.tasks.tiny_model import build_tiny_model
 from ral_system.tasks.visual_search import words
 from ral_system.types import AttentionRecord, MicroBatch, Prompt, Sample
@@ -102,8 +104,8 @@ def _write(found: list[dict[str, Any]], options: argparse.Namespace, bench: Benc
         options.out.mkdir(parents=True, exist_ok=True)
         (options.out / f"{name}.json").write_text(json.dumps(about | {"groups": found}, indent=1) + "\n")
         (options.out / f"{name}.svg").write_text(draw(found, "What it saves to share a prompt"))
-    print("\n| prompt + responses | tokens | score | update | of the ideal | MFU | peak GiB |")
-    print("|---|---|---|---|---|---|---|")
+    print("\n| prompt + responses | tokens | score | update | of the ideal | MFU | planned GiB | peak GiB |")
+    print("|---|---|---|---|---|---|---|---|")
     for row in found:
         print(_row(row))
 
@@ -111,12 +113,13 @@ def _write(found: list[dict[str, Any]], options: argparse.Namespace, bench: Benc
 def _row(row: Mapping[str, Any]) -> str:
     score, update = row["score"], row["update"]
     mfu = f"{row['mfu']:.0%}, unshared {row['unshared_mfu']:.0%}" if row["mfu"] else ""
-    peak = f"{row['peak_gib'][0]:.1f} / {row['peak_gib'][1]:.1f}" if row["peak_gib"] else ""
+    peak = " / ".join(f"{gib:.3g}" for gib in row["peak_gib"])
     return (
         f"| {row['prompt']} + {row['group']} × {row['response']} | {row['tokens']:.2f} × fewer "
         f"| {score[0]:.3g} / {score[1]:.3g} s: {score[1] / score[0]:.2f} × "
         f"| {update[0]:.3g} / {update[1]:.3g} s: {update[1] / update[0]:.2f} × "
-        f"| {score[1] / score[0] / row['tokens']:.2f}, {update[1] / update[0] / row['tokens']:.2f} | {mfu} | {peak} |"
+        f"| {score[1] / score[0] / row['tokens']:.2f}, {update[1] / update[0] / row['tokens']:.2f} | {mfu} "
+        f"| {row['planned_gib']:.3g} | {peak} |"
     )
 
 
@@ -136,16 +139,25 @@ class Bench:
             config.text_config.rope_parameters["mrope_section"] = [16, 24, 24]
             config.vision_config.out_hidden_size = LAYERS_OF_7B["hidden_size"]
         torch.manual_seed(0)
-        dtype = torch.bfloat16 if cuda else torch.float32
-        with self.device:
-            model = AutoModelForImageTextToText.from_config(config, dtype=dtype, attn_implementation=IMPLEMENTATION)
-        self.family.vision_encoder(model).requires_grad_(False)
-        self.policy = PolicyModel(model, self.family, temperature=1.0).to(self.device).train()
-        if cuda:
-            model.gradient_checkpointing_enable({"use_reentrant": False})
-        self._flops = FlopCounter(model, self.family)
+        self.policy, self._outline = self._new_policy(self.device), self._new_policy(OUTLINE)
+        self._flops = FlopCounter(self.policy.model, self.family)
         self._collate = Collator(self.family, MediaStore(folder / "media"))
         self._vocabulary = len(self.family.tokenizer)
+
+    def _new_policy(self, device: torch.device) -> PolicyModel:
+        cuda = self.device.type == "cuda"
+        dtype = torch.bfloat16 if cuda else torch.float32
+        with device:
+            model = AutoModelForImageTextToText.from_config(
+                self.family.config, dtype=dtype, attn_implementation=IMPLEMENTATION
+            )
+        self.family.vision_encoder(model).requires_grad_(False)
+        policy = PolicyModel(model, self.family, temperature=1.0).to(device).train()
+        if cuda:
+            model.gradient_checkpointing_enable({"use_reentrant": False})
+        if device == OUTLINE:
+            policy.banned_token_ids = PolicyModel(model, self.family, temperature=1.0).banned_token_ids
+        return policy
 
     def measure(self, shape: Shape, repeats: int) -> dict[str, Any]:
         """Seconds of scoring and of an update, with the prompt shared and without, and what follows from them."""
@@ -162,7 +174,7 @@ class Bench:
         records = self._score(sides[0])
         calls: list[list[Callable[[], object]]] = [
             [lambda side=side: self._score(side) for side in sides],  # type: ignore[misc]
-            [lambda side=side: self._update(side, records) for side in sides],  # type: ignore[misc]
+            [lambda side=side: self._update(self.policy, side, records) for side in sides],  # type: ignore[misc]
         ]
         score, update = ([statistics.median(t) for t in self._in_turn(pair, repeats)] for pair in calls)
         packing = self._collate(shared).packing
@@ -180,6 +192,7 @@ class Bench:
             "mfu": flops[0] / update[0] / 1e12 / fastest[0] if fastest else None,
             "unshared_mfu": flops[1] / update[0] / 1e12 / fastest[0] if fastest else None,
             "peak_gib": peaks,
+            "planned_gib": self._planned(sides[0], records),
         }
 
     def _in_turn(self, pair: Sequence[Callable[[], object]], repeats: int) -> list[list[float]]:
@@ -211,16 +224,22 @@ class Bench:
                     )
         return found
 
-    def _update(self, parts: Sequence[MicroBatch], records: Mapping[str, AttentionRecord]) -> None:
+    def _planned(self, parts: Sequence[MicroBatch], records: Mapping[str, AttentionRecord]) -> float:
+        """GiB of weights and of an update, as `ral-plan` counts them: without memory."""
+        with meta_stands_for("cuda" if self.device.type == "cuda" else "cpu"), Outlines() as outlines:
+            self._update(self._outline, parts, records)
+        return (sum(p.nbytes for p in self._outline.parameters()) + outlines.peak_bytes) / 2**30
+
+    def _update(self, policy: PolicyModel, parts: Sequence[MicroBatch], records: Mapping[str, AttentionRecord]) -> None:
         count = sum(len(samples) for samples in parts)
         for samples in parts:
-            batch = self._collate(samples).to(self.device)
-            output = self.policy(batch, [READ])
+            batch = self._collate(samples).to(next(policy.parameters()).device)
+            output = policy(batch, [READ])
             loss: Tensor = -(batch.advantages[:, None] * output.log_probs).sum() / count
             for rows, group in zip(output.attention[READ], groups_of(samples), strict=True):
                 loss = loss + rows.divergence([[records[s.id]] for s in group], "jsd").sum() / count
             loss.backward()
-        self.policy.zero_grad(set_to_none=True)
+        policy.zero_grad(set_to_none=True)
 
     def _peak(self, call: Callable[[], object]) -> float:
         torch.cuda.reset_peak_memory_stats()

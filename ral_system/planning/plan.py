@@ -265,7 +265,8 @@ def _advice(config: TrainConfig, samples: Sequence[Sample]) -> Iterator[str]:
         yield f"algorithm.sampling_rounds={algorithm.sampling_rounds}: one is counted, and each more adds a rollout"
     scored = len(bundles(groups_of(samples), config.learner.max_tokens))
     if config.starts_reference and config.cluster.scorers > scored:
-        yield f"cluster.scorers={config.cluster.scorers}: a batch has {scored} bundle{'s' * (scored > 1)} to score, so some are idle"
+        bundled = f"{scored} bundle{'s' if scored > 1 else ''}"
+        yield f"cluster.scorers={config.cluster.scorers}: a batch has {bundled} to score, so some are idle"
     if (tokens := price(group)) > config.learner.pass_tokens:
         yield (
             f"learner.max_tokens={config.learner.max_tokens}{_together(config.learner)}: a group takes {tokens}, "

@@ -14,10 +14,14 @@ from tests.unit.planning.models import write_7b
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
 
 
-def test_eight_layers_of_the_7b_hold_what_is_planned(tmp_path: Path, tiny_model: Path) -> None:
+@pytest.mark.parametrize(("prompt", "response"), [(8192, 768), (15360, 1024)])
+def test_eight_layers_of_the_7b_hold_what_is_planned(
+    tmp_path: Path, tiny_model: Path, prompt: int, response: int
+) -> None:
     folder = write_7b(tmp_path / "model", tiny_model, layers=8)
-    overrides = ("experiment=ral_qwen2_5_vl_7b_8gpu", "plan.medium=none", "plan.text_tokens=4096")
-    config = compose_config(*overrides, "plan.response_tokens=512", kind=PlanCommandConfig)
+    overrides = ("experiment=ral_qwen2_5_vl_7b_8gpu", "rollout.max_model_len=16384", "plan.medium=none")
+    lengths = (f"plan.text_tokens={prompt}", f"plan.response_tokens={response}")
+    config = compose_config(*overrides, *lengths, kind=PlanCommandConfig)
     outline = OutlinedPolicy(folder, "bfloat16", "cuda", config, trained=True)
     samples = step_samples(config, config.plan, outline.family)[:8]
     device = torch.device("cuda")
@@ -36,6 +40,7 @@ def test_eight_layers_of_the_7b_hold_what_is_planned(tmp_path: Path, tiny_model:
 
     planned = outline.score(samples, [outline.read]).peak, outline.update(samples).peak
     found = measured(True), measured(False)
-    print(f"score: planned {planned[0] / 2**30:.2f} GiB, held {found[0] / 2**30:.2f}")
-    print(f"update: planned {planned[1] / 2**30:.2f} GiB, held {found[1] / 2**30:.2f}")
+    for name, expected, held in zip(("score", "update"), planned, found, strict=True):
+        sizes = f"planned {expected / 2**30:.2f} GiB | held {held / 2**30:.2f} GiB"
+        print(f"| {name}, {prompt:,} + 8 × {response:,} tokens | {sizes} |")
     assert planned == pytest.approx(found, rel=0.1)

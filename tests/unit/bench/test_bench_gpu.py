@@ -16,19 +16,23 @@ def test_a_part_that_fails_or_hangs_does_not_end_the_others(
         return Part(name, limit_s, (sys.executable, "-u", "-c", code))
 
     hangs = "import time; print('began', flush=True); time.sleep(60)"
-    parts = (part("hangs", hangs, 0.5), part("fails", "import sys; print('| a | b |'); sys.exit(3)"), part("says", "1"))
+    fails = "import sys; print('| b |'); print('text'); print('| a | b |'); print('| b |'); sys.exit(3)"
+    parts = (part("hangs", hangs, 0.5), part("fails", fails), part("says", "1"))
     monkeypatch.setattr(gpu, "PARTS", parts)
     monkeypatch.setattr(sys, "argv", ["bench.gpu", "--quick", "--out", str(tmp_path)])
     with pytest.raises(SystemExit) as ended:
         gpu.main()
     assert ended.value.code
-    *_, first, second, third = capsys.readouterr().out.splitlines()
+    out = capsys.readouterr().out
+    *_, first, second, third = out.splitlines()
+    assert "\nfails\n| a | b |\n| b |\n\nsays\n" in out  # rows that came before the table, in it only
     assert re.match(r"\| hangs \| \d+ \| out of time \| ", first)
-    assert second.startswith("| fails | ") and second.endswith(" | exit code 3 | a / b |")
+    assert second.startswith("| fails | ") and second.endswith(" | exit code 3 | b |")
     assert third.endswith(" | done |  |")
     written = json.loads((tmp_path / "gpu.json").read_text())
     assert [found["exit_code"] for found in written["parts"]] == [None, 3, 0]
-    assert (tmp_path / "fails.log").read_text() == "| a | b |\n"
+    assert [found["figures"] for found in written["parts"]] == [["began"], ["| a | b |", "| b |"], []]
+    assert (tmp_path / "fails.log").read_text() == "| b |\ntext\n| a | b |\n| b |\n"
 
 
 def test_the_parts_take_less_than_eight_minutes() -> None:
