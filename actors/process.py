@@ -18,6 +18,7 @@ from typing import Any, ClassVar, Concatenate, ParamSpec, TypeVar
 from ral_system.errors import RalError
 from ral_system.observability.quiet import silence_third_party
 from ral_system.observability.timeline import SpanLog
+from ral_system.planning.remedies import full_device
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -35,7 +36,7 @@ class ActorProcess:
     """Threads beside the actor's own, by the `concurrency_group` of the methods that run there."""
 
     def __init__(self, name: str, log: Path, call_timeout_s: float) -> None:
-        self._call_timeout_s = call_timeout_s
+        self._name, self._call_timeout_s = name, call_timeout_s
         self._deadlines: list[float] = []
         self._lock = threading.Lock()
         _redirect_output(log)
@@ -52,7 +53,7 @@ class ActorProcess:
     def watched(self, name: str) -> Iterator[None]:
         """Dump all stacks to the log shortly before the caller's deadline; log any error that is not ours.
 
-        The call is noted for the run's timeline under `name`.
+        A full GPU becomes a SetupError that says what to change. The call is noted for the run's timeline under `name`.
         """
         began = time.perf_counter()
         deadline = began + _DUMP_AT * self._call_timeout_s
@@ -61,8 +62,10 @@ class ActorProcess:
             yield
         except RalError:
             raise
-        except Exception:
+        except Exception as error:
             traceback.print_exc()
+            if (full := full_device(error, self._name)) is not None:
+                raise full from None
             raise
         finally:
             self._watch(self._deadlines.remove, deadline)

@@ -30,6 +30,7 @@ from ral_system.planning.memory import (
     room,
 )
 from ral_system.planning.passes import OutlinedPolicy
+from ral_system.planning.remedies import REMEDIES
 from ral_system.planning.seconds import WRITE_BYTES_PER_S, Clock, Phase, dealt_to_engines
 from ral_system.planning.supervised import StagePlan, plan_stage
 from ral_system.planning.workload import asked, blinded_plan, step_samples
@@ -215,7 +216,7 @@ def _problems(
             continue
         if role.total > (most := room(device, role)):
             too_much = f"the {role.name} needs {gib(role.total)} GiB of {gib(most)} on an {device.name}"
-            yield f"{too_much}; {_REMEDIES[role.name.partition(' ')[0]]}"
+            yield f"{too_much}; {REMEDIES[role.name.partition(' ')[0]]}"
     ranks = rollout.tensor_parallel if rollout.engine == "vllm" else 1
     if 0 < cluster.gpus_per_rollout < ranks:
         yield (f"rollout.tensor_parallel={ranks} needs that many GPUs per engine; set cluster.gpus_per_rollout={ranks}")
@@ -241,15 +242,6 @@ _SHARED_REMEDIES = {
     "publish": "set learner.zero_stage=3, or choose a smaller model",
 }
 _SMALLER = "lower learner.world_size, rollout.workers, rollout.memory_gib, or choose a smaller model"
-_REMEDIES = {
-    "learner": (
-        "lower learner.max_tokens, set learner.gradient_checkpointing=true, learner.zero_stage=3 or learner.offload, "
-        "or raise learner.world_size or learner.sequence_parallel"
-    ),
-    "rollout": "raise rollout.tensor_parallel and cluster.gpus_per_rollout, or lower rollout.max_model_len",
-    "reference": "lower learner.max_tokens, give it a whole GPU, or set learner.lora, which needs no reference",
-    "teacher": "lower teacher.max_tokens, or choose a smaller teacher",
-}
 
 
 def _setting(role: Role) -> str:

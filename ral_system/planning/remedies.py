@@ -1,0 +1,31 @@
+"""The settings that lower what a role holds on its GPU, for plans, and for runs whose GPU is full after all."""
+
+from __future__ import annotations
+
+import re
+
+from ral_system.errors import SetupError
+
+REMEDIES = {
+    "learner": (
+        "lower learner.max_tokens, set learner.gradient_checkpointing=true, learner.zero_stage=3 or learner.offload, "
+        "or raise learner.world_size or learner.sequence_parallel"
+    ),
+    "rollout": "raise rollout.tensor_parallel and cluster.gpus_per_rollout, or lower rollout.max_model_len",
+    "reference": "lower learner.max_tokens, give it a whole GPU, or set learner.lora, which needs no reference",
+    "teacher": "lower teacher.max_tokens, or choose a smaller teacher",
+}
+
+
+def full_device(error: Exception, process: str) -> SetupError | None:
+    """Return PyTorch's error for a full GPU as a line with what to change; None for any other error.
+
+    It is known by its name, since not every process has PyTorch. `process`: role and rank, for example `learner 0`.
+    """
+    kind = type(error)
+    if kind.__name__ != "OutOfMemoryError" or not kind.__module__.startswith("torch"):
+        return None
+    tried = re.search(r"Tried to (allocate [\d.]+ \w+)", str(error))
+    remedy = REMEDIES.get(process.partition(" ")[0], REMEDIES["learner"])
+    detail = f" (it could not {tried.group(1)})" if tried else ""
+    return SetupError(f"{process}: its GPU is full{detail}; {remedy}; ral-plan prints what each role holds")
