@@ -60,3 +60,20 @@ def test_rates_are_of_one_rank() -> None:
     on_gpu = [replace(work, device="NVIDIA H100 80GB HBM3") for work in ranks]
     assert meters(on_gpu)["learner/mfu"] == pytest.approx(1 / 989)
     assert meters([Work(), Work()]) == {}
+
+
+@pytest.mark.parametrize(
+    ("device", "tflops"),
+    [
+        ("NVIDIA H100 80GB HBM3", 989),
+        ("NVIDIA H100 PCIe", 756),
+        ("NVIDIA H100 NVL", 835),
+        ("NVIDIA H200", 989),
+        ("NVIDIA H200 NVL", 835),
+        ("NVIDIA A100-SXM4-80GB", 312),
+        ("NVIDIA A100 80GB PCIe", 312),
+    ],
+)
+def test_boards_of_one_name_have_their_own_peaks(device: str, tflops: float) -> None:
+    work = Work(seconds=1.0, tokens=1, unshared_tokens=1, flops=10**12, device=device)
+    assert meters([work])["learner/mfu"] == pytest.approx(1 / tflops)
