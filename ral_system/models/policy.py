@@ -62,6 +62,9 @@ class PolicyModel(nn.Module):
     """Ranks that hold each micro-batch together; every one is given all of it."""
     autocast: torch.dtype | None = None
     """What text model and vision encoder multiply matrices in; None: the dtype of their weights. The head keeps its."""
+    encoder_passes: int = 0
+    """Passes of the vision encoder over media so far, and how many media these encoded."""
+    media_encoded: int = 0
 
     def __init__(
         self, model: PreTrainedModel, family: Family, *, temperature: float, intervention: Intervention | None = None
@@ -115,7 +118,11 @@ class PolicyModel(nn.Module):
     def encode(self, features: Features) -> Encoded:
         """Encode media for `TensorBatch.encoded` of batches with them."""
         shared = {} if self.sequence is None else {"sequence": self.sequence}
-        return self.family.encode(self.model.model, features, **shared)
+        encoded = self.family.encode(self.model.model, features, **shared)
+        if features:  # otherwise only because other ranks have media
+            self.encoder_passes += 1
+            self.media_encoded += sum(map(len, encoded.values()))
+        return encoded
 
     @property
     def vocabulary(self) -> int:

@@ -21,8 +21,14 @@ class Work:
     unshared_tokens: int = 0
     """Tokens if every response had a prompt of its own, as in `unshared_flops`, where media are encoded in every
     pass."""
+    distinct_tokens: int = 0
+    """Tokens of all ranks' updates if each prompt and response passed once in each; counted by one rank."""
+    filler_tokens: int = 0
+    """Tokens of samples that passed in place of an empty micro-batch, and were not trained on."""
+    encoder_passes: int = 0
+    """Passes of the vision encoder over media since the work before, those of scoring with them."""
     media: int = 0
-    """Encoded in these updates."""
+    """Media encoded in these passes."""
     flops: int = 0
     """The model's operations. A backward pass counts twice, recomputation not at all."""
     unshared_flops: int = 0
@@ -40,14 +46,15 @@ def meters(ranks: Sequence[Work]) -> dict[str, float]:
     total = sum(ranks, Work())
     if not total.seconds:
         return {}
-    rate = total.flops / total.seconds / 1e12
+    rates = {"": total.flops / total.seconds / 1e12, "unshared_": total.unshared_flops / total.seconds / 1e12}
     found = {
         "learner/tokens_per_s": total.tokens / total.seconds,
-        "learner/tflops": rate,
-        "learner/unshared_tflops": total.unshared_flops / total.seconds / 1e12,
+        **{f"learner/{kind}tflops": rate for kind, rate in rates.items()},
         "learner/shared_tokens": 1 - total.tokens / total.unshared_tokens,
+        "learner/duplicate_tokens": 1 - total.distinct_tokens / (total.tokens + total.filler_tokens),
+        "learner/encoder_passes": float(total.encoder_passes),
         "learner/media_encoded": float(total.media),
         "learner/peak_gib": total.peak_gib,
     }
     peaks = [peak for name, peak in PEAK_TFLOPS.items() if name in total.device]
-    return found | ({"learner/mfu": rate / peaks[0]} if peaks else {})
+    return found | {f"learner/{kind}mfu": rate / peaks[0] for kind, rate in rates.items() if peaks}

@@ -261,7 +261,7 @@ class LearnerRank:
         """Evaluate the supervised objective without an update: held-out loss and token accuracy."""
         shares, shard = [], update.shards[self._shards.own]
         for samples in shard:
-            with torch.no_grad():
+            with torch.no_grad(), self._meter.apart():
                 batch, output = self._forward(shard, samples)
             if samples:
                 shares.append(supervised_objective(output, (), batch, update.counts))
@@ -269,13 +269,14 @@ class LearnerRank:
         return {name.replace("supervised/", "held_out/"): value for name, value in metrics.items()}
 
     def work(self) -> Work:
-        """Report the work of this rank in the updates since the last call."""
+        """Report the work of this rank since the last call: its updates, and all that its vision encoder did."""
         return self._meter.take()
 
     def look(self, samples: Sequence[Sample]) -> dict[str, VisualAttention]:
         """Return maps of where the rows of each sample's answer look. All ranks compute the same."""
         self._held.require(Held.ALL, "the learner is to compute")
-        return looks(self._engine, self._collate, samples, replace(self._read, rows="answer", keys="all"))
+        with self._meter.apart():
+            return looks(self._engine, self._collate, samples, replace(self._read, rows="answer", keys="all"))
 
     def hold(self, held: Held) -> None:
         """Keep this on the device; every rank calls it between updates."""
@@ -333,12 +334,14 @@ class LearnerRank:
         """Train on one update. Metrics of all ranks come back, and `values` added up over ranks."""
         shard = update.shards[self._shards.own]
         objectives = []
+        if self._rank == 0:
+            self._meter.count_distinct(update)
         with self._meter.update():
             for index, samples in enumerate(shard):
                 batch, output = self._forward(shard, samples, [read] if read else [], tokens)
+                if self._shards.is_first:
+                    self._meter.count(batch, samples)
                 if samples:
-                    if self._shards.is_first:
-                        self._meter.count(batch, samples)
                     found = objective(output, output.attention[read] if read else (), batch, samples)
                     loss = found.loss if found.attention is None else found.loss + attention_factor * found.attention
                     # A graph holds records and keys.

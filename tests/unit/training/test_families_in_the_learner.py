@@ -189,6 +189,8 @@ def test_a_frozen_encoder_sees_each_medium_once_and_is_not_trained(
     scores, watched = rank.score(case.plan), Watched(rank)
     rank.update(case.plan.updates[0], scores, moved(scores))
     assert seen == [len({medium for sample in case.judged for medium in sample.prompt.media})] == [3]
+    work = rank.work()
+    assert (work.encoder_passes, work.media) == (1, 3)
     (gradients,) = watched.gradients
     modules = (policy.family.vision_encoder(policy.model), *policy.family.projector(policy.model))
     frozen = {p for module in modules for p in module.parameters()}
