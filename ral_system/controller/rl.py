@@ -107,7 +107,7 @@ def _log(context: StageContext, step: int, rollouts: Sequence[Rollout], metrics:
     """Write down a step: its metrics, some groups with their texts, and the progress line."""
     if (missing := missing_verdicts(rollouts)) is not None:
         context.progress.warn(missing)
-    context.metrics.write("rl", step, metrics)
+    context.log("rl", step, metrics)
     for rollout in _recorded(rollouts, context.config.logging.groups_per_step):
         context.rollouts.write("rl", step, "train", rollout)
     context.progress.update(step, metrics)
@@ -130,7 +130,7 @@ def _evaluate_and_look(context: StageContext, step: int, phase: Phase) -> dict[s
         views = context.roles.learner.look([rollout.sample() for rollout in shown])
     for rollout in shown:
         context.rollouts.write("rl", step, phase, rollout, views[rollout.completion.id].maps)
-    context.metrics.write("rl", step, metrics | context.timer.drain())
+    context.log("rl", step, metrics | context.timer.drain())
     return metrics
 
 

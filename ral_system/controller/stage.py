@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from ral_system.errors import ConfigError
 from ral_system.evaluation.greedy import Evaluation, evaluate
 from ral_system.observability.metrics import MetricsLog, RolloutLog
 from ral_system.observability.progress import PhaseTimer, StageProgress
+from ral_system.observability.timeline import PeakMemory
 from ral_system.protocols import Roles
 from ral_system.runs.checkpoint import Checkpoints
 from ral_system.runs.folder import RunFolder
@@ -38,6 +39,11 @@ class StageContext:
     rollouts: RolloutLog
     timer: PhaseTimer
     progress: StageProgress
+    peaks: PeakMemory
+
+    def log(self, stage: Stage, step: int, metrics: Mapping[str, float]) -> None:
+        """Write a step's metrics, with the peak memory of the calls that have ended since the step before."""
+        self.metrics.write(stage, step, {**metrics, **self.peaks.take()})
 
     def evaluate(self, prompts: list[Prompt]) -> Evaluation:
         """Evaluate greedily with the engines' current weights."""

@@ -24,7 +24,7 @@ from ral_system.models.folders import local_model_folder
 from ral_system.models.loading import load_family
 from ral_system.observability.metrics import MetricsLog, RolloutLog
 from ral_system.observability.progress import PhaseTimer, StageProgress
-from ral_system.observability.timeline import CONTROLLER, SpanLog
+from ral_system.observability.timeline import CONTROLLER, PeakMemory, SpanLog
 from ral_system.protocols import Roles
 from ral_system.rollout.servable import check_servable
 from ral_system.runs.folder import RunFolder
@@ -119,6 +119,7 @@ def run_stage(
     prompts = open_prompts(QuestionSettings.of(config), model, folder)
     _check_system_turn(config.reward.visual, prompts)
     log = metrics()  # only after the data have been checked
+    peaks = PeakMemory(folder.root)
     with (
         RolloutLog(folder.root) as rollouts,
         closing(SpanLog(folder.logs, CONTROLLER, stage=stage)) as spans,
@@ -138,6 +139,7 @@ def run_stage(
                 rollouts=rollouts,
                 timer=timer,
                 progress=progress,
+                peaks=peaks,
             )
             if stage == "rl":
                 run_rl(context)

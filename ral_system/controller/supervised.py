@@ -44,7 +44,7 @@ def run_supervised(context: StageContext, stage: SupervisedStage) -> None:
             if evaluates:
                 score, best, held_out_metrics = _evaluate_and_keep(context, stage, step, best)
                 metrics |= held_out_metrics
-            context.metrics.write(stage, step, metrics | context.timer.drain())
+            context.log(stage, step, metrics | context.timer.drain())
             progress.update(step, metrics)
             if saves or score >= settings.stop_at:
                 kept = {"best": asdict(best)} if best is not None else {}
@@ -52,7 +52,7 @@ def run_supervised(context: StageContext, stage: SupervisedStage) -> None:
                 _drop_all_but(context.folder, stage, best)
         if best is None:  # killed before any evaluation, and continued with no more steps to go
             score, best, metrics = _evaluate_and_keep(context, stage, step, None)
-            context.metrics.write(stage, step, metrics | context.timer.drain())
+            context.log(stage, step, metrics | context.timer.drain())
         if best.step < step:
             progress.say(f"keeps the model of step {best.step}, whose held-out score {best.score:.3f} is the highest")
     result = {

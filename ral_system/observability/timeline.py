@@ -8,6 +8,7 @@ idle share per process and a peak per call.
 from __future__ import annotations
 
 import json
+import re
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -106,6 +107,36 @@ def peak_memory(run_folder: Path, stage: str) -> dict[str, dict[str, float]]:
     return found
 
 
+class PeakMemory:
+    """Peaks of the calls that end during a run, read from its notes as they grow."""
+
+    def __init__(self, run_folder: Path) -> None:
+        """Leave out what an earlier session has noted."""
+        self._run_folder = run_folder
+        self._read = {file: file.stat().st_size for file in _files(run_folder)}
+
+    def take(self) -> dict[str, float]:
+        """The most memory of each role in each of its calls since the last one, as metrics in GiB.
+
+        Example: `{"memory/learner/update_gib": 41.2, "memory/rollout/generate_gib": 70.1}`; the rank that held most
+        counts. A call that is noted later, or that has not ended, is in the next answer.
+        """
+        found: dict[str, float] = {}
+        for file in _files(self._run_folder):
+            role = re.sub(r"_\d+$", "", file.name.removesuffix(_SUFFIX))
+            for line in self._new_lines(file):
+                name = f"memory/{role}/{line['name']}_gib"
+                found[name] = max(line["peak_gib"], found.get(name, 0.0))
+        return found
+
+    def _new_lines(self, file: Path) -> list[dict[str, Any]]:
+        with file.open("rb") as opened:
+            opened.seek(self._read.get(file, 0))
+            whole, end, _ = opened.read().rpartition(b"\n")
+        self._read[file] = self._read.get(file, 0) + len(whole + end)
+        return [json.loads(line) for line in whole.splitlines()]
+
+
 def _of_stage(lanes: Mapping[str, Sequence[dict[str, Any]]], stage: str) -> list[dict[str, Any]]:
     return [line for line in lanes.get(CONTROLLER, []) if line.get("stage") == stage]
 
@@ -135,5 +166,11 @@ def overlap(a: Sequence[Span], b: Sequence[Span]) -> float:
 
 def _lanes(run_folder: Path) -> dict[str, list[dict[str, Any]]]:
     """The controller first, then by name."""
-    files = sorted((run_folder / "logs").glob(f"*{_SUFFIX}"), key=lambda f: (f.name != CONTROLLER + _SUFFIX, f.name))
+    files = _files(run_folder)
     return {f.name.removesuffix(_SUFFIX): [line for line in read_objects(f) if "end_s" in line] for f in files}
+
+
+def _files(run_folder: Path) -> list[Path]:
+    """Notes of every process, the controller's first."""
+    found = (run_folder / "logs").glob(f"*{_SUFFIX}")
+    return sorted(found, key=lambda f: (f.name != CONTROLLER + _SUFFIX, f.name))

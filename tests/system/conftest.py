@@ -234,11 +234,15 @@ class Left:
         assert self.lines("rollouts.jsonl") == other.lines("rollouts.jsonl")
 
 
-SPEEDS = ("learner/tflops", "learner/unshared_tflops", "learner/peak_gib", "rollout/first_token_s")
+SPEEDS = (
+    *(f"learner/{name}" for name in ("tflops", "unshared_tflops", "mfu", "unshared_mfu", "peak_gib")),
+    "rollout/first_token_s",
+    "step/tokens_per_s_per_device",
+)
 
 
 def _is_time(name: str) -> bool:
-    return name == "time_s" or name.startswith(("time/", "ahead/")) or name.endswith("_per_s") or name in SPEEDS
+    return name == "time_s" or name.startswith(("time/", "ahead/", "memory/")) or name.endswith("_per_s") or name in SPEEDS
 
 
 @pytest.fixture(scope="session")

@@ -79,6 +79,7 @@ def run_sft(
             roles=SimpleNamespace(learner=learner or Learner(killed_at)),
             residency=MagicMock(),
             metrics=MagicMock(lines=0),
+            log=MagicMock(),
             rollouts=MagicMock(lines=0),
             timer=PhaseTimer(),
             progress=StageProgress("sft", 9, console=Console(file=said, width=200)),

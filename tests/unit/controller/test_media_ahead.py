@@ -86,6 +86,7 @@ def test_sft_decodes_a_batch_while_the_one_before_is_trained_on(
         roles=SimpleNamespace(learner=Learner()),
         residency=MagicMock(),
         metrics=MagicMock(lines=0),
+        log=MagicMock(),
         rollouts=MagicMock(lines=0),
         timer=PhaseTimer(),
         progress=MagicMock(),

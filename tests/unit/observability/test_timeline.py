@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from ral_system.observability.progress import PhaseTimer
-from ral_system.observability.timeline import SpanLog, idle_shares, merged, overlap, peak_memory, write_trace
+from ral_system.observability.timeline import PeakMemory, SpanLog, idle_shares, merged, overlap, peak_memory, write_trace
 
 
 def note(folder: Path, lane: str, *spans: tuple[str, float, float], **labels: str) -> None:
@@ -83,6 +83,36 @@ def test_the_most_memory_of_each_call_in_a_stage(tmp_path: Path) -> None:
     note(tmp_path, "reward_0", ("judge", 4, 5))  # of an earlier version
     assert peak_memory(tmp_path, "rl") == {"controller": {"update": 1.0}, "learner_0": {"score": 3.0, "update": 5.0}}
     assert peak_memory(tmp_path, "perceive") == {}
+
+
+def test_peaks_of_a_step_are_those_of_calls_that_ended_in_it(tmp_path: Path) -> None:
+    logs = tmp_path / "logs"
+    logs.mkdir()
+
+    def line(name: str, gib: float) -> str:
+        return json.dumps({"name": name, "start_s": 0, "end_s": 1, "peak_gib": gib}) + "\n"
+
+    def write(lane: str, text: str) -> None:
+        with (logs / f"{lane}.spans.jsonl").open("a") as file:
+            file.write(text)
+
+    write("learner_0", line("update", 99.0))  # of an earlier session
+    peaks = PeakMemory(tmp_path)
+    assert peaks.take() == {}
+    write("learner_0", line("update", 2.0) + line("score", 1.0) + line("update", 1.5))
+    write("learner_10", line("update", 3.0))
+    write("controller", line("rollout", 0.5))
+    assert peaks.take() == {
+        "memory/controller/rollout_gib": 0.5,
+        "memory/learner/update_gib": 3.0,
+        "memory/learner/score_gib": 1.0,
+    }
+    late = line("update", 4.0)
+    write("learner_0", line("score", 2.0) + late[:20])
+    assert peaks.take() == {"memory/learner/score_gib": 2.0}
+    write("learner_0", late[20:])
+    assert peaks.take() == {"memory/learner/update_gib": 4.0}
+    assert peaks.take() == {}
 
 
 def test_each_call_has_its_own_peak(tmp_path: Path) -> None:
