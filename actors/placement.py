@@ -121,6 +121,12 @@ def joined(bundles: Sequence[Bundle]) -> Bundle:
     return Bundle(" + ".join(b.role for b in bundles), bundles[0].rank, sum(b.cpus for b in bundles), gpus)
 
 
+def devices(bundles: Sequence[Bundle]) -> float:
+    """GPUs that the bundles hold, those that roles share once; without GPUs the processes that have a model."""
+    gpus = sum(joined([bundles[index] for index in indices]).gpus for indices in reserved_together(bundles))
+    return gpus or float(sum(bundle.role != "reward" for bundle in bundles))
+
+
 def node_by_node(bundles: Sequence[Bundle], nodes: Sequence[str]) -> list[int]:
     """Return which reserved place each bundle takes, so the ranks of a role fill one node after another.
 

@@ -27,6 +27,7 @@ from ral_system.actors.learner import LearnerActor
 from ral_system.actors.nodes import meeting_host, nodes_of, scattered, stage_models
 from ral_system.actors.placement import (
     Bundle,
+    devices,
     joined,
     node_by_node,
     plan,
@@ -131,6 +132,7 @@ class RayRoles:
         self.teachers = [RayFrozenModel([member], teachers, timeout_s) for member in self._of("teacher")]
 
         self.shared_devices = self._shared_devices(timeout_s)
+        self.devices = devices(bundles)
 
     @property
     def members(self) -> Sequence[Member]:

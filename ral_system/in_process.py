@@ -52,6 +52,7 @@ class InProcessRoles:
         rank = LearnerRank(config, model_folder, media, 0, 1, stage, transfer)
         self.learner = _Learner(rank, transfer)
         self.shared_devices = None
+        self.devices = 1.0
         self.reference: FrozenModel | None = None
         if stage == "rl" and config.needs_reference and not config.starts_reference:
             self.reference = _WithoutAdapters(rank)

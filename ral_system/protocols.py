@@ -205,6 +205,11 @@ class Roles(Protocol):
         """Devices that roles share, with `cluster.placement=colocated` in a stage that generates; otherwise None."""
         ...
 
+    @property
+    def devices(self) -> float:
+        """GPUs of the stage; without GPUs its processes that have a model."""
+        ...
+
     def close(self) -> None:
         """End every process that this stage started."""
         ...

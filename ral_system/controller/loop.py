@@ -143,7 +143,9 @@ class TrainingLoop:
         return rollouts, metrics
 
     def _finished(self, rollouts: Sequence[Rollout], metrics: dict[str, float]) -> Step:
-        metrics |= self._timer.drain()
+        times = self._timer.drain()
+        tokens = sum(len(r.prompt.token_ids) + len(r.completion.token_ids) for r in rollouts)
+        metrics |= times | {"step/tokens_per_s_per_device": tokens / sum(times.values()) / self._roles.devices}
         metrics["rollout/tokens_per_s"] /= metrics.get("ahead/rollout_s") or metrics["time/rollout_s"]
         return Step(tuple(rollouts), metrics)
 

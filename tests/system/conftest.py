@@ -242,7 +242,9 @@ SPEEDS = (
 
 
 def _is_time(name: str) -> bool:
-    return name == "time_s" or name.startswith(("time/", "ahead/", "memory/")) or name.endswith("_per_s") or name in SPEEDS
+    return (
+        name == "time_s" or name.startswith(("time/", "ahead/", "memory/")) or name.endswith("_per_s") or name in SPEEDS
+    )
 
 
 @pytest.fixture(scope="session")

@@ -1,6 +1,6 @@
 import pytest
 
-from ral_system.actors.placement import Bundle, joined, node_by_node, plan, preflight, reserved_together
+from ral_system.actors.placement import Bundle, devices, joined, node_by_node, plan, preflight, reserved_together
 from ral_system.config.choices import Stage
 from ral_system.config.commands import TrainConfig
 from ral_system.config.teacher import TeacherRole
@@ -48,11 +48,18 @@ def test_the_paper_set_up_fills_one_node_of_eight_gpus() -> None:
     assert (config.algorithm.kl.coefficient, config.algorithm.completions_per_prompt) == (0.04, 8)
     assert (config.learner.learning_rate, config.model.freeze_vision) == (1e-5, True)
     bundles = planned(config, "rl")
-    assert sum(b.gpus for b in bundles) == 8
+    assert sum(b.gpus for b in bundles) == devices(bundles) == 8
     assert [b.role for b in bundles if b.gpus] == ["learner"] * 4 + ["rollout"] * 3 + ["reference"]
     preflight(bundles, [{"CPU": 64.0, "GPU": 8.0}])
     with pytest.raises(SetupError, match="needs 8 GPUs"):
         preflight(bundles, [{"CPU": 64.0, "GPU": 4.0}])
+
+
+def test_devices_are_gpus_or_processes_with_a_model() -> None:
+    config = compose_config("rollout.workers=2", "learner.world_size=2")
+    assert devices(planned(config, "rl")) == 5  # two learners, two engines, the reference
+    assert devices(planned(compose_config("experiment=video_r1_qwen2_5_vl_7b_8gpu"), "rl")) == 8  # shared by roles
+    assert devices([Bundle("learner", 0, 1, 0.5), Bundle("reference", 0, 1, 0.25), Bundle("reward", 0, 1, 0)]) == 0.75
 
 
 def test_attention_distillation_of_the_paper_fills_one_node_too() -> None:

@@ -76,6 +76,7 @@ class Fakes:
         self.reference: FakeFrozenModel | None = FakeFrozenModel("reference", self)
         self.teachers: list[FakeFrozenModel] = []
         self.shared_devices: SharedDevices | None = None
+        self.devices = 4.0
 
     # generator
     def generate(self, prompts: Sequence[Prompt], sampling: Sampling) -> Iterator[Completion]:

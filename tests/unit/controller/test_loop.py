@@ -82,6 +82,15 @@ def test_a_step_is_the_algorithm_in_order(config: TrainConfig) -> None:
     assert result.metrics["rollout/tokens_per_s"] > 0
 
 
+def test_a_step_s_tokens_per_second_are_of_one_device(config: TrainConfig) -> None:
+    roles = Fakes()
+    step = start(config, roles).step()
+    tokens = sum(len(r.prompt.token_ids) + len(r.completion.token_ids) for r in step.rollouts)
+    assert tokens == 3 * (G * 3 + 2 * (2 + 3))  # four prompts of three tokens, responses of two and three
+    seconds = sum(value for name, value in step.metrics.items() if name.startswith("time/"))
+    assert step.metrics["step/tokens_per_s_per_device"] == pytest.approx(tokens / seconds / roles.devices)
+
+
 def test_without_a_reference_there_is_none_to_score(config: TrainConfig) -> None:
     roles = Fakes()
     roles.reference = None

@@ -8,7 +8,15 @@ from pathlib import Path
 import pytest
 
 from ral_system.observability.progress import PhaseTimer
-from ral_system.observability.timeline import PeakMemory, SpanLog, idle_shares, merged, overlap, peak_memory, write_trace
+from ral_system.observability.timeline import (
+    PeakMemory,
+    SpanLog,
+    idle_shares,
+    merged,
+    overlap,
+    peak_memory,
+    write_trace,
+)
 
 
 def note(folder: Path, lane: str, *spans: tuple[str, float, float], **labels: str) -> None:
