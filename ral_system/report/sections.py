@@ -23,7 +23,8 @@ def sections(run: RunData) -> list[tuple[str, list[Chart]]]:
         ("Does it learn?", _learning(run)),
         ("What is rewarded?", _rewarded(run)),
         ("Attention and policy", [*_attention(run), *_distillation(run), *_policy(run)]),
-        ("Trust and speed", _system(run)),
+        ("Trust", _trust(run)),
+        ("Speed and memory", _speed(run)),
         ("Supervised stages", _supervised(run)),
     ]
 
@@ -158,7 +159,7 @@ def _policy(run: RunData) -> list[Chart]:
     ]  # fmt: skip
 
 
-def _system(run: RunData) -> list[Chart]:
+def _trust(run: RunData) -> list[Chart]:
     limit = run.setting("rollout", "log_prob_gate", "token")
     bounds = (("max", "max"), ("p999", "99.9 %"), ("mean", "mean"))
     gap = [(f"gate/log_prob_diff_{key}", label) for key, label in bounds]
@@ -166,11 +167,6 @@ def _system(run: RunData) -> list[Chart]:
         _rl(run, "log-prob-diff", "Log-prob mismatch",
             "Difference between rollout engine and learner at the same weights.",
             gap, unit="nats", log=True, limit=("limit", float(limit)) if isinstance(limit, int | float) else None),
-        _phases(run),
-        _rl(run, "tokens-per-s", "Generated tokens per second", "Sum over all rollout engines.",
-            [("rollout/tokens_per_s", "tokens/s")]),
-        _rl(run, "trained-per-s", "Trained tokens per second", "Of one learner rank; a prompt counts once per pass.",
-            [("learner/tokens_per_s", "tokens/s")]),
         _rl(run, "no-verdict", "Responses without a verdict",
             "Their advantage is 0. The rollouts below give the reasons.",
             [(key, label) for key, label in (("reward/timeouts", "timeout"), ("reward/errors", "error"))
@@ -178,6 +174,50 @@ def _system(run: RunData) -> list[Chart]:
         _rl(run, "response-length", "Response length", "Mean over responses, in tokens.",
             [("rollout/length_mean", "tokens")]),
     ]  # fmt: skip
+
+
+def _speed(run: RunData) -> list[Chart]:
+    return [
+        _phases(run),
+        _rl(run, "device-tokens-per-s", "Tokens per second and device",
+            "Prompts and responses trained on, over the whole step and all its GPUs.",
+            [("step/tokens_per_s_per_device", "tokens/s")]),
+        _rl(run, "tokens-per-s", "Generated tokens per second", "Sum over all rollout engines.",
+            [("rollout/tokens_per_s", "tokens/s")]),
+        _rl(run, "first-token", "Time to the first token", "Mean over responses, with the wait in the engine's queue.",
+            [("rollout/first_token_s", "first token")], unit="seconds"),
+        _rl(run, "trained-per-s", "Trained tokens per second", "Of one learner rank; a prompt counts once per pass.",
+            [("learner/tokens_per_s", "tokens/s")]),
+        _compute(run),
+        _rl(run, "shared-tokens", "Prompts shared in updates", "Tokens saved, and tokens that passed more than once.",
+            [("learner/shared_tokens", "saved"), ("learner/duplicate_tokens", "duplicate")], unit="percent"),
+        _rl(run, "encoder", "Vision encoder of the learner", "Passes in a step, and pictures and videos in them.",
+            [("learner/encoder_passes", "passes"), ("learner/media_encoded", "media")]),
+        _memory(run),
+    ]  # fmt: skip
+
+
+def _compute(run: RunData) -> Chart:
+    """A share of the device's peak where that is known, otherwise TFLOP/s."""
+    labels = (("", "as executed"), ("unshared_", "as if no prompt were shared"))
+    mfu, tflops = ([(f"learner/{kind}{name}", label) for kind, label in labels] for name in ("mfu", "tflops"))
+    note = "In updates, of one rank. Backward passes count twice, recomputation not at all."
+    if any(run.points("rl", key) for key, _ in mfu):
+        return _rl(run, "compute", "Learner MFU", note, mfu, unit="percent")
+    return _rl(run, "compute", "Learner TFLOP/s", note, tflops)
+
+
+def _memory(run: RunData) -> Chart:
+    """The most of each role's calls."""
+    roles: dict[str, dict[int, float | None]] = {}
+    for key in run.keys("rl", "memory/"):
+        most = roles.setdefault(key.split("/")[1], {})
+        for step, value in run.points("rl", key):
+            known = [v for v in (value, most.get(step)) if v is not None]
+            most[step] = max(known) if known else None
+    series = [Series(f"memory/{role}", role, sorted(most.items()), i) for i, (role, most) in enumerate(roles.items())]
+    note = "The most that a process of the role held in a step: of its GPU, or of the process."
+    return Chart("memory", "Peak memory by role", note, series, unit="GiB")
 
 
 def _supervised(run: RunData) -> list[Chart]:

@@ -10,7 +10,7 @@ from typing import Literal
 from ral_system.report.load import Points
 from ral_system.report.svg import short
 
-Unit = Literal["number", "percent", "seconds", "nats"]
+Unit = Literal["number", "percent", "seconds", "nats", "GiB"]
 
 MAX_STEPS = 1500
 """Largest number of steps drawn one by one; for longer runs only the extremes of neighbouring steps are drawn."""
@@ -105,7 +105,7 @@ def with_unit(value: float | None, unit: Unit) -> str:
         return "n/a"
     if unit == "percent":
         return f"{value * 100:.1f}%"
-    return short(value) + {"number": "", "seconds": " s", "nats": " nats"}[unit]
+    return short(value) + {"number": "", "seconds": " s", "nats": " nats", "GiB": " GiB"}[unit]
 
 
 def described(series: Series, step: int, value: float | None, unit: Unit) -> str:

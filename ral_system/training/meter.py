@@ -75,7 +75,10 @@ class Meter:
         return work
 
     def _encoder(self) -> tuple[int, ...]:
-        """What the encoder has done so far; the first of the ranks that share micro-batches counts for all of them."""
+        """Return how often the encoder has run so far, and over how many media.
+
+        The first of the ranks that share micro-batches counts for all of them.
+        """
         if self._policy.sequence is not None and self._policy.sequence.rank > 0:
             return 0, 0
         return self._policy.encoder_passes, self._policy.media_encoded

@@ -103,6 +103,30 @@ def drawn(run: RunData, name: str) -> Chart:
     return next(c for _, charts in sections(run) for c in charts if c.id == name)
 
 
+def test_a_role_s_memory_is_the_most_of_its_calls() -> None:
+    rows = [
+        {"stage": "rl", "step": 0, "memory/learner/build_gib": 3.0},
+        {"stage": "rl", "step": 1, "memory/learner/score_gib": 2.0, "memory/learner/update_gib": 5.0},
+        {"stage": "rl", "step": 2, "memory/learner/score_gib": 4.0, "memory/rollout/generate_gib": 7.0},
+    ]
+    found = {s.key: (s.label, s.points) for s in drawn(RunData("name", rows, [], {}, {}, "", []), "memory").series}
+    assert found == {
+        "memory/learner": ("learner", [(0, 3.0), (1, 5.0), (2, 4.0)]),
+        "memory/rollout": ("rollout", [(2, 7.0)]),
+    }
+
+
+def test_a_device_without_a_known_peak_shows_operations_per_second() -> None:
+    row = {"stage": "rl", "step": 1, "learner/tflops": 0.1, "learner/unshared_tflops": 0.3}
+    on_gpu = row | {"learner/mfu": 0.4, "learner/unshared_mfu": 1.2}
+    found = [drawn(RunData("name", [r], [], {}, {}, "", []), "compute") for r in (row, on_gpu)]
+    assert [(chart.title, chart.unit) for chart in found] == [
+        ("Learner TFLOP/s", "number"),
+        ("Learner MFU", "percent"),
+    ]
+    assert [[series.known for series in chart.series] for chart in found] == [[[0.1], [0.3]], [[0.4], [1.2]]]
+
+
 def test_an_accuracy_shows_how_far_it_may_be_off_and_on_how_many_questions() -> None:
     asked = {0: (0.72, 500), 10: (0.97, 100), 30: (0.934, 500)}
     rows = [
