@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,8 +27,17 @@ def run_ours(
     workload: Workload, shape: Shape, exported: Exported, *, cluster: str, threads: int, model: Path, folder: Path
 ) -> list[dict[str, float]]:
     """Train in a run folder inside `folder`; return the seconds of every batch, the first one included."""
+    lines = train(overrides(workload, shape, cluster, threads), f"ral-train, cluster={cluster}", model, folder)
+    return [{**batch, "prompt_tokens": exported.prompt_tokens} for batch in batches(lines)]
+
+
+def train(overrides: Sequence[str], what: str, model: Path, folder: Path) -> list[dict[str, Any]]:
+    """Run the stage rl of `folder`/run with nothing but steps; return the lines of its metrics.jsonl.
+
+    Raises PeerError, which names `what` was run.
+    """
     arguments = [
-        *overrides(workload, shape, cluster, threads),
+        *overrides,
         "stages=[rl]",
         f"start_model={model}",
         f"runs_dir={folder}",
@@ -44,7 +53,7 @@ def run_ours(
         "logging.wandb=disabled",
     ]
     run_module(
-        f"ral-train, cluster={cluster}",
+        what,
         "ral_system.launch.train",
         arguments,
         path=[register(folder / "signal")],
@@ -52,8 +61,7 @@ def run_ours(
         settings={},
     )
     lines = (folder / "run" / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
-    found = batches(map(json.loads, lines))
-    return [{**batch, "prompt_tokens": exported.prompt_tokens} for batch in found]
+    return [json.loads(line) for line in lines]
 
 
 def batches(metrics: Iterable[Mapping[str, Any]]) -> list[dict[str, float]]:

@@ -51,7 +51,7 @@ class SpanLog:
 
 def write_trace(run_folder: Path) -> None:
     """`trace.json` in Chrome's trace event format, one lane per process; https://ui.perfetto.dev opens it."""
-    lanes = _lanes(run_folder)
+    lanes = read_lanes(run_folder)
     begin = min((line["start_s"] for lines in lanes.values() for line in lines), default=0.0)
     events: list[dict[str, Any]] = []
     for number, (lane, lines) in enumerate(lanes.items()):
@@ -77,7 +77,7 @@ def idle_shares(run_folder: Path, stage: str) -> dict[str, float]:
     A stage is when the controller is in one of its phases, so time between two sessions counts for nobody. Empty
     for a stage that left no notes.
     """
-    lanes = _lanes(run_folder)
+    lanes = read_lanes(run_folder)
     window = merged([(line["start_s"], line["end_s"]) for line in _of_stage(lanes, stage)])
     lanes.pop(CONTROLLER, None)
     total = sum(end - start for start, end in window)
@@ -95,7 +95,7 @@ def peak_memory(run_folder: Path, stage: str) -> dict[str, dict[str, float]]:
 
     Since the process's call before: what it holds between calls counts for the next one.
     """
-    lanes = _lanes(run_folder)
+    lanes = read_lanes(run_folder)
     window = merged([(line["start_s"], line["end_s"]) for line in _of_stage(lanes, stage)])
     found: dict[str, dict[str, float]] = {}
     for lane, lines in lanes.items():
@@ -164,8 +164,8 @@ def overlap(a: Sequence[Span], b: Sequence[Span]) -> float:
     return seconds
 
 
-def _lanes(run_folder: Path) -> dict[str, list[dict[str, Any]]]:
-    """The controller first, then by name."""
+def read_lanes(run_folder: Path) -> dict[str, list[dict[str, Any]]]:
+    """Return the notes of every process by its name, the controller's first."""
     files = _files(run_folder)
     return {f.name.removesuffix(_SUFFIX): [line for line in read_objects(f) if "end_s" in line] for f in files}
 
