@@ -103,7 +103,7 @@ def _write(found: list[dict[str, Any]], options: argparse.Namespace, bench: Benc
         }
         options.out.mkdir(parents=True, exist_ok=True)
         (options.out / f"{name}.json").write_text(json.dumps(about | {"groups": found}, indent=1) + "\n")
-        (options.out / f"{name}.svg").write_text(draw(found, "What it saves to share a prompt"))
+        (options.out / f"{name}.svg").write_text(draw(found, "What sharing a prompt saves"))
     print("\n| prompt + responses | tokens | score | update | of the ideal | MFU | planned GiB | peak GiB |")
     print("|---|---|---|---|---|---|---|---|")
     for row in found:
