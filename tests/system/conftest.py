@@ -210,7 +210,7 @@ class Left:
 
     def timeless_metrics(self) -> list[dict[str, Any]]:
         """All that a second run must repeat."""
-        return [{name: v for name, v in line.items() if not _is_time(name)} for line in self.lines()]
+        return [{name: v for name, v in line.items() if not is_time(name)} for line in self.lines()]
 
     def weights(self, model: str = "model") -> bytes:
         return (self.folder / model / "model.safetensors").read_bytes()
@@ -241,7 +241,8 @@ SPEEDS = (
 )
 
 
-def _is_time(name: str) -> bool:
+def is_time(name: str) -> bool:
+    """Whether a metric depends on time or memory, which a second run need not repeat."""
     return (
         name == "time_s" or name.startswith(("time/", "ahead/", "memory/")) or name.endswith("_per_s") or name in SPEEDS
     )

@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+from tests.system.conftest import is_time
 from tests.system.marks import marking, new_mark
 
 
@@ -24,7 +25,7 @@ def trained_alike(commands: Any, left: Any, end_of: Any, folder: Path, *command:
     assert len(steps["colocated"]) == 3
     for apart, together in zip(steps["disaggregated"], steps["colocated"], strict=True):
         assert together["time/move_s"] > 0
-        names = {name for name in apart if not name.endswith(("_s", "tflops", "peak_gib", "mfu"))}
+        names = {name for name in apart if not is_time(name)}
         assert names > {"policy/kl", "gate/tensors_verified", "attention/entropy", "reward/total"}
         assert {name: together[name] for name in names} == {name: apart[name] for name in names}
     return runs
