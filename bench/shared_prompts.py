@@ -25,12 +25,12 @@ from transformers import AutoModelForImageTextToText
 
 from bench.machine import commit, processor, versions
 from bench.plot_shared import draw
-from ral_system.attention.device_kind import meta_stands_for
 from ral_system.attention.probe import IMPLEMENTATION
 from ral_system.attention.read import AttentionRead
 from ral_system.attention.record import record_attention
 from ral_system.batches.collate import Collator
 from ral_system.batches.micro_batches import groups_of, micro_batches
+from ral_system.device_kind import meta_stands_for
 from ral_system.families.family import Family
 from ral_system.launch.arguments import Parser
 from ral_system.media.store import MediaStore

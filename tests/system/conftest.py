@@ -242,7 +242,7 @@ SPEEDS = (
 
 
 def is_time(name: str) -> bool:
-    """Whether a metric depends on time or memory, which a second run need not repeat."""
+    """Return whether a metric depends on time or memory, which a second run need not repeat."""
     return (
         name == "time_s" or name.startswith(("time/", "ahead/", "memory/")) or name.endswith("_per_s") or name in SPEEDS
     )
