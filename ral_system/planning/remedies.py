@@ -15,6 +15,7 @@ REMEDIES = {
     "reference": "lower learner.max_tokens, give it a whole GPU, or set learner.lora, which needs no reference",
     "teacher": "lower teacher.max_tokens, or choose a smaller teacher",
 }
+_RUNNING = REMEDIES | {"rollout": "lower rollout.gpu_memory_utilization or rollout.max_sequences"}
 
 
 def full_device(error: Exception, process: str) -> SetupError | None:
@@ -26,6 +27,6 @@ def full_device(error: Exception, process: str) -> SetupError | None:
     if kind.__name__ != "OutOfMemoryError" or not kind.__module__.startswith("torch"):
         return None
     tried = re.search(r"Tried to (allocate [\d.]+ \w+)", str(error))
-    remedy = REMEDIES.get(process.partition(" ")[0], REMEDIES["learner"])
+    remedy = _RUNNING.get(process.partition(" ")[0], REMEDIES["learner"])
     detail = f" (it could not {tried.group(1)})" if tried else ""
     return SetupError(f"{process}: its GPU is full{detail}; {remedy}; ral-plan prints what each role holds")

@@ -47,6 +47,7 @@ def test_a_rank_whose_gpu_is_full_says_what_to_change(
 def test_every_role_has_a_remedy_of_its_own_and_one_process_the_learners() -> None:
     lines = [str(full_device(FULL, f"{role} 0")) for role in ("learner", "rollout", "reference", "teacher")]
     assert len({line.partition("; ")[2] for line in lines}) == 4
+    assert "lower rollout.gpu_memory_utilization" in lines[1]
     local = explain(FULL, TrainConfig)
     assert isinstance(local, SetupError) and str(local).startswith(
         "this process: its GPU is full (it could not allocate"
