@@ -41,6 +41,17 @@ class Device:
     node_bytes: int
     """What processes may hold of a node's host memory."""
 
+    @property
+    def usable(self) -> int:
+        """What a plan may fill: of a GPU not all, since PyTorch's allocator leaves gaps between tensors."""
+        return self.bytes if self.kind == "cpu" else int(USABLE * self.bytes)
+
+
+USABLE = 0.95
+"""An assumption."""
+CONTEXT = 2**30
+"""What a process holds of a GPU beside tensors, asleep as well: libraries, graphs, NCCL. An assumption."""
+
 
 _LARGEST_TRIED = 5e11
 """Operations of an update: some seconds on a CPU."""

@@ -14,7 +14,7 @@ from ral_system.config.commands import TrainConfig
 from ral_system.config.learner import LearnerConfig
 from ral_system.config.rollout import RolloutConfig
 from ral_system.models.loading import TORCH_DTYPES
-from ral_system.planning.devices import Device
+from ral_system.planning.devices import CONTEXT, Device
 from ral_system.planning.passes import OutlinedPolicy
 from ral_system.planning.workload import blinded_plan
 from ral_system.scoring.reference import reference_reads
@@ -152,10 +152,6 @@ def publication(policy: OutlinedPolicy, kind: str) -> int:
 
 MOVED = ("weights", "gradients", "optimiser", "average")
 """What a role takes to the host when it leaves a device to others."""
-CONTEXT = 2**30
-"""What a process holds of a GPU beside tensors, asleep as well: libraries, graphs, NCCL. An assumption."""
-USABLE = 0.95
-"""Part of a GPU that a plan may fill: PyTorch's allocator leaves gaps between tensors. An assumption."""
 
 
 def context(kind: str, gpus: float) -> dict[str, int]:
@@ -165,9 +161,8 @@ def context(kind: str, gpus: float) -> dict[str, int]:
 
 def room(device: Device, role: Role) -> int:
     """Bytes that a process of a role may hold on its device; engines limit themselves."""
-    if device.kind == "cpu" or not role.gpus:
-        return device.bytes
-    return int(device.bytes * min(1.0, role.gpus) * (1.0 if role.name == "rollout" else USABLE))
+    whole = device.bytes if role.name == "rollout" else device.usable
+    return int(whole * min(1.0, role.gpus)) if role.gpus else whole
 
 
 def on_shared_device(roles: Sequence[Role], supervised: Sequence[Role]) -> dict[str, int]:

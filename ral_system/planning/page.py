@@ -6,7 +6,7 @@ from rich.console import Console
 from rich.table import Table
 
 from ral_system.config.commands import TrainConfig
-from ral_system.planning.memory import USABLE, gib, room, streams_weights
+from ral_system.planning.memory import gib, room, streams_weights
 from ral_system.planning.plan import Plan
 from ral_system.planning.seconds import PREPROCESS_S_PER_PIXEL, PUBLISH_S_PER_BYTE, WRITE_BYTES_PER_S
 
@@ -28,7 +28,7 @@ def print_plan(config: TrainConfig, plan: Plan, console: Console) -> None:
         console.print(_host(plan))
     if plan.shared:
         phases = ", ".join(f"{gib(size)} to {phase}" for phase, size in plan.shared.items())
-        console.print(f"Roles share GPUs: each holds {phases} GiB, of {gib(USABLE * plan.device.bytes)}.")
+        console.print(f"Roles share GPUs: each holds {phases} GiB, of {gib(plan.device.usable)}.")
     console.print(f"The cache of an engine holds {plan.at_once:,} such sequences.\n")
     if plan.problems:
         return  # a run that does not fit takes no time

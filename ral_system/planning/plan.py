@@ -16,11 +16,9 @@ from ral_system.config.learner import LearnerConfig
 from ral_system.config.plan import PlanConfig
 from ral_system.config.rollout import RolloutConfig
 from ral_system.errors import ConfigError
-from ral_system.planning.devices import Device, gpu, this_cpu
+from ral_system.planning.devices import CONTEXT, Device, gpu, this_cpu
 from ral_system.planning.host import HostBytes, fullest_node, host_problems
 from ral_system.planning.memory import (
-    CONTEXT,
-    USABLE,
     Role,
     gib,
     largest_micro_batch,
@@ -203,9 +201,8 @@ def _problems(
             needed += sum(role.processes * sum(role.host.values()) + sum(role.once.values()) for role in roles)
         else:
             needed += CONTEXT
-        most = device.bytes * (1.0 if device.kind == "cpu" else USABLE)
-        if needed > most:
-            yield f"all roles together need {gib(needed)} GiB of {gib(most)} on {device.name}; {_SMALLER}"
+        if needed > device.usable:
+            yield f"all roles together need {gib(needed)} GiB of {gib(device.usable)} on {device.name}; {_SMALLER}"
         return
     for role in roles:
         if not role.gpus:
@@ -229,9 +226,9 @@ def _problems(
 
 def _shared_problems(device: Device, shared: Mapping[str, int]) -> Iterator[str]:
     for phase, needed in shared.items():
-        if needed > (most := USABLE * device.bytes):
+        if needed > device.usable:
             yield (
-                f"cluster.placement=colocated: to {phase}, a GPU needs {gib(needed)} GiB of {gib(most)}; "
+                f"cluster.placement=colocated: to {phase}, a GPU needs {gib(needed)} GiB of {gib(device.usable)}; "
                 f"{_SHARED_REMEDIES[phase]}, or set cluster.placement=disaggregated"
             )
 

@@ -209,7 +209,7 @@ class Clock:
             "links": moving_s,
             "media": media_reads * media_s,
         }
-        return Phase(name, round(sum(each)), sum(waits.values()), max(waits, key=lambda wait: waits[wait]))
+        return Phase(name, round(sum(each)), sum(waits.values()), max(waits, key=waits.__getitem__))
 
     def _exchange_s(self, tokens: int, together: int) -> float:
         """Seconds of the exchanges between ranks that hold `tokens` together.

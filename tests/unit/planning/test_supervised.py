@@ -11,8 +11,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from ral_system.config.commands import PlanCommandConfig
 from ral_system.models.flops import FlopCounter
-from ral_system.planning.devices import gpu
-from ral_system.planning.memory import CONTEXT, Role, largest_micro_batch, on_shared_device, rollout_role
+from ral_system.planning.devices import CONTEXT, gpu
+from ral_system.planning.memory import Role, largest_micro_batch, on_shared_device, rollout_role
 from ral_system.planning.passes import OutlinedPolicy, fit_pass, new_policy, text_flops
 from ral_system.planning.seconds import WRITE_BYTES_PER_S, Clock, preprocess_s
 from ral_system.planning.supervised import StagePlan
