@@ -1,4 +1,6 @@
-"""The kind of device that code runs for. Tensors on the meta device, which have no memory, stand for one of another."""
+"""The kind of device that code runs for, and copies to it. Tensors on the meta device, which have no memory, stand for
+those of another.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +9,7 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 
 import torch
+from torch import Tensor
 
 _STOOD_FOR: ContextVar[str] = ContextVar("stood_for", default="cpu")
 
@@ -24,3 +27,13 @@ def meta_stands_for(kind: str) -> Iterator[None]:
         yield
     finally:
         _STOOD_FOR.reset(token)
+
+
+def to_device(tensor: Tensor, device: torch.device | str) -> Tensor:
+    """Copy to a device. To a GPU it goes through page-locked memory, so the copy waits in line with the GPU's work.
+
+    A copy from other memory would keep Python waiting for all work that was queued before it.
+    """
+    if torch.device(device).type == "cuda" and tensor.device.type == "cpu":
+        return tensor.pin_memory().to(device, non_blocking=True)
+    return tensor.to(device)

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from ral_system.attention.packing import PackedGroup
+from ral_system.device_kind import to_device
 from ral_system.types import Layout
 
 
@@ -58,7 +59,7 @@ class KeyProvenance:
 
     def to(self, device: torch.device | str) -> KeyProvenance:
         """Copy to another device."""
-        return KeyProvenance(*(getattr(self, f.name).to(device) for f in fields(self)))
+        return KeyProvenance(*(to_device(getattr(self, f.name), device) for f in fields(self)))
 
 
 def concatenate(parts: Sequence[KeyProvenance]) -> KeyProvenance:

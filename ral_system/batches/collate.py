@@ -18,6 +18,7 @@ from ral_system.attention.selection import select_rows
 from ral_system.batches.features import FeatureExtractor
 from ral_system.batches.micro_batches import groups_of
 from ral_system.config.choices import Rows
+from ral_system.device_kind import to_device
 from ral_system.errors import DataError
 from ral_system.families.family import Encoded, Family, Features, Occurrences
 from ral_system.media.store import MediaStore
@@ -169,7 +170,9 @@ def _by_kind(media: Sequence[Media], encoded: Mapping[Media, Any]) -> Encoded:
 
 
 def _to(value: Any, device: torch.device | str) -> Any:
-    if isinstance(value, Tensor | KeyProvenance | RowPositions):
+    if isinstance(value, Tensor):
+        return to_device(value, device)
+    if isinstance(value, KeyProvenance | RowPositions):
         return value.to(device)
     if isinstance(value, dict):
         return {name: _to(v, device) for name, v in value.items()}

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from ral_system.batches.features import FeatureExtractor
+from ral_system.device_kind import to_device
 from ral_system.models.policy import PolicyModel
 from ral_system.types import Media, MicroBatch
 
@@ -30,7 +31,8 @@ class FrozenVision:
         found: dict[Media, Any] = {}
         for i in range(max(map(len, passes))):
             media = passes[rank][i] if i < len(passes[rank]) else []
-            features = {name: value.to(self._device) for name, value in self._extract(media).items()} if media else {}
+            features = self._extract(media) if media else {}
+            features = {name: to_device(value, self._device) for name, value in features.items()}
             seen = {kind: iter(of_kind) for kind, of_kind in self._policy.encode(features).items()}
             found |= {medium: next(seen[medium.kind]) for medium in media}
         self.encoded = found
