@@ -20,9 +20,9 @@ HELD_EQUAL = (
 NOT_HELD_EQUAL = (
     "ral_system has the attention term, checks log-probs and published weights, and writes attention metrics; "
     "TRL does nothing of this",
-    "ral_system measures the attention term's share of the gradient at every tenth version, from 0 on: one more forward "
-    "pass and two partial backward passes per update. Version 0 is the first batch, which is not counted, and version "
-    "10 the last of ten; with fewer batches no counted one has it",
+    "ral_system measures the attention term's share of the gradient at every tenth version, from 0 on: one more "
+    "forward pass and two partial backward passes per update. Version 0 is the first batch, which is not counted, and "
+    "version 10 the last of ten; with fewer batches no counted one has it",
     "ral_system draws its pictures and encodes its videos while it trains; TRL reads them from PNG files",
     "ral_system verifies rewards in a process of its own; TRL calls the function",
     "each side batches as it does by default: ral_system by its configuration; TRL generates all responses at once and "
