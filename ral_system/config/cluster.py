@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from typing import Annotated, ClassVar, Literal
 
@@ -33,7 +32,7 @@ class LocalClusterConfig(ProcessConfig):
     gpus_per_learner: ClassVar[float] = 0.0
     gpus_per_scorer: ClassVar[float] = 0.0
     gpus_per_teacher: ClassVar[float] = 0.0
-    call_timeout_s: ClassVar[float] = math.inf
+    call_timeout_s: ClassVar[float] = 600.0
 
 
 class RayClusterConfig(ProcessConfig):

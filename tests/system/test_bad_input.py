@@ -34,9 +34,12 @@ def model(tiny_model: Path) -> Path:
     return tiny_model
 
 
+_IN_THE_HEAD = re.compile(r"(\d\d:){2}\d\d (run |\w+: attention by )| {9}\w")
+
+
 def assert_refused(done, *says: str) -> None:
     assert done.returncode == 2, (done.returncode, done.stderr)
-    beside_the_head = [line for line in done.stderr.splitlines() if not re.match(r"(\d\d:){2}\d\d run | {9}\w", line)]
+    beside_the_head = [line for line in done.stderr.splitlines() if not _IN_THE_HEAD.match(line)]
     assert len(beside_the_head) == 1 and beside_the_head[0].startswith("error: "), done.stderr
     for text in says:
         assert text in beside_the_head[0], (text, done.stderr)
