@@ -18,15 +18,7 @@ from ral_system.media.videos import VideoLimits
 from ral_system.observability.metrics import MetricsLog, RolloutLog
 from ral_system.report.write import write_report, write_run_report
 from ral_system.tasks.visual_search import Record, VisualSearch
-from ral_system.types import (
-    Completion,
-    FinishReason,
-    Prompt,
-    RewardResult,
-    RewardStatus,
-    Rollout,
-    VideoSampling,
-)
+from ral_system.types import Completion, FinishReason, Prompt, RewardResult, RewardStatus, Rollout, VideoSampling
 from tests.system.previews import preview, preview_of_a_small_picture
 from tests.unit.media.clips import clip, noise
 
@@ -53,10 +45,10 @@ EXPECTED = {
     "aux-only": {"health/aux_only": RL_STEPS},
     "length-corr": {f"health/length_corr/{part}": RL_STEPS for part in ("correctness", "format")},
     "attention-divergence": {"attention/divergence_positive": RL_STEPS, "attention/divergence_negative": RL_STEPS},
-    "visual-mass": {f"attention/visual_mass{s}": RL_STEPS for s in ("", "_positive", "_negative")},
+    "visual-mass": {f"attention/visual_mass{s}": RL_STEPS for s in SIGNS},
     "attention-mass": {f"attention/{m}_mass": RL_STEPS for m in ("visual", "system", "text", "generated", "sink")},
-    "attention-entropy": {f"attention/entropy{s}": RL_STEPS for s in ("", "_positive", "_negative")},
-    "visual-entropy": {f"attention/visual_entropy{s}": RL_STEPS for s in ("", "_positive", "_negative")},
+    "attention-entropy": {f"attention/entropy{s}": RL_STEPS for s in SIGNS},
+    "visual-entropy": {f"attention/visual_entropy{s}": RL_STEPS for s in SIGNS},
     "vas": {"attention/vas": RL_STEPS},
     "media-mass": {f"attention/image_{i}_mass": RL_STEPS for i in (0, 1)},
     "gradient-share": {f"attention/gradient_share{s}": 2 for s in ("", "_max")},
