@@ -65,7 +65,8 @@ class StudyFile(BaseModel):
     compare: Compared | None = None
     """Differences in the scores of `evaluate`; null: none."""
     figures: list[str] = []
-    """Names of more figures from evaluation.json for the table; dotted names refer to nested ones."""
+    """Names of more figures from evaluation.json for the tables; dotted names lead to nested ones, and numbers into
+    lists: `looks_by_layer.evidence_mass.0` is the first layer's."""
     metrics: list[str] = []
     """Names from an arm's metrics.jsonl, shown with their first and last values in training."""
     curves: list[str] = []

@@ -11,6 +11,7 @@ from typing import Any
 
 from ral_system.errors import ConfigError
 from ral_system.launch.study.differences import differences
+from ral_system.launch.study.figure_differences import figure_differences
 from ral_system.launch.study.files import Run, Study, evaluation_of
 from ral_system.launch.study.table import table
 from ral_system.observability.jsonl import dump, read_objects, write_atomically
@@ -64,6 +65,8 @@ def write_results(study: Study, folder: Path, others: Sequence[Line] = ()) -> st
     if study.compare is not None:
         found = differences(study.compare, by_arm)
         text += f"\n{found.table}"
+        if other := figure_differences(study.compare, by_arm, study.figures, study.curves):
+            text += f"\n{other}"
         folder.joinpath("differences.svg").write_text(found.chart, encoding="utf-8")
     folder.joinpath("study.md").write_text(text, encoding="utf-8")
     write_atomically(folder / "study.jsonl", "".join(dump(line) + "\n" for line in lines))
@@ -143,10 +146,18 @@ def _evaluated(folder: Path, name: str, figures: Sequence[str]) -> Line:
     }
 
 
-def _at(written: Mapping[str, Any], name: str) -> float | None:
-    """A figure by its name, or by its column and its name: `black.eval/accuracy`."""
-    column, _, inner = name.partition(".")
-    return written.get(name, written[column].get(inner) if isinstance(written.get(column), dict) else None)
+def _at(written: Any, name: str) -> Any:
+    """A figure by its name, or by the way to it: `black.eval/accuracy`, `looks_by_layer.evidence_mass.0`."""
+    if name in written:
+        return written[name]
+    for part in name.split("."):
+        if isinstance(written, list) and part.isdigit() and int(part) < len(written):
+            written = written[int(part)]
+        elif isinstance(written, dict) and part in written:
+            written = written[part]
+        else:
+            return None
+    return written
 
 
 def _trained(folder: Path) -> Line:

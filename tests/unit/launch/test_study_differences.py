@@ -9,6 +9,7 @@ import pytest
 
 from ral_system.errors import ConfigError
 from ral_system.launch.study.differences import differences
+from ral_system.launch.study.figure_differences import figure_differences
 from ral_system.launch.study.files import Compared, Run, Study, read_study
 from ral_system.launch.study.results import read_lines, write_results
 
@@ -42,6 +43,26 @@ def test_runs_are_paired_by_seed_and_questions_by_place_and_category() -> None:
     assert "a − base: +25.00" in found.chart
 
 
+def test_other_figures_and_curves_are_paired_by_seed() -> None:
+    """Differences of 1 and 3: mean 2, t of 0.975 with one degree of freedom 12.71, standard error 1."""
+
+    def line(arm: str, seed: int, figure: float | None, *curve: float) -> dict[str, object]:
+        return {"arm": arm, "seed": seed, "mass": figure, "curves": {"c": [(i, v) for i, v in enumerate(curve)]}}
+
+    by_arm = {
+        "base": [line("base", 0, 1.0, 9, 2, 4, 9), line("base", 1, 2.0, 0, 5, 5, 0), line("base", 2, 7.0)],
+        "a": [line("a", 0, 2.0, 0, 3, 4, 0), line("a", 1, 5.0, 0, 5, 6, 0), line("a", 3, 7.0)],
+        "b": [line("b", 0, 1.5), line("b", 1, None)],
+        "c": [],
+    }
+    found = figure_differences(Compared(baseline="base"), by_arm, ["mass"], ["c"])
+    rows = [[cell.strip() for cell in row.strip("|").split("|")] for row in found.splitlines()[:5]]
+    assert rows[0] == ["", "mass", "c, mean in training"]
+    assert rows[2] == ["a − base", "+2 (-10.7 to +14.7)", "+0.5 (+0.5 to +0.5)"]
+    assert rows[3:] == [["b − base", "+0.5", "-"], ["c − base", "-", "-"]]
+    assert figure_differences(Compared(baseline="base"), by_arm, [], []) == ""
+
+
 def test_claims_are_corrected_for_their_number_and_controls_are_rows_of_their_own() -> None:
     by_arm = {
         arm: [line(arm, seed, q=[0.1 * place * seed + value, 0.2, 0.3 + value]) for seed in range(3)]
@@ -59,12 +80,16 @@ def test_claims_are_corrected_for_their_number_and_controls_are_rows_of_their_ow
     assert float(rows[larger][5]) == pytest.approx(max(p[larger], 2 * p[smaller]), abs=2e-3)
 
 
+FIGURES = ("black.eval/accuracy", "looks_by_layer.evidence_mass.1", "looks_by_layer.evidence_mass.2")
+
+
 def write_evaluated(folder: Path, name: str, scores: list[int]) -> None:
     """Write what a run and its evaluation leave, as far as a study reads it."""
     folder.joinpath(name).mkdir()
     made = folder / f"{name}_evaluation"
     made.mkdir()
     found = {"eval/accuracy": sum(scores) / len(scores), "black": {"eval/accuracy": 0.25}}
+    found["looks_by_layer"] = {"evidence_mass": [0.125, 0.5 + sum(scores) / 8]}
     made.joinpath("evaluation.json").write_text(json.dumps(found))
     lines = [{"id": i, "category": "q", "references": "", "scores": [score]} for i, score in enumerate(scores)]
     made.joinpath("scores.jsonl").write_text("".join(json.dumps(row) + "\n" for row in lines))
@@ -89,7 +114,7 @@ def test_a_study_goes_on_with_other_seeds_from_elsewhere(tmp_path: Path) -> None
     def study(folder: Path, *seeds: int) -> Study:
         runs = [Run(f"{arm}_seed{seed}", (), arm, seed) for seed in seeds for arm in "ab"]
         runs += [evaluation(folder, run.name) for run in runs]
-        return Study("Halves", tuple(runs), ("a", "b"), figures=("black.eval/accuracy",), compare=compare)
+        return Study("Halves", tuple(runs), ("a", "b"), figures=FIGURES, compare=compare)
 
     x, y, together = tmp_path / "x", tmp_path / "y", tmp_path / "all"
     whole = write_results(study(together, 0, 1, 2), together)
@@ -97,6 +122,7 @@ def test_a_study_goes_on_with_other_seeds_from_elsewhere(tmp_path: Path) -> None
     elsewhere, second = x / "study.jsonl", study(y, 2)
     assert write_results(second, y, read_lines([elsewhere], second)) == whole
     assert "| b − a | 3 |" in whole and "| black.eval/accuracy |" in whole and "| 0.25 |" in whole
+    assert "| b − a | +0 (+0 to +0) | +0.125 (-0.186 to +0.436) | - |" in whole  # 1/8 of +1, 0 and +2
     assert (together / "differences.svg").read_text() == (y / "differences.svg").read_text()
     with pytest.raises(ConfigError, match="a with seed 0 is run here as well; keep one of the two"):
         read_lines([elsewhere], study(x, 0))
