@@ -63,6 +63,10 @@ def _interval(pairs: Sequence[tuple[float | None, float | None]]) -> str:
         return "-"
     mean = statistics.mean(found)
     if len(found) < 2:
-        return f"{mean:+.3g}"
+        return _signed(mean)
     half = t_quantile(0.975, len(found) - 1.0) * statistics.stdev(found) / sqrt(len(found))
-    return f"{mean:+.3g} ({mean - half:+.3g} to {mean + half:+.3g})"
+    return f"{_signed(mean)} ({_signed(mean - half)} to {_signed(mean + half)})"
+
+
+def _signed(value: float) -> str:
+    return f"{round(value, 9):+.3g}"  # a difference of rounding errors is none
