@@ -32,6 +32,7 @@ _WITH_CLUSTERS = (
     "ray_actors",
     "ray_job_submit",
     "ray_run",
+    "readme_on_a_cluster",
     "tensor_parallel",
 )
 
