@@ -54,9 +54,9 @@ class AttentionConfig(Group):
     """Upper limit on the attention term's share of that gradient: an update with a larger share scales the term down to
     it. Costs one more forward pass per update. null: no limit."""
     target_gradient_share: Annotated[float, Field(gt=0, lt=1)] | None
-    """Share of that gradient to which every update scales the term, up or down; the size of `weight` then has no
-    effect. Costs one more forward pass per update. A term without a gradient, such as RAL's in the first on-policy
-    update, stays without one; if only the token loss has no gradient, the term is left out. null: no scaling."""
+    """Share of that gradient to which every update scales the term, up or down; `weight` then has no effect. Costs one
+    more forward pass per update. A term whose gradient is 0 or within rounding errors, such as RAL's in the first
+    on-policy update, is not scaled; if only the token loss has no gradient, the term is left out. null: no scaling."""
     record: Literal["dense", "top_k"]
     """Form in which the anchor's rows are stored. dense: whole rows. top_k: the largest entries and the sum of the
     rest; divergences are then lower bounds."""
@@ -87,6 +87,9 @@ class AttentionConfig(Group):
                 f"{path}.target_gradient_share={self.target_gradient_share:g}; set one of them to null"
             )
         which = "max_gradient_share" if self.target_gradient_share is None else "target_gradient_share"
+        if self.weight > 0 and self.target_gradient_share is not None:
+            reason = f"{path}.target_gradient_share={self.target_gradient_share:g}, which takes its place"
+            yield from without_effect(self, path, reason, "set that to null", "weight", whole=False)
         if self.gradient_share is not None:
             reason = f"{path}.{which}={self.gradient_share:g}, which measures the share in every update"
             yield from without_effect(self, path, reason, "set that to null", "gradient_share_every")
@@ -134,6 +137,13 @@ class AttentionConfig(Group):
     def glance_keys(self) -> Literal["visual", "prompt"]:
         """Keys at which the attention of a group's responses is compared."""
         return "prompt" if self.keys == "prompt" else "visual"
+
+    @property
+    def coefficient(self) -> float:
+        """Factor on the objective before its share is bounded or held: `weight`, or 1 where
+        `target_gradient_share` takes its place.
+        """
+        return self.weight if self.target_gradient_share is None else 1.0
 
     @property
     def gradient_share(self) -> float | None:

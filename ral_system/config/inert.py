@@ -27,11 +27,11 @@ class Preset:
     values: Mapping[str, Any]
     of_experiment: bool
 
-    def may_be_chosen(self, group: Group, named: tuple[str, ...]) -> bool:
-        """Return whether the group may have its values from here: all that an option sets, or those of the fields
-        named that an experiment does. Of an experiment a run commonly switches parts off.
+    def may_be_chosen(self, group: Group, named: tuple[str, ...], *, whole: bool) -> bool:
+        """Return whether the group may have its values from here: all that an option sets, or, unless `whole`, those
+        of the fields named. Of an experiment a run commonly switches parts off, so they are enough.
         """
-        compared = named if self.of_experiment else type(group).model_fields
+        compared = type(group).model_fields if whole and not self.of_experiment else named
         return all(_is(getattr(group, field), self.values[field]) for field in compared if field in self.values)
 
 
@@ -39,14 +39,17 @@ _ROOT = Path(conf.__file__).parent
 _Loader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # the one in C takes 8 ms for conf/, the other 130
 
 
-def without_effect(group: Group, path: str, because: str, remedy: str, *fields: str) -> Iterator[str]:
+def without_effect(
+    group: Group, path: str, because: str, remedy: str, *fields: str, whole: bool = True
+) -> Iterator[str]:
     """Yield a line for each of the fields without effect that has neither its default nor the value of a preset.
 
     dtype=bfloat16 alone is not from the experiment that sets dtype=bfloat16 and max_tokens=12288, and
-    form=laser_pays_length at weight 0 not from the option that sets it with a weight.
+    form=laser_pays_length at weight 0 not from the option that sets it with a weight. With `whole=False` it would be:
+    that is for a field that runs keep from an option while they change others.
     """
     presets = presets_of(group, path)
-    own = [preset.values for preset in presets if preset.may_be_chosen(group, fields)]
+    own = [preset.values for preset in presets if preset.may_be_chosen(group, fields, whole=whole)]
     for field in fields:
         given = getattr(group, field)
         default = next(preset.values[field] for preset in presets if field in preset.values)

@@ -179,14 +179,18 @@ def check_first_update(update: Mapping[str, float], tolerance: float) -> None:
 def update_metrics(updates: Sequence[Mapping[str, float]]) -> dict[str, float]:
     """Mean over the updates that have a metric; maxima stay maxima.
 
-    Beside them the last update's divergences, and the attention term's share of the gradient in every update, counted
-    from 1: on policy it is 0, and it grows with the distance from the rollout's weights.
+    Beside them the last update's divergences, and the attention term's share of the gradient and the factor on it in
+    every update, counted from 1: on policy the share is 0, and it grows with the distance from the rollout's weights.
     """
     combined = {}
     for name in dict.fromkeys(name for update in updates for name in update):
         values = [update[name] for update in updates if name in update]
         combined[name] = max(values) if name.endswith("_max") else sum(values) / len(values)
     last = {f"attention/divergence_{sign}_last": updates[-1][f"attention/divergence_{sign}"] for sign in _SIGNS}
-    share = "attention/gradient_share"
-    shares = {f"{share}_update_{k}": update[share] for k, update in enumerate(updates, start=1) if share in update}
-    return combined | last | shares
+    each = {
+        f"{name}_update_{k}": update[name]
+        for name in ("attention/gradient_share", "attention/gradient_factor")
+        for k, update in enumerate(updates, start=1)
+        if name in update
+    }
+    return combined | last | each

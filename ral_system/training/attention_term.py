@@ -53,7 +53,7 @@ class AttentionTerm:
     """A micro-batch's share of the term, and metrics, as in `Objective`."""
 
     loss: Tensor | None
-    """lambda_attn · L_attn, differentiable; None where there is none."""
+    """lambda_attn · L_attn, or L_attn where its share of the gradient is held; differentiable, None without a term."""
     sums: dict[str, Tensor]
     weighted: dict[str, tuple[Tensor, Tensor]]
 
@@ -93,7 +93,7 @@ def attention_term(
     term = OBJECTIVES[settings.objective.name](inputs, settings.objective)
     if inputs.evidence is not None:
         weighted["attention/evidence_gate"] = (inputs.evidence.counted.sum().float(), torch.tensor(float(len(samples))))
-    return AttentionTerm(settings.weight * term, {"attention/loss": term.detach() * counts.tokens}, weighted)
+    return AttentionTerm(settings.coefficient * term, {"attention/loss": term.detach() * counts.tokens}, weighted)
 
 
 def statistics_by_sign(samples: MicroBatch, behaviour: Scores) -> dict[str, tuple[Tensor, Tensor]]:

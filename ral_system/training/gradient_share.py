@@ -10,12 +10,13 @@ from torch import Tensor
 
 from ral_system.attention.group import GroupAttention
 from ral_system.config.attention import AttentionConfig
+from ral_system.config.choices import Dtype
 from ral_system.models.policy import PolicyOutput
 from ral_system.training.objective import Objective
 
-NOISE = 1e-4
-"""A term whose gradient is smaller than this, relative to the token loss's, counts as without one: what differs in
-passes that should be the same, in bfloat16 or in sums without a fixed order, is not to be scaled up."""
+NOISE: dict[Dtype, float] = {"float32": 1e-6, "bfloat16": 5e-3}
+"""A term whose gradient is smaller than this, relative to the token loss's, counts as without one: rounding errors
+are not to be scaled up. By the dtype of the weights or of the rows that are compared, whichever is coarser."""
 
 
 class Losses(Protocol):
@@ -27,7 +28,7 @@ class Losses(Protocol):
 
     @property
     def attention(self) -> Tensor | None:
-        """The attention term, weighted."""
+        """The attention term."""
 
 
 def without_weight(output: PolicyOutput, groups: Sequence[GroupAttention], *others: object) -> Objective:
@@ -70,12 +71,12 @@ def cap(squared: Tensor, limit: float) -> float:
     return min(1.0, limit / (1 - limit) * token / attention) if attention > 0 else 1.0
 
 
-def hold(squared: Tensor, target: float) -> float:
+def hold(squared: Tensor, target: float, dtype: Dtype) -> float:
     """The factor that brings the attention term's share to `target`; 1 where the term has no gradient but rounding
-    errors, 0 where only the token loss has none.
+    errors of `dtype`, 0 where only the token loss has none.
     """
     token, attention = squared.sqrt().tolist()
-    return target / (1 - target) * token / attention if attention > NOISE * token else 1.0
+    return target / (1 - target) * token / attention if attention > NOISE[dtype] * token else 1.0
 
 
 def scaled(squared: Tensor, factor: float) -> Tensor:
@@ -83,12 +84,17 @@ def scaled(squared: Tensor, factor: float) -> Tensor:
     return squared * torch.tensor([1.0, factor**2], dtype=squared.dtype)
 
 
-def factor_and_metrics(squared: Tensor, settings: AttentionConfig) -> tuple[float, dict[str, float]]:
-    """The factor that `settings` ask for, 1 if they bound or hold no share, and the share with it."""
+def factor_and_metrics(squared: Tensor, settings: AttentionConfig, dtype: Dtype) -> tuple[float, dict[str, float]]:
+    """The factor that `settings` ask for, 1 if they bound or hold no share, and the share with it. `dtype` is that of
+    the weights.
+    """
     factor, factors = 1.0, {}
+    if settings.target_gradient_share is not None:
+        coarser: Dtype = "bfloat16" if "bfloat16" in (dtype, settings.record_dtype) else "float32"
+        factor = hold(squared, settings.target_gradient_share, coarser)
+    elif settings.max_gradient_share is not None:
+        factor = cap(squared, settings.max_gradient_share)
     if settings.gradient_share is not None:
-        scale = cap if settings.target_gradient_share is None else hold
-        factor = scale(squared, settings.gradient_share)
         factors = {"attention/gradient_factor": factor, "attention/gradient_factor_max": factor}
     held = share(scaled(squared, factor))
     return factor, {"attention/gradient_share": held, "attention/gradient_share_max": held, **factors}

@@ -389,4 +389,4 @@ class LearnerRank:
             batch, output = self._forward(shard, samples, [read], tokens)
             make = objective if samples else without_weight
             squared += squared_norms(make(output, output.attention[read], batch, samples), output.probed)
-        return factor_and_metrics(self._engine.sum_over_ranks(squared).cpu(), settings)
+        return factor_and_metrics(self._engine.sum_over_ranks(squared).cpu(), settings, self._config.learner.dtype)

@@ -35,7 +35,7 @@ class Objective:
     maxima: dict[str, Tensor] = field(default_factory=dict)
     """Scalars, detached; the largest over micro-batches and ranks counts."""
     attention: Tensor | None = None
-    """lambda_attn · L_attn, differentiable; None where there is none."""
+    """`AttentionTerm.loss`: L_attn, weighted unless its share of the gradient is held."""
 
 
 def policy_objective(

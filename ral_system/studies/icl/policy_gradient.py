@@ -205,7 +205,7 @@ def update(
         loss, held = loss + terms.attention, 1.0
     elif terms.attention is not None:
         squared = squared_norms(terms, [(terms.queries, torch.arange(terms.queries.shape[2]))])
-        factor = hold(squared, schedule.gradient_share)
+        factor = hold(squared, schedule.gradient_share, "float32")
         loss, held = loss + factor * terms.attention, share(scaled(squared, factor))
     optimizer.zero_grad()
     loss.backward()

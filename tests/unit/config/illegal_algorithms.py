@@ -146,6 +146,13 @@ ALGORITHMS: dict[str, tuple[dict[str, Any], list[str]]] = {
             "set gradient_share_every to 10",
         ],
     ),
+    "a weight where the share is held": (
+        {"algorithm.attention.target_gradient_share": 0.2, "algorithm.attention.weight": 5.0},
+        [
+            "algorithm.attention.weight=5.0 has no effect with algorithm.attention.target_gradient_share=0.2",
+            "set that to null, or set weight to 1.0",
+        ],
+    ),
     "a share that is measured in every update anyway": (
         {"algorithm.attention.target_gradient_share": 0.2, "algorithm.attention.gradient_share_every": 5},
         [

@@ -106,6 +106,9 @@ LEGAL = {
     "a teacher's settings in an experiment that does not teach": (
         *("experiment=attention_distill_qwen2_5_vl_32b_to_7b", "algorithm=ral", "teacher.path=null"),
     ),
+    "the weight of a preset whose share is held, at another layer": (
+        *("algorithm=ease", "algorithm.attention.target_gradient_share=0.2", "algorithm.attention.layers=[0]"),
+    ),
     "every loss of the presets without weight": (
         *("algorithm=distill", "teacher.path=/t", "algorithm.policy_weight=0", "algorithm/policy_loss=dual_clip"),
     ),

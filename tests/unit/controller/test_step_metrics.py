@@ -86,7 +86,8 @@ def test_update_metrics_are_means_but_maxima_stay_maxima() -> None:
         "attention/divergence_negative": 0.2,
     }
     updates = [{name: k * value for name, value in names.items()} for k in range(3)]
-    updates = [update | {"attention/gradient_share": 0.1 * k} for k, update in enumerate(updates)]
+    for update, share, factor in zip(updates, (0.0, 0.2, 0.2), (1.0, 30.0, 20.0), strict=True):
+        update |= {"attention/gradient_share": share, "attention/gradient_factor": factor}
     assert update_metrics(updates) == pytest.approx(
         {
             "policy/loss": 1.0,
@@ -95,10 +96,14 @@ def test_update_metrics_are_means_but_maxima_stay_maxima() -> None:
             "attention/divergence_negative": 0.2,
             "attention/divergence_positive_last": 0.2,
             "attention/divergence_negative_last": 0.4,
-            "attention/gradient_share": 0.1,
+            "attention/gradient_share": 0.4 / 3,
             "attention/gradient_share_update_1": 0.0,
-            "attention/gradient_share_update_2": 0.1,
+            "attention/gradient_share_update_2": 0.2,
             "attention/gradient_share_update_3": 0.2,
+            "attention/gradient_factor": 17.0,
+            "attention/gradient_factor_update_1": 1.0,
+            "attention/gradient_factor_update_2": 30.0,
+            "attention/gradient_factor_update_3": 20.0,
         }
     )
 

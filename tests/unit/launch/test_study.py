@@ -310,7 +310,7 @@ def test_what_goes_on_from_a_failed_arm_is_left_out_and_the_others_run(
     ("arguments", "says"),
     [
         (["distill_quickstart", "--seeds", "one"], "argument --seeds: invalid int value: 'one'"),
-        (["nobody"], "no such file; known studies: attention, attention_choices, attention_large, attention_tuning"),
+        (["nobody"], "no such file; known studies: attention, attention_choices, attention_controls, attention_large"),
         (["{folder}.yaml"], "Is a directory"),
     ],
 )

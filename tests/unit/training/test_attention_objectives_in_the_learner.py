@@ -119,16 +119,18 @@ def test_the_contrast_is_reported_of_every_run(
 
 
 def test_the_share_of_the_gradient_is_held(start_rank: Start, rl_samples: list[Sample], make_config: Callable) -> None:
-    """Whatever the weight, and both ways."""
-    found = []
-    for weight in (0.01, 100):
-        options = (f"algorithm.attention.weight={weight}", "algorithm.attention.target_gradient_share=0.2")
-        config = make_config("algorithm=attention_credit", SETTINGS[0], SETTINGS[1], *options)
-        watched = Watched(start_rank(config))
-        found.append((watched.train(plan(groups(rl_samples)), updates=1)[0], watched.gradients[0]))
-    (small, gradients), (large, others) = found
-    assert small["attention/gradient_factor"] > 1 > large["attention/gradient_factor"]
-    assert small["attention/gradient_share"] == pytest.approx(0.2) == large["attention/gradient_share"]
-    ratio = small["attention/gradient_factor"] / large["attention/gradient_factor"]
-    assert ratio == pytest.approx(1e4, rel=1e-3)
-    assert all(torch.allclose(others[name], g, rtol=1e-3, atol=1e-6) for name, g in gradients.items())
+    """From above and from below, as if the factor were the weight."""
+    settings = ("algorithm=attention_credit", *SETTINGS[:2], "algorithm.attention.gradient_share_every=1")
+
+    def first_update(*options: str) -> tuple[dict[str, float], dict[str, torch.Tensor]]:
+        watched = Watched(start_rank(make_config(*options)))
+        return watched.train(plan(groups(rl_samples)), updates=1)[0], watched.gradients[0]
+
+    share = first_update(*settings)[0]["attention/gradient_share"]
+    for target in (share / 2, (1 + share) / 2):
+        held, gradients = first_update(*settings[:3], f"algorithm.attention.target_gradient_share={target}")
+        factor = held["attention/gradient_factor"]
+        assert held["attention/gradient_share"] == pytest.approx(target)
+        assert factor == pytest.approx(target / (1 - target) / (share / (1 - share)), rel=1e-4)
+        _, weighted = first_update(*settings, f"algorithm.attention.weight={factor}")
+        assert all(torch.allclose(weighted[name], g, rtol=1e-3, atol=1e-6) for name, g in gradients.items())

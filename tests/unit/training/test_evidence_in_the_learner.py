@@ -114,6 +114,21 @@ def test_at_learning_rate_zero_every_update_is_the_first(
     assert equal(*watched.gradients)
 
 
+def test_a_held_share_does_not_depend_on_the_weight(
+    start_rank: Start, rl_samples: list[Sample], make_config: Callable
+) -> None:
+    """The preset sets 0.001."""
+    samples = plan([replace(s, advantage=1.0) for s in groups(rl_samples)])
+    held = ("algorithm=ease", "rollout.log_prob_gate.token=1e9", "algorithm.attention.target_gradient_share=0.2")
+    found = []
+    for weight in (1, 0.001):
+        watched = Watched(start_rank(make_config(*held, f"algorithm.attention.weight={weight}")))
+        found.append((watched.train(samples), watched.gradients[0]))
+    (((one,), gradients), ((other,), others)) = found
+    assert one == other and equal(gradients, others)
+    assert one["attention/gradient_share"] == pytest.approx(0.2)
+
+
 @pytest.fixture
 def losses(start_rank: Start, make_config: Callable) -> Callable[..., float]:
     def loss(samples: Sequence[Sample], *options: str) -> float:

@@ -1,3 +1,4 @@
+from collections.abc import Callable
 from types import SimpleNamespace
 
 import pytest
@@ -5,8 +6,21 @@ import torch
 from torch import Tensor, nn
 
 from ral_system.attention.group import GroupAttention, LayerAttention
-from ral_system.training.gradient_share import NOISE, cap, hold, scaled, share, squared_norms, without_weight
+from ral_system.config.choices import Dtype
+from ral_system.config.commands import TrainConfig
+from ral_system.training.gradient_share import (
+    cap,
+    factor_and_metrics,
+    hold,
+    scaled,
+    share,
+    squared_norms,
+    without_weight,
+)
 from ral_system.training.objective import Objective
+
+FLOAT32, BFLOAT16 = 1e-6, 5e-3
+"""What counts as rounding of a gradient, relative to the token loss's."""
 
 
 def test_norms_by_hand() -> None:
@@ -32,21 +46,40 @@ def test_the_cap_brings_the_share_to_its_limit() -> None:
 
 def test_without_gradients_there_is_no_share() -> None:
     nothing = torch.zeros(2, dtype=torch.float64)
-    assert (share(nothing), cap(nothing, 0.1), hold(nothing, 0.1)) == (0.0, 1.0, 1.0)
+    assert (share(nothing), cap(nothing, 0.1), hold(nothing, 0.1, "float32")) == (0.0, 1.0, 1.0)
     assert cap(torch.tensor([0.0, 1.0], dtype=torch.float64), 0.1) == 0.0  # nothing to be a share of
-    assert hold(torch.tensor([0.0, 1.0], dtype=torch.float64), 0.1) == 0.0
+    assert hold(torch.tensor([0.0, 1.0], dtype=torch.float64), 0.1, "float32") == 0.0
 
 
-@pytest.mark.parametrize("attention", [0.01, 6.0])
+@pytest.mark.parametrize("attention", [1e-5, 0.01, 6.0])
 def test_a_share_is_held_from_above_and_from_below(attention: float) -> None:
     squared = torch.tensor([4.0, attention**2], dtype=torch.float64)
-    factor = hold(squared, 0.2)
+    factor = hold(squared, 0.2, "float32")
     assert factor == pytest.approx(0.25 * 2 / attention)
     assert share(scaled(squared, factor)) == pytest.approx(0.2)
 
 
-def test_rounding_errors_are_not_scaled_up() -> None:
-    assert hold(torch.tensor([4.0, (1.9 * NOISE) ** 2], dtype=torch.float64), 0.2) == 1.0
+@pytest.mark.parametrize(
+    ("weights", "records", "floor"),
+    [("float32", "float32", FLOAT32), ("bfloat16", "float32", BFLOAT16), ("float32", "bfloat16", BFLOAT16)],
+)
+def test_rounding_errors_are_not_scaled_up(
+    make_config: Callable[..., TrainConfig], weights: Dtype, records: Dtype, floor: float
+) -> None:
+    """Errors of the weights or of the compared rows, whichever are coarser; the token loss's norm is 2."""
+    settings = make_config(
+        "algorithm.attention.target_gradient_share=0.2", f"algorithm.attention.record_dtype={records}"
+    ).algorithm.attention
+
+    def found(attention: float) -> tuple[float, dict[str, float]]:
+        return factor_and_metrics(torch.tensor([4.0, attention**2], dtype=torch.float64), settings, weights)
+
+    factor, metrics = found(1.9 * floor)
+    assert factor == 1.0 == metrics["attention/gradient_factor"]
+    assert metrics["attention/gradient_share"] == pytest.approx(0.95 * floor, rel=floor)
+    factor, metrics = found(2.1 * floor)
+    assert factor == pytest.approx(0.25 / (1.05 * floor)) == metrics["attention/gradient_factor"]
+    assert metrics["attention/gradient_share"] == pytest.approx(0.2)
 
 
 def test_without_weight_all_layers_are_gone_through_and_nothing_is_found() -> None:

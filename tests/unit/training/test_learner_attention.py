@@ -168,6 +168,19 @@ def test_the_share_of_the_gradient_is_measured_without_touching_it(
     assert measured["attention/gradient_share_max"] == one
 
 
+def test_a_small_share_of_ral_is_held_too(start_rank: Start, rl_samples: list[Sample], make_config: Callable) -> None:
+    """At a small learning rate its gradient is below 1e-4 of the token loss's, and above rounding errors."""
+    config = ("learner.learning_rate=2e-7", "learner.warmup_updates=0", "algorithm.kl.coefficient=0")
+    shares = []
+    for option in ("gradient_share_every=1", "target_gradient_share=0.2"):
+        watched = Watched(start_rank(make_config(*config, f"algorithm.attention.{option}")))
+        shares.append([m["attention/gradient_share"] for m in watched.train(plan(rl_samples, 3, 6))])
+    free, held = shares
+    assert free[0] == 0 == held[0]
+    assert all(1e-6 < share < 1e-4 for share in free[1:])
+    assert held[1:] == pytest.approx([0.2, 0.2])
+
+
 @pytest.mark.parametrize(("every", "sums"), [(0, [1, 1]), (1, [2, 2])])
 def test_an_update_sums_over_ranks_once_and_once_more_where_its_share_is_due(
     start_rank: Start, rl_samples: list[Sample], make_config: Callable, every: int, sums: list[int]
