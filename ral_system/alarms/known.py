@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from ral_system.config.alarms import NEVER_STOP
+
 
 @dataclass(frozen=True, slots=True)
 class Alarm:
@@ -17,10 +19,13 @@ class Alarm:
     remedy: str
     below: bool = False
     """Whether it rings below its limit instead of above."""
-    stops: bool = True
-    """Whether `alarms.action=stop` heeds it."""
     counts: str = "step"
     """What `alarms.consecutive` counts."""
+
+    @property
+    def stops(self) -> bool:
+        """Whether `alarms.action=stop` heeds it."""
+        return self.name not in NEVER_STOP
 
     def says(self, value: float, limit: float, steps: int) -> str:
         """One line: name, value, limit and remedy."""
@@ -38,7 +43,6 @@ ALARMS = (
         "the share of auxiliary parts in the variance of rewards",
         "look at health/part_share/<part> and lower the weight of the largest; this alarm alone does not show a gamed "
         "reward",
-        stops=False,
     ),
     Alarm(
         "aux_only",
@@ -113,6 +117,24 @@ ALARMS = (
         "the attention term's share of the gradient",
         "lower algorithm.attention.weight, or set algorithm.attention.max_gradient_share",
         counts="measurement",
+    ),
+    Alarm(
+        "attention_share_low",
+        "health/attention_gradient_share",
+        "the attention term's share of the gradient",
+        "the term hardly trains anything; set algorithm.attention.target_gradient_share, such as 0.2, or choose "
+        "algorithm=grpo",
+        below=True,
+        counts="measurement",
+    ),
+    Alarm(
+        "attention_share_of_target",
+        "health/attention_share_of_target",
+        "the attention term's share of the gradient relative to algorithm.attention.target_gradient_share",
+        "in most updates the term has no gradient beyond rounding errors (attention/gradient_factor_update_<k> is 1); "
+        "try other layers, an objective with a gradient in the first update (algorithm=attention_credit), or "
+        "learner.dtype=float32",
+        below=True,
     ),
     Alarm(
         "contrast",

@@ -37,9 +37,13 @@ class Alarms:
         *,
         before: Mapping[str, float] | None = None,
         compares_looks: bool = False,
+        target_share: float | None = None,
     ) -> None:
-        """Begin, or go on from `state`; `before` are the metrics of the evaluation before the first step."""
-        self._config, self._weights, self._compares_looks = config, weights, compares_looks
+        """Begin, or go on from `state`; `before` are the metrics of the evaluation before the first step, and the
+        attention term's share of the gradient is held at `target_share`.
+        """
+        self._config, self._weights = config, weights
+        self._compares_looks, self._target_share = compares_looks, target_share
         state = state or {}
         self._start: dict[str, float] = dict(state.get("start", {}))
         if before is not None and "eval/blind_gap" in before:
@@ -126,8 +130,11 @@ class Alarms:
                 found[figure] = metrics[name] / self._start[name] if self._start[name] > 0 else without
         if "health/aux_reward" in metrics:
             found |= self._auxiliary(metrics)
-        if "attention/gradient_share" in metrics and "attention/gradient_factor" not in metrics:
-            found["health/attention_gradient_share"] = metrics["attention/gradient_share"]
+        share = metrics.get("attention/gradient_share")
+        if share is not None and self._target_share is not None:
+            found["health/attention_share_of_target"] = share / self._target_share
+        elif share is not None and "attention/gradient_factor" not in metrics:
+            found["health/attention_gradient_share"] = share
         if self._compares_looks and "attention/contrast" in metrics:
             found["health/contrast"] = metrics["attention/contrast"]
         return found

@@ -9,18 +9,21 @@ from ral_system.config.base import Fraction, Group, NonNegativeFloat, Positive, 
 from ral_system.config.inert import without_effect
 
 Limit = PositiveFloat | None
+NEVER_STOP = ("part_share", "attention_share_low", "attention_share_of_target")
+"""Alarms that `action=stop` does not heed."""
 
 
 class AlarmsConfig(Group):
     """Limits that detect a gamed reward or a collapsing policy. null turns an alarm off."""
 
     consecutive: Positive
-    """Number of consecutive steps beyond its limit after which an alarm rings. For `attention_gradient_share` they are
-    measurements, one every `algorithm.attention.gradient_share_every` steps. An alarm rings once, and again only after
-    a step within the limit."""
+    """Number of consecutive steps beyond its limit after which an alarm rings. For `attention_gradient_share` and
+    `attention_share_low` they are measurements, one every `algorithm.attention.gradient_share_every` steps. An alarm
+    rings once, and again only after a step within the limit."""
     action: Literal["log", "stop"]
     """log reports an alarm. stop also saves a checkpoint and ends the rl stage with exit code 1 when an alarm other
-    than `part_share` rings; with `algorithm.max_staleness` > 0 it does so at the next checkpoint or evaluation."""
+    than `part_share`, `attention_share_low` or `attention_share_of_target` rings; with `algorithm.max_staleness` > 0 it
+    does so at the next checkpoint or evaluation."""
     part_share: Limit
     """Upper limit on the share of the variance of rewards within groups that comes from parts other than correctness.
     It never stops a run."""
@@ -55,6 +58,12 @@ class AlarmsConfig(Group):
     attention_gradient_share: Limit
     """Upper limit on the attention term's share of the gradient, if it is measured without `max_gradient_share` or
     `target_gradient_share`."""
+    attention_share_low: Limit
+    """Lower limit on the same share. It never stops a run."""
+    attention_share_of_target: Fraction | None
+    """Lower limit on the attention term's share of the gradient divided by `target_gradient_share`, mean over the
+    updates of a step. RAL's share is 0 in the first update of a batch, so its value is at most 0.5 with two updates. It
+    never stops a run."""
     contrast: Limit
     """Lower limit on `attention/contrast`, the difference between where right and wrong responses look, with the
     objectives credit and group_anchor."""
@@ -72,9 +81,12 @@ class AlarmsConfig(Group):
 
     def problems(self) -> Iterator[str]:
         """Refuse settings that have no effect."""
-        heeded = self.model_dump(exclude={"consecutive", "action", "flat_accuracy", "part_share"})
+        heeded = self.model_dump(exclude={"consecutive", "action", "flat_accuracy", *NEVER_STOP})
         if self.action == "stop" and all(limit is None for limit in heeded.values()):
-            yield "alarms.action=stop has no effect with no limit but part_share; set another limit, or action=log"
+            yield (
+                f"alarms.action=stop has no effect with no limit but {', '.join(NEVER_STOP)}; set another limit, or "
+                "action=log"
+            )
         if self.aux_runaway is None and self.blind_gap is None:
             reason, remedy = "aux_runaway=null and blind_gap=null", "set a limit"
             yield from without_effect(self, "alarms", reason, remedy, "flat_accuracy")

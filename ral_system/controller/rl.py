@@ -64,8 +64,15 @@ def _train(
         if before is None:
             before = _evaluate_and_look(context, 0, "before_rl")
             save(context, checkpoints, 0, {"before": before, "wall_s": clock.total()})
-        looks = config.algorithm.attention.compares_looks
-        alarms = Alarms(config.alarms, loop.weights, state.get("alarms"), before=before, compares_looks=looks)
+        attention = config.algorithm.attention
+        alarms = Alarms(
+            config.alarms,
+            loop.weights,
+            state.get("alarms"),
+            before=before,
+            compares_looks=attention.compares_looks,
+            target_share=attention.target_gradient_share,
+        )
         progress.update(step, before)
         while step < steps:
             step += 1

@@ -55,6 +55,12 @@ def seen(gap: float) -> dict[str, float]:
     return CALM | {"eval/blind_gap": gap}
 
 
+def held(updates: int) -> Step:
+    """Return a step whose attention term was brought to a share of 0.2 in so many of four updates."""
+    share, factor = 0.2 * updates / 4, 1.0 + 500 * updates / 4
+    return step(extra=CALM | {"attention/gradient_share": share, "attention/gradient_factor": factor})
+
+
 CUT_MORE = [step(cut=0), *[step(cut=1)] * 5]
 FAILURES: dict[str, tuple[set[str], list[Step]]] = {
     "a healthy run": (set(), [step()] * 6),
@@ -101,14 +107,23 @@ FAILURES: dict[str, tuple[set[str], list[Step]]] = {
         set(),
         [step(extra={**CALM, "attention/gradient_share": 0.6, "attention/gradient_factor": 0.1})] * 6,
     ),
+    "attention has hardly any gradient": (  # RAL's term at weight 1
+        {"attention_share_low"},
+        [step(extra={**CALM, "attention/gradient_share": 0.005})] * 6,
+    ),
+    "attention's share is held in one update of four": ({"attention_share_of_target"}, [held(1)] * 6),
+    "attention's share is held but in the first update": (set(), [held(3)] * 6),
 }
+TARGET = 0.2
+"""What shares are held at in the cases that say so."""
 
 
 @pytest.mark.parametrize("failure", FAILURES)
 def test_a_failure_rings_its_alarm_and_no_other(make_config: Callable[..., TrainConfig], failure: str) -> None:
     expected, steps = FAILURES[failure]
-    alarms = Alarms(make_config("alarms.consecutive=3").alarms, WEIGHTS, compares_looks=True)
-    lines, logged = play(alarms, steps)
+    target = TARGET if "is held" in failure else None
+    config = make_config("alarms.consecutive=3").alarms
+    lines, logged = play(Alarms(config, WEIGHTS, compares_looks=True, target_share=target), steps)
     assert {line.split(":")[0].removeprefix("alarm ") for line in lines} == expected
     assert len(lines) == len(expected)
     assert {name.removeprefix("alarm/") for name, value in logged[-1].items() if value and "alarm/" in name} == expected
@@ -201,10 +216,28 @@ def test_it_stops_when_asked_to_and_says_how_to_go_on(make_config: Callable[...,
     assert message.endswith("; to go on, add alarms.action=log or other limits")
 
 
-def test_the_share_of_parts_never_stops_a_run(make_config: Callable[..., TrainConfig]) -> None:
-    alarms = Alarms(make_config("alarms.consecutive=1", "alarms.action=stop").alarms, WEIGHTS)
-    _, logged = play(alarms, FAILURES["style outweighs correctness"][1])
-    assert logged[-1]["alarm/part_share"] == 1 and alarms.stopping() is None
+@pytest.mark.parametrize(
+    "failure",
+    [
+        "style outweighs correctness",
+        "attention has hardly any gradient",
+        "attention's share is held in one update of four",
+    ],
+)
+def test_some_alarms_never_stop_a_run(make_config: Callable[..., TrainConfig], failure: str) -> None:
+    config = make_config("alarms.consecutive=1", "alarms.action=stop").alarms
+    alarms = Alarms(config, WEIGHTS, target_share=TARGET if "is held" in failure else None)
+    (name,), steps = FAILURES[failure]
+    _, logged = play(alarms, steps)
+    assert logged[-1][f"alarm/{name}"] == 1 and alarms.stopping() is None
+
+
+def test_a_share_just_at_half_of_its_target_is_quiet(make_config: Callable[..., TrainConfig]) -> None:
+    """RAL with two updates a step: the first has no share."""
+    alarms = Alarms(make_config("alarms.consecutive=1").alarms, WEIGHTS, target_share=TARGET)
+    lines, (metrics,) = play(alarms, [held(2)])
+    assert not lines and metrics["health/attention_share_of_target"] == pytest.approx(0.5)
+    assert "health/attention_gradient_share" not in metrics
 
 
 def test_growth_by_hand() -> None:
@@ -218,8 +251,11 @@ def test_every_alarm_has_a_limit_a_metric_and_a_remedy_in_the_docs(make_config: 
     assert {alarm.name for alarm in ALARMS} == limits
     measured = CALM | {"attention/gradient_share": 0.1, "attention/contrast": 2.0, "eval/blind_gap": 0.3}
     measured |= {"perception/advantage_factor_max": 1.2, "perception/clamped": 0.0}
-    _, logged = play(Alarms(make_config().alarms, WEIGHTS, compares_looks=True), [step(extra=measured)])
-    assert {alarm.figure for alarm in ALARMS} <= logged[0].keys()
+    figures: set[str] = set()
+    for target in (None, TARGET):
+        alarms = Alarms(make_config().alarms, WEIGHTS, compares_looks=True, target_share=target)
+        figures |= play(alarms, [step(extra=measured)])[1][0].keys()
+    assert {alarm.figure for alarm in ALARMS} <= figures
     text = (Path(__file__).parents[3] / "docs" / "troubleshooting.md").read_text()
     first_cells = " ".join(re.findall(r"^\| (`[^|]*) \|", text, re.MULTILINE))
     assert set(re.findall(r"`(\w+)`", first_cells)) == limits

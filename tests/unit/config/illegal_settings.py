@@ -18,7 +18,10 @@ SETTINGS: dict[str, tuple[dict[str, Any], list[str]]] = {
     ),
     "a stop that no alarm asks for": (
         {"alarms.action": "stop", **{f"alarms.{name}": None for name in STOPPING}},
-        ["alarms.action=stop has no effect with no limit but part_share; set another limit, or action=log"],
+        [
+            "alarms.action=stop has no effect with no limit but part_share, attention_share_low, "
+            "attention_share_of_target; set another limit, or action=log"
+        ],
     ),
     "a teacher that teaches nothing": (
         {"teacher.path": "/teacher"},
