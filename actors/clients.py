@@ -214,6 +214,12 @@ class RayLearner:
         self._await(refs)
         return refs[:: self._together]
 
+    def check_log_probs(self, plan: TrainPlan) -> float:
+        """All ranks gate the whole plan together, each after scoring its own share."""
+        whole = ray.put(plan)
+        largest: float = self._all(lambda rank: rank.check_log_probs.remote(whole), "comparing log-probs")
+        return largest
+
     def visual_rewards(self, scores: Sequence[Ref]) -> Mapping[str, float]:
         """Return the visual rewards of all ranks' samples, by sample id."""
         return _visual_rewards(scores, self._timeout_s)

@@ -93,6 +93,11 @@ class LearnerActor(ActorProcess):
         return visual_rewards(scores), scores
 
     @watched
+    def check_log_probs(self, plan: TrainPlan) -> float:
+        """Compare the engines' log-probs with this rank's; return the largest difference of all ranks."""
+        return self._learner.check_log_probs(plan)
+
+    @watched
     def kl(self, behaviour: Scores, *reference: Scores) -> Mapping[str, float]:
         """Return each sample's KL to the reference, whose scores come in parts."""
         return self._learner.kl(behaviour, _merged(reference))

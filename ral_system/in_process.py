@@ -147,6 +147,9 @@ class _Learner:
     def score(self, plan: TrainPlan) -> Sequence[Ref]:
         return [self._rank.score(plan)]
 
+    def check_log_probs(self, plan: TrainPlan) -> float:
+        return self._rank.check_log_probs(plan)
+
     def visual_rewards(self, scores: Sequence[Ref]) -> Mapping[str, float]:
         return visual_rewards(scores[0])
 

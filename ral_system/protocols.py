@@ -86,6 +86,12 @@ class Learner(Protocol):
         """Score old log-probs and attention, each token at the weights that made it; a ref (to `Scores`) per shard."""
         ...
 
+    def check_log_probs(self, plan: TrainPlan) -> float:
+        """Only hold the plan's rollout log-probs to `rollout.log_prob_gate`, as `score` does, at the current weights;
+        return the largest difference, in nats.
+        """
+        ...
+
     def visual_rewards(self, scores: Sequence[Ref]) -> Mapping[str, float]:
         """Return the r_vis of `reward.visual` that `score` found, by sample id; undefined ones are left out."""
         ...

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from inspect import signature
 from typing import Any
@@ -181,6 +181,15 @@ class PolicyModel(nn.Module):
                 if capture.query is not None
             ],
         )
+
+    @contextmanager
+    def without_autocast(self) -> Iterator[None]:
+        """Multiply matrices in the dtype of their weights inside the block, as rollout engines do."""
+        chosen, self.autocast = self.autocast, None
+        try:
+            yield
+        finally:
+            self.autocast = chosen
 
     def _autocast(self, device: torch.device) -> torch.autocast:
         return torch.autocast(device.type, self.autocast, enabled=self.autocast is not None)

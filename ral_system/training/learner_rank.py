@@ -123,9 +123,8 @@ class LearnerRank:
         staleness = config.algorithm.max_staleness if stage == "rl" else 0
         self._past = PastWeights(self._engine, staleness)
         self._source = WeightSource(self._engine, TORCH_DTYPES[config.rollout.dtype], rank, self._adapters)
-        self._average = None
-        if stage == "rl" and attention.anchor == "ema":
-            self._average = WeightAverage(self._engine, attention.ema_decay)
+        averages = stage == "rl" and attention.anchor == "ema"
+        self._average = WeightAverage(self._engine, attention.ema_decay) if averages else None
 
     def score(self, plan: TrainPlan) -> Scores:
         """Old log-probs and attention of this rank's samples, at the weights that made them; with anchor=ema their
@@ -161,6 +160,14 @@ class LearnerRank:
                 averages = {id: s for samples in mine for id, s in self._score(mine, samples, None, self._read).items()}
             scores_by_id = {id: replace(s, attention=averages[id].attention) for id, s in scores_by_id.items()}
         return scores_by_id
+
+    def check_log_probs(self, plan: TrainPlan) -> float:
+        """Gate as `score` does, without `autocast`, which engines do not use; return the largest difference in nats."""
+        by_shard = [plan.rank_samples(shard) for shard in range(self._shards.count)]
+        mine = by_shard[self._shards.own]
+        with self._meter.apart(), self._engine.policy.without_autocast():
+            scores = {id: s for samples in mine for id, s in self._score(mine, samples, None, None).items()}
+        return check_all_log_probs(by_shard, self._shards, scores, self._config.rollout.log_prob_gate)
 
     def score_reference(self, plan: TrainPlan) -> Scores:
         """Score this rank's samples with the model without adapters; call it after `score` of the same plan."""

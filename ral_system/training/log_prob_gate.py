@@ -33,10 +33,11 @@ def log_prob_gaps(shards: Sequence[Sequence[MicroBatch]], rank: int, scores: Sco
 
 def check_all_log_probs(
     by_shard: Sequence[Sequence[MicroBatch]], shards: Shards, scores: Scores, gate: LogProbGateConfig
-) -> None:
-    """Check the gaps of all ranks on every rank, so a batch beyond the gate ends them together."""
+) -> float:
+    """Check the gaps of all ranks on every rank, so a batch beyond the gate ends them together; return the largest."""
     gaps = shards.sum(torch.from_numpy(log_prob_gaps(by_shard, shards.own, scores))).cpu().numpy()
     check_log_prob_gaps([s for of_shard in by_shard for micro in of_shard for s in micro], gaps, gate)
+    return float(gaps.max())
 
 
 def check_log_prob_gaps(samples: Sequence[Sample], gaps_N: np.ndarray, gate: LogProbGateConfig) -> None:

@@ -180,6 +180,19 @@ def test_a_gate_that_fails_is_counted_and_another_start_model_is_refused(command
     assert_refused(done, f"start_model={other}", f"started from {model}", "or set another name")
 
 
+def test_engines_that_differ_end_a_cold_start_before_its_first_step(commands, model: Path, tmp_path: Path) -> None:
+    run = [*LOCAL, "stages=[sft]", f"start_model={model}"]
+    done = commands("ral-train", *run, "rollout.log_prob_gate.token=1e-12", cwd=tmp_path)
+    assert (done.returncode, "Traceback" in done.stderr) == (1, False), done.stderr
+    errors = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    assert len(errors) == 1 and re.match(r"error: sample \S+: rollout and learner log-probs differ by ", errors[0])
+    folder = tmp_path / "runs" / "smoke"
+    assert not (folder / "metrics.jsonl").read_text() and not list(folder.glob("checkpoints/sft/*"))
+    assert json.loads((folder / "summary.json").read_text())["log_prob_failures"] == 1
+    done = commands("ral-train", *run, "rollout.log_prob_gate.token=1e-4", cwd=tmp_path)
+    assert done.returncode == 0 and "engines and learner agree" in done.stderr, done.stderr
+
+
 def test_run_folders_that_cannot_be_written(commands, tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     assert_refused(

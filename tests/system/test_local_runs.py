@@ -38,6 +38,7 @@ def test_a_run_leaves_its_record_and_a_model(commands, left, tmp_path: Path) -> 
     assert str(run.folder) in done.stdout
     assert "Traceback" not in done.stderr
     assert done.stderr.count("attention by torch's scaled_dot_product_attention") == 3  # once a stage
+    assert done.stderr.count("cold start: engines and learner agree: largest log-prob difference ") == 1
     for name in ("config.yaml", "metrics.jsonl", "rollouts.jsonl", "report.html", "summary.json"):
         assert (run.folder / name).stat().st_size > 0, name
     assert [path.name for path in run.folder.rglob(".*")] == [".lock"]  # nothing half-written

@@ -140,6 +140,8 @@ def test_every_role_in_a_job(commands, left, marked, head: Head, tmp_path: Path)
     done = submit(commands, head, tmp_path, "ral-train", *overlapped, f"runs_dir={tmp_path}/shared")
     assert done.returncode == 0, (done.stdout[-5000:], done.stderr[-3000:])
     assert "RL: ended at step 4 of 4" in done.stdout
+    (largest,) = re.findall(r"engines and learner agree: largest log-prob difference (\S+) over", done.stdout)
+    assert float(largest) <= 1e-4  # the learner trains with autocast, and is compared without
     assert "succeeded" in done.stdout
     assert "Traceback" not in done.stdout
     assert len(done.stdout.splitlines()) < 60, done.stdout  # our progress and Ray's word about the job, no warnings

@@ -7,6 +7,7 @@ from typing import Any
 from ral_system.config.commands import TrainConfig
 from ral_system.controller.loop import TrainingLoop
 from ral_system.controller.residency import residency
+from ral_system.errors import LogProbError
 from ral_system.observability.progress import PhaseTimer
 from ral_system.protocols import SharedDevices
 from ral_system.types import (
@@ -71,6 +72,7 @@ class Fakes:
         self.alike: set[str] = set()
         self.held_checksum = ""
         self.first_jsd = 0.0
+        self.largest_gap = 2e-6
         self.submitted: list[Completion] = []
         self.generator = self.learner = self.rewarder = self
         self.reference: FakeFrozenModel | None = FakeFrozenModel("reference", self)
@@ -123,6 +125,13 @@ class Fakes:
         self.calls.append("score")
         self.plans.append(plan)
         return [f"scores {self.calls.count('score')}"] * 2
+
+    def check_log_probs(self, plan: TrainPlan) -> float:
+        self.calls.append("check_log_probs")
+        self.plans.append(plan)
+        if self.largest_gap > 1e-4:
+            raise LogProbError(f"rollout and learner log-probs differ by {self.largest_gap}")
+        return self.largest_gap
 
     def kl(self, behaviour: Sequence[str], reference: Sequence[str]) -> Mapping[str, float]:
         self.calls.append(("kl", behaviour[0], reference[0]))

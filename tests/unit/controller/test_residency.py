@@ -71,6 +71,10 @@ class SharedFakes(Fakes):
         assert self.device.held["learner"] is Held.ALL
         return super().score(plan)
 
+    def check_log_probs(self, plan: TrainPlan) -> float:
+        assert self.device.held["learner"] is Held.ALL
+        return super().check_log_probs(plan)
+
     def publish(self, version: int) -> WeightManifest:
         assert self.device.held["learner"] is Held.WEIGHTS
         return super().publish(version)

@@ -62,6 +62,23 @@ def test_rollout_log_probs_that_do_not_fit_raise_with_the_samples_id(
         rank.score(plan(samples, 1, len(samples)))
 
 
+def test_a_cold_start_is_gated_without_its_autocast(
+    start_rank: Start, rl_samples: list[Sample], make_config: Callable
+) -> None:
+    rank = start_rank(make_config("sft.autocast=bfloat16"), "sft")
+    learner = rank._engine.policy
+    split = plan(rl_samples, 1, 4)
+    rough = learner(rank._collate(tuple(rl_samples[:1]))).log_probs[0].tolist()
+    assert max(abs(a - b) for a, b in zip(rough, rl_samples[0].rollout_log_probs, strict=True)) > 1e-4
+    rank.work()
+    assert 0 <= rank.check_log_probs(split) < 1e-5
+    assert (learner.autocast, rank.work().encoder_passes) == (torch.bfloat16, 0)
+    spoilt = replace(rl_samples[7], rollout_log_probs=tuple(x + 3e-4 for x in rl_samples[7].rollout_log_probs))
+    with pytest.raises(GateError, match=r"sample train/7: rollout and learner log-probs differ by 0.0003"):
+        rank.check_log_probs(plan([*rl_samples[:7], spoilt, *rl_samples[8:]], 1, 4))
+    assert learner.autocast == torch.bfloat16
+
+
 def test_a_token_that_the_engines_disagree_on_is_left_out_and_counted(
     start_rank: Start, rl_samples: list[Sample], make_config: Callable
 ) -> None:

@@ -1,0 +1,125 @@
+"""Engines and learner are compared before a cold start trains, and only then."""
+
+import io
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+from unittest.mock import MagicMock
+
+import pytest
+from rich.console import Console
+
+from ral_system.config.choices import SupervisedStage
+from ral_system.controller import supervised
+from ral_system.controller.residency import residency
+from ral_system.errors import LogProbError
+from ral_system.observability.progress import PhaseTimer, StageProgress
+from ral_system.runs.folder import RunFolder
+from ral_system.types import Held, Prompt, Sample, Sampling, TrainPlan
+from tests.composed import compose_config
+from tests.unit.controller.fakes import Fakes, samples_of
+from tests.unit.controller.test_residency import SharedFakes
+
+SETTINGS = ("sft.batch=2", "sft.evaluate_from=9", "perceive.batch=2", "perceive.max_steps=2", "seed=5")
+
+
+class Supervised(Fakes):
+    """Roles of a cold start; the learner says when it trains."""
+
+    def fit(self, plan: TrainPlan, index: int) -> Callable[[], Mapping[str, float]]:
+        self.calls.append("fit")
+        return lambda: {"supervised/loss": 1.0}
+
+    def save(self, folder: Path) -> None:
+        folder.mkdir(exist_ok=True)
+
+    save_model = load = save
+
+
+class OnOneDevice(SharedFakes, Supervised):
+    pass
+
+
+Run = Callable[..., str]
+
+
+@pytest.fixture
+def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
+    """Run a stage to its end in one folder; what it said."""
+    for score in ("_held_out_accuracy", "_held_out_caption_score"):
+        monkeypatch.setattr(supervised, score, lambda context, step: (0.5, {}))
+
+    def question(i: int) -> Prompt:
+        return Prompt(f"held_out/{i}", "", "?", "", (), (1, 2, 3))
+
+    def started(roles: Fakes, *overrides: str, stage: SupervisedStage = "sft", questions: int = 9) -> str:
+        said, timer = io.StringIO(), PhaseTimer()
+        context: Any = SimpleNamespace(
+            config=compose_config(*SETTINGS, "learner.world_size=2", *overrides),
+            folder=RunFolder(tmp_path),
+            origin=lambda: "model",
+            prompts=SimpleNamespace(
+                demonstration=lambda stage, split, index, **seed: Sample(f"d{index}", question(index), (2,)),
+                held_out=lambda count: [question(i) for i in range(min(count, questions))],
+            ),
+            roles=roles,
+            residency=residency(roles, timer),  # type: ignore[arg-type]
+            metrics=MagicMock(lines=0),
+            log=MagicMock(),
+            rollouts=MagicMock(lines=0),
+            timer=timer,
+            progress=StageProgress(stage, 2, console=Console(file=said, width=200)),
+        )
+        supervised.run_supervised(context, stage)
+        return said.getvalue()
+
+    return started
+
+
+def test_every_engine_and_every_rank_is_compared_before_the_first_step(run: Run) -> None:
+    roles = Supervised()
+    said = run(roles, "sft.max_steps=2", "rollout.workers=3", "rollout.max_new_tokens=20")
+    sampling = Sampling(completions=1, temperature=1.0, max_new_tokens=20, seed=5)
+    asked = ("generate", [f"held_out/{i}" for i in range(3)], sampling)
+    assert roles.calls == [("publish", 0), ("load", "weights 0"), asked, "check_log_probs", "fit", "fit"]
+    (plan,) = roles.plans
+    assert sorted(s.id for s in samples_of(plan)) == [f"held_out/{i}#0" for i in range(3)]
+    assert len(plan.updates[0].shards) == 2 and all(any(shard) for shard in plan.updates[0].shards)
+    assert "cold start: engines and learner agree: largest log-prob difference 2e-06 over 6 tokens\n" in said
+
+
+def test_few_questions_are_answered_several_times(run: Run) -> None:
+    roles = Supervised()
+    run(roles, "sft.max_steps=2", "rollout.workers=3", questions=2)
+    (asked,) = [call for call in roles.calls if call[0] == "generate"]
+    assert (len(asked[1]), asked[2].completions, asked[2].max_new_tokens) == (2, 2, 32)
+    assert len(samples_of(roles.plans[0])) == 4
+
+
+def test_nothing_is_trained_where_they_differ(run: Run) -> None:
+    roles = Supervised()
+    roles.largest_gap = 0.5
+    with pytest.raises(LogProbError, match=r"log-probs differ by 0\.5"):
+        run(roles, "sft.max_steps=2")
+    assert "fit" not in roles.calls
+
+
+def test_what_continues_from_a_checkpoint_was_compared_before(run: Run) -> None:
+    roles = Supervised()
+    run(roles, "sft.max_steps=2")
+    run(roles, "sft.max_steps=4")
+    assert (roles.calls.count("check_log_probs"), roles.calls.count("fit")) == (1, 4)
+
+
+def test_a_stage_without_engines_has_nothing_to_compare(run: Run) -> None:
+    roles = Supervised()
+    run(roles, stage="perceive")
+    assert roles.calls == ["fit", "fit"]
+
+
+def test_roles_on_shared_devices_take_turns(run: Run) -> None:
+    roles = OnOneDevice()
+    run(roles, "sft.max_steps=2")
+    assert roles.calls[-3:] == ["check_log_probs", "fit", "fit"]
+    assert roles.device.held == {"engines": Held.NOTHING, "learner": Held.ALL, "frozen": Held.ALL}
