@@ -49,8 +49,16 @@ class VisualRewardConfig(Group):
             yield from without_effect(self, path, reason, remedy, "form", "model")
 
     def warnings(self) -> Iterator[str]:
-        """Warn about the control that is known to be bad."""
-        if self.weight > 0 and self.form == "laser_pays_length":
+        """Warn about what a reward for attention does not do, and about the control that is known to be bad."""
+        if self.weight == 0:
+            return
+        if self.form != "laser_pays_length":
+            yield (
+                f"reward.visual.weight={self.weight:g}: the policy gradient of this reward changes which tokens are "
+                "sampled, and does not say where a row should look; in published long runs with attention rewards, "
+                "responses turned to padding or pruning; watch the alarms length_drift, length_corr and aux_runaway"
+            )
+        else:
             yield (
                 "reward.visual.form=laser_pays_length is a known-bad control: it grows with the length of a response, "
                 "whatever that looks at; use it to see the alarms length_corr, aux_only and amplification ring"

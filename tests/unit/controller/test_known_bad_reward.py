@@ -92,4 +92,6 @@ def test_it_goes_with_length_and_not_with_attention(make_config: Callable[..., T
 def test_a_run_says_what_it_chose(make_config: Callable[..., TrainConfig]) -> None:
     (warning,) = make_config("reward=laser_pays_length").reward.visual.warnings()
     assert warning.startswith("reward.visual.form=laser_pays_length is a known-bad control: it grows with the length")
-    assert not list(make_config("reward=avar").reward.visual.warnings())
+    (warning,) = make_config("reward=avar").reward.visual.warnings()
+    assert warning.startswith("reward.visual.weight=0.3: the policy gradient of this reward changes which tokens are")
+    assert not list(make_config().reward.visual.warnings())
