@@ -108,7 +108,7 @@ ALARMS = (
         "attention_entropy",
         "health/attention_entropy",
         "attention entropy relative to the first step's",
-        "attention is collapsing; lower algorithm.attention.weight, or set algorithm.attention.max_gradient_share",
+        "attention is collapsing; lower algorithm.attention.weight or target_gradient_share, or set max_gradient_share",
         below=True,
     ),
     Alarm(
