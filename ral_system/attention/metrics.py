@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -104,6 +105,15 @@ def row_statistics(policy_RT: Tensor, keys: KeyProvenance) -> dict[str, Tensor]:
         if (chosen := is_video & (keys.frame == t)).any():
             found[f"frame_{t}_mass"] = mass(chosen)
     return found
+
+
+def decay(visual_mass_R: np.ndarray) -> float | None:
+    """Visual mass of the second half of a response's rows over that of the first; the middle one of an odd number is in
+    neither. None with a single row, or if the first half sees nothing.
+    """
+    half = len(visual_mass_R) // 2
+    first = float(visual_mass_R[:half].mean(dtype=np.float64)) if half else 0.0
+    return float(visual_mass_R[-half:].mean(dtype=np.float64)) / first if first > 0 else None
 
 
 def _of_visual(looks_RN: Tensor, shows_N: Tensor) -> dict[str, Tensor]:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ral_system.attention.group import GroupAttention
-from ral_system.attention.metrics import row_statistics
+from ral_system.attention.metrics import decay, row_statistics
 from ral_system.attention.provenance import KeyKind, KeyProvenance
 from ral_system.attention.read import AttentionRead
 from ral_system.batches.collate import Collator
@@ -119,17 +119,14 @@ def figures_of(policy_RT: Tensor, keys: KeyProvenance) -> dict[str, float]:
     """Figures of one layer, from its R rows' policies over the T keys of their sequence.
 
     Means over rows of `MEANS`. `visual_entropy_share`: the mean of `visual_entropy` as a share of ln N, its largest
-    value. `decay`: visual mass of the second half of the rows over that of the first; the middle one of an odd number
-    is in neither. With a single visual token there is no share, with a single row or a first half that sees nothing no
-    decay.
+    value. `decay` as `attention.metrics.decay`. With a single visual token there is no share.
     """
     by_row = row_statistics(policy_RT, keys)
     figures = {name: float(by_row[name].mean()) for name in MEANS if name in by_row}
     if (visual := int(((keys.kind == KeyKind.IMAGE) | (keys.kind == KeyKind.VIDEO)).sum())) > 1:
         figures["visual_entropy_share"] = figures["visual_entropy"] / math.log(visual)
-    half = len(policy_RT) // 2
-    if half and (first := float(by_row["visual_mass"][:half].mean())) > 0:
-        figures["decay"] = float(by_row["visual_mass"][-half:].mean()) / first
+    if (falls := decay(by_row["visual_mass"].cpu().numpy())) is not None:
+        figures["decay"] = falls
     return figures
 
 

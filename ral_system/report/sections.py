@@ -93,6 +93,8 @@ def _attention(run: RunData) -> list[Chart]:
             [*_by_sign("evidence_mass"), ("attention/evidence_area", "uniform attention")], unit="percent", top=1.0),
         _rl(run, "pointing", "Pointing", "Share of rows whose most attended visual token shows the answer.",
             _by_sign("pointing"), unit="percent", top=1.0),
+        _rl(run, "decay", "Attention on pictures along the response",
+            "Visual mass in the second half of a response divided by that in the first.", _by_sign("decay")),
         _rl(run, "vas", "Visual attention score",
             "Visual mass divided by system mass, by sign of advantage.", _by_sign("vas")),
         _rl(run, "media-mass", "Mass by picture", "Share of attention on each picture or video frame.",

@@ -17,7 +17,7 @@ from ral_system.algorithms.attention_objectives.inputs import AttentionInputs, E
 from ral_system.algorithms.attention_objectives.ral import ral
 from ral_system.algorithms.attention_objectives.sharpening import sharpening
 from ral_system.attention.group import GroupAttention
-from ral_system.attention.metrics import STATISTICS
+from ral_system.attention.metrics import STATISTICS, decay
 from ral_system.batches.collate import TensorBatch
 from ral_system.batches.micro_batches import groups_of
 from ral_system.config.attention import AttentionConfig
@@ -97,15 +97,20 @@ def attention_term(
 
 
 def statistics_by_sign(samples: MicroBatch, behaviour: Scores) -> dict[str, tuple[Tensor, Tensor]]:
-    """Sums over the old policy's attention rows and numbers of rows: of all, of samples with A > 0, and with A < 0."""
-    totals = {f"attention/{name}{suffix}": [0.0, 0] for name in STATISTICS for suffix in _SIGNS}
+    """Sums over the old policy's attention rows and numbers of rows: of all, of samples with A > 0, and with A < 0.
+    Decay is one figure for each response.
+    """
+    totals = {f"attention/{name}{suffix}": [0.0, 0] for name in (*STATISTICS, "decay") for suffix in _SIGNS}
     for sample in samples:
         signs = [suffix for suffix, belongs in _SIGNS.items() if belongs(sample.advantage)]
-        for name, row in behaviour[sample.id].row_statistics.items():
-            total = float(row.sum(dtype=np.float64))
+        found = behaviour[sample.id].row_statistics
+        parts = {name: (float(row.sum(dtype=np.float64)), len(row)) for name, row in found.items()}
+        if "visual_mass" in found and (falls := decay(found["visual_mass"])) is not None:
+            parts["decay"] = falls, 1
+        for name, (total, count) in parts.items():
             for suffix in signs:
                 so_far = totals[f"attention/{name}{suffix}"]
-                so_far[0], so_far[1] = so_far[0] + total, so_far[1] + len(row)
+                so_far[0], so_far[1] = so_far[0] + total, so_far[1] + count
     return {name: (torch.tensor(total), torch.tensor(float(count))) for name, (total, count) in totals.items()}
 
 

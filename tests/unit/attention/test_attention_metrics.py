@@ -1,9 +1,10 @@
 import math
 
+import numpy as np
 import pytest
 import torch
 
-from ral_system.attention.metrics import STATISTICS, row_statistics, visual_maps
+from ral_system.attention.metrics import STATISTICS, decay, row_statistics, visual_maps
 from ral_system.attention.provenance import KeyProvenance, key_provenance
 from ral_system.types import Layout, View
 
@@ -116,3 +117,11 @@ def test_a_map_adds_up_tiles_and_a_thumbnail() -> None:
     keys = key_provenance(torch.ones(8).bool(), layouts, system_tokens=0, prompt_tokens=8)
     (found,) = visual_maps(torch.tensor([1.0, 2, 100, 3, 4, 100, 40, 80]), keys, layouts)
     assert found.tolist() == [[[10.5, 11, 11.5, 12], [20.5, 21, 21.5, 22]]]
+
+
+def test_decay_compares_the_halves_of_a_response() -> None:
+    """The middle row of an odd number counts in neither."""
+    assert decay(np.array([0.5, 0.3, 0.9, 0.1, 0.1], dtype=np.float32)) == pytest.approx(0.25)
+    assert decay(np.array([0.2, 0.4])) == 2
+    assert decay(np.array([0.0, 0.4])) is None
+    assert decay(np.array([0.4])) is None and decay(np.array([])) is None

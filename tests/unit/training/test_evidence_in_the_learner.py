@@ -5,10 +5,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 from ral_system.attention.group import GroupAttention
+from ral_system.attention.metrics import decay
 from ral_system.batches.collate import Collator
 from ral_system.errors import DataError
 from ral_system.media.store import MediaStore
@@ -47,6 +49,9 @@ def test_the_mass_on_evidence_is_reported_by_sign(
     unknown = metrics()
     assert "attention/visual_mass" in unknown
     assert not any("evidence" in name or "pointing" in name for name in unknown)
+    old = rank.rank.score(plan(rl_samples[:6]))
+    halves = [decay(scores.row_statistics["visual_mass"]) for scores in old.values()]
+    assert unknown["attention/decay"] == pytest.approx(np.mean([d for d in halves if d is not None]))
     half_known = rank.train(plan([*rl_samples[:3], *seen(rl_samples[3:6])]))[0]
     known = rank.train(plan(rl_samples[:3]))[0]
     assert half_known["attention/evidence_mass"] == pytest.approx(known["attention/evidence_mass"], rel=1e-4)
