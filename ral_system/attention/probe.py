@@ -175,20 +175,21 @@ class Capture:
         self.key, self.scale, self.window = key, scale, window
         if self._whole:
             self.query = query
-        if self._rows is not None:
+        if self._rows is not None and self._at is not None:
             if len(query) != 1 or query.shape[2] != sum(self._rows.lengths):
                 raise ValueError(
                     f"rows are of groups of {self._rows.lengths} tokens packed into one, but query is "
                     f"[B, H, T, D] = {tuple(query.shape)}"
                 )
-            query, self.row_query = _SelectRows.apply(query, self._at)
+            query, self.row_query = _SelectRows.apply(query, self._at.to(query.device))  # layers may lie on several
         return query
 
-    def groups(self) -> list[LayerAttention]:
-        """Return what was captured of each packed group."""
+    def groups(self, device: torch.device | None = None) -> list[LayerAttention]:
+        """Return what was captured of each packed group, on `device` if it is given, else on the layer's own."""
         assert self.key is not None and self.row_query is not None and self._rows, "the probed layer did not run"
-        queries = self.row_query.split([len(at) for at in self._rows.positions])
-        keys = self.key[0].transpose(0, 1).split(self._rows.lengths)
+        device = device or self.key.device
+        queries = self.row_query.to(device).split([len(at) for at in self._rows.positions])
+        keys = self.key[0].to(device).transpose(0, 1).split(self._rows.lengths)
         return [LayerAttention(query, key, self.scale, self.window) for query, key in zip(queries, keys, strict=True)]
 
 

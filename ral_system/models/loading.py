@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,14 +27,20 @@ from ral_system.families.family import Family
 from ral_system.families.known import family_of
 from ral_system.models.folders import check_model_folder, model_type
 from ral_system.models.patches import attend_to_segments_together, embed_patches_by_product
+from ral_system.models.spread import spread
 
 transformers_logging.disable_progress_bar()
 
 TORCH_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
-def load_model(folder: Path, *, dtype: Dtype, device: torch.device | str = "cpu") -> PreTrainedModel:
-    """A vision-language model whose attention can be probed, in evaluation mode. Raises SetupError."""
+def load_model(
+    folder: Path, *, dtype: Dtype, device: torch.device | str = "cpu", others: Sequence[torch.device] = ()
+) -> PreTrainedModel:
+    """A vision-language model whose attention can be probed, in evaluation mode. Raises SetupError.
+
+    `others` hold part of its decoder layers, each read from the files to its own device.
+    """
     check_model_folder(folder)
     try:
         model, found = AutoModelForImageTextToText.from_pretrained(
@@ -48,7 +54,8 @@ def load_model(folder: Path, *, dtype: Dtype, device: torch.device | str = "cpu"
         )
     embed_patches_by_product(model)
     attend_to_segments_together(model)
-    return model.to(device).eval()
+    spread(model, [device, *others])
+    return model.eval()
 
 
 def save_model(

@@ -173,7 +173,10 @@ class PolicyModel(nn.Module):
             top1=torch.zeros_like(mask_BR).masked_scatter(mask_BR, values.top1),
             tokens=values,
             visual_similarity=None if similarity_N is None else zeros_BR.masked_scatter(mask_BR, similarity_N),
-            attention={read: _attention(read, captures[read], at, batch, sequence) for read, at in rows.items()},
+            attention={
+                read: _attention(read, captures[read], at, batch, sequence, hidden_TE.device)
+                for read, at in rows.items()
+            },
             probed=[
                 (capture.query, rows[read].packed().unique())
                 for read, of_read in captures.items()
@@ -228,10 +231,11 @@ def _attention(
     rows: PackedRows,
     batch: TensorBatch,
     sequence: SequenceGroup | None,
+    device: torch.device,
 ) -> tuple[GroupAttention, ...]:
     groups, keys = batch.packing.groups, batch.keys.split(batch.packing.lengths)
     counts = [tuple(map(len, of_group)) for of_group in batch.rows[read.rows]]
-    by_group = zip(*(capture.groups() for capture in captures), strict=True)
+    by_group = zip(*(capture.groups(device) for capture in captures), strict=True)
     return tuple(
         GroupAttention(layers, group, at, of_group, select_keys(read.keys, of_keys), read.heads, read.backend, sequence)
         for layers, group, at, of_group, of_keys in zip(by_group, groups, rows.positions, counts, keys, strict=True)

@@ -21,7 +21,7 @@ from ral_system.types import Held, MicroBatch, Sample, Scores
 class FrozenScorer(ABC):
     """Scores samples as they come, up to `max_tokens` in a pass, and holds the scores until they are taken.
 
-    `read` is the attention that the model must be able to give.
+    `read` is the attention that the model must be able to give. `gpus` share the model, where there are any.
     """
 
     def __init__(
@@ -33,10 +33,15 @@ class FrozenScorer(ABC):
         dtype: Dtype,
         temperature: float,
         max_tokens: int,
+        gpus: int = 1,
     ) -> None:
-        self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        policy = build_policy(model_folder, self._device, read, dtype=dtype, temperature=temperature)
-        self._policy = policy.to(self._device).eval().requires_grad_(False)
+        devices = [torch.device("cpu")]
+        if torch.cuda.is_available():
+            devices = [torch.device("cuda", index) for index in range(gpus)]
+        self._device, *others = devices
+        policy = build_policy(model_folder, self._device, read, dtype=dtype, temperature=temperature, others=others)
+        policy.banned_token_ids = policy.banned_token_ids.to(self._device)
+        self._policy = policy.eval().requires_grad_(False)
         self._collate = Collator(policy.family, media)
         self._max_tokens = max_tokens
         self._scores: Scores = {}

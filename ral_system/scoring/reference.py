@@ -32,9 +32,12 @@ class ReferenceScorer(FrozenScorer):
         dtype: Dtype,
         temperature: float,
         max_tokens: int,
+        gpus: int = 1,
     ) -> None:
         read = AttentionRead.of(attention)
-        super().__init__(model_folder, media, read, dtype=dtype, temperature=temperature, max_tokens=max_tokens)
+        super().__init__(
+            model_folder, media, read, dtype=dtype, temperature=temperature, max_tokens=max_tokens, gpus=gpus
+        )
         self._attention, self._visual = attention, visual
         self._read, self._response = reference_reads(attention, visual)
 

@@ -39,10 +39,13 @@ class TeacherScorer(FrozenScorer):
         media: MediaStore,
         *,
         temperature: float,
+        gpus: int = 1,
     ) -> None:
         read = replace(AttentionRead.of(algorithm.attention), layers="last")
         dtype, max_tokens = teacher.dtype, teacher.max_tokens
-        super().__init__(model_folder, media, read, dtype=dtype, temperature=temperature, max_tokens=max_tokens)
+        super().__init__(
+            model_folder, media, read, dtype=dtype, temperature=temperature, max_tokens=max_tokens, gpus=gpus
+        )
         self._attention, top_k = algorithm.attention, algorithm.distillation.tokens.top_k
         self._tokens = TokenRead(top=top_k, whole=top_k is None) if role.tokens else None
         self._read = read if role.attention else None

@@ -1,0 +1,123 @@
+"""One frozen model over several GPUs of a process: its decoder layers lie on them in turn.
+
+A pass goes from GPU to GPU, and one of them works at a time. Nothing else of the model moves: embedding, vision
+encoder, rotary tables, last norm and head lie on the first GPU, where a pass begins and ends.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import accumulate
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_map_only
+from transformers import PreTrainedModel
+
+from ral_system.errors import SetupError
+
+
+@dataclass(frozen=True, slots=True)
+class Share:
+    """What one of the GPUs holds.
+
+    Example: the second of two with a model of 80 layers, `Share(layers=range(39, 80), bytes=71_000_000_000)`
+    """
+
+    layers: range
+    """Decoder layers, by depth."""
+    bytes: int
+    """Bytes of its weights; on the first GPU with those outside of layers."""
+
+
+def shares(model: PreTrainedModel, gpus: int) -> list[Share]:
+    """Return what each of so many GPUs holds of a model, so the fullest holds as little as possible.
+
+    Raises SetupError for more GPUs than layers.
+    """
+    layers = [_bytes(layer) for layer in model.get_decoder().layers]
+    if gpus > len(layers):
+        raise SetupError(
+            f"a model of {len(layers)} layers cannot lie on {gpus} GPUs; lower cluster.gpus_per_scorer or "
+            "cluster.gpus_per_teacher"
+        )
+    sums = list(accumulate(layers, initial=_bytes(model) - sum(layers)))
+    counts = split(sums, gpus)
+    ends = list(accumulate(counts))
+    return [
+        Share(range(end - count, end), sums[end] - (sums[end - count] if index else 0))
+        for index, (count, end) in enumerate(zip(counts, ends, strict=True))
+    ]
+
+
+def split(sums: Sequence[int], parts: int) -> tuple[int, ...]:
+    """Cut a row of layers into parts, and return the number of layers of each, so the largest part is smallest.
+
+    `sums`[i] is the size of the first i layers, with what the first part holds beside layers; that part may have none.
+    """
+    best: list[tuple[float, tuple[int, ...]]] = [(size, (count,)) for count, size in enumerate(sums)]
+    for _ in range(parts - 1):
+        best = [
+            min(
+                (
+                    (max(largest, sums[end] - sums[begin]), (*counts, end - begin))
+                    for begin, (largest, counts) in enumerate(best[:end])
+                ),
+                default=(math.inf, ()),
+            )
+            for end in range(len(sums))
+        ]
+    return best[-1][1]
+
+
+def spread(model: PreTrainedModel, devices: Sequence[torch.device | str]) -> None:
+    """Place a model on one device, or on several as `shares` says, and let its passes go from one to the next.
+
+    Layers are given tensors on their own device. Other inputs, such as `Packing`, stay as they are.
+    """
+    decoder, home = model.get_decoder(), torch.device(devices[0])
+    if len(devices) == 1:
+        model.to(home)
+        return
+    layers, decoder.layers = decoder.layers, nn.ModuleList()
+    model.to(home)
+    decoder.layers = layers
+    for device, share in zip(devices, shares(model, len(devices)), strict=True):
+        own = [layers[depth].to(device) for depth in share.layers]
+        bring = _Bring(torch.device(device), own)
+        for layer in own:
+            layer.register_forward_pre_hook(bring, with_kwargs=True)
+    layers[-1].register_forward_hook(lambda layer, positional, output: _to(output, home))
+
+
+class _Bring:
+    """Brings inputs to the device of a share's layers: hidden states, and once in a pass what every layer is given."""
+
+    def __init__(self, device: torch.device, layers: Sequence[nn.Module]) -> None:
+        self._device, self._layers = device, layers
+        self._brought: dict[int, tuple[Tensor, Tensor]] = {}
+
+    def __call__(
+        self, layer: nn.Module, positional: tuple[Any, ...], named: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """Return what the layer is called with, as a hook of its forward pass."""
+        own = tree_map_only(Tensor, self._once, named)
+        if layer is self._layers[-1]:
+            self._brought = {}
+        return _to(positional, self._device), own
+
+    def _once(self, tensor: Tensor) -> Tensor:
+        if id(tensor) not in self._brought:  # holding the tensor keeps its id from others
+            self._brought[id(tensor)] = tensor, tensor.to(self._device)
+        return self._brought[id(tensor)][1]
+
+
+def _to(values: Any, device: torch.device) -> Any:
+    return tree_map_only(Tensor, lambda tensor: tensor.to(device), values)
+
+
+def _bytes(module: nn.Module) -> int:
+    return sum(parameter.nbytes for parameter in module.parameters())
