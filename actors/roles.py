@@ -40,6 +40,7 @@ from ral_system.actors.reward import RewardActor
 from ral_system.actors.rollout import RolloutActor
 from ral_system.actors.scorer import ScorerActor
 from ral_system.config.choices import Device, Stage
+from ral_system.config.cluster import whole_gpus
 from ral_system.config.commands import TrainConfig
 from ral_system.config.rollout import RolloutConfig
 from ral_system.models.folders import local_model_folder
@@ -253,13 +254,15 @@ class RayRoles:
         shared = {"temperature": config.rollout.temperature, "media_cache_gib": cache_gib}
         for member in self._of("reference"):
             build, folder = member.handle.build_reference.remote, self._at(member, model_folder)
-            passes = {"dtype": config.learner.dtype, "max_tokens": config.learner.max_tokens}
-            built = build(algorithm.attention, config.reward.visual, folder, media, **passes, **shared)
+            own = {"dtype": config.learner.dtype, "max_tokens": config.learner.max_tokens}
+            own |= {"gpus": whole_gpus(config.cluster.gpus_per_scorer)}
+            built = build(algorithm.attention, config.reward.visual, folder, media, **own, **shared)
             calls.append(Call(member, built))
         for member in self._of("teacher"):
             folders = [self._at(member, folder) for folder in (self._teachers[member.rank], model_folder)]
             build, role = member.handle.build_teacher.remote, config.teachers[member.rank]
-            calls.append(Call(member, build(algorithm, config.teacher, role, *folders, media, **shared)))
+            gpus = whole_gpus(config.cluster.gpus_per_teacher)
+            calls.append(Call(member, build(algorithm, config.teacher, role, *folders, media, gpus=gpus, **shared)))
         return calls
 
     def _build_learners(self, stage: Stage, model_folder: Path, run_folder: Path) -> list[Call]:

@@ -37,14 +37,22 @@ class ScorerActor(ActorProcess):
         dtype: Dtype,
         temperature: float,
         max_tokens: int,
+        gpus: int,
         media_cache_gib: float,
     ) -> None:
-        """Load the reference."""
+        """Load the reference, over so many of the actor's GPUs if it has any."""
         from ral_system.scoring.reference import ReferenceScorer
 
         media = node_store(media_folder, media_cache_gib)
         self._scorer = ReferenceScorer(
-            attention, visual, model_folder, media, dtype=dtype, temperature=temperature, max_tokens=max_tokens
+            attention,
+            visual,
+            model_folder,
+            media,
+            dtype=dtype,
+            temperature=temperature,
+            max_tokens=max_tokens,
+            gpus=gpus,
         )
 
     @watched
@@ -58,14 +66,15 @@ class ScorerActor(ActorProcess):
         media_folder: Path,
         *,
         temperature: float,
+        gpus: int,
         media_cache_gib: float,
     ) -> None:
-        """Load a teacher."""
+        """Load a teacher, over so many of the actor's GPUs if it has any."""
         from ral_system.scoring.teacher import TeacherScorer
 
         media = node_store(media_folder, media_cache_gib)
         self._scorer = TeacherScorer(
-            algorithm, teacher, role, model_folder, student_folder, media, temperature=temperature
+            algorithm, teacher, role, model_folder, student_folder, media, temperature=temperature, gpus=gpus
         )
 
     @watched

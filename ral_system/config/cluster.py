@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from typing import Annotated, ClassVar, Literal
 
@@ -62,9 +63,11 @@ class RayClusterConfig(ProcessConfig):
     gpus_per_learner: NonNegativeFloat
     """GPUs of each learner rank; 0 runs it on CPU."""
     gpus_per_scorer: NonNegativeFloat
-    """GPUs of each process of the reference model; 0 runs it on CPU."""
+    """GPUs of each process of the reference model; 0 runs it on CPU. Two or more share its layers: raise it for a model
+    that does not fit one."""
     gpus_per_teacher: NonNegativeFloat
-    """GPUs of each teacher; 0 runs it on CPU."""
+    """GPUs of each teacher; 0 runs it on CPU. Two or more share its layers: raise it for a model that does not fit
+    one."""
     start_timeout_s: PositiveFloat
     """Time limit, in seconds, for each part of the start: waiting for nodes and resources, checking that every node
     finds the models, and starting the actors."""
@@ -86,19 +89,28 @@ class RayClusterConfig(ProcessConfig):
             if (gpus := getattr(self, f"gpus_per_{field}")) not in legal:
                 yield (
                     f"cluster.gpus_per_{field}={gpus:g} with cluster.placement=colocated: the process uses the GPU of "
-                    f"a learner rank; set it to {own:g}, as cluster.gpus_per_learner"
+                    f"a learner rank; set it to {own:g}, as cluster.gpus_per_learner, or set "
+                    "cluster.placement=disaggregated"
                 )
 
     def _unused_gpus(self) -> Iterator[str]:
-        remedies = {
-            "learner": "set it to 1 and raise learner.world_size",
-            "scorer": "set it to 1; for speed raise cluster.scorers; for a model that does not fit one GPU set "
-            "learner.lora, which needs no reference",
-            "teacher": "set it to 1, and choose a teacher that fits one GPU",
-        }
-        for role, remedy in remedies.items():
-            if (gpus := getattr(self, f"gpus_per_{role}")) > 1:
-                yield f"cluster.gpus_per_{role}={gpus:g}: such a process uses one GPU; {remedy}"
+        if self.gpus_per_learner > 1:
+            yield (
+                f"cluster.gpus_per_learner={self.gpus_per_learner:g}: such a process uses one GPU; set it to 1 and "
+                "raise learner.world_size"
+            )
+        for role in ("scorer", "teacher"):
+            gpus = getattr(self, f"gpus_per_{role}")
+            if gpus > 1 and gpus % 1:
+                yield (
+                    f"cluster.gpus_per_{role}={gpus:g}: a process has a part of one GPU, or whole ones; set it to "
+                    f"{math.floor(gpus)} or {math.ceil(gpus)}"
+                )
+
+
+def whole_gpus(gpus: float) -> int:
+    """Number of GPUs that a frozen model lies on, if its process has so many: a part of one is one."""
+    return max(1, int(gpus))
 
 
 ClusterConfig = Annotated[LocalClusterConfig | RayClusterConfig, Field(discriminator="kind")]

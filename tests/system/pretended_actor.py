@@ -20,6 +20,10 @@ class PretendedActor(ActorProcess):
     def place(self) -> Place:
         return Place(ray.get_runtime_context().get_node_id(), tuple(ray.get_gpu_ids()))
 
+    def build_teacher(self, *given: Any, gpus: int, **named: Any) -> int:
+        """Return over how many GPUs it shall lie."""
+        return gpus
+
     @ray.method(num_returns="streaming")
     def generate(self, pieces: Sequence[Any], sampling: Any) -> Iterator[list[tuple[Place, str, int]]]:
         """Report where each completion is made, its prompt, and its index in the group."""

@@ -87,17 +87,18 @@ def four(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Four]:
     cluster.shutdown()
 
 
-def start(config: TrainConfig, model: Path, run: Path) -> RayRoles:
-    """Place the processes of the rl stage, and start its engines, without models."""
+def start(config: TrainConfig, model: Path, run: Path, role: str = "rollout") -> RayRoles:
+    """Place the processes of the rl stage, and start those of one role, without models."""
     start_processes = RayRoles._start
 
-    def start_engines(started: RayRoles, bundles: Sequence[Bundle], run: Path) -> None:
-        start_processes(started, [bundle for bundle in bundles if bundle.role == "rollout"], run)
+    def start_some(started: RayRoles, bundles: Sequence[Bundle], run: Path) -> None:
+        start_processes(started, [bundle for bundle in bundles if bundle.role == role], run)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(roles._ACTORS, "rollout", PretendedActor)
-        patch.setattr(RayRoles, "_start", start_engines)
+        patch.setitem(roles._ACTORS, role, PretendedActor)
+        patch.setattr(RayRoles, "_start", start_some)
         patch.setattr(RayRoles, "_build", lambda *given: None)
+        patch.setattr(RayRoles, "_attention_kernel", "", raising=False)  # a learner says it when it is built
         return RayRoles(config, "rl", model, run)
 
 
@@ -168,6 +169,27 @@ def test_fifteen_engines_beside_sixteen_learners_share_the_prompts(
     shares = Counter(place for place, _, _ in made)
     assert shares.keys() == set(places)
     assert max(shares.values()) <= 4 / 3 * len(made) / len(shares)  # the bound of dealing the longest piece first
+
+
+def test_a_teacher_has_all_its_gpus_on_one_node(four: Four, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    four.complete()
+    monkeypatch.setattr("ral_system.actors.roles.stage_models", lambda nodes, models, *_: [{} for _ in nodes])
+    models = put_in_cache(tmp_path / "one"), put_in_cache(tmp_path / "other")
+    teachers = (f"teacher.path={models[0]}", f"teacher.attention_path={models[1]}", "cluster.gpus_per_teacher=3")
+    engines = ("rollout.workers=5", "cluster.gpus_per_rollout=1", "cluster.cpus_per_teacher=0.01")
+    config = of_four_nodes("algorithm=attention_distill", *teachers, *engines)
+    started = start(config, models[0], tmp_path / "run", role="teacher")
+    try:
+        places = ray.get([member.handle.place.remote() for member in started.members])
+        monkeypatch.setattr(RayRoles, "_at", lambda started, member, folder: folder)
+        built = ray.get([call.ref for call in started._build_frozen(models[0], tmp_path / "media")])
+    finally:
+        started.close()
+    assert [(place.node, len(set(place.gpus))) for place in places] == [
+        (started._nodes[f"teacher {rank}"], 3) for rank in range(2)
+    ]
+    assert len({(place.node, gpu) for place in places for gpu in place.gpus}) == 6
+    assert built == [3, 3]
 
 
 def test_a_node_with_another_disk_under_the_path_of_the_run_is_named(

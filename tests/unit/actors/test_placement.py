@@ -73,6 +73,17 @@ def test_attention_distillation_of_the_paper_fills_one_node_too() -> None:
     preflight(bundles, [{"CPU": 64.0, "GPU": 8.0}])
 
 
+def test_a_teacher_of_two_gpus_has_them_on_one_node() -> None:
+    large = ("teacher.path=Qwen/Qwen2.5-VL-72B-Instruct", "cluster.gpus_per_teacher=2", "rollout.workers=1")
+    bundles = planned(compose_config("experiment=attention_distill_qwen2_5_vl_32b_to_7b", *large), "rl")
+    assert [(b.role, b.gpus) for b in bundles if b.gpus > 1] == [("teacher", 2)]
+    assert devices(bundles) == 8
+    preflight(bundles, [{"CPU": 64.0, "GPU": 8.0}])
+    preflight(bundles, [{"CPU": 64.0, "GPU": 6.0}, {"CPU": 64.0, "GPU": 2.0}])
+    with pytest.raises(SetupError, match=r"teacher 0 needs 4 CPUs, 2 GPUs on one node, and no node has them"):
+        preflight(bundles, [{"CPU": 64.0, "GPU": 1.0}] * 8)
+
+
 def test_every_process_of_the_reference_is_planned_if_there_is_one() -> None:
     config = compose_config("cluster.scorers=2", "cluster.gpus_per_scorer=1")
     assert [b for b in planned(config, "rl") if b.role == "reference"] == [

@@ -26,13 +26,17 @@ PLACEMENT: dict[str, tuple[dict[str, Any], list[str]]] = {
         {"cluster.gpus_per_learner": 2},
         ["cluster.gpus_per_learner=2: such a process uses one GPU", "raise learner.world_size"],
     ),
-    "a reference over two GPUs": (
-        {"cluster.gpus_per_scorer": 2},
-        ["cluster.gpus_per_scorer=2: such a process uses one GPU", "raise cluster.scorers", "learner.lora"],
+    "a reference over a GPU and a half": (
+        {"cluster.gpus_per_scorer": 1.5},
+        ["cluster.gpus_per_scorer=1.5: a process has a part of one GPU, or whole ones; set it to 1 or 2"],
     ),
-    "a teacher over two GPUs": (
-        {"cluster.gpus_per_teacher": 2},
-        ["cluster.gpus_per_teacher=2: such a process uses one GPU", "choose a teacher that fits one GPU"],
+    "a teacher over two GPUs and a quarter": (
+        {"cluster.gpus_per_teacher": 2.25},
+        ["cluster.gpus_per_teacher=2.25: a process has a part of one GPU, or whole ones; set it to 2 or 3"],
+    ),
+    "a teacher over more GPUs than a learner rank shares": (
+        {"cluster.placement": "colocated", "cluster.gpus_per_teacher": 2},
+        ["cluster.gpus_per_teacher=2 with cluster.placement=colocated", "set it to 0, as cluster.gpus_per_learner"],
     ),
     "an engine on the CPU beside a learner on a GPU": (
         {"cluster.placement": "colocated", "cluster.gpus_per_learner": 1},
