@@ -10,10 +10,12 @@ from torch import nn
 from ral_system.attention.read import AttentionRead, response_at_all_layers
 from ral_system.batches.micro_batches import bundles, groups_of, micro_batches, price
 from ral_system.config.attention import AttentionConfig
+from ral_system.config.cluster import whole_gpus
 from ral_system.config.commands import TrainConfig
 from ral_system.config.learner import LearnerConfig
 from ral_system.config.rollout import RolloutConfig
 from ral_system.models.loading import TORCH_DTYPES
+from ral_system.models.spread import shares
 from ral_system.planning.devices import CONTEXT, Device
 from ral_system.planning.passes import OutlinedPolicy
 from ral_system.planning.workload import blinded_plan
@@ -60,10 +62,14 @@ class Role:
         max_tokens: int,
         reads: Sequence[AttentionRead],
     ) -> Role:
-        """A frozen model that scores bundles of groups."""
+        """A frozen model that scores bundles of groups.
+
+        Where it lies on several GPUs, bytes are those of the fullest one, if it held all that a pass does.
+        """
         passes = (p for b in bundles(groups_of(samples), max_tokens) for p in micro_batches(groups_of(b), max_tokens))
         largest = max(passes, key=_tokens)
-        weights = Weights.of(policy.model).bytes
+        over = whole_gpus(gpus) if policy.kind == "cuda" else 1
+        weights = max(share.bytes for share in shares(policy.model, over))
         away = sum(page_locked(p.nbytes) for p in policy.model.parameters())
         phases = {"score": policy.score(largest, reads).peak}
         device = {"weights": weights} | context(policy.kind, gpus)

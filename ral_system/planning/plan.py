@@ -153,12 +153,12 @@ def _frozen(
         reads = [read for read in reference_reads(config.algorithm.attention, config.reward.visual) if read]
         gpus, tokens = cluster.gpus_per_scorer, learner.max_tokens
         role = Role.frozen("reference", cluster.scorers, gpus, outline, samples, tokens, reads)
-        yield role, clock.frozen("reference", outline, samples, tokens, cluster.scorers)
+        yield role, clock.frozen("reference", outline, samples, tokens, cluster.scorers, gpus)
     for path in teachers:
         outline = OutlinedPolicy(path, teacher.dtype, kind, config, trained=False)
         gpus, tokens = cluster.gpus_per_teacher, teacher.max_tokens
         role = Role.frozen("teacher", 1, gpus, outline, samples, tokens, [outline.read])
-        yield role, clock.frozen("teacher", outline, samples, tokens, 1)
+        yield role, clock.frozen("teacher", outline, samples, tokens, 1, gpus)
 
 
 def _step_seconds(

@@ -12,8 +12,14 @@ REMEDIES = {
         "or raise learner.world_size or learner.sequence_parallel"
     ),
     "rollout": "raise rollout.tensor_parallel and cluster.gpus_per_rollout, or lower rollout.max_model_len",
-    "reference": "lower learner.max_tokens, give it a whole GPU, or set learner.lora, which needs no reference",
-    "teacher": "lower teacher.max_tokens, or choose a smaller teacher",
+    "reference": (
+        "lower learner.max_tokens, raise cluster.gpus_per_scorer (with cluster.placement=disaggregated), or set "
+        "learner.lora, which needs no reference"
+    ),
+    "teacher": (
+        "lower teacher.max_tokens, raise cluster.gpus_per_teacher (with cluster.placement=disaggregated), or choose a "
+        "smaller teacher"
+    ),
 }
 _RUNNING = REMEDIES | {"rollout": "lower rollout.gpu_memory_utilization or rollout.max_sequences"}
 

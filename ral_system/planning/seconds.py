@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 
 from ral_system.attention.packing import Packing
 from ral_system.batches.micro_batches import bundles, groups_of
+from ral_system.config.cluster import whole_gpus
 from ral_system.config.commands import TrainConfig
 from ral_system.models.flops import FlopCounter
 from ral_system.models.loading import TORCH_DTYPES
@@ -94,14 +95,28 @@ class Clock:
         return Phase("rollout", read + len(samples) * response * tokens, reading_s + decoding_s, bound)
 
     def frozen(
-        self, name: str, policy: OutlinedPolicy, samples: Sequence[Sample], max_tokens: int, processes: int
+        self,
+        name: str,
+        policy: OutlinedPolicy,
+        samples: Sequence[Sample],
+        max_tokens: int,
+        processes: int,
+        gpus: float = 1,
     ) -> Phase:
-        """A frozen model that scores all groups, in bundles that its processes share."""
+        """A frozen model that scores all groups, in bundles that its processes share.
+
+        The GPUs of a process work one after another: more of them compute no faster, and every hidden state travels to
+        each next one and back.
+        """
         counter = FlopCounter(policy.model, policy.family)
+        crossings = whole_gpus(gpus) if gpus > 1 else 0
+        width = policy.family.config.get_text_config().hidden_size
+        token_s = crossings * width * Weights.of(policy.model).bytes_each / self._device.link_bytes_per_s
         flops, loads = 0, [0.0] * processes
         for bundle in bundles(groups_of(samples), max_tokens):
             of_bundle = pass_flops(counter, policy.family, bundle)
-            loads[loads.index(min(loads))] += of_bundle / self._device.flops_per_s + preprocess_s(bundle)
+            seconds = of_bundle / self._device.flops_per_s + token_s * tokens_of(bundle) + preprocess_s(bundle)
+            loads[loads.index(min(loads))] += seconds
             flops += of_bundle
         return Phase(name, flops, max(loads), "arithmetic")
 
