@@ -11,12 +11,13 @@ _STATUS, _RESET = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
 
 def peak_gib() -> float:
-    """The most memory since `take_peak_gib`, in GiB: of the GPU where the process uses one itself, else of the process.
+    """The most memory since `take_peak_gib`, in GiB: of the fullest GPU where the process uses some itself, else of the
+    process.
 
     0 where the system does not tell.
     """
     if (cuda := _cuda()) is not None:
-        return float(cuda.max_memory_allocated()) / 2**30
+        return max(float(cuda.max_memory_allocated(gpu)) for gpu in range(cuda.device_count())) / 2**30
     found = [line for line in _STATUS.read_text().splitlines() if line.startswith("VmHWM:")]
     return int(found[0].split()[1]) / 2**20 if found else 0.0
 
@@ -25,7 +26,8 @@ def take_peak_gib() -> float:
     """`peak_gib`; then the peak becomes what is held now, where the system lets it."""
     peak = peak_gib()
     if (cuda := _cuda()) is not None:
-        cuda.reset_peak_memory_stats()
+        for gpu in range(cuda.device_count()):
+            cuda.reset_peak_memory_stats(gpu)
     else:
         with suppress(OSError):  # a container may forbid it
             _RESET.write_text("5")  # proc(5): resets the resident set's peak
