@@ -150,7 +150,9 @@ def bench(five_layers: Path, media: MediaStore) -> Bench:
     return Bench(five_layers, media)
 
 
-@pytest.mark.parametrize("record", [("record=dense",), ("record=top_k", "top_k=4")])
+@pytest.mark.parametrize(
+    "record", [pytest.param(("record=dense",), marks=pytest.mark.long), ("record=top_k", "top_k=4")]
+)
 def test_three_gpus_give_the_bits_of_one_and_the_numbers_of_a_cpu(
     bench: Bench, make_config: Callable[..., TrainConfig], record: tuple[str, ...]
 ) -> None:
