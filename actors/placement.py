@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -27,7 +26,7 @@ _REMEDY = "add nodes, or lower cluster.cpus_per_*, cluster.gpus_per_* or worker 
 
 @dataclass(frozen=True, slots=True)
 class Bundle:
-    """The resources of one actor, or of several that share a GPU, which lie on one node.
+    """The resources of one actor, or of several that share GPUs, which lie on one node.
 
     Example: `Bundle(role="learner", rank=1, cpus=0.5, gpus=1.0)`
     """
@@ -36,17 +35,23 @@ class Bundle:
     rank: int
     cpus: float
     gpus: float
-    with_learner: int | None = None
-    """Learner rank whose node and GPU it shares, with `cluster.placement=colocated`."""
+    """GPUs that it uses."""
+    learners: tuple[int, ...] = ()
+    """Learner ranks whose node and GPUs it shares, with `cluster.placement=colocated`."""
 
     @property
     def name(self) -> str:
         """Role and rank, for example `learner 1`."""
         return f"{self.role} {self.rank}"
 
+    @property
+    def own_gpus(self) -> float:
+        """GPUs that it asks Ray for: those of learners are theirs."""
+        return 0.0 if self.learners else self.gpus
+
     def resources(self) -> dict[str, float]:
         """Resources in Ray's terms; never empty, because Ray refuses that."""
-        wanted = {"CPU": self.cpus, "GPU": self.gpus}
+        wanted = {"CPU": self.cpus, "GPU": self.own_gpus}
         return {kind: amount for kind, amount in wanted.items() if amount > 0} or {"CPU": 0.001}
 
 
@@ -59,8 +64,8 @@ def plan(
     reference: bool,
     teachers: int,
 ) -> list[Bundle]:
-    """Return one bundle per actor of the stage, in the order in which the actors are started; `reserved_together` says
-    which share a GPU.
+    """Return one bundle per actor of the stage, in the order in which the actors are started, learners first;
+    `reserved_together` says which share GPUs.
 
     `reference` and `teachers` say which frozen models the rl stage has.
     """
@@ -87,38 +92,40 @@ def plan(
             Bundle("teacher", rank, cluster.cpus_per_teacher, cluster.gpus_per_teacher) for rank in range(teachers)
         ]
     if cluster.placement == "colocated":
-        bundles = _beside_learners(bundles, learner.world_size)
+        ranks = rollout.tensor_parallel if rollout.engine == "vllm" else 1
+        bundles = [_beside_learners(bundle, learner.world_size, ranks) for bundle in bundles]
     bundles.append(Bundle("reward", 0, cluster.cpus_per_reward, 0.0))
     return bundles
 
 
-def _beside_learners(bundles: Sequence[Bundle], ranks: int) -> list[Bundle]:
-    """Put engine i, reference i and teacher i on the GPU of learner rank i, each with an equal part of it."""
-    beside = [b if b.role == "learner" else replace(b, with_learner=b.rank % ranks) for b in bundles]
-    users = Counter(_learner(b) for b in beside if b.gpus)
-    # Rounded down: Ray counts in ten-thousandths.
-    return [replace(b, gpus=10_000 // users[_learner(b)] / 10_000) if b.gpus else b for b in beside]
-
-
-def _learner(bundle: Bundle) -> int | None:
-    return bundle.rank if bundle.role == "learner" else bundle.with_learner
+def _beside_learners(bundle: Bundle, world_size: int, engine_ranks: int) -> Bundle:
+    """Put an engine on the GPUs of `engine_ranks` learner ranks, reference i and teacher i on that of rank i."""
+    if bundle.role == "learner":
+        return bundle
+    count = engine_ranks if bundle.role == "rollout" else 1
+    first = bundle.rank * count % world_size
+    return replace(bundle, learners=tuple(range(first, first + count)))
 
 
 def reserved_together(bundles: Sequence[Bundle]) -> list[list[int]]:
-    """Group the indices of the bundles that share a GPU; any other is alone."""
+    """Group the indices of the bundles that share GPUs, those of one engine's learners together; others are alone."""
+    first: dict[int, int] = {}
+    for bundle in bundles:
+        first |= {rank: min(first.get(rank, rank), bundle.learners[0]) for rank in bundle.learners}
     found: dict[tuple[str, int], list[int]] = {}
     for index, bundle in enumerate(bundles):
-        rank = _learner(bundle)
-        found.setdefault((bundle.role, bundle.rank) if rank is None else ("learner", rank), []).append(index)
+        learner = bundle.rank if bundle.role == "learner" else min(bundle.learners, default=None)
+        place = (bundle.role, bundle.rank) if learner is None else ("learner", first.get(learner, learner))
+        found.setdefault(place, []).append(index)
     return list(found.values())
 
 
 def joined(bundles: Sequence[Bundle]) -> Bundle:
-    """Return the bundle that holds all of these, with whole GPUs if they are several."""
+    """Return the bundle that holds all of these, with the GPUs of its learners."""
     if len(bundles) == 1:
         return bundles[0]
-    gpus = math.ceil(sum(b.gpus for b in bundles))
-    return Bundle(" + ".join(b.role for b in bundles), bundles[0].rank, sum(b.cpus for b in bundles), gpus)
+    roles = " + ".join(b.role for b in bundles)
+    return Bundle(roles, bundles[0].rank, sum(b.cpus for b in bundles), sum(b.own_gpus for b in bundles))
 
 
 def devices(bundles: Sequence[Bundle]) -> float:

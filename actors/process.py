@@ -15,6 +15,8 @@ from functools import wraps
 from pathlib import Path
 from typing import Any, ClassVar, Concatenate, ParamSpec, TypeVar
 
+import ray
+
 from ral_system.errors import RalError
 from ral_system.observability.quiet import silence_third_party
 from ral_system.observability.timeline import SpanLog
@@ -48,6 +50,10 @@ class ActorProcess:
     def pid(self) -> int:
         """Operating system process id, on the actor's node."""
         return os.getpid()
+
+    def gpus(self) -> list[str]:
+        """GPUs that Ray gave this process, by their ids in CUDA_VISIBLE_DEVICES."""
+        return ray.get_runtime_context().get_accelerator_ids()["GPU"]
 
     @contextmanager
     def watched(self, name: str) -> Iterator[None]:

@@ -82,6 +82,7 @@ class RayRoles:
         self._config, self._cluster = config, config.cluster
         self._colocated = config.cluster.placement == "colocated"
         self._members: list[Member] = []
+        self._gpus: list[list[str]] = []
         self._folders: dict[str, Mapping[Path, Path]] = {}
         self._teachers = (
             [local_model_folder(role.field, role.path) for role in config.teachers] if stage == "rl" else []
@@ -180,7 +181,7 @@ class RayRoles:
                 _remote(_ACTORS[bundle.role])
                 .options(
                     num_cpus=bundle.cpus,
-                    num_gpus=bundle.gpus,
+                    num_gpus=bundle.own_gpus,
                     runtime_env={"env_vars": self._environment(bundle)},
                     scheduling_strategy=PlacementGroupSchedulingStrategy(self._group, self._reserved[bundle.name]),
                 )
@@ -201,9 +202,19 @@ class RayRoles:
             }
             if bundle.role == "learner":  # activations in huge pages: 6 % less CPU time for an update of the tiny model
                 environment["GLIBC_TUNABLES"] = "glibc.malloc.hugetlb=1"
+        elif bundle.learners:  # Ray gave it no GPU of its own, and must not hide the shared ones
+            gpus = [gpu for rank in bundle.learners for gpu in self._learner_gpus()[rank]]
+            environment |= {"CUDA_VISIBLE_DEVICES": ",".join(gpus), "RAY_EXPERIMENTAL_NOSET_CUDA_VISIBLE_DEVICES": "1"}
         if bundle.role == "rollout" and self._config.rollout.engine == "vllm":
             environment |= vllm_environment(self._config.rollout, cluster.threads_per_process, device)
         return environment
+
+    def _learner_gpus(self) -> list[list[str]]:
+        """Wait for the learners' processes, once, and return the GPUs of each rank."""
+        if not self._gpus:
+            calls = [Call(member, member.handle.gpus.remote()) for member in self._of("learner")]
+            self._gpus = wait_all(calls, self._cluster.start_timeout_s, "starting")
+        return self._gpus
 
     def _build(self, stage: Stage, model_folder: Path, run_folder: Path, on_phase: OnPhase) -> None:
         """Load all models at once, or the engines first if they share GPUs; any role's first failure ends the start."""

@@ -43,9 +43,10 @@ class RayClusterConfig(ProcessConfig):
     address: str | None
     """Address of a Ray cluster. null joins the cluster of a submitted job, or else starts one on this machine."""
     placement: Literal["disaggregated", "colocated"]
-    """disaggregated: each process has resources of its own. colocated: rollout engine i, the reference and the teachers
-    share the GPU of learner rank i. Engines sleep while learners train, and learners move to host memory while engines
-    generate; `gpus_per_*` then count GPUs that a process shares with others."""
+    """disaggregated: each process has resources of its own. colocated: every rollout engine shares the GPUs of
+    `rollout.tensor_parallel` learner ranks, the reference and the teachers that of one. Engines sleep while learners
+    train, and learners move to host memory while engines generate; `gpus_per_*` then count GPUs that a process shares
+    with others."""
     scorers: Positive
     """Number of processes of the reference model, among which the groups of a batch are divided."""
     cpus_per_rollout: NonNegativeFloat
@@ -85,8 +86,8 @@ class RayClusterConfig(ProcessConfig):
                 "has one GPU, which others share; set it to 1, or to 0 without GPUs"
             )
         own = self.gpus_per_learner
-        for field, legal in (("rollout", {own}), ("scorer", {0, own}), ("teacher", {0, own})):
-            if (gpus := getattr(self, f"gpus_per_{field}")) not in legal:
+        for field in ("scorer", "teacher"):
+            if (gpus := getattr(self, f"gpus_per_{field}")) not in (0, own):
                 yield (
                     f"cluster.gpus_per_{field}={gpus:g} with cluster.placement=colocated: the process uses the GPU of "
                     f"a learner rank; set it to {own:g}, as cluster.gpus_per_learner, or set "

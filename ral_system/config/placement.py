@@ -60,7 +60,7 @@ def weights_travel(cluster: LocalClusterConfig, rollout: HfRolloutConfig) -> Ite
 def engines_sit_beside_learners(
     cluster: RayClusterConfig, algorithm: AlgorithmConfig, learner: LearnerConfig, rollout: RolloutConfig
 ) -> Iterator[str]:
-    """Check that every learner rank has one engine to take turns with."""
+    """Check that every learner rank has one engine, or one rank of an engine, to take turns with."""
     if cluster.placement != "colocated":
         return
     apart = "cluster.placement=disaggregated"
@@ -74,17 +74,7 @@ def engines_sit_beside_learners(
             f"algorithm.max_staleness={algorithm.max_staleness} generates while learners train, and with "
             f"cluster.placement=colocated engines sleep meanwhile; set max_staleness=0, or {apart}"
         )
-    if rollout.engine == "vllm" and rollout.tensor_parallel > 1:
-        yield (
-            f"rollout.tensor_parallel={rollout.tensor_parallel} with cluster.placement=colocated: an engine shares the "
-            f"GPU of one learner rank; set tensor_parallel=1, or {apart}"
-        )
-    if rollout.workers != learner.world_size:
-        yield (
-            f"rollout.workers={rollout.workers} with cluster.placement=colocated and "
-            f"learner.world_size={learner.world_size}: each engine shares the GPU of one learner rank; set both to the "
-            f"same number, or {apart}"
-        )
+    yield from _an_engine_for_all_ranks(cluster, learner, rollout)
     if cluster.scorers > learner.world_size:
         yield (
             f"cluster.scorers={cluster.scorers} with cluster.placement=colocated: there are GPUs for "
@@ -94,4 +84,27 @@ def engines_sit_beside_learners(
         yield (
             "learner.offload=optimizer_and_parameters keeps in host memory what cluster.placement=colocated would move "
             f"there; set offload to optimizer or none, or {apart}"
+        )
+
+
+def _an_engine_for_all_ranks(
+    cluster: RayClusterConfig, learner: LearnerConfig, rollout: RolloutConfig
+) -> Iterator[str]:
+    """Check that engines use all GPUs of the learner, and no others."""
+    ranks = rollout.tensor_parallel if rollout.engine == "vllm" else 1
+    shared = "GPU of one learner rank" if ranks == 1 else f"GPUs of rollout.tensor_parallel={ranks} learner ranks"
+    if rollout.workers * ranks != learner.world_size:
+        remedy = "workers and world_size to the same number"
+        if ranks > 1:
+            remedy = f"world_size={rollout.workers * ranks}, or tensor_parallel=1 and workers={learner.world_size}"
+        yield (
+            f"rollout.workers={rollout.workers} with cluster.placement=colocated and "
+            f"learner.world_size={learner.world_size}: each engine shares the {shared}; set {remedy}, or "
+            "cluster.placement=disaggregated"
+        )
+    if cluster.gpus_per_rollout != (used := ranks * cluster.gpus_per_learner):
+        yield (
+            f"cluster.gpus_per_rollout={cluster.gpus_per_rollout:g} with cluster.placement=colocated and "
+            f"cluster.gpus_per_learner={cluster.gpus_per_learner:g}: each engine shares the {shared}; set it to "
+            f"{used:g}"
         )

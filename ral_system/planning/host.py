@@ -18,8 +18,8 @@ HostBytes = Counter[tuple[str, str]]
 
 
 def fullest_node(roles: Sequence[Role], node_gpus: int, *, shared: bool) -> HostBytes:
-    """Return what processes hold on the node where they hold most. `shared`: process i of every role has the GPU of
-    learner rank i.
+    """Return what processes hold on the node where they hold most. `shared`: processes of every role have the GPUs of
+    learner ranks, in their order.
     """
     nodes = [_held(roles, processes, shared) for processes in _placed(roles, node_gpus, shared)]
     return max(nodes, key=HostBytes.total)
@@ -33,7 +33,8 @@ def _placed(roles: Sequence[Role], node_gpus: int, shared: bool) -> list[Counter
         taken = 0.0 if shared and role is not roles[0] else role.gpus
         for index in range(role.processes):
             fitting = (at for at, gpus in enumerate(free) if gpus >= taken - 1e-6)
-            at = index // node_gpus if shared else next(fitting, len(nodes))
+            beside = min(index * max(1, int(role.gpus)) // node_gpus, len(nodes))
+            at = beside if shared else next(fitting, len(nodes))
             if at == len(nodes):
                 nodes.append(Counter())
                 free.append(float(node_gpus))

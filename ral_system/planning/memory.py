@@ -174,8 +174,9 @@ def room(device: Device, role: Role) -> int:
 def on_shared_device(roles: Sequence[Role], supervised: Sequence[Role]) -> dict[str, int]:
     """Bytes of each phase on the busiest GPU that engines and learners share: that of learner rank 0.
 
-    The first role is the learner, the second the engine, the others frozen models; one is awake at a time but while
-    weights are published. `supervised`: the learner of other stages, which have no frozen models.
+    The first role is the learner, the second the engine, with one of its ranks there, the others frozen models; one is
+    awake at a time but while weights are published. `supervised`: the learner of other stages, which have no frozen
+    models.
     """
     learner, engine, *frozen = roles
     beside = [role for role in frozen if role.gpus]

@@ -1,5 +1,6 @@
 """Any actor of a run, which says where it is. In a module of its own, so its process imports little."""
 
+import os
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -18,7 +19,8 @@ class Place(NamedTuple):
 
 class PretendedActor(ActorProcess):
     def place(self) -> Place:
-        return Place(ray.get_runtime_context().get_node_id(), tuple(ray.get_gpu_ids()))
+        seen = os.environ["CUDA_VISIBLE_DEVICES"].split(",")
+        return Place(ray.get_runtime_context().get_node_id(), tuple(map(int, seen)))
 
     def build_teacher(self, *given: Any, gpus: int, **named: Any) -> int:
         """Return over how many GPUs it shall lie."""

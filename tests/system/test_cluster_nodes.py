@@ -8,14 +8,14 @@ from pathlib import Path
 import pytest
 import ray
 from ray.cluster_utils import Cluster
-from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from ral_system.actors.cluster import nodes_may_join
 from ral_system.actors.nodes import nodes_of, stage_models
-from ral_system.actors.placement import Bundle, joined, plan, release, reserve, reserved_together
+from ral_system.actors.placement import Bundle, release, reserve
 from ral_system.errors import SetupError
 from ral_system.models.staging import ModelCopy
 from tests.composed import compose_config
+from tests.system.pretended_run import start
 from tests.unit.models.hub_cache import put_in_cache
 
 pytestmark = [pytest.mark.system, pytest.mark.long]
@@ -48,35 +48,32 @@ def test_a_start_waits_for_the_node_that_joins_late(cluster: Cluster) -> None:
     assert said[0].startswith(f"waiting up to 120 s for the cluster: {missing}; joined: ")
 
 
-def test_processes_beside_a_learner_see_its_gpu(cluster: Cluster) -> None:
-    """Ray hands out fractions of GPUs; the two here are those that joined in the test before."""
-    overrides = (
-        "cluster.placement=colocated",
-        "rollout.workers=2",
-        "learner.world_size=2",
-        "cluster.cpus_per_scorer=0",
+@pytest.mark.parametrize("tensor_parallel", [1, 2])
+def test_processes_beside_learners_see_their_gpus(cluster: Cluster, tmp_path: Path, tensor_parallel: int) -> None:
+    """On the node of the test before, and on one whose Ray hides all GPUs from processes that ask for none."""
+    if sum(node["Resources"].get("GPU", 0) for node in ray.nodes()) < 4:
+        cluster.add_node(num_cpus=1, num_gpus=2, env_vars={"RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "1"})
+    roles = {"learner": 1, "scorer": 1, "rollout": tensor_parallel, "reward": 0}
+    resources = [f"cluster.cpus_per_{role}=0.01" for role in roles]
+    resources += [f"cluster.gpus_per_{role}={gpus}" for role, gpus in roles.items() if gpus]
+    config = compose_config(
+        *("cluster.placement=colocated", "learner.world_size=4", "cluster.scorers=3"),
+        *(f"rollout.workers={4 // tensor_parallel}", f"rollout.tensor_parallel={tensor_parallel}"),
+        *resources,
     )
-    gpus = [f"cluster.{field}=1" for field in ("gpus_per_learner", "gpus_per_rollout", "gpus_per_scorer")]
-    config = compose_config(*overrides, *gpus, "cluster.cpus_per_learner=0.1", "cluster.cpus_per_rollout=0.1")
-    bundles = plan(config.cluster, config.rollout, config.learner, "rl", reference=True, teachers=0)
-    together = reserved_together(bundles)
-    group = reserve(
-        [joined([bundles[i] for i in indices]) for indices in together], 60.0, nodes_may_join=True, tell=print
-    )
-    seen = {
-        bundles[index].name: ray.remote(ray.get_gpu_ids).options(
-            num_cpus=bundles[index].cpus,
-            num_gpus=bundles[index].gpus,
-            scheduling_strategy=PlacementGroupSchedulingStrategy(group, at),
-        )
-        for at, indices in enumerate(together)
-        for index in indices
-    }
-    found = {name: ray.get(task.remote()) for name, task in seen.items()}
-    release(group)
-    assert found["learner 0"] == found["rollout 0"] == found["reference 0"] != found["learner 1"]
-    assert found["learner 1"] == found["rollout 1"] and found["reward 0"] == []
-    assert sorted([*found["learner 0"], *found["learner 1"]]) == [0, 1]
+    started = start(config, put_in_cache(tmp_path), tmp_path / "run", "learner", "rollout", "reference")
+    try:
+        seen = {member.name: ray.get(member.handle.place.remote()) for member in started.members}
+    finally:
+        started.close()
+    learners = [seen[f"learner {rank}"] for rank in range(4)]
+    assert len(set(learners)) == 4 and all(len(place.gpus) == 1 for place in learners)
+    assert len({place.node for place in learners}) == 2
+    assert [seen[f"reference {i}"] for i in range(3)] == learners[:3]
+    for i in range(4 // tensor_parallel):
+        beside, engine = learners[i * tensor_parallel :][:tensor_parallel], seen[f"rollout {i}"]
+        assert {place.node for place in beside} == {engine.node}
+        assert engine.gpus == tuple(gpu for place in beside for gpu in place.gpus)  # its rank k is beside the k-th
 
 
 def test_a_node_that_never_joins_is_missed_at_the_bound(cluster: Cluster) -> None:

@@ -6,7 +6,7 @@ folder's path.
 
 import shutil
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from itertools import groupby
 from pathlib import Path
@@ -15,16 +15,16 @@ import pytest
 import ray
 from ray.cluster_utils import Cluster
 
-from ral_system.actors import placement, roles
+from ral_system.actors import placement
 from ral_system.actors.nodes import nodes_of
-from ral_system.actors.placement import Bundle, plan, release, reserve
+from ral_system.actors.placement import plan, release, reserve
 from ral_system.actors.roles import RayRoles
 from ral_system.config.commands import TrainConfig
 from ral_system.errors import SetupError
 from ral_system.models.staging import ModelCopy
 from ral_system.types import Prompt, Sampling
 from tests.composed import compose_config
-from tests.system.pretended_actor import PretendedActor
+from tests.system.pretended_run import start
 from tests.unit.models.hub_cache import put_in_cache
 
 pytestmark = [pytest.mark.system, pytest.mark.long]  # Ray gives a node 30 s to start, too few beside other tests
@@ -87,21 +87,6 @@ def four(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Four]:
     cluster.shutdown()
 
 
-def start(config: TrainConfig, model: Path, run: Path, role: str = "rollout") -> RayRoles:
-    """Place the processes of the rl stage, and start those of one role, without models."""
-    start_processes = RayRoles._start
-
-    def start_some(started: RayRoles, bundles: Sequence[Bundle], run: Path) -> None:
-        start_processes(started, [bundle for bundle in bundles if bundle.role == role], run)
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(roles._ACTORS, role, PretendedActor)
-        patch.setattr(RayRoles, "_start", start_some)
-        patch.setattr(RayRoles, "_build", lambda *given: None)
-        patch.setattr(RayRoles, "_attention_kernel", "", raising=False)  # a learner says it when it is built
-        return RayRoles(config, "rl", model, run)
-
-
 def of_four_nodes(*overrides: str) -> TrainConfig:
     """A configuration that fills the four nodes."""
     gpus = ("cluster.gpus_per_learner=1", "cluster.gpus_per_scorer=1", "learner.world_size=16")
@@ -147,7 +132,8 @@ def test_fifteen_engines_beside_sixteen_learners_share_the_prompts(
     monkeypatch.setattr(ModelCopy, "of", lambda folder: copy)
     shutil.move(tmp_path / "driver", tmp_path / "elsewhere")  # the nodes share this disk
     own = {node: put_in_cache(four.home(at) / ".cache" / "huggingface") for at, node in enumerate(four.nodes)}
-    started = start(of_four_nodes("rollout.workers=15", "cluster.gpus_per_rollout=1"), chosen, tmp_path / "run")
+    config = of_four_nodes("rollout.workers=15", "cluster.gpus_per_rollout=1")
+    started = start(config, chosen, tmp_path / "run", "rollout")
     try:
         places = ray.get([member.handle.place.remote() for member in started.members])
         prompts = [Prompt(f"p{i}", "kind", "", "", (), (1,) * (10 + i % 3)) for i in range(32)]
@@ -178,7 +164,7 @@ def test_a_teacher_has_all_its_gpus_on_one_node(four: Four, tmp_path: Path, monk
     teachers = (f"teacher.path={models[0]}", f"teacher.attention_path={models[1]}", "cluster.gpus_per_teacher=3")
     engines = ("rollout.workers=5", "cluster.gpus_per_rollout=1", "cluster.cpus_per_teacher=0.01")
     config = of_four_nodes("algorithm=attention_distill", *teachers, *engines)
-    started = start(config, models[0], tmp_path / "run", role="teacher")
+    started = start(config, models[0], tmp_path / "run", "teacher")
     try:
         places = ray.get([member.handle.place.remote() for member in started.members])
         monkeypatch.setattr(RayRoles, "_at", lambda started, member, folder: folder)
@@ -199,5 +185,5 @@ def test_a_node_with_another_disk_under_the_path_of_the_run_is_named(
     monkeypatch.chdir(four.folder / "shared")
     config = of_four_nodes("rollout.workers=15", "cluster.gpus_per_rollout=1")
     with pytest.raises(SetupError, match=rf"^node {address(NODES - 1)} does not see the run folder {HERE}/run of "):
-        start(config, put_in_cache(tmp_path), HERE / "run")
+        start(config, put_in_cache(tmp_path), HERE / "run", "rollout")
     assert (four.folder / "shared" / "run").is_dir() and not (four.folder / "elsewhere" / "run").exists()

@@ -38,14 +38,15 @@ def test_an_evaluation_asks_vllm_and_reads_attention_beside_it(commands, uninter
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("ranks", [1, 2])
+@pytest.mark.parametrize(("ranks", "tensor_parallel"), [(1, 1), (2, 1), (2, 2)])
 def test_engines_and_learners_that_take_turns_train_as_those_apart(
-    commands, left, end_of, uninterrupted, tmp_path: Path, ranks: int
+    commands, left, end_of, uninterrupted, tmp_path: Path, ranks: int, tensor_parallel: int
 ) -> None:
     """With a reference, which also takes turns. `test_lora_run` has the case that is always run."""
     settings = (
         *("experiment=smoke", "algorithm.steps=3", f"start_model={uninterrupted.folder / 'models' / 'sft'}"),
-        *(f"learner.world_size={ranks}", f"rollout.workers={ranks}", "cluster.cpus_per_rollout=0.25"),
+        *(f"learner.world_size={ranks}", f"rollout.workers={ranks // tensor_parallel}"),
+        *(f"rollout.tensor_parallel={tensor_parallel}", "cluster.cpus_per_rollout=0.25"),
         *("learner.zero_stage=3", "evaluation.questions=4"),
     )
     trained_alike(commands, left, end_of, tmp_path, "ral-rl", *settings)

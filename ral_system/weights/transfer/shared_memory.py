@@ -132,6 +132,7 @@ def _open(handle: str) -> Tensor:
         if not of_weights:
             raise WeightSyncError(f"{found} was announced as the memory of weights, and is something else")
         return torch.from_file(found, shared=True, size=path.stat().st_size, dtype=torch.uint8)
-    arguments = [bytes.fromhex(part) if isinstance(part, str) else part for part in found]
-    storage = torch.UntypedStorage._new_shared_cuda(*arguments)
+    _, *arguments = [bytes.fromhex(part) if isinstance(part, str) else part for part in found]
+    # The same GPU has another index here than in the learner, if this process sees several.
+    storage = torch.UntypedStorage._new_shared_cuda(torch.cuda.current_device(), *arguments)
     return torch.empty(0, dtype=torch.uint8, device="cuda").set_(storage)

@@ -125,11 +125,11 @@ def colocated(*overrides: str) -> list[Bundle]:
 def test_engine_and_learner_of_one_rank_share_a_gpu() -> None:
     bundles = colocated()
     assert bundles == [
-        Bundle("learner", 0, 0.5, 0.3333),
-        Bundle("learner", 1, 0.5, 0.5),
-        Bundle("rollout", 0, 0.5, 0.3333, with_learner=0),
-        Bundle("rollout", 1, 0.5, 0.5, with_learner=1),
-        Bundle("reference", 0, 0.125, 0.3333, with_learner=0),
+        Bundle("learner", 0, 0.5, 1),
+        Bundle("learner", 1, 0.5, 1),
+        Bundle("rollout", 0, 0.5, 1, learners=(0,)),
+        Bundle("rollout", 1, 0.5, 1, learners=(1,)),
+        Bundle("reference", 0, 0.125, 1, learners=(0,)),
         Bundle("reward", 0, 0.125, 0),
     ]
     together = reserved_together(bundles)
@@ -145,25 +145,50 @@ def test_engine_and_learner_of_one_rank_share_a_gpu() -> None:
         preflight(reserved, [{"CPU": 4.0, "GPU": 1.0}])
 
 
+def test_an_engine_of_two_ranks_shares_the_gpus_of_two_learners() -> None:
+    """A GPU in Ray's books belongs to its learner; all that share it lie on one node."""
+    two = ("rollout.tensor_parallel=2", "cluster.gpus_per_rollout=2", "learner.world_size=4", "cluster.scorers=3")
+    bundles = colocated(*two)
+    assert {b.name: (b.gpus, b.own_gpus, b.learners) for b in bundles if b.role in ("rollout", "reference")} == {
+        "rollout 0": (2, 0, (0, 1)),
+        "rollout 1": (2, 0, (2, 3)),
+        "reference 0": (1, 0, (0,)),
+        "reference 1": (1, 0, (1,)),
+        "reference 2": (1, 0, (2,)),
+    }
+    names = [[bundles[i].name for i in indices] for indices in reserved_together(bundles)]
+    assert names == [
+        ["learner 0", "learner 1", "rollout 0", "reference 0", "reference 1"],
+        ["learner 2", "learner 3", "rollout 1", "reference 2"],
+        ["reward 0"],
+    ]
+    reserved = [joined([bundles[i] for i in indices]) for indices in reserved_together(bundles)]
+    assert [b.resources() for b in reserved] == [{"CPU": 1.75, "GPU": 2}, {"CPU": 1.625, "GPU": 2}, {"CPU": 0.125}]
+    assert devices(bundles) == 4
+    preflight(reserved, [{"CPU": 4.0, "GPU": 2.0}] * 2)
+    with pytest.raises(SetupError, match=r"needs 1.75 CPUs, 2 GPUs on one node, and no node has them"):
+        preflight(reserved, [{"CPU": 4.0, "GPU": 1.0}] * 4)
+
+
 def test_more_teachers_than_learners_share_their_gpus() -> None:
     teachers = ("algorithm=attention_distill", "teacher.path=/a", "teacher.attention_path=/b")
     bundles = colocated(*teachers, "cluster.gpus_per_teacher=1", "cluster.scorers=2")
-    beside = {b.name: b.with_learner for b in bundles if b.with_learner is not None}
+    beside = {b.name: b.learners for b in bundles if b.learners}
     assert beside == {
-        "rollout 0": 0,
-        "rollout 1": 1,
-        "reference 0": 0,
-        "reference 1": 1,
-        "teacher 0": 0,
-        "teacher 1": 1,
+        "rollout 0": (0,),
+        "rollout 1": (1,),
+        "reference 0": (0,),
+        "reference 1": (1,),
+        "teacher 0": (0,),
+        "teacher 1": (1,),
     }
-    assert {b.gpus for b in bundles if b.role != "reward"} == {0.25}
+    assert {b.own_gpus for b in bundles if b.role in ("rollout", "reference", "teacher")} == {0}
 
 
 def test_without_gpus_or_engines_nothing_is_shared() -> None:
     config = compose_config("cluster.placement=colocated", "rollout.workers=2", "learner.world_size=2")
     assert {b.gpus for b in planned(config, "rl")} == {0}
-    assert all(b.with_learner is None for b in planned(config, "perceive"))
+    assert not any(b.learners for b in planned(config, "perceive"))
     assert len(reserved_together(planned(compose_config(), "rl"))) == len(planned(compose_config(), "rl"))
 
 

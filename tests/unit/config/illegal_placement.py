@@ -40,7 +40,10 @@ PLACEMENT: dict[str, tuple[dict[str, Any], list[str]]] = {
     ),
     "an engine on the CPU beside a learner on a GPU": (
         {"cluster.placement": "colocated", "cluster.gpus_per_learner": 1},
-        ["cluster.gpus_per_rollout=0 with cluster.placement=colocated", "set it to 1, as cluster.gpus_per_learner"],
+        [
+            "cluster.gpus_per_rollout=0 with cluster.placement=colocated and cluster.gpus_per_learner=1: each engine "
+            "shares the GPU of one learner rank; set it to 1"
+        ],
     ),
     "a reference on a GPU that no learner has": (
         {"cluster.placement": "colocated", "cluster.gpus_per_scorer": 1},
@@ -50,13 +53,28 @@ PLACEMENT: dict[str, tuple[dict[str, Any], list[str]]] = {
         {"cluster.placement": "colocated", "algorithm.max_staleness": 1},
         ["algorithm.max_staleness=1 generates while learners train", "set max_staleness=0"],
     ),
-    "an engine on the GPUs of two learners": (
-        {"cluster.placement": "colocated", "rollout.tensor_parallel": 2},
-        ["rollout.tensor_parallel=2 with cluster.placement=colocated", "set tensor_parallel=1"],
+    "an engine that sees one of its two GPUs": (
+        {"cluster.placement": "colocated", "rollout.tensor_parallel": 2, "rollout.workers": 1}
+        | {"cluster.gpus_per_learner": 1, "cluster.gpus_per_rollout": 1},
+        [
+            "cluster.gpus_per_rollout=1 with cluster.placement=colocated and cluster.gpus_per_learner=1: each engine "
+            "shares the GPUs of rollout.tensor_parallel=2 learner ranks; set it to 2"
+        ],
     ),
     "more engines than learners to sit beside": (
         {"cluster.placement": "colocated", "rollout.workers": 3},
-        ["rollout.workers=3 with cluster.placement=colocated and learner.world_size=2", "the same number"],
+        [
+            "rollout.workers=3 with cluster.placement=colocated and learner.world_size=2: each engine shares the GPU "
+            "of one learner rank; set workers and world_size to the same number, or cluster.placement=disaggregated"
+        ],
+    ),
+    "engines over more GPUs than learners have": (
+        {"cluster.placement": "colocated", "rollout.workers": 2, "rollout.tensor_parallel": 2},
+        [
+            "rollout.workers=2 with cluster.placement=colocated and learner.world_size=2: each engine shares the GPUs "
+            "of rollout.tensor_parallel=2 learner ranks; set world_size=4, or tensor_parallel=1 and workers=2, or "
+            "cluster.placement=disaggregated"
+        ],
     ),
     "more processes of the reference than GPUs": (
         {"cluster.placement": "colocated", "cluster.scorers": 3},

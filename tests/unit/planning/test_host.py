@@ -41,6 +41,12 @@ def test_roles_that_share_gpus_have_host_memory_for_what_leaves_them() -> None:
     assert held.total() == 9 * PROCESS + 3 * (50 + 1024 + 3 + 64) + 7  # three ranks with their engines and references
 
 
+def test_an_engine_on_the_gpus_of_two_learners_lies_on_their_node() -> None:
+    roles = [LEARNER, replace(ENGINE, processes=2, gpus=2), replace(REFERENCE, processes=4)]
+    held = fullest_node(roles, 2, shared=True)
+    assert held.total() == 5 * PROCESS + 2 * (50 + 1024 + 64) + 3 + 7  # two ranks, their engine and references
+
+
 def test_one_process_has_its_libraries_once() -> None:
     held = fullest_node([replace(role, processes=1, gpus=0) for role in (LEARNER, ENGINE)], 8, shared=False)
     assert held.total() == PROCESS + 50 + 3 + 7

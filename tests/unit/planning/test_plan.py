@@ -192,6 +192,12 @@ def test_roles_that_take_turns_must_fit_phase_by_phase(one_layer: Path) -> None:
     leaves = sum(learner.device[part] for part in ("weights", "gradients", "optimiser")) + reference.device["weights"]
     assert phases["move"] == pytest.approx(2 * leaves / 55e9)
     assert plan.step_s == pytest.approx(sum(phases.values()))  # one after another
+    of_two = ("learner.world_size=4", "rollout.workers=2", "rollout.tensor_parallel=2", "cluster.gpus_per_rollout=2")
+    halved, _ = planned(one_layer, *VIDEO, *SMALL_STEP, *turns, *of_two, "algorithm.prompts_per_step=8")
+    assert not halved.problems
+    rank = halved.roles[1]
+    assert rank.device["weights"] == engine.device["weights"] // 2
+    assert halved.shared["generate"] == rank.total + 2 * 2**30
     full, _ = planned(one_layer, *VIDEO, *SMALL_STEP, *turns, "rollout.gpu_memory_utilization=0.99")
     (problem,) = full.problems
     assert "cluster.placement=colocated: to generate, a GPU needs 80.8 GiB of 75.6; lower rollout.gpu_m" in problem

@@ -216,6 +216,21 @@ def test_memory_of_something_else_is_not_opened(tmp_path: Path) -> None:
                 shared_memory._open(json.dumps(handle))
 
 
+def test_memory_of_a_gpu_is_opened_where_this_process_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A learner sees its GPU as the first; an engine of two ranks sees two, and its second rank is on the other."""
+    opened: list[tuple[object, ...]] = []
+
+    def new_shared(*arguments: object) -> None:
+        opened.append(arguments)
+        raise KeyboardInterrupt  # what follows needs a GPU
+
+    monkeypatch.setattr(torch.UntypedStorage, "_new_shared_cuda", new_shared)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 1)
+    with pytest.raises(KeyboardInterrupt):
+        shared_memory._open(json.dumps([0, b"ipc".hex(), 64, 0, b"counter".hex(), 8, b"event".hex(), True]))
+    assert opened == [(1, b"ipc", 64, 0, b"counter", 8, b"event", True)]
+
+
 def test_memory_of_another_node_is_one_line() -> None:
     with pytest.raises(WeightSyncError, match=r"/proc/4194304/fd/9 is not on this node; set rollout.weight_tr"):
         shared_memory._open(json.dumps("/proc/4194304/fd/9"))
