@@ -60,7 +60,7 @@ def _cluster(config: TrainConfig, stages: Sequence[Stage]) -> str:
     ]
     together = learner.world_size // learner.shards
     used = ", ".join(f"{count} {role}{'s' if count > 1 else ''}" for count, role, _ in roles if count)
-    gpus = sum(count * each for count, _, each in roles)
+    gpus = sum(count * each for count, _, each in (roles[:1] if cluster.placement == "colocated" else roles))
     shared = f"; {together} learner ranks to a micro-batch" if together > 1 else ""
     where = f" at {cluster.address}" if cluster.address else ""
     return f"ray{where}: {used}{shared}; {f'{gpus:g} GPUs' if gpus else 'CPU'}"

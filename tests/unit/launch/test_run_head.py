@@ -43,6 +43,9 @@ def test_devices_are_counted(make_config: Callable[..., TrainConfig], tmp_path: 
         "model /models/m",
         "cluster ray: 2 deepspeed ranks, 2 vllm engines, 1 reference; 7 GPUs",
     ]
+    turns = ("cluster.placement=colocated", "rollout.tensor_parallel=2", "rollout.workers=1")
+    lines = head(make_config, tmp_path, "experiment=smoke", *run, *gpus, *turns, "learner.world_size=2")
+    assert lines[2] == "cluster ray: 2 deepspeed ranks, 1 vllm engine, 1 reference; 2 GPUs"
     lines = head(make_config, tmp_path, "experiment=smoke", *run, *gpus, "cluster.scorers=2")
     assert lines[2] == "cluster ray: 2 deepspeed ranks, 2 vllm engines, 2 references; 8 GPUs"
     together = ("learner.world_size=4", "learner.sequence_parallel=2")
