@@ -40,18 +40,19 @@ quickstart: $(INSTALLED) ## perceive, sft and rl on this machine, then a report
 	$(BIN)/ral-train experiment=quickstart
 
 test: $(DEVELOPED) browser lint docs ## lint, then the tests that need no GPU, without the long tail of cases
-	$(BIN)/python -m pytest -m "not long" $(IN_PARALLEL) tests/unit
+	$(BIN)/python -m pytest -m "not long and not gpu" $(IN_PARALLEL) tests/unit tests/gpu
 	$(BIN)/python -m pytest -m "not long" $(SYSTEM_IN_PARALLEL) tests/system
 
 test-all: $(DEVELOPED) browser lint docs ## lint, then every test that needs no GPU; before a release
-	$(BIN)/python -m pytest $(IN_PARALLEL) tests/unit
+	$(BIN)/python -m pytest -m "not gpu" $(IN_PARALLEL) tests/unit tests/gpu
 	$(BIN)/python -m pytest $(SYSTEM_IN_PARALLEL) tests/system
 
 unit: $(DEVELOPED) ## the unit tests alone, without the long tail of cases
-	$(BIN)/python -m pytest -m "not long" $(IN_PARALLEL) tests/unit
+	$(BIN)/python -m pytest -m "not long and not gpu" $(IN_PARALLEL) tests/unit tests/gpu
 
 durations: $(DEVELOPED) browser ## run what `make test` runs and print whose CPU seconds grew
-	$(BIN)/python -m pytest -q -m "not long" $(IN_PARALLEL) --durations-json=.durations-unit.json tests/unit
+	$(BIN)/python -m pytest -q -m "not long and not gpu" $(IN_PARALLEL) --durations-json=.durations-unit.json \
+		tests/unit tests/gpu
 	$(BIN)/python -m pytest -q -m "not long" $(SYSTEM_IN_PARALLEL) --durations-json=.durations-system.json tests/system
 	$(BIN)/python -m tests.durations .durations-unit.json .durations-system.json
 

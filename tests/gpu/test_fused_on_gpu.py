@@ -8,8 +8,9 @@ from torch import Tensor
 
 from ral_system.attention import attention_divergence
 from ral_system.attention.divergence import policy_blocks
+from tests.gpu.devices import GPU
 
-pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
+pytestmark = GPU
 
 HEADS, KEY_HEADS, DIM = 28, 4, 128
 
@@ -35,8 +36,8 @@ def tensors(tokens: int, rows: int, dtype: torch.dtype) -> dict[str, Any]:
 def results(given: dict[str, Any], backend: Any) -> tuple[Tensor, Tensor, Tensor]:
     """Values, gradients of their mean."""
     found = attention_divergence(**given, backend=backend)
-    gradients = torch.autograd.grad(found.mean(), (given["query"], given["key"]))
-    return found.detach(), *gradients
+    of_query, of_key = torch.autograd.grad(found.mean(), (given["query"], given["key"]))
+    return found.detach(), of_query, of_key
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.bfloat16, 1e-2)])

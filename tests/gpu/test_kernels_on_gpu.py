@@ -8,27 +8,35 @@ from torch import Tensor
 
 from ral_system.attention.kernels import KERNELS, kernel_for, sdpa, segment_attention
 from ral_system.attention.packing import PackedGroup, Packing
+from tests.gpu.devices import GPU
 
-pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
+pytestmark = GPU
 
 SHARED = Packing((PackedGroup(900, (120, 7, 64)), PackedGroup(300, (1,)), PackedGroup(33, (200,) * 8)))
 APART = Packing.apart((1000, 3, 700))
 INSTALLED = [name for name in ("flash_attn", "varlen") if name == "varlen" or find_spec(name)]
 
 
-def tensors(packing: Packing) -> list[Tensor]:
+def tensors(packing: Packing) -> tuple[Tensor, Tensor, Tensor]:
+    """Query, key and value."""
     generator = torch.Generator("cuda").manual_seed(0)
-    return [
-        torch.randn(1, heads, packing.tokens, 128, generator=generator, device="cuda").bfloat16().requires_grad_()
-        for heads in (28, 4, 4)
-    ]
+
+    def random(heads: int) -> Tensor:
+        values = torch.randn(1, heads, packing.tokens, 128, generator=generator, device="cuda")
+        return values.bfloat16().requires_grad_()
+
+    return random(28), random(4), random(4)
 
 
 @pytest.mark.parametrize("kernel", INSTALLED)
 @pytest.mark.parametrize("packing", [SHARED, APART], ids=["shared", "apart"])
 def test_groups_attend_as_in_float32(kernel: str, packing: Packing) -> None:
-    given = tensors(packing)
-    exact = [tensor.detach().float().requires_grad_() for tensor in given]
+    given = query, key, value = tensors(packing)
+    exact = (
+        query.detach().float().requires_grad_(),
+        key.detach().float().requires_grad_(),
+        value.detach().float().requires_grad_(),
+    )
     found = []
     for attend, inputs in ((KERNELS[kernel], given), (sdpa, exact)):
         attention = attend(*inputs, packing, 128**-0.5)
@@ -39,12 +47,12 @@ def test_groups_attend_as_in_float32(kernel: str, packing: Packing) -> None:
 
 @pytest.mark.parametrize("kernel", INSTALLED)
 def test_windows_attend_as_in_float32(kernel: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    given = tensors(APART)
-    given[1:] = [tensor.repeat_interleave(7, dim=1) for tensor in given[1:]]
+    query, key, value = (tensor.detach() for tensor in tensors(APART))
+    key, value = key.repeat_interleave(7, dim=1), value.repeat_interleave(7, dim=1)
     ends = torch.tensor([0, 1000, 1003, 1703], dtype=torch.int32, device="cuda")
-    exact = segment_attention(*(tensor.detach().float() for tensor in given), ends, 1000, 128**-0.5)
+    exact = segment_attention(query.float(), key.float(), value.float(), ends, 1000, 128**-0.5)
     monkeypatch.setattr("ral_system.attention.kernels.kernel_for", lambda device, dtype: kernel)
-    found = segment_attention(*given, ends, 1000, 128**-0.5)
+    found = segment_attention(query, key, value, ends, 1000, 128**-0.5)
     assert (found.float() - exact).norm() <= 1e-2 * exact.norm()
 
 

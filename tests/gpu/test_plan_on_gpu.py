@@ -9,9 +9,11 @@ from ral_system.config.commands import PlanCommandConfig
 from ral_system.planning.passes import OutlinedPolicy, new_policy, score_pass, update_pass
 from ral_system.planning.workload import step_samples
 from tests.composed import compose_config
+from tests.gpu.devices import GPU
 from tests.unit.planning.models import write_7b
 
-pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
+pytest.importorskip("hydra")
+pytestmark = GPU
 
 
 @pytest.mark.parametrize(("prompt", "response"), [(8192, 768), (15360, 1024)])

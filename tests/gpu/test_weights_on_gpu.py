@@ -17,9 +17,10 @@ from ral_system.weights.digest import digest
 from ral_system.weights.transfer.broadcast import _nccl
 from ral_system.weights.transfer.shared_memory import SharedMemory
 from ral_system.weights.transfer.transfer import Setting
+from tests.gpu.devices import GPU
 from tests.offered import manifest_of
 
-pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
+pytestmark = GPU
 
 VERSIONS = 4
 SHAPES = {"embed": (152_064, 3584), **{f"layer.{i}": (18_944, 3584) for i in range(12)}, "norm": (3584,)}
