@@ -41,6 +41,7 @@ from ral_system.config.inert import without_effect
 from ral_system.config.learner import LearnerConfig
 from ral_system.config.model import ModelConfig, StartModelConfig
 from ral_system.config.placement import (
+    broadcasts_connect_devices,
     engines_fit_the_cluster,
     engines_sit_beside_learners,
     memory_is_of_the_device,
@@ -84,6 +85,7 @@ def problems(config: Group) -> Iterator[str]:
         engines_fit_the_cluster,
         engines_sit_beside_learners,
         memory_is_shared_on_one_device,
+        broadcasts_connect_devices,
         memory_is_of_the_device,
         weights_travel,
         scorers_have_a_reference,

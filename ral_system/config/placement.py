@@ -43,6 +43,27 @@ def memory_is_shared_on_one_device(cluster: RayClusterConfig, rollout: RolloutCo
         )
 
 
+def broadcasts_connect_devices(
+    cluster: RayClusterConfig, algorithm: AlgorithmConfig, rollout: RolloutConfig
+) -> Iterator[str]:
+    """Check that a broadcast of weights is between GPUs or between CPUs, and that no two processes share a GPU."""
+    given, on_gpu = rollout.weight_transfer, cluster.gpus_per_learner
+    if cluster.placement == "colocated":
+        if given == "broadcast" and on_gpu:
+            yield (
+                "rollout.weight_transfer=broadcast with cluster.placement=colocated: NCCL does not connect two "
+                "processes on one GPU; set weight_transfer=null"
+            )
+        return
+    chosen = given == "broadcast" or (given is None and not algorithm.max_staleness)
+    if chosen and bool(on_gpu) != bool(cluster.gpus_per_rollout):
+        yield (
+            f"cluster.gpus_per_learner={on_gpu:g} with cluster.gpus_per_rollout={cluster.gpus_per_rollout:g}: "
+            "rollout.weight_transfer=broadcast connects GPUs with GPUs or CPUs with CPUs; give both a GPU or none, or "
+            "set weight_transfer=object_store"
+        )
+
+
 def memory_is_of_the_device(cluster: RayClusterConfig, rollout: VllmRolloutConfig) -> Iterator[str]:
     """Check that the memory limit of an engine is the one for its device."""
     gpus = cluster.gpus_per_rollout

@@ -14,7 +14,8 @@ def planned(config: TrainConfig, stage: Stage) -> list[Bundle]:
 
 
 def test_one_bundle_per_actor_of_the_stage() -> None:
-    config = compose_config("rollout.workers=2", "learner.world_size=2", "cluster.gpus_per_learner=1")
+    gpus = ("cluster.gpus_per_learner=1", "rollout.weight_transfer=object_store")
+    config = compose_config("rollout.workers=2", "learner.world_size=2", *gpus)
     assert planned(config, "rl") == [
         Bundle("learner", 0, 0.5, 1),
         Bundle("learner", 1, 0.5, 1),
@@ -105,11 +106,12 @@ def test_a_cluster_that_is_too_small_is_told_by_how_much() -> None:
 
 
 def test_an_actor_does_not_span_nodes() -> None:
-    config = compose_config("rollout.tensor_parallel=2", "cluster.gpus_per_rollout=2")
+    sharded = ("rollout.tensor_parallel=2", "rollout.weight_transfer=object_store")
+    config = compose_config(*sharded, "cluster.gpus_per_rollout=2")
     with pytest.raises(SetupError, match=r"rollout 0 needs 0.5 CPUs, 2 GPUs on one node, and no node has them"):
         preflight(planned(config, "rl"), [{"CPU": 8.0, "GPU": 1.0}] * 4)
     with pytest.raises(SetupError, match=r"set cluster.gpus_per_rollout=2"):
-        planned(compose_config("rollout.tensor_parallel=2", "cluster.gpus_per_rollout=1"), "rl")
+        planned(compose_config(*sharded, "cluster.gpus_per_rollout=1"), "rl")
 
 
 def test_an_actor_without_resources_still_has_a_bundle() -> None:

@@ -84,6 +84,28 @@ PLACEMENT: dict[str, tuple[dict[str, Any], list[str]]] = {
         {"cluster.placement": "colocated", "learner.offload": "optimizer_and_parameters", "learner.zero_stage": 3},
         ["learner.offload=optimizer_and_parameters keeps in host memory", "set offload to optimizer or none"],
     ),
+    "NCCL between two processes on one GPU": (
+        {
+            **{"cluster.placement": "colocated", "cluster.gpus_per_learner": 1, "cluster.gpus_per_rollout": 1},
+            "rollout.weight_transfer": "broadcast",
+        },
+        ["rollout.weight_transfer=broadcast with cluster.placement=colocated", "set weight_transfer=null"],
+    ),
+    **{
+        f"a broadcast from {learner} GPU to {rollout}, {how}": (
+            {
+                **{"cluster.gpus_per_learner": learner, "cluster.gpus_per_rollout": rollout},
+                "rollout.weight_transfer": transfer,
+            },
+            [
+                f"cluster.gpus_per_learner={learner} with cluster.gpus_per_rollout={rollout}: "
+                "rollout.weight_transfer=broadcast connects GPUs with GPUs",
+                "give both a GPU or none, or set weight_transfer=object_store",
+            ],
+        )
+        for learner, rollout in ((1, 0), (0, 2))
+        for how, transfer in (("by default", None), ("as asked", "broadcast"))
+    },
     "memory of another GPU": (
         {"rollout.weight_transfer": "shared_memory", "cluster.gpus_per_rollout": 1},
         ["rollout.weight_transfer=shared_memory with cluster.placement=disaggregated", "set weight_transfer=null"],

@@ -34,7 +34,8 @@ def test_a_model_that_the_engines_cannot_serve_is_refused_where_engines_start(
         ):
             check_model(make_config(*RAY), gemma3, stages)
     check_model(make_config(*RAY), gemma3, ["perceive"])
-    check_model(make_config(*RAY, "cluster.gpus_per_rollout=1"), gemma3, STAGES)
+    on_gpus = ("cluster.gpus_per_rollout=1", "cluster.gpus_per_learner=1")
+    check_model(make_config(*RAY, *on_gpus), gemma3, STAGES)
     check_model(make_config(), gemma3, STAGES)
     assert check_model(make_config(*RAY), tiny_model, STAGES) is None
 
