@@ -91,11 +91,37 @@ def test_checksums_are_bound_by_memory() -> None:
     assert digest(state["embed"][:999]) == digest(state["embed"][:999].cpu())
 
 
-def test_nccl_of_one_rank_broadcasts() -> None:
-    group = _nccl(HashStore(), 0, 1, timedelta(seconds=30))
-    buffer = torch.arange(1 << 20, dtype=torch.uint8, device="cuda")
+def broadcast(group: Any, timeout_s: float) -> None:
+    """Send to nobody; the bytes stay as they are."""
+    buffer = torch.arange(1 << 20, device="cuda").to(torch.uint8)
     options = torch.distributed.BroadcastOptions()
-    options.rootRank = 0
-    before = buffer.clone()
-    group.broadcast([buffer], options).wait(timedelta(seconds=30))
+    options.rootRank, before = 0, buffer.clone()
+    group.broadcast([buffer], options).wait(timedelta(seconds=timeout_s))
     assert torch.equal(buffer, before)
+
+
+def test_nccl_of_one_rank_broadcasts() -> None:
+    broadcast(_nccl(HashStore(), 0, 1, timedelta(seconds=30)), 30)
+
+
+def fail_and_connect_again() -> None:
+    """Wait too long, for a rank that is not there and for a broadcast behind other work; then broadcast once more."""
+    with pytest.raises(RuntimeError, match=r"(?i)time"):
+        _nccl(HashStore(), 0, 2, timedelta(seconds=1))
+    group = _nccl(HashStore(), 0, 1, timedelta(seconds=30))
+    broadcast(group, 30)
+    torch.cuda._sleep(8_000_000_000)  # cycles: about 4 s
+    with pytest.raises(RuntimeError, match=r"(?i)timeout"):
+        broadcast(group, 0.5)
+    group.abort()
+    del group
+    time.sleep(2)  # a watchdog looks every 0.1 s
+    torch.cuda.synchronize()
+    broadcast(_nccl(HashStore(), 0, 1, timedelta(seconds=30)), 30)
+
+
+def test_a_process_outlives_a_failed_group_of_nccl() -> None:
+    process = mp.get_context("spawn").Process(target=fail_and_connect_again)
+    process.start()
+    process.join(90)
+    assert process.exitcode == 0

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import ray
 
-from ral_system.actors.clients import RayFrozenModel, RayGenerator
+from ral_system.actors.clients import RayFrozenModel, RayGenerator, RayLearner
 from ral_system.actors.cluster import nodes_may_join, start_or_join, stop
 from ral_system.actors.group import Call, Member, stream, wait_all
 from ral_system.actors.placement import Bundle, reserve
@@ -28,7 +28,7 @@ from ral_system.training.plan import plan_updates
 from ral_system.types import Prompt, Rollout, Sample, Sampling
 from ral_system.weights.publish import Publisher
 from tests.composed import compose_config
-from tests.system.troubled_actor import Troubled
+from tests.system.troubled_actor import Troubled, Unconnected
 
 pytestmark = pytest.mark.system
 
@@ -127,6 +127,31 @@ def test_a_silent_actor_is_named_with_its_stacks(troubled: list[Member]) -> None
     stuck = Call(troubled[0], troubled[0].handle.items.remote(3, 0.05))  # queued behind it
     with pytest.raises(ActorError, match="troubled 0 did not answer within 1 s"):
         list(stream([stuck], 1.0, "testing"))
+
+
+def test_weights_are_sent_again_when_everyone_has_given_up(
+    cluster: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """One engine fails at once, the other a second later: no new offer meets an old wait."""
+    gives_up_s = {("learner", 0): 0.2, ("rollout", 0): 0.0, ("rollout", 1): 1.0}
+    members = []
+    for (role, rank), seconds in gives_up_s.items():
+        log = tmp_path / f"{role}_{rank}.log"
+        handle = ray.remote(Unconnected).options(num_cpus=0).remote(f"{role} {rank}", log, 60.0, gives_up_s=seconds)
+        members.append(Member(handle, role, rank, log))
+    learner = RayLearner(members[:1], 1, 60.0, keeps_offers=False, attention_kernel="sdpa")
+    try:
+        assert Publisher(learner, RayGenerator(members[1:], 60.0)).publish(1) == 2  # a tensor in each of two engines
+        calls = [Call(member, member.handle.events.remote()) for member in members]
+        sender, *engines = wait_all(calls, 30, "testing")
+    finally:
+        for member in members:
+            ray.kill(member.handle)
+    assert capsys.readouterr().err == "weights 1 were not received: the cable is out; sending them again\n"
+    assert [what for what, _ in sender] == ["offers", "gives up", "offers", "is done"]
+    assert all([what for what, _ in engine] == ["gives up", "is done"] for engine in engines)
+    second = sender[2][1]
+    assert all(engine[0][1] <= second for engine in engines)
 
 
 def test_resources_that_are_taken_are_waited_for_and_then_named(cluster: None) -> None:

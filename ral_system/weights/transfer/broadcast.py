@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any
 
@@ -16,6 +18,9 @@ from ral_system.weights.transfer.streamed import Streamed
 from ral_system.weights.transfer.transfer import Setting
 
 _INTERFACES = "GLOO_SOCKET_IFNAME"
+_RAISES = "TORCH_NCCL_BLOCKING_WAIT"
+"""A group of NCCL reads this when it is made. Unless it is set, a thread of the group ends the process after a failure,
+even one that was raised and handled. DeepSpeed's groups are made without it, since their waits would then block."""
 
 
 class BroadcastLine:
@@ -54,6 +59,10 @@ class BroadcastLine:
         """Give the buffer's memory back."""
         self._buffer = self._buffer.new_empty(0)
 
+    def close(self) -> None:
+        """End the group, with a collective that still runs. Raises RuntimeError if NCCL does not end it in time."""
+        self._group.abort()
+
 
 class Broadcast(Streamed[BroadcastLine]):
     """One group of learner rank 0 and all engine processes."""
@@ -82,6 +91,25 @@ def _own_address(host: str) -> str:
 
 
 def _nccl(store: Store, rank: int, size: int, timeout: timedelta) -> Any:
+    """A group whose failures are raised where they are waited for, once every rank is there.
+
+    NCCL connects without a time limit: one that waits for a rank which never comes cannot be ended.
+    """
+    store.set(f"here/{rank}", "")
+    store.wait([f"here/{other}" for other in range(size)], timeout)
     options = dist.ProcessGroupNCCL.Options()
     options._timeout = timeout
-    return dist.ProcessGroupNCCL(store, rank, size, options)
+    with _environment(_RAISES, "1"):
+        return dist.ProcessGroupNCCL(store, rank, size, options)
+
+
+@contextmanager
+def _environment(name: str, value: str) -> Iterator[None]:
+    before = os.environ.get(name)
+    os.environ[name] = value
+    try:
+        yield
+    finally:
+        os.environ.pop(name)
+        if before is not None:
+            os.environ[name] = before

@@ -72,9 +72,8 @@ class SharedLine:
     def _wait_for_receivers(self) -> None:
         if self._turn:
             self._store.wait([f"taken/{self._turn - 1}/{receiver}" for receiver in self._receivers], self._timeout)
-        if self._file is not None and self._turn > self._handed_out:  # everyone has opened it
-            os.close(self._file)
-            self._file = None
+        if self._turn > self._handed_out:  # everyone has opened it
+            self.close()
 
     def _done(self, *, last: bool = False) -> None:
         if self._turn and self._handed_out >= 0:
@@ -84,9 +83,14 @@ class SharedLine:
                 self._memory = torch.empty(0, dtype=torch.uint8)
             self._store.set(f"taken/{self._turn - 1}/{self._rank}", "")
 
-    def __del__(self) -> None:
+    def close(self) -> None:
+        """Close the file, so the memory goes with the last who has it open."""
         if self._file is not None:
             os.close(self._file)
+            self._file = None
+
+    def __del__(self) -> None:
+        self.close()
 
 
 class SharedMemory(Streamed[SharedLine]):

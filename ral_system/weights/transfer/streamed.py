@@ -58,6 +58,10 @@ class Line(Protocol):
         """End a version, on both sides."""
         ...
 
+    def close(self) -> None:
+        """Give the connection up, also in the middle of a version. Nobody is waited for."""
+        ...
+
 
 LineT = TypeVar("LineT", bound=Line)
 
@@ -93,7 +97,7 @@ class Streamed(Generic[LineT]):
         if self._setting.rank:
             return None
         if self._line is None or not self.lines_last or manifest.version == self._offered:
-            self._line = None
+            self._drop()
             self._meeting, self._store = self._invite()
         assert self._meeting is not None
         self._offered = manifest.version
@@ -158,11 +162,18 @@ class Streamed(Generic[LineT]):
     def _connected(self, offer: StreamOffer, *, sender: bool) -> LineT:
         """The line of an offer, opened if there is none yet."""
         if self._line is None or self._meeting != offer.meeting:
-            self._line, self._meeting = None, offer.meeting
+            self._drop()
+            self._meeting = offer.meeting
             if self._store is None or not sender or self._setting.rank:
                 self._store = TCPStore(offer.meeting.host, offer.meeting.port, is_master=False, timeout=self._timeout)
             self._line = self.open_line(PrefixStore(offer.meeting.name, self._store), sender=sender)
         return self._line
+
+    def _drop(self) -> None:
+        """Close the line, if there is one."""
+        line, self._line = self._line, None
+        if line is not None:
+            line.close()
 
     @contextmanager
     def _failing(self, offer: StreamOffer, done: str) -> Iterator[None]:
@@ -173,7 +184,8 @@ class Streamed(Generic[LineT]):
             raise
         except RuntimeError as error:
             faulthandler.dump_traceback(file=2)  # the process's log
-            self._line = self._store = None
+            self._drop()
+            self._store = None
             reason = str(error).strip().splitlines()[0].removesuffix(".")
             raise WeightTransferError(
                 f"weights {offer.manifest.version} were not {done}: {reason} "

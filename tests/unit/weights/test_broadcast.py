@@ -1,0 +1,121 @@
+"""The group of a broadcast: after a failure it is given up, and the next offer makes another."""
+
+import os
+import time
+from collections.abc import Collection, Iterator
+from datetime import timedelta
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.distributed import HashStore  # type: ignore[attr-defined]
+
+from ral_system.errors import WeightTransferError
+from ral_system.weights.transfer import broadcast
+from ral_system.weights.transfer.broadcast import Broadcast
+from ral_system.weights.transfer.transfer import Setting
+from tests.offered import manifest_of
+
+STATE = {"a": torch.ones(3)}
+
+
+class Group:
+    """A process group of one rank that does nothing, or fails when it is waited for."""
+
+    def __init__(self) -> None:
+        self.fails, self.aborted, self.sent = False, 0, 0
+
+    def broadcast(self, tensors: list[Tensor], options: Any) -> Any:
+        assert not self.aborted
+        return SimpleNamespace(wait=self.wait)
+
+    def wait(self, timeout: timedelta) -> None:
+        if self.fails:
+            raise RuntimeError("NCCL error: remote process exited.\nLast error: …")
+        self.sent += 1
+
+    def abort(self) -> None:
+        self.aborted += 1
+
+
+@pytest.fixture
+def groups(monkeypatch: pytest.MonkeyPatch) -> list[Group]:
+    made: list[Group] = []
+
+    def make(*_: Any) -> Group:
+        made.append(Group())
+        return made[-1]
+
+    monkeypatch.setattr(broadcast, "_gloo", make)
+    return made
+
+
+def stream(names: Collection[str]) -> Iterator[tuple[str, Tensor]]:
+    yield from ((name, STATE[name]) for name in names)
+
+
+def test_a_group_that_fails_is_aborted_and_the_next_offer_makes_another(groups: list[Group], tmp_path: Path) -> None:
+    learner = Broadcast(Setting.of_one_process(tmp_path))
+
+    def publish(version: int) -> None:
+        offer = learner.offer(manifest_of(version, STATE), tuple(STATE), stream)
+        assert offer is not None
+        learner.send(offer, stream)
+
+    publish(1)
+    publish(2)
+    assert [(group.sent, group.aborted) for group in groups] == [(2, 0)]  # it serves version after version
+    groups[0].fails = True
+    with pytest.raises(WeightTransferError, match=r"^weights 3 were not sent: NCCL error: remote process exited \("):
+        publish(3)
+    assert groups[0].aborted == 1
+    publish(3)  # again, as Publisher does
+    publish(3)
+    assert [(group.sent, group.aborted) for group in groups] == [(2, 1), (1, 1), (1, 0)]
+
+
+def test_an_engine_gives_its_group_up_when_an_offer_has_another_meeting(groups: list[Group], tmp_path: Path) -> None:
+    setting = Setting.of_one_process(tmp_path)
+    learner, engine, manifest = Broadcast(setting), Broadcast(setting), manifest_of(1, STATE)
+    for _ in range(2):  # offered twice: a new meeting
+        offer = learner.offer(manifest, tuple(STATE), stream)
+        assert offer is not None
+        assert [name for name, _ in engine.receive(offer)] == ["a"]
+    assert [group.aborted for group in groups] == [1, 0]
+
+
+class NcclGroup:
+    """What PyTorch without CUDA lacks. It notes what it was made with."""
+
+    Options = SimpleNamespace
+
+    def __init__(self, store: Any, rank: int, size: int, options: Any) -> None:
+        self.environment = os.environ.get("TORCH_NCCL_BLOCKING_WAIT")
+        self.made_for, self.timeout = (rank, size), options._timeout
+
+
+@pytest.mark.parametrize("before", [None, "0"])
+def test_a_group_of_nccl_raises_instead_of_ending_the_process(
+    before: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("TORCH_NCCL_BLOCKING_WAIT", raising=False)
+    if before is not None:
+        monkeypatch.setenv("TORCH_NCCL_BLOCKING_WAIT", before)
+    monkeypatch.setattr(dist, "ProcessGroupNCCL", NcclGroup, raising=False)
+    store, timeout = HashStore(), timedelta(seconds=5)
+    store.set("here/1", "")
+    group = broadcast._nccl(store, 0, 2, timeout)
+    assert (group.environment, group.made_for, group.timeout) == ("1", (0, 2), timeout)
+    assert os.environ.get("TORCH_NCCL_BLOCKING_WAIT") == before  # other groups of the process are as before
+
+
+def test_nccl_does_not_connect_before_every_rank_is_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(dist, "ProcessGroupNCCL", None, raising=False)
+    began = time.monotonic()
+    with pytest.raises(RuntimeError, match=r"(?i)time"):
+        broadcast._nccl(HashStore(), 0, 2, timedelta(seconds=0.5))
+    assert 0.4 < time.monotonic() - began < 5
