@@ -1,7 +1,8 @@
-"""Check every node before a run starts: it must see the run folder and have the models."""
+"""Check every node before a run starts: it must see the run folder, have the models, and read the data's media."""
 
 from __future__ import annotations
 
+import os
 import secrets
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -62,6 +63,7 @@ def scattered(nodes: Sequence[str], together: int) -> str | None:
 def stage_models(
     nodes: Sequence[str],
     models: Sequence[Sequence[Path]],
+    media: Sequence[Path],
     run_folder: Path,
     timeout_s: float,
     tell: Callable[[str], None],
@@ -69,7 +71,8 @@ def stage_models(
     """Return, per bundle, a map from the driver's model path to the path on that bundle's node.
 
     `nodes` and `models` are those of each bundle. Every node but the driver's reads a token in the run folder and finds
-    its models, all at once. Raises SetupError that names the node.
+    its models, all at once. One that has models must also read `media`, some of the original pictures and videos.
+    Raises SetupError that names the node.
     """
     here = ray.get_runtime_context().get_node_id()
     copies = {folder: ModelCopy.of(folder) for needed in models for folder in needed}
@@ -78,7 +81,9 @@ def stage_models(
         by_node[node] |= {folder: folder for folder in needed}
     with _token(run_folder) as token:
         looks = {
-            _look(node).remote(run_folder, token, tuple(copies[folder] for folder in found)): node
+            _look(node).remote(
+                run_folder, token, tuple(copies[folder] for folder in found), media if found else ()
+            ): node
             for node, found in by_node.items()
             if node != here
         }
@@ -89,11 +94,17 @@ def stage_models(
     return [by_node[node] for node in nodes]
 
 
-def look(run_folder: Path, token: str, copies: Sequence[ModelCopy]) -> Sight:
+def look(run_folder: Path, token: str, copies: Sequence[ModelCopy], media: Sequence[Path]) -> Sight:
     """Check this node (runs on it)."""
     if not _sees(run_folder, token):
         remedy = "set runs_dir to a path on a file system that every node mounts"
         return Sight((), f"does not see the run folder {run_folder} of the driver's node; {remedy}")
+    if absent := [path for path in media if not os.access(path, os.R_OK)]:
+        return Sight(
+            (),
+            f"cannot read {absent[0]}, a picture or video of data.sources ({len(absent)} of {len(media)} that were "
+            "tried are missing); mount the folder under the same path on every node",
+        )
     try:
         return Sight(tuple(copy.find() for copy in copies), None)
     except SetupError as error:

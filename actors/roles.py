@@ -43,6 +43,7 @@ from ral_system.config.choices import Device, Stage
 from ral_system.config.cluster import whole_gpus
 from ral_system.config.commands import TrainConfig
 from ral_system.config.rollout import RolloutConfig
+from ral_system.media.store import originals
 from ral_system.models.folders import local_model_folder
 from ral_system.protocols import FrozenModel, SharedDevices
 from ral_system.rollout.vllm_environment import vllm_environment
@@ -158,7 +159,7 @@ class RayRoles:
         return [member for member in self._members if member.role == role]
 
     def _stage(self, bundles: Sequence[Bundle], model_folder: Path, run_folder: Path) -> None:
-        """Find the models on each actor's node."""
+        """Find the models on each actor's node, and see whether it can read the data's media."""
 
         def needed(bundle: Bundle) -> list[Path]:
             if bundle.role == "teacher":
@@ -169,7 +170,7 @@ class RayRoles:
         timeout_s = self._cluster.start_timeout_s
         by_reserved = nodes_of(self._group)
         nodes = [by_reserved[self._reserved[bundle.name]] for bundle in bundles]
-        found = stage_models(nodes, models, run_folder, timeout_s, _tell)
+        found = stage_models(nodes, models, originals(run_folder / "media"), run_folder, timeout_s, _tell)
         self._nodes = {bundle.name: node for bundle, node in zip(bundles, nodes, strict=True)}
         self._folders = {bundle.name: folders for bundle, folders in zip(bundles, found, strict=True)}
 

@@ -15,6 +15,7 @@ from collections import OrderedDict
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
+from itertools import islice
 from pathlib import Path
 
 import av
@@ -192,6 +193,20 @@ class MediaStore:
 def worth_keeping(media: Media) -> bool:
     """Return whether the medium's pixels go to the cache of a node."""
     return media.frames * media.width_px * media.height_px * 3 > _SMALL_BYTES
+
+
+def originals(folder: Path, at_most: int = 16) -> list[Path]:
+    """Return some of the files from outside that a store links to: one of each subfolder, which is a random sample.
+
+    There are none in a store of generated media, or of copies.
+    """
+    found: list[Path] = []
+    for subfolder in sorted(folder.glob("[0-9a-f][0-9a-f]")):
+        links = (path for path in subfolder.iterdir() if path.is_symlink() and path.readlink().is_absolute())
+        found += [path.readlink() for path in islice(links, 1)]
+        if len(found) == at_most:
+            break
+    return found
 
 
 def node_store(folder: Path, cache_gib: float) -> MediaStore:

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 import ray
+from PIL import Image
 from ray.cluster_utils import Cluster
 
 from ral_system.actors import placement
@@ -187,3 +188,19 @@ def test_a_node_with_another_disk_under_the_path_of_the_run_is_named(
     with pytest.raises(SetupError, match=rf"^node {address(NODES - 1)} does not see the run folder {HERE}/run of "):
         start(config, put_in_cache(tmp_path), HERE / "run", "rollout")
     assert (four.folder / "shared" / "run").is_dir() and not (four.folder / "elsewhere" / "run").exists()
+
+
+def test_a_node_that_lacks_the_pictures_of_the_data_is_named(
+    four: Four, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    four.complete()
+    monkeypatch.chdir(four.folder / "shared")
+    Image.new("RGB", (28, 28)).save("picture.png")
+    link = tmp_path / "run" / "media" / "00" / "00.image"
+    link.parent.mkdir(parents=True)
+    link.symlink_to(HERE / "picture.png")
+    config = of_four_nodes("rollout.workers=15", "cluster.gpus_per_rollout=1")
+    with pytest.raises(
+        SetupError, match=rf"^node {address(NODES - 1)} cannot read {HERE}/picture.png, a picture or video of data"
+    ):
+        start(config, put_in_cache(tmp_path), tmp_path / "run")
