@@ -35,11 +35,15 @@ ALWAYS = CASES[2:5]
 def train(
     task: Path, rank: int, world_size: int, engine: str, stage: int, where: str, checkpointing: bool, offload: str
 ) -> dict[str, Any]:
-    """Two updates, save, a third; a new learner loads, and makes the third."""
+    """Two updates, memory that leaves the device and comes back, save, a third; a new learner loads, and makes the
+    third.
+    """
     from ral_system.config.commands import TrainConfig
     from ral_system.media.store import MediaStore
     from ral_system.training.learner_rank import LearnerRank
+    from ral_system.training.optim import optimizer_state
     from ral_system.training.plan import plan_updates
+    from ral_system.types import Held
 
     folders = json.loads((task / "folders.json").read_text())
     config = TrainConfig.model_validate_json((task / f"{where}.json").read_text())
@@ -57,6 +61,20 @@ def train(
     first = published(trained, 0)
     scores, reference = trained.score(plan), trained.score_reference(plan)
     metrics = [trained.update(update, scores, reference) for update in plan.updates[:2]]
+    if engine == "deepspeed" and offload != "optimizer_and_parameters":  # as a rank that shares its GPU, twice
+        before = trained.publish(0)
+        for _ in range(2):
+            trained.hold(Held.WEIGHTS)
+            assert trained.publish(0) == before
+            trained.hold(Held.NOTHING)
+            away = trained._engine._memory._host._away.keys()  # type: ignore[attr-defined]
+            inner = trained._engine._engine.optimizer  # type: ignore[attr-defined]
+            states = optimizer_state(getattr(inner, "optimizer", inner))
+            assert states and states.keys() <= away
+            trained.hold(Held.ALL)
+        assert trained.publish(0) == before
+        if trained._vision is not None:  # what the frozen encoder had made is gone; else score makes it
+            trained._vision.encode([plan.rank_samples(other) for other in range(world_size)], rank)
     saved = task / f"{engine}_{stage}_{where}_{checkpointing}_{offload}"
     trained.save(saved)
     metrics.append(trained.update(plan.updates[2], scores, reference))
