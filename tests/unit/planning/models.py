@@ -23,13 +23,19 @@ TEXT_OF_7B = {
     "num_attention_heads": 28,
     "num_key_value_heads": 4,
 }
-VISION_OF_7B = {
+TEXT_OF_3B = {
+    "hidden_size": 2048,
+    "intermediate_size": 11008,
+    "num_attention_heads": 16,
+    "num_key_value_heads": 2,
+}
+VISION = {
     "hidden_size": 1280,
     "intermediate_size": 3420,
     "num_heads": 16,
-    "out_hidden_size": 3584,
     "window_size": 112,
 }
+"""The encoder of both."""
 
 
 def write_7b(folder: Path, tiny: Path, layers: int = 28, vocabulary: int = 152064, depth: int = 32) -> Path:
@@ -37,16 +43,28 @@ def write_7b(folder: Path, tiny: Path, layers: int = 28, vocabulary: int = 15206
 
     It has the sizes of the model's configuration, and the tokenizer of a tiny one.
     """
+    return _written(folder, tiny, TEXT_OF_7B, layers, vocabulary, depth, tied=False)
+
+
+def write_3b(folder: Path, tiny: Path) -> Path:
+    """Qwen2.5-VL-3B, likewise."""
+    return _written(folder, tiny, TEXT_OF_3B, 36, 151936, 32, tied=True)
+
+
+def _written(
+    folder: Path, tiny: Path, text: dict[str, int], layers: int, vocabulary: int, depth: int, *, tied: bool
+) -> Path:
     shutil.copytree(tiny, folder, ignore=shutil.ignore_patterns("*.safetensors"))
     config: dict[str, Any] = json.loads((folder / "config.json").read_text())
-    config["text_config"] |= TEXT_OF_7B | {"num_hidden_layers": layers, "layer_types": ["full_attention"] * layers}
+    config["text_config"] |= text | {"num_hidden_layers": layers, "layer_types": ["full_attention"] * layers}
     config["text_config"]["vocab_size"] = vocabulary
     config["text_config"]["rope_parameters"]["mrope_section"] = [16, 24, 24]
     config["text_config"].pop("head_dim", None)
     whole = [*range(7, depth, 8)] or [depth - 1]
-    config["vision_config"] |= VISION_OF_7B | {"depth": depth, "fullatt_block_indexes": whole}
+    encoder = VISION | {"out_hidden_size": text["hidden_size"]}
+    config["vision_config"] |= encoder | {"depth": depth, "fullatt_block_indexes": whole}
     for part in (config, config["text_config"]):
-        part["tie_word_embeddings"] = False
+        part["tie_word_embeddings"] = tied
     (folder / "config.json").write_text(json.dumps(config))
     processor = json.loads((folder / "processor_config.json").read_text())
     for name in ("image_processor", "video_processor"):
