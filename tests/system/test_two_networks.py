@@ -1,9 +1,14 @@
-"""A learner and a real engine on two hosts, as the kernel sees it: two network namespaces, joined by a cable."""
+"""Learner and engine, and two ranks of a learner, on two hosts as the kernel sees it: two network namespaces, joined by
+a cable. This file is also what the ranks run.
+"""
 
 import ctypes
+import json
 import os
+import pickle
 import shutil
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -17,9 +22,11 @@ from ral_system.errors import WeightTransferError
 from ral_system.rollout.vllm_environment import vllm_environment
 from ral_system.tasks.tiny_model import build_tiny_model
 from ral_system.tasks.visual_search import words
-from ral_system.types import WeightManifest
+from ral_system.training.plan import plan_updates
+from ral_system.types import Sample, WeightManifest
 from ral_system.weights.transfer.transfer import Setting
 from tests.composed import compose_config
+from tests.system.ranks import become_rank, run_ranks
 
 pytestmark = [
     pytest.mark.system,
@@ -36,11 +43,16 @@ def ip(*arguments: str) -> None:
     subprocess.run(["ip", *arguments], check=True, capture_output=True)
 
 
-def on_host(pipe: Any, name: str, target: Callable[..., None], *arguments: Any) -> None:
-    """Run `target` on that host: its loopback is its own, and it reaches the other by the cable alone."""
+def move_to(name: str) -> None:
+    """Move this process to a host: its loopback is its own, and it reaches the other by the cable alone."""
     with Path("/run/netns", name).open() as namespace:
         assert ctypes.CDLL(None, use_errno=True).setns(namespace.fileno(), CLONE_NEWNET) == 0
     os.environ |= {"GLOO_SOCKET_IFNAME": CABLE}
+
+
+def on_host(pipe: Any, name: str, target: Callable[..., None], *arguments: Any) -> None:
+    """Run `target` on that host."""
+    move_to(name)
     target(pipe, *arguments)
 
 
@@ -140,3 +152,56 @@ def test_after_too_long_a_break_both_sides_connect_again(pair: Callable[[float],
     with pytest.raises(WeightTransferError, match=r"weights 2 were not received: .*timeout_s=3"):
         processes.send(manifests[0], lambda: unplugged(6.0))
     assert processes.send(manifests[0]) == manifests[0]
+
+
+def train(task: Path, rank: int, world_size: int, learner: dict[str, Any]) -> dict[str, float]:
+    """Make an update; return its metrics, which are of all ranks."""
+    from ral_system.config.commands import TrainConfig
+    from ral_system.media.store import MediaStore
+    from ral_system.training.learner_rank import LearnerRank
+
+    folders = json.loads((task / "folders.json").read_text())
+    config = TrainConfig.model_validate_json((task / "config.json").read_text())
+    whole = config.model_dump() | {"learner": config.learner.model_dump() | {"world_size": world_size} | learner}
+    samples = pickle.loads((task / "samples.pickle").read_bytes())  # noqa: S301 (this test wrote it)
+    plan = plan_updates(samples, updates=1, shards=world_size, max_tokens=400)
+    media = MediaStore(Path(folders["media"]))
+    trained = LearnerRank(TrainConfig.model_validate(whole), Path(folders["model"]), media, rank, world_size, "rl")
+    trained.publish(0)
+    scores = trained.score(plan)
+    return trained.update(plan.updates[0], scores, scores)
+
+
+def work(task: Path, rank: int, world_size: int, port: int) -> None:
+    """One rank on a host of its own; the ranks meet at the first one's address."""
+    move_to(list(HOSTS)[rank])
+    become_rank(rank, world_size, port)
+    os.environ["MASTER_ADDR"] = HOSTS[next(iter(HOSTS))]
+    ours = {"engine": "deepspeed", "zero_stage": 3, "offload": "none", "sequence_parallel": 1}
+    metrics = train(task, rank, world_size, ours)
+    (task / f"metrics_{rank}.json").write_text(json.dumps(metrics))
+
+
+def test_two_ranks_of_a_learner_train_across_a_network(
+    hosts: None,
+    commands: Any,
+    tmp_path: Path,
+    tiny_model: Path,
+    media: Any,
+    rl_samples: list[Sample],
+    make_config: Callable[..., Any],
+) -> None:
+    """ZeRO 3 over the cable, as the torch engine in one process."""
+    (tmp_path / "config.json").write_text(make_config("algorithm.attention.anchor=ema").model_dump_json())
+    (tmp_path / "folders.json").write_text(json.dumps({"model": str(tiny_model), "media": str(media.folder)}))
+    (tmp_path / "samples.pickle").write_bytes(pickle.dumps([replace(s, weight_version=0) for s in rl_samples]))
+    run_ranks(commands, __file__, tmp_path, 2)
+    expected = train(tmp_path, 0, 1, {})
+    for rank in range(2):
+        found = json.loads((tmp_path / f"metrics_{rank}.json").read_text())
+        assert found == pytest.approx(expected, rel=1e-4, abs=1e-5)
+    assert expected["learner/grad_norm"] > 0.1
+
+
+if __name__ == "__main__":
+    work(Path(sys.argv[1]), *map(int, sys.argv[2:5]))
