@@ -25,23 +25,27 @@ SMALL_ENGINE = (
     *("experiment=smoke", "cluster.gpus_per_rollout=1", "cluster.gpus_per_learner=1"),
     "rollout.gpu_memory_utilization=0.2",
 )
+FROZEN = "model.freeze_vision=true"
+ADAPTERS = "learner.lora={rank: 4, alpha: 8, targets: [q_proj, k_proj, down_proj], vision: false}"
 LEARNERS = [
-    pytest.param("cpu", "torch", None, "float32", marks=CPU),
-    pytest.param("cuda", "torch", None, "float32", marks=GPU),
-    pytest.param("cuda", "deepspeed", 0, "float32", marks=GPU),
-    pytest.param("cuda", "deepspeed", 1, "float32", marks=GPU),
-    pytest.param("cuda", "deepspeed", 2, "bfloat16", marks=GPU),
-    pytest.param("cuda", "deepspeed", 3, "bfloat16", marks=GPU),
+    pytest.param("cpu", "torch", None, "float32", FROZEN, marks=CPU),
+    pytest.param("cuda", "torch", None, "float32", FROZEN, marks=GPU),
+    pytest.param("cuda", "deepspeed", 0, "float32", FROZEN, marks=GPU),
+    pytest.param("cuda", "deepspeed", 1, "float32", FROZEN, marks=GPU),
+    pytest.param("cuda", "deepspeed", 2, "bfloat16", FROZEN, marks=GPU),
+    pytest.param("cuda", "deepspeed", 2, "bfloat16", ADAPTERS, marks=GPU),
+    pytest.param("cuda", "deepspeed", 3, "bfloat16", FROZEN, marks=GPU),
 ]
-"""Device, engine, ZeRO stage, and dtype."""
+"""Device, engine, ZeRO stage, dtype, and what is trained."""
 
 
-@pytest.mark.parametrize(("device", "engine", "stage", "dtype"), LEARNERS)
+@pytest.mark.parametrize(("device", "engine", "stage", "dtype", "trained"), LEARNERS)
 def test_a_learner_leaves_the_device_whole_and_comes_back_whole(
     device: str,
     engine: str,
     stage: int | None,
     dtype: str,
+    trained: str,
     start_rank: Callable[..., LearnerRank],
     rl_samples: list[Sample],
     request: pytest.FixtureRequest,
@@ -49,12 +53,15 @@ def test_a_learner_leaves_the_device_whole_and_comes_back_whole(
     """PyTorch counts no memory of a CPU, where only the weights are compared."""
     if engine == "deepspeed":
         request.getfixturevalue("only_rank")
+    if trained == ADAPTERS:
+        pytest.importorskip("peft")
     torch.cuda.empty_cache()
     before = torch.cuda.memory_allocated(), torch.cuda.memory_reserved()
-    settings = (f"learner={engine}", "learner.world_size=1", f"learner.dtype={dtype}", "model.freeze_vision=true")
+    settings = ("stages=[rl]", f"learner={engine}", "learner.world_size=1", f"learner.dtype={dtype}")
     zero = () if stage is None else (f"learner.zero_stage={stage}",)
     gate = "rollout.log_prob_gate={token: 1e9, outliers: 0.5, mean: null, p999: null}"
-    config = compose_config(*settings, *zero, gate, "algorithm.attention.anchor=ema", "algorithm.attention.weight=5")
+    attention = ("algorithm.attention.anchor=ema", "algorithm.attention.weight=5")
+    config = compose_config(*settings, *zero, trained, gate, *attention)
     rank = start_rank(config)
     assert rank._engine.device.type == device
     plan, held = plan_updates(rl_samples, updates=2, shards=1, max_tokens=400), []
