@@ -12,7 +12,8 @@ from ral_system.media.store import MediaStore
 from ral_system.models.loading import load_family, load_model
 from ral_system.models.policy import PolicyModel
 from ral_system.types import Sample
-from tests.unit.models.test_spread import Bench, assert_same, five_layers, passed
+from tests.unit.models.test_shared_prompts import Bench
+from tests.unit.models.test_spread import assert_same, five_layers, passed
 
 __all__ = ["five_layers"]
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
