@@ -19,53 +19,49 @@ def figure_differences(
 ) -> str:
     """A table of each arm's figures less the baseline's: the mean over seeds that have both, and a 95 % t interval.
 
-    A curve counts by its mean between the first and the last step. "-" without a seed that has both, no interval with
-    one. "" if the study shows neither figures nor curves.
+    A curve counts by its mean over the steps that both runs have, without the first and the last of these. Only curves
+    of evaluations are compared: those of training are of each arm's own rows and layers. "-" without a seed that has
+    both, no interval with one; a number in brackets where only some seeds have both. "" if there is nothing to show.
     """
-    names = [*figures, *(f"{name}, mean in training" for name in curves)]
-    if not names:
+    curves = [name for name in curves if name.startswith("eval/")]
+    if not (figures or curves):
         return ""
-    baseline = _values(by_arm[compare.baseline], figures, curves)
+    baseline = {line["seed"]: line for line in by_arm[compare.baseline]}
     rows = []
     for arm, lines in by_arm.items():
         if arm != compare.baseline:
-            of = _values(lines, figures, curves)
-            shared = [seed for seed in of if seed in baseline]
-            pairs = [[(of[seed][at], baseline[seed][at]) for seed in shared] for at in range(len(names))]
-            rows.append([f"{arm} − {compare.baseline}", *(_interval(each) for each in pairs)])
+            pairs = [(line, baseline[line["seed"]]) for line in lines if line["seed"] in baseline]
+            found = [[_of_figure(*pair, name) for pair in pairs] for name in figures]
+            found += [[_of_curve(*pair, name) for pair in pairs] for name in curves]
+            rows.append([f"{arm} − {compare.baseline}", *map(_interval, found)])
+    header = ["", *figures, *(f"{name}, mean in training" for name in curves)]
     note = (
         "Differences in other figures, paired by seed, with 95 % intervals for new seeds (Student's t), not corrected "
         "for their number."
     )
-    return f"{table(['', *names], rows)}\n\n{note}\n"
+    return f"{table(header, rows)}\n\n{note}\n"
 
 
-def _values(lines: Sequence[Line], figures: Sequence[str], curves: Sequence[str]) -> dict[int, list[float | None]]:
-    """The figures of each seed, then its curves' means."""
-    return {
-        line["seed"]: [
-            *(line.get(name) for name in figures),
-            *(_between(line.get("curves", {}).get(name, ())) for name in curves),
-        ]
-        for line in lines
-    }
+def _of_figure(of: Line, over: Line, name: str) -> float | None:
+    return None if of.get(name) is None or over.get(name) is None else of[name] - over[name]
 
 
-def _between(curve: Sequence[tuple[int, float]]) -> float | None:
-    inner = [value for _, value in curve[1:-1]]
-    return statistics.mean(inner) if inner else None
+def _of_curve(of: Line, over: Line, name: str) -> float | None:
+    both = [dict(line.get("curves", {}).get(name, ())) for line in (of, over)]
+    steps = sorted(both[0].keys() & both[1].keys())[1:-1]
+    return statistics.mean(both[0][step] - both[1][step] for step in steps) if steps else None
 
 
-def _interval(pairs: Sequence[tuple[float | None, float | None]]) -> str:
-    """Mean difference and interval over the pairs that are whole."""
-    found = [of - over for of, over in pairs if of is not None and over is not None]
+def _interval(differences: Sequence[float | None]) -> str:
+    """Mean and interval of those that are defined."""
+    found = [difference for difference in differences if difference is not None]
     if not found:
         return "-"
-    mean = statistics.mean(found)
+    mean, some = statistics.mean(found), f" [{len(found)}]" if len(found) < len(differences) else ""
     if len(found) < 2:
-        return _signed(mean)
+        return f"{_signed(mean)}{some}"
     half = t_quantile(0.975, len(found) - 1.0) * statistics.stdev(found) / sqrt(len(found))
-    return f"{_signed(mean)} ({_signed(mean - half)} to {_signed(mean + half)})"
+    return f"{_signed(mean)} ({_signed(mean - half)} to {_signed(mean + half)}){some}"
 
 
 def _signed(value: float) -> str:

@@ -44,23 +44,25 @@ def test_runs_are_paired_by_seed_and_questions_by_place_and_category() -> None:
 
 
 def test_other_figures_and_curves_are_paired_by_seed() -> None:
-    """Differences of 1 and 3: mean 2, t of 0.975 with one degree of freedom 12.71, standard error 1."""
+    """Differences of 1 and 3: mean 2, t of 0.975 with one degree of freedom 12.71, standard error 1. Of curves, the
+    steps that both have count, but for the first and the last.
+    """
 
     def line(arm: str, seed: int, figure: float | None, *curve: float) -> dict[str, object]:
-        return {"arm": arm, "seed": seed, "mass": figure, "curves": {"c": [(i, v) for i, v in enumerate(curve)]}}
+        return {"arm": arm, "seed": seed, "mass": figure, "curves": {"eval/c": [*enumerate(curve)]}}
 
     by_arm = {
         "base": [line("base", 0, 1.0, 9, 2, 4, 9), line("base", 1, 2.0, 0, 5, 5, 0), line("base", 2, 7.0)],
-        "a": [line("a", 0, 2.0, 0, 3, 4, 0), line("a", 1, 5.0, 0, 5, 6, 0), line("a", 3, 7.0)],
+        "a": [line("a", 0, 2.0, 0, 3, 4, 0, 99), line("a", 1, 5.0, 0, 5, 6, 0, 99, 99), line("a", 3, 7.0)],
         "b": [line("b", 0, 1.5), line("b", 1, None)],
         "c": [],
     }
-    found = figure_differences(Compared(baseline="base"), by_arm, ["mass"], ["c"])
+    found = figure_differences(Compared(baseline="base"), by_arm, ["mass"], ["eval/c", "attention/c"])
     rows = [[cell.strip() for cell in row.strip("|").split("|")] for row in found.splitlines()[:5]]
-    assert rows[0] == ["", "mass", "c, mean in training"]
+    assert rows[0] == ["", "mass", "eval/c, mean in training"]
     assert rows[2] == ["a − base", "+2 (-10.7 to +14.7)", "+0.5 (+0.5 to +0.5)"]
-    assert rows[3:] == [["b − base", "+0.5", "-"], ["c − base", "-", "-"]]
-    assert figure_differences(Compared(baseline="base"), by_arm, [], []) == ""
+    assert rows[3:] == [["b − base", "+0.5 [1]", "-"], ["c − base", "-", "-"]]
+    assert figure_differences(Compared(baseline="base"), by_arm, [], ["attention/c"]) == ""
 
 
 def test_claims_are_corrected_for_their_number_and_controls_are_rows_of_their_own() -> None:
