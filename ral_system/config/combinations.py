@@ -95,7 +95,7 @@ def problems(config: Group) -> Iterator[str]:
 
 def warnings(config: Group) -> Iterator[str]:
     """Yield a line per combination of legal values that is known to cause trouble."""
-    yield from _found(config, gate_allows_outliers)
+    yield from _found(config, gate_allows_outliers, held_shares_exceed_rounding)
 
 
 def _found(config: Group, *checks: Check) -> Iterator[str]:
@@ -375,4 +375,20 @@ def gate_allows_outliers(rollout: RolloutConfig, learner: LearnerConfig) -> Iter
         yield (
             "rollout.log_prob_gate.outliers=0 ends a bfloat16 run at its first token beyond "
             f"rollout.log_prob_gate.token={gate.token:g}; 0.001 leaves such tokens out of the loss instead"
+        )
+
+
+def held_shares_exceed_rounding(algorithm: AlgorithmConfig, learner: LearnerConfig) -> Iterator[str]:
+    """Warn about RAL's share of the gradient, which bfloat16 mostly does not hold."""
+    a = algorithm.attention
+    dtypes = {"learner.dtype": learner.dtype, "algorithm.attention.record_dtype": a.record_dtype}
+    coarse = [name for name, dtype in dtypes.items() if dtype == "bfloat16"]
+    held = a.weight > 0 and a.objective.name == "ral" and a.anchor == "old" and a.target_gradient_share is not None
+    if held and coarse:
+        yield (
+            f"algorithm.attention.target_gradient_share={a.target_gradient_share:g} with "
+            f"{' and '.join(f'{name}=bfloat16' for name in coarse)}: with algorithm.attention.anchor=old most of RAL's "
+            "gradients are within bfloat16's rounding errors and are not scaled, so the share stays near 0; set the "
+            "anchor to reference or ema, choose another objective (algorithm=attention_credit), or set "
+            f"{' and '.join(f'{name}=float32' for name in coarse)}"
         )

@@ -197,6 +197,48 @@ def test_a_bfloat16_run_that_one_token_would_end_is_warned_of(defaults) -> None:
     assert validate.warnings(parsed(changed(strict, {"rollout.log_prob_gate.outliers": 1e-3}))) == []
 
 
+BFLOAT16 = (
+    *("cluster=ray", "learner=deepspeed", "learner.dtype=bfloat16", "learner.zero_stage=2"),
+    "rollout.log_prob_gate={token: 2, outliers: 0.001, mean: 0.1, p999: 1}",
+)
+HELD, RECORDS = "algorithm.attention.target_gradient_share=0.2", "algorithm.attention.record_dtype=bfloat16"
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (BFLOAT16, ("learner.dtype",)),
+        ((RECORDS,), ("algorithm.attention.record_dtype",)),
+        ((*BFLOAT16, RECORDS), ("learner.dtype", "algorithm.attention.record_dtype")),
+    ],
+)
+def test_a_share_that_bfloat16_does_not_hold_is_warned_of(
+    make_config: Callable[..., TrainConfig], options: tuple[str, ...], said: tuple[str, ...]
+) -> None:
+    (warning,) = validate.warnings(make_config("algorithm=ral", HELD, *options))
+    assert "\n" not in warning
+    assert warning.startswith(f"{HELD} with {' and '.join(f'{name}=bfloat16' for name in said)}: with ")
+    assert warning.endswith(f", or set {' and '.join(f'{name}=float32' for name in said)}")
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ("algorithm=ral", HELD),
+        ("algorithm=ral", RECORDS),
+        ("algorithm=ral", "algorithm.attention.max_gradient_share=0.2", RECORDS),
+        ("algorithm=ral", "algorithm.attention.anchor=reference", HELD, RECORDS),
+        ("algorithm=ral", "algorithm.attention.anchor=ema", HELD, RECORDS),
+        ("algorithm=attention_credit", HELD, RECORDS, *BFLOAT16),
+        ("algorithm=sharpening", HELD, *BFLOAT16),
+    ],
+)
+def test_a_share_that_is_held_or_not_asked_for_is_not_warned_of(
+    make_config: Callable[..., TrainConfig], options: tuple[str, ...]
+) -> None:
+    assert validate.warnings(make_config(*options)) == []
+
+
 def test_a_second_pass_gives_the_attention_term_a_gradient(defaults) -> None:
     one_update = {"algorithm.attention.weight": 0.5, "algorithm.updates_per_step": 1}
     assert parsed(changed(defaults, one_update | {"algorithm.passes_per_step": 2})).algorithm.updates_per_batch == 2
