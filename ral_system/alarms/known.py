@@ -21,11 +21,17 @@ class Alarm:
     """Whether it rings below its limit instead of above."""
     counts: str = "step"
     """What `alarms.consecutive` counts."""
+    enough: int | None = None
+    """Number of figures in a row that ring it where `alarms.consecutive` is larger, for a figure measured seldom."""
 
     @property
     def stops(self) -> bool:
         """Whether `alarms.action=stop` heeds it."""
         return self.name not in NEVER_STOP
+
+    def rings_after(self, consecutive: int) -> int:
+        """Return how many figures in a row ring it."""
+        return consecutive if self.enough is None else min(consecutive, self.enough)
 
     def says(self, value: float, limit: float, steps: int) -> str:
         """One line: name, value, limit and remedy."""
@@ -117,6 +123,7 @@ ALARMS = (
         "the attention term's share of the gradient",
         "lower algorithm.attention.weight, or set algorithm.attention.max_gradient_share",
         counts="measurement",
+        enough=3,
     ),
     Alarm(
         "attention_share_low",
@@ -126,6 +133,7 @@ ALARMS = (
         "algorithm=grpo",
         below=True,
         counts="measurement",
+        enough=3,
     ),
     Alarm(
         "attention_share_of_target",

@@ -25,8 +25,8 @@ _FROM_THE_START = (
 class Alarms:
     """The alarms of a stage. `state()` goes into checkpoints and continues them where they were.
 
-    An alarm rings after `consecutive` steps beyond its limit, and falls silent after one step within it. A step without
-    its figure changes nothing.
+    An alarm rings after `consecutive` steps beyond its limit, fewer where its `enough` is less, and falls silent after
+    one step within it. A step without its figure changes nothing.
     """
 
     def __init__(
@@ -97,7 +97,7 @@ class Alarms:
             self._silence(alarm)
             return False
         self._beyond[alarm.name] = self._beyond.get(alarm.name, 0) + 1
-        if self._beyond[alarm.name] < self._config.consecutive:
+        if self._beyond[alarm.name] < alarm.rings_after(self._config.consecutive):
             return False
         begins = alarm.name not in self._ringing
         self._ringing[alarm.name] = value

@@ -18,8 +18,8 @@ class AlarmsConfig(Group):
 
     consecutive: Positive
     """Number of consecutive steps beyond its limit after which an alarm rings. For `attention_gradient_share` and
-    `attention_share_low` they are measurements, one every `algorithm.attention.gradient_share_every` steps. An alarm
-    rings once, and again only after a step within the limit."""
+    `attention_share_low` they are measurements, one every `algorithm.attention.gradient_share_every` steps, and 3 are
+    enough. An alarm rings once, and again only after a step within the limit."""
     action: Literal["log", "stop"]
     """log reports an alarm. stop also saves a checkpoint and ends the rl stage with exit code 1 when an alarm other
     than `part_share`, `attention_share_low` or `attention_share_of_target` rings; with `algorithm.max_staleness` > 0 it

@@ -168,6 +168,25 @@ def test_a_step_without_the_figure_changes_nothing(make_config: Callable[..., Tr
     assert [m["alarm/entropy"] for m in logged] == [0, 0, 0, 1, 1, 0, 0]
 
 
+@pytest.mark.parametrize(("share", "name"), [(0.005, "attention_share_low"), (0.6, "attention_gradient_share")])
+@pytest.mark.parametrize(("consecutive", "first"), [(20, 21), (2, 11)])
+def test_three_measurements_ring_alarms_of_a_figure_measured_seldom(
+    make_config: Callable[..., TrainConfig], share: float, name: str, consecutive: int, first: int
+) -> None:
+    """One measurement every 10 steps, as by default."""
+    measured = step(extra=CALM | {"attention/gradient_share": share})
+    alarms = Alarms(make_config(f"alarms.consecutive={consecutive}").alarms, WEIGHTS)
+    lines, logged = play(alarms, [step() if i % 10 else measured for i in range(30)])
+    assert [i + 1 for i, metrics in enumerate(logged) if metrics[f"alarm/{name}"]] == list(range(first, 31))
+    assert len(lines) == 1 and f"for {min(3, consecutive)} measurements; " in lines[0]
+
+
+def test_three_evaluations_are_not_enough(make_config: Callable[..., TrainConfig]) -> None:
+    alarms = Alarms(make_config().alarms, WEIGHTS)
+    lines, logged = play(alarms, [step(extra=seen(0.3)), *[step(style=(0.6,) * 4, extra=seen(0.3))] * 5])
+    assert not lines and logged[-1]["health/blind_runaway"] > 0.6
+
+
 def test_an_alarm_without_a_limit_is_off(make_config: Callable[..., TrainConfig]) -> None:
     config = make_config("alarms.consecutive=1", "alarms.entropy=null").alarms
     ringing = {"beyond": {"entropy": 9}, "ringing": {"entropy": 0.1}}
