@@ -139,9 +139,10 @@ ALARMS = (
         "attention_share_of_target",
         "health/attention_share_of_target",
         "the attention term's share of the gradient relative to algorithm.attention.target_gradient_share",
-        "in most updates the term has no gradient beyond rounding errors (attention/gradient_factor_update_<k> is 1); "
-        "try other layers, an objective with a gradient in the first update (algorithm=attention_credit), or "
-        "learner.dtype=float32",
+        "look at attention/gradient_factor_update_<k>: where it is 1, the term's gradient is 0 or within rounding "
+        "errors, so try other layers, an objective with a gradient in the first update (algorithm=attention_credit), "
+        "or float32 in place of bfloat16; where it is 0, only the token loss has no gradient, so train on questions "
+        "that the model answers sometimes right and sometimes wrong",
         below=True,
     ),
     Alarm(

@@ -7,11 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from ral_system.alarms.known import ALARMS
 from ral_system.alarms.watch import Alarms, growth
 from ral_system.config.commands import TrainConfig
 from ral_system.controller.judging import rollout_metrics
+from ral_system.training.gradient_share import hold
 from ral_system.types import Rollout
 from tests.unit.controller.graded import LENGTHS, WEIGHTS, group, parts
 
@@ -112,6 +114,10 @@ FAILURES: dict[str, tuple[set[str], list[Step]]] = {
         [step(extra={**CALM, "attention/gradient_share": 0.005})] * 6,
     ),
     "attention's share is held in one update of four": ({"attention_share_of_target"}, [held(1)] * 6),
+    "attention's share is held, and the token loss has no gradient": (
+        {"attention_share_of_target"},
+        [step(extra=CALM | {"attention/gradient_share": 0.0, "attention/gradient_factor": 0.0})] * 6,
+    ),
     "attention's share is held but in the first update": (set(), [held(3)] * 6),
 }
 TARGET = 0.2
@@ -249,6 +255,14 @@ def test_some_alarms_never_stop_a_run(make_config: Callable[..., TrainConfig], f
     (name,), steps = FAILURES[failure]
     _, logged = play(alarms, steps)
     assert logged[-1][f"alarm/{name}"] == 1 and alarms.stopping() is None
+
+
+def test_a_share_below_its_target_has_two_causes_that_the_factor_tells_apart() -> None:
+    """With the factors that `hold` gives: squared norms of the token loss and the term."""
+    (alarm,) = (alarm for alarm in ALARMS if alarm.name == "attention_share_of_target")
+    says = alarm.says(0.0, 0.4, 20)
+    assert hold(torch.tensor([1.0, 0.0]), TARGET, "float32") == 1 and "where it is 1, the term's gradient is 0" in says
+    assert hold(torch.tensor([0.0, 1.0]), TARGET, "float32") == 0 and "where it is 0, only the token loss" in says
 
 
 def test_a_share_just_at_half_of_its_target_is_quiet(make_config: Callable[..., TrainConfig]) -> None:
