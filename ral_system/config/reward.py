@@ -55,8 +55,10 @@ class VisualRewardConfig(Group):
         if self.form != "laser_pays_length":
             yield (
                 f"reward.visual.weight={self.weight:g}: the policy gradient of this reward changes which tokens are "
-                "sampled, and does not say where a row should look; in published long runs with attention rewards, "
-                "responses turned to padding or pruning; watch the alarms length_drift, length_corr and aux_runaway"
+                "sampled, and does not say where a row should look; others report that responses turned to padding or "
+                "pruning in three of three long runs with attention rewards (second-hand, with an audit of LASER, "
+                "arXiv 2607.01707); watch rollout/length_mean and the alarms length_drift, length_corr and "
+                "aux_runaway, and lower the weight if one of them rings"
             )
         else:
             yield (

@@ -94,4 +94,11 @@ def test_a_run_says_what_it_chose(make_config: Callable[..., TrainConfig]) -> No
     assert warning.startswith("reward.visual.form=laser_pays_length is a known-bad control: it grows with the length")
     (warning,) = make_config("reward=avar").reward.visual.warnings()
     assert warning.startswith("reward.visual.weight=0.3: the policy gradient of this reward changes which tokens are")
+    for says in (
+        "others report",
+        "arXiv 2607.01707",
+        "length_drift, length_corr and aux_runaway, and lower the weight",
+    ):
+        assert says in warning
+    assert len(list(make_config("reward.visual.weight=0.1").reward.visual.warnings())) == 1
     assert not list(make_config().reward.visual.warnings())
