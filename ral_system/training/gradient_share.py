@@ -15,8 +15,8 @@ from ral_system.models.policy import PolicyOutput
 from ral_system.training.objective import Objective
 
 NOISE: dict[Dtype, float] = {"float32": 1e-6, "bfloat16": 5e-3}
-"""A term whose gradient is smaller than this, relative to the token loss's, counts as without one: rounding errors
-are not to be scaled up. By the dtype of the weights or of the rows that are compared, whichever is coarser."""
+"""Largest gradient of the attention term, relative to the token loss's, that may be rounding error and is not scaled.
+The key is the coarser dtype of the weights and of the recorded rows."""
 
 
 class Losses(Protocol):
@@ -32,10 +32,11 @@ class Losses(Protocol):
 
 
 def without_weight(output: PolicyOutput, groups: Sequence[GroupAttention], *others: object) -> Objective:
-    """Losses of 0 whose gradients go the way that others' do, for a rank that has no samples in a micro-batch.
+    """Return losses of 0 for a rank that has no samples in a micro-batch.
 
-    Ranks under ZeRO-3 gather each layer's weights together, in partial backward passes as well. `output` is any
-    sample's, with the rows of its `groups`.
+    Their backward passes go through the same layers as those of other ranks: under ZeRO-3, all ranks gather each
+    layer's weights together, also in partial backward passes. `output` is the output for any sample, with the rows of
+    its `groups`.
     """
     parts = [part.sum() for group in groups for layer in group.layers for part in (layer.query, layer.key)]
     return Objective(0.0 * output.log_probs.sum(), {}, attention=0.0 * torch.stack(parts).sum())
@@ -64,16 +65,19 @@ def share(squared: Tensor) -> float:
 
 
 def cap(squared: Tensor, limit: float) -> float:
-    """The factor in [0, 1] that brings the attention term's share down to `limit`; 1 where it is not larger, 0 where
-    the token loss has no gradient at all.
+    """Return the factor in [0, 1] that brings the attention term's share down to `limit`.
+
+    The factor is 1 if the share is not larger, and 0 if only the token loss has no gradient.
     """
     token, attention = squared.sqrt().tolist()
     return min(1.0, limit / (1 - limit) * token / attention) if attention > 0 else 1.0
 
 
 def hold(squared: Tensor, target: float, dtype: Dtype) -> float:
-    """The factor that brings the attention term's share to `target`; 1 where the term has no gradient but rounding
-    errors of `dtype`, 0 where only the token loss has none.
+    """Return the factor that brings the attention term's share to `target`.
+
+    The factor is 1 if the term's gradient is 0, or so small that it may be rounding error in `dtype` (`NOISE`). It is 0
+    if only the token loss has no gradient.
     """
     token, attention = squared.sqrt().tolist()
     return target / (1 - target) * token / attention if attention > NOISE[dtype] * token else 1.0
