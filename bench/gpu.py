@@ -41,7 +41,7 @@ class Part:
 
 
 PARTS = (
-    Part("tests", 150, (*_PYTHON, "pytest", "-q", "-rP", "-m", "gpu", "-p", "no:cacheprovider", "tests/gpu")),
+    Part("tests", 150, (*_PYTHON, "pytest", "-q", "-s", "-m", "gpu", "-p", "no:cacheprovider", "tests/gpu")),
     Part("attention", 180, (*_PYTHON, "bench.attention"), ("--quick",), writes=True),
     Part("shared prompts", 120, (*_PYTHON, "bench.shared_prompts"), ("--quick",), writes=True),
 )

@@ -20,6 +20,7 @@ from ral_system.training.plan import plan_updates
 from ral_system.types import Sample
 from tests.composed import compose_config
 from tests.gpu.devices import DEVICES, GPU
+from tests.gpu.rows import row
 
 pytest.importorskip("hydra")
 
@@ -32,11 +33,13 @@ LEAST_COSINE, NORM_LIMIT = 0.999, 0.01
 0.0024."""
 
 
-def compare(log_probs: list[np.ndarray], gradients: list[Tensor]) -> None:
+def compare(what: str, log_probs: list[np.ndarray], gradients: list[Tensor]) -> None:
     apart, (exact, rounded) = np.abs(log_probs[0] - log_probs[1]), gradients
     cosine, ratio = float(torch.cosine_similarity(exact, rounded, dim=0)), float(rounded.norm() / exact.norm())
-    print(f"log-probs: {apart.mean():.5f} nats apart on average, {apart.max():.5f} at most")
-    print(f"gradients: cosine {cosine:.5f}, ratio of norms {ratio:.4f}")
+    row(
+        f"bfloat16 and float32, log-probs of {what}", f"mean {apart.mean():.5f} nats", f"largest {apart.max():.5f} nats"
+    )
+    row(f"bfloat16 and float32, gradients of {what}", f"cosine {cosine:.5f}", f"ratio of norms {ratio:.4f}")
     assert 0 < apart.max() <= LOG_PROB_LIMIT and apart.mean() <= MEAN_LIMIT
     assert cosine >= LEAST_COSINE and abs(ratio - 1) <= NORM_LIMIT
 
@@ -59,7 +62,7 @@ def test_a_policy_in_bfloat16_agrees_with_one_in_float32(
             total += torch.cat([part.double().flatten() for part in parts])
         log_probs.append(np.concatenate(found))
         gradients.append(total)
-    compare(log_probs, gradients)
+    compare("a policy", log_probs, gradients)
 
 
 def gradients_of(rank: LearnerRank) -> Iterator[Tensor]:
@@ -96,7 +99,7 @@ def test_a_learner_in_bfloat16_agrees_with_one_in_float32(
         rank.update(plan.updates[0], scores, None)
         log_probs.append(np.concatenate([scores[sample.id].log_probs for sample in rl_samples]))
         gradients += kept
-    compare(log_probs, gradients)
+    compare("a learner", log_probs, gradients)
 
 
 def learner_config(dtype: Dtype) -> TrainConfig:

@@ -10,6 +10,7 @@ from ral_system.planning.passes import OutlinedPolicy, new_policy, score_pass, u
 from ral_system.planning.workload import step_samples
 from tests.composed import compose_config
 from tests.gpu.devices import GPU
+from tests.gpu.rows import row
 from tests.unit.planning.models import write_7b
 
 pytest.importorskip("hydra")
@@ -43,6 +44,6 @@ def test_eight_layers_of_the_7b_hold_what_is_planned(
     planned = outline.score(samples, [outline.read]).peak, outline.update(samples).peak
     found = measured(True), measured(False)
     for name, expected, held in zip(("score", "update"), planned, found, strict=True):
-        sizes = f"planned {expected / 2**30:.2f} GiB | held {held / 2**30:.2f} GiB"
-        print(f"| {name}, {prompt:,} + 8 × {response:,} tokens | {sizes} |")
+        sizes = f"planned {expected / 2**30:.2f} GiB", f"held {held / 2**30:.2f} GiB"
+        row(f"{name}, {prompt:,} + 8 × {response:,} tokens", *sizes)
     assert planned == pytest.approx(found, rel=0.1)

@@ -13,6 +13,7 @@ from ral_system.training.plan import plan_updates
 from ral_system.types import Held, Sample, Sampling
 from tests.composed import compose_config
 from tests.gpu.devices import CPU, GPU
+from tests.gpu.rows import row
 
 pytest.importorskip("hydra")
 
@@ -37,6 +38,7 @@ LEARNERS = [
     pytest.param("cuda", "deepspeed", 3, "bfloat16", FROZEN, marks=GPU),
 ]
 """Device, engine, ZeRO stage, dtype, and what is trained."""
+AMOUNTS = "everything", "weights", "nothing"
 
 
 @pytest.mark.parametrize(("device", "engine", "stage", "dtype", "trained"), LEARNERS)
@@ -80,7 +82,10 @@ def test_a_learner_leaves_the_device_whole_and_comes_back_whole(
         assert published is not None and rank.publish(0) == published
         held.append(of_cycle)
     if device == "cuda":
-        print(engine, stage, dtype, "bytes with all, weights, nothing:", held)
+        kept = "frozen encoder" if trained == FROZEN else "adapters"
+        for cycle, amounts in enumerate(held):
+            sizes = (f"{what} {size / 2**20:.2f} MiB" for what, size in zip(AMOUNTS, amounts, strict=True))
+            row(f"learner {engine}, ZeRO {stage}, {dtype}, {kept}, cycle {cycle}", *sizes)
         assert all(whole > weights > nothing <= SLACK for whole, weights, nothing in held)
         assert held[1] == pytest.approx(held[-1], abs=SLACK)  # the first cycle makes the optimiser's state
 
@@ -122,7 +127,7 @@ def test_an_engine_sleeps_wakes_and_generates_the_same(
         engine.hold(Held.ALL)
         assert {c.id: c.token_ids for c in engine.generate(prompts, sampling)} == expected
     engine.close()
-    print(f"free with the engine awake {awake / 2**30:.2f} GiB, asleep {[round(f / 2**30, 2) for f in asleep]}")
+    row(f"free, engine awake {awake / 2**30:.2f} GiB", *(f"asleep {size / 2**30:.2f} GiB" for size in asleep))
     total = torch.cuda.mem_get_info()[1]
     assert min(asleep) - awake > 0.15 * total
     assert max(asleep) - min(asleep) <= RESERVED_SLACK

@@ -18,6 +18,7 @@ from ral_system.weights.transfer.broadcast import _nccl
 from ral_system.weights.transfer.shared_memory import SharedMemory
 from ral_system.weights.transfer.transfer import Setting
 from tests.gpu.devices import GPU
+from tests.gpu.rows import row
 from tests.offered import manifest_of
 
 pytestmark = GPU
@@ -68,7 +69,7 @@ def test_an_engine_on_the_same_gpu_holds_every_version(tmp_path: Path) -> None:
     process.join(30)
     size = sum(tensor.nbytes for tensor in weights(0).values())
     assert len(set(allocated[1:])) == 1  # no growth
-    print(f"\n{size / 1e9:.2f} GB by CUDA IPC: {min(seconds):.3f} s, {size / min(seconds) / 1e9:.0f} GB/s")
+    row(f"{size / 1e9:.2f} GB by CUDA IPC", f"{min(seconds):.3f} s", f"{size / min(seconds) / 1e9:.0f} GB/s")
 
 
 def test_checksums_are_bound_by_memory() -> None:
@@ -86,7 +87,8 @@ def test_checksums_are_bound_by_memory() -> None:
         run()
         torch.cuda.synchronize()
         seconds[what] = time.perf_counter() - began
-    print("\n" + ", ".join(f"{what} of {size / 1e9:.2f} GB: {s * 1e3:.1f} ms" for what, s in seconds.items()))
+    for what, took in seconds.items():
+        row(f"{what} of {size / 1e9:.2f} GB", f"{took * 1e3:.1f} ms", f"{size / took / 1e9:.0f} GB/s")
     assert digest(state["norm"]) == digest(state["norm"].cpu())
     assert digest(state["embed"][:999]) == digest(state["embed"][:999].cpu())
 

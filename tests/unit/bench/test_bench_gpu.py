@@ -1,3 +1,4 @@
+import ast
 import json
 import re
 import sys
@@ -6,7 +7,11 @@ from pathlib import Path
 import pytest
 
 from bench import gpu
-from bench.gpu import PARTS, Part
+from bench.gpu import PARTS, Part, figures
+from tests.gpu.rows import row
+
+TESTS = Path(__file__).parents[2] / "gpu"
+MEASURES = re.compile(r"perf_counter|max_memory_allocated|memory_reserved|mem_get_info|\.norm\(|cosine_similarity")
 
 
 def test_a_part_that_fails_or_hangs_does_not_end_the_others(
@@ -33,6 +38,26 @@ def test_a_part_that_fails_or_hangs_does_not_end_the_others(
     assert [found["exit_code"] for found in written["parts"]] == [None, 3, 0]
     assert [found["figures"] for found in written["parts"]] == [["began"], ["| a | b |", "| b |"], []]
     assert (tmp_path / "fails.log").read_text() == "| b |\ntext\n| a | b |\n| b |\n"
+
+
+def test_rows_between_pytests_dots_are_figures(capsys: pytest.CaptureFixture[str]) -> None:
+    for cells in (("copy of 3 GB", "1.2 ms"), ("peak 300 MiB",)):
+        row(*cells)
+        print(".", end="")
+    assert figures(capsys.readouterr().out.splitlines()) == ["| copy of 3 GB | 1.2 ms |", "| peak 300 MiB |"]
+
+
+def test_whatever_the_gpu_tests_measure_is_a_row() -> None:
+    measuring = []
+    for file in TESTS.glob("test_*.py"):
+        text = file.read_text()
+        assert "print(" not in text, f"{file.name} prints a figure that is not a row"
+        for function in (node for node in ast.parse(text).body if isinstance(node, ast.FunctionDef)):
+            source = ast.unparse(function)
+            if MEASURES.search(source) and "assert " in source:
+                measuring.append(function.name)
+                assert "row(" in source, f"{file.name}: {function.name} measures, and prints no row"
+    assert len(measuring) > 8
 
 
 def test_the_parts_take_less_than_eight_minutes() -> None:
