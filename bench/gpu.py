@@ -1,9 +1,10 @@
 """`python -m bench.gpu`: all that needs a GPU to be seen, in at most eight minutes, with a table last.
 
-Runs the tests in tests/gpu, the attention benchmark, and eight layers of Qwen2.5-VL-7B at 9k and 16k tokens with and
-without shared prompts. Each part is a process with a limit of its own; one that fails or runs out of time does not end
-the others. Lines of a part that begin with a bar are its figures; gpu.json has all of them. Needs PyTorch,
-transformers, Triton and pytest; tests of what is not installed are skipped.
+Runs the tests in tests/gpu, a file at a time, the attention benchmark, and eight layers of Qwen2.5-VL-7B at 9k and 16k
+tokens with and without shared prompts. Each part is a process with a limit of its own; one that fails or runs out of
+time does not end the others. A test that waits too long fails alone, if Python can interrupt it. Lines of a part that
+begin with a bar are its figures; gpu.json has all of them. Needs PyTorch, transformers, Triton and pytest; tests of
+what is not installed are skipped.
 """
 
 from __future__ import annotations
@@ -40,12 +41,26 @@ class Part:
     """Whether it takes `--out`, the folder of its figures."""
 
 
+def _tests(of: str, limit_s: float, timeout_s: float) -> Part:
+    """Return the tests of one file, and for how long each of them may run."""
+    pytest = (*_PYTHON, "pytest", "-q", "-s", "-m", "gpu", "-p", "no:cacheprovider", f"--timeout={timeout_s}")
+    return Part(of, limit_s, (*pytest, f"tests/gpu/test_{of}_on_gpu.py"))
+
+
 PARTS = (
-    Part("tests", 150, (*_PYTHON, "pytest", "-q", "-s", "-m", "gpu", "-p", "no:cacheprovider", "tests/gpu")),
-    Part("attention", 180, (*_PYTHON, "bench.attention"), ("--quick",), writes=True),
+    _tests("kernels", 60, 30),
+    _tests("fused", 60, 30),
+    _tests("spread", 60, 30),
+    _tests("bfloat16", 60, 30),
+    _tests("plan", 80, 40),
+    _tests("weights", 90, 45),
+    _tests("residency", 120, 60),
+    Part("attention", 150, (*_PYTHON, "bench.attention"), ("--quick",), writes=True),
     Part("shared prompts", 120, (*_PYTHON, "bench.shared_prompts"), ("--quick",), writes=True),
 )
-"""Their limits together leave half a minute of the eight for the rest."""
+"""Cheap ones first."""
+LIMIT_S = 450.0
+"""Seconds for all parts, whatever hangs. It leaves half a minute of the eight for the rest."""
 
 
 def main() -> None:
@@ -61,7 +76,8 @@ def main() -> None:
     if not (options.quick or torch.cuda.is_available()):
         parser.error("torch finds no CUDA device; --quick tries the parts without one")
     options.out.mkdir(parents=True, exist_ok=True)
-    found = [run(part, options.out, quick=options.quick) for part in PARTS]
+    ends = time.monotonic() + LIMIT_S
+    found = [run(part, options.out, ends - time.monotonic(), quick=options.quick) for part in PARTS]
     about = {"commit": commit(), "device": _device(), "versions": versions(("torch", "triton", "transformers"))}
     text = json.dumps({**about, "quick": options.quick, "parts": found}, indent=1)
     (options.out / "gpu.json").write_text(f"{text}\n", encoding="utf-8")
@@ -71,16 +87,17 @@ def main() -> None:
     sys.exit(any(part["exit_code"] != 0 for part in found))
 
 
-def run(part: Part, out: Path, *, quick: bool) -> dict[str, Any]:
-    """Run one part to its end or its limit. Its output goes to this process's and to a log in `out`."""
+def run(part: Part, out: Path, left_s: float, *, quick: bool) -> dict[str, Any]:
+    """Run one part to its end, its limit, or that of all. Its output goes to this process's and to a log in `out`."""
+    limit_s = max(0.0, min(part.limit_s, left_s))
     command = [*part.command, *(part.quick if quick else ()), *(("--out", str(out)) if part.writes else ())]
     log = out / f"{part.name.replace(' ', '_')}.log"
-    print(f"{part.name}: {' '.join(command[2:])}; at most {part.limit_s:.0f} s, log {log}", flush=True)
+    print(f"{part.name}: {' '.join(command[2:])}; at most {limit_s:.0f} s, log {log}", flush=True)
     began = time.monotonic()
     with log.open("w", encoding="utf-8") as file:
         process = subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT, start_new_session=True)
         try:
-            code: int | None = process.wait(part.limit_s)
+            code: int | None = process.wait(limit_s)
         except subprocess.TimeoutExpired:
             code = None
         finally:

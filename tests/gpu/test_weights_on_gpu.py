@@ -123,7 +123,7 @@ def fail_and_connect_again() -> None:
 
 
 def test_a_process_outlives_a_failed_group_of_nccl() -> None:
-    process = mp.get_context("spawn").Process(target=fail_and_connect_again)
+    process = mp.get_context("spawn").Process(target=fail_and_connect_again, daemon=True)
     process.start()
     process.join(90)
     assert process.exitcode == 0

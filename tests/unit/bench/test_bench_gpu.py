@@ -60,8 +60,34 @@ def test_whatever_the_gpu_tests_measure_is_a_row() -> None:
     assert len(measuring) > 8
 
 
-def test_the_parts_take_less_than_eight_minutes() -> None:
-    assert sum(part.limit_s for part in PARTS) <= 450
+def test_every_file_of_tests_is_a_part_that_outlasts_a_hanging_test() -> None:
+    files = {}
+    for part in PARTS:
+        if "pytest" in part.command:
+            *options, file = part.command
+            (timeout_s,) = (float(option[10:]) for option in options if option.startswith("--timeout="))
+            assert timeout_s <= part.limit_s / 2
+            files[file] = part
+    assert sorted(files) == sorted(f"tests/gpu/{file.name}" for file in TESTS.glob("test_*.py"))
+
+
+def test_the_parts_take_less_than_eight_minutes_whatever_hangs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert gpu.LIMIT_S <= 450 and max(part.limit_s for part in PARTS) <= gpu.LIMIT_S / 3
+    hangs = (sys.executable, "-c", "import time; time.sleep(60)")
+    monkeypatch.setattr(gpu, "LIMIT_S", 0.8)
+    monkeypatch.setattr(
+        gpu, "PARTS", tuple(Part(name, limit, hangs) for name, limit in (("a", 0.3), ("b", 9), ("c", 9)))
+    )
+    monkeypatch.setattr(sys, "argv", ["bench.gpu", "--quick", "--out", str(tmp_path)])
+    with pytest.raises(SystemExit):
+        gpu.main()
+    written = json.loads((tmp_path / "gpu.json").read_text())["parts"]
+    assert [part["exit_code"] for part in written] == [None] * 3
+    seconds = [part["seconds"] for part in written]
+    assert seconds[0] >= 0.3 and 0.7 <= sum(seconds) < 5 and seconds[2] < seconds[1]
+    assert "c: import time; time.sleep(60); at most 0 s" in capsys.readouterr().out
 
 
 def test_a_machine_without_a_gpu_is_one_line(
