@@ -64,6 +64,16 @@ def test_the_gpu_overlay_changes_known_services_only(services) -> None:
     assert not any({"ports", "environment", "privileged"} & set(service) for service in overlay.values())
 
 
+@pytest.mark.parametrize("name", ["compose.yaml", "compose.gpu.yaml"])
+def test_a_host_has_one_worker_with_all_gpus(name: str) -> None:
+    """A worker reports to Ray each GPU that it sees, so two of them would have every GPU twice."""
+    worker = load(ROOT / "docker" / "compose.gpu.yaml")["services"]["worker"]
+    assert [device["count"] for device in worker["deploy"]["resources"]["reservations"]["devices"]] == ["all"]
+    lines = (ROOT / "docker" / name).read_text().partition("\nname:")[0].splitlines()
+    commands = [line for line in lines if line.startswith("#   docker compose ") and "compose.gpu.yaml" in line]
+    assert len(commands) == 1 and commands[0].endswith(" --scale worker=1")
+
+
 def test_the_image_copies_every_package_and_runs_as_a_user() -> None:
     lines = (ROOT / "docker" / "Dockerfile").read_text().splitlines()
     for package in ("ral_system", "actors", "conf", "launch"):
