@@ -56,6 +56,15 @@ def test_the_paper_set_up_fills_one_node_of_eight_gpus() -> None:
         preflight(bundles, [{"CPU": 64.0, "GPU": 4.0}])
 
 
+@pytest.mark.parametrize("size", ["3b", "7b"])
+@pytest.mark.parametrize("stage", ["sft", "rl"])
+def test_the_recipes_for_one_gpu_fit_a_machine_of_eight_cores(size: str, stage: Stage) -> None:
+    bundles = planned(compose_config(f"experiment=ral_qwen2_5_vl_{size}_1gpu"), stage)
+    assert [bundle.role for bundle in bundles] == ["learner", "rollout", "reward"]
+    places = [joined([bundles[at] for at in together]) for together in reserved_together(bundles)]
+    preflight(places, [{"CPU": 8.0, "GPU": 1.0}])
+
+
 def test_devices_are_gpus_or_processes_with_a_model() -> None:
     config = compose_config("rollout.workers=2", "learner.world_size=2")
     assert devices(planned(config, "rl")) == 5  # two learners, two engines, the reference

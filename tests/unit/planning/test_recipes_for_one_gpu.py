@@ -23,3 +23,4 @@ def test_a_recipe_fits_an_h100(
     assert engine.device["weights"] == pytest.approx(2e9 * billions, rel=0.01)
     assert learner.device["optimiser"] < learner.device["weights"] / 4
     assert plan.device.bytes > max(plan.shared.values()) > learner.device["weights"]
+    assert plan.device.node_bytes == int(0.95 * 1740 / 8 * 2**30)  # of a node with this GPU alone
