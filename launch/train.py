@@ -17,11 +17,12 @@ from typing import TYPE_CHECKING
 
 from ral_system.config.choices import STAGES, Stage
 from ral_system.config.cluster import ClusterConfig
+from ral_system.config.combinations import problems
 from ral_system.config.commands import TrainConfig
 from ral_system.config.data import FilesConfig
 from ral_system.config.validate import warnings
 from ral_system.data.sources.hub import check_sources
-from ral_system.errors import AlarmError, GateError
+from ral_system.errors import AlarmError, ConfigError, GateError
 from ral_system.launch.cli import run_with_config
 from ral_system.launch.head import run_head
 from ral_system.launch.refused import leaving_nothing
@@ -88,6 +89,8 @@ def run_stages(config: TrainConfig, stages: Sequence[Stage] = ()) -> float | Non
     """Run the given stages, by default `config.stages`, skipping those that are complete; return the last one's
     held-out accuracy. Heavy imports happen here, after parsing.
     """
+    if stages and (found := [*problems(config.model_copy(update={"stages": tuple(stages)}))]):
+        raise ConfigError(*found)  # what config.stages has was checked with the rest
     stages = stages or config.stages
     from ral_system.observability.quiet import silence_third_party
 

@@ -247,24 +247,30 @@ def lengths_agree(algorithm: AlgorithmConfig, rollout: RolloutConfig) -> Iterato
 
 
 def batches_divide_over_ranks(
-    algorithm: AlgorithmConfig, learner: LearnerConfig, perceive: SupervisedConfig, sft: SupervisedConfig
+    algorithm: AlgorithmConfig,
+    learner: LearnerConfig,
+    perceive: SupervisedConfig,
+    sft: SupervisedConfig,
+    stages: Sequence[Stage],
 ) -> Iterator[str]:
-    """Check that updates are equally large, and give every rank something to do."""
-    a, shards = algorithm, learner.shards
+    """Check that updates of the stages are equally large, and give every rank something to do."""
+    for stage, size in (("perceive", perceive.batch), ("sft", sft.batch)):
+        if stage in stages and size < learner.shards:
+            yield f"{stage}.batch={size} is smaller than {_shards(learner)}; raise {stage}.batch"
+    if "rl" not in stages:
+        return
+    a = algorithm
     batch = a.prompts_per_step * a.completions_per_prompt
     if batch % a.updates_per_step:
         yield (
             f"algorithm.prompts_per_step * completions_per_prompt = {batch} is not divisible by "
             f"algorithm.updates_per_step={a.updates_per_step}; change one"
         )
-    if batch // a.updates_per_step < shards:
+    if batch // a.updates_per_step < learner.shards:
         yield (
             f"an update of {batch} / {a.updates_per_step} samples (algorithm.prompts_per_step, completions_per_prompt, "
-            f"updates_per_step) is smaller than {_shards(learner)}; lower updates_per_step"
+            f"updates_per_step) is smaller than {_shards(learner)}; raise prompts_per_step, or lower updates_per_step"
         )
-    for stage, size in (("perceive", perceive.batch), ("sft", sft.batch)):
-        if size < shards:
-            yield f"{stage}.batch={size} is smaller than {_shards(learner)}; raise {stage}.batch"
 
 
 def _shards(learner: LearnerConfig) -> str:

@@ -66,7 +66,7 @@ ALGORITHMS: dict[str, tuple[dict[str, Any], list[str]]] = {
     ),
     "an update smaller than the ranks": (
         {"algorithm.prompts_per_step": 2, "algorithm.completions_per_prompt": 2, "learner.world_size": 2},
-        ["4 / 4 samples", "learner.world_size=2", "lower updates_per_step"],
+        ["4 / 4 samples", "learner.world_size=2", "raise prompts_per_step, or lower updates_per_step"],
     ),
     "a decay without an average": (
         {"algorithm.attention.ema_decay": 0.5},

@@ -77,6 +77,22 @@ def test_illegal_combinations_name_field_value_and_remedy(defaults, case: str) -
         assert fragment in message
 
 
+@pytest.mark.parametrize("stage", ["perceive", "sft", "rl"])
+def test_batches_are_compared_with_the_ranks_in_stages_that_run(defaults, stage: str) -> None:
+    """The step of rl has updates of 4 samples, four of them."""
+    small = {
+        "perceive.batch": 4,
+        "sft.batch": 4,
+        "algorithm.prompts_per_step": 4,
+        "algorithm.completions_per_prompt": 4,
+    }
+    container = changed(defaults, small | {"learner.world_size": 5, "stages": [stage]})
+    with pytest.raises(ConfigError) as error:
+        parsed(container)
+    (problem,) = error.value.args
+    assert problem.startswith("an update of 16 / 4 samples" if stage == "rl" else f"{stage}.batch=4 is smaller")
+
+
 def test_all_problems_are_reported_at_once(defaults) -> None:
     overrides = {"reward.correctness": 0.0, "reward.format": 0.0, "perceive.batch": 1, "learner.world_size": 2}
     with pytest.raises(ConfigError, match=r"perceive\.batch=1.*; .*reward\.correctness"):

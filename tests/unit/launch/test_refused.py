@@ -56,6 +56,13 @@ def test_a_transfer_that_cannot_serve_the_run_is_refused_before_there_is_a_folde
     assert not list(tmp_path.iterdir())
 
 
+def test_a_command_for_one_stage_checks_that_stage(tmp_path: Path) -> None:
+    config = compose_config("experiment=smoke", "stages=[rl]", "sft.batch=1", f"runs_dir={tmp_path}/runs")
+    with pytest.raises(ConfigError, match=r"^sft\.batch=1 is smaller than learner\.world_size=2; raise sft\.batch$"):
+        run_stages(config, ("sft",))
+    assert not list(tmp_path.iterdir())
+
+
 def refused(root: Path, *files: str) -> None:
     """A start that is refused once it has written these files; empty ones by `name=`."""
     with pytest.raises(SetupError), leaving_nothing(root):
