@@ -10,6 +10,9 @@ from ral_system.config.inert import without_effect
 from ral_system.config.learner import LearnerConfig
 from ral_system.config.rollout import HfRolloutConfig, RolloutConfig, VllmRolloutConfig
 
+_NCCL = "NCCL does not connect two processes on one GPU"
+_TURNS = "set cluster.placement=colocated to share GPUs in turns"
+
 
 def engines_fit_the_cluster(cluster: ClusterConfig, learner: LearnerConfig, rollout: RolloutConfig) -> Iterator[str]:
     """Check that settings of a single process fit one process, and that an engine uses all its GPUs."""
@@ -46,21 +49,35 @@ def memory_is_shared_on_one_device(cluster: RayClusterConfig, rollout: RolloutCo
 def broadcasts_connect_devices(
     cluster: RayClusterConfig, algorithm: AlgorithmConfig, rollout: RolloutConfig
 ) -> Iterator[str]:
-    """Check that a broadcast of weights is between GPUs or between CPUs, and that no two processes share a GPU."""
-    given, on_gpu = rollout.weight_transfer, cluster.gpus_per_learner
+    """Check that a broadcast of weights is between GPUs or between CPUs, and that engines do not share a GPU."""
+    on_gpu, engine = cluster.gpus_per_learner, cluster.gpus_per_rollout
     if cluster.placement == "colocated":
-        if given == "broadcast" and on_gpu:
+        if rollout.weight_transfer == "broadcast" and on_gpu:
             yield (
-                "rollout.weight_transfer=broadcast with cluster.placement=colocated: NCCL does not connect two "
-                "processes on one GPU; set weight_transfer=null"
+                f"rollout.weight_transfer=broadcast with cluster.placement=colocated: {_NCCL}; set weight_transfer=null"
             )
         return
-    chosen = given == "broadcast" or (given is None and not algorithm.max_staleness)
-    if chosen and bool(on_gpu) != bool(cluster.gpus_per_rollout):
+    if rollout.weight_transfer != "broadcast" and (rollout.weight_transfer is not None or algorithm.max_staleness):
+        return
+    if bool(on_gpu) != bool(engine):
         yield (
-            f"cluster.gpus_per_learner={on_gpu:g} with cluster.gpus_per_rollout={cluster.gpus_per_rollout:g}: "
+            f"cluster.gpus_per_learner={on_gpu:g} with cluster.gpus_per_rollout={engine:g}: "
             "rollout.weight_transfer=broadcast connects GPUs with GPUs or CPUs with CPUs; give both a GPU or none, or "
             "set weight_transfer=object_store"
+        )
+    elif 0 < engine < 1:
+        yield (
+            f"cluster.gpus_per_rollout={engine:g}: rollout.weight_transfer=broadcast connects learner and engines, and "
+            f"{_NCCL}; set it to 1, {_TURNS}, or set weight_transfer=object_store"
+        )
+
+
+def learner_ranks_have_whole_gpus(cluster: RayClusterConfig, learner: LearnerConfig) -> Iterator[str]:
+    """Check that no two learner ranks share a GPU."""
+    if 0 < cluster.gpus_per_learner < 1 < learner.world_size and cluster.placement != "colocated":
+        yield (
+            f"cluster.gpus_per_learner={cluster.gpus_per_learner:g} with learner.world_size={learner.world_size}: "
+            f"{_NCCL}; set it to 1, {_TURNS}, or set world_size=1"
         )
 
 

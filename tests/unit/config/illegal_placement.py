@@ -91,6 +91,27 @@ PLACEMENT: dict[str, tuple[dict[str, Any], list[str]]] = {
         },
         ["rollout.weight_transfer=broadcast with cluster.placement=colocated", "set weight_transfer=null"],
     ),
+    "two learner ranks on one GPU": (
+        {"cluster.gpus_per_learner": 0.5, "rollout.weight_transfer": "object_store"},
+        [
+            "cluster.gpus_per_learner=0.5 with learner.world_size=2: NCCL does not connect two processes on one GPU; "
+            "set it to 1, set cluster.placement=colocated to share GPUs in turns, or set world_size=1"
+        ],
+    ),
+    **{
+        f"an engine and a learner on one GPU, {how}": (
+            {
+                **{"cluster.gpus_per_learner": 0.5, "cluster.gpus_per_rollout": 0.5, "learner.world_size": 1},
+                "rollout.weight_transfer": transfer,
+            },
+            [
+                "cluster.gpus_per_rollout=0.5: rollout.weight_transfer=broadcast connects learner and engines, and "
+                "NCCL does not connect two processes on one GPU; set it to 1, set cluster.placement=colocated to share "
+                "GPUs in turns, or set weight_transfer=object_store"
+            ],
+        )
+        for how, transfer in (("by default", None), ("as asked", "broadcast"))
+    },
     **{
         f"a broadcast from {learner} GPU to {rollout}, {how}": (
             {

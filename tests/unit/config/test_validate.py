@@ -15,6 +15,7 @@ from ral_system.config.known import declared_fields, other_readers, read_by
 from ral_system.config.validate import parse_config
 from ral_system.errors import ConfigError
 from ral_system.registry import Registry
+from tests.composed import compose_config
 from tests.unit.config.illegal_algorithms import ALGORITHMS
 from tests.unit.config.illegal_inert import INERT
 from tests.unit.config.illegal_looking import LOOKING_TASKS
@@ -338,6 +339,26 @@ def test_what_is_legal_and_known_to_go_wrong_is_warned_of(defaults, overrides: d
     assert validate.warnings(parsed(defaults)) == []
     (warning,) = validate.warnings(parsed(changed(base, {f"algorithm.{k}": v for k, v in overrides.items()})))
     assert says in warning
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ("rollout.weight_transfer=object_store", "cluster.gpus_per_learner=0.5", "cluster.gpus_per_rollout=0.5"),
+        ("cluster.gpus_per_learner=0.5", "cluster.gpus_per_rollout=1", "cluster.gpus_per_scorer=0.5"),
+    ],
+)
+def test_processes_that_nccl_does_not_connect_may_share_a_gpu(overrides: tuple[str, ...]) -> None:
+    on_gpus = ("rollout.memory_gib=null", "learner.world_size=1")
+    assert compose_config("cluster=ray", *on_gpus, *overrides).cluster.gpus_per_learner == 0.5
+
+
+def test_one_gpu_for_all_is_pointed_to_colocated_placement() -> None:
+    halves = ("cluster.gpus_per_learner=0.5", "cluster.gpus_per_rollout=0.5", "cluster.placement=disaggregated")
+    with pytest.raises(
+        ConfigError, match=r"^cluster\.gpus_per_rollout=0\.5: .*; set it to 1, set cluster\.placement=col"
+    ):
+        compose_config("experiment=ral_qwen2_5_vl_7b_1gpu", *halves)
 
 
 def test_a_list_whose_only_entry_is_wrong_is_not_also_called_too_short(make_config: Callable[..., TrainConfig]) -> None:

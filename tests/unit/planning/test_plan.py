@@ -72,15 +72,16 @@ def test_the_largest_of_the_tasks_that_need_looking_is_planned(tiny_model: Path,
 def test_roles_that_do_not_fit_are_named_with_what_to_change(one_layer: Path) -> None:
     fits, _ = planned(one_layer, *VIDEO, *SMALL_STEP)
     assert fits.problems == []
-    crowded, _ = planned(one_layer, *VIDEO, *SMALL_STEP, "cluster.gpus_per_learner=0.02", "cluster.gpus_per_scorer=0")
+    a_part = (*VIDEO, *SMALL_STEP, "learner.world_size=1")
+    crowded, _ = planned(one_layer, *a_part, "cluster.gpus_per_learner=0.02", "cluster.gpus_per_scorer=0")
     learner, reference = crowded.problems
     assert learner.startswith("the learner") and "GiB of 1.51 on an H100; lower learner.max_tokens" in learner
     assert reference == "cluster.gpus_per_scorer=0: the reference would run on a CPU; set it to 1, or plan.device=cpu"
     assert all(role.device["context"] == 2**30 for role in fits.roles)
-    learner = fits.roles[0]
+    learner = planned(one_layer, *a_part)[0].roles[0]
     share = learner.total / (79.6 * 2**30)  # a GPU is full at 95 %
     for more, problems in ((1.06, 0), (1.04, 1)):
-        full, _ = planned(one_layer, *VIDEO, *SMALL_STEP, f"cluster.gpus_per_learner={share * more}")
+        full, _ = planned(one_layer, *a_part, f"cluster.gpus_per_learner={share * more}")
         assert len(full.problems) == problems
     tight, _ = planned(one_layer, *VIDEO, *SMALL_STEP, "rollout.gpu_memory_utilization=0.02")
     assert ["rollout.max_model_len=10240" in problem for problem in tight.problems] == [True]
