@@ -69,11 +69,6 @@ def plan(
 
     `reference` and `teachers` say which frozen models the rl stage has.
     """
-    if rollout.engine == "vllm" and 0 < cluster.gpus_per_rollout < rollout.tensor_parallel:
-        raise SetupError(
-            f"rollout.tensor_parallel={rollout.tensor_parallel} needs that many GPUs per engine; "
-            f"set cluster.gpus_per_rollout={rollout.tensor_parallel}"
-        )
     bundles = [
         Bundle("learner", rank, cluster.cpus_per_learner, cluster.gpus_per_learner)
         for rank in range(learner.world_size)

@@ -60,7 +60,7 @@ class RayClusterConfig(ProcessConfig):
     cpus_per_reward: NonNegativeFloat
     """CPU cores that Ray reserves for the reward actor."""
     gpus_per_rollout: NonNegativeFloat
-    """GPUs of each rollout engine; 0 runs it on CPU."""
+    """GPUs of each rollout engine: `rollout.tensor_parallel`, or a part of one GPU; 0 runs it on CPU."""
     gpus_per_learner: NonNegativeFloat
     """GPUs of each learner rank; 0 runs it on CPU."""
     gpus_per_scorer: NonNegativeFloat

@@ -15,13 +15,8 @@ _TURNS = "set cluster.placement=colocated to share GPUs in turns"
 
 
 def engines_fit_the_cluster(cluster: ClusterConfig, learner: LearnerConfig, rollout: RolloutConfig) -> Iterator[str]:
-    """Check that settings of a single process fit one process, and that an engine uses all its GPUs."""
+    """Check that settings of a single process fit one process."""
     if cluster.kind == "ray":
-        if rollout.engine == "hf" and cluster.gpus_per_rollout > 1:
-            yield (
-                f"cluster.gpus_per_rollout={cluster.gpus_per_rollout:g}: rollout.engine=hf uses one GPU; set it to 1 "
-                "and raise rollout.workers, or choose rollout=vllm"
-            )
         if learner.engine == "torch" and learner.world_size > 1:
             yield "learner.engine=torch runs one rank; set learner.world_size=1 or choose learner=deepspeed"
         return
@@ -33,6 +28,28 @@ def engines_fit_the_cluster(cluster: ClusterConfig, learner: LearnerConfig, roll
     ):
         if value != needed:
             yield f"{field}={value} needs cluster=ray; with cluster=local {remedy}"
+
+
+def engines_use_all_their_gpus(cluster: RayClusterConfig, rollout: RolloutConfig) -> Iterator[str]:
+    """Check that an engine has a GPU for each of its ranks and no other; one of a single rank may have a part of one.
+
+    `engines_sit_beside_learners` does the same for colocated engines.
+    """
+    gpus = cluster.gpus_per_rollout
+    ranks = rollout.tensor_parallel if rollout.engine == "vllm" else 1
+    if cluster.placement == "colocated" or gpus in (0, ranks) or (ranks == 1 and gpus < 1):
+        return
+    if rollout.engine == "hf":
+        yield (
+            f"cluster.gpus_per_rollout={gpus:g}: rollout.engine=hf uses one GPU; set it to 1 and raise "
+            "rollout.workers, or choose rollout=vllm"
+        )
+        return
+    more = f", or raise rollout.tensor_parallel to {gpus:g}" if gpus > ranks and gpus % 1 == 0 else ""
+    yield (
+        f"cluster.gpus_per_rollout={gpus:g} with rollout.tensor_parallel={ranks}: an engine uses one GPU for each of "
+        f"its ranks; set it to {ranks}{more}"
+    )
 
 
 def memory_is_shared_on_one_device(cluster: RayClusterConfig, rollout: RolloutConfig) -> Iterator[str]:

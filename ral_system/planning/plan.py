@@ -204,19 +204,17 @@ def _problems(
         if needed > device.usable:
             yield f"all roles together need {gib(needed)} GiB of {gib(device.usable)} on {device.name}; {_SMALLER}"
         return
+    ranks = rollout.tensor_parallel if rollout.engine == "vllm" else 1
     for role in roles:
         if not role.gpus:
             yield (
-                f"cluster.gpus_per_{_setting(role)}=0: the {role.name} would run on a CPU; set it to 1, or "
-                "plan.device=cpu"
+                f"cluster.gpus_per_{_setting(role)}=0: the {role.name} would run on a CPU; set it to "
+                f"{ranks if role.name == 'rollout' else 1}, or plan.device=cpu"
             )
             continue
         if role.total > (most := room(device, role)):
             too_much = f"the {role.name} needs {gib(role.total)} GiB of {gib(most)} on an {device.name}"
             yield f"{too_much}; {REMEDIES[role.name.partition(' ')[0]]}"
-    ranks = rollout.tensor_parallel if rollout.engine == "vllm" else 1
-    if 0 < cluster.gpus_per_rollout < ranks:
-        yield (f"rollout.tensor_parallel={ranks} needs that many GPUs per engine; set cluster.gpus_per_rollout={ranks}")
     if spare_cache < 0:
         yield (
             f"a rollout engine's cache holds no sequence of rollout.max_model_len={rollout.max_model_len}; "

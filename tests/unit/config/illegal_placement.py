@@ -22,6 +22,19 @@ PLACEMENT: dict[str, tuple[dict[str, Any], list[str]]] = {
         {"cluster.placement": "colocated", "cluster.gpus_per_learner": 2, "cluster.gpus_per_rollout": 2},
         ["cluster.gpus_per_learner=2 with cluster.placement=colocated", "set it to 1, or to 0"],
     ),
+    **{
+        f"{gpus} GPUs for an engine of {ranks}": (
+            {"cluster.gpus_per_rollout": gpus, "rollout.tensor_parallel": ranks},
+            [
+                f"cluster.gpus_per_rollout={gpus} with rollout.tensor_parallel={ranks}: an engine uses one GPU for "
+                f"each of its ranks; set it to {ranks}{more}"
+            ],
+        )
+        for gpus, ranks, more in (
+            *((2, 1, ", or raise rollout.tensor_parallel to 2"), (3, 2, ", or raise rollout.tensor_parallel to 3")),
+            *((1.5, 1, ""), (2.5, 2, ""), (1, 2, ""), (0.5, 2, "")),
+        )
+    },
     "a learner rank with a GPU to spare": (
         {"cluster.gpus_per_learner": 2},
         ["cluster.gpus_per_learner=2: such a process uses one GPU", "raise learner.world_size"],

@@ -37,13 +37,14 @@ def test_devices_are_counted(make_config: Callable[..., TrainConfig], tmp_path: 
         "cluster.gpus_per_learner=1",
         "cluster.gpus_per_scorer=1",
         "rollout.workers=2",
+        "rollout.tensor_parallel=2",
     )
     lines = head(make_config, tmp_path, "experiment=smoke", *run, *gpus, "learner.world_size=2")
     assert lines[1:3] == [
         "model /models/m",
         "cluster ray: 2 deepspeed ranks, 2 vllm engines, 1 reference; 7 GPUs",
     ]
-    turns = ("cluster.placement=colocated", "rollout.tensor_parallel=2", "rollout.workers=1")
+    turns = ("cluster.placement=colocated", "rollout.workers=1")
     lines = head(make_config, tmp_path, "experiment=smoke", *run, *gpus, *turns, "learner.world_size=2")
     assert lines[2] == "cluster ray: 2 deepspeed ranks, 1 vllm engine, 1 reference; 2 GPUs"
     lines = head(make_config, tmp_path, "experiment=smoke", *run, *gpus, "cluster.scorers=2")

@@ -268,11 +268,13 @@ def test_one_process_has_one_gpu_for_all_roles(tiny_model: Path) -> None:
     assert huge.problems[0].startswith("all roles together need ") and "on A100" in huge.problems[0]
 
 
-def test_engines_with_too_few_gpus_and_runs_without_rl_are_refused(one_layer: Path) -> None:
-    lacking, _ = planned(one_layer, *VIDEO, *SMALL_STEP, "rollout.tensor_parallel=2")
-    assert lacking.problems == [
-        "rollout.tensor_parallel=2 needs that many GPUs per engine; set cluster.gpus_per_rollout=2"
-    ]
+def test_engines_on_cpus_and_runs_without_rl_are_refused(one_layer: Path) -> None:
+    on_cpu = ("rollout.tensor_parallel=2", "cluster.gpus_per_rollout=0", "rollout.memory_gib=1")
+    apart = ("rollout.gpu_memory_utilization=0.85", "rollout.weight_transfer=object_store")
+    lacking, _ = planned(one_layer, *VIDEO, *SMALL_STEP, *on_cpu, *apart)
+    assert lacking.problems[0] == (
+        "cluster.gpus_per_rollout=0: the rollout would run on a CPU; set it to 2, or plan.device=cpu"
+    )
     with pytest.raises(ConfigError, match="what is planned is the rl stage; add it"):
         planned(one_layer, *VIDEO, *SMALL_STEP, "stages=[sft]")
 
