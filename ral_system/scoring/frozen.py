@@ -38,8 +38,10 @@ class FrozenScorer(ABC):
         devices = [torch.device("cpu")]
         if torch.cuda.is_available():
             devices = [torch.device("cuda", index) for index in range(gpus)]
-        self._device, *others = devices
-        policy = build_policy(model_folder, self._device, read, dtype=dtype, temperature=temperature, others=others)
+        self._device, *self._others = devices
+        policy = build_policy(
+            model_folder, self._device, read, dtype=dtype, temperature=temperature, others=self._others
+        )
         policy.banned_token_ids = policy.banned_token_ids.to(self._device)
         self._policy = policy.eval().requires_grad_(False)
         self._collate = Collator(policy.family, media)
@@ -59,7 +61,8 @@ class FrozenScorer(ABC):
         return {id: self._scores.pop(id) for id in ids}
 
     def hold(self, held: Held) -> None:
-        """Keep the model on the device, or else in host memory."""
+        """Keep the model on the device, or else in host memory. A model over several GPUs never leaves them."""
+        assert not self._others, "a model over several GPUs would come back whole on the first of them"
         if held is Held.ALL:
             self._host.come_back()
         else:

@@ -27,7 +27,7 @@ from ral_system.scoring.scores import to_scores, to_teaching
 from ral_system.scoring.teacher import TeacherScorer
 from ral_system.tasks.tiny_model import build_tiny_model
 from ral_system.tasks.visual_search import words
-from ral_system.types import Sample
+from ral_system.types import Held, Sample
 from tests.pretended_gpus import OnGpu, pretended_gpus
 from tests.unit.models.test_shared_prompts import Bench
 from tests.unit.training.test_families_in_the_learner import FAMILIES, Case
@@ -191,6 +191,19 @@ def test_every_family_lies_on_two_gpus_as_on_one(
 ) -> None:
     case, config = Case(FAMILIES[name], tmp_path, media), make_config()
     assert_same(*(on_gpus(count, case, tuple(case.judged), config) for count in (2, 1)))
+
+
+def test_a_scorer_on_several_gpus_does_not_leave_them(
+    five_layers: Path, make_config: Callable[..., TrainConfig], media: MediaStore
+) -> None:
+    config = make_config()
+    groups = (config.algorithm.attention, config.reward.visual)
+    with pretended_gpus(2):
+        scorer = ReferenceScorer(*groups, five_layers, media, dtype="float32", temperature=1.0, max_tokens=150, gpus=2)
+        for held in (Held.NOTHING, Held.ALL):
+            with pytest.raises(AssertionError, match="would come back whole on the first"):
+                scorer.hold(held)
+        assert {parameter.device for parameter in scorer._policy.parameters()} == {gpu(0), gpu(1)}
 
 
 def test_reference_and_teacher_score_on_several_gpus(
