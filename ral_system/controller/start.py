@@ -9,6 +9,7 @@ from pathlib import Path
 from ral_system.attention.selection import select_layers
 from ral_system.config.algorithm import AlgorithmConfig
 from ral_system.config.choices import STAGES, Device, Stage
+from ral_system.config.cluster import whole_gpus
 from ral_system.config.commands import TrainConfig
 from ral_system.config.data import FilesConfig
 from ral_system.config.reward import VisualRewardConfig
@@ -22,6 +23,7 @@ from ral_system.errors import ConfigError, SetupError
 from ral_system.families.family import Family
 from ral_system.models.folders import local_model_folder
 from ral_system.models.loading import load_family
+from ral_system.models.spread import check_layers
 from ral_system.observability.metrics import MetricsLog, RolloutLog
 from ral_system.observability.progress import PhaseTimer, StageProgress
 from ral_system.observability.timeline import CONTROLLER, PeakMemory, SpanLog
@@ -61,7 +63,7 @@ def check_model(config: TrainConfig, model: Path, stages: Sequence[Stage]) -> st
     """Check, before anything starts, what a stage would refuse in its actors; return a warning where there is one.
 
     Raises SetupError for a model that the rollout engines of these stages cannot serve, ConfigError for attention that
-    cannot be read.
+    cannot be read, and for frozen models with fewer layers than GPUs.
     """
     family = load_family(model)
     if config.rollout.engine == "vllm" and any(stage != "perceive" for stage in stages):  # which starts no engine
@@ -74,6 +76,12 @@ def check_model(config: TrainConfig, model: Path, stages: Sequence[Stage]) -> st
         layers = select_layers(config.algorithm.attention.layers, family.softmax_layers, depth)
     except ValueError as error:
         raise ConfigError(f"model {model}, algorithm.attention: {error}") from error
+    if config.starts_reference:
+        check_layers("cluster.gpus_per_scorer", whole_gpus(config.cluster.gpus_per_scorer), model, family.config)
+    if (gpus := whole_gpus(config.cluster.gpus_per_teacher)) > 1:
+        for teacher in config.teachers:
+            folder = local_model_folder(teacher.field, teacher.path)
+            check_layers("cluster.gpus_per_teacher", gpus, folder, load_family(folder).config)
     return _short_windows(config.algorithm, config.rollout, family, layers)
 
 

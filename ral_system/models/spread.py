@@ -10,14 +10,15 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
-from transformers import PreTrainedModel
+from transformers import PretrainedConfig, PreTrainedModel
 
-from ral_system.errors import SetupError
+from ral_system.errors import ConfigError
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,17 +34,22 @@ class Share:
     """Bytes of its weights; on the first GPU with those outside of layers."""
 
 
+def check_layers(field: str, gpus: int, folder: Path, config: PretrainedConfig) -> None:
+    """Raise ConfigError if a model has fewer decoder layers than its process has GPUs by this field."""
+    if gpus > (layers := config.get_text_config().num_hidden_layers):
+        raise ConfigError(
+            f"{field}={gpus}: {folder} has {layers} decoder layers, which cannot be split over more GPUs; set it to "
+            f"{layers} or less"
+        )
+
+
 def shares(model: PreTrainedModel, gpus: int) -> list[Share]:
     """Return what each of so many GPUs holds of a model, so the fullest holds as little as possible.
 
-    Raises SetupError for more GPUs than layers.
+    There are at least as many layers as GPUs (`check_layers`).
     """
     layers = [_bytes(layer) for layer in model.get_decoder().layers]
-    if gpus > len(layers):
-        raise SetupError(
-            f"a model of {len(layers)} layers cannot lie on {gpus} GPUs; lower cluster.gpus_per_scorer or "
-            "cluster.gpus_per_teacher"
-        )
+    assert gpus <= len(layers), f"{len(layers)} layers for {gpus} GPUs"
     sums = list(accumulate(layers, initial=_bytes(model) - sum(layers)))
     counts = split(sums, gpus)
     ends = list(accumulate(counts))

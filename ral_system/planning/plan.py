@@ -9,13 +9,14 @@ from pathlib import Path
 
 from ral_system.batches.micro_batches import bundles, groups_of, price
 from ral_system.config.checkpoint import CheckpointConfig
-from ral_system.config.cluster import ClusterConfig
+from ral_system.config.cluster import ClusterConfig, whole_gpus
 from ral_system.config.commands import TrainConfig
 from ral_system.config.evaluation import EvaluationConfig
 from ral_system.config.learner import LearnerConfig
 from ral_system.config.plan import PlanConfig
 from ral_system.config.rollout import RolloutConfig
 from ral_system.errors import ConfigError
+from ral_system.models.spread import check_layers
 from ral_system.planning.devices import CONTEXT, Device, gpu, this_cpu
 from ral_system.planning.host import HostBytes, fullest_node, host_problems
 from ral_system.planning.memory import (
@@ -152,11 +153,13 @@ def _frozen(
         outline = OutlinedPolicy(folder, learner.dtype, kind, config, trained=False)
         reads = [read for read in reference_reads(config.algorithm.attention, config.reward.visual) if read]
         gpus, tokens = cluster.gpus_per_scorer, learner.max_tokens
+        check_layers("cluster.gpus_per_scorer", whole_gpus(gpus), folder, outline.family.config)
         role = Role.frozen("reference", cluster.scorers, gpus, outline, samples, tokens, reads)
         yield role, clock.frozen("reference", outline, samples, tokens, cluster.scorers, gpus)
     for path in teachers:
         outline = OutlinedPolicy(path, teacher.dtype, kind, config, trained=False)
         gpus, tokens = cluster.gpus_per_teacher, teacher.max_tokens
+        check_layers("cluster.gpus_per_teacher", whole_gpus(gpus), path, outline.family.config)
         role = Role.frozen("teacher", 1, gpus, outline, samples, tokens, [outline.read])
         yield role, clock.frozen("teacher", outline, samples, tokens, 1, gpus)
 

@@ -90,3 +90,18 @@ def test_layers_that_are_not_there_are_refused(
     config = make_config("algorithm=ral", "algorithm.attention.layers=[0]")
     with pytest.raises(ConfigError, match="layer 0 has linear attention, which has no weights to read"):
         check_model(config, qwen3_5_folder, ["rl"])
+
+
+def test_frozen_models_on_more_gpus_than_layers_are_refused(
+    gemma3: Path, tiny_model: Path, make_config: Callable[..., TrainConfig]
+) -> None:
+    """Per field: gemma3 has three layers, the tiny model two."""
+    ray = ("cluster=ray", "rollout=hf", "algorithm=attention_distill", f"teacher.path={tiny_model}")
+    assert check_model(make_config(*ray, "cluster.gpus_per_scorer=3", "cluster.gpus_per_teacher=2"), gemma3, ["rl"])
+    message = rf"^cluster\.gpus_per_scorer=4: {gemma3} has 3 decoder layers, .* over more GPUs; set it to 3 or less$"
+    with pytest.raises(ConfigError, match=message):
+        check_model(make_config(*ray, "cluster.gpus_per_scorer=4"), gemma3, ["rl"])
+    message = rf"^cluster\.gpus_per_teacher=3: {tiny_model} has 2 decoder layers, .*; set it to 2 or less$"
+    with pytest.raises(ConfigError, match=message):
+        check_model(make_config(*ray, "cluster.gpus_per_teacher=3"), gemma3, ["rl"])
+    assert check_model(make_config(*ray, "cluster.gpus_per_teacher=3"), gemma3, ["sft"]) is None

@@ -17,7 +17,6 @@ from ral_system.algorithms.token_read import TokenRead
 from ral_system.attention.probe import Capture
 from ral_system.attention.read import AttentionRead
 from ral_system.config.commands import TrainConfig
-from ral_system.errors import SetupError
 from ral_system.media.store import MediaStore
 from ral_system.models.loading import load_family, load_model
 from ral_system.models.policy import PolicyModel
@@ -86,8 +85,6 @@ def test_layers_lie_in_turn_and_all_else_on_the_first_gpu(five_layers: Path) -> 
             assert index == 0, name
     assert [share.bytes for share in found] == list(held.values())
     assert all(buffer.device == gpu(0) for buffer in model.buffers())
-    with pytest.raises(SetupError, match=r"a model of 5 layers cannot lie on 6 GPUs; lower cluster\.gpus_per_scorer"):
-        shares(model, 6)
 
 
 def test_one_gpu_holds_all(five_layers: Path) -> None:

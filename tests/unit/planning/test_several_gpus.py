@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from ral_system.config.commands import PlanCommandConfig
+from ral_system.errors import ConfigError
 from ral_system.planning.passes import tokens_of
 from ral_system.planning.plan import Plan, make_plan
 from tests.composed import compose_config
@@ -49,6 +50,13 @@ def test_a_teacher_that_does_not_fit_is_told_of_more_gpus(planned) -> None:
     (problem,) = planned("cluster.gpus_per_teacher=0.02").problems
     assert problem.startswith("the teacher needs ")
     assert "lower teacher.max_tokens, raise cluster.gpus_per_teacher (with cluster.placement=disagg" in problem
+
+
+@pytest.mark.parametrize(("role", "layers"), [("scorer", 1), ("teacher", 4)])
+def test_more_gpus_than_layers_are_refused(planned, role: str, layers: int) -> None:
+    says = rf"^cluster\.gpus_per_{role}=5: .* has {layers} decoder layers, .*; set it to {layers} or less$"
+    with pytest.raises(ConfigError, match=says):
+        planned(f"cluster.gpus_per_{role}=5")
 
 
 def test_every_process_of_the_reference_lies_on_its_gpus(four_layers: Path) -> None:
