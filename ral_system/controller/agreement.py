@@ -1,4 +1,4 @@
-"""The first comparison of engines and learner: before a supervised stage has trained for hours."""
+"""The comparison of engines and learner at the start of a session: before a supervised stage trains for hours."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ _TOKENS = 32
 """Longest answer that is compared. An engine that computes another policy shows it at the first token."""
 
 
-def check_agreement(context: StageContext) -> None:
-    """Compare log-probs of a few sampled answers in engines and learner, and print the largest difference.
+def check_agreement(context: StageContext, step: int) -> None:
+    """Compare log-probs of a few answers sampled at `step` in engines and learner, and print the largest difference.
 
     Every engine answers, and every learner rank scores. Raises LogProbError beyond `rollout.log_prob_gate`. The
     stage's result is as without the check: a response's randomness is a function of prompt, index and seed, and the
@@ -22,7 +22,7 @@ def check_agreement(context: StageContext) -> None:
     """
     config, roles = context.config, context.roles
     with context.timer.phase("sync"):
-        context.residency.publish(0)
+        context.residency.publish(step)
     context.residency.generate()
     with context.timer.phase("check"):
         answers = max(config.rollout.workers, roles.learner.shards)

@@ -20,8 +20,8 @@ from ral_system.types import TrainPlan
 def run_supervised(context: StageContext, stage: SupervisedStage) -> None:
     """Imitate demonstrations until the held-out score reaches `stop_at` or the steps run out; keep the best model.
 
-    The score is caption token accuracy for perceive, and the accuracy of greedy answers for sft. Before its first step,
-    sft compares its rollout engines with the learner; a session that continues from a checkpoint does not.
+    The score is caption token accuracy for perceive, and the accuracy of greedy answers for sft. Before it trains, a
+    session of sft compares its rollout engines with the learner.
     """
     config, learner = context.config, context.roles.learner
     settings = config.supervised(stage)
@@ -29,8 +29,8 @@ def run_supervised(context: StageContext, stage: SupervisedStage) -> None:
     checkpoints, step, state = resume(context, stage)
     clock.spent = state.get("wall_s", 0.0)
     score, best = state.get("score", 0.0), Best(**state["best"]) if "best" in state else None
-    if step == 0 and stage != "perceive":  # which has no engines
-        check_agreement(context)
+    if stage != "perceive" and step < settings.max_steps and score < settings.stop_at:  # perceive has no engines
+        check_agreement(context, step)
 
     with _batches(context, stage, step) as next_batch, context.progress as progress:
         answer: Callable[[], Mapping[str, float]] | None = None

@@ -1,4 +1,4 @@
-"""Engines and learner are compared before a cold start trains, and only then."""
+"""Engines and learner are compared before a session of a cold start trains, and only then."""
 
 import io
 from collections.abc import Callable, Mapping
@@ -105,11 +105,27 @@ def test_nothing_is_trained_where_they_differ(run: Run) -> None:
     assert "fit" not in roles.calls
 
 
-def test_what_continues_from_a_checkpoint_was_compared_before(run: Run) -> None:
+def test_a_session_that_continues_compares_the_weights_of_its_checkpoint(run: Run) -> None:
+    """vLLM, its model runner or the GPUs may be others than before."""
+    run(Supervised(), "sft.max_steps=2")
+    roles = Supervised()
+    run(roles, "sft.max_steps=4")
+    published, loaded, _, *rest = roles.calls
+    assert (published, loaded) == (("publish", 2), ("load", "weights 2"))
+    assert rest == ["check_log_probs", "fit", "fit"]
+    assert all(s.weight_version == 2 for s in samples_of(roles.plans[0]))
+    others = Supervised()
+    others.largest_gap = 0.5
+    with pytest.raises(LogProbError, match=r"log-probs differ by 0\.5"):
+        run(others, "sft.max_steps=6")
+    assert "fit" not in others.calls
+
+
+def test_a_session_without_steps_has_nothing_to_compare(run: Run) -> None:
+    run(Supervised(), "sft.max_steps=2")
     roles = Supervised()
     run(roles, "sft.max_steps=2")
-    run(roles, "sft.max_steps=4")
-    assert (roles.calls.count("check_log_probs"), roles.calls.count("fit")) == (1, 4)
+    assert roles.calls == []
 
 
 def test_a_stage_without_engines_has_nothing_to_compare(run: Run) -> None:

@@ -66,7 +66,7 @@ def run_sft(
     make_config: Callable[..., TrainConfig], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> Callable[..., RunFolder]:
     monkeypatch.setattr(supervised, "_held_out_accuracy", lambda context, step: (SCORES[step], {}))
-    monkeypatch.setattr(supervised, "check_agreement", lambda context: None)
+    monkeypatch.setattr(supervised, "check_agreement", lambda context, step: None)
     sample = Sample("s", Prompt("s", "", "?", "", (), (1,)), (2,))
 
     said = io.StringIO()
