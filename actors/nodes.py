@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import ray
-from ray.exceptions import RayError
+from ray.exceptions import RayError, RaySystemError, RayTaskError
 from ray.util.placement_group import PlacementGroup, placement_group_table
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
@@ -23,6 +23,8 @@ from ral_system.models.staging import ModelCopy
 _TOKEN_WAIT_S = 3.0
 """Time to wait for a new file, which a network file system may show late."""
 _REPEAT_S = 30.0
+_NOT_IMPORTED = "failed to import on the worker"
+"""Words of Ray for a function whose module a node cannot import."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,25 +123,44 @@ def _answers(looks: Mapping[Any, str], timeout_s: float, tell: Callable[[str], N
     deadline, pending = time.monotonic() + timeout_s, dict(looks)
     while pending:
         left = deadline - time.monotonic()
-        silent = ", ".join(_address(node) for node in pending.values())
+        silent = _named(list(pending.values()))
         if left <= 0:
             raise SetupError(
-                f"node {silent} did not find the run folder and the models within {timeout_s:.0f} s; raise "
+                f"{silent} did not find the run folder and the models within {timeout_s:.0f} s; raise "
                 "cluster.start_timeout_s, or put HF_HOME on a volume that every node mounts"
             )
         ready, _ = ray.wait(list(pending), num_returns=1, timeout=min(_REPEAT_S, left))
         if not ready:
-            tell(f"waiting up to {timeout_s:.0f} s for the models on node {silent}")
+            tell(f"waiting up to {timeout_s:.0f} s for the models on {silent}")
         for ref in ready:
             node = pending.pop(ref)
             try:
                 yield node, ray.get(ref)
             except RayError as error:
-                reason = str(error).strip().splitlines()[-1][:200]
-                raise SetupError(
-                    f"node {_address(node)} failed the start-up check ({reason}); install the same ral-system version "
-                    "there"
-                ) from error
+                raise _failure(_address(node), error) from error
+
+
+def _failure(address: str, error: RayError) -> SetupError:
+    """Return what went wrong on a node: code that it does not have, an error of the check, or the loss of its task."""
+    if isinstance(error, RayTaskError):
+        cause: Any = error.cause
+        reason = str(error).strip().splitlines()[-1][:200]
+    else:
+        cause = error
+        reason = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+    if isinstance(cause, RaySystemError):  # of what was sent, there or here
+        cause = cause.client_exc
+    if isinstance(cause, (ImportError, AttributeError)) or _NOT_IMPORTED in str(error):
+        return SetupError(
+            f"node {address} cannot run this version of ral-system ({reason}); install the driver's version, and what "
+            "it depends on, there"
+        )
+    if isinstance(error, RayTaskError):
+        return SetupError(f"node {address} failed the start-up check ({reason})")
+    return SetupError(
+        f"node {address} did not finish the start-up check ({reason}); `ray status` shows which nodes are alive, and "
+        "Ray's logs there why the process ended"
+    )
 
 
 @contextmanager
@@ -170,6 +191,10 @@ def _sees(run_folder: Path, token: str) -> bool:
         if time.monotonic() > deadline:
             return False
         time.sleep(0.2)
+
+
+def _named(nodes: Sequence[str]) -> str:
+    return f"node{'s' if len(nodes) > 1 else ''} {', '.join(map(_address, nodes))}"
 
 
 def _address(node: str) -> str:

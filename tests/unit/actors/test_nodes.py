@@ -1,11 +1,15 @@
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from PIL import Image
 
 pytest.importorskip("ray")
 
+from ray.exceptions import RayError, RaySystemError, RayTaskError, WorkerCrashedError
+
 from ral_system.actors import nodes
+from ral_system.errors import SetupError
 from ral_system.media.images import ImageLimits
 from ral_system.media.store import MediaStore, originals
 from ral_system.models.staging import ModelCopy
@@ -56,6 +60,54 @@ def test_a_picture_that_a_node_cannot_read_is_named_with_how_many(tmp_path: Path
             "the folder under the same path on every node"
         )
     assert originals(tmp_path / "absent") == []
+
+
+IMPORT = ModuleNotFoundError("No module named 'ral_system'")
+
+
+@pytest.mark.parametrize(
+    ("error", "says"),
+    [
+        (
+            RayTaskError("look", f"RuntimeError: … failed to import on the worker. …\n{IMPORT!r}", RuntimeError("…")),
+            f"cannot run this version of ral-system ({IMPORT!r}); install the driver's version",
+        ),
+        (
+            RayTaskError("look", "traceback: …\nlast", RaySystemError(IMPORT, "…")),
+            "cannot run this version of ral-system (last); install the driver's version",
+        ),
+        (
+            RaySystemError(AttributeError("Can't get attribute 'Sight'")),
+            "cannot run this version of ral-system (RaySystemError: System error: Can't get attribute 'Sight'); "
+            "install",
+        ),
+        (
+            RayTaskError("look", "…\nPermissionError: [Errno 13] /runs", PermissionError(13, "/runs")),
+            "failed the start-up check (PermissionError: [Errno 13] /runs)",
+        ),
+        (
+            WorkerCrashedError(),
+            "did not finish the start-up check (WorkerCrashedError: The worker died unexpectedly while executing this "
+            "task. Check python-core-worker-*.log files for more information.); `ray status` shows which nodes",
+        ),
+    ],
+)
+def test_a_version_is_blamed_only_for_what_cannot_be_imported(error: RayError, says: str) -> None:
+    message = str(nodes._failure("10.0.0.7", error))
+    assert message.startswith(f"node 10.0.0.7 {says}") and "\n" not in message
+    assert message.count("install") == says.count("install")
+
+
+def test_nodes_that_are_waited_for_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    """All of them, first in the line that is repeated, then in the error."""
+    now, said = iter((0.0, 0.0, 9.0)), []
+    monkeypatch.setattr(nodes, "_address", lambda node: f"10.0.0.{node}")
+    monkeypatch.setattr(nodes, "time", SimpleNamespace(monotonic=lambda: next(now)))
+    monkeypatch.setattr(nodes.ray, "wait", lambda refs, **limits: ([], refs))
+    with pytest.raises(SetupError, match=r"^nodes 10\.0\.0\.1, 10\.0\.0\.2 did not find the run folder and the models"):
+        list(nodes._answers({"a": "1", "b": "2"}, 5.0, said.append))
+    assert said == ["waiting up to 5 s for the models on nodes 10.0.0.1, 10.0.0.2"]
+    assert nodes._named(["1"]) == "node 10.0.0.1"
 
 
 def test_ranks_that_hold_micro_batches_together_on_several_nodes_are_named() -> None:
