@@ -60,7 +60,7 @@ class RayClusterConfig(ProcessConfig):
     cpus_per_reward: NonNegativeFloat
     """CPU cores that Ray reserves for the reward actor."""
     gpus_per_rollout: NonNegativeFloat
-    """GPUs of each rollout engine: `rollout.tensor_parallel`, or a part of one GPU; 0 runs it on CPU."""
+    """GPUs of each rollout engine: `rollout.tensor_parallel`, or a fraction of one GPU; 0 runs it on CPU."""
     gpus_per_learner: NonNegativeFloat
     """GPUs of each learner rank; 0 runs it on CPU."""
     gpus_per_scorer: NonNegativeFloat
@@ -104,13 +104,13 @@ class RayClusterConfig(ProcessConfig):
             gpus = getattr(self, f"gpus_per_{role}")
             if gpus > 1 and gpus % 1:
                 yield (
-                    f"cluster.gpus_per_{role}={gpus:g}: a process has a part of one GPU, or whole ones; set it to "
-                    f"{math.floor(gpus)} or {math.ceil(gpus)}"
+                    f"cluster.gpus_per_{role}={gpus:g}: a process uses a fraction of one GPU or a whole "
+                    f"number of GPUs; set it to {math.floor(gpus)} or {math.ceil(gpus)}"
                 )
 
 
 def whole_gpus(gpus: float) -> int:
-    """Number of GPUs that a frozen model lies on, if its process has so many: a part of one is one."""
+    """Return the number of GPUs that a frozen model is on, given those of its process; a fraction counts as one."""
     return max(1, int(gpus))
 
 

@@ -31,7 +31,7 @@ def engines_fit_the_cluster(cluster: ClusterConfig, learner: LearnerConfig, roll
 
 
 def engines_use_all_their_gpus(cluster: RayClusterConfig, rollout: RolloutConfig) -> Iterator[str]:
-    """Check that an engine has a GPU for each of its ranks and no other; one of a single rank may have a part of one.
+    """Check that an engine has a GPU for each of its ranks and no other; one of a single rank may have a fraction.
 
     `engines_sit_beside_learners` does the same for colocated engines.
     """

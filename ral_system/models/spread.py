@@ -1,7 +1,7 @@
-"""One frozen model over several GPUs of a process: its decoder layers lie on them in turn.
+"""One frozen model over several GPUs of a process, with a block of consecutive decoder layers on each.
 
-A pass goes from GPU to GPU, and one of them works at a time. Nothing else of the model moves: embedding, vision
-encoder, rotary tables, last norm and head lie on the first GPU, where a pass begins and ends.
+A pass goes from GPU to GPU, and one of them works at a time. Everything else is on the first GPU, where a pass begins
+and ends: embedding, vision encoder, rotary tables, last norm and head.
 """
 
 from __future__ import annotations

@@ -64,7 +64,7 @@ class Role:
     ) -> Role:
         """A frozen model that scores bundles of groups.
 
-        Where it lies on several GPUs, bytes are those of the fullest one, if it held all that a pass does.
+        For a model on several GPUs, these are the bytes of the fullest one, as if it held a whole pass's activations.
         """
         passes = (p for b in bundles(groups_of(samples), max_tokens) for p in micro_batches(groups_of(b), max_tokens))
         largest = max(passes, key=_tokens)

@@ -27,8 +27,8 @@ def print_plan(config: TrainConfig, plan: Plan, console: Console) -> None:
     if plan.host:
         console.print(_host(plan))
     if plan.shared:
-        phases = ", ".join(f"{gib(size)} to {phase}" for phase, size in plan.shared.items())
-        console.print(f"Roles share GPUs: each holds {phases} GiB, of {gib(plan.device.usable)}.")
+        phases = ", ".join(f"{phase} {gib(size)}" for phase, size in plan.shared.items())
+        console.print(f"GiB on a shared GPU: {phases}; limit {gib(plan.device.usable)}.")
     console.print(f"The cache of an engine holds {plan.at_once:,} such sequences.\n")
     if plan.problems:
         return  # a run that does not fit takes no time

@@ -41,11 +41,17 @@ PLACEMENT: dict[str, tuple[dict[str, Any], list[str]]] = {
     ),
     "a reference over a GPU and a half": (
         {"cluster.gpus_per_scorer": 1.5},
-        ["cluster.gpus_per_scorer=1.5: a process has a part of one GPU, or whole ones; set it to 1 or 2"],
+        [
+            "cluster.gpus_per_scorer=1.5: a process uses a fraction of one GPU or a whole number of GPUs; "
+            "set it to 1 or 2"
+        ],
     ),
     "a teacher over two GPUs and a quarter": (
         {"cluster.gpus_per_teacher": 2.25},
-        ["cluster.gpus_per_teacher=2.25: a process has a part of one GPU, or whole ones; set it to 2 or 3"],
+        [
+            "cluster.gpus_per_teacher=2.25: a process uses a fraction of one GPU or a whole number of GPUs; "
+            "set it to 2 or 3"
+        ],
     ),
     "a teacher over more GPUs than a learner rank shares": (
         {"cluster.placement": "colocated", "cluster.gpus_per_teacher": 2},

@@ -68,7 +68,7 @@ def test_the_fullest_part_is_as_small_as_any_cut_makes_it(seed: int) -> None:
     assert found in legal and largest(found) == min(map(largest, legal))
 
 
-def test_layers_lie_in_turn_and_all_else_on_the_first_gpu(five_layers: Path) -> None:
+def test_gpus_have_consecutive_layers_and_the_first_has_everything_else(five_layers: Path) -> None:
     model = load_model(five_layers, dtype="float32")
     sizes = {name: p.nbytes for name, p in model.named_parameters()}
     found = shares(model, 3)

@@ -13,9 +13,10 @@ from ral_system.config.commands import PlanCommandConfig
 from ral_system.errors import ConfigError
 from ral_system.models.loading import load_family
 from ral_system.planning.devices import gpu
-from ral_system.planning.memory import Weights, rollout_role, states
+from ral_system.planning.memory import Weights, gib, rollout_role, states
 from ral_system.planning.page import print_plan
 from ral_system.planning.passes import OutlinedPolicy
+from ral_system.planning.plan import Plan
 from ral_system.planning.seconds import Clock
 from ral_system.planning.workload import asked, blinded_plan, largest_medium, step_samples
 from ral_system.training.plan import plan_updates
@@ -144,15 +145,16 @@ def test_adapters_alone_have_gradients_and_learners_are_the_reference(one_layer:
     assert seconds["updates"].flops / before["updates"].flops == pytest.approx(expected, rel=0.01)
 
 
-def test_a_page_says_when_frozen_models_work_if_there_are_any(one_layer: Path) -> None:
-    def page(*overrides: str) -> str:
-        plan, config = planned(one_layer, *VIDEO, *SMALL_STEP, *overrides)
-        console = Console(file=io.StringIO(), width=200)
-        print_plan(config, plan, console)
-        return " ".join(console.file.getvalue().split())  # type: ignore[attr-defined]
+def page(plan: Plan, config: PlanCommandConfig) -> str:
+    console = Console(file=io.StringIO(), width=200)
+    print_plan(config, plan, console)
+    return " ".join(console.file.getvalue().split())  # type: ignore[attr-defined]
 
-    assert "learners wait for engines, frozen models beside the engines. " in page()
-    assert "learners wait for engines. " in page(LORA)
+
+def test_a_page_says_when_frozen_models_work_if_there_are_any(one_layer: Path) -> None:
+    settings = (*VIDEO, *SMALL_STEP)
+    assert "learners wait for engines, frozen models beside the engines. " in page(*planned(one_layer, *settings))
+    assert "learners wait for engines. " in page(*planned(one_layer, *settings, LORA))
 
 
 def test_frozen_models_work_beside_engines_unless_batches_are_picked_or_made_ahead(one_layer: Path) -> None:
@@ -177,7 +179,7 @@ def test_roles_that_take_turns_must_fit_phase_by_phase(one_layer: Path) -> None:
         *("cluster.placement=colocated", "learner.world_size=3", "rollout.workers=3", "cluster.scorers=3"),
         "algorithm.prompts_per_step=9",
     )
-    plan, _ = planned(one_layer, *VIDEO, *SMALL_STEP, *turns)
+    plan, config = planned(one_layer, *VIDEO, *SMALL_STEP, *turns)
     learner, engine, reference = plan.roles
     assert not plan.problems
     assert plan.shared == {
@@ -189,6 +191,8 @@ def test_roles_that_take_turns_must_fit_phase_by_phase(one_layer: Path) -> None:
         + engine.phases["load"]
         + 3 * 2**30,
     }
+    of_phases = ", ".join(f"{phase} {gib(size)}" for phase, size in plan.shared.items())
+    assert f"GiB on a shared GPU: {of_phases}; limit 75.6." in page(plan, config)
     phases = {phase.name: phase.seconds for phase in plan.phases}
     leaves = sum(learner.device[part] for part in ("weights", "gradients", "optimiser")) + reference.device["weights"]
     assert phases["move"] == pytest.approx(2 * leaves / 55e9)
