@@ -46,17 +46,7 @@ class LearnerActor(ActorProcess):
         setting: Setting,
     ) -> str:
         """Meet the other ranks and load the model; return the name of its attention kernel."""
-        host, port = master
-        os.environ |= {
-            "RANK": str(rank),
-            "WORLD_SIZE": str(world_size),
-            "LOCAL_RANK": "0",  # Ray shows each process its own devices only
-            "MASTER_ADDR": host,
-            "MASTER_PORT": str(port),
-        }
-        if host == LOOPBACK:
-            for backend in ("GLOO", "NCCL"):
-                os.environ.setdefault(f"{backend}_SOCKET_IFNAME", "lo")
+        os.environ |= rendezvous(rank, world_size, master, setting.host)
         import torch
 
         from ral_system.training.learner_rank import LearnerRank
@@ -167,6 +157,25 @@ class LearnerActor(ActorProcess):
     def load(self, folder: Path) -> None:
         """Read this rank's training state."""
         self._learner.load(folder)
+
+
+def rendezvous(rank: int, world_size: int, master: tuple[str, int], weights_host: str) -> dict[str, str]:
+    """Return the variables by which a rank meets the others at `master`, host and port.
+
+    Weights leave this process over the same interfaces as gradients. They are loopback only if engines find the
+    learner there (`weights_host`). A user's choice of interfaces stays.
+    """
+    host, port = master
+    found = {
+        "RANK": str(rank),
+        "WORLD_SIZE": str(world_size),
+        "LOCAL_RANK": "0",  # Ray shows each process its own devices only
+        "MASTER_ADDR": host,
+        "MASTER_PORT": str(port),
+    }
+    if weights_host == LOOPBACK:
+        found |= {name: os.environ.get(name, "lo") for name in ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME")}
+    return found
 
 
 def _merged(parts: Sequence[Scores]) -> Scores:

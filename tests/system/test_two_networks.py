@@ -18,6 +18,8 @@ from typing import Any
 import pytest
 
 from bench.publish import Side, engine, learner
+from ral_system.actors.cluster import LOOPBACK
+from ral_system.actors.learner import rendezvous
 from ral_system.errors import WeightTransferError
 from ral_system.rollout.vllm_environment import vllm_environment
 from ral_system.tasks.tiny_model import build_tiny_model
@@ -47,13 +49,18 @@ def move_to(name: str) -> None:
     """Move this process to a host: its loopback is its own, and it reaches the other by the cable alone."""
     with Path("/run/netns", name).open() as namespace:
         assert ctypes.CDLL(None, use_errno=True).setns(namespace.fileno(), CLONE_NEWNET) == 0
-    os.environ |= {"GLOO_SOCKET_IFNAME": CABLE}
 
 
 def on_host(pipe: Any, name: str, target: Callable[..., None], *arguments: Any) -> None:
     """Run `target` on that host."""
     move_to(name)
     target(pipe, *arguments)
+
+
+def actor_of_a_learner(pipe: Any, model: Path, setting: Setting) -> None:
+    """Run the learner in the environment of its actor, whose only rank meets nobody and has a loopback master."""
+    os.environ |= rendezvous(setting.rank, 1, (LOOPBACK, 29500), setting.host)
+    learner(pipe, model, setting)
 
 
 @pytest.fixture(scope="module")
@@ -82,7 +89,7 @@ class Pair:
         rollout = compose_config("experiment=smoke").rollout
         environment = vllm_environment(rollout, 1, "cpu") | {"VLLM_HOST_IP": HOSTS[second]}
         model = folder / "model"
-        self.learner = Side(on_host, first, learner, model, setting)
+        self.learner = Side(on_host, first, actor_of_a_learner, model, setting)
         self.engine = Side(on_host, second, engine, model, replace(setting, rank=0), environment)
         self.engine.call("choose", "broadcast")
         self.engine.answer()
@@ -176,7 +183,7 @@ def work(task: Path, rank: int, world_size: int, port: int) -> None:
     """One rank on a host of its own; the ranks meet at the first one's address."""
     move_to(list(HOSTS)[rank])
     become_rank(rank, world_size, port)
-    os.environ["MASTER_ADDR"] = HOSTS[next(iter(HOSTS))]
+    os.environ |= {"MASTER_ADDR": HOSTS[next(iter(HOSTS))], "GLOO_SOCKET_IFNAME": CABLE}
     ours = {"engine": "deepspeed", "zero_stage": 3, "offload": "none", "sequence_parallel": 1}
     metrics = train(task, rank, world_size, ours)
     (task / f"metrics_{rank}.json").write_text(json.dumps(metrics))

@@ -115,3 +115,12 @@ def test_ranks_that_hold_micro_batches_together_on_several_nodes_are_named() -> 
     line = nodes.scattered(["a", "a", "a", "b", "b", "b"], 2)
     assert line is not None
     assert line.startswith("warning: learner.sequence_parallel=2: learner ranks 2 to 3 are on several nodes")
+
+
+def test_the_meeting_is_on_loopback_only_if_all_processes_are_on_one_node(monkeypatch: pytest.MonkeyPatch) -> None:
+    addresses = {"a": "192.168.7.1", "b": "192.168.7.2"}
+    monkeypatch.setattr(
+        nodes.ray, "nodes", lambda: [{"NodeID": n, "NodeManagerAddress": a} for n, a in addresses.items()]
+    )
+    assert nodes.meeting_host(["b", "b"]) == "127.0.0.1"
+    assert nodes.meeting_host(["b", "b", "a"]) == "192.168.7.2"  # two learner ranks on b, an engine on a
