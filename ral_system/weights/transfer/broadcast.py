@@ -18,6 +18,8 @@ from ral_system.weights.transfer.streamed import Streamed
 from ral_system.weights.transfer.transfer import Setting
 
 _INTERFACES = "GLOO_SOCKET_IFNAME"
+_GLOO_TRIES = 5
+"""How often gloo connects, each time with the whole timeout of its group (torch 2.13)."""
 _RAISES = "TORCH_NCCL_BLOCKING_WAIT"
 """A group of NCCL reads this when it is made. Unless it is set, a thread of the group ends the process after a failure,
 even one that was raised and handled. DeepSpeed's groups are made without it, since their waits would then block."""
@@ -78,7 +80,8 @@ def _gloo(store: Store, rank: int, size: int, timeout: timedelta, host: str) -> 
     interfaces = [name for name in os.environ.get(_INTERFACES, "").split(",") if name]
     devices = [kind.create_device(interface=name) for name in interfaces]
     options._devices = devices or [kind.create_device(hostname=_own_address(host))]
-    options._timeout = timeout
+    options._timeout = timeout / _GLOO_TRIES  # collectives have one of their own
+    _wait_for_all(store, rank, size, timeout)
     return kind(store, rank, size, options)
 
 
@@ -95,12 +98,16 @@ def _nccl(store: Store, rank: int, size: int, timeout: timedelta) -> Any:
 
     NCCL connects without a time limit: one that waits for a rank which never comes cannot be ended.
     """
-    store.set(f"here/{rank}", "")
-    store.wait([f"here/{other}" for other in range(size)], timeout)
+    _wait_for_all(store, rank, size, timeout)
     options = dist.ProcessGroupNCCL.Options()
     options._timeout = timeout
     with _environment(_RAISES, "1"):
         return dist.ProcessGroupNCCL(store, rank, size, options)
+
+
+def _wait_for_all(store: Store, rank: int, size: int, timeout: timedelta) -> None:
+    store.set(f"here/{rank}", "")
+    store.wait([f"here/{other}" for other in range(size)], timeout)
 
 
 @contextmanager

@@ -3,6 +3,7 @@
 import os
 import time
 from collections.abc import Collection, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 from pathlib import Path
 from types import SimpleNamespace
@@ -16,7 +17,7 @@ from torch.distributed import HashStore  # type: ignore[attr-defined]
 
 from ral_system.errors import WeightTransferError
 from ral_system.weights.transfer import broadcast
-from ral_system.weights.transfer.broadcast import Broadcast
+from ral_system.weights.transfer.broadcast import Broadcast, BroadcastLine
 from ral_system.weights.transfer.transfer import Setting
 from tests.offered import manifest_of
 
@@ -119,3 +120,29 @@ def test_nccl_does_not_connect_before_every_rank_is_there(monkeypatch: pytest.Mo
     with pytest.raises(RuntimeError, match=r"(?i)time"):
         broadcast._nccl(HashStore(), 0, 2, timedelta(seconds=0.5))
     assert 0.4 < time.monotonic() - began < 5
+
+
+def test_gloo_gives_a_peer_that_died_before_it_connected_up_at_the_bound(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(broadcast, "_own_address", lambda host: host)
+    store = HashStore()
+    store.set("here/0", "")
+    with pytest.raises(RuntimeError, match="Wait timeout"):  # and leaves its address, where nobody listens any more
+        broadcast._gloo(store, 1, 2, timedelta(seconds=0.5), "127.0.0.9")
+    began = time.monotonic()
+    with pytest.raises(RuntimeError, match="Connect timeout"):  # the lower address connects
+        broadcast._gloo(store, 0, 2, timedelta(seconds=2), "127.0.0.1")
+    assert 1.5 < time.monotonic() - began < 8
+
+
+def test_gloo_waits_for_a_late_peer_as_long_as_for_weights() -> None:
+    store, setting = HashStore(), Setting(Path(), 1, 0, receivers=1, senders=1, host="127.0.0.1", timeout_s=2.0)
+    buffer = torch.arange(8, dtype=torch.uint8)
+    with ThreadPoolExecutor(2) as threads:
+        sender = threads.submit(BroadcastLine, store, 0, setting)
+        time.sleep(0.8)  # longer than a fifth of the bound
+        receiver = threads.submit(BroadcastLine, store, 1, setting).result(10)
+        taken = threads.submit(receiver.take, 8)
+        time.sleep(0.8)
+        sender.result(10).buffer(8).copy_(buffer)
+        sender.result().give(8)
+        assert torch.equal(taken.result(10), buffer)
