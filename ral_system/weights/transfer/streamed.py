@@ -5,6 +5,7 @@ from __future__ import annotations
 import faulthandler
 import secrets
 import socket
+import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -59,7 +60,10 @@ class Line(Protocol):
         ...
 
     def close(self) -> None:
-        """Give the connection up, also in the middle of a version. Nobody is waited for."""
+        """Give the connection up, also in the middle of a version. Nobody is waited for.
+
+        Raises RuntimeError if it cannot be ended.
+        """
         ...
 
 
@@ -170,10 +174,14 @@ class Streamed(Generic[LineT]):
         return self._line
 
     def _drop(self) -> None:
-        """Close the line, if there is one."""
+        """Close the line, if there is one. One that cannot be closed is left: another takes its place."""
         line, self._line = self._line, None
-        if line is not None:
+        if line is None:
+            return
+        try:
             line.close()
+        except RuntimeError as error:
+            print(f"a connection for weights could not be closed: {error}", file=sys.stderr, flush=True)
 
     @contextmanager
     def _failing(self, offer: StreamOffer, done: str) -> Iterator[None]:

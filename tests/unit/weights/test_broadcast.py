@@ -28,7 +28,7 @@ class Group:
     """A process group of one rank that does nothing, or fails when it is waited for."""
 
     def __init__(self) -> None:
-        self.fails, self.aborted, self.sent = False, 0, 0
+        self.fails, self.ends, self.aborted, self.sent = False, True, 0, 0
 
     def broadcast(self, tensors: list[Tensor], options: Any) -> Any:
         assert not self.aborted
@@ -41,6 +41,8 @@ class Group:
 
     def abort(self) -> None:
         self.aborted += 1
+        if not self.ends:
+            raise RuntimeError("abort did not end in time")
 
 
 @pytest.fixture
@@ -77,6 +79,23 @@ def test_a_group_that_fails_is_aborted_and_the_next_offer_makes_another(groups: 
     publish(3)  # again, as Publisher does
     publish(3)
     assert [(group.sent, group.aborted) for group in groups] == [(2, 1), (1, 1), (1, 0)]
+
+
+def test_a_group_that_cannot_be_aborted_leaves_the_first_error_and_another_is_made(
+    groups: list[Group], tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    learner, manifest = Broadcast(Setting.of_one_process(tmp_path)), manifest_of(1, STATE)
+    offer = learner.offer(manifest, tuple(STATE), stream)
+    assert offer is not None
+    learner.send(offer, stream)
+    groups[0].fails, groups[0].ends = True, False
+    with pytest.raises(WeightTransferError, match=r"^weights 1 were not sent: NCCL error: remote process exited \("):
+        learner.send(offer, stream)
+    assert "a connection for weights could not be closed: abort did not end in time" in capfd.readouterr().err
+    again = learner.offer(manifest, tuple(STATE), stream)
+    assert again is not None
+    learner.send(again, stream)
+    assert [(group.sent, group.aborted) for group in groups] == [(1, 1), (1, 0)]
 
 
 def test_an_engine_gives_its_group_up_when_an_offer_has_another_meeting(groups: list[Group], tmp_path: Path) -> None:
