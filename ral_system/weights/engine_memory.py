@@ -77,6 +77,7 @@ class EngineMemory:
             for place in self._places.get(name, ()):
                 if place.region.shape == tuple(tensor.shape):  # another shape is skipped, and the proof then fails
                     place.memory.copy_(place.region.view(tensor.contiguous()))
+            del tensor  # the sender takes its memory back when the last one has been asked for
 
     def held(self, names: Collection[str], published: Mapping[str, TensorDigest]) -> Held:
         """Return this process's parts of the tensors, read from its memory and rounded to the published dtypes."""

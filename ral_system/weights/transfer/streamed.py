@@ -127,6 +127,7 @@ class Streamed(Generic[LineT]):
             with self._failing(offer, "received"):
                 buffer = line.take(bucket.size)
             yield from bucket.views(buffer)
+            del buffer  # `finish` tells the sender that its memory is no longer in use
         with self._failing(offer, "received"):
             line.finish()
 

@@ -84,6 +84,8 @@ class Transfer(Protocol[OfferT]):
     def receive(self, offer: OfferT) -> Iterator[tuple[str, Tensor]]:
         """Published name and tensor, one at a time, each once and valid until the next is asked for.
 
+        The caller drops each before that: its memory may be another process's, which takes it back.
+
         Raises WeightSyncError if the offer is not there or damaged, WeightTransferError if it does not come in time.
         """
         ...

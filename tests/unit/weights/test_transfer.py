@@ -5,6 +5,7 @@ import json
 import os
 import pickle
 import socket
+import weakref
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -69,6 +70,7 @@ class Run:
         for name, tensor in tensors:
             self.damage(name, tensor)
             yield name, tensor
+            del tensor
 
 
 def stream(state: Mapping[str, Tensor]) -> WeightStream:
@@ -245,6 +247,39 @@ def test_shared_memory_is_gone_with_its_transfer(tmp_path: Path) -> None:
     del run
     gc.collect()
     assert open_files() <= before
+
+
+def test_an_engine_has_dropped_the_memory_when_the_sender_may_give_it_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A bucket for each tensor, so the last tensor and its buffer would be the ones that stay."""
+    monkeypatch.setattr(buckets_module.buckets, "__defaults__", (1,))
+    opened: list[weakref.ref[torch.UntypedStorage]] = []
+    alive: list[int] = []
+    first, done = shared_memory._open, shared_memory.SharedLine._done
+
+    def watched_open(handle: str) -> Tensor:
+        memory = first(handle)
+        opened.append(weakref.ref(memory.untyped_storage()))
+        return memory
+
+    def watched_done(line: shared_memory.SharedLine, *, last: bool = False) -> None:
+        done(line, last=last)
+        if last:
+            alive.append(sum(ref() is not None for ref in opened))
+
+    monkeypatch.setattr(shared_memory, "_open", watched_open)
+    monkeypatch.setattr(shared_memory.SharedLine, "_done", watched_done)
+    run, state = Run(SharedMemory, tmp_path, engines=1), Model().state_dict()
+    manifest = manifest_of(1, state)
+    offer = run.learner.offer(manifest, tuple(state), stream(state))
+    gc.disable()  # what only a cycle keeps is alive
+    try:
+        (found,) = run.exchange(offer, stream(state), [Model(seed=1)])
+    finally:
+        gc.enable()
+    verify_loaded(manifest, found)
+    assert opened and alive == [0]
 
 
 def open_files() -> int:
