@@ -13,6 +13,7 @@ import pytest
 import yaml
 from safetensors.torch import load_file, save_file
 
+from ral_system.config.base import Group
 from ral_system.config.commands import COMMANDS
 from ral_system.config.known import is_known
 from ral_system.errors import GATE_COUNTERS
@@ -364,7 +365,7 @@ def test_training_is_not_steered(commands, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("program", "kind"), COMMANDS.items())
 def test_the_configuration_that_is_printed_has_the_keys_of_the_command(
-    commands, tmp_path: Path, program: str, kind: type
+    commands, tmp_path: Path, program: str, kind: type[Group]
 ) -> None:
     given = ("--cfg", "job", "--resolve", "experiment=avar_quickstart")
     done = commands(program, *given, cwd=tmp_path, timeout_s=60)

@@ -45,7 +45,7 @@ def train(task: Path, rank: int, stage: int) -> dict[str, Any]:
     config = config.model_copy(update={"learner": config.learner.model_copy(update={"zero_stage": stage})})
     samples = pickle.loads((task / "samples.pickle").read_bytes())  # noqa: S301 (this test wrote it)
     trained = LearnerRank(config, Path(folders["model"]), MediaStore(Path(folders["media"])), rank, RANKS, "rl")
-    engine = trained._engine
+    engine: Any = trained._engine
     named = [(name, p) for name, p in engine.policy.named_parameters() if p.requires_grad]
     step, gradients = engine.step, []
 
@@ -59,7 +59,7 @@ def train(task: Path, rank: int, stage: int) -> dict[str, Any]:
     trained.publish(0)
     whole = planned(1)
     scores = trained.score(whole)
-    settings, trained._engine._settings = engine._settings, replace(engine._settings, learning_rate=0.0)
+    settings, engine._settings = engine._settings, replace(engine._settings, learning_rate=0.0)
     engine.step = watched
     (update,) = whole.updates
     trained.update(update, scores, scores)

@@ -94,12 +94,12 @@ def test_each_node_finds_the_model_in_its_own_cache(
     shutil.move(tmp_path / "driver", tmp_path / "elsewhere")
     with_model = add_node(cluster, tmp_path / "node")
     nodes, models = [here, with_model, with_model], [[chosen], [chosen], []]
-    assert stage_models(nodes, models, [], run, 60.0, print) == [{chosen: chosen}, {chosen: own}, {chosen: own}]
+    assert stage_models(nodes, models, (), run, 60.0, print) == [{chosen: chosen}, {chosen: own}, {chosen: own}]
     without = add_node(cluster, tmp_path / "empty")
     with pytest.raises(
         SetupError, match=rf"^node [\d.]+ cannot read model folder {chosen}, .* put HF_HOME on a volume"
     ):
-        stage_models([here, without], [[], [chosen]], [], run, 60.0, print)
+        stage_models([here, without], [[], [chosen]], (), run, 60.0, print)
     assert list(run.iterdir()) == []  # the token is gone in either case
 
 

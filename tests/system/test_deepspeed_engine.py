@@ -344,10 +344,10 @@ def test_trains_as_the_torch_engine(
     for point, ours in found["weights"].items():
         theirs = expected["weights"][point]
         assert ours.keys() == theirs.keys()
-        apart = {name: np.linalg.norm(ours[name] - array) for name, array in theirs.items()}
+        distances = {name: np.linalg.norm(ours[name] - array) for name, array in theirs.items()}
         norms = {name: np.linalg.norm(array) for name, array in theirs.items()}
-        assert np.linalg.norm(list(apart.values())) <= 1e-5 * np.linalg.norm(list(norms.values()))
-        for name, distance in apart.items():
+        assert np.linalg.norm(list(distances.values())) <= 1e-5 * np.linalg.norm(list(norms.values()))
+        for name, distance in distances.items():
             # Softmax does not see a key bias: its true gradient is 0, and Adam makes whole steps of the rounding.
             bound = 1e-2 if name.endswith(("qkv.bias", "k_proj.bias")) else 1e-3
             assert distance <= bound * norms[name], (point, name)

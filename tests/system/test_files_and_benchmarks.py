@@ -142,8 +142,8 @@ def test_a_benchmark_is_asked_scored_and_not_asked_again(commands, uninterrupted
     assert gain["value"] == pytest.approx(second["vstar/score"] - first["vstar/score"])
     assert gain["interval"][0] <= gain["value"] <= gain["interval"][1]
     assert (tmp_path / "runs" / "swept" / "sweep.svg").read_text().count("<circle") == 4
-    answers = (tmp_path / "runs" / "swept" / "answers").glob("*.jsonl")
-    assert sorted(len(path.read_text().splitlines()) for path in answers) == [11] * 4
+    files = (tmp_path / "runs" / "swept" / "answers").glob("*.jsonl")
+    assert sorted(len(path.read_text().splitlines()) for path in files) == [11] * 4
 
 
 def test_videos_are_looked_at_more_closely(commands, uninterrupted, tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from itertools import groupby
 from pathlib import Path
+from typing import Any
 
 import pytest
 import ray
@@ -138,7 +139,9 @@ def test_fifteen_engines_beside_sixteen_learners_share_the_prompts(
     try:
         places = ray.get([member.handle.place.remote() for member in started.members])
         prompts = [Prompt(f"p{i}", "kind", "", "", (), (1,) * (10 + i % 3)) for i in range(32)]
-        made = list(started.generator.generate(prompts, Sampling(8, temperature=1.0, max_new_tokens=64, seed=0)))
+        made: list[Any] = list(
+            started.generator.generate(prompts, Sampling(8, temperature=1.0, max_new_tokens=64, seed=0))
+        )
     finally:
         started.close()
 

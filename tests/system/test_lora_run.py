@@ -85,7 +85,7 @@ def test_a_continued_run_ends_with_the_same_adapters(commands, left, tiny_model:
         shared = once.keys() & again.keys()  # one of them evaluates after step 2
         assert {name: once[name] for name in shared} == {name: again[name] for name in shared}
     assert straight.weights() == continued.weights()
-    adapters = (run.folder / "model" / "adapter" / "adapter_model.safetensors" for run in runs)
-    assert filecmp.cmp(*adapters, shallow=False)
+    one, other = (run.folder / "model" / "adapter" / "adapter_model.safetensors" for run in runs)
+    assert filecmp.cmp(one, other, shallow=False)
     done = commands("ral-train", *local, "name=straight", "algorithm.steps=5", "learner.lora.rank=2", cwd=tmp_path)
     assert done.returncode == 2 and "learner.lora.rank" in done.stderr, done.stderr

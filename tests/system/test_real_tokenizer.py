@@ -22,7 +22,7 @@ from tests import chat_templates
 from tests.offered import offered
 from tests.qwen_tokenizer import qwen_tokenizer
 from tests.real_model import build_real_model, check_endings, ending_logits
-from tests.system.test_vllm_generator import CONFIG
+from tests.system.vllm_setting import CONFIG
 
 # Unit tests ask the same of transformers' engine; vLLM takes 20 s to start with so many tokens.
 pytestmark = [pytest.mark.system, pytest.mark.long, pytest.mark.timeout(1800)]

@@ -130,8 +130,8 @@ class Setting:
     def largest_difference(
         self, found: dict[str, Completion], temperature: float, prompts: list[Prompt] | None = None
     ) -> float:
-        prompts = {p.id: p for p in prompts or self.prompts}
+        by_id = {p.id: p for p in prompts or self.prompts}
         return max(
-            np.abs(self.log_probs(prompts[c.prompt_id], c, temperature) - np.array(c.log_probs)).max()
+            np.abs(self.log_probs(by_id[c.prompt_id], c, temperature) - np.array(c.log_probs)).max()
             for c in found.values()
         )
