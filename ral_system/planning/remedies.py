@@ -21,14 +21,25 @@ REMEDIES = {
         "smaller teacher"
     ),
 }
+_TOO_LITTLE = re.compile(
+    r"Free memory on device \S+ \(([\d.]+)/([\d.]+) GiB\) on startup is less than .*\(([\d.]+), ([\d.]+) GiB\)",
+    re.DOTALL,
+)
+"""How vLLM 0.32 refuses to start an engine."""
 _RUNNING = REMEDIES | {"rollout": "lower rollout.gpu_memory_utilization or rollout.max_sequences"}
 
 
 def full_device(error: Exception, process: str) -> SetupError | None:
-    """Return PyTorch's error for a full GPU as a line with what to change; None for any other error.
+    """Return PyTorch's or vLLM's error for a full GPU as a line with what to change; None for any other error.
 
-    It is known by its name, since not every process has PyTorch. `process`: role and rank, for example `learner 0`.
+    PyTorch's is known by its name, since not every process has it. `process`: role and rank, for example `learner 0`.
     """
+    if isinstance(error, ValueError) and (found := _TOO_LITTLE.match(str(error))):
+        free, total, share, wanted = found.groups()
+        return SetupError(
+            f"{process}: {free} of {total} GiB of its GPU are free, and rollout.gpu_memory_utilization={share} asks "
+            f"for {wanted}; lower it, or end the other processes on the GPU (`nvidia-smi` lists them)"
+        )
     kind = type(error)
     if kind.__name__ != "OutOfMemoryError" or not kind.__module__.startswith("torch"):
         return None

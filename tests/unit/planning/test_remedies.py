@@ -1,5 +1,6 @@
 """A full GPU, as one line."""
 
+import importlib.util
 from pathlib import Path
 
 import pytest
@@ -42,6 +43,34 @@ def test_a_rank_whose_gpu_is_full_says_what_to_change(
     assert "CUDA out of memory" in capsys.readouterr().err  # the log has all of it
     with pytest.raises(RuntimeError, match="shapes"):
         learner.update(RuntimeError("shapes"))
+
+
+def test_an_engine_that_vllm_refuses_says_what_is_free() -> None:
+    """The sentence of `vllm/v1/worker/utils.py`; a stage before may have left a process behind."""
+    refusal = (
+        "Free memory on device cuda:0 (30.21/79.11 GiB) on startup is less than {} (0.9, 71.2 GiB). Decrease GPU "
+        "memory utilization or reduce GPU memory used by other processes."
+    )
+    budget = "the engine's budget after excluding external process's weights"
+    for what in ("desired GPU memory utilization", budget):
+        assert str(full_device(ValueError(refusal.format(what)), "rollout 1")) == (
+            "rollout 1: 30.21 of 79.11 GiB of its GPU are free, and rollout.gpu_memory_utilization=0.9 asks for 71.2; "
+            "lower it, or end the other processes on the GPU (`nvidia-smi` lists them)"
+        )
+    assert full_device(ValueError("Free memory on device"), "rollout 1") is None
+
+
+def test_vllm_still_refuses_in_these_words() -> None:
+    vllm = importlib.util.find_spec("vllm")
+    if vllm is None or vllm.origin is None:
+        pytest.skip("needs vLLM")
+    text = (Path(vllm.origin).parent / "v1" / "worker" / "utils.py").read_text()
+    for words in (
+        "Free memory on device {init_snapshot.device_} ",
+        "GiB) on startup ",
+        "is less than desired GPU memory",
+    ):
+        assert words in text
 
 
 def test_every_role_has_a_remedy_of_its_own_and_one_process_the_learners() -> None:
