@@ -1,7 +1,8 @@
 """The README's commands for a cluster, typed as they stand, on two hosts as the kernel sees them.
 
-Hosts are network namespaces joined by a cable, with a home each, so Ray's default ports are free. The experiment and
-the shared folder are the only words that are replaced, and HEAD, as the README asks.
+Hosts are network namespaces joined by a cable, with a name and a home each, so Ray's default ports are free. The
+experiment and the shared folder are the only words that are replaced, and HEAD, as the README asks. Each host has one
+CPU, as Ray reads it from the environment, so the run needs both.
 """
 
 import os
@@ -28,6 +29,8 @@ pytestmark = [
 HEAD, OTHER = "ral-head", "ral-other"
 HOSTS = {HEAD: "10.79.0.1", OTHER: "10.79.0.2"}
 CABLE = "ral-cluster"
+NAMES = Path("/etc/netns")
+"""Files below `NAMES / host` take the place of those in /etc there (`ip netns exec`)."""
 ROOT = Path(__file__).parents[2]
 
 
@@ -44,12 +47,14 @@ def typed(marked, end_of, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
         "PATH": f"{Path(shutil.which('ray') or '').parent}:{os.environ['PATH']}",
         "RAY_TMPDIR": sessions,
         "RAY_worker_niceness": "0",
+        "RAY_OVERRIDE_RESOURCES": '{"CPU": 1}',
         "WANDB_MODE": "disabled",
         **marking(mark),
     }
 
     def say(host: str, line: str) -> str:
-        command = ["ip", "netns", "exec", host, "bash", "-c", line]
+        named = ["unshare", "--uts", "bash", "-c", f"hostname {host} && {line}"]
+        command = ["ip", "netns", "exec", host, *named]
         home = {"HOME": str(folders[host]), "RAY_AUTH_MODE": "token"}
         done = subprocess.run(
             command, cwd=folders[host], env=environment | home, capture_output=True, text=True, timeout=300, check=False
@@ -60,6 +65,9 @@ def typed(marked, end_of, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
     try:
         for name in HOSTS:
             ip("netns", "add", name)
+            (NAMES / name).mkdir(parents=True)
+            known = {"localhost": "127.0.0.1"} | HOSTS
+            (NAMES / name / "hosts").write_text("".join(f"{address} {host}\n" for host, address in known.items()))
         ip("-n", HEAD, "link", "add", CABLE, "type", "veth", "peer", "name", CABLE, "netns", OTHER)
         for name, address in HOSTS.items():
             ip("-n", name, "address", "add", f"{address}/24", "dev", CABLE)
@@ -77,6 +85,7 @@ def typed(marked, end_of, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
                 end_of(mark, 30.0)
         for name in HOSTS:
             subprocess.run(["ip", "netns", "delete", name], check=False, capture_output=True)
+            shutil.rmtree(NAMES / name, ignore_errors=True)
         shutil.rmtree(sessions, ignore_errors=True)
 
 
@@ -104,6 +113,10 @@ def test_the_commands_of_the_readme_train_on_two_hosts(typed, tmp_path: Path) ->
     run = tmp_path / "runs" / "smoke"
     assert str(run) in said
     assert all((run / name).exists() for name in ("report.html", "summary.json", "model/config.json"))
+    began = "".join(log.read_text(errors="replace") for log in (run / "logs").glob("*.log"))
+    hosts = dict(re.findall(r"^--- (\w+ \d+): pid \d+ on (\S+)$", began, re.MULTILINE))
+    assert {"learner 0", "learner 1", "rollout 0", "reference 0", "reward 0"} <= hosts.keys()
+    assert set(hosts.values()) == HOSTS.keys(), hosts
     job = re.search(r"raysubmit_\w+", said)
     assert job
     address = "--address http://127.0.0.1:8265"
