@@ -53,7 +53,7 @@ LATER = {
     r"\ball the same\b": "also, still",
 }
 """Banned outside of RECORDS."""
-RECORDS = ("docs/results.md", "docs/studies/attention_choices.md")
+RECORDS = ("docs/results.md", "docs/studies/attention_choices.md", "docs/studies/attention_controls.md")
 """What was measured and registered stays in the words of its time."""
 
 
