@@ -52,6 +52,7 @@ from ral_system.config.placement import (
 )
 from ral_system.config.reward import RewardConfig
 from ral_system.config.rollout import RolloutConfig
+from ral_system.config.rounding import gate_allows_outliers, gate_fits_the_dtypes, held_shares_exceed_rounding
 from ral_system.config.supervised import SupervisedConfig
 from ral_system.config.teacher import teachers_are_used
 
@@ -364,41 +365,4 @@ def scorers_have_a_reference(
         yield (
             f"cluster.scorers={cluster.scorers} has no effect: algorithm.kl.coefficient=0, and neither "
             "algorithm.attention nor reward.visual reads the reference; set cluster.scorers=1"
-        )
-
-
-def gate_fits_the_dtypes(rollout: RolloutConfig, learner: LearnerConfig) -> Iterator[str]:
-    """Check that the log-prob gate allows for the rounding of bfloat16."""
-    gate = rollout.log_prob_gate
-    if "bfloat16" in (rollout.dtype, learner.dtype) and gate.token < 0.01:
-        yield (
-            f"rollout.log_prob_gate.token={gate.token:g} cannot hold with rollout.dtype={rollout.dtype} and "
-            f"learner.dtype={learner.dtype}; set both to float32, or use "
-            "rollout.log_prob_gate={token: 2, outliers: 0.001, mean: 0.1, p999: 1}"
-        )
-
-
-def gate_allows_outliers(rollout: RolloutConfig, learner: LearnerConfig) -> Iterator[str]:
-    """Warn about a bfloat16 run whose gate allows no outliers."""
-    gate = rollout.log_prob_gate
-    if "bfloat16" in (rollout.dtype, learner.dtype) and gate.outliers == 0:
-        yield (
-            "rollout.log_prob_gate.outliers=0 ends a bfloat16 run at its first token beyond "
-            f"rollout.log_prob_gate.token={gate.token:g}; 0.001 leaves such tokens out of the loss instead"
-        )
-
-
-def held_shares_exceed_rounding(algorithm: AlgorithmConfig, learner: LearnerConfig) -> Iterator[str]:
-    """Warn about RAL's share of the gradient, which bfloat16 mostly does not hold."""
-    a = algorithm.attention
-    dtypes = {"learner.dtype": learner.dtype, "algorithm.attention.record_dtype": a.record_dtype}
-    coarse = [name for name, dtype in dtypes.items() if dtype == "bfloat16"]
-    held = a.weight > 0 and a.objective.name == "ral" and a.anchor == "old" and a.target_gradient_share is not None
-    if held and coarse:
-        yield (
-            f"algorithm.attention.target_gradient_share={a.target_gradient_share:g} with "
-            f"{' and '.join(f'{name}=bfloat16' for name in coarse)}: with algorithm.attention.anchor=old most of RAL's "
-            "gradients are within bfloat16's rounding errors and are not scaled, so the share stays near 0; set the "
-            "anchor to reference or ema, choose another objective (algorithm=attention_credit), or set "
-            f"{' and '.join(f'{name}=float32' for name in coarse)}"
         )
