@@ -153,7 +153,7 @@ def streams_weights(config: TrainConfig) -> bool:
 def publication(policy: OutlinedPolicy, kind: str) -> int:
     """Bytes of the buffer through which weights travel, and what their checksums need."""
     largest = max(p.numel() * p.element_size() for p in policy.model.parameters())
-    return max(BUCKET_BYTES, largest) + 3 * 8 * AT_ONCE[kind]
+    return max(BUCKET_BYTES, largest) + 8 * AT_ONCE[kind]
 
 
 MOVED = ("weights", "gradients", "optimiser", "average")

@@ -20,8 +20,8 @@ from ral_system.types import Piece, Sample, Sampling, TrainPlan
 
 PUBLISH_S_PER_BYTE = 4.6e-9
 """Copying and comparing weights on hosts, learner and engine together, as measured on one thread."""
-DIGEST_BYTES = 58
-"""Read and written for a number's share of both checksums: widened to 64 bits, multiplied and added, twice."""
+DIGEST_BYTES = 9
+"""Read and written for a byte's share of a checksum: the byte, its copy in float32, and that copy's product."""
 _COPIES = 4
 """Readings and writings of weights on their way through a buffer, learner and engine together."""
 HOST_BYTES_PER_S = 2e10
@@ -169,7 +169,7 @@ class Clock:
         weights, device = self._weights, self._device
         size = weights.sent * weights.bytes_each
         if streams_weights(self._config):
-            local_s = (2 * DIGEST_BYTES * weights.sent + _COPIES * size) / device.bytes_per_s
+            local_s = (2 * DIGEST_BYTES + _COPIES) * size / device.bytes_per_s
             gathered_s = 2 * self._gather_s() * weights.sent / weights.all  # for the checksums, and to send
             return Phase("publish", 0, local_s + gathered_s + size / device.link_bytes_per_s, "memory")
         moving_s = 2 * size / device.host_bytes_per_s if device.kind == "cuda" else 0.0

@@ -1,19 +1,20 @@
 """Checksums of tensors, computed on the device that holds them, and of parts of tensors, which add up to the whole's.
 
-With x the bit patterns of a tensor's elements as integers, laid out as a matrix whose rows are the first dimension:
+With x the bytes of a tensor's elements as signed numbers, laid out as a matrix whose rows are the first dimension:
 
-    S = Σ_rc a_r · b_c · x_rc   (mod 2^64)
+    S = Σ_r a_r · Σ_n g_n · Σ_c w_nc · x_rc   (mod 2^64)
 
-for two independent pairs of fixed, odd, random-looking a and b. An odd factor has an inverse modulo 2^64, so one
-changed element changes both sums for sure; of other changes, at most about one in 2^64 goes unseen. Because S is a sum
-over elements, engines that hold parts of a tensor (tensor parallelism, fused matrices) each compute their part of it.
-An element of 8 bytes counts as two of 4, the second with a b of its own.
+for two independent pairs of fixed, random-looking a and g. The inner sums have 16 small weights w_n for each byte of a
+row: products of bytes, added up exactly. All of a byte's factors together are an odd number, which has an inverse
+modulo 2^64, so one changed byte changes both sums for sure; of other changes, at most about one in 2^64 goes unseen.
+Because S is a sum over elements, engines that hold parts of a tensor (tensor parallelism, fused matrices) each compute
+their part of it.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
 
@@ -23,9 +24,11 @@ from torch import Tensor
 from ral_system.errors import WeightSyncError
 from ral_system.types import TensorDigest
 
-_INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32}
-AT_ONCE = {"cpu": 1 << 15, "cuda": 1 << 23}
-"""Elements whose products are in memory together: what fits into a core's cache, or keeps a GPU busy."""
+AT_ONCE = {"cpu": 4 << 20, "cuda": 32 << 20}
+"""Bytes that are multiplied together, as many as keep the device busy; up to 8 bytes of memory for each."""
+_WEIGHTS = 16
+_COLUMNS_AT_ONCE = {"cpu": 1 << 17, "cuda": 1 << 10}
+"""Bytes of a row that are added up at once: with weights of at most 64, exactly in int32, or in float32 on a GPU."""
 _BITS = 64
 
 
@@ -88,22 +91,43 @@ def sums(part: Tensor, region: Region) -> Tensor:
     total = torch.zeros(2, dtype=torch.int64, device=part.device)
     if not part.numel():
         return total
-    rows_2R, *columns = _factors(region, part.device)
-    matrix_RC = part.reshape(rows_2R.shape[1], columns[0].shape[1])
-    wide, kind = part.element_size() == 8, _INTEGERS[min(4, part.element_size())]
-    step = max(1, AT_ONCE[part.device.type] // matrix_RC.shape[1])
+    rows_2R, weights_CN = _factors(region, part.element_size(), part.device)
+    combined_21N = _combined(part.device)
+    matrix_RC = part.reshape(rows_2R.shape[1], -1)
+    step = max(1, AT_ONCE[part.device.type] // (weights_CN.shape[0] + _WEIGHTS**2))  # with the sums of short rows
     for start in range(0, matrix_RC.shape[0], step):
-        chunk = matrix_RC[start : start + step].contiguous()
-        words = chunk.view(torch.int32).unflatten(1, (-1, 2)).unbind(2) if wide else (chunk.view(kind),)
-        for x_RC, factors_2C in zip(words, columns, strict=False):
-            by_row_2R = (x_RC.to(torch.int64) * factors_2C[:, None]).sum(2)
-            total += (by_row_2R * rows_2R[:, start : start + step]).sum(1)
+        bytes_RC = matrix_RC[start : start + step].contiguous().view(torch.int8)
+        by_sum_2R = (_products(bytes_RC, weights_CN) * combined_21N).sum(2)
+        total += (by_sum_2R * rows_2R[:, start : start + step]).sum(1)
     return total
 
 
+def _products(bytes_RC: Tensor, weights_CN: Tensor) -> Tensor:
+    """The matrix product of signed bytes, exactly, in int64."""
+    device = bytes_RC.device.type
+    step, multiply = _COLUMNS_AT_ONCE[device], _MULTIPLY[device]
+    first, *others = (
+        multiply(x_RC, w_CN).to(torch.int64)
+        for x_RC, w_CN in zip(bytes_RC.split(step, 1), weights_CN.split(step), strict=True)
+    )
+    return sum(others, first)
+
+
+def in_float32(bytes_RC: Tensor, weights_CN: Tensor) -> Tensor:
+    """The product of at most 1024 columns: float32 and TF32 hold all numbers, products and sums exactly."""
+    return bytes_RC.float() @ weights_CN.float()
+
+
+_MULTIPLY: dict[str, Callable[[Tensor, Tensor], Tensor]] = {"cpu": torch._int_mm, "cuda": in_float32}
+"""torch's product of bytes has conditions on shapes on a GPU."""
+
+
 @cache
-def _factors(region: Region, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
-    """a of the region's rows and b of its columns, for both sums: [2, rows], [2, columns]; b of second words."""
+def _factors(region: Region, width: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """a of the region's rows, for both sums, [2, rows], and w of the bytes of its columns, [columns · width, weights].
+
+    An element has `width` bytes.
+    """
     row_length = math.prod(region.shape[1:]) if len(region.shape) > 1 else math.prod(region.shape)
     first_row, first_column = divmod(region.offset, row_length)
     sizes, strides = region.sizes, region.strides
@@ -113,26 +137,49 @@ def _factors(region: Region, device: torch.device) -> tuple[Tensor, Tensor, Tens
     last = first_column + sum((size - 1) * stride for size, stride in zip(*inner, strict=True))
     if last >= row_length:
         raise WeightSyncError(f"an engine keeps a part of a tensor of {list(region.shape)} that no checksum covers")
-    rows = _odd(0, first_row + count * apart, device)[:, first_row::apart][:, :count]
-    first, second = (
-        b.as_strided((2, *inner[0]), (b.stride(0), *inner[1]), first_column).reshape(2, -1)
-        for b in (_odd(2, row_length, device), _odd(4, row_length, device))
-    )
-    return rows, first, second
-
-
-def _odd(stream: int, count: int, device: torch.device) -> Tensor:
-    """Odd 64-bit numbers that look random, two sequences of at least `count` (splitmix64's finaliser)."""
-    return _sequences(stream, 1 << max(10, (count - 1).bit_length()), device)
+    rows = _odd(_power_of_two(first_row + count * apart), device)[:, first_row::apart][:, :count]
+    each = width * _WEIGHTS
+    weights = _small(_power_of_two(row_length * width), device).view(-1, each)
+    columns = weights.as_strided((*inner[0], each), (*(each * s for s in inner[1]), 1), first_column * each)
+    return rows, columns.reshape(-1, _WEIGHTS)
 
 
 @cache
+def _small(count: int, device: torch.device) -> Tensor:
+    """w of `count` bytes of a row: numbers from -64 to 63, the first of each byte odd.
+
+    Small enough for processors that add products in pairs of 16 bits.
+    """
+    weights = _sequences(2, count, device).T.contiguous().view(torch.int8) >> 1
+    weights[:, 0] |= 1
+    return weights
+
+
+@cache
+def _combined(device: torch.device) -> Tensor:
+    """g, for both sums, [2, 1, weights]: the first odd and the others even, so a byte's factors together are odd."""
+    numbers = _sequences(4, _WEIGHTS, device)
+    return torch.cat([numbers[:, :1] | 1, numbers[:, 1:] & ~1], 1)[:, None]
+
+
+@cache
+def _odd(count: int, device: torch.device) -> Tensor:
+    """a of `count` rows, for both sums."""
+    return _sequences(0, count, device) | 1
+
+
+def _power_of_two(count: int) -> int:
+    """The next one from `count` on, so few different sequences are kept."""
+    return 1 << max(10, (count - 1).bit_length())
+
+
 def _sequences(stream: int, count: int, device: torch.device) -> Tensor:
+    """Two sequences of 64-bit numbers that look random (splitmix64's finaliser)."""
     first = torch.tensor([[stream << 40], [(stream + 1) << 40]], device=device)
     z = (first + torch.arange(count, device=device)) * _signed(0x9E3779B97F4A7C15)
     z = (z ^ _shifted(z, 30)) * _signed(0xBF58476D1CE4E5B9)
     z = (z ^ _shifted(z, 27)) * _signed(0x94D049BB133111EB)
-    return (z ^ _shifted(z, 31)) | 1
+    return z ^ _shifted(z, 31)
 
 
 def _signed(constant: int) -> int:

@@ -1,6 +1,9 @@
 """Checksums against slow arithmetic, the sum of parts, and every kind of damage."""
 
 import math
+import os
+import subprocess
+import sys
 
 import hypothesis.strategies as st
 import pytest
@@ -8,7 +11,7 @@ import torch
 from hypothesis import given, settings
 
 from ral_system.errors import WeightSyncError
-from ral_system.weights.digest import Region, as_numbers, digest, digest_of_sums, sums
+from ral_system.weights.digest import Region, as_numbers, digest, digest_of_sums, in_float32, sums
 
 MASK = (1 << 64) - 1
 
@@ -17,21 +20,29 @@ def splitmix(stream: int, index: int) -> int:
     z = ((stream << 40) + index) * 0x9E3779B97F4A7C15 & MASK
     z = (z ^ z >> 30) * 0xBF58476D1CE4E5B9 & MASK
     z = (z ^ z >> 27) * 0x94D049BB133111EB & MASK
-    return (z ^ z >> 31) | 1
+    return z ^ z >> 31
+
+
+def small(place: int) -> list[int]:
+    """The 16 weights of a byte at a place of its row."""
+    words = [splitmix(stream, place) for stream in (2, 3)]
+    signed = [b - 256 if b > 127 else b for word in words for b in word.to_bytes(8, "little")]
+    first, *others = [b >> 1 for b in signed]
+    return [first | 1, *others]
+
+
+def factor(i: int, place: int) -> int:
+    """All factors of a byte in its row, for the i-th sum."""
+    numbers = [splitmix(4 + i, n) for n in range(16)]
+    combined = [numbers[0] | 1, *(number & ~1 for number in numbers[1:])]
+    return sum(g * w for g, w in zip(combined, small(place), strict=True)) & MASK
 
 
 def slow(tensor: torch.Tensor) -> str:
     matrix = tensor.reshape(tensor.shape[0], -1) if tensor.ndim > 1 else tensor.reshape(1, -1)
-    kind = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int32}[tensor.element_size()]
-    words = 2 if tensor.element_size() == 8 else 1
-    bits = matrix.contiguous().view(kind).tolist()
+    rows = matrix.contiguous().view(torch.int8).tolist()
     found = [
-        sum(
-            splitmix(i, r) * splitmix(i + 2 + 2 * (c % words), c // words) * x
-            for r, row in enumerate(bits)
-            for c, x in enumerate(row)
-        )
-        & MASK
+        sum((splitmix(i, r) | 1) * factor(i, c) * x for r, row in enumerate(rows) for c, x in enumerate(row)) & MASK
         for i in (0, 1)
     ]
     return "".join(f"{number:016x}" for number in found)
@@ -62,8 +73,37 @@ def test_is_of_values_not_of_memory_layout() -> None:
 def test_many_rows_are_summed_in_steps(monkeypatch: pytest.MonkeyPatch) -> None:
     tensor = torch.randn(37, 11)
     whole = digest(tensor)
-    monkeypatch.setattr("ral_system.weights.digest.AT_ONCE", {"cpu": 30})
+    monkeypatch.setattr("ral_system.weights.digest.AT_ONCE", {"cpu": 4 * 300})
     assert digest(tensor) == whole
+
+
+def test_largest_products_are_exact_on_every_device() -> None:
+    bytes_RC, weights_CN = torch.full((20, 1024), -128, dtype=torch.int8), torch.full((1024, 16), -64, dtype=torch.int8)
+    assert torch._int_mm(bytes_RC, weights_CN).eq(2**23).all()
+    assert in_float32(bytes_RC, weights_CN).eq(2**23).all()
+    assert in_float32(bytes_RC.roll(1, 1) + 1, weights_CN).eq(127 * 2**16).all()
+
+
+EXTREMES = """
+import torch
+from ral_system.weights.digest import digest
+for x in (-128, 127, 0):
+    print(digest(torch.full((40, 600), x, dtype=torch.int8)).checksum)
+"""
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("instructions", ["SSE41", "AVX2", "AVX512_CORE"])
+def test_is_the_same_on_processors_with_fewer_instructions(instructions: str) -> None:
+    found = subprocess.run(
+        [sys.executable, "-c", EXTREMES],
+        env=os.environ | {"ONEDNN_MAX_CPU_ISA": instructions},
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=60,
+    )
+    assert found.stdout.split() == [slow(torch.full((40, 600), x, dtype=torch.int8)) for x in (-128, 127, 0)]
 
 
 @settings(max_examples=150, deadline=None)
