@@ -22,6 +22,7 @@ from ral_system.types import (
     Prompt,
     Sample,
     Sampling,
+    TensorDigest,
     TrainPlan,
     Verdict,
     VisualAttention,
@@ -285,21 +286,22 @@ class RayLearner:
         """Return rank 0's manifest."""
         return self._all(lambda rank: rank.publish.remote(version), "publishing weights")
 
-    def offer(self, manifest: WeightManifest, names: Sequence[str]) -> Ref:
-        """Return a reference to rank 0's offer, which does not come here."""
+    def offer(self, manifest: WeightManifest, names: Sequence[str]) -> tuple[Mapping[str, TensorDigest], Ref]:
+        """Return the digests that rank 0 has read, and a reference to its offer, which does not come here."""
         answers = [member.handle.offer.remote(manifest, names) for member in self._members]
         calls = [Call(member, answer[0]) for member, answer in zip(self._members, answers, strict=True)]
-        wait_all(calls, self._timeout_s, "offering weights")
-        return answers[0][1]
+        read: Mapping[str, TensorDigest] = wait_all(calls, self._timeout_s, "offering weights")[0]
+        return read, answers[0][1]
 
-    def send(self, offer: Ref) -> Callable[[], None]:
+    def send(self, offer: Ref) -> Callable[[], Mapping[str, TensorDigest]]:
         """All ranks send what was offered; the caller waits for their end with what this returns."""
         if self._keeps_offers:  # which may hold all weights: no rank should be given them
-            return lambda: None
+            return lambda: {}
         calls = [Call(member, member.handle.send.remote(offer)) for member in self._members]
 
-        def wait() -> None:
-            _wait_together(calls, self._timeout_s, "sending weights")
+        def wait() -> Mapping[str, TensorDigest]:
+            read: Mapping[str, TensorDigest] = _wait_together(calls, self._timeout_s, "sending weights")[0]
+            return read
 
         return wait
 

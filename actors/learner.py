@@ -16,7 +16,7 @@ from ral_system.config.choices import Stage
 from ral_system.config.commands import TrainConfig
 from ral_system.media.store import node_store
 from ral_system.observability.work import Work
-from ral_system.types import Held, Sample, Scores, TrainPlan, UpdatePlan, VisualAttention, WeightManifest
+from ral_system.types import Held, Sample, Scores, TensorDigest, TrainPlan, UpdatePlan, VisualAttention, WeightManifest
 
 if TYPE_CHECKING:
     from ral_system.weights.transfer.transfer import Offer, Setting, Transfer
@@ -134,14 +134,14 @@ class LearnerActor(ActorProcess):
 
     @watched
     @ray.method(num_returns=2)
-    def offer(self, manifest: WeightManifest, names: Sequence[str]) -> tuple[None, Offer | None]:
-        """Rank 0's offer of the named tensors, for the engines; the caller waits for the other answer."""
-        return None, self._learner.offer(manifest, names)
+    def offer(self, manifest: WeightManifest, names: Sequence[str]) -> tuple[Mapping[str, TensorDigest], Offer | None]:
+        """Rank 0's offer of the named tensors, for the engines; the caller waits for the digests before it."""
+        return self._learner.offer(manifest, names)
 
     @watched
-    def send(self, offer: Offer) -> None:
-        """Send what was offered to the engines that receive it now."""
-        self._learner.send(offer)
+    def send(self, offer: Offer) -> Mapping[str, TensorDigest]:
+        """Send what was offered to the engines that receive it now; return its digests, from rank 0."""
+        return self._learner.send(offer)
 
     @watched
     def save_model(self, folder: Path) -> None:

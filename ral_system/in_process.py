@@ -28,6 +28,7 @@ from ral_system.types import (
     Prompt,
     Sample,
     Sampling,
+    TensorDigest,
     TrainPlan,
     VisualAttention,
     WeightManifest,
@@ -184,12 +185,12 @@ class _Learner:
         assert manifest is not None, "the only rank is rank 0"
         return manifest
 
-    def offer(self, manifest: WeightManifest, names: Sequence[str]) -> Ref:
+    def offer(self, manifest: WeightManifest, names: Sequence[str]) -> tuple[Mapping[str, TensorDigest], Ref]:
         return self._rank.offer(manifest, names)
 
-    def send(self, offer: Ref) -> Callable[[], None]:
+    def send(self, offer: Ref) -> Callable[[], Mapping[str, TensorDigest]]:
         if self._keeps_offers:
-            return lambda: None
+            return lambda: {}
         return self._thread.submit(self._rank.send, offer).result
 
     def save_model(self, folder: Path) -> None:

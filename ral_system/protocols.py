@@ -18,6 +18,7 @@ from ral_system.types import (
     Prompt,
     Sample,
     Sampling,
+    TensorDigest,
     TrainPlan,
     Verdict,
     VisualAttention,
@@ -135,16 +136,22 @@ class Learner(Protocol):
         ...
 
     def publish(self, version: int) -> WeightManifest:
-        """Take the current weights as a version; return their identity."""
+        """Take the current weights as a version; return their identity.
+
+        Tensors that were trained since they were last read are UNREAD: their digests come when they have travelled.
+        """
         ...
 
-    def offer(self, manifest: WeightManifest, names: Sequence[str]) -> Ref:
-        """Offer the named tensors of the version that was published last: a ref (to an `Offer`) for the engines."""
+    def offer(self, manifest: WeightManifest, names: Sequence[str]) -> tuple[Mapping[str, TensorDigest], Ref]:
+        """Offer the named tensors of the version that was published last: a ref (to an `Offer`) for the engines.
+
+        With it the digests of the tensors that were read for it: all of them if the transfer keeps offers, else none.
+        """
         ...
 
-    def send(self, offer: Ref) -> Callable[[], None]:
+    def send(self, offer: Ref) -> Callable[[], Mapping[str, TensorDigest]]:
         """Start to send what was offered to the engines that receive it now, if the transfer of weights keeps no
-        offers. Returns what waits for the end.
+        offers. Returns what waits for the end, and gives the digests of what was sent.
         """
         ...
 

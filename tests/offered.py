@@ -1,6 +1,9 @@
 """Weight versions as a learner in the same process would offer them."""
 
+from __future__ import annotations
+
 from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
 from torch import Tensor
 
@@ -8,9 +11,18 @@ from ral_system.types import WeightManifest
 from ral_system.weights.digest import digest
 from ral_system.weights.transfer.object_store import Arrays, to_host
 
+if TYPE_CHECKING:
+    from ral_system.training.learner_rank import LearnerRank
+
 
 def manifest_of(version: int, tensors: Mapping[str, Tensor]) -> WeightManifest:
     return WeightManifest(version, {name: digest(tensor) for name, tensor in tensors.items()})
+
+
+def read_whole(rank: LearnerRank, version: int) -> WeightManifest | None:
+    """Publish a version, and read all of its weights at once, as for a first publication."""
+    rank._source.forget()
+    return rank.publish(version)
 
 
 def offered(version: int, tensors: Mapping[str, Tensor]) -> Arrays:

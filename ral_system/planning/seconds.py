@@ -170,7 +170,7 @@ class Clock:
         size = weights.sent * weights.bytes_each
         if streams_weights(self._config):
             local_s = (2 * DIGEST_BYTES + _COPIES) * size / device.bytes_per_s
-            gathered_s = 2 * self._gather_s() * weights.sent / weights.all  # for the checksums, and to send
+            gathered_s = self._gather_s() * weights.sent / weights.all
             return Phase("publish", 0, local_s + gathered_s + size / device.link_bytes_per_s, "memory")
         moving_s = 2 * size / device.host_bytes_per_s if device.kind == "cuda" else 0.0
         return Phase("publish", 0, size * PUBLISH_S_PER_BYTE + moving_s, "host")

@@ -134,15 +134,13 @@ class HfEngine:
 
     def held(self, published: WeightManifest) -> WeightManifest:
         """Return what the model holds under the published names, read from its memory."""
-        return self._read(published, tuple(published.tensors))
+        names = tuple(published.tensors)
+        return held_manifest(published, names, [self._memory.held(names, published.tensors)])
 
     def _load(self, offer: Offer) -> WeightManifest:
-        self._memory.write(self._transfer.receive(offer))
+        held = self._memory.load(self._transfer.receive(offer), offer.manifest.tensors)
         self._version = offer.manifest.version
-        return self._read(offer.manifest, offer.names)
-
-    def _read(self, published: WeightManifest, names: Sequence[str]) -> WeightManifest:
-        return held_manifest(published, names, [self._memory.held(names, published.tensors)])
+        return held_manifest(offer.manifest, offer.names, [held])
 
     def _row(self, prompt: Prompt, index: int, sampling: Sampling) -> _Row:
         check_prompt_length(prompt, self._config.max_model_len)

@@ -64,8 +64,7 @@ class WeightWorker:
         """Replace weights in place; return what this rank now holds of the tensors sent, or why it holds nothing."""
         try:
             memory = self._ral_places(offer.manifest)
-            memory.write(self._ral_transfer.receive(offer))
-            return memory.held(offer.names, offer.manifest.tensors)
+            return memory.load(self._ral_transfer.receive(offer), offer.manifest.tensors)
         except RalError as error:
             return error
 

@@ -55,6 +55,7 @@ from ral_system.types import (
     Sample,
     SampleScores,
     Scores,
+    TensorDigest,
     TrainPlan,
     UpdatePlan,
     VisualAttention,
@@ -295,19 +296,30 @@ class LearnerRank:
         self._held = held
 
     def publish(self, version: int) -> WeightManifest | None:
-        """Take the current weights as `version`: their identity on rank 0, None on the others. Every rank calls it."""
+        """Take the current weights as `version`: their identity on rank 0, None on the others. Every rank calls it.
+
+        The first time every weight is read; later the trained ones are UNREAD until they travel.
+        """
         self._held.require(Held.WEIGHTS, "the learner is to publish weights")
         self._version = version
         self._past.remember(version)
         return self._source.manifest(version)
 
-    def offer(self, manifest: WeightManifest, names: Sequence[str]) -> Offer | None:
-        """Offer the named tensors of the version just published: rank 0's offer, None on the others."""
-        return self._transfer.offer(manifest, names, self._source.stream)
+    def offer(self, manifest: WeightManifest, names: Sequence[str]) -> tuple[Mapping[str, TensorDigest], Offer | None]:
+        """Offer the named tensors of the version just published: rank 0's offer, None on the others.
 
-    def send(self, offer: Offer) -> None:
-        """Send what was offered to the engines that receive it now. Not for transfers that keep offers."""
+        With it the digests of what was read: of all that travels if the transfer keeps offers, else of nothing yet.
+        """
+        offer = self._transfer.offer(manifest, names, self._source.stream)
+        return self._source.read(), offer
+
+    def send(self, offer: Offer) -> Mapping[str, TensorDigest]:
+        """Send what was offered to the engines that receive it now; return its digests, on rank 0.
+
+        Not for transfers that keep offers.
+        """
         self._transfer.send(offer, self._source.stream)
+        return self._source.read()
 
     def save_model(self, folder: Path) -> None:
         """Write the model in Hugging Face format, and adapters beside it (rank 0; every rank calls it)."""

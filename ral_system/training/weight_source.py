@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +14,8 @@ from ral_system.models.loading import save_model
 from ral_system.models.lora import Adapters
 from ral_system.models.named_weights import named_weights
 from ral_system.training.engine import Engine
-from ral_system.types import TensorDigest, WeightManifest
-from ral_system.weights.digest import digest
+from ral_system.types import UNREAD, TensorDigest, WeightManifest
+from ral_system.weights.digest import Region, as_numbers, digest_of_sums, dtype_name, sums
 
 
 class WeightSource:
@@ -25,28 +26,56 @@ class WeightSource:
 
     def __init__(self, engine: Engine, dtype: torch.dtype, rank: int, adapters: Adapters | None = None) -> None:
         self._engine, self._dtype, self._rank, self._adapters = engine, dtype, rank, adapters
-        self._frozen: dict[str, TensorDigest] = {}
+        self._digests: dict[str, TensorDigest] = {}
+        self._names: list[str] = []
+        self._sums: dict[str, Tensor] = {}
 
     def manifest(self, version: int) -> WeightManifest | None:
-        """The identity of the current weights, on rank 0. What is not trained is read once."""
+        """The identity of the current weights, on rank 0.
+
+        The first time all are read. Later the trained ones are UNREAD: they are read when they are sent, so ranks
+        gather them once for a version.
+        """
         held = named_weights(self._engine.policy.model)
-        weights = self._parts(held)
-        unread = [name for name in weights if name not in self._frozen]
-        digests = {}
-        for name, weight in self.stream(unread):
-            digests[name] = digest(weight) if self._rank == 0 else TensorDigest(tuple(weight.shape), "", "")
-        found = {name: self._frozen.get(name) or digests[name] for name in weights}
-        trained = {name for name, w in held.items() if w.requires_grad or not isinstance(w, nn.Parameter)}
-        self._frozen = {name: found[name] for name, parts in weights.items() if trained.isdisjoint(parts)}
-        return WeightManifest(version, found) if self._rank == 0 else None
+        names = self._parts(held)
+        if not self._digests:
+            for _ in self.stream(names):
+                pass
+            found = self.read()
+        else:
+            trained = {name for name, w in held.items() if w.requires_grad or not isinstance(w, nn.Parameter)}
+            for name, parts in names.items():
+                if not trained.isdisjoint(parts):
+                    self._digests[name] = replace(self._digests[name], checksum=UNREAD)
+            found = self._digests
+        return WeightManifest(version, dict(found)) if self._rank == 0 else None
 
     def stream(self, names: Collection[str]) -> Iterator[tuple[str, Tensor]]:
-        """The named weights, whole and one at a time, in the model's order; a `WeightStream`."""
+        """The named weights, whole and one at a time, in the model's order; a `WeightStream`.
+
+        Rank 0 computes the checksum of each that is UNREAD, from the memory that is then sent.
+        """
         parts = self._parts(named_weights(self._engine.policy.model))
+        self._names, self._sums = list(names), {}
         weights = self._engine.weights({part for name in names for part in parts[name]})
         for name, weight in weights if self._adapters is None else self._adapters.merged(weights):
             whole = weight.detach()
-            yield name, whole.to(self._dtype) if whole.is_floating_point() else whole
+            whole = whole.to(self._dtype) if whole.is_floating_point() else whole
+            known = self._digests.setdefault(name, TensorDigest(tuple(whole.shape), dtype_name(whole.dtype), UNREAD))
+            if self._rank == 0 and known.checksum == UNREAD:
+                self._sums[name] = sums(whole, Region.whole(whole.shape))
+            yield name, whole
+
+    def read(self) -> Mapping[str, TensorDigest]:
+        """The digests of what the last stream gave, on rank 0. Each can be asked for once."""
+        if self._rank:
+            return {}
+        for name, sums_2 in self._sums.items():
+            known = self._digests[name]
+            self._digests[name] = digest_of_sums(known.shape, getattr(torch, known.dtype), as_numbers(sums_2))
+        found = {name: self._digests[name] for name in self._names}
+        self._names, self._sums = [], {}
+        return found
 
     def save(self, processor: Any, folder: Path, start: Path) -> None:
         """Write model and processor in Hugging Face format, and adapters beside it, on rank 0.
@@ -71,4 +100,4 @@ class WeightSource:
 
     def forget(self) -> None:
         """Read everything again: weights were loaded."""
-        self._frozen.clear()
+        self._digests.clear()

@@ -19,11 +19,12 @@ from ral_system.types.rollout import (
     Verdict,
 )
 from ral_system.types.sample import Credit, Rollout, Sample
-from ral_system.types.weights import EngineNames, TensorDigest, WeightManifest
+from ral_system.types.weights import UNREAD, EngineNames, TensorDigest, WeightManifest
 
 __all__ = [
     "MARKS",
     "MAX_MEDIA",
+    "UNREAD",
     "AttentionRecord",
     "Box",
     "Clip",

@@ -5,10 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+UNREAD = ""
+"""In place of a checksum, until somebody reads the tensor."""
+
 
 @dataclass(frozen=True, slots=True)
 class TensorDigest:
-    """Identity of one published tensor. `checksum`: 32 hexadecimal digits, see `weights.digest`."""
+    """Identity of one published tensor. `checksum`: 32 hexadecimal digits, see `weights.digest`, or UNREAD."""
 
     shape: tuple[int, ...]
     dtype: str

@@ -39,6 +39,7 @@ class EngineMemory:
 
     def __init__(self, places: Mapping[str, Sequence[Place]], model: nn.Module) -> None:
         self._places, self._parameters = places, dict(model.named_parameters())
+        self._apart = False
 
     @classmethod
     def same_names(cls, model: nn.Module) -> EngineMemory:
@@ -71,31 +72,61 @@ class EngineMemory:
         return cls(trace.places, model)
 
     @torch.no_grad()
-    def write(self, tensors: Iterable[tuple[str, Tensor]]) -> None:
-        """Copy published tensors into their places; one that the engine has no place for is dropped."""
+    def load(self, tensors: Iterable[tuple[str, Tensor]], published: Mapping[str, TensorDigest]) -> Held:
+        """Copy tensors into their places; return what `held` does, of these.
+
+        Each is read back while the sender prepares the next ones. A tensor that the engine has no place for is dropped.
+        Raises WeightSyncError if two tensors have a place in common, since the second would change what was read.
+        """
+        self._require_apart(published)
+        found = []
         for name, tensor in tensors:
             for place in self._places.get(name, ()):
                 if place.region.shape == tuple(tensor.shape):  # another shape is skipped, and the proof then fails
                     place.memory.copy_(place.region.view(tensor.contiguous()))
-            del tensor  # the sender takes its memory back when the last one has been asked for
+            del tensor  # the sender takes its memory back when the next one is asked for
+            found += self._sums(name, published)
+        return self._numbers(found, published)
 
     def held(self, names: Collection[str], published: Mapping[str, TensorDigest]) -> Held:
         """Return this process's parts of the tensors, read from its memory and rounded to the published dtypes."""
-        pending = [
+        return self._numbers([each for name in names for each in self._sums(name, published)], published)
+
+    def _sums(self, name: str, published: Mapping[str, TensorDigest]) -> list[tuple[str, Region, Tensor]]:
+        return [
             (name, place.region, sums(place.memory.to(getattr(torch, published[name].dtype)), place.region))
-            for name in names
             for place in self._places.get(name, ())
             if place.region.shape == published[name].shape
         ]
-        found: dict[str, list[tuple[Region, Sums]]] = {name: [] for name in names}
-        for name, region, sums_2 in pending:  # one after another: each device computes ahead of this loop
-            found[name].append((region, as_numbers(sums_2)))
+
+    def _numbers(self, pending: Iterable[tuple[str, Region, Tensor]], published: Mapping[str, TensorDigest]) -> Held:
+        """Wait for the device, which has computed ahead. With the sums, those of parameters that nothing fills."""
+        found: dict[str, list[tuple[Region, Sums]]] = {}
+        for name, region, sums_2 in pending:
+            found.setdefault(name, []).append((region, as_numbers(sums_2)))
         filled = {_storage(place.memory) for name in published for place in self._places.get(name, ())}
         for name, parameter in self._parameters.items():
             if _storage(parameter) not in filled:
                 region = Region.whole(parameter.shape)
                 found[f"{UNPUBLISHED}{name}"] = [(region, as_numbers(sums(parameter, region)))]
         return found
+
+    def _require_apart(self, published: Collection[str]) -> None:
+        by_storage: dict[int, dict[str, list[Tensor]]] = {}
+        for name in () if self._apart else published:
+            for place in self._places.get(name, ()):
+                by_storage.setdefault(_storage(place.memory), {}).setdefault(name, []).append(place.memory)
+        for names in by_storage.values():
+            (first, *_), *_ = names.values()
+            taken = torch.zeros(first.untyped_storage().nbytes() // first.element_size(), dtype=torch.bool)
+            for name, memories in names.items():
+                own = [taken.as_strided(memory.shape, memory.stride(), memory.storage_offset()) for memory in memories]
+                if any(bool(part.any()) for part in own):
+                    others = ", ".join(other for other in names if other != name)
+                    raise WeightSyncError(f"the engine keeps {name} in memory that it shares with {others}")
+                for part in own:
+                    part.fill_(True)
+        self._apart = True
 
 
 def held_manifest(published: WeightManifest, names: Collection[str], processes: Sequence[Held]) -> WeightManifest:

@@ -21,11 +21,8 @@ class Published:
     manifest: WeightManifest
     names: tuple[str, ...]
     offer: Ref
-
-    @property
-    def sent(self) -> WeightManifest:
-        """The identity of what travels."""
-        return WeightManifest(self.manifest.version, {name: self.manifest.tensors[name] for name in self.names})
+    read: Mapping[str, TensorDigest]
+    """Digests of the tensors that travel, if they were read for the offer."""
 
 
 class Publisher:
@@ -44,9 +41,9 @@ class Publisher:
     def publish(self, version: int) -> int:
         """Offer and load; return how many tensors are proved to be in the engines, over all of them.
 
-        Gate: every tensor sent is afterwards in each engine, by checksums computed from both sides' memory; the others
-        were proved when they were sent. Raises WeightSyncError. A transfer that fails is tried once more, over a new
-        connection.
+        Gate: every tensor sent is afterwards in each engine, by checksums that the learner computes of what it sends
+        and engines of their memory; the others were proved when they were sent. Raises WeightSyncError. A transfer
+        that fails is tried once more, over a new connection.
         """
         published = self.offer(version)
         try:
@@ -78,19 +75,22 @@ class Publisher:
                 with suppress(WeightTransferError):
                     sent()  # both sides give up before they connect again
                 raise
-            sent()
+            read = {**published.read, **sent()}
         finally:
             with self._lock:
                 self._offered.remove(published)
+        travelled = WeightManifest(published.manifest.version, {name: read[name] for name in published.names})
         for loaded in found:
-            verify_loaded(published.sent, loaded)
+            verify_loaded(travelled, loaded)
         with self._lock:
             unsure = {name for later in self._offered for name in later.names}
-            self._held = {name: d for name, d in published.manifest.tensors.items() if name not in unsure}
+            held = {**published.manifest.tensors, **travelled.tensors}
+            self._held = {name: digest for name, digest in held.items() if name not in unsure}
         return len(found) * len(published.manifest.tensors)
 
     def _offer(self, manifest: WeightManifest, names: tuple[str, ...]) -> Published:
-        published = Published(manifest, names, self._learner.offer(manifest, names))
+        read, offer = self._learner.offer(manifest, names)
+        published = Published(manifest, names, offer, read)
         with self._lock:
             self._offered.append(published)
             # Until it is loaded, which of the two versions an engine holds is not known.

@@ -14,6 +14,7 @@ from ral_system.types import Held, Sample, Sampling
 from tests.composed import compose_config
 from tests.gpu.devices import CPU, GPU
 from tests.gpu.rows import row
+from tests.offered import read_whole
 
 pytest.importorskip("hydra")
 
@@ -68,18 +69,18 @@ def test_a_learner_leaves_the_device_whole_and_comes_back_whole(
     assert rank._engine.device.type == device
     plan, held = plan_updates(rl_samples, updates=2, shards=1, max_tokens=400), []
     for _ in range(CYCLES):
-        rank.publish(0)
+        read_whole(rank, 0)
         scores = rank.score(plan)
         for update in plan.updates:
             rank.update(update, scores, scores)
         of_cycle = [torch.cuda.memory_allocated() - before[0]]
-        published = rank.publish(0)
+        published = read_whole(rank, 0)
         for amount in (Held.WEIGHTS, Held.NOTHING):
             rank.hold(amount)
             of_cycle.append(torch.cuda.memory_allocated() - before[0])
         assert torch.cuda.memory_reserved() - before[1] <= RESERVED_SLACK
         rank.hold(Held.ALL)
-        assert published is not None and rank.publish(0) == published
+        assert published is not None and read_whole(rank, 0) == published
         held.append(of_cycle)
     if device == "cuda":
         kept = "frozen encoder" if trained == FROZEN else "adapters"
@@ -110,10 +111,10 @@ def test_an_engine_sleeps_wakes_and_generates_the_same(
     for name, value in vllm_environment(rollout, threads=1, device="cuda").items():
         monkeypatch.setenv(name, value)
     rank = start_rank(make_config())
-    manifest = rank.publish(0)
+    manifest = read_whole(rank, 0)
     assert manifest is not None
-    offer = rank.offer(manifest, tuple(manifest.tensors))
-    assert offer is not None
+    read, offer = rank.offer(manifest, tuple(manifest.tensors))
+    assert offer is not None and read == manifest.tensors
     engine = VllmEngine(tiny_model, rollout, media, 0, "cuda", sleeps=True)
     assert engine.load_weights(offer) == manifest
     prompts, sampling = [sample.prompt for sample in rl_samples[:3]], Sampling(2, 1.0, 12, 5)

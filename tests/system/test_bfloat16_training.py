@@ -39,6 +39,7 @@ def train(task: Path, rank: int, stage: int) -> dict[str, Any]:
     from ral_system.training.learner_rank import LearnerRank
     from ral_system.training.plan import plan_updates
     from ral_system.types import Held, TrainPlan, UpdatePlan
+    from tests.offered import read_whole
 
     folders = json.loads((task / "folders.json").read_text())
     config = TrainConfig.model_validate_json((task / "config.json").read_text())
@@ -56,7 +57,7 @@ def train(task: Path, rank: int, stage: int) -> dict[str, Any]:
     def planned(updates: int) -> TrainPlan:
         return plan_updates(samples, updates=updates, shards=RANKS, max_tokens=1)
 
-    trained.publish(0)
+    read_whole(trained, 0)
     whole = planned(1)
     scores = trained.score(whole)
     settings, engine._settings = engine._settings, replace(engine._settings, learning_rate=0.0)
@@ -71,18 +72,18 @@ def train(task: Path, rank: int, stage: int) -> dict[str, Any]:
     plan = planned(3)
     scores = trained.score(plan)
     metrics = [trained.update(u, scores, scores) for u in plan.updates[:2]]
-    middle = trained.publish(1)
+    middle = read_whole(trained, 1)
     trained.save(task / f"saved_{stage}")
     metrics.append(trained.update(plan.updates[2], scores, scores))
-    last = trained.publish(2)
+    last = read_whole(trained, 2)
     trained.load(task / f"saved_{stage}")
-    reloaded = trained.publish(1)
+    reloaded = read_whole(trained, 1)
     for held in (Held.WEIGHTS, Held.NOTHING, Held.ALL):
         trained.hold(held)
     assert trained._vision is not None
     trained._vision.encode([plan.rank_samples(other) for other in range(RANKS)], rank)  # forgotten; else score does
     metrics.append(trained.update(plan.updates[2], scores, scores))
-    again = trained.publish(2)
+    again = read_whole(trained, 2)
     return {
         "metrics": metrics,
         "gradients": gradients,

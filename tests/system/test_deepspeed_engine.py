@@ -85,10 +85,10 @@ def published(learner: Any, version: int) -> Mapping[str, np.ndarray] | None:
 
     names = list(named_weights(learner._engine.policy.model))
     manifest = learner.publish(version)
-    offer = learner.offer(manifest, names)
+    read, offer = learner.offer(manifest, names)
     if manifest is None or offer is None:
         return None
-    assert manifest == manifest_of(version, {name: torch.from_numpy(array) for name, array in offer.arrays.items()})
+    assert read == manifest_of(version, {n: torch.from_numpy(array) for n, array in offer.arrays.items()}).tensors
     return dict(offer.arrays)
 
 

@@ -44,6 +44,7 @@ def train(
     from ral_system.training.optim import optimizer_state
     from ral_system.training.plan import plan_updates
     from ral_system.types import Held
+    from tests.offered import read_whole
 
     folders = json.loads((task / "folders.json").read_text())
     config = TrainConfig.model_validate_json((task / f"{where}.json").read_text())
@@ -62,17 +63,17 @@ def train(
     scores, reference = trained.score(plan), trained.score_reference(plan)
     metrics = [trained.update(update, scores, reference) for update in plan.updates[:2]]
     if engine == "deepspeed" and offload != "optimizer_and_parameters":  # as a rank that shares its GPU, twice
-        before = trained.publish(0)
+        before = read_whole(trained, 0)
         for _ in range(2):
             trained.hold(Held.WEIGHTS)
-            assert trained.publish(0) == before
+            assert read_whole(trained, 0) == before
             trained.hold(Held.NOTHING)
             away = trained._engine._memory._host._away.keys()  # type: ignore[attr-defined]
             inner = trained._engine._engine.optimizer  # type: ignore[attr-defined]
             states = optimizer_state(getattr(inner, "optimizer", inner))
             assert states and states.keys() <= away
             trained.hold(Held.ALL)
-        assert trained.publish(0) == before
+        assert read_whole(trained, 0) == before
         if trained._vision is not None:  # what the frozen encoder had made is gone; else score makes it
             trained._vision.encode([plan.rank_samples(other) for other in range(world_size)], rank)
     saved = task / f"{engine}_{stage}_{where}_{checkpointing}_{offload}"
@@ -101,10 +102,10 @@ def published(learner: Any, version: int) -> dict[str, np.ndarray] | None:
 
     names = list(learner._adapters.parts(named_weights(learner._engine.policy.model)))
     manifest = learner.publish(version)
-    offer = learner.offer(manifest, names)
+    read, offer = learner.offer(manifest, names)
     if manifest is None or offer is None:
         return None
-    assert list(manifest.tensors) == names
+    assert list(manifest.tensors) == list(read) == names
     return dict(offer.arrays)
 
 

@@ -50,6 +50,7 @@ def train(task: Path, rank: int, case: str) -> dict[str, Any]:
     from ral_system.media.store import MediaStore
     from ral_system.training.learner_rank import LearnerRank
     from ral_system.training.plan import plan_updates
+    from tests.offered import read_whole
 
     folders = json.loads((task / "folders.json").read_text())
     config = TrainConfig.model_validate_json((task / f"{case}.json").read_text())
@@ -57,10 +58,10 @@ def train(task: Path, rank: int, case: str) -> dict[str, Any]:
     model, media = Path(folders["tied" if case == "tied" else "model"]), MediaStore(Path(folders["media"]))
     trained = LearnerRank(config, model, media, rank, RANKS, "rl")
     plan = plan_updates(samples, updates=1, shards=RANKS, max_tokens=200)
-    start = trained.publish(0)
+    start = read_whole(trained, 0)
     scores = trained.score(plan)
     metrics = trained.update(plan.updates[0], scores, scores)
-    after = trained.publish(1)
+    after = read_whole(trained, 1)
     buffers = dict(trained._engine.policy.named_buffers())
     return {
         "weights": [dict(manifest.tensors) for manifest in (start, after) if manifest is not None],

@@ -95,13 +95,13 @@ class Pair:
         self.engine.answer()
 
     def publish(self, version: int, meanwhile: Callable[[], None] = lambda: None) -> WeightManifest:
-        """Change all weights, and load them in the engine; the manifests of both must be equal."""
+        """Change all weights, and load them in the engine; both must have read the same."""
         self.learner.ask("changed")
         manifest = self.learner.ask("publish", version)
         return self.send(manifest, meanwhile)
 
     def send(self, manifest: WeightManifest, meanwhile: Callable[[], None] = lambda: None) -> WeightManifest:
-        offer = self.learner.ask("offer", "broadcast", manifest, tuple(manifest.tensors))
+        _, offer = self.learner.ask("offer", "broadcast", manifest, tuple(manifest.tensors))
         self.learner.call("send", "broadcast", offer)
         self.engine.call("load", offer)
         meanwhile()
@@ -109,7 +109,8 @@ class Pair:
         for answer in answers:
             if isinstance(answer, Exception):
                 raise answer
-        assert answers[0] == manifest
+        held, read = answers
+        assert held.tensors == read and held.version == manifest.version
         return manifest
 
 

@@ -1,7 +1,7 @@
 """Actors that fail. In a module of their own, so their processes import little."""
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import ray
@@ -55,13 +55,16 @@ class Unconnected(ActorProcess):
 
     @watched
     @ray.method(num_returns=2)
-    def offer(self, manifest: WeightManifest, names: Sequence[str]) -> tuple[None, WeightManifest]:
+    def offer(
+        self, manifest: WeightManifest, names: Sequence[str]
+    ) -> tuple[Mapping[str, TensorDigest], WeightManifest]:
         self._note("offers")
-        return None, manifest
+        return {}, manifest
 
     @watched
-    def send(self, offer: WeightManifest) -> None:
+    def send(self, offer: WeightManifest) -> Mapping[str, TensorDigest]:
         self._transfer()
+        return offer.tensors
 
     @watched
     def load_weights(self, offer: WeightManifest) -> WeightManifest:

@@ -164,11 +164,11 @@ class Fakes:
         self.calls.append(("publish", version))
         return manifest(version, f"trained {version}")
 
-    def offer(self, manifest: WeightManifest, names: Sequence[str]) -> str:
-        return f"weights {manifest.version}"
+    def offer(self, manifest: WeightManifest, names: Sequence[str]) -> tuple[Mapping[str, TensorDigest], str]:
+        return manifest.tensors, f"weights {manifest.version}"
 
-    def send(self, offer: str) -> Callable[[], None]:
-        return lambda: None
+    def send(self, offer: str) -> Callable[[], Mapping[str, TensorDigest]]:
+        return lambda: {}
 
 
 def prompt(i: int) -> Prompt:

@@ -36,6 +36,7 @@ from ral_system.types import Counts, Layout, Media, Sample, Sampling, View
 from ral_system.weights.manifest import verify_loaded
 from tests.composed import compose_config
 from tests.gemma3_model import SIDE_PX, WINDOW, build_gemma3
+from tests.offered import read_whole
 from tests.unit.families.of_transformers import (
     Bench,
     OneByOne,
@@ -242,14 +243,14 @@ def test_the_engine_has_the_weights_of_the_learner(
     scores = rank.score(split)
     metrics = [rank.update(update, scores, None) for update in split.updates]
     assert abs(metrics[0]["attention/loss"]) < 1e-12 and metrics[1]["attention/loss"] != 0
-    manifest = rank.publish(1)
+    manifest = read_whole(rank, 1)
     assert manifest is not None and "lm_head.weight" not in manifest.tensors  # it is the embedding
     before = engine.held(manifest)
     changed = {name for name, tensor in manifest.tensors.items() if before.tensors[name] != tensor}
     assert any("q_proj" in name for name in changed)
     assert any("vision_tower" in name for name in changed) == (not own)
     assert ("model.language_model.embed_tokens.weight" in changed) == (LORA not in own)
-    verify_loaded(manifest, engine.load_weights(rank.offer(manifest, tuple(manifest.tensors))))
+    verify_loaded(manifest, engine.load_weights(rank.offer(manifest, tuple(manifest.tensors))[1]))
     assert engine._model.lm_head.weight is engine._model.get_input_embeddings().weight
     sampling = Sampling(completions=2, temperature=1.0, max_new_tokens=5, seed=5)
     found = sorted(engine.generate(bench.prompts, sampling), key=lambda c: c.id)

@@ -15,8 +15,8 @@ from ral_system.media.store import MediaStore
 from ral_system.models.loading import load_family, load_model
 from ral_system.scoring.build import build_policy
 from ral_system.training.metric_sums import combine_metrics
-from ral_system.types import Counts, Sample
-from tests.offered import manifest_of, offered
+from ral_system.types import UNREAD, Counts, Sample
+from tests.offered import manifest_of, offered, read_whole
 from tests.unit.training.learners import Start, Watched, equal, plan
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -165,12 +165,16 @@ def test_published_weights_are_the_models_own(
     start = rank.publish(0)
     assert start is not None
     names = [name for name in start.tensors if "q_proj" in name]
-    kept = rank.offer(start, names)
+    read, kept = rank.offer(start, names)
+    assert read == {name: start.tensors[name] for name in names}
     original = load_model(tiny_model, dtype="float32").state_dict()
     assert start == manifest_of(0, original)
     Watched(rank).train(plan(rl_samples, 2, 6))
-    trained = rank.publish(1)
-    assert trained is not None and trained.version == 1
+    unread = rank.publish(1)
+    assert unread is not None and unread.version == 1
+    assert {digest.checksum for digest in unread.tensors.values()} == {UNREAD}
+    trained = read_whole(rank, 1)
+    assert trained is not None and rank.offer(unread, tuple(start.tensors))[0] == trained.tensors
     assert all(trained.tensors[name] != start.tensors[name] for name in names)
     assert kept is not None and [*kept.names] == names  # what was offered does not follow training
     assert offered(0, {name: original[name] for name in names}).arrays.keys() == kept.arrays.keys()  # type: ignore[attr-defined]

@@ -13,8 +13,8 @@ from ral_system.media.store import MediaStore
 from ral_system.models.loading import load_model
 from ral_system.scoring.reference import ReferenceScorer
 from ral_system.training.learner_rank import LearnerRank
-from ral_system.types import Sample, Scores
-from tests.offered import manifest_of
+from ral_system.types import UNREAD, Sample, Scores
+from tests.offered import manifest_of, read_whole
 from tests.unit.training.learners import Start, Watched, equal, plan
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -166,15 +166,17 @@ def test_published_and_exported_weights_are_the_merged_ones(
     first = rank.publish(0)
     assert first == manifest_of(0, start)
     moved(rank)
-    manifest = rank.publish(0)
-    assert manifest is not None
+    unread = rank.publish(0)
+    manifest = read_whole(rank, 0)
+    assert manifest is not None and unread is not None and unread != manifest
     changed = [name for name in start if manifest.tensors[name] != first.tensors[name]]
     assert {name.split(".")[-2] for name in changed} == {"q_proj", "k_proj", "v_proj", "down_proj"}
     rank.save_model(tmp_path / "model")
     saved = load_model(tmp_path / "model", dtype="float32").state_dict()
     assert manifest_of(0, saved) == manifest
-    offer = rank.offer(manifest, changed)  # what engines do not have yet
-    assert offer is not None and list(offer.names) == changed
+    assert [name for name, digest in unread.tensors.items() if digest.checksum == UNREAD] == changed
+    read, offer = rank.offer(manifest, changed)  # what engines do not have yet
+    assert offer is not None and list(offer.names) == list(read) == changed
     for name, array in offer.arrays.items():  # type: ignore[attr-defined]
         assert np.array_equal(saved[name].numpy(), array), name
     assert sorted(f.name for f in (tmp_path / "model" / "adapter").iterdir()) == [

@@ -1,7 +1,9 @@
 """Published tensors in the memory of models that rename, fuse, pad, tie and split them as vLLM does."""
 
 from collections.abc import Callable, Iterable
+from contextlib import nullcontext
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
@@ -83,7 +85,8 @@ def test_what_is_written_is_what_the_loader_would_have_loaded(dtype: torch.dtype
     for rank, old in zip(engine, before, strict=True):  # finding the places writes nothing but padding
         assert all(torch.equal(p, old[name]) for name, p in rank.named_parameters() if name != "embed.weight")
     for memory, rank, other in zip(found, engine, expected, strict=True):
-        memory.write(whole.items())
+        read_back = memory.load(whole.items(), published.tensors)
+        assert read_back == memory.held(tuple(whole), published.tensors)
         with torch.no_grad():
             other.load_weights(whole.items())
         assert all(torch.equal(p, q) for p, q in zip(rank.parameters(), other.parameters(), strict=True))
@@ -94,7 +97,7 @@ def test_an_engine_that_holds_more_precision_has_the_published_digest() -> None:
     whole = tensors(torch.bfloat16)
     published = manifest_of(3, whole)
     found = memories([Rank()], published)
-    found[0].write(whole.items())
+    found[0].load(whole.items(), published.tensors)
     verify_loaded(published, held(found, published))
 
 
@@ -104,7 +107,7 @@ def test_an_engine_may_know_weights_by_other_names_and_lack_some() -> None:
     published = manifest_of(3, whole)
     engine = [Rank(0, 1)]
     found = memories(engine, published, EngineNames({"model.own.": "model."}, unused=("tail.",)))
-    found[0].write(whole.items())
+    found[0].load(whole.items(), published.tensors)
     assert torch.equal(engine[0].norm.weight, whole["model.own.norm.weight"])
     assert held(found, published).tensors == {n: d for n, d in published.tensors.items() if n != "tail.weight"}
 
@@ -124,7 +127,7 @@ def test_one_changed_bit_on_any_rank_names_the_tensor(ranks: int, name: str, pla
     engine = [Rank(r, ranks) for r in range(ranks)]
     found = memories(engine, published)
     for memory in found:
-        memory.write(whole.items())
+        memory.load(whole.items(), published.tensors)
     place(engine[-1]).data.view(torch.int32)[0] ^= 1
     with pytest.raises(WeightSyncError, match=rf"1 different: {name} \(checksum \w{{8}}…, published \w{{8}}…\)"):
         verify_loaded(published, held(found, published))
@@ -144,7 +147,7 @@ def test_copies_of_a_part_must_be_alike(rank: int, name: str, place: Callable[[R
     engine = [Rank(r, 4, kv_copies=2) for r in range(4)]
     found = memories(engine, published)
     for memory in found:
-        memory.write(whole.items())
+        memory.load(whole.items(), published.tensors)
     place(engine[rank]).data[0] += 1
     with pytest.raises(WeightSyncError, match=f"1 different: {name} .checksum copies d…"):
         verify_loaded(published, held(found, published))
@@ -155,7 +158,7 @@ def test_a_tensor_of_which_a_part_is_missing_is_named() -> None:
     published = manifest_of(3, whole)
     found = memories([Rank(r, 2) for r in range(2)], published)
     for memory in found:
-        memory.write(whole.items())
+        memory.load(whole.items(), published.tensors)
     with pytest.raises(WeightSyncError, match=r"8 missing: model.embed.weight, model.layer.k_proj.bias"):
         verify_loaded(published, held(found[:1], published))
 
@@ -164,7 +167,7 @@ def test_what_was_not_published_or_has_no_place_is_named() -> None:
     whole = tensors()
     published = manifest_of(3, whole)
     (memory,) = memories([Rank()], published)
-    memory.write(whole.items())
+    memory.load(whole.items(), published.tensors)
     less = replace(published, tensors={name: d for name, d in published.tensors.items() if "norm" not in name})
     with pytest.raises(WeightSyncError, match=r"1 unexpected: engine:norm.weight"):
         verify_loaded(less, held([memory], less))
@@ -191,5 +194,23 @@ def test_a_model_that_keeps_the_names_ties_what_is_tied() -> None:
     model = nn.ModuleDict({"a": nn.Linear(3, 2, bias=False), "b": nn.Linear(3, 2, bias=False)})
     model["b"].weight = model["a"].weight
     memory, published = EngineMemory.same_names(model), manifest_of(1, {"a.weight": torch.ones(2, 3)})
-    memory.write([("a.weight", torch.ones(2, 3)), ("c.weight", torch.ones(1)), ("b.weight", torch.ones(3, 2))])
+    memory.load([("a.weight", torch.ones(2, 3)), ("c.weight", torch.ones(1))], published.tensors)
     verify_loaded(published, held([memory], published))
+    both = manifest_of(1, {"a.weight": torch.ones(2, 3), "b.weight": torch.ones(2, 3)})
+    with pytest.raises(WeightSyncError, match=r"the engine keeps b.weight in memory that it shares with a.weight$"):
+        EngineMemory.same_names(model).load([], both.tensors)
+
+
+def test_parts_of_one_matrix_may_not_overlap() -> None:
+    model, published = nn.Linear(4, 4, bias=False), manifest_of(1, {n: torch.zeros(2, 4) for n in ("first", "second")})
+
+    def load(from_row: int, weights: Iterable[tuple[str, Tensor]]) -> None:
+        for row, (_, weight) in zip((0, from_row), weights, strict=True):
+            model.weight.data[row : row + 2].copy_(weight)
+
+    for from_row in (2, 1):
+        memory = EngineMemory.traced(model, partial(load, from_row), published.tensors, SAME_NAMES)
+        with (
+            nullcontext() if from_row == 2 else pytest.raises(WeightSyncError, match="second in memory that it shares")
+        ):
+            memory.load([], published.tensors)

@@ -63,8 +63,8 @@ class Run:
 
     def load(self, transfer: Transfer[Any], model: nn.Module, offer: Any) -> WeightManifest:
         offer, memory = pickle.loads(pickle.dumps(offer)), EngineMemory.same_names(model)  # noqa: S301
-        memory.write(self.damaged(transfer.receive(offer)))
-        return held_manifest(offer.manifest, offer.names, [memory.held(offer.names, offer.manifest.tensors)])
+        held = memory.load(self.damaged(transfer.receive(offer)), offer.manifest.tensors)
+        return held_manifest(offer.manifest, offer.names, [held])
 
     def damaged(self, tensors: Iterator[tuple[str, Tensor]]) -> Iterator[tuple[str, Tensor]]:
         for name, tensor in tensors:
