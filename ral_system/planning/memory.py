@@ -22,7 +22,7 @@ from ral_system.planning.workload import blinded_plan
 from ral_system.scoring.reference import reference_reads
 from ral_system.types import MicroBatch, Sample, TrainPlan
 from ral_system.weights.digest import AT_ONCE
-from ral_system.weights.transfer.buckets import BUCKET_BYTES
+from ral_system.weights.transfer.buckets import memory_of
 from ral_system.weights.transfer.opening import configured_transfer
 from ral_system.weights.transfer.streamed import Streamed
 
@@ -151,9 +151,9 @@ def streams_weights(config: TrainConfig) -> bool:
 
 
 def publication(policy: OutlinedPolicy, kind: str) -> int:
-    """Bytes of the buffer through which weights travel, and what their checksums need."""
+    """Bytes of the buffers through which weights travel, and what their checksums need."""
     largest = max(p.numel() * p.element_size() for p in policy.model.parameters())
-    return max(BUCKET_BYTES, largest) + 8 * AT_ONCE[kind]
+    return memory_of(largest) + 8 * AT_ONCE[kind]
 
 
 MOVED = ("weights", "gradients", "optimiser", "average")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any
@@ -14,6 +14,7 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.distributed import Store  # type: ignore[attr-defined]
 
+from ral_system.weights.transfer.buckets import Bucket
 from ral_system.weights.transfer.streamed import Streamed
 from ral_system.weights.transfer.transfer import Setting
 
@@ -37,29 +38,47 @@ class BroadcastLine:
             else _nccl(store, rank, 1 + setting.receivers, timeout)
         )
         self._timeout = timeout
-        self._buffer = torch.empty(0, dtype=torch.uint8, device=self._device)
+        self._memory = torch.empty(0, dtype=torch.uint8, device=self._device)
+        self._works: list[Any] = []
+        self._ended = 0
 
-    def buffer(self, size: int) -> Tensor:
-        """The one buffer, large enough."""
-        if self._buffer.numel() < size:
-            self._buffer = torch.empty(size, dtype=torch.uint8, device=self._device)
-        return self._buffer[:size]
+    def begin(self, dealt: Sequence[Bucket]) -> None:
+        """Allocate."""
+        self._memory = torch.empty(max(bucket.end for bucket in dealt), dtype=torch.uint8, device=self._device)
+        self._works, self._ended = [], 0
 
-    def give(self, size: int) -> None:
-        """Broadcast the buffer."""
+    def buffer(self, bucket: Bucket) -> Tensor:
+        """The bucket's place, once the broadcast before from there has ended."""
+        self._wait(bucket.after)
+        return bucket.buffer(self._memory)
+
+    def give(self, bucket: Bucket) -> None:
+        """Start to broadcast."""
         options = dist.BroadcastOptions()
         options.rootRank, options.timeout = 0, self._timeout
-        self._group.broadcast([self._buffer[:size]], options).wait(self._timeout)
+        self._works.append(self._group.broadcast([bucket.buffer(self._memory)], options))
 
-    def take(self, size: int) -> Tensor:
-        """Receive a broadcast."""
-        buffer = self.buffer(size)
-        self.give(size)
-        return buffer
+    def take(self, dealt: Sequence[Bucket]) -> Iterator[Tensor]:
+        """Receive broadcasts; the next one is under way while a bucket is read, if its place is another."""
+        self.begin(dealt)
+        for bucket in dealt:
+            for other in dealt[len(self._works) : bucket.index + 2]:
+                if other.after < bucket.index:
+                    self.give(other)
+            self._wait(bucket.index)
+            yield bucket.buffer(self._memory)
+        self.finish()
 
     def finish(self) -> None:
-        """Give the buffer's memory back."""
-        self._buffer = self._buffer.new_empty(0)
+        """Wait for the broadcasts, and give the memory back."""
+        self._wait(len(self._works) - 1)
+        self._memory, self._works = self._memory.new_empty(0), []
+
+    def _wait(self, until: int) -> None:
+        """Wait for the broadcasts up to this one."""
+        while self._ended <= until:
+            self._works[self._ended].wait(self._timeout)
+            self._ended += 1
 
     def close(self) -> None:
         """End the group, with a collective that still runs. Raises RuntimeError if NCCL does not end it in time."""

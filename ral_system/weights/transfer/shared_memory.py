@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 import re
+from collections.abc import Iterator, Sequence
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from torch import Tensor
 from torch.distributed import PrefixStore, Store  # type: ignore[attr-defined]
 
 from ral_system.errors import WeightSyncError
+from ral_system.weights.transfer.buckets import Bucket
 from ral_system.weights.transfer.streamed import Streamed
 
 _NAME = "ral_weights"
@@ -24,64 +26,55 @@ _OPENED = re.compile(r"/proc/\d+/fd/\d+")
 
 
 class SharedLine:
-    """One buffer that the sender writes and the receivers read, in turns that they announce in the store."""
+    """Memory that the sender writes and the receivers read, bucket by bucket, as they announce in the store.
 
-    def __init__(self, store: Store, sender: bool, receivers: list[int], rank: int, timeout_s: float) -> None:
-        self._store, self._sender, self._receivers, self._rank = store, sender, receivers, rank
+    It serves one version.
+    """
+
+    def __init__(self, store: Store, receivers: list[int], rank: int, timeout_s: float) -> None:
+        self._store, self._receivers, self._rank = store, receivers, rank
         self._timeout = timedelta(seconds=timeout_s)
-        self._turn = 0
-        self._handed_out = -1
         self._memory = torch.empty(0, dtype=torch.uint8)
+        self._last = -1
         self._file: int | None = None
 
-    def buffer(self, size: int) -> Tensor:
-        """The buffer, once every receiver is done with what was in it."""
-        self._wait_for_receivers()
-        if self._memory.numel() < size:
-            self._memory, self._file, handle = _allocate(size)
-            self._handed_out = self._turn
-            self._store.set(f"memory/{self._turn}", handle)
-        return self._memory[:size]
+    def begin(self, dealt: Sequence[Bucket]) -> None:
+        """Allocate, and say where."""
+        self._memory, self._file, handle = _allocate(max(bucket.end for bucket in dealt))
+        self._store.set("memory", handle)
 
-    def give(self, size: int) -> None:
-        """Announce the buffer."""
-        if self._memory.is_cuda:
-            torch.cuda.synchronize()
-        self._store.set(f"given/{self._turn}", str(self._handed_out))
-        self._turn += 1
+    def buffer(self, bucket: Bucket) -> Tensor:
+        """The bucket's place, once every receiver is done with what was there."""
+        self._wait_for_receivers(bucket.after)
+        return bucket.buffer(self._memory)
 
-    def take(self, size: int) -> Tensor:
-        """The announced buffer."""
-        self._done()
-        key = f"given/{self._turn}"
-        self._store.wait([key], self._timeout)
-        if (wanted := int(self._store.get(key))) != self._handed_out:
-            self._memory, self._handed_out = _open(self._store.get(f"memory/{wanted}").decode()), wanted
-        self._turn += 1
-        return self._memory[:size]
+    def give(self, bucket: Bucket) -> None:
+        """Announce the bucket."""
+        _synchronize(self._memory)
+        self._last = bucket.index
+        self._store.set(f"given/{bucket.index}", "")
 
     def finish(self) -> None:
-        """Wait for the receivers, or tell the sender; the memory is given back."""
-        if self._sender:
-            self._wait_for_receivers()
-            self._memory = torch.empty(0, dtype=torch.uint8)
-        else:
-            self._done(last=True)
-        self._handed_out = -1
+        """Wait for the receivers."""
+        self._wait_for_receivers(self._last)
+        self._memory = self._memory.new_empty(0)
+        self.close()
 
-    def _wait_for_receivers(self) -> None:
-        if self._turn:
-            self._store.wait([f"taken/{self._turn - 1}/{receiver}" for receiver in self._receivers], self._timeout)
-        if self._turn > self._handed_out:  # everyone has opened it
-            self.close()
+    def take(self, dealt: Sequence[Bucket]) -> Iterator[Tensor]:
+        """The announced buckets."""
+        self._store.wait(["memory"], self._timeout)
+        memory = _open(self._store.get("memory").decode())
+        for bucket in dealt:
+            self._store.wait([f"given/{bucket.index}"], self._timeout)
+            yield bucket.buffer(memory)
+            _synchronize(memory)
+            if bucket is dealt[-1]:
+                del memory  # before the sender gives it back
+            self._store.set(f"taken/{bucket.index}/{self._rank}", "")
 
-    def _done(self, *, last: bool = False) -> None:
-        if self._turn and self._handed_out >= 0:
-            if self._memory.is_cuda:
-                torch.cuda.synchronize()
-            if last:  # before the sender gives it back
-                self._memory = torch.empty(0, dtype=torch.uint8)
-            self._store.set(f"taken/{self._turn - 1}/{self._rank}", "")
+    def _wait_for_receivers(self, index: int) -> None:
+        if index >= 0:
+            self._store.wait([f"taken/{index}/{receiver}" for receiver in self._receivers], self._timeout)
 
     def close(self) -> None:
         """Close the file, so the memory goes with the last who has it open."""
@@ -108,7 +101,12 @@ class SharedMemory(Streamed[SharedLine]):
         setting = self._setting
         own = setting.rank % setting.senders
         served = [receiver for receiver in range(setting.receivers) if receiver % setting.senders == own]
-        return SharedLine(PrefixStore(str(own), store), sender, served, setting.rank, setting.timeout_s)
+        return SharedLine(PrefixStore(str(own), store), served, setting.rank, setting.timeout_s)
+
+
+def _synchronize(memory: Tensor) -> None:
+    if memory.is_cuda:
+        torch.cuda.synchronize()
 
 
 def _allocate(size: int) -> tuple[Tensor, int | None, str]:

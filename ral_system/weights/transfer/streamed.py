@@ -18,7 +18,7 @@ from torch.distributed import PrefixStore, Store, TCPStore  # type: ignore[attr-
 
 from ral_system.errors import WeightTransferError
 from ral_system.types import WeightManifest
-from ral_system.weights.transfer.buckets import buckets
+from ral_system.weights.transfer.buckets import Bucket, buckets
 from ral_system.weights.transfer.transfer import Setting, WeightStream
 
 
@@ -41,22 +41,29 @@ class StreamOffer:
 
 
 class Line(Protocol):
-    """A connection from a sender to its receivers, which takes one buffer of bytes at a time."""
+    """A connection from a sender to its receivers. A bucket is filled while the one before it is on its way."""
 
-    def buffer(self, size: int) -> Tensor:
-        """Return the sender's memory for the next bytes."""
+    def begin(self, dealt: Sequence[Bucket]) -> None:
+        """Provide the sender's memory for the buckets of a version."""
         ...
 
-    def give(self, size: int) -> None:
-        """Send the bytes that were written into the buffer."""
+    def buffer(self, bucket: Bucket) -> Tensor:
+        """Return the sender's memory for a bucket, when the receivers are done with what was there."""
         ...
 
-    def take(self, size: int) -> Tensor:
-        """Receive the next bytes, valid until the next call of this or of `finish`."""
+    def give(self, bucket: Bucket) -> None:
+        """Start to send the bucket."""
         ...
 
     def finish(self) -> None:
-        """End a version, on both sides."""
+        """Wait until every bucket has been received, and give the memory back."""
+        ...
+
+    def take(self, dealt: Sequence[Bucket]) -> Iterator[Tensor]:
+        """Receive the buckets of a version, each valid until the next is asked for.
+
+        The receiver asks once more at the end, when it has dropped the last: the memory is then given back.
+        """
         ...
 
     def close(self) -> None:
@@ -121,28 +128,31 @@ class Streamed(Generic[LineT]):
         """Tensors in the memory of one bucket."""
         if not offer.names:
             return
+        dealt = buckets(offer.manifest, offer.names)
         with self._failing(offer, "received"):
-            line = self._connected(offer, sender=False)
-        for bucket in buckets(offer.manifest, offer.names):
+            taken = self._connected(offer, sender=False).take(dealt)
+        for bucket in dealt:
             with self._failing(offer, "received"):
-                buffer = line.take(bucket.size)
+                buffer = next(taken)
             yield from bucket.views(buffer)
-            del buffer  # `finish` tells the sender that its memory is no longer in use
+            del buffer  # the end tells the sender that its memory is no longer in use
         with self._failing(offer, "received"):
-            line.finish()
+            assert next(taken, None) is None
 
     def _send(self, offer: StreamOffer, stream: Iterator[tuple[str, Tensor]]) -> None:
+        dealt = buckets(offer.manifest, offer.names)
         with self._failing(offer, "sent"):
             line = self._connected(offer, sender=True)
-        for bucket in buckets(offer.manifest, offer.names):
+            line.begin(dealt)
+        for bucket in dealt:
             with self._failing(offer, "sent"):
-                buffer = line.buffer(bucket.size)
+                buffer = line.buffer(bucket)
             for slot in bucket.slots:
                 name, tensor = next(stream)
                 assert name == slot.name, "weights come in the order of their names"
                 slot.view(buffer).copy_(tensor)
             with self._failing(offer, "sent"):
-                line.give(bucket.size)
+                line.give(bucket)
         with self._failing(offer, "sent"):
             line.finish()
 

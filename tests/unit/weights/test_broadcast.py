@@ -18,6 +18,7 @@ from torch.distributed import HashStore  # type: ignore[attr-defined]
 from ral_system.errors import WeightTransferError
 from ral_system.weights.transfer import broadcast
 from ral_system.weights.transfer.broadcast import Broadcast, BroadcastLine
+from ral_system.weights.transfer.buckets import buckets
 from ral_system.weights.transfer.transfer import Setting
 from tests.offered import manifest_of
 
@@ -155,13 +156,16 @@ def test_gloo_gives_a_peer_that_died_before_it_connected_up_at_the_bound(monkeyp
 
 def test_gloo_waits_for_a_late_peer_as_long_as_for_weights() -> None:
     store, setting = HashStore(), Setting(Path(), 1, 0, receivers=1, senders=1, host="127.0.0.1", timeout_s=2.0)
-    buffer = torch.arange(8, dtype=torch.uint8)
+    sent = torch.arange(8, dtype=torch.uint8)
+    (bucket,) = dealt = buckets(manifest_of(1, {"a": sent}), ["a"])
     with ThreadPoolExecutor(2) as threads:
         sender = threads.submit(BroadcastLine, store, 0, setting)
         time.sleep(0.8)  # longer than a fifth of the bound
         receiver = threads.submit(BroadcastLine, store, 1, setting).result(10)
-        taken = threads.submit(receiver.take, 8)
+        taken = threads.submit(next, receiver.take(dealt))
         time.sleep(0.8)
-        sender.result(10).buffer(8).copy_(buffer)
-        sender.result().give(8)
-        assert torch.equal(taken.result(10), buffer)
+        line = sender.result(10)
+        line.begin(dealt)
+        line.buffer(bucket).copy_(sent)
+        line.give(bucket)
+        assert torch.equal(taken.result(10), sent)

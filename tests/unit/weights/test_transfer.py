@@ -12,8 +12,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import hypothesis.strategies as st
 import pytest
 import torch
+from hypothesis import given
 from torch import Tensor, nn
 
 from ral_system.errors import ConfigError, WeightSyncError, WeightTransferError
@@ -24,7 +26,7 @@ from ral_system.weights.manifest import verify_loaded
 from ral_system.weights.transfer import buckets as buckets_module
 from ral_system.weights.transfer import shared_memory
 from ral_system.weights.transfer.broadcast import Broadcast
-from ral_system.weights.transfer.buckets import buckets
+from ral_system.weights.transfer.buckets import buckets, memory_of
 from ral_system.weights.transfer.files import Files
 from ral_system.weights.transfer.object_store import ObjectStore, from_host, to_host
 from ral_system.weights.transfer.opening import choose_transfer
@@ -256,20 +258,20 @@ def test_an_engine_has_dropped_the_memory_when_the_sender_may_give_it_back(
     monkeypatch.setattr(buckets_module.buckets, "__defaults__", (1,))
     opened: list[weakref.ref[torch.UntypedStorage]] = []
     alive: list[int] = []
-    first, done = shared_memory._open, shared_memory.SharedLine._done
+    first, waited = shared_memory._open, shared_memory.SharedLine._wait_for_receivers
 
     def watched_open(handle: str) -> Tensor:
         memory = first(handle)
         opened.append(weakref.ref(memory.untyped_storage()))
         return memory
 
-    def watched_done(line: shared_memory.SharedLine, *, last: bool = False) -> None:
-        done(line, last=last)
-        if last:
+    def watched_wait(line: shared_memory.SharedLine, index: int) -> None:
+        waited(line, index)
+        if index == len(state) - 1:
             alive.append(sum(ref() is not None for ref in opened))
 
     monkeypatch.setattr(shared_memory, "_open", watched_open)
-    monkeypatch.setattr(shared_memory.SharedLine, "_done", watched_done)
+    monkeypatch.setattr(shared_memory.SharedLine, "_wait_for_receivers", watched_wait)
     run, state = Run(SharedMemory, tmp_path, engines=1), Model().state_dict()
     manifest = manifest_of(1, state)
     offer = run.learner.offer(manifest, tuple(state), stream(state))
@@ -316,11 +318,29 @@ def test_buckets_are_full_aligned_and_in_order() -> None:
     found = buckets(manifest_of(1, state), list(state), at_most=64)
     assert [[slot.name for slot in bucket.slots] for bucket in found] == [["a", "b"], ["c"], ["d", "e"]]
     assert [slot.start for slot in found[0].slots] == [0, 16] and [b.size for b in found] == [34, 200, 18]
+    assert [b.index for b in found] == [0, 1, 2]
     buffer = torch.arange(34, dtype=torch.uint8)
     assert {name: tensor.view(torch.uint8).tolist() for name, tensor in found[0].views(buffer)} == {
         "a": list(range(6)),
         "b": list(range(16, 34)),
     }
+
+
+@given(st.lists(st.integers(1, 250), min_size=1, max_size=20))
+def test_a_bucket_waits_for_all_that_were_in_its_place(sizes: list[int]) -> None:
+    state = {f"w{i}": torch.zeros(size, dtype=torch.uint8) for i, size in enumerate(sizes)}
+    found = buckets(manifest_of(1, state), list(state), at_most=40)
+    assert max(b.end for b in found) <= memory_of(max(sizes), at_most=40)
+    for bucket in found:
+        overlapping = [b.index for b in found[: bucket.index] if b.start < bucket.end and bucket.start < b.end]
+        assert bucket.after == max(overlapping, default=-1) and bucket.start % 16 == 0
+
+
+def test_small_buckets_are_filled_while_others_are_read() -> None:
+    state = {f"w{i}": torch.zeros(40, dtype=torch.uint8) for i in range(9)}
+    found = buckets(manifest_of(1, state), list(state), at_most=40)
+    assert [b.start for b in found] == [0, 48, 96, 0, 48, 96, 0, 48, 96]
+    assert [b.after for b in found] == [-1, -1, -1, 0, 1, 2, 3, 4, 5]
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.int64])
