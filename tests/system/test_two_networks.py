@@ -91,8 +91,8 @@ class Pair:
         model = folder / "model"
         self.learner = Side(on_host, first, actor_of_a_learner, model, setting)
         self.engine = Side(on_host, second, engine, model, replace(setting, rank=0), environment)
-        self.engine.call("choose", "broadcast")
-        self.engine.answer()
+        self.engine.ask("choose", "broadcast")
+        self.learner.ask("choose", "broadcast")
 
     def publish(self, version: int, meanwhile: Callable[[], None] = lambda: None) -> WeightManifest:
         """Change all weights, and load them in the engine; both must have read the same."""
@@ -101,8 +101,8 @@ class Pair:
         return self.send(manifest, meanwhile)
 
     def send(self, manifest: WeightManifest, meanwhile: Callable[[], None] = lambda: None) -> WeightManifest:
-        _, offer = self.learner.ask("offer", "broadcast", manifest, tuple(manifest.tensors))
-        self.learner.call("send", "broadcast", offer)
+        _, offer = self.learner.ask("offer", manifest, tuple(manifest.tensors))
+        self.learner.call("send", offer)
         self.engine.call("load", offer)
         meanwhile()
         answers = [self.engine.answer()[0], self.learner.answer()[0]]
