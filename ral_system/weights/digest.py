@@ -136,7 +136,10 @@ def _factors(region: Region, width: int, device: torch.device) -> tuple[Tensor, 
     inner = (sizes[1:], strides[1:]) if by_rows else (sizes, strides)
     last = first_column + sum((size - 1) * stride for size, stride in zip(*inner, strict=True))
     if last >= row_length:
-        raise WeightSyncError(f"an engine keeps a part of a tensor of {list(region.shape)} that no checksum covers")
+        raise WeightSyncError(
+            f"the engine holds a part of a tensor of {list(region.shape)} that goes over the ends of its rows, so it "
+            "cannot be verified; set rollout=hf"
+        )
     rows = _odd(_power_of_two(first_row + count * apart), device)[:, first_row::apart][:, :count]
     each = width * _WEIGHTS
     weights = _small(_power_of_two(row_length * width), device).view(-1, each)

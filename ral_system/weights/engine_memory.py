@@ -68,7 +68,10 @@ class EngineMemory:
         own = {_storage(tensor) for tensor in (*model.parameters(), *model.buffers())}
         for name, places in trace.places.items():
             if any(_storage(place.memory) not in own for place in places):
-                raise WeightSyncError(f"the engine keeps {name} in another form than published: it cannot be replaced")
+                raise WeightSyncError(
+                    f"the engine holds {name} in another form than it is published in (is it quantised?), so it cannot "
+                    "be updated in place; set rollout=hf"
+                )
         return cls(trace.places, model)
 
     @torch.no_grad()
@@ -123,7 +126,10 @@ class EngineMemory:
                 own = [taken.as_strided(memory.shape, memory.stride(), memory.storage_offset()) for memory in memories]
                 if any(bool(part.any()) for part in own):
                     others = ", ".join(other for other in names if other != name)
-                    raise WeightSyncError(f"the engine keeps {name} in memory that it shares with {others}")
+                    raise WeightSyncError(
+                        f"the engine holds {name} in memory that it shares with {others}, so they cannot be verified; "
+                        "set rollout=hf"
+                    )
                 for part in own:
                     part.fill_(True)
         self._apart = True
@@ -178,7 +184,10 @@ class _Trace(TorchDispatchMode):
             return function(*arguments, **(named or {}))
         memory, source = arguments[:2]
         if memory.shape != source.shape:
-            raise WeightSyncError(f"the engine would spread {self._name} over memory of another shape")
+            raise WeightSyncError(
+                f"the engine would copy {self._name}, {list(source.shape)}, into memory of another shape, "
+                f"{list(memory.shape)}, so it cannot be verified; set rollout=hf"
+            )
         self.places.setdefault(self._name, []).append(Place(memory, Region.of(source, self._shapes[self._name])))
         return memory
 

@@ -60,7 +60,8 @@ class Handover:
             self._taken.clear()
         if not self._taken.wait(SAFE_POINT_WITHIN_S) and self._withdraw():
             raise WeightSyncError(
-                f"weights {version}: the engine was not between two decoding steps within {SAFE_POINT_WITHIN_S:.0f} s"
+                f"weights {version}: the engine did not end a decoding step within {SAFE_POINT_WITHIN_S:.0f} s; see "
+                "logs/rollout_*.log"
             )
         return loaded.result()
 

@@ -132,7 +132,10 @@ def _open(handle: str) -> Tensor:
                 f"the learner's memory {found} is not on this node; set rollout.weight_transfer=broadcast"
             ) from error
         if not of_weights:
-            raise WeightSyncError(f"{found} was announced as the memory of weights, and is something else")
+            raise WeightSyncError(
+                f"{found} was announced as the learner's memory for weights, and is not; does another program use the "
+                "run's ports?"
+            )
         return torch.from_file(found, shared=True, size=path.stat().st_size, dtype=torch.uint8)
     _, *arguments = [bytes.fromhex(part) if isinstance(part, str) else part for part in found]
     # The same GPU has another index here than in the learner, if this process sees several.

@@ -159,7 +159,7 @@ def test_single_rows_steps_and_scalars_are_parts_too() -> None:
 
 def test_a_part_across_rows_is_refused() -> None:
     tensor = torch.randn(4, 6)
-    with pytest.raises(WeightSyncError, match=r"a part of a tensor of \[4, 6\] that no checksum covers"):
+    with pytest.raises(WeightSyncError, match=r"a part of a tensor of \[4, 6\] that goes over the ends of its rows"):
         sums(tensor, Region.of(tensor.reshape(8, 3)[1:3], tensor.shape))
 
 

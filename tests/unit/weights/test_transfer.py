@@ -216,7 +216,7 @@ def test_memory_of_something_else_is_not_opened(tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"secret")
     with (tmp_path / "file").open() as file:
         for handle in (str(tmp_path / "file"), f"/proc/{os.getpid()}/fd/{file.fileno()}", "/proc/1/../1/fd/3"):
-            with pytest.raises(WeightSyncError, match="announced as the memory of weights, and is something else"):
+            with pytest.raises(WeightSyncError, match="announced as the learner's memory for weights, and is not"):
                 shared_memory._open(json.dumps(handle))
 
 
