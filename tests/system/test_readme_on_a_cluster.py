@@ -26,7 +26,7 @@ pytestmark = [
     pytest.mark.skipif(os.geteuid() != 0 or shutil.which("ip") is None, reason="needs root and iproute2"),
 ]
 
-HEAD, OTHER = "ral-head", "ral-other"
+HEAD, OTHER = f"ral-head-{os.getpid()}", f"ral-other-{os.getpid()}"
 HOSTS = {HEAD: "10.79.0.1", OTHER: "10.79.0.2"}
 CABLE = "ral-cluster"
 NAMES = Path("/etc/netns")

@@ -37,7 +37,9 @@ pytestmark = [
 ]
 
 CLONE_NEWNET = 0x40000000
-HOSTS = {"ral-learner": "10.77.0.1", "ral-engine": "10.77.0.2"}
+RUN = os.environ.setdefault("RAL_TEST_RUN", str(os.getpid()))
+"""Tells this run's hosts from another's on the same machine; the ranks inherit it."""
+HOSTS = {f"ral-learner-{RUN}": "10.77.0.1", f"ral-engine-{RUN}": "10.77.0.2"}
 CABLE = "ral-cable"
 
 
@@ -203,7 +205,7 @@ def test_two_ranks_of_a_learner_train_across_a_network(
     (tmp_path / "config.json").write_text(make_config("algorithm.attention.anchor=ema").model_dump_json())
     (tmp_path / "folders.json").write_text(json.dumps({"model": str(tiny_model), "media": str(media.folder)}))
     (tmp_path / "samples.pickle").write_bytes(pickle.dumps([replace(s, weight_version=0) for s in rl_samples]))
-    run_ranks(commands, __file__, tmp_path, 2)
+    run_ranks(commands, __file__, tmp_path, 2, RAL_TEST_RUN=RUN)
     expected = train(tmp_path, 0, 1, {})
     for rank in range(2):
         found = json.loads((tmp_path / f"metrics_{rank}.json").read_text())

@@ -190,6 +190,17 @@ def test_a_loader_that_copies_elsewhere_is_refused() -> None:
         EngineMemory.traced(nn.Linear(4, 1), load, published.tensors, EngineNames())
 
 
+def test_a_loader_that_copies_into_another_shape_is_refused() -> None:
+    model, published = nn.Linear(4, 2, bias=False), manifest_of(1, {"w": torch.zeros(4)})
+
+    def load(weights: Iterable[tuple[str, Tensor]]) -> None:
+        for _, weight in weights:
+            model.weight.data.copy_(weight)
+
+    with pytest.raises(WeightSyncError, match=r"would copy w, \[4\], into memory of another shape, \[2, 4\], so it"):
+        EngineMemory.traced(model, load, published.tensors, EngineNames())
+
+
 def test_a_model_that_keeps_the_names_ties_what_is_tied() -> None:
     model = nn.ModuleDict({"a": nn.Linear(3, 2, bias=False), "b": nn.Linear(3, 2, bias=False)})
     model["b"].weight = model["a"].weight
