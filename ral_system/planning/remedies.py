@@ -21,11 +21,31 @@ REMEDIES = {
         "smaller teacher"
     ),
 }
-_TOO_LITTLE = re.compile(
-    r"Free memory on device \S+ \(([\d.]+)/([\d.]+) GiB\) on startup is less than .*\(([\d.]+), ([\d.]+) GiB\)",
-    re.DOTALL,
-)
-"""How vLLM 0.32 refuses to start an engine."""
+_OF_VLLM = {
+    r"Free memory on device \S+ \(([\d.]+)/([\d.]+) GiB\) on startup is less than .*\(([\d.]+), ([\d.]+) GiB\)": (
+        "{} of {} GiB of its GPU are free, and rollout.gpu_memory_utilization={} asks for {}; lower it, or end the "
+        "other processes on the GPU (`nvidia-smi` lists them)"
+    ),
+    r"Available memory on node \S+ \(([\d.]+)/([\d.]+) GiB\) on startup is less than .*\([\d.]+, ([\d.]+) GiB\)": (
+        "{} of {} GiB of its host's memory are free, and with rollout.memory_gib=null vLLM asks for {}; set it to the "
+        "size of the key-value cache, in GiB"
+    ),
+    r"Available memory on node \S+ \(([\d.]+)/([\d.]+) GiB\) on kv cache allocation .* for kv \(([\d.]+) GiB\)": (
+        "{} of {} GiB of its host's memory are free, and rollout.memory_gib={} asks for more; lower it, or end other "
+        "processes on the host"
+    ),
+    r"No available memory for the cache blocks": (
+        "nothing is left for the key-value cache; raise rollout.gpu_memory_utilization or rollout.tensor_parallel, or, "
+        "for an engine on CPU, rollout.memory_gib"
+    ),
+    r"model's max seq len \((\d+)\), \(([\d.]+) GiB KV cache is needed, .* memory \(([\d.]+) GiB\)": (
+        "rollout.max_model_len={} needs a key-value cache of {} GiB, and has {}; lower it, raise "
+        "rollout.gpu_memory_utilization or rollout.tensor_parallel, or, for an engine on CPU, rollout.memory_gib"
+    ),
+}
+"""How vLLM 0.32 refuses to start an engine, and what a user should read instead."""
+_OF_A_RANK = re.compile(r"OutOfMemoryError: |Worker failed with error '\w+ out of memory")
+"""PyTorch's error for a full GPU in another process of the engine: as it starts, and later."""
 _RUNNING = REMEDIES | {"rollout": "lower rollout.gpu_memory_utilization or rollout.max_sequences"}
 
 
@@ -34,16 +54,16 @@ def full_device(error: Exception, process: str) -> SetupError | None:
 
     PyTorch's is known by its name, since not every process has it. `process`: role and rank, for example `learner 0`.
     """
-    if isinstance(error, ValueError) and (found := _TOO_LITTLE.match(str(error))):
-        free, total, share, wanted = found.groups()
-        return SetupError(
-            f"{process}: {free} of {total} GiB of its GPU are free, and rollout.gpu_memory_utilization={share} asks "
-            f"for {wanted}; lower it, or end the other processes on the GPU (`nvidia-smi` lists them)"
-        )
+    text = str(error)
+    if isinstance(error, (ValueError, RuntimeError)):
+        for words, line in _OF_VLLM.items():
+            if found := re.search(words, text, re.DOTALL):
+                return SetupError(f"{process}: {line.format(*found.groups())}")
     kind = type(error)
-    if kind.__name__ != "OutOfMemoryError" or not kind.__module__.startswith("torch"):
+    here = kind.__name__ == "OutOfMemoryError" and kind.__module__.startswith("torch")
+    if not here and not (isinstance(error, RuntimeError) and _OF_A_RANK.match(text)):
         return None
-    tried = re.search(r"Tried to (allocate [\d.]+ \w+)", str(error))
+    tried = re.search(r"Tried to (allocate [\d.]+ \w+)", text)
     remedy = _RUNNING.get(process.partition(" ")[0], REMEDIES["learner"])
     detail = f" (it could not {tried.group(1)})" if tried else ""
     return SetupError(f"{process}: its GPU is full{detail}; {remedy}; ral-plan prints what each role holds")

@@ -25,6 +25,7 @@ from ral_system.errors import RalError, WeightSyncError
 from ral_system.media.store import MediaStore
 from ral_system.models.loading import load_family
 from ral_system.rollout.gates import check_completion, check_media_tokens, check_prompt_ids, check_prompt_length
+from ral_system.rollout.rank_failures import rank_failures
 from ral_system.rollout.seeds import completion_seed
 from ral_system.rollout.servable import check_servable
 from ral_system.rollout.stopping import ANSWER_END, stop_token_ids
@@ -74,37 +75,40 @@ class VllmEngine:
     ) -> None:
         self._family = load_family(model_folder)
         check_servable(model_folder, self._family, device, config.dtype)
-        on_cpu, linear = device == "cpu", bool(self._family.linear_layers)
+        on_cpu = device == "cpu"
+        # With linear attention on CPU, the cache would cut prompts where it keeps states.
+        caches_prefixes = False if on_cpu and self._family.linear_layers else None
         cache_bytes = int(config.memory_gib * 2**30) if on_cpu and config.memory_gib is not None else None
         arguments = self._family.engine_arguments()
-        self._llm = LLM(
-            model=str(model_folder),
-            dtype=config.dtype,
-            seed=seed % 2**31,
-            tensor_parallel_size=config.tensor_parallel,
-            # Left to itself, vLLM would spread the ranks over this actor's placement group, onto other roles' bundles.
-            distributed_executor_backend="mp" if config.tensor_parallel > 1 else None,
-            max_model_len=config.max_model_len,
-            max_num_seqs=config.max_sequences,
-            max_num_batched_tokens=max(4096, config.max_model_len),
-            # A prompt cut in two takes back its first part's random number, which torch cannot do on CPU.
-            enable_chunked_prefill=False if on_cpu else None,
-            enable_prefix_caching=False if on_cpu and linear else None,  # it would cut prompts where it keeps states
-            kv_cache_memory_bytes=cache_bytes,
-            gpu_memory_utilization=config.gpu_memory_utilization,
-            enforce_eager=on_cpu,
-            enable_sleep_mode=sleeps and not on_cpu,  # vLLM refuses it on CPU, where calls to sleep are allowed
-            logprobs_mode="processed_logprobs",
-            limit_mm_per_prompt=dict(self._family.max_media),
-            mm_processor_cache_gb=config.MEDIA_CACHE_GIB,
-            disable_log_stats=False,
-            # With a step in flight, a token of the old weights could be labelled with the new ones.
-            async_scheduling=None if config.handover == "finish" else False,
-            worker_extension_cls="ral_system.rollout.vllm_worker.WeightWorker",
-            # As the learner, the engine keeps logits of 16-bit weights in float32.
-            hf_overrides={"head_dtype": "float32"} | arguments.pop("hf_overrides", {}),
-            **arguments,
-        )
+        with rank_failures():
+            self._llm = LLM(
+                model=str(model_folder),
+                dtype=config.dtype,
+                seed=seed % 2**31,
+                tensor_parallel_size=config.tensor_parallel,
+                # Left to itself, vLLM would spread the ranks over this actor's placement group, onto others' bundles.
+                distributed_executor_backend="mp" if config.tensor_parallel > 1 else None,
+                max_model_len=config.max_model_len,
+                max_num_seqs=config.max_sequences,
+                max_num_batched_tokens=max(4096, config.max_model_len),
+                # A prompt cut in two takes back its first part's random number; torch cannot do that on CPU.
+                enable_chunked_prefill=False if on_cpu else None,
+                enable_prefix_caching=caches_prefixes,
+                kv_cache_memory_bytes=cache_bytes,
+                gpu_memory_utilization=config.gpu_memory_utilization,
+                enforce_eager=on_cpu,
+                enable_sleep_mode=sleeps and not on_cpu,  # vLLM refuses it on CPU, where calls to sleep are allowed
+                logprobs_mode="processed_logprobs",
+                limit_mm_per_prompt=dict(self._family.max_media),
+                mm_processor_cache_gb=config.MEDIA_CACHE_GIB,
+                disable_log_stats=False,
+                # With a step in flight, a token of the old weights could be labelled with the new ones.
+                async_scheduling=None if config.handover == "finish" else False,
+                worker_extension_cls="ral_system.rollout.vllm_worker.WeightWorker",
+                # As the learner, the engine keeps logits of 16-bit weights in float32.
+                hf_overrides={"head_dtype": "float32"} | arguments.pop("hf_overrides", {}),
+                **arguments,
+            )
         self._media = media
         self._max_in_flight = 2 * config.max_sequences
         self._max_model_len = config.max_model_len

@@ -60,16 +60,47 @@ def test_an_engine_that_vllm_refuses_says_what_is_free() -> None:
     assert full_device(ValueError("Free memory on device"), "rollout 1") is None
 
 
-def test_vllm_still_refuses_in_these_words() -> None:
-    vllm = importlib.util.find_spec("vllm")
-    if vllm is None or vllm.origin is None:
-        pytest.skip("needs vLLM")
-    text = (Path(vllm.origin).parent / "v1" / "worker" / "utils.py").read_text()
-    for words in (
+def test_a_cache_too_small_for_one_sequence_is_named_with_what_it_needs() -> None:
+    """The sentence of `vllm/v1/core/kv_cache_utils.py`."""
+    refusal = (
+        "To serve at least one request with the model's max seq len (32768), (1.75 GiB KV cache is needed, which is "
+        "larger than the available KV cache memory (0.42 GiB). Based on the available memory, the estimated maximum "
+        "model length is 7856. Try increasing `gpu_memory_utilization`"
+    )
+    line = str(full_device(ValueError(refusal), "rollout 0"))
+    assert line.startswith(
+        "rollout 0: rollout.max_model_len=32768 needs a key-value cache of 1.75 GiB, and has 0.42; lower it, raise"
+    )
+
+
+def test_an_engines_rank_whose_gpu_is_full_is_the_same_line() -> None:
+    """A rank's error comes with its name while the engine starts, and later in vLLM's words."""
+    alone = full_device(FULL, "rollout 0")
+    words = f"Worker failed with error '{FULL}', please check the stack trace above for the root cause"
+    assert str(full_device(RuntimeError(words), "rollout 0")) == str(alone)
+    assert str(full_device(RuntimeError(f"OutOfMemoryError: {FULL}"), "rollout 0")) == str(alone)
+    assert full_device(RuntimeError("Worker failed with error 'shapes', please check"), "rollout 0") is None
+
+
+WORDS = {
+    "v1/worker/utils.py": (
         "Free memory on device {init_snapshot.device_} ",
         "GiB) on startup ",
         "is less than desired GPU memory",
-    ):
+    ),
+    "v1/worker/cpu_worker.py": ("on startup ", "is less than desired CPU memory", "requested memory for kv "),
+    "v1/core/kv_cache_utils.py": ("No available memory for the cache blocks", "is needed, which is larger than the"),
+    "v1/executor/multiproc_executor.py": ("Worker failed with error '{result}'", 'logger.exception("WorkerProc '),
+}
+
+
+@pytest.mark.parametrize("file", WORDS)
+def test_vllm_still_refuses_in_these_words(file: str) -> None:
+    vllm = importlib.util.find_spec("vllm")
+    if vllm is None or vllm.origin is None:
+        pytest.skip("needs vLLM")
+    text = (Path(vllm.origin).parent / file).read_text()
+    for words in WORDS[file]:
         assert words in text
 
 
