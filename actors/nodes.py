@@ -46,7 +46,7 @@ def nodes_of(group: PlacementGroup) -> list[str]:
 
 def meeting_host(nodes: Sequence[str]) -> str:
     """Return the address at which processes on these nodes find one on the first: loopback if there is no other."""
-    return LOOPBACK if len(set(nodes)) == 1 else _address(nodes[0])
+    return LOOPBACK if len(set(nodes)) == 1 else address(nodes[0])
 
 
 def scattered(nodes: Sequence[str], together: int) -> str | None:
@@ -91,7 +91,7 @@ def stage_models(
         }
         for node, sight in _answers(looks, timeout_s, tell):
             if sight.problem is not None:
-                raise SetupError(f"node {_address(node)} {sight.problem}")
+                raise SetupError(f"node {address(node)} {sight.problem}")
             by_node[node] = dict(zip(by_node[node], sight.folders, strict=True))
     return [by_node[node] for node in nodes]
 
@@ -137,7 +137,7 @@ def _answers(looks: Mapping[Any, str], timeout_s: float, tell: Callable[[str], N
             try:
                 yield node, ray.get(ref)
             except RayError as error:
-                raise _failure(_address(node), error) from error
+                raise _failure(address(node), error) from error
 
 
 def _failure(address: str, error: RayError) -> SetupError:
@@ -194,8 +194,9 @@ def _sees(run_folder: Path, token: str) -> bool:
 
 
 def _named(nodes: Sequence[str]) -> str:
-    return f"node{'s' if len(nodes) > 1 else ''} {', '.join(map(_address, nodes))}"
+    return f"node{'s' if len(nodes) > 1 else ''} {', '.join(map(address, nodes))}"
 
 
-def _address(node: str) -> str:
+def address(node: str) -> str:
+    """Return a node's address, given its id; the id itself if the cluster does not know it."""
     return next((str(n["NodeManagerAddress"]) for n in ray.nodes() if n["NodeID"] == node), node)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import secrets
 import sys
 import time
 from collections import Counter
@@ -22,6 +23,7 @@ from ral_system.actors.clients import (
     RayWithoutAdapters,
 )
 from ral_system.actors.cluster import nodes_may_join, start_or_join
+from ral_system.actors.ending import end_processes
 from ral_system.actors.group import Call, Member, wait_all
 from ral_system.actors.learner import LearnerActor
 from ral_system.actors.nodes import meeting_host, nodes_of, scattered, stage_models
@@ -43,6 +45,7 @@ from ral_system.config.choices import Device, Stage
 from ral_system.config.cluster import whole_gpus
 from ral_system.config.commands import TrainConfig
 from ral_system.config.rollout import RolloutConfig
+from ral_system.endings import mark
 from ral_system.media.store import originals
 from ral_system.models.folders import local_model_folder
 from ral_system.protocols import FrozenModel, SharedDevices
@@ -83,6 +86,7 @@ class RayRoles:
         self._config, self._cluster = config, config.cluster
         self._colocated = config.cluster.placement == "colocated"
         self._members: list[Member] = []
+        self._mark = secrets.token_hex(8)
         self._gpus: list[list[str]] = []
         self._folders: dict[str, Mapping[Path, Path]] = {}
         self._teachers = (
@@ -143,7 +147,10 @@ class RayRoles:
         return tuple(self._members)
 
     def close(self) -> None:
-        """Kill every actor and give its resources back."""
+        """Kill every actor, wait until all that they started has ended, and give their resources back.
+
+        What does not end within half a minute is named on stderr.
+        """
         members, self._members = self._members, []
         if not ray.is_initialized():  # Ray would start a new cluster to kill them on
             return
@@ -151,6 +158,8 @@ class RayRoles:
             with contextlib.suppress(Exception):  # the cluster may be gone already
                 ray.kill(member.handle, no_restart=True)
         if self._group is not None:
+            with contextlib.suppress(Exception):
+                end_processes(self._mark, set(nodes_of(self._group)), _tell)
             with contextlib.suppress(Exception):
                 release(self._group)
             self._group = None
@@ -193,7 +202,7 @@ class RayRoles:
     def _environment(self, bundle: Bundle) -> dict[str, str]:
         cluster = self._cluster
         device: Device = "cuda" if bundle.gpus else "cpu"
-        environment = {"HF_HUB_OFFLINE": "1"}  # every node has its models by now
+        environment = mark(self._mark, bundle.name) | {"HF_HUB_OFFLINE": "1"}  # every node has its models by now
         if device == "cpu":
             environment |= {
                 "CUDA_VISIBLE_DEVICES": "",  # an actor without GPUs must not see any

@@ -224,5 +224,5 @@ class Roles(Protocol):
         ...
 
     def close(self) -> None:
-        """End every process that this stage started."""
+        """End every process that this stage started, and return when they have ended."""
         ...

@@ -6,7 +6,7 @@ folder's path.
 
 import shutil
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from itertools import groupby
 from pathlib import Path
@@ -125,7 +125,11 @@ def test_a_run_waits_for_all_nodes_and_says_who_is_there(four: Four, monkeypatch
 
 
 def test_fifteen_engines_beside_sixteen_learners_share_the_prompts(
-    four: Four, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    four: Four,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    marked: Callable[[str], dict[int, str]],
+    capfd: pytest.CaptureFixture[str],
 ) -> None:
     """Each node has the model in the cache of its own home folder, and nowhere else."""
     four.complete()
@@ -144,6 +148,8 @@ def test_fifteen_engines_beside_sixteen_learners_share_the_prompts(
         )
     finally:
         started.close()
+    assert not marked(started._mark)
+    assert "warning: " not in capfd.readouterr().err  # of nodes that could not be asked
 
     nodes = {role: [started._nodes[f"{role} {rank}"] for rank in range(n)] for role, n in PROCESSES.items()}
     assert [place.node for place in places] == nodes["rollout"]

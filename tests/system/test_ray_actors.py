@@ -2,6 +2,7 @@
 
 import os
 import signal
+import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -351,10 +352,16 @@ def test_a_killed_teacher_is_named_by_whoever_waits_for_it(roles: RayRoles, prom
     assert time.monotonic() - began < 30
 
 
-def test_close_leaves_no_process(roles: RayRoles) -> None:
-    pids = [int(m.log.read_text().rsplit("pid ", 1)[1].split()[0]) for m in roles.members]
+def test_close_returns_when_no_process_is_left(roles: RayRoles, capfd: pytest.CaptureFixture[str]) -> None:
+    """Also of what an actor has started, here a process that would stay."""
+    pids = {m.name: int(m.log.read_text().rsplit("pid ", 1)[1].split()[0]) for m in roles.members}
+    variables = Path(f"/proc/{pids['reward 0']}/environ").read_bytes().decode().split("\0")
+    environment = dict(variable.split("=", 1) for variable in variables if variable)
+    child = subprocess.Popen(["sleep", "600"], env=environment)
+    began = time.monotonic()
     roles.close()
-    deadline = time.monotonic() + 20
-    while any(Path(f"/proc/{pid}").exists() for pid in pids) and time.monotonic() < deadline:
-        time.sleep(0.2)
-    assert not [pid for pid in pids if Path(f"/proc/{pid}").exists()]
+    assert not [name for name, pid in pids.items() if Path(f"/proc/{pid}").exists()]
+    assert child.wait(1) == -signal.SIGKILL
+    assert time.monotonic() - began < 20
+    said = [line for line in capfd.readouterr().err.splitlines() if "behind" in line]
+    assert said == [f"warning: reward 0 left process {child.pid} (sleep) on node 127.0.0.1 behind; it was killed"]

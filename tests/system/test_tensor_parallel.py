@@ -1,6 +1,5 @@
 """A rollout engine of two ranks, in one actor of a placement group as a run has it."""
 
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -9,10 +8,12 @@ import pytest
 import ray
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
+from ral_system.actors.ending import GRACE_S
 from ral_system.actors.group import Call, Member, stream, wait_all
 from ral_system.actors.placement import Bundle, release, reserve
 from ral_system.actors.rollout import RolloutActor
 from ral_system.data.chat import ChatRenderer
+from ral_system.endings import end_marked, mark
 from ral_system.media.store import MediaStore
 from ral_system.models.loading import load_family, load_model
 from ral_system.rollout.vllm_environment import vllm_environment
@@ -45,6 +46,7 @@ def engine(folder: Path) -> Iterator[Member]:
     learner = Bundle("learner", 0, 0.125, 1)  # its bundle comes first, and the engine must leave it alone
     group = reserve([learner, Bundle("rollout", 0, 1, 2)], 60, nodes_may_join=False, tell=print)
     environment = vllm_environment(CONFIG.rollout, CONFIG.cluster.threads_per_process, "cpu")
+    environment |= mark("engine", "rollout 0")
     log = folder / "logs" / "rollout_0.log"
     handle = (
         ray.remote(concurrency_groups=RolloutActor.THREADS)(RolloutActor)
@@ -103,7 +105,5 @@ def test_the_ranks_see_the_devices_of_their_actor_and_end_with_it(engine: Member
     (devices,) = {rank.environ()["CUDA_VISIBLE_DEVICES"] for rank in ranks}
     assert len(devices.split(",")) == 2
     ray.kill(engine.handle)
-    deadline = time.monotonic() + 30
-    while any(rank.is_running() for rank in ranks) and time.monotonic() < deadline:
-        time.sleep(0.2)
-    assert not [rank for rank in ranks if rank.is_running()]
+    assert end_marked("engine", GRACE_S, 20) == []  # by themselves, before a run would kill them
+    assert not [rank for rank in ranks if rank.is_running() and rank.status() != psutil.STATUS_ZOMBIE]

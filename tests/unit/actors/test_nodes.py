@@ -101,7 +101,7 @@ def test_a_version_is_blamed_only_for_what_cannot_be_imported(error: RayError, s
 def test_nodes_that_are_waited_for_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
     """All of them, first in the line that is repeated, then in the error."""
     now, said = iter((0.0, 0.0, 9.0)), []
-    monkeypatch.setattr(nodes, "_address", lambda node: f"10.0.0.{node}")
+    monkeypatch.setattr(nodes, "address", lambda node: f"10.0.0.{node}")
     monkeypatch.setattr(nodes, "time", SimpleNamespace(monotonic=lambda: next(now)))
     monkeypatch.setattr(nodes.ray, "wait", lambda refs, **limits: ([], refs))
     with pytest.raises(SetupError, match=r"^nodes 10\.0\.0\.1, 10\.0\.0\.2 did not find the run folder and the models"):
