@@ -42,11 +42,21 @@ class RemoteScores:
 
 
 class RayGenerator:
-    """`Generator` over rollout actors."""
+    """`Generator` over rollout actors.
 
-    def __init__(self, members: Sequence[Member], call_timeout_s: float) -> None:
+    `load_timeout_s` bounds a load of weights, `sending` returns the learners' part in the one that goes on.
+    """
+
+    def __init__(
+        self,
+        members: Sequence[Member],
+        call_timeout_s: float,
+        load_timeout_s: float,
+        sending: Callable[[], Sequence[Call]] = tuple,
+    ) -> None:
         self._members = members
-        self._timeout_s = call_timeout_s
+        self._timeout_s, self._load_timeout_s = call_timeout_s, load_timeout_s
+        self._sending = sending
 
     def generate(self, prompts: Sequence[Prompt], sampling: Sampling) -> Completions:
         """Deal the prompts to the engines by load, and yield completions of all engines as they finish."""
@@ -67,7 +77,7 @@ class RayGenerator:
     def load_weights(self, weights: Ref) -> Sequence[WeightManifest]:
         """Load into all engines at once; weights go from learner to engines without passing here."""
         calls = [Call(member, member.handle.load_weights.remote(weights)) for member in self._members]
-        return _wait_together(calls, self._timeout_s, "loading weights")
+        return _wait_together(calls, self._load_timeout_s, "loading weights", beside=self._sending())
 
 
 class RayHolder:
@@ -188,7 +198,8 @@ class RayWithoutAdapters:
 class RayLearner:
     """`Learner` over the learner ranks.
 
-    Neighbours may have a shard together: there are `shards` in all. `keeps_offers` is that of their weight transfer.
+    Neighbours may have a shard together: there are `shards` in all. `keeps_offers` is that of their weight transfer,
+    which `send_timeout_s` bounds.
     """
 
     def __init__(
@@ -197,12 +208,14 @@ class RayLearner:
         shards: int,
         call_timeout_s: float,
         *,
+        send_timeout_s: float,
         keeps_offers: bool,
         attention_kernel: str,
     ) -> None:
         self._members, self._keeps_offers = members, keeps_offers
         self.attention_kernel = attention_kernel
-        self._timeout_s = call_timeout_s
+        self._timeout_s, self._send_timeout_s = call_timeout_s, send_timeout_s
+        self._sending: list[Call] = []
         self.shards = shards
         self._together = len(members) // shards
 
@@ -298,12 +311,18 @@ class RayLearner:
         if self._keeps_offers:  # which may hold all weights: no rank should be given them
             return lambda: {}
         calls = [Call(member, member.handle.send.remote(offer)) for member in self._members]
+        self._sending = calls
 
         def wait() -> Mapping[str, TensorDigest]:
-            read: Mapping[str, TensorDigest] = _wait_together(calls, self._timeout_s, "sending weights")[0]
+            self._sending = []
+            read: Mapping[str, TensorDigest] = _wait_together(calls, self._send_timeout_s, "sending weights")[0]
             return read
 
         return wait
+
+    def sending(self) -> Sequence[Call]:
+        """Return the calls that send weights, until their end is waited for."""
+        return self._sending
 
     def save_model(self, folder: Path) -> None:
         """Write weights, config, tokenizer and processor."""
@@ -325,10 +344,10 @@ class RayLearner:
         return wait_all([Call(member, call(member.handle)) for member in self._members], self._timeout_s, doing)[0]
 
 
-def _wait_together(calls: Sequence[Call], timeout_s: float, doing: str) -> list[Any]:
+def _wait_together(calls: Sequence[Call], timeout_s: float, doing: str, beside: Sequence[Call] = ()) -> list[Any]:
     """Wait like `wait_all`; if weights do not arrive, every call gives up before this does."""
     try:
-        return wait_all(calls, timeout_s, doing)
+        return wait_all(calls, timeout_s, doing, beside=beside)
     except WeightTransferError:
         ray.wait([call.ref for call in calls], num_returns=len(calls), timeout=timeout_s)
         raise

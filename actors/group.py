@@ -15,7 +15,8 @@ from typing import Any
 import ray
 from ray.exceptions import GetTimeoutError, RayActorError, RayError, RayTaskError
 
-from ral_system.errors import ActorError, RalError
+from ral_system.actors.collectives import ended_by_nccl, late
+from ral_system.errors import ActorError, CollectiveError, RalError
 
 _TAIL_LINES = 4
 _TAIL_BYTES = 8192
@@ -46,19 +47,24 @@ class Call:
 
 
 def wait_all(
-    calls: Sequence[Call], timeout_s: float, doing: str, on_answer: Callable[[Member], None] = lambda member: None
+    calls: Sequence[Call],
+    timeout_s: float,
+    doing: str,
+    on_answer: Callable[[Member], None] = lambda member: None,
+    beside: Sequence[Call] = (),
 ) -> list[Any]:
     """The answers, in order; `on_answer` hears of each as it comes. Fails at the first failure, not after the rest.
 
-    `doing` completes "rollout 0 died while …". Raises ActorError, or what the actor raised.
+    A failure of a call `beside` these also counts, but nobody waits for its answer. `doing` completes "rollout 0 died
+    while …". Raises ActorError, or what the actor raised.
     """
     deadline = time.monotonic() + timeout_s
-    pending = {call.ref: call for call in calls}
+    pending = {call.ref: call for call in (*calls, *beside)}
     answers: dict[Any, Any] = {}
-    while pending:
+    while due := [call.member for call in calls if call.ref not in answers]:
         ready, _ = ray.wait(list(pending), num_returns=1, timeout=max(0.0, deadline - time.monotonic()))
         if not ready:
-            raise _silent([call.member for call in pending.values()], timeout_s, doing)
+            raise _silent(due, timeout_s, doing)
         call = pending.pop(ready[0])
         answers[call.ref] = _get(call, call.ref, timeout_s, doing, pending.values())
         on_answer(call.member)
@@ -111,11 +117,25 @@ def _explain(error: RayError, call: Call, doing: str, others: Any) -> Exception:
     cause: Any = error
     while isinstance(cause, RayTaskError) and cause.cause is not cause:
         cause = cause.cause
+    if isinstance(cause, CollectiveError):
+        return _dead_peer(others, doing) or _absent(str(cause), others, doing, grace_s=0)
     if isinstance(cause, RalError):
         return cause
     if isinstance(error, RayTaskError) and not isinstance(cause, RayError):
         return _dead_peer(others, doing) or error  # a rank that lost its peer fails with a misleading error
+    if call.member.role == "learner" and (limit_s := ended_by_nccl(call.member.log)) is not None:
+        return _absent(late(call.member.name, limit_s), others, doing, grace_s=_PEER_GRACE_S)
     return _dead(call.member, error, doing)
+
+
+def _absent(waited: str, others: Any, doing: str, *, grace_s: float) -> CollectiveError:
+    """Name the ranks that neither take part in a collective nor fail when the others do, or soon after."""
+    calls = {call.ref: call.member for call in others}
+    _, silent = ray.wait(list(calls), num_returns=len(calls), timeout=grace_s) if calls else ([], [])
+    if not silent:
+        return CollectiveError(f"{waited} while {doing}; no rank is silent: the network between them may have failed")
+    names = ", ".join(calls[ref].name for ref in silent)
+    return CollectiveError(f"{waited} while {doing}; {names} did not come; {log_tail(calls[silent[0]].log)}")
 
 
 def _dead_peer(others: Any, doing: str) -> ActorError | None:

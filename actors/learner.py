@@ -11,9 +11,11 @@ from typing import TYPE_CHECKING, Any
 import ray
 
 from ral_system.actors.cluster import LOOPBACK
+from ral_system.actors.collectives import late, waited_too_long
 from ral_system.actors.process import ActorProcess, watched
 from ral_system.config.choices import Stage
 from ral_system.config.commands import TrainConfig
+from ral_system.errors import CollectiveError, RalError
 from ral_system.media.store import node_store
 from ral_system.observability.work import Work
 from ral_system.types import Held, Sample, Scores, TensorDigest, TrainPlan, UpdatePlan, VisualAttention, WeightManifest
@@ -24,6 +26,15 @@ if TYPE_CHECKING:
 
 class LearnerActor(ActorProcess):
     """Owns one `LearnerRank`. All ranks are called together: most methods are collective."""
+
+    _collective_timeout_s: float | None = None
+    """Once the learner is built."""
+
+    def explained(self, error: Exception) -> RalError | None:
+        """Say that the other ranks did not take part in time, or what any actor says."""
+        if self._collective_timeout_s is not None and waited_too_long(error):
+            return CollectiveError(late(self._name, self._collective_timeout_s))
+        return super().explained(error)
 
     def free_port(self, host: str) -> int:
         """Return a free port for the rendezvous; called on rank 0."""
@@ -62,6 +73,8 @@ class LearnerActor(ActorProcess):
             stage,
             transfer(setting),
         )
+        if config.learner.engine == "deepspeed":
+            self._collective_timeout_s = config.learner.collective_timeout_s
         return self._learner.attention_kernel
 
     @watched

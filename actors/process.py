@@ -55,11 +55,16 @@ class ActorProcess:
         """GPUs that Ray gave this process, by their ids in CUDA_VISIBLE_DEVICES."""
         return ray.get_runtime_context().get_accelerator_ids()["GPU"]
 
+    def explained(self, error: Exception) -> RalError | None:
+        """Return an error as one line that says what to do; None for a bug."""
+        return full_device(error, self._name)
+
     @contextmanager
     def watched(self, name: str) -> Iterator[None]:
         """Dump all stacks to the log shortly before the caller's deadline; log any error that is not ours.
 
-        A full GPU becomes a SetupError that says what to change. The call is noted for the run's timeline under `name`.
+        An error that a user can act on becomes one line (`explained`). The call is noted for the run's timeline under
+        `name`.
         """
         began = time.perf_counter()
         deadline = began + _DUMP_AT * self._call_timeout_s
@@ -70,8 +75,8 @@ class ActorProcess:
             raise
         except Exception as error:
             traceback.print_exc()
-            if (full := full_device(error, self._name)) is not None:
-                raise full from None
+            if (explained := self.explained(error)) is not None:
+                raise explained from None
             raise
         finally:
             self._watch(self._deadlines.remove, deadline)

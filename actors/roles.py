@@ -62,6 +62,10 @@ _ACTORS = {
     "reward": RewardActor,
 }
 
+_WAITS = 5
+"""How many times `rollout.weight_timeout_s`, the limit of a single wait, a whole transfer of weights may take. It also
+ends a connection by NCCL, which has no limit of its own."""
+
 OnPhase = Callable[[str, float], None]
 """Receives what was started and the seconds that it took."""
 
@@ -120,15 +124,17 @@ class RayRoles:
         except BaseException:
             self.close()
             raise
-        timeout_s = config.cluster.call_timeout_s
-        self.generator = RayGenerator(self._of("rollout"), timeout_s)
+        timeout_s, keeps_offers = config.cluster.call_timeout_s, self._transfer.keeps_offers
+        transfer_s = timeout_s if keeps_offers else min(timeout_s, _WAITS * config.rollout.weight_timeout_s)
         self.learner = RayLearner(
             self._of("learner"),
             config.learner.shards,
             timeout_s,
-            keeps_offers=self._transfer.keeps_offers,
+            send_timeout_s=transfer_s,
+            keeps_offers=keeps_offers,
             attention_kernel=self._attention_kernel,
         )
+        self.generator = RayGenerator(self._of("rollout"), timeout_s, transfer_s, self.learner.sending)
         self.rewarder = RayRewarder(self._of("reward"), timeout_s)
         own, teachers = config.learner.max_tokens, config.teacher.max_tokens
         self.reference: FrozenModel | None = None

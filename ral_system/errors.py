@@ -89,3 +89,7 @@ class CheckpointError(RalError):
 
 class ActorError(RalError):
     """A process of the run died, or did not answer within its deadline."""
+
+
+class CollectiveError(ActorError):
+    """A learner rank waited for the other ranks longer than a collective may take."""

@@ -33,7 +33,7 @@ class LocalClusterConfig(ProcessConfig):
     gpus_per_learner: ClassVar[float] = 0.0
     gpus_per_scorer: ClassVar[float] = 0.0
     gpus_per_teacher: ClassVar[float] = 0.0
-    call_timeout_s: ClassVar[float] = 600.0
+    start_timeout_s: ClassVar[float] = 300.0
 
 
 class RayClusterConfig(ProcessConfig):
@@ -73,7 +73,8 @@ class RayClusterConfig(ProcessConfig):
     """Time limit, in seconds, for each part of the start: waiting for nodes and resources, checking that every node
     finds the models, and starting the actors."""
     call_timeout_s: PositiveFloat
-    """Time limit, in seconds, for a call to an actor."""
+    """Time limit, in seconds, for a call to an actor, such as an update or the scores of a batch.
+    `learner.collective_timeout_s` and `rollout.weight_timeout_s` limit waits inside such calls."""
 
     def problems(self) -> Iterator[str]:
         """Refuse GPUs that a process would not use, and shared ones that are not those of a learner rank."""

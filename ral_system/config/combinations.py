@@ -48,6 +48,7 @@ from ral_system.config.placement import (
     learner_ranks_have_whole_gpus,
     memory_is_of_the_device,
     memory_is_shared_on_one_device,
+    waits_have_limits_in_order,
     weights_travel,
 )
 from ral_system.config.reward import RewardConfig
@@ -92,6 +93,7 @@ def problems(config: Group) -> Iterator[str]:
         learner_ranks_have_whole_gpus,
         broadcasts_connect_devices,
         memory_is_of_the_device,
+        waits_have_limits_in_order,
         weights_travel,
         scorers_have_a_reference,
         gate_fits_the_dtypes,

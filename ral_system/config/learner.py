@@ -128,6 +128,9 @@ class DeepSpeedLearnerConfig(LearnerGroup):
     sequence_parallel: Annotated[Positive, Resumable]
     """Number of neighbouring ranks that share each micro-batch (DeepSpeed-Ulysses, arXiv 2309.14509). Each has an equal
     part of the tokens and, in attention, an equal part of the heads."""
+    collective_timeout_s: Annotated[PositiveFloat, Resumable]
+    """Time limit, in seconds, for each wait of the ranks for each other, by gloo or NCCL, after the start. It must
+    exceed the longest difference between two ranks, and on GPUs also the work that is queued before the wait."""
 
     @property
     def shards(self) -> int:

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from ral_system.config.algorithm import AlgorithmConfig
 from ral_system.config.cluster import ClusterConfig, LocalClusterConfig, RayClusterConfig
 from ral_system.config.inert import without_effect
-from ral_system.config.learner import LearnerConfig
+from ral_system.config.learner import DeepSpeedLearnerConfig, LearnerConfig
 from ral_system.config.rollout import HfRolloutConfig, RolloutConfig, VllmRolloutConfig
 
 _NCCL = "NCCL does not connect two processes on one GPU"
@@ -110,6 +110,30 @@ def weights_travel(cluster: LocalClusterConfig, rollout: HfRolloutConfig) -> Ite
     """Check that the time limit of a weight transfer is set only if there is another process."""
     reason = f"cluster.kind={cluster.kind}"
     yield from without_effect(rollout, "rollout", reason, "choose cluster=ray", "weight_timeout_s")
+
+
+def waits_have_limits_in_order(
+    cluster: RayClusterConfig, learner: DeepSpeedLearnerConfig, rollout: RolloutConfig
+) -> Iterator[str]:
+    """Check that a hung collective is noticed before the call that makes it ends, and no earlier than rank 0 may wait
+    for engines while the others wait for it.
+    """
+    if learner.world_size == 1:
+        yield from without_effect(
+            learner, "learner", "learner.world_size=1", "set world_size=2", "collective_timeout_s"
+        )
+        return
+    limit = f"learner.collective_timeout_s={learner.collective_timeout_s:g}"
+    if learner.collective_timeout_s >= cluster.call_timeout_s:
+        yield (
+            f"{limit} does not end before cluster.call_timeout_s={cluster.call_timeout_s:g}, the limit of a whole "
+            "call; lower it, or raise call_timeout_s"
+        )
+    if learner.zero_stage == 3 and learner.collective_timeout_s <= rollout.weight_timeout_s:
+        yield (
+            f"{limit} with learner.zero_stage=3: the ranks wait for rank 0 while it sends weights, up to "
+            f"rollout.weight_timeout_s={rollout.weight_timeout_s:g}; raise it, or lower weight_timeout_s"
+        )
 
 
 def engines_sit_beside_learners(

@@ -21,7 +21,7 @@ def loading(
 ) -> AbstractContextManager[Any]:
     """Load the policy as its engine will hold it: with ZeRO 3 the ranks share each weight out as soon as it is read.
 
-    Other engines hold whole models, which need nothing.
+    Other engines hold whole models, which need nothing. `timeout_s` bounds each wait for another rank at the start.
     """
     if learner.engine == "torch" or learner.zero_stage < 3:
         return nullcontext()
@@ -46,9 +46,9 @@ def choose_trained(policy: PolicyModel, model: ModelConfig, learner: LearnerConf
 def build_engine(
     learner: LearnerConfig, settings: OptimSettings, policy: PolicyModel, device: torch.device, timeout_s: float
 ) -> Engine:
-    """Put a policy whose trained parameters are marked into an engine."""
+    """Put a policy whose trained parameters are marked into an engine; `timeout_s` is that of `loading`."""
     if learner.engine == "torch":
         return TorchEngine(policy, settings, device, gradient_checkpointing=learner.gradient_checkpointing)
     from ral_system.training.deepspeed_engine import DeepSpeedEngine  # optional dependency, slow to import
 
-    return DeepSpeedEngine(policy, settings, learner, device, collective_timeout_s=timeout_s)
+    return DeepSpeedEngine(policy, settings, learner, device, timeout_s)

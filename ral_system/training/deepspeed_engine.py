@@ -41,6 +41,9 @@ class DeepSpeedEngine:
     Gradients are summed over shards of a batch, since loss shares already carry global denominators. DeepSpeed averages
     over ranks, so each share is multiplied by their number first, and divided by the number of ranks that compute
     the same share.
+
+    `start_timeout_s` bounds the meeting of the ranks; from the end of the construction on, every wait for each other
+    has the limit `config.collective_timeout_s`.
     """
 
     def __init__(
@@ -49,13 +52,12 @@ class DeepSpeedEngine:
         settings: OptimSettings,
         config: DeepSpeedLearnerConfig,
         device: torch.device,
-        *,
-        collective_timeout_s: float,
+        start_timeout_s: float,
     ) -> None:
         self.device = device
-        _meet(device, collective_timeout_s)
+        _meet(device, start_timeout_s)
         if config.sequence_parallel > 1:
-            policy.share(_sequence_group(config.sequence_parallel, collective_timeout_s))
+            policy.share(_sequence_group(config.sequence_parallel))
         self._settings = settings
         self._updates = 0
         if config.gradient_checkpointing:
@@ -71,6 +73,7 @@ class DeepSpeedEngine:
         self._zero_stage = config.zero_stage
         self._memory = internals.DeviceMemory(self._engine, config.zero_stage, device)
         self.policy: PolicyModel = self._engine.module
+        internals.limit_collectives(config.collective_timeout_s)
 
     def forward(
         self, batch: TensorBatch, reads: Sequence[AttentionRead] = (), tokens: TokenRead | None = None
@@ -176,13 +179,10 @@ def _meet(device: torch.device, timeout_s: float) -> None:
         ) from error
 
 
-def _sequence_group(size: int, timeout_s: float) -> SequenceRanks:
+def _sequence_group(size: int) -> SequenceRanks:
     """This rank's group of `size` neighbours; every rank takes part in the making of each."""
     rank, world_size = torch.distributed.get_rank(), torch.distributed.get_world_size()
-    groups = [
-        torch.distributed.new_group(list(range(first, first + size)), timeout=timedelta(seconds=timeout_s))
-        for first in range(0, world_size, size)
-    ]
+    groups = [torch.distributed.new_group(list(range(first, first + size))) for first in range(0, world_size, size)]
     return SequenceRanks(rank % size, size, groups[rank // size])
 
 

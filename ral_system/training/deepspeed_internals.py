@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
+from datetime import timedelta
 from typing import Any
 
 import deepspeed.comm  # noqa: F401  so that the module below is there
@@ -17,6 +18,7 @@ from deepspeed.runtime.zero.partition_parameters import GatheredParameters
 from deepspeed.runtime.zero.utils import get_mapping_to_flat_buffer
 from deepspeed.utils.tensor_fragment import fragment_address
 from torch import Tensor
+from torch.distributed import distributed_c10d
 
 from ral_system.models.host_copies import HostCopies
 from ral_system.training.optim import optimizer_state
@@ -25,6 +27,16 @@ from ral_system.training.optim import optimizer_state
 def reduce_by_gloo_on_cpu() -> None:
     """Keep DeepSpeed from compiling its C++ all-reduce for CPUs at the first start, for minutes; gloo's serves."""
     vars(sys.modules["deepspeed.comm.torch"])["build_shm_op"] = lambda: None  # as attribute the name is torch itself
+
+
+def limit_collectives(timeout_s: float) -> None:
+    """Give every process group of this process this time limit, those that DeepSpeed has made for itself included.
+
+    DeepSpeed makes them without one, and torch 2.13 then takes the backend's (gloo 30, NCCL 10 minutes), not that of
+    the default group. torch has no public way to change it.
+    """
+    for group in distributed_c10d._world.pg_map:
+        distributed_c10d._set_pg_timeout(timedelta(seconds=timeout_s), group)
 
 
 def own_partition(parameter: Any) -> Tensor:

@@ -94,7 +94,7 @@ class LearnerRank:
         supervised = None if stage == "rl" else config.supervised(stage)
         self._guidance = supervised.attention_guidance if supervised and supervised.attention_guidance.active else None
         self._read = QUESTION_AT_ALL_LAYERS if self._guidance else AttentionRead.of(config.algorithm.attention)
-        settings, timeout_s = optim_settings(config, stage), config.cluster.call_timeout_s
+        settings, timeout_s = optim_settings(config, stage), config.cluster.start_timeout_s
         with loading(config.learner, settings, device, timeout_s):
             policy = build_policy(
                 model_folder,

@@ -75,7 +75,10 @@ def assert_refused(done, *says: str) -> None:
         ("--bogus", "unrecognized arguments: --bogus; a setting is KEY=VALUE, without dashes; see ral-train --help"),
         ("--experiment=smoke", "unrecognized arguments: --experiment=smoke; a setting is KEY=VALUE, without dashes"),
         ("learner.lora=true", "learner.lora=true: not a group of settings; give all of it, as in 'learner.lora={rank:"),
-        ("learner.engine=torch", "learner.engine=torch has no zero_stage, offload and sequence_parallel; choose"),
+        (
+            "learner.engine=torch",
+            "learner.engine=torch has no zero_stage, offload, sequence_parallel and collective_timeout_s; choose",
+        ),
     ],
 )
 def test_mistakes_in_the_configuration(commands, tmp_path: Path, override: str, says: str) -> None:

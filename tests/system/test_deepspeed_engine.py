@@ -62,7 +62,7 @@ def test_a_meeting_point_in_use_is_one_line(monkeypatch: pytest.MonkeyPatch) -> 
         with pytest.raises(
             SetupError, match=rf"^the learner ranks cannot meet at 127.0.0.1:{port} \(.*in use"
         ) as error:
-            DeepSpeedEngine(None, None, None, torch.device("cpu"), collective_timeout_s=5)  # type: ignore[arg-type]
+            DeepSpeedEngine(None, None, None, torch.device("cpu"), 5)  # type: ignore[arg-type]
     assert "\n" not in str(error.value)
 
 
@@ -119,6 +119,7 @@ def train(
     learner = {"engine": engine, "max_tokens": max_tokens, "world_size": world_size}
     if engine == "deepspeed":
         learner |= {"zero_stage": stage, "offload": offload, "sequence_parallel": together}
+        learner |= {"collective_timeout_s": 250.0 if world_size > 1 else 300.0}
     samples = pickle.loads((task / "samples.pickle").read_bytes())  # noqa: S301 (this test wrote it)
 
     def start(settings: dict[str, Any]) -> LearnerRank:
@@ -178,6 +179,10 @@ def train(
         losses[loss.stem] = trained.update(off_policy.updates[i % UPDATES], scores, scores)
         points[loss.stem] = published(trained, 4 + i)
 
+    if engine == "deepspeed":  # also of groups that DeepSpeed has made for itself, up to here
+        groups = [group._get_backend(torch.device("cpu")) for group in torch.distributed.distributed_c10d._world.pg_map]
+        assert len(groups) >= 2
+        assert {group.options._timeout.total_seconds() for group in groups} == {learner["collective_timeout_s"]}
     refusals = []
     if world_size == 1 and engine == "deepspeed":
         for file in sorted((saved / "state").glob("*.pt")):

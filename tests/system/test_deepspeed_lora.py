@@ -49,7 +49,7 @@ def train(
     folders = json.loads((task / "folders.json").read_text())
     config = TrainConfig.model_validate_json((task / f"{where}.json").read_text())
     learner = {"engine": engine, "world_size": world_size, "gradient_checkpointing": checkpointing}
-    own = {"zero_stage": stage, "offload": offload, "sequence_parallel": 1}
+    own = {"zero_stage": stage, "offload": offload, "sequence_parallel": 1, "collective_timeout_s": 300.0}
     learner |= own if engine == "deepspeed" else {}
     whole = TrainConfig.model_validate(config.model_dump() | {"learner": config.learner.model_dump() | learner})
     samples = pickle.loads((task / "samples.pickle").read_bytes())  # noqa: S301 (this test wrote it)

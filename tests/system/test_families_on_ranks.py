@@ -50,6 +50,7 @@ def work(task: Path, rank: int, world_size: int, port: int) -> None:
 
     for family in FAMILIES:
         settings = {"engine": "deepspeed", "offload": "none", "zero_stage": 3, "sequence_parallel": 1}
+        settings |= {"collective_timeout_s": 300.0}
         found = trained(task, family, rank, world_size, settings)
         (task / f"{family} {rank}.pickle").write_bytes(pickle.dumps(found))
     torch.distributed.destroy_process_group()  # or torch's threads may end the process with an error

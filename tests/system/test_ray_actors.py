@@ -20,7 +20,7 @@ from ral_system.actors.placement import Bundle, reserve
 from ral_system.actors.roles import RayRoles
 from ral_system.batches.micro_batches import groups_of
 from ral_system.data.chat import ChatRenderer
-from ral_system.errors import ActorError, DataError, GateError, SetupError
+from ral_system.errors import ActorError, CollectiveError, DataError, GateError, SetupError
 from ral_system.media.store import MediaStore
 from ral_system.models.loading import load_family
 from ral_system.tasks.tiny_model import build_tiny_model
@@ -130,6 +130,42 @@ def test_a_silent_actor_is_named_with_its_stacks(troubled: list[Member]) -> None
         list(stream([stuck], 1.0, "testing"))
 
 
+@pytest.mark.parametrize("way", ["wait_for_others", "be_ended_by_nccl"])
+def test_a_rank_that_does_not_come_to_a_collective_is_named(start: Callable[[int], Member], way: str) -> None:
+    members = [replace(start(rank), role="learner") for rank in (0, 1)]
+    waits = Call(members[0], getattr(members[0].handle, way).remote())
+    hangs = Call(members[1], members[1].handle.hang.remote())
+    began = time.monotonic()
+    with pytest.raises(
+        CollectiveError,
+        match=r"^learner 0 waited for other learner ranks longer than learner.collective_timeout_s=3 while updating; "
+        r"learner 1 did not come; last lines of .*_1.log: ",
+    ) as caught:
+        wait_all([waits, hangs], 60, "updating")
+    assert "\n" not in str(caught.value)
+    assert time.monotonic() - began < 20
+    for member in members:
+        ray.kill(member.handle)
+
+
+def test_a_rank_that_dies_while_it_sends_ends_the_load(start: Callable[[int], Member]) -> None:
+    """The engine waits for it, and would until its own limit."""
+    sender, engine = start(4), start(5)
+    loads = Call(engine, engine.handle.hang.remote())
+    sends = Call(sender, sender.handle.hang.remote())
+    kill_soon(sender)
+    with pytest.raises(ActorError, match=r"^troubled 4 died while loading weights"):
+        wait_all([loads], 60, "loading weights", beside=[sends])
+    ray.kill(engine.handle)
+
+
+def test_an_answer_beside_is_not_waited_for(troubled: list[Member], start: Callable[[int], Member]) -> None:
+    slow = start(6)
+    beside = [Call(slow, slow.handle.hang.remote()), Call(troubled[1], troubled[1].handle.fine.remote())]
+    assert wait_all([Call(troubled[1], troubled[1].handle.fine.remote())], 30, "testing", beside=beside) == [7]
+    ray.kill(slow.handle)
+
+
 def test_weights_are_sent_again_when_everyone_has_given_up(
     cluster: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -140,9 +176,11 @@ def test_weights_are_sent_again_when_everyone_has_given_up(
         log = tmp_path / f"{role}_{rank}.log"
         handle = ray.remote(Unconnected).options(num_cpus=0).remote(f"{role} {rank}", log, 60.0, gives_up_s=seconds)
         members.append(Member(handle, role, rank, log))
-    learner = RayLearner(members[:1], 1, 60.0, keeps_offers=False, attention_kernel="sdpa")
+    own = {"send_timeout_s": 60.0, "keeps_offers": False, "attention_kernel": "sdpa"}
+    learner = RayLearner(members[:1], 1, 60.0, **own)  # type: ignore[arg-type]
+    generator = RayGenerator(members[1:], 60.0, 60.0, learner.sending)
     try:
-        assert Publisher(learner, RayGenerator(members[1:], 60.0)).publish(1) == 2  # a tensor in each of two engines
+        assert Publisher(learner, generator).publish(1) == 2  # a tensor in each of two engines
         calls = [Call(member, member.handle.events.remote()) for member in members]
         sender, *engines = wait_all(calls, 30, "testing")
     finally:
@@ -201,6 +239,7 @@ def roles(cluster: None, folder: Path) -> Iterator[RayRoles]:
         "reward.visual.weight=0.3",
         "algorithm.max_staleness=1",
         "rollout.on_new_weights=continue",
+        "learner.collective_timeout_s=15",
     )
     roles = RayRoles(config, "rl", folder / "start", folder, phases.__setitem__)
     print({what: round(seconds, 1) for what, seconds in phases.items()})
@@ -278,7 +317,8 @@ def test_two_engines_make_the_completions_of_one(roles: RayRoles, prompts: list[
     """Whole groups go to either, and a single one is shared out."""
     members = [m for m in roles.members if m.role == "rollout"]
     for some in (prompts, prompts[:1]):
-        one, two = ({c.id: c for c in RayGenerator(members[:count], 60.0).generate(some, SAMPLING)} for count in (1, 2))
+        each = (RayGenerator(members[:count], 60.0, 60.0).generate(some, SAMPLING) for count in (1, 2))
+        one, two = ({c.id: c for c in completions} for completions in each)
         assert one.keys() == two.keys() == {f"{p.id}#{i}" for p in some for i in range(4)}
         for id, completion in one.items():
             assert completion.token_ids == two[id].token_ids
@@ -350,6 +390,25 @@ def test_a_killed_teacher_is_named_by_whoever_waits_for_it(roles: RayRoles, prom
     with pytest.raises(ActorError, match=r"^teacher 1 died while scoring .*teacher_1.log"):
         roles.teachers[1].collect(plan_updates(samples, updates=1, shards=2, max_tokens=200))
     assert time.monotonic() - began < 30
+
+
+def test_a_learner_rank_that_hangs_is_noticed_by_the_others(roles: RayRoles, prompts: list[Prompt]) -> None:
+    """In a group of DeepSpeed's own, which has made it with no limit but gloo's half an hour."""
+    samples = [Sample(f"h{i}", prompts[0], (20, 21)) for i in range(4)]
+    victim = next(m for m in roles.members if m.name == "learner 1")
+    pid = int(victim.log.read_text().rsplit("pid ", 1)[1].split()[0])
+    os.kill(pid, signal.SIGSTOP)
+    began = time.monotonic()
+    try:
+        with pytest.raises(
+            CollectiveError,
+            match=r"^learner 0 waited for other learner ranks longer than learner.collective_timeout_s=15 while "
+            r"updating; learner 1 did not come; last lines of .*learner_1.log",
+        ):
+            roles.learner.fit(plan_updates(samples, updates=1, shards=2, max_tokens=200), 0)()
+    finally:
+        os.kill(pid, signal.SIGCONT)
+    assert 15 <= time.monotonic() - began < 60
 
 
 def test_close_returns_when_no_process_is_left(roles: RayRoles, capfd: pytest.CaptureFixture[str]) -> None:

@@ -112,7 +112,7 @@ def work(task: Path, rank: int, world_size: int, port: int) -> None:
 
     for method in METHODS:
         for name, learner in CASES.items():
-            settings = {"engine": "deepspeed", "offload": "none", **learner}
+            settings = {"engine": "deepspeed", "offload": "none", "collective_timeout_s": 300.0, **learner}
             found = scored_and_trained(task, method, rank, world_size, settings, task / f"{method} {name} model")
             (task / f"{method} {name} {rank}.pickle").write_bytes(pickle.dumps(found))
     torch.distributed.destroy_process_group()  # or torch's threads may end the process with an error

@@ -188,6 +188,7 @@ def work(task: Path, rank: int, world_size: int, port: int) -> None:
     become_rank(rank, world_size, port)
     os.environ |= {"MASTER_ADDR": HOSTS[next(iter(HOSTS))], "GLOO_SOCKET_IFNAME": CABLE}
     ours = {"engine": "deepspeed", "zero_stage": 3, "offload": "none", "sequence_parallel": 1}
+    ours |= {"collective_timeout_s": 300.0}
     metrics = train(task, rank, world_size, ours)
     (task / f"metrics_{rank}.json").write_text(json.dumps(metrics))
 

@@ -1,5 +1,6 @@
 """Actors that fail. In a module of their own, so their processes import little."""
 
+import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -7,7 +8,7 @@ from typing import Any
 import ray
 
 from ral_system.actors.process import ActorProcess, watched
-from ral_system.errors import DataError, WeightTransferError
+from ral_system.errors import CollectiveError, DataError, WeightTransferError
 from ral_system.types import TensorDigest, WeightManifest
 
 
@@ -21,6 +22,17 @@ class Troubled(ActorProcess):
     @watched
     def raise_foreign(self) -> None:
         raise ZeroDivisionError("a bug")
+
+    @watched
+    def wait_for_others(self) -> None:
+        time.sleep(0.5)
+        raise CollectiveError("learner 0 waited for other learner ranks longer than learner.collective_timeout_s=3")
+
+    @watched
+    def be_ended_by_nccl(self) -> None:
+        time.sleep(0.5)
+        print("Watchdog caught collective operation timeout: WorkNCCL(SeqNum=1, Timeout(ms)=3000) ran for 3001 ms")
+        os.abort()
 
     def fine(self) -> int:
         return 7

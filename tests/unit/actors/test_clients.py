@@ -93,7 +93,7 @@ def test_an_update_can_be_queued_behind_another(members: list[Member], monkeypat
         return [({"supervised/loss": 0.5}, work) for _ in calls]
 
     monkeypatch.setattr(clients, "wait_all", answered)
-    learner = RayLearner(members, 2, 1.0, keeps_offers=True, attention_kernel="sdpa")
+    learner = RayLearner(members, 2, 1.0, send_timeout_s=1.0, keeps_offers=True, attention_kernel="sdpa")
     answers = [learner.fit(plan, 0) for _ in range(2)]
     assert not waited and [m.handle.calls for m in members] == [[("fit", plan.updates[0])] * 2] * 2
     found = [answer() for answer in answers]
@@ -133,7 +133,7 @@ def test_ranks_that_have_a_shard_together_are_given_the_scores_of_one(
     monkeypatch.setattr(clients.ray, "put", lambda value: value, raising=False)
     handles = [RankHandle() for _ in range(4)]
     ranks = [Member(handle, "learner", rank, tmp_path) for rank, handle in enumerate(handles)]
-    learner = RayLearner(ranks, 2, 1.0, keeps_offers=True, attention_kernel="sdpa")
+    learner = RayLearner(ranks, 2, 1.0, send_timeout_s=1.0, keeps_offers=True, attention_kernel="sdpa")
     reference = RayWithoutAdapters(ranks, 2, 1.0)
     behaviour, frozen = learner.score(plan), reference.collect(plan)
     assert learner.shards == len(behaviour) == len(frozen) == 2
@@ -185,7 +185,7 @@ def test_completions_do_not_depend_on_the_number_of_engines(
 ) -> None:
     monkeypatch.setattr(clients, "stream", lambda calls, *_: (call.ref for call in calls))
     handles = [FakeEngine() for _ in range(engines)]
-    generator = RayGenerator([Member(handle, "rollout", i, tmp_path) for i, handle in enumerate(handles)], 1.0)
+    generator = RayGenerator([Member(handle, "rollout", i, tmp_path) for i, handle in enumerate(handles)], 1.0, 1.0)
     prompts = [Prompt(f"p{i}", "", "", "", (), (1,) * (i + 1)) for i in range(2)]
     sampling = Sampling(completions=4, temperature=1.0, max_new_tokens=9, seed=3)
     found = {c.id: c.token_ids for c in generator.generate(prompts, sampling)}

@@ -18,6 +18,24 @@ PLACEMENT: dict[str, tuple[dict[str, Any], list[str]]] = {
             *(("call_timeout_s", 5), ("cpus_per_rollout", 3), ("gpus_per_rollout", 1)),
         )
     },
+    "a collective that may hang as long as its call": (
+        {"learner.collective_timeout_s": 600},
+        [
+            "learner.collective_timeout_s=600 does not end before cluster.call_timeout_s=600, the limit of a whole "
+            "call; lower it, or raise call_timeout_s"
+        ],
+    ),
+    "a collective that ends before rank 0 has sent weights": (
+        {"learner.collective_timeout_s": 100, "learner.zero_stage": 3},
+        [
+            "learner.collective_timeout_s=100 with learner.zero_stage=3: the ranks wait for rank 0 while it sends "
+            "weights, up to rollout.weight_timeout_s=120; raise it, or lower weight_timeout_s"
+        ],
+    ),
+    "collectives of one rank": (
+        {"learner.collective_timeout_s": 100, "learner.world_size": 1},
+        ["learner.collective_timeout_s=100.0 has no effect with learner.world_size=1; set world_size=2, or set"],
+    ),
     "learners with two GPUs that engines share": (
         {"cluster.placement": "colocated", "cluster.gpus_per_learner": 2, "cluster.gpus_per_rollout": 2},
         ["cluster.gpus_per_learner=2 with cluster.placement=colocated", "set it to 1, or to 0"],

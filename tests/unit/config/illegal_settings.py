@@ -252,7 +252,7 @@ SETTINGS: dict[str, tuple[dict[str, Any], list[str]]] = {
     "the engine alone, in place of the group": (
         {"learner.engine": "torch", "rollout.engine": "hf"},
         [
-            "learner.engine=torch has no zero_stage, offload and sequence_parallel; choose learner=torch as a",
+            "learner.engine=torch has no zero_stage, offload, sequence_parallel and collective_timeout_s; choose",
             "rollout.engine=hf has no tensor_parallel, memory_gib and gpu_memory_utilization; choose rollout=hf as",
         ],
     ),

@@ -270,8 +270,8 @@ def test_stages_are_sorted_into_the_order_of_a_run(defaults) -> None:
     [
         (
             {"learner.engine": "torch"},
-            "learner.engine=torch has no zero_stage, offload and sequence_parallel; choose learner=torch as a group, "
-            "or remove those keys (~learner.zero_stage)",
+            "learner.engine=torch has no zero_stage, offload, sequence_parallel and collective_timeout_s; choose "
+            "learner=torch as a group, or remove those keys (~learner.zero_stage)",
         ),
         (
             {"rollout": HF | {"engine": "vllm"}},
