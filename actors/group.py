@@ -123,9 +123,7 @@ def _explain(error: RayError, call: Call, doing: str, others: Any) -> Exception:
         return cause
     if isinstance(error, RayTaskError) and not isinstance(cause, RayError):
         return _dead_peer(others, doing) or error  # a rank that lost its peer fails with a misleading error
-    if call.member.role == "learner" and (limit_s := ended_by_nccl(call.member.log)) is not None:
-        return _absent(late(call.member.name, limit_s), others, doing, grace_s=_PEER_GRACE_S)
-    return _dead(call.member, error, doing)
+    return _dead(call.member, error, others, doing)
 
 
 def _absent(waited: str, others: Any, doing: str, *, grace_s: float) -> CollectiveError:
@@ -147,13 +145,15 @@ def _dead_peer(others: Any, doing: str) -> ActorError | None:
         try:
             ray.get(ref, timeout=_PEER_GRACE_S)
         except RayActorError as error:
-            return _dead(calls[ref].member, error, doing)
+            return _dead(calls[ref].member, error, others, doing)
         except RayError:
             continue
     return None
 
 
-def _dead(member: Member, error: RayError, doing: str) -> ActorError:
+def _dead(member: Member, error: RayError, others: Any, doing: str) -> ActorError:
+    if member.role == "learner" and (limit_s := ended_by_nccl(member.log)) is not None:
+        return _absent(late(member.name, limit_s), others, doing, grace_s=_PEER_GRACE_S)
     text = " ".join(str(error).split())
     detail = re.search(r"Worker exit detail: (.{0,160}?)(?:\. |$)", text)
     reason = detail.group(1) if detail else text[:160]
