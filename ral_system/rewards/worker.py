@@ -20,6 +20,7 @@ from ral_system.errors import SetupError
 from ral_system.subprocesses import kill_descendants
 from ral_system.types import RewardStatus
 
+_END_S = 10
 START_TIMEOUT_S = 120.0
 """Bound on a process's start: importing pydantic and the verifier, on a machine whose cores may all be busy."""
 _MAX_LINE_BYTES = 2**20
@@ -133,8 +134,11 @@ class Worker:
             kill_descendants(self._process.pid)
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self._process.pid, signal.SIGKILL)
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            self._process.wait(timeout=10)
+        try:
+            self._process.wait(timeout=_END_S)
+        except subprocess.TimeoutExpired:
+            what = f"verifier process {self._process.pid} is alive {_END_S} s after it was killed"
+            print(f"warning: {what}", file=sys.stderr, flush=True)
         for pipe in (self._process.stdin, self._process.stdout):
             assert pipe is not None
             with contextlib.suppress(OSError):

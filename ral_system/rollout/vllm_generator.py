@@ -7,6 +7,8 @@ distribution that was sampled from; every completion has its own seed; a weight 
 from __future__ import annotations
 
 import hashlib
+import multiprocessing
+import sys
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -50,6 +52,9 @@ from ral_system.weights.transfer.object_store import ObjectStore
 from ral_system.weights.transfer.transfer import Offer, Setting, Transfer
 
 _BAN = -100.0  # vLLM clamps biases to ±100; exp(-100) of the best token's probability is below fp32 resolution
+_RANK = "VllmWorker"
+"""How the names of vLLM's rank processes begin."""
+_END_S = 20
 
 
 class VllmEngine:
@@ -126,7 +131,12 @@ class VllmEngine:
 
     def close(self) -> None:
         """Give the engine's memory back, so the process can start another. Not to be used afterwards."""
+        ranks = [child for child in multiprocessing.active_children() if child.name.startswith(_RANK)]
         self._llm.llm_engine.engine_core.shutdown()
+        for rank in ranks:  # vLLM does not wait for those that it has to kill
+            rank.join(_END_S)
+            if rank.is_alive():
+                print(f"warning: {rank.name} (process {rank.pid}) is alive {_END_S} s after its end", file=sys.stderr)
         del self._llm, self._handover
         cleanup_dist_env_and_memory()
 

@@ -1,5 +1,6 @@
 """Engines for which there is not enough memory, of one rank and of two. This file is also what starts one."""
 
+import multiprocessing
 import os
 import re
 import sys
@@ -49,8 +50,16 @@ def test_a_refusal_is_one_line_whatever_the_number_of_ranks(
     assert line.startswith("rollout 3: ")
 
 
+@pytest.mark.long
+def test_ranks_have_ended_when_an_engine_is_closed(commands: "Commands", tmp_path: Path) -> None:
+    build_tiny_model(tmp_path / "model", words(), hidden=64, layers=2, vision_layers=1, seed=1)
+    given = (__file__, str(tmp_path), "2", "nothing")
+    done = commands("python", *given, cwd=tmp_path, fresh=True, PYTHONPATH=str(Path(__file__).parents[2]))
+    assert done.stdout.splitlines()[-1] == "2 ranks, then 0", done.stderr[-3000:]
+
+
 def work(folder: Path, ranks: int, refused: str) -> None:
-    """Start an engine, and print what a user reads."""
+    """Start an engine, and print what a user reads, or how many ranks there are before and after its end."""
     from ral_system.media.store import MediaStore
     from ral_system.observability.quiet import silence_third_party
     from ral_system.planning.remedies import full_device
@@ -61,11 +70,15 @@ def work(folder: Path, ranks: int, refused: str) -> None:
     os.environ |= vllm_environment(CONFIG, 1, "cpu")
     from ral_system.rollout.vllm_generator import VllmEngine
 
-    config = CONFIG.model_copy(update={"tensor_parallel": ranks} | REFUSED[refused])
+    config = CONFIG.model_copy(update={"tensor_parallel": ranks} | REFUSED.get(refused, {}))
     try:
-        VllmEngine(folder / "model", config, MediaStore(folder / "media"), seed=0, device="cpu")
+        engine = VllmEngine(folder / "model", config, MediaStore(folder / "media"), seed=0, device="cpu")
     except (RuntimeError, ValueError) as error:
         print(full_device(error, "rollout 3"))
+        return
+    started = [child.pid for child in multiprocessing.active_children()]
+    engine.close()
+    print(f"{len(started)} ranks, then {sum(Path(f'/proc/{pid}').exists() for pid in started)}")
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ from ral_system.config.reward import RewardConfig
 from ral_system.errors import ActorError, SetupError
 from ral_system.rewards.judge import judge
 from ral_system.rewards.pool import RewardPool, _greeting, check_loads
+from ral_system.rewards.worker import Worker
 from ral_system.types import Completion, FinishReason, Prompt, RewardStatus, Verdict
 from tests.unit.rewards.settings import reward_config
 
@@ -267,3 +268,18 @@ def test_the_same_completion_twice_is_a_mistake() -> None:
 def test_the_processes_do_not_import_torch() -> None:
     code = "import sys, ral_system.rewards.child; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], timeout=120).returncode == 0
+
+
+def test_a_process_that_outlives_its_kill_is_named(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    worker = Worker(b"")
+    pid, wait = worker._process.pid, worker._process.wait
+
+    def late(timeout: float) -> int:
+        raise subprocess.TimeoutExpired("child", timeout)
+
+    monkeypatch.setattr(worker._process, "wait", late)  # as in a driver's uninterruptible call
+    worker.kill()
+    assert capsys.readouterr().err == f"warning: verifier process {pid} is alive 10 s after it was killed\n"
+    wait(timeout=20)
