@@ -8,6 +8,8 @@ PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 DEVELOPED := .venv/.developed
+# The plugins that tests use. Without this, pytest rewrites all of hypothesis and Hydra, for plugins that they offer.
+PYTEST := $(BIN)/python -m pytest --disable-plugin-autoload -p xdist -p timeout -p hypothesispytest
 # A file's tests stay in one process, because they share what they prepare; those that start Ray clusters run one by one.
 IN_PARALLEL := -n logical --maxprocesses 4 --dist loadfile
 SYSTEM_IN_PARALLEL := -n 2 --dist loadscope --no-loadscope-reorder
@@ -40,20 +42,20 @@ quickstart: $(INSTALLED) ## perceive, sft and rl on this machine, then a report
 	$(BIN)/ral-train experiment=quickstart
 
 test: $(DEVELOPED) browser lint docs ## lint, then the tests that need no GPU, without the long tail of cases
-	$(BIN)/python -m pytest -m "not long and not gpu" $(IN_PARALLEL) tests/unit tests/gpu
-	$(BIN)/python -m pytest -m "not long" $(SYSTEM_IN_PARALLEL) tests/system
+	$(PYTEST) -m "not long and not gpu" $(IN_PARALLEL) tests/unit tests/gpu
+	$(PYTEST) -m "not long" $(SYSTEM_IN_PARALLEL) tests/system
 
 test-all: $(DEVELOPED) browser lint docs ## lint, then every test that needs no GPU; before a release
-	$(BIN)/python -m pytest -m "not gpu" $(IN_PARALLEL) tests/unit tests/gpu
-	$(BIN)/python -m pytest $(SYSTEM_IN_PARALLEL) tests/system
+	$(PYTEST) -m "not gpu" $(IN_PARALLEL) tests/unit tests/gpu
+	$(PYTEST) $(SYSTEM_IN_PARALLEL) tests/system
 
 unit: $(DEVELOPED) ## the unit tests alone, without the long tail of cases
-	$(BIN)/python -m pytest -m "not long and not gpu" $(IN_PARALLEL) tests/unit tests/gpu
+	$(PYTEST) -m "not long and not gpu" $(IN_PARALLEL) tests/unit tests/gpu
 
 durations: $(DEVELOPED) browser ## run what `make test` runs and print whose CPU seconds grew
-	$(BIN)/python -m pytest -q -m "not long and not gpu" $(IN_PARALLEL) --durations-json=.durations-unit.json \
+	$(PYTEST) -q -m "not long and not gpu" $(IN_PARALLEL) --durations-json=.durations-unit.json \
 		tests/unit tests/gpu
-	$(BIN)/python -m pytest -q -m "not long" $(SYSTEM_IN_PARALLEL) --durations-json=.durations-system.json tests/system
+	$(PYTEST) -q -m "not long" $(SYSTEM_IN_PARALLEL) --durations-json=.durations-system.json tests/system
 	$(BIN)/python -m tests.durations .durations-unit.json .durations-system.json
 
 docs: $(DEVELOPED) ## build the documentation into build/site; a broken link fails
