@@ -18,6 +18,10 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import pytest
 
+from tests.configuration_checks import omit_values
+
+omit_values()
+
 if importlib.util.find_spec("hypothesis"):  # the machine with a GPU may not have it
     import hypothesis
 

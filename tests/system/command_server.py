@@ -47,9 +47,11 @@ def serve(address: Path) -> NoReturn:
     """Fork for every request at the Unix socket `address`; answer with the pid, and at the end with the exit code."""
     from ral_system.observability.quiet import silence_third_party
     from ral_system.subprocesses import die_with
+    from tests.configuration_checks import omit_values
 
     die_with(os.getppid())
     silence_third_party()
+    omit_values()
     for module in PRELOADED:
         importlib.import_module(module)
     gc.freeze()  # shared pages stay shared
