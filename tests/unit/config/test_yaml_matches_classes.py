@@ -18,6 +18,9 @@ from ral_system.errors import ConfigError
 
 ROOT = Path(conf.__file__).parent
 OPTIONS = sorted((f.parent.name, f.stem) for f in ROOT.glob("*/*.yaml") if f.parent.name != "experiment")
+OF_GROUP = [[f"{name}={option}" for name, option in OPTIONS if name == group] for group in dict(OPTIONS)]
+CHOICES = [[options[i % len(options)] for options in OF_GROUP] for i in range(max(map(len, OF_GROUP)))]
+"""An option of each group at a time, which together are all: a composition takes 0.2 s."""
 EXPERIMENTS = sorted(f.stem for f in (ROOT / "experiment").glob("*.yaml"))
 MODULES = [importlib.import_module(f"ral_system.config.{m.name}") for m in pkgutil.iter_modules(package.__path__)]
 CLASSES = [
@@ -77,9 +80,9 @@ def test_the_defaults_and_the_classes_have_the_same_keys(compose_container) -> N
     assert unlike_classes(compose_container(())) == []
 
 
-@pytest.mark.parametrize(("group", "option"), OPTIONS, ids="/".join)
-def test_every_option_has_the_keys_of_its_class(compose_container, group: str, option: str) -> None:
-    assert unlike_classes(compose_container([f"{group}={option}"])) == []
+@pytest.mark.parametrize("choices", CHOICES)
+def test_every_option_has_the_keys_of_its_class(compose_container, choices: list[str]) -> None:
+    assert unlike_classes(compose_container(choices)) == []
 
 
 @pytest.mark.parametrize("name", EXPERIMENTS)
