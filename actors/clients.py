@@ -90,7 +90,7 @@ class RayHolder:
     def hold(self, held: Held) -> None:
         """Make every actor hold this much memory."""
         calls = [Call(member, member.handle.hold.remote(held)) for member in self._members]
-        wait_all(calls, self._timeout_s, "moving its memory")
+        wait_all(calls, self._timeout_s, f"changing what it holds on the shared device to {held.words}")
 
 
 class RayRewarder:

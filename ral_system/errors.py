@@ -6,6 +6,9 @@ Anything else that escapes is a bug and keeps its traceback.
 
 _MOST_LINES = 3
 
+BUG = "this is a bug in ral_system: please report it"
+"""The remedy of an error that a user can do nothing about."""
+
 
 class RalError(Exception):
     """Base class. Each argument is a problem: a line that names the field or sample, the value and the remedy."""

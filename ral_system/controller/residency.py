@@ -16,7 +16,7 @@ import enum
 from collections.abc import Mapping
 from typing import Protocol
 
-from ral_system.errors import GateError
+from ral_system.errors import BUG, GateError
 from ral_system.observability.progress import PhaseTimer
 from ral_system.protocols import Generator, Learner, Roles, SharedDevices
 from ral_system.types import Held
@@ -79,7 +79,8 @@ HELD: Mapping[Phase, tuple[Held, Held, Held]] = {
 }
 """What engines, learner and frozen models hold in each phase. Of these, only the learner and frozen models ever hold
 everything at once."""
-_NEXT = {Phase.TRAIN: (Phase.PUBLISH,), Phase.PUBLISH: (Phase.GENERATE, Phase.TRAIN), Phase.GENERATE: (Phase.TRAIN,)}
+NEXT = {Phase.TRAIN: (Phase.PUBLISH,), Phase.PUBLISH: (Phase.GENERATE, Phase.TRAIN), Phase.GENERATE: (Phase.TRAIN,)}
+"""The phases that may follow each phase."""
 
 
 class Sharing:
@@ -103,7 +104,7 @@ class Sharing:
         """Publish the last version again if the engines have given it up since."""
         if self._phase is Phase.TRAIN:
             if self._version is None:
-                raise GateError("engines are to generate before any weights were published to them")
+                raise GateError(f"rollout engines were asked to generate before they were given any weights; {BUG}")
             self.publish(self._version)
         self.enter(Phase.GENERATE)
 
@@ -115,8 +116,12 @@ class Sharing:
         """Let roles that give memory up do so before others take it. Raises GateError for a phase out of order."""
         if phase is self._phase:
             return
-        if phase not in _NEXT[self._phase]:
-            raise GateError(f"shared devices cannot pass from {self._phase.name} to {phase.name}")
+        if phase not in NEXT[self._phase]:
+            possible = " or ".join(after.name for after in NEXT[self._phase])
+            raise GateError(
+                f"cluster.placement=colocated: phase {phase.name} was asked for in phase {self._phase.name}, which "
+                f"only {possible} can follow; {BUG}"
+            )
         changes = [*zip(self._holders, HELD[self._phase], HELD[phase], strict=True)]
         with self._timer.phase("move"):
             for holder, _, after in (c for c in changes if c[2] < c[1]):

@@ -38,6 +38,7 @@ from ral_system.types import (
     Completions,
     FinishReason,
     Held,
+    Holding,
     Media,
     Piece,
     Prompt,
@@ -127,7 +128,7 @@ class VllmEngine:
         )
         self._on_new_weights = config.handover
         self._handover = Handover(self._load, config.handover)
-        self._held = Held.ALL
+        self._holding = Holding("rollout engine")
 
     def close(self) -> None:
         """Give the engine's memory back, so the process can start another. Not to be used afterwards."""
@@ -150,7 +151,7 @@ class VllmEngine:
 
     def generate_pieces(self, pieces: Sequence[Piece], sampling: Sampling) -> Completions:
         """Generate parts of groups. Media are processed once for neighbouring pieces of one prompt."""
-        self._held.require(Held.ALL, "a rollout engine is to generate")
+        self._holding.require(Held.ALL, "generate")
         waiting = ((p.prompt, index) for p in pieces for index in range(p.first, p.first + p.completions))
         running: dict[str, tuple[Prompt, int]] = {}
         inputs: dict[str, Any] = {}  # the latest prompt, processed once for all its completions
@@ -185,6 +186,7 @@ class VllmEngine:
 
     def held(self, published: WeightManifest) -> WeightManifest:
         """Return what the engine holds under the published names, read from the memory of all its ranks."""
+        self._holding.require(Held.WEIGHTS, "read its weights")
         return self._manifest(published, tuple(published.tensors), self._ask_ranks("ral_held", published))
 
     def hold(self, held: Held) -> None:
@@ -192,13 +194,13 @@ class VllmEngine:
 
         On CPU vLLM keeps its memory, and only goes through the states.
         """
-        if held is Held.NOTHING:
-            self._llm.sleep(level=2)
-        elif held is Held.WEIGHTS:
-            self._llm.wake_up(tags=["weights"])
-        else:
-            self._llm.wake_up(tags=["kv_cache"])
-        self._held = held
+        with self._holding.changing(held):  # vLLM only warns of a call that does nothing
+            if held is Held.NOTHING:
+                self._llm.sleep(level=2)
+            elif held is Held.WEIGHTS:
+                self._llm.wake_up(tags=["weights"])
+            else:
+                self._llm.wake_up(tags=["kv_cache"])
 
     @contextmanager
     def _aborting(self, running: Mapping[str, object]) -> Iterator[None]:
@@ -210,7 +212,7 @@ class VllmEngine:
                 self._llm.llm_engine.abort_request(list(running))
 
     def _load(self, offer: Offer) -> WeightManifest:
-        self._held.require(Held.WEIGHTS, "a rollout engine is to load weights")
+        self._holding.require(Held.WEIGHTS, "load weights")
         ranks = self._ask_ranks("ral_load", offer)
         self._drop_caches()
         self._llm.llm_engine.set_weight_version(str(offer.manifest.version))

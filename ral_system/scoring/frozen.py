@@ -15,7 +15,7 @@ from ral_system.config.choices import Dtype
 from ral_system.media.store import MediaStore
 from ral_system.models.host_copies import HostCopies, give_back_free_memory
 from ral_system.scoring.build import build_policy
-from ral_system.types import Held, MicroBatch, Sample, Scores
+from ral_system.types import Held, Holding, MicroBatch, Sample, Scores
 
 
 class FrozenScorer(ABC):
@@ -47,12 +47,12 @@ class FrozenScorer(ABC):
         self._collate = Collator(policy.family, media)
         self._max_tokens = max_tokens
         self._scores: Scores = {}
-        self._host, self._held = HostCopies(self._device), Held.ALL
+        self._host, self._holding = HostCopies(self._device), Holding("frozen model")
 
     @torch.no_grad()
     def score(self, samples: Sequence[Sample]) -> None:
         """Score the samples, and hold their scores."""
-        self._held.require(Held.ALL, "a frozen model is to score")
+        self._holding.require(Held.ALL, "score")
         for micro_batch in micro_batches(groups_of(samples), self._max_tokens):
             self._scores |= self._pass(self._collate(micro_batch).to(self._device), micro_batch)
 
@@ -63,12 +63,12 @@ class FrozenScorer(ABC):
     def hold(self, held: Held) -> None:
         """Keep the model on the device, or else in host memory. A model over several GPUs never leaves them."""
         assert not self._others, "a model over several GPUs would come back whole on the first of them"
-        if held is Held.ALL:
-            self._host.come_back()
-        else:
-            self._host.leave(dict(self._policy.named_parameters()))
-        give_back_free_memory(self._device)
-        self._held = held
+        with self._holding.changing(held):
+            if held is Held.ALL:
+                self._host.come_back()
+            else:
+                self._host.leave(dict(self._policy.named_parameters()))
+            give_back_free_memory(self._device)
 
     @abstractmethod
     def _pass(self, batch: TensorBatch, samples: MicroBatch) -> Scores:

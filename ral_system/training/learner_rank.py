@@ -51,6 +51,7 @@ from ral_system.training.weight_source import WeightSource
 from ral_system.training.weights_in_place import PastWeights
 from ral_system.types import (
     Held,
+    Holding,
     MicroBatch,
     Sample,
     SampleScores,
@@ -120,7 +121,7 @@ class LearnerRank:
         attention, perception = config.algorithm.attention, config.algorithm.perception
         view = (self._engine, self._collate, self._shards, config.learner.pass_tokens, config.seed)
         self._blinded = BlindedView(perception, *view) if isinstance(perception, BlindedGroup) else None
-        self._version, self._held = 0, Held.ALL
+        self._version, self._holding = 0, Holding("learner rank")
         staleness = config.algorithm.max_staleness if stage == "rl" else 0
         self._past = PastWeights(self._engine, staleness)
         self._source = WeightSource(self._engine, TORCH_DTYPES[config.rollout.dtype], rank, self._adapters)
@@ -282,25 +283,25 @@ class LearnerRank:
 
     def look(self, samples: Sequence[Sample]) -> dict[str, VisualAttention]:
         """Return maps of where the rows of each sample's answer look. All ranks compute the same."""
-        self._held.require(Held.ALL, "the learner is to compute")
+        self._holding.require(Held.ALL, "compute")
         with self._meter.apart():
             return looks(self._engine, self._collate, samples, replace(self._read, rows="answer", keys="all"))
 
     def hold(self, held: Held) -> None:
         """Keep this on the device; every rank calls it between updates."""
-        if held < Held.ALL and self._vision is not None:
-            self._vision.forget()
-        if self._average is not None:
-            self._average.hold(held)
-        self._engine.hold(held)
-        self._held = held
+        with self._holding.changing(held):
+            if held < Held.ALL and self._vision is not None:
+                self._vision.forget()
+            if self._average is not None:
+                self._average.hold(held)
+            self._engine.hold(held)
 
     def publish(self, version: int) -> WeightManifest | None:
         """Take the current weights as `version`: their identity on rank 0, None on the others. Every rank calls it.
 
         The first time every weight is read; later the trained ones are UNREAD until they travel.
         """
-        self._held.require(Held.WEIGHTS, "the learner is to publish weights")
+        self._holding.require(Held.WEIGHTS, "publish weights")
         self._version = version
         self._past.remember(version)
         return self._source.manifest(version)
@@ -310,6 +311,7 @@ class LearnerRank:
 
         With it the digests of what was read: of all that travels if the transfer keeps offers, else of nothing yet.
         """
+        self._holding.require(Held.WEIGHTS, "offer weights")
         offer = self._transfer.offer(manifest, names, self._source.stream)
         return self._source.read(), offer
 
@@ -323,18 +325,19 @@ class LearnerRank:
 
     def save_model(self, folder: Path) -> None:
         """Write the model in Hugging Face format, and adapters beside it (rank 0; every rank calls it)."""
-        self._held.require(Held.WEIGHTS, "the learner is to save its model")
+        self._holding.require(Held.WEIGHTS, "save its model")
         self._source.save(self._family.processor, folder, self._start)
 
     def save(self, folder: Path) -> None:
         """Write this rank's share of weights, optimiser and schedule."""
-        self._held.require(Held.ALL, "the learner is to save its state")
+        self._holding.require(Held.ALL, "save its state")
         self._engine.save(folder)
         if self._average is not None:
             self._average.save(folder / f"average_{self._rank}.safetensors")
 
     def load(self, folder: Path) -> None:
         """Continue exactly from what `save` wrote."""
+        self._holding.require(Held.ALL, "load its state")
         self._engine.load(folder)
         self._source.forget()
         if self._average is not None:
@@ -386,7 +389,7 @@ class LearnerRank:
 
         In place of an empty one goes a sample of the shard: ranks under ZeRO-3 wait for each other in every pass.
         """
-        self._held.require(Held.ALL, "the learner is to compute")
+        self._holding.require(Held.ALL, "compute")
         passing = samples or next(m for m in shard if m)[:1]
         batch = self._collate(passing, self._vision.encoded if self._vision else None).to(self._engine.device)
         return batch, self._engine.forward(batch, reads, tokens(samples) if tokens and samples else None)

@@ -4,7 +4,7 @@ Token positions: a sequence is `prompt.token_ids + response token_ids`; P prompt
 """
 
 from ral_system.types.evidence import Box, Region
-from ral_system.types.held import Held
+from ral_system.types.held import Held, Holding
 from ral_system.types.media import MARKS, MAX_MEDIA, Clip, Layout, Media, MediaKind, VideoSampling, View
 from ral_system.types.plan import Counts, MicroBatch, TrainPlan, UpdatePlan
 from ral_system.types.prompt import Piece, Prompt, Sampling, Split
@@ -35,6 +35,7 @@ __all__ = [
     "EngineNames",
     "FinishReason",
     "Held",
+    "Holding",
     "Layout",
     "Media",
     "MediaKind",

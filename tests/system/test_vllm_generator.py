@@ -6,6 +6,7 @@ import os
 import time
 import weakref
 from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,7 +20,7 @@ from ral_system.rollout.stopping import ANSWER_END
 from ral_system.rollout.vllm_environment import vllm_environment
 from ral_system.tasks.tiny_model import build_tiny_model
 from ral_system.tasks.visual_search import VisualSearch, words
-from ral_system.types import Sampling, VideoSampling, WeightManifest
+from ral_system.types import Held, Sampling, VideoSampling, WeightManifest
 from ral_system.weights.manifest import verify_loaded
 from ral_system.weights.transfer.object_store import Arrays
 from tests.offered import offered
@@ -247,6 +248,38 @@ def test_missing_and_unknown_tensors_are_named(setting: Setting) -> None:
     ):
         verify_loaded(weights.manifest, loaded)
     setting.engine.load_weights(weights)
+
+
+@pytest.mark.timeout(150)  # one that sleeps would generate for ever
+def test_an_engine_wakes_in_two_steps_and_refuses_to_work_before(setting: Setting) -> None:
+    """vLLM itself only warns of a call that it does not carry out, and on CPU keeps its memory all the time."""
+    engine, weights = setting.engine, setting.perturbed(5)
+    verify_loaded(weights.manifest, engine.load_weights(weights))
+    expected = {id: c.token_ids for id, c in setting.generate().items()}
+
+    def refused(work: str) -> AbstractContextManager[object]:
+        return pytest.raises(GateError, match=f"a rollout engine was asked to {work} while it holds ")
+
+    for held in (Held.WEIGHTS, Held.ALL):
+        with refused(f"hold {held.words}"):
+            engine.hold(held)
+    for _ in range(2):
+        engine.hold(Held.NOTHING)
+        for held in (Held.NOTHING, Held.ALL):
+            with refused(f"hold {held.words}"):
+                engine.hold(held)
+        with refused("generate"):
+            setting.generate()
+        with refused("load weights"):
+            engine.load_weights(weights)
+        with refused("read its weights"):
+            engine.held(weights.manifest)
+        engine.hold(Held.WEIGHTS)
+        with refused("generate"):
+            setting.generate()
+    verify_loaded(weights.manifest, engine.load_weights(weights))
+    engine.hold(Held.ALL)
+    assert {id: c.token_ids for id, c in setting.generate().items()} == expected
 
 
 def test_throughput(setting: Setting) -> None:

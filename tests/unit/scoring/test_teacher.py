@@ -10,14 +10,14 @@ import pytest
 import torch
 
 from ral_system.config.commands import TrainConfig
-from ral_system.errors import DataError, SetupError
+from ral_system.errors import DataError, GateError, SetupError
 from ral_system.media.store import MediaStore
 from ral_system.models.loading import load_model
 from ral_system.scoring.reference import ReferenceScorer
 from ral_system.scoring.teacher import TeacherScorer
 from ral_system.tasks.tiny_model import build_tiny_model
 from ral_system.tasks.visual_search import words
-from ral_system.types import Sample
+from ral_system.types import Held, Sample
 from tests.unit.training.learners import Start, Watched, equal, plan
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -82,6 +82,23 @@ def test_scores_are_held_until_they_are_taken(
         assert scores.nbytes == rows * 4 * (7 + 6 + 5 + 5 + 1)
     with pytest.raises(KeyError):
         teacher.take([rl_samples[0].id])
+
+
+def test_a_frozen_model_that_is_away_refuses_to_score(config: Config, taught: Taught, rl_samples: list[Sample]) -> None:
+    teacher, samples = taught(config()), rl_samples[:1]
+    teacher.score(samples)
+    before = teacher.take([samples[0].id])
+    teacher.hold(Held.NOTHING)
+    with pytest.raises(GateError, match="a frozen model was asked to score while it holds nothing on the shared devic"):
+        teacher.score(samples)
+    for held in (Held.NOTHING, Held.WEIGHTS):
+        with pytest.raises(GateError, match=f"a frozen model was asked to hold {held.words} while it holds nothing"):
+            teacher.hold(held)
+    teacher.hold(Held.ALL)
+    teacher.score(samples)
+    after = teacher.take([samples[0].id])
+    (one,), (other,) = (found[samples[0].id].attention for found in (before, after))
+    assert np.array_equal(one.values, other.values)
 
 
 def test_a_larger_teacher_teaches_and_how_samples_are_batched_does_not_matter(

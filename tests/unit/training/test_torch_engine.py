@@ -70,11 +70,7 @@ def test_memory_that_leaves_the_device_comes_back_as_it_was(
         if leaves:
             rank.hold(Held.WEIGHTS)
             assert rank.publish(0) is not None
-            with pytest.raises(GateError, match="the learner is to compute while weights of its memory"):
-                rank.score(plan)
             rank.hold(Held.NOTHING)
-            with pytest.raises(GateError, match="the learner is to publish weights while nothing of its"):
-                rank.publish(0)
             rank.hold(Held.ALL)
         metrics += [rank.update(plan.updates[1], scores, scores)]
         ranks.append((metrics, dict(rank._engine.policy.named_parameters()), rank._average._average))
@@ -82,3 +78,40 @@ def test_memory_that_leaves_the_device_comes_back_as_it_was(
     assert others[0] == metrics
     assert all(torch.equal(others[1][name], weight) for name, weight in weights.items())
     assert all(torch.equal(others[2][name], tensor) for name, tensor in average.items())
+
+
+def test_a_learner_without_its_memory_refuses_to_work(
+    tiny_model: Path, media: MediaStore, rl_samples: list[Sample], make_config: Callable, tmp_path: Path
+) -> None:
+    rank = LearnerRank(make_config(), tiny_model, media, 0, 1, "rl")
+    plan = plan_updates(rl_samples, updates=1, shards=1, max_tokens=300)
+    scores, manifest = rank.score(plan), rank.publish(0)
+    assert manifest is not None
+    Work = tuple[str, Callable[[], object]]
+    needs_all: list[Work] = [
+        ("compute", lambda: rank.score(plan)),
+        ("compute", lambda: rank.check_log_probs(plan)),
+        ("compute", lambda: rank.update(plan.updates[0], scores, scores)),
+        ("compute", lambda: rank.look(rl_samples[:1])),
+        ("save its state", lambda: rank.save(tmp_path)),
+        ("load its state", lambda: rank.load(tmp_path)),
+    ]
+    needs_weights: list[Work] = [
+        ("publish weights", lambda: rank.publish(0)),
+        ("offer weights", lambda: rank.offer(manifest, ())),
+        ("save its model", lambda: rank.save_model(tmp_path / "model")),
+    ]
+    with pytest.raises(GateError, match="a learner rank was asked to hold nothing while it holds all of its memory on"):
+        rank.hold(Held.NOTHING)
+    rank.hold(Held.WEIGHTS)
+    for work, call in needs_all:
+        with pytest.raises(GateError, match=f"a learner rank was asked to {work}"):
+            call()
+    for _, call in needs_weights:
+        call()
+    rank.hold(Held.NOTHING)
+    for work, call in [*needs_all, *needs_weights]:
+        with pytest.raises(GateError, match=f"a learner rank was asked to {work}"):
+            call()
+    rank.hold(Held.ALL)
+    assert rank.score(plan).keys() == scores.keys()
