@@ -129,20 +129,41 @@ def devices(bundles: Sequence[Bundle]) -> float:
     return gpus or float(sum(bundle.role != "reward" for bundle in bundles))
 
 
-def node_by_node(bundles: Sequence[Bundle], nodes: Sequence[str]) -> list[int]:
-    """Return which reserved place each bundle takes, so the ranks of a role fill one node after another.
+def node_by_node(bundles: Sequence[Bundle], nodes: Sequence[str]) -> tuple[list[Bundle], dict[str, int]]:
+    """Assign reserved places to the bundles, so the ranks of a role fill one node after another.
 
-    `nodes` are those of the places. Ray places bundles in an order of its own; rings in the order of the ranks would
-    then cross between nodes more often than there are nodes.
+    `nodes` are those of the places, in the order of `reserved_together`. Returns the bundles, and the place of each by
+    name. Ray places bundles in an order of its own, and rings in the order of the ranks would then cross between nodes
+    more often than there are nodes. Learners that share GPUs with others change places together with their engine.
+    Frozen models keep the places that have room for them, beside the learners that come there.
     """
+    together = reserved_together(bundles)
+    movers = [[index for index in place if not _keeps_place(bundles[index])] for place in together]
     first = {node: at for at, node in reversed(list(enumerate(nodes)))}
     alike: dict[tuple[str, float, float], list[int]] = {}
-    for at, bundle in enumerate(bundles):
-        alike.setdefault((bundle.role, bundle.cpus, bundle.gpus), []).append(at)
+    for at, moving in enumerate(movers):
+        whole = joined([bundles[index] for index in moving])
+        alike.setdefault((whole.role, whole.cpus, whole.gpus), []).append(at)
     taken: dict[int, int] = {}
     for places in alike.values():
         taken |= dict(zip(places, sorted(places, key=lambda at: first[nodes[at]]), strict=True))
-    return [taken[at] for at in range(len(bundles))]
+    assigned: dict[str, int] = {}
+    found = list(bundles)
+    for at, place in taken.items():
+        assigned |= {bundles[index].name: place for index in movers[at]}
+        beside = dict(zip(_learners(bundles, together[place]), _learners(bundles, together[at]), strict=True))
+        for index in set(together[place]) - set(movers[place]):
+            found[index] = replace(bundles[index], learners=tuple(beside[rank] for rank in bundles[index].learners))
+            assigned[bundles[index].name] = place
+    return found, assigned
+
+
+def _keeps_place(bundle: Bundle) -> bool:
+    return bool(bundle.learners) and bundle.role != "rollout"
+
+
+def _learners(bundles: Sequence[Bundle], place: Sequence[int]) -> list[int]:
+    return sorted(bundles[index].rank for index in place if bundles[index].role == "learner")
 
 
 def preflight(bundles: Sequence[Bundle], nodes: Sequence[Mapping[str, float]]) -> None:

@@ -109,15 +109,11 @@ class RayRoles:
         )
         start_or_join(config.cluster.address)
         on_phase("cluster", time.monotonic() - began)
-        together = reserved_together(bundles)
-        reserved = [joined([bundles[index] for index in indices]) for indices in together]
+        reserved = [joined([bundles[index] for index in indices]) for indices in reserved_together(bundles)]
         try:
             self._group = reserve(reserved, config.cluster.start_timeout_s, nodes_may_join=nodes_may_join(), tell=_tell)
             on_phase("placement", time.monotonic() - began)
-            taken = node_by_node(reserved, nodes_of(self._group))
-            self._reserved = {
-                bundles[index].name: taken[at] for at, indices in enumerate(together) for index in indices
-            }
+            bundles, self._reserved = node_by_node(bundles, nodes_of(self._group))
             self._stage(bundles, model_folder, run_folder)
             self._start(bundles, run_folder)
             self._build(stage, model_folder, run_folder, on_phase)

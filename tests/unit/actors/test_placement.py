@@ -206,6 +206,35 @@ def test_ranks_of_a_role_fill_one_node_after_another() -> None:
     bundles = [Bundle("learner", rank, 1, 1) for rank in range(5)]
     bundles += [Bundle("rollout", 0, 1, 2), Bundle("rollout", 1, 1, 1), Bundle("rollout", 2, 1, 2)]
     nodes = ["b", "a", "c", "a", "b", "a", "c", "b"]
-    taken = node_by_node(bundles, nodes)
+    found, places = node_by_node(bundles, nodes)
+    taken = [places[bundle.name] for bundle in bundles]
+    assert found == bundles
     assert taken == [0, 4, 1, 3, 2, 7, 6, 5]
     assert [nodes[at] for at in taken] == ["b", "b", "a", "a", "c", "b", "c", "a"]
+
+
+@pytest.mark.parametrize("scorers", [1, 3, 8])
+@pytest.mark.parametrize("tensor_parallel", [1, 2])
+def test_learners_fill_nodes_where_only_some_have_a_reference_beside_them(scorers: int, tensor_parallel: int) -> None:
+    engines = f"rollout.tensor_parallel={tensor_parallel}", f"cluster.gpus_per_rollout={tensor_parallel}"
+    bundles = colocated(
+        *engines, f"rollout.workers={8 // tensor_parallel}", "learner.world_size=8", f"cluster.scorers={scorers}"
+    )
+    together = reserved_together(bundles)
+    places = len(together) - 1  # the last one is that of the rewards
+    nodes = ["x", "y", "x", "x", "y", "y", "y", "x"][:places]
+    found, taken = node_by_node(bundles, [*nodes, "y"])
+    of_learners = [nodes[taken[f"learner {rank}"]] for rank in range(8)]
+    assert of_learners == sorted(of_learners) and {*of_learners} == {"x", "y"}
+    assert [(b.name, b.cpus, b.gpus) for b in found] == [(b.name, b.cpus, b.gpus) for b in bundles]
+    for at, indices in enumerate(together):  # each place holds as much as was reserved
+        there = [bundle for bundle in found if taken[bundle.name] == at]
+        reserved, held = joined([bundles[index] for index in indices]), joined(there)
+        assert (held.cpus, held.gpus) == (reserved.cpus, reserved.gpus)
+    for bundle in found:
+        assert all(taken[f"learner {rank}"] == taken[bundle.name] for rank in bundle.learners)
+        if bundle.role == "rollout":  # engine rank k takes its weights from learner rank k
+            assert bundle.learners == tuple(range(bundle.rank * tensor_parallel, (bundle.rank + 1) * tensor_parallel))
+    beside = [rank for bundle in found if bundle.role == "reference" for rank in bundle.learners]
+    assert len(beside) == len({*beside}) == scorers
+    assert devices(found) == 8
