@@ -21,7 +21,7 @@ _UNITS = (("CPU", "cpus"), ("GPU", "gpus"))
 _POLL_S = 1.0
 _FIRST_WORD_S = 3.0
 _REPEAT_S = 30.0
-_REMEDY = "add nodes, or lower cluster.cpus_per_*, cluster.gpus_per_* or worker counts"
+_LESS = "lower cluster.cpus_per_*, cluster.gpus_per_* or worker counts"
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +46,7 @@ class Bundle:
 
     @property
     def own_gpus(self) -> float:
-        """GPUs that it asks Ray for: those of learners are theirs."""
+        """GPUs to ask Ray for: none if learners have them, since Ray gives those to the learners."""
         return 0.0 if self.learners else self.gpus
 
     def resources(self) -> dict[str, float]:
@@ -167,26 +167,34 @@ def _learners(bundles: Sequence[Bundle], place: Sequence[int]) -> list[int]:
 
 
 def preflight(bundles: Sequence[Bundle], nodes: Sequence[Mapping[str, float]]) -> None:
-    """Raise SetupError if the bundles cannot fit on the current cluster. `nodes`: total resources of each."""
+    """Raise SetupError if the bundles cannot fit on a cluster that cannot grow. `nodes`: total resources of each."""
     if lack := shortage(bundles, nodes):
-        raise SetupError(f"{lack}; {_REMEDY}")
+        raise SetupError(f"{lack}; {_LESS}")
 
 
 def shortage(bundles: Sequence[Bundle], nodes: Sequence[Mapping[str, float]]) -> str | None:
-    """Describe what the nodes lack to hold the bundles, and how much of it; None if nothing."""
+    """Describe all that the nodes lack to hold the bundles, and how much of it; None if nothing."""
+    needs, there, short = [], [], set()
     for kind, unit in _UNITS:
         needed = sum(getattr(bundle, unit) for bundle in bundles)
         total = sum(node.get(kind, 0.0) for node in nodes)
         if needed > total + 1e-6:
-            return (
-                f"the run needs {_amount(needed)} {kind}s ({_breakdown(bundles, unit)}), the cluster has "
-                f"{_amount(total)} on {len(nodes)} node(s)"
-            )
+            needs.append(f"{_amount(needed, kind)} ({_breakdown(bundles, unit)})")
+            there.append(_amount(total, kind))
+            short.add(kind)
+    found = []
+    if short:
+        found.append(
+            f"the run needs {' and '.join(needs)}, the cluster has {' and '.join(there)} on {len(nodes)} node(s)"
+        )
+    too_large: dict[tuple[str, str], str] = {}  # by role and size, the first of its bundles
     for bundle in bundles:
-        if not any(all(node.get(k, 0.0) >= v for k, v in bundle.resources().items()) for node in nodes):
-            wanted = ", ".join(f"{_amount(v)} {k}s" for k, v in bundle.resources().items())
-            return f"{bundle.name} needs {wanted} on one node, and no node has them"
-    return None
+        wanted = {kind: amount for kind, amount in bundle.resources().items() if kind not in short}
+        if not any(all(node.get(kind, 0.0) >= amount for kind, amount in wanted.items()) for node in nodes):
+            size = ", ".join(_amount(amount, kind) for kind, amount in bundle.resources().items())
+            too_large.setdefault((bundle.role, size), bundle.name)
+    found += [f"{name} needs {size} on one node, and no node has them" for (_, size), name in too_large.items()]
+    return "; ".join(found) or None
 
 
 def reserve(
@@ -218,7 +226,7 @@ def reserve(
 def _no_room(bundles: Sequence[Bundle], timeout_s: float) -> SetupError:
     if lack := shortage(bundles, [node["Resources"] for node in _nodes()]):
         found = f"{lack} ({_addresses()}) after {timeout_s:.0f} s"
-        return SetupError(f"{found}; {_REMEDY}, or raise cluster.start_timeout_s")
+        return SetupError(f"{found}; add nodes, {_LESS}, or raise cluster.start_timeout_s")
     return SetupError(
         f"no room on the cluster after {timeout_s:.0f} s: {_missing(bundles)}; `ray status` shows who holds the rest; "
         "wait for it, or raise cluster.start_timeout_s"
@@ -230,7 +238,7 @@ def _missing(bundles: Sequence[Bundle]) -> str:
         return lack
     free = ray.available_resources()
     needs = (
-        f"{_amount(sum(getattr(b, unit) for b in bundles))} {kind}s (free: {_amount(free.get(kind, 0.0))})"
+        f"{_amount(sum(getattr(b, unit) for b in bundles), kind)} (free: {free.get(kind, 0.0):.4g})"
         for kind, unit in _UNITS
         if any(getattr(b, unit) for b in bundles)
     )
@@ -252,8 +260,8 @@ def release(group: Any) -> None:
 
 def _breakdown(bundles: Sequence[Bundle], unit: str) -> str:
     counts = Counter((bundle.role, getattr(bundle, unit)) for bundle in bundles)
-    return ", ".join(f"{role} {count} x {_amount(each)}" for (role, each), count in counts.items() if each)
+    return ", ".join(f"{role} {count} x {each:.4g}" for (role, each), count in counts.items() if each)
 
 
-def _amount(value: float) -> str:
-    return f"{value:.4g}"
+def _amount(value: float, kind: str) -> str:
+    return f"{value:.4g} {kind}{'' if value == 1 else 's'}"

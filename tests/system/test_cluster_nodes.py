@@ -44,7 +44,7 @@ def test_a_start_waits_for_the_node_that_joins_late(cluster: Cluster) -> None:
     assert nodes_of(group) == [newest, newest]
     release(group)
     assert len(said) == 1
-    missing = "the run needs 2 GPUs (learner 2 x 1), the cluster has 0 on 1 node(s)"
+    missing = "the run needs 2 GPUs (learner 2 x 1), the cluster has 0 GPUs on 1 node(s)"
     assert said[0].startswith(f"waiting up to 120 s for the cluster: {missing}; joined: ")
 
 

@@ -114,7 +114,7 @@ def test_a_run_waits_for_all_nodes_and_says_who_is_there(four: Four, monkeypatch
     assert len(said) >= NODES
     wanted = "the run needs 32 GPUs (learner 16 x 1, rollout 7 x 2, reference 2 x 1)"
     for joined, line in enumerate(said[:NODES]):
-        assert f": {wanted}, the cluster has {GPUS * joined} on {1 + joined} node(s); joined: " in line
+        assert f": {wanted}, the cluster has {GPUS * joined} GPUs on {1 + joined} node(s); joined: " in line
         there = set(line.partition("joined: ")[2].split(", "))
         assert there - {four.head} == {address(at) for at in range(joined)}
     # An engine's two GPUs are one bundle, so they are on one node; every GPU of the cluster is in use.

@@ -1,6 +1,15 @@
 import pytest
 
-from ral_system.actors.placement import Bundle, devices, joined, node_by_node, plan, preflight, reserved_together
+from ral_system.actors.placement import (
+    Bundle,
+    devices,
+    joined,
+    node_by_node,
+    plan,
+    preflight,
+    reserved_together,
+    shortage,
+)
 from ral_system.config.choices import Stage
 from ral_system.config.commands import TrainConfig
 from ral_system.config.teacher import TeacherRole
@@ -109,8 +118,31 @@ def test_a_cluster_that_is_too_small_is_told_by_how_much() -> None:
     with pytest.raises(SetupError) as caught:
         preflight(planned(config, "rl"), [{"CPU": 64.0, "GPU": 4.0}])
     assert str(caught.value) == (
-        "the run needs 9 GPUs (learner 8 x 1, rollout 1 x 1), the cluster has 4 on 1 node(s); "
-        "add nodes, or lower cluster.cpus_per_*, cluster.gpus_per_* or worker counts"
+        "the run needs 9 GPUs (learner 8 x 1, rollout 1 x 1), the cluster has 4 GPUs on 1 node(s); "
+        "lower cluster.cpus_per_*, cluster.gpus_per_* or worker counts"
+    )
+
+
+def test_everything_that_is_missing_is_named_at_once() -> None:
+    bundles = [Bundle("learner", rank, 2, 1) for rank in range(3)] + [Bundle("teacher", i, 1, 0) for i in range(2)]
+    with pytest.raises(SetupError) as caught:
+        preflight(bundles, [{"CPU": 2.0}])
+    assert str(caught.value) == (
+        "the run needs 8 CPUs (learner 3 x 2, teacher 2 x 1) and 3 GPUs (learner 3 x 1), the cluster has 2 CPUs and 0 "
+        "GPUs on 1 node(s); lower cluster.cpus_per_*, cluster.gpus_per_* or worker counts"
+    )
+    bundles += [Bundle("rollout", rank, 1, 2) for rank in range(2)]
+    with pytest.raises(SetupError) as caught:
+        preflight(bundles, [{"CPU": 1.0, "GPU": 1.0}] * 7)
+    assert str(caught.value).startswith(
+        "the run needs 10 CPUs (learner 3 x 2, teacher 2 x 1, rollout 2 x 1), the cluster has 7 CPUs on 7 node(s); "
+        "rollout 0 needs 1 CPU, 2 GPUs on one node, and no node has them; lower "
+    )
+    bundles[0] = Bundle("learner", 0, 99, 1)  # one of its role that is larger
+    lack = shortage(bundles, [{"CPU": 90.0, "GPU": 1.0}] * 7)
+    assert lack == (
+        "learner 0 needs 99 CPUs, 1 GPU on one node, and no node has them; "
+        "rollout 0 needs 1 CPU, 2 GPUs on one node, and no node has them"
     )
 
 
