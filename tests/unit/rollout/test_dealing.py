@@ -2,6 +2,8 @@ from collections import Counter
 from dataclasses import replace
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from ral_system.rollout.dealing import deal
 from ral_system.types import Piece, Prompt, Sampling
@@ -70,3 +72,49 @@ def test_fewer_completions_than_engines_leave_some_idle() -> None:
 def test_one_of_several_longest_shares_is_cut() -> None:
     shares = deal(prompts(*[50] * 5), Sampling(8, 1.0, 100, 0), 3)
     assert sorted(sum(piece.completions for piece in share) for share in shares) == [12, 12, 16]  # whole: 8, 16, 16
+
+
+def test_no_engine_waits_for_one_long_prompt() -> None:
+    """The longest share is a single response of the long prompt, which nothing shortens: the other group is cut."""
+    long, short = prompts(2000, 10)
+    shares = deal([long, short], SAMPLING, 15)
+    assert sorted(sum(p.completions for p in share) for share in shares) == [1] * 14 + [2]
+    assert sum(p.prompt == short for share in shares for p in share) >= 7
+
+
+@given(
+    tokens=st.lists(st.sampled_from([1, 10, 50, 500, 2000]), max_size=8),
+    completions=st.integers(1, 16),
+    max_new_tokens=st.sampled_from([1, 10, 100, 500]),
+    engines=st.integers(1, 20),
+)
+@settings(max_examples=300)
+def test_engines_are_idle_only_if_there_are_fewer_responses(
+    tokens: list[int], completions: int, max_new_tokens: int, engines: int
+) -> None:
+    """In the end, one more cut of the largest piece of the longest share would not shorten that share."""
+    of_batch, sampling = prompts(*tokens), Sampling(completions, 1.0, max_new_tokens, seed=0)
+    shares = deal(of_batch, sampling, engines)
+    assert sum(map(bool, shares)) == min(engines, len(tokens) * completions)
+    assert sum(len(share) for share in shares) >= len(tokens)
+
+    def length(piece: tuple[int, int]) -> int:
+        prompt_tokens, count = piece
+        return prompt_tokens + count * max_new_tokens
+
+    def longest_first(pieces: list[tuple[int, int]]) -> list[int]:
+        loads = [0] * engines
+        for piece in sorted(pieces, key=length, reverse=True):
+            loads[loads.index(min(loads))] += length(piece)
+        return sorted(loads, reverse=True)
+
+    by_share = [[(len(p.prompt.token_ids), p.completions) for p in share] for share in shares]
+    loads = sorted((sum(map(length, share)) for share in by_share), reverse=True)
+    pieces = [piece for share in by_share for piece in share]
+    assert loads == longest_first(pieces)
+    longest = max(by_share, key=lambda share: sum(map(length, share)))
+    prompt_tokens, count = max(longest, key=lambda piece: piece[1], default=(0, 0))
+    if count > 1:
+        pieces.remove((prompt_tokens, count))
+        finer = [*pieces, (prompt_tokens, count // 2), (prompt_tokens, count - count // 2)]
+        assert longest_first(finer) >= loads
