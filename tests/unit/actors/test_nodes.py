@@ -1,5 +1,6 @@
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from PIL import Image
@@ -27,6 +28,38 @@ def test_a_node_that_sees_another_folder_is_told_by_the_token(tmp_path: Path, mo
         assert "set runs_dir to a path on a file system that every node mounts" in problem
         assert nodes.look(tmp_path / "absent", token, (), ()).problem is not None
     assert nodes.look(run, token, (), ()).problem is not None
+    assert list(run.iterdir()) == []
+
+
+@pytest.mark.parametrize("apart", ["with a model", "without a model"])
+def test_every_node_but_the_drivers_reads_the_token(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, apart: str
+) -> None:
+    """Also one that holds no model, for example that of the verifiers alone: it writes logs into the run folder."""
+    run, elsewhere, model, looked = tmp_path / "run", tmp_path / "elsewhere", tmp_path / "model", []
+    model.mkdir()
+    (model / "config.json").write_text("{}")
+
+    def look(node: str) -> SimpleNamespace:
+        def remote(folder: Path, *given: Any) -> tuple[str, nodes.Sight]:
+            looked.append(node)
+            return node, nodes.look(elsewhere if node == apart else folder, *given)
+
+        return SimpleNamespace(remote=remote)
+
+    monkeypatch.setattr(nodes, "_TOKEN_WAIT_S", 0.0)
+    monkeypatch.setattr(nodes, "_look", look)
+    monkeypatch.setattr(nodes, "_address", lambda node: node)
+    monkeypatch.setattr(nodes, "_answers", lambda looks, *_: iter(looks))
+    monkeypatch.setattr(nodes.ray, "get_runtime_context", lambda: SimpleNamespace(get_node_id=lambda: "driver's"))
+    bundles = ["driver's", "with a model", "without a model", "with a model"], [[model], [model], [], []]
+    with pytest.raises(SetupError, match=f"^node {apart} does not see the run folder {elsewhere} of the driver's node"):
+        nodes.stage_models(*bundles, (), run, 1.0, print)
+    looked.clear()
+    apart = "nowhere"
+    found = nodes.stage_models(*bundles, (), run, 1.0, print)
+    assert found == [{model: model}, {model: model}, {}, {model: model}]
+    assert looked == ["with a model", "without a model"]
     assert list(run.iterdir()) == []
 
 
