@@ -75,7 +75,7 @@ class RayGenerator:
         return wait_all(calls, self._timeout_s, "reading weights")
 
     def load_weights(self, weights: Ref) -> Sequence[WeightManifest]:
-        """Load into all engines at once; weights go from learner to engines without passing here."""
+        """Load into all engines at once; weights travel from learner to engines, not through this process."""
         calls = [Call(member, member.handle.load_weights.remote(weights)) for member in self._members]
         return _wait_together(calls, self._load_timeout_s, "loading weights", beside=self._sending())
 
@@ -287,7 +287,7 @@ class RayLearner:
         return self._all(lambda rank: rank.validate.remote(update), "validating")
 
     def meters(self) -> Mapping[str, float]:
-        """All ranks' figures as one."""
+        """Return the figures of all ranks together."""
         calls = [Call(member, member.handle.work.remote()) for member in self._members]
         return meters(wait_all(calls, self._timeout_s, "counting"))
 
@@ -300,14 +300,14 @@ class RayLearner:
         return self._all(lambda rank: rank.publish.remote(version), "publishing weights")
 
     def offer(self, manifest: WeightManifest, names: Sequence[str]) -> tuple[Mapping[str, TensorDigest], Ref]:
-        """Return the digests that rank 0 has read, and a reference to its offer, which does not come here."""
+        """Return the digests that rank 0 has read, and a reference to its offer, which this process never fetches."""
         answers = [member.handle.offer.remote(manifest, names) for member in self._members]
         calls = [Call(member, answer[0]) for member, answer in zip(self._members, answers, strict=True)]
         read: Mapping[str, TensorDigest] = wait_all(calls, self._timeout_s, "offering weights")[0]
         return read, answers[0][1]
 
     def send(self, offer: Ref) -> Callable[[], Mapping[str, TensorDigest]]:
-        """All ranks send what was offered; the caller waits for their end with what this returns."""
+        """Make all ranks send what was offered; return a function that waits for them."""
         if self._keeps_offers:  # which may hold all weights: no rank should be given them
             return lambda: {}
         calls = [Call(member, member.handle.send.remote(offer)) for member in self._members]

@@ -53,7 +53,7 @@ def wait_all(
     on_answer: Callable[[Member], None] = lambda member: None,
     beside: Sequence[Call] = (),
 ) -> list[Any]:
-    """The answers, in order; `on_answer` hears of each as it comes. Fails at the first failure, not after the rest.
+    """Return the answers, in order; `on_answer` is called as each comes. The first failure ends the wait.
 
     A failure of a call `beside` these also counts, but nobody waits for its answer. `doing` completes "rollout 0 died
     while …". Raises ActorError, or what the actor raised.
@@ -72,7 +72,7 @@ def wait_all(
 
 
 def stream(calls: Sequence[Call], timeout_s: float, doing: str) -> Iterator[Any]:
-    """Items of several actors' generators as they come. `timeout_s` bounds the silence of all of them together."""
+    """Yield items of several actors' generators as they come. Raise if none of them yields for `timeout_s`."""
     pending = {call.ref: call for call in calls}
     while pending:
         ready, _ = ray.wait(list(pending), num_returns=1, timeout=timeout_s)
@@ -113,7 +113,7 @@ def _get(call: Call, ref: Any, timeout_s: float, doing: str, others: Any) -> Any
 
 
 def _explain(error: RayError, call: Call, doing: str, others: Any) -> Exception:
-    """Our own error if the actor raised one; who died, if that is the reason; else the error itself, a bug."""
+    """Return our own error if the actor raised one, an ActorError if an actor died, else the error, which is a bug."""
     cause: Any = error
     while isinstance(cause, RayTaskError) and cause.cause is not cause:
         cause = cause.cause

@@ -137,18 +137,18 @@ class LearnerActor(ActorProcess):
 
     @watched
     def publish(self, version: int) -> WeightManifest | None:
-        """Rank 0's identity of the current weights, which become `version`."""
+        """Take the current weights as `version`; return their manifest on rank 0."""
         return self._learner.publish(version)
 
     @watched
     def hold(self, held: Held) -> None:
-        """Keep only this on the shared device, between two phases."""
+        """Change how much memory the rank holds on the shared device, between two phases."""
         self._learner.hold(held)
 
     @watched
     @ray.method(num_returns=2)
     def offer(self, manifest: WeightManifest, names: Sequence[str]) -> tuple[Mapping[str, TensorDigest], Offer | None]:
-        """Rank 0's offer of the named tensors, for the engines; the caller waits for the digests before it."""
+        """Return rank 0's digests and its offer of the named tensors; the caller fetches only the digests."""
         return self._learner.offer(manifest, names)
 
     @watched

@@ -21,10 +21,10 @@ from ral_system.errors import SetupError
 from ral_system.models.staging import ModelCopy
 
 _TOKEN_WAIT_S = 3.0
-"""Time to wait for a new file, which a network file system may show late."""
+"""Time to wait for the token's file: a network file system may show a new file late."""
 _REPEAT_S = 30.0
 _NOT_IMPORTED = "failed to import on the worker"
-"""Words of Ray for a function whose module a node cannot import."""
+"""Part of Ray's error message when a node cannot import the module of a function."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +45,7 @@ def nodes_of(group: PlacementGroup) -> list[str]:
 
 
 def meeting_host(nodes: Sequence[str]) -> str:
-    """Return the address at which processes on these nodes find one on the first: loopback if there is no other."""
+    """Return the first node's address for processes on all of these nodes: loopback if they are one node."""
     return LOOPBACK if len(set(nodes)) == 1 else address(nodes[0])
 
 
@@ -97,7 +97,7 @@ def stage_models(
 
 
 def look(run_folder: Path, token: str, copies: Sequence[ModelCopy], media: Sequence[Path]) -> Sight:
-    """Check this node (runs on it)."""
+    """Check the node that this runs on."""
     if not _sees(run_folder, token):
         remedy = "set runs_dir to a path on a file system that every node mounts"
         return Sight((), f"does not see the run folder {run_folder} of the driver's node; {remedy}")
@@ -141,7 +141,7 @@ def _answers(looks: Mapping[Any, str], timeout_s: float, tell: Callable[[str], N
 
 
 def _failure(address: str, error: RayError) -> SetupError:
-    """Return what went wrong on a node: code that it does not have, an error of the check, or the loss of its task."""
+    """Explain why a node's check failed: it lacks the code, the check raised an error, or its process was lost."""
     if isinstance(error, RayTaskError):
         cause: Any = error.cause
         reason = str(error).strip().splitlines()[-1][:200]
@@ -165,7 +165,7 @@ def _failure(address: str, error: RayError) -> SetupError:
 
 @contextmanager
 def _token(run_folder: Path) -> Iterator[str]:
-    """Keep a random token in a file of that name while nodes look for it."""
+    """Keep a random token in a file, named after it, while nodes look for it."""
     token = secrets.token_hex(16)
     file = _token_file(run_folder, token)
     run_folder.mkdir(parents=True, exist_ok=True)

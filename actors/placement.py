@@ -35,9 +35,9 @@ class Bundle:
     rank: int
     cpus: float
     gpus: float
-    """GPUs that it uses."""
+    """GPUs that the bundle uses."""
     learners: tuple[int, ...] = ()
-    """Learner ranks whose node and GPUs it shares, with `cluster.placement=colocated`."""
+    """Learner ranks with the same node and GPUs, with `cluster.placement=colocated`."""
 
     @property
     def name(self) -> str:
@@ -46,7 +46,7 @@ class Bundle:
 
     @property
     def own_gpus(self) -> float:
-        """GPUs to ask Ray for: none if learners have them, since Ray gives those to the learners."""
+        """GPUs to request from Ray: none for a bundle that uses the GPUs of learners."""
         return 0.0 if self.learners else self.gpus
 
     def resources(self) -> dict[str, float]:
@@ -64,10 +64,10 @@ def plan(
     reference: bool,
     teachers: int,
 ) -> list[Bundle]:
-    """Return one bundle per actor of the stage, in the order in which the actors are started, learners first;
-    `reserved_together` says which share GPUs.
+    """Return one bundle per actor of the stage, learners first, in the order in which the actors start.
 
-    `reference` and `teachers` say which frozen models the rl stage has.
+    `reserved_together` tells which of them share GPUs. `reference` and `teachers` say which frozen models the rl stage
+    has.
     """
     bundles = [
         Bundle("learner", rank, cluster.cpus_per_learner, cluster.gpus_per_learner)
@@ -103,7 +103,7 @@ def _beside_learners(bundle: Bundle, world_size: int, engine_ranks: int) -> Bund
 
 
 def reserved_together(bundles: Sequence[Bundle]) -> list[list[int]]:
-    """Group the indices of the bundles that share GPUs, those of one engine's learners together; others are alone."""
+    """Group the indices of bundles that share GPUs. An engine of several GPUs joins its learners into one group."""
     first: dict[int, int] = {}
     for bundle in bundles:
         first |= {rank: min(first.get(rank, rank), bundle.learners[0]) for rank in bundle.learners}
@@ -116,7 +116,7 @@ def reserved_together(bundles: Sequence[Bundle]) -> list[list[int]]:
 
 
 def joined(bundles: Sequence[Bundle]) -> Bundle:
-    """Return the bundle that holds all of these, with the GPUs of its learners."""
+    """Return one bundle with the resources of all of these; GPUs that they share count once."""
     if len(bundles) == 1:
         return bundles[0]
     roles = " + ".join(b.role for b in bundles)
@@ -124,7 +124,7 @@ def joined(bundles: Sequence[Bundle]) -> Bundle:
 
 
 def devices(bundles: Sequence[Bundle]) -> float:
-    """GPUs that the bundles hold, those that roles share once; without GPUs the processes that have a model."""
+    """Count the GPUs of the bundles, shared ones once. Without GPUs, count the processes that have a model."""
     gpus = sum(joined([bundles[index] for index in indices]).gpus for indices in reserved_together(bundles))
     return gpus or float(sum(bundle.role != "reward" for bundle in bundles))
 

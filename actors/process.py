@@ -29,13 +29,13 @@ _DUMP_AT = 0.9  # share of the deadline: the stacks are in the log when the call
 
 
 class ActorProcess:
-    """Base of the actors. Constructed at once, without work: errors of a constructor would lose their class in Ray.
+    """Base of the actors. The constructor does no work, because Ray replaces the class of an error raised there.
 
     stdout and stderr of the process, C libraries included, go to `log`; callers show its last lines when it dies.
     """
 
     THREADS: ClassVar[Mapping[str, int]] = {}
-    """Threads beside the actor's own, by the `concurrency_group` of the methods that run there."""
+    """Numbers of further threads by `concurrency_group`: methods marked with one run in its threads."""
 
     def __init__(self, name: str, log: Path, call_timeout_s: float) -> None:
         self._name, self._call_timeout_s = name, call_timeout_s
@@ -98,7 +98,7 @@ Actor = TypeVar("Actor", bound=ActorProcess)
 
 
 def watched(method: Callable[Concatenate[Actor, P], R]) -> Callable[Concatenate[Actor, P], R]:
-    """Run an actor's method under `ActorProcess.watched`. Goes above `ray.method`, whose marks Ray reads unwrapped."""
+    """Run an actor's method under `ActorProcess.watched`. Put it above `ray.method`: Ray finds that one's options."""
 
     @wraps(method)
     def run(self: Any, *args: P.args, **kwargs: P.kwargs) -> R:

@@ -67,7 +67,7 @@ _WAITS = 5
 ends a connection by NCCL, which has no limit of its own."""
 
 OnPhase = Callable[[str, float], None]
-"""Receives what was started and the seconds that it took."""
+"""Called with what was started and the seconds that it took."""
 
 
 class RayRoles:
@@ -170,7 +170,7 @@ class RayRoles:
         return [member for member in self._members if member.role == role]
 
     def _stage(self, bundles: Sequence[Bundle], model_folder: Path, run_folder: Path) -> None:
-        """Find the models on each actor's node, and see whether it can read the data's media."""
+        """Find the models on each actor's node, and check that it can read the data's media."""
 
         def needed(bundle: Bundle) -> list[Path]:
             if bundle.role == "teacher":
@@ -186,7 +186,7 @@ class RayRoles:
         self._folders = {bundle.name: folders for bundle, folders in zip(bundles, found, strict=True)}
 
     def _start(self, bundles: Sequence[Bundle], run_folder: Path) -> None:
-        """Start the processes; none of them works yet."""
+        """Start the processes, which load nothing yet."""
         for bundle in bundles:
             log = run_folder / "logs" / f"{bundle.role}_{bundle.rank}.log"
             handle = (
@@ -222,14 +222,14 @@ class RayRoles:
         return environment
 
     def _learner_gpus(self) -> list[list[str]]:
-        """Wait for the learners' processes, once, and return the GPUs of each rank."""
+        """Return the GPUs of each learner rank. The first call waits until the learners' processes have started."""
         if not self._gpus:
             calls = [Call(member, member.handle.gpus.remote()) for member in self._of("learner")]
             self._gpus = wait_all(calls, self._cluster.start_timeout_s, "starting")
         return self._gpus
 
     def _build(self, stage: Stage, model_folder: Path, run_folder: Path, on_phase: OnPhase) -> None:
-        """Load all models at once, or the engines first if they share GPUs; any role's first failure ends the start."""
+        """Load all models at once, or the engines first if they share GPUs. The first failure ends the start."""
         config, media = self._config, run_folder / "media"
         algorithm = config.algorithm
         began = time.monotonic()
@@ -305,7 +305,7 @@ class RayRoles:
         return calls
 
     def _setting(self, run_folder: Path, rank: int) -> Setting:
-        """Return the setting in which weights travel."""
+        """Return the settings of the weight transfer for the process with this rank."""
         rollout = self._config.rollout
         return Setting(
             run_folder / "weights",
@@ -318,7 +318,7 @@ class RayRoles:
         )
 
     def _host(self, *roles: str) -> str:
-        """Return the address at which actors of these roles find the first one."""
+        """Return the address of the first actor of these roles, for the others to connect to."""
         return meeting_host([self._nodes[m.name] for role in roles for m in self._of(role)])
 
     def _at(self, member: Member, model: Path) -> Path:

@@ -76,11 +76,11 @@ class RolloutActor(ActorProcess):
 
     @watched
     def hold(self, held: Held) -> None:
-        """Keep only this on the shared device, between two phases. `parse_config` allows vLLM alone there."""
+        """Change how much memory the engine holds on the shared device, between two phases; only vLLM can."""
         cast("VllmEngine", self._engine).hold(held)
 
     @watched
     @ray.method(concurrency_group="weights")
     def load_weights(self, offer: Offer) -> WeightManifest:
-        """Load what was offered; what the engine then holds of it. It may come while `generate` goes on."""
+        """Load the offered weights; return what the engine then holds of them. May be called during `generate`."""
         return self._engine.load_weights(offer)

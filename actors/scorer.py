@@ -40,7 +40,7 @@ class ScorerActor(ActorProcess):
         gpus: int,
         media_cache_gib: float,
     ) -> None:
-        """Load the reference, over so many of the actor's GPUs if it has any."""
+        """Load the reference onto the first `gpus` GPUs of the actor, if it has any."""
         from ral_system.scoring.reference import ReferenceScorer
 
         media = node_store(media_folder, media_cache_gib)
@@ -69,7 +69,7 @@ class ScorerActor(ActorProcess):
         gpus: int,
         media_cache_gib: float,
     ) -> None:
-        """Load a teacher, over so many of the actor's GPUs if it has any."""
+        """Load a teacher onto the first `gpus` GPUs of the actor, if it has any."""
         from ral_system.scoring.teacher import TeacherScorer
 
         media = node_store(media_folder, media_cache_gib)
@@ -84,7 +84,7 @@ class ScorerActor(ActorProcess):
 
     @watched
     def hold(self, held: Held) -> None:
-        """Keep only this on the shared device, between two phases."""
+        """Change how much memory the model holds on the shared device, between two phases."""
         self._scorer.hold(held)
 
     @watched
