@@ -77,17 +77,17 @@ def stage_models(
     Raises SetupError that names the node.
     """
     here = ray.get_runtime_context().get_node_id()
-    copies = {folder: ModelCopy.of(folder) for needed in models for folder in needed}
     by_node: dict[str, dict[Path, Path]] = {node: {} for node in nodes}
     for node, needed in zip(nodes, models, strict=True):
         by_node[node] |= {folder: folder for folder in needed}
+    apart = {node: found for node, found in by_node.items() if node != here}
+    copies = {folder: ModelCopy.of(folder) for folder in {folder for found in apart.values() for folder in found}}
     with _token(run_folder) as token:
         looks = {
             _look(node).remote(
                 run_folder, token, tuple(copies[folder] for folder in found), media if found else ()
             ): node
-            for node, found in by_node.items()
-            if node != here
+            for node, found in apart.items()
         }
         for node, sight in _answers(looks, timeout_s, tell):
             if sight.problem is not None:

@@ -60,6 +60,8 @@ def test_every_node_but_the_drivers_reads_the_token(
     found = nodes.stage_models(*bundles, (), run, 1.0, print)
     assert found == [{model: model}, {model: model}, {}, {model: model}]
     assert looked == ["with a model", "without a model"]
+    monkeypatch.setattr(ModelCopy, "of", lambda folder: pytest.fail("no other node compares it"))
+    assert nodes.stage_models(["driver's"], [[model]], (), run, 1.0, print) == [{model: model}]
     assert list(run.iterdir()) == []
 
 

@@ -1,11 +1,16 @@
+import json
+import os
 import re
 import shutil
 from pathlib import Path
+from typing import Any
 
 import huggingface_hub.constants
 import pytest
+from safetensors.torch import load_file, save_file
 
 from ral_system.errors import SetupError
+from ral_system.models import staging
 from ral_system.models.staging import ModelCopy, model_digest
 from tests.unit.models.hub_cache import REPO, REVISION, put_in_cache
 
@@ -69,6 +74,89 @@ def test_a_folder_of_ones_own_must_be_on_every_node(tmp_path: Path, this_node: P
         SetupError, match=f"^cannot read model folder {re.escape(str(copy.folder))}; put it on a volume"
     ):
         copy.find()
+
+
+def test_another_training_of_the_same_model_is_refused(tiny_model: Path, tmp_path: Path, this_node: Path) -> None:
+    """Its files have the same names, headers and sizes."""
+    folder = shutil.copytree(tiny_model, tmp_path / "model")
+    copy = ModelCopy.of(folder)
+    assert copy.find() == folder
+    weights = load_file(folder / "model.safetensors")
+    size = (folder / "model.safetensors").stat().st_size
+    for name, weight in weights.items():
+        save_file(weights | {name: weight + 1}, folder / "model.safetensors", metadata={"format": "pt"})
+        assert (folder / "model.safetensors").stat().st_size == size
+        with pytest.raises(SetupError, match=r"has different files in model folder .* from the driver's node; copy"):
+            copy.find()
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    assert copy.find() == folder
+
+
+@pytest.mark.parametrize(
+    "name", ["config.json", "tokenizer.json", "model.safetensors.index.json", "chat_template.jinja"]
+)
+def test_other_text_of_the_same_size_is_another_model(tmp_path: Path, name: str) -> None:
+    folder = plain(tmp_path)
+    (folder / name).write_text("a" * 5000 + "b" * 5000)
+    before = model_digest(folder)
+    (folder / name).write_text("a" * 4999 + "b" * 5001)
+    assert model_digest(folder) != before
+
+
+def huge(file: Path, tensors: int, gib: int) -> int:
+    """Write a sparse safetensors file; return where its data begin."""
+    each = gib * 2**30 // tensors
+    entries = {
+        f"t{i}": {"dtype": "U8", "shape": [each], "data_offsets": [i * each, (i + 1) * each]} for i in range(tensors)
+    }
+    header = json.dumps(entries).encode()
+    file.write_bytes(len(header).to_bytes(8, "little") + header)
+    os.truncate(file, 8 + len(header) + tensors * each)
+    return 8 + len(header)
+
+
+@pytest.mark.skipif(not Path("/proc/self/io").exists(), reason="needs Linux's count of bytes read")
+@pytest.mark.parametrize("tensors", [3, 2_000])
+def test_of_a_large_file_at_most_a_mebibyte_of_weights_is_read(tmp_path: Path, tensors: int) -> None:
+    folder = plain(tmp_path)
+    start = huge(folder / "model.safetensors", tensors, gib=16)
+
+    def read_so_far() -> int:
+        return int(re.findall(r"rchar: (\d+)", Path("/proc/self/io").read_text())[0])
+
+    before = read_so_far()
+    first = model_digest(folder)
+    assert read_so_far() - before < start + 2**20 + 2**14
+    with (folder / "model.safetensors").open("r+b") as file:
+        file.seek(start + int((tensors // 2 + 0.5) * (2**34 // tensors)))  # the middle of the middle tensor
+        file.write(b"1")
+    assert model_digest(folder) != first
+
+
+def test_weights_without_a_header_are_sampled_from_end_to_end(tmp_path: Path) -> None:
+    folder, size = plain(tmp_path), 2**22
+    for name in ("pytorch_model.bin", "broken.safetensors"):
+        (folder / name).write_bytes(bytes(size))
+    before = model_digest(folder)
+    for name in ("pytorch_model.bin", "broken.safetensors"):
+        for at in range(0, size, size // 16):
+            with (folder / name).open("r+b") as file:
+                file.seek(at)
+                file.write(bytes([1]) * (size // 64))
+            assert model_digest(folder) != before
+            (folder / name).write_bytes(bytes(size))
+    assert model_digest(folder) == before
+
+
+def test_a_file_that_cannot_be_read_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = plain(tmp_path)
+
+    def refuse(*given: Any) -> bytes:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(staging.os, "pread", refuse)
+    with pytest.raises(SetupError, match=r"^cannot read .*/model.safetensors \(Permission denied\); correct its perm"):
+        model_digest(folder)
 
 
 def test_the_digest_is_of_the_files_that_make_a_model(tmp_path: Path) -> None:
