@@ -49,7 +49,7 @@ def test_every_node_but_the_drivers_reads_the_token(
 
     monkeypatch.setattr(nodes, "_TOKEN_WAIT_S", 0.0)
     monkeypatch.setattr(nodes, "_look", look)
-    monkeypatch.setattr(nodes, "_address", lambda node: node)
+    monkeypatch.setattr(nodes, "address", lambda node: node)
     monkeypatch.setattr(nodes, "_answers", lambda looks, *_: iter(looks))
     monkeypatch.setattr(nodes.ray, "get_runtime_context", lambda: SimpleNamespace(get_node_id=lambda: "driver's"))
     bundles = ["driver's", "with a model", "without a model", "with a model"], [[model], [model], [], []]
