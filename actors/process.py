@@ -20,7 +20,7 @@ import ray
 from ral_system.errors import RalError
 from ral_system.observability.quiet import silence_third_party
 from ral_system.observability.timeline import SpanLog
-from ral_system.planning.remedies import full_device
+from ral_system.planning.remedies import full_device, unfit_torchvision
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -57,7 +57,7 @@ class ActorProcess:
 
     def explained(self, error: Exception) -> RalError | None:
         """Return an error as one line that says what to do; None for a bug."""
-        return full_device(error, self._name)
+        return full_device(error, self._name) or unfit_torchvision(error)
 
     @contextmanager
     def watched(self, name: str) -> Iterator[None]:

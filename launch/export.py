@@ -8,7 +8,7 @@ from pathlib import Path
 from ral_system.config.choices import STAGES
 from ral_system.errors import ConfigError, RalError, SetupError
 from ral_system.launch.arguments import Parser
-from ral_system.launch.mistakes import fail
+from ral_system.launch.mistakes import explain_import, fail
 
 _DESCRIPTION = """\
 Write the model of a run as a folder that transformers, vLLM and other libraries load without ral_system: weights with
@@ -47,6 +47,8 @@ def main() -> None:
         export(options)
     except RalError as error:
         fail(error)
+    except ImportError as error:
+        fail(explain_import(error))
     except OSError as error:
         fail(SetupError(f"{error.filename or options.target}: {error.strerror or error}"))
 

@@ -15,7 +15,7 @@ from ral_system.config.commands import CommandConfig
 from ral_system.config.known import did_you_mean, is_known, known_keys, open_keys, takes_list
 from ral_system.config.variants import CHOSEN_AS_GROUPS, GIVEN_WHOLE, keys_to_suggest, which_has
 from ral_system.errors import ConfigError, RalError, SetupError
-from ral_system.planning.remedies import full_device
+from ral_system.planning.remedies import full_device, unfit_torchvision
 
 _MACHINE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)
 """Errors of the file system that a user can act on; others are bugs and keep their traceback."""
@@ -31,7 +31,14 @@ def explain(error: Exception, kind: type[CommandConfig]) -> RalError | None:
         return ConfigError(one_line(error, kind))
     if isinstance(error, OSError) and error.errno in _MACHINE:
         return SetupError(f"{error.filename or 'the disk'}: {error.strerror}; make room or choose another runs_dir")
-    return full_device(error, "this process")
+    return full_device(error, "this process") or unfit_torchvision(error)
+
+
+def explain_import(error: ImportError) -> RalError:
+    """Convert an import error that the user can fix to a RalError; raise any other one, which is a bug."""
+    if (unfit := unfit_torchvision(error)) is None:
+        raise error
+    return unfit
 
 
 def fail(error: RalError, exit_code: int | None = None) -> NoReturn:

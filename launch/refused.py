@@ -13,11 +13,14 @@ from ral_system.observability.metrics import COMMANDS_FILE
 
 @contextmanager
 def leaving_nothing(root: Path) -> Iterator[None]:
-    """Remove the folder again when the block raises a RalError, unless it was there before or something is in it."""
+    """Remove the folder again when the block raises a RalError, or cannot import what it needs.
+
+    It stays if it was there before, or something is in it.
+    """
     made = [folder for folder in (root, *root.parents) if not folder.exists()]
     try:
         yield
-    except RalError:
+    except (RalError, ImportError):
         if made and not _holds_anything(root):
             shutil.rmtree(root, ignore_errors=True)
             for folder in made[1:]:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from ral_system.errors import ConfigError, RalError
 from ral_system.launch.arguments import Parser
-from ral_system.launch.mistakes import fail
+from ral_system.launch.mistakes import explain_import, fail
 
 SEEDS = (0, 1, 2, 3, 4)
 _DESCRIPTION = """\
@@ -35,6 +35,8 @@ def main(arguments: Sequence[str]) -> None:
         print(run(options.runs_dir / "icl", options.seeds, options.quick))
     except RalError as error:
         fail(error)
+    except ImportError as error:
+        fail(explain_import(error))
     except KeyboardInterrupt:
         print("interrupted; nothing was written", file=sys.stderr)
         sys.exit(130)

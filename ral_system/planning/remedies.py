@@ -1,4 +1,6 @@
-"""The settings that lower what a role holds on its GPU, for plans, and for runs whose GPU is full after all."""
+"""Remedies: settings that lower what a role holds on its GPU, for plans and for runs whose GPU is full after all, and
+what to run where torchvision does not fit torch.
+"""
 
 from __future__ import annotations
 
@@ -67,3 +69,19 @@ def full_device(error: Exception, process: str) -> SetupError | None:
     remedy = _RUNNING.get(process.partition(" ")[0], REMEDIES["learner"])
     detail = f" (it could not {tried.group(1)})" if tried else ""
     return SetupError(f"{process}: its GPU is full{detail}; {remedy}; ral-plan prints what each role holds")
+
+
+def unfit_torchvision(error: BaseException) -> SetupError | None:
+    """Return the failure as a line with the command to run; None for any other error.
+
+    transformers hides it behind errors such as "Could not import module 'AutoProcessor'".
+    """
+    found: BaseException | None = error
+    while found is not None and not str(found).startswith("operator torchvision::"):
+        found = found.__cause__ or found.__context__
+    if found is None:
+        return None
+    return SetupError(
+        f"torchvision does not fit the installed torch ({found}); run `ral-doctor --fix` in this Python environment, "
+        "on a cluster on every node"
+    )

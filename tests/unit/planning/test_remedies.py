@@ -41,6 +41,8 @@ def test_a_rank_whose_gpu_is_full_says_what_to_change(
     )
     assert line.endswith("; ral-plan prints what each role holds") and "\n" not in line
     assert "CUDA out of memory" in capsys.readouterr().err  # the log has all of it
+    with pytest.raises(SetupError, match=r"^torchvision does not fit the installed torch \(operator torchvision::nms"):
+        learner.update(RuntimeError("operator torchvision::nms does not exist"))
     with pytest.raises(RuntimeError, match="shapes"):
         learner.update(RuntimeError("shapes"))
 
