@@ -1,14 +1,16 @@
 """`python -m bench.gpu`: all that needs a GPU to be seen, in at most eight minutes, with a table last.
 
 Runs the tests in tests/gpu, a file at a time, the attention benchmark, and eight layers of Qwen2.5-VL-7B at 9k and 16k
-tokens with and without shared prompts. Each part is a process with a limit of its own; one that fails or runs out of
-time does not end the others. A test that waits too long fails alone, if Python can interrupt it. Lines of a part that
-begin with a bar are its figures; gpu.json has all of them. Needs PyTorch, transformers, Triton and pytest; tests of
-what is not installed are skipped.
+tokens with and without shared prompts. Each part is a process that has its time whatever the others do: it may run for
+its own time and for what earlier parts have left over, and one that fails or runs out of time does not end the others.
+A test that takes half of its part's time fails alone, if Python can interrupt it. Lines of a part that begin with a bar
+are its figures; gpu.json has all of them. Needs `pip install -c constraints-gpu.txt '.[gpu,dev]'`; tests of what is not
+installed are skipped.
 """
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import signal
@@ -31,36 +33,38 @@ _SHOWN = 3
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """One command, for how long it may run, and what it takes to run it in seconds."""
+    """One command, and what it takes to run it in seconds."""
 
     name: str
-    limit_s: float
+    own_s: float
+    """Seconds that it may run even if all parts before it have used up theirs."""
     command: tuple[str, ...]
     quick: tuple[str, ...] = ()
     writes: bool = False
     """Whether it takes `--out`, the folder of its figures."""
+    tests: bool = False
+    """Whether it takes `--timeout`, the limit of each test."""
 
 
-def _tests(of: str, limit_s: float, timeout_s: float) -> Part:
-    """Return the tests of one file, and for how long each of them may run."""
-    pytest = (*_PYTHON, "pytest", "-q", "-s", "-m", "gpu", "-p", "no:cacheprovider", f"--timeout={timeout_s}")
-    return Part(of, limit_s, (*pytest, f"tests/gpu/test_{of}_on_gpu.py"))
+def _tests(of: str, own_s: float) -> Part:
+    """Return the tests of one file."""
+    pytest = (*_PYTHON, "pytest", "-q", "-s", "-m", "gpu", "-p", "no:cacheprovider")
+    return Part(of, own_s, (*pytest, f"tests/gpu/test_{of}_on_gpu.py"), tests=True)
 
 
 PARTS = (
-    _tests("kernels", 60, 30),
-    _tests("fused", 60, 30),
-    _tests("spread", 60, 30),
-    _tests("bfloat16", 60, 30),
-    _tests("plan", 80, 40),
-    _tests("weights", 90, 45),
-    _tests("residency", 120, 60),
-    Part("attention", 150, (*_PYTHON, "bench.attention"), ("--quick",), writes=True),
-    Part("shared prompts", 120, (*_PYTHON, "bench.shared_prompts"), ("--quick",), writes=True),
+    _tests("kernels", 60),
+    _tests("fused", 40),
+    _tests("spread", 30),
+    _tests("bfloat16", 40),
+    _tests("plan", 50),
+    _tests("weights", 60),
+    _tests("residency", 60),
+    Part("attention", 60, (*_PYTHON, "bench.attention"), ("--quick",), writes=True),
+    Part("shared prompts", 50, (*_PYTHON, "bench.shared_prompts"), ("--quick",), writes=True),
 )
-"""Cheap ones first."""
-LIMIT_S = 450.0
-"""Seconds for all parts, whatever hangs. It leaves half a minute of the eight for the rest."""
+"""Parts in their order: those that commonly end early are first, and leave their time to the others. Together they have
+450 s, which leaves half a minute of eight for the rest."""
 
 
 def main() -> None:
@@ -76,8 +80,9 @@ def main() -> None:
     if not (options.quick or torch.cuda.is_available()):
         parser.error("torch finds no CUDA device; --quick tries the parts without one")
     options.out.mkdir(parents=True, exist_ok=True)
-    ends = time.monotonic() + LIMIT_S
-    found = [run(part, options.out, ends - time.monotonic(), quick=options.quick) for part in PARTS]
+    began = time.monotonic()
+    ends = itertools.accumulate((part.own_s for part in PARTS), initial=began)
+    found = [run(part, options.out, end, quick=options.quick) for part, end in zip(PARTS, [*ends][1:], strict=True)]
     about = {"commit": commit(), "device": _device(), "versions": versions(("torch", "triton", "transformers"))}
     text = json.dumps({**about, "quick": options.quick, "parts": found}, indent=1)
     (options.out / "gpu.json").write_text(f"{text}\n", encoding="utf-8")
@@ -87,10 +92,13 @@ def main() -> None:
     sys.exit(any(part["exit_code"] != 0 for part in found))
 
 
-def run(part: Part, out: Path, left_s: float, *, quick: bool) -> dict[str, Any]:
-    """Run one part to its end, its limit, or that of all. Its output goes to this process's and to a log in `out`."""
-    limit_s = max(0.0, min(part.limit_s, left_s))
+def run(part: Part, out: Path, ends_s: float, *, quick: bool) -> dict[str, Any]:
+    """Run one part until it ends, or until `ends_s` of the monotonic clock. Its output goes to a log in `out`, and its
+    last lines to this process's.
+    """
+    limit_s = max(0.0, ends_s - time.monotonic())
     command = [*part.command, *(part.quick if quick else ()), *(("--out", str(out)) if part.writes else ())]
+    command += [f"--timeout={limit_s / 2:.0f}"] if part.tests else []
     log = out / f"{part.name.replace(' ', '_')}.log"
     print(f"{part.name}: {' '.join(command[2:])}; at most {limit_s:.0f} s, log {log}", flush=True)
     began = time.monotonic()

@@ -2,6 +2,7 @@ import ast
 import json
 import re
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -17,8 +18,8 @@ MEASURES = re.compile(r"perf_counter|max_memory_allocated|memory_reserved|mem_ge
 def test_a_part_that_fails_or_hangs_does_not_end_the_others(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def part(name: str, code: str, limit_s: float = 60.0) -> Part:
-        return Part(name, limit_s, (sys.executable, "-u", "-c", code))
+    def part(name: str, code: str, own_s: float = 60.0) -> Part:
+        return Part(name, own_s, (sys.executable, "-u", "-c", code))
 
     hangs = "import time; print('began', flush=True); time.sleep(60)"
     fails = "import sys; print('| b |'); print('text'); print('| a | b |'); print('| b |'); sys.exit(3)"
@@ -60,34 +61,49 @@ def test_whatever_the_gpu_tests_measure_is_a_row() -> None:
     assert len(measuring) > 8
 
 
-def test_every_file_of_tests_is_a_part_that_outlasts_a_hanging_test() -> None:
-    files = {}
-    for part in PARTS:
-        if "pytest" in part.command:
-            *options, file = part.command
-            (timeout_s,) = (float(option[10:]) for option in options if option.startswith("--timeout="))
-            assert timeout_s <= part.limit_s / 2
-            files[file] = part
+def test_every_file_of_tests_is_a_part() -> None:
+    files = [part.command[-1] for part in PARTS if part.tests]
     assert sorted(files) == sorted(f"tests/gpu/{file.name}" for file in TESTS.glob("test_*.py"))
+    assert [part.tests for part in PARTS] == ["pytest" in part.command for part in PARTS]
 
 
-def test_the_parts_take_less_than_eight_minutes_whatever_hangs(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert gpu.LIMIT_S <= 450 and max(part.limit_s for part in PARTS) <= gpu.LIMIT_S / 3
-    hangs = (sys.executable, "-c", "import time; time.sleep(60)")
-    monkeypatch.setattr(gpu, "LIMIT_S", 0.8)
+def test_a_part_outlasts_a_test_that_hangs(tmp_path: Path) -> None:
+    part = Part("says", 60.0, (sys.executable, "-c", "import sys; print(sys.argv[1])"), tests=True)
+    found = gpu.run(part, tmp_path, time.monotonic() + 60.4, quick=True)
+    assert found["figures"] == ["--timeout=30"]
+
+
+def test_the_parts_take_less_than_eight_minutes_whatever_hangs() -> None:
+    assert sum(part.own_s for part in PARTS) == 450
+
+
+def test_every_part_has_its_time_and_what_earlier_ones_leave(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = [1000.0]
+    takes = {"a": 99.0, "b": 5.0, "c": 25.0, "d": 99.0}
+    limits = {}
+
+    def run(part: Part, out: Path, ends_s: float, *, quick: bool) -> dict[str, object]:
+        limits[part.name] = ends_s - clock[0]
+        clock[0] += min(takes[part.name], limits[part.name])
+        return {"part": part.name, "exit_code": 0, "seconds": 0.0, "last_lines": [], "figures": []}
+
+    monkeypatch.setattr(gpu, "run", run)
+    monkeypatch.setattr(gpu.time, "monotonic", lambda: clock[0])
     monkeypatch.setattr(
-        gpu, "PARTS", tuple(Part(name, limit, hangs) for name, limit in (("a", 0.3), ("b", 9), ("c", 9)))
+        gpu, "PARTS", tuple(Part(name, own_s, ()) for name, own_s in zip("abcd", (10, 20, 30, 40), strict=True))
     )
     monkeypatch.setattr(sys, "argv", ["bench.gpu", "--quick", "--out", str(tmp_path)])
     with pytest.raises(SystemExit):
         gpu.main()
-    written = json.loads((tmp_path / "gpu.json").read_text())["parts"]
-    assert [part["exit_code"] for part in written] == [None] * 3
-    seconds = [part["seconds"] for part in written]
-    assert seconds[0] >= 0.3 and 0.7 <= sum(seconds) < 5 and seconds[2] < seconds[1]
-    assert "c: import time; time.sleep(60); at most 0 s" in capsys.readouterr().out
+    # a hangs and loses its 10 s alone; b leaves 15 s to c, which leaves 20 s to d; the last ends when all have to.
+    assert limits == {"a": 10, "b": 20, "c": 45, "d": 60}
+    assert clock == [1100]
+
+
+def test_a_part_that_hangs_is_ended(tmp_path: Path) -> None:
+    hangs = Part("hangs", 9, (sys.executable, "-c", "import time; time.sleep(60)"))
+    found = gpu.run(hangs, tmp_path, time.monotonic() + 0.3, quick=True)
+    assert found["exit_code"] is None and 0.3 <= found["seconds"] < 5
 
 
 def test_a_machine_without_a_gpu_is_one_line(
