@@ -1,4 +1,8 @@
-"""`constraints-gpu.txt` against the package index, if one answers: metadata only, no wheel is downloaded."""
+"""`constraints-gpu.txt`, resolved by uv against the package index: metadata only, no wheel is downloaded.
+
+If no index answers, the tests are skipped, but where the environment variable CI is set, as CI services do, they fail:
+pins that nobody has resolved must not look as if they had been.
+"""
 
 import os
 import re
@@ -6,8 +10,10 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
+from _pytest.outcomes import Failed, Skipped
 from packaging.utils import canonicalize_name
 
 pytestmark = [pytest.mark.system, pytest.mark.timeout(180)]
@@ -32,13 +38,41 @@ def resolve(constraints: Path, python: str) -> subprocess.CompletedProcess[str]:
         timeout=150,
     )  # fmt: skip
     if done.returncode and NO_INDEX.search(done.stderr):
-        pytest.skip("the package index cannot be reached")
+        unresolved(done.stderr)
     return done
+
+
+def unresolved(why: str) -> NoReturn:
+    """End a test for which no index has answered."""
+    if os.environ.get("CI", "").lower() in ("", "0", "false"):
+        pytest.skip("the package index cannot be reached")
+    pytest.fail(f"CI is set, and the package index cannot be reached: {why}")
 
 
 def pins(text: str) -> dict[str, str]:
     lines = [line for line in text.splitlines() if line and not line.startswith("#")]
     return {canonicalize_name(name): version for name, version in (line.split("==") for line in lines)}
+
+
+@pytest.mark.parametrize(
+    ("ci", "outcome"), [(None, Skipped), ("", Skipped), ("false", Skipped), ("true", Failed), ("1", Failed)]
+)
+def test_a_set_that_no_index_resolves_fails_in_ci(
+    monkeypatch: pytest.MonkeyPatch, ci: str | None, outcome: type[BaseException]
+) -> None:
+    monkeypatch.delenv("CI", raising=False)
+    if ci is not None:
+        monkeypatch.setenv("CI", ci)
+    with pytest.raises(outcome, match="the package index cannot be reached"):
+        unresolved("dns error")
+
+
+def test_an_index_that_does_not_answer_is_recognised(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CI", "true")
+    monkeypatch.setenv("UV_INDEX_URL", "http://127.0.0.1:9/simple")  # nobody listens there
+    monkeypatch.setenv("UV_NO_CACHE", "1")
+    with pytest.raises(Failed, match="Connection refused"):
+        resolve(PINS, "3.12")
 
 
 @pytest.mark.parametrize("python", ["3.11", "3.12"])
