@@ -1,4 +1,4 @@
-"""What devices can hold, and how fast they compute and move."""
+"""Devices that a plan is made for: memory, compute rate and bandwidths."""
 
 from __future__ import annotations
 
@@ -21,40 +21,40 @@ from ral_system.types import MicroBatch
 
 @dataclass(frozen=True, slots=True)
 class Device:
-    """One device. Rates are those of a run, not peaks, but for the links'."""
+    """One device. Compute rate and memory bandwidth are what a run is assumed to reach; links have their peak."""
 
     name: str
     kind: str
     """cpu or cuda"""
     bytes: int
-    """Its memory."""
+    """Memory of the device."""
     flops_per_s: float
-    """Operations of a pass over a model."""
+    """Floating-point operations per second in a pass over a model."""
     bytes_per_s: float
-    """What decoding moves in its memory."""
+    """Memory bandwidth that decoding reaches."""
     link_bytes_per_s: float
     """Bandwidth to another device of the node, one way."""
     host_bytes_per_s: float
     """Bandwidth to the host's memory."""
     decode_s: float
-    """What a decoding step takes beside its arithmetic and its memory: an estimate."""
+    """Overhead of a decoding step beside compute and memory traffic: an estimate."""
     node_bytes: int
     """What processes may hold of a node's host memory."""
 
     @property
     def usable(self) -> int:
-        """What a plan may fill: of a GPU not all, since PyTorch's allocator leaves gaps between tensors."""
+        """Bytes that a plan may fill: on a GPU less than all, since PyTorch's allocator leaves gaps between tensors."""
         return self.bytes if self.kind == "cpu" else int(USABLE * self.bytes)
 
 
 USABLE = 0.95
-"""An assumption."""
+"""Fraction of a GPU's memory that a plan may fill: an assumption."""
 CONTEXT = 2**30
-"""What a process holds of a GPU beside tensors, asleep as well: libraries, graphs, NCCL. An assumption."""
+"""GPU memory of a process beside its tensors, also while it sleeps: libraries, CUDA graphs, NCCL. An assumption."""
 
 
 _LARGEST_TRIED = 5e11
-"""Operations of an update: some seconds on a CPU."""
+"""Floating-point operations of the largest update that is timed: some seconds on a CPU."""
 
 _GPUS = {  # GiB, TB/s of memory, GB/s to a neighbour, GB/s to the host; of the SXM boards, from their data sheets
     "h100": (79.6, 3.35, 450, 55),
@@ -62,13 +62,13 @@ _GPUS = {  # GiB, TB/s of memory, GB/s to a neighbour, GB/s to the host; of the 
     "a100": (79.3, 2.04, 300, 25),
 }
 _HOST_GIB = {"h100": 1740 / 8, "h200": 1850 / 8, "a100": 1150 / 8}
-"""A GPU's share of its host: a3-highgpu-8g, ND96isr_H200_v5 and p4de.24xlarge have least among nodes with eight."""
+"""Host memory for each GPU. a3-highgpu-8g, ND96isr_H200_v5 and p4de.24xlarge have least of those with eight."""
 LEFT_BY_RAY = 0.95
 """Share of a node's memory beyond which Ray ends processes, by its default."""
 
 
 def gpu(plan: PlanConfig) -> Device:
-    """The GPU that a plan is made for."""
+    """Return the GPU that a plan is made for."""
     name = plan.device or "h100"
     gib, terabytes, link, host = _GPUS[name]
     return Device(
@@ -85,7 +85,7 @@ def gpu(plan: PlanConfig) -> Device:
 
 
 def this_cpu(config: TrainConfig, policy: OutlinedPolicy, samples: MicroBatch) -> Device:
-    """This machine, whose speed is measured: at an update of `samples`, and at a copy.
+    """Measure the speed of this machine, by an update of `samples` and by a copy in memory.
 
     Raises ConfigError for an update too large to try.
     """

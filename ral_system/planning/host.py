@@ -10,23 +10,23 @@ from ral_system.planning.devices import Device
 from ral_system.planning.memory import Role, gib
 
 PROCESS = 4 * 2**30
-"""Interpreter, libraries, CUDA's context and decoded media of a process: an assumption."""
+"""Host memory of a process for interpreter, libraries, CUDA context and decoded media: an assumption."""
 STORE = "object store"
 
 HostBytes = Counter[tuple[str, str]]
-"""Bytes by role, or object store, and by what they are for."""
+"""Bytes by role (or object store) and by purpose."""
 
 
 def fullest_node(roles: Sequence[Role], node_gpus: int, *, shared: bool) -> HostBytes:
-    """Return what processes hold on the node where they hold most. `shared`: processes of every role have the GPUs of
-    learner ranks, in their order.
+    """Return the host memory of the node whose processes use most. `shared`: processes of every role are on the GPUs of
+    learner ranks, in the order of the ranks.
     """
     nodes = [_held(roles, processes, shared) for processes in _placed(roles, node_gpus, shared)]
     return max(nodes, key=HostBytes.total)
 
 
 def _placed(roles: Sequence[Role], node_gpus: int, shared: bool) -> list[Counter[str]]:
-    """Count each node's processes. One goes to the first node with GPUs left for it: Ray takes as few as it can."""
+    """Count the processes on each node. Each goes to the first node with enough free GPUs: Ray uses few nodes."""
     nodes: list[Counter[str]] = []
     free: list[float] = []
     for role in roles:
@@ -54,7 +54,7 @@ def _held(roles: Sequence[Role], processes: Counter[str], shared: bool) -> HostB
 
 
 def host_problems(host: HostBytes, plan: PlanConfig, device: Device) -> Iterator[str]:
-    """Say if a node holds more than it may, and which setting lowers what takes most."""
+    """Report a node that needs more memory than it has, and the setting that lowers its largest part."""
     if host.total() > device.node_bytes:
         role, part = max(host, key=lambda at: host[at])
         given = "null" if plan.host_gib is None else f"{plan.host_gib:g}"

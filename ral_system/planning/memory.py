@@ -1,4 +1,4 @@
-"""Bytes of every role, by what holds them."""
+"""Memory of each role, by purpose."""
 
 from __future__ import annotations
 
@@ -27,29 +27,29 @@ from ral_system.weights.transfer.opening import configured_transfer
 from ral_system.weights.transfer.streamed import Streamed
 
 _BUCKET = 500_000_000
-"""Numbers of DeepSpeed's buffer for gradients under way; a GPU holds it whole."""
+"""Elements of DeepSpeed's gradient bucket, which a GPU allocates whole."""
 _LIVE = 1_050_000_000
-"""Parameters that ZeRO 3 gathers at once, and fetches ahead."""
+"""Parameters that ZeRO 3 keeps gathered or prefetches at a time."""
 
 
 @dataclass(frozen=True, slots=True)
 class Role:
-    """The processes of one role, each with the same memory."""
+    """Processes of one role, which all use the same memory."""
 
     name: str
     processes: int
     gpus: float
     """GPUs of each process."""
     device: Mapping[str, int]
-    """Bytes that stay on its device, by what they are for."""
+    """Bytes on its device through all phases, by purpose."""
     phases: Mapping[str, int]
-    """Bytes of each phase; one at a time is held."""
+    """Bytes of each phase; there is one phase at a time."""
     host: Mapping[str, int]
-    """Bytes in host memory, by what they are for."""
+    """Bytes in host memory, by purpose."""
     once: Mapping[str, int] = field(default_factory=dict)
     """Bytes in host memory that all processes of a node share."""
     away: int = 0
-    """Page-locked bytes in host memory for what leaves a shared device."""
+    """Bytes of page-locked host memory for what leaves a shared device."""
 
     @classmethod
     def frozen(
@@ -62,9 +62,9 @@ class Role:
         max_tokens: int,
         reads: Sequence[AttentionRead],
     ) -> Role:
-        """A frozen model that scores bundles of groups.
+        """Plan a frozen model that scores bundles of groups.
 
-        For a model on several GPUs, these are the bytes of the fullest one, as if it held a whole pass's activations.
+        For a model on several GPUs, the memory is that of the fullest one, with the activations of the whole pass.
         """
         passes = (p for b in bundles(groups_of(samples), max_tokens) for p in micro_batches(groups_of(b), max_tokens))
         largest = max(passes, key=_tokens)
@@ -77,25 +77,25 @@ class Role:
 
     @property
     def total(self) -> int:
-        """Bytes on the device at the highest."""
+        """Peak memory on the device, in bytes."""
         return sum(self.device.values()) + max(self.phases.values(), default=0)
 
 
 @dataclass(frozen=True, slots=True)
 class Weights:
-    """Numbers of a model."""
+    """Parameter counts of a model."""
 
     all: int
     trained: int
     bytes_each: int
     adapters: int = 0
-    """Numbers that rollout engines do not hold, because they are merged."""
+    """Parameters of adapters, which rollout engines hold merged into other weights."""
     adapted: int = 0
-    """Numbers of the matrices that they are merged into."""
+    """Parameters of the matrices that adapters are merged into."""
 
     @classmethod
     def of(cls, model: nn.Module) -> Weights:
-        """Count a model's, which may have no memory."""
+        """Count the parameters of a model, which may be on the meta device."""
         parameters = list(model.parameters())
         trained = sum(p.numel() for p in parameters if p.requires_grad)
         adapters, adapted = (
@@ -106,25 +106,26 @@ class Weights:
 
     @property
     def bytes(self) -> int:
-        """Bytes of all."""
+        """Bytes of all parameters."""
         return self.all * self.bytes_each
 
     @property
     def published(self) -> int:
-        """Numbers that rollout engines hold."""
+        """Parameters that rollout engines hold."""
         return self.all - self.adapters
 
     @property
     def sent(self) -> int:
-        """Numbers that training changes in them."""
+        """Parameters of rollout engines that training changes, and a weight update sends."""
         return self.trained - self.adapters + self.adapted
 
 
 def states(learner: LearnerConfig, weights: Weights, kind: str) -> tuple[dict[str, int], dict[str, int]]:
-    """Return a rank's bytes of weights, gradients and optimiser (AdamW: two float32 moments), on its device and host.
+    """Return the bytes of a rank's weights, gradients and optimiser states (AdamW: two float32 moments), on its device
+    and in host memory.
 
-    As DeepSpeed lays them out: with ZeRO 1 and 2 a rank has another set of trained weights' size until its next update;
-    with ZeRO 3 all is shared, and up to 1.05e9 weights are whole at a time.
+    This is DeepSpeed's layout. With ZeRO 1 and 2 a rank keeps a second buffer as large as the trained weights until its
+    next update. With ZeRO 3 everything is partitioned, and up to 1.05e9 parameters are gathered at a time.
     """
     trained, each = weights.trained, weights.bytes_each
     stage = zero_stage(learner)
@@ -151,28 +152,28 @@ def streams_weights(config: TrainConfig) -> bool:
 
 
 def publication(policy: OutlinedPolicy, kind: str) -> int:
-    """Bytes of the buffers through which weights travel, and what their checksums need."""
+    """Return the bytes of the buffers for a weight update, and of the temporary tensors of its checksums."""
     largest = max(p.numel() * p.element_size() for p in policy.model.parameters())
     return memory_of(largest) + 8 * AT_ONCE[kind]
 
 
 MOVED = ("weights", "gradients", "optimiser", "average")
-"""What a role takes to the host when it leaves a device to others."""
+"""Device memory that a role moves to the host when it leaves a device to others."""
 
 
 def context(kind: str, gpus: float) -> dict[str, int]:
-    """Return what a process holds of its GPUs, if it has any, beside tensors."""
+    """Return the GPU memory of a process beside its tensors, if it has GPUs."""
     return {"context": CONTEXT} if kind == "cuda" and gpus else {}
 
 
 def room(device: Device, role: Role) -> int:
-    """Bytes that a process of a role may hold on its device; engines limit themselves."""
+    """Return the bytes that a process of a role may use on its device; engines limit themselves."""
     whole = device.bytes if role.name == "rollout" else device.usable
     return int(whole * min(1.0, role.gpus)) if role.gpus else whole
 
 
 def on_shared_device(roles: Sequence[Role], supervised: Sequence[Role]) -> dict[str, int]:
-    """Bytes of each phase on the busiest GPU that engines and learners share: that of learner rank 0.
+    """Return the bytes of each phase on the fullest GPU that engines and learners share: that of learner rank 0.
 
     The first role is the learner, the second the engine, with one of its ranks there, the others frozen models; one is
     awake at a time but while weights are published. `supervised`: the learner of other stages, which have no frozen
@@ -191,12 +192,12 @@ def on_shared_device(roles: Sequence[Role], supervised: Sequence[Role]) -> dict[
 
 
 def moved(role: Role) -> int:
-    """Bytes that go to the host when a role leaves its device."""
+    """Return the bytes that move to the host when a role leaves its device."""
     return sum(size for part, size in role.device.items() if part in MOVED)
 
 
 def page_locked(size: int) -> int:
-    """Bytes that page-locked host memory for a tensor takes: PyTorch rounds them up to a power of two."""
+    """Return the bytes of page-locked memory for a tensor: PyTorch rounds its size up to a power of two."""
     return 1 << (size - 1).bit_length() if size else 0
 
 
@@ -211,7 +212,7 @@ def zero_stage(learner: LearnerConfig) -> int:
 
 
 def learner_role(config: TrainConfig, policy: OutlinedPolicy, plan: TrainPlan, kind: str) -> Role:
-    """The learner's ranks, and what their passes hold."""
+    """Return the learner ranks with the memory of their states and passes."""
     weights = Weights.of(policy.model)
     cluster = config.cluster
     device, host = states(config.learner, weights, kind)
@@ -260,8 +261,8 @@ def learner_role(config: TrainConfig, policy: OutlinedPolicy, plan: TrainPlan, k
 
 
 def _away(learner: LearnerConfig, model: nn.Module, device: Mapping[str, int]) -> int:
-    """Page-locked bytes for a rank that leaves its device: with ZeRO a buffer for each kind of what is trained, tensor
-    by tensor what is frozen, and without ZeRO everything.
+    """Return the page-locked bytes of a rank that leaves its device. With ZeRO, each kind of training state is one
+    buffer and each frozen tensor is one; without ZeRO, every tensor is.
     """
     stage = zero_stage(learner)
     ranks = learner.world_size if stage == 3 else 1
@@ -280,7 +281,7 @@ class Cache:
     bytes: int
     token_bytes: int
     state_bytes: int = 0
-    """Bytes of a sequence, however long it is."""
+    """Bytes of a sequence that do not depend on its length."""
 
     def sequences(self, samples: Sequence[Sample], group: int) -> int:
         """Return how many such sequences fit into the cache, if those of a group share their prompt."""
@@ -292,8 +293,8 @@ class Cache:
 def rollout_role(
     rollout: RolloutConfig, gpus: float, policy: OutlinedPolicy, device: Device, sample: Sample
 ) -> tuple[Role, Cache]:
-    """The rollout engines with so many GPUs each: weights, a pass over as many tokens as vLLM allows (estimated), and a
-    cache in the rest.
+    """Return the rollout engines, with `gpus` each: weights, a pass over the most tokens that vLLM allows (estimated),
+    and a KV cache in the rest.
     """
     text = policy.family.config.get_text_config()
     each = TORCH_DTYPES[rollout.dtype].itemsize
@@ -319,7 +320,7 @@ def rollout_role(
 
 
 def largest_micro_batch(plan: TrainPlan) -> MicroBatch:
-    """The micro-batch of a step that has most tokens."""
+    """Return the micro-batch of a step with most tokens."""
     return max((m for update in plan.updates for shard in update.shards for m in shard), key=_tokens)
 
 
@@ -328,5 +329,5 @@ def _tokens(samples: MicroBatch) -> int:
 
 
 def gib(size: float) -> str:
-    """Bytes in GiB, to three digits or more."""
+    """Format bytes in GiB, with three digits or more."""
     return f"{size / 2**30:.3g}" if size < 1000 * 2**30 else f"{size / 2**30:,.0f}"

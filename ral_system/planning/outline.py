@@ -1,6 +1,6 @@
-"""Runs real code on outlines of tensors: numbers with a fraction have a shape and no memory, integers are as always.
+"""Runs real code on floating-point tensors that have a shape and no data (outlines); integer tensors stay real.
 
-What a pass over a micro-batch holds on a device is found so without the device, and without the model's weights.
+This finds the peak memory of a pass over a micro-batch without the device and without the model's weights.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ _BY_MASK = (_aten.index.Tensor, _aten.index_put.default, _aten.index_put_.defaul
 
 
 class Outlines(TorchDispatchMode):
-    """Code inside the block computes shapes, and `peak_bytes` is what the tensors that it makes hold at the highest.
+    """Code inside the block computes shapes, and `peak_bytes` is the peak memory of the tensors that it creates.
 
-    Integers and truth values stay real, on CPU, wherever the code puts them: shapes depend on them; they are not
-    counted. A number that is read out of an outline is 0.
+    Integer and boolean tensors stay real, on the CPU, wherever the code puts them, because shapes depend on them. They
+    are not counted. A scalar that is read from an outline is 0.
     """
 
     def __init__(self) -> None:
@@ -48,7 +48,7 @@ class Outlines(TorchDispatchMode):
     def __torch_dispatch__(
         self, func: Any, types: Iterable[type], args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        """Run one operation."""
+        """Run one operation, on shapes if an argument is an outline."""
         kwargs = kwargs or {}
         if func in _BY_MASK:
             args = (args[0], _without_masks(args[1]), *args[2:])
@@ -107,7 +107,7 @@ class _Exchange(torch.autograd.Function):
 
 
 class _Constructors(TorchFunctionMode):
-    """Tensors of given values, which the meta device would forget before an operation sees them."""
+    """Keeps tensors that are constructed from values: the meta device would drop the values."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None) -> Any:
         kwargs = kwargs or {}
@@ -117,7 +117,7 @@ class _Constructors(TorchFunctionMode):
 
 
 def _tensors(values: Iterable[Any]) -> Iterator[Tensor]:
-    """Tensors of an operation's arguments or results, which are themselves or in a list."""
+    """Yield the tensors among an operation's arguments or results, also those in a list."""
     for value in values:
         if isinstance(value, Tensor):
             yield value
@@ -132,10 +132,10 @@ _made: dict[Any, tuple[Sequence[int], Sequence[int], torch.dtype]] = {}
 def _outline(
     func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], outlined: Sequence[Tensor]
 ) -> tuple[Any, Collection[int]]:
-    """Return what an operation on outlines makes, and the storages that were there before.
+    """Return the result of an operation on outlines, and the storages of its arguments.
 
-    PyTorch works shapes out in Python, slowly, and layers and passes repeat each other. What is a tensor with memory of
-    its own is remembered.
+    PyTorch infers shapes in Python, slowly, and layers and passes repeat each other. Results with a storage of their
+    own are cached.
     """
     key = (func, _shapes(args), _shapes(kwargs.items()))
     if (known := _made.get(key)) is not None:
@@ -149,7 +149,7 @@ def _outline(
 
 
 def _shapes(values: Iterable[Any]) -> tuple[Any, ...]:
-    """Arguments in a form that compares equal where results have the same shape."""
+    """Return arguments as a key, equal for calls whose results have the same shape."""
     return tuple(
         (value.shape, value.stride(), value.dtype)
         if isinstance(value, Tensor)
@@ -161,7 +161,7 @@ def _shapes(values: Iterable[Any]) -> tuple[Any, ...]:
 
 
 def _without_masks(indices: Iterable[Tensor | None]) -> list[Tensor | None]:
-    """Masks as the positions where they are true: only they tell how large a result is."""
+    """Replace masks by the positions where they are true, which determine the size of a result."""
     found: list[Tensor | None] = []
     for index in indices:
         if index is not None and index.dtype == torch.bool:

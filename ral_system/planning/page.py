@@ -1,4 +1,4 @@
-"""A plan as tables to read."""
+"""Prints a plan as tables."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _PARTS = ("weights", "gradients", "optimiser", "buffers", "average", "media", "c
 
 
 def print_plan(config: TrainConfig, plan: Plan, console: Console) -> None:
-    """Print what the run needs, and what was assumed."""
+    """Print memory, cores and time of the run, and the assumptions."""
     algorithm, sample = config.algorithm, plan.samples[0]
     visual = sample.prompt.visual_tokens
     words = len(sample.prompt.token_ids) - visual
@@ -29,7 +29,7 @@ def print_plan(config: TrainConfig, plan: Plan, console: Console) -> None:
     if plan.shared:
         phases = ", ".join(f"{phase} {gib(size)}" for phase, size in plan.shared.items())
         console.print(f"GiB on a shared GPU: {phases}; limit {gib(plan.device.usable)}.")
-    console.print(f"The cache of an engine holds {plan.at_once:,} such sequences.\n")
+    console.print(f"The KV cache of an engine has room for {plan.at_once:,} such sequences.\n")
     if plan.problems:
         return  # a run that does not fit takes no time
     console.print(_time(plan))
@@ -56,12 +56,12 @@ def print_plan(config: TrainConfig, plan: Plan, console: Console) -> None:
             "them earlier, and not every evaluation saves a model."
         )
     device = plan.device
-    publishing = "" if streams_weights(config) else f"{PUBLISH_S_PER_BYTE * 1e9:.2g} s a published GB, "
+    publishing = "" if streams_weights(config) else f"{PUBLISH_S_PER_BYTE * 1e9:.2g} s per published GB, "
     console.print(
         f"Assumed: {device.flops_per_s / 1e12:.3g} TFLOP/s in passes, {device.bytes_per_s / 1e9:,.0f} GB/s "
-        f"in decoding and {device.decode_s * 1e3:g} ms a decoding step beside that, {publishing}"
+        f"in decoding, {device.decode_s * 1e3:g} ms overhead per decoding step, {publishing}"
         f"{PREPROCESS_S_PER_PIXEL * 1e9:g} ns to preprocess a pixel, {WRITE_BYTES_PER_S / 1e9:g} GB/s to disk. Not "
-        "counted: starts, rewards, decoding of media, preparation of data."
+        "counted: start-up, rewards, decoding of media, preparation of data."
     )
     for line in plan.advice:
         console.print(f"note: {line}")
@@ -69,7 +69,7 @@ def print_plan(config: TrainConfig, plan: Plan, console: Console) -> None:
 
 def _memory(plan: Plan) -> Table:
     parts = [part for part in _PARTS if any(role.device.get(part) for role in plan.roles)]
-    table = Table("GiB on a device", *parts, "passes", "together", "of", "host", title_justify="left")
+    table = Table("GiB per device", *parts, "each pass", "peak", "limit", "host", title_justify="left")
     for role in (*plan.roles, *(stage.learner for stage in plan.supervised)):
         most = max(role.phases, key=lambda phase: role.phases[phase]) if role.phases else ""
         table.add_row(
@@ -85,7 +85,7 @@ def _memory(plan: Plan) -> Table:
 
 def _host(plan: Plan) -> Table:
     holders = list(dict.fromkeys(holder for holder, _ in plan.host))
-    table = Table("GiB of host memory", *holders, "together", "of")
+    table = Table("GiB of host memory", *holders, "total", "limit")
     by_holder = [sum(size for (holder, _), size in plan.host.items() if holder == name) for name in holders]
     table.add_row("fullest node", *map(gib, (*by_holder, plan.host.total(), plan.device.node_bytes)))
     return table
@@ -109,7 +109,7 @@ def _supervised(plan: Plan) -> Table:
 
 
 def _time(plan: Plan) -> Table:
-    table = Table("phase of a step", "TFLOP", "seconds", "waits for")
+    table = Table("phase of a step", "TFLOP", "seconds", "bound by")
     for phase in plan.phases:
         table.add_row(phase.name, _number(phase.flops / 1e12), _number(phase.seconds), phase.bound)
     return table

@@ -1,4 +1,4 @@
-"""What the passes of a policy hold on a device, found on outlines of the model and of its tensors."""
+"""Memory and operations of a policy's passes, from the real code on tensors that have a shape and no data."""
 
 from __future__ import annotations
 
@@ -43,12 +43,12 @@ from ral_system.types import AttentionRecord, Counts, Media, MicroBatch, Sample,
 
 @dataclass(frozen=True, slots=True)
 class Held:
-    """Bytes that a pass holds beside the model's weights."""
+    """Memory of a pass beside the model's weights, in bytes."""
 
     peak: int
-    """Largest number of bytes held at once."""
+    """Peak memory."""
     kept: int
-    """Bytes of what it returns."""
+    """Memory of its results."""
 
 
 class OutlinedPolicy:
@@ -68,7 +68,7 @@ class OutlinedPolicy:
     def encode(self, media: Sequence[Media]) -> tuple[Held, Mapping[Media, Any]]:
         """Return the memory of encoding media in one pass without gradients, and outlines of the results.
 
-        Of ranks that share the media, what the one with most holds.
+        If ranks share the media, this is the rank that needs most.
         """
         features = self._extract(media)
         of_ranks = [self._encode(media, features, rank) for rank in range(self._together)]
@@ -129,7 +129,7 @@ class OutlinedPolicy:
             yield outlines
 
     def blank_scores(self, sample: Sample) -> SampleScores:
-        """Scores of zeros, as large as those of this policy, a reference and teachers together."""
+        """Return zeros in the shape of the scores of this policy, a reference and teachers together."""
         algorithm, responded = self._config.algorithm, len(sample.response_token_ids)
         settings, top = algorithm.attention, algorithm.distillation.tokens.top_k
         rows, text = len(self.collate.rows(settings.rows, sample)), self.family.config.get_text_config()
@@ -172,7 +172,7 @@ class OutlinedPolicy:
 
 @torch.no_grad()
 def score_pass(policy: PolicyModel, batch: TensorBatch, reads: Sequence[AttentionRead]) -> None:
-    """Pass a micro-batch, and read its attention block by block."""
+    """Run the forward pass of a micro-batch, and read its attention block by block."""
     output = policy(batch, reads)
     for rows in (rows for read in reads for rows in output.attention[read]):
         for layer in range(len(rows.layers)):
@@ -188,7 +188,7 @@ def update_pass(
     config: TrainConfig,
     read: AttentionRead,
 ) -> None:
-    """Pass a micro-batch, and its objective's gradient back. `scores` stand for those of every frozen model."""
+    """Run the forward and backward pass of a micro-batch. `scores` stand for those of every frozen model."""
     found, output = objective_of(policy, batch, samples, scores, config, read)
     loss = found.loss if found.attention is None else found.loss + found.attention
     del output, found
@@ -196,7 +196,7 @@ def update_pass(
 
 
 def fit_pass(policy: PolicyModel, batch: TensorBatch, samples: MicroBatch, guidance: AttentionGuidanceConfig) -> None:
-    """Pass demonstrations, and the gradient of the supervised objective back."""
+    """Run the forward and backward pass of demonstrations, with the supervised objective."""
     reads = [QUESTION_AT_ALL_LAYERS] if guidance.active else []
     output = policy(batch, reads)
     rows = [rows for read in reads for rows in output.attention[read]]
@@ -214,7 +214,7 @@ def objective_of(
     config: TrainConfig,
     read: AttentionRead,
 ) -> tuple[Objective, PolicyOutput]:
-    """Pass a micro-batch, and take the configured objective of it."""
+    """Run the forward pass of a micro-batch, and compute the configured objective."""
     algorithm, teaching = config.algorithm, scores if config.teachers else {}
     counts = counts_of(samples)
     output = policy(batch, [read], token_read(samples, teaching, algorithm, policy.vocabulary))
@@ -232,24 +232,24 @@ def objective_of(
 
 
 def counts_of(samples: MicroBatch) -> Counts:
-    """The denominators of an update with these samples alone."""
+    """Return the denominators of an update with these samples alone."""
     tokens = sum(len(s.response_token_ids) for s in samples)
     return Counts(tokens, len(samples), attention_rows=tokens, evidence_rows=tokens)
 
 
 def pass_flops(counter: FlopCounter, family: Family, samples: MicroBatch) -> int:
-    """Operations of a forward pass over a micro-batch, every medium encoded once."""
+    """Count the operations of a forward pass over a micro-batch, with every medium encoded once."""
     media = dict.fromkeys(medium for sample in samples for medium in sample.prompt.media)
     return text_flops(counter, samples) + counter.vision(family.layout(medium) for medium in media)
 
 
 def text_flops(counter: FlopCounter, samples: MicroBatch) -> int:
-    """Operations of its text layers and its head."""
+    """Count the operations of the text layers and the head in a forward pass."""
     return counter.text(_packing(samples)) + counter.head(sum(len(s.response_token_ids) for s in samples))
 
 
 def tokens_of(samples: MicroBatch) -> int:
-    """Tokens of its stream."""
+    """Count the tokens of a packed micro-batch."""
     return _packing(samples).tokens
 
 
@@ -261,7 +261,7 @@ def _packing(samples: MicroBatch) -> Packing:
 
 
 def blank_readers(family: Family) -> tuple[Collator, FeatureExtractor]:
-    """Return readers of prompts and of their media; every medium is black."""
+    """Return a collator and a feature extractor that read every medium as black."""
     store = cast(MediaStore, BlankMedia())
     return Collator(family, store), FeatureExtractor(family, store)
 
@@ -269,9 +269,9 @@ def blank_readers(family: Family) -> tuple[Collator, FeatureExtractor]:
 def new_policy(
     family: Family, dtype: Dtype, device: torch.device, config: TrainConfig, *, trained: bool
 ) -> PolicyModel:
-    """A policy with new weights, on the meta device without memory, as a learner or a frozen model sets it up.
+    """Return a policy with new weights, set up as in a learner or a frozen model. On the meta device it has no memory.
 
-    Gradients of weights are dropped as they arrive: engines keep them in places of their own.
+    Gradients of weights are dropped as they arrive: engines keep them in buffers of their own.
     """
     family.config._attn_implementation = IMPLEMENTATION
     with device:

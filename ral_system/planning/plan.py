@@ -1,4 +1,4 @@
-"""A plan: what a run will hold, compute and take, before anything starts."""
+"""A plan: memory, operations and time of a run, before anything starts."""
 
 from __future__ import annotations
 
@@ -40,32 +40,32 @@ from ral_system.types import Sample
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What a run needs; the fields are of its rl stage where they do not say otherwise."""
+    """Resources and time of a run. Fields are about its rl stage unless they say otherwise."""
 
     device: Device
     samples: Sequence[Sample]
     """The samples of one step."""
     at_once: int
-    """Sequences that the cache of an engine holds."""
+    """Sequences that fit into the KV cache of an engine."""
     roles: Sequence[Role]
     host: HostBytes
-    """Host memory of the node that holds most; nothing for a CPU, where roles have no other."""
+    """Host memory of the fullest node; empty for a CPU, whose memory is in `roles`."""
     supervised: Sequence[StagePlan]
     """Stages before rl."""
     shared: Mapping[str, int]
-    """Bytes of each phase on a GPU that engines and learners share, in all stages; nothing if they share none."""
+    """Bytes of each phase on a GPU that engines and learners share, in all stages; empty if they share none."""
     phases: Sequence[Phase]
     step_s: float
-    """Seconds of a step; what runs side by side counts once."""
+    """Seconds of a step; phases that run at the same time count once."""
     evaluations_s: float
-    """Seconds of all evaluations: before the first step, inside, and after the last."""
+    """Seconds of all evaluations: before the first step, during training, and after the last step."""
     checkpoint_bytes: int
     run_s: float
     """Seconds of all steps, evaluations and checkpoints."""
     problems: Sequence[str]
-    """Why it cannot run, each with the setting to change."""
+    """Reasons why it cannot run, each with the setting to change."""
     advice: Sequence[str]
-    """What is worth knowing of it: mostly what makes it slower than necessary."""
+    """Notes, mostly on settings that make it slower than necessary."""
 
     @property
     def all_s(self) -> float:
@@ -74,9 +74,9 @@ class Plan:
 
 
 def make_plan(config: TrainConfig, plan: PlanConfig, folder: Path, teachers: Sequence[Path]) -> Plan:
-    """Plan the stages of a run, for the model in `folder`; only its configuration and tokenizer are read.
+    """Plan the stages of a run with the model in `folder`. Only its configuration and tokenizer are read.
 
-    Raises ConfigError for settings that no prompt fits.
+    Raises ConfigError if no prompt fits the settings.
     """
     learner, algorithm, cluster = config.learner, config.algorithm, config.cluster
     if "rl" not in config.stages:
@@ -118,7 +118,7 @@ def make_plan(config: TrainConfig, plan: PlanConfig, folder: Path, teachers: Seq
     shared = on_shared_device(roles, learners) if shares else {}
     spare = cache.bytes - cache.token_bytes * config.rollout.max_model_len
     largest = max((trained, *learners), key=lambda role: role.total + sum(role.host.values()))
-    problems = _problems(cluster, config.rollout, device, [largest, *roles[1:]], spare)
+    problems = [*_problems(cluster, config.rollout, device, [largest, *roles[1:]], spare)]
     host = fullest_node(roles, plan.node_gpus, shared=shares) if kind == "cuda" else HostBytes()
     size = clock.checkpoint_bytes()
     evaluations_s = sum(
@@ -147,7 +147,7 @@ def make_plan(config: TrainConfig, plan: PlanConfig, folder: Path, teachers: Seq
 def _frozen(
     config: TrainConfig, kind: str, folder: Path, teachers: Sequence[Path], samples: Sequence[Sample], clock: Clock
 ) -> Iterator[tuple[Role, Phase]]:
-    """The reference and teachers, each with what it scores."""
+    """Yield the reference and teachers, each with the phase in which it scores."""
     cluster, learner, teacher = config.cluster, config.learner, config.teacher
     if config.starts_reference:
         outline = OutlinedPolicy(folder, learner.dtype, kind, config, trained=False)
@@ -171,8 +171,9 @@ def _step_seconds(
     frozen: Sequence[Phase],
     learning: Sequence[Phase],
 ) -> float:
-    """Frozen models score while engines generate, all but the last bundle; after that where batches are picked or made
-    ahead, or devices shared. With staleness learners and engines work side by side.
+    """Return the seconds of a step. Frozen models score while engines generate, except for the last bundle. They score
+    afterwards if batches are selected from several rounds, or devices shared. With staleness, learners and engines work
+    at the same time.
     """
     scoring_s = max((phase.seconds for phase in frozen), default=0.0)
     learning_s = sum(phase.seconds for phase in learning)

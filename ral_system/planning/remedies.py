@@ -1,5 +1,5 @@
-"""Remedies: settings that lower what a role holds on its GPU, for plans and for runs whose GPU is full after all, and
-what to run where torchvision does not fit torch.
+"""Settings that lower the GPU memory of a role, for plans, and for runs that are out of memory; and what to run where
+torchvision does not fit torch.
 """
 
 from __future__ import annotations

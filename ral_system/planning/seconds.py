@@ -1,4 +1,4 @@
-"""Seconds of every phase of an rl step: operations, bytes and links, each at the device's rate."""
+"""Duration of each phase of an rl step, from its operations and bytes at the rates of the device."""
 
 from __future__ import annotations
 
@@ -19,19 +19,19 @@ from ral_system.rollout.dealing import deal
 from ral_system.types import Piece, Sample, Sampling, TrainPlan
 
 PUBLISH_S_PER_BYTE = 4.6e-9
-"""Copying and comparing weights on hosts, learner and engine together, as measured on one thread."""
+"""Time to copy and compare weights on hosts, for learner and engine together, measured on one thread."""
 DIGEST_BYTES = 9
-"""Read and written for a byte's share of a checksum: the byte, its copy in float32, and that copy's product."""
+"""Memory traffic of a checksum per byte of weights: the byte, its copy in float32, and the product of that copy."""
 _COPIES = 4
-"""Readings and writings of weights on their way through a buffer, learner and engine together."""
+"""Reads and writes of each byte of weights on its way through a buffer, for learner and engine together."""
 HOST_BYTES_PER_S = 2e10
-"""Speed of a host's memory for one rank: an assumption."""
+"""Bandwidth of host memory for one rank: an assumption."""
 PREPROCESS_S_PER_PIXEL = 3e-8
-"""One CPU thread that turns pixels into what an encoder reads: 0.3 to 0.5 s for a video of 128 frames, measured."""
+"""Preprocessing on one CPU thread, which took 0.3 to 0.5 s for a video of 128 frames."""
 _ADAMW_BYTES = 28
-"""Read and written for a number: gradient, weight and two moments in float32."""
+"""Memory traffic of AdamW per parameter: gradient, weight and two moments in float32."""
 WRITE_BYTES_PER_S = 1e9
-"""Speed of the run folder's disk: an assumption."""
+"""Write speed of the run folder's disk: an assumption."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,14 +40,14 @@ class Phase:
 
     name: str
     flops: int
-    """Operations of all its processes."""
+    """Floating-point operations of all its processes."""
     seconds: float
     bound: str
-    """What it waits for most."""
+    """Resource that takes most of its time: compute, memory, links, media, host or prefill."""
 
 
 def dealt_to_engines(samples: Sequence[Sample], engines: int) -> list[list[Piece]]:
-    """Each engine's share of a step."""
+    """Return the share of each engine in a step."""
     groups = groups_of(samples)
     sampling = Sampling(len(groups[0]), 1.0, len(samples[0].response_token_ids), seed=0)
     return deal([group[0].prompt for group in groups], sampling, engines)
@@ -60,7 +60,7 @@ def preprocess_s(samples: Iterable[Sample]) -> float:
 
 
 class Clock:
-    """Reckons with one model, the learner's, on one kind of device."""
+    """Estimates the duration of phases, for the learner's model on one kind of device."""
 
     def __init__(self, config: TrainConfig, policy: OutlinedPolicy, device: Device) -> None:
         self._config, self._device = config, device
@@ -70,7 +70,7 @@ class Clock:
         self._offload = config.learner.offload if config.learner.engine == "deepspeed" else "none"
 
     def rollout(self, samples: Sequence[Sample], cache: Cache) -> Phase:
-        """Every engine reads the prompts of its share, then decodes as many sequences at once as it holds."""
+        """Time the rollout: each engine prefills the prompts of its share, then decodes as many sequences as fit."""
         rollout, groups, device = self._config.rollout, groups_of(samples), self._device
         ranks = rollout.tensor_parallel if rollout.engine == "vllm" else 1
         busiest = max(dealt_to_engines(samples, rollout.workers), key=lambda share: sum(p.completions for p in share))
@@ -91,7 +91,7 @@ class Clock:
         moving_s, computing_s = moved / device.bytes_per_s, at_once * tokens / ranks / device.flops_per_s
         step_s = max(moving_s, computing_s) + device.decode_s
         decoding_s = rounds * response * step_s
-        bound = "prompts" if reading_s > decoding_s else "memory" if moving_s > computing_s else "arithmetic"
+        bound = "prefill" if reading_s > decoding_s else "memory" if moving_s > computing_s else "compute"
         return Phase("rollout", read + len(samples) * response * tokens, reading_s + decoding_s, bound)
 
     def frozen(
@@ -103,7 +103,7 @@ class Clock:
         processes: int,
         gpus: float = 1,
     ) -> Phase:
-        """A frozen model that scores all groups, in bundles that its processes share.
+        """Time a frozen model that scores all groups, in bundles that its processes share.
 
         The GPUs of a process work one after another: more of them compute no faster, and every hidden state travels to
         each next one and back.
@@ -118,25 +118,25 @@ class Clock:
             seconds = of_bundle / self._device.flops_per_s + token_s * tokens_of(bundle) + preprocess_s(bundle)
             loads[loads.index(min(loads))] += seconds
             flops += of_bundle
-        return Phase(name, flops, max(loads), "arithmetic")
+        return Phase(name, flops, max(loads), "compute")
 
     def score(self, plan: TrainPlan) -> Phase:
-        """Old log-probs and attention; all ranks wait for the busiest."""
+        """Time the old log-probs and attention; all ranks wait for the busiest."""
         averaged = self._config.algorithm.attention.anchor == "ema"  # whose attention takes another pass
         times = 2 if averaged else 1
         return self._pass("old log-probs", plan, text_passes=times, weight_gathers=times)
 
     def blinded(self, passes: TrainPlan) -> Phase:
-        """Log-probs with the blinded view, whose media no rank has encoded yet."""
+        """Time the log-probs with the blinded view, whose media no rank has encoded yet."""
         return self._pass("blinded view", passes)
 
     def reference(self, plan: TrainPlan) -> Phase:
-        """The reference's log-probs, where the learner without its adapters is the reference."""
+        """Time the reference's log-probs, if the learner without its adapters is the reference."""
         reads = 0.0 if self._config.freezes_vision else 1.0
         return self._pass("reference", plan, encoder_passes=reads, media_reads=reads)
 
     def update(self, plan: TrainPlan) -> Phase:
-        """All updates of all passes: forward, backward, and with checkpoints forward once more."""
+        """Time all updates: forward, backward, and with gradient checkpointing a second forward."""
         algorithm, measured = self._config.algorithm, 0.0
         if measures_share(self._config.algorithm.attention):
             every = algorithm.attention.gradient_share_every
@@ -155,17 +155,17 @@ class Clock:
         return replace(found, flops=again * found.flops, seconds=again * found.seconds + step_s)
 
     def fit(self, plan: TrainPlan) -> Phase:
-        """One update with demonstrations, whose media a frozen encoder passes in every one."""
+        """Time one update with demonstrations, whose media are encoded each time, also by a frozen encoder."""
         text, vision = self._update_passes
         found = self._pass("update", plan, text_passes=text, encoder_passes=vision or 1, weight_gathers=3)
         return replace(found, seconds=found.seconds + self._sum_s() + self._offloaded_step_s())
 
     def validate(self, plan: TrainPlan) -> Phase:
-        """The objective of demonstrations without an update."""
+        """Time the supervised objective without an update."""
         return self._pass("validate", plan)
 
     def publish(self) -> Phase:
-        """Time a weight update: the trained tensors' way to the engines, and their checksums on both sides."""
+        """Time a weight update: the transfer of trained tensors, and their checksums on both sides."""
         weights, device = self._weights, self._device
         size = weights.sent * weights.bytes_each
         if streams_weights(self._config):
@@ -176,18 +176,18 @@ class Clock:
         return Phase("publish", 0, size * PUBLISH_S_PER_BYTE + moving_s, "host")
 
     def move(self, roles: Sequence[Role]) -> Phase:
-        """Learner and frozen models to the host and back, where they share devices with engines; for each device."""
+        """Time the move of learner and frozen models to the host and back, if they share a device with engines."""
         size = sum(moved(role) for role in roles if role.gpus)
         return Phase("move", 0, 2 * size / self._device.host_bytes_per_s, "host")
 
     def checkpoint_bytes(self) -> int:
-        """Bytes on disk of what trains: weights, two moments, with ZeRO float32 copies, and the average if any."""
+        """Return the size of a checkpoint: trained weights, two moments, with ZeRO float32 copies, and any average."""
         copies = 12 if zero_stage(self._config.learner) else 8
         average = 4 if self._config.algorithm.attention.anchor == "ema" else 0
         return (self._weights.bytes_each + copies + average) * self._weights.trained
 
     def model_bytes(self) -> int:
-        """Bytes on disk of a model."""
+        """Return the size of an exported model on disk."""
         return self._weights.published * self._weights.bytes_each
 
     def _pass(
@@ -200,7 +200,7 @@ class Clock:
         weight_gathers: float = 1,
         media_reads: float = 1,
     ) -> Phase:
-        """Passes over every micro-batch of a plan, as long as the busiest rank takes.
+        """Time passes over every micro-batch of a plan, on the busiest rank.
 
         `text_passes` and `encoder_passes` count forward passes, `weight_gathers` passes in which ranks gather weights
         and exchange tokens. `media_reads`: how often a rank preprocesses its media.
@@ -220,25 +220,25 @@ class Clock:
         moving_s += weight_gathers * self._exchange_s(tokens, together)
         media_s = max(sum(preprocess_s(s for part in shard for s in part) for shard in shards) for shards in ranks)
         waits = {
-            "arithmetic": max(each) / together / self._device.flops_per_s,
+            "compute": max(each) / together / self._device.flops_per_s,
             "links": moving_s,
             "media": media_reads * media_s,
         }
         return Phase(name, round(sum(each)), sum(waits.values()), max(waits, key=waits.__getitem__))
 
     def _exchange_s(self, tokens: int, together: int) -> float:
-        """Seconds of the exchanges between ranks that hold `tokens` together.
+        """Return the seconds of the all-to-all exchanges between ranks that hold `tokens` together.
 
-        In every layer queries, keys and values travel to the ranks of their heads, and what is attended back.
+        In each layer queries, keys and values go to the ranks of their heads, and attention outputs come back.
         """
         text = self._family.config.get_text_config()
         width = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
         keys = math.lcm(text.num_key_value_heads, together)
-        numbers = 2 * (text.num_attention_heads + keys) * width * text.num_hidden_layers * tokens / together
-        return numbers * self._weights.bytes_each * (1 - 1 / together) / self._device.link_bytes_per_s
+        elements = 2 * (text.num_attention_heads + keys) * width * text.num_hidden_layers * tokens / together
+        return elements * self._weights.bytes_each * (1 - 1 / together) / self._device.link_bytes_per_s
 
     def _gather_s(self) -> float:
-        """Seconds of bringing all weights to every rank once, as ZeRO 3 does in every pass."""
+        """Return the seconds of an all-gather of all weights, which ZeRO 3 does in each pass."""
         learner = self._config.learner
         if zero_stage(learner) < 3:
             return 0.0
@@ -248,15 +248,17 @@ class Clock:
         return gathered_s + self._weights.bytes / learner.world_size / self._device.host_bytes_per_s
 
     def _sum_s(self) -> float:
-        """Seconds of adding up gradients over ranks once, or with ZeRO 1 and 2 of their sum and the new weights."""
+        """Return the seconds of an all-reduce of gradients; with ZeRO 1 and 2, of a reduce-scatter and an all-gather of
+        new weights.
+        """
         learner = self._config.learner
-        if zero_stage(learner) == 3:  # whose passes bring gradients to their owners
+        if zero_stage(learner) == 3:  # gradients are reduced in its passes
             return 0.0
         sent = self._weights.trained * self._weights.bytes_each * (1 - 1 / learner.world_size)
         return 2 * sent / self._device.link_bytes_per_s
 
     def _offloaded_step_s(self) -> float:
-        """Seconds of an optimiser step in host memory: gradients there, weights back, and AdamW on the CPU."""
+        """Return the seconds of an optimiser step in host memory: gradients in, AdamW on the CPU, weights back."""
         if self._offload == "none":
             return 0.0
         own = self._weights.trained / self._config.learner.world_size

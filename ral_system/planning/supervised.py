@@ -1,4 +1,4 @@
-"""What perceive and sft need, the stages before rl."""
+"""Memory and time of perceive and sft, the stages before rl."""
 
 from __future__ import annotations
 
@@ -20,18 +20,18 @@ from ral_system.training.plan import plan_updates
 from ral_system.types import MicroBatch, Sample
 
 _RL_ALONE = ("average", "media", "records", "past weights")
-"""What a learner holds in no other stage."""
+"""Parts of a learner's memory that only rl has."""
 
 
 @dataclass(frozen=True, slots=True)
 class StagePlan:
-    """What a supervised stage needs if it takes all of its steps."""
+    """Memory and time of a supervised stage that runs for all of its steps."""
 
     name: SupervisedStage
     samples: MicroBatch
-    """The demonstrations of a step."""
+    """Demonstrations of a step."""
     drawn: bool
-    """They are the data's own, in place of samples as large as those of an rl step."""
+    """Whether they come from the data; otherwise they are as large as the samples of an rl step."""
     steps: int
     learner: Role
     step: Phase
@@ -51,7 +51,7 @@ def plan_stage(
     asking: Callable[[int], float],
     rl_samples: Sequence[Sample],
 ) -> StagePlan:
-    """Plan a stage. `learner`: that of rl, with the same states. `asking`: seconds of answers to so many questions."""
+    """Plan a stage. `learner`: that of rl, with the same states. `asking`: seconds to answer a number of questions."""
     settings, questions = config.supervised(name), config.evaluation.stage_questions
     drawn = _demonstrations(name, config, folder)
     samples = drawn or asked(rl_samples, settings.batch)
@@ -82,7 +82,7 @@ def plan_stage(
 
 
 def _demonstrations(name: SupervisedStage, config: TrainConfig, folder: Path) -> MicroBatch:
-    """The demonstrations of a stage's last step, which are the longest; none for those in files, which are not read."""
+    """Return the demonstrations of a stage's last step, which are the longest; none for files, which are not read."""
     data, size = config.data, config.supervised(name).batch
     written = isinstance(data, VisualSearchConfig) and name == "sft" and data.demonstrations
     if isinstance(data, FilesConfig) or written:

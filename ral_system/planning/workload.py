@@ -1,4 +1,4 @@
-"""The prompts and responses of one rl step, as large as a run's settings and its plan say."""
+"""Prompts and responses of one rl step, as large as the settings of a run and of its plan allow."""
 
 from __future__ import annotations
 
@@ -41,9 +41,9 @@ _VERY_LARGE = (1 << 16, 1 << 15)
 
 
 def step_samples(config: TrainConfig, plan: PlanConfig, family: Family) -> tuple[Sample, ...]:
-    """The samples of a step, group by group; every prompt shows a medium of its own.
+    """Return the samples of a step, group by group. Each prompt has its own medium.
 
-    Raises ConfigError where prompt and response do not fit `rollout.max_model_len`.
+    Raises ConfigError if prompt and response do not fit `rollout.max_model_len`.
     """
     medium = largest_medium(config.data, plan, family)
     visual = (
@@ -101,7 +101,7 @@ def asked(samples: Sequence[Sample], questions: int) -> tuple[Sample, ...]:
 def blinded_plan(
     settings: PerceptionConfig, learner: LearnerConfig, plan: TrainPlan, family: Family
 ) -> TrainPlan | None:
-    """The scoring passes of a batch's blinded view, as one update; None where there is none to score."""
+    """Return the scoring passes of a batch's blinded view, as one update; None if there are none."""
     if not isinstance(settings, BlindedGroup):
         return None
     by_shard = [plan.rank_samples(shard) for shard in range(len(plan.updates[0].shards))]
@@ -126,7 +126,7 @@ def _response_tokens(rollout: RolloutConfig, plan: PlanConfig, visual: int) -> i
 
 
 def largest_medium(data: DataConfig, plan: PlanConfig, family: Family) -> Media | None:
-    """The medium of `plan.medium` that takes most tokens of those that `data` allows."""
+    """Return the medium with most tokens that `plan.medium` and `data` allow."""
     if plan.medium == "none":
         return None
     kinds = [kind for kind in family.visual_ids if plan.medium in (None, kind)]
@@ -163,7 +163,7 @@ def _generated(data: DataConfig, step: int) -> Iterator[Media]:
 
 
 def _looking(data: LookingConfig, step: int) -> Iterator[Media]:
-    """Media as large as those of each family; of two pictures one with the pixels of both."""
+    """Yield media as large as those of each family; two pictures are one with the pixels of both."""
     hardest = max(data.difficulty) - 1
     for family in data.families:
         if family == "needle":
@@ -181,12 +181,12 @@ def _video(frames: int, fps: float, width: int, height: int, *, step: int) -> Me
 
 
 class BlankMedia:
-    """A store that holds every medium, in black."""
+    """A media store that returns every medium in black."""
 
     def open(self, medium: Media) -> Image.Image:
-        """A picture."""
+        """Return a black picture."""
         return Image.new("RGB", (medium.width_px, medium.height_px))
 
     def frames(self, medium: Media) -> np.ndarray:
-        """The frames of a video: uint8 [F, H, W, 3]."""
+        """Return the black frames of a video: uint8 [F, H, W, 3]."""
         return np.zeros((medium.frames, medium.height_px, medium.width_px, 3), np.uint8)

@@ -78,7 +78,7 @@ def test_decoding_waits_for_memory_or_for_products(one_layer: Path) -> None:
     slow_products = replace(slow_memory, flops_per_s=1e9, bytes_per_s=1e30, decode_s=0.0)
     phase = Clock(config, outline, slow_products).rollout(samples, cache)
     prompts = counter.text(Packing.apart((100,)))
-    assert phase.bound == "arithmetic" and phase.flops == 8 * prompts + 64 * 16 * token
+    assert phase.bound == "compute" and phase.flops == 8 * prompts + 64 * 16 * token
     assert phase.seconds == pytest.approx((2 * prompts + 16 * 16 * token) / 1e9)
 
 
