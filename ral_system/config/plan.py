@@ -17,6 +17,9 @@ class PlanConfig(Group):
     device: Literal["h100", "h200", "a100", "cpu"] | None
     """Device: H100 with 80 GB, H200 with 141 GB or A100 with 80 GB, all SXM. cpu is this machine, whose speed is
     measured. null: h100, or cpu if `cluster` gives no role a GPU."""
+    gpu_gib: PositiveFloat | None
+    """Memory of a GPU, for one that `device` does not name; speeds are those of `device`. null: that of `device`. Not
+    used for cpu."""
     medium: Literal["image", "video", "none"] | None
     """Medium in every prompt, as large as `data` allows. null: image or video, whichever takes more tokens."""
     text_tokens: Positive
@@ -31,5 +34,7 @@ class PlanConfig(Group):
     """GPUs per node, which the processes fill one after another. Not used for cpu."""
     host_gib: PositiveFloat | None
     """Host memory of a node. null: for each of its GPUs an eighth of what the smallest node with eight has at AWS,
-    Azure and Google: 1,740 GiB with H100, 1,850 with H200, 1,150 with A100. Not used for cpu, which is this machine
-    with its memory."""
+    Azure and Google: 1,740 GiB with H100, 1,850 with H200, 1,150 with A100. For a pod give its memory limit without
+    the size of /dev/shm. Not used for cpu, which is this machine with its memory."""
+    host_cores: PositiveFloat | None
+    """CPU cores of a node. A run that reserves more on one is refused. null: not compared. Not used for cpu."""

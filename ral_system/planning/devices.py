@@ -39,7 +39,9 @@ class Device:
     decode_s: float
     """Overhead of a decoding step beside compute and memory traffic: an estimate."""
     node_bytes: int
-    """What processes may hold of a node's host memory."""
+    """Host memory of a node that processes may use."""
+    node_cores: float | None = None
+    """CPU cores of a node; None if unknown."""
 
     @property
     def usable(self) -> int:
@@ -72,15 +74,16 @@ def gpu(plan: PlanConfig) -> Device:
     name = plan.device or "h100"
     gib, terabytes, link, host = _GPUS[name]
     return Device(
-        name=name.upper(),
+        name=name.upper() if plan.gpu_gib is None else f"{name.upper()} with {plan.gpu_gib:g} GiB",
         kind="cuda",
-        bytes=int(gib * 2**30),
+        bytes=int((plan.gpu_gib or gib) * 2**30),
         flops_per_s=plan.compute * PEAK_TFLOPS[name.upper()] * 1e12,
         bytes_per_s=plan.bandwidth * terabytes * 1e12,
         link_bytes_per_s=link * 1e9,
         host_bytes_per_s=host * 1e9,
         decode_s=3e-3,
         node_bytes=int(LEFT_BY_RAY * (plan.host_gib or plan.node_gpus * _HOST_GIB[name]) * 2**30),
+        node_cores=plan.host_cores,
     )
 
 

@@ -1,10 +1,11 @@
-"""Host memory of nodes, beside GPUs."""
+"""Host memory and CPU cores of nodes with GPUs."""
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
 
+from ral_system.config.cluster import RayClusterConfig
 from ral_system.config.plan import PlanConfig
 from ral_system.planning.devices import Device
 from ral_system.planning.memory import Role, gib
@@ -41,6 +42,40 @@ def _placed(roles: Sequence[Role], node_gpus: int, shared: bool) -> list[Counter
             nodes[at][role.name] += 1
             free[at] -= taken
     return nodes
+
+
+def reserved_cores(
+    roles: Sequence[Role], cluster: RayClusterConfig, node_gpus: int, *, shared: bool
+) -> list[dict[str, float]]:
+    """Return the CPU cores that Ray reserves on each node, by role. Verifiers are on the one with fewest others."""
+    each = {
+        "learner": cluster.cpus_per_learner,
+        "rollout": cluster.cpus_per_rollout,
+        "reference": cluster.cpus_per_scorer,
+        "teacher": cluster.cpus_per_teacher,
+    }
+    nodes = [{role: n * each[role] for role, n in node.items()} for node in _placed(roles, node_gpus, shared)]
+    min(nodes, key=_sum)["verifiers"] = cluster.cpus_per_reward
+    return nodes
+
+
+def fullest(nodes: Sequence[dict[str, float]]) -> dict[str, float]:
+    """Return the cores of the node on which most are reserved."""
+    return max(nodes, key=_sum)
+
+
+def _sum(cores: dict[str, float]) -> float:
+    return sum(cores.values())
+
+
+def core_problems(nodes: Sequence[dict[str, float]], plan: PlanConfig) -> Iterator[str]:
+    """Report a node on which Ray would reserve more cores than it has: the run would wait for another, and fail."""
+    if nodes and plan.host_cores is not None and (needed := _sum(most := fullest(nodes))) > plan.host_cores + 1e-6:
+        by_role = ", ".join(f"{role} {cores:g}" for role, cores in most.items())
+        yield (
+            f"plan.host_cores={plan.host_cores:g}: Ray reserves {needed:g} CPU cores on a node with plan.node_gpus="
+            f"{plan.node_gpus} ({by_role}); lower cluster.cpus_per_*"
+        )
 
 
 def _held(roles: Sequence[Role], processes: Counter[str], shared: bool) -> HostBytes:

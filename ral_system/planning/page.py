@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from rich.console import Console
 from rich.table import Table
 
 from ral_system.config.commands import TrainConfig
+from ral_system.planning.host import fullest
 from ral_system.planning.memory import gib, room, streams_weights
 from ral_system.planning.plan import Plan
 from ral_system.planning.seconds import PREPROCESS_S_PER_PIXEL, PUBLISH_S_PER_BYTE, WRITE_BYTES_PER_S
@@ -26,6 +29,8 @@ def print_plan(config: TrainConfig, plan: Plan, console: Console) -> None:
     console.print(_memory(plan))
     if plan.host:
         console.print(_host(plan))
+    if plan.cores:
+        console.print(_cores(plan))
     if plan.shared:
         phases = ", ".join(f"{phase} {gib(size)}" for phase, size in plan.shared.items())
         console.print(f"GiB on a shared GPU: {phases}; limit {gib(plan.device.usable)}.")
@@ -88,6 +93,20 @@ def _host(plan: Plan) -> Table:
     table = Table("GiB of host memory", *holders, "total", "limit")
     by_holder = [sum(size for (holder, _), size in plan.host.items() if holder == name) for name in holders]
     table.add_row("fullest node", *map(gib, (*by_holder, plan.host.total(), plan.device.node_bytes)))
+    return table
+
+
+def _cores(plan: Plan) -> Table:
+    roles = list(dict.fromkeys([*(role.name for role in plan.roles), "verifiers"]))
+    table = Table("CPU cores that Ray reserves", *roles, "total", "limit")
+
+    def add(name: str, nodes: Sequence[dict[str, float]], limit: float | None) -> None:
+        by_role = [sum(node.get(role, 0.0) for node in nodes) for role in roles]
+        table.add_row(name, *(f"{n:g}" for n in (*by_role, sum(by_role))), "" if limit is None else f"{limit:g}")
+
+    add("fullest node", [fullest(plan.cores)], plan.device.node_cores)
+    if len(plan.cores) > 1:
+        add(f"all {len(plan.cores)} nodes", plan.cores, None)
     return table
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from ral_system.batches.micro_batches import bundles, groups_of, price
 from ral_system.config.checkpoint import CheckpointConfig
-from ral_system.config.cluster import ClusterConfig, whole_gpus
+from ral_system.config.cluster import ClusterConfig, RayClusterConfig, whole_gpus
 from ral_system.config.commands import TrainConfig
 from ral_system.config.evaluation import EvaluationConfig
 from ral_system.config.learner import LearnerConfig
@@ -18,7 +18,7 @@ from ral_system.config.rollout import RolloutConfig
 from ral_system.errors import ConfigError
 from ral_system.models.spread import check_layers
 from ral_system.planning.devices import CONTEXT, Device, gpu, this_cpu
-from ral_system.planning.host import HostBytes, fullest_node, host_problems
+from ral_system.planning.host import HostBytes, core_problems, fullest_node, host_problems, reserved_cores
 from ral_system.planning.memory import (
     Role,
     gib,
@@ -50,6 +50,8 @@ class Plan:
     roles: Sequence[Role]
     host: HostBytes
     """Host memory of the fullest node; empty for a CPU, whose memory is in `roles`."""
+    cores: Sequence[dict[str, float]]
+    """CPU cores that Ray reserves on each node, by role; empty without Ray or without GPUs."""
     supervised: Sequence[StagePlan]
     """Stages before rl."""
     shared: Mapping[str, int]
@@ -120,6 +122,11 @@ def make_plan(config: TrainConfig, plan: PlanConfig, folder: Path, teachers: Seq
     largest = max((trained, *learners), key=lambda role: role.total + sum(role.host.values()))
     problems = [*_problems(cluster, config.rollout, device, [largest, *roles[1:]], spare)]
     host = fullest_node(roles, plan.node_gpus, shared=shares) if kind == "cuda" else HostBytes()
+    cores: list[dict[str, float]] = []
+    if kind == "cuda" and isinstance(cluster, RayClusterConfig):
+        cores = reserved_cores(roles, cluster, plan.node_gpus, shared=shares)
+    problems += _shared_problems(device, shared)
+    problems += [*host_problems(host, plan, device), *core_problems(cores, plan)]
     size = clock.checkpoint_bytes()
     evaluations_s = sum(
         times * asking(questions) for questions, times in _evaluations(algorithm.steps, config.evaluation).items()
@@ -137,9 +144,10 @@ def make_plan(config: TrainConfig, plan: PlanConfig, folder: Path, teachers: Seq
         + evaluations_s
         + _checkpoints(algorithm.steps, config.checkpoint) * size / WRITE_BYTES_PER_S,
         host=host,
+        cores=cores,
         supervised=supervised,
         shared=shared,
-        problems=[*problems, *_shared_problems(device, shared), *host_problems(host, plan, device)],
+        problems=problems,
         advice=list(_advice(config, samples)),
     )
 

@@ -1,5 +1,6 @@
 """The files that start clusters: legal by the schemas we have, and closed to the outside by default."""
 
+import copy
 import importlib.util
 import json
 import subprocess
@@ -12,6 +13,7 @@ import pytest
 import yaml
 
 from ral_system import launch
+from tests.unit.launch.kuberay_file import ray_job
 
 ROOT = Path(__file__).parents[3]
 CLUSTER = Path(launch.__file__).parent / "cluster"
@@ -149,6 +151,37 @@ def test_a_failed_run_starts_again_where_its_checkpoints_are(kuberay) -> None:
     assert kept == [spec["entrypoint"].partition("runs_dir=")[2]]
 
 
+def test_the_image_that_the_pods_pull_is_built_and_pushed_first(kuberay) -> None:
+    """A name without a registry would only be found on a node that has built the image."""
+    text = (CLUSTER / "kuberay.yaml").read_text()
+    image = kuberay["spec"]["rayClusterSpec"]["headGroupSpec"]["template"]["spec"]["containers"][0]["image"]
+    host, _, _ = image.partition("/")
+    assert "." in host
+    base = load(ROOT / "docker" / "compose.gpu.yaml")["x-gpu"]["build"]["args"]["BASE"]
+    build = f"docker build -f docker/Dockerfile -t {image} "
+    wanted = (build, f"BASE={base} ", f"docker push {image}\n", "kubectl apply")
+    steps = [text.index(step) for step in wanted]
+    assert steps == sorted(steps)
+    docs = (ROOT / "docs" / "cluster.md").read_text()
+    assert [docs.count(step) for step in wanted[:3]] == [1, 1, 1]
+
+
+def test_one_gpu_is_asked_for_and_used(kuberay) -> None:
+    job, whole = ray_job(one_gpu=True), kuberay
+    one = "ral-train experiment=ral_qwen2_5_vl_3b_1gpu runs_dir=/runs"
+    assert (job["spec"].pop("entrypoint"), whole["spec"]["entrypoint"]) == (one, f"{EXPERIMENT} runs_dir=/runs")
+    limits = []
+    for found in (job, copy.deepcopy(whole)):
+        (worker,) = found["spec"]["rayClusterSpec"]["workerGroupSpecs"]
+        resources = worker["template"]["spec"]["containers"][0].pop("resources")
+        assert resources["limits"] == resources["requests"]
+        limits.append(resources["limits"]["nvidia.com/gpu"])
+    assert limits == ["1", "8"]
+    for file in (ROOT / "docker" / "compose.gpu.yaml", CLUSTER / "slurm-1gpu.sbatch"):
+        assert "experiment=ral_qwen2_5_vl_3b_1gpu" in file.read_text()
+    assert "#SBATCH --gpus-per-node=1\n" in (CLUSTER / "slurm-1gpu.sbatch").read_text()
+
+
 def test_the_first_steps_wait_for_the_job_before_they_follow_it(kuberay) -> None:
     text, name = (CLUSTER / "kuberay.yaml").read_text(), kuberay["metadata"]["name"]
     wanted = (
@@ -174,7 +207,7 @@ def test_compose_leaves_results_on_the_host_and_keeps_models(services) -> None:
     assert "/runs/" in (ROOT / ".gitignore").read_text().splitlines()
 
 
-@pytest.mark.parametrize("name", ["kuberay.yaml", "ray-cluster.yaml", "slurm.sbatch"])
+@pytest.mark.parametrize("name", ["kuberay.yaml", "ray-cluster.yaml", "slurm.sbatch", "slurm-1gpu.sbatch"])
 def test_every_example_names_a_run_folder_that_nodes_share(name: str) -> None:
     text = (CLUSTER / name).read_text()
     submissions = text.count("ral-train experiment=") + text.count('ral-train "$')

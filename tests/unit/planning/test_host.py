@@ -7,9 +7,18 @@ from pathlib import Path
 
 import pytest
 
+from ral_system.config.cluster import RayClusterConfig
 from ral_system.config.commands import PlanCommandConfig
 from ral_system.planning.devices import gpu
-from ral_system.planning.host import PROCESS, HostBytes, fullest_node, host_problems
+from ral_system.planning.host import (
+    PROCESS,
+    HostBytes,
+    core_problems,
+    fullest,
+    fullest_node,
+    host_problems,
+    reserved_cores,
+)
 from ral_system.planning.memory import Role, page_locked
 from tests.composed import compose_config
 from tests.unit.planning.models import SMALL_STEP, VIDEO, planned
@@ -45,6 +54,51 @@ def test_an_engine_on_the_gpus_of_two_learners_lies_on_their_node() -> None:
     roles = [LEARNER, replace(ENGINE, processes=2, gpus=2), replace(REFERENCE, processes=4)]
     held = fullest_node(roles, 2, shared=True)
     assert held.total() == 5 * PROCESS + 2 * (50 + 1024 + 64) + 3 + 7  # two ranks, their engine and references
+
+
+def cluster() -> RayClusterConfig:
+    cores = ("learner=3", "rollout=2", "scorer=1.5", "reward=4")
+    found = compose_config(*VIDEO, *(f"cluster.cpus_per_{role}" for role in cores)).cluster
+    assert isinstance(found, RayClusterConfig)
+    return found
+
+
+def test_cores_are_reserved_where_the_processes_are() -> None:
+    roles = [LEARNER, ENGINE, REFERENCE]
+    nodes = reserved_cores(roles, cluster(), 8, shared=False)
+    assert nodes == [{"learner": 12, "rollout": 4}, {"rollout": 2, "reference": 1.5, "verifiers": 4}]
+    assert fullest(nodes) == nodes[0]
+    (one,) = reserved_cores(roles, cluster(), 16, shared=False)
+    assert one == {"learner": 12, "rollout": 6, "reference": 1.5, "verifiers": 4}
+
+
+def test_cores_of_roles_that_share_gpus_add_up() -> None:
+    roles = [LEARNER, replace(ENGINE, processes=2, gpus=2), replace(REFERENCE, processes=4)]
+    first, second = reserved_cores(roles, cluster(), 2, shared=True)
+    assert (
+        {**first, "verifiers": 4}
+        == second | {"verifiers": 4}
+        == {
+            "learner": 6,
+            "rollout": 2,
+            "reference": 3,
+            "verifiers": 4,
+        }
+    )
+    assert ("verifiers" in first) != ("verifiers" in second)
+
+
+def test_a_node_with_too_few_cores_is_refused(one_layer: Path) -> None:
+    few, config = planned(one_layer, *VIDEO, *SMALL_STEP, "plan.host_cores=19.5")
+    (problem,) = few.problems
+    assert problem == (
+        "plan.host_cores=19.5: Ray reserves 20 CPU cores on a node with plan.node_gpus=8 (learner 8, rollout 6, "
+        "reference 2, verifiers 4); lower cluster.cpus_per_*"
+    )
+    enough = config.plan.model_copy(update={"host_cores": 20.0})
+    unknown = config.plan.model_copy(update={"host_cores": None})
+    assert not [*core_problems(few.cores, enough)] and not [*core_problems(few.cores, unknown)]
+    assert not [*core_problems([], config.plan)]  # without Ray nothing is reserved
 
 
 def test_one_process_has_its_libraries_once() -> None:

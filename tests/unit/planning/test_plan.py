@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -149,6 +150,26 @@ def page(plan: Plan, config: PlanCommandConfig) -> str:
     console = Console(file=io.StringIO(), width=200)
     print_plan(config, plan, console)
     return " ".join(console.file.getvalue().split())  # type: ignore[attr-defined]
+
+
+def test_a_page_compares_reserved_cores_with_those_of_a_node(one_layer: Path) -> None:
+    settings = (*VIDEO, *SMALL_STEP, "plan.node_gpus=4")
+    compared, alone = (
+        " ".join(re.sub("[│┃┡╇┩━└┴┘─]", "", page(*planned(one_layer, *settings, *more))).split())
+        for more in (("plan.host_cores=16",), ())
+    )
+    head = "CPU cores that Ray reserves learner rollout reference verifiers total limit"
+    assert f"{head} fullest node 8 0 0 4 12 16 all 2 nodes 8 6 2 4 20 " in compared
+    assert f"{head} fullest node 8 0 0 4 12 all 2 nodes 8 6 2 4 20 " in alone
+
+
+def test_a_gpu_of_another_size_is_planned_for(one_layer: Path) -> None:
+    fits, config = planned(one_layer, *VIDEO, *SMALL_STEP, "plan.gpu_gib=24")
+    named = gpu(config.plan.model_copy(update={"gpu_gib": None}))
+    assert gpu(config.plan) == replace(named, name="H100 with 24 GiB", bytes=24 * 2**30)
+    assert not fits.problems and fits.roles[1].total <= 24 * 2**30
+    small, _ = planned(one_layer, *VIDEO, *SMALL_STEP, "plan.gpu_gib=4")
+    assert "GiB of 3.8 on an H100 with 4 GiB; lower learner.max_tokens" in small.problems[0]
 
 
 def test_a_page_says_when_frozen_models_work_if_there_are_any(one_layer: Path) -> None:
