@@ -172,7 +172,7 @@ def _run(config: TrainConfig, folder: RunFolder, stages: Sequence[Stage], unfini
             if stage in unfinished:
                 try:
                     model = first_model(config, folder, stage, stages)
-                    run_stage(config, folder, stage, model, role_factory(config.cluster), metrics)
+                    run_stage(config, folder, stage, model, role_factory(config.cluster), metrics, unfinished)
                 except (GateError, AlarmError) as error:
                     summarise(failed=error if isinstance(error, GateError) else None)
                     write_run_report(folder.root, config.cluster.media_cache_gib)

@@ -1,4 +1,4 @@
-"""The comparison of engines and learner at the start of a session: before a supervised stage trains for hours."""
+"""The comparison of engines and learner at the start of a session: before sft trains, or rl makes a whole batch."""
 
 from __future__ import annotations
 
@@ -13,23 +13,24 @@ _TOKENS = 32
 """Longest answer that is compared. An engine that computes another policy shows it at the first token."""
 
 
-def check_agreement(context: StageContext, step: int) -> None:
-    """Compare log-probs of a few answers sampled at `step` in engines and learner, and print the largest difference.
+def check_agreement(context: StageContext, version: int, temperature: float) -> None:
+    """Compare log-probs of a few sampled answers in engines and learner, and print the largest difference.
 
-    Every engine answers, and every learner rank scores. Raises LogProbError beyond `rollout.log_prob_gate`. The
-    stage's result is as without the check: a response's randomness is a function of prompt, index and seed, and the
-    evaluations of the stage publish weights, after which engines keep nothing of earlier prompts.
+    The current weights are published as `version`; `temperature` is the one that the stage's learner scores at. Every
+    engine answers, and every learner rank scores. Raises LogProbError beyond `rollout.log_prob_gate`. The stage ends as
+    without the check: a response's randomness is a function of prompt, index and seed, and the stage publishes weights
+    before it generates, after which engines keep nothing of earlier prompts.
     """
     config, roles = context.config, context.roles
     with context.timer.phase("sync"):
-        context.residency.publish(step)
+        context.residency.publish(version)
     context.residency.generate()
     with context.timer.phase("check"):
         answers = max(config.rollout.workers, roles.learner.shards)
         prompts = {prompt.id: prompt for prompt in context.prompts.held_out(answers)}
         sampling = Sampling(
             completions=ceil(answers / len(prompts)),
-            temperature=1.0,  # which the learner of a supervised stage scores at
+            temperature=temperature,
             max_new_tokens=min(_TOKENS, config.rollout.max_new_tokens),
             seed=config.seed,
         )

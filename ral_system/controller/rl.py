@@ -7,6 +7,7 @@ from contextlib import closing
 from typing import Any
 
 from ral_system.alarms.watch import Alarms
+from ral_system.controller.agreement import check_agreement
 from ral_system.controller.judging import NO_VERDICT, missing_verdicts
 from ral_system.controller.loop import TrainingLoop
 from ral_system.controller.pauses import Pauses
@@ -57,6 +58,8 @@ def _train(
     clock.spent = state.get("wall_s", 0.0)
     totals: dict[str, float] = state.get("totals", {})
     before: dict[str, float] | None = state.get("before")
+    if context.compares and step < steps:
+        check_agreement(context, loop.version, config.rollout.temperature)
     loop.publish()
 
     reports = ReportWriter(context.folder.root, config.cluster.media_cache_gib)

@@ -40,6 +40,8 @@ class StageContext:
     timer: PhaseTimer
     progress: StageProgress
     peaks: PeakMemory
+    compares: bool
+    """Whether the stage compares engines and learner before it trains: the first one with engines in a session does."""
 
     def log(self, stage: Stage, step: int, metrics: Mapping[str, float]) -> None:
         """Write a step's metrics, with the peak memory of the calls that have ended since the step before."""

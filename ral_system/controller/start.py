@@ -121,8 +121,12 @@ def run_stage(
     model: Path,
     start_roles: StartRoles,
     metrics: Callable[[], MetricsLog],
+    session: Sequence[Stage],
 ) -> None:
-    """Run one stage to its end, continuing from its newest checkpoint. It logs to `metrics()`, and leaves that open."""
+    """Run one stage to its end, continuing from its newest checkpoint. It logs to `metrics()`, and leaves that open.
+
+    `session` has all stages that this command runs.
+    """
     progress = StageProgress(stage, config.algorithm.steps if stage == "rl" else config.supervised(stage).max_steps)
     prompts = open_prompts(QuestionSettings.of(config), model, folder)
     _check_system_turn(config.reward.visual, prompts)
@@ -148,6 +152,7 @@ def run_stage(
                 timer=timer,
                 progress=progress,
                 peaks=peaks,
+                compares=stage == next((s for s in session if s != "perceive"), None),  # which has no engines
             )
             if stage == "rl":
                 run_rl(context)

@@ -20,8 +20,7 @@ from ral_system.types import TrainPlan
 def run_supervised(context: StageContext, stage: SupervisedStage) -> None:
     """Imitate demonstrations until the held-out score reaches `stop_at` or the steps run out; keep the best model.
 
-    The score is caption token accuracy for perceive, and the accuracy of greedy answers for sft. Before it trains, a
-    session of sft compares its rollout engines with the learner.
+    The score is caption token accuracy for perceive, and the accuracy of greedy answers for sft.
     """
     config, learner = context.config, context.roles.learner
     settings = config.supervised(stage)
@@ -29,8 +28,8 @@ def run_supervised(context: StageContext, stage: SupervisedStage) -> None:
     checkpoints, step, state = resume(context, stage)
     clock.spent = state.get("wall_s", 0.0)
     score, best = state.get("score", 0.0), Best(**state["best"]) if "best" in state else None
-    if stage != "perceive" and step < settings.max_steps and score < settings.stop_at:  # perceive has no engines
-        check_agreement(context, step)
+    if context.compares and step < settings.max_steps and score < settings.stop_at:
+        check_agreement(context, step, temperature=1.0)
 
     with _batches(context, stage, step) as next_batch, context.progress as progress:
         answer: Callable[[], Mapping[str, float]] | None = None

@@ -66,7 +66,6 @@ def run_sft(
     make_config: Callable[..., TrainConfig], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> Callable[..., RunFolder]:
     monkeypatch.setattr(supervised, "_held_out_accuracy", lambda context, step: (SCORES[step], {}))
-    monkeypatch.setattr(supervised, "check_agreement", lambda context, step: None)
     sample = Sample("s", Prompt("s", "", "?", "", (), (1,)), (2,))
 
     said = io.StringIO()
@@ -74,6 +73,7 @@ def run_sft(
     def run(*overrides: str, killed_at: int | None = None, learner: Learner | None = None) -> RunFolder:
         context: Any = SimpleNamespace(
             config=make_config(*SETTINGS, "checkpoint.supervised_every=4", *overrides),
+            compares=False,
             folder=RunFolder(tmp_path),
             origin=lambda: "model",
             prompts=SimpleNamespace(demonstration=lambda *which, **seed: sample),

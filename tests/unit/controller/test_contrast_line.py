@@ -72,6 +72,7 @@ def test_the_contrast_is_printed(
         timer=timer,
         progress=StageProgress("rl", 3, console=Console(file=said, width=200)),
         peaks=MagicMock(take=dict),
+        compares=False,
     )
     rl.run_rl(context)
     lines = [line for line in said.getvalue().splitlines() if LINE in line]

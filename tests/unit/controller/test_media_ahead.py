@@ -78,9 +78,9 @@ def test_sft_decodes_a_batch_while_the_one_before_is_trained_on(
 
     monkeypatch.setattr(supervised, "media_ahead", recorded)
     monkeypatch.setattr(supervised, "_held_out_accuracy", lambda context, step: (0.0, {}))
-    monkeypatch.setattr(supervised, "check_agreement", lambda context, step: None)
     context: Any = SimpleNamespace(
         config=bench.config,
+        compares=False,
         folder=RunFolder(tmp_path),
         origin=lambda: "model",
         prompts=prompts,

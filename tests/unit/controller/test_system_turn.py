@@ -32,7 +32,7 @@ def test_the_visual_reward_needs_a_system_turn_from_the_configuration_or_the_tem
 
     def begin(model: Path, *overrides: str) -> None:
         config = make_config("reward.visual.weight=0.3", *overrides)
-        run_stage(config, RunFolder(tmp_path / "run"), "perceive", model, start_roles, metrics=lambda: None)
+        run_stage(config, RunFolder(tmp_path / "run"), "perceive", model, start_roles, lambda: None, ["perceive"])
 
     says = "^reward.visual.weight=0.3 compares .* data.system_prompt is empty, and the model's chat template adds none;"
     with pytest.raises(ConfigError, match=says):
