@@ -99,7 +99,7 @@ def test_a_teacher_of_two_gpus_has_them_on_one_node() -> None:
     assert devices(bundles) == 8
     preflight(bundles, [{"CPU": 64.0, "GPU": 8.0}])
     preflight(bundles, [{"CPU": 64.0, "GPU": 6.0}, {"CPU": 64.0, "GPU": 2.0}])
-    with pytest.raises(SetupError, match=r"teacher 0 needs 4 CPUs, 2 GPUs on one node, and no node has them"):
+    with pytest.raises(SetupError, match=r"teacher 0 needs 2 CPUs, 2 GPUs on one node, and no node has them"):
         preflight(bundles, [{"CPU": 64.0, "GPU": 1.0}] * 8)
 
 
