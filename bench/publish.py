@@ -10,6 +10,7 @@ that a run sends through Ray for a publication, pickled: the manifest, the offer
 from __future__ import annotations
 
 import argparse
+import ctypes
 import json
 import math
 import multiprocessing as mp
@@ -21,7 +22,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Collection, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -37,7 +38,8 @@ from ral_system.weights.transfer.buckets import BUCKET_BYTES
 from ral_system.weights.transfer.opening import choose_transfer
 from ral_system.weights.transfer.transfer import Setting
 
-TIMES = 4
+TIMES = 7
+"""Publications by each transfer: the first connects; later ones are timed, or their memory is watched, in turn."""
 GOALS = {"messages, MB": 1.0, "growth / largest bucket": 2.0, "seconds / one copy": 3.0}
 """Most that a publication from device to device may take."""
 
@@ -65,7 +67,10 @@ def learner(pipe: Connection, model: Path, setting: Setting, ranks: int = 1, por
         began = time.perf_counter()
         for copy, weight in zip(copies, weights, strict=True):
             copy.copy_(weight)
-        return time.perf_counter() - began
+        seconds = time.perf_counter() - began
+        del weights, copies, weight, copy
+        ctypes.CDLL(None).malloc_trim(0)  # or a publication would grow into what was free here
+        return seconds
 
     def changed() -> None:
         with torch.no_grad():
@@ -104,13 +109,13 @@ def engine(pipe: Connection, model: Path, setting: Setting, environment: dict[st
 
 
 def serve(pipe: Connection, calls: dict[str, Any]) -> None:
-    """Answer until the other side ends; with each answer the seconds, and the growth of this process's memory."""
+    """Answer until the other side ends; with each answer the seconds and, if watched, the growth of memory."""
     while True:
         try:
-            name, arguments = pickle.loads(pipe.recv_bytes())  # noqa: S301 (from the parent)
+            name, arguments, watched = pickle.loads(pipe.recv_bytes())  # noqa: S301 (from the parent)
         except EOFError:
             return
-        with peak() as most:
+        with peak() if watched else nullcontext([0]) as most:
             began = time.perf_counter()
             try:
                 answer = calls[name](*arguments)
@@ -122,7 +127,7 @@ def serve(pipe: Connection, calls: dict[str, Any]) -> None:
 
 @contextmanager
 def peak() -> Iterator[list[int]]:
-    """Largest growth of this process's memory inside the block, looked at every 2 ms."""
+    """Largest growth of this process's memory inside the block, looked at every 2 ms, which takes time."""
     before, done, most = resident(), threading.Event(), [0]
 
     def watch() -> None:
@@ -151,11 +156,11 @@ class Side:
         self.process = mp.get_context("spawn").Process(target=target, args=(theirs, *arguments), daemon=True)
         self.process.start()
         theirs.close()
-        self.bytes = 0
+        self.bytes, self.watched = 0, False
 
     def call(self, name: str, *arguments: Any) -> None:
         """Start."""
-        self.pipe.send_bytes(pickle.dumps((name, arguments)))
+        self.pipe.send_bytes(pickle.dumps((name, arguments, self.watched)))
 
     def ask(self, name: str, *arguments: Any) -> Any:
         """Start and wait; what the call returned."""
@@ -178,11 +183,11 @@ class Ranks:
             probe.bind(("127.0.0.1", 0))
             port = probe.getsockname()[1]
         each = [replace(setting, rank=rank) for rank in range(ranks)]
-        self._sides = [Side(learner, folder / "model", own, ranks, port) for own in each]
+        self.sides = [Side(learner, folder / "model", own, ranks, port) for own in each]
 
     def call(self, name: str, *arguments: Any) -> None:
         """Start in every rank."""
-        for side in self._sides:
+        for side in self.sides:
             side.call(name, *arguments)
 
     def ask(self, name: str, *arguments: Any) -> Any:
@@ -192,13 +197,13 @@ class Ranks:
 
     def answer(self) -> tuple[Any, float, int]:
         """Wait for every rank: rank 0's answer, the longest time and the largest growth."""
-        answers, seconds, grown = zip(*(side.answer() for side in self._sides), strict=True)
+        answers, seconds, grown = zip(*(side.answer() for side in self.sides), strict=True)
         return answers[0], max(seconds), max(grown)
 
     @property
     def bytes(self) -> int:
         """Bytes of all ranks' last answers."""
-        return sum(side.bytes for side in self._sides)
+        return sum(side.bytes for side in self.sides)
 
 
 def build(folder: Path, millions: int) -> None:
@@ -266,7 +271,11 @@ def measure(ours: Ranks, theirs: Side) -> dict[str, Any]:
         for version in range(1, TIMES + 1):
             found["copy_s"].append(ours.ask("copied", shapes))
             ours.ask("changed")
+            for side in (*ours.sides, theirs):
+                side.watched = version % 2 == 1
             found["transfers"][name].append(publication(ours, theirs, name, version, names))
+            for side in (*ours.sides, theirs):
+                side.watched = False
     return found
 
 
@@ -291,6 +300,7 @@ def publication(ours: Ranks, theirs: Side, transfer: str, version: int, names: t
     seconds = time.perf_counter() - began
     assert held.tensors == read | sent
     return {
+        "watched": theirs.watched,
         "seconds": seconds,
         "message_bytes": messages,
         "learner_grew": max(offer_grown, grown),
@@ -299,18 +309,15 @@ def publication(ours: Ranks, theirs: Side, transfer: str, version: int, names: t
 
 
 def judge(found: dict[str, Any]) -> list[dict[str, Any]]:
-    """Compare each publication from device to device with the goals; the first of a transfer, which connects, is left
-    out.
-    """
+    """Compare the publications from device to device with the goals."""
     copy = statistics.median(found["copy_s"])
     verdicts = []
     for name in ("broadcast", "shared_memory"):
-        later = found["transfers"][name][1:]
+        seconds, message_bytes, *grown = summary(found["transfers"][name])
         values = {
-            "messages, MB": max(run["message_bytes"] for run in later) / 1e6,
-            "growth / largest bucket": max(max(run["learner_grew"], run["engine_grew"]) for run in later)
-            / found["largest_bucket"],
-            "seconds / one copy": statistics.median(run["seconds"] for run in later) / copy,
+            "messages, MB": message_bytes / 1e6,
+            "growth / largest bucket": max(grown) / found["largest_bucket"],
+            "seconds / one copy": seconds / copy,
         }
         for goal, limit in GOALS.items():
             verdicts.append(
@@ -324,6 +331,17 @@ def judge(found: dict[str, Any]) -> list[dict[str, Any]]:
     return verdicts
 
 
+def summary(runs: list[dict[str, Any]]) -> tuple[float, int, int, int]:
+    """Median seconds and most bytes of messages without the first run, and the largest growth of learner and engine."""
+    timed, watched = ([run for run in runs if run["watched"] == which] for which in (False, True))
+    return (
+        statistics.median(run["seconds"] for run in timed),
+        max(run["message_bytes"] for run in runs[1:]),
+        max(run["learner_grew"] for run in watched),
+        max(run["engine_grew"] for run in watched),
+    )
+
+
 def table(found: dict[str, Any]) -> str:
     """The medians, in Markdown."""
     copy = statistics.median(found["copy_s"])
@@ -335,15 +353,9 @@ def table(found: dict[str, Any]) -> str:
         "|---|---|---|---|---|---|",
     ]
     for name, runs in found["transfers"].items():
-        later = runs[1:]  # the first connects
-        seconds = statistics.median(run["seconds"] for run in later)
-        cells = [
-            f"{seconds:.2f}",
-            f"{seconds / copy:.1f}",
-            f"{later[0]['message_bytes'] / 1e6:.2f}",
-            f"{max(run['learner_grew'] for run in later) / 2**20:.0f}",
-            f"{max(run['engine_grew'] for run in later) / 2**20:.0f}",
-        ]
+        seconds, message_bytes, *grown = summary(runs)
+        cells = [f"{seconds:.2f}", f"{seconds / copy:.1f}", f"{message_bytes / 1e6:.2f}"]
+        cells += [f"{size / 2**20:.0f}" for size in grown]
         lines.append(f"| {name} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
