@@ -168,6 +168,8 @@ class LearnerRank:
         by_shard = [plan.rank_samples(shard) for shard in range(self._shards.count)]
         mine = by_shard[self._shards.own]
         with self._meter.apart(), self._engine.policy.without_autocast():
+            if self._vision is not None:
+                self._vision.encode(by_shard, self._shards.own)
             scores = {id: s for samples in mine for id, s in self._score(mine, samples, None, None).items()}
         return check_all_log_probs(by_shard, self._shards, scores, self._config.rollout.log_prob_gate)
 

@@ -171,16 +171,19 @@ def test_a_damaged_picture_is_named(commands, model: Path, tmp_path: Path) -> No
 
 def test_a_gate_that_fails_is_counted_and_another_start_model_is_refused(commands, model: Path, tmp_path: Path) -> None:
     other = shutil.copytree(model, tmp_path / "other")
-    run = [*LOCAL, "rollout.log_prob_gate.token=1e-12", "evaluation.every=0"]
-    done = commands("ral-rl", *run, f"start_model={model}", cwd=tmp_path)
+    run = [*LOCAL, "algorithm.steps=1", "evaluation.every=0"]
+    done = commands("ral-rl", *run, "rollout.log_prob_gate.token=1e-12", f"start_model={model}", cwd=tmp_path)
     assert (done.returncode, "Traceback" in done.stderr) == (1, False), done.stderr
     assert "rollout and learner log-probs differ by" in done.stderr.splitlines()[-1]
     folder = tmp_path / "runs" / "smoke"
     summary = json.loads((folder / "summary.json").read_text())
     assert {name: summary[name] for name in GATE_COUNTERS} == dict.fromkeys(GATE_COUNTERS, 0) | {"log_prob_failures": 1}
     assert re.search(r'data-headline="?gates_failed"?[^<]*>\s*1\s*<', (folder / "report.html").read_text())
+    assert not (folder / "metrics.jsonl").read_text() and not list(folder.glob("checkpoints/rl/*"))  # not evaluated
+    done = commands("ral-rl", *run, f"start_model={model}", cwd=tmp_path)
+    assert done.returncode == 0 and "engines and learner agree" in done.stderr, done.stderr
     # the reference policy would silently be another one
-    done = commands("ral-rl", *run, f"start_model={other}", cwd=tmp_path)
+    done = commands("ral-rl", *run, "algorithm.steps=2", f"start_model={other}", cwd=tmp_path)
     assert_refused(done, f"start_model={other}", f"started from {model}", "or set another name")
 
 

@@ -222,7 +222,9 @@ def test_killed_in_every_stage_it_ends_as_if_nothing_had_happened(
     run.assert_no_prompt_lost_or_repeated()
     assert run.summary().keys() == uninterrupted.summary().keys()
     times, expected = run.summary()["wall_s"], uninterrupted.summary()["wall_s"]
-    assert {s: set(phases) for s, phases in times.items()} == {s: set(phases) for s, phases in expected.items()}
+    phases = {stage: {*of_stage} for stage, of_stage in expected.items()}
+    phases["rl"].add("check")  # a session that begins with rl compares engines and learner there
+    assert {stage: {*of_stage} for stage, of_stage in times.items()} == phases
 
 
 MOMENTS = {

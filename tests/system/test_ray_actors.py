@@ -201,7 +201,7 @@ def test_resources_that_are_taken_are_waited_for_and_then_named(cluster: None) -
     assert time.monotonic() - began < 5  # nothing can join this cluster
     cpus = ray.cluster_resources()["CPU"]
     held = reserve([Bundle("rollout", 0, cpus, 0)], 10.0, nodes_may_join=False, tell=print)
-    with pytest.raises(SetupError, match=r"no room on the cluster after 1 s: the run needs 1 CPUs \(free: 0\);"):
+    with pytest.raises(SetupError, match=r"no room on the cluster after 1 s: the run needs 1 CPU \(free: 0\);"):
         reserve([Bundle("reward", 0, 1, 0)], 1.0, nodes_may_join=False, tell=print)
     ray.util.remove_placement_group(held)
 

@@ -91,3 +91,18 @@ def test_what_is_trained_does_not_change(
         largest = max(float(g.abs().max()) for g in other.values())
         assert all(torch.allclose(g, other[name], rtol=1e-3, atol=1e-5 * largest) for name, g in one.items())
     assert all((w - slow_weights[name]).norm() <= 1e-3 * w.norm() + 1e-6 for name, w in weights.items())
+
+
+def test_the_comparison_before_rl_sees_the_pictures_and_changes_nothing_after_it(
+    start_rank: Start, make_config: Callable[..., TrainConfig], rl_samples: list[Sample]
+) -> None:
+    metrics = []
+    for compares in (True, False):
+        rank = start_rank(make_config(*SETTINGS, "model.freeze_vision=true"))
+        before, after = rl_samples[:3], groups(rl_samples)[6:]
+        if compares:
+            assert 0 <= rank.check_log_probs(plan_updates(before, updates=1, shards=1, max_tokens=90)) < 1e-5
+        plan = plan_updates(after, updates=1, shards=1, max_tokens=90)
+        scores = rank.score(plan)
+        metrics.append(rank.update(plan.updates[0], scores, scores))
+    assert metrics[0] == metrics[1]
