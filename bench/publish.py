@@ -82,7 +82,7 @@ def learner(pipe: Connection, model: Path, setting: Setting, ranks: int = 1, por
         {
             "copied": copied,
             "changed": changed,
-            "choose": lambda name: setattr(rank, "_transfer", transfers[name]),
+            "choose": lambda name: setattr(rank._source, "transfer", transfers[name]),
             "publish": rank.publish,
             "offer": rank.offer,
             "send": rank.send,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import groupby
 from operator import itemgetter
@@ -19,15 +19,16 @@ from ral_system.attention.metrics import row_statistics
 from ral_system.attention.provenance import KeyProvenance
 from ral_system.attention.read import AttentionRead
 from ral_system.attention.record import record_attention
-from ral_system.attention.selection import shared_keys
+from ral_system.attention.selection import row_tokens, shared_keys
 from ral_system.attention.visual_reward import response_visual_rewards
 from ral_system.batches.collate import TensorBatch
 from ral_system.batches.micro_batches import groups_of
 from ral_system.config.attention import AttentionConfig
+from ral_system.config.choices import Rows
 from ral_system.config.reward import VisualRewardConfig
 from ral_system.models.loading import TORCH_DTYPES
 from ral_system.models.policy import PolicyOutput
-from ral_system.types import AttentionRecord, MicroBatch, SampleScores, Scores, TokenRecord
+from ral_system.types import AttentionRecord, MicroBatch, Sample, SampleScores, Scores, TokenRecord
 
 
 def to_scores(
@@ -89,6 +90,16 @@ def kl_sums(estimator: str, behaviour: Scores, reference: Scores) -> dict[str, f
         id: float(estimate(*(torch.from_numpy(s.log_probs).double() for s in (mine, reference[id]))).sum())
         for id, mine in behaviour.items()
     }
+
+
+def of_makers(
+    sample: Sample, by_version: Mapping[int, SampleScores], kind: Rows, rows: Callable[[Rows, Sample], Tensor]
+) -> SampleScores:
+    """Scores of a sample at the weights that made each of its tokens; `rows` tells which of its rows are recorded."""
+    if not sample.switches:
+        return by_version[sample.weight_version]
+    made = sample.token_versions()
+    return join_versions(by_version, made, made[row_tokens(kind, sample, rows(kind, sample).tolist())])
 
 
 def join_versions(

@@ -15,7 +15,6 @@ import torch
 from ral_system.algorithms.token_read import TokenRead
 from ral_system.attention.group import GroupAttention
 from ral_system.attention.read import QUESTION_AT_ALL_LAYERS, AttentionRead, response_at_all_layers
-from ral_system.attention.selection import row_tokens
 from ral_system.batches.collate import Collator, TensorBatch
 from ral_system.batches.features import FeatureExtractor
 from ral_system.config.choices import Stage
@@ -28,7 +27,7 @@ from ral_system.models.policy import PolicyOutput
 from ral_system.observability.work import Work
 from ral_system.scoring.build import build_policy
 from ral_system.scoring.reference import reference_reads
-from ral_system.scoring.scores import join_versions, kl_sums, merge_teachers, to_scores
+from ral_system.scoring.scores import kl_sums, merge_teachers, of_makers, to_scores
 from ral_system.training.average import WeightAverage
 from ral_system.training.blinded_view import BlindedView
 from ral_system.training.build import build_engine, choose_trained, loading
@@ -87,7 +86,6 @@ class LearnerRank:
         stage: Stage,
         transfer: Transfer[Any] | None = None,
     ) -> None:
-        self._transfer: Transfer[Any] = transfer or ObjectStore(Setting.of_one_process(rank=rank))
         self._config = config
         self._rank = rank
         self._start = model_folder
@@ -124,7 +122,8 @@ class LearnerRank:
         self._version, self._holding = 0, Holding("learner rank")
         staleness = config.algorithm.max_staleness if stage == "rl" else 0
         self._past = PastWeights(self._engine, staleness)
-        self._source = WeightSource(self._engine, TORCH_DTYPES[config.rollout.dtype], rank, self._adapters)
+        transfer = transfer or ObjectStore(Setting.of_one_process(rank=rank))
+        self._source = WeightSource(self._engine, TORCH_DTYPES[config.rollout.dtype], rank, transfer, self._adapters)
         averages = stage == "rl" and attention.anchor == "ema"
         self._average = WeightAverage(self._engine, attention.ema_decay) if averages else None
 
@@ -150,7 +149,9 @@ class LearnerRank:
                     scores = self._score(mine, samples, version, self._read, response, behaves=True)
                     for sample in (sample for sample in samples if version in sample.weight_versions):
                         found[sample.id][version] = scores[sample.id]
-        scores_by_id = {s.id: self._join(s, found[s.id]) for samples in mine for s in samples}
+        scores_by_id = {
+            s.id: of_makers(s, found[s.id], attention.rows, self._collate.rows) for samples in mine for s in samples
+        }
         check_all_log_probs(by_shard, self._shards, scores_by_id, self._config.rollout.log_prob_gate)
         scores_by_id = with_group_glances(by_shard, self._shards, scores_by_id)
         if self._blinded is not None:
@@ -186,14 +187,6 @@ class LearnerRank:
         """Put these weights in place during the block: the current ones, or a past version's."""
         with nullcontext() if version == self._version else self._past.at(version):
             yield
-
-    def _join(self, sample: Sample, by_version: Mapping[int, SampleScores]) -> SampleScores:
-        if not sample.switches:
-            return by_version[sample.weight_version]
-        kind = self._config.algorithm.attention.rows
-        tokens = row_tokens(kind, sample, self._collate.rows(kind, sample).tolist())
-        made = sample.token_versions()
-        return join_versions(by_version, made, made[tokens])
 
     def _score(
         self,
@@ -299,31 +292,20 @@ class LearnerRank:
             self._engine.hold(held)
 
     def publish(self, version: int) -> WeightManifest | None:
-        """Take the current weights as `version`: their identity on rank 0, None on the others. Every rank calls it.
-
-        The first time every weight is read; later the trained ones are UNREAD until they travel.
-        """
+        """Take the current weights as `version`: their identity on rank 0, None on the others. Every rank calls it."""
         self._holding.require(Held.WEIGHTS, "publish weights")
         self._version = version
         self._past.remember(version)
         return self._source.manifest(version)
 
     def offer(self, manifest: WeightManifest, names: Sequence[str]) -> tuple[Mapping[str, TensorDigest], Offer | None]:
-        """Offer the named tensors of the version just published: rank 0's offer, None on the others.
-
-        With it the digests of what was read: of all that travels if the transfer keeps offers, else of nothing yet.
-        """
+        """Offer the named tensors of the version just published (`WeightSource.offer`)."""
         self._holding.require(Held.WEIGHTS, "offer weights")
-        offer = self._transfer.offer(manifest, names, self._source.stream)
-        return self._source.read(), offer
+        return self._source.offer(manifest, names)
 
     def send(self, offer: Offer) -> Mapping[str, TensorDigest]:
-        """Send what was offered to the engines that receive it now; return its digests, on rank 0.
-
-        Not for transfers that keep offers.
-        """
-        self._transfer.send(offer, self._source.stream)
-        return self._source.read()
+        """Send what was offered to the engines that receive it now; return its digests, on rank 0."""
+        return self._source.send(offer)
 
     def save_model(self, folder: Path) -> None:
         """Write the model in Hugging Face format, and adapters beside it (rank 0; every rank calls it)."""

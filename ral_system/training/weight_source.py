@@ -15,7 +15,8 @@ from ral_system.models.lora import Adapters
 from ral_system.models.named_weights import named_weights
 from ral_system.training.engine import Engine
 from ral_system.types import UNREAD, TensorDigest, WeightManifest
-from ral_system.weights.digest import Region, as_numbers, digest_of_sums, dtype_name, sums
+from ral_system.weights.digest import Region, digest_of_sums, dtype_name, sums
+from ral_system.weights.transfer.transfer import Offer, Transfer
 
 
 class WeightSource:
@@ -24,11 +25,20 @@ class WeightSource:
     Adapters are merged. Every rank calls each method.
     """
 
-    def __init__(self, engine: Engine, dtype: torch.dtype, rank: int, adapters: Adapters | None = None) -> None:
+    def __init__(
+        self,
+        engine: Engine,
+        dtype: torch.dtype,
+        rank: int,
+        transfer: Transfer[Any],
+        adapters: Adapters | None = None,
+    ) -> None:
         self._engine, self._dtype, self._rank, self._adapters = engine, dtype, rank, adapters
+        self.transfer = transfer
         self._digests: dict[str, TensorDigest] = {}
         self._names: list[str] = []
-        self._sums: dict[str, Tensor] = {}
+        self._summed: list[str] = []
+        self._sums: Tensor | None = None
 
     def manifest(self, version: int) -> WeightManifest | None:
         """The identity of the current weights, on rank 0.
@@ -56,25 +66,45 @@ class WeightSource:
         Rank 0 computes the checksum of each that is UNREAD, from the memory that is then sent.
         """
         parts = self._parts(named_weights(self._engine.policy.model))
-        self._names, self._sums = list(names), {}
+        self._names, self._summed, self._sums = list(names), [], None
         weights = self._engine.weights({part for name in names for part in parts[name]})
         for name, weight in weights if self._adapters is None else self._adapters.merged(weights):
             whole = weight.detach()
             whole = whole.to(self._dtype) if whole.is_floating_point() else whole
             known = self._digests.setdefault(name, TensorDigest(tuple(whole.shape), dtype_name(whole.dtype), UNREAD))
             if self._rank == 0 and known.checksum == UNREAD:
-                self._sums[name] = sums(whole, Region.whole(whole.shape))
+                if self._sums is None:  # one tensor: many small ones would lie in the way of the next gathered layer
+                    self._sums = torch.empty((len(self._names), 2), dtype=torch.int64, device=whole.device)
+                self._sums[len(self._summed)] = sums(whole, Region.whole(whole.shape))
+                self._summed.append(name)
             yield name, whole
+
+    def offer(self, manifest: WeightManifest, names: Sequence[str]) -> tuple[Mapping[str, TensorDigest], Offer | None]:
+        """Offer the named tensors of the version of the manifest: rank 0's offer, None on the others.
+
+        With it the digests of what was read: of all that travels if the transfer keeps offers, else of nothing yet.
+        """
+        offer = self.transfer.offer(manifest, names, self.stream)
+        return self.read(), offer
+
+    def send(self, offer: Offer) -> Mapping[str, TensorDigest]:
+        """Send what was offered to the engines that receive it now; return its digests, on rank 0.
+
+        Not for transfers that keep offers.
+        """
+        self.transfer.send(offer, self.stream)
+        return self.read()
 
     def read(self) -> Mapping[str, TensorDigest]:
         """The digests of what the last stream gave, on rank 0. Each can be asked for once."""
         if self._rank:
             return {}
-        for name, sums_2 in self._sums.items():
+        numbers = [] if self._sums is None else self._sums[: len(self._summed)].tolist()
+        for name, pair in zip(self._summed, numbers, strict=True):
             known = self._digests[name]
-            self._digests[name] = digest_of_sums(known.shape, getattr(torch, known.dtype), as_numbers(sums_2))
+            self._digests[name] = digest_of_sums(known.shape, getattr(torch, known.dtype), pair)
         found = {name: self._digests[name] for name in self._names}
-        self._names, self._sums = [], {}
+        self._names, self._summed, self._sums = [], [], None
         return found
 
     def save(self, processor: Any, folder: Path, start: Path) -> None:

@@ -19,16 +19,11 @@ from ral_system.actors.group import Call, Member, stream, wait_all
 from ral_system.actors.placement import Bundle, reserve
 from ral_system.actors.roles import RayRoles
 from ral_system.batches.micro_batches import groups_of
-from ral_system.data.chat import ChatRenderer
 from ral_system.errors import ActorError, CollectiveError, DataError, GateError, SetupError
-from ral_system.media.store import MediaStore
-from ral_system.models.loading import load_family
-from ral_system.tasks.tiny_model import build_tiny_model
-from ral_system.tasks.visual_search import VisualSearch, words
 from ral_system.training.plan import plan_updates
 from ral_system.types import Prompt, Rollout, Sample, Sampling
 from ral_system.weights.publish import Publisher
-from tests.composed import compose_config
+from tests.system.ray_setting import folder_of_models, prompts_of, started_roles
 from tests.system.troubled_actor import Troubled, Unconnected
 
 pytestmark = pytest.mark.system
@@ -208,42 +203,17 @@ def test_resources_that_are_taken_are_waited_for_and_then_named(cluster: None) -
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("run")
-    build_tiny_model(folder / "start", words(), hidden=64, layers=2, vision_layers=1, seed=1)
-    build_tiny_model(folder / "larger", words(), hidden=96, layers=3, vision_layers=1, seed=2)
-    return folder
+    return folder_of_models(tmp_path_factory.mktemp("run"))
 
 
 @pytest.fixture(scope="module")
 def prompts(folder: Path) -> list[Prompt]:
-    renderer, media = ChatRenderer(load_family(folder / "start"), "answer"), MediaStore(folder / "media")
-    records = [VisualSearch(seed=0, grid=2, objects=3).record("train", i) for i in range(4)]
-    return [
-        renderer.prompt(id=f"t{r.index}", kind=r.kind, question=r.question, answer=r.answer, media=[media.put(r.image)])
-        for r in records
-    ]
+    return prompts_of(folder)
 
 
 @pytest.fixture(scope="module")
 def roles(cluster: None, folder: Path) -> Iterator[RayRoles]:
-    phases: dict[str, float] = {}
-    config = compose_config(
-        "experiment=smoke",
-        "rollout.workers=2",
-        "cluster.cpus_per_rollout=0.25",
-        "cluster.scorers=2",
-        "cluster.cpus_per_scorer=0.0625",
-        "algorithm=attention_distill",
-        f"teacher.path={folder}/start",
-        f"teacher.attention_path={folder}/larger",
-        "reward.visual.weight=0.3",
-        "algorithm.max_staleness=1",
-        "rollout.on_new_weights=continue",
-        "learner.collective_timeout_s=15",
-    )
-    roles = RayRoles(config, "rl", folder / "start", folder, phases.__setitem__)
-    print({what: round(seconds, 1) for what, seconds in phases.items()})
-    assert set(phases) == {"cluster", "placement", "learner", "rollout", "reference", "teacher", "reward"}
+    roles = started_roles(folder)
     yield roles
     roles.close()
 
