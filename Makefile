@@ -12,7 +12,7 @@ DEVELOPED := .venv/.developed
 PYTEST := $(BIN)/python -m pytest --disable-plugin-autoload -p xdist -p timeout -p hypothesispytest
 # A file's tests stay in one process, because they share what they prepare; those that start Ray clusters run one by one.
 IN_PARALLEL := -n logical --maxprocesses 4 --dist loadfile
-SYSTEM_IN_PARALLEL := -n 3 --dist loadscope --no-loadscope-reorder
+SYSTEM_IN_PARALLEL := -n 2 --dist loadscope --no-loadscope-reorder
 SUDO := $(if $(filter 0,$(shell id -u)),,sudo)
 apt = { $(SUDO) apt-get update && $(SUDO) apt-get install -y --no-install-recommends $(1); }
 
