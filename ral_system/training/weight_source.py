@@ -15,7 +15,7 @@ from ral_system.models.lora import Adapters
 from ral_system.models.named_weights import named_weights
 from ral_system.training.engine import Engine
 from ral_system.types import UNREAD, TensorDigest, WeightManifest
-from ral_system.weights.digest import Region, digest_of_sums, dtype_name, sums
+from ral_system.weights.digest import SUMS, Region, digest_of_sums, dtype_name, sums
 from ral_system.weights.transfer.transfer import Offer, Transfer
 
 
@@ -74,7 +74,7 @@ class WeightSource:
             known = self._digests.setdefault(name, TensorDigest(tuple(whole.shape), dtype_name(whole.dtype), UNREAD))
             if self._rank == 0 and known.checksum == UNREAD:
                 if self._sums is None:  # one tensor: many small ones would lie in the way of the next gathered layer
-                    self._sums = torch.empty((len(self._names), 2), dtype=torch.int64, device=whole.device)
+                    self._sums = torch.empty((len(self._names), SUMS), dtype=torch.int64, device=whole.device)
                 self._sums[len(self._summed)] = sums(whole, Region.whole(whole.shape))
                 self._summed.append(name)
             yield name, whole

@@ -19,7 +19,7 @@ from ral_system.errors import WeightSyncError
 from ral_system.types import EngineNames, TensorDigest, WeightManifest
 from ral_system.weights.digest import Region, as_numbers, digest_of_sums, sums
 
-Sums = tuple[int, int]
+Sums = tuple[int, ...]
 Held = Mapping[str, Sequence[tuple[Region, Sums]]]
 """What one process of an engine holds: published name → its parts of the tensor, with their share of the checksum."""
 UNPUBLISHED = "engine:"
@@ -105,8 +105,8 @@ class EngineMemory:
     def _numbers(self, pending: Iterable[tuple[str, Region, Tensor]], published: Mapping[str, TensorDigest]) -> Held:
         """Wait for the device, which has computed ahead. With the sums, those of parameters that nothing fills."""
         found: dict[str, list[tuple[Region, Sums]]] = {}
-        for name, region, sums_2 in pending:
-            found.setdefault(name, []).append((region, as_numbers(sums_2)))
+        for name, region, sums_S in pending:
+            found.setdefault(name, []).append((region, as_numbers(sums_S)))
         filled = {_storage(place.memory) for name in published for place in self._places.get(name, ())}
         for name, parameter in self._parameters.items():
             if _storage(parameter) not in filled:
