@@ -7,41 +7,40 @@ from __future__ import annotations
 
 import json
 import os
-import re
 from collections.abc import Iterator, Sequence
 from datetime import timedelta
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.distributed import PrefixStore, Store  # type: ignore[attr-defined]
 
-from ral_system.errors import WeightSyncError
 from ral_system.weights.transfer.buckets import Bucket
+from ral_system.weights.transfer.signals import Signals, found, opened
 from ral_system.weights.transfer.streamed import Streamed
 
 _NAME = "ral_weights"
-_OPENED = re.compile(r"/proc/\d+/fd/\d+")
 
 
 class SharedLine:
-    """Memory that the sender writes and the receivers read, bucket by bucket, as they announce in the store.
+    """Memory that the sender writes and the receivers read, bucket by bucket. Each signals to the other.
 
     It serves one version.
     """
 
     def __init__(self, store: Store, receivers: list[int], rank: int, timeout_s: float) -> None:
-        self._store, self._receivers, self._rank = store, receivers, rank
-        self._timeout = timedelta(seconds=timeout_s)
+        self._store, self._receivers, self._rank, self._timeout_s = store, receivers, rank, timeout_s
         self._memory = torch.empty(0, dtype=torch.uint8)
-        self._last = -1
+        self._given, self._taken = -1, -1
         self._file: int | None = None
+        self._signals: list[Signals] = []
 
     def begin(self, dealt: Sequence[Bucket]) -> None:
         """Allocate, and say where."""
         self._memory, self._file, handle = _allocate(max(bucket.end for bucket in dealt))
-        self._store.set("memory", handle)
+        for receiver in self._receivers:
+            self._signals.append(Signals())
+            self._store.set(f"receiver/{receiver}", json.dumps([handle, self._signals[-1].address]))
 
     def buffer(self, bucket: Bucket) -> Tensor:
         """The bucket's place, once every receiver is done with what was there."""
@@ -51,36 +50,47 @@ class SharedLine:
     def give(self, bucket: Bucket) -> None:
         """Announce the bucket."""
         _synchronize(self._memory)
-        self._last = bucket.index
-        self._store.set(f"given/{bucket.index}", "")
+        self._given = bucket.index
+        for signals in self._signals:
+            signals.give()
 
     def finish(self) -> None:
         """Wait for the receivers."""
-        self._wait_for_receivers(self._last)
+        self._wait_for_receivers(self._given)
         self._memory = self._memory.new_empty(0)
         self.close()
 
     def take(self, dealt: Sequence[Bucket]) -> Iterator[Tensor]:
         """The announced buckets."""
-        self._store.wait(["memory"], self._timeout)
-        memory = _open(self._store.get("memory").decode())
+        key = f"receiver/{self._rank}"
+        self._store.wait([key], timedelta(seconds=self._timeout_s))
+        handle, address = json.loads(self._store.get(key))
+        memory = _open(handle)
+        signals = Signals(tuple(address))
+        self._signals.append(signals)
         for bucket in dealt:
-            self._store.wait([f"given/{bucket.index}"], self._timeout)
+            signals.wait(self._timeout_s)
             yield bucket.buffer(memory)
             _synchronize(memory)
             if bucket is dealt[-1]:
                 del memory  # before the sender gives it back
-            self._store.set(f"taken/{bucket.index}/{self._rank}", "")
+            signals.give()
+        self.close()
 
     def _wait_for_receivers(self, index: int) -> None:
-        if index >= 0:
-            self._store.wait([f"taken/{index}/{receiver}" for receiver in self._receivers], self._timeout)
+        while self._taken < index:
+            for signals in self._signals:
+                signals.wait(self._timeout_s)
+            self._taken += 1
 
     def close(self) -> None:
-        """Close the file, so the memory goes with the last who has it open."""
+        """Close the files, so the memory goes with the last who has it open."""
         if self._file is not None:
             os.close(self._file)
             self._file = None
+        for signals in self._signals:
+            signals.close()
+        self._signals.clear()
 
     def __del__(self) -> None:
         self.close()
@@ -109,35 +119,23 @@ def _synchronize(memory: Tensor) -> None:
         torch.cuda.synchronize()
 
 
-def _allocate(size: int) -> tuple[Tensor, int | None, str]:
+def _allocate(size: int) -> tuple[Tensor, int | None, Any]:
     """New memory, the descriptor that keeps it findable, and what opens it in another process."""
     if torch.cuda.is_available():
         memory = torch.empty(size, dtype=torch.uint8, device="cuda")
         handle = [part.hex() if isinstance(part, bytes) else part for part in memory.untyped_storage()._share_cuda_()]
-        return memory, None, json.dumps(handle)
+        return memory, None, handle
     descriptor = os.memfd_create(_NAME)
     os.ftruncate(descriptor, size)
-    path = f"/proc/{os.getpid()}/fd/{descriptor}"
-    return torch.from_file(path, shared=True, size=size, dtype=torch.uint8), descriptor, json.dumps(path)
+    path = opened(descriptor)
+    return torch.from_file(path, shared=True, size=size, dtype=torch.uint8), descriptor, path
 
 
-def _open(handle: str) -> Tensor:
-    found: Any = json.loads(handle)
-    if isinstance(found, str):
-        path = Path(found)
-        try:
-            of_weights = _OPENED.fullmatch(found) and path.readlink().name.startswith(f"memfd:{_NAME}")
-        except OSError as error:
-            raise WeightSyncError(
-                f"the learner's memory {found} is not on this node; set rollout.weight_transfer=broadcast"
-            ) from error
-        if not of_weights:
-            raise WeightSyncError(
-                f"{found} was announced as the learner's memory for weights, and is not; does another program use the "
-                "run's ports?"
-            )
-        return torch.from_file(found, shared=True, size=path.stat().st_size, dtype=torch.uint8)
-    _, *arguments = [bytes.fromhex(part) if isinstance(part, str) else part for part in found]
+def _open(handle: Any) -> Tensor:
+    if isinstance(handle, str):
+        size = found(handle, f"/memfd:{_NAME}").stat().st_size
+        return torch.from_file(handle, shared=True, size=size, dtype=torch.uint8)
+    _, *arguments = [bytes.fromhex(part) if isinstance(part, str) else part for part in handle]
     # The same GPU has another index here than in the learner, if this process sees several.
     storage = torch.UntypedStorage._new_shared_cuda(torch.cuda.current_device(), *arguments)
     return torch.empty(0, dtype=torch.uint8, device="cuda").set_(storage)

@@ -1,7 +1,6 @@
 """Ways for weights to travel: what arrives is what was offered, whichever way, and what is damaged is found."""
 
 import gc
-import json
 import os
 import pickle
 import socket
@@ -217,7 +216,7 @@ def test_memory_of_something_else_is_not_opened(tmp_path: Path) -> None:
     with (tmp_path / "file").open() as file:
         for handle in (str(tmp_path / "file"), f"/proc/{os.getpid()}/fd/{file.fileno()}", "/proc/1/../1/fd/3"):
             with pytest.raises(WeightSyncError, match="announced as the learner's memory for weights, and is not"):
-                shared_memory._open(json.dumps(handle))
+                shared_memory._open(handle)
 
 
 def test_memory_of_a_gpu_is_opened_where_this_process_is(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -231,13 +230,13 @@ def test_memory_of_a_gpu_is_opened_where_this_process_is(monkeypatch: pytest.Mon
     monkeypatch.setattr(torch.UntypedStorage, "_new_shared_cuda", new_shared)
     monkeypatch.setattr(torch.cuda, "current_device", lambda: 1)
     with pytest.raises(KeyboardInterrupt):
-        shared_memory._open(json.dumps([0, b"ipc".hex(), 64, 0, b"counter".hex(), 8, b"event".hex(), True]))
+        shared_memory._open([0, b"ipc".hex(), 64, 0, b"counter".hex(), 8, b"event".hex(), True])
     assert opened == [(1, b"ipc", 64, 0, b"counter", 8, b"event", True)]
 
 
 def test_memory_of_another_node_is_one_line() -> None:
     with pytest.raises(WeightSyncError, match=r"/proc/4194304/fd/9 is not on this node; set rollout.weight_tr"):
-        shared_memory._open(json.dumps("/proc/4194304/fd/9"))
+        shared_memory._open("/proc/4194304/fd/9")
 
 
 def test_shared_memory_is_gone_with_its_transfer(tmp_path: Path) -> None:
@@ -260,7 +259,7 @@ def test_an_engine_has_dropped_the_memory_when_the_sender_may_give_it_back(
     alive: list[int] = []
     first, waited = shared_memory._open, shared_memory.SharedLine._wait_for_receivers
 
-    def watched_open(handle: str) -> Tensor:
+    def watched_open(handle: object) -> Tensor:
         memory = first(handle)
         opened.append(weakref.ref(memory.untyped_storage()))
         return memory

@@ -1,0 +1,84 @@
+"""Signals between two processes on a node, which arrive in microseconds."""
+
+from __future__ import annotations
+
+import os
+import re
+import select
+from pathlib import Path
+
+from ral_system.errors import WeightSyncError
+
+_ENDED = "the other process has ended, or given up"
+_OPENED = re.compile(r"/proc/\d+/fd/\d+")
+
+
+class Signals:
+    """A pipe in each direction. One process makes them; the other opens its ends at the first one's `address`.
+
+    Raises WeightSyncError if there are no pipes at the address.
+    """
+
+    def __init__(self, address: tuple[str, str] | None = None) -> None:
+        self._files: list[int] = []
+        if address is None:
+            self._in, their_out = self._pipe()
+            their_in, self._out = self._pipe()
+            self.address = (opened(their_in), opened(their_out))
+        else:
+            self.address = address
+            self._in, self._out = self._open(address[0], os.O_RDONLY), self._open(address[1], os.O_WRONLY)
+
+    def give(self) -> None:
+        """Send a signal. Raises RuntimeError if the other process has ended."""
+        try:
+            os.write(self._out, b"\0")
+        except BrokenPipeError as error:
+            raise RuntimeError(_ENDED) from error
+
+    def wait(self, timeout_s: float) -> None:
+        """Wait for a signal that was not waited for yet. Raises RuntimeError if none comes in time."""
+        waiting = select.poll()
+        waiting.register(self._in, select.POLLIN)
+        if not waiting.poll(1000 * timeout_s):
+            raise RuntimeError(f"no signal from the other process within {timeout_s:g} s")
+        if not os.read(self._in, 1):
+            raise RuntimeError(_ENDED)
+
+    def close(self) -> None:
+        """Close this process's ends."""
+        for file in self._files:
+            os.close(file)
+        self._files.clear()
+
+    def _pipe(self) -> tuple[int, int]:
+        ends = os.pipe()
+        self._files += ends
+        return ends
+
+    def _open(self, path: str, mode: int) -> int:
+        try:
+            self._files.append(os.open(found(path, "pipe:"), mode))
+        except OSError as error:
+            raise RuntimeError(_ENDED) from error
+        return self._files[-1]
+
+
+def opened(descriptor: int) -> str:
+    """Return the path at which other processes on this node find a file that this one has open."""
+    return f"/proc/{os.getpid()}/fd/{descriptor}"
+
+
+def found(path: str, kind: str) -> Path:
+    """Check that another process has a file of this kind open at the path. Raises WeightSyncError if not."""
+    try:
+        if _OPENED.fullmatch(path) and str(Path(path).readlink()).startswith(kind):
+            return Path(path)
+    except OSError as error:
+        raise WeightSyncError(
+            f"the learner's memory {path} is not on this node; set rollout.weight_transfer=broadcast"
+        ) from error
+    raise WeightSyncError(
+        f"{path} was announced as the learner's memory for weights, and is not; does another program use the run's "
+        "ports?"
+    )
