@@ -71,6 +71,7 @@ class Adapters:
                 for plain, parts in self.parts(waiting).items():
                     yield plain, _sum(*(waiting[part] for part in parts), scale=self._scale)
                 waiting = {}
+            del weight  # before ranks gather the next one
 
     def save(self, state: Mapping[str, Tensor], folder: Path, start: Path) -> None:
         """Write the adapters out of an adapted model's weights in peft's format, as beside the model folder `start`."""

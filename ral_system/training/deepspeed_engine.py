@@ -6,7 +6,6 @@ import os
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
-from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +22,7 @@ from ral_system.batches.collate import TensorBatch
 from ral_system.config.learner import DeepSpeedLearnerConfig
 from ral_system.errors import CheckpointError, SetupError
 from ral_system.models.host_copies import give_back_free_memory
-from ral_system.models.named_weights import layer_of, named_weights
+from ral_system.models.named_weights import named_weights
 from ral_system.models.policy import PolicyModel, PolicyOutput
 from ral_system.training import deepspeed_internals as internals
 from ral_system.training.optim import OptimSettings, adamw, parameter_groups, set_rates
@@ -121,14 +120,9 @@ class DeepSpeedEngine:
         give_back_free_memory(self.device)
 
     def weights(self, names: Collection[str]) -> Iterator[tuple[str, Tensor]]:
-        wanted = {name: w for name, w in named_weights(self.policy.model).items() if name in names}
-        if self._zero_stage < 3:
-            yield from wanted.items()
-            return
-        for _, group in groupby(wanted, layer_of):
-            layer = {name: wanted[name] for name in group}
-            with internals.gathered(list(layer.values())):
-                yield from layer.items()
+        for name, weight in named_weights(self.policy.model).items():
+            if name in names:
+                yield name, internals.whole(weight, self.device)
 
     def save(self, folder: Path) -> None:
         state = {"updates": self._updates}

@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
-from contextlib import AbstractContextManager
 from datetime import timedelta
 from typing import Any
 
 import deepspeed.comm  # noqa: F401  so that the module below is there
 import torch
+import torch.distributed as dist
 from deepspeed.runtime.checkpoint_engine.torch_checkpoint_engine import TorchCheckpointEngine
 from deepspeed.runtime.fp16.loss_scaler import LossScaler
 from deepspeed.runtime.zero.config import ZeroStageEnum
 from deepspeed.runtime.zero.offload_config import OffloadStateTypeEnum as _State
-from deepspeed.runtime.zero.partition_parameters import GatheredParameters
 from deepspeed.runtime.zero.utils import get_mapping_to_flat_buffer
 from deepspeed.utils.tensor_fragment import fragment_address
 from torch import Tensor
@@ -52,10 +50,22 @@ def gather_small_parameters_again(engine: Any) -> None:
         whole[0].all_gather(whole)
 
 
-def gathered(parameters: Sequence[Any]) -> AbstractContextManager[None]:
-    """Whole ZeRO-3 parameters on every rank inside the block; collective."""
-    context: AbstractContextManager[None] = GatheredParameters(parameters)
-    return context
+def whole(weight: Any, device: torch.device) -> Tensor:
+    """The weight itself, or all of what ZeRO 3 has shared out, put together on every rank; collective.
+
+    Ranks broadcast their partitions: gloo's all-gather would take as much memory again, and DeepSpeed's own gathering
+    of several parameters as well.
+    """
+    if not hasattr(weight, "ds_tensor"):
+        found: Tensor = weight
+        return found
+    own = own_partition(weight)
+    partitions = torch.empty((dist.get_world_size(), own.numel()), dtype=own.dtype, device=device)
+    for rank, partition in enumerate(partitions):
+        if rank == dist.get_rank():
+            partition.copy_(own)
+        dist.broadcast(partition, rank)
+    return partitions.view(-1)[: weight.ds_numel].view(weight.ds_shape)
 
 
 class DeviceMemory:

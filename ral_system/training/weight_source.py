@@ -78,6 +78,7 @@ class WeightSource:
                 self._sums[len(self._summed)] = sums(whole, Region.whole(whole.shape))
                 self._summed.append(name)
             yield name, whole
+            del weight, whole  # before ranks gather the next one
 
     def offer(self, manifest: WeightManifest, names: Sequence[str]) -> tuple[Mapping[str, TensorDigest], Offer | None]:
         """Offer the named tensors of the version of the manifest: rank 0's offer, None on the others.

@@ -89,12 +89,12 @@ def load(task: Path, way: str, case: str, name: str) -> Any:
 
 def tensors_of(model: Any) -> dict[str, Any]:
     """A model's whole weights, and its buffers."""
-    from ral_system.training.deepspeed_internals import gathered
+    import torch
 
-    parameters = list(model.parameters())
-    with gathered(parameters) if hasattr(parameters[0], "ds_id") else nullcontext():
-        named = [*model.named_parameters(), *model.named_buffers()]
-        return {name: (str(tensor.dtype), tensor.tolist()) for name, tensor in named}
+    from ral_system.training.deepspeed_internals import whole
+
+    named = [*model.named_parameters(), *model.named_buffers()]
+    return {name: (str(tensor.dtype), whole(tensor, torch.device("cpu")).tolist()) for name, tensor in named}
 
 
 def peak_of_loading(task: Path, way: str) -> int:
