@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING
 
 from torch import Tensor
@@ -10,6 +10,7 @@ from torch import Tensor
 from ral_system.types import WeightManifest
 from ral_system.weights.digest import digest
 from ral_system.weights.transfer.object_store import Arrays, to_host
+from ral_system.weights.transfer.transfer import Piece
 
 if TYPE_CHECKING:
     from ral_system.training.learner_rank import LearnerRank
@@ -23,6 +24,11 @@ def read_whole(rank: LearnerRank, version: int) -> WeightManifest | None:
     """Publish a version, and read all of its weights at once, as for a first publication."""
     rank._source.forget()
     return rank.publish(version)
+
+
+def pieces(tensors: Mapping[str, Tensor]) -> Iterator[Piece]:
+    """All of these tensors, whole, as an engine receives them."""
+    yield from (Piece(name, tensor) for name, tensor in tensors.items())
 
 
 def offered(version: int, tensors: Mapping[str, Tensor]) -> Arrays:

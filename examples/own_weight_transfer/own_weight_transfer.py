@@ -8,11 +8,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from safetensors.torch import load, save
-from torch import Tensor
 
 from ral_system.errors import WeightSyncError
 from ral_system.types import WeightManifest
-from ral_system.weights.transfer.transfer import Setting, WeightStream
+from ral_system.weights.transfer.transfer import Piece, Setting, WeightStream
 
 
 @dataclass(frozen=True)
@@ -53,11 +52,11 @@ class Socket:
                 raise WeightSyncError(f"weights {offer.manifest.version}: a stranger asked for them")
             engine.sendall(save(tensors))
 
-    def receive(self, offer: SocketOffer) -> Iterator[tuple[str, Tensor]]:
+    def receive(self, offer: SocketOffer) -> Iterator[Piece]:
         """Connect, show the secret, and read until the end."""
         parts = []
         with socket.create_connection(("127.0.0.1", offer.port), timeout=self._timeout_s) as learner:
             learner.sendall(offer.secret.encode())
             while part := learner.recv(1 << 20):
                 parts.append(part)
-        yield from load(b"".join(parts)).items()
+        yield from (Piece(name, tensor) for name, tensor in load(b"".join(parts)).items())

@@ -22,7 +22,7 @@ from ral_system.planning.workload import blinded_plan
 from ral_system.scoring.reference import reference_reads
 from ral_system.types import MicroBatch, Sample, TrainPlan
 from ral_system.weights.digest import AT_ONCE
-from ral_system.weights.transfer.buckets import memory_of
+from ral_system.weights.transfer.buckets import BUCKET_BYTES, memory_of
 from ral_system.weights.transfer.opening import configured_transfer
 from ral_system.weights.transfer.streamed import Streamed
 
@@ -153,8 +153,8 @@ def streams_weights(config: TrainConfig) -> bool:
 
 def publication(policy: OutlinedPolicy, kind: str) -> int:
     """Return the bytes of the buffers for a weight update, and of the temporary tensors of its checksums."""
-    largest = max(p.numel() * p.element_size() for p in policy.model.parameters())
-    return memory_of(largest) + 8 * AT_ONCE[kind]
+    tensors = ((p.shape, p.dtype) for p in policy.model.parameters())
+    return memory_of(tensors, BUCKET_BYTES[kind]) + 8 * AT_ONCE[kind]
 
 
 MOVED = ("weights", "gradients", "optimiser", "average")

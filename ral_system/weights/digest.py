@@ -60,6 +60,41 @@ class Region:
         """How many elements it has."""
         return math.prod(self.sizes)
 
+    @property
+    def row_length(self) -> int:
+        """Elements of the tensor's rows; a tensor of one dimension is one row."""
+        return max(1, math.prod(self.shape[1:] if len(self.shape) > 1 else self.shape))
+
+    @property
+    def by_rows(self) -> bool:
+        """Whether its first dimension counts rows of the tensor. If not, it should be in one row."""
+        return len(self.shape) > 1 and bool(self.sizes) and self.strides[0] % self.row_length == 0
+
+    @property
+    def rows(self) -> range:
+        """Which of the tensor's rows it has elements of."""
+        first = self.offset // self.row_length
+        count, apart = (self.sizes[0], max(1, self.strides[0] // self.row_length)) if self.by_rows else (1, 1)
+        return range(first, first + count * apart, apart)
+
+    def within(self, first: int, piece: Sequence[int]) -> tuple[slice, Region] | None:
+        """Find this region's rows in a piece of the tensor: their indices, and where they are as a region of the piece.
+
+        The piece has this shape and begins at the tensor's row `first`. None if it holds nothing of the region, or
+        comes from a tensor of another shape.
+        """
+        if tuple(piece) == self.shape:
+            return slice(0, len(self.rows)), self
+        if len(piece) != len(self.shape) or tuple(piece[1:]) != self.shape[1:]:
+            return None
+        start, stop = (max(0, -(-(row - self.rows.start) // self.rows.step)) for row in (first, first + piece[0]))
+        stop = min(stop, len(self.rows))
+        if start >= stop:
+            return None
+        sizes = (stop - start, *self.sizes[1:]) if self.by_rows else self.sizes
+        offset = self.offset + (start * self.rows.step - first) * self.row_length
+        return slice(start, stop), Region(tuple(piece), offset, sizes, self.strides)
+
     def view(self, whole: Tensor) -> Tensor:
         """The region of a contiguous tensor of `shape`."""
         return whole.as_strided(self.sizes, self.strides, whole.storage_offset() + self.offset)
@@ -87,15 +122,16 @@ def as_numbers(sums_S: Tensor) -> tuple[int, ...]:
 
 
 @torch.no_grad()
-def sums(part: Tensor, region: Region) -> Tensor:
+def sums(part: Tensor, region: Region, first: int = 0) -> Tensor:
     """The share of `part` in the sums of the tensor that it is this region of: SUMS int64 on the part's device.
 
-    Raises WeightSyncError for a region whose rows are not parts of the tensor's rows.
+    The part may be some of the region's rows, from the one with the index `first` on. Raises WeightSyncError for a
+    region whose rows are not parts of the tensor's rows.
     """
     if not part.numel():
         return torch.zeros(SUMS, dtype=torch.int64, device=part.device)
     factors = _factors(region, part.element_size(), part.device)
-    count = factors.rows.shape[1]
+    count = part.shape[0] if region.by_rows else 1
     matrix_RC = part.reshape(count, -1)
     by_row_R = torch.empty(count, dtype=torch.int64, device=part.device)
     by_column_C = torch.zeros_like(factors.columns[0])
@@ -104,7 +140,7 @@ def sums(part: Tensor, region: Region) -> Tensor:
         words_RC = _words(rows_RC, factors.shifts)
         torch.sum(words_RC, 1, out=found)
         by_column_C += words_RC.sum(0)
-    return (factors.rows * by_row_R).sum(1) + (factors.columns * by_column_C).sum(1)
+    return (factors.rows[:, first : first + count] * by_row_R).sum(1) + (factors.columns * by_column_C).sum(1)
 
 
 def _words(elements_RC: Tensor, shifts_C: Tensor | None) -> Tensor:
@@ -131,21 +167,18 @@ class _Factors:
 @cache
 def _factors(region: Region, width: int, device: torch.device) -> _Factors:
     """Find the factors of a region whose elements have `width` bytes."""
-    row_length = math.prod(region.shape[1:]) if len(region.shape) > 1 else math.prod(region.shape)
-    first_row, first_column = divmod(region.offset, row_length)
-    sizes, strides = region.sizes, region.strides
-    by_rows = len(region.shape) > 1 and bool(sizes) and strides[0] % row_length == 0
-    count, apart = (sizes[0], max(1, strides[0] // row_length)) if by_rows else (1, 1)
-    inner = (sizes[1:], strides[1:]) if by_rows else (sizes, strides)
-    last = first_column + sum((size - 1) * stride for size, stride in zip(*inner, strict=True))
+    row_length, rows = region.row_length, region.rows
+    first_column = region.offset % row_length
+    sizes, strides = (each[1:] if region.by_rows else each for each in (region.sizes, region.strides))
+    last = first_column + sum((size - 1) * stride for size, stride in zip(sizes, strides, strict=True))
     if last >= row_length:
         raise WeightSyncError(
             f"the engine holds a part of a tensor of {list(region.shape)} that goes over the ends of its rows, so it "
             "cannot be verified; set rollout=hf"
         )
-    rows = _of_rows(_power_of_two(first_row + count * apart), device)
+    of_rows = _of_rows(_power_of_two(rows.stop), device)
     columns = _of_columns(_power_of_two(row_length * width // _WORD + 1), device)
-    bytes_C = torch.arange(row_length, device=device).as_strided(*inner, first_column).reshape(-1) * width
+    bytes_C = torch.arange(row_length, device=device).as_strided(sizes, strides, first_column).reshape(-1) * width
     together = _WORD // width
     first_C = bytes_C[::together]
     whole = torch.equal(bytes_C, (first_C[:, None] + torch.arange(0, _WORD, width, device=device)).reshape(-1))
@@ -153,7 +186,7 @@ def _factors(region: Region, width: int, device: torch.device) -> _Factors:
         bytes_C, shifts_C = first_C, None
     else:
         shifts_C = bytes_C % _WORD * 8
-    return _Factors(rows[:, first_row::apart][:, :count], columns[:, bytes_C // _WORD], shifts_C)
+    return _Factors(of_rows[:, rows.start : rows.stop : rows.step], columns[:, bytes_C // _WORD], shifts_C)
 
 
 @cache

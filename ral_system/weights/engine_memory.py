@@ -17,7 +17,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from ral_system.errors import WeightSyncError
 from ral_system.types import EngineNames, TensorDigest, WeightManifest
-from ral_system.weights.digest import Region, as_numbers, digest_of_sums, sums
+from ral_system.weights.digest import SUMS, Region, as_numbers, digest_of_sums, sums
+from ral_system.weights.transfer.transfer import Piece
 
 Sums = tuple[int, ...]
 Held = Mapping[str, Sequence[tuple[Region, Sums]]]
@@ -32,6 +33,26 @@ class Place:
 
     memory: Tensor
     region: Region
+
+
+class _Loaded:
+    """A place, and the checksum of what has come so far."""
+
+    def __init__(self, place: Place) -> None:
+        self.place, self._rows = place, 0
+        self.sums_S = torch.zeros(SUMS, dtype=torch.int64, device=place.memory.device)
+
+    @property
+    def complete(self) -> bool:
+        """Whether all rows have come."""
+        return self._rows == len(self.place.region.rows)
+
+    def add(self, rows: slice, region: Region, piece: Tensor, dtype: torch.dtype) -> None:
+        """Copy this region of a piece to these rows of the place, and read them back in the published dtype."""
+        own = self.place.memory[rows] if self.place.region.by_rows else self.place.memory
+        own.copy_(region.view(piece.contiguous()))
+        self.sums_S += sums(own.to(dtype), self.place.region, rows.start)
+        self._rows += rows.stop - rows.start
 
 
 class EngineMemory:
@@ -75,21 +96,22 @@ class EngineMemory:
         return cls(trace.places, model)
 
     @torch.no_grad()
-    def load(self, tensors: Iterable[tuple[str, Tensor]], published: Mapping[str, TensorDigest]) -> Held:
+    def load(self, pieces: Iterable[Piece], published: Mapping[str, TensorDigest]) -> Held:
         """Copy tensors into their places; return what `held` does, of these.
 
-        Each is read back while the sender prepares the next ones. A tensor that the engine has no place for is dropped.
-        Raises WeightSyncError if two tensors have a place in common, since the second would change what was read.
+        Each piece is read back while the sender prepares the next ones. A tensor that the engine has no place for is
+        dropped. Raises WeightSyncError if two tensors have a place in common, since the second would change what was
+        read.
         """
         self._require_apart(published)
-        found = []
-        for name, tensor in tensors:
-            for place in self._places.get(name, ()):
-                if place.region.shape == tuple(tensor.shape):  # another shape is skipped, and the proof then fails
-                    place.memory.copy_(place.region.view(tensor.contiguous()))
+        found: dict[tuple[str, int], _Loaded] = {}
+        for name, tensor, first in pieces:
+            for index, place in enumerate(self._places_of(name, published)):
+                if (part := place.region.within(first, tensor.shape)) is not None:
+                    found.setdefault((name, index), _Loaded(place)).add(*part, tensor, _dtype(published[name]))
             del tensor  # the sender takes its memory back when the next one is asked for
-            found += self._sums(name, published)
-        return self._numbers(found, published)
+        whole = [(name, each.place.region, each.sums_S) for (name, _), each in found.items() if each.complete]
+        return self._numbers(whole, published)
 
     def held(self, names: Collection[str], published: Mapping[str, TensorDigest]) -> Held:
         """Return this process's parts of the tensors, read from its memory and rounded to the published dtypes."""
@@ -97,10 +119,13 @@ class EngineMemory:
 
     def _sums(self, name: str, published: Mapping[str, TensorDigest]) -> list[tuple[str, Region, Tensor]]:
         return [
-            (name, place.region, sums(place.memory.to(getattr(torch, published[name].dtype)), place.region))
-            for place in self._places.get(name, ())
-            if place.region.shape == published[name].shape
+            (name, place.region, sums(place.memory.to(_dtype(published[name])), place.region))
+            for place in self._places_of(name, published)
         ]
+
+    def _places_of(self, name: str, published: Mapping[str, TensorDigest]) -> list[Place]:
+        """Return the places of a tensor; one of another shape than was published is left out, and the proof then fails."""
+        return [place for place in self._places.get(name, ()) if place.region.shape == published[name].shape]
 
     def _numbers(self, pending: Iterable[tuple[str, Region, Tensor]], published: Mapping[str, TensorDigest]) -> Held:
         """Wait for the device, which has computed ahead. With the sums, those of parameters that nothing fills."""
@@ -190,6 +215,11 @@ class _Trace(TorchDispatchMode):
             )
         self.places.setdefault(self._name, []).append(Place(memory, Region.of(source, self._shapes[self._name])))
         return memory
+
+
+def _dtype(digest: TensorDigest) -> torch.dtype:
+    found: torch.dtype = getattr(torch, digest.dtype)
+    return found
 
 
 def _storage(tensor: Tensor) -> int:

@@ -43,8 +43,8 @@ def free() -> int:
 
 
 def load(own: dict[str, Tensor], offer: Any, transfer: SharedMemory) -> None:
-    for name, tensor in transfer.receive(offer):
-        own[name].copy_(tensor)
+    for name, tensor, first in transfer.receive(offer):
+        own[name][first : first + len(tensor)].copy_(tensor)
 
 
 def engine(offers: Any, answers: Any, setting: Setting) -> None:

@@ -1,17 +1,19 @@
-"""Weights bucket by bucket: each side needs memory for a few, or for the largest tensor, whatever the model's size."""
+"""Weights bucket by bucket: each side needs memory for a few, whatever the size of the model and its tensors."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
-from ral_system.types import WeightManifest
+from ral_system.types import TensorDigest, WeightManifest
+from ral_system.weights.transfer.transfer import Piece
 
-BUCKET_BYTES = 16 << 20
+BUCKET_BYTES = {"cpu": 4 << 20, "cuda": 16 << 20}
+"""On a CPU, few enough for a processor to find in its cache what it, or a neighbour, has just written."""
 _TOGETHER = 4
 """Full buckets in the memory of a version."""
 _ALIGNED = 16
@@ -19,20 +21,25 @@ _ALIGNED = 16
 
 @dataclass(frozen=True, slots=True)
 class Slot:
-    """Bytes of a buffer that a tensor takes."""
+    """Bytes of a buffer that a tensor takes, or rows of it, as many as `shape` says, from `first` on."""
 
     name: str
     shape: tuple[int, ...]
     dtype: torch.dtype
     start: int
+    first: int = 0
 
     @property
     def end(self) -> int:
         """Where its bytes end."""
         return self.start + math.prod(self.shape) * self.dtype.itemsize
 
+    def of(self, tensor: Tensor) -> Tensor:
+        """Return the part of the whole tensor that goes there."""
+        return tensor if tensor.shape == self.shape else tensor[self.first : self.first + self.shape[0]]
+
     def view(self, buffer: Tensor) -> Tensor:
-        """The tensor in a buffer of bytes."""
+        """Return the tensor in a buffer of bytes."""
         return buffer[self.start : self.end].view(self.dtype).view(self.shape)
 
 
@@ -61,28 +68,27 @@ class Bucket:
         """The bucket's bytes of the memory."""
         return memory[self.start : self.end]
 
-    def views(self, buffer: Tensor) -> Iterator[tuple[str, Tensor]]:
-        """Names and tensors in a buffer."""
+    def pieces(self, buffer: Tensor) -> Iterator[Piece]:
+        """Yield the pieces in a buffer."""
         for slot in self.slots:
-            yield slot.name, slot.view(buffer)
+            yield Piece(slot.name, slot.view(buffer), slot.first)
 
 
-def buckets(manifest: WeightManifest, names: Sequence[str], at_most: int = BUCKET_BYTES) -> list[Bucket]:
-    """Deal the named tensors, in this order, to buckets of `at_most` bytes; a larger tensor has one to itself.
+def buckets(manifest: WeightManifest, names: Sequence[str], at_most: int) -> list[Bucket]:
+    """Deal the named tensors, in this order, to buckets of `at_most` bytes. A larger tensor is divided between rows.
 
     They follow each other in memory; one that would not fit begins at the start again. So one can be filled while
     others are read. Sender and receivers come to the same buckets.
     """
     dealt: list[list[Slot]] = []
     end = at_most
-    for name in names:
-        entry = manifest.tensors[name]
-        slot = Slot(name, entry.shape, getattr(torch, entry.dtype), _aligned(end))
-        if slot.end > at_most:
-            slot = Slot(name, entry.shape, slot.dtype, 0)
+    for slot in (slot for name in names for slot in _slots(name, manifest.tensors[name], at_most)):
+        placed = replace(slot, start=_aligned(end))
+        if placed.end > at_most:
+            placed = slot
             dealt.append([])
-        dealt[-1].append(slot)
-        end = slot.end
+        dealt[-1].append(placed)
+        end = placed.end
     room = max(_TOGETHER * at_most, *(slots[-1].end for slots in dealt)) if dealt else 0
     found: list[Bucket] = []
     for index, slots in enumerate(dealt):
@@ -93,9 +99,27 @@ def buckets(manifest: WeightManifest, names: Sequence[str], at_most: int = BUCKE
     return found
 
 
-def memory_of(largest: int, at_most: int = BUCKET_BYTES) -> int:
-    """Bytes of the memory, at most, that holds the buckets of a model with this largest tensor."""
-    return max(_TOGETHER * at_most, largest)
+def memory_of(tensors: Iterable[tuple[Sequence[int], torch.dtype]], at_most: int) -> int:
+    """Bytes of the memory, at most, that holds the buckets of tensors of these shapes and dtypes."""
+    return max([_TOGETHER * at_most, *(_row(shape, dtype) for shape, dtype in tensors)])
+
+
+def _slots(name: str, entry: TensorDigest, at_most: int) -> Iterator[Slot]:
+    """Yield the pieces of a tensor, each as if at the start of a buffer."""
+    dtype: torch.dtype = getattr(torch, entry.dtype)
+    whole = Slot(name, entry.shape, dtype, 0)
+    if whole.end <= at_most or len(entry.shape) < 2:
+        yield whole
+        return
+    count, *inner = entry.shape
+    step = max(1, at_most // _row(entry.shape, dtype))
+    for first in range(0, count, step):
+        yield Slot(name, (min(step, count - first), *inner), dtype, 0, first)
+
+
+def _row(shape: Sequence[int], dtype: torch.dtype) -> int:
+    """Bytes of what is not divided."""
+    return math.prod(shape[1:] if len(shape) > 1 else shape) * dtype.itemsize
 
 
 def _aligned(size: int) -> int:

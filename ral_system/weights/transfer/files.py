@@ -8,11 +8,10 @@ from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
-from torch import Tensor
 
 from ral_system.errors import WeightSyncError
 from ral_system.types import WeightManifest
-from ral_system.weights.transfer.transfer import Setting, WeightStream
+from ral_system.weights.transfer.transfer import Piece, Setting, WeightStream
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +49,7 @@ class Files:
     def send(self, offer: FileOffer, weights: WeightStream) -> None:
         """Do nothing: the file holds the weights."""
 
-    def receive(self, offer: FileOffer) -> Iterator[tuple[str, Tensor]]:
+    def receive(self, offer: FileOffer) -> Iterator[Piece]:
         """Read the file, tensor by tensor. Raises WeightSyncError if it is missing or damaged."""
         version = offer.manifest.version
         try:
@@ -62,7 +61,7 @@ class Files:
         if set(file.keys()) != set(offer.names):
             raise WeightSyncError(f"weights {version}: {offer.path} holds other tensors than published")
         for name in offer.names:
-            yield name, file.get_tensor(name)
+            yield Piece(name, file.get_tensor(name))
 
     def _forget(self, version: int) -> None:
         written = [file for file in self._folder.glob("*.safetensors") if file.stem.isdecimal()]

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ral_system.types import WeightManifest
-from ral_system.weights.transfer.transfer import Setting, WeightStream
+from ral_system.weights.transfer.transfer import Piece, Setting, WeightStream
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,10 +45,10 @@ class ObjectStore:
     def send(self, offer: Arrays, weights: WeightStream) -> None:
         """Do nothing: the offer holds the weights."""
 
-    def receive(self, offer: Arrays) -> Iterator[tuple[str, Tensor]]:
+    def receive(self, offer: Arrays) -> Iterator[Piece]:
         """Tensors over copies of the arrays, which are read-only and may go away."""
         for name, array in offer.arrays.items():
-            yield name, from_host(array, offer.manifest.tensors[name].dtype)
+            yield Piece(name, from_host(array, offer.manifest.tensors[name].dtype))
 
 
 def to_host(tensor: Tensor) -> np.ndarray:

@@ -18,8 +18,8 @@ from torch.distributed import PrefixStore, Store, TCPStore  # type: ignore[attr-
 
 from ral_system.errors import WeightTransferError
 from ral_system.types import WeightManifest
-from ral_system.weights.transfer.buckets import Bucket, buckets
-from ral_system.weights.transfer.transfer import Setting, WeightStream
+from ral_system.weights.transfer.buckets import BUCKET_BYTES, Bucket, buckets
+from ral_system.weights.transfer.transfer import Piece, Setting, WeightStream
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +38,11 @@ class StreamOffer:
     manifest: WeightManifest
     names: Sequence[str]
     meeting: Meeting
+    bucket_bytes: int
+
+    def buckets(self) -> list[Bucket]:
+        """The buckets in which the weights travel."""
+        return buckets(self.manifest, self.names, self.bucket_bytes)
 
 
 class Line(Protocol):
@@ -112,7 +117,8 @@ class Streamed(Generic[LineT]):
             self._meeting, self._store = self._invite()
         assert self._meeting is not None
         self._offered = manifest.version
-        return StreamOffer(manifest, tuple(names), self._meeting)
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+        return StreamOffer(manifest, tuple(names), self._meeting, BUCKET_BYTES[device])
 
     def send(self, offer: StreamOffer, weights: WeightStream) -> None:
         """Gather the weights, and send them bucket by bucket."""
@@ -124,23 +130,23 @@ class Streamed(Generic[LineT]):
             for _ in stream:  # every rank gathers to the end, also one that sends nothing, or no longer
                 pass
 
-    def receive(self, offer: StreamOffer) -> Iterator[tuple[str, Tensor]]:
-        """Tensors in the memory of one bucket."""
+    def receive(self, offer: StreamOffer) -> Iterator[Piece]:
+        """Pieces in the memory of one bucket."""
         if not offer.names:
             return
-        dealt = buckets(offer.manifest, offer.names)
+        dealt = offer.buckets()
         with self._failing(offer, "received"):
             taken = self._connected(offer, sender=False).take(dealt)
         for bucket in dealt:
             with self._failing(offer, "received"):
                 buffer = next(taken)
-            yield from bucket.views(buffer)
+            yield from bucket.pieces(buffer)
             del buffer  # the end tells the sender that its memory is no longer in use
         with self._failing(offer, "received"):
             assert next(taken, None) is None
 
     def _send(self, offer: StreamOffer, stream: Iterator[tuple[str, Tensor]]) -> None:
-        dealt = buckets(offer.manifest, offer.names)
+        dealt, tensor = offer.buckets(), torch.empty(0)
         with self._failing(offer, "sent"):
             line = self._connected(offer, sender=True)
             line.begin(dealt)
@@ -148,9 +154,11 @@ class Streamed(Generic[LineT]):
             with self._failing(offer, "sent"):
                 buffer = line.buffer(bucket)
             for slot in bucket.slots:
-                name, tensor = next(stream)
-                assert name == slot.name, "weights come in the order of their names"
-                slot.view(buffer).copy_(tensor)
+                if not slot.first:
+                    del tensor  # before ranks gather the next one
+                    name, tensor = next(stream)
+                    assert name == slot.name, "weights come in the order of their names"
+                slot.view(buffer).copy_(slot.of(tensor))
             with self._failing(offer, "sent"):
                 line.give(bucket)
         with self._failing(offer, "sent"):

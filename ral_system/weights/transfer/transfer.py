@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol, TypeVar
+from typing import NamedTuple, Protocol, TypeVar
 
 from torch import Tensor
 
@@ -14,6 +14,15 @@ from ral_system.types import WeightManifest
 WeightStream = Callable[[Collection[str]], Iterator[tuple[str, Tensor]]]
 """The named weights in published form, whole and one at a time: each is valid until the next is asked for. Every
 learner rank calls it with the same names and takes all that comes."""
+
+
+class Piece(NamedTuple):
+    """A published tensor as an engine receives it: whole, or some of its rows."""
+
+    name: str
+    tensor: Tensor
+    first: int = 0
+    """Index of its first row in the whole tensor's first dimension."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,8 +90,9 @@ class Transfer(Protocol[OfferT]):
         """
         ...
 
-    def receive(self, offer: OfferT) -> Iterator[tuple[str, Tensor]]:
-        """Published name and tensor, one at a time, each once and valid until the next is asked for.
+    def receive(self, offer: OfferT) -> Iterator[Piece]:
+        """The named tensors, one at a time, whole or in pieces, all of it once. A piece is valid until the next is
+        asked for.
 
         The caller drops each before that: its memory may be another process's, which takes it back.
 

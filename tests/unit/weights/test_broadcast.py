@@ -105,7 +105,7 @@ def test_an_engine_gives_its_group_up_when_an_offer_has_another_meeting(groups: 
     for _ in range(2):  # offered twice: a new meeting
         offer = learner.offer(manifest, tuple(STATE), stream)
         assert offer is not None
-        assert [name for name, _ in engine.receive(offer)] == ["a"]
+        assert [piece.name for piece in engine.receive(offer)] == ["a"]
     assert [group.aborted for group in groups] == [1, 0]
 
 
@@ -157,7 +157,7 @@ def test_gloo_gives_a_peer_that_died_before_it_connected_up_at_the_bound(monkeyp
 def test_gloo_waits_for_a_late_peer_as_long_as_for_weights() -> None:
     store, setting = HashStore(), Setting(Path(), 1, 0, receivers=1, senders=1, host="127.0.0.1", timeout_s=2.0)
     sent = torch.arange(8, dtype=torch.uint8)
-    (bucket,) = dealt = buckets(manifest_of(1, {"a": sent}), ["a"])
+    (bucket,) = dealt = buckets(manifest_of(1, {"a": sent}), ["a"], 8)
     with ThreadPoolExecutor(2) as threads:
         sender = threads.submit(BroadcastLine, store, 0, setting)
         time.sleep(0.8)  # longer than a fifth of the bound

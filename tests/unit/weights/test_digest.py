@@ -141,3 +141,21 @@ def test_a_region_shows_the_same_elements_of_any_copy() -> None:
     region = Region.of(part, tensor.shape)
     assert torch.equal(region.view(tensor.clone()), part) and region.elements == part.numel()
     assert torch.equal(region.view(torch.cat([tensor.new_zeros(3, 5, 4), tensor])[3:]), part)
+
+
+@pytest.mark.parametrize(
+    "part", ["w", "w[2:7]", "w[1::3]", "w[4]", "w[4, 1:]", "w[:, 1]", "w[1::2, :, :2]", "w[6:, 1:]"]
+)
+def test_pieces_of_a_region_add_up_to_it(part: str) -> None:
+    tensor = torch.arange(7 * 3 * 4.0).view(7, 3, 4)
+    held = eval(part, {"w": tensor})
+    region, copy = Region.of(held, tensor.shape), torch.zeros_like(held)
+    total = torch.zeros(SUMS, dtype=torch.int64)
+    for first, count in ((0, 2), (2, 3), (5, 2)):
+        if (found := region.within(first, (count, 3, 4))) is not None:
+            rows, of_piece = found
+            own = copy[rows] if region.by_rows else copy
+            own.copy_(of_piece.view(tensor[first : first + count].clone()))
+            total += sums(own, region, rows.start)
+    assert torch.equal(copy, held)
+    assert torch.equal(total, sums(held, region))

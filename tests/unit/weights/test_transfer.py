@@ -22,15 +22,14 @@ from ral_system.registry import WEIGHT_TRANSFERS
 from ral_system.types import WeightManifest
 from ral_system.weights.engine_memory import EngineMemory, held_manifest
 from ral_system.weights.manifest import verify_loaded
-from ral_system.weights.transfer import buckets as buckets_module
 from ral_system.weights.transfer import shared_memory
 from ral_system.weights.transfer.broadcast import Broadcast
-from ral_system.weights.transfer.buckets import buckets, memory_of
+from ral_system.weights.transfer.buckets import BUCKET_BYTES, buckets, memory_of
 from ral_system.weights.transfer.files import Files
 from ral_system.weights.transfer.object_store import ObjectStore, from_host, to_host
 from ral_system.weights.transfer.opening import choose_transfer
 from ral_system.weights.transfer.shared_memory import SharedMemory
-from ral_system.weights.transfer.transfer import Setting, Transfer, WeightStream
+from ral_system.weights.transfer.transfer import Piece, Setting, Transfer, WeightStream
 from tests.offered import manifest_of
 
 STREAMED = [Broadcast, SharedMemory]
@@ -67,11 +66,11 @@ class Run:
         held = memory.load(self.damaged(transfer.receive(offer)), offer.manifest.tensors)
         return held_manifest(offer.manifest, offer.names, [held])
 
-    def damaged(self, tensors: Iterator[tuple[str, Tensor]]) -> Iterator[tuple[str, Tensor]]:
-        for name, tensor in tensors:
-            self.damage(name, tensor)
-            yield name, tensor
-            del tensor
+    def damaged(self, pieces: Iterator[Piece]) -> Iterator[Piece]:
+        for piece in pieces:
+            self.damage(piece.name, piece.tensor)
+            yield piece
+            del piece
 
 
 def stream(state: Mapping[str, Tensor]) -> WeightStream:
@@ -87,11 +86,11 @@ def run(request: pytest.FixtureRequest, tmp_path: Path) -> Run:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("at_most", [1, 40, 1 << 20])  # bytes of a bucket: a tensor each, two, all
+@pytest.mark.parametrize("at_most", [1, 40, 1 << 20])  # bytes of a bucket: a row each, two, all
 def test_what_arrives_is_what_was_offered(
     run: Run, dtype: torch.dtype, at_most: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(buckets_module.buckets, "__defaults__", (at_most,))
+    monkeypatch.setitem(BUCKET_BYTES, "cpu", at_most)
     engines = [Model(seed=1), Model(torch.bfloat16, seed=2)]
     for version in (3, 4):
         learner = Model(dtype, seed=version)
@@ -253,8 +252,8 @@ def test_shared_memory_is_gone_with_its_transfer(tmp_path: Path) -> None:
 def test_an_engine_has_dropped_the_memory_when_the_sender_may_give_it_back(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A bucket for each tensor, so the last tensor and its buffer would be the ones that stay."""
-    monkeypatch.setattr(buckets_module.buckets, "__defaults__", (1,))
+    """A bucket for each row, so the last tensor and its buffer would be the ones that stay."""
+    monkeypatch.setitem(BUCKET_BYTES, "cpu", 1)
     opened: list[weakref.ref[torch.UntypedStorage]] = []
     alive: list[int] = []
     first, waited = shared_memory._open, shared_memory.SharedLine._wait_for_receivers
@@ -266,13 +265,14 @@ def test_an_engine_has_dropped_the_memory_when_the_sender_may_give_it_back(
 
     def watched_wait(line: shared_memory.SharedLine, index: int) -> None:
         waited(line, index)
-        if index == len(state) - 1:
+        if index == last:
             alive.append(sum(ref() is not None for ref in opened))
 
     monkeypatch.setattr(shared_memory, "_open", watched_open)
     monkeypatch.setattr(shared_memory.SharedLine, "_wait_for_receivers", watched_wait)
     run, state = Run(SharedMemory, tmp_path, engines=1), Model().state_dict()
     manifest = manifest_of(1, state)
+    last = len(buckets(manifest, tuple(state), 1)) - 1
     offer = run.learner.offer(manifest, tuple(state), stream(state))
     gc.disable()  # what only a cycle keeps is alive
     try:
@@ -290,7 +290,7 @@ def open_files() -> int:
 
 
 def copied(engine: Transfer[Any], offer: Any) -> dict[str, Tensor]:
-    return {name: tensor.clone() for name, tensor in engine.receive(offer)}
+    return {piece.name: piece.tensor.clone() for piece in engine.receive(offer)}
 
 
 def test_each_rank_serves_the_engine_beside_it(tmp_path: Path) -> None:
@@ -319,17 +319,29 @@ def test_buckets_are_full_aligned_and_in_order() -> None:
     assert [slot.start for slot in found[0].slots] == [0, 16] and [b.size for b in found] == [34, 200, 18]
     assert [b.index for b in found] == [0, 1, 2]
     buffer = torch.arange(34, dtype=torch.uint8)
-    assert {name: tensor.view(torch.uint8).tolist() for name, tensor in found[0].views(buffer)} == {
-        "a": list(range(6)),
-        "b": list(range(16, 34)),
-    }
+    assert [(name, tensor.view(torch.uint8).tolist(), first) for name, tensor, first in found[0].pieces(buffer)] == [
+        ("a", list(range(6)), 0),
+        ("b", list(range(16, 34)), 0),
+    ]
+
+
+def test_tensors_are_divided_between_rows() -> None:
+    state = {"a": torch.arange(28).view(7, 2, 2), "b": torch.zeros(1, 9), "c": torch.zeros(())}
+    found = buckets(manifest_of(1, state), list(state), at_most=100)  # three rows of 32 bytes
+    assert [[(slot.name, slot.first, slot.shape) for slot in bucket.slots] for bucket in found] == [
+        [("a", 0, (3, 2, 2))],
+        [("a", 3, (3, 2, 2))],
+        [("a", 6, (1, 2, 2)), ("b", 0, (1, 9)), ("c", 0, ())],
+    ]
+    assert torch.equal(found[1].slots[0].of(state["a"]), state["a"][3:6])
+    assert found[2].slots[1].of(state["b"]) is state["b"]
 
 
 @given(st.lists(st.integers(1, 250), min_size=1, max_size=20))
 def test_a_bucket_waits_for_all_that_were_in_its_place(sizes: list[int]) -> None:
     state = {f"w{i}": torch.zeros(size, dtype=torch.uint8) for i, size in enumerate(sizes)}
     found = buckets(manifest_of(1, state), list(state), at_most=40)
-    assert max(b.end for b in found) <= memory_of(max(sizes), at_most=40)
+    assert max(b.end for b in found) <= memory_of([(w.shape, w.dtype) for w in state.values()], at_most=40)
     for bucket in found:
         overlapping = [b.index for b in found[: bucket.index] if b.start < bucket.end and bucket.start < b.end]
         assert bucket.after == max(overlapping, default=-1) and bucket.start % 16 == 0
