@@ -97,7 +97,6 @@ class RayRoles:
             [local_model_folder(role.field, role.path) for role in config.teachers] if stage == "rl" else []
         )
         self._group: Any = None
-        self._transfer = configured_transfer(config.rollout, config.algorithm, config.cluster)
         began = time.monotonic()
         bundles = plan(
             config.cluster,
@@ -116,6 +115,10 @@ class RayRoles:
             bundles, self._reserved = node_by_node(bundles, nodes_of(self._group))
             self._stage(bundles, model_folder, run_folder)
             self._start(bundles, run_folder)
+            nodes = {self._nodes[member.name] for role in ("learner", "rollout") for member in self._of(role)}
+            self._transfer = configured_transfer(
+                config.rollout, config.algorithm, config.cluster, one_node=len(nodes) == 1
+            )
             self._build(stage, model_folder, run_folder, on_phase)
         except BaseException:
             self.close()

@@ -104,7 +104,8 @@ class RolloutGroup(EngineGroup):
     """How weights are transferred from learners to engines. broadcast: from device to device, by NCCL or gloo.
     shared_memory: through memory of the one node that holds both. object_store: as arrays in Ray's object store, or in
     memory. files: in a file of the run's folder, which learners and engines must share. null: broadcast; shared_memory
-    with `cluster.placement=colocated`; object_store with `cluster=local` and with `algorithm.max_staleness` > 0.
+    with `cluster.placement=colocated`, and without GPUs if learners and engines are on one node; object_store with
+    `cluster=local` and with `algorithm.max_staleness` > 0.
     Packages can add others."""
     weight_timeout_s: Annotated[PositiveFloat, Resumable]
     """Time limit, in seconds, for each wait of learners and engines for each other during a weight transfer. When it

@@ -124,7 +124,7 @@ class EngineMemory:
         ]
 
     def _places_of(self, name: str, published: Mapping[str, TensorDigest]) -> list[Place]:
-        """Return the places of a tensor; one of another shape than was published is left out, and the proof then fails."""
+        """Return the places of a tensor. One of another shape than was published is left out: the proof then fails."""
         return [place for place in self._places.get(name, ()) if place.region.shape == published[name].shape]
 
     def _numbers(self, pending: Iterable[tuple[str, Region, Tensor]], published: Mapping[str, TensorDigest]) -> Held:

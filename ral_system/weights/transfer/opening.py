@@ -14,7 +14,7 @@ from ral_system.weights.transfer.transfer import Transfer
 
 
 def choose_transfer(
-    name: str | None, max_staleness: int, *, one_process: bool, colocated: bool = False
+    name: str | None, max_staleness: int, *, one_process: bool, shares_memory: bool = False
 ) -> type[Transfer[Any]]:
     """Return the transfer of that name, or the one that suits the run.
 
@@ -22,7 +22,7 @@ def choose_transfer(
     """
     if name is None:
         ahead = one_process or max_staleness > 0
-        name = "object_store" if ahead else "shared_memory" if colocated else "broadcast"
+        name = "object_store" if ahead else "shared_memory" if shares_memory else "broadcast"
     transfer: type[Transfer[Any]] = WEIGHT_TRANSFERS.get(name)
     if one_process and issubclass(transfer, Streamed):
         raise ConfigError(
@@ -38,8 +38,16 @@ def choose_transfer(
 
 
 def configured_transfer(
-    rollout: RolloutConfig, algorithm: AlgorithmConfig, cluster: ClusterConfig
+    rollout: RolloutConfig, algorithm: AlgorithmConfig, cluster: ClusterConfig, *, one_node: bool = False
 ) -> type[Transfer[Any]]:
-    """Return the transfer of a configured run. Raises ConfigError, as `choose_transfer` does."""
-    local, colocated = cluster.kind == "local", cluster.placement == "colocated"
-    return choose_transfer(rollout.weight_transfer, algorithm.max_staleness, one_process=local, colocated=colocated)
+    """Return the transfer of a configured run, whose learners and engines may all be on one node.
+
+    Raises ConfigError, as `choose_transfer` does.
+    """
+    on_gpus = cluster.gpus_per_learner or cluster.gpus_per_rollout
+    return choose_transfer(
+        rollout.weight_transfer,
+        algorithm.max_staleness,
+        one_process=cluster.kind == "local",
+        shares_memory=cluster.placement == "colocated" or (one_node and not on_gpus),
+    )

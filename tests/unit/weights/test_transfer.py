@@ -395,7 +395,7 @@ def test_the_one_that_suits_the_run_is_chosen() -> None:
     assert choose_transfer(None, 1, one_process=False) is ObjectStore
     assert choose_transfer(None, 0, one_process=True) is ObjectStore
     assert choose_transfer("files", 1, one_process=False) is Files is WEIGHT_TRANSFERS.get("files")
-    assert choose_transfer(None, 0, one_process=False, colocated=True) is SharedMemory
+    assert choose_transfer(None, 0, one_process=False, shares_memory=True) is SharedMemory
     with pytest.raises(ConfigError, match=r"^rollout.weight_transfer=broadcast: needs several processes, and cluster"):
         choose_transfer("broadcast", 0, one_process=True)
     with pytest.raises(ConfigError, match=r"^rollout.weight_transfer=broadcast sends .*staleness=0 \(now 1\)"):
