@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection
-from typing import Any
 
 import ray
 from ray.exceptions import RayError
-from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from ral_system.actors.nodes import address
+from ral_system.actors.nodes import address, task_on
 from ral_system.endings import Leftover, end_marked
 
 GRACE_S = 10.0
@@ -25,7 +23,7 @@ def end_processes(stage: str, nodes: Collection[str], tell: Callable[[str], None
     The stage's actors have been killed. This node is looked at by this process, the others by a task there.
     """
     here = ray.get_runtime_context().get_node_id()
-    asked = {_on(node).remote(stage, GRACE_S, KILL_S): node for node in nodes if node != here}
+    asked = {task_on(node, end_marked).remote(stage, GRACE_S, KILL_S): node for node in nodes if node != here}
     if here in nodes:
         _tell_of(end_marked(stage, GRACE_S, KILL_S), here, tell)
     answered, silent = ray.wait(list(asked), num_returns=len(asked), timeout=_ASK_S) if asked else ([], [])
@@ -36,12 +34,6 @@ def end_processes(stage: str, nodes: Collection[str], tell: Callable[[str], None
             _unknown(asked[ref], type(error).__name__, tell)
     for ref in silent:
         _unknown(asked[ref], f"no answer within {_ASK_S:.0f} s", tell)
-
-
-def _on(node: str) -> Any:
-    return ray.remote(end_marked).options(
-        num_cpus=0, max_retries=0, scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=False)
-    )
 
 
 def _tell_of(left: Collection[Leftover], node: str, tell: Callable[[str], None]) -> None:

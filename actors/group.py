@@ -16,6 +16,7 @@ import ray
 from ray.exceptions import GetTimeoutError, RayActorError, RayError, RayTaskError
 
 from ral_system.actors.collectives import ended_by_nccl, late
+from ral_system.actors.silent import doing_now
 from ral_system.errors import ActorError, CollectiveError, RalError
 
 _TAIL_LINES = 4
@@ -25,12 +26,13 @@ _PEER_GRACE_S = 5.0
 
 @dataclass(frozen=True, slots=True)
 class Member:
-    """One actor of a run. `log` is the file that it writes."""
+    """One actor of a run. `log` is the file that it writes, `node` the id of the node that it is on."""
 
     handle: Any = field(repr=False)
     role: str
     rank: int
     log: Path
+    node: str
 
     @property
     def name(self) -> str:
@@ -132,8 +134,8 @@ def _absent(waited: str, others: Any, doing: str, *, grace_s: float) -> Collecti
     _, silent = ray.wait(list(calls), num_returns=len(calls), timeout=grace_s) if calls else ([], [])
     if not silent:
         return CollectiveError(f"{waited} while {doing}; no rank is silent: the network between them may have failed")
-    names = ", ".join(calls[ref].name for ref in silent)
-    return CollectiveError(f"{waited} while {doing}; {names} did not come; {log_tail(calls[silent[0]].log)}")
+    members = [calls[ref] for ref in silent]
+    return CollectiveError(f"{waited} while {doing}; {_names(members)} did not come; {_position(members)}")
 
 
 def _dead_peer(others: Any, doing: str) -> ActorError | None:
@@ -161,5 +163,15 @@ def _dead(member: Member, error: RayError, others: Any, doing: str) -> ActorErro
 
 
 def _silent(members: Sequence[Member], timeout_s: float, doing: str) -> ActorError:
-    names = ", ".join(member.name for member in members)
-    return ActorError(f"{names} did not answer within {timeout_s:.0f} s while {doing}; {log_tail(members[0].log)}")
+    waited = f"{_names(members)} did not answer within {timeout_s:.0f} s while {doing}"
+    return ActorError(f"{waited}; {_position(members)}")
+
+
+def _position(members: Sequence[Member]) -> str:
+    """Make the members write their stacks to their logs, and say what the first of them is doing."""
+    first, *others = doing_now([(member.node, member.log) for member in members])
+    return f"{members[0].name}: {first}" if others else first
+
+
+def _names(members: Sequence[Member]) -> str:
+    return ", ".join(member.name for member in members)

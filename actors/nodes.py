@@ -44,6 +44,13 @@ def nodes_of(group: PlacementGroup) -> list[str]:
     return [by_bundle[index] for index in sorted(by_bundle)]
 
 
+def task_on(node: str, function: Callable[..., Any]) -> Any:
+    """Return the function as a task for this node, which needs no free CPU there and is not tried again."""
+    return ray.remote(function).options(
+        num_cpus=0, max_retries=0, scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=False)
+    )
+
+
 def meeting_host(nodes: Sequence[str]) -> str:
     """Return the first node's address for processes on all of these nodes: loopback if they are one node."""
     return LOOPBACK if len(set(nodes)) == 1 else address(nodes[0])
@@ -84,7 +91,7 @@ def stage_models(
     copies = {folder: ModelCopy.of(folder) for folder in {folder for found in apart.values() for folder in found}}
     with _token(run_folder) as token:
         looks = {
-            _look(node).remote(
+            task_on(node, look).remote(
                 run_folder, token, tuple(copies[folder] for folder in found), media if found else ()
             ): node
             for node, found in apart.items()
@@ -111,12 +118,6 @@ def look(run_folder: Path, token: str, copies: Sequence[ModelCopy], media: Seque
         return Sight(tuple(copy.find() for copy in copies), None)
     except SetupError as error:
         return Sight((), str(error))
-
-
-def _look(node: str) -> Any:
-    return ray.remote(look).options(
-        num_cpus=0, max_retries=0, scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=False)
-    )
 
 
 def _answers(looks: Mapping[Any, str], timeout_s: float, tell: Callable[[str], None]) -> Iterator[tuple[str, Sight]]:

@@ -1,4 +1,4 @@
-"""Base of actor processes: each writes its own log file, and dumps its stacks before a deadline passes."""
+"""Base of actor processes: each writes its own log file, and its stacks into it when it is asked."""
 
 from __future__ import annotations
 
@@ -21,11 +21,10 @@ from ral_system.errors import RalError
 from ral_system.observability.quiet import silence_third_party
 from ral_system.observability.timeline import SpanLog
 from ral_system.planning.remedies import full_device, unfit_torchvision
+from ral_system.stacks import write_at_signal
 
 P = ParamSpec("P")
 R = TypeVar("R")
-
-_DUMP_AT = 0.9  # share of the deadline: the stacks are in the log when the caller gives up
 
 
 class ActorProcess:
@@ -37,14 +36,14 @@ class ActorProcess:
     THREADS: ClassVar[Mapping[str, int]] = {}
     """Numbers of further threads by `concurrency_group`: methods marked with one run in its threads."""
 
-    def __init__(self, name: str, log: Path, call_timeout_s: float) -> None:
-        self._name, self._call_timeout_s = name, call_timeout_s
-        self._deadlines: list[float] = []
+    def __init__(self, name: str, log: Path) -> None:
+        self._name = name
         self._lock = threading.Lock()
         _redirect_output(log)
         silence_third_party()
         self._spans = SpanLog(log.parent, log.stem)
         faulthandler.enable(file=sys.stderr)
+        write_at_signal()
         print(f"--- {name}: pid {os.getpid()} on {socket.gethostname()}", flush=True)
 
     def pid(self) -> int:
@@ -61,14 +60,12 @@ class ActorProcess:
 
     @contextmanager
     def watched(self, name: str) -> Iterator[None]:
-        """Dump all stacks to the log shortly before the caller's deadline; log any error that is not ours.
+        """Log any error that is not ours.
 
         An error that a user can act on becomes one line (`explained`). The call is noted for the run's timeline under
         `name`.
         """
         began = time.perf_counter()
-        deadline = began + _DUMP_AT * self._call_timeout_s
-        self._watch(self._deadlines.append, deadline)
         try:
             yield
         except RalError:
@@ -79,19 +76,8 @@ class ActorProcess:
                 raise explained from None
             raise
         finally:
-            self._watch(self._deadlines.remove, deadline)
             with self._lock:
                 self._spans.ended(name, time.perf_counter() - began)
-
-    def _watch(self, change: Callable[[float], None], deadline: float) -> None:
-        """Dump at the earliest deadline of the running calls; an actor may have several threads."""
-        with self._lock:
-            change(deadline)
-            if self._deadlines:
-                wait = max(0.001, min(self._deadlines) - time.perf_counter())
-                faulthandler.dump_traceback_later(wait, file=sys.stderr)
-            else:
-                faulthandler.cancel_dump_traceback_later()
 
 
 Actor = TypeVar("Actor", bound=ActorProcess)

@@ -200,9 +200,9 @@ class RayRoles:
                     runtime_env={"env_vars": self._environment(bundle)},
                     scheduling_strategy=PlacementGroupSchedulingStrategy(self._group, self._reserved[bundle.name]),
                 )
-                .remote(bundle.name, log, self._cluster.call_timeout_s)
+                .remote(bundle.name, log)
             )
-            self._members.append(Member(handle, bundle.role, bundle.rank, log))
+            self._members.append(Member(handle, bundle.role, bundle.rank, log, self._nodes[bundle.name]))
 
     def _environment(self, bundle: Bundle) -> dict[str, str]:
         cluster = self._cluster

@@ -11,11 +11,13 @@ from vllm.platforms import current_platform
 
 from ral_system.errors import RalError
 from ral_system.rollout.rank_failures import leave_failures
+from ral_system.stacks import write_at_signal
 from ral_system.types import EngineNames, WeightManifest
 from ral_system.weights.engine_memory import EngineMemory, Held
 from ral_system.weights.transfer.transfer import Offer, Setting, Transfer
 
 leave_failures()
+write_at_signal()
 
 
 def _multiply_by_what_is_loaded(layer: Any, remove_weight: bool) -> None:

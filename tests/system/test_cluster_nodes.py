@@ -8,14 +8,18 @@ from pathlib import Path
 import pytest
 import ray
 from ray.cluster_utils import Cluster
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from ral_system.actors.cluster import nodes_may_join
+from ral_system.actors.group import Call, Member, wait_all
 from ral_system.actors.nodes import nodes_of, stage_models
 from ral_system.actors.placement import Bundle, release, reserve
-from ral_system.errors import SetupError
+from ral_system.actors.silent import doing_now
+from ral_system.errors import ActorError, SetupError
 from ral_system.models.staging import ModelCopy
 from tests.composed import compose_config
 from tests.system.pretended_run import start
+from tests.system.troubled_actor import Troubled
 from tests.unit.models.hub_cache import put_in_cache
 
 pytestmark = [pytest.mark.system, pytest.mark.long]
@@ -76,6 +80,25 @@ def test_processes_beside_learners_see_their_gpus(cluster: Cluster, tmp_path: Pa
         beside, engine = learners[i * tensor_parallel :][:tensor_parallel], seen[f"rollout {i}"]
         assert {place.node for place in beside} == {engine.node}
         assert engine.gpus == tuple(gpu for place in beside for gpu in place.gpus)  # its rank k is beside the k-th
+
+
+def test_an_actor_that_hangs_on_another_node_is_asked_there(cluster: Cluster, tmp_path: Path) -> None:
+    """A node that is gone is not waited for."""
+    node, log = add_node(cluster, tmp_path), tmp_path / "troubled.log"
+    there = NodeAffinitySchedulingStrategy(node, soft=False)
+    actor = ray.remote(Troubled).options(num_cpus=0, scheduling_strategy=there).remote("troubled 0", log)
+    member = Member(actor, "troubled", 0, log, node)
+    wait_all([Call(member, actor.pid.remote())], 60, "starting")
+    with pytest.raises(
+        ActorError,
+        match=r"^troubled 0 did not answer within 2 s while testing; it is in hang \(",
+    ):
+        wait_all([Call(member, actor.hang.remote())], 2.0, "testing")
+    assert "in hang" in log.read_text()
+    ray.kill(actor)
+    began = time.monotonic()
+    (said,) = doing_now([("ab" * 28, log)])
+    assert said.startswith("its node could not be asked what it is doing (") and time.monotonic() - began < 40
 
 
 def test_a_node_that_never_joins_is_missed_at_the_bound(cluster: Cluster) -> None:

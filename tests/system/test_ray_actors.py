@@ -20,6 +20,7 @@ from ral_system.actors.placement import Bundle, reserve
 from ral_system.actors.roles import RayRoles
 from ral_system.batches.micro_batches import groups_of
 from ral_system.errors import ActorError, CollectiveError, DataError, GateError, SetupError
+from ral_system.media.store import MediaStore
 from ral_system.training.plan import plan_updates
 from ral_system.types import Prompt, Rollout, Sample, Sampling
 from ral_system.weights.publish import Publisher
@@ -44,8 +45,8 @@ def start(cluster: None, tmp_path_factory: pytest.TempPathFactory) -> Callable[[
 
     def started(rank: int) -> Member:
         log = tmp_path_factory.mktemp("logs") / f"troubled_{rank}.log"
-        handle = ray.remote(Troubled).options(num_cpus=0).remote(f"troubled {rank}", log, 2.0)
-        member = Member(handle, "troubled", rank, log)
+        handle = ray.remote(Troubled).options(num_cpus=0).remote(f"troubled {rank}", log)
+        member = Member(handle, "troubled", rank, log, ray.get_runtime_context().get_node_id())
         wait_all([Call(member, handle.pid.remote())], 60, "starting")
         return member
 
@@ -113,7 +114,9 @@ def test_a_silent_actor_is_named_with_its_stacks(troubled: list[Member]) -> None
     began = time.monotonic()
     calls = [Call(troubled[0], troubled[0].handle.hang.remote()), Call(troubled[1], troubled[1].handle.fine.remote())]
     with pytest.raises(
-        ActorError, match=r"^troubled 0 did not answer within 2 s while testing; last lines of .*_0.log"
+        ActorError,
+        match=r"^troubled 0 did not answer within 2 s while testing; it is in hang \(troubled_actor.py:\d+\); the "
+        r"stacks of its threads are at the end of .*_0.log$",
     ):
         wait_all(calls, 2.0, "testing")
     assert time.monotonic() - began < 10
@@ -121,7 +124,7 @@ def test_a_silent_actor_is_named_with_its_stacks(troubled: list[Member]) -> None
     assert "about to hang in the collective" in log
     assert "in hang" in log  # the stack dump
     stuck = Call(troubled[0], troubled[0].handle.items.remote(3, 0.05))  # queued behind it
-    with pytest.raises(ActorError, match="troubled 0 did not answer within 1 s"):
+    with pytest.raises(ActorError, match=r"troubled 0 did not answer within 1 s while testing; it is in hang "):
         list(stream([stuck], 1.0, "testing"))
 
 
@@ -134,7 +137,8 @@ def test_a_rank_that_does_not_come_to_a_collective_is_named(start: Callable[[int
     with pytest.raises(
         CollectiveError,
         match=r"^learner 0 waited for other learner ranks longer than learner.collective_timeout_s=3 while updating; "
-        r"learner 1 did not come; last lines of .*_1.log: ",
+        r"learner 1 did not come; it is in hang \(troubled_actor.py:\d+\); the stacks of its threads are at the end of "
+        r".*_1.log$",
     ) as caught:
         wait_all([waits, hangs], 60, "updating")
     assert "\n" not in str(caught.value)
@@ -169,8 +173,8 @@ def test_weights_are_sent_again_when_everyone_has_given_up(
     members = []
     for (role, rank), seconds in gives_up_s.items():
         log = tmp_path / f"{role}_{rank}.log"
-        handle = ray.remote(Unconnected).options(num_cpus=0).remote(f"{role} {rank}", log, 60.0, gives_up_s=seconds)
-        members.append(Member(handle, role, rank, log))
+        handle = ray.remote(Unconnected).options(num_cpus=0).remote(f"{role} {rank}", log, gives_up_s=seconds)
+        members.append(Member(handle, role, rank, log, ""))
     own = {"send_timeout_s": 60.0, "keeps_offers": False, "attention_kernel": "sdpa"}
     learner = RayLearner(members[:1], 1, 60.0, **own)  # type: ignore[arg-type]
     generator = RayGenerator(members[1:], 60.0, 60.0, learner.sending)
@@ -362,22 +366,29 @@ def test_a_killed_teacher_is_named_by_whoever_waits_for_it(roles: RayRoles, prom
     assert time.monotonic() - began < 30
 
 
-def test_a_learner_rank_that_hangs_is_noticed_by_the_others(roles: RayRoles, prompts: list[Prompt]) -> None:
+def test_a_learner_rank_that_hangs_is_noticed_by_the_others(
+    roles: RayRoles, folder: Path, prompts: list[Prompt]
+) -> None:
     """In a group of DeepSpeed's own, which has made it with no limit but gloo's half an hour."""
+    (medium,) = prompts[0].media
+    medium = replace(medium, digest="ab" * 32)
     samples = [Sample(f"h{i}", prompts[0], (20, 21)) for i in range(4)]
-    victim = next(m for m in roles.members if m.name == "learner 1")
-    pid = int(victim.log.read_text().rsplit("pid ", 1)[1].split()[0])
-    os.kill(pid, signal.SIGSTOP)
+    plan = plan_updates(samples, updates=1, shards=2, max_tokens=200)
+    other = set(plan.rank_ids(1))
+    samples = [replace(s, prompt=replace(s.prompt, media=(medium,))) if s.id in other else s for s in samples]
+    plan = plan_updates(samples, updates=1, shards=2, max_tokens=200)
+    assert other == set(plan.rank_ids(1))
+    picture = MediaStore(folder / "media").path(medium)
+    picture.parent.mkdir(exist_ok=True)
+    os.mkfifo(picture)  # whose reader waits, as for a file system that does not answer
     began = time.monotonic()
-    try:
-        with pytest.raises(
-            CollectiveError,
-            match=r"^learner 0 waited for other learner ranks longer than learner.collective_timeout_s=15 while "
-            r"updating; learner 1 did not come; last lines of .*learner_1.log",
-        ):
-            roles.learner.fit(plan_updates(samples, updates=1, shards=2, max_tokens=200), 0)()
-    finally:
-        os.kill(pid, signal.SIGCONT)
+    with pytest.raises(
+        CollectiveError,
+        match=r"^learner 0 waited for other learner ranks longer than learner.collective_timeout_s=15 while "
+        r"updating; learner 1 did not come; it is in open \(pathlib.py:\d+\), from _read \(store.py:\d+\), from "
+        r"_decode \(store.py:\d+\); the stacks of its threads are at the end of .*learner_1.log$",
+    ):
+        roles.learner.fit(plan, 0)()
     assert 15 <= time.monotonic() - began < 60
 
 

@@ -12,6 +12,7 @@ from ral_system.actors.ending import GRACE_S
 from ral_system.actors.group import Call, Member, stream, wait_all
 from ral_system.actors.placement import Bundle, release, reserve
 from ral_system.actors.rollout import RolloutActor
+from ral_system.actors.silent import doing_now
 from ral_system.data.chat import ChatRenderer
 from ral_system.endings import end_marked, mark
 from ral_system.media.store import MediaStore
@@ -56,9 +57,9 @@ def engine(folder: Path) -> Iterator[Member]:
             runtime_env={"env_vars": environment},
             scheduling_strategy=PlacementGroupSchedulingStrategy(group, 1),
         )
-        .remote("rollout 0", log, 300.0)
+        .remote("rollout 0", log)
     )
-    member = Member(handle, "rollout", 0, log)
+    member = Member(handle, "rollout", 0, log, ray.get_runtime_context().get_node_id())
     try:
         transfer = {"transfer": ObjectStore, "setting": Setting.of_one_process()}
         folders = folder / "start", folder / "media"
@@ -98,12 +99,14 @@ def generate(engine: Member, prompt: Prompt) -> list[Completion]:
     return found
 
 
-def test_the_ranks_see_the_devices_of_their_actor_and_end_with_it(engine: Member) -> None:
+def test_the_ranks_see_the_devices_of_their_actor_write_their_stacks_and_end_with_it(engine: Member) -> None:
     (pid,) = wait_all([Call(engine, engine.handle.pid.remote())], 30, "testing")
     ranks = [p for p in psutil.Process(pid).children(recursive=True) if "VLLM::Worker" in " ".join(p.cmdline())]
     assert len(ranks) == 2
     (devices,) = {rank.environ()["CUDA_VISIBLE_DEVICES"] for rank in ranks}
     assert len(devices.split(",")) == 2
+    assert doing_now([(engine.node, engine.log)])[0].startswith("no method of it is running; the stacks of its threads")
+    assert engine.log.read_text().count("in worker_busy_loop") == 2  # in each rank
     ray.kill(engine.handle)
     assert end_marked("engine", GRACE_S, 20) == []  # by themselves, before a run would kill them
     assert not [rank for rank in ranks if rank.is_running() and rank.status() != psutil.STATUS_ZOMBIE]

@@ -43,7 +43,7 @@ class Handle:
 def members(monkeypatch: pytest.MonkeyPatch, tmp_path) -> list[Member]:
     monkeypatch.setattr(clients, "ray", SimpleNamespace(wait=lambda refs, **_: ([], refs)))
     monkeypatch.setattr(clients, "wait_all", lambda calls, *_: [{} for _ in calls])
-    return [Member(Handle(), "reference", rank, tmp_path) for rank in range(2)]
+    return [Member(Handle(), "reference", rank, tmp_path, "node") for rank in range(2)]
 
 
 def group(name: str, prompt_tokens: int) -> list[Sample]:
@@ -132,7 +132,7 @@ def test_ranks_that_have_a_shard_together_are_given_the_scores_of_one(
     plan = plan_updates([s for name in "abcd" for s in group(name, 3)], updates=1, shards=2, max_tokens=100)
     monkeypatch.setattr(clients.ray, "put", lambda value: value, raising=False)
     handles = [RankHandle() for _ in range(4)]
-    ranks = [Member(handle, "learner", rank, tmp_path) for rank, handle in enumerate(handles)]
+    ranks = [Member(handle, "learner", rank, tmp_path, "node") for rank, handle in enumerate(handles)]
     learner = RayLearner(ranks, 2, 1.0, send_timeout_s=1.0, keeps_offers=True, attention_kernel="sdpa")
     reference = RayWithoutAdapters(ranks, 2, 1.0)
     behaviour, frozen = learner.score(plan), reference.collect(plan)
@@ -185,7 +185,9 @@ def test_completions_do_not_depend_on_the_number_of_engines(
 ) -> None:
     monkeypatch.setattr(clients, "stream", lambda calls, *_: (call.ref for call in calls))
     handles = [FakeEngine() for _ in range(engines)]
-    generator = RayGenerator([Member(handle, "rollout", i, tmp_path) for i, handle in enumerate(handles)], 1.0, 1.0)
+    generator = RayGenerator(
+        [Member(handle, "rollout", i, tmp_path, "node") for i, handle in enumerate(handles)], 1.0, 1.0
+    )
     prompts = [Prompt(f"p{i}", "", "", "", (), (1,) * (i + 1)) for i in range(2)]
     sampling = Sampling(completions=4, temperature=1.0, max_new_tokens=9, seed=3)
     found = {c.id: c.token_ids for c in generator.generate(prompts, sampling)}

@@ -55,8 +55,7 @@ def test_a_rank_that_waited_names_itself_and_the_limit(
 ) -> None:
     for name in ("ral_system.actors.process._redirect_output", "ral_system.actors.process.faulthandler.enable"):
         monkeypatch.setattr(name, lambda *_, **__: None)
-    monkeypatch.setattr("faulthandler.dump_traceback_later", lambda wait, file: None)
-    rank = Rank("learner 0", tmp_path / "learner.log", 60.0)
+    rank = Rank("learner 0", tmp_path / "learner.log")
     with pytest.raises(CollectiveError, match=r"^learner 0 waited .* longer than learner.collective_timeout_s=3$"):
         rank.update(RuntimeError(GLOO))
     assert "unbound_buffer" in capsys.readouterr().err  # the log has gloo's own words

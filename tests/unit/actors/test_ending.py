@@ -35,7 +35,7 @@ class Ray:
 
 
 class Task:
-    def __init__(self, node: str) -> None:
+    def __init__(self, node: str, function: object) -> None:
         self._node = node
 
     def remote(self, stage: str, grace_s: float, kill_s: float) -> str:
@@ -45,7 +45,7 @@ class Task:
 
 def told(monkeypatch: pytest.MonkeyPatch, nodes: set[str], here: list[Leftover], answers: dict[str, Any]) -> list[str]:
     monkeypatch.setattr(ending, "ray", Ray(answers))
-    monkeypatch.setattr(ending, "_on", Task)
+    monkeypatch.setattr(ending, "task_on", Task)
     monkeypatch.setattr(ending, "end_marked", lambda stage, grace_s, kill_s: here)
     monkeypatch.setattr(ending, "address", lambda node: f"10.0.0.{node}")
     lines: list[str] = []

@@ -40,7 +40,7 @@ def test_every_node_but_the_drivers_reads_the_token(
     model.mkdir()
     (model / "config.json").write_text("{}")
 
-    def look(node: str) -> SimpleNamespace:
+    def task_on(node: str, look: object) -> SimpleNamespace:
         def remote(folder: Path, *given: Any) -> tuple[str, nodes.Sight]:
             looked.append(node)
             return node, nodes.look(elsewhere if node == apart else folder, *given)
@@ -48,7 +48,7 @@ def test_every_node_but_the_drivers_reads_the_token(
         return SimpleNamespace(remote=remote)
 
     monkeypatch.setattr(nodes, "_TOKEN_WAIT_S", 0.0)
-    monkeypatch.setattr(nodes, "_look", look)
+    monkeypatch.setattr(nodes, "task_on", task_on)
     monkeypatch.setattr(nodes, "address", lambda node: node)
     monkeypatch.setattr(nodes, "_answers", lambda looks, *_: iter(looks))
     monkeypatch.setattr(nodes.ray, "get_runtime_context", lambda: SimpleNamespace(get_node_id=lambda: "driver's"))

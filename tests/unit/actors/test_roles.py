@@ -47,7 +47,7 @@ def build(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[[TrainCon
         started._config, started._cluster, started._teachers = config, config.cluster, []
         started._colocated = config.cluster.placement == "colocated"
         started._transfer = configured_transfer(config.rollout, config.algorithm, config.cluster)
-        started._members = [Member(Handle(b.name), b.role, b.rank, tmp_path) for b in bundles]
+        started._members = [Member(Handle(b.name), b.role, b.rank, tmp_path, "node") for b in bundles]
         started._nodes = {b.name: "node" for b in bundles}
         started._folders = {b.name: {tmp_path: tmp_path} for b in bundles}
         started._build("rl", tmp_path, tmp_path, lambda what, seconds: None)

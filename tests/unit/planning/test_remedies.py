@@ -26,13 +26,10 @@ class Learner(ActorProcess):
 def learner(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Learner:
     monkeypatch.setattr("ral_system.actors.process._redirect_output", lambda log: None)
     monkeypatch.setattr("ral_system.actors.process.faulthandler.enable", lambda file: None)
-    return Learner("learner 2", tmp_path / "learner.log", 60.0)
+    return Learner("learner 2", tmp_path / "learner.log")
 
 
-def test_a_rank_whose_gpu_is_full_says_what_to_change(
-    learner: Learner, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setattr("faulthandler.dump_traceback_later", lambda wait, file: None)
+def test_a_rank_whose_gpu_is_full_says_what_to_change(learner: Learner, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SetupError) as refused:
         learner.update(FULL)
     line = str(refused.value)
