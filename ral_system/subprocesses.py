@@ -1,4 +1,6 @@
-"""Limits of processes that handle outside data: they end with their parent, and their memory is bounded."""
+"""Limits of processes that handle outside data: they end with their parent, with all that they have started, and their
+memory is bounded.
+"""
 
 from __future__ import annotations
 
@@ -14,6 +16,8 @@ from pathlib import Path
 _PR_SET_PDEATHSIG = 1
 _PR_SET_CHILD_SUBREAPER = 36
 _ROUNDS = 50
+_GUARDED = {signal.SIGTERM, signal.SIGCHLD}
+"""Signals that a guard waits for: the end of its parent, and of a child."""
 
 
 def limit_memory(limit: int) -> None:
@@ -22,25 +26,76 @@ def limit_memory(limit: int) -> None:
         resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
 
 
-def die_with(parent: int) -> None:
-    """Have the kernel kill this process with its parent: the end of input alone is not seen by one that hangs."""
+def die_with(parent: int, by: signal.Signals = signal.SIGKILL) -> None:
+    """Have the kernel send a signal to this process when the thread of its parent that started it ends.
+
+    The end of input alone is not seen by a process that hangs.
+    """
     if sys.platform != "linux":
         return
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, by)
     if os.getppid() != parent:  # the parent died before the call above
         os._exit(1)
 
 
-def adopt_orphans() -> None:
-    """Have what this process's descendants leave behind become its children, so `kill_descendants` finds them."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1)
+def guarded(parent: int) -> None:
+    """Return in a new process that ends with `parent`, however that ends, together with all that it has started.
+
+    Two guards stay between them and have the exit code of the new process. The second acts when the first is killed:
+    Ray kills the children of a worker process that ends, but not their children. Off Linux, nothing is guarded.
+    """
+    if sys.platform != "linux":
+        return
+    for _ in range(2):
+        parent = _guard(parent)
+    die_with(parent)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, _GUARDED)
+
+
+def _guard(parent: int) -> int:
+    """Stay as a guard, and return in a new process; return the guard's pid."""
+    signal.pthread_sigmask(signal.SIG_BLOCK, _GUARDED)
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    die_with(parent, signal.SIGTERM)
+    ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1)  # descendants that lose their parent become its children
+    own, child = os.getpid(), os.fork()
+    if not child:
+        return own
+    nothing = os.open(os.devnull, os.O_RDWR)
+    for descriptor in (0, 1):  # the ends of pipes belong to the new process alone
+        os.dup2(nothing, descriptor)
+    code = -signal.SIGTERM
+    while signal.sigwait(_GUARDED) != signal.SIGTERM:
+        if (status := _reaped().get(child)) is not None:
+            code = os.waitstatus_to_exitcode(status)
+            break
+    _kill_all(own)
+    if code < 0:
+        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+        with suppress(OSError):  # SIGKILL has no handler
+            signal.signal(-code, signal.SIG_DFL)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, _GUARDED)
+        os.kill(own, -code)
+    os._exit(code)
+
+
+def _reaped() -> dict[int, int]:
+    """Return the status of each child that has ended, by its pid."""
+    found: dict[int, int] = {}
+    with suppress(ChildProcessError):
+        while (ended := os.waitpid(-1, os.WNOHANG)) != (0, 0):
+            found |= [ended]
+    return found
 
 
 def kill_descendants(pid: int) -> None:
     """Stop a process and kill all its descendants, whatever their sessions. It stays stopped: the caller kills it."""
     with suppress(ProcessLookupError):
         os.kill(pid, signal.SIGSTOP)
+    _kill_all(pid)
+
+
+def _kill_all(pid: int) -> None:
     for _ in range(_ROUNDS):  # one that is killed may just have started another
         found = _descendants(pid)
         if not found:

@@ -5,6 +5,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from itertools import chain
 from pathlib import Path
 from types import ModuleType
 
@@ -177,24 +178,41 @@ def test_what_a_verifier_started_dies_with_it(naughty: ModuleType, tmp_path: Pat
     wait_until_gone(int((tmp_path / "pid").read_text()))
 
 
-def test_processes_die_with_a_parent_that_is_killed(tmp_path: Path) -> None:
+@pytest.mark.parametrize("as_ray_does", [False, True])
+def test_processes_die_with_a_parent_that_is_killed(tmp_path: Path, as_ray_does: bool) -> None:
+    """With what they have started. Ray kills the children of a worker process before that ends."""
     script = tmp_path / "parent.py"
     script.write_text(
         f"import sys; sys.path[:0] = [{str(IMPORTABLE)!r}, {str(Path(__file__).parent)!r}]\n"
         "import naughty_verifiers, test_pool\n"
         "pool = test_pool.RewardPool(test_pool.config(timeout_s=3600), 'think_answer', naughty_verifiers.obedient)\n"
         "print(test_pool.pid_of(test_pool.judge_all(pool, ['pid'])[0]), flush=True)\n"
-        "test_pool.submit(pool, ['spin'])\n"
+        f"test_pool.submit(pool, ['leave:{tmp_path / 'pid'}', 'spin'])\n"
         "import time; time.sleep(3600)\n"
     )
     parent = subprocess.Popen([sys.executable, str(script)], stdout=subprocess.PIPE, text=True)
     assert parent.stdout is not None
     child = int(parent.stdout.readline())
+    deadline = time.monotonic() + 20
+    while not (tmp_path / "pid").exists() and time.monotonic() < deadline:
+        time.sleep(0.02)
+    started = int((tmp_path / "pid").read_text())
     time.sleep(0.2)
-    assert alive(child)
+    assert alive(child) and alive(started)
+    if as_ray_does:
+        children = [file.read_text().split() for file in Path(f"/proc/{parent.pid}/task").glob("*/children")]
+        os.kill(int(*chain.from_iterable(children)), signal.SIGKILL)
     parent.kill()
     parent.wait(timeout=10)
     wait_until_gone(child)
+    wait_until_gone(started)
+
+
+def test_what_a_verifier_leaves_ends_with_its_process(naughty: ModuleType, tmp_path: Path) -> None:
+    with RewardPool(config(), "think_answer", naughty.obedient) as pool:
+        assert judge_all(pool, [f"leave:{tmp_path / 'pid'}"])[0].status is RewardStatus.OK
+        assert judge_all(pool, ["exit:7"])[0].detail == "the verifier process exited with code 7"
+        wait_until_gone(int((tmp_path / "pid").read_text()))
 
 
 @pytest.mark.parametrize("sent", ["", '{"path', "{greeting}", '{greeting}["half a jo'])

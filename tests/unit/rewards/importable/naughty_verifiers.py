@@ -46,6 +46,10 @@ def obedient(response: Response, config: JudgeConfig) -> dict[str, float]:
         code = "import subprocess as s; print(s.Popen(['sleep', '3600'], start_new_session=True, stdout=s.DEVNULL).pid)"
         Path(argument).write_text(subprocess.check_output([sys.executable, "-c", code], text=True))
         time.sleep(3600)
+    if command == "leave":  # a server, out of reach of its group
+        server = subprocess.Popen(["sleep", "3600"], start_new_session=True)
+        (partial := Path(f"{argument}.partial")).write_text(str(server.pid))
+        partial.rename(argument)
     if command == "descriptors":  # whatever is open
         for descriptor in range(3, 12):
             with contextlib.suppress(OSError):
