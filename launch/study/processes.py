@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import shlex
 import signal
 import subprocess
@@ -159,9 +160,11 @@ class _Schedule:
 
 
 def _popen(run: Run, log: Path | None) -> subprocess.Popen[bytes]:
+    """Start a run, which saves its work and ends if this process is killed."""
     name = run.command[0]
     module, function = COMMANDS[name].split(":")
-    entry = f"import sys; from {module} import {function} as run; sys.argv[0] = {name!r}; run()"
+    ends = f"import os, signal, ral_system.subprocesses as s; s.die_with({os.getpid()}, signal.SIGTERM)"
+    entry = f"{ends}; import sys; from {module} import {function} as run; sys.argv[0] = {name!r}; run()"
     command = [sys.executable, "-c", entry, *run.command[1:]]
     if log is None:
         return subprocess.Popen(command)

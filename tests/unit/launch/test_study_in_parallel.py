@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -84,9 +85,9 @@ def test_a_failure_shows_the_end_of_its_log(
     assert "ImportError: cannot import name 'nothing_of_the_kind'" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("target", ["study", "command"])
+@pytest.mark.parametrize("target", ["study", "command", "study at once"])
 def test_a_study_that_is_told_to_stop_starts_nothing_more_and_stops_what_runs(tmp_path: Path, target: str) -> None:
-    """Even if the commands end well. A command that is stopped also stops the study."""
+    """Even if the commands end well, or the study is killed. A command that is stopped also stops the study."""
     code = (
         "from pathlib import Path; from ral_system.launch.study import files, processes;"
         "files.COMMANDS['ral-rl'] = 'tests.unit.launch.commands:ends_well_when_told';"
@@ -98,12 +99,16 @@ def test_a_study_that_is_told_to_stop_starts_nothing_more_and_stops_what_runs(tm
     while len(pids := [int(file.name.partition("_")[2]) for file in tmp_path.glob("pid_*")]) < 2:
         assert study.poll() is None and time.monotonic() < deadline
         time.sleep(0.02)
-    if target == "study":
-        study.terminate()
-    else:
-        os.kill(pids[0], signal.SIGINT)
-    assert "KeyboardInterrupt" in study.communicate(timeout=60)[1]
+    os.kill(*{"study": (study.pid, signal.SIGTERM), "command": (pids[0], signal.SIGINT)}.get(target, (study.pid, 9)))
+    said = study.communicate(timeout=60)[1]
+    assert study.returncode == -9 if target == "study at once" else "KeyboardInterrupt" in said
     assert len(list(tmp_path.glob("pid_*"))) == 2
-    for pid in pids:
-        with pytest.raises(ProcessLookupError):
-            os.kill(pid, 0)
+    while any(map(is_running, pids)):
+        assert target == "study at once" and time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def is_running(pid: int) -> bool:
+    with suppress(FileNotFoundError):
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    return False
