@@ -10,6 +10,8 @@ from typing import Any
 
 import pytest
 
+from tests.system.marks import marking, new_mark
+
 pytestmark = [pytest.mark.system, pytest.mark.timeout(1800)]
 
 SUMMARY = (
@@ -194,6 +196,7 @@ def kill_when_logged(process: subprocess.Popen, run, stage: str, step: int, how:
     pytest.fail(f"{stage} step {step} was not seen; exit {process.returncode}: {process.communicate()[1][-3000:]}")
 
 
+GONE_WITHIN_S = 20.0
 ENDS = [
     ("perceive", 1, signal.SIGKILL, -9),  # before the first checkpoint
     ("perceive", 3, signal.SIGKILL, -9),
@@ -210,12 +213,14 @@ ENDS = [
     "ends", [pytest.param(ENDS[1::2], id="four"), pytest.param(ENDS, id="all", marks=pytest.mark.long)]
 )
 def test_killed_in_every_stage_it_ends_as_if_nothing_had_happened(
-    commands, left, with_signal, uninterrupted, tmp_path: Path, ends: list[tuple]
+    commands, left, end_of, with_signal, uninterrupted, tmp_path: Path, ends: list[tuple]
 ) -> None:
-    run = left(tmp_path / "runs" / "smoke")
+    """No process that it has started, such as those of verifiers, outlives it."""
+    run, mark = left(tmp_path / "runs" / "smoke"), new_mark()
     for stage, step, how, code in ends:
-        process = commands.start("ral-train", *with_signal, cwd=tmp_path)
+        process = commands.start("ral-train", *with_signal, cwd=tmp_path, **marking(mark))
         assert kill_when_logged(process, run, stage, step, how) == code, (stage, step)
+        end_of(mark, GONE_WITHIN_S)
     done = commands("ral-train", *with_signal, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     run.assert_equal(uninterrupted)

@@ -227,37 +227,53 @@ def test_a_stranger_is_refused(commands, head: Head, tmp_path: Path, wrong: str)
 
 
 @pytest.mark.long
-def test_an_interrupted_job_goes_on_when_submitted_again(
+def test_a_job_that_is_stopped_or_killed_goes_on_when_submitted_again(
     commands, left, uninterrupted, head: Head, marked, tmp_path: Path
 ) -> None:
+    """The cluster goes on, the roles do not."""
     start = uninterrupted.folder / "models" / "sft"
-    overrides = ("experiment=smoke", f"start_model={start}", f"runs_dir={tmp_path}/shared", "algorithm.steps=6")
+    overrides = ("experiment=smoke", f"start_model={start}", f"runs_dir={tmp_path}/shared")
     run = left(tmp_path / "shared" / "smoke")
-    name = f"stopped-{uuid.uuid4().hex[:8]}"
     job = ("--address", head.dashboard)
-    begun = commands(
-        "ray", "job", "submit", *job, "--submission-id", name, "--no-wait", "--", "ral-rl", *overrides,
-        cwd=tmp_path, **head.environment,
-    )  # fmt: skip
-    assert begun.returncode == 0, begun.stderr
-    deadline = time.monotonic() + 400
-    while not (run.folder / "metrics.jsonl").exists() or not any(line["step"] >= 2 for line in run.whole_lines()):
-        if time.monotonic() > deadline:
-            logs = commands("ray", "job", "logs", *job, name, cwd=tmp_path, **head.environment)
-            pytest.fail(f"step 2 was not seen: {logs.stdout[-3000:]}")
-        time.sleep(0.05)
-    stopped = commands("ray", "job", "stop", *job, name, cwd=tmp_path, **head.environment)
+
+    def ask(*given: str):
+        return commands("ray", "job", *given, cwd=tmp_path, **head.environment)
+
+    def begun(step: int) -> str:
+        name = f"ends-{uuid.uuid4().hex[:8]}"
+        done = ask(
+            "submit", *job, "--submission-id", name, "--no-wait", "--", "ral-rl", *overrides, "algorithm.steps=1000"
+        )
+        assert done.returncode == 0, done.stderr
+        deadline = time.monotonic() + 400
+        file = run.folder / "metrics.jsonl"
+        while not file.exists() or not any(line["step"] >= step for line in run.whole_lines()):
+            if time.monotonic() > deadline:
+                pytest.fail(f"step {step} was not seen: {ask('logs', *job, name).stdout[-3000:]}")
+            time.sleep(0.05)
+        return name
+
+    def wait_for_the_end(within_s: float) -> None:
+        deadline = time.monotonic() + within_s
+        while left_over := roles(marked(head.mark)):
+            assert time.monotonic() < deadline, left_over
+            time.sleep(0.1)
+
+    name = begun(step=2)
+    stopped = ask("stop", *job, name)
     assert stopped.returncode == 0, (stopped.stdout, stopped.stderr)
-    said = commands("ray", "job", "logs", *job, name, cwd=tmp_path, **head.environment).stdout
+    said = ask("logs", *job, name).stdout
     assert "interrupted; run the same command again to continue" in said
     assert "SIGTERM received" not in said and "Traceback" not in said
-    deadline = time.monotonic() + 60
-    while (left_over := roles(marked(head.mark))) and time.monotonic() < deadline:
-        time.sleep(0.5)
-    assert not left_over  # the cluster goes on, the roles do not
-    done = submit(commands, head, tmp_path, "ral-rl", *overrides)
+    wait_for_the_end(60)
+    begun(step=run.whole_lines()[-1]["step"] + 2)
+    (driver,) = (pid for pid, command in marked(head.mark).items() if "/ral-rl " in command)
+    os.kill(driver, signal.SIGKILL)
+    wait_for_the_end(20)
+    steps = run.whole_lines()[-1]["step"] + 2
+    done = submit(commands, head, tmp_path, "ral-rl", *overrides, f"algorithm.steps={steps}")
     assert done.returncode == 0, (done.stdout[-5000:], done.stderr[-3000:])
-    assert [step["step"] for step in run.rl_steps()] == [1, 2, 3, 4, 5, 6]
+    assert [step["step"] for step in run.rl_steps()] == list(range(1, steps + 1))
     run.assert_no_prompt_lost_or_repeated()
 
 
