@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import importlib.util
 import json
 import os
@@ -19,6 +20,9 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 import pytest
 
 from tests.configuration_checks import omit_values
+
+# Imports and collected tests leave a million objects, which Python's default would look through again and again.
+gc.set_threshold(50_000, 20, 100)
 
 omit_values()
 
