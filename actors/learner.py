@@ -16,6 +16,7 @@ from ral_system.actors.process import ActorProcess, watched
 from ral_system.config.choices import Stage
 from ral_system.config.commands import TrainConfig
 from ral_system.errors import CollectiveError, RalError
+from ral_system.heavy_imports import heavy_imports
 from ral_system.media.store import node_store
 from ral_system.observability.work import Work
 from ral_system.types import Held, Sample, Scores, TensorDigest, TrainPlan, UpdatePlan, VisualAttention, WeightManifest
@@ -58,9 +59,10 @@ class LearnerActor(ActorProcess):
     ) -> str:
         """Meet the other ranks and load the model; return the name of its attention kernel."""
         os.environ |= rendezvous(rank, world_size, master, setting.host)
-        import torch
+        with heavy_imports():
+            import torch
 
-        from ral_system.training.learner_rank import LearnerRank
+            from ral_system.training.learner_rank import LearnerRank
 
         if not torch.cuda.is_available():
             torch.set_num_threads(config.cluster.threads_per_process)

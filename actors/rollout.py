@@ -13,6 +13,7 @@ from ral_system.actors.process import ActorProcess, watched
 from ral_system.config.choices import Device
 from ral_system.config.cluster import RayClusterConfig
 from ral_system.config.rollout import HfRolloutConfig, RolloutConfig
+from ral_system.heavy_imports import heavy_imports
 from ral_system.media.store import node_store
 from ral_system.types import Completion, Held, Piece, Sampling, WeightManifest
 
@@ -46,11 +47,13 @@ class RolloutActor(ActorProcess):
         media = node_store(media_folder, cluster.media_cache_gib)
         self._engine: HfEngine | VllmEngine
         if isinstance(rollout, HfRolloutConfig):
-            from ral_system.rollout.hf_generator import HfEngine
+            with heavy_imports():
+                from ral_system.rollout.hf_generator import HfEngine
 
             self._engine = HfEngine(model_folder, rollout, media, seed, device, transfer=transfer(setting))
             return
-        from ral_system.rollout.vllm_generator import VllmEngine
+        with heavy_imports():
+            from ral_system.rollout.vllm_generator import VllmEngine
 
         sleeps = cluster.placement == "colocated"
         self._engine = VllmEngine(model_folder, rollout, media, seed, device, transfer, setting, sleeps=sleeps)

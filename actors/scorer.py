@@ -14,6 +14,7 @@ from ral_system.config.attention import AttentionConfig
 from ral_system.config.choices import Dtype
 from ral_system.config.reward import VisualRewardConfig
 from ral_system.config.teacher import TeacherConfig, TeacherRole
+from ral_system.heavy_imports import heavy_imports
 from ral_system.media.store import node_store
 from ral_system.types import Held, Sample, Scores
 
@@ -41,7 +42,8 @@ class ScorerActor(ActorProcess):
         media_cache_gib: float,
     ) -> None:
         """Load the reference onto the first `gpus` GPUs of the actor, if it has any."""
-        from ral_system.scoring.reference import ReferenceScorer
+        with heavy_imports():
+            from ral_system.scoring.reference import ReferenceScorer
 
         media = node_store(media_folder, media_cache_gib)
         self._scorer = ReferenceScorer(
@@ -70,7 +72,8 @@ class ScorerActor(ActorProcess):
         media_cache_gib: float,
     ) -> None:
         """Load a teacher onto the first `gpus` GPUs of the actor, if it has any."""
-        from ral_system.scoring.teacher import TeacherScorer
+        with heavy_imports():
+            from ral_system.scoring.teacher import TeacherScorer
 
         media = node_store(media_folder, media_cache_gib)
         self._scorer = TeacherScorer(

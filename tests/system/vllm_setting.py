@@ -11,6 +11,7 @@ from ral_system.batches.features import FeatureExtractor
 from ral_system.config.choices import Dtype
 from ral_system.config.rollout import RolloutConfig
 from ral_system.data.chat import ChatRenderer
+from ral_system.heavy_imports import heavy_imports
 from ral_system.media.store import MediaStore
 from ral_system.models.loading import TORCH_DTYPES, load_family, load_model
 from ral_system.tasks.visual_search import VisualSearch
@@ -59,7 +60,8 @@ class Setting:
             stored = (self.media.put(record.image),)
             prompt = renderer.prompt(id=f"train/{index}", kind="", question=record.question, answer="", media=stored)
             self.prompts.append(prompt)
-        from ral_system.rollout.vllm_generator import VllmEngine
+        with heavy_imports():  # also for the next engine: closing one has undone it
+            from ral_system.rollout.vllm_generator import VllmEngine
 
         self._published = TORCH_DTYPES[dtype]
         config = CONFIG.model_copy(update={"dtype": dtype})
