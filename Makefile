@@ -16,7 +16,7 @@ SYSTEM_IN_PARALLEL := -n 2 --dist loadscope --no-loadscope-reorder
 SUDO := $(if $(filter 0,$(shell id -u)),,sudo)
 apt = { $(SUDO) apt-get update && $(SUDO) apt-get install -y --no-install-recommends $(1); }
 
-.PHONY: help install quickstart test test-all durations docs lint format unit browser clean
+.PHONY: help install quickstart test test-all durations docs lint types style format unit browser clean
 
 help: ## list the targets
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## (.*)/\1\t\2/' | expand -t 14
@@ -62,9 +62,14 @@ docs: $(DEVELOPED) ## build the documentation into build/site; a broken link fai
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict
 
 lint: $(DEVELOPED) ## ruff, mypy, import contracts, prose
+	@$(MAKE) --no-print-directory --jobs=2 --output-sync=target types style
+
+types:
+	$(BIN)/mypy
+
+style:
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/python -m tests.prose
 
