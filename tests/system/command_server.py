@@ -8,7 +8,6 @@ of its own, with the arguments, folder and environment that it is given; only th
 from __future__ import annotations
 
 import array
-import gc
 import importlib
 import json
 import os
@@ -45,6 +44,7 @@ PRELOADED = (
 
 def serve(address: Path) -> NoReturn:
     """Fork for every request at the Unix socket `address`; answer with the pid, and at the end with the exit code."""
+    from ral_system.heavy_imports import heavy_imports
     from ral_system.observability.quiet import silence_third_party
     from ral_system.subprocesses import die_with
     from tests.configuration_checks import omit_values
@@ -52,9 +52,9 @@ def serve(address: Path) -> NoReturn:
     die_with(os.getppid())
     silence_third_party()
     omit_values()
-    for module in PRELOADED:
-        importlib.import_module(module)
-    gc.freeze()  # shared pages stay shared
+    with heavy_imports():  # which also keeps shared pages shared
+        for module in PRELOADED:
+            importlib.import_module(module)
     listener = socket.socket(socket.AF_UNIX)
     unheard = address.with_suffix(".starting")
     listener.bind(str(unheard))
