@@ -265,6 +265,9 @@ def test_one_training_step_over_real_actors(roles: RayRoles, prompts: list[Promp
             assert abs(metrics[0]["distillation/token_divergence"]) < 1e-9
         assert metrics[1]["distillation/token_divergence"] > 1e-7
         assert all(m["distillation/attention_divergence"] > 1e-4 for m in metrics)
+    before, after = (roles.learner.validate(plan), roles.learner.fit(plan, 0)())  # as perceive asks them
+    assert before["held_out/loss"] == pytest.approx(after["supervised/loss"]) and before["held_out/loss"] > 1
+    assert before["held_out/token_accuracy"] == pytest.approx(after["supervised/token_accuracy"])
 
 
 def test_two_processes_of_the_reference_find_the_scores_of_one(roles: RayRoles, prompts: list[Prompt]) -> None:

@@ -134,10 +134,11 @@ def submit(commands, head: Head, cwd: Path, *entrypoint: str, options: tuple[str
     return commands(*command, cwd=cwd, timeout_s=600, **head.environment | changed)
 
 
-def test_every_role_in_a_job(commands, left, marked, head: Head, tmp_path: Path) -> None:
-    """All stages, submitted as one job: its log is followed, it leaves a record, and nobody stays behind."""
+def test_every_role_in_a_job(commands, left, marked, head: Head, tiny_model: Path, tmp_path: Path) -> None:
+    """Two stages, submitted as one job: its log is followed, it leaves a record, and nobody stays behind."""
     overlapped = ("experiment=smoke", "algorithm.max_staleness=1", "sft.autocast=bfloat16")
-    done = submit(commands, head, tmp_path, "ral-train", *overlapped, f"runs_dir={tmp_path}/shared")
+    start = ("stages=[sft,rl]", f"start_model={tiny_model}")
+    done = submit(commands, head, tmp_path, "ral-train", *overlapped, *start, f"runs_dir={tmp_path}/shared")
     assert done.returncode == 0, (done.stdout[-5000:], done.stderr[-3000:])
     assert "RL: ended at step 4 of 4" in done.stdout
     (largest,) = re.findall(r"engines and learner agree: largest log-prob difference (\S+) over", done.stdout)

@@ -72,6 +72,43 @@ def test_engines_sleep_before_anything_else_is_built_on_their_gpus(build: Callab
     assert others < {*log[log.index(asleep[-1]) :]} and not others & {*log[: log.index(asleep[-1])]}
 
 
+def test_perceive_has_learners_alone(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """The start of a stage without engines, reference and verifiers."""
+    built: list[str] = []
+
+    def wait_all(calls: list[Call], *given: Any, on_answer: Callable = lambda member: None, **named: Any) -> list[Any]:
+        for call in calls:
+            on_answer(call.member)
+        built.extend(call.member.name for call in calls)
+        return ["sdpa"] * len(calls)
+
+    class Handle:
+        def __getattr__(self, method: str) -> Any:
+            return SimpleNamespace(remote=lambda *_, **__: method)
+
+    actor = SimpleNamespace(remote=lambda *_: Handle(), options=lambda **_: actor)
+    replaced = {
+        "start_or_join": lambda address: None,
+        "reserve": lambda bundles, *_, **__: ["node"] * len(bundles),
+        "nodes_of": lambda group: group,
+        "stage_models": lambda nodes, models, *_: [{each: each for each in folders} for folders in models],
+        "PlacementGroupSchedulingStrategy": lambda *_: None,
+        "meeting_host": lambda nodes: "node",
+        "_remote": lambda kind: actor,
+        "wait_all": wait_all,
+    }
+    for name, value in replaced.items():
+        monkeypatch.setattr(roles, name, value)
+    phases: list[str] = []
+    config = compose_config("experiment=smoke", "cluster.start_timeout_s=9")
+    started = RayRoles(config, "perceive", tmp_path, tmp_path, lambda what, seconds: phases.append(what))
+    assert [member.name for member in started.members] == ["learner 0", "learner 1"]
+    assert built == ["learner 0", "learner 0", "learner 1"]  # rank 0 names a port first
+    assert phases == ["cluster", "placement", "learner"]
+    assert (started.learner.attention_kernel, started.reference, started.teachers) == ("sdpa", None, [])
+    assert (started.shared_devices, started.devices) == (None, 2)
+
+
 def test_roles_on_devices_of_their_own_are_built_together(build: Callable[[TrainConfig], list[str]]) -> None:
     log = build(compose_config("rollout.workers=2", "learner.world_size=2"))
     assert not any("hold" in line for line in log)
