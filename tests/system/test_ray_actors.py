@@ -395,8 +395,11 @@ def test_a_learner_rank_that_hangs_is_noticed_by_the_others(
     assert 15 <= time.monotonic() - began < 60
 
 
-def test_close_returns_when_no_process_is_left(roles: RayRoles, capfd: pytest.CaptureFixture[str]) -> None:
+def test_close_returns_when_no_process_is_left(
+    roles: RayRoles, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Also of what an actor has started, here a process that would stay."""
+    monkeypatch.setattr("ral_system.actors.ending.GRACE_S", 5.0)  # half of what a run gives them
     pids = {m.name: int(m.log.read_text().rsplit("pid ", 1)[1].split()[0]) for m in roles.members}
     variables = Path(f"/proc/{pids['reward 0']}/environ").read_bytes().decode().split("\0")
     environment = dict(variable.split("=", 1) for variable in variables if variable)
