@@ -60,6 +60,7 @@ def test_ranks_have_ended_when_an_engine_is_closed(commands: "Commands", tmp_pat
 
 def work(folder: Path, ranks: int, refused: str) -> None:
     """Start an engine, and print what a user reads, or how many ranks there are before and after its end."""
+    from ral_system.heavy_imports import heavy_imports
     from ral_system.media.store import MediaStore
     from ral_system.observability.quiet import silence_third_party
     from ral_system.planning.remedies import full_device
@@ -68,7 +69,8 @@ def work(folder: Path, ranks: int, refused: str) -> None:
 
     silence_third_party()
     os.environ |= vllm_environment(CONFIG, 1, "cpu")
-    from ral_system.rollout.vllm_generator import VllmEngine
+    with heavy_imports():  # as an actor does
+        from ral_system.rollout.vllm_generator import VllmEngine
 
     config = CONFIG.model_copy(update={"tensor_parallel": ranks} | REFUSED.get(refused, {}))
     try:
