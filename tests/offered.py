@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from typing import TYPE_CHECKING
 
 from torch import Tensor
@@ -10,7 +10,7 @@ from torch import Tensor
 from ral_system.types import WeightManifest
 from ral_system.weights.digest import digest
 from ral_system.weights.transfer.object_store import Arrays, to_host
-from ral_system.weights.transfer.transfer import Piece
+from ral_system.weights.transfer.transfer import Piece, WeightStream, pieces
 
 if TYPE_CHECKING:
     from ral_system.training.learner_rank import LearnerRank
@@ -26,9 +26,22 @@ def read_whole(rank: LearnerRank, version: int) -> WeightManifest | None:
     return rank.publish(version)
 
 
-def pieces(tensors: Mapping[str, Tensor]) -> Iterator[Piece]:
+def whole_pieces(tensors: Mapping[str, Tensor]) -> Iterator[Piece]:
     """All of these tensors, whole, as an engine receives them."""
-    yield from (Piece(name, tensor) for name, tensor in tensors.items())
+    return stream(tensors)(tensors)
+
+
+def stream(state: Mapping[str, Tensor], taken: list[str] | None = None) -> WeightStream:
+    """A learner's weights; notes the names that are taken."""
+
+    def named(names: Collection[str], at_most: int | None = None) -> Iterator[Piece]:
+        for name, tensor in state.items():
+            if name in names:
+                if taken is not None:
+                    taken.append(name)
+                yield from pieces(name, tensor, at_most)
+
+    return named
 
 
 def offered(version: int, tensors: Mapping[str, Tensor]) -> Arrays:

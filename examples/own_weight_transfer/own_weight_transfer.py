@@ -43,7 +43,7 @@ class Socket:
 
     def send(self, offer: SocketOffer, weights: WeightStream) -> None:
         """Wait for the engine and send. Other ranks take part in gathering only."""
-        tensors = {name: tensor.to("cpu", copy=True).contiguous() for name, tensor in weights(offer.names)}
+        tensors = {name: tensor.to("cpu", copy=True).contiguous() for name, tensor, _ in weights(offer.names)}
         if self._listener is None:
             return
         with self._listener as listener, listener.accept()[0] as engine:

@@ -16,7 +16,7 @@ from ral_system.models.named_weights import named_weights
 from ral_system.training.engine import Engine
 from ral_system.types import UNREAD, TensorDigest, WeightManifest
 from ral_system.weights.digest import SUMS, Region, digest_of_sums, dtype_name, sums
-from ral_system.weights.transfer.transfer import Offer, Transfer
+from ral_system.weights.transfer.transfer import Offer, Piece, Transfer, pieces
 
 
 class WeightSource:
@@ -60,10 +60,10 @@ class WeightSource:
             found = self._digests
         return WeightManifest(version, dict(found)) if self._rank == 0 else None
 
-    def stream(self, names: Collection[str]) -> Iterator[tuple[str, Tensor]]:
-        """The named weights, whole and one at a time, in the model's order; a `WeightStream`.
+    def stream(self, names: Collection[str], at_most: int | None = None) -> Iterator[Piece]:
+        """The named weights in the model's order; a `WeightStream`.
 
-        Rank 0 computes the checksum of each that is UNREAD, from the memory that is then sent.
+        Rank 0 computes the checksum of each that is UNREAD, of a piece just before it is taken.
         """
         parts = self._parts(named_weights(self._engine.policy.model))
         self._names, self._summed, self._sums = list(names), [], None
@@ -72,13 +72,13 @@ class WeightSource:
             whole = weight.detach()
             whole = whole.to(self._dtype) if whole.is_floating_point() else whole
             known = self._digests.setdefault(name, TensorDigest(tuple(whole.shape), dtype_name(whole.dtype), UNREAD))
-            if self._rank == 0 and known.checksum == UNREAD:
-                if self._sums is None:  # one tensor: many small ones would lie in the way of the next gathered layer
-                    self._sums = torch.empty((len(self._names), SUMS), dtype=torch.int64, device=whole.device)
-                self._sums[len(self._summed)] = sums(whole, Region.whole(whole.shape))
-                self._summed.append(name)
-            yield name, whole
-            del weight, whole  # before ranks gather the next one
+            unread = self._rank == 0 and known.checksum == UNREAD
+            sums_S = self._sums_of(name, whole.device) if unread else None
+            for piece in pieces(name, whole, at_most):
+                if sums_S is not None:
+                    sums_S += sums(piece.tensor, Region.whole(whole.shape), piece.first)
+                yield piece
+            del weight, whole, piece  # before ranks gather the next one
 
     def offer(self, manifest: WeightManifest, names: Sequence[str]) -> tuple[Mapping[str, TensorDigest], Offer | None]:
         """Offer the named tensors of the version of the manifest: rank 0's offer, None on the others.
@@ -124,6 +124,13 @@ class WeightSource:
         else:
             save_model(model, dict(self._adapters.merged(own.items())), processor, folder, start)
             self._adapters.save(own, folder / "adapter", start)
+
+    def _sums_of(self, name: str, device: torch.device) -> Tensor:
+        """Return zeros, to which the pieces of a tensor add their shares: part of one tensor for all, on the device."""
+        if self._sums is None:
+            self._sums = torch.zeros((len(self._names), SUMS), dtype=torch.int64, device=device)
+        self._summed.append(name)
+        return self._sums[len(self._summed) - 1]
 
     def _parts(self, held: Mapping[str, Tensor]) -> Mapping[str, Sequence[str]]:
         """Map each published name to the names of the engine's weights that make it up."""

@@ -2,7 +2,6 @@
 
 import multiprocessing as mp
 import time
-from collections.abc import Collection, Iterator
 from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
@@ -20,7 +19,7 @@ from ral_system.weights.transfer.shared_memory import SharedMemory
 from ral_system.weights.transfer.transfer import Setting
 from tests.gpu.devices import GPU
 from tests.gpu.rows import row
-from tests.offered import manifest_of
+from tests.offered import manifest_of, stream
 
 pytestmark = GPU
 
@@ -63,16 +62,12 @@ def engine(offers: Any, answers: Any, setting: Setting) -> None:
 def publish(learner: SharedMemory, version: int, offers: Any) -> tuple[WeightManifest, float]:
     """Send new weights; return what they are, and how many seconds it took."""
     state = weights(version)
-
-    def stream(names: Collection[str]) -> Iterator[tuple[str, Tensor]]:
-        yield from ((name, tensor) for name, tensor in state.items() if name in names)
-
     manifest = manifest_of(version, state)
     began = time.perf_counter()
-    offer = learner.offer(manifest, tuple(state), stream)
+    offer = learner.offer(manifest, tuple(state), stream(state))
     assert offer is not None
     offers.put(offer)
-    learner.send(offer, stream)
+    learner.send(offer, stream(state))
     return manifest, time.perf_counter() - began
 
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ral_system.types import TensorDigest, WeightManifest
-from ral_system.weights.transfer.transfer import Piece
+from ral_system.weights.transfer.transfer import Piece, divided
 
 BUCKET_BYTES = {"cpu": 4 << 20, "cuda": 16 << 20}
 """On a CPU, few enough for a processor to find in its cache what it, or a neighbour, has just written."""
@@ -34,12 +34,8 @@ class Slot:
         """Where its bytes end."""
         return self.start + math.prod(self.shape) * self.dtype.itemsize
 
-    def of(self, tensor: Tensor) -> Tensor:
-        """Return the part of the whole tensor that goes there."""
-        return tensor if tensor.shape == self.shape else tensor[self.first : self.first + self.shape[0]]
-
     def view(self, buffer: Tensor) -> Tensor:
-        """Return the tensor in a buffer of bytes."""
+        """The tensor in a buffer of bytes."""
         return buffer[self.start : self.end].view(self.dtype).view(self.shape)
 
 
@@ -101,23 +97,17 @@ def buckets(manifest: WeightManifest, names: Sequence[str], at_most: int) -> lis
 
 def memory_of(tensors: Iterable[tuple[Sequence[int], torch.dtype]], at_most: int) -> int:
     """Bytes of the memory, at most, that holds the buckets of tensors of these shapes and dtypes."""
-    return max([_TOGETHER * at_most, *(_row(shape, dtype) for shape, dtype in tensors)])
+    return max([_TOGETHER * at_most, *(row_bytes(shape, dtype) for shape, dtype in tensors)])
 
 
 def _slots(name: str, entry: TensorDigest, at_most: int) -> Iterator[Slot]:
     """Yield the pieces of a tensor, each as if at the start of a buffer."""
     dtype: torch.dtype = getattr(torch, entry.dtype)
-    whole = Slot(name, entry.shape, dtype, 0)
-    if whole.end <= at_most or len(entry.shape) < 2:
-        yield whole
-        return
-    count, *inner = entry.shape
-    step = max(1, at_most // _row(entry.shape, dtype))
-    for first in range(0, count, step):
-        yield Slot(name, (min(step, count - first), *inner), dtype, 0, first)
+    for first, count in divided(entry.shape, row_bytes(entry.shape, dtype), at_most):
+        yield Slot(name, (count, *entry.shape[1:]) if len(entry.shape) > 1 else entry.shape, dtype, 0, first)
 
 
-def _row(shape: Sequence[int], dtype: torch.dtype) -> int:
+def row_bytes(shape: Sequence[int], dtype: torch.dtype) -> int:
     """Bytes of what is not divided."""
     return math.prod(shape[1:] if len(shape) > 1 else shape) * dtype.itemsize
 

@@ -35,7 +35,7 @@ class Files:
 
     def offer(self, manifest: WeightManifest, names: Sequence[str], weights: WeightStream) -> FileOffer | None:
         """Write the weights, on rank 0, under a name that appears when the file is whole."""
-        tensors = {name: tensor.to("cpu", copy=True) for name, tensor in weights(names) if self._rank == 0}
+        tensors = {name: tensor.to("cpu", copy=True) for name, tensor, _ in weights(names) if self._rank == 0}
         if self._rank:
             return None
         self._folder.mkdir(parents=True, exist_ok=True)

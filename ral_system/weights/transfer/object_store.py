@@ -39,7 +39,7 @@ class ObjectStore:
 
     def offer(self, manifest: WeightManifest, names: Sequence[str], weights: WeightStream) -> Arrays | None:
         """Copy the weights to host memory, on rank 0."""
-        arrays = {name: to_host(tensor) for name, tensor in weights(names) if self._rank == 0}
+        arrays = {name: to_host(tensor) for name, tensor, _ in weights(names) if self._rank == 0}
         return Arrays(manifest, arrays) if self._rank == 0 else None
 
     def send(self, offer: Arrays, weights: WeightStream) -> None:

@@ -122,7 +122,7 @@ class Streamed(Generic[LineT]):
 
     def send(self, offer: StreamOffer, weights: WeightStream) -> None:
         """Gather the weights, and send them bucket by bucket."""
-        stream = weights(offer.names)
+        stream = weights(offer.names, offer.bucket_bytes)
         try:
             if offer.names and self.sends:
                 self._send(offer, stream)
@@ -145,8 +145,8 @@ class Streamed(Generic[LineT]):
         with self._failing(offer, "received"):
             assert next(taken, None) is None
 
-    def _send(self, offer: StreamOffer, stream: Iterator[tuple[str, Tensor]]) -> None:
-        dealt, tensor = offer.buckets(), torch.empty(0)
+    def _send(self, offer: StreamOffer, stream: Iterator[Piece]) -> None:
+        dealt = offer.buckets()
         with self._failing(offer, "sent"):
             line = self._connected(offer, sender=True)
             line.begin(dealt)
@@ -154,11 +154,10 @@ class Streamed(Generic[LineT]):
             with self._failing(offer, "sent"):
                 buffer = line.buffer(bucket)
             for slot in bucket.slots:
-                if not slot.first:
-                    del tensor  # before ranks gather the next one
-                    name, tensor = next(stream)
-                    assert name == slot.name, "weights come in the order of their names"
-                slot.view(buffer).copy_(slot.of(tensor))
+                piece = next(stream)
+                assert (piece.name, piece.first) == (slot.name, slot.first), "weights come in the order of their names"
+                slot.view(buffer).copy_(piece.tensor)
+                del piece  # before ranks gather the next tensor
             with self._failing(offer, "sent"):
                 line.give(bucket)
         with self._failing(offer, "sent"):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple, Protocol, TypeVar
@@ -11,18 +11,42 @@ from torch import Tensor
 
 from ral_system.types import WeightManifest
 
-WeightStream = Callable[[Collection[str]], Iterator[tuple[str, Tensor]]]
-"""The named weights in published form, whole and one at a time: each is valid until the next is asked for. Every
-learner rank calls it with the same names and takes all that comes."""
-
 
 class Piece(NamedTuple):
-    """A published tensor as an engine receives it: whole, or some of its rows."""
+    """A published tensor on its way: whole, or some of its rows."""
 
     name: str
     tensor: Tensor
     first: int = 0
     """Index of its first row in the whole tensor's first dimension."""
+
+
+def divided(shape: Sequence[int], row_bytes: int, at_most: int | None) -> Iterator[tuple[int, int]]:
+    """Yield first row and number of rows of each piece of a tensor, of `at_most` bytes unless a row has more.
+
+    A tensor of fewer than two dimensions is not divided: it has one row, and counts as one piece from 0 on.
+    """
+    rows = shape[0] if len(shape) > 1 else 1
+    step = rows if at_most is None else max(1, at_most // max(1, row_bytes))
+    yield from ((first, min(step, rows - first)) for first in range(0, max(1, rows), max(1, step)))
+
+
+def pieces(name: str, tensor: Tensor, at_most: int | None) -> Iterator[Piece]:
+    """Yield a tensor in pieces, as `divided` says."""
+    row_bytes = tensor[:1].nbytes if tensor.ndim > 1 else tensor.nbytes
+    for first, count in divided(tensor.shape, row_bytes, at_most):
+        yield Piece(name, tensor[first : first + count] if tensor.ndim > 1 else tensor, first)
+
+
+class WeightStream(Protocol):
+    """The learner's weights in published form."""
+
+    def __call__(self, names: Collection[str], at_most: int | None = None) -> Iterator[Piece]:
+        """Yield the named weights, whole or in pieces of `at_most` bytes, each valid until the next is asked for.
+
+        Every learner rank calls it alike and takes all that comes. The caller drops each piece before the next one.
+        """
+        ...
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,7 +2,6 @@
 
 import os
 import time
-from collections.abc import Collection, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 from pathlib import Path
@@ -20,7 +19,7 @@ from ral_system.weights.transfer import broadcast
 from ral_system.weights.transfer.broadcast import Broadcast, BroadcastLine
 from ral_system.weights.transfer.buckets import buckets
 from ral_system.weights.transfer.transfer import Setting
-from tests.offered import manifest_of
+from tests.offered import manifest_of, stream
 
 STATE = {"a": torch.ones(3)}
 
@@ -58,17 +57,16 @@ def groups(monkeypatch: pytest.MonkeyPatch) -> list[Group]:
     return made
 
 
-def stream(names: Collection[str]) -> Iterator[tuple[str, Tensor]]:
-    yield from ((name, STATE[name]) for name in names)
+WEIGHTS = stream(STATE)
 
 
 def test_a_group_that_fails_is_aborted_and_the_next_offer_makes_another(groups: list[Group], tmp_path: Path) -> None:
     learner = Broadcast(Setting.of_one_process(tmp_path))
 
     def publish(version: int) -> None:
-        offer = learner.offer(manifest_of(version, STATE), tuple(STATE), stream)
+        offer = learner.offer(manifest_of(version, STATE), tuple(STATE), WEIGHTS)
         assert offer is not None
-        learner.send(offer, stream)
+        learner.send(offer, WEIGHTS)
 
     publish(1)
     publish(2)
@@ -86,16 +84,16 @@ def test_a_group_that_cannot_be_aborted_leaves_the_first_error_and_another_is_ma
     groups: list[Group], tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     learner, manifest = Broadcast(Setting.of_one_process(tmp_path)), manifest_of(1, STATE)
-    offer = learner.offer(manifest, tuple(STATE), stream)
+    offer = learner.offer(manifest, tuple(STATE), WEIGHTS)
     assert offer is not None
-    learner.send(offer, stream)
+    learner.send(offer, WEIGHTS)
     groups[0].fails, groups[0].ends = True, False
     with pytest.raises(WeightTransferError, match=r"^weights 1 were not sent: NCCL error: remote process exited \("):
-        learner.send(offer, stream)
+        learner.send(offer, WEIGHTS)
     assert "a connection for weights could not be closed: abort did not end in time" in capfd.readouterr().err
-    again = learner.offer(manifest, tuple(STATE), stream)
+    again = learner.offer(manifest, tuple(STATE), WEIGHTS)
     assert again is not None
-    learner.send(again, stream)
+    learner.send(again, WEIGHTS)
     assert [(group.sent, group.aborted) for group in groups] == [(1, 1), (1, 0)]
 
 
@@ -103,7 +101,7 @@ def test_an_engine_gives_its_group_up_when_an_offer_has_another_meeting(groups: 
     setting = Setting.of_one_process(tmp_path)
     learner, engine, manifest = Broadcast(setting), Broadcast(setting), manifest_of(1, STATE)
     for _ in range(2):  # offered twice: a new meeting
-        offer = learner.offer(manifest, tuple(STATE), stream)
+        offer = learner.offer(manifest, tuple(STATE), WEIGHTS)
         assert offer is not None
         assert [piece.name for piece in engine.receive(offer)] == ["a"]
     assert [group.aborted for group in groups] == [1, 0]

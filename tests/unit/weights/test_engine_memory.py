@@ -14,7 +14,7 @@ from ral_system.types import EngineNames, WeightManifest
 from ral_system.weights.engine_memory import EngineMemory, held_manifest
 from ral_system.weights.manifest import verify_loaded
 from ral_system.weights.transfer.transfer import Piece
-from tests.offered import manifest_of, pieces
+from tests.offered import manifest_of, whole_pieces
 
 Q, K, WORDS, HIDDEN = 8, 4, 7, 6
 
@@ -86,7 +86,7 @@ def test_what_is_written_is_what_the_loader_would_have_loaded(dtype: torch.dtype
     for rank, old in zip(engine, before, strict=True):  # finding the places writes nothing but padding
         assert all(torch.equal(p, old[name]) for name, p in rank.named_parameters() if name != "embed.weight")
     for memory, rank, other in zip(found, engine, expected, strict=True):
-        read_back = memory.load(pieces(whole), published.tensors)
+        read_back = memory.load(whole_pieces(whole), published.tensors)
         assert read_back == memory.held(tuple(whole), published.tensors)
         with torch.no_grad():
             other.load_weights(whole.items())
@@ -109,7 +109,7 @@ def test_pieces_make_up_the_whole(ranks: int, kv_copies: int, rows: int) -> None
     found = memories(engine, published)
     read_back = [memory.load(by_row(whole, rows), published.tensors) for memory in found]
     for memory, other in zip(memories(expected, published), expected, strict=True):
-        memory.load(pieces(whole), published.tensors)
+        memory.load(whole_pieces(whole), published.tensors)
         assert memory.held(tuple(whole), published.tensors) == read_back[other.rank]
     for rank, other in zip(engine, expected, strict=True):
         assert all(torch.equal(p, q) for p, q in zip(rank.parameters(), other.parameters(), strict=True))
@@ -132,7 +132,7 @@ def test_an_engine_that_holds_more_precision_has_the_published_digest() -> None:
     whole = tensors(torch.bfloat16)
     published = manifest_of(3, whole)
     found = memories([Rank()], published)
-    found[0].load(pieces(whole), published.tensors)
+    found[0].load(whole_pieces(whole), published.tensors)
     verify_loaded(published, held(found, published))
 
 
@@ -142,7 +142,7 @@ def test_an_engine_may_know_weights_by_other_names_and_lack_some() -> None:
     published = manifest_of(3, whole)
     engine = [Rank(0, 1)]
     found = memories(engine, published, EngineNames({"model.own.": "model."}, unused=("tail.",)))
-    found[0].load(pieces(whole), published.tensors)
+    found[0].load(whole_pieces(whole), published.tensors)
     assert torch.equal(engine[0].norm.weight, whole["model.own.norm.weight"])
     assert held(found, published).tensors == {n: d for n, d in published.tensors.items() if n != "tail.weight"}
 
@@ -162,7 +162,7 @@ def test_one_changed_bit_on_any_rank_names_the_tensor(ranks: int, name: str, pla
     engine = [Rank(r, ranks) for r in range(ranks)]
     found = memories(engine, published)
     for memory in found:
-        memory.load(pieces(whole), published.tensors)
+        memory.load(whole_pieces(whole), published.tensors)
     place(engine[-1]).data.view(torch.int32)[0] ^= 1
     with pytest.raises(WeightSyncError, match=rf"1 different: {name} \(checksum \w{{8}}…, published \w{{8}}…\)"):
         verify_loaded(published, held(found, published))
@@ -182,7 +182,7 @@ def test_copies_of_a_part_must_be_alike(rank: int, name: str, place: Callable[[R
     engine = [Rank(r, 4, kv_copies=2) for r in range(4)]
     found = memories(engine, published)
     for memory in found:
-        memory.load(pieces(whole), published.tensors)
+        memory.load(whole_pieces(whole), published.tensors)
     place(engine[rank]).data[0] += 1
     with pytest.raises(WeightSyncError, match=f"1 different: {name} .checksum copies d…"):
         verify_loaded(published, held(found, published))
@@ -193,7 +193,7 @@ def test_a_tensor_of_which_a_part_is_missing_is_named() -> None:
     published = manifest_of(3, whole)
     found = memories([Rank(r, 2) for r in range(2)], published)
     for memory in found:
-        memory.load(pieces(whole), published.tensors)
+        memory.load(whole_pieces(whole), published.tensors)
     with pytest.raises(WeightSyncError, match=r"8 missing: model.embed.weight, model.layer.k_proj.bias"):
         verify_loaded(published, held(found[:1], published))
 
@@ -202,7 +202,7 @@ def test_what_was_not_published_or_has_no_place_is_named() -> None:
     whole = tensors()
     published = manifest_of(3, whole)
     (memory,) = memories([Rank()], published)
-    memory.load(pieces(whole), published.tensors)
+    memory.load(whole_pieces(whole), published.tensors)
     less = replace(published, tensors={name: d for name, d in published.tensors.items() if "norm" not in name})
     with pytest.raises(WeightSyncError, match=r"1 unexpected: engine:norm.weight"):
         verify_loaded(less, held([memory], less))
@@ -240,7 +240,7 @@ def test_a_model_that_keeps_the_names_ties_what_is_tied() -> None:
     model = nn.ModuleDict({"a": nn.Linear(3, 2, bias=False), "b": nn.Linear(3, 2, bias=False)})
     model["b"].weight = model["a"].weight
     memory, published = EngineMemory.same_names(model), manifest_of(1, {"a.weight": torch.ones(2, 3)})
-    memory.load(pieces({"a.weight": torch.ones(2, 3), "c.weight": torch.ones(1)}), published.tensors)
+    memory.load(whole_pieces({"a.weight": torch.ones(2, 3), "c.weight": torch.ones(1)}), published.tensors)
     verify_loaded(published, held([memory], published))
     both = manifest_of(1, {"a.weight": torch.ones(2, 3), "b.weight": torch.ones(2, 3)})
     with pytest.raises(WeightSyncError, match=r"the engine holds b.weight in memory that it shares with a.weight, so"):

@@ -5,7 +5,7 @@ import os
 import pickle
 import socket
 import weakref
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -29,8 +29,8 @@ from ral_system.weights.transfer.files import Files
 from ral_system.weights.transfer.object_store import ObjectStore, from_host, to_host
 from ral_system.weights.transfer.opening import choose_transfer
 from ral_system.weights.transfer.shared_memory import SharedMemory
-from ral_system.weights.transfer.transfer import Piece, Setting, Transfer, WeightStream
-from tests.offered import manifest_of
+from ral_system.weights.transfer.transfer import Piece, Setting, Transfer, WeightStream, pieces
+from tests.offered import manifest_of, stream
 
 STREAMED = [Broadcast, SharedMemory]
 
@@ -71,13 +71,6 @@ class Run:
             self.damage(piece.name, piece.tensor)
             yield piece
             del piece
-
-
-def stream(state: Mapping[str, Tensor]) -> WeightStream:
-    def named(names: Collection[str]) -> Iterator[tuple[str, Tensor]]:
-        yield from ((name, tensor) for name, tensor in state.items() if name in names)
-
-    return named
 
 
 @pytest.fixture(params=[ObjectStore, Files, *STREAMED])
@@ -135,12 +128,7 @@ def test_nothing_travels_when_nothing_is_new(run: Run) -> None:
 def test_other_ranks_gather_and_offer_nothing(kind: type[Transfer[Any]], tmp_path: Path) -> None:
     state = Model().state_dict()
     taken: list[str] = []
-
-    def weights(names: Collection[str]) -> Iterator[tuple[str, Tensor]]:
-        for name in names:
-            taken.append(name)
-            yield name, state[name]
-
+    weights = stream(state, taken)
     setting = Setting.of_one_process(tmp_path, rank=1)
     other, manifest = kind(setting), manifest_of(1, state)
     assert other.offer(manifest, tuple(state), weights) is None
@@ -158,15 +146,9 @@ def test_a_wait_is_bounded_and_the_next_offer_connects_again(
     engines, manifest = [Model(seed=1), Model(seed=2)], manifest_of(5, state)
     run.exchange(run.learner.offer(manifest, tuple(state), stream(state)), stream(state), engines)
     offer = run.learner.offer(manifest, tuple(state), stream(state))
-    gathered = []
-
-    def weights(names: Collection[str]) -> Iterator[tuple[str, Tensor]]:
-        for name in names:
-            gathered.append(name)
-            yield name, state[name]
-
+    gathered: list[str] = []
     with pytest.raises(WeightTransferError, match=r"^weights 5 were not sent: .+ \(rollout.weight_timeout_s=1\)$"):
-        run.learner.send(offer, weights)  # and nobody listens
+        run.learner.send(offer, stream(state, gathered))  # and nobody listens
     assert gathered == list(state)  # as the other ranks do
     assert "most recent call first" in capfd.readouterr().err
     with pytest.raises(WeightTransferError, match=r"^weights 5 were not received: .+ \(rollout.weight_timeout_s=1\)$"):
@@ -180,8 +162,8 @@ def test_a_wait_is_bounded_and_the_next_offer_connects_again(
 def test_a_sender_that_dies_half_way_is_noticed(tmp_path: Path) -> None:
     run, state = Run(Broadcast, tmp_path, engines=1, timeout_s=2.0), Model().state_dict()
 
-    def breaks(names: Collection[str]) -> Iterator[tuple[str, Tensor]]:
-        yield "first.weight", state["first.weight"]
+    def breaks(names: Collection[str], at_most: int | None = None) -> Iterator[Piece]:
+        yield Piece("first.weight", state["first.weight"])
         raise RuntimeError("a rank is gone")
 
     offer = run.learner.offer(manifest_of(1, state), tuple(state), breaks)
@@ -333,8 +315,10 @@ def test_tensors_are_divided_between_rows() -> None:
         [("a", 3, (3, 2, 2))],
         [("a", 6, (1, 2, 2)), ("b", 0, (1, 9)), ("c", 0, ())],
     ]
-    assert torch.equal(found[1].slots[0].of(state["a"]), state["a"][3:6])
-    assert found[2].slots[1].of(state["b"]) is state["b"]
+    come = [piece for name, tensor in state.items() for piece in pieces(name, tensor, 100)]
+    for slot, piece in zip((slot for bucket in found for slot in bucket.slots), come, strict=True):
+        assert (slot.name, slot.first, slot.shape) == (piece.name, piece.first, piece.tensor.shape)
+    assert torch.equal(torch.cat([piece.tensor for piece in come[:3]]), state["a"])
 
 
 @given(st.lists(st.integers(1, 250), min_size=1, max_size=20))
