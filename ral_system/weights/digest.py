@@ -1,24 +1,20 @@
 """Checksums of tensors, computed on the device that holds them, and of parts of tensors, which add up to the whole's.
 
-With x the bytes of a tensor in words of 8, each row of its first dimension filled up with zeros, 16 sums
+With x the bytes of a tensor's elements as signed numbers, laid out as a matrix whose rows are the first dimension:
 
-    S_i = Σ_r Σ_c (a_ir + b_ic) · x_rc   (mod 2^64)
+    S = Σ_r a_r · Σ_n g_n · Σ_c w_nc · x_rc   (mod 2^64)
 
-with fixed, random-looking a and b. They take the sums of words in each row, to be multiplied by a, and in each column,
-by b. The checksum is a hash of all S_i. These are sums over elements, so engines that hold parts of a tensor (tensor
-parallelism, fused matrices) each compute their part of them.
-
-All a_0r are odd and all b_0c even, and an odd number has an inverse modulo 2^64, so one changed word changes S_0 for
-sure. Another change goes unseen with a probability of at most 2^(-15·(64 - k)), k being the lowest bit in which the sum
-of any row or column changed: 2^-15 if nothing but the highest bits of words did. One that leaves the sums of all rows
-and all columns as they were, such as opposite changes at the corners of a rectangle, is not seen.
+for two independent pairs of fixed, random-looking a and g. The inner sums have 16 small weights w_n for each byte of a
+row: products of bytes, added up exactly. All of a byte's factors together are an odd number, which has an inverse
+modulo 2^64, so one changed byte changes both sums for sure; of other changes, at most about one in 2^64 goes unseen.
+Because S is a sum over elements, engines that hold parts of a tensor (tensor parallelism, fused matrices) each compute
+their part of it.
 """
 
 from __future__ import annotations
 
-import hashlib
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
 
@@ -28,11 +24,12 @@ from torch import Tensor
 from ral_system.errors import WeightSyncError
 from ral_system.types import TensorDigest
 
-AT_ONCE = {"cpu": 512 << 10, "cuda": 32 << 20}
-"""Bytes that are read twice, from the processor's own memory the second time; up to 8 bytes of memory for each."""
-SUMS = 16
-_WORD = 8
-_INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+SUMS = 2
+AT_ONCE = {"cpu": 4 << 20, "cuda": 32 << 20}
+"""Bytes that are multiplied together, as many as keep the device busy; up to 8 bytes of memory for each."""
+_WEIGHTS = 16
+_COLUMNS_AT_ONCE = {"cpu": 1 << 17, "cuda": 1 << 10}
+"""Bytes of a row that are added up at once: with weights of at most 64, exactly in int32, or in float32 on a GPU."""
 _BITS = 64
 
 
@@ -106,9 +103,8 @@ def digest(tensor: Tensor) -> TensorDigest:
 
 
 def digest_of_sums(shape: Sequence[int], dtype: torch.dtype, numbers: Sequence[int]) -> TensorDigest:
-    """The digest of a tensor with these sums."""
-    content = b"".join((number % (1 << _BITS)).to_bytes(_BITS // 8, "little") for number in numbers)
-    return TensorDigest(tuple(shape), dtype_name(dtype), hashlib.sha256(content).hexdigest()[:32])
+    """The digest of a tensor with these two sums."""
+    return TensorDigest(tuple(shape), dtype_name(dtype), "".join(f"{number % (1 << _BITS):016x}" for number in numbers))
 
 
 def dtype_name(dtype: torch.dtype) -> str:
@@ -123,51 +119,53 @@ def as_numbers(sums_S: Tensor) -> tuple[int, ...]:
 
 @torch.no_grad()
 def sums(part: Tensor, region: Region, first: int = 0) -> Tensor:
-    """The share of `part` in the sums of the tensor that it is this region of: SUMS int64 on the part's device.
+    """The share of `part` in both sums of the tensor that it is this region of: two int64 on the part's device.
 
     The part may be some of the region's rows, from the one with the index `first` on. Raises WeightSyncError for a
     region whose rows are not parts of the tensor's rows.
     """
+    total = torch.zeros(SUMS, dtype=torch.int64, device=part.device)
     if not part.numel():
-        return torch.zeros(SUMS, dtype=torch.int64, device=part.device)
-    factors = _factors(region, part.element_size(), part.device)
+        return total
+    rows_2R, weights_CN = _factors(region, part.element_size(), part.device)
+    combined_21N = _combined(part.device)
     count = part.shape[0] if region.by_rows else 1
-    matrix_RC = part.reshape(count, -1)
-    by_row_R = torch.empty(count, dtype=torch.int64, device=part.device)
-    by_column_C = torch.zeros_like(factors.columns[0])
-    step = max(1, AT_ONCE[part.device.type] // (matrix_RC.shape[1] * part.element_size()))
-    for rows_RC, found in zip(matrix_RC.split(step), by_row_R.split(step), strict=True):
-        words_RC = _words(rows_RC, factors.shifts)
-        torch.sum(words_RC, 1, out=found)
-        by_column_C += words_RC.sum(0)
-    return (factors.rows[:, first : first + count] * by_row_R).sum(1) + (factors.columns * by_column_C).sum(1)
+    matrix_RC, rows_2R = part.reshape(count, -1), rows_2R[:, first : first + count]
+    step = max(1, AT_ONCE[part.device.type] // (weights_CN.shape[0] + _WEIGHTS**2))  # with the sums of short rows
+    for start in range(0, matrix_RC.shape[0], step):
+        bytes_RC = matrix_RC[start : start + step].contiguous().view(torch.int8)
+        by_sum_2R = (_products(bytes_RC, weights_CN) * combined_21N).sum(2)
+        total += (by_sum_2R * rows_2R[:, start : start + step]).sum(1)
+    return total
 
 
-def _words(elements_RC: Tensor, shifts_C: Tensor | None) -> Tensor:
-    """The elements as words, or, with shifts, as the share of each in its word."""
-    width = elements_RC.element_size()
-    if shifts_C is None:
-        together_RC = elements_RC.contiguous()
-        aligned = together_RC.storage_offset() * width % _WORD == 0
-        return (together_RC if aligned else together_RC.clone()).view(torch.int64)
-    unsigned_RC = elements_RC.view(_INTEGERS[width]).to(torch.int64) & ((1 << 8 * width) - 1)
-    return unsigned_RC << shifts_C
+def _products(bytes_RC: Tensor, weights_CN: Tensor) -> Tensor:
+    """The matrix product of signed bytes, exactly, in int64."""
+    device = bytes_RC.device.type
+    step, multiply = _COLUMNS_AT_ONCE[device], _MULTIPLY[device]
+    first, *others = (
+        multiply(x_RC, w_CN).to(torch.int64)
+        for x_RC, w_CN in zip(bytes_RC.split(step, 1), weights_CN.split(step), strict=True)
+    )
+    return sum(others, first)
 
 
-@dataclass(frozen=True, slots=True)
-class _Factors:
-    """a and b of a region, of its rows and of the columns of its words."""
+def in_float32(bytes_RC: Tensor, weights_CN: Tensor) -> Tensor:
+    """The product of at most 1024 columns: float32 and TF32 hold all numbers, products and sums exactly."""
+    return bytes_RC.float() @ weights_CN.float()
 
-    rows: Tensor  # [SUMS, rows]
-    columns: Tensor  # [SUMS, words of a row], or its elements if there are shifts
-    shifts: Tensor | None
-    """Bits by which each element is shifted in its word, unless the region consists of whole words."""
+
+_MULTIPLY: dict[str, Callable[[Tensor, Tensor], Tensor]] = {"cpu": torch._int_mm, "cuda": in_float32}
+"""torch's product of bytes has conditions on shapes on a GPU."""
 
 
 @cache
-def _factors(region: Region, width: int, device: torch.device) -> _Factors:
-    """Find the factors of a region whose elements have `width` bytes."""
-    row_length, rows = region.row_length, region.rows
+def _factors(region: Region, width: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """a of the region's rows, for both sums, [2, rows], and w of the bytes of its columns, [columns · width, weights].
+
+    An element has `width` bytes.
+    """
+    row_length, of_rows = region.row_length, region.rows
     first_column = region.offset % row_length
     sizes, strides = (each[1:] if region.by_rows else each for each in (region.sizes, region.strides))
     last = first_column + sum((size - 1) * stride for size, stride in zip(sizes, strides, strict=True))
@@ -176,33 +174,35 @@ def _factors(region: Region, width: int, device: torch.device) -> _Factors:
             f"the engine holds a part of a tensor of {list(region.shape)} that goes over the ends of its rows, so it "
             "cannot be verified; set rollout=hf"
         )
-    of_rows = _of_rows(_power_of_two(rows.stop), device)
-    columns = _of_columns(_power_of_two(row_length * width // _WORD + 1), device)
-    bytes_C = torch.arange(row_length, device=device).as_strided(sizes, strides, first_column).reshape(-1) * width
-    together = _WORD // width
-    first_C = bytes_C[::together]
-    whole = torch.equal(bytes_C, (first_C[:, None] + torch.arange(0, _WORD, width, device=device)).reshape(-1))
-    if whole and not (first_C % _WORD).any():
-        bytes_C, shifts_C = first_C, None
-    else:
-        shifts_C = bytes_C % _WORD * 8
-    return _Factors(of_rows[:, rows.start : rows.stop : rows.step], columns[:, bytes_C // _WORD], shifts_C)
+    rows = _odd(_power_of_two(of_rows.stop), device)[:, of_rows.start : of_rows.stop : of_rows.step]
+    each = width * _WEIGHTS
+    weights = _small(_power_of_two(row_length * width), device).view(-1, each)
+    columns = weights.as_strided((*sizes, each), (*(each * stride for stride in strides), 1), first_column * each)
+    return rows, columns.reshape(-1, _WEIGHTS)
 
 
 @cache
-def _of_rows(count: int, device: torch.device) -> Tensor:
-    """a of `count` rows."""
-    numbers_SR = _sequences(0, count, device)
-    numbers_SR[0] |= 1
-    return numbers_SR
+def _small(count: int, device: torch.device) -> Tensor:
+    """w of `count` bytes of a row: numbers from -64 to 63, the first of each byte odd.
+
+    Small enough for processors that add products in pairs of 16 bits.
+    """
+    weights = _sequences(2, count, device).T.contiguous().view(torch.int8) >> 1
+    weights[:, 0] |= 1
+    return weights
 
 
 @cache
-def _of_columns(count: int, device: torch.device) -> Tensor:
-    """b of `count` columns."""
-    numbers_SC = _sequences(SUMS, count, device)
-    numbers_SC[0] &= ~1
-    return numbers_SC
+def _combined(device: torch.device) -> Tensor:
+    """g, for both sums, [2, 1, weights]: the first odd and the others even, so a byte's factors together are odd."""
+    numbers = _sequences(4, _WEIGHTS, device)
+    return torch.cat([numbers[:, :1] | 1, numbers[:, 1:] & ~1], 1)[:, None]
+
+
+@cache
+def _odd(count: int, device: torch.device) -> Tensor:
+    """a of `count` rows, for both sums."""
+    return _sequences(0, count, device) | 1
 
 
 def _power_of_two(count: int) -> int:
@@ -211,9 +211,9 @@ def _power_of_two(count: int) -> int:
 
 
 def _sequences(stream: int, count: int, device: torch.device) -> Tensor:
-    """SUMS sequences of 64-bit numbers that look random (splitmix64's finaliser)."""
-    streams_S = torch.arange(stream, stream + SUMS, device=device)
-    z = ((streams_S[:, None] << 40) + torch.arange(count, device=device)) * _signed(0x9E3779B97F4A7C15)
+    """Two sequences of 64-bit numbers that look random (splitmix64's finaliser)."""
+    first = torch.tensor([[stream << 40], [(stream + 1) << 40]], device=device)
+    z = (first + torch.arange(count, device=device)) * _signed(0x9E3779B97F4A7C15)
     z = (z ^ _shifted(z, 30)) * _signed(0xBF58476D1CE4E5B9)
     z = (z ^ _shifted(z, 27)) * _signed(0x94D049BB133111EB)
     return z ^ _shifted(z, 31)
