@@ -39,10 +39,11 @@ def die_with(parent: int, by: signal.Signals = signal.SIGKILL) -> None:
 
 
 def guarded(parent: int) -> None:
-    """Return in a new process that ends with `parent`, however that ends, together with all that it has started.
+    """Fork twice and return only in the last process, which ends with `parent` and takes all that it has started along.
 
-    Two guards stay between them and have the exit code of the new process. The second acts when the first is killed:
-    Ray kills the children of a worker process that ends, but not their children. Off Linux, nothing is guarded.
+    The caller and its child stay as guards, and exit with the code of the new process. The second acts when the first
+    is killed: Ray kills the children of a worker process that ends, but not their children. Off Linux, nothing is
+    guarded.
     """
     if sys.platform != "linux":
         return
@@ -61,6 +62,8 @@ def _guard(parent: int) -> int:
     own, child = os.getpid(), os.fork()
     if not child:
         return own
+    for ignored in (signal.SIGINT, signal.SIGHUP):  # they reach a whole group; the new process decides for itself
+        signal.signal(ignored, signal.SIG_IGN)
     nothing = os.open(os.devnull, os.O_RDWR)
     for descriptor in (0, 1):  # the ends of pipes belong to the new process alone
         os.dup2(nothing, descriptor)
