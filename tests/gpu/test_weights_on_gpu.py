@@ -15,6 +15,7 @@ from torch.distributed import HashStore  # type: ignore[attr-defined]
 from ral_system.types import WeightManifest
 from ral_system.weights.digest import digest
 from ral_system.weights.transfer.broadcast import _nccl
+from ral_system.weights.transfer.buckets import BUCKET_BYTES, memory_of
 from ral_system.weights.transfer.shared_memory import SharedMemory
 from ral_system.weights.transfer.transfer import Setting
 from tests.gpu.devices import GPU
@@ -95,7 +96,7 @@ def test_an_engine_on_the_same_gpu_holds_every_version_and_no_more(tmp_path: Pat
     row(f"{size / 1e9:.2f} GB by CUDA IPC", f"{min(seconds):.3f} s", f"{size / min(seconds) / 1e9:.0f} GB/s")
     row("free before and after each version", *(f"{amount / 2**30:.2f} GiB" for amount in left))
     row("reserved by the sender", *(f"{amount / 2**30:.2f} GiB" for amount in reserved))
-    one_buffer = max(sizes)  # of the largest tensor
+    one_buffer = memory_of([(shape, torch.bfloat16) for shape in SHAPES.values()], BUCKET_BYTES["cuda"])
     assert left[0] - min(left) < one_buffer / 4
     assert max(reserved) - reserved[0] < one_buffer / 4
 
