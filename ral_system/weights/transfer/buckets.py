@@ -48,7 +48,7 @@ class Bucket:
     start: int
     """First byte in the memory that the buckets of a version have together."""
     after: int
-    """Index of the last bucket before it that was in the same place, -1 for the first ones."""
+    """Index of the latest earlier bucket whose memory it reuses, -1 if there is none."""
 
     @property
     def size(self) -> int:
@@ -80,7 +80,7 @@ def buckets(manifest: WeightManifest, names: Sequence[str], at_most: int) -> lis
     end = at_most
     for slot in (slot for name in names for slot in _slots(name, manifest.tensors[name], at_most)):
         placed = replace(slot, start=_aligned(end))
-        if placed.end > at_most:
+        if not dealt or placed.end > at_most:
             placed = slot
             dealt.append([])
         dealt[-1].append(placed)
@@ -96,7 +96,7 @@ def buckets(manifest: WeightManifest, names: Sequence[str], at_most: int) -> lis
 
 
 def memory_of(tensors: Iterable[tuple[Sequence[int], torch.dtype]], at_most: int) -> int:
-    """Bytes of the memory, at most, that holds the buckets of tensors of these shapes and dtypes."""
+    """Upper bound of the buffers' memory for tensors of these shapes and dtypes, in bytes."""
     return max([_TOGETHER * at_most, *(row_bytes(shape, dtype) for shape, dtype in tensors)])
 
 
@@ -108,7 +108,7 @@ def _slots(name: str, entry: TensorDigest, at_most: int) -> Iterator[Slot]:
 
 
 def row_bytes(shape: Sequence[int], dtype: torch.dtype) -> int:
-    """Bytes of what is not divided."""
+    """Bytes of a row, the smallest piece; of all of a tensor with fewer than two dimensions."""
     return math.prod(shape[1:] if len(shape) > 1 else shape) * dtype.itemsize
 
 

@@ -21,40 +21,45 @@ class Signals:
 
     def __init__(self, address: tuple[str, str] | None = None) -> None:
         self._files: list[int] = []
+        self._theirs: list[int] = []
         if address is None:
-            self._in, their_out = self._pipe()
-            their_in, self._out = self._pipe()
+            self._in, their_out = os.pipe()
+            their_in, self._out = os.pipe()
+            self._files, self._theirs = [self._in, self._out], [their_in, their_out]
             self.address = (opened(their_in), opened(their_out))
         else:
             self.address = address
             self._in, self._out = self._open(address[0], os.O_RDONLY), self._open(address[1], os.O_WRONLY)
 
     def give(self) -> None:
-        """Send a signal. Raises RuntimeError if the other process has ended."""
+        """Send a signal. Raises RuntimeError if the other process has ended after its first signal."""
         try:
             os.write(self._out, b"\0")
         except BrokenPipeError as error:
             raise RuntimeError(_ENDED) from error
 
     def wait(self, timeout_s: float) -> None:
-        """Wait for a signal that was not waited for yet. Raises RuntimeError if none comes in time."""
+        """Wait for a signal that was not waited for yet.
+
+        Raises RuntimeError if none comes in time, and at once if the other process ends after its first signal.
+        """
         waiting = select.poll()
         waiting.register(self._in, select.POLLIN)
         if not waiting.poll(1000 * timeout_s):
             raise RuntimeError(f"no signal from the other process within {timeout_s:g} s")
         if not os.read(self._in, 1):
             raise RuntimeError(_ENDED)
+        self._close(self._theirs)  # the other process has them; from now on its end is noticed
 
     def close(self) -> None:
         """Close this process's ends."""
-        for file in self._files:
-            os.close(file)
-        self._files.clear()
+        self._close(self._files)
+        self._close(self._theirs)
 
-    def _pipe(self) -> tuple[int, int]:
-        ends = os.pipe()
-        self._files += ends
-        return ends
+    def _close(self, files: list[int]) -> None:
+        for file in files:
+            os.close(file)
+        files.clear()
 
     def _open(self, path: str, mode: int) -> int:
         try:

@@ -125,7 +125,8 @@ class Streamed(Generic[LineT]):
         stream = weights(offer.names, offer.bucket_bytes)
         try:
             if offer.names and self.sends:
-                self._send(offer, stream)
+                with self._whole():
+                    self._send(offer, stream)
         finally:
             for _ in stream:  # every rank gathers to the end, also one that sends nothing, or no longer
                 pass
@@ -135,15 +136,16 @@ class Streamed(Generic[LineT]):
         if not offer.names:
             return
         dealt = offer.buckets()
-        with self._failing(offer, "received"):
-            taken = self._connected(offer, sender=False).take(dealt)
-        for bucket in dealt:
+        with self._whole():
             with self._failing(offer, "received"):
-                buffer = next(taken)
-            yield from bucket.pieces(buffer)
-            del buffer  # the end tells the sender that its memory is no longer in use
-        with self._failing(offer, "received"):
-            assert next(taken, None) is None
+                taken = self._connected(offer, sender=False).take(dealt)
+            for bucket in dealt:
+                with self._failing(offer, "received"):
+                    buffer = next(taken)
+                yield from bucket.pieces(buffer)
+                del buffer  # the end tells the sender that its memory is no longer in use
+            with self._failing(offer, "received"):
+                assert next(taken, None) is None
 
     def _send(self, offer: StreamOffer, stream: Iterator[Piece]) -> None:
         dealt = offer.buckets()
@@ -202,16 +204,24 @@ class Streamed(Generic[LineT]):
             print(f"a connection for weights could not be closed: {error}", file=sys.stderr, flush=True)
 
     @contextmanager
+    def _whole(self) -> Iterator[None]:
+        """Give the line up if a version is not sent or received to its end: the other side need not wait for long."""
+        try:
+            yield
+        except BaseException:
+            self._drop()
+            self._store = None
+            raise
+
+    @contextmanager
     def _failing(self, offer: StreamOffer, done: str) -> Iterator[None]:
         """Give the line up when a wait for the other side takes too long, or the connection breaks."""
         try:
             yield
         except torch.OutOfMemoryError:
             raise
-        except RuntimeError as error:
+        except (RuntimeError, OSError) as error:
             faulthandler.dump_traceback(file=2)  # the process's log
-            self._drop()
-            self._store = None
             reason = str(error).strip().splitlines()[0].removesuffix(".")
             raise WeightTransferError(
                 f"weights {offer.manifest.version} were not {done}: {reason} "

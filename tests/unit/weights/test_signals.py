@@ -35,13 +35,17 @@ def test_a_signal_wakes_who_waits(ends: tuple[Signals, Signals]) -> None:
     assert 0.05 < time.monotonic() - began < 10
 
 
-def test_the_end_of_the_other_process_is_noticed_at_once(ends: tuple[Signals, Signals]) -> None:
-    ends[0].close()
+@pytest.mark.parametrize("ended", [0, 1])
+def test_the_end_of_the_other_process_is_noticed_at_once(ends: tuple[Signals, Signals], ended: int) -> None:
+    for giver, waiter in (ends, ends[::-1]):
+        giver.give()
+        waiter.wait(1)
+    ends[ended].close()
     began = time.monotonic()
     with pytest.raises(RuntimeError, match="the other process has ended"):
-        ends[1].wait(30)
+        ends[1 - ended].wait(30)
     with pytest.raises(RuntimeError, match="the other process has ended"):
-        ends[1].give()
+        ends[1 - ended].give()
     assert time.monotonic() - began < 10
 
 

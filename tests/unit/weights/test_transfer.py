@@ -4,6 +4,7 @@ import gc
 import os
 import pickle
 import socket
+import time
 import weakref
 from collections.abc import Callable, Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -171,6 +172,23 @@ def test_a_sender_that_dies_half_way_is_noticed(tmp_path: Path) -> None:
         run.exchange(offer, breaks, [Model(seed=1)])
 
 
+@pytest.mark.parametrize("kind", STREAMED)
+def test_an_engine_that_fails_lets_the_sender_go_at_once(kind: type[Transfer[Any]], tmp_path: Path) -> None:
+    run = Run(kind, tmp_path, engines=1, timeout_s=60.0)
+    state = {f"w{i}": torch.zeros(1 << 20) for i in range(20)}  # more than the buffers hold
+
+    memory = EngineMemory.same_names(nn.ParameterDict(state))
+    memory._apart, memory._places = True, {**memory._places, "w1": None}  # type: ignore[dict-item]
+    manifest = manifest_of(1, state)
+    offer, began = run.learner.offer(manifest, tuple(state), stream(state)), time.monotonic()
+    sent = run.threads.submit(run.learner.send, offer, stream(state))
+    with pytest.raises(TypeError):
+        memory.load(run.engines[0].receive(offer), manifest.tensors)
+    with pytest.raises(WeightTransferError, match="weights 1 were not sent: "):
+        sent.result(60)
+    assert time.monotonic() - began < 30
+
+
 def test_one_address_only_is_listened_on(tmp_path: Path) -> None:
     learner = Broadcast(Setting.of_one_process(tmp_path))
     offer = learner.offer(WeightManifest(1, {}), (), stream({}))
@@ -305,6 +323,13 @@ def test_buckets_are_full_aligned_and_in_order() -> None:
         ("a", list(range(6)), 0),
         ("b", list(range(16, 34)), 0),
     ]
+
+
+def test_an_empty_tensor_travels_too() -> None:
+    state = {"a": torch.zeros(0), "b": torch.zeros(0, 5), "c": torch.ones(3)}
+    for names in (["a", "b", "c"], ["c", "b", "a"], ["b"]):
+        found = buckets(manifest_of(1, state), names, at_most=40)
+        assert [slot.name for bucket in found for slot in bucket.slots] == names
 
 
 def test_tensors_are_divided_between_rows() -> None:
