@@ -7,7 +7,7 @@ it would copy where is noted.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -80,7 +80,7 @@ class EngineMemory:
 
         Raises WeightSyncError if it would not copy into the model's own memory.
         """
-        trace = _Trace({name: digest.shape for name, digest in published.items()}, names)
+        trace = _Trace(published, names)
         try:
             with torch.no_grad(), trace:
                 load(trace.tensors())
@@ -105,11 +105,15 @@ class EngineMemory:
         """
         self._require_apart(published)
         found: dict[tuple[str, int], _Loaded] = {}
-        for name, tensor, first in pieces:
-            for index, place in enumerate(self._places_of(name, published)):
-                if (part := place.region.within(first, tensor.shape)) is not None:
-                    found.setdefault((name, index), _Loaded(place)).add(*part, tensor, _dtype(published[name]))
-            del tensor  # the sender takes its memory back when the next one is asked for
+        try:
+            for name, tensor, first in pieces:
+                for index, place in enumerate(self._places_of(name, published)):
+                    if (part := place.region.within(first, tensor.shape)) is not None:
+                        found.setdefault((name, index), _Loaded(place)).add(*part, tensor, _dtype(published[name]))
+                del tensor  # the sender takes its memory back when the next one is asked for
+        finally:
+            if isinstance(pieces, Generator):
+                pieces.close()  # after a failure, the sender need not wait for us
         whole = [(name, each.place.region, each.sums_S) for (name, _), each in found.items() if each.complete]
         return self._numbers(whole, published)
 
@@ -145,7 +149,9 @@ class EngineMemory:
             for place in self._places.get(name, ()):
                 by_storage.setdefault(_storage(place.memory), {}).setdefault(name, []).append(place.memory)
         for names in by_storage.values():
-            (first, *_), *_ = names.values()
+            (first, *further), *more = names.values()
+            if not further and not more:
+                continue
             taken = torch.zeros(first.untyped_storage().nbytes() // first.element_size(), dtype=torch.bool)
             for name, memories in names.items():
                 own = [taken.as_strided(memory.shape, memory.stride(), memory.storage_offset()) for memory in memories]
@@ -189,18 +195,18 @@ def held_manifest(published: WeightManifest, names: Collection[str], processes: 
 class _Trace(TorchDispatchMode):
     """Notes the copies of tensors without memory into others, and makes none of them."""
 
-    def __init__(self, shapes: Mapping[str, tuple[int, ...]], names: EngineNames) -> None:
+    def __init__(self, published: Mapping[str, TensorDigest], names: EngineNames) -> None:
         super().__init__()
-        self._shapes, self._names = shapes, names
-        self._name = ""
+        self._published, self._names = published, names
+        self._name, self._tensor = "", torch.empty(0, device="meta")
         self.places: dict[str, list[Place]] = {}
 
     def tensors(self) -> Iterator[tuple[str, Tensor]]:
         """Names that the engine knows with tensors that have a shape only."""
-        for name, shape in self._shapes.items():
-            self._name = name
+        for name, digest in self._published.items():
             if (own := self._names.of(name)) is not None:
-                yield own, torch.empty(shape, device="meta")
+                self._name, self._tensor = name, torch.empty(digest.shape, dtype=_dtype(digest), device="meta")
+                yield own, self._tensor
 
     def __torch_dispatch__(
         self, function: Any, types: Any, arguments: tuple[Any, ...] = (), named: dict[str, Any] | None = None
@@ -213,7 +219,12 @@ class _Trace(TorchDispatchMode):
                 f"the engine would copy {self._name}, {list(source.shape)}, into memory of another shape, "
                 f"{list(memory.shape)}, so it cannot be verified; set rollout=hf"
             )
-        self.places.setdefault(self._name, []).append(Place(memory, Region.of(source, self._shapes[self._name])))
+        if source.untyped_storage()._cdata != self._tensor.untyped_storage()._cdata:
+            raise WeightSyncError(
+                f"the engine would load what it computes from {self._name}, so it cannot be updated in place; set "
+                "rollout=hf"
+            )
+        self.places.setdefault(self._name, []).append(Place(memory, Region.of(source, self._tensor.shape)))
         return memory
 
 

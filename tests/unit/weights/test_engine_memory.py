@@ -225,6 +225,31 @@ def test_a_loader_that_copies_elsewhere_is_refused() -> None:
         EngineMemory.traced(nn.Linear(4, 1), load, published.tensors, EngineNames())
 
 
+@pytest.mark.parametrize("compute", ["w + 1", "-w", "w.flip(0)", "w.t().contiguous()", "w.double()"])
+def test_a_loader_that_computes_is_refused(compute: str) -> None:
+    model, published = nn.Linear(4, 4, bias=False), manifest_of(1, {"w": torch.zeros(4, 4)})
+
+    def load(weights: Iterable[tuple[str, Tensor]]) -> None:
+        for _, weight in weights:
+            model.weight.data.copy_(eval(compute, {"w": weight}))
+
+    with pytest.raises(WeightSyncError, match=r"^the engine would load what it computes from w, so it cannot"):
+        EngineMemory.traced(model, load, published.tensors, EngineNames())
+
+
+def test_a_loader_may_take_views() -> None:
+    model, published = nn.Linear(4, 4, bias=False), manifest_of(1, {"w": torch.zeros(4, 4)})
+    whole = torch.randn(4, 4)
+
+    def load(weights: Iterable[tuple[str, Tensor]]) -> None:
+        for _, weight in weights:
+            model.weight.data.copy_(weight.detach().view(2, 2, 4)[:].view(4, 4))
+
+    memory = EngineMemory.traced(model, load, published.tensors, EngineNames())
+    memory.load(whole_pieces({"w": whole}), published.tensors)
+    assert torch.equal(model.weight, whole)
+
+
 def test_a_loader_that_copies_into_another_shape_is_refused() -> None:
     model, published = nn.Linear(4, 2, bias=False), manifest_of(1, {"w": torch.zeros(4)})
 
