@@ -9,11 +9,11 @@ from contextlib import contextmanager
 
 @contextmanager
 def heavy_imports() -> Iterator[None]:
-    """Look for no garbage during imports, and later not among what they made.
+    """Turn the garbage collector off during imports, and exempt what they created from later collections.
 
-    Python would look through all of it several times during the imports, and again at every `gc.collect()`: vLLM
-    calls it five times when it starts, DeepSpeed and we whenever memory is given back. Everything that is alive at the
-    end is taken for permanent (`gc.freeze`), so use it before anything large is made.
+    Python would traverse it several times during the imports, and again at every `gc.collect()`: vLLM calls that five
+    times when it starts, DeepSpeed and we whenever memory is given back. Everything that is alive at the end is exempt
+    (`gc.freeze`), so use it before anything large is made.
     """
     enabled = gc.isenabled()
     gc.disable()

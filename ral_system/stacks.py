@@ -1,4 +1,4 @@
-"""What a process that does not answer is doing: the stacks of its threads, which it writes to its log at a signal.
+"""Stacks of the threads of a process that does not answer, which it writes to its log at a signal.
 
 The signal's handler is C code of faulthandler, which does not wait for Python's lock: C code may hold it.
 """
@@ -83,7 +83,7 @@ def _writers(log: Path) -> list[int]:
 
 
 def _handles_signal(process: Path) -> bool:
-    """Return whether the signal would not end the process."""
+    """Return whether the process handles the signal; otherwise it would end by it."""
     (caught,) = re.findall(r"^SigCgt:\s*(\w+)$", (process / "status").read_text(), re.MULTILINE)
     return bool(int(caught, 16) >> (_SIGNAL - 1) & 1)
 

@@ -51,7 +51,7 @@ def gather_small_parameters_again(engine: Any) -> None:
 
 
 def whole(weight: Any, device: torch.device) -> Tensor:
-    """The weight itself, or all of what ZeRO 3 has shared out, put together on every rank; collective.
+    """The weight itself, or the whole of one that ZeRO 3 has partitioned, gathered on every rank; collective.
 
     Ranks broadcast their partitions: gloo's all-gather would take as much memory again, and DeepSpeed's own gathering
     of several parameters as well.

@@ -55,7 +55,7 @@ class Engine(Protocol):
     def weights(self, names: Collection[str]) -> Iterator[tuple[str, Tensor]]:
         """Yield the named weights whole, in the model's order, on every rank; every rank takes all that comes.
 
-        Each is valid until one of another layer is asked for: no more than a layer's weights are gathered at a time.
+        Under ZeRO 3 one tensor is gathered at a time. Drop it before you ask for the next, or both are in memory.
         """
         ...
 

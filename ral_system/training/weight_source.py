@@ -97,7 +97,7 @@ class WeightSource:
         return self.read()
 
     def read(self) -> Mapping[str, TensorDigest]:
-        """The digests of what the last stream gave, on rank 0. Each can be asked for once."""
+        """The digests of what the last stream gave, on rank 0. Call it once after each stream."""
         if self._rank:
             return {}
         numbers = [] if self._sums is None else self._sums[: len(self._summed)].tolist()
@@ -126,7 +126,7 @@ class WeightSource:
             self._adapters.save(own, folder / "adapter", start)
 
     def _sums_of(self, name: str, device: torch.device) -> Tensor:
-        """Return zeros, to which the pieces of a tensor add their shares: part of one tensor for all, on the device."""
+        """Return zeros, to which the pieces of a tensor add: a row of one tensor for all, so it is read back once."""
         if self._sums is None:
             self._sums = torch.zeros((len(self._names), SUMS), dtype=torch.int64, device=device)
         self._summed.append(name)

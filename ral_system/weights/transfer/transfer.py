@@ -44,7 +44,8 @@ class WeightStream(Protocol):
     def __call__(self, names: Collection[str], at_most: int | None = None) -> Iterator[Piece]:
         """Yield the named weights, whole or in pieces of `at_most` bytes, each valid until the next is asked for.
 
-        Every learner rank calls it alike and takes all that comes. The caller drops each piece before the next one.
+        Every learner rank must call it with the same arguments and take all that comes. Drop each piece before you ask
+        for the next: its memory is reused.
         """
         ...
 
@@ -115,7 +116,7 @@ class Transfer(Protocol[OfferT]):
         ...
 
     def receive(self, offer: OfferT) -> Iterator[Piece]:
-        """The named tensors, one at a time, whole or in pieces, all of it once. A piece is valid until the next is
+        """Yield the named tensors in order, whole or in pieces, every row once. A piece is valid until the next is
         asked for.
 
         The caller drops each before that: its memory may be another process's, which takes it back.
