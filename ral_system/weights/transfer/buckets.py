@@ -12,8 +12,7 @@ from torch import Tensor
 from ral_system.types import TensorDigest, WeightManifest
 from ral_system.weights.transfer.transfer import Piece, divided
 
-BUCKET_BYTES = {"cpu": 4 << 20, "cuda": 16 << 20}
-"""On a CPU, few enough for a processor to find in its cache what it, or a neighbour, has just written."""
+BUCKET_BYTES = 16 << 20
 _TOGETHER = 4
 """Full buckets in the memory of a version."""
 _ALIGNED = 16

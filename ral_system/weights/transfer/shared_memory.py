@@ -15,11 +15,12 @@ import torch
 from torch import Tensor
 from torch.distributed import PrefixStore, Store  # type: ignore[attr-defined]
 
-from ral_system.weights.transfer.buckets import Bucket
+from ral_system.weights.transfer.buckets import BUCKET_BYTES, Bucket
 from ral_system.weights.transfer.signals import Signals, found, opened
 from ral_system.weights.transfer.streamed import Streamed
 
 _NAME = "ral_weights"
+_IN_CACHE = 4 << 20
 
 
 class SharedLine:
@@ -100,6 +101,10 @@ class SharedMemory(Streamed[SharedLine]):
     """Every sending rank serves the engine processes beside it, on its device or node."""
 
     lines_last = False
+
+    def bucket_bytes(self) -> int:
+        """Return the size of a bucket. An engine on a CPU finds a small one in the processor's cache."""
+        return BUCKET_BYTES if torch.cuda.is_available() else _IN_CACHE
 
     @property
     def sends(self) -> bool:

@@ -101,6 +101,10 @@ class Streamed(Generic[LineT]):
         """Whether this rank of the learner sends."""
         return self._setting.rank == 0
 
+    def bucket_bytes(self) -> int:
+        """Return the size of a bucket: large enough to keep a network busy."""
+        return BUCKET_BYTES
+
     def open_line(self, store: Store, *, sender: bool) -> LineT:
         """Connect; both sides call it, and wait for each other."""
         raise NotImplementedError
@@ -117,8 +121,7 @@ class Streamed(Generic[LineT]):
             self._meeting, self._store = self._invite()
         assert self._meeting is not None
         self._offered = manifest.version
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-        return StreamOffer(manifest, tuple(names), self._meeting, BUCKET_BYTES[device])
+        return StreamOffer(manifest, tuple(names), self._meeting, self.bucket_bytes())
 
     def send(self, offer: StreamOffer, weights: WeightStream) -> None:
         """Gather the weights, and send them bucket by bucket."""

@@ -25,11 +25,12 @@ from ral_system.weights.engine_memory import EngineMemory, held_manifest
 from ral_system.weights.manifest import verify_loaded
 from ral_system.weights.transfer import shared_memory
 from ral_system.weights.transfer.broadcast import Broadcast
-from ral_system.weights.transfer.buckets import BUCKET_BYTES, buckets, memory_of
+from ral_system.weights.transfer.buckets import buckets, memory_of
 from ral_system.weights.transfer.files import Files
 from ral_system.weights.transfer.object_store import ObjectStore, from_host, to_host
 from ral_system.weights.transfer.opening import choose_transfer
 from ral_system.weights.transfer.shared_memory import SharedMemory
+from ral_system.weights.transfer.streamed import Streamed
 from ral_system.weights.transfer.transfer import Piece, Setting, Transfer, WeightStream, pieces
 from tests.offered import manifest_of, stream
 
@@ -84,7 +85,8 @@ def run(request: pytest.FixtureRequest, tmp_path: Path) -> Run:
 def test_what_arrives_is_what_was_offered(
     run: Run, dtype: torch.dtype, at_most: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(BUCKET_BYTES, "cpu", at_most)
+    monkeypatch.setattr(Streamed, "bucket_bytes", lambda _: at_most)
+    monkeypatch.setattr(SharedMemory, "bucket_bytes", lambda _: at_most)
     engines = [Model(seed=1), Model(torch.bfloat16, seed=2)]
     for version in (3, 4):
         learner = Model(dtype, seed=version)
@@ -253,7 +255,7 @@ def test_an_engine_has_dropped_the_memory_when_the_sender_may_give_it_back(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A bucket for each row, so the last tensor and its buffer would be the ones that stay."""
-    monkeypatch.setitem(BUCKET_BYTES, "cpu", 1)
+    monkeypatch.setattr(SharedMemory, "bucket_bytes", lambda _: 1)
     opened: list[weakref.ref[torch.UntypedStorage]] = []
     alive: list[int] = []
     first, waited = shared_memory._open, shared_memory.SharedLine._wait_for_receivers
