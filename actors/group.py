@@ -16,7 +16,7 @@ import ray
 from ray.exceptions import GetTimeoutError, RayActorError, RayError, RayTaskError
 
 from ral_system.actors.collectives import ended_by_nccl, late
-from ral_system.actors.silent import doing_now
+from ral_system.actors.silent import where_they_hang
 from ral_system.errors import ActorError, CollectiveError, RalError
 
 _TAIL_LINES = 4
@@ -169,7 +169,7 @@ def _silent(members: Sequence[Member], timeout_s: float, doing: str) -> ActorErr
 
 def _position(members: Sequence[Member]) -> str:
     """Make the members write their stacks to their logs, and say what the first of them is doing."""
-    first, *others = doing_now([(member.node, member.log) for member in members])
+    first, *others = where_they_hang([(member.node, member.log) for member in members])
     return f"{members[0].name}: {first}" if others else first
 
 

@@ -40,7 +40,7 @@ def write_at_signal() -> None:
     faulthandler.register(_SIGNAL, file=2, all_threads=True, chain=False)
 
 
-def written(logs: Sequence[Path]) -> list[str]:
+def request_stacks(logs: Sequence[Path]) -> list[str]:
     """Make the processes of this machine that write these logs add their stacks; say for each log what they show.
 
     Those are the processes that called `write_at_signal` and whose standard error is the log: a process, and perhaps

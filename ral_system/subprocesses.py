@@ -38,7 +38,7 @@ def die_with(parent: int, by: signal.Signals = signal.SIGKILL) -> None:
         os._exit(1)
 
 
-def guarded(parent: int) -> None:
+def fork_guarded(parent: int) -> None:
     """Fork twice and return only in the last process, which ends with `parent` and takes all that it has started along.
 
     The caller and its child stay as guards, and exit with the code of the new process. The second acts when the first

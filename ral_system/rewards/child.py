@@ -23,14 +23,14 @@ from ral_system.config.reward import JudgeConfig
 from ral_system.errors import RalError
 from ral_system.rewards.judge import prepare
 from ral_system.rewards.response import Response
-from ral_system.subprocesses import guarded, limit_memory
+from ral_system.subprocesses import fork_guarded, limit_memory
 
 Judge = Callable[[Response, JudgeConfig], Mapping[str, float]]
 
 
 def main() -> None:
     """Serve until standard input ends."""
-    guarded(parent=int(sys.argv[1]))
+    fork_guarded(parent=int(sys.argv[1]))
     jobs, answers = _take_over_standard_streams()
     with contextlib.suppress(BrokenPipeError):  # the parent may die before the kernel's signal arrives here
         _serve(_whole_lines(jobs), answers)

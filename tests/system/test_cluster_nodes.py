@@ -14,7 +14,7 @@ from ral_system.actors.cluster import nodes_may_join
 from ral_system.actors.group import Call, Member, wait_all
 from ral_system.actors.nodes import nodes_of, stage_models
 from ral_system.actors.placement import Bundle, release, reserve
-from ral_system.actors.silent import doing_now
+from ral_system.actors.silent import where_they_hang
 from ral_system.errors import ActorError, SetupError
 from ral_system.models.staging import ModelCopy
 from tests.composed import compose_config
@@ -97,7 +97,7 @@ def test_an_actor_that_hangs_on_another_node_is_asked_there(cluster: Cluster, tm
     assert "in hang" in log.read_text()
     ray.kill(actor)
     began = time.monotonic()
-    (said,) = doing_now([("ab" * 28, log)])
+    (said,) = where_they_hang([("ab" * 28, log)])
     assert said.startswith("its node could not be asked what it is doing (") and time.monotonic() - began < 40
 
 

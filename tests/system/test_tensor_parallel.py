@@ -12,7 +12,7 @@ from ral_system.actors.ending import GRACE_S
 from ral_system.actors.group import Call, Member, stream, wait_all
 from ral_system.actors.placement import Bundle, release, reserve
 from ral_system.actors.rollout import RolloutActor
-from ral_system.actors.silent import doing_now
+from ral_system.actors.silent import where_they_hang
 from ral_system.data.chat import ChatRenderer
 from ral_system.endings import end_marked, mark
 from ral_system.media.store import MediaStore
@@ -105,7 +105,9 @@ def test_the_ranks_see_the_devices_of_their_actor_write_their_stacks_and_end_wit
     assert len(ranks) == 2
     (devices,) = {rank.environ()["CUDA_VISIBLE_DEVICES"] for rank in ranks}
     assert len(devices.split(",")) == 2
-    assert doing_now([(engine.node, engine.log)])[0].startswith("no method of it is running; the stacks of its threads")
+    assert where_they_hang([(engine.node, engine.log)])[0].startswith(
+        "no method of it is running; the stacks of its threads"
+    )
     assert engine.log.read_text().count("in worker_busy_loop") == 2  # in each rank
     ray.kill(engine.handle)
     assert end_marked("engine", GRACE_S, 20) == []  # by themselves, before a run would kill them

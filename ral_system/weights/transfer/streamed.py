@@ -128,7 +128,7 @@ class Streamed(Generic[LineT]):
         stream = weights(offer.names, offer.bucket_bytes)
         try:
             if offer.names and self.sends:
-                with self._whole():
+                with self._to_the_end():
                     self._send(offer, stream)
         finally:
             for _ in stream:  # every rank gathers to the end, also one that sends nothing, or no longer
@@ -139,7 +139,7 @@ class Streamed(Generic[LineT]):
         if not offer.names:
             return
         dealt = offer.buckets()
-        with self._whole():
+        with self._to_the_end():
             with self._failing(offer, "received"):
                 taken = self._connected(offer, sender=False).take(dealt)
             for bucket in dealt:
@@ -207,7 +207,7 @@ class Streamed(Generic[LineT]):
             print(f"a connection for weights could not be closed: {error}", file=sys.stderr, flush=True)
 
     @contextmanager
-    def _whole(self) -> Iterator[None]:
+    def _to_the_end(self) -> Iterator[None]:
         """Give the line up if a version is not sent or received to its end: the other side need not wait for long."""
         try:
             yield
@@ -218,7 +218,7 @@ class Streamed(Generic[LineT]):
 
     @contextmanager
     def _failing(self, offer: StreamOffer, done: str) -> Iterator[None]:
-        """Give the line up when a wait for the other side takes too long, or the connection breaks."""
+        """Raise WeightTransferError for a wait that takes too long or a connection that breaks; log the stacks."""
         try:
             yield
         except torch.OutOfMemoryError:

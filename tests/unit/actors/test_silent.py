@@ -41,17 +41,17 @@ class Task:
 def test_each_node_is_asked_once_and_answers_are_in_order(monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[Sequence[Path]] = []
 
-    def written(logs: Sequence[Path]) -> list[str]:
+    def request_stacks(logs: Sequence[Path]) -> list[str]:
         asked.append(logs)
         return [f"it is in {log}" for log in logs]
 
     ray = Ray()
     monkeypatch.setattr(silent, "ray", ray)
     monkeypatch.setattr(silent, "task_on", Task)
-    monkeypatch.setattr(silent, "written", written)
+    monkeypatch.setattr(silent, "request_stacks", request_stacks)
     logs = [Path(name) for name in "abcdef"]
     unknown = "its node could not be asked what it is doing"
-    assert silent.doing_now(list(zip(("7", "here", "9", "7", "8", "here"), logs, strict=True))) == [
+    assert silent.where_they_hang(list(zip(("7", "here", "9", "7", "8", "here"), logs, strict=True))) == [
         "it is in a",
         "it is in b",
         f"{unknown} (GetTimeoutError); its log is c",
@@ -61,4 +61,4 @@ def test_each_node_is_asked_once_and_answers_are_in_order(monkeypatch: pytest.Mo
     ]
     assert sorted(map(len, asked)) == [1, 1, 2, 2]
     assert len(ray.given_s) == 3 and all(0 < given <= 30 for given in ray.given_s)
-    assert silent.doing_now([]) == []
+    assert silent.where_they_hang([]) == []
