@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import threading
 from pathlib import Path
 
+import ray
+
+from ral_system.actors.group import Call, Member, wait_all
 from ral_system.actors.roles import RayRoles
 from ral_system.data.chat import ChatRenderer
 from ral_system.media.store import MediaStore
@@ -12,6 +18,7 @@ from ral_system.tasks.tiny_model import build_tiny_model
 from ral_system.tasks.visual_search import VisualSearch, words
 from ral_system.types import Prompt
 from tests.composed import compose_config
+from tests.system.troubled_actor import Troubled
 
 
 def folder_of_models(folder: Path) -> Path:
@@ -52,3 +59,17 @@ def started_roles(folder: Path) -> RayRoles:
     print({what: round(seconds, 1) for what, seconds in phases.items()})
     assert set(phases) == {"cluster", "placement", "learner", "rollout", "reference", "teacher", "reward"}
     return roles
+
+
+def started_actor(rank: int, folder: Path) -> Member:
+    """Start an actor that can fail; `rank` names it."""
+    log = folder / f"troubled_{rank}.log"
+    handle = ray.remote(Troubled).options(num_cpus=0).remote(f"troubled {rank}", log)
+    member = Member(handle, "troubled", rank, log, ray.get_runtime_context().get_node_id())
+    wait_all([Call(member, handle.pid.remote())], 60, "starting")
+    return member
+
+
+def kill_soon(member: Member) -> None:
+    pid = int(member.log.read_text().rsplit("pid ", 1)[1].split()[0])
+    threading.Timer(0.5, os.kill, (pid, signal.SIGKILL)).start()

@@ -3,13 +3,12 @@
 import json
 import re
 import signal
-import subprocess
-import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from tests.system.killing import kill_when_logged
 from tests.system.marks import marking, new_mark
 
 pytestmark = [pytest.mark.system, pytest.mark.timeout(1800)]
@@ -178,22 +177,6 @@ def test_an_evaluation_compares_the_steered_model_with_the_plain_one(
     assert found["intervention"]["layers"] == [1]
     refused = commands(*given, "intervention.image=1", "intervention.heads=[9]", cwd=tmp_path)
     assert refused.returncode == 2 and "intervention.heads=[9]: the model has 2 heads, so no 9" in refused.stderr
-
-
-def kill_when_logged(process: subprocess.Popen, run, stage: str, step: int, how: signal.Signals) -> int:
-    """Send the signal as soon as the step is in metrics.jsonl; the exit code."""
-    deadline = time.monotonic() + 400
-    metrics = run.folder / "metrics.jsonl"
-    while process.poll() is None and time.monotonic() < deadline:
-        for line in metrics.read_text().splitlines()[-3:] if metrics.exists() else ():
-            if line.endswith("}") and (record := json.loads(line))["stage"] == stage and record["step"] >= step:
-                process.send_signal(how)
-                _, err = process.communicate(timeout=60)
-                assert "Traceback" not in err
-                return process.returncode
-        time.sleep(0.002)
-    process.kill()
-    pytest.fail(f"{stage} step {step} was not seen; exit {process.returncode}: {process.communicate()[1][-3000:]}")
 
 
 GONE_WITHIN_S = 20.0

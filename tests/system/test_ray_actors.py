@@ -3,7 +3,6 @@
 import os
 import signal
 import subprocess
-import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -24,8 +23,8 @@ from ral_system.media.store import MediaStore
 from ral_system.training.plan import plan_updates
 from ral_system.types import Prompt, Rollout, Sample, Sampling
 from ral_system.weights.publish import Publisher
-from tests.system.ray_setting import folder_of_models, prompts_of, started_roles
-from tests.system.troubled_actor import Troubled, Unconnected
+from tests.system.ray_setting import folder_of_models, kill_soon, prompts_of, started_actor, started_roles
+from tests.system.troubled_actor import Unconnected
 
 pytestmark = pytest.mark.system
 
@@ -43,14 +42,7 @@ def cluster() -> Iterator[None]:
 def start(cluster: None, tmp_path_factory: pytest.TempPathFactory) -> Callable[[int], Member]:
     """Start one actor that can fail; `rank` names it."""
 
-    def started(rank: int) -> Member:
-        log = tmp_path_factory.mktemp("logs") / f"troubled_{rank}.log"
-        handle = ray.remote(Troubled).options(num_cpus=0).remote(f"troubled {rank}", log)
-        member = Member(handle, "troubled", rank, log, ray.get_runtime_context().get_node_id())
-        wait_all([Call(member, handle.pid.remote())], 60, "starting")
-        return member
-
-    return started
+    return lambda rank: started_actor(rank, tmp_path_factory.mktemp("logs"))
 
 
 @pytest.fixture(scope="module")
@@ -59,11 +51,6 @@ def troubled(start: Callable[[int], Member]) -> Iterator[list[Member]]:
     yield members
     for member in members:
         ray.kill(member.handle)
-
-
-def kill_soon(member: Member) -> None:
-    pid = int(member.log.read_text().rsplit("pid ", 1)[1].split()[0])
-    threading.Timer(0.5, os.kill, (pid, signal.SIGKILL)).start()
 
 
 def test_a_cluster_that_does_not_answer_is_one_line() -> None:
