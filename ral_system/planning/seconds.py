@@ -20,8 +20,9 @@ from ral_system.types import Piece, Sample, Sampling, TrainPlan
 
 PUBLISH_S_PER_BYTE = 4.6e-9
 """Time to copy and compare weights on hosts, for learner and engine together, measured on one thread."""
-DIGEST_BYTES = 9
-"""Memory traffic of a checksum per byte of weights: its read, and write and read of its copy in float32."""
+DIGEST_BYTES = 10
+"""Memory traffic of a GPU's checksum per byte of weights: for each of two sums its read, and its products' of 64 bits
+write and read."""
 _COPIES = 4
 """Reads and writes of each byte of weights on its way through a buffer, for learner and engine together."""
 HOST_BYTES_PER_S = 2e10

@@ -74,9 +74,10 @@ class WeightSource:
             known = self._digests.setdefault(name, TensorDigest(tuple(whole.shape), dtype_name(whole.dtype), UNREAD))
             unread = self._rank == 0 and known.checksum == UNREAD
             sums_S = self._sums_of(name, whole.device) if unread else None
+            region = Region.whole(whole.shape)
             for piece in pieces(name, whole, at_most):
                 if sums_S is not None:
-                    sums_S += sums(piece.tensor, Region.whole(whole.shape), piece.first)
+                    sums_S += sums(piece.tensor, region, piece.first)
                 yield piece
             del weight, whole, piece  # before ranks gather the next one
 

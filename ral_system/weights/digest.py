@@ -1,14 +1,13 @@
 """Checksums of tensors, computed on the device that holds them, and of parts of tensors, which add up to the whole's.
 
-With x the bytes of a tensor's elements as signed numbers, laid out as a matrix whose rows are the first dimension:
+With x the tensor as a matrix whose rows are the first dimension, each row read as blocks of signed numbers of 32 bits:
 
-    S = Σ_r a_r · Σ_n g_n · Σ_c w_nc · x_rc   (mod 2^64)
+    S = Σ_r a_r · Σ_k e_k · Σ_n b_n · x_rkn   (mod 2^64)
 
-for two independent pairs of fixed, random-looking a and g. The inner sums have 16 small weights w_n for each byte of a
-row: products of bytes, added up exactly. All of a byte's factors together are an odd number, which has an inverse
-modulo 2^64, so one changed byte changes both sums for sure; of other changes, at most about one in 2^64 goes unseen.
-Because S is a sum over elements, engines that hold parts of a tensor (tensor parallelism, fused matrices) each compute
-their part of it.
+for two independent triples of a, e and b: fixed, random-looking odd numbers, of 64, 64 and 32 bits. An odd number has
+an inverse modulo 2^64, so one changed x changes both sums for sure. Of other changes, at most about one in 2^62 goes
+unseen: x and b together have 63 bits, so the highest bits of x, too, have 32 bits of each sum to show in. Because S is
+a sum, engines that hold parts of a tensor (tensor parallelism, fused matrices) each compute their part of it.
 """
 
 from __future__ import annotations
@@ -26,10 +25,11 @@ from ral_system.types import TensorDigest
 
 SUMS = 2
 AT_ONCE = {"cpu": 4 << 20, "cuda": 32 << 20}
-"""Bytes that are multiplied together, as many as keep the device busy; up to 8 bytes of memory for each."""
-_WEIGHTS = 16
-_COLUMNS_AT_ONCE = {"cpu": 1 << 17, "cuda": 1 << 10}
-"""Bytes of a row that are added up at once: with weights of at most 64, exactly in int32, or in float32 on a GPU."""
+"""Bytes that are read together, as many as keep the device busy; on a GPU with twice as many for their products."""
+_WORD = 4
+"""Bytes of an x. What is missing at the end of a row counts as zeros."""
+_BLOCK = 512
+"""Words that have one e: their b, for both sums, fit in a processor's nearest cache."""
 _BITS = 64
 
 
@@ -84,12 +84,13 @@ class Region:
             return slice(0, len(self.rows)), self
         if len(piece) != len(self.shape) or tuple(piece[1:]) != self.shape[1:]:
             return None
-        start, stop = (max(0, -(-(row - self.rows.start) // self.rows.step)) for row in (first, first + piece[0]))
-        stop = min(stop, len(self.rows))
+        own = self.rows
+        start, stop = (max(0, -(-(row - own.start) // own.step)) for row in (first, first + piece[0]))
+        stop = min(stop, len(own))
         if start >= stop:
             return None
         sizes = (stop - start, *self.sizes[1:]) if self.by_rows else self.sizes
-        offset = self.offset + (start * self.rows.step - first) * self.row_length
+        offset = self.offset + (start * own.step - first) * self.row_length
         return slice(start, stop), Region(tuple(piece), offset, sizes, self.strides)
 
     def view(self, whole: Tensor) -> Tensor:
@@ -117,7 +118,6 @@ def as_numbers(sums_S: Tensor) -> tuple[int, ...]:
     return tuple(sums_S.tolist())
 
 
-@torch.no_grad()
 def sums(part: Tensor, region: Region, first: int = 0) -> Tensor:
     """The share of `part` in both sums of the tensor that it is this region of: two int64 on the part's device.
 
@@ -127,82 +127,97 @@ def sums(part: Tensor, region: Region, first: int = 0) -> Tensor:
     total = torch.zeros(SUMS, dtype=torch.int64, device=part.device)
     if not part.numel():
         return total
-    rows_2R, weights_CN = _factors(region, part.element_size(), part.device)
-    combined_21N = _combined(part.device)
-    count = part.shape[0] if region.by_rows else 1
-    matrix_RC, rows_2R = part.reshape(count, -1), rows_2R[:, first : first + count]
-    step = max(1, AT_ONCE[part.device.type] // (weights_CN.shape[0] + _WEIGHTS**2))  # with the sums of short rows
-    for start in range(0, matrix_RC.shape[0], step):
-        bytes_RC = matrix_RC[start : start + step].contiguous().view(torch.int8)
-        by_sum_2R = (_products(bytes_RC, weights_CN) * combined_21N).sum(2)
-        total += (by_sum_2R * rows_2R[:, start : start + step]).sum(1)
+    part = part.detach()
+    reader = _reader(region, part.element_size(), part.device)
+    part = part if reader.by_rows else part[None]
+    step = max(1, AT_ONCE[part.device.type] // (_WORD * reader.words))
+    for start in range(0, part.shape[0], step):
+        reader.add(part[start : start + step], first + start, total)
     return total
 
 
-def _products(bytes_RC: Tensor, weights_CN: Tensor) -> Tensor:
-    """The matrix product of signed bytes, exactly, in int64."""
-    device = bytes_RC.device.type
-    step, multiply = _COLUMNS_AT_ONCE[device], _MULTIPLY[device]
-    first, *others = (
-        multiply(x_RC, w_CN).to(torch.int64)
-        for x_RC, w_CN in zip(bytes_RC.split(step, 1), weights_CN.split(step), strict=True)
-    )
-    return sum(others, first)
+class _Reader:
+    """Reads rows of a region, and knows their factors.
 
-
-def in_float32(bytes_RC: Tensor, weights_CN: Tensor) -> Tensor:
-    """The product of at most 1024 columns: float32 and TF32 hold all numbers, products and sums exactly."""
-    return bytes_RC.float() @ weights_CN.float()
-
-
-_MULTIPLY: dict[str, Callable[[Tensor, Tensor], Tensor]] = {"cpu": torch._int_mm, "cuda": in_float32}
-"""torch's product of bytes has conditions on shapes on a GPU."""
-
-
-@cache
-def _factors(region: Region, width: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    """a of the region's rows, for both sums, [2, rows], and w of the bytes of its columns, [columns · width, weights].
-
-    An element has `width` bytes.
+    before: Elements of the first word that are before the region's.
+    room: Elements that its words hold.
     """
-    row_length, of_rows = region.row_length, region.rows
-    first_column = region.offset % row_length
-    sizes, strides = (each[1:] if region.by_rows else each for each in (region.sizes, region.strides))
-    last = first_column + sum((size - 1) * stride for size, stride in zip(sizes, strides, strict=True))
-    if last >= row_length:
-        raise WeightSyncError(
-            f"the engine holds a part of a tensor of {list(region.shape)} that goes over the ends of its rows, so it "
-            "cannot be verified; set rollout=hf"
-        )
-    rows = _odd(_power_of_two(of_rows.stop), device)[:, of_rows.start : of_rows.stop : of_rows.step]
-    each = width * _WEIGHTS
-    weights = _small(_power_of_two(row_length * width), device).view(-1, each)
-    columns = weights.as_strided((*sizes, each), (*(each * stride for stride in strides), 1), first_column * each)
-    return rows, columns.reshape(-1, _WEIGHTS)
+
+    def __init__(self, region: Region, width: int, device: torch.device) -> None:
+        self.by_rows = region.by_rows
+        first = region.offset % region.row_length
+        sizes, strides = (each[1:] if self.by_rows else each for each in (region.sizes, region.strides))
+        stop = 1 + first + sum((size - 1) * stride for size, stride in zip(sizes, strides, strict=True))
+        if stop > region.row_length:
+            raise WeightSyncError(
+                f"the engine holds a part of a tensor of {list(region.shape)} that goes over the ends of its rows, so "
+                "it cannot be verified; set rollout=hf"
+            )
+        self._first, end = first * width // _WORD, -(-stop * width // _WORD)
+        self.words = end - self._first
+        self._room, self._before = self.words * _WORD // width, first - self._first * _WORD // width
+        self._strides = (self._room, *strides)
+        self._filled = math.prod(sizes) == self._room and torch.empty(sizes, device="meta").stride() == strides
+        rows = region.rows
+        a_2R = _odd(0, _power_of_two(rows.stop), device)[:, rows.start : rows.stop : rows.step].contiguous()
+        self._add = ADD[device.type](a_2R, _of_words(device), _odd(4, _power_of_two(-(-end // _BLOCK)), device))
+
+    def add(self, part: Tensor, first: int, sums_2: Tensor) -> None:
+        """Add the share of a part, which begins at the region's row with the index `first`, to both sums."""
+        self._add(self._read(part), self._first, first, sums_2)
+
+    def _read(self, part: Tensor) -> Tensor:
+        """Rows as 32-bit numbers, [rows, words], with zeros for elements that the region does not have."""
+        rows = part.reshape(part.shape[0], -1)
+        if not self._filled or rows.storage_offset() * rows.element_size() % _WORD:
+            rows = part.new_zeros(part.shape[0], self._room)
+            rows.as_strided(part.shape, self._strides, self._before).copy_(part)
+        return rows.contiguous().view(torch.int32)
+
+
+_reader = cache(_Reader)
+AddRows = Callable[[Tensor, int, int, Tensor], None]
+"""Adds to both sums: called with words of some rows, the index of the first word and of the first row, and the sums."""
+
+
+def on_cpu(a_2R: Tensor, b_2N: Tensor, e_2K: Tensor) -> AddRows:
+    """Add in a compiled loop."""
+    from ral_system.weights.cpu_sums import add_weighted_sums  # its compiler takes half a second to import
+
+    factors = [tensor.numpy() for tensor in (a_2R, e_2K, b_2N)]
+
+    def add(words_RC: Tensor, word: int, row: int, sums_2: Tensor) -> None:
+        add_weighted_sums(words_RC.numpy(), word, row, *factors, sums_2.numpy())
+
+    return add
+
+
+def with_torch(a_2R: Tensor, b_2N: Tensor, e_2K: Tensor) -> AddRows:
+    """Add by torch's operations, on any device."""
+
+    def add(words_RC: Tensor, word: int, row: int, sums_2: Tensor) -> None:
+        rows, words = words_RC.shape
+        columns = torch.arange(word, word + words, device=words_RC.device)
+        for i in range(SUMS):
+            factors_C = e_2K[i, columns // _BLOCK] * b_2N[i, columns % _BLOCK]
+            sums_2[i] += ((words_RC * factors_C).sum(1) * a_2R[i, row : row + rows]).sum()
+
+    return add
+
+
+ADD = {"cpu": on_cpu, "cuda": with_torch}
 
 
 @cache
-def _small(count: int, device: torch.device) -> Tensor:
-    """w of `count` bytes of a row: numbers from -64 to 63, the first of each byte odd.
-
-    Small enough for processors that add products in pairs of 16 bits.
-    """
-    weights = _sequences(2, count, device).T.contiguous().view(torch.int8) >> 1
-    weights[:, 0] |= 1
-    return weights
+def _of_words(device: torch.device) -> Tensor:
+    """b of a block's words, for both sums, [2, words]: the upper halves of 64-bit numbers."""
+    return (_odd(2, _BLOCK, device) >> 32) | 1
 
 
 @cache
-def _combined(device: torch.device) -> Tensor:
-    """g, for both sums, [2, 1, weights]: the first odd and the others even, so a byte's factors together are odd."""
-    numbers = _sequences(4, _WEIGHTS, device)
-    return torch.cat([numbers[:, :1] | 1, numbers[:, 1:] & ~1], 1)[:, None]
-
-
-@cache
-def _odd(count: int, device: torch.device) -> Tensor:
-    """a of `count` rows, for both sums."""
-    return _sequences(0, count, device) | 1
+def _odd(stream: int, count: int, device: torch.device) -> Tensor:
+    """Two sequences of odd numbers."""
+    return _sequences(stream, count, device) | 1
 
 
 def _power_of_two(count: int) -> int:

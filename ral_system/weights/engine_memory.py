@@ -7,6 +7,7 @@ it would copy where is noted.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -181,7 +182,7 @@ def held_manifest(published: WeightManifest, names: Collection[str], processes: 
             tensors[name] = TensorDigest(next(iter(parts)).shape, "unpublished", "")
             continue
         entry = published.tensors[name]
-        if not parts or sum(region.elements for region in parts) != Region.whole(entry.shape).elements:
+        if not parts or sum(region.elements for region in parts) != math.prod(entry.shape):
             continue
         if any(len(copies) > 1 for copies in parts.values()):
             tensors[name] = TensorDigest(entry.shape, entry.dtype, "copies differ")

@@ -5,11 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 
 import torch
 from torch import Tensor
 
-from ral_system.types import TensorDigest, WeightManifest
+from ral_system.types import WeightManifest
 from ral_system.weights.transfer.transfer import Piece, divided
 
 BUCKET_BYTES = 16 << 20
@@ -69,15 +70,21 @@ class Bucket:
             yield Piece(slot.name, slot.view(buffer), slot.first)
 
 
-def buckets(manifest: WeightManifest, names: Sequence[str], at_most: int) -> list[Bucket]:
+def buckets(manifest: WeightManifest, names: Sequence[str], at_most: int) -> Sequence[Bucket]:
     """Deal the named tensors, in this order, to buckets of `at_most` bytes. A larger tensor is divided between rows.
 
     They follow each other in memory; one that would not fit begins at the start again. So one can be filled while
     others are read. Sender and receivers come to the same buckets.
     """
+    entries = ((name, manifest.tensors[name]) for name in names)
+    return _deal(tuple((name, entry.shape, entry.dtype) for name, entry in entries), at_most)
+
+
+@lru_cache(maxsize=2)  # from the second version on, the same tensors travel
+def _deal(tensors: Sequence[tuple[str, tuple[int, ...], str]], at_most: int) -> Sequence[Bucket]:
     dealt: list[list[Slot]] = []
     end = at_most
-    for slot in (slot for name in names for slot in _slots(name, manifest.tensors[name], at_most)):
+    for slot in (slot for tensor in tensors for slot in _slots(*tensor, at_most)):
         placed = replace(slot, start=_aligned(end))
         if not dealt or placed.end > at_most:
             placed = slot
@@ -99,11 +106,11 @@ def memory_of(tensors: Iterable[tuple[Sequence[int], torch.dtype]], at_most: int
     return max([_TOGETHER * at_most, *(row_bytes(shape, dtype) for shape, dtype in tensors)])
 
 
-def _slots(name: str, entry: TensorDigest, at_most: int) -> Iterator[Slot]:
+def _slots(name: str, shape: tuple[int, ...], dtype_name: str, at_most: int) -> Iterator[Slot]:
     """Yield the pieces of a tensor, each as if at the start of a buffer."""
-    dtype: torch.dtype = getattr(torch, entry.dtype)
-    for first, count in divided(entry.shape, row_bytes(entry.shape, dtype), at_most):
-        yield Slot(name, (count, *entry.shape[1:]) if len(entry.shape) > 1 else entry.shape, dtype, 0, first)
+    dtype: torch.dtype = getattr(torch, dtype_name)
+    for first, count in divided(shape, row_bytes(shape, dtype), at_most):
+        yield Slot(name, (count, *shape[1:]) if len(shape) > 1 else shape, dtype, 0, first)
 
 
 def row_bytes(shape: Sequence[int], dtype: torch.dtype) -> int:

@@ -8,7 +8,7 @@ import socket
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from typing import Generic, Protocol, TypeVar
 
@@ -40,7 +40,7 @@ class StreamOffer:
     meeting: Meeting
     bucket_bytes: int
 
-    def buckets(self) -> list[Bucket]:
+    def buckets(self) -> Sequence[Bucket]:
         """The buckets in which the weights travel."""
         return buckets(self.manifest, self.names, self.bucket_bytes)
 
@@ -87,7 +87,7 @@ class Streamed(Generic[LineT]):
 
     keeps_offers = False
     lines_last = True
-    """A line serves one version after another, since connecting takes long."""
+    """A line serves one version after another, since connecting takes long. The store lasts in any case."""
 
     def __init__(self, setting: Setting) -> None:
         self._setting = setting
@@ -116,9 +116,12 @@ class Streamed(Generic[LineT]):
         """
         if self._setting.rank:
             return None
-        if self._line is None or not self.lines_last or manifest.version == self._offered:
+        if manifest.version == self._offered:
             self._drop()
-            self._meeting, self._store = self._invite()
+            self._store = None
+        if self._line is None or not self.lines_last:
+            self._drop()
+            self._meeting = self._invite()
         assert self._meeting is not None
         self._offered = manifest.version
         return StreamOffer(manifest, tuple(names), self._meeting, self.bucket_bytes())
@@ -168,11 +171,15 @@ class Streamed(Generic[LineT]):
         with self._failing(offer, "sent"):
             line.finish()
 
-    def _invite(self) -> tuple[Meeting, Store]:
+    def _invite(self) -> Meeting:
+        """Return a new meeting, in the store that there is or a new one."""
+        name = secrets.token_hex(8)
+        if self._store is not None and self._meeting is not None:
+            return replace(self._meeting, name=name)
         listener = socket.create_server((self._setting.host, 0))
         port = listener.getsockname()[1]
         # Bound to one address: by itself, the store would listen on all of them.
-        store = TCPStore(
+        self._store = TCPStore(
             self._setting.host,
             port,
             is_master=True,
@@ -180,7 +187,7 @@ class Streamed(Generic[LineT]):
             timeout=self._timeout,
             master_listen_fd=listener.detach(),
         )
-        return Meeting(self._setting.host, port, secrets.token_hex(8)), store
+        return Meeting(self._setting.host, port, name)
 
     @property
     def _timeout(self) -> timedelta:
@@ -190,8 +197,8 @@ class Streamed(Generic[LineT]):
         """The line of an offer, opened if there is none yet."""
         if self._line is None or self._meeting != offer.meeting:
             self._drop()
-            self._meeting = offer.meeting
-            if self._store is None or not sender or self._setting.rank:
+            known, self._meeting = self._meeting, offer.meeting
+            if self._store is None or known is None or replace(known, name=offer.meeting.name) != offer.meeting:
                 self._store = TCPStore(offer.meeting.host, offer.meeting.port, is_master=False, timeout=self._timeout)
             self._line = self.open_line(PrefixStore(offer.meeting.name, self._store), sender=sender)
         return self._line
