@@ -6,7 +6,7 @@ With x the tensor as a matrix whose rows are the first dimension, each row read 
 
 for two independent triples of a, e and b: fixed, random-looking odd numbers, of 64, 64 and 32 bits. An odd number has
 an inverse modulo 2^64, so one changed x changes both sums for sure. Of other changes, at most about one in 2^62 goes
-unseen: x and b together have 63 bits, so the highest bits of x, too, have 32 bits of each sum to show in. Because S is
+unseen: x and b together have 63 bits, so even the highest bits of x have 32 bits of each sum to show in. Because S is
 a sum, engines that hold parts of a tensor (tensor parallelism, fused matrices) each compute their part of it.
 """
 
