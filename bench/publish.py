@@ -18,6 +18,7 @@ import os
 import pickle
 import socket
 import statistics
+import sys
 import tempfile
 import threading
 import time
@@ -266,6 +267,7 @@ def measure(ours: Ranks, theirs: Side) -> dict[str, Any]:
         "transfers": {name: [] for name in WEIGHT_TRANSFERS.names},
     }
     for name in WEIGHT_TRANSFERS.names:
+        print(f"{TIMES} publications by {name}", file=sys.stderr, flush=True)
         theirs.ask("choose", name)
         ours.ask("choose", name)
         for version in range(1, TIMES + 1):

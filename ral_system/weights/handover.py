@@ -33,7 +33,10 @@ class Handover:
 
     @contextmanager
     def generating(self) -> Iterator[None]:
-        """One generation at a time. Weights that still wait when it ends, or fails, are loaded then."""
+        """Mark the time in which this thread generates, one generation at a time.
+
+        Weights that still wait when it ends, or fails, are loaded then.
+        """
         with self._lock:
             assert self._generating is None, "one generation at a time: steps return the requests of all"
             self._generating = threading.get_ident()
@@ -47,7 +50,11 @@ class Handover:
             self._end()
 
     def give(self, weights: Offer) -> WeightManifest:
-        """Returns when the engine holds the weights. Any thread but the generating one may call it, one at a time."""
+        """Put weights into the engine, and return what it then holds.
+
+        Any thread but the generating one may call it, one at a time. Raises WeightSyncError if the engine generates
+        and is to finish first, or reaches no safe point within `SAFE_POINT_WITHIN_S`.
+        """
         version = weights.manifest.version
         with self._lock:
             if self._generating is None:

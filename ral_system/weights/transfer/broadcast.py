@@ -43,17 +43,20 @@ class BroadcastLine:
         self._ended = 0
 
     def begin(self, dealt: Sequence[Bucket]) -> None:
-        """Allocate."""
+        """Allocate memory for the buckets that are under way at once, on this process's device."""
         self._memory = torch.empty(max(bucket.end for bucket in dealt), dtype=torch.uint8, device=self._device)
         self._works, self._ended = [], 0
 
     def buffer(self, bucket: Bucket) -> Tensor:
-        """The bucket's place, once the broadcast before from there has ended."""
+        """Return the bucket's place in memory, once the last broadcast of an earlier bucket from there has ended.
+
+        Raises RuntimeError if that takes longer than `rollout.weight_timeout_s`.
+        """
         self._wait(bucket.after)
         return bucket.buffer(self._memory)
 
     def give(self, bucket: Bucket) -> None:
-        """Start to broadcast."""
+        """Start the broadcast of a bucket, and return before it has ended."""
         options = dist.BroadcastOptions()
         options.rootRank, options.timeout = 0, self._timeout
         self._works.append(self._group.broadcast([bucket.buffer(self._memory)], options))

@@ -37,32 +37,35 @@ class SharedLine:
         self._signals: list[Signals] = []
 
     def begin(self, dealt: Sequence[Bucket]) -> None:
-        """Allocate, and say where."""
+        """Allocate memory for the buckets that are under way at once; tell each receiver in the store where it is."""
         self._memory, self._file, handle = _allocate(max(bucket.end for bucket in dealt))
         for receiver in self._receivers:
             self._signals.append(Signals())
             self._store.set(f"receiver/{receiver}", json.dumps([handle, self._signals[-1].address]))
 
     def buffer(self, bucket: Bucket) -> Tensor:
-        """The bucket's place, once every receiver is done with what was there."""
+        """Return the bucket's place in memory, once every receiver is done with the earlier buckets that were there.
+
+        Raises RuntimeError if a receiver has ended, or takes longer than `rollout.weight_timeout_s`.
+        """
         self._wait_for_receivers(bucket.after)
         return bucket.buffer(self._memory)
 
     def give(self, bucket: Bucket) -> None:
-        """Announce the bucket."""
+        """Tell the receivers that the bucket is filled."""
         _synchronize(self._memory)
         self._given = bucket.index
         for signals in self._signals:
             signals.give()
 
     def finish(self) -> None:
-        """Wait for the receivers."""
+        """Wait until the receivers are done with the last bucket, then give the memory back."""
         self._wait_for_receivers(self._given)
         self._memory = self._memory.new_empty(0)
         self.close()
 
     def take(self, dealt: Sequence[Bucket]) -> Iterator[Tensor]:
-        """The announced buckets."""
+        """Open the sender's memory, and yield each bucket of it when the sender has filled it."""
         key = f"receiver/{self._rank}"
         self._store.wait([key], timedelta(seconds=self._timeout_s))
         handle, address = json.loads(self._store.get(key))
