@@ -154,7 +154,7 @@ def streams_weights(config: TrainConfig) -> bool:
 def publication(policy: OutlinedPolicy, kind: str) -> int:
     """Return the bytes of the buffers for a weight update, and of the temporary tensors of its checksums."""
     tensors = ((p.shape, p.dtype) for p in policy.model.parameters())
-    return memory_of(tensors, BUCKET_BYTES) + 2 * AT_ONCE[kind]
+    return memory_of(tensors, BUCKET_BYTES) + 3 * AT_ONCE[kind]
 
 
 MOVED = ("weights", "gradients", "optimiser", "average")

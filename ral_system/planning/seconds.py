@@ -21,8 +21,8 @@ from ral_system.types import Piece, Sample, Sampling, TrainPlan
 PUBLISH_S_PER_BYTE = 4.6e-9
 """Time to copy and compare weights on hosts, for learner and engine together, measured on one thread."""
 DIGEST_BYTES = 10
-"""Memory traffic of a GPU's checksum per byte of weights: for each of two sums its read, and its products' of 64 bits
-write and read."""
+"""Memory traffic of a GPU's checksum per byte of weights: for each of the two sums one read of the weights, and a write
+and a read of 64-bit products."""
 _COPIES = 4
 """Reads and writes of each byte of weights on its way through a buffer, for learner and engine together."""
 HOST_BYTES_PER_S = 2e10

@@ -14,9 +14,9 @@ SIGNATURE = "void(int32[:, ::1], int64, int64, int64[:, ::1], int64[:, ::1], int
 def weighted_sums(words_RC: Any, word: int, row: int, a_2R: Any, e_2K: Any, b_2N: Any, sums_2: Any) -> None:
     """Add Σ_r a_r · Σ_k e_k · Σ_n b_n · x_rkn to both sums, modulo 2^64.
 
-    Row and columns are counted from `row` and `word` on. The factors of a block, of N words, stay in the processor's
-    nearest cache, so memory is read once and in order. Processors multiply several pairs of 32-bit numbers at once;
-    that b fits into 32 bits is said by a conversion.
+    Rows and columns are counted from `row` and `word` on. The factors of a block, of N words, stay in the processor's
+    nearest cache, so memory is read once and in order. Processors multiply several pairs of 32-bit numbers at once; the
+    conversion tells the compiler that b fits into 32 bits.
     """
     size, stop = b_2N.shape[1], word + words_RC.shape[1]
     for r in range(words_RC.shape[0]):
@@ -37,10 +37,10 @@ def weighted_sums(words_RC: Any, word: int, row: int, a_2R: Any, e_2K: Any, b_2N
 
 
 def compiled(function: Callable[..., None]) -> Callable[..., None]:
-    """Compile, or take what an earlier process compiled from numba's folder, if there is one that can be written."""
+    """Compile, or load what an earlier process compiled from numba's folder; if that is unusable, compile each time."""
     try:
         found: Callable[..., None] = numba.njit(SIGNATURE, cache=True, nogil=True)(function)
-    except RuntimeError:
+    except Exception:  # it cannot be written, is full or holds a damaged file; any other reason comes again
         found = numba.njit(SIGNATURE, nogil=True)(function)
     return found
 

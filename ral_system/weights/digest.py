@@ -5,9 +5,11 @@ With x the tensor as a matrix whose rows are the first dimension, each row read 
     S = Σ_r a_r · Σ_k e_k · Σ_n b_n · x_rkn   (mod 2^64)
 
 for two independent triples of a, e and b: fixed, random-looking odd numbers, of 64, 64 and 32 bits. An odd number has
-an inverse modulo 2^64, so one changed x changes both sums for sure. Of other changes, at most about one in 2^62 goes
-unseen: x and b together have 63 bits, so even the highest bits of x have 32 bits of each sum to show in. Because S is
-a sum, engines that hold parts of a tensor (tensor parallelism, fused matrices) each compute their part of it.
+an inverse modulo 2^64, so one changed x changes both sums for sure. Of other changes about one in 2^62 goes unseen: x
+and b together have 63 bits, so even the highest bits of x have 32 bits of each sum to show in. If all elements of a
+rectangle change alike it is about one in 2^46, since factors add up before they are multiplied. The factors are known:
+this finds errors, not forgeries. Because S is a sum, engines that hold parts of a tensor (tensor parallelism, fused
+matrices) each compute their part of it.
 """
 
 from __future__ import annotations
@@ -25,11 +27,13 @@ from ral_system.types import TensorDigest
 
 SUMS = 2
 AT_ONCE = {"cpu": 4 << 20, "cuda": 32 << 20}
-"""Bytes that are read together, as many as keep the device busy; on a GPU with twice as many for their products."""
+"""Bytes that are read together, as many as keep the device busy; for products a GPU needs up to three times as many."""
 _WORD = 4
 """Bytes of an x. What is missing at the end of a row counts as zeros."""
 _BLOCK = 512
 """Words that have one e: their b, for both sums, fit in a processor's nearest cache."""
+_COLUMNS = 512 * _BLOCK
+"""Words of a row whose factors torch computes at once."""
 _BITS = 64
 
 
@@ -122,7 +126,7 @@ def sums(part: Tensor, region: Region, first: int = 0) -> Tensor:
     """The share of `part` in both sums of the tensor that it is this region of: two int64 on the part's device.
 
     The part may be some of the region's rows, from the one with the index `first` on. Raises WeightSyncError for a
-    region whose rows are not parts of the tensor's rows.
+    region whose rows are not parts of the tensor's rows, ValueError for a part of another shape.
     """
     total = torch.zeros(SUMS, dtype=torch.int64, device=part.device)
     if not part.numel():
@@ -130,6 +134,8 @@ def sums(part: Tensor, region: Region, first: int = 0) -> Tensor:
     part = part.detach()
     reader = _reader(region, part.element_size(), part.device)
     part = part if reader.by_rows else part[None]
+    if part.shape[1:] != reader.sizes or first + part.shape[0] > reader.rows:
+        raise ValueError(f"{list(part.shape)} from row {first} on is no part of {region}")
     step = max(1, AT_ONCE[part.device.type] // (_WORD * reader.words))
     for start in range(0, part.shape[0], step):
         reader.add(part[start : start + step], first + start, total)
@@ -137,16 +143,13 @@ def sums(part: Tensor, region: Region, first: int = 0) -> Tensor:
 
 
 class _Reader:
-    """Reads rows of a region, and knows their factors.
-
-    before: Elements of the first word that are before the region's.
-    room: Elements that its words hold.
-    """
+    """Reads rows of a region, `rows` of this shape (`sizes`) and of so many `words`, and knows their factors."""
 
     def __init__(self, region: Region, width: int, device: torch.device) -> None:
         self.by_rows = region.by_rows
         first = region.offset % region.row_length
         sizes, strides = (each[1:] if self.by_rows else each for each in (region.sizes, region.strides))
+        self.sizes, self.rows = sizes, len(region.rows)
         stop = 1 + first + sum((size - 1) * stride for size, stride in zip(sizes, strides, strict=True))
         if stop > region.row_length:
             raise WeightSyncError(
@@ -155,7 +158,8 @@ class _Reader:
             )
         self._first, end = first * width // _WORD, -(-stop * width // _WORD)
         self.words = end - self._first
-        self._room, self._before = self.words * _WORD // width, first - self._first * _WORD // width
+        self._room = self.words * _WORD // width  # elements
+        self._before = first - self._first * _WORD // width  # of these, before the region's first one
         self._strides = (self._room, *strides)
         self._filled = math.prod(sizes) == self._room and torch.empty(sizes, device="meta").stride() == strides
         rows = region.rows
@@ -172,7 +176,7 @@ class _Reader:
         if not self._filled or rows.storage_offset() * rows.element_size() % _WORD:
             rows = part.new_zeros(part.shape[0], self._room)
             rows.as_strided(part.shape, self._strides, self._before).copy_(part)
-        return rows.contiguous().view(torch.int32)
+        return rows.contiguous().view(-1).view(torch.int32).view(len(rows), -1)
 
 
 _reader = cache(_Reader)
@@ -182,7 +186,7 @@ AddRows = Callable[[Tensor, int, int, Tensor], None]
 
 def on_cpu(a_2R: Tensor, b_2N: Tensor, e_2K: Tensor) -> AddRows:
     """Add in a compiled loop."""
-    from ral_system.weights.cpu_sums import add_weighted_sums  # its compiler takes half a second to import
+    from ral_system.weights.cpu_sums import add_weighted_sums  # importing its compiler takes 0.3 s
 
     factors = [tensor.numpy() for tensor in (a_2R, e_2K, b_2N)]
 
@@ -196,11 +200,13 @@ def with_torch(a_2R: Tensor, b_2N: Tensor, e_2K: Tensor) -> AddRows:
     """Add by torch's operations, on any device."""
 
     def add(words_RC: Tensor, word: int, row: int, sums_2: Tensor) -> None:
-        rows, words = words_RC.shape
-        columns = torch.arange(word, word + words, device=words_RC.device)
-        for i in range(SUMS):
-            factors_C = e_2K[i, columns // _BLOCK] * b_2N[i, columns % _BLOCK]
-            sums_2[i] += ((words_RC * factors_C).sum(1) * a_2R[i, row : row + rows]).sum()
+        for near_RC in words_RC.split(_COLUMNS, 1):
+            rows, words = near_RC.shape
+            columns = torch.arange(word, word + words, device=near_RC.device)
+            for i in range(SUMS):
+                factors_C = e_2K[i, columns // _BLOCK] * b_2N[i, columns % _BLOCK]
+                sums_2[i] += ((near_RC * factors_C).sum(1) * a_2R[i, row : row + rows]).sum()
+            word += words
 
     return add
 

@@ -61,6 +61,8 @@ class SharedLine:
     def finish(self) -> None:
         """Wait until the receivers are done with the last bucket, then give the memory back."""
         self._wait_for_receivers(self._given)
+        for receiver in self._receivers:
+            self._store.delete_key(f"receiver/{receiver}")  # the store lasts for the run
         self._memory = self._memory.new_empty(0)
         self.close()
 

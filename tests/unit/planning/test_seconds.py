@@ -146,7 +146,7 @@ def test_a_publication_is_bound_by_memory_links_or_the_host(one_layer: Path) -> 
     assert own.trained < own.all  # vision is frozen, and travels once
     slow = replace(gpu(config.plan), bytes_per_s=1e9, link_bytes_per_s=1e30)
     phase = Clock(config, outline, slow).publish()
-    assert phase.seconds == pytest.approx(own.trained * 2 * (2 * 9 + 4) / 1e9)
+    assert phase.seconds == pytest.approx(own.trained * 2 * (2 * 10 + 4) / 1e9)
     slow = replace(gpu(config.plan), bytes_per_s=1e30, link_bytes_per_s=1e9)
     gathering_s = 0.75 * own.trained * 2 / 1e9  # ZeRO 3
     assert Clock(config, outline, slow).publish().seconds == pytest.approx(own.trained * 2 / 1e9 + gathering_s)

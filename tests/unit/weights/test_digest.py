@@ -106,23 +106,38 @@ def test_is_of_values_not_of_where_in_memory_they_are(offset: int) -> None:
     assert digest(memory[offset : offset + 24].view(4, 6)) == digest(values.view(4, 6))
 
 
-def test_a_folder_that_cannot_be_written_is_no_obstacle(tmp_path: Path) -> None:
+@pytest.mark.parametrize("stride", [(1, 7), (7, 1)])
+def test_one_column_of_wide_elements(stride: tuple[int, int]) -> None:
+    column = torch.arange(50.0, dtype=torch.float64).as_strided((5, 1), stride)
+    assert digest(column) == digest(column.clone(memory_format=torch.contiguous_format))
+
+
+@pytest.mark.parametrize("shape, first", [((3, 4), 0), ((2, 4), 1), ((2, 8), 0), ((2, 1), 0), ((2, 2, 2), 0)])
+def test_a_part_of_another_shape_is_an_error(shape: tuple[int, ...], first: int) -> None:
+    with pytest.raises(ValueError, match=f"from row {first} on is no part of"):
+        sums(torch.zeros(shape), Region.whole((2, 4)), first)
+
+
+@pytest.mark.parametrize("damage", ["sealed", "nbi", "nbc"])
+def test_a_folder_of_compiled_code_that_cannot_be_used_is_no_obstacle(tmp_path: Path, damage: str) -> None:
     """Compiled code is kept beside the source or in the user's folder, if one can be written."""
-    source = Path(cpu_sums.__file__).read_text(encoding="utf-8")
-    folder = tmp_path / "sealed"
-    folder.mkdir()
-    (folder / "cpu_sums.py").write_text(source, encoding="utf-8")
-    (folder / "__pycache__").write_text("not a folder", encoding="utf-8")
-    found = subprocess.run(
-        [sys.executable, "-c", "import cpu_sums; print(type(cpu_sums.add_weighted_sums._cache).__name__)"],
-        cwd=folder,
-        env={"PATH": os.environ["PATH"], "HOME": str(folder / "cpu_sums.py"), "PYTHONDONTWRITEBYTECODE": "1"},
-        capture_output=True,
-        text=True,
-        check=True,
-        timeout=60,
-    )
-    assert found.stdout.strip() == "NullCache"
+    (tmp_path / "cpu_sums.py").write_text(Path(cpu_sums.__file__).read_text(encoding="utf-8"), encoding="utf-8")
+    own = {"PATH": os.environ["PATH"], "HOME": str(tmp_path / "cpu_sums.py"), "PYTHONDONTWRITEBYTECODE": "1"}
+
+    def kept() -> str:
+        command = [sys.executable, "-c", "import cpu_sums; print(type(cpu_sums.add_weighted_sums._cache).__name__)"]
+        return subprocess.run(
+            command, cwd=tmp_path, env=own, stdout=subprocess.PIPE, text=True, check=True, timeout=60
+        ).stdout.strip()
+
+    cache = tmp_path / "__pycache__"
+    if damage == "sealed":
+        cache.write_text("not a folder", encoding="utf-8")
+    else:
+        assert kept() == "FunctionCache"
+        for file in cache.glob(f"*.{damage}"):
+            file.write_bytes(b"")
+    assert kept() == "NullCache"
 
 
 @settings(max_examples=150, deadline=None)

@@ -249,6 +249,16 @@ def test_shared_memory_is_gone_with_its_transfer(tmp_path: Path) -> None:
     assert open_files() <= before
 
 
+@pytest.mark.parametrize("kind", STREAMED)
+def test_the_store_of_a_run_does_not_grow(kind: type[Streamed[Any]], tmp_path: Path) -> None:
+    run, state, keys = Run(kind, tmp_path), Model().state_dict(), []
+    for version in range(4):
+        offer = run.learner.offer(manifest_of(version, state), tuple(state), stream(state))
+        run.exchange(offer, stream(state), [Model(), Model()])
+        keys.append((offer.meeting.port, run.learner._store.num_keys()))
+    assert len(set(keys)) == 1
+
+
 def test_an_engine_has_dropped_the_memory_when_the_sender_may_give_it_back(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
