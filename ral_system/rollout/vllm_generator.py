@@ -27,6 +27,7 @@ from ral_system.errors import RalError, WeightSyncError
 from ral_system.media.store import MediaStore
 from ral_system.models.loading import load_family
 from ral_system.rollout.gates import check_completion, check_media_tokens, check_prompt_ids, check_prompt_length
+from ral_system.rollout.module_scan import llvmlite_hidden
 from ral_system.rollout.rank_failures import rank_failures
 from ral_system.rollout.seeds import completion_seed
 from ral_system.rollout.servable import check_servable
@@ -86,7 +87,7 @@ class VllmEngine:
         caches_prefixes = False if on_cpu and self._family.linear_layers else None
         cache_bytes = int(config.memory_gib * 2**30) if on_cpu and config.memory_gib is not None else None
         arguments = self._family.engine_arguments()
-        with rank_failures():
+        with rank_failures(), llvmlite_hidden():
             self._llm = LLM(
                 model=str(model_folder),
                 dtype=config.dtype,
