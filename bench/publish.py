@@ -38,7 +38,7 @@ from ral_system.types import UNREAD, TensorDigest
 from ral_system.weights.transfer.opening import choose_transfer
 from ral_system.weights.transfer.transfer import Setting
 
-TIMES = 7
+TIMES = 9
 """Publications by each transfer: the first connects; later ones are timed, or their memory is watched, in turn."""
 GOALS = {"messages, MB": 1.0, "growth / largest tensor": 2.0, "seconds / one copy": 3.0}
 """Most that a publication from device to device may take."""
@@ -263,7 +263,6 @@ def measure(ours: Ranks, theirs: Side) -> dict[str, Any]:
         "bytes": sum(4 * math.prod(shape) for shape in shapes),
         "largest_tensor": largest,
         "first": {"alike": alike, "of": len(manifest.tensors), "engine_reads_s": read_s},
-        "copy_s": [],
         "transfers": {name: [] for name in WEIGHT_TRANSFERS.names},
     }
     for name in WEIGHT_TRANSFERS.names:
@@ -271,11 +270,11 @@ def measure(ours: Ranks, theirs: Side) -> dict[str, Any]:
         theirs.ask("choose", name)
         ours.ask("choose", name)
         for version in range(1, TIMES + 1):
-            found["copy_s"].append(ours.ask("copied", shapes))
+            copy_s = ours.ask("copied", shapes)
             ours.ask("changed")
             for side in (*ours.sides, theirs):
                 side.watched = version % 2 == 1
-            found["transfers"][name].append(publication(ours, theirs, name, version, names))
+            found["transfers"][name].append({"copy_s": copy_s} | publication(ours, theirs, name, version, names))
             for side in (*ours.sides, theirs):
                 side.watched = False
     return found
@@ -312,14 +311,13 @@ def publication(ours: Ranks, theirs: Side, transfer: str, version: int, names: t
 
 def judge(found: dict[str, Any]) -> list[dict[str, Any]]:
     """Compare the publications from device to device with the goals."""
-    copy = statistics.median(found["copy_s"])
     verdicts = []
     for name in ("broadcast", "shared_memory"):
-        seconds, message_bytes, *grown = summary(found["transfers"][name])
+        _, copies, message_bytes, *grown = summary(found["transfers"][name])
         values = {
             "messages, MB": message_bytes / 1e6,
             "growth / largest tensor": max(grown) / found["largest_tensor"],
-            "seconds / one copy": seconds / copy,
+            "seconds / one copy": copies,
         }
         for goal, limit in GOALS.items():
             verdicts.append(
@@ -333,11 +331,16 @@ def judge(found: dict[str, Any]) -> list[dict[str, Any]]:
     return verdicts
 
 
-def summary(runs: list[dict[str, Any]]) -> tuple[float, int, int, int]:
-    """Median seconds and most bytes of messages without the first run, and the largest growth of learner and engine."""
+def summary(runs: list[dict[str, Any]]) -> tuple[float, float, int, int, int]:
+    """Median seconds, also in copies taken in turn with them, most bytes of messages, growth of learner and engine.
+
+    The first run is left out, but not of growth.
+    """
     timed, watched = ([run for run in runs if run["watched"] == which] for which in (False, True))
+    seconds = statistics.median(run["seconds"] for run in timed)
     return (
-        statistics.median(run["seconds"] for run in timed),
+        seconds,
+        seconds / statistics.median(run["copy_s"] for run in runs),
         max(run["message_bytes"] for run in runs[1:]),
         max(run["learner_grew"] for run in watched),
         max(run["engine_grew"] for run in watched),
@@ -346,17 +349,18 @@ def summary(runs: list[dict[str, Any]]) -> tuple[float, int, int, int]:
 
 def table(found: dict[str, Any]) -> str:
     """The medians, in Markdown."""
-    copy = statistics.median(found["copy_s"])
+    copies_s = sorted(run["copy_s"] for runs in found["transfers"].values() for run in runs)
     lines = [
-        f"{found['bytes'] / 1e9:.2f} GB of weights, the largest tensor {found['largest_tensor'] / 2**20:.0f} MiB; "
-        f"one copy takes {copy:.2f} s, the engine's checksums of all of them {found['first']['engine_reads_s']:.2f} s",
+        f"{found['bytes'] / 1e9:.2f} GB of weights, the largest tensor {found['largest_tensor'] / 2**20:.0f} MiB; one "
+        f"copy takes {statistics.median(copies_s):.2f} s ({copies_s[0]:.2f} to {copies_s[-1]:.2f}), the engine's "
+        f"checksums of all of them {found['first']['engine_reads_s']:.2f} s",
         "",
         "| transfer | s | in copies | messages, MB | learner grew, MiB | engine grew, MiB |",
         "|---|---|---|---|---|---|",
     ]
     for name, runs in found["transfers"].items():
-        seconds, message_bytes, *grown = summary(runs)
-        cells = [f"{seconds:.2f}", f"{seconds / copy:.1f}", f"{message_bytes / 1e6:.2f}"]
+        seconds, copies, message_bytes, *grown = summary(runs)
+        cells = [f"{seconds:.2f}", f"{copies:.1f}", f"{message_bytes / 1e6:.2f}"]
         cells += [f"{size / 2**20:.0f}" for size in grown]
         lines.append(f"| {name} | {' | '.join(cells)} |")
     return "\n".join(lines)

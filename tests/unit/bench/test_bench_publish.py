@@ -11,6 +11,7 @@ MIB = 2**20
 
 def run(watched: bool, seconds: float, messages: int, learner: int, engine: int) -> dict[str, Any]:
     return {
+        "copy_s": 0.2 if watched and seconds == 100.0 else 0.1,  # one of the others: the median does not change
         "watched": watched,
         "seconds": seconds,
         "message_bytes": messages,
@@ -28,7 +29,6 @@ def test_seconds_are_those_of_later_publications_and_memory_that_of_the_worst() 
         "bytes": 10**9,
         "largest_tensor": 128 * MIB,
         "first": {"alike": 3, "of": 3, "engine_reads_s": 0.2},
-        "copy_s": [0.1, 0.1, 0.2],
         "transfers": {"broadcast": good, "shared_memory": bad, "files": bad},
     }
     verdicts = judge(found)
