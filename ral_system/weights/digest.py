@@ -135,7 +135,7 @@ def sums(part: Tensor, region: Region, first: int = 0) -> Tensor:
     reader = _reader(region, part.element_size(), part.device)
     part = part if reader.by_rows else part[None]
     if part.shape[1:] != reader.sizes or first + part.shape[0] > reader.rows:
-        raise ValueError(f"{list(part.shape)} from row {first} on is no part of {region}")
+        raise ValueError(f"{list(part.shape)} from row {first} on is not a part of {region}")
     step = max(1, AT_ONCE[part.device.type] // (_WORD * reader.words))
     for start in range(0, part.shape[0], step):
         reader.add(part[start : start + step], first + start, total)

@@ -114,7 +114,7 @@ def test_one_column_of_wide_elements(stride: tuple[int, int]) -> None:
 
 @pytest.mark.parametrize("shape, first", [((3, 4), 0), ((2, 4), 1), ((2, 8), 0), ((2, 1), 0), ((2, 2, 2), 0)])
 def test_a_part_of_another_shape_is_an_error(shape: tuple[int, ...], first: int) -> None:
-    with pytest.raises(ValueError, match=f"from row {first} on is no part of"):
+    with pytest.raises(ValueError, match=f"from row {first} on is not a part of"):
         sums(torch.zeros(shape), Region.whole((2, 4)), first)
 
 
