@@ -143,7 +143,10 @@ def sums(part: Tensor, region: Region, first: int = 0) -> Tensor:
 
 
 class _Reader:
-    """Reads rows of a region, `rows` of this shape (`sizes`) and of so many `words`, and knows their factors."""
+    """Reads the rows of a region as 32-bit numbers, and multiplies them by their factors.
+
+    `rows` says how many there are, `sizes` the shape of each, and `words` how many numbers it is read as.
+    """
 
     def __init__(self, region: Region, width: int, device: torch.device) -> None:
         self.by_rows = region.by_rows

@@ -87,7 +87,7 @@ class Streamed(Generic[LineT]):
 
     keeps_offers = False
     lines_last = True
-    """A line serves one version after another, since connecting takes long. The store lasts in any case."""
+    """A line serves one version after another, since connecting takes long. The store lasts until one fails."""
 
     def __init__(self, setting: Setting) -> None:
         self._setting = setting
