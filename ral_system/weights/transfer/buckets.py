@@ -26,13 +26,14 @@ class Slot:
     name: str
     shape: tuple[int, ...]
     dtype: torch.dtype
+    size: int
     start: int
     first: int = 0
 
     @property
     def end(self) -> int:
         """Where its bytes end."""
-        return self.start + math.prod(self.shape) * self.dtype.itemsize
+        return self.start + self.size
 
     def view(self, buffer: Tensor) -> Tensor:
         """The tensor in a buffer of bytes."""
@@ -110,7 +111,8 @@ def _slots(name: str, shape: tuple[int, ...], dtype_name: str, at_most: int) -> 
     """Yield the pieces of a tensor, each as if at the start of a buffer."""
     dtype: torch.dtype = getattr(torch, dtype_name)
     for first, count in divided(shape, row_bytes(shape, dtype), at_most):
-        yield Slot(name, (count, *shape[1:]) if len(shape) > 1 else shape, dtype, 0, first)
+        own = (count, *shape[1:]) if len(shape) > 1 else shape
+        yield Slot(name, own, dtype, math.prod(own) * dtype.itemsize, 0, first)
 
 
 def row_bytes(shape: Sequence[int], dtype: torch.dtype) -> int:

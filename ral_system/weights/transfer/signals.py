@@ -30,6 +30,8 @@ class Signals:
         else:
             self.address = address
             self._in, self._out = self._open(address[0], os.O_RDONLY), self._open(address[1], os.O_WRONLY)
+        self._waiting = select.poll()
+        self._waiting.register(self._in, select.POLLIN)
 
     def give(self) -> None:
         """Send a signal. Raises RuntimeError if the other process has ended after its first signal."""
@@ -43,9 +45,7 @@ class Signals:
 
         Raises RuntimeError if none comes in time, and at once if the other process ends after its first signal.
         """
-        waiting = select.poll()
-        waiting.register(self._in, select.POLLIN)
-        if not waiting.poll(1000 * timeout_s):
+        if not self._waiting.poll(1000 * timeout_s):
             raise RuntimeError(f"no signal from the other process within {timeout_s:g} s")
         if not os.read(self._in, 1):
             raise RuntimeError(_ENDED)
