@@ -1,5 +1,7 @@
 """`constraints-gpu.txt`, resolved by uv against the package index: metadata only, no wheel is downloaded.
 
+Not by `pip install --dry-run`: for another Python than its own it accepts wheels alone, and DeepSpeed has none.
+
 If no index answers, the tests are skipped, but where the environment variable CI is set, as CI services do, they fail:
 pins that nobody has resolved must not look as if they had been.
 """
