@@ -92,7 +92,7 @@ def _sum(weight: Tensor, *adapter: Tensor, scale: float) -> Tensor:
     if not adapter:
         return weight
     a, b = adapter
-    return weight.float().addmm(b.float(), a.float(), alpha=scale).to(weight.dtype)
+    return weight.to(torch.float32, copy=True).addmm_(b.float(), a.float(), alpha=scale).to(weight.dtype)
 
 
 def _adapted(policy: PolicyModel, lora: LoraConfig) -> list[str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
+import torch
 from torch import nn
 
 from ral_system.attention.read import AttentionRead, response_at_all_layers
@@ -157,6 +158,12 @@ def publication(policy: OutlinedPolicy, kind: str) -> int:
     return memory_of(tensors, BUCKET_BYTES) + 3 * AT_ONCE[kind]
 
 
+def merging(model: nn.Module) -> int:
+    """Return the bytes in which the largest matrix with an adapter is merged: in float32, and then in its own dtype."""
+    matrices = (p for name, p in model.named_parameters() if ".base_layer.weight" in name)
+    return max((p.numel() * (4 + (p.dtype != torch.float32) * p.element_size()) for p in matrices), default=0)
+
+
 MOVED = ("weights", "gradients", "optimiser", "average")
 """Device memory that a role moves to the host when it leaves a device to others."""
 
@@ -244,7 +251,7 @@ def learner_role(config: TrainConfig, policy: OutlinedPolicy, plan: TrainPlan, k
     staleness = config.algorithm.max_staleness
     size = weights.published * weights.bytes_each
     versions = 1 if config.rollout.weight_transfer == "files" else 1 + staleness
-    phases["publish"] = publication(policy, kind)
+    phases["publish"] = publication(policy, kind) + merging(policy.model)
     if staleness:
         shared = config.learner.world_size if zero_stage(config.learner) == 3 else 1
         host = host | {"past weights": (staleness + 1) * weights.trained * weights.bytes_each // shared}

@@ -132,6 +132,8 @@ def test_adapters_alone_have_gradients_and_learners_are_the_reference(one_layer:
     assert (learner.device["gradients"], learner.device["optimiser"]) == (numbers * 4 // ranks, numbers * 12 // ranks)
     assert learner.device["weights"] == whole.roles[0].device["weights"] + 2 * numbers // ranks
     assert learner.phases["reference"] <= learner.phases["score"]
+    merged = learner.phases["publish"] - whole.roles[0].phases["publish"]
+    assert merged == (4 + 2) * 3584 * 3584  # in float32 and in bfloat16
     assert adapted.roles[1].device == whole.roles[1].device
     assert adapted.checkpoint_bytes == (2 + 12) * numbers
     seconds, before = ({phase.name: phase for phase in plan.phases} for plan in (adapted, whole))
