@@ -15,8 +15,29 @@ from ral_system.models.lora import Adapters
 from ral_system.models.named_weights import named_weights
 from ral_system.training.engine import Engine
 from ral_system.types import UNREAD, TensorDigest, WeightManifest
-from ral_system.weights.digest import SUMS, Region, digest_of_sums, dtype_name, sums
+from ral_system.weights.digest import SUMS, Region, add_sums, copy_and_add_sums, digest_of_sums, dtype_name
 from ral_system.weights.transfer.transfer import Offer, Piece, Transfer, pieces
+
+
+class _Unread(Piece):
+    """A piece whose share of its tensor's checksum is added to `total` while it is copied, or by `read`."""
+
+    region: Region
+    total: Tensor
+    was_read = False
+
+    def copy_to(self, memory: Tensor) -> None:
+        if self.was_read:
+            super().copy_to(memory)
+        else:
+            copy_and_add_sums(self.total, self.tensor, memory, self.region, self.first)
+            self.was_read = True
+
+    def read(self) -> None:
+        """Read it, unless it was read when it was copied."""
+        if not self.was_read:
+            add_sums(self.total, self.tensor, self.region, self.first)
+            self.was_read = True
 
 
 class WeightSource:
@@ -63,7 +84,7 @@ class WeightSource:
     def stream(self, names: Collection[str], at_most: int | None = None) -> Iterator[Piece]:
         """The named weights in the model's order; a `WeightStream`.
 
-        Rank 0 computes the checksum of each that is UNREAD, of a piece just before it is taken.
+        Rank 0 computes the checksum of each that is UNREAD: of a piece while it is copied or, if it is not, afterwards.
         """
         parts = self._parts(named_weights(self._engine.policy.model))
         self._names, self._summed, self._sums = list(names), [], None
@@ -77,8 +98,11 @@ class WeightSource:
             region = Region.whole(whole.shape)
             for piece in pieces(name, whole, at_most):
                 if sums_S is not None:
-                    sums_S += sums(piece.tensor, region, piece.first)
+                    piece = _Unread(*piece)
+                    piece.region, piece.total = region, sums_S
                 yield piece
+                if isinstance(piece, _Unread):
+                    piece.read()
             del weight, whole, piece  # before ranks gather the next one
 
     def offer(self, manifest: WeightManifest, names: Sequence[str]) -> tuple[Mapping[str, TensorDigest], Offer | None]:

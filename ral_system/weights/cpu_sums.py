@@ -8,11 +8,25 @@ from typing import Any
 import numba
 import numpy as np
 
-SIGNATURE = "void(int32[:, ::1], int64, int64, int64[:, ::1], int64[:, ::1], int64[:, ::1], int64[::1])"
+_WORDS, _FACTORS = "int32[:, ::1]", "int64[:, ::1]"
+SIGNATURE = f"void({_WORDS}, {_WORDS}, {_WORDS}, int64, int64, {_FACTORS}, {_FACTORS}, {_FACTORS}, int64[::1])"
 
 
-def weighted_sums(words_RC: Any, word: int, row: int, a_2R: Any, e_2K: Any, b_2N: Any, sums_2: Any) -> None:
+def weighted_sums(
+    words_RC: Any,
+    source_RC: Any,
+    target_RC: Any,
+    word: int,
+    row: int,
+    a_2R: Any,
+    e_2K: Any,
+    b_2N: Any,
+    sums_2: Any,
+) -> None:
     """Add Σ_r a_r · Σ_k e_k · Σ_n b_n · x_rkn to both sums, modulo 2^64.
+
+    If the target has rows, the source is copied to it block by block, and each block of the words, which are the source
+    or the target, is added just after it was copied. The three must have one shape then: the loop does not check it.
 
     Rows and columns are counted from `row` and `word` on. The factors of a block, of N words, stay in the processor's
     nearest cache, so memory is read once and in order. Processors multiply several pairs of 32-bit numbers at once; the
@@ -23,6 +37,10 @@ def weighted_sums(words_RC: Any, word: int, row: int, a_2R: Any, e_2K: Any, b_2N
         row_0, row_1 = np.int64(0), np.int64(0)
         for k in range(word // size, (stop - 1) // size + 1):
             start, end = max(word, k * size), min(stop, (k + 1) * size)
+            if len(target_RC):
+                source, target = source_RC[r, start - word : end - word], target_RC[r, start - word : end - word]
+                for n in range(len(source)):
+                    target[n] = source[n]
             words = words_RC[r, start - word : end - word]
             b_0, b_1 = b_2N[0, start - k * size :], b_2N[1, start - k * size :]
             block_0, block_1 = np.int64(0), np.int64(0)

@@ -78,15 +78,16 @@ class Region:
         count, apart = (self.sizes[0], max(1, self.strides[0] // self.row_length)) if self.by_rows else (1, 1)
         return range(first, first + count * apart, apart)
 
-    def within(self, first: int, piece: Sequence[int]) -> tuple[slice, Region] | None:
+    @cache  # noqa: B019 (the same pieces come with each version)
+    def within(self, first: int, piece: tuple[int, ...]) -> tuple[slice, Region] | None:
         """Find this region's rows in a piece of the tensor: their indices, and where they are as a region of the piece.
 
         The piece has this shape and begins at the tensor's row `first`. None if it holds nothing of the region, or
         comes from a tensor of another shape.
         """
-        if tuple(piece) == self.shape:
+        if piece == self.shape:
             return slice(0, len(self.rows)), self
-        if len(piece) != len(self.shape) or tuple(piece[1:]) != self.shape[1:]:
+        if len(piece) != len(self.shape) or piece[1:] != self.shape[1:]:
             return None
         own = self.rows
         start, stop = (max(0, -(-(row - own.start) // own.step)) for row in (first, first + piece[0]))
@@ -95,7 +96,7 @@ class Region:
             return None
         sizes = (stop - start, *self.sizes[1:]) if self.by_rows else self.sizes
         offset = self.offset + (start * own.step - first) * self.row_length
-        return slice(start, stop), Region(tuple(piece), offset, sizes, self.strides)
+        return slice(start, stop), Region(piece, offset, sizes, self.strides)
 
     def view(self, whole: Tensor) -> Tensor:
         """The region of a contiguous tensor of `shape`."""
@@ -122,37 +123,53 @@ def as_numbers(sums_S: Tensor) -> tuple[int, ...]:
     return tuple(sums_S.tolist())
 
 
-def sums(part: Tensor, region: Region, first: int = 0) -> Tensor:
-    """The share of `part` in both sums of the tensor that it is this region of: two int64 on the part's device.
+def sums(part: Tensor, region: Region) -> Tensor:
+    """The share of a region in both sums of its tensor: two int64 on the device of `part`, which is the region."""
+    total = torch.zeros(SUMS, dtype=torch.int64, device=part.device)
+    add_sums(total, part.detach(), region)
+    return total
+
+
+def add_sums(sums_2: Tensor, part: Tensor, region: Region, first: int = 0) -> None:
+    """Add the share of `part` in both sums of the tensor that it is this region of.
 
     The part may be some of the region's rows, from the one with the index `first` on. Raises WeightSyncError for a
     region whose rows are not parts of the tensor's rows, ValueError for a part of another shape.
     """
-    total = torch.zeros(SUMS, dtype=torch.int64, device=part.device)
     if not part.numel():
-        return total
-    part = part.detach()
+        return
     reader = _reader(region, part.element_size(), part.device)
-    part = part if reader.by_rows else part[None]
-    if part.shape[1:] != reader.sizes or first + part.shape[0] > reader.rows:
-        raise ValueError(f"{list(part.shape)} from row {first} on is not a part of {region}")
+    rows = reader.rows_of(part, first)
     step = max(1, AT_ONCE[part.device.type] // (_WORD * reader.words))
-    for start in range(0, part.shape[0], step):
-        reader.add(part[start : start + step], first + start, total)
-    return total
+    for start in range(0, len(rows), step):
+        reader.add(rows[start : start + step], first + start, sums_2)
+
+
+def copy_and_add_sums(
+    sums_2: Tensor, part: Tensor, place: Tensor, region: Region, first: int = 0, *, of_place: bool = False
+) -> None:
+    """Copy `part` to `place` and add its share, as `add_sums` does; with `of_place`, the share of what is then there.
+
+    On a CPU one loop does both, if dtypes are equal and rows contiguous: each block is read while it is in the
+    processor's cache. Otherwise, `place` is read in the part's dtype. Raises ValueError if shapes differ.
+    """
+    if part.shape != place.shape:
+        raise ValueError(f"{list(part.shape)} cannot be copied to {list(place.shape)}")
+    if part.dtype == place.dtype and part.numel() and part.device.type == place.device.type == "cpu":
+        reader = _reader(region, part.element_size(), part.device)
+        if reader.copy(part, place, first, sums_2, of_place=of_place):
+            return
+    place.copy_(part)
+    add_sums(sums_2, place.to(part.dtype) if of_place else part, region, first)
 
 
 class _Reader:
-    """Reads the rows of a region as 32-bit numbers, and multiplies them by their factors.
-
-    `rows` says how many there are, `sizes` the shape of each, and `words` how many numbers it is read as.
-    """
+    """Reads the rows of a region as 32-bit numbers, `words` of them per row, and multiplies them by their factors."""
 
     def __init__(self, region: Region, width: int, device: torch.device) -> None:
-        self.by_rows = region.by_rows
+        self._region, self.by_rows = region, region.by_rows
         first = region.offset % region.row_length
         sizes, strides = (each[1:] if self.by_rows else each for each in (region.sizes, region.strides))
-        self.sizes, self.rows = sizes, len(region.rows)
         stop = 1 + first + sum((size - 1) * stride for size, stride in zip(sizes, strides, strict=True))
         if stop > region.row_length:
             raise WeightSyncError(
@@ -163,38 +180,70 @@ class _Reader:
         self.words = end - self._first
         self._room = self.words * _WORD // width  # elements
         self._before = first - self._first * _WORD // width  # of these, before the region's first one
-        self._strides = (self._room, *strides)
+        self._sizes, self._strides = sizes, (self._room, *strides)
         self._filled = math.prod(sizes) == self._room and torch.empty(sizes, device="meta").stride() == strides
-        rows = region.rows
+        rows = self._rows = region.rows
         a_2R = _odd(0, _power_of_two(rows.stop), device)[:, rows.start : rows.stop : rows.step].contiguous()
         self._add = ADD[device.type](a_2R, _of_words(device), _odd(4, _power_of_two(-(-end // _BLOCK)), device))
 
-    def add(self, part: Tensor, first: int, sums_2: Tensor) -> None:
-        """Add the share of a part, which begins at the region's row with the index `first`, to both sums."""
-        self._add(self._read(part), self._first, first, sums_2)
+    def rows_of(self, part: Tensor, first: int) -> Tensor:
+        """View a part as rows of the region. Raises ValueError if it is not the ones from the index `first` on."""
+        rows = part if self.by_rows else part[None]
+        if rows.shape[1:] != self._sizes or not 0 <= first <= len(self._rows) - rows.shape[0]:
+            raise ValueError(f"{list(part.shape)} from row {first} on is not a part of {self._region}")
+        return rows
 
-    def _read(self, part: Tensor) -> Tensor:
-        """Rows as 32-bit numbers, [rows, words], with zeros for elements that the region does not have."""
-        rows = part.reshape(part.shape[0], -1)
-        if not self._filled or rows.storage_offset() * rows.element_size() % _WORD:
-            rows = part.new_zeros(part.shape[0], self._room)
-            rows.as_strided(part.shape, self._strides, self._before).copy_(part)
-        return rows.contiguous().view(-1).view(torch.int32).view(len(rows), -1)
+    def add(self, rows: Tensor, first: int, sums_2: Tensor) -> None:
+        """Add the share of rows, from the region's with the index `first` on, to both sums."""
+        words_RC = self._in_place(rows.contiguous())
+        if words_RC is None:
+            filled = rows.new_zeros(rows.shape[0], self._room)
+            filled.as_strided(rows.shape, self._strides, self._before).copy_(rows)
+            words_RC = _as_words(filled)
+        self._add(words_RC, self._first, first, sums_2)
+
+    def copy(self, part: Tensor, place: Tensor, first: int, sums_2: Tensor, *, of_place: bool) -> bool:
+        """Do `copy_and_add_sums` in one loop if both can be read in place; return whether they can."""
+        part_RC, place_RC = (self._in_place(self.rows_of(each, first)) for each in (part, place))
+        if part_RC is None or place_RC is None:
+            return False
+        self._add(place_RC if of_place else part_RC, self._first, first, sums_2, part_RC, place_RC)
+        return True
+
+    def _in_place(self, rows: Tensor) -> Tensor | None:
+        """View rows as 32-bit numbers, [rows, words].
+
+        None if that takes a copy: rows are not contiguous or begin inside a word, or words hold other rows' elements.
+        """
+        if not self._filled or rows.storage_offset() * rows.element_size() % _WORD or not rows.is_contiguous():
+            return None
+        return _as_words(rows)
+
+
+def _as_words(rows: Tensor) -> Tensor:
+    return rows.view(-1).view(torch.int32).view(len(rows), -1)
 
 
 _reader = cache(_Reader)
-AddRows = Callable[[Tensor, int, int, Tensor], None]
-"""Adds to both sums: called with words of some rows, the index of the first word and of the first row, and the sums."""
+AddRows = Callable[..., None]
+"""Adds to both sums: called with words of some rows, the index of the first word and of the first row, and the sums.
+
+On a CPU it can be called with two more arguments: words that are copied on the way, and the words that they replace.
+"""
 
 
 def on_cpu(a_2R: Tensor, b_2N: Tensor, e_2K: Tensor) -> AddRows:
     """Add in a compiled loop."""
-    from ral_system.weights.cpu_sums import add_weighted_sums  # importing its compiler takes 0.3 s
+    from ral_system.weights import cpu_sums  # importing its compiler takes 0.3 s
 
     factors = [tensor.numpy() for tensor in (a_2R, e_2K, b_2N)]
+    nothing = torch.empty((0, 0), dtype=torch.int32)
 
-    def add(words_RC: Tensor, word: int, row: int, sums_2: Tensor) -> None:
-        add_weighted_sums(words_RC.numpy(), word, row, *factors, sums_2.numpy())
+    def add(
+        words_RC: Tensor, word: int, row: int, sums_2: Tensor, source_RC: Tensor = nothing, target_RC: Tensor = nothing
+    ) -> None:
+        words = [tensor.numpy() for tensor in (words_RC, source_RC, target_RC)]
+        cpu_sums.add_weighted_sums(*words, word, row, *factors, sums_2.numpy())
 
     return add
 

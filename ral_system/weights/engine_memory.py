@@ -18,7 +18,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from ral_system.errors import WeightSyncError
 from ral_system.types import EngineNames, TensorDigest, WeightManifest
-from ral_system.weights.digest import SUMS, Region, as_numbers, digest_of_sums, sums
+from ral_system.weights.digest import SUMS, Region, add_sums, as_numbers, copy_and_add_sums, digest_of_sums, sums
 from ral_system.weights.transfer.transfer import Piece
 
 Sums = tuple[int, ...]
@@ -51,8 +51,12 @@ class _Loaded:
     def add(self, rows: slice, region: Region, piece: Tensor, dtype: torch.dtype) -> None:
         """Copy this region of a piece to these rows of the place, and read them back in the published dtype."""
         own = self.place.memory[rows] if self.place.region.by_rows else self.place.memory
-        own.copy_(region.view(piece.contiguous()))
-        self.sums_S += sums(own.to(dtype), self.place.region, rows.start)
+        part = region.view(piece.contiguous())
+        if part.dtype == dtype:
+            copy_and_add_sums(self.sums_S, part, own, self.place.region, rows.start, of_place=True)
+        else:
+            own.copy_(part)
+            add_sums(self.sums_S, own.to(dtype), self.place.region, rows.start)
         self._rows += rows.stop - rows.start
 
 
@@ -110,7 +114,8 @@ class EngineMemory:
             for name, tensor, first in pieces:
                 for index, place in enumerate(self._places_of(name, published)):
                     if (part := place.region.within(first, tensor.shape)) is not None:
-                        found.setdefault((name, index), _Loaded(place)).add(*part, tensor, _dtype(published[name]))
+                        loaded = found.get((name, index)) or found.setdefault((name, index), _Loaded(place))
+                        loaded.add(*part, tensor, _dtype(published[name]))
                 del tensor  # the sender takes its memory back when the next one is asked for
         finally:
             if isinstance(pieces, Generator):

@@ -142,16 +142,13 @@ class Streamed(Generic[LineT]):
         if not offer.names:
             return
         dealt = offer.buckets()
-        with self._to_the_end():
-            with self._failing(offer, "received"):
-                taken = self._connected(offer, sender=False).take(dealt)
+        with self._to_the_end(), self._failing(offer, "received"):
+            taken = self._connected(offer, sender=False).take(dealt)
             for bucket in dealt:
-                with self._failing(offer, "received"):
-                    buffer = next(taken)
+                buffer = next(taken)
                 yield from bucket.pieces(buffer)
                 del buffer  # the end tells the sender that its memory is no longer in use
-            with self._failing(offer, "received"):
-                assert next(taken, None) is None
+            assert next(taken, None) is None
 
     def _send(self, offer: StreamOffer, stream: Iterator[Piece]) -> None:
         dealt = offer.buckets()
@@ -164,7 +161,7 @@ class Streamed(Generic[LineT]):
             for slot in bucket.slots:
                 piece = next(stream)
                 assert (piece.name, piece.first) == (slot.name, slot.first), "weights come in the order of their names"
-                slot.view(buffer).copy_(piece.tensor)
+                piece.copy_to(slot.view(buffer))
                 del piece  # before ranks gather the next tensor
             with self._failing(offer, "sent"):
                 line.give(bucket)
@@ -232,7 +229,7 @@ class Streamed(Generic[LineT]):
             raise
         except (RuntimeError, OSError) as error:
             faulthandler.dump_traceback(file=2)  # the process's log
-            reason = str(error).strip().splitlines()[0].removesuffix(".")
+            reason = (str(error).strip() or repr(error)).splitlines()[0].removesuffix(".")
             raise WeightTransferError(
                 f"weights {offer.manifest.version} were not {done}: {reason} "
                 f"(rollout.weight_timeout_s={self._setting.timeout_s:g})"

@@ -20,6 +20,10 @@ class Piece(NamedTuple):
     first: int = 0
     """Index of its first row in the whole tensor's first dimension."""
 
+    def copy_to(self, memory: Tensor) -> None:
+        """Copy it to memory of the same shape and dtype. A learner's piece is then read for its checksum on the way."""
+        memory.copy_(self.tensor)
+
 
 def divided(shape: Sequence[int], row_bytes: int, at_most: int | None) -> Iterator[tuple[int, int]]:
     """Yield first row and number of rows of each piece of a tensor, of `at_most` bytes unless a row has more.

@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import hypothesis.strategies as st
 import pytest
@@ -16,7 +17,9 @@ from ral_system.weights import cpu_sums
 from ral_system.weights.digest import (
     SUMS,
     Region,
+    add_sums,
     as_numbers,
+    copy_and_add_sums,
     digest,
     digest_of_sums,
     on_cpu,
@@ -112,10 +115,12 @@ def test_one_column_of_wide_elements(stride: tuple[int, int]) -> None:
     assert digest(column) == digest(column.clone(memory_format=torch.contiguous_format))
 
 
-@pytest.mark.parametrize("shape, first", [((3, 4), 0), ((2, 4), 1), ((2, 8), 0), ((2, 1), 0), ((2, 2, 2), 0)])
+@pytest.mark.parametrize(
+    "shape, first", [((3, 4), 0), ((2, 4), 1), ((1, 4), -1), ((2, 8), 0), ((2, 1), 0), ((2, 2, 2), 0)]
+)
 def test_a_part_of_another_shape_is_an_error(shape: tuple[int, ...], first: int) -> None:
     with pytest.raises(ValueError, match=f"from row {first} on is not a part of"):
-        sums(torch.zeros(shape), Region.whole((2, 4)), first)
+        add_sums(torch.zeros(SUMS, dtype=torch.int64), torch.zeros(shape), Region.whole((2, 4)), first)
 
 
 @pytest.mark.parametrize("damage", ["sealed", "nbi", "nbc"])
@@ -231,7 +236,44 @@ def test_pieces_of_a_region_add_up_to_it(part: str) -> None:
         if (found := region.within(first, (count, 3, 4))) is not None:
             rows, of_piece = found
             own = copy[rows] if region.by_rows else copy
-            own.copy_(of_piece.view(tensor[first : first + count].clone()))
-            total += sums(own, region, rows.start)
+            source = of_piece.view(tensor[first : first + count].clone())
+            copy_and_add_sums(total, source, own, region, rows.start, of_place=True)
     assert torch.equal(copy, held)
     assert torch.equal(total, sums(held, region))
+
+
+@pytest.mark.parametrize("of_place", [False, True])
+@pytest.mark.parametrize("to", [torch.bfloat16, torch.float32])
+@pytest.mark.parametrize("shape", [(7, 1030), (7, 5), (3, 2, 4), (9,), (1,), (0, 4)])
+def test_copying_adds_what_was_copied(shape: tuple[int, ...], to: torch.dtype, of_place: bool) -> None:
+    source, copy = torch.randn(shape).bfloat16(), torch.full(shape, math.nan, dtype=to)
+    sums_2 = torch.tensor([3, -4])
+    copy_and_add_sums(sums_2, source, copy, Region.whole(shape), of_place=of_place)
+    assert torch.equal(copy, source.to(to))
+    assert torch.equal(sums_2 - torch.tensor([3, -4]), sums(source, Region.whole(shape)))
+
+
+@pytest.mark.parametrize("of_place", [False, True])
+def test_the_copy_is_read_back_if_asked_for(of_place: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A loop that spoils what it has copied shows which of the two it reads."""
+
+    def spoiled(words: Any, source: Any, target: Any, word: int, row: int, a: Any, e: Any, b: Any, both: Any) -> None:
+        cpu_sums.weighted_sums(words[:0], source, target, word, row, a, e, b, both)
+        target[...] = source + 1
+        cpu_sums.weighted_sums(words, words[:0], words[:0], word, row, a, e, b, both)
+
+    monkeypatch.setattr(cpu_sums, "add_weighted_sums", spoiled)
+    source = torch.arange(12, dtype=torch.int32).view(3, 4)
+    copy, sums_2 = torch.zeros_like(source), torch.zeros(SUMS, dtype=torch.int64)
+    copy_and_add_sums(sums_2, source, copy, Region.whole((3, 4)), of_place=of_place)
+    monkeypatch.undo()
+    assert torch.equal(copy, source + 1)
+    assert torch.equal(sums_2, sums(copy if of_place else source, Region.whole((3, 4))))
+
+
+@pytest.mark.parametrize("rows", [1, 2, 4])
+def test_memory_of_another_shape_is_not_written_to(rows: int) -> None:
+    memory = torch.zeros(5, 600)
+    with pytest.raises(ValueError, match="cannot be copied"):
+        copy_and_add_sums(torch.zeros(2, dtype=torch.int64), torch.ones(3, 600), memory[:rows], Region.whole((4, 600)))
+    assert not memory.any()

@@ -136,6 +136,18 @@ def test_an_engine_that_holds_more_precision_has_the_published_digest() -> None:
     verify_loaded(published, held(found, published))
 
 
+def test_what_comes_in_another_dtype_is_read_in_the_published_one() -> None:
+    whole = tensors(torch.bfloat16)
+    published = manifest_of(3, whole)
+    (memory,) = memories([Rank()], published)  # in float32
+    memory.load(whole_pieces({name: tensor.float() for name, tensor in whole.items()}), published.tensors)
+    verify_loaded(published, held([memory], published))
+    bits = {name: tensor.view(torch.int16) for name, tensor in whole.items()}
+    read_back = memory.load(whole_pieces(bits), published.tensors)
+    with pytest.raises(WeightSyncError, match="differ"):
+        verify_loaded(published, held_manifest(published, tuple(whole), [read_back]))
+
+
 def test_an_engine_may_know_weights_by_other_names_and_lack_some() -> None:
     whole = {name.replace("model.", "model.own."): tensor for name, tensor in tensors().items()}
     whole["tail.weight"] = torch.ones(3)
