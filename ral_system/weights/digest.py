@@ -146,21 +146,28 @@ def add_sums(sums_2: Tensor, part: Tensor, region: Region, first: int = 0) -> No
 
 
 def copy_and_add_sums(
-    sums_2: Tensor, part: Tensor, place: Tensor, region: Region, first: int = 0, *, of_place: bool = False
+    sums_2: Tensor,
+    part: Tensor,
+    place: Tensor,
+    region: Region,
+    first: int = 0,
+    *,
+    read_back: torch.dtype | None = None,
 ) -> None:
-    """Copy `part` to `place` and add its share, as `add_sums` does; with `of_place`, the share of what is then there.
+    """Copy `part` to `place` and add its share, as `add_sums` does; or, to read back, that of `place` in this dtype.
 
     On a CPU one loop does both, if dtypes are equal and rows contiguous: each block is read while it is in the
-    processor's cache. Otherwise, `place` is read in the part's dtype. Raises ValueError if shapes differ.
+    processor's cache. Raises ValueError if shapes differ.
     """
     if part.shape != place.shape:
         raise ValueError(f"{list(part.shape)} cannot be copied to {list(place.shape)}")
-    if part.dtype == place.dtype and part.numel() and part.device.type == place.device.type == "cpu":
+    alike = part.dtype == place.dtype == (read_back or part.dtype)
+    if alike and part.numel() and part.device.type == place.device.type == "cpu":
         reader = _reader(region, part.element_size(), part.device)
-        if reader.copy(part, place, first, sums_2, of_place=of_place):
+        if reader.copy(part, place, first, sums_2, of_place=read_back is not None):
             return
     place.copy_(part)
-    add_sums(sums_2, place.to(part.dtype) if of_place else part, region, first)
+    add_sums(sums_2, part if read_back is None else place.to(read_back), region, first)
 
 
 class _Reader:

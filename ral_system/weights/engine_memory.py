@@ -18,7 +18,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from ral_system.errors import WeightSyncError
 from ral_system.types import EngineNames, TensorDigest, WeightManifest
-from ral_system.weights.digest import SUMS, Region, add_sums, as_numbers, copy_and_add_sums, digest_of_sums, sums
+from ral_system.weights.digest import SUMS, Region, as_numbers, copy_and_add_sums, digest_of_sums, sums
 from ral_system.weights.transfer.transfer import Piece
 
 Sums = tuple[int, ...]
@@ -52,11 +52,7 @@ class _Loaded:
         """Copy this region of a piece to these rows of the place, and read them back in the published dtype."""
         own = self.place.memory[rows] if self.place.region.by_rows else self.place.memory
         part = region.view(piece.contiguous())
-        if part.dtype == dtype:
-            copy_and_add_sums(self.sums_S, part, own, self.place.region, rows.start, of_place=True)
-        else:
-            own.copy_(part)
-            add_sums(self.sums_S, own.to(dtype), self.place.region, rows.start)
+        copy_and_add_sums(self.sums_S, part, own, self.place.region, rows.start, read_back=dtype)
         self._rows += rows.stop - rows.start
 
 

@@ -237,20 +237,21 @@ def test_pieces_of_a_region_add_up_to_it(part: str) -> None:
             rows, of_piece = found
             own = copy[rows] if region.by_rows else copy
             source = of_piece.view(tensor[first : first + count].clone())
-            copy_and_add_sums(total, source, own, region, rows.start, of_place=True)
+            copy_and_add_sums(total, source, own, region, rows.start, read_back=tensor.dtype)
     assert torch.equal(copy, held)
     assert torch.equal(total, sums(held, region))
 
 
-@pytest.mark.parametrize("of_place", [False, True])
+@pytest.mark.parametrize("read_back", [None, torch.bfloat16, torch.float32])
 @pytest.mark.parametrize("to", [torch.bfloat16, torch.float32])
 @pytest.mark.parametrize("shape", [(7, 1030), (7, 5), (3, 2, 4), (9,), (1,), (0, 4)])
-def test_copying_adds_what_was_copied(shape: tuple[int, ...], to: torch.dtype, of_place: bool) -> None:
+def test_copying_adds_what_was_copied(shape: tuple[int, ...], to: torch.dtype, read_back: torch.dtype | None) -> None:
     source, copy = torch.randn(shape).bfloat16(), torch.full(shape, math.nan, dtype=to)
     sums_2 = torch.tensor([3, -4])
-    copy_and_add_sums(sums_2, source, copy, Region.whole(shape), of_place=of_place)
+    copy_and_add_sums(sums_2, source, copy, Region.whole(shape), read_back=read_back)
     assert torch.equal(copy, source.to(to))
-    assert torch.equal(sums_2 - torch.tensor([3, -4]), sums(source, Region.whole(shape)))
+    read = source if read_back is None else source.to(read_back)
+    assert torch.equal(sums_2 - torch.tensor([3, -4]), sums(read, Region.whole(shape)))
 
 
 @pytest.mark.parametrize("of_place", [False, True])
@@ -265,7 +266,8 @@ def test_the_copy_is_read_back_if_asked_for(of_place: bool, monkeypatch: pytest.
     monkeypatch.setattr(cpu_sums, "add_weighted_sums", spoiled)
     source = torch.arange(12, dtype=torch.int32).view(3, 4)
     copy, sums_2 = torch.zeros_like(source), torch.zeros(SUMS, dtype=torch.int64)
-    copy_and_add_sums(sums_2, source, copy, Region.whole((3, 4)), of_place=of_place)
+    read_back = source.dtype if of_place else None
+    copy_and_add_sums(sums_2, source, copy, Region.whole((3, 4)), read_back=read_back)
     monkeypatch.undo()
     assert torch.equal(copy, source + 1)
     assert torch.equal(sums_2, sums(copy if of_place else source, Region.whole((3, 4))))
