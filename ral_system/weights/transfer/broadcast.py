@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.distributed import Store  # type: ignore[attr-defined]
 
 from ral_system.weights.transfer.buckets import Bucket
-from ral_system.weights.transfer.streamed import Streamed
+from ral_system.weights.transfer.streamed import Streamed, kept
 from ral_system.weights.transfer.transfer import Setting
 
 _INTERFACES = "GLOO_SOCKET_IFNAME"
@@ -43,8 +43,10 @@ class BroadcastLine:
         self._ended = 0
 
     def begin(self, dealt: Sequence[Bucket]) -> None:
-        """Allocate memory for the buckets that are under way at once, on this process's device."""
-        self._memory = torch.empty(max(bucket.end for bucket in dealt), dtype=torch.uint8, device=self._device)
+        """Allocate memory for the buckets that are under way at once, on this process's device, unless it is there."""
+        size = max(bucket.end for bucket in dealt)
+        if len(self._memory) < size:
+            self._memory = torch.empty(size, dtype=torch.uint8, device=self._device)
         self._works, self._ended = [], 0
 
     def buffer(self, bucket: Bucket) -> Tensor:
@@ -73,9 +75,9 @@ class BroadcastLine:
         self.finish()
 
     def finish(self) -> None:
-        """Wait for the broadcasts, and give the memory back."""
+        """Wait for the broadcasts, and keep of the memory what `kept` says."""
         self._wait(len(self._works) - 1)
-        self._memory, self._works = self._memory.new_empty(0), []
+        self._memory, self._works = kept(self._memory), []
 
     def _wait(self, until: int) -> None:
         """Wait for the broadcasts up to this one."""

@@ -17,17 +17,14 @@ from torch.distributed import PrefixStore, Store  # type: ignore[attr-defined]
 
 from ral_system.weights.transfer.buckets import BUCKET_BYTES, Bucket
 from ral_system.weights.transfer.signals import Signals, found, opened
-from ral_system.weights.transfer.streamed import Streamed
+from ral_system.weights.transfer.streamed import Streamed, kept
 
 _NAME = "ral_weights"
 _IN_CACHE = 4 << 20
 
 
 class SharedLine:
-    """Memory that the sender writes and the receivers read, bucket by bucket. Each signals to the other.
-
-    It serves one version.
-    """
+    """Memory that the sender writes and the receivers read, bucket by bucket. Each signals to the other."""
 
     def __init__(self, store: Store, receivers: list[int], rank: int, timeout_s: float) -> None:
         self._store, self._receivers, self._rank, self._timeout_s = store, receivers, rank, timeout_s
@@ -37,11 +34,18 @@ class SharedLine:
         self._signals: list[Signals] = []
 
     def begin(self, dealt: Sequence[Bucket]) -> None:
-        """Allocate memory for the buckets that are under way at once; tell each receiver in the store where it is."""
-        self._memory, self._file, handle = _allocate(max(bucket.end for bucket in dealt))
-        for receiver in self._receivers:
-            self._signals.append(Signals())
-            self._store.set(f"receiver/{receiver}", json.dumps([handle, self._signals[-1].address]))
+        """Have memory for the buckets that are under way at once; tell each receiver in the store where new memory is.
+
+        Receivers know when to look: they keep as much as the sender.
+        """
+        self._given, self._taken = -1, -1
+        self._signals = self._signals or [Signals() for _ in self._receivers]
+        if len(self._memory) >= (size := max(bucket.end for bucket in dealt)):
+            return
+        self._close_file()
+        self._memory, self._file, handle = _allocate(size)
+        for receiver, signals in zip(self._receivers, self._signals, strict=True):
+            self._store.set(f"receiver/{receiver}", json.dumps([handle, signals.address]))
 
     def buffer(self, bucket: Bucket) -> Tensor:
         """Return the bucket's place in memory, once every receiver is done with the earlier buckets that were there.
@@ -59,29 +63,30 @@ class SharedLine:
             signals.give()
 
     def finish(self) -> None:
-        """Wait until the receivers are done with the last bucket, then give the memory back."""
+        """Wait until the receivers are done with the last bucket, and keep of the memory what `kept` says."""
         self._wait_for_receivers(self._given)
-        for receiver in self._receivers:
-            self._store.delete_key(f"receiver/{receiver}")  # the store lasts for the run
-        self._memory = self._memory.new_empty(0)
-        self.close()
+        self._memory = kept(self._memory)
 
     def take(self, dealt: Sequence[Bucket]) -> Iterator[Tensor]:
-        """Open the sender's memory, and yield each bucket of it when the sender has filled it."""
+        """Open the sender's memory if it is new, and yield each bucket of it when the sender has filled it."""
+        if len(self._memory) < max(bucket.end for bucket in dealt):
+            self._find()
+        (signals,) = self._signals
+        for bucket in dealt:
+            signals.wait(self._timeout_s)
+            yield bucket.buffer(self._memory)
+            _synchronize(self._memory)
+            if bucket is dealt[-1]:
+                self._memory = kept(self._memory)  # before the sender gives it back
+            signals.give()
+
+    def _find(self) -> None:
         key = f"receiver/{self._rank}"
         self._store.wait([key], timedelta(seconds=self._timeout_s))
         handle, address = json.loads(self._store.get(key))
-        memory = _open(handle)
-        signals = Signals(tuple(address))
-        self._signals.append(signals)
-        for bucket in dealt:
-            signals.wait(self._timeout_s)
-            yield bucket.buffer(memory)
-            _synchronize(memory)
-            if bucket is dealt[-1]:
-                del memory  # before the sender gives it back
-            signals.give()
-        self.close()
+        self._store.delete_key(key)  # the store lasts for the run
+        self._memory = _open(handle)
+        self._signals = self._signals or [Signals(tuple(address))]
 
     def _wait_for_receivers(self, index: int) -> None:
         while self._taken < index:
@@ -91,12 +96,15 @@ class SharedLine:
 
     def close(self) -> None:
         """Close the files, so the memory goes with the last who has it open."""
-        if self._file is not None:
-            os.close(self._file)
-            self._file = None
+        self._close_file()
         for signals in self._signals:
             signals.close()
         self._signals.clear()
+
+    def _close_file(self) -> None:
+        if self._file is not None:
+            os.close(self._file)
+            self._file = None
 
     def __del__(self) -> None:
         self.close()
@@ -104,8 +112,6 @@ class SharedLine:
 
 class SharedMemory(Streamed[SharedLine]):
     """Every sending rank serves the engine processes beside it, on its device or node."""
-
-    lines_last = False
 
     def bucket_bytes(self) -> int:
         """Return the size of a bucket. An engine on a CPU finds a small one in the processor's cache."""

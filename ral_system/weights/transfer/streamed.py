@@ -61,13 +61,13 @@ class Line(Protocol):
         ...
 
     def finish(self) -> None:
-        """Wait until every bucket has been received, and give the memory back."""
+        """Wait until every bucket has been received, and keep of the memory what `kept` says."""
         ...
 
     def take(self, dealt: Sequence[Bucket]) -> Iterator[Tensor]:
         """Receive the buckets of a version, each valid until the next is asked for.
 
-        The receiver asks once more at the end, when it has dropped the last: the memory is then given back.
+        The receiver asks once more at the end, when it has dropped the last: the memory may then be given back.
         """
         ...
 
@@ -82,12 +82,21 @@ class Line(Protocol):
 LineT = TypeVar("LineT", bound=Line)
 
 
+def kept(memory: Tensor) -> Tensor:
+    """Return what a line keeps of its memory until the next version: on a GPU nothing, since others need it.
+
+    On a CPU all of it: new pages take longer to get than to fill.
+    """
+    return memory.new_empty(0) if memory.is_cuda else memory
+
+
 class Streamed(Generic[LineT]):
-    """A transfer over lines. A line that fails is given up, on both sides; the next offer opens another."""
+    """A transfer over a line, which serves one version after another, since connecting takes long.
+
+    A line that fails is given up, on both sides; the next offer opens another.
+    """
 
     keeps_offers = False
-    lines_last = True
-    """A line serves one version after another, since connecting takes long. The store lasts until one fails."""
 
     def __init__(self, setting: Setting) -> None:
         self._setting = setting
@@ -119,8 +128,7 @@ class Streamed(Generic[LineT]):
         if manifest.version == self._offered:
             self._drop()
             self._store = None
-        if self._line is None or not self.lines_last:
-            self._drop()
+        if self._line is None:
             self._meeting = self._invite()
         assert self._meeting is not None
         self._offered = manifest.version

@@ -262,8 +262,9 @@ def test_the_store_of_a_run_does_not_grow(kind: type[Streamed[Any]], tmp_path: P
 def test_an_engine_has_dropped_the_memory_when_the_sender_may_give_it_back(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A bucket for each row, so the last tensor and its buffer would be the ones that stay."""
+    """As on a GPU. A bucket for each row, so the last tensor and its buffer would be the ones that stay."""
     monkeypatch.setattr(SharedMemory, "bucket_bytes", lambda _: 1)
+    monkeypatch.setattr(shared_memory, "kept", lambda memory: memory.new_empty(0))
     opened: list[weakref.ref[torch.UntypedStorage]] = []
     alive: list[int] = []
     first, waited = shared_memory._open, shared_memory.SharedLine._wait_for_receivers
@@ -291,6 +292,26 @@ def test_an_engine_has_dropped_the_memory_when_the_sender_may_give_it_back(
         gc.enable()
     verify_loaded(manifest, found)
     assert opened and alive == [0]
+
+
+@pytest.mark.parametrize("kind", STREAMED)
+def test_memory_is_kept_for_versions_that_fit_into_it(
+    kind: type[Streamed[Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(kind, "bucket_bytes", lambda _: 64)
+    run, memory = Run(kind, tmp_path), []
+    shapes = {"narrow": (50, 4), "short": (10, 4), "wide": (3, 200)}  # a wide row is larger than four buckets
+    for version, names in enumerate([("narrow",), ("short", "narrow"), ("short",), ("wide", "narrow"), ("short",)]):
+        state = {name: torch.full(shapes[name], float(version)) for name in names}
+        engines = [nn.ParameterDict({name: torch.zeros(shapes[name]) for name in names}) for _ in range(2)]
+        manifest = manifest_of(version, state)
+        for found in run.exchange(run.learner.offer(manifest, names, stream(state)), stream(state), engines):
+            verify_loaded(manifest, found)
+        lines = [each._line for each in (run.learner, *run.engines)]  # type: ignore[attr-defined]
+        memory.append([line._memory.untyped_storage() for line in lines])
+    places = [[storage.data_ptr() for storage in storages] for storages in memory]
+    assert places[0] == places[1] == places[2] and places[3] == places[4]
+    assert all(map(int.__ne__, places[2], places[3]))
 
 
 def open_files() -> int:
