@@ -29,6 +29,7 @@ def test_seconds_are_those_of_later_publications_and_memory_that_of_the_worst() 
         "bytes": 10**9,
         "largest_tensor": 128 * MIB,
         "first": {"alike": 3, "of": 3, "engine_reads_s": 0.2},
+        "gloo_alone_s": [0.4, 0.3, 0.5],
         "transfers": {"broadcast": good, "shared_memory": bad, "files": bad},
     }
     verdicts = judge(found)
@@ -36,3 +37,4 @@ def test_seconds_are_those_of_later_publications_and_memory_that_of_the_worst() 
     assert [v["value"] for v in verdicts] == pytest.approx([0.9, 1.0, 0.3 / 0.15, 2.0, 300 / 128, 5.0])
     assert [v["status"] for v in verdicts] == ["met"] * 3 + ["missed"] * 3
     assert "| broadcast | 0.20 | 2.0 | 0.30 | 2.0 | 0.90 | 128 | 120 |" in table(found)
+    assert "gloo alone 0.40 s (0.30 at its shortest)" in table(found)

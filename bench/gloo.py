@@ -1,0 +1,58 @@
+"""How long gloo takes to broadcast bytes from one process to another on this machine, with nothing else to do."""
+
+from __future__ import annotations
+
+import multiprocessing as mp
+import time
+from collections.abc import Sequence
+from multiprocessing.queues import SimpleQueue
+from typing import Any
+
+from ral_system.weights.transfer.buckets import BUCKET_BYTES
+
+_UNDER_WAY = 4
+_TIMES = 11
+
+
+def broadcast_s(size: int) -> Sequence[float]:
+    """Seconds of each of several broadcasts of `size` bytes, in buckets and with as many under way as ours."""
+    from torch.distributed import TCPStore  # type: ignore[attr-defined]
+
+    spawning = mp.get_context("spawn")
+    store = TCPStore("127.0.0.1", 0, 2, is_master=True, wait_for_workers=False)
+    answers: SimpleQueue[list[float]] = spawning.SimpleQueue()
+    processes = [
+        spawning.Process(target=_broadcast, args=(answers, rank, store.port, size), daemon=True) for rank in range(2)
+    ]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join()
+    return answers.get()
+
+
+def _broadcast(answers: SimpleQueue[list[float]], rank: int, port: int, size: int) -> None:
+    import torch
+    import torch.distributed as dist
+
+    torch.set_num_threads(1)
+    own: Any = dist
+    group = own.ProcessGroupGloo(own.TCPStore("127.0.0.1", port, 2, is_master=False), rank, 2)
+    memory = torch.ones(_UNDER_WAY, BUCKET_BYTES, dtype=torch.uint8)
+    seconds = []
+    options = dist.BroadcastOptions()
+    options.rootRank = 0
+    for _ in range(_TIMES):
+        group.barrier().wait()
+        works: list[Any] = []
+        began = time.perf_counter()
+        for index, start in enumerate(range(0, size, BUCKET_BYTES)):
+            if index >= _UNDER_WAY:
+                works[index - _UNDER_WAY].wait()
+            works.append(group.broadcast([memory[index % _UNDER_WAY, : size - start]], options))
+        for work in works[-_UNDER_WAY:]:
+            work.wait()
+        seconds.append(time.perf_counter() - began)
+    group.barrier().wait()
+    if rank == 0:
+        answers.put(seconds)
