@@ -25,14 +25,14 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
-from bench.gloo import broadcast_s
+from bench.floors import broadcast_s, copied
 from bench.machine import commit, processor, versions
 from ral_system.actors.learner import rendezvous
 from ral_system.errors import RalError
@@ -46,6 +46,8 @@ TIMES, FEW_TIMES = 21, 5
 """Publications from device to device, and by transfers that keep offers, which take long. The first connects; of later
 ones every fourth's memory is watched, and the others are timed.
 """
+COPIES = ("copy_s", "both_copy_s")
+"""What publications are compared with: a copy in the learner's process, and one while the engine's copies as well."""
 GOALS = {"messages, MB": 1.0, "growth / largest tensor": 2.0, "seconds / one copy": 3.0}
 """Most that a publication from device to device may take."""
 
@@ -66,14 +68,6 @@ def learner(pipe: Connection, model: Path, setting: Setting, ranks: int = 1, por
     config = compose_config("experiment=smoke", *(shared if ranks > 1 else ("learner=torch",)), kind=TrainConfig)
     rank = LearnerRank(config, model, MediaStore(model.parent / "media"), setting.rank, ranks, "rl")
     transfers = {name: choose_transfer(name, 0, one_process=False)(setting) for name in WEIGHT_TRANSFERS.names}
-
-    def copied(shapes: Collection[tuple[int, ...]]) -> float:
-        weights = [torch.ones(shape) for shape in shapes]
-        copies = [torch.ones(shape) for shape in shapes]  # whose pages are there
-        began = time.perf_counter()
-        for copy, weight in zip(copies, weights, strict=True):
-            copy.copy_(weight)
-        return time.perf_counter() - began
 
     def changed() -> None:
         with torch.no_grad():
@@ -108,7 +102,7 @@ def engine(pipe: Connection, model: Path, setting: Setting, environment: dict[st
             "ral_open", args=(choose_transfer(name, 0, one_process=False), setting, vllm._family.engine_names)
         )
 
-    serve(pipe, {"held": vllm.held, "choose": choose, "load": vllm.load_weights})
+    serve(pipe, {"held": vllm.held, "choose": choose, "load": vllm.load_weights, "copied": copied})
 
 
 def serve(pipe: Connection, calls: dict[str, Any]) -> None:
@@ -263,7 +257,7 @@ def measure(ours: Ranks, theirs: Side) -> dict[str, Any]:
     alike = sum(held.tensors.get(name) == digest for name, digest in manifest.tensors.items())
     unread = ours.ask("publish", 0)
     names = tuple(name for name, digest in unread.tensors.items() if digest.checksum == UNREAD)
-    shapes = [manifest.tensors[name].shape for name in names]
+    shapes = tuple(manifest.tensors[name].shape for name in names)
     largest = max(4 * math.prod(shape) for shape in shapes)
     found: dict[str, Any] = {
         "bytes": sum(4 * math.prod(shape) for shape in shapes),
@@ -272,17 +266,24 @@ def measure(ours: Ranks, theirs: Side) -> dict[str, Any]:
         "gloo_alone_s": broadcast_s(sum(4 * math.prod(shape) for shape in shapes)),
         "transfers": {name: [] for name in WEIGHT_TRANSFERS.names},
     }
+    for side in (ours.sides[0], theirs):
+        side.ask("copied", shapes)
     for name in WEIGHT_TRANSFERS.names:
         times = FEW_TIMES if choose_transfer(name, 0, one_process=False).keeps_offers else TIMES
         print(f"{times} publications by {name}", file=sys.stderr, flush=True)
         theirs.ask("choose", name)
         ours.ask("choose", name)
         for version in range(1, times + 1):
-            copy_s = ours.ask("copied", shapes)
+            copy_s = ours.sides[0].ask("copied", shapes)
+            for side in (ours.sides[0], theirs):
+                side.call("copied", shapes)
+            both_s = max(side.answer()[0] for side in (ours.sides[0], theirs))
             ours.ask("changed")
             for side in (*ours.sides, theirs):
                 side.watched = version % 4 == 1
-            found["transfers"][name].append({"copy_s": copy_s} | publication(ours, theirs, name, version, names))
+            found["transfers"][name].append(
+                {"copy_s": copy_s, "both_copy_s": both_s} | publication(ours, theirs, name, version, names)
+            )
             for side in (*ours.sides, theirs):
                 side.watched = False
     return found
@@ -355,14 +356,19 @@ def summary(runs: list[dict[str, Any]]) -> tuple[list[float], list[float], int, 
     )
 
 
+def spread(seconds: Sequence[float]) -> str:
+    """Median, shortest and longest."""
+    return f"{statistics.median(seconds):.2f} ({min(seconds):.2f} to {max(seconds):.2f})"
+
+
 def table(found: dict[str, Any]) -> str:
     """Write what was found in Markdown."""
-    copies_s = sorted(run["copy_s"] for runs in found["transfers"].values() for run in runs)
+    copies_s, both_s = ([run[key] for runs in found["transfers"].values() for run in runs] for key in COPIES)
+    alone = {"one copy": copies_s, "one of two copies at once": both_s, "gloo alone": found["gloo_alone_s"]}
     lines = [
-        f"{found['bytes'] / 1e9:.2f} GB of weights, the largest tensor {found['largest_tensor'] / 2**20:.0f} MiB; one "
-        f"copy takes {statistics.median(copies_s):.2f} s ({copies_s[0]:.2f} to {copies_s[-1]:.2f}), the engine's "
-        f"checksums of all of them {found['first']['engine_reads_s']:.2f} s, gloo alone "
-        f"{statistics.median(found['gloo_alone_s']):.2f} s ({min(found['gloo_alone_s']):.2f} at its shortest)",
+        f"{found['bytes'] / 1e9:.2f} GB of weights, the largest tensor {found['largest_tensor'] / 2**20:.0f} MiB",
+        f"seconds, median and shortest to longest: {'; '.join(f'{what} {spread(s)}' for what, s in alone.items())}; "
+        f"the engine's checksums of all weights {found['first']['engine_reads_s']:.2f}",
         "",
         "| transfer | shortest, s | in copies | median, s | in copies | messages, MB | learner grew, MiB "
         "| engine grew, MiB |",

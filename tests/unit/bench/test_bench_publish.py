@@ -12,6 +12,7 @@ MIB = 2**20
 def run(watched: bool, seconds: float, messages: int, learner: int, engine: int) -> dict[str, Any]:
     return {
         "copy_s": 0.1 if watched else 0.2,
+        "both_copy_s": 0.3,
         "watched": watched,
         "seconds": seconds,
         "message_bytes": messages,
@@ -37,4 +38,4 @@ def test_seconds_are_those_of_later_publications_and_memory_that_of_the_worst() 
     assert [v["value"] for v in verdicts] == pytest.approx([0.9, 1.0, 0.3 / 0.15, 2.0, 300 / 128, 5.0])
     assert [v["status"] for v in verdicts] == ["met"] * 3 + ["missed"] * 3
     assert "| broadcast | 0.20 | 2.0 | 0.30 | 2.0 | 0.90 | 128 | 120 |" in table(found)
-    assert "gloo alone 0.40 s (0.30 at its shortest)" in table(found)
+    assert "two copies at once 0.30 (0.30 to 0.30); gloo alone 0.40 (0.30 to 0.50)" in table(found)

@@ -1,10 +1,11 @@
-"""How long gloo takes to broadcast bytes from one process to another on this machine, with nothing else to do."""
+"""How long this machine takes to copy bytes within a process, and gloo to broadcast them to another: nothing else."""
 
 from __future__ import annotations
 
 import multiprocessing as mp
 import time
 from collections.abc import Sequence
+from functools import cache
 from multiprocessing.queues import SimpleQueue
 from typing import Any
 
@@ -12,6 +13,24 @@ from ral_system.weights.transfer.buckets import BUCKET_BYTES
 
 _UNDER_WAY = 4
 _TIMES = 11
+_WITHIN_S = 300.0
+
+
+def copied(shapes: tuple[tuple[int, ...], ...]) -> float:
+    """Seconds of a copy of tensors of these shapes."""
+    pairs = _tensors(shapes)
+    began = time.perf_counter()
+    for copy, weight in pairs:
+        copy.copy_(weight)
+    return time.perf_counter() - began
+
+
+@cache
+def _tensors(shapes: tuple[tuple[int, ...], ...]) -> Sequence[tuple[Any, Any]]:
+    """Two tensors of each shape, whose pages are there."""
+    import torch
+
+    return [(torch.ones(shape), torch.ones(shape)) for shape in shapes]
 
 
 def broadcast_s(size: int) -> Sequence[float]:
@@ -27,7 +46,9 @@ def broadcast_s(size: int) -> Sequence[float]:
     for process in processes:
         process.start()
     for process in processes:
-        process.join()
+        process.join(_WITHIN_S)
+    if answers.empty():
+        raise RuntimeError(f"two processes did not broadcast {size} bytes through gloo within {_WITHIN_S:.0f} s")
     return answers.get()
 
 
