@@ -26,7 +26,7 @@ from ral_system.errors import AlarmError, ConfigError, GateError
 from ral_system.launch.cli import run_with_config
 from ral_system.launch.head import run_head
 from ral_system.launch.refused import leaving_nothing
-from ral_system.models.folders import check_family, check_named, check_tokenizer_folder
+from ral_system.models.folders import check_family, check_named, check_tokenizer_folder, names_folder
 from ral_system.runs.folder import RunFolder
 
 if TYPE_CHECKING:
@@ -108,6 +108,7 @@ def run_stages(config: TrainConfig, stages: Sequence[Stage] = ()) -> float | Non
     for warning in warnings(config):
         print(f"warning: {warning}", file=sys.stderr)
     folder = RunFolder((Path(config.runs_dir) / config.name).resolve())
+    _refuse_another_start(config.start_model, folder, stages[0])
     named = _named_models(config, folder, stages)
     for field, name in named:
         check_named(field, name)
@@ -121,6 +122,20 @@ def run_stages(config: TrainConfig, stages: Sequence[Stage] = ()) -> float | Non
         _run(config, folder, stages, unfinished)
     result = folder.result(stages[-1]) or {}
     return result.get("held_out_accuracy", result.get("held_out_score"))  # of rl; of a supervised stage
+
+
+def _refuse_another_start(start_model: str | None, folder: RunFolder, first: Stage) -> None:
+    """Raise ConfigError for a `start_model` other than the one that a complete first stage started from.
+
+    Nothing would read it. An incomplete stage is refused when it loads its checkpoint.
+    """
+    started_from = (folder.result(first) or {}).get("start_model")  # runs of earlier versions do not say
+    if start_model is None or started_from is None or names_folder(start_model, folder.root / started_from):
+        return
+    raise ConfigError(
+        f"start_model={start_model}: {first} in {folder.root} started from {folder.root / started_from}; set "
+        "start_model to that to continue, or set another name"
+    )
 
 
 def _named_models(config: TrainConfig, folder: RunFolder, stages: Sequence[Stage]) -> list[tuple[str, str]]:

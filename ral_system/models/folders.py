@@ -67,6 +67,13 @@ def local_model_folder(field: str, name: str, *, weights: bool = True) -> Path:
         ) from error
 
 
+def names_folder(name: str, folder: Path) -> bool:
+    """Return whether a path or hub name leads to this folder. Any version of a hub name does: it is not looked up."""
+    if _may_be_hub_name(name):
+        return f"models--{name.replace('/', '--')}" in folder.parts
+    return Path(name).expanduser().resolve() == folder.resolve()
+
+
 def check_model_folder(folder: Path) -> None:
     """Raise SetupError unless the folder holds a model in Hugging Face format."""
     if not (folder / _CONFIG).is_file():

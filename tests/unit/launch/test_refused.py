@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -10,11 +12,13 @@ import pytest
 
 from ral_system.config.commands import PlanCommandConfig
 from ral_system.errors import ConfigError, SetupError
+from ral_system.launch import train
 from ral_system.launch.plan import show_plan
 from ral_system.launch.refused import leaving_nothing
 from ral_system.launch.train import run_stages
 from ral_system.models.folders import check_named
 from ral_system.observability import quiet
+from ral_system.runs.folder import RunFolder
 from tests.composed import compose_config
 
 
@@ -61,6 +65,31 @@ def test_a_command_for_one_stage_checks_that_stage(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"^sft\.batch=1 is smaller than learner\.world_size=2; raise sft\.batch$"):
         run_stages(config, ("sft",))
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("started_from", "same"),
+    [("/hub/models--org--model/snapshots/66285546d2b8", "org/model"), ("models/start", "./smoke/models/start")],
+)
+def test_a_complete_stage_started_from_another_model(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, started_from: str, same: str
+) -> None:
+    def goes_on(*arguments: object) -> None:
+        raise SetupError("goes on")
+
+    monkeypatch.setenv("OMP_WAIT_POLICY", "PASSIVE")
+    monkeypatch.setattr(quiet, "silence_third_party", lambda: None)
+    monkeypatch.setattr(train, "_named_models", goes_on)
+    monkeypatch.chdir(tmp_path)
+    folder = RunFolder(tmp_path / "smoke")
+    folder.model("perceive").mkdir(parents=True)
+    (folder.model("perceive") / "stage.json").write_text(json.dumps({"steps": 1, "start_model": started_from}))
+    with pytest.raises(SetupError, match="goes on"):
+        run_stages(compose_config("experiment=smoke", f"start_model={same}", f"runs_dir={tmp_path}"))
+    says = f"perceive in {folder.root} started from {folder.root / started_from}; set start_model to that to continue"
+    for other in ("org/model-2", "./smoke/models"):
+        with pytest.raises(ConfigError, match=re.escape(f"start_model={other}: {says}")):
+            run_stages(compose_config("experiment=smoke", f"start_model={other}", f"runs_dir={tmp_path}"))
 
 
 def refused(root: Path, *files: str) -> None:
