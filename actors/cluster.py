@@ -13,7 +13,12 @@ from contextlib import contextmanager
 import ray
 from ray.exceptions import AuthenticationError, RaySystemError
 
-from ral_system.actors.ray_internals import bind_to_loopback, bound_to_loopback, mute_reports
+from ral_system.actors.ray_internals import (
+    bind_to_loopback,
+    bound_to_loopback,
+    mute_reports,
+    start_in_own_groups,
+)
 from ral_system.errors import SetupError
 
 LOOPBACK = "127.0.0.1"
@@ -38,6 +43,7 @@ def _connect(address: str | None) -> None:
         if address is None:
             # Token authentication is on by itself: RAY_AUTH_MODE, set here after the import, would only half arrive.
             bind_to_loopback(True)
+            start_in_own_groups()
             # Ray runs workers at nice 15, where anything else on the machine starves them.
             os.environ.setdefault("RAY_worker_niceness", "0")
             ray.init(address="local", include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
@@ -66,13 +72,18 @@ def stop() -> None:
 
 @contextmanager
 def _signal_handlers_kept() -> Iterator[None]:
-    """Restore this process's signal handlers afterwards: Ray's for SIGTERM prints a C++ stack trace and exits."""
+    """Restore this process's signal handlers afterwards: Ray's for SIGTERM prints a C++ stack trace and exits.
+
+    Raises KeyboardInterrupt if a SIGTERM comes meanwhile, as our own handler would.
+    """
     if threading.current_thread() is not threading.main_thread():
         yield  # neither Ray nor we can set any here
         return
     handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield
+    except SystemExit as exit:
+        raise KeyboardInterrupt from exit
     finally:
         for number, handler in handlers.items():
             signal.signal(number, handler)

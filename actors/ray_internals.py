@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from ray._private import ray_constants
+import subprocess
+from functools import partial
+
+from ray._private import ray_constants, services
 from ray._private import worker as ray_worker
 
 
@@ -23,3 +26,12 @@ def bound_to_loopback() -> bool:
 def mute_reports() -> None:
     """Silence Ray's own reports of failed calls and dead actors."""
     ray_worker.print_to_stdstream = lambda *args, **kwargs: None
+
+
+def start_in_own_groups() -> None:
+    """Let Ray start each of its processes in a process group of its own.
+
+    A signal to this command's group, as `timeout` sends it, is for this process, which ends Ray. If it ended Ray's
+    processes as well, this one would wait for them half a minute, and Ray's own code would then end it.
+    """
+    services.ConsolePopen = partial(subprocess.Popen, process_group=0)

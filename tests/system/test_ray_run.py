@@ -115,15 +115,16 @@ def test_nothing_outlives_a_run_however_it_ends_and_it_goes_on(
     end_of(mark, GONE_WITHIN_S)
     print(f"learner killed: all ended after {time.monotonic() - began:.1f} s")
 
-    process = started(step=5)
-    began = time.monotonic()
-    os.killpg(process.pid, signal.SIGINT)  # as a terminal does
-    _, err = process.communicate(timeout=120)
-    assert process.returncode == 130, err
-    assert err.splitlines()[-1] == "interrupted; run the same command again to continue"
-    assert "Traceback" not in err
-    end_of(mark, GONE_WITHIN_S)
-    print(f"interrupted: all ended after {time.monotonic() - began:.1f} s")
+    for step, number in ((4, signal.SIGINT), (6, signal.SIGTERM)):
+        process = started(step)
+        began = time.monotonic()
+        os.killpg(process.pid, number)  # as a terminal does, and `timeout`
+        _, err = process.communicate(timeout=120)
+        assert process.returncode == 130, err
+        assert err.splitlines()[-1] == "interrupted; run the same command again to continue"
+        assert "Traceback" not in err
+        end_of(mark, GONE_WITHIN_S)
+        print(f"interrupted: all ended after {time.monotonic() - began:.1f} s")
 
     process = started(step=8)
     began = time.monotonic()

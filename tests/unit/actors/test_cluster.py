@@ -1,10 +1,15 @@
+import os
 import signal
+import sys
 
 import pytest
 
 pytest.importorskip("ray")
 
+from ray._private import services
+
 from ral_system.actors.cluster import _explain, _signal_handlers_kept
+from ral_system.actors.ray_internals import start_in_own_groups
 
 
 @pytest.mark.parametrize(
@@ -40,3 +45,18 @@ def test_ray_does_not_keep_our_signals() -> None:
             signal.signal(number, lambda *_: None)  # as Ray does before it connects
         raise ConnectionError
     assert [signal.getsignal(number) for number in numbers] == before
+
+
+def test_rays_exit_at_sigterm_is_an_interruption() -> None:
+    with pytest.raises(KeyboardInterrupt), _signal_handlers_kept():
+        sys.exit(signal.SIGTERM)
+
+
+def test_a_signal_to_our_group_does_not_reach_rays_processes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(services, "ConsolePopen", services.ConsolePopen)  # restored afterwards
+    start_in_own_groups()
+    started = services.start_ray_process([sys.executable, "-c", "input()"], "test", fate_share=False, pipe_stdin=True)
+    try:
+        assert os.getpgid(started.process.pid) == started.process.pid != os.getpgrp()
+    finally:
+        started.process.communicate(timeout=30)
