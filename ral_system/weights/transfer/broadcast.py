@@ -43,7 +43,7 @@ class BroadcastLine:
         self._ended = 0
 
     def begin(self, dealt: Sequence[Bucket]) -> None:
-        """Allocate memory for the buckets that are under way at once, on this process's device, unless it is there."""
+        """Allocate memory for the buckets that are under way at once, unless what was kept is large enough."""
         size = max(bucket.end for bucket in dealt)
         if len(self._memory) < size:
             self._memory = torch.empty(size, dtype=torch.uint8, device=self._device)
@@ -75,7 +75,7 @@ class BroadcastLine:
         self.finish()
 
     def finish(self) -> None:
-        """Wait for the broadcasts, and keep of the memory what `kept` says."""
+        """Wait for the broadcasts, then give the memory back, but for what is `kept`."""
         self._wait(len(self._works) - 1)
         self._memory, self._works = kept(self._memory), []
 

@@ -14,7 +14,7 @@ from ral_system.types import WeightManifest
 from ral_system.weights.transfer.transfer import Piece, divided
 
 BUCKET_BYTES = 16 << 20
-_TOGETHER = 4
+TOGETHER = 4
 """Full buckets in the memory of a version."""
 _ALIGNED = 16
 
@@ -92,7 +92,7 @@ def _deal(tensors: Sequence[tuple[str, tuple[int, ...], str]], at_most: int) -> 
             dealt.append([])
         dealt[-1].append(placed)
         end = placed.end
-    room = max(_TOGETHER * at_most, *(slots[-1].end for slots in dealt)) if dealt else 0
+    room = max(TOGETHER * at_most, *(slots[-1].end for slots in dealt)) if dealt else 0
     found: list[Bucket] = []
     for index, slots in enumerate(dealt):
         size, start = slots[-1].end, _aligned(found[-1].end) if found else 0
@@ -104,7 +104,7 @@ def _deal(tensors: Sequence[tuple[str, tuple[int, ...], str]], at_most: int) -> 
 
 def memory_of(tensors: Iterable[tuple[Sequence[int], torch.dtype]], at_most: int) -> int:
     """Upper bound of the buffers' memory for tensors of these shapes and dtypes, in bytes."""
-    return max([_TOGETHER * at_most, *(row_bytes(shape, dtype) for shape, dtype in tensors)])
+    return max([TOGETHER * at_most, *(row_bytes(shape, dtype) for shape, dtype in tensors)])
 
 
 def _slots(name: str, shape: tuple[int, ...], dtype_name: str, at_most: int) -> Iterator[Slot]:

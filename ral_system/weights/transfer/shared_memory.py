@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import weakref
 from collections.abc import Iterator, Sequence
 from datetime import timedelta
 from typing import Any
@@ -15,8 +16,9 @@ import torch
 from torch import Tensor
 from torch.distributed import PrefixStore, Store  # type: ignore[attr-defined]
 
+from ral_system.errors import WeightSyncError
 from ral_system.weights.transfer.buckets import BUCKET_BYTES, Bucket
-from ral_system.weights.transfer.signals import Signals, found, opened
+from ral_system.weights.transfer.signals import Signals, found, opened, this_node
 from ral_system.weights.transfer.streamed import Streamed, kept
 
 _NAME = "ral_weights"
@@ -30,22 +32,25 @@ class SharedLine:
         self._store, self._receivers, self._rank, self._timeout_s = store, receivers, rank, timeout_s
         self._memory = torch.empty(0, dtype=torch.uint8)
         self._given, self._taken = -1, -1
-        self._file: int | None = None
+        self._files: list[int] = []
         self._signals: list[Signals] = []
+        self._closing = weakref.finalize(self, _close, self._files, self._signals)
 
     def begin(self, dealt: Sequence[Bucket]) -> None:
-        """Have memory for the buckets that are under way at once; tell each receiver in the store where new memory is.
+        """Allocate memory for the buckets that are under way at once, unless what was kept is large enough.
 
-        Receivers know when to look: they keep as much as the sender.
+        The store tells each receiver where new memory is. It has kept as much as the sender, and makes the same
+        comparison, so it knows when to look there.
         """
         self._given, self._taken = -1, -1
-        self._signals = self._signals or [Signals() for _ in self._receivers]
-        if len(self._memory) >= (size := max(bucket.end for bucket in dealt)):
+        if len(self._memory) >= (size := _size(dealt)):
             return
-        self._close_file()
-        self._memory, self._file, handle = _allocate(size)
+        _close(self._files, [])
+        self._memory, files, handle = _allocate(size)
+        self._files += files
+        self._signals += [Signals() for _ in self._receivers[len(self._signals) :]]
         for receiver, signals in zip(self._receivers, self._signals, strict=True):
-            self._store.set(f"receiver/{receiver}", json.dumps([handle, signals.address]))
+            self._store.set(f"receiver/{receiver}", json.dumps([this_node(), handle, signals.address]))
 
     def buffer(self, bucket: Bucket) -> Tensor:
         """Return the bucket's place in memory, once every receiver is done with the earlier buckets that were there.
@@ -63,13 +68,13 @@ class SharedLine:
             signals.give()
 
     def finish(self) -> None:
-        """Wait until the receivers are done with the last bucket, and keep of the memory what `kept` says."""
+        """Wait until the receivers are done with the last bucket, then give the memory back, but for what is `kept`."""
         self._wait_for_receivers(self._given)
         self._memory = kept(self._memory)
 
     def take(self, dealt: Sequence[Bucket]) -> Iterator[Tensor]:
         """Open the sender's memory if it is new, and yield each bucket of it when the sender has filled it."""
-        if len(self._memory) < max(bucket.end for bucket in dealt):
+        if len(self._memory) < _size(dealt):
             self._find()
         (signals,) = self._signals
         for bucket in dealt:
@@ -83,10 +88,17 @@ class SharedLine:
     def _find(self) -> None:
         key = f"receiver/{self._rank}"
         self._store.wait([key], timedelta(seconds=self._timeout_s))
-        handle, address = json.loads(self._store.get(key))
+        node, handle, address = json.loads(self._store.get(key))
         self._store.delete_key(key)  # the store lasts for the run
+        if node != this_node():
+            raise WeightSyncError(
+                "the learner's memory for weights is not on this node; set rollout.weight_transfer=broadcast"
+            )
         self._memory = _open(handle)
-        self._signals = self._signals or [Signals(tuple(address))]
+        if not self._signals:
+            if address is None:
+                raise RuntimeError("this connection began with another process in this one's place")
+            self._signals.append(Signals(tuple(address)))
 
     def _wait_for_receivers(self, index: int) -> None:
         while self._taken < index:
@@ -96,18 +108,7 @@ class SharedLine:
 
     def close(self) -> None:
         """Close the files, so the memory goes with the last who has it open."""
-        self._close_file()
-        for signals in self._signals:
-            signals.close()
-        self._signals.clear()
-
-    def _close_file(self) -> None:
-        if self._file is not None:
-            os.close(self._file)
-            self._file = None
-
-    def __del__(self) -> None:
-        self.close()
+        self._closing()
 
 
 class SharedMemory(Streamed[SharedLine]):
@@ -130,21 +131,35 @@ class SharedMemory(Streamed[SharedLine]):
         return SharedLine(PrefixStore(str(own), store), served, setting.rank, setting.timeout_s)
 
 
+def _size(dealt: Sequence[Bucket]) -> int:
+    """Bytes that the buckets take together; one at least, so there is always memory to tell of."""
+    return max(1, *(bucket.end for bucket in dealt))
+
+
+def _close(files: list[int], signals: list[Signals]) -> None:
+    for file in files:
+        os.close(file)
+    files.clear()
+    for each in signals:
+        each.close()
+    signals.clear()
+
+
 def _synchronize(memory: Tensor) -> None:
     if memory.is_cuda:
         torch.cuda.synchronize()
 
 
-def _allocate(size: int) -> tuple[Tensor, int | None, Any]:
-    """New memory, the descriptor that keeps it findable, and what opens it in another process."""
+def _allocate(size: int) -> tuple[Tensor, list[int], Any]:
+    """New memory, the descriptors that keep it findable, and what opens it in another process."""
     if torch.cuda.is_available():
         memory = torch.empty(size, dtype=torch.uint8, device="cuda")
         handle = [part.hex() if isinstance(part, bytes) else part for part in memory.untyped_storage()._share_cuda_()]
-        return memory, None, handle
+        return memory, [], handle
     descriptor = os.memfd_create(_NAME)
     os.ftruncate(descriptor, size)
     path = opened(descriptor)
-    return torch.from_file(path, shared=True, size=size, dtype=torch.uint8), descriptor, path
+    return torch.from_file(path, shared=True, size=size, dtype=torch.uint8), [descriptor], path
 
 
 def _open(handle: Any) -> Tensor:

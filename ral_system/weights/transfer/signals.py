@@ -5,30 +5,31 @@ from __future__ import annotations
 import os
 import re
 import select
+from functools import cache
 from pathlib import Path
-
-from ral_system.errors import WeightSyncError
 
 _ENDED = "the other process has ended, or given up"
 _OPENED = re.compile(r"/proc/\d+/fd/\d+")
+_LONGEST_MS = 2**31 - 1
+"""Longest wait that `poll` takes: 25 days."""
 
 
 class Signals:
     """A pipe in each direction. One process makes them; the other opens its ends at the first one's `address`.
 
-    Raises WeightSyncError if there are no pipes at the address.
+    Raises RuntimeError if the pipes are not there. Once the other process has signalled, there is no address any more.
     """
 
     def __init__(self, address: tuple[str, str] | None = None) -> None:
         self._files: list[int] = []
         self._theirs: list[int] = []
+        self.address = address
         if address is None:
             self._in, their_out = os.pipe()
             their_in, self._out = os.pipe()
             self._files, self._theirs = [self._in, self._out], [their_in, their_out]
             self.address = (opened(their_in), opened(their_out))
         else:
-            self.address = address
             self._in, self._out = self._open(address[0], os.O_RDONLY), self._open(address[1], os.O_WRONLY)
         self._waiting = select.poll()
         self._waiting.register(self._in, select.POLLIN)
@@ -45,11 +46,12 @@ class Signals:
 
         Raises RuntimeError if none comes in time, and at once if the other process ends after its first signal.
         """
-        if not self._waiting.poll(1000 * timeout_s):
+        if not self._waiting.poll(min(1000 * timeout_s, _LONGEST_MS)):
             raise RuntimeError(f"no signal from the other process within {timeout_s:g} s")
         if not os.read(self._in, 1):
             raise RuntimeError(_ENDED)
         self._close(self._theirs)  # the other process has them; from now on its end is noticed
+        self.address = None
 
     def close(self) -> None:
         """Close this process's ends."""
@@ -75,15 +77,21 @@ def opened(descriptor: int) -> str:
 
 
 def found(path: str, kind: str) -> Path:
-    """Check that another process has a file of this kind open at the path. Raises WeightSyncError if not."""
+    """Check that another process on this node has a file of this kind open at the path.
+
+    Raises RuntimeError if it has none there any more, or another program announced the path.
+    """
     try:
         if _OPENED.fullmatch(path) and str(Path(path).readlink()).startswith(kind):
             return Path(path)
     except OSError as error:
-        raise WeightSyncError(
-            f"the learner's memory {path} is not on this node; set rollout.weight_transfer=broadcast"
-        ) from error
-    raise WeightSyncError(
-        f"{path} was announced as the learner's memory for weights, and is not; does another program use the run's "
-        "ports?"
+        raise RuntimeError(_ENDED) from error
+    raise RuntimeError(
+        f"{path} is not, or no longer, the learner's memory for weights; does another program use the run's ports?"
     )
+
+
+@cache
+def this_node() -> str:
+    """Return what only processes that find each other in /proc have in common: the boot and the space of pids."""
+    return f"{Path('/proc/sys/kernel/random/boot_id').read_text().strip()} {Path('/proc/self/ns/pid').readlink()}"

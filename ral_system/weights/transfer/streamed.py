@@ -61,7 +61,7 @@ class Line(Protocol):
         ...
 
     def finish(self) -> None:
-        """Wait until every bucket has been received, and keep of the memory what `kept` says."""
+        """Wait until every bucket has been received, then give the memory back, but for what is `kept`."""
         ...
 
     def take(self, dealt: Sequence[Bucket]) -> Iterator[Tensor]:
@@ -83,9 +83,9 @@ LineT = TypeVar("LineT", bound=Line)
 
 
 def kept(memory: Tensor) -> Tensor:
-    """Return what a line keeps of its memory until the next version: on a GPU nothing, since others need it.
+    """Return what a line keeps of its memory until the next version: all of it on a CPU, nothing on a GPU.
 
-    On a CPU all of it: new pages take longer to get than to fill.
+    Getting new pages takes longer than filling them. A GPU's memory goes back to PyTorch, which may need it for others.
     """
     return memory.new_empty(0) if memory.is_cuda else memory
 

@@ -4,6 +4,8 @@ import gc
 import os
 import pickle
 import socket
+import subprocess
+import sys
 import time
 import weakref
 from collections.abc import Callable, Collection, Iterator, Sequence
@@ -214,7 +216,9 @@ def test_memory_of_something_else_is_not_opened(tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"secret")
     with (tmp_path / "file").open() as file:
         for handle in (str(tmp_path / "file"), f"/proc/{os.getpid()}/fd/{file.fileno()}", "/proc/1/../1/fd/3"):
-            with pytest.raises(WeightSyncError, match="announced as the learner's memory for weights, and is not"):
+            with pytest.raises(
+                RuntimeError, match="is not, or no longer, the learner's memory for weights; does another"
+            ):
                 shared_memory._open(handle)
 
 
@@ -233,9 +237,63 @@ def test_memory_of_a_gpu_is_opened_where_this_process_is(monkeypatch: pytest.Mon
     assert opened == [(1, b"ipc", 64, 0, b"counter", 8, b"event", True)]
 
 
-def test_memory_of_another_node_is_one_line() -> None:
-    with pytest.raises(WeightSyncError, match=r"/proc/4194304/fd/9 is not on this node; set rollout.weight_tr"):
-        shared_memory._open("/proc/4194304/fd/9")
+def test_memory_of_another_node_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run, state = Run(SharedMemory, tmp_path, engines=1, timeout_s=2.0), Model().state_dict()
+    nodes = iter(["here", "there"])
+    monkeypatch.setattr(shared_memory, "this_node", lambda: next(nodes))
+    offer = run.learner.offer(manifest_of(1, state), tuple(state), stream(state))
+    with pytest.raises(WeightSyncError, match=r"memory for weights is not on this node; set rollout.weight_transfer=b"):
+        run.exchange(offer, stream(state), [Model()])
+
+
+def test_memory_that_its_process_has_given_up_can_be_sent_again() -> None:
+    for path in ("/proc/4194304/fd/9", f"/proc/{os.getpid()}/fd/999999"):
+        with pytest.raises(RuntimeError, match=r"the other process has ended, or given up"):
+            shared_memory._open(path)
+
+
+@pytest.mark.parametrize("kept", [True, False])  # as on a CPU, and on a GPU
+def test_an_engine_in_the_place_of_another_gets_a_new_connection(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kept: bool
+) -> None:
+    monkeypatch.setattr(shared_memory, "kept", lambda memory: memory if kept else memory.new_empty(0))
+    run, state = Run(SharedMemory, tmp_path, timeout_s=2.0), Model().state_dict()
+    for version in (1, 2):
+        manifest = manifest_of(version, state)
+        models = [Model(seed=1), Model(seed=2)]
+        try:
+            run.exchange(run.learner.offer(manifest, tuple(state), stream(state)), stream(state), models)
+        except WeightTransferError:
+            assert version == 2
+            again = run.learner.offer(manifest, tuple(state), stream(state))
+            for found in run.exchange(again, stream(state), models):
+                verify_loaded(manifest, found)
+        else:
+            assert version == 1
+        run.engines[0] = SharedMemory(replace(run.engines[0]._setting, rank=0))  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("kind", STREAMED)
+def test_tensors_without_elements_travel(kind: type[Streamed[Any]], tmp_path: Path) -> None:
+    run, state = Run(kind, tmp_path), {"empty": torch.zeros(0, 3)}
+    for version in (1, 2):
+        manifest = manifest_of(version, state)
+        offer = run.learner.offer(manifest, tuple(state), stream(state))
+        engines = [nn.ParameterDict({"empty": torch.zeros(0, 3)}) for _ in range(2)]
+        for found in run.exchange(offer, stream(state), engines):
+            verify_loaded(manifest, found)
+
+
+def test_a_line_that_lives_until_its_process_ends_says_nothing(tmp_path: Path) -> None:
+    code = f"""
+from pathlib import Path
+from tests.offered import manifest_of, stream
+from tests.unit.weights.test_transfer import Model, Run, SharedMemory
+run, state = Run(SharedMemory, Path({str(tmp_path)!r})), Model().state_dict()
+run.exchange(run.learner.offer(manifest_of(1, state), tuple(state), stream(state)), stream(state), [Model(), Model()])
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 def test_shared_memory_is_gone_with_its_transfer(tmp_path: Path) -> None:
