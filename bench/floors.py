@@ -9,9 +9,8 @@ from functools import cache
 from multiprocessing.queues import SimpleQueue
 from typing import Any
 
-from ral_system.weights.transfer.buckets import BUCKET_BYTES
+from ral_system.weights.transfer.buckets import BUCKET_BYTES, TOGETHER
 
-_UNDER_WAY = 4
 _TIMES = 11
 _WITHIN_S = 300.0
 
@@ -34,7 +33,7 @@ def _tensors(shapes: tuple[tuple[int, ...], ...]) -> Sequence[tuple[Any, Any]]:
 
 
 def broadcast_s(size: int) -> Sequence[float]:
-    """Seconds of each of several broadcasts of `size` bytes, in buckets and with as many under way as ours."""
+    """Seconds of each of several broadcasts of `size` bytes, in buckets of the size and number that a transfer uses."""
     from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
     spawning = mp.get_context("spawn")
@@ -45,8 +44,9 @@ def broadcast_s(size: int) -> Sequence[float]:
     ]
     for process in processes:
         process.start()
+    processes[0].join(_WITHIN_S)
     for process in processes:
-        process.join(_WITHIN_S)
+        process.kill()
     if answers.empty():
         raise RuntimeError(f"two processes did not broadcast {size} bytes through gloo within {_WITHIN_S:.0f} s")
     return answers.get()
@@ -59,7 +59,7 @@ def _broadcast(answers: SimpleQueue[list[float]], rank: int, port: int, size: in
     torch.set_num_threads(1)
     own: Any = dist
     group = own.ProcessGroupGloo(own.TCPStore("127.0.0.1", port, 2, is_master=False), rank, 2)
-    memory = torch.ones(_UNDER_WAY, BUCKET_BYTES, dtype=torch.uint8)
+    memory = torch.ones(TOGETHER, BUCKET_BYTES, dtype=torch.uint8)
     seconds = []
     options = dist.BroadcastOptions()
     options.rootRank = 0
@@ -68,10 +68,10 @@ def _broadcast(answers: SimpleQueue[list[float]], rank: int, port: int, size: in
         works: list[Any] = []
         began = time.perf_counter()
         for index, start in enumerate(range(0, size, BUCKET_BYTES)):
-            if index >= _UNDER_WAY:
-                works[index - _UNDER_WAY].wait()
-            works.append(group.broadcast([memory[index % _UNDER_WAY, : size - start]], options))
-        for work in works[-_UNDER_WAY:]:
+            if index >= TOGETHER:
+                works[index - TOGETHER].wait()
+            works.append(group.broadcast([memory[index % TOGETHER, : size - start]], options))
+        for work in works[-TOGETHER:]:
             work.wait()
         seconds.append(time.perf_counter() - began)
     group.barrier().wait()

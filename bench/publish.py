@@ -1,6 +1,6 @@
-"""How long publishing weights takes, and what it holds, for each transfer: a learner and a real vLLM engine on CPU.
+"""Time and memory of publishing weights, for each transfer: a learner and a real vLLM engine on CPU.
 
-    python -m bench.publish [millions of weights] [--ranks N]
+    python -m bench.publish [millions of weights] [--ranks N] [--out FILE]
 
 Compared with one copy of the weights within a process, taken in turn. Goals are for the medians; the shortest times are
 also printed, since whatever else runs on the machine makes the others longer. The learner is one process with whole
@@ -48,6 +48,7 @@ ones every fourth's memory is watched, and the others are timed.
 """
 COPIES = ("copy_s", "both_copy_s")
 """What publications are compared with: a copy in the learner's process, and one while the engine's copies as well."""
+FILES = ("docs/benchmarks/publish.json", "docs/benchmarks/publish_zero3.json")
 GOALS = {"messages, MB": 1.0, "growth / largest tensor": 2.0, "seconds / one copy": 3.0}
 """Most that a publication from device to device may take."""
 
@@ -223,7 +224,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("millions", nargs="?", type=int, default=400, help="weights of the model (%(default)s)")
     parser.add_argument("--ranks", type=int, default=1, help="learner ranks; they share the weights (%(default)s)")
-    parser.add_argument("--out", type=Path, default=Path("docs/benchmarks/publish.json"), help="file (%(default)s)")
+    parser.add_argument("--out", type=Path, help=f"file ({FILES[0]}; with two ranks and more {FILES[1]})")
     options = parser.parse_args()
     about = {
         "commit": commit(),
@@ -245,7 +246,8 @@ def main() -> None:
     verdicts = judge(found)
     print(table(found))
     print("\n" + "\n".join(f"{v['status']}: {v['transfer']}, {v['goal']}: {v['value']:.2f}" for v in verdicts))
-    options.out.write_text(json.dumps(about | found | {"goals": verdicts}, indent=1) + "\n", encoding="utf-8")
+    out = options.out or Path(FILES[options.ranks > 1])
+    out.write_text(json.dumps(about | found | {"goals": verdicts}, indent=1) + "\n", encoding="utf-8")
 
 
 def measure(ours: Ranks, theirs: Side) -> dict[str, Any]:
@@ -343,7 +345,7 @@ def judge(found: dict[str, Any]) -> list[dict[str, Any]]:
 def summary(runs: list[dict[str, Any]]) -> tuple[list[float], list[float], int, list[int]]:
     """Shortest and median seconds, both also in copies, most bytes of messages, growth of learner and engine.
 
-    Copies were taken in turn with publications. The first run is left out, but not of growth.
+    Copies were taken in turn with publications. The first run connects, so only its growth counts.
     """
     timed, watched = ([run for run in runs if run["watched"] == which] for which in (False, True))
     seconds, copies = ([run[key] for run in part] for key, part in (("seconds", timed), ("copy_s", runs)))

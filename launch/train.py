@@ -133,8 +133,8 @@ def _refuse_another_start(start_model: str | None, folder: RunFolder, first: Sta
     if start_model is None or started_from is None or names_folder(start_model, folder.root / started_from):
         return
     raise ConfigError(
-        f"start_model={start_model}: {first} in {folder.root} started from {folder.root / started_from}; set "
-        "start_model to that to continue, or set another name"
+        f"start_model={start_model}: {first} in {folder.root} is complete, and started from "
+        f"{folder.root / started_from}; set start_model to that to continue, or set another name"
     )
 
 

@@ -68,7 +68,7 @@ def local_model_folder(field: str, name: str, *, weights: bool = True) -> Path:
 
 
 def names_folder(name: str, folder: Path) -> bool:
-    """Return whether a path or hub name leads to this folder. Any version of a hub name does: it is not looked up."""
+    """Return whether a path or hub name leads to this folder. Of a hub name any version does: the hub is not asked."""
     if _may_be_hub_name(name):
         return f"models--{name.replace('/', '--')}" in folder.parts
     return Path(name).expanduser().resolve() == folder.resolve()

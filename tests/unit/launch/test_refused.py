@@ -86,7 +86,8 @@ def test_a_complete_stage_started_from_another_model(
     (folder.model("perceive") / "stage.json").write_text(json.dumps({"steps": 1, "start_model": started_from}))
     with pytest.raises(SetupError, match="goes on"):
         run_stages(compose_config("experiment=smoke", f"start_model={same}", f"runs_dir={tmp_path}"))
-    says = f"perceive in {folder.root} started from {folder.root / started_from}; set start_model to that to continue"
+    origin = folder.root / started_from
+    says = f"perceive in {folder.root} is complete, and started from {origin}; set start_model to that to continue"
     for other in ("org/model-2", "./smoke/models"):
         with pytest.raises(ConfigError, match=re.escape(f"start_model={other}: {says}")):
             run_stages(compose_config("experiment=smoke", f"start_model={other}", f"runs_dir={tmp_path}"))
