@@ -149,7 +149,7 @@ def _failure(address: str, error: RayError) -> SetupError:
     else:
         cause = error
         reason = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
-    if isinstance(cause, RaySystemError):  # of what was sent, there or here
+    if isinstance(cause, RaySystemError):  # what was sent cannot be unpickled, there or here
         cause = cause.client_exc
     if isinstance(cause, (ImportError, AttributeError)) or _NOT_IMPORTED in str(error):
         return SetupError(

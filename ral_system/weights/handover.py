@@ -18,8 +18,10 @@ SAFE_POINT_WITHIN_S = 300.0
 
 
 class Handover:
-    """Weights go in at once while the engine rests. While it generates, the generating thread loads them at its next
-    safe point, or, with `finish`, they are refused: the caller was to wait.
+    """Loads new weights into an engine, at once while it rests.
+
+    While it generates, the generating thread loads them at its next safe point, or, with `finish`, they are refused:
+    the caller was to wait.
 
     `load` puts weights into the engine and says what it holds.
     """

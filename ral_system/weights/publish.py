@@ -66,7 +66,7 @@ class Publisher:
         return self._offer(manifest, names)
 
     def load(self, published: Published) -> int:
-        """The second half of `publish`."""
+        """Load an offered version into every engine, and verify it; return what `publish` does."""
         try:
             sent = self._learner.send(published.offer)
             try:

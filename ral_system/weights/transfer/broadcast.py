@@ -1,4 +1,4 @@
-"""From learner rank 0 to all engine processes, one collective per bucket: NCCL between GPUs, gloo between CPUs."""
+"""Transfer from learner rank 0 to all engine processes, a broadcast per bucket: NCCL between GPUs, else gloo."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Through memory that learner and engine processes share: CUDA IPC on one GPU, a file without a name on a CPU.
+"""Transfer through memory that learner and engine processes share: CUDA IPC on one GPU, a file without a name on a CPU.
 
 The file is in no folder: it is found through the process that made it, and gone when nobody has it open.
 """
