@@ -6,10 +6,11 @@ import pytest
 
 pytest.importorskip("ray")
 
+import ray
 from ray._private import services
 
-from ral_system.actors.cluster import _explain, _signal_handlers_kept
-from ral_system.actors.ray_internals import start_in_own_groups
+from ral_system.actors.cluster import _connect, _explain, _signal_handlers_kept
+from ral_system.actors.ray_internals import bind_to_loopback
 
 
 @pytest.mark.parametrize(
@@ -53,10 +54,20 @@ def test_rays_exit_at_sigterm_is_an_interruption() -> None:
 
 
 def test_a_signal_to_our_group_does_not_reach_rays_processes(monkeypatch: pytest.MonkeyPatch) -> None:
+    started = []
+
+    def start_a_process(**_: object) -> None:
+        command = [sys.executable, "-c", "input()"]
+        started.append(services.start_ray_process(command, "test", fate_share=False, pipe_stdin=True).process)
+
     monkeypatch.setattr(services, "ConsolePopen", services.ConsolePopen)  # restored afterwards
-    start_in_own_groups()
-    started = services.start_ray_process([sys.executable, "-c", "input()"], "test", fate_share=False, pipe_stdin=True)
+    monkeypatch.setattr(ray, "init", start_a_process)
+    monkeypatch.setenv("RAY_worker_niceness", "0")
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
     try:
-        assert os.getpgid(started.process.pid) == started.process.pid != os.getpgrp()
+        _connect(None)
+        assert os.getpgid(started[0].pid) == started[0].pid != os.getpgrp()
     finally:
-        started.process.communicate(timeout=30)
+        bind_to_loopback(False)
+        for process in started:
+            process.communicate(timeout=30)
